@@ -1,0 +1,189 @@
+"""The values that flow through the package: an image, and a diffusion series."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+from eddymotion.geometry import apply_affine, grid_center
+from eddymotion.gradients import Gradients
+from eddymotion.kernels import sample_points, sample_points_with_gradient, spline_coefficients
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A 3-D volume and where it lies.
+
+    Parameters
+    ----------
+    data : (X, Y, Z) array
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def voxel_sizes(self) -> np.ndarray:
+        """Edge lengths of a voxel, mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @cached_property
+    def _coefficients(self) -> np.ndarray:
+        return spline_coefficients(np.ascontiguousarray(self.data.T, dtype=np.float32))
+
+    @cached_property
+    def _world_to_kernel(self) -> np.ndarray:
+        """World mm → voxel position in the kernels' (z, y, x) order."""
+        return np.linalg.inv(self.affine)[[2, 1, 0, 3]]
+
+    def sample(self, points: np.ndarray) -> np.ndarray:
+        """Cubic B-spline samples at world `points` (P, 3), mm; NaN outside the image."""
+        positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
+        values = np.empty(len(points), np.float32)
+        sample_points(self._coefficients, positions, values)
+        return values
+
+    def sample_with_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples (P,) and spatial gradients (P, 3), per mm in RAS+; NaN outside the image."""
+        positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
+        values = np.empty(len(points), np.float32)
+        slopes = np.empty((len(points), 3), np.float32)
+        sample_points_with_gradient(self._coefficients, positions, values, slopes)
+        return values, slopes @ self._world_to_kernel[:3, :3].astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class DWI:
+    """A diffusion-weighted series: frozen, and valid once constructed.
+
+    Parameters
+    ----------
+    signal : (X, Y, Z, N) array
+        Finite. Kept as float32; the caller's array is neither copied without need nor changed.
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    gradients : Gradients
+        In RAS+; b=0 volumes included, in their place.
+    mask : (X, Y, Z) bool array
+        The brain.
+    source : Path, optional
+        The file it came from: names the outputs.
+    repetition_time : float, optional
+        Seconds between volumes.
+
+    Raises
+    ------
+    EddymotionError
+        If the parts do not belong together or cannot be used, saying what to do.
+    """
+
+    signal: np.ndarray
+    affine: np.ndarray
+    gradients: Gradients
+    mask: np.ndarray
+    source: Path | None = None
+    repetition_time: float | None = None
+
+    def __post_init__(self) -> None:
+        name = self.source.name if self.source else "series"
+        signal = np.asarray(self.signal)
+        if signal.ndim != 4:
+            raise EddymotionError(
+                f"{name}: found an image of shape {signal.shape}, expected four dimensions "
+                "(x, y, z, volumes); give the whole diffusion series"
+            )
+        if signal.shape[3] != len(self.gradients):
+            raise EddymotionError(
+                f"{name}: {signal.shape[3]} volumes but {len(self.gradients)} b-values; "
+                "give the .bval and .bvec that belong to this image"
+            )
+        if not np.isfinite(signal).all():
+            raise EddymotionError(f"{name}: the signal holds NaN or Inf; set those voxels to zero")
+        mask = np.asarray(self.mask) != 0
+        if mask.shape != signal.shape[:3]:
+            raise EddymotionError(
+                f"{name}: the mask has shape {mask.shape}, the series {signal.shape[:3]}; "
+                "give a mask on the grid of the series"
+            )
+        if not mask.any():
+            raise EddymotionError(f"{name}: the brain mask is empty; give one with --brain-mask")
+        empty = np.flatnonzero([not volume.any() for volume in np.moveaxis(signal, 3, 0)])
+        if len(empty):
+            raise EddymotionError(
+                f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "
+                "zero; remove it from the image, the .bval and the .bvec"
+            )
+        if len(self.gradients.dwis) < 2:
+            raise EddymotionError(
+                f"{name}: found {len(self.gradients.dwis)} diffusion-weighted volume(s) above "
+                f"b={self.gradients.b0_threshold:g}, expected at least 2, since each is predicted "
+                "from the others; check the .bval or lower --b0-threshold"
+            )
+        object.__setattr__(self, "signal", _frozen(np.asarray(signal, dtype=np.float32)))
+        object.__setattr__(self, "affine", _frozen(np.array(self.affine, dtype=float)))
+        object.__setattr__(self, "mask", _frozen(mask))
+
+    def __len__(self) -> int:
+        return self.signal.shape[3]
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.signal.shape))
+        sizes = "×".join(f"{size:.3g}" for size in self.voxel_sizes)
+        shells = ", ".join(
+            f"{len(shell)}×b={bval:.0f}"
+            for shell, bval in zip(self.gradients.shells, self.gradients.shell_bvals, strict=True)
+        )
+        return f"DWI({shape}, {sizes} mm, {len(self.gradients.b0s)}×b=0, {shells})"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis of a volume."""
+        x, y, z, _ = self.signal.shape
+        return x, y, z
+
+    @property
+    def voxel_sizes(self) -> np.ndarray:
+        """Edge lengths of a voxel, mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def center(self) -> np.ndarray:
+        """The centre of the image grid, RAS+ mm: where translations are measured."""
+        return grid_center(self.shape, self.affine)
+
+    @property
+    def reference(self) -> int:
+        """The volume whose pose is the reference frame: the first b=0, or volume 0 without."""
+        return int(self.gradients.b0s[0]) if len(self.gradients.b0s) else 0
+
+    @property
+    def brain_center(self) -> np.ndarray:
+        """The centre of the mask, RAS+ mm: where rotations and translations decouple best."""
+        return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
+
+    def volume(self, index: int) -> Image:
+        """Return one volume."""
+        return Image(self.signal[..., index], self.affine)
+
+    def select(self, volumes: np.ndarray | slice) -> DWI:
+        """Keep some of the volumes."""
+        return DWI(
+            self.signal[..., volumes],
+            self.affine,
+            self.gradients.select(volumes),
+            self.mask,
+            self.source,
+            self.repetition_time,
+        )
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,9 @@
+"""Errors that a user can act on."""
+
+
+class EddymotionError(ValueError):
+    """Input or settings that cannot work.
+
+    The message is one line that tells what was given, what was expected and what to do.
+    Commands print it without a traceback.
+    """

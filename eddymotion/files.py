@@ -1,0 +1,358 @@
+"""Files ⇄ values: images, gradient tables, transforms.
+
+Everything is written under a temporary name beside its final one and then renamed, so that a
+final name never holds half a file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, isal_zlib
+
+from eddymotion.dataset import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.geometry import Motion, apply_affine
+from eddymotion.gradients import Gradients, from_fsl, to_fsl
+from eddymotion.masking import brain_mask
+
+log = logging.getLogger(__name__)
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS+ ⇄ LPS+, the world coordinates of ITK."""
+
+MAX_AFFINE_DISAGREEMENT = 0.1
+"""Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
+
+
+def load(
+    path: str | Path,
+    *,
+    bval: str | Path | None = None,
+    bvec: str | Path | None = None,
+    mask: str | Path | None = None,
+    b0_threshold: float = 50.0,
+    ignore: Sequence[str] = (),
+) -> DWI:
+    """Load a diffusion series.
+
+    Parameters
+    ----------
+    path : path
+        4-D NIfTI, plain or gzipped.
+    bval, bvec : path, optional
+        FSL tables, 3×N or N×3. Searched beside `path` when not given.
+    mask : path, optional
+        Brain mask on the grid of the series; computed from the mean b=0 when not given.
+    b0_threshold : float
+        Volumes at or below this b-value count as b=0.
+    ignore : sequence of {"sform", "qform"}
+        Which of the two affines to disregard when they disagree.
+
+    Returns
+    -------
+    DWI
+        Voxels that are NaN or infinite in any volume are zero in all and outside the mask.
+
+    Raises
+    ------
+    EddymotionError
+        If a file is missing, damaged or does not fit the others.
+    """
+    path = Path(path)
+    bval = Path(bval) if bval else _table_beside(path, "bval")
+    bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
+    bvals, bvecs = read_gradient_table(bval, bvec)
+    signal, affine, header = read_image(path, ignore)
+    if signal.ndim != 4:
+        raise EddymotionError(
+            f"{path}: found an image of shape {signal.shape}, expected four dimensions "
+            "(x, y, z, volumes); give the whole diffusion series"
+        )
+    if signal.shape[3] != len(bvals):
+        raise EddymotionError(
+            f"{bval}: found {len(bvals)} b-values for the {signal.shape[3]} volumes of "
+            f"{path.name}; give the table that belongs to it"
+        )
+    gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
+    finite = np.isfinite(signal).all(axis=3)
+    if not finite.all():
+        log.warning(
+            "%s: %d voxels are NaN or infinite in some volume; they are set to zero and left out "
+            "of the mask", path.name, (~finite).sum()
+        )  # fmt: skip
+        signal[~finite] = 0.0
+    if mask:
+        brain = read_image(Path(mask), ignore)[0] > 0
+        if brain.shape != signal.shape[:3]:
+            raise EddymotionError(
+                f"{mask}: found shape {brain.shape}, expected that of the series, "
+                f"{signal.shape[:3]}; give a mask on the grid of {path.name}"
+            )
+    else:
+        brain = brain_mask(mean_b0(signal, gradients))
+    return DWI(signal, affine, gradients, brain & finite, path, _repetition_time(header))
+
+
+def mean_b0(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+    """Average the b=0 volumes, or without any those of the lowest shell."""
+    volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+    return signal[..., volumes].mean(axis=3, dtype=np.float64).astype(np.float32)
+
+
+def read_image(
+    path: Path, ignore: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+    """Read a NIfTI image as float32, its affine and its header.
+
+    Raises
+    ------
+    EddymotionError
+        If it is missing, damaged, not NIfTI, or its sform and qform disagree.
+    """
+    if not path.is_file():
+        raise EddymotionError(f"{path}: no such file; check the path")
+    try:
+        data, header = _decode(path)
+    except (OSError, EOFError, zlib.error, isal_zlib.error, ValueError) as error:
+        raise EddymotionError(
+            f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
+            "copy or convert it again"
+        ) from error
+    except nib.filebasedimages.ImageFileError as error:
+        raise EddymotionError(
+            f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
+        ) from error
+    return data, _affine(path, header, ignore), header
+
+
+def _decode(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
+    """Read by streaming: nibabel decodes, isal decompresses."""
+    opener = igzip.open if path.name.endswith(".gz") else open
+    with opener(path, "rb") as stream:
+        magic = int.from_bytes(stream.read(4), "little")
+        stream.seek(0)
+        kind = nib.Nifti2Image if magic in (540, 0x1C020000) else nib.Nifti1Image
+        image = kind.from_stream(stream)
+        data = image.get_fdata(caching="unchanged", dtype=np.float32)
+    return data, image.header
+
+
+def _affine(path: Path, header: nib.Nifti1Header, ignore: Sequence[str]) -> np.ndarray:
+    """Return the sform or the qform, and refuse to guess when they disagree."""
+    affine = header.get_best_affine()
+    if header["sform_code"] > 0 and header["qform_code"] > 0:
+        sform, qform = header.get_sform(), header.get_qform()
+        if "sform" in ignore:
+            return qform
+        corners = np.array(np.meshgrid(*[[0, n - 1] for n in header.get_data_shape()[:3]]))
+        corners = corners.reshape(3, -1).T
+        apart = np.linalg.norm(apply_affine(sform - qform, corners), axis=1).max()
+        limit = MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min()
+        if apart > limit and "qform" not in ignore:
+            raise EddymotionError(
+                f"{path}: sform and qform disagree by up to {apart:.3g} mm, expected the same "
+                "orientation from both; say which one to disregard with '--ignore qform' (what "
+                "FSL and nibabel do) or '--ignore sform'"
+            )
+        affine = sform
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise EddymotionError(
+            f"{path}: the affine cannot be inverted; set sform or qform, or convert it again"
+        )
+    return affine
+
+
+def _repetition_time(header: nib.Nifti1Header) -> float | None:
+    zooms = header.get_zooms()
+    time = float(zooms[3]) if len(zooms) > 3 else float("nan")
+    return time if np.isfinite(time) and time > 0 else None
+
+
+def _table_beside(path: Path, suffix: str) -> Path:
+    candidate = path.parent / f"{image_stem(path)}.{suffix}"
+    if not candidate.is_file():
+        raise EddymotionError(
+            f"{candidate}: no such file, expected beside {path.name}; give it with --{suffix}"
+        )
+    return candidate
+
+
+def image_stem(path: Path) -> str:
+    """Return the name of a NIfTI file without .nii or .nii.gz."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read FSL tables: b-values (N,) and image-axes b-vectors (N, 3), from 3×N or N×3 text."""
+    bvals = _numbers(bval).ravel()
+    bvecs = _numbers(bvec)
+    if 3 not in bvecs.shape:
+        raise EddymotionError(
+            f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, "
+            "expected 3 rows (or 3 columns)"
+        )
+    if bvecs.shape[0] == 3 and bvecs.shape != (3, 3):
+        bvecs = bvecs.T
+    elif bvecs.shape == (3, 3):  # FSL's own layout has a row an axis
+        bvecs = bvecs.T
+    if len(bvals) != len(bvecs):
+        raise EddymotionError(
+            f"{bvec}: found {len(bvecs)} b-vectors for the {len(bvals)} b-values of {bval.name}; "
+            "give the pair that belongs together"
+        )
+    norms = np.linalg.norm(bvecs[np.isfinite(bvecs).all(axis=1)], axis=1)
+    if ((norms > 1e-6) & (abs(norms - 1) > 0.05)).any():
+        log.warning(
+            "%s: some b-vectors are not of unit length; they are normalised and the b-values "
+            "are taken as they are", bvec.name
+        )  # fmt: skip
+    return bvals, bvecs
+
+
+def _numbers(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise EddymotionError(f"{path}: no such file; check the path")
+    try:
+        numbers = np.loadtxt(path, ndmin=2)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise EddymotionError(
+            f"{path}: not a table of numbers ({_first_line(error)}); "
+            "expected text with numbers separated by blanks"
+        ) from error
+    if numbers.size == 0:
+        raise EddymotionError(f"{path}: empty; expected one entry a volume")
+    return numbers
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_image(
+    path: Path,
+    data: np.ndarray,
+    affine: np.ndarray,
+    repetition_time: float | None = None,
+) -> None:
+    """Write NIfTI-1, in the array's dtype, sform and qform alike; gzipped if `path` ends so."""
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    if data.ndim == 4:
+        image.header.set_xyzt_units("mm", "sec")
+        image.header["pixdim"][4] = repetition_time or 1.0
+    else:
+        image.header.set_xyzt_units("mm")
+    with replacing(path) as temporary:
+        if path.name.endswith(".gz"):
+            with igzip.open(temporary, "wb", compresslevel=1) as stream:
+                image.to_stream(stream)
+        else:
+            image.to_filename(temporary)
+
+
+def write_gradient_table(
+    bval: Path, bvec: Path, gradients: Gradients, affine: np.ndarray
+) -> None:
+    """Write FSL tables: a row of b-values, three rows of image-axes components."""
+    write_text(bval, " ".join(f"{value:g}" for value in gradients.bvals) + "\n")
+    rows = to_fsl(gradients.bvecs, affine).T + 0.0  # no negative zeros
+    write_text(bvec, "".join(" ".join(f"{value:.8f}" for value in row) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_itk(path: Path, matrices: np.ndarray) -> None:
+    """Write RAS+ matrices (N, 4, 4) as an ITK text file (LPS+), at full precision."""
+    lines = ["#Insight Transform File V1.0"]
+    for index, matrix in enumerate(LPS @ np.asarray(matrices) @ LPS):
+        numbers = [*matrix[:3, :3].ravel(), *matrix[:3, 3]]
+        lines += [
+            f"#Transform {index}",
+            "Transform: MatrixOffsetTransformBase_double_3_3",
+            "Parameters: " + " ".join(repr(float(number)) for number in numbers),
+            "FixedParameters: 0 0 0",
+        ]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_itk(path: str | Path) -> np.ndarray:
+    """Read the affine transforms of an ITK text file as RAS+ matrices (N, 4, 4)."""
+    matrices, parameters = [], np.empty(0)
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        key, _, rest = line.partition(":")
+        if key == "Parameters":
+            parameters = np.array(rest.split(), dtype=float)
+        elif key == "FixedParameters":
+            center = np.array(rest.split(), dtype=float)
+            matrix = np.eye(4)
+            matrix[:3, :3] = parameters[:9].reshape(3, 3)
+            matrix[:3, 3] = parameters[9:12] + center - matrix[:3, :3] @ center
+            matrices.append(LPS @ matrix @ LPS)
+    if not matrices:
+        raise EddymotionError(f"{path}: holds no affine transform; expected an ITK text file")
+    return np.array(matrices)
+
+
+def write_x5(path: Path, motion: Motion, dwi: DWI) -> None:
+    """Write the motion as X5 (HDF5), with NiTransforms."""
+    from nitransforms.linear import LinearTransformsMapping
+
+    reference = nib.Nifti1Image(np.empty(dwi.shape, np.uint8), dwi.affine)
+    mapping = LinearTransformsMapping(motion.matrices, reference=reference)
+    with replacing(path) as temporary:
+        mapping.to_filename(str(temporary), fmt="X5")
+
+
+def write_fsl_matrices(folder: Path, motion: Motion, dwi: DWI) -> None:
+    """Write one FLIRT matrix a volume (``MAT_0000`` …), original volume → reference."""
+    scaled = _fsl_coordinates(dwi)
+    for index, matrix in enumerate(motion.matrices):
+        flirt = scaled @ np.linalg.inv(matrix) @ np.linalg.inv(scaled)
+        rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
+        write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")
+
+
+def _fsl_coordinates(dwi: DWI) -> np.ndarray:
+    """RAS+ mm → FSL's scaled voxel coordinates (x flipped when the determinant is positive)."""
+    to_fsl_space = np.diag([*dwi.voxel_sizes, 1.0])
+    if np.linalg.det(dwi.affine[:3, :3]) > 0:
+        flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+        flip[0, 3] = (dwi.shape[0] - 1) * dwi.voxel_sizes[0]
+        to_fsl_space = flip @ to_fsl_space
+    return to_fsl_space @ np.linalg.inv(dwi.affine)
+
+

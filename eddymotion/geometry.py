@@ -1,0 +1,224 @@
+"""Rigid motion: parameters ⇄ matrices, and how far things moved.
+
+One direction everywhere: a matrix is 4×4, in RAS+ millimetres, and maps points of the
+*reference* to points of the *original volume*, the direction of NiTransforms. Reading volume
+``i`` at ``motion[i] @ x`` therefore shows what the reference shows at ``x``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+POWER_RADIUS_MM = 50.0
+"""Radius of the sphere on which Power et al. (2012) measure rotations."""
+
+JENKINSON_RADIUS_MM = 80.0
+"""Radius of the sphere over which Jenkinson (1999) averages displacements."""
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """The pose of the head in each volume of a series.
+
+    Parameters
+    ----------
+    matrices : (N, 4, 4) array
+        Rigid matrices, reference → volume, RAS+ mm.
+    standard_errors : (N, 6) array, optional
+        Standard errors of the three translations (mm) and rotations (rad) of
+        :func:`rigid_parameters`, where the estimator gives them.
+    """
+
+    matrices: np.ndarray
+    standard_errors: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        matrices = np.array(self.matrices, dtype=float)
+        if matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
+            raise ValueError(f"motion: expected matrices of shape (N, 4, 4), got {matrices.shape}")
+        matrices.flags.writeable = False
+        object.__setattr__(self, "matrices", matrices)
+
+    @classmethod
+    def identity(cls, n_volumes: int) -> Motion:
+        """No motion in any of `n_volumes` volumes."""
+        return cls(np.tile(np.eye(4), (n_volumes, 1, 1)))
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    def __getitem__(self, volume: int) -> np.ndarray:
+        return self.matrices[volume]
+
+    @property
+    def rotations(self) -> np.ndarray:
+        """The rotation part of each matrix, (N, 3, 3)."""
+        return self.matrices[:, :3, :3]
+
+    def updated(self, volumes: np.ndarray, matrices: np.ndarray) -> Motion:
+        """Return a copy in which `volumes` have new `matrices`."""
+        new = self.matrices.copy()
+        new[volumes] = matrices
+        return replace(self, matrices=new)
+
+    def relative_to(self, volume: int) -> Motion:
+        """Return the same motion with `volume` as the reference: its matrix becomes the identity."""
+        return replace(self, matrices=self.matrices @ np.linalg.inv(self.matrices[volume]))
+
+
+def rigid_matrix(translation: np.ndarray, rotation: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Build rigid matrices from parameters; the inverse of :func:`rigid_parameters`.
+
+    Parameters
+    ----------
+    translation : (..., 3) array
+        Displacement of `center`, mm.
+    rotation : (..., 3) array
+        Extrinsic x, y, z angles, radians: ``R = Rz @ Ry @ Rx``.
+    center : (3,) array
+        The point that only the translation moves, RAS+ mm.
+
+    Returns
+    -------
+    (..., 4, 4) array
+    """
+    return _about(Rotation.from_euler("xyz", rotation).as_matrix(), translation, center)
+
+
+def rigid_parameters(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the three translations (mm) and three angles (rad) of rigid matrices.
+
+    Parameters
+    ----------
+    matrices : (..., 4, 4) array
+        RAS+ mm.
+    center : (3,) array
+        The point whose displacement is the translation (the centre of the image grid in the
+        confounds file).
+
+    Returns
+    -------
+    (..., 6) array
+        Displacement of `center` along x, y, z; extrinsic x, y, z angles.
+    """
+    matrices = np.asarray(matrices, dtype=float)
+    rotation = matrices[..., :3, :3]
+    translation = rotation @ center + matrices[..., :3, 3] - center
+    return np.concatenate([translation, Rotation.from_matrix(rotation).as_euler("xyz")], axis=-1)
+
+
+def exp_rigid(twist: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Rotate about `center` by a rotation vector, then translate: small steps of an optimiser.
+
+    Parameters
+    ----------
+    twist : (..., 6) array
+        Translation (mm), then rotation vector (rad).
+    center : (3,) array
+        RAS+ mm.
+
+    Returns
+    -------
+    (..., 4, 4) array
+    """
+    twist = np.asarray(twist, dtype=float)
+    return _about(Rotation.from_rotvec(twist[..., 3:]).as_matrix(), twist[..., :3], center)
+
+
+def log_rigid(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Invert :func:`exp_rigid`."""
+    rotation = matrices[..., :3, :3]
+    translation = rotation @ center + matrices[..., :3, 3] - center
+    rotvec = Rotation.from_matrix(rotation).as_rotvec()
+    return np.concatenate([translation, rotvec], axis=-1)
+
+
+def _about(rotation: np.ndarray, translation: np.ndarray, center: np.ndarray) -> np.ndarray:
+    matrix = np.zeros((*rotation.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = rotation
+    matrix[..., :3, 3] = center + np.asarray(translation) - rotation @ np.asarray(center, float)
+    matrix[..., 3, 3] = 1.0
+    return matrix
+
+
+def apply_affine(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map `points` (..., 3) through a 4×4 `matrix`."""
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def grid_center(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """Return the world coordinates (mm) of the centre of an image grid."""
+    return apply_affine(affine, (np.array(shape[:3]) - 1) / 2)
+
+
+def framewise_displacement(parameters: np.ndarray) -> np.ndarray:
+    """Sum of absolute changes to the previous volume, rotations on a 50 mm sphere.
+
+    Parameters
+    ----------
+    parameters : (N, 6) array
+        From :func:`rigid_parameters`.
+
+    Returns
+    -------
+    (N,) array
+        In mm; NaN for the first volume.
+
+    References
+    ----------
+    Power et al. (2012), NeuroImage 59:2142.
+    """
+    steps = np.abs(np.diff(parameters, axis=0))
+    fd = steps[:, :3].sum(axis=1) + POWER_RADIUS_MM * steps[:, 3:].sum(axis=1)
+    return np.concatenate([[np.nan], fd])
+
+
+def rms_displacement(a: np.ndarray, b: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Root-mean-square distance between two poses over an 80 mm sphere around `center`.
+
+    Parameters
+    ----------
+    a, b : (..., 4, 4) array
+        Matrices that map the same reference points, RAS+ mm.
+    center : (3,) array
+        Centre of the sphere in the reference, RAS+ mm.
+
+    Returns
+    -------
+    (...) array
+        In mm.
+
+    References
+    ----------
+    Jenkinson (1999), FMRIB technical report TR99MJ1.
+    """
+    difference = np.asarray(a) - np.asarray(b)
+    linear = difference[..., :3, :3]
+    shift = linear @ center + difference[..., :3, 3]
+    spread = JENKINSON_RADIUS_MM**2 / 5 * np.einsum("...ij,...ij->...", linear, linear)
+    return np.sqrt(spread + np.einsum("...i,...i->...", shift, shift))
+
+
+def target_registration_error(
+    estimated: np.ndarray, true: np.ndarray, points: np.ndarray
+) -> np.ndarray:
+    """Distance between where two poses put the same points.
+
+    Parameters
+    ----------
+    estimated, true : (..., 4, 4) array
+        RAS+ mm.
+    points : (P, 3) array
+        Points of the reference, RAS+ mm.
+
+    Returns
+    -------
+    (..., P) array
+        In mm.
+    """
+    difference = np.asarray(estimated) - np.asarray(true)
+    moved = points @ np.swapaxes(difference[..., :3, :3], -1, -2) + difference[..., None, :3, 3]
+    return np.linalg.norm(moved, axis=-1)

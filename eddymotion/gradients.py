@@ -1,0 +1,159 @@
+"""Gradient tables: b-values and b-vectors in RAS+, whatever the files' convention.
+
+On disk (BIDS, FSL) a b-vector has its components along the *image axes*, the first one negated
+when the affine's determinant is positive ("neurological" storage). Inside the package it is a
+unit vector in RAS+ world coordinates. The two functions :func:`from_fsl` and :func:`to_fsl` are
+the only place where this is converted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+
+SHELL_GAP = 100.0
+"""b-values (s/mm²) closer than this belong to one shell, as in FSL eddy."""
+
+MAX_SHELLS = 8
+"""A scheme with more distinct b-values is Cartesian or random q-space, not shells."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """b-values and RAS+ b-vectors of a series.
+
+    Parameters
+    ----------
+    bvals : (N,) array
+        In s/mm².
+    bvecs : (N, 3) array
+        RAS+ components. Normalised to unit length; rows of b=0 volumes become zero. A zero row
+        with a high b-value is kept: a trace-weighted (isotropic) volume, as some vendors append.
+    b0_threshold : float
+        Volumes at or below this b-value count as b=0.
+    """
+
+    bvals: np.ndarray
+    bvecs: np.ndarray
+    b0_threshold: float = 50.0
+
+    def __post_init__(self) -> None:
+        bvals = np.array(self.bvals, dtype=float)
+        bvecs = np.array(self.bvecs, dtype=float)
+        if bvals.ndim != 1 or bvecs.shape != (len(bvals), 3):
+            raise EddymotionError(
+                f"gradients: expected b-values (N,) and b-vectors (N, 3), "
+                f"got {bvals.shape} and {bvecs.shape}"
+            )
+        if not np.isfinite(bvals).all() or (bvals < 0).any():
+            raise EddymotionError("gradients: b-values must be finite and not negative")
+        bvecs[bvals <= self.b0_threshold] = 0.0
+        if not np.isfinite(bvecs).all():
+            rows = np.flatnonzero(~np.isfinite(bvecs).all(axis=1))
+            raise EddymotionError(
+                f"gradients: the b-vectors of diffusion-weighted volumes {_listing(rows)} are not "
+                "finite numbers; correct the .bvec file"
+            )
+        norms = np.linalg.norm(bvecs, axis=1, keepdims=True)
+        bvecs = np.divide(bvecs, norms, out=np.zeros_like(bvecs), where=norms > 1e-6)
+        bvals.flags.writeable = False
+        bvecs.flags.writeable = False
+        object.__setattr__(self, "bvals", bvals)
+        object.__setattr__(self, "bvecs", bvecs)
+
+    def __len__(self) -> int:
+        return len(self.bvals)
+
+    @property
+    def is_b0(self) -> np.ndarray:
+        """True for b=0 volumes, (N,)."""
+        return self.bvals <= self.b0_threshold
+
+    @property
+    def is_trace(self) -> np.ndarray:
+        """True for diffusion-weighted volumes without a direction, (N,)."""
+        return ~self.is_b0 & ~self.bvecs.any(axis=1)
+
+    @property
+    def b0s(self) -> np.ndarray:
+        """Indices of the b=0 volumes."""
+        return np.flatnonzero(self.is_b0)
+
+    @property
+    def dwis(self) -> np.ndarray:
+        """Indices of the diffusion-weighted volumes."""
+        return np.flatnonzero(~self.is_b0)
+
+    @cached_property
+    def shells(self) -> tuple[np.ndarray, ...]:
+        """Indices of the diffusion-weighted volumes of each shell, lowest b-value first."""
+        order = self.dwis[np.argsort(self.bvals[self.dwis], kind="stable")]
+        gaps = np.flatnonzero(np.diff(self.bvals[order]) > SHELL_GAP)
+        return tuple(np.sort(shell) for shell in np.split(order, gaps + 1) if len(shell))
+
+    @property
+    def shell_bvals(self) -> np.ndarray:
+        """Mean b-value of each of :attr:`shells`."""
+        return np.array([self.bvals[shell].mean() for shell in self.shells])
+
+    @property
+    def is_shelled(self) -> bool:
+        """Whether the b-values form a few well-filled shells (not DSI or random q-space)."""
+        narrow = all(np.ptp(self.bvals[shell]) <= 2 * SHELL_GAP for shell in self.shells)
+        return narrow and len(self.shells) <= MAX_SHELLS and len(self.dwis) >= 4 * len(self.shells)
+
+    @property
+    def qvecs(self) -> np.ndarray:
+        """b-vectors times √(b / 1000 s/mm²): positions in q-space up to a constant, (N, 3)."""
+        return self.bvecs * np.sqrt(self.bvals / 1000.0)[:, None]
+
+    def select(self, volumes: np.ndarray | slice) -> Gradients:
+        """Keep some of the volumes."""
+        return Gradients(self.bvals[volumes], self.bvecs[volumes], self.b0_threshold)
+
+    def rotated(self, rotations: np.ndarray) -> Gradients:
+        """Express the gradients in the reference frame of a motion.
+
+        Parameters
+        ----------
+        rotations : (N, 3, 3) array
+            Rotation of each volume, reference → volume. A head turned by ``R`` sees the
+            scanner's gradient ``g`` along ``R⁻¹ g``.
+        """
+        return Gradients(
+            self.bvals, np.einsum("nji,nj->ni", rotations, self.bvecs), self.b0_threshold
+        )
+
+
+def from_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Convert FSL/BIDS b-vectors (N, 3), along the image axes, to RAS+."""
+    return (np.asarray(bvecs, float) * _fsl_sign(affine)) @ image_axes(affine).T
+
+
+def to_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Convert RAS+ b-vectors (N, 3) to FSL/BIDS components along the image axes."""
+    return (np.asarray(bvecs, float) @ image_axes(affine)) * _fsl_sign(affine)
+
+
+def image_axes(affine: np.ndarray) -> np.ndarray:
+    """Unit directions of the image axes in RAS+, as the columns of an orthogonal matrix.
+
+    The orthogonal matrix nearest to the affine's normalised columns: exact for every affine
+    without shears, whatever the voxel sizes.
+    """
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    u, _, vt = np.linalg.svd(columns)
+    return u @ vt
+
+
+def _fsl_sign(affine: np.ndarray) -> np.ndarray:
+    return np.array([-1.0 if np.linalg.det(affine[:3, :3]) > 0 else 1.0, 1.0, 1.0])
+
+
+def _listing(indices: np.ndarray, most: int = 8) -> str:
+    shown = ", ".join(str(i) for i in indices[:most])
+    return shown + (f" and {len(indices) - most} more" if len(indices) > most else "")

@@ -1,0 +1,86 @@
+"""Signal models: each predicts a volume of a series from the others."""
+
+from __future__ import annotations
+
+import logging
+
+from eddymotion.errors import EddymotionError
+from eddymotion.gradients import Gradients
+from eddymotion.models.average import AverageModel
+from eddymotion.models.base import LinearModel, Model
+from eddymotion.models.gaussian_process import GaussianProcessModel
+from eddymotion.models.tensor import TensorModel, design_matrix
+
+__all__ = [
+    "AverageModel",
+    "GaussianProcessModel",
+    "LinearModel",
+    "Model",
+    "TensorModel",
+    "choose_model",
+    "get_model",
+]
+
+log = logging.getLogger(__name__)
+
+MODEL_NAMES = ("auto", "gp", "dti", "wls-dti", "dki", "average", "dipy:NAME")
+
+MIN_DIRECTIONS_FOR_GP = 6
+"""With fewer volumes in a shell an angular covariance has nothing to learn from."""
+
+
+def get_model(
+    name: str, gradients: Gradients, *, min_q_distance: float = 0.0, n_procs: int = 1
+) -> Model:
+    """Turn a name into a model.
+
+    Parameters
+    ----------
+    name : str
+        One of ``auto``, ``gp``, ``dti``, ``wls-dti``, ``dki``, ``average``, or ``dipy:NAME`` for
+        any DIPY model.
+    gradients : Gradients
+        Of the series; ``auto`` chooses by them.
+    min_q_distance : float
+        See :class:`~eddymotion.models.base.LinearModel`.
+    n_procs : int
+        Processes for the explicit refits of DIPY models.
+    """
+    if name == "auto":
+        name = choose_model(gradients)
+    if name.startswith("dipy:"):
+        from eddymotion.models.dipy import DipyModel, find_model
+
+        return DipyModel(find_model(name.removeprefix("dipy:")), n_procs=n_procs)
+    builders = {
+        "gp": GaussianProcessModel,
+        "average": AverageModel,
+        "dti": TensorModel,
+        "wls-dti": lambda **options: TensorModel(weighted=True, **options),
+        "dki": lambda **options: TensorModel(kurtosis=True, **options),
+    }
+    if name not in builders:
+        raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
+    return builders[name](min_q_distance=min_q_distance)
+
+
+def choose_model(gradients: Gradients) -> str:
+    """Choose a model for a scheme and log the reason."""
+    if gradients.is_shelled and max(map(len, gradients.shells)) >= MIN_DIRECTIONS_FOR_GP:
+        name, reason = "gp", f"{len(gradients.shells)} shell(s)"
+    elif gradients.is_shelled:
+        name, reason = "average", f"only {len(gradients.dwis)} directions"
+    else:
+        name, reason = _choose_unshelled(gradients), "the b-values form no shells"
+    log.info("model: %s (%s)", name, reason)
+    return name
+
+
+def _choose_unshelled(gradients: Gradients) -> str:
+    for name, kurtosis in (("dki", True), ("dti", False)):
+        try:
+            design_matrix(gradients, kurtosis=kurtosis)
+        except EddymotionError:
+            continue
+        return name
+    return "average"

@@ -1,0 +1,158 @@
+"""The leave-one-out identity of a linear smoother.
+
+**Least squares.** Let the fitted values be linear in the data, ``ŷ = H y``, with
+``H = X (XᵀWX)⁻¹ XᵀW`` for a design ``X`` and fixed weights ``W``. Write ``A = XᵀWX`` and drop
+observation ``i``: ``A₋ᵢ = A − wᵢ xᵢxᵢᵀ`` and ``XᵀWy`` loses ``wᵢ xᵢ yᵢ``. The Sherman-Morrison
+formula gives the refitted prediction without a refit::
+
+    ŷ₍ᵢ₎ = xᵢᵀ A₋ᵢ⁻¹ (XᵀWy − wᵢ xᵢ yᵢ) = yᵢ − (yᵢ − ŷᵢ) / (1 − Hᵢᵢ)
+
+**Gaussian process.** For ``y ~ N(Xβ, K)`` with a flat prior on ``β``, the precision of the data is
+``P = K⁻¹ − K⁻¹X (XᵀK⁻¹X)⁻¹ XᵀK⁻¹``; conditioning on all but ``yᵢ`` gives the mean
+``yᵢ − (P y)ᵢ / Pᵢᵢ`` (Dubrule 1983; Rasmussen & Williams 2006, eq. 5.12).
+
+**Both are one formula.** With ``P = I − H`` the first is the second. A model therefore only names
+its ``P``; :func:`held_out_operator` turns it into the matrix ``L``, zero on the diagonal, with
+``L y`` the prediction of each volume from the others, for all voxels in a single product.
+
+**Several at a time.** Volumes that nearly coincide in q-space with the held-out one would give it
+away (``min_q_distance``). For a group ``G ∋ i`` left out together, block elimination gives
+``y_G − (P_GG)⁻¹ (P y)_G``; row ``i`` of it is the prediction that saw nobody in ``G``.
+
+**Leverage.** Where ``Pᵢᵢ → 0`` the other volumes say nothing about volume ``i`` (the only b=0 of
+a tensor fit, the only volume of a shell): its prediction is NaN, never a number by accident.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from eddymotion.gradients import Gradients
+
+LEVERAGE_GUARD = 1e-8
+"""Smallest ``Pᵢᵢ``, relative to the largest, at which a volume counts as predictable."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the signal should be."""
+
+    def leave_one_out(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+        """Predict each volume from the others.
+
+        Parameters
+        ----------
+        signal : (..., N) array
+            Aligned volumes along the last axis.
+        gradients : Gradients
+            In the frame of the aligned volumes.
+
+        Returns
+        -------
+        (..., N) float32 array
+            Volume ``i`` predicted by the model fitted to all volumes but ``i``; NaN where the
+            others do not determine it.
+        """
+        ...
+
+
+class LinearModel(ABC):
+    """A linear smoother across volumes: subclasses name their precision matrix.
+
+    Parameters
+    ----------
+    min_q_distance : float
+        Volumes closer than this to the held-out one (or its antipode) in q-space, in units of
+        √(b / 1000 s/mm²), are held out with it.
+    """
+
+    min_q_distance: float = 0.0
+
+    @abstractmethod
+    def precision(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+        """Return ``P`` of the volumes, (N, N); `signal` (V, N) serves to fit hyper-parameters."""
+
+    def leave_one_out(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+        """Predict each volume from the others; see :meth:`Model.leave_one_out`."""
+        volumes = as_rows(signal)
+        precision = self.precision(volumes.T, gradients)
+        operator = held_out_operator(precision, neighbours(gradients, self.min_q_distance))
+        return from_rows(operator.astype(volumes.dtype) @ volumes, signal.shape)
+
+
+def held_out_operator(precision: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
+    """Return the matrix that predicts each volume from those outside its group.
+
+    Parameters
+    ----------
+    precision : (N, N) array
+        Symmetric for Gaussian processes; ``I − H`` for least squares.
+    groups : list of N index arrays
+        Volumes held out together with volume ``i``; ``groups[i]`` contains ``i``.
+
+    Returns
+    -------
+    (N, N) array
+        Row ``i`` is zero within ``groups[i]``, or NaN where the rest does not determine volume
+        ``i``.
+    """
+    n = len(precision)
+    guard = LEVERAGE_GUARD * np.abs(np.diag(precision)).max()
+    operator = np.empty((n, n))
+    for i, group in enumerate(groups):
+        block = precision[np.ix_(group, group)]
+        if np.linalg.svd(block, compute_uv=False)[-1] <= guard:
+            operator[i] = np.nan
+            continue
+        row = np.linalg.solve(block.T, (group == i).astype(float)) @ precision[group]
+        operator[i] = -row
+        operator[i, group] = 0.0
+    return operator
+
+
+def neighbours(gradients: Gradients, min_q_distance: float) -> list[np.ndarray]:
+    """Indices of the volumes within `min_q_distance` of each diffusion-weighted volume.
+
+    Distances are between ``q = g √(b/1000)`` and take antipodes as one. A b=0 volume stands
+    alone: leaving out all b=0 volumes at once would leave nothing that predicts them.
+    """
+    q = gradients.qvecs
+    apart = np.minimum(
+        np.linalg.norm(q[:, None] - q[None], axis=2), np.linalg.norm(q[:, None] + q[None], axis=2)
+    )
+    close = apart < min_q_distance
+    close[gradients.is_b0] = close[:, gradients.is_b0] = False
+    np.fill_diagonal(close, True)
+    return [np.flatnonzero(row) for row in close]
+
+
+def least_squares_precision(design: np.ndarray) -> np.ndarray:
+    """Return ``I − H`` of an unweighted fit to `design` (N, p), whatever its rank and scaling."""
+    scale = np.linalg.norm(design, axis=0)
+    u, singular, _ = np.linalg.svd(design / np.where(scale > 0, scale, 1.0), full_matrices=False)
+    basis = u[:, singular > 1e-10 * singular[0]]
+    return np.eye(len(design)) - basis @ basis.T
+
+
+def projected_precision(covariance: np.ndarray, design: np.ndarray) -> np.ndarray:
+    """Return ``P`` of a Gaussian process with a flat prior on the coefficients of `design`."""
+    inverse = np.linalg.inv(covariance)
+    weighted = inverse @ design
+    return inverse - weighted @ np.linalg.solve(design.T @ weighted, weighted.T)
+
+
+def as_rows(signal: np.ndarray) -> np.ndarray:
+    """View (or copy, if it must) a (..., N) signal as (N, V), a volume a row.
+
+    Fortran-ordered series, the order of NIfTI, are not copied.
+    """
+    volumes = np.asarray(signal).T.reshape(signal.shape[-1], -1)
+    return volumes.astype(np.result_type(volumes, np.float32), copy=False)
+
+
+def from_rows(volumes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Invert :func:`as_rows`."""
+    return volumes.reshape(shape[::-1]).T

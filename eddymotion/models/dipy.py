@@ -1,0 +1,131 @@
+"""Any DIPY model that can predict, by explicit refits: slow, general, the reference in tests."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from dipy.core.gradients import gradient_table
+from dipy.reconst.base import ReconstModel
+
+from eddymotion.errors import EddymotionError
+from eddymotion.gradients import Gradients
+
+
+@dataclass(frozen=True)
+class DipyModel:
+    """Leave-one-out prediction with a DIPY ``ReconstModel``, refitted once a volume.
+
+    b=0 volumes take part in the fits and are predicted by the mean of the others.
+
+    Parameters
+    ----------
+    model : callable
+        ``model(gtab, **options)`` returns an object with ``fit(data)`` whose result has
+        ``predict(gtab)``: a ``ReconstModel`` class, or a function that builds one (a spherical
+        deconvolution with its response, say). It must be importable, since other processes use it.
+    options : dict
+        Passed to `model`.
+    n_procs : int
+        Processes; the result does not depend on it.
+    """
+
+    model: Callable[..., Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    n_procs: int = 1
+
+    def leave_one_out(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+        """Predict each volume from the others; see :meth:`eddymotion.models.Model.leave_one_out`.
+
+        Voxels without signal are predicted as zero, without a fit.
+        """
+        voxels = np.asarray(signal).reshape(-1, signal.shape[-1])
+        filled = np.flatnonzero((voxels > 0).all(axis=1))
+        predicted = np.zeros(voxels.shape, np.float32)
+        refit = partial(_predict_one, self.model, self.options, voxels[filled], gradients)
+        targets = gradients.dwis.tolist()
+        if self.n_procs > 1:
+            with ProcessPoolExecutor(self.n_procs, mp_context=get_context("spawn")) as pool:
+                results = list(pool.map(refit, targets))
+        else:
+            results = [refit(target) for target in targets]
+        for target, result in zip(targets, results, strict=True):
+            predicted[filled, target] = result
+        b0s = gradients.b0s
+        for target in b0s:
+            others = b0s[b0s != target]
+            predicted[:, target] = voxels[:, others].mean(axis=1) if len(others) else np.nan
+        return predicted.reshape(signal.shape)
+
+
+def _predict_one(
+    model: Callable[..., Any],
+    options: dict[str, Any],
+    voxels: np.ndarray,
+    gradients: Gradients,
+    target: int,
+) -> np.ndarray:
+    """Fit to all volumes but `target` and predict it: (V,)."""
+    others = np.arange(len(gradients)) != target
+    fit = model(_table(gradients.select(others)), **options).fit(voxels[:, others])
+    with_b0 = Gradients(
+        np.array([0.0, gradients.bvals[target]]),
+        np.array([[0.0, 0.0, 0.0], gradients.bvecs[target]]),
+        gradients.b0_threshold,
+    )
+    # DIPY fits that do not store S0 ask for it; the mean b=0 of the voxel is what they expect
+    takes_s0 = "S0" in inspect.signature(fit.predict).parameters or _is_multi_voxel(fit)
+    b0s = gradients.b0s
+    if takes_s0 and len(b0s):
+        predicted = fit.predict(_table(with_b0), S0=voxels[:, b0s].mean(axis=1))
+    else:
+        predicted = fit.predict(_table(with_b0))
+    return np.asarray(predicted).reshape(len(voxels), -1)[:, -1]
+
+
+def _is_multi_voxel(fit: Any) -> bool:
+    from dipy.reconst.multi_voxel import MultiVoxelFit
+
+    return isinstance(fit, MultiVoxelFit)
+
+
+def _table(gradients: Gradients) -> Any:
+    return gradient_table(
+        gradients.bvals, bvecs=gradients.bvecs, b0_threshold=gradients.b0_threshold
+    )
+
+
+def find_model(name: str) -> type[ReconstModel]:
+    """Find a DIPY model class by name, e.g. ``TensorModel``.
+
+    Raises
+    ------
+    EddymotionError
+        If DIPY has none of that name, listing those it has.
+    """
+    import dipy.reconst
+
+    known: dict[str, type[ReconstModel]] = {}
+    for module_info in pkgutil.iter_modules(dipy.reconst.__path__):
+        if module_info.name in ("tests", "benchmarks"):
+            continue
+        try:
+            module = importlib.import_module(f"dipy.reconst.{module_info.name}")
+        except ImportError:  # a module that wants an optional package
+            continue
+        for class_name, found in inspect.getmembers(module, inspect.isclass):
+            if issubclass(found, ReconstModel) and found.__module__ == module.__name__:
+                known[class_name] = found
+    if name not in known:
+        raise EddymotionError(
+            f"model dipy:{name}: DIPY has no such model; it has {', '.join(sorted(known))}"
+        )
+    return known[name]

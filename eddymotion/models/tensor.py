@@ -1,0 +1,135 @@
+"""Diffusion tensor and kurtosis, log-linear, from DIPY's design matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from dipy.core.gradients import gradient_table
+from dipy.reconst import dki, dti
+
+from eddymotion.errors import EddymotionError
+from eddymotion.gradients import Gradients
+from eddymotion.models.base import (
+    LEVERAGE_GUARD,
+    as_rows,
+    from_rows,
+    held_out_operator,
+    least_squares_precision,
+    neighbours,
+)
+
+MIN_SIGNAL_FRACTION = 1e-4
+"""Signals are raised to this part of the largest before the logarithm."""
+
+VOXELS_AT_A_TIME = 8192
+
+
+@dataclass(frozen=True)
+class TensorModel:
+    """Log-linear diffusion tensor (Basser et al. 1994) or kurtosis (Jensen et al. 2005) fit.
+
+    b=0 volumes take part in the fit. Predictions are ``exp`` of the predicted logarithm.
+
+    Parameters
+    ----------
+    weighted : bool
+        Weigh each volume with the square of its fitted signal (Salvador et al. 2005), as DIPY's
+        WLS does. The weights come from the ordinary fit to *all* volumes of the voxel and are
+        held fixed when one is left out; given them, the prediction is exact.
+    kurtosis : bool
+        Add the fifteen kurtosis terms. Needs two shells and 15 directions.
+    min_q_distance : float
+        As in :class:`~eddymotion.models.base.LinearModel`; not available with `weighted`.
+    """
+
+    weighted: bool = False
+    kurtosis: bool = False
+    min_q_distance: float = 0.0
+
+    def leave_one_out(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+        """Predict each volume from the others; see :meth:`Model.leave_one_out`."""
+        design = design_matrix(gradients, kurtosis=self.kurtosis)
+        volumes = as_rows(signal)
+        log_signal = np.log(np.maximum(volumes, MIN_SIGNAL_FRACTION * volumes.max()))
+        if self.weighted:
+            if self.min_q_distance > 0:
+                raise EddymotionError(
+                    "model: min_q_distance is not available with the weighted tensor fit; "
+                    "use dti, dki or gp"
+                )
+            predicted = weighted_leave_one_out(design, log_signal)
+        else:
+            operator = held_out_operator(
+                least_squares_precision(design), neighbours(gradients, self.min_q_distance)
+            )
+            predicted = operator.astype(volumes.dtype) @ log_signal
+        return from_rows(np.exp(predicted), signal.shape)
+
+
+def design_matrix(gradients: Gradients, *, kurtosis: bool = False) -> np.ndarray:
+    """DIPY's design matrix; rows of trace-weighted volumes average over directions.
+
+    Raises
+    ------
+    EddymotionError
+        If the scheme does not determine the parameters.
+    """
+    name, module = ("dki", dki) if kurtosis else ("dti", dti)
+    isotropic = gradients.is_trace
+    bvecs = np.where(isotropic[:, None], [1.0, 0.0, 0.0], gradients.bvecs)
+    table = gradient_table(gradients.bvals, bvecs=bvecs, b0_threshold=gradients.b0_threshold)
+    design = module.design_matrix(table)
+    if isotropic.any():  # a geometric mean over three orthogonal directions is linear in the log
+        axes = np.eye(3)
+        averaged = [
+            module.design_matrix(
+                gradient_table(gradients.bvals, bvecs=np.where(isotropic[:, None], axis, bvecs))
+            )
+            for axis in axes
+        ]
+        design = np.where(isotropic[:, None], np.mean(averaged, axis=0), design)
+    rank = np.linalg.matrix_rank(design / np.linalg.norm(design, axis=0))
+    if rank < design.shape[1]:
+        raise EddymotionError(
+            f"model {name}: this scheme determines {rank} of {design.shape[1]} parameters "
+            f"({len(gradients.dwis)} diffusion-weighted volumes, {len(gradients.shells)} "
+            f"shell(s), {len(gradients.b0s)} b=0); use --model gp or average"
+        )
+    return design
+
+
+def weighted_leave_one_out(design: np.ndarray, log_signal: np.ndarray) -> np.ndarray:
+    """Leave-one-out predictions at fixed, voxel-wise weights.
+
+    With ``w`` the squared ordinary fit and ``A = XᵀWX`` of a voxel, the leverage is
+    ``hᵢ = wᵢ xᵢᵀA⁻¹xᵢ`` and the prediction ``yᵢ − (yᵢ − ŷᵢ)/(1 − hᵢ)``
+    (:mod:`eddymotion.models.base`).
+
+    Parameters
+    ----------
+    design : (N, p) array
+    log_signal : (N, V) array
+
+    Returns
+    -------
+    (N, V) array
+        In the precision of `log_signal`; NaN where the leverage is one.
+    """
+    n, p = design.shape
+    columns = design / np.linalg.norm(design, axis=0)
+    hat = np.eye(n) - least_squares_precision(columns)
+    products = np.einsum("np,nq->npq", columns, columns).reshape(n, p * p)
+    predicted = np.empty_like(log_signal)
+    for start in range(0, log_signal.shape[1], VOXELS_AT_A_TIME):
+        chunk = slice(start, start + VOXELS_AT_A_TIME)
+        y = log_signal[:, chunk].T.astype(float)
+        fitted = y @ hat
+        weights = np.exp(2 * (fitted - fitted.max(axis=1, keepdims=True)))
+        inverse = np.linalg.inv((weights @ products).reshape(-1, p, p))
+        moments = (weights * y) @ columns
+        smooth = np.einsum("vpq,vq->vp", inverse, moments) @ columns.T
+        slack = 1 - weights * (inverse.reshape(-1, p * p) @ products.T)
+        slack[slack <= LEVERAGE_GUARD] = np.nan
+        predicted[:, chunk] = (y - (y - smooth) / slack).T
+    return predicted

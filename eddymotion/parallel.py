@@ -1,0 +1,55 @@
+"""Work on volumes in threads, with progress and reproducible sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Progress(Protocol):
+    """Passes `iterable` through and shows how far it is."""
+
+    def __call__(
+        self, iterable: Iterable[Result], description: str, total: int
+    ) -> Iterable[Result]:
+        """Iterate over `iterable`, of `total` items."""
+        ...
+
+
+def silent(iterable: Iterable[Result], description: str, total: int) -> Iterable[Result]:
+    """Show nothing."""
+    return iterable
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep BLAS to one thread: sums do not depend on the machine, our own threads run free."""
+    with threadpool_limits(1):
+        yield
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    n_threads: int = 1,
+    progress: Progress = silent,
+    description: str = "",
+) -> list[Result]:
+    """Map `function` over `items` in threads; results in the order of the items.
+
+    The result does not depend on `n_threads`.
+    """
+    items = list(items)
+    with one_blas_thread():
+        if n_threads <= 1:
+            return list(progress(map(function, items), description, len(items)))
+        with ThreadPoolExecutor(n_threads) as pool:
+            return list(progress(pool.map(function, items), description, len(items)))

@@ -1,0 +1,151 @@
+"""One interpolation of the original data.
+
+Cubic B-spline, volume by volume, in float32. Positions up to half a voxel outside the outermost
+voxel centres belong to the image (mirrored there), beyond it is zero: volumes that lie at the
+edge lose no slice to rounding. A cubic kernel has negative lobes and can undershoot beside bright
+edges; where the series has no negative values, the resampled one is clipped at zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+
+from eddymotion.dataset import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.geometry import Motion
+from eddymotion.kernels import EDGE, sample_grid, spline_coefficients
+from eddymotion.parallel import Progress, parallel_map, silent
+
+Engine = Literal["nitransforms", "fast"]
+"""``nitransforms``: the reference. ``fast``: the compiled kernel, equal to it within rounding."""
+
+
+def resample(
+    dwi: DWI,
+    motion: Motion,
+    *,
+    engine: Engine = "nitransforms",
+    grid: tuple[tuple[int, int, int], np.ndarray] | None = None,
+    n_threads: int = 1,
+    progress: Progress = silent,
+) -> DWI:
+    """Bring all volumes into the reference frame and rotate the b-vectors with them.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+        Reference → volume.
+    engine : {"nitransforms", "fast"}
+        Who interpolates.
+    grid : (shape, affine), optional
+        The output grid; that of `dwi` when not given.
+    n_threads : int
+        Volumes at a time. Each needs about ten float64 volumes with NiTransforms, two float32
+        volumes otherwise.
+    progress : callable
+        See :class:`~eddymotion.parallel.Progress`.
+
+    Returns
+    -------
+    DWI
+        float32, volumes in their original order.
+    """
+    if len(motion) != len(dwi):
+        raise EddymotionError(
+            f"resample: {len(motion)} transforms for {len(dwi)} volumes; expected one a volume"
+        )
+    shape, affine = grid or (dwi.shape, dwi.affine)
+    signal = np.empty((*shape, len(dwi)), np.float32, order="F")
+    floor = 0.0 if dwi.signal.min() >= 0 else -np.inf
+    interpolate = {"nitransforms": _with_nitransforms, "fast": _with_kernel}[engine]
+
+    def one_volume(index: int) -> None:
+        volume = interpolate(dwi.signal[..., index], dwi.affine, motion[index], shape, affine)
+        np.maximum(volume, floor, out=signal[..., index])
+
+    parallel_map(
+        one_volume,
+        range(len(dwi)),
+        n_threads=n_threads,
+        progress=progress,
+        description="resampling",
+    )
+    return replace(
+        dwi,
+        signal=signal,
+        affine=affine,
+        gradients=dwi.gradients.rotated(motion.rotations),
+        mask=dwi.mask if grid is None else _mask_on_grid(dwi, shape, affine),
+    )
+
+
+def _with_nitransforms(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    matrix: np.ndarray,
+    shape: tuple[int, int, int],
+    grid_affine: np.ndarray,
+) -> np.ndarray:
+    from nitransforms.linear import Affine
+    from nitransforms.resampling import apply
+
+    reference = nib.Nifti1Image(np.empty(shape, np.uint8), grid_affine)
+    moving = nib.Nifti1Image(volume, affine)
+    resampled = apply(Affine(matrix, reference=reference), moving, order=3, mode="mirror")
+    data = np.asarray(resampled.dataobj, dtype=np.float32).reshape(shape)
+    data[~inside_image(volume.shape, voxel_mapping(affine, matrix, grid_affine), shape)] = 0.0
+    return data
+
+
+def _with_kernel(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    matrix: np.ndarray,
+    shape: tuple[int, int, int],
+    grid_affine: np.ndarray,
+) -> np.ndarray:
+    mapping = voxel_mapping(affine, matrix, grid_affine)
+    resampled = np.empty(shape[::-1], np.float32)
+    reversed_axes = mapping[[2, 1, 0]][:, [2, 1, 0, 3]]
+    sample_grid(
+        spline_coefficients(np.ascontiguousarray(volume.T)), reversed_axes, 0.0, resampled
+    )
+    return resampled.T
+
+
+def voxel_mapping(
+    affine: np.ndarray, matrix: np.ndarray, grid_affine: np.ndarray | None = None
+) -> np.ndarray:
+    """Voxels of the output grid → voxels of the original volume, (3, 4)."""
+    return (np.linalg.inv(affine) @ matrix @ (affine if grid_affine is None else grid_affine))[:3]
+
+
+def inside_image(
+    image_shape: tuple[int, ...], mapping: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Where the mapped voxels of a grid lie within an image, up to half a voxel outside."""
+    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    inside = np.ones(shape, bool)
+    for row, n in zip(mapping, image_shape, strict=True):
+        position = row[0] * i + row[1] * j + row[2] * k + row[3]
+        inside &= (position >= -EDGE) & (position <= n - 1 + EDGE)
+    return inside
+
+
+def _mask_on_grid(dwi: DWI, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    resampled = _with_kernel(
+        dwi.mask.astype(np.float32, order="F"), dwi.affine, np.eye(4), shape, affine
+    )
+    mask = resampled > 0.5
+    if not mask.any():
+        raise EddymotionError(
+            "output space: the given grid does not overlap the brain; "
+            "give an image in the world coordinates of the series"
+        )
+    return mask

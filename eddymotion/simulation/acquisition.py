@@ -1,0 +1,215 @@
+"""A scan of a moving head: series with known truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from eddymotion.dataset import DWI
+from eddymotion.files import write_gradient_table, write_image, write_itk, write_json, write_text
+from eddymotion.geometry import Motion, rigid_parameters
+from eddymotion.gradients import Gradients
+from eddymotion.kernels import sample_grid, spline_coefficients
+from eddymotion.masking import brain_mask
+from eddymotion.parallel import parallel_map
+from eddymotion.simulation.phantom import Phantom
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Voxels of a scan: shape and affine (RAS+ mm)."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @classmethod
+    def covering(
+        cls,
+        phantom: Phantom,
+        voxel_sizes: float | Sequence[float] = 2.0,
+        orientation: str = "RAS",
+        rotation: np.ndarray | None = None,
+    ) -> Grid:
+        """Cover a phantom.
+
+        Parameters
+        ----------
+        phantom : Phantom
+        voxel_sizes : float or three
+            mm, along right-left, anterior-posterior, superior-inferior.
+        orientation : str
+            Where the image axes point, as nibabel's axis codes: ``RAS``, ``LAS``, ``PSL`` …
+        rotation : (3, 3) array, optional
+            Turns the grid about the phantom's centre: an oblique scan.
+        """
+        sizes = np.broadcast_to(np.asarray(voxel_sizes, float), 3)
+        extent = np.array(phantom.tissue.shape[:3]) * np.linalg.norm(phantom.affine[:3, :3], axis=0)
+        shape = np.ceil(extent / sizes).astype(int)
+        middle = phantom.affine[:3] @ [*(np.array(phantom.tissue.shape[:3]) - 1) / 2, 1]
+        linear = (np.eye(3) if rotation is None else rotation) @ np.diag(sizes)
+        affine = np.eye(4)
+        affine[:3, :3] = linear
+        affine[:3, 3] = middle - linear @ ((shape - 1) / 2)
+        change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
+        turned = affine @ inv_ornt_aff(change, tuple(shape))
+        order = np.argsort(change[:, 0])
+        x, y, z = (int(shape[axis]) for axis in order)
+        return cls((x, y, z), turned)
+
+
+def acquire(
+    phantom: Phantom,
+    gradients: Gradients,
+    motion: Motion,
+    grid: Grid,
+    *,
+    snr: float | None = 20.0,
+    seed: int = 0,
+    n_threads: int = 1,
+) -> DWI:
+    """Scan a moving head.
+
+    The phantom is the head in the reference frame; in volume ``i`` it is moved by ``motion[i]``
+    and sees the scanner's gradient turned back by that rotation.
+
+    Parameters
+    ----------
+    phantom : Phantom
+    gradients : Gradients
+        Of the scanner, RAS+.
+    motion : Motion
+        Reference → volume.
+    grid : Grid
+    snr : float, optional
+        Mean b=0 signal of white matter over the standard deviation of the noise in each of the
+        two channels (Rician magnitude); None for no noise.
+    seed : int
+        Each volume has its own stream: the result does not depend on `n_threads`.
+    n_threads : int
+
+    Returns
+    -------
+    DWI
+        float32, with the mask of the mean b=0.
+    """
+    in_head = gradients.rotated(motion.rotations)
+    b0 = phantom.signal(0.0, np.zeros(3))
+    white = b0[phantom.tissue[..., 0] > 0.9].mean()
+    sigma = 0.0 if snr is None else white / snr
+    signal = np.empty((*grid.shape, len(gradients)), np.float32, order="F")
+    streams = np.random.SeedSequence(seed).spawn(len(gradients))
+
+    def scan(index: int) -> None:
+        bval = 0.0 if gradients.is_b0[index] else gradients.bvals[index]
+        head = phantom.signal(bval, in_head.bvecs[index])
+        to_head = np.linalg.inv(phantom.affine) @ np.linalg.inv(motion[index]) @ grid.affine
+        volume = np.empty(grid.shape[::-1], np.float32)
+        sample_grid(
+            spline_coefficients(np.ascontiguousarray(head.T)),
+            np.ascontiguousarray(to_head[[2, 1, 0]][:, [2, 1, 0, 3]]),
+            0.0,
+            volume,
+        )
+        np.maximum(volume, 0.0, out=volume)
+        if sigma:
+            noise = np.random.default_rng(streams[index]).normal(
+                scale=sigma, size=(2, *volume.shape)
+            )
+            volume = np.hypot(volume + noise[0], noise[1])
+        signal[..., index] = volume.T
+
+    parallel_map(scan, range(len(gradients)), n_threads=n_threads)
+    reference = signal[..., gradients.b0s] if len(gradients.b0s) else signal
+    return DWI(signal, grid.affine, gradients, brain_mask(reference.mean(axis=3)))
+
+
+def shelled_scheme(shells: dict[float, int], n_b0: int = 1, *, seed: int = 0) -> Gradients:
+    """Spread directions evenly over each shell, in random order, b=0 interleaved.
+
+    Parameters
+    ----------
+    shells : dict
+        b-value → number of directions.
+    n_b0 : int
+        The first volume is a b=0; the others are spread over the series.
+    seed : int
+
+    Returns
+    -------
+    Gradients
+        RAS+.
+    """
+    random = np.random.default_rng(seed)
+    bvals = np.repeat(list(shells), list(shells.values())).astype(float)
+    bvecs = np.concatenate([_spread_directions(n, random) for n in shells.values()])
+    order = random.permutation(len(bvals))
+    where = np.linspace(0, len(bvals), n_b0, endpoint=False).astype(int)
+    return Gradients(
+        np.insert(bvals[order], where, 0.0), np.insert(bvecs[order], where, 0.0, axis=0)
+    )
+
+
+def _spread_directions(n: int, random: np.random.Generator) -> np.ndarray:
+    """Points that repel each other and each other's antipodes (Jones et al. 1999)."""
+    from dipy.core.sphere import HemiSphere, disperse_charges
+
+    start = random.normal(size=(n, 3))
+    start /= np.linalg.norm(start, axis=1, keepdims=True)
+    if n == 1:
+        return start
+    sphere, _ = disperse_charges(HemiSphere(xyz=start), 500)
+    return sphere.vertices * random.choice([-1.0, 1.0], size=(n, 1))
+
+
+def write_bids(folder: Path, name: str, dwi: DWI, motion: Motion) -> Path:
+    """Write a series as a BIDS dataset, and the truth beside it.
+
+    Parameters
+    ----------
+    folder : Path
+        Becomes the dataset's root.
+    name : str
+        Participant label.
+    dwi : DWI
+    motion : Motion
+        The truth, reference → volume.
+
+    Returns
+    -------
+    Path
+        The image.
+    """
+    stem = folder / f"sub-{name}" / "dwi" / f"sub-{name}_dwi"
+    write_image(stem.with_suffix(".nii.gz"), np.round(dwi.signal).astype(np.int16), dwi.affine)
+    write_gradient_table(
+        stem.with_suffix(".bval"), stem.with_suffix(".bvec"), dwi.gradients, dwi.affine
+    )
+    write_json(stem.with_suffix(".json"), {"Manufacturer": "simulated", "RepetitionTime": 4.0})
+    write_json(
+        folder / "dataset_description.json",
+        {"Name": "Simulated head with known motion", "BIDSVersion": "1.10.0",
+         "DatasetType": "raw", "License": "CC0", "Authors": ["eddymotion"]},
+    )  # fmt: skip
+    write_text(
+        folder / "README",
+        "Simulated by eddymotion: a procedural head with known motion. The true motion lies in\n"
+        "truth/, as ITK transforms (reference to volume) and as parameters (mm, rad).\n",
+    )
+    write_text(folder / ".bidsignore", "truth/\n")
+    write_itk(folder / "truth" / f"sub-{name}_xfm.txt", motion.matrices)
+    write_motion_table(folder / "truth" / f"sub-{name}_motion.tsv", motion, dwi.center)
+    return stem.with_suffix(".nii.gz")
+
+
+def write_motion_table(path: Path, motion: Motion, center: np.ndarray) -> None:
+    """Write six parameters a volume: translations of the grid centre (mm), angles (rad)."""
+    rows = ["trans_x\ttrans_y\ttrans_z\trot_x\trot_y\trot_z"]
+    rows += [
+        "\t".join(f"{value:.8g}" for value in row)
+        for row in rigid_parameters(motion.matrices, center)
+    ]
+    write_text(path, "\n".join(rows) + "\n")
