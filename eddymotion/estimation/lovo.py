@@ -64,7 +64,7 @@ def leave_one_out_loop(
         motion = register_volumes(
             dwi,
             predicted,
-            registrar if iteration == 0 else refining(registrar),
+            opening(registrar) if iteration == 0 else refining(registrar),
             init=motion,
             seed=seed + iteration,
             n_threads=n_threads,
@@ -127,6 +127,13 @@ def register_volumes(
         if not registration.converged:
             log.info("volume %d: %s", volume, registration.message)
     return Motion(matrices)
+
+
+def opening(registrar: Registrar) -> Registrar:
+    """Return a registrar for blurred predictions: our own skips its finest level."""
+    if isinstance(registrar, GaussNewton) and len(registrar.levels) > 1:
+        return replace(registrar, levels=registrar.levels[: -len(REFINE)])
+    return registrar
 
 
 def refining(registrar: Registrar) -> Registrar:
