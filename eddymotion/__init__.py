@@ -1,0 +1,18 @@
+"""Head-motion correction for diffusion MRI.
+
+>>> import eddymotion as em
+>>> dwi = em.load("sub-01_dwi.nii.gz")
+>>> motion = em.estimate_motion(dwi)
+>>> corrected = em.resample(dwi, motion)
+>>> em.save(corrected, motion, "out/")
+
+The names are loaded when first used (they are listed in ``__init__.pyi``), so that importing the
+package, and ``--help``, cost nothing.
+"""
+
+from importlib.metadata import version
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = version("eddymotion")

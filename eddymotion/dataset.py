@@ -43,14 +43,14 @@ class Image:
         return np.linalg.inv(self.affine)[[2, 1, 0, 3]]
 
     def sample(self, points: np.ndarray) -> np.ndarray:
-        """Cubic B-spline samples at world `points` (P, 3), mm; NaN outside the image."""
+        """Return cubic B-spline samples at world `points` (P, 3), mm; NaN outside the image."""
         positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
         values = np.empty(len(points), np.float32)
         sample_points(self._coefficients, positions, values)
         return values
 
     def sample_with_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Samples (P,) and spatial gradients (P, 3), per mm in RAS+; NaN outside the image."""
+        """Return samples (P,) and their gradients (P, 3), per mm in RAS+; NaN outside."""
         positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
         values = np.empty(len(points), np.float32)
         slopes = np.empty((len(points), 3), np.float32)

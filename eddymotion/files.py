@@ -18,7 +18,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
@@ -124,7 +125,7 @@ def read_image(
         raise EddymotionError(f"{path}: no such file; check the path")
     try:
         data, header = _decode(path)
-    except (OSError, EOFError, zlib.error, isal_zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, IsalError, ValueError) as error:  # type: ignore[misc]
         raise EddymotionError(
             f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
             "copy or convert it again"
@@ -202,9 +203,7 @@ def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]
             f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, "
             "expected 3 rows (or 3 columns)"
         )
-    if bvecs.shape[0] == 3 and bvecs.shape != (3, 3):
-        bvecs = bvecs.T
-    elif bvecs.shape == (3, 3):  # FSL's own layout has a row an axis
+    if (bvecs.shape[0] == 3 and bvecs.shape != (3, 3)) or bvecs.shape == (3, 3):
         bvecs = bvecs.T
     if len(bvals) != len(bvecs):
         raise EddymotionError(
@@ -275,9 +274,7 @@ def write_image(
             image.to_filename(temporary)
 
 
-def write_gradient_table(
-    bval: Path, bvec: Path, gradients: Gradients, affine: np.ndarray
-) -> None:
+def write_gradient_table(bval: Path, bvec: Path, gradients: Gradients, affine: np.ndarray) -> None:
     """Write FSL tables: a row of b-values, three rows of image-axes components."""
     write_text(bval, " ".join(f"{value:g}" for value in gradients.bvals) + "\n")
     rows = to_fsl(gradients.bvecs, affine).T + 0.0  # no negative zeros
@@ -354,5 +351,3 @@ def _fsl_coordinates(dwi: DWI) -> np.ndarray:
         flip[0, 3] = (dwi.shape[0] - 1) * dwi.voxel_sizes[0]
         to_fsl_space = flip @ to_fsl_space
     return to_fsl_space @ np.linalg.inv(dwi.affine)
-
-

@@ -65,7 +65,7 @@ class Motion:
         return replace(self, matrices=new)
 
     def relative_to(self, volume: int) -> Motion:
-        """Return the same motion with `volume` as the reference: its matrix becomes the identity."""
+        """Return the same motion with `volume` as the reference: that matrix is the identity."""
         return replace(self, matrices=self.matrices @ np.linalg.inv(self.matrices[volume]))
 
 

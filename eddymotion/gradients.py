@@ -140,7 +140,7 @@ def to_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def image_axes(affine: np.ndarray) -> np.ndarray:
-    """Unit directions of the image axes in RAS+, as the columns of an orthogonal matrix.
+    """Return the directions of the image axes in RAS+, the columns of an orthogonal matrix.
 
     The orthogonal matrix nearest to the affine's normalised columns: exact for every affine
     without shears, whatever the voxel sizes.

@@ -141,7 +141,7 @@ def _weights(t):
 
 @compiled
 def _slopes(t):
-    """Derivatives of :func:`_weights`."""
+    """Return the derivatives of :func:`_weights`."""
     u = np.float32(1.0) - t
     half = np.float32(0.5)
     return (

@@ -16,7 +16,7 @@ import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion
+from eddymotion.geometry import Motion, rms_displacement
 from eddymotion.kernels import EDGE, sample_grid, spline_coefficients
 from eddymotion.parallel import Progress, parallel_map, silent
 
@@ -113,10 +113,25 @@ def _with_kernel(
     mapping = voxel_mapping(affine, matrix, grid_affine)
     resampled = np.empty(shape[::-1], np.float32)
     reversed_axes = mapping[[2, 1, 0]][:, [2, 1, 0, 3]]
-    sample_grid(
-        spline_coefficients(np.ascontiguousarray(volume.T)), reversed_axes, 0.0, resampled
-    )
+    sample_grid(spline_coefficients(np.ascontiguousarray(volume.T)), reversed_axes, 0.0, resampled)
     return resampled.T
+
+
+def kernel_agrees(dwi: DWI, motion: Motion, tolerance: float = 1e-3) -> bool:
+    """Compare both engines on the volume that moved most.
+
+    Parameters
+    ----------
+    dwi : DWI
+    motion : Motion
+    tolerance : float
+        Largest difference accepted, relative to the volume's maximum.
+    """
+    moved = rms_displacement(motion.matrices, np.eye(4), dwi.center)
+    volume = int(np.argmax(moved))
+    arguments = (dwi.signal[..., volume], dwi.affine, motion[volume], dwi.shape, dwi.affine)
+    difference = np.abs(_with_kernel(*arguments) - _with_nitransforms(*arguments))
+    return bool(difference.max() <= tolerance * np.abs(arguments[0]).max())
 
 
 def voxel_mapping(

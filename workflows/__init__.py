@@ -1,0 +1,1 @@
+"""Complete graphs, built from the steps of the package."""

@@ -1,0 +1,1 @@
+"""Commands: arguments → one frozen settings object → steps."""

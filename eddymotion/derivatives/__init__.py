@@ -1,0 +1,110 @@
+"""Outputs of a series: BIDS names, tables, sidecars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion import __version__
+from eddymotion.dataset import DWI
+from eddymotion.derivatives.confounds import confounds, descriptions, table_text
+from eddymotion.derivatives.names import Outputs
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.outliers import SliceOutliers
+from eddymotion.estimation.quality import Quality
+from eddymotion.files import (
+    mean_b0,
+    write_fsl_matrices,
+    write_gradient_table,
+    write_image,
+    write_itk,
+    write_json,
+    write_text,
+    write_x5,
+)
+from eddymotion.geometry import Motion
+
+__all__ = ["Outputs", "save", "write_outputs"]
+
+
+def save(
+    corrected: DWI, motion: Motion, folder: str | Path, *, quality: Quality | None = None
+) -> Outputs:
+    """Write a corrected series, its transforms and its tables into a folder.
+
+    Parameters
+    ----------
+    corrected : DWI
+        From :func:`eddymotion.resample`; its source names the files.
+    motion : Motion
+    folder : path
+        Made if needed.
+    quality : Quality, optional
+        From :func:`eddymotion.assess`; fills the columns about the predictions.
+
+    Returns
+    -------
+    Outputs
+        The paths written, by kind.
+    """
+    outputs = Outputs.in_folder(Path(folder), corrected.source or Path("dwi.nii.gz"))
+    if corrected.source and corrected.source.resolve() == outputs["dwi"].resolve():
+        raise EddymotionError(f"{corrected.source}: would be overwritten; save to another folder")
+    write_outputs(corrected, motion, outputs, quality=quality)
+    return outputs
+
+
+def write_outputs(
+    corrected: DWI,
+    motion: Motion,
+    outputs: Outputs,
+    *,
+    quality: Quality | None = None,
+    sidecar: dict[str, Any] | None = None,
+    fsl: bool = False,
+) -> None:
+    """Write all files of a series; the sidecar of the image last, as the mark of completion.
+
+    Parameters
+    ----------
+    corrected : DWI
+    motion : Motion
+    outputs : Outputs
+        Where to.
+    quality : Quality, optional
+    sidecar : dict, optional
+        Added to the sidecar of the image.
+    fsl : bool
+        Write FLIRT matrices, too.
+    """
+    affine = corrected.affine
+    write_image(outputs["dwi"], corrected.signal, affine, corrected.repetition_time)
+    write_gradient_table(outputs["bval"], outputs["bvec"], corrected.gradients, affine)
+    write_image(outputs["dwiref"], mean_b0(corrected.signal, corrected.gradients), affine)
+    write_image(outputs["mask"], corrected.mask.astype(np.uint8), affine)
+    write_json(outputs["mask_sidecar"], {"Type": "Brain"})
+    write_itk(outputs["xfm"], motion.matrices)
+    write_x5(outputs["x5"], motion, corrected)
+    if fsl:
+        write_fsl_matrices(outputs["fsl_matrices"], motion, corrected)
+    columns = confounds(corrected, motion, quality)
+    write_text(outputs["confounds"], table_text(columns))
+    write_json(outputs["confounds_sidecar"], descriptions(columns))
+    write_text(outputs["outliers"], _outlier_table(quality.outliers if quality else None))
+    write_json(
+        outputs["sidecar"],
+        {"SkullStripped": False, "EddymotionVersion": __version__} | (sidecar or {}),
+    )
+
+
+def _outlier_table(outliers: SliceOutliers | None) -> str:
+    found = np.argwhere(outliers.flagged) if outliers is not None else np.empty((0, 2), int)
+    columns = {
+        "volume": [int(volume) for volume, _ in found],
+        "slice": [int(index) for _, index in found],
+        "z_score": [float(outliers.z[v, s]) for v, s in found] if outliers else [],
+        "replaced": ["false"] * len(found),
+    }
+    return table_text(columns)  # type: ignore[arg-type]

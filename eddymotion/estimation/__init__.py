@@ -23,7 +23,7 @@ def estimate_motion(
     model: Model | str = "auto",
     registrar: Registrar | str = "gauss-newton",
     estimator: str = "lovo",
-    n_iterations: int = 3,
+    n_iterations: int = 5,
     align_shells: bool = True,
     seed: int = 0,
     n_threads: int = 1,

@@ -1,19 +1,21 @@
 """The leave-one-out loop.
 
 Each volume is predicted from all the others and registered to its prediction; the better the
-others are aligned, the sharper the prediction, so it is repeated. Each pass starts from the
+others are aligned, the sharper the prediction, so it is repeated (block coordinate descent on the
+likelihood of the series). Each pass starts from the
 original volumes and from the motion of the pass before.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.dataset import DWI, Image
 from eddymotion.geometry import Motion
+from eddymotion.gradients import Gradients
 from eddymotion.models import AverageModel, Model
 from eddymotion.parallel import Progress, parallel_map, silent
 from eddymotion.registration import GaussNewton, Registrar, Registration
@@ -28,7 +30,7 @@ def leave_one_out_loop(
     *,
     model: Model,
     registrar: Registrar,
-    n_iterations: int = 3,
+    n_iterations: int = 5,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -58,24 +60,54 @@ def leave_one_out_loop(
         Reference → volume.
     """
     motion = Motion.identity(len(dwi))
-    for iteration in range(n_iterations):
+    for step in schedule(model, registrar, dwi.gradients, n_iterations):
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
-        predicted = predict(aligned, model)
+        predicted = predict(aligned, step.model)
         motion = register_volumes(
             dwi,
             predicted,
-            opening(registrar) if iteration == 0 else refining(registrar),
+            step.registrar,
             init=motion,
-            seed=seed + iteration,
+            seed=seed + step.number,
             n_threads=n_threads,
             progress=progress,
-            description=f"pass {iteration + 1} of {n_iterations}",
+            description=f"pass {step.number} of {n_iterations}",
         )
     return motion
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What one pass of the loop predicts with and registers with."""
+
+    number: int
+    model: Model
+    registrar: Registrar
+
+
+def schedule(
+    model: Model, registrar: Registrar, gradients: Gradients, n_iterations: int
+) -> list[Pass]:
+    """Plan the passes.
+
+    The first half predicts with shell means: every volume then leans on all others alike and the
+    loop contracts fast, where a model with few effective neighbours hands each volume the errors
+    of just those. The rest uses `model`, which is sharper. The last pass always does. Our own
+    registrar works coarse to fine in the first pass, and only at its finest level afterwards.
+    """
+    n_means = min((n_iterations + 1) // 2, n_iterations - 1) if gradients.is_shelled else 0
+    return [
+        Pass(
+            number,
+            AverageModel() if number <= n_means else model,
+            _opening(registrar) if number == 1 else _refining(registrar),
+        )
+        for number in range(1, n_iterations + 1)
+    ]
+
+
 def predict(aligned: DWI, model: Model) -> np.ndarray:
-    """Predict each volume of an aligned series from the others: (X, Y, Z, N), NaN where unknown."""
+    """Predict each volume of an aligned series from the others; NaN where they do not tell."""
     predicted = model.leave_one_out(aligned.signal, aligned.gradients)
     b0s = aligned.gradients.b0s
     if len(b0s):
@@ -129,14 +161,14 @@ def register_volumes(
     return Motion(matrices)
 
 
-def opening(registrar: Registrar) -> Registrar:
+def _opening(registrar: Registrar) -> Registrar:
     """Return a registrar for blurred predictions: our own skips its finest level."""
     if isinstance(registrar, GaussNewton) and len(registrar.levels) > 1:
         return replace(registrar, levels=registrar.levels[: -len(REFINE)])
     return registrar
 
 
-def refining(registrar: Registrar) -> Registrar:
+def _refining(registrar: Registrar) -> Registrar:
     """Return a registrar for small remaining motion: our own skips its coarse levels."""
     if isinstance(registrar, GaussNewton) and len(registrar.levels) > 1:
         return replace(registrar, levels=registrar.levels[-len(REFINE) :])

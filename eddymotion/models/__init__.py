@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from eddymotion.errors import EddymotionError
 from eddymotion.gradients import Gradients
@@ -52,7 +53,7 @@ def get_model(
         from eddymotion.models.dipy import DipyModel, find_model
 
         return DipyModel(find_model(name.removeprefix("dipy:")), n_procs=n_procs)
-    builders = {
+    builders: dict[str, Callable[..., Model]] = {
         "gp": GaussianProcessModel,
         "average": AverageModel,
         "dti": TensorModel,

@@ -114,7 +114,7 @@ def held_out_operator(precision: np.ndarray, groups: list[np.ndarray]) -> np.nda
 
 
 def neighbours(gradients: Gradients, min_q_distance: float) -> list[np.ndarray]:
-    """Indices of the volumes within `min_q_distance` of each diffusion-weighted volume.
+    """Return the volumes within `min_q_distance` of each diffusion-weighted volume.
 
     Distances are between ``q = g √(b/1000)`` and take antipodes as one. A b=0 volume stands
     alone: leaving out all b=0 volumes at once would leave nothing that predicts them.

@@ -243,9 +243,7 @@ def band_pass(image: Image, level: Level, scale: float, voxel: float) -> Image:
     data = np.asarray(image.data, dtype=np.float32)
     if level.highpass is not None:
         narrow, wide = level.fwhm * voxel, level.highpass * voxel
-        return Image(
-            _smooth(data, narrow, image) - _smooth(data, wide, image), image.affine
-        )
+        return Image(_smooth(data, narrow, image) - _smooth(data, wide, image), image.affine)
     fwhm = level.fwhm * scale
     factors = np.clip((fwhm / 2.5 / image.voxel_sizes).astype(int), 1, None)
     factors = np.minimum(factors, np.maximum(np.array(data.shape) // 8, 1))

@@ -11,7 +11,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from eddymotion.dataset import DWI
 from eddymotion.files import write_gradient_table, write_image, write_itk, write_json, write_text
-from eddymotion.geometry import Motion, rigid_parameters
+from eddymotion.geometry import Motion, grid_center, rigid_parameters
 from eddymotion.gradients import Gradients
 from eddymotion.kernels import sample_grid, spline_coefficients
 from eddymotion.masking import brain_mask
@@ -47,9 +47,10 @@ class Grid:
             Turns the grid about the phantom's centre: an oblique scan.
         """
         sizes = np.broadcast_to(np.asarray(voxel_sizes, float), 3)
-        extent = np.array(phantom.tissue.shape[:3]) * np.linalg.norm(phantom.affine[:3, :3], axis=0)
+        size = np.array(phantom.tissue.shape[:3])
+        extent = size * np.linalg.norm(phantom.affine[:3, :3], axis=0)
         shape = np.ceil(extent / sizes).astype(int)
-        middle = phantom.affine[:3] @ [*(np.array(phantom.tissue.shape[:3]) - 1) / 2, 1]
+        middle = grid_center(phantom.tissue.shape, phantom.affine)
         linear = (np.eye(3) if rotation is None else rotation) @ np.diag(sizes)
         affine = np.eye(4)
         affine[:3, :3] = linear

@@ -44,8 +44,8 @@ class Phantom:
     @classmethod
     def from_files(cls, tissue: str | Path, peaks: str | Path) -> Phantom:
         """Read NIfTI maps: fractions × 250 (uint8), and three directions × weight × 127 (int8)."""
-        image = nib.load(tissue)
-        fibres = np.asarray(nib.load(peaks).dataobj, dtype=np.float32) / 127
+        image, directions = nib.nifti1.load(tissue), nib.nifti1.load(peaks)
+        fibres = np.asarray(directions.dataobj, dtype=np.float32) / 127
         return cls(
             np.asarray(image.dataobj, dtype=np.float32) / 250,
             fibres.reshape(*fibres.shape[:3], 3, 3),
@@ -152,7 +152,8 @@ def _tissue(x, y, z):
         _ellipsoid(x, y, z, (-11, 4, 10), (6, 28, 7)), _ellipsoid(x, y, z, (11, 2, 10), (7, 26, 8))
     )
     nuclei = np.maximum(
-        _ellipsoid(x, y, z, (-16, -8, -3), (9, 14, 9)), _ellipsoid(x, y, z, (17, -7, -2), (9, 13, 9))
+        _ellipsoid(x, y, z, (-16, -8, -3), (9, 14, 9)),
+        _ellipsoid(x, y, z, (17, -7, -2), (9, 13, 9)),
     )
     asymmetric = _ellipsoid(x, y, z, (30, 34, 16), (9, 8, 7))
     wm = white * (1 - ventricles) * (1 - nuclei) * (1 - 0.8 * asymmetric)
@@ -177,7 +178,8 @@ def _fibres(x, y, z):
     arc = np.clip(x / 60, -1, 1) * np.deg2rad(75)
     callosum = unit(np.cos(arc), 0 * x, np.sin(arc))
     projection = unit(x, 0.4 * y, z + 95)
-    association = unit(0.25 * np.sign(x) * np.tanh(y / 40), np.ones_like(x), -0.3 * np.tanh(y / 50))
+    bend = np.sign(x) * np.tanh(y / 40)
+    association = unit(0.25 * bend, np.ones_like(x), -0.3 * np.tanh(y / 50))
     weights = np.stack(
         [
             np.exp(-(((z - 22) / 22) ** 2) - (y / 60) ** 2),

@@ -1,0 +1,147 @@
+"""Find the diffusion series of a BIDS dataset."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eddymotion.derivatives import Outputs
+from eddymotion.derivatives.names import source_name
+from eddymotion.errors import EddymotionError
+from eddymotion.steps import SeriesFiles
+
+log = logging.getLogger(__name__)
+
+
+def find_series(
+    bids_dir: Path,
+    *,
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
+    filter_file: Path | None = None,
+) -> dict[str, list[SeriesFiles]]:
+    """Find the diffusion series of each participant.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        Root of a raw BIDS dataset.
+    participants, sessions : sequences of str
+        Labels to keep, with or without ``sub-`` and ``ses-``; all when empty.
+    filter_file : Path, optional
+        JSON ``{"dwi": {entity: value}}`` as fMRIPrep takes it; ``null`` asks that the entity be
+        absent, ``"*"`` that it be present.
+
+    Returns
+    -------
+    dict
+        Participant label → series, both in order.
+
+    Raises
+    ------
+    EddymotionError
+        If there are none, or labels that do not exist.
+    """
+    from bids import BIDSLayout
+
+    if not bids_dir.is_dir():
+        raise EddymotionError(f"{bids_dir}: no such folder; give the root of a BIDS dataset")
+    layout = BIDSLayout(bids_dir, validate=False, derivatives=False)
+    wanted = [label.removeprefix("sub-") for label in participants]
+    known = layout.get_subjects()
+    if missing := sorted(set(wanted) - set(known)):
+        raise EddymotionError(
+            f"{bids_dir}: no participant {', '.join(missing)}; "
+            f"it has {', '.join(known) or 'none at all'}"
+        )
+    query: dict[str, Any] = {"suffix": "dwi", "extension": [".nii", ".nii.gz"]}
+    if wanted:
+        query["subject"] = wanted
+    if sessions:
+        query["session"] = [label.removeprefix("ses-") for label in sessions]
+    query |= _filters(filter_file)
+    images = [
+        image
+        for image in layout.get(**query)
+        if image.entities.get("part") != "phase"
+        and "derivatives" not in Path(image.path).relative_to(bids_dir).parts
+    ]
+    if not images:
+        raise EddymotionError(
+            f"{bids_dir}: no diffusion series (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) matches; "
+            "check the folder, the labels and the filter file"
+        )
+    found: dict[str, list[SeriesFiles]] = {}
+    for image in sorted(images, key=lambda image: image.path):
+        path = Path(image.path)
+        series = SeriesFiles(
+            dwi=path,
+            bval=_nearest(layout, path, ".bval"),
+            bvec=_nearest(layout, path, ".bvec"),
+            uri=f"bids:raw:{path.relative_to(bids_dir).as_posix()}",
+            metadata=layout.get_metadata(image.path),
+        )
+        found.setdefault(image.entities["subject"], []).append(series)
+    return found
+
+
+def outputs_of(series: SeriesFiles, participant: str, output_dir: Path) -> Outputs:
+    """Name the outputs of a series: ``OUTPUT_DIR/sub-X[/ses-Y]/dwi/…``."""
+    folder = output_dir / f"sub-{participant}"
+    figures = folder / "figures"
+    session = next((part for part in series.dwi.parts[-3:-1] if part.startswith("ses-")), None)
+    return Outputs(folder / session if session else folder, source_name(series.dwi), figures)
+
+
+def report_problems(bids_dir: Path) -> None:
+    """Run the BIDS validator where it is installed, and log what it finds; never an error."""
+    program = shutil.which("bids-validator-deno") or shutil.which(
+        "bids-validator-deno", path=str(Path(sys.executable).parent)
+    )
+    if program is None:
+        log.debug("BIDS validation: bids-validator-deno is not installed; skipped")
+        return
+    try:
+        finished = subprocess.run(
+            [program, "--json", str(bids_dir)], capture_output=True, text=True, timeout=600
+        )
+        issues = json.loads(finished.stdout)["issues"]["issues"]
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
+        log.debug("BIDS validation: the validator did not answer (%s)", error)
+        return
+    errors = [issue for issue in issues if issue.get("severity") == "error"]
+    for code in sorted({issue["code"] for issue in errors}):
+        places = [issue.get("location", "") for issue in errors if issue["code"] == code]
+        log.warning("BIDS validation: %s (%d×, e.g. %s)", code, len(places), places[0])
+
+
+def _nearest(layout: Any, path: Path, extension: str) -> Path | None:
+    """Find the table that applies by BIDS inheritance."""
+    nearest = layout.get_nearest(str(path), extension=extension, suffix="dwi", strict=False)
+    return Path(nearest) if nearest else None
+
+
+def _filters(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from bids.layout import Query
+
+    try:
+        filters = json.loads(path.read_text(encoding="utf-8"))
+        dwi = dict(filters.get("dwi", {}))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise EddymotionError(
+            f"{path}: cannot be read as a BIDS filter file ({error}); expected JSON such as "
+            '{"dwi": {"session": "01"}}'
+        ) from error
+    special = {None: Query.NONE, "*": Query.ANY}
+    return {
+        entity: special.get(value, value) if not isinstance(value, list) else value
+        for entity, value in dwi.items()
+    }

@@ -1,0 +1,100 @@
+"""What a command shows while it works: log lines, progress with time left."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from eddymotion.errors import EddymotionError
+from eddymotion.parallel import Progress
+
+Item = TypeVar("Item")
+
+log = logging.getLogger("eddymotion")
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Writes above a progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def logging_to(folder: Path, verbosity: int) -> Iterator[Path]:
+    """Log to the console and to a new file in `folder`, whose path is yielded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"eddymotion_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
+    console = _ConsoleHandler()
+    console.setLevel(logging.DEBUG if verbosity else logging.INFO)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    before = log.level
+    log.setLevel(logging.DEBUG)
+    log.addHandler(console)
+    log.addHandler(file)
+    try:
+        yield path
+    finally:
+        log.setLevel(before)
+        log.removeHandler(console)
+        log.removeHandler(file)
+        file.close()
+
+
+def progress_for_console() -> Progress:
+    """Return a bar with time left on a terminal, plain log lines elsewhere."""
+    return _bar if sys.stderr.isatty() else _lines
+
+
+def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Item]:
+    from tqdm import tqdm
+
+    return tqdm(iterable, description, total, unit="vol", leave=False, dynamic_ncols=True)
+
+
+def _lines(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    started = time.perf_counter()
+    yield from iterable
+    log.info("%s: %d volumes in %.1f s", description, total, time.perf_counter() - started)
+
+
+def run(program: str, body: Callable[[], int]) -> int:
+    """Run a command; turn what users can mend into one line and exit code 2."""
+    try:
+        return body()
+    except EddymotionError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; what is complete is kept", file=sys.stderr)
+        return 130
+
+
+def prepare_output_dir(folder: Path) -> None:
+    """Make a folder and prove that it can be written to.
+
+    Raises
+    ------
+    EddymotionError
+        If it cannot.
+    """
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EddymotionError(
+            f"{folder}: cannot be written to ({error.strerror}); give another output folder"
+        ) from error

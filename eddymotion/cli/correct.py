@@ -1,0 +1,78 @@
+"""``eddymotion-correct DWI``: one series, no BIDS needed; the same engine and outputs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from eddymotion import __version__
+from eddymotion.cli.console import logging_to, prepare_output_dir, progress_for_console, run
+from eddymotion.cli.options import (
+    Parser,
+    add_estimation_options,
+    add_running_options,
+    existing_file,
+    settings_from,
+)
+from eddymotion.errors import EddymotionError
+
+log = logging.getLogger("eddymotion")
+
+DESCRIPTION = """\
+Correct head motion in one diffusion series.
+
+Finds .bval and .bvec beside the image. For a BIDS dataset: eddymotion."""
+
+EXAMPLES = """\
+examples:
+  eddymotion-correct dwi.nii.gz
+  eddymotion-correct scan.nii --bval table.bval --bvec table.bvec -o corrected/
+"""
+
+
+def build_parser() -> Parser:
+    """Return the parser of ``eddymotion-correct``."""
+    parser = Parser(prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("dwi", type=Path, help="4-D NIfTI image")
+    parser.add_argument("--bval", type=Path, metavar="FILE", help="b-values (default: beside DWI)")
+    parser.add_argument(
+        "--bvec", type=Path, metavar="FILE", help="b-vectors (default: beside DWI)"
+    )
+    parser.add_argument("--mask", "--brain-mask", dest="brain_mask", type=existing_file,
+                        metavar="FILE", help="brain mask (default: from the mean "
+                                             "b=0)")  # fmt: skip
+    parser.add_argument("-o", "--output-dir", type=Path, default=Path("eddymotion"), metavar="DIR",
+                        help="where the outputs go (default: ./%(default)s)")  # fmt: skip
+    add_estimation_options(parser)
+    add_running_options(parser, __version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``eddymotion-correct``; return its exit code."""
+    parser = build_parser()
+    options = parser.parse(arguments)
+    return run(parser.prog, lambda: correct_one(options))
+
+
+def correct_one(options: argparse.Namespace) -> int:
+    """Correct the series and write its report."""
+    from eddymotion.derivatives import Outputs
+    from eddymotion.derivatives.dataset import write_citation
+    from eddymotion.steps import SeriesFiles, correct_series, write_report
+
+    if not options.dwi.is_file():
+        raise EddymotionError(f"{options.dwi}: no such file; give a 4-D NIfTI image")
+    prepare_output_dir(options.output_dir)
+    series = SeriesFiles(options.dwi, options.bval, options.bvec)
+    outputs = Outputs.in_folder(options.output_dir, options.dwi)
+    with logging_to(options.output_dir / "logs", options.verbose):
+        summary = correct_series(series, outputs, settings_from(options), progress_for_console())
+        write_citation(options.output_dir)
+        report = options.output_dir / f"{outputs.src}.html"
+        write_report(report, outputs.src, [(outputs, summary)])
+        log.info("corrected series: %s", outputs["dwi"])
+        log.info("report: %s", report)
+    return 0

@@ -1,0 +1,224 @@
+"""Command-line options that several commands share → one frozen Settings object."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from eddymotion.settings import SETTING_NAMES, Settings
+
+MODELS_HELP = (
+    "auto (by the scheme), gp (Gaussian process), dti, wls-dti, dki, average, or dipy:NAME for "
+    "any DIPY model that can predict"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line that says what to write instead."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Parse; defaults come from ``--config-file``, unknown options get a suggestion."""
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        self._read_config(arguments)
+        namespace, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error(self._suggest(unknown[0]))
+        return namespace
+
+    def _suggest(self, unknown: str) -> str:
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        close = difflib.get_close_matches(unknown.split("=")[0], options, n=1)
+        return f"unknown argument {unknown}" + (f"; did you mean {close[0]}?" if close else "")
+
+    def _read_config(self, arguments: Sequence[str]) -> None:
+        path = _value_of("--config-file", arguments)
+        if path is None:
+            return
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            self.error(f"--config-file {path}: cannot be read as TOML ({error})")
+        known = {
+            action.dest: action for action in self._actions if action.option_strings
+        }  # positional arguments stay on the command line
+        for key, value in content.items():
+            dest = key.replace("-", "_")
+            if dest not in known:
+                close = difflib.get_close_matches(dest, known, n=1)
+                hint = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
+                self.error(f"--config-file {path}: unknown option {key}{hint}")
+            self.set_defaults(**{dest: self._converted(known[dest], value, path)})
+
+    def _converted(self, action: argparse.Action, value: Any, path: str) -> Any:
+        """Check a value of the configuration file as if it stood on the command line."""
+        if isinstance(value, bool) or action.nargs == 0:
+            if not (isinstance(value, bool) and action.nargs == 0):
+                self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
+            return value
+        values = value if isinstance(value, list) else [value]
+        try:
+            converted = [action.type(str(v)) if action.type else str(v) for v in values]  # type: ignore[operator]
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            self.error(f"--config-file {path}: {action.dest}: {error}")
+        for item in converted:
+            if action.choices is not None and item not in action.choices:
+                self.error(
+                    f"--config-file {path}: {action.dest}: {item!r} is not one of "
+                    f"{', '.join(map(str, action.choices))}"
+                )
+        return converted if action.nargs in ("+", "*") else converted[0]
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(option + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def add_estimation_options(parser: argparse.ArgumentParser) -> None:
+    """Add the domain options."""
+    group = parser.add_argument_group("motion estimation")
+    group.add_argument(
+        "--b0-threshold", type=not_negative, default=50.0, metavar="B",
+        help="volumes at or below this b-value (s/mm²) count as b=0 (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument("--model", default="auto", help=MODELS_HELP + " (default: %(default)s)")
+    group.add_argument(
+        "--estimator", choices=("lovo",), default="lovo",
+        help="lovo: leave one volume out, predict, register, repeat (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--registration", choices=("gauss-newton",), default="gauss-newton", metavar="BACKEND",
+        help="what registers a volume to its prediction: gauss-newton (default)",
+    )  # fmt: skip
+    group.add_argument(
+        "--registration-settings", type=existing_file, metavar="FILE",
+        help="JSON with parameters of the registration backend",
+    )  # fmt: skip
+    group.add_argument(
+        "--n-iterations", type=positive, default=5, metavar="N",
+        help="passes over the series (default: %(default)d)",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-q-distance", type=not_negative, default=0.0, metavar="Q",
+        help="leave out volumes closer than this to the held-out one in q-space, in units of "
+             "sqrt(b / 1000 s/mm²) (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-shell-alignment",
+        action="store_true",
+        help="do not estimate the offset between diffusion-weighted and b=0 volumes",
+    )
+    group = parser.add_argument_group("outputs")
+    group.add_argument(
+        "--resampling", choices=("nitransforms", "fast"), default="nitransforms",
+        help="who interpolates: NiTransforms, or the compiled kernel, which checks itself against "
+             "it (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--output-space",
+        type=existing_file,
+        metavar="FILE",
+        help="image whose grid the corrected series gets (default: that of the series)",
+    )
+    group.add_argument(
+        "--fsl-outputs", action="store_true", help="write the transforms as FLIRT matrices, too"
+    )
+    group.add_argument(
+        "--ignore", nargs="+", choices=("sform", "qform"), default=[],
+        help="which affine to disregard where sform and qform disagree",
+    )  # fmt: skip
+
+
+def add_running_options(parser: argparse.ArgumentParser, version: str) -> None:
+    """Add the options about resources and messages."""
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--nprocs", "--nthreads", "--n-cpus", type=positive, default=_available_cpus(),
+        metavar="N", help="processors to use; the result does not depend on it "
+                          "(default: all, %(default)d)",
+    )  # fmt: skip
+    group.add_argument(
+        "--omp-nthreads",
+        type=positive,
+        metavar="N",
+        help="threads for one series (default: nprocs)",
+    )
+    group.add_argument(
+        "--random-seed", type=not_negative_integer, default=0, metavar="SEED",
+        help="of the random sampling points (default: %(default)d)",
+    )  # fmt: skip
+    group.add_argument(
+        "--config-file", type=existing_file, metavar="FILE",
+        help="TOML with options (long names without the dashes); the command line overrides it",
+    )  # fmt: skip
+    group.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    group.add_argument("--version", action="version", version=f"eddymotion {version}")
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    """Collect the options into the settings of a run."""
+    values = {name: value for name, value in vars(options).items() if name in SETTING_NAMES}
+    values["ignore"] = tuple(options.ignore)
+    values["nprocs"] = min(options.nprocs, options.omp_nthreads or options.nprocs)
+    return Settings(**values)
+
+
+def existing_file(text: str) -> Path:
+    """Convert to the path of a file that exists."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    return path
+
+
+def positive(text: str) -> int:
+    """Convert to a whole number above zero."""
+    return _number(text, int, 1, "a whole number above zero")
+
+
+def not_negative_integer(text: str) -> int:
+    """Convert to a whole number from zero on."""
+    return _number(text, int, 0, "a whole number from zero on")
+
+
+def not_negative(text: str) -> float:
+    """Convert to a number from zero on."""
+    return _number(text, float, 0, "a number from zero on")
+
+
+def _number(text: str, kind: Any, least: float, expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not value >= least:
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
+    return value
+
+
+def _available_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,93 @@
+"""The confounds table: one row a volume."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eddymotion.dataset import DWI
+from eddymotion.estimation.quality import Quality
+from eddymotion.geometry import (
+    Motion,
+    framewise_displacement,
+    rigid_parameters,
+    rms_displacement,
+)
+
+PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+
+
+def confounds(corrected: DWI, motion: Motion, quality: Quality | None) -> dict[str, np.ndarray]:
+    """Return the columns of the confounds table, (N,) each; NaN is written as ``n/a``.
+
+    Parameters
+    ----------
+    corrected : DWI
+        The corrected series: its gradients are in the reference frame.
+    motion : Motion
+    quality : Quality, optional
+        Agreement with the predictions; those columns are NaN without.
+    """
+    parameters = rigid_parameters(motion.matrices, corrected.center)
+    missing = np.full(len(motion), np.nan)
+    columns = dict(zip(PARAMETERS, parameters.T, strict=True))
+    columns["framewise_displacement"] = framewise_displacement(parameters)
+    previous = rms_displacement(motion.matrices[1:], motion.matrices[:-1], corrected.center)
+    columns["rmsd"] = np.concatenate([[np.nan], previous])
+    columns["rms_abs"] = rms_displacement(motion.matrices, np.eye(4), corrected.center)
+    columns["bval"] = corrected.gradients.bvals
+    for axis, component in zip("xyz", corrected.gradients.bvecs.T, strict=True):
+        columns[f"grad_{axis}"] = component + 0.0
+    columns["hmc_r2"] = quality.r2 if quality else missing
+    columns["hmc_xcorr"] = quality.correlation if quality else missing
+    columns["outlier_slices"] = quality.outliers.flagged.sum(axis=1) if quality else missing
+    if motion.standard_errors is not None:
+        for name, values in zip(PARAMETERS, motion.standard_errors.T, strict=True):
+            columns[f"{name}_se"] = values
+    return columns
+
+
+def table_text(columns: dict[str, np.ndarray]) -> str:
+    """Format columns as tab-separated text with a header row."""
+    rows = zip(*columns.values(), strict=True)
+    lines = ["\t".join(columns), *("\t".join(map(_cell, row)) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, (float, np.floating)):
+        return "n/a" if np.isnan(value) else f"{value:.8g}"
+    return str(value)
+
+
+def descriptions(columns: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
+    """Describe each column, for the JSON sidecar."""
+    known = {
+        "framewise_displacement": (
+            "Framewise displacement: sum of absolute changes to the previous volume, rotations as "
+            "arc length on a sphere of 50 mm (Power et al. 2012)", "mm"),
+        "rmsd": ("Root-mean-square displacement to the previous volume over a sphere of 80 mm "
+                 "(Jenkinson 1999)", "mm"),
+        "rms_abs": ("Root-mean-square displacement to the reference (dwiref) over a sphere of "
+                    "80 mm (Jenkinson 1999)", "mm"),
+        "bval": ("b-value", "s/mm^2"),
+        "hmc_r2": ("Part of the variance over the brain that the leave-one-out prediction of the "
+                   "volume explains", "1"),
+        "hmc_xcorr": ("Pearson correlation over the brain of the volume with its leave-one-out "
+                      "prediction", "1"),
+        "outlier_slices": ("Number of slices that lost signal, by comparison with the "
+                           "leave-one-out prediction", "1"),
+    }  # fmt: skip
+    for axis in "xyz":
+        known[f"trans_{axis}"] = (
+            f"Translation along {axis} (RAS+): displacement of the centre of the image grid by "
+            "the transform from reference to volume", "mm")  # fmt: skip
+        known[f"rot_{axis}"] = (
+            f"Rotation about {axis} (RAS+): extrinsic x-y-z angle of the transform from reference "
+            "to volume", "rad")  # fmt: skip
+        known[f"grad_{axis}"] = (
+            f"{axis} component (RAS+) of the b-vector, rotated into the reference frame",
+            "1",
+        )
+    for name in PARAMETERS:
+        known[f"{name}_se"] = (f"Standard error of {name}", known[name][1])
+    return {name: {"Description": known[name][0], "Units": known[name][1]} for name in columns}

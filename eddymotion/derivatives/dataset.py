@@ -1,0 +1,80 @@
+"""The files at the top of a derivative dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eddymotion import __version__
+from eddymotion.files import write_json, write_text
+
+BIDS_VERSION = "1.10.0"
+
+README = """\
+# Head-motion corrected diffusion MRI
+
+Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
+
+- `*_desc-preproc_dwi.{{nii.gz,bval,bvec,json}}`: the corrected series. One interpolation of the
+  original data; all volumes in their original order; b-vectors rotated.
+- `*_desc-hmc_dwiref.nii.gz`: the reference, mean of the corrected b=0 volumes.
+- `*_desc-brain_mask.nii.gz`: the mask used.
+- `*_from-orig_to-dwiref_mode-image_desc-hmc_xfm.{{txt,x5}}`: one rigid transform a volume. The
+  matrix maps points of the reference to points of the original volume; ITK text is in LPS+.
+- `*_desc-confounds_timeseries.{{tsv,json}}`: motion and quality, a row a volume.
+- `*_desc-hmc_outliers.tsv`: slices that lost signal.
+
+`sub-X.html` shows it. `logs/` holds a log of each run and a citation text.
+"""
+
+BIDSIGNORE = """\
+*.html
+logs/
+figures/
+**/figures/
+*_xfm.*
+*_outliers.tsv
+*_desc-hmc_xfm.mat/
+"""
+
+CITATION = """\
+# Citation text
+
+Head motion in the diffusion-weighted series was corrected with eddymotion {version}. Each volume
+was predicted from all others by a signal model fitted without it (leave-one-volume-out), and
+registered rigidly to its prediction; the volumes were brought into the frame of the first b=0
+volume and resampled once, with cubic B-splines, by NiTransforms (Goncalves et al., 2021), and the
+b-vectors were rotated accordingly (Leemans & Jones, 2009). The Gaussian-process model follows
+Andersson & Sotiropoulos (2015); tensor and kurtosis models use DIPY (Garyfallidis et al., 2014).
+Framewise displacement follows Power et al. (2012), root-mean-square displacements Jenkinson
+(1999).
+
+- Andersson JLR, Sotiropoulos SN (2015). NeuroImage 122:166-176.
+- Garyfallidis E et al. (2014). Frontiers in Neuroinformatics 8:8.
+- Goncalves M et al. (2021). NiTransforms. Zenodo, 10.5281/zenodo.3499694.
+- Jenkinson M (1999). FMRIB Technical Report TR99MJ1.
+- Leemans A, Jones DK (2009). Magnetic Resonance in Medicine 61:1336-1349.
+- Power JD et al. (2012). NeuroImage 59:2142-2154.
+"""
+
+
+def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
+    """Write dataset_description.json, README, .bidsignore and the citation text."""
+    write_json(
+        output_dir / "dataset_description.json",
+        {
+            "Name": "eddymotion: head-motion corrected diffusion MRI",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
+            "SourceDatasets": [{"URL": bids_dir.as_uri()}],
+            "DatasetLinks": {"raw": bids_dir.as_uri()},
+        },
+    )
+    write_text(output_dir / "README", README.format(version=__version__))
+    write_text(output_dir / ".bidsignore", BIDSIGNORE)
+    write_citation(output_dir)
+
+
+def write_citation(output_dir: Path) -> None:
+    """Write the text to cite, under ``logs/``."""
+    write_text(output_dir / "logs" / "CITATION.md", CITATION.format(version=__version__))

@@ -1,0 +1,55 @@
+"""Where the outputs of a series go: BIDS names, as data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from eddymotion.files import image_stem
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The output files of one series; the patterns are in ``outputs.json``.
+
+    Parameters
+    ----------
+    folder : Path
+        ``OUTPUT_DIR/sub-X[/ses-Y]``, or any folder when `flat`.
+    src : str
+        Name of the input without ``_dwi.nii.gz``, all entities kept.
+    figures : Path
+        Where pictures go.
+    flat : bool
+        Put the files into `folder` itself, not into ``dwi/``: a series outside a BIDS dataset.
+    """
+
+    folder: Path
+    src: str
+    figures: Path
+    flat: bool = False
+
+    @classmethod
+    def in_folder(cls, folder: Path, image: Path) -> Outputs:
+        """Name the outputs of an image outside a BIDS dataset."""
+        return cls(folder, source_name(image), folder / "figures", flat=True)
+
+    def __getitem__(self, kind: str) -> Path:
+        """Path of an output, by its key in ``outputs.json``."""
+        folder, _, name = _patterns()[kind].format(src=self.src).partition("/")
+        if folder == "figures":
+            return self.figures / name
+        return self.folder / name if self.flat else self.folder / folder / name
+
+
+def source_name(image: Path) -> str:
+    """Return the name of an image without its extension and its ``_dwi`` suffix."""
+    return image_stem(image).removesuffix("_dwi")
+
+
+@cache
+def _patterns() -> dict[str, str]:
+    return json.loads(files(__package__).joinpath("outputs.json").read_text(encoding="utf-8"))

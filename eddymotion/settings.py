@@ -1,0 +1,43 @@
+"""What a user can set, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run. Names are those of the command-line options.
+
+    Those in :data:`WITHOUT_EFFECT` change how fast a result comes, not what it is.
+    """
+
+    b0_threshold: float = 50.0
+    model: str = "auto"
+    estimator: str = "lovo"
+    registration: str = "gauss-newton"
+    registration_settings: Path | None = None
+    n_iterations: int = 5
+    brain_mask: Path | None = None
+    min_q_distance: float = 0.0
+    no_shell_alignment: bool = False
+    resampling: str = "nitransforms"
+    output_space: Path | None = None
+    fsl_outputs: bool = False
+    ignore: tuple[str, ...] = ()
+    random_seed: int = 0
+    nprocs: int = 1
+
+    def effective(self) -> dict[str, Any]:
+        """Return what determines the result, as JSON-ready values."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+            if name not in WITHOUT_EFFECT
+        }
+
+
+WITHOUT_EFFECT = frozenset({"nprocs"})
+SETTING_NAMES = frozenset(entry.name for entry in fields(Settings))

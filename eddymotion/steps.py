@@ -1,0 +1,249 @@
+"""The steps of a run, each path in → path out: what commands and workflow nodes call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion import __version__
+from eddymotion.dataset import DWI
+from eddymotion.derivatives import Outputs, write_outputs
+from eddymotion.estimation import Quality, assess, estimate_motion
+from eddymotion.files import image_stem, load, read_image
+from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
+from eddymotion.models import Model, get_model
+from eddymotion.parallel import Progress, silent
+from eddymotion.registration import get_registrar
+from eddymotion.resampling import kernel_agrees, resample
+from eddymotion.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SeriesFiles:
+    """The files of one series.
+
+    Parameters
+    ----------
+    dwi, bval, bvec : Path
+    uri : str
+        How the outputs name their source: a BIDS URI, or a file name outside a dataset.
+    metadata : dict
+        Of the input's sidecar.
+    """
+
+    dwi: Path
+    bval: Path | None = None
+    bvec: Path | None = None
+    uri: str = ""
+    metadata: dict[str, Any] | None = None
+
+
+KEPT_METADATA = (
+    "RepetitionTime", "EchoTime", "FlipAngle", "MagneticFieldStrength", "Manufacturer",
+    "ManufacturersModelName", "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime",
+    "EffectiveEchoSpacing", "MultibandAccelerationFactor",
+)  # fmt: skip
+"""Fields of the raw sidecar that still hold for the corrected series."""
+
+REUSED_OUTPUTS = ("dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
+                  "confounds_sidecar", "outliers", "motion_figure",
+                  "before_after_figure")  # fmt: skip
+"""All that must lie there for a finished series to be taken as finished."""
+
+
+def correct_series(
+    series: SeriesFiles, outputs: Outputs, settings: Settings, progress: Progress = silent
+) -> dict[str, str]:
+    """Correct one series and write all its outputs, unless they are there already.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+    outputs : Outputs
+    settings : Settings
+    progress : callable
+        See :class:`~eddymotion.parallel.Progress`.
+
+    Returns
+    -------
+    dict
+        Label → value: what the report tells in its summary.
+    """
+    print_of_run = fingerprint(series, settings)
+    if (finished := finished_summary(outputs, print_of_run)) is not None:
+        log.info("%s: outputs with the same settings are there; reused", series.dwi.name)
+        return finished
+    outputs["sidecar"].unlink(missing_ok=True)
+    started = time.perf_counter()
+    dwi = load(
+        series.dwi,
+        bval=series.bval,
+        bvec=series.bvec,
+        mask=settings.brain_mask,
+        b0_threshold=settings.b0_threshold,
+        ignore=settings.ignore,
+    )
+    log.info("%s: %s", series.dwi.name, dwi)
+    model = get_model(
+        settings.model,
+        dwi.gradients,
+        min_q_distance=settings.min_q_distance,
+        n_procs=settings.nprocs,
+    )
+    motion = estimate_motion(
+        dwi,
+        model=model,
+        registrar=get_registrar(settings.registration, settings.registration_settings),
+        estimator=settings.estimator,
+        n_iterations=settings.n_iterations,
+        align_shells=not settings.no_shell_alignment,
+        seed=settings.random_seed,
+        n_threads=settings.nprocs,
+        progress=progress,
+    )
+    before = assess(dwi, Motion.identity(len(dwi)), model, n_threads=settings.nprocs)
+    after = assess(dwi, motion, model, n_threads=settings.nprocs)
+    engine = settings.resampling
+    if engine == "fast" and not kernel_agrees(dwi, motion):
+        log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")
+        engine = "nitransforms"
+    corrected = resample(
+        dwi,
+        motion,
+        engine=engine,  # type: ignore[arg-type]
+        grid=output_grid(settings.output_space),
+        n_threads=settings.nprocs,
+        progress=progress,
+    )
+    summary = summarise(dwi, motion, model, before, after, time.perf_counter() - started)
+    write_figures(outputs, dwi, corrected, motion)
+    write_outputs(
+        corrected,
+        motion,
+        outputs,
+        quality=after,
+        sidecar=sidecar_of(series, settings, summary, print_of_run),
+        fsl=settings.fsl_outputs,
+    )
+    for label, value in summary.items():
+        log.info("%s: %s: %s", series.dwi.name, label, value)
+    return summary
+
+
+def output_grid(path: Path | None) -> tuple[tuple[int, int, int], np.ndarray] | None:
+    """Read the grid of ``--output-space``."""
+    if path is None:
+        return None
+    data, affine, _ = read_image(path)
+    x, y, z = data.shape[:3]
+    return (x, y, z), affine
+
+
+def write_figures(outputs: Outputs, dwi: DWI, corrected: DWI, motion: Motion) -> None:
+    """Write the pictures of a series."""
+    from eddymotion.reports import save_figure
+    from eddymotion.reports.figures import before_after_figure, motion_figure
+
+    save_figure(motion_figure(dwi, motion), outputs["motion_figure"])
+    save_figure(before_after_figure(dwi, corrected), outputs["before_after_figure"])
+
+
+def write_report(path: Path, title: str, done: list[tuple[Outputs, dict[str, str]]]) -> None:
+    """Write the page of a participant from the series that are done."""
+    from eddymotion.reports.page import SeriesSection, write_page
+
+    sections = [
+        SeriesSection(
+            outputs.src,
+            summary,
+            {"motion": outputs["motion_figure"], "before_after": outputs["before_after_figure"]},
+        )
+        for outputs, summary in done
+    ]
+    write_page(path, title, sections)
+
+
+def summarise(
+    dwi: DWI, motion: Motion, model: Model, before: Quality, after: Quality, seconds: float
+) -> dict[str, str]:
+    """Say in words and numbers what was found."""
+    parameters = rigid_parameters(motion.matrices, dwi.center)
+    reach = np.ptp(parameters, axis=0)
+    fd = framewise_displacement(parameters)[1:]
+    dwis = dwi.gradients.dwis
+
+    def rise(name: str, function: Any) -> str:
+        values = [getattr(quality, name)[dwis] for quality in (before, after)]
+        first, second = (v[np.isfinite(v)] for v in values)
+        return f"{function(first):.3f} → {function(second):.3f}" if len(second) else "n/a"
+
+    n_outliers = int(after.outliers.flagged.sum())
+    reference = "the first b=0" if len(dwi.gradients.b0s) else "volume 0 (the series has no b=0)"
+    return {
+        "series": repr(dwi),
+        "model": type(model).__name__,
+        "reference": f"volume {dwi.reference}, {reference}"
+        if len(dwi.gradients.b0s)
+        else reference,
+        "range of translations (x, y, z)": ", ".join(f"{r:.2f}" for r in reach[:3]) + " mm",
+        "range of rotations (x, y, z)": ", ".join(f"{np.rad2deg(r):.2f}" for r in reach[3:]) + "°",
+        "framewise displacement": f"mean {fd.mean():.2f} mm, max {fd.max():.2f} mm",
+        "mean correlation with the prediction": rise("correlation", np.mean),
+        "lowest correlation with the prediction": rise("correlation", np.min),
+        "slices that lost signal": str(n_outliers),
+        "time": f"{seconds:.0f} s",
+    }
+
+
+def sidecar_of(
+    series: SeriesFiles, settings: Settings, summary: dict[str, str], print_of_run: str
+) -> dict[str, Any]:
+    """Return the sidecar of the corrected image."""
+    metadata = series.metadata or {}
+    return {key: metadata[key] for key in KEPT_METADATA if key in metadata} | {
+        "Sources": [series.uri or series.dwi.name],
+        "Settings": settings.effective(),
+        "Summary": summary,
+        "Fingerprint": print_of_run,
+    }
+
+
+def fingerprint(series: SeriesFiles, settings: Settings) -> str:
+    """Digest of all that determines the outputs: input files, settings and version."""
+    digest = hashlib.sha256(__version__.encode())
+    digest.update(json.dumps(settings.effective(), sort_keys=True).encode())
+    given = (
+        series.dwi,
+        series.bval or series.dwi.with_name(image_stem(series.dwi) + ".bval"),
+        series.bvec or series.dwi.with_name(image_stem(series.dwi) + ".bvec"),
+        settings.brain_mask,
+        settings.output_space,
+        settings.registration_settings,
+    )
+    for path in given:
+        if path is not None and path.is_file():
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def finished_summary(outputs: Outputs, print_of_run: str | None = None) -> dict[str, str] | None:
+    """Return the summary of a finished run, with that fingerprint if one is given."""
+    if not all(outputs[kind].exists() for kind in REUSED_OUTPUTS):
+        return None
+    try:
+        sidecar = json.loads(outputs["sidecar"].read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    if print_of_run not in (None, sidecar.get("Fingerprint")):
+        return None
+    return sidecar.get("Summary")
