@@ -1,0 +1,1 @@
+"""Measurements: accuracy on simulated series, speed and memory."""

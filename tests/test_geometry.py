@@ -1,0 +1,91 @@
+"""Rigid parameters and displacement measures against their definitions."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from eddymotion.geometry import (
+    Motion,
+    apply_affine,
+    exp_rigid,
+    framewise_displacement,
+    grid_center,
+    log_rigid,
+    rigid_matrix,
+    rigid_parameters,
+    rms_displacement,
+    target_registration_error,
+)
+
+CENTER = np.array([12.0, -7.0, 31.0])
+
+
+@pytest.fixture
+def parameters():
+    random = np.random.default_rng(0)
+    return np.hstack([random.normal(0, 8, (20, 3)), random.uniform(-1.2, 1.2, (20, 3))])
+
+
+def test_parameters_and_matrices_invert_each_other(parameters):
+    matrices = rigid_matrix(parameters[:, :3], parameters[:, 3:], CENTER)
+    np.testing.assert_allclose(rigid_parameters(matrices, CENTER), parameters, atol=1e-12)
+    np.testing.assert_allclose(
+        exp_rigid(log_rigid(matrices, CENTER), CENTER), matrices, atol=1e-12
+    )
+
+
+def test_angles_are_extrinsic_xyz_and_the_center_only_translates():
+    angles = np.array([0.3, -0.2, 0.5])
+    matrix = rigid_matrix(np.array([1.0, 2.0, 3.0]), angles, CENTER)
+    x, y, z = (Rotation.from_rotvec(a * axis).as_matrix() for a, axis in zip(angles, np.eye(3)))
+    np.testing.assert_allclose(matrix[:3, :3], z @ y @ x, atol=1e-12)
+    np.testing.assert_allclose(apply_affine(matrix, CENTER), CENTER + [1, 2, 3], atol=1e-12)
+
+
+def test_framewise_displacement_is_powers_sum():
+    fd = framewise_displacement(
+        np.array([[0.0] * 6, [1, -2, 0, 0.01, 0, -0.02], [1.0] + [0.0] * 5])
+    )
+    assert np.isnan(fd[0])
+    np.testing.assert_allclose(fd[1:], [3 + 50 * 0.03, 2 + 50 * 0.03])
+
+
+def test_rms_displacement_is_the_average_over_the_sphere(parameters):
+    a, b = rigid_matrix(parameters[:2, :3], parameters[:2, 3:], CENTER)
+    random = np.random.default_rng(1)
+    directions = random.normal(size=(400_000, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    ball = CENTER + 80 * directions * np.cbrt(random.uniform(size=(len(directions), 1)))
+    apart = np.linalg.norm(apply_affine(a, ball) - apply_affine(b, ball), axis=1)
+    np.testing.assert_allclose(
+        rms_displacement(a, b, CENTER), np.sqrt((apart**2).mean()), rtol=3e-3
+    )
+
+
+def test_target_registration_error_is_the_distance_of_mapped_points(parameters):
+    a, b = rigid_matrix(parameters[:2, :3], parameters[:2, 3:], CENTER)
+    points = np.random.default_rng(2).normal(0, 50, (30, 3))
+    expected = np.linalg.norm(apply_affine(a, points) - apply_affine(b, points), axis=1)
+    np.testing.assert_allclose(target_registration_error(a, b, points), expected)
+
+
+def test_motion_changes_reference_and_stays_frozen(parameters):
+    motion = Motion(rigid_matrix(parameters[:, :3], parameters[:, 3:], CENTER))
+    moved = motion.relative_to(4)
+    np.testing.assert_allclose(moved[4], np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(moved[7] @ motion[4], motion[7], atol=1e-10)
+    before = motion.matrices.copy()
+    motion.updated(np.array([0]), np.eye(4))
+    np.testing.assert_array_equal(motion.matrices, before)
+    with pytest.raises(ValueError, match="read-only"):
+        motion.matrices[0] = 0
+    with pytest.raises(ValueError, match=r"\(N, 4, 4\)"):
+        Motion(np.eye(4))
+
+
+def test_grid_center_is_the_mean_voxel():
+    affine = np.array([[0, -2, 0, 5], [3, 0, 0, -1], [0, 0.5, 2.5, 2], [0, 0, 0, 1.0]])
+    voxels = np.argwhere(np.ones((4, 5, 7)))
+    np.testing.assert_allclose(
+        grid_center((4, 5, 7), affine), apply_affine(affine, voxels).mean(0)
+    )

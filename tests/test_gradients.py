@@ -1,0 +1,176 @@
+"""b-vectors between files, scanner and head."""
+
+import logging
+
+import numpy as np
+import pytest
+from dipy.core.gradients import gradient_table
+from dipy.reconst.dti import TensorModel as DipyTensor
+from scipy.spatial.transform import Rotation
+
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation import estimate_motion
+from eddymotion.files import load, write_gradient_table, write_image
+from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
+from eddymotion.gradients import Gradients, from_fsl, image_axes, to_fsl
+from eddymotion.resampling import resample
+from eddymotion.simulation import Grid, acquire, shelled_scheme
+
+OBLIQUE = Rotation.from_euler("xyz", [17, -11, 24], degrees=True).as_matrix()
+ORIENTATIONS = {
+    "RAS": {"voxel_sizes": 4.0},
+    "LAS": {"voxel_sizes": 4.0, "orientation": "LAS"},
+    "LPS": {"voxel_sizes": 4.0, "orientation": "LPS"},
+    "sagittal": {"voxel_sizes": 4.0, "orientation": "PSL"},
+    "oblique": {"voxel_sizes": 4.0, "orientation": "LAS", "rotation": OBLIQUE},
+    "anisotropic": {"voxel_sizes": (3.5, 4.0, 4.5), "orientation": "LPS"},
+}
+
+
+@pytest.fixture(params=ORIENTATIONS)
+def orientation(request):
+    return request.param
+
+
+def test_fsl_components_round_trip(head, orientation, scheme):
+    affine = Grid.covering(head, **ORIENTATIONS[orientation]).affine
+    np.testing.assert_allclose(
+        from_fsl(to_fsl(scheme.bvecs, affine), affine), scheme.bvecs, atol=1e-12
+    )
+    assert not np.allclose(to_fsl(scheme.bvecs, affine), scheme.bvecs)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "along_right", "along_front", "along_up"),
+    [
+        ("RAS", (-1, 0, 0), (0, 1, 0), (0, 0, 1)),
+        ("LAS", (-1, 0, 0), (0, 1, 0), (0, 0, 1)),
+        ("LPS", (1, 0, 0), (0, -1, 0), (0, 0, 1)),
+        ("PSL", (0, 0, -1), (1, 0, 0), (0, 1, 0)),
+    ],
+)
+def test_fsl_components_of_the_main_directions(
+    head, orientation, along_right, along_front, along_up
+):
+    affine = Grid.covering(head, (2.0, 3.0, 4.0), orientation).affine
+    np.testing.assert_allclose(
+        to_fsl(np.eye(3), affine), [along_right, along_front, along_up], atol=1e-12
+    )
+
+
+def test_image_axes_survive_anisotropic_oblique_voxels():
+    affine = np.eye(4)
+    affine[:3, :3] = OBLIQUE @ np.diag([0.9, 2.0, 5.0])
+    np.testing.assert_allclose(image_axes(affine), OBLIQUE, atol=1e-12)
+
+
+def test_table_is_normalised_and_special_rows_kept():
+    gradients = Gradients(
+        [0, 5, 1000, 1000, 1000, 1000, 2000, 2000, 2000, 2000],
+        [[0, 0, 0], [1, 0, 0], [0, 0, 2], [0, 0, 0]] + [[0.6, 0, 0.8]] * 6,
+    )
+    np.testing.assert_array_equal(gradients.b0s, [0, 1])
+    np.testing.assert_array_equal(gradients.bvecs[[1, 2]], [[0, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(np.flatnonzero(gradients.is_trace), [3])
+    np.testing.assert_array_equal(gradients.shell_bvals, [1000, 2000])
+    np.testing.assert_allclose(np.linalg.norm(gradients.qvecs[6]), np.sqrt(2))
+    with pytest.raises(EddymotionError, match="not finite"):
+        Gradients([1000, 1000], [[np.nan, 0, 0], [1, 0, 0]])
+
+
+def principal_directions(series, brain):
+    """FA and principal directions in RAS+, by DIPY, from what a user would read."""
+    table = gradient_table(series.gradients.bvals, bvecs=series.gradients.bvecs)
+    fit = DipyTensor(table).fit(series.signal[brain])
+    return fit.fa, fit.evecs[..., 0]
+
+
+def median_angle(a, b):
+    return np.rad2deg(np.median(np.arccos(np.clip(np.abs((a * b).sum(axis=1)), 0, 1))))
+
+
+@pytest.fixture(scope="module")
+def scans(head, tmp_path_factory):
+    """The same moving head, written and read in six orientations, then corrected."""
+    folder = tmp_path_factory.mktemp("orientations")
+    gradients = shelled_scheme({1000: 14}, 1, seed=5)
+    steps = np.zeros((len(gradients), 6))
+    steps[5:] = [1.5, -2.0, 1.0, *np.deg2rad([2.0, -1.5, 3.0])]
+    steps[10:] = [-1.0, 1.0, 2.0, *np.deg2rad([-3.0, 2.0, -4.0])]
+    truth = Motion(rigid_matrix(steps[:, :3], steps[:, 3:], np.zeros(3)))
+    common = Grid.covering(head, 4.0)
+    found = {}
+    for name, options in ORIENTATIONS.items():
+        scan = acquire(head, gradients, truth, Grid.covering(head, **options), snr=60)
+        image = folder / f"{name}_dwi.nii"
+        write_image(image, scan.signal, scan.affine)
+        write_gradient_table(
+            image.with_suffix(".bval"), image.with_suffix(".bvec"), scan.gradients, scan.affine
+        )
+        dwi = load(image)
+        motion = estimate_motion(dwi, n_iterations=3, n_threads=2)
+        corrected = resample(dwi, motion, engine="fast", grid=(common.shape, common.affine))
+        found[name] = dwi, motion, corrected
+    return gradients, truth, found
+
+
+def test_same_head_has_the_same_ras_bvecs_in_every_orientation(scans, orientation):
+    gradients, _, found = scans
+    np.testing.assert_allclose(found[orientation][0].gradients.bvecs, gradients.bvecs, atol=1e-6)
+
+
+def test_same_head_has_the_same_motion_in_every_orientation(scans, orientation, motion_rmse):
+    _, truth, found = scans
+    motion = found[orientation][1]
+    assert np.ptp(rigid_parameters(truth.matrices, np.zeros(3))[:, 0]) > 2
+    millimetres, degrees = motion_rmse(motion, found["RAS"][1], np.zeros(3))
+    assert millimetres < 0.1
+    assert degrees < 0.1
+    millimetres, degrees = motion_rmse(motion, truth, np.zeros(3))
+    assert millimetres < 0.4
+    assert degrees < 0.35
+
+
+def test_same_head_has_the_same_fibres_in_every_orientation(scans, head, orientation):
+    gradients, _, found = scans
+    common = Grid.covering(head, 4.0)
+    rest = acquire(head, gradients, Motion.identity(len(gradients)), common, snr=None)
+    fa, directions = principal_directions(rest, rest.mask)
+    white = fa > 0.35
+    assert white.sum() > 300
+    _, recovered = principal_directions(found[orientation][2], rest.mask)
+    _, of_ras = principal_directions(found["RAS"][2], rest.mask)
+    assert median_angle(recovered[white], directions[white]) < 5
+    assert median_angle(recovered[white], of_ras[white]) < 5
+
+
+def test_bvecs_turn_with_the_head_and_in_the_right_sense(head, grid, caplog):
+    gradients = shelled_scheme({1000: 30}, 2, seed=2)
+    angles = np.zeros((len(gradients), 3))
+    angles[10:] = np.deg2rad([8, -10, 18])
+    angles[22:] = np.deg2rad([-12, 9, -15])
+    truth = Motion(rigid_matrix(np.zeros_like(angles), angles, np.zeros(3)))
+    rest = acquire(head, gradients, Motion.identity(len(gradients)), grid, snr=None)
+    moved = acquire(head, gradients, truth, grid, snr=None)
+    corrected = resample(moved, truth, engine="fast")
+    fa, directions = principal_directions(rest, rest.mask)
+    white = fa > 0.35
+
+    def disagreement(bvecs):
+        table = Gradients(gradients.bvals, bvecs)
+        signal = corrected.signal[rest.mask]
+        fit = DipyTensor(gradient_table(table.bvals, bvecs=table.bvecs)).fit(signal)
+        return (
+            median_angle(fit.evecs[white][:, :, 0], directions[white]),
+            np.median(np.abs(fit.fa[white] - fa[white])),
+        )
+
+    right = disagreement(corrected.gradients.bvecs)
+    left_alone = disagreement(gradients.bvecs)
+    wrong_sense = disagreement(np.einsum("nij,nj->ni", truth.rotations, gradients.bvecs))
+    assert right[0] < 3
+    assert right[1] < 0.02
+    for wrong in (left_alone, wrong_sense):
+        assert wrong[0] > 2 * right[0]
+        assert wrong[1] > 1.5 * right[1]
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

@@ -1,0 +1,84 @@
+"""Compiled kernels against SciPy."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import map_coordinates
+
+from eddymotion.dataset import Image
+from eddymotion.kernels import (
+    sample_grid,
+    sample_points,
+    sample_points_with_gradient,
+    spline_coefficients,
+)
+
+SHAPE = np.array([9, 11, 13])
+
+
+@pytest.fixture
+def volume():
+    return np.random.default_rng(0).normal(100, 30, SHAPE).astype(np.float32)
+
+
+def sampled(volume, points):
+    values = np.empty(len(points), np.float32)
+    sample_points(spline_coefficients(volume), np.ascontiguousarray(points, float), values)
+    return values
+
+
+def test_samples_equal_map_coordinates_up_to_half_a_voxel_outside(volume):
+    points = np.random.default_rng(1).uniform(-0.5, SHAPE - 0.5, (4000, 3))
+    points = np.vstack([points, np.argwhere(np.ones(SHAPE)), [-0.5] * 3, SHAPE - 0.5])
+    expected = map_coordinates(volume.astype(float), points.T, order=3, mode="mirror")
+    np.testing.assert_allclose(sampled(volume, points), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_only_half_a_voxel_beyond_the_edge_counts_as_inside(volume, axis):
+    points = np.tile((SHAPE - 1) / 2, (4, 1))
+    points[:, axis] = -0.5, -0.5001, SHAPE[axis] - 0.5, SHAPE[axis] - 0.4999
+    expected = [False, True, False, True]
+    np.testing.assert_array_equal(np.isnan(sampled(volume, points)), expected)
+    values, gradients = np.empty(4, np.float32), np.empty((4, 3), np.float32)
+    sample_points_with_gradient(spline_coefficients(volume), points, values, gradients)
+    np.testing.assert_array_equal(np.isnan(values), expected)
+    np.testing.assert_array_equal(np.isnan(gradients).all(axis=1), expected)
+
+
+def test_gradients_equal_finite_differences_of_scipy(volume):
+    points = np.random.default_rng(2).uniform(0.5, SHAPE - 1.5, (500, 3))
+    values, gradients = np.empty(500, np.float32), np.empty((500, 3), np.float32)
+    sample_points_with_gradient(spline_coefficients(volume), points, values, gradients)
+    h = 1e-4
+    for axis in range(3):
+        step = h * np.eye(3)[axis]
+        ahead, behind = (
+            map_coordinates(volume.astype(float), p.T, order=3, mode="mirror")
+            for p in (points + step, points - step)
+        )
+        np.testing.assert_allclose(gradients[:, axis], (ahead - behind) / (2 * h), atol=5e-3)
+    np.testing.assert_array_equal(values, sampled(volume, points))
+
+
+def test_grid_equals_points(volume):
+    matrix = np.array([[0.9, 0.1, 0, 0.3], [-0.1, 1.1, 0.05, -1], [0, 0.02, 0.8, 2.0]])
+    values = np.empty((8, 9, 10), np.float32)
+    sample_grid(spline_coefficients(volume), matrix, -7.0, values)
+    points = np.argwhere(np.ones(values.shape)) @ matrix[:, :3].T + matrix[:, 3]
+    expected = sampled(volume, points)
+    assert 0 < np.isnan(expected).mean() < 0.7
+    np.testing.assert_allclose(
+        values.ravel(), np.where(np.isnan(expected), -7.0, expected), rtol=1e-5, atol=1e-3
+    )
+
+
+def test_image_gradients_are_in_world_millimetres():
+    affine = np.array([[0, -2.0, 0, 9], [3.0, 0, 0.5, -4], [0, 0, 4.0, 1], [0, 0, 0, 1]])
+    voxels = np.argwhere(np.ones((12, 12, 12)))
+    world = voxels @ affine[:3, :3].T + affine[:3, 3]
+    slope = np.array([0.7, -1.3, 2.1])
+    image = Image((world @ slope).reshape(12, 12, 12), affine)
+    points = world[((voxels > 3) & (voxels < 8)).all(axis=1)] + 0.3
+    values, gradients = image.sample_with_gradient(points)
+    np.testing.assert_allclose(values, points @ slope, rtol=2e-3)
+    np.testing.assert_allclose(gradients, np.tile(slope, (len(points), 1)), atol=0.02)

@@ -1,0 +1,52 @@
+"""A mask that is a brain, on heads that are hard to find."""
+
+import numpy as np
+import pytest
+
+from eddymotion.geometry import Motion
+from eddymotion.gradients import Gradients
+from eddymotion.masking import brain_mask
+from eddymotion.simulation import Grid, acquire
+
+
+def scan(head, grid, snr):
+    gradients = Gradients([0, 1000, 1000], [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    rest = Motion.identity(3)
+    clean = acquire(head, gradients, rest, grid, snr=None).signal[..., 0]
+    return acquire(head, gradients, rest, grid, snr=snr).signal[..., 0], clean > 300
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("snr", [None, 20, 3])
+def test_mask_is_the_brain_whatever_the_noise(head, grid, snr):
+    image, brain = scan(head, grid, snr)
+    assert dice(brain_mask(image), brain) > 0.9
+
+
+@pytest.mark.parametrize("snr", [20, 3])
+@pytest.mark.parametrize(
+    "part", [np.s_[:, :, :18], np.s_[:, :, 18:], np.s_[:20], np.s_[8:32, 8:40, 10:30]]
+)
+def test_mask_of_a_cropped_head_overlaps_the_brain(head, grid, part, snr):
+    image, brain = scan(head, grid, snr)
+    mask = brain_mask(image[part])
+    assert mask.shape == image[part].shape
+    assert dice(mask, brain[part]) > 0.8
+
+
+def test_small_head_in_a_zero_background_is_found(head):
+    grid = Grid.covering(head, 8.0)
+    image, brain = scan(head, grid, None)
+    wide = [(15, 15)] * 3
+    assert dice(brain_mask(np.pad(image, wide)), np.pad(brain, wide)) > 0.85
+
+
+def test_mask_is_never_empty_and_the_image_stays_unchanged():
+    random = np.random.default_rng(0)
+    for image in (np.full((12, 12, 6), 5.0), random.rayleigh(1.0, (16, 16, 8))):
+        before = image.copy()
+        assert brain_mask(image).any()
+        np.testing.assert_array_equal(image, before)
