@@ -268,7 +268,10 @@ def write_image(
         image.header.set_xyzt_units("mm")
     with replacing(path) as temporary:
         if path.name.endswith(".gz"):
-            with igzip.open(temporary, "wb", compresslevel=1) as stream:
+            with (  # neither name nor time in the header: the same data give the same bytes
+                temporary.open("wb") as raw,
+                igzip.IGzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as stream,
+            ):
                 image.to_stream(stream)
         else:
             image.to_filename(temporary)

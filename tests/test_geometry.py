@@ -37,9 +37,11 @@ def test_parameters_and_matrices_invert_each_other(parameters):
 def test_angles_are_extrinsic_xyz_and_the_center_only_translates():
     angles = np.array([0.3, -0.2, 0.5])
     matrix = rigid_matrix(np.array([1.0, 2.0, 3.0]), angles, CENTER)
-    x, y, z = (Rotation.from_rotvec(a * axis).as_matrix() for a, axis in zip(angles, np.eye(3)))
+    x, y, z = Rotation.from_rotvec(np.diag(angles)).as_matrix()
     np.testing.assert_allclose(matrix[:3, :3], z @ y @ x, atol=1e-12)
-    np.testing.assert_allclose(apply_affine(matrix, CENTER), CENTER + [1, 2, 3], atol=1e-12)
+    np.testing.assert_allclose(
+        apply_affine(matrix, CENTER), CENTER + np.array([1, 2, 3]), atol=1e-12
+    )
 
 
 def test_framewise_displacement_is_powers_sum():

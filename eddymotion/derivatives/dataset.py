@@ -29,11 +29,16 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
 BIDSIGNORE = """\
 *.html
 logs/
-figures/
-**/figures/
+figures
+sub-*/dwi/*_desc-hmc_xfm.mat/
+sub-*/ses-*/dwi/*_desc-hmc_xfm.mat/
 *_xfm.*
 *_outliers.tsv
-*_desc-hmc_xfm.mat/
+*_dwiref.nii.gz
+*_timeseries.tsv
+*_timeseries.json
+*_desc-preproc_dwi.bval
+*_desc-preproc_dwi.bvec
 """
 
 CITATION = """\

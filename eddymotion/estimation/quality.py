@@ -52,17 +52,22 @@ def assess(dwi: DWI, motion: Motion, model: Model, *, n_threads: int = 1) -> Qua
     aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
     with one_blas_thread():
         predicted = predict(aligned, model)
-        correlation, r2 = agreement(aligned.signal[dwi.mask], predicted[dwi.mask])
+        pairs = ((aligned.signal[..., i], predicted[..., i]) for i in range(len(dwi)))
+        scores = [
+            agreement(observed[dwi.mask], expected[dwi.mask]) for observed, expected in pairs
+        ]
+    correlation, r2 = np.array(scores).T
     outliers = find_outlier_slices(dwi, motion, predicted, n_threads=n_threads)
     return Quality(correlation, r2, outliers)
 
 
-def agreement(observed: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pearson correlation and R² of each column of two (V, N) arrays."""
-    y = observed - observed.mean(axis=0, dtype=float)
-    p = predicted - predicted.mean(axis=0, dtype=float)
-    spread = np.sqrt((y**2).sum(axis=0) * (p**2).sum(axis=0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        correlation = (y * p).sum(axis=0) / spread
-        r2 = 1 - ((observed - predicted) ** 2).sum(axis=0, dtype=float) / (y**2).sum(axis=0)
-    return correlation, r2
+def agreement(observed: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    """Pearson correlation of two (V,) arrays, and the variance of one that the other explains."""
+    y = observed - observed.mean(dtype=float)
+    p = predicted - predicted.mean(dtype=float)
+    power = y @ y
+    spread = np.sqrt(power * (p @ p))
+    if not spread > 0:  # constant, or no prediction
+        return np.nan, np.nan
+    residual = (observed - predicted).astype(float)
+    return float(y @ p / spread), float(1 - residual @ residual / power)

@@ -1,0 +1,388 @@
+"""The commands, from outside: files, exit codes, messages."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from eddymotion.cli import correct, participant
+from eddymotion.files import read_itk
+from eddymotion.geometry import rigid_parameters
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
+from eddymotion.simulation.motion import simulate_motion
+
+CONFOUNDS = [
+    *("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"),
+    *("framewise_displacement", "rmsd", "rms_abs", "bval", "grad_x", "grad_y", "grad_z"),
+    *("hmc_r2", "hmc_xcorr", "outlier_slices"),
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Two participants, one with a session: small heads with known motion."""
+    root = tmp_path_factory.mktemp("bids")
+    phantom = procedural_head(4.0)
+    for number, label in enumerate(("01", "02")):
+        gradients = shelled_scheme({1000.0: 18}, 3, seed=number)
+        truth = simulate_motion("drift", len(gradients), np.zeros(3), seed=number)
+        grid = Grid.covering(phantom, 4.0, orientation="LAS")
+        write_bids(root, label, acquire(phantom, gradients, truth, grid, seed=number), truth)
+    session = root / "sub-02" / "ses-A" / "dwi"
+    session.mkdir(parents=True)
+    for path in (root / "sub-02" / "dwi").iterdir():
+        path.rename(session / path.name.replace("sub-02_", "sub-02_ses-A_acq-x_"))
+    (root / "sub-02" / "dwi").rmdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def derivatives(dataset, tmp_path_factory):
+    """What the BIDS-App makes of it."""
+    output = tmp_path_factory.mktemp("derivatives")
+    before = checksums(dataset)
+    assert participant.main([str(dataset), str(output), "participant", "--fsl-outputs"]) == 0
+    assert checksums(dataset) == before
+    return output
+
+
+def checksums(folder):
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def data_checksums(folder):
+    """All but logs, and the seconds and pictures' summaries that may differ between runs."""
+    return {
+        str(path.relative_to(folder)): digest
+        for path, digest in checksums(folder).items()
+        if path.name.endswith((".nii.gz", ".bval", ".bvec", "_xfm.txt", ".tsv"))
+    }
+
+
+def test_participant_writes_the_files_of_the_contract(derivatives):
+    stem = "sub-02_ses-A_acq-x"
+    expected = {
+        f"{stem}_{name}"
+        for name in (
+            "desc-preproc_dwi.nii.gz", "desc-preproc_dwi.bval", "desc-preproc_dwi.bvec",
+            "desc-preproc_dwi.json", "desc-hmc_dwiref.nii.gz", "desc-brain_mask.nii.gz",
+            "from-orig_to-dwiref_mode-image_desc-hmc_xfm.txt",
+            "from-orig_to-dwiref_mode-image_desc-hmc_xfm.x5",
+            "desc-confounds_timeseries.tsv", "desc-confounds_timeseries.json",
+            "desc-hmc_outliers.tsv",
+        )
+    }  # fmt: skip
+    written = {path.name for path in (derivatives / "sub-02" / "ses-A" / "dwi").iterdir()}
+    assert expected <= written
+    assert (derivatives / "sub-02.html").is_file()
+    assert (derivatives / "sub-02" / "figures").is_dir()
+    description = json.loads((derivatives / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["GeneratedBy"][0]["Name"] == "eddymotion"
+    assert description["SourceDatasets"]
+    for name in (".bidsignore", "README", "logs/CITATION.md"):
+        assert (derivatives / name).is_file()
+    assert len(list((derivatives / "logs").glob("*.log"))) == 1
+    assert not [path for path in derivatives.rglob(".*") if path.name != ".bidsignore"]
+
+
+def test_derivatives_are_valid_bids(derivatives):
+    program = shutil.which("bids-validator-deno", path=os.path.dirname(sys.executable))
+    if program is None:
+        pytest.skip("bids-validator-deno is not installed")
+    finished = subprocess.run(
+        [program, "--json", str(derivatives)], capture_output=True, text=True, check=False
+    )
+    issues = json.loads(finished.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_motion_is_recovered_and_the_tables_agree(dataset, derivatives):
+    stem = derivatives / "sub-01" / "dwi" / "sub-01"
+    found = read_itk(f"{stem}_from-orig_to-dwiref_mode-image_desc-hmc_xfm.txt")
+    truth = read_itk(dataset / "truth" / "sub-01_xfm.txt")
+    errors = rigid_parameters(np.linalg.inv(truth) @ found, np.zeros(3))
+    assert np.sqrt((errors[:, :3] ** 2).mean()) < 0.4
+    assert np.rad2deg(np.sqrt((errors[:, 3:] ** 2).mean())) < 0.35
+    header, *rows = (
+        line.split("\t")
+        for line in (derivatives / "sub-01/dwi/sub-01_desc-confounds_timeseries.tsv")
+        .read_text().splitlines()
+    )  # fmt: skip
+    assert header == CONFOUNDS
+    assert len(rows) == len(truth)
+    assert rows[0][6:8] == ["n/a", "n/a"]
+    image = nib.load(f"{stem}_desc-preproc_dwi.nii.gz")
+    center = image.affine[:3] @ [*(np.array(image.shape[:3]) - 1) / 2, 1]
+    table = np.array([row[:6] for row in rows], float)
+    np.testing.assert_allclose(table, rigid_parameters(found, center), atol=1e-6)
+    described = json.loads(
+        (derivatives / "sub-01/dwi/sub-01_desc-confounds_timeseries.json").read_text()
+    )
+    assert set(described) == set(header)
+    assert all(entry["Units"] for entry in described.values())
+    assert image.get_data_dtype() == np.float32
+    assert image.shape[3] == len(truth)
+
+
+def test_sidecar_names_its_source_and_settings(derivatives):
+    path = derivatives / "sub-01" / "dwi" / "sub-01_desc-preproc_dwi.json"
+    sidecar = json.loads(path.read_text())
+    assert sidecar["Sources"] == ["bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"]
+    assert sidecar["SkullStripped"] is False
+    assert sidecar["Settings"]["b0_threshold"] == 50
+    assert sidecar["RepetitionTime"] == 4.0
+
+
+def test_the_report_needs_nothing_from_elsewhere(derivatives):
+    page = (derivatives / "sub-01.html").read_text()
+    assert "src='data:image/" in page
+    assert "http" not in page.split("<body>")[0]
+    assert "src='http" not in page
+    assert "<script" not in page
+
+
+def test_second_run_reuses_and_other_settings_recompute(dataset, derivatives, capsys):
+    image = derivatives / "sub-01" / "dwi" / "sub-01_desc-preproc_dwi.nii.gz"
+    call = [str(dataset), str(derivatives), "participant", "--participant-label", "sub-01"]
+    written = image.stat().st_mtime_ns
+    assert participant.main([*call, "--fsl-outputs", "--nprocs", "1"]) == 0
+    assert image.stat().st_mtime_ns == written
+    assert "reused" in capsys.readouterr().err
+    assert participant.main([*call, "--n-iterations", "1"]) == 0
+    assert image.stat().st_mtime_ns > written
+    assert participant.main([*call, "--fsl-outputs"]) == 0
+
+
+def test_results_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
+    image = next((dataset / "sub-01" / "dwi").glob("*.nii.gz"))
+    for n in ("1", "2"):
+        call = [str(image), "-o", str(tmp_path / n), "--nprocs", n, "--n-iterations", "2"]
+        assert correct.main(call) == 0
+    one, two = data_checksums(tmp_path / "1"), data_checksums(tmp_path / "2")
+    assert len(one) >= 8
+    assert one == two
+
+
+def test_correct_without_bids(dataset, tmp_path):
+    source = dataset / "sub-01" / "dwi"
+    shutil.copy(source / "sub-01_dwi.nii.gz", tmp_path / "scan.nii.gz")
+    shutil.copy(source / "sub-01_dwi.bval", tmp_path / "table.bval")
+    bvecs = np.loadtxt(source / "sub-01_dwi.bvec").T
+    np.savetxt(tmp_path / "table.bvec", bvecs)
+    call = [str(tmp_path / "scan.nii.gz"), "--bval", str(tmp_path / "table.bval")]
+    call += ["--bvec", str(tmp_path / "table.bvec"), "-o", str(tmp_path / "out")]
+    assert correct.main([*call, "--n-iterations", "1", "--model", "average"]) == 0
+    for name in ("scan_desc-preproc_dwi.nii.gz", "scan_desc-preproc_dwi.bvec", "scan.html"):
+        assert (tmp_path / "out" / name).is_file()
+
+
+def test_fast_engine_and_output_space(dataset, tmp_path):
+    image = next((dataset / "sub-01" / "dwi").glob("*.nii.gz"))
+    grid = nib.Nifti1Image(np.zeros((30, 36, 28), np.uint8), np.diag([5.0, 5.0, 5.0, 1]))
+    grid.affine[:3, 3] = [-72, -87, -67]
+    nib.Nifti1Image(np.zeros((30, 36, 28), np.uint8), grid.affine).to_filename(tmp_path / "g.nii")
+    call = [str(image), "-o", str(tmp_path / "out"), "--output-space", str(tmp_path / "g.nii")]
+    assert correct.main([*call, "--resampling", "fast", "--n-iterations", "1"]) == 0
+    corrected = nib.load(tmp_path / "out" / "sub-01_desc-preproc_dwi.nii.gz")
+    assert corrected.shape[:3] == (30, 36, 28)
+    assert corrected.get_fdata().max() > 0
+
+
+def test_a_failing_series_is_listed_and_the_others_are_complete(dataset, tmp_path, capsys):
+    broken = tmp_path / "bids"
+    shutil.copytree(dataset, broken)
+    (broken / "sub-01" / "dwi" / "sub-01_dwi.bvec").unlink()
+    output = tmp_path / "out"
+    call = [str(broken), str(output), "participant", "--n-iterations", "1"]
+    assert participant.main(call) == 1
+    message = capsys.readouterr().err
+    assert "1 of 2 series failed" in message
+    assert "sub-01_dwi.bvec" in message.split("series failed")[1]
+    assert not list((output / "sub-01").rglob("*_dwi.nii.gz"))
+    assert list((output / "sub-02").rglob("*desc-preproc_dwi.nii.gz"))
+
+
+def test_configuration_file_sets_defaults_and_the_command_line_wins(dataset, tmp_path):
+    config = tmp_path / "settings.toml"
+    config.write_text('model = "average"\nn-iterations = 1\n')
+    image = next((dataset / "sub-01" / "dwi").glob("*.nii.gz"))
+    call = [str(image), "-o", str(tmp_path / "out"), "--config-file", str(config)]
+    assert correct.main([*call, "--n-iterations", "2"]) == 0
+    sidecar = json.loads((tmp_path / "out" / "sub-01_desc-preproc_dwi.json").read_text())
+    assert sidecar["Settings"]["model"] == "average"
+    assert sidecar["Settings"]["n_iterations"] == 2
+
+
+def wrong_calls(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "config.toml").write_text("modle = 'gp'\n")
+    return {
+        "unknown option": (["in", "out", "participant", "--n-iteration", "3"], "--n-iterations"),
+        "nothing": ([], "BIDS_DIR OUTPUT_DIR participant"),
+        "demo and dataset": (["in", "out", "participant", "--demo", "x"], "leave them out"),
+        "no dataset": ([tmp_path / "nowhere", tmp_path / "o", "participant"], "no such folder"),
+        "no series": ([tmp_path / "empty", tmp_path / "o", "participant"], "no diffusion series"),
+        "no such participant": (
+            [dataset, tmp_path / "o", "participant", "--participant-label", "99"], "01, 02"),
+        "unwritable": ([dataset, tmp_path / "file" / "o", "participant"], "cannot be written"),
+        "output is input": ([dataset, dataset, "participant"], "inside the input"),
+        "output inside": ([dataset, dataset / "sub-01" / "o", "participant"], "inside the input"),
+        "zero processes": (
+            [dataset, tmp_path / "o", "participant", "--nprocs", "0"], "above zero"),
+        "bad config": (
+            [dataset, tmp_path / "o", "participant", "--config-file", tmp_path / "config.toml"],
+            "did you mean model"),
+        "one mask for many": (
+            [dataset, tmp_path / "o", "participant", "--brain-mask",
+             next(dataset.rglob("*.nii.gz"))], "choose one series"),
+    }  # fmt: skip
+
+
+def test_wrong_calls_exit_with_2_and_one_line(dataset, tmp_path, capsys):
+    for name, (call, hint) in wrong_calls(dataset, tmp_path).items():
+        before = checksums(dataset)
+        try:
+            code = participant.main([str(part) for part in call])
+        except SystemExit as exit_:
+            code = exit_.code
+        message = capsys.readouterr().err
+        assert code == 2, name
+        assert message.count("\n") == 1, name
+        assert hint in message, name
+        assert checksums(dataset) == before, name
+        assert not (tmp_path / "o").exists(), name
+
+
+def test_unknown_model_is_one_line_that_lists_the_known(dataset, tmp_path, capsys):
+    image = next((dataset / "sub-01" / "dwi").glob("*.nii.gz"))
+    assert correct.main([str(image), "-o", str(tmp_path / "o"), "--model", "tensr"]) == 2
+    assert "wls-dti" in capsys.readouterr().err
+    call = [str(image), "-o", str(tmp_path / "o"), "--model", "dipy:Tensor"]
+    assert correct.main(call) == 2
+    assert "TensorModel" in capsys.readouterr().err
+
+
+def damaged(kind, folder, source):
+    """Copy a good series to `folder` and spoil it; return what the message must hold."""
+    for path in source.glob("sub-01_dwi.*"):
+        shutil.copy(path, folder / path.name.replace("sub-01_dwi", "dwi"))
+    image_path = folder / "dwi.nii.gz"
+    image = nib.load(image_path)
+    data, affine = np.asarray(image.dataobj).copy(), image.affine
+    bvals, bvecs = np.loadtxt(folder / "dwi.bval"), np.loadtxt(folder / "dwi.bvec")
+    if kind == "bval length":
+        np.savetxt(folder / "dwi.bval", bvals[None, :-1])
+        return "dwi.bvec"
+    if kind == "both tables too short":
+        np.savetxt(folder / "dwi.bval", bvals[None, :-1])
+        np.savetxt(folder / "dwi.bvec", bvecs[:, :-1])
+        return "21 volumes"
+    if kind == "no bvec":
+        (folder / "dwi.bvec").unlink()
+        return "dwi.bvec: no such file"
+    if kind == "three dimensions":
+        nib.Nifti1Image(data[..., 0], affine).to_filename(image_path)
+        return "four dimensions"
+    if kind == "truncated":
+        content = image_path.read_bytes()
+        image_path.write_bytes(content[: len(content) // 2])
+        return "truncated"
+    if kind == "not an image":
+        image_path.write_bytes(b"hello")
+        return "dwi.nii.gz"
+    if kind == "empty volume":
+        data[..., 3] = 0
+        nib.Nifti1Image(data, affine).to_filename(image_path)
+        return "volume 3"
+    if kind == "one volume":
+        np.savetxt(folder / "dwi.bval", np.where(np.arange(len(bvals)) == 1, 1000, 0)[None])
+        return "at least 2"
+    if kind == "affines":
+        image = nib.Nifti1Image(data, affine)
+        turned = affine @ np.diag([-1, 1, 1, 1])
+        image.set_sform(affine, 1)
+        image.set_qform(turned, 1)
+        image.to_filename(image_path)
+        return "--ignore"
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["bval length", "both tables too short", "no bvec", "three dimensions", "truncated",
+     "not an image", "empty volume", "one volume", "affines"],
+)  # fmt: skip
+def test_bad_series_is_one_message_and_nothing_written(kind, dataset, tmp_path, capsys):
+    expected = damaged(kind, tmp_path, dataset / "sub-01" / "dwi")
+    output = tmp_path / "out"
+    assert correct.main([str(tmp_path / "dwi.nii.gz"), "-o", str(output)]) == 2
+    message = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(message) == 1
+    assert expected in message[0]
+    assert [path for path in output.rglob("*") if path.is_file() and path.suffix != ".log"] == []
+
+
+def test_mask_of_another_shape(dataset, tmp_path, capsys):
+    image = next((dataset / "sub-01" / "dwi").glob("*.nii.gz"))
+    nib.Nifti1Image(np.ones((5, 5, 5), np.uint8), np.eye(4)).to_filename(tmp_path / "m.nii.gz")
+    call = [str(image), "-o", str(tmp_path / "o"), "--mask", str(tmp_path / "m.nii.gz")]
+    assert correct.main(call) == 2
+    assert "(5, 5, 5)" in capsys.readouterr().err
+
+
+def test_series_without_b0_and_with_nan_voxels_works(dataset, tmp_path, capsys):
+    source = dataset / "sub-01" / "dwi"
+    image = nib.load(source / "sub-01_dwi.nii.gz")
+    bvals, bvecs = (np.loadtxt(source / f"sub-01_dwi.{kind}") for kind in ("bval", "bvec"))
+    dwi = bvals > 0
+    data = np.asarray(image.dataobj, dtype=np.float32)[..., dwi]
+    data[20, 20, 20, 2], data[21, 20, 20, 4] = np.nan, np.inf
+    nib.Nifti1Image(data, image.affine).to_filename(tmp_path / "dwi.nii.gz")
+    np.savetxt(tmp_path / "dwi.bval", bvals[None, dwi])
+    np.savetxt(tmp_path / "dwi.bvec", bvecs[:, dwi])
+    call = [str(tmp_path / "dwi.nii.gz"), "-o", str(tmp_path / "o"), "--n-iterations", "1"]
+    assert correct.main(call) == 0
+    messages = capsys.readouterr().err
+    assert "2 voxels are NaN or infinite" in messages
+    assert "volume 0" in messages
+    corrected = nib.load(tmp_path / "o" / "dwi_desc-preproc_dwi.nii.gz").get_fdata()
+    assert np.isfinite(corrected).all()
+
+
+@pytest.mark.parametrize("command", ["eddymotion", "eddymotion-correct"])
+def test_help_loads_nothing_heavy(command):
+    module = {"eddymotion": "participant", "eddymotion-correct": "correct"}[command]
+    code = (
+        f"import sys; from eddymotion.cli.{module} import main\n"
+        "try: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "heavy = {'numpy', 'scipy', 'numba', 'nibabel', 'dipy', 'bids', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert command in finished.stdout
+    assert finished.stderr.strip() == "[]"
+
+
+def test_demo(tmp_path, capsys):
+    assert participant.main(["--demo", str(tmp_path / "demo")]) == 0
+    table = capsys.readouterr().out
+    error = next(line for line in table.splitlines() if line.startswith("RMS error"))
+    millimetres, degrees = error.replace("°", "").replace("mm", "").split()[-2:]
+    assert float(millimetres) < 0.2
+    assert float(degrees) < 0.2
+    assert (tmp_path / "demo" / "motion.png").is_file()
+    assert (tmp_path / "demo" / "derivatives" / "sub-demo.html").is_file()

@@ -1,0 +1,325 @@
+"""Files in, files out: what is read, what is refused, what comes back."""
+
+import gzip
+import hashlib
+import logging
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nitransforms.io.fsl import FSLLinearTransform
+from nitransforms.linear import load as load_with_nitransforms
+
+from eddymotion.errors import EddymotionError
+from eddymotion.files import (
+    load,
+    read_itk,
+    replacing,
+    write_fsl_matrices,
+    write_gradient_table,
+    write_image,
+    write_itk,
+    write_x5,
+)
+from eddymotion.geometry import Motion, apply_affine, grid_center, rigid_matrix
+from eddymotion.gradients import to_fsl
+from eddymotion.simulation import Grid
+
+SCALE, OFFSET = 0.05, 10.0
+
+
+@pytest.fixture
+def write_series(tmp_path, tiny):
+    """Write the tiny series with its tables, changed in one way or another."""
+
+    def write(
+        name="a_dwi.nii.gz", data=None, *, kind=nib.Nifti1Image, dtype=np.float32,
+        bvals=None, bvecs=None, transposed=False, change_header=None,
+    ):  # fmt: skip
+        data = np.array(tiny.signal) if data is None else data
+        image = kind(data.astype(dtype), tiny.affine)
+        image.set_qform(tiny.affine, 1)
+        image.set_sform(tiny.affine, 1)
+        if change_header:
+            change_header(image.header)
+        path = tmp_path / name
+        image.to_filename(path)
+        stem = name.removesuffix(".gz").removesuffix(".nii")
+        bvals = tiny.gradients.bvals if bvals is None else bvals
+        bvecs = to_fsl(tiny.gradients.bvecs, tiny.affine) if bvecs is None else bvecs
+        np.savetxt(tmp_path / f"{stem}.bval", np.atleast_2d(bvals), fmt="%g")
+        np.savetxt(tmp_path / f"{stem}.bvec", bvecs if transposed else np.transpose(bvecs))
+        return path
+
+    return write
+
+
+def digests(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["a_dwi.nii", "a_dwi.nii.gz"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int16, np.float64])
+def test_any_nifti_is_read_as_float32_and_left_unchanged(
+    write_series, tmp_path, tiny, name, kind, dtype
+):
+    data = np.round(tiny.signal)
+    path = write_series(name, data, kind=kind, dtype=dtype)
+    before = digests(tmp_path)
+    dwi = load(path)
+    assert dwi.signal.dtype == np.float32
+    np.testing.assert_array_equal(dwi.signal, data)
+    np.testing.assert_allclose(dwi.affine, tiny.affine, atol=1e-5)
+    np.testing.assert_allclose(dwi.gradients.bvecs, tiny.gradients.bvecs, atol=1e-6)
+    assert digests(tmp_path) == before
+
+
+def test_integers_above_the_signed_range_stay_positive(write_series, tiny):
+    data = np.round(tiny.signal / tiny.signal.max() * 65_000)
+    np.testing.assert_array_equal(load(write_series(data=data, dtype=np.uint16)).signal, data)
+
+
+def test_stored_slope_and_intercept_are_applied(write_series, tiny):
+    stored = np.round((tiny.signal - OFFSET) / SCALE).astype(np.int16)
+    path = write_series("a_dwi.nii", stored, dtype=np.int16)
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([SCALE, OFFSET], "<f4").tobytes()
+    path.write_bytes(content)
+    np.testing.assert_allclose(load(path).signal, stored * SCALE + OFFSET, rtol=1e-5)
+    compressed = path.with_name("b_dwi.nii.gz")
+    compressed.write_bytes(gzip.compress(bytes(content)))
+    again = load(compressed, bval=path.with_suffix(".bval"), bvec=path.with_suffix(".bvec"))
+    np.testing.assert_array_equal(again.signal, load(path).signal)
+
+
+@pytest.mark.parametrize(("stored", "expected"), [(np.nan, None), (0.0, None), (3.5, 3.5)])
+def test_repetition_time_may_be_missing(write_series, stored, expected):
+    def change(header):
+        header["pixdim"][4] = stored
+
+    assert load(write_series(change_header=change)).repetition_time == expected
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_tables_in_rows_or_columns_with_trace_rows_and_b5(write_series, tiny, transposed):
+    bvals = tiny.gradients.bvals.copy()
+    bvecs = to_fsl(tiny.gradients.bvecs, tiny.affine)
+    bvals[tiny.gradients.b0s[1]] = 5
+    bvecs[tiny.gradients.b0s[1]] = 1, 0, 0
+    trace = tiny.gradients.dwis[-1]
+    bvecs[trace] = 0
+    dwi = load(write_series(bvals=bvals, bvecs=bvecs, transposed=transposed))
+    np.testing.assert_array_equal(dwi.gradients.b0s, tiny.gradients.b0s)
+    np.testing.assert_array_equal(np.flatnonzero(dwi.gradients.is_trace), [trace])
+    others = np.delete(tiny.gradients.dwis, -1)
+    np.testing.assert_allclose(
+        dwi.gradients.bvecs[others], tiny.gradients.bvecs[others], atol=1e-6
+    )
+
+
+def test_b0_threshold_decides_what_is_b0(write_series, tiny):
+    bvals = np.where(tiny.gradients.is_b0, 80, tiny.gradients.bvals)
+    path = write_series(bvals=bvals)
+    assert len(load(path, b0_threshold=100).gradients.b0s) == 2
+    assert len(load(path).gradients.b0s) == 0
+
+
+def test_series_without_b0_is_read(write_series, tiny):
+    dwis = tiny.gradients.dwis
+    path = write_series(
+        data=tiny.signal[..., dwis], bvals=tiny.gradients.bvals[dwis],
+        bvecs=to_fsl(tiny.gradients.bvecs[dwis], tiny.affine),
+    )  # fmt: skip
+    dwi = load(path)
+    assert len(dwi.gradients.b0s) == 0
+    assert dwi.reference == 0
+    assert dwi.mask.any()
+
+
+def test_voxels_that_are_not_finite_are_masked_and_reported(write_series, tiny, caplog):
+    data = np.array(tiny.signal)
+    first, second = np.argwhere(tiny.mask)[[50, 100]]
+    data[(*first, 3)] = np.nan
+    data[(*second, 5)] = np.inf
+    with caplog.at_level(logging.WARNING):
+        dwi = load(write_series(data=data))
+    assert "2 voxels are NaN or infinite" in caplog.text
+    for voxel in (first, second):
+        assert not dwi.mask[tuple(voxel)]
+        assert not dwi.signal[tuple(voxel)].any()
+    assert dwi.mask.sum() > 0.9 * tiny.mask.sum()
+
+
+def test_given_mask_is_used(write_series, tmp_path, tiny):
+    given = np.zeros(tiny.shape, np.uint8)
+    given[8:12, 8:12, 8:12] = 1
+    write_image(tmp_path / "mask.nii.gz", given, tiny.affine)
+    np.testing.assert_array_equal(
+        load(write_series(), mask=tmp_path / "mask.nii.gz").mask, given > 0
+    )
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "message"),
+    [
+        (lambda w, d: w(bvals=d.gradients.bvals[:-1]), "a_dwi.bv", "10 b-vectors for the 9"),
+        (lambda w, d: w(data=d.signal[..., :-1]), "a_dwi.bval", "10 b-values for the 9 volumes"),
+        (lambda w, d: w(data=d.signal[..., 0]), "a_dwi.nii.gz", "four dimensions"),
+        (lambda w, d: truncate(w()), "a_dwi.nii.gz", "truncated"),
+        (lambda w, d: truncate(w("a_dwi.nii")), "a_dwi.nii", "truncated"),
+        (lambda w, d: w(data=d.signal * (np.arange(10) != 3)), "a_dwi.nii.gz", "volume 3 .*zero"),
+        (lambda w, d: w(bvals=[0] * 9 + [1000]), "a_dwi.nii.gz", "found 1 diffusion-weighted"),
+        (lambda w, d: w(bvecs=np.ones((10, 4))), "a_dwi.bvec", "3 rows"),
+    ],
+    ids=[
+        "lengths",
+        "volumes",
+        "3-D",
+        "truncated-gz",
+        "truncated",
+        "zeros",
+        "one-DWI",
+        "4-columns",
+    ],
+)
+def test_bad_series_gives_one_message_that_names_the_file(
+    write_series, tiny, damage, file, message
+):
+    path = damage(write_series, tiny)
+    with pytest.raises(EddymotionError, match=message) as error:
+        load(path)
+    assert file in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_are_named(write_series, tmp_path):
+    path = write_series()
+    path.with_name("a_dwi.bvec").unlink()
+    with pytest.raises(EddymotionError, match=r"a_dwi\.bvec: no such file.*--bvec"):
+        load(path)
+    with pytest.raises(EddymotionError, match=r"elsewhere\.nii: no such file"):
+        load(
+            tmp_path / "elsewhere.nii",
+            bval=tmp_path / "a_dwi.bval",
+            bvec=path.with_name("a_dwi.bval"),
+        )
+
+
+def test_text_that_is_no_image_and_no_table_is_named(write_series):
+    path = write_series("a_dwi.nii")
+    path.with_suffix(".bval").write_text("0 thousand\n")
+    with pytest.raises(EddymotionError, match=r"a_dwi\.bval: not a table of numbers"):
+        load(path)
+    path = write_series("a_dwi.nii")
+    path.write_text("no image")
+    with pytest.raises(EddymotionError, match=r"a_dwi\.nii: "):
+        load(path)
+
+
+def test_mask_of_another_shape_is_refused(write_series, tmp_path, tiny):
+    write_image(tmp_path / "mask.nii.gz", np.ones((5, 6, 7), np.uint8), tiny.affine)
+    with pytest.raises(EddymotionError, match=r"mask\.nii\.gz: found shape \(5, 6, 7\)"):
+        load(write_series(), mask=tmp_path / "mask.nii.gz")
+
+
+def test_affines_that_disagree_are_refused_until_one_is_disregarded(write_series, tiny):
+    turned = tiny.affine @ rigid_matrix(np.zeros(3), np.array([0, 0, 0.2]), np.zeros(3))
+    path = write_series(change_header=lambda header: header.set_qform(turned, 1))
+    with pytest.raises(EddymotionError, match=r"a_dwi\.nii\.gz: sform and qform disagree"):
+        load(path)
+    sform, qform = load(path, ignore=["qform"]), load(path, ignore=["sform"])
+    np.testing.assert_allclose(sform.affine, tiny.affine, atol=1e-4)
+    np.testing.assert_allclose(qform.affine, turned, atol=1e-4)
+    assert not np.allclose(sform.gradients.bvecs, qform.gradients.bvecs, atol=0.01)
+
+
+def test_a_block_that_fails_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError, match="half-way"), replacing(tmp_path / "x.nii.gz") as path:
+        path.write_text("half")
+        raise RuntimeError("half-way")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def poses(truth, tiny):
+    return Motion(truth.matrices[: len(tiny)])
+
+
+def test_itk_text_is_exact_and_nitransforms_agrees(tmp_path, poses):
+    path = tmp_path / "xfm.txt"
+    write_itk(path, poses.matrices)
+    np.testing.assert_array_equal(read_itk(path), poses.matrices)
+    read = load_with_nitransforms(path, fmt="itk")
+    np.testing.assert_allclose(read.matrix, poses.matrices, atol=1e-6)
+    assert [f"#Transform {i}" in path.read_text() for i in range(len(poses))] == [True] * len(
+        poses
+    )
+
+
+def test_itk_center_of_rotation_is_understood(tmp_path):
+    (tmp_path / "xfm.txt").write_text(
+        "#Insight Transform File V1.0\n#Transform 0\n"
+        "Transform: MatrixOffsetTransformBase_double_3_3\n"
+        "Parameters: 0 -1 0 1 0 0 0 0 1 0 0 5\nFixedParameters: 10 0 0\n"
+    )
+    (matrix,) = read_itk(tmp_path / "xfm.txt")
+    np.testing.assert_allclose(apply_affine(matrix, np.array([-10.0, 0, 0])), [-10, 0, 5])
+    (tmp_path / "xfm.txt").write_text("nothing")
+    with pytest.raises(EddymotionError, match="no affine transform"):
+        read_itk(tmp_path / "xfm.txt")
+
+
+def test_x5_holds_the_exact_matrices(tmp_path, poses, tiny):
+    from nitransforms.io.x5 import from_filename
+
+    write_x5(tmp_path / "xfm.x5", poses, tiny)
+    (node,) = from_filename(tmp_path / "xfm.x5")
+    np.testing.assert_array_equal(node.transform, poses.matrices)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LAS", "PSL"])
+def test_fsl_matrices_mean_what_flirt_and_nitransforms_mean(
+    head, tmp_path, tiny, poses, orientation
+):
+    grid = Grid.covering(head, (8.0, 9.0, 10.0), orientation)
+    signal = np.ones((*grid.shape, len(tiny)), np.float32)
+    dwi = replace(tiny, signal=signal, affine=grid.affine, mask=np.ones(grid.shape))
+    write_fsl_matrices(tmp_path, poses, dwi)
+    image = nib.Nifti1Image(signal[..., 0], grid.affine)
+    for index, matrix in enumerate(poses.matrices):
+        text = (tmp_path / f"MAT_{index:04d}").read_text()
+        ras = FSLLinearTransform.from_string(text).to_ras(moving=image, reference=image)
+        np.testing.assert_allclose(ras, matrix, atol=1e-6)
+    flirt = np.loadtxt(tmp_path / "MAT_0005")
+    reference = grid_center(grid.shape, grid.affine) + np.array([20.0, -10, 15])
+
+    def newimage_mm(world):
+        voxel = apply_affine(np.linalg.inv(grid.affine), world)
+        if np.linalg.det(grid.affine) > 0:
+            voxel[0] = grid.shape[0] - 1 - voxel[0]
+        return voxel * dwi.voxel_sizes
+
+    np.testing.assert_allclose(
+        apply_affine(flirt, newimage_mm(apply_affine(poses[5], reference))),
+        newimage_mm(reference),
+        atol=1e-6,
+    )
+
+
+def test_written_series_reads_back_the_same(tmp_path, tiny):
+    write_image(tmp_path / "b_dwi.nii.gz", np.asarray(tiny.signal), tiny.affine, 2.5)
+    write_gradient_table(
+        tmp_path / "b_dwi.bval", tmp_path / "b_dwi.bvec", tiny.gradients, tiny.affine
+    )
+    back = load(tmp_path / "b_dwi.nii.gz")
+    np.testing.assert_array_equal(back.signal, tiny.signal)
+    np.testing.assert_allclose(back.gradients.bvecs, tiny.gradients.bvecs, atol=1e-7)
+    assert back.repetition_time == 2.5
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
