@@ -52,6 +52,7 @@ def find_series(
 
     if not bids_dir.is_dir():
         raise EddymotionError(f"{bids_dir}: no such folder; give the root of a BIDS dataset")
+    bids_dir = bids_dir.resolve()
     layout = BIDSLayout(bids_dir, validate=False, derivatives=False)
     wanted = [label.removeprefix("sub-") for label in participants]
     known = layout.get_subjects()

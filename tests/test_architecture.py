@@ -13,9 +13,11 @@ ORDER = (
     ("dataset", "masking"),
     ("files", "models", "registration", "resampling"),
     ("estimation",),
-    ("bids", "derivatives", "reports", "settings", "simulation"),
+    ("derivatives", "reports", "settings", "simulation"),
     ("steps",),
-    ("demo", "interfaces", "cli"),
+    ("bids",),
+    ("demo", "interfaces"),
+    ("cli",),
     ("workflows",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

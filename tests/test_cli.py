@@ -377,8 +377,9 @@ def test_help_loads_nothing_heavy(command):
     assert finished.stderr.strip() == "[]"
 
 
-def test_demo(tmp_path, capsys):
-    assert participant.main(["--demo", str(tmp_path / "demo")]) == 0
+def test_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert participant.main(["--demo", "demo"]) == 0
     table = capsys.readouterr().out
     error = next(line for line in table.splitlines() if line.startswith("RMS error"))
     millimetres, degrees = error.replace("°", "").replace("mm", "").split()[-2:]

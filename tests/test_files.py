@@ -204,12 +204,10 @@ def test_missing_files_are_named(write_series, tmp_path):
     path.with_name("a_dwi.bvec").unlink()
     with pytest.raises(EddymotionError, match=r"a_dwi\.bvec: no such file.*--bvec"):
         load(path)
+    again = write_series()
+    tables = {kind: again.with_name(f"a_dwi.{kind}") for kind in ("bval", "bvec")}
     with pytest.raises(EddymotionError, match=r"elsewhere\.nii: no such file"):
-        load(
-            tmp_path / "elsewhere.nii",
-            bval=tmp_path / "a_dwi.bval",
-            bvec=path.with_name("a_dwi.bval"),
-        )
+        load(tmp_path / "elsewhere.nii", **tables)
 
 
 def test_text_that_is_no_image_and_no_table_is_named(write_series):
@@ -217,10 +215,11 @@ def test_text_that_is_no_image_and_no_table_is_named(write_series):
     path.with_suffix(".bval").write_text("0 thousand\n")
     with pytest.raises(EddymotionError, match=r"a_dwi\.bval: not a table of numbers"):
         load(path)
-    path = write_series("a_dwi.nii")
-    path.write_text("no image")
-    with pytest.raises(EddymotionError, match=r"a_dwi\.nii: "):
-        load(path)
+    for text in ("no image", "no image at all, but long enough for a header" * 20):
+        path = write_series("a_dwi.nii")
+        path.write_text(text)
+        with pytest.raises(EddymotionError, match=r"a_dwi\.nii: "):
+            load(path)
 
 
 def test_mask_of_another_shape_is_refused(write_series, tmp_path, tiny):
@@ -241,9 +240,13 @@ def test_affines_that_disagree_are_refused_until_one_is_disregarded(write_series
 
 
 def test_a_block_that_fails_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError, match="half-way"), replacing(tmp_path / "x.nii.gz") as path:
-        path.write_text("half")
-        raise RuntimeError("half-way")
+    def fail_half_way():
+        with replacing(tmp_path / "x.nii.gz") as path:
+            path.write_text("half")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail_half_way()
     assert not list(tmp_path.iterdir())
 
 

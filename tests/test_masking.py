@@ -6,7 +6,7 @@ import pytest
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
 from eddymotion.masking import brain_mask
-from eddymotion.simulation import Grid, acquire
+from eddymotion.simulation import acquire
 
 
 def scan(head, grid, snr):
