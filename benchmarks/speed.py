@@ -1,8 +1,8 @@
 """Wall time and peak memory of the whole command, cold and warm.
 
 ``python -m benchmarks.speed`` simulates 96×96×60×64 voxels and runs ``eddymotion-correct`` on it:
-once with an empty cache of compiled kernels (cold), then with it filled (warm, median of runs), for
-both resampling engines.
+once with an empty cache of compiled kernels (cold), then with it filled (warm, median of runs),
+for both resampling engines.
 """
 
 import argparse

@@ -162,7 +162,7 @@ class DWI:
         """The volume whose pose is the reference frame: the first b=0, or volume 0 without."""
         return int(self.gradients.b0s[0]) if len(self.gradients.b0s) else 0
 
-    @property
+    @cached_property
     def brain_center(self) -> np.ndarray:
         """The centre of the mask, RAS+ mm: where rotations and translations decouple best."""
         return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))

@@ -130,7 +130,11 @@ def read_image(
             f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
             "copy or convert it again"
         ) from error
-    except nib.filebasedimages.ImageFileError as error:
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        nib.wrapstruct.WrapStructError,
+    ) as error:
         raise EddymotionError(
             f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
         ) from error

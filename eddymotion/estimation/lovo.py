@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eddymotion.dataset import DWI, Image
-from eddymotion.geometry import Motion
+from eddymotion.geometry import Motion, exp_rigid, log_rigid
 from eddymotion.gradients import Gradients
 from eddymotion.models import AverageModel, Model
 from eddymotion.parallel import Progress, parallel_map, silent
@@ -68,6 +68,7 @@ def leave_one_out_loop(
             predicted,
             step.registrar,
             init=motion,
+            relaxation=relaxation(step.model, dwi.gradients),
             seed=seed + step.number,
             n_threads=n_threads,
             progress=progress,
@@ -122,6 +123,7 @@ def register_volumes(
     registrar: Registrar,
     *,
     init: Motion,
+    relaxation: np.ndarray | float = 1.0,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -129,8 +131,8 @@ def register_volumes(
 ) -> Motion:
     """Register each original volume to its prediction, starting from `init`.
 
-    Volumes without a prediction (the only b=0, say) and those whose registration fails keep
-    their pose.
+    Each goes the part `relaxation` (N,) of the way it found. Volumes without a prediction (the
+    only b=0, say) keep their pose.
     """
 
     def register(volume: int) -> Registration | None:
@@ -151,14 +153,30 @@ def register_volumes(
         progress=progress,
         description=description,
     )
+    parts = np.broadcast_to(relaxation, len(dwi))
     matrices = init.matrices.copy()
     for volume, registration in enumerate(found):
         if registration is None:
             continue
-        matrices[volume] = registration.matrix
-        if not registration.converged:
-            log.info("volume %d: %s", volume, registration.message)
+        way = log_rigid(np.linalg.inv(init[volume]) @ registration.matrix, dwi.brain_center)
+        matrices[volume] = init[volume] @ exp_rigid(parts[volume] * way, dwi.brain_center)
+        log.debug("volume %d: %s", volume, registration.message)
     return Motion(matrices)
+
+
+def relaxation(model: Model, gradients: Gradients) -> np.ndarray:
+    """Which part of the way to its prediction each volume should go, (N,).
+
+    Volumes that are predicted by the mean of the others of their group all move at once: two of
+    them would swap places for ever. The way to the mean of *all* n, which is the joint solution,
+    is ``(n − 1)/n`` of the way to the mean of the others.
+    """
+    groups = [gradients.b0s, *(gradients.shells if isinstance(model, AverageModel) else ())]
+    parts = np.ones(len(gradients))
+    for group in groups:
+        if len(group):
+            parts[group] = (len(group) - 1) / len(group)
+    return parts
 
 
 def _opening(registrar: Registrar) -> Registrar:

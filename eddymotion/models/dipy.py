@@ -75,26 +75,27 @@ def _predict_one(
 ) -> np.ndarray:
     """Fit to all volumes but `target` and predict it: (V,)."""
     others = np.arange(len(gradients)) != target
+    estimates_s0 = "return_S0_hat" in inspect.signature(model).parameters
+    if estimates_s0:  # else predictions are scaled with a signal that was not fitted
+        options = {"return_S0_hat": True} | options
     fit = model(_table(gradients.select(others)), **options).fit(voxels[:, others])
     with_b0 = Gradients(
         np.array([0.0, gradients.bvals[target]]),
         np.array([[0.0, 0.0, 0.0], gradients.bvecs[target]]),
         gradients.b0_threshold,
     )
-    # DIPY fits that do not store S0 ask for it; the mean b=0 of the voxel is what they expect
-    takes_s0 = "S0" in inspect.signature(fit.predict).parameters or _is_multi_voxel(fit)
-    b0s = gradients.b0s
-    if takes_s0 and len(b0s):
-        predicted = fit.predict(_table(with_b0), S0=voxels[:, b0s].mean(axis=1))
+    if _asks_for_s0(fit) and not estimates_s0 and len(gradients.b0s):
+        s0 = voxels[:, gradients.b0s].mean(axis=1)
+        predicted = fit.predict(_table(with_b0), S0=s0)
     else:
         predicted = fit.predict(_table(with_b0))
     return np.asarray(predicted).reshape(len(voxels), -1)[:, -1]
 
 
-def _is_multi_voxel(fit: Any) -> bool:
+def _asks_for_s0(fit: Any) -> bool:
     from dipy.reconst.multi_voxel import MultiVoxelFit
 
-    return isinstance(fit, MultiVoxelFit)
+    return isinstance(fit, MultiVoxelFit) or "S0" in inspect.signature(fit.predict).parameters
 
 
 def _table(gradients: Gradients) -> Any:

@@ -91,7 +91,7 @@ class GaussNewton:
 
     levels: tuple[Level, ...] = COARSE_TO_FINE
     max_iterations: int = 25
-    tolerance: float = 0.001
+    tolerance: float = 0.0005
 
     def register(
         self,

@@ -120,9 +120,14 @@ class _Canonical:
     def spread(self) -> np.ndarray:
         """SD over the largest shell, each volume scaled to the same mean, (X, Y, Z)."""
         shell = max(self.dwi.gradients.shells, key=len)
-        volumes = self.signal[..., shell]
-        gain = volumes[self.mask].mean(axis=0)
-        return (volumes * (gain.mean() / gain)).std(axis=3)
+        gains = [self.signal[..., volume][self.mask].mean() for volume in shell]
+        total, squares = (np.zeros(self.mask.shape) for _ in range(2))
+        for volume, gain in zip(shell, gains, strict=True):  # one at a time: memory
+            scaled = self.signal[..., volume] * (np.mean(gains) / gain)
+            total += scaled
+            squares += scaled.astype(float) ** 2
+        mean = total / len(shell)
+        return np.sqrt(np.clip(squares / len(shell) - mean**2, 0, None))
 
     def color_fa(self, axial: int) -> np.ndarray:
         """FA-weighted directions of an axial slice, (X, Y, 3), by a log-linear tensor fit."""

@@ -108,14 +108,7 @@ def acquire(
         bval = 0.0 if gradients.is_b0[index] else gradients.bvals[index]
         head = phantom.signal(bval, in_head.bvecs[index])
         to_head = np.linalg.inv(phantom.affine) @ np.linalg.inv(motion[index]) @ grid.affine
-        volume = np.empty(grid.shape[::-1], np.float32)
-        sample_grid(
-            spline_coefficients(np.ascontiguousarray(head.T)),
-            np.ascontiguousarray(to_head[[2, 1, 0]][:, [2, 1, 0, 3]]),
-            0.0,
-            volume,
-        )
-        np.maximum(volume, 0.0, out=volume)
+        volume = np.maximum(voxel_means(head, to_head, grid.shape), 0.0)
         if sigma:
             noise = np.random.default_rng(streams[index]).normal(
                 scale=sigma, size=(2, *volume.shape)
@@ -126,6 +119,36 @@ def acquire(
     parallel_map(scan, range(len(gradients)), n_threads=n_threads)
     reference = signal[..., gradients.b0s] if len(gradients.b0s) else signal
     return DWI(signal, grid.affine, gradients, brain_mask(reference.mean(axis=3)))
+
+
+def voxel_means(head: np.ndarray, to_head: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Average an image over each voxel of a grid, at eight points: (Z, Y, X).
+
+    A scanner's voxel has an extent. Sampling only its centre would alias, and leave a pull
+    towards the phantom's own grid.
+
+    Parameters
+    ----------
+    head : (X, Y, Z) array
+    to_head : (4, 4) array
+        Voxels of the grid → voxels of `head`.
+    shape : tuple
+        Of the grid.
+    """
+    coefficients = spline_coefficients(np.ascontiguousarray(head.T))
+    total = np.zeros(shape[::-1], np.float32)
+    sampled = np.empty_like(total)
+    for corner in np.ndindex(2, 2, 2):
+        shifted = to_head.copy()
+        shifted[:3, 3] += to_head[:3, :3] @ (np.array(corner) / 2 - 0.25)
+        sample_grid(
+            coefficients,
+            np.ascontiguousarray(shifted[[2, 1, 0]][:, [2, 1, 0, 3]]),
+            0.0,
+            sampled,
+        )
+        total += sampled
+    return total / 8
 
 
 def shelled_scheme(shells: dict[float, int], n_b0: int = 1, *, seed: int = 0) -> Gradients:

@@ -46,7 +46,9 @@ def simulate_motion(
     parameters = CubicSpline(knots, np.cumsum(steps, axis=0))(np.arange(n_volumes))
     n_jumps, millimetres, degrees = _JUMPS[pattern]
     if n_jumps:
-        when = np.sort(random.choice(np.arange(2, n_volumes), n_jumps, replace=False))
+        possible = np.arange(min(2, n_volumes - 1), n_volumes)
+        n_jumps = min(n_jumps, len(possible))
+        when = np.sort(random.choice(possible, n_jumps, replace=False))
         for volume in when:
             jump = np.concatenate([_direction(random) * millimetres,
                                    _direction(random) * np.deg2rad(degrees)])  # fmt: skip
