@@ -37,6 +37,10 @@ BRAIN_SIZE_MM = 110.0
 
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
+COST_SLACK = 1e-3
+"""Rise of the cost (−log-likelihood a point) that still counts as progress: near the optimum the
+robust scale jitters by more than a step gains."""
+
 MIN_POINTS = 100
 """Fewer points than this inside both images cannot fix six parameters against noise."""
 
@@ -179,7 +183,7 @@ class _LevelProblem:
             if evaluated is None:
                 break
             cost, new_twist = evaluated
-            if cost > best_cost * (1 + 1e-9):
+            if cost > best_cost + COST_SLACK:
                 twist /= 2
                 step = _length(twist, radius)
                 if step < tolerance:
