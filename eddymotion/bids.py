@@ -53,7 +53,12 @@ def find_series(
     if not bids_dir.is_dir():
         raise EddymotionError(f"{bids_dir}: no such folder; give the root of a BIDS dataset")
     bids_dir = bids_dir.resolve()
-    layout = BIDSLayout(bids_dir, validate=False, derivatives=False)
+    try:
+        layout = BIDSLayout(bids_dir, validate=False, derivatives=False)
+    except (OSError, ValueError) as error:
+        raise EddymotionError(
+            f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"
+        ) from error
     wanted = [label.removeprefix("sub-") for label in participants]
     known = layout.get_subjects()
     if missing := sorted(set(wanted) - set(known)):
@@ -67,10 +72,15 @@ def find_series(
     if sessions:
         query["session"] = [label.removeprefix("ses-") for label in sessions]
     query |= _filters(filter_file)
+    try:
+        matching = layout.get(**query)
+    except (ValueError, TypeError) as error:
+        raise EddymotionError(f"{filter_file}: the filter does not work ({error})") from error
     images = [
         image
-        for image in layout.get(**query)
+        for image in matching
         if image.entities.get("part") != "phase"
+        and image.entities.get("subject")
         and "derivatives" not in Path(image.path).relative_to(bids_dir).parts
     ]
     if not images:
@@ -113,18 +123,20 @@ def report_problems(bids_dir: Path) -> None:
             [program, "--json", str(bids_dir)], capture_output=True, text=True, timeout=600
         )
         issues = json.loads(finished.stdout)["issues"]["issues"]
+        errors = [issue for issue in issues if issue["severity"] == "error"]
+        places: dict[str, list[str]] = {}
+        for issue in errors:
+            places.setdefault(issue["code"], []).append(issue.get("location", ""))
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
         log.debug("BIDS validation: the validator did not answer (%s)", error)
         return
-    errors = [issue for issue in issues if issue.get("severity") == "error"]
-    for code in sorted({issue["code"] for issue in errors}):
-        places = [issue.get("location", "") for issue in errors if issue["code"] == code]
-        log.warning("BIDS validation: %s (%d×, e.g. %s)", code, len(places), places[0])
+    for code, where in sorted(places.items()):
+        log.warning("BIDS validation: %s (%d×, e.g. %s)", code, len(where), where[0])
 
 
 def _nearest(layout: Any, path: Path, extension: str) -> Path | None:
     """Find the table that applies by BIDS inheritance."""
-    nearest = layout.get_nearest(str(path), extension=extension, suffix="dwi", strict=False)
+    nearest = layout.get_nearest(str(path), extension=extension, suffix="dwi")
     return Path(nearest) if nearest else None
 
 

@@ -40,7 +40,7 @@ class Image:
     @cached_property
     def _world_to_kernel(self) -> np.ndarray:
         """World mm → voxel position in the kernels' (z, y, x) order."""
-        return np.linalg.inv(self.affine)[[2, 1, 0, 3]]
+        return np.linalg.inv(self.affine)[[2, 1, 0, 3]]  # rows only: points stay (x, y, z)
 
     def sample(self, points: np.ndarray) -> np.ndarray:
         """Return cubic B-spline samples at world `points` (P, 3), mm; NaN outside the image."""
@@ -65,7 +65,8 @@ class DWI:
     Parameters
     ----------
     signal : (X, Y, Z, N) array
-        Finite. Kept as float32; the caller's array is neither copied without need nor changed.
+        Finite. Kept as float32: a float32 array is used as it is, seen read-only, not copied;
+        do not change it afterwards.
     affine : (4, 4) array
         Voxel indices → RAS+ mm.
     gradients : Gradients
@@ -105,7 +106,7 @@ class DWI:
             )
         if not np.isfinite(signal).all():
             raise EddymotionError(f"{name}: the signal holds NaN or Inf; set those voxels to zero")
-        mask = np.asarray(self.mask) != 0
+        mask = np.nan_to_num(np.asarray(self.mask)) > 0
         if mask.shape != signal.shape[:3]:
             raise EddymotionError(
                 f"{name}: the mask has shape {mask.shape}, the series {signal.shape[:3]}; "
@@ -125,8 +126,11 @@ class DWI:
                 f"b={self.gradients.b0_threshold:g}, expected at least 2, since each is predicted "
                 "from the others; check the .bval or lower --b0-threshold"
             )
+        affine = np.array(self.affine, dtype=float)
+        if affine.shape != (4, 4) or not abs(np.linalg.det(np.nan_to_num(affine))) > 0:
+            raise EddymotionError(f"{name}: the affine must be 4×4, finite and invertible")
         object.__setattr__(self, "signal", _frozen(np.asarray(signal, dtype=np.float32)))
-        object.__setattr__(self, "affine", _frozen(np.array(self.affine, dtype=float)))
+        object.__setattr__(self, "affine", _frozen(affine))
         object.__setattr__(self, "mask", _frozen(mask))
 
     def __len__(self) -> int:

@@ -29,6 +29,18 @@ from eddymotion.masking import brain_mask
 
 log = logging.getLogger(__name__)
 
+DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+    OSError,
+    EOFError,
+    zlib.error,
+    IsalError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+)
+"""What decoders raise on files that are cut short, garbled, or hold no real numbers."""
+
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ ⇄ LPS+, the world coordinates of ITK."""
 
@@ -86,6 +98,12 @@ def load(
             f"{path.name}; give the table that belongs to it"
         )
     gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
+    finite_volumes = np.array([np.isfinite(volume).any() for volume in np.moveaxis(signal, 3, 0)])
+    if not finite_volumes.all():
+        raise EddymotionError(
+            f"{path}: volume {np.flatnonzero(~finite_volumes)[0]} (counted from 0) holds no "
+            "finite number; remove it from the image, the .bval and the .bvec"
+        )
     finite = np.isfinite(signal).all(axis=3)
     if not finite.all():
         log.warning(
@@ -94,15 +112,28 @@ def load(
         )  # fmt: skip
         signal[~finite] = 0.0
     if mask:
-        brain = read_image(Path(mask), ignore)[0] > 0
-        if brain.shape != signal.shape[:3]:
-            raise EddymotionError(
-                f"{mask}: found shape {brain.shape}, expected that of the series, "
-                f"{signal.shape[:3]}; give a mask on the grid of {path.name}"
-            )
+        brain = _read_mask(Path(mask), signal.shape[:3], affine, path.name)
     else:
         brain = brain_mask(mean_b0(signal, gradients))
     return DWI(signal, affine, gradients, brain & finite, path, _repetition_time(header))
+
+
+def _read_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, series: str) -> np.ndarray:
+    """Read a mask and make sure that it lies on the grid of the series."""
+    data, mask_affine, _ = read_image(path)
+    data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
+    if data.shape != shape:
+        raise EddymotionError(
+            f"{path}: found shape {data.shape}, expected that of the series, {shape}; "
+            f"give a mask on the grid of {series}"
+        )
+    apart = _largest_distance(affine, mask_affine, shape)
+    if apart > 0.5 * np.linalg.norm(affine[:3, :3], axis=0).min():
+        raise EddymotionError(
+            f"{path}: lies up to {apart:.3g} mm from the voxels of {series}; "
+            "give a mask with the orientation and position of the series"
+        )
+    return np.nan_to_num(data) > 0
 
 
 def mean_b0(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
@@ -125,7 +156,10 @@ def read_image(
         raise EddymotionError(f"{path}: no such file; check the path")
     try:
         data, header = _decode(path)
-    except (OSError, EOFError, zlib.error, IsalError, ValueError) as error:  # type: ignore[misc]
+        affine = _affine(path, header, ignore)
+    except EddymotionError:
+        raise
+    except DAMAGED as error:
         raise EddymotionError(
             f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
             "copy or convert it again"
@@ -138,7 +172,7 @@ def read_image(
         raise EddymotionError(
             f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
         ) from error
-    return data, _affine(path, header, ignore), header
+    return data, affine, header
 
 
 def _decode(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
@@ -149,6 +183,8 @@ def _decode(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
         stream.seek(0)
         kind = nib.Nifti2Image if magic in (540, 0x1C020000) else nib.Nifti1Image
         image = kind.from_stream(stream)
+        if image.get_data_dtype().kind not in "iuf":
+            raise ValueError(f"voxels of type {image.get_data_dtype()}, expected real numbers")
         data = image.get_fdata(caching="unchanged", dtype=np.float32)
     return data, image.header
 
@@ -160,9 +196,7 @@ def _affine(path: Path, header: nib.Nifti1Header, ignore: Sequence[str]) -> np.n
         sform, qform = header.get_sform(), header.get_qform()
         if "sform" in ignore:
             return qform
-        corners = np.array(np.meshgrid(*[[0, n - 1] for n in header.get_data_shape()[:3]]))
-        corners = corners.reshape(3, -1).T
-        apart = np.linalg.norm(apply_affine(sform - qform, corners), axis=1).max()
+        apart = _largest_distance(sform, qform, header.get_data_shape())
         limit = MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min()
         if apart > limit and "qform" not in ignore:
             raise EddymotionError(
@@ -178,10 +212,17 @@ def _affine(path: Path, header: nib.Nifti1Header, ignore: Sequence[str]) -> np.n
     return affine
 
 
+def _largest_distance(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far apart (mm) two affines put the corners of a grid."""
+    corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape[:3]])).reshape(3, -1).T
+    return float(np.linalg.norm(apply_affine(a - b, corners), axis=1).max())
+
+
 def _repetition_time(header: nib.Nifti1Header) -> float | None:
     zooms = header.get_zooms()
     time = float(zooms[3]) if len(zooms) > 3 else float("nan")
-    return time if np.isfinite(time) and time > 0 else None
+    seconds = time * {"msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1], 1.0)
+    return seconds if np.isfinite(seconds) and seconds > 0 else None
 
 
 def _table_beside(path: Path, suffix: str) -> Path:
@@ -207,7 +248,7 @@ def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]
             f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, "
             "expected 3 rows (or 3 columns)"
         )
-    if (bvecs.shape[0] == 3 and bvecs.shape != (3, 3)) or bvecs.shape == (3, 3):
+    if bvecs.shape[0] == 3:  # FSL's layout, a row an axis; so are three rows of three
         bvecs = bvecs.T
     if len(bvals) != len(bvecs):
         raise EddymotionError(
@@ -228,7 +269,7 @@ def _numbers(path: Path) -> np.ndarray:
         raise EddymotionError(f"{path}: no such file; check the path")
     try:
         numbers = np.loadtxt(path, ndmin=2)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise EddymotionError(
             f"{path}: not a table of numbers ({_first_line(error)}); "
             "expected text with numbers separated by blanks"
@@ -265,9 +306,11 @@ def write_image(
     image = nib.Nifti1Image(data, affine)
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
+    if not np.allclose(image.get_qform(), affine, atol=1e-4):  # a qform cannot hold shears
+        image.set_qform(None, 0)
     if data.ndim == 4:
         image.header.set_xyzt_units("mm", "sec")
-        image.header["pixdim"][4] = repetition_time or 1.0
+        image.header["pixdim"][4] = repetition_time or 0.0  # zero: not known
     else:
         image.header.set_xyzt_units("mm")
     with replacing(path) as temporary:
@@ -341,11 +384,15 @@ def write_x5(path: Path, motion: Motion, dwi: DWI) -> None:
         mapping.to_filename(str(temporary), fmt="X5")
 
 
-def write_fsl_matrices(folder: Path, motion: Motion, dwi: DWI) -> None:
-    """Write one FLIRT matrix a volume (``MAT_0000`` …), original volume → reference."""
-    scaled = _fsl_coordinates(dwi)
+def write_fsl_matrices(folder: Path, motion: Motion, original: DWI, corrected: DWI) -> None:
+    """Write one FLIRT matrix a volume (``MAT_0000`` …), original volume → reference.
+
+    FLIRT's coordinates depend on the grids at both ends.
+    """
+    from_original = np.linalg.inv(_fsl_coordinates(original))
+    to_reference = _fsl_coordinates(corrected)
     for index, matrix in enumerate(motion.matrices):
-        flirt = scaled @ np.linalg.inv(matrix) @ np.linalg.inv(scaled)
+        flirt = to_reference @ np.linalg.inv(matrix) @ from_original
         rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
         write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")
 

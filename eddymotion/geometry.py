@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from eddymotion.errors import EddymotionError
+
 POWER_RADIUS_MM = 50.0
 """Radius of the sphere on which Power et al. (2012) measure rotations."""
 
@@ -38,7 +40,11 @@ class Motion:
     def __post_init__(self) -> None:
         matrices = np.array(self.matrices, dtype=float)
         if matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
-            raise ValueError(f"motion: expected matrices of shape (N, 4, 4), got {matrices.shape}")
+            raise EddymotionError(
+                f"motion: expected matrices of shape (N, 4, 4), got {matrices.shape}"
+            )
+        if not np.isfinite(matrices).all():
+            raise EddymotionError("motion: the matrices hold NaN or Inf")
         matrices.flags.writeable = False
         object.__setattr__(self, "matrices", matrices)
 

@@ -103,8 +103,10 @@ class Gradients:
     @property
     def is_shelled(self) -> bool:
         """Whether the b-values form a few well-filled shells (not DSI or random q-space)."""
+        n_shells = len(self.shells)
         narrow = all(np.ptp(self.bvals[shell]) <= 2 * SHELL_GAP for shell in self.shells)
-        return narrow and len(self.shells) <= MAX_SHELLS and len(self.dwis) >= 4 * len(self.shells)
+        filled = n_shells == 1 or len(self.dwis) >= 4 * n_shells
+        return narrow and filled and n_shells <= MAX_SHELLS
 
     @property
     def qvecs(self) -> np.ndarray:

@@ -53,6 +53,11 @@ def spline_coefficients(volume: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.pad(coefficients, PADDING, mode="reflect"))
 
 
+def kernel_order(mapping: np.ndarray) -> np.ndarray:
+    """Turn a (3 or 4, 4) mapping between (x, y, z) voxels into the kernels' (z, y, x), (3, 4)."""
+    return np.ascontiguousarray(mapping[[2, 1, 0]][:, [2, 1, 0, 3]])
+
+
 @intrinsic
 def _weigh_block(typing_context, coefficients, offset, stride_a, stride_b, weights, slopes):
     """Weigh the 4×4×4 coefficients that start at `offset`.

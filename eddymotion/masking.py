@@ -28,7 +28,8 @@ def brain_mask(reference: np.ndarray) -> np.ndarray:
     Returns
     -------
     (X, Y, Z) bool array
-        One connected piece without holes; never empty if `reference` is not.
+        One connected piece without holes, unless nothing plausible was found; never empty if
+        `reference` is not.
     """
     candidates = {
         "median_otsu": _median_otsu,

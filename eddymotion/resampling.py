@@ -17,7 +17,7 @@ import numpy as np
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, rms_displacement
-from eddymotion.kernels import EDGE, sample_grid, spline_coefficients
+from eddymotion.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
 from eddymotion.parallel import Progress, parallel_map, silent
 
 Engine = Literal["nitransforms", "fast"]
@@ -112,8 +112,8 @@ def _with_kernel(
 ) -> np.ndarray:
     mapping = voxel_mapping(affine, matrix, grid_affine)
     resampled = np.empty(shape[::-1], np.float32)
-    reversed_axes = mapping[[2, 1, 0]][:, [2, 1, 0, 3]]
-    sample_grid(spline_coefficients(np.ascontiguousarray(volume.T)), reversed_axes, 0.0, resampled)
+    coefficients = spline_coefficients(np.ascontiguousarray(volume.T))
+    sample_grid(coefficients, kernel_order(mapping), 0.0, resampled)
     return resampled.T
 
 
@@ -151,6 +151,19 @@ def inside_image(
         position = row[0] * i + row[1] * j + row[2] * k + row[3]
         inside &= (position >= -EDGE) & (position <= n - 1 + EDGE)
     return inside
+
+
+def covered_mask(dwi: DWI, motion: Motion) -> np.ndarray:
+    """Return the part of the brain that lies inside the image in every volume.
+
+    Where the head has moved out of the field of view there is no signal to compare. If that is
+    true of more than half of the brain in some volume, the whole mask is returned: one volume
+    must not decide for all.
+    """
+    mask = dwi.mask.copy()
+    for matrix in motion.matrices:
+        mask &= inside_image(dwi.shape, voxel_mapping(dwi.affine, matrix), dwi.shape)
+    return mask if mask.sum() >= dwi.mask.sum() / 2 else dwi.mask
 
 
 def _mask_on_grid(dwi: DWI, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.dataset import DWI
 from eddymotion.derivatives import Outputs, write_outputs
+from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Quality, assess, estimate_motion
 from eddymotion.files import image_stem, load, read_image
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
@@ -54,9 +55,10 @@ KEPT_METADATA = (
 )  # fmt: skip
 """Fields of the raw sidecar that still hold for the corrected series."""
 
-REUSED_OUTPUTS = ("dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
-                  "confounds_sidecar", "outliers", "motion_figure",
-                  "before_after_figure")  # fmt: skip
+REUSED_OUTPUTS = (
+    "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "mask_sidecar", "xfm", "x5", "confounds",
+    "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",
+)  # fmt: skip
 """All that must lie there for a finished series to be taken as finished."""
 
 
@@ -82,7 +84,7 @@ def correct_series(
     if (finished := finished_summary(outputs, print_of_run)) is not None:
         log.info("%s: outputs with the same settings are there; reused", series.dwi.name)
         return finished
-    outputs["sidecar"].unlink(missing_ok=True)
+    refuse_overwriting_inputs(series, outputs, settings)
     started = time.perf_counter()
     dwi = load(
         series.dwi,
@@ -93,6 +95,7 @@ def correct_series(
         ignore=settings.ignore,
     )
     log.info("%s: %s", series.dwi.name, dwi)
+    grid = output_grid(settings.output_space)
     model = get_model(
         settings.model,
         dwi.gradients,
@@ -120,16 +123,18 @@ def correct_series(
         dwi,
         motion,
         engine=engine,  # type: ignore[arg-type]
-        grid=output_grid(settings.output_space),
+        grid=grid,
         n_threads=settings.nprocs,
         progress=progress,
     )
     summary = summarise(dwi, motion, model, before, after, time.perf_counter() - started)
+    outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
     write_figures(outputs, dwi, corrected, motion)
     write_outputs(
         corrected,
         motion,
         outputs,
+        original=dwi,
         quality=after,
         sidecar=sidecar_of(series, settings, summary, print_of_run),
         fsl=settings.fsl_outputs,
@@ -144,6 +149,11 @@ def output_grid(path: Path | None) -> tuple[tuple[int, int, int], np.ndarray] | 
     if path is None:
         return None
     data, affine, _ = read_image(path)
+    if data.ndim < 3:
+        raise EddymotionError(
+            f"{path}: found an image of shape {data.shape}, expected three dimensions; "
+            "give an image with the grid that the corrected series should get"
+        )
     x, y, z = data.shape[:3]
     return (x, y, z), affine
 
@@ -155,6 +165,29 @@ def write_figures(outputs: Outputs, dwi: DWI, corrected: DWI, motion: Motion) ->
 
     save_figure(motion_figure(dwi, motion), outputs["motion_figure"])
     save_figure(before_after_figure(dwi, corrected), outputs["before_after_figure"])
+
+
+def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:
+    """Raise if an output has the path of an input."""
+    given = (series.dwi, series.bval, series.bvec, settings.brain_mask, settings.output_space)
+    inputs = {path.resolve() for path in given if path is not None}
+    for kind in REUSED_OUTPUTS:
+        if outputs[kind].resolve() in inputs:
+            raise EddymotionError(
+                f"{outputs[kind]}: is an input and would be overwritten; "
+                "give another output folder"
+            )
+
+
+def finished_series(folder: Path, figures: Path) -> list[tuple[Outputs, dict[str, str]]]:
+    """Find the finished series of a participant, with their summaries."""
+    done = []
+    for sidecar in sorted(folder.rglob("dwi/*_desc-preproc_dwi.json")):
+        src = sidecar.name.removesuffix("_desc-preproc_dwi.json")
+        outputs = Outputs(sidecar.parents[1], src, figures)
+        if (summary := finished_summary(outputs)) is not None:
+            done.append((outputs, summary))
+    return done
 
 
 def write_report(path: Path, title: str, done: list[tuple[Outputs, dict[str, str]]]) -> None:
@@ -242,7 +275,7 @@ def finished_summary(outputs: Outputs, print_of_run: str | None = None) -> dict[
         return None
     try:
         sidecar = json.loads(outputs["sidecar"].read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
     if print_of_run not in (None, sidecar.get("Fingerprint")):
         return None

@@ -294,7 +294,7 @@ def test_fsl_matrices_mean_what_flirt_and_nitransforms_mean(
     grid = Grid.covering(head, (8.0, 9.0, 10.0), orientation)
     signal = np.ones((*grid.shape, len(tiny)), np.float32)
     dwi = replace(tiny, signal=signal, affine=grid.affine, mask=np.ones(grid.shape))
-    write_fsl_matrices(tmp_path, poses, dwi)
+    write_fsl_matrices(tmp_path, poses, dwi, dwi)
     image = nib.Nifti1Image(signal[..., 0], grid.affine)
     for index, matrix in enumerate(poses.matrices):
         text = (tmp_path / f"MAT_{index:04d}").read_text()

@@ -32,7 +32,7 @@ class _ConsoleHandler(logging.StreamHandler):
 @contextmanager
 def logging_to(folder: Path, verbosity: int) -> Iterator[Path]:
     """Log to the console and to a new file in `folder`, whose path is yielded."""
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare_output_dir(folder)
     path = folder / f"eddymotion_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
     console = _ConsoleHandler()
     console.setLevel(logging.DEBUG if verbosity else logging.INFO)
@@ -98,3 +98,15 @@ def prepare_output_dir(folder: Path) -> None:
         raise EddymotionError(
             f"{folder}: cannot be written to ({error.strerror}); give another output folder"
         ) from error
+
+
+def refuse_output_in_input(bids_dir: Path, output_dir: Path) -> None:
+    """Raise if the output would be mixed with the raw data (``derivatives/`` is its place)."""
+    if not output_dir.is_relative_to(bids_dir):
+        return
+    inside = output_dir.relative_to(bids_dir).parts
+    if len(inside) < 2 or inside[0] != "derivatives":
+        raise EddymotionError(
+            f"{output_dir}: lies inside the input {bids_dir}, which is never written to; give a "
+            f"folder outside it, or {bids_dir / 'derivatives' / 'eddymotion'}"
+        )

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eddymotion import __version__
-from eddymotion.cli.console import logging_to, prepare_output_dir, progress_for_console, run
+from eddymotion.cli.console import (
+    logging_to,
+    prepare_output_dir,
+    progress_for_console,
+    refuse_output_in_input,
+    run,
+)
 from eddymotion.cli.options import (
     Parser,
     add_estimation_options,
@@ -65,14 +71,34 @@ def correct_one(options: argparse.Namespace) -> int:
 
     if not options.dwi.is_file():
         raise EddymotionError(f"{options.dwi}: no such file; give a 4-D NIfTI image")
+    if dataset := raw_dataset_of(options.dwi.resolve()):
+        refuse_output_in_input(dataset, options.output_dir.resolve())
     prepare_output_dir(options.output_dir)
     series = SeriesFiles(options.dwi, options.bval, options.bvec)
     outputs = Outputs.in_folder(options.output_dir, options.dwi)
-    with logging_to(options.output_dir / "logs", options.verbose):
-        summary = correct_series(series, outputs, settings_from(options), progress_for_console())
+    with logging_to(options.output_dir / "logs", options.verbose) as log_file:
+        try:
+            summary = correct_series(
+                series, outputs, settings_from(options), progress_for_console()
+            )
+        except EddymotionError:
+            raise
+        except Exception as error:
+            log.debug("%s failed", options.dwi, exc_info=True)
+            log.error("%s failed: %s: %s (log: %s)",
+                      options.dwi, type(error).__name__, error, log_file)  # fmt: skip
+            return 1
         write_citation(options.output_dir)
         report = options.output_dir / f"{outputs.src}.html"
         write_report(report, outputs.src, [(outputs, summary)])
         log.info("corrected series: %s", outputs["dwi"])
         log.info("report: %s", report)
     return 0
+
+
+def raw_dataset_of(image: Path) -> Path | None:
+    """Return the root of the BIDS dataset that an image belongs to, if any."""
+    return next(
+        (folder for folder in image.parents if (folder / "dataset_description.json").is_file()),
+        None,
+    )

@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
             return
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             self.error(f"--config-file {path}: cannot be read as TOML ({error})")
         known = {
             action.dest: action for action in self._actions if action.option_strings
@@ -73,6 +73,9 @@ class Parser(argparse.ArgumentParser):
             if not (isinstance(value, bool) and action.nargs == 0):
                 self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
             return value
+        several = action.nargs in ("+", "*")
+        if isinstance(value, (list, dict)) and (not several or not value):
+            self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
         values = value if isinstance(value, list) else [value]
         try:
             converted = [action.type(str(v)) if action.type else str(v) for v in values]  # type: ignore[operator]
@@ -84,7 +87,7 @@ class Parser(argparse.ArgumentParser):
                     f"--config-file {path}: {action.dest}: {item!r} is not one of "
                     f"{', '.join(map(str, action.choices))}"
                 )
-        return converted if action.nargs in ("+", "*") else converted[0]
+        return converted if several else converted[0]
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eddymotion import __version__
-from eddymotion.cli.console import logging_to, prepare_output_dir, progress_for_console, run
+from eddymotion.cli.console import (
+    logging_to,
+    prepare_output_dir,
+    progress_for_console,
+    refuse_output_in_input,
+    run,
+)
 from eddymotion.cli.options import (
     Parser,
     add_estimation_options,
@@ -131,42 +137,34 @@ def correct_dataset(options: argparse.Namespace) -> int:
 def _correct_all(participants: dict, output_dir: Path, options: argparse.Namespace) -> dict:
     """Correct series by series; return the failures, name → reason."""
     from eddymotion.bids import outputs_of
-    from eddymotion.steps import correct_series, finished_summary, write_report
+    from eddymotion.steps import (
+        correct_series,
+        finished_series,
+        finished_summary,
+        write_report,
+    )
 
     settings = settings_from(options)
     failures: dict[str, str] = {}
     for participant, all_series in participants.items():
-        done = []
         for series in all_series:
             outputs = outputs_of(series, participant, output_dir)
             try:
-                if options.reports_only:
-                    summary = finished_summary(outputs)
-                    if summary is None:
-                        raise EddymotionError("no finished outputs; run without --reports-only")
-                else:
-                    summary = correct_series(series, outputs, settings, progress_for_console())
+                if not options.reports_only:
+                    correct_series(series, outputs, settings, progress_for_console())
+                elif finished_summary(outputs) is None:
+                    raise EddymotionError("no finished outputs; run without --reports-only")
             except EddymotionError as error:
                 failures[series.dwi.name] = str(error)
             except Exception as error:  # one series must not take the others with it
                 log.debug("%s failed", series.dwi.name, exc_info=True)
                 failures[series.dwi.name] = f"{type(error).__name__}: {error}"
-            else:
-                done.append((outputs, summary))
             if failures and options.stop_on_first_crash:
-                return failures
+                break
+        name = f"sub-{participant}"
+        done = finished_series(output_dir / name, output_dir / name / "figures")
         if done:
-            write_report(output_dir / f"sub-{participant}.html", f"sub-{participant}", done)
+            write_report(output_dir / f"{name}.html", name, done)
+        if failures and options.stop_on_first_crash:
+            break
     return failures
-
-
-def refuse_output_in_input(bids_dir: Path, output_dir: Path) -> None:
-    """Raise if the output would be mixed with the raw data (``derivatives/`` is its place)."""
-    if not output_dir.is_relative_to(bids_dir):
-        return
-    inside = output_dir.relative_to(bids_dir).parts
-    if len(inside) < 2 or inside[0] != "derivatives":
-        raise EddymotionError(
-            f"{output_dir}: lies inside the input {bids_dir}, which is never written to; give a "
-            f"folder outside it, or {bids_dir / 'derivatives' / 'eddymotion'}"
-        )

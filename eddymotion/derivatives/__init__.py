@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from eddymotion import __version__
 from eddymotion.dataset import DWI
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
 from eddymotion.derivatives.names import Outputs
-from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.quality import Quality
 from eddymotion.files import (
@@ -50,9 +50,8 @@ def save(
         The paths written, by kind.
     """
     outputs = Outputs.in_folder(Path(folder), corrected.source or Path("dwi.nii.gz"))
-    if corrected.source and corrected.source.resolve() == outputs["dwi"].resolve():
-        raise EddymotionError(f"{corrected.source}: would be overwritten; save to another folder")
-    write_outputs(corrected, motion, outputs, quality=quality)
+    sidecar = {"Sources": [corrected.source.name]} if corrected.source else None
+    write_outputs(corrected, motion, outputs, quality=quality, sidecar=sidecar)
     return outputs
 
 
@@ -61,6 +60,7 @@ def write_outputs(
     motion: Motion,
     outputs: Outputs,
     *,
+    original: DWI | None = None,
     quality: Quality | None = None,
     sidecar: dict[str, Any] | None = None,
     fsl: bool = False,
@@ -73,6 +73,9 @@ def write_outputs(
     motion : Motion
     outputs : Outputs
         Where to.
+    original : DWI, optional
+        The original series, where the corrected one lies on another grid: motion is measured at
+        its centre.
     quality : Quality, optional
     sidecar : dict, optional
         Added to the sidecar of the image.
@@ -87,9 +90,10 @@ def write_outputs(
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
     write_itk(outputs["xfm"], motion.matrices)
     write_x5(outputs["x5"], motion, corrected)
+    shutil.rmtree(outputs["fsl_matrices"], ignore_errors=True)
     if fsl:
-        write_fsl_matrices(outputs["fsl_matrices"], motion, corrected)
-    columns = confounds(corrected, motion, quality)
+        write_fsl_matrices(outputs["fsl_matrices"], motion, original or corrected, corrected)
+    columns = confounds(corrected.gradients, motion, (original or corrected).center, quality)
     write_text(outputs["confounds"], table_text(columns))
     write_json(outputs["confounds_sidecar"], descriptions(columns))
     write_text(outputs["outliers"], _outlier_table(quality.outliers if quality else None))

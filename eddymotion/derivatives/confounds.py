@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from eddymotion.dataset import DWI
 from eddymotion.estimation.quality import Quality
 from eddymotion.geometry import (
     Motion,
@@ -12,30 +11,35 @@ from eddymotion.geometry import (
     rigid_parameters,
     rms_displacement,
 )
+from eddymotion.gradients import Gradients
 
 PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 
-def confounds(corrected: DWI, motion: Motion, quality: Quality | None) -> dict[str, np.ndarray]:
+def confounds(
+    gradients: Gradients, motion: Motion, center: np.ndarray, quality: Quality | None
+) -> dict[str, np.ndarray]:
     """Return the columns of the confounds table, (N,) each; NaN is written as ``n/a``.
 
     Parameters
     ----------
-    corrected : DWI
-        The corrected series: its gradients are in the reference frame.
+    gradients : Gradients
+        In the reference frame.
     motion : Motion
+    center : (3,) array
+        Centre of the original image grid, RAS+ mm.
     quality : Quality, optional
         Agreement with the predictions; those columns are NaN without.
     """
-    parameters = rigid_parameters(motion.matrices, corrected.center)
+    parameters = rigid_parameters(motion.matrices, center)
     missing = np.full(len(motion), np.nan)
     columns = dict(zip(PARAMETERS, parameters.T, strict=True))
     columns["framewise_displacement"] = framewise_displacement(parameters)
-    previous = rms_displacement(motion.matrices[1:], motion.matrices[:-1], corrected.center)
+    previous = rms_displacement(motion.matrices[1:], motion.matrices[:-1], center)
     columns["rmsd"] = np.concatenate([[np.nan], previous])
-    columns["rms_abs"] = rms_displacement(motion.matrices, np.eye(4), corrected.center)
-    columns["bval"] = corrected.gradients.bvals
-    for axis, component in zip("xyz", corrected.gradients.bvecs.T, strict=True):
+    columns["rms_abs"] = rms_displacement(motion.matrices, np.eye(4), center)
+    columns["bval"] = gradients.bvals
+    for axis, component in zip("xyz", gradients.bvecs.T, strict=True):
         columns[f"grad_{axis}"] = component + 0.0
     columns["hmc_r2"] = quality.r2 if quality else missing
     columns["hmc_xcorr"] = quality.correlation if quality else missing

@@ -8,7 +8,7 @@ from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import leave_one_out_loop
 from eddymotion.estimation.quality import Quality, assess
 from eddymotion.geometry import Motion
-from eddymotion.models import Model, get_model
+from eddymotion.models import AverageModel, Model, get_model
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import Registrar, get_registrar
 
@@ -76,4 +76,5 @@ def estimate_motion(
         n_threads=n_threads,
         progress=progress,
     )
-    return unite_frames(dwi, motion, align_shells=align_shells)
+    groups = dwi.gradients.shells if isinstance(model, AverageModel) else None  # none shared
+    return unite_frames(dwi, motion, groups=groups, align_shells=align_shells)

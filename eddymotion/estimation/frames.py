@@ -14,6 +14,7 @@ between the two, so that a jump between some of them does no harm as long as oth
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,7 +35,13 @@ ROTATION_RADIUS_MM = 50.0
 """Millimetres for a radian, where rotations and translations are compared."""
 
 
-def unite_frames(dwi: DWI, motion: Motion, *, align_shells: bool = True) -> Motion:
+def unite_frames(
+    dwi: DWI,
+    motion: Motion,
+    *,
+    groups: Sequence[np.ndarray] | None = None,
+    align_shells: bool = True,
+) -> Motion:
     """Express the motion in the frame of the first b=0 volume.
 
     Parameters
@@ -42,8 +49,10 @@ def unite_frames(dwi: DWI, motion: Motion, *, align_shells: bool = True) -> Moti
     dwi : DWI
     motion : Motion
         From the loop: b=0 and diffusion-weighted volumes each consistent among themselves.
+    groups : sequence of index arrays, optional
+        Diffusion-weighted volumes that share a frame; all of them when not given.
     align_shells : bool
-        Whether to estimate the offset between the two groups; otherwise it is taken as none.
+        Whether to estimate the offset of each group; otherwise it is taken as none.
 
     Returns
     -------
@@ -56,12 +65,15 @@ def unite_frames(dwi: DWI, motion: Motion, *, align_shells: bool = True) -> Moti
         return motion.relative_to(0)
     to_reference = np.linalg.inv(motion[dwi.reference])
     b0_matrices = motion.matrices[b0s] @ to_reference
-    if align_shells:
-        offset = offset_from_time(b0s, b0_matrices, dwis, motion.matrices[dwis], dwi.brain_center)
-    else:
-        offset = to_reference
     united = motion.updated(b0s, b0_matrices)
-    return united.updated(dwis, motion.matrices[dwis] @ offset)
+    for group in [dwis] if groups is None else groups:
+        matrices = motion.matrices[group]
+        if align_shells:
+            offset = offset_from_time(b0s, b0_matrices, group, matrices, dwi.brain_center)
+        else:
+            offset = to_reference
+        united = united.updated(group, matrices @ offset)
+    return united
 
 
 def offset_from_time(
@@ -113,6 +125,8 @@ def offset_from_time(
 def _quiet_step(dwis: np.ndarray, matrices: np.ndarray, center: np.ndarray) -> float:
     """Typical step (mm) between consecutive volumes while the head rests."""
     steps = log_rigid(np.linalg.inv(matrices[:-1]) @ matrices[1:], center)
+    if not len(steps):
+        return 1.0  # nothing known: a millimetre
     lengths = np.linalg.norm(_in_mm(steps), axis=1) / np.sqrt(np.diff(dwis))
     return float(np.quantile(lengths, QUIET_QUANTILE)) / QUIET_FACTOR
 

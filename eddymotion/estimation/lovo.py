@@ -14,15 +14,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eddymotion.dataset import DWI, Image
+from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
 from eddymotion.gradients import Gradients
 from eddymotion.models import AverageModel, Model
-from eddymotion.parallel import Progress, parallel_map, silent
+from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.registration import GaussNewton, Registrar, Registration
 from eddymotion.registration.gauss_newton import REFINE
-from eddymotion.resampling import resample
+from eddymotion.resampling import covered_mask, resample
 
 log = logging.getLogger(__name__)
+
+ENOUGH = 0.5
+"""Part of the mask in which a volume must be predicted to be registered."""
+
+MIN_SLICES = 3
+MIN_MASK_VOXELS = 200
 
 
 def leave_one_out_loop(
@@ -60,21 +67,37 @@ def leave_one_out_loop(
         Reference → volume.
     """
     motion = Motion.identity(len(dwi))
+    _refuse_unusable(dwi)
     for step in schedule(model, registrar, dwi.gradients, n_iterations):
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
-        predicted = predict(aligned, step.model)
+        with one_blas_thread():
+            predicted = predict(aligned, step.model)
         motion = register_volumes(
             dwi,
             predicted,
             step.registrar,
             init=motion,
             relaxation=relaxation(step.model, dwi.gradients),
+            mask=covered_mask(dwi, motion),
             seed=seed + step.number,
             n_threads=n_threads,
             progress=progress,
             description=f"pass {step.number} of {n_iterations}",
         )
-    return motion
+    return fill_unpredicted(dwi, motion, is_predicted(predicted, dwi.mask))
+
+
+def _refuse_unusable(dwi: DWI) -> None:
+    if min(dwi.shape) < MIN_SLICES:
+        raise EddymotionError(
+            f"{dwi!r}: found {min(dwi.shape)} voxels along one axis, expected at least "
+            f"{MIN_SLICES}; rigid motion in 3-D cannot be seen in less: give the whole series"
+        )
+    if dwi.mask.sum() < MIN_MASK_VOXELS:
+        raise EddymotionError(
+            f"{dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at least "
+            f"{MIN_MASK_VOXELS}; give another mask"
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +124,7 @@ def schedule(
         Pass(
             number,
             AverageModel() if number <= n_means else model,
-            _opening(registrar) if number == 1 else _refining(registrar),
+            _at_stage(registrar, number, n_iterations),
         )
         for number in range(1, n_iterations + 1)
     ]
@@ -124,6 +147,7 @@ def register_volumes(
     *,
     init: Motion,
     relaxation: np.ndarray | float = 1.0,
+    mask: np.ndarray | None = None,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -131,17 +155,20 @@ def register_volumes(
 ) -> Motion:
     """Register each original volume to its prediction, starting from `init`.
 
-    Each goes the part `relaxation` (N,) of the way it found. Volumes without a prediction (the
-    only b=0, say) keep their pose.
+    Each goes the part `relaxation` (N,) of the way it found. Voxels of the `mask` (the brain when
+    not given) without a prediction are left out; volumes without one (the only b=0, say) keep
+    their pose.
     """
+    where = dwi.mask if mask is None else mask
 
     def register(volume: int) -> Registration | None:
-        if not np.isfinite(predicted[..., volume]).all():
+        known = np.isfinite(predicted[..., volume])
+        if not known[where].mean() > ENOUGH:
             return None
         return registrar.register(
-            Image(predicted[..., volume], dwi.affine),
+            Image(np.where(known, predicted[..., volume], 0.0), dwi.affine),
             dwi.volume(volume),
-            fixed_mask=dwi.mask,
+            fixed_mask=where & known,
             init=init[volume],
             seed=seed,
         )
@@ -164,6 +191,38 @@ def register_volumes(
     return Motion(matrices)
 
 
+def is_predicted(predicted: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Whether each volume has a prediction in most of the mask, (N,)."""
+    volumes = np.moveaxis(predicted, 3, 0)
+    return np.array([np.isfinite(volume[mask]).mean() > ENOUGH for volume in volumes])
+
+
+def fill_unpredicted(dwi: DWI, motion: Motion, known: np.ndarray) -> Motion:
+    """Give diffusion-weighted volumes that nothing predicts the pose of their neighbour in time.
+
+    Raises
+    ------
+    EddymotionError
+        If the model predicts none at all.
+    """
+    dwis = dwi.gradients.dwis
+    found = dwis[known[dwis]]
+    if not len(found):
+        raise EddymotionError(
+            f"{dwi!r}: the model predicts no diffusion-weighted volume from the others; "
+            "use --model average, or a smaller --min-q-distance"
+        )
+    missing = dwis[~known[dwis]]
+    if not len(missing):
+        return motion
+    nearest = found[np.abs(found[None] - missing[:, None]).argmin(axis=1)]
+    log.warning(
+        "volumes %s: not predicted by the others; they get the pose of the nearest volume that is",
+        ", ".join(map(str, missing)),
+    )
+    return motion.updated(missing, motion.matrices[nearest])
+
+
 def relaxation(model: Model, gradients: Gradients) -> np.ndarray:
     """Which part of the way to its prediction each volume should go, (N,).
 
@@ -179,15 +238,10 @@ def relaxation(model: Model, gradients: Gradients) -> np.ndarray:
     return parts
 
 
-def _opening(registrar: Registrar) -> Registrar:
-    """Return a registrar for blurred predictions: our own skips its finest level."""
-    if isinstance(registrar, GaussNewton) and len(registrar.levels) > 1:
-        return replace(registrar, levels=registrar.levels[: -len(REFINE)])
-    return registrar
-
-
-def _refining(registrar: Registrar) -> Registrar:
-    """Return a registrar for small remaining motion: our own skips its coarse levels."""
-    if isinstance(registrar, GaussNewton) and len(registrar.levels) > 1:
-        return replace(registrar, levels=registrar.levels[-len(REFINE) :])
-    return registrar
+def _at_stage(registrar: Registrar, number: int, n_iterations: int) -> Registrar:
+    """Coarse levels in the first pass, the finest afterwards, all where there is one pass only."""
+    if not isinstance(registrar, GaussNewton) or len(registrar.levels) < 2 or n_iterations == 1:
+        return registrar
+    n_fine = len(REFINE)
+    levels = registrar.levels[:-n_fine] if number == 1 else registrar.levels[-n_fine:]
+    return replace(registrar, levels=levels)

@@ -17,7 +17,7 @@ import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.geometry import Motion
-from eddymotion.kernels import sample_grid, spline_coefficients
+from eddymotion.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.parallel import parallel_map
 from eddymotion.resampling import voxel_mapping
 
@@ -56,7 +56,12 @@ class SliceOutliers:
 
 
 def find_outlier_slices(
-    dwi: DWI, motion: Motion, predicted: np.ndarray, *, n_threads: int = 1
+    dwi: DWI,
+    motion: Motion,
+    predicted: np.ndarray,
+    *,
+    mask: np.ndarray | None = None,
+    n_threads: int = 1,
 ) -> SliceOutliers:
     """Score the slices of the diffusion-weighted volumes.
 
@@ -67,6 +72,8 @@ def find_outlier_slices(
     motion : Motion
     predicted : (X, Y, Z, N) array
         Leave-one-out predictions in the reference frame.
+    mask : (X, Y, Z) bool array, optional
+        Where to compare, in the reference frame; the brain when not given.
     n_threads : int
 
     Returns
@@ -74,17 +81,19 @@ def find_outlier_slices(
     SliceOutliers
     """
     dwis = dwi.gradients.dwis
+    where = dwi.mask if mask is None else mask
     ratio = np.full((len(dwi), dwi.shape[2]), np.nan)
 
     def score(volume: int) -> np.ndarray:
-        in_brain = np.where(dwi.mask, predicted[..., volume], 0.0)
+        known = where & np.isfinite(predicted[..., volume])
+        in_brain = np.where(known, predicted[..., volume], 0.0)
         expected = _in_volume(in_brain, dwi, motion[volume])
         products = (expected * dwi.signal[..., volume]).sum(axis=(0, 1), dtype=float)
         power = (expected**2).sum(axis=(0, 1), dtype=float)
         enough = (expected > 0.1 * expected.max()).sum(axis=(0, 1)) >= MIN_VOXELS
         return np.divide(products, power, where=enough, out=np.full(len(power), np.nan))
 
-    usable = [v for v in dwis if np.isfinite(predicted[..., v]).all()]
+    usable = [v for v in dwis if np.isfinite(predicted[..., v][where]).mean() > 0.5]
     if len(usable) < MIN_VOLUMES:
         return SliceOutliers(ratio.copy(), ratio)
     ratio[usable] = parallel_map(score, usable, n_threads=n_threads)
@@ -106,5 +115,5 @@ def _in_volume(reference: np.ndarray, dwi: DWI, matrix: np.ndarray) -> np.ndarra
     mapping = voxel_mapping(dwi.affine, np.linalg.inv(matrix))
     volume = np.empty(dwi.shape[::-1], np.float32)
     coefficients = spline_coefficients(np.ascontiguousarray(reference.T))
-    sample_grid(coefficients, mapping[[2, 1, 0]][:, [2, 1, 0, 3]], 0.0, volume)
+    sample_grid(coefficients, kernel_order(mapping), 0.0, volume)
     return volume.T

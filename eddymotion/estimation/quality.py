@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.dataset import DWI
-from eddymotion.estimation.lovo import predict
+from eddymotion.estimation.lovo import ENOUGH, predict
 from eddymotion.estimation.outliers import SliceOutliers, find_outlier_slices
 from eddymotion.geometry import Motion
-from eddymotion.models import Model
+from eddymotion.models import Model, get_model
 from eddymotion.parallel import one_blas_thread
-from eddymotion.resampling import resample
+from eddymotion.resampling import covered_mask, resample
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,9 @@ class Quality:
     outliers: SliceOutliers
 
 
-def assess(dwi: DWI, motion: Motion, model: Model, *, n_threads: int = 1) -> Quality:
+def assess(
+    dwi: DWI, motion: Motion, model: Model | str = "auto", *, n_threads: int = 1
+) -> Quality:
     """Predict each volume from the others under a motion, and compare.
 
     Parameters
@@ -42,27 +44,36 @@ def assess(dwi: DWI, motion: Motion, model: Model, *, n_threads: int = 1) -> Qua
     dwi : DWI
         The original series.
     motion : Motion
-    model : Model
+    model : Model or str
+        As in :func:`eddymotion.estimate_motion`.
     n_threads : int
 
     Returns
     -------
     Quality
     """
+    if isinstance(model, str):
+        model = get_model(model, dwi.gradients)
+    mask = covered_mask(dwi, motion)
     aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
     with one_blas_thread():
         predicted = predict(aligned, model)
         pairs = ((aligned.signal[..., i], predicted[..., i]) for i in range(len(dwi)))
-        scores = [
-            agreement(observed[dwi.mask], expected[dwi.mask]) for observed, expected in pairs
-        ]
+        scores = [agreement(observed[mask], expected[mask]) for observed, expected in pairs]
     correlation, r2 = np.array(scores).T
-    outliers = find_outlier_slices(dwi, motion, predicted, n_threads=n_threads)
+    outliers = find_outlier_slices(dwi, motion, predicted, mask=mask, n_threads=n_threads)
     return Quality(correlation, r2, outliers)
 
 
 def agreement(observed: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """Pearson correlation of two (V,) arrays, and the variance of one that the other explains."""
+    """Pearson correlation of two (V,) arrays, and the variance of one that the other explains.
+
+    NaN where less than half of the voxels have a prediction.
+    """
+    known = np.isfinite(predicted)
+    if not known.mean() > ENOUGH:
+        return np.nan, np.nan
+    observed, predicted = observed[known], predicted[known]
     y = observed - observed.mean(dtype=float)
     p = predicted - predicted.mean(dtype=float)
     power = y @ y

@@ -52,7 +52,14 @@ def get_model(
     if name.startswith("dipy:"):
         from eddymotion.models.dipy import DipyModel, find_model
 
+        if min_q_distance > 0:
+            raise EddymotionError(
+                f"model {name}: min_q_distance is not available with refitted DIPY models; "
+                "use dti, dki or gp"
+            )
         return DipyModel(find_model(name.removeprefix("dipy:")), n_procs=n_procs)
+    if name in ("dti", "wls-dti", "dki"):
+        design_matrix(gradients, kurtosis=name == "dki")  # raises where the scheme is too small
     builders: dict[str, Callable[..., Model]] = {
         "gp": GaussianProcessModel,
         "average": AverageModel,

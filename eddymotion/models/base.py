@@ -33,7 +33,8 @@ import numpy as np
 from eddymotion.gradients import Gradients
 
 LEVERAGE_GUARD = 1e-8
-"""Smallest ``Pᵢᵢ``, relative to the largest, at which a volume counts as predictable."""
+"""Smallest ``Pᵢᵢ`` at which a volume counts as predictable: absolute for least squares, whose
+``P`` is a projector, relative to the largest where that is larger (Gaussian processes)."""
 
 
 @runtime_checkable
@@ -100,7 +101,7 @@ def held_out_operator(precision: np.ndarray, groups: list[np.ndarray]) -> np.nda
         ``i``.
     """
     n = len(precision)
-    guard = LEVERAGE_GUARD * np.abs(np.diag(precision)).max()
+    guard = LEVERAGE_GUARD * max(1.0, np.abs(np.diag(precision)).max())
     operator = np.empty((n, n))
     for i, group in enumerate(groups):
         block = precision[np.ix_(group, group)]
@@ -116,15 +117,17 @@ def held_out_operator(precision: np.ndarray, groups: list[np.ndarray]) -> np.nda
 def neighbours(gradients: Gradients, min_q_distance: float) -> list[np.ndarray]:
     """Return the volumes within `min_q_distance` of each diffusion-weighted volume.
 
-    Distances are between ``q = g √(b/1000)`` and take antipodes as one. A b=0 volume stands
-    alone: leaving out all b=0 volumes at once would leave nothing that predicts them.
+    Distances are between ``q = g √(b/1000)`` and take antipodes as one. Volumes without a
+    direction stand alone: leaving out all b=0 volumes at once would leave nothing that predicts
+    them.
     """
     q = gradients.qvecs
     apart = np.minimum(
         np.linalg.norm(q[:, None] - q[None], axis=2), np.linalg.norm(q[:, None] + q[None], axis=2)
     )
     close = apart < min_q_distance
-    close[gradients.is_b0] = close[:, gradients.is_b0] = False
+    undirected = gradients.is_b0 | gradients.is_trace
+    close[undirected] = close[:, undirected] = False
     np.fill_diagonal(close, True)
     return [np.flatnonzero(row) for row in close]
 

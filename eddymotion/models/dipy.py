@@ -47,6 +47,11 @@ class DipyModel:
 
         Voxels without signal are predicted as zero, without a fit.
         """
+        if gradients.is_trace.any():
+            raise EddymotionError(
+                f"model dipy: volume {np.flatnonzero(gradients.is_trace)[0]} has a b-value but no "
+                "direction, which DIPY cannot use; take --model gp, dti or average"
+            )
         voxels = np.asarray(signal).reshape(-1, signal.shape[-1])
         filled = np.flatnonzero((voxels > 0).all(axis=1))
         predicted = np.zeros(voxels.shape, np.float32)
@@ -123,10 +128,22 @@ def find_model(name: str) -> type[ReconstModel]:
         except ImportError:  # a module that wants an optional package
             continue
         for class_name, found in inspect.getmembers(module, inspect.isclass):
-            if issubclass(found, ReconstModel) and found.__module__ == module.__name__:
-                known[class_name] = found
+            own = issubclass(found, ReconstModel) and found.__module__ == module.__name__
+            if own and _needs_only_gradients(found):
+                known[class_name] = found  # type: ignore[assignment]
     if name not in known:
         raise EddymotionError(
-            f"model dipy:{name}: DIPY has no such model; it has {', '.join(sorted(known))}"
+            f"model dipy:{name}: DIPY has no model of that name that needs nothing but the "
+            f"gradients; it has {', '.join(sorted(known))}"
         )
     return known[name]
+
+
+def _needs_only_gradients(model: type) -> bool:
+    """Whether a class can be built from a gradient table alone."""
+    parameters = list(inspect.signature(model).parameters.values())[1:]
+    required = [
+        p for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]  # fmt: skip
+    return not required

@@ -102,16 +102,19 @@ def fit_hyperparameters(signal: np.ndarray, gradients: Gradients) -> Hyperparame
     Parameters
     ----------
     signal : (V, N) array
-        Voxels of the brain; at most 20 000, evenly spread, are used.
+        Voxels; 20 000 of those brighter than the average one, drawn at random, are used.
     gradients : Gradients
 
     Returns
     -------
     Hyperparameters
     """
-    bright = np.flatnonzero(signal.mean(axis=1) > 0)
-    chosen = bright[:: max(1, len(bright) // VOXELS_FOR_HYPERPARAMETERS)]
-    sample = signal[chosen].astype(float)
+    brightness = signal.mean(axis=1)
+    bright = np.flatnonzero(brightness >= brightness.mean())
+    if len(bright) > VOXELS_FOR_HYPERPARAMETERS:
+        random = np.random.default_rng(0)
+        bright = np.sort(random.choice(bright, VOXELS_FOR_HYPERPARAMETERS, replace=False))
+    sample = signal[bright].astype(float)
     scatter = sample.T @ sample / len(sample)
     design = shell_indicators(gradients)
     several_shells = len(gradients.shells) > 1

@@ -47,21 +47,24 @@ class TensorModel:
     kurtosis: bool = False
     min_q_distance: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.weighted and self.min_q_distance > 0:
+            raise EddymotionError(
+                "model: min_q_distance is not available with the weighted tensor fit; "
+                "use dti, dki or gp"
+            )
+
     def leave_one_out(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
         """Predict each volume from the others; see :meth:`Model.leave_one_out`."""
         design = design_matrix(gradients, kurtosis=self.kurtosis)
         volumes = as_rows(signal)
         log_signal = np.log(np.maximum(volumes, MIN_SIGNAL_FRACTION * volumes.max()))
         if self.weighted:
-            if self.min_q_distance > 0:
-                raise EddymotionError(
-                    "model: min_q_distance is not available with the weighted tensor fit; "
-                    "use dti, dki or gp"
-                )
             predicted = weighted_leave_one_out(design, log_signal)
         else:
             operator = held_out_operator(
-                least_squares_precision(design), neighbours(gradients, self.min_q_distance)
+                least_squares_precision(design),
+                neighbours(gradients, self.min_q_distance),
             )
             predicted = operator.astype(volumes.dtype) @ log_signal
         return from_rows(np.exp(predicted), signal.shape)
@@ -84,15 +87,21 @@ def design_matrix(gradients: Gradients, *, kurtosis: bool = False) -> np.ndarray
         axes = np.eye(3)
         averaged = [
             module.design_matrix(
-                gradient_table(gradients.bvals, bvecs=np.where(isotropic[:, None], axis, bvecs))
+                gradient_table(
+                    gradients.bvals,
+                    bvecs=np.where(isotropic[:, None], axis, bvecs),
+                    b0_threshold=gradients.b0_threshold,
+                )
             )
             for axis in axes
         ]
         design = np.where(isotropic[:, None], np.mean(averaged, axis=0), design)
-    rank = np.linalg.matrix_rank(design / np.linalg.norm(design, axis=0))
-    if rank < design.shape[1]:
+    norms = np.linalg.norm(design, axis=0)
+    rank = np.linalg.matrix_rank(design / np.where(norms > 0, norms, 1.0))
+    if rank < design.shape[1] or len(design) <= rank:  # nothing would be left to predict with
         raise EddymotionError(
-            f"model {name}: this scheme determines {rank} of {design.shape[1]} parameters "
+            f"model {name}: without one volume this scheme does not determine its "
+            f"{design.shape[1]} parameters "
             f"({len(gradients.dwis)} diffusion-weighted volumes, {len(gradients.shells)} "
             f"shell(s), {len(gradients.b0s)} b=0); use --model gp or average"
         )

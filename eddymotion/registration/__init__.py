@@ -27,7 +27,7 @@ def get_registrar(name: str, settings_file: Path | None = None) -> Registrar:
 def _settings(path: Path) -> dict:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise EddymotionError(f"{path}: cannot be read as JSON ({error}); correct it") from error
     known = {entry.name for entry in fields(GaussNewton)}
     if not isinstance(settings, dict) or set(settings) - known:
@@ -37,7 +37,7 @@ def _settings(path: Path) -> dict:
     if "levels" in settings:
         try:
             settings["levels"] = tuple(Level(**level) for level in settings["levels"])
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise EddymotionError(
                 f"{path}: a level has the keys fwhm, n_points and highpass ({error})"
             ) from error

@@ -29,6 +29,7 @@ import numpy as np
 from scipy import ndimage
 
 from eddymotion.dataset import Image
+from eddymotion.errors import EddymotionError
 from eddymotion.geometry import apply_affine, exp_rigid
 from eddymotion.registration.base import Registration
 
@@ -64,6 +65,17 @@ class Level:
     n_points: int
     highpass: float | None = None
 
+    def __post_init__(self) -> None:
+        sizes = (self.fwhm, self.n_points, *([] if self.highpass is None else [self.highpass]))
+        if not all(isinstance(size, (int, float)) and size > 0 for size in sizes):
+            raise EddymotionError(
+                f"registration: {self} has a size that is not a number above zero; correct it"
+            )
+        if self.n_points < MIN_POINTS:
+            raise EddymotionError(
+                f"registration: {self.n_points} points given, expected at least {MIN_POINTS}"
+            )
+
 
 COARSE_TO_FINE = (
     Level(16.0, 3_000),
@@ -96,6 +108,16 @@ class GaussNewton:
     levels: tuple[Level, ...] = COARSE_TO_FINE
     max_iterations: int = 25
     tolerance: float = 0.0005
+
+    def __post_init__(self) -> None:
+        numbers = (self.max_iterations, self.tolerance)
+        if not all(isinstance(number, (int, float)) and number > 0 for number in numbers):
+            raise EddymotionError(
+                f"registration: max_iterations {self.max_iterations!r} and tolerance "
+                f"{self.tolerance!r} must be numbers above zero"
+            )
+        if not self.levels:
+            raise EddymotionError("registration: no levels given, expected at least one")
 
     def register(
         self,
@@ -179,7 +201,10 @@ class _LevelProblem:
         step = np.inf
         twist = np.zeros(6)
         for _ in range(max_iterations):
-            evaluated = self._evaluate(matrix)
+            try:
+                evaluated = self._evaluate(matrix)
+            except np.linalg.LinAlgError:  # nothing to see at this level: constant images
+                evaluated = None
             if evaluated is None:
                 break
             cost, new_twist = evaluated
@@ -216,6 +241,8 @@ class _LevelProblem:
         cost = np.log(scale) - np.log(weights).mean()  # −log-likelihood a point
         solution = _weighted_solution(X, y, weights)
         gain = solution[0] if abs(solution[0]) > 1e-3 * abs(coefficients[0]) else coefficients[0]
+        if gain == 0:
+            return None
         return float(cost), solution[2:] / gain
 
 

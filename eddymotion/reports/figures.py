@@ -28,7 +28,7 @@ def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figu
     dwi : DWI
     motion : Motion
     truth : Motion, optional
-        Drawn as thin black lines beneath.
+        Drawn as dashed black lines.
     """
     parameters = rigid_parameters(motion.matrices, dwi.center)
     figure = Figure(figsize=(10, 6.2), layout="constrained")
@@ -57,7 +57,8 @@ def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figu
             axes.axvspan(b0 - 0.5, b0 + 0.5, color="#E8E8E8", lw=0, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
-    top.set_title("Head motion relative to the first b=0 (grey: b=0 volumes)", loc="left")
+    reference = "the first b=0" if len(dwi.gradients.b0s) else "volume 0"
+    top.set_title(f"Head motion relative to {reference} (grey: b=0 volumes)", loc="left")
     return figure
 
 
@@ -155,4 +156,4 @@ class _Canonical:
     def profile(self) -> np.ndarray:
         """Signal along one line from bottom to top, a column a volume."""
         line = self.signal[self.sagittal, self.coronal][:, self.dwi.gradients.dwis]
-        return line / line.mean(axis=0)
+        return line / np.maximum(line.mean(axis=0), 1e-6 * max(float(line.max()), 1e-6))

@@ -13,7 +13,7 @@ from eddymotion.dataset import DWI
 from eddymotion.files import write_gradient_table, write_image, write_itk, write_json, write_text
 from eddymotion.geometry import Motion, grid_center, rigid_parameters
 from eddymotion.gradients import Gradients
-from eddymotion.kernels import sample_grid, spline_coefficients
+from eddymotion.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.masking import brain_mask
 from eddymotion.parallel import parallel_map
 from eddymotion.simulation.phantom import Phantom
@@ -143,7 +143,7 @@ def voxel_means(head: np.ndarray, to_head: np.ndarray, shape: tuple[int, ...]) -
         shifted[:3, 3] += to_head[:3, :3] @ (np.array(corner) / 2 - 0.25)
         sample_grid(
             coefficients,
-            np.ascontiguousarray(shifted[[2, 1, 0]][:, [2, 1, 0, 3]]),
+            kernel_order(shifted),
             0.0,
             sampled,
         )

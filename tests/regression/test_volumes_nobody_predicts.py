@@ -1,0 +1,54 @@
+"""Volumes without a prediction are named and get a pose; voxels without one are left out."""
+
+import logging
+
+import numpy as np
+import pytest
+
+import eddymotion as em
+from eddymotion.estimation.lovo import fill_unpredicted, register_volumes
+from eddymotion.geometry import Motion, rigid_matrix
+from eddymotion.registration import GaussNewton
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+
+
+@pytest.fixture(scope="module")
+def still():
+    gradients = shelled_scheme({1000.0: 6}, 1)
+    phantom = procedural_head(6.0)
+    grid = Grid.covering(phantom, 6.0)
+    return acquire(phantom, gradients, Motion.identity(7), grid, snr=None)
+
+
+def test_lone_volume_gets_the_pose_of_its_neighbour(still, caplog):
+    poses = rigid_matrix(np.arange(21.0).reshape(7, 3), np.zeros((7, 3)), still.center)
+    known = np.array([True, True, True, False, True, True, True])
+    with caplog.at_level(logging.WARNING):
+        filled = fill_unpredicted(still, Motion(poses), known)
+    assert any((filled[3] == poses[k]).all() for k in (2, 4))
+    assert "volumes 3" in caplog.text
+
+
+def test_nothing_predicted_is_an_error(still):
+    with pytest.raises(em.EddymotionError, match="no diffusion-weighted volume"):
+        fill_unpredicted(still, Motion.identity(7), np.zeros(7, bool))
+
+
+def test_single_voxels_without_prediction_do_not_lose_the_volume(still):
+    predicted = np.array(still.signal)
+    predicted[still.mask & (np.random.default_rng(0).random(still.mask.shape) < 0.05), 3] = np.nan
+    start = Motion(rigid_matrix(np.full((7, 3), 1.0), np.zeros((7, 3)), still.center))
+    found = register_volumes(still, predicted, GaussNewton(), init=start)
+    np.testing.assert_allclose(found[3][:3, 3], 0, atol=0.3)
+
+
+def test_one_slice_and_tiny_masks_are_refused(still):
+    flat = em.DWI(
+        still.signal[:, :, 10:11], still.affine, still.gradients, still.mask[:, :, 10:11]
+    )
+    with pytest.raises(em.EddymotionError, match="at least 3"):
+        em.estimate_motion(flat)
+    mask = np.zeros(still.shape, bool)
+    mask[5, 5, 5] = True
+    with pytest.raises(em.EddymotionError, match="mask"):
+        em.estimate_motion(em.DWI(still.signal, still.affine, still.gradients, mask))
