@@ -16,6 +16,9 @@ __all__ = ["Quality", "assess", "estimate_motion"]
 
 ESTIMATORS = {"lovo": leave_one_out_loop}
 
+MIN_SLICES = 3
+MIN_MASK_VOXELS = 200
+
 
 def estimate_motion(
     dwi: DWI,
@@ -63,6 +66,7 @@ def estimate_motion(
         )
     if n_iterations < 1:
         raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
+    _refuse_unusable(dwi)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     if isinstance(registrar, str):
@@ -78,3 +82,16 @@ def estimate_motion(
     )
     groups = dwi.gradients.shells if isinstance(model, AverageModel) else None  # none shared
     return unite_frames(dwi, motion, groups=groups, align_shells=align_shells)
+
+
+def _refuse_unusable(dwi: DWI) -> None:
+    if min(dwi.shape) < MIN_SLICES:
+        raise EddymotionError(
+            f"{dwi!r}: found {min(dwi.shape)} voxels along one axis, expected at least "
+            f"{MIN_SLICES}; rigid motion in 3-D cannot be seen in less: give the whole series"
+        )
+    if dwi.mask.sum() < MIN_MASK_VOXELS:
+        raise EddymotionError(
+            f"{dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at least "
+            f"{MIN_MASK_VOXELS}; give another mask"
+        )

@@ -2,34 +2,29 @@
 
 Each volume is predicted from all the others and registered to its prediction; the better the
 others are aligned, the sharper the prediction, so it is repeated (block coordinate descent on the
-likelihood of the series). Each pass starts from the
-original volumes and from the motion of the pass before.
+likelihood of the series). Each pass starts from the original volumes and from the motion of the
+pass before.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.dataset import DWI, Image
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.schedule import plan_passes
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
-from eddymotion.gradients import Gradients
 from eddymotion.models import AverageModel, Model
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
-from eddymotion.registration import GaussNewton, Registrar, Registration
-from eddymotion.registration.gauss_newton import REFINE
+from eddymotion.registration import Registrar, Registration
 from eddymotion.resampling import covered_mask, resample
 
 log = logging.getLogger(__name__)
 
 ENOUGH = 0.5
 """Part of the mask in which a volume must be predicted to be registered."""
-
-MIN_SLICES = 3
-MIN_MASK_VOXELS = 200
 
 
 def leave_one_out_loop(
@@ -67,8 +62,7 @@ def leave_one_out_loop(
         Reference → volume.
     """
     motion = Motion.identity(len(dwi))
-    _refuse_unusable(dwi)
-    for step in schedule(model, registrar, dwi.gradients, n_iterations):
+    for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
         with one_blas_thread():
             predicted = predict(aligned, step.model)
@@ -77,7 +71,7 @@ def leave_one_out_loop(
             predicted,
             step.registrar,
             init=motion,
-            relaxation=relaxation(step.model, dwi.gradients),
+            relaxation=step.relaxation,
             mask=covered_mask(dwi, motion),
             seed=seed + step.number,
             n_threads=n_threads,
@@ -85,49 +79,6 @@ def leave_one_out_loop(
             description=f"pass {step.number} of {n_iterations}",
         )
     return fill_unpredicted(dwi, motion, is_predicted(predicted, dwi.mask))
-
-
-def _refuse_unusable(dwi: DWI) -> None:
-    if min(dwi.shape) < MIN_SLICES:
-        raise EddymotionError(
-            f"{dwi!r}: found {min(dwi.shape)} voxels along one axis, expected at least "
-            f"{MIN_SLICES}; rigid motion in 3-D cannot be seen in less: give the whole series"
-        )
-    if dwi.mask.sum() < MIN_MASK_VOXELS:
-        raise EddymotionError(
-            f"{dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at least "
-            f"{MIN_MASK_VOXELS}; give another mask"
-        )
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one pass of the loop predicts with and registers with."""
-
-    number: int
-    model: Model
-    registrar: Registrar
-
-
-def schedule(
-    model: Model, registrar: Registrar, gradients: Gradients, n_iterations: int
-) -> list[Pass]:
-    """Plan the passes.
-
-    The first half predicts with shell means: every volume then leans on all others alike and the
-    loop contracts fast, where a model with few effective neighbours hands each volume the errors
-    of just those. The rest uses `model`, which is sharper. The last pass always does. Our own
-    registrar works coarse to fine in the first pass, and only at its finest level afterwards.
-    """
-    n_means = min((n_iterations + 1) // 2, n_iterations - 1) if gradients.is_shelled else 0
-    return [
-        Pass(
-            number,
-            AverageModel() if number <= n_means else model,
-            _at_stage(registrar, number, n_iterations),
-        )
-        for number in range(1, n_iterations + 1)
-    ]
 
 
 def predict(aligned: DWI, model: Model) -> np.ndarray:
@@ -221,27 +172,3 @@ def fill_unpredicted(dwi: DWI, motion: Motion, known: np.ndarray) -> Motion:
         ", ".join(map(str, missing)),
     )
     return motion.updated(missing, motion.matrices[nearest])
-
-
-def relaxation(model: Model, gradients: Gradients) -> np.ndarray:
-    """Which part of the way to its prediction each volume should go, (N,).
-
-    Volumes that are predicted by the mean of the others of their group all move at once: two of
-    them would swap places for ever. The way to the mean of *all* n, which is the joint solution,
-    is ``(n − 1)/n`` of the way to the mean of the others.
-    """
-    groups = [gradients.b0s, *(gradients.shells if isinstance(model, AverageModel) else ())]
-    parts = np.ones(len(gradients))
-    for group in groups:
-        if len(group):
-            parts[group] = (len(group) - 1) / len(group)
-    return parts
-
-
-def _at_stage(registrar: Registrar, number: int, n_iterations: int) -> Registrar:
-    """Coarse levels in the first pass, the finest afterwards, all where there is one pass only."""
-    if not isinstance(registrar, GaussNewton) or len(registrar.levels) < 2 or n_iterations == 1:
-        return registrar
-    n_fine = len(REFINE)
-    levels = registrar.levels[:-n_fine] if number == 1 else registrar.levels[-n_fine:]
-    return replace(registrar, levels=levels)

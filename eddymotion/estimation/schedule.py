@@ -1,0 +1,83 @@
+"""The passes of the loop: what each predicts with, registers with, and how far volumes go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eddymotion.gradients import Gradients
+from eddymotion.models import AverageModel, Model
+from eddymotion.registration import GaussNewton, Registrar
+from eddymotion.registration.gauss_newton import REFINE
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One pass over the series.
+
+    Parameters
+    ----------
+    number : int
+        From one on.
+    model : Model
+    registrar : Registrar
+    relaxation : (N,) array
+        Which part of the way to its prediction each volume goes.
+    """
+
+    number: int
+    model: Model
+    registrar: Registrar
+    relaxation: np.ndarray
+
+
+def plan_passes(
+    model: Model, registrar: Registrar, gradients: Gradients, n_iterations: int
+) -> list[Pass]:
+    """Plan the passes.
+
+    The first half predicts with shell means: every volume then leans on all others alike and the
+    loop contracts fast, where a model with few effective neighbours hands each volume the errors
+    of just those. The rest uses `model`, which is sharper. The last pass always does. Our own
+    registrar works coarse to fine in the first pass, and only at its finest level afterwards.
+    """
+    n_means = min((n_iterations + 1) // 2, n_iterations - 1) if gradients.is_shelled else 0
+    models = [AverageModel()] * n_means + [model] * (n_iterations - n_means)
+    return [
+        Pass(
+            number,
+            used,
+            registrar_at(registrar, number, n_iterations),
+            relaxation(used, gradients),
+        )
+        for number, used in enumerate(models, start=1)
+    ]
+
+
+def relaxation(model: Model, gradients: Gradients) -> np.ndarray:
+    """Which part of the way to its prediction each volume should go, (N,).
+
+    Volumes that are predicted by the mean of the others of their group all move at once: two of
+    them would swap places for ever. The way to the mean of *all* n, which is the joint solution,
+    is ``(n − 1)/n`` of the way to the mean of the others.
+    """
+    groups = [gradients.b0s, *(gradients.shells if isinstance(model, AverageModel) else ())]
+    parts = np.ones(len(gradients))
+    for group in groups:
+        if len(group):
+            parts[group] = (len(group) - 1) / len(group)
+    return parts
+
+
+def registrar_at(registrar: Registrar, number: int, n_iterations: int) -> Registrar:
+    """Coarse levels in the first pass, the finest afterwards, all where there is one pass only.
+
+    Against the blurred predictions of the first pass the finest level converges slowly to the
+    wrong place. Other engines than ours are used as they are.
+    """
+    if not isinstance(registrar, GaussNewton) or len(registrar.levels) < 2 or n_iterations == 1:
+        return registrar
+    n_fine = len(REFINE)
+    levels = registrar.levels[:-n_fine] if number == 1 else registrar.levels[-n_fine:]
+    return replace(registrar, levels=levels)

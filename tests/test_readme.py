@@ -1,0 +1,67 @@
+"""The README's commands exist, and its files too."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from eddymotion.cli import correct, participant
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(name):
+    return re.findall(rf"^{name} (.+)$", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "parser"),
+    [
+        ("eddymotion", participant.build_parser()),
+        ("eddymotion-correct", correct.build_parser()),
+    ],
+)
+def test_commands_parse(name, parser):
+    found = commands(name)
+    assert found
+    for call in found:
+        parser.parse(call.split())
+
+
+def test_options_named_in_the_text_exist():
+    known = {
+        option
+        for parser in (participant.build_parser(), correct.build_parser())
+        for action in parser._actions
+        for option in action.option_strings
+    }
+    named = set(re.findall(r"`(--[a-z0-9-]+)", README))
+    assert named
+    assert named <= known
+
+
+def test_make_targets_and_links_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in commands("make"):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for link in re.findall(r"\]\((?!http)([^)#\s]+)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_python_example_runs_on_a_small_series(tmp_path, monkeypatch):
+    import numpy as np
+
+    from eddymotion.files import write_gradient_table, write_image
+    from eddymotion.geometry import Motion
+    from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+
+    phantom = procedural_head(6.0)
+    gradients = shelled_scheme({1000.0: 8}, 2)
+    dwi = acquire(phantom, gradients, Motion.identity(10), Grid.covering(phantom, 6.0))
+    write_image(tmp_path / "dwi.nii.gz", np.asarray(dwi.signal), dwi.affine)
+    write_gradient_table(tmp_path / "dwi.bval", tmp_path / "dwi.bvec", gradients, dwi.affine)
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert (tmp_path / "corrected" / "dwi_desc-preproc_dwi.nii.gz").is_file()
