@@ -61,7 +61,7 @@ def leave_one_out_loop(
     Motion
         Reference → volume.
     """
-    motion = Motion.identity(len(dwi))
+    motion, known = Motion.identity(len(dwi)), np.ones(len(dwi), bool)
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
         with one_blas_thread():
@@ -78,7 +78,9 @@ def leave_one_out_loop(
             progress=progress,
             description=f"pass {step.number} of {n_iterations}",
         )
-    return fill_unpredicted(dwi, motion, is_predicted(predicted, dwi.mask))
+        known = is_predicted(predicted, dwi.mask)
+        del aligned, predicted  # or two copies of the series would outlive the pass
+    return fill_unpredicted(dwi, motion, known)
 
 
 def predict(aligned: DWI, model: Model) -> np.ndarray:
