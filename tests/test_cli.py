@@ -11,7 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from eddymotion.bids import find_series
 from eddymotion.cli import correct, participant
+from eddymotion.errors import EddymotionError
 from eddymotion.files import read_itk
 from eddymotion.geometry import rigid_parameters
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
@@ -162,6 +164,30 @@ def test_second_run_reuses_and_other_settings_recompute(dataset, derivatives, ca
     assert participant.main([*call, "--n-iterations", "1"]) == 0
     assert image.stat().st_mtime_ns > written
     assert participant.main([*call, "--fsl-outputs"]) == 0
+
+
+def test_filter_file_and_session_select(dataset, tmp_path):
+    filters = tmp_path / "filter.json"
+    filters.write_text(json.dumps({"dwi": {"session": None}}))
+    without_session = find_series(dataset, filter_file=filters)
+    assert list(without_session) == ["01"]
+    filters.write_text(json.dumps({"dwi": {"session": "*", "acquisition": "x"}}))
+    assert list(find_series(dataset, filter_file=filters)) == ["02"]
+    assert list(find_series(dataset, sessions=["ses-A"])) == ["02"]
+    filters.write_text("{")
+    with pytest.raises(EddymotionError, match=r"filter\.json"):
+        find_series(dataset, filter_file=filters)
+
+
+def test_reports_only_writes_the_page_again(dataset, derivatives):
+    page = derivatives / "sub-02.html"
+    page.unlink()
+    image = next((derivatives / "sub-02").rglob("*_desc-preproc_dwi.nii.gz"))
+    written = image.stat().st_mtime_ns
+    call = [str(dataset), str(derivatives), "participant", "--participant-label", "02"]
+    assert participant.main([*call, "--reports-only"]) == 0
+    assert page.is_file()
+    assert image.stat().st_mtime_ns == written
 
 
 def test_results_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
