@@ -85,10 +85,9 @@ def choose_model(gradients: Gradients) -> str:
 
 
 def _choose_unshelled(gradients: Gradients) -> str:
-    for name, kurtosis in (("dki", True), ("dti", False)):
-        try:
-            design_matrix(gradients, kurtosis=kurtosis)
-        except EddymotionError:
-            continue
-        return name
-    return "average"
+    """Tensor where it is determined: kurtosis extrapolates wildly at high b-values."""
+    try:
+        design_matrix(gradients)
+    except EddymotionError:
+        return "average"
+    return "dti"
