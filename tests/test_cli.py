@@ -33,7 +33,7 @@ def dataset(tmp_path_factory):
     phantom = procedural_head(4.0)
     for number, label in enumerate(("01", "02")):
         gradients = shelled_scheme({1000.0: 18}, 3, seed=number)
-        truth = simulate_motion("drift", len(gradients), np.zeros(3), seed=number)
+        truth = simulate_motion("moderate", len(gradients), np.zeros(3), seed=number)
         grid = Grid.covering(phantom, 4.0, orientation="LAS")
         write_bids(root, label, acquire(phantom, gradients, truth, grid, seed=number), truth)
     session = root / "sub-02" / "ses-A" / "dwi"
