@@ -48,17 +48,10 @@ def find_series(
     EddymotionError
         If there are none, or labels that do not exist.
     """
-    from bids import BIDSLayout
-
     if not bids_dir.is_dir():
         raise EddymotionError(f"{bids_dir}: no such folder; give the root of a BIDS dataset")
     bids_dir = bids_dir.resolve()
-    try:
-        layout = BIDSLayout(bids_dir, validate=False, derivatives=False)
-    except (OSError, ValueError) as error:
-        raise EddymotionError(
-            f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"
-        ) from error
+    layout = _index(bids_dir)
     wanted = [label.removeprefix("sub-") for label in participants]
     known = layout.get_subjects()
     if missing := sorted(set(wanted) - set(known)):
@@ -76,13 +69,7 @@ def find_series(
         matching = layout.get(**query)
     except (ValueError, TypeError) as error:
         raise EddymotionError(f"{filter_file}: the filter does not work ({error})") from error
-    images = [
-        image
-        for image in matching
-        if image.entities.get("part") != "phase"
-        and image.entities.get("subject")
-        and "derivatives" not in Path(image.path).relative_to(bids_dir).parts
-    ]
+    images = [image for image in matching if _is_raw_magnitude(image, bids_dir)]
     if not images:
         raise EddymotionError(
             f"{bids_dir}: no diffusion series (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) matches; "
@@ -100,6 +87,28 @@ def find_series(
         )
         found.setdefault(image.entities["subject"], []).append(series)
     return found
+
+
+def _index(bids_dir: Path) -> Any:
+    from bids import BIDSLayout
+
+    try:
+        return BIDSLayout(bids_dir, validate=False, derivatives=False)
+    except (OSError, ValueError) as error:
+        raise EddymotionError(
+            f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"
+        ) from error
+
+
+def _is_raw_magnitude(image: Any, bids_dir: Path) -> bool:
+    """Whether an image belongs to a participant, is not a phase image and not a derivative."""
+    inside = Path(image.path).relative_to(bids_dir).parts
+    entities = image.entities
+    return (
+        bool(entities.get("subject"))
+        and entities.get("part") != "phase"
+        and ("derivatives" not in inside)
+    )
 
 
 def outputs_of(series: SeriesFiles, participant: str, output_dir: Path) -> Outputs:

@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import apply_affine, grid_center
+from eddymotion.geometry import grid_center
 from eddymotion.gradients import Gradients
 from eddymotion.kernels import sample_points, sample_points_with_gradient, spline_coefficients
 
@@ -31,7 +32,7 @@ class Image:
     @property
     def voxel_sizes(self) -> np.ndarray:
         """Edge lengths of a voxel, mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return voxel_sizes(self.affine)
 
     @cached_property
     def _coefficients(self) -> np.ndarray:
@@ -154,7 +155,7 @@ class DWI:
     @property
     def voxel_sizes(self) -> np.ndarray:
         """Edge lengths of a voxel, mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return voxel_sizes(self.affine)
 
     @property
     def center(self) -> np.ndarray:

@@ -20,10 +20,11 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
+from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion, apply_affine
+from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.masking import brain_mask
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
@@ -148,11 +149,6 @@ def _about(rotation: np.ndarray, translation: np.ndarray, center: np.ndarray) ->
     matrix[..., :3, 3] = center + np.asarray(translation) - rotation @ np.asarray(center, float)
     matrix[..., 3, 3] = 1.0
     return matrix
-
-
-def apply_affine(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Map `points` (..., 3) through a 4×4 `matrix`."""
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def grid_center(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:

@@ -220,13 +220,11 @@ def summarise(
         return f"{function(first):.3f} → {function(second):.3f}" if len(second) else "n/a"
 
     n_outliers = int(after.outliers.flagged.sum())
-    reference = "the first b=0" if len(dwi.gradients.b0s) else "volume 0 (the series has no b=0)"
+    kind = "the first b=0" if len(dwi.gradients.b0s) else "since the series has no b=0"
     return {
         "series": repr(dwi),
         "model": type(model).__name__,
-        "reference": f"volume {dwi.reference}, {reference}"
-        if len(dwi.gradients.b0s)
-        else reference,
+        "reference": f"volume {dwi.reference}, {kind}",
         "range of translations (x, y, z)": ", ".join(f"{r:.2f}" for r in reach[:3]) + " mm",
         "range of rotations (x, y, z)": ", ".join(f"{np.rad2deg(r):.2f}" for r in reach[3:]) + "°",
         "framewise displacement": f"mean {fd.mean():.2f} mm, max {fd.max():.2f} mm",

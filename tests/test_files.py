@@ -8,6 +8,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from nitransforms.io.fsl import FSLLinearTransform
 from nitransforms.linear import load as load_with_nitransforms
 
@@ -22,7 +23,7 @@ from eddymotion.files import (
     write_itk,
     write_x5,
 )
-from eddymotion.geometry import Motion, apply_affine, grid_center, rigid_matrix
+from eddymotion.geometry import Motion, grid_center, rigid_matrix
 from eddymotion.gradients import to_fsl
 from eddymotion.simulation import Grid
 

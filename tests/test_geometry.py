@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from eddymotion.geometry import (
     Motion,
-    apply_affine,
     exp_rigid,
     framewise_displacement,
     grid_center,

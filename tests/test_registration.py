@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from scipy.ndimage import binary_erosion
 from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import apply_affine, rigid_matrix, target_registration_error
+from eddymotion.geometry import rigid_matrix, target_registration_error
 from eddymotion.registration import GaussNewton, Level, Registrar, get_registrar
 from eddymotion.registration.gauss_newton import REFINE
 from eddymotion.simulation import Grid

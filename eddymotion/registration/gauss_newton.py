@@ -26,11 +26,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import apply_affine, exp_rigid
+from eddymotion.geometry import exp_rigid
 from eddymotion.registration.base import Registration
 
 BRAIN_SIZE_MM = 110.0
