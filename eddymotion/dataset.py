@@ -16,6 +16,48 @@ from eddymotion.kernels import sample_points, sample_points_with_gradient, splin
 
 
 @dataclass(frozen=True, eq=False)
+class Spline:
+    """A 3-D volume as a continuous function of world coordinates: a cubic B-spline.
+
+    Parameters
+    ----------
+    coefficients : (Z + 4, Y + 4, X + 4) float32 array
+        From :func:`eddymotion.kernels.spline_coefficients`.
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    """
+
+    coefficients: np.ndarray
+    affine: np.ndarray
+
+    @classmethod
+    def of(cls, image: Image) -> Spline:
+        """Interpolate an image."""
+        volume = np.ascontiguousarray(image.data.T, dtype=np.float32)
+        return cls(spline_coefficients(volume), image.affine)
+
+    @cached_property
+    def _world_to_kernel(self) -> np.ndarray:
+        """World mm → voxel position in the kernels' (z, y, x) order."""
+        return np.linalg.inv(self.affine)[[2, 1, 0, 3]]  # rows only: points stay (x, y, z)
+
+    def sample(self, points: np.ndarray) -> np.ndarray:
+        """Return samples at world `points` (P, 3), mm; NaN outside the image."""
+        positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
+        values = np.empty(len(points), np.float32)
+        sample_points(self.coefficients, positions, values)
+        return values
+
+    def sample_with_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return samples (P,) and their gradients (P, 3), per mm in RAS+; NaN outside."""
+        positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
+        values = np.empty(len(points), np.float32)
+        slopes = np.empty((len(points), 3), np.float32)
+        sample_points_with_gradient(self.coefficients, positions, values, slopes)
+        return values, slopes @ self._world_to_kernel[:3, :3].astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
 class Image:
     """A 3-D volume and where it lies.
 
@@ -35,28 +77,9 @@ class Image:
         return voxel_sizes(self.affine)
 
     @cached_property
-    def _coefficients(self) -> np.ndarray:
-        return spline_coefficients(np.ascontiguousarray(self.data.T, dtype=np.float32))
-
-    @cached_property
-    def _world_to_kernel(self) -> np.ndarray:
-        """World mm → voxel position in the kernels' (z, y, x) order."""
-        return np.linalg.inv(self.affine)[[2, 1, 0, 3]]  # rows only: points stay (x, y, z)
-
-    def sample(self, points: np.ndarray) -> np.ndarray:
-        """Return cubic B-spline samples at world `points` (P, 3), mm; NaN outside the image."""
-        positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
-        values = np.empty(len(points), np.float32)
-        sample_points(self._coefficients, positions, values)
-        return values
-
-    def sample_with_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return samples (P,) and their gradients (P, 3), per mm in RAS+; NaN outside."""
-        positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
-        values = np.empty(len(points), np.float32)
-        slopes = np.empty((len(points), 3), np.float32)
-        sample_points_with_gradient(self._coefficients, positions, values, slopes)
-        return values, slopes @ self._world_to_kernel[:3, :3].astype(np.float32)
+    def spline(self) -> Spline:
+        """The image as a continuous function."""
+        return Spline.of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +128,8 @@ class DWI:
                 f"{name}: {signal.shape[3]} volumes but {len(self.gradients)} b-values; "
                 "give the .bval and .bvec that belong to this image"
             )
-        if not np.isfinite(signal).all():
+        volumes = np.moveaxis(signal, 3, 0)  # one at a time: memory
+        if not all(np.isfinite(volume).all() for volume in volumes):
             raise EddymotionError(f"{name}: the signal holds NaN or Inf; set those voxels to zero")
         mask = np.nan_to_num(np.asarray(self.mask)) > 0
         if mask.shape != signal.shape[:3]:
@@ -115,7 +139,7 @@ class DWI:
             )
         if not mask.any():
             raise EddymotionError(f"{name}: the brain mask is empty; give one with --brain-mask")
-        empty = np.flatnonzero([not volume.any() for volume in np.moveaxis(signal, 3, 0)])
+        empty = np.flatnonzero([not volume.any() for volume in volumes])
         if len(empty):
             raise EddymotionError(
                 f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
 from nibabel.affines import apply_affine
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
@@ -99,13 +102,7 @@ def load(
             f"{path.name}; give the table that belongs to it"
         )
     gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
-    finite_volumes = np.array([np.isfinite(volume).any() for volume in np.moveaxis(signal, 3, 0)])
-    if not finite_volumes.all():
-        raise EddymotionError(
-            f"{path}: volume {np.flatnonzero(~finite_volumes)[0]} (counted from 0) holds no "
-            "finite number; remove it from the image, the .bval and the .bvec"
-        )
-    finite = np.isfinite(signal).all(axis=3)
+    finite = _finite_voxels(path, signal)
     if not finite.all():
         log.warning(
             "%s: %d voxels are NaN or infinite in some volume; they are set to zero and left out "
@@ -117,6 +114,20 @@ def load(
     else:
         brain = brain_mask(mean_b0(signal, gradients))
     return DWI(signal, affine, gradients, brain & finite, path, _repetition_time(header))
+
+
+def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
+    """Say which voxels are finite in all volumes; a volume without any is an error."""
+    finite = np.ones(signal.shape[:3], bool, order="F")
+    for index in range(signal.shape[3]):
+        in_volume = np.isfinite(signal[..., index])
+        if not in_volume.any():
+            raise EddymotionError(
+                f"{path}: volume {index} (counted from 0) holds no finite number; remove it from "
+                "the image, the .bval and the .bvec"
+            )
+        finite &= in_volume
+    return finite
 
 
 def _read_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, series: str) -> np.ndarray:
@@ -140,7 +151,10 @@ def _read_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, series: s
 def mean_b0(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
     """Average the b=0 volumes, or without any those of the lowest shell."""
     volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
-    return signal[..., volumes].mean(axis=3, dtype=np.float64).astype(np.float32)
+    total = np.zeros(signal.shape[:3], order="F")
+    for volume in volumes:  # one at a time: memory
+        total += signal[..., volume]
+    return (total / len(volumes)).astype(np.float32)
 
 
 def read_image(
@@ -177,7 +191,7 @@ def read_image(
 
 
 def _decode(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
-    """Read by streaming: nibabel decodes, isal decompresses."""
+    """Read a volume at a time: nibabel decodes, isal decompresses, float32 alone stays."""
     opener = igzip.open if path.name.endswith(".gz") else open
     with opener(path, "rb") as stream:
         magic = int.from_bytes(stream.read(4), "little")
@@ -186,7 +200,14 @@ def _decode(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
         image = kind.from_stream(stream)
         if image.get_data_dtype().kind not in "iuf":
             raise ValueError(f"voxels of type {image.get_data_dtype()}, expected real numbers")
-        data = image.get_fdata(caching="unchanged", dtype=np.float32)
+        stored = cast(ArrayProxy, image.dataobj)
+        data = np.empty(stored.shape, np.float32, order="F")
+        shape, size = stored.shape[:-1], stored.dtype.itemsize * math.prod(stored.shape[:-1])
+        for index in range(stored.shape[-1]):
+            raw = array_from_file(
+                shape, stored.dtype, stream, stored.offset + index * size, mmap=False
+            )
+            data[..., index] = apply_read_scaling(raw, stored.slope, stored.inter)
     return data, image.header
 
 

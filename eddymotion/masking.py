@@ -12,13 +12,17 @@ log = logging.getLogger(__name__)
 PLAUSIBLE_FRACTION = (0.02, 0.75)
 """A brain takes up at least and at most this part of the field of view."""
 
+COARSE_VOXELS = 56
+"""About as many voxels along an axis as finding a brain needs: 4 mm in 224."""
+
 
 def brain_mask(reference: np.ndarray) -> np.ndarray:
     """Find the brain in a mean b=0 image.
 
-    DIPY's ``median_otsu`` first. Where it fails or its answer cannot be a brain (noise, a cropped
-    head), a threshold on the smoothed image; at last every voxel that is not zero. A mask that is
-    too large costs little here: it only says where registration looks.
+    The way of DIPY's ``median_otsu`` first: a median filter, then Otsu's threshold. Where that
+    fails or its answer cannot be a brain (noise, a cropped head), a threshold on the smoothed
+    image; at last every voxel that is not zero. A mask that is too large costs little here: it
+    only says where registration looks.
 
     Parameters
     ----------
@@ -50,10 +54,37 @@ def brain_mask(reference: np.ndarray) -> np.ndarray:
 
 
 def _median_otsu(reference: np.ndarray) -> np.ndarray:
-    from dipy.segment.mask import median_otsu
+    """Threshold a median-filtered image, as DIPY does, on a coarse grid where it is large.
 
-    _, mask = median_otsu(reference, median_radius=2, numpass=2, finalize_mask=True)
-    return mask
+    The median takes nearly all the time, and is there to remove what is small. On axes of many
+    voxels it looks at three blocks instead of five voxels: as far, when a block is two voxels.
+    The number of voxels decides, not their size, since heads of any size fill the field of view.
+    The image is brought back to the full grid, not the mask: the contour stays smooth.
+    """
+    from dipy.segment.threshold import otsu  # all of dipy.segment.mask takes 0.3 s to import
+
+    factors = np.maximum(np.round(np.array(reference.shape) / COARSE_VOXELS), 1).astype(int)
+    coarse = _block_means(reference, factors)
+    for _ in range(2):
+        coarse = ndimage.median_filter(coarse, size=np.where(factors > 1, 3, 5))
+    return _on_full_grid(coarse, factors, reference.shape) > otsu(coarse)
+
+
+def _block_means(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Average blocks of voxels; the last blocks repeat the edge."""
+    short = -np.array(image.shape) % factors
+    whole = np.pad(np.asarray(image, np.float32), [(0, n) for n in short], mode="edge")
+    (a, b, c), (fa, fb, fc) = np.array(whole.shape) // factors, factors
+    return whole.reshape(a, fa, b, fb, c, fc).mean(axis=(1, 3, 5))
+
+
+def _on_full_grid(coarse: np.ndarray, factors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Interpolate linearly between the centres of blocks."""
+    if (factors == 1).all():
+        return coarse
+    return ndimage.affine_transform(
+        coarse, 1 / factors, (1 / factors - 1) / 2, shape, order=1, mode="nearest"
+    )
 
 
 def _smoothed_threshold(reference: np.ndarray) -> np.ndarray:

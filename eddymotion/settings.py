@@ -16,10 +16,10 @@ class Settings:
 
     b0_threshold: float = 50.0
     model: str = "auto"
-    estimator: str = "lovo"
+    estimator: str | None = None
     registration: str = "gauss-newton"
     registration_settings: Path | None = None
-    n_iterations: int = 5
+    n_iterations: int | None = None
     brain_mask: Path | None = None
     min_q_distance: float = 0.0
     no_shell_alignment: bool = False

@@ -113,8 +113,9 @@ def correct_series(
         n_threads=settings.nprocs,
         progress=progress,
     )
-    before = assess(dwi, Motion.identity(len(dwi)), model, n_threads=settings.nprocs)
-    after = assess(dwi, motion, model, n_threads=settings.nprocs)
+    judged = {"seed": settings.random_seed, "n_threads": settings.nprocs}
+    before = assess(dwi, Motion.identity(len(dwi)), model, **judged)
+    after = assess(dwi, motion, model, **judged)
     engine = settings.resampling
     if engine == "fast" and not kernel_agrees(dwi, motion):
         log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
     ("errors", "geometry", "gradients", "kernels", "parallel"),
-    ("dataset", "masking"),
+    ("dataset", "masking", "pyramid"),
     ("files", "models", "registration", "resampling"),
     ("estimation",),
     ("derivatives", "reports", "settings", "simulation"),

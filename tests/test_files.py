@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import logging
+import tracemalloc
 from dataclasses import replace
 
 import nibabel as nib
@@ -15,6 +16,8 @@ from nitransforms.linear import load as load_with_nitransforms
 from eddymotion.errors import EddymotionError
 from eddymotion.files import (
     load,
+    mean_b0,
+    read_image,
     read_itk,
     replacing,
     write_fsl_matrices,
@@ -93,6 +96,27 @@ def test_stored_slope_and_intercept_are_applied(write_series, tiny):
     compressed.write_bytes(gzip.compress(bytes(content)))
     again = load(compressed, bval=path.with_suffix(".bval"), bvec=path.with_suffix(".bvec"))
     np.testing.assert_array_equal(again.signal, load(path).signal)
+
+
+@pytest.mark.parametrize("name", ["a_dwi.nii", "a_dwi.nii.gz"])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+def test_reading_holds_no_more_than_the_float32_series(tmp_path, name, dtype):
+    data = np.random.default_rng(0).integers(0, 1000, (48, 48, 32, 40)).astype(dtype)
+    nib.Nifti1Image(data, np.eye(4)).to_filename(tmp_path / name)
+    read_image(tmp_path / name)  # imports and caches
+    tracemalloc.start()
+    found, _, _ = read_image(tmp_path / name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < found.nbytes * 1.25  # int16 beside float32 would be 1.5
+    np.testing.assert_array_equal(found, data)
+
+
+def test_mean_b0_equals_numpy(tiny):
+    expected = tiny.signal[..., tiny.gradients.b0s].astype(float).mean(axis=3)
+    found = mean_b0(tiny.signal, tiny.gradients)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("stored", "expected"), [(np.nan, None), (0.0, None), (3.5, 3.5)])

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 
+from eddymotion import kernels
 from eddymotion.dataset import Image
 from eddymotion.kernels import (
     sample_grid,
     sample_points,
     sample_points_with_gradient,
+    smooth,
     spline_coefficients,
 )
 
@@ -24,6 +26,50 @@ def sampled(volume, points):
     values = np.empty(len(points), np.float32)
     sample_points(spline_coefficients(volume), np.ascontiguousarray(points, float), values)
     return values
+
+
+ANY_SHAPE = [(9, 11, 13), (40, 37, 50), (16, 32, 48), (2, 3, 4), (1, 17, 2), (30, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", ANY_SHAPE)
+def test_coefficients_equal_scipy_mirrored_beyond_the_edges(shape):
+    volume = np.random.default_rng(3).normal(100, 30, shape).astype(np.float32)
+    expected = spline_filter(volume.astype(float), order=3, mode="mirror")
+    expected = np.pad(expected, 2, mode="reflect")
+    found = spline_coefficients(volume)
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.ptp(volume), rtol=0)
+
+
+@pytest.mark.parametrize("sigmas", [(1.3, 1.3, 1.3), (0, 0.8, 3), (2, 0, 0), (0, 0, 0), (9, 9, 9)])
+@pytest.mark.parametrize("shape", ANY_SHAPE)
+def test_smoothing_equals_scipy(shape, sigmas):
+    volume = np.random.default_rng(4).normal(100, 30, shape).astype(np.float32)
+    expected = gaussian_filter(volume.astype(float), sigmas, mode="nearest", truncate=3.0)
+    found = smooth(volume, sigmas)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.ptp(volume), rtol=0)
+
+
+@pytest.mark.parametrize("filtered", [spline_coefficients, lambda v: smooth(v, (1, 2, 0.5))])
+def test_filters_take_any_layout_and_leave_the_volume_unchanged(volume, filtered):
+    frozen = np.round(volume)
+    frozen.flags.writeable = False
+    expected = filtered(frozen)
+    for same in (np.asfortranarray(frozen), frozen.astype(np.int16), frozen[::-1][::-1]):
+        np.testing.assert_array_equal(filtered(same), expected)
+    np.testing.assert_array_equal(frozen, np.round(volume))
+
+
+def test_filters_are_compiled_once(volume):
+    frozen = volume.copy()
+    frozen.flags.writeable = False
+    for given in (volume, frozen):
+        smooth(given, (1, 1, 1))
+        spline_coefficients(given)
+    for kernel in (kernels._prefilter, kernels._smooth):
+        assert len(kernel.signatures) == 1
 
 
 def test_samples_equal_map_coordinates_up_to_half_a_voxel_outside(volume):
@@ -79,6 +125,6 @@ def test_image_gradients_are_in_world_millimetres():
     slope = np.array([0.7, -1.3, 2.1])
     image = Image((world @ slope).reshape(12, 12, 12), affine)
     points = world[((voxels > 3) & (voxels < 8)).all(axis=1)] + 0.3
-    values, gradients = image.sample_with_gradient(points)
+    values, gradients = image.spline.sample_with_gradient(points)
     np.testing.assert_allclose(values, points @ slope, rtol=2e-3)
     np.testing.assert_allclose(gradients, np.tile(slope, (len(points), 1)), atol=0.02)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from dipy.segment.mask import median_otsu
 
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
-from eddymotion.masking import brain_mask
-from eddymotion.simulation import acquire
+from eddymotion.masking import COARSE_VOXELS, brain_mask
+from eddymotion.simulation import Grid, acquire
 
 
 def scan(head, grid, snr):
@@ -48,6 +49,14 @@ def test_small_head_in_a_zero_background_is_found(head, grid):
     image, brain = scan(head, grid, None)
     wide = [(30, 30)] * 3
     assert dice(brain_mask(np.pad(image, wide)), np.pad(brain, wide)) > 0.9
+
+
+def test_mask_on_a_coarse_grid_is_that_of_median_otsu_on_the_full_grid(head):
+    image, _ = scan(head, Grid.covering(head, (1.8, 1.8, 4.0)), 20)
+    assert image.shape[1] > 1.5 * COARSE_VOXELS
+    assert image.shape[1] % 2  # no whole number of blocks
+    _, expected = median_otsu(image, median_radius=2, numpass=2, finalize_mask=True)
+    assert dice(brain_mask(image), expected > 0) > 0.98
 
 
 def test_mask_is_never_empty_and_the_image_stays_unchanged():

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from eddymotion.settings import SETTING_NAMES, Settings
 
 MODELS_HELP = (
-    "auto (by the scheme), gp (Gaussian process), dti, wls-dti, dki, average, or dipy:NAME for "
-    "any DIPY model that can predict"
+    "auto (by the scheme), gp (Gaussian process; gp-legendre or gp-spherical on shells, gp-qspace "
+    "without), average, dti, wls-dti, dki, or dipy:NAME for any DIPY model that can predict"
 )
 
 
@@ -108,8 +108,10 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--model", default="auto", help=MODELS_HELP + " (default: %(default)s)")
     group.add_argument(
-        "--estimator", choices=("lovo",), default="lovo",
-        help="lovo: leave one volume out, predict, register, repeat (default: %(default)s)",
+        "--estimator", choices=("joint", "lovo"),
+        help="joint: all volumes at once; lovo: leave one volume out, predict, register, repeat, "
+             "with any model and registration (default: joint, or lovo where --model or "
+             "--registration needs it)",
     )  # fmt: skip
     group.add_argument(
         "--registration", choices=("gauss-newton",), default="gauss-newton", metavar="BACKEND",
@@ -120,13 +122,14 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
         help="JSON with parameters of the registration backend",
     )  # fmt: skip
     group.add_argument(
-        "--n-iterations", type=positive, default=5, metavar="N",
-        help="passes over the series (default: %(default)d)",
+        "--n-iterations", type=positive, metavar="N",
+        help="passes of lovo over the series (default: 5), or steps of joint at each level at "
+             "most (default: 20)",
     )  # fmt: skip
     group.add_argument(
         "--min-q-distance", type=not_negative, default=0.0, metavar="Q",
-        help="leave out volumes closer than this to the held-out one in q-space, in units of "
-             "sqrt(b / 1000 s/mm²) (default: %(default)g)",
+        help="predictions leave out volumes closer than this to the held-out one in q-space, in "
+             "units of sqrt(b / 1000 s/mm²) (default: %(default)g)",
     )  # fmt: skip
     group.add_argument(
         "--no-shell-alignment",

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.frames import unite_frames
+from eddymotion.estimation.joint import FINE_ITERATIONS, solve_jointly
 from eddymotion.estimation.lovo import leave_one_out_loop
 from eddymotion.estimation.quality import Quality, assess
 from eddymotion.geometry import Motion
-from eddymotion.models import AverageModel, Model, get_model
+from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.parallel import Progress, silent
-from eddymotion.registration import Registrar, get_registrar
+from eddymotion.registration import GaussNewton, Registrar, get_registrar
 
-__all__ = ["Quality", "assess", "estimate_motion"]
+__all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 
-ESTIMATORS = {"lovo": leave_one_out_loop}
+log = logging.getLogger(__name__)
+
+ESTIMATORS = ("joint", "lovo")
+
+LOOP_PASSES = 5
 
 MIN_SLICES = 3
 MIN_MASK_VOXELS = 200
@@ -25,8 +32,8 @@ def estimate_motion(
     *,
     model: Model | str = "auto",
     registrar: Registrar | str = "gauss-newton",
-    estimator: str = "lovo",
-    n_iterations: int = 5,
+    estimator: str | None = None,
+    n_iterations: int | None = None,
     align_shells: bool = True,
     seed: int = 0,
     n_threads: int = 1,
@@ -41,11 +48,12 @@ def estimate_motion(
         What predicts a held-out volume; a name of :func:`eddymotion.models.get_model` or your
         own. ``auto`` chooses by the scheme.
     registrar : Registrar or str
-        What registers a volume to its prediction.
-    estimator : {"lovo"}
-        The leave-one-out loop.
-    n_iterations : int
-        Passes of the loop.
+        What registers a volume to its prediction in the leave-one-out loop.
+    estimator : {"joint", "lovo"}, optional
+        All volumes at once, or the leave-one-out loop, which takes any model and any registrar.
+        When not given, ``joint`` unless the model or the registrar asks for the loop.
+    n_iterations : int, optional
+        Passes of the loop (5), or the largest number of steps at each level of ``joint`` (20).
     align_shells : bool
         Whether to bring diffusion-weighted and b=0 volumes into one frame.
     seed : int
@@ -58,30 +66,64 @@ def estimate_motion(
     Returns
     -------
     Motion
-        Reference → volume; the identity for the first b=0.
+        Reference → volume; the identity for the first b=0. With standard errors from ``joint``.
     """
-    if estimator not in ESTIMATORS:
-        raise EddymotionError(
-            f"estimator {estimator!r} is unknown; use one of {', '.join(ESTIMATORS)}"
-        )
-    if n_iterations < 1:
+    if n_iterations is not None and n_iterations < 1:
         raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
     _refuse_unusable(dwi)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     if isinstance(registrar, str):
         registrar = get_registrar(registrar)
-    motion = ESTIMATORS[estimator](
-        dwi,
-        model=model,
-        registrar=registrar,
-        n_iterations=n_iterations,
-        seed=seed,
-        n_threads=n_threads,
-        progress=progress,
-    )
+    chosen = choose_estimator(estimator, model, registrar)
+    if chosen == "joint" and isinstance(model, LinearModel):
+        estimate = solve_jointly(
+            dwi,
+            model=model,
+            n_iterations=n_iterations or FINE_ITERATIONS,
+            seed=seed,
+            n_threads=n_threads,
+            progress=progress,
+        )
+    else:
+        estimate = leave_one_out_loop(
+            dwi,
+            model=model,
+            registrar=registrar,
+            n_iterations=n_iterations or LOOP_PASSES,
+            seed=seed,
+            n_threads=n_threads,
+            progress=progress,
+        )
     groups = dwi.gradients.shells if isinstance(model, AverageModel) else None  # none shared
-    return unite_frames(dwi, motion, groups=groups, align_shells=align_shells)
+    return unite_frames(
+        dwi, estimate, groups=groups, align_shells=align_shells, seed=seed, n_threads=n_threads
+    )
+
+
+def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> str:
+    """Choose the estimator that model and registrar allow, and log the reason.
+
+    Raises
+    ------
+    EddymotionError
+        If the one asked for cannot use them.
+    """
+    if name not in (None, *ESTIMATORS):
+        raise EddymotionError(f"estimator {name!r} is unknown; use one of {', '.join(ESTIMATORS)}")
+    needs_loop = []
+    if not isinstance(model, LinearModel):
+        needs_loop.append(f"the model {type(model).__name__} is not linear in the signal")
+    if registrar != GaussNewton():
+        needs_loop.append("a registration was chosen")
+    if name == "joint" and needs_loop:
+        raise EddymotionError(
+            f"estimator joint: {needs_loop[0]}; use --estimator lovo, or --model gp and the "
+            "default registration"
+        )
+    chosen = name or ("lovo" if needs_loop else "joint")
+    log.info("estimator: %s%s", chosen, f" ({needs_loop[0]})" if needs_loop else "")
+    return chosen
 
 
 def _refuse_unusable(dwi: DWI) -> None:

@@ -1,25 +1,33 @@
 """b=0 and diffusion-weighted volumes into one frame.
 
-The loop aligns volumes of like contrast to each other. What remains unknown is one rigid offset
-``M`` between the frame of a diffusion-weighted group and that of the b=0 volumes. Images of such
-different contrast say little about it, time says a lot: between two consecutive volumes a head
-mostly rests. Every b=0 volume ``k`` and diffusion-weighted volume ``j`` close in time propose ::
+An estimator aligns volumes of like contrast to each other. What remains unknown is one rigid
+offset ``M`` between the frame of a diffusion-weighted group and that of the b=0 volumes. Two
+things tell it, and the better known counts more:
+
+*Time.* Between two consecutive volumes a head mostly rests. Every b=0 volume ``k`` and
+diffusion-weighted volume ``j`` close in time propose ::
 
     M_kj = T_j⁻¹ T_k        (exact if the head did not move between k and j)
 
-and a robust mode of the proposals is taken: Student-t with a scale that grows with the time
-between the two, so that a jump between some of them does no harm as long as others agree.
+with a scale that grows with the time between the two, and Student-t tails, so that a jump between
+some of them does no harm as long as others agree.
+
+*Images.* :mod:`eddymotion.estimation.contrast` predicts the b=0 image from the diffusion-weighted
+ones; the offset at which that goes best is one more proposal, with a covariance.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.dataset import DWI
-from eddymotion.geometry import Motion, exp_rigid, log_rigid
+from eddymotion.estimation.contrast import offset_from_images
+from eddymotion.estimation.estimate import Estimate
+from eddymotion.geometry import Motion, exp_rigid, log_rigid, rigid_parameters
 
 log = logging.getLogger(__name__)
 
@@ -31,59 +39,173 @@ QUIET_QUANTILE, QUIET_FACTOR = 0.15, 0.67
 """The scale of rest: this quantile of the steps between consecutive volumes over this factor,
 so that even a head that moves half of the time is judged by its quiet moments."""
 
+PAIRS_A_B0 = 2.0
+"""All pairs of one b=0 volume share its error: together they count as so many."""
+
 ROTATION_RADIUS_MM = 50.0
 """Millimetres for a radian, where rotations and translations are compared."""
+
+IMAGE_FLOOR_VOXELS = 0.025
+"""Error (voxels at b=1000 s/mm², in proportion to the b-value above) that the image term keeps
+however many points it has: what mean and deviation do not tell about a voxel."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Proposals:
+    """Candidates for an offset, with what they weigh.
+
+    Parameters
+    ----------
+    offsets : (P, 4, 4) array
+    variances : (P,) array
+        mm²
+    counts : (P,) array
+        How many independent observations each stands for.
+    """
+
+    offsets: np.ndarray
+    variances: np.ndarray
+    counts: np.ndarray
 
 
 def unite_frames(
     dwi: DWI,
-    motion: Motion,
+    estimate: Estimate,
     *,
     groups: Sequence[np.ndarray] | None = None,
     align_shells: bool = True,
+    seed: int = 0,
+    n_threads: int = 1,
 ) -> Motion:
     """Express the motion in the frame of the first b=0 volume.
 
     Parameters
     ----------
     dwi : DWI
-    motion : Motion
-        From the loop: b=0 and diffusion-weighted volumes each consistent among themselves.
+    estimate : Estimate
+        From an estimator: b=0 and diffusion-weighted volumes each consistent among themselves.
     groups : sequence of index arrays, optional
         Diffusion-weighted volumes that share a frame; all of them when not given.
     align_shells : bool
         Whether to estimate the offset of each group; otherwise it is taken as none.
+    seed : int
+        Of the random points.
+    n_threads : int
 
     Returns
     -------
     Motion
         The identity for the reference volume: the first b=0, or volume 0 of a series without.
+        With standard errors if the estimate has covariances.
     """
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
+    motion, covariances = estimate.motion, estimate.covariances
+    united = motion.relative_to(dwi.reference)
+    of_frame = np.zeros((len(dwi), 6, 6))
     if not len(b0s):
         log.warning("no b=0 volume: the reference frame is that of volume 0")
-        return motion.relative_to(0)
-    to_reference = np.linalg.inv(motion[dwi.reference])
-    b0_matrices = motion.matrices[b0s] @ to_reference
-    united = motion.updated(b0s, b0_matrices)
-    for group in [dwis] if groups is None else groups:
-        matrices = motion.matrices[group]
-        if align_shells:
-            offset = offset_from_time(b0s, b0_matrices, group, matrices, dwi.brain_center)
-        else:
-            offset = to_reference
-        united = united.updated(group, matrices @ offset)
-    return united
+    elif align_shells:
+        to_reference = np.linalg.inv(motion[dwi.reference])
+        b0_matrices = motion.matrices[b0s] @ to_reference
+        for group in [dwis] if groups is None else groups:
+            matrices = motion.matrices[group]
+            offset, covariance = find_offset(
+                dwi, b0_matrices, group, matrices, seed=seed, n_threads=n_threads
+            )
+            united = united.updated(group, matrices @ offset)
+            of_frame[group] = covariance
+    if covariances is None:
+        return united
+    total = covariances + of_frame + covariances[dwi.reference]
+    total[dwi.reference] = 0.0
+    errors = standard_errors(united.matrices, total, dwi.brain_center, dwi.center)
+    return replace(united, standard_errors=errors)
 
 
-def offset_from_time(
+def find_offset(
+    dwi: DWI,
+    b0_matrices: np.ndarray,
+    group: np.ndarray,
+    matrices: np.ndarray,
+    *,
+    seed: int = 0,
+    n_threads: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the offset of one group from time and images.
+
+    Parameters
+    ----------
+    dwi : DWI
+    b0_matrices : (n, 4, 4) array
+        Poses of the b=0 volumes in their frame.
+    group : (k,) index array
+        Diffusion-weighted volumes.
+    matrices : (k, 4, 4) array
+        Their poses, in their frame.
+    seed : int
+    n_threads : int
+
+    Returns
+    -------
+    offset : (4, 4) array
+        b=0 frame → frame of the group.
+    covariance : (6, 6) array
+        Of its error.
+    """
+    center = dwi.brain_center
+    in_time = proposals_in_time(dwi.gradients.b0s, b0_matrices, group, matrices, center)
+    offset, variance = most_likely_offset(in_time, center)
+    which = _lowest_shell(dwi, group)
+    image = offset_from_images(
+        dwi, b0_matrices, group[which], matrices[which], offset, seed=seed, n_threads=n_threads
+    )
+    if image is not None:
+        from_images, covariance = image
+        bvals = dwi.gradients.bvals[group[which]]
+        voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
+        floor = (IMAGE_FLOOR_VOXELS * voxel * max(1.0, bvals.mean() / 1000.0)) ** 2
+        sampling = np.trace(covariance * np.outer(_IN_MM, _IN_MM)) / 6
+        both = _Proposals(
+            np.concatenate([in_time.offsets, from_images[None]]),
+            np.append(in_time.variances, floor + sampling),
+            np.append(in_time.counts, 1.0),
+        )
+        apart = log_rigid(np.linalg.inv(offset) @ from_images, center)
+        log.info(
+            "frame of b=%.0f against b=0: time and images differ by %.2f mm, %.2f°",
+            bvals.mean(), np.linalg.norm(apart[:3]), np.rad2deg(np.linalg.norm(apart[3:])),
+        )  # fmt: skip
+        offset, variance = most_likely_offset(both, center)
+    log.info("frame offset: uncertain by %.3f mm (standard error an axis)", np.sqrt(variance))
+    return offset, variance * np.diag(1 / _IN_MM**2)
+
+
+_IN_MM = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+
+
+def _lowest_shell(dwi: DWI, group: np.ndarray) -> np.ndarray:
+    """Positions in `group` of the volumes whose contrast is nearest to that of b=0."""
+    bvals = dwi.gradients.bvals[group]
+    if dwi.gradients.is_shelled:
+        shells = [np.flatnonzero(np.isin(group, shell)) for shell in dwi.gradients.shells]
+        shells = [shell for shell in shells if len(shell)]
+        return next((shell for shell in shells if len(shell) >= ENOUGH_VOLUMES), shells[0])
+    lowest = np.argsort(bvals, kind="stable")[: max(ENOUGH_VOLUMES, len(group) // 3)]
+    return np.sort(lowest)
+
+
+ENOUGH_VOLUMES = 6
+"""The image term uses the lowest shell with so many volumes."""
+
+
+def proposals_in_time(
     b0s: np.ndarray,
     b0_matrices: np.ndarray,
     dwis: np.ndarray,
     dwi_matrices: np.ndarray,
     center: np.ndarray,
-) -> np.ndarray:
-    """Find the frame offset that lets the head move least between neighbours in time.
+) -> _Proposals:
+    """Pair each b=0 volume with its neighbours in time.
 
     Parameters
     ----------
@@ -93,33 +215,39 @@ def offset_from_time(
         Poses of the b=0 volumes in their frame, and of the others in theirs.
     center : (3,) array
         Centre of the brain, RAS+ mm.
-
-    Returns
-    -------
-    (4, 4) array
-        b=0 frame → frame of the diffusion-weighted volumes.
     """
     apart = np.abs(b0s[:, None] - dwis[None])
     nearest = max(MAX_VOLUMES_APART, int(apart.min()))
     pairs = np.argwhere(apart <= nearest)
     time = apart[pairs[:, 0], pairs[:, 1]]
-    proposals = np.linalg.inv(dwi_matrices[pairs[:, 1]]) @ b0_matrices[pairs[:, 0]]
-    variance = _quiet_step(dwis, dwi_matrices, center) ** 2 * time + FLOOR_MM**2
+    offsets = np.linalg.inv(dwi_matrices[pairs[:, 1]]) @ b0_matrices[pairs[:, 0]]
+    variances = _quiet_step(dwis, dwi_matrices, center) ** 2 * time + FLOOR_MM**2
+    n_pairs = np.bincount(pairs[:, 0], minlength=len(b0s))[pairs[:, 0]]
+    return _Proposals(offsets, variances, np.minimum(1.0, PAIRS_A_B0 / n_pairs))
 
-    def distances(offset: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(_in_mm(log_rigid(np.linalg.inv(offset) @ proposals, center)), axis=1)
 
-    costs = [np.log1p(distances(proposal) ** 2 / variance).sum() for proposal in proposals]
-    offset = proposals[int(np.argmin(costs))]
+def most_likely_offset(proposals: _Proposals, center: np.ndarray) -> tuple[np.ndarray, float]:
+    """Find the mode of the proposals, and its variance an axis (mm²; rotations at 50 mm)."""
+
+    def twists_from(offset: np.ndarray) -> np.ndarray:
+        return log_rigid(np.linalg.inv(offset) @ proposals.offsets, center)
+
+    def cost(offset: np.ndarray) -> float:
+        squares = ((twists_from(offset) * _IN_MM) ** 2).sum(axis=1)
+        return float((proposals.counts * np.log1p(squares / proposals.variances)).sum())
+
+    offset = min(proposals.offsets, key=cost)
+    precision = 0.0
     for _ in range(50):
-        twists = log_rigid(np.linalg.inv(offset) @ proposals, center)
-        weights = 1 / (variance + (_in_mm(twists) ** 2).sum(axis=1))
-        step = weights @ twists / weights.sum()
+        twists = twists_from(offset)
+        squares = ((twists * _IN_MM) ** 2).sum(axis=1)
+        weights = proposals.counts / (proposals.variances + squares)
+        precision = weights.sum()
+        step = weights @ twists / precision
         offset = offset @ exp_rigid(step, center)
-        if np.linalg.norm(_in_mm(step[None])) < 1e-6:
+        if np.linalg.norm(step * _IN_MM) < 1e-6:
             break
-    log.debug("frame offset from %d pairs: %s", len(pairs), log_rigid(offset, center))
-    return offset
+    return offset, float(1 / precision)
 
 
 def _quiet_step(dwis: np.ndarray, matrices: np.ndarray, center: np.ndarray) -> float:
@@ -127,9 +255,32 @@ def _quiet_step(dwis: np.ndarray, matrices: np.ndarray, center: np.ndarray) -> f
     steps = log_rigid(np.linalg.inv(matrices[:-1]) @ matrices[1:], center)
     if not len(steps):
         return 1.0  # nothing known: a millimetre
-    lengths = np.linalg.norm(_in_mm(steps), axis=1) / np.sqrt(np.diff(dwis))
+    lengths = np.linalg.norm(steps * _IN_MM, axis=1) / np.sqrt(np.diff(dwis))
     return float(np.quantile(lengths, QUIET_QUANTILE)) / QUIET_FACTOR
 
 
-def _in_mm(twists: np.ndarray) -> np.ndarray:
-    return twists * np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+def standard_errors(
+    matrices: np.ndarray, covariances: np.ndarray, origin: np.ndarray, center: np.ndarray
+) -> np.ndarray:
+    """Turn covariances of poses into standard errors of :func:`rigid_parameters`.
+
+    Parameters
+    ----------
+    matrices : (N, 4, 4) array
+    covariances : (N, 6, 6) array
+        Of ``δ`` in ``T exp(δ)`` about `origin`.
+    origin, center : (3,) array
+        Where the errors and where the parameters are measured, RAS+ mm.
+
+    Returns
+    -------
+    (N, 6) array
+        mm, rad.
+    """
+    tiny = 1e-4
+    steps = exp_rigid(tiny * np.eye(6), origin)
+    here = rigid_parameters(matrices, center)
+    moved = rigid_parameters(matrices[:, None] @ steps, center)
+    jacobian = (moved - here[:, None]).transpose(0, 2, 1) / tiny
+    spread = np.einsum("nki,nij,nkj->nk", jacobian, covariances, jacobian)
+    return np.sqrt(np.maximum(spread, 0.0))

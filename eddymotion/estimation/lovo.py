@@ -13,18 +13,16 @@ import logging
 import numpy as np
 
 from eddymotion.dataset import DWI, Image
-from eddymotion.errors import EddymotionError
+from eddymotion.estimation.estimate import Estimate, fill_unpredicted
+from eddymotion.estimation.quality import ENOUGH, predict
 from eddymotion.estimation.schedule import plan_passes
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
-from eddymotion.models import AverageModel, Model
+from eddymotion.models import Model
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.registration import Registrar, Registration
 from eddymotion.resampling import covered_mask, resample
 
 log = logging.getLogger(__name__)
-
-ENOUGH = 0.5
-"""Part of the mask in which a volume must be predicted to be registered."""
 
 
 def leave_one_out_loop(
@@ -36,7 +34,7 @@ def leave_one_out_loop(
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
-) -> Motion:
+) -> Estimate:
     """Estimate the motion: predict from the others, register, repeat.
 
     b=0 volumes are predicted by the mean of the other b=0 volumes, diffusion-weighted ones by
@@ -58,14 +56,14 @@ def leave_one_out_loop(
 
     Returns
     -------
-    Motion
-        Reference → volume.
+    Estimate
+        Without standard errors.
     """
     motion, known = Motion.identity(len(dwi)), np.ones(len(dwi), bool)
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
         with one_blas_thread():
-            predicted = predict(aligned, step.model)
+            predicted = predict(aligned.signal, aligned.gradients, step.model)
         motion = register_volumes(
             dwi,
             predicted,
@@ -80,17 +78,7 @@ def leave_one_out_loop(
         )
         known = is_predicted(predicted, dwi.mask)
         del aligned, predicted  # or two copies of the series would outlive the pass
-    return fill_unpredicted(dwi, motion, known)
-
-
-def predict(aligned: DWI, model: Model) -> np.ndarray:
-    """Predict each volume of an aligned series from the others; NaN where they do not tell."""
-    predicted = model.leave_one_out(aligned.signal, aligned.gradients)
-    b0s = aligned.gradients.b0s
-    if len(b0s):
-        signal, gradients = aligned.signal[..., b0s], aligned.gradients.select(b0s)
-        predicted[..., b0s] = AverageModel().leave_one_out(signal, gradients)
-    return predicted
+    return Estimate(fill_unpredicted(dwi, motion, known))
 
 
 def register_volumes(
@@ -148,29 +136,3 @@ def is_predicted(predicted: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Whether each volume has a prediction in most of the mask, (N,)."""
     volumes = np.moveaxis(predicted, 3, 0)
     return np.array([np.isfinite(volume[mask]).mean() > ENOUGH for volume in volumes])
-
-
-def fill_unpredicted(dwi: DWI, motion: Motion, known: np.ndarray) -> Motion:
-    """Give diffusion-weighted volumes that nothing predicts the pose of their neighbour in time.
-
-    Raises
-    ------
-    EddymotionError
-        If the model predicts none at all.
-    """
-    dwis = dwi.gradients.dwis
-    found = dwis[known[dwis]]
-    if not len(found):
-        raise EddymotionError(
-            f"{dwi!r}: the model predicts no diffusion-weighted volume from the others; "
-            "use --model average, or a smaller --min-q-distance"
-        )
-    missing = dwis[~known[dwis]]
-    if not len(missing):
-        return motion
-    nearest = found[np.abs(found[None] - missing[:, None]).argmin(axis=1)]
-    log.warning(
-        "volumes %s: not predicted by the others; they get the pose of the nearest volume that is",
-        ", ".join(map(str, missing)),
-    )
-    return motion.updated(missing, motion.matrices[nearest])

@@ -1,18 +1,31 @@
-"""How well the held-out volumes agree with their predictions."""
+"""How well the held-out volumes agree with their predictions.
+
+Judged at random points of the brain, off the grid, at which all volumes are read: neither an
+aligned copy of the series nor one of its predictions is ever held.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI
-from eddymotion.estimation.lovo import ENOUGH, predict
-from eddymotion.estimation.outliers import SliceOutliers, find_outlier_slices
+from eddymotion.estimation.outliers import SliceOutliers, score_slices, slice_sums
 from eddymotion.geometry import Motion
-from eddymotion.models import Model, get_model
-from eddymotion.parallel import one_blas_thread
-from eddymotion.resampling import covered_mask, resample
+from eddymotion.gradients import Gradients
+from eddymotion.models import AverageModel, Model, get_model
+from eddymotion.parallel import one_blas_thread, parallel_map
+from eddymotion.pyramid import jittered_points
+
+ENOUGH = 0.5
+"""Part of the brain in which a volume must be predicted to count as predicted."""
+
+N_POINTS = 60_000
+
+MAX_PASSES = 3
+"""Outlier slices spoil the predictions of the others; they are replaced and sought again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +47,25 @@ class Quality:
     outliers: SliceOutliers
 
 
+def predict(signal: np.ndarray, gradients: Gradients, model: Model) -> np.ndarray:
+    """Predict each volume of an aligned signal (…, N) from the others; NaN where they do not tell.
+
+    b=0 volumes are predicted by the mean of the other b=0 volumes, the others by `model`.
+    """
+    predicted = model.leave_one_out(signal, gradients)
+    b0s = gradients.b0s
+    if len(b0s):
+        predicted[..., b0s] = AverageModel().leave_one_out(signal[..., b0s], gradients.select(b0s))
+    return predicted
+
+
 def assess(
-    dwi: DWI, motion: Motion, model: Model | str = "auto", *, n_threads: int = 1
+    dwi: DWI,
+    motion: Motion,
+    model: Model | str = "auto",
+    *,
+    seed: int = 0,
+    n_threads: int = 1,
 ) -> Quality:
     """Predict each volume from the others under a motion, and compare.
 
@@ -46,6 +76,8 @@ def assess(
     motion : Motion
     model : Model or str
         As in :func:`eddymotion.estimate_motion`.
+    seed : int
+        Of the random points.
     n_threads : int
 
     Returns
@@ -54,15 +86,67 @@ def assess(
     """
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
-    mask = covered_mask(dwi, motion)
-    aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
-    with one_blas_thread():
-        predicted = predict(aligned, model)
-        pairs = ((aligned.signal[..., i], predicted[..., i]) for i in range(len(dwi)))
-        scores = [agreement(observed[mask], expected[mask]) for observed, expected in pairs]
+    gradients = dwi.gradients.rotated(motion.rotations)
+    signal, heights = _read(dwi, motion, seed, n_threads)
+    observed = signal
+    flagged = np.zeros((len(dwi), dwi.shape[2]), bool)
+    for _ in range(MAX_PASSES):
+        with one_blas_thread():
+            predicted = predict(signal, gradients, model)
+        outliers = _outlier_slices(dwi, observed, predicted, heights)
+        if not (outliers.flagged & ~flagged).any():
+            break
+        flagged = outliers.flagged
+        signal = _replace_flagged(observed, predicted, heights, flagged)
+    scores = [agreement(y, p) for y, p in zip(observed.T, predicted.T, strict=True)]
     correlation, r2 = np.array(scores).T
-    outliers = find_outlier_slices(dwi, motion, predicted, mask=mask, n_threads=n_threads)
     return Quality(correlation, r2, outliers)
+
+
+def _read(dwi: DWI, motion: Motion, seed: int, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read all volumes at points that lie inside all of them: signal and slice heights (V, N)."""
+    random = np.random.default_rng(seed)
+    points = jittered_points(dwi.mask, dwi.affine, N_POINTS, random)
+    row = np.linalg.inv(dwi.affine)[2]
+    values = np.empty((len(dwi), len(points)), np.float32)
+    heights = np.empty((len(dwi), len(points)), np.float32)
+
+    def read(volume: int) -> None:
+        where = apply_affine(motion[volume], points)
+        values[volume] = dwi.volume(volume).spline.sample(where)
+        heights[volume] = where @ row[:3] + row[3]
+
+    parallel_map(read, range(len(dwi)), n_threads=n_threads)
+    covered = np.isfinite(values).all(axis=0)
+    if covered.mean() < ENOUGH:  # one volume must not decide for all
+        return np.nan_to_num(values).T, heights.T
+    return values[:, covered].T, heights[:, covered].T
+
+
+def _outlier_slices(
+    dwi: DWI, observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray
+) -> SliceOutliers:
+    ratio = np.full((len(dwi), dwi.shape[2]), np.nan)
+    for volume in dwi.gradients.dwis:
+        columns = observed[:, volume], predicted[:, volume], heights[:, volume]
+        ratio[volume] = slice_sums(*columns, dwi.shape[2])
+    return score_slices(ratio)
+
+
+def _replace_flagged(
+    observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray, flagged: np.ndarray
+) -> np.ndarray:
+    """Put the prediction where a volume has lost its signal, (V, N)."""
+    signal = observed.copy()
+    last = flagged.shape[1] - 1
+    for volume in np.flatnonzero(flagged.any(axis=1)):
+        wide = flagged[volume].copy()
+        wide[1:] |= flagged[volume, :-1]
+        wide[:-1] |= flagged[volume, 1:]
+        index = np.clip(np.rint(heights[:, volume]).astype(int), 0, last)
+        lost = wide[index] & np.isfinite(predicted[:, volume])
+        signal[lost, volume] = predicted[lost, volume]
+    return signal
 
 
 def agreement(observed: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from eddymotion.errors import EddymotionError
 from eddymotion.gradients import Gradients
 from eddymotion.models.average import AverageModel
 from eddymotion.models.base import LinearModel, Model
+from eddymotion.models.covariance import SphericalCovariance
 from eddymotion.models.gaussian_process import GaussianProcessModel
+from eddymotion.models.harmonics import LegendreCovariance
+from eddymotion.models.qspace import MaternCovariance
 from eddymotion.models.tensor import TensorModel, design_matrix
 
 __all__ = [
     "AverageModel",
     "GaussianProcessModel",
+    "LegendreCovariance",
     "LinearModel",
+    "MaternCovariance",
     "Model",
+    "SphericalCovariance",
     "TensorModel",
     "choose_model",
     "get_model",
@@ -24,10 +31,13 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MODEL_NAMES = ("auto", "gp", "dti", "wls-dti", "dki", "average", "dipy:NAME")
+MODEL_NAMES = (
+    "auto", "gp", "gp-legendre", "gp-spherical", "gp-qspace", "average", "dti", "wls-dti", "dki",
+    "dipy:NAME",
+)  # fmt: skip
 
 MIN_DIRECTIONS_FOR_GP = 6
-"""With fewer volumes in a shell an angular covariance has nothing to learn from."""
+"""With fewer diffusion-weighted volumes a covariance has nothing to learn from."""
 
 
 def get_model(
@@ -60,12 +70,16 @@ def get_model(
         return DipyModel(find_model(name.removeprefix("dipy:")), n_procs=n_procs)
     if name in ("dti", "wls-dti", "dki"):
         design_matrix(gradients, kurtosis=name == "dki")  # raises where the scheme is too small
+    if name == "gp":
+        name = _gaussian_process_for(gradients)
     builders: dict[str, Callable[..., Model]] = {
-        "gp": GaussianProcessModel,
+        "gp-legendre": partial(GaussianProcessModel, LegendreCovariance()),
+        "gp-spherical": partial(GaussianProcessModel, SphericalCovariance()),
+        "gp-qspace": partial(GaussianProcessModel, MaternCovariance()),
         "average": AverageModel,
         "dti": TensorModel,
-        "wls-dti": lambda **options: TensorModel(weighted=True, **options),
-        "dki": lambda **options: TensorModel(kurtosis=True, **options),
+        "wls-dti": partial(TensorModel, weighted=True),
+        "dki": partial(TensorModel, kurtosis=True),
     }
     if name not in builders:
         raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
@@ -74,20 +88,17 @@ def get_model(
 
 def choose_model(gradients: Gradients) -> str:
     """Choose a model for a scheme and log the reason."""
-    if gradients.is_shelled and max(map(len, gradients.shells)) >= MIN_DIRECTIONS_FOR_GP:
-        name, reason = "gp", f"{len(gradients.shells)} shell(s)"
+    n_dwis, n_shells = len(gradients.dwis), len(gradients.shells)
+    if n_dwis < MIN_DIRECTIONS_FOR_GP:
+        name, reason = "average", f"only {n_dwis} directions"
     elif gradients.is_shelled:
-        name, reason = "average", f"only {len(gradients.dwis)} directions"
+        name = _gaussian_process_for(gradients)
+        reason = f"{n_dwis} directions on {n_shells} shell{'s' if n_shells > 1 else ''}"
     else:
-        name, reason = _choose_unshelled(gradients), "the b-values form no shells"
+        name, reason = _gaussian_process_for(gradients), "the b-values form no shells"
     log.info("model: %s (%s)", name, reason)
     return name
 
 
-def _choose_unshelled(gradients: Gradients) -> str:
-    """Tensor where it is determined: kurtosis extrapolates wildly at high b-values."""
-    try:
-        design_matrix(gradients)
-    except EddymotionError:
-        return "average"
-    return "dti"
+def _gaussian_process_for(gradients: Gradients) -> str:
+    return "gp-legendre" if gradients.is_shelled else "gp-qspace"

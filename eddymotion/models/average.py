@@ -16,7 +16,7 @@ class AverageModel(LinearModel):
 
     min_q_distance: float = 0.0
 
-    def precision(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+    def precision(self, gradients: Gradients) -> np.ndarray:
         """Return the residual projector of the shell means."""
         return least_squares_precision(shell_indicators(gradients))
 

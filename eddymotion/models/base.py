@@ -36,6 +36,8 @@ LEVERAGE_GUARD = 1e-8
 """Smallest ``Pᵢᵢ`` at which a volume counts as predictable: absolute for least squares, whose
 ``P`` is a projector, relative to the largest where that is larger (Gaussian processes)."""
 
+VOXELS_FOR_PARAMETERS = 20_000
+
 
 @runtime_checkable
 class Model(Protocol):
@@ -63,6 +65,9 @@ class Model(Protocol):
 class LinearModel(ABC):
     """A linear smoother across volumes: subclasses name their precision matrix.
 
+    One whose parameters depend on the data learns them from the scatter ``S = Σ yyᵀ / V`` of the
+    voxels in :meth:`fit`.
+
     Parameters
     ----------
     min_q_distance : float
@@ -71,17 +76,40 @@ class LinearModel(ABC):
     """
 
     min_q_distance: float = 0.0
+    fitted: bool = True
 
     @abstractmethod
-    def precision(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
-        """Return ``P`` of the volumes, (N, N); `signal` (V, N) serves to fit hyper-parameters."""
+    def precision(self, gradients: Gradients) -> np.ndarray:
+        """Return ``P`` of the volumes, (N, N), in units of the inverse noise variance."""
+
+    def fit(self, scatter: np.ndarray, gradients: Gradients) -> LinearModel:
+        """Return a copy with parameters learnt from the scatter (N, N) of the voxels."""
+        return self
 
     def leave_one_out(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
         """Predict each volume from the others; see :meth:`Model.leave_one_out`."""
         volumes = as_rows(signal)
-        precision = self.precision(volumes.T, gradients)
-        operator = held_out_operator(precision, neighbours(gradients, self.min_q_distance))
+        model = self if self.fitted else self.fit(scatter_of_bright(volumes), gradients)
+        operator = held_out_operator(
+            model.precision(gradients), neighbours(gradients, self.min_q_distance)
+        )
         return from_rows(operator.astype(volumes.dtype) @ volumes, signal.shape)
+
+
+def scatter_of_bright(volumes: np.ndarray) -> np.ndarray:
+    """Return ``Σ yyᵀ / V`` over random voxels brighter than the average one, (N, N).
+
+    Parameters
+    ----------
+    volumes : (N, V) array
+    """
+    brightness = volumes.mean(axis=0)
+    bright = np.flatnonzero(brightness >= brightness.mean())
+    if len(bright) > VOXELS_FOR_PARAMETERS:
+        random = np.random.default_rng(0)
+        bright = np.sort(random.choice(bright, VOXELS_FOR_PARAMETERS, replace=False))
+    sample = volumes[:, bright].astype(float)
+    return sample @ sample.T / sample.shape[1]
 
 
 def held_out_operator(precision: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:

@@ -27,56 +27,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import exp_rigid
+from eddymotion.pyramid import MIN_POINTS, Level, band_pass, head_scale, jittered_points
 from eddymotion.registration.base import Registration
-
-BRAIN_SIZE_MM = 110.0
-"""Cube root of the volume of a human brain, for which the widths of the levels are given."""
-
-FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 COST_SLACK = 1e-3
 """Rise of the cost (−log-likelihood a point) that still counts as progress: near the optimum the
 robust scale jitters by more than a step gains."""
-
-MIN_POINTS = 100
-"""Fewer points than this inside both images cannot fix six parameters against noise."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One step of the pyramid.
-
-    Parameters
-    ----------
-    fwhm : float
-        Of the smoothing Gaussian: mm for a human brain (scaled with the size of the mask) at
-        coarse levels, voxels at a level with `highpass`.
-    n_points : int
-        Random points of the fixed mask.
-    highpass : float, optional
-        FWHM, in voxels, of the Gaussian whose smoothed image is subtracted.
-    """
-
-    fwhm: float
-    n_points: int
-    highpass: float | None = None
-
-    def __post_init__(self) -> None:
-        sizes = (self.fwhm, self.n_points, *([] if self.highpass is None else [self.highpass]))
-        if not all(isinstance(size, (int, float)) and size > 0 for size in sizes):
-            raise EddymotionError(
-                f"registration: {self} has a size that is not a number above zero; correct it"
-            )
-        if self.n_points < MIN_POINTS:
-            raise EddymotionError(
-                f"registration: {self.n_points} points given, expected at least {MIN_POINTS}"
-            )
-
 
 COARSE_TO_FINE = (
     Level(16.0, 3_000),
@@ -132,7 +92,7 @@ class GaussNewton:
         """Register a pair; see :meth:`eddymotion.registration.Registrar.register`."""
         mask = _nonzero(fixed) if fixed_mask is None else np.asarray(fixed_mask, bool)
         voxel = float(np.cbrt(np.prod(fixed.voxel_sizes)))
-        scale = np.cbrt(mask.sum()) * voxel / BRAIN_SIZE_MM
+        scale = head_scale(mask, fixed.voxel_sizes)
         center = apply_affine(fixed.affine, np.argwhere(mask).mean(axis=0))
         random = np.random.default_rng(seed)
         matrix = np.eye(4) if init is None else np.array(init, dtype=float)
@@ -141,8 +101,8 @@ class GaussNewton:
         for level in self.levels:
             points = jittered_points(mask, fixed.affine, level.n_points, random)
             problem = _LevelProblem.build(
-                band_pass(fixed, level, scale, voxel),
-                band_pass(moving, level, scale, voxel),
+                band_pass(fixed, level, scale),
+                band_pass(moving, level, scale),
                 points,
                 center,
             )
@@ -182,7 +142,7 @@ class _LevelProblem:
     def build(
         cls, fixed: Image, moving: Image, points: np.ndarray, center: np.ndarray
     ) -> _LevelProblem:
-        values, slopes = fixed.sample_with_gradient(points)
+        values, slopes = fixed.spline.sample_with_gradient(points)
         usable = np.isfinite(values)
         points, values, slopes = points[usable], values[usable], slopes[usable]
         ones = np.ones_like(values)
@@ -227,7 +187,7 @@ class _LevelProblem:
 
     def _evaluate(self, matrix: np.ndarray) -> tuple[float, np.ndarray] | None:
         """Cost at `matrix` and the Gauss-Newton step from there."""
-        moved = self.moving.sample(apply_affine(matrix, self.points))
+        moved = self.moving.spline.sample(apply_affine(matrix, self.points))
         inside = np.isfinite(moved)
         if inside.sum() < MIN_POINTS:
             return None
@@ -259,46 +219,6 @@ def _weighted_solution(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.
 def _length(twist: np.ndarray, radius: float) -> float:
     """Upper bound of the RMS displacement of the points, mm."""
     return float(np.linalg.norm(twist[:3]) + radius * np.linalg.norm(twist[3:]))
-
-
-def jittered_points(
-    mask: np.ndarray, affine: np.ndarray, n_points: int, random: np.random.Generator
-) -> np.ndarray:
-    """Draw random points of a mask, never on the grid: (P, 3), RAS+ mm."""
-    voxels = np.argwhere(mask)
-    chosen = voxels[random.choice(len(voxels), min(n_points, len(voxels)), replace=False)]
-    return apply_affine(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
-
-
-def band_pass(image: Image, level: Level, scale: float, voxel: float) -> Image:
-    """Smooth an image for a level, on a coarser grid where nothing is lost by it."""
-    data = np.asarray(image.data, dtype=np.float32)
-    if level.highpass is not None:
-        narrow, wide = level.fwhm * voxel, level.highpass * voxel
-        return Image(_smooth(data, narrow, image) - _smooth(data, wide, image), image.affine)
-    fwhm = level.fwhm * scale
-    factors = np.clip((fwhm / 2.5 / image.voxel_sizes).astype(int), 1, None)
-    factors = np.minimum(factors, np.maximum(np.array(data.shape) // 8, 1))
-    coarse = decimate(image, factors)
-    return Image(_smooth(coarse.data, fwhm, coarse), coarse.affine)
-
-
-def decimate(image: Image, factors: np.ndarray) -> Image:
-    """Average blocks of voxels."""
-    if (factors == 1).all():
-        return image
-    size = np.array(image.data.shape) // factors
-    cropped = image.data[tuple(slice(0, n * f) for n, f in zip(size, factors, strict=True))]
-    (a, b, c), (fa, fb, fc) = size, factors
-    blocks = cropped.T.reshape(c, fc, b, fb, a, fa)
-    to_fine = np.diag([*factors, 1.0])
-    to_fine[:3, 3] = (factors - 1) / 2
-    return Image(blocks.mean(axis=(1, 3, 5), dtype=np.float32).T, image.affine @ to_fine)
-
-
-def _smooth(data: np.ndarray, fwhm: float, image: Image) -> np.ndarray:
-    sigma = fwhm * FWHM_TO_SIGMA / image.voxel_sizes
-    return ndimage.gaussian_filter(data.T, sigma[::-1], mode="nearest", truncate=3.0).T
 
 
 def _nonzero(image: Image) -> np.ndarray:

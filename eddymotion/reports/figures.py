@@ -11,13 +11,15 @@ from nibabel.orientations import apply_orientation, io_orientation
 
 from eddymotion.dataset import DWI
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
-from eddymotion.models.base import as_rows
 from eddymotion.models.tensor import design_matrix
 
 AXIS_COLORS = {"x": "#D55E00", "y": "#0072B2", "z": "#009E73"}
 """Okabe & Ito's colours, told apart by colour-blind readers."""
 
 FADED = "#777777"
+
+POINTS_FOR_MEAN = 20_000
+"""About as many voxels of the brain give a volume's mean intensity."""
 
 
 def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figure:
@@ -29,17 +31,24 @@ def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figu
     motion : Motion
     truth : Motion, optional
         Drawn as dashed black lines.
+
+    Error bars are 95 % intervals, where the motion has standard errors.
     """
     parameters = rigid_parameters(motion.matrices, dwi.center)
     figure = Figure(figsize=(10, 6.2), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1.2))
     volumes = np.arange(len(motion))
-    for axes, columns, label in (
-        (top, parameters[:, :3], "translation (mm)"),
-        (middle, np.rad2deg(parameters[:, 3:]), "rotation (°)"),
+    errors = motion.standard_errors
+    bounds = np.zeros_like(parameters) if errors is None else 1.96 * np.nan_to_num(errors)
+    for axes, columns, margins, label in (
+        (top, parameters[:, :3], bounds[:, :3], "translation (mm)"),
+        (middle, np.rad2deg(parameters[:, 3:]), np.rad2deg(bounds[:, 3:]), "rotation (°)"),
     ):
-        for (name, color), values in zip(AXIS_COLORS.items(), columns.T, strict=True):
+        for (name, color), values, margin in zip(
+            AXIS_COLORS.items(), columns.T, margins.T, strict=True
+        ):
             axes.plot(volumes, values, color=color, lw=1.6, label=name)
+            axes.errorbar(volumes, values, margin, fmt="none", ecolor=color, elinewidth=0.8)
             last = values[-1]
             axes.annotate(name, (volumes[-1], last), (5, 0), textcoords="offset points",
                           color=color, va="center")  # fmt: skip
@@ -73,13 +82,11 @@ def before_after_figure(original: DWI, corrected: DWI) -> Figure:
     limit = None
     for row, (name, dwi) in zip(panels, (("before", original), ("after", corrected)), strict=True):
         view = _Canonical(dwi)
-        spread = view.spread()
-        inside = spread[view.mask]
-        limit = limit or float(np.percentile(inside, 97))
-        axial, sagittal = view.axial, view.sagittal
-        _show(row[0], spread[:, :, axial].T, view.sizes[[0, 1]], vmax=limit)
-        _show(row[1], spread[sagittal].T, view.sizes[[1, 2]], vmax=limit)
-        _show(row[2], view.color_fa(axial).transpose(1, 0, 2), view.sizes[[0, 1]])
+        axial, sagittal = view.spread()
+        limit = limit or view.bright(axial, sagittal)
+        _show(row[0], axial.T, view.sizes[[0, 1]], vmax=limit)
+        _show(row[1], sagittal.T, view.sizes[[1, 2]], vmax=limit)
+        _show(row[2], view.color_fa().transpose(1, 0, 2), view.sizes[[0, 1]])
         row[3].imshow(view.profile(), origin="lower", aspect="auto", cmap="gray",
                       interpolation="nearest")  # fmt: skip
         row[3].set_yticks([])
@@ -112,35 +119,38 @@ class _Canonical:
         self.signal = apply_orientation(dwi.signal, turn)
         self.mask = apply_orientation(dwi.mask, turn).astype(bool)
         self.sizes = dwi.voxel_sizes[np.argsort(turn[:, 0])]
-        where = np.argwhere(self.mask)
-        low, high = where.min(axis=0), where.max(axis=0)
+        self.brain = np.argwhere(self.mask)
+        low, high = self.brain.min(axis=0), self.brain.max(axis=0)
         self.sagittal = int(low[0] + 0.42 * (high[0] - low[0]))
         self.coronal = int(low[1] + 0.5 * (high[1] - low[1]))
         self.axial = int(low[2] + 0.58 * (high[2] - low[2]))
 
-    def spread(self) -> np.ndarray:
-        """SD over the largest shell, each volume scaled to the same mean, (X, Y, Z)."""
+    def spread(self) -> tuple[np.ndarray, np.ndarray]:
+        """SD over the largest shell, each volume scaled to the same mean: two slices."""
         shell = max(self.dwi.gradients.shells, key=len)
-        gains = [self.signal[..., volume][self.mask].mean() for volume in shell]
-        total, squares = (np.zeros(self.mask.shape) for _ in range(2))
-        for volume, gain in zip(shell, gains, strict=True):  # one at a time: memory
-            scaled = self.signal[..., volume] * (np.mean(gains) / gain)
-            total += scaled
-            squares += scaled.astype(float) ** 2
-        mean = total / len(shell)
-        return np.sqrt(np.clip(squares / len(shell) - mean**2, 0, None))
+        points = tuple(self.brain[:: max(len(self.brain) // POINTS_FOR_MEAN, 1)].T)
+        means = np.array([self.signal[..., volume][points].mean() for volume in shell])
+        gains = means.mean() / means
+        axial, sagittal = self.signal[:, :, self.axial], self.signal[self.sagittal]
+        return (axial[..., shell] * gains).std(axis=2), (sagittal[..., shell] * gains).std(axis=2)
 
-    def color_fa(self, axial: int) -> np.ndarray:
-        """FA-weighted directions of an axial slice, (X, Y, 3), by a log-linear tensor fit."""
-        gradients = self.dwi.gradients
+    def bright(self, axial: np.ndarray, sagittal: np.ndarray) -> float:
+        """Return what few voxels of the brain exceed in two slices, or all of them without any."""
+        inside = axial[self.mask[:, :, self.axial]], sagittal[self.mask[self.sagittal]]
+        values = np.concatenate(inside)
+        return float(np.percentile(values if values.size else axial, 97))
+
+    def color_fa(self) -> np.ndarray:
+        """FA-weighted directions of the axial slice, (X, Y, 3), by a log-linear tensor fit."""
+        mask = self.mask[:, :, self.axial]
+        picture = np.zeros((*mask.shape, 3))
         try:
-            design = design_matrix(gradients)
+            design = design_matrix(self.dwi.gradients)
         except ValueError:
-            return np.zeros((*self.signal.shape[:2], 3))
-        slab = self.signal[:, :, axial]
-        rows = as_rows(slab)
-        floor = max(1e-4 * float(rows.max()), 1e-6)
-        fitted = np.linalg.pinv(design) @ np.log(np.maximum(rows, floor))
+            return picture
+        signal = self.signal[:, :, self.axial][mask].T
+        floor = max(1e-4 * float(signal.max(initial=0.0)), 1e-6)
+        fitted = np.linalg.pinv(design) @ np.log(np.maximum(signal, floor))
         xx, xy, yy, xz, yz, zz = fitted[:6]
         tensors = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
         values, vectors = np.linalg.eigh(tensors)
@@ -149,9 +159,8 @@ class _Canonical:
         power = np.sqrt((values**2).sum(axis=1)) + 1e-12
         fa = np.sqrt(1.5 * ((values - mean) ** 2).sum(axis=1)) / power
         colors = np.abs(vectors[:, :, 2]) * np.clip(fa, 0, 1)[:, None]
-        x, y = slab.shape[:2]
-        colors = colors.reshape(y, x, 3).transpose(1, 0, 2)
-        return np.clip(1.4 * colors, 0, 1) * self.mask[:, :, axial, None]
+        picture[mask] = np.clip(1.4 * colors, 0, 1)
+        return picture
 
     def profile(self) -> np.ndarray:
         """Signal along one line from bottom to top, a column a volume."""

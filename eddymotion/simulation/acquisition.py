@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from eddymotion.dataset import DWI
@@ -17,6 +18,12 @@ from eddymotion.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.masking import brain_mask
 from eddymotion.parallel import parallel_map
 from eddymotion.simulation.phantom import Phantom
+
+COIL_SCALE_MM = 90.0
+"""Unit of length of :func:`coil_sensitivity`: about the radius of a head."""
+
+DROPOUT_FACTORS = (0.1, 0.5)
+"""Least and largest share of its signal that a dropped slice keeps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,8 @@ def acquire(
     grid: Grid,
     *,
     snr: float | None = 20.0,
+    coil_bias: float = 0.0,
+    dropout: float = 0.0,
     seed: int = 0,
     n_threads: int = 1,
 ) -> DWI:
@@ -88,6 +97,12 @@ def acquire(
     snr : float, optional
         Mean b=0 signal of white matter over the standard deviation of the noise in each of the
         two channels (Rician magnitude); None for no noise.
+    coil_bias : float
+        Strength of the receive sensitivity, which stays with the scanner; see
+        :func:`coil_sensitivity`. The noise is not scaled.
+    dropout : float
+        Share of the slices of the diffusion-weighted volumes that lose signal; see
+        :func:`dropped_slices`.
     seed : int
         Each volume has its own stream: the result does not depend on `n_threads`.
     n_threads : int
@@ -103,12 +118,15 @@ def acquire(
     sigma = 0.0 if snr is None else white / snr
     signal = np.empty((*grid.shape, len(gradients)), np.float32, order="F")
     streams = np.random.SeedSequence(seed).spawn(len(gradients))
+    sensitivity = coil_sensitivity(grid, coil_bias).T
+    kept = dropped_slices(gradients, grid.shape[2], dropout, seed)
 
     def scan(index: int) -> None:
         bval = 0.0 if gradients.is_b0[index] else gradients.bvals[index]
         head = phantom.signal(bval, in_head.bvecs[index])
         to_head = np.linalg.inv(phantom.affine) @ np.linalg.inv(motion[index]) @ grid.affine
         volume = np.maximum(voxel_means(head, to_head, grid.shape), 0.0)
+        volume *= sensitivity * kept[index][:, None, None]
         if sigma:
             noise = np.random.default_rng(streams[index]).normal(
                 scale=sigma, size=(2, *volume.shape)
@@ -119,6 +137,57 @@ def acquire(
     parallel_map(scan, range(len(gradients)), n_threads=n_threads)
     reference = signal[..., gradients.b0s] if len(gradients.b0s) else signal
     return DWI(signal, grid.affine, gradients, brain_mask(reference.mean(axis=3)))
+
+
+def coil_sensitivity(grid: Grid, coil_bias: float) -> np.ndarray:
+    """Sensitivity of a receive coil: fixed to the scanner, the head moves through it.
+
+    ``exp(coil_bias * (x + 0.9 z + 0.5 y z))``, with x, y, z in RAS+ from the middle of the grid,
+    in units of :data:`COIL_SCALE_MM`.
+
+    Parameters
+    ----------
+    grid : Grid
+    coil_bias : float
+        Logarithmic slope along x; 0 for an even sensitivity of 1.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+    """
+    voxels = np.moveaxis(np.indices(grid.shape), 0, -1)
+    middle = grid_center(grid.shape, grid.affine)
+    x, y, z = np.moveaxis((apply_affine(grid.affine, voxels) - middle) / COIL_SCALE_MM, -1, 0)
+    return np.exp(coil_bias * (x + 0.9 * z + 0.5 * y * z)).astype(np.float32)
+
+
+def dropped_slices(
+    gradients: Gradients, n_slices: int, fraction: float, seed: int = 0
+) -> np.ndarray:
+    """Draw the slices that lose signal, as :func:`acquire` does for the same seed.
+
+    Parameters
+    ----------
+    gradients : Gradients
+    n_slices : int
+        Along the third image axis.
+    fraction : float
+        Share of all slices of the diffusion-weighted volumes; b=0 volumes lose none.
+    seed : int
+
+    Returns
+    -------
+    (N, Z) float32 array
+        What each slice keeps of its signal: 1, or between :data:`DROPOUT_FACTORS`.
+    """
+    stream = np.random.SeedSequence(seed).spawn(len(gradients) + 1)[-1]  # beside the volumes' own
+    random = np.random.default_rng(stream)
+    kept = np.ones((len(gradients), n_slices), np.float32)
+    n_pairs = len(gradients.dwis) * n_slices
+    which = random.choice(n_pairs, round(fraction * n_pairs), replace=False)
+    volumes, slices = np.divmod(which, n_slices)
+    kept[gradients.dwis[volumes], slices] = random.uniform(*DROPOUT_FACTORS, size=len(which))
+    return kept
 
 
 def voxel_means(head: np.ndarray, to_head: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -149,44 +218,6 @@ def voxel_means(head: np.ndarray, to_head: np.ndarray, shape: tuple[int, ...]) -
         )
         total += sampled
     return total / 8
-
-
-def shelled_scheme(shells: dict[float, int], n_b0: int = 1, *, seed: int = 0) -> Gradients:
-    """Spread directions evenly over each shell, in random order, b=0 interleaved.
-
-    Parameters
-    ----------
-    shells : dict
-        b-value → number of directions.
-    n_b0 : int
-        The first volume is a b=0; the others are spread over the series.
-    seed : int
-
-    Returns
-    -------
-    Gradients
-        RAS+.
-    """
-    random = np.random.default_rng(seed)
-    bvals = np.repeat(list(shells), list(shells.values())).astype(float)
-    bvecs = np.concatenate([_spread_directions(n, random) for n in shells.values()])
-    order = random.permutation(len(bvals))
-    where = np.linspace(0, len(bvals), n_b0, endpoint=False).astype(int)
-    return Gradients(
-        np.insert(bvals[order], where, 0.0), np.insert(bvecs[order], where, 0.0, axis=0)
-    )
-
-
-def _spread_directions(n: int, random: np.random.Generator) -> np.ndarray:
-    """Points that repel each other and each other's antipodes (Jones et al. 1999)."""
-    from dipy.core.sphere import HemiSphere, disperse_charges
-
-    start = random.normal(size=(n, 3))
-    start /= np.linalg.norm(start, axis=1, keepdims=True)
-    if n == 1:
-        return start
-    sphere, _ = disperse_charges(HemiSphere(xyz=start), 500)
-    return sphere.vertices * random.choice([-1.0, 1.0], size=(n, 1))
 
 
 def write_bids(folder: Path, name: str, dwi: DWI, motion: Motion) -> Path:

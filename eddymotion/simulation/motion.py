@@ -9,8 +9,17 @@ from scipy.interpolate import CubicSpline
 
 from eddymotion.geometry import Motion, rigid_matrix
 
-Pattern = Literal["none", "drift", "moderate", "high"]
-"""Slow drift, drift with three jumps of about 2° and 3 mm, drift with eight larger jumps."""
+Pattern = Literal["none", "drift", "moderate", "high", "swap15", "swap30", "swap50", "scattered"]
+"""How the head moves:
+
+- ``none``: at rest
+- ``drift``: slow drift
+- ``moderate``: drift with three jumps of about 2° and 3 mm
+- ``high``: drift with eight larger jumps
+- ``swap15``, ``swap30``, ``swap50``: at rest, but 15, 30 or 50 % of the volumes are replaced by
+  moved copies, up to 5 mm and 8° along and about each axis (after Cieslak et al. 2024)
+- ``scattered``: each volume displaced by itself, up to 20 mm and 25° along and about each axis
+"""
 
 _JUMPS = {
     "none": (0, 0.0, 0.0),
@@ -18,6 +27,13 @@ _JUMPS = {
     "moderate": (3, 3.0, 2.0),
     "high": (8, 5.0, 4.0),
 }  # number, mm, degrees
+
+_SCATTER = {
+    "swap15": (0.15, 5.0, 8.0),
+    "swap30": (0.30, 5.0, 8.0),
+    "swap50": (0.50, 5.0, 8.0),
+    "scattered": (1.0, 20.0, 25.0),
+}  # share of the volumes, mm, degrees
 
 
 def simulate_motion(
@@ -27,7 +43,8 @@ def simulate_motion(
 
     Parameters
     ----------
-    pattern : {"none", "drift", "moderate", "high"}
+    pattern : {"none", "drift", "moderate", "high", "swap15", "swap30", "swap50", "scattered"}
+        See :data:`Pattern`.
     n_volumes : int
     center : (3,) array
         Centre of rotation, RAS+ mm.
@@ -40,6 +57,13 @@ def simulate_motion(
     if pattern == "none":
         return Motion.identity(n_volumes)
     random = np.random.default_rng(seed)
+    draw = _scatter if pattern in _SCATTER else _wander
+    parameters = draw(pattern, n_volumes, random)
+    return Motion(rigid_matrix(parameters[:, :3], parameters[:, 3:], center))
+
+
+def _wander(pattern: Pattern, n_volumes: int, random: np.random.Generator) -> np.ndarray:
+    """Drift and jumps: (N, 6) parameters."""
     knots = np.linspace(0, n_volumes - 1, max(4, n_volumes // 12))
     scale = np.array([0.7] * 3 + [np.deg2rad(0.6)] * 3)
     steps = random.normal(size=(len(knots), 6)) * scale
@@ -53,8 +77,18 @@ def simulate_motion(
             jump = np.concatenate([_direction(random) * millimetres,
                                    _direction(random) * np.deg2rad(degrees)])  # fmt: skip
             parameters[volume:] += jump * random.uniform(0.6, 1.2)
-    parameters -= parameters[0]
-    return Motion(rigid_matrix(parameters[:, :3], parameters[:, 3:], center))
+    return parameters - parameters[0]
+
+
+def _scatter(pattern: Pattern, n_volumes: int, random: np.random.Generator) -> np.ndarray:
+    """Independent poses of a random share of the volumes, the first one not: (N, 6) parameters."""
+    share, millimetres, degrees = _SCATTER[pattern]
+    n_moved = min(round(share * n_volumes), n_volumes - 1)
+    moved = 1 + random.choice(n_volumes - 1, n_moved, replace=False)
+    extent = np.repeat([millimetres, np.deg2rad(degrees)], 3)
+    parameters = np.zeros((n_volumes, 6))
+    parameters[moved] = random.uniform(-extent, extent, size=(n_moved, 6))
+    return parameters
 
 
 def _direction(random: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,119 @@
+"""Coarse to fine: what an image shows at a level, and where it is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.dataset import Image
+from eddymotion.errors import EddymotionError
+from eddymotion.kernels import smooth
+
+BRAIN_SIZE_MM = 110.0
+"""Cube root of the volume of a human brain, for which the widths of the levels are given."""
+
+FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+
+MIN_POINTS = 100
+"""Fewer points than this inside both images cannot fix six parameters against noise."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step of the pyramid.
+
+    Parameters
+    ----------
+    fwhm : float
+        Of the smoothing Gaussian: mm for a human brain (scaled with the size of the mask) at
+        coarse levels, voxels at a level with `highpass`.
+    n_points : int
+        Random points of the fixed mask.
+    highpass : float, optional
+        FWHM, in voxels, of the Gaussian whose smoothed image is subtracted.
+    """
+
+    fwhm: float
+    n_points: int
+    highpass: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.fwhm, self.n_points, *([] if self.highpass is None else [self.highpass]))
+        if not all(isinstance(size, (int, float)) and size > 0 for size in sizes):
+            raise EddymotionError(
+                f"registration: {self} has a size that is not a number above zero; correct it"
+            )
+        if self.n_points < MIN_POINTS:
+            raise EddymotionError(
+                f"registration: {self.n_points} points given, expected at least {MIN_POINTS}"
+            )
+
+
+def head_scale(mask: np.ndarray, voxel_sizes: np.ndarray) -> float:
+    """Size of a brain relative to a human one."""
+    return float(np.cbrt(mask.sum() * np.prod(voxel_sizes))) / BRAIN_SIZE_MM
+
+
+def jittered_points(
+    mask: np.ndarray, affine: np.ndarray, n_points: int, random: np.random.Generator
+) -> np.ndarray:
+    """Draw random points of a mask, never on the grid: (P, 3), RAS+ mm."""
+    voxels = np.argwhere(mask)
+    chosen = voxels[random.choice(len(voxels), min(n_points, len(voxels)), replace=False)]
+    return apply_affine(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
+
+
+def band_pass(image: Image, level: Level, scale: float) -> Image:
+    """Smooth an image for a level, on a coarser grid where nothing is lost by it.
+
+    Parameters
+    ----------
+    image : Image
+    level : Level
+    scale : float
+        From :func:`head_scale`.
+    """
+    if level.highpass is not None:
+        voxel = float(np.cbrt(np.prod(image.voxel_sizes)))
+        narrow, wide = level.fwhm * voxel, level.highpass * voxel
+        return Image(low_pass(image, narrow).data - low_pass(image, wide).data, image.affine)
+    fwhm = level.fwhm * scale
+    factors = np.clip((fwhm / 2.5 / image.voxel_sizes).astype(int), 1, None)
+    factors = np.minimum(factors, np.maximum(np.array(image.data.shape) // 8, 1))
+    return low_pass(decimate(image, factors), fwhm)
+
+
+def decimate(image: Image, factors: np.ndarray) -> Image:
+    """Average blocks of voxels."""
+    if (factors == 1).all():
+        return image
+    size = np.array(image.data.shape) // factors
+    cropped = image.data[tuple(slice(0, n * f) for n, f in zip(size, factors, strict=True))]
+    (a, b, c), (fa, fb, fc) = size, factors
+    blocks = cropped.T.reshape(c, fc, b, fb, a, fa)
+    to_fine = np.diag([*factors, 1.0])
+    to_fine[:3, 3] = (factors - 1) / 2
+    return Image(blocks.mean(axis=(1, 3, 5), dtype=np.float32).T, image.affine @ to_fine)
+
+
+def low_pass(image: Image, fwhm: float) -> Image:
+    """Smooth with a Gaussian of `fwhm` mm."""
+    sigma = fwhm * FWHM_TO_SIGMA / image.voxel_sizes
+    data = np.asarray(image.data, dtype=np.float32)
+    return Image(smooth(data.T, sigma[::-1]).T, image.affine)
+
+
+def crop(image: Image, points: np.ndarray, margin: float) -> Image:
+    """Cut an image down to a box around world points (P, 3), `margin` mm wider."""
+    voxels = apply_affine(np.linalg.inv(image.affine), points)
+    wide = margin / image.voxel_sizes
+    low = np.maximum(np.floor(voxels.min(axis=0) - wide), 0).astype(int)
+    high = np.minimum(np.ceil(voxels.max(axis=0) + wide) + 1, image.data.shape).astype(int)
+    if (high - low < 4).any():  # outside: nothing to be gained
+        return image
+    shift = np.eye(4)
+    shift[:3, 3] = low
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return Image(image.data[box], image.affine @ shift)

@@ -1,0 +1,92 @@
+"""Gradient schemes: shells, and random points of a lattice in q-space."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+from eddymotion.gradients import Gradients
+
+LATTICE_RADIUS = 5
+"""Lattice steps from the centre of q-space to its edge, as in DSI with 515 points."""
+
+
+def shelled_scheme(shells: dict[float, int], n_b0: int = 1, *, seed: int = 0) -> Gradients:
+    """Spread directions evenly over each shell, in random order, b=0 interleaved.
+
+    Parameters
+    ----------
+    shells : dict
+        b-value → number of directions.
+    n_b0 : int
+        The first volume is a b=0; the others are spread over the series.
+    seed : int
+
+    Returns
+    -------
+    Gradients
+        RAS+.
+    """
+    random = np.random.default_rng(seed)
+    bvals = np.repeat(list(shells), list(shells.values())).astype(float)
+    bvecs = np.concatenate([_spread_directions(n, random) for n in shells.values()])
+    order = random.permutation(len(bvals))
+    return _interleave_b0(bvals[order], bvecs[order], n_b0)
+
+
+def cartesian_scheme(n: int, b_max: float, n_b0: int = 1, *, seed: int = 0) -> Gradients:
+    """Draw points of a Cartesian half-grid in q-space, in random order, b=0 interleaved.
+
+    The randomly subsampled diffusion spectrum imaging of Cieslak et al. (2024): of the lattice
+    points up to a radius of :data:`LATTICE_RADIUS` steps, of each antipodal pair one.
+
+    Parameters
+    ----------
+    n : int
+        Number of points, at most 257.
+    b_max : float
+        b-value (s/mm²) at the radius; ``b_max * |q|² / 25`` elsewhere.
+    n_b0 : int
+        The first volume is a b=0; the others are spread over the series.
+    seed : int
+
+    Returns
+    -------
+    Gradients
+        RAS+.
+
+    References
+    ----------
+    Cieslak et al. (2024), Imaging Neuroscience.
+    """
+    points = _half_lattice(LATTICE_RADIUS)
+    if n > len(points):
+        raise EddymotionError(f"a half-grid has {len(points)} points, {n} were asked for")
+    q = np.random.default_rng(seed).permutation(points)[:n]
+    squared = (q**2).sum(axis=1)
+    return _interleave_b0(b_max * squared / LATTICE_RADIUS**2, q.astype(float), n_b0)
+
+
+def _half_lattice(radius: int) -> np.ndarray:
+    """Lattice points in a ball, without the centre, of each antipodal pair one: (P, 3)."""
+    steps = np.arange(-radius, radius + 1)
+    q = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    q = q[len(q) // 2 + 1 :]  # in lexicographic order, antipodes mirror each other
+    return q[(q**2).sum(axis=1) <= radius**2]
+
+
+def _interleave_b0(bvals: np.ndarray, bvecs: np.ndarray, n_b0: int) -> Gradients:
+    where = np.linspace(0, len(bvals), n_b0, endpoint=False).astype(int)
+    return Gradients(np.insert(bvals, where, 0.0), np.insert(bvecs, where, 0.0, axis=0))
+
+
+def _spread_directions(n: int, random: np.random.Generator) -> np.ndarray:
+    """Points that repel each other and each other's antipodes (Jones et al. 1999)."""
+    from dipy.core.sphere import HemiSphere, disperse_charges
+
+    start = random.normal(size=(n, 3))
+    start /= np.linalg.norm(start, axis=1, keepdims=True)
+    if n == 1:
+        return start
+    sphere, _ = disperse_charges(HemiSphere(xyz=start), 500)
+    return sphere.vertices * random.choice([-1.0, 1.0], size=(n, 1))
