@@ -23,6 +23,7 @@ CONFOUNDS = [
     *("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"),
     *("framewise_displacement", "rmsd", "rms_abs", "bval", "grad_x", "grad_y", "grad_z"),
     *("hmc_r2", "hmc_xcorr", "outlier_slices"),
+    *("trans_x_se", "trans_y_se", "trans_z_se", "rot_x_se", "rot_y_se", "rot_z_se"),
 ]
 
 

@@ -10,22 +10,28 @@ from eddymotion.gradients import Gradients
 from eddymotion.models import (
     AverageModel,
     GaussianProcessModel,
+    LegendreCovariance,
+    MaternCovariance,
     Model,
+    SphericalCovariance,
     TensorModel,
     choose_model,
     get_model,
 )
+from eddymotion.models.covariance import fit_covariance, restricted_likelihood
 from eddymotion.models.dipy import DipyModel, find_model
-from eddymotion.models.gaussian_process import (
-    Hyperparameters,
-    covariance,
-    fit_hyperparameters,
-    restricted_likelihood,
-)
+from eddymotion.models.gaussian_process import mean_design
+from eddymotion.models.harmonics import HarmonicCovariance, real_harmonics
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
 from eddymotion.simulation import shelled_scheme
 
-HYPER = Hyperparameters(angle=1.1, b_scale=0.5, noise=0.15)
+SPHERICAL = SphericalCovariance(signal=7.0, angle=1.1, b_scale=0.5)
+FIXED_GP = GaussianProcessModel(SPHERICAL, fitted=True)
+FAMILIES = (
+    SPHERICAL,
+    LegendreCovariance((9.0, 2.0, 0.7, 0.2), b_scale=0.6, b_power=0.4),
+    MaternCovariance(signal=11.0, length=0.9, decay=0.3),
+)
 
 
 def some_voxels(dwi, n=60):
@@ -104,9 +110,13 @@ def refit_tensor(voxels, gradients, module, groups, weighted=False):
     return np.exp(predicted)
 
 
-def refit_gaussian_process(voxels, gradients, hyper, groups):
+def total(covariance, gradients):
+    return covariance.matrix(gradients) + np.eye(len(gradients))
+
+
+def refit_gaussian_process(voxels, gradients, covariance, groups):
     """Universal kriging, with each held-out volume really removed."""
-    K = covariance(gradients, hyper)
+    K = total(covariance, gradients)
     X = np.stack([np.isin(np.arange(len(K)), s) for s in (gradients.b0s, *gradients.shells)], 1)
     X = X[:, X.any(axis=0)].astype(float)
     predicted = np.empty_like(voxels)
@@ -144,11 +154,12 @@ def test_weighted_tensor_equals_explicit_refits_at_its_weights(two_shell_voxels)
     assert not np.allclose(predicted, TensorModel().leave_one_out(voxels[:12], gradients), 1e-3)
 
 
-def test_gaussian_process_equals_explicit_refits(two_shell_voxels, min_q_distance):
+@pytest.mark.parametrize("covariance", FAMILIES)
+def test_gaussian_process_equals_explicit_refits(two_shell_voxels, min_q_distance, covariance):
     voxels, gradients = two_shell_voxels
-    model = GaussianProcessModel(HYPER, min_q_distance)
+    model = GaussianProcessModel(covariance, fitted=True, min_q_distance=min_q_distance)
     expected = refit_gaussian_process(
-        voxels, gradients, HYPER, groups_by_hand(gradients, min_q_distance)
+        voxels, gradients, covariance, groups_by_hand(gradients, min_q_distance)
     )
     np.testing.assert_allclose(model.leave_one_out(voxels, gradients), expected, rtol=1e-8)
 
@@ -165,7 +176,7 @@ def test_average_is_the_mean_of_the_others(two_shell_voxels, min_q_distance):
 
 @pytest.mark.parametrize(
     "model",
-    [AverageModel(), TensorModel(), TensorModel(weighted=True), GaussianProcessModel(HYPER)],
+    [AverageModel(), TensorModel(), TensorModel(weighted=True), FIXED_GP],
 )
 def test_prediction_ignores_the_volume_itself_layout_and_order(two_shells, model):
     assert isinstance(model, Model)
@@ -203,7 +214,7 @@ def test_volumes_that_the_others_do_not_determine_are_nan():
         np.append(gradients.bvals, 2500), np.vstack([gradients.bvecs, [0, 0, 1]])
     )
     voxels = np.column_stack([voxels, voxels[:, 0]])
-    for model in (GaussianProcessModel(HYPER), AverageModel()):
+    for model in (FIXED_GP, AverageModel()):
         predicted = model.leave_one_out(voxels, lone_shell)
         np.testing.assert_array_equal(np.flatnonzero(np.isnan(predicted[0])), [0, 13])
 
@@ -216,31 +227,83 @@ def naive_covariance(gradients, hyper):
             ratio = axis_angle / hyper.angle
             angular = 1 - 1.5 * ratio + 0.5 * ratio**3 if ratio < 1 else 0.0
             apart = np.log(gradients.bvals[i] / gradients.bvals[j])
-            K[i, j] = angular * np.exp(-(apart**2) / (2 * hyper.b_scale**2))
-    return K + hyper.noise * np.eye(len(gradients))
+            K[i, j] = hyper.signal * angular * np.exp(-(apart**2) / (2 * hyper.b_scale**2))
+    return K
 
 
-def test_covariance_is_the_published_one(two_shells):
+def test_spherical_covariance_is_the_published_one(two_shells):
     np.testing.assert_allclose(
-        covariance(two_shells.gradients, HYPER), naive_covariance(two_shells.gradients, HYPER),
-        atol=1e-7,
-    )  # fmt: skip
+        SPHERICAL.matrix(two_shells.gradients),
+        naive_covariance(two_shells.gradients, SPHERICAL),
+        atol=1e-6,
+    )
 
 
-def test_reml_recovers_the_hyperparameters_of_the_data():
-    gradients = shelled_scheme({700: 30, 1500: 30, 3000: 30}, 4)
-    true = Hyperparameters(angle=1.0, b_scale=0.7, noise=0.08)
+@pytest.mark.parametrize("covariance", FAMILIES)
+def test_slope_of_the_likelihood_equals_finite_differences(covariance):
+    gradients = shelled_scheme({700: 12, 1500: 10}, 2)
+    voxels = np.random.default_rng(3).normal(size=(len(gradients), 50))
+    scatter, X = voxels @ voxels.T / 50, mean_design(gradients)
+    theta = covariance.theta(gradients)
+
+    def value(theta):
+        return restricted_likelihood(scatter, total(covariance.replaced(theta), gradients), X)[0]
+
+    _, slope = restricted_likelihood(scatter, total(covariance, gradients), X)
+    found = np.tensordot(covariance.derivatives(gradients), slope, axes=2)
+    steps = 1e-5 * np.eye(len(theta))
+    expected = [(value(theta + h) - value(theta - h)) / 2e-5 for h in steps]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def draw_voxels(covariance, gradients, n=6000):
+    """Voxels (V, N) of a covariance, around means that differ from voxel to voxel."""
     random = np.random.default_rng(0)
-    factor = np.linalg.cholesky(covariance(gradients, true))
-    voxels = 40 * (factor @ random.normal(size=(len(gradients), 6000))).T
-    for mean, shell in zip(
-        (2000, 1200, 800, 500), (gradients.b0s, *gradients.shells), strict=True
-    ):
-        voxels[:, shell] += mean + 100 * random.normal(size=(len(voxels), 1))
-    found = fit_hyperparameters(voxels, gradients)
-    np.testing.assert_allclose(found.angle, true.angle, rtol=0.05)
-    np.testing.assert_allclose(found.b_scale, true.b_scale, rtol=0.1)
-    np.testing.assert_allclose(found.noise, true.noise, rtol=0.1)
+    factor = np.linalg.cholesky(total(covariance, gradients))
+    voxels = 40 * (factor @ random.normal(size=(len(gradients), n))).T
+    means = mean_design(gradients) @ np.linspace(2000, 500, mean_design(gradients).shape[1])
+    return voxels + means + 100 * random.normal(size=(n, 1))
+
+
+@pytest.mark.parametrize("covariance", FAMILIES)
+def test_reml_recovers_the_parameters_of_the_data(covariance):
+    gradients = shelled_scheme({700: 30, 1500: 30, 3000: 30}, 4)
+    table = gradients.select(gradients.dwis)
+    start = type(covariance)()
+    voxels = draw_voxels(covariance, table)
+    scatter = voxels.T @ voxels / len(voxels)
+    found = fit_covariance(start, scatter, table, mean_design(table))
+    found = getattr(found, "isotropic", found)
+    assert not np.allclose(start.theta(table), covariance.theta(table), atol=0.2)
+    np.testing.assert_allclose(found.theta(table), covariance.theta(table), atol=0.12)
+
+
+def test_directions_that_are_not_alike_are_learnt():
+    """A covariance with one preferred axis beats the isotropic one, and is found."""
+    gradients = shelled_scheme({1000: 40, 2500: 40}, 1)
+    table = gradients.select(gradients.dwis)
+    coefficients = np.diag([4.0, 0.1, 0.1, 0.1, 1.0])
+    true = HarmonicCovariance(LegendreCovariance((4.0, 0.5, 0.1, 0.05)), coefficients)
+    voxels = draw_voxels(true, table)
+    scatter, X = voxels.T @ voxels / len(voxels), mean_design(table)
+    found = fit_covariance(LegendreCovariance(), scatter, table, X)
+    assert isinstance(found, HarmonicCovariance)
+    learnt, isotropic = (
+        restricted_likelihood(scatter, total(c, table), X)[0] for c in (found, found.isotropic)
+    )
+    assert learnt < isotropic - 1
+    K, expected = total(found, table), total(true, table)
+    assert np.linalg.norm(K - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_harmonics_add_up_to_legendre_polynomials():
+    from scipy.special import eval_legendre
+
+    bvecs = shelled_scheme({1000: 9}, 1).bvecs[1:]
+    for order in (2, 4, 8):
+        basis = real_harmonics(bvecs, (order,))
+        expected = (2 * order + 1) * eval_legendre(order, bvecs @ bvecs.T)
+        np.testing.assert_allclose(basis @ basis.T, expected, atol=1e-9)
 
 
 def test_restricted_likelihood_is_that_of_the_contrasts():
@@ -257,11 +320,8 @@ def test_restricted_likelihood_is_that_of_the_contrasts():
         return 17 * np.log(misfit) + np.linalg.slogdet(C)[1]
 
     differences = [
-        restricted_likelihood(scatter, K, X) - by_contrasts(K)
-        for K in (
-            covariance(gradients, Hyperparameters(angle=a, noise=n))
-            for a, n in ((0.8, 0.1), (1.4, 0.5), (1.1, 0.02))
-        )
+        restricted_likelihood(scatter, K, X)[0] - by_contrasts(K)
+        for K in (total(covariance, gradients) for covariance in FAMILIES)
     ]
     np.testing.assert_allclose(differences, differences[0], atol=1e-9)
 
@@ -274,7 +334,7 @@ def with_trace_rows(gradients, n=2):
 @pytest.mark.parametrize("angle", [0.6, 1.0, 1.3, np.pi / 2])
 def test_covariance_with_trace_rows_is_positive_definite(angle):
     for gradients in (shelled_scheme({1000: 60}, 2), shelled_scheme({1000: 30, 2500: 45}, 2)):
-        K = covariance(with_trace_rows(gradients), Hyperparameters(angle=angle, noise=1e-3))
+        K = total(SphericalCovariance(1e3, angle), with_trace_rows(gradients))
         np.testing.assert_array_equal(K, K.T)
         assert np.linalg.eigvalsh(K).min() > 0
 
@@ -288,7 +348,7 @@ def test_trace_rows_predict_the_mean_over_directions():
     for weighted in (False, True):
         predicted = TensorModel(weighted=weighted).leave_one_out(signal[None], gradients)[0]
         np.testing.assert_allclose(predicted, signal, rtol=1e-6)
-    predicted = GaussianProcessModel(HYPER).leave_one_out(signal[None], gradients)[0]
+    predicted = FIXED_GP.leave_one_out(signal[None], gradients)[0]
     assert np.isfinite(predicted).all()
     np.testing.assert_allclose(predicted[-1], signal[-1], rtol=0.1)
 
@@ -335,7 +395,7 @@ def test_other_dipy_models_predict_plausibly(two_shells, name):
 
 def test_names_become_models_and_unknown_ones_list_the_known(two_shells):
     gradients = two_shells.gradients
-    assert choose_model(gradients) == "gp"
+    assert choose_model(gradients) == "gp-legendre"
     assert get_model("wls-dti", gradients) == TensorModel(weighted=True)
     assert get_model("dki", gradients, min_q_distance=0.1) == TensorModel(
         kurtosis=True, min_q_distance=0.1
@@ -352,7 +412,7 @@ def test_scheme_chooses_the_model_and_too_few_directions_are_refused():
     random = np.random.default_rng(0)
     directions = random.normal(size=(60, 3))
     cartesian = Gradients(np.linspace(0, 4000, 60), directions)
-    assert choose_model(cartesian) == "dti"
+    assert choose_model(cartesian) == "gp-qspace"
     with pytest.raises(EddymotionError, match=r"model dki.*does not determine its 22"):
         design_matrix(shelled_scheme({1000: 30}, 2), kurtosis=True)
     with pytest.raises(EddymotionError, match="not available with the weighted"):

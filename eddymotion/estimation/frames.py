@@ -42,6 +42,10 @@ so that even a head that moves half of the time is judged by its quiet moments."
 PAIRS_A_B0 = 2.0
 """All pairs of one b=0 volume share its error: together they count as so many."""
 
+IMAGE_COUNT = 4.0
+"""The image term outweighs a single b=0 volume where the two are far apart (the head jumped right
+after it), but not two that agree with each other."""
+
 ROTATION_RADIUS_MM = 50.0
 """Millimetres for a radian, where rotations and translations are compared."""
 
@@ -167,8 +171,8 @@ def find_offset(
         sampling = np.trace(covariance * np.outer(_IN_MM, _IN_MM)) / 6
         both = _Proposals(
             np.concatenate([in_time.offsets, from_images[None]]),
-            np.append(in_time.variances, floor + sampling),
-            np.append(in_time.counts, 1.0),
+            np.append(in_time.variances, IMAGE_COUNT * (floor + sampling)),
+            np.append(in_time.counts, IMAGE_COUNT),
         )
         apart = log_rigid(np.linalg.inv(offset) @ from_images, center)
         log.info(
