@@ -21,6 +21,9 @@ POWER_RADIUS_MM = 50.0
 JENKINSON_RADIUS_MM = 80.0
 """Radius of the sphere over which Jenkinson (1999) averages displacements."""
 
+ROTATION_RADIUS_MM = 50.0
+"""Millimetres for a radian, where rotations and translations are compared."""
+
 
 @dataclass(frozen=True, eq=False)
 class Motion:

@@ -27,7 +27,13 @@ import numpy as np
 from eddymotion.dataset import DWI
 from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.geometry import Motion, exp_rigid, log_rigid, rigid_parameters
+from eddymotion.geometry import (
+    ROTATION_RADIUS_MM,
+    Motion,
+    exp_rigid,
+    log_rigid,
+    rigid_parameters,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +52,7 @@ IMAGE_COUNT = 4.0
 """The image term outweighs a single b=0 volume where the two are far apart (the head jumped right
 after it), but not two that agree with each other."""
 
-ROTATION_RADIUS_MM = 50.0
-"""Millimetres for a radian, where rotations and translations are compared."""
-
-IMAGE_FLOOR_VOXELS = 0.025
+IMAGE_FLOOR_VOXELS = 0.015
 """Error (voxels at b=1000 s/mm², in proportion to the b-value above) that the image term keeps
 however many points it has: what mean and deviation do not tell about a voxel."""
 
