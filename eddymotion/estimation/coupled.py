@@ -51,7 +51,7 @@ MAX_MISSING = 0.25
 
 FILL_ITERATIONS = 6
 
-CHUNK_BYTES = 2**25
+CHUNK_BYTES = 2**23
 """Of the Jacobians that are held at a time by a thread."""
 
 
