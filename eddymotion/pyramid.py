@@ -20,6 +20,10 @@ MIN_POINTS = 100
 """Fewer points than this inside both images cannot fix six parameters against noise."""
 
 
+BLOCK_MM = 15.0
+"""Edge of the blocks of a human brain between which errors count as independent."""
+
+
 @dataclass(frozen=True)
 class Level:
     """One step of the pyramid.
@@ -63,6 +67,12 @@ def jittered_points(
     voxels = np.argwhere(mask)
     chosen = voxels[random.choice(len(voxels), min(n_points, len(voxels)), replace=False)]
     return apply_affine(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
+
+
+def blocks_of(points: np.ndarray, edge: float) -> np.ndarray:
+    """Return the numbers, from zero on, of the cubes of `edge` mm that points (P, 3) lie in."""
+    _, numbers = np.unique(np.floor(points / edge), axis=0, return_inverse=True)
+    return numbers
 
 
 def band_pass(image: Image, level: Level, scale: float) -> Image:

@@ -32,9 +32,11 @@ from eddymotion.dataset import DWI, Spline
 from eddymotion.geometry import exp_rigid
 from eddymotion.parallel import parallel_map
 from eddymotion.pyramid import (
+    BLOCK_MM,
     BRAIN_SIZE_MM,
     FWHM_TO_SIGMA,
     MIN_POINTS,
+    blocks_of,
     head_scale,
     jittered_points,
     low_pass,
@@ -53,9 +55,6 @@ MAX_ITERATIONS = 15
 
 RIDGE = 1e-4
 """On ``β``, relative to the mean of the normal matrix' diagonal: hats that no point reaches."""
-
-BLOCK_MM = 15.0
-"""Edge of the blocks of a human brain between which errors count as independent."""
 
 VOLUMES_AT_A_TIME = 16
 ROBUST_ITERATIONS = 4
@@ -200,8 +199,7 @@ class _Clusters:
 
     def _blocks(self, points: np.ndarray) -> np.ndarray:
         edge = BLOCK_MM * head_scale(self.dwi.mask, self.dwi.voxel_sizes)
-        _, numbers = np.unique(np.floor(points / edge), axis=0, return_inverse=True)
-        return numbers
+        return blocks_of(points, edge)
 
     def _moments(self, volumes: np.ndarray, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over the volumes at all points; NaN outside."""

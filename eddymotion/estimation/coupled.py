@@ -33,12 +33,13 @@ from nibabel.affines import apply_affine
 from scipy import linalg
 
 from eddymotion.dataset import Spline
+from eddymotion.estimation.outliers import is_lost
 from eddymotion.geometry import exp_rigid
 from eddymotion.gradients import Gradients
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.parallel import parallel_map
-from eddymotion.pyramid import MIN_POINTS
+from eddymotion.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 
 DAMPING = 1e-3
 """Added to the diagonal of the normal matrix, relative to it."""
@@ -146,14 +147,13 @@ class CoupledProblem:
     points: np.ndarray
     center: np.ndarray
     lost: LostSlices | None = None
-    block_mm: float = 15.0
+    block_mm: float = BLOCK_MM
     leave_one_out: bool = False
     n_threads: int = 1
     blocks: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        blocks = np.floor((self.points - self.center) / self.block_mm).astype(int)
-        _, numbers = np.unique(blocks, axis=0, return_inverse=True)
+        numbers = blocks_of(self.points - self.center, self.block_mm)
         order = np.argsort(numbers, kind="stable")  # neighbours in space are neighbours in memory
         object.__setattr__(self, "points", self.points[order])
         object.__setattr__(self, "blocks", numbers[order])
@@ -345,13 +345,5 @@ class LostSlices:
 
     def at(self, volume: int, points: np.ndarray) -> np.ndarray:
         """Whether a volume has lost its signal at world points (V, 3), or within a slice of it."""
-        flags = self.flagged[volume]
-        if not flags.any():
-            return np.zeros(len(points), bool)
-        wide = flags.copy()
-        wide[1:] |= flags[:-1]
-        wide[:-1] |= flags[1:]
         row = np.linalg.inv(self.affine)[2]
-        index = np.rint(points @ row[:3] + row[3]).astype(int)
-        inside = (index >= 0) & (index < len(wide))
-        return inside & wide[np.clip(index, 0, len(wide) - 1)]
+        return is_lost(self.flagged[volume], points @ row[:3] + row[3])

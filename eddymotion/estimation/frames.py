@@ -56,6 +56,11 @@ IMAGE_FLOOR_VOXELS = 0.015
 """Error (voxels at b=1000 s/mm², in proportion to the b-value above) that the image term keeps
 however many points it has: what mean and deviation do not tell about a voxel."""
 
+ENOUGH_VOLUMES = 6
+"""The image term uses the lowest shell with so many volumes."""
+
+_IN_MM = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+
 
 @dataclass(frozen=True, eq=False)
 class _Proposals:
@@ -187,9 +192,6 @@ def find_offset(
     return offset, variance * np.diag(1 / _IN_MM**2)
 
 
-_IN_MM = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
-
-
 def _lowest_shell(dwi: DWI, group: np.ndarray) -> np.ndarray:
     """Positions in `group` of the volumes whose contrast is nearest to that of b=0."""
     bvals = dwi.gradients.bvals[group]
@@ -199,10 +201,6 @@ def _lowest_shell(dwi: DWI, group: np.ndarray) -> np.ndarray:
         return next((shell for shell in shells if len(shell) >= ENOUGH_VOLUMES), shells[0])
     lowest = np.argsort(bvals, kind="stable")[: max(ENOUGH_VOLUMES, len(group) // 3)]
     return np.sort(lowest)
-
-
-ENOUGH_VOLUMES = 6
-"""The image term uses the lowest shell with so many volumes."""
 
 
 def proposals_in_time(

@@ -33,6 +33,7 @@ from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, S
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.pyramid import (
+    BLOCK_MM,
     Level,
     band_pass,
     crop,
@@ -54,9 +55,6 @@ COARSE_MODEL = GaussianProcessModel(SphericalCovariance(signal=20.0, angle=1.2),
 
 TOLERANCE = 0.001
 """Root-mean-square step, in voxels over the points, at which a level ends."""
-
-BLOCK_MM = 15.0
-"""Edge of the blocks of a human brain between which errors count as independent."""
 
 MISFIT_VOXELS = 0.008
 """Standard error beyond that of noise, in voxels at b=1000 s/mm² and in proportion to the b-value

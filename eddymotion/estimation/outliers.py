@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 Z_THRESHOLD = -3.5
 RATIO_THRESHOLD = 0.9
@@ -64,6 +65,21 @@ class SliceOutliers:
         beside[:, 1:] = lost[:, :-1]
         beside[:, :-1] = np.maximum(beside[:, :-1], lost[:, 1:])
         return low & (lost > LEAK * beside)
+
+
+def is_lost(flags: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Whether points lie in a flagged slice or in one beside it, which interpolation mixes with.
+
+    Parameters
+    ----------
+    flags : (Z,) bool array
+        Of one volume.
+    height : (V,) array
+        Where the points are along the slice axis of the volume, in slices.
+    """
+    index = np.rint(height).astype(int)
+    inside = (index >= 0) & (index < len(flags))
+    return inside & ndimage.binary_dilation(flags)[np.clip(index, 0, len(flags) - 1)]
 
 
 def slice_sums(

@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI
-from eddymotion.estimation.outliers import SliceOutliers, score_slices, slice_sums
+from eddymotion.estimation.outliers import SliceOutliers, is_lost, score_slices, slice_sums
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
 from eddymotion.models import AverageModel, Model, get_model
@@ -138,13 +138,9 @@ def _replace_flagged(
 ) -> np.ndarray:
     """Put the prediction where a volume has lost its signal, (V, N)."""
     signal = observed.copy()
-    last = flagged.shape[1] - 1
     for volume in np.flatnonzero(flagged.any(axis=1)):
-        wide = flagged[volume].copy()
-        wide[1:] |= flagged[volume, :-1]
-        wide[:-1] |= flagged[volume, 1:]
-        index = np.clip(np.rint(heights[:, volume]).astype(int), 0, last)
-        lost = wide[index] & np.isfinite(predicted[:, volume])
+        lost = is_lost(flagged[volume], heights[:, volume])
+        lost &= np.isfinite(predicted[:, volume])
         signal[lost, volume] = predicted[lost, volume]
     return signal
 
