@@ -57,22 +57,41 @@ RIDGE = 1e-4
 """On ``β``, relative to the mean of the normal matrix' diagonal: hats that no point reaches."""
 
 VOLUMES_AT_A_TIME = 16
+ROWS_AT_A_TIME = 2048
 ROBUST_ITERATIONS = 4
 
 
 @dataclass(frozen=True)
 class _Width:
-    """Smoothing and spread of the neighbours, FWHM in voxels; clusters of points."""
+    """A step from coarse to fine.
+
+    Parameters
+    ----------
+    fwhm : float
+        Of the smoothing, voxels; the neighbours spread in proportion.
+    n_clusters : int
+        Clusters of points.
+    n_volumes : int
+        At most so many volumes give mean and standard deviation.
+    tolerance : float
+        Step, relative to `fwhm`, at which it ends.
+    """
 
     fwhm: float
     n_clusters: int
+    n_volumes: int
+    tolerance: float
 
     @property
     def neighbours(self) -> float:
         return 3 * self.fwhm
 
 
-COARSE_TO_FINE = (_Width(4.0, 6_000), _Width(2.0, 10_000), _Width(1.0, 30_000))
+COARSE_TO_FINE = (
+    _Width(4.0, 6_000, n_volumes=24, tolerance=0.01),
+    _Width(2.0, 10_000, n_volumes=24, tolerance=0.01),
+    _Width(1.0, 30_000, n_volumes=1000, tolerance=0.001),
+)
 
 
 def offset_from_images(
@@ -115,8 +134,9 @@ def offset_from_images(
     to_b0, covariance = np.linalg.inv(start), np.full((6, 6), np.nan)
     for width in COARSE_TO_FINE:
         clusters = _Clusters.draw(dwi, width, random, n_threads)
-        basis = clusters.basis(volumes, matrices)
-        found = clusters.solve(to_b0, basis, b0_matrices)
+        every = -(-len(volumes) // width.n_volumes)
+        basis = clusters.basis(volumes[::every], matrices[::every])
+        found = clusters.solve(to_b0, basis, b0_matrices, width.tolerance)
         if found is None:
             return None
         to_b0, covariance = found
@@ -171,25 +191,34 @@ class _Clusters:
         return np.hstack([self._contrast(part) for part in parts]).astype(float)
 
     def solve(
-        self, to_b0: np.ndarray, basis: np.ndarray, b0_matrices: np.ndarray
+        self, to_b0: np.ndarray, basis: np.ndarray, b0_matrices: np.ndarray, tolerance: float
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Solve for the offset and the function together; None with too few points."""
         center = self.dwi.brain_center
         b0s = self.dwi.gradients.b0s
         splines = [Spline.of(low_pass(self.dwi.volume(v), self.fwhm)) for v in b0s]
-        tolerance = 0.001 * self.fwhm
-        covariance = np.full((6, 6), np.nan)
-        for _ in range(MAX_ITERATIONS):
+        in_basis = np.isfinite(basis).all(axis=1)
+        weights = np.ones(len(basis))
+        for iteration in range(MAX_ITERATIONS):
             values, jacobian = self._read_b0(splines, b0_matrices, to_b0)
-            usable = np.isfinite(values) & np.isfinite(basis).all(axis=1)
+            usable = in_basis & np.isfinite(values)
             if usable.sum() < MIN_POINTS + basis.shape[1]:
                 return None
             columns = np.hstack([basis[usable], -jacobian[usable]])
-            blocks = self._blocks(self.points[usable, 0])
-            step, covariance = _regress(values[usable], columns, blocks)
-            to_b0 = to_b0 @ exp_rigid(step, center)
-            if np.linalg.norm(step[:3]) + self._reach * np.linalg.norm(step[3:]) < tolerance:
+            found = _regress(
+                values[usable],
+                columns,
+                weights[usable],
+                n_iterations=1 if iteration else ROBUST_ITERATIONS,
+                n_threads=self.n_threads,
+            )
+            weights[usable] = found.weights
+            to_b0 = to_b0 @ exp_rigid(found.coefficients[-6:], center)
+            step = found.coefficients[-6:]
+            length = np.linalg.norm(step[:3]) + self._reach * np.linalg.norm(step[3:])
+            if length < tolerance * self.fwhm:
                 break
+        covariance = found.covariance(columns, self._blocks(self.points[usable, 0]))[-6:, -6:]
         return to_b0, covariance
 
     @property
@@ -252,27 +281,63 @@ def _hats(feature: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.abs(at - np.arange(N_KNOTS)), 0.0).astype(np.float32)
 
 
-def _regress(
-    values: np.ndarray, columns: np.ndarray, blocks: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Regress robustly; return the last six coefficients and their covariance over blocks.
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """A robust regression.
 
-    Student-t weights with one degree of freedom.
+    Parameters
+    ----------
+    coefficients : (k,) array
+    normal : (k, k) array
+        Normal matrix, weighted, with its ridge.
+    residual, weights : (C,) array
     """
-    scale = np.sqrt((columns**2).mean(axis=0)) + np.finfo(float).tiny
-    scaled = columns / scale
-    n_basis = scaled.shape[1] - 6
-    weights = np.ones(len(values))
-    for _ in range(ROBUST_ITERATIONS):
-        weighted = scaled * weights[:, None]
-        normal = scaled.T @ weighted
-        ridge = RIDGE * np.trace(normal) / len(normal)
-        normal[np.diag_indices(n_basis)] += ridge
-        coefficients = np.linalg.solve(normal, weighted.T @ values)
-        residual = values - scaled @ coefficients
+
+    coefficients: np.ndarray
+    normal: np.ndarray
+    residual: np.ndarray
+    weights: np.ndarray
+
+    def covariance(self, columns: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        """Covariance of the coefficients by a sandwich over blocks of points, (k, k)."""
+        order = np.argsort(blocks, kind="stable")
+        starts = np.flatnonzero(np.diff(blocks[order], prepend=-1))
+        scores = columns[order] * (self.weights * self.residual)[order, None]
+        parts = np.linalg.solve(self.normal, np.add.reduceat(scores, starts, axis=0).T)
+        return parts @ parts.T
+
+
+def _regress(
+    values: np.ndarray,
+    columns: np.ndarray,
+    weights: np.ndarray,
+    *,
+    n_iterations: int,
+    n_threads: int = 1,
+) -> _Fit:
+    """Regress robustly, from given weights: Student-t with one degree of freedom."""
+    scale = np.sqrt(np.einsum("ck,ck->k", columns, columns) / len(columns))
+    scale[scale == 0] = 1.0
+    ridge = np.append(np.full(columns.shape[1] - 6, RIDGE), np.zeros(6)) * scale**2
+    for _ in range(n_iterations):
+        normal, right = _normal_equations(values, columns, weights, n_threads)
+        normal[np.diag_indices_from(normal)] += ridge * (np.diag(normal) / scale**2).mean()
+        coefficients = np.linalg.solve(normal / np.outer(scale, scale), right / scale) / scale
+        residual = values - columns @ coefficients
         spread = np.median(residual**2) + np.finfo(float).tiny
         weights = 2.0 / (1.0 + residual**2 / spread)
-    scores = np.zeros((blocks.max() + 1, len(normal)))
-    np.add.at(scores, blocks, scaled * (weights * residual)[:, None])
-    parts = np.linalg.solve(normal, scores.T)[-6:] / scale[-6:, None]
-    return coefficients[-6:] / scale[-6:], parts @ parts.T
+    return _Fit(coefficients, normal, residual, weights)
+
+
+def _normal_equations(
+    values: np.ndarray, columns: np.ndarray, weights: np.ndarray, n_threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """``XᵀWX`` and ``XᵀWy``, summed over fixed chunks of rows: alike for any `n_threads`."""
+    chunks = [slice(k, k + ROWS_AT_A_TIME) for k in range(0, len(values), ROWS_AT_A_TIME)]
+
+    def partial(chunk: slice) -> tuple[np.ndarray, np.ndarray]:
+        half = columns[chunk] * np.sqrt(weights[chunk, None])
+        return half.T @ half, half.T @ (values[chunk] * np.sqrt(weights[chunk]))
+
+    parts = parallel_map(partial, chunks, n_threads=n_threads)
+    return sum(normal for normal, _ in parts), sum(right for _, right in parts)

@@ -93,7 +93,7 @@ def assess(
     for _ in range(MAX_PASSES):
         with one_blas_thread():
             predicted = predict(signal, gradients, model)
-        outliers = _outlier_slices(dwi, observed, predicted, heights)
+        outliers = _outlier_slices(dwi, observed, predicted, heights, n_threads)
         if not (outliers.flagged & ~flagged).any():
             break
         flagged = outliers.flagged
@@ -124,12 +124,15 @@ def _read(dwi: DWI, motion: Motion, seed: int, n_threads: int) -> tuple[np.ndarr
 
 
 def _outlier_slices(
-    dwi: DWI, observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray
+    dwi: DWI, observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray, n_threads: int
 ) -> SliceOutliers:
     ratio = np.full((len(dwi), dwi.shape[2]), np.nan)
-    for volume in dwi.gradients.dwis:
+
+    def judge(volume: int) -> None:
         columns = observed[:, volume], predicted[:, volume], heights[:, volume]
         ratio[volume] = slice_sums(*columns, dwi.shape[2])
+
+    parallel_map(judge, dwi.gradients.dwis, n_threads=n_threads)
     return score_slices(ratio)
 
 
