@@ -41,20 +41,38 @@ class Spline:
         """World mm → voxel position in the kernels' (z, y, x) order."""
         return np.linalg.inv(self.affine)[[2, 1, 0, 3]]  # rows only: points stay (x, y, z)
 
-    def sample(self, points: np.ndarray) -> np.ndarray:
-        """Return samples at world `points` (P, 3), mm; NaN outside the image."""
-        positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
+    def sample(self, points: np.ndarray, pose: np.ndarray | None = None) -> np.ndarray:
+        """Return samples (P,); NaN outside the image.
+
+        Parameters
+        ----------
+        points : (P, 3) array
+            mm
+        pose : (4, 4) array, optional
+            Frame of the points → world; the identity when not given.
+        """
         values = np.empty(len(points), np.float32)
-        sample_points(self.coefficients, positions, values)
+        sample_points(self.coefficients, self._mapping(pose), _contiguous(points), values)
         return values
 
-    def sample_with_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return samples (P,) and their gradients (P, 3), per mm in RAS+; NaN outside."""
-        positions = np.ascontiguousarray(apply_affine(self._world_to_kernel, points))
+    def sample_with_gradient(
+        self, points: np.ndarray, pose: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return samples (P,) and gradients (P, 3), per mm along the axes of the points' frame.
+
+        As :meth:`sample`; NaN outside the image.
+        """
         values = np.empty(len(points), np.float32)
         slopes = np.empty((len(points), 3), np.float32)
-        sample_points_with_gradient(self.coefficients, positions, values, slopes)
-        return values, slopes @ self._world_to_kernel[:3, :3].astype(np.float32)
+        sample_points_with_gradient(
+            self.coefficients, self._mapping(pose), _contiguous(points), values, slopes
+        )
+        return values, slopes
+
+    def _mapping(self, pose: np.ndarray | None) -> np.ndarray:
+        """Points → positions in the kernels' order, (3, 4)."""
+        matrix = self._world_to_kernel if pose is None else self._world_to_kernel @ pose
+        return np.ascontiguousarray(matrix[:3])
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,6 +228,10 @@ class DWI:
             self.source,
             self.repetition_time,
         )
+
+
+def _contiguous(points: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(points, dtype=np.float64)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -231,19 +231,50 @@ def _sample(coefficients, a, b, c, outside):
 
 
 @compiled
-def sample_points(coefficients, points, values):
-    """Sample at `points` (P, 3), in voxels; NaN outside the image. Fills `values` (P,)."""
-    for p in range(points.shape[0]):
-        values[p] = _sample(coefficients, points[p, 0], points[p, 1], points[p, 2], np.nan)
+def _position(matrix, points, p, row):
+    """One coordinate (voxels) of a mapped point."""
+    return (
+        matrix[row, 0] * points[p, 0] + matrix[row, 1] * points[p, 1]
+        + matrix[row, 2] * points[p, 2] + matrix[row, 3]
+    )  # fmt: skip
 
 
 @compiled
-def sample_points_with_gradient(coefficients, points, values, gradients):
-    """Sample values (P,) and derivatives per voxel (P, 3) at `points`; NaN outside."""
+def sample_points(coefficients, matrix, points, values):
+    """Sample at mapped points.
+
+    Parameters
+    ----------
+    coefficients : padded float32 array
+        From :func:`spline_coefficients`.
+    matrix : (3, 4) float64 array
+        Coordinates of the points → position (a, b, c) in the sampled volume, voxels.
+    points : (P, 3) float64 array
+    values : (P,) float32 array
+        Filled; NaN outside the volume.
+    """
+    for p in range(points.shape[0]):
+        values[p] = _sample(
+            coefficients,
+            _position(matrix, points, p, 0),
+            _position(matrix, points, p, 1),
+            _position(matrix, points, p, 2),
+            np.nan,
+        )
+
+
+@compiled
+def sample_points_with_gradient(coefficients, matrix, points, values, gradients):
+    """Sample as :func:`sample_points`; fill also the derivatives by the points' coordinates.
+
+    `gradients` is (P, 3) float32, NaN outside the volume.
+    """
     shape = coefficients.shape
     stride_a, stride_b = shape[1] * shape[2], shape[2]
     for p in range(points.shape[0]):
-        a, b, c = points[p, 0], points[p, 1], points[p, 2]
+        a = _position(matrix, points, p, 0)
+        b = _position(matrix, points, p, 1)
+        c = _position(matrix, points, p, 2)
         if not _is_inside(shape, a, b, c):
             values[p] = np.nan
             gradients[p, :] = np.nan
@@ -255,7 +286,10 @@ def sample_points_with_gradient(coefficients, points, values, gradients):
         offset = (ia + 1) * stride_a + (ib + 1) * stride_b + ic + 1
         sampled = _weigh_block(coefficients, offset, stride_a, stride_b, w, s)
         values[p] = sampled[0]
-        gradients[p, 0], gradients[p, 1], gradients[p, 2] = sampled[1], sampled[2], sampled[3]
+        for k in range(3):
+            gradients[p, k] = (
+                sampled[1] * matrix[0, k] + sampled[2] * matrix[1, k] + sampled[3] * matrix[2, k]
+            )
 
 
 @compiled

@@ -15,6 +15,7 @@ from eddymotion.kernels import (
 )
 
 SHAPE = np.array([9, 11, 13])
+IN_PLACE = np.eye(4)[:3]
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def volume():
 
 def sampled(volume, points):
     values = np.empty(len(points), np.float32)
-    sample_points(spline_coefficients(volume), np.ascontiguousarray(points, float), values)
+    coefficients = spline_coefficients(volume)
+    sample_points(coefficients, IN_PLACE, np.ascontiguousarray(points, float), values)
     return values
 
 
@@ -86,7 +88,7 @@ def test_only_half_a_voxel_beyond_the_edge_counts_as_inside(volume, axis):
     expected = [False, True, False, True]
     np.testing.assert_array_equal(np.isnan(sampled(volume, points)), expected)
     values, gradients = np.empty(4, np.float32), np.empty((4, 3), np.float32)
-    sample_points_with_gradient(spline_coefficients(volume), points, values, gradients)
+    sample_points_with_gradient(spline_coefficients(volume), IN_PLACE, points, values, gradients)
     np.testing.assert_array_equal(np.isnan(values), expected)
     np.testing.assert_array_equal(np.isnan(gradients).all(axis=1), expected)
 
@@ -94,7 +96,7 @@ def test_only_half_a_voxel_beyond_the_edge_counts_as_inside(volume, axis):
 def test_gradients_equal_finite_differences_of_scipy(volume):
     points = np.random.default_rng(2).uniform(0.5, SHAPE - 1.5, (500, 3))
     values, gradients = np.empty(500, np.float32), np.empty((500, 3), np.float32)
-    sample_points_with_gradient(spline_coefficients(volume), points, values, gradients)
+    sample_points_with_gradient(spline_coefficients(volume), IN_PLACE, points, values, gradients)
     h = 1e-4
     for axis in range(3):
         step = h * np.eye(3)[axis]
@@ -128,3 +130,16 @@ def test_image_gradients_are_in_world_millimetres():
     values, gradients = image.spline.sample_with_gradient(points)
     np.testing.assert_allclose(values, points @ slope, rtol=2e-3)
     np.testing.assert_allclose(gradients, np.tile(slope, (len(points), 1)), atol=0.02)
+
+
+def test_a_pose_moves_points_and_turns_gradients(volume):
+    spline = Image(volume, np.diag([2.0, 2.5, 3.0, 1.0])).spline
+    pose = np.array([[0.96, -0.28, 0, 1.5], [0.28, 0.96, 0, -2.0], [0, 0, 1, 0.7], [0, 0, 0, 1]])
+    points = np.random.default_rng(4).uniform(4, 14, (200, 3))
+    moved = points @ pose[:3, :3].T + pose[:3, 3]
+    expected, slopes = spline.sample_with_gradient(moved)
+    assert np.isfinite(expected).mean() > 0.9
+    values, gradients = spline.sample_with_gradient(points, pose)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradients, slopes @ pose[:3, :3], rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(spline.sample(points, pose), values)

@@ -25,7 +25,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.dataset import DWI, Spline
@@ -236,7 +235,7 @@ class _Clusters:
 
         def read(k: int) -> np.ndarray:
             spline = Spline.of(low_pass(self.dwi.volume(volumes[k]), self.fwhm))
-            return spline.sample(apply_affine(matrices[k], points))
+            return spline.sample(points, matrices[k])
 
         total, squares = np.zeros(len(points)), np.zeros(len(points))
         for first in range(0, len(volumes), VOLUMES_AT_A_TIME):
@@ -254,9 +253,7 @@ class _Clusters:
         points = self.points.reshape(-1, 3)
 
         def read(k: int) -> tuple[np.ndarray, np.ndarray]:
-            matrix = b0_matrices[k] @ to_b0
-            values, slopes = splines[k].sample_with_gradient(apply_affine(matrix, points))
-            return values, slopes @ matrix[:3, :3].astype(np.float32)
+            return splines[k].sample_with_gradient(points, b0_matrices[k] @ to_b0)
 
         values, slopes = np.zeros(len(points)), np.zeros((len(points), 3))
         for one, other in parallel_map(read, range(len(splines)), n_threads=self.n_threads):

@@ -245,15 +245,14 @@ class CoupledProblem:
         missing = np.empty((n, n_points), bool)
 
         def read(volume: int) -> None:
-            where = apply_affine(matrices[volume], self.points)
-            value, slope = self.splines[volume].sample_with_gradient(where)
+            pose = matrices[volume]
+            value, slope = self.splines[volume].sample_with_gradient(self.points, pose)
             gone = ~np.isfinite(value)
             if self.lost is not None:
-                gone |= self.lost.at(volume, where)
-            missing[volume] = gone
-            values[volume] = np.where(gone, 0.0, value)
+                gone |= self.lost.at(volume, apply_affine(pose, self.points))
+            value[gone] = 0.0
             slope[gone] = 0.0
-            slopes[:, volume] = (slope @ matrices[volume, :3, :3].astype(np.float32)).T
+            missing[volume], values[volume], slopes[:, volume] = gone, value, slope.T
 
         parallel_map(read, range(n), n_threads=self.n_threads)
         return Samples(values, slopes, missing)

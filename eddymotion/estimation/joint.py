@@ -239,13 +239,11 @@ class _Solver:
             every = max(1, len(splines) // 8)
             total = np.zeros((len(candidates), 3), np.float32)
             for spline, matrix in zip(splines[::every], matrices[::every], strict=True):
-                _, slopes = spline.sample_with_gradient(apply_affine(matrix, candidates))
-                total += np.nan_to_num(slopes) @ matrix[:3, :3].astype(np.float32)
+                _, slopes = spline.sample_with_gradient(candidates, matrix)
+                total += np.nan_to_num(slopes)
             steepness = np.linalg.norm(total, axis=1).astype(float)
             cap = np.quantile(steepness, 0.9)
             weights = np.minimum(steepness, cap) + 1e-6 * cap + np.finfo(float).tiny
         n_points = min(level.n_points, len(candidates))
-        chosen = self.random.choice(
-            len(candidates), n_points, replace=False, p=weights / weights.sum()
-        )
-        return candidates[chosen]
+        waiting = self.random.exponential(size=len(candidates)) / weights
+        return candidates[np.argpartition(waiting, n_points - 1)[:n_points]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI
 from eddymotion.estimation.outliers import SliceOutliers, is_lost, score_slices, slice_sums
@@ -98,7 +97,8 @@ def assess(
             break
         flagged = outliers.flagged
         signal = _replace_flagged(observed, predicted, heights, flagged)
-    scores = [agreement(y, p) for y, p in zip(observed.T, predicted.T, strict=True)]
+    pairs = zip(observed.T, predicted.T, strict=True)
+    scores = parallel_map(lambda pair: agreement(*pair), pairs, n_threads=n_threads)
     correlation, r2 = np.array(scores).T
     return Quality(correlation, r2, outliers)
 
@@ -112,9 +112,9 @@ def _read(dwi: DWI, motion: Motion, seed: int, n_threads: int) -> tuple[np.ndarr
     heights = np.empty((len(dwi), len(points)), np.float32)
 
     def read(volume: int) -> None:
-        where = apply_affine(motion[volume], points)
-        values[volume] = dwi.volume(volume).spline.sample(where)
-        heights[volume] = where @ row[:3] + row[3]
+        values[volume] = dwi.volume(volume).spline.sample(points, motion[volume])
+        to_height = row @ motion[volume]
+        heights[volume] = points @ to_height[:3] + to_height[3]
 
     parallel_map(read, range(len(dwi)), n_threads=n_threads)
     covered = np.isfinite(values).all(axis=0)

@@ -187,7 +187,7 @@ class _LevelProblem:
 
     def _evaluate(self, matrix: np.ndarray) -> tuple[float, np.ndarray] | None:
         """Cost at `matrix` and the Gauss-Newton step from there."""
-        moved = self.moving.spline.sample(apply_affine(matrix, self.points))
+        moved = self.moving.spline.sample(self.points, matrix)
         inside = np.isfinite(moved)
         if inside.sum() < MIN_POINTS:
             return None
