@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +15,9 @@ from eddymotion.errors import EddymotionError
 from eddymotion.geometry import grid_center
 from eddymotion.gradients import Gradients
 from eddymotion.kernels import sample_points, sample_points_with_gradient, spline_coefficients
+
+KEPT_TYPES = tuple(np.dtype(name) for name in ("float32", "int8", "uint8", "int16", "uint16"))
+"""What a series keeps its signal in: scanners store integers, half as large as float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,15 +105,83 @@ class Image:
         return Spline.of(self)
 
 
+class Series(ABC):
+    """What a series is, wherever its volumes come from.
+
+    Attributes
+    ----------
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    gradients : Gradients
+        In RAS+.
+    mask : (X, Y, Z) bool array
+        The brain.
+    source : Path, optional
+        The file it came from.
+    repetition_time : float, optional
+        Seconds between volumes.
+    """
+
+    affine: np.ndarray
+    gradients: Gradients
+    mask: np.ndarray
+    source: Path | None
+    repetition_time: float | None
+
+    @abstractmethod
+    def volumes(self) -> Iterator[np.ndarray]:
+        """Give the volumes one after the other, (X, Y, Z) each."""
+
+    def __len__(self) -> int:
+        return len(self.gradients)
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, (*self.shape, len(self))))
+        sizes = "×".join(f"{size:.3g}" for size in self.voxel_sizes)
+        shells = ", ".join(
+            f"{len(shell)}×b={bval:.0f}"
+            for shell, bval in zip(self.gradients.shells, self.gradients.shell_bvals, strict=True)
+        )
+        return (
+            f"{type(self).__name__}({shape}, {sizes} mm, {len(self.gradients.b0s)}×b=0, {shells})"
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis of a volume."""
+        x, y, z = self.mask.shape
+        return x, y, z
+
+    @property
+    def voxel_sizes(self) -> np.ndarray:
+        """Edge lengths of a voxel, mm."""
+        return voxel_sizes(self.affine)
+
+    @property
+    def center(self) -> np.ndarray:
+        """The centre of the image grid, RAS+ mm: where translations are measured."""
+        return grid_center(self.shape, self.affine)
+
+    @property
+    def reference(self) -> int:
+        """The volume whose pose is the reference frame: the first b=0, or volume 0 without."""
+        return int(self.gradients.b0s[0]) if len(self.gradients.b0s) else 0
+
+    @cached_property
+    def brain_center(self) -> np.ndarray:
+        """The centre of the mask, RAS+ mm: where rotations and translations decouple best."""
+        return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
+
+
 @dataclass(frozen=True, eq=False)
-class DWI:
+class DWI(Series):
     """A diffusion-weighted series: frozen, and valid once constructed.
 
     Parameters
     ----------
     signal : (X, Y, Z, N) array
-        Finite. Kept as float32: a float32 array is used as it is, seen read-only, not copied;
-        do not change it afterwards.
+        Finite. float32 and integers of at most 16 bits are used as they are, seen read-only, not
+        copied (do not change them afterwards); anything else becomes float32.
     affine : (4, 4) array
         Voxel indices → RAS+ mm.
     gradients : Gradients
@@ -147,7 +220,8 @@ class DWI:
                 "give the .bval and .bvec that belong to this image"
             )
         volumes = np.moveaxis(signal, 3, 0)  # one at a time: memory
-        if not all(np.isfinite(volume).all() for volume in volumes):
+        kept = signal if signal.dtype in KEPT_TYPES else signal.astype(np.float32)
+        if kept.dtype.kind == "f" and not all(np.isfinite(volume).all() for volume in volumes):
             raise EddymotionError(f"{name}: the signal holds NaN or Inf; set those voxels to zero")
         mask = np.nan_to_num(np.asarray(self.mask)) > 0
         if mask.shape != signal.shape[:3]:
@@ -172,51 +246,17 @@ class DWI:
         affine = np.array(self.affine, dtype=float)
         if affine.shape != (4, 4) or not abs(np.linalg.det(np.nan_to_num(affine))) > 0:
             raise EddymotionError(f"{name}: the affine must be 4×4, finite and invertible")
-        object.__setattr__(self, "signal", _frozen(np.asarray(signal, dtype=np.float32)))
+        object.__setattr__(self, "signal", _frozen(kept))
         object.__setattr__(self, "affine", _frozen(affine))
         object.__setattr__(self, "mask", _frozen(mask))
 
-    def __len__(self) -> int:
-        return self.signal.shape[3]
-
-    def __repr__(self) -> str:
-        shape = "×".join(map(str, self.signal.shape))
-        sizes = "×".join(f"{size:.3g}" for size in self.voxel_sizes)
-        shells = ", ".join(
-            f"{len(shell)}×b={bval:.0f}"
-            for shell, bval in zip(self.gradients.shells, self.gradients.shell_bvals, strict=True)
-        )
-        return f"DWI({shape}, {sizes} mm, {len(self.gradients.b0s)}×b=0, {shells})"
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis of a volume."""
-        x, y, z, _ = self.signal.shape
-        return x, y, z
-
-    @property
-    def voxel_sizes(self) -> np.ndarray:
-        """Edge lengths of a voxel, mm."""
-        return voxel_sizes(self.affine)
-
-    @property
-    def center(self) -> np.ndarray:
-        """The centre of the image grid, RAS+ mm: where translations are measured."""
-        return grid_center(self.shape, self.affine)
-
-    @property
-    def reference(self) -> int:
-        """The volume whose pose is the reference frame: the first b=0, or volume 0 without."""
-        return int(self.gradients.b0s[0]) if len(self.gradients.b0s) else 0
-
-    @cached_property
-    def brain_center(self) -> np.ndarray:
-        """The centre of the mask, RAS+ mm: where rotations and translations decouple best."""
-        return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
-
     def volume(self, index: int) -> Image:
-        """Return one volume."""
-        return Image(self.signal[..., index], self.affine)
+        """Return one volume, as float32."""
+        return Image(np.asarray(self.signal[..., index], dtype=np.float32), self.affine)
+
+    def volumes(self) -> Iterator[np.ndarray]:
+        """Give the volumes one after the other, as they are kept."""
+        return iter(np.moveaxis(self.signal, 3, 0))
 
     def select(self, volumes: np.ndarray | slice) -> DWI:
         """Keep some of the volumes."""

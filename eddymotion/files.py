@@ -12,10 +12,10 @@ import math
 import os
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +25,7 @@ from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
-from eddymotion.dataset import DWI
+from eddymotion.dataset import DWI, KEPT_TYPES, Series
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
@@ -44,6 +44,9 @@ DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
     MemoryError,
 )
 """What decoders raise on files that are cut short, garbled, or hold no real numbers."""
+
+VOXEL_OFFSET = 352
+"""Bytes before the voxels of a NIfTI-1 file without extensions."""
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ ⇄ LPS+, the world coordinates of ITK."""
@@ -90,7 +93,7 @@ def load(
     bval = Path(bval) if bval else _table_beside(path, "bval")
     bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
     bvals, bvecs = read_gradient_table(bval, bvec)
-    signal, affine, header = read_image(path, ignore)
+    signal, affine, header = read_image(path, ignore, keep_integers=True)
     if signal.ndim != 4:
         raise EddymotionError(
             f"{path}: found an image of shape {signal.shape}, expected four dimensions "
@@ -119,6 +122,8 @@ def load(
 def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
     """Say which voxels are finite in all volumes; a volume without any is an error."""
     finite = np.ones(signal.shape[:3], bool, order="F")
+    if signal.dtype.kind != "f":
+        return finite
     for index in range(signal.shape[3]):
         in_volume = np.isfinite(signal[..., index])
         if not in_volume.any():
@@ -150,17 +155,42 @@ def _read_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, series: s
 
 def mean_b0(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
     """Average the b=0 volumes, or without any those of the lowest shell."""
-    volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
-    total = np.zeros(signal.shape[:3], order="F")
-    for volume in volumes:  # one at a time: memory
-        total += signal[..., volume]
-    return (total / len(volumes)).astype(np.float32)
+    mean = MeanB0(gradients)
+    for volume in mean.averaged:
+        mean.add(volume, signal[..., volume])
+    return mean.image
+
+
+class MeanB0:
+    """The average of the b=0 volumes, or without any of the lowest shell, as they come."""
+
+    def __init__(self, gradients: Gradients) -> None:
+        self.averaged = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+        self._total: np.ndarray | float = 0.0
+
+    def add(self, index: int, volume: np.ndarray) -> None:
+        """Take notice of a volume."""
+        if index in self.averaged:
+            self._total = self._total + volume.astype(float)
+
+    def watching(self, volumes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass all volumes of a series through, and take notice of them."""
+        for index, volume in enumerate(volumes):
+            self.add(index, volume)
+            yield volume
+
+    @property
+    def image(self) -> np.ndarray:
+        """What has been averaged, (X, Y, Z) float32."""
+        return np.asarray(self._total / len(self.averaged), dtype=np.float32)
 
 
 def read_image(
-    path: Path, ignore: Sequence[str] = ()
+    path: Path, ignore: Sequence[str] = (), *, keep_integers: bool = False
 ) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     """Read a NIfTI image as float32, its affine and its header.
+
+    With `keep_integers`, unscaled integers of at most 16 bits stay what they are.
 
     Raises
     ------
@@ -170,7 +200,7 @@ def read_image(
     if not path.is_file():
         raise EddymotionError(f"{path}: no such file; check the path")
     try:
-        data, header = _decode(path)
+        data, header = _decode(path, keep_integers)
         affine = _affine(path, header, ignore)
     except EddymotionError:
         raise
@@ -190,8 +220,8 @@ def read_image(
     return data, affine, header
 
 
-def _decode(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
-    """Read a volume at a time: nibabel decodes, isal decompresses, float32 alone stays."""
+def _decode(path: Path, keep_integers: bool) -> tuple[np.ndarray, nib.Nifti1Header]:
+    """Read a volume at a time: nibabel decodes, isal decompresses, one copy alone stays."""
     opener = igzip.open if path.name.endswith(".gz") else open
     with opener(path, "rb") as stream:
         magic = int.from_bytes(stream.read(4), "little")
@@ -201,13 +231,17 @@ def _decode(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
         if image.get_data_dtype().kind not in "iuf":
             raise ValueError(f"voxels of type {image.get_data_dtype()}, expected real numbers")
         stored = cast(ArrayProxy, image.dataobj)
-        data = np.empty(stored.shape, np.float32, order="F")
+        kept = stored.dtype.newbyteorder("=")
+        exact = keep_integers and kept in KEPT_TYPES and (stored.slope, stored.inter) == (1, 0)
+        data = np.empty(stored.shape, kept if exact else np.float32, order="F")
         shape, size = stored.shape[:-1], stored.dtype.itemsize * math.prod(stored.shape[:-1])
         for index in range(stored.shape[-1]):
             raw = array_from_file(
                 shape, stored.dtype, stream, stored.offset + index * size, mmap=False
             )
-            data[..., index] = apply_read_scaling(raw, stored.slope, stored.inter)
+            data[..., index] = (
+                raw if exact else apply_read_scaling(raw, stored.slope, stored.inter)
+            )
     return data, image.header
 
 
@@ -325,25 +359,60 @@ def write_image(
     repetition_time: float | None = None,
 ) -> None:
     """Write NIfTI-1, in the array's dtype, sform and qform alike; gzipped if `path` ends so."""
-    image = nib.Nifti1Image(data, affine)
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    if not np.allclose(image.get_qform(), affine, atol=1e-4):  # a qform cannot hold shears
-        image.set_qform(None, 0)
-    if data.ndim == 4:
-        image.header.set_xyzt_units("mm", "sec")
-        image.header["pixdim"][4] = repetition_time or 0.0  # zero: not known
-    else:
-        image.header.set_xyzt_units("mm")
-    with replacing(path) as temporary:
+    volumes = np.moveaxis(data, 3, 0) if data.ndim == 4 else [data]
+    header = _header(data.shape, data.dtype, affine, repetition_time)
+    _write_volumes(path, header, volumes)
+
+
+def write_series(path: Path, series: Series, volumes: Iterable[np.ndarray]) -> None:
+    """Write the volumes of a series as float32, each as it comes."""
+    shape = (*series.shape, len(series))
+    header = _header(shape, np.dtype(np.float32), series.affine, series.repetition_time)
+    _write_volumes(path, header, volumes)
+
+
+def _header(
+    shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, repetition_time: float | None
+) -> nib.Nifti1Header:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_sform(affine, 1)
+    header.set_qform(affine, 1)
+    if not np.allclose(header.get_qform(), affine, atol=1e-4):  # a qform cannot hold shears
+        header.set_qform(None, 0)
+    header.set_xyzt_units("mm", "sec" if len(shape) == 4 else None)
+    if len(shape) == 4:
+        header["pixdim"][4] = repetition_time or 0.0  # zero: not known
+    header.set_slope_inter(1.0, 0.0)
+    header["magic"] = header.single_magic
+    header["vox_offset"] = VOXEL_OFFSET
+    return header
+
+
+def _write_volumes(path: Path, header: nib.Nifti1Header, volumes: Iterable[np.ndarray]) -> None:
+    shape = header.get_data_shape()
+    with replacing(path) as temporary, _opened(temporary) as stream:
+        header.write_to(stream)
+        stream.write(bytes(VOXEL_OFFSET - stream.tell()))
+        n_written = 0
+        for volume in volumes:
+            in_file_order = np.ascontiguousarray(volume.T, dtype=header.get_data_dtype())
+            stream.write(in_file_order.data.cast("B"))
+            n_written += 1
+        if n_written != math.prod(shape[3:]):
+            raise ValueError(f"{path}: {n_written} volumes for an image of shape {shape}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open for writing; in gzip's header neither name nor time: the same data, the same bytes."""
+    with path.open("wb") as raw:
         if path.name.endswith(".gz"):
-            with (  # neither name nor time in the header: the same data give the same bytes
-                temporary.open("wb") as raw,
-                igzip.IGzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as stream,
-            ):
-                image.to_stream(stream)
+            with igzip.IGzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as stream:
+                yield cast(BinaryIO, stream)
         else:
-            image.to_filename(temporary)
+            yield raw
 
 
 def write_gradient_table(bval: Path, bvec: Path, gradients: Gradients, affine: np.ndarray) -> None:
@@ -396,7 +465,7 @@ def read_itk(path: str | Path) -> np.ndarray:
     return np.array(matrices)
 
 
-def write_x5(path: Path, motion: Motion, dwi: DWI) -> None:
+def write_x5(path: Path, motion: Motion, dwi: Series) -> None:
     """Write the motion as X5 (HDF5), with NiTransforms."""
     from nitransforms.linear import LinearTransformsMapping
 
@@ -406,7 +475,7 @@ def write_x5(path: Path, motion: Motion, dwi: DWI) -> None:
         mapping.to_filename(str(temporary), fmt="X5")
 
 
-def write_fsl_matrices(folder: Path, motion: Motion, original: DWI, corrected: DWI) -> None:
+def write_fsl_matrices(folder: Path, motion: Motion, original: Series, corrected: Series) -> None:
     """Write one FLIRT matrix a volume (``MAT_0000`` …), original volume → reference.
 
     FLIRT's coordinates depend on the grids at both ends.
@@ -419,7 +488,7 @@ def write_fsl_matrices(folder: Path, motion: Motion, original: DWI, corrected: D
         write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")
 
 
-def _fsl_coordinates(dwi: DWI) -> np.ndarray:
+def _fsl_coordinates(dwi: Series) -> np.ndarray:
     """RAS+ mm → FSL's scaled voxel coordinates (x flipped when the determinant is positive)."""
     to_fsl_space = np.diag([*dwi.voxel_sizes, 1.0])
     if np.linalg.det(dwi.affine[:3, :3]) > 0:

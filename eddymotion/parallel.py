@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -48,8 +49,26 @@ def parallel_map(
     The result does not depend on `n_threads`.
     """
     items = list(items)
+    results = parallel_iterate(function, items, n_threads=n_threads)
+    return list(progress(results, description, len(items)))
+
+
+def parallel_iterate(
+    function: Callable[[Item], Result], items: Iterable[Item], *, n_threads: int = 1
+) -> Iterator[Result]:
+    """Map as :func:`parallel_map`, but give each result as its turn comes.
+
+    The threads are at most two items each ahead of who takes the results.
+    """
     with one_blas_thread():
         if n_threads <= 1:
-            return list(progress(map(function, items), description, len(items)))
+            yield from map(function, items)
+            return
+        waiting: deque[Future[Result]] = deque()
         with ThreadPoolExecutor(n_threads) as pool:
-            return list(progress(pool.map(function, items), description, len(items)))
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * n_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()

@@ -8,17 +8,20 @@ edges; where the series has no negative values, the resampled one is clipped at 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.dataset import DWI, Series
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, rms_displacement
+from eddymotion.gradients import Gradients
 from eddymotion.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
-from eddymotion.parallel import Progress, parallel_map, silent
+from eddymotion.parallel import Progress, parallel_iterate, silent
 
 Engine = Literal["nitransforms", "fast"]
 """``nitransforms``: the reference. ``fast``: the compiled kernel, equal to it within rounding."""
@@ -56,33 +59,86 @@ def resample(
     DWI
         float32, volumes in their original order.
     """
-    if len(motion) != len(dwi):
-        raise EddymotionError(
-            f"resample: {len(motion)} transforms for {len(dwi)} volumes; expected one a volume"
-        )
-    shape, affine = grid or (dwi.shape, dwi.affine)
-    signal = np.empty((*shape, len(dwi)), np.float32, order="F")
-    floor = 0.0 if dwi.signal.min() >= 0 else -np.inf
-    interpolate = {"nitransforms": _with_nitransforms, "fast": _with_kernel}[engine]
-
-    def one_volume(index: int) -> None:
-        volume = interpolate(dwi.signal[..., index], dwi.affine, motion[index], shape, affine)
-        np.maximum(volume, floor, out=signal[..., index])
-
-    parallel_map(
-        one_volume,
-        range(len(dwi)),
-        n_threads=n_threads,
-        progress=progress,
-        description="resampling",
-    )
+    series = Resampled.of(dwi, motion, engine=engine, grid=grid, n_threads=n_threads)
+    signal = np.empty((*series.shape, len(dwi)), np.float32, order="F")
+    for index, volume in enumerate(progress(series.volumes(), "resampling", len(dwi))):
+        signal[..., index] = volume
     return replace(
-        dwi,
-        signal=signal,
-        affine=affine,
-        gradients=dwi.gradients.rotated(motion.rotations),
-        mask=dwi.mask if grid is None else _mask_on_grid(dwi, shape, affine),
+        dwi, signal=signal, affine=series.affine, gradients=series.gradients, mask=series.mask
     )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Resampled(Series):
+    """A series in the reference frame, of which few volumes exist at a time.
+
+    Parameters
+    ----------
+    original : DWI
+    motion : Motion
+        Reference → volume.
+    engine : {"nitransforms", "fast"}
+    affine : (4, 4) array
+    gradients : Gradients
+        Rotated with the motion.
+    mask : (X, Y, Z) bool array
+        On the new grid.
+    n_threads : int
+        As in :func:`resample`.
+    source, repetition_time
+        As those of `original`.
+    """
+
+    original: DWI
+    motion: Motion
+    engine: Engine
+    affine: np.ndarray
+    gradients: Gradients
+    mask: np.ndarray
+    n_threads: int = 1
+    source: Path | None = None
+    repetition_time: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        dwi: DWI,
+        motion: Motion,
+        *,
+        engine: Engine = "nitransforms",
+        grid: tuple[tuple[int, int, int], np.ndarray] | None = None,
+        n_threads: int = 1,
+    ) -> Resampled:
+        """Prepare what :func:`resample` does, with the same parameters."""
+        if len(motion) != len(dwi):
+            raise EddymotionError(
+                f"resample: {len(motion)} transforms for {len(dwi)} volumes; expected one a volume"
+            )
+        shape, affine = grid or (dwi.shape, dwi.affine)
+        return cls(
+            dwi,
+            motion,
+            engine,
+            affine,
+            dwi.gradients.rotated(motion.rotations),
+            dwi.mask if grid is None else _mask_on_grid(dwi, shape, affine),
+            n_threads,
+            dwi.source,
+            dwi.repetition_time,
+        )
+
+    def volumes(self) -> Iterator[np.ndarray]:
+        """Resample the volumes one after the other, (X, Y, Z) float32 each."""
+        dwi = self.original
+        floor = 0.0 if all(volume.min() >= 0 for volume in dwi.volumes()) else -np.inf
+        interpolate = {"nitransforms": _with_nitransforms, "fast": _with_kernel}[self.engine]
+
+        def one_volume(index: int) -> np.ndarray:
+            volume, pose = dwi.volume(index).data, self.motion[index]
+            resampled = interpolate(volume, dwi.affine, pose, self.shape, self.affine)
+            return np.maximum(resampled, floor, out=resampled)
+
+        return parallel_iterate(one_volume, range(len(dwi)), n_threads=self.n_threads)
 
 
 def _with_nitransforms(
@@ -129,7 +185,7 @@ def kernel_agrees(dwi: DWI, motion: Motion, tolerance: float = 1e-3) -> bool:
     """
     moved = rms_displacement(motion.matrices, np.eye(4), dwi.center)
     volume = int(np.argmax(moved))
-    arguments = (dwi.signal[..., volume], dwi.affine, motion[volume], dwi.shape, dwi.affine)
+    arguments = (dwi.volume(volume).data, dwi.affine, motion[volume], dwi.shape, dwi.affine)
     difference = np.abs(_with_kernel(*arguments) - _with_nitransforms(*arguments))
     return bool(difference.max() <= tolerance * np.abs(arguments[0]).max())
 

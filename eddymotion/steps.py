@@ -22,7 +22,7 @@ from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.models import Model, get_model
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import get_registrar
-from eddymotion.resampling import kernel_agrees, resample
+from eddymotion.resampling import Resampled, kernel_agrees
 from eddymotion.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,9 @@ REUSED_OUTPUTS = (
 )  # fmt: skip
 """All that must lie there for a finished series to be taken as finished."""
 
+MARKS_OF_COMPLETION = ("sidecar", "motion_figure", "before_after_figure")
+"""What a series that is being written does not have."""
+
 
 def correct_series(
     series: SeriesFiles, outputs: Outputs, settings: Settings, progress: Progress = silent
@@ -80,6 +83,10 @@ def correct_series(
     dict
         Label → value: what the report tells in its summary.
     """
+    from eddymotion.reports import save_figure
+    from eddymotion.reports.figures import before_after_figure, motion_figure
+    from eddymotion.reports.slices import Slices
+
     print_of_run = fingerprint(series, settings)
     if (finished := finished_summary(outputs, print_of_run)) is not None:
         log.info("%s: outputs with the same settings are there; reused", series.dwi.name)
@@ -120,26 +127,30 @@ def correct_series(
     if engine == "fast" and not kernel_agrees(dwi, motion):
         log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")
         engine = "nitransforms"
-    corrected = resample(
+    corrected = Resampled.of(
         dwi,
         motion,
         engine=engine,  # type: ignore[arg-type]
         grid=grid,
         n_threads=settings.nprocs,
-        progress=progress,
     )
     summary = summarise(dwi, motion, model, before, after, time.perf_counter() - started)
-    outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
-    write_figures(outputs, dwi, corrected, motion)
+    for kind in MARKS_OF_COMPLETION:
+        outputs[kind].unlink(missing_ok=True)
+    slices_before, slices_after = Slices.of(dwi), Slices(corrected)
+    resampled = progress(corrected.volumes(), "resampling", len(dwi))
     write_outputs(
         corrected,
         motion,
         outputs,
+        volumes=slices_after.watching(resampled),
         original=dwi,
         quality=after,
         sidecar=sidecar_of(series, settings, summary, print_of_run),
         fsl=settings.fsl_outputs,
     )
+    save_figure(motion_figure(dwi, motion), outputs["motion_figure"])
+    save_figure(before_after_figure(slices_before, slices_after), outputs["before_after_figure"])
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
     return summary
@@ -157,15 +168,6 @@ def output_grid(path: Path | None) -> tuple[tuple[int, int, int], np.ndarray] | 
         )
     x, y, z = data.shape[:3]
     return (x, y, z), affine
-
-
-def write_figures(outputs: Outputs, dwi: DWI, corrected: DWI, motion: Motion) -> None:
-    """Write the pictures of a series."""
-    from eddymotion.reports import save_figure
-    from eddymotion.reports.figures import before_after_figure, motion_figure
-
-    save_figure(motion_figure(dwi, motion), outputs["motion_figure"])
-    save_figure(before_after_figure(dwi, corrected), outputs["before_after_figure"])
 
 
 def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eddymotion import __version__
-from eddymotion.dataset import DWI
+from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
 from eddymotion.derivatives.names import Outputs
 from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.quality import Quality
 from eddymotion.files import (
-    mean_b0,
+    MeanB0,
     write_fsl_matrices,
     write_gradient_table,
     write_image,
     write_itk,
     write_json,
+    write_series,
     write_text,
     write_x5,
 )
@@ -56,10 +58,11 @@ def save(
 
 
 def write_outputs(
-    corrected: DWI,
+    corrected: Series,
     motion: Motion,
     outputs: Outputs,
     *,
+    volumes: Iterable[np.ndarray] | None = None,
     original: DWI | None = None,
     quality: Quality | None = None,
     sidecar: dict[str, Any] | None = None,
@@ -69,10 +72,12 @@ def write_outputs(
 
     Parameters
     ----------
-    corrected : DWI
+    corrected : Series
     motion : Motion
     outputs : Outputs
         Where to.
+    volumes : iterable of (X, Y, Z) arrays, optional
+        Those of `corrected`, if somebody else watches them pass.
     original : DWI, optional
         The original series, where the corrected one lies on another grid: motion is measured at
         its centre.
@@ -83,9 +88,11 @@ def write_outputs(
         Write FLIRT matrices, too.
     """
     affine = corrected.affine
-    write_image(outputs["dwi"], corrected.signal, affine, corrected.repetition_time)
+    volumes = corrected.volumes() if volumes is None else volumes
+    reference = MeanB0(corrected.gradients)
+    write_series(outputs["dwi"], corrected, reference.watching(volumes))
     write_gradient_table(outputs["bval"], outputs["bvec"], corrected.gradients, affine)
-    write_image(outputs["dwiref"], mean_b0(corrected.signal, corrected.gradients), affine)
+    write_image(outputs["dwiref"], reference.image, affine)
     write_image(outputs["mask"], corrected.mask.astype(np.uint8), affine)
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
     write_itk(outputs["xfm"], motion.matrices)

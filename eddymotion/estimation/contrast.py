@@ -336,5 +336,8 @@ def _normal_equations(
         half = columns[chunk] * np.sqrt(weights[chunk, None])
         return half.T @ half, half.T @ (values[chunk] * np.sqrt(weights[chunk]))
 
-    parts = parallel_map(partial, chunks, n_threads=n_threads)
-    return sum(normal for normal, _ in parts), sum(right for _, right in parts)
+    normal, right = np.zeros((columns.shape[1],) * 2), np.zeros(columns.shape[1])
+    for a, b in parallel_map(partial, chunks, n_threads=n_threads):
+        normal += a
+        right += b
+    return normal, right

@@ -60,8 +60,9 @@ MISFIT_VOXELS = 0.008
 """Standard error beyond that of noise, in voxels at b=1000 s/mm² and in proportion to the b-value
 above; see :func:`misfit_covariances`."""
 
-CROP_MARGIN_MM = 20.0
-"""What is kept around the brain of a volume at the fine levels, for a human head."""
+CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 4.0
+"""What is kept around the brain of a volume from the second level on: what a level's filter and
+its remaining motion reach."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,7 @@ def solve_jointly(
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
         for level in progress(COARSE, "motion, coarse to fine", len(COARSE)):
-            matrices, _ = solver.solve(level, groups, matrices)
+            matrices = solver.solve(level, groups, matrices)[0]  # nothing else kept: memory
         for level in progress(FINE, "motion, all volumes at once", len(FINE)):
             matrices, problems = solver.solve(level, groups, matrices)
         outliers = assess(dwi, Motion(matrices), model, seed=seed, n_threads=n_threads).outliers
@@ -218,11 +219,12 @@ class _Solver:
         if self.band is None or self.band[0] != wanted:
             self.band = None  # one at a time: memory
             brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
-            margin = CROP_MARGIN_MM * self.scale
+            width = self.voxel if level.highpass is not None else self.scale
+            margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
 
             def filtered(volume: int) -> Spline:
                 image = self.dwi.volume(volume)
-                if level.highpass is not None:
+                if level is not COARSE[0]:
                     image = crop(image, apply_affine(matrices[volume], brain), margin)
                 return Spline.of(band_pass(image, level, self.scale))
 

@@ -7,19 +7,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from nibabel.orientations import apply_orientation, io_orientation
 
 from eddymotion.dataset import DWI
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
-from eddymotion.models.tensor import design_matrix
+from eddymotion.reports.slices import Slices
 
 AXIS_COLORS = {"x": "#D55E00", "y": "#0072B2", "z": "#009E73"}
 """Okabe & Ito's colours, told apart by colour-blind readers."""
 
 FADED = "#777777"
-
-POINTS_FOR_MEAN = 20_000
-"""About as many voxels of the brain give a volume's mean intensity."""
 
 
 def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figure:
@@ -71,7 +67,7 @@ def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figu
     return figure
 
 
-def before_after_figure(original: DWI, corrected: DWI) -> Figure:
+def before_after_figure(before: Slices, after: Slices) -> Figure:
     """Compare the series before and after.
 
     Left to right: spread over the volumes of a shell, which is high at edges that move; colour
@@ -80,8 +76,7 @@ def before_after_figure(original: DWI, corrected: DWI) -> Figure:
     figure = Figure(figsize=(12.5, 7.4), layout="constrained")
     panels = figure.subplots(2, 4, width_ratios=(1, 1.15, 1, 2.1))
     limit = None
-    for row, (name, dwi) in zip(panels, (("before", original), ("after", corrected)), strict=True):
-        view = _Canonical(dwi)
+    for row, (name, view) in zip(panels, (("before", before), ("after", after)), strict=True):
         axial, sagittal = view.spread()
         limit = limit or view.bright(axial, sagittal)
         _show(row[0], axial.T, view.sizes[[0, 1]], vmax=limit)
@@ -108,61 +103,3 @@ def _show(axes: Axes, picture: np.ndarray, sizes: np.ndarray, **options: Any) ->
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-
-
-class _Canonical:
-    """A series seen with its axes closest to RAS+."""
-
-    def __init__(self, dwi: DWI) -> None:
-        turn = io_orientation(dwi.affine)
-        self.dwi = dwi
-        self.signal = apply_orientation(dwi.signal, turn)
-        self.mask = apply_orientation(dwi.mask, turn).astype(bool)
-        self.sizes = dwi.voxel_sizes[np.argsort(turn[:, 0])]
-        self.brain = np.argwhere(self.mask)
-        low, high = self.brain.min(axis=0), self.brain.max(axis=0)
-        self.sagittal = int(low[0] + 0.42 * (high[0] - low[0]))
-        self.coronal = int(low[1] + 0.5 * (high[1] - low[1]))
-        self.axial = int(low[2] + 0.58 * (high[2] - low[2]))
-
-    def spread(self) -> tuple[np.ndarray, np.ndarray]:
-        """SD over the largest shell, each volume scaled to the same mean: two slices."""
-        shell = max(self.dwi.gradients.shells, key=len)
-        points = tuple(self.brain[:: max(len(self.brain) // POINTS_FOR_MEAN, 1)].T)
-        means = np.array([self.signal[..., volume][points].mean() for volume in shell])
-        gains = means.mean() / means
-        axial, sagittal = self.signal[:, :, self.axial], self.signal[self.sagittal]
-        return (axial[..., shell] * gains).std(axis=2), (sagittal[..., shell] * gains).std(axis=2)
-
-    def bright(self, axial: np.ndarray, sagittal: np.ndarray) -> float:
-        """Return what few voxels of the brain exceed in two slices, or all of them without any."""
-        inside = axial[self.mask[:, :, self.axial]], sagittal[self.mask[self.sagittal]]
-        values = np.concatenate(inside)
-        return float(np.percentile(values if values.size else axial, 97))
-
-    def color_fa(self) -> np.ndarray:
-        """FA-weighted directions of the axial slice, (X, Y, 3), by a log-linear tensor fit."""
-        mask = self.mask[:, :, self.axial]
-        picture = np.zeros((*mask.shape, 3))
-        try:
-            design = design_matrix(self.dwi.gradients)
-        except ValueError:
-            return picture
-        signal = self.signal[:, :, self.axial][mask].T
-        floor = max(1e-4 * float(signal.max(initial=0.0)), 1e-6)
-        fitted = np.linalg.pinv(design) @ np.log(np.maximum(signal, floor))
-        xx, xy, yy, xz, yz, zz = fitted[:6]
-        tensors = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
-        values, vectors = np.linalg.eigh(tensors)
-        values = np.clip(values, 0, None)
-        mean = values.mean(axis=1, keepdims=True)
-        power = np.sqrt((values**2).sum(axis=1)) + 1e-12
-        fa = np.sqrt(1.5 * ((values - mean) ** 2).sum(axis=1)) / power
-        colors = np.abs(vectors[:, :, 2]) * np.clip(fa, 0, 1)[:, None]
-        picture[mask] = np.clip(1.4 * colors, 0, 1)
-        return picture
-
-    def profile(self) -> np.ndarray:
-        """Signal along one line from bottom to top, a column a volume."""
-        line = self.signal[self.sagittal, self.coronal][:, self.dwi.gradients.dwis]
-        return line / np.maximum(line.mean(axis=0), 1e-6 * max(float(line.max()), 1e-6))
