@@ -22,6 +22,7 @@ from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.models import Model, get_model
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import get_registrar
+from eddymotion.reports.slices import Slices
 from eddymotion.resampling import Resampled, kernel_agrees
 from eddymotion.settings import Settings
 
@@ -83,10 +84,6 @@ def correct_series(
     dict
         Label → value: what the report tells in its summary.
     """
-    from eddymotion.reports import save_figure
-    from eddymotion.reports.figures import before_after_figure, motion_figure
-    from eddymotion.reports.slices import Slices
-
     print_of_run = fingerprint(series, settings)
     if (finished := finished_summary(outputs, print_of_run)) is not None:
         log.info("%s: outputs with the same settings are there; reused", series.dwi.name)
@@ -149,8 +146,7 @@ def correct_series(
         sidecar=sidecar_of(series, settings, summary, print_of_run),
         fsl=settings.fsl_outputs,
     )
-    save_figure(motion_figure(dwi, motion), outputs["motion_figure"])
-    save_figure(before_after_figure(slices_before, slices_after), outputs["before_after_figure"])
+    write_figures(outputs, dwi, motion, slices_before, slices_after)
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
     return summary
@@ -168,6 +164,17 @@ def output_grid(path: Path | None) -> tuple[tuple[int, int, int], np.ndarray] | 
         )
     x, y, z = data.shape[:3]
     return (x, y, z), affine
+
+
+def write_figures(
+    outputs: Outputs, dwi: DWI, motion: Motion, before: Slices, after: Slices
+) -> None:
+    """Write the pictures of a series."""
+    from eddymotion.reports import save_figure
+    from eddymotion.reports.figures import before_after_figure, motion_figure
+
+    save_figure(motion_figure(dwi, motion), outputs["motion_figure"])
+    save_figure(before_after_figure(before, after), outputs["before_after_figure"])
 
 
 def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:

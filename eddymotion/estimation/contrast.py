@@ -177,17 +177,24 @@ class _Clusters:
 
     def basis(self, volumes: np.ndarray, matrices: np.ndarray) -> np.ndarray:
         """Contrasts of the functions of mean and standard deviation, (C, k); NaN outside."""
-        mean, spread = self._moments(volumes, matrices)
-        by_mean = _hats(mean)
-        if len(volumes) >= MIN_VOLUMES_FOR_SPREAD:
-            by_spread = _hats(spread)
-            both = (by_mean[:, :, None] * by_spread[:, None, :]).reshape(len(mean), -1)
-            single = np.hstack([by_mean, by_spread[:, 1:]])
-        else:
-            both = single = by_mean
-        place = (self.points.reshape(-1, 3) - self.dwi.brain_center) / self._reach
-        parts = [both, *(single * along[:, None].astype(np.float32) for along in place.T)]
-        return np.hstack([self._contrast(part) for part in parts]).astype(float)
+        mean, spread = (
+            moment.reshape(self.points.shape[:2]) for moment in self._moments(volumes, matrices)
+        )
+        by_mean = _Hats.over(mean)
+        by_spread = _Hats.over(spread) if len(volumes) >= MIN_VOLUMES_FOR_SPREAD else None
+        place = (self.points - self.dwi.brain_center) / self._reach
+
+        def columns(chunk: slice) -> np.ndarray:
+            both = single = by_mean.at(mean[chunk])
+            if by_spread is not None:
+                other = by_spread.at(spread[chunk])
+                both = (both[..., :, None] * other[..., None, :]).reshape(*single.shape[:2], -1)
+                single = np.concatenate([single, other[..., 1:]], axis=2)
+            parts = [both, *(single * along for along in np.split(place[chunk], 3, axis=2))]
+            return np.hstack([_contrast(part) for part in parts])
+
+        chunks = [slice(k, k + ROWS_AT_A_TIME) for k in range(0, len(mean), ROWS_AT_A_TIME)]
+        return np.concatenate(parallel_map(columns, chunks, n_threads=self.n_threads))
 
     def solve(
         self, to_b0: np.ndarray, basis: np.ndarray, b0_matrices: np.ndarray, tolerance: float
@@ -261,21 +268,36 @@ class _Clusters:
             slopes += other
         turning = np.cross(points - self.dwi.brain_center, slopes)
         jacobian = np.hstack([slopes, turning]) / len(splines)
-        return self._contrast(values[:, None] / len(splines))[:, 0], self._contrast(jacobian)
+        shape = self.points.shape[:2]
+        return (
+            _contrast(values.reshape(*shape, 1))[:, 0] / len(splines),
+            _contrast(jacobian.reshape(*shape, 6)),
+        )
 
-    def _contrast(self, columns: np.ndarray) -> np.ndarray:
-        """Subtract from each middle the mean of its neighbours: (C, k)."""
-        clusters = columns.reshape(*self.points.shape[:2], -1)
-        return clusters[:, 0] - clusters[:, 1:].mean(axis=1)
+
+def _contrast(clusters: np.ndarray) -> np.ndarray:
+    """Subtract from each middle the mean of its neighbours: (C, 1 + n, k) → (C, k)."""
+    return clusters[:, 0] - clusters[:, 1:].mean(axis=1)
 
 
-def _hats(feature: np.ndarray) -> np.ndarray:
-    """Evenly spaced linear B-splines of a feature (P,), constant beyond the ends: (P, k)."""
-    known = feature[np.isfinite(feature)]
-    low, high = np.quantile(known, KNOT_RANGE) if len(known) else (0.0, 1.0)
-    at = (feature - low) / max(high - low, np.finfo(float).tiny) * (N_KNOTS - 1)
-    at = np.clip(at, 0, N_KNOTS - 1)[:, None]
-    return np.maximum(1 - np.abs(at - np.arange(N_KNOTS)), 0.0).astype(np.float32)
+@dataclass(frozen=True)
+class _Hats:
+    """Evenly spaced linear B-splines of a feature, constant beyond the ends."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, feature: np.ndarray) -> _Hats:
+        """Choose the ends by the values of a feature."""
+        known = feature[np.isfinite(feature)]
+        return cls(*np.quantile(known, KNOT_RANGE)) if len(known) else cls(0.0, 1.0)
+
+    def at(self, feature: np.ndarray) -> np.ndarray:
+        """Return the functions at some values, (…, N_KNOTS); NaN where they are."""
+        span = max(self.high - self.low, np.finfo(float).tiny)
+        at = np.clip((feature - self.low) / span * (N_KNOTS - 1), 0, N_KNOTS - 1)[..., None]
+        return np.maximum(1 - np.abs(at - np.arange(N_KNOTS)), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
