@@ -66,14 +66,15 @@ def digests(folder):
 @pytest.mark.parametrize("name", ["a_dwi.nii", "a_dwi.nii.gz"])
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int16, np.float64])
-def test_any_nifti_is_read_as_float32_and_left_unchanged(
+def test_any_nifti_is_read_exactly_and_left_unchanged(
     write_series, tmp_path, tiny, name, kind, dtype
 ):
     data = np.round(tiny.signal)
     path = write_series(name, data, kind=kind, dtype=dtype)
     before = digests(tmp_path)
     dwi = load(path)
-    assert dwi.signal.dtype == np.float32
+    assert dwi.signal.dtype == (np.float32 if dtype == np.float64 else dtype)
+    assert dwi.volume(0).data.dtype == np.float32
     np.testing.assert_array_equal(dwi.signal, data)
     np.testing.assert_allclose(dwi.affine, tiny.affine, atol=1e-5)
     np.testing.assert_allclose(dwi.gradients.bvecs, tiny.gradients.bvecs, atol=1e-6)

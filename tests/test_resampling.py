@@ -89,3 +89,13 @@ def test_grid_elsewhere_is_refused(short):
     away[:3, 3] += 5000
     with pytest.raises(EddymotionError, match="does not overlap"):
         resample(dwi, motion, engine="fast", grid=(dwi.shape, away))
+
+
+def test_integers_as_stored_give_what_their_floats_give(short):
+    dwi, motion = short
+    whole = np.round(dwi.signal)
+    stored = replace(dwi, signal=whole.astype(np.int16))
+    assert stored.signal.dtype == np.int16
+    one, two = (resample(replace(dwi, signal=s), motion, engine="fast")
+                for s in (stored.signal, whole))  # fmt: skip
+    np.testing.assert_array_equal(one.signal, two.signal)
