@@ -173,7 +173,7 @@ class Series(ABC):
         return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DWI(Series):
     """A diffusion-weighted series: frozen, and valid once constructed.
 

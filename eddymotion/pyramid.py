@@ -43,11 +43,14 @@ class Level:
     n_points: int
     highpass: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.fwhm:g} mm" if self.highpass is None else f"{self.n_points} points"
+
     def __post_init__(self) -> None:
         sizes = (self.fwhm, self.n_points, *([] if self.highpass is None else [self.highpass]))
         if not all(isinstance(size, (int, float)) and size > 0 for size in sizes):
             raise EddymotionError(
-                f"registration: {self} has a size that is not a number above zero; correct it"
+                f"registration: {self!r} has a size that is not a number above zero; correct it"
             )
         if self.n_points < MIN_POINTS:
             raise EddymotionError(

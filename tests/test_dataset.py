@@ -50,3 +50,8 @@ def test_b0_volumes_stay_in_place_and_the_first_is_the_reference(tiny):
 def test_parts_that_do_not_belong_together_are_refused(tiny, change, message):
     with pytest.raises(EddymotionError, match=message):
         replace(tiny, **change(tiny))
+
+
+def test_a_series_is_shown_in_one_line(tiny):
+    assert repr(tiny).startswith(f"DWI({'×'.join(map(str, tiny.shape))}×{len(tiny)}, ")
+    assert repr(tiny).endswith("×b=1000)")

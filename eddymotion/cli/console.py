@@ -60,13 +60,18 @@ def progress_for_console() -> Progress:
 def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Item]:
     from tqdm import tqdm
 
-    return tqdm(iterable, description, total, unit="vol", leave=False, dynamic_ncols=True)
+    shown = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left"
+    return tqdm(iterable, description, total, leave=False, dynamic_ncols=True, bar_format=shown)
 
 
 def _lines(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    started = time.perf_counter()
-    yield from iterable
-    log.info("%s: %d volumes in %.1f s", description, total, time.perf_counter() - started)
+    started, done = time.perf_counter(), 0
+    try:
+        for item in iterable:
+            done += 1
+            yield item
+    finally:  # some end before their last step
+        log.info("%s: %d of %d in %.1f s", description, done, total, time.perf_counter() - started)
 
 
 def run(program: str, body: Callable[[], int]) -> int:

@@ -25,7 +25,7 @@ residual of volume ``i`` against its prediction from the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -169,7 +169,11 @@ class CoupledProblem:
         return replace(self, model=self.model.fit(scatter, rotated))
 
     def solve(
-        self, matrices: np.ndarray, max_iterations: int, tolerance: float
+        self,
+        matrices: np.ndarray,
+        max_iterations: int,
+        tolerance: float,
+        progress: Callable[..., Iterable[int]] | None = None,
     ) -> tuple[np.ndarray, int, float]:
         """Iterate; a step that raises the cost is halved.
 
@@ -180,6 +184,8 @@ class CoupledProblem:
         max_iterations : int
         tolerance : float
             Root-mean-square step, as mm at the points, at which it ends.
+        progress : callable, optional
+            A :class:`~eddymotion.parallel.Progress` with its description.
 
         Returns
         -------
@@ -192,7 +198,8 @@ class CoupledProblem:
         in_mm = np.array([1.0] * 3 + [radius] * 3)
         best, best_cost, twists = matrices, np.inf, np.zeros((len(matrices), 6))
         length, iteration = np.inf, 0
-        for iteration in range(1, max_iterations + 1):
+        steps: Iterable[int] = range(1, max_iterations + 1)
+        for iteration in progress(steps, total=max_iterations) if progress else steps:
             system = self.linearise(matrices)
             if system is None:
                 return best, iteration, length

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -53,7 +54,7 @@ FINE_ITERATIONS = 20
 
 COARSE_MODEL = GaussianProcessModel(SphericalCovariance(signal=20.0, angle=1.2), fitted=True)
 
-TOLERANCE = 0.001
+COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
 """Root-mean-square step, in voxels over the points, at which a level ends."""
 
 MISFIT_VOXELS = 0.008
@@ -71,6 +72,7 @@ class _Group:
 
     Parameters
     ----------
+    name : str
     volumes : (N,) index array
     coarse, fine : LinearModel
         What predicts them at the coarse and at the fine levels.
@@ -78,6 +80,7 @@ class _Group:
         See :class:`~eddymotion.estimation.coupled.CoupledProblem`.
     """
 
+    name: str
     volumes: np.ndarray
     coarse: LinearModel
     fine: LinearModel
@@ -114,18 +117,18 @@ def solve_jointly(
     Estimate
         b=0 and diffusion-weighted volumes each in a frame of their own.
     """
-    solver = _Solver(dwi, np.random.default_rng(seed), n_iterations, n_threads)
+    solver = _Solver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
     groups = [
-        _Group(dwi.gradients.b0s, AverageModel(), AverageModel(), leave_one_out=True),
-        _Group(dwi.gradients.dwis, COARSE_MODEL, model, leave_one_out=False),
+        _Group("b=0", dwi.gradients.b0s, AverageModel(), AverageModel(), leave_one_out=True),
+        _Group("b>0", dwi.gradients.dwis, COARSE_MODEL, model, leave_one_out=False),
     ]
     groups = [group for group in groups if len(group.volumes) > 1]
     matrices = Motion.identity(len(dwi)).matrices
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
-        for level in progress(COARSE, "motion, coarse to fine", len(COARSE)):
+        for level in COARSE:
             matrices = solver.solve(level, groups, matrices)[0]  # nothing else kept: memory
-        for level in progress(FINE, "motion, all volumes at once", len(FINE)):
+        for level in FINE:
             matrices, problems = solver.solve(level, groups, matrices)
         outliers = assess(dwi, Motion(matrices), model, seed=seed, n_threads=n_threads).outliers
         if outliers.flagged.any():
@@ -170,6 +173,7 @@ class _Solver:
     random: np.random.Generator
     n_iterations: int
     n_threads: int
+    progress: Progress
     band: tuple[Level, list[Spline]] | None = None
 
     def __post_init__(self) -> None:
@@ -206,8 +210,12 @@ class _Solver:
                 problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine))
             if fine:
                 problem = problem.with_model_fitted(poses)
-            limit = self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS)
-            new[group.volumes], n_done, step = problem.solve(poses, limit, TOLERANCE * self.voxel)
+            new[group.volumes], n_done, step = problem.solve(
+                poses,
+                self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS),
+                (FINE_TOLERANCE if fine else COARSE_TOLERANCE) * self.voxel,
+                progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
+            )
             log.debug("%s, %d volumes: %d steps, the last of %.2g mm",
                       level, len(own), n_done, step)  # fmt: skip
             problems.append(problem)
@@ -229,7 +237,16 @@ class _Solver:
                 return Spline.of(band_pass(image, level, self.scale))
 
             volumes = range(len(self.dwi))
-            self.band = wanted, parallel_map(filtered, volumes, n_threads=self.n_threads)
+            self.band = (
+                wanted,
+                parallel_map(
+                    filtered,
+                    volumes,
+                    n_threads=self.n_threads,
+                    progress=self.progress,
+                    description=f"filtering for {level}",
+                ),
+            )
         return self.band[1]
 
     def points(self, level: Level, splines: Sequence[Spline], matrices: np.ndarray) -> np.ndarray:
