@@ -73,10 +73,12 @@ class Parser(argparse.ArgumentParser):
             if not (isinstance(value, bool) and action.nargs == 0):
                 self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
             return value
-        several = action.nargs in ("+", "*")
+        several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
         if isinstance(value, (list, dict)) and (not several or not value):
             self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
         values = value if isinstance(value, list) else [value]
+        if isinstance(action.nargs, int) and len(values) != action.nargs:
+            self.error(f"--config-file {path}: {action.dest}: {action.nargs} values expected")
         try:
             converted = [action.type(str(v)) if action.type else str(v) for v in values]  # type: ignore[operator]
         except (ValueError, argparse.ArgumentTypeError) as error:
@@ -157,7 +159,9 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_running_options(parser: argparse.ArgumentParser, version: str) -> None:
+def add_running_options(
+    parser: argparse.ArgumentParser, version: str, seed_of: str = "the random sampling points"
+) -> None:
     """Add the options about resources and messages."""
     group = parser.add_argument_group("running")
     group.add_argument(
@@ -173,7 +177,7 @@ def add_running_options(parser: argparse.ArgumentParser, version: str) -> None:
     )
     group.add_argument(
         "--random-seed", type=not_negative_integer, default=0, metavar="SEED",
-        help="of the random sampling points (default: %(default)d)",
+        help=f"of {seed_of} (default: %(default)d)",
     )  # fmt: skip
     group.add_argument(
         "--config-file", type=existing_file, metavar="FILE",

@@ -1,25 +1,8 @@
-"""Series of a moving head with known truth."""
+"""Series of a moving head with known truth.
 
-from eddymotion.simulation.acquisition import (
-    Grid,
-    acquire,
-    coil_sensitivity,
-    dropped_slices,
-    write_bids,
-)
-from eddymotion.simulation.motion import simulate_motion
-from eddymotion.simulation.phantom import Phantom, procedural_head
-from eddymotion.simulation.schemes import cartesian_scheme, shelled_scheme
+The names are loaded when first used (they are listed in ``__init__.pyi``).
+"""
 
-__all__ = [
-    "Grid",
-    "Phantom",
-    "acquire",
-    "cartesian_scheme",
-    "coil_sensitivity",
-    "dropped_slices",
-    "procedural_head",
-    "shelled_scheme",
-    "simulate_motion",
-    "write_bids",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 from nibabel.affines import apply_affine
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from eddymotion.dataset import DWI
-from eddymotion.files import write_gradient_table, write_image, write_itk, write_json, write_text
-from eddymotion.geometry import Motion, grid_center, rigid_parameters
+from eddymotion.dataset import DWI, Image, Spline
+from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
 from eddymotion.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.masking import brain_mask
-from eddymotion.parallel import parallel_map
-from eddymotion.simulation.phantom import Phantom
+from eddymotion.parallel import Progress, parallel_map, silent
+from eddymotion.simulation.base import Head, signal_of_volume
+from eddymotion.simulation.eddy_currents import EddyCurrents
+from eddymotion.simulation.grid import Grid
+from eddymotion.simulation.output import write_bids, write_motion_table
+
+__all__ = [
+    "COIL_SCALE_MM",
+    "DROPOUT_FACTORS",
+    "Grid",
+    "acquire",
+    "coil_sensitivity",
+    "dropped_slices",
+    "voxel_means",
+    "write_bids",
+    "write_motion_table",
+]
 
 COIL_SCALE_MM = 90.0
 """Unit of length of :func:`coil_sensitivity`: about the radius of a head."""
@@ -26,60 +35,20 @@ DROPOUT_FACTORS = (0.1, 0.5)
 """Least and largest share of its signal that a dropped slice keeps."""
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Voxels of a scan: shape and affine (RAS+ mm)."""
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-
-    @classmethod
-    def covering(
-        cls,
-        phantom: Phantom,
-        voxel_sizes: float | Sequence[float] = 2.0,
-        orientation: str = "RAS",
-        rotation: np.ndarray | None = None,
-    ) -> Grid:
-        """Cover a phantom.
-
-        Parameters
-        ----------
-        phantom : Phantom
-        voxel_sizes : float or three
-            mm, along right-left, anterior-posterior, superior-inferior.
-        orientation : str
-            Where the image axes point, as nibabel's axis codes: ``RAS``, ``LAS``, ``PSL`` …
-        rotation : (3, 3) array, optional
-            Turns the grid about the phantom's centre: an oblique scan.
-        """
-        sizes = np.broadcast_to(np.asarray(voxel_sizes, float), 3)
-        size = np.array(phantom.tissue.shape[:3])
-        extent = size * np.linalg.norm(phantom.affine[:3, :3], axis=0)
-        shape = np.ceil(extent / sizes).astype(int)
-        middle = grid_center(phantom.tissue.shape, phantom.affine)
-        linear = (np.eye(3) if rotation is None else rotation) @ np.diag(sizes)
-        affine = np.eye(4)
-        affine[:3, :3] = linear
-        affine[:3, 3] = middle - linear @ ((shape - 1) / 2)
-        change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
-        turned = affine @ inv_ornt_aff(change, tuple(shape))
-        order = np.argsort(change[:, 0])
-        x, y, z = (int(shape[axis]) for axis in order)
-        return cls((x, y, z), turned)
-
-
 def acquire(
-    phantom: Phantom,
+    phantom: Head,
     gradients: Gradients,
     motion: Motion,
     grid: Grid,
     *,
     snr: float | None = 20.0,
+    coils: int = 1,
     coil_bias: float = 0.0,
     dropout: float = 0.0,
+    eddy: EddyCurrents | None = None,
     seed: int = 0,
     n_threads: int = 1,
+    progress: Progress = silent,
 ) -> DWI:
     """Scan a moving head.
 
@@ -88,7 +57,8 @@ def acquire(
 
     Parameters
     ----------
-    phantom : Phantom
+    phantom : Head
+        A :class:`~eddymotion.simulation.Phantom`, or anything else that gives a signal.
     gradients : Gradients
         Of the scanner, RAS+.
     motion : Motion
@@ -97,15 +67,22 @@ def acquire(
     snr : float, optional
         Mean b=0 signal of white matter over the standard deviation of the noise in each of the
         two channels (Rician magnitude); None for no noise.
+    coils : int
+        Receive coils whose squares are summed: the noise is non-central chi with twice as many
+        degrees of freedom; Rician with one.
     coil_bias : float
         Strength of the receive sensitivity, which stays with the scanner; see
         :func:`coil_sensitivity`. The noise is not scaled.
     dropout : float
         Share of the slices of the diffusion-weighted volumes that lose signal; see
         :func:`dropped_slices`.
+    eddy : EddyCurrents, optional
+        Fields that displace and stretch each volume.
     seed : int
         Each volume has its own stream: the result does not depend on `n_threads`.
     n_threads : int
+    progress : callable
+        See :class:`~eddymotion.parallel.Progress`.
 
     Returns
     -------
@@ -113,9 +90,7 @@ def acquire(
         float32, with the mask of the mean b=0.
     """
     in_head = gradients.rotated(motion.rotations)
-    b0 = phantom.signal(0.0, np.zeros(3))
-    white = b0[phantom.tissue[..., 0] > 0.9].mean()
-    sigma = 0.0 if snr is None else white / snr
+    sigma = 0.0 if snr is None else phantom.white_signal / snr
     signal = np.empty((*grid.shape, len(gradients)), np.float32, order="F")
     streams = np.random.SeedSequence(seed).spawn(len(gradients))
     sensitivity = coil_sensitivity(grid, coil_bias).T
@@ -123,18 +98,21 @@ def acquire(
 
     def scan(index: int) -> None:
         bval = 0.0 if gradients.is_b0[index] else gradients.bvals[index]
-        head = phantom.signal(bval, in_head.bvecs[index])
-        to_head = np.linalg.inv(phantom.affine) @ np.linalg.inv(motion[index]) @ grid.affine
-        volume = np.maximum(voxel_means(head, to_head, grid.shape), 0.0)
+        head = signal_of_volume(phantom, bval, in_head.bvecs[index])
+        pose = np.linalg.inv(motion[index])
+        if eddy is None:
+            to_head = np.linalg.inv(phantom.affine) @ pose @ grid.affine
+            means = voxel_means(head, to_head, grid.shape)
+        else:
+            means = _distorted_means(Image(head, phantom.affine), pose, grid, eddy, index)
+        volume = np.maximum(means, 0.0)
         volume *= sensitivity * kept[index][:, None, None]
         if sigma:
-            noise = np.random.default_rng(streams[index]).normal(
-                scale=sigma, size=(2, *volume.shape)
-            )
-            volume = np.hypot(volume + noise[0], noise[1])
+            volume = _magnitude(volume, sigma, coils, np.random.default_rng(streams[index]))
         signal[..., index] = volume.T
 
-    parallel_map(scan, range(len(gradients)), n_threads=n_threads)
+    parallel_map(scan, range(len(gradients)), n_threads=n_threads, progress=progress,
+                 description="scan")  # fmt: skip
     reference = signal[..., gradients.b0s] if len(gradients.b0s) else signal
     return DWI(signal, grid.affine, gradients, brain_mask(reference.mean(axis=3)))
 
@@ -156,8 +134,7 @@ def coil_sensitivity(grid: Grid, coil_bias: float) -> np.ndarray:
     (X, Y, Z) float32 array
     """
     voxels = np.moveaxis(np.indices(grid.shape), 0, -1)
-    middle = grid_center(grid.shape, grid.affine)
-    x, y, z = np.moveaxis((apply_affine(grid.affine, voxels) - middle) / COIL_SCALE_MM, -1, 0)
+    x, y, z = np.moveaxis((apply_affine(grid.affine, voxels) - grid.center) / COIL_SCALE_MM, -1, 0)
     return np.exp(coil_bias * (x + 0.9 * z + 0.5 * y * z)).astype(np.float32)
 
 
@@ -220,51 +197,32 @@ def voxel_means(head: np.ndarray, to_head: np.ndarray, shape: tuple[int, ...]) -
     return total / 8
 
 
-def write_bids(folder: Path, name: str, dwi: DWI, motion: Motion) -> Path:
-    """Write a series as a BIDS dataset, and the truth beside it.
+def _distorted_means(
+    head: Image, pose: np.ndarray, grid: Grid, eddy: EddyCurrents, index: int
+) -> np.ndarray:
+    """:func:`voxel_means` of a volume seen through an eddy-current field: (Z, Y, X).
 
-    Parameters
-    ----------
-    folder : Path
-        Becomes the dataset's root.
-    name : str
-        Participant label.
-    dwi : DWI
-    motion : Motion
-        The truth, reference → volume.
-
-    Returns
-    -------
-    Path
-        The image.
+    `pose` maps scanner positions to points of the head, RAS+ mm.
     """
-    stem = folder / f"sub-{name}" / "dwi" / f"sub-{name}_dwi"
-    write_image(stem.with_suffix(".nii.gz"), np.round(dwi.signal).astype(np.int16), dwi.affine)
-    write_gradient_table(
-        stem.with_suffix(".bval"), stem.with_suffix(".bvec"), dwi.gradients, dwi.affine
-    )
-    write_json(stem.with_suffix(".json"), {"Manufacturer": "simulated", "RepetitionTime": 4.0})
-    write_json(
-        folder / "dataset_description.json",
-        {"Name": "Simulated head with known motion", "BIDSVersion": "1.10.0",
-         "DatasetType": "raw", "License": "CC0", "Authors": ["eddymotion"]},
-    )  # fmt: skip
-    write_text(
-        folder / "README",
-        "Simulated by eddymotion: a procedural head with known motion. The true motion lies in\n"
-        "truth/, as ITK transforms (reference to volume) and as parameters (mm, rad).\n",
-    )
-    write_text(folder / ".bidsignore", "truth/\n")
-    write_itk(folder / "truth" / f"sub-{name}_xfm.txt", motion.matrices)
-    write_motion_table(folder / "truth" / f"sub-{name}_motion.tsv", motion, dwi.center)
-    return stem.with_suffix(".nii.gz")
+    spline, voxels = Spline.of(head), grid.voxel_indices
+    total = np.zeros(len(voxels), np.float32)
+    for corner in np.ndindex(2, 2, 2):
+        recorded = apply_affine(grid.affine, voxels + np.array(corner) / 2 - 0.25)
+        origins, stretch = eddy.origin(index, recorded)
+        total += np.nan_to_num(spline.sample(apply_affine(pose, origins))) / stretch
+    return (total / 8).reshape(grid.shape[::-1])
 
 
-def write_motion_table(path: Path, motion: Motion, center: np.ndarray) -> None:
-    """Write six parameters a volume: translations of the grid centre (mm), angles (rad)."""
-    rows = ["trans_x\ttrans_y\ttrans_z\trot_x\trot_y\trot_z"]
-    rows += [
-        "\t".join(f"{value:.8g}" for value in row)
-        for row in rigid_parameters(motion.matrices, center)
-    ]
-    write_text(path, "\n".join(rows) + "\n")
+def _magnitude(
+    volume: np.ndarray, sigma: float, coils: int, random: np.random.Generator
+) -> np.ndarray:
+    """Add noise of deviation `sigma` to both channels of each coil; root of the sum of squares.
+
+    All of the signal is in the first channel: the distribution of the magnitude depends on the
+    sum of squares over the channels alone (Koay & Basser 2006).
+    """
+    noise = random.normal(scale=sigma, size=(2, *volume.shape))
+    magnitude = np.hypot(volume + noise[0], noise[1])
+    for _ in range(coils - 1):
+        magnitude = np.hypot(magnitude, np.hypot(*random.normal(scale=sigma, size=noise.shape)))
+    return magnitude

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import csv
+from pathlib import Path
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from eddymotion.geometry import Motion, rigid_matrix
+from eddymotion.errors import EddymotionError
+from eddymotion.files import read_itk
+from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
+from eddymotion.simulation.patterns import PATTERNS, Pattern
 
-Pattern = Literal["none", "drift", "moderate", "high", "swap15", "swap30", "swap50", "scattered"]
-"""How the head moves:
+__all__ = ["PATTERNS", "Pattern", "amplified", "replayed_motion", "simulate_motion"]
 
-- ``none``: at rest
-- ``drift``: slow drift
-- ``moderate``: drift with three jumps of about 2° and 3 mm
-- ``high``: drift with eight larger jumps
-- ``swap15``, ``swap30``, ``swap50``: at rest, but 15, 30 or 50 % of the volumes are replaced by
-  moved copies, up to 5 mm and 8° along and about each axis (after Cieslak et al. 2024)
-- ``scattered``: each volume displaced by itself, up to 20 mm and 25° along and about each axis
-"""
+PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+"""Columns of a table of motion: mm, rad."""
+
+MAX_SHEAR = 1e-3
+"""Largest departure of a matrix from a rotation that counts as rounding."""
 
 _JUMPS = {
     "none": (0, 0.0, 0.0),
@@ -44,7 +44,7 @@ def simulate_motion(
     Parameters
     ----------
     pattern : {"none", "drift", "moderate", "high", "swap15", "swap30", "swap50", "scattered"}
-        See :data:`Pattern`.
+        See :data:`~eddymotion.simulation.patterns.PATTERNS`.
     n_volumes : int
     center : (3,) array
         Centre of rotation, RAS+ mm.
@@ -60,6 +60,76 @@ def simulate_motion(
     draw = _scatter if pattern in _SCATTER else _wander
     parameters = draw(pattern, n_volumes, random)
     return Motion(rigid_matrix(parameters[:, :3], parameters[:, 3:], center))
+
+
+def amplified(motion: Motion, factor: float, center: np.ndarray) -> Motion:
+    """Scale the translations of `center` (RAS+ mm) and the angles of a motion."""
+    scaled = rigid_parameters(motion.matrices, center) * factor
+    return Motion(rigid_matrix(scaled[:, :3], scaled[:, 3:], center))
+
+
+def replayed_motion(path: Path, n_volumes: int, center: np.ndarray) -> Motion:
+    """Read a motion to replay.
+
+    Parameters
+    ----------
+    path : Path
+        A table with the columns :data:`PARAMETERS` among others (a confounds file, say), or an
+        ITK text file with rigid transforms, reference → volume.
+    n_volumes : int
+        What the gradient scheme asks for.
+    center : (3,) array
+        The point whose displacement the table holds, RAS+ mm: the centre of the image grid.
+
+    Returns
+    -------
+    Motion
+
+    Raises
+    ------
+    EddymotionError
+        If it cannot be read, is of another length, or not rigid.
+    """
+    try:
+        if path.suffix == ".tsv":
+            values = _motion_table(path)
+            matrices = rigid_matrix(values[:, :3], values[:, 3:], center)
+        else:
+            matrices = read_itk(path)
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise EddymotionError(
+            f"{path}: cannot be read as a motion ({error}); give a .tsv with the columns "
+            f"{' '.join(PARAMETERS)}, or an ITK text file"
+        ) from error
+    if len(matrices) != n_volumes:
+        raise EddymotionError(
+            f"{path}: holds the motion of {len(matrices)} volumes, the scheme has {n_volumes}; "
+            "give the scheme that belongs to it, with --scheme or --bval and --bvec"
+        )
+    rotations = matrices[:, :3, :3]
+    shear = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max()
+    if not shear < MAX_SHEAR or (np.linalg.det(rotations) < 0).any():
+        raise EddymotionError(f"{path}: the transforms are not rigid; a head only turns and moves")
+    return Motion(matrices)
+
+
+def _motion_table(path: Path) -> np.ndarray:
+    """Read the six parameters of each volume, (N, 6)."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    missing = [name for name in PARAMETERS if not rows or name not in rows[0]]
+    if missing:
+        raise EddymotionError(
+            f"{path}: has no column {', '.join(missing)}; expected {' '.join(PARAMETERS)} "
+            "(mm, rad), separated by tabs"
+        )
+    try:
+        values = np.array([[float(row[name]) for name in PARAMETERS] for row in rows])
+    except (TypeError, ValueError) as error:
+        raise EddymotionError(
+            f"{path}: holds something else than numbers ({error}); every volume needs six"
+        ) from error
+    return values
 
 
 def _wander(pattern: Pattern, n_volumes: int, random: np.random.Generator) -> np.ndarray:

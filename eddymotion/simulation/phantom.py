@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+
+from eddymotion.errors import EddymotionError
+from eddymotion.files import read_image
 
 TISSUES = ("WM", "GM", "CSF")
 
@@ -43,14 +45,41 @@ class Phantom:
 
     @classmethod
     def from_files(cls, tissue: str | Path, peaks: str | Path) -> Phantom:
-        """Read NIfTI maps: fractions × 250 (uint8), and three directions × weight × 127 (int8)."""
-        image, directions = nib.nifti1.load(tissue), nib.nifti1.load(peaks)
-        fibres = np.asarray(directions.dataobj, dtype=np.float32) / 127
-        return cls(
-            np.asarray(image.dataobj, dtype=np.float32) / 250,
-            fibres.reshape(*fibres.shape[:3], 3, 3),
-            image.affine,
-        )
+        """Read NIfTI maps.
+
+        Parameters
+        ----------
+        tissue : path
+            Fractions of white matter, grey matter and fluid, (X, Y, Z, 3): 0 … 1, or as integers
+            times 250.
+        peaks : path
+            Three fibre directions in RAS+, their lengths the share of white matter, (X, Y, Z, 9):
+            or as integers times 127.
+
+        Raises
+        ------
+        EddymotionError
+            If one cannot be read, or the two do not belong together.
+        """
+        fractions, affine = _read_map(tissue, 3, 250, "white matter, grey matter and fluid")
+        fibres, other = _read_map(peaks, 9, 127, "three fibre directions")
+        if fractions.shape[:3] != fibres.shape[:3] or not np.allclose(affine, other, atol=1e-3):
+            raise EddymotionError(
+                f"{peaks}: does not lie on the grid of {tissue}; give maps of one phantom"
+            )
+        return cls(fractions, fibres.reshape(*fibres.shape[:3], 3, 3), affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        x, y, z = self.tissue.shape[:3]
+        return x, y, z
+
+    @cached_property
+    def white_signal(self) -> float:
+        """Mean b=0 signal where there is little but white matter."""
+        pure = self.tissue[..., 0] > 0.9
+        return self.signal(0.0, np.zeros(3))[pure if pure.any() else self.brain].mean()
 
     @property
     def brain(self) -> np.ndarray:
@@ -97,6 +126,19 @@ class Phantom:
             tissue[:, 0] * white + tissue[:, 1] * grey + tissue[:, 2] * np.exp(-bval * FLUID)
         )
         return volume
+
+
+def _read_map(
+    path: str | Path, n_maps: int, scale: float, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a 4-D map, undo the scale of integers; return its affine, too."""
+    data, affine, header = read_image(Path(path))
+    if data.ndim != 4 or data.shape[3] != n_maps:
+        raise EddymotionError(
+            f"{path}: found an image of shape {data.shape}, expected (x, y, z, {n_maps}): {what}"
+        )
+    whole_numbers = header.get_data_dtype().kind in "iu"
+    return data / np.float32(scale) if whole_numbers else data, affine
 
 
 def procedural_head(voxel_size: float = 2.0) -> Phantom:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 
 from eddymotion.errors import EddymotionError
@@ -90,3 +94,62 @@ def _spread_directions(n: int, random: np.random.Generator) -> np.ndarray:
         return start
     sphere, _ = disperse_charges(HemiSphere(xyz=start), 500)
     return sphere.vertices * random.choice([-1.0, 1.0], size=(n, 1))
+
+
+def mirrored_scheme(shells: dict[float, int], n_b0: int = 1, *, seed: int = 0) -> Gradients:
+    """Measure a shelled scheme twice, the second time with all gradients reversed.
+
+    Parameters
+    ----------
+    shells, n_b0, seed
+        See :func:`shelled_scheme`.
+
+    Returns
+    -------
+    Gradients
+        RAS+, two times as many volumes.
+    """
+    once = shelled_scheme(shells, n_b0, seed=seed)
+    return Gradients(np.tile(once.bvals, 2), np.concatenate([once.bvecs, -once.bvecs]))
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A gradient scheme with a name."""
+
+    description: str
+    build: Callable[[], Gradients]
+
+
+SCHEMES = {
+    "single": Scheme(
+        "64 directions at b=1000, 6 b=0",
+        partial(shelled_scheme, {1000.0: 64}, 6),
+    ),
+    "abcd": Scheme(
+        "ABCD: 6, 15, 15, 60 directions at b=500, 1000, 2000, 3000, 7 b=0",
+        partial(shelled_scheme, {500.0: 6, 1000.0: 15, 2000.0: 15, 3000.0: 60}, 7),
+    ),
+    "hcp": Scheme(
+        "Human Connectome Project: 90 directions each at b=1000, 2000, 3000, 18 b=0",
+        partial(shelled_scheme, {1000.0: 90, 2000.0: 90, 3000.0: 90}, 18),
+    ),
+    "hcph": Scheme(
+        "Human Connectome PHantom: 6, 20, 45, 66 directions at b=700, 1000, 2000, 3000 and 3 b=0, "
+        "then all again, reversed",
+        partial(mirrored_scheme, {700.0: 6, 1000.0: 20, 2000.0: 45, 3000.0: 66}, 3),
+    ),
+    "csdsi": Scheme(
+        "compressed-sensing DSI: 55 random points of the DSI lattice to b=5000, 3 b=0",
+        partial(cartesian_scheme, 55, 5000.0, 3),
+    ),
+    "dsi": Scheme(
+        "DSI: the half lattice of 257 points to b=5000, 1 b=0",
+        partial(cartesian_scheme, 257, 5000.0, 1),
+    ),
+    "few": Scheme(
+        "12 directions at b=1000, 1 b=0",
+        partial(shelled_scheme, {1000.0: 12}, 1),
+    ),
+}
+"""Schemes by name; each always the same, whatever the seed of a simulation."""

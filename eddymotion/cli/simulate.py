@@ -1,0 +1,291 @@
+"""``eddymotion-simulate DIR``: a BIDS dataset with known motion, and the truth beside it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eddymotion import __version__
+from eddymotion.cli.console import prepare_output_dir, progress_for_console, run
+from eddymotion.cli.options import (
+    Parser,
+    add_running_options,
+    existing_file,
+    not_negative,
+    positive,
+)
+from eddymotion.simulation import PATTERNS, SCHEMES
+
+if TYPE_CHECKING:
+    from eddymotion.simulation import Recipe
+
+log = logging.getLogger("eddymotion")
+
+DESCRIPTION = """\
+Simulate a diffusion series of a moving head, as a BIDS dataset.
+
+What is true (motion, eddy currents, dropped slices) is written under DIR/truth.
+The same options and seed give the same bytes."""
+
+EXAMPLES = """\
+examples:
+  eddymotion-simulate sim/
+  eddymotion-simulate sim/ --scheme abcd --motion swap30 --participant-label 02
+  eddymotion-simulate sim/ --from sub-01_dwi.nii.gz --motion sub-01_desc-confounds_timeseries.tsv
+  eddymotion-simulate sim/ --voxel-size 2.5 2.5 3 --oblique 10 0 5 --eddy-currents quadratic
+"""
+
+DEFAULT_SNR, DEFAULT_CHI_COILS = 20.0, 8
+DEFAULT_EDDY_MM, DEFAULT_PE_AXIS = 1.0, "j"
+PE_AXES = ("i", "i-", "j", "j-", "k", "k-")
+
+
+def build_parser() -> Parser:
+    """Return the parser of ``eddymotion-simulate``."""
+    listing = "\n".join(
+        [
+            "schemes:", *(f"  {name:10} {each.description}" for name, each in SCHEMES.items()),
+            "\nmotions:", *(f"  {name:10} {what}" for name, what in PATTERNS.items()),
+        ]
+    )  # fmt: skip
+    parser = Parser(prog="eddymotion-simulate", description=DESCRIPTION,
+                    epilog=f"{listing}\n\n{EXAMPLES}")  # fmt: skip
+    parser.add_argument("output_dir", type=Path, metavar="DIR",
+                        help="root of the dataset; other participants there stay")  # fmt: skip
+    _add_scan_options(parser)
+    _add_motion_options(parser)
+    _add_artefact_options(parser)
+    _add_output_options(parser)
+    add_running_options(parser, __version__, "motion, noise, dropout and eddy currents")
+    return parser
+
+
+def _add_scan_options(parser: Parser) -> None:
+    group = parser.add_argument_group("what is scanned (default: a built-in head)")
+    group.add_argument("--phantom", nargs=2, type=existing_file, metavar=("TISSUE", "PEAKS"),
+                       help="NIfTI maps: fractions of white matter, grey matter and fluid; "
+                            "three fibre directions")  # fmt: skip
+    group.add_argument("--from", type=existing_file, metavar="DWI",
+                       help="real series with .bval and .bvec beside it, to which a head is "
+                            "fitted, once its motion is corrected (a ball and a stick "
+                            "a voxel)")  # fmt: skip
+    group = parser.add_argument_group("how it is scanned")
+    group.add_argument("--scheme", choices=tuple(SCHEMES), metavar="NAME",
+                       help=f"{', '.join(SCHEMES)}; see below (default: single, or that of "
+                            "--from)")  # fmt: skip
+    group.add_argument("--bval", type=existing_file, metavar="FILE",
+                       help="b-values instead of a scheme by name")  # fmt: skip
+    group.add_argument("--bvec", type=existing_file, metavar="FILE",
+                       help="b-vectors, along the axes of the simulated image")  # fmt: skip
+    group.add_argument("--voxel-size", nargs="+", type=_above_zero, metavar="MM",
+                       help="one size, or three: right-left, anterior-posterior, "
+                            "superior-inferior (default: 2, or those of --from)")  # fmt: skip
+    group.add_argument("--orientation", type=_orientation, metavar="CODE",
+                       help="where the image axes point, e.g. RAS, LPS, PSL (default: LAS; --from "
+                            "keeps its grid unless one of these three is given)")  # fmt: skip
+    group.add_argument("--oblique", nargs=3, type=float, metavar=("RX", "RY", "RZ"),
+                       help="turn the image about x, y and z, degrees")  # fmt: skip
+
+
+def _add_motion_options(parser: Parser) -> None:
+    group = parser.add_argument_group("motion")
+    group.add_argument("--motion", type=_motion, default="moderate", metavar="NAME|FILE",
+                       help=f"{', '.join(PATTERNS)}; or a file to replay: a .tsv with trans_x "
+                            "… rot_z (mm, rad) such as a confounds file, or an ITK text file "
+                            "(default: %(default)s)")  # fmt: skip
+    group.add_argument("--amplitude", type=_above_zero, metavar="FACTOR",
+                       help="multiply the motion (default: 1)")  # fmt: skip
+
+
+def _add_artefact_options(parser: Parser) -> None:
+    group = parser.add_argument_group("what goes wrong beside motion")
+    group.add_argument(
+        "--noise",
+        choices=("rician", "chi", "none"),
+        default="rician",
+        help="chi: non-central, of several coils (default: %(default)s)",
+    )
+    group.add_argument("--snr", type=_above_zero, metavar="RATIO",
+                       help="b=0 signal of white matter over the noise in a channel "
+                            f"(default: {DEFAULT_SNR:g})")  # fmt: skip
+    group.add_argument(
+        "--coils",
+        type=positive,
+        metavar="N",
+        help=f"receive coils of --noise chi (default: {DEFAULT_CHI_COILS})",
+    )
+    group.add_argument("--coil-bias", type=not_negative, metavar="SLOPE",
+                       help="receive sensitivity that stays with the scanner: change of its "
+                            "logarithm in 90 mm (default: 0.13, or 0 with --from)")  # fmt: skip
+    group.add_argument("--dropout", type=_share, default=0.0, metavar="SHARE",
+                       help="share of the slices of diffusion-weighted volumes that lose signal "
+                            "(default: %(default)g)")  # fmt: skip
+    group.add_argument("--eddy-currents", choices=("none", "linear", "quadratic"), default="none",
+                       help="displacement along the phase-encoding axis in proportion to the "
+                            "diffusion gradient (default: %(default)s)")  # fmt: skip
+    group.add_argument("--eddy-amplitude", type=_above_zero, metavar="MM",
+                       help="root-mean-square displacement in a head at b=1000 "
+                            f"(default: {DEFAULT_EDDY_MM:g})")  # fmt: skip
+    group.add_argument(
+        "--pe-axis", choices=PE_AXES, help=f"phase-encoding direction (default: {DEFAULT_PE_AXIS})"
+    )
+
+
+def _add_output_options(parser: Parser) -> None:
+    group = parser.add_argument_group("outputs")
+    group.add_argument("--participant-label", "--participant_label", type=_label, default="01",
+                       metavar="LABEL", help="default: %(default)s")  # fmt: skip
+    group.add_argument("--session-id", "--session-label", type=_label, metavar="LABEL",
+                       help="session, if any")  # fmt: skip
+    group.add_argument("--write-ideal", action="store_true",
+                       help="write the head at rest without noise and artefacts, too (under "
+                            "truth/)")  # fmt: skip
+    group.add_argument("--overwrite", action="store_true",
+                       help="replace the participant's series of an earlier run")  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``eddymotion-simulate``; return its exit code."""
+    parser = build_parser()
+    options = parser.parse(arguments)
+    if contradiction := find_contradiction(options):
+        parser.error(contradiction)
+    return run(parser.prog, lambda: simulate_one(options))
+
+
+def find_contradiction(options: argparse.Namespace) -> str | None:
+    """Say which options exclude each other, or None."""
+    tables, series = (options.bval, options.bvec), getattr(options, "from")
+    no_eddy = options.eddy_currents == "none"
+    found = {
+        "--phantom and --from name two heads; give one": options.phantom and series,
+        "--bval and --bvec belong together; give both": any(tables) and not all(tables),
+        "--scheme and --bval give two schemes; give one": options.scheme and any(tables),
+        "--voxel-size takes one number or three":
+            options.voxel_size and len(options.voxel_size) not in (1, 3),
+        "--amplitude has nothing to multiply with --motion none":
+            options.amplitude and options.motion == "none",
+        "--snr contradicts --noise none; leave one out":
+            options.snr and options.noise == "none",
+        "--coils belongs to --noise chi; add that":
+            options.coils and options.noise != "chi",
+        "--eddy-amplitude and --pe-axis belong to --eddy-currents; add --eddy-currents linear":
+            no_eddy and (options.eddy_amplitude or options.pe_axis),
+    }  # fmt: skip
+    return next((message for message, holds in found.items() if holds), None)
+
+
+def simulate_one(options: argparse.Namespace) -> int:
+    """Simulate a series and write it with its truth."""
+    from eddymotion.simulation import simulate, write_simulation
+    from eddymotion.simulation.output import image_path
+    from eddymotion.simulation.recipe import check_destination
+
+    folder, name, session = options.output_dir, options.participant_label, options.session_id
+    image = image_path(folder, name, session)
+    check_destination(folder, image, overwrite=options.overwrite)
+    prepare_output_dir(folder)
+    n_threads = min(options.nprocs, options.omp_nthreads or options.nprocs)
+    with _messages(options.verbose):
+        made = simulate(recipe_from(options), n_threads=n_threads, progress=progress_for_console())
+        log.info("%s", made.summary)
+        write_simulation(folder, name, made, session=session, ideal=options.write_ideal,
+                         n_threads=n_threads)  # fmt: skip
+        log.info("series: %s; truth: %s; next: eddymotion %s OUTPUT_DIR participant",
+                 image, folder / "truth", folder)  # fmt: skip
+    return 0
+
+
+def recipe_from(options: argparse.Namespace) -> Recipe:
+    """Collect the options into a recipe."""
+    from eddymotion.simulation import Recipe
+
+    sizes = options.voxel_size
+    chi = options.noise == "chi"
+    return Recipe(
+        scheme=options.scheme,
+        bval=options.bval,
+        bvec=options.bvec,
+        phantom=tuple(options.phantom) if options.phantom else None,
+        series=getattr(options, "from"),
+        motion=options.motion,
+        amplitude=options.amplitude or 1.0,
+        snr=None if options.noise == "none" else options.snr or DEFAULT_SNR,
+        coils=(options.coils or DEFAULT_CHI_COILS) if chi else 1,
+        coil_bias=options.coil_bias,
+        dropout=options.dropout,
+        eddy_currents=options.eddy_currents,
+        eddy_amplitude=options.eddy_amplitude or DEFAULT_EDDY_MM,
+        pe_axis=options.pe_axis or DEFAULT_PE_AXIS,
+        voxel_size=tuple(sizes * 3 if len(sizes) == 1 else sizes) if sizes else None,
+        orientation=options.orientation,
+        oblique=tuple(options.oblique) if options.oblique else None,
+        random_seed=options.random_seed,
+    )
+
+
+@contextmanager
+def _messages(verbosity: int) -> Iterator[None]:
+    """Show the log on the console; no file, which would not belong into a raw dataset."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = log.level
+    log.setLevel(logging.DEBUG if verbosity else logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)
+
+
+def _motion(text: str) -> str | Path:
+    """Convert to the name of a pattern or the path of a file."""
+    if text in PATTERNS:
+        return text
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a file nor one of {', '.join(PATTERNS)}"
+        )
+    return path
+
+
+def _orientation(text: str) -> str:
+    code = text.upper()
+    pairs = {frozenset(pair) for pair in ("RL", "AP", "SI")}
+    if len(code) != 3 or {pair for pair in pairs if pair & set(code)} != pairs:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} given, expected three letters, one each of R or L, A or P, S or I"
+        )
+    return code
+
+
+def _label(text: str) -> str:
+    label = text.removeprefix("sub-").removeprefix("ses-")
+    if not (label.isascii() and label.isalnum()):
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected letters and digits only")
+    return label
+
+
+def _above_zero(text: str) -> float:
+    return _number(text, "a number above zero", lambda value: 0 < value < float("inf"))
+
+
+def _share(text: str) -> float:
+    return _number(text, "a share from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _number(text: str, expected: str, fits: Any) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
+    return value

@@ -1,0 +1,45 @@
+from .acquisition import acquire as acquire
+from .acquisition import coil_sensitivity as coil_sensitivity
+from .acquisition import dropped_slices as dropped_slices
+from .base import Head as Head
+from .eddy_currents import EddyCurrents as EddyCurrents
+from .eddy_currents import simulate_eddy_currents as simulate_eddy_currents
+from .fitted import FittedHead as FittedHead
+from .grid import Grid as Grid
+from .motion import replayed_motion as replayed_motion
+from .motion import simulate_motion as simulate_motion
+from .output import write_bids as write_bids
+from .patterns import PATTERNS as PATTERNS
+from .phantom import Phantom as Phantom
+from .phantom import procedural_head as procedural_head
+from .recipe import Recipe as Recipe
+from .recipe import Simulation as Simulation
+from .recipe import simulate as simulate
+from .recipe import write_simulation as write_simulation
+from .schemes import SCHEMES as SCHEMES
+from .schemes import cartesian_scheme as cartesian_scheme
+from .schemes import shelled_scheme as shelled_scheme
+
+__all__ = [
+    "PATTERNS",
+    "SCHEMES",
+    "EddyCurrents",
+    "FittedHead",
+    "Grid",
+    "Head",
+    "Phantom",
+    "Recipe",
+    "Simulation",
+    "acquire",
+    "cartesian_scheme",
+    "coil_sensitivity",
+    "dropped_slices",
+    "procedural_head",
+    "replayed_motion",
+    "shelled_scheme",
+    "simulate",
+    "simulate_eddy_currents",
+    "simulate_motion",
+    "write_bids",
+    "write_simulation",
+]

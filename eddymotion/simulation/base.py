@@ -1,0 +1,62 @@
+"""What can be scanned: the protocol that the scanner knows."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Box(Protocol):
+    """A box of voxels: shape and affine."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        ...
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel indices → RAS+ mm, (4, 4)."""
+        ...
+
+
+class Head(Box, Protocol):
+    """A head at rest that gives a noise-free signal for any gradient."""
+
+    @property
+    def brain(self) -> np.ndarray:
+        """Where the brain is, (X, Y, Z) bool."""
+        ...
+
+    @property
+    def white_signal(self) -> float:
+        """Mean b=0 signal of white matter: what a signal-to-noise ratio refers to."""
+        ...
+
+    def signal(self, bval: float, bvec: np.ndarray) -> np.ndarray:
+        """Noise-free signal, finite and not negative.
+
+        Parameters
+        ----------
+        bval : float
+            s/mm²
+        bvec : (3,) array
+            RAS+ in the head's frame; unit length, or zero for b=0.
+
+        Returns
+        -------
+        (X, Y, Z) float32 array
+        """
+        ...
+
+
+def signal_of_volume(head: Head, bval: float, bvec: np.ndarray) -> np.ndarray:
+    """Signal of a volume; a b-value without a direction is a trace-weighted volume.
+
+    Trace-weighted images are geometric means over three orthogonal gradients.
+    """
+    if bval == 0 or bvec.any():
+        return head.signal(bval, bvec)
+    along = [head.signal(bval, axis) for axis in np.eye(3)]
+    return np.cbrt(along[0] * along[1] * along[2])

@@ -1,0 +1,20 @@
+"""How a head can move: the patterns by name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Pattern = Literal["none", "drift", "moderate", "high", "swap15", "swap30", "swap50", "scattered"]
+"""A name of :data:`PATTERNS`."""
+
+PATTERNS: dict[Pattern, str] = {
+    "none": "at rest",
+    "drift": "slow drift",
+    "moderate": "drift with three jumps of about 2° and 3 mm",
+    "high": "drift with eight larger jumps",
+    "swap15": "at rest, but 15 % of the volumes are replaced by moved copies, up to 5 mm and 8° "
+              "along and about each axis (after Cieslak et al. 2024)",
+    "swap30": "30 % of the volumes replaced",
+    "swap50": "50 % of the volumes replaced",
+    "scattered": "each volume displaced by itself, up to 20 mm and 25° along and about each axis",
+}  # fmt: skip

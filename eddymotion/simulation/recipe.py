@@ -1,0 +1,385 @@
+"""All that determines a simulated series, as one frozen value; and the series made by it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from eddymotion import __version__
+from eddymotion.dataset import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation import estimate_motion
+from eddymotion.files import load, read_gradient_table, write_image, write_json
+from eddymotion.geometry import Motion
+from eddymotion.gradients import Gradients, from_fsl, image_axes
+from eddymotion.parallel import Progress, silent
+from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
+from eddymotion.simulation.base import Box, Head
+from eddymotion.simulation.eddy_currents import (
+    SCALE_MM,
+    EddyCurrents,
+    Order,
+    simulate_eddy_currents,
+    write_eddy_table,
+)
+from eddymotion.simulation.fitted import FittedHead
+from eddymotion.simulation.grid import Grid
+from eddymotion.simulation.motion import amplified, replayed_motion, simulate_motion
+from eddymotion.simulation.output import (
+    DATASET_NAME,
+    DESCRIPTION,
+    METADATA,
+    image_path,
+    integer_gain,
+    truth_stem,
+    write_bids,
+    write_dataset_files,
+    write_detailed_readme,
+    write_dropped_table,
+)
+from eddymotion.simulation.patterns import Pattern
+from eddymotion.simulation.phantom import Phantom, procedural_head
+from eddymotion.simulation.schemes import SCHEMES
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SCHEME = "single"
+DEFAULT_COIL_BIAS = 0.13
+DEFAULT_ORIENTATION = "LAS"
+DEFAULT_VOXEL_SIZE = 2.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to simulate. Names are those of the options of ``eddymotion-simulate``.
+
+    Parameters
+    ----------
+    scheme : str, optional
+        A name of :data:`~eddymotion.simulation.schemes.SCHEMES`. Default: that of `series`, or
+        :data:`DEFAULT_SCHEME`.
+    bval, bvec : Path, optional
+        FSL tables instead, with components along the image axes of the simulated grid.
+    phantom : (Path, Path), optional
+        NIfTI maps; see :meth:`Phantom.from_files`. Default: :func:`procedural_head`.
+    series : Path, optional
+        A real series to fit instead, after its motion is corrected; see :class:`FittedHead`.
+    motion : str or Path
+        A :data:`~eddymotion.simulation.patterns.Pattern`, or a file to replay; see
+        :func:`~eddymotion.simulation.motion.replayed_motion`.
+    amplitude : float
+        Factor on the motion.
+    snr : float, optional
+    coils : int
+    coil_bias : float, optional
+        See :func:`acquire`. Default: none for a fitted head, whose images have the shading of
+        their coil already; else :data:`DEFAULT_COIL_BIAS`.
+    dropout : float
+        See :func:`acquire`.
+    eddy_currents : {"none", "linear", "quadratic"}
+    eddy_amplitude : float
+    pe_axis : str
+        See :func:`simulate_eddy_currents`.
+    voxel_size : tuple of three, optional
+        mm, right-left, anterior-posterior, superior-inferior. Default: those of `series`, or
+        :data:`DEFAULT_VOXEL_SIZE`.
+    orientation : str, optional
+        Default: :data:`DEFAULT_ORIENTATION`. A fitted head keeps its own grid unless
+        `voxel_size`, `orientation` or `oblique` is given.
+    oblique : tuple of three, optional
+        Extrinsic x, y, z rotation of the grid, degrees.
+    random_seed : int
+    """
+
+    scheme: str | None = None
+    bval: Path | None = None
+    bvec: Path | None = None
+    phantom: tuple[Path, Path] | None = None
+    series: Path | None = None
+    motion: str | Path = "moderate"
+    amplitude: float = 1.0
+    snr: float | None = 20.0
+    coils: int = 1
+    coil_bias: float | None = None
+    dropout: float = 0.0
+    eddy_currents: str = "none"
+    eddy_amplitude: float = 1.0
+    pe_axis: str = "j"
+    voxel_size: tuple[float, float, float] | None = None
+    orientation: str | None = None
+    oblique: tuple[float, float, float] | None = None
+    random_seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """A simulated series and all that is true about it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    head : Head
+    grid : Grid
+    dwi : DWI
+    motion : Motion
+        Reference → volume.
+    kept : (N, Z) array
+        What each slice kept of its signal.
+    eddy : EddyCurrents, optional
+    coil_bias : float
+    """
+
+    recipe: Recipe
+    head: Head
+    grid: Grid
+    dwi: DWI
+    motion: Motion
+    kept: np.ndarray
+    eddy: EddyCurrents | None
+    coil_bias: float
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        recipe = self.recipe
+        scheme = recipe.bval.name if recipe.bval else recipe.scheme
+        scheme = scheme or ("own" if recipe.series else DEFAULT_SCHEME)
+        sizes = "×".join(f"{size:.3g}" for size in self.dwi.voxel_sizes)
+        shape = "×".join(map(str, self.grid.shape))
+        parts = [f"{len(self.motion)} volumes (scheme {scheme}) of {shape} voxels, {sizes} mm"]
+        parts.append(f"motion {Path(recipe.motion).name}")
+        if recipe.amplitude != 1:
+            parts[-1] += f" × {recipe.amplitude:g}"
+        if recipe.snr is None:
+            parts.append("no noise")
+        else:
+            kind = "Rician" if recipe.coils == 1 else f"{recipe.coils}-coil chi"
+            parts.append(f"SNR {recipe.snr:g} ({kind} noise)")
+        if self.coil_bias:
+            parts.append(f"coil bias {self.coil_bias:g}")
+        if recipe.dropout:
+            parts.append(f"{(self.kept < 1).sum()} dropped slices")
+        if self.eddy:
+            parts.append(f"{recipe.eddy_currents} eddy currents, {recipe.eddy_amplitude:g} mm")
+        return f"{_head_name(recipe)}; " + ", ".join(parts)
+
+
+def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent) -> Simulation:
+    """Follow a recipe; the result does not depend on `n_threads`.
+
+    Raises
+    ------
+    EddymotionError
+        If a file cannot be used or does not fit the others.
+    """
+    head, own = _head_and_scheme(recipe, n_threads)
+    grid = _grid(recipe, head)
+    gradients = _gradients(recipe, own, grid)
+    motion = _motion(recipe, len(gradients), grid.center)
+    seed, eddy = recipe.random_seed, None
+    if recipe.eddy_currents in get_args(Order):
+        eddy = simulate_eddy_currents(
+            gradients, grid, order=cast(Order, recipe.eddy_currents),
+            amplitude=recipe.eddy_amplitude, pe_axis=recipe.pe_axis, seed=seed,
+        )  # fmt: skip
+    coil_bias = recipe.coil_bias
+    if coil_bias is None:
+        coil_bias = 0.0 if recipe.series else DEFAULT_COIL_BIAS
+    dwi = acquire(
+        head, gradients, motion, grid, snr=recipe.snr, coils=recipe.coils, coil_bias=coil_bias,
+        dropout=recipe.dropout, eddy=eddy, seed=seed, n_threads=n_threads, progress=progress,
+    )  # fmt: skip
+    dwi = replace(dwi, repetition_time=METADATA["RepetitionTime"])
+    kept = dropped_slices(gradients, grid.shape[2], recipe.dropout, seed)
+    return Simulation(recipe, head, grid, dwi, motion, kept, eddy, coil_bias)
+
+
+def write_simulation(
+    folder: Path,
+    name: str,
+    made: Simulation,
+    *,
+    session: str | None = None,
+    ideal: bool = False,
+    n_threads: int = 1,
+) -> Path:
+    """Write a simulated series as BIDS, and the truth under ``truth/``.
+
+    What an earlier series of that name left is removed; other participants stay.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Participant label.
+    made : Simulation
+    session : str, optional
+        Session label.
+    ideal : bool
+        Write the series of the head at rest, free of noise and artefacts, too.
+    n_threads : int
+
+    Returns
+    -------
+    Path
+        The image.
+    """
+    image, truth = image_path(folder, name, session), truth_stem(folder, name, session)
+    image.unlink(missing_ok=True)
+    for old in truth.parent.glob(f"{truth.name}_[!_]*"):
+        if not old.name.removeprefix(truth.name).startswith("_ses-"):
+            old.unlink()
+    gain = integer_gain(made.dwi.signal)
+    write_dropped_table(truth.with_name(f"{truth.name}_dropped.tsv"), made.kept)
+    if made.eddy:
+        write_eddy_table(truth.with_name(f"{truth.name}_eddy.tsv"), made.eddy)
+    write_image(truth.with_name(f"{truth.name}_mask.nii.gz"), true_mask(made), made.grid.affine)
+    if ideal:
+        at_rest = ideal_series(made, n_threads)
+        scaled = at_rest.signal * np.float32(gain)
+        write_image(truth.with_name(f"{truth.name}_ideal_dwi.nii.gz"), scaled, at_rest.affine)
+    write_json(truth.with_name(f"{truth.name}_settings.json"), _settings(made, gain))
+    write_dataset_files(folder, _description(made.recipe))
+    write_detailed_readme(folder)
+    metadata = METADATA | ({"PhaseEncodingDirection": made.recipe.pe_axis} if made.eddy else {})
+    return write_bids(folder, name, made.dwi, made.motion, session=session, metadata=metadata,
+                      gain=gain)  # fmt: skip
+
+
+def ideal_series(made: Simulation, n_threads: int = 1) -> DWI:
+    """Scan the head at rest, with no noise, shading, dropout and eddy currents."""
+    still = Motion.identity(len(made.motion))
+    return acquire(made.head, made.dwi.gradients, still, made.grid, snr=None, n_threads=n_threads)
+
+
+def true_mask(made: Simulation) -> np.ndarray:
+    """Voxels of the grid that are brain when the head is at rest, (X, Y, Z) uint8."""
+    to_head = np.linalg.inv(made.head.affine) @ made.grid.affine
+    share = voxel_means(made.head.brain.astype(np.float32), to_head, made.grid.shape)
+    return (share.T > 0.5).astype(np.uint8)
+
+
+def check_destination(folder: Path, image: Path, *, overwrite: bool) -> None:
+    """Refuse to write over an image, or into a dataset of another kind.
+
+    Raises
+    ------
+    EddymotionError
+        Saying what to do instead.
+    """
+    description = folder / "dataset_description.json"
+    if description.exists():
+        try:
+            name = json.loads(description.read_text(encoding="utf-8")).get("Name")
+        except (OSError, ValueError, AttributeError):
+            name = None
+        if name != DATASET_NAME:
+            raise EddymotionError(
+                f"{folder}: holds a dataset that was not simulated; give another folder"
+            )
+    if image.exists() and not overwrite:
+        raise EddymotionError(
+            f"{image}: exists; give another --participant-label, or --overwrite to replace it"
+        )
+
+
+def _description(recipe: Recipe) -> dict[str, Any]:
+    """Describe the dataset; whose head it is decides on the licence."""
+    mine = not (recipe.series or recipe.phantom)
+    content = {key: value for key, value in DESCRIPTION.items() if mine or key != "License"}
+    return content | {"GeneratedBy": [{"Name": "eddymotion-simulate", "Version": __version__}]}
+
+
+def _head_name(recipe: Recipe) -> str:
+    if recipe.series:
+        return f"head fitted to {recipe.series.name}"
+    return f"phantom {recipe.phantom[0].name}" if recipe.phantom else "built-in head"
+
+
+def _head_and_scheme(recipe: Recipe, n_threads: int) -> tuple[Head, Gradients | None]:
+    """Return the head, and the scheme that comes with it."""
+    if recipe.series:
+        dwi = load(recipe.series)
+        log.info("fit: aligning the volumes of %s first", recipe.series.name)
+        motion = estimate_motion(dwi, n_threads=n_threads)
+        return FittedHead.from_series(dwi, motion, n_threads=n_threads), dwi.gradients
+    if recipe.phantom:
+        return Phantom.from_files(*recipe.phantom), None
+    return procedural_head(), None
+
+
+def _grid(recipe: Recipe, head: Head) -> Grid:
+    box: Box = head
+    sizes = recipe.voxel_size or (DEFAULT_VOXEL_SIZE,) * 3
+    if isinstance(head, FittedHead):
+        box = head.field_of_view
+        if not (recipe.voxel_size or recipe.orientation or recipe.oblique):
+            return head.field_of_view
+        sizes = recipe.voxel_size or _sizes_in_ras(box.affine)
+    rotation = Rotation.from_euler("xyz", recipe.oblique or (0, 0, 0), degrees=True).as_matrix()
+    return Grid.covering(box, sizes, recipe.orientation or DEFAULT_ORIENTATION, rotation)
+
+
+def _sizes_in_ras(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel sizes in the order right-left, anterior-posterior, superior-inferior."""
+    nearest = np.argmax(np.abs(image_axes(affine)), axis=1)
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)[nearest].tolist()
+    return x, y, z
+
+
+def _gradients(recipe: Recipe, own: Gradients | None, grid: Grid) -> Gradients:
+    if recipe.bval and recipe.bvec:
+        bvals, bvecs = read_gradient_table(recipe.bval, recipe.bvec)
+        return Gradients(bvals, from_fsl(bvecs, grid.affine))
+    if own is not None and recipe.scheme is None:
+        return own
+    return SCHEMES[recipe.scheme or DEFAULT_SCHEME].build()
+
+
+def _motion(recipe: Recipe, n_volumes: int, center: np.ndarray) -> Motion:
+    if isinstance(recipe.motion, Path):
+        motion = replayed_motion(recipe.motion, n_volumes, center)
+    else:
+        motion = simulate_motion(
+            cast(Pattern, recipe.motion), n_volumes, center, seed=recipe.random_seed
+        )
+    return motion if recipe.amplitude == 1 else amplified(motion, recipe.amplitude, center)
+
+
+def _settings(made: Simulation, gain: float) -> dict[str, Any]:
+    """Return what made a series, JSON-ready."""
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(made.recipe).items()
+    }
+    settings["phantom"] = [str(path) for path in made.recipe.phantom or ()] or None
+    settings["coil_bias"] = made.coil_bias
+    content: dict[str, Any] = {
+        "summary": made.summary,
+        "version": __version__,
+        "settings": settings,
+        "shape": list(made.grid.shape),
+        "affine": made.grid.affine.tolist(),
+        "noise_standard_deviation": _noise(made) * gain,
+        "intensity_gain": gain,
+    }
+    if made.eddy:
+        content["eddy_currents"] = {
+            "convention": "with u = (s - center_mm) / scale_mm and d the sum of the coefficients "
+            "times x, y, z (xx, yy, zz, xy, xz, yz) of u, a point at scanner position s (RAS+ mm) "
+            "is recorded at s - pe * d",
+            "pe": made.eddy.pe.tolist(),
+            "center_mm": made.eddy.center.tolist(),
+            "scale_mm": SCALE_MM,
+        }
+    return content
+
+
+def _noise(made: Simulation) -> float:
+    return 0.0 if made.recipe.snr is None else float(made.head.white_signal / made.recipe.snr)
