@@ -13,6 +13,7 @@ ORDER = (
     ("dataset", "masking", "pyramid"),
     ("files", "models", "registration", "resampling"),
     ("estimation",),
+    ("evaluation",),
     ("derivatives", "reports", "settings", "simulation"),
     ("steps",),
     ("bids",),

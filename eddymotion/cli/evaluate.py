@@ -1,0 +1,382 @@
+"""``eddymotion-evaluate``: motion against the truth, landmarks, corrected series."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eddymotion import __version__
+from eddymotion.cli.console import prepare_output_dir, run
+from eddymotion.cli.options import Parser, existing_file, not_negative, not_negative_integer
+from eddymotion.errors import EddymotionError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from eddymotion.evaluation import MotionComparison
+    from eddymotion.evaluation.summaries import Summary
+    from eddymotion.geometry import Motion
+
+log = logging.getLogger("eddymotion")
+
+DESCRIPTION = """\
+Measure how good a correction is: against known motion, against landmarks, or
+from the corrected series alone. Prints a short table; with -o PREFIX also writes
+PREFIX_*.tsv (one row a volume or landmark), PREFIX.json (the figures) and a plot."""
+
+EXAMPLES = """\
+examples:
+  eddymotion-evaluate motion sub-01_desc-hmc_xfm.txt truth/sub-01_xfm.txt -o out/sub-01
+  eddymotion-evaluate landmarks fixed.fcsv moving.mrk.json --xfm xfm.txt --volume 12
+  eddymotion-evaluate series raw_dwi.nii.gz desc-preproc_dwi.nii.gz -o out/sub-01
+
+eddymotion-evaluate COMMAND --help tells the options of a command.
+"""
+
+MOTION = """\
+Compare estimated with true transforms of the same volumes.
+
+Each is an ITK text file or X5 with one transform a volume (reference to volume), or
+a table with the columns trans_x trans_y trans_z (mm) rot_x rot_y rot_z (rad), such
+as the confounds; translations in a table are those of the grid's centre, so say
+which grid with --reference.
+
+Errors are told as the files give them, and free of the constant rigid offset between
+the two reference frames, which moves the whole corrected series and blurs nothing.
+With b-values the main figures (and the offset) are of the volumes with b > 100."""
+
+LANDMARKS = """\
+Measure how far landmarks marked in two images are apart, before and after a transform.
+
+Each file is .fcsv or .mrk.json of 3D Slicer, or a .tsv with columns x y z [label] in
+RAS+ mm. Landmarks are paired by label where all labels are unique in both, else by
+order. The transform maps points of FIXED (the reference) to points of MOVING."""
+
+SERIES = """\
+Judge one series, or two that hold the same volumes on the same grid: before and after
+a correction, or corrected by two programs. The .bval and .bvec lie beside each.
+
+For each volume: the part of its variance that a model fitted to the other volumes
+explains; its correlation with its neighbour in q-space (NDC); the smoothness of the
+residual (FWHM), since smoothing raises both; and the correlation of the two series."""
+
+
+def build_parsers() -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser of ``eddymotion-evaluate`` and those of its commands."""
+    parser = Parser(prog="eddymotion-evaluate", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"eddymotion {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    add = commands.add_parser
+    motion = add("motion", description=MOTION, help="estimated against true transforms")
+    add_motion_arguments(motion)
+    landmarks = add("landmarks", description=LANDMARKS, help="landmarks under a transform")
+    add_landmark_arguments(landmarks)
+    series = add("series", description=SERIES, help="one or two corrected series")
+    add_series_arguments(series)
+    parsers = {"motion": motion, "landmarks": landmarks, "series": series}
+    for command in parsers.values():
+        add_common_arguments(command)
+    return parser, parsers
+
+
+def add_motion_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``motion``."""
+    parser.add_argument("estimated", type=Path, help="transforms to be judged")
+    parser.add_argument("true", type=Path, help="true transforms")
+    parser.add_argument(
+        "--reference", type=existing_file, metavar="IMAGE",
+        help="an image on the grid of the original series (default: that of --mask)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mask", type=existing_file, metavar="FILE",
+        help="brain mask in the reference: where the target registration error is measured "
+             "(default: a ball of 80 mm about the centre of the grid, or about the origin)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bval", type=existing_file, metavar="FILE",
+        help="b-values (default: the column bval of a table)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--relative-to", type=not_negative_integer, metavar="I",
+        help="express both in the frame of volume I, counted from 0, first",
+    )  # fmt: skip
+
+
+def add_landmark_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``landmarks``."""
+    parser.add_argument("fixed", type=Path, help="landmarks in the reference")
+    parser.add_argument("moving", type=Path, help="the same landmarks in the other image")
+    parser.add_argument(
+        "--xfm", type=Path, metavar="FILE", help="ITK text or X5: points of FIXED to MOVING"
+    )
+    parser.add_argument(
+        "--volume", type=not_negative_integer, metavar="I",
+        help="which of several transforms in the file, counted from 0",
+    )  # fmt: skip
+    parser.add_argument("--by-order", action="store_true", help="pair by order, not by label")
+
+
+def add_series_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``series``."""
+    parser.add_argument("a", type=Path, metavar="A", help="4-D NIfTI image")
+    parser.add_argument("b", type=Path, metavar="B", nargs="?", help="another one")
+    parser.add_argument(
+        "--mask", type=existing_file, metavar="FILE",
+        help="brain mask on the grid of the series (default: found in the mean b=0; in both)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", default="auto",
+        help="predicts a volume from the others; names as in eddymotion-correct "
+             "(default: %(default)s, by the scheme)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--b0-threshold", type=not_negative, default=50.0, metavar="B",
+        help="volumes at or below this b-value (s/mm²) count as b=0 (default: %(default)g)",
+    )  # fmt: skip
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of all commands."""
+    group = parser.add_argument_group("outputs")
+    group.add_argument("-o", "--output", type=Path, metavar="PREFIX",
+                       help="write PREFIX_*.tsv, PREFIX.json and PREFIX.png")  # fmt: skip
+    group.add_argument("--plot-format", choices=("png", "svg"), default="png",
+                       help="of the plot (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--random-seed", type=not_negative_integer, default=0, metavar="SEED",
+        help="of the points that are drawn from a large mask (default: %(default)d)",
+    )  # fmt: skip
+    group.add_argument("--version", action="version", version=f"eddymotion {__version__}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``eddymotion-evaluate``; return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser, commands = build_parsers()
+    if not given or given[0] not in commands:
+        parser.parse(given)  # answers --help and --version, or says what is wrong
+        parser.error("give a command first: " + ", ".join(commands))
+    command = commands[given[0]]
+    options = command.parse(given[1:])
+    options.command = given[0]
+    body = {"motion": evaluate_motion, "landmarks": evaluate_landmarks, "series": evaluate_series}
+    return run(command.prog, lambda: _with_warnings(body[given[0]], options))
+
+
+def _with_warnings(body: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a command; warnings of the package go to the console as plain lines."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    log.addHandler(handler)
+    try:
+        body(options)
+    finally:
+        log.removeHandler(handler)
+    return 0
+
+
+def evaluate_motion(options: argparse.Namespace) -> None:
+    """Compare two motions."""
+    from eddymotion.evaluation import (
+        brain_points,
+        compare_motion,
+        read_bvals,
+        read_grid,
+        read_mask,
+        read_motion,
+    )
+    from eddymotion.evaluation.summaries import motion_summary
+
+    refuse_overwriting(options, (options.estimated, options.true))
+    image = options.reference or options.mask
+    grid = read_grid(image) if image else None
+    estimated, true = (read_motion(path, grid) for path in (options.estimated, options.true))
+    bvals = read_bvals(options.bval) if options.bval else estimated.bvals
+    bvals = true.bvals if bvals is None else bvals
+    motions = [estimated.motion, true.motion]
+    if options.relative_to is not None:
+        motions = [in_frame_of(options.relative_to, motion) for motion in motions]
+    center = grid.center if grid else None
+    points, where = None, "ball of 80 mm about the centre"
+    if options.mask:
+        points = brain_points(*read_mask(options.mask), options.random_seed)
+        center, where = points.mean(axis=0), "brain mask"
+    comparison = compare_motion(
+        *motions, center=center, points=points, bvals=bvals,
+        grid_center=grid.center if grid else None,
+    )  # fmt: skip
+    summary = motion_summary(comparison, where, bvals)
+    show(summary)
+    if (coverage := summary.figures["coverage_percent"]) is not None:
+        print(f"\n95 % intervals that hold the truth: {coverage:.1f} %")
+    if options.output:
+        write(options, summary, lambda: motion_plot(comparison))
+
+
+def in_frame_of(volume: int, motion: Motion) -> Motion:
+    """Express a motion in the frame of a volume that it has."""
+    if volume >= len(motion):
+        raise EddymotionError(
+            f"--relative-to {volume}: there are {len(motion)} volumes; give one from 0 to "
+            f"{len(motion) - 1}"
+        )
+    return motion.relative_to(volume)
+
+
+def motion_plot(comparison: MotionComparison) -> Figure:
+    """Draw the errors free of the offset."""
+    import numpy as np
+
+    from eddymotion.geometry import rigid_parameters
+    from eddymotion.reports.comparison import motion_comparison_figure
+
+    free = comparison.deviations["estimated", "free"]
+    nothing = comparison.deviations["nothing", "free"]
+    in_units = np.array([1.0, 1.0, 1.0, *[180 / np.pi] * 3])
+    true, estimated = (
+        rigid_parameters(m.matrices, comparison.center) * in_units
+        for m in (comparison.true, free.motion)
+    )
+    return motion_comparison_figure(
+        true, estimated, free.errors * in_units,
+        free.distances.mean(axis=1), nothing.distances.mean(axis=1),
+        shaded=comparison.groups.get("b=0", []),
+        title="Without the constant offset of the frames",
+    )  # fmt: skip
+
+
+def evaluate_landmarks(options: argparse.Namespace) -> None:
+    """Measure landmarks."""
+    from eddymotion.evaluation import (
+        landmark_errors,
+        pair_landmarks,
+        read_landmarks,
+        read_transform,
+    )
+    from eddymotion.evaluation.summaries import landmark_summary
+
+    refuse_overwriting(options, (options.fixed, options.moving, options.xfm))
+    if options.volume is not None and not options.xfm:
+        raise EddymotionError("--volume chooses a transform; give the file with --xfm")
+    matrix = read_transform(options.xfm, options.volume) if options.xfm else None
+    fixed, moving = pair_landmarks(
+        read_landmarks(options.fixed), read_landmarks(options.moving), by_order=options.by_order
+    )
+    errors = landmark_errors(fixed, moving, matrix)
+    summary = landmark_summary(errors, matrix is not None)
+    show(summary)
+    if errors.inverse_mean_mm < 0.8 * min(errors.after.mean(), errors.before.mean()):
+        log.warning(
+            "the inverse of the transform leaves only %.3g mm on average; is it in the direction "
+            "that maps points of FIXED to points of MOVING?", errors.inverse_mean_mm
+        )  # fmt: skip
+    if options.output:
+        from eddymotion.reports.comparison import landmarks_figure
+
+        after = None if matrix is None else errors.after
+        write(options, summary, lambda: landmarks_figure(
+            errors.labels, errors.before, after, "Landmarks"))  # fmt: skip
+
+
+def evaluate_series(options: argparse.Namespace) -> None:
+    """Judge one or two series."""
+    from eddymotion.evaluation import (
+        assess_series,
+        compared_mask,
+        correlation_between,
+        refuse_different,
+    )
+    from eddymotion.evaluation.summaries import series_summary
+    from eddymotion.files import load
+    from eddymotion.models import get_model
+
+    files = {"a": options.a} | ({"b": options.b} if options.b else {})
+    refuse_overwriting(options, files.values())
+    series = {
+        name: load(path, mask=options.mask, b0_threshold=options.b0_threshold)
+        for name, path in files.items()
+    }
+    first, last = series["a"], list(series.values())[-1]
+    refuse_different(first, last)
+    mask = compared_mask(*series.values())
+    between = correlation_between(first, last, mask) if options.b else None
+    model = get_model(options.model, first.gradients)
+    qualities = {name: assess_series(dwi, mask, model) for name, dwi in series.items()}
+    about = {
+        "files": {name: path.name for name, path in files.items()},
+        "n_voxels": int(mask.sum()),
+        "model": type(model).__name__,
+    }
+    summary = series_summary(qualities, first.gradients, between, about)
+    show(summary)
+    if options.output:
+        from eddymotion.reports.comparison import series_figure
+
+        drawn = {
+            files[name].name.removesuffix(".gz").removesuffix(".nii"): {
+                "loo_r2": quality.loo_r2, "ndc": quality.ndc, "fwhm_mm": quality.fwhm_mean_mm
+            }
+            for name, quality in qualities.items()
+        }  # fmt: skip
+        if len(drawn) < len(qualities):  # alike but for their folders
+            drawn = dict(zip(("A", "B"), drawn.values(), strict=False))
+        write(options, summary, lambda: series_figure(
+            drawn, between, shaded=first.gradients.b0s))  # fmt: skip
+
+
+def show(summary: Summary) -> None:
+    """Print the short table."""
+    from eddymotion.evaluation.summaries import aligned
+
+    print(aligned(summary.printed))
+
+
+def written_files(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the paths of a command's outputs."""
+    tables = {"motion": ("volumes", "scores"), "landmarks": ("landmarks",), "series": ("volumes",)}
+    prefix = options.output
+
+    def path(ending: str) -> Path:
+        return prefix.with_name(prefix.name + ending)
+
+    return {
+        **{name: path(f"_{name}.tsv") for name in tables[options.command]},
+        "figures": path(".json"),
+        "plot": path(f".{options.plot_format}"),
+    }
+
+
+def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None]) -> None:
+    """Raise, before anything is computed, if outputs would replace inputs or cannot be written."""
+    if not options.output:
+        return
+    if not options.output.name or options.output.is_dir():
+        raise EddymotionError(
+            f"-o {options.output}: a folder; add how the names begin: {options.output / 'result'}"
+        )
+    given = {path.resolve() for path in inputs if path}
+    for path in written_files(options).values():
+        if path.resolve() in given:
+            raise EddymotionError(
+                f"{path}: is an input and would be overwritten; choose another -o"
+            )
+    prepare_output_dir(options.output.parent)
+
+
+def write(options: argparse.Namespace, summary: Summary, plot: Callable[[], Figure]) -> None:
+    """Write tables, figures and the plot, each whole or not at all."""
+    from eddymotion.derivatives.confounds import table_text
+    from eddymotion.files import write_json, write_text
+    from eddymotion.reports import save_figure
+
+    paths = written_files(options)
+    for name, columns in summary.tables.items():
+        write_text(paths[name], table_text({**columns}))
+    save_figure(plot(), paths["plot"])
+    write_json(paths["figures"], summary.figures)
+    print("\n" + "\n".join(f"written: {path}" for path in paths.values()))

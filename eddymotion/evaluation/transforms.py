@@ -1,0 +1,274 @@
+"""Motion in the files that programs leave behind → matrices, reference → volume, RAS+ mm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+from eddymotion.files import read_image, read_itk
+from eddymotion.geometry import Motion, grid_center, rigid_matrix
+
+PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+
+READABLE = (
+    "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "
+    "columns " + " ".join(PARAMETERS)
+)
+
+AFFINE_KINDS = ("MatrixOffsetTransformBase", "AffineTransform")
+"""ITK's transforms whose parameters are a 3×3 matrix and an offset."""
+
+MAX_SHEAR = 1e-3
+"""Largest element of RᵀR − I that passes for rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Voxels of an image: shape and affine (RAS+ mm)."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def center(self) -> np.ndarray:
+        """The centre of the grid, RAS+ mm."""
+        return grid_center(self.shape, self.affine)
+
+
+@dataclass(frozen=True, eq=False)
+class MotionFile:
+    """What a file tells of a motion.
+
+    Parameters
+    ----------
+    motion : Motion
+    bvals : (N,) array, optional
+        Where the table has a column ``bval``.
+    """
+
+    motion: Motion
+    bvals: np.ndarray | None = None
+
+
+def read_motion(path: str | Path, grid: Grid | None = None) -> MotionFile:
+    """Read the rigid motion of a series.
+
+    Parameters
+    ----------
+    path : path
+        ITK text file or X5 with one transform a volume; or a tab-separated table with the
+        columns ``trans_x`` … ``rot_z`` (mm, rad: displacement of the grid's centre, extrinsic
+        xyz angles), and perhaps ``trans_x_se`` … ``rot_z_se`` and ``bval``.
+    grid : Grid, optional
+        Of the series. Tables need it: their translations are those of its centre.
+
+    Returns
+    -------
+    MotionFile
+
+    Raises
+    ------
+    EddymotionError
+        If the file cannot be read as any of these, or holds transforms that are not rigid.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".tsv", ".csv"):
+        return _from_parameters(path, read_table(path), grid)
+    matrices = read_transforms(path)
+    linear = matrices[:, :3, :3]
+    shear = np.abs(np.swapaxes(linear, 1, 2) @ linear - np.eye(3)).max(axis=(1, 2))
+    if shear.max() > MAX_SHEAR or (np.linalg.det(linear) < 0).any():
+        raise EddymotionError(
+            f"{path}: transform {int(shear.argmax())} (counted from 0) scales or shears, expected "
+            "rigid transforms; give those of head motion alone"
+        )
+    return MotionFile(Motion(matrices))
+
+
+def read_transforms(path: str | Path) -> np.ndarray:
+    """Read the affine transforms of an ITK text or X5 file, (N, 4, 4), RAS+ mm.
+
+    Raises
+    ------
+    EddymotionError
+        If the file is missing, or holds warps or another format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise EddymotionError(f"{path}: a folder, expected a file; {READABLE}")
+    if not path.is_file():
+        raise EddymotionError(f"{path}: no such file; check the path")
+    if path.name.lower().endswith((".nii", ".nii.gz", ".h5")):
+        raise EddymotionError(
+            f"{path}: looks like a warp or a composite, which cannot be read yet; "
+            "give an affine or rigid transform as ITK text or X5"
+        )
+    if path.suffix.lower() == ".x5":
+        return _usable(path, _read_x5(path))
+    return _usable(path, _read_affine_itk(path))
+
+
+def read_transform(path: str | Path, volume: int | None = None) -> np.ndarray:
+    """Read the only transform of a file, or that of a volume: (4, 4), RAS+ mm.
+
+    Raises
+    ------
+    EddymotionError
+        As :func:`read_transforms`, or if there are several and none is chosen.
+    """
+    matrices = read_transforms(path)
+    last = len(matrices) - 1
+    if volume is None and last:
+        raise EddymotionError(
+            f"{path}: holds {last + 1} transforms; choose one with --volume, from 0 to {last}"
+        )
+    if (volume or 0) > last:
+        raise EddymotionError(
+            f"{path}: holds {last + 1} transform(s), none for volume {volume}; give --volume from "
+            f"0 to {last}"
+        )
+    return matrices[volume or 0]
+
+
+def _usable(path: Path, matrices: np.ndarray) -> np.ndarray:
+    if not np.isfinite(matrices).all() or (np.abs(np.linalg.det(matrices)) < 1e-9).any():
+        raise EddymotionError(
+            f"{path}: holds a transform that is not finite or cannot be inverted; write it again"
+        )
+    return matrices
+
+
+def _read_affine_itk(path: Path) -> np.ndarray:
+    """Read ITK text, but no transform whose parameters are not a matrix."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kinds = {line.split(":")[1].strip() for line in lines if line.startswith("Transform:")}
+        if strange := sorted(k for k in kinds if not k.startswith(AFFINE_KINDS)):
+            raise EddymotionError(
+                f"{path}: holds {', '.join(strange)}, expected {' or '.join(AFFINE_KINDS)}; "
+                "convert it to a matrix first"
+            )
+        if not kinds:
+            raise EddymotionError(f"{path}: not an ITK text file; {READABLE}")
+        return read_itk(path)
+    except EddymotionError:
+        raise
+    except (ValueError, IndexError, UnboundLocalError) as error:
+        raise EddymotionError(f"{path}: not a whole ITK text file; {READABLE}") from error
+
+
+def _read_x5(path: Path) -> np.ndarray:
+    from nitransforms.io import x5
+
+    try:
+        transforms = x5.from_filename(str(path))
+        matrices = [np.asarray(t.transform, float).reshape(-1, 4, 4) for t in transforms]
+        return np.concatenate(matrices)
+    except (OSError, TypeError, ValueError, KeyError) as error:
+        raise EddymotionError(
+            f"{path}: cannot be read as linear transforms in X5 ({error}); {READABLE}"
+        ) from error
+
+
+def _from_parameters(path: Path, table: dict[str, list[str]], grid: Grid | None) -> MotionFile:
+    if grid is None:
+        raise EddymotionError(
+            f"{path}: translations in a table are those of the centre of the image grid; say "
+            "which grid with --reference IMAGE (the original series, or its mask)"
+        )
+    values = np.stack([numbers(path, table, name) for name in PARAMETERS], axis=1)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise EddymotionError(
+            f"{path}: row {row} (counted from 0) has no number for some of "
+            f"{', '.join(PARAMETERS)}; complete it"
+        )
+    errors = [f"{name}_se" for name in PARAMETERS]
+    standard_errors = None
+    if all(name in table for name in errors):
+        standard_errors = np.stack([numbers(path, table, name) for name in errors], axis=1)
+    matrices = rigid_matrix(values[:, :3], values[:, 3:], grid.center)
+    bvals = numbers(path, table, "bval") if "bval" in table else None
+    return MotionFile(Motion(matrices, standard_errors), bvals)
+
+
+def read_table(path: Path) -> dict[str, list[str]]:
+    """Read a table with a header row: column name → cells; tabs, else commas, else blanks."""
+    if not path.is_file():
+        raise EddymotionError(f"{path}: no such file; check the path")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except ValueError as error:
+        raise EddymotionError(f"{path}: not a text file; expected a table") from error
+    separator = "\t" if "\t" in text else "," if "," in text else None
+    rows = [[cell.strip() for cell in line.split(separator)] for line in text.splitlines() if line]
+    if len(rows) < 2:
+        raise EddymotionError(f"{path}: found {len(rows)} row(s), expected a header and values")
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise EddymotionError(
+                f"{path}: row {number} has {len(row)} cells, the header {len(rows[0])}; "
+                "expected as many in each row"
+            )
+    return dict(zip(rows[0], map(list, zip(*rows[1:], strict=True)), strict=True))
+
+
+def numbers(path: Path, table: dict[str, list[str]], name: str) -> np.ndarray:
+    """Return a column of a table as numbers; ``n/a`` becomes NaN."""
+    if name not in table:
+        raise EddymotionError(
+            f"{path}: no column {name}; found {', '.join(table)}; name the columns so"
+        )
+    try:
+        return np.array([np.nan if cell in ("n/a", "") else float(cell) for cell in table[name]])
+    except ValueError as error:
+        raise EddymotionError(f"{path}: column {name}: {error}; expected numbers") from error
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Read where an image lies, not its voxels."""
+    import nibabel as nib
+
+    path = Path(path)
+    if not path.is_file():
+        raise EddymotionError(f"{path}: no such file; check the path")
+    try:
+        image = nib.load(path)
+    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise EddymotionError(f"{path}: cannot be read as an image; give a NIfTI file") from error
+    shape = image.shape  # type: ignore[attr-defined]
+    if len(shape) < 3:
+        raise EddymotionError(f"{path}: found an image of shape {shape}, expected three axes")
+    return Grid((shape[0], shape[1], shape[2]), image.affine)  # type: ignore[attr-defined]
+
+
+def read_bvals(path: str | Path) -> np.ndarray:
+    """Read b-values (s/mm²), numbers separated by blanks or lines: (N,)."""
+    try:
+        return np.loadtxt(path, ndmin=1).ravel()
+    except (OSError, ValueError) as error:
+        raise EddymotionError(
+            f"{path}: not a table of numbers ({error}); expected one b-value a volume"
+        ) from error
+
+
+def read_mask(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a mask, (X, Y, Z) bool, and its affine.
+
+    Raises
+    ------
+    EddymotionError
+        If it is not three-dimensional, or empty.
+    """
+    data, affine, _ = read_image(Path(path))
+    data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
+    mask = np.nan_to_num(data) > 0
+    if mask.ndim != 3 or not mask.any():
+        raise EddymotionError(
+            f"{path}: found an image of shape {data.shape} with {mask.sum()} voxels above zero, "
+            "expected a mask in three dimensions"
+        )
+    return mask, affine
