@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lint types benchmark clean
+PHANTOM ?=  # --phantom TISSUE PEAKS
+BIDS ?= ../shared/data/bids_real
+PEERS := .venv-peers
+
+.PHONY: demo test test-slow lint types benchmark benchmark-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eddymotion --demo demo
@@ -26,6 +30,17 @@ benchmark: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.speed
 
+benchmark-peers: $(VENV)/.installed-test $(PEERS)/.installed
+	$(BIN)/python -m benchmarks.peers --check
+	$(BIN)/python -m benchmarks.peers $(PHANTOM)
+	$(BIN)/python -m benchmarks.cieslak $(PHANTOM)
+	$(BIN)/python -m benchmarks.real $(BIDS)
+
+$(PEERS)/.installed: benchmarks/peers-requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet -r $<
+	touch $@
+
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,4 +52,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(PEERS) demo build *.egg-info

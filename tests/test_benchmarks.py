@@ -1,0 +1,117 @@
+"""The benchmarks' own machinery: common convention of the tools, kept rows, pages."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("psutil")
+
+from benchmarks import cieslak, peer_tools, peers, real, tables
+from eddymotion.dataset import DWI
+from eddymotion.files import write_gradient_table, write_image
+from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
+from eddymotion.gradients import Gradients
+from eddymotion.simulation import Grid, acquire, procedural_head
+
+PATH = re.compile(r"(?<![\w.])/(home|root|tmp|work|usr)\b")
+
+
+def test_dipy_matrices_map_the_reference_to_the_volume(tmp_path):
+    head = procedural_head(8.0)
+    gradients = Gradients([0, 700, 700], [[0, 0, 0], [1, 0, 0], [0, 0.6, 0.8]])
+    pose = rigid_matrix(np.array([6.0, -9.0, 4.0]), np.deg2rad([8.0, 0.0, -10.0]), np.zeros(3))
+    poses = Motion.identity(3).updated(np.arange(1, 3), pose)
+    dwi = acquire(head, gradients, poses, Grid.covering(head, 6.0, "LAS"), snr=100)
+    write_image(tmp_path / "dwi.nii.gz", dwi.signal, dwi.affine)
+    write_gradient_table(tmp_path / "dwi.bval", tmp_path / "dwi.bvec", gradients, dwi.affine)
+    found = peer_tools.run("dipy", tmp_path, 1)
+    parameters, true = (rigid_parameters(m, np.zeros(3)) for m in (found[1], pose))
+    for part in (slice(0, 3), slice(3, 6)):  # an inverse would have a slope of -1
+        slope = parameters[part] @ true[part] / (true[part] @ true[part])
+        assert 0.6 < slope < 1.4
+    np.testing.assert_array_equal(peer_tools.run("nothing", tmp_path, 1)[2], np.eye(4))
+
+
+def test_itk_transforms_become_ras():
+    pose = rigid_matrix(np.array([1.0, 2.0, 3.0]), np.array([0.1, -0.2, 0.3]), np.zeros(3))
+    lps = peer_tools.LPS @ pose @ peer_tools.LPS
+    center = np.array([10.0, -20.0, 5.0])
+    translation = lps[:3, 3] - center + lps[:3, :3] @ center
+    transform = SimpleNamespace(
+        parameters=[*lps[:3, :3].ravel(), *translation], fixed_parameters=center
+    )
+    np.testing.assert_allclose(peer_tools.from_itk(transform), pose, atol=1e-12)
+
+
+def test_a_process_is_timed_and_its_last_words_are_kept():
+    options = SimpleNamespace(n_threads=1, timeout=30.0)
+    code = "import sys; x = bytearray(80_000_000); sum(range(10**6)); sys.exit('no such model')"
+    used, words = peers.run_measured([peers.sys.executable, "-c", code], options)
+    assert words == "no such model"
+    assert 0 < used["cpu_seconds"] <= used["seconds"] + 0.5
+    code = "import time; x = bytearray(80_000_000); time.sleep(0.4)"
+    used, words = peers.run_measured([peers.sys.executable, "-c", code], options)
+    assert words == ""
+    assert 80 < used["peak_mb"] < 200
+
+
+def test_rows_are_kept_and_not_measured_again(tmp_path):
+    rows = tables.Rows(tmp_path / "rows.tsv", ("series", "seed"))
+    rows.add({"series": "a", "seed": 0, "mm": 0.25, "error": ""})
+    rows.add({"series": "a", "seed": 1, "error": "cannot\tread\nit"})
+    again = tables.Rows(tmp_path / "rows.tsv", ("series", "seed"))
+    assert again.has(series="a", seed=1)
+    assert not again.has(series="a", seed=2)
+    assert again.rows[0]["mm"] == 0.25
+    assert again.rows[1]["error"] == "cannot read it"
+
+
+def test_peers_page_shows_medians_failures_and_no_paths(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers.sys, "argv", ["/work/benchmarks/peers.py", "--work", "/tmp/x"])
+    rows = tables.Rows(tmp_path / "rows.tsv", peers.KEY)
+    for seed, mm in enumerate((0.1, 0.3, 0.2)):
+        rows.add(peer_row("joint", seed, mm))
+    rows.add(peer_row("nothing", 0, 1.5))
+    failed = {name: peer_row("nifreeze:gp", 0, 0)[name] for name in (*peers.KEY, "shape")}
+    rows.add({**failed, "threads": 1, "seconds": 2.0, "error": "TypeError: no gtab"})
+    tables.keep_provenance(tmp_path / "rows.json")
+    peers.render(rows, tmp_path / "rows.json", tmp_path / "docs")
+    page = (tmp_path / "docs" / "peers.md").read_text()
+    assert "| 3 | 0.200 / 0.200 |" in page
+    assert "fails: `TypeError: no gtab`" in page
+    assert "python -m benchmarks.peers --work x" in page
+    assert not PATH.search(page)
+    assert (tmp_path / "docs" / "peers-s-3mm.png").stat().st_size > 5000
+
+
+def peer_row(tool, seed, mm):
+    names = ("free_mm", "free_deg", "frame_mm", "frame_deg", "largest_mm", "slope_t", "slope_r")
+    return {"series": "s", "voxel_mm": "3", "seed": seed, "tool": tool, "shape": "4×4×4×9",
+            "threads": 1, "seconds": 1.5, "cpu_seconds": 1.2, "peak_mb": 100,
+            **dict.fromkeys(names, mm)}  # fmt: skip
+
+
+def test_published_figures_stand_beside_ours(tmp_path):
+    row = {"scheme": "ABCD", "percent_moved": 15, "seed": 0, "estimator": "joint",
+           "voxel_mm": "2", "volumes": 103, "seconds": 20.0}  # fmt: skip
+    names = ("nothing", "frame", "free")
+    row |= {f"{name}_{unit}": 0.04 for name in names for unit in ("mm", "deg")}
+    row |= {"slope_t": 1.0, "slope_r": 1.0}
+    tables.keep_provenance(tmp_path / "rows.json")
+    cieslak.render([row], tmp_path / "rows.json", tmp_path)
+    page = (tmp_path / "cieslak.md").read_text()
+    assert "0.53 / 0.98" in page  # SHORELine
+    assert "The phantom is not the published one" in page
+
+
+def test_repeated_directions_are_found(tiny):
+    assert real.repeated_halves(tiny) is None
+    twice = DWI(np.concatenate([tiny.signal, tiny.signal], axis=3), tiny.affine,
+                Gradients(np.tile(tiny.gradients.bvals, 2), np.tile(tiny.gradients.bvecs, (2, 1))),
+                tiny.mask)  # fmt: skip
+    halves = real.repeated_halves(twice)
+    assert halves is not None
+    distance = real.tensor_distance(twice, twice, halves)
+    assert distance["fa_rms"] == distance["md_rms"] == 0
