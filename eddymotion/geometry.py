@@ -36,10 +36,14 @@ class Motion:
     standard_errors : (N, 6) array, optional
         Standard errors of the three translations (mm) and rotations (rad) of
         :func:`rigid_parameters`, where the estimator gives them.
+    frame_error : float, optional
+        Standard error (mm an axis) of what brings diffusion-weighted volumes into the frame of
+        the b=0 volumes: an offset that they have in common.
     """
 
     matrices: np.ndarray
     standard_errors: np.ndarray | None = None
+    frame_error: float | None = None
 
     def __post_init__(self) -> None:
         matrices = np.array(self.matrices, dtype=float)

@@ -237,12 +237,19 @@ def summarise(
         "reference": f"volume {dwi.reference}, {kind}",
         "range of translations (x, y, z)": ", ".join(f"{r:.2f}" for r in reach[:3]) + " mm",
         "range of rotations (x, y, z)": ", ".join(f"{np.rad2deg(r):.2f}" for r in reach[3:]) + "°",
+        "frame of the diffusion-weighted volumes": _frame(motion),
         "framewise displacement": f"mean {fd.mean():.2f} mm, max {fd.max():.2f} mm",
         "mean correlation with the prediction": rise("correlation", np.mean),
         "lowest correlation with the prediction": rise("correlation", np.min),
         "slices that lost signal": str(n_outliers),
         "time": f"{seconds:.0f} s",
     }
+
+
+def _frame(motion: Motion) -> str:
+    if motion.frame_error is None:
+        return "not estimated"
+    return f"joined to that of the b=0 volumes within {motion.frame_error:.3f} mm (standard error)"
 
 
 def sidecar_of(

@@ -114,6 +114,7 @@ def unite_frames(
     motion, covariances = estimate.motion, estimate.covariances
     united = motion.relative_to(dwi.reference)
     of_frame = np.zeros((len(dwi), 6, 6))
+    frame_error = None
     if not len(b0s):
         log.warning("no b=0 volume: the reference frame is that of volume 0")
     elif align_shells:
@@ -126,6 +127,8 @@ def unite_frames(
             )
             united = united.updated(group, matrices @ offset)
             of_frame[group] = covariance
+        frame_error = float(np.sqrt(of_frame[:, 0, 0].max()))
+    united = replace(united, frame_error=frame_error)
     if covariances is None:
         return united
     total = covariances + of_frame + covariances[dwi.reference]
@@ -188,7 +191,6 @@ def find_offset(
             bvals.mean(), np.linalg.norm(apart[:3]), np.rad2deg(np.linalg.norm(apart[3:])),
         )  # fmt: skip
         offset, variance = most_likely_offset(both, center)
-    log.info("frame offset: uncertain by %.3f mm (standard error an axis)", np.sqrt(variance))
     return offset, variance * np.diag(1 / _IN_MM**2)
 
 
