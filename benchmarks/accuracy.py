@@ -1,7 +1,8 @@
 """Error of the estimated motion on simulated series.
 
 ``python -m benchmarks.accuracy [--phantom TISSUE PEAKS] [--series NAME …] [--seeds SEED …]``
-prints one row a series and seed, and at the end the median and the worst over the seeds:
+measures each series and seed, keeps a row as soon as it has one, and goes on where it stopped.
+``--render`` only writes ``docs/benchmarks/accuracy.md``, the median and the worst over the seeds:
 
 - RMSE over axes and b>100 volumes of translation (mm) and rotation (°) at the head's centre, in
   the frame of volume 0, and free of a constant offset;
@@ -9,6 +10,8 @@ prints one row a series and seed, and at the end the median and the worst over t
 - slope of estimated on true motion;
 - where the estimator gives standard errors: how many of the 95 % intervals hold the truth;
 - what doing nothing would score.
+
+Of a head that is not of human size, lengths are told in those of a human one.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +27,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import eddymotion as em
+from benchmarks import tables
 from eddymotion.dataset import DWI
-from eddymotion.geometry import exp_rigid, log_rigid, rigid_parameters, rms_displacement
+from eddymotion.evaluation import compare_motion
 from eddymotion.gradients import Gradients
 from eddymotion.simulation import (
     Grid,
@@ -35,22 +39,13 @@ from eddymotion.simulation import (
     procedural_head,
     shelled_scheme,
 )
-from eddymotion.simulation.motion import Pattern, simulate_motion
+from eddymotion.simulation.motion import simulate_motion
+from eddymotion.simulation.patterns import Pattern
 
 CENTER = np.zeros(3)
 
 OBLIQUE = tuple(np.deg2rad(15) * np.array([2.0, -1.0, 2.0]) / 3)
 """Rotation vector of the oblique grid: 15° about no axis of the scanner."""
-
-COLUMNS = {
-    "frame": "volume 0's frame (mm / °)",
-    "free": "offset-free (mm / °)",
-    "largest": "largest (mm)",
-    "slopes": "slope t / r",
-    "coverage": "coverage (%)",
-    "nothing": "nothing (mm / °)",
-    "seconds": "s",
-}
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,8 @@ class Series:
     snr: float = 20.0
     coil_bias: float = 0.13
     dropout: float = 0.0
+    scale: float = 1.0
+    """Size of the head relative to a human one; voxels and motion shrink with it."""
 
     def simulate(self, phantom: Phantom, seed: int, n_threads: int) -> tuple[DWI, em.Motion]:
         """Return the series and its truth."""
@@ -74,7 +71,8 @@ class Series:
         grid = Grid.covering(phantom, self.voxel_sizes, self.orientation, rotation)
         dwi = acquire(phantom, gradients, truth, grid, snr=self.snr, coil_bias=self.coil_bias,
                       dropout=self.dropout, seed=seed, n_threads=n_threads)  # fmt: skip
-        return dwi, truth
+        size = np.diag([self.scale] * 3 + [1.0])
+        return replace(dwi, affine=size @ dwi.affine), scaled(truth, self.scale)
 
     def digest(self, phantom: list[str]) -> str:
         """Return a short name that changes with the parameters and the phantom's files."""
@@ -83,6 +81,12 @@ class Series:
         for file in phantom:
             code.update(Path(file).read_bytes())
         return code.hexdigest()[:10]
+
+
+def scaled(motion: em.Motion, factor: float) -> em.Motion:
+    """Return the same motion of a head of another size."""
+    size = np.diag([factor] * 3 + [1.0])
+    return em.Motion(size @ motion.matrices @ np.linalg.inv(size))
 
 
 SINGLE = partial(shelled_scheme, {1000.0: 64}, 6)
@@ -111,49 +115,67 @@ SERIES = {
     "scattered": Series(SINGLE, "scattered"),
     "dropout": Series(SINGLE, "moderate", dropout=0.03),
     "oblique": Series(SINGLE, "moderate", orientation="PSL", rotation=OBLIQUE),
+    "voxels-1.2": Series(COARSE, "moderate", voxel_sizes=1.2),
+    "voxels-1.6": Series(COARSE, "moderate", voxel_sizes=1.6),
+    "voxels-3": Series(COARSE, "moderate", voxel_sizes=3.0),
+    "voxels-4": Series(COARSE, "moderate", voxel_sizes=4.0),
+    "rodent": Series(COARSE, "moderate", scale=0.07),
 }
+
+KEY = ("series", "seed", "estimator", "model")
 
 
 def main() -> None:
     options = parse()
-    cached = partial(load_or_simulate, options.cache, options.phantom or [])
-    settings = {"estimator": options.estimator, "model": options.model}
-    settings = {name: value for name, value in settings.items() if value}
-    print_row(["series", "seed", *COLUMNS.values()])
-    print_row(["---"] * (len(COLUMNS) + 2))
-    measured: dict[str, list[dict[str, tuple[float, ...]]]] = {}
-    for name in selected(options.series):
-        for seed in options.seeds:
-            dwi, truth = cached(name, seed, options.n_threads)
-            started = time.perf_counter()
-            found = em.estimate_motion(dwi, n_threads=options.n_threads, **settings)
-            seconds = time.perf_counter() - started
-            scores = {**score(dwi, truth, found), "seconds": (seconds,)}
-            measured.setdefault(name, []).append(scores)
-            print_row([name, str(seed), *map(cell, COLUMNS, scores.values())])
-    print()
-    summarize(measured)
+    rows = tables.Rows(options.rows, KEY)
+    if not options.render:
+        options.rows.parent.mkdir(parents=True, exist_ok=True)
+        tables.keep_provenance(options.rows.with_suffix(".json"))
+        measure_all(options, rows)
+    if options.render or not options.no_page:
+        render(list(rows), options.rows.with_suffix(".json"))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"))
+    parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
     parser.add_argument(
         "--series", nargs="+", metavar="NAME", default=list(SERIES),
         help=f"names, or what they begin with up to the dash: {', '.join(SERIES)}",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--estimator")
-    parser.add_argument("--model")
+    parser.add_argument("--estimator", default="joint")
+    parser.add_argument("--model", default="auto")
     parser.add_argument("--cache", type=Path, help="folder that keeps the simulated series")
     parser.add_argument("--n-threads", type=int, default=2)
+    parser.add_argument("--rows", type=Path, default=Path("build/accuracy.tsv"))
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     options = parser.parse_args()
     unknown = [name for name in options.series if not list(selected([name]))]
     if unknown:
         parser.error(f"unknown series {', '.join(unknown)}; there are {', '.join(SERIES)}")
     return options
+
+
+def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
+    for seed in options.seeds:
+        for name in selected(options.series):
+            key = {"series": name, "seed": seed, "estimator": options.estimator,
+                   "model": options.model}  # fmt: skip
+            if rows.has(**key):
+                continue
+            dwi, truth = load_or_simulate(
+                options.cache, options.phantom, name, seed, options.n_threads
+            )
+            started = time.perf_counter()
+            found = em.estimate_motion(dwi, model=options.model, estimator=options.estimator,
+                                       n_threads=options.n_threads)  # fmt: skip
+            seconds = round(time.perf_counter() - started, 1)
+            size = 1 / SERIES[name].scale
+            rows.add(key | row_of(score(dwi, truth, found, size)) | {"seconds": seconds})
 
 
 def selected(names: list[str]) -> Iterator[str]:
@@ -195,75 +217,97 @@ def save_whole(path: Path, write: Callable) -> None:
     partial_file.replace(path)
 
 
-def score(dwi: DWI, truth: em.Motion, found: em.Motion) -> dict[str, tuple[float, ...]]:
-    """Return the values of all columns but the seconds."""
-    which = dwi.gradients.bvals > 100
-    true, estimated = (m.relative_to(0).matrices[which] for m in (truth, found))
-    offset = exp_rigid(log_rigid(np.linalg.inv(true) @ estimated, CENTER).mean(axis=0), CENTER)
-    free = estimated @ np.linalg.inv(offset)
-    se = None if found.standard_errors is None else found.standard_errors[which]
+def score(
+    dwi: DWI, truth: em.Motion, found: em.Motion, size: float = 1.0
+) -> dict[str, tuple[float, ...]]:
+    """Return errors by kind; lengths are multiplied with `size`."""
+    se = found.standard_errors
+    if se is not None:
+        se = se * np.array([size] * 3 + [1.0] * 3)
+    compared = compare_motion(
+        replace(scaled(found.relative_to(0), size), standard_errors=se),
+        scaled(truth.relative_to(0), size),
+        center=CENTER, bvals=dwi.gradients.bvals, grid_center=size * dwi.center,
+    )  # fmt: skip
+    frame, free = compared.score(frame="given"), compared.score()
+    nothing = compared.score("nothing", "given")
     return {
-        "frame": errors(true, estimated),
-        "free": errors(true, free),
-        "largest": (float(rms_displacement(true, free, CENTER).max()),),
-        "slopes": slopes(true, free),
-        "coverage": (coverage(true, estimated, se, dwi.center),),
-        "nothing": errors(true, np.tile(np.eye(4), (len(true), 1, 1))),
+        "frame": (frame.rmse_translation_mm, frame.rmse_rotation_deg),
+        "free": (free.rmse_translation_mm, free.rmse_rotation_deg),
+        "largest": (free.rms_displacement_max_mm,),
+        "slopes": (free.slope_translation, free.slope_rotation),
+        "coverage": (compared.coverage_percent,),
+        "nothing": (nothing.rmse_translation_mm, nothing.rmse_rotation_deg),
     }
 
 
-def errors(true: np.ndarray, estimated: np.ndarray) -> tuple[float, float]:
-    """RMSE over axes and volumes: mm, degrees."""
-    p = rigid_parameters(np.linalg.inv(true) @ estimated, CENTER)
-    mm, radians = (np.sqrt((part**2).mean()) for part in (p[:, :3], p[:, 3:]))
-    return float(mm), float(np.rad2deg(radians))
+NAMES = {
+    "frame": ("frame_mm", "frame_deg"), "free": ("free_mm", "free_deg"),
+    "largest": ("largest_mm",), "slopes": ("slope_t", "slope_r"),
+    "coverage": ("coverage_percent",), "nothing": ("nothing_mm", "nothing_deg"),
+}  # fmt: skip
+"""Columns of the rows for the kinds of errors."""
 
 
-def slopes(true: np.ndarray, estimated: np.ndarray) -> tuple[float, float]:
-    """Slope of estimated on true parameters: translations, rotations; NaN without motion."""
-    t, e = (rigid_parameters(m, CENTER) for m in (true, estimated))
-    t, e = t - t.mean(axis=0), e - e.mean(axis=0)
-
-    def slope(columns: slice) -> float:
-        power = (t[:, columns] ** 2).sum()
-        return float((t[:, columns] * e[:, columns]).sum() / power) if power > 1e-9 else np.nan
-
-    return slope(slice(0, 3)), slope(slice(3, 6))
+def row_of(scores: dict[str, tuple[float, ...]]) -> tables.Row:
+    """Name each value."""
+    return {
+        name: float(value)
+        for kind, names in NAMES.items()
+        for name, value in zip(names, scores[kind], strict=True)
+    }
 
 
-def coverage(
-    true: np.ndarray, estimated: np.ndarray, se: np.ndarray | None, center: np.ndarray
-) -> float:
-    """Share (%) of the parameters within 1.96 standard errors of the truth; NaN without any."""
-    if se is None:
-        return np.nan
-    error = rigid_parameters(estimated, center) - rigid_parameters(true, center)
-    known = np.isfinite(se)
-    return float(100 * (np.abs(error) <= 1.96 * se)[known].mean()) if known.any() else np.nan
+def render(rows: list[tables.Row], provenance: Path) -> None:
+    """Write the page and the numbers."""
+    lines = []
+    for name in SERIES:
+        mine = [row for row in rows if row["series"] == name]
+        if not mine:
+            continue
+        m, worst = ({column: float(over([row[column] for row in mine]))
+                     for column in row_columns()} for over in (np.median, np.max))  # fmt: skip
+        slopes = [row[column] for row in mine for column in ("slope_t", "slope_r")]
+        lines.append([
+            name, str(len(mine)),
+            tables.pair(m["nothing_mm"], m["nothing_deg"], 2),
+            tables.pair(m["free_mm"], m["free_deg"]),
+            tables.pair(worst["free_mm"], worst["free_deg"]),
+            tables.pair(m["frame_mm"], m["frame_deg"]),
+            tables.pair(worst["frame_mm"], worst["frame_deg"]),
+            tables.number(worst["largest_mm"]),
+            tables.pair(np.min(slopes), np.max(slopes)),
+            tables.pair(m["coverage_percent"], min(row["coverage_percent"] for row in mine), 1),
+            tables.number(m["seconds"], 1),
+        ])  # fmt: skip
+    heads = ["series", "seeds", "nothing", "offset-free: median", "worst",
+             "volume 0's frame: median", "worst", "largest (mm)", "slopes: least / largest",
+             "coverage (%): median / least", "s"]  # fmt: skip
+    parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines)]
+    tables.write_page("accuracy", "\n".join(parts), rows)
 
 
-def summarize(measured: dict[str, list[dict[str, tuple[float, ...]]]]) -> None:
-    """Print median and worst over the seeds."""
-    shown = [column for column in COLUMNS if column not in ("slopes", "nothing")]
-    heads = [f"{COLUMNS[column]}: {what}" for column in shown for what in ("median", "worst")]
-    print_row(["series", *heads])
-    print_row(["---"] * (len(heads) + 1))
-    for name, rows in measured.items():
-        cells = []
-        for column in shown:
-            values = np.array([row[column] for row in rows])
-            worst = values.min(axis=0) if column == "coverage" else values.max(axis=0)
-            cells += [cell(column, np.median(values, axis=0)), cell(column, worst)]
-        print_row([name, *cells])
+def row_columns() -> list[str]:
+    return [*(name for names in NAMES.values() for name in names), "seconds"]
 
 
-def cell(column: str, values: tuple[float, ...] | np.ndarray) -> str:
-    digits = {"coverage": 1, "seconds": 1}.get(column, 3)
-    return " / ".join("–" if np.isnan(value) else f"{value:.{digits}f}" for value in values)
+INTRODUCTION = """# Accuracy on simulated series
 
+A whole-head phantom, a coil sensitivity that stays with the scanner, default settings. RMSE
+(mm / °) over three axes and all volumes above b=100. *Volume 0's frame*: the absolute error.
+*Offset-free*: the error after one constant rigid offset is removed, which moves the corrected
+series as a whole and blurs nothing. *Largest*: the worst displacement of a volume over an 80 mm
+sphere. *Slopes*: of estimated on true motion. *Coverage*: how many of the 95 % intervals hold the
+truth.
 
-def print_row(cells: list[str]) -> None:
-    print("|", " | ".join(cells), "|", flush=True)
+single: 64 directions at b=1000. abcd: 6, 15, 15, 60 directions at b=500, 1000, 2000, 3000. high:
+60 at b=3000. multi: 30 each at b=1000, 2000, 3000. dsi: 55 random points in q-space to b=5000.
+tiny: 12 directions, one b=0. coarse: 30 directions, 2.5×2.5×3 mm, SNR 10. scattered: every volume
+displaced by up to 20 mm and 25°. dropout: 3 % of the slices lose signal. oblique: a turned
+sagittal scan. voxels-X: 30 directions, voxels of X mm. rodent: a head of 7 % of the size, errors
+in lengths of a human head. swap15 …: 15 % of the volumes moved by up to 5 mm and 8°; moderate and
+high: drift with 3 and 8 jumps. Voxels are 2 mm and SNR 20 where nothing else is said.
+"""
 
 
 if __name__ == "__main__":

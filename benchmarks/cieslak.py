@@ -17,7 +17,7 @@ import numpy as np
 
 import eddymotion as em
 from benchmarks import tables
-from benchmarks.accuracy import ABCD, DSI, Series, read_phantom, score
+from benchmarks.accuracy import ABCD, DSI, Series, read_phantom, row_of, score
 from eddymotion.simulation import cartesian_scheme, shelled_scheme
 
 PUBLISHED = Path(__file__).with_name("cieslak2024.tsv")
@@ -89,14 +89,10 @@ def measure(key: tables.Row, estimators: list[str], options: argparse.Namespace,
         started = time.process_time()
         found = em.estimate_motion(dwi, estimator=estimator, n_threads=options.n_threads)
         seconds = time.process_time() - started
-        scores = score(dwi, truth, found)
         rows.add({
             **key, "estimator": estimator, "voxel_mm": f"{options.voxel_size:g}",
             "volumes": len(dwi), "seconds": round(seconds, 1),
-            **dict(zip(("nothing_mm", "nothing_deg"), scores["nothing"], strict=True)),
-            **dict(zip(("frame_mm", "frame_deg"), scores["frame"], strict=True)),
-            **dict(zip(("free_mm", "free_deg"), scores["free"], strict=True)),
-            **dict(zip(("slope_t", "slope_r"), scores["slopes"], strict=True)),
+            **row_of(score(dwi, truth, found)),
         })  # fmt: skip
 
 

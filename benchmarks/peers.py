@@ -27,7 +27,7 @@ import psutil
 
 import eddymotion as em
 from benchmarks import tables
-from benchmarks.accuracy import SERIES, Series, read_phantom, score
+from benchmarks.accuracy import NAMES, SERIES, Series, read_phantom, row_of, score
 from eddymotion.files import read_itk, write_gradient_table, write_image, write_itk
 from eddymotion.registration import REGISTRAR_NAMES
 
@@ -171,16 +171,9 @@ def measure(tool: Tool, folder: Path, options: argparse.Namespace) -> tables.Row
 
 
 def scores(dwi, truth: em.Motion, found: np.ndarray) -> tables.Row:
-    values = score(dwi, truth, em.Motion(found))
-    names = {
-        "free": ("free_mm", "free_deg"), "frame": ("frame_mm", "frame_deg"),
-        "largest": ("largest_mm",), "slopes": ("slope_t", "slope_r"),
-    }  # fmt: skip
-    return {
-        name: float(value)
-        for column, parts in names.items()
-        for name, value in zip(parts, values[column], strict=True)
-    }
+    kinds = ("free", "frame", "largest", "slopes")
+    row = row_of(score(dwi, truth, em.Motion(found)))
+    return {name: row[name] for kind in kinds for name in NAMES[kind]}
 
 
 def run_measured(command: list[str], options: argparse.Namespace) -> tuple[tables.Row, str]:

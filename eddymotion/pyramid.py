@@ -93,7 +93,7 @@ def band_pass(image: Image, level: Level, scale: float) -> Image:
         narrow, wide = level.fwhm * voxel, level.highpass * voxel
         return Image(low_pass(image, narrow).data - low_pass(image, wide).data, image.affine)
     fwhm = level.fwhm * scale
-    factors = np.clip((fwhm / 2.5 / image.voxel_sizes).astype(int), 1, None)
+    factors = np.clip((fwhm / 2 / image.voxel_sizes).astype(int), 1, None)
     factors = np.minimum(factors, np.maximum(np.array(image.data.shape) // 8, 1))
     return low_pass(decimate(image, factors), fwhm)
 

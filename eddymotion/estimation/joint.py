@@ -61,7 +61,7 @@ MISFIT_VOXELS = 0.008
 """Standard error beyond that of noise, in voxels at b=1000 s/mm² and in proportion to the b-value
 above; see :func:`misfit_covariances`."""
 
-CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 4.0
+CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3.0
 """What is kept around the brain of a volume from the second level on: what a level's filter and
 its remaining motion reach."""
 
