@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 
 from eddymotion import __version__
 from eddymotion.dataset import DWI
-from eddymotion.derivatives import Outputs, write_outputs
+from eddymotion.derivatives import Outputs, write_outputs, write_sidecar
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Quality, assess, estimate_motion
 from eddymotion.files import image_stem, load, read_image
@@ -23,7 +25,7 @@ from eddymotion.models import Model, get_model
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import get_registrar
 from eddymotion.reports.slices import Slices
-from eddymotion.resampling import Resampled, kernel_agrees
+from eddymotion.resampling import Engine, Resampled, kernel_agrees
 from eddymotion.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -62,9 +64,6 @@ REUSED_OUTPUTS = (
 )  # fmt: skip
 """All that must lie there for a finished series to be taken as finished."""
 
-MARKS_OF_COMPLETION = ("sidecar", "motion_figure", "before_after_figure")
-"""What a series that is being written does not have."""
-
 
 def correct_series(
     series: SeriesFiles, outputs: Outputs, settings: Settings, progress: Progress = silent
@@ -89,24 +88,74 @@ def correct_series(
         log.info("%s: outputs with the same settings are there; reused", series.dwi.name)
         return finished
     refuse_overwriting_inputs(series, outputs, settings)
-    started = time.perf_counter()
-    dwi = load(
-        series.dwi,
-        bval=series.bval,
-        bvec=series.bvec,
-        mask=settings.brain_mask,
-        b0_threshold=settings.b0_threshold,
-        ignore=settings.ignore,
-    )
-    log.info("%s: %s", series.dwi.name, dwi)
-    grid = output_grid(settings.output_space)
+    stages = Stages()
+    with stages("reading"):
+        dwi = load(
+            series.dwi,
+            bval=series.bval,
+            bvec=series.bvec,
+            mask=settings.brain_mask,
+            b0_threshold=settings.b0_threshold,
+            ignore=settings.ignore,
+        )
+        log.info("%s: %s", series.dwi.name, dwi)
+        grid = output_grid(settings.output_space)
     model = get_model(
         settings.model,
         dwi.gradients,
         min_q_distance=settings.min_q_distance,
         n_procs=settings.nprocs,
     )
-    motion = estimate_motion(
+    with stages("motion"):
+        motion = find_motion(dwi, model, settings, progress)
+    with stages("quality"):
+        judged = {"seed": settings.random_seed, "n_threads": settings.nprocs}
+        before = assess(dwi, Motion.identity(len(dwi)), model, **judged)
+        after = assess(dwi, motion, model, **judged)
+    with stages("resampling and writing"):
+        outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
+        corrected = prepare_resampling(dwi, motion, grid, settings)
+        slices_before, slices_after = Slices.of(dwi), Slices(corrected)
+        resampled = progress(corrected.volumes(), "resampling", len(dwi))
+        write_outputs(
+            corrected,
+            motion,
+            outputs,
+            volumes=slices_after.watching(resampled),
+            original=dwi,
+            quality=after,
+            fsl=settings.fsl_outputs,
+        )
+    with stages("pictures"):
+        write_figures(outputs, dwi, motion, slices_before, slices_after)
+    summary = summarise(dwi, motion, model, before, after) | {"time": str(stages)}
+    write_sidecar(outputs, sidecar_of(series, settings, summary, stages, print_of_run))
+    for label, value in summary.items():
+        log.info("%s: %s: %s", series.dwi.name, label, value)
+    return summary
+
+
+class Stages:
+    """Seconds of each stage of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Measure what is done inside."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        return f"{sum(self.seconds.values()):.1f} s ({parts})"
+
+
+def find_motion(dwi: DWI, model: Model, settings: Settings, progress: Progress) -> Motion:
+    """Estimate the motion as the settings say."""
+    return estimate_motion(
         dwi,
         model=model,
         registrar=get_registrar(settings.registration, settings.registration_settings),
@@ -117,39 +166,20 @@ def correct_series(
         n_threads=settings.nprocs,
         progress=progress,
     )
-    judged = {"seed": settings.random_seed, "n_threads": settings.nprocs}
-    before = assess(dwi, Motion.identity(len(dwi)), model, **judged)
-    after = assess(dwi, motion, model, **judged)
-    engine = settings.resampling
+
+
+def prepare_resampling(
+    dwi: DWI,
+    motion: Motion,
+    grid: tuple[tuple[int, int, int], np.ndarray] | None,
+    settings: Settings,
+) -> Resampled:
+    """Choose the engine; the compiled kernel must agree with NiTransforms on one volume."""
+    engine: Engine = "fast" if settings.resampling == "fast" else "nitransforms"
     if engine == "fast" and not kernel_agrees(dwi, motion):
         log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")
         engine = "nitransforms"
-    corrected = Resampled.of(
-        dwi,
-        motion,
-        engine=engine,  # type: ignore[arg-type]
-        grid=grid,
-        n_threads=settings.nprocs,
-    )
-    summary = summarise(dwi, motion, model, before, after, time.perf_counter() - started)
-    for kind in MARKS_OF_COMPLETION:
-        outputs[kind].unlink(missing_ok=True)
-    slices_before, slices_after = Slices.of(dwi), Slices(corrected)
-    resampled = progress(corrected.volumes(), "resampling", len(dwi))
-    write_outputs(
-        corrected,
-        motion,
-        outputs,
-        volumes=slices_after.watching(resampled),
-        original=dwi,
-        quality=after,
-        sidecar=sidecar_of(series, settings, summary, print_of_run),
-        fsl=settings.fsl_outputs,
-    )
-    write_figures(outputs, dwi, motion, slices_before, slices_after)
-    for label, value in summary.items():
-        log.info("%s: %s: %s", series.dwi.name, label, value)
-    return summary
+    return Resampled.of(dwi, motion, engine=engine, grid=grid, n_threads=settings.nprocs)
 
 
 def output_grid(path: Path | None) -> tuple[tuple[int, int, int], np.ndarray] | None:
@@ -216,7 +246,7 @@ def write_report(path: Path, title: str, done: list[tuple[Outputs, dict[str, str
 
 
 def summarise(
-    dwi: DWI, motion: Motion, model: Model, before: Quality, after: Quality, seconds: float
+    dwi: DWI, motion: Motion, model: Model, before: Quality, after: Quality
 ) -> dict[str, str]:
     """Say in words and numbers what was found."""
     parameters = rigid_parameters(motion.matrices, dwi.center)
@@ -242,7 +272,6 @@ def summarise(
         "mean correlation with the prediction": rise("correlation", np.mean),
         "lowest correlation with the prediction": rise("correlation", np.min),
         "slices that lost signal": str(n_outliers),
-        "time": f"{seconds:.0f} s",
     }
 
 
@@ -253,7 +282,11 @@ def _frame(motion: Motion) -> str:
 
 
 def sidecar_of(
-    series: SeriesFiles, settings: Settings, summary: dict[str, str], print_of_run: str
+    series: SeriesFiles,
+    settings: Settings,
+    summary: dict[str, str],
+    stages: Stages,
+    print_of_run: str,
 ) -> dict[str, Any]:
     """Return the sidecar of the corrected image."""
     metadata = series.metadata or {}
@@ -261,6 +294,7 @@ def sidecar_of(
         "Sources": [series.uri or series.dwi.name],
         "Settings": settings.effective(),
         "Summary": summary,
+        "StageSeconds": {name: round(seconds, 2) for name, seconds in stages.seconds.items()},
         "Fingerprint": print_of_run,
     }
 

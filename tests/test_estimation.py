@@ -11,7 +11,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.coupled import CoupledProblem
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.frames import most_likely_offset, proposals_in_time, unite_frames
+from eddymotion.estimation.frames import Brain, most_likely_offset, proposals_in_time, unite_frames
 from eddymotion.geometry import (
     Motion,
     exp_rigid,
@@ -118,8 +118,9 @@ def united_by_time(dwi, raw):
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
     to_reference = np.linalg.inv(raw[dwi.reference])
     b0_matrices = raw.matrices[b0s] @ to_reference
-    proposals = proposals_in_time(b0s, b0_matrices, dwis, raw.matrices[dwis], dwi.brain_center)
-    offset, _ = most_likely_offset(proposals, dwi.brain_center)
+    brain = Brain.of(dwi)
+    proposals = proposals_in_time(b0s, b0_matrices, dwis, raw.matrices[dwis], brain)
+    offset, _ = most_likely_offset(proposals, brain)
     return raw.updated(b0s, b0_matrices).updated(dwis, raw.matrices[dwis] @ offset)
 
 

@@ -28,7 +28,7 @@ from eddymotion.files import (
 )
 from eddymotion.geometry import Motion
 
-__all__ = ["Outputs", "save", "write_outputs"]
+__all__ = ["Outputs", "save", "write_outputs", "write_sidecar"]
 
 
 def save(
@@ -53,7 +53,9 @@ def save(
     """
     outputs = Outputs.in_folder(Path(folder), corrected.source or Path("dwi.nii.gz"))
     sidecar = {"Sources": [corrected.source.name]} if corrected.source else None
-    write_outputs(corrected, motion, outputs, quality=quality, sidecar=sidecar)
+    outputs["sidecar"].unlink(missing_ok=True)
+    write_outputs(corrected, motion, outputs, quality=quality)
+    write_sidecar(outputs, sidecar)
     return outputs
 
 
@@ -65,10 +67,9 @@ def write_outputs(
     volumes: Iterable[np.ndarray] | None = None,
     original: DWI | None = None,
     quality: Quality | None = None,
-    sidecar: dict[str, Any] | None = None,
     fsl: bool = False,
 ) -> None:
-    """Write all files of a series; the sidecar of the image last, as the mark of completion.
+    """Write all files of a series but the sidecar of the image and the pictures.
 
     Parameters
     ----------
@@ -82,8 +83,6 @@ def write_outputs(
         The original series, where the corrected one lies on another grid: motion is measured at
         its centre.
     quality : Quality, optional
-    sidecar : dict, optional
-        Added to the sidecar of the image.
     fsl : bool
         Write FLIRT matrices, too.
     """
@@ -104,10 +103,12 @@ def write_outputs(
     write_text(outputs["confounds"], table_text(columns))
     write_json(outputs["confounds_sidecar"], descriptions(columns))
     write_text(outputs["outliers"], _outlier_table(quality.outliers if quality else None))
-    write_json(
-        outputs["sidecar"],
-        {"SkullStripped": False, "EddymotionVersion": __version__} | (sidecar or {}),
-    )
+
+
+def write_sidecar(outputs: Outputs, content: dict[str, Any] | None = None) -> None:
+    """Write the sidecar of the image, last of all: it is the mark of completion."""
+    constant = {"SkullStripped": False, "EddymotionVersion": __version__}
+    write_json(outputs["sidecar"], constant | (content or {}))
 
 
 def _outlier_table(outliers: SliceOutliers | None) -> str:

@@ -34,12 +34,13 @@ from eddymotion.geometry import (
     log_rigid,
     rigid_parameters,
 )
+from eddymotion.pyramid import head_scale
 
 log = logging.getLogger(__name__)
 
 MAX_VOLUMES_APART = 4
 FLOOR_MM = 0.03
-"""Scale of proposals at zero time: the precision of the alignment within the groups."""
+"""Scale of proposals at zero time, for a human head: the precision within the groups."""
 
 QUIET_QUANTILE, QUIET_FACTOR = 0.15, 0.67
 """The scale of rest: this quantile of the steps between consecutive volumes over this factor,
@@ -59,7 +60,31 @@ however many points it has: what mean and deviation do not tell about a voxel.""
 ENOUGH_VOLUMES = 6
 """The image term uses the lowest shell with so many volumes."""
 
-_IN_MM = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+
+@dataclass(frozen=True, eq=False)
+class Brain:
+    """What rigid offsets are measured by.
+
+    Parameters
+    ----------
+    center : (3,) array
+        RAS+ mm.
+    scale : float
+        Size relative to a human brain.
+    """
+
+    center: np.ndarray
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, dwi: DWI) -> Brain:
+        """Measure the brain of a series."""
+        return cls(dwi.brain_center, head_scale(dwi.mask, dwi.voxel_sizes))
+
+    @property
+    def in_mm(self) -> np.ndarray:
+        """Millimetres for each unit of a twist (mm, rad), (6,)."""
+        return np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.scale] * 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +192,9 @@ def find_offset(
     covariance : (6, 6) array
         Of its error.
     """
-    center = dwi.brain_center
-    in_time = proposals_in_time(dwi.gradients.b0s, b0_matrices, group, matrices, center)
-    offset, variance = most_likely_offset(in_time, center)
+    brain = Brain.of(dwi)
+    in_time = proposals_in_time(dwi.gradients.b0s, b0_matrices, group, matrices, brain)
+    offset, variance = most_likely_offset(in_time, brain)
     which = _lowest_shell(dwi, group)
     image = offset_from_images(
         dwi, b0_matrices, group[which], matrices[which], offset, seed=seed, n_threads=n_threads
@@ -179,19 +204,19 @@ def find_offset(
         bvals = dwi.gradients.bvals[group[which]]
         voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
         floor = (IMAGE_FLOOR_VOXELS * voxel * max(1.0, bvals.mean() / 1000.0)) ** 2
-        sampling = np.trace(covariance * np.outer(_IN_MM, _IN_MM)) / 6
+        sampling = np.trace(covariance * np.outer(brain.in_mm, brain.in_mm)) / 6
         both = _Proposals(
             np.concatenate([in_time.offsets, from_images[None]]),
             np.append(in_time.variances, IMAGE_COUNT * (floor + sampling)),
             np.append(in_time.counts, IMAGE_COUNT),
         )
-        apart = log_rigid(np.linalg.inv(offset) @ from_images, center)
+        apart = log_rigid(np.linalg.inv(offset) @ from_images, brain.center)
         log.info(
             "frame of b=%.0f against b=0: time and images differ by %.2f mm, %.2f°",
             bvals.mean(), np.linalg.norm(apart[:3]), np.rad2deg(np.linalg.norm(apart[3:])),
         )  # fmt: skip
-        offset, variance = most_likely_offset(both, center)
-    return offset, variance * np.diag(1 / _IN_MM**2)
+        offset, variance = most_likely_offset(both, brain)
+    return offset, variance * np.diag(1 / brain.in_mm**2)
 
 
 def _lowest_shell(dwi: DWI, group: np.ndarray) -> np.ndarray:
@@ -210,7 +235,7 @@ def proposals_in_time(
     b0_matrices: np.ndarray,
     dwis: np.ndarray,
     dwi_matrices: np.ndarray,
-    center: np.ndarray,
+    brain: Brain,
 ) -> _Proposals:
     """Pair each b=0 volume with its neighbours in time.
 
@@ -220,49 +245,50 @@ def proposals_in_time(
         Positions in the series.
     b0_matrices, dwi_matrices : (…, 4, 4) arrays
         Poses of the b=0 volumes in their frame, and of the others in theirs.
-    center : (3,) array
-        Centre of the brain, RAS+ mm.
+    brain : Brain
     """
     apart = np.abs(b0s[:, None] - dwis[None])
     nearest = max(MAX_VOLUMES_APART, int(apart.min()))
     pairs = np.argwhere(apart <= nearest)
     time = apart[pairs[:, 0], pairs[:, 1]]
     offsets = np.linalg.inv(dwi_matrices[pairs[:, 1]]) @ b0_matrices[pairs[:, 0]]
-    variances = _quiet_step(dwis, dwi_matrices, center) ** 2 * time + FLOOR_MM**2
+    variances = _quiet_step(dwis, dwi_matrices, brain) ** 2 * time
+    variances += (FLOOR_MM * brain.scale) ** 2
     n_pairs = np.bincount(pairs[:, 0], minlength=len(b0s))[pairs[:, 0]]
     return _Proposals(offsets, variances, np.minimum(1.0, PAIRS_A_B0 / n_pairs))
 
 
-def most_likely_offset(proposals: _Proposals, center: np.ndarray) -> tuple[np.ndarray, float]:
+def most_likely_offset(proposals: _Proposals, brain: Brain) -> tuple[np.ndarray, float]:
     """Find the mode of the proposals, and its variance an axis (mm²; rotations at 50 mm)."""
+    center, in_mm = brain.center, brain.in_mm
 
     def twists_from(offset: np.ndarray) -> np.ndarray:
         return log_rigid(np.linalg.inv(offset) @ proposals.offsets, center)
 
     def cost(offset: np.ndarray) -> float:
-        squares = ((twists_from(offset) * _IN_MM) ** 2).sum(axis=1)
+        squares = ((twists_from(offset) * in_mm) ** 2).sum(axis=1)
         return float((proposals.counts * np.log1p(squares / proposals.variances)).sum())
 
     offset = min(proposals.offsets, key=cost)
     precision = 0.0
     for _ in range(50):
         twists = twists_from(offset)
-        squares = ((twists * _IN_MM) ** 2).sum(axis=1)
+        squares = ((twists * in_mm) ** 2).sum(axis=1)
         weights = proposals.counts / (proposals.variances + squares)
         precision = weights.sum()
         step = weights @ twists / precision
         offset = offset @ exp_rigid(step, center)
-        if np.linalg.norm(step * _IN_MM) < 1e-6:
+        if np.linalg.norm(step * in_mm) < 1e-6 * brain.scale:
             break
     return offset, float(1 / precision)
 
 
-def _quiet_step(dwis: np.ndarray, matrices: np.ndarray, center: np.ndarray) -> float:
+def _quiet_step(dwis: np.ndarray, matrices: np.ndarray, brain: Brain) -> float:
     """Typical step (mm) between consecutive volumes while the head rests."""
-    steps = log_rigid(np.linalg.inv(matrices[:-1]) @ matrices[1:], center)
+    steps = log_rigid(np.linalg.inv(matrices[:-1]) @ matrices[1:], brain.center)
     if not len(steps):
-        return 1.0  # nothing known: a millimetre
-    lengths = np.linalg.norm(steps * _IN_MM, axis=1) / np.sqrt(np.diff(dwis))
+        return brain.scale  # nothing known: a millimetre
+    lengths = np.linalg.norm(steps * brain.in_mm, axis=1) / np.sqrt(np.diff(dwis))
     return float(np.quantile(lengths, QUIET_QUANTILE)) / QUIET_FACTOR
 
 
