@@ -6,9 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
+
+_limited: ContextVar[bool] = ContextVar("one_blas_thread", default=False)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,8 +35,15 @@ def silent(iterable: Iterable[Result], description: str, total: int) -> Iterable
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Keep BLAS to one thread: sums do not depend on the machine, our own threads run free."""
-    with threadpool_limits(1):
+    if _limited.get():  # looking for the libraries takes milliseconds
         yield
+        return
+    token = _limited.set(True)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        _limited.reset(token)
 
 
 def parallel_map(

@@ -74,8 +74,10 @@ def jittered_points(
 
 def blocks_of(points: np.ndarray, edge: float) -> np.ndarray:
     """Return the numbers, from zero on, of the cubes of `edge` mm that points (P, 3) lie in."""
-    _, numbers = np.unique(np.floor(points / edge), axis=0, return_inverse=True)
-    return numbers
+    cubes = np.floor(points / edge).astype(int)
+    cubes -= cubes.min(axis=0)
+    code = np.ravel_multi_index(tuple(cubes.T), tuple(cubes.max(axis=0) + 1))
+    return np.unique(code, return_inverse=True)[1]
 
 
 def band_pass(image: Image, level: Level, scale: float) -> Image:

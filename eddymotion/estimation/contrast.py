@@ -203,28 +203,31 @@ class _Clusters:
         center = self.dwi.brain_center
         b0s = self.dwi.gradients.b0s
         splines = [Spline.of(low_pass(self.dwi.volume(v), self.fwhm)) for v in b0s]
-        in_basis = np.isfinite(basis).all(axis=1)
+        known = np.isfinite(basis).all(axis=1)
+        columns = np.zeros((len(basis), basis.shape[1] + 6))
+        columns[known, :-6] = basis[known]
         weights = np.ones(len(basis))
         for iteration in range(MAX_ITERATIONS):
             values, jacobian = self._read_b0(splines, b0_matrices, to_b0)
-            usable = in_basis & np.isfinite(values)
+            usable = known & np.isfinite(values)
             if usable.sum() < MIN_POINTS + basis.shape[1]:
                 return None
-            columns = np.hstack([basis[usable], -jacobian[usable]])
+            values[~usable] = 0.0
+            columns[:, -6:] = np.where(usable[:, None], -jacobian, 0.0)
             found = _regress(
-                values[usable],
+                values,
                 columns,
-                weights[usable],
+                weights * usable,
                 n_iterations=1 if iteration else ROBUST_ITERATIONS,
                 n_threads=self.n_threads,
             )
-            weights[usable] = found.weights
-            to_b0 = to_b0 @ exp_rigid(found.coefficients[-6:], center)
+            weights = np.where(usable, found.weights, weights)
             step = found.coefficients[-6:]
+            to_b0 = to_b0 @ exp_rigid(step, center)
             length = np.linalg.norm(step[:3]) + self._reach * np.linalg.norm(step[3:])
             if length < tolerance * self.fwhm:
                 break
-        covariance = found.covariance(columns, self._blocks(self.points[usable, 0]))[-6:, -6:]
+        covariance = found.covariance(columns, self._blocks(self.points[:, 0]))[-6:, -6:]
         return to_b0, covariance
 
     @property
@@ -334,7 +337,11 @@ def _regress(
     n_iterations: int,
     n_threads: int = 1,
 ) -> _Fit:
-    """Regress robustly, from given weights: Student-t with one degree of freedom."""
+    """Regress robustly, from given weights: Student-t with one degree of freedom.
+
+    Rows of weight zero have no say and keep it.
+    """
+    usable = weights > 0
     scale = np.sqrt(np.einsum("ck,ck->k", columns, columns) / len(columns))
     scale[scale == 0] = 1.0
     ridge = np.append(np.full(columns.shape[1] - 6, RIDGE), np.zeros(6)) * scale**2
@@ -343,8 +350,8 @@ def _regress(
         normal[np.diag_indices_from(normal)] += ridge * (np.diag(normal) / scale**2).mean()
         coefficients = np.linalg.solve(normal / np.outer(scale, scale), right / scale) / scale
         residual = values - columns @ coefficients
-        spread = np.median(residual**2) + np.finfo(float).tiny
-        weights = 2.0 / (1.0 + residual**2 / spread)
+        spread = np.median(residual[usable] ** 2) + np.finfo(float).tiny
+        weights = np.where(usable, 2.0 / (1.0 + residual**2 / spread), 0.0)
     return _Fit(coefficients, normal, residual, weights)
 
 

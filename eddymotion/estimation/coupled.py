@@ -52,6 +52,9 @@ MAX_MISSING = 0.25
 
 FILL_ITERATIONS = 6
 
+POINTS_FOR_MODEL = 12_000
+"""At most so many points tell the parameters of the model."""
+
 CHUNK_BYTES = 2**23
 """Of the Jacobians that are held at a time by a thread."""
 
@@ -160,8 +163,16 @@ class CoupledProblem:
 
     def with_model_fitted(self, matrices: np.ndarray) -> CoupledProblem:
         """Fit the model to what the volumes show at the points."""
-        samples = self.sample(matrices)
-        whole = samples.values[:, ~samples.missing.any(axis=0)].astype(float)
+        points = self.points[:: -(-len(self.points) // POINTS_FOR_MODEL)]
+
+        def read(volume: int) -> np.ndarray:
+            values = self.splines[volume].sample(points, matrices[volume])
+            if self.lost is not None:
+                values[self.lost.at(volume, apply_affine(matrices[volume], points))] = np.nan
+            return values
+
+        values = np.stack(parallel_map(read, range(len(matrices)), n_threads=self.n_threads))
+        whole = values[:, np.isfinite(values).all(axis=0)].astype(float)
         if not whole.size:
             return self
         scatter = whole @ whole.T / whole.shape[1]

@@ -255,17 +255,17 @@ class _Solver:
     def points(self, level: Level, splines: Sequence[Spline], matrices: np.ndarray) -> np.ndarray:
         """Draw random points of the brain; at fine levels more where the images have edges."""
         affine = self.dwi.affine
+        if level.highpass is None:
+            return jittered_points(self.mask, affine, level.n_points, self.random)
         candidates = jittered_points(self.mask, affine, self.mask.sum(), self.random)
-        weights = np.ones(len(candidates))
-        if level.highpass is not None:
-            every = max(1, len(splines) // 8)
-            total = np.zeros((len(candidates), 3), np.float32)
-            for spline, matrix in zip(splines[::every], matrices[::every], strict=True):
-                _, slopes = spline.sample_with_gradient(candidates, matrix)
-                total += np.nan_to_num(slopes)
-            steepness = np.linalg.norm(total, axis=1).astype(float)
-            cap = np.quantile(steepness, 0.9)
-            weights = np.minimum(steepness, cap) + 1e-6 * cap + np.finfo(float).tiny
+        every = max(1, len(splines) // 8)
+        total = np.zeros((len(candidates), 3), np.float32)
+        for spline, matrix in zip(splines[::every], matrices[::every], strict=True):
+            _, slopes = spline.sample_with_gradient(candidates, matrix)
+            total += np.nan_to_num(slopes)
+        steepness = np.linalg.norm(total, axis=1).astype(float)
+        cap = np.quantile(steepness, 0.9)
+        weights = np.minimum(steepness, cap) + 1e-6 * cap + np.finfo(float).tiny
         n_points = min(level.n_points, len(candidates))
         waiting = self.random.exponential(size=len(candidates)) / weights
         return candidates[np.argpartition(waiting, n_points - 1)[:n_points]]
