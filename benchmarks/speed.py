@@ -1,11 +1,16 @@
-"""Wall time and peak memory of the whole command, cold and warm.
+"""Wall time and peak memory of the whole command against size, processes and engine.
 
-``python -m benchmarks.speed`` simulates 96×96×60×64 voxels and runs ``eddymotion-correct`` on it:
-once with an empty cache of compiled kernels (cold), then with it filled (warm, median of runs),
-for both resampling engines.
+``python -m benchmarks.speed [--cases NAME …]`` simulates each series once, runs
+``eddymotion-correct`` on it in a process of its own (first with an empty cache of compiled kernels
+where *cold* is measured, then ``--runs`` times warm), keeps a row as soon as it has one, and goes
+on where it stopped. ``--render`` only writes ``docs/benchmarks/speed.md``.
+
+The *floor* is what no motion correction can do without: reading the series, one interpolation of
+each volume with the compiled kernel, writing the result.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -13,57 +18,148 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+import eddymotion as em
+from benchmarks import tables
+from eddymotion.files import read_itk, write_series
+from eddymotion.geometry import Motion
+from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 
+FIELD_OF_VIEW_MM = (192.0, 192.0, 144.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A series and how it is corrected."""
+
+    shape: tuple[int, int, int]
+    n_volumes: int
+    engine: str = "fast"
+    nprocs: int = 2
+    cold: bool = False
+
+    @property
+    def megabytes(self) -> float:
+        """Of the series as float32."""
+        return 4e-6 * self.n_volumes * float(np.prod(self.shape))
+
+
+SMALL, MIDDLE, LARGE, HCP = (64, 64, 40), (96, 96, 60), (128, 128, 80), (145, 174, 145)
+
+CASES = {
+    "engine-nitransforms": Case(MIDDLE, 64, "nitransforms", cold=True),
+    "engine-fast": Case(MIDDLE, 64, cold=True),
+    "processes-1": Case(MIDDLE, 64, nprocs=1),
+    "processes-2": Case(MIDDLE, 64, nprocs=2),
+    "volumes-16": Case(SMALL, 16),
+    "volumes-32": Case(SMALL, 32),
+    "volumes-64": Case(SMALL, 64),
+    "volumes-128": Case(SMALL, 128),
+    "volumes-288": Case(SMALL, 288),
+    "voxels-small": Case(SMALL, 64),
+    "voxels-middle": Case(MIDDLE, 64),
+    "voxels-large": Case(LARGE, 64),
+    "hcp": Case(HCP, 288, "nitransforms"),
+}
+
+STAGES = ("reading", "motion", "quality", "resampling and writing", "pictures")
+
+KEY = ("case",)
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--nprocs", type=int, default=2)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        image = make_series(Path(folder))
-        megabytes = 96 * 96 * 60 * 64 * 4 / 1e6
-        print(f"96×96×60×64, float32 series {megabytes:.0f} MB, {options.nprocs} processes\n")
-        print("| engine | cold (s) | warm (s) | peak memory (MB) | copies of the series |")
-        print("|---|---|---|---|---|")
-        for engine in ("nitransforms", "fast"):
-            cache = Path(folder) / f"cache-{engine}"
-            runs = [
-                measure(image, Path(folder) / f"out-{engine}-{run}", cache, engine, options.nprocs)
-                for run in range(options.runs + 1)
-            ]
-            warm = statistics.median(seconds for seconds, _ in runs[1:])
-            peak = max(memory for _, memory in runs) / 1e6
-            print(f"| {engine} | {runs[0][0]:.1f} | {warm:.1f} | {peak:.0f} "
-                  f"| {peak / megabytes:.1f} |", flush=True)  # fmt: skip
+    options = parse()
+    if options.floor:
+        measure_floor(*map(Path, options.floor))
+        return
+    rows = tables.Rows(options.rows, KEY)
+    provenance = options.rows.with_suffix(".json")
+    if not options.render:
+        options.rows.parent.mkdir(parents=True, exist_ok=True)
+        tables.keep_provenance(provenance)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in options.cases:
+                if not rows.has(case=name):
+                    rows.add(
+                        {"case": name} | measure_case(CASES[name], Path(folder), options.runs)
+                    )
+    render(list(rows), provenance)
 
 
-def make_series(folder: Path) -> Path:
-    """Simulate 96×96×60×64 voxels, 2 mm, 60 directions and 4 b=0."""
-    phantom = procedural_head(2.0)
-    gradients = shelled_scheme({1000.0: 60}, 4)
-    affine = np.diag([2.0, 2.0, 2.4, 1.0])
-    affine[:3, 3] = [-95.0, -95.0, -70.8]
-    grid = Grid((96, 96, 60), affine)
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, metavar="NAME",
+                        default=[name for name in CASES if name != "hcp"],
+                        help=f"{', '.join(CASES)} (all but hcp)")  # fmt: skip
+    parser.add_argument("--runs", type=int, default=3, help="warm runs of each case (3)")
+    parser.add_argument("--rows", type=Path, default=Path("build/speed.tsv"))
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--floor", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure_case(case: Case, folder: Path, runs: int) -> tables.Row:
+    """Simulate the series unless it is there, and run the command on it."""
+    image = make_series(case, folder)
+    warm_cache = folder / "cache"
+    row: tables.Row = {
+        "shape": "×".join(map(str, (*case.shape, case.n_volumes))), "engine": case.engine,
+        "nprocs": case.nprocs, "series_mb": round(case.megabytes),
+    }  # fmt: skip
+    if case.cold:
+        with tempfile.TemporaryDirectory() as empty:
+            row["cold_s"] = run(image, case, folder, Path(empty))["seconds"]
+    run(image, case, folder, warm_cache)
+    measured = [run(image, case, folder, warm_cache) for _ in range(runs)]
+    for name in measured[0]:
+        over = max if name == "peak_mb" else statistics.median
+        row[name] = over(one[name] for one in measured)
+    floors = [run_floor(image, folder, warm_cache) for _ in range(runs)]
+    return row | {"floor_s": statistics.median(floors)}
+
+
+def make_series(case: Case, folder: Path) -> Path:
+    """Simulate directions and b=0 volumes in proportion 15 to 1."""
+    name = "x".join(map(str, (*case.shape, case.n_volumes)))
+    image = folder / name / f"sub-{name}" / "dwi" / f"sub-{name}_dwi.nii.gz"
+    if image.is_file():
+        return image
+    sizes = np.array(FIELD_OF_VIEW_MM) / case.shape
+    affine = np.diag([*sizes, 1.0])
+    affine[:3, 3] = -sizes * (np.array(case.shape) - 1) / 2
+    n_b0 = max(1, case.n_volumes // 16)
+    gradients = shelled_scheme({1000.0: case.n_volumes - n_b0}, n_b0)
     motion = simulate_motion("moderate", len(gradients), np.zeros(3))
-    dwi = acquire(phantom, gradients, motion, grid, n_threads=2)
-    return write_bids(folder / "bids", "speed", dwi, motion)
+    grid = Grid(case.shape, affine)
+    dwi = acquire(procedural_head(2.0), gradients, motion, grid, n_threads=os.cpu_count() or 1)
+    return write_bids(folder / name, name, dwi, motion)
 
 
-def measure(image: Path, out: Path, cache: Path, engine: str, nprocs: int) -> tuple[float, int]:
-    """Run the command; return its seconds and peak memory in bytes (children included)."""
-    command = [Path(sys.executable).parent / "eddymotion-correct", image, "-o", out]
-    command += ["--resampling", engine, "--nprocs", str(nprocs)]
+def run(image: Path, case: Case, folder: Path, cache: Path) -> tables.Row:
+    """Run the command; return its seconds, those of its stages, and its peak memory."""
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        command = [Path(sys.executable).parent / "eddymotion-correct", image, "-o", out]
+        command += ["--resampling", case.engine, "--nprocs", case.nprocs]
+        seconds, peak = watched([str(part) for part in command], cache)
+        sidecar = next(Path(out).glob("*_desc-preproc_dwi.json"))
+        stages = json.loads(sidecar.read_text(encoding="utf-8"))["StageSeconds"]
+    return {"seconds": seconds, "peak_mb": round(peak / 1e6)} | {s: stages[s] for s in STAGES}
+
+
+def watched(command: list[str], cache: Path) -> tuple[float, int]:
+    """Run a command; return its seconds and peak memory in bytes (children included)."""
     started = time.perf_counter()
     process = subprocess.Popen(
-        [str(part) for part in command],
+        command,
         env=os.environ | {"NUMBA_CACHE_DIR": str(cache)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -87,6 +183,87 @@ def measure(image: Path, out: Path, cache: Path, engine: str, nprocs: int) -> tu
         raise RuntimeError(f"{command} failed")
     watcher.join()
     return time.perf_counter() - started, peak
+
+
+def run_floor(image: Path, folder: Path, cache: Path) -> float:
+    """Measure the floor in a process of its own, without its start."""
+    truth = image.parents[2] / "truth" / (image.name.removesuffix("_dwi.nii.gz") + "_xfm.txt")
+    command = [sys.executable, "-m", "benchmarks.speed", "--floor", image, truth, folder]
+    done = subprocess.run([str(part) for part in command], check=True, capture_output=True,
+                          text=True, env=os.environ | {"NUMBA_CACHE_DIR": str(cache)})  # fmt: skip
+    return float(done.stdout)
+
+
+def measure_floor(image: Path, truth: Path, folder: Path) -> None:
+    """Read, interpolate once, write; print the seconds."""
+    started = time.perf_counter()
+    dwi = em.load(image)
+    motion = Motion(read_itk(truth))
+    corrected = Resampled.of(dwi, motion, engine="fast", n_threads=os.cpu_count() or 1)
+    write_series(folder / "floor.nii.gz", corrected, corrected.volumes())
+    print(time.perf_counter() - started)
+
+
+def render(rows: list[tables.Row], provenance: Path) -> None:
+    """Write the page and the plot."""
+    lines = []
+    for row in sorted(rows, key=lambda row: list(CASES).index(row["case"])):
+        shares = " / ".join(f"{100 * row[stage] / row['seconds']:.0f}" for stage in STAGES)
+        lines.append([
+            row["case"], row["shape"], row["engine"], str(row["nprocs"]),
+            tables.number(row.get("cold_s") or float("nan"), 1), tables.number(row["seconds"], 1),
+            tables.number(row["floor_s"], 1), tables.number(row["seconds"] / row["floor_s"], 1),
+            str(row["peak_mb"]), tables.number(row["peak_mb"] / row["series_mb"], 1), shares,
+        ])  # fmt: skip
+    heads = ["case", "size", "resampling", "processes", "cold (s)", "warm (s)", "floor (s)",
+             "ratio", "peak (MB)", "copies", "shares (%)"]  # fmt: skip
+    parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines),
+             "![seconds and memory against volumes and voxels](speed.png)\n"]  # fmt: skip
+    plot(rows)
+    tables.write_page("speed", "\n".join(parts), rows)
+
+
+INTRODUCTION = f"""# Speed and memory
+
+The whole command `eddymotion-correct` on simulated series (b=1000, moderate motion, int16 .nii.gz),
+medians of the warm runs; *cold*: with an empty cache of compiled kernels. *Floor*: one read, one
+interpolation with the compiled kernel, one write, in a process that has started. *Peak*: resident
+memory of the process, of which about 150 MB are the interpreter and its libraries and about 80 MB
+compiled code; *copies*: of the series as float32. *Shares*: {", ".join(STAGES)}; the rest is the
+start of the process.
+"""
+
+
+def plot(rows: list[tables.Row]) -> None:
+    """Draw seconds and memory of the size sweeps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, (family, label) in zip(
+        axes, (("volumes", "volumes, of 64×64×40 voxels"), ("voxels", "voxels (million), 64 volumes")),
+        strict=True,
+    ):  # fmt: skip
+        mine = [row for row in rows if row["case"].startswith(family)]
+        mine.sort(key=lambda row: row["series_mb"])
+        case = [CASES[row["case"]] for row in mine]
+        x = [c.n_volumes if family == "volumes" else np.prod(c.shape) / 1e6 for c in case]
+        axis.plot(x, [row["seconds"] for row in mine], "o-", color="tab:blue", label="command (s)")
+        axis.plot(x, [row["floor_s"] for row in mine], "s--", color="0.5", label="floor (s)")
+        memory = axis.twinx()
+        memory.plot(x, [row["peak_mb"] for row in mine], "^:", color="tab:red", label="peak (MB)")
+        memory.plot(x, [row["series_mb"] for row in mine], ":", color="tab:red", alpha=0.5,
+                    label="float32 series (MB)")  # fmt: skip
+        axis.set(xlabel=label, ylabel="s", ylim=(0, None))
+        memory.set(ylabel="MB", ylim=(0, None))
+        axis.spines["top"].set_visible(False)
+        memory.spines["top"].set_visible(False)
+    handles = [line for axis in figure.axes[::2] for line in axis.get_lines()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    tables.save_plot(figure, "speed")
+    plt.close(figure)
 
 
 if __name__ == "__main__":
