@@ -87,9 +87,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name in options.cases:
                 if not rows.has(case=name):
-                    rows.add(
-                        {"case": name} | measure_case(CASES[name], Path(folder), options.runs)
-                    )
+                    measured = measure_case(CASES[name], Path(folder), options.runs)
+                    rows.add({"case": name} | measured)
     render(list(rows), provenance)
 
 
@@ -225,12 +224,12 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
 
 INTRODUCTION = f"""# Speed and memory
 
-The whole command `eddymotion-correct` on simulated series (b=1000, moderate motion, int16 .nii.gz),
-medians of the warm runs; *cold*: with an empty cache of compiled kernels. *Floor*: one read, one
-interpolation with the compiled kernel, one write, in a process that has started. *Peak*: resident
-memory of the process, of which about 150 MB are the interpreter and its libraries and about 80 MB
-compiled code; *copies*: of the series as float32. *Shares*: {", ".join(STAGES)}; the rest is the
-start of the process.
+The whole command `eddymotion-correct` on simulated series (b=1000, moderate motion, int16
+.nii.gz), medians of the warm runs; *cold*: with an empty cache of compiled kernels. *Floor*: one
+read, one interpolation with the compiled kernel, one write, in a process that has started. *Peak*:
+resident memory of the process, of which about 150 MB are the interpreter and its libraries and
+about 80 MB compiled code; *copies*: of the series as float32. *Shares*: {", ".join(STAGES)}; the
+rest is the start of the process.
 """
 
 
@@ -242,10 +241,8 @@ def plot(rows: list[tables.Row]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, (family, label) in zip(
-        axes, (("volumes", "volumes, of 64×64×40 voxels"), ("voxels", "voxels (million), 64 volumes")),
-        strict=True,
-    ):  # fmt: skip
+    sweeps = {"volumes": "volumes, of 64×64×40 voxels", "voxels": "voxels (million), 64 volumes"}
+    for axis, (family, label) in zip(axes, sweeps.items(), strict=True):
         mine = [row for row in rows if row["case"].startswith(family)]
         mine.sort(key=lambda row: row["series_mb"])
         case = [CASES[row["case"]] for row in mine]
