@@ -1,11 +1,13 @@
 """The README's commands exist, and its files too."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from eddymotion.cli import correct, participant
+from eddymotion.cli import correct, evaluate, participant, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +34,7 @@ def test_commands_parse(name, parser):
 def test_options_named_in_the_text_exist():
     known = {
         option
-        for parser in (participant.build_parser(), correct.build_parser())
+        for parser in (module.build_parser() for module in (participant, correct, simulate))
         for action in parser._actions
         for option in action.option_strings
     }
@@ -47,6 +49,23 @@ def test_make_targets_and_links_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     for link in re.findall(r"\]\((?!http)([^)#\s]+)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_the_simulated_series_is_corrected_and_evaluated(tmp_path, monkeypatch):
+    mains = {
+        "eddymotion-simulate": simulate.main,
+        "eddymotion-correct": correct.main,
+        "eddymotion-evaluate": evaluate.main,
+    }
+    section = README.split("## Simulate and evaluate")[1]
+    (block,) = re.findall(r"```bash\n(.+?)```", section.split("\n## ")[0], flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line)
+        assert mains[program](arguments) == 0, line
+    scores = json.loads(Path("scores/motion.json").read_text(encoding="utf-8"))
+    assert "estimated" in json.dumps(scores)
+    assert {p.name for p in Path("scores").iterdir()} >= {"motion.png", "series.png"}
 
 
 def test_python_example_runs_on_a_small_series(tmp_path, monkeypatch):

@@ -1,0 +1,24 @@
+"""A small slice of the benchmarks: one scheme, two motions, with bounds."""
+
+import numpy as np
+import pytest
+
+import eddymotion as em
+from eddymotion.evaluation import compare_motion
+from eddymotion.simulation import Recipe, simulate
+
+
+@pytest.mark.parametrize("motion", ["moderate", "swap30"])
+def test_motion_is_recovered(motion):
+    made = simulate(Recipe(scheme="few", motion=motion, voxel_size=(4.0,) * 3, random_seed=1))
+    found = em.estimate_motion(made.dwi)
+    compared = compare_motion(found, made.motion, bvals=made.dwi.gradients.bvals,
+                              grid_center=made.dwi.center)  # fmt: skip
+    free, frame = compared.score(), compared.score(frame="given")
+    nothing = compared.score("nothing", "given")
+    assert free.rmse_translation_mm < 0.1 < 0.8 < nothing.rmse_translation_mm
+    assert free.rmse_rotation_deg < 0.12 < 0.8 < nothing.rmse_rotation_deg
+    assert frame.rmse_translation_mm < 0.25
+    assert frame.rmse_rotation_deg < 0.25
+    np.testing.assert_allclose([free.slope_translation, free.slope_rotation], 1.0, atol=0.06)
+    assert compared.coverage_percent > 85
