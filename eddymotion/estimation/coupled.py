@@ -172,11 +172,14 @@ class CoupledProblem:
             return values
 
         values = np.stack(parallel_map(read, range(len(matrices)), n_threads=self.n_threads))
-        whole = values[:, np.isfinite(values).all(axis=0)].astype(float)
-        if not whole.size:
+        gone = ~np.isfinite(values)
+        usable = gone.mean(axis=0) <= MAX_MISSING
+        if not usable.any():
             return self
-        scatter = whole @ whole.T / whole.shape[1]
         rotated = self.gradients.rotated(matrices[:, :3, :3])
+        # with many lost slices hardly a point is whole
+        whole = filled(values[:, usable], gone[:, usable], self.model.precision(rotated))
+        scatter = whole @ whole.T / whole.shape[1]
         return replace(self, model=self.model.fit(scatter, rotated))
 
     def solve(
@@ -283,14 +286,11 @@ class CoupledProblem:
         holes = np.flatnonzero(samples.missing.any(axis=0))
         if len(holes):
             gone = samples.missing[:, holes]
-            block = values[:, holes]
-            leverage = np.maximum(np.diag(P), LEVERAGE_GUARD)[:, None]
-            for _ in range(FILL_ITERATIONS):
-                block = np.where(gone, block - (P @ block) / leverage, block)
+            block = filled(values[:, holes], gone, P)
             values[:, holes] = block
-            filled = P @ block
-            filled[gone] = 0.0
-            residual[:, holes] = filled
+            of_block = P @ block
+            of_block[gone] = 0.0
+            residual[:, holes] = of_block
         misfit = np.einsum("nv,nv->v", values, residual) / len(values)
         return residual, np.maximum(misfit, 0.0)
 
@@ -344,6 +344,15 @@ class CoupledProblem:
         jacobian[:, 4] = z * gx - x * gz
         jacobian[:, 5] = x * gy - y * gx
         return jacobian
+
+
+def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Replace what is `gone` of the values (N, V) by what the others predict."""
+    leverage = np.maximum(np.diag(precision), LEVERAGE_GUARD)[:, None]
+    values = np.where(gone, 0.0, values).astype(precision.dtype)
+    for _ in range(FILL_ITERATIONS):
+        values = np.where(gone, values - (precision @ values) / leverage, values)
+    return values
 
 
 @dataclass(frozen=True, eq=False)
