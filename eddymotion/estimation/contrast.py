@@ -29,7 +29,7 @@ from scipy import ndimage
 
 from eddymotion.dataset import DWI, Spline
 from eddymotion.geometry import exp_rigid
-from eddymotion.parallel import parallel_map
+from eddymotion.parallel import parallel_iterate, parallel_map
 from eddymotion.pyramid import (
     BLOCK_MM,
     BRAIN_SIZE_MM,
@@ -366,7 +366,7 @@ def _normal_equations(
         return half.T @ half, half.T @ (values[chunk] * np.sqrt(weights[chunk]))
 
     normal, right = np.zeros((columns.shape[1],) * 2), np.zeros(columns.shape[1])
-    for a, b in parallel_map(partial, chunks, n_threads=n_threads):
+    for a, b in parallel_iterate(partial, chunks, n_threads=n_threads):
         normal += a
         right += b
     return normal, right

@@ -38,7 +38,7 @@ from eddymotion.geometry import exp_rigid
 from eddymotion.gradients import Gradients
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
-from eddymotion.parallel import parallel_map
+from eddymotion.parallel import parallel_iterate, parallel_map
 from eddymotion.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 
 DAMPING = 1e-3
@@ -323,7 +323,7 @@ class CoupledProblem:
             return blocks[0], sums, flat @ flat.T
 
         gradients, products = np.zeros((n_blocks, 6 * n)), np.zeros((6 * n, 6 * n))
-        for first, sums, product in parallel_map(partial, chunks, n_threads=self.n_threads):
+        for first, sums, product in parallel_iterate(partial, chunks, n_threads=self.n_threads):
             gradients[first : first + len(sums)] += sums
             products += product
         blocks = products.reshape(n, 6, n, 6) * precision[:, None, :, None]
