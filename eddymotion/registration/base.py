@@ -6,13 +6,45 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from eddymotion.dataset import Image
+
+TRANSFORMS = ("rigid", "similarity", "affine", "syn")
+"""From six parameters to a displacement for each voxel (symmetric normalisation)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """A nonlinear map of the fixed image's space onto itself, and its inverse.
+
+    Parameters
+    ----------
+    forward, inverse : (X, Y, Z, 3) float32 array
+        Displacements along x, y, z (RAS+ mm) at the voxels of a grid; none beyond it.
+    affine : (4, 4) array
+        Voxel indices of that grid → RAS+ mm.
+    """
+
+    forward: np.ndarray
+    inverse: np.ndarray
+    affine: np.ndarray
+
+    def map(self, points: np.ndarray, *, inverse: bool = False) -> np.ndarray:
+        """Displace points (P, 3), RAS+ mm; trilinear between the voxels."""
+        from scipy.ndimage import map_coordinates
+
+        field = self.inverse if inverse else self.forward
+        voxels = apply_affine(np.linalg.inv(self.affine), points).T
+        moves = [map_coordinates(field[..., k], voxels, order=1) for k in range(3)]
+        return points + np.stack(moves, axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
 class Registration:
     """What a registration found, and how it got there.
+
+    A point ``x`` of the fixed image lies at ``matrix @ warp(x)`` in the moving one.
 
     Parameters
     ----------
@@ -26,6 +58,8 @@ class Registration:
         What was minimised, after each accepted step of the finest level.
     n_iterations : int
         Over all levels.
+    warp : Warp, optional
+        The nonlinear part, in the space of the fixed image.
     """
 
     matrix: np.ndarray
@@ -33,18 +67,40 @@ class Registration:
     message: str
     cost: tuple[float, ...] = ()
     n_iterations: int = 0
+    warp: Warp | None = None
+
+    def map(self, points: np.ndarray, *, inverse: bool = False) -> np.ndarray:
+        """Map points (P, 3) of the fixed image into the moving one, or back; RAS+ mm."""
+        if inverse:
+            points = apply_affine(np.linalg.inv(self.matrix), points)
+            return points if self.warp is None else self.warp.map(points, inverse=True)
+        return apply_affine(self.matrix, points if self.warp is None else self.warp.map(points))
 
 
 @runtime_checkable
 class Registrar(Protocol):
-    """Finds where the points of one image are in another."""
+    """Finds where the points of one image are in another.
+
+    Attributes
+    ----------
+    transforms : tuple of str
+        What it can estimate, out of :data:`TRANSFORMS`.
+    metrics : tuple of str
+        What it can minimise; the first is its default.
+    """
+
+    transforms: tuple[str, ...]
+    metrics: tuple[str, ...]
 
     def register(
         self,
         fixed: Image,
         moving: Image,
         *,
+        transform: str = "rigid",
+        metric: str | None = None,
         fixed_mask: np.ndarray | None = None,
+        moving_mask: np.ndarray | None = None,
         init: np.ndarray | None = None,
         seed: int = 0,
     ) -> Registration:
@@ -54,15 +110,26 @@ class Registrar(Protocol):
         ----------
         fixed, moving : Image
             On any grids.
-        fixed_mask : (X, Y, Z) bool array, optional
-            Where the fixed image counts, on its grid.
+        transform : str
+            One of `transforms`.
+        metric : str, optional
+            One of `metrics`; the engine's default when not given.
+        fixed_mask, moving_mask : (X, Y, Z) bool array, optional
+            Where an image counts, on its own grid.
         init : (4, 4) array, optional
-            Where to start; the identity when not given. Only the neighbourhood is searched.
+            Where to start, fixed → moving; the identity when not given. Only the neighbourhood is
+            searched (:mod:`eddymotion.registration.initial` finds a far start).
         seed : int
             Of whatever is drawn at random.
 
         Returns
         -------
         Registration
+
+        Raises
+        ------
+        EddymotionError
+            If the pair cannot be registered: images that do not overlap, constant images, an
+            unknown transform or metric.
         """
         ...
