@@ -13,6 +13,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
+from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
 
 POWER_RADIUS_MM = 50.0
@@ -39,11 +40,14 @@ class Motion:
     frame_error : float, optional
         Standard error (mm an axis) of what brings diffusion-weighted volumes into the frame of
         the b=0 volumes: an offset that they have in common.
+    eddy_currents : EddyCurrents, optional
+        What else displaces the volumes, in the scanner's frame.
     """
 
     matrices: np.ndarray
     standard_errors: np.ndarray | None = None
     frame_error: float | None = None
+    eddy_currents: EddyCurrents | None = None
 
     def __post_init__(self) -> None:
         matrices = np.array(self.matrices, dtype=float)
@@ -54,6 +58,10 @@ class Motion:
         if not np.isfinite(matrices).all():
             raise EddymotionError("motion: the matrices hold NaN or Inf")
         matrices.flags.writeable = False
+        if self.eddy_currents is not None and len(self.eddy_currents) != len(matrices):
+            raise EddymotionError(
+                f"motion: {len(matrices)} poses but {len(self.eddy_currents)} eddy-current fields"
+            )
         object.__setattr__(self, "matrices", matrices)
 
     @classmethod
@@ -71,6 +79,13 @@ class Motion:
     def rotations(self) -> np.ndarray:
         """The rotation part of each matrix, (N, 3, 3)."""
         return self.matrices[:, :3, :3]
+
+    def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Where points (P, 3) of the reference are in an original volume, RAS+ mm: (P, 3)."""
+        moved = apply_affine(self.matrices[volume], points)
+        if self.eddy_currents is None:
+            return moved
+        return self.eddy_currents.recorded(volume, moved)
 
     def updated(self, volumes: np.ndarray, matrices: np.ndarray) -> Motion:
         """Return a copy in which `volumes` have new `matrices`."""

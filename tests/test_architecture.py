@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("errors", "geometry", "gradients", "kernels", "parallel"),
+    ("errors", "eddy_currents", "geometry", "gradients", "kernels", "parallel"),
     ("dataset", "masking", "pyramid"),
     ("files", "models", "registration", "resampling"),
     ("estimation",),

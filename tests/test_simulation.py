@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eddymotion.eddy_currents import SCALE_MM
 from eddymotion.errors import EddymotionError
 from eddymotion.files import load, read_itk, write_itk
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
@@ -26,7 +27,6 @@ from eddymotion.simulation import (
 )
 from eddymotion.simulation.acquisition import DROPOUT_FACTORS
 from eddymotion.simulation.base import signal_of_volume
-from eddymotion.simulation.eddy_currents import SCALE_MM
 from eddymotion.simulation.fitted import fit_ball_and_stick
 from eddymotion.simulation.output import integer_gain, write_bids
 

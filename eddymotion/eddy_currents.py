@@ -1,0 +1,158 @@
+"""Eddy-current fields: displacements along the phase-encoding axis, fixed to the scanner.
+
+The field of volume ``i`` at scanner position ``s`` displaces by ``d_i(s) = e_i · P(u)`` mm, with
+``u = (s − centre) / 80 mm`` in RAS+ and ``P`` the terms of :data:`TERMS`. What is at ``s`` is
+recorded at ``s − pe · d_i(s)``: the volume is to be sampled there. As an echo-planar image
+conserves signal, what is recorded is brighter where it is squeezed: it is to be multiplied by the
+stretch ``1 − ∂d/∂pe``.
+
+There is no constant term: no image could tell it from a translation of the head. Both are in the
+translation of the pose; :attr:`EddyCurrents.offsets` is the part of it that belongs to the fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+
+TERMS = (
+    "x", "y", "z",
+    "xx", "yy", "zz", "xy", "xz", "yz",
+    "xxx", "yyy", "zzz", "xxy", "xxz", "xyy", "yyz", "xzz", "yzz", "xyz",
+)  # fmt: skip
+"""Terms of a field; ``xy`` is the product of the first two components of u."""
+
+N_TERMS = {"none": 0, "linear": 3, "quadratic": 9, "cubic": 19}
+"""How many of :data:`TERMS` a field of that order has."""
+
+SCALE_MM = 80.0
+"""Unit of length: about the radius of a head. A coefficient is the displacement there."""
+
+NEWTON_STEPS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class EddyCurrents:
+    """The eddy-current fields of a series.
+
+    Parameters
+    ----------
+    coefficients : (N, K) array
+        mm at :data:`SCALE_MM` from the centre, in the order of :data:`TERMS`; K is one of
+        :data:`N_TERMS`.
+    pe : (3,) array
+        Unit vector of the phase-encoding direction, RAS+.
+    center : (3,) array
+        Where the fields vanish, RAS+ mm: the centre of the image grid.
+    offsets : (N,) array, optional
+        Displacement of the centre by the fields, mm along `pe` (signed as ``d``): the part of the
+        poses' translation that follows the gradients.
+    offset_errors : (N,) array, optional
+        Their standard errors, mm.
+    """
+
+    coefficients: np.ndarray
+    pe: np.ndarray
+    center: np.ndarray
+    offsets: np.ndarray | None = None
+    offset_errors: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        coefficients = np.array(self.coefficients, dtype=float)
+        if coefficients.ndim != 2 or coefficients.shape[1] not in N_TERMS.values():
+            raise EddymotionError(
+                f"eddy currents: coefficients of shape {coefficients.shape}, expected (N, K) "
+                f"with K one of {', '.join(map(str, N_TERMS.values()))}"
+            )
+        coefficients.flags.writeable = False
+        object.__setattr__(self, "coefficients", coefficients)
+
+    def __len__(self) -> int:
+        return len(self.coefficients)
+
+    @property
+    def order(self) -> str:
+        """One of :data:`N_TERMS`."""
+        n_terms = self.coefficients.shape[1]
+        return next(name for name, n in N_TERMS.items() if n == n_terms)
+
+    def displacement(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Displacement d (mm, against `pe`) of scanner positions (P, 3), RAS+ mm: (P,)."""
+        return self.terms(points) @ self.coefficients[volume]
+
+    def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Where what is at scanner positions (P, 3) is recorded, RAS+ mm: (P, 3)."""
+        return points - self.displacement(volume, points)[:, None] * self.pe
+
+    def stretch(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Millimetres recorded for each millimetre along `pe` at scanner positions (P, 3): (P,).
+
+        What is recorded times this is what would be recorded without a field.
+        """
+        u, n_terms = self._units(points), self.coefficients.shape[1]
+        slope = polynomial_slopes(u, self.pe, n_terms) @ self.coefficients[volume]
+        return 1.0 - slope / SCALE_MM
+
+    def origin(self, volume: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Invert :meth:`recorded`, by Newton's method along `pe`.
+
+        Returns
+        -------
+        origins : (P, 3) array
+            The scanner positions that are recorded at `points`, RAS+ mm.
+        stretch : (P,) array
+            Of :meth:`stretch`, there.
+
+        Raises
+        ------
+        EddymotionError
+            If the field folds the image.
+        """
+        shift = np.zeros(len(points))
+        for _ in range(NEWTON_STEPS):
+            origins = points + shift[:, None] * self.pe
+            stretch = self.stretch(volume, origins)
+            if not (stretch > 0).all():
+                break
+            step = (self.displacement(volume, origins) - shift) / stretch
+            shift += step
+            if np.abs(step).max(initial=0) < 1e-10:
+                origins = points + shift[:, None] * self.pe
+                return origins, self.stretch(volume, origins)
+        raise EddymotionError(
+            f"eddy currents: the field of volume {volume} folds the image; give a smaller one"
+        )
+
+    def terms(self, points: np.ndarray) -> np.ndarray:
+        """The terms of the fields at scanner positions (P, 3), RAS+ mm: (P, K)."""
+        return polynomial_terms(self._units(points), self.coefficients.shape[1])
+
+    def _units(self, points: np.ndarray) -> np.ndarray:
+        return (points - self.center) / SCALE_MM
+
+
+def polynomial_terms(u: np.ndarray, n_terms: int) -> np.ndarray:
+    """Return the first `n_terms` of :data:`TERMS` at ``u`` (P, 3): (P, n_terms)."""
+    terms = np.empty((n_terms, len(u)), u.dtype)
+    for column, term in zip(terms, TERMS, strict=False):
+        parts = [u[:, "xyz".index(axis)] for axis in term]
+        column[:] = parts[0]
+        for part in parts[1:]:
+            column *= part
+    return terms.T
+
+
+def polynomial_slopes(u: np.ndarray, direction: np.ndarray, n_terms: int) -> np.ndarray:
+    """Derivatives of :func:`polynomial_terms` along a direction (3,): (P, n_terms)."""
+    slopes = np.zeros((n_terms, len(u)), u.dtype)
+    for column, term in zip(slopes, TERMS, strict=False):
+        for position, axis in enumerate(term):
+            rest = term[:position] + term[position + 1 :]
+            product = np.full(len(u), direction["xyz".index(axis)], u.dtype)
+            for other in rest:
+                product *= u[:, "xyz".index(other)]
+            column += product
+    return slopes.T
