@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion import __version__
 from eddymotion.dataset import DWI
+from eddymotion.eddy_currents import SCALE_MM
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
 from eddymotion.files import load, read_gradient_table, write_image, write_json
@@ -22,7 +23,6 @@ from eddymotion.parallel import Progress, silent
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
 from eddymotion.simulation.base import Box, Head
 from eddymotion.simulation.eddy_currents import (
-    SCALE_MM,
     EddyCurrents,
     Order,
     simulate_eddy_currents,
