@@ -12,7 +12,7 @@ translation of the pose; :attr:`EddyCurrents.offsets` is the part of it that bel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,6 +73,26 @@ class EddyCurrents:
     def __len__(self) -> int:
         return len(self.coefficients)
 
+    @classmethod
+    def none(cls, n_volumes: int, order: str, pe: np.ndarray, center: np.ndarray) -> EddyCurrents:
+        """No displacement in any of `n_volumes` volumes, as fields of an order."""
+        return cls(np.zeros((n_volumes, N_TERMS[order])), pe, center)
+
+    def select(self, volumes: np.ndarray | slice) -> EddyCurrents:
+        """Keep the fields of some of the volumes."""
+        parts = {
+            name: None if values is None else values[volumes]
+            for name, values in (("offsets", self.offsets), ("offset_errors", self.offset_errors))
+        }
+        return replace(self, coefficients=self.coefficients[volumes], **parts)
+
+    def of_order(self, order: str) -> EddyCurrents:
+        """Leave out the terms beyond an order, or add those it has more, as zero."""
+        coefficients = np.zeros((len(self), N_TERMS[order]))
+        kept = min(N_TERMS[order], self.coefficients.shape[1])
+        coefficients[:, :kept] = self.coefficients[:, :kept]
+        return replace(self, coefficients=coefficients)
+
     @property
     def order(self) -> str:
         """One of :data:`N_TERMS`."""
@@ -127,7 +147,7 @@ class EddyCurrents:
         )
 
     def terms(self, points: np.ndarray) -> np.ndarray:
-        """The terms of the fields at scanner positions (P, 3), RAS+ mm: (P, K)."""
+        """Evaluate the terms of the fields at scanner positions (P, 3), RAS+ mm: (P, K)."""
         return polynomial_terms(self._units(points), self.coefficients.shape[1])
 
     def _units(self, points: np.ndarray) -> np.ndarray:
@@ -146,7 +166,7 @@ def polynomial_terms(u: np.ndarray, n_terms: int) -> np.ndarray:
 
 
 def polynomial_slopes(u: np.ndarray, direction: np.ndarray, n_terms: int) -> np.ndarray:
-    """Derivatives of :func:`polynomial_terms` along a direction (3,): (P, n_terms)."""
+    """Differentiate :func:`polynomial_terms` along a direction (3,): (P, n_terms)."""
     slopes = np.zeros((n_terms, len(u)), u.dtype)
     for column, term in zip(slopes, TERMS, strict=False):
         for position, axis in enumerate(term):
