@@ -80,11 +80,13 @@ class EddyCurrents:
 
     def select(self, volumes: np.ndarray | slice) -> EddyCurrents:
         """Keep the fields of some of the volumes."""
-        parts = {
-            name: None if values is None else values[volumes]
-            for name, values in (("offsets", self.offsets), ("offset_errors", self.offset_errors))
-        }
-        return replace(self, coefficients=self.coefficients[volumes], **parts)
+        offsets, errors = self.offsets, self.offset_errors
+        return replace(
+            self,
+            coefficients=self.coefficients[volumes],
+            offsets=None if offsets is None else offsets[volumes],
+            offset_errors=None if errors is None else errors[volumes],
+        )
 
     def of_order(self, order: str) -> EddyCurrents:
         """Leave out the terms beyond an order, or add those it has more, as zero."""

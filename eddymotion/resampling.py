@@ -1,30 +1,57 @@
 """One interpolation of the original data.
 
-Cubic B-spline, volume by volume, in float32. Positions up to half a voxel outside the outermost
-voxel centres belong to the image (mirrored there), beyond it is zero: volumes that lie at the
-edge lose no slice to rounding. A cubic kernel has negative lobes and can undershoot beside bright
-edges; where the series has no negative values, the resampled one is clipped at zero.
+A voxel of the output grid is a point of the reference frame (through a :data:`SpaceMap`, where the
+grid lies in another space), of the scanner (the rigid pose), and of the recorded volume (the
+eddy-current field). There the volume is read once: cubic B-spline, volume by volume, in float32,
+times the stretch of the field at the scanner position, since an echo-planar image conserves
+signal.
+
+Positions up to half a voxel outside the outermost voxel centres belong to the image (mirrored
+there), beyond it is zero: volumes that lie at the edge lose no slice to rounding. A cubic kernel
+has negative lobes and can undershoot beside bright edges; where the series has no negative values,
+the resampled one is clipped at zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 
-from eddymotion.dataset import DWI, Series
+from eddymotion.dataset import DWI, Series, Spline
+from eddymotion.eddy_currents import SCALE_MM, TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion, rms_displacement
+from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
-from eddymotion.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
+from eddymotion.kernels import (
+    EDGE,
+    kernel_order,
+    sample_grid,
+    sample_grid_through_field,
+    spline_coefficients,
+)
 from eddymotion.parallel import Progress, parallel_iterate, silent
+
+if TYPE_CHECKING:
+    from nitransforms.base import TransformBase
 
 Engine = Literal["nitransforms", "fast"]
 """``nitransforms``: the reference. ``fast``: the compiled kernel, equal to it within rounding."""
+
+SpaceMap = Callable[[np.ndarray], np.ndarray]
+"""Points (P, 3) of the output grid → points (P, 3) of the reference frame, both RAS+ mm.
+
+If it has an attribute ``rotation`` (3, 3), the b-vectors are turned with it: they are expressed in
+the output space by its inverse."""
+
+SLAB_POINTS = 2**16
+"""Positions are computed for about so many points at a time."""
 
 
 def resample(
@@ -33,6 +60,7 @@ def resample(
     *,
     engine: Engine = "nitransforms",
     grid: tuple[tuple[int, int, int], np.ndarray] | None = None,
+    space: SpaceMap | None = None,
     n_threads: int = 1,
     progress: Progress = silent,
 ) -> DWI:
@@ -43,14 +71,17 @@ def resample(
     dwi : DWI
         The original series.
     motion : Motion
-        Reference → volume.
+        Reference → volume, with the eddy-current fields if it has them.
     engine : {"nitransforms", "fast"}
         Who interpolates.
     grid : (shape, affine), optional
         The output grid; that of `dwi` when not given.
+    space : callable, optional
+        What takes points of the output grid to the reference frame; they are the same when not
+        given. It is evaluated once, and three float32 volumes of the output grid hold the result.
     n_threads : int
-        Volumes at a time. Each needs about ten float64 volumes with NiTransforms, two float32
-        volumes otherwise.
+        Volumes at a time. Each needs about twenty float64 volumes with NiTransforms (through
+        fields or a `space` three and 70 MB), two float32 volumes otherwise.
     progress : callable
         See :class:`~eddymotion.parallel.Progress`.
 
@@ -59,7 +90,7 @@ def resample(
     DWI
         float32, volumes in their original order.
     """
-    series = Resampled.of(dwi, motion, engine=engine, grid=grid, n_threads=n_threads)
+    series = Resampled.of(dwi, motion, engine=engine, grid=grid, space=space, n_threads=n_threads)
     signal = np.empty((*series.shape, len(dwi)), np.float32, order="F")
     for index, volume in enumerate(progress(series.volumes(), "resampling", len(dwi))):
         signal[..., index] = volume
@@ -83,6 +114,8 @@ class Resampled(Series):
         Rotated with the motion.
     mask : (X, Y, Z) bool array
         On the new grid.
+    points : (Z, Y, X, 3) float32 array, optional
+        Where the voxels of the grid lie in the reference frame, RAS+ mm, if not at the same place.
     n_threads : int
         As in :func:`resample`.
     source, repetition_time
@@ -95,6 +128,7 @@ class Resampled(Series):
     affine: np.ndarray
     gradients: Gradients
     mask: np.ndarray
+    points: np.ndarray | None = None
     n_threads: int = 1
     source: Path | None = None
     repetition_time: float | None = None
@@ -107,6 +141,7 @@ class Resampled(Series):
         *,
         engine: Engine = "nitransforms",
         grid: tuple[tuple[int, int, int], np.ndarray] | None = None,
+        space: SpaceMap | None = None,
         n_threads: int = 1,
     ) -> Resampled:
         """Prepare what :func:`resample` does, with the same parameters."""
@@ -115,13 +150,17 @@ class Resampled(Series):
                 f"resample: {len(motion)} transforms for {len(dwi)} volumes; expected one a volume"
             )
         shape, affine = grid or (dwi.shape, dwi.affine)
+        points = None if space is None else _mapped_grid(shape, affine, space)
+        in_place = grid is None and space is None
+        rotation = getattr(space, "rotation", np.eye(3))
         return cls(
             dwi,
             motion,
             engine,
             affine,
-            dwi.gradients.rotated(motion.rotations),
-            dwi.mask if grid is None else _mask_on_grid(dwi, shape, affine),
+            dwi.gradients.rotated(motion.rotations @ rotation),
+            dwi.mask if in_place else _mask_on_grid(dwi, shape, affine, points),
+            points,
             n_threads,
             dwi.source,
             dwi.repetition_time,
@@ -131,50 +170,226 @@ class Resampled(Series):
         """Resample the volumes one after the other, (X, Y, Z) float32 each."""
         dwi = self.original
         floor = 0.0 if all(volume.min() >= 0 for volume in dwi.volumes()) else -np.inf
-        interpolate = {"nitransforms": _with_nitransforms, "fast": _with_kernel}[self.engine]
+        interpolate = _INTERPOLATE[self.engine]
 
         def one_volume(index: int) -> np.ndarray:
-            volume, pose = dwi.volume(index).data, self.motion[index]
-            resampled = interpolate(volume, dwi.affine, pose, self.shape, self.affine)
+            volume, fields = dwi.volume(index).data, _fields_of(self.motion, index)
+            pose = self.motion[index]
+            where = _Reading(self.shape, self.affine, dwi.affine, pose, fields, self.points)
+            resampled = interpolate(volume, where)
             return np.maximum(resampled, floor, out=resampled)
 
         return parallel_iterate(one_volume, range(len(dwi)), n_threads=self.n_threads)
 
 
-def _with_nitransforms(
-    volume: np.ndarray,
-    affine: np.ndarray,
-    matrix: np.ndarray,
-    shape: tuple[int, int, int],
-    grid_affine: np.ndarray,
-) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """Where one volume is read for each voxel of the output grid.
+
+    Parameters
+    ----------
+    shape, affine
+        Of the output grid.
+    image_affine : (4, 4) array
+        Of the volume.
+    pose : (4, 4) array
+        Reference → volume.
+    fields : EddyCurrents, optional
+        Of this volume alone.
+    points : (Z, Y, X, 3) array, optional
+        As in :class:`Resampled`.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    image_affine: np.ndarray
+    pose: np.ndarray
+    fields: EddyCurrents | None = None
+    points: np.ndarray | None = None
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether :attr:`mapping` says all."""
+        return self.fields is None and self.points is None
+
+    @property
+    def mapping(self) -> np.ndarray:
+        """Voxels of the grid → voxels of the volume but for fields and space, (3, 4)."""
+        return voxel_mapping(self.image_affine, self.pose, self.affine)
+
+    def slabs(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray | float]]:
+        """Give the positions to read, RAS+ mm, and what is to multiply the signal, slab by slab.
+
+        Yields
+        ------
+        slab : slice
+            Of the third axis of the grid.
+        recorded : (P, 3) array
+            x fastest.
+        stretch : (P,) array, or 1
+        """
+        for slab in _slabs(self.shape):
+            if self.points is None:
+                points = _grid_points(self.shape, self.affine, slab)
+            else:
+                points = self.points[slab].reshape(-1, 3)
+            scanner = apply_affine(self.pose, points)
+            if self.fields is None:
+                yield slab, scanner, 1.0
+            else:
+                yield slab, self.fields.recorded(0, scanner), self.fields.stretch(0, scanner)
+
+
+def _fields_of(motion: Motion, volume: int) -> EddyCurrents | None:
+    """Return the field of one volume, if it displaces anything."""
+    fields = motion.eddy_currents
+    if fields is None or not fields.coefficients[volume].any():
+        return None
+    return fields.select(slice(volume, volume + 1))
+
+
+def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
+    """Split the third axis of a grid into slabs of about :data:`SLAB_POINTS`."""
+    thickness = max(1, SLAB_POINTS // (shape[0] * shape[1]))
+    for start in range(0, shape[2], thickness):
+        yield slice(start, min(start + thickness, shape[2]))
+
+
+def _grid_points(shape: tuple[int, int, int], affine: np.ndarray, slab: slice) -> np.ndarray:
+    """World coordinates (P, 3) of the voxels of a slab of the third axis, x fastest."""
+    z, y, x = np.mgrid[slab, : shape[1], : shape[0]].reshape(3, -1)
+    return apply_affine(affine, np.stack([x, y, z], axis=1))
+
+
+def _mapped_grid(shape: tuple[int, int, int], affine: np.ndarray, space: SpaceMap) -> np.ndarray:
+    """Take all voxels of a grid through `space`: (Z, Y, X, 3) float32."""
+    points = np.empty((*shape[::-1], 3), np.float32)
+    for slab in _slabs(shape):
+        mapped = space(_grid_points(shape, affine, slab))
+        points[slab] = mapped.reshape(points[slab].shape)
+    return points
+
+
+def _with_nitransforms(volume: np.ndarray, where: _Reading) -> np.ndarray:
     from nitransforms.linear import Affine
     from nitransforms.resampling import apply
 
-    reference = nib.Nifti1Image(np.empty(shape, np.uint8), grid_affine)
-    moving = nib.Nifti1Image(volume, affine)
-    resampled = apply(Affine(matrix, reference=reference), moving, order=3, mode="mirror")
-    data = np.asarray(resampled.dataobj, dtype=np.float32).reshape(shape)
-    data[~inside_image(volume.shape, voxel_mapping(affine, matrix, grid_affine), shape)] = 0.0
+    if not where.is_affine:
+        return _with_nitransforms_in_slabs(volume, where)
+    reference = nib.Nifti1Image(np.empty(where.shape, np.uint8), where.affine)
+    moving = nib.Nifti1Image(volume, where.image_affine)
+    resampled = apply(Affine(where.pose, reference=reference), moving, order=3, mode="mirror")
+    data = np.asarray(resampled.dataobj, dtype=np.float32).reshape(where.shape)
+    data[~inside_image(volume.shape, where.mapping, where.shape)] = 0.0
     return data
 
 
-def _with_kernel(
-    volume: np.ndarray,
-    affine: np.ndarray,
-    matrix: np.ndarray,
-    shape: tuple[int, int, int],
-    grid_affine: np.ndarray,
-) -> np.ndarray:
-    mapping = voxel_mapping(affine, matrix, grid_affine)
-    resampled = np.empty(shape[::-1], np.float32)
-    coefficients = spline_coefficients(np.ascontiguousarray(volume.T))
-    sample_grid(coefficients, kernel_order(mapping), 0.0, resampled)
+def _with_nitransforms_in_slabs(volume: np.ndarray, where: _Reading) -> np.ndarray:
+    """Filter the volume once, and let NiTransforms interpolate slab by slab: memory."""
+    from nitransforms.resampling import apply
+    from scipy.ndimage import spline_filter
+
+    filtered = spline_filter(volume, order=3, output=np.float64, mode="mirror")
+    moving = nib.Nifti1Image(filtered, where.image_affine)
+    to_voxels = np.linalg.inv(where.image_affine)
+    resampled = np.empty(where.shape[::-1], np.float32)
+    for slab, recorded, stretch in where.slabs():
+        part = resampled[slab]
+        turned = where.affine[:, [2, 1, 0, 3]]  # the slab is (z, y, x)
+        turned[:, 3] += turned[:, 0] * slab.start
+        reference = nib.Nifti1Image(np.empty(part.shape, np.uint8), turned)
+        transform = _deformation(recorded, reference)
+        read = apply(transform, moving, order=3, mode="mirror", prefilter=False)
+        inside = _inside(volume.shape, apply_affine(to_voxels, recorded))
+        part[:] = np.where(inside, np.ravel(read.dataobj) * stretch, 0.0).reshape(part.shape)
     return resampled.T
 
 
+def _deformation(points: np.ndarray, reference: nib.Nifti1Image) -> TransformBase:
+    """Make a NiTransforms transform of where the voxels of a reference go, (P, 3).
+
+    ``DenseFieldTransform`` looks positions up in float32 and falls back on interpolating them.
+    """
+    from nitransforms.base import TransformBase
+
+    class Deformation(TransformBase):
+        ndim = 3
+
+        def map(self, x: np.ndarray, inverse: bool = False) -> np.ndarray:
+            if inverse or len(x) != len(points):
+                raise NotImplementedError("only the voxels of the reference, forwards")
+            return points
+
+    return Deformation(reference)
+
+
+def _with_kernel(volume: np.ndarray, where: _Reading) -> np.ndarray:
+    coefficients = spline_coefficients(np.ascontiguousarray(volume.T))
+    resampled = np.empty(where.shape[::-1], np.float32)
+    if where.is_affine:
+        sample_grid(coefficients, kernel_order(where.mapping), 0.0, resampled)
+    elif where.points is None and where.fields is not None:
+        _through_field(coefficients, where, where.fields, resampled)
+    else:
+        spline = Spline(coefficients, where.image_affine)
+        for slab, recorded, stretch in where.slabs():
+            read = np.nan_to_num(spline.sample(recorded), copy=False) * stretch
+            resampled[slab] = read.reshape(resampled[slab].shape)
+    return resampled.T
+
+
+def _through_field(
+    coefficients: np.ndarray, where: _Reading, fields: EddyCurrents, resampled: np.ndarray
+) -> None:
+    """Fill `resampled` by the kernel that evaluates the field itself."""
+    units = (where.pose @ where.affine)[:3]
+    units[:, 3] -= fields.center
+    to_voxels = np.linalg.inv(where.image_affine)[:3, :3]
+    displacement, stretch = field_polynomials(fields.coefficients[0], fields.pe)
+    sample_grid_through_field(
+        coefficients,
+        kernel_order(where.mapping),
+        np.ascontiguousarray(units[:, [2, 1, 0, 3]] / SCALE_MM),
+        displacement,
+        np.ascontiguousarray((to_voxels @ -fields.pe)[::-1]),
+        stretch,
+        resampled,
+    )
+
+
+def field_polynomials(coefficients: np.ndarray, pe: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write displacement and stretch of a field as polynomials: weights of 1 and the terms.
+
+    Parameters
+    ----------
+    coefficients : (K,) array
+        Of one volume.
+    pe : (3,) array
+
+    Returns
+    -------
+    displacement, stretch : (20,) array
+        Weights of 1 and of :data:`~eddymotion.eddy_currents.TERMS`.
+    """
+    displacement, stretch = np.zeros((2, 1 + len(TERMS)))
+    displacement[1 : 1 + len(coefficients)] = coefficients
+    stretch[0] = 1.0
+    for weight, term in zip(coefficients, TERMS, strict=False):
+        for position, axis in enumerate(term):
+            rest = term[:position] + term[position + 1 :]
+            column = 1 + TERMS.index(rest) if rest else 0
+            stretch[column] -= weight * pe["xyz".index(axis)] / SCALE_MM
+    return displacement, stretch
+
+
+_INTERPOLATE: dict[Engine, Callable[[np.ndarray, _Reading], np.ndarray]] = {
+    "nitransforms": _with_nitransforms,
+    "fast": _with_kernel,
+}
+
+
 def kernel_agrees(dwi: DWI, motion: Motion, tolerance: float = 1e-3) -> bool:
-    """Compare both engines on the volume that moved most.
+    """Compare both engines on the volume that moved most, its field included.
 
     Parameters
     ----------
@@ -183,11 +398,19 @@ def kernel_agrees(dwi: DWI, motion: Motion, tolerance: float = 1e-3) -> bool:
     tolerance : float
         Largest difference accepted, relative to the volume's maximum.
     """
-    moved = rms_displacement(motion.matrices, np.eye(4), dwi.center)
-    volume = int(np.argmax(moved))
-    arguments = (dwi.volume(volume).data, dwi.affine, motion[volume], dwi.shape, dwi.affine)
-    difference = np.abs(_with_kernel(*arguments) - _with_nitransforms(*arguments))
-    return bool(difference.max() <= tolerance * np.abs(arguments[0]).max())
+    index = _most_displaced(dwi, motion)
+    volume, fields = dwi.volume(index).data, _fields_of(motion, index)
+    where = _Reading(dwi.shape, dwi.affine, dwi.affine, motion[index], fields)
+    difference = np.abs(_with_kernel(volume, where) - _with_nitransforms(volume, where))
+    return bool(difference.max() <= tolerance * np.abs(volume).max())
+
+
+def _most_displaced(dwi: DWI, motion: Motion) -> int:
+    """Find the volume in which the corners and middles of the image lie farthest away."""
+    sides = [(0, (n - 1) / 2, n - 1) for n in dwi.shape]
+    points = apply_affine(dwi.affine, np.array(list(product(*sides))))
+    moved = [((motion.recorded(i, points) - points) ** 2).sum() for i in range(len(motion))]
+    return int(np.argmax(moved))
 
 
 def voxel_mapping(
@@ -209,6 +432,12 @@ def inside_image(
     return inside
 
 
+def _inside(image_shape: tuple[int, ...], positions: np.ndarray) -> np.ndarray:
+    """Whether positions (P, 3), in voxels, lie within an image, up to half a voxel outside."""
+    within = (positions >= -EDGE) & (positions <= np.array(image_shape[:3]) - 1 + EDGE)
+    return np.all(within, axis=1)
+
+
 def covered_mask(dwi: DWI, motion: Motion) -> np.ndarray:
     """Return the part of the brain that lies inside the image in every volume.
 
@@ -216,17 +445,23 @@ def covered_mask(dwi: DWI, motion: Motion) -> np.ndarray:
     true of more than half of the brain in some volume, the whole mask is returned: one volume
     must not decide for all.
     """
-    mask = dwi.mask.copy()
-    for matrix in motion.matrices:
-        mask &= inside_image(dwi.shape, voxel_mapping(dwi.affine, matrix), dwi.shape)
-    return mask if mask.sum() >= dwi.mask.sum() / 2 else dwi.mask
+    brain = np.argwhere(dwi.mask)
+    points, to_voxels = apply_affine(dwi.affine, brain), np.linalg.inv(dwi.affine)
+    covered = np.ones(len(brain), bool)
+    for volume in range(len(motion)):
+        covered &= _inside(dwi.shape, apply_affine(to_voxels, motion.recorded(volume, points)))
+    if covered.sum() < len(brain) / 2:
+        return dwi.mask
+    mask = np.zeros(dwi.shape, bool)
+    mask[tuple(brain[covered].T)] = True
+    return mask
 
 
-def _mask_on_grid(dwi: DWI, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
-    resampled = _with_kernel(
-        dwi.mask.astype(np.float32, order="F"), dwi.affine, np.eye(4), shape, affine
-    )
-    mask = resampled > 0.5
+def _mask_on_grid(
+    dwi: DWI, shape: tuple[int, int, int], affine: np.ndarray, points: np.ndarray | None
+) -> np.ndarray:
+    where = _Reading(shape, affine, dwi.affine, np.eye(4), None, points)
+    mask = _with_kernel(dwi.mask.astype(np.float32, order="F"), where) > 0.5
     if not mask.any():
         raise EddymotionError(
             "output space: the given grid does not overlap the brain; "

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
     ("errors", "eddy_currents", "geometry", "gradients", "kernels", "parallel"),
     ("dataset", "masking", "pyramid"),
-    ("files", "models", "registration", "resampling"),
+    ("files", "models", "registration", "resampling", "warps"),
     ("estimation",),
     ("evaluation",),
     ("derivatives", "reports", "settings", "simulation"),

@@ -6,8 +6,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 
 from eddymotion import kernels
 from eddymotion.dataset import Image
+from eddymotion.eddy_currents import TERMS, polynomial_terms
 from eddymotion.kernels import (
     sample_grid,
+    sample_grid_through_field,
     sample_points,
     sample_points_with_gradient,
     smooth,
@@ -118,6 +120,28 @@ def test_grid_equals_points(volume):
     np.testing.assert_allclose(
         values.ravel(), np.where(np.isnan(expected), -7.0, expected), rtol=1e-5, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("n_in_a_row", [1, 2, 10])
+def test_grid_through_a_field_equals_the_polynomials_and_scipy(volume, n_in_a_row):
+    random = np.random.default_rng(5)
+    matrix = np.array([[0.9, 0.1, 0, 0.3], [-0.1, 1.1, 0.05, 0.6], [0, 0.02, 0.8, 2.0]])
+    units = np.hstack([random.normal(scale=0.1, size=(3, 3)), random.normal(size=(3, 1))])
+    displacement, stretch = random.normal(scale=0.3, size=(2, 1 + len(TERMS)))
+    shift = np.array([0.1, -0.6, 0.3])
+    values = np.empty((8, 9, n_in_a_row), np.float32)
+    sample_grid_through_field(
+        spline_coefficients(volume), matrix, units, displacement, shift, stretch, values
+    )
+    index = np.argwhere(np.ones(values.shape))
+    u = index @ units[:, :3].T + units[:, 3]
+    terms = np.hstack([np.ones((len(u), 1)), polynomial_terms(u, len(TERMS))])
+    points = index @ matrix[:, :3].T + matrix[:, 3] + np.outer(terms @ displacement, shift)
+    inside = ((points >= -0.5) & (points <= SHAPE - 0.5)).all(axis=1)
+    assert 0.3 < inside.mean() < 1
+    read = map_coordinates(volume.astype(float), points.T, order=3, mode="mirror")
+    expected = np.where(inside, read * (terms @ stretch), 0.0)
+    np.testing.assert_allclose(values.ravel(), expected, rtol=1e-5, atol=2e-3)
 
 
 def test_image_gradients_are_in_world_millimetres():

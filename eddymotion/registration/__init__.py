@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from eddymotion.errors import EddymotionError
-from eddymotion.registration.base import Registrar, Registration
+from eddymotion.registration.base import Registrar, Registration, Warp
 from eddymotion.registration.gauss_newton import GaussNewton, Level
 
-__all__ = ["GaussNewton", "Level", "Registrar", "Registration", "get_registrar"]
+__all__ = ["GaussNewton", "Level", "Registrar", "Registration", "Warp", "get_registrar"]
 
 REGISTRAR_NAMES = ("gauss-newton",)
 
