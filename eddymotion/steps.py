@@ -19,13 +19,15 @@ from eddymotion.dataset import DWI
 from eddymotion.derivatives import Outputs, write_outputs, write_sidecar
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Quality, assess, estimate_motion
-from eddymotion.files import image_stem, load, read_image
+from eddymotion.files import image_stem, load, read_image, write_json
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.models import Model, get_model
+from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import get_registrar
 from eddymotion.reports.slices import Slices
 from eddymotion.resampling import Engine, Resampled, kernel_agrees
+from eddymotion.running import software_versions
 from eddymotion.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,20 @@ REUSED_OUTPUTS = (
 """All that must lie there for a finished series to be taken as finished."""
 
 
+AFTER_MOTION = frozenset({"resampling", "output_space", "fsl_outputs"})
+"""Settings that change what is made of a motion, not the motion itself."""
+
+DIGITS = 16
+"""Of a digest in a folder's name."""
+
+
 def correct_series(
-    series: SeriesFiles, outputs: Outputs, settings: Settings, progress: Progress = silent
+    series: SeriesFiles,
+    outputs: Outputs,
+    settings: Settings,
+    progress: Progress = silent,
+    *,
+    work_dir: Path | None = None,
 ) -> dict[str, str]:
     """Correct one series and write all its outputs, unless they are there already.
 
@@ -77,6 +91,8 @@ def correct_series(
     settings : Settings
     progress : callable
         See :class:`~eddymotion.parallel.Progress`.
+    work_dir : Path, optional
+        Where the motion is kept, and sought, so that an interrupted run need not find it again.
 
     Returns
     -------
@@ -90,26 +106,18 @@ def correct_series(
     refuse_overwriting_inputs(series, outputs, settings)
     stages = Stages()
     with stages("reading"):
-        dwi = load(
-            series.dwi,
-            bval=series.bval,
-            bvec=series.bvec,
-            mask=settings.brain_mask,
-            b0_threshold=settings.b0_threshold,
-            ignore=settings.ignore,
-        )
-        log.info("%s: %s", series.dwi.name, dwi)
+        dwi = load_series(series, settings)
         grid = output_grid(settings.output_space)
-    model = get_model(
-        settings.model,
-        dwi.gradients,
-        min_q_distance=settings.min_q_distance,
-        n_procs=settings.nprocs,
-    )
-    with stages("motion"):
-        motion = find_motion(dwi, model, settings, progress)
+    model = model_for(dwi, settings)
+    kept = KeptMotion.of(series, settings, work_dir) if work_dir else None
+    motion = kept.recall(stages) if kept else None
+    if motion is None:
+        with stages("motion"):
+            motion = find_motion(dwi, model, settings, progress)
+        if kept:
+            kept.keep(motion, stages)
     with stages("quality"):
-        judged = {"seed": settings.random_seed, "n_threads": settings.nprocs}
+        judged: dict[str, Any] = {"seed": settings.random_seed, "n_threads": settings.nprocs}
         before = assess(dwi, Motion.identity(len(dwi)), model, **judged)
         after = assess(dwi, motion, model, **judged)
     with stages("resampling and writing"):
@@ -133,6 +141,91 @@ def correct_series(
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
     return summary
+
+
+def estimate_series(
+    series: SeriesFiles,
+    outputs: Outputs,
+    settings: Settings,
+    work_dir: Path,
+    progress: Progress = silent,
+) -> None:
+    """Find the motion of one series and keep it in `work_dir`, unless it or the outputs are there.
+
+    The first half of :func:`correct_series`, which takes it from there.
+    """
+    if finished_summary(outputs, fingerprint(series, settings)) is not None:
+        return
+    stages, kept = Stages(), KeptMotion.of(series, settings, work_dir)
+    if kept.recall(stages) is not None:
+        log.info("%s: motion found in an earlier run; reused", series.dwi.name)
+        return
+    refuse_overwriting_inputs(series, outputs, settings)
+    output_grid(settings.output_space)  # a wrong one is better known before
+    dwi = load_series(series, settings)
+    with stages("motion"):
+        motion = find_motion(dwi, model_for(dwi, settings), settings, progress)
+    kept.keep(motion, stages)
+
+
+@dataclass(frozen=True)
+class KeptMotion:
+    """A motion in the work folder, under the digest of all that determines it.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, series: SeriesFiles, settings: Settings, work_dir: Path) -> KeptMotion:
+        """Where the motion of a series under these settings is kept."""
+        digest = fingerprint(series, settings, without=AFTER_MOTION)[:DIGITS]
+        return cls(work_dir / "motion" / f"{image_stem(series.dwi)}_{digest}")
+
+    def keep(self, motion: Motion, stages: Stages) -> None:
+        """Write it; the details come last and are the mark of completion."""
+        write_json(self.folder / "stages.json", {"motion": stages.seconds["motion"]})
+        write_motion(self.folder / "xfm.txt", self.folder / "details.json", motion)
+
+    def recall(self, stages: Stages) -> Motion | None:
+        """Read it with the seconds that it took, if it is there."""
+        if not (self.folder / "details.json").is_file():
+            return None
+        try:
+            motion = read_motion(self.folder / "xfm.txt", self.folder / "details.json")
+            seconds = json.loads((self.folder / "stages.json").read_text(encoding="utf-8"))
+            stages.seconds |= {"motion": float(seconds["motion"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s: cannot be used (%s); the motion is found again", self.folder, error)
+            return None
+        return motion
+
+
+def load_series(series: SeriesFiles, settings: Settings) -> DWI:
+    """Load a series as the settings say."""
+    dwi = load(
+        series.dwi,
+        bval=series.bval,
+        bvec=series.bvec,
+        mask=settings.brain_mask,
+        b0_threshold=settings.b0_threshold,
+        ignore=settings.ignore,
+    )
+    log.info("%s: %s", series.dwi.name, dwi)
+    return dwi
+
+
+def model_for(dwi: DWI, settings: Settings) -> Model:
+    """Choose the model of a series as the settings say."""
+    return get_model(
+        settings.model,
+        dwi.gradients,
+        min_q_distance=settings.min_q_distance,
+        n_procs=settings.nprocs,
+    )
 
 
 class Stages:
@@ -295,20 +388,27 @@ def sidecar_of(
         "Settings": settings.effective(),
         "Summary": summary,
         "StageSeconds": {name: round(seconds, 2) for name, seconds in stages.seconds.items()},
+        "PackageVersions": software_versions(),
         "Fingerprint": print_of_run,
     }
 
 
-def fingerprint(series: SeriesFiles, settings: Settings) -> str:
-    """Digest of all that determines the outputs: input files, settings and version."""
+def fingerprint(
+    series: SeriesFiles, settings: Settings, without: frozenset[str] = frozenset()
+) -> str:
+    """Digest of all that determines the outputs: input files, settings and version.
+
+    Settings in `without` do not count.
+    """
     digest = hashlib.sha256(__version__.encode())
-    digest.update(json.dumps(settings.effective(), sort_keys=True).encode())
+    effective = {k: v for k, v in settings.effective().items() if k not in without}
+    digest.update(json.dumps(effective, sort_keys=True).encode())
     given = (
         series.dwi,
         series.bval or series.dwi.with_name(image_stem(series.dwi) + ".bval"),
         series.bvec or series.dwi.with_name(image_stem(series.dwi) + ".bvec"),
         settings.brain_mask,
-        settings.output_space,
+        None if "output_space" in without else settings.output_space,
         settings.registration_settings,
     )
     for path in given:

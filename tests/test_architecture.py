@@ -9,17 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("errors", "eddy_currents", "geometry", "gradients", "kernels", "parallel"),
+    ("errors", "eddy_currents", "geometry", "gradients", "kernels"),
+    ("locks", "parallel", "running"),
     ("dataset", "masking", "pyramid"),
-    ("files", "models", "registration", "resampling", "warps"),
+    ("files", "models", "motion_files", "registration", "resampling", "transform_files", "warps"),
     ("estimation",),
     ("evaluation",),
     ("derivatives", "reports", "settings", "simulation"),
-    ("steps",),
-    ("bids",),
+    ("normalisation", "pairs", "steps", "testing"),
+    ("bids", "jobs", "loop_parts", "parts"),
     ("demo", "interfaces"),
-    ("cli",),
     ("workflows",),
+    ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 STRANGERS = {"models", "registration", "resampling"}

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eddymotion import __version__
 from eddymotion.cli.console import (
@@ -20,11 +25,18 @@ from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
     existing_file,
+    not_negative,
     settings_from,
 )
 from eddymotion.errors import EddymotionError
 
+if TYPE_CHECKING:
+    from eddymotion.workflows.bids_app import Run
+
 log = logging.getLogger("eddymotion")
+
+MEMORY_SHARE = 0.9
+"""Of the machine's memory, for all series together."""
 
 DESCRIPTION = """\
 Correct head motion in the diffusion series of a BIDS dataset.
@@ -67,13 +79,34 @@ def build_parser() -> Parser:
                             "one")  # fmt: skip
     add_estimation_options(parser)
     add_running_options(parser, __version__)
-    parser.add_argument("--stop-on-first-crash", action="store_true",
-                        help="stop when a series fails, instead of going on with the "
-                             "next")  # fmt: skip
-    parser.add_argument(
+    group = parser.add_argument_group("workflow")
+    group.add_argument("-w", "--work-dir", type=Path, metavar="DIR",
+                       help="where intermediate results are kept, so that an interrupted run goes "
+                            "on where it stopped (default: OUTPUT_DIR/work, removed when all "
+                            "series are done)")  # fmt: skip
+    group.add_argument("--mem-gb", "--mem", type=above_zero, metavar="GB",
+                       help="memory that all series together may take (default: nine tenths of "
+                            "the machine's)")  # fmt: skip
+    group.add_argument("--use-plugin", type=existing_file, metavar="FILE",
+                       help="YAML or JSON with plugin and plugin_args: who runs the nodes, e.g. "
+                            "SLURM (default: MultiProc)")  # fmt: skip
+    group.add_argument("--write-graph", action="store_true",
+                       help="draw the workflow as logs/graph.svg")  # fmt: skip
+    group.add_argument("--stop-on-first-crash", action="store_true",
+                       help="stop when a series fails, instead of going on with the "
+                            "others")  # fmt: skip
+    group.add_argument(
         "--reports-only", action="store_true", help="write the reports of finished series again"
     )
     return parser
+
+
+def above_zero(text: str) -> float:
+    """Convert to a number above zero."""
+    value = not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected a number above zero")
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(parser.prog, lambda: demonstrate(options))
     if not all(given):
         parser.error("write: eddymotion BIDS_DIR OUTPUT_DIR participant, or eddymotion --demo DIR")
-    return run(parser.prog, lambda: correct_dataset(options))
+    return run_to_end(parser.prog, lambda: correct_dataset(options))
 
 
 def demonstrate(options: argparse.Namespace) -> int:
@@ -104,6 +137,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
     from eddymotion.bids import find_series, report_problems
     from eddymotion.derivatives.dataset import write_dataset_files
+    from eddymotion.workflows.bids_app import prepare_work_dir, sole_writer
 
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
@@ -119,52 +153,123 @@ def correct_dataset(options: argparse.Namespace) -> int:
             f"--brain-mask: {n_series} series match but one mask is given; choose one series with "
             "--participant-label, --session-id or --bids-filter-file"
         )
+    run_options = run_from(options, output_dir)
     prepare_output_dir(output_dir)
-    with logging_to(output_dir / "logs", options.verbose) as log_file:
-        log.info("eddymotion %s: %d series of %d participant(s)",
-                 __version__, n_series, len(participants))  # fmt: skip
-        if not options.skip_bids_validation:
-            report_problems(bids_dir)
-        write_dataset_files(output_dir, bids_dir)
-        failures = _correct_all(participants, output_dir, options)
-        if failures:
-            log.error("%d of %d series failed (log: %s):", len(failures), n_series, log_file)
-            for name, reason in failures.items():
-                log.error("  %s: %s", name, reason)
+    with sole_writer(output_dir, list(participants)):
+        if not options.reports_only:
+            prepare_work_dir(run_options.work_dir)
+        with logging_to(output_dir / "logs", options.verbose) as log_file:
+            log.info("eddymotion %s: %d series of %d participant(s)",
+                     __version__, n_series, len(participants))  # fmt: skip
+            if not options.skip_bids_validation:
+                report_problems(bids_dir)
+            write_dataset_files(output_dir, bids_dir)
+            if options.reports_only:
+                failures = write_reports(participants, output_dir)
+            else:
+                failures = correct_all(participants, replace(run_options, log_file=log_file))
+            tell_failures(failures, n_series, log_file)
     return 1 if failures else 0
 
 
-def _correct_all(participants: dict, output_dir: Path, options: argparse.Namespace) -> dict:
-    """Correct series by series; return the failures, name → reason."""
-    from eddymotion.bids import outputs_of
-    from eddymotion.steps import (
-        correct_series,
-        finished_series,
-        finished_summary,
-        write_report,
+def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
+    """Collect how the run is to be carried out."""
+    from eddymotion.running import Limits, read_plugin_file, total_memory_gb
+    from eddymotion.workflows.bids_app import Run
+    from eddymotion.workflows.execution import check_plugin
+
+    plugin = read_plugin_file(options.use_plugin) if options.use_plugin else None
+    if plugin is not None:
+        check_plugin(plugin)
+    work_dir = (options.work_dir or output_dir / "work").resolve()
+    refuse_output_in_input(options.bids_dir.resolve(), work_dir)
+    memory = options.mem_gb or MEMORY_SHARE * total_memory_gb()
+    return Run(
+        output_dir=output_dir,
+        work_dir=work_dir,
+        settings=settings_from(options),
+        limits=Limits(options.nprocs, memory, options.omp_nthreads),
+        plugin=plugin,
+        stop_on_first_crash=options.stop_on_first_crash,
+        write_graph=options.write_graph,
+        verbosity=options.verbose,
+        progress=progress_for_console(),
     )
 
-    settings = settings_from(options)
-    failures: dict[str, str] = {}
-    for participant, all_series in participants.items():
-        for series in all_series:
-            outputs = outputs_of(series, participant, output_dir)
-            try:
-                if not options.reports_only:
-                    correct_series(series, outputs, settings, progress_for_console())
-                elif finished_summary(outputs) is None:
-                    raise EddymotionError("no finished outputs; run without --reports-only")
-            except EddymotionError as error:
-                failures[series.dwi.name] = str(error)
-            except Exception as error:  # one series must not take the others with it
-                log.debug("%s failed", series.dwi.name, exc_info=True)
-                failures[series.dwi.name] = f"{type(error).__name__}: {error}"
-            if failures and options.stop_on_first_crash:
-                break
-        name = f"sub-{participant}"
-        done = finished_series(output_dir / name, output_dir / name / "figures")
-        if done:
-            write_report(output_dir / f"{name}.html", name, done)
-        if failures and options.stop_on_first_crash:
-            break
-    return failures
+
+def correct_all(participants: dict, run: Run) -> dict[str, str]:
+    """Correct all series; return the failures, name → reason."""
+    from eddymotion.workflows.bids_app import correct_participants
+
+    return correct_participants(participants, run)
+
+
+def write_reports(participants: dict, output_dir: Path) -> dict[str, str]:
+    """Write the reports of finished series again; return those that are not, name → reason."""
+    from eddymotion.bids import outputs_of
+    from eddymotion.jobs import write_participant_page
+    from eddymotion.steps import finished_summary
+
+    unfinished = {}
+    for label, of_participant in participants.items():
+        for series in of_participant:
+            if finished_summary(outputs_of(series, label, output_dir)) is None:
+                unfinished[series.dwi.name] = "no finished outputs; run without --reports-only"
+        write_participant_page(output_dir, label)
+    return unfinished
+
+
+def tell_failures(failures: dict[str, str], n_series: int, log_file: Path) -> None:
+    """List the series that failed, those with the same reason together."""
+    if not failures:
+        return
+    log.error("%d of %d series failed (log: %s):", len(failures), n_series, log_file)
+    together: dict[str, list[str]] = {}
+    for name, reason in failures.items():
+        together.setdefault(reason, []).append(name)
+    for reason, names in together.items():
+        log.error("  %s: %s", ", ".join(names), reason)
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: locks are given back, and no process is left behind."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread: somebody else's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_to_end(program: str, body: Callable[[], int]) -> int:
+    """Run a command; a full disk and a request to end are one line each."""
+
+    def guarded() -> int:
+        from eddymotion.jobs import DISK_FULL, reason_of
+
+        try:
+            with ending_on_sigterm():
+                return body()
+        except Terminated:
+            print(f"{program}: ended on request; what is complete is kept", file=sys.stderr)
+            return 143
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            print(f"{program}: error: {reason_of(error)}", file=sys.stderr)
+            return 1
+
+    return run(program, guarded)

@@ -4,6 +4,10 @@ Each volume is predicted from all the others and registered to its prediction; t
 others are aligned, the sharper the prediction, so it is repeated (block coordinate descent on the
 likelihood of the series). Each pass starts from the original volumes and from the motion of the
 pass before.
+
+Once the model itself predicts (:mod:`eddymotion.estimation.schedule`), slices that lost their
+signal are sought before each pass: the others are predicted without them, and their volume is
+registered without them.
 """
 
 from __future__ import annotations
@@ -11,10 +15,12 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI, Image
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
-from eddymotion.estimation.quality import ENOUGH, predict
+from eddymotion.estimation.outliers import is_lost, slice_heights
+from eddymotion.estimation.quality import ENOUGH, assess, predict
 from eddymotion.estimation.schedule import plan_passes
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
 from eddymotion.models import Model
@@ -23,6 +29,11 @@ from eddymotion.registration import Registrar, Registration
 from eddymotion.resampling import covered_mask, resample
 
 log = logging.getLogger(__name__)
+
+REPEATS = 2
+
+LEAST_LEFT = 0.1
+"""Part of the brain that must not be lost for a volume to be registered."""
 
 
 def leave_one_out_loop(
@@ -61,9 +72,11 @@ def leave_one_out_loop(
     """
     motion, known = Motion.identity(len(dwi)), np.ones(len(dwi), bool)
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
+        lost = None
+        if step.number > 1 and step.model is model:
+            lost = lost_voxels(dwi, motion, model, seed=seed, n_threads=n_threads)
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
-        with one_blas_thread():
-            predicted = predict(aligned.signal, aligned.gradients, step.model)
+        predicted = predict_without(aligned, step.model, lost)
         motion = register_volumes(
             dwi,
             predicted,
@@ -71,14 +84,58 @@ def leave_one_out_loop(
             init=motion,
             relaxation=step.relaxation,
             mask=covered_mask(dwi, motion),
+            lost=lost,
             seed=seed + step.number,
             n_threads=n_threads,
             progress=progress,
             description=f"pass {step.number} of {n_iterations}",
         )
         known = is_predicted(predicted, dwi.mask)
-        del aligned, predicted  # or two copies of the series would outlive the pass
+        del aligned, predicted, lost  # or two copies of the series would outlive the pass
     return Estimate(fill_unpredicted(dwi, motion, known))
+
+
+def lost_voxels(
+    dwi: DWI, motion: Motion, model: Model, *, seed: int = 0, n_threads: int = 1
+) -> list[np.ndarray] | None:
+    """Find the voxels of the reference grid at which each volume shows slices without signal.
+
+    Returns
+    -------
+    list of N index arrays, or None
+        Flat, in the order of NIfTI (x fastest). None where nothing is lost.
+    """
+    outliers = assess(dwi, motion, model, seed=seed, n_threads=n_threads).outliers
+    if not outliers.flagged.any():
+        return None
+    points = apply_affine(dwi.affine, np.indices(dwi.shape).T.reshape(-1, 3))
+
+    def find(volume: int) -> np.ndarray:
+        flags = outliers.flagged[volume]
+        if not flags.any():
+            return np.empty(0, int)
+        recorded = motion.recorded(volume, points)
+        heights = slice_heights(recorded, dwi.affine, outliers.slicing.axis)
+        return np.flatnonzero(is_lost(flags, heights))
+
+    return parallel_map(find, range(len(dwi)), n_threads=n_threads)
+
+
+def predict_without(aligned: DWI, model: Model, lost: list[np.ndarray] | None) -> np.ndarray:
+    """Predict each volume of an aligned series from what the others have not lost."""
+    with one_blas_thread():
+        predicted = predict(aligned.signal, aligned.gradients, model)
+        if lost is None:
+            return predicted
+        signal = aligned.signal.copy(order="K")
+        for _ in range(REPEATS):  # volumes that lost the same voxel depend on one another
+            for volume, voxels in enumerate(lost):
+                told = predicted[..., volume].T.ravel()[voxels]
+                known = np.isfinite(told)
+                where = np.unravel_index(voxels[known], aligned.shape, order="F")
+                signal[..., volume][where] = told[known]
+            predicted = predict(signal, aligned.gradients, model)
+    return predicted
 
 
 def register_volumes(
@@ -89,6 +146,7 @@ def register_volumes(
     init: Motion,
     relaxation: np.ndarray | float = 1.0,
     mask: np.ndarray | None = None,
+    lost: list[np.ndarray] | None = None,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -97,8 +155,8 @@ def register_volumes(
     """Register each original volume to its prediction, starting from `init`.
 
     Each goes the part `relaxation` (N,) of the way it found. Voxels of the `mask` (the brain when
-    not given) without a prediction are left out; volumes without one (the only b=0, say) keep
-    their pose.
+    not given) without a prediction are left out, and those that are `lost`
+    (:func:`lost_voxels`); volumes of which too little is left (the only b=0, say) keep their pose.
     """
     where = dwi.mask if mask is None else mask
 
@@ -106,8 +164,12 @@ def register_volumes(
         known = np.isfinite(predicted[..., volume])
         if not known[where].mean() > ENOUGH:
             return None
+        if lost is not None:
+            known[np.unravel_index(lost[volume], known.shape, order="F")] = False
+            if not known[where].mean() > LEAST_LEFT:
+                return None
         return registrar.register(
-            Image(np.where(known, predicted[..., volume], 0.0), dwi.affine),
+            Image(np.nan_to_num(predicted[..., volume]), dwi.affine),
             dwi.volume(volume),
             fixed_mask=where & known,
             init=init[volume],

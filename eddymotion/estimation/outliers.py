@@ -1,28 +1,61 @@
 """Slices that lost signal.
 
-A head that moves during the diffusion gradients dephases whole slices. At points ``x`` of the
-brain that fall close to the middle of a slice of a volume, what the volume shows is compared with
-its leave-one-out prediction::
+A head that moves during the diffusion gradients dephases whole slices, or all slices that were
+excited together. At random points ``x`` of the brain, at height ``h`` (in slices) of a volume,
+what the volume shows is compared with its leave-one-out prediction::
 
-    ratio = Σ y ŷ / Σ ŷ²        over the points in the slice
+    y(x) = g(h) ŷ(x) + noise,    g a cubic spline
 
-which is near one, lower where signal is lost. It is divided by the median of its volume (gain) and
-turned into a robust z-score over the volumes, since each slice has its own scatter.
+Where a volume is interpolated by a cubic spline, so is the gain of its slices: ``r_k = g(k)`` is
+the share of its signal that slice ``k`` has kept, whatever the slices beside it have lost. Least
+squares give ``r`` and, from the residual and the number of points in the slice, its standard
+error.
+
+- *Gain*. ``r`` is divided by the gain of its volume: the median of the slices near the best ones,
+  so that a volume may lose most of its slices.
+- *Scores*. ``z = (r − median over volumes) / spread``. The spread is the standard error times the
+  robust scatter of the standardised differences, over all volumes and the slices near by: a slice
+  with few voxels scatters by noise, one near the skull base or an eye by more than that.
+- *Edges*. Points near the middle of a slice are used, where interpolation mixes in little, and a
+  slice beside a much worse one is not flagged.
+- *Threshold*. An outlier has ``z`` below :data:`Z_THRESHOLD` and ``r`` below
+  :data:`RATIO_THRESHOLD`. Slices that were excited together are judged together as well: a group
+  whose weighted mean is an outlier flags those of its slices that are below
+  :data:`MEMBER_Z_THRESHOLD` themselves.
+- *Mean square*. ``z_square`` compares the mean square of the residual in a slice with that of the
+  other volumes, in units of what it scatters with so many points. It tells of spikes, ghosts and
+  losses of a part of a slice; it flags nothing.
+
+Gains of signal have a positive ``z`` and are not flagged: no dephasing brightens a slice, and what
+looks so is mostly a vessel or the slice beside the edge of the brain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
+
+from eddymotion.errors import EddymotionError
 
 Z_THRESHOLD = -3.5
 RATIO_THRESHOLD = 0.9
 """A slice is an outlier below both: far from what is usual for it, and at least 10 % of its
 signal gone."""
 
-OFF_MIDDLE = 0.2
+MEMBER_Z_THRESHOLD = -2.0
+"""What a slice of a group that is an outlier as a whole has to be below."""
+
+LEAK = 0.35
+"""A slice beside a worse one is an outlier of its own only if it lost more than this part of what
+the other lost: at the edge of the brain neighbours differ, and the fit books some of the loss of
+one on the other."""
+
+OFF_MIDDLE = 0.3
 """Points so far (slices) from the middle of a slice count: interpolation mixes in little of the
 slices beside it there."""
 
@@ -33,11 +66,134 @@ MIN_VOLUMES = 6
 """With fewer volumes a robust spread over them means nothing."""
 
 MIN_SPREAD = 0.01
-"""Ratios are not known better than this, however little they scatter."""
+"""Shares are not known better than this, however little they scatter."""
 
-LEAK = 0.35
-"""A slice beside a worse one is an outlier of its own only if it lost more than this part of what
-the other lost; the rest is what interpolation mixes in."""
+SPREAD_SLICES = 2
+"""So many slices to each side tell the scatter of a slice."""
+
+GAIN_QUANTILE, GAIN_MARGIN = 0.8, 0.1
+"""Slices within this part of that quantile of a volume tell its gain."""
+
+MANY_LOST, WEAK_VOLUME = 0.5, 0.5
+"""A volume that lost more than this part of its slices, or that has less than this part of the
+predicted signal throughout, is beyond repair."""
+
+RIDGE = 1e-6
+"""Pull of the gains to one, relative to the largest entry of their normal matrix."""
+
+SAME_TIME = 1e-4
+"""Slices that were excited within so many seconds were excited together."""
+
+
+class SliceFit(NamedTuple):
+    """A volume against its prediction, slice by slice, (Z,) each; NaN with too few points.
+
+    Parameters
+    ----------
+    gain : array
+        Share of the predicted signal that is there.
+    error : array
+        Its standard error.
+    mean_square : array
+        Of the residual.
+    n_points : array
+    """
+
+    gain: np.ndarray
+    error: np.ndarray
+    mean_square: np.ndarray
+    n_points: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Slicing:
+    """How a volume was acquired, slice by slice.
+
+    Parameters
+    ----------
+    axis : int
+        The image axis that counts the slices.
+    groups : tuple of index arrays
+        Slices that were excited together; none where that is not known.
+    """
+
+    axis: int = 2
+    groups: tuple[np.ndarray, ...] = ()
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any] | None, shape: Sequence[int]) -> Slicing:
+        """Read a BIDS sidecar.
+
+        Parameters
+        ----------
+        metadata : mapping
+            `SliceEncodingDirection`, `SliceTiming` and `MultibandAccelerationFactor` are used.
+        shape : (3,) sequence
+            Of a volume.
+
+        Raises
+        ------
+        EddymotionError
+            If they contradict the image or each other.
+        """
+        metadata = metadata or {}
+        direction = str(metadata.get("SliceEncodingDirection") or "k")
+        if direction.removesuffix("-") not in ("i", "j", "k"):
+            raise EddymotionError(
+                f"SliceEncodingDirection is {direction!r}, expected i, j or k, with or without a "
+                "minus; correct the sidecar"
+            )
+        axis = "ijk".index(direction[0])
+        timing = metadata.get("SliceTiming")
+        if timing is None:
+            return cls(axis)
+        if len(timing) != shape[axis]:
+            raise EddymotionError(
+                f"SliceTiming has {len(timing)} entries, the image {shape[axis]} slices along "
+                f"{direction[0]}; correct SliceTiming or SliceEncodingDirection in the sidecar"
+            )
+        timing = timing[::-1] if direction.endswith("-") else timing
+        return cls(axis, tuple(multiband_groups(
+            timing, metadata.get("MultibandAccelerationFactor"))))  # fmt: skip
+
+
+PLAIN = Slicing()
+"""Slices along the third image axis; which were excited together is not known."""
+
+
+def multiband_groups(
+    slice_timing: Sequence[float], acceleration: float | None = None
+) -> list[np.ndarray]:
+    """Find the slices that were excited together.
+
+    Parameters
+    ----------
+    slice_timing : (Z,) sequence
+        Seconds, in the order of the slices.
+    acceleration : float, optional
+        Slices in each group, as a check.
+
+    Returns
+    -------
+    list of index arrays
+        In the order of their times.
+
+    Raises
+    ------
+    EddymotionError
+        If the groups are larger than `acceleration`.
+    """
+    times = np.asarray(slice_timing, float)
+    order = np.argsort(times, kind="stable")
+    first = np.flatnonzero(np.diff(times[order]) > SAME_TIME) + 1
+    groups = [np.sort(group) for group in np.split(order, first)]
+    largest = max(map(len, groups))
+    if acceleration and largest > round(acceleration):
+        raise EddymotionError(
+            f"SliceTiming has {largest} slices at one time, MultibandAccelerationFactor is "
+            f"{acceleration:g}; correct the sidecar"
+        )
+    return groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,24 +203,112 @@ class SliceOutliers:
     Parameters
     ----------
     z : (N, Z) array
-        Robust z-score; NaN where not judged.
+        Robust z-score, negative where signal is lost; NaN where not judged.
     ratio : (N, Z) array
         Observed over predicted signal, normalised by volume; NaN where not judged.
+    spread : (N, Z) array, optional
+        Standard deviation of `ratio` in a slice that lost nothing.
+    z_square : (N, Z) array, optional
+        Robust z-score of the mean square of the residual.
+    n_points : (N, Z) array, optional
+        Points of the brain in the slice.
+    gain : (N,) array, optional
+        Observed over predicted signal of each volume where it lost nothing; NaN where not judged.
+    slicing : Slicing
+        Which image axis counts the slices, and which were excited together.
     """
 
     z: np.ndarray
     ratio: np.ndarray
+    spread: np.ndarray | None = None
+    z_square: np.ndarray | None = None
+    n_points: np.ndarray | None = None
+    gain: np.ndarray | None = None
+    slicing: Slicing = PLAIN
 
-    @property
+    @cached_property
     def flagged(self) -> np.ndarray:
         """True for outliers, (N, Z)."""
         with np.errstate(invalid="ignore"):
             low = (self.z < Z_THRESHOLD) & (self.ratio < RATIO_THRESHOLD)
+            member = self.z < MEMBER_Z_THRESHOLD
+        for group in self.slicing.groups:
+            if len(group) > 1:
+                z, ratio = self.of_group(group)
+                out = (z < Z_THRESHOLD) & (ratio < RATIO_THRESHOLD)
+                low[:, group] |= out[:, None] & member[:, group]
         lost = np.where(low, 1 - self.ratio, 0.0)
         beside = np.zeros_like(lost)
         beside[:, 1:] = lost[:, :-1]
         beside[:, :-1] = np.maximum(beside[:, :-1], lost[:, 1:])
         return low & (lost > LEAK * beside)
+
+    def of_group(self, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Score slices as one: z and ratio, (N,) each; zero and one where none was judged."""
+        z, ratio = self.z[:, group], self.ratio[:, group]
+        spread = np.ones_like(z) if self.spread is None else self.spread[:, group]
+        weights = np.where(np.isfinite(z), 1 / spread**2, 0.0)
+        total = np.maximum(weights.sum(axis=1), np.finfo(float).tiny)
+        off = (weights * np.nan_to_num(z) * spread).sum(axis=1)
+        lost = (weights * np.nan_to_num(1 - ratio)).sum(axis=1)
+        return off / np.sqrt(total), 1 - lost / total
+
+    @property
+    def judged(self) -> np.ndarray:
+        """True for slices that have a score, (N, Z)."""
+        return np.isfinite(self.z)
+
+
+def percent_lost(outliers: SliceOutliers) -> np.ndarray:
+    """Percentage of the slices judged of each volume that lost signal, (N,); 0 where none was."""
+    n_judged = outliers.judged.sum(axis=1)
+    return 100.0 * outliers.flagged.sum(axis=1) / np.maximum(n_judged, 1)
+
+
+def volumes_beyond_repair(outliers: SliceOutliers) -> np.ndarray:
+    """Find volumes of which too little is left: most slices lost, or weak throughout.
+
+    Returns
+    -------
+    index array
+    """
+    ruined = percent_lost(outliers) > 100 * MANY_LOST
+    if outliers.gain is not None:
+        with np.errstate(invalid="ignore"):
+            ruined |= outliers.gain < WEAK_VOLUME
+    return np.flatnonzero(ruined)
+
+
+def lost_in_words(outliers: SliceOutliers) -> str:
+    """Say how many slices are outliers, and in which volumes most."""
+    n_lost, n_judged = int(outliers.flagged.sum()), int(outliers.judged.sum())
+    if not n_lost:
+        return f"0 of {n_judged}"
+    percent = percent_lost(outliers)
+    worst = int(np.argmax(percent))
+    n_volumes = int((percent > 0).sum())
+    return (
+        f"{n_lost} of {n_judged} ({100 * n_lost / n_judged:.1f} %) in {n_volumes} "
+        f"volume{'s' if n_volumes > 1 else ''}, most in volume {worst} ({percent[worst]:.0f} %)"
+    )
+
+
+def ruin_in_words(outliers: SliceOutliers) -> str | None:
+    """Name the volumes beyond repair, for a warning; None where there are none."""
+    ruined = volumes_beyond_repair(outliers)
+    if not len(ruined):
+        return None
+    return (
+        f"volumes {', '.join(map(str, ruined))} (counted from 0): more than "
+        f"{100 * MANY_LOST:.0f} % of the slices, or of the signal throughout, are lost; what they "
+        "show is mostly prediction: better leave them out of the analysis"
+    )
+
+
+def slice_heights(points: np.ndarray, affine: np.ndarray, axis: int = 2) -> np.ndarray:
+    """Where points (P, 3) of an image, RAS+ mm, are along its slice axis, in slices: (P,)."""
+    row = np.linalg.inv(affine)[axis]
+    return points @ row[:3] + row[3]
 
 
 def is_lost(flags: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -82,10 +326,24 @@ def is_lost(flags: np.ndarray, height: np.ndarray) -> np.ndarray:
     return inside & ndimage.binary_dilation(flags)[np.clip(index, 0, len(flags) - 1)]
 
 
-def slice_sums(
+def spline_through(values: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Interpolate values of slices (Z, m) at heights (P,) as a volume is: (P, m).
+
+    Zero farther than half a slice outside.
+    """
+    n_slices = len(values)
+    inside = (height >= -0.5) & (height <= n_slices - 0.5)
+    result = np.zeros((len(height), values.shape[1]))
+    knots, weights = _spline_weights(height[inside].astype(float), n_slices)
+    coefficients = np.linalg.solve(_at_slices(n_slices), values.astype(float))
+    result[inside] = np.einsum("kp,kpm->pm", weights, coefficients[knots])
+    return result
+
+
+def fit_slices(
     observed: np.ndarray, predicted: np.ndarray, height: np.ndarray, n_slices: int
-) -> np.ndarray:
-    """Compare a volume with its prediction, slice by slice.
+) -> SliceFit:
+    """Fit the gain of each slice of a volume to its prediction.
 
     Parameters
     ----------
@@ -94,38 +352,113 @@ def slice_sums(
     height : (V,) array
         Where the points are along the slice axis of the volume, in slices.
     n_slices : int
-
-    Returns
-    -------
-    (Z,) array
-        Observed over predicted signal; NaN with too few points.
     """
     index = np.rint(height).astype(int)
     counted = (np.abs(height - index) < OFF_MIDDLE) & (index >= 0) & (index < n_slices)
     counted &= np.isfinite(observed) & np.isfinite(predicted)
-    index, y, p = (values[counted] for values in (index, observed, predicted))
-    y, p = y.astype(float), p.astype(float)
-    products, power, count = (
-        np.bincount(index, weights, n_slices) for weights in (y * p, p * p, None)
+    index = index[counted]
+    y, p, h = (values[counted].astype(float) for values in (observed, predicted, height))
+    n_points = np.bincount(index, minlength=n_slices)
+    knots, weights = _spline_weights(h, n_slices)
+    normal, slopes = np.zeros((n_slices, n_slices)), np.zeros(n_slices)
+    power = p * p
+    for a in range(4):
+        slopes += np.bincount(knots[a], weights[a] * p * (y - p), n_slices)
+        for b in range(a + 1):
+            cells = knots[a] * n_slices + knots[b]
+            entries = np.bincount(cells, weights[a] * weights[b] * power, n_slices**2)
+            entries = entries.reshape(n_slices, n_slices)
+            normal += entries if a == b else entries + entries.T
+    normal[np.diag_indices(n_slices)] += RIDGE * max(normal.max(), np.finfo(float).tiny)
+    covariance = np.linalg.inv(normal)
+    change = covariance @ slopes
+    residual = y - p * (1 + np.einsum("kv,kv->v", weights, change[knots]))
+    at_knots = _at_slices(n_slices)
+    error = np.sqrt(np.einsum("ij,jk,ik->i", at_knots, covariance, at_knots))
+    error *= np.sqrt((residual**2).mean()) if len(y) else np.nan
+    squares = np.bincount(index, (y - p) ** 2, n_slices) / np.maximum(n_points, 1)
+    enough = n_points >= MIN_POINTS_IN_SLICE
+    gain, error, squares = (
+        np.where(enough, column, np.nan) for column in (1 + at_knots @ change, error, squares)
     )
-    enough = (count >= MIN_POINTS_IN_SLICE) & (power > 0)
-    return np.divide(products, power, where=enough, out=np.full(n_slices, np.nan))
+    return SliceFit(gain, error, squares, n_points)
 
 
-def score_slices(ratio: np.ndarray) -> SliceOutliers:
-    """Turn ratios (N, Z) into scores; rows that are NaN stay so."""
-    ratio = ratio.copy()
-    usable = np.flatnonzero(np.isfinite(ratio).any(axis=1))
-    judged = np.isfinite(ratio).sum(axis=0) >= MIN_VOLUMES
-    ratio[:, ~judged] = np.nan
-    z = np.full_like(ratio, np.nan)
-    block = ratio[np.ix_(usable, judged)]
-    if not block.size:
-        return SliceOutliers(z, ratio)
-    gains = [np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else 1.0 for row in block]
-    block = block / np.array(gains)[:, None]
-    center = np.nanmedian(block, axis=0)
-    spread = 1.4826 * np.nanmedian(np.abs(block - center), axis=0)
-    ratio[np.ix_(usable, judged)] = block
-    z[np.ix_(usable, judged)] = (block - center) / np.maximum(spread, MIN_SPREAD)
-    return SliceOutliers(z, ratio)
+def _spline_weights(height: np.ndarray, n_slices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which coefficients of a cubic spline, mirrored at the ends, make its values: (4, V) each."""
+    last = n_slices - 1
+    height = last - np.abs(last - np.abs(height))
+    first = np.floor(height).astype(int)
+    t = height - first
+    weights = np.stack(
+        [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (t + t**2 - t**3) + 1, t**3]
+    ) / 6  # fmt: skip
+    knots = np.abs(first + np.arange(-1, 3)[:, None])
+    return last - np.abs(last - knots), weights
+
+
+def _at_slices(n_slices: int) -> np.ndarray:
+    """Coefficients of the spline → its values at the slices, (Z, Z)."""
+    knots, weights = _spline_weights(np.arange(n_slices, dtype=float), n_slices)
+    values = np.zeros((n_slices, n_slices))
+    np.add.at(values, (np.broadcast_to(np.arange(n_slices), knots.shape), knots), weights)
+    return values
+
+
+def score_slices(fits: Sequence[SliceFit | None], slicing: Slicing = PLAIN) -> SliceOutliers:
+    """Turn the fits of N volumes into scores; those that are None have none.
+
+    At least one volume must have been fitted.
+    """
+    n_slices = next(len(fit.gain) for fit in fits if fit is not None)
+    unknown = np.full(n_slices, np.nan)
+    blank = SliceFit(unknown, unknown, unknown, np.zeros(n_slices, int))
+    gain, error, square, n_points = map(
+        np.array, zip(*(fit or blank for fit in fits), strict=True)
+    )
+    volume_gain = _volume_gains(gain)
+    ratio, error = gain / volume_gain[:, None], error / volume_gain[:, None]
+    usual = _usual(ratio)
+    z, spread = _standardised(ratio - usual, error, MIN_SPREAD)
+    ratio = np.where(np.isfinite(z), ratio, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = square / _row_median(square)
+        z_square, _ = _standardised(relative - _usual(relative), np.sqrt(2 / n_points), MIN_SPREAD)
+    return SliceOutliers(z, ratio, spread, z_square, n_points, volume_gain, slicing)
+
+
+def _usual(values: np.ndarray) -> np.ndarray:
+    """Median over the volumes, (Z,); NaN where too few were judged."""
+    enough = np.isfinite(values).sum(axis=0) >= MIN_VOLUMES
+    usual = np.full(values.shape[1], np.nan)
+    usual[enough] = np.nanmedian(values[:, enough], axis=0)
+    return usual
+
+
+def _standardised(
+    off: np.ndarray, error: np.ndarray, floor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide by the standard error times how much larger the robust scatter is, (N, Z) each."""
+    size = np.abs(off) / error
+    scatter = np.full(off.shape[1], np.nan)
+    for index in np.flatnonzero(np.isfinite(size).any(axis=0)):
+        near = size[:, max(0, index - SPREAD_SLICES) : index + SPREAD_SLICES + 1]
+        scatter[index] = 1.4826 * np.median(near[np.isfinite(near)])
+    spread = np.maximum(error * scatter, floor)
+    return off / spread, spread
+
+
+def _volume_gains(gain: np.ndarray) -> np.ndarray:
+    """Gain of each volume, (N,); NaN where no slice was judged."""
+    gains = np.full(len(gain), np.nan)
+    for volume in np.flatnonzero(np.isfinite(gain).any(axis=1)):
+        known = gain[volume][np.isfinite(gain[volume])]
+        best = np.quantile(known, GAIN_QUANTILE)
+        gains[volume] = np.median(known[np.abs(known - best) <= GAIN_MARGIN * best])
+    return gains
+
+
+def _row_median(values: np.ndarray) -> np.ndarray:
+    medians = [np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan
+               for row in values]  # fmt: skip
+    return np.array(medians)[:, None]

@@ -9,17 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI
-from eddymotion.estimation.outliers import SliceOutliers, is_lost, score_slices, slice_sums
+from eddymotion.estimation.outliers import (
+    PLAIN,
+    SliceFit,
+    SliceOutliers,
+    Slicing,
+    fit_slices,
+    is_lost,
+    score_slices,
+    slice_heights,
+)
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
-from eddymotion.models import AverageModel, Model, get_model
+from eddymotion.models import AverageModel, LinearModel, Model, get_model
+from eddymotion.models.base import as_rows, scatter_of_bright
 from eddymotion.parallel import one_blas_thread, parallel_map
 from eddymotion.pyramid import jittered_points
 
 ENOUGH = 0.5
 """Part of the brain in which a volume must be predicted to count as predicted."""
+
+MIN_COVERED = 0.5
+"""A point counts if it lies inside at least this part of the volumes."""
 
 N_POINTS = 60_000
 
@@ -39,11 +53,14 @@ class Quality:
         Part of the variance over the brain that the prediction explains; NaN without one.
     outliers : SliceOutliers
         Slices that lost signal.
+    model : Model, optional
+        What predicted them, its parameters fitted.
     """
 
     correlation: np.ndarray
     r2: np.ndarray
     outliers: SliceOutliers
+    model: Model | None = None
 
 
 def predict(signal: np.ndarray, gradients: Gradients, model: Model) -> np.ndarray:
@@ -63,6 +80,7 @@ def assess(
     motion: Motion,
     model: Model | str = "auto",
     *,
+    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
 ) -> Quality:
@@ -73,8 +91,11 @@ def assess(
     dwi : DWI
         The original series.
     motion : Motion
+        With its eddy-current fields, if it has some.
     model : Model or str
         As in :func:`eddymotion.estimate_motion`.
+    slicing : Slicing
+        How the volumes were acquired.
     seed : int
         Of the random points.
     n_threads : int
@@ -86,63 +107,106 @@ def assess(
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     gradients = dwi.gradients.rotated(motion.rotations)
-    signal, heights = _read(dwi, motion, seed, n_threads)
-    observed = signal
-    flagged = np.zeros((len(dwi), dwi.shape[2]), bool)
+    observed, heights = _read(dwi, motion, slicing.axis, seed, n_threads)
+    signal = filled_with_means(observed, gradients)
+    flagged = np.zeros((len(dwi), dwi.shape[slicing.axis]), bool)
     for _ in range(MAX_PASSES):
         with one_blas_thread():
-            predicted = predict(signal, gradients, model)
-        outliers = _outlier_slices(dwi, observed, predicted, heights, n_threads)
+            used = fitted(model, signal, gradients)
+            predicted = predict(signal, gradients, used)
+        outliers = _outlier_slices(dwi, observed, predicted, heights, slicing, n_threads)
         if not (outliers.flagged & ~flagged).any():
             break
         flagged = outliers.flagged
-        signal = _replace_flagged(observed, predicted, heights, flagged)
+        signal = _replace_flagged(observed, predicted, heights, outliers)
     pairs = zip(observed.T, predicted.T, strict=True)
     scores = parallel_map(lambda pair: agreement(*pair), pairs, n_threads=n_threads)
     correlation, r2 = np.array(scores).T
-    return Quality(correlation, r2, outliers)
+    return Quality(correlation, r2, outliers, used)
 
 
-def _read(dwi: DWI, motion: Motion, seed: int, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read all volumes at points that lie inside all of them: signal and slice heights (V, N)."""
+def fitted(model: Model, signal: np.ndarray, gradients: Gradients) -> Model:
+    """Fit the parameters of a model to an aligned signal (…, N), where it has some to fit."""
+    if not isinstance(model, LinearModel) or model.fitted:
+        return model
+    return model.fit(scatter_of_bright(as_rows(signal)), gradients)
+
+
+def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+    """Put the mean of the shell where a volume says nothing (NaN), (V, N)."""
+    gone = np.isnan(signal)
+    if not gone.any():
+        return signal
+    signal = np.where(gone, 0.0, signal).astype(signal.dtype)
+    for group in (gradients.b0s, *gradients.shells):
+        if len(group):
+            n_known = np.maximum((~gone[:, group]).sum(axis=1, keepdims=True), 1)
+            mean = signal[:, group].sum(axis=1, keepdims=True) / n_known
+            signal[:, group] += gone[:, group] * mean
+    return signal
+
+
+def in_scanner(
+    motion: Motion, volume: int, points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | np.float32]:
+    """Where points (P, 3) of the reference are recorded (P, 3), and what multiplies what is there.
+
+    Points and positions in RAS+ mm; the factor takes the stretch of the eddy currents out.
+    """
+    recorded, eddy = motion.recorded(volume, points), motion.eddy_currents
+    if eddy is None:
+        return recorded, np.float32(1.0)
+    scanner = apply_affine(motion[volume], points)
+    return recorded, eddy.stretch(volume, scanner).astype(np.float32)
+
+
+def _read(
+    dwi: DWI, motion: Motion, axis: int, seed: int, n_threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read all volumes at points that lie inside most of them: signal and slice heights (V, N).
+
+    NaN where a volume does not reach.
+    """
     random = np.random.default_rng(seed)
     points = jittered_points(dwi.mask, dwi.affine, N_POINTS, random)
-    row = np.linalg.inv(dwi.affine)[2]
     values = np.empty((len(dwi), len(points)), np.float32)
     heights = np.empty((len(dwi), len(points)), np.float32)
 
     def read(volume: int) -> None:
-        values[volume] = dwi.volume(volume).spline.sample(points, motion[volume])
-        to_height = row @ motion[volume]
-        heights[volume] = points @ to_height[:3] + to_height[3]
+        recorded, stretch = in_scanner(motion, volume, points)
+        values[volume] = dwi.volume(volume).spline.sample(recorded) * stretch
+        heights[volume] = slice_heights(recorded, dwi.affine, axis)
 
     parallel_map(read, range(len(dwi)), n_threads=n_threads)
-    covered = np.isfinite(values).all(axis=0)
-    if covered.mean() < ENOUGH:  # one volume must not decide for all
-        return np.nan_to_num(values).T, heights.T
+    covered = np.isfinite(values).mean(axis=0) >= MIN_COVERED
     return values[:, covered].T, heights[:, covered].T
 
 
 def _outlier_slices(
-    dwi: DWI, observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray, n_threads: int
+    dwi: DWI,
+    observed: np.ndarray,
+    predicted: np.ndarray,
+    heights: np.ndarray,
+    slicing: Slicing,
+    n_threads: int,
 ) -> SliceOutliers:
-    ratio = np.full((len(dwi), dwi.shape[2]), np.nan)
-
-    def judge(volume: int) -> None:
+    def judge(volume: int) -> SliceFit | None:
+        if dwi.gradients.is_b0[volume]:
+            return None
         columns = observed[:, volume], predicted[:, volume], heights[:, volume]
-        ratio[volume] = slice_sums(*columns, dwi.shape[2])
+        return fit_slices(*columns, dwi.shape[slicing.axis])
 
-    parallel_map(judge, dwi.gradients.dwis, n_threads=n_threads)
-    return score_slices(ratio)
+    return score_slices(parallel_map(judge, range(len(dwi)), n_threads=n_threads), slicing)
 
 
 def _replace_flagged(
-    observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray, flagged: np.ndarray
+    observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray, outliers: SliceOutliers
 ) -> np.ndarray:
     """Put the prediction where a volume has lost its signal, (V, N)."""
     signal = observed.copy()
-    for volume in np.flatnonzero(flagged.any(axis=1)):
-        lost = is_lost(flagged[volume], heights[:, volume])
+    for volume in range(signal.shape[1]):
+        lost = is_lost(outliers.flagged[volume], heights[:, volume])
+        lost |= np.isnan(observed[:, volume])
         lost &= np.isfinite(predicted[:, volume])
         signal[lost, volume] = predicted[lost, volume]
     return signal
@@ -153,7 +217,7 @@ def agreement(observed: np.ndarray, predicted: np.ndarray) -> tuple[float, float
 
     NaN where less than half of the voxels have a prediction.
     """
-    known = np.isfinite(predicted)
+    known = np.isfinite(predicted) & np.isfinite(observed)
     if not known.mean() > ENOUGH:
         return np.nan, np.nan
     observed, predicted = observed[known], predicted[known]

@@ -10,6 +10,9 @@ from nibabel.affines import apply_affine
 
 from eddymotion.dataset import Image
 
+TRANSFORMS = ("rigid", "similarity", "affine", "syn")
+"""From six parameters to a displacement for each voxel (symmetric normalisation)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Warp:
@@ -76,14 +79,28 @@ class Registration:
 
 @runtime_checkable
 class Registrar(Protocol):
-    """Finds where the points of one image are in another."""
+    """Finds where the points of one image are in another.
+
+    Attributes
+    ----------
+    transforms : tuple of str
+        What it can estimate, out of :data:`TRANSFORMS`.
+    metrics : tuple of str
+        What it can minimise; the first is its default.
+    """
+
+    transforms: tuple[str, ...]
+    metrics: tuple[str, ...]
 
     def register(
         self,
         fixed: Image,
         moving: Image,
         *,
+        transform: str = "rigid",
+        metric: str | None = None,
         fixed_mask: np.ndarray | None = None,
+        moving_mask: np.ndarray | None = None,
         init: np.ndarray | None = None,
         seed: int = 0,
     ) -> Registration:
@@ -93,16 +110,26 @@ class Registrar(Protocol):
         ----------
         fixed, moving : Image
             On any grids.
-        fixed_mask : (X, Y, Z) bool array, optional
-            Where the fixed image counts, on its grid.
+        transform : str
+            One of `transforms`.
+        metric : str, optional
+            One of `metrics`; the engine's default when not given.
+        fixed_mask, moving_mask : (X, Y, Z) bool array, optional
+            Where an image counts, on its own grid.
         init : (4, 4) array, optional
             Where to start, fixed → moving; the identity when not given. Only the neighbourhood is
-            searched.
+            searched (:mod:`eddymotion.registration.initial` finds a far start).
         seed : int
             Of whatever is drawn at random.
 
         Returns
         -------
         Registration
+
+        Raises
+        ------
+        EddymotionError
+            If the pair cannot be registered: images that do not overlap, constant images, an
+            unknown transform or metric.
         """
         ...

@@ -1,42 +1,50 @@
-"""Rigid registration by Gauss-Newton, coarse to fine.
+"""Gauss-Newton registration, coarse to fine.
 
-At level ``k`` both images are band-passed and the moving one is modelled, at random points ``x``
-of the fixed mask and in first order of a small motion ``δ`` around the present matrix ``T``, as ::
+At level ``k`` both images are smoothed and compared at random points ``x`` of the fixed mask. The
+metric (:mod:`eddymotion.registration.metrics`) is a function of the values ``f(x)`` and
+``m(T x)``; in second order of a small step ``δ = B p`` around the present matrix ``T``, as if it
+moved the fixed image, ::
 
-    m(T x) ≈ a f(x) + c − a ∇f(x)·δ(x),     δ(x) = t + ω × (x − x₀)
+    C(p) ≈ C₀ + gᵀp + ½ pᵀH p,     p = −H⁻¹ g,     T ← T exp(B p)
 
-which is linear in ``a``, ``c``, ``a t`` and ``a ω``: intensity scale and offset and the motion are
-one weighted least-squares solution with eight unknowns. Then ``T ← T exp(δ)``. Three choices
-matter:
+With ``ssd`` this is ``m(T x) ≈ a f(x) + c − a ∇f(x)·δ(x)``: intensity scale and offset and the
+motion are one weighted least-squares solution. Three choices matter:
 
 - *Points off the grid.* Interpolation averages noise most half-way between voxels, so a cost
   sampled on the grid is drawn there; random sub-voxel positions make the noise independent of
   ``T``.
-- *The gradient of the fixed image*, the prediction from many volumes: the moving volume's own
-  noise would enlarge the normal matrix and shorten every step. It also never changes, so a step
-  costs one sampling of the moving image.
-- *A band-pass at the finest level.* What a prediction gets wrong is smooth in space and would pull
-  as a false shift.
+- *The gradient of the fixed image*, the prediction from many volumes in the leave-one-out loop:
+  the moving volume's own noise would enlarge the normal matrix and shorten every step. It also
+  never changes, so a step costs one sampling of the moving image.
+- *A band-pass at the finest level*, for ``ssd``. What a prediction gets wrong is smooth in space
+  and would pull as a false shift. A metric with a curve or a histogram of the values needs the
+  values themselves, and ``lncc`` subtracts its own means.
 
-Student-t weights (one degree of freedom) take care of what has no counterpart in the other image.
+**Both ways.** A pair has no prediction: either image may be called fixed. Points of the moving
+mask are then compared at ``T⁻¹ y`` in the same manner, with the gradient of the moving image, and
+both costs and their steps are summed, those of ``T⁻¹`` turned into steps of ``T``
+(:meth:`eddymotion.registration.groups.Group.reversal`). Where the sum of the slopes is zero it is
+so with the images exchanged: the result is inverse-consistent by construction.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import exp_rigid
-from eddymotion.pyramid import MIN_POINTS, Level, band_pass, head_scale, jittered_points
+from eddymotion.pyramid import Level
 from eddymotion.registration.base import Registration
+from eddymotion.registration.checks import check_keys, check_pair, read_settings
+from eddymotion.registration.groups import GROUPS
+from eddymotion.registration.metrics import METRICS
+from eddymotion.registration.problem import Pair, Side, foreground
+from eddymotion.registration.solver import Reached, Solver
 
-COST_SLACK = 1e-3
-"""Rise of the cost (−log-likelihood a point) that still counts as progress: near the optimum the
-robust scale jitters by more than a step gains."""
+__all__ = ["COARSE_TO_FINE", "REFINE", "GaussNewton", "Level", "foreground"]
 
 COARSE_TO_FINE = (
     Level(16.0, 3_000),
@@ -53,22 +61,29 @@ REFINE = COARSE_TO_FINE[-1:]
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """Rigid Gauss-Newton registration with intensity scale and offset.
+    """Gauss-Newton registration: rigid, similarity or affine.
 
     Parameters
     ----------
     levels : sequence of Level
-        Coarse to fine.
+        Coarse to fine. The first is rigid whatever the transform, if others follow.
     max_iterations : int
         At each level.
     tolerance : float
         Length of the last step, as mean displacement over the mask in voxels, at which a level
         ends.
+    symmetric : bool
+        Whether to compare the images both ways: exchanging them gives the inverse. One way takes
+        half the time and is right where the fixed image has the less noise.
     """
 
     levels: tuple[Level, ...] = COARSE_TO_FINE
     max_iterations: int = 25
     tolerance: float = 0.0005
+    symmetric: bool = True
+
+    transforms = tuple(GROUPS)
+    metrics = METRICS
 
     def __post_init__(self) -> None:
         numbers = (self.max_iterations, self.tolerance)
@@ -77,149 +92,59 @@ class GaussNewton:
                 f"registration: max_iterations {self.max_iterations!r} and tolerance "
                 f"{self.tolerance!r} must be numbers above zero"
             )
+        if not isinstance(self.symmetric, bool):
+            raise EddymotionError(
+                f"registration: symmetric is {self.symmetric!r}, expected true or false"
+            )
         if not self.levels:
             raise EddymotionError("registration: no levels given, expected at least one")
+
+    @classmethod
+    def from_settings(cls, path: Path | None) -> GaussNewton:
+        """Read the parameters from a JSON file; the defaults without one."""
+        if path is None:
+            return cls()
+        settings = read_settings(path, [entry.name for entry in fields(cls)])
+        if "levels" in settings:
+            settings["levels"] = _levels_of(path, settings["levels"])
+        return cls(**settings)
 
     def register(
         self,
         fixed: Image,
         moving: Image,
         *,
+        transform: str = "rigid",
+        metric: str | None = None,
         fixed_mask: np.ndarray | None = None,
+        moving_mask: np.ndarray | None = None,
         init: np.ndarray | None = None,
         seed: int = 0,
     ) -> Registration:
         """Register a pair; see :meth:`eddymotion.registration.Registrar.register`."""
-        mask = _nonzero(fixed) if fixed_mask is None else np.asarray(fixed_mask, bool)
-        voxel = float(np.cbrt(np.prod(fixed.voxel_sizes)))
-        scale = head_scale(mask, fixed.voxel_sizes)
-        center = apply_affine(fixed.affine, np.argwhere(mask).mean(axis=0))
-        random = np.random.default_rng(seed)
-        matrix = np.eye(4) if init is None else np.array(init, dtype=float)
-        costs: list[float] = []
-        n_iterations, step = 0, np.inf
-        for level in self.levels:
-            points = jittered_points(mask, fixed.affine, level.n_points, random)
-            problem = _LevelProblem.build(
-                band_pass(fixed, level, scale),
-                band_pass(moving, level, scale),
-                points,
-                center,
-            )
-            matrix, costs, step = problem.solve(
-                matrix, self.max_iterations, self.tolerance * voxel
-            )
-            n_iterations += len(costs)
-        return _result(matrix, costs, n_iterations, step, self.tolerance * voxel)
+        metric = check_pair(fixed, moving, fixed_mask, moving_mask, transform, metric, self, init)
+        sides = Side(fixed, fixed_mask), Side(moving, moving_mask)
+        pair = Pair(*sides, metric, self.symmetric)
+        group = GROUPS[transform]
+        start = np.eye(4) if init is None else np.array(init, dtype=float)
+        solver = Solver(self.max_iterations, self.tolerance * pair.voxel)
+        reached = Reached(group.nearest(start, pair.fixed.center))
+        n_iterations = 0
+        for number, level in enumerate(self.levels):
+            first = number == 0 and len(self.levels) > 1
+            steps = GROUPS["rigid"] if first else group
+            problem = pair.at(level, steps, reached.matrix, (seed, number))
+            reached = solver.solve(problem, reached.matrix)
+            n_iterations += len(reached.costs)
+        return reached.result(n_iterations, solver.tolerance)
 
 
-def _result(
-    matrix: np.ndarray, costs: list[float], n_iterations: int, step: float, tolerance: float
-) -> Registration:
-    if not costs:
-        converged, message = False, "stopped: the images do not overlap enough"
-    elif step < tolerance:
-        converged = True
-        message = f"converged: last step {step:.2g} mm is below {tolerance:.2g} mm"
-    else:
-        converged = False
-        message = f"stopped at the iteration limit: last step {step:.2g} mm"
-    if costs:
-        message += f" after {n_iterations} iterations; cost {costs[0]:.4f} → {costs[-1]:.4f}"
-    return Registration(matrix, converged, message, tuple(costs), n_iterations)
-
-
-@dataclass(frozen=True, eq=False)
-class _LevelProblem:
-    """One level: everything about the fixed image is computed once."""
-
-    points: np.ndarray
-    center: np.ndarray
-    moving: Image
-    columns: np.ndarray  # (P, 8): f, 1, −∇f·∂δ/∂t, −∇f·∂δ/∂ω
-
-    @classmethod
-    def build(
-        cls, fixed: Image, moving: Image, points: np.ndarray, center: np.ndarray
-    ) -> _LevelProblem:
-        values, slopes = fixed.spline.sample_with_gradient(points)
-        usable = np.isfinite(values)
-        points, values, slopes = points[usable], values[usable], slopes[usable]
-        ones = np.ones_like(values)
-        columns = np.column_stack(
-            [values, ones, -slopes, -np.cross(points - center, slopes)]
-        ).astype(float)
-        return cls(points, center, moving, columns)
-
-    def solve(
-        self, matrix: np.ndarray, max_iterations: int, tolerance: float
-    ) -> tuple[np.ndarray, list[float], float]:
-        """Iterate to convergence; a step that raises the cost is halved, then given up."""
-        costs: list[float] = []
-        extent = self.points - self.center
-        radius = np.sqrt((extent**2).sum(axis=1).mean())
-        best, best_cost = matrix, np.inf
-        step = np.inf
-        twist = np.zeros(6)
-        for _ in range(max_iterations):
-            try:
-                evaluated = self._evaluate(matrix)
-            except np.linalg.LinAlgError:  # nothing to see at this level: constant images
-                evaluated = None
-            if evaluated is None:
-                break
-            cost, new_twist = evaluated
-            if cost > best_cost + COST_SLACK:
-                twist /= 2
-                step = _length(twist, radius)
-                if step < tolerance:
-                    matrix = best
-                    break
-                matrix = best @ exp_rigid(twist, self.center)
-                continue
-            costs.append(cost)
-            best, best_cost, twist = matrix, cost, new_twist
-            step = _length(twist, radius)
-            matrix = best @ exp_rigid(twist, self.center)
-            if step < tolerance:
-                break
-        return (matrix if step < tolerance else best), costs, step
-
-    def _evaluate(self, matrix: np.ndarray) -> tuple[float, np.ndarray] | None:
-        """Cost at `matrix` and the Gauss-Newton step from there."""
-        moved = self.moving.spline.sample(self.points, matrix)
-        inside = np.isfinite(moved)
-        if inside.sum() < MIN_POINTS:
-            return None
-        y, X = moved[inside].astype(float), self.columns[inside]
-        weights = np.ones_like(y)
-        floor = 1e-6 * y.std() + np.finfo(float).tiny
-        for _ in range(2):  # intensities first, so that the weights know the scale
-            coefficients = _weighted_solution(X[:, :2], y, weights)
-            residual = y - X[:, :2] @ coefficients
-            scale = np.median(np.abs(residual)) + floor  # that of a Cauchy distribution
-            weights = 1.0 / (1.0 + (residual / scale) ** 2)
-        cost = np.log(scale) - np.log(weights).mean()  # −log-likelihood a point
-        solution = _weighted_solution(X, y, weights)
-        gain = solution[0] if abs(solution[0]) > 1e-3 * abs(coefficients[0]) else coefficients[0]
-        if gain == 0:
-            return None
-        return float(cost), solution[2:] / gain
-
-
-def _weighted_solution(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    scale = np.sqrt((X**2).mean(axis=0)) + np.finfo(float).tiny
-    scaled = X / scale
-    weighted = scaled * weights[:, None]
-    normal = scaled.T @ weighted
-    normal[np.diag_indices_from(normal)] *= 1 + 1e-6
-    return np.linalg.solve(normal, weighted.T @ y) / scale
-
-
-def _length(twist: np.ndarray, radius: float) -> float:
-    """Upper bound of the RMS displacement of the points, mm."""
-    return float(np.linalg.norm(twist[:3]) + radius * np.linalg.norm(twist[3:]))
-
-
-def _nonzero(image: Image) -> np.ndarray:
-    return np.isfinite(image.data) & (image.data != 0)
+def _levels_of(path: Path, levels: object) -> tuple[Level, ...]:
+    known = [entry.name for entry in fields(Level)]
+    if not isinstance(levels, list) or not all(isinstance(level, dict) for level in levels):
+        raise EddymotionError(f"{path}: levels must be a list of objects with {', '.join(known)}")
+    for level in levels:
+        check_keys(path, level, known, "of a level")
+        if not {"fwhm", "n_points"} <= set(level):
+            raise EddymotionError(f"{path}: the level {level} needs both fwhm and n_points")
+    return tuple(Level(**level) for level in levels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from matplotlib.figure import Figure
 
 from eddymotion.dataset import DWI
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
+from eddymotion.reports.maps import cnr, color_fa, local_correlation, tsnr
 from eddymotion.reports.slices import Slices
-
-AXIS_COLORS = {"x": "#D55E00", "y": "#0072B2", "z": "#009E73"}
-"""Okabe & Ito's colours, told apart by colour-blind readers."""
+from eddymotion.reports.svg import AXIS_COLORS
 
 FADED = "#777777"
+
+NOT_KNOWN = "#4A4A4A"
+"""Outside the brain, or not predicted."""
 
 
 def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figure:
@@ -70,36 +73,158 @@ def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figu
 def before_after_figure(before: Slices, after: Slices) -> Figure:
     """Compare the series before and after.
 
-    Left to right: spread over the volumes of a shell, which is high at edges that move; colour
-    FA; and one line through the head over time, where motion makes edges jump.
+    Left to right: spread over the volumes of a shell, which is high at edges that move; and one
+    line through the head over time, where motion makes edges jump.
     """
-    figure = Figure(figsize=(12.5, 7.4), layout="constrained")
-    panels = figure.subplots(2, 4, width_ratios=(1, 1.15, 1, 2.1))
+    figure = Figure(figsize=(12.5, 6.6), layout="constrained")
+    panels = figure.subplots(2, 3, width_ratios=(1, 1.2, 2.6))
     limit = None
     for row, (name, view) in zip(panels, (("before", before), ("after", after)), strict=True):
+        sizes = view.grid.sizes
         axial, sagittal = view.spread()
         limit = limit or view.bright(axial, sagittal)
-        _show(row[0], axial.T, view.sizes[[0, 1]], vmax=limit)
-        _show(row[1], sagittal.T, view.sizes[[1, 2]], vmax=limit)
-        _show(row[2], view.color_fa().transpose(1, 0, 2), view.sizes[[0, 1]])
-        row[3].imshow(view.profile(), origin="lower", aspect="auto", cmap="gray",
+        _show(row[0], axial.T, sizes[[0, 1]], vmin=0, vmax=limit)
+        _show(row[1], sagittal.T, sizes[[1, 2]], vmin=0, vmax=limit)
+        row[2].imshow(view.profile(), origin="lower", aspect="auto", cmap="gray",
                       interpolation="nearest")  # fmt: skip
-        row[3].set_yticks([])
-        row[3].set_ylabel("inferior – superior")
+        row[2].set_yticks([])
+        row[2].set_ylabel("inferior – superior")
         row[0].set_ylabel(name, fontsize="x-large")
-    titles = ("SD over volumes, axial", "SD over volumes, sagittal", "colour FA",
+    titles = ("SD over volumes, axial", "SD over volumes, sagittal",
               "one line through the head, over volumes")  # fmt: skip
     for axes, title in zip(panels[0], titles, strict=True):
         axes.set_title(title)
-    panels[1, 3].set_xlabel("diffusion-weighted volume")
+    panels[1, 2].set_xlabel("diffusion-weighted volume")
     return figure
 
 
-def _show(axes: Axes, picture: np.ndarray, sizes: np.ndarray, **options: Any) -> None:
-    axes.imshow(
-        picture, origin="lower", aspect=sizes[1] / sizes[0], cmap="gray", vmin=0, **options
+def maps_figure(
+    before: Slices, after: Slices, predicted: Mapping[str, Mapping[str, np.ndarray]]
+) -> Figure:
+    """Show colour FA, tSNR of b=0 and CNR of each shell (three at most), before and after.
+
+    Parameters
+    ----------
+    before, after : Slices
+    predicted : mapping
+        ``before`` and ``after`` → held-out predictions of the planes.
+    """
+    shells = [k for k, shell in enumerate(after.gradients.shells) if len(shell) > 2]
+    chosen = shells if len(shells) <= 3 else [shells[0], shells[len(shells) // 2], shells[-1]]
+    if not after.gradients.is_shelled:
+        chosen = []
+    stable = tsnr(after.planes["axial"], after.gradients) is not None
+    n_columns = 2 + int(stable) + len(chosen)
+    figure = Figure(figsize=(2.55 * n_columns + 0.6, 6.2), layout="constrained")
+    panels = figure.subplots(2, n_columns, squeeze=False)
+    views = {"before": before, "after": after}
+    for row, (name, view) in zip(panels, views.items(), strict=True):
+        row[0].set_ylabel(name, fontsize="x-large")
+        for axes, plane, kept in ((row[0], "axial", [0, 1]), (row[1], "coronal", [0, 2])):
+            box = _around(after.mask(plane))
+            picture = color_fa(view, plane)[box].transpose(1, 0, 2)
+            _show(axes, picture, view.grid.sizes[kept])
+    panels[0, 0].set_title("colour FA, axial")
+    panels[0, 1].set_title("colour FA, coronal")
+    if stable:
+        maps = [tsnr(v.planes["axial"], v.gradients) for v in views.values()]
+        _pair(figure, panels[:, 2], maps, after, "tSNR of b=0", 60.0)
+    for column, shell in enumerate(chosen, 2 + int(stable)):
+        members = after.gradients.shells[shell]
+        maps = [
+            cnr(view.planes["axial"], predicted[name]["axial"], members)
+            for name, view in views.items()
+        ]
+        title = f"CNR, b={after.gradients.shell_bvals[shell]:.0f}"
+        _pair(figure, panels[:, column], maps, after, title)
+    return figure
+
+
+def _pair(
+    figure: Figure, panels: Any, maps: Sequence[Any], view: Slices, title: str,
+    most: float = np.inf,
+) -> None:  # fmt: skip
+    """Show a map before and after, in the brain, with one colour bar for both."""
+    mask = view.mask("axial")
+    box = _around(mask)
+    inside = np.concatenate([values[mask] for values in maps]) if mask.any() else maps[0].ravel()
+    high = max(min(float(np.percentile(inside, 98)), most), 1e-3)
+    for axes, values in zip(panels, maps, strict=True):
+        shown = _show(axes, np.where(mask, values, np.nan)[box].T, view.grid.sizes[[0, 1]], vmin=0,
+                      vmax=high, cmap="cividis")  # fmt: skip
+    panels[0].set_title(title)
+    figure.colorbar(shown, ax=list(panels), shrink=0.55, pad=0.02, aspect=22)
+
+
+def heldout_figure(
+    after: Slices,
+    predicted: Mapping[str, np.ndarray],
+    chosen: Sequence[tuple[int, str]],
+    white: np.ndarray,
+) -> Figure:
+    """Compare volumes with the predictions that have not seen them.
+
+    Parameters
+    ----------
+    after : Slices
+        Of the corrected series.
+    predicted : mapping
+        As :attr:`~eddymotion.reports.slices.Slices.planes`.
+    chosen : sequence of (volume, words)
+        A row each.
+    white : (N,) array
+        The signal that is white in each volume.
+    """
+    figure = Figure(figsize=(12.5, 1.75 * max(len(chosen), 1) + 0.7), layout="constrained")
+    ratios = (1.2, 1.0) * 4
+    panels = figure.subplots(max(len(chosen), 1), 8, squeeze=False, width_ratios=ratios)
+    for row, (volume, words) in zip(panels, chosen, strict=False):
+        for k, (plane, kept) in enumerate((("sagittal", [1, 2]), ("axial", [0, 1]))):
+            _one_heldout(row[k::2], after, predicted, plane, kept, volume, white[volume])
+        bval = after.gradients.bvals[volume]
+        row[0].set_ylabel(f"volume {volume}, b={bval:.0f}\n{words}", fontsize="small")
+    titles = ("observed", "predicted without it", "residual (±25 % of white)", "local correlation")
+    for axes, title in zip(panels[0][1::2], titles, strict=True):
+        axes.set_title(title, loc="right")
+    return figure
+
+
+def _one_heldout(
+    panels: Any, after: Slices, predicted: Mapping[str, np.ndarray], plane: str, kept: list[int],
+    volume: int, white: float,
+) -> None:  # fmt: skip
+    mask, sizes = after.mask(plane), after.grid.sizes[kept]
+    observed, expected = after.planes[plane][..., volume], predicted[plane][..., volume]
+    local = local_correlation(observed, expected, sizes, mask)
+    residual = np.where(mask, observed - expected, np.nan)
+    quarter = 0.25 * white
+    box = _around(mask)
+    shown: tuple[dict[str, Any], ...] = (
+        {"vmin": 0, "vmax": white},
+        {"vmin": 0, "vmax": white},
+        {"vmin": -quarter, "vmax": quarter, "cmap": "RdBu"},
+        {"vmin": 0, "vmax": 1, "cmap": "cividis"},
+    )
+    for axes, picture, options in zip(
+        panels, (observed, expected, residual, local), shown, strict=True
+    ):
+        _show(axes, picture[box].T, sizes, **options)
+
+
+def _around(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return the box around a mask, or everything if it is empty."""
+    if not mask.any():
+        return (slice(None),) * mask.ndim
+    return tuple(slice(int(k.min()), int(k.max()) + 1) for k in np.nonzero(mask))
+
+
+def _show(axes: Axes, picture: np.ndarray, sizes: np.ndarray, **options: Any) -> Any:
+    axes.set_facecolor(NOT_KNOWN)
+    shown = axes.imshow(
+        picture, origin="lower", aspect=sizes[1] / sizes[0], **({"cmap": "gray"} | options)
     )
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+    return shown

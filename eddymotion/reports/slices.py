@@ -1,107 +1,172 @@
-"""Slices of a series, kept while its volumes pass: all that pictures need of it."""
+"""What pictures need of a series, kept while its volumes pass: three planes and some points.
+
+A report shows three planes of every volume and measures over the brain. Neither needs the whole
+series: :class:`Slices` watches the volumes on their way to the disk.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation
+from nibabel.affines import apply_affine
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from eddymotion.dataset import Series
-from eddymotion.models.tensor import design_matrix
 
-POINTS_FOR_MEAN = 20_000
-"""About as many voxels of the brain give a volume's mean intensity."""
+N_POINTS = 20_000
+"""About as many voxels of the brain stand for all of it where something is measured."""
+
+PLANES = ("sagittal", "coronal", "axial")
+"""A plane is named by what it cuts; plane ``k`` lies across axis ``k`` of RAS+."""
+
+CUTS = (0.42, 0.5, 0.58)
+"""Where the planes cut the brain, as parts of its extent; beside the midline, through the
+ventricles."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The grid of a series with the axes closest to RAS+, and three planes through the head.
+
+    Parameters
+    ----------
+    affine : (4, 4) array
+        Voxel indices of the turned image → RAS+ mm.
+    mask : (X, Y, Z) bool array
+        The brain, turned.
+    cuts : (3,) tuple of int
+        Index of the sagittal, the coronal and the axial plane.
+    """
+
+    affine: np.ndarray
+    mask: np.ndarray
+    cuts: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, series: Series) -> Grid:
+        """Turn the grid of a series and lay the planes through its brain."""
+        turn = io_orientation(series.affine)
+        mask = apply_orientation(series.mask, turn).astype(bool)
+        brain = np.argwhere(mask)
+        low, high = brain.min(axis=0), brain.max(axis=0)
+        x, y, z = (int(a + part * (b - a)) for a, b, part in zip(low, high, CUTS, strict=True))
+        return cls(series.affine @ inv_ornt_aff(turn, series.shape), mask, (x, y, z))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Edge lengths of a voxel, mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def same_as(self, other: Grid) -> bool:
+        """Whether the voxels are the same."""
+        return self.mask.shape == other.mask.shape and bool(
+            np.allclose(self.affine, other.affine, atol=1e-3)
+        )
+
+    def plane(self, name: str, volume: np.ndarray) -> np.ndarray:
+        """Cut a turned volume; the axes that are left stay in the order x, y, z."""
+        axis = PLANES.index(name)
+        return np.take(volume, self.cuts[axis], axis=axis)
+
+    def plane_points(self, name: str) -> np.ndarray:
+        """Positions of the voxels of a plane, (…, 3), RAS+ mm."""
+        axis = PLANES.index(name)
+        shape = [1 if k == axis else n for k, n in enumerate(self.mask.shape)]
+        indices = np.moveaxis(np.indices(shape), 0, -1)
+        indices[..., axis] = self.cuts[axis]
+        return apply_affine(self.affine, np.squeeze(indices, axis=axis))
 
 
 class Slices:
-    """An axial and a sagittal slice of all volumes, with the axes closest to RAS+.
+    """Three planes of all volumes and points of the brain, with the axes closest to RAS+.
 
     Parameters
     ----------
     series : Series
+    grid : Grid, optional
+        Where the planes lie, if not on the grid of the series: they are interpolated then, so
+        that a series before and after can be laid on each other.
 
     Attributes
     ----------
-    axial_signal : (X, Y, N) float32 array
-    sagittal_signal : (Y, Z, N) float32 array
-    means : (N,) array
-        Over the brain.
-    sizes : (3,) array
-        Of the voxels, mm.
+    planes : dict
+        ``sagittal`` (Y, Z, N), ``coronal`` (X, Z, N), ``axial`` (X, Y, N), float32.
+    points : (P, N) float32 array
+        Signal at voxels of the brain, evenly spread.
     """
 
-    def __init__(self, series: Series) -> None:
-        turn = io_orientation(series.affine)
+    def __init__(self, series: Series, grid: Grid | None = None) -> None:
+        own = Grid.of(series)
         self.gradients = series.gradients
-        self._turn = turn
-        self.mask = apply_orientation(series.mask, turn).astype(bool)
-        self.sizes = series.voxel_sizes[np.argsort(turn[:, 0])]
-        brain = np.argwhere(self.mask)
-        low, high = brain.min(axis=0), brain.max(axis=0)
-        self.sagittal = int(low[0] + 0.42 * (high[0] - low[0]))
-        self.coronal = int(low[1] + 0.5 * (high[1] - low[1]))
-        self.axial = int(low[2] + 0.58 * (high[2] - low[2]))
-        self._points = tuple(brain[:: max(len(brain) // POINTS_FOR_MEAN, 1)].T)
-        x, y, z = self.mask.shape
-        self.axial_signal = np.zeros((x, y, len(series)), np.float32)
-        self.sagittal_signal = np.zeros((y, z, len(series)), np.float32)
-        self.means = np.zeros(len(series))
+        self.grid = own if grid is None or grid.same_as(own) else grid
+        self._turn = io_orientation(series.affine)
+        brain = np.argwhere(own.mask)
+        self._points = tuple(brain[:: max(len(brain) // N_POINTS, 1)].T)
+        self._elsewhere = {} if self.grid is own else self._positions(own)
+        n = len(series)
+        self.planes = {
+            name: np.zeros((*self.grid.plane(name, self.grid.mask).shape, n), np.float32)
+            for name in PLANES
+        }
+        self.points = np.zeros((len(self._points[0]), n), np.float32)
 
     @classmethod
-    def of(cls, series: Series) -> Slices:
-        """Keep the slices of all volumes."""
-        slices = cls(series)
+    def of(cls, series: Series, grid: Grid | None = None) -> Slices:
+        """Keep the planes of all volumes."""
+        slices = cls(series, grid)
         for _ in slices.watching(series.volumes()):
             pass
         return slices
 
     def watching(self, volumes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass all volumes of the series through, and keep their slices."""
+        """Pass all volumes of the series through, and keep their planes."""
         for index, volume in enumerate(volumes):
             turned = apply_orientation(volume, self._turn)
-            self.axial_signal[..., index] = turned[:, :, self.axial]
-            self.sagittal_signal[..., index] = turned[self.sagittal]
-            self.means[index] = turned[self._points].mean()
+            for name in PLANES:
+                self.planes[name][..., index] = self._cut(name, turned)
+            self.points[:, index] = turned[self._points]
             yield volume
 
+    def mask(self, plane: str) -> np.ndarray:
+        """Cut the mask of the brain."""
+        return self.grid.plane(plane, self.grid.mask)
+
+    def _positions(self, own: Grid) -> dict[str, np.ndarray]:
+        """Voxel positions, in the turned volume, of planes that lie on another grid."""
+        to_voxels = np.linalg.inv(own.affine)
+        return {
+            name: np.moveaxis(apply_affine(to_voxels, self.grid.plane_points(name)), -1, 0)
+            for name in PLANES
+        }
+
+    def _cut(self, name: str, turned: np.ndarray) -> np.ndarray:
+        if not self._elsewhere:
+            return self.grid.plane(name, turned)
+        from scipy.ndimage import map_coordinates
+
+        return map_coordinates(turned.astype(np.float32), self._elsewhere[name], order=1)
+
+    @property
+    def means(self) -> np.ndarray:
+        """Mean over the brain of each volume, (N,)."""
+        return self.points.mean(axis=0, dtype=float)
+
     def spread(self) -> tuple[np.ndarray, np.ndarray]:
-        """SD over the largest shell, each volume scaled to the same mean: both slices."""
+        """SD over the largest shell, each volume scaled to the same mean: axial, sagittal."""
         shell = max(self.gradients.shells, key=len)
         means = self.means[shell]
-        gains = means.mean() / means
-        axial, sagittal = self.axial_signal[..., shell], self.sagittal_signal[..., shell]
+        gains = means.mean() / np.where(means > 0, means, np.inf)
+        axial, sagittal = (self.planes[name][..., shell] for name in ("axial", "sagittal"))
         return (axial * gains).std(axis=2), (sagittal * gains).std(axis=2)
 
     def bright(self, axial: np.ndarray, sagittal: np.ndarray) -> float:
         """Return what few voxels of the brain exceed in two slices, or all of them without any."""
-        inside = axial[self.mask[:, :, self.axial]], sagittal[self.mask[self.sagittal]]
-        values = np.concatenate(inside)
+        values = np.concatenate([axial[self.mask("axial")], sagittal[self.mask("sagittal")]])
         return float(np.percentile(values if values.size else axial, 97))
 
-    def color_fa(self) -> np.ndarray:
-        """FA-weighted directions of the axial slice, (X, Y, 3), by a log-linear tensor fit."""
-        mask = self.mask[:, :, self.axial]
-        picture = np.zeros((*mask.shape, 3))
-        try:
-            design = design_matrix(self.gradients)
-        except ValueError:
-            return picture
-        signal = self.axial_signal[mask].T
-        floor = max(1e-4 * float(signal.max(initial=0.0)), 1e-6)
-        fitted = np.linalg.pinv(design) @ np.log(np.maximum(signal, floor))
-        xx, xy, yy, xz, yz, zz = fitted[:6]
-        tensors = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
-        values, vectors = np.linalg.eigh(tensors)
-        values = np.clip(values, 0, None)
-        mean = values.mean(axis=1, keepdims=True)
-        power = np.sqrt((values**2).sum(axis=1)) + 1e-12
-        fa = np.sqrt(1.5 * ((values - mean) ** 2).sum(axis=1)) / power
-        colors = np.abs(vectors[:, :, 2]) * np.clip(fa, 0, 1)[:, None]
-        picture[mask] = np.clip(1.4 * colors, 0, 1)
-        return picture
-
     def profile(self) -> np.ndarray:
-        """Signal along one line from bottom to top, a column a volume."""
-        line = self.sagittal_signal[self.coronal][:, self.gradients.dwis]
+        """Signal along one line from bottom to top, a column a diffusion-weighted volume."""
+        line = self.planes["sagittal"][self.grid.cuts[1]][:, self.gradients.dwis]
         return line / np.maximum(line.mean(axis=0), 1e-6 * max(float(line.max()), 1e-6))

@@ -1,0 +1,261 @@
+"""What workflow engines cost, and how the BIDS-App scales over processes.
+
+``python -m benchmarks.overhead [--cases NAME …] [--runs N]`` simulates one series of 64 volumes
+and corrects it in each *way*, in a process of its own, rounds alternating between the ways; then
+it corrects several participants with one and with more processors. ``--render`` only writes
+``docs/benchmarks/overhead.md``. A run that was stopped goes on where it was.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import tables
+
+WAYS = {
+    "library": "load, estimate_motion, resample, assess, save",
+    "nipype": "init_dwi_hmc_wf, Nipype's Linear plugin",
+    "nipype-multiproc": "init_dwi_hmc_wf, Nipype's MultiProc plugin, two processors",
+    "pydra": "DwiHmc, Pydra's cf worker, two processes",
+    "command": "eddymotion-correct",
+    "app": "eddymotion, the BIDS-App, one series",
+}
+"""Name → what is run."""
+
+COMPARED_WITH = {"nipype": "library", "nipype-multiproc": "library", "pydra": "library",
+                 "app": "command"}  # fmt: skip
+
+SERIES = (96, 96, 60, 64)
+SMALL = (64, 64, 40, 24)
+N_PARTICIPANTS = 6
+PROCESSORS = (1, 2, 4)
+
+KEY = ("case",)
+
+
+def main() -> None:
+    options = parse()
+    if options.way:
+        WORK[options.way](Path(options.image), Path(options.folder), options.threads)
+        return
+    rows = tables.Rows(options.rows, KEY)
+    provenance = options.rows.with_suffix(".json")
+    if not options.render:
+        options.rows.parent.mkdir(parents=True, exist_ok=True)
+        tables.keep_provenance(provenance, tables.versions(("nipype", "pydra")))
+        with tempfile.TemporaryDirectory() as folder:
+            if "overhead" in options.cases:
+                measure_ways(rows, Path(folder), options.runs)
+            if "scaling" in options.cases:
+                measure_scaling(rows, Path(folder), options.runs)
+    render(list(rows), provenance)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cases = ("overhead", "scaling")
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases, metavar="NAME",
+                        help=f"{', '.join(cases)} (both)")  # fmt: skip
+    parser.add_argument("--runs", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--rows", type=Path, default=Path("build/overhead.tsv"))
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    for hidden in ("--way", "--image", "--folder"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure_ways(rows: tables.Rows, folder: Path, runs: int) -> None:
+    """Time each way, one after the other in each round."""
+    missing = [way for way in WAYS if not rows.has(case=way)]
+    if not missing:
+        return
+    image = simulated(SERIES, folder)
+    used = {way: [] for way in WAYS}
+    for round_ in range(runs + 1):  # the first fills the cache of compiled kernels
+        for way in WAYS:
+            found = timed(way, image, folder, threads=2)
+            if round_:
+                used[way].append(found)
+    for way in missing:
+        rows.add({"case": way, "size": "×".join(map(str, SERIES))} | summary(used[way]))
+
+
+def simulated(size: tuple[int, int, int, int], folder: Path) -> Path:
+    """Simulate a series; return the image."""
+    from benchmarks.speed import Case, make_series
+
+    return make_series(Case(size[:3], size[3]), folder)
+
+
+def timed(way: str, image: Path, folder: Path, threads: int) -> tuple[float, float]:
+    """Run one way in a process of its own: wall and processor seconds, children and start too."""
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        call = [sys.executable, "-m", "benchmarks.overhead", "--way", way, "--image", image,
+                "--folder", out, "--threads", threads]  # fmt: skip
+        before = os.times()
+        subprocess.run([str(part) for part in call], check=True, capture_output=True,
+                       env=os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")})  # fmt: skip
+        after = os.times()
+    processor = (after.children_user + after.children_system) - (
+        before.children_user + before.children_system
+    )
+    return after.elapsed - before.elapsed, processor
+
+
+def summary(used: list[tuple[float, float]]) -> tables.Row:
+    """Median and range of the wall seconds, median of the processor seconds."""
+    wall, processor = zip(*used, strict=True)
+    return {"seconds": statistics.median(wall), "fastest": min(wall), "slowest": max(wall),
+            "processor": statistics.median(processor)}  # fmt: skip
+
+
+def with_library(image: Path, folder: Path, threads: int) -> None:
+    import eddymotion as em
+
+    dwi = em.load(image)
+    motion = em.estimate_motion(dwi, n_threads=threads)
+    corrected = em.resample(dwi, motion, n_threads=threads)
+    quality = em.assess(dwi, motion, n_threads=threads)
+    em.save(corrected, motion, folder, quality=quality)
+
+
+def with_nipype(image: Path, folder: Path, threads: int, plugin: str = "Linear") -> None:
+    from eddymotion.workflows.execution import run_workflow
+    from eddymotion.workflows.nipype import init_dwi_hmc_wf
+
+    from eddymotion.running import Plugin
+
+    workflow = init_dwi_hmc_wf(num_threads=threads)
+    workflow.inputs.inputnode.dwi_file = image
+    arguments = {"n_procs": threads} if plugin == "MultiProc" else {}
+    run_workflow(workflow, Plugin(plugin, arguments), folder)
+
+
+def with_multiproc(image: Path, folder: Path, threads: int) -> None:
+    with_nipype(image, folder, threads, "MultiProc")
+
+
+def with_pydra(image: Path, folder: Path, threads: int) -> None:
+    from eddymotion.workflows.pydra import DwiHmc
+
+    DwiHmc(dwi_file=image, num_threads=threads)(worker="cf", n_procs=2, cache_root=folder)
+
+
+def with_command(image: Path, folder: Path, threads: int) -> None:
+    from eddymotion.cli.correct import main as correct
+
+    sys.exit(correct([str(image), "-o", str(folder), "--nprocs", str(threads)]))
+
+
+def with_app(image: Path, folder: Path, threads: int) -> None:
+    from eddymotion.cli.participant import main as app
+
+    call = [str(image.parents[2]), str(folder), "participant", "--nprocs", str(threads)]
+    sys.exit(app([*call, "--skip-bids-validation"]))
+
+
+WORK = {
+    "library": with_library,
+    "nipype": with_nipype,
+    "nipype-multiproc": with_multiproc,
+    "pydra": with_pydra,
+    "command": with_command,
+    "app": with_app,
+}
+
+
+def measure_scaling(rows: tables.Rows, folder: Path, runs: int) -> None:
+    """Correct some participants with more and more processors, as far as there are some."""
+    available = [n for n in PROCESSORS if n <= (os.cpu_count() or 1)]
+    missing = [n for n in available if not rows.has(case=f"processors-{n}")]
+    if not missing:
+        return
+    dataset = several_participants(folder)
+    used = {n: [] for n in available}
+    for round_ in range(runs + 1):
+        for n in available:
+            found = timed("app", dataset, folder, threads=n)
+            if round_:
+                used[n].append(found)
+    size = f"{N_PARTICIPANTS} participants, " + "×".join(map(str, SMALL))
+    for n in missing:
+        rows.add({"case": f"processors-{n}", "size": size} | summary(used[n]))
+
+
+def several_participants(folder: Path) -> Path:
+    """Copy one small series under several labels; return the first image."""
+    image = simulated(SMALL, folder)
+    root, first = folder / "several", None
+    shutil.copytree(image.parents[2], root, ignore=shutil.ignore_patterns("sub-*", "truth"))
+    for number in range(1, N_PARTICIPANTS + 1):
+        label = f"sub-{number:02d}"
+        (root / label / "dwi").mkdir(parents=True)
+        for path in image.parent.iterdir():
+            name = label + path.name.removeprefix(image.parents[1].name)
+            shutil.copy(path, root / label / "dwi" / name)
+        first = first or root / label / "dwi" / f"{label}_dwi.nii.gz"
+    assert first is not None
+    return first
+
+
+INTRODUCTION = """# What workflow engines cost
+
+Whole processes, start of Python and imports included, medians of alternated rounds; compiled
+kernels cached. All with two threads and NiTransforms for resampling. *More*: than the library (for
+the BIDS-App: than `eddymotion-correct`), which does the same and writes the same; in wall time and
+in processor time, which depends less on what else the machine does.
+"""
+
+NOTES = """
+The BIDS-App finds its series with pybids and reads each twice: the motion is found by one node and
+kept, so that an interrupted run need not find it again; another node writes the outputs. The three
+nodes of the Nipype and Pydra workflows read it three times.
+"""
+
+
+def render(rows: list[tables.Row], provenance: Path) -> None:
+    """Write the page."""
+    found = {row["case"]: row for row in rows}
+    lines = []
+    for way, what in WAYS.items():
+        if way not in found:
+            continue
+        row, other = found[way], found.get(COMPARED_WITH.get(way, ""))
+        more = [f"{100 * (row[kind] / other[kind] - 1):+.0f} %" if other else "–"
+                for kind in ("seconds", "processor")]  # fmt: skip
+        lines.append([way, what, row["size"], *times_of(row), *more])
+    heads = ["way", "what", "size", *HEADS, "more (wall)", "more (processor)"]
+    parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines)]
+    parts.append(NOTES)
+    scaling = [found[f"processors-{n}"] for n in PROCESSORS if f"processors-{n}" in found]
+    if scaling:
+        parts.append("## Several participants\n")
+        one = scaling[0]["seconds"]
+        cells = [
+            [row["case"].removeprefix("processors-"), row["size"], *times_of(row),
+             f"{one / row['seconds']:.2f}"] for row in scaling
+        ]  # fmt: skip
+        heads = ["processors", "size", *HEADS, "times faster"]
+        parts.append(tables.markdown(heads, cells))
+    tables.write_page("overhead", "\n".join(parts), rows)
+
+
+HEADS = ("wall s (fastest–slowest)", "processor s")
+
+
+def times_of(row: tables.Row) -> tuple[str, str]:
+    """Wall time with its range, and processor time."""
+    wall = f"{row['seconds']:.1f} ({row['fastest']:.1f}–{row['slowest']:.1f})"
+    return wall, f"{row['processor']:.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""All volumes of an aligned series at some voxels, block by block of its grid.
+
+What compares volumes voxel by voxel needs all of them there. A block is a slab of the third axis
+of the grid, small beside the series: the aligned series is never held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.dataset import DWI, Image, Series
+from eddymotion.estimation.outliers import slice_heights
+from eddymotion.estimation.quality import in_scanner
+from eddymotion.parallel import parallel_map
+from eddymotion.pyramid import crop
+from eddymotion.resampling import Resampled
+
+SHARE_OF_SERIES = 1 / 8
+LEAST_BYTES, MOST_BYTES = 2**25, 2**28
+"""A block is such a part of the series, as float32, within these limits."""
+
+SPLINE_VOXELS = 8.0
+"""What is kept around a slab of a volume to interpolate it: farther voxels count for less than
+1e-4 there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Access to an aligned series by slabs.
+
+    Parameters
+    ----------
+    series : DWI or Resampled
+    n_threads : int
+    """
+
+    series: DWI | Resampled
+    n_threads: int = 1
+
+    @classmethod
+    def of(cls, series: Series, n_threads: int = 1) -> Blocks:
+        """Look at a series, or at what a series like it was made of."""
+        while not isinstance(series, (DWI, Resampled)):
+            series = series.corrected  # type: ignore[attr-defined]
+        return cls(series, n_threads)
+
+    def slabs(self) -> Iterator[slice]:
+        """Split the third axis of the grid."""
+        x, y, z = self.series.shape
+        plane = 4 * x * y * len(self.series)
+        size = min(max(SHARE_OF_SERIES * plane * z, LEAST_BYTES), MOST_BYTES)
+        thickness = max(1, int(size / plane))
+        return (slice(k, min(k + thickness, z)) for k in range(0, z, thickness))
+
+    def points(self, slab: slice) -> np.ndarray:
+        """Where the voxels of a slab are in the reference frame, RAS+ mm: (P, 3), x fastest."""
+        series = self.series
+        if isinstance(series, Resampled) and series.points is not None:
+            return series.points[slab].reshape(-1, 3)
+        z, y, x = np.mgrid[slab, : series.shape[1], : series.shape[0]].reshape(3, -1)
+        return apply_affine(series.affine, np.stack([x, y, z], axis=1))
+
+    def heights(self, volume: int, points: np.ndarray, axis: int = 2) -> np.ndarray:
+        """Where points (P, 3) are along the slice axis of an original volume, in slices: (P,)."""
+        series = self.series
+        if isinstance(series, DWI):
+            return slice_heights(points, series.affine, axis)
+        recorded = series.motion.recorded(volume, points)
+        return slice_heights(recorded, series.original.affine, axis)
+
+    def read(self, slab: slice, voxels: np.ndarray) -> np.ndarray:
+        """Read all volumes at some voxels (P,) of a slab: (P, N) float32, zero outside a volume.
+
+        Of a :class:`~eddymotion.resampling.Resampled`, with the compiled kernel.
+        """
+        series = self.series
+        values = np.empty((len(series), len(voxels)), np.float32)
+        if isinstance(series, DWI):
+            for volume in range(len(series)):
+                values[volume] = series.signal[:, :, slab, volume].T.ravel()[voxels]
+            return values.T
+        points = self.points(slab)[voxels]
+        original, motion = series.original, series.motion
+        floor = 0.0 if all(volume.min() >= 0 for volume in original.volumes()) else -np.inf
+        margin = SPLINE_VOXELS * float(original.voxel_sizes.max())
+
+        def read(volume: int) -> None:
+            recorded, stretch = in_scanner(motion, volume, points)
+            image: Image = crop(original.volume(volume), recorded, margin)
+            read = image.spline.sample(recorded) * stretch
+            values[volume] = np.maximum(np.nan_to_num(read), floor)
+
+        if len(voxels):
+            parallel_map(read, range(len(series)), n_threads=self.n_threads)
+        return values.T

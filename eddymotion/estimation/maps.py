@@ -1,0 +1,163 @@
+"""How large signal and contrast are beside what the model leaves over, voxel by voxel.
+
+As FSL eddy's maps: for b=0 the signal-to-noise ratio, the mean over the standard deviation of the
+residual; for each shell the contrast-to-noise ratio, the standard deviation of the prediction over
+the directions over that of the residual. Predictions are those of held-out volumes, so the
+residual is neither flattered by the fit nor free of what the prediction itself is off by. Lost
+slices count neither as signal nor as residual.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eddymotion.dataset import Series
+from eddymotion.estimation.blocks import Blocks
+from eddymotion.estimation.outliers import SliceOutliers
+from eddymotion.estimation.quality import fitted
+from eddymotion.estimation.replacement import Replaced, affected_voxels, predict_lost
+from eddymotion.gradients import Gradients
+from eddymotion.models import Model
+from eddymotion.parallel import Progress, parallel_map, silent
+
+MIN_VOLUMES = 3
+"""With fewer volumes a standard deviation over them means nothing."""
+
+
+def cnr_maps(
+    series: Series,
+    model: Model,
+    *,
+    outliers: SliceOutliers | None = None,
+    residuals: np.ndarray | None = None,
+    n_threads: int = 1,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Map SNR of the b=0 volumes and CNR of each shell.
+
+    Parameters
+    ----------
+    series : DWI, Resampled or Replaced
+        Aligned. The latter two are read block by block, and never held.
+    model : Model
+        Fitted, as in :class:`~eddymotion.estimation.quality.Quality`; otherwise it is fitted to
+        the brain of the first block.
+    outliers : SliceOutliers, optional
+        Slices that count for nothing; those of the series where it is a
+        :class:`~eddymotion.estimation.replacement.Replaced`.
+    residuals : (X, Y, Z, N) float32 array, optional
+        Filled with what is observed minus what the other volumes predict: NaN where they predict
+        nothing. May be a memory-mapped file.
+    n_threads : int
+    progress : callable
+        See :class:`~eddymotion.parallel.Progress`.
+
+    Returns
+    -------
+    (X, Y, Z, 1 + shells) float32 array
+        First the SNR, then the CNR from the lowest b-value up; without shells that of all
+        diffusion-weighted volumes together. Zero outside the mask, and where too few volumes tell.
+    """
+    if isinstance(series, Replaced) and outliers is None:
+        outliers = series.outliers
+    blocks, gradients = Blocks.of(series, n_threads), series.gradients
+    groups = map_groups(gradients)
+    maps = np.zeros((*series.shape, 1 + len(groups)), np.float32, order="F")
+    slabs = list(blocks.slabs())
+    for slab in progress(slabs, "contrast and residuals", len(slabs)):
+        brain = series.mask[:, :, slab].T.ravel()
+        voxels = np.flatnonzero(brain) if residuals is None else np.arange(len(brain))
+        if not len(voxels):
+            continue
+        observed = blocks.read(slab, voxels)
+        if brain.any():
+            model = fitted(model, observed[brain[voxels]], gradients)
+        lost = _lost(blocks, slab, voxels, outliers)
+        predicted = predict_lost(observed, lost, gradients, model)
+        left = observed - predicted
+        if residuals is not None:
+            part = residuals[:, :, slab]
+            part[...] = left.T.reshape(len(gradients), *part.shape[2::-1]).T
+        contrasts = (cnr(predicted, left, lost, group) for group in groups)
+        ratios = np.stack([snr(observed, lost, gradients), *contrasts], axis=1)
+        values = np.zeros((len(brain), ratios.shape[1]), np.float32)
+        values[voxels] = ratios
+        values[~brain] = 0.0
+        x, y, _ = series.shape
+        maps[:, :, slab] = values.T.reshape(ratios.shape[1], -1, y, x).T
+    return maps
+
+
+def residual_series(
+    series: Series,
+    model: Model,
+    *,
+    outliers: SliceOutliers | None = None,
+    n_threads: int = 1,
+) -> np.ndarray:
+    """Return what is observed minus what the other volumes predict, (X, Y, Z, N) float32.
+
+    Parameters as in :func:`cnr_maps`, which fills an array of your own.
+    """
+    residuals = np.empty((*series.shape, len(series)), np.float32, order="F")
+    cnr_maps(series, model, outliers=outliers, residuals=residuals, n_threads=n_threads)
+    return residuals
+
+
+def map_groups(gradients: Gradients) -> tuple[np.ndarray, ...]:
+    """Volumes whose contrast is mapped together: each shell, or all where there are none."""
+    return gradients.shells if gradients.is_shelled else (gradients.dwis,)
+
+
+def snr(observed: np.ndarray, lost: np.ndarray, gradients: Gradients) -> np.ndarray:
+    """Mean of the b=0 volumes over the deviation of one from it, (V,)."""
+    b0s = gradients.b0s
+    values = np.where(lost[:, b0s], np.nan, observed[:, b0s])
+    return _ratio(_mean(values), _deviation(values))
+
+
+def cnr(
+    predicted: np.ndarray, residual: np.ndarray, lost: np.ndarray, volumes: np.ndarray
+) -> np.ndarray:
+    """Deviation of the prediction over some volumes over that of the residual, (V,)."""
+    gone = lost[:, volumes]
+    signal, left = (np.where(gone, np.nan, values[:, volumes]) for values in (predicted, residual))
+    return _ratio(_deviation(signal), _deviation(left))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    n_known = np.isfinite(values).sum(axis=1)
+    return np.nan_to_num(values).sum(axis=1) / np.maximum(n_known, 1)
+
+
+def _deviation(values: np.ndarray) -> np.ndarray:
+    """Return the standard deviation over the known values of each row; NaN with too few."""
+    known = np.isfinite(values)
+    n_known = known.sum(axis=1)
+    off = np.where(known, values - _mean(values)[:, None], 0.0)
+    deviation = np.sqrt((off**2).sum(axis=1) / np.maximum(n_known - 1, 1))
+    return np.where(n_known >= MIN_VOLUMES, deviation, np.nan)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    usable = np.isfinite(above) & (np.nan_to_num(below) > 0)
+    return np.divide(above, below, where=usable, out=np.zeros_like(above))
+
+
+def _lost(
+    blocks: Blocks, slab: slice, voxels: np.ndarray, outliers: SliceOutliers | None
+) -> np.ndarray:
+    """Where a volume shows more of its lost slices than counts, (V, N)."""
+    lost = np.zeros((len(blocks.series), len(voxels)), bool)
+    if outliers is None:
+        return lost.T
+    n_voxels = np.prod(blocks.series.shape[:2]) * (slab.stop - slab.start)
+
+    def mark(volume: int) -> None:
+        where = affected_voxels(blocks, slab, volume, outliers)
+        marked = np.zeros(n_voxels, bool)
+        marked[where.voxels[where.weight > 0]] = True
+        lost[volume] = marked[voxels]
+
+    parallel_map(mark, range(len(lost)), n_threads=blocks.n_threads)
+    return lost.T

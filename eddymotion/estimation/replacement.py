@@ -1,0 +1,235 @@
+"""Prediction in place of what slices have lost.
+
+Where the voxels of the corrected series come from slices that lost their signal, it shows what the
+other volumes predict for them, with the gain of the volume. Interpolation mixes the slices beside
+a voxel: let ``a`` be the share of lost slices in it, a cubic spline through the flags, and ``m``
+the share of the signal that is missing because of them, the spline through ``flag · (1 − r)``
+(:mod:`eddymotion.estimation.outliers`). Then ::
+
+    y ← (1 − w) (y + m ŷ) + w ŷ,    w from 0 at a = 0.1 to 1 at a = 0.3
+
+A voxel of a lost slice is prediction alone; half-way to the next slice there is no seam; and the
+ripple that interpolation makes of a dark slice within two slices of it is filled. All other voxels
+stay as they are to the last bit.
+
+The other volumes may have lost slices at the same voxel. They are held out there too: the
+prediction is repeated with what was predicted for them (:mod:`eddymotion.models.base`, block
+elimination by iteration).
+
+First the predictions are made, block by block; they alone are kept, four bytes for each affected
+voxel of each volume. The corrected volumes then pass through one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from eddymotion.dataset import Series
+from eddymotion.estimation.blocks import Blocks
+from eddymotion.estimation.outliers import SliceOutliers, is_lost, spline_through
+from eddymotion.estimation.quality import filled_with_means, predict
+from eddymotion.gradients import Gradients
+from eddymotion.models import Model
+from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
+from eddymotion.resampling import Resampled
+
+LEAST_SHARE = 0.04
+"""Voxels with a smaller share of lost slices are left alone: those more than two slices away."""
+
+FROM_SHARE, TO_SHARE = 0.1, 0.3
+"""Shares of lost slices at which the prediction begins to count, and at which it alone does."""
+
+REPEATS = 5
+"""Predictions of volumes that lost the same voxel depend on one another."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Replaced(Series):
+    """A corrected series that shows predictions where slices lost their signal.
+
+    Parameters
+    ----------
+    corrected : Resampled
+    outliers : SliceOutliers
+        Of the original volumes, found under the same motion.
+    predictions : tuple of N arrays
+        For each volume, what the others predict for its affected voxels, float32, in the order of
+        the grid (x fastest).
+    affine, gradients, mask, source, repetition_time
+        Those of `corrected`.
+    """
+
+    corrected: Resampled
+    outliers: SliceOutliers
+    predictions: tuple[np.ndarray, ...]
+    affine: np.ndarray
+    gradients: Gradients
+    mask: np.ndarray
+    source: Path | None = None
+    repetition_time: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        corrected: Resampled,
+        model: Model,
+        outliers: SliceOutliers,
+        *,
+        n_threads: int = 1,
+        progress: Progress = silent,
+    ) -> Replaced:
+        """Predict what is lost.
+
+        Parameters
+        ----------
+        corrected : Resampled
+        model : Model
+            Fitted: that of :class:`~eddymotion.estimation.quality.Quality`.
+        outliers : SliceOutliers
+        n_threads : int
+            The result does not depend on it.
+        progress : callable
+            See :class:`~eddymotion.parallel.Progress`.
+        """
+        blocks = Blocks.of(corrected, n_threads)
+        parts: list[list[np.ndarray]] = [[] for _ in range(len(corrected))]
+        if outliers.flagged.any():
+            slabs = list(blocks.slabs())
+            for slab in progress(slabs, "predicting lost slices", len(slabs)):
+                affected = _affected_in(blocks, slab, outliers)
+                for part, values in zip(
+                    parts, _predict(blocks, slab, affected, model), strict=True
+                ):
+                    part.append(values)
+        predictions = tuple(
+            np.concatenate([*part, np.empty(0, np.float32)]).astype(np.float32) for part in parts
+        )
+        return cls(
+            corrected,
+            outliers,
+            predictions,
+            corrected.affine,
+            corrected.gradients,
+            corrected.mask,
+            corrected.source,
+            corrected.repetition_time,
+        )
+
+    def volumes(self) -> Iterator[np.ndarray]:
+        """Give the volumes one after the other, (X, Y, Z) float32 each."""
+        return self.replacing(self.corrected.volumes())
+
+    def replacing(self, volumes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass the volumes of the corrected series through, and put the predictions in."""
+        blocks = Blocks.of(self.corrected)
+        for index, volume in enumerate(volumes):
+            yield self._replaced(blocks, index, volume) if len(self.predictions[index]) else volume
+
+    def _replaced(self, blocks: Blocks, index: int, volume: np.ndarray) -> np.ndarray:
+        flat = volume.T.copy()
+        gain = 1.0 if self.outliers.gain is None else self.outliers.gain[index]
+        start = 0
+        for slab in blocks.slabs():
+            where = affected_voxels(blocks, slab, index, self.outliers)
+            predicted = self.predictions[index][start : start + len(where.voxels)]
+            start += len(where.voxels)
+            known = np.isfinite(predicted)
+            voxels, predicted = where.voxels[known], predicted[known] * gain
+            weight, missing = where.weight[known], where.missing[known]
+            part = flat[slab].reshape(-1)  # a view
+            part[voxels] = (1 - weight) * (part[voxels] + missing * predicted) + weight * predicted
+        return flat.T
+
+
+@dataclass(frozen=True, eq=False)
+class Affected:
+    """The voxels of a slab in which a volume shows something of its lost slices.
+
+    Parameters
+    ----------
+    voxels : (P,) index array
+        Into the slab, x fastest.
+    weight : (P,) float32 array
+        Of the prediction.
+    missing : (P,) float32 array
+        Share of the signal that is missing.
+    """
+
+    voxels: np.ndarray
+    weight: np.ndarray
+    missing: np.ndarray
+
+
+NONE_AFFECTED = Affected(np.empty(0, int), *np.empty((2, 0), np.float32))
+
+
+def affected_voxels(blocks: Blocks, slab: slice, volume: int, outliers: SliceOutliers) -> Affected:
+    """Find the voxels of a slab in which a volume shows something of its lost slices."""
+    flags = outliers.flagged[volume]
+    if not flags.any():
+        return NONE_AFFECTED
+    heights = blocks.heights(volume, blocks.points(slab), outliers.slicing.axis)
+    voxels = np.flatnonzero(is_lost(ndimage.binary_dilation(flags), heights))
+    lost = np.where(flags, np.clip(1 - outliers.ratio[volume], 0, 1), 0.0)
+    share, missing = spline_through(np.stack([flags, lost], axis=1), heights[voxels]).T
+    kept = np.abs(share) >= LEAST_SHARE
+    weight = np.clip((share[kept] - FROM_SHARE) / (TO_SHARE - FROM_SHARE), 0, 1)
+    return Affected(voxels[kept], weight.astype(np.float32), missing[kept].astype(np.float32))
+
+
+def _affected_in(blocks: Blocks, slab: slice, outliers: SliceOutliers) -> list[Affected]:
+    volumes = range(len(blocks.series))
+    return parallel_map(
+        lambda volume: affected_voxels(blocks, slab, volume, outliers),
+        volumes,
+        n_threads=blocks.n_threads,
+    )
+
+
+def _predict(
+    blocks: Blocks, slab: slice, affected: list[Affected], model: Model
+) -> list[np.ndarray]:
+    """Predict the affected voxels of a slab, volume by volume."""
+    n_voxels = len(blocks.points(slab))
+    touched = np.zeros(n_voxels, bool)
+    for where in affected:
+        touched[where.voxels] = True
+    voxels, place = np.flatnonzero(touched), np.cumsum(touched) - 1
+    if not len(voxels):
+        return [np.empty(0, np.float32)] * len(affected)
+    lost = np.zeros((len(affected), len(voxels)), bool)
+    for row, where in zip(lost, affected, strict=True):
+        row[place[where.voxels[where.weight > 0]]] = True
+    signal = blocks.read(slab, voxels)
+    predicted = predict_lost(signal, lost.T, blocks.series.gradients, model)
+    return [
+        predicted[place[where.voxels], volume].astype(np.float32)
+        for volume, where in enumerate(affected)
+    ]
+
+
+def predict_lost(
+    signal: np.ndarray, lost: np.ndarray, gradients: Gradients, model: Model
+) -> np.ndarray:
+    """Predict each volume of an aligned signal (V, N) from what the others have not lost.
+
+    Parameters
+    ----------
+    signal : (V, N) array
+    lost : (V, N) bool array
+        What says nothing. Changed in no way.
+    gradients : Gradients
+    model : Model
+        Fitted.
+    """
+    signal = filled_with_means(np.where(lost, np.nan, signal).astype(np.float32), gradients)
+    with one_blas_thread():
+        for _ in range(REPEATS if lost.any() else 1):
+            predicted = predict(signal, gradients, model)
+            np.copyto(signal, predicted, where=lost & np.isfinite(predicted))
+    return predicted

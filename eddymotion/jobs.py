@@ -1,0 +1,211 @@
+"""One series of a BIDS-App run, in whatever process or on whatever host it is worked on."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import multiprocessing
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from eddymotion.derivatives import Outputs
+from eddymotion.errors import EddymotionError
+from eddymotion.files import write_json
+from eddymotion.parallel import Progress
+from eddymotion.running import read_json
+from eddymotion.settings import Settings
+from eddymotion.steps import (
+    SeriesFiles,
+    correct_series,
+    estimate_series,
+    finished_series,
+    write_report,
+)
+
+log = logging.getLogger("eddymotion")
+
+Item = TypeVar("Item")
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with one series, and where to tell how it went.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+    outputs : Outputs
+    settings : Settings
+        ``nprocs`` are the threads of this series.
+    work_dir : Path
+        Where the motion is kept.
+    record : Path
+        JSON, written when a step ends.
+    log_file : Path, optional
+        The run's log: other processes append to it.
+    verbosity : int
+    """
+
+    series: SeriesFiles
+    outputs: Outputs
+    settings: Settings
+    work_dir: Path
+    record: Path
+    log_file: Path | None = None
+    verbosity: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the series, for people."""
+        return self.series.dwi.name
+
+    def estimate(self) -> None:
+        """Find the motion."""
+        with _telling(self, "motion"):
+            estimate_series(
+                self.series, self.outputs, self.settings, self.work_dir, shown_progress.get()
+            )
+
+    def correct(self) -> None:
+        """Write the outputs, with the motion that is there."""
+        with _telling(self, "outputs"):
+            correct_series(
+                self.series, self.outputs, self.settings, shown_progress.get(),
+                work_dir=self.work_dir,
+            )  # fmt: skip
+
+
+def write_participant_page(output_dir: Path, participant: str) -> Path | None:
+    """Write the page of a participant from the series that are done; None if there are none."""
+    name = f"sub-{participant}"
+    done = finished_series(output_dir / name, output_dir / name / "figures")
+    if not done:
+        return None
+    page = output_dir / f"{name}.html"
+    write_report(page, name, done)
+    return page
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in one line why a step failed."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}; free some room and run again: what is finished is kept"
+    if isinstance(error, MemoryError):
+        return "not enough memory; run again with fewer --nprocs, or with --omp-nthreads 1"
+    if isinstance(error, EddymotionError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _telling(job: Job, step: str) -> Iterator[None]:
+    """Log to the run's log, and record how it went."""
+    end_with_parent()
+    started = time.time()
+    with _logging_for(job):
+        try:
+            yield
+        except Exception as error:
+            log.debug("%s failed", job.name, exc_info=True)
+            _record(job, step, "failed", reason_of(error), started)
+            raise
+        _record(job, step, "done", "", started)
+
+
+def _record(job: Job, step: str, state: str, reason: str, started: float) -> None:
+    steps = read_json(job.record).get("steps", {})
+    steps[step] = {
+        "state": state,
+        "reason": reason,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
+        "seconds": round(time.time() - started, 2),
+        "host": platform.node(),
+        "threads": job.settings.nprocs,
+    }
+    try:
+        write_json(job.record, {"series": job.name, "steps": steps})
+    except OSError as error:  # the failure itself is what matters
+        log.debug("%s: cannot be written (%s)", job.record, error)
+
+
+def lines(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """Report progress as a line in the log: several series share the console."""
+    started, done = time.perf_counter(), 0
+    try:
+        for item in iterable:
+            done += 1
+            yield item
+    finally:  # some end before their last step
+        log.debug("%s: %d of %d in %.1f s", description, done, total,
+                  time.perf_counter() - started)  # fmt: skip
+
+
+shown_progress: ContextVar[Progress] = ContextVar("shown_progress", default=lines)
+"""What a job shows of its progress, where it runs in the process of the command."""
+
+
+@contextmanager
+def _logging_for(job: Job) -> Iterator[None]:
+    """Append to the run's log where nobody does so yet, and put the series before each line."""
+    added: list[logging.Handler] = []
+    if not log.handlers and job.log_file is not None:
+        console = logging.StreamHandler()
+        console.setLevel(logging.DEBUG if job.verbosity else logging.INFO)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        file = logging.FileHandler(job.log_file, encoding="utf-8", delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        added = [console, file]
+        log.setLevel(logging.DEBUG)
+    for handler in added:
+        log.addHandler(handler)
+    named = _Naming(job.name)
+    for handler in log.handlers:
+        handler.addFilter(named)
+    try:
+        yield
+    finally:
+        for handler in log.handlers:
+            handler.removeFilter(named)
+        for handler in added:
+            log.removeHandler(handler)
+            handler.close()
+
+
+class _Naming(logging.Filter):
+    """Puts the name of the series before lines that do not begin with it."""
+
+    def __init__(self, series: str) -> None:
+        super().__init__()
+        self.series = series
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not message.startswith(self.series):
+            record.msg, record.args = f"{self.series}: {message}", ()
+        return True
+
+
+@cache
+def end_with_parent() -> None:
+    """In a worker process: end when the run is killed, instead of writing on."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

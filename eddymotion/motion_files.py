@@ -1,0 +1,94 @@
+"""A motion as two files: its transforms, and all else that was estimated.
+
+The transforms are ITK text, which other programs read and write. What ITK has no place for
+(standard errors, the error of the frame, eddy-current fields) stands in a JSON file beside it.
+Both keep full precision: what is read equals what was written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.eddy_currents import EddyCurrents
+from eddymotion.errors import EddymotionError
+from eddymotion.files import read_itk, write_itk, write_json
+from eddymotion.geometry import Motion
+
+
+def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:
+    """Write a motion.
+
+    Parameters
+    ----------
+    xfm_file : Path
+        ITK text, one transform a volume.
+    details_file : Path
+        JSON, everything else.
+    motion : Motion
+    """
+    write_itk(xfm_file, motion.matrices)
+    content = {"n_volumes": len(motion)}
+    write_json(details_file, content | _plain(motion, without=("matrices",)))
+
+
+def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) -> Motion:
+    """Read what :func:`write_motion` wrote, or transforms alone.
+
+    Parameters
+    ----------
+    xfm_file : path
+        ITK text; the matrices are those of this file in any case.
+    details_file : path, optional
+
+    Raises
+    ------
+    EddymotionError
+        If a file cannot be read, or the two do not belong together.
+    """
+    try:
+        matrices = read_itk(xfm_file)
+    except (OSError, ValueError, IndexError) as error:
+        raise EddymotionError(
+            f"{xfm_file}: cannot be read as transforms ({error}); give an ITK text file with one "
+            "transform a volume"
+        ) from error
+    if details_file is None:
+        return Motion(matrices)
+    try:
+        content = json.loads(Path(details_file).read_text(encoding="utf-8"))
+        n_volumes = content.pop("n_volumes")
+        eddy = content.pop("eddy_currents", None)
+        parts = {name: _value(value) for name, value in content.items()}
+        if eddy is not None:
+            eddy = EddyCurrents(**{name: _value(value) for name, value in eddy.items()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise EddymotionError(
+            f"{details_file}: cannot be read as the details of a motion ({error}); give the file "
+            "that was written beside the transforms, or none"
+        ) from error
+    if n_volumes != len(matrices):
+        raise EddymotionError(
+            f"{details_file}: belongs to {n_volumes} volumes, {xfm_file} has {len(matrices)} "
+            "transforms; give the pair that was written together"
+        )
+    return Motion(matrices, eddy_currents=eddy, **parts)
+
+
+def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:
+    """Turn a dataclass of arrays and numbers into what JSON can hold; NaN becomes null."""
+    if is_dataclass(value):
+        names = (entry.name for entry in fields(value) if entry.name not in without)
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, np.ndarray):
+        return np.where(np.isfinite(value), value, None).tolist()  # type: ignore[call-overload]
+    return value if value is None else float(value)
+
+
+def _value(value: Any) -> Any:
+    """Turn lists into arrays again; null within an array is NaN."""
+    return np.array(value, dtype=float) if isinstance(value, list) else value

@@ -1,0 +1,328 @@
+"""A series in the space of another image: T1w, template, FA map.
+
+The reference of the series (its mean b=0, or its FA) is registered to that image. A voxel of the
+output is then a point ``x`` of the image, ``space(x) = A w(x)`` of the reference frame, and
+``T_i space(x)`` of volume ``i``: the original volumes are read once, there
+(:func:`eddymotion.resampling.resample` with ``space``). b-vectors are turned by the rotation
+nearest to ``A`` (finite strain), the same in the whole image; a local reorientation would give
+each voxel a table of its own, which no file format holds.
+
+References
+----------
+Alexander et al. (2001), IEEE TMI 20:1131 (finite strain).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy.linalg import polar
+from scipy.ndimage import binary_dilation
+
+from eddymotion.dataset import DWI, Image
+from eddymotion.errors import EddymotionError
+from eddymotion.files import read_image
+from eddymotion.geometry import Motion
+from eddymotion.models.tensor import design_matrix
+from eddymotion.pairs.advice import advise
+from eddymotion.pairs.measures import Comparison, PairQuality
+from eddymotion.registration import GaussNewton, Registrar, Registration, initial_transform
+from eddymotion.registration.gauss_newton import foreground
+from eddymotion.transform_files import write_linear
+from eddymotion.warps import whole_displacements, write_displacements
+
+log = logging.getLogger(__name__)
+
+TRANSFORMS = ("auto", "none", "rigid", "affine", "syn")
+CONTRASTS = ("dwiref", "fa")
+
+SAME_PLACE = 0.5
+"""Voxels (of the finer image): a rigid registration that moves the brain by less on average says
+that both images share their world coordinates."""
+
+BRAIN_MARGIN_MM = 6.0
+"""Around the brain mask: its edge tells much, the scalp of an echo-planar image misleads."""
+
+MIN_SIGNAL_FRACTION = 1e-4
+"""Signals are raised to this part of the largest before the logarithm."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutputSpace:
+    """Where the points of an image lie in the reference frame of a series: a ``SpaceMap``.
+
+    Parameters
+    ----------
+    target : Image
+        Whose space and grid it is.
+    registration : Registration
+        Points of the target → points of the reference frame.
+    transform : {"rigid", "affine", "syn"}
+    quality : PairQuality
+    """
+
+    target: Image
+    registration: Registration
+    transform: str
+    quality: PairQuality
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Map points (P, 3) of the target to the reference frame, RAS+ mm: (P, 3)."""
+        return self.registration.map(points)
+
+    @cached_property
+    def rotation(self) -> np.ndarray:
+        """The rotation nearest to the linear part, target → reference frame, (3, 3)."""
+        return polar(self.registration.matrix[:3, :3])[0]
+
+    @property
+    def advice(self) -> list[str]:
+        """What looks wrong, in plain words."""
+        metric = "cc" if self.transform == "syn" else "nmi"
+        return advise(self.quality, transform=self.transform, metric=metric, started="multi")
+
+    def told(self) -> str:
+        """Say in words and numbers what was found."""
+        p, after = self.quality.parameters, self.quality.after
+        text = (
+            f"{self.transform}: {np.linalg.norm(p.translation):.1f} mm, {p.angle:.1f}°"
+            f", normalised mutual information {self.quality.before.similarity:.3f} → "
+            f"{after.similarity:.3f}"
+        )
+        if self.transform != "rigid":
+            text += ", scales " + ", ".join(f"{scale:.3f}" for scale in p.scales)
+        if self.transform == "syn":
+            low, high = self.quality.displacements.jacobian
+            text += f", local volume × {low:.2f} to {high:.2f}"
+        return text
+
+
+def find_output_space(
+    dwi: DWI,
+    motion: Motion,
+    target: Image,
+    *,
+    transform: str = "auto",
+    contrast: str = "dwiref",
+    target_mask: np.ndarray | None = None,
+    engine: Registrar | None = None,
+    seed: int = 0,
+) -> OutputSpace | None:
+    """Register the reference of a series to an image.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+        Reference → volume.
+    target : Image
+    transform : {"auto", "none", "rigid", "affine", "syn"}
+        ``auto``: ``rigid``, but nothing where the images are at the same place already (within
+        :data:`SAME_PLACE`) or the target is blank, a mere grid.
+    contrast : {"dwiref", "fa"}
+        What is registered: the mean b=0, or the fractional anisotropy.
+    target_mask : (X, Y, Z) bool array, optional
+        The brain of the target.
+    engine : Registrar, optional
+        For all stages; when not given, ours, and DIPY for the warp.
+    seed : int
+        Of the points at which images are compared.
+
+    Returns
+    -------
+    OutputSpace or None
+        None where the world coordinates of the series are kept.
+
+    Raises
+    ------
+    EddymotionError
+        If a name is unknown, or the images cannot be registered.
+    """
+    _check_name("transform", transform, TRANSFORMS)
+    _check_name("contrast", contrast, CONTRASTS)
+    target = Image(np.nan_to_num(target.data, posinf=0.0, neginf=0.0), target.affine)
+    blank = np.ptp(target.data) == 0
+    if transform == "none" or (transform == "auto" and blank):
+        return None
+    reference = reference_image(dwi, motion, contrast)
+    margin = int(np.ceil(BRAIN_MARGIN_MM / dwi.voxel_sizes.min()))
+    pair = _Pair(target, target_mask, reference, binary_dilation(dwi.mask, iterations=margin))
+    found = pair.register_linearly("affine" if transform in ("affine", "syn") else "rigid",
+                                   engine, seed)  # fmt: skip
+    if transform == "auto":
+        apart = _mean_displacement(found.matrix, dwi)
+        limit = SAME_PLACE * min(*target.voxel_sizes, *dwi.voxel_sizes)
+        if apart < limit:
+            log.info("output space: %.2g mm from the series, the same place; only its grid is "
+                     "taken", apart)  # fmt: skip
+            return None
+        transform = "rigid"
+    if transform == "syn":
+        found = pair.warp(found, engine, seed)
+    space = OutputSpace(target, found, transform, pair.quality(found))
+    log.info("output space: %s; %s", space.told(), found.message)
+    for advice in space.advice:
+        log.warning("output space: %s", advice)
+    return space
+
+
+def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise EddymotionError(
+            f"output space: {kind} {name!r} is unknown; use one of {', '.join(known)}"
+        )
+
+
+def _mean_displacement(matrix: np.ndarray, dwi: DWI) -> float:
+    points = apply_affine(dwi.affine, np.argwhere(dwi.mask))
+    return float(np.linalg.norm(apply_affine(matrix, points) - points, axis=1).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """The image that gives the space, and the reference of the series."""
+
+    target: Image
+    target_mask: np.ndarray | None
+    reference: Image
+    brain: np.ndarray
+
+    def register_linearly(
+        self, transform: str, engine: Registrar | None, seed: int
+    ) -> Registration:
+        masks = {"fixed_mask": self.target_mask, "moving_mask": self.brain}
+        start = initial_transform(self.target, self.reference, "multi", seed=seed, **masks)
+        metric = "nmi" if engine is None else None
+        return (engine or GaussNewton()).register(
+            self.target, self.reference, transform=transform, metric=metric, init=start,
+            seed=seed, **masks,
+        )  # fmt: skip
+
+    def warp(self, linear: Registration, engine: Registrar | None, seed: int) -> Registration:
+        """Refine by symmetric normalisation."""
+        from eddymotion.registration.dipy import DipyRegistrar
+
+        return (engine or DipyRegistrar(prealignment="init")).register(
+            self.target, self.reference, transform="syn", init=linear.matrix, seed=seed,
+            fixed_mask=self.target_mask, moving_mask=self.brain,
+        )  # fmt: skip
+
+    def quality(self, registration: Registration) -> PairQuality:
+        """Compare both images before and after."""
+        head = foreground(self.target) if self.target_mask is None else self.target_mask
+        masked = replace(self.reference, data=np.where(self.brain, self.reference.data, 0))
+        nothing = Registration(np.eye(4), True, "as the files lie")
+        before, after = (
+            Comparison.of(self.target, masked, one, head).agreement
+            for one in (nothing, registration)
+        )
+        return PairQuality.of(registration, self.target, head, before, after)
+
+
+def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image:
+    """Return the mean b=0 or the FA of a series in its reference frame, volume by volume.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+        Reference → volume.
+    contrast : {"dwiref", "fa"}
+
+    Returns
+    -------
+    Image
+        On the grid of the series; FA is zero outside the brain.
+    """
+    if contrast == "fa":
+        return _fa_image(dwi, motion)
+    volumes = dwi.gradients.b0s if len(dwi.gradients.b0s) else dwi.gradients.shells[0]
+    points = apply_affine(dwi.affine, np.indices(dwi.shape).reshape(3, -1).T)
+    total = np.zeros(len(points))
+    for volume in volumes:
+        total += np.nan_to_num(_read(dwi, motion, volume, points))
+    return Image((total / len(volumes)).reshape(dwi.shape).astype(np.float32), dwi.affine)
+
+
+def _fa_image(dwi: DWI, motion: Motion) -> Image:
+    """Fit a tensor to the logarithms, a volume at a time."""
+    gradients = dwi.gradients.rotated(motion.rotations)
+    try:
+        to_tensor = np.linalg.pinv(design_matrix(gradients))[:6]
+    except (EddymotionError, ValueError) as error:
+        raise EddymotionError(
+            f"output space: FA needs more directions ({error}); register the mean b=0 (dwiref)"
+        ) from error
+    points = apply_affine(dwi.affine, np.argwhere(dwi.mask))
+    floor = max(MIN_SIGNAL_FRACTION * float(dwi.signal.max()), 1e-6)
+    tensor = np.zeros((6, len(points)))
+    for volume in range(len(dwi)):
+        signal = np.nan_to_num(_read(dwi, motion, volume, points), nan=floor)
+        tensor += to_tensor[:, [volume]] * np.log(np.maximum(signal, floor))
+    data = np.zeros(dwi.shape, np.float32)
+    data[dwi.mask] = fractional_anisotropy(tensor)
+    return Image(data, dwi.affine)
+
+
+def fractional_anisotropy(tensor: np.ndarray) -> np.ndarray:
+    """Return FA (P,), 0 … 1, of tensors xx, xy, yy, xz, yz, zz: (6, P)."""
+    xx, xy, yy, xz, yz, zz = tensor
+    matrices = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
+    values = np.clip(np.linalg.eigvalsh(matrices), 0, None)
+    spread = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    return np.sqrt(1.5 * spread / np.maximum((values**2).sum(axis=1), 1e-30))
+
+
+def _read(dwi: DWI, motion: Motion, volume: int, points: np.ndarray) -> np.ndarray:
+    """Read a volume where points (P, 3) of the reference frame were recorded; NaN outside."""
+    return dwi.volume(volume).spline.sample(motion.recorded(volume, points))
+
+
+def read_target(path: Path) -> Image:
+    """Read the image of ``--output-space``; the first volume of a series.
+
+    Raises
+    ------
+    EddymotionError
+        If it is no image in three dimensions.
+    """
+    data, affine, _ = read_image(path)
+    if data.ndim == 4:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise EddymotionError(
+            f"{path}: found an image of shape {data.shape}, expected three dimensions; "
+            "give an image whose space the corrected series should get"
+        )
+    return Image(data, affine)
+
+
+def write_output_space(
+    space: OutputSpace, dwi: DWI, linear: Path, warp: Path | None = None
+) -> None:
+    """Write where the points of the target lie in the reference frame.
+
+    Parameters
+    ----------
+    space : OutputSpace
+    dwi : DWI
+        Whose grid is that of the reference frame.
+    linear : path
+        The matrix, in the format that the name says
+        (:func:`eddymotion.transform_files.write_linear`); of a nonlinear map its linear part.
+    warp : path, optional
+        The whole of a nonlinear map, as displacements (ITK) on the grid of the target.
+    """
+    reference = Image(dwi.mask, dwi.affine)
+    write_linear(linear, space.registration.matrix, space.target, reference)
+    if warp is not None and space.registration.warp is not None:
+        x, y, z = space.target.data.shape
+        field = whole_displacements(space.registration, (x, y, z), space.target.affine)
+        write_displacements(warp, field, space.target.affine)

@@ -1,0 +1,229 @@
+"""What is registered: files and settings → two images, masks, landmarks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.dataset import Image
+from eddymotion.errors import EddymotionError
+from eddymotion.evaluation.landmarks import Landmarks, pair_landmarks, read_landmarks
+from eddymotion.evaluation.transforms import numbers, read_table
+from eddymotion.files import read_image
+from eddymotion.pairs.measures import Comparison
+from eddymotion.registration import Registration
+from eddymotion.registration.gauss_newton import foreground
+from eddymotion.transform_files import FORMATS
+
+log = logging.getLogger(__name__)
+
+BACKENDS = {"syn": "dipy"}
+"""What registers if nobody says; ``gauss-newton`` all else."""
+
+
+@dataclass(frozen=True)
+class PairPaths:
+    """The files of a pair.
+
+    Parameters
+    ----------
+    fixed, moving : Path
+        NIfTI.
+    fixed_mask, moving_mask : Path, optional
+        On the grid of their image.
+    init : Path, optional
+        A linear transform, fixed → moving, in any format of :mod:`eddymotion.transform_files`.
+    landmarks : tuple of Path
+        One table with points of both images, or one file each.
+    """
+
+    fixed: Path
+    moving: Path
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    init: Path | None = None
+    landmarks: tuple[Path, ...] = ()
+
+    def __iter__(self) -> Iterator[Path]:
+        given = (self.fixed, self.moving, self.fixed_mask, self.moving_mask, self.init)
+        return (path for path in (*given, *self.landmarks) if path is not None)
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How a pair is registered; names are those of the command-line options."""
+
+    transform: str = "rigid"
+    backend: str | None = None
+    settings: Path | None = None
+    metric: str | None = None
+    initialize: str = "header"
+    formats: tuple[str, ...] = tuple(FORMATS)
+    interpolation: str = "cubic"
+    fixed_volume: int | None = None
+    moving_volume: int | None = None
+    ignore: tuple[str, ...] = ()
+    random_seed: int = 0
+    nprocs: int = 1
+
+    @property
+    def engine(self) -> str:
+        """The backend's name."""
+        return self.backend or BACKENDS.get(self.transform, "gauss-newton")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """What the files hold, made fit for comparing.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Finite.
+    fixed_mask, moving_mask : (X, Y, Z) bool array, optional
+    landmarks : pair of Landmarks, optional
+        Of the fixed and of the moving image, paired.
+    """
+
+    fixed: Image
+    moving: Image
+    fixed_mask: np.ndarray | None = None
+    moving_mask: np.ndarray | None = None
+    landmarks: tuple[Landmarks, Landmarks] | None = None
+
+    @classmethod
+    def read(cls, paths: PairPaths, settings: PairSettings) -> Pair:
+        """Read all files of a pair.
+
+        Raises
+        ------
+        EddymotionError
+            If one is missing, damaged, or does not fit the others.
+        """
+        fixed, fixed_finite = read_volume(
+            paths.fixed, "fixed", settings.fixed_volume, settings.ignore
+        )
+        moving, moving_finite = read_volume(
+            paths.moving, "moving", settings.moving_volume, settings.ignore
+        )
+        return cls(
+            fixed,
+            moving,
+            _mask_of(paths.fixed_mask, paths.fixed, fixed, fixed_finite, settings.ignore),
+            _mask_of(paths.moving_mask, paths.moving, moving, moving_finite, settings.ignore),
+            read_paired_landmarks(paths.landmarks) if paths.landmarks else None,
+        )
+
+    @cached_property
+    def head(self) -> np.ndarray:
+        """Where the fixed image counts: its mask, or where it shows something."""
+        return foreground(self.fixed) if self.fixed_mask is None else self.fixed_mask
+
+    def compared(self, registration: Registration, order: int) -> Comparison:
+        """Resample the moving image once, by splines of that order, and compare."""
+        masks = (self.fixed_mask, self.moving_mask)
+        return Comparison.of(self.fixed, self.moving, registration, self.head, order, masks)
+
+
+def read_volume(
+    path: Path, name: str, volume: int | None = None, ignore: tuple[str, ...] = ()
+) -> tuple[Image, np.ndarray]:
+    """Read one volume; what is NaN or infinite becomes zero, with a warning.
+
+    Parameters
+    ----------
+    path : path
+    name : {"fixed", "moving"}
+    volume : int, optional
+        Of a series, counted from 0.
+    ignore : sequence of {"sform", "qform"}
+        Which of the two affines to disregard when they disagree.
+
+    Returns
+    -------
+    Image
+    finite : (X, Y, Z) bool array
+    """
+    data, affine, _ = read_image(path, ignore)
+    if data.ndim == 4 and (volume is not None or data.shape[3] == 1):
+        index = volume or 0
+        if index >= data.shape[3]:
+            raise EddymotionError(
+                f"{path}: has {data.shape[3]} volumes, none of number {index}; give "
+                f"--{name}-volume from 0 to {data.shape[3] - 1}"
+            )
+        data = np.array(data[..., index])
+    elif volume:
+        raise EddymotionError(
+            f"{path}: has no volume {volume}: its shape is {data.shape}; leave --{name}-volume out"
+        )
+    if data.ndim != 3:
+        hint = f"give one volume with --{name}-volume N" if data.ndim == 4 else "give one volume"
+        raise EddymotionError(
+            f"{path}: found an image of shape {data.shape}, expected three dimensions; {hint}"
+        )
+    finite = np.isfinite(data)
+    if not finite.any():
+        raise EddymotionError(f"{path}: holds no finite number (all are NaN); check the file")
+    if not finite.all():
+        log.warning(
+            "%s: %d voxels are NaN or infinite; they are set to zero", path.name, (~finite).sum()
+        )
+        data = np.where(finite, data, np.float32(0))
+    return Image(data, affine), finite
+
+
+def _mask_of(
+    path: Path | None, owner: Path, image: Image, finite: np.ndarray, ignore: tuple[str, ...]
+) -> np.ndarray | None:
+    """Read a mask and make sure that it lies on the grid of its image."""
+    if path is None:
+        return None
+    data, affine, _ = read_image(path, ignore)
+    data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
+    if data.shape != image.data.shape:
+        raise EddymotionError(
+            f"{path}: found shape {data.shape}, expected that of {owner.name}, "
+            f"{image.data.shape}; give a mask on the grid of its image"
+        )
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in data.shape))).reshape(3, -1).T
+    apart = apply_affine(affine, corners) - apply_affine(image.affine, corners)
+    farthest = np.linalg.norm(apart, axis=1).max()
+    if farthest > 0.5 * image.voxel_sizes.min():
+        raise EddymotionError(
+            f"{path}: lies up to {farthest:.3g} mm from the voxels of {owner.name}; give a mask "
+            "with the orientation and position of its image"
+        )
+    return (np.nan_to_num(data) > 0) & finite
+
+
+def read_paired_landmarks(files: tuple[Path, ...]) -> tuple[Landmarks, Landmarks]:
+    """Read landmarks of both images: from one file each, or from one table.
+
+    The table has columns ``fixed_x fixed_y fixed_z moving_x moving_y moving_z`` (RAS+ mm, perhaps
+    with ``_mm`` added) and perhaps ``label``.
+    """
+    if len(files) == 2:
+        return pair_landmarks(read_landmarks(files[0]), read_landmarks(files[1]))
+    (path,) = files
+    if path.suffix.lower() not in (".tsv", ".csv"):
+        raise EddymotionError(
+            f"{path}: points of one image; give those of the moving one as a second file, or a "
+            "table (.tsv) with fixed_x … moving_z"
+        )
+    table = {name.removesuffix("_mm"): cells for name, cells in read_table(path).items()}
+    points = [
+        np.stack([numbers(path, table, f"{image}_{axis}") for axis in "xyz"], axis=1)
+        for image in ("fixed", "moving")
+    ]
+    if not np.isfinite(points).all():
+        raise EddymotionError(f"{path}: some coordinates are not numbers; correct them")
+    labels = tuple(table.get("label", map(str, range(len(points[0])))))
+    fixed, moving = (Landmarks(p, labels, str(path)) for p in points)
+    return fixed, moving

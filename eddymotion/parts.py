@@ -1,0 +1,243 @@
+"""The parts of a correction, each from files to files: what workflow nodes call.
+
+:mod:`eddymotion.steps` corrects a series in one go, and little of it is ever on disk. Here every
+step is a function of its own that reads what it needs and returns the paths that it wrote, so that
+another program can stand between any two of them. Both give equal results.
+
+:func:`estimate`, :func:`apply`, :func:`measure`, :func:`report`; :func:`correct` is all of them.
+The leave-one-out loop, volume by volume, is in :mod:`eddymotion.loop_parts`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.dataset import DWI
+from eddymotion.derivatives import Outputs
+from eddymotion.derivatives.confounds import confounds, descriptions, table_text
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation import assess
+from eddymotion.files import (
+    MeanB0,
+    load,
+    write_gradient_table,
+    write_image,
+    write_json,
+    write_series,
+    write_text,
+    write_x5,
+)
+from eddymotion.geometry import Motion
+from eddymotion.motion_files import read_motion, write_motion
+from eddymotion.parallel import Progress, silent
+from eddymotion.reports.slices import Slices
+from eddymotion.settings import Settings
+from eddymotion.steps import (
+    SeriesFiles,
+    correct_series,
+    find_motion,
+    load_series,
+    model_for,
+    output_grid,
+    prepare_resampling,
+    summarise,
+    write_figures,
+    write_report,
+)
+
+log = logging.getLogger(__name__)
+
+Paths = dict[str, Any]
+"""Name of an output → its path, a list of paths, or a value."""
+
+
+def estimate(
+    series: SeriesFiles, settings: Settings, out_dir: Path, progress: Progress = silent
+) -> Paths:
+    """Estimate the motion of a series.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+    settings : Settings
+    out_dir : Path
+        Where the outputs go.
+    progress : callable
+        See :class:`~eddymotion.parallel.Progress`.
+
+    Returns
+    -------
+    dict
+        ``xfm_file`` (ITK text), ``x5_file``, ``details_file`` (standard errors, eddy-current
+        fields: see :mod:`eddymotion.motion_files`) and ``mask_file``.
+    """
+    dwi = load_series(series, settings)
+    motion = find_motion(dwi, model_for(dwi, settings), settings, progress)
+    return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))
+
+
+def apply(
+    series: SeriesFiles,
+    xfm_file: Path,
+    settings: Settings,
+    out_dir: Path,
+    details_file: Path | None = None,
+    progress: Progress = silent,
+) -> Paths:
+    """Resample a series once, by given transforms, and rotate its b-vectors.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+    xfm_file : Path
+        ITK text, one transform a volume, reference → volume; whoever found them.
+    settings : Settings
+    out_dir : Path
+    details_file : Path, optional
+        From :func:`estimate`: without it there are no eddy-current fields.
+    progress : callable
+
+    Returns
+    -------
+    dict
+        ``dwi_file``, ``bval_file``, ``bvec_file``, ``dwiref_file`` (mean of the corrected b=0
+        volumes) and ``mask_file``.
+    """
+    dwi, motion = _with_motion(series, xfm_file, details_file, settings)
+    corrected = prepare_resampling(dwi, motion, output_grid(settings.output_space), settings)
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    reference = MeanB0(corrected.gradients)
+    volumes = progress(corrected.volumes(), "resampling", len(dwi))
+    write_series(outputs["dwi"], corrected, reference.watching(volumes))
+    write_gradient_table(outputs["bval"], outputs["bvec"], corrected.gradients, corrected.affine)
+    write_image(outputs["dwiref"], reference.image, corrected.affine)
+    write_image(outputs["mask"], corrected.mask.astype(np.uint8), corrected.affine)
+    return _paths(outputs, "dwi", "bval", "bvec", "dwiref", "mask")
+
+
+def measure(
+    series: SeriesFiles,
+    xfm_file: Path,
+    settings: Settings,
+    out_dir: Path,
+    details_file: Path | None = None,
+) -> Paths:
+    """Tabulate motion, and how well held-out volumes agree with their predictions.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+        The original series.
+    xfm_file, settings, out_dir, details_file
+        As in :func:`apply`.
+
+    Returns
+    -------
+    dict
+        ``confounds_file`` and ``confounds_sidecar_file``.
+    """
+    dwi, motion = _with_motion(series, xfm_file, details_file, settings)
+    model = model_for(dwi, settings)
+    quality = assess(dwi, motion, model, seed=settings.random_seed, n_threads=settings.nprocs)
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    gradients = dwi.gradients.rotated(motion.rotations)
+    columns = confounds(gradients, motion, dwi.center, quality)
+    write_text(outputs["confounds"], table_text(columns))
+    write_json(outputs["confounds_sidecar"], descriptions(columns))
+    return _paths(outputs, "confounds", "confounds_sidecar")
+
+
+def report(
+    series: SeriesFiles,
+    corrected: SeriesFiles,
+    xfm_file: Path,
+    settings: Settings,
+    out_dir: Path,
+    details_file: Path | None = None,
+) -> Paths:
+    """Draw a series before and after, and write a page that needs no network.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+        The original series.
+    corrected : SeriesFiles
+        From :func:`apply`.
+    xfm_file, settings, out_dir, details_file
+        As in :func:`apply`.
+
+    Returns
+    -------
+    dict
+        ``report_file`` (HTML), ``motion_figure_file`` and ``before_after_figure_file``.
+    """
+    dwi, motion = _with_motion(series, xfm_file, details_file, settings)
+    after = load(
+        corrected.dwi,
+        bval=corrected.bval,
+        bvec=corrected.bvec,
+        mask=settings.brain_mask if settings.output_space is None else None,
+        b0_threshold=settings.b0_threshold,
+    )
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    write_figures(outputs, dwi, motion, Slices.of(dwi), Slices.of(after))
+    model = model_for(dwi, settings)
+    before, after_it = (
+        assess(dwi, pose, model, seed=settings.random_seed, n_threads=settings.nprocs)
+        for pose in (Motion.identity(len(dwi)), motion)
+    )
+    summary = summarise(dwi, motion, model, before, after_it)
+    page = out_dir / f"{outputs.src}.html"
+    write_report(page, outputs.src, [(outputs, summary)])
+    return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
+
+
+def correct(
+    series: SeriesFiles, settings: Settings, out_dir: Path, progress: Progress = silent
+) -> Paths:
+    """Correct a series and write all its outputs and its report, unless they are there.
+
+    Returns
+    -------
+    dict
+        All of :func:`estimate` (but the details), :func:`apply`, :func:`measure` and
+        :func:`report`, and ``sidecar_file`` and ``outliers_file``.
+    """
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    summary = correct_series(series, outputs, settings, progress)
+    page = out_dir / f"{outputs.src}.html"
+    write_report(page, outputs.src, [(outputs, summary)])
+    kinds = (
+        "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
+        "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",
+    )  # fmt: skip
+    return {"report_file": page} | _paths(outputs, *kinds)
+
+
+def write_found(dwi: DWI, motion: Motion, outputs: Outputs) -> Paths:
+    """Write what an estimation found."""
+    details = outputs["xfm"].with_suffix(".json")
+    write_motion(outputs["xfm"], details, motion)
+    write_x5(outputs["x5"], motion, dwi)
+    write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
+    return _paths(outputs, "xfm", "x5", "mask") | {"details_file": details}
+
+
+def _paths(outputs: Outputs, *kinds: str) -> Paths:
+    return {f"{kind}_file": outputs[kind] for kind in kinds}
+
+
+def _with_motion(
+    series: SeriesFiles, xfm_file: Path, details_file: Path | None, settings: Settings
+) -> tuple[DWI, Motion]:
+    dwi, motion = load_series(series, settings), read_motion(xfm_file, details_file)
+    if len(motion) != len(dwi):
+        raise EddymotionError(
+            f"{xfm_file}: found {len(motion)} transforms for the {len(dwi)} volumes of "
+            f"{series.dwi}; give one a volume"
+        )
+    return dwi, motion

@@ -1,0 +1,302 @@
+"""A pair of images at a level: the cost at a matrix, and how it changes from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.dataset import Image
+from eddymotion.pyramid import MIN_POINTS, Level, band_pass, head_scale, low_pass
+from eddymotion.registration.checks import inside_grid
+from eddymotion.registration.groups import Group
+from eddymotion.registration.metrics import CLUSTER_SIZE, Fit, Step, build_fit, draw_points
+
+MAX_OVERSAMPLING = 8.0
+"""Where only one image has a mask, the other gets up to so many times more points: most of them
+have no counterpart within that mask."""
+
+
+RIM_VOXELS = 3
+"""Around what an image shows, that its edge be seen from both sides."""
+
+TAILS = (0.01, 0.99)
+"""Quantiles beyond which values say nothing about a threshold."""
+
+MAX_MOVE = 4.0
+"""By so many widths (FWHM) of the level a point moves at most while it is solved."""
+
+
+def foreground(image: Image) -> np.ndarray:
+    """Where an image shows something, and a rim around it: (X, Y, Z) bool.
+
+    What lies above half of Otsu's threshold, its holes filled: around a scanned head the air is
+    mere noise. An image that cannot be split is taken whole.
+    """
+    from scipy.ndimage import binary_dilation, binary_fill_holes
+
+    where = bright(image, 0.5)
+    if where.sum() < MIN_POINTS:
+        return np.ones(image.data.shape, bool)
+    return binary_fill_holes(binary_dilation(where, iterations=RIM_VOXELS))
+
+
+def bright(image: Image, share: float = 1.0) -> np.ndarray:
+    """Where an image is above a share of Otsu's threshold, from its darkest on: (X, Y, Z) bool."""
+    from dipy.segment.threshold import otsu
+
+    data = np.asarray(image.data, np.float32)
+    low, high = np.quantile(data[::2, ::2, ::2], TAILS)
+    if not high > low:
+        low, high = data.min(), data.max()
+    threshold = otsu(np.clip(data, low, high))
+    return data > low + share * (threshold - low)
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One image of a pair, as the reference: where its points are drawn.
+
+    Parameters
+    ----------
+    image : Image
+    given : (X, Y, Z) array, optional
+        Where the image counts.
+    """
+
+    image: Image
+    given: np.ndarray | None
+
+    @property
+    def stated(self) -> bool:
+        """Whether a mask was given: then nothing else counts."""
+        return self.given is not None
+
+    @cached_property
+    def mask(self) -> Image:
+        """Where the points are, bool."""
+        where = foreground(self.image) if self.given is None else np.asarray(self.given, bool)
+        return Image(where, self.image.affine)
+
+    @cached_property
+    def center(self) -> np.ndarray:
+        """Middle of the mask, RAS+ mm."""
+        return apply_affine(self.mask.affine, np.argwhere(self.mask.data).mean(axis=0))
+
+    @cached_property
+    def scale(self) -> float:
+        """Size relative to a human brain."""
+        return head_scale(self.mask.data, self.mask.voxel_sizes)
+
+    @property
+    def voxel(self) -> float:
+        """Edge of a cube as large as a voxel, mm."""
+        return float(np.cbrt(np.prod(self.image.voxel_sizes)))
+
+    def counts(self, points: np.ndarray) -> np.ndarray:
+        """Whether points (P, 3), RAS+ mm, lie in the mask; everywhere where none was given."""
+        if not self.stated:
+            return np.ones(len(points), bool)
+        return inside_grid(points, self.mask, self.mask.data)
+
+    def is_near(self, points: np.ndarray, margin: float) -> np.ndarray:
+        """Whether points (P, 3) lie in the box around the mask, `margin` mm wider."""
+        inside = np.argwhere(self.mask.data)
+        wide = margin / self.mask.voxel_sizes
+        voxels = apply_affine(np.linalg.inv(self.mask.affine), points)
+        low, high = inside.min(axis=0) - wide, inside.max(axis=0) + wide
+        return ((voxels >= low) & (voxels <= high)).all(axis=1)
+
+    def oversampling(self, other: Side) -> float:
+        """How many times more points are needed, since only the other's mask is stated."""
+        if self.stated or not other.stated:
+            return 1.0
+        return float(np.clip((self.scale / other.scale) ** 3, 1.0, MAX_OVERSAMPLING))
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Both images.
+
+    Parameters
+    ----------
+    fixed, moving : Side
+    metric : str
+    symmetric : bool
+        Whether points of the moving image are compared, too.
+    """
+
+    fixed: Side
+    moving: Side
+    metric: str
+    symmetric: bool
+
+    @property
+    def voxel(self) -> float:
+        """Size of the smaller voxel, mm."""
+        return min(self.fixed.voxel, self.moving.voxel)
+
+    def at(self, level: Level, group: Group, matrix: np.ndarray, seed: tuple[int, ...]) -> Problem:
+        """Show the pair at a level, which starts from `matrix` (fixed → moving).
+
+        The points depend on the image, not on its role.
+        """
+        scale = self.fixed.scale
+        if self.symmetric:
+            scale = min(scale, self.moving.scale)
+        voxel = max(self.fixed.voxel, self.moving.voxel)
+        look = Look(self.metric, level, scale, voxel, group)
+        fixed, moving = look.show(self.fixed.image), look.show(self.moving.image)
+        there = Direction.of((self.fixed, fixed), (self.moving, moving), look, matrix, seed)
+        if not self.symmetric:
+            return Problem(look, there, None)
+        matrix = np.linalg.inv(matrix)
+        back = Direction.of((self.moving, moving), (self.fixed, fixed), look, matrix, seed)
+        return Problem(look, there, back)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """How a pair is compared at a level.
+
+    Parameters
+    ----------
+    metric : str
+    level : Level
+    scale : float
+        Of the level, where its widths are in mm.
+    voxel : float
+        mm, where its widths are in voxels.
+    group : Group
+        Kind of steps.
+    """
+
+    metric: str
+    level: Level
+    scale: float
+    voxel: float
+    group: Group
+
+    @property
+    def width(self) -> float:
+        """FWHM of the smoothing, mm."""
+        return self.level.fwhm * (self.scale if self.level.highpass is None else self.voxel)
+
+    def show(self, image: Image) -> Image:
+        """Filter an image, both of a pair alike."""
+        if self.level.highpass is None:
+            return band_pass(image, self.level, self.scale)
+        narrow = low_pass(image, self.width)
+        if self.metric != "ssd":
+            return narrow
+        wide = low_pass(image, self.level.highpass * self.voxel)
+        return Image(narrow.data - wide.data, image.affine)
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One level, one image as the reference: everything about it is computed once.
+
+    Parameters
+    ----------
+    points : (P, 3) array
+        Of the reference, RAS+ mm.
+    center : (3,) array
+        Of the steps.
+    fit : Fit, optional
+        None where too little of the reference is to be seen.
+    target : Side
+    moving : Image
+        What the level shows of the target.
+    """
+
+    points: np.ndarray
+    center: np.ndarray
+    fit: Fit | None
+    target: Side
+    moving: Image
+
+    @classmethod
+    def of(
+        cls,
+        reference: tuple[Side, Image],
+        other: tuple[Side, Image],
+        look: Look,
+        matrix: np.ndarray,
+        seed: tuple[int, ...],
+    ) -> Direction:
+        """Draw points of the reference and read them; `matrix` is where the level starts.
+
+        Each image comes with what the level shows of it.
+        """
+        (side, shown), (target, moving) = reference, other
+        more = side.oversampling(target)
+        n_points, mask = int(look.level.n_points * more), side.mask
+        random = np.random.default_rng(seed)
+        points = draw_points(look.metric, mask.data, mask.affine, n_points, look.width, random)
+        if more > 1:
+            size = CLUSTER_SIZE if look.metric == "lncc" else 1
+            near = target.is_near(apply_affine(matrix, points), MAX_MOVE * look.width)
+            points = points[np.repeat(near.reshape(-1, size).any(axis=1), size)]
+        values, slopes = shown.spline.sample_with_gradient(points)
+        usable = np.isfinite(values)
+        if look.metric == "lncc":  # whole clusters stay
+            usable &= side.counts(points)
+            values = np.where(usable, values, np.nan)
+        else:
+            points, values, slopes = points[usable], values[usable], slopes[usable]
+        columns = -look.group.columns(points - side.center, slopes)
+        enough = usable.sum() >= MIN_POINTS
+        fit = build_fit(look.metric, values, columns, moving.data) if enough else None
+        return cls(points, side.center, fit, target, moving)
+
+    @property
+    def radius(self) -> float:
+        """RMS distance of the points from the centre, mm."""
+        return float(np.sqrt(((self.points - self.center) ** 2).sum(axis=1).mean()))
+
+    def step(self, matrix: np.ndarray) -> tuple[Step, int] | None:
+        """Evaluate the metric at `matrix`, points of the reference → target; and on how many."""
+        if self.fit is None:
+            return None
+        moved = self.moving.spline.sample(self.points, matrix)
+        if self.target.stated:
+            moved[~self.target.counts(apply_affine(matrix, self.points))] = np.nan
+        try:
+            step = self.fit.step(moved)
+        except np.linalg.LinAlgError:  # nothing to see at this level
+            return None
+        return None if step is None else (step, int(np.isfinite(moved).sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One level of a pair, in one direction or both."""
+
+    look: Look
+    there: Direction
+    back: Direction | None
+
+    @property
+    def slack(self) -> float:
+        """Rise of the cost that still counts as progress."""
+        return self.there.fit.slack if self.there.fit else 0.0
+
+    def step(self, matrix: np.ndarray) -> tuple[Step, int] | None:
+        """Evaluate at `matrix`: the step, and the number of points with a counterpart."""
+        there = self.there.step(matrix)
+        if self.back is None or there is None:
+            return there
+        back = self.back.step(np.linalg.inv(matrix))
+        if back is None:
+            return None
+        turn = self.look.group.reversal(matrix, self.there.center, self.back.center)
+        (one, n_there), (other, n_back) = there, back
+        both = Step(
+            (one.cost + other.cost) / 2,
+            (one.slope + turn.T @ other.slope) / 2,
+            (one.hessian + turn.T @ other.hessian @ turn) / 2,
+        )
+        return both, n_there + n_back

@@ -1,0 +1,86 @@
+"""Names of registration engines → engines."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from eddymotion.errors import EddymotionError
+from eddymotion.registration.base import Registrar
+from eddymotion.registration.checks import nearest_of
+
+GROUP = "eddymotion.registrars"
+"""Entry points of other packages: a name, and a class with ``from_settings(path | None)``."""
+
+OURS = {
+    "gauss-newton": "eddymotion.registration.gauss_newton:GaussNewton",
+    "dipy": "eddymotion.registration.dipy:DipyRegistrar",
+    "ants": "eddymotion.registration.ants:AntsRegistrar",
+    "elastix": "eddymotion.registration.elastix:ElastixRegistrar",
+}
+"""Known without an entry point: they are there in a checkout that was never installed."""
+
+
+def registrar_names() -> tuple[str, ...]:
+    """Return the names that :func:`get_registrar` knows: ours, then those of other packages."""
+    others = sorted({point.name for point in entry_points(group=GROUP)} - set(OURS))
+    return (*OURS, *others)
+
+
+def get_registrar(name: str, settings_file: Path | None = None) -> Registrar:
+    """Turn a name, and a JSON file of the engine's parameters, into a registrar.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`registrar_names`.
+    settings_file : path, optional
+        Parameters of the engine; its defaults without one.
+
+    Raises
+    ------
+    EddymotionError
+        If the name is unknown, the engine is not installed, or the file has an unknown key.
+    """
+    engine = _load(name)
+    if hasattr(engine, "from_settings"):
+        registrar = engine.from_settings(None if settings_file is None else Path(settings_file))
+    elif settings_file is None:
+        registrar = engine()
+    else:
+        raise EddymotionError(
+            f"registration {name!r} takes no settings file, but {settings_file} was given; "
+            "leave it out"
+        )
+    if not isinstance(registrar, Registrar):
+        raise EddymotionError(
+            f"registration {name!r} is no registrar: {type(registrar).__name__} lacks register(), "
+            "transforms or metrics; update the package it comes from"
+        )
+    return registrar
+
+
+def _load(name: str) -> Any:
+    if name in OURS:
+        module, _, attribute = OURS[name].partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except ImportError as error:
+            raise _not_installed(name, error) from error
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            try:
+                return point.load()
+            except (ImportError, AttributeError) as error:
+                raise _not_installed(name, error) from error
+    known = registrar_names()
+    raise EddymotionError(
+        f"registration {name!r} is unknown; {nearest_of(name, known)}use one of {', '.join(known)}"
+    )
+
+
+def _not_installed(name: str, error: Exception) -> EddymotionError:
+    extra = f"pip install 'eddymotion[{name}]'" if name in OURS else "install its package again"
+    return EddymotionError(f"registration {name!r} cannot be loaded ({error}); {extra}")

@@ -1,0 +1,95 @@
+"""What to write in a paper, by the settings of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from eddymotion import __version__
+from eddymotion.reports.layout import static_text
+
+
+def boilerplate(settings: Mapping[str, Any], model: str = "", version: str = __version__) -> str:
+    """Describe the processing in sentences that may be copied.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of the sidecar.
+    model : str
+        Class of the model that was used.
+    version : str
+        Of eddymotion.
+    """
+    loop = settings.get("estimator") == "lovo"
+    how = (
+        "Each volume was predicted from all others by a signal model fitted without it "
+        "(leave-one-volume-out) and registered to its prediction, repeatedly"
+        if loop
+        else "The poses of all volumes were estimated together, by least squares on the misfit of "
+        "each volume to its prediction from the others"
+    )
+    fast = settings.get("resampling") == "fast"
+    by = "" if fast else " by NiTransforms (Goncalves et al., 2021)"
+    sentences = [
+        f"Head motion in the diffusion-weighted series was corrected with eddymotion {version}.",
+        f"{how}.",
+    ]
+    if "GaussianProcess" in model or not model:
+        sentences.append(
+            "Predictions came from a Gaussian process over the gradient scheme (Andersson & "
+            "Sotiropoulos, 2015)."
+        )
+    else:
+        sentences.append(f"Predictions came from the model {model}.")
+    if str(settings.get("eddy_currents", "none")) not in ("none", "None"):
+        sentences.append(
+            "Eddy-current fields, polynomials along the phase-encoding axis, were estimated with "
+            "the motion."
+        )
+    sentences += [
+        "The volumes were brought into the frame of the first b=0 volume and resampled once, "
+        f"with cubic B-splines{by}; the b-vectors were rotated accordingly (Leemans & Jones, "
+        "2009).",
+        "Slices that lost signal were identified by comparison with the predictions (cf. "
+        "Andersson et al., 2016).",
+        "Framewise displacement follows Power et al. (2012), root-mean-square displacement "
+        "Jenkinson (1999), contrast-to-noise ratio Bastiani et al. (2019), neighbouring-DWI "
+        "correlation Yeh et al. (2019). Diffusion tensors in the report were fitted with DIPY "
+        "(Garyfallidis et al., 2014).",
+    ]
+    return " ".join(sentences)
+
+
+def bibtex() -> str:
+    """Return the entries of all references."""
+    return static_text("references.bib")
+
+
+def references() -> list[str]:
+    """Return one line a reference."""
+    lines = []
+    for entry in bibtex().split("\n@"):
+        names = _field(entry, "author").split(" and ")
+        authors = names[0] + (" et al." if len(names) > 2 else "")
+        if len(names) == 2:
+            authors = " & ".join(names)
+        where = _field(entry, "journal") or _field(entry, "institution") or _field(
+            entry, "howpublished")  # fmt: skip
+        volume = _field(entry, "volume") or _field(entry, "number")
+        pages = _field(entry, "pages").replace("--", "–")
+        doi = _field(entry, "doi")
+        lines.append(
+            f"{authors} ({_field(entry, 'year')}). {_field(entry, 'title')}. {where}"
+            + (f" {volume}" if volume else "")
+            + (f":{pages}" if pages else "")
+            + (f". doi:{doi}" if doi else "")
+        )
+    return lines
+
+
+def _field(entry: str, name: str) -> str:
+    found = re.search(rf"\b{name} = \{{((?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*)\}}", entry)
+    return re.sub(r"\\H\{o\}|[{}]", lambda m: "ő" if m[0].startswith("\\") else "", found[1]) if (
+        found) else ""  # fmt: skip

@@ -1,0 +1,235 @@
+"""What the report shows and the other outputs do not hold: kept in one small file.
+
+A run makes a :class:`ReportData` from arrays in memory and leaves it under ``figures/``. With the
+tables and the sidecar it is all that a page is made of, so that pages can be written again without
+the original series.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.dataset import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.quality import Quality
+from eddymotion.files import replacing
+from eddymotion.gradients import Gradients
+from eddymotion.models import Model
+from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
+from eddymotion.reports.slices import Slices
+from eddymotion.reports.sprites import Frames, Sheet, white_levels
+
+FORMAT = 1
+"""Number of this file's layout; another one is not read."""
+
+MAX_LOG_LINES = 400
+
+_ARRAYS = (
+    "bvals", "bvecs_before", "bvecs_after", "z", "ratio", "correlation_before",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """What a page needs besides the tables.
+
+    Parameters
+    ----------
+    series : str
+        The series in words: size, shells.
+    b0_threshold : float
+        Volumes at or below this b-value are b=0.
+    bvals : (N,) array
+    bvecs_before, bvecs_after : (N, 3) array
+        RAS+, as acquired and rotated with the head.
+    z, ratio : (N, Z) array
+        Scores and shares of the signal of :class:`~eddymotion.estimation.outliers.SliceOutliers`.
+    correlation_before : (N,) array
+        Of each volume as acquired with its held-out prediction.
+    sheets : dict
+        ``before``, ``after``, ``predicted`` → sprite sheet of the three planes.
+    boxes : dict
+        Plane → left, top, width, height in a frame, pixels.
+    outline : list
+        Edge of the brain, line segments in pixels of a frame.
+    measures : dict
+        Of :class:`~eddymotion.reports.maps.Measures`.
+    predictor : str
+        The model that predicted the planes.
+    log : list
+        Seconds and message of each step of the estimation.
+    """
+
+    series: str
+    b0_threshold: float
+    bvals: np.ndarray
+    bvecs_before: np.ndarray
+    bvecs_after: np.ndarray
+    z: np.ndarray
+    ratio: np.ndarray
+    correlation_before: np.ndarray
+    sheets: dict[str, Sheet]
+    boxes: dict[str, tuple[int, int, int, int]]
+    outline: list[list[float]]
+    measures: dict[str, Any]
+    predictor: str
+    log: list[tuple[float, str]]
+
+    @classmethod
+    def of(
+        cls,
+        dwi: DWI,
+        model: Model,
+        before: Slices,
+        after: Slices,
+        quality_before: Quality,
+        quality_after: Quality,
+        *,
+        predicted: dict[str, np.ndarray] | None = None,
+        log: Sequence[tuple[float, str]] = (),
+    ) -> ReportData:
+        """Collect what a run has in memory.
+
+        Parameters
+        ----------
+        dwi : DWI
+            The original series.
+        model : Model
+        before, after : Slices
+            Of the original and of the corrected series, on the same planes.
+        quality_before, quality_after : Quality
+        predicted : dict, optional
+            Of :func:`~eddymotion.reports.maps.predicted_planes` after correction.
+        log : sequence of (seconds, message)
+            From :func:`recorded_log`.
+        """
+        predictor = predictor_for(model, dwi.gradients)
+        predicted = predicted_planes(after, predictor) if predicted is None else predicted
+        frames = Frames.of(after.grid, len(dwi))
+        masks = {name: after.mask(name) for name in after.planes}
+        white = white_levels(after.planes, masks, after.gradients)
+        shown = {"before": before.planes, "after": after.planes, "predicted": predicted}
+        return cls(
+            series=repr(dwi),
+            b0_threshold=dwi.gradients.b0_threshold,
+            bvals=after.gradients.bvals,
+            bvecs_before=before.gradients.bvecs,
+            bvecs_after=after.gradients.bvecs,
+            z=quality_after.outliers.z.astype(np.float32),
+            ratio=quality_after.outliers.ratio.astype(np.float32),
+            correlation_before=quality_before.correlation,
+            sheets={name: frames.sheet(planes, white) for name, planes in shown.items()},
+            boxes=frames.boxes,
+            outline=frames.outline(after.grid),
+            measures=asdict(Measures.of(before, after, predictor)),
+            predictor=type(predictor).__name__,
+            log=[(float(seconds), str(message)) for seconds, message in log][:MAX_LOG_LINES],
+        )
+
+    @property
+    def gradients(self) -> Gradients:
+        """b-values and rotated b-vectors."""
+        return Gradients(self.bvals, self.bvecs_after, self.b0_threshold)
+
+    def save(self, path: Path) -> None:
+        """Write it as .npz, whole or not at all."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {
+            f"sheet_{name}": np.frombuffer(sheet.data, np.uint8)
+            for name, sheet in self.sheets.items()
+        }
+        layouts = {
+            name: [sheet.width, sheet.height, sheet.columns] for name, sheet in self.sheets.items()
+        }
+        rest = {
+            "format": FORMAT,
+            "series": self.series,
+            "b0_threshold": self.b0_threshold,
+            "layouts": layouts,
+            "boxes": self.boxes,
+            "outline": self.outline,
+            "measures": self.measures,
+            "predictor": self.predictor,
+            "log": self.log,
+        }
+        text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+        with replacing(path) as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, rest=text, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> ReportData:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        EddymotionError
+            If it is not such a file, or from another version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            rest = json.loads(arrays.pop("rest").tobytes())
+            if rest["format"] != FORMAT:
+                raise EddymotionError(
+                    f"{path}: has format {rest['format']}, expected {FORMAT}; correct the series "
+                    "again with this version"
+                )
+            sheets = {
+                name: Sheet(arrays[f"sheet_{name}"].tobytes(), *map(int, layout))
+                for name, layout in rest["layouts"].items()
+            }
+            return cls(
+                **{name: arrays[name] for name in _ARRAYS},
+                sheets=sheets,
+                boxes={name: tuple(box) for name, box in rest["boxes"].items()},
+                log=[(seconds, message) for seconds, message in rest["log"]],
+                **{
+                    name: rest[name]
+                    for name in ("series", "b0_threshold", "outline", "measures", "predictor")
+                },
+            )
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise EddymotionError(
+                f"{path}: cannot be read as the data of a report ({error}); correct the series "
+                "again"
+            ) from error
+
+
+class _Recorder(logging.Handler):
+    """Keeps messages and when they came."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.started = time.perf_counter()
+        self.lines: list[tuple[float, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append((time.perf_counter() - self.started, record.getMessage()))
+
+
+@contextmanager
+def recorded_log(name: str = "eddymotion.estimation") -> Iterator[list[tuple[float, str]]]:
+    """Record what a logger and those below it say, with the seconds since the beginning.
+
+    Debug messages are recorded too; whether they are shown elsewhere is for the other handlers
+    to say.
+    """
+    logger, recorder = logging.getLogger(name), _Recorder()
+    level = logger.level
+    logger.addHandler(recorder)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield recorder.lines
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(recorder)

@@ -1,0 +1,216 @@
+"""Maps on the three planes: colour FA, tSNR, CNR, held-out predictions, local correlation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.quality import predict
+from eddymotion.evaluation.series import correlation_of, nearest_neighbours
+from eddymotion.gradients import Gradients
+from eddymotion.models import LinearModel, Model, get_model
+from eddymotion.parallel import one_blas_thread
+from eddymotion.reports.slices import Slices
+
+LOCAL_MM = 4.0
+"""Standard deviation of the Gaussian window of the local correlation."""
+
+MIN_FOR_SD = 3
+"""With fewer volumes a standard deviation means nothing."""
+
+MIN_FOR_TENSOR = 6
+
+COLOR_GAIN = 1.4
+
+
+def predictor_for(model: Model, gradients: Gradients) -> Model:
+    """Return the model of a run, or a Gaussian process where that refits each voxel: too slow."""
+    return model if isinstance(model, LinearModel) else get_model("auto", gradients)
+
+
+def predicted_planes(slices: Slices, model: Model) -> dict[str, np.ndarray]:
+    """Predict the planes of each volume from the others; NaN where they do not tell.
+
+    Returns
+    -------
+    dict
+        As :attr:`~eddymotion.reports.slices.Slices.planes`.
+    """
+    shapes = {name: plane.shape for name, plane in slices.planes.items()}
+    rows = np.concatenate([p.reshape(-1, p.shape[-1]) for p in slices.planes.values()])
+    with one_blas_thread():
+        found = predict(rows, slices.gradients, model)
+    ends = np.cumsum([np.prod(shape[:2]) for shape in shapes.values()])[:-1]
+    parts = np.split(found, ends.astype(int))
+    return {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+
+
+def color_fa(slices: Slices, plane: str) -> np.ndarray:
+    """Fit tensors in a plane (DIPY, weighted least squares): FA-weighted colours (A, B, 3).
+
+    Black where there are too few directions.
+    """
+    from dipy.core.gradients import gradient_table
+    from dipy.reconst.dti import TensorModel
+
+    gradients, mask = slices.gradients, slices.mask(plane)
+    picture = np.zeros((*mask.shape, 3))
+    used = np.flatnonzero(~gradients.is_trace)
+    directions = gradients.bvecs[used][~gradients.is_b0[used]]
+    if len(directions) < MIN_FOR_TENSOR or not mask.any():
+        return picture
+    products = np.einsum("ni,nj->nij", directions, directions).reshape(-1, 9)
+    if np.linalg.matrix_rank(products, tol=1e-3) < MIN_FOR_TENSOR:
+        return picture
+    table = gradient_table(
+        gradients.bvals[used], bvecs=gradients.bvecs[used], b0_threshold=gradients.b0_threshold
+    )
+    signal = slices.planes[plane][mask][:, used].astype(float)
+    fit = TensorModel(table, fit_method="WLS", min_signal=1e-4 * signal.max() + 1e-9).fit(signal)
+    fa = np.clip(np.nan_to_num(fit.fa), 0, 1)
+    colors = np.abs(np.nan_to_num(fit.evecs[..., 0])) * fa[:, None]
+    picture[mask] = np.clip(COLOR_GAIN * colors, 0, 1)
+    return picture
+
+
+def tsnr(signal: np.ndarray, gradients: Gradients) -> np.ndarray | None:
+    """Mean over SD of the b=0 volumes (…); None with too few of them."""
+    b0s = gradients.b0s
+    if len(b0s) < MIN_FOR_SD:
+        return None
+    return _ratio(signal[..., b0s].mean(axis=-1), signal[..., b0s].std(axis=-1, ddof=1))
+
+
+def cnr(signal: np.ndarray, predicted: np.ndarray, shell: np.ndarray) -> np.ndarray:
+    """SD over a shell of what is predicted, over that of the residual (…).
+
+    Parameters
+    ----------
+    signal, predicted : (…, N) array
+    shell : index array
+
+    References
+    ----------
+    Bastiani et al. (2019), NeuroImage 184:801.
+    """
+    expected, observed = predicted[..., shell], signal[..., shell]
+    return _ratio(expected.std(axis=-1), (observed - expected).std(axis=-1))
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    known = np.isfinite(above) & np.isfinite(below) & (below > 0)
+    return np.divide(above, below, out=np.zeros(np.shape(above), np.float32), where=known)
+
+
+def local_correlation(
+    observed: np.ndarray, predicted: np.ndarray, sizes: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    """Correlation of two pictures in a Gaussian window, inside the mask; NaN outside.
+
+    Parameters
+    ----------
+    observed, predicted : (A, B) array
+    sizes : (2,) array
+        Of the pixels, mm.
+    mask : (A, B) bool array
+    """
+    from scipy.ndimage import gaussian_filter
+
+    weight = mask & np.isfinite(predicted)
+    y, p = (np.where(weight, values, 0.0).astype(float) for values in (observed, predicted))
+
+    def smooth(values: np.ndarray) -> np.ndarray:
+        return gaussian_filter(values, LOCAL_MM / sizes)
+
+    total = np.maximum(smooth(weight.astype(float)), 1e-6)
+    mean_y, mean_p = smooth(y) / total, smooth(p) / total
+    covariance = smooth(y * p) / total - mean_y * mean_p
+    power = (smooth(y * y) / total - mean_y**2) * (smooth(p * p) / total - mean_p**2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = covariance / np.sqrt(np.maximum(power, 0))
+    return np.where(weight, np.clip(correlation, -1, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Quality of a series before and after, over the brain; NaN where it has no meaning.
+
+    Parameters
+    ----------
+    ndc : (2,) tuple
+        Mean correlation of a diffusion-weighted volume with its neighbour in q-space.
+    tsnr_b0 : (2,) tuple
+        Median over the brain.
+    cnr : dict
+        b-value of a shell → median over the brain before and after.
+    residual_percent : (2,) tuple
+        Median over the diffusion-weighted volumes of the RMS difference from the prediction, in
+        percent of the mean.
+    """
+
+    ndc: tuple[float, float]
+    tsnr_b0: tuple[float, float]
+    cnr: dict[str, tuple[float, float]]
+    residual_percent: tuple[float, float]
+
+    @classmethod
+    def of(cls, before: Slices, after: Slices, model: Model) -> Measures:
+        """Measure at points of the brain."""
+        pair = [_measure(slices, model) for slices in (before, after)]
+        first, second = pair
+        return cls(
+            (first["ndc"], second["ndc"]),
+            (first["tsnr"], second["tsnr"]),
+            {b: (first["cnr"][b], second["cnr"][b]) for b in first["cnr"]},
+            (first["residual"], second["residual"]),
+        )
+
+
+def _measure(slices: Slices, model: Model) -> dict:
+    signal, gradients = slices.points, slices.gradients
+    seen = (signal > 0).all(axis=1)  # where the head left the image there is nothing to measure
+    signal = signal[seen] if seen.mean() > 0.5 else signal
+    try:
+        with one_blas_thread():
+            predicted = predict(signal, gradients, model)
+    except (EddymotionError, np.linalg.LinAlgError):
+        predicted = np.full_like(signal, np.nan)
+    stable = tsnr(signal, gradients)
+    shells = zip(gradients.shell_bvals, gradients.shells, strict=True)
+    return {
+        "ndc": mean_neighbour_correlation(signal, gradients),
+        "tsnr": np.nan if stable is None else float(np.median(stable)),
+        "cnr": {
+            f"{bval:.0f}": float(np.median(cnr(signal, predicted, shell)))
+            for bval, shell in shells
+            if len(shell) >= MIN_FOR_SD
+        },
+        "residual": _residual_percent(signal, predicted, gradients.dwis),
+    }
+
+
+def mean_neighbour_correlation(signal: np.ndarray, gradients: Gradients) -> float:
+    """Average the correlation of each diffusion-weighted volume with the one nearest in q-space.
+
+    References
+    ----------
+    Yeh et al. (2019), NeuroImage 202:116131.
+    """
+    nearest = nearest_neighbours(gradients)
+    values = [
+        correlation_of(signal[:, volume], signal[:, other])
+        for volume, other in enumerate(nearest)
+        if other >= 0
+    ]
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _residual_percent(signal: np.ndarray, predicted: np.ndarray, volumes: np.ndarray) -> float:
+    y, p = signal[:, volumes], predicted[:, volumes]
+    known = np.isfinite(p).all(axis=0)
+    if not known.any():
+        return float("nan")
+    rms = np.sqrt(((y - p)[:, known].astype(float) ** 2).mean(axis=0))
+    return float(np.median(100 * rms / np.maximum(y[:, known].mean(axis=0), 1e-6)))

@@ -1,0 +1,124 @@
+"""The participant's page: one file for all series, from the derivatives alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eddymotion import __version__
+from eddymotion.derivatives.names import Outputs
+from eddymotion.errors import EddymotionError
+from eddymotion.reports.layout import Html, contents, join, tag, write_page
+from eddymotion.reports.sections import (
+    errors_section,
+    series_data,
+    series_sections,
+    volume_bar,
+)
+from eddymotion.reports.series import SeriesReport
+
+log = logging.getLogger(__name__)
+
+NO_ERRORS: Mapping[str, str] = {}
+
+
+def build_participant_report(
+    output_dir: Path, participant: str, errors: Mapping[str, str] = NO_ERRORS
+) -> Path | None:
+    """Write ``OUTPUT_DIR/sub-X.html`` from the derivatives of all finished series.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    participant : str
+        Label, with or without ``sub-``.
+    errors : mapping
+        Series that failed → what happened.
+
+    Returns
+    -------
+    Path or None
+        The page; None without a finished series and without errors.
+    """
+    name = f"sub-{participant.removeprefix('sub-')}"
+    found = finished_outputs(output_dir / name, output_dir / name / "figures")
+    if not found and not errors:
+        return None
+    page = output_dir / f"{name}.html"
+    write_participant_page(page, name, found, errors)
+    return page
+
+
+def finished_outputs(folder: Path, figures: Path) -> list[Outputs]:
+    """Find the finished series of a participant: those with a sidecar."""
+    suffix = "_desc-preproc_dwi.json"
+    return [
+        Outputs(sidecar.parents[1], sidecar.name.removesuffix(suffix), figures)
+        for sidecar in sorted(folder.rglob(f"dwi/*{suffix}"))
+    ]
+
+
+def write_participant_page(
+    page: Path,
+    title: str,
+    all_outputs: Sequence[Outputs],
+    errors: Mapping[str, str] = NO_ERRORS,
+) -> None:
+    """Write the page of a participant, or of a series outside a BIDS dataset.
+
+    A series whose files cannot be read is listed with the errors.
+
+    Parameters
+    ----------
+    page : Path
+    title : str
+    all_outputs : sequence of Outputs
+        One a series.
+    errors : mapping
+        Series that failed → what happened.
+    """
+    failed = dict(errors)
+    articles: list[Html] = []
+    for outputs in all_outputs:
+        try:
+            series = SeriesReport.load(outputs)
+            series.write_charts()
+            articles.append(_article(series, len(articles), page))
+        except EddymotionError as error:
+            log.warning("%s: %s", outputs.src, error)
+            failed[outputs.src] = str(error)
+    names = [outputs.src for outputs in all_outputs if outputs.src not in failed]
+    write_page(page, title, _body(title, names, articles, failed))
+
+
+def _article(series: SeriesReport, number: int, page: Path) -> Html:
+    prefix = f"s{number}"
+    sections = series_sections(series, prefix, page)
+    first, *rest = [section.html() for section in sections]
+    heading = tag("h2", series.outputs.src, class_="series-name")
+    data, bar = series_data(series, f"{prefix}-data"), volume_bar(series)
+    return tag(
+        "article", heading, contents(sections), data, first, bar, *rest, id=prefix, class_="series"
+    )
+
+
+def _body(
+    title: str, names: Sequence[str], articles: Sequence[Html], failed: Mapping[str, str]
+) -> Html:
+    by = f"Head-motion correction of diffusion MRI by eddymotion {__version__}"
+    notice = tag("p", tag("a", f"{len(failed)} series failed", href="#errors"), class_="errors")
+    tabs = [
+        tag("button", name, type="button", role="tab", data_series=f"s{number}",
+            aria_selected="true" if number == 0 else "false", aria_controls=f"s{number}")
+        for number, name in enumerate(names)
+    ]  # fmt: skip
+    return join([
+        tag("h1", title),
+        tag("p", by, class_="by"),
+        *([notice] if failed else []),
+        *([tag("div", *tabs, class_="tabs", role="tablist")] if len(tabs) > 1 else []),
+        *articles,
+        *([errors_section(failed).html()] if failed else []),
+    ])  # fmt: skip

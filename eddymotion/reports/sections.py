@@ -1,0 +1,441 @@
+"""The sections of a participant's page, in their order: values → HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from eddymotion.reports.citation import bibtex, boilerplate, references
+from eddymotion.reports.layout import (
+    Figure,
+    Html,
+    Section,
+    data_address,
+    details,
+    embedded_json,
+    image,
+    join,
+    table,
+    tag,
+)
+from eddymotion.reports.series import SeriesReport, report_file
+from eddymotion.reports.verdict import (
+    JUMP_MM,
+    SPOILT_BELOW,
+    SPOILT_SLICES,
+    SPOILT_SPREADS,
+    Level,
+)
+
+MARKS = {Level.GOOD: "✓", Level.CARE: "!", Level.DOUBTFUL: "✕"}
+N_WORST = 6
+
+CAPTIONS = {
+    "motion": (
+        "Head motion",
+        "Relative to the first b=0 volume. Look for steps (the head moved between two volumes) "
+        f"and drifts. Orange bars: jumps, a framewise displacement (FD) above {JUMP_MM:g} mm. "
+        "Bands: 95 % intervals. Correlation: of each volume, after correction, with its "
+        "prediction from the others; look for dots far below their shell. Lost slices: signal "
+        "gone, mostly by motion during the diffusion gradients; resampling does not bring it "
+        "back. Shaded: volumes beyond repair. The colours at the top are the shells.",
+    ),
+    "before_after": (
+        "Spread over volumes",
+        "The standard deviation over the volumes of the largest shell lights up at edges that "
+        "move; after correction it should be thin and dark there. In the line through the head, "
+        "look for steps before that are straight after.",
+    ),
+    "carpet": (
+        "Signal lost in slices",
+        "A column is a volume, by shell; a row is a slice. Red: less signal than predicted from "
+        "the other volumes, in robust standard deviations. Boxed: outliers, at least a tenth of "
+        "the signal gone as well. Look for columns with many boxes (a volume to leave out) and "
+        "for stripes in time. Grey: not judged.",
+    ),
+    "heldout": (
+        "Held-out prediction",
+        "Each volume beside what the other volumes predict for it. The residual should be noise: "
+        "red bands are lost slices, paired red and blue rims a volume that is still misplaced, "
+        "anatomy a model that does not describe the tissue. The local correlation (window of "
+        "4 mm) should be bright in white matter.",
+    ),
+    "shells": (
+        "Gradient directions",
+        "Rings: as acquired; dots: rotated with the head, as written to the .bvec file. The "
+        "distance from the centre is √b; faint points are on the far side. Long lines are volumes "
+        "that turned much; look for holes and clusters among the dots. Drag to turn.",
+    ),
+    "maps": (
+        "Colour FA, tSNR and CNR",
+        "Colour FA: red left–right, green anterior–posterior, blue inferior–superior; edges "
+        "should become sharper and the bright rim around the brain should vanish. tSNR: mean "
+        "over standard deviation of the b=0 volumes. CNR: spread of the predicted signal over "
+        "that of the residual; above 1 there is more signal than noise. Both should rise.",
+    ),
+    "eddy": (
+        "Eddy-current fields",
+        "Coefficients of the field of each volume, in mm at 80 mm from the centre, along the "
+        "phase-encoding axis. They should follow the diffusion gradient: look for b=0 volumes "
+        "near zero and for single volumes that stand out. Only the largest terms are coloured.",
+    ),
+}
+"""Title of a figure, and what to look for."""
+
+SHOWN_COLUMNS = (
+    "trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement", "bval",
+    "hmc_xcorr", "outlier_slices",
+)  # fmt: skip
+"""Columns that the script shows for the volume under the pointer."""
+
+
+def series_sections(series: SeriesReport, prefix: str, page: Path) -> list[Section]:
+    """Write all sections of a series.
+
+    Parameters
+    ----------
+    series : SeriesReport
+    prefix : str
+        Of the sections' addresses: unique on the page.
+    page : Path
+        Where the page will be; links are relative to it.
+    """
+    sections = [
+        Section(f"{prefix}-summary", "Summary", summary(series)),
+        Section(f"{prefix}-motion", "Motion", join([
+            _chart(series, "motion", page), _volume_table(series)])),
+        Section(f"{prefix}-beforeafter", "Before and after", join([
+            viewer(series), _picture(series, "before_after", page)])),
+        Section(f"{prefix}-carpet", "Slices", _chart(series, "carpet", page)),
+        Section(f"{prefix}-heldout", "Held-out prediction", _picture(series, "heldout", page)),
+        Section(f"{prefix}-shells", "Gradient directions", directions(series, page)),
+        Section(f"{prefix}-maps", "Maps", join([
+            _picture(series, "maps", page), measures_table(series)])),
+        Section(f"{prefix}-eddy", "Eddy currents", _chart(series, "eddy", page)),
+        Section(f"{prefix}-estimation", "Estimation", estimation(series)),
+        Section(f"{prefix}-settings", "Settings and versions", settings(series)),
+        Section(f"{prefix}-citation", "Citation", citation(series)),
+    ]  # fmt: skip
+    return [section for section in sections if section.content]
+
+
+def summary(series: SeriesReport) -> Html:
+    """Write the verdict, the numbers behind it and what the run said."""
+    verdict = series.verdict
+    level = verdict.level.name.lower()
+    box = tag(
+        "div",
+        tag("p", f"{MARKS[verdict.level]} {verdict.headline}", class_="headline"),
+        tag("p", in_words(series)),
+        *(
+            [tag("p", "What asks for it: " + "; ".join(verdict.reasons) + ".")]
+            if verdict.reasons
+            else ()
+        ),
+        class_=f"verdict {level}",
+    )
+    checks = table(
+        [
+            (
+                join([tag("span", MARKS[c.level], class_=f"mark {c.level.name.lower()}",
+                          title=c.level.name.lower()), c.label]),
+                c.text,
+                c.rule,
+            )
+            for c in verdict.checks
+        ],
+        ("what", "found", "rule"),
+        class_="checks",
+    )  # fmt: skip
+    rule = tag(
+        "p",
+        "The worst of these checks is the verdict. A volume is beyond repair if more than "
+        f"{SPOILT_SLICES:.0%} of its judged slices lost signal, or if its correlation with its "
+        f"prediction is {SPOILT_BELOW:g} and {SPOILT_SPREADS:g} robust standard deviations below "
+        "the median of its shell. Motion between volumes is corrected; what it spoilt within a "
+        "volume is not.",
+        class_="note",
+    )
+    facts = series.sidecar.get("Summary")
+    return join([
+        box, checks, rule,
+        details("What the run said", table(_rows(facts), class_="facts"))
+        if isinstance(facts, Mapping) else Html(""),
+    ])  # fmt: skip
+
+
+def in_words(series: SeriesReport) -> str:
+    """Say in two sentences what happened in the scan."""
+    moved = np.array([series.confounds.numbers(f"trans_{a}") for a in "xyz"])
+    turned = np.rad2deg([series.confounds.numbers(f"rot_{a}") for a in "xyz"])
+    far = np.nanmax(np.linalg.norm(moved, axis=0), initial=0.0)
+    axis, direction = np.unravel_index(np.nanargmax(np.nan_to_num(np.abs(moved))), moved.shape)
+    angle = float(np.nanmax(np.abs(turned), initial=0.0))
+    jumps = series.findings.jumps
+    listed = ", ".join(map(str, jumps[:10])) + ("…" if len(jumps) > 10 else "")
+    steps = {0: "no jumps", 1: f"one jump (to volume {listed})"}.get(
+        len(jumps), f"{len(jumps)} jumps (to volumes {listed})"
+    )
+    what = f"{len(series.confounds)} volumes"
+    if series.data is not None:
+        what = series.data.series.partition("(")[2].removesuffix(")")
+    return (
+        f"{what}. The head moved up to {far:.1f} mm (most along {'xyz'[axis]}, volume "
+        f"{direction}) and turned up to {angle:.1f}° from the reference; {steps} of more than "
+        f"{JUMP_MM:g} mm."
+    )
+
+
+def volume_bar(series: SeriesReport) -> Html:
+    """Write the bar that chooses a volume, and says what is known of it."""
+    last = len(series.confounds) - 1
+    worst = series.findings.worst(N_WORST)
+    chips = [
+        tag("button", f"{volume} · {words}", type="button", data_go=volume)
+        for volume, words in worst
+    ]
+    return tag(
+        "div",
+        tag(
+            "div",
+            tag("button", "◀", type="button", data_step=-1, aria_label="previous volume"),
+            tag("input", type="range", min=0, max=last, value=worst[0][0] if worst else 0,
+                aria_label="volume", class_="slider"),
+            tag("button", "▶", type="button", data_step=1, aria_label="next volume"),
+            tag("output", "", class_="which"),
+            class_="row",
+        ),
+        tag("div", "", class_="readout", aria_live="off"),
+        tag("div", tag("span", "Worth a look:"), *chips, class_="chips") if chips else Html(""),
+        class_="bar",
+    )  # fmt: skip
+
+
+def viewer(series: SeriesReport) -> Html:
+    """Write what the script fills: all volumes before, after and predicted; the worst volumes."""
+    if series.data is None:
+        return tag("p", "The run left no pictures of the original series.", class_="note")
+    sprites = [
+        tag("img", src=data_address(sheet.data, ".webp"), alt="", hidden=True, class_="sprite",
+            data_sheet=name)
+        for name, sheet in series.data.sheets.items()
+    ]  # fmt: skip
+    modes = {
+        "flicker": "flicker before/after",
+        "pair": "side by side",
+        "predicted": "flicker after/prediction",
+        "before": "before",
+        "after": "after",
+    }
+    choose = tag("select", *(tag("option", words, value=mode) for mode, words in modes.items()),
+                 class_="mode")  # fmt: skip
+    controls = tag(
+        "div",
+        tag("label", "show ", choose),
+        tag("button", "flicker", type="button", class_="flicker", aria_pressed="true"),
+        tag("button", "play volumes", type="button", class_="play", aria_pressed="false"),
+        tag("label", tag("input", type="checkbox", class_="same-shell", checked=True),
+            "one shell only"),
+        tag("label", tag("input", type="checkbox", class_="outlined", checked=True),
+            "edge of the brain"),
+        class_="controls",
+    )  # fmt: skip
+    canvas = tag("canvas", "A browser with a script shows the volumes here.", role="img",
+                 aria_label="three planes of the chosen volume, before and after correction",
+                 class_="main")  # fmt: skip
+    worst = [
+        tag("button", tag("canvas", role="img", aria_label=f"volume {volume}, {words}"),
+            tag("span", f"volume {volume}: {words}"), type="button", data_go=volume)
+        for volume, words in series.findings.worst(N_WORST)
+    ]  # fmt: skip
+    return join([
+        Figure(
+            join([*sprites, tag("div", canvas, class_="viewer"), controls]),
+            "All volumes",
+            "Scrub with the bar at the top, the arrow keys, or the pointer over any chart. The "
+            "orange line is the edge of the brain in the reference: before correction the head "
+            "leaves it, afterwards it should stay. Flickering after/prediction, nothing should "
+            "move. Brightness is the same for all volumes of a shell; left is left.",
+        ).html(),
+        Figure(
+            tag("div", *worst, class_="gallery"),
+            "The volumes worth a look",
+            "Flickering before/after. Beyond repair first, then in turn most outlier slices, "
+            "largest framewise displacement, lowest correlation with the prediction. Look for "
+            "dark slices. Press one to see it above.",
+        ).html(),
+    ])  # fmt: skip
+
+
+def directions(series: SeriesReport, page: Path) -> Html:
+    """Write the b-vectors and how far they turned."""
+    if series.data is None:
+        return Html("")
+    chart = Html(series.charts["shells"])
+    gradients, data = series.gradients, series.data
+    directed = np.flatnonzero(data.bvecs_after.any(axis=1))
+    cosines = np.einsum("ni,ni->n", data.bvecs_before[directed], data.bvecs_after[directed])
+    turned = np.rad2deg(np.arccos(np.clip(cosines, -1, 1)))
+    rows = [
+        (f"b={bval:.0f}", str(len(shell)), f"{turned[np.isin(directed, shell)].mean():.2f}°",
+         f"{turned[np.isin(directed, shell)].max():.2f}°")
+        for bval, shell in zip(gradients.shell_bvals, gradients.shells, strict=True)
+        if np.isin(directed, shell).any()
+    ] if gradients.is_shelled else [
+        ("all", str(len(directed)), f"{turned.mean():.2f}°", f"{turned.max():.2f}°")
+    ]  # fmt: skip
+    turns = table(rows, ("shell", "directions", "mean turn", "largest turn"))
+    title, caption = CAPTIONS["shells"]
+    beside = tag("div", chart, turns, class_="sphere-and-text")
+    return Figure(beside, title, caption, _relative(series, "shells", page)).html()
+
+
+def measures_table(series: SeriesReport) -> Html:
+    """Write measures over the brain, before and after."""
+    if series.data is None:
+        return Html("")
+    found = series.data.measures
+    rows = [
+        ("neighbouring-DWI correlation", found["ndc"], ".3f"),
+        ("residual of the prediction (%)", found["residual_percent"], ".1f"),
+        ("tSNR of b=0", found["tsnr_b0"], ".1f"),
+        *((f"CNR, b={bval}", pair, ".2f") for bval, pair in found["cnr"].items()),
+    ]
+    cells = [(label, *(_cell(value, form) for value in pair)) for label, pair, form in rows]
+    return table(cells, ("over the brain", "before", "after"))
+
+
+def estimation(series: SeriesReport) -> Html:
+    """Write how the estimation went: seconds of each stage, steps and what they reached."""
+    seconds = series.sidecar.get("StageSeconds")
+    parts: list[Html] = []
+    if isinstance(seconds, Mapping):
+        parts.append(table(((str(k), f"{v} s") for k, v in seconds.items()), ("stage", "time")))
+    if series.data is not None and series.data.log:
+        lines = [(f"{at:.1f} s", message) for at, message in series.data.log]
+        parts.append(details(f"Steps of the estimation ({len(lines)})",
+                             table(lines, ("at", "step"), class_="log")))  # fmt: skip
+    return join(parts)
+
+
+def settings(series: SeriesReport) -> Html:
+    """Write the settings, the versions and what the sidecar keeps of the acquisition."""
+    sidecar = dict(series.sidecar)
+    parts = []
+    for key, words in (("Settings", "Settings"), ("PackageVersions", "Versions")):
+        content = sidecar.pop(key, None)
+        if isinstance(content, Mapping):
+            parts.append(tag("div", tag("h3", words), table(_rows(content))))
+    for key in ("Summary", "StageSeconds"):
+        sidecar.pop(key, None)
+    parts.append(tag("div", tag("h3", "Sidecar"), table(_rows(sidecar))))
+    return tag("div", *parts, class_="columns") if series.sidecar else Html("")
+
+
+def citation(series: SeriesReport) -> Html:
+    """Write what may be copied into a paper, and the references."""
+    told = series.sidecar.get("Settings")
+    facts = series.sidecar.get("Summary")
+    model = str(facts.get("model", "")) if isinstance(facts, Mapping) else ""
+    version = str(series.sidecar.get("EddymotionVersion", "(version not known)"))
+    words = boilerplate(told if isinstance(told, Mapping) else {}, model, version)
+    items = [tag("li", line) for line in references()]
+    return join([
+        tag("p", words),
+        details("References", tag("ul", *items)),
+        details("BibTeX", tag("pre", bibtex())),
+    ])  # fmt: skip
+
+
+def errors_section(errors: Mapping[str, str]) -> Section:
+    """Write the series that failed."""
+    content = table(errors.items(), ("series", "what happened"))
+    return Section("errors", "Errors", tag("div", content, class_="errors"))
+
+
+def series_data(series: SeriesReport, name: str) -> Html:
+    """Embed what the script shows of each volume."""
+    columns = {
+        key: [None if math.isnan(v) else v for v in series.confounds.numbers(key)]
+        for key in SHOWN_COLUMNS
+    }
+    gradients = series.gradients
+    groups = [gradients.b0s, *gradients.shells] if gradients.is_shelled else [
+        gradients.b0s, gradients.dwis]  # fmt: skip
+    content: dict[str, Any] = {
+        "n": len(series.confounds),
+        "columns": columns,
+        "groups": [[int(volume) for volume in group] for group in groups],
+        "spoilt": [int(volume) for volume in series.findings.spoilt],
+        "slices": _slices_of(series),
+    }
+    if series.data is not None:
+        content |= {
+            "sheets": {
+                key: {"width": sheet.width, "height": sheet.height, "columns": sheet.columns}
+                for key, sheet in series.data.sheets.items()
+            },
+            "boxes": series.data.boxes,
+            "outline": series.data.outline,
+        }
+    return embedded_json(name, content)
+
+
+def _slices_of(series: SeriesReport) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for volume, index, _ in series.outlier_list:
+        found.setdefault(str(volume), []).append(index)
+    return found
+
+
+def _chart(series: SeriesReport, kind: str, page: Path) -> Html:
+    if kind not in series.charts:
+        return Html("")
+    title, caption = CAPTIONS[kind]
+    return Figure(
+        Html(series.charts[kind]), title, caption, _relative(series, kind, page)
+    ).html()  # fmt: skip
+
+
+def _picture(series: SeriesReport, kind: str, page: Path) -> Html:
+    path = report_file(series.outputs, kind)
+    if not path.is_file():
+        return Html("")
+    title, caption = CAPTIONS[kind]
+    content = image(path, f"{title} of {series.outputs.src}, described in the caption")
+    return Figure(content, title, caption, _relative(series, kind, page)).html()
+
+
+def _volume_table(series: SeriesReport) -> Html:
+    """Write the confounds as they are on disk."""
+    columns = series.confounds.columns
+    rows = [
+        (str(volume), *(cells[volume] for cells in columns.values()))
+        for volume in range(len(series.confounds))
+    ]
+    return details(
+        "All values (the confounds table)",
+        tag("div", table(rows, ("volume", *columns), class_="confounds"), style="overflow-x:auto"),
+    )
+
+
+def _relative(series: SeriesReport, kind: str, page: Path) -> str:
+    path = report_file(series.outputs, kind)
+    return quote(Path(os.path.relpath(path, page.parent)).as_posix())
+
+
+def _rows(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    for key, value in content.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield str(key), text
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "n/a" if value is None or not math.isfinite(value) else format(value, form)

@@ -1,0 +1,242 @@
+"""A series as its report sees it: drawn by a run, read again from the derivatives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.dataset import DWI
+from eddymotion.derivatives.confounds import confounds, table_text
+from eddymotion.derivatives.names import Outputs
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.quality import Quality
+from eddymotion.files import write_text
+from eddymotion.geometry import Motion
+from eddymotion.gradients import Gradients
+from eddymotion.models import Model
+from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sphere_chart
+from eddymotion.reports.data import ReportData
+from eddymotion.reports.maps import predicted_planes, predictor_for
+from eddymotion.reports.slices import Slices
+from eddymotion.reports.tables import Table
+from eddymotion.reports.verdict import Findings, Verdict, judge
+
+FILES = {
+    "data": "{src}_desc-hmc_report.npz",
+    "motion": "{src}_desc-motion_dwi.svg",
+    "before_after": "{src}_desc-beforeafter_dwi.png",
+    "carpet": "{src}_desc-carpet_dwi.svg",
+    "heldout": "{src}_desc-heldout_dwi.png",
+    "shells": "{src}_desc-shells_dwi.svg",
+    "maps": "{src}_desc-maps_dwi.png",
+    "eddy": "{src}_desc-eddy_dwi.svg",
+}
+"""What a report keeps under ``figures/``."""
+
+N_CHOSEN = 5
+"""Volumes whose held-out prediction is drawn, a typical one among them."""
+
+
+def report_file(outputs: Outputs, kind: str) -> Path:
+    """Path of a file under ``figures/``, by its key in :data:`FILES`."""
+    return outputs.figures / FILES[kind].format(src=outputs.src)
+
+
+def draw_series(
+    outputs: Outputs,
+    dwi: DWI,
+    motion: Motion,
+    model: Model,
+    before: Slices,
+    after: Slices,
+    quality_before: Quality,
+    quality_after: Quality,
+    *,
+    log: Sequence[tuple[float, str]] = (),
+) -> ReportData:
+    """Leave under ``figures/`` what the report of a series is made of besides the tables.
+
+    Parameters
+    ----------
+    outputs : Outputs
+    dwi : DWI
+        The original series.
+    motion : Motion
+    model : Model
+    before, after : Slices
+        Of the original and of the corrected series, on the same planes.
+    quality_before, quality_after : Quality
+    log : sequence of (seconds, message)
+        From :func:`~eddymotion.reports.data.recorded_log`.
+    """
+    from eddymotion.reports import save_figure
+    from eddymotion.reports.figures import before_after_figure, heldout_figure, maps_figure
+    from eddymotion.reports.sprites import white_levels
+
+    predictor = predictor_for(model, dwi.gradients)
+    views = {"before": before, "after": after}
+    predicted = {name: predicted_planes(view, predictor) for name, view in views.items()}
+    data = ReportData.of(
+        dwi, model, before, after, quality_before, quality_after,
+        predicted=predicted["after"], log=log,
+    )  # fmt: skip
+    data.save(report_file(outputs, "data"))
+    save_figure(before_after_figure(before, after), report_file(outputs, "before_after"))
+    save_figure(maps_figure(before, after, predicted), report_file(outputs, "maps"), dpi=90)
+    columns = confounds(after.gradients, motion, dwi.center, quality_after)
+    table = Table.parse(table_text(columns))
+    findings = Findings.of(table, after.gradients, dwi.shape[2], data.z)
+    white = white_levels(
+        after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
+    )
+    figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
+    save_figure(figure, report_file(outputs, "heldout"), dpi=90)
+    chart = motion_chart(table, after.gradients, findings)
+    write_text(report_file(outputs, "motion"), chart)
+    return data
+
+
+def chosen_volumes(findings: Findings) -> list[tuple[int, str]]:
+    """Choose volumes to look at: the worst that have a prediction, and a typical one."""
+    known = np.flatnonzero(np.isfinite(findings.correlation))
+    if not len(known):
+        return []
+    chosen = [
+        (volume, words) for volume, words in findings.worst(len(findings.fd)) if volume in known
+    ][: N_CHOSEN - 1]
+    taken = {volume for volume, _ in chosen}
+    ranked = known[np.argsort(findings.correlation[known], kind="stable")]
+    rest = [int(volume) for volume in ranked if volume not in taken]
+    return chosen + ([(rest[len(rest) // 2], "typical")] if rest else [])
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesReport:
+    """What is on disk of a corrected series.
+
+    Parameters
+    ----------
+    outputs : Outputs
+    confounds : Table
+    outliers : Table, optional
+    sidecar : dict
+        Of the corrected image; empty without one.
+    data : ReportData, optional
+        None where no run left any: the page goes without pictures of the original then.
+    eddy : Table, optional
+        Coefficients of the eddy-current fields.
+    """
+
+    outputs: Outputs
+    confounds: Table
+    outliers: Table | None
+    sidecar: dict[str, Any]
+    data: ReportData | None
+    eddy: Table | None = None
+
+    @classmethod
+    def load(cls, outputs: Outputs) -> SeriesReport:
+        """Read the tables, the sidecar and the data that a run left.
+
+        Raises
+        ------
+        EddymotionError
+            If the confounds are missing, or a file is damaged or of another length.
+        """
+        table = Table.read(outputs["confounds"])
+        data_file = report_file(outputs, "data")
+        data = ReportData.load(data_file) if data_file.is_file() else None
+        if data is not None and len(data.bvals) != len(table):
+            raise EddymotionError(
+                f"{outputs['confounds']}: has {len(table)} rows, the data of the report "
+                f"{len(data.bvals)} volumes; correct the series again"
+            )
+        return cls(
+            outputs,
+            table,
+            _table_if_there(outputs, "outliers"),
+            _sidecar(outputs["sidecar"]),
+            data,
+            _table_if_there(outputs, "eddy"),
+        )
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        """b-values and rotated b-vectors, of the confounds."""
+        directions = [self.confounds.numbers(f"grad_{axis}") for axis in "xyz"]
+        settings = self.sidecar.get("Settings")
+        threshold = settings.get("b0_threshold", 50.0) if isinstance(settings, dict) else 50.0
+        if self.data is not None:
+            threshold = self.data.b0_threshold
+        bvals = np.nan_to_num(self.confounds.numbers("bval"))
+        return Gradients(bvals, np.nan_to_num(np.stack(directions, axis=1)), float(threshold))
+
+    @cached_property
+    def findings(self) -> Findings:
+        """What stands out."""
+        z = None if self.data is None else self.data.z
+        return Findings.of(self.confounds, self.gradients, self.n_slices, z)
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of a volume; 0 where that is not known."""
+        return 0 if self.data is None else self.data.z.shape[1]
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether the series is usable."""
+        gain = float("nan")
+        if self.data is not None:
+            change = self.findings.correlation - self.data.correlation_before
+            known = np.isfinite(change) & ~self.gradients.is_b0
+            gain = float(change[known].mean()) if known.any() else gain
+        return judge(self.findings, self.gradients, gain)
+
+    @cached_property
+    def outlier_list(self) -> list[tuple[int, int, float]]:
+        """Volume, slice and score of each outlier, as in the table."""
+        table = self.outliers
+        if table is None or not len(table):
+            return []
+        columns = [table.numbers(name) for name in ("volume", "slice", "z_score")]
+        return [(int(v), int(s), float(z)) for v, s, z in zip(*columns, strict=True)]
+
+    @cached_property
+    def charts(self) -> dict[str, str]:
+        """The charts that can be drawn, by their key in :data:`FILES`."""
+        drawn = {"motion": motion_chart(self.confounds, self.gradients, self.findings)}
+        if self.data is not None:
+            drawn["carpet"] = carpet_chart(self.data.z, self.outlier_list, self.gradients)
+            directions = self.data.bvecs_before, self.data.bvecs_after
+            drawn["shells"] = sphere_chart(self.gradients, *directions)
+        if self.eddy is not None and len(self.eddy) == len(self.confounds):
+            drawn["eddy"] = eddy_chart(self.eddy, self.gradients)
+        return drawn
+
+    def write_charts(self) -> None:
+        """Write the charts as files."""
+        for kind, chart in self.charts.items():
+            write_text(report_file(self.outputs, kind), chart)
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _table_if_there(outputs: Outputs, kind: str) -> Table | None:
+    """Read a table of the outputs; None if it is not there or this series has none."""
+    try:
+        path = outputs[kind]
+    except KeyError:
+        return None
+    return Table.read(path) if path.is_file() else None

@@ -1,0 +1,246 @@
+"""Is the scan usable? A plain rule over few numbers, stated on the page.
+
+Each check compares a number with two limits: above (or below) the first the series wants care,
+beyond the second it is doubtful. The worst check decides. Between-volume motion is what the
+correction removes, so that displacement counts for what comes with it: signal lost within volumes,
+and directions that are no longer what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from eddymotion.gradients import Gradients
+from eddymotion.reports.tables import Table
+
+JUMP_MM = 1.0
+"""Framewise displacement above which a volume is marked as a jump."""
+
+SPOILT_SLICES = 0.2
+"""A volume that lost more than this part of the slices that were judged is beyond repair."""
+
+SPOILT_BELOW = 0.15
+"""A volume whose correlation with its prediction is so far below the median of its shell, and
+further than :data:`SPOILT_SPREADS` robust standard deviations, is beyond repair as well."""
+
+SPOILT_SPREADS = 6.0
+
+TENSOR_DIRECTIONS = 6
+
+
+class Level(IntEnum):
+    """How bad it is."""
+
+    GOOD = 0
+    CARE = 1
+    DOUBTFUL = 2
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number, its limits and what follows.
+
+    Parameters
+    ----------
+    label : str
+    value : float
+        NaN: not known, and without consequence.
+    text : str
+        The value with its unit.
+    care, doubtful : float
+        Limits; larger is worse unless `doubtful` is the smaller one.
+    unit : str
+    """
+
+    label: str
+    value: float
+    text: str
+    care: float
+    doubtful: float
+    unit: str = ""
+
+    @property
+    def level(self) -> Level:
+        """Where the value lies."""
+        sign = 1 if self.doubtful >= self.care else -1
+        if not sign * self.value > sign * self.care:
+            return Level.GOOD
+        return Level.DOUBTFUL if sign * self.value > sign * self.doubtful else Level.CARE
+
+    @property
+    def rule(self) -> str:
+        """The limits in words."""
+        side = "above" if self.doubtful >= self.care else "below"
+        return (
+            f"care {side} {self.care:g}{self.unit}, doubtful {side} {self.doubtful:g}{self.unit}"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the checks say together.
+
+    Parameters
+    ----------
+    checks : tuple of Check
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def level(self) -> Level:
+        """The worst of the checks."""
+        return max((check.level for check in self.checks), default=Level.GOOD)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words."""
+        return {
+            Level.GOOD: "Usable",
+            Level.CARE: "Usable with care",
+            Level.DOUBTFUL: "Doubtful",
+        }[self.level]
+
+    @property
+    def reasons(self) -> list[str]:
+        """What is not good, worst first."""
+        bad = [check for check in self.checks if check.level > Level.GOOD]
+        return [
+            f"{check.label}: {check.text}" for check in sorted(bad, key=lambda check: -check.level)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What stands out in a series, by volume.
+
+    Parameters
+    ----------
+    fd : (N,) array
+        Framewise displacement, mm; NaN for the first.
+    correlation : (N,) array
+        With the held-out prediction, after correction.
+    outliers : (N,) array
+        Outlier slices.
+    judged : (N,) array
+        Slices that were judged.
+    jumps, spoilt : index arrays
+        Volumes after a jump; volumes beyond repair.
+    """
+
+    fd: np.ndarray
+    correlation: np.ndarray
+    outliers: np.ndarray
+    judged: np.ndarray
+    jumps: np.ndarray
+    spoilt: np.ndarray
+
+    @classmethod
+    def of(cls, confounds: Table, gradients: Gradients, n_slices: int, z: np.ndarray | None
+           ) -> Findings:  # fmt: skip
+        """Read them off the confounds.
+
+        Parameters
+        ----------
+        confounds : Table
+        gradients : Gradients
+        n_slices : int
+        z : (N, Z) array, optional
+            NaN where a slice was not judged; all count without it.
+        """
+        fd = confounds.numbers("framewise_displacement")
+        correlation = confounds.numbers("hmc_xcorr")
+        outliers = np.nan_to_num(confounds.numbers("outlier_slices")).astype(int)
+        if z is None:
+            judged = np.where(gradients.is_b0, 0, n_slices)
+        else:
+            judged = np.isfinite(z).sum(axis=1)
+        lost = outliers > SPOILT_SLICES * np.maximum(judged, 1)
+        spoilt = (lost & (outliers > 0)) | _unlike_its_shell(correlation, gradients)
+        jumps = np.flatnonzero(np.nan_to_num(fd) > JUMP_MM)
+        return cls(fd, correlation, outliers, judged, jumps, np.flatnonzero(spoilt))
+
+    def worst(self, count: int) -> list[tuple[int, str]]:
+        """Return volumes worth a look, worst first, with what is wrong with them.
+
+        In turn: beyond repair, most outlier slices, largest jump, lowest correlation.
+        """
+        rankings = [
+            [(v, "beyond repair") for v in self.spoilt],
+            [
+                (v, f"{self.outliers[v]} outlier slice{'s' if self.outliers[v] > 1 else ''}")
+                for v in np.argsort(-self.outliers, kind="stable")
+                if self.outliers[v]
+            ],
+            [(v, f"FD {self.fd[v]:.2f} mm") for v in _largest(self.fd)],
+            [(v, f"correlation {self.correlation[v]:.3f}") for v in _largest(-self.correlation)],
+        ]
+        found: dict[int, str] = {}
+        for turn in range(len(self.fd)):
+            for ranking in rankings:
+                if turn < len(ranking) and len(found) < count:
+                    found.setdefault(int(ranking[turn][0]), ranking[turn][1])
+        return list(found.items())
+
+
+def _unlike_its_shell(correlation: np.ndarray, gradients: Gradients) -> np.ndarray:
+    """Whether volumes agree with their predictions far worse than others of their shell, (N,)."""
+    unlike = np.zeros(len(correlation), bool)
+    for shell in gradients.shells:
+        values = correlation[shell]
+        known = values[np.isfinite(values)]
+        if len(known) < TENSOR_DIRECTIONS:
+            continue
+        middle = np.median(known)
+        spread = 1.4826 * np.median(np.abs(known - middle))
+        limit = middle - max(SPOILT_BELOW, SPOILT_SPREADS * spread)
+        unlike[shell] = np.nan_to_num(values, nan=1.0) < limit
+    return unlike
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
+    return order[np.isfinite(values[order])]
+
+
+def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) -> Verdict:
+    """Apply the rule.
+
+    Parameters
+    ----------
+    findings : Findings
+    gradients : Gradients
+    gain : float
+        Mean correlation with the prediction after correction less that before; NaN: not known.
+    """
+    fd = findings.fd[np.isfinite(findings.fd)]
+    dwis = gradients.dwis
+    n_judged, n_lost = int(findings.judged.sum()), int(findings.outliers.sum())
+    share = 100 * n_lost / n_judged if n_judged else float("nan")
+    spoilt = 100 * len(findings.spoilt) / max(len(dwis), 1)
+    left = len(np.setdiff1d(dwis, findings.spoilt))
+    mean, largest = (fd.mean(), fd.max()) if len(fd) else (np.nan, np.nan)
+    lost_text = f"{share:.2f} % ({n_lost} of {n_judged})" if n_judged else "not judged"
+    return Verdict((
+        Check("mean framewise displacement", mean, f"{mean:.2f} mm", 0.5, 3.0, " mm"),
+        Check("largest framewise displacement", largest, f"{largest:.2f} mm", 3.0, 15.0, " mm"),
+        Check("slices that lost signal", share, lost_text, 1.0, 10.0, " %"),
+        Check("volumes beyond repair", spoilt,
+              f"{len(findings.spoilt)} of {len(dwis)}" + _listed(findings.spoilt),
+              0.0, 10.0, " %"),
+        Check("diffusion-weighted volumes left", left, f"{left}", 15, TENSOR_DIRECTIONS),
+        Check("gain in correlation with the prediction", gain,
+              "n/a" if np.isnan(gain) else f"{gain:+.3f}", -0.002, -0.02),
+    ))  # fmt: skip
+
+
+def _listed(volumes: Sequence[int] | np.ndarray, most: int = 12) -> str:
+    if not len(volumes):
+        return ""
+    shown = ", ".join(str(volume) for volume in volumes[:most])
+    more = f" and {len(volumes) - most} more" if len(volumes) > most else ""
+    return f" (volume {shown}{more})"

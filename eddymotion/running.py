@@ -1,0 +1,202 @@
+"""What a run needs to know of the machine: versions, memory, processors, room on the disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from eddymotion.errors import EddymotionError
+
+PACKAGES = (
+    "eddymotion", "numpy", "scipy", "numba", "nibabel", "nitransforms", "dipy", "nipype", "pybids",
+)  # fmt: skip
+"""Whose versions can matter to a result."""
+
+LIBRARIES_GB = 0.4
+"""Python, its libraries and compiled code."""
+
+SPLINE_BYTES = 4
+"""A voxel of the level that is being solved, besides the series itself."""
+
+VOLUME_GB = 0.0025
+"""Normal equations at the finest level, for each volume."""
+
+RESAMPLING_BYTES = 80
+"""NiTransforms holds about ten float64 values for each voxel of a volume."""
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.|$)")
+"""Names of files that were being written; see :func:`eddymotion.files.replacing`."""
+
+ABANDONED_AFTER_S = 3600.0
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can matter to a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def memory_gb(image: Path, n_threads: int = 1) -> float:
+    """Estimate the memory (GB) that correcting a series takes at most, from its header.
+
+    Raises
+    ------
+    EddymotionError
+        If the image cannot be read or has not four dimensions.
+    """
+    import nibabel as nib
+
+    try:
+        header: Any = nib.load(image).header
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        slope, inter = header.get_slope_inter()
+    except Exception as error:  # whatever a decoder raises
+        raise EddymotionError(f"{image}: cannot be read as NIfTI ({error})") from error
+    scaled = (slope, inter) not in ((None, None), (1.0, 0.0))
+    stored = 4 if scaled or dtype.kind == "f" else min(dtype.itemsize, 4)
+    volume, n_volumes = math.prod(shape[:3]), math.prod(shape[3:])
+    series = volume * n_volumes * (stored + SPLINE_BYTES)
+    resampling = volume * RESAMPLING_BYTES * n_threads
+    return LIBRARIES_GB + VOLUME_GB * n_volumes + (series + resampling) / 1e9
+
+
+def total_memory_gb() -> float:
+    """Return the memory of the machine, or what a container may use of it, in GB."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            pages = min(pages, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+    return pages / 1e9
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What all series together may take.
+
+    Parameters
+    ----------
+    n_procs : int
+        Processors.
+    memory_gb : float
+    series_threads : int, optional
+        Threads for one series; shared out when not given.
+    """
+
+    n_procs: int
+    memory_gb: float
+    series_threads: int | None = None
+
+    def threads(self, images: Sequence[Path]) -> int:
+        """Share the processors out among the series that fit side by side.
+
+        The results do not depend on it.
+        """
+        if self.series_threads is not None:
+            return min(self.series_threads, self.n_procs)
+        if not images:
+            return self.n_procs
+        needs = sorted(memory_gb(image) for image in images)
+        side_by_side = max(1, min(len(images), int(self.memory_gb / needs[len(needs) // 2])))
+        return max(1, self.n_procs // side_by_side)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Who runs the nodes of a workflow: the name of a Nipype plugin and its arguments."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def read_plugin_file(path: Path) -> Plugin:
+    """Read a plugin file as fMRIPrep takes it: YAML or JSON with ``plugin`` and ``plugin_args``.
+
+    Raises
+    ------
+    EddymotionError
+        If it cannot be read or names no plugin.
+    """
+    import yaml
+
+    expected = "expected e.g. 'plugin: SLURM' and 'plugin_args: {sbatch_args: \"--mem=8G\"}'"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise EddymotionError(
+            f"{path}: cannot be read as YAML or JSON ({first}); {expected}"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise EddymotionError(f"{path}: names no plugin; {expected}")
+    if unknown := sorted(set(content) - {"plugin", "plugin_args"}):
+        raise EddymotionError(f"{path}: unknown entry {unknown[0]}; {expected}")
+    arguments = content.get("plugin_args") or {}
+    if not isinstance(arguments, dict):
+        raise EddymotionError(f"{path}: plugin_args is no mapping; {expected}")
+    return Plugin(content["plugin"], arguments)
+
+
+def warn_if_disk_is_small(folder: Path, images: Sequence[Path]) -> str | None:
+    """Return a warning if the corrected series may not fit on the disk."""
+    import nibabel as nib
+
+    needed = 0.0
+    for image in images:
+        try:
+            needed += 4e-9 * math.prod(nib.load(image).shape)  # type: ignore[attr-defined]
+        except Exception:  # told later, with the series
+            continue
+    free = shutil.disk_usage(folder).free / 1e9
+    if free > needed:
+        return None
+    return (
+        f"{folder}: {1e3 * free:,.0f} MB are free and the corrected series may take up to "
+        f"{1e3 * needed:,.0f} MB; free some room if they do not fit"
+    )
+
+
+def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
+    """Remove what a killed run was writing.
+
+    Parameters
+    ----------
+    folder : Path
+    shared : bool
+        Whether other runs write there, too: only what is old goes, and only in the folder itself.
+    """
+    now = time.time()
+    at_least_s = ABANDONED_AFTER_S if shared else 0.0
+    for path in folder.glob(".*") if shared else folder.rglob(".*"):
+        if not TEMPORARY.match(path.name):
+            continue
+        try:
+            if now - path.stat().st_mtime >= at_least_s:
+                path.unlink()
+        except OSError:
+            continue
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

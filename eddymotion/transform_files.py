@@ -1,0 +1,298 @@
+"""One linear transform ⇄ files of the programs that people use.
+
+In memory a matrix maps points of the fixed image to points of the moving one, RAS+ mm. The files
+say the same in their own ways:
+
+``.tfm``, ``.txt``
+    ITK, ANTs, 3D Slicer: fixed → moving, LPS+ mm.
+``.x5``
+    NiTransforms: fixed → moving, RAS+ mm.
+``.mat``
+    FSL's FLIRT: moving → fixed, in voxels times voxel sizes, x flipped where the determinant of
+    the affine is positive. Both grids belong to its meaning. (ANTs' binary ``.mat`` is read, too.)
+``.aff12.1D``
+    AFNI: fixed → moving, LPS+ mm, in coordinates from which oblique grids have been turned back.
+``.lta``
+    FreeSurfer: moving → fixed, RAS+ mm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import from_matvec
+from scipy.spatial.transform import Rotation
+
+from eddymotion.dataset import Image
+from eddymotion.errors import EddymotionError
+from eddymotion.files import LPS, replacing, write_text
+
+FORMATS = {"itk": ".tfm", "x5": ".x5", "fsl": ".mat", "afni": ".aff12.1D", "lta": ".lta"}
+"""Names of the formats that are written → how their files end."""
+
+READABLE = (
+    "give ITK text (.tfm, .txt), X5 (.x5), FSL or ANTs (.mat), AFNI (.aff12.1D) or FreeSurfer "
+    "(.lta) with one linear transform"
+)
+
+FAILURES = (OSError, ValueError, TypeError, KeyError, IndexError, AssertionError, EOFError)
+"""What readers raise on files that are cut short or of another kind."""
+
+
+def write_linear(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
+    """Write a transform in the format that the name of the file says.
+
+    Parameters
+    ----------
+    path : path
+        Ends as one of :data:`FORMATS`.
+    matrix : (4, 4) array
+        Fixed → moving, RAS+ mm.
+    fixed, moving : Image
+        Only their grids count.
+    """
+    _codec(path, _WRITERS)(path, np.asarray(matrix, float), fixed, moving)
+
+
+def read_linear(path: str | Path, fixed: Image, moving: Image) -> np.ndarray:
+    """Read a transform from any of the formats, by the end of its name.
+
+    Parameters
+    ----------
+    path : path
+    fixed, moving : Image
+        Whose points it maps; only their grids count (FSL's and AFNI's files depend on them).
+
+    Returns
+    -------
+    (4, 4) array
+        Fixed → moving, RAS+ mm.
+
+    Raises
+    ------
+    EddymotionError
+        If the file is missing, damaged, of another kind, or holds several transforms or one that
+        cannot be inverted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EddymotionError(f"{path}: no such file; {READABLE}")
+    reader = _codec(path, _READERS)
+    try:
+        matrix = np.asarray(reader(path, fixed, moving), float)
+    except EddymotionError:
+        raise
+    except FAILURES as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise EddymotionError(f"{path}: cannot be read ({said}); {READABLE}") from error
+    usable = (
+        matrix.shape == (4, 4)
+        and np.isfinite(matrix).all()
+        and np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6)
+        and abs(np.linalg.det(matrix[:3, :3])) > 1e-9
+    )
+    if not usable:
+        raise EddymotionError(
+            f"{path}: holds no affine matrix of finite numbers that can be inverted; {READABLE}"
+        )
+    return matrix
+
+
+def _codec(path: Path, table: dict[str, Callable]) -> Callable:
+    name = path.name.lower()
+    for ending, function in table.items():
+        if name.endswith(ending):
+            return function
+    raise EddymotionError(f"{path}: not the name of a linear transform; {READABLE}")
+
+
+def fsl_coordinates(image: Image) -> np.ndarray:
+    """RAS+ mm → FSL's scaled voxel coordinates, (4, 4)."""
+    to_fsl = np.diag([*image.voxel_sizes, 1.0])
+    if np.linalg.det(image.affine[:3, :3]) > 0:
+        flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+        flip[0, 3] = (image.data.shape[0] - 1) * image.voxel_sizes[0]
+        to_fsl = flip @ to_fsl
+    return to_fsl @ np.linalg.inv(image.affine)
+
+
+def _write_itk(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
+    in_lps = LPS @ matrix @ LPS
+    numbers = [*in_lps[:3, :3].ravel(), *in_lps[:3, 3]]
+    lines = (
+        "#Insight Transform File V1.0",
+        "#Transform 0",
+        "Transform: AffineTransform_double_3_3",
+        f"Parameters: {_row(numbers)}",
+        "FixedParameters: 0 0 0",
+    )
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _read_itk(path: Path, fixed: Image, moving: Image) -> np.ndarray:
+    kinds, parameters, centers = [], [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, rest = line.partition(":")
+        if key == "Transform":
+            kinds.append(rest.strip().partition("_")[0])
+        elif key == "Parameters":
+            parameters.append(np.array(rest.split(), float))
+        elif key == "FixedParameters":
+            centers.append(np.array(rest.split(), float))
+    if not len(kinds) == len(parameters) == len(centers) == 1:
+        raise EddymotionError(
+            f"{path}: holds {len(kinds)} transforms of ITK, expected one; {READABLE}"
+        )
+    return _from_itk(path, kinds[0], parameters[0], centers[0])
+
+
+def _from_itk(path: Path, kind: str, numbers: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Turn the parameters of one of ITK's linear transforms into a matrix, RAS+."""
+    linear = np.eye(3)
+    if kind in ("MatrixOffsetTransformBase", "AffineTransform"):
+        linear, translation = numbers[:9].reshape(3, 3), numbers[9:12]
+    elif kind == "TranslationTransform":
+        translation = numbers[:3]
+    elif kind == "Euler3DTransform":
+        x, y, z = (Rotation.from_euler(a, n) for a, n in zip("xyz", numbers[:3], strict=True))
+        zyx = len(fixed) > 3 and fixed[3] != 0
+        linear, translation = (z * y * x if zyx else z * x * y).as_matrix(), numbers[3:6]
+    elif kind in ("VersorRigid3DTransform", "Similarity3DTransform"):
+        scalar = np.sqrt(max(1 - (numbers[:3] ** 2).sum(), 0.0))
+        linear = Rotation.from_quat([*numbers[:3], scalar]).as_matrix() * (*numbers[6:7], 1.0)[0]
+        translation = numbers[3:6]
+    else:
+        raise EddymotionError(f"{path}: holds ITK's {kind}, which is not read here; {READABLE}")
+    center = fixed[:3] if len(fixed) >= 3 else np.zeros(3)
+    return LPS @ from_matvec(linear, translation + center - linear @ center) @ LPS
+
+
+def _write_x5(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
+    from nitransforms.linear import Affine
+
+    with replacing(path) as temporary:
+        Affine(matrix, reference=_grid(fixed)).to_filename(str(temporary), fmt="X5")
+
+
+def _read_x5(path: Path, fixed: Image, moving: Image) -> np.ndarray:
+    from nitransforms.io import x5
+
+    transforms = x5.from_filename(str(path))
+    if len(transforms) != 1 or transforms[0].type != "linear":
+        found = ", ".join(transform.type for transform in transforms)
+        raise EddymotionError(f"{path}: holds {found or 'nothing'}; {READABLE}")
+    return np.asarray(transforms[0].transform).squeeze()
+
+
+def _write_fsl(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
+    from_moving = np.linalg.inv(fsl_coordinates(moving))
+    flirt = fsl_coordinates(fixed) @ np.linalg.inv(matrix) @ from_moving
+    write_text(path, "".join(_row(row, "  ") + "\n" for row in flirt))
+
+
+def _read_mat(path: Path, fixed: Image, moving: Image) -> np.ndarray:
+    """Read FLIRT's text, or the binary file of ITK that ANTs writes."""
+    content = path.read_bytes()
+    if b"\0" in content:
+        return _read_itk_binary(path)
+    flirt = np.array(content.decode().split(), float).reshape(4, 4)
+    to_moving = np.linalg.inv(fsl_coordinates(moving))
+    return to_moving @ np.linalg.inv(flirt) @ fsl_coordinates(fixed)
+
+
+def _read_itk_binary(path: Path) -> np.ndarray:
+    from scipy.io import loadmat
+
+    arrays = {key: np.ravel(value) for key, value in loadmat(path).items() if key[:2] != "__"}
+    fixed = arrays.pop("fixed")
+    if len(arrays) != 1:
+        raise EddymotionError(f"{path}: holds {', '.join(arrays)}; {READABLE}")
+    ((name, numbers),) = arrays.items()
+    return _from_itk(path, name.partition("_")[0], numbers.astype(float), fixed.astype(float))
+
+
+def _write_afni(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
+    from nitransforms.io.afni import AFNILinearTransform
+
+    struct = AFNILinearTransform.from_ras(matrix, moving=_grid(moving), reference=_grid(fixed))
+    numbers = struct.structarr["parameters"][:3].ravel()
+    banner = "# 3dAllineate matrices (DICOM-to-DICOM, row-by-row):"
+    write_text(path, f"{banner}\n{_row(numbers, '  ')}\n")
+
+
+def _read_afni(path: Path, fixed: Image, moving: Image) -> np.ndarray:
+    from nitransforms.io.afni import AFNILinearTransform
+    from nitransforms.io.base import TransformFileError
+
+    text = path.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if len(rows) == 3:  # a matrix, not in one line
+        text, rows = " ".join(rows), rows[:1]
+    if len(rows) != 1:
+        raise EddymotionError(f"{path}: holds {len(rows)} rows, expected one; {READABLE}")
+    try:
+        struct = AFNILinearTransform.from_string(text)
+    except TransformFileError as error:
+        raise ValueError(str(error) or "not twelve numbers") from error
+    return struct.to_ras(moving=_grid(moving), reference=_grid(fixed))
+
+
+def _write_lta(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
+    """Write FreeSurfer's file; its source is the moving image, its destination the fixed one.
+
+    NiTransforms names them the other way round, which reading as RAS+ does not show.
+    """
+    from nitransforms.io.lta import FSLinearTransform
+
+    struct = FSLinearTransform.from_ras(matrix, moving=_grid(fixed), reference=_grid(moving))
+    write_text(path, struct.to_string() + "\n")
+
+
+def _read_lta(path: Path, fixed: Image, moving: Image) -> np.ndarray:
+    from nitransforms.io.base import TransformFileError
+    from nitransforms.io.lta import FSLinearTransform, FSLinearTransformArray
+
+    text = path.read_text(encoding="utf-8")
+    try:
+        if "fscale" in text:
+            several = FSLinearTransformArray.from_string(text)
+            if several["nxforms"] != 1:
+                raise EddymotionError(
+                    f"{path}: holds {several['nxforms']} transforms, expected one; {READABLE}"
+                )
+            return several.to_ras()[0]
+        return FSLinearTransform.from_string(text).to_ras()
+    except (TransformFileError, NotImplementedError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _grid(image: Image) -> nib.Nifti1Image:
+    """Return an image that tells NiTransforms where the voxels lie; it takes no memory."""
+    nothing = np.broadcast_to(np.uint8(0), image.data.shape[:3])
+    return nib.Nifti1Image(nothing, image.affine)
+
+
+def _row(numbers: np.ndarray | list[float], separator: str = " ") -> str:
+    return separator.join(repr(float(number) + 0.0) for number in numbers)
+
+
+_WRITERS: dict[str, Callable[[Path, np.ndarray, Image, Image], None]] = {
+    ".tfm": _write_itk,
+    ".txt": _write_itk,
+    ".x5": _write_x5,
+    ".mat": _write_fsl,
+    ".1d": _write_afni,
+    ".lta": _write_lta,
+}
+
+_READERS: dict[str, Callable[[Path, Image, Image], np.ndarray]] = {
+    ".tfm": _read_itk,
+    ".txt": _read_itk,
+    ".x5": _read_x5,
+    ".mat": _read_mat,
+    ".1d": _read_afni,
+    ".lta": _read_lta,
+}

@@ -1,0 +1,218 @@
+"""The same functions by three ways: library, Nipype, Pydra."""
+
+import hashlib
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import eddymotion as em
+from eddymotion import loop_parts, parts
+from eddymotion.eddy_currents import EddyCurrents
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.quality import predict
+from eddymotion.files import read_image, read_itk, write_gradient_table, write_image, write_itk
+from eddymotion.geometry import Motion, rigid_matrix
+from eddymotion.interfaces import MOTION, SETTING_HELP, settings_of
+from eddymotion.interfaces import nipype as nodes
+from eddymotion.interfaces import pydra as tasks
+from eddymotion.models import get_model
+from eddymotion.motion_files import read_motion, write_motion
+from eddymotion.registration import GaussNewton
+from eddymotion.settings import SETTING_NAMES, Settings
+from eddymotion.steps import SeriesFiles
+
+QUICK = {"n_iterations": 1, "random_seed": 3}
+CORRECTED = ("dwi_file", "bval_file", "bvec_file", "dwiref_file", "mask_file")
+
+
+@pytest.fixture(scope="module")
+def series(tiny, tmp_path_factory):
+    """The smallest series, on disk."""
+    folder = tmp_path_factory.mktemp("series")
+    write_image(folder / "dwi.nii.gz", np.round(tiny.signal).astype(np.int16), tiny.affine, 3.0)
+    tables = folder / "dwi.bval", folder / "dwi.bvec"
+    write_gradient_table(*tables, tiny.gradients, tiny.affine)
+    return folder / "dwi.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def in_library(series, tmp_path_factory):
+    """What the four lines of the README make of it: name of an output → digest."""
+    dwi = em.load(series)
+    motion = em.estimate_motion(dwi, n_iterations=1, seed=3)
+    corrected = em.resample(dwi, motion)
+    folder = tmp_path_factory.mktemp("library")
+    outputs = em.save(corrected, motion, folder, quality=em.assess(dwi, motion, seed=3))
+    kinds = ("dwi", "bval", "bvec", "dwiref", "mask", "xfm", "confounds")
+    return {f"{kind}_file": digest(outputs[kind]) for kind in kinds}
+
+
+def digest(path):
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digests(outputs, names):
+    return {name: digest(getattr(outputs, name)) for name in names}
+
+
+def test_nipype_gives_what_the_library_gives(series, in_library, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = nodes.Estimate(dwi_file=series, **QUICK).run().outputs
+    moved = {"dwi_file": series, "xfm_file": found.xfm_file, "mask_file": found.mask_file,
+             "details_file": found.details_file}  # fmt: skip
+    table = nodes.Measure(**moved, **QUICK).run().outputs
+    applied = nodes.Apply(**moved, num_threads=2).run().outputs
+    assert (
+        digests(found, ["xfm_file"])
+        | digests(applied, CORRECTED)
+        | digests(table, ["confounds_file"])
+        == in_library
+    )
+
+
+def test_pydra_gives_what_the_library_gives(series, in_library, tmp_path):
+    how = {"worker": "debug", "cache_root": tmp_path}
+    found = tasks.Estimate(dwi_file=series, **QUICK)(**how)
+    moved = {"dwi_file": series, "xfm_file": found.xfm_file, "mask_file": found.mask_file,
+             "details_file": found.details_file}  # fmt: skip
+    table = tasks.Measure(**moved, **QUICK)(**how)
+    applied = tasks.Apply(**moved, num_threads=2)(**how)
+    assert (
+        digests(found, ["xfm_file"])
+        | digests(applied, CORRECTED)
+        | digests(table, ["confounds_file"])
+        == in_library
+    )
+
+
+def test_correct_is_all_of_them_and_report_needs_no_network(
+    series, in_library, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    outputs = nodes.Correct(dwi_file=series, **QUICK).run().outputs
+    assert digests(outputs, in_library) == in_library
+    sidecar = json.loads(Path(outputs.sidecar_file).read_text())
+    assert sidecar["Settings"]["random_seed"] == 3
+    assert {"python", "numpy", "nitransforms"} <= set(sidecar["PackageVersions"])
+    assert set(sidecar["StageSeconds"]) >= {"reading", "motion", "resampling and writing"}
+    (tmp_path / "report").mkdir()
+    monkeypatch.chdir(tmp_path / "report")
+    drawn = nodes.Report(dwi_file=series, xfm_file=outputs.xfm_file, mask_file=outputs.mask_file,
+                         corrected_file=outputs.dwi_file, **QUICK).run().outputs  # fmt: skip
+    assert digest(drawn.before_after_figure_file) == digest(outputs.before_after_figure_file)
+    page = Path(drawn.report_file).read_text()
+    assert "mean correlation with the prediction" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("model", ["auto", "dti", "average", "dipy:TensorModel"])
+def test_a_predicted_volume_is_that_of_the_series(model, series, tmp_path):
+    dwi = em.load(series)
+    settings = Settings(model=model)
+    expected = predict(
+        np.asarray(dwi.signal, np.float32), dwi.gradients, get_model(model, dwi.gradients)
+    )
+    for volume in (int(dwi.gradients.b0s[0]), int(dwi.gradients.dwis[2])):
+        found = loop_parts.predict_volume(series, SeriesFiles(series), volume, settings, tmp_path)
+        predicted = read_image(found["predicted_file"])[0]
+        np.testing.assert_array_equal(predicted, expected[..., volume])
+
+
+def test_a_registered_pair_is_that_of_the_engine(b0_pair, grid, tmp_path):
+    truth = rigid_matrix(np.array([2.0, -1.0, 0.5]), np.deg2rad([1.0, 0.5, -2.0]), np.zeros(3))
+    fixed, moving, mask = b0_pair(truth, grid, grid)
+    for name, image in (("fixed", fixed.data), ("moving", moving.data), ("mask", mask)):
+        write_image(tmp_path / f"{name}.nii", np.asarray(image, np.float32), fixed.affine)
+    (tmp_path / "half").mkdir()
+    pair = tmp_path / "fixed.nii", tmp_path / "moving.nii"
+    given = {"mask_file": tmp_path / "mask.nii", "seed": 5}
+    found = loop_parts.register_pair(*pair, Settings(), tmp_path, **given)
+    expected = GaussNewton().register(fixed, moving, fixed_mask=mask, seed=5)
+    np.testing.assert_array_equal(read_itk(found["matrix_file"])[0], expected.matrix)
+    assert found["converged"]
+    assert "cost" in found["message"]
+    half = loop_parts.register_pair(
+        *pair, Settings(), tmp_path / "half", relaxation=0.5, center=[0, 0, 0], **given
+    )
+    way = read_itk(half["matrix_file"])[0]
+    np.testing.assert_allclose((way @ way)[:3, :3], expected.matrix[:3, :3], atol=1e-9)
+    np.testing.assert_allclose(2 * way[:3, 3], expected.matrix[:3, 3], atol=1e-9)
+
+
+def test_a_volume_that_nothing_predicts_stays_where_it_was(tmp_path):
+    nothing = np.full((20, 20, 20), np.nan, np.float32)
+    start = rigid_matrix(np.array([1.0, 2.0, 3.0]), np.zeros(3), np.zeros(3))
+    write_image(tmp_path / "fixed.nii", nothing, np.eye(4))
+    write_image(tmp_path / "moving.nii", np.ones_like(nothing), np.eye(4))
+    write_itk(tmp_path / "start.txt", start[None])
+    pair = tmp_path / "fixed.nii", tmp_path / "moving.nii"
+    found = loop_parts.register_pair(*pair, Settings(), tmp_path, init_file=tmp_path / "start.txt")
+    np.testing.assert_array_equal(read_itk(found["matrix_file"])[0], start)
+    assert not found["converged"]
+
+
+def test_a_motion_on_disk_is_the_motion(tmp_path):
+    random = np.random.default_rng(0)
+    eddy = EddyCurrents(
+        random.normal(size=(4, 9)), np.array([0, 1.0, 0]), random.normal(size=3),
+        random.normal(size=4), random.uniform(size=4),
+    )  # fmt: skip
+    errors = random.uniform(size=(4, 6))
+    errors[2] = np.nan
+    poses = rigid_matrix(random.normal(size=(4, 3)), random.normal(size=(4, 3)), np.zeros(3))
+    motion = Motion(poses, errors, 0.123456789012345, eddy)
+    files = tmp_path / "xfm.txt", tmp_path / "details.json"
+    write_motion(*files, motion)
+    again = read_motion(*files)
+    for entry in fields(Motion):
+        if entry.name != "eddy_currents":
+            np.testing.assert_array_equal(getattr(again, entry.name), getattr(motion, entry.name))
+    for entry in fields(EddyCurrents):
+        expected = getattr(eddy, entry.name)
+        assert expected is not None, "give this field a value above"
+        np.testing.assert_array_equal(getattr(again.eddy_currents, entry.name), expected)
+    write_itk(tmp_path / "other.txt", poses[:3])
+    with pytest.raises(EddymotionError, match="4 volumes"):
+        read_motion(tmp_path / "other.txt", files[1])
+
+
+def test_each_setting_is_an_input_with_a_description():
+    assert set(MOTION) <= SETTING_NAMES
+    assert set(SETTING_HELP) >= SETTING_NAMES - {"brain_mask", "nprocs"}
+    known = set(nodes.Correct().inputs.copyable_trait_names())
+    assert known >= SETTING_NAMES - {"brain_mask", "nprocs"}
+    given = {"mask_file": "m.nii", "num_threads": 3, "ignore": ["qform"], "model": None}
+    settings = settings_of(given)
+    assert (settings.nprocs, settings.ignore, settings.model) == (3, ("qform",), "auto")
+
+
+def test_tables_found_beside_count_as_given(series, tmp_path, monkeypatch):
+    """Who corrects a table and runs again must not get the old result."""
+    copies = [tmp_path / path.name for path in series.parent.iterdir()]
+    for copy in copies:
+        copy.write_bytes((series.parent / copy.name).read_bytes())
+    image, bvec = tmp_path / "dwi.nii.gz", tmp_path / "dwi.bvec"
+
+    def identities():
+        node = nodes.Estimate(dwi_file=image, num_threads=1)
+        other = nodes.Estimate(dwi_file=image, num_threads=4)
+        in_nipype = node.inputs.get_hashval("content")[1]
+        assert in_nipype == other.inputs.get_hashval("content")[1], "threads do not count"
+        return in_nipype, tasks.Estimate(dwi_file=image)._hash
+
+    before = identities()
+    assert identities() == before
+    turned = np.loadtxt(bvec)
+    turned[0] *= -1
+    np.savetxt(bvec, turned)
+    assert all(now != then for now, then in zip(identities(), before, strict=True))
+
+
+def test_transforms_of_another_series(series, tmp_path):
+    write_itk(tmp_path / "xfm.txt", np.eye(4)[None])
+    with pytest.raises(EddymotionError, match="1 transforms for the 10 volumes"):
+        parts.apply(SeriesFiles(series), tmp_path / "xfm.txt", Settings(), tmp_path)

@@ -1,0 +1,203 @@
+"""A series in the space of another image: one interpolation of the originals, the right one."""
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine, from_matvec
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
+
+from eddymotion.dataset import Image
+from eddymotion.errors import EddymotionError
+from eddymotion.geometry import Motion, rigid_matrix
+from eddymotion.normalisation import (
+    OutputSpace,
+    find_output_space,
+    fractional_anisotropy,
+    reference_image,
+    write_output_space,
+)
+from eddymotion.registration import Registration, Warp
+from eddymotion.resampling import Resampled
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+from eddymotion.simulation.motion import simulate_motion
+from eddymotion.transform_files import read_linear
+from eddymotion.warps import read_displacements
+
+T1_CONTRAST = np.array([1.0, 0.65, 0.2])
+"""White matter, grey matter, fluid."""
+
+
+@pytest.fixture(scope="module")
+def series():
+    """A moving head on an oblique LAS grid, away from the origin, and its true motion."""
+    phantom = procedural_head(4.0)
+    gradients = shelled_scheme({1000: 8}, 2)
+    turn = Rotation.from_euler("xyz", [8, -5, 10], degrees=True).as_matrix()
+    grid = Grid.covering(phantom, 5.0, "LAS", turn)
+    motion = simulate_motion("moderate", len(gradients), np.zeros(3), seed=2)
+    return acquire(phantom, gradients, motion, grid, snr=40), motion
+
+
+def anatomy(voxel_size, matrix, orientation="RAS", bend=None):
+    """A T1w-like image of the same head, of which a point x shows the head's matrix @ bend(x)."""
+    phantom = procedural_head(2.0)
+    intensity = (phantom.tissue @ T1_CONTRAST).astype(np.float32)
+    grid = Grid.covering(phantom, voxel_size, orientation)
+    points = apply_affine(grid.affine, np.indices(grid.shape).reshape(3, -1).T)
+    head = apply_affine(matrix, points if bend is None else bend(points))
+    smooth = gaussian_filter(intensity, 0.4 * voxel_size / 2.0)
+    voxels = apply_affine(np.linalg.inv(phantom.affine), head).T
+    data = map_coordinates(smooth, voxels, order=1).reshape(grid.shape)
+    noise = np.random.default_rng(5).normal(scale=0.02, size=grid.shape)
+    return Image(np.abs(data + noise).astype(np.float32), grid.affine)
+
+
+def a_warp(shape, affine):
+    """A smooth displacement of some millimetres, on a grid of its own."""
+    random = np.random.default_rng(3)
+    field = np.stack([gaussian_filter(random.normal(size=shape), 4) for _ in range(3)], axis=-1)
+    field = (4.0 * field / np.abs(field).max()).astype(np.float32)
+    return Warp(field, -field, affine)
+
+
+def test_grid_point_to_original_voxel_in_one_interpolation(series):
+    """Target → warp → affine → pose → voxel, and there the original is read once."""
+    dwi, motion = series
+    target = Image(np.zeros((24, 26, 20), np.float32),
+                   from_matvec(np.diag([-6.0, 6.0, 6.5]), [75.0, -70.0, -55.0]))  # fmt: skip
+    matrix = rigid_matrix([4.0, -6.0, 5.0], np.deg2rad([4, -7, 12]), np.zeros(3)) @ np.diag(
+        [1.05, 0.96, 1.02, 1.0]
+    )
+    warp = a_warp((20, 20, 20), from_matvec(np.diag([9.0] * 3), [-85.0, -85.0, -85.0]))
+    space = OutputSpace(target, Registration(matrix, True, ""), "syn", None)
+    space = OutputSpace(target, Registration(matrix, True, "", warp=warp), "syn", None)
+    resampled = Resampled.of(
+        dwi, motion, grid=(target.data.shape, target.affine), space=space, engine="fast"
+    )
+    points = apply_affine(target.affine, np.indices(target.data.shape).reshape(3, -1).T)
+    for index, volume in enumerate(resampled.volumes()):
+        if index not in (1, 5):
+            continue
+        bent = points + np.stack(
+            [map_coordinates(warp.forward[..., k],
+                             apply_affine(np.linalg.inv(warp.affine), points).T, order=1)
+             for k in range(3)], axis=-1,
+        )  # fmt: skip
+        scanner = apply_affine(motion[index] @ matrix, bent)
+        voxels = apply_affine(np.linalg.inv(dwi.affine), scanner).T
+        inside = np.all([(v > 1) & (v < n - 2) for v, n in zip(voxels, dwi.shape, strict=True)],
+                        axis=0)  # fmt: skip
+        once = map_coordinates(dwi.volume(index).data, voxels, order=3, mode="mirror")
+        found = volume.reshape(-1)[inside]
+        assert inside.mean() > 0.3
+        assert np.abs(found - np.maximum(once[inside], 0)).max() < 1e-3 * dwi.signal.max()
+
+
+def test_b_vectors_turn_with_motion_and_with_the_rotation_of_the_space(series):
+    """Finite strain: of the affine only its rotation, in the direction of the volumes' own."""
+    dwi, motion = series
+    turn = Rotation.from_euler("xyz", [10, 20, -30], degrees=True).as_matrix()
+    stretch = np.array([[1.1, 0.05, 0.0], [0.05, 0.9, 0.02], [0.0, 0.02, 1.0]])
+    target = Image(np.zeros((20, 20, 20), np.float32), np.diag([8, 8, 8, 1.0]))
+    target.affine[:3, 3] = -76
+    space = OutputSpace(
+        target, Registration(from_matvec(turn @ stretch, [1, 2, 3]), True, ""), "affine", None
+    )
+    np.testing.assert_allclose(space.rotation, turn, atol=1e-12)
+    resampled = Resampled.of(dwi, motion, grid=((20, 20, 20), target.affine), space=space)
+    expected = [(motion[i][:3, :3] @ turn).T @ dwi.gradients.bvecs[i] for i in dwi.gradients.dwis]
+    np.testing.assert_allclose(resampled.gradients.bvecs[dwi.gradients.dwis], expected, atol=1e-6)
+
+
+def test_t1w_of_the_same_head_is_found(series):
+    dwi, motion = series
+    true = rigid_matrix([9.0, -14.0, 6.0], np.deg2rad([6, -9, 12]), np.zeros(3))
+    target = anatomy(4.0, true)
+    space = find_output_space(dwi, motion, target)
+    assert space.transform == "rigid"
+    assert brain_error(space, true, dwi) < 1.0
+    assert space.quality.after.similarity > space.quality.before.similarity
+    assert space.advice == []
+
+
+def brain_error(space, true, dwi):
+    """Mean distance (mm) over the brain between where both put it."""
+    points = apply_affine(np.linalg.inv(true) @ dwi.affine, np.argwhere(dwi.mask))
+    return np.linalg.norm(space(points) - apply_affine(true, points), axis=1).mean()
+
+
+def test_image_at_the_same_place_and_blank_grid_keep_the_world(series):
+    dwi, motion = series
+    assert find_output_space(dwi, motion, anatomy(4.0, np.eye(4))) is None
+    blank = Image(np.zeros((30, 30, 30), np.float32), np.diag([5, 5, 5, 1.0]))
+    assert find_output_space(dwi, motion, blank) is None
+    assert find_output_space(dwi, motion, blank, transform="none") is None
+
+
+@pytest.mark.slow
+def test_template_is_found_by_affine_and_warp(series):
+    """The warp explains the template's shape better than the affine, and is written whole."""
+    dwi, motion = series
+    true = rigid_matrix([9.0, 4.0, -6.0], np.deg2rad([5, 4, -8]), np.zeros(3)) @ np.diag(
+        [1.08, 0.94, 1.03, 1.0]
+    )
+
+    def bend(points):
+        return points + 5.0 * np.sin(points[:, [1, 2, 0]] / 30.0)
+
+    target = anatomy(4.0, true, "LAS", bend)
+    points = apply_affine(np.linalg.inv(true) @ dwi.affine, np.argwhere(dwi.mask))
+    expected = apply_affine(true, bend(points))
+    errors = {}
+    for transform in ("affine", "syn"):
+        space = find_output_space(dwi, motion, target, transform=transform)
+        errors[transform] = np.linalg.norm(space(points) - expected, axis=1).mean()
+    assert errors["syn"] < 0.7 * errors["affine"]
+    assert errors["syn"] < 2.0
+
+
+def test_files_of_a_space_say_what_it_does(series, tmp_path):
+    dwi, _ = series
+    target = Image(np.zeros((16, 18, 14), np.float32),
+                   from_matvec(np.diag([-8.0, 8.0, 9.0]), [60.0, -70.0, -60.0]))  # fmt: skip
+    matrix = rigid_matrix([4.0, -6.0, 5.0], np.deg2rad([4, -7, 12]), np.zeros(3))
+    found = Registration(matrix, True, "", warp=a_warp(target.data.shape, target.affine))
+    space = OutputSpace(target, found, "syn", None)
+    write_output_space(space, dwi, tmp_path / "xfm.txt", tmp_path / "xfm.nii.gz")
+    reference = Image(dwi.mask, dwi.affine)
+    np.testing.assert_allclose(read_linear(tmp_path / "xfm.txt", target, reference), matrix)
+    field, affine = read_displacements(tmp_path / "xfm.nii.gz")
+    points = apply_affine(affine, np.indices(target.data.shape).reshape(3, -1).T)
+    np.testing.assert_allclose(points + field.reshape(-1, 3), space(points), atol=1e-3)
+
+
+def test_fa_is_that_of_the_still_head(tmp_path):
+    """Motion undone, b-vectors turned: FA of a moving head is that of the resting one."""
+    phantom = procedural_head(5.0)
+    gradients = shelled_scheme({1000: 20}, 2)
+    grid = Grid.covering(phantom, 5.0)
+    motion = simulate_motion("moderate", len(gradients), np.zeros(3), seed=4)
+    still = Motion.identity(len(gradients))
+    moving = acquire(phantom, gradients, motion, grid, snr=None)
+    resting = acquire(phantom, gradients, still, grid, snr=None)
+    inner = moving.mask & resting.mask
+    expected = reference_image(resting, still, "fa").data[inner]
+    found = reference_image(moving, motion, "fa").data[inner]
+    blind = reference_image(moving, still, "fa").data[inner]
+    assert expected.max() > 0.5
+    assert np.abs(found - expected).mean() < 0.5 * np.abs(blind - expected).mean()
+
+
+def test_fa_of_known_tensors():
+    eigenvalues = np.array([[1.7, 0.3, 0.3], [1.0, 1.0, 1.0]])
+    tensors = np.array([[a, 0, b, 0, 0, c] for a, b, c in eigenvalues]).T
+    np.testing.assert_allclose(fractional_anisotropy(tensors), [0.799, 0.0], atol=1e-3)
+
+
+def test_unknown_names_list_the_known(series):
+    dwi, motion = series
+    blank = Image(np.zeros((4, 4, 4)), np.eye(4))
+    with pytest.raises(EddymotionError, match="use one of auto, none, rigid, affine, syn"):
+        find_output_space(dwi, motion, blank, transform="nonlinear")
+    with pytest.raises(EddymotionError, match="use one of dwiref, fa"):
+        find_output_space(dwi, motion, blank, contrast="T2")

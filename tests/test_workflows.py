@@ -1,0 +1,214 @@
+"""Whole graphs: documented ends, equal results, nothing that hangs."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from eddymotion.workflows import nipype as graphs
+from eddymotion.workflows import pydra as flows
+from eddymotion.workflows.execution import KILLED, draw_graph, run_workflow
+
+import eddymotion as em
+from eddymotion.errors import EddymotionError
+from eddymotion.files import read_itk, write_gradient_table, write_image
+from eddymotion.running import Plugin
+
+from nipype.interfaces.utility import Function  # isort: skip
+from nipype.pipeline.engine import Node, Workflow  # isort: skip
+
+LOOP = {"estimator": "lovo", "n_iterations": 2}
+OUTPUTS = {
+    "dwi_file", "bval_file", "bvec_file", "xfm_file", "confounds_file", "dwiref_file", "mask_file",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def series(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("series")
+    write_image(folder / "dwi.nii.gz", np.round(tiny.signal).astype(np.int16), tiny.affine, 3.0)
+    tables = folder / "dwi.bval", folder / "dwi.bvec"
+    write_gradient_table(*tables, tiny.gradients, tiny.affine)
+    return folder / "dwi.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def motion(series):
+    return em.estimate_motion(em.load(series), **LOOP)
+
+
+def checksum(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def found_in(folder, pattern):
+    (path,) = {p for p in Path(folder).rglob(pattern) if p.is_file() and not p.is_symlink()}
+    return path
+
+
+def test_the_ends_of_the_graph_are_those_documented():
+    workflow = graphs.init_dwi_hmc_wf()
+    ends = {name: workflow.get_node(name) for name in ("inputnode", "outputnode")}
+    inputs = ends["inputnode"].inputs.copyable_trait_names()
+    assert set(inputs) == {"dwi_file", "bval_file", "bvec_file", "mask_file"}
+    assert set(ends["outputnode"].inputs.copyable_trait_names()) == OUTPUTS
+    for word in (*inputs, *OUTPUTS):
+        assert word in graphs.init_dwi_hmc_wf.__doc__
+    names = {field.name for field in flows.DwiHmc.Outputs.__attrs_attrs__}
+    assert names >= OUTPUTS
+
+
+def test_nodes_ask_for_what_they_take():
+    workflow = graphs.init_dwi_hmc_wf(num_threads=3, mem_gb=5.5)
+    for name in ("estimate", "apply", "measure"):
+        node = workflow.get_node(name)
+        assert (node.n_procs, node.mem_gb, node.inputs.num_threads) == (3, 5.5, 3)
+
+
+def test_unknown_settings_are_refused_with_the_nearest():
+    with pytest.raises(EddymotionError, match="did you mean n_iterations"):
+        graphs.init_dwi_hmc_wf(n_iteration=3)
+
+
+def test_spelled_out_loop_finds_the_transforms_of_the_library(series, motion, tmp_path):
+    workflow = graphs.init_dwi_hmc_wf(spelled_out=True, **LOOP)
+    workflow.inputs.inputnode.dwi_file = series
+    run_workflow(workflow, Plugin("MultiProc", {"n_procs": 2}), tmp_path / "graph")
+    found = found_in(tmp_path / "graph", "*desc-hmc_xfm.txt")
+    np.testing.assert_array_equal(read_itk(found), motion.matrices)
+    corrected = nib.load(found_in(tmp_path / "graph", "*_desc-preproc_dwi.nii.gz"))
+    expected = em.resample(em.load(series), motion).signal
+    np.testing.assert_array_equal(np.asarray(corrected.dataobj), expected)
+
+
+def test_pydra_finds_them_too_and_several_series_run_side_by_side(series, motion, tmp_path):
+    how = {"worker": "cf", "n_procs": 2, "cache_root": tmp_path / "cache"}
+    whole = flows.DwiHmc(dwi_file=series, **LOOP)(**how)
+    np.testing.assert_array_equal(read_itk(whole.xfm_file), motion.matrices)
+    once = {"estimator": "lovo", "n_iterations": 1}
+    graph = flows.Lovo(dwi_file=series, **once)(**how)
+    expected = em.estimate_motion(em.load(series), **once)
+    np.testing.assert_array_equal(read_itk(graph.xfm_file), expected.matrices)
+    other = tmp_path / "other_dwi.nii.gz"
+    image = nib.load(series)
+    nib.Nifti1Image(np.asarray(image.dataobj) * 2, image.affine).to_filename(other)
+    for kind in ("bval", "bvec"):
+        (tmp_path / f"other_dwi.{kind}").write_bytes((series.parent / f"dwi.{kind}").read_bytes())
+    both = flows.DwiHmc(**LOOP).split(dwi_file=[str(series), str(other)])(**how)
+    assert len(both.dwi_file) == 2
+    assert checksum(both.dwi_file[0]) == checksum(whole.dwi_file)
+    assert [Path(path).name[:5] for path in both.dwi_file] == ["dwi_d", "other"]
+
+
+def test_a_failed_pydra_job_can_be_run_again_after_it_is_mended(series, tmp_path):
+    for path in series.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    bvec, how = tmp_path / "dwi.bvec", {"worker": "debug", "cache_root": tmp_path / "cache"}
+    kept = bvec.read_text()
+    bvec.unlink()
+    task = {"dwi_file": tmp_path / "dwi.nii.gz", "n_iterations": 1}
+    with pytest.raises((RuntimeError, EddymotionError), match=r"dwi\.bvec: no such file"):
+        flows.DwiHmc(**task)(**how)
+    bvec.write_text(kept)
+    flows.forget_failures(tmp_path / "cache")
+    assert Path(flows.DwiHmc(**task)(**how).dwi_file).is_file()
+
+
+def seven():
+    return 7
+
+
+def kill_this_process():
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_fails_its_node_and_hangs_nothing(tmp_path):
+    workflow = Workflow("killed")
+    first = Node(Function([], ["out"], kill_this_process), "first")
+    workflow.add_nodes([first, Node(Function([], ["out"], seven), "second")])
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=KILLED.split(";")[0]):
+        run_workflow(workflow, Plugin("MultiProc", {"n_procs": 1}), tmp_path)
+    assert time.monotonic() - started < 20
+    assert (tmp_path / "killed" / "second" / "result_second.pklz").is_file()
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """SIGKILL leaves nobody who could write on."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from nipype.pipeline.engine import Node, Workflow\n"
+        "from nipype.interfaces.utility import Function\n"
+        "from eddymotion.running import Plugin\n"
+        "from eddymotion.workflows.execution import run_workflow\n"
+        "from pathlib import Path\n"
+        "def work(folder):\n"
+        "    import os, time, pathlib\n"
+        "    pathlib.Path(folder, f'pid-{os.getpid()}').touch()\n"
+        "    time.sleep(60)\n"
+        "    return 1\n"
+        "if __name__ == '__main__':\n"
+        f"    folder = Path({str(tmp_path)!r})\n"
+        "    workflow = Workflow('long')\n"
+        "    nodes = [Node(Function(['folder'], ['out'], work), f'n{i}') for i in (1, 2)]\n"
+        "    for node in nodes: node.inputs.folder = str(folder)\n"
+        "    workflow.add_nodes(nodes)\n"
+        "    run_workflow(workflow, Plugin('MultiProc', {'n_procs': 2}), folder)\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
+    pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+    assert all(map(is_running, pids))
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    wait_for(lambda: not any(map(is_running, pids)))
+
+
+def wait_for(condition, seconds=30):
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_graph_is_drawn_without_other_programs(tmp_path):
+    draw_graph(graphs.init_dwi_hmc_wf(), tmp_path / "graph.svg")
+    picture = (tmp_path / "graph.svg").read_text()
+    assert all(f"<!-- {name} -->" in picture for name in ("estimate", "apply", "measure"))
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path):
+    example = Path(__file__).resolve().parents[1] / "examples" / "denoise_correct_tensor.py"
+    call = [sys.executable, example, "--simulate", "-o", tmp_path]
+    subprocess.run([str(part) for part in call], check=True, capture_output=True)
+    fa = nib.load(tmp_path / "fa.nii.gz").get_fdata()
+    assert 0.1 < fa[fa > 0].mean() < 0.6
+    assert (tmp_path / "confounds.tsv").is_file()
+
+
+def test_small_nodes_do_not_wait(tmp_path):
+    workflow = Workflow("many")
+    nodes = [Node(Function([], ["out"], seven), f"n{i}") for i in range(10)]
+    workflow.add_nodes(nodes)
+    workflow.connect([(a, b, []) for a, b in pairwise(nodes)])
+    started = time.monotonic()
+    run_workflow(workflow, Plugin("MultiProc", {"n_procs": 2}), tmp_path)
+    assert time.monotonic() - started < 3

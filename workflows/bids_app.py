@@ -1,0 +1,334 @@
+"""What the BIDS-App does with the series it found: lock, run, tell how it went."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import platform
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eddymotion.bids import outputs_of
+from eddymotion.errors import EddymotionError
+from eddymotion.files import image_stem, write_json
+from eddymotion.jobs import DISK_FULL, Job, reason_of, shown_progress, write_participant_page
+from eddymotion.locks import locked
+from eddymotion.parallel import Progress
+from eddymotion.running import (
+    LIBRARIES_GB,
+    Limits,
+    Plugin,
+    memory_gb,
+    read_json,
+    remove_leftovers,
+    software_versions,
+    warn_if_disk_is_small,
+)
+from eddymotion.settings import Settings
+from eddymotion.steps import DIGITS, SeriesFiles, finished_summary
+
+log = logging.getLogger("eddymotion")
+
+LOCAL = ("Linear", "MultiProc")
+"""Plugins that run on this machine; others are given the limits of their own jobs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run is to be carried out.
+
+    Parameters
+    ----------
+    output_dir, work_dir : Path
+    settings : Settings
+    limits : Limits
+    plugin : Plugin, optional
+        MultiProc when not given, or none at all for a single series.
+    stop_on_first_crash, write_graph : bool
+    verbosity : int
+    log_file : Path, optional
+    progress : callable, optional
+        Shown where there is one series.
+    """
+
+    output_dir: Path
+    work_dir: Path
+    settings: Settings
+    limits: Limits
+    plugin: Plugin | None = None
+    stop_on_first_crash: bool = False
+    write_graph: bool = False
+    verbosity: int = 0
+    log_file: Path | None = None
+    progress: Progress | None = None
+
+
+@contextmanager
+def sole_writer(output_dir: Path, participants: Sequence[str]) -> Iterator[None]:
+    """Keep other runs from the outputs of some participants, and tidy up what a killed one left.
+
+    Runs that work on different participants share an output folder.
+    """
+    locks = [output_dir / f".sub-{label}.lock" for label in sorted(participants)]
+    names = ", ".join(f"sub-{label}" for label in sorted(participants)[:5])
+    more = f" and {len(participants) - 5} more" if len(participants) > 5 else ""
+    with locked(locks, f"{output_dir}: {names}{more}"):
+        _tidy(output_dir, participants)
+        try:
+            yield
+        finally:
+            _tidy(output_dir, participants)
+
+
+def _tidy(output_dir: Path, participants: Sequence[str]) -> None:
+    for label in participants:
+        remove_leftovers(output_dir / f"sub-{label}")
+    for folder in (output_dir, output_dir / "logs"):
+        remove_leftovers(folder, shared=True)
+
+
+def prepare_work_dir(work_dir: Path) -> None:
+    """Make the work folder and prove that it can be written to.
+
+    Raises
+    ------
+    EddymotionError
+        If it cannot.
+    """
+    probe = work_dir / f".write-test-{platform.node()}-{time.time_ns()}"
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EddymotionError(
+            f"{work_dir}: the work folder cannot be written to ({error.strerror}); give another "
+            "one with --work-dir"
+        ) from error
+
+
+def correct_participants(
+    participants: Mapping[str, Sequence[SeriesFiles]], run: Run
+) -> dict[str, str]:
+    """Correct all series and write the participants' pages and the record of the run.
+
+    Returns
+    -------
+    dict
+        Series that failed → why.
+    """
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    folder = _own_folder(run, sorted(participants))
+    try:
+        failures = _correct(participants, run, folder, started)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if not failures:
+        shutil.rmtree(folder, ignore_errors=True)
+    return failures
+
+
+def _own_folder(run: Run, participants: list[str]) -> Path:
+    """Make the folder in which the nodes work, and remove those of killed runs.
+
+    We hold the locks of our participants: nobody else can be working on them.
+    """
+    for told in run.work_dir.glob("run-*/participants.json"):
+        theirs = read_json(told)
+        ours = theirs.get("output_dir") == str(run.output_dir)
+        if ours and set(theirs.get("participants", [])) <= set(participants):
+            shutil.rmtree(told.parent, ignore_errors=True)
+    folder = run.work_dir / f"run-{uuid.uuid4().hex[:8]}"
+    content = {"output_dir": str(run.output_dir), "participants": participants}
+    write_json(folder / "participants.json", content)
+    return folder
+
+
+def _correct(
+    participants: Mapping[str, Sequence[SeriesFiles]], run: Run, folder: Path, started: str
+) -> dict[str, str]:
+    plugin, threads = _resources(participants, run)
+    settings = replace(run.settings, nprocs=threads)
+    jobs = {
+        label: [_job(one, label, settings, run, folder) for one in series]
+        for label, series in participants.items()
+    }
+    log.info("%s; threads for a series: %d", plugin.name, threads)
+    problem = _run(jobs, plugin, run, folder)
+    for label in jobs:
+        write_participant_page(run.output_dir, label)
+    every = [job for of_participant in jobs.values() for job in of_participant]
+    failures = _failures(every, problem, run.stop_on_first_crash)
+    if run.log_file:
+        content = _record(every, failures, run, plugin, started)
+        write_json(run.log_file.with_suffix(".json"), content)
+    if not failures:
+        shutil.rmtree(folder, ignore_errors=True)
+        _remove_work_of(every, run)
+    return failures
+
+
+def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> tuple[Plugin, int]:
+    """Choose who runs the series, and with how many threads each."""
+    waiting = [
+        series.dwi
+        for label, of_participant in participants.items()
+        for series in of_participant
+        if finished_summary(outputs_of(series, label, run.output_dir)) is None
+    ]
+    if run.plugin is not None and run.plugin.name not in LOCAL:
+        return run.plugin, run.limits.series_threads or 1
+    alone = run.limits.n_procs == 1 or len(waiting) < 2
+    chosen = run.plugin or Plugin("Linear" if alone else "MultiProc")
+    if chosen.name == "Linear":
+        return chosen, run.limits.series_threads or run.limits.n_procs
+    readable = [image for image in waiting if _need(image, 1) is not None]
+    threads = run.limits.threads(readable)
+    resources = {
+        "n_procs": run.limits.n_procs,
+        "memory_gb": run.limits.memory_gb,
+        "max_workers": max(1, min(run.limits.n_procs, len(waiting))),
+        "raise_insufficient": False,
+    }
+    return Plugin("MultiProc", resources | chosen.arguments), threads
+
+
+def _job(series: SeriesFiles, label: str, settings: Settings, run: Run, folder: Path) -> Job:
+    outputs = outputs_of(series, label, run.output_dir)
+    record = folder / "records" / f"{outputs.src}.json"
+    return Job(series, outputs, settings, run.work_dir, record, run.log_file, run.verbosity)
+
+
+def _run(
+    jobs: Mapping[str, Sequence[Job]], plugin: Plugin, run: Run, folder: Path
+) -> Exception | None:
+    """Build the workflow and run it; return what stopped it, if anything did."""
+    from eddymotion.workflows.execution import draw_graph, run_workflow
+    from eddymotion.workflows.nipype import init_run_wf
+
+    needs = {label: [_gigabytes(job, run.limits) for job in of] for label, of in jobs.items()}
+    workflow = init_run_wf(jobs, needs)
+    if run.write_graph:
+        picture = run.output_dir / "logs" / "graph.svg"
+        draw_graph(workflow, picture)
+        log.info("graph: %s", picture)
+    images = [job.series.dwi for of in jobs.values() for job in of]
+    if warning := warn_if_disk_is_small(run.output_dir, images):
+        log.warning("%s", warning)
+    token = None
+    if run.progress is not None and plugin.name == "Linear" and len(images) == 1:
+        token = shown_progress.set(run.progress)
+    try:
+        run_workflow(
+            workflow,
+            plugin,
+            folder,
+            stop_on_first_crash=run.stop_on_first_crash,
+            verbosity=run.verbosity,
+        )
+    except EddymotionError:  # the call is wrong, nothing has run
+        raise
+    except Exception as error:  # told with the series, below
+        log.debug("the workflow ended early", exc_info=True)
+        return error
+    finally:
+        if token is not None:
+            shown_progress.reset(token)
+    return None
+
+
+def _need(image: Path, threads: int) -> float | None:
+    try:
+        return memory_gb(image, threads)
+    except EddymotionError:  # told when its turn comes
+        return None
+
+
+def _gigabytes(job: Job, limits: Limits) -> float:
+    """Return what a series takes, at most all there is."""
+    need = _need(job.series.dwi, job.settings.nprocs) or LIBRARIES_GB
+    if need > limits.memory_gb:
+        log.warning(
+            "%s: takes about %.1f GB, more than the %.1f GB allowed; it is run alone",
+            job.name, need, limits.memory_gb,
+        )  # fmt: skip
+    return min(need, limits.memory_gb)
+
+
+def _failures(
+    jobs: Sequence[Job], problem: Exception | None, stopped_early: bool
+) -> dict[str, str]:
+    failures = {}
+    for job in jobs:
+        steps = read_json(job.record).get("steps", {})
+        failed = [step["reason"] for step in steps.values() if step["state"] == "failed"]
+        if failed:
+            failures[job.name] = failed[0]
+        elif "outputs" not in steps:
+            failures[job.name] = _unexplained(problem, stopped_early)
+    return failures
+
+
+def _unexplained(problem: Exception | None, stopped_early: bool) -> str:
+    """Say why a series has no outputs, where no record tells."""
+    from eddymotion.workflows.execution import KILLED
+
+    if problem is None:
+        return "not run"
+    if isinstance(problem, OSError) and problem.errno in DISK_FULL:
+        return reason_of(problem)
+    told = " ".join(str(problem).split())
+    if KILLED in told or "raised. Re-raising first" in told:
+        return KILLED
+    if stopped_early:
+        return "not finished, since another series failed"
+    return f"not finished ({told[-300:]})"
+
+
+def _record(
+    jobs: Sequence[Job], failures: Mapping[str, str], run: Run, plugin: Plugin, started: str
+) -> dict[str, Any]:
+    """Describe a run: who did what, with which programs, and how long it took."""
+    return {
+        "Command": sys.argv,
+        "Started": started,
+        "Ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "Host": platform.node(),
+        "PackageVersions": software_versions(),
+        "Settings": run.settings.effective(),
+        "Limits": asdict(run.limits),
+        "Plugin": plugin.name,
+        "Series": [
+            {
+                "Name": job.name,
+                "State": "failed" if job.name in failures else "done",
+                "Reason": failures.get(job.name, ""),
+                "Steps": read_json(job.record).get("steps", {}),
+            }
+            for job in jobs
+        ],
+    }
+
+
+def _remove_work_of(jobs: Sequence[Job], run: Run) -> None:
+    """Remove kept motions from a work folder inside the outputs: all is finished."""
+    if not run.work_dir.is_relative_to(run.output_dir):
+        return
+    for job in jobs:
+        stem = image_stem(job.series.dwi)
+        for folder in (run.work_dir / "motion").glob(f"{glob.escape(stem)}_*"):
+            if len(folder.name) == len(stem) + 1 + DIGITS:
+                shutil.rmtree(folder, ignore_errors=True)
+    for folder in (run.work_dir / "motion", run.work_dir):
+        try:
+            folder.rmdir()
+        except OSError:  # another run's, or not there
+            continue

@@ -1,0 +1,203 @@
+"""Run a Nipype workflow so that nothing hangs, nothing is left running, and little is said."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is imported
+
+from eddymotion.errors import EddymotionError
+from eddymotion.jobs import end_with_parent
+from eddymotion.running import Plugin
+
+from nipype.pipeline import plugins  # isort: skip
+from nipype.pipeline.engine import Workflow  # isort: skip
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node  # isort: skip
+
+NIPYPE_LOGGERS = ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils")
+
+KILLED = (
+    "a worker process was killed, perhaps for want of memory; run again with fewer --nprocs or a "
+    "smaller --mem-gb"
+)
+
+
+class SturdyMultiProcPlugin(MultiProcPlugin):
+    """Nipype's MultiProc, which waits for ever when a worker is killed; this one goes on.
+
+    Series that ran in a killed pool fail; those that follow get a new one.
+    """
+
+    def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        super().__init__(plugin_args)
+        self.pool.shutdown(wait=False)  # has started no process yet
+        self.pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        # forked workers have all that was imported; macOS forbids it
+        method = "fork" if sys.platform.startswith("linux") else None
+        return ProcessPoolExecutor(
+            self.plugin_args.get("max_workers", self.processors),
+            mp_context=multiprocessing.get_context(method),
+            initializer=_prepare_worker,
+            initargs=(self._cwd,),
+        )
+
+    def _submit_job(self, node: Any, updatehash: bool = False) -> int:
+        self._taskid += 1
+        taskid = self._taskid
+        try:
+            future = self.pool.submit(run_node, node, updatehash, taskid)
+        except BrokenProcessPool:
+            self.pool = self._new_pool()
+            future = self.pool.submit(run_node, node, updatehash, taskid)
+        self._task_obj[taskid] = future
+
+        def keep(done: Future) -> None:
+            try:
+                self._taskresult[taskid] = done.result()
+            except BaseException as error:
+                reason = KILLED if isinstance(error, BrokenProcessPool) else repr(error)
+                self._taskresult[taskid] = {"result": None, "traceback": [reason]}
+
+        future.add_done_callback(keep)
+        return taskid
+
+    def kill(self) -> None:
+        """End all workers now."""
+        for process in list((self.pool._processes or {}).values()):
+            process.kill()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker(folder: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.chdir(folder)
+    end_with_parent()
+
+
+def check_plugin(plugin: Plugin) -> None:
+    """Make sure that Nipype has a plugin of that name.
+
+    Raises
+    ------
+    EddymotionError
+        If it has none.
+    """
+    known = sorted(n.removesuffix("Plugin") for n in dir(plugins) if n.endswith("Plugin"))
+    if plugin.name not in known:
+        raise EddymotionError(
+            f"plugin {plugin.name!r}: Nipype has none of that name; use one of {', '.join(known)}"
+        )
+
+
+def find_plugin(plugin: Plugin) -> Any:
+    """Return a Nipype plugin, ready to run."""
+    check_plugin(plugin)
+    if plugin.name == "MultiProc":
+        return SturdyMultiProcPlugin(plugin.arguments)
+    return getattr(plugins, f"{plugin.name}Plugin")(plugin.arguments)
+
+
+def run_workflow(
+    workflow: Workflow,
+    plugin: Plugin,
+    folder: Path,
+    *,
+    stop_on_first_crash: bool = False,
+    verbosity: int = 0,
+) -> None:
+    """Run a workflow to its end, or to an interruption that leaves no process behind.
+
+    Parameters
+    ----------
+    workflow : Workflow
+    plugin : Plugin
+    folder : Path
+        Where nodes work and crashes are described.
+    stop_on_first_crash : bool
+        End all others when a node fails.
+    verbosity : int
+        From two on, Nipype says what it does.
+
+    Raises
+    ------
+    RuntimeError
+        If nodes failed.
+    """
+    workflow.base_dir = str(folder)
+    workflow.config["execution"] = {
+        "poll_sleep_duration": str(POLL_S),
+        "stop_on_first_crash": str(stop_on_first_crash).lower(),
+        "crashdump_dir": str(folder / "crashes"),
+        "crashfile_format": "txt",
+        "create_report": "false",
+        "check_version": "false",
+    }
+    before = Path.cwd()
+    runner = find_plugin(plugin)
+    gc.collect()
+    gc.freeze()  # Nipype collects garbage at each poll: not what is there already
+    try:
+        with _quiet(verbosity):
+            workflow.run(plugin=runner)
+    except BaseException:
+        if isinstance(runner, SturdyMultiProcPlugin):
+            runner.kill()
+        raise
+    finally:
+        gc.unfreeze()
+        os.chdir(before)
+
+
+@contextmanager
+def _quiet(verbosity: int) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in NIPYPE_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    if verbosity < 2:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def draw_graph(workflow: Workflow, picture: Path) -> None:
+    """Draw the nodes of a workflow from left to right (SVG), with no program but Matplotlib."""
+    import networkx as nx
+    from matplotlib.figure import Figure
+
+    from eddymotion.reports import save_figure
+
+    graph = workflow._create_flat_graph()
+    for depth, nodes in enumerate(nx.topological_generations(graph)):
+        for node in nodes:
+            graph.nodes[node]["depth"] = depth
+    layout = nx.multipartite_layout(graph, subset_key="depth")
+    names = {node: node.fullname.partition(".")[2].replace(".", "\n") for node in graph}
+    widest = max(len(list(nodes)) for nodes in nx.topological_generations(graph))
+    depths = 1 + max(data["depth"] for _, data in graph.nodes(data=True))
+    figure = Figure(figsize=(2.6 * depths, 0.9 * widest + 1), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    nx.draw_networkx_edges(
+        graph, layout, ax=axes, edge_color="0.6", node_size=2500, connectionstyle="arc3,rad=0.12"
+    )
+    boxes = {"boxstyle": "round", "facecolor": "#e8f0fa", "edgecolor": "0.4"}
+    nx.draw_networkx_labels(graph, layout, names, ax=axes, font_size=8, bbox=boxes)
+    axes.margins(0.15)
+    save_figure(figure, picture)

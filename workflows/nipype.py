@@ -1,0 +1,353 @@
+"""Nipype workflows.
+
+:func:`init_dwi_hmc_wf` stands between two nodes of somebody's own workflow. :func:`init_lovo_wf`
+is the leave-one-out loop with every volume a node. :func:`init_participant_wf` is what the
+BIDS-App runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from eddymotion.errors import EddymotionError
+from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is imported
+    Apply,
+    Estimate,
+    Measure,
+    Plan,
+    PredictVolume,
+    RegisterPair,
+    ResampleVolume,
+    Split,
+    Unite,
+)
+from eddymotion.settings import SETTING_NAMES, Settings
+
+from nipype.interfaces.utility import IdentityInterface  # isort: skip
+from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
+
+if TYPE_CHECKING:
+    from eddymotion.jobs import Job
+
+__all__ = ["init_dwi_hmc_wf", "init_lovo_wf", "init_participant_wf", "init_run_wf"]
+
+INPUTS = ("dwi_file", "bval_file", "bvec_file", "mask_file")
+OUTPUTS = (
+    "dwi_file", "bval_file", "bvec_file", "xfm_file", "confounds_file", "dwiref_file", "mask_file",
+)  # fmt: skip
+FOUND = ("xfm_file", "x5_file", "details_file", "mask_file")
+
+POLL_S = 0.02
+"""Seconds between two looks at what has finished. Nipype's default keeps small nodes waiting."""
+
+VOLUME_GB = 0.5
+"""What a node of the loop takes for one volume: mostly libraries."""
+
+
+def init_dwi_hmc_wf(
+    *,
+    num_threads: int = 1,
+    mem_gb: float = 2.0,
+    spelled_out: bool = False,
+    name: str = "dwi_hmc_wf",
+    **settings: Any,
+) -> Workflow:
+    """Correct the head motion of a diffusion series.
+
+    Parameters
+    ----------
+    num_threads : int
+        Of the nodes that work on all volumes; the result does not depend on it.
+    mem_gb : float
+        What such a node takes: :func:`eddymotion.running.memory_gb` estimates it for an image.
+    spelled_out : bool
+        Estimate with the graph of :func:`init_lovo_wf`, every volume a node.
+    name : str
+    **settings
+        Fields of :class:`eddymotion.settings.Settings`: ``model``, ``estimator``,
+        ``n_iterations``, ``random_seed``, …
+
+    Inputs
+    ------
+    dwi_file
+        4-D NIfTI, raw or denoised.
+    bval_file, bvec_file
+        FSL tables; those beside `dwi_file` when not given.
+    mask_file
+        Brain mask on its grid; computed when not given.
+
+    Outputs
+    -------
+    dwi_file, bval_file, bvec_file
+        The corrected series: one interpolation, all volumes in their order, rotated b-vectors.
+    xfm_file
+        ITK text, a transform a volume, reference → volume.
+    confounds_file
+        TSV, a row a volume.
+    dwiref_file
+        Mean of the corrected b=0 volumes.
+    mask_file
+        The mask used, on the grid of the corrected series.
+    """
+    chosen = checked_settings(settings)
+    workflow = _workflow(name)
+    inputs = Node(IdentityInterface(fields=list(INPUTS), mandatory_inputs=False), "inputnode")
+    outputs = Node(IdentityInterface(fields=list(OUTPUTS)), "outputnode")
+    whole = {"n_procs": num_threads, "mem_gb": mem_gb}
+    if spelled_out:
+        estimate = init_lovo_wf(name="lovo", mem_gb=mem_gb, num_threads=num_threads, **settings)
+        found = [(f"outputnode.{field}", field) for field in ("xfm_file", "details_file")]
+        given = [(field, f"inputnode.{field}") for field in INPUTS]
+        mask = ("outputnode.mask_file", "mask_file")
+    else:
+        estimate = _node(Estimate, "estimate", chosen, num_threads, **whole)
+        found = [(field, field) for field in ("xfm_file", "details_file")]
+        given = [(field, field) for field in INPUTS]
+        mask = ("mask_file", "mask_file")
+    apply = _node(Apply, "apply", chosen, num_threads, **whole)
+    measure = _node(Measure, "measure", chosen, num_threads, **whole)
+    tables = [(field, field) for field in INPUTS[:3]]
+    corrected = [
+        (f, f) for f in ("dwi_file", "bval_file", "bvec_file", "dwiref_file", "mask_file")
+    ]
+    workflow.connect(
+        [
+            (inputs, estimate, given),
+            (inputs, apply, tables),
+            (inputs, measure, tables),
+            (estimate, apply, [*found, mask]),
+            (estimate, measure, [*found, mask]),
+            (estimate, outputs, found[:1]),
+            (apply, outputs, corrected),
+            (measure, outputs, [("confounds_file", "confounds_file")]),
+        ]
+    )
+    return workflow
+
+
+def init_lovo_wf(
+    *,
+    num_threads: int = 1,
+    mem_gb: float = 2.0,
+    name: str = "lovo_wf",
+    **settings: Any,
+) -> Workflow:
+    """Estimate motion by the leave-one-out loop, every volume a node.
+
+    In each pass the volumes are resampled by the transforms so far, each is predicted from all
+    the others, and the original volume is registered to its prediction. Same transforms as
+    ``estimator="lovo"`` of :func:`eddymotion.estimate_motion`, and slower, since everything goes
+    through files: for those who want to exchange a node, or to see what happens.
+
+    Parameters
+    ----------
+    num_threads, mem_gb
+        Of the nodes that hold all volumes.
+    name : str
+    **settings
+        As in :func:`init_dwi_hmc_wf`; ``n_iterations`` is the number of passes (5).
+
+    Inputs
+    ------
+    dwi_file, bval_file, bvec_file, mask_file
+        As in :func:`init_dwi_hmc_wf`.
+
+    Outputs
+    -------
+    xfm_file, x5_file
+        Transforms, reference → volume.
+    details_file
+        What goes with them.
+    mask_file
+        The mask used.
+    """
+    from eddymotion.loop_parts import n_passes
+
+    chosen = checked_settings(settings)
+    workflow = _workflow(name)
+    inputs = Node(IdentityInterface(fields=list(INPUTS), mandatory_inputs=False), "inputnode")
+    outputs = Node(IdentityInterface(fields=list(FOUND)), "outputnode")
+    split = _node(Split, "split", chosen, num_threads, mem_gb=mem_gb)
+    workflow.connect([(inputs, split, [(field, field) for field in INPUTS])])
+    moved: tuple[Node, str] = (split, "matrix_files")
+    for number in range(1, n_passes(chosen) + 1):
+        moved, predict = _connect_pass(workflow, inputs, split, moved, number, chosen, mem_gb)
+    unite = _node(Unite, "unite", chosen, num_threads, n_procs=num_threads, mem_gb=mem_gb)
+    workflow.connect(
+        [
+            (inputs, unite, [(field, field) for field in INPUTS[:3]]),
+            (split, unite, [("mask_file", "mask_file")]),
+            (moved[0], unite, [(moved[1], "matrix_files")]),
+            (predict, unite, [("predicted_file", "predicted_files")]),
+            (unite, outputs, [(field, field) for field in FOUND]),
+        ]
+    )
+    return workflow
+
+
+def _connect_pass(
+    workflow: Workflow,
+    inputs: Node,
+    split: Node,
+    moved: tuple[Node, str],
+    number: int,
+    settings: Settings,
+    mem_gb: float,
+) -> tuple[tuple[Node, str], Node]:
+    """Add one pass: resample → plan → predict → register."""
+    resample = MapNode(ResampleVolume(), ["volume_file", "matrix_file"], name=f"resample_{number}")
+    plan = _node(Plan, f"plan_{number}", settings, 1, mem_gb=mem_gb)
+    plan.inputs.pass_number = number
+    predict = _node(PredictVolume, f"predict_{number}", settings, 1, over=["volume"],
+                    mem_gb=mem_gb)  # fmt: skip
+    register = _node(RegisterPair, f"register_{number}", settings, 1, mem_gb=VOLUME_GB,
+                     over=["fixed_file", "moving_file", "init_file", "relaxation"])  # fmt: skip
+    predict.inputs.pass_number = register.inputs.pass_number = number
+    register.inputs.seed = settings.random_seed + number
+    source, matrices = moved
+    tables = [("bval_file", "bval_file"), ("bvec_file", "bvec_file")]
+    workflow.connect(
+        [
+            (split, resample, [("volume_files", "volume_file"), ("nonnegative", "nonnegative")]),
+            (source, resample, [(matrices, "matrix_file")]),
+            (inputs, plan, [("dwi_file", "dwi_file"), *tables]),
+            (split, plan, [("mask_file", "mask_file")]),
+            (resample, plan, [("out_file", "aligned_files")]),
+            (source, plan, [(matrices, "matrix_files")]),
+            (split, predict, tables),
+            (plan, predict, [("aligned_file", "aligned_file"), ("xfm_file", "xfm_file"),
+                             ("volumes", "volume")]),
+            (predict, register, [("predicted_file", "fixed_file")]),
+            (split, register, [("volume_files", "moving_file")]),
+            (source, register, [(matrices, "init_file")]),
+            (plan, register, [("mask_file", "fixed_mask_file"), ("relaxation", "relaxation"),
+                              ("center", "center")]),
+        ]
+    )  # fmt: skip
+    return (register, "matrix_file"), predict
+
+
+def init_participant_wf(
+    participant: str, jobs: Sequence[Job], *, mem_gb: Sequence[float], name: str | None = None
+) -> Workflow:
+    """Correct all series of a participant and write the page that shows them.
+
+    Parameters
+    ----------
+    participant : str
+        Label without ``sub-``.
+    jobs : sequence of Job
+        A series each.
+    mem_gb : sequence of float
+        What each takes.
+    name : str, optional
+        ``sub_<label>_wf`` when not given.
+    """
+    from nipype.interfaces.utility import Merge
+
+    from eddymotion.interfaces.series import CorrectSeries, EstimateSeries, WritePage
+
+    workflow = _workflow(name or f"sub_{_word(participant)}_wf")
+    page = Node(WritePage(participant=participant), "report")
+    page.inputs.output_dir = str(jobs[0].outputs.figures.parents[1])
+    done = Node(Merge(len(jobs)), "done", run_without_submitting=True)
+    for number, (job, gigabytes) in enumerate(zip(jobs, mem_gb, strict=True), start=1):
+        resources = {"n_procs": job.settings.nprocs, "mem_gb": gigabytes}
+        own = _word(job.outputs.src.removeprefix(f"sub-{participant}")) or "dwi"
+        estimate = Node(EstimateSeries(job=job), f"estimate_{own}", **resources)
+        correct = Node(CorrectSeries(job=job), f"correct_{own}", **resources)
+        workflow.connect(estimate, "estimated", correct, "estimated")
+        workflow.connect(correct, "corrected", done, f"in{number}")
+    workflow.connect(done, "out", page, "corrected")
+    return workflow
+
+
+def init_run_wf(
+    participants: Mapping[str, Sequence[Job]],
+    mem_gb: Mapping[str, Sequence[float]],
+    *,
+    name: str = "eddymotion_wf",
+) -> Workflow:
+    """Put the participants of a run side by side.
+
+    Parameters
+    ----------
+    participants : mapping
+        Label → jobs.
+    mem_gb : mapping
+        Label → what each job takes.
+    name : str
+    """
+    workflow = _workflow(name)
+    workflow.add_nodes(
+        [
+            init_participant_wf(label, jobs, mem_gb=mem_gb[label])
+            for label, jobs in participants.items()
+        ]
+    )
+    return workflow
+
+
+def checked_settings(given: Mapping[str, Any]) -> Settings:
+    """Turn keywords into settings.
+
+    Raises
+    ------
+    EddymotionError
+        If a name is unknown, with the nearest known one.
+    """
+    if unknown := sorted(set(given) - SETTING_NAMES):
+        near = difflib.get_close_matches(unknown[0], SETTING_NAMES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise EddymotionError(
+            f"unknown setting {unknown[0]!r}{hint} Known are {', '.join(sorted(SETTING_NAMES))}"
+        )
+    return Settings(**given)
+
+
+def _workflow(name: str) -> Workflow:
+    workflow = Workflow(name)
+    workflow.config["execution"] = {"poll_sleep_duration": str(POLL_S)}
+    return workflow
+
+
+def _node(
+    interface: Any,
+    name: str,
+    settings: Settings,
+    num_threads: int,
+    over: Sequence[str] | None = None,
+    **resources: Any,
+) -> Node:
+    """Make a node with the settings that its interface knows; over volumes if told so."""
+    node = (
+        Node(interface(), name, **resources)
+        if over is None
+        else MapNode(interface(), list(over), name=name, **resources)
+    )
+    known = set(node.inputs.copyable_trait_names())
+    for field, value in settings_as_inputs(settings).items():
+        if field in known:
+            setattr(node.inputs, field, value)
+    if "num_threads" in known:
+        node.inputs.num_threads = num_threads
+    return node
+
+
+def settings_as_inputs(settings: Settings) -> dict[str, Any]:
+    """Return what is set, as Nipype takes it."""
+    values = {name: getattr(settings, name) for name in SETTING_NAMES - {"nprocs"}}
+    values["mask_file"] = values.pop("brain_mask")
+    values["ignore"] = list(values["ignore"])
+    return {
+        name: value if isinstance(value, (bool, int, float, list)) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _word(text: str) -> str:
+    """Turn a BIDS name into what a node may be called."""
+    return "".join(letter if letter.isalnum() else "_" for letter in text).strip("_")
