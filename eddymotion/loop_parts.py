@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation import LOOP_PASSES
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.frames import unite_frames
-from eddymotion.estimation.lovo import is_predicted
+from eddymotion.estimation.lovo import LEAST_LEFT, fill_lost, is_predicted, lost_voxels
 from eddymotion.estimation.quality import ENOUGH, predict
 from eddymotion.estimation.schedule import Pass, plan_passes
 from eddymotion.files import (
@@ -139,26 +140,36 @@ def plan(
     Returns
     -------
     dict
-        ``aligned_file`` (4-D), ``xfm_file`` (all transforms), ``mask_file`` (what all volumes
-        show of the brain); ``volumes`` (their indices), ``relaxation`` (which part of the way to
-        its prediction each should go) and ``center`` (of the brain, about which that is measured).
+        ``aligned_file`` (4-D, with what was lost filled by the prediction), ``xfm_file`` (all
+        transforms), ``mask_file`` (what all volumes show of the brain), ``lost_files`` (a volume
+        each: where it lost its signal); ``volumes`` (their indices), ``relaxation`` (which part
+        of the way to its prediction each should go) and ``center`` (of the brain, about which
+        that is measured).
     """
     signal, affine = _stack(aligned_files)
     mask = read_image(_given(settings.brain_mask, "the loop needs a brain mask"))[0] > 0
     motion = Motion(np.concatenate([read_itk(path) for path in matrix_files]))
     aligned = DWI(signal, affine, _gradients(tables, affine, settings), mask)
+    model = _model(aligned.gradients, settings)
+    step = _pass(model, aligned.gradients, settings, pass_number)
+    lost = None
+    if pass_number > 1 and step.model is model:
+        dwi = load_series(tables, settings)
+        lost = lost_voxels(dwi, motion, model, seed=settings.random_seed)
+        turned = replace(aligned, gradients=aligned.gradients.rotated(motion.rotations))
+        signal = fill_lost(turned, model, lost)
     stem = f"{image_stem(tables.dwi)}_pass-{pass_number}"
     written = {
         "aligned_file": out_dir / f"{stem}_aligned.nii",
         "xfm_file": out_dir / f"{stem}_xfm.txt",
         "mask_file": out_dir / f"{stem}_mask.nii",
     }
-    write_image(written["aligned_file"], aligned.signal, affine)
+    write_image(written["aligned_file"], signal, affine)
     write_itk(written["xfm_file"], motion.matrices)
     covered = covered_mask(aligned, motion)
     write_image(written["mask_file"], covered.astype(np.uint8), affine)
-    step = _pass(aligned.gradients, settings, pass_number)
     return written | {
+        "lost_files": _write_lost(lost, aligned, out_dir / stem),
         "volumes": list(range(len(aligned))),
         "relaxation": step.relaxation.tolist(),
         "center": aligned.brain_center.tolist(),
@@ -215,7 +226,7 @@ def predict_volume(
     if pass_number is None:
         model = _model(original, settings)
     else:
-        model = _pass(original, settings, pass_number).model
+        model = _pass(_model(original, settings), original, settings, pass_number).model
     predicted = _held_out(signal, gradients, model, volume)
     stem = image_stem(Path(aligned_file)).removesuffix("_aligned")
     out_file = out_dir / f"{stem}_vol-{volume:04d}_predicted.nii"
@@ -230,6 +241,7 @@ def register_pair(
     out_dir: Path,
     *,
     mask_file: Path | None = None,
+    lost_file: Path | None = None,
     init_file: Path | None = None,
     seed: int = 0,
     pass_number: int | None = None,
@@ -247,6 +259,8 @@ def register_pair(
     out_dir : Path
     mask_file : Path, optional
         Where the fixed image counts.
+    lost_file : Path, optional
+        Where the moving image shows nothing, on the grid of the fixed image; that does not count.
     init_file : Path, optional
         ITK text: where to start, fixed → moving; the identity without.
     seed : int
@@ -261,17 +275,21 @@ def register_pair(
     -------
     dict
         ``matrix_file`` (ITK text, fixed → moving), ``converged`` and ``message``. Where less than
-        half of the mask is known, the start is kept.
+        half of the mask is known, or a tenth is left of it, the start is kept.
     """
     fixed, affine, _ = read_image(Path(fixed_file))
     moving, moving_affine, _ = read_image(Path(moving_file))
     where = np.ones(fixed.shape, bool) if mask_file is None else read_image(Path(mask_file))[0] > 0
     init = np.eye(4) if init_file is None else read_itk(init_file)[0]
     known = np.isfinite(fixed)
-    matrix, converged, message = init, False, "not predicted by the others; kept where it was"
-    if known[where].mean() > ENOUGH:
+    enough = known[where].mean() > ENOUGH
+    if lost_file is not None:
+        known &= read_image(Path(lost_file))[0] == 0
+        enough = enough and known[where].mean() > LEAST_LEFT
+    matrix, converged, message = init, False, "too little to register; kept where it was"
+    if enough:
         found = _registrar(settings, pass_number).register(
-            Image(np.where(known, fixed, 0.0), affine),
+            Image(np.nan_to_num(fixed), affine),
             Image(moving, moving_affine),
             fixed_mask=None if mask_file is None and known.all() else where & known,
             init=init,
@@ -347,15 +365,29 @@ def _model(gradients: Gradients, settings: Settings) -> Model:
     return get_model(settings.model, gradients, min_q_distance=settings.min_q_distance)
 
 
-def _pass(gradients: Gradients, settings: Settings, number: int) -> Pass:
+def _pass(model: Model, gradients: Gradients, settings: Settings, number: int) -> Pass:
     """Return a pass of the loop."""
     registrar = get_registrar(settings.registration, settings.registration_settings)
-    passes = plan_passes(_model(gradients, settings), registrar, gradients, n_passes(settings))
+    passes = plan_passes(model, registrar, gradients, n_passes(settings))
     if not 1 <= number <= len(passes):
         raise EddymotionError(
             f"pass {number}: the loop has {len(passes)}, counted from 1; raise n_iterations"
         )
     return passes[number - 1]
+
+
+def _write_lost(lost: list[np.ndarray] | None, dwi: DWI, stem: Path) -> list[Path]:
+    """Write where each volume lost its signal; those that lost nothing share one empty image."""
+    empty = np.zeros(dwi.shape, np.uint8)
+    paths = [stem.with_name(f"{stem.name}_lost-nothing.nii")] * len(dwi)
+    write_image(paths[0], empty, dwi.affine)
+    for volume, voxels in enumerate(lost or ()):
+        if len(voxels):
+            image = empty.copy()
+            image[np.unravel_index(voxels, dwi.shape, order="F")] = 1
+            paths[volume] = stem.with_name(f"{stem.name}_lost-{volume:04d}.nii")
+            write_image(paths[volume], image, dwi.affine)
+    return paths
 
 
 def _registrar(settings: Settings, pass_number: int | None) -> Any:

@@ -203,7 +203,8 @@ def _connect_pass(
     predict = _node(PredictVolume, f"predict_{number}", settings, 1, over=["volume"],
                     mem_gb=mem_gb)  # fmt: skip
     register = _node(RegisterPair, f"register_{number}", settings, 1, mem_gb=VOLUME_GB,
-                     over=["fixed_file", "moving_file", "init_file", "relaxation"])  # fmt: skip
+                     over=["fixed_file", "moving_file", "lost_file", "init_file",
+                           "relaxation"])  # fmt: skip
     predict.inputs.pass_number = register.inputs.pass_number = number
     register.inputs.seed = settings.random_seed + number
     source, matrices = moved
@@ -222,8 +223,8 @@ def _connect_pass(
             (predict, register, [("predicted_file", "fixed_file")]),
             (split, register, [("volume_files", "moving_file")]),
             (source, register, [(matrices, "init_file")]),
-            (plan, register, [("mask_file", "fixed_mask_file"), ("relaxation", "relaxation"),
-                              ("center", "center")]),
+            (plan, register, [("mask_file", "fixed_mask_file"), ("lost_files", "lost_file"),
+                              ("relaxation", "relaxation"), ("center", "center")]),
         ]
     )  # fmt: skip
     return (register, "matrix_file"), predict

@@ -83,7 +83,7 @@ def _lovo(**given: Any) -> Any:
             RegisterPair(fixed_mask_file=plan.mask_file, center=plan.center, pass_number=number,
                          seed=settings["random_seed"] + number, **settings)
             .split(PAIRED, fixed_file=predicted.predicted_file, moving_file=split.volume_files,
-                   init_file=matrices, relaxation=plan.relaxation)
+                   lost_file=plan.lost_files, init_file=matrices, relaxation=plan.relaxation)
             .combine(list(PAIRED)),
             name=f"register_{number}",
         )  # fmt: skip
@@ -95,7 +95,7 @@ def _lovo(**given: Any) -> Any:
     return tuple(getattr(found, name) for name in FOUND)
 
 
-PAIRED = ("fixed_file", "moving_file", "init_file", "relaxation")
+PAIRED = ("fixed_file", "moving_file", "lost_file", "init_file", "relaxation")
 """Inputs that go together, volume by volume."""
 
 Lovo: Any = workflow.define(

@@ -123,19 +123,25 @@ def lost_voxels(
 
 def predict_without(aligned: DWI, model: Model, lost: list[np.ndarray] | None) -> np.ndarray:
     """Predict each volume of an aligned series from what the others have not lost."""
+    signal = fill_lost(aligned, model, lost)
     with one_blas_thread():
-        predicted = predict(aligned.signal, aligned.gradients, model)
-        if lost is None:
-            return predicted
-        signal = aligned.signal.copy(order="K")
-        for _ in range(REPEATS):  # volumes that lost the same voxel depend on one another
-            for volume, voxels in enumerate(lost):
-                told = predicted[..., volume].T.ravel()[voxels]
-                known = np.isfinite(told)
-                where = np.unravel_index(voxels[known], aligned.shape, order="F")
-                signal[..., volume][where] = told[known]
+        return predict(signal, aligned.gradients, model)
+
+
+def fill_lost(aligned: DWI, model: Model, lost: list[np.ndarray] | None) -> np.ndarray:
+    """Return the signal with what the volumes have lost as the others predict it."""
+    if lost is None:
+        return aligned.signal
+    signal = aligned.signal.copy(order="K")
+    for _ in range(REPEATS):  # volumes that lost the same voxel depend on one another
+        with one_blas_thread():
             predicted = predict(signal, aligned.gradients, model)
-    return predicted
+        for volume, voxels in enumerate(lost):
+            told = predicted[..., volume].T.ravel()[voxels]
+            known = np.isfinite(told)
+            where = np.unravel_index(voxels[known], aligned.shape, order="F")
+            signal[..., volume][where] = told[known]
+    return signal
 
 
 def register_volumes(

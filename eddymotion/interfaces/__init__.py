@@ -94,6 +94,8 @@ FIELD_HELP = {
     "fixed_file": "fixed image (3-D); its NaN do not count",
     "moving_file": "moving image (3-D)",
     "fixed_mask_file": "where the fixed image counts",
+    "lost_files": "where each volume lost its signal, one image a volume",
+    "lost_file": "where the moving image shows nothing, on the grid of the fixed one",
     "init_file": "start, fixed → moving (ITK text); the identity when not given",
     "seed": "of the random sampling points",
     "converged": "whether the steps became smaller than the tolerance",

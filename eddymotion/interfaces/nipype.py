@@ -317,6 +317,7 @@ class _PlanOutputSpec(TraitedSpec):
     aligned_file = _file("aligned_file")
     xfm_file = _file("xfm_file")
     mask_file = _file("fixed_mask_file")
+    lost_files = _files("lost_files")
     volumes = traits.List(traits.Int, desc=FIELD_HELP["volumes"])
     relaxation = traits.List(traits.Float, desc=FIELD_HELP["relaxation"])
     center = traits.List(traits.Float, desc=FIELD_HELP["center"])
@@ -369,6 +370,7 @@ class _RegisterPairInputSpec(_settings(MOTION)):  # type: ignore[misc]
     fixed_file = _file("fixed_file", mandatory=True)
     moving_file = _file("moving_file", mandatory=True)
     fixed_mask_file = _file("fixed_mask_file")
+    lost_file = _file("lost_file")
     init_file = _file("init_file")
     seed = traits.Int(0, usedefault=True, desc=FIELD_HELP["seed"])
     pass_number = traits.Int(desc=FIELD_HELP["pass_number"])
@@ -394,6 +396,7 @@ class RegisterPair(_Step):
         return loop_parts.register_pair(Path(given["fixed_file"]), Path(given["moving_file"]),
                                    settings_of(given), out_dir,
                                    mask_file=_path(given["fixed_mask_file"]),
+                                   lost_file=_path(given["lost_file"]),
                                    init_file=_path(given["init_file"]), seed=given["seed"],
                                    pass_number=given["pass_number"],
                                    relaxation=given["relaxation"],

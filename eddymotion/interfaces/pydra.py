@@ -77,7 +77,8 @@ DEFAULTS = {"num_threads": 1, "seed": 0, "nonnegative": False, "relaxation": 1.0
 SERIES = ("dwi_file", "bval_file", "bvec_file", "mask_file", "num_threads")
 OPTIONAL = {
     "bval_file", "bvec_file", "mask_file", "details_file", "corrected_bval_file",
-    "corrected_bvec_file", "fixed_mask_file", "init_file", "xfm_file?", "pass_number?", "center",
+    "corrected_bvec_file", "fixed_mask_file", "lost_file", "init_file", "xfm_file?",
+    "pass_number?", "center",
 }  # fmt: skip
 """Inputs that need not be given; a question mark after a name says so for one task."""
 
@@ -292,7 +293,10 @@ Plan: Any = python.define(
     bases=(SeriesTask,),
     inputs=inputs_of(*SERIES, "aligned_files", "matrix_files", "pass_number", settings=MOTION),
     outputs=outputs_of(
-        aligned_file="aligned_file", xfm_file="xfm_file", mask_file="fixed_mask_file"
+        aligned_file="aligned_file",
+        xfm_file="xfm_file",
+        mask_file="fixed_mask_file",
+        lost_files="lost_files",
     )
     | {
         "volumes": python.out(type=list[int], help=FIELD_HELP["volumes"]),
@@ -330,6 +334,7 @@ def _register_pair(**given: Any) -> Any:
     return loop_parts.register_pair(Path(given["fixed_file"]), Path(given["moving_file"]),
                                settings_of(given), Path.cwd(),
                                mask_file=_path(given["fixed_mask_file"]),
+                               lost_file=_path(given["lost_file"]),
                                init_file=_path(given["init_file"]), seed=given["seed"],
                                pass_number=given["pass_number"],
                                relaxation=given["relaxation"],
@@ -340,8 +345,8 @@ RegisterPair: Any = python.define(
     _register_pair,
     name="RegisterPair",
     inputs=inputs_of(
-        "fixed_file", "moving_file", "fixed_mask_file", "init_file", "seed", "pass_number?",
-        "relaxation", "center", settings=MOTION,
+        "fixed_file", "moving_file", "fixed_mask_file", "lost_file", "init_file", "seed",
+        "pass_number?", "relaxation", "center", settings=MOTION,
     ),
     outputs=outputs_of(**named("matrix_file", "converged", "message")),
 )  # fmt: skip
