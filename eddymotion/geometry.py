@@ -114,7 +114,9 @@ def rigid_matrix(translation: np.ndarray, rotation: np.ndarray, center: np.ndarr
     -------
     (..., 4, 4) array
     """
-    return _about(Rotation.from_euler("xyz", rotation).as_matrix(), translation, center)
+    rotation = np.asarray(rotation, dtype=float)
+    turn = Rotation.from_euler("xyz", rotation.reshape(-1, 3)).as_matrix()
+    return _about(turn.reshape(*rotation.shape, 3), translation, center)
 
 
 def rigid_parameters(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -136,7 +138,8 @@ def rigid_parameters(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
     matrices = np.asarray(matrices, dtype=float)
     rotation = matrices[..., :3, :3]
     translation = rotation @ center + matrices[..., :3, 3] - center
-    return np.concatenate([translation, Rotation.from_matrix(rotation).as_euler("xyz")], axis=-1)
+    angles = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_euler("xyz")
+    return np.concatenate([translation, angles.reshape(translation.shape)], axis=-1)
 
 
 def exp_rigid(twist: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -154,15 +157,16 @@ def exp_rigid(twist: np.ndarray, center: np.ndarray) -> np.ndarray:
     (..., 4, 4) array
     """
     twist = np.asarray(twist, dtype=float)
-    return _about(Rotation.from_rotvec(twist[..., 3:]).as_matrix(), twist[..., :3], center)
+    turn = Rotation.from_rotvec(twist[..., 3:].reshape(-1, 3)).as_matrix()
+    return _about(turn.reshape(*twist.shape[:-1], 3, 3), twist[..., :3], center)
 
 
 def log_rigid(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
     """Invert :func:`exp_rigid`."""
     rotation = matrices[..., :3, :3]
     translation = rotation @ center + matrices[..., :3, 3] - center
-    rotvec = Rotation.from_matrix(rotation).as_rotvec()
-    return np.concatenate([translation, rotvec], axis=-1)
+    rotvec = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec()
+    return np.concatenate([translation, rotvec.reshape(translation.shape)], axis=-1)
 
 
 def _about(rotation: np.ndarray, translation: np.ndarray, center: np.ndarray) -> np.ndarray:

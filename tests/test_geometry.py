@@ -34,6 +34,16 @@ def test_parameters_and_matrices_invert_each_other(parameters):
     )
 
 
+def test_stacks_of_any_shape_are_taken(parameters):
+    stack = parameters.reshape(5, 2, 2, 6)
+    matrices = rigid_matrix(stack[..., :3], stack[..., 3:], CENTER)
+    one = rigid_matrix(stack[3, 1, 0, :3], stack[3, 1, 0, 3:], CENTER)
+    np.testing.assert_array_equal(matrices[3, 1, 0], one)
+    np.testing.assert_allclose(rigid_parameters(matrices, CENTER), stack, atol=1e-12)
+    again = exp_rigid(log_rigid(matrices, CENTER), CENTER)
+    np.testing.assert_allclose(again, matrices, atol=1e-12)
+
+
 def test_angles_are_extrinsic_xyz_and_the_center_only_translates():
     angles = np.array([0.3, -0.2, 0.5])
     matrix = rigid_matrix(np.array([1.0, 2.0, 3.0]), angles, CENTER)
