@@ -85,6 +85,11 @@ class Job:
                 work_dir=self.work_dir,
             )  # fmt: skip
 
+    def tell_lost(self, reason: str) -> None:
+        """Record that whoever worked on it is gone, and could not tell why."""
+        known = read_json(self.record).get("steps", {})
+        _record(self, "outputs" if "motion" in known else "motion", "failed", reason, time.time())
+
 
 def write_participant_page(output_dir: Path, participant: str) -> Path | None:
     """Write the page of a participant from the series that are done; None if there are none."""

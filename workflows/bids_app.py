@@ -137,14 +137,17 @@ def correct_participants(
 
 
 def _own_folder(run: Run, participants: list[str]) -> Path:
-    """Make the folder in which the nodes work, and remove those of killed runs.
+    """Make the folder in which the nodes work, and remove those of killed runs with their jobs.
 
-    We hold the locks of our participants: nobody else can be working on them.
+    We hold the locks of our participants: a run that had one of them is over.
     """
+    from eddymotion.workflows.slurm import cancel_jobs_of
+
     for told in run.work_dir.glob("run-*/participants.json"):
         theirs = read_json(told)
         ours = theirs.get("output_dir") == str(run.output_dir)
-        if ours and set(theirs.get("participants", [])) <= set(participants):
+        if ours and set(theirs.get("participants", [])) & set(participants):
+            cancel_jobs_of(told.parent)
             shutil.rmtree(told.parent, ignore_errors=True)
     folder = run.work_dir / f"run-{uuid.uuid4().hex[:8]}"
     content = {"output_dir": str(run.output_dir), "participants": participants}

@@ -6,6 +6,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,14 @@ from nipype.pipeline.engine import Workflow  # isort: skip
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node  # isort: skip
 
 NIPYPE_LOGGERS = ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils")
+
+DO_NOT_WAIT = ("Graph", "DAGMan")
+"""Ends of the names of plugins that hand a graph over and return."""
+
+SLURM_COMMANDS = ("sbatch", "squeue", "scancel")
+
+JOB_FINISHED_TIMEOUT_S = 15
+"""How long the result of a job may take to become visible on a shared file system."""
 
 KILLED = (
     "a worker process was killed, perhaps for want of memory; run again with fewer --nprocs or a "
@@ -89,26 +98,37 @@ def _prepare_worker(folder: str) -> None:
 
 
 def check_plugin(plugin: Plugin) -> None:
-    """Make sure that Nipype has a plugin of that name.
+    """Make sure that Nipype has a plugin of that name, and that it can run here.
 
     Raises
     ------
     EddymotionError
-        If it has none.
+        If it has none, or one that does not wait for its jobs, or SLURM's commands are missing.
     """
-    known = sorted(n.removesuffix("Plugin") for n in dir(plugins) if n.endswith("Plugin"))
+    names = (n.removesuffix("Plugin") for n in dir(plugins) if n.endswith("Plugin"))
+    known = sorted(name for name in names if not name.endswith(DO_NOT_WAIT))
     if plugin.name not in known:
         raise EddymotionError(
-            f"plugin {plugin.name!r}: Nipype has none of that name; use one of {', '.join(known)}"
+            f"plugin {plugin.name!r}: Nipype has none of that name that waits for its jobs; use "
+            f"one of {', '.join(known)}"
+        )
+    if plugin.name == "SLURM" and (missing := [c for c in SLURM_COMMANDS if not shutil.which(c)]):
+        raise EddymotionError(
+            f"plugin 'SLURM': the command {missing[0]} is not on the PATH; run this on a host "
+            "from which jobs can be submitted, or leave --use-plugin out"
         )
 
 
-def find_plugin(plugin: Plugin) -> Any:
-    """Return a Nipype plugin, ready to run."""
+def find_plugin(plugin: Plugin, folder: Path) -> Any:
+    """Return a Nipype plugin, ready to run in a folder."""
     check_plugin(plugin)
     if plugin.name == "MultiProc":
         return SturdyMultiProcPlugin(plugin.arguments)
-    return getattr(plugins, f"{plugin.name}Plugin")(plugin.arguments)
+    if plugin.name == "SLURM":
+        from eddymotion.workflows.slurm import SlurmPlugin
+
+        return SlurmPlugin(plugin.arguments, folder)
+    return getattr(plugins, f"{plugin.name}Plugin")(plugin_args=plugin.arguments)
 
 
 def run_workflow(
@@ -145,16 +165,17 @@ def run_workflow(
         "crashfile_format": "txt",
         "create_report": "false",
         "check_version": "false",
+        "job_finished_timeout": str(JOB_FINISHED_TIMEOUT_S),
     }
     before = Path.cwd()
-    runner = find_plugin(plugin)
+    runner = find_plugin(plugin, folder)
     gc.collect()
     gc.freeze()  # Nipype collects garbage at each poll: not what is there already
     try:
         with _quiet(verbosity):
             workflow.run(plugin=runner)
     except BaseException:
-        if isinstance(runner, SturdyMultiProcPlugin):
+        if hasattr(runner, "kill"):
             runner.kill()
         raise
     finally:
