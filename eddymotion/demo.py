@@ -12,6 +12,7 @@ from eddymotion.derivatives.dataset import write_dataset_files
 from eddymotion.files import load, read_itk
 from eddymotion.geometry import Motion, rigid_parameters
 from eddymotion.parallel import Progress, silent
+from eddymotion.reports.participant import write_participant_page
 from eddymotion.settings import Settings
 from eddymotion.simulation import (
     Grid,
@@ -21,7 +22,7 @@ from eddymotion.simulation import (
     simulate_motion,
     write_bids,
 )
-from eddymotion.steps import correct_series, write_report
+from eddymotion.steps import correct_series
 
 VOXEL_SIZE_MM = 2.5
 SHELLS, N_B0 = {1000.0: 30}, 3
@@ -49,9 +50,9 @@ def run_demo(folder: Path, settings: Settings, progress: Progress = silent) -> s
     write_dataset_files(output_dir, bids_dir.resolve())
     series = find_series(bids_dir)["demo"][0]
     outputs = outputs_of(series, "demo", output_dir)
-    summary = correct_series(series, outputs, settings, progress)
+    correct_series(series, outputs, settings, progress)
     report = output_dir / "sub-demo.html"
-    write_report(report, "sub-demo", [(outputs, summary)])
+    write_participant_page(report, "sub-demo", [outputs])
     dwi = load(series.dwi, mask=outputs["mask"])
     truth = Motion(read_itk(bids_dir / "truth" / "sub-demo_xfm.txt"))
     found = Motion(read_itk(outputs["xfm"]))

@@ -23,13 +23,7 @@ from eddymotion.files import write_json
 from eddymotion.parallel import Progress
 from eddymotion.running import read_json
 from eddymotion.settings import Settings
-from eddymotion.steps import (
-    SeriesFiles,
-    correct_series,
-    estimate_series,
-    finished_series,
-    write_report,
-)
+from eddymotion.steps import SeriesFiles, correct_series, estimate_series
 
 log = logging.getLogger("eddymotion")
 
@@ -89,17 +83,6 @@ class Job:
         """Record that whoever worked on it is gone, and could not tell why."""
         known = read_json(self.record).get("steps", {})
         _record(self, "outputs" if "motion" in known else "motion", "failed", reason, time.time())
-
-
-def write_participant_page(output_dir: Path, participant: str) -> Path | None:
-    """Write the page of a participant from the series that are done; None if there are none."""
-    name = f"sub-{participant}"
-    done = finished_series(output_dir / name, output_dir / name / "figures")
-    if not done:
-        return None
-    page = output_dir / f"{name}.html"
-    write_report(page, name, done)
-    return page
 
 
 def reason_of(error: BaseException) -> str:

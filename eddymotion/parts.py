@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from eddymotion.dataset import DWI
-from eddymotion.derivatives import Outputs
+from eddymotion.derivatives import Outputs, write_sidecar
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
+from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess
 from eddymotion.files import (
@@ -34,6 +35,8 @@ from eddymotion.files import (
 from eddymotion.geometry import Motion
 from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.parallel import Progress, silent
+from eddymotion.reports.participant import write_participant_page
+from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
 from eddymotion.settings import Settings
 from eddymotion.steps import (
@@ -44,9 +47,8 @@ from eddymotion.steps import (
     model_for,
     output_grid,
     prepare_resampling,
+    sidecar_of,
     summarise,
-    write_figures,
-    write_report,
 )
 
 log = logging.getLogger(__name__)
@@ -184,15 +186,20 @@ def report(
         b0_threshold=settings.b0_threshold,
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
-    write_figures(outputs, dwi, motion, Slices.of(dwi), Slices.of(after))
     model = model_for(dwi, settings)
     before, after_it = (
         assess(dwi, pose, model, seed=settings.random_seed, n_threads=settings.nprocs)
         for pose in (Motion.identity(len(dwi)), motion)
     )
+    slices = Slices.of(dwi), Slices.of(after)
+    draw_series(outputs, dwi, motion, model, *slices, before, after_it)
+    columns = confounds(after.gradients, motion, dwi.center, after_it)
+    write_text(outputs["confounds"], table_text(columns))
+    write_text(outputs["outliers"], outlier_table(after_it.outliers))
     summary = summarise(dwi, motion, model, before, after_it)
+    write_sidecar(outputs, sidecar_of(series, settings, summary))
     page = out_dir / f"{outputs.src}.html"
-    write_report(page, outputs.src, [(outputs, summary)])
+    write_participant_page(page, outputs.src, [outputs])
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
 
 
@@ -208,9 +215,9 @@ def correct(
         :func:`report`, and ``sidecar_file`` and ``outliers_file``.
     """
     outputs = Outputs.in_folder(out_dir, series.dwi)
-    summary = correct_series(series, outputs, settings, progress)
+    correct_series(series, outputs, settings, progress)
     page = out_dir / f"{outputs.src}.html"
-    write_report(page, outputs.src, [(outputs, summary)])
+    write_participant_page(page, outputs.src, [outputs])
     kinds = (
         "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
         "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",

@@ -25,6 +25,8 @@ from eddymotion.models import Model, get_model
 from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import get_registrar
+from eddymotion.reports.data import recorded_log
+from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
 from eddymotion.resampling import Engine, Resampled, kernel_agrees
 from eddymotion.running import software_versions
@@ -62,7 +64,8 @@ KEPT_METADATA = (
 
 REUSED_OUTPUTS = (
     "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "mask_sidecar", "xfm", "x5", "confounds",
-    "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",
+    "confounds_sidecar", "outliers", "motion_figure", "before_after_figure", "heldout_figure",
+    "maps_figure", "report_data",
 )  # fmt: skip
 """All that must lie there for a finished series to be taken as finished."""
 
@@ -112,7 +115,7 @@ def correct_series(
     kept = KeptMotion.of(series, settings, work_dir) if work_dir else None
     motion = kept.recall(stages) if kept else None
     if motion is None:
-        with stages("motion"):
+        with stages("motion"), recorded_log() as stages.told:
             motion = find_motion(dwi, model, settings, progress)
         if kept:
             kept.keep(motion, stages)
@@ -135,7 +138,8 @@ def correct_series(
             fsl=settings.fsl_outputs,
         )
     with stages("pictures"):
-        write_figures(outputs, dwi, motion, slices_before, slices_after)
+        slices = slices_before, slices_after
+        draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.told)
     summary = summarise(dwi, motion, model, before, after) | {"time": str(stages)}
     write_sidecar(outputs, sidecar_of(series, settings, summary, stages, print_of_run))
     for label, value in summary.items():
@@ -163,7 +167,7 @@ def estimate_series(
     refuse_overwriting_inputs(series, outputs, settings)
     output_grid(settings.output_space)  # a wrong one is better known before
     dwi = load_series(series, settings)
-    with stages("motion"):
+    with stages("motion"), recorded_log() as stages.told:
         motion = find_motion(dwi, model_for(dwi, settings), settings, progress)
     kept.keep(motion, stages)
 
@@ -187,17 +191,19 @@ class KeptMotion:
 
     def keep(self, motion: Motion, stages: Stages) -> None:
         """Write it; the details come last and are the mark of completion."""
-        write_json(self.folder / "stages.json", {"motion": stages.seconds["motion"]})
+        content = {"motion": stages.seconds["motion"], "told": stages.told}
+        write_json(self.folder / "stages.json", content)
         write_motion(self.folder / "xfm.txt", self.folder / "details.json", motion)
 
     def recall(self, stages: Stages) -> Motion | None:
-        """Read it with the seconds that it took, if it is there."""
+        """Read it with what it took and what was told, if it is there."""
         if not (self.folder / "details.json").is_file():
             return None
         try:
             motion = read_motion(self.folder / "xfm.txt", self.folder / "details.json")
             seconds = json.loads((self.folder / "stages.json").read_text(encoding="utf-8"))
             stages.seconds |= {"motion": float(seconds["motion"])}
+            stages.told = [(float(at), str(message)) for at, message in seconds["told"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s: cannot be used (%s); the motion is found again", self.folder, error)
             return None
@@ -229,10 +235,11 @@ def model_for(dwi: DWI, settings: Settings) -> Model:
 
 
 class Stages:
-    """Seconds of each stage of a run."""
+    """Seconds of each stage of a run, and what the estimation told meanwhile."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.told: list[tuple[float, str]] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -289,17 +296,6 @@ def output_grid(path: Path | None) -> tuple[tuple[int, int, int], np.ndarray] | 
     return (x, y, z), affine
 
 
-def write_figures(
-    outputs: Outputs, dwi: DWI, motion: Motion, before: Slices, after: Slices
-) -> None:
-    """Write the pictures of a series."""
-    from eddymotion.reports import save_figure
-    from eddymotion.reports.figures import before_after_figure, motion_figure
-
-    save_figure(motion_figure(dwi, motion), outputs["motion_figure"])
-    save_figure(before_after_figure(before, after), outputs["before_after_figure"])
-
-
 def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:
     """Raise if an output has the path of an input."""
     given = (series.dwi, series.bval, series.bvec, settings.brain_mask, settings.output_space)
@@ -310,32 +306,6 @@ def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: S
                 f"{outputs[kind]}: is an input and would be overwritten; "
                 "give another output folder"
             )
-
-
-def finished_series(folder: Path, figures: Path) -> list[tuple[Outputs, dict[str, str]]]:
-    """Find the finished series of a participant, with their summaries."""
-    done = []
-    for sidecar in sorted(folder.rglob("dwi/*_desc-preproc_dwi.json")):
-        src = sidecar.name.removesuffix("_desc-preproc_dwi.json")
-        outputs = Outputs(sidecar.parents[1], src, figures)
-        if (summary := finished_summary(outputs)) is not None:
-            done.append((outputs, summary))
-    return done
-
-
-def write_report(path: Path, title: str, done: list[tuple[Outputs, dict[str, str]]]) -> None:
-    """Write the page of a participant from the series that are done."""
-    from eddymotion.reports.page import SeriesSection, write_page
-
-    sections = [
-        SeriesSection(
-            outputs.src,
-            summary,
-            {"motion": outputs["motion_figure"], "before_after": outputs["before_after_figure"]},
-        )
-        for outputs, summary in done
-    ]
-    write_page(path, title, sections)
 
 
 def summarise(
@@ -378,19 +348,20 @@ def sidecar_of(
     series: SeriesFiles,
     settings: Settings,
     summary: dict[str, str],
-    stages: Stages,
-    print_of_run: str,
+    stages: Stages | None = None,
+    print_of_run: str | None = None,
 ) -> dict[str, Any]:
     """Return the sidecar of the corrected image."""
     metadata = series.metadata or {}
-    return {key: metadata[key] for key in KEPT_METADATA if key in metadata} | {
+    seconds = {} if stages is None else stages.seconds
+    content = {key: metadata[key] for key in KEPT_METADATA if key in metadata} | {
         "Sources": [series.uri or series.dwi.name],
         "Settings": settings.effective(),
         "Summary": summary,
-        "StageSeconds": {name: round(seconds, 2) for name, seconds in stages.seconds.items()},
+        "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
         "PackageVersions": software_versions(),
-        "Fingerprint": print_of_run,
     }
+    return content if print_of_run is None else content | {"Fingerprint": print_of_run}
 
 
 def fingerprint(

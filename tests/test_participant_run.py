@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -70,22 +69,19 @@ def start(dataset, output, *options):
 
 
 def contents(folder):
-    """Digest of each output; times are taken out of the sidecars, pages and logs left out.
-
-    Names of parts of an SVG picture are drawn at random by Matplotlib.
-    """
+    """Digest of each output; times are taken out of the sidecars, pages and logs left out."""
     found = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if not path.is_file() or inside.parts[0] == "logs" or path.suffix == ".html":
+        if not path.is_file() or inside.parts[0] == "logs":
+            continue
+        if path.suffix == ".html" or path.name.endswith("_steps.tsv"):
             continue
         content = path.read_bytes()
         if path.name.endswith("_desc-preproc_dwi.json"):
             sidecar = json.loads(content)
             del sidecar["StageSeconds"], sidecar["Summary"]["time"]
             content = json.dumps(sidecar).encode()
-        elif path.suffix == ".svg":
-            content = re.sub(rb"[0-9a-f]{10}", b"", content)
         found[str(inside)] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -133,7 +129,7 @@ def test_stop_on_first_crash(dataset, tmp_path, capsys):
     told = capsys.readouterr().err.split("series failed")[1]
     assert "sub-01_dwi.bvec" in told
     assert "sub-02_dwi.nii.gz: not finished, since another" in told
-    assert not (tmp_path / "out" / "sub-02.html").exists()
+    assert "not finished, since another" in (tmp_path / "out" / "sub-02.html").read_text()
 
 
 @pytest.mark.parametrize("nprocs", ["2", pytest.param("1", marks=pytest.mark.slow)])

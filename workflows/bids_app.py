@@ -18,9 +18,10 @@ from typing import Any
 from eddymotion.bids import outputs_of
 from eddymotion.errors import EddymotionError
 from eddymotion.files import image_stem, write_json
-from eddymotion.jobs import DISK_FULL, Job, reason_of, shown_progress, write_participant_page
+from eddymotion.jobs import DISK_FULL, Job, reason_of, shown_progress
 from eddymotion.locks import locked
 from eddymotion.parallel import Progress
+from eddymotion.reports.participant import build_participant_report
 from eddymotion.running import (
     LIBRARIES_GB,
     Limits,
@@ -166,10 +167,11 @@ def _correct(
     }
     log.info("%s; threads for a series: %d", plugin.name, threads)
     problem = _run(jobs, plugin, run, folder)
-    for label in jobs:
-        write_participant_page(run.output_dir, label)
     every = [job for of_participant in jobs.values() for job in of_participant]
     failures = _failures(every, problem, run.stop_on_first_crash)
+    for label, of_participant in jobs.items():
+        names = [job.name for job in of_participant if job.name in failures]
+        build_participant_report(run.output_dir, label, {name: failures[name] for name in names})
     if run.log_file:
         content = _record(every, failures, run, plugin, started)
         write_json(run.log_file.with_suffix(".json"), content)

@@ -67,20 +67,20 @@ def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
     from eddymotion.derivatives import Outputs
     from eddymotion.derivatives.dataset import write_citation
-    from eddymotion.steps import SeriesFiles, correct_series, write_report
+    from eddymotion.reports.participant import write_participant_page
+    from eddymotion.steps import SeriesFiles, correct_series
 
     if not options.dwi.is_file():
         raise EddymotionError(f"{options.dwi}: no such file; give a 4-D NIfTI image")
     if dataset := raw_dataset_of(options.dwi.resolve()):
         refuse_output_in_input(dataset, options.output_dir.resolve())
+    settings = settings_from(options)
     prepare_output_dir(options.output_dir)
     series = SeriesFiles(options.dwi, options.bval, options.bvec)
     outputs = Outputs.in_folder(options.output_dir, options.dwi)
     with logging_to(options.output_dir / "logs", options.verbose) as log_file:
         try:
-            summary = correct_series(
-                series, outputs, settings_from(options), progress_for_console()
-            )
+            correct_series(series, outputs, settings, progress_for_console())
         except EddymotionError:
             raise
         except Exception as error:
@@ -90,7 +90,7 @@ def correct_one(options: argparse.Namespace) -> int:
             return 1
         write_citation(options.output_dir)
         report = options.output_dir / f"{outputs.src}.html"
-        write_report(report, outputs.src, [(outputs, summary)])
+        write_participant_page(report, outputs.src, [outputs])
         log.info("corrected series: %s", outputs["dwi"])
         log.info("report: %s", report)
     return 0

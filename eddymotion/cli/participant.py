@@ -187,7 +187,7 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
     return Run(
         output_dir=output_dir,
         work_dir=work_dir,
-        settings=settings_from(options),
+        settings=settings_from(options).anywhere(),
         limits=Limits(options.nprocs, memory, options.omp_nthreads),
         plugin=plugin,
         stop_on_first_crash=options.stop_on_first_crash,
@@ -207,15 +207,19 @@ def correct_all(participants: dict, run: Run) -> dict[str, str]:
 def write_reports(participants: dict, output_dir: Path) -> dict[str, str]:
     """Write the reports of finished series again; return those that are not, name → reason."""
     from eddymotion.bids import outputs_of
-    from eddymotion.jobs import write_participant_page
+    from eddymotion.reports.participant import build_participant_report
     from eddymotion.steps import finished_summary
 
-    unfinished = {}
+    why = "no finished outputs; run without --reports-only"
+    unfinished: dict[str, str] = {}
     for label, of_participant in participants.items():
-        for series in of_participant:
-            if finished_summary(outputs_of(series, label, output_dir)) is None:
-                unfinished[series.dwi.name] = "no finished outputs; run without --reports-only"
-        write_participant_page(output_dir, label)
+        missing = {
+            series.dwi.name: why
+            for series in of_participant
+            if finished_summary(outputs_of(series, label, output_dir)) is None
+        }
+        build_participant_report(output_dir, label, missing)
+        unfinished |= missing
     return unfinished
 
 

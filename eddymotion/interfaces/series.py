@@ -71,8 +71,9 @@ class WritePage(SimpleInterface):
     output_spec = _WritePageOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from eddymotion.jobs import write_participant_page
+        from eddymotion.reports.participant import build_participant_report
 
-        page = write_participant_page(Path(self.inputs.output_dir), self.inputs.participant)
+        folder = Path(self.inputs.output_dir)
+        page = build_participant_report(folder, self.inputs.participant)
         self._results["page"] = str(page)
         return runtime

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +31,6 @@ from eddymotion.reports.sprites import Frames, Sheet, white_levels
 
 FORMAT = 1
 """Number of this file's layout; another one is not read."""
-
-MAX_LOG_LINES = 400
 
 _ARRAYS = (
     "bvals", "bvecs_before", "bvecs_after", "z", "ratio", "correlation_before",
@@ -66,8 +64,6 @@ class ReportData:
         Of :class:`~eddymotion.reports.maps.Measures`.
     predictor : str
         The model that predicted the planes.
-    log : list
-        Seconds and message of each step of the estimation.
     """
 
     series: str
@@ -83,7 +79,6 @@ class ReportData:
     outline: list[list[float]]
     measures: dict[str, Any]
     predictor: str
-    log: list[tuple[float, str]]
 
     @classmethod
     def of(
@@ -96,7 +91,6 @@ class ReportData:
         quality_after: Quality,
         *,
         predicted: dict[str, np.ndarray] | None = None,
-        log: Sequence[tuple[float, str]] = (),
     ) -> ReportData:
         """Collect what a run has in memory.
 
@@ -110,8 +104,6 @@ class ReportData:
         quality_before, quality_after : Quality
         predicted : dict, optional
             Of :func:`~eddymotion.reports.maps.predicted_planes` after correction.
-        log : sequence of (seconds, message)
-            From :func:`recorded_log`.
         """
         predictor = predictor_for(model, dwi.gradients)
         predicted = predicted_planes(after, predictor) if predicted is None else predicted
@@ -133,7 +125,6 @@ class ReportData:
             outline=frames.outline(after.grid),
             measures=asdict(Measures.of(before, after, predictor)),
             predictor=type(predictor).__name__,
-            log=[(float(seconds), str(message)) for seconds, message in log][:MAX_LOG_LINES],
         )
 
     @property
@@ -160,7 +151,6 @@ class ReportData:
             "outline": self.outline,
             "measures": self.measures,
             "predictor": self.predictor,
-            "log": self.log,
         }
         text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
         with replacing(path) as temporary:
@@ -192,7 +182,6 @@ class ReportData:
                 **{name: arrays[name] for name in _ARRAYS},
                 sheets=sheets,
                 boxes={name: tuple(box) for name, box in rest["boxes"].items()},
-                log=[(seconds, message) for seconds, message in rest["log"]],
                 **{
                     name: rest[name]
                     for name in ("series", "b0_threshold", "outline", "measures", "predictor")

@@ -25,7 +25,7 @@ from eddymotion.reports.layout import (
     table,
     tag,
 )
-from eddymotion.reports.series import SeriesReport, report_file
+from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.verdict import (
     JUMP_MM,
     SPOILT_BELOW,
@@ -318,8 +318,9 @@ def estimation(series: SeriesReport) -> Html:
     parts: list[Html] = []
     if isinstance(seconds, Mapping):
         parts.append(table(((str(k), f"{v} s") for k, v in seconds.items()), ("stage", "time")))
-    if series.data is not None and series.data.log:
-        lines = [(f"{at:.1f} s", message) for at, message in series.data.log]
+    if series.steps is not None and len(series.steps):
+        columns = (series.steps.columns.get(name, []) for name in ("seconds", "step"))
+        lines = [(f"{at} s", message) for at, message in zip(*columns, strict=False)]
         parts.append(details(f"Steps of the estimation ({len(lines)})",
                              table(lines, ("at", "step"), class_="log")))  # fmt: skip
     return join(parts)
@@ -405,7 +406,7 @@ def _chart(series: SeriesReport, kind: str, page: Path) -> Html:
 
 
 def _picture(series: SeriesReport, kind: str, page: Path) -> Html:
-    path = report_file(series.outputs, kind)
+    path = series.outputs[f"{kind}_figure"]
     if not path.is_file():
         return Html("")
     title, caption = CAPTIONS[kind]
@@ -427,7 +428,7 @@ def _volume_table(series: SeriesReport) -> Html:
 
 
 def _relative(series: SeriesReport, kind: str, page: Path) -> str:
-    path = report_file(series.outputs, kind)
+    path = series.outputs[f"{kind}_figure"]
     return quote(Path(os.path.relpath(path, page.parent)).as_posix())
 
 

@@ -27,25 +27,11 @@ from eddymotion.reports.slices import Slices
 from eddymotion.reports.tables import Table
 from eddymotion.reports.verdict import Findings, Verdict, judge
 
-FILES = {
-    "data": "{src}_desc-hmc_report.npz",
-    "motion": "{src}_desc-motion_dwi.svg",
-    "before_after": "{src}_desc-beforeafter_dwi.png",
-    "carpet": "{src}_desc-carpet_dwi.svg",
-    "heldout": "{src}_desc-heldout_dwi.png",
-    "shells": "{src}_desc-shells_dwi.svg",
-    "maps": "{src}_desc-maps_dwi.png",
-    "eddy": "{src}_desc-eddy_dwi.svg",
-}
-"""What a report keeps under ``figures/``."""
+MAX_STEPS = 400
+"""Of the estimation, in a report."""
 
 N_CHOSEN = 5
 """Volumes whose held-out prediction is drawn, a typical one among them."""
-
-
-def report_file(outputs: Outputs, kind: str) -> Path:
-    """Path of a file under ``figures/``, by its key in :data:`FILES`."""
-    return outputs.figures / FILES[kind].format(src=outputs.src)
 
 
 def draw_series(
@@ -84,11 +70,12 @@ def draw_series(
     predicted = {name: predicted_planes(view, predictor) for name, view in views.items()}
     data = ReportData.of(
         dwi, model, before, after, quality_before, quality_after,
-        predicted=predicted["after"], log=log,
+        predicted=predicted["after"],
     )  # fmt: skip
-    data.save(report_file(outputs, "data"))
-    save_figure(before_after_figure(before, after), report_file(outputs, "before_after"))
-    save_figure(maps_figure(before, after, predicted), report_file(outputs, "maps"), dpi=90)
+    data.save(outputs["report_data"])
+    write_text(outputs["report_steps"], table_text(_steps(log)))
+    save_figure(before_after_figure(before, after), outputs["before_after_figure"])
+    save_figure(maps_figure(before, after, predicted), outputs["maps_figure"], dpi=90)
     columns = confounds(after.gradients, motion, dwi.center, quality_after)
     table = Table.parse(table_text(columns))
     findings = Findings.of(table, after.gradients, dwi.shape[2], data.z)
@@ -96,9 +83,9 @@ def draw_series(
         after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
     )
     figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
-    save_figure(figure, report_file(outputs, "heldout"), dpi=90)
+    save_figure(figure, outputs["heldout_figure"], dpi=90)
     chart = motion_chart(table, after.gradients, findings)
-    write_text(report_file(outputs, "motion"), chart)
+    write_text(outputs["motion_figure"], chart)
     return data
 
 
@@ -131,6 +118,8 @@ class SeriesReport:
         None where no run left any: the page goes without pictures of the original then.
     eddy : Table, optional
         Coefficients of the eddy-current fields.
+    steps : Table, optional
+        What the estimation told, and when.
     """
 
     outputs: Outputs
@@ -139,6 +128,7 @@ class SeriesReport:
     sidecar: dict[str, Any]
     data: ReportData | None
     eddy: Table | None = None
+    steps: Table | None = None
 
     @classmethod
     def load(cls, outputs: Outputs) -> SeriesReport:
@@ -150,7 +140,7 @@ class SeriesReport:
             If the confounds are missing, or a file is damaged or of another length.
         """
         table = Table.read(outputs["confounds"])
-        data_file = report_file(outputs, "data")
+        data_file = outputs["report_data"]
         data = ReportData.load(data_file) if data_file.is_file() else None
         if data is not None and len(data.bvals) != len(table):
             raise EddymotionError(
@@ -164,6 +154,7 @@ class SeriesReport:
             _sidecar(outputs["sidecar"]),
             data,
             _table_if_there(outputs, "eddy"),
+            _table_if_there(outputs, "report_steps"),
         )
 
     @cached_property
@@ -209,7 +200,7 @@ class SeriesReport:
 
     @cached_property
     def charts(self) -> dict[str, str]:
-        """The charts that can be drawn, by their key in :data:`FILES`."""
+        """The charts that can be drawn, by the beginning of their key in :class:`Outputs`."""
         drawn = {"motion": motion_chart(self.confounds, self.gradients, self.findings)}
         if self.data is not None:
             drawn["carpet"] = carpet_chart(self.data.z, self.outlier_list, self.gradients)
@@ -222,7 +213,16 @@ class SeriesReport:
     def write_charts(self) -> None:
         """Write the charts as files."""
         for kind, chart in self.charts.items():
-            write_text(report_file(self.outputs, kind), chart)
+            write_text(self.outputs[f"{kind}_figure"], chart)
+
+
+def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
+    """Return the columns of the table of steps: seconds since the beginning, what was told."""
+    kept = log[:MAX_STEPS]
+    return {
+        "seconds": [f"{seconds:.2f}" for seconds, _ in kept],
+        "step": [" ".join(message.split()) for _, message in kept],
+    }
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
