@@ -47,6 +47,7 @@ from eddymotion.registration.solver import Reached, Solver
 __all__ = ["COARSE_TO_FINE", "REFINE", "GaussNewton", "Level", "foreground"]
 
 COARSE_TO_FINE = (
+    Level(32.0, 2_000),
     Level(16.0, 3_000),
     Level(8.0, 6_000),
     Level(4.0, 10_000),

@@ -51,6 +51,11 @@ POINTS_FACTOR = 3
 RIDGE = 1e-6
 """Relative, on the diagonal of normal matrices."""
 
+INFORMATION = 0.5
+"""Fisher information of Student-t residuals with one degree of freedom, relative to the normal
+matrix of their weights: reweighted least squares alone goes half of each step (Lange et al. 1989).
+"""
+
 EXACT = 0.02
 """Residuals below this share of the standard deviation count as equal: in images without
 background half of the points could fit exactly, and the rest would count as outliers."""
@@ -117,8 +122,8 @@ class LinearFit:
         gain = solution[0] if abs(solution[0]) > 1e-3 * abs(first[0]) else first[0]
         if gain == 0:
             return None
-        hessian = reduced * (2 * gain**2 / (len(y) * scale**2))
-        return Step(cost, -hessian @ solution[2:] / gain, hessian)
+        reweighted = reduced * (2 * gain**2 / (len(y) * scale**2))
+        return Step(cost, -reweighted @ solution[2:] / gain, INFORMATION * reweighted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +160,10 @@ class CurveFit:
         slopes = self.derivatives[inside] @ curve
         columns = np.column_stack([basis, self.columns[inside] * slopes[:, None]])
         solution, reduced = _solve_reduced(columns, y, weights, basis.shape[1])
-        hessian = reduced * (2 / (len(y) * scale**2))
+        reweighted = reduced * (2 / (len(y) * scale**2))
         relative = cost - float(np.log(y.std() + np.finfo(float).tiny))
-        return Step(relative, -hessian @ solution[basis.shape[1] :], hessian)
+        slope = -reweighted @ solution[basis.shape[1] :]
+        return Step(relative, slope, INFORMATION * reweighted)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from eddymotion.registration.metrics import Step
 from eddymotion.registration.problem import Problem
 
 PARALLEL = 0.8
-"""Cosine between consecutive steps from which on they count as one way."""
+"""Cosine between consecutive steps from which on they count as one way, there or back."""
 
-MAX_FACTOR = 5.0
-"""By which a step is lengthened at most."""
+FACTORS = (0.3, 5.0)
+"""By which a step is shortened or lengthened at most."""
 
 MAX_REACH = 0.25
 """Up to which share of the width (FWHM) of the level a step is lengthened."""
@@ -47,7 +47,7 @@ class Reached:
         """Whether another place is as good, but for `slack`, and shows enough in common."""
         if not self.costs:
             return True
-        return step.cost <= self.costs[-1] + slack and n_points >= MIN_KEPT * self.n_points
+        return step.cost <= min(self.costs) + slack and n_points >= MIN_KEPT * self.n_points
 
     def result(self, n_iterations: int, tolerance: float) -> Registration:
         """Say it in words."""
@@ -111,10 +111,11 @@ class Solver:
 
 @dataclass(frozen=True, eq=False)
 class Pace:
-    """A step, and by which factor it is lengthened, since the last ones pointed the same way.
+    """A step, and the factor that lengthens it, since the last ones pointed the same way.
 
     Where a Hessian is too large by a factor, steps shrink from one to the next by a constant
-    ratio; Aitken's extrapolation jumps to where they lead.
+    ratio; where it is too small, each goes back a part of the last. Aitken's extrapolation jumps
+    to where they lead.
     """
 
     step: np.ndarray
@@ -128,7 +129,7 @@ class Pace:
             return cls(step)
         across = step @ found.hessian @ last.step
         before, now = (p @ found.hessian @ p for p in (last.step, step))
-        if before <= 0 or now <= 0 or across < PARALLEL * np.sqrt(before * now):
+        if before <= 0 or now <= 0 or abs(across) < PARALLEL * np.sqrt(before * now):
             return cls(step)
-        ratio = min(across / before, 1 - 1 / MAX_FACTOR)
-        return cls(step, float(min(last.factor / (1 - ratio), MAX_FACTOR)))
+        left = max(1 - across / before, last.factor / FACTORS[1])
+        return cls(step, float(np.clip(last.factor / left, *FACTORS)))
