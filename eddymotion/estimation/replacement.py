@@ -12,9 +12,8 @@ A voxel of a lost slice is prediction alone; half-way to the next slice there is
 ripple that interpolation makes of a dark slice within two slices of it is filled. All other voxels
 stay as they are to the last bit.
 
-The other volumes may have lost slices at the same voxel. They are held out there too: the
-prediction is repeated with what was predicted for them (:mod:`eddymotion.models.base`, block
-elimination by iteration).
+The other volumes may have lost slices at the same voxel. They are held out there too
+(:func:`fill_in`).
 
 First the predictions are made, block by block; they alone are kept, four bytes for each affected
 voxel of each volume. The corrected volumes then pass through one by one.
@@ -34,7 +33,7 @@ from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.outliers import SliceOutliers, is_lost, spline_through
 from eddymotion.estimation.quality import filled_with_means, predict
 from eddymotion.gradients import Gradients
-from eddymotion.models import Model
+from eddymotion.models import LinearModel, Model
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.resampling import Resampled
 
@@ -44,8 +43,14 @@ LEAST_SHARE = 0.04
 FROM_SHARE, TO_SHARE = 0.1, 0.3
 """Shares of lost slices at which the prediction begins to count, and at which it alone does."""
 
+MAX_STEPS, TOLERANCE = 30, 1e-3
+"""Conjugate gradients end after so many steps, or when the residual has shrunk so much."""
+
+VOXELS_AT_A_TIME = 2**14
+
 REPEATS = 5
-"""Predictions of volumes that lost the same voxel depend on one another."""
+"""Predictions of volumes that lost the same voxel depend on one another: so often they are made
+where a model is not linear."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -226,10 +231,67 @@ def predict_lost(
     gradients : Gradients
     model : Model
         Fitted.
+
+    Returns
+    -------
+    (V, N) float32 array
+        NaN where the model says nothing: at a voxel that a whole shell has lost, say.
     """
     signal = filled_with_means(np.where(lost, np.nan, signal).astype(np.float32), gradients)
     with one_blas_thread():
-        for _ in range(REPEATS if lost.any() else 1):
-            predicted = predict(signal, gradients, model)
-            np.copyto(signal, predicted, where=lost & np.isfinite(predicted))
+        if isinstance(model, LinearModel):
+            fill_in(signal, lost, model.precision(gradients))
+        else:
+            _fill_in_turns(signal, lost, gradients, model)
+        predicted = predict(signal, gradients, model)
+    for group in gradients.shells if gradients.is_shelled else (gradients.dwis,):
+        untold = lost[:, group].all(axis=1)
+        predicted[np.ix_(untold, group)] = np.nan
     return predicted
+
+
+def fill_in(signal: np.ndarray, lost: np.ndarray, precision: np.ndarray) -> None:
+    """Put the conditional mean given the rest in place of what is lost, in `signal`.
+
+    Block elimination ``y_G ← y_G − P_GG⁻¹ (P y)_G`` (:mod:`eddymotion.models.base`) for the lost
+    volumes ``G`` of each voxel, by conjugate gradients for many voxels at a time: as many steps as
+    volumes are lost are exact, fewer are enough.
+
+    Parameters
+    ----------
+    signal, lost : (V, N) array
+    precision : (N, N) array
+        Symmetric.
+    """
+    rows = np.flatnonzero(lost.any(axis=1))
+    for start in range(0, len(rows), VOXELS_AT_A_TIME):
+        part = rows[start : start + VOXELS_AT_A_TIME]
+        gone, values = lost[part], signal[part].astype(float)
+        residual = np.where(gone, -values @ precision, 0.0)
+        direction, power = residual, (residual**2).sum(axis=1)
+        enough = TOLERANCE**2 * power
+        for _ in range(min(MAX_STEPS, int(gone.sum(axis=1).max()))):
+            image = np.where(gone, direction @ precision, 0.0)
+            curvature = (direction * image).sum(axis=1)
+            step = _divided(power, curvature, where=(power > enough) & (curvature > 0))
+            values += step * direction
+            residual = residual - step * image
+            previous, power = power, (residual**2).sum(axis=1)
+            if (power <= enough).all():
+                break
+            direction = residual + _divided(power, previous, where=previous > 0) * direction
+        signal[part] = values
+
+
+def _divided(above: np.ndarray, below: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Divide (V,) by (V,) as a column (V, 1), zero elsewhere."""
+    return np.divide(above, below, out=np.zeros_like(above), where=where)[:, None]
+
+
+def _fill_in_turns(
+    signal: np.ndarray, lost: np.ndarray, gradients: Gradients, model: Model
+) -> None:
+    """Put predictions in place of what is lost, again and again, for a model of any kind."""
+    for _ in range(REPEATS if lost.any() else 0):
+        predicted = predict(signal, gradients, model)
+        np.copyto(signal, predicted, where=lost & np.isfinite(predicted))

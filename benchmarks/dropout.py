@@ -1,0 +1,273 @@
+"""Precision and recall of the search for slices that lost signal, on simulated series.
+
+``python -m benchmarks.dropout [--phantom TISSUE PEAKS] [--series NAME …] [--shares SHARE …]
+[--kinds KIND …] [--depths DEPTH …] [--seeds SEED …]`` measures each combination, keeps a row as
+soon as it has one, and goes on where it stopped. ``--render`` only writes
+``docs/benchmarks/dropout.md``.
+
+A share of the slices of the diffusion-weighted volumes loses signal before the noise comes in:
+single slices, or whole groups of slices that were excited together. Motion and outliers are then
+found with default settings. A lost slice counts if enough of it is brain to be judged.
+
+- precision: how many of the slices found are lost ones;
+- recall: how many of the lost ones are found;
+- RMSE of translation (mm) and rotation (°), free of a constant offset;
+- error of the replaced voxels: RMS difference of the corrected series from the series without
+  dropout under the same motion, over the voxels replaced, as a part of the mean signal there; and
+  the same without replacement.
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+import eddymotion as em
+from benchmarks import tables
+from eddymotion.dataset import DWI
+from eddymotion.estimation import Quality, assess
+from eddymotion.estimation.outliers import MIN_POINTS_IN_SLICE, Slicing
+from eddymotion.estimation.quality import N_POINTS
+from eddymotion.estimation.replacement import Replaced
+from eddymotion.evaluation import compare_motion
+from eddymotion.gradients import Gradients
+from eddymotion.models import get_model
+from eddymotion.resampling import Resampled
+from eddymotion.simulation import Grid, Phantom, acquire, procedural_head, shelled_scheme
+from eddymotion.simulation.motion import simulate_motion
+from eddymotion.simulation.patterns import Pattern
+
+SNR = 20.0
+COIL_BIAS = 0.13
+VOXEL_MM = 2.5
+MULTIBAND = 3
+
+
+@dataclass(frozen=True)
+class Series:
+    """What to simulate."""
+
+    scheme: partial[Gradients]
+    pattern: Pattern = "moderate"
+
+
+SERIES = {
+    "single": Series(partial(shelled_scheme, {1000.0: 64}, 6)),
+    "single-high": Series(partial(shelled_scheme, {1000.0: 64}, 6), "high"),
+    "multi": Series(partial(shelled_scheme, {1000.0: 30, 2000.0: 30, 3000.0: 30}, 6)),
+    "tiny": Series(partial(shelled_scheme, {1000.0: 12}, 1)),
+}
+
+DEPTHS = {"deep": (0.1, 0.5), "shallow": (0.5, 0.8)}
+"""Least and largest share of its signal that a lost slice keeps."""
+
+KINDS = ("slices", "groups")
+
+KEY = ("series", "kind", "depth", "share", "seed")
+
+
+def main() -> None:
+    options = parse()
+    rows = tables.Rows(options.rows, KEY)
+    if not options.render:
+        options.rows.parent.mkdir(parents=True, exist_ok=True)
+        tables.keep_provenance(options.rows.with_suffix(".json"))
+        measure_all(options, rows)
+    if options.render or not options.no_page:
+        render(list(rows), options.rows.with_suffix(".json"))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
+    parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES))
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.0, 0.01, 0.03, 0.1])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--depths", nargs="+", choices=DEPTHS, default=list(DEPTHS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--voxel-size", type=float, default=VOXEL_MM)
+    parser.add_argument("--n-threads", type=int, default=2)
+    parser.add_argument("--rows", type=Path, default=Path("build/dropout.tsv"))
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
+    return parser.parse_args()
+
+
+def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
+    head = Phantom.from_files(*options.phantom) if options.phantom else procedural_head()
+    grid = Grid.covering(head, options.voxel_size)
+    for seed, name in product(options.seeds, options.series):
+        wanted = [
+            {"series": name, "kind": kind, "depth": depth, "share": share, "seed": seed}
+            for kind, depth, share in product(options.kinds, options.depths, options.shares)
+        ]
+        wanted = [key for key in wanted if not rows.has(**key)]
+        if not wanted:
+            continue
+        gradients = SERIES[name].scheme()
+        truth = simulate_motion(SERIES[name].pattern, len(gradients), np.zeros(3), seed=seed)
+        clean = acquire(head, gradients, truth, grid, snr=None, coil_bias=COIL_BIAS,
+                        n_threads=options.n_threads)  # fmt: skip
+        sigma = head.white_signal / SNR
+        for key in wanted:
+            rows.add(key | measure(clean, truth, sigma, key, options.n_threads))
+
+
+def measure(
+    clean: DWI, truth: em.Motion, sigma: float, key: tables.Row, n_threads: int
+) -> tables.Row:
+    """Plant dropout in a series that has no noise, search it, and compare."""
+    slicing = Slicing(groups=multiband(clean.shape[2]) if key["kind"] == "groups" else ())
+    kept = dropped(clean.gradients, clean.shape[2], slicing, DEPTHS[key["depth"]], key["share"],
+                   key["seed"])  # fmt: skip
+    dwi = noisy(clean, kept, sigma, key["seed"])
+    started = time.perf_counter()
+    found = em.estimate_motion(dwi, n_threads=n_threads)
+    seconds = time.perf_counter() - started
+    model = get_model("auto", dwi.gradients)
+    quality = assess(dwi, found, model, slicing=slicing, n_threads=n_threads)
+    compared = compare_motion(
+        found.relative_to(0), truth.relative_to(0), bvals=dwi.gradients.bvals,
+        grid_center=dwi.center,
+    ).score()  # fmt: skip
+    whole = noisy(clean, np.ones_like(kept), sigma, key["seed"])
+    return (
+        counts(quality, kept < 1, dwi)
+        | {"free_mm": compared.rmse_translation_mm, "free_deg": compared.rmse_rotation_deg}
+        | replacement_error(dwi, whole, found, quality, n_threads)
+        | {"seconds": round(seconds, 1)}
+    )
+
+
+def multiband(n_slices: int) -> tuple[np.ndarray, ...]:
+    """Slices that are excited together, a third of the brain apart."""
+    shots = -(-n_slices // MULTIBAND)
+    return tuple(np.arange(shot, n_slices, shots) for shot in range(shots))
+
+
+def dropped(
+    gradients: Gradients, n_slices: int, slicing: Slicing, depth: tuple[float, float],
+    share: float, seed: int,
+) -> np.ndarray:  # fmt: skip
+    """Draw what each slice keeps of its signal, (N, Z): b=0 volumes keep all."""
+    random = np.random.default_rng([seed, 7])
+    groups = slicing.groups or tuple(np.arange(n_slices)[:, None])
+    n_groups, kept = len(groups), np.ones((len(gradients), n_slices), np.float32)
+    n_pairs = len(gradients.dwis) * n_groups
+    for pair in random.choice(n_pairs, round(share * n_pairs), replace=False):
+        volume, group = divmod(int(pair), n_groups)
+        kept[gradients.dwis[volume], groups[group]] = random.uniform(*depth)
+    return kept
+
+
+def noisy(clean: DWI, kept: np.ndarray, sigma: float, seed: int) -> DWI:
+    """Take signal away from slices, then add Rician noise."""
+    random = np.random.default_rng([seed, 8])
+    signal = np.empty_like(clean.signal)
+    for volume in range(len(clean)):
+        noise = random.normal(scale=sigma, size=(2, *clean.shape)).astype(np.float32)
+        signal[..., volume] = np.hypot(clean.signal[..., volume] * kept[volume] + noise[0],
+                                       noise[1])  # fmt: skip
+    return replace(clean, signal=signal)
+
+
+def counts(quality: Quality, lost: np.ndarray, dwi: DWI) -> tables.Row:
+    """Count slices found and lost."""
+    brain = dwi.mask.sum(axis=(0, 1))
+    enough = MIN_POINTS_IN_SLICE * dwi.mask.sum() / N_POINTS
+    flagged = quality.outliers.flagged
+    lost = lost & (brain > enough)
+    hits = int((flagged & lost).sum())
+    return {
+        "lost": int(lost.sum()), "found": int(flagged.sum()), "hits": hits,
+        "judged": int(quality.outliers.judged.sum()),
+        "precision": hits / flagged.sum() if flagged.any() else np.nan,
+        "recall": hits / lost.sum() if lost.any() else np.nan,
+    }  # fmt: skip
+
+
+def replacement_error(
+    dwi: DWI, whole: DWI, motion: em.Motion, quality: Quality, n_threads: int
+) -> tables.Row:
+    """Compare the voxels that are replaced with those of the series that lost nothing."""
+    plain, ideal = (
+        Resampled.of(series, motion, engine="fast", n_threads=n_threads) for series in (dwi, whole)
+    )
+    assert quality.model is not None
+    repaired = Replaced.of(plain, quality.model, quality.outliers, n_threads=n_threads)
+    squares, total, n = np.zeros(2), 0.0, 0
+    for before, after, true in zip(
+        plain.volumes(), repaired.volumes(), ideal.volumes(), strict=True
+    ):
+        where = (before != after) & dwi.mask
+        squares += [((image - true)[where] ** 2).sum() for image in (before, after)]
+        total += true[where].sum()
+        n += int(where.sum())
+    if not n:
+        return {"lost_error": np.nan, "replaced_error": np.nan}
+    before_error, after_error = np.sqrt(squares / n) / (total / n)
+    return {"lost_error": float(before_error), "replaced_error": float(after_error)}
+
+
+def render(rows: list[tables.Row], provenance: Path) -> None:
+    """Write the page and the numbers."""
+    lines = []
+    for series, kind, depth in product(SERIES, KINDS, DEPTHS):
+        for share in sorted({row["share"] for row in rows}):
+            wanted = (series, kind, depth, share)
+            mine = [row for row in rows if tuple(row[name] for name in KEY[:-1]) == wanted]
+            if mine:
+                lines.append(line_of(mine))
+    heads = ["series", "lost", "each keeps", "%", "seeds", "lost slices", "precision", "recall",
+             "false per 1000", "offset-free (mm / °)", "error: as acquired / replaced",
+             "s"]  # fmt: skip
+    parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines)]
+    tables.write_page("dropout", "\n".join(parts), rows)
+
+
+def line_of(rows: list[tables.Row]) -> list[str]:
+    """Sum the counts over the seeds, take the median of the rest."""
+    lost, found, hits, judged = (sum(row[name] for row in rows)
+                                 for name in ("lost", "found", "hits", "judged"))  # fmt: skip
+    names = ("free_mm", "free_deg", "lost_error", "replaced_error", "seconds")
+    median = {name: float(np.median([row[name] for row in rows])) for name in names}
+    low, high = DEPTHS[rows[0]["depth"]]
+    return [
+        rows[0]["series"], rows[0]["kind"], f"{100 * low:.0f}–{100 * high:.0f} %",
+        f"{100 * rows[0]['share']:g}", str(len(rows)), str(lost),
+        tables.number(hits / found if found and lost else np.nan),
+        tables.number(hits / lost if lost else np.nan),
+        tables.number(1000 * (found - hits) / judged, 2),
+        tables.pair(median["free_mm"], median["free_deg"]),
+        tables.pair(median["lost_error"], median["replaced_error"]),
+        tables.number(median["seconds"], 1),
+    ]  # fmt: skip
+
+
+INTRODUCTION = f"""# Slices that lost signal
+
+A share of the slices of the diffusion-weighted volumes of a simulated series keeps only a part of
+its signal: single slices, or groups of {MULTIBAND} that are excited together (slice timing known).
+SNR {SNR:g}, coil sensitivity, default settings; the motion is estimated. *Precision*: lost slices
+among those found. *Recall*: found among those lost with enough brain in them to be judged
+({MIN_POINTS_IN_SLICE} of {N_POINTS} points). *False per 1000*: of all slices judged. *Error*: RMS
+difference of the replaced voxels from the same series without dropout, noise and all, as a part of
+the mean signal there.
+
+single: 64 directions at b=1000, moderate motion; single-high: high motion. multi: 30 directions
+each at b=1000, 2000, 3000. tiny: 12 directions, one b=0.
+"""
+
+
+if __name__ == "__main__":
+    main()
