@@ -7,3 +7,7 @@ class EddymotionError(ValueError):
     The message is one line that tells what was given, what was expected and what to do.
     Commands print it without a traceback.
     """
+
+
+class EngineError(EddymotionError):
+    """Another program crashed, or left its result out: the call itself may be right."""

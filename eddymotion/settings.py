@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ class Settings:
             for name, value in asdict(self).items()
             if name not in WITHOUT_EFFECT
         }
+
+    def anywhere(self) -> Settings:
+        """Return the same with absolute paths: workflow nodes run in folders of their own."""
+        given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        paths: dict[str, Any] = {k: v.resolve() for k, v in given.items() if isinstance(v, Path)}
+        return replace(self, **paths)
 
 
 WITHOUT_EFFECT = frozenset({"nprocs"})

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.parallel import Progress
 
 Item = TypeVar("Item")
@@ -75,9 +75,15 @@ def _lines(iterable: Iterable[Item], description: str, total: int) -> Iterator[I
 
 
 def run(program: str, body: Callable[[], int]) -> int:
-    """Run a command; turn what users can mend into one line and exit code 2."""
+    """Run a command; turn what users can mend into one line and exit code 2.
+
+    A program that fails beneath it is one line as well, and exit code 1.
+    """
     try:
         return body()
+    except EngineError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
     except EddymotionError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2

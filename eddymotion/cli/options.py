@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from eddymotion.errors import EddymotionError
 from eddymotion.settings import SETTING_NAMES, Settings
 
 MODELS_HELP = (
@@ -116,12 +117,13 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
              "--registration needs it)",
     )  # fmt: skip
     group.add_argument(
-        "--registration", choices=("gauss-newton",), default="gauss-newton", metavar="BACKEND",
-        help="what registers a volume to its prediction: gauss-newton (default)",
+        "--registration", default="gauss-newton", metavar="BACKEND",
+        help="what registers a volume to its prediction in lovo: gauss-newton (default), dipy, "
+             "ants, elastix, or one of another package",
     )  # fmt: skip
     group.add_argument(
         "--registration-settings", type=existing_file, metavar="FILE",
-        help="JSON with parameters of the registration backend",
+        help="parameters of the registration backend (JSON; elastix: its own files, too)",
     )  # fmt: skip
     group.add_argument(
         "--n-iterations", type=positive, metavar="N",
@@ -192,7 +194,32 @@ def settings_from(options: argparse.Namespace) -> Settings:
     values = {name: value for name, value in vars(options).items() if name in SETTING_NAMES}
     values["ignore"] = tuple(options.ignore)
     values["nprocs"] = min(options.nprocs, options.omp_nthreads or options.nprocs)
-    return Settings(**values)
+    settings = Settings(**values)
+    refuse_unusable_registration(settings)
+    return settings
+
+
+def refuse_unusable_registration(settings: Settings) -> None:
+    """Refuse a registration that cannot be used before anything is read.
+
+    Raises
+    ------
+    EddymotionError
+        If it is unknown or not installed, its settings are wrong, or the estimator has no use for
+        it.
+    """
+    chosen = (settings.registration, settings.registration_settings)
+    if chosen == (Settings.registration, Settings.registration_settings):
+        return
+    from eddymotion.registration import GaussNewton, get_registrar
+
+    registrar = get_registrar(*chosen)
+    if settings.estimator == "joint" and registrar != GaussNewton():
+        raise EddymotionError(
+            f"--estimator joint aligns all volumes at once and takes no registration, but "
+            f"{settings.registration} was chosen; write --estimator lovo, or leave --registration "
+            "and --registration-settings out"
+        )
 
 
 def existing_file(text: str) -> Path:

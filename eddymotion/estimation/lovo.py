@@ -18,6 +18,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI, Image
+from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
@@ -174,13 +175,16 @@ def register_volumes(
             known[np.unravel_index(lost[volume], known.shape, order="F")] = False
             if not known[where].mean() > LEAST_LEFT:
                 return None
-        return registrar.register(
-            Image(np.nan_to_num(predicted[..., volume]), dwi.affine),
-            dwi.volume(volume),
-            fixed_mask=where & known,
-            init=init[volume],
-            seed=seed,
-        )
+        try:
+            return registrar.register(
+                Image(np.nan_to_num(predicted[..., volume]), dwi.affine),
+                dwi.volume(volume),
+                fixed_mask=where & known,
+                init=init[volume],
+                seed=seed,
+            )
+        except EddymotionError as error:
+            raise type(error)(f"volume {volume}: {error}") from error
 
     found = parallel_map(
         register,

@@ -25,7 +25,7 @@ import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.files import write_image
 from eddymotion.registration.gauss_newton import foreground
 
@@ -162,7 +162,9 @@ def run_program(
     Raises
     ------
     EddymotionError
-        If the program is not there, ends badly, or leaves an output out.
+        If the program is not there.
+    EngineError
+        If it ends badly, or leaves an output out.
     """
     variables = environment(n_threads, programs)
     program = shutil.which(command[0], path=variables["PATH"])
@@ -178,7 +180,7 @@ def run_program(
         )  # fmt: skip
     printed = _printed(folder)
     if done.returncode != 0:
-        raise EddymotionError(f"{name} {how_it_ended(done.returncode)}; {last_words(printed)}")
+        raise EngineError(f"{name} {how_it_ended(done.returncode)}; {last_words(printed)}")
     _require(name, outputs, printed)
     return printed
 
@@ -207,7 +209,7 @@ def _printed(folder: Path) -> str:
 def _require(name: str, outputs: Sequence[Path], printed: str) -> None:
     missing = [path.name for path in outputs if not path.is_file() or not path.stat().st_size]
     if missing:
-        raise EddymotionError(
+        raise EngineError(
             f"{name} ended without writing {', '.join(missing)}; {last_words(printed)}"
         )
 
@@ -231,7 +233,7 @@ def run_function(
 
     Raises
     ------
-    EddymotionError
+    EngineError
         If the function raises, its process crashes, or it leaves an output out.
     """
     for path in outputs:
@@ -241,12 +243,12 @@ def run_function(
     answer = worker.call(folder)
     printed = _printed(folder)
     if answer is None:
-        raise EddymotionError(
+        raise EngineError(
             f"{function.__name__} {how_it_ended(worker.process.wait())}; {last_words(printed)}"
         )
     _give_back(worker)
     if answer:
-        raise EddymotionError(f"{function.__name__} failed: {answer}; {last_words(printed)}")
+        raise EngineError(f"{function.__name__} failed: {answer}; {last_words(printed)}")
     _require(function.__name__, outputs, printed)
     return printed
 
