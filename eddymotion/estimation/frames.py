@@ -34,6 +34,7 @@ from eddymotion.geometry import (
     log_rigid,
     rigid_parameters,
 )
+from eddymotion.parallel import one_blas_thread
 from eddymotion.pyramid import head_scale
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class _Proposals:
     counts: np.ndarray
 
 
+@one_blas_thread()
 def unite_frames(
     dwi: DWI,
     estimate: Estimate,
