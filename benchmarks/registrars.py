@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import eddymotion as em
 from benchmarks import tables
 from benchmarks.accuracy import Series, read_phantom, row_of, score
 from eddymotion.errors import EddymotionError
-from eddymotion.registration import get_registrar
+from eddymotion.registration import Registrar, get_registrar
 from eddymotion.simulation import shelled_scheme
 
 SERIES = {
@@ -32,7 +33,10 @@ SERIES = {
 }
 """24 directions and three b=0 volumes, 3 mm, SNR 20."""
 
-REGISTRARS = ("joint", "gauss-newton", "dipy", "ants", "elastix")
+REGISTRARS = (
+    "joint", "gauss-newton", "dipy", "ants", "ants:motion", "elastix", "elastix:motion",
+)  # fmt: skip
+"""Engines, and a preset of theirs after a colon."""
 
 KEY = ("series", "seed", "registrar")
 
@@ -101,13 +105,20 @@ def estimate(dwi: em.DWI, name: str, n_threads: int) -> tuple[em.Motion, dict[st
     if name == "joint":
         found = em.estimate_motion(dwi, estimator="joint", n_threads=n_threads)
     else:
-        try:
-            registrar = get_registrar(name)
-        except EddymotionError as error:
-            raise SystemExit(f"{error}; or leave it out with --registrars") from error
-        found = em.estimate_motion(dwi, estimator="lovo", registrar=registrar, n_threads=n_threads)
+        engine = engine_of(name)
+        found = em.estimate_motion(dwi, estimator="lovo", registrar=engine, n_threads=n_threads)
     used = {"seconds": time.perf_counter() - started, "cpu_seconds": processor_seconds() - before}
     return found, used
+
+
+def engine_of(name: str) -> Registrar:
+    """Return an engine, with the preset that its name tells."""
+    engine, _, preset = name.partition(":")
+    try:
+        registrar = get_registrar(engine)
+    except EddymotionError as error:
+        raise SystemExit(f"{error}; or leave it out with --registrars") from error
+    return replace(registrar, preset=preset) if preset else registrar
 
 
 def processor_seconds() -> float:
