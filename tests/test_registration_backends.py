@@ -182,6 +182,23 @@ def test_dipy_syn_recovers_a_known_warp(warped, metric):
     assert "of SyN" in found.message
 
 
+def test_warps_of_dipy_are_fields_that_nitransforms_reads(warped, tmp_path):
+    from nitransforms.nonlinear import load as load_field
+
+    fixed, moving, mask, points, _ = warped
+    found = DipyRegistrar(syn_iterations=(20, 10)).register(
+        fixed, moving, transform="syn", fixed_mask=mask
+    )
+    assert np.abs(found.warp.forward[mask]).max() > 2.0
+    there, back = tmp_path / "there.nii.gz", tmp_path / "back.nii.gz"
+    for path, image, inverse in ((there, fixed, False), (back, moving, True)):
+        field = whole_displacements(found, image.data.shape, image.affine, inverse=inverse)
+        write_displacements(path, field, image.affine)
+    moved = load_field(str(there), fmt="itk").map(points)
+    np.testing.assert_allclose(moved, found.map(points), atol=0.01)
+    assert rms(load_field(str(back), fmt="itk").map(moved) - points) < 0.3
+
+
 @needs_ants
 @pytest.mark.slow
 def test_ants_syn_recovers_a_known_warp(warped):
@@ -328,10 +345,14 @@ def everything_is_here(monkeypatch):
         ("dipy", {"prealignment": "rigid"}, "use one of affine, init"),
         ("ants", {"shrink_factor": [[1]]}, "'shrink_factor'.*did you mean 'shrink_factors'"),
         ("ants", {"metric": ["Matts"]}, "'metric' cannot be"),
+        ("ants", {"transforms": []}, r"'transforms' are \[\], expected a list that ends with"),
+        ("ants", {"transforms": ["Rigid"], "metric": ["CC", "CC"]}, "2 entries for the 1 stages"),
         ("ants", {"n_threads": 0}, "n_threads is 0, expected a whole number from 1"),
         ("elastix", {"preset": "fast"}, "preset 'fast' is unknown"),
         ("elastix", {"parameters": {"NumberOfSpatialSample": 9}},
          "'NumberOfSpatialSample'.*did you mean 'NumberOfSpatialSamples'"),
+        ("elastix", {"parameters": {"Transform": []}}, "'Transform' is .*expected a name"),
+        ("elastix", {"parameters": {"Metric": {}}}, "'Metric' is {}, expected a name"),
         ("elastix", {"maps": {}}, "unknown key 'maps'"),
     ],
 )  # fmt: skip
@@ -382,6 +403,12 @@ def test_settings_are_completed_by_the_preset_stage_by_stage():
     assert AntsRegistrar()._stages("syn", "mi")["metric"] == ["Mattes", "Mattes", "Mattes"]
     with pytest.raises(EddymotionError, match="2 entries for the 1 stages"):
         AntsRegistrar(settings={"metric": ["CC", "CC"]})._stages("rigid", None)
+    parts = AntsRegistrar(settings={"metric": [["Mattes", "CC"]]})
+    with work_folder() as folder:
+        image = Image(np.random.default_rng(0).random((8, 8, 8)), np.eye(4))
+        files = PairFiles.write(folder, image, image, None, None)
+        with pytest.raises(EddymotionError, match="do not fit together"):
+            parts._command(files, parts._stages("rigid", None), seed=0)
     with pytest.raises(EddymotionError, match="2 number_of_iterations, 3 shrink_factors"):
         AntsRegistrar(settings={"number_of_iterations": [[5, 5]]})._stages("rigid", None)
 
@@ -395,6 +422,9 @@ def test_elastix_parameter_files_are_settings(tmp_path, everything_is_here):
     assert parameters["Metric"] == ["AdvancedNormalizedCorrelation"]
     with pytest.raises(EddymotionError, match="'EulerTransform', but 'affine'"):
         registrar._parameters("affine", None, 0)
+    path.write_text('(Transform "EulerTransform)\n')
+    with pytest.raises(EddymotionError, match=r"mine\.txt: line 1 is"):
+        get_registrar("elastix", path)
     path.write_text("Transform = Euler\n")
     with pytest.raises(EddymotionError, match=r"mine\.txt: line 1 is 'Transform = Euler'"):
         get_registrar("elastix", path)

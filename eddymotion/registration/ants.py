@@ -119,6 +119,8 @@ class AntsRegistrar:
         if refused:
             raise EddymotionError(f"settings: {refused[0]!r} is set for each pair; leave it out")
         _interface(self.settings)  # values that Nipype refuses are refused now
+        if "transforms" in self.settings:
+            _completed(self.settings, preset_json("ants", self.preset, self._kind()))
 
     @classmethod
     def from_settings(cls, path: Path | None) -> AntsRegistrar:
@@ -182,17 +184,27 @@ class AntsRegistrar:
             warp = on_grid_of(fixed, replace(warp, affine=placed))
         return _result(matrix, warp, printed, stages)
 
+    def _kind(self) -> str:
+        """Return the transform that the settings estimate."""
+        names = self.settings["transforms"]
+        last = "SyN" if names and names[-1].endswith("SyN") else (names or [""])[-1]
+        for transform, stage in STAGES.items():
+            if stage == last:
+                return transform
+        raise EddymotionError(
+            f"'transforms' are {names!r}, expected a list that ends with one of "
+            f"{', '.join(STAGES.values())}"
+        )
+
     def _stages(self, transform: str, metric: str | None) -> dict[str, Any]:
         """Return the inputs for a transform: the settings, completed by the preset."""
-        preset = preset_json("ants", self.preset, transform)
-        stages = _completed(self.settings, preset)
-        last, expected = stages["transforms"][-1], STAGES[transform]
-        if last != expected and not (expected == "SyN" and last.endswith("SyN")):
+        if "transforms" in self.settings and self._kind() != transform:
             raise EddymotionError(
-                f"registration ants: the last of 'transforms' in the settings is {last!r}, but "
-                f"{transform!r} was asked for; end them with {expected!r}, or ask for the "
-                "transform of the settings"
+                f"registration ants: the last of 'transforms' in the settings is "
+                f"{self.settings['transforms'][-1]!r}, but {transform!r} was asked for; end them "
+                f"with {STAGES[transform]!r}, or ask for the transform of the settings"
             )
+        stages = _completed(self.settings, preset_json("ants", self.preset, transform))
         if metric is not None:
             name, detail = METRICS[metric]
             stages["metric"] = [*stages["metric"][:-1], name]
@@ -235,7 +247,14 @@ class AntsRegistrar:
         write_itk(start, pair.start[None])
         inputs["initial_moving_transform"] = [str(start)]
         _assign(interface, inputs)
-        return shlex.split(interface.cmdline.replace(f"{pair.folder}{os.sep}", ""))
+        try:
+            line = interface.cmdline
+        except Exception as error:  # whatever values that do not fit together raise there
+            raise EddymotionError(
+                f"registration ants: the settings do not fit together ({error}); give each key "
+                "one entry for every stage, with as many parts as the stage has metrics"
+            ) from error
+        return shlex.split(line.replace(f"{pair.folder}{os.sep}", ""))
 
 
 def _completed(settings: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
@@ -316,7 +335,9 @@ def _tupled(value: Any) -> Any:
 
 
 def _input_names() -> Iterable[str]:
-    return _interface({}).inputs.copyable_trait_names()
+    """Return the names of Nipype's inputs, without those that only describe parts of others."""
+    names = _interface({}).inputs.copyable_trait_names()
+    return [name for name in names if not name.endswith("_trait")]
 
 
 def ants_is_here() -> bool:

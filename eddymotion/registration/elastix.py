@@ -117,9 +117,10 @@ class ElastixRegistrar:
             raise EddymotionError(
                 f"parameters are {self.parameters!r}, expected names and values of elastix"
             )
-        for name in self.parameters:
+        for name, value in self.parameters.items():
             if name in OURS:
                 raise EddymotionError(f"parameter {name!r} is set for each pair; leave it out")
+            _check_parameter(name, value)
         _refuse_misspelt(self.parameters)
 
     @classmethod
@@ -259,6 +260,16 @@ def has_itk_elastix() -> bool:
     return any((Path(place) / "Configuration" / "ElastixConfig.py").is_file() for place in places)
 
 
+def _check_parameter(name: str, value: Any) -> None:
+    values = value if isinstance(value, list) else [value]
+    usable = values and all(isinstance(item, (str, int, float)) for item in values)
+    if not (name.isidentifier() and usable) or any('"' in str(item) for item in values):
+        raise EddymotionError(
+            f"parameter {name!r} is {value!r}, expected a name of elastix with a number, a word, "
+            "true or false, or a list of these"
+        )
+
+
 def _refuse_misspelt(names: Iterable[str]) -> None:
     known = elastix_parameters()
     for name in names:
@@ -297,7 +308,7 @@ def parse_parameters(text: str) -> ParameterMap:
         if not line.strip() or line.strip().startswith("//"):
             continue
         match = LINE.match(line)
-        if not match:
+        if not match or match.group(2).count('"') % 2:
             raise EddymotionError(
                 f"line {number} is {line.strip()!r}, expected '(Name value)' as elastix has it"
             )
