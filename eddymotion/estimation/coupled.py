@@ -118,6 +118,31 @@ class NormalEquations:
         return twists - twists.mean(axis=0)
 
 
+@dataclass(frozen=True)
+class Course:
+    """How a problem was solved.
+
+    Parameters
+    ----------
+    n_iterations : int
+    step : float
+        The last one, mm.
+    first_cost, cost : float
+        Mean logarithm of the misfit where it began, and the lowest found.
+    """
+
+    n_iterations: int
+    step: float
+    first_cost: float
+    cost: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_iterations} steps, the last of {self.step:.2g} mm; "
+            f"cost {self.first_cost:.3f} → {self.cost:.3f}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class CoupledProblem:
     """One group of volumes at one level.
@@ -188,7 +213,7 @@ class CoupledProblem:
         max_iterations: int,
         tolerance: float,
         progress: Callable[..., Iterable[int]] | None = None,
-    ) -> tuple[np.ndarray, int, float]:
+    ) -> tuple[np.ndarray, Course]:
         """Iterate; a step that raises the cost is halved.
 
         Parameters
@@ -204,19 +229,19 @@ class CoupledProblem:
         Returns
         -------
         matrices : (N, 4, 4) array
-        n_iterations : int
-        step : float
-            The last one, mm.
+        course : Course
         """
         radius = np.sqrt(((self.points - self.center) ** 2).sum(axis=1).mean())
         in_mm = np.array([1.0] * 3 + [radius] * 3)
         best, best_cost, twists = matrices, np.inf, np.zeros((len(matrices), 6))
+        first_cost = np.nan
         length, iteration = np.inf, 0
         steps: Iterable[int] = range(1, max_iterations + 1)
         for iteration in progress(steps, total=max_iterations) if progress else steps:
             system = self.linearise(matrices)
             if system is None:
-                return best, iteration, length
+                return best, Course(iteration, length, first_cost, best_cost)
+            first_cost = system.cost if iteration == 1 else first_cost
             if system.cost > best_cost + COST_SLACK:
                 twists = twists / 2
             else:
@@ -225,7 +250,7 @@ class CoupledProblem:
             length = float(np.sqrt(((twists * in_mm) ** 2).sum(axis=1).mean()))
             if length < tolerance:
                 break
-        return matrices, iteration, length
+        return matrices, Course(iteration, length, first_cost, best_cost)
 
     def linearise(self, matrices: np.ndarray) -> NormalEquations | None:
         """Set up the normal equations; None where too few points lie inside the volumes."""

@@ -213,14 +213,13 @@ class _Solver:
                 problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine))
             if fine:
                 problem = problem.with_model_fitted(poses)
-            new[group.volumes], n_done, step = problem.solve(
+            new[group.volumes], course = problem.solve(
                 poses,
                 self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS),
                 (FINE_TOLERANCE if fine else COARSE_TOLERANCE) * self.voxel,
                 progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
             )
-            log.debug("%s, %d volumes: %d steps, the last of %.2g mm",
-                      level, len(own), n_done, step)  # fmt: skip
+            log.debug("%s, %s, %d volumes: %s", group.name, level, len(own), course)
             problems.append(problem)
         return new, problems
 

@@ -24,6 +24,7 @@ from eddymotion.reports.svg import (
     Panel,
     document,
     element,
+    nice_step,
     spread_labels,
     text,
     title,
@@ -82,7 +83,7 @@ def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> 
         tops[name] = y
         y += height + 16
     bottom = y - 16
-    parts = [_legend(gradients, "▼ jump", "✕ beyond repair")]
+    parts = [_legend(shell_names(gradients), "■ jump", "✕ beyond repair")]
     parts += [
         columns.band(v, tops["translation (mm)"], bottom - tops["translation (mm)"], "#F3D9CC",
                      fill_opacity="0.75")
@@ -114,14 +115,14 @@ def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> 
     return columns.chart(bottom + 24, parts, label, "motion")
 
 
-def _legend(gradients: Gradients, *signs: str) -> str:
+def _legend(names: Sequence[tuple[str, str]], *signs: str) -> str:
     x, parts = LEFT, []
-    for name, color in shell_names(gradients):
+    for name, color in names:
         parts.append(element("rect", x=x, y=6.0, width=12.0, height=12.0, fill=color))
         parts.append(text(x + 16, 16, name))
         x += 34 + 7.0 * len(name)
     for sign in signs:
-        parts.append(text(x + 6, 16, sign, fill=VERMILION if sign[0] == "▼" else INK))
+        parts.append(text(x + 6, 16, sign, fill=VERMILION if sign[0] == "■" else INK))
         x += 24 + 7.0 * len(sign)
     return "".join(parts)
 
@@ -129,11 +130,9 @@ def _legend(gradients: Gradients, *signs: str) -> str:
 def _three(panel, name: str, table: Table, kind: str, scale: float) -> str:  # type: ignore[no-untyped-def]
     values = np.array([table.numbers(f"{kind}_{axis}") * scale for axis in "xyz"])
     margins = np.array([table.numbers(f"{kind}_{axis}_se") * scale for axis in "xyz"]) * INTERVAL
-    known = values[np.isfinite(values)]
-    if not known.size:
+    if not np.isfinite(values).any():
         return ""
-    least = 0.1  # an axis that magnifies noise would look like motion
-    low, high = min(known.min(), -least), max(known.max(), least)
+    low, high = _reach(values, margins)
     space = 0.06 * (high - low)
     drawn = panel(name, low - space, high + space)
     parts = [drawn.frame()]
@@ -144,6 +143,16 @@ def _three(panel, name: str, table: Table, kind: str, scale: float) -> str:  # t
         parts.append(drawn.line(range(len(row)), row, color, f"{kind}_{axis}"))
         parts.append(text(drawn.columns.right + 8, end + 4, axis, fill=color, weight="bold"))
     return "".join(parts)
+
+
+def _reach(values: np.ndarray, margins: np.ndarray) -> tuple[float, float]:
+    """Find ends of an axis that shows values with their intervals, but no far wider one whole."""
+    least = 0.1  # an axis that magnifies noise would look like motion
+    span = max(float(np.nanmax(values) - np.nanmin(values)), least)
+    wide = np.minimum(np.nan_to_num(margins), span)
+    return min(float(np.nanmin(values - wide)), -least), max(
+        float(np.nanmax(values + wide)), least
+    )
 
 
 def _displacement(panel, findings: Findings) -> str:  # type: ignore[no-untyped-def]
@@ -218,14 +227,15 @@ def carpet_chart(
                 y=top + (n_slices - 1 - index) * step, width=columns.step, height=step,
                 fill="none", stroke="#000000", stroke_width=1.4, pointer_events="all",
             ))  # fmt: skip
-    every = max(1, round(n_slices / 6))
+    every = round(nice_step(n_slices / 6))
+    names = [(name, color) for name, color in shell_names(gradients) if color != B0_COLOR]
     parts += [
         text(LEFT - 7, top + (n_slices - 0.5 - k) * step + 4, str(k), anchor="end", fill=FADED,
              size=11)
         for k in range(0, n_slices, every)
     ]  # fmt: skip
     parts += [text(16, top + height / 2, "slice", anchor="middle", rotate=True),
-              _legend(gradients, "□ outlier"), _color_bar(columns.right + 12, top, height),
+              _legend(names, "□ outlier"), _color_bar(columns.right + 12, top, height),
               columns.axis(top + height, "volume")]  # fmt: skip
     label = (
         f"Residual of {n_slices} slices in {len(columns.order)} volumes; {len(outliers)} outliers"
@@ -351,7 +361,7 @@ def eddy_chart(table: Table, gradients: Gradients) -> str:
         "higher (mm)": [name for name in names if len(name) > 3],
         "offset (mm)": [name for name in ("offset",) if np.isfinite(table.numbers(name)).any()],
     }
-    parts, top = [_legend(gradients)], 54.0
+    parts, top = [_legend(shell_names(gradients))], 54.0
     parts += [columns.band(v, 30.0, 14, c) for v, c in enumerate(shell_colors(gradients))]
     for label, members in groups.items():
         if not members:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from eddymotion.dataset import DWI
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
@@ -78,15 +79,18 @@ def before_after_figure(before: Slices, after: Slices) -> Figure:
     """
     figure = Figure(figsize=(12.5, 6.6), layout="constrained")
     panels = figure.subplots(2, 3, width_ratios=(1, 1.2, 2.6))
-    limit = None
+    limit = white = None
     for row, (name, view) in zip(panels, (("before", before), ("after", after)), strict=True):
         sizes = view.grid.sizes
         axial, sagittal = view.spread()
         limit = limit or view.bright(axial, sagittal)
         _show(row[0], axial.T, sizes[[0, 1]], vmin=0, vmax=limit)
         _show(row[1], sagittal.T, sizes[[1, 2]], vmin=0, vmax=limit)
-        row[2].imshow(view.profile(), origin="lower", aspect="auto", cmap="gray",
+        profile = view.profile()
+        white = white or float(np.percentile(profile, 99))
+        row[2].imshow(profile, origin="lower", aspect="auto", cmap="gray", vmin=0, vmax=white,
                       interpolation="nearest")  # fmt: skip
+        row[2].xaxis.set_major_locator(MaxNLocator(integer=True))
         row[2].set_yticks([])
         row[2].set_ylabel("inferior – superior")
         row[0].set_ylabel(name, fontsize="x-large")
@@ -175,17 +179,18 @@ def heldout_figure(
     white : (N,) array
         The signal that is white in each volume.
     """
-    figure = Figure(figsize=(12.5, 1.75 * max(len(chosen), 1) + 0.7), layout="constrained")
+    figure = Figure(figsize=(12.5, 1.62 * max(len(chosen), 1) + 0.4), layout="constrained")
     ratios = (1.2, 1.0) * 4
     panels = figure.subplots(max(len(chosen), 1), 8, squeeze=False, width_ratios=ratios)
     for row, (volume, words) in zip(panels, chosen, strict=False):
         for k, (plane, kept) in enumerate((("sagittal", [1, 2]), ("axial", [0, 1]))):
             _one_heldout(row[k::2], after, predicted, plane, kept, volume, white[volume])
         bval = after.gradients.bvals[volume]
-        row[0].set_ylabel(f"volume {volume}, b={bval:.0f}\n{words}", fontsize="small")
-    titles = ("observed", "predicted without it", "residual (±25 % of white)", "local correlation")
-    for axes, title in zip(panels[0][1::2], titles, strict=True):
-        axes.set_title(title, loc="right")
+        row[0].set_ylabel(f"volume {volume}\nb={bval:.0f}\n{words}")
+    titles = ("observed", "predicted without it", "residual, ±25 % of white",
+              "local correlation, 0 to 1")  # fmt: skip
+    for axes, title in zip(panels[0][::2], titles, strict=True):
+        axes.set_title(title, loc="left")
     return figure
 
 
@@ -223,6 +228,7 @@ def _show(axes: Axes, picture: np.ndarray, sizes: np.ndarray, **options: Any) ->
     shown = axes.imshow(
         picture, origin="lower", aspect=sizes[1] / sizes[0], **({"cmap": "gray"} | options)
     )
+    axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

@@ -68,9 +68,10 @@ def color_fa(slices: Slices, plane: str) -> np.ndarray:
         gradients.bvals[used], bvecs=gradients.bvecs[used], b0_threshold=gradients.b0_threshold
     )
     signal = slices.planes[plane][mask][:, used].astype(float)
+    seen = (signal > 0).all(axis=1)  # where the head left the image, zeros would look like fibres
     fit = TensorModel(table, fit_method="WLS", min_signal=1e-4 * signal.max() + 1e-9).fit(signal)
     fa = np.clip(np.nan_to_num(fit.fa), 0, 1)
-    colors = np.abs(np.nan_to_num(fit.evecs[..., 0])) * fa[:, None]
+    colors = np.abs(np.nan_to_num(fit.evecs[..., 0])) * (fa * seen)[:, None]
     picture[mask] = np.clip(COLOR_GAIN * colors, 0, 1)
     return picture
 

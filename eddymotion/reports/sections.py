@@ -64,8 +64,9 @@ CAPTIONS = {
         "Held-out prediction",
         "Each volume beside what the other volumes predict for it. The residual should be noise: "
         "red bands are lost slices, paired red and blue rims a volume that is still misplaced, "
-        "anatomy a model that does not describe the tissue. The local correlation (window of "
-        "4 mm) should be bright in white matter.",
+        "anatomy a model that does not describe the tissue; faint stripes in a prediction come "
+        "from lost slices of other volumes. The local correlation (window of 4 mm) should be "
+        "bright in white matter.",
     ),
     "shells": (
         "Gradient directions",
@@ -134,11 +135,7 @@ def summary(series: SeriesReport) -> Html:
         "div",
         tag("p", f"{MARKS[verdict.level]} {verdict.headline}", class_="headline"),
         tag("p", in_words(series)),
-        *(
-            [tag("p", "What asks for it: " + "; ".join(verdict.reasons) + ".")]
-            if verdict.reasons
-            else ()
-        ),
+        *([tag("p", "Why: " + "; ".join(verdict.reasons) + ".")] if verdict.reasons else ()),
         class_=f"verdict {level}",
     )
     checks = table(
@@ -157,10 +154,10 @@ def summary(series: SeriesReport) -> Html:
     rule = tag(
         "p",
         "The worst of these checks is the verdict. A volume is beyond repair if more than "
-        f"{SPOILT_SLICES:.0%} of its judged slices lost signal, or if its correlation with its "
-        f"prediction is {SPOILT_BELOW:g} and {SPOILT_SPREADS:g} robust standard deviations below "
-        "the median of its shell. Motion between volumes is corrected; what it spoilt within a "
-        "volume is not.",
+        f"{100 * SPOILT_SLICES:g} % of its judged slices lost signal, or if, beyond what those "
+        f"explain, its correlation with its prediction is {SPOILT_BELOW:g} and "
+        f"{SPOILT_SPREADS:g} robust standard deviations below the median of its shell. Motion "
+        "between volumes is corrected; what it spoilt within a volume is not.",
         class_="note",
     )
     facts = series.sidecar.get("Summary")
@@ -267,9 +264,9 @@ def viewer(series: SeriesReport) -> Html:
         Figure(
             tag("div", *worst, class_="gallery"),
             "The volumes worth a look",
-            "Flickering before/after. Beyond repair first, then in turn most outlier slices, "
-            "largest framewise displacement, lowest correlation with the prediction. Look for "
-            "dark slices. Press one to see it above.",
+            "Flickering before/after. In turn: beyond repair, a correlation with the prediction "
+            "far below the shell, the largest framewise displacements, the most outlier slices. "
+            "Look for dark slices and for what moves. Press one to see it above.",
         ).html(),
     ])  # fmt: skip
 
@@ -434,8 +431,20 @@ def _relative(series: SeriesReport, kind: str, page: Path) -> str:
 
 def _rows(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for key, value in content.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield str(key), text
+        yield str(key), _words(value)
+
+
+def _words(value: object) -> str:
+    """Write a value of a sidecar for people."""
+    if isinstance(value, str):
+        return value
+    if value is None or value == []:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -25,7 +25,7 @@ GAP = 2
 MAX_PIXELS = 9_000_000
 """Of a sheet; frames of longer series are smaller."""
 
-WHITE = 99.7
+WHITE = 99.0
 """Percentile of the brain that is white, in the volumes of a shell together."""
 
 QUALITY = 80

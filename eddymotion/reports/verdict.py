@@ -25,9 +25,13 @@ SPOILT_SLICES = 0.2
 
 SPOILT_BELOW = 0.15
 """A volume whose correlation with its prediction is so far below the median of its shell, and
-further than :data:`SPOILT_SPREADS` robust standard deviations, is beyond repair as well."""
+further than :data:`SPOILT_SPREADS` robust standard deviations, is beyond repair as well, if its
+lost slices do not explain it."""
 
 SPOILT_SPREADS = 6.0
+
+VARIATION = 0.35
+"""About the SD over the mean of a diffusion-weighted signal in the brain."""
 
 TENSOR_DIRECTIONS = 6
 
@@ -128,6 +132,8 @@ class Findings:
         Outlier slices.
     judged : (N,) array
         Slices that were judged.
+    deficit : (N,) array
+        Median correlation of the shell less that of the volume.
     jumps, spoilt : index arrays
         Volumes after a jump; volumes beyond repair.
     """
@@ -136,6 +142,7 @@ class Findings:
     correlation: np.ndarray
     outliers: np.ndarray
     judged: np.ndarray
+    deficit: np.ndarray
     jumps: np.ndarray
     spoilt: np.ndarray
 
@@ -160,24 +167,27 @@ class Findings:
         else:
             judged = np.isfinite(z).sum(axis=1)
         lost = outliers > SPOILT_SLICES * np.maximum(judged, 1)
-        spoilt = (lost & (outliers > 0)) | _unlike_its_shell(correlation, gradients)
+        deficit = _below_shell(correlation, gradients)
+        unexplained = deficit - _explained(outliers / np.maximum(judged, 1))
+        spoilt = (lost & (outliers > 0)) | _far_below_shell(unexplained, gradients)
         jumps = np.flatnonzero(np.nan_to_num(fd) > JUMP_MM)
-        return cls(fd, correlation, outliers, judged, jumps, np.flatnonzero(spoilt))
+        return cls(fd, correlation, outliers, judged, deficit, jumps, np.flatnonzero(spoilt))
 
     def worst(self, count: int) -> list[tuple[int, str]]:
         """Return volumes worth a look, worst first, with what is wrong with them.
 
-        In turn: beyond repair, most outlier slices, largest jump, lowest correlation.
+        In turn: beyond repair, correlation furthest below its shell, largest jump, most outlier
+        slices.
         """
         rankings = [
             [(v, "beyond repair") for v in self.spoilt],
+            [(v, f"correlation {self.correlation[v]:.3f}") for v in _largest(self.deficit)],
+            [(v, f"FD {self.fd[v]:.2f} mm") for v in _largest(self.fd)],
             [
                 (v, f"{self.outliers[v]} outlier slice{'s' if self.outliers[v] > 1 else ''}")
                 for v in np.argsort(-self.outliers, kind="stable")
                 if self.outliers[v]
             ],
-            [(v, f"FD {self.fd[v]:.2f} mm") for v in _largest(self.fd)],
-            [(v, f"correlation {self.correlation[v]:.3f}") for v in _largest(-self.correlation)],
         ]
         found: dict[int, str] = {}
         for turn in range(len(self.fd)):
@@ -187,19 +197,37 @@ class Findings:
         return list(found.items())
 
 
-def _unlike_its_shell(correlation: np.ndarray, gradients: Gradients) -> np.ndarray:
+def _below_shell(correlation: np.ndarray, gradients: Gradients) -> np.ndarray:
+    """How far correlations are below the median of their shell, (N,); NaN where not known."""
+    deficit = np.full(len(correlation), np.nan)
+    groups = gradients.shells if gradients.is_shelled else [gradients.dwis]
+    for group in (gradients.b0s, *groups):
+        values = correlation[group]
+        if np.isfinite(values).any():
+            deficit[group] = np.nanmedian(values) - values
+    return deficit
+
+
+def _explained(share: np.ndarray) -> np.ndarray:
+    """How much of a correlation is lost with a share ``s`` of the slices.
+
+    Where slices become zero and the rest stays as predicted, with ``c`` the SD over the mean of
+    the signal in the brain, it falls from 1 to ``c √(1 − s) / √(c² + s)``.
+    """
+    share = np.clip(share, 0, 1)
+    return 1 - VARIATION * np.sqrt(1 - share) / np.sqrt(VARIATION**2 + share)
+
+
+def _far_below_shell(deficit: np.ndarray, gradients: Gradients) -> np.ndarray:
     """Whether volumes agree with their predictions far worse than others of their shell, (N,)."""
-    unlike = np.zeros(len(correlation), bool)
+    far = np.zeros(len(deficit), bool)
     for shell in gradients.shells:
-        values = correlation[shell]
-        known = values[np.isfinite(values)]
+        known = deficit[shell][np.isfinite(deficit[shell])]
         if len(known) < TENSOR_DIRECTIONS:
             continue
-        middle = np.median(known)
-        spread = 1.4826 * np.median(np.abs(known - middle))
-        limit = middle - max(SPOILT_BELOW, SPOILT_SPREADS * spread)
-        unlike[shell] = np.nan_to_num(values, nan=1.0) < limit
-    return unlike
+        spread = 1.4826 * np.median(np.abs(known))
+        far[shell] = np.nan_to_num(deficit[shell]) > max(SPOILT_BELOW, SPOILT_SPREADS * spread)
+    return far
 
 
 def _largest(values: np.ndarray) -> np.ndarray:

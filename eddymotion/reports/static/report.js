@@ -35,7 +35,7 @@
     show(volume) {
       this.current = volume;
       this.find(".slider").value = volume;
-      this.find(".which").textContent = `volume ${volume} of ${this.data.n - 1}`;
+      this.find(".which").textContent = `volume ${volume} of 0–${this.data.n - 1}`;
       this.find(".readout").innerHTML = this.describe(volume);
       for (const chart of this.all(".chart.linked")) this.moveCursor(chart, volume);
       for (const mark of this.all(".sphere .direction"))
@@ -160,12 +160,22 @@
     draw() {
       if (!this.canvas) return;
       const pairs = {flicker: ["before", "after"], predicted: ["after", "predicted"]};
-      const mode = this.mode.value;
+      const mode = this.printing ? "pair" : this.mode.value;  // paper does not flicker
       if (mode === "pair") this.paint(this.canvas, this.current, ["before", "after"]);
       else this.paint(this.canvas, this.current, [pairs[mode] ? pairs[mode][this.phase] : mode]);
       this.canvas.dataset.shown = `${this.current} ${mode} ${this.phase}`;
       for (const {canvas, volume} of this.thumbs || [])
-        this.paint(canvas, volume, [["before", "after"][this.phase]], true);
+        this.paint(canvas, volume, this.printing ? ["before", "after"] : [["before", "after"][this.phase]], true);
+    }
+
+    print(printing) {
+      this.printing = printing;
+      this.draw();
+      for (const folded of this.all("details"))
+        if (!folded.querySelector(".confounds")) {
+          if (printing) folded.dataset.was = folded.open;
+          folded.open = printing || folded.dataset.was === "true";
+        }
     }
 
     paint(canvas, volume, kinds, small) {
@@ -187,7 +197,7 @@
         context.imageSmoothingQuality = "high";
         if (image.complete) context.drawImage(image, x, y, width, height, 0, 0, width, height);
         if (this.outlined.checked) this.paintOutline(context, scale);
-        this.paintWords(context, kind, height, small ? 9 : 8);
+        this.paintWords(context, kind, width * (small ? 0.036 : kinds.length > 1 ? 0.032 : 0.02));
       });
     }
 
@@ -204,7 +214,7 @@
       context.stroke(this.outline);
     }
 
-    paintWords(context, kind, height, size) {
+    paintWords(context, kind, size) {
       context.font = `600 ${size}px system-ui, sans-serif`;
       context.fillStyle = TINTS[kind];
       context.fillText(NAMES[kind], 3, size + 1);
@@ -212,7 +222,7 @@
       for (const plane of ["coronal", "axial"]) {
         const [left, top, width, tall] = this.data.boxes[plane];
         context.fillText("L", left + 1, top + tall / 2);
-        context.fillText("R", left + width - size * 0.75, top + tall / 2);
+        context.fillText("R", left + width - size * 0.8, top + tall / 2);
       }
     }
 
@@ -296,7 +306,8 @@
   follow();
   setInterval(() => { if (!document.hidden) series.forEach(one => one.tick()); }, FLICKER_MS);
   setInterval(() => { if (!document.hidden) series.forEach(one => one.step()); }, PLAY_MS);
-  addEventListener("beforeprint", () => series.forEach(one => one.draw()));
+  addEventListener("beforeprint", () => series.forEach(one => one.print(true)));
+  addEventListener("afterprint", () => series.forEach(one => one.print(false)));
   addEventListener("keydown", event => {
     if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName) || event.altKey || event.ctrlKey || event.metaKey) return;
     const shown = series.find(one => !one.root.hidden);

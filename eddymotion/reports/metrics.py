@@ -1,0 +1,125 @@
+"""Quality of a series in single numbers: what a group of scans is compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from eddymotion.geometry import POWER_RADIUS_MM
+from eddymotion.reports.series import SeriesReport
+
+FD_LIMITS_MM = (0.5, 1.0, 2.0)
+"""Framewise displacements above which volumes are counted."""
+
+Value = float | int | str
+
+_DESCRIPTIONS = {
+    "n_volumes": ("Volumes of the series", "1"),
+    "n_dwi": ("Diffusion-weighted volumes", "1"),
+    "fd_mean": ("Mean framewise displacement (Power et al. 2012)", "mm"),
+    "fd_max": ("Largest framewise displacement (Power et al. 2012)", "mm"),
+    "outlier_slices": ("Slices that lost signal, of those that were judged", "%"),
+    "beyond_repair": ("Volumes that lost too much to be used", "1"),
+    "residual": (
+        "Root-mean-square difference of diffusion-weighted volumes from their leave-one-out "
+        "predictions, of the mean signal, median over volumes", "%"),
+    "ndc": (
+        "Mean Pearson correlation of each diffusion-weighted volume with the one nearest in "
+        "q-space (Yeh et al. 2019)", "1"),
+    "tsnr_b0": ("Mean over standard deviation of the b=0 volumes, median over the brain", "1"),
+    "cnr": (
+        "Standard deviation of the predicted signal over that of the residual in a shell, median "
+        "over the brain (Bastiani et al. 2019)", "1"),
+    "largest_motion": ("Parameter with the widest range; rotations in mm at 50 mm", "n/a"),
+    "largest_motion_range": ("Range of that parameter", "mm"),
+    "verdict": ("Verdict of the participant's report", "n/a"),
+}  # fmt: skip
+
+_WHICH = {"raw": "of the original series", "corrected": "of the corrected series"}
+
+
+def quality_metrics(series: SeriesReport) -> dict[str, Value]:
+    """Collect the metrics of a series; NaN for what is not known.
+
+    Returns
+    -------
+    dict
+        Name → value, in the order of a table's columns. Names of what is measured before and
+        after end in ``_raw`` and ``_corrected``; those of a shell hold its b-value, as in
+        ``cnr_b1000_raw``.
+    """
+    findings = series.findings
+    fd = findings.fd[np.isfinite(findings.fd)]
+    judged = int(findings.judged.sum())
+    axis, reach = largest_motion(series)
+    return {
+        "n_volumes": len(series.confounds),
+        "n_dwi": len(series.gradients.dwis),
+        "fd_mean": float(fd.mean()) if len(fd) else np.nan,
+        "fd_max": float(fd.max()) if len(fd) else np.nan,
+        **{
+            f"fd_percent_over_{limit:g}mm": 100 * float((fd > limit).mean()) if len(fd) else np.nan
+            for limit in FD_LIMITS_MM
+        },
+        "outlier_slices": 100 * int(findings.outliers.sum()) / judged if judged else np.nan,
+        "beyond_repair": len(findings.spoilt),
+        **_measured(series),
+        "largest_motion": axis,
+        "largest_motion_range": reach,
+        "verdict": series.verdict.headline,
+    }
+
+
+def describe_metric(name: str) -> tuple[str, str]:
+    """Return what a metric means, and its unit.
+
+    Raises
+    ------
+    KeyError
+        If there is no metric of that name.
+    """
+    if name.startswith("fd_percent_over_"):
+        limit = name.removeprefix("fd_percent_over_").removesuffix("mm")
+        return f"Volumes with a framewise displacement above {limit} mm", "%"
+    base, _, which = name.rpartition("_")
+    if which not in _WHICH:
+        return _DESCRIPTIONS[name]
+    kind, _, bval = base.partition("_b")
+    if kind == "cnr":
+        words, unit = _DESCRIPTIONS["cnr"]
+        return f"{words}; b={bval}, {_WHICH[which]}", unit
+    words, unit = _DESCRIPTIONS[base]
+    return f"{words}; {_WHICH[which]}", unit
+
+
+def largest_motion(series: SeriesReport) -> tuple[str, float]:
+    """Find the parameter with the widest range, and that range in mm (rotations at 50 mm)."""
+    scales = {"trans": 1.0, "rot": POWER_RADIUS_MM}
+    ranges = {
+        f"{kind}_{axis}": scale * _range(series.confounds.numbers(f"{kind}_{axis}"))
+        for kind, scale in scales.items()
+        for axis in "xyz"
+    }
+    name = max(ranges, key=lambda key: ranges[key])
+    return name, ranges[name]
+
+
+def _measured(series: SeriesReport) -> dict[str, Value]:
+    """Name those measures that a run has left."""
+    if series.data is None:
+        return {}
+    found: Mapping = series.data.measures
+    pairs = {"residual": found["residual_percent"], "ndc": found["ndc"],
+             "tsnr_b0": found["tsnr_b0"]}  # fmt: skip
+    pairs |= {f"cnr_b{bval}": pair for bval, pair in found["cnr"].items()}
+    return {
+        f"{name}_{which}": float(value)
+        for name, pair in pairs.items()
+        for which, value in zip(_WHICH, pair, strict=True)
+    }
+
+
+def _range(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.ptp(known)) if len(known) else 0.0

@@ -1,0 +1,404 @@
+"""The participant's page: what it shows is what is on disk, and text stays text."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_cases import LOST, TOLD, with_lost_slices, write_series
+
+from eddymotion.derivatives import Outputs
+from eddymotion.errors import EddymotionError
+from eddymotion.geometry import Motion
+from eddymotion.reports.citation import bibtex, references
+from eddymotion.reports.data import ReportData, recorded_log
+from eddymotion.reports.layout import VOID, embedded_json, tag
+from eddymotion.reports.maps import cnr, local_correlation, tsnr
+from eddymotion.reports.metrics import describe_metric, quality_metrics
+from eddymotion.reports.participant import build_participant_report
+from eddymotion.reports.series import SeriesReport
+from eddymotion.reports.slices import Grid
+from eddymotion.reports.sprites import Frames
+from eddymotion.reports.tables import Table
+from eddymotion.reports.verdict import Check, Findings, Level, judge
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+
+class Page(HTMLParser):
+    """Elements of a page, their attributes and their text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, name, attributes):
+        element = SimpleNamespace(
+            name=name, text="", inside=list(self.open), attributes=dict(attributes)
+        )
+        self.elements.append(element)
+        if name not in VOID | {"meta", "link"}:
+            self.open.append(element)
+
+    def handle_startendtag(self, name, attributes):
+        self.handle_starttag(name, attributes)
+        if self.open and self.open[-1] is self.elements[-1]:
+            self.open.pop()
+
+    def handle_endtag(self, name):
+        assert self.open.pop().name == name
+
+    def handle_data(self, data):
+        for element in self.open:
+            element.text += data
+
+    def all(self, name, **wanted):
+        return [
+            element
+            for element in self.elements
+            if element.name == name
+            and all(element.attributes.get(k.rstrip("_")) == v for k, v in wanted.items())
+        ]
+
+    def data(self, prefix="s0"):
+        return json.loads(self.all("script", id=f"{prefix}-data")[0].text)
+
+
+@pytest.fixture(scope="module")
+def site(moving, truth, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    outputs = write_series(folder, "01", with_lost_slices(moving), truth)
+    return SimpleNamespace(folder=folder, outputs=outputs, page=folder / "sub-01.html")
+
+
+@pytest.fixture(scope="module")
+def page(site):
+    return Page(site.page.read_text(encoding="utf-8"))
+
+
+def test_values_are_those_of_the_tables(site, page):
+    confounds = Table.read(site.outputs["confounds"])
+    shown = page.data()
+    assert shown["n"] == len(confounds)
+    for name, values in shown["columns"].items():
+        given = np.array([np.nan if value is None else value for value in values])
+        np.testing.assert_array_equal(given, confounds.numbers(name), err_msg=name)
+    rows = [row for row in page.all("tr") if any(
+        one.attributes.get("class") == "confounds" for one in row.inside)]  # fmt: skip
+    cells = [
+        [one.text for one in page.elements if one.name in ("th", "td") and row in one.inside]
+        for row in rows
+    ]
+    on_disk = [line.split("\t") for line in site.outputs["confounds"].read_text().splitlines()]
+    assert [row[1:] for row in cells] == on_disk
+    outliers = Table.read(site.outputs["outliers"])
+    pairs = zip(outliers.columns["volume"], outliers.columns["slice"], strict=True)
+    listed = [(volume, str(index)) for volume, of in shown["slices"].items() for index in of]
+    assert listed == list(pairs)
+    assert len(listed) >= sum(map(len, LOST.values()))
+
+
+def test_numbers_of_the_verdict_are_those_of_the_tables(site, page):
+    fd = Table.read(site.outputs["confounds"]).numbers("framewise_displacement")[1:]
+    found = [one.text for one in page.elements if one.name == "td" and any(
+        table.attributes.get("class") == "checks" for table in one.inside)][::2]  # fmt: skip
+    assert found[:2] == [f"{fd.mean():.2f} mm", f"{fd.max():.2f} mm"]
+    n_outliers = len(Table.read(site.outputs["outliers"]))
+    assert f"({n_outliers} of " in found[2]
+    headline = page.all("p", class_="headline")[0].text
+    assert SeriesReport.load(site.outputs).verdict.headline in headline
+
+
+def test_a_volume_that_lost_too_much_is_found(site):
+    report = SeriesReport.load(site.outputs)
+    assert 12 in report.findings.spoilt
+    assert 5 not in report.findings.spoilt
+    assert report.findings.worst(3)[0] == (12, "beyond repair")
+    assert report.verdict.level > Level.GOOD
+    assert any("beyond repair" in reason for reason in report.verdict.reasons)
+
+
+def test_content_comes_in_the_order_in_which_people_read(page):
+    names = [section.attributes["id"].removeprefix("s0-") for section in page.all("section")]
+    assert names == [
+        "summary", "motion", "beforeafter", "carpet", "heldout", "shells", "maps", "estimation",
+        "settings", "citation",
+    ]  # fmt: skip
+    assert TOLD[0][1] in page.all("section", id="s0-estimation")[0].text
+    assert "@article" in page.all("section", id="s0-citation")[0].text
+
+
+def test_every_figure_says_what_to_look_for(page):
+    assert len(page.all("figure")) >= 7
+    for figure in page.all("figure"):
+        inside = [one for one in page.elements if figure in one.inside]
+        captions = [one.text for one in inside if one.name == "figcaption"]
+        assert len(captions) == 1
+        assert len(captions[0]) > 80
+        for one in inside:
+            if one.name in ("svg", "canvas"):
+                assert one.attributes["aria-label"]
+            elif one.name == "img" and one.attributes.get("class") != "sprite":
+                assert one.attributes["alt"]
+
+
+def test_links_resolve_and_nothing_comes_from_elsewhere(site, page):
+    names = {one.attributes["id"] for one in page.elements if "id" in one.attributes}
+    links = [link.attributes["href"] for link in page.all("a")]
+    assert len(links) > 15
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in names
+        else:
+            assert (site.folder / unquote(link)).is_file()
+    for one in page.elements:
+        for key in ("src", "href", "srcset", "data", "action"):
+            value = one.attributes.get(key) or "#"
+            assert value.startswith(("data:", "#", "sub-01/figures/")), (one.name, value[:80])
+    policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0].attributes["content"]
+    assert "default-src 'none'" in policy
+
+
+def test_figures_are_files_with_bids_names(site):
+    expected = {
+        f"sub-01_desc-{name}"
+        for name in (
+            "motion_dwi.svg", "beforeafter_dwi.png", "carpet_dwi.svg", "heldout_dwi.png",
+            "shells_dwi.svg", "maps_dwi.png", "hmc_report.npz", "hmc_steps.tsv",
+        )
+    }  # fmt: skip
+    assert {path.name for path in (site.folder / "sub-01" / "figures").iterdir()} == expected
+
+
+def test_derivatives_alone_give_the_same_page(site, tmp_path):
+    shutil.copytree(site.folder, tmp_path / "out", ignore=shutil.ignore_patterns("*.nii.gz"))
+    for path in (tmp_path / "out").rglob("*"):
+        if path.suffix in (".html", ".svg"):
+            path.unlink()
+    again = build_participant_report(tmp_path / "out", "sub-01")
+    assert again.read_bytes() == site.page.read_bytes()
+    for path in (site.folder / "sub-01" / "figures").glob("*.svg"):
+        copy = tmp_path / "out" / path.relative_to(site.folder)
+        assert copy.read_bytes() == path.read_bytes()
+
+
+def test_hostile_names_and_metadata_stay_text(site, tmp_path):
+    source = "sub-02_acq-<img src=x onerror=alert(3)>"
+    for path in site.folder.rglob("sub-01_*"):
+        new = tmp_path / "sub-02" / path.parent.name / path.name.replace("sub-01", source)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, new)
+    outputs = Outputs(tmp_path / "sub-02", source, tmp_path / "sub-02" / "figures")
+    hostile = dict.fromkeys((HOSTILE, "model"), HOSTILE)
+    keys = ("Manufacturer", "EddymotionVersion", "Sources", HOSTILE)
+    parts = ("Summary", "Settings", "StageSeconds", "PackageVersions")
+    sidecar = dict.fromkeys(keys, HOSTILE) | dict.fromkeys(parts, hostile)
+    outputs["sidecar"].write_text(json.dumps(sidecar))
+    page = build_participant_report(tmp_path, "02", {HOSTILE: HOSTILE})
+    parsed = Page(page.read_text(encoding="utf-8"))
+    assert len(parsed.all("script")) == 2
+    assert not [one for one in parsed.elements for key in one.attributes if key.startswith("on")]
+    assert "x" not in {one.attributes.get("src") for one in parsed.elements}
+    assert sum(one.text == HOSTILE for one in parsed.elements) >= len(keys) + 2 * len(parts)
+    assert parsed.all("h2", class_="series-name")[0].text == source
+    assert HOSTILE in parsed.all("section", id="errors")[0].text
+
+
+def test_embedded_data_cannot_end_its_element():
+    text = embedded_json("x", {"key": HOSTILE + "<!--"})
+    assert text.count("<") == 2
+    assert json.loads(Page(text).all("script")[0].text)["key"] == HOSTILE + "<!--"
+    assert tag("p", "<b>", title='"><b>') == '<p title="&quot;&gt;&lt;b&gt;">&lt;b&gt;</p>'
+
+
+def test_failures_are_told_last_and_at_the_top(site, tmp_path):
+    shutil.copytree(site.folder, tmp_path / "out")
+    broken = Outputs(tmp_path / "out" / "sub-01", "sub-01", tmp_path / "out" / "sub-01/figures")
+    data = broken["report_data"]
+    data.write_bytes(data.read_bytes()[:-5000])
+    page = build_participant_report(tmp_path / "out", "01", {"sub-01_run-2_dwi": "no b-values"})
+    parsed = Page(page.read_text(encoding="utf-8"))
+    assert "2 series failed" in parsed.all("p", class_="errors")[0].text
+    last = parsed.all("section")[-1]
+    assert last.attributes["id"] == "errors"
+    assert "no b-values" in last.text
+    assert "sub-01_desc-hmc_report.npz: cannot be read" in last.text
+    assert build_participant_report(tmp_path / "nothing", "01") is None
+
+
+def test_without_the_data_of_a_run_the_tables_still_make_a_page(site, tmp_path):
+    shutil.copytree(site.folder, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "sub-01" / "figures")
+    page = build_participant_report(tmp_path / "out", "01")
+    parsed = Page(page.read_text(encoding="utf-8"))
+    assert not parsed.all("section", id="errors")
+    assert "no pictures of the original" in parsed.all("section", id="s0-beforeafter")[0].text
+
+
+def test_data_of_another_version_are_refused(site, tmp_path, monkeypatch):
+    data = ReportData.load(site.outputs["report_data"])
+    monkeypatch.setattr("eddymotion.reports.data.FORMAT", 99)
+    data.save(tmp_path / "x.npz")
+    monkeypatch.undo()
+    with pytest.raises(EddymotionError, match="has format 99, expected 1"):
+        ReportData.load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("kept", ["no b=0", "three volumes"])
+def test_short_and_odd_series_have_a_page(kept, moving, truth, tmp_path):
+    gradients = moving.gradients
+    volumes = {
+        "no b=0": gradients.dwis,
+        "three volumes": np.sort(np.append(gradients.dwis[:2], gradients.b0s[:1])),
+    }[kept]
+    write_series(tmp_path, "01", moving.select(volumes), Motion(truth.matrices[volumes]))
+    parsed = Page((tmp_path / "sub-01.html").read_text(encoding="utf-8"))
+    assert not parsed.all("section", id="errors")
+    assert parsed.data()["n"] == len(volumes)
+
+
+def test_sixty_four_large_volumes_stay_below_the_limit():
+    """Three sheets of noise, which compresses worst, in a head of 140 x 180 x 120 mm at 1.5 mm."""
+    mask = np.zeros((110, 130, 90), bool)
+    mask[8:101, 5:125, 5:85] = True
+    grid = Grid(np.diag([1.5, 1.5, 1.5, 1.0]), mask, (50, 65, 45))
+    frames = Frames.of(grid, 64)
+    rng = np.random.default_rng(0)
+    shapes = {"sagittal": (130, 90), "coronal": (110, 90), "axial": (110, 130)}
+    planes = {
+        name: rng.rayleigh(0.3, (*shape, 64)).astype(np.float32) for name, shape in shapes.items()
+    }
+    sheet = frames.sheet(planes, np.ones(64))
+    embedded = 3 * len(sheet.data) * 4 / 3  # base64
+    assert embedded < 11e6  # of 15 MB; the rest of the page takes less than 3
+
+
+def test_sprites_show_each_volume_where_the_script_looks():
+    mask = np.zeros((30, 40, 20), bool)
+    mask[5:25, 5:35, 3:17] = True
+    frames = Frames.of(Grid(np.diag([2.0, 2.0, 3.0, 1.0]), mask, (15, 20, 10)), 11)
+    levels = np.linspace(0.05, 0.95, 11)
+    shapes = {"sagittal": (40, 20), "coronal": (30, 20), "axial": (30, 40)}
+    planes = {name: np.tile(levels, (*shape, 1)) for name, shape in shapes.items()}
+    sheet = frames.sheet(planes, np.ones(11))
+    pixels = np.asarray(Image.open(BytesIO(sheet.data)).convert("L"), float)
+    for volume, level in enumerate(levels):
+        row, column = divmod(volume, sheet.columns)
+        frame = pixels[row * sheet.height :, column * sheet.width :]
+        for left, top, width, height in frames.boxes.values():
+            middle = frame[top + height // 2, left + width // 2]
+            assert middle == pytest.approx(255 * level, abs=4)
+
+
+def test_a_page_depends_on_nothing_but_what_is_there(site, tmp_path):
+    """No time, no path, no random name: the same folder elsewhere gives the same bytes."""
+    text = site.page.read_text(encoding="utf-8")
+    assert str(site.folder) not in text
+    assert not re.search(r"20\d\d-\d\d-\d\d", text)
+
+
+def test_checks_and_their_limits():
+    above = Check("x", 2.0, "2", 1.0, 3.0)
+    below = Check("x", 4.0, "4", 15, 6)
+    assert (above.level, below.level) == (Level.CARE, Level.DOUBTFUL)
+    assert Check("x", float("nan"), "n/a", 1.0, 3.0).level is Level.GOOD
+    assert "care above 1, doubtful above 3" in above.rule
+    assert "care below 15, doubtful below 6" in below.rule
+
+
+def test_a_still_series_is_usable_and_a_wild_one_doubtful(scheme):
+    def verdict(size):
+        steps = np.abs(np.random.default_rng(0).normal(0, size, len(scheme)))
+        table = Table({
+            "framewise_displacement": ["n/a", *(f"{step}" for step in steps[1:])],
+            "hmc_xcorr": ["0.97"] * len(scheme),
+            "outlier_slices": ["0"] * len(scheme),
+        })  # fmt: skip
+        return judge(Findings.of(table, scheme, 40, None), scheme, gain=0.01)
+
+    assert verdict(0.1).headline == "Usable"
+    assert verdict(20.0).headline == "Doubtful"
+
+
+def test_metrics_for_a_group(site):
+    report = SeriesReport.load(site.outputs)
+    metrics = quality_metrics(report)
+    fd = Table.read(site.outputs["confounds"]).numbers("framewise_displacement")[1:]
+    assert metrics["fd_max"] == fd.max()
+    assert metrics["fd_percent_over_1mm"] == pytest.approx(100 * (fd > 1).mean())
+    assert metrics["beyond_repair"] == 1
+    assert metrics["ndc_corrected"] > metrics["ndc_raw"]
+    assert metrics["residual_corrected"] < metrics["residual_raw"]
+    assert metrics["cnr_b1000_corrected"] > 0
+    columns = Table.read(site.outputs["confounds"])
+    name = metrics["largest_motion"]
+    scale = 1 if name.startswith("trans") else 50
+    assert metrics["largest_motion_range"] == pytest.approx(scale * np.ptp(columns.numbers(name)))
+    for name in metrics:
+        words, unit = describe_metric(name)
+        assert words
+        assert unit
+    with pytest.raises(KeyError):
+        describe_metric("nothing")
+
+
+def test_measures_equal_their_definitions(scheme):
+    rng = np.random.default_rng(1)
+    signal = rng.uniform(1, 2, (4, 5, len(scheme)))
+    predicted = signal + rng.normal(0, 0.1, signal.shape)
+    shell, voxel = scheme.shells[0], (2, 3)
+    y, p = signal[voxel][shell], predicted[voxel][shell]
+    assert cnr(signal, predicted, shell)[voxel] == pytest.approx(p.std() / (y - p).std())
+    b0 = signal[voxel][scheme.b0s]
+    assert tsnr(signal, scheme)[voxel] == pytest.approx(b0.mean() / b0.std(ddof=1))
+
+
+def test_local_correlation_against_a_plain_sum():
+    rng = np.random.default_rng(2)
+    a = rng.uniform(1, 2, (20, 24))
+    b = a + rng.normal(0, 0.3, a.shape)
+    mask = np.ones(a.shape, bool)
+    mask[:3] = False
+    found = local_correlation(a, b, np.array([2.0, 2.0]), mask)
+    i, j = np.indices(a.shape)
+    weights = np.exp(-(((i - 11) * 2) ** 2 + ((j - 12) * 2) ** 2) / (2 * 4.0**2)) * mask
+    weights /= weights.sum()
+    x, y = (values - (weights * values).sum() for values in (a, b))
+    expected = (weights * x * y).sum() / np.sqrt((weights * x * x).sum() * (weights * y * y).sum())
+    assert found[11, 12] == pytest.approx(expected, abs=2e-3)
+    assert np.isnan(found[:3]).all()
+
+
+def test_log_is_recorded_and_left_as_it_was(caplog):
+    import logging
+
+    logger = logging.getLogger("eddymotion.estimation")
+    level, handlers = logger.level, list(logger.handlers)
+    with recorded_log() as lines:
+        logging.getLogger("eddymotion.estimation.joint").debug("step %d", 3)
+    assert [message for _, message in lines] == ["step 3"]
+    assert (logger.level, logger.handlers) == (level, handlers)
+
+
+def test_references_are_whole():
+    assert len(references()) == bibtex().count("\n@") + bibtex().startswith("@")
+    for line in references():
+        assert re.match(r".+ \((19|20)\d\d\)\. .+\. .+", line), line
+        assert "{" not in line
+
+
+def test_static_files_are_packaged():
+    from eddymotion.reports.layout import static_text
+
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert '"reports/static/*"' in text
+    assert "$digest" in static_text("page.html")
