@@ -9,6 +9,9 @@ from eddymotion.pairs.measures import PairQuality, Parameters
 FAR_MM, FAR_DEG = 25.0, 20.0
 """A pair that was farther apart than this may have been found at the wrong place."""
 
+TOO_FAR_DEG = 60.0
+"""No two heads in scanners are turned by more, wherever the search started."""
+
 MIN_SHARE = 0.5
 """Of the fixed image that the moving one should show."""
 
@@ -32,7 +35,13 @@ def advise(quality: PairQuality, *, transform: str, metric: str, started: str) -
     """
     advice = [*_about_the_end(quality), *_about_agreement(quality, metric)]
     p, d = quality.parameters, quality.displacements
-    if started in ("header", "mass") and (
+    if p.angle > TOO_FAR_DEG:
+        advice.append(
+            f"turned by {p.angle:.0f}°, which heads in scanners hardly are: look at the overlay; "
+            "try --initialize mass with brain masks of both images (--fixed-mask, --moving-mask), "
+            "or give --init"
+        )
+    elif started in ("header", "mass") and (
         np.linalg.norm(p.translation) > FAR_MM or p.angle > FAR_DEG
     ):
         advice.append(
@@ -85,6 +94,11 @@ def _about_agreement(quality: PairQuality, metric: str) -> list[str]:
         advice.append(
             "the images have next to nothing in common (normalised mutual information "
             f"{after.similarity:.3f}): look at the overlay; try --initialize multi"
+        )
+    if after.dice < before.dice:
+        advice.append(
+            f"the masks overlap less than before (Dice {before.dice:.2f} → {after.dice:.2f}): do "
+            "not use this; try --initialize mass, or give --init"
         )
     if metric in ("ssd", "lncc", "cc", "gc") and after.correlation < 0:
         advice.append(

@@ -18,6 +18,7 @@ from eddymotion.evaluation.transforms import numbers, read_table
 from eddymotion.files import read_image
 from eddymotion.pairs.measures import Comparison
 from eddymotion.registration import Registration
+from eddymotion.registration.checks import MIN_THICKNESS
 from eddymotion.registration.gauss_newton import foreground
 from eddymotion.transform_files import FORMATS
 
@@ -168,6 +169,11 @@ def read_volume(
         raise EddymotionError(
             f"{path}: found an image of shape {data.shape}, expected three dimensions; {hint}"
         )
+    if min(data.shape) < MIN_THICKNESS:
+        raise EddymotionError(
+            f"{path}: found shape {data.shape}, expected at least {MIN_THICKNESS} voxels along "
+            "each axis, since motion in 3-D cannot be seen in less; give the whole volume"
+        )
     finite = np.isfinite(data)
     if not finite.any():
         raise EddymotionError(f"{path}: holds no finite number (all are NaN); check the file")
@@ -176,6 +182,11 @@ def read_volume(
             "%s: %d voxels are NaN or infinite; they are set to zero", path.name, (~finite).sum()
         )
         data = np.where(finite, data, np.float32(0))
+    if data.min() == data.max():
+        raise EddymotionError(
+            f"{path}: all voxels are {float(data.flat[0]):g}, so that there is nothing to "
+            "register; check the file"
+        )
     return Image(data, affine), finite
 
 
@@ -200,7 +211,13 @@ def _mask_of(
             f"{path}: lies up to {farthest:.3g} mm from the voxels of {owner.name}; give a mask "
             "with the orientation and position of its image"
         )
-    return (np.nan_to_num(data) > 0) & finite
+    mask = (np.nan_to_num(data) > 0) & finite
+    if not mask.any():
+        raise EddymotionError(
+            f"{path}: marks no voxel of {owner.name}; give a mask that is above zero where the "
+            "image counts"
+        )
+    return mask
 
 
 def read_paired_landmarks(files: tuple[Path, ...]) -> tuple[Landmarks, Landmarks]:

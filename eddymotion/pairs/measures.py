@@ -259,7 +259,7 @@ class Displacements:
     mean, largest : float
         mm
     n_folds : int
-        Voxels in which the warp turns space inside out; zero for linear transforms.
+        Voxels of the warp's grid in which it turns space inside out; zero for linear transforms.
     jacobian : (2,) array
         Smallest and largest local change of volume by the whole transform.
     """
@@ -276,11 +276,20 @@ class Displacements:
         points = apply_affine(fixed.affine, voxels[:: -(-len(voxels) // MAX_POINTS)])
         lengths = np.linalg.norm(registration.map(points) - points, axis=1)
         change = float(np.linalg.det(registration.matrix[:3, :3]))
-        local = np.ones(1) if registration.warp is None else jacobian(registration.warp)
+        local = np.ones(1) if registration.warp is None else _local(registration.warp, points)
         return cls(
             float(lengths.mean()), float(lengths.max()), int((local <= 0).sum()),
             (float(local.min()) * change, float(local.max()) * change),
         )  # fmt: skip
+
+
+def _local(warp: Warp, points: np.ndarray) -> np.ndarray:
+    """Return the local change of volume in the voxels of the warp that points (P, 3) lie in."""
+    change = jacobian(warp)
+    voxels = np.rint(apply_affine(np.linalg.inv(warp.affine), points)).astype(int)
+    inside = ((voxels >= 0) & (voxels < change.shape)).all(axis=1)
+    voxels = np.unique(voxels[inside], axis=0)
+    return change[tuple(voxels.T)] if len(voxels) else np.ones(1)
 
 
 def jacobian(warp: Warp) -> np.ndarray:

@@ -36,6 +36,9 @@ N_BINS = 24
 N_ARROWS = 22
 """About so many along the longer side of a picture."""
 
+LONGEST = 2.5
+"""Distances between arrows that the longest may cover."""
+
 ARROWS = LinearSegmentedColormap.from_list("arrows", colormaps["plasma"](np.linspace(0.4, 1, 64)))
 """Colours that stand out on dark grey."""
 
@@ -224,8 +227,8 @@ def difference_figure(
     ):
         picture = view.show(axes, volume, cmap="RdBu_r", vmin=-limit, vmax=limit)
         rms = np.sqrt(np.mean(volume[where & head] ** 2)) if (where & head).any() else np.nan
-        _label(axes[0], f"{when}: RMS {rms:.4g}")
-    bar = figure.colorbar(picture, ax=rows, shrink=0.6, pad=0.01)
+        _label(axes[0], f"{when}: RMS {rms:.0f}" if rms >= 1000 else f"{when}: RMS {rms:.3g}")
+    bar = figure.colorbar(picture, ax=rows, shrink=0.6, pad=0.01, panchor=False)
     bar.set_label("units of the fixed image")
     _title(figure, "fixed − moving, whose intensities are fitted to those of the fixed image")
     return figure
@@ -264,14 +267,14 @@ def displacement_figure(
     view = View.of(fixed, head, affine)
     figure, rows = view.panels(1, bar=True)
     window = _window(fixed, head)
-    view.show(rows[0], fixed, cmap="gray", vmin=window[0], vmax=2.2 * window[1] - 1.2 * window[0])
+    view.show(rows[0], fixed, cmap="gray", vmin=window[0], vmax=1.6 * window[1] - 0.6 * window[0])
     grids = [_arrows(view, plane, head) for plane in range(3)]
     moves = [displacements(apply_affine(view.affine, voxels)) for voxels in grids]
     lengths = [np.linalg.norm(move, axis=1) for move in moves]
     largest = max((float(length.max()) for length in lengths if length.size), default=0.0)
     step = max(view.extents()[0]) / N_ARROWS
     in_plane = [move @ view.affine[:3, :3] / view.sizes for move in moves]
-    factor = _round_factor(1.2 * step / largest) if largest > 0 else 1.0
+    factor = _round_factor(LONGEST * step / largest) if largest > 0 else 1.0
     picture: Any = None
     for axes, (_, _, (right, up)), voxels, arrows, length in zip(
         rows[0], PLANES, grids, in_plane, lengths, strict=True
@@ -282,7 +285,7 @@ def displacement_figure(
             clim=(min((float(v.min()) for v in lengths if v.size), default=0.0), largest or 1.0),
             angles="xy", scale_units="xy", scale=1, width=0.004, minlength=0.5, pivot="tail",
         )  # fmt: skip
-    bar = figure.colorbar(picture, ax=rows, shrink=0.8, pad=0.01)
+    bar = figure.colorbar(picture, ax=rows, shrink=0.8, pad=0.01, panchor=False)
     bar.set_label("displacement (mm)")
     drawn = "to scale" if factor == 1 else f"arrows drawn {factor:g} × as long"
     _title(figure, f"where points of the fixed image lie in the moving one ({drawn})")
