@@ -1,6 +1,5 @@
 """The BIDS-App as a run: side by side, interrupted, resumed, locked, short of room."""
 
-import hashlib
 import json
 import os
 import random
@@ -14,6 +13,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from runs import QUICK, contents, start, wait_for, write_two_participants
 
 from eddymotion import locks
 from eddymotion.cli import participant
@@ -24,23 +24,14 @@ from eddymotion.locks import Holder, locked
 from eddymotion.running import Limits, memory_gb, read_plugin_file
 from eddymotion.settings import Settings
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
-from eddymotion.simulation.motion import simulate_motion
 from eddymotion.steps import KeptMotion, SeriesFiles
-
-QUICK = ("--model", "average", "--n-iterations", "1", "--skip-bids-validation")
-LABELS = ("01", "02")
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Two participants, very small heads."""
     root = tmp_path_factory.mktemp("bids")
-    head = procedural_head(8.0)
-    for number, label in enumerate(LABELS):
-        scheme = shelled_scheme({1000.0: 8}, 2, seed=number)
-        truth = simulate_motion("moderate", len(scheme), np.zeros(3), seed=number)
-        dwi = acquire(head, scheme, truth, Grid.covering(head, 8.0), seed=number)
-        write_bids(root, label, dwi, truth)
+    write_two_participants(root)
     return root
 
 
@@ -59,31 +50,6 @@ def undisturbed(dataset, work, tmp_path_factory):
 
 def correct(dataset, output, *options):
     return participant.main([str(dataset), str(output), "participant", *QUICK, *options])
-
-
-def start(dataset, output, *options):
-    """Start the command as a process of its own."""
-    call = [sys.executable, "-c", "import sys; from eddymotion.cli.participant import main; "
-            "sys.exit(main())", dataset, output, "participant", *QUICK, *options]  # fmt: skip
-    return subprocess.Popen([str(part) for part in call], stderr=subprocess.PIPE, text=True)
-
-
-def contents(folder):
-    """Digest of each output; times are taken out of the sidecars, pages and logs left out."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if not path.is_file() or inside.parts[0] == "logs":
-            continue
-        if path.suffix == ".html" or path.name.endswith("_steps.tsv"):
-            continue
-        content = path.read_bytes()
-        if path.name.endswith("_desc-preproc_dwi.json"):
-            sidecar = json.loads(content)
-            del sidecar["StageSeconds"], sidecar["Summary"]["time"]
-            content = json.dumps(sidecar).encode()
-        found[str(inside)] = hashlib.sha256(content).hexdigest()
-    return found
 
 
 def test_side_by_side_is_as_one_by_one(dataset, undisturbed, tmp_path):
@@ -163,13 +129,6 @@ def test_killed_ten_times_it_ends_as_if_nothing_had_happened(dataset, undisturbe
     assert contents(tmp_path) == contents(undisturbed)
     assert [path.name for path in tmp_path.rglob(".*")] == [".bidsignore"]
     assert not (tmp_path / "work").exists()
-
-
-def wait_for(condition, seconds=60):
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_two_runs_on_one_participant(dataset, undisturbed, tmp_path, capsys):
@@ -289,6 +248,13 @@ def test_an_unknown_plugin_is_refused_before_anything_is_written(dataset, tmp_pa
     assert correct(dataset, tmp_path / "out", "--use-plugin", str(tmp_path / "p.yml")) == 2
     assert "SLURM" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_slurm_without_its_commands_is_refused(dataset, tmp_path, monkeypatch, capsys):
+    (tmp_path / "p.yml").write_text("plugin: SLURM\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert correct(dataset, tmp_path / "out", "--use-plugin", str(tmp_path / "p.yml")) == 2
+    assert "sbatch is not on the PATH" in capsys.readouterr().err
 
 
 def test_processors_are_shared_among_series_that_fit(dataset):

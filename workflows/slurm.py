@@ -55,6 +55,7 @@ class SlurmPlugin(SLURMPlugin):
         super().__init__(plugin_args=plugin_args)
         self._folder = folder
         self._nodes: dict[int, Any] = {}
+        self._outputs: dict[int, Path] = {}
         self._queued: set[int] | None = set()
         self._looked = -math.inf
 
@@ -68,6 +69,7 @@ class SlurmPlugin(SLURMPlugin):
         with (self._folder / JOBS).open("a", encoding="utf-8") as stream:
             stream.write(f"{taskid}\n")
         self._nodes[taskid] = node
+        self._outputs[taskid] = output.with_name(f"slurm-{taskid}.out")
         self._looked = -math.inf
         return taskid
 
@@ -82,11 +84,9 @@ class SlurmPlugin(SLURMPlugin):
             return found
         node, state = self._nodes[taskid], state_of(taskid)
         advice = ADVICE.get(state, "run again: what is finished is kept")
-        output = Path(node.base_dir) / node._hierarchy.split(".")[0] / "batch"
-        reason = (
-            f"SLURM job {taskid} ended as {state} before it was done; {advice}. "
-            f"Its output: {output}/slurm-{taskid}.out"
-        )
+        reason = f"SLURM job {taskid} ended as {state} before it was done; {advice}"
+        if (output := self._outputs[taskid]).is_file():
+            reason += f". Its output: {output}"
         if (job := getattr(node.inputs, "job", None)) is not None:
             job.tell_lost(reason)
         return found | {"traceback": [reason]}
