@@ -15,8 +15,16 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
+from eddymotion.files import LPS
 from eddymotion.geometry import rigid_matrix
-from eddymotion.registration import Registrar, ants, elastix, external, get_registrar
+from eddymotion.registration import (
+    Registrar,
+    ants,
+    elastix,
+    elastix_files,
+    external,
+    get_registrar,
+)
 from eddymotion.registration.ants import AntsRegistrar
 from eddymotion.registration.dipy import DipyRegistrar
 from eddymotion.registration.elastix import ElastixRegistrar
@@ -291,7 +299,7 @@ def test_parameter_files_mean_what_transformix_does(tmp_path, kind):
         "ComputeZYX": ["true" if kind.endswith("zyx") else "false"],
         "ResampleInterpolator": ["FinalBSplineInterpolator"], "Resampler": ["DefaultResampler"],
     }  # fmt: skip
-    elastix.write_parameter_file(tmp_path / "transform.txt", parameters)
+    elastix_files.write_parameter_file(tmp_path / "transform.txt", parameters)
     points = np.array([[0.0, 0.0, 0.0], [30.0, -20.0, 10.0]])
     rows = "\n".join(" ".join(map(str, point)) for point in points)
     (tmp_path / "points.txt").write_text(f"point\n{len(points)}\n{rows}\n")
@@ -301,8 +309,8 @@ def test_parameter_files_mean_what_transformix_does(tmp_path, kind):
     )  # fmt: skip
     lines = (tmp_path / "outputpoints.txt").read_text().splitlines()
     theirs = [line.split("OutputPoint = [ ")[1].split("]")[0].split() for line in lines]
-    read = elastix.read_parameter_file(tmp_path / "transform.txt")
-    lps = elastix.LPS @ elastix.parameter_file_matrix(read) @ elastix.LPS
+    read = elastix_files.read_parameter_file(tmp_path / "transform.txt")
+    lps = LPS @ elastix_files.parameter_file_matrix(read) @ LPS
     np.testing.assert_allclose(apply_affine(lps, points), np.array(theirs, float), atol=1e-4)
 
 
@@ -314,7 +322,7 @@ def test_similarity_of_elastix_turns_scales_and_shifts():
         "TransformParameters": [*map(str, turn.as_quat()[:3]), *map(str, shift), "1.2"],
         "CenterOfRotationPoint": [*map(str, center)],
     }
-    lps = elastix.LPS @ elastix.parameter_file_matrix(parameters) @ elastix.LPS
+    lps = LPS @ elastix_files.parameter_file_matrix(parameters) @ LPS
     np.testing.assert_allclose(lps @ [*center, 1], [*(center + shift), 1], atol=1e-12)
     np.testing.assert_allclose(lps[:3, :3], 1.2 * turn.as_matrix(), atol=1e-12)
 

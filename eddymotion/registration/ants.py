@@ -20,7 +20,6 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +32,13 @@ from scipy.ndimage import map_coordinates
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_itk
+from eddymotion.registration.ants_inputs import (
+    OURS,
+    assign,
+    completed,
+    input_names,
+    interface_with,
+)
 from eddymotion.registration.base import Registration, Warp
 from eddymotion.registration.checks import check_keys, check_pair, read_settings
 from eddymotion.registration.external import PairFiles, environment, run_program, work_folder
@@ -59,29 +65,11 @@ STAGES = {"rigid": "Rigid", "similarity": "Similarity", "affine": "Affine", "syn
 METRICS = {"mi": ("Mattes", 32), "cc": ("CC", 3), "ssd": ("MeanSquares", 0), "gc": ("GC", 0)}
 """ANTs' names; and the bins, or the radius in voxels."""
 
-PER_STAGE = (
-    "transforms", "transform_parameters", "metric", "metric_weight", "radius_or_number_of_bins",
-    "sampling_strategy", "sampling_percentage", "number_of_iterations", "convergence_threshold",
-    "convergence_window_size", "shrink_factors", "smoothing_sigmas", "sigma_units",
-    "use_histogram_matching", "use_estimate_learning_rate_once", "restrict_deformation",
-)  # fmt: skip
-"""Lists with an entry for each stage."""
-
 MIN_SHRUNK_SIZE = 12
 """Voxels along the shortest axis that are left at a level of a preset."""
 
 MIN_SAMPLES = 20_000
 """Voxels of the mask at which a preset compares the images, if there are so many."""
-
-OURS = (
-    "fixed_image", "moving_image", "fixed_image_mask", "moving_image_mask", "fixed_image_masks",
-    "moving_image_masks", "initial_moving_transform", "initial_moving_transform_com",
-    "invert_initial_moving_transform", "output_transform_prefix", "output_warped_image",
-    "output_inverse_warped_image", "write_composite_transform", "collapse_output_transforms",
-    "initialize_transforms_per_stage", "save_state", "restore_state", "dimension", "random_seed",
-    "num_threads", "verbose", "environ", "args",
-)  # fmt: skip
-"""What is set for each pair, whatever a file says."""
 
 ITERATION = re.compile(r"DIAGNOSTIC,\s*(\d+),\s*([-+.\deE]+|nan|inf)\s*,", re.IGNORECASE)
 LEVEL_START = re.compile(r"DIAGNOSTIC,\s*Iteration", re.IGNORECASE)
@@ -118,9 +106,9 @@ class AntsRegistrar:
         refused = [key for key in self.settings if key in OURS]
         if refused:
             raise EddymotionError(f"settings: {refused[0]!r} is set for each pair; leave it out")
-        _interface(self.settings)  # values that Nipype refuses are refused now
+        interface_with(self.settings)  # values that Nipype refuses are refused now
         if "transforms" in self.settings:
-            _completed(self.settings, preset_json("ants", self.preset, self._kind()))
+            completed(self.settings, preset_json("ants", self.preset, self._kind()))
 
     @classmethod
     def from_settings(cls, path: Path | None) -> AntsRegistrar:
@@ -138,7 +126,7 @@ class AntsRegistrar:
             raise EddymotionError(f"registration ants: {INSTALL}")
         if path is None:
             return cls()
-        inputs = [name for name in _input_names() if name not in OURS]
+        inputs = [name for name in input_names() if name not in OURS]
         settings = read_settings(path, [*inputs, "preset", "n_threads", *OURS])
         check_keys(path, settings, [*inputs, "preset", "n_threads", *OURS])
         ours = {key: settings.pop(key) for key in ("preset", "n_threads") if key in settings}
@@ -204,7 +192,7 @@ class AntsRegistrar:
                 f"{self.settings['transforms'][-1]!r}, but {transform!r} was asked for; end them "
                 f"with {STAGES[transform]!r}, or ask for the transform of the settings"
             )
-        stages = _completed(self.settings, preset_json("ants", self.preset, transform))
+        stages = completed(self.settings, preset_json("ants", self.preset, transform))
         if metric is not None:
             name, detail = METRICS[metric]
             stages["metric"] = [*stages["metric"][:-1], name]
@@ -228,7 +216,7 @@ class AntsRegistrar:
 
     def _command(self, pair: PairFiles, stages: dict[str, Any], seed: int) -> list[str]:
         """Return the command line that Nipype makes, with paths relative to the folder."""
-        interface = _interface(stages)
+        interface = interface_with(stages)
         inputs: dict[str, Any] = {
             "fixed_image": str(pair.fixed),
             "moving_image": str(pair.moving),
@@ -246,7 +234,7 @@ class AntsRegistrar:
         start = pair.folder / "start.txt"
         write_itk(start, pair.start[None])
         inputs["initial_moving_transform"] = [str(start)]
-        _assign(interface, inputs)
+        assign(interface, inputs)
         try:
             line = interface.cmdline
         except Exception as error:  # whatever values that do not fit together raise there
@@ -255,89 +243,6 @@ class AntsRegistrar:
                 "one entry for every stage, with as many parts as the stage has metrics"
             ) from error
         return shlex.split(line.replace(f"{pair.folder}{os.sep}", ""))
-
-
-def _completed(settings: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
-    """Complete settings by the preset's stages of the same transforms."""
-    if "transforms" not in settings:
-        stages = {**preset, **settings}
-    else:
-        stages = {**{key: preset[key] for key in preset if key not in PER_STAGE}, **settings}
-        for key in PER_STAGE:
-            if key not in settings and key in preset:
-                known = dict(zip(preset["transforms"], preset[key], strict=True))
-                stages[key] = [known.get(name) for name in settings["transforms"]]
-    n_stages = len(stages["transforms"])
-    for key in PER_STAGE:
-        values = stages.get(key)
-        if not isinstance(values, list):
-            continue
-        one_for_all = key.startswith("convergence") and len(values) == 1
-        if len(values) != n_stages and not one_for_all:
-            raise EddymotionError(
-                f"registration ants: {key!r} has {len(values)} entries for the {n_stages} stages "
-                f"{', '.join(stages['transforms'])}; give one a stage"
-            )
-        missing = [n for n, v in zip(stages["transforms"], values, strict=False) if v is None]
-        if missing and not key.startswith("sampling"):
-            raise EddymotionError(
-                f"registration ants: the preset has no stage {missing[0]!r}; give {key!r}, too"
-            )
-    _check_pyramids(stages)
-    return stages
-
-
-def _check_pyramids(stages: dict[str, Any]) -> None:
-    """Refuse stages whose levels are not as many in all three lists: ANTs would crash."""
-    keys = ("number_of_iterations", "shrink_factors", "smoothing_sigmas")
-    for stage, *levels in zip(stages["transforms"], *(stages[key] for key in keys), strict=True):
-        lengths = [len(values) for values in levels]
-        if len(set(lengths)) > 1:
-            raise EddymotionError(
-                f"registration ants: stage {stage!r} has "
-                + ", ".join(f"{n} {key}" for n, key in zip(lengths, keys, strict=True))
-                + "; give one each for every level"
-            )
-
-
-def _interface(inputs: dict[str, Any]) -> Any:
-    """Return Nipype's interface with some inputs set."""
-    os.environ.setdefault("NO_ET", "1")  # Nipype would ask a server for its newest version
-    from nipype.interfaces.ants import Registration as Interface
-
-    interface = Interface()
-    _assign(interface, inputs)
-    return interface
-
-
-def _assign(interface: Any, inputs: dict[str, Any]) -> None:
-    from traits.api import TraitError
-
-    for key, value in inputs.items():
-        try:
-            setattr(interface.inputs, key, _tupled(value) if _is_tuples(key) else value)
-        except (TraitError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise EddymotionError(
-                f"registration ants: {key!r} cannot be {value!r} ({said})"
-            ) from (error)
-
-
-def _is_tuples(key: str) -> bool:
-    return key in ("transform_parameters", "interpolation_parameters")
-
-
-def _tupled(value: Any) -> Any:
-    """JSON has no tuples, which Nipype wants in some places."""
-    if isinstance(value, list):
-        return [tuple(item) if isinstance(item, list) else item for item in value]
-    return value
-
-
-def _input_names() -> Iterable[str]:
-    """Return the names of Nipype's inputs, without those that only describe parts of others."""
-    names = _interface({}).inputs.copyable_trait_names()
-    return [name for name in names if not name.endswith("_trait")]
 
 
 def ants_is_here() -> bool:

@@ -28,14 +28,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import from_matvec
-from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.files import LPS, write_text
 from eddymotion.registration.base import Registration
 from eddymotion.registration.checks import check_pair, read_settings
+from eddymotion.registration.elastix_files import (
+    ParameterMap,
+    parameter_file_matrix,
+    parse_parameters,
+    read_parameter_file,
+    start_parameters,
+    words_of,
+    write_parameter_file,
+)
 from eddymotion.registration.external import PairFiles, run_function, run_program, work_folder
 from eddymotion.registration.settings import (
     check_number,
@@ -71,8 +77,6 @@ OURS = ("RandomSeed", "WriteResultImage", "InitialTransformParametersFileName",
         "InitialTransformParameterFileName", "DefaultOutputPrecision")  # fmt: skip
 """What is set for each pair, whatever a file says."""
 
-LINE = re.compile(r"^\s*\(\s*(\w+)\s+(.*?)\s*\)\s*(?://.*)?$")
-
 NUMBERED = re.compile(r"^(Metric|Fixed|Moving|Transform)\d+\w*$")
 """Parameters of one of several metrics, with a number in their name."""
 
@@ -83,9 +87,6 @@ that it does not know, and has more of them than are known here."""
 SETTLED = 0.02
 """Share of the whole fall of the cost by which it may fall in the last third: more is not the end.
 Stochastic gradient descent has no other sign of convergence."""
-
-ParameterMap = dict[str, list[str]]
-"""The names of a parameter file and their values, as words without quotes."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class ElastixRegistrar:
     def _parameters(self, transform: str, metric: str | None, seed: int) -> ParameterMap:
         """Return the parameter map for a pair: the settings, completed by the preset."""
         parameters = parse_parameters(preset_text("elastix", self.preset, transform))
-        parameters |= {name: _words(value) for name, value in self.parameters.items()}
+        parameters |= {name: words_of(value) for name, value in self.parameters.items()}
         kind = parameters["Transform"][0]
         if kind != TRANSFORMS[transform]:
             raise EddymotionError(
@@ -281,113 +282,6 @@ def _refuse_misspelt(names: Iterable[str]) -> None:
                 f"unknown parameter {name!r} of elastix; did you mean {near[0]!r}?"
             )
         log.warning("elastix: the parameter %r is not known here; handed on as it is", name)
-
-
-def read_parameter_file(path: Path) -> ParameterMap:
-    """Read a file of ``(Name value …)`` lines.
-
-    Raises
-    ------
-    EddymotionError
-        If it cannot be read, or a line is something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise EddymotionError(f"{path}: cannot be read as text ({error}); correct it") from error
-    try:
-        return parse_parameters(text)
-    except EddymotionError as error:
-        raise EddymotionError(f"{path}: {error}") from error
-
-
-def parse_parameters(text: str) -> ParameterMap:
-    """Return the parameters in a text of ``(Name value …)`` lines."""
-    found: ParameterMap = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.strip().startswith("//"):
-            continue
-        match = LINE.match(line)
-        if not match or match.group(2).count('"') % 2:
-            raise EddymotionError(
-                f"line {number} is {line.strip()!r}, expected '(Name value)' as elastix has it"
-            )
-        found[match.group(1)] = shlex.split(match.group(2))
-    return found
-
-
-def write_parameter_file(path: Path, parameters: ParameterMap) -> None:
-    """Write parameters as elastix reads them: numbers bare, words in quotes."""
-    lines = []
-    for name, values in parameters.items():
-        shown = " ".join(value if _is_number(value) else f'"{value}"' for value in values)
-        lines.append(f"({name} {shown})\n")
-    write_text(path, "".join(lines))
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _words(value: Any) -> list[str]:
-    """Return a value of JSON as elastix's words."""
-    values = value if isinstance(value, list) else [value]
-    return [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
-
-
-def start_parameters(start: np.ndarray) -> ParameterMap:
-    """Return a matrix, RAS+ mm, as the parameters of an affine transform of elastix."""
-    lps = LPS @ start @ LPS
-    numbers = [*lps[:3, :3].ravel(), *lps[:3, 3]]
-    return {
-        "Transform": ["AffineTransform"],
-        "NumberOfParameters": ["12"],
-        "TransformParameters": [repr(float(number)) for number in numbers],
-        "InitialTransformParametersFileName": ["NoInitialTransform"],
-        "HowToCombineTransforms": ["Compose"],
-        "FixedImageDimension": ["3"],
-        "MovingImageDimension": ["3"],
-        "CenterOfRotationPoint": ["0", "0", "0"],
-    }
-
-
-def parameter_file_matrix(parameters: ParameterMap) -> np.ndarray:
-    """Return the matrix, RAS+ mm, of one linear transform of elastix, without its start.
-
-    Raises
-    ------
-    EddymotionError
-        If the transform is of another kind.
-    """
-    kind = parameters["Transform"][0]
-    numbers = np.array(parameters["TransformParameters"], dtype=float)
-    center = np.array(parameters.get("CenterOfRotationPoint", ["0", "0", "0"]), dtype=float)
-    if kind == "EulerTransform":
-        zyx = parameters.get("ComputeZYX", ["false"])[0] == "true"
-        linear, shift = _euler(numbers[:3], zyx), numbers[3:]
-    elif kind == "SimilarityTransform":
-        linear, shift = numbers[6] * _versor(numbers[:3]), numbers[3:6]
-    elif kind == "AffineTransform":
-        linear, shift = numbers[:9].reshape(3, 3), numbers[9:]
-    else:
-        raise EddymotionError(f"elastix wrote a {kind!r}, which is no linear transform")
-    return LPS @ from_matvec(linear, shift + center - linear @ center) @ LPS
-
-
-def _euler(angles: np.ndarray, zyx: bool) -> np.ndarray:
-    """Return ITK's Euler rotation: Rz Rx Ry, or Rz Ry Rx."""
-    x, y, z = (Rotation.from_euler(axis, angle) for axis, angle in zip("xyz", angles, strict=True))
-    return (z * y * x if zyx else z * x * y).as_matrix()
-
-
-def _versor(vector: np.ndarray) -> np.ndarray:
-    """Return the rotation of a unit quaternion's vector part."""
-    scalar = np.sqrt(max(1 - vector @ vector, 0.0))
-    return Rotation.from_quat([*vector, scalar]).as_matrix()
 
 
 def _costs_of_levels(folder: Path) -> list[np.ndarray]:
