@@ -480,15 +480,15 @@ def write_fsl_matrices(folder: Path, motion: Motion, original: Series, corrected
 
     FLIRT's coordinates depend on the grids at both ends.
     """
-    from_original = np.linalg.inv(_fsl_coordinates(original))
-    to_reference = _fsl_coordinates(corrected)
+    from_original = np.linalg.inv(fsl_coordinates(original))
+    to_reference = fsl_coordinates(corrected)
     for index, matrix in enumerate(motion.matrices):
         flirt = to_reference @ np.linalg.inv(matrix) @ from_original
         rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
         write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")
 
 
-def _fsl_coordinates(dwi: Series) -> np.ndarray:
+def fsl_coordinates(dwi: Series) -> np.ndarray:
     """RAS+ mm → FSL's scaled voxel coordinates (x flipped when the determinant is positive)."""
     to_fsl_space = np.diag([*dwi.voxel_sizes, 1.0])
     if np.linalg.det(dwi.affine[:3, :3]) > 0:

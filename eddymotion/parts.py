@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import Outputs, write_sidecar
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
 from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import assess
 from eddymotion.files import (
     MeanB0,
     load,
@@ -43,11 +42,14 @@ from eddymotion.steps import (
     SeriesFiles,
     correct_series,
     find_motion,
+    judge,
     load_series,
     model_for,
     output_grid,
     prepare_resampling,
+    shown_series,
     sidecar_of,
+    slicing_of,
     summarise,
 )
 
@@ -110,7 +112,11 @@ def apply(
         volumes) and ``mask_file``.
     """
     dwi, motion = _with_motion(series, xfm_file, details_file, settings)
-    corrected = prepare_resampling(dwi, motion, output_grid(settings.output_space), settings)
+    resampled = prepare_resampling(dwi, motion, output_grid(settings.output_space), settings)
+    corrected: Series = resampled
+    if settings.replace_outliers:
+        quality = judge(dwi, motion, model_for(dwi, settings), slicing_of(series, dwi), settings)
+        corrected = shown_series(resampled, quality, settings, progress)
     outputs = Outputs.in_folder(out_dir, series.dwi)
     reference = MeanB0(corrected.gradients)
     volumes = progress(corrected.volumes(), "resampling", len(dwi))
@@ -143,8 +149,7 @@ def measure(
         ``confounds_file`` and ``confounds_sidecar_file``.
     """
     dwi, motion = _with_motion(series, xfm_file, details_file, settings)
-    model = model_for(dwi, settings)
-    quality = assess(dwi, motion, model, seed=settings.random_seed, n_threads=settings.nprocs)
+    quality = judge(dwi, motion, model_for(dwi, settings), slicing_of(series, dwi), settings)
     outputs = Outputs.in_folder(out_dir, series.dwi)
     gradients = dwi.gradients.rotated(motion.rotations)
     columns = confounds(gradients, motion, dwi.center, quality)
@@ -186,10 +191,9 @@ def report(
         b0_threshold=settings.b0_threshold,
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
-    model = model_for(dwi, settings)
+    model, slicing = model_for(dwi, settings), slicing_of(series, dwi)
     before, after_it = (
-        assess(dwi, pose, model, seed=settings.random_seed, n_threads=settings.nprocs)
-        for pose in (Motion.identity(len(dwi)), motion)
+        judge(dwi, pose, model, slicing, settings) for pose in (Motion.identity(len(dwi)), motion)
     )
     slices = Slices.of(dwi), Slices.of(after)
     draw_series(outputs, dwi, motion, model, *slices, before, after_it)

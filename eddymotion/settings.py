@@ -25,7 +25,11 @@ class Settings:
     no_shell_alignment: bool = False
     resampling: str = "nitransforms"
     output_space: Path | None = None
+    replace_outliers: bool = False
     fsl_outputs: bool = False
+    cnr_maps: bool = False
+    residuals: bool = False
+    eddy_fields: bool = False
     ignore: tuple[str, ...] = ()
     random_seed: int = 0
     nprocs: int = 1

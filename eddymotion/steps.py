@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
-from eddymotion.dataset import DWI
-from eddymotion.derivatives import Outputs, write_outputs, write_sidecar
+from eddymotion.dataset import DWI, Series
+from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
+from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Quality, assess, estimate_motion
+from eddymotion.estimation.outliers import PLAIN, Slicing, lost_in_words, ruin_in_words
+from eddymotion.estimation.replacement import Replaced
 from eddymotion.files import image_stem, load, read_image, write_json
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.models import Model, get_model
@@ -62,15 +65,24 @@ KEPT_METADATA = (
 )  # fmt: skip
 """Fields of the raw sidecar that still hold for the corrected series."""
 
+USED_METADATA = (
+    "SliceTiming", "SliceEncodingDirection", "MultibandAccelerationFactor", "TotalReadoutTime",
+    "PhaseEncodingDirection", "PhaseEncodingAxis",
+)  # fmt: skip
+"""Fields of the raw sidecar that a result may depend on."""
+
 REUSED_OUTPUTS = (
     "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "mask_sidecar", "xfm", "x5", "confounds",
-    "confounds_sidecar", "outliers", "motion_figure", "before_after_figure", "heldout_figure",
-    "maps_figure", "report_data",
+    "confounds_sidecar", "outliers", "outliers_sidecar", "motion_figure", "before_after_figure",
+    "heldout_figure", "maps_figure", "report_data",
 )  # fmt: skip
 """All that must lie there for a finished series to be taken as finished."""
 
 
-AFTER_MOTION = frozenset({"resampling", "output_space", "fsl_outputs"})
+AFTER_MOTION = frozenset({
+    "resampling", "output_space", "replace_outliers", "fsl_outputs", "cnr_maps", "residuals",
+    "eddy_fields",
+})  # fmt: skip
 """Settings that change what is made of a motion, not the motion itself."""
 
 DIGITS = 16
@@ -120,30 +132,36 @@ def correct_series(
         if kept:
             kept.keep(motion, stages)
     with stages("quality"):
-        judged: dict[str, Any] = {"seed": settings.random_seed, "n_threads": settings.nprocs}
-        before = assess(dwi, Motion.identity(len(dwi)), model, **judged)
-        after = assess(dwi, motion, model, **judged)
+        slicing = slicing_of(series, dwi)
+        before = judge(dwi, Motion.identity(len(dwi)), model, slicing, settings)
+        after = judge(dwi, motion, model, slicing, settings)
     with stages("resampling and writing"):
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
-        corrected = prepare_resampling(dwi, motion, grid, settings)
+        resampled = prepare_resampling(dwi, motion, grid, settings)
+        corrected = shown_series(resampled, after, settings, progress)
         slices_before, slices_after = Slices.of(dwi), Slices(corrected)
-        resampled = progress(corrected.volumes(), "resampling", len(dwi))
+        volumes = progress(corrected.volumes(), "resampling", len(dwi))
         write_outputs(
             corrected,
             motion,
             outputs,
-            volumes=slices_after.watching(resampled),
+            volumes=slices_after.watching(volumes),
             original=dwi,
             quality=after,
-            fsl=settings.fsl_outputs,
+            on_demand=on_demand(metadata_of(series), settings),
+            progress=progress,
         )
     with stages("pictures"):
         slices = slices_before, slices_after
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.told)
     summary = summarise(dwi, motion, model, before, after) | {"time": str(stages)}
-    write_sidecar(outputs, sidecar_of(series, settings, summary, stages, print_of_run))
+    outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
+    content = sidecar_of(series, settings, summary, stages, print_of_run)
+    write_sidecar(outputs, content | {"OutlierSlices": outliers})
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
+    if (ruin := ruin_in_words(after.outliers)) is not None:
+        log.warning("%s: %s", series.dwi.name, ruin)
     return summary
 
 
@@ -282,6 +300,57 @@ def prepare_resampling(
     return Resampled.of(dwi, motion, engine=engine, grid=grid, n_threads=settings.nprocs)
 
 
+def shown_series(
+    resampled: Resampled, quality: Quality, settings: Settings, progress: Progress
+) -> Series:
+    """Return the corrected series as it is to be written: with predictions, where asked for."""
+    if not settings.replace_outliers or quality.model is None:
+        return resampled
+    return Replaced.of(
+        resampled, quality.model, quality.outliers, n_threads=settings.nprocs, progress=progress
+    )
+
+
+def metadata_of(series: SeriesFiles) -> dict[str, Any]:
+    """Return the sidecar of a series: the one given, or the one beside the image."""
+    if series.metadata is not None:
+        return series.metadata
+    try:
+        beside = series.dwi.with_name(image_stem(series.dwi) + ".json")
+        content = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def slicing_of(series: SeriesFiles, dwi: DWI) -> Slicing:
+    """Tell from the sidecar how the volumes were acquired; plain slices where it does not fit."""
+    try:
+        return Slicing.of(metadata_of(series), dwi.shape)
+    except EddymotionError as error:
+        log.warning("%s: %s; slices are judged one by one", series.dwi.name, error)
+        return PLAIN
+
+
+def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Settings) -> Quality:
+    """Compare each volume with its prediction, as the settings say."""
+    return assess(dwi, motion, model, slicing=slicing, seed=settings.random_seed,
+                  n_threads=settings.nprocs)  # fmt: skip
+
+
+def on_demand(metadata: dict[str, Any], settings: Settings) -> OnDemand:
+    """Collect what is wanted besides the outputs of every run."""
+    readout = metadata.get("TotalReadoutTime")
+    return OnDemand(
+        fsl=settings.fsl_outputs,
+        cnr_maps=settings.cnr_maps,
+        residuals=settings.residuals,
+        eddy_fields=settings.eddy_fields,
+        readout_time=float(readout) if isinstance(readout, (int, float)) else None,
+        n_threads=settings.nprocs,
+    )
+
+
 def output_grid(path: Path | None) -> tuple[tuple[int, int, int], np.ndarray] | None:
     """Read the grid of ``--output-space``."""
     if path is None:
@@ -322,7 +391,6 @@ def summarise(
         first, second = (v[np.isfinite(v)] for v in values)
         return f"{function(first):.3f} → {function(second):.3f}" if len(second) else "n/a"
 
-    n_outliers = int(after.outliers.flagged.sum())
     kind = "the first b=0" if len(dwi.gradients.b0s) else "since the series has no b=0"
     return {
         "series": repr(dwi),
@@ -334,7 +402,7 @@ def summarise(
         "framewise displacement": f"mean {fd.mean():.2f} mm, max {fd.max():.2f} mm",
         "mean correlation with the prediction": rise("correlation", np.mean),
         "lowest correlation with the prediction": rise("correlation", np.min),
-        "slices that lost signal": str(n_outliers),
+        "slices that lost signal": lost_in_words(after.outliers),
     }
 
 
@@ -374,6 +442,9 @@ def fingerprint(
     digest = hashlib.sha256(__version__.encode())
     effective = {k: v for k, v in settings.effective().items() if k not in without}
     digest.update(json.dumps(effective, sort_keys=True).encode())
+    metadata = metadata_of(series)
+    used = {key: metadata[key] for key in USED_METADATA if key in metadata}
+    digest.update(json.dumps(used, sort_keys=True).encode())
     given = (
         series.dwi,
         series.bval or series.dwi.with_name(image_stem(series.dwi) + ".bval"),

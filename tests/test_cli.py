@@ -22,7 +22,7 @@ from eddymotion.simulation.motion import simulate_motion
 CONFOUNDS = [
     *("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"),
     *("framewise_displacement", "rmsd", "rms_abs", "bval", "grad_x", "grad_y", "grad_z"),
-    *("hmc_r2", "hmc_xcorr", "outlier_slices"),
+    *("hmc_r2", "hmc_xcorr", "outlier_slices", "outlier_percent"),
     *("trans_x_se", "trans_y_se", "trans_z_se", "rot_x_se", "rot_y_se", "rot_z_se"),
 ]
 

@@ -1,20 +1,29 @@
 """Predictions in place of lost slices; maps of signal and contrast; residuals."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from eddymotion.cli import correct
 from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.estimation import assess, blocks
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.maps import cnr_maps, map_groups, residual_series
-from eddymotion.estimation.outliers import Slicing
+from eddymotion.estimation.outliers import PLAIN, Slicing
 from eddymotion.estimation.quality import fitted, predict
 from eddymotion.estimation.replacement import Replaced, predict_lost
+from eddymotion.files import write_gradient_table, write_image
 from eddymotion.geometry import Motion
 from eddymotion.models import AverageModel, get_model
 from eddymotion.resampling import Resampled, resample
+from eddymotion.settings import Settings
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+from eddymotion.steps import SeriesFiles, load_series, slicing_of
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +184,6 @@ def test_maps_are_the_ratios_of_standard_deviations(two_shells, two_shell_model)
 
 def test_contrast_is_signal_over_noise(head, grid, scheme):
     """Half the noise, twice the SNR; CNR of white matter rises, too."""
-    from eddymotion.simulation import acquire
-
     nothing = Motion.identity(len(scheme))
     maps = []
     for snr in (15, 30):
@@ -237,3 +244,112 @@ def test_blocks_read_what_resampling_gives(moving, truth):
 def test_scores_follow_the_slicing_of_the_volume(dropped, truth):
     outliers = assess(dropped[0], truth, slicing=Slicing(axis=1)).outliers
     assert outliers.z.shape == (len(dropped[0]), dropped[0].shape[1])
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory):
+    """Write a small series that lost slices, with its sidecar: image, what is lost."""
+    folder = tmp_path_factory.mktemp("scan")
+    coarse, gradients = procedural_head(6.0), shelled_scheme({1000: 14}, 3)
+    nothing = Motion.identity(len(gradients))
+    dwi = acquire(coarse, gradients, nothing, Grid.covering(coarse, 6.0), snr=40)
+    signal, lost = np.array(dwi.signal), np.zeros((len(dwi), dwi.shape[2]), bool)
+    brain = np.flatnonzero(dwi.mask.sum(axis=(0, 1)) > 100)
+    for volume, index in zip(gradients.dwis[1::4], brain[3::3], strict=False):
+        signal[:, :, index, volume] *= 0.3
+        lost[volume, index] = True
+    write_image(folder / "scan_dwi.nii.gz", np.round(signal).astype(np.int16), dwi.affine)
+    write_gradient_table(folder / "scan_dwi.bval", folder / "scan_dwi.bvec", gradients, dwi.affine)
+    n_shots = -(-dwi.shape[2] // 2)
+    timing = np.tile(np.arange(n_shots) / 10, 2)[: dwi.shape[2]].tolist()
+    (folder / "scan_dwi.json").write_text(json.dumps({"SliceTiming": timing}))
+    return folder / "scan_dwi.nii.gz", lost
+
+
+def run(image, folder, *options):
+    return correct.main([str(image), "-o", str(folder), "--nprocs", "1", "--resampling", "fast",
+                         "--n-iterations", "4", *options])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def everything(scanned, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    options = ("--replace-outliers", "--cnr-maps", "--residuals", "--fsl-outputs")
+    assert run(scanned[0], folder, *options) == 0
+    return folder
+
+
+def table(path):
+    header, *rows = [line.split("\t") for line in path.read_text().splitlines()]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_command_replaces_lists_and_counts_lost_slices(scanned, everything):
+    rows = table(everything / "scan_desc-hmc_outliers.tsv")
+    found = {(int(row["volume"]), int(row["slice"])) for row in rows}
+    planted = set(map(tuple, np.argwhere(scanned[1]).tolist()))
+    assert len(found & planted) >= 0.8 * max(len(found), len(planted))
+    assert {row["replaced"] for row in rows} == {"true"}
+    told = json.loads((everything / "scan_desc-hmc_outliers.json").read_text())["Outliers"]
+    sidecar = json.loads((everything / "scan_desc-preproc_dwi.json").read_text())
+    n_shots = -(-scanned[1].shape[1] // 2)
+    assert told["SlicesExcitedTogether"][0] == [0, n_shots]
+    assert told["Lost"] == len(found) == sidecar["OutlierSlices"]["Lost"]
+    assert told["PercentReplaced"] == pytest.approx(100 * len(found) / told["Judged"], abs=1e-3)
+    percent = [float(row["outlier_percent"])
+               for row in table(everything / "scan_desc-confounds_timeseries.tsv")]  # fmt: skip
+    np.testing.assert_allclose(percent, told["PercentLostPerVolume"], atol=1e-3)
+    assert {volume for volume, _ in found} == set(np.flatnonzero(percent))
+
+
+def test_command_writes_maps_residuals_and_eddys_files(everything):
+    def read(name):
+        return nib.load(everything / name).get_fdata()
+
+    series = read("scan_desc-preproc_dwi.nii.gz")
+    cnr = read("scan_desc-cnr_dwimap.nii.gz")
+    told = json.loads((everything / "scan_desc-cnr_dwimap.json").read_text())
+    assert told["Volumes"] == ["SNR of b=0", "CNR of b=1000"]
+    mask = read("scan_desc-brain_mask.nii.gz") > 0
+    assert cnr.shape == (*mask.shape, 2)
+    assert np.median(cnr[mask, 0]) > 5
+    prefix = "scan_desc-preproc_dwi.eddy_"
+    np.testing.assert_array_equal(read(f"{prefix}cnr_maps.nii.gz"), cnr)
+    flags = np.loadtxt(everything / f"{prefix}outlier_map", skiprows=1)
+    rows = table(everything / "scan_desc-hmc_outliers.tsv")
+    assert np.argwhere(flags).tolist() == [[int(r["volume"]), int(r["slice"])] for r in rows]
+    assert (everything / f"{prefix}parameters").is_file()
+    assert (everything / "scan_desc-hmc_xfm.mat" / "MAT_0000").is_file()
+    residuals = read("scan_desc-residuals_dwi.nii.gz")
+    assert residuals.shape == series.shape
+    assert np.abs(residuals[mask].mean()) < 0.05 * series[mask].mean()
+
+
+def test_without_replacement_only_the_lost_slices_differ(scanned, everything, tmp_path):
+    assert run(scanned[0], tmp_path) == 0
+    name = "scan_desc-preproc_dwi.nii.gz"
+    replaced, plain = (nib.load(folder / name).get_fdata() for folder in (everything, tmp_path))
+    differ = (replaced != plain).any(axis=(0, 1, 2))
+    rows = table(tmp_path / "scan_desc-hmc_outliers.tsv")
+    assert set(np.flatnonzero(differ)) == {int(row["volume"]) for row in rows}
+    assert {row["replaced"] for row in rows} == {"false"}
+    assert not list(tmp_path.glob("*eddy*"))
+    assert not list(tmp_path.glob("*cnr*"))
+
+
+def test_nothing_stays_of_what_is_not_asked_for_again(scanned, everything, tmp_path):
+    shutil.copytree(everything, tmp_path / "again")
+    assert run(scanned[0], tmp_path / "again") == 0
+    kinds = ("*eddy*", "*cnr*", "*residuals*", "*.mat")
+    assert not [path for kind in kinds for path in (tmp_path / "again").glob(kind)]
+    assert all(list(everything.glob(kind)) for kind in kinds)
+
+
+def test_sidecars_that_contradict_the_image_are_told_and_left_alone(scanned, tmp_path, caplog):
+    image = shutil.copy(scanned[0], tmp_path)
+    for kind in ("bval", "bvec"):
+        shutil.copy(scanned[0].with_name(f"scan_dwi.{kind}"), tmp_path)
+    (tmp_path / "scan_dwi.json").write_text('{"SliceTiming": [0, 1]}')
+    series = SeriesFiles(Path(image))
+    assert slicing_of(series, load_series(series, Settings())) is PLAIN
+    assert "SliceTiming has 2 entries" in caplog.text

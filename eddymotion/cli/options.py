@@ -153,8 +153,20 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
         help="image whose grid the corrected series gets (default: that of the series)",
     )
     group.add_argument(
-        "--fsl-outputs", action="store_true", help="write the transforms as FLIRT matrices, too"
-    )
+        "--replace-outliers", action="store_true",
+        help="show the prediction from the other volumes in slices that lost signal (default: "
+             "show what was acquired, and list them)",
+    )  # fmt: skip
+    group.add_argument(
+        "--fsl-outputs", action="store_true",
+        help="write the text files and CNR maps of FSL's eddy and FLIRT matrices, too",
+    )  # fmt: skip
+    group.add_argument("--cnr-maps", action="store_true",
+                       help="map SNR of the b=0 volumes and CNR of each shell")  # fmt: skip
+    group.add_argument("--residuals", action="store_true",
+                       help="write what each volume shows beyond its prediction")  # fmt: skip
+    group.add_argument("--eddy-fields", action="store_true",
+                       help="write the eddy-current fields as displacement fields")  # fmt: skip
     group.add_argument(
         "--ignore", nargs="+", choices=("sform", "qform"), default=[],
         help="which affine to disregard where sform and qform disagree",

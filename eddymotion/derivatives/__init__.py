@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
+from eddymotion.derivatives.eddy import write_eddy
 from eddymotion.derivatives.names import Outputs
-from eddymotion.estimation.outliers import SliceOutliers
+from eddymotion.derivatives.on_demand import OnDemand, remove_on_demand, write_on_demand
+from eddymotion.derivatives.outlier_table import outlier_descriptions, outlier_table
 from eddymotion.estimation.quality import Quality
+from eddymotion.estimation.replacement import Replaced
 from eddymotion.files import (
     MeanB0,
-    write_fsl_matrices,
     write_gradient_table,
     write_image,
     write_itk,
@@ -27,8 +28,9 @@ from eddymotion.files import (
     write_x5,
 )
 from eddymotion.geometry import Motion
+from eddymotion.parallel import Progress, silent
 
-__all__ = ["Outputs", "save", "write_outputs", "write_sidecar"]
+__all__ = ["OnDemand", "Outputs", "save", "write_outputs", "write_sidecar"]
 
 
 def save(
@@ -67,7 +69,8 @@ def write_outputs(
     volumes: Iterable[np.ndarray] | None = None,
     original: DWI | None = None,
     quality: Quality | None = None,
-    fsl: bool = False,
+    on_demand: OnDemand | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Write all files of a series but the sidecar of the image and the pictures.
 
@@ -83,8 +86,10 @@ def write_outputs(
         The original series, where the corrected one lies on another grid: motion is measured at
         its centre.
     quality : Quality, optional
-    fsl : bool
-        Write FLIRT matrices, too.
+    on_demand : OnDemand, optional
+        What else is wanted.
+    progress : callable
+        Of what takes long besides the volumes.
     """
     affine = corrected.affine
     volumes = corrected.volumes() if volumes is None else volumes
@@ -96,27 +101,29 @@ def write_outputs(
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
     write_itk(outputs["xfm"], motion.matrices)
     write_x5(outputs["x5"], motion, corrected)
-    shutil.rmtree(outputs["fsl_matrices"], ignore_errors=True)
-    if fsl:
-        write_fsl_matrices(outputs["fsl_matrices"], motion, original or corrected, corrected)
     columns = confounds(corrected.gradients, motion, (original or corrected).center, quality)
     write_text(outputs["confounds"], table_text(columns))
     write_json(outputs["confounds_sidecar"], descriptions(columns))
-    write_text(outputs["outliers"], _outlier_table(quality.outliers if quality else None))
+    outliers, replaced = quality.outliers if quality else None, isinstance(corrected, Replaced)
+    write_text(outputs["outliers"], outlier_table(outliers, replaced=replaced))
+    write_json(outputs["outliers_sidecar"], outlier_descriptions(outliers, replaced=replaced))
+    _write_fields(outputs, motion)
+    remove_on_demand(outputs)
+    if on_demand is not None and original is not None:
+        write_on_demand(on_demand, outputs, corrected, motion, original, quality, progress)
+
+
+def _write_fields(outputs: Outputs, motion: Motion) -> None:
+    """Write the table of the eddy-current fields, or remove that of an earlier run."""
+    table, sidecar = outputs["eddy"], outputs["eddy_sidecar"]
+    if motion.eddy_currents is not None:
+        write_eddy(table, sidecar, motion.eddy_currents)
+        return
+    table.unlink(missing_ok=True)
+    sidecar.unlink(missing_ok=True)
 
 
 def write_sidecar(outputs: Outputs, content: dict[str, Any] | None = None) -> None:
     """Write the sidecar of the image, last of all: it is the mark of completion."""
     constant = {"SkullStripped": False, "EddymotionVersion": __version__}
     write_json(outputs["sidecar"], constant | (content or {}))
-
-
-def _outlier_table(outliers: SliceOutliers | None) -> str:
-    found = np.argwhere(outliers.flagged) if outliers is not None else np.empty((0, 2), int)
-    columns = {
-        "volume": [int(volume) for volume, _ in found],
-        "slice": [int(index) for _, index in found],
-        "z_score": [float(outliers.z[v, s]) for v, s in found] if outliers else [],
-        "replaced": ["false"] * len(found),
-    }
-    return table_text(columns)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from eddymotion.estimation.outliers import percent_lost
 from eddymotion.estimation.quality import Quality
 from eddymotion.geometry import (
     Motion,
@@ -44,6 +45,7 @@ def confounds(
     columns["hmc_r2"] = quality.r2 if quality else missing
     columns["hmc_xcorr"] = quality.correlation if quality else missing
     columns["outlier_slices"] = quality.outliers.flagged.sum(axis=1) if quality else missing
+    columns["outlier_percent"] = percent_lost(quality.outliers) if quality else missing
     if motion.standard_errors is not None:
         for name, values in zip(PARAMETERS, motion.standard_errors.T, strict=True):
             columns[f"{name}_se"] = values
@@ -80,6 +82,8 @@ def descriptions(columns: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
                       "prediction", "1"),
         "outlier_slices": ("Number of slices that lost signal, by comparison with the "
                            "leave-one-out prediction", "1"),
+        "outlier_percent": ("The same as a percentage of the slices of the volume that were "
+                            "judged", "%"),
     }  # fmt: skip
     for axis in "xyz":
         known[f"trans_{axis}"] = (

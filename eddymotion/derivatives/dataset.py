@@ -21,7 +21,11 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
 - `*_from-orig_to-dwiref_mode-image_desc-hmc_xfm.{{txt,x5}}`: one rigid transform a volume. The
   matrix maps points of the reference to points of the original volume; ITK text is in LPS+.
 - `*_desc-confounds_timeseries.{{tsv,json}}`: motion and quality, a row a volume.
-- `*_desc-hmc_outliers.tsv`: slices that lost signal.
+- `*_desc-hmc_outliers.{{tsv,json}}`: slices that lost signal.
+- `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, where they were estimated; on demand
+  as displacement fields in `*_desc-eddy_xfm/`.
+- On demand: `*_desc-cnr_dwimap.nii.gz`, signal- and contrast-to-noise ratios;
+  `*_desc-residuals_dwi.nii.gz`; `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
 
 `sub-X.html` shows it. `logs/` holds a log of each run and a citation text.
 """
@@ -33,7 +37,13 @@ figures
 sub-*/dwi/*_desc-hmc_xfm.mat/
 sub-*/ses-*/dwi/*_desc-hmc_xfm.mat/
 *_xfm.*
+sub-*/dwi/*_desc-eddy_xfm/
+sub-*/ses-*/dwi/*_desc-eddy_xfm/
+*.eddy_*
 *_outliers.tsv
+*_outliers.json
+*_dwimap.nii.gz
+*_dwimap.json
 *_dwiref.nii.gz
 *_timeseries.tsv
 *_timeseries.json

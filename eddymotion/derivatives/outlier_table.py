@@ -1,9 +1,18 @@
-"""The table of slices that lost signal."""
+"""The table of slices that lost signal, and what is said about all of them together."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from eddymotion.derivatives.confounds import table_text
-from eddymotion.estimation.outliers import SliceOutliers
+from eddymotion.estimation.outliers import (
+    MEMBER_Z_THRESHOLD,
+    RATIO_THRESHOLD,
+    Z_THRESHOLD,
+    SliceOutliers,
+    percent_lost,
+    volumes_beyond_repair,
+)
 
 DESCRIPTIONS = {
     "volume": {"Description": "Volume, counted from 0"},
@@ -17,7 +26,7 @@ DESCRIPTIONS = {
         "Levels": {"true": "it does", "false": "it shows what was acquired"},
     },
 }
-"""Of the columns, for a JSON file beside the table."""
+"""Of the columns."""
 
 
 def outlier_table(outliers: SliceOutliers | None, *, replaced: bool = False) -> str:
@@ -43,3 +52,42 @@ def outlier_table(outliers: SliceOutliers | None, *, replaced: bool = False) -> 
         "replaced": [str(replaced).lower()] * len(rows),
     }
     return table_text(columns)  # type: ignore[arg-type]
+
+
+def outlier_summary(outliers: SliceOutliers, *, replaced: bool = False) -> dict[str, Any]:
+    """Say how many slices of the series and of each volume lost signal; JSON-ready.
+
+    Percentages are of the slices that were judged.
+    """
+    percent = percent_lost(outliers)
+    n_lost, n_judged = int(outliers.flagged.sum()), int(outliers.judged.sum())
+    overall = round(100 * n_lost / max(n_judged, 1), 3)
+    return {
+        "Judged": n_judged,
+        "Lost": n_lost,
+        "PercentLost": overall,
+        "PercentLostPerVolume": [round(float(value), 3) for value in percent],
+        "Replaced": replaced,
+        "PercentReplaced": overall if replaced else 0.0,
+        "VolumesBeyondRepair": volumes_beyond_repair(outliers).tolist(),
+    }
+
+
+def outlier_descriptions(outliers: SliceOutliers | None, *, replaced: bool) -> dict[str, Any]:
+    """Describe the table for its JSON file: columns, how slices were judged, percentages."""
+    if outliers is None:
+        return dict(DESCRIPTIONS)
+    slicing = outliers.slicing
+    together = [group.tolist() for group in slicing.groups if len(group) > 1]
+    criteria = {
+        "Description": "An outlier has a z-score and a share of the predicted signal below the "
+        "thresholds, by itself or together with the slices that were excited with it; in a group "
+        "that is an outlier, slices below the threshold for members are. Percentages are of the "
+        "slices that were judged.",
+        "ZThreshold": Z_THRESHOLD,
+        "ShareThreshold": RATIO_THRESHOLD,
+        "MemberZThreshold": MEMBER_Z_THRESHOLD,
+        "SliceAxis": "ijk"[slicing.axis],
+        "SlicesExcitedTogether": together or "not known, or one at a time",
+    }
+    return DESCRIPTIONS | {"Outliers": criteria | outlier_summary(outliers, replaced=replaced)}

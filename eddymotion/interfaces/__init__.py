@@ -18,7 +18,10 @@ from eddymotion.settings import SETTING_NAMES, Settings
 FROM_FILES = frozenset({"brain_mask", "nprocs"})
 """Settings that nodes get as ``mask_file`` and ``num_threads``."""
 
-OF_OUTPUTS = frozenset({"resampling", "output_space", "fsl_outputs"})
+OF_OUTPUTS = frozenset({
+    "resampling", "output_space", "replace_outliers", "fsl_outputs", "cnr_maps", "residuals",
+    "eddy_fields",
+})  # fmt: skip
 
 READING = ("b0_threshold", "ignore")
 """Settings of a step that only reads the series."""
@@ -28,8 +31,11 @@ MOTION = tuple(
 )
 """Settings of a step that predicts or registers."""
 
-APPLYING = (*READING, "resampling", "output_space")
-"""Settings of a step that resamples."""
+APPLYING = (
+    *READING, "resampling", "output_space", "replace_outliers", "model", "min_q_distance",
+    "random_seed",
+)  # fmt: skip
+"""Settings of a step that resamples, and predicts what slices have lost."""
 
 ALL = tuple(entry.name for entry in fields(Settings) if entry.name not in FROM_FILES)
 
@@ -47,7 +53,10 @@ SETTING_HELP = {
     "no_shell_alignment": "do not estimate the offset between diffusion-weighted and b=0 volumes",
     "resampling": "who interpolates: nitransforms, or fast (the compiled kernel)",
     "output_space": "image whose grid the corrected series gets; that of the series without one",
-    "fsl_outputs": "write the transforms as FLIRT matrices, too",
+    "fsl_outputs": "write the text files and CNR maps of FSL's eddy and FLIRT matrices, too",
+    "cnr_maps": "map SNR of the b=0 volumes and CNR of each shell",
+    "residuals": "write what each volume shows beyond its prediction",
+    "eddy_fields": "write the eddy-current fields as displacement fields",
     "ignore": "which affine (sform or qform) to disregard where the two disagree",
     "random_seed": "of the random sampling points",
     "eddy_current": "eddy-current fields to estimate",
