@@ -78,6 +78,14 @@ class EddyCurrents:
         """No displacement in any of `n_volumes` volumes, as fields of an order."""
         return cls(np.zeros((n_volumes, N_TERMS[order])), pe, center)
 
+    @property
+    def shifts(self) -> np.ndarray:
+        """Matrices that add the offsets to a scanner position, (N, 4, 4)."""
+        matrices = np.tile(np.eye(4), (len(self), 1, 1))
+        if self.offsets is not None:
+            matrices[:, :3, 3] = -self.offsets[:, None] * self.pe
+        return matrices
+
     def select(self, volumes: np.ndarray | slice) -> EddyCurrents:
         """Keep the fields of some of the volumes."""
         offsets, errors = self.offsets, self.offset_errors

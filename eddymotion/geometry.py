@@ -87,6 +87,26 @@ class Motion:
             return moved
         return self.eddy_currents.recorded(volume, moved)
 
+    def stretch(self, volume: int, points: np.ndarray) -> np.ndarray | float:
+        """Return the factor that takes the field out of the signal at points (P, 3)."""
+        if self.eddy_currents is None:
+            return 1.0
+        return self.eddy_currents.stretch(volume, apply_affine(self.matrices[volume], points))
+
+    def select(self, volumes: np.ndarray | slice) -> Motion:
+        """Poses and fields of some of the volumes."""
+        eddy = self.eddy_currents
+        return Motion(
+            self.matrices[volumes], eddy_currents=None if eddy is None else eddy.select(volumes)
+        )
+
+    @property
+    def head(self) -> np.ndarray:
+        """Poses of the head alone, without the offsets of the fields, (N, 4, 4)."""
+        if self.eddy_currents is None:
+            return self.matrices
+        return np.linalg.inv(self.eddy_currents.shifts) @ self.matrices
+
     def updated(self, volumes: np.ndarray, matrices: np.ndarray) -> Motion:
         """Return a copy in which `volumes` have new `matrices`."""
         new = self.matrices.copy()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eddymotion.dataset import Spline
+from eddymotion.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.coupled import CoupledProblem
@@ -172,26 +173,37 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
     )
     P = problem.model.precision(problem.gradients)
 
-    def cost(matrices):
-        samples = problem.sample(matrices)
+    def moved(motion, step):
+        matrices = motion.matrices @ exp_rigid(-step[:, :6], short.brain_center)
+        eddy = replace(
+            motion.eddy_currents, coefficients=motion.eddy_currents.coefficients - step[:, 6:]
+        )
+        return Motion(matrices, eddy_currents=eddy)
+
+    def cost(motion):
+        samples = problem.sample(motion)
+        for volume, values in enumerate(samples.values):  # brightness is held
+            values *= start.stretch(volume, problem.points)
+            values /= motion.stretch(volume, problem.points)
         residual, _ = problem.residuals(samples, P)
         return 0.5 * float(np.einsum("nv,nv->", samples.values.astype(float), residual))
 
-    start = np.tile(np.eye(4), (len(dwis), 1, 1))
+    center, pe = short.center, np.array([0.6, 0.8, 0.0])
+    weak = rng.normal(scale=0.1, size=(len(dwis), N_TERMS["quadratic"]))
+    start = Motion(
+        np.tile(pose([1, 2, -1], [2, 1, 4]), (len(dwis), 1, 1)),
+        eddy_currents=EddyCurrents(weak, pe, center),
+    )
     samples = problem.sample(start)
     residual, _ = problem.residuals(samples, P)
     raw_slopes = replace(problem, leave_one_out=False)
     jacobian = raw_slopes.jacobian(samples, np.zeros_like(P, dtype=np.float32), slice(None))
     analytic = np.einsum("nkv,nv->nk", jacobian, residual)
-    for volume, parameter in ((0, 0), (2, 1), (3, 4)):
-        twist = np.zeros(6)
-        twist[parameter] = 1e-2 if parameter < 3 else 1e-3
-        change = []
-        for sign in (1, -1):
-            moved = start.copy()
-            moved[volume] = start[volume] @ exp_rigid(-sign * twist, short.brain_center)
-            change.append(cost(moved))
-        slope = (change[1] - change[0]) / (2 * twist[parameter])
+    for volume, parameter in ((0, 0), (2, 1), (3, 4), (1, 6), (0, 9), (2, 12)):
+        step = np.zeros((len(dwis), 6 + N_TERMS["quadratic"]))
+        step[volume, parameter] = 1e-3 if 3 <= parameter < 6 else 1e-2
+        change = [cost(moved(start, sign * step)) for sign in (1, -1)]
+        slope = (change[1] - change[0]) / (2 * step[volume, parameter])
         np.testing.assert_allclose(analytic[volume, parameter], slope, rtol=0.02)
 
 

@@ -205,9 +205,7 @@ class _Frame:
 
     def poses(self, motion: Motion) -> np.ndarray:
         """Return the movement without the offsets of the fields, ``newimage`` mm: (N, 4, 4)."""
-        poses = motion.matrices.copy()
-        poses[:, :3, 3] += _offsets(motion)[:, None] * self.pe
-        return self.to_fsl @ poses @ np.linalg.inv(self.to_fsl)
+        return self.to_fsl @ motion.head @ np.linalg.inv(self.to_fsl)
 
     def parameters(self, poses: np.ndarray) -> np.ndarray:
         """Return translations (mm) and angles (rad), (N, 6)."""

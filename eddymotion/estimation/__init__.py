@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from eddymotion.dataset import DWI
+from eddymotion.eddy_currents import N_TERMS
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.joint import FINE_ITERATIONS, solve_jointly
@@ -18,6 +19,9 @@ from eddymotion.registration import GaussNewton, Registrar, get_registrar
 __all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 
 log = logging.getLogger(__name__)
+
+FIELD_ORDERS = ("auto", *N_TERMS)
+PE_AXES = ("i", "j", "k", "i-", "j-", "k-")
 
 ESTIMATORS = ("joint", "lovo")
 
@@ -35,6 +39,8 @@ def estimate_motion(
     estimator: str | None = None,
     n_iterations: int | None = None,
     align_shells: bool = True,
+    eddy_currents: str = "auto",
+    pe_axis: str | None = None,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -56,6 +62,11 @@ def estimate_motion(
         Passes of the loop (5), or the largest number of steps at each level of ``joint`` (20).
     align_shells : bool
         Whether to bring diffusion-weighted and b=0 volumes into one frame.
+    eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
+        Eddy-current fields to estimate with the poses, by ``joint`` only. ``auto``: as many terms
+        as the scheme allows and the data show.
+    pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
+        Phase-encoding direction as in BIDS; the axis is found from the data when not given.
     seed : int
         Of the random sampling points.
     n_threads : int
@@ -70,17 +81,30 @@ def estimate_motion(
     """
     if n_iterations is not None and n_iterations < 1:
         raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
+    if eddy_currents not in FIELD_ORDERS:
+        raise EddymotionError(
+            f"eddy_currents is {eddy_currents!r}, expected one of {', '.join(FIELD_ORDERS)}"
+        )
+    if pe_axis is not None and pe_axis not in PE_AXES:
+        raise EddymotionError(f"pe_axis is {pe_axis!r}, expected one of {', '.join(PE_AXES)}")
     _refuse_unusable(dwi)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     if isinstance(registrar, str):
         registrar = get_registrar(registrar)
     chosen = choose_estimator(estimator, model, registrar)
+    if chosen == "lovo" and eddy_currents not in ("auto", "none"):
+        raise EddymotionError(
+            f"eddy currents {eddy_currents}: only the estimator joint estimates fields; use "
+            "--estimator joint, or --eddy-current none"
+        )
     if chosen == "joint" and isinstance(model, LinearModel):
         estimate = solve_jointly(
             dwi,
             model=model,
             n_iterations=n_iterations or FINE_ITERATIONS,
+            eddy_currents=eddy_currents,
+            pe_axis=pe_axis,
             seed=seed,
             n_threads=n_threads,
             progress=progress,

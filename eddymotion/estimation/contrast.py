@@ -28,7 +28,7 @@ import numpy as np
 from scipy import ndimage
 
 from eddymotion.dataset import DWI, Spline
-from eddymotion.geometry import exp_rigid
+from eddymotion.geometry import Motion, exp_rigid
 from eddymotion.parallel import parallel_iterate, parallel_map
 from eddymotion.pyramid import (
     BLOCK_MM,
@@ -97,7 +97,7 @@ def offset_from_images(
     dwi: DWI,
     b0_matrices: np.ndarray,
     volumes: np.ndarray,
-    matrices: np.ndarray,
+    motion: Motion,
     start: np.ndarray,
     *,
     seed: int = 0,
@@ -112,8 +112,8 @@ def offset_from_images(
         Poses of the b=0 volumes, in their frame.
     volumes : (k,) index array
         Diffusion-weighted volumes of like b-value.
-    matrices : (k, 4, 4) array
-        Their poses, in their frame.
+    motion : Motion
+        Theirs, in their frame.
     start : (4, 4) array
         b=0 frame → frame of the diffusion-weighted volumes.
     seed : int
@@ -134,7 +134,7 @@ def offset_from_images(
     for width in COARSE_TO_FINE:
         clusters = _Clusters.draw(dwi, width, random, n_threads)
         every = -(-len(volumes) // width.n_volumes)
-        basis = clusters.basis(volumes[::every], matrices[::every])
+        basis = clusters.basis(volumes[::every], motion.select(slice(None, None, every)))
         found = clusters.solve(to_b0, basis, b0_matrices, width.tolerance)
         if found is None:
             return None
@@ -175,10 +175,10 @@ class _Clusters:
         points = np.concatenate([middles[:, None], middles[:, None] + away], axis=1)
         return cls(dwi, width.fwhm * voxel, points, n_threads)
 
-    def basis(self, volumes: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    def basis(self, volumes: np.ndarray, motion: Motion) -> np.ndarray:
         """Contrasts of the functions of mean and standard deviation, (C, k); NaN outside."""
         mean, spread = (
-            moment.reshape(self.points.shape[:2]) for moment in self._moments(volumes, matrices)
+            moment.reshape(self.points.shape[:2]) for moment in self._moments(volumes, motion)
         )
         by_mean = _Hats.over(mean)
         by_spread = _Hats.over(spread) if len(volumes) >= MIN_VOLUMES_FOR_SPREAD else None
@@ -239,13 +239,13 @@ class _Clusters:
         edge = BLOCK_MM * head_scale(self.dwi.mask, self.dwi.voxel_sizes)
         return blocks_of(points, edge)
 
-    def _moments(self, volumes: np.ndarray, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _moments(self, volumes: np.ndarray, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over the volumes at all points; NaN outside."""
         points = self.points.reshape(-1, 3)
 
         def read(k: int) -> np.ndarray:
             spline = Spline.of(low_pass(self.dwi.volume(volumes[k]), self.fwhm))
-            return spline.sample(points, matrices[k])
+            return spline.sample(motion.recorded(k, points)) * motion.stretch(k, points)
 
         total, squares = np.zeros(len(points)), np.zeros(len(points))
         for first in range(0, len(volumes), VOLUMES_AT_A_TIME):

@@ -21,6 +21,16 @@ residual of volume ``i`` against its prediction from the others.
 - Where a volume says nothing (outside its image, in a slice that lost its signal) its value is the
   one that the others predict, and its ``J`` is zero: it is left out of that point.
 - A motion common to all changes nothing: the mean step is removed.
+
+Eddy currents (:mod:`eddymotion.eddy_currents`) are further unknowns of each volume, fixed to the
+scanner while the head moves. With ``e ← e − ε`` the volume changes by ``−J_e ε``, ::
+
+    J_e = −(∂y/∂pe) P(u(T x))
+
+The stretch, which multiplies the signal, is held meanwhile: else the cost would fall by making the
+volumes darker; and the slope of the fields (a hundredth) is left out of ``J``. A field common to
+all only warps the frame of the head: it is free as the common motion is, and the
+:class:`~eddymotion.estimation.fields.FieldPrior` fixes it.
 """
 
 from __future__ import annotations
@@ -30,19 +40,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from nibabel.affines import apply_affine
-from scipy import linalg
 
 from eddymotion.dataset import Spline
+from eddymotion.eddy_currents import SCALE_MM, EddyCurrents, polynomial_terms
+from eddymotion.estimation.fields import NO_PRIOR, FieldPrior
+from eddymotion.estimation.normal_equations import NormalEquations
 from eddymotion.estimation.outliers import is_lost
-from eddymotion.geometry import exp_rigid
+from eddymotion.geometry import Motion, exp_rigid
 from eddymotion.gradients import Gradients
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.parallel import parallel_iterate, parallel_map
 from eddymotion.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
-
-DAMPING = 1e-3
-"""Added to the diagonal of the normal matrix, relative to it."""
 
 COST_SLACK = 1e-3
 """Rise of the cost (−log-likelihood a value) that still counts as progress: the weights jitter."""
@@ -55,16 +64,21 @@ FILL_ITERATIONS = 6
 POINTS_FOR_MODEL = 12_000
 """At most so many points tell the parameters of the model."""
 
+POINTS_FOR_FIELDS = 4
+"""With fields the normal matrix is large: every so many points tell it. Its error slows the steps,
+and leaves where they end as it is."""
+
 CHUNK_BYTES = 2**23
 """Of the Jacobians that are held at a time by a thread."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What the volumes show at the points, under some poses.
+    """What the volumes show at the points, under some motion.
 
     Parameters
     ----------
+    motion : Motion
     values : (N, V) float32 array
     slopes : (3, N, V) float32 array
         Gradients along the axes of the head's frame, per mm.
@@ -72,50 +86,10 @@ class Samples:
         Where a volume says nothing.
     """
 
+    motion: Motion
     values: np.ndarray
     slopes: np.ndarray
     missing: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class NormalEquations:
-    """The normal equations at some poses.
-
-    Parameters
-    ----------
-    cost : float
-        Mean −log-likelihood of a point.
-    gradients : (B, 6N) array
-        ``G``, what each block of points adds to it.
-    hessian : (6N, 6N) array
-        ``H``
-    """
-
-    cost: float
-    gradients: np.ndarray
-    hessian: np.ndarray
-
-    def solve(self, right: np.ndarray) -> np.ndarray:
-        """Solve for one or more right sides (6N, …), a little damped."""
-        diagonal = np.diag(self.hessian).copy()
-        diagonal[diagonal <= 1e-9 * diagonal.max()] = np.inf  # volumes that nothing moves
-        for damping in (DAMPING, 100 * DAMPING):
-            damped = self.hessian + np.diag(np.where(np.isinf(diagonal), 0, damping * diagonal))
-            stiff = np.isinf(diagonal)
-            damped[stiff] = damped[:, stiff] = 0.0
-            damped[stiff, stiff] = 1.0
-            try:
-                solution = linalg.solve(damped, right, assume_a="pos")
-            except linalg.LinAlgError:  # rounding
-                continue
-            solution[stiff] = 0.0
-            return solution
-        raise linalg.LinAlgError("the normal equations of the motion are singular")
-
-    def step(self) -> np.ndarray:
-        """``δ`` of all volumes, (N, 6), without what they have in common."""
-        twists = self.solve(self.gradients.sum(axis=0)).reshape(-1, 6)
-        return twists - twists.mean(axis=0)
 
 
 @dataclass(frozen=True)
@@ -161,6 +135,8 @@ class CoupledProblem:
         Centre of the brain, RAS+ mm.
     lost : LostSlices, optional
         Slices without signal.
+    prior : FieldPrior
+        What is known of the fields before, where the motion has some.
     block_mm : float
         Edge of the blocks of :meth:`covariances`.
     leave_one_out : bool
@@ -175,6 +151,7 @@ class CoupledProblem:
     points: np.ndarray
     center: np.ndarray
     lost: LostSlices | None = None
+    prior: FieldPrior = NO_PRIOR
     block_mm: float = BLOCK_MM
     leave_one_out: bool = False
     n_threads: int = 1
@@ -186,22 +163,22 @@ class CoupledProblem:
         object.__setattr__(self, "points", self.points[order])
         object.__setattr__(self, "blocks", numbers[order])
 
-    def with_model_fitted(self, matrices: np.ndarray) -> CoupledProblem:
+    def with_model_fitted(self, motion: Motion) -> CoupledProblem:
         """Fit the model to what the volumes show at the points."""
         points = self.points[:: -(-len(self.points) // POINTS_FOR_MODEL)]
 
         def read(volume: int) -> np.ndarray:
-            values = self.splines[volume].sample(points, matrices[volume])
-            if self.lost is not None:
-                values[self.lost.at(volume, apply_affine(matrices[volume], points))] = np.nan
+            values = self.splines[volume].sample(motion.recorded(volume, points))
+            values *= motion.stretch(volume, points)
+            values[self._is_lost(motion, volume, points)] = np.nan
             return values
 
-        values = np.stack(parallel_map(read, range(len(matrices)), n_threads=self.n_threads))
+        values = np.stack(parallel_map(read, range(len(motion)), n_threads=self.n_threads))
         gone = ~np.isfinite(values)
         usable = gone.mean(axis=0) <= MAX_MISSING
         if not usable.any():
             return self
-        rotated = self.gradients.rotated(matrices[:, :3, :3])
+        rotated = self.gradients.rotated(motion.rotations)
         # with many lost slices hardly a point is whole
         whole = filled(values[:, usable], gone[:, usable], self.model.precision(rotated))
         scatter = whole @ whole.T / whole.shape[1]
@@ -209,17 +186,17 @@ class CoupledProblem:
 
     def solve(
         self,
-        matrices: np.ndarray,
+        motion: Motion,
         max_iterations: int,
         tolerance: float,
         progress: Callable[..., Iterable[int]] | None = None,
-    ) -> tuple[np.ndarray, Course]:
+    ) -> tuple[Motion, Course]:
         """Iterate; a step that raises the cost is halved.
 
         Parameters
         ----------
-        matrices : (N, 4, 4) array
-            Where to start.
+        motion : Motion
+            Where to start; its eddy-current fields, if it has some, are estimated, too.
         max_iterations : int
         tolerance : float
             Root-mean-square step, as mm at the points, at which it ends.
@@ -228,34 +205,52 @@ class CoupledProblem:
 
         Returns
         -------
-        matrices : (N, 4, 4) array
+        motion : Motion
         course : Course
         """
-        radius = np.sqrt(((self.points - self.center) ** 2).sum(axis=1).mean())
-        in_mm = np.array([1.0] * 3 + [radius] * 3)
-        best, best_cost, twists = matrices, np.inf, np.zeros((len(matrices), 6))
+        in_mm = self._lengths(motion)
+        best, best_cost, delta = motion, np.inf, np.zeros((len(motion), len(in_mm)))
         first_cost = np.nan
         length, iteration = np.inf, 0
         steps: Iterable[int] = range(1, max_iterations + 1)
         for iteration in progress(steps, total=max_iterations) if progress else steps:
-            system = self.linearise(matrices)
+            system = self.linearise(motion)
             if system is None:
                 return best, Course(iteration, length, first_cost, best_cost)
             first_cost = system.cost if iteration == 1 else first_cost
             if system.cost > best_cost + COST_SLACK:
-                twists = twists / 2
+                delta = delta / 2
             else:
-                best, best_cost, twists = matrices, system.cost, system.step()
-            matrices = best @ exp_rigid(-twists, self.center)
-            length = float(np.sqrt(((twists * in_mm) ** 2).sum(axis=1).mean()))
+                best, best_cost, delta = motion, system.cost, system.step()
+            motion = self._moved(best, delta)
+            length = float(np.sqrt(((delta * in_mm) ** 2).sum(axis=1).mean()))
             if length < tolerance:
                 break
-        return matrices, Course(iteration, length, first_cost, best_cost)
+        return motion, Course(iteration, length, first_cost, best_cost)
 
-    def linearise(self, matrices: np.ndarray) -> NormalEquations | None:
+    def _lengths(self, motion: Motion) -> np.ndarray:
+        """Root-mean-square displacement (mm) at the points for each unknown of a volume, (p,)."""
+        away = self.points - self.center
+        radius = np.sqrt((away**2).sum(axis=1).mean())
+        lengths = np.array([1.0] * 3 + [radius] * 3)
+        if motion.eddy_currents is None:
+            return lengths
+        terms = motion.eddy_currents.terms(self.points)
+        return np.concatenate([lengths, np.sqrt((terms**2).mean(axis=0))])
+
+    def _moved(self, motion: Motion, delta: np.ndarray) -> Motion:
+        """Take a step; the common part of the fields is as the prior has it."""
+        matrices = motion.matrices @ exp_rigid(-delta[:, :6], self.center)
+        eddy = motion.eddy_currents
+        if eddy is not None:
+            coefficients = self.prior.centred(eddy.coefficients - delta[:, 6:], self.gradients)
+            eddy = replace(eddy, coefficients=coefficients)
+        return replace(motion, matrices=matrices, eddy_currents=eddy)
+
+    def linearise(self, motion: Motion) -> NormalEquations | None:
         """Set up the normal equations; None where too few points lie inside the volumes."""
-        precision = self.model.precision(self.gradients.rotated(matrices[:, :3, :3]))
-        samples = self.sample(matrices)
+        precision = self.model.precision(self.gradients.rotated(motion.rotations))
+        samples = self.sample(motion)
         residual, misfit = self.residuals(samples, precision)
         usable = samples.missing.mean(axis=0) <= MAX_MISSING
         if usable.sum() < MIN_POINTS:
@@ -264,26 +259,22 @@ class CoupledProblem:
         weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0)
         gradients, hessian = self.normal_equations(samples, residual, weights, precision)
         cost = float(np.log(misfit + scale)[usable].mean())
-        return NormalEquations(cost, gradients, hessian)
+        prior = self.prior.terms(motion.eddy_currents, self.gradients)
+        return NormalEquations(cost, gradients, hessian, *prior)
 
-    def covariances(self, matrices: np.ndarray) -> np.ndarray:
-        """Covariance of the error of each pose, (N, 6, 6), by a sandwich over blocks.
+    def covariances(self, motion: Motion) -> np.ndarray:
+        """Covariance of the error of each pose and field, (N, p, p).
 
         Noise is correlated from point to point and misfit from voxel to voxel, but little between
-        parts of the brain that are ``block_mm`` wide. With ``G_b`` what block ``b`` adds to the
-        right side, ``H⁻¹ G_b`` is what it adds to the solution, and their scatter is the
-        covariance of the solution (Liang & Zeger 1986, Biometrika 73:13).
+        parts of the brain that are ``block_mm`` wide.
         """
-        system = self.linearise(matrices)
-        n = len(matrices)
+        system = self.linearise(motion)
         if system is None:
-            return np.full((n, 6, 6), np.nan)
-        parts = system.solve(system.gradients.T).reshape(n, 6, -1)
-        parts = parts - parts.mean(axis=0)
-        n_blocks = parts.shape[2]
-        return np.einsum("nkb,nlb->nkl", parts, parts) * (n_blocks / max(n_blocks - 1, 1))
+            n_unknowns = len(self._lengths(motion))
+            return np.full((len(motion), n_unknowns, n_unknowns), np.nan)
+        return system.covariances()
 
-    def sample(self, matrices: np.ndarray) -> Samples:
+    def sample(self, motion: Motion) -> Samples:
         """Read all volumes at the points."""
         n, n_points = len(self.splines), len(self.points)
         values = np.empty((n, n_points), np.float32)
@@ -291,17 +282,26 @@ class CoupledProblem:
         missing = np.empty((n, n_points), bool)
 
         def read(volume: int) -> None:
-            pose = matrices[volume]
-            value, slope = self.splines[volume].sample_with_gradient(self.points, pose)
-            gone = ~np.isfinite(value)
-            if self.lost is not None:
-                gone |= self.lost.at(volume, apply_affine(pose, self.points))
+            pose, spline = motion[volume], self.splines[volume]
+            if motion.eddy_currents is None:
+                value, slope = spline.sample_with_gradient(self.points, pose)
+            else:
+                recorded = motion.recorded(volume, self.points)
+                value, slope = spline.sample_with_gradient(recorded)
+                value *= motion.stretch(volume, self.points)
+                slope = slope @ pose[:3, :3].astype(np.float32)  # along the head's axes
+            gone = ~np.isfinite(value) | self._is_lost(motion, volume, self.points)
             value[gone] = 0.0
             slope[gone] = 0.0
             missing[volume], values[volume], slopes[:, volume] = gone, value, slope.T
 
         parallel_map(read, range(n), n_threads=self.n_threads)
-        return Samples(values, slopes, missing)
+        return Samples(motion, values, slopes, missing)
+
+    def _is_lost(self, motion: Motion, volume: int, points: np.ndarray) -> np.ndarray:
+        if self.lost is None:
+            return np.zeros(len(points), bool)
+        return self.lost.at(volume, motion.recorded(volume, points))
 
     def residuals(self, samples: Samples, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``Py`` (N, V) and ``q = yᵀPy / N`` (V,); fills missing values with predictions."""
@@ -326,39 +326,45 @@ class CoupledProblem:
         weights: np.ndarray,
         precision: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``G`` by blocks (B, 6N), and ``H`` (6N, 6N)."""
-        n = len(precision)
+        """Return ``G`` by blocks (B, Np), and ``H`` (Np, Np)."""
+        n, n_unknowns = len(precision), len(self._lengths(samples.motion))
         held_out = (
             np.maximum(np.diag(precision), LEVERAGE_GUARD) if self.leave_one_out else np.ones(n)
         )
         smoother = (precision / held_out[:, None]).astype(np.float32)
         n_blocks = self.blocks[-1] + 1
-        size = max(256, CHUNK_BYTES // (24 * n))
+        size = max(256, CHUNK_BYTES // (4 * n * n_unknowns))
         chunks = [slice(k, k + size) for k in range(0, len(self.points), size)]
+        every = 1 if n_unknowns == 6 else POINTS_FOR_FIELDS
 
         def partial(chunk: slice) -> tuple[int, np.ndarray, np.ndarray]:
             jacobian = self.jacobian(samples, smoother, chunk)
             w = weights[chunk].astype(np.float32)
             blocks = self.blocks[chunk]
             starts = np.flatnonzero(np.diff(blocks, prepend=-1))
-            scores = jacobian * (residual[:, chunk] * w)[:, None]
-            sums = np.add.reduceat(scores, starts, axis=2).reshape(6 * n, -1).T
-            jacobian *= np.sqrt(w)
-            flat = jacobian.reshape(6 * n, -1)
-            return blocks[0], sums, flat @ flat.T
+            flat = jacobian[:, :, ::every] * np.sqrt(every * w[::every])
+            flat = flat.reshape(n * n_unknowns, -1)
+            product = flat @ flat.T
+            jacobian *= (residual[:, chunk] * w)[:, None]
+            sums = np.add.reduceat(jacobian, starts, axis=2).reshape(n * n_unknowns, -1).T
+            return blocks[0], sums, product
 
-        gradients, products = np.zeros((n_blocks, 6 * n)), np.zeros((6 * n, 6 * n))
+        gradients = np.zeros((n_blocks, n * n_unknowns))
+        products = np.zeros((n * n_unknowns, n * n_unknowns))
         for first, sums, product in parallel_iterate(partial, chunks, n_threads=self.n_threads):
             gradients[first : first + len(sums)] += sums
             products += product
-        blocks = products.reshape(n, 6, n, 6) * precision[:, None, :, None]
-        return gradients, blocks.reshape(6 * n, 6 * n)
+        blocks = products.reshape(n, n_unknowns, n, n_unknowns)
+        blocks *= precision[:, None, :, None]
+        return gradients, products
 
     def jacobian(self, samples: Samples, smoother: np.ndarray, chunk: slice) -> np.ndarray:
-        """``J`` of the smoothed volumes at some points, (N, 6, V)."""
+        """``J`` of the smoothed volumes at some points, (N, p, V)."""
         slopes = samples.slopes[:, :, chunk]
         x, y, z = (self.points[chunk] - self.center).T.astype(np.float32)
-        jacobian = np.empty((slopes.shape[1], 6, slopes.shape[2]), np.float32)
+        eddy = samples.motion.eddy_currents
+        n_terms = 0 if eddy is None else eddy.coefficients.shape[1]
+        jacobian = np.empty((slopes.shape[1], 6 + n_terms, slopes.shape[2]), np.float32)
         for axis in range(3):
             np.subtract(slopes[axis], smoother @ slopes[axis], out=jacobian[:, axis])
         gone = samples.missing[:, chunk]
@@ -368,7 +374,21 @@ class CoupledProblem:
         jacobian[:, 3] = y * gz - z * gy
         jacobian[:, 4] = z * gx - x * gz
         jacobian[:, 5] = x * gy - y * gx
+        if eddy is not None:
+            self._field_columns(samples.motion, eddy, chunk, jacobian)
         return jacobian
+
+    def _field_columns(
+        self, motion: Motion, eddy: EddyCurrents, chunk: slice, jacobian: np.ndarray
+    ) -> None:
+        """Fill in ``J_e`` from the first three columns."""
+        pe = (np.swapaxes(motion.rotations, 1, 2) @ eddy.pe).astype(np.float32)
+        along = np.einsum("nkv,nk->nv", jacobian[:, :3], pe)
+        points = self.points[chunk]
+        for volume, matrix in enumerate(motion.matrices):
+            u = ((apply_affine(matrix, points) - eddy.center) / SCALE_MM).astype(np.float32)
+            terms = polynomial_terms(u, eddy.coefficients.shape[1])
+            np.multiply(terms.T, -along[volume], out=jacobian[volume, 6:])
 
 
 def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:

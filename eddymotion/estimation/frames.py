@@ -27,6 +27,7 @@ import numpy as np
 from eddymotion.dataset import DWI
 from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.fields import with_offsets
 from eddymotion.geometry import (
     ROTATION_RADIUS_MM,
     Motion,
@@ -138,7 +139,8 @@ def unite_frames(
         With standard errors if the estimate has covariances.
     """
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
-    motion, covariances = estimate.motion, estimate.covariances
+    motion = with_offsets(estimate.motion, dwi.gradients)
+    covariances = estimate.covariances
     united = motion.relative_to(dwi.reference)
     of_frame = np.zeros((len(dwi), 6, 6))
     frame_error = None
@@ -148,11 +150,10 @@ def unite_frames(
         to_reference = np.linalg.inv(motion[dwi.reference])
         b0_matrices = motion.matrices[b0s] @ to_reference
         for group in [dwis] if groups is None else groups:
-            matrices = motion.matrices[group]
             offset, covariance = find_offset(
-                dwi, b0_matrices, group, matrices, seed=seed, n_threads=n_threads
+                dwi, b0_matrices, group, motion.select(group), seed=seed, n_threads=n_threads
             )
-            united = united.updated(group, matrices @ offset)
+            united = united.updated(group, motion.matrices[group] @ offset)
             of_frame[group] = covariance
         frame_error = float(np.sqrt(of_frame[:, 0, 0].max()))
     united = replace(united, frame_error=frame_error)
@@ -168,7 +169,7 @@ def find_offset(
     dwi: DWI,
     b0_matrices: np.ndarray,
     group: np.ndarray,
-    matrices: np.ndarray,
+    motion: Motion,
     *,
     seed: int = 0,
     n_threads: int = 1,
@@ -182,8 +183,8 @@ def find_offset(
         Poses of the b=0 volumes in their frame.
     group : (k,) index array
         Diffusion-weighted volumes.
-    matrices : (k, 4, 4) array
-        Their poses, in their frame.
+    motion : Motion
+        Theirs, in their frame. The offsets of the fields are no motion: time does not see them.
     seed : int
     n_threads : int
 
@@ -195,11 +196,17 @@ def find_offset(
         Of its error.
     """
     brain = Brain.of(dwi)
-    in_time = proposals_in_time(dwi.gradients.b0s, b0_matrices, group, matrices, brain)
+    in_time = proposals_in_time(dwi.gradients.b0s, b0_matrices, group, motion.head, brain)
     offset, variance = most_likely_offset(in_time, brain)
     which = _lowest_shell(dwi, group)
     image = offset_from_images(
-        dwi, b0_matrices, group[which], matrices[which], offset, seed=seed, n_threads=n_threads
+        dwi,
+        b0_matrices,
+        group[which],
+        motion.select(which),
+        offset,
+        seed=seed,
+        n_threads=n_threads,
     )
     if image is not None:
         from_images, covariance = image

@@ -25,11 +25,20 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.dataset import DWI, Spline
+from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.estimation.coupled import CoupledProblem, LostSlices
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
+from eddymotion.estimation.fields import (
+    NO_PRIOR,
+    FieldPrior,
+    response_gain,
+    shown_order,
+    weigh_fields,
+)
 from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.quality import assess
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
+from eddymotion.gradients import image_axes
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
@@ -56,6 +65,12 @@ COARSE_MODEL = GaussianProcessModel(SphericalCovariance(signal=20.0, angle=1.2),
 
 COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
 """Root-mean-square step, in voxels over the points, at which a level ends."""
+
+FEW_FOR_FIELDS = 6
+"""With fewer diffusion-weighted volumes fields are not estimated."""
+
+ENOUGH_FOR_QUADRATIC = 12
+"""With fewer, ``auto`` estimates linear fields."""
 
 MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 """Standard error beyond that of noise; see :func:`misfit_covariances`."""
@@ -91,11 +106,13 @@ def solve_jointly(
     *,
     model: LinearModel,
     n_iterations: int = FINE_ITERATIONS,
+    eddy_currents: str = "auto",
+    pe_axis: str | None = None,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
 ) -> Estimate:
-    """Estimate the poses of all volumes together.
+    """Estimate the poses of all volumes together, and their eddy-current fields.
 
     Parameters
     ----------
@@ -104,6 +121,10 @@ def solve_jointly(
         Of the diffusion-weighted volumes; b=0 volumes are predicted by their mean.
     n_iterations : int
         At most so many steps at a level.
+    eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
+        Fields to estimate. ``auto``: as many terms as the scheme allows and the data show.
+    pe_axis : str, optional
+        Phase-encoding direction as in BIDS (``j-``); found from the data when not given.
     seed : int
         Of the random points.
     n_threads : int
@@ -122,24 +143,74 @@ def solve_jointly(
         _Group("b>0", dwi.gradients.dwis, COARSE_MODEL, model, leave_one_out=False),
     ]
     groups = [group for group in groups if len(group.volumes) > 1]
-    matrices = Motion.identity(len(dwi)).matrices
+    motion = Motion.identity(len(dwi))
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
         for level in COARSE:
-            matrices = solver.solve(level, groups, matrices)[0]  # nothing else kept: memory
+            motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
+        motion = with_fields(solver, groups, motion, eddy_currents, pe_axis)
         for level in FINE:
-            matrices, problems = solver.solve(level, groups, matrices)
-        outliers = assess(dwi, Motion(matrices), model, seed=seed, n_threads=n_threads).outliers
+            motion, problems = solver.solve(level, groups, motion)
+            if motion.eddy_currents is not None and level is FINE[0]:
+                motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
+                if motion.eddy_currents is None:
+                    motion, problems = solver.solve(level, groups, motion)
+        outliers = assess(dwi, motion, model, seed=seed, n_threads=n_threads).outliers
         if outliers.flagged.any():
-            matrices, problems = solver.solve(FINE[-1], groups, matrices, outliers)
+            motion, problems = solver.solve(FINE[-1], groups, motion, outliers)
         for group, problem in zip(groups, problems, strict=True):
-            covariances[group.volumes] = problem.covariances(matrices[group.volumes])
+            of_group = problem.covariances(_of_group(motion, group))
+            covariances[group.volumes] = of_group[:, :6, :6]
         covariances[dwi.gradients.dwis] += misfit_covariances(dwi)
     known = _known(dwi, groups, problems)
     return Estimate(
-        fill_unpredicted(dwi, Motion(matrices), known),
+        fill_unpredicted(dwi, motion, known),
         np.where(known[:, None, None], covariances, np.nan),
     )
+
+
+def with_fields(
+    solver: _Solver,
+    groups: Sequence[_Group],
+    motion: Motion,
+    eddy_currents: str,
+    pe_axis: str | None,
+) -> Motion:
+    """Start the fields at the last coarse level."""
+    dwi = solver.dwi
+    n_dwis = len(dwi.gradients.dwis)
+    if eddy_currents == "none" or groups[-1].leave_one_out or n_dwis < FEW_FOR_FIELDS:
+        return motion
+    order = eddy_currents
+    if order == "auto":
+        order = "quadratic" if n_dwis >= ENOUGH_FOR_QUADRATIC else "linear"
+    axes = image_axes(dwi.affine)
+    if pe_axis is None:
+        axis = solver.phase_encoding_axis(groups[-1], motion)
+        log.info("phase-encoding axis: %s, found from the data", "ijk"[axis])
+    else:
+        axis = "ijk".index(pe_axis[0])
+    pe = axes[:, axis] * (-1.0 if pe_axis and pe_axis.endswith("-") else 1.0)
+    eddy = EddyCurrents.none(len(dwi), "linear", pe, dwi.center)
+    motion = solver.solve(COARSE[-1], groups, replace(motion, eddy_currents=eddy))[0]
+    assert motion.eddy_currents is not None
+    return replace(motion, eddy_currents=motion.eddy_currents.of_order(order))
+
+
+def _of_group(motion: Motion, group: _Group) -> Motion:
+    """Motion of the volumes of a group; b=0 volumes have no fields."""
+    found = motion.select(group.volumes)
+    return replace(found, eddy_currents=None) if group.leave_one_out else found
+
+
+def _with_group(motion: Motion, group: _Group, found: Motion) -> Motion:
+    """Put the motion of a group into that of the series."""
+    eddy = motion.eddy_currents
+    if eddy is not None and found.eddy_currents is not None:
+        coefficients = eddy.coefficients.copy()
+        coefficients[group.volumes] = found.eddy_currents.coefficients
+        eddy = replace(eddy, coefficients=coefficients)
+    return replace(motion.updated(group.volumes, found.matrices), eddy_currents=eddy)
 
 
 def misfit_covariances(dwi: DWI) -> np.ndarray:
@@ -178,6 +249,7 @@ class _Solver:
     n_threads: int
     progress: Progress
     band: tuple[Level, list[Spline]] | None = None
+    prior: FieldPrior = NO_PRIOR
 
     def __post_init__(self) -> None:
         self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
@@ -188,40 +260,76 @@ class _Solver:
         self,
         level: Level,
         groups: Sequence[_Group],
-        matrices: np.ndarray,
+        motion: Motion,
         outliers: SliceOutliers | None = None,
-    ) -> tuple[np.ndarray, list[CoupledProblem]]:
-        """Solve each group at a level; return the poses and the problems as they were solved."""
-        splines = self.splines(level, matrices)
+    ) -> tuple[Motion, list[CoupledProblem]]:
+        """Solve each group at a level; return the motion and the problems as they were solved."""
         fine = level.highpass is not None
-        new, problems = matrices.copy(), []
+        new, problems = motion, []
         for group in groups:
-            own = [splines[volume] for volume in group.volumes]
-            poses = matrices[group.volumes]
-            problem = CoupledProblem(
-                own,
-                self.dwi.gradients.select(group.volumes),
-                group.fine if fine else group.coarse,
-                self.points(level, own, poses),
-                self.dwi.brain_center,
-                block_mm=BLOCK_MM * self.scale,
-                leave_one_out=group.leave_one_out,
-                n_threads=self.n_threads,
-            )
+            start = _of_group(motion, group)
+            problem = self.problem(level, group, motion)
             if outliers is not None:
                 flagged = outliers.flagged[group.volumes]
                 problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine))
             if fine:
-                problem = problem.with_model_fitted(poses)
-            new[group.volumes], course = problem.solve(
-                poses,
+                problem = problem.with_model_fitted(start)
+            found, course = problem.solve(
+                start,
                 self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS),
                 (FINE_TOLERANCE if fine else COARSE_TOLERANCE) * self.voxel,
                 progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
             )
-            log.debug("%s, %s, %d volumes: %s", group.name, level, len(own), course)
+            new = _with_group(new, group, found)
+            log.debug("%s, %s, %d volumes: %s", group.name, level, len(start), course)
             problems.append(problem)
         return new, problems
+
+    def problem(self, level: Level, group: _Group, motion: Motion) -> CoupledProblem:
+        """Set up the problem of a group at a level."""
+        splines = self.splines(level, motion.matrices)
+        own = [splines[volume] for volume in group.volumes]
+        return CoupledProblem(
+            own,
+            self.dwi.gradients.select(group.volumes),
+            group.coarse if level.highpass is None else group.fine,
+            self.points(level, own, motion.matrices[group.volumes]),
+            self.dwi.brain_center,
+            prior=self.prior,
+            block_mm=BLOCK_MM * self.scale,
+            leave_one_out=group.leave_one_out,
+            n_threads=self.n_threads,
+        )
+
+    def phase_encoding_axis(self, group: _Group, motion: Motion) -> int:
+        """Find the image axis along which linear fields would lower the cost most."""
+        problem = self.problem(COARSE[-1], group, motion)
+        gains = []
+        for pe in image_axes(self.dwi.affine).T:
+            eddy = EddyCurrents.none(len(self.dwi), "linear", pe, self.dwi.center)
+            with_field = replace(motion, eddy_currents=eddy)
+            system = problem.linearise(_of_group(with_field, group))
+            gains.append(0.0 if system is None else response_gain(system, problem.gradients))
+        log.debug("gain of fields along i, j, k: %.3g, %.3g, %.3g", *gains)
+        return int(np.argmax(gains))
+
+    def weigh(
+        self, motion: Motion, problem: CoupledProblem, group: _Group, by_evidence: bool
+    ) -> Motion:
+        """Learn what the fields have in common, and leave out those that the data do not show."""
+        found = _of_group(motion, group)
+        eddy, system = motion.eddy_currents, problem.linearise(found)
+        assert eddy is not None
+        assert found.eddy_currents is not None
+        if system is None:
+            return replace(motion, eddy_currents=None)
+        evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system)
+        for one in evidence:
+            log.info("eddy currents: %s", one)
+        order = shown_order(evidence) if by_evidence else eddy.order
+        log.info("eddy currents: %s%s", order, ", by evidence" if by_evidence else "")
+        self.prior = prior.of_order(order).scaled(FINE[1].n_points / FINE[0].n_points)
+        return replace(motion, eddy_currents=None if order == "none" else eddy.of_order(order))
 
     def splines(self, level: Level, matrices: np.ndarray) -> list[Spline]:
         """Band-pass all volumes, unless it is the band of the level before."""

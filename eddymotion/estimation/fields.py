@@ -1,0 +1,271 @@
+"""Eddy-current fields: what they have in common, and whether there are any.
+
+An eddy current is driven by the diffusion gradient, so that the coefficients ``e_i`` of the
+fields are mostly a linear function of it, plus what is each volume's own (the second level of FSL
+eddy)::
+
+    e_ik = C_k · q_i + η_ik,     η_ik ~ N(0, τ_k²),     q = g √(b / 1000)
+
+- ``C`` is free, ``τ`` is learnt from the data: few directions are shrunk towards the common
+  response, many go their own way.
+- An eddy current turns round with its gradient. What a signal model gets wrong does not, so that
+  fields which follow ``q`` less than they go their own way are not eddy currents: they are left
+  out (:attr:`FieldEvidence.is_there`).
+- A field common to all volumes changes nothing but the frame of the head. Its mean is therefore
+  that of the response, ``C · q̄``.
+- Neither is a displacement along the phase-encoding axis common to all points known from a
+  translation of the head. The part that follows ``q`` from volume to volume is called the fields'
+  (:func:`with_offsets`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy import stats
+
+from eddymotion.eddy_currents import N_TERMS, TERMS, EddyCurrents
+from eddymotion.estimation.normal_equations import NormalEquations
+from eddymotion.geometry import Motion
+from eddymotion.gradients import Gradients
+
+log = logging.getLogger(__name__)
+
+SIGNIFICANT = 1e-3
+"""Probability below which a response is not taken for chance."""
+
+STIFF = 1e3
+"""Of a prior that holds fields to the gradients, relative to the normal matrix."""
+
+OFFSET_ITERATIONS = 50
+
+LEAST_OWN_MM = 0.01
+"""Fields keep at least so much freedom of their own: standard deviation of a coefficient, mm."""
+
+
+@dataclass(frozen=True, eq=False)
+class FieldPrior:
+    """What is known of the fields before a volume is looked at.
+
+    Parameters
+    ----------
+    precision : (K,) array, optional
+        ``1 / τ²`` of each term in the units of the normal matrix; none when not given.
+    """
+
+    precision: np.ndarray | None = None
+
+    def of_order(self, order: str) -> FieldPrior:
+        """Return the same for the terms up to an order."""
+        return self if self.precision is None else FieldPrior(self.precision[: N_TERMS[order]])
+
+    def centred(self, coefficients: np.ndarray, gradients: Gradients) -> np.ndarray:
+        """Shift coefficients (N, K) so that their mean is that of the common response."""
+        q = gradients.qvecs
+        own = coefficients - coefficients.mean(axis=0)
+        response = np.linalg.lstsq(q - q.mean(axis=0), own, rcond=0.05)[0]
+        return own + q.mean(axis=0) @ response
+
+    def scaled(self, factor: float) -> FieldPrior:
+        """Return the same for a normal matrix of so many times the points."""
+        return self if self.precision is None else FieldPrior(self.precision * factor)
+
+    def terms(
+        self, eddy: EddyCurrents | None, gradients: Gradients
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the prior adds to the normal equations of poses and fields.
+
+        Returns
+        -------
+        gradient : (N, p) array
+        precision : (p, N, N) array
+            For each unknown of a volume, between volumes.
+        """
+        n = len(gradients)
+        if eddy is None or self.precision is None:
+            n_unknowns = 6 + (0 if eddy is None else eddy.coefficients.shape[1])
+            return np.zeros((n, n_unknowns)), np.zeros((n_unknowns, 1, 1))
+        free = own_part(gradients)
+        gradient = np.hstack([np.zeros((n, 6)), free @ eddy.coefficients * self.precision])
+        factors = np.concatenate([np.zeros(6), self.precision])
+        return gradient, factors[:, None, None] * free
+
+
+NO_PRIOR = FieldPrior()
+
+
+def own_part(gradients: Gradients) -> np.ndarray:
+    """Return the projector onto what is not common and not linear in the gradient, (N, N)."""
+    design = np.column_stack([np.ones(len(gradients)), gradients.qvecs])
+    return np.eye(len(gradients)) - design @ np.linalg.pinv(design, rcond=0.05)
+
+
+def response_part(gradients: Gradients) -> np.ndarray:
+    """Return the projector onto what is linear in the gradient, without the mean, (N, N)."""
+    q = gradients.qvecs - gradients.qvecs.mean(axis=0)
+    return q @ np.linalg.pinv(q, rcond=0.05)
+
+
+def response_gain(system: NormalEquations, gradients: Gradients) -> float:
+    """Return what one step is to take off the cost with fields that follow the gradients.
+
+    Parameters
+    ----------
+    system : NormalEquations
+        Linearised without fields.
+    gradients : Gradients
+    """
+    stiffness = np.zeros(system.n_unknowns)
+    stiffness[6:] = STIFF * np.diag(system.hessian).reshape(-1, system.n_unknowns)[:, 6:].max()
+    fixed = stiffness[:, None, None] * own_part(gradients)
+    return replace(system, prior_precision=fixed).gain()
+
+
+@dataclass(frozen=True, eq=False)
+class FieldEvidence:
+    """Whether fields of one degree are there.
+
+    Parameters
+    ----------
+    degree : int
+        1 for the terms x, y, z; 2 for their products; 3.
+    response_mm : float
+        Root mean square of the part that is linear in the gradient, what noise adds taken off, mm
+        at 80 mm.
+    own_mm : float
+        Standard deviation ``τ`` of what is each volume's own, mm.
+    noise_mm : float
+        Standard error of a coefficient.
+    p_response : float
+        Probability of such a response without any.
+    """
+
+    degree: int
+    response_mm: float
+    own_mm: float
+    noise_mm: float
+    p_response: float
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the fields follow the gradients, more than they go their own way."""
+        return self.p_response < SIGNIFICANT and self.response_mm > self.own_mm
+
+    def __str__(self) -> str:
+        return (
+            f"fields of degree {self.degree}: {self.response_mm:.2f} mm follow the gradients "
+            f"(p = {self.p_response:.1g}), {self.own_mm:.2f} mm do not; "
+            f"standard error {self.noise_mm:.2f} mm"
+        )
+
+
+def shown_order(evidence: Sequence[FieldEvidence]) -> str:
+    """Return the highest order whose fields are there."""
+    there = [e.degree for e in evidence if e.is_there]
+    return list(N_TERMS)[max(there, default=0)]
+
+
+def weigh_fields(
+    eddy: EddyCurrents, gradients: Gradients, system: NormalEquations
+) -> tuple[list[FieldEvidence], FieldPrior]:
+    """Measure the fields against their errors.
+
+    Parameters
+    ----------
+    eddy : EddyCurrents
+        Estimated without a prior.
+    gradients : Gradients
+        In the scanner's frame.
+    system : NormalEquations
+        Linearised there.
+
+    Returns
+    -------
+    evidence : list of FieldEvidence
+        One a degree.
+    prior : FieldPrior
+        For the next solution.
+    """
+    n_terms = eddy.coefficients.shape[1]
+    variances = np.einsum("nkk->nk", system.covariances())[:, 6:]
+    naive = system.solve(np.eye(len(system.hessian)))
+    naive = np.diag(naive).reshape(len(gradients), -1)[:, 6:]
+    units = float(np.median(variances / naive))  # the normal matrix counts correlated points
+    own, response = own_part(gradients), response_part(gradients)
+    n_own, n_response = np.trace(own), np.trace(response)
+    degrees = np.array([len(term) for term in TERMS[:n_terms]])
+    evidence, precision = [], np.empty(n_terms)
+    for degree in np.unique(degrees):
+        of_degree = degrees == degree
+        e, noise = eddy.coefficients[:, of_degree], variances[:, of_degree].mean()
+        n_of_degree = int(of_degree.sum())
+        own_power = (e * (own @ e)).sum() / max(n_own * n_of_degree, 1)
+        response_power = (e * (response @ e)).sum()
+        own_variance = max(own_power - noise, 0.0)
+        ratio = response_power / max(n_response * n_of_degree, 1) / max(own_power, noise)
+        p = stats.f.sf(ratio, n_response * n_of_degree, max(n_own, 1) * n_of_degree)
+        excess = response_power - n_response * n_of_degree * (noise + own_variance)
+        evidence.append(
+            FieldEvidence(
+                int(degree),
+                float(np.sqrt(max(excess, 0.0) / len(gradients) / n_of_degree)),
+                float(np.sqrt(own_variance)),
+                float(np.sqrt(noise)),
+                float(p),
+            )
+        )
+        precision[of_degree] = units / max(own_variance, LEAST_OWN_MM**2)
+    return evidence, FieldPrior(precision)
+
+
+def with_offsets(motion: Motion, gradients: Gradients) -> Motion:
+    """Tell which part of the translation along the phase-encoding axis is the fields'.
+
+    The head moves little between two consecutive volumes, while the gradient turns: steps of the
+    translation at the centre are regressed on steps of ``q``, with Cauchy weights, since heads
+    jump now and then. Poses keep the sum.
+
+    Parameters
+    ----------
+    motion : Motion
+        Diffusion-weighted volumes in a frame of their own, with fields.
+    gradients : Gradients
+        In the scanner's frame.
+
+    Returns
+    -------
+    Motion
+        Its fields have offsets, with their standard errors.
+    """
+    eddy, dwis = motion.eddy_currents, gradients.dwis
+    if eddy is None:
+        return motion
+    along = apply_affine(motion.matrices[dwis], eddy.center) @ eddy.pe
+    q = gradients.qvecs
+    response, covariance = _regress_robustly(-np.diff(along), np.diff(q[dwis], axis=0))
+    variances = np.einsum("nj,jk,nk->n", q, covariance, q)
+    eddy = replace(eddy, offsets=q @ response, offset_errors=np.sqrt(variances))
+    log.info(
+        "eddy currents: offset along the phase encoding up to %.2f mm, standard error %.2f mm",
+        np.abs(eddy.offsets).max(),
+        eddy.offset_errors.max(),
+    )
+    return replace(motion, eddy_currents=eddy)
+
+
+def _regress_robustly(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Regress steps (n,) on columns (n, k) with Cauchy weights: coefficients, covariance."""
+    weights = np.ones(len(steps))
+    for _ in range(OFFSET_ITERATIONS):
+        normal = np.linalg.pinv(columns.T * weights @ columns, rcond=1e-3, hermitian=True)
+        response = normal @ (columns.T @ (weights * steps))
+        residual = steps - columns @ response
+        scale = 1.4826 * np.median(np.abs(residual)) + np.finfo(float).tiny
+        weights = 1.0 / (1.0 + (residual / scale) ** 2)
+    scores = columns * (weights * residual)[:, None]
+    freedom = max(len(steps) - columns.shape[1], 1) / len(steps)
+    return response, normal @ (scores.T @ scores) @ normal / freedom
