@@ -80,7 +80,7 @@ def estimate(
         fields: see :mod:`eddymotion.motion_files`) and ``mask_file``.
     """
     dwi = load_series(series, settings)
-    motion = find_motion(dwi, model_for(dwi, settings), settings, progress)
+    motion = find_motion(dwi, series, model_for(dwi, settings), settings, progress)
     return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))
 
 

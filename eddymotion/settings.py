@@ -22,6 +22,8 @@ class Settings:
     n_iterations: int | None = None
     brain_mask: Path | None = None
     min_q_distance: float = 0.0
+    eddy_current: str = "auto"
+    pe_axis: str | None = None
     no_shell_alignment: bool = False
     resampling: str = "nitransforms"
     output_space: Path | None = None

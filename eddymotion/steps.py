@@ -19,7 +19,7 @@ from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import Quality, assess, estimate_motion
+from eddymotion.estimation import PE_AXES, Quality, assess, estimate_motion
 from eddymotion.estimation.outliers import PLAIN, Slicing, lost_in_words, ruin_in_words
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.files import image_stem, load, read_image, write_json
@@ -128,7 +128,7 @@ def correct_series(
     motion = kept.recall(stages) if kept else None
     if motion is None:
         with stages("motion"), recorded_log() as stages.told:
-            motion = find_motion(dwi, model, settings, progress)
+            motion = find_motion(dwi, series, model, settings, progress)
         if kept:
             kept.keep(motion, stages)
     with stages("quality"):
@@ -186,7 +186,7 @@ def estimate_series(
     output_grid(settings.output_space)  # a wrong one is better known before
     dwi = load_series(series, settings)
     with stages("motion"), recorded_log() as stages.told:
-        motion = find_motion(dwi, model_for(dwi, settings), settings, progress)
+        motion = find_motion(dwi, series, model_for(dwi, settings), settings, progress)
     kept.keep(motion, stages)
 
 
@@ -271,8 +271,10 @@ class Stages:
         return f"{sum(self.seconds.values()):.1f} s ({parts})"
 
 
-def find_motion(dwi: DWI, model: Model, settings: Settings, progress: Progress) -> Motion:
-    """Estimate the motion as the settings say."""
+def find_motion(
+    dwi: DWI, series: SeriesFiles, model: Model, settings: Settings, progress: Progress
+) -> Motion:
+    """Estimate the motion as the settings and the metadata say."""
     return estimate_motion(
         dwi,
         model=model,
@@ -280,10 +282,25 @@ def find_motion(dwi: DWI, model: Model, settings: Settings, progress: Progress) 
         estimator=settings.estimator,
         n_iterations=settings.n_iterations,
         align_shells=not settings.no_shell_alignment,
+        eddy_currents=settings.eddy_current,
+        pe_axis=settings.pe_axis or phase_encoding(series),
         seed=settings.random_seed,
         n_threads=settings.nprocs,
         progress=progress,
     )
+
+
+def phase_encoding(series: SeriesFiles) -> str | None:
+    """Return the phase-encoding direction that the metadata tell: i, j or k, perhaps with ``-``."""
+    metadata = series.metadata or {}
+    for key in ("PhaseEncodingDirection", "PhaseEncodingAxis"):
+        value = metadata.get(key)
+        if value in PE_AXES:
+            return str(value)
+        if value is not None:
+            log.warning("%s: %s is %r, expected one of %s; it is ignored",
+                        series.dwi.name, key, value, ", ".join(PE_AXES))  # fmt: skip
+    return None
 
 
 def prepare_resampling(

@@ -136,6 +136,16 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
              "units of sqrt(b / 1000 s/mm²) (default: %(default)g)",
     )  # fmt: skip
     group.add_argument(
+        "--eddy-current", choices=("none", "linear", "quadratic", "cubic"), default="auto",
+        help="eddy-current fields that joint estimates with the motion (default: quadratic with "
+             "enough directions, else linear, as far as the data show any)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pe-axis", choices=("i", "j", "k", "i-", "j-", "k-"), metavar="AXIS",
+        help="phase-encoding direction as in BIDS, such as j- (default: that of the JSON sidecar, "
+             "else the axis that explains most)",
+    )  # fmt: skip
+    group.add_argument(
         "--no-shell-alignment",
         action="store_true",
         help="do not estimate the offset between diffusion-weighted and b=0 volumes",

@@ -244,17 +244,14 @@ def with_offsets(motion: Motion, gradients: Gradients) -> Motion:
     eddy, dwis = motion.eddy_currents, gradients.dwis
     if eddy is None:
         return motion
-    along = apply_affine(motion.matrices[dwis], eddy.center) @ eddy.pe
+    along = (motion.matrices[dwis] @ np.append(eddy.center, 1.0))[:, :3] @ eddy.pe
     q = gradients.qvecs
     response, covariance = _regress_robustly(-np.diff(along), np.diff(q[dwis], axis=0))
     variances = np.einsum("nj,jk,nk->n", q, covariance, q)
-    eddy = replace(eddy, offsets=q @ response, offset_errors=np.sqrt(variances))
-    log.info(
-        "eddy currents: offset along the phase encoding up to %.2f mm, standard error %.2f mm",
-        np.abs(eddy.offsets).max(),
-        eddy.offset_errors.max(),
-    )
-    return replace(motion, eddy_currents=eddy)
+    offsets, errors = q @ response, np.sqrt(variances)
+    log.info("eddy currents: offset along the phase encoding up to %.2f mm, standard error %.2f mm",
+             np.abs(offsets).max(), errors.max())  # fmt: skip
+    return replace(motion, eddy_currents=replace(eddy, offsets=offsets, offset_errors=errors))
 
 
 def _regress_robustly(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
