@@ -291,7 +291,7 @@ def find_motion(
 
 
 def phase_encoding(series: SeriesFiles) -> str | None:
-    """Return the phase-encoding direction that the metadata tell: i, j or k, perhaps with ``-``."""
+    """Return the phase-encoding direction that the metadata tell: i, j, k, i-, j- or k-."""
     metadata = series.metadata or {}
     for key in ("PhaseEncodingDirection", "PhaseEncodingAxis"):
         value = metadata.get(key)

@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy import stats
 
 from eddymotion.eddy_currents import N_TERMS, TERMS, EddyCurrents
@@ -249,7 +248,7 @@ def with_offsets(motion: Motion, gradients: Gradients) -> Motion:
     response, covariance = _regress_robustly(-np.diff(along), np.diff(q[dwis], axis=0))
     variances = np.einsum("nj,jk,nk->n", q, covariance, q)
     offsets, errors = q @ response, np.sqrt(variances)
-    log.info("eddy currents: offset along the phase encoding up to %.2f mm, standard error %.2f mm",
+    log.info("eddy currents: offset along the phase encoding up to %.2f mm (± %.2f)",
              np.abs(offsets).max(), errors.max())  # fmt: skip
     return replace(motion, eddy_currents=replace(eddy, offsets=offsets, offset_errors=errors))
 
