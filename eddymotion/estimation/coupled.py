@@ -64,9 +64,9 @@ FILL_ITERATIONS = 6
 POINTS_FOR_MODEL = 12_000
 """At most so many points tell the parameters of the model."""
 
-POINTS_FOR_FIELDS = 4
-"""With fields the normal matrix is large: every so many points tell it. Its error slows the steps,
-and leaves where they end as it is."""
+LEAST_FOR_HESSIAN = 4_000
+"""With fields the normal matrix is large: fewer points tell it, so that it takes no longer than
+for poses alone, but at least so many. Its error leaves where the steps end as it is."""
 
 CHUNK_BYTES = 2**23
 """Of the Jacobians that are held at a time by a thread."""
@@ -335,7 +335,7 @@ class CoupledProblem:
         n_blocks = self.blocks[-1] + 1
         size = max(256, CHUNK_BYTES // (4 * n * n_unknowns))
         chunks = [slice(k, k + size) for k in range(0, len(self.points), size)]
-        every = 1 if n_unknowns == 6 else POINTS_FOR_FIELDS
+        every = min(round((n_unknowns / 6) ** 2), max(1, len(self.points) // LEAST_FOR_HESSIAN))
 
         def partial(chunk: slice) -> tuple[int, np.ndarray, np.ndarray]:
             jacobian = self.jacobian(samples, smoother, chunk)
