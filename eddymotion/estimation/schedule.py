@@ -74,9 +74,13 @@ def registrar_at(registrar: Registrar, number: int, n_iterations: int) -> Regist
     """Coarse levels in the first pass, the finest afterwards, all where there is one pass only.
 
     Against the blurred predictions of the first pass the finest level converges slowly to the
-    wrong place. Other engines than ours are used as they are.
+    wrong place. Predictions have less noise than volumes: they are the reference, one way only.
+    Other engines than ours are used as they are.
     """
-    if not isinstance(registrar, GaussNewton) or len(registrar.levels) < 2 or n_iterations == 1:
+    if not isinstance(registrar, GaussNewton):
+        return registrar
+    registrar = replace(registrar, symmetric=False)
+    if len(registrar.levels) < 2 or n_iterations == 1:
         return registrar
     n_fine = len(REFINE)
     levels = registrar.levels[:-n_fine] if number == 1 else registrar.levels[-n_fine:]

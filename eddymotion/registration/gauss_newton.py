@@ -39,7 +39,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.pyramid import Level
 from eddymotion.registration.base import Registration
 from eddymotion.registration.checks import check_keys, check_pair, read_settings
-from eddymotion.registration.groups import GROUPS
+from eddymotion.registration.groups import GROUPS, SHIFT, Group
 from eddymotion.registration.metrics import METRICS
 from eddymotion.registration.problem import Pair, Side, foreground
 from eddymotion.registration.solver import Reached, Solver
@@ -56,6 +56,13 @@ COARSE_TO_FINE = (
 """The coarse widths scale with the head, since they must cover its motion; the finest band scales
 with the voxel, since that is the scale of the noise and of the finest detail."""
 
+SHIFT_FROM = 24.0
+"""Width from which on a level, unless it is the last, only shifts: a brain is nearly a ball then,
+and one of a volume with another diffusion weighting would be turned over."""
+
+RIGID_FROM = 12.0
+"""Width from which on a level, unless it is the last, leaves sizes and shears alone."""
+
 REFINE = COARSE_TO_FINE[-1:]
 """For a pair that is known to be within about two voxels."""
 
@@ -67,12 +74,12 @@ class GaussNewton:
     Parameters
     ----------
     levels : sequence of Level
-        Coarse to fine. The first is rigid whatever the transform, if others follow.
+        Coarse to fine. Wide ones only shift, or only shift and turn, if others follow.
     max_iterations : int
         At each level.
     tolerance : float
-        Length of the last step, as mean displacement over the mask in voxels, at which a level
-        ends.
+        Length of the last step, as mean displacement over the mask, at which a level ends: in
+        voxels at the last, in widths (FWHM) at those before it.
     symmetric : bool
         Whether to compare the images both ways: exchanging them gives the inverse. One way takes
         half the time and is right where the fixed image has the less noise.
@@ -128,16 +135,26 @@ class GaussNewton:
         pair = Pair(*sides, metric, self.symmetric)
         group = GROUPS[transform]
         start = np.eye(4) if init is None else np.array(init, dtype=float)
-        solver = Solver(self.max_iterations, self.tolerance * pair.voxel)
         reached = Reached(group.nearest(start, pair.fixed.center))
         n_iterations = 0
         for number, level in enumerate(self.levels):
-            first = number == 0 and len(self.levels) > 1
-            steps = GROUPS["rigid"] if first else group
+            last = number == len(self.levels) - 1
+            steps = group if last else steps_at(level, group)
             problem = pair.at(level, steps, reached.matrix, (seed, number))
+            detail = pair.voxel if last else max(pair.voxel, problem.look.width)
+            solver = Solver(self.max_iterations, self.tolerance * detail)
             reached = solver.solve(problem, reached.matrix)
             n_iterations += len(reached.costs)
         return reached.result(n_iterations, solver.tolerance)
+
+
+def steps_at(level: Level, group: Group) -> Group:
+    """Return the steps that a level's images can tell apart, at most those of `group`."""
+    if level.highpass is None and level.fwhm >= SHIFT_FROM:
+        return SHIFT
+    if level.highpass is None and level.fwhm >= RIGID_FROM:
+        return GROUPS["rigid"]
+    return group
 
 
 def _levels_of(path: Path, levels: object) -> tuple[Level, ...]:

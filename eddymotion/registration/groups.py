@@ -23,7 +23,7 @@ class Group:
 
     Parameters
     ----------
-    name : {"rigid", "similarity", "affine"}
+    name : {"shift", "rigid", "similarity", "affine"}
     basis : (12, K) array
         Translation, then linear part by rows, of each of the K parameters.
     """
@@ -115,6 +115,9 @@ _ROTATIONS = [np.cross(np.eye(3)[k], np.eye(3)).T for k in range(3)]
 """``ω ×`` for unit ``ω`` along x, y and z."""
 
 _ENTRIES = [np.eye(9)[k].reshape(3, 3) for k in range(9)]
+
+SHIFT = Group("shift", _basis([]))
+"""Translations only, for images too blurred to show how a head is turned."""
 
 GROUPS = {
     "rigid": Group("rigid", _basis(_ROTATIONS)),

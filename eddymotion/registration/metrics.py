@@ -8,8 +8,7 @@ computed once a level; a step costs one sampling of the target.
 ``ssd``
     ``m = a f + c``, Student-t weights (one degree of freedom).
 ``cr``
-    ``m = φ(f)`` with any smooth ``φ`` (B-splines): the correlation ratio (Roche et al. 1998),
-    with the same weights.
+    ``m = φ(f)`` with any smooth ``φ`` (B-splines): the correlation ratio (Roche et al. 1998).
 ``lncc``
     ``m = a f + c`` in each of many small clusters of points: one minus the squared local
     correlation.
@@ -128,7 +127,10 @@ class LinearFit:
 
 @dataclass(frozen=True, eq=False)
 class CurveFit:
-    """``cr``: any smooth curve of the reference's values, Student-t weights.
+    """``cr``: any smooth curve of the reference's values; cost ½ ln(1 − η²).
+
+    All points count alike: with weights, so pliable a curve would follow a part of them and let
+    the others go as outliers, wherever the images lie.
 
     Parameters
     ----------
@@ -141,7 +143,7 @@ class CurveFit:
     basis: np.ndarray
     derivatives: np.ndarray
     columns: np.ndarray
-    slack: float = 1e-3
+    slack: float = 1e-4
 
     @classmethod
     def of(cls, values: np.ndarray, columns: np.ndarray) -> CurveFit:
@@ -154,16 +156,18 @@ class CurveFit:
         inside = np.isfinite(moved)
         if inside.sum() < MIN_POINTS:
             return None
-        y = moved[inside].astype(float)
-        basis = self.basis[inside]
-        curve, weights, scale, cost = _robust_fit(basis, y)
+        y, basis = moved[inside].astype(float), self.basis[inside]
+        evenly = np.ones_like(y)
+        curve = _weighted_solution(basis, y, evenly)
+        left = float(((y - basis @ curve) ** 2).mean())
+        if not (left > 0 and y.var() > 0):
+            return None
         slopes = self.derivatives[inside] @ curve
         columns = np.column_stack([basis, self.columns[inside] * slopes[:, None]])
-        solution, reduced = _solve_reduced(columns, y, weights, basis.shape[1])
-        reweighted = reduced * (2 / (len(y) * scale**2))
-        relative = cost - float(np.log(y.std() + np.finfo(float).tiny))
-        slope = -reweighted @ solution[basis.shape[1] :]
-        return Step(relative, slope, INFORMATION * reweighted)
+        solution, reduced = _solve_reduced(columns, y, evenly, basis.shape[1])
+        hessian = reduced / (len(y) * left)
+        cost = 0.5 * float(np.log(left / y.var()))
+        return Step(cost, -hessian @ solution[basis.shape[1] :], hessian)
 
 
 @dataclass(frozen=True, eq=False)
