@@ -8,7 +8,7 @@ PHANTOM ?=  # --phantom TISSUE PEAKS
 BIDS ?= ../shared/data/bids_real
 PEERS := .venv-peers
 
-.PHONY: demo test test-cluster test-slow lint types benchmark benchmark-peers clean
+.PHONY: demo test test-browser test-cluster test-slow lint types benchmark benchmark-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eddymotion --demo demo
@@ -18,6 +18,9 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow
+
+test-browser: $(VENV)/.installed-test  # Debian's chromium on the PATH
+	$(PYTEST) -m browser
 
 test-cluster: $(VENV)/.installed-test  # Debian; root or sudo for the packages
 	tests/cluster/slurm install

@@ -40,7 +40,7 @@ class Browser:
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         to_browser, commands = os.pipe()
         answers, from_browser = os.pipe()
-        shell = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
+        shell = f'exec "$@" 3</dev/fd/{to_browser} 4>/dev/fd/{from_browser}'
         self.process = subprocess.Popen(
             ["sh", "-c", shell, "sh", program, *FLAGS, f"--user-data-dir={self.profile}",
              f"--window-size={width},{height}", "about:blank"],
@@ -98,6 +98,9 @@ class Browser:
 
     def open(self, page: Path, address: str = "") -> float:
         """Open a file; return the seconds until it was loaded."""
+        if address:  # or a place on the page that is open would not load it again
+            self.call("Page.navigate", url="about:blank")
+            self.wait_for("Page.loadEventFired")
         self.events.clear()
         started = time.perf_counter()
         self.call("Page.navigate", url=page.resolve().as_uri() + address)

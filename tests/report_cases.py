@@ -1,5 +1,6 @@
 """A corrected series on disk, made in a second or two: what a run leaves before its page."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,11 @@ from eddymotion.derivatives import Outputs, write_outputs, write_sidecar
 from eddymotion.estimation import assess
 from eddymotion.geometry import Motion
 from eddymotion.models import get_model
+from eddymotion.reports.data import ReportData
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.reports.series import draw_series
-from eddymotion.reports.slices import Slices
+from eddymotion.reports.slices import Grid, Slices
+from eddymotion.reports.sprites import Frames
 from eddymotion.resampling import Resampled
 from eddymotion.settings import Settings
 
@@ -49,3 +52,43 @@ def write_series(folder, label, dwi, motion, src=None, **sidecar):
     write_sidecar(outputs, content | sidecar)
     build_participant_report(folder, label)
     return outputs
+
+
+def copy_series(outputs, folder, label, src):
+    """Copy what a run left of a series, but the images, under other names."""
+    copied = Outputs(folder / f"sub-{label}", src, folder / f"sub-{label}" / "figures")
+    for path in outputs.folder.rglob(f"{outputs.src}_*"):
+        if not path.name.endswith(".nii.gz"):
+            where = copied.figures if path.parent == outputs.figures else copied.folder / "dwi"
+            where.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, where / path.name.replace(outputs.src, src, 1))
+    return copied
+
+
+def write_large(outputs, folder, label, n_volumes=64):
+    """Make a series of `n_volumes` of a small one, in 1.5 mm, of noise: it compresses worst."""
+    large = copy_series(outputs, folder, label, f"sub-{label}")
+    data = ReportData.load(large["report_data"])
+    which = np.arange(n_volumes) % len(data.bvals)
+    mask = np.zeros((110, 130, 90), bool)
+    mask[8:101, 5:125, 5:85] = True
+    grid = Grid(np.diag([1.5, 1.5, 1.5, 1.0]), mask, (50, 65, 45))
+    frames, rng = Frames.of(grid, n_volumes), np.random.default_rng(0)
+    shapes = {"sagittal": (130, 90), "coronal": (110, 90), "axial": (110, 130)}
+    planes = {
+        name: rng.rayleigh(0.3, (*shape, n_volumes)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    sheet = frames.sheet(planes, np.ones(n_volumes))
+    arrays = ("bvals", "bvecs_before", "bvecs_after", "z", "ratio", "correlation_before")
+    replace(
+        data,
+        **{name: getattr(data, name)[which] for name in arrays},
+        sheets=dict.fromkeys(("before", "after", "predicted"), sheet),
+        boxes=frames.boxes,
+        outline=frames.outline(grid),
+    ).save(large["report_data"])
+    header, *rows = large["confounds"].read_text().splitlines()
+    large["confounds"].write_text("\n".join([header, *(rows[k] for k in which)]) + "\n")
+    build_participant_report(folder, label)
+    return folder / f"sub-{label}.html"

@@ -37,6 +37,9 @@ from eddymotion.reports.verdict import (
 MARKS = {Level.GOOD: "✓", Level.CARE: "!", Level.DOUBTFUL: "✕"}
 N_WORST = 6
 
+MANY_STEPS = 30
+"""More steps of an estimation are folded away."""
+
 CAPTIONS = {
     "motion": (
         "Head motion",
@@ -81,6 +84,12 @@ CAPTIONS = {
         "over standard deviation of the b=0 volumes. CNR: spread of the predicted signal over "
         "that of the residual; above 1 there is more signal than noise. Both should rise.",
     ),
+    "space": (
+        "Output space",
+        "The image that gave the space, with outlines of the reference of the series: before, as "
+        "the files lie, and after the registration. Orange should follow the edge of the brain, "
+        "blue the brightest structures: the ventricles in a b=0, white matter in FA.",
+    ),
     "eddy": (
         "Eddy-current fields",
         "Coefficients of the field of each volume, in mm at 80 mm from the centre, along the "
@@ -114,11 +123,12 @@ def series_sections(series: SeriesReport, prefix: str, page: Path) -> list[Secti
             _chart(series, "motion", page), _volume_table(series)])),
         Section(f"{prefix}-beforeafter", "Before and after", join([
             viewer(series), _picture(series, "before_after", page)])),
-        Section(f"{prefix}-carpet", "Slices", _chart(series, "carpet", page)),
+        Section(f"{prefix}-carpet", "Slices", slices(series, page)),
         Section(f"{prefix}-heldout", "Held-out prediction", _picture(series, "heldout", page)),
         Section(f"{prefix}-shells", "Gradient directions", directions(series, page)),
         Section(f"{prefix}-maps", "Maps", join([
             _picture(series, "maps", page), measures_table(series)])),
+        Section(f"{prefix}-space", "Output space", _picture(series, "space", page)),
         Section(f"{prefix}-eddy", "Eddy currents", _chart(series, "eddy", page)),
         Section(f"{prefix}-estimation", "Estimation", estimation(series)),
         Section(f"{prefix}-settings", "Settings and versions", settings(series)),
@@ -271,6 +281,19 @@ def viewer(series: SeriesReport) -> Html:
     ])  # fmt: skip
 
 
+def slices(series: SeriesReport, page: Path) -> Html:
+    """Write the scores of all slices, and whether lost ones were replaced."""
+    table_of = series.outliers
+    replaced = [] if table_of is None else table_of.columns.get("replaced", [])
+    note = tag(
+        "p",
+        f"The corrected series shows the prediction in {replaced.count('true')} of "
+        f"{len(replaced)} lost slices.",
+        class_="note",
+    )
+    return join([_chart(series, "carpet", page), *([note] if "true" in replaced else [])])
+
+
 def directions(series: SeriesReport, page: Path) -> Html:
     """Write the b-vectors and how far they turned."""
     if series.data is None:
@@ -319,7 +342,8 @@ def estimation(series: SeriesReport) -> Html:
         columns = (series.steps.columns.get(name, []) for name in ("seconds", "step"))
         lines = [(f"{at} s", message) for at, message in zip(*columns, strict=False)]
         parts.append(details(f"Steps of the estimation ({len(lines)})",
-                             table(lines, ("at", "step"), class_="log")))  # fmt: skip
+                             table(lines, ("at", "step"), class_="log"),
+                             open=len(lines) <= MANY_STEPS))  # fmt: skip
     return join(parts)
 
 
@@ -331,10 +355,10 @@ def settings(series: SeriesReport) -> Html:
         content = sidecar.pop(key, None)
         if isinstance(content, Mapping):
             parts.append(tag("div", tag("h3", words), table(_rows(content))))
-    for key in ("Summary", "StageSeconds"):
+    for key in ("Summary", "StageSeconds", "OutlierSlices"):  # shown above
         sidecar.pop(key, None)
-    parts.append(tag("div", tag("h3", "Sidecar"), table(_rows(sidecar))))
-    return tag("div", *parts, class_="columns") if series.sidecar else Html("")
+    rest = [tag("h3", "Sidecar of the corrected image"), table(_rows(sidecar))]
+    return join([tag("div", *parts, class_="columns"), *rest]) if series.sidecar else Html("")
 
 
 def citation(series: SeriesReport) -> Html:

@@ -271,4 +271,4 @@ def _listed(volumes: Sequence[int] | np.ndarray, most: int = 12) -> str:
         return ""
     shown = ", ".join(str(volume) for volume in volumes[:most])
     more = f" and {len(volumes) - most} more" if len(volumes) > most else ""
-    return f" (volume {shown}{more})"
+    return f" (volume{'s' if len(volumes) > 1 else ''} {shown}{more})"
