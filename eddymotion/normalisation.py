@@ -7,6 +7,10 @@ output is then a point ``x`` of the image, ``space(x) = A w(x)`` of the referenc
 nearest to ``A`` (finite strain), the same in the whole image; a local reorientation would give
 each voxel a table of its own, which no file format holds.
 
+What is to be found depends on the image: nothing for a mere grid, or for one at the same place; a
+rigid transform for the same head; affine, then symmetric normalisation (SyN), for another head or
+a template, which differ in size.
+
 References
 ----------
 Alexander et al. (2001), IEEE TMI 20:1131 (finite strain).
@@ -25,21 +29,33 @@ from scipy.linalg import polar
 from scipy.ndimage import binary_dilation
 
 from eddymotion.dataset import DWI, Image
+from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image
 from eddymotion.geometry import Motion
 from eddymotion.models.tensor import design_matrix
 from eddymotion.pairs.advice import advise
+from eddymotion.pairs.inputs import read_mask
 from eddymotion.pairs.measures import Comparison, PairQuality
 from eddymotion.registration import GaussNewton, Registrar, Registration, initial_transform
 from eddymotion.registration.gauss_newton import foreground
+from eddymotion.settings import Settings
 from eddymotion.transform_files import write_linear
 from eddymotion.warps import whole_displacements, write_displacements
 
 log = logging.getLogger(__name__)
 
+REMEDY = (
+    "look at the picture of the output space; give the brain of the image with "
+    "--output-space-mask, or another --output-space-transform"
+)
+
 TRANSFORMS = ("auto", "none", "rigid", "affine", "syn")
 CONTRASTS = ("dwiref", "fa")
+
+SAME_SIZE = 0.06
+"""Stretches below this are no sign of another head: gradients, and the distortion of echo-planar
+images, make as much. Templates are a tenth larger than most heads."""
 
 SAME_PLACE = 0.5
 """Voxels (of the finer image): a rigid registration that moves the brain by less on average says
@@ -64,12 +80,15 @@ class OutputSpace:
         Points of the target → points of the reference frame.
     transform : {"rigid", "affine", "syn"}
     quality : PairQuality
+    shown : pair of (X, Y, Z) arrays, optional
+        The reference of the series on the grid of the target, before and after: for the eye.
     """
 
     target: Image
     registration: Registration
     transform: str
     quality: PairQuality
+    shown: tuple[np.ndarray, np.ndarray] | None = None
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Map points (P, 3) of the target to the reference frame, RAS+ mm: (P, 3)."""
@@ -81,10 +100,15 @@ class OutputSpace:
         return polar(self.registration.matrix[:3, :3])[0]
 
     @property
-    def advice(self) -> list[str]:
+    def doubts(self) -> list[str]:
         """What looks wrong, in plain words."""
         metric = "cc" if self.transform == "syn" else "nmi"
-        return advise(self.quality, transform=self.transform, metric=metric, started="multi")
+        ended = replace(self.registration, converged=True)  # by small steps or many, look at it
+        advice = advise(
+            replace(self.quality, registration=ended), transform=self.transform, metric=metric,
+            started="multi",
+        )  # fmt: skip
+        return [one.finding for one in advice]
 
     def told(self) -> str:
         """Say in words and numbers what was found."""
@@ -123,8 +147,9 @@ def find_output_space(
         Reference → volume.
     target : Image
     transform : {"auto", "none", "rigid", "affine", "syn"}
-        ``auto``: ``rigid``, but nothing where the images are at the same place already (within
-        :data:`SAME_PLACE`) or the target is blank, a mere grid.
+        ``auto``: nothing where the target is blank, a mere grid, or the images are at the same
+        place already (within :data:`SAME_PLACE`); ``rigid`` where both heads have the same size
+        (within :data:`SAME_SIZE`), ``syn`` otherwise. ``syn`` is affine, and then a warp.
     contrast : {"dwiref", "fa"}
         What is registered: the mean b=0, or the fractional anisotropy.
     target_mask : (X, Y, Z) bool array, optional
@@ -153,23 +178,41 @@ def find_output_space(
     reference = reference_image(dwi, motion, contrast)
     margin = int(np.ceil(BRAIN_MARGIN_MM / dwi.voxel_sizes.min()))
     pair = _Pair(target, target_mask, reference, binary_dilation(dwi.mask, iterations=margin))
-    found = pair.register_linearly("affine" if transform in ("affine", "syn") else "rigid",
-                                   engine, seed)  # fmt: skip
+    linear = "affine" if transform in ("affine", "syn") else "rigid"
+    found = pair.register_linearly(linear, engine, seed)
     if transform == "auto":
-        apart = _mean_displacement(found.matrix, dwi)
-        limit = SAME_PLACE * min(*target.voxel_sizes, *dwi.voxel_sizes)
-        if apart < limit:
-            log.info("output space: %.2g mm from the series, the same place; only its grid is "
-                     "taken", apart)  # fmt: skip
+        if _is_same_place(found.matrix, target, dwi):
             return None
-        transform = "rigid"
+        stretched = pair.register_linearly("affine", engine, seed, found.matrix)
+        transform, found = _chosen(found, stretched)
     if transform == "syn":
         found = pair.warp(found, engine, seed)
-    space = OutputSpace(target, found, transform, pair.quality(found))
+    space = pair.space(found, transform)
     log.info("output space: %s; %s", space.told(), found.message)
-    for advice in space.advice:
-        log.warning("output space: %s", advice)
+    for doubt in space.doubts:
+        log.warning("output space: %s; %s", doubt, REMEDY)
     return space
+
+
+def _is_same_place(matrix: np.ndarray, target: Image, dwi: DWI) -> bool:
+    """Whether a rigid registration hardly moves the brain."""
+    points = apply_affine(dwi.affine, np.argwhere(dwi.mask))
+    apart = float(np.linalg.norm(apply_affine(matrix, points) - points, axis=1).mean())
+    if apart >= SAME_PLACE * min(*target.voxel_sizes, *dwi.voxel_sizes):
+        return False
+    log.info(
+        "output space: %.2g mm from the series, the same place; only its grid is taken", apart
+    )
+    return True
+
+
+def _chosen(rigid: Registration, affine: Registration) -> tuple[str, Registration]:
+    """Tell the same head from another one by its size."""
+    scales = np.diag(polar(affine.matrix[:3, :3])[1])
+    if np.abs(scales - 1).max() < SAME_SIZE:
+        return "rigid", rigid
+    log.info("output space: scales %s, another head or a template", np.round(scales, 2))
+    return "syn", affine
 
 
 def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
@@ -177,11 +220,6 @@ def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
         raise EddymotionError(
             f"output space: {kind} {name!r} is unknown; use one of {', '.join(known)}"
         )
-
-
-def _mean_displacement(matrix: np.ndarray, dwi: DWI) -> float:
-    points = apply_affine(dwi.affine, np.argwhere(dwi.mask))
-    return float(np.linalg.norm(apply_affine(matrix, points) - points, axis=1).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +232,12 @@ class _Pair:
     brain: np.ndarray
 
     def register_linearly(
-        self, transform: str, engine: Registrar | None, seed: int
+        self, transform: str, engine: Registrar | None, seed: int, start: np.ndarray | None = None
     ) -> Registration:
+        """Register from a start, or from the best of many places."""
         masks = {"fixed_mask": self.target_mask, "moving_mask": self.brain}
-        start = initial_transform(self.target, self.reference, "multi", seed=seed, **masks)
+        if start is None:
+            start = initial_transform(self.target, self.reference, "multi", seed=seed, **masks)
         metric = "nmi" if engine is None else None
         return (engine or GaussNewton()).register(
             self.target, self.reference, transform=transform, metric=metric, init=start,
@@ -205,24 +245,49 @@ class _Pair:
         )  # fmt: skip
 
     def warp(self, linear: Registration, engine: Registrar | None, seed: int) -> Registration:
-        """Refine by symmetric normalisation."""
+        """Refine by symmetric normalisation, on a grid as fine as the reference deserves."""
         from eddymotion.registration.dipy import DipyRegistrar
 
+        sizes = self.reference.voxel_sizes.min() / self.target.voxel_sizes
+        target, mask = coarsened(self.target, self.target_mask, np.maximum(sizes.astype(int), 1))
         return (engine or DipyRegistrar(prealignment="init")).register(
-            self.target, self.reference, transform="syn", init=linear.matrix, seed=seed,
-            fixed_mask=self.target_mask, moving_mask=self.brain,
+            target, self.reference, transform="syn", init=linear.matrix, seed=seed,
+            fixed_mask=mask, moving_mask=self.brain,
         )  # fmt: skip
 
-    def quality(self, registration: Registration) -> PairQuality:
+    def space(self, registration: Registration, transform: str) -> OutputSpace:
         """Compare both images before and after."""
         head = foreground(self.target) if self.target_mask is None else self.target_mask
         masked = replace(self.reference, data=np.where(self.brain, self.reference.data, 0))
         nothing = Registration(np.eye(4), True, "as the files lie")
         before, after = (
-            Comparison.of(self.target, masked, one, head).agreement
-            for one in (nothing, registration)
+            Comparison.of(self.target, masked, one, head) for one in (nothing, registration)
         )
-        return PairQuality.of(registration, self.target, head, before, after)
+        quality = PairQuality.of(
+            registration, self.target, head, before.agreement, after.agreement
+        )
+        return OutputSpace(
+            self.target, registration, transform, quality, (before.shown, after.shown)
+        )
+
+
+def coarsened(
+    image: Image, mask: np.ndarray | None, factors: np.ndarray
+) -> tuple[Image, np.ndarray | None]:
+    """Average blocks of `factors` (3,) voxels; what does not fill a block is left out."""
+    if (factors == 1).all():
+        return image, mask
+    n_blocks = np.array(image.data.shape) // factors
+    used = tuple(slice(0, n) for n in n_blocks * factors)
+    blocks = np.stack([n_blocks, factors], axis=1).ravel()
+
+    def averaged(data: np.ndarray) -> np.ndarray:
+        return data[used].reshape(blocks).mean(axis=(1, 3, 5), dtype=np.float32)
+
+    affine = image.affine @ np.diag([*factors, 1.0])
+    affine[:3, 3] = apply_affine(image.affine, (factors - 1) / 2)
+    coarse = None if mask is None else averaged(mask) >= 0.5
+    return Image(averaged(image.data), affine), coarse
 
 
 def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image:
@@ -285,8 +350,60 @@ def _read(dwi: DWI, motion: Motion, volume: int, points: np.ndarray) -> np.ndarr
     return dwi.volume(volume).spline.sample(motion.recorded(volume, points))
 
 
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The image of ``--output-space``.
+
+    Parameters
+    ----------
+    image : Image
+    mask : (X, Y, Z) bool array, optional
+        Its brain.
+    """
+
+    image: Image
+    mask: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, settings: Settings) -> Target | None:
+        """Read what the settings name; None without an output space.
+
+        Raises
+        ------
+        EddymotionError
+            If the image has not three dimensions, or the mask lies on another grid.
+        """
+        path, mask = settings.output_space, settings.output_space_mask
+        if path is None:
+            return None
+        image = read_target(path)
+        finite = np.isfinite(image.data)
+        return cls(image, None if mask is None else read_mask(mask, path, image, finite))
+
+    @property
+    def grid(self) -> tuple[tuple[int, int, int], np.ndarray]:
+        """Shape and affine, as :func:`eddymotion.resample` takes them."""
+        x, y, z = self.image.data.shape
+        return (x, y, z), self.image.affine
+
+
+def space_of(
+    dwi: DWI, motion: Motion, target: Target | None, settings: Settings
+) -> OutputSpace | None:
+    """Find the output space as the settings say; None where the world coordinates are kept."""
+    if target is None:
+        return None
+    return find_output_space(
+        dwi, motion, target.image,
+        transform=settings.output_space_transform,
+        contrast=settings.output_space_contrast,
+        target_mask=target.mask,
+        seed=settings.random_seed,
+    )  # fmt: skip
+
+
 def read_target(path: Path) -> Image:
-    """Read the image of ``--output-space``; the first volume of a series.
+    """Read an image whose space is to be taken; the first volume of a series.
 
     Raises
     ------
@@ -304,25 +421,40 @@ def read_target(path: Path) -> Image:
     return Image(data, affine)
 
 
-def write_output_space(
-    space: OutputSpace, dwi: DWI, linear: Path, warp: Path | None = None
-) -> None:
-    """Write where the points of the target lie in the reference frame.
+def write_output_space(space: OutputSpace | None, dwi: DWI, outputs: Outputs) -> None:
+    """Write where the points of the target lie in the reference frame, and a picture.
+
+    What an earlier run left and this one does not write is removed.
 
     Parameters
     ----------
-    space : OutputSpace
+    space : OutputSpace or None
     dwi : DWI
         Whose grid is that of the reference frame.
-    linear : path
-        The matrix, in the format that the name says
-        (:func:`eddymotion.transform_files.write_linear`); of a nonlinear map its linear part.
-    warp : path, optional
-        The whole of a nonlinear map, as displacements (ITK) on the grid of the target.
+    outputs : Outputs
+        ``space`` holds the matrix (ITK text), of a nonlinear map its linear part; ``space_warp``
+        the whole of a nonlinear map, as displacements (ITK) on the grid of the target.
     """
-    reference = Image(dwi.mask, dwi.affine)
-    write_linear(linear, space.registration.matrix, space.target, reference)
-    if warp is not None and space.registration.warp is not None:
+    for kind in ("space", "space_warp", "space_figure"):
+        outputs[kind].unlink(missing_ok=True)
+    if space is None:
+        return
+    write_linear(
+        outputs["space"], space.registration.matrix, space.target, Image(dwi.mask, dwi.affine)
+    )
+    if space.registration.warp is not None:
         x, y, z = space.target.data.shape
         field = whole_displacements(space.registration, (x, y, z), space.target.affine)
-        write_displacements(warp, field, space.target.affine)
+        write_displacements(outputs["space_warp"], field, space.target.affine)
+    if space.shown is not None:
+        _draw(space, *space.shown, outputs["space_figure"])
+
+
+def _draw(space: OutputSpace, before: np.ndarray, after: np.ndarray, path: Path) -> None:
+    from eddymotion.reports import save_figure
+    from eddymotion.reports.registration import overlay_figure
+
+    figure = overlay_figure(
+        space.target.data, before, after, foreground(space.target), space.target.affine
+    )
+    save_figure(figure, path)

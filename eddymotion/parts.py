@@ -33,6 +33,7 @@ from eddymotion.files import (
 )
 from eddymotion.geometry import Motion
 from eddymotion.motion_files import read_motion, write_motion
+from eddymotion.normalisation import Target, space_of, write_output_space
 from eddymotion.parallel import Progress, silent
 from eddymotion.reports.participant import write_participant_page
 from eddymotion.reports.series import draw_series
@@ -45,7 +46,6 @@ from eddymotion.steps import (
     judge,
     load_series,
     model_for,
-    output_grid,
     prepare_resampling,
     shown_series,
     sidecar_of,
@@ -112,12 +112,14 @@ def apply(
         volumes) and ``mask_file``.
     """
     dwi, motion = _with_motion(series, xfm_file, details_file, settings)
-    resampled = prepare_resampling(dwi, motion, output_grid(settings.output_space), settings)
+    outputs, target = Outputs.in_folder(out_dir, series.dwi), Target.read(settings)
+    space = space_of(dwi, motion, target, settings)
+    write_output_space(space, dwi, outputs)
+    resampled = prepare_resampling(dwi, motion, settings, target, space)
     corrected: Series = resampled
     if settings.replace_outliers:
         quality = judge(dwi, motion, model_for(dwi, settings), slicing_of(series, dwi), settings)
         corrected = shown_series(resampled, quality, settings, progress)
-    outputs = Outputs.in_folder(out_dir, series.dwi)
     reference = MeanB0(corrected.gradients)
     volumes = progress(corrected.volumes(), "resampling", len(dwi))
     write_series(outputs["dwi"], corrected, reference.watching(volumes))

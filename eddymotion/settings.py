@@ -27,6 +27,9 @@ class Settings:
     no_shell_alignment: bool = False
     resampling: str = "nitransforms"
     output_space: Path | None = None
+    output_space_transform: str = "auto"
+    output_space_contrast: str = "dwiref"
+    output_space_mask: Path | None = None
     replace_outliers: bool = False
     fsl_outputs: bool = False
     cnr_maps: bool = False

@@ -22,10 +22,11 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation import PE_AXES, Quality, assess, estimate_motion
 from eddymotion.estimation.outliers import PLAIN, Slicing, lost_in_words, ruin_in_words
 from eddymotion.estimation.replacement import Replaced
-from eddymotion.files import image_stem, load, read_image, write_json
+from eddymotion.files import image_stem, load, write_json
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.models import Model, get_model
 from eddymotion.motion_files import read_motion, write_motion
+from eddymotion.normalisation import OutputSpace, Target, space_of, write_output_space
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import get_registrar
 from eddymotion.reports.data import recorded_log
@@ -80,7 +81,8 @@ REUSED_OUTPUTS = (
 
 
 AFTER_MOTION = frozenset({
-    "resampling", "output_space", "replace_outliers", "fsl_outputs", "cnr_maps", "residuals",
+    "output_space", "output_space_transform", "output_space_contrast", "output_space_mask",
+    "resampling", "replace_outliers", "fsl_outputs", "cnr_maps", "residuals",
     "eddy_fields",
 })  # fmt: skip
 """Settings that change what is made of a motion, not the motion itself."""
@@ -122,7 +124,7 @@ def correct_series(
     stages = Stages()
     with stages("reading"):
         dwi = load_series(series, settings)
-        grid = output_grid(settings.output_space)
+        target = Target.read(settings)
     model = model_for(dwi, settings)
     kept = KeptMotion.of(series, settings, work_dir) if work_dir else None
     motion = kept.recall(stages) if kept else None
@@ -135,9 +137,12 @@ def correct_series(
         slicing = slicing_of(series, dwi)
         before = judge(dwi, Motion.identity(len(dwi)), model, slicing, settings)
         after = judge(dwi, motion, model, slicing, settings)
+    with stages("output space"):
+        space = space_of(dwi, motion, target, settings)
     with stages("resampling and writing"):
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
-        resampled = prepare_resampling(dwi, motion, grid, settings)
+        write_output_space(space, dwi, outputs)
+        resampled = prepare_resampling(dwi, motion, settings, target, space)
         corrected = shown_series(resampled, after, settings, progress)
         slices_before, slices_after = Slices.of(dwi), Slices(corrected)
         volumes = progress(corrected.volumes(), "resampling", len(dwi))
@@ -154,7 +159,8 @@ def correct_series(
     with stages("pictures"):
         slices = slices_before, slices_after
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.told)
-    summary = summarise(dwi, motion, model, before, after) | {"time": str(stages)}
+    summary = summarise(dwi, motion, model, before, after)
+    summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     content = sidecar_of(series, settings, summary, stages, print_of_run)
     write_sidecar(outputs, content | {"OutlierSlices": outliers})
@@ -183,7 +189,7 @@ def estimate_series(
         log.info("%s: motion found in an earlier run; reused", series.dwi.name)
         return
     refuse_overwriting_inputs(series, outputs, settings)
-    output_grid(settings.output_space)  # a wrong one is better known before
+    Target.read(settings)  # a wrong one is better known before
     dwi = load_series(series, settings)
     with stages("motion"), recorded_log() as stages.told:
         motion = find_motion(dwi, series, model_for(dwi, settings), settings, progress)
@@ -306,15 +312,19 @@ def phase_encoding(series: SeriesFiles) -> str | None:
 def prepare_resampling(
     dwi: DWI,
     motion: Motion,
-    grid: tuple[tuple[int, int, int], np.ndarray] | None,
     settings: Settings,
+    target: Target | None,
+    space: OutputSpace | None,
 ) -> Resampled:
     """Choose the engine; the compiled kernel must agree with NiTransforms on one volume."""
     engine: Engine = "fast" if settings.resampling == "fast" else "nitransforms"
     if engine == "fast" and not kernel_agrees(dwi, motion):
         log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")
         engine = "nitransforms"
-    return Resampled.of(dwi, motion, engine=engine, grid=grid, n_threads=settings.nprocs)
+    grid = None if target is None else target.grid
+    return Resampled.of(
+        dwi, motion, engine=engine, grid=grid, space=space, n_threads=settings.nprocs
+    )
 
 
 def shown_series(
@@ -368,23 +378,12 @@ def on_demand(metadata: dict[str, Any], settings: Settings) -> OnDemand:
     )
 
 
-def output_grid(path: Path | None) -> tuple[tuple[int, int, int], np.ndarray] | None:
-    """Read the grid of ``--output-space``."""
-    if path is None:
-        return None
-    data, affine, _ = read_image(path)
-    if data.ndim < 3:
-        raise EddymotionError(
-            f"{path}: found an image of shape {data.shape}, expected three dimensions; "
-            "give an image with the grid that the corrected series should get"
-        )
-    x, y, z = data.shape[:3]
-    return (x, y, z), affine
-
-
 def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:
     """Raise if an output has the path of an input."""
-    given = (series.dwi, series.bval, series.bvec, settings.brain_mask, settings.output_space)
+    given = (
+        series.dwi, series.bval, series.bvec, settings.brain_mask, settings.output_space,
+        settings.output_space_mask,
+    )  # fmt: skip
     inputs = {path.resolve() for path in given if path is not None}
     for kind in REUSED_OUTPUTS:
         if outputs[kind].resolve() in inputs:
@@ -468,6 +467,7 @@ def fingerprint(
         series.bvec or series.dwi.with_name(image_stem(series.dwi) + ".bvec"),
         settings.brain_mask,
         None if "output_space" in without else settings.output_space,
+        None if "output_space" in without else settings.output_space_mask,
         settings.registration_settings,
     )
     for path in given:

@@ -1,5 +1,7 @@
 """A series in the space of another image: one interpolation of the originals, the right one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
@@ -7,10 +9,12 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
+from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, rigid_matrix
 from eddymotion.normalisation import (
     OutputSpace,
+    coarsened,
     find_output_space,
     fractional_anisotropy,
     reference_image,
@@ -117,7 +121,7 @@ def test_t1w_of_the_same_head_is_found(series):
     assert space.transform == "rigid"
     assert brain_error(space, true, dwi) < 1.0
     assert space.quality.after.similarity > space.quality.before.similarity
-    assert space.advice == []
+    assert space.doubts == []
 
 
 def brain_error(space, true, dwi):
@@ -163,12 +167,30 @@ def test_files_of_a_space_say_what_it_does(series, tmp_path):
     matrix = rigid_matrix([4.0, -6.0, 5.0], np.deg2rad([4, -7, 12]), np.zeros(3))
     found = Registration(matrix, True, "", warp=a_warp(target.data.shape, target.affine))
     space = OutputSpace(target, found, "syn", None)
-    write_output_space(space, dwi, tmp_path / "xfm.txt", tmp_path / "xfm.nii.gz")
+    outputs = Outputs.in_folder(tmp_path, Path("x_dwi.nii.gz"))
+    write_output_space(space, dwi, outputs)
     reference = Image(dwi.mask, dwi.affine)
-    np.testing.assert_allclose(read_linear(tmp_path / "xfm.txt", target, reference), matrix)
-    field, affine = read_displacements(tmp_path / "xfm.nii.gz")
+    np.testing.assert_allclose(read_linear(outputs["space"], target, reference), matrix)
+    field, affine = read_displacements(outputs["space_warp"])
     points = apply_affine(affine, np.indices(target.data.shape).reshape(3, -1).T)
     np.testing.assert_allclose(points + field.reshape(-1, 3), space(points), atol=1e-3)
+    write_output_space(None, dwi, outputs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_of_voxels_keep_their_place():
+    """A block's value lies in its middle, on a sheared grid as well."""
+    shear = np.array([[2.0, 0.3, 0.0], [0.0, -1.0, 0.2], [0.1, 0.0, 1.5]])
+    affine = from_matvec(shear, [5.0, -3.0, 70.0])
+    world = apply_affine(affine, np.indices((9, 8, 7)).reshape(3, -1).T)
+    ramp = Image((world @ [1.0, 2.0, -3.0]).reshape(9, 8, 7).astype(np.float32), affine)
+    coarse, mask = coarsened(ramp, ramp.data > 0, np.array([2, 3, 1]))
+    assert coarse.data.shape == (4, 2, 7)
+    voxels = np.indices(coarse.data.shape).reshape(3, -1).T
+    expected = apply_affine(coarse.affine, voxels) @ [1.0, 2.0, -3.0]
+    np.testing.assert_allclose(coarse.data.ravel(), expected, rtol=1e-4, atol=1e-3)
+    assert mask.shape == coarse.data.shape
+    assert coarsened(ramp, None, np.ones(3, int)) == (ramp, None)
 
 
 def test_fa_is_that_of_the_still_head(tmp_path):

@@ -156,12 +156,7 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
         help="who interpolates: NiTransforms, or the compiled kernel, which checks itself against "
              "it (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument(
-        "--output-space",
-        type=existing_file,
-        metavar="FILE",
-        help="image whose grid the corrected series gets (default: that of the series)",
-    )
+    add_space_options(group)
     group.add_argument(
         "--replace-outliers", action="store_true",
         help="show the prediction from the other volumes in slices that lost signal (default: "
@@ -180,6 +175,31 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ignore", nargs="+", choices=("sform", "qform"), default=[],
         help="which affine to disregard where sform and qform disagree",
+    )  # fmt: skip
+
+
+def add_space_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options about the space of the corrected series."""
+    group.add_argument(
+        "--output-space", type=existing_file, metavar="FILE",
+        help="image whose space and grid the corrected series gets, by one interpolation of the "
+             "original volumes: a T1w, a template, or a mere grid (default: that of the series)",
+    )  # fmt: skip
+    group.add_argument(
+        "--output-space-transform", choices=("auto", "none", "rigid", "affine", "syn"),
+        default="auto",
+        help="how the series is registered to it; auto: not at all if it lies at the same place "
+             "or is blank, rigid if it shows the same head, else syn, which is affine and then a "
+             "warp (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--output-space-contrast", choices=("dwiref", "fa"), default="dwiref",
+        help="what of the series is registered: the mean b=0, or the fractional anisotropy "
+             "(default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--output-space-mask", type=existing_file, metavar="FILE",
+        help="brain of the image, on its grid",
     )  # fmt: skip
 
 
@@ -217,8 +237,24 @@ def settings_from(options: argparse.Namespace) -> Settings:
     values["ignore"] = tuple(options.ignore)
     values["nprocs"] = min(options.nprocs, options.omp_nthreads or options.nprocs)
     settings = Settings(**values)
+    refuse_unused_space_options(settings)
     refuse_unusable_registration(settings)
     return settings
+
+
+def refuse_unused_space_options(settings: Settings) -> None:
+    """Raise if something is said about an output space that is not given or not sought."""
+    told = [
+        f"--{name.replace('_', '-')}"
+        for name in ("output_space_transform", "output_space_contrast", "output_space_mask")
+        if getattr(settings, name) != getattr(Settings, name)
+    ]
+    if told and settings.output_space is None:
+        raise EddymotionError(f"{told[0]} was given, but no --output-space; add it, an image")
+    if settings.output_space_transform == "none" and len(told) > 1:
+        raise EddymotionError(
+            f"--output-space-transform none registers nothing; leave {told[-1]} out"
+        )
 
 
 def refuse_unusable_registration(settings: Settings) -> None:

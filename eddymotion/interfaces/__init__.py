@@ -18,8 +18,13 @@ from eddymotion.settings import SETTING_NAMES, Settings
 FROM_FILES = frozenset({"brain_mask", "nprocs"})
 """Settings that nodes get as ``mask_file`` and ``num_threads``."""
 
+OF_SPACE = (
+    "output_space", "output_space_transform", "output_space_contrast", "output_space_mask",
+)  # fmt: skip
+"""Settings about the space of the corrected series."""
+
 OF_OUTPUTS = frozenset({
-    "resampling", "output_space", "replace_outliers", "fsl_outputs", "cnr_maps", "residuals",
+    *OF_SPACE, "resampling", "replace_outliers", "fsl_outputs", "cnr_maps", "residuals",
     "eddy_fields",
 })  # fmt: skip
 
@@ -32,7 +37,7 @@ MOTION = tuple(
 """Settings of a step that predicts or registers."""
 
 APPLYING = (
-    *READING, "resampling", "output_space", "replace_outliers", "model", "min_q_distance",
+    *READING, *OF_SPACE, "resampling", "replace_outliers", "model", "min_q_distance",
     "random_seed",
 )  # fmt: skip
 """Settings of a step that resamples, and predicts what slices have lost."""
@@ -52,7 +57,11 @@ SETTING_HELP = {
                       "q-space, in units of sqrt(b / 1000 s/mm²)",
     "no_shell_alignment": "do not estimate the offset between diffusion-weighted and b=0 volumes",
     "resampling": "who interpolates: nitransforms, or fast (the compiled kernel)",
-    "output_space": "image whose grid the corrected series gets; that of the series without one",
+    "output_space": "image whose space and grid the corrected series gets; those of the series "
+                    "without one",
+    "output_space_transform": "how the series is registered to it: auto, none, rigid, affine, syn",
+    "output_space_contrast": "what of the series is registered: dwiref or fa",
+    "output_space_mask": "brain of the image whose space it gets",
     "fsl_outputs": "write the text files and CNR maps of FSL's eddy and FLIRT matrices, too",
     "cnr_maps": "map SNR of the b=0 volumes and CNR of each shell",
     "residuals": "write what each volume shows beyond its prediction",

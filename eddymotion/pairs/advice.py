@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from eddymotion.pairs.measures import PairQuality, Parameters
+from eddymotion.registration import Registration
 
 FAR_MM, FAR_DEG = 25.0, 20.0
 """A pair that was farther apart than this may have been found at the wrong place."""
@@ -18,11 +21,25 @@ MIN_SHARE = 0.5
 MIN_SIMILARITY = 1.02
 """Normalised mutual information below which two images have next to nothing in common."""
 
+SAME_CONTRAST = ("ssd", "lncc", "cc", "gc")
+"""Metrics for images in which the same tissues are bright."""
+
 SCALES = (0.8, 1.25)
 """Stretches outside this range are no difference between two heads."""
 
 
-def advise(quality: PairQuality, *, transform: str, metric: str, started: str) -> list[str]:
+@dataclass(frozen=True)
+class Advice:
+    """What looks wrong, and what to try with ``eddymotion-register``."""
+
+    finding: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.finding}: {self.remedy}"
+
+
+def advise(quality: PairQuality, *, transform: str, metric: str, started: str) -> list[Advice]:
     """Say what looks wrong, and what to try.
 
     Parameters
@@ -33,80 +50,112 @@ def advise(quality: PairQuality, *, transform: str, metric: str, started: str) -
     started : str
         ``header``, ``mass``, ``axes``, ``multi``, or ``init`` if the start was given.
     """
-    advice = [*_about_the_end(quality), *_about_agreement(quality, metric)]
-    p, d = quality.parameters, quality.displacements
-    if p.angle > TOO_FAR_DEG:
-        advice.append(
-            f"turned by {p.angle:.0f}°, which heads in scanners hardly are: look at the overlay; "
-            "try --initialize mass with brain masks of both images (--fixed-mask, --moving-mask), "
-            "or give --init"
-        )
-    elif started in ("header", "mass") and (
-        np.linalg.norm(p.translation) > FAR_MM or p.angle > FAR_DEG
-    ):
-        advice.append(
-            f"the images lay far apart ({np.linalg.norm(p.translation):.0f} mm, {p.angle:.0f}°): "
-            "look at the overlay; --initialize multi searches from many places"
-        )
-    if transform in ("similarity", "affine", "syn") and _is_implausible(p):
-        scales = ", ".join(f"{scale:.2f}" for scale in p.scales)
-        advice.append(
-            f"sizes change by {scales} along x, y, z: no two heads differ so much; try "
-            "--transform rigid, or masks of the same structure in both images"
-        )
-    if d.n_folds:
-        advice.append(
-            f"the warp folds in {d.n_folds} voxels: what is there cannot be trusted; give masks, "
-            "or smaller steps with --settings"
-        )
-    return advice
+    return [
+        *_about_the_end(quality.registration),
+        *_about_agreement(quality),
+        *_about_contrast(quality, metric),
+        *_about_the_way(quality.parameters, started),
+        *_about_the_shape(quality, transform),
+    ]
 
 
-def _about_the_end(quality: PairQuality) -> list[str]:
-    found = quality.registration
-    if found.converged:
+def _about_the_end(found: Registration) -> list[Advice]:
+    if found.converged or found.warp is not None:  # a warp goes through its schedule
         return []
-    if found.warp is not None:
-        return []  # a warp goes through its schedule
     if "limit" in found.message:
         return [
-            "it stopped at the iteration limit: allow more iterations with --settings, or start "
-            "nearer with --initialize multi"
+            Advice(
+                "it stopped at the iteration limit",
+                "allow more iterations with --settings, or start nearer with --initialize multi",
+            )
         ]
-    return ["it did not converge: start nearer with --initialize multi, or give masks"]
+    return [Advice("it did not converge", "start nearer with --initialize multi, or give masks")]
 
 
-def _about_agreement(quality: PairQuality, metric: str) -> list[str]:
+def _about_agreement(quality: PairQuality) -> list[Advice]:
     before, after = quality.before, quality.after
     advice = []
     if after.share < MIN_SHARE:
         advice.append(
-            f"only {100 * after.share:.0f} % of the fixed image's head lies within the moving "
-            "image: look at the overlay; if that is wrong, try --initialize mass or multi"
+            Advice(
+                f"only {100 * after.share:.0f} % of the fixed image's head lies within the moving "
+                "image",
+                "look at the overlay; if that is wrong, try --initialize mass or multi",
+            )
         )
+    change = f"(normalised mutual information {before.similarity:.3f} → {after.similarity:.3f})"
     if after.similarity < before.similarity and before.share >= MIN_SHARE:
         advice.append(
-            "the images agree less than before (normalised mutual information "
-            f"{before.similarity:.3f} → {after.similarity:.3f}): do not use this; try another "
-            "--metric, --initialize multi, or masks"
+            Advice(
+                f"the images agree less than before {change}",
+                "do not use this; try another --metric, --initialize multi, or masks",
+            )
         )
     elif not after.similarity >= MIN_SIMILARITY:
         advice.append(
-            "the images have next to nothing in common (normalised mutual information "
-            f"{after.similarity:.3f}): look at the overlay; try --initialize multi"
+            Advice(
+                f"the images have next to nothing in common {change}",
+                "look at the overlay; try --initialize multi",
+            )
         )
     if after.dice < before.dice:
         advice.append(
-            f"the masks overlap less than before (Dice {before.dice:.2f} → {after.dice:.2f}): do "
-            "not use this; try --initialize mass, or give --init"
-        )
-    if metric in ("ssd", "lncc", "cc", "gc") and after.correlation < 0:
-        advice.append(
-            f"bright in one image is dark in the other (correlation {after.correlation:.2f}): "
-            "use --metric nmi (mi with dipy, ants or elastix)"
+            Advice(
+                f"the masks overlap less than before (Dice {before.dice:.2f} → {after.dice:.2f})",
+                "do not use this; try --initialize mass, or give --init",
+            )
         )
     return advice
 
 
-def _is_implausible(p: Parameters) -> bool:
-    return bool(((p.scales < SCALES[0]) | (p.scales > SCALES[1])).any())
+def _about_contrast(quality: PairQuality, metric: str) -> list[Advice]:
+    correlation = quality.after.correlation
+    if metric not in SAME_CONTRAST or not correlation < 0:
+        return []
+    return [
+        Advice(
+            f"bright in one image is dark in the other (correlation {correlation:.2f})",
+            "use --metric nmi (mi with dipy, ants or elastix)",
+        )
+    ]
+
+
+def _about_the_way(p: Parameters, started: str) -> list[Advice]:
+    way = float(np.linalg.norm(p.translation))
+    if p.angle > TOO_FAR_DEG:
+        return [
+            Advice(
+                f"turned by {p.angle:.0f}°, which heads in scanners hardly are",
+                "look at the overlay; try --initialize mass with brain masks of both images "
+                "(--fixed-mask, --moving-mask), or give --init",
+            )
+        ]
+    if started in ("header", "mass") and (way > FAR_MM or p.angle > FAR_DEG):
+        return [
+            Advice(
+                f"the images lay far apart ({way:.0f} mm, {p.angle:.0f}°)",
+                "look at the overlay; --initialize multi searches from many places",
+            )
+        ]
+    return []
+
+
+def _about_the_shape(quality: PairQuality, transform: str) -> list[Advice]:
+    advice = []
+    sizes = quality.parameters.scales
+    if transform != "rigid" and ((sizes < SCALES[0]) | (sizes > SCALES[1])).any():
+        scales = ", ".join(f"{size:.2f}" for size in sizes)
+        advice.append(
+            Advice(
+                f"sizes change by {scales} along x, y, z, more than two heads differ",
+                "try --transform rigid, or masks of the same structure in both images",
+            )
+        )
+    if n_folds := quality.displacements.n_folds:
+        advice.append(
+            Advice(
+                f"the warp folds in {n_folds} voxels, where it cannot be trusted",
+                "give masks, or smaller steps with --settings",
+            )
+        )
+    return advice

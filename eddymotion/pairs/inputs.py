@@ -107,19 +107,21 @@ class Pair:
         EddymotionError
             If one is missing, damaged, or does not fit the others.
         """
-        fixed, fixed_finite = read_volume(
-            paths.fixed, "fixed", settings.fixed_volume, settings.ignore
+        fixed, fixed_mask = cls._read_one(
+            paths.fixed, paths.fixed_mask, "fixed", settings.fixed_volume, settings.ignore
         )
-        moving, moving_finite = read_volume(
-            paths.moving, "moving", settings.moving_volume, settings.ignore
+        moving, moving_mask = cls._read_one(
+            paths.moving, paths.moving_mask, "moving", settings.moving_volume, settings.ignore
         )
-        return cls(
-            fixed,
-            moving,
-            _mask_of(paths.fixed_mask, paths.fixed, fixed, fixed_finite, settings.ignore),
-            _mask_of(paths.moving_mask, paths.moving, moving, moving_finite, settings.ignore),
-            read_paired_landmarks(paths.landmarks) if paths.landmarks else None,
-        )
+        landmarks = read_paired_landmarks(paths.landmarks) if paths.landmarks else None
+        return cls(fixed, moving, fixed_mask, moving_mask, landmarks)
+
+    @staticmethod
+    def _read_one(
+        path: Path, mask: Path | None, name: str, volume: int | None, ignore: tuple[str, ...]
+    ) -> tuple[Image, np.ndarray | None]:
+        image, finite = read_volume(path, name, volume, ignore)
+        return image, None if mask is None else read_mask(mask, path, image, finite, ignore)
 
     @cached_property
     def head(self) -> np.ndarray:
@@ -190,12 +192,20 @@ def read_volume(
     return Image(data, affine), finite
 
 
-def _mask_of(
-    path: Path | None, owner: Path, image: Image, finite: np.ndarray, ignore: tuple[str, ...]
-) -> np.ndarray | None:
-    """Read a mask and make sure that it lies on the grid of its image."""
-    if path is None:
-        return None
+def read_mask(
+    path: Path, owner: Path, image: Image, finite: np.ndarray, ignore: tuple[str, ...] = ()
+) -> np.ndarray:
+    """Read a mask (X, Y, Z) and make sure that it lies on the grid of its image.
+
+    Parameters
+    ----------
+    path, owner : path
+        Of the mask and of its image.
+    image : Image
+    finite : (X, Y, Z) bool array
+        Where the image can be used at all.
+    ignore : sequence of {"sform", "qform"}
+    """
     data, affine, _ = read_image(path, ignore)
     data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
     if data.shape != image.data.shape:

@@ -68,7 +68,7 @@ def summary_of_pair(
     return {
         **rounded(figures),
         **matrix,
-        "advice": advise(quality, **how),
+        "advice": [str(advice) for advice in advise(quality, **how)],
         "random_seed": settings.random_seed,
         "version": __version__,
         "description": DESCRIPTION,
