@@ -125,14 +125,14 @@ def maps_figure(
     for row, (name, view) in zip(panels, views.items(), strict=True):
         row[0].set_ylabel(name, fontsize="x-large")
         for axes, plane, kept in ((row[0], "axial", [0, 1]), (row[1], "coronal", [0, 2])):
-            box = _around(after.mask(plane))
+            box = _around(view.mask(plane))
             picture = color_fa(view, plane)[box].transpose(1, 0, 2)
             _show(axes, picture, view.grid.sizes[kept])
     panels[0, 0].set_title("colour FA, axial")
     panels[0, 1].set_title("colour FA, coronal")
     if stable:
         maps = [tsnr(v.planes["axial"], v.gradients) for v in views.values()]
-        _pair(figure, panels[:, 2], maps, after, "tSNR of b=0", 60.0)
+        _pair(figure, panels[:, 2], maps, views, "tSNR of b=0", 60.0)
     for column, shell in enumerate(chosen, 2 + int(stable)):
         members = after.gradients.shells[shell]
         maps = [
@@ -140,22 +140,21 @@ def maps_figure(
             for name, view in views.items()
         ]
         title = f"CNR, b={after.gradients.shell_bvals[shell]:.0f}"
-        _pair(figure, panels[:, column], maps, after, title)
+        _pair(figure, panels[:, column], maps, views, title)
     return figure
 
 
 def _pair(
-    figure: Figure, panels: Any, maps: Sequence[Any], view: Slices, title: str,
+    figure: Figure, panels: Any, maps: Sequence[Any], views: Mapping[str, Slices], title: str,
     most: float = np.inf,
 ) -> None:  # fmt: skip
-    """Show a map before and after, in the brain, with one colour bar for both."""
-    mask = view.mask("axial")
-    box = _around(mask)
-    inside = np.concatenate([values[mask] for values in maps]) if mask.any() else maps[0].ravel()
-    high = max(min(float(np.percentile(inside, 98)), most), 1e-3)
-    for axes, values in zip(panels, maps, strict=True):
-        shown = _show(axes, np.where(mask, values, np.nan)[box].T, view.grid.sizes[[0, 1]], vmin=0,
-                      vmax=high, cmap="cividis")  # fmt: skip
+    """Show a map before and after, each in its brain, with one colour bar for both."""
+    masks = [view.mask("axial") for view in views.values()]
+    inside = np.concatenate([values[mask] for values, mask in zip(maps, masks, strict=True)])
+    high = max(min(float(np.percentile(inside, 98)) if inside.size else 1.0, most), 1e-3)
+    for axes, values, mask, view in zip(panels, maps, masks, views.values(), strict=True):
+        shown = _show(axes, np.where(mask, values, np.nan)[_around(mask)].T,
+                      view.grid.sizes[[0, 1]], vmin=0, vmax=high, cmap="cividis")  # fmt: skip
     panels[0].set_title(title)
     figure.colorbar(shown, ax=list(panels), shrink=0.55, pad=0.02, aspect=22)
 
