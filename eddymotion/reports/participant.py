@@ -10,13 +10,9 @@ from eddymotion import __version__
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.reports.layout import Html, contents, join, tag, write_page
-from eddymotion.reports.sections import (
-    errors_section,
-    series_data,
-    series_sections,
-    volume_bar,
-)
+from eddymotion.reports.sections import errors_section, series_sections
 from eddymotion.reports.series import SeriesReport
+from eddymotion.reports.viewer import series_data, volume_bar
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,7 @@ from eddymotion.reports.layout import (
     Figure,
     Html,
     Section,
-    data_address,
     details,
-    embedded_json,
     image,
     join,
     table,
@@ -33,10 +31,9 @@ from eddymotion.reports.verdict import (
     SPOILT_SPREADS,
     Level,
 )
+from eddymotion.reports.viewer import viewer
 
 MARKS = {Level.GOOD: "✓", Level.CARE: "!", Level.DOUBTFUL: "✕"}
-N_WORST = 6
-
 MANY_STEPS = 30
 """More steps of an estimation are folded away."""
 
@@ -98,12 +95,6 @@ CAPTIONS = {
     ),
 }
 """Title of a figure, and what to look for."""
-
-SHOWN_COLUMNS = (
-    "trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement", "bval",
-    "hmc_xcorr", "outlier_slices",
-)  # fmt: skip
-"""Columns that the script shows for the volume under the pointer."""
 
 
 def series_sections(series: SeriesReport, prefix: str, page: Path) -> list[Section]:
@@ -198,87 +189,6 @@ def in_words(series: SeriesReport) -> str:
         f"{direction}) and turned up to {angle:.1f}° from the reference; {steps} of more than "
         f"{JUMP_MM:g} mm."
     )
-
-
-def volume_bar(series: SeriesReport) -> Html:
-    """Write the bar that chooses a volume, and says what is known of it."""
-    last = len(series.confounds) - 1
-    worst = series.findings.worst(N_WORST)
-    chips = [
-        tag("button", f"{volume} · {words}", type="button", data_go=volume)
-        for volume, words in worst
-    ]
-    return tag(
-        "div",
-        tag(
-            "div",
-            tag("button", "◀", type="button", data_step=-1, aria_label="previous volume"),
-            tag("input", type="range", min=0, max=last, value=worst[0][0] if worst else 0,
-                aria_label="volume", class_="slider"),
-            tag("button", "▶", type="button", data_step=1, aria_label="next volume"),
-            tag("output", "", class_="which"),
-            class_="row",
-        ),
-        tag("div", "", class_="readout", aria_live="off"),
-        tag("div", tag("span", "Worth a look:"), *chips, class_="chips") if chips else Html(""),
-        class_="bar",
-    )  # fmt: skip
-
-
-def viewer(series: SeriesReport) -> Html:
-    """Write what the script fills: all volumes before, after and predicted; the worst volumes."""
-    if series.data is None:
-        return tag("p", "The run left no pictures of the original series.", class_="note")
-    sprites = [
-        tag("img", src=data_address(sheet.data, ".webp"), alt="", hidden=True, class_="sprite",
-            data_sheet=name)
-        for name, sheet in series.data.sheets.items()
-    ]  # fmt: skip
-    modes = {
-        "flicker": "flicker before/after",
-        "pair": "side by side",
-        "predicted": "flicker after/prediction",
-        "before": "before",
-        "after": "after",
-    }
-    choose = tag("select", *(tag("option", words, value=mode) for mode, words in modes.items()),
-                 class_="mode")  # fmt: skip
-    controls = tag(
-        "div",
-        tag("label", "show ", choose),
-        tag("button", "flicker", type="button", class_="flicker", aria_pressed="true"),
-        tag("button", "play volumes", type="button", class_="play", aria_pressed="false"),
-        tag("label", tag("input", type="checkbox", class_="same-shell", checked=True),
-            "one shell only"),
-        tag("label", tag("input", type="checkbox", class_="outlined", checked=True),
-            "edge of the brain"),
-        class_="controls",
-    )  # fmt: skip
-    canvas = tag("canvas", "A browser with a script shows the volumes here.", role="img",
-                 aria_label="three planes of the chosen volume, before and after correction",
-                 class_="main")  # fmt: skip
-    worst = [
-        tag("button", tag("canvas", role="img", aria_label=f"volume {volume}, {words}"),
-            tag("span", f"volume {volume}: {words}"), type="button", data_go=volume)
-        for volume, words in series.findings.worst(N_WORST)
-    ]  # fmt: skip
-    return join([
-        Figure(
-            join([*sprites, tag("div", canvas, class_="viewer"), controls]),
-            "All volumes",
-            "Scrub with the bar at the top, the arrow keys, or the pointer over any chart. The "
-            "orange line is the edge of the brain in the reference: before correction the head "
-            "leaves it, afterwards it should stay. Flickering after/prediction, nothing should "
-            "move. Brightness is the same for all volumes of a shell; left is left.",
-        ).html(),
-        Figure(
-            tag("div", *worst, class_="gallery"),
-            "The volumes worth a look",
-            "Flickering before/after. In turn: beyond repair, a correlation with the prediction "
-            "far below the shell, the largest framewise displacements, the most outlier slices. "
-            "Look for dark slices and for what moves. Press one to see it above.",
-        ).html(),
-    ])  # fmt: skip
 
 
 def slices(series: SeriesReport, page: Path) -> Html:
@@ -380,41 +290,6 @@ def errors_section(errors: Mapping[str, str]) -> Section:
     """Write the series that failed."""
     content = table(errors.items(), ("series", "what happened"))
     return Section("errors", "Errors", tag("div", content, class_="errors"))
-
-
-def series_data(series: SeriesReport, name: str) -> Html:
-    """Embed what the script shows of each volume."""
-    columns = {
-        key: [None if math.isnan(v) else v for v in series.confounds.numbers(key)]
-        for key in SHOWN_COLUMNS
-    }
-    gradients = series.gradients
-    groups = [gradients.b0s, *gradients.shells] if gradients.is_shelled else [
-        gradients.b0s, gradients.dwis]  # fmt: skip
-    content: dict[str, Any] = {
-        "n": len(series.confounds),
-        "columns": columns,
-        "groups": [[int(volume) for volume in group] for group in groups],
-        "spoilt": [int(volume) for volume in series.findings.spoilt],
-        "slices": _slices_of(series),
-    }
-    if series.data is not None:
-        content |= {
-            "sheets": {
-                key: {"width": sheet.width, "height": sheet.height, "columns": sheet.columns}
-                for key, sheet in series.data.sheets.items()
-            },
-            "boxes": series.data.boxes,
-            "outline": series.data.outline,
-        }
-    return embedded_json(name, content)
-
-
-def _slices_of(series: SeriesReport) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for volume, index, _ in series.outlier_list:
-        found.setdefault(str(volume), []).append(index)
-    return found
 
 
 def _chart(series: SeriesReport, kind: str, page: Path) -> Html:
