@@ -143,7 +143,7 @@ class CurveFit:
     basis: np.ndarray
     derivatives: np.ndarray
     columns: np.ndarray
-    slack: float = 1e-4
+    slack: float = 1e-3  # points come into view and leave it
 
     @classmethod
     def of(cls, values: np.ndarray, columns: np.ndarray) -> CurveFit:
@@ -241,7 +241,7 @@ class HistogramFit:
     columns: np.ndarray
     moving: Windows
     normalised: bool
-    slack: float = 1e-4  # points come into view and leave it
+    slack: float = 1e-4
 
     @classmethod
     def of(

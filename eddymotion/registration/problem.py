@@ -284,6 +284,14 @@ class Problem:
         """Rise of the cost that still counts as progress."""
         return self.there.fit.slack if self.there.fit else 0.0
 
+    def length(self, matrix: np.ndarray, parameters: np.ndarray) -> float:
+        """How far a step from `matrix` moves the points, mm; exchanged images are told the same."""
+        there = self.look.group.length(parameters, self.there.radius)
+        if self.back is None:
+            return there
+        reversed_step = self._turn(matrix) @ parameters
+        return (there + self.look.group.length(reversed_step, self.back.radius)) / 2
+
     def step(self, matrix: np.ndarray) -> tuple[Step, int] | None:
         """Evaluate at `matrix`: the step, and the number of points with a counterpart."""
         there = self.there.step(matrix)
@@ -292,7 +300,7 @@ class Problem:
         back = self.back.step(np.linalg.inv(matrix))
         if back is None:
             return None
-        turn = self.look.group.reversal(matrix, self.there.center, self.back.center)
+        turn = self._turn(matrix)
         (one, n_there), (other, n_back) = there, back
         both = Step(
             (one.cost + other.cost) / 2,
@@ -300,3 +308,7 @@ class Problem:
             (one.hessian + turn.T @ other.hessian @ turn) / 2,
         )
         return both, n_there + n_back
+
+    def _turn(self, matrix: np.ndarray) -> np.ndarray:
+        assert self.back is not None
+        return self.look.group.reversal(matrix, self.there.center, self.back.center)

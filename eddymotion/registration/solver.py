@@ -84,7 +84,7 @@ class Solver:
     def solve(self, problem: Problem, matrix: np.ndarray) -> Reached:
         """Iterate to convergence; a step that raises the cost is halved, then given up."""
         group, center = problem.look.group, problem.there.center
-        radius, reach = problem.there.radius, MAX_REACH * problem.look.width
+        reach = MAX_REACH * problem.look.width
         best, length = Reached(matrix), np.inf
         parameters = np.zeros(group.basis.shape[1])
         pace: Pace | None = None
@@ -98,11 +98,11 @@ class Solver:
                 best = replace(best, matrix=matrix, n_points=evaluated[1],
                                costs=(*best.costs, step.cost))  # fmt: skip
                 pace = Pace.of(step, pace)
-                longest = max(1.0, reach / (group.length(pace.step, radius) + 1e-12))
+                longest = max(1.0, reach / (problem.length(matrix, pace.step) + 1e-12))
                 parameters = min(pace.factor, longest) * pace.step
             else:
                 parameters, pace = parameters / 2, None
-            length = group.length(parameters, radius)
+            length = problem.length(best.matrix, parameters)
             matrix = best.matrix @ group.exp(parameters, center)
             if length < self.tolerance:
                 return replace(best, matrix=matrix if accepted else best.matrix, step=length)
