@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.files import LPS
 from eddymotion.geometry import rigid_matrix
 from eddymotion.registration import (
@@ -481,6 +481,15 @@ def test_a_crash_of_ants_reaches_the_user(pair, tmp_path, monkeypatch):
     fixed, moving, mask = pair
     with pytest.raises(EddymotionError, match=r"antsRegistration crashed \(SIGABRT\).*bad input"):
         AntsRegistrar().register(fixed, moving, fixed_mask=mask)
+
+
+@needs_ants
+def test_a_stage_of_ants_that_fails_is_no_result(pair):
+    """ANTs wants four voxels along each axis, says so, and ends well with its start."""
+    fixed, _, mask = pair
+    thin = Image(fixed.data[..., 10:13], fixed.affine)
+    with pytest.raises(EngineError, match=r"failed in a stage.*minimum of four pixels"):
+        AntsRegistrar().register(thin, thin, fixed_mask=mask[..., 10:13])
 
 
 FUNCTIONS = """

@@ -30,7 +30,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import map_coordinates
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.files import write_itk
 from eddymotion.registration.ants_inputs import (
     OURS,
@@ -41,7 +41,13 @@ from eddymotion.registration.ants_inputs import (
 )
 from eddymotion.registration.base import Registration, Warp
 from eddymotion.registration.checks import check_keys, check_pair, read_settings
-from eddymotion.registration.external import PairFiles, environment, run_program, work_folder
+from eddymotion.registration.external import (
+    PairFiles,
+    environment,
+    last_words,
+    run_program,
+    work_folder,
+)
 from eddymotion.registration.settings import (
     check_number,
     check_preset,
@@ -165,6 +171,7 @@ class AntsRegistrar:
                 command, folder=folder, n_threads=self.n_threads, programs=program_folder(folder),
                 outputs=[matrix_file, *(warp_files if nonlinear else [])],
             )  # fmt: skip
+            refuse_start_as_result(printed)
             matrix = pair.in_the_world(read_ants_matrix(matrix_file))
             warp = read_warp(*warp_files) if nonlinear else None
         if warp is not None:
@@ -302,6 +309,12 @@ def read_ants_matrix(path: Path) -> np.ndarray:
     from nitransforms.io.itk import ITKLinearTransform
 
     return np.asarray(ITKLinearTransform.from_filename(str(path)).to_ras(), dtype=float)
+
+
+def refuse_start_as_result(printed: str) -> None:
+    """Raise if a stage failed: ANTs ends well all the same, with the start as its result."""
+    if "Exception caught" in printed:
+        raise EngineError(f"{PROGRAM} failed in a stage; {last_words(printed)}")
 
 
 def on_grid_of(image: Image, warp: Warp) -> Warp:
