@@ -190,6 +190,18 @@ def test_reports_only_writes_the_page_again(dataset, derivatives):
     assert image.stat().st_mtime_ns == written
 
 
+def test_reports_need_neither_raw_data_nor_images(derivatives, tmp_path, capsys):
+    copied = tmp_path / "copied"
+    ignored = shutil.ignore_patterns("*.nii.gz", "*.html")
+    shutil.copytree(derivatives, copied, ignore=ignored)
+    call = [str(tmp_path / "gone"), str(copied), "participant", "--reports-only"]
+    assert participant.main(call) == 0
+    for name in ("sub-01.html", "sub-02.html"):
+        assert (copied / name).read_bytes() == (derivatives / name).read_bytes()
+    assert participant.main([*call, "--participant-label", "77"]) == 2
+    assert "no finished series of 77; run without --reports-only" in capsys.readouterr().err
+
+
 def test_results_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
     image = next((dataset / "sub-01" / "dwi").glob("*.nii.gz"))
     for n in ("1", "2"):

@@ -120,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(parser.prog, lambda: demonstrate(options))
     if not all(given):
         parser.error("write: eddymotion BIDS_DIR OUTPUT_DIR participant, or eddymotion --demo DIR")
-    return run_to_end(parser.prog, lambda: correct_dataset(options))
+    work = write_reports if options.reports_only else correct_dataset
+    return run_to_end(parser.prog, lambda: work(options))
 
 
 def demonstrate(options: argparse.Namespace) -> int:
@@ -156,18 +157,14 @@ def correct_dataset(options: argparse.Namespace) -> int:
     run_options = run_from(options, output_dir)
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, list(participants)):
-        if not options.reports_only:
-            prepare_work_dir(run_options.work_dir)
+        prepare_work_dir(run_options.work_dir)
         with logging_to(output_dir / "logs", options.verbose) as log_file:
             log.info("eddymotion %s: %d series of %d participant(s)",
                      __version__, n_series, len(participants))  # fmt: skip
             if not options.skip_bids_validation:
                 report_problems(bids_dir)
             write_dataset_files(output_dir, bids_dir)
-            if options.reports_only:
-                failures = write_reports(participants, output_dir)
-            else:
-                failures = correct_all(participants, replace(run_options, log_file=log_file))
+            failures = correct_all(participants, replace(run_options, log_file=log_file))
             tell_failures(failures, n_series, log_file)
     return 1 if failures else 0
 
@@ -204,23 +201,64 @@ def correct_all(participants: dict, run: Run) -> dict[str, str]:
     return correct_participants(participants, run)
 
 
-def write_reports(participants: dict, output_dir: Path) -> dict[str, str]:
-    """Write the reports of finished series again; return those that are not, name → reason."""
-    from eddymotion.bids import outputs_of
-    from eddymotion.reports.participant import build_participant_report
-    from eddymotion.steps import finished_summary
+def write_reports(options: argparse.Namespace) -> int:
+    """Write the reports again, from the derivatives alone; 1 if a series has none."""
+    from eddymotion.reports.participant import build_participant_report, finished_outputs
+    from eddymotion.workflows.bids_app import sole_writer
+
+    output_dir = options.output_dir.resolve()
+    refuse_output_in_input(options.bids_dir.resolve(), output_dir)
+    wanted = [label.removeprefix("sub-") for label in options.participant_label]
+    found = [path.name.removeprefix("sub-") for path in sorted(output_dir.glob("sub-*/"))]
+    labels = [
+        label
+        for label in found
+        if label in (wanted or found) and finished_outputs(output_dir / f"sub-{label}")
+    ]
+    unfinished = unfinished_series(options, output_dir)
+    if not labels and not unfinished:
+        which = f" of {', '.join(wanted)}" if wanted else ""
+        raise EddymotionError(
+            f"{output_dir}: no finished series{which}; run without --reports-only"
+        )
+    labels = sorted({*labels, *unfinished})
+    prepare_output_dir(output_dir)
+    with sole_writer(output_dir, labels), logging_to(output_dir / "logs", options.verbose) as file:
+        for label in labels:
+            page = build_participant_report(output_dir, label, unfinished.get(label, {}))
+            log.info("report: %s", page)
+        failures = {name: why for missing in unfinished.values() for name, why in missing.items()}
+        tell_failures(failures, len(failures), file)
+    return 1 if failures else 0
+
+
+def unfinished_series(options: argparse.Namespace, output_dir: Path) -> dict[str, dict[str, str]]:
+    """Find the series of each participant that have no outputs, with what to do.
+
+    None where the raw dataset is not there: reports do not need it.
+    """
+    from eddymotion.bids import find_series, outputs_of
 
     why = "no finished outputs; run without --reports-only"
-    unfinished: dict[str, str] = {}
-    for label, of_participant in participants.items():
-        missing = {
+    try:
+        raw = find_series(
+            options.bids_dir,
+            participants=options.participant_label,
+            sessions=options.session_id,
+            filter_file=options.bids_filter_file,
+        )
+    except EddymotionError as error:
+        log.debug("reports without the raw dataset: %s", error)
+        return {}
+    unfinished = {
+        label: {
             series.dwi.name: why
             for series in of_participant
-            if finished_summary(outputs_of(series, label, output_dir)) is None
+            if not outputs_of(series, label, output_dir)["sidecar"].is_file()
         }
-        build_participant_report(output_dir, label, missing)
-        unfinished |= missing
-    return unfinished
+        for label, of_participant in raw.items()
+    }
+    return {label: missing for label, missing in unfinished.items() if missing}
 
 
 def tell_failures(failures: dict[str, str], n_series: int, log_file: Path) -> None:

@@ -39,7 +39,7 @@ def build_participant_report(
         The page; None without a finished series and without errors.
     """
     name = f"sub-{participant.removeprefix('sub-')}"
-    found = finished_outputs(output_dir / name, output_dir / name / "figures")
+    found = finished_outputs(output_dir / name)
     if not found and not errors:
         return None
     page = output_dir / f"{name}.html"
@@ -47,11 +47,11 @@ def build_participant_report(
     return page
 
 
-def finished_outputs(folder: Path, figures: Path) -> list[Outputs]:
+def finished_outputs(folder: Path) -> list[Outputs]:
     """Find the finished series of a participant: those with a sidecar."""
     suffix = "_desc-preproc_dwi.json"
     return [
-        Outputs(sidecar.parents[1], sidecar.name.removesuffix(suffix), figures)
+        Outputs(sidecar.parents[1], sidecar.name.removesuffix(suffix), folder / "figures")
         for sidecar in sorted(folder.rglob(f"dwi/*{suffix}"))
     ]
 
