@@ -143,6 +143,23 @@ def test_a_killed_worker_fails_its_node_and_hangs_nothing(tmp_path):
     assert (tmp_path / "killed" / "second" / "result_second.pklz").is_file()
 
 
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_is_no_failure_of_a_node(tmp_path):
+    workflow = Workflow("interrupted")
+    workflow.add_nodes(
+        [
+            Node(Function([], ["out"], interrupt), "first"),
+            Node(Function([], ["out"], seven), "next"),
+        ]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_workflow(workflow, Plugin("Linear"), tmp_path)
+    assert not list(tmp_path.rglob("result_next.pklz"))
+
+
 def test_workers_end_with_a_killed_parent(tmp_path):
     """SIGKILL leaves nobody who could write on."""
     script = tmp_path / "parent.py"

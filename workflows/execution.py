@@ -22,6 +22,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.jobs import end_with_parent
 from eddymotion.running import Plugin
 
+from nipype.interfaces.base.support import RuntimeContext  # isort: skip
 from nipype.pipeline import plugins  # isort: skip
 from nipype.pipeline.engine import Workflow  # isort: skip
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node  # isort: skip
@@ -172,7 +173,7 @@ def run_workflow(
     gc.collect()
     gc.freeze()  # Nipype collects garbage at each poll: not what is there already
     try:
-        with _quiet(verbosity):
+        with _quiet(verbosity), _interruptions_pass():
             workflow.run(plugin=runner)
     except BaseException:
         if hasattr(runner, "kill"):
@@ -181,6 +182,21 @@ def run_workflow(
     finally:
         gc.unfreeze()
         os.chdir(before)
+
+
+@contextmanager
+def _interruptions_pass() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM through: Nipype takes them for a failure of the node, and goes on."""
+    leave = RuntimeContext.__exit__
+
+    def leave_unless_interrupted(self: Any, kind: Any, error: Any, trace: Any) -> bool:
+        return bool(leave(self, kind, error, trace)) and isinstance(error, Exception)
+
+    RuntimeContext.__exit__ = leave_unless_interrupted
+    try:
+        yield
+    finally:
+        RuntimeContext.__exit__ = leave
 
 
 @contextmanager
