@@ -29,7 +29,6 @@ import eddymotion as em
 from benchmarks import tables
 from benchmarks.accuracy import NAMES, SERIES, Series, read_phantom, row_of, score
 from eddymotion.files import read_itk, write_gradient_table, write_image, write_itk
-from eddymotion.registration import REGISTRAR_NAMES
 
 TOOLS_FILE = Path(__file__).with_name("peer_tools.py")
 
@@ -58,7 +57,7 @@ TOOLS = (
          elsewhere=True, drops_b0=True),
     Tool("nifreeze:dti", "NiFreeze, DTI", elsewhere=True, drops_b0=True),
     Tool("nifreeze:gp", "NiFreeze, GP", elsewhere=True, drops_b0=True),
-    *(Tool(f"loop:{name}", f"**eddymotion, loop, {name}**") for name in REGISTRAR_NAMES),
+    Tool("loop:gauss-newton", "**eddymotion, loop, gauss-newton**"),
     Tool("joint", "**eddymotion, joint (default)**"),
 )  # fmt: skip
 

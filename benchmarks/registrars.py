@@ -155,17 +155,16 @@ def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -
 
 INTRODUCTION = """# Registration engines in the leave-one-out loop
 
-The same loop (model, passes, order) with each engine of `--registration`, default settings, on a
-simulated head; beside them the default estimator, *joint*, which aligns all volumes at once. RMSE
-(mm / °) over three axes and all volumes above b=100, medians over the seeds. *Offset-free*: after
-one constant rigid offset is removed. *Volume 0's frame*: the absolute error. *Largest*: the worst
-displacement of a volume over an 80 mm sphere, of all seeds. *CPU*: processor seconds of the
-estimation, other programs included; *s*: until it was done, with two volumes at a time and other
-work on the machine.
+The same loop (model, passes, order) with each engine of `--registration` on a simulated head:
+default settings, or the preset that stands after a colon (`--registration-settings` with
+`{"preset": "motion"}`). Beside them the default estimator, *joint*, which aligns all volumes at
+once. RMSE (mm / °) over three axes and all volumes above b=100, medians over the seeds.
+*Offset-free*: after one constant rigid offset is removed. *Volume 0's frame*: the absolute error.
+*Largest*: the worst displacement of a volume over an 80 mm sphere, of all seeds. *CPU*: processor
+seconds of the estimation, other programs included. *s*: until it was done, which on a machine with
+other work says little.
 
-ANTs and elastix look at the voxels of their grids, DIPY (as it is called here) and ours at random
-points off the grid. The engines' presets are general ones: `--registration-settings` takes better
-ones where there are.
+gauss-newton compares squared intensities after a linear fit, the others their mutual information.
 """
 
 

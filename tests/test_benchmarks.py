@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("psutil")
 
-from benchmarks import cieslak, peer_tools, peers, real, tables
+from benchmarks import cieslak, peer_tools, peers, real, registrars, tables
 from eddymotion.dataset import DWI
 from eddymotion.files import write_gradient_table, write_image
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
@@ -91,6 +91,25 @@ def peer_row(tool, seed, mm):
     return {"series": "s", "voxel_mm": "3", "seed": seed, "tool": tool, "shape": "4×4×4×9",
             "threads": 1, "seconds": 1.5, "cpu_seconds": 1.2, "peak_mb": 100,
             **dict.fromkeys(names, mm)}  # fmt: skip
+
+
+def test_engines_stand_in_one_table_with_medians_over_the_seeds(tmp_path):
+    names = ("nothing", "frame", "free")
+    rows = [
+        {"series": "b1000", "seed": seed, "registrar": name, "volumes": 27, "grid": "5×5×5",
+         "seconds": 9.0, "cpu_seconds": 8.0, "largest_mm": seed / 10, "slope_t": 1, "slope_r": 1,
+         **{f"{n}_{unit}": mm + seed / 10 for n in names for unit in ("mm", "deg")}}
+        for name, mm in (("joint", 0.0), ("elastix:motion", 0.5)) for seed in (0, 1, 2)
+    ]  # fmt: skip
+    tables.keep_provenance(tmp_path / "rows.json")
+    registrars.render(rows, tmp_path / "rows.json", tmp_path)
+    page = (tmp_path / "registrars.md").read_text()
+    assert "| b1000 | **joint** | 3 | 0.10 / 0.10 | 0.100 / 0.100 |" in page
+    assert "| b1000 | elastix:motion | 3 | 0.60 / 0.60 | 0.600 / 0.600 |" in page
+    assert not PATH.search(page)
+    assert registrars.engine_of("dipy").transforms[-1] == "syn"
+    with pytest.raises(SystemExit, match="leave it out with --registrars"):
+        registrars.engine_of("elastics")
 
 
 def test_published_figures_stand_beside_ours(tmp_path):
