@@ -43,14 +43,14 @@ def main() -> None:
     if options.way:
         WORK[options.way](Path(options.image), Path(options.folder), options.threads)
         return
-    rows = tables.Rows(options.rows, KEY)
+    rows, size = tables.Rows(options.rows, KEY), tuple(options.size)
     provenance = options.rows.with_suffix(".json")
     if not options.render:
         options.rows.parent.mkdir(parents=True, exist_ok=True)
         tables.keep_provenance(provenance, tables.versions(("nipype", "pydra")))
         with tempfile.TemporaryDirectory() as folder:
             if "overhead" in options.cases:
-                measure_ways(rows, Path(folder), options.runs)
+                measure_ways(rows, Path(folder), size, options.runs)
             if "scaling" in options.cases:
                 measure_scaling(rows, Path(folder), options.runs)
     render(list(rows), provenance)
@@ -63,6 +63,8 @@ def parse() -> argparse.Namespace:
     cases = ("overhead", "scaling")
     parser.add_argument("--cases", nargs="+", choices=cases, default=cases, metavar="NAME",
                         help=f"{', '.join(cases)} (both)")  # fmt: skip
+    parser.add_argument("--size", nargs=4, type=int, default=SERIES, metavar="N",
+                        help="of the series (96 96 60 64)")  # fmt: skip
     parser.add_argument("--runs", type=int, default=5, help="rounds (5)")
     parser.add_argument("--rows", type=Path, default=Path("build/overhead.tsv"))
     parser.add_argument("--render", action="store_true", help="only write the page")
@@ -72,12 +74,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure_ways(rows: tables.Rows, folder: Path, runs: int) -> None:
+def measure_ways(
+    rows: tables.Rows, folder: Path, size: tuple[int, int, int, int], runs: int
+) -> None:
     """Time each way, one after the other in each round."""
     missing = [way for way in WAYS if not rows.has(case=way)]
     if not missing:
         return
-    image = simulated(SERIES, folder)
+    image = simulated(size, folder)
     used = {way: [] for way in WAYS}
     for round_ in range(runs + 1):  # the first fills the cache of compiled kernels
         for way in WAYS:
@@ -85,7 +89,7 @@ def measure_ways(rows: tables.Rows, folder: Path, runs: int) -> None:
             if round_:
                 used[way].append(found)
     for way in missing:
-        rows.add({"case": way, "size": "×".join(map(str, SERIES))} | summary(used[way]))
+        rows.add({"case": way, "size": "×".join(map(str, size))} | summary(used[way]))
 
 
 def simulated(size: tuple[int, int, int, int], folder: Path) -> Path:

@@ -348,6 +348,20 @@ def n_passes(settings: Settings) -> int:
     return settings.n_iterations or LOOP_PASSES
 
 
+def refuse_what_is_no_loop(settings: Settings) -> None:
+    """Raise if the settings ask for what the leave-one-out loop does not do."""
+    if settings.estimator == "joint":
+        raise EddymotionError(
+            "estimator joint: the spelled-out graph is the leave-one-out loop; use the estimator "
+            "lovo, or the graph that is not spelled out"
+        )
+    if settings.eddy_current not in ("auto", "none"):
+        raise EddymotionError(
+            f"eddy currents {settings.eddy_current}: the leave-one-out loop estimates no fields; "
+            "use the graph that is not spelled out, or eddy_current none"
+        )
+
+
 def _gradients(tables: SeriesFiles, affine: np.ndarray, settings: Settings) -> Gradients:
     bvals, bvecs = read_gradient_table(*_tables(tables))
     return Gradients(bvals, from_fsl(bvecs, affine), settings.b0_threshold)

@@ -19,6 +19,7 @@ from eddymotion.errors import EddymotionError
 
 PACKAGES = (
     "eddymotion", "numpy", "scipy", "numba", "nibabel", "nitransforms", "dipy", "nipype", "pybids",
+    "antspyx", "itk-elastix",
 )  # fmt: skip
 """Whose versions can matter to a result."""
 

@@ -77,6 +77,14 @@ def test_unknown_settings_are_refused_with_the_nearest():
         graphs.init_dwi_hmc_wf(n_iteration=3)
 
 
+@pytest.mark.parametrize("settings", [{"estimator": "joint"}, {"eddy_current": "linear"}])
+def test_the_loop_refuses_what_it_does_not_do(settings, series, tmp_path):
+    with pytest.raises(EddymotionError, match="leave-one-out loop"):
+        graphs.init_dwi_hmc_wf(spelled_out=True, **settings)
+    with pytest.raises((RuntimeError, EddymotionError), match="leave-one-out loop"):
+        flows.Lovo(dwi_file=series, **settings)(worker="debug", cache_root=tmp_path)
+
+
 def test_spelled_out_loop_finds_the_transforms_of_the_library(series, motion, tmp_path):
     workflow = graphs.init_dwi_hmc_wf(spelled_out=True, **LOOP)
     workflow.inputs.inputnode.dwi_file = series

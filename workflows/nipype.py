@@ -163,9 +163,10 @@ def init_lovo_wf(
     mask_file
         The mask used.
     """
-    from eddymotion.loop_parts import n_passes
+    from eddymotion.loop_parts import n_passes, refuse_what_is_no_loop
 
     chosen = checked_settings(settings)
+    refuse_what_is_no_loop(chosen)
     workflow = _workflow(name)
     inputs = Node(IdentityInterface(fields=list(INPUTS), mandatory_inputs=False), "inputnode")
     outputs = Node(IdentityInterface(fields=list(FOUND)), "outputnode")
