@@ -34,10 +34,12 @@ import eddymotion as em
 from benchmarks import tables
 from eddymotion.dataset import DWI
 from eddymotion.estimation import Quality, assess
-from eddymotion.estimation.outliers import MIN_POINTS_IN_SLICE, Slicing
+from eddymotion.estimation.outliers import MIN_POINTS_IN_SLICE
 from eddymotion.estimation.quality import N_POINTS
 from eddymotion.estimation.replacement import Replaced
+from eddymotion.estimation.slicing import Slicing
 from eddymotion.evaluation import compare_motion
+from eddymotion.files import image_stem
 from eddymotion.gradients import Gradients
 from eddymotion.models import get_model
 from eddymotion.resampling import Resampled
@@ -58,6 +60,16 @@ class Series:
     scheme: partial[Gradients]
     pattern: Pattern = "moderate"
 
+    def simulate(
+        self, head: Phantom, grid: Grid, seed: int, n_threads: int
+    ) -> tuple[DWI, em.Motion]:
+        """Return the series without noise, and its motion."""
+        gradients = self.scheme()
+        truth = simulate_motion(self.pattern, len(gradients), np.zeros(3), seed=seed)
+        dwi = acquire(head, gradients, truth, grid, snr=None, coil_bias=COIL_BIAS,
+                      n_threads=n_threads)  # fmt: skip
+        return dwi, truth
+
 
 SERIES = {
     "single": Series(partial(shelled_scheme, {1000.0: 64}, 6)),
@@ -68,6 +80,8 @@ SERIES = {
 
 DEPTHS = {"deep": (0.1, 0.5), "shallow": (0.5, 0.8)}
 """Least and largest share of its signal that a lost slice keeps."""
+
+WHOLE = (1.0, 1.0)
 
 KINDS = ("slices", "groups")
 
@@ -90,8 +104,10 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
-    parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES))
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.0, 0.01, 0.03, 0.1])
+    parser.add_argument("--series", nargs="*", choices=SERIES, default=list(SERIES))
+    parser.add_argument("--real", nargs="+", type=Path, default=[], metavar="DWI",
+                        help="real series to plant dropout in")  # fmt: skip
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.03, 0.1])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--depths", nargs="+", choices=DEPTHS, default=list(DEPTHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -106,19 +122,22 @@ def parse() -> argparse.Namespace:
 def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
     head = Phantom.from_files(*options.phantom) if options.phantom else procedural_head()
     grid = Grid.covering(head, options.voxel_size)
-    for seed, name in product(options.seeds, options.series):
+    real = {image_stem(path).removesuffix("_dwi"): path for path in options.real}
+    for seed, name in product(options.seeds, [*options.series, *real]):
         wanted = [
             {"series": name, "kind": kind, "depth": depth, "share": share, "seed": seed}
             for kind, depth, share in product(options.kinds, options.depths, options.shares)
         ]
-        wanted = [key for key in wanted if not rows.has(**key)]
+        whole = {"series": name, "kind": "none", "depth": "none", "share": 0.0, "seed": seed}
+        wanted = [key for key in [whole, *wanted] if not rows.has(**key)]
         if not wanted:
             continue
-        gradients = SERIES[name].scheme()
-        truth = simulate_motion(SERIES[name].pattern, len(gradients), np.zeros(3), seed=seed)
-        clean = acquire(head, gradients, truth, grid, snr=None, coil_bias=COIL_BIAS,
-                        n_threads=options.n_threads)  # fmt: skip
-        sigma = head.white_signal / SNR
+        if name in real:
+            clean, sigma = em.load(real[name]), 0.0
+            truth = em.estimate_motion(clean, n_threads=options.n_threads)
+        else:
+            series, sigma = SERIES[name], head.white_signal / SNR
+            clean, truth = series.simulate(head, grid, seed, options.n_threads)
         for key in wanted:
             rows.add(key | measure(clean, truth, sigma, key, options.n_threads))
 
@@ -126,10 +145,10 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
 def measure(
     clean: DWI, truth: em.Motion, sigma: float, key: tables.Row, n_threads: int
 ) -> tables.Row:
-    """Plant dropout in a series that has no noise, search it, and compare."""
+    """Plant dropout, add noise of deviation `sigma`, search, and compare."""
     slicing = Slicing(groups=multiband(clean.shape[2]) if key["kind"] == "groups" else ())
-    kept = dropped(clean.gradients, clean.shape[2], slicing, DEPTHS[key["depth"]], key["share"],
-                   key["seed"])  # fmt: skip
+    kept = dropped(clean.gradients, clean.shape[2], slicing, DEPTHS.get(key["depth"], WHOLE),
+                   key["share"], key["seed"])  # fmt: skip
     dwi = noisy(clean, kept, sigma, key["seed"])
     started = time.perf_counter()
     found = em.estimate_motion(dwi, n_threads=n_threads)
@@ -221,13 +240,12 @@ def replacement_error(
 
 def render(rows: list[tables.Row], provenance: Path) -> None:
     """Write the page and the numbers."""
+    order = [*product(("none", *KINDS), ("none", *DEPTHS), sorted({row["share"] for row in rows}))]
     lines = []
-    for series, kind, depth in product(SERIES, KINDS, DEPTHS):
-        for share in sorted({row["share"] for row in rows}):
-            wanted = (series, kind, depth, share)
-            mine = [row for row in rows if tuple(row[name] for name in KEY[:-1]) == wanted]
-            if mine:
-                lines.append(line_of(mine))
+    for series, rest in product(dict.fromkeys(row["series"] for row in rows), order):
+        mine = [row for row in rows if tuple(row[name] for name in KEY[:-1]) == (series, *rest)]
+        if mine:
+            lines.append(line_of(mine))
     heads = ["series", "lost", "each keeps", "%", "seeds", "lost slices", "precision", "recall",
              "false per 1000", "offset-free (mm / °)", "error: as acquired / replaced",
              "s"]  # fmt: skip
@@ -241,9 +259,10 @@ def line_of(rows: list[tables.Row]) -> list[str]:
                                  for name in ("lost", "found", "hits", "judged"))  # fmt: skip
     names = ("free_mm", "free_deg", "lost_error", "replaced_error", "seconds")
     median = {name: float(np.median([row[name] for row in rows])) for name in names}
-    low, high = DEPTHS[rows[0]["depth"]]
+    low, high = DEPTHS.get(rows[0]["depth"], WHOLE)
+    kept = f"{100 * low:.0f}–{100 * high:.0f} %" if low < high else "all"
     return [
-        rows[0]["series"], rows[0]["kind"], f"{100 * low:.0f}–{100 * high:.0f} %",
+        rows[0]["series"], rows[0]["kind"], kept,
         f"{100 * rows[0]['share']:g}", str(len(rows)), str(lost),
         tables.number(hits / found if found and lost else np.nan),
         tables.number(hits / lost if lost else np.nan),
@@ -258,14 +277,16 @@ INTRODUCTION = f"""# Slices that lost signal
 
 A share of the slices of the diffusion-weighted volumes of a simulated series keeps only a part of
 its signal: single slices, or groups of {MULTIBAND} that are excited together (slice timing known).
-SNR {SNR:g}, coil sensitivity, default settings; the motion is estimated. *Precision*: lost slices
-among those found. *Recall*: found among those lost with enough brain in them to be judged
-({MIN_POINTS_IN_SLICE} of {N_POINTS} points). *False per 1000*: of all slices judged. *Error*: RMS
-difference of the replaced voxels from the same series without dropout, noise and all, as a part of
-the mean signal there.
+{VOXEL_MM:g} mm, SNR {SNR:g}, coil sensitivity, default settings; the motion is estimated.
+*Precision*: lost slices among those found. *Recall*: found among those lost with enough brain in
+them to be judged ({MIN_POINTS_IN_SLICE} of {N_POINTS} points). *False per 1000*: of all slices
+judged. *Error*: RMS difference of the replaced voxels from the same series without dropout, noise
+and all, as a part of the mean signal there.
 
 single: 64 directions at b=1000, moderate motion; single-high: high motion. multi: 30 directions
-each at b=1000, 2000, 3000. tiny: 12 directions, one b=0.
+each at b=1000, 2000, 3000. tiny: 12 directions, one b=0. sub-…: dropout planted in a real series,
+the motion compared with that found in it without; slices found in the series as it is may have
+been lost.
 """
 
 

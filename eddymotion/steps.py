@@ -20,8 +20,9 @@ from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidec
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import PE_AXES, Quality, assess, estimate_motion
-from eddymotion.estimation.outliers import PLAIN, Slicing, lost_in_words, ruin_in_words
+from eddymotion.estimation.outliers import lost_in_words, ruin_in_words
 from eddymotion.estimation.replacement import Replaced
+from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.files import image_stem, load, write_json
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.models import Model, get_model

@@ -14,9 +14,9 @@ from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.estimation import assess, blocks
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.maps import cnr_maps, map_groups, residual_series
-from eddymotion.estimation.outliers import PLAIN, Slicing
 from eddymotion.estimation.quality import fitted, predict
 from eddymotion.estimation.replacement import Replaced, predict_lost
+from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.files import write_gradient_table, write_image
 from eddymotion.geometry import Motion
 from eddymotion.models import AverageModel, get_model

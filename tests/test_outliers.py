@@ -12,17 +12,17 @@ from eddymotion.estimation import assess
 from eddymotion.estimation.lovo import lost_voxels, predict_without, register_volumes
 from eddymotion.estimation.outliers import (
     SliceOutliers,
-    Slicing,
     fit_slices,
     is_lost,
     lost_in_words,
-    multiband_groups,
+    mended,
     percent_lost,
     ruin_in_words,
     score_slices,
     spline_through,
     volumes_beyond_repair,
 )
+from eddymotion.estimation.slicing import Slicing, multiband_groups
 from eddymotion.geometry import Motion, rms_displacement
 from eddymotion.models import get_model
 from eddymotion.registration import GaussNewton
@@ -286,6 +286,18 @@ def test_lost_slices_get_no_weight_in_the_registrations_of_the_loop(holed, still
         displacements = rms_displacement(found.matrices, nothing.matrices, still.center)
         errors.append(np.sqrt((displacements**2).mean()))
     assert errors[0] < 0.6 * errors[1]
+
+
+def test_what_is_left_of_lost_slices_is_amplified(dropped, judged, moving):
+    (volume, index), *_ = np.argwhere(dropped[1] & judged.outliers.flagged)
+    image = dropped[0].volume(int(volume))
+    whole, before = moving.volume(int(volume)).data, image.data.copy()
+    found = mended(image, judged.outliers, int(volume)).data
+    ratio = found[:, :, index].sum() / whole[:, :, index].sum()
+    assert ratio == pytest.approx(1.0, abs=0.15)
+    others = ~judged.outliers.flagged[volume]
+    np.testing.assert_array_equal(found[:, :, others], before[:, :, others])
+    np.testing.assert_array_equal(image.data, before)
 
 
 def test_table_lists_the_outliers():

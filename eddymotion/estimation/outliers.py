@@ -32,15 +32,16 @@ looks so is mostly a vessel or the slice beside the edge of the brain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from eddymotion.errors import EddymotionError
+from eddymotion.dataset import Image
+from eddymotion.estimation.slicing import PLAIN, Slicing
 
 Z_THRESHOLD = -3.5
 RATIO_THRESHOLD = 0.9
@@ -81,8 +82,8 @@ predicted signal throughout, is beyond repair."""
 RIDGE = 1e-6
 """Pull of the gains to one, relative to the largest entry of their normal matrix."""
 
-SAME_TIME = 1e-4
-"""Slices that were excited within so many seconds were excited together."""
+LEAST_SHARE = 0.1
+"""What is left of a slice is amplified to no more than the inverse of this."""
 
 
 class SliceFit(NamedTuple):
@@ -103,97 +104,6 @@ class SliceFit(NamedTuple):
     error: np.ndarray
     mean_square: np.ndarray
     n_points: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Slicing:
-    """How a volume was acquired, slice by slice.
-
-    Parameters
-    ----------
-    axis : int
-        The image axis that counts the slices.
-    groups : tuple of index arrays
-        Slices that were excited together; none where that is not known.
-    """
-
-    axis: int = 2
-    groups: tuple[np.ndarray, ...] = ()
-
-    @classmethod
-    def of(cls, metadata: Mapping[str, Any] | None, shape: Sequence[int]) -> Slicing:
-        """Read a BIDS sidecar.
-
-        Parameters
-        ----------
-        metadata : mapping
-            `SliceEncodingDirection`, `SliceTiming` and `MultibandAccelerationFactor` are used.
-        shape : (3,) sequence
-            Of a volume.
-
-        Raises
-        ------
-        EddymotionError
-            If they contradict the image or each other.
-        """
-        metadata = metadata or {}
-        direction = str(metadata.get("SliceEncodingDirection") or "k")
-        if direction.removesuffix("-") not in ("i", "j", "k"):
-            raise EddymotionError(
-                f"SliceEncodingDirection is {direction!r}, expected i, j or k, with or without a "
-                "minus; correct the sidecar"
-            )
-        axis = "ijk".index(direction[0])
-        timing = metadata.get("SliceTiming")
-        if timing is None:
-            return cls(axis)
-        if len(timing) != shape[axis]:
-            raise EddymotionError(
-                f"SliceTiming has {len(timing)} entries, the image {shape[axis]} slices along "
-                f"{direction[0]}; correct SliceTiming or SliceEncodingDirection in the sidecar"
-            )
-        timing = timing[::-1] if direction.endswith("-") else timing
-        return cls(axis, tuple(multiband_groups(
-            timing, metadata.get("MultibandAccelerationFactor"))))  # fmt: skip
-
-
-PLAIN = Slicing()
-"""Slices along the third image axis; which were excited together is not known."""
-
-
-def multiband_groups(
-    slice_timing: Sequence[float], acceleration: float | None = None
-) -> list[np.ndarray]:
-    """Find the slices that were excited together.
-
-    Parameters
-    ----------
-    slice_timing : (Z,) sequence
-        Seconds, in the order of the slices.
-    acceleration : float, optional
-        Slices in each group, as a check.
-
-    Returns
-    -------
-    list of index arrays
-        In the order of their times.
-
-    Raises
-    ------
-    EddymotionError
-        If the groups are larger than `acceleration`.
-    """
-    times = np.asarray(slice_timing, float)
-    order = np.argsort(times, kind="stable")
-    first = np.flatnonzero(np.diff(times[order]) > SAME_TIME) + 1
-    groups = [np.sort(group) for group in np.split(order, first)]
-    largest = max(map(len, groups))
-    if acceleration and largest > round(acceleration):
-        raise EddymotionError(
-            f"SliceTiming has {largest} slices at one time, MultibandAccelerationFactor is "
-            f"{acceleration:g}; correct the sidecar"
-        )
-    return groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,6 +234,29 @@ def is_lost(flags: np.ndarray, height: np.ndarray) -> np.ndarray:
     index = np.rint(height).astype(int)
     inside = (index >= 0) & (index < len(flags))
     return inside & ndimage.binary_dilation(flags)[np.clip(index, 0, len(flags) - 1)]
+
+
+def mended(image: Image, outliers: SliceOutliers, volume: int) -> Image:
+    """Amplify what is left of the signal of lost slices to what there should be.
+
+    A filter spreads a dark slice over those beside it: slices that get no weight spoil others that
+    do. What is amplified is mostly noise, but on the level of its surroundings.
+
+    Parameters
+    ----------
+    image : Image
+        The original volume.
+    outliers : SliceOutliers
+    volume : int
+        Its index.
+    """
+    flags = outliers.flagged[volume]
+    if not flags.any():
+        return image
+    share = np.where(flags, np.clip(outliers.ratio[volume], LEAST_SHARE, 1.0), 1.0)
+    shape = np.ones(3, int)
+    shape[outliers.slicing.axis] = len(share)
+    return Image(image.data / share.reshape(shape).astype(np.float32), image.affine)
 
 
 def spline_through(values: np.ndarray, height: np.ndarray) -> np.ndarray:

@@ -13,15 +13,14 @@ from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI
 from eddymotion.estimation.outliers import (
-    PLAIN,
     SliceFit,
     SliceOutliers,
-    Slicing,
     fit_slices,
     is_lost,
     score_slices,
     slice_heights,
 )
+from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
 from eddymotion.models import AverageModel, LinearModel, Model, get_model
