@@ -303,7 +303,9 @@ class _Solver:
 
     def phase_encoding_axis(self, group: _Group, motion: Motion) -> int:
         """Find the image axis along which linear fields would lower the cost most."""
+        state = self.random.bit_generator.state  # the result is that of an axis that was given
         problem = self.problem(COARSE[-1], group, motion)
+        self.random.bit_generator.state = state
         gains = []
         for pe in image_axes(self.dwi.affine).T:
             eddy = EddyCurrents.none(len(self.dwi), "linear", pe, self.dwi.center)

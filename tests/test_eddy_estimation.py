@@ -1,0 +1,158 @@
+"""Eddy-current fields found together with the motion, against the truth."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+
+from eddymotion.dataset import DWI
+from eddymotion.eddy_currents import N_TERMS, EddyCurrents
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation import estimate_motion
+from eddymotion.estimation.fields import FieldEvidence, shown_order, with_offsets
+from eddymotion.geometry import Motion, exp_rigid, log_rigid
+from eddymotion.simulation import acquire
+from eddymotion.simulation.eddy_currents import simulate_eddy_currents
+
+
+def along_the_grid(dwi, axis):
+    column = dwi.affine[:3, axis]
+    return column / np.linalg.norm(column)
+
+
+def brain_points(dwi):
+    return apply_affine(dwi.affine, np.argwhere(dwi.mask)[::53])
+
+
+def pose_errors(dwi, found, true):
+    """Twists (mm, rad) of the diffusion-weighted volumes, less what all have alike, (n, 6)."""
+    dwis, common = dwi.gradients.dwis, np.eye(4)
+    for _ in range(5):
+        apart = np.linalg.inv(found.matrices[dwis] @ common) @ true.matrices[dwis]
+        twists = log_rigid(apart, dwi.brain_center)
+        common = common @ exp_rigid(twists.mean(axis=0), dwi.brain_center)
+    return twists
+
+
+def recorded_rmse(dwi, found, true):
+    """Error (mm) of where points of the brain are recorded, less what all volumes have alike."""
+    points = brain_points(dwi)
+    errors = np.array(
+        [found.recorded(v, points) - true.recorded(v, points) for v in dwi.gradients.dwis]
+    )
+    errors -= errors.mean(axis=0)
+    return float(np.sqrt((errors**2).sum(axis=2).mean()))
+
+
+@pytest.fixture(scope="module")
+def distorted_truth(scheme, truth, grid):
+    eddy = simulate_eddy_currents(scheme, grid, order="quadratic", amplitude=1.15, seed=3)
+    return replace(truth, eddy_currents=eddy)
+
+
+@pytest.fixture(scope="module")
+def distorted(head, grid, scheme, truth, distorted_truth):
+    return acquire(head, scheme, truth, grid, snr=20, eddy=distorted_truth.eddy_currents)
+
+
+@pytest.fixture(scope="module")
+def found(distorted):
+    return estimate_motion(distorted, n_threads=2)
+
+
+def test_fields_are_found_and_no_longer_taken_for_motion(
+    distorted, found, distorted_truth, moving, estimated, truth
+):
+    """The motion is as good as that of the same head without fields."""
+    rigid = estimate_motion(distorted, eddy_currents="none", n_threads=2)
+    errors = np.sqrt((pose_errors(distorted, found, distorted_truth) ** 2).mean(axis=0))
+    undistorted = np.sqrt((pose_errors(moving, estimated, truth) ** 2).mean(axis=0))
+    other_axes = [0, 2]
+    assert errors[other_axes].max() < 1.2 * undistorted[other_axes].max()
+    assert errors[3:].max() < 1.2 * undistorted[3:].max()
+    assert recorded_rmse(distorted, found, distorted_truth) < 0.2
+    assert recorded_rmse(distorted, rigid, distorted_truth) > 0.8
+    assert not found.eddy_currents.coefficients[distorted.gradients.b0s].any()
+
+
+def test_axis_is_found_from_the_data(distorted, found):
+    """The fields were simulated along the second axis, and nobody said so."""
+    assert abs(found.eddy_currents.pe @ along_the_grid(distorted, 1)) > 0.999
+
+
+def test_polarity_turns_the_coefficients_round(distorted, found):
+    other = estimate_motion(distorted, pe_axis="j-", n_threads=2)
+    np.testing.assert_allclose(other.eddy_currents.pe, -found.eddy_currents.pe, atol=1e-12)
+    np.testing.assert_allclose(
+        other.eddy_currents.coefficients, -found.eddy_currents.coefficients, atol=1e-3
+    )
+
+
+def test_without_fields_there_are_none(estimated):
+    assert estimated.eddy_currents is None
+
+
+def test_order_is_that_of_the_evidence():
+    def evidence(degree, p, response, own):
+        return FieldEvidence(degree, response, own, 0.05, p)
+
+    chance, sure = 0.01, 1e-9
+    assert shown_order([evidence(1, chance, 1, 0), evidence(2, chance, 1, 0)]) == "none"
+    assert shown_order([evidence(1, sure, 1, 0), evidence(2, chance, 1, 0)]) == "linear"
+    assert shown_order([evidence(1, chance, 1, 0), evidence(2, sure, 1, 0)]) == "quadratic"
+    assert shown_order([evidence(1, sure, 0.2, 0.3)]) == "none"
+
+
+def test_offset_is_what_follows_the_gradients(scheme, grid):
+    """A head that drifts and jumps, and an offset along the axis that follows the gradients."""
+    rng = np.random.default_rng(0)
+    pe, center = np.array([0.0, 1.0, 0.0]), np.array([3.0, -4.0, 5.0])
+    drift = np.cumsum(rng.normal(scale=0.05, size=len(scheme)))
+    drift[12:] += 3.0
+    offsets = scheme.qvecs @ [1.5, -2.0, 0.7]
+    matrices = np.tile(np.eye(4), (len(scheme), 1, 1))
+    matrices[:, 1, 3] = drift - offsets
+    fields = EddyCurrents(np.zeros((len(scheme), N_TERMS["linear"])), pe, center)
+    split = with_offsets(Motion(matrices, eddy_currents=fields), scheme)
+    error = split.eddy_currents.offsets - offsets
+    assert np.abs(error).max() < 0.15
+    assert np.abs(error).max() < 4 * split.eddy_currents.offset_errors.max()
+    assert not split.eddy_currents.offsets[scheme.b0s].any()
+    np.testing.assert_allclose(split.head[:, 1, 3], drift + error, atol=1e-12)
+    np.testing.assert_array_equal(split.matrices, matrices)
+
+
+def test_loop_estimates_no_fields(tiny):
+    with pytest.raises(EddymotionError, match="only the estimator joint"):
+        estimate_motion(tiny, estimator="lovo", eddy_currents="linear")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [({"eddy_currents": "some"}, "quadratic"), ({"pe_axis": "y"}, "j-")]
+)
+def test_unknown_words_are_answered_with_the_known_ones(tiny, given, name):
+    with pytest.raises(EddymotionError, match=name):
+        estimate_motion(tiny, **given)
+
+
+def test_order_of_volumes_changes_nothing(distorted, found):
+    order = np.random.default_rng(1).permutation(len(distorted))
+    shuffled = DWI(
+        distorted.signal[..., order],
+        distorted.affine,
+        distorted.gradients.select(order),
+        distorted.mask,
+    )
+    other = estimate_motion(shuffled, n_threads=2)
+    back = other.select(np.argsort(order))
+    assert recorded_rmse(distorted, back, found) < 0.05
+
+
+def test_log_tells_why(distorted, caplog):
+    with caplog.at_level(logging.INFO, logger="eddymotion"):
+        estimate_motion(distorted, eddy_currents="linear", n_threads=2)
+    told = caplog.text
+    assert "phase-encoding axis: j, found from the data" in told
+    assert "follow the gradients" in told
