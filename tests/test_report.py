@@ -127,6 +127,14 @@ def test_a_volume_that_lost_too_much_is_found(site):
     assert any("beyond repair" in reason for reason in report.verdict.reasons)
 
 
+def test_volumes_that_the_estimation_gave_up_are_marked(site, tmp_path):
+    outputs = copy_series(site.outputs, tmp_path, "02", "sub-02")
+    sidecar = json.loads(outputs["sidecar"].read_text())
+    told = {"VolumesBeyondRepair": [7, 99, "x"]}
+    outputs["sidecar"].write_text(json.dumps(sidecar | {"OutlierSlices": told}))
+    assert list(SeriesReport.load(outputs).findings.spoilt) == [7, 12]
+
+
 def test_content_comes_in_the_order_in_which_people_read(page):
     names = [section.attributes["id"].removeprefix("s0-") for section in page.all("section")]
     assert names == [

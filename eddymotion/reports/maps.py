@@ -179,13 +179,14 @@ def _measure(slices: Slices, model: Model) -> dict:
     except (EddymotionError, np.linalg.LinAlgError):
         predicted = np.full_like(signal, np.nan)
     stable = tsnr(signal, gradients)
-    shells = zip(gradients.shell_bvals, gradients.shells, strict=True)
+    # without shells, the spread over the few directions of a b-value means nothing
+    shells = gradients.shells if gradients.is_shelled else []
     return {
         "ndc": mean_neighbour_correlation(signal, gradients),
         "tsnr": np.nan if stable is None else float(np.median(stable)),
         "cnr": {
             f"{bval:.0f}": float(np.median(cnr(signal, predicted, shell)))
-            for bval, shell in shells
+            for bval, shell in zip(gradients.shell_bvals, shells, strict=False)
             if len(shell) >= MIN_FOR_SD
         },
         "residual": _residual_percent(signal, predicted, gradients.dwis),

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
 from eddymotion.reports.citation import bibtex, boilerplate, references
 from eddymotion.reports.layout import (
     Figure,
@@ -27,7 +28,6 @@ from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.verdict import (
     JUMP_MM,
     SPOILT_BELOW,
-    SPOILT_SLICES,
     SPOILT_SPREADS,
     Level,
 )
@@ -155,8 +155,9 @@ def summary(series: SeriesReport) -> Html:
     rule = tag(
         "p",
         "The worst of these checks is the verdict. A volume is beyond repair if more than "
-        f"{100 * SPOILT_SLICES:g} % of its judged slices lost signal, or if, beyond what those "
-        f"explain, its correlation with its prediction is {SPOILT_BELOW:g} and "
+        f"{100 * MANY_LOST:g} % of its judged slices lost signal, if it shows less than "
+        f"{100 * WEAK_VOLUME:g} % of its predicted signal throughout, or if, beyond what lost "
+        f"slices explain, its correlation with its prediction is {SPOILT_BELOW:g} and "
         f"{SPOILT_SPREADS:g} robust standard deviations below the median of its shell. Motion "
         "between volumes is corrected; what it spoilt within a volume is not.",
         class_="note",

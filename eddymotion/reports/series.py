@@ -15,6 +15,7 @@ from eddymotion.dataset import DWI
 from eddymotion.derivatives.confounds import confounds, table_text
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.outliers import volumes_beyond_repair
 from eddymotion.estimation.quality import Quality
 from eddymotion.files import write_text
 from eddymotion.geometry import Motion
@@ -78,7 +79,8 @@ def draw_series(
     save_figure(maps_figure(before, after, predicted), outputs["maps_figure"], dpi=90)
     columns = confounds(after.gradients, motion, dwi.center, quality_after)
     table = Table.parse(table_text(columns))
-    findings = Findings.of(table, after.gradients, dwi.shape[2], data.z)
+    ruined = volumes_beyond_repair(quality_after.outliers)
+    findings = Findings.of(table, after.gradients, dwi.shape[2], data.z, ruined)
     white = white_levels(
         after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
     )
@@ -172,7 +174,10 @@ class SeriesReport:
     def findings(self) -> Findings:
         """What stands out."""
         z = None if self.data is None else self.data.z
-        return Findings.of(self.confounds, self.gradients, self.n_slices, z)
+        told = self.sidecar.get("OutlierSlices")
+        ruined = told.get("VolumesBeyondRepair", ()) if isinstance(told, dict) else ()
+        known = [one for one in ruined if isinstance(one, int)] if isinstance(ruined, list) else ()
+        return Findings.of(self.confounds, self.gradients, self.n_slices, z, known)
 
     @property
     def n_slices(self) -> int:

@@ -14,19 +14,17 @@ from enum import IntEnum
 
 import numpy as np
 
+from eddymotion.estimation.outliers import MANY_LOST
 from eddymotion.gradients import Gradients
 from eddymotion.reports.tables import Table
 
 JUMP_MM = 1.0
 """Framewise displacement above which a volume is marked as a jump."""
 
-SPOILT_SLICES = 0.2
-"""A volume that lost more than this part of the slices that were judged is beyond repair."""
-
 SPOILT_BELOW = 0.15
 """A volume whose correlation with its prediction is so far below the median of its shell, and
-further than :data:`SPOILT_SPREADS` robust standard deviations, is beyond repair as well, if its
-lost slices do not explain it."""
+further than :data:`SPOILT_SPREADS` robust standard deviations, is beyond repair if its lost slices
+do not explain it; and so is a volume of which the estimation says so."""
 
 SPOILT_SPREADS = 6.0
 
@@ -147,8 +145,14 @@ class Findings:
     spoilt: np.ndarray
 
     @classmethod
-    def of(cls, confounds: Table, gradients: Gradients, n_slices: int, z: np.ndarray | None
-           ) -> Findings:  # fmt: skip
+    def of(
+        cls,
+        confounds: Table,
+        gradients: Gradients,
+        n_slices: int,
+        z: np.ndarray | None,
+        ruined: Sequence[int] | np.ndarray = (),
+    ) -> Findings:
         """Read them off the confounds.
 
         Parameters
@@ -158,6 +162,9 @@ class Findings:
         n_slices : int
         z : (N, Z) array, optional
             NaN where a slice was not judged; all count without it.
+        ruined : sequence of int
+            Volumes beyond repair by
+            :func:`~eddymotion.estimation.outliers.volumes_beyond_repair`.
         """
         fd = confounds.numbers("framewise_displacement")
         correlation = confounds.numbers("hmc_xcorr")
@@ -166,10 +173,11 @@ class Findings:
             judged = np.where(gradients.is_b0, 0, n_slices)
         else:
             judged = np.isfinite(z).sum(axis=1)
-        lost = outliers > SPOILT_SLICES * np.maximum(judged, 1)
+        ruin = (outliers > MANY_LOST * np.maximum(judged, 1)) & (outliers > 0)
+        ruin[[volume for volume in ruined if 0 <= volume < len(ruin)]] = True
         deficit = _below_shell(correlation, gradients)
         unexplained = deficit - _explained(outliers / np.maximum(judged, 1))
-        spoilt = (lost & (outliers > 0)) | _far_below_shell(unexplained, gradients)
+        spoilt = ruin | _far_below_shell(unexplained, gradients)
         jumps = np.flatnonzero(np.nan_to_num(fd) > JUMP_MM)
         return cls(fd, correlation, outliers, judged, deficit, jumps, np.flatnonzero(spoilt))
 
