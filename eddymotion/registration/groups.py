@@ -13,6 +13,8 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy.linalg import expm, polar
 
+from eddymotion.geometry import exp_rigid
+
 SLACK = 1e-6
 """A start that is this near to a matrix of the group is one (in mm on a radius of 1 mm)."""
 
@@ -51,6 +53,8 @@ class Group:
 
     def exp(self, parameters: np.ndarray, center: np.ndarray) -> np.ndarray:
         """Return the matrix (4, 4) of a step: turn and stretch about `center`, then translate."""
+        if self.name in ("shift", "rigid"):
+            return exp_rigid(np.pad(parameters, (0, 6 - len(parameters))), center)
         translation, linear = self._split(parameters)
         matrix = np.eye(4)
         matrix[:3, :3] = expm(linear)

@@ -285,7 +285,7 @@ class Problem:
         return self.there.fit.slack if self.there.fit else 0.0
 
     def length(self, matrix: np.ndarray, parameters: np.ndarray) -> float:
-        """How far a step from `matrix` moves the points, mm; exchanged images are told the same."""
+        """How far a step from `matrix` moves the points, mm; the same with images exchanged."""
         there = self.look.group.length(parameters, self.there.radius)
         if self.back is None:
             return there

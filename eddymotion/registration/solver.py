@@ -23,6 +23,10 @@ MIN_KEPT = 0.5
 """A step may not lose more than this share of the points that both images show."""
 
 
+SMALL = 20.0
+"""Up to so many tolerances a step that only raises the cost counts as none."""
+
+
 @dataclass(frozen=True, eq=False)
 class Reached:
     """Where a level is, and how it got there.
@@ -36,12 +40,15 @@ class Reached:
         Length of the last step, mm.
     n_points : int
         With a counterpart in the other image.
+    refused : float
+        Length of the step that was halved until nothing was left of it, mm.
     """
 
     matrix: np.ndarray
     costs: tuple[float, ...] = ()
     step: float = np.inf
     n_points: int = 0
+    refused: float = 0.0
 
     def is_passed_by(self, step: Step, n_points: int, slack: float) -> bool:
         """Whether another place is as good, but for `slack`, and shows enough in common."""
@@ -53,6 +60,9 @@ class Reached:
         """Say it in words."""
         if not self.costs:
             converged, message = False, "stopped: the images do not overlap enough"
+        elif self.refused > SMALL * tolerance:
+            converged = False
+            message = f"stopped: neither a step of {self.refused:.2g} mm nor a part of it helps"
         elif self.step < tolerance:
             converged = True
             message = f"converged: last step {self.step:.2g} mm is below {tolerance:.2g} mm"
@@ -85,7 +95,7 @@ class Solver:
         """Iterate to convergence; a step that raises the cost is halved, then given up."""
         group, center = problem.look.group, problem.there.center
         reach = MAX_REACH * problem.look.width
-        best, length = Reached(matrix), np.inf
+        best, length, whole = Reached(matrix), np.inf, 0.0
         parameters = np.zeros(group.basis.shape[1])
         pace: Pace | None = None
         for _ in range(self.max_iterations):
@@ -99,13 +109,16 @@ class Solver:
                                costs=(*best.costs, step.cost))  # fmt: skip
                 pace = Pace.of(step, pace)
                 longest = max(1.0, reach / (problem.length(matrix, pace.step) + 1e-12))
-                parameters = min(pace.factor, longest) * pace.step
+                pace = replace(pace, factor=min(pace.factor, longest))
+                parameters = pace.factor * pace.step
+                whole = length = problem.length(matrix, parameters)
             else:
-                parameters, pace = parameters / 2, None
-            length = problem.length(best.matrix, parameters)
+                parameters, length, pace = parameters / 2, length / 2, None
             matrix = best.matrix @ group.exp(parameters, center)
             if length < self.tolerance:
-                return replace(best, matrix=matrix if accepted else best.matrix, step=length)
+                if accepted:
+                    return replace(best, matrix=matrix, step=length)
+                return replace(best, step=length, refused=whole)
         return replace(best, step=length)
 
 
