@@ -36,9 +36,10 @@ from eddymotion.geometry import Motion
 from eddymotion.models.tensor import design_matrix
 from eddymotion.pairs.advice import advise
 from eddymotion.pairs.inputs import read_mask
-from eddymotion.pairs.measures import Comparison, PairQuality
+from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
 from eddymotion.registration import GaussNewton, Registrar, Registration, initial_transform
 from eddymotion.registration.gauss_newton import foreground
+from eddymotion.registration.intensities import intensity_curve
 from eddymotion.settings import Settings
 from eddymotion.transform_files import write_linear
 from eddymotion.warps import whole_displacements, write_displacements
@@ -185,13 +186,23 @@ def find_output_space(
             return None
         stretched = pair.register_linearly("affine", engine, seed, found.matrix)
         transform, found = _chosen(found, stretched)
-    if transform == "syn":
-        found = pair.warp(found, engine, seed)
     space = pair.space(found, transform)
-    log.info("output space: %s; %s", space.told(), found.message)
+    if transform == "syn":
+        space = _better(pair.space(pair.warp(found, engine, seed), "syn"), space)
+    log.info("output space: %s; %s", space.told(), space.registration.message)
     for doubt in space.doubts:
         log.warning("output space: %s; %s", doubt, REMEDY)
     return space
+
+
+def _better(warped: OutputSpace, linear: OutputSpace) -> OutputSpace:
+    """Keep the linear part alone if the images agree less through the warp."""
+    before, after = (one.quality.after.similarity for one in (linear, warped))
+    if after >= before:
+        return warped
+    log.warning("output space: the images agree less with the warp (normalised mutual information "
+                "%.3f → %.3f); it is left out", before, after)  # fmt: skip
+    return replace(linear, transform="affine")
 
 
 def _is_same_place(matrix: np.ndarray, target: Image, dwi: DWI) -> bool:
@@ -251,9 +262,24 @@ class _Pair:
         sizes = self.reference.voxel_sizes.min() / self.target.voxel_sizes
         target, mask = coarsened(self.target, self.target_mask, np.maximum(sizes.astype(int), 1))
         return (engine or DipyRegistrar(prealignment="init")).register(
-            target, self.reference, transform="syn", init=linear.matrix, seed=seed,
-            fixed_mask=mask, moving_mask=self.brain,
+            target, self.in_contrast_of_target(linear), transform="syn", init=linear.matrix,
+            seed=seed, fixed_mask=mask, moving_mask=self.brain,
         )  # fmt: skip
+
+    def in_contrast_of_target(self, linear: Registration) -> Image:
+        """Give the intensities of the reference the meaning that they have in the target.
+
+        Local cross-correlation takes dark for bright where that fits better, and drifts by
+        centimetres between a T1w and a b=0 image.
+        """
+        brain = Image(self.brain.astype(np.float32), self.reference.affine)
+        where = resampled_onto(self.target, brain, linear, 1)[0] > 0.5
+        if self.target_mask is not None:
+            where &= self.target_mask
+        shown, _ = resampled_onto(self.target, self.reference, linear, 1)
+        curve = intensity_curve(shown[where], self.target.data[where])
+        data = np.interp(self.reference.data, *curve).astype(np.float32)
+        return replace(self.reference, data=data)
 
     def space(self, registration: Registration, transform: str) -> OutputSpace:
         """Compare both images before and after."""

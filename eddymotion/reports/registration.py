@@ -16,6 +16,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import gaussian_filter
 
+from eddymotion.registration.intensities import intensity_curve
 from eddymotion.reports.figures import FADED
 
 PLANES = (("axial", 2, (0, 1)), ("coronal", 1, (0, 2)), ("sagittal", 0, (1, 2)))
@@ -29,9 +30,6 @@ OUTLINES = ("#E69F00", "#56B4E9")
 
 SMOOTHING_MM = 2.0
 """Of images whose outlines are drawn."""
-
-N_BINS = 24
-"""Of the curve that turns intensities of one image into those of the other."""
 
 N_ARROWS = 22
 """About so many along the longer side of a picture."""
@@ -232,21 +230,6 @@ def difference_figure(
     bar.set_label("units of the fixed image")
     _title(figure, "fixed − moving, whose intensities are fitted to those of the fixed image")
     return figure
-
-
-def intensity_curve(values: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return knots of the mean of `targets` as a function of `values`, both (P,)."""
-    if values.size < N_BINS:
-        return np.array([0.0, 1.0]), np.array([0.0, 1.0])
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, N_BINS + 1)))
-    if len(edges) < 3:
-        return np.array([values.mean(), values.mean() + 1]), np.full(2, targets.mean())
-    bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    counts = np.bincount(bins, minlength=len(edges) - 1)
-    filled = counts > 0
-    knots = np.bincount(bins, values, len(counts))[filled] / counts[filled]
-    means = np.bincount(bins, targets, len(counts))[filled] / counts[filled]
-    return knots, means
 
 
 def displacement_figure(
