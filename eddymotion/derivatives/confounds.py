@@ -39,6 +39,11 @@ def confounds(
     previous = rms_displacement(motion.matrices[1:], motion.matrices[:-1], center)
     columns["rmsd"] = np.concatenate([[np.nan], previous])
     columns["rms_abs"] = rms_displacement(motion.matrices, np.eye(4), center)
+    if motion.eddy_currents is not None and motion.eddy_currents.offsets is not None:
+        head = rigid_parameters(motion.head, center)
+        columns["framewise_displacement_head"] = framewise_displacement(head)
+        columns["eddy_offset"] = motion.eddy_currents.offsets + 0.0
+        columns["eddy_offset_se"] = motion.eddy_currents.offset_errors
     columns["bval"] = gradients.bvals
     for axis, component in zip("xyz", gradients.bvecs.T, strict=True):
         columns[f"grad_{axis}"] = component + 0.0
@@ -71,6 +76,12 @@ def descriptions(columns: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
         "framewise_displacement": (
             "Framewise displacement: sum of absolute changes to the previous volume, rotations as "
             "arc length on a sphere of 50 mm (Power et al. 2012)", "mm"),
+        "framewise_displacement_head": (
+            "Framewise displacement of the head alone: without eddy_offset", "mm"),
+        "eddy_offset": (
+            "Part of the translation, against the phase-encoding vector, that follows the "
+            "diffusion gradients: the eddy currents' rather than the head's", "mm"),
+        "eddy_offset_se": ("Standard error of eddy_offset", "mm"),
         "rmsd": ("Root-mean-square displacement to the previous volume over a sphere of 80 mm "
                  "(Jenkinson 1999)", "mm"),
         "rms_abs": ("Root-mean-square displacement to the reference (dwiref) over a sphere of "
