@@ -20,12 +20,12 @@ from eddymotion.registration import (
     registrar_names,
     registry,
 )
-from eddymotion.registration.gauss_newton import REFINE
+from eddymotion.registration.gauss_newton import COARSE_TO_FINE, REFINE, steps_at
 from eddymotion.registration.groups import GROUPS
 from eddymotion.registration.initial import even_rotations
 from eddymotion.registration.metrics import METRICS, HistogramFit, Windows, build_fit
 from eddymotion.testing import RegistrarConformance, known_pair
-from eddymotion.testing.pairs import cropped, pose
+from eddymotion.testing.pairs import cropped, pose, speckled_pair
 from eddymotion.testing.registration import TRUTHS, pair_for
 
 ONE_WAY = GaussNewton(symmetric=False)
@@ -61,23 +61,11 @@ def test_large_motion_is_recovered_from_identity(millimetres, degrees):
     assert pair.error(found) < 0.2
 
 
-def test_known_case_of_digital_image_correlation():
-    """A speckled volume moved by t = (0, 3, 2.5) voxels, turned by r = (3°, 0, 0)."""
-    shape = (28, 30, 32)
-    center = (np.array(shape) - 1) / 2
-    truth = exp_rigid(np.array([0, 3, 2.5, np.deg2rad(3), 0, 0]), center)
-    random = np.random.default_rng(0)
-    blobs = random.uniform(-6, np.array(shape) + 6, (400, 3))
-    heights = random.uniform(0.3, 1.0, len(blobs))
-
-    def speckle(matrix):
-        voxels = np.moveaxis(np.indices(shape), 0, -1).reshape(-1, 3)
-        places = apply_affine(np.linalg.inv(matrix), voxels)
-        square = ((places**2).sum(1)[:, None] - 2 * places @ blobs.T) + (blobs**2).sum(1)
-        volume = np.exp(-square / (2 * 1.6**2)) @ heights
-        return Image(volume.reshape(shape).astype(np.float32), np.eye(4))
-
-    found = GaussNewton().register(speckle(np.eye(4)), speckle(truth))
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_known_case_of_digital_image_correlation(noise):
+    pair = speckled_pair(voxels=(0, 3, 2.5), degrees=(3, 0, 0), noise=noise)
+    found = GaussNewton().register(pair.fixed, pair.moving)
+    center = (np.array(pair.fixed.data.shape) - 1) / 2
     moved = apply_affine(found.matrix, center) - center
     turned = Rotation.from_matrix(found.matrix[:3, :3]).as_rotvec(degrees=True)
     np.testing.assert_allclose(moved, [0, 3, 2.5], atol=0.05)
@@ -143,6 +131,13 @@ def test_slope_of_information_is_exact(normalised):
 
 
 @pytest.mark.parametrize("transform", GROUPS)
+def test_wide_levels_take_the_steps_that_their_images_show(transform):
+    group = GROUPS[transform]
+    wide = [steps_at(level, group).name for level in COARSE_TO_FINE]
+    assert wide == ["shift", "rigid", *([transform] * 3)]
+
+
+@pytest.mark.parametrize("transform", GROUPS)
 def test_reversed_step_is_the_step_of_the_inverse(transform):
     group, matrix = GROUPS[transform], TRUTHS[transform]
     here, there = np.array([10.0, -20.0, 30.0]), np.array([-5.0, 15.0, 8.0])
@@ -190,6 +185,16 @@ def test_fields_of_view_may_be_cropped_and_overlap_in_part(metric):
         fixed, moving, metric=metric, fixed_mask=fixed_mask, moving_mask=moving_mask
     )
     assert pair.error(found) < 0.4, found.message
+
+
+def test_exchanged_images_give_the_inverse_where_they_overlap_in_part():
+    pair = pair_for("rigid")
+    fixed, _ = cropped(pair.fixed, pair.fixed_mask, 2, slice(0, 28))
+    moving, _ = cropped(pair.moving, pair.moving_mask, 2, slice(14, None))
+    one = GaussNewton().register(fixed, moving, metric="cr")
+    other = GaussNewton().register(moving, fixed, metric="cr")
+    assert inverse_gap(one, other, pair.points) < 0.05
+    assert pair.error(one) < 0.3, one.message
 
 
 def test_intensity_scale_and_offset_do_not_matter():

@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine
 from scipy.linalg import expm
 
 from eddymotion.dataset import Image
-from eddymotion.geometry import rigid_matrix, target_registration_error
+from eddymotion.geometry import exp_rigid, rigid_matrix, target_registration_error
 from eddymotion.registration import Registration
 from eddymotion.simulation import Grid, Phantom, procedural_head
 from eddymotion.simulation.acquisition import voxel_means
@@ -19,6 +19,9 @@ from eddymotion.simulation.acquisition import voxel_means
 VOXEL_MM = 4.0
 SNR = 40.0
 MARGIN_VOXELS = 4
+
+SPECKLE_SIGMA = 1.6
+"""Voxels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,61 @@ def known_pair(
     fixed, fixed_mask = _scan(head, np.eye(4), first, None, snr, random)
     moving, moving_mask = _scan(head, truth, second, remap, snr, random)
     return KnownPair(fixed, moving, np.asarray(truth, float), fixed_mask, moving_mask)
+
+
+def speckled_pair(
+    shape: tuple[int, int, int] = (28, 30, 32),
+    *,
+    voxels: Sequence[float] = (0.0, 3.0, 2.5),
+    degrees: Sequence[float] = (3.0, 0.0, 0.0),
+    noise: float = 0.0,
+    seed: int = 0,
+) -> KnownPair:
+    """Build the known case of digital image correlation: a speckled volume, and the same moved.
+
+    Parameters
+    ----------
+    shape : three int
+        Of both volumes; voxels of 1 mm.
+    voxels, degrees : three float
+        Translation, and rotation vector about the middle, along the image axes.
+    noise : float
+        Standard deviation of normal noise; the speckles are about 1 high.
+    seed : int
+        Of speckles and noise.
+    """
+    center = (np.array(shape) - 1) / 2
+    truth = exp_rigid(np.concatenate([voxels, np.deg2rad(degrees)]), center)
+    random = np.random.default_rng(seed)
+    n_speckles = int(400 * np.prod(shape) / (28 * 30 * 32))
+    middles = random.uniform(-6, np.array(shape) + 6, (n_speckles, 3))
+    heights = random.uniform(0.3, 1.0, n_speckles)
+    first, second = (
+        Image(_speckles(shape, matrix, middles, heights, noise, random), np.eye(4))
+        for matrix in (np.eye(4), truth)
+    )
+    everywhere = np.ones(shape, bool)
+    return KnownPair(first, second, truth, everywhere, everywhere)
+
+
+def _speckles(
+    shape: tuple[int, int, int],
+    matrix: np.ndarray,
+    middles: np.ndarray,
+    heights: np.ndarray,
+    noise: float,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """Sum Gaussian speckles, moved by a rigid matrix: exact, nothing is interpolated."""
+    data = np.zeros(shape)
+    moved = apply_affine(matrix, middles)
+    for middle, height in zip(moved, heights, strict=True):
+        along = [
+            np.exp(-((np.arange(n) - at) ** 2) / (2 * SPECKLE_SIGMA**2))
+            for n, at in zip(shape, middle, strict=True)
+        ]
+        data += height * np.einsum("i,j,k->ijk", *along)
+    return (data + random.normal(0.0, noise, shape)).astype(np.float32)
 
 
 def pose(
