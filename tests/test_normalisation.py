@@ -1,5 +1,6 @@
 """A series in the space of another image: one interpolation of the originals, the right one."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
+from eddymotion.cli import correct
 from eddymotion.dataset import Image
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.files import load, read_itk, write_image
 from eddymotion.geometry import Motion, rigid_matrix
 from eddymotion.normalisation import (
     OutputSpace,
@@ -26,7 +29,7 @@ from eddymotion.normalisation import (
 from eddymotion.pairs.measures import resampled_onto
 from eddymotion.registration import Registration, Warp
 from eddymotion.resampling import Resampled
-from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 from eddymotion.transform_files import read_linear
 from eddymotion.warps import read_displacements
@@ -117,6 +120,7 @@ def test_b_vectors_turn_with_motion_and_with_the_rotation_of_the_space(series):
     np.testing.assert_allclose(resampled.gradients.bvecs[dwi.gradients.dwis], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_t1w_of_the_same_head_is_found(series):
     dwi, motion = series
     true = rigid_matrix([9.0, -14.0, 6.0], np.deg2rad([6, -9, 12]), np.zeros(3))
@@ -252,3 +256,99 @@ def test_unknown_names_list_the_known(series):
         find_output_space(dwi, motion, blank, transform="nonlinear")
     with pytest.raises(EddymotionError, match="use one of dwiref, fa"):
         find_output_space(dwi, motion, blank, contrast="T2")
+
+
+@pytest.fixture(scope="module")
+def corrected(series, tmp_path_factory):
+    """A series (oblique, LAS) brought to a T1w whose origin lies far away, at the command line."""
+    dwi, motion = series
+    root = tmp_path_factory.mktemp("space")
+    image = write_bids(root / "bids", "x", dwi, motion)
+    true = rigid_matrix([210.0, -140.0, 60.0], np.deg2rad([6, -9, 12]), np.zeros(3))
+    near = rigid_matrix([9.0, -14.0, 6.0], np.deg2rad([6, -9, 12]), np.zeros(3))
+    t1w = anatomy(5.0, near)
+    affine = np.linalg.inv(true) @ near @ t1w.affine
+    write_image(root / "t1w.nii.gz", t1w.data, affine)
+    call = [str(image), "-o", str(root / "out"), "--n-iterations", "3"]
+    assert correct.main([*call, "--output-space", str(root / "t1w.nii.gz")]) == 0
+    return root, call, Image(t1w.data, affine), true
+
+
+def test_command_line_brings_a_series_to_a_t1w_far_away(series, corrected):
+    dwi, _ = series
+    root, _, t1w, true = corrected
+    outputs = Outputs.in_folder(root / "out", Path("sub-x_dwi.nii.gz"))
+    space = read_linear(outputs["space"], t1w, Image(dwi.mask, dwi.affine))
+    brain = apply_affine(np.linalg.inv(true) @ dwi.affine, np.argwhere(dwi.mask))
+    missed = apply_affine(space, brain) - apply_affine(true, brain)
+    assert np.linalg.norm(missed, axis=1).mean() < 1.0
+    assert not outputs["space_warp"].exists()
+    assert outputs["space_figure"].stat().st_size > 10_000
+    told = json.loads(outputs["sidecar"].read_text())["Summary"]["output space"]
+    assert told.startswith("rigid: ")
+    assert "Output space" in (root / "out" / "sub-x.html").read_text()
+
+
+def test_originals_are_read_once_with_the_transforms_that_are_on_disk(series, corrected):
+    """Voxel of the T1w → both files' matrices → voxel of the original volume."""
+    dwi, _ = series
+    root, _, t1w, _ = corrected
+    outputs = Outputs.in_folder(root / "out", Path("sub-x_dwi.nii.gz"))
+    after = load(outputs["dwi"], mask=outputs["mask"])
+    assert after.shape == t1w.data.shape
+    np.testing.assert_allclose(after.affine, t1w.affine, atol=1e-3)
+    poses = read_itk(outputs["xfm"])
+    space = read_linear(outputs["space"], t1w, Image(dwi.mask, dwi.affine))
+    voxels = np.argwhere(after.mask)
+    for index in (0, 3, 7):
+        scanner = apply_affine(poses[index] @ space @ after.affine, voxels)
+        there = apply_affine(np.linalg.inv(dwi.affine), scanner).T
+        inner = np.all([(v > 1) & (v < n - 2) for v, n in zip(there, dwi.shape, strict=True)],
+                       axis=0)  # fmt: skip
+        once = map_coordinates(dwi.volume(index).data, there, order=3, mode="mirror")
+        found = after.volume(index).data[tuple(voxels.T)]
+        assert inner.mean() > 0.8
+        assert np.abs(found - np.maximum(once, 0))[inner].max() < 1e-3 * dwi.signal.max()
+        if dwi.gradients.bvals[index] > 50:
+            turned = (poses[index][:3, :3] @ space[:3, :3]).T @ dwi.gradients.bvecs[index]
+            np.testing.assert_allclose(after.gradients.bvecs[index], turned, atol=1e-3)
+
+
+def test_another_space_is_computed_anew_and_leaves_nothing_old(corrected):
+    root, call, *_ = corrected
+    outputs = Outputs.in_folder(root / "out", Path("sub-x_dwi.nii.gz"))
+    near = np.diag([6.0, 6.0, 6.0, 1.0])
+    near[:3, 3] = [-85.0, -100.0, -75.0]
+    write_image(root / "grid.nii.gz", np.zeros((28, 34, 26), np.uint8), near)
+    assert correct.main([*call, "--output-space", str(root / "grid.nii.gz")]) == 0
+    assert load(outputs["dwi"], mask=outputs["mask"]).shape == (28, 34, 26)
+    assert not outputs["space"].exists()
+    assert not outputs["space_figure"].exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--output-space-transform", "syn"], "no --output-space"),
+        (["--output-space", "flat.nii.gz"], "flat.nii.gz"),
+        (["--output-space", "t1w.nii.gz", "--output-space-mask", "flat.nii.gz"], "flat.nii.gz"),
+        (["--output-space", "t1w.nii.gz", "--output-space-transform", "none",
+          "--output-space-contrast", "fa"], "leave --output-space-contrast out"),
+        (["--output-space", "nowhere.nii.gz"], "no such file"),
+        (["--output-space", "t1w.nii.gz", "--output-space-transform", "none"], "does not overlap"),
+    ],
+)  # fmt: skip
+def test_wrong_output_space_is_one_line(corrected, tmp_path, capsys, monkeypatch, options, words):
+    root, call, t1w, _ = corrected
+    write_image(root / "flat.nii.gz", t1w.data[:, :, 0], t1w.affine)
+    monkeypatch.chdir(root)
+    call = [call[0], "-o", str(tmp_path / "out"), *call[3:]]
+    try:
+        code = correct.main([*call, *options])
+    except SystemExit as stop:
+        code = stop.code
+    told = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert code == 2
+    assert len(told) == 1
+    assert words in told[0]
+    assert not list(tmp_path.rglob("*_dwi.nii.gz"))

@@ -506,6 +506,23 @@ def test_advice_where_it_looks_wrong(folder):
                for line in advice_for(folder, folded, transform="syn"))  # fmt: skip
 
 
+def test_advice_about_a_warp_that_went_astray(folder):
+    fixed, _ = images(folder)
+    random = np.random.default_rng(1)
+    field = np.stack([gaussian_filter(random.normal(size=fixed.data.shape), 3) for _ in "xyz"], -1)
+    field = (20.0 * field / np.abs(field).max()).astype(np.float32)
+    astray = Registration(TRUE, True, "", warp=Warp(field, -field, fixed.affine))
+    quality = quality_of(folder, astray)
+    linear = quality_of(folder, replace(astray, warp=None)).after
+    told = advise(replace(quality, linear=linear), transform="syn", metric="cc", started="header")
+    assert any("agree less with the warp than with its linear part" in str(one) for one in told)
+    torn = replace(quality.displacements, jacobian=(0.01, 59.0))
+    told = advise(
+        replace(quality, displacements=torn), transform="syn", metric="cc", started="header"
+    )
+    assert any("locally by × 0.01 to 59" in str(one) for one in told)
+
+
 @pytest.mark.slow
 def test_opposite_contrasts_are_told_from_alike(folder, tmp_path, capsys):
     """Squared differences between T1w and T2w: found or not, the advice names the right metric."""

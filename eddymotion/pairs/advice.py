@@ -21,6 +21,9 @@ MIN_SHARE = 0.5
 MIN_SIMILARITY = 1.02
 """Normalised mutual information below which two images have next to nothing in common."""
 
+LOCAL = (0.05, 20.0)
+"""Local changes of volume beyond these are no anatomy."""
+
 SAME_CONTRAST = ("ssd", "lncc", "cc", "gc")
 """Metrics for images in which the same tissues are bright."""
 
@@ -91,6 +94,14 @@ def _about_agreement(quality: PairQuality) -> list[Advice]:
                 "do not use this; try another --metric, --initialize multi, or masks",
             )
         )
+    elif quality.linear is not None and after.similarity < quality.linear.similarity:
+        advice.append(
+            Advice(
+                "the images agree less with the warp than with its linear part (normalised mutual "
+                f"information {quality.linear.similarity:.3f} → {after.similarity:.3f})",
+                "use the affine files; for the warp give masks, or images of the same contrast",
+            )
+        )
     elif not after.similarity >= MIN_SIMILARITY:
         advice.append(
             Advice(
@@ -149,6 +160,15 @@ def _about_the_shape(quality: PairQuality, transform: str) -> list[Advice]:
             Advice(
                 f"sizes change by {scales} along x, y, z, more than two heads differ",
                 "try --transform rigid, or masks of the same structure in both images",
+            )
+        )
+    low, high = quality.displacements.jacobian
+    if transform == "syn" and (low < LOCAL[0] or high > LOCAL[1]):
+        advice.append(
+            Advice(
+                f"the warp changes volumes locally by × {low:.2g} to {high:.2g}",
+                "look at the displacements; give masks, fewer iterations with --settings, or "
+                "another --metric",
             )
         )
     if n_folds := quality.displacements.n_folds:

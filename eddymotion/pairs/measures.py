@@ -314,6 +314,8 @@ class PairQuality:
     before, after : Agreement
         As the files lie, and through the registration.
     displacements : Displacements
+    linear : Agreement, optional
+        Through the matrix alone, where there is a warp.
     """
 
     registration: Registration
@@ -321,6 +323,7 @@ class PairQuality:
     before: Agreement
     after: Agreement
     displacements: Displacements
+    linear: Agreement | None = None
 
     @classmethod
     def of(
@@ -330,10 +333,11 @@ class PairQuality:
         head: np.ndarray,
         before: Agreement,
         after: Agreement,
+        linear: Agreement | None = None,
     ) -> PairQuality:
         """Measure; `head` (X, Y, Z) is where the fixed image shows something."""
         center = grid_center(fixed.data.shape, fixed.affine)
         return cls(
             registration, Parameters.of(registration.matrix, center), before, after,
-            Displacements.of(registration, fixed, head),
+            Displacements.of(registration, fixed, head), linear,
         )  # fmt: skip

@@ -63,8 +63,11 @@ def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dic
     nothing = Registration(np.eye(4), True, "as the files lie")
     before = pair.compared(nothing, 1)
     after = pair.compared(registration, ORDERS[settings.interpolation])
+    linear = None
+    if registration.warp is not None:
+        linear = pair.compared(replace(registration, warp=None), 1).agreement
     quality = PairQuality.of(
-        registration, pair.fixed, pair.head, before.agreement, after.agreement
+        registration, pair.fixed, pair.head, before.agreement, after.agreement, linear
     )
     how = {
         "transform": settings.transform,
