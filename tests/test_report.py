@@ -17,7 +17,7 @@ from report_cases import LOST, TOLD, copy_series, with_lost_slices, write_large,
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion
-from eddymotion.reports.citation import bibtex, references
+from eddymotion.reports.citation import bibtex, boilerplate, references
 from eddymotion.reports.data import ReportData, recorded_log
 from eddymotion.reports.layout import VOID, embedded_json, tag
 from eddymotion.reports.maps import cnr, local_correlation, tsnr
@@ -133,6 +133,20 @@ def test_volumes_that_the_estimation_gave_up_are_marked(site, tmp_path):
     told = {"VolumesBeyondRepair": [7, 99, "x"]}
     outputs["sidecar"].write_text(json.dumps(sidecar | {"OutlierSlices": told}))
     assert list(SeriesReport.load(outputs).findings.spoilt) == [7, 12]
+
+
+def test_eddy_current_fields_have_a_chart(site, tmp_path):
+    outputs = copy_series(site.outputs, tmp_path, "02", "sub-02")
+    n = len(Table.read(outputs["confounds"]))
+    names = ("offset", "offset_se", *(f"e_{term}" for term in ("x", "y", "z", "xx", "yz")))
+    values = np.random.default_rng(0).normal(0, 1, (n, len(names)))
+    lines = ["\t".join(names), *("\t".join(f"{v:.6g}" for v in row) for row in values)]
+    outputs["eddy"].write_text("\n".join(lines) + "\n")
+    page = Page(build_participant_report(tmp_path, "02").read_text(encoding="utf-8"))
+    names = [section.attributes["id"] for section in page.all("section")]
+    assert names[names.index("s0-eddy") - 1 :][:3] == ["s0-maps", "s0-eddy", "s0-estimation"]
+    assert outputs["eddy_figure"].read_text().count("<polyline") == 6
+    assert "Eddy-current fields" in page.all("section", id="s0-citation")[0].text
 
 
 def test_content_comes_in_the_order_in_which_people_read(page):
@@ -381,6 +395,26 @@ def test_log_is_recorded_and_left_as_it_was(caplog):
         logging.getLogger("eddymotion.estimation.joint").debug("step %d", 3)
     assert [message for _, message in lines] == ["step 3"]
     assert (logger.level, logger.handlers) == (level, handlers)
+
+
+def test_the_boilerplate_follows_the_settings():
+    plain = boilerplate({}, version="1.2")
+    assert "eddymotion 1.2" in plain
+    assert "estimated together" in plain
+    assert "Gaussian process" in plain
+    assert "Eddy-current" not in plain
+    settings = {"estimator": "lovo", "registration": "ants", "resampling": "fast",
+                "replace_outliers": True}  # fmt: skip
+    other = boilerplate(settings, model="TensorModel", has_b0=False, has_eddy=True)
+    for words in ("leave-one-volume-out", "by ants", "TensorModel", "Eddy-current fields",
+                  "frame of the first volume", "replaced by them"):  # fmt: skip
+        assert words in other
+    assert "NiTransforms" not in other
+    cited = set(
+        re.findall(r"\b([A-Z][a-z]+)(?: & [A-Z][a-z]+| et al\.)?,? \(?(?:19|20)\d\d", plain)
+    )
+    assert cited
+    assert all(name in bibtex() for name in cited)
 
 
 def test_references_are_whole():

@@ -10,7 +10,14 @@ from eddymotion import __version__
 from eddymotion.reports.layout import static_text
 
 
-def boilerplate(settings: Mapping[str, Any], model: str = "", version: str = __version__) -> str:
+def boilerplate(
+    settings: Mapping[str, Any],
+    *,
+    model: str = "",
+    version: str = __version__,
+    has_b0: bool = True,
+    has_eddy: bool = False,
+) -> str:
     """Describe the processing in sentences that may be copied.
 
     Parameters
@@ -21,45 +28,52 @@ def boilerplate(settings: Mapping[str, Any], model: str = "", version: str = __v
         Class of the model that was used.
     version : str
         Of eddymotion.
+    has_b0, has_eddy : bool
+        Whether the series has b=0 volumes, and whether eddy-current fields were found.
     """
-    loop = settings.get("estimator") == "lovo"
-    how = (
-        "Each volume was predicted from all others by a signal model fitted without it "
-        "(leave-one-volume-out) and registered to its prediction, repeatedly"
-        if loop
-        else "The poses of all volumes were estimated together, by least squares on the misfit of "
-        "each volume to its prediction from the others"
-    )
     fast = settings.get("resampling") == "fast"
     by = "" if fast else " by NiTransforms (Goncalves et al., 2021)"
+    frame = "the first b=0 volume" if has_b0 else "the first volume"
+    lost = "Slices that lost signal were identified by comparison with the predictions"
+    replaced = " and replaced by them" if settings.get("replace_outliers") is True else ""
     sentences = [
         f"Head motion in the diffusion-weighted series was corrected with eddymotion {version}.",
-        f"{how}.",
-    ]
-    if "GaussianProcess" in model or not model:
-        sentences.append(
-            "Predictions came from a Gaussian process over the gradient scheme (Andersson & "
-            "Sotiropoulos, 2015)."
-        )
-    else:
-        sentences.append(f"Predictions came from the model {model}.")
-    if str(settings.get("eddy_currents", "none")) not in ("none", "None"):
-        sentences.append(
-            "Eddy-current fields, polynomials along the phase-encoding axis, were estimated with "
-            "the motion."
-        )
-    sentences += [
-        "The volumes were brought into the frame of the first b=0 volume and resampled once, "
-        f"with cubic B-splines{by}; the b-vectors were rotated accordingly (Leemans & Jones, "
-        "2009).",
-        "Slices that lost signal were identified by comparison with the predictions (cf. "
-        "Andersson et al., 2016).",
+        _estimation(settings),
+        _prediction(model),
+        "Eddy-current fields, polynomials along the phase-encoding axis, were estimated with the "
+        "motion." if has_eddy else "",
+        f"The volumes were brought into the frame of {frame} and resampled once, with cubic "
+        f"B-splines{by}; the b-vectors were rotated accordingly (Leemans & Jones, 2009).",
+        f"{lost}{replaced} (cf. Andersson et al., 2016).",
         "Framewise displacement follows Power et al. (2012), root-mean-square displacement "
         "Jenkinson (1999), contrast-to-noise ratio Bastiani et al. (2019), neighbouring-DWI "
         "correlation Yeh et al. (2019). Diffusion tensors in the report were fitted with DIPY "
         "(Garyfallidis et al., 2014).",
-    ]
-    return " ".join(sentences)
+    ]  # fmt: skip
+    return " ".join(filter(None, sentences))
+
+
+def _estimation(settings: Mapping[str, Any]) -> str:
+    if settings.get("estimator") != "lovo":
+        return (
+            "The poses of all volumes were estimated together, by least squares on the misfit of "
+            "each volume to its prediction from the others."
+        )
+    backend = settings.get("registration", "gauss-newton")
+    by = "" if backend == "gauss-newton" else f" by {backend}"
+    return (
+        "Each volume was predicted from all others by a signal model fitted without it "
+        f"(leave-one-volume-out) and registered to its prediction{by}, repeatedly."
+    )
+
+
+def _prediction(model: str) -> str:
+    if model and "GaussianProcess" not in model:
+        return f"Predictions came from the model {model}."
+    return (
+        "Predictions came from a Gaussian process over the gradient scheme (Andersson & "
+        "Sotiropoulos, 2015)."
+    )
 
 
 def bibtex() -> str:

@@ -40,8 +40,9 @@ MANY_STEPS = 30
 CAPTIONS = {
     "motion": (
         "Head motion",
-        "Relative to the first b=0 volume. Look for steps (the head moved between two volumes) "
-        f"and drifts. Orange bars: jumps, a framewise displacement (FD) above {JUMP_MM:g} mm. "
+        "Relative to the first b=0 volume, or the first of all. Look for steps (the head moved "
+        f"between two volumes) and drifts. Orange bars: jumps, a framewise displacement (FD) above "
+        f"{JUMP_MM:g} mm. "
         "Bands: 95 % intervals. Correlation: of each volume, after correction, with its "
         "prediction from the others; look for dots far below their shell. Lost slices: signal "
         "gone, mostly by motion during the diffusion gradients; resampling does not bring it "
@@ -278,7 +279,13 @@ def citation(series: SeriesReport) -> Html:
     facts = series.sidecar.get("Summary")
     model = str(facts.get("model", "")) if isinstance(facts, Mapping) else ""
     version = str(series.sidecar.get("EddymotionVersion", "(version not known)"))
-    words = boilerplate(told if isinstance(told, Mapping) else {}, model, version)
+    words = boilerplate(
+        told if isinstance(told, Mapping) else {},
+        model=model,
+        version=version,
+        has_b0=bool(series.gradients.is_b0.any()),
+        has_eddy=series.eddy is not None,
+    )
     items = [tag("li", line) for line in references()]
     return join([
         tag("p", words),
