@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def engines() -> Iterator[tuple[str, Engine]]:
-    """Ours, both ways, one way and on a wider band; that of digital image correlation where it is installed."""
+    """Ours, both ways, one way and on a wider band; ``spam`` where it is installed."""
     yield "eddymotion", ours(GaussNewton())
     yield "eddymotion, one way", ours(GaussNewton(symmetric=False))
     yield "eddymotion, band 1.5-6", ours(GaussNewton(levels=(*COARSE_TO_FINE[:-1], WIDE_BAND)))

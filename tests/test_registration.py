@@ -1,7 +1,6 @@
 """Registration of simulated pairs: our own engine, starts, names and refusals."""
 
 import json
-from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from eddymotion.registration import (
     get_registrar,
     initial_transform,
     registrar_names,
-    registry,
 )
 from eddymotion.registration.gauss_newton import COARSE_TO_FINE, REFINE, steps_at
 from eddymotion.registration.groups import GROUPS
@@ -334,22 +332,32 @@ def test_unknown_names_list_the_known_ones():
         get_registrar("flirt")
 
 
-class NoSettings:
+THEIRS = """
+from eddymotion.registration import GaussNewton
+
+class Engine:
     transforms, metrics = ("rigid",), ("ssd",)
 
     def register(self, fixed, moving, **options):
         return GaussNewton().register(fixed, moving, **options)
+"""
 
 
 def test_other_packages_add_theirs_by_entry_point(monkeypatch, tmp_path):
-    points = [
-        EntryPoint("theirs", f"{__name__}:NoSettings", registry.GROUP),
-        EntryPoint("broken", "no_such_package_anywhere:Engine", registry.GROUP),
-        EntryPoint("wrong", "json:JSONDecoder", registry.GROUP),
-    ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
-    assert registrar_names()[-3:] == ("broken", "theirs", "wrong")
-    assert isinstance(get_registrar("theirs"), NoSettings)
+    distribution = tmp_path / "their_engines-1.0.dist-info"
+    distribution.mkdir()
+    (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: their-engines\n")
+    (distribution / "entry_points.txt").write_text(
+        "[eddymotion.registrars]\ntheirs = their_engines:Engine\n"
+        "broken = no_such_package_anywhere:Engine\nwrong = json:JSONDecoder\n"
+    )
+    (tmp_path / "their_engines.py").write_text(THEIRS)
+    assert "theirs" not in registrar_names()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"broken", "theirs", "wrong"} <= set(registrar_names())
+    pair = pair_for("rigid")
+    found = get_registrar("theirs").register(pair.fixed, pair.moving, fixed_mask=pair.fixed_mask)
+    assert pair.error(found) < 0.2
     for name, words in (("broken", "no_such_package"), ("wrong", "lacks register")):
         with pytest.raises(EddymotionError, match=words):
             get_registrar(name)
