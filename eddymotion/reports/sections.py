@@ -41,12 +41,12 @@ CAPTIONS = {
     "motion": (
         "Head motion",
         "Relative to the first b=0 volume, or the first of all. Look for steps (the head moved "
-        f"between two volumes) and drifts. Orange bars: jumps, a framewise displacement (FD) above "
-        f"{JUMP_MM:g} mm. "
-        "Bands: 95 % intervals. Correlation: of each volume, after correction, with its "
-        "prediction from the others; look for dots far below their shell. Lost slices: signal "
-        "gone, mostly by motion during the diffusion gradients; resampling does not bring it "
-        "back. Shaded: volumes beyond repair. The colours at the top are the shells.",
+        "between two volumes) and drifts. Orange bars: jumps, a framewise displacement (FD) "
+        f"above {JUMP_MM:g} mm. Bands: 95 % intervals. Correlation: of each volume, after "
+        "correction, with its prediction from the others; look for dots far below their shell. "
+        "Lost slices: signal gone, mostly by motion during the diffusion gradients; resampling "
+        "does not bring it back. Shaded: volumes beyond repair. The colours at the top are the "
+        "shells.",
     ),
     "before_after": (
         "Spread over volumes",
