@@ -255,7 +255,7 @@ def test_result_tells_in_words_and_numbers_how_it_ended():
     assert "iteration limit" in hasty.message
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_many_starts_recover_40_degrees_and_60_mm(seed):
     random = np.random.default_rng(seed)
     axis, way = (v / np.linalg.norm(v) for v in random.normal(size=(2, 3)))
