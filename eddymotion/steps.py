@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from eddymotion import __version__
 from eddymotion.dataset import DWI, Series
@@ -25,6 +26,7 @@ from eddymotion.estimation.replacement import Replaced
 from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.files import image_stem, load, write_json
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
+from eddymotion.gradients import image_axes
 from eddymotion.models import Model, get_model
 from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.normalisation import OutputSpace, Target, space_of, write_output_space
@@ -417,10 +419,26 @@ def summarise(
         "range of rotations (x, y, z)": ", ".join(f"{np.rad2deg(r):.2f}" for r in reach[3:]) + "°",
         "frame of the diffusion-weighted volumes": _frame(motion),
         "framewise displacement": f"mean {fd.mean():.2f} mm, max {fd.max():.2f} mm",
+        "eddy currents": _fields(dwi, motion),
         "mean correlation with the prediction": rise("correlation", np.mean),
         "lowest correlation with the prediction": rise("correlation", np.min),
         "slices that lost signal": lost_in_words(after.outliers),
     }
+
+
+def _fields(dwi: DWI, motion: Motion) -> str:
+    eddy = motion.eddy_currents
+    if eddy is None:
+        return "no fields"
+    points = apply_affine(dwi.affine, np.argwhere(dwi.mask)[::97])
+    squares = [np.square(eddy.displacement(v, points)).mean() for v in dwi.gradients.dwis]
+    head = framewise_displacement(rigid_parameters(motion.head, dwi.center))[1:]
+    axis = "ijk"[int(np.abs(image_axes(dwi.affine).T @ eddy.pe).argmax())]
+    return (
+        f"{eddy.order} fields along {axis}, {np.sqrt(np.mean(squares)):.2f} mm RMS over the brain; "
+        f"framewise displacement of the head alone: mean {head.mean():.2f} mm, "
+        f"max {head.max():.2f} mm"
+    )
 
 
 def _frame(motion: Motion) -> str:
