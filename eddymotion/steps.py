@@ -435,7 +435,7 @@ def _fields(dwi: DWI, motion: Motion) -> str:
     head = framewise_displacement(rigid_parameters(motion.head, dwi.center))[1:]
     axis = "ijk"[int(np.abs(image_axes(dwi.affine).T @ eddy.pe).argmax())]
     return (
-        f"{eddy.order} fields along {axis}, {np.sqrt(np.mean(squares)):.2f} mm RMS over the brain; "
+        f"{eddy.order} fields along {axis}, {np.sqrt(np.mean(squares)):.2f} mm RMS in the brain; "
         f"framewise displacement of the head alone: mean {head.mean():.2f} mm, "
         f"max {head.max():.2f} mm"
     )
