@@ -301,7 +301,7 @@ def find_motion(
 
 def phase_encoding(series: SeriesFiles) -> str | None:
     """Return the phase-encoding direction that the metadata tell: i, j, k, i-, j- or k-."""
-    metadata = series.metadata or {}
+    metadata = metadata_of(series)
     for key in ("PhaseEncodingDirection", "PhaseEncodingAxis"):
         value = metadata.get(key)
         if value in PE_AXES:
@@ -455,7 +455,7 @@ def sidecar_of(
     print_of_run: str | None = None,
 ) -> dict[str, Any]:
     """Return the sidecar of the corrected image."""
-    metadata = series.metadata or {}
+    metadata = metadata_of(series)
     seconds = {} if stages is None else stages.seconds
     content = {key: metadata[key] for key in KEPT_METADATA if key in metadata} | {
         "Sources": [series.uri or series.dwi.name],

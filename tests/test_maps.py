@@ -262,7 +262,8 @@ def scanned(tmp_path_factory):
     write_gradient_table(folder / "scan_dwi.bval", folder / "scan_dwi.bvec", gradients, dwi.affine)
     n_shots = -(-dwi.shape[2] // 2)
     timing = np.tile(np.arange(n_shots) / 10, 2)[: dwi.shape[2]].tolist()
-    (folder / "scan_dwi.json").write_text(json.dumps({"SliceTiming": timing}))
+    metadata = {"SliceTiming": timing, "PhaseEncodingDirection": "j-"}
+    (folder / "scan_dwi.json").write_text(json.dumps(metadata))
     return folder / "scan_dwi.nii.gz", lost
 
 
@@ -294,6 +295,7 @@ def test_command_replaces_lists_and_counts_lost_slices(scanned, everything):
     sidecar = json.loads((everything / "scan_desc-preproc_dwi.json").read_text())
     n_shots = -(-scanned[1].shape[1] // 2)
     assert told["SlicesExcitedTogether"][0] == [0, n_shots]
+    assert sidecar["PhaseEncodingDirection"] == "j-"
     assert told["Lost"] == len(found) == sidecar["OutlierSlices"]["Lost"]
     assert told["PercentReplaced"] == pytest.approx(100 * len(found) / told["Judged"], abs=1e-3)
     percent = [float(row["outlier_percent"])
