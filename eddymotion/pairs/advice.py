@@ -113,7 +113,8 @@ def _about_agreement(quality: PairQuality) -> list[Advice]:
         advice.append(
             Advice(
                 f"the masks overlap less than before (Dice {before.dice:.2f} → {after.dice:.2f})",
-                "do not use this; try --initialize mass, or give --init",
+                "do not use this; try masks that reach some millimetres beyond both brains, or "
+                "--init",
             )
         )
     return advice
@@ -137,8 +138,8 @@ def _about_the_way(p: Parameters, started: str) -> list[Advice]:
         return [
             Advice(
                 f"turned by {p.angle:.0f}°, which heads in scanners hardly are",
-                "look at the overlay; try --initialize mass with brain masks of both images "
-                "(--fixed-mask, --moving-mask), or give --init",
+                "look at the overlay; try --initialize multi or mass, masks that reach some "
+                "millimetres beyond both brains, or --init",
             )
         ]
     if started in ("header", "mass") and (way > FAR_MM or p.angle > FAR_DEG):
