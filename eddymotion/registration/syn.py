@@ -32,7 +32,11 @@ TAILS = (0.001, 0.999)
 
 SMOOTHNESS = 4.0
 """Of the steps of ``em`` and ``ssd``. With DIPY's demons steps ``ssd`` made a simulated warp of
-3 mm worse; its Gauss-Newton steps halve it."""
+3 mm worse; its Gauss-Newton steps lessen it."""
+
+SSD_STEP = 0.4
+"""Share of the step with ``ssd``, which overshoots: of a known warp 0.77 of the error was left,
+with whole steps 0.85."""
 
 MASK_SIGMA = 1.0
 """Voxels: a hard edge of the force would tear the field."""
@@ -85,8 +89,9 @@ def run_syn(
     if settings.metric == "ssd":
         fixed, moving = _on_one_scale(fixed, moving, region, linear.matrix)
     levels = _levels_that_fit(fixed.data.shape, settings)
+    step = settings.step * (SSD_STEP if settings.metric == "ssd" else 1.0)
     engine = SymmetricDiffeomorphicRegistration(
-        metric, level_iters=list(levels), step_length=settings.step,
+        metric, level_iters=list(levels), step_length=step,
         inv_iter=INVERSE_ITERATIONS, inv_tol=INVERSE_TOLERANCE,
     )  # fmt: skip
     engine.verbosity = 0
