@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import tables
@@ -32,6 +33,7 @@ COMPARED_WITH = {"nipype": "library", "nipype-multiproc": "library", "pydra": "l
 
 SERIES = (96, 96, 60, 64)
 SMALL = (64, 64, 40, 24)
+TINY = (32, 32, 20, 16)
 N_PARTICIPANTS = 6
 PROCESSORS = (1, 2, 4)
 
@@ -82,14 +84,20 @@ def measure_ways(
     if not missing:
         return
     image = simulated(size, folder)
+    warm_up(WAYS, folder)
     used = {way: [] for way in WAYS}
-    for round_ in range(runs + 1):  # the first fills the cache of compiled kernels
+    for _ in range(runs):
         for way in WAYS:
-            found = timed(way, image, folder, threads=2)
-            if round_:
-                used[way].append(found)
+            used[way].append(timed(way, image, folder, threads=2))
     for way in missing:
         rows.add({"case": way, "size": "×".join(map(str, size))} | summary(used[way]))
+
+
+def warm_up(ways: Iterable[str], folder: Path) -> None:
+    """Fill the caches of compiled kernels and modules."""
+    image = simulated(TINY, folder)
+    for way in ways:
+        timed(way, image, folder, threads=2)
 
 
 def simulated(size: tuple[int, int, int, int], folder: Path) -> Path:
@@ -104,9 +112,11 @@ def timed(way: str, image: Path, folder: Path, threads: int) -> tuple[float, flo
     with tempfile.TemporaryDirectory(dir=folder) as out:
         call = [sys.executable, "-m", "benchmarks.overhead", "--way", way, "--image", image,
                 "--folder", out, "--threads", threads]  # fmt: skip
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         before = os.times()
         subprocess.run([str(part) for part in call], check=True, capture_output=True,
-                       env=os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")})  # fmt: skip
+                       env=environment)  # fmt: skip
         after = os.times()
     processor = (after.children_user + after.children_system) - (
         before.children_user + before.children_system
@@ -183,12 +193,11 @@ def measure_scaling(rows: tables.Rows, folder: Path, runs: int) -> None:
     if not missing:
         return
     dataset = several_participants(folder)
+    warm_up(["app"], folder)
     used = {n: [] for n in available}
-    for round_ in range(runs + 1):
+    for _ in range(runs):
         for n in available:
-            found = timed("app", dataset, folder, threads=n)
-            if round_:
-                used[n].append(found)
+            used[n].append(timed("app", dataset, folder, threads=n))
     size = f"{N_PARTICIPANTS} participants, " + "×".join(map(str, SMALL))
     for n in missing:
         rows.add({"case": f"processors-{n}", "size": size} | summary(used[n]))

@@ -64,7 +64,7 @@ def test_nipype_gives_what_the_library_gives(series, in_library, tmp_path, monke
     found = nodes.Estimate(dwi_file=series, **QUICK).run().outputs
     moved = {"dwi_file": series, "xfm_file": found.xfm_file, "mask_file": found.mask_file,
              "details_file": found.details_file}  # fmt: skip
-    table = nodes.Measure(**moved, **QUICK).run().outputs
+    table = nodes.Measure(**moved, random_seed=3).run().outputs
     applied = nodes.Apply(**moved, num_threads=2).run().outputs
     assert (
         digests(found, ["xfm_file"])
@@ -79,7 +79,7 @@ def test_pydra_gives_what_the_library_gives(series, in_library, tmp_path):
     found = tasks.Estimate(dwi_file=series, **QUICK)(**how)
     moved = {"dwi_file": series, "xfm_file": found.xfm_file, "mask_file": found.mask_file,
              "details_file": found.details_file}  # fmt: skip
-    table = tasks.Measure(**moved, **QUICK)(**how)
+    table = tasks.Measure(**moved, random_seed=3)(**how)
     applied = tasks.Apply(**moved, num_threads=2)(**how)
     assert (
         digests(found, ["xfm_file"])
@@ -188,6 +188,22 @@ def test_each_setting_is_an_input_with_a_description():
     given = {"mask_file": "m.nii", "num_threads": 3, "ignore": ["qform"], "model": None}
     settings = settings_of(given)
     assert (settings.nprocs, settings.ignore, settings.model) == (3, ("qform",), "auto")
+
+
+def test_every_field_is_explained_by_both_engines(capsys):
+    from pydra.utils.general import print_help
+
+    assert set(nodes.__all__) == set(tasks.__all__)
+    for name in nodes.__all__:
+        node, task = getattr(nodes, name), getattr(tasks, name)
+        print_help(task)
+        told = " ".join(capsys.readouterr().out.split())
+        for spec in (node.input_spec(), node.output_spec()):
+            for field in spec.copyable_trait_names():
+                desc = spec.trait(field).desc
+                assert desc, f"{name}.{field}"
+                assert f"- {field}: " in told, f"{name}.{field}"
+                assert desc.partition(" (default")[0] in told, f"{name}.{field}"
 
 
 def test_tables_found_beside_count_as_given(series, tmp_path, monkeypatch):

@@ -147,6 +147,16 @@ def test_two_runs_on_one_participant(dataset, undisturbed, tmp_path, capsys):
     assert contents(output) == before
 
 
+@pytest.mark.slow
+def test_of_two_runs_started_at_once_one_is_refused(dataset, undisturbed, tmp_path):
+    runs = [start(dataset, tmp_path, "--nprocs", "1") for _ in range(2)]
+    messages = [run.communicate(timeout=300)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2], messages
+    refused = messages[0 if runs[0].returncode else 1]
+    assert "being written by process" in refused.splitlines()[-1]
+    assert contents(tmp_path) == contents(undisturbed)
+
+
 def dead_process():
     finished = subprocess.Popen(["true"])
     finished.wait()

@@ -18,7 +18,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from eddymotion.interfaces import APPLYING, MOTION, READING
+from eddymotion.interfaces import (
+    APPLYING,
+    JUDGING,
+    MOTION,
+    PREDICTING,
+    READING,
+    REGISTERING,
+)
 from eddymotion.interfaces.pydra import (  # sets NO_ET before Pydra is imported
     CORRECTED,
     FOUND,
@@ -75,14 +82,14 @@ def _lovo(**given: Any) -> Any:
         predicted = workflow.add(
             PredictVolume(aligned_file=plan.aligned_file, bval_file=split.bval_file,
                           bvec_file=split.bvec_file, xfm_file=plan.xfm_file, pass_number=number,
-                          **settings)
+                          **_some(given, PREDICTING))
             .split(volume=plan.volumes)
             .combine("volume"),
             name=f"predict_{number}",
         )  # fmt: skip
         registered = workflow.add(
             RegisterPair(fixed_mask_file=plan.mask_file, center=plan.center, pass_number=number,
-                         seed=settings["random_seed"] + number, **settings)
+                         seed=settings["random_seed"] + number, **_some(given, REGISTERING))
             .split(PAIRED, fixed_file=predicted.predicted_file, moving_file=split.volume_files,
                    lost_file=plan.lost_files, init_file=matrices, relaxation=plan.relaxation)
             .combine(list(PAIRED)),
@@ -123,7 +130,7 @@ def _dwi_hmc(**given: Any) -> Any:
         "details_file": found.details_file,
     }
     applied = workflow.add(Apply(**moved, **_some(given, APPLYING)))
-    measured = workflow.add(Measure(**moved, **settings))
+    measured = workflow.add(Measure(**moved, **_some(given, JUDGING)))
     return (
         applied.dwi_file, applied.bval_file, applied.bvec_file, found.xfm_file,
         measured.confounds_file, applied.dwiref_file, applied.mask_file,

@@ -42,6 +42,15 @@ APPLYING = (
 )  # fmt: skip
 """Settings of a step that resamples, and predicts what slices have lost."""
 
+JUDGING = (*READING, "model", "min_q_distance", "random_seed")
+"""Settings of a step that compares volumes with their predictions."""
+
+REGISTERING = ("registration", "registration_settings", "n_iterations")
+"""Settings of a step that registers one pair."""
+
+PREDICTING = ("b0_threshold", "model", "min_q_distance", *REGISTERING)
+"""Settings of a step that predicts one volume; the passes of the loop depend on who registers."""
+
 ALL = tuple(entry.name for entry in fields(Settings) if entry.name not in FROM_FILES)
 
 SETTING_HELP = {

@@ -27,8 +27,11 @@ from eddymotion.interfaces import (
     ALL,
     APPLYING,
     FIELD_HELP,
+    JUDGING,
     MOTION,
+    PREDICTING,
     READING,
+    REGISTERING,
     setting_default,
     setting_help,
     setting_type,
@@ -188,7 +191,7 @@ class Apply(_Step):
                            _path(given["details_file"]))  # fmt: skip
 
 
-class _MeasureInputSpec(_settings(MOTION), _MovedInputSpec):  # type: ignore[misc]
+class _MeasureInputSpec(_settings(JUDGING), _MovedInputSpec):  # type: ignore[misc]
     pass
 
 
@@ -210,7 +213,7 @@ class Measure(_Step):
                              _path(given["details_file"]))  # fmt: skip
 
 
-class _ReportInputSpec(_MeasureInputSpec):
+class _ReportInputSpec(_settings(MOTION), _MovedInputSpec):  # type: ignore[misc]
     corrected_file = _file("corrected_file", mandatory=True)
     corrected_bval_file = _file("corrected_bval_file")
     corrected_bvec_file = _file("corrected_bvec_file")
@@ -337,7 +340,7 @@ class Plan(_Step):
                           pass_number=given["pass_number"])  # fmt: skip
 
 
-class _PredictVolumeInputSpec(_settings(MOTION)):  # type: ignore[misc]
+class _PredictVolumeInputSpec(_settings(PREDICTING)):  # type: ignore[misc]
     aligned_file = _file("aligned_file", mandatory=True)
     bval_file = _file("bval_file", mandatory=True)
     bvec_file = _file("bvec_file", mandatory=True)
@@ -366,7 +369,7 @@ class PredictVolume(_Step):
                                     pass_number=given["pass_number"])  # fmt: skip
 
 
-class _RegisterPairInputSpec(_settings(MOTION)):  # type: ignore[misc]
+class _RegisterPairInputSpec(_settings(REGISTERING)):  # type: ignore[misc]
     fixed_file = _file("fixed_file", mandatory=True)
     moving_file = _file("moving_file", mandatory=True)
     fixed_mask_file = _file("fixed_mask_file")

@@ -21,8 +21,11 @@ from eddymotion.interfaces import (
     ALL,
     APPLYING,
     FIELD_HELP,
+    JUDGING,
     MOTION,
+    PREDICTING,
     READING,
+    REGISTERING,
     setting_default,
     setting_help,
     setting_type,
@@ -197,7 +200,7 @@ Measure: Any = python.define(
     _measure,
     name="Measure",
     bases=(SeriesTask,),
-    inputs=inputs_of(*SERIES, "xfm_file", "details_file", settings=MOTION),
+    inputs=inputs_of(*SERIES, "xfm_file", "details_file", settings=JUDGING),
     outputs=outputs_of(**TABLES),
 )
 
@@ -321,7 +324,7 @@ def _predict_volume(**given: Any) -> Any:
 PredictVolume: Any = python.define(
     _predict_volume,
     name="PredictVolume",
-    inputs=inputs_of("aligned_file", "volume", "xfm_file?", "pass_number?", settings=MOTION)
+    inputs=inputs_of("aligned_file", "volume", "xfm_file?", "pass_number?", settings=PREDICTING)
     | {name: python.arg(type=File, help=FIELD_HELP[name]) for name in ("bval_file", "bvec_file")},
     outputs=outputs_of(**named("predicted_file")),
 )
@@ -346,7 +349,7 @@ RegisterPair: Any = python.define(
     name="RegisterPair",
     inputs=inputs_of(
         "fixed_file", "moving_file", "fixed_mask_file", "lost_file", "init_file", "seed",
-        "pass_number?", "relaxation", "center", settings=MOTION,
+        "pass_number?", "relaxation", "center", settings=REGISTERING,
     ),
     outputs=outputs_of(**named("matrix_file", "converged", "message")),
 )  # fmt: skip
