@@ -69,6 +69,7 @@ def data_checksums(folder):
         str(path.relative_to(folder)): digest
         for path, digest in checksums(folder).items()
         if path.name.endswith((".nii.gz", ".bval", ".bvec", "_xfm.txt", ".tsv"))
+        and path.parent.name != "figures"
     }
 
 
