@@ -83,11 +83,12 @@ def measure_ways(
     missing = [way for way in WAYS if not rows.has(case=way)]
     if not missing:
         return
+    ways = set(missing) | {COMPARED_WITH.get(way, way) for way in missing}
     image = simulated(size, folder)
-    warm_up(WAYS, folder)
-    used = {way: [] for way in WAYS}
+    warm_up(ways, folder)
+    used = {way: [] for way in ways}
     for _ in range(runs):
-        for way in WAYS:
+        for way in ways:
             used[way].append(timed(way, image, folder, threads=2))
     for way in missing:
         rows.add({"case": way, "size": "×".join(map(str, size))} | summary(used[way]))

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +35,9 @@ DO_NOT_WAIT = ("Graph", "DAGMan")
 
 SLURM_COMMANDS = ("sbatch", "squeue", "scancel")
 
+LOOK_AGAIN_S = 1.0
+"""How long to sleep at most while no node ends."""
+
 JOB_FINISHED_TIMEOUT_S = 15
 """How long the result of a job may take to become visible on a shared file system."""
 
@@ -46,13 +50,15 @@ KILLED = (
 class SturdyMultiProcPlugin(MultiProcPlugin):
     """Nipype's MultiProc, which waits for ever when a worker is killed; this one goes on.
 
-    Series that ran in a killed pool fail; those that follow get a new one.
+    Series that ran in a killed pool fail; those that follow get a new one. It sleeps until a node
+    ends, where Nipype's looks again and again.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args)
         self.pool.shutdown(wait=False)  # has started no process yet
         self.pool = self._new_pool()
+        self._ended = threading.Event()
 
     def _new_pool(self) -> ProcessPoolExecutor:
         # forked workers have all that was imported; macOS forbids it
@@ -80,9 +86,21 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
             except BaseException as error:
                 reason = KILLED if isinstance(error, BrokenProcessPool) else repr(error)
                 self._taskresult[taskid] = {"result": None, "traceback": [reason]}
+            self._ended.set()
 
         future.add_done_callback(keep)
         return taskid
+
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        before = self._state()
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
+        if self.pending_tasks and self._state() == before:
+            self._ended.wait(LOOK_AGAIN_S)
+            self._ended.clear()
+
+    def _state(self) -> tuple[int, ...]:
+        return (len(self.procs), len(self.pending_tasks), int(self.proc_done.sum()),
+                int(self.proc_pending.sum()))  # fmt: skip
 
     def kill(self) -> None:
         """End all workers now."""
