@@ -4,17 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
+SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema vendor
+
 PHANTOM ?=  # --phantom TISSUE PEAKS
 BIDS ?= ../shared/data/bids_real
 PEERS := .venv-peers
 
-.PHONY: demo test test-browser test-cluster test-slow lint types benchmark benchmark-peers clean
+.PHONY: demo test test-unit test-browser test-cluster test-slow lint types benchmark benchmark-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eddymotion --demo demo
 
 test: $(VENV)/.installed-test
 	$(PYTEST)
+
+UNIT := $(addprefix tests/test_,$(addsuffix .py,architecture dataset files geometry gradients \
+	kernels masking models resampling simulation transform_files))
+test-unit: $(VENV)/.installed-test  # seconds; no engine, no browser, no cluster
+	$(PYTEST) $(UNIT)
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow
@@ -29,6 +36,11 @@ test-cluster: $(VENV)/.installed-test  # Debian; root or sudo for the packages
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(SCHEMA).github-workflows .github/workflows/*.yml
+	$(SCHEMA).github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(SCHEMA).dependabot .github/dependabot.yml
+	$(SCHEMA).citation-file-format CITATION.cff
+	$(BIN)/zizmor --offline --quiet .github
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
