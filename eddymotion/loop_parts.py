@@ -47,6 +47,7 @@ from eddymotion.steps import (
     SeriesFiles,
     load_series,
     model_for,
+    slicing_of,
 )
 
 
@@ -155,7 +156,8 @@ def plan(
     lost = None
     if pass_number > 1 and step.model is model:
         dwi = load_series(tables, settings)
-        lost = lost_voxels(dwi, motion, model, seed=settings.random_seed)
+        slicing = slicing_of(tables, dwi)
+        lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=settings.random_seed)
         turned = replace(aligned, gradients=aligned.gradients.rotated(motion.rotations))
         signal = fill_lost(turned, model, lost)
     stem = f"{image_stem(tables.dwi)}_pass-{pass_number}"

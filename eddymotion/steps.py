@@ -293,6 +293,7 @@ def find_motion(
         align_shells=not settings.no_shell_alignment,
         eddy_currents=settings.eddy_current,
         pe_axis=settings.pe_axis or phase_encoding(series),
+        slicing=slicing_of(series, dwi),
         seed=settings.random_seed,
         n_threads=settings.nprocs,
         progress=progress,

@@ -11,6 +11,7 @@ from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.joint import FINE_ITERATIONS, solve_jointly
 from eddymotion.estimation.lovo import leave_one_out_loop
 from eddymotion.estimation.quality import Quality, assess
+from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import Motion
 from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.parallel import Progress, silent
@@ -41,6 +42,7 @@ def estimate_motion(
     align_shells: bool = True,
     eddy_currents: str = "auto",
     pe_axis: str | None = None,
+    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -67,6 +69,10 @@ def estimate_motion(
         as the scheme allows and the data show.
     pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
         Phase-encoding direction as in BIDS; the axis is found from the data when not given.
+    slicing : Slicing
+        How the volumes were acquired (:meth:`~eddymotion.estimation.slicing.Slicing.of` a
+        sidecar): slices that lost signal are sought one by one, and together where they were
+        excited together.
     seed : int
         Of the random sampling points.
     n_threads : int
@@ -105,6 +111,7 @@ def estimate_motion(
             n_iterations=n_iterations or FINE_ITERATIONS,
             eddy_currents=eddy_currents,
             pe_axis=pe_axis,
+            slicing=slicing,
             seed=seed,
             n_threads=n_threads,
             progress=progress,
@@ -115,6 +122,7 @@ def estimate_motion(
             model=model,
             registrar=registrar,
             n_iterations=n_iterations or LOOP_PASSES,
+            slicing=slicing,
             seed=seed,
             n_threads=n_threads,
             progress=progress,

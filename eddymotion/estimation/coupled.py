@@ -45,7 +45,7 @@ from eddymotion.dataset import Spline
 from eddymotion.eddy_currents import SCALE_MM, EddyCurrents, polynomial_terms
 from eddymotion.estimation.fields import NO_PRIOR, FieldPrior
 from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.estimation.outliers import is_lost
+from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.geometry import Motion, exp_rigid
 from eddymotion.gradients import Gradients
 from eddymotion.models import LinearModel
@@ -408,13 +408,15 @@ class LostSlices:
     ----------
     flagged : (N, Z) bool array
     affine : (4, 4) array
-        Of the images whose third axis counts the slices.
+        Of the images.
+    axis : int
+        Which of their axes counts the slices.
     """
 
     flagged: np.ndarray
     affine: np.ndarray
+    axis: int = 2
 
     def at(self, volume: int, points: np.ndarray) -> np.ndarray:
         """Whether a volume has lost its signal at world points (V, 3), or within a slice of it."""
-        row = np.linalg.inv(self.affine)[2]
-        return is_lost(self.flagged[volume], points @ row[:3] + row[3])
+        return is_lost(self.flagged[volume], slice_heights(points, self.affine, self.axis))

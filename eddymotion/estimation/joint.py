@@ -35,8 +35,9 @@ from eddymotion.estimation.fields import (
     shown_order,
     weigh_fields,
 )
-from eddymotion.estimation.outliers import SliceOutliers
+from eddymotion.estimation.outliers import SliceOutliers, mended
 from eddymotion.estimation.quality import assess
+from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
 from eddymotion.gradients import image_axes
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
@@ -108,6 +109,7 @@ def solve_jointly(
     n_iterations: int = FINE_ITERATIONS,
     eddy_currents: str = "auto",
     pe_axis: str | None = None,
+    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -125,6 +127,8 @@ def solve_jointly(
         Fields to estimate. ``auto``: as many terms as the scheme allows and the data show.
     pe_axis : str, optional
         Phase-encoding direction as in BIDS (``j-``); found from the data when not given.
+    slicing : Slicing
+        How the volumes were acquired: lost slices are sought so.
     seed : int
         Of the random points.
     n_threads : int
@@ -155,9 +159,11 @@ def solve_jointly(
                 motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
                 if motion.eddy_currents is None:
                     motion, problems = solver.solve(level, groups, motion)
-        outliers = assess(dwi, motion, model, seed=seed, n_threads=n_threads).outliers
-        if outliers.flagged.any():
-            motion, problems = solver.solve(FINE[-1], groups, motion, outliers)
+        judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
+        if judged.outliers.flagged.any():
+            del problems  # they hold the bands of all volumes: memory
+            solver.leave_out(judged.outliers)
+            motion, problems = solver.solve(FINE[-1], groups, motion)
         for group, problem in zip(groups, problems, strict=True):
             of_group = problem.covariances(_of_group(motion, group))
             covariances[group.volumes] = of_group[:, :6, :6]
@@ -250,18 +256,19 @@ class _Solver:
     progress: Progress
     band: tuple[Level, list[Spline]] | None = None
     prior: FieldPrior = NO_PRIOR
+    outliers: SliceOutliers | None = None
 
     def __post_init__(self) -> None:
         self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
         self.scale = head_scale(self.dwi.mask, self.dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(self.dwi.voxel_sizes)))
 
+    def leave_out(self, outliers: SliceOutliers) -> None:
+        """Give lost slices no weight from now on, and take their darkness out of the bands."""
+        self.outliers, self.band = outliers, None
+
     def solve(
-        self,
-        level: Level,
-        groups: Sequence[_Group],
-        motion: Motion,
-        outliers: SliceOutliers | None = None,
+        self, level: Level, groups: Sequence[_Group], motion: Motion
     ) -> tuple[Motion, list[CoupledProblem]]:
         """Solve each group at a level; return the motion and the problems as they were solved."""
         fine = level.highpass is not None
@@ -269,9 +276,9 @@ class _Solver:
         for group in groups:
             start = _of_group(motion, group)
             problem = self.problem(level, group, motion)
-            if outliers is not None:
-                flagged = outliers.flagged[group.volumes]
-                problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine))
+            if self.outliers is not None:
+                flagged, axis = self.outliers.flagged[group.volumes], self.outliers.slicing.axis
+                problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine, axis))
             if fine:
                 problem = problem.with_model_fitted(start)
             found, course = problem.solve(
@@ -344,6 +351,8 @@ class _Solver:
 
             def filtered(volume: int) -> Spline:
                 image = self.dwi.volume(volume)
+                if self.outliers is not None:
+                    image = mended(image, self.outliers, volume)
                 if level is not COARSE[0]:
                     image = crop(image, apply_affine(matrices[volume], brain), margin)
                 return Spline.of(band_pass(image, level, self.scale))

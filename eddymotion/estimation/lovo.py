@@ -23,6 +23,7 @@ from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
 from eddymotion.estimation.schedule import plan_passes
+from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
 from eddymotion.models import Model
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
@@ -43,6 +44,7 @@ def leave_one_out_loop(
     model: Model,
     registrar: Registrar,
     n_iterations: int = 5,
+    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -60,6 +62,8 @@ def leave_one_out_loop(
     registrar : Registrar
     n_iterations : int
         Passes over the series.
+    slicing : Slicing
+        How the volumes were acquired: lost slices are sought so.
     seed : int
     n_threads : int
         Volumes at a time; the result does not depend on it.
@@ -75,7 +79,7 @@ def leave_one_out_loop(
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
         lost = None
         if step.number > 1 and step.model is model:
-            lost = lost_voxels(dwi, motion, model, seed=seed, n_threads=n_threads)
+            lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
         predicted = predict_without(aligned, step.model, lost)
         motion = register_volumes(
@@ -97,7 +101,13 @@ def leave_one_out_loop(
 
 
 def lost_voxels(
-    dwi: DWI, motion: Motion, model: Model, *, seed: int = 0, n_threads: int = 1
+    dwi: DWI,
+    motion: Motion,
+    model: Model,
+    *,
+    slicing: Slicing = PLAIN,
+    seed: int = 0,
+    n_threads: int = 1,
 ) -> list[np.ndarray] | None:
     """Find the voxels of the reference grid at which each volume shows slices without signal.
 
@@ -106,7 +116,8 @@ def lost_voxels(
     list of N index arrays, or None
         Flat, in the order of NIfTI (x fastest). None where nothing is lost.
     """
-    outliers = assess(dwi, motion, model, seed=seed, n_threads=n_threads).outliers
+    judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
+    outliers = judged.outliers
     if not outliers.flagged.any():
         return None
     points = apply_affine(dwi.affine, np.indices(dwi.shape).T.reshape(-1, 3))
