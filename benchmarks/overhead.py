@@ -83,7 +83,8 @@ def measure_ways(
     missing = [way for way in WAYS if not rows.has(case=way)]
     if not missing:
         return
-    ways = set(missing) | {COMPARED_WITH.get(way, way) for way in missing}
+    needed = {*missing, *(COMPARED_WITH.get(way, way) for way in missing)}
+    ways = [way for way in WAYS if way in needed]
     image = simulated(size, folder)
     warm_up(ways, folder)
     used = {way: [] for way in ways}
@@ -225,7 +226,8 @@ INTRODUCTION = """# What workflow engines cost
 Whole processes, start of Python and imports included, medians of alternated rounds; compiled
 kernels cached. All with two threads and NiTransforms for resampling. *More*: than the library (for
 the BIDS-App: than `eddymotion-correct`), which does the same and writes the same; in wall time and
-in processor time, which depends less on what else the machine does.
+in processor time. Where the slowest run took much longer than the fastest, the machine was busy with
+other work: only the processor time tells then.
 """
 
 NOTES = """
