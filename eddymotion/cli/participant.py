@@ -1,4 +1,4 @@
-"""The BIDS-App: ``eddymotion BIDS_DIR OUTPUT_DIR participant``, and the demonstration."""
+"""The BIDS-App, ``eddymotion BIDS_DIR OUTPUT_DIR {participant,group}``, and the demonstration."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ EXAMPLES = """\
 examples:
   eddymotion bids/ out/ participant
   eddymotion bids/ out/ participant --participant-label 01 02 --nprocs 8
+  eddymotion bids/ out/ group
   eddymotion --demo demo/
 """
 
@@ -58,8 +59,9 @@ def build_parser() -> Parser:
     parser = Parser(prog="eddymotion", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("bids_dir", type=Path, nargs="?", help="root of the BIDS dataset")
     parser.add_argument("output_dir", type=Path, nargs="?", help="where the derivatives go")
-    parser.add_argument("analysis_level", choices=("participant",), nargs="?",
-                        help="participant: correct every series")  # fmt: skip
+    parser.add_argument("analysis_level", choices=("participant", "group"), nargs="?",
+                        help="participant: correct every series; group: gather the quality of "
+                             "what was corrected in OUTPUT_DIR")  # fmt: skip
     parser.add_argument("--demo", type=Path, metavar="DIR",
                         help="simulate a head with known motion in DIR, correct it, "
                              "and compare")  # fmt: skip
@@ -119,7 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--demo DIR takes no BIDS_DIR, OUTPUT_DIR and level; leave them out")
         return run(parser.prog, lambda: demonstrate(options))
     if not all(given):
-        parser.error("write: eddymotion BIDS_DIR OUTPUT_DIR participant, or eddymotion --demo DIR")
+        parser.error("write: eddymotion BIDS_DIR OUTPUT_DIR participant (or group), or "
+                     "eddymotion --demo DIR")  # fmt: skip
+    if options.analysis_level == "group":
+        return run_to_end(parser.prog, lambda: gather_group(options))
     work = write_reports if options.reports_only else correct_dataset
     return run_to_end(parser.prog, lambda: work(options))
 
@@ -232,6 +237,31 @@ def write_reports(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def gather_group(options: argparse.Namespace) -> int:
+    """Write the table and the page of the group, from the derivatives; 1 if a series has none."""
+    from eddymotion.reports.group import PAGE, TABLE, build_group_report
+
+    output_dir = options.output_dir.resolve()
+    refuse_output_in_input(options.bids_dir.resolve(), output_dir)
+    if options.bids_filter_file:
+        raise EddymotionError(
+            "--bids-filter-file: the group level takes all series that were corrected; choose "
+            "with --participant-label and --session-id, or select rows of its table"
+        )
+    if not output_dir.is_dir():
+        raise EddymotionError(f"{output_dir}: no such folder; run the participant level first")
+    missing = unfinished_series(options, output_dir)
+    unfinished = {name: why for of_one in missing.values() for name, why in of_one.items()}
+    prepare_output_dir(output_dir)
+    with logging_to(output_dir / "logs", options.verbose) as file:
+        labels, sessions = options.participant_label, options.session_id
+        group = build_group_report(output_dir, labels, sessions, unfinished)
+        log.info("group of %d series: %s, %s", len(group.rows), output_dir / TABLE,
+                 output_dir / PAGE)  # fmt: skip
+        tell_failures(dict(group.errors), len(group.rows) + len(group.errors), file)
+    return 1 if group.errors else 0
+
+
 def unfinished_series(options: argparse.Namespace, output_dir: Path) -> dict[str, dict[str, str]]:
     """Find the series of each participant that have no outputs, with what to do.
 
@@ -239,7 +269,7 @@ def unfinished_series(options: argparse.Namespace, output_dir: Path) -> dict[str
     """
     from eddymotion.bids import find_series, outputs_of
 
-    why = "no finished outputs; run without --reports-only"
+    why = "no finished outputs; run the participant level (without --reports-only)"
     try:
         raw = find_series(
             options.bids_dir,

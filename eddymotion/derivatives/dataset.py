@@ -32,6 +32,7 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
 
 BIDSIGNORE = """\
 *.html
+group_dwi.*
 logs/
 figures
 sub-*/dwi/*_desc-hmc_xfm.mat/

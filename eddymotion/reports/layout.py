@@ -147,7 +147,12 @@ def embedded_json(name: str, content: Any) -> Html:
 
 
 def write_page(
-    path: Path, title: str, body: str, *, script: str = "report.js", style: str = "report.css"
+    path: Path,
+    title: str,
+    body: str,
+    *,
+    script: str = "report.js",
+    styles: Sequence[str] = ("report.css",),
 ) -> None:
     """Write a page.
 
@@ -156,7 +161,8 @@ def write_page(
     path : Path
     title : str
     body : Html
-    script, style : str
+    script : str
+    styles : sequence of str
         Files of ``static/`` that become a part of it.
     """
     source = static_text(script)
@@ -165,7 +171,7 @@ def write_page(
         title=escape(title),
         version=escape(__version__),
         digest=digest,
-        style=static_text(style),
+        style="".join(map(static_text, styles)),
         script=source,
         body=body if isinstance(body, Html) else escape(body),
     )

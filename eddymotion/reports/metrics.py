@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -19,6 +19,13 @@ _DESCRIPTIONS = {
     "n_dwi": ("Diffusion-weighted volumes", "1"),
     "fd_mean": ("Mean framewise displacement (Power et al. 2012)", "mm"),
     "fd_max": ("Largest framewise displacement (Power et al. 2012)", "mm"),
+    "fd_head_mean": (
+        "Mean framewise displacement of the head alone, where eddy currents were found and taken "
+        "off", "mm"),
+    "fd_head_max": (
+        "Largest framewise displacement of the head alone, where eddy currents were found and "
+        "taken off", "mm"),
+    "fd_percent_over_": ("Volumes with a framewise displacement above {limit} mm", "%"),
     "outlier_slices": ("Slices that lost signal, of those that were judged", "%"),
     "beyond_repair": ("Volumes that lost too much to be used", "1"),
     "residual": (
@@ -62,6 +69,7 @@ def quality_metrics(series: SeriesReport) -> dict[str, Value]:
             f"fd_percent_over_{limit:g}mm": 100 * float((fd > limit).mean()) if len(fd) else np.nan
             for limit in FD_LIMITS_MM
         },
+        **_head(series.confounds.numbers("framewise_displacement_head")),
         "outlier_slices": 100 * int(findings.outliers.sum()) / judged if judged else np.nan,
         "beyond_repair": len(findings.spoilt),
         **_measured(series),
@@ -79,18 +87,51 @@ def describe_metric(name: str) -> tuple[str, str]:
     KeyError
         If there is no metric of that name.
     """
+    base, detail, which = metric_parts(name)
+    words, unit = _DESCRIPTIONS[base]
+    details = [f"b={detail}" if base == "cnr" else "", _WHICH.get(which, "")]
+    suffix = ", ".join(filter(None, details))
+    words = words.format(limit=detail)
+    return (f"{words}; {suffix}" if suffix else words), unit
+
+
+def metric_parts(name: str) -> tuple[str, str, str]:
+    """Take the name of a metric apart.
+
+    Returns
+    -------
+    base : str
+        What is measured: ``cnr``, ``fd_percent_over_``, ``ndc`` …
+    detail : str
+        b-value of the shell, or the limit in mm; mostly empty.
+    which : str
+        ``raw``, ``corrected`` or empty.
+
+    Raises
+    ------
+    KeyError
+        If there is no metric of that name.
+    """
     if name.startswith("fd_percent_over_"):
-        limit = name.removeprefix("fd_percent_over_").removesuffix("mm")
-        return f"Volumes with a framewise displacement above {limit} mm", "%"
+        return "fd_percent_over_", name.removeprefix("fd_percent_over_").removesuffix("mm"), ""
     base, _, which = name.rpartition("_")
     if which not in _WHICH:
-        return _DESCRIPTIONS[name]
-    kind, _, bval = base.partition("_b")
-    if kind == "cnr":
-        words, unit = _DESCRIPTIONS["cnr"]
-        return f"{words}; b={bval}, {_WHICH[which]}", unit
-    words, unit = _DESCRIPTIONS[base]
-    return f"{words}; {_WHICH[which]}", unit
+        base, which = name, ""
+    base, _, bval = base.partition("_b") if base.startswith("cnr_b") else (base, "", "")
+    if base not in _DESCRIPTIONS:
+        raise KeyError(name)
+    return base, bval, which
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort names of metrics as :func:`quality_metrics` gives them, shells by their b-value."""
+    bases = list(_DESCRIPTIONS)
+
+    def place(name: str) -> tuple[int, float, bool]:
+        base, detail, which = metric_parts(name)
+        return bases.index(base), float(detail or 0), which == "corrected"
+
+    return sorted(names, key=place)
 
 
 def largest_motion(series: SeriesReport) -> tuple[str, float]:
@@ -103,6 +144,14 @@ def largest_motion(series: SeriesReport) -> tuple[str, float]:
     }
     name = max(ranges, key=lambda key: ranges[key])
     return name, ranges[name]
+
+
+def _head(fd: np.ndarray) -> dict[str, Value]:
+    """Name the displacement of the head alone, where it is known."""
+    known = fd[np.isfinite(fd)]
+    if not len(known):
+        return {}
+    return {"fd_head_mean": float(known.mean()), "fd_head_max": float(known.max())}
 
 
 def _measured(series: SeriesReport) -> dict[str, Value]:

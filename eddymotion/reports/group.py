@@ -1,0 +1,278 @@
+"""The group level: quality metrics of all series in one table, from the derivatives alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+from eddymotion.files import write_text
+from eddymotion.reports.group_rule import Comparison, compare, rule_in_words
+from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
+from eddymotion.reports.participant import NO_ERRORS, finished_outputs
+from eddymotion.reports.series import SeriesReport
+from eddymotion.reports.tables import MISSING
+
+log = logging.getLogger(__name__)
+
+TABLE, DICTIONARY, PAGE = "group_dwi.tsv", "group_dwi.json", "group_dwi.html"
+
+BVAL_STEP = 50
+"""Shells whose b-values round to the same multiple of this share a column."""
+
+IDENTITY = {
+    "participant_id": "Participant",
+    "session_id": "Session; n/a without",
+    "series": "Name of the series: that of its file without _dwi.nii.gz",
+    "protocol": "Voxel size (mm) and b-values (s/mm^2) of the series; some metrics are compared "
+                "within a protocol only",
+}  # fmt: skip
+
+VERDICTS = {
+    "Usable": "nothing beyond the limits of care",
+    "Usable with care": "a number beyond the limits of care",
+    "Doubtful": "a number beyond the limits of doubt",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A series of a group.
+
+    Parameters
+    ----------
+    participant, session, series, protocol : str
+    metrics : dict
+        Name → value.
+    page : str
+        Name of the participant's report in the output folder; empty where there is none.
+    part : str
+        Where the series is on that page.
+    """
+
+    participant: str
+    session: str
+    series: str
+    protocol: str
+    metrics: dict[str, Value]
+    page: str = ""
+    part: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """That of the participant's report."""
+        return str(self.metrics.get("verdict", MISSING))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """All series of a group.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+    errors : dict
+        Series that are missing or cannot be read → why.
+    """
+
+    rows: Sequence[Row]
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all metrics, in the order of the columns."""
+        return in_order({name for row in self.rows for name in row.metrics})
+
+    def column(self, metric: str) -> np.ndarray:
+        """Return a metric of all series (N,): NaN where it is not known or not a number."""
+        values = [row.metrics.get(metric, np.nan) for row in self.rows]
+        return np.array([np.nan if isinstance(value, str) else value for value in values], float)
+
+    def head_column(self, metric: str) -> np.ndarray:
+        """Return ``fd_mean`` or ``fd_max``, of the head alone where that is known: (N,)."""
+        head = self.column(metric.replace("fd_", "fd_head_"))
+        return np.where(np.isfinite(head), head, self.column(metric))
+
+    def comparisons(self) -> list[dict[str, Comparison]]:
+        """Compare each series with the others; see :mod:`eddymotion.reports.group_rule`."""
+        columns = {name: self.column(name) for name in self.metrics}
+        columns |= {name: self.head_column(name) for name in ("fd_mean", "fd_max")}
+        return compare(columns, [row.protocol for row in self.rows])
+
+
+def build_group_report(
+    output_dir: Path,
+    participants: Collection[str] = (),
+    sessions: Collection[str] = (),
+    errors: Mapping[str, str] = NO_ERRORS,
+) -> Group:
+    """Write ``group_dwi.tsv``, ``.json`` and ``.html`` from what the participants' runs left.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    participants, sessions : collection of str
+        Labels, with or without ``sub-`` and ``ses-``; all when empty.
+    errors : mapping
+        Series that are known to be missing → why.
+
+    Returns
+    -------
+    Group
+
+    Raises
+    ------
+    EddymotionError
+        If there is no finished series at all.
+    """
+    from eddymotion.reports.group_page import write_group_page
+
+    group = gather(output_dir, participants, sessions, errors)
+    if not group.rows:
+        reasons = "".join(f"; {name}: {why}" for name, why in list(group.errors.items())[:1])
+        raise EddymotionError(
+            f"{output_dir}: no finished series to gather{reasons}; run the participant level first"
+        )
+    comparisons = group.comparisons()
+    table = table_columns(group, comparisons)
+    write_text(output_dir / TABLE, tsv_text(table))
+    dictionary = json.dumps(data_dictionary(group), indent=2, ensure_ascii=False)
+    write_text(output_dir / DICTIONARY, dictionary + "\n")
+    write_group_page(output_dir / PAGE, group, comparisons, table)
+    return group
+
+
+def gather(
+    output_dir: Path,
+    participants: Collection[str] = (),
+    sessions: Collection[str] = (),
+    errors: Mapping[str, str] = NO_ERRORS,
+) -> Group:
+    """Collect the metrics of all finished series; see :func:`build_group_report`."""
+    wanted = {label.removeprefix("sub-") for label in participants}
+    rows: list[Row] = []
+    failed = dict(errors)
+    for folder in sorted(output_dir.glob("sub-*/")):
+        if wanted and folder.name.removeprefix("sub-") not in wanted:
+            continue
+        part = 0
+        for outputs in finished_outputs(folder):
+            try:
+                series = SeriesReport.load(outputs)
+                row = _row(series, folder.name, _page_of(folder), f"s{part}")
+            except EddymotionError as error:
+                log.warning("%s: %s", outputs.src, error)
+                failed[outputs.src] = str(error)
+                continue
+            part += 1
+            if _is_wanted(row.session, sessions):
+                rows.append(row)
+    return Group(rows, failed)
+
+
+def table_columns(
+    group: Group, comparisons: Sequence[Mapping[str, Comparison]]
+) -> dict[str, list[str]]:
+    """Return the columns of the table, as text."""
+    columns = {
+        "participant_id": [row.participant for row in group.rows],
+        "session_id": [row.session or MISSING for row in group.rows],
+        "series": [row.series for row in group.rows],
+        "protocol": [row.protocol for row in group.rows],
+    }
+    for name in group.metrics:
+        columns[name] = [_cell(row.metrics.get(name, np.nan)) for row in group.rows]
+    columns["outlier"] = [_outlier_cell(found) for found in comparisons]
+    return columns
+
+
+def data_dictionary(group: Group) -> dict[str, Any]:
+    """Describe the columns of the table."""
+    told: dict[str, Any] = {name: {"Description": words} for name, words in IDENTITY.items()}
+    for name in group.metrics:
+        words, unit = describe_metric(name)
+        told[name] = {"Description": words} | ({} if unit == "n/a" else {"Units": unit})
+    if "verdict" in told:
+        told["verdict"]["Levels"] = VERDICTS
+    told["outlier"] = {
+        "Description": "Metrics by which the series stands out among the others, separated by "
+        f"commas; none: it does not; n/a: too few comparable series. {rule_in_words()}"
+    }
+    return told
+
+
+def tsv_text(columns: Mapping[str, Sequence[str]]) -> str:
+    """Write tab-separated text; tabs and line ends within a cell become spaces."""
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+
+
+def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
+    outputs = series.outputs
+    try:
+        metrics = _common_shells(quality_metrics(series))
+        in_order(metrics)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EddymotionError(
+            f"{outputs['report_data']}: its measures cannot be read ({error!r}); correct the "
+            "series again"
+        ) from error
+    session = outputs.folder.name if outputs.folder.name.startswith("ses-") else ""
+    return Row(participant, session, outputs.src, _protocol(series), metrics, page, part)
+
+
+def _page_of(folder: Path) -> str:
+    page = folder.parent / f"{folder.name}.html"
+    return page.name if page.is_file() else ""
+
+
+def _is_wanted(session: str, sessions: Collection[str]) -> bool:
+    wanted = {label.removeprefix("ses-") for label in sessions}
+    return not wanted or session.removeprefix("ses-") in wanted
+
+
+def _common_shells(metrics: Mapping[str, Value]) -> dict[str, Value]:
+    """Name shells by rounded b-values, so that 995 and 1000 s/mm² share a column."""
+    found: dict[str, Value] = {}
+    for name, value in metrics.items():
+        rounded = re.sub(r"(?<=^cnr_b)\d+", lambda match: str(_rounded(match[0])), name)
+        found.setdefault(rounded, value)
+    return found
+
+
+def _rounded(bval: str | float) -> int:
+    return BVAL_STEP * round(float(bval) / BVAL_STEP)
+
+
+def _protocol(series: SeriesReport) -> str:
+    """Name what series must share to be compared in signal: voxel size and b-values."""
+    summary = series.sidecar.get("Summary")
+    told = summary.get("series") if isinstance(summary, dict) else None
+    words = series.data.series if series.data is not None else str(told)
+    size = re.search(r"[\d.e+-]+(?:×[\d.e+-]+){2} mm", words)
+    gradients = series.gradients
+    if gradients.is_shelled:
+        bvals = "+".join(str(_rounded(bval)) for bval in gradients.shell_bvals)
+    else:
+        bvals = f"0–{_rounded(gradients.bvals.max(initial=0))}"
+    return f"{size[0] if size else 'unknown size'}, b={bvals}"
+
+
+def _cell(value: Value) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if np.isfinite(value) else MISSING
+    return str(value)
+
+
+def _outlier_cell(found: Mapping[str, Comparison]) -> str:
+    if not found:
+        return MISSING
+    return ",".join(name for name, one in found.items() if one.stands_out) or "none"

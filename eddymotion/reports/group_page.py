@@ -1,0 +1,286 @@
+"""The group's page: who stands out, how all are distributed, and one table to sort."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from eddymotion import __version__
+from eddymotion.reports.group import DICTIONARY, TABLE, Group, Row
+from eddymotion.reports.group_charts import (
+    TONES,
+    digits_of,
+    distribution_chart,
+    distributions,
+)
+from eddymotion.reports.group_rule import MIN_SERIES, Comparison, rule_in_words
+from eddymotion.reports.layout import (
+    Figure,
+    Html,
+    Section,
+    details,
+    embedded_json,
+    join,
+    table,
+    tag,
+    write_page,
+)
+from eddymotion.reports.metrics import describe_metric, metric_parts
+from eddymotion.reports.sections import errors_section
+from eddymotion.reports.tables import MISSING
+
+MANY = 25
+"""More series that stand out are listed in the table only."""
+
+TEXTS = ("largest_motion", "verdict")
+
+NAMES = {
+    "n_volumes": "volumes", "n_dwi": "DWIs", "fd_mean": "mean FD", "fd_max": "largest FD",
+    "fd_head_mean": "mean FD, head", "fd_head_max": "largest FD, head",
+    "fd_percent_over_": "FD > {detail} mm", "outlier_slices": "lost slices",
+    "beyond_repair": "beyond repair", "residual": "residual", "ndc": "neighb. corr.",
+    "tsnr_b0": "tSNR", "cnr": "CNR b={detail}", "largest_motion": "largest motion",
+    "largest_motion_range": "motion range", "verdict": "verdict",
+}  # fmt: skip
+"""Short names of the columns."""
+
+FEW = frozenset({
+    "fd_mean", "fd_head_mean", "fd_max", "fd_head_max", "outlier_slices", "beyond_repair",
+    "residual", "ndc", "cnr", "largest_motion", "largest_motion_range",
+})  # fmt: skip
+"""Columns that are shown before one asks for all."""
+
+CAPTION = (
+    "Each dot is a series, its colour the verdict of its report; rings stand out by the rule. "
+    "Grey: the middle half; line: median; dashed: the limit of the rule, where all are compared. "
+    "Look for dots far from the others. Raw and corrected: the correction should lower residuals, "
+    "and raise correlation and CNR. Hover to see a series everywhere; click to open its report."
+)
+
+
+def write_group_page(
+    path: Path,
+    group: Group,
+    comparisons: Sequence[Mapping[str, Comparison]],
+    columns: Mapping[str, Sequence[str]],
+) -> None:
+    """Write the page of a group.
+
+    Parameters
+    ----------
+    path : Path
+    group : Group
+    comparisons : sequence of mapping
+        Of each series, from :meth:`~eddymotion.reports.group.Group.comparisons`.
+    columns : mapping
+        The table as it is on disk.
+    """
+    sections = [
+        Section("outliers", "Suggested outliers", _outliers(group, comparisons)),
+        Section("distributions", "Distributions", _distributions(group, comparisons)),
+        Section("series", "All series", _series(group, comparisons, columns)),
+        Section("columns", "What the columns mean", _dictionary(group)),
+        *([errors_section(group.errors)] if group.errors else []),
+    ]
+    styles = ("report.css", "group.css")
+    write_page(path, "Group report", _body(group, sections), script="group.js", styles=styles)
+
+
+def link_of(row: Row) -> str:
+    """Return the address of a series in its participant's report; empty where there is none."""
+    return f"{quote(row.page)}#{row.part}" if row.page else ""
+
+
+def _body(group: Group, sections: Sequence[Section]) -> Html:
+    by = f"Head-motion correction of diffusion MRI by eddymotion {__version__}"
+    participants = len({row.participant for row in group.rows})
+    counts = Counter(row.verdict for row in group.rows)
+    told = [
+        tag("span", tag("b", str(counts[verdict])), f" {verdict.lower()}", class_=f"pill {tone}")
+        for verdict, tone in TONES.items()
+    ]
+    head = f"{_number(len(group.rows), 'series', 'series')} of "
+    failed = f"{_number(len(group.errors), 'series', 'series')} missing or failed"
+    return join([
+        tag("h1", "Group report"),
+        tag("p", by, class_="by"),
+        tag("p", head + _number(participants, "participant", "participants") + ": ", *told,
+            class_="counts"),
+        *([tag("p", tag("a", failed, href="#errors"), class_="errors")] if group.errors else []),
+        *[section.html() for section in sections],
+        tag("div", "", id="tip", role="status", hidden=True),
+    ])  # fmt: skip
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _outliers(group: Group, comparisons: Sequence[Mapping[str, Comparison]]) -> Html:
+    found = [
+        (max(one.score for one in standing), index, standing)
+        for index, compared in enumerate(comparisons)
+        if (standing := [one for one in compared.values() if one.stands_out])
+    ]
+    found.sort(key=lambda item: (-item[0], item[1]))
+    rule = details("The rule", tag("p", rule_in_words()), class_="note")
+    if not any(comparisons):
+        few = f"None: fewer than {MIN_SERIES} comparable series. Look at the distributions."
+        return join([tag("p", few), rule])
+    if not found:
+        return join([tag("p", "None by the rule."), rule])
+    items = [
+        tag("li", _name(group.rows[index]), ": ", _reasons(standing), data_row=index)
+        for _, index, standing in found[:MANY]
+    ]
+    more = f"{len(found) - MANY} more are marked in the table." if len(found) > MANY else ""
+    told = f"{_number(len(found), 'series stands', 'series stand')} out, furthest first."
+    return join([tag("p", told), tag("ol", *items), tag("p", more), rule])
+
+
+def _reasons(standing: Sequence[Comparison]) -> str:
+    ordered = sorted(standing, key=lambda one: -one.score)
+    return "; ".join(
+        f"{_heading(one.metric)} {_shown(one.metric, one.value)} "
+        f"(median {_shown(one.metric, one.median)})"
+        for one in ordered
+    )
+
+
+def _name(row: Row) -> Html:
+    address = link_of(row)
+    return tag("a", row.series, href=address) if address else tag("span", row.series)
+
+
+def _distributions(group: Group, comparisons: Sequence[Mapping[str, Comparison]]) -> Html:
+    tones = [TONES.get(row.verdict, "unknown") for row in group.rows]
+    rings = [any(one.stands_out for one in found.values()) for found in comparisons]
+    charts = [
+        Html(distribution_chart(panel, tones, rings))
+        for panel in distributions(group, comparisons)
+    ]
+    legend = tag("p", *(tag("span", verdict, class_=f"pill {tone}")
+                        for verdict, tone in TONES.items()), class_="counts")  # fmt: skip
+    grid = tag("div", *charts, class_="distributions")
+    return join([legend, Figure(grid, "Distributions", CAPTION).html()])
+
+
+def _series(
+    group: Group,
+    comparisons: Sequence[Mapping[str, Comparison]],
+    columns: Mapping[str, Sequence[str]],
+) -> Html:
+    shown = [name for name in group.metrics if name != "verdict"]
+    heads = [_head("series", "Name of the series"), _head("verdict", "Of the report"),
+             _head("outlier", "By how many metrics it stands out")]  # fmt: skip
+    heads += [
+        _head(_heading(name), describe_metric(name)[0], _unit(name), class_=_column_class(name))
+        for name in shown
+    ]
+    rows = [
+        _row_html(index, row, shown, columns, comparisons[index])
+        for index, row in enumerate(group.rows)
+    ]
+    numbers = {
+        str(3 + place): _json_numbers(group.column(name))
+        for place, name in enumerate(shown)
+        if name not in TEXTS
+    }
+    body = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), id="table")
+    files = tag("p", "As files: ", tag("a", TABLE, href=TABLE), ", ",
+                tag("a", DICTIONARY, href=DICTIONARY), class_="note no-print")  # fmt: skip
+    return join([_controls(), tag("div", body, class_="scroll"), files,
+                 embedded_json("group-data", numbers)])  # fmt: skip
+
+
+def _controls() -> Html:
+    choices = [tag("option", "all verdicts", value=""),
+               *(tag("option", verdict, value=verdict) for verdict in TONES)]  # fmt: skip
+    return tag(
+        "div",
+        tag("input", type="search", id="wanted", placeholder="find a series",
+            aria_label="find a series"),
+        tag("select", *choices, id="verdict", aria_label="verdict"),
+        tag("label", tag("input", type="checkbox", id="only"), "only suggested outliers"),
+        tag("label", tag("input", type="checkbox", id="all"), "all columns"),
+        tag("output", "", id="count"),
+        class_="controls",
+    )  # fmt: skip
+
+
+def _head(name: str, words: str, unit: str = "", class_: str | None = None) -> Html:
+    label = tag("button", name, type="button")
+    inside = [label, tag("small", unit)] if unit else [label]
+    return tag("th", *inside, scope="col", title=words, class_=class_, aria_sort="none")
+
+
+def _row_html(
+    index: int,
+    row: Row,
+    shown: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    compared: Mapping[str, Comparison],
+) -> Html:
+    standing = {name for name, one in compared.items() if one.stands_out}
+    standing |= {f"fd_head_{name[3:]}" for name in standing if name in ("fd_mean", "fd_max")}
+    cells = [
+        tag("td", _text(name, columns[name][index]),
+            class_=" ".join(filter(None, [_column_class(name), "out" if name in standing else ""]))
+            or None)
+        for name in shown
+    ]  # fmt: skip
+    n_standing = sum(one.stands_out for one in compared.values())
+    return tag(
+        "tr",
+        tag("th", _name(row), scope="row"),
+        tag("td", row.verdict, class_=TONES.get(row.verdict, "unknown")),
+        tag("td", MISSING if not compared else f"▲ {n_standing}" if n_standing else "",
+            class_="out" if n_standing else None),
+        *cells,
+        data_row=index,
+    )  # fmt: skip
+
+
+def _text(name: str, cell: str) -> str:
+    """Round a cell of the table; what is not a number stays."""
+    if name in TEXTS or cell == MISSING:
+        return cell
+    return _shown(name, float(cell), unit=False)
+
+
+def _shown(name: str, value: float, *, unit: bool = True) -> str:
+    words = f"{value:.{digits_of(metric_parts(name)[0])}f}"
+    return f"{words} {_unit(name)}".strip() if unit else words
+
+
+def _unit(name: str) -> str:
+    unit = describe_metric(name)[1]
+    return "" if unit in ("1", "n/a") else unit
+
+
+def _heading(name: str) -> str:
+    base, detail, which = metric_parts(name)
+    words = NAMES[base].format(detail=detail)
+    return f"{words}, {which}" if which else words
+
+
+def _column_class(name: str) -> str | None:
+    base, _, which = metric_parts(name)
+    return None if base in FEW and (which != "raw" or base == "ndc") else "more"
+
+
+def _json_numbers(values: np.ndarray) -> list[float | None]:
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+
+
+def _dictionary(group: Group) -> Html:
+    rows = [
+        (_heading(name), name, "".join(describe_metric(name)[:1]), _unit(name))
+        for name in group.metrics
+    ]
+    told = table(rows, ("column", "in the table", "meaning", "unit"))
+    return details("All columns", told)
