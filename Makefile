@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/eddymotion --demo demo
 
 test: $(VENV)/.installed-test
-	$(PYTEST)
+	$(PYTEST) --numprocesses auto --dist loadfile
 
 UNIT := $(addprefix tests/test_,$(addsuffix .py,architecture dataset files geometry gradients \
 	kernels masking models resampling simulation transform_files))
