@@ -10,7 +10,7 @@ PHANTOM ?=  # --phantom TISSUE PEAKS
 BIDS ?= ../shared/data/bids_real
 PEERS := .venv-peers
 
-.PHONY: demo test test-unit test-browser test-cluster test-slow lint types benchmark benchmark-peers clean
+.PHONY: demo test test-unit test-browser test-cluster test-slow lint types docs benchmark benchmark-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eddymotion --demo demo
@@ -70,5 +70,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	touch $@
 
+docs: $(VENV)/.installed-docs  # no warning passes; examples run; then all links and anchors
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	$(BIN)/python docs/_ext/check_links.py docs/_build/html
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS) demo build *.egg-info
+	rm -rf $(VENV) $(PEERS) demo build *.egg-info docs/_build docs/auto_gallery \
+		docs/reference/generated docs/sg_execution_times.rst
