@@ -1,6 +1,7 @@
 from .dataset import DWI as DWI
 from .dataset import Image as Image
 from .derivatives import save as save
+from .display import show as show
 from .errors import EddymotionError as EddymotionError
 from .estimation import assess as assess
 from .estimation import estimate_motion as estimate_motion
@@ -22,5 +23,6 @@ __all__ = [
     "load",
     "resample",
     "save",
+    "show",
 ]
 __version__: str

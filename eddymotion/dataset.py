@@ -14,6 +14,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import grid_center
 from eddymotion.gradients import Gradients
+from eddymotion.html_values import HtmlValue
 from eddymotion.kernels import sample_points, sample_points_with_gradient, spline_coefficients
 
 KEPT_TYPES = tuple(np.dtype(name) for name in ("float32", "int8", "uint8", "int16", "uint16"))
@@ -174,7 +175,7 @@ class Series(ABC):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DWI(Series):
+class DWI(Series, HtmlValue):
     """A diffusion-weighted series: frozen, and valid once constructed.
 
     Parameters

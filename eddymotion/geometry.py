@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
+from eddymotion.html_values import HtmlValue
 
 POWER_RADIUS_MM = 50.0
 """Radius of the sphere on which Power et al. (2012) measure rotations."""
@@ -27,7 +28,7 @@ ROTATION_RADIUS_MM = 50.0
 
 
 @dataclass(frozen=True, eq=False)
-class Motion:
+class Motion(HtmlValue):
     """The pose of the head in each volume of a series.
 
     Parameters

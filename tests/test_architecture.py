@@ -9,14 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("errors", "eddy_currents", "geometry", "gradients", "kernels"),
+    ("cgroups", "compiling", "errors", "eddy_currents", "geometry", "gradients", "html_values"),
+    ("kernels",),
     ("locks", "parallel", "running"),
     ("dataset", "masking", "pyramid"),
     ("files", "models", "motion_files", "registration", "resampling", "transform_files", "warps"),
     ("estimation",),
     ("evaluation",),
     ("derivatives", "reports", "settings", "simulation"),
-    ("normalisation", "pairs", "steps", "testing"),
+    ("display", "normalisation", "pairs", "steps", "testing"),
     ("bids", "jobs", "loop_parts", "parts"),
     ("demo", "interfaces"),
     ("workflows",),

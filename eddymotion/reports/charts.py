@@ -98,8 +98,8 @@ def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> 
     def panel(name: str, low: float, high: float) -> Panel:
         return Panel(columns, tops[name], heights[name], low, high, name)
 
-    parts.append(_three(panel, "translation (mm)", confounds, "trans", 1.0))
-    parts.append(_three(panel, "rotation (°)", confounds, "rot", 180 / np.pi))
+    parts.append(three_lines(panel, "translation (mm)", confounds, "trans", 1.0))
+    parts.append(three_lines(panel, "rotation (°)", confounds, "rot", 180 / np.pi))
     parts.append(_displacement(panel, findings))
     parts.append(_agreement(panel, gradients, findings))
     most = max(int(findings.outliers.max(initial=0)), 4)
@@ -127,7 +127,8 @@ def _legend(names: Sequence[tuple[str, str]], *signs: str) -> str:
     return "".join(parts)
 
 
-def _three(panel, name: str, table: Table, kind: str, scale: float) -> str:  # type: ignore[no-untyped-def]
+def three_lines(panel, name: str, table: Table, kind: str, scale: float) -> str:  # type: ignore[no-untyped-def]
+    """Draw the x, y and z of `kind` over the volumes, with 95 % intervals where known."""
     values = np.array([table.numbers(f"{kind}_{axis}") * scale for axis in "xyz"])
     margins = np.array([table.numbers(f"{kind}_{axis}_se") * scale for axis in "xyz"]) * INTERVAL
     if not np.isfinite(values).any():
