@@ -15,13 +15,14 @@ at ``start + i * step``. Slices, not index sums: the compiler then sees that no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
+from eddymotion.compiling import compiled
 
 PADDING = 2
 """Mirrored coefficients on each side: half a voxel beyond the edge stays addressable."""
@@ -37,16 +38,6 @@ _HORIZON = 12
 
 _LANES = 16
 """Lines filtered together where they are not side by side in memory."""
-
-_FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}  # all that keeps NaN meaningful
-
-
-def compiled(function: Callable) -> Callable:
-    """Compile `function`, keeping the machine code on disk where some folder allows it."""
-    try:
-        return numba.njit(cache=True, nogil=True, fastmath=_FASTMATH)(function)
-    except RuntimeError:  # no writable folder for the cache, as in read-only containers
-        return numba.njit(nogil=True, fastmath=_FASTMATH)(function)
 
 
 def spline_coefficients(volume: np.ndarray) -> np.ndarray:

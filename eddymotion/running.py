@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import re
 import shutil
@@ -74,17 +73,6 @@ def memory_gb(image: Path, n_threads: int = 1) -> float:
     series = volume * n_volumes * (stored + SPLINE_BYTES)
     resampling = volume * RESAMPLING_BYTES * n_threads
     return LIBRARIES_GB + VOLUME_GB * n_volumes + (series + resampling) / 1e9
-
-
-def total_memory_gb() -> float:
-    """Return the memory of the machine, or what a container may use of it, in GB."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            pages = min(pages, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # none, or "max"
-            continue
-    return pages / 1e9
 
 
 @dataclass(frozen=True)

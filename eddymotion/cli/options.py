@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from eddymotion.cgroups import available_cpus
 from eddymotion.errors import EddymotionError
 from eddymotion.settings import SETTING_NAMES, Settings
 
@@ -209,7 +209,7 @@ def add_running_options(
     """Add the options about resources and messages."""
     group = parser.add_argument_group("running")
     group.add_argument(
-        "--nprocs", "--nthreads", "--n-cpus", type=positive, default=_available_cpus(),
+        "--nprocs", "--nthreads", "--n-cpus", type=positive, default=available_cpus(),
         metavar="N", help="processors to use; the result does not depend on it "
                           "(default: all, %(default)d)",
     )  # fmt: skip
@@ -311,9 +311,3 @@ def _number(text: str, kind: Any, least: float, expected: str) -> Any:
     if value is None or not value >= least:
         raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
     return value
-
-
-def _available_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -176,7 +176,8 @@ def correct_dataset(options: argparse.Namespace) -> int:
 
 def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
     """Collect how the run is to be carried out."""
-    from eddymotion.running import Limits, read_plugin_file, total_memory_gb
+    from eddymotion.cgroups import available_memory_gb
+    from eddymotion.running import Limits, read_plugin_file
     from eddymotion.workflows.bids_app import Run
     from eddymotion.workflows.execution import check_plugin
 
@@ -185,7 +186,7 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
         check_plugin(plugin)
     work_dir = (options.work_dir or output_dir / "work").resolve()
     refuse_output_in_input(options.bids_dir.resolve(), work_dir)
-    memory = options.mem_gb or MEMORY_SHARE * total_memory_gb()
+    memory = options.mem_gb or MEMORY_SHARE * available_memory_gb()
     return Run(
         output_dir=output_dir,
         work_dir=work_dir,

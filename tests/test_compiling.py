@@ -1,0 +1,37 @@
+"""Machine code that a container ships."""
+
+import os
+import subprocess
+import sys
+
+KERNELS = """
+import os, sys
+refused = sys.argv[1]
+access = os.access
+os.access = lambda path, mode: str(path) != refused and access(path, mode)
+import numpy as np
+from eddymotion import kernels
+coefficients = kernels.spline_coefficients(np.ones((8, 8, 8), np.dtype(sys.argv[2])))
+values = np.empty(1, np.dtype(sys.argv[3]))
+kernels.sample_points(coefficients, np.eye(4)[:3] + 0.0, np.full((1, 3), 4.0), values)
+print(float(values[0]), sum(kernels._prefilter.stats.cache_hits.values()),
+      sum(kernels.sample_points.stats.cache_hits.values()))
+"""
+
+
+def test_kernels_of_a_read_only_folder_are_used_and_none_is_added(tmp_path):
+    def run(refused, *types):
+        call = [sys.executable, "-c", KERNELS, str(refused), *types]
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+        return [float(word) for word in done.stdout.split()]
+
+    def names():
+        return sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+
+    assert run("-", "f4", "f4") == [1, 0, 0]  # fills the folder, as the build of a container
+    before = names()
+    assert before
+    assert run(tmp_path, "f4", "f4") == [1, 1, 1]
+    assert run(tmp_path, "f4", "f8") == [1, 1, 0]  # not among them: compiled for this run alone
+    assert names() == before
