@@ -206,7 +206,7 @@ def test_every_field_is_explained_by_both_engines(capsys):
                 assert desc.partition(" (default")[0] in told, f"{name}.{field}"
 
 
-def test_tables_found_beside_count_as_given(series, tmp_path, monkeypatch):
+def test_what_is_found_beside_counts_as_given(series, tmp_path, monkeypatch):
     """Who corrects a table and runs again must not get the old result."""
     copies = [tmp_path / path.name for path in series.parent.iterdir()]
     for copy in copies:
@@ -225,7 +225,10 @@ def test_tables_found_beside_count_as_given(series, tmp_path, monkeypatch):
     turned = np.loadtxt(bvec)
     turned[0] *= -1
     np.savetxt(bvec, turned)
-    assert all(now != then for now, then in zip(identities(), before, strict=True))
+    turned_ones = identities()
+    assert all(now != then for now, then in zip(turned_ones, before, strict=True))
+    (tmp_path / "dwi.json").write_text('{"PhaseEncodingDirection": "j-"}')
+    assert all(now != then for now, then in zip(identities(), turned_ones, strict=True))
 
 
 def test_transforms_of_another_series(series, tmp_path):

@@ -143,6 +143,12 @@ def tables_beside(dwi: Path) -> dict[str, Path]:
     return {field: path for field, path in found.items() if path.is_file()}
 
 
+def sidecar_beside(dwi: Path) -> Path | None:
+    """Find the sidecar beside a series, which tells its phase encoding and slice timing."""
+    path = dwi.parent / f"{dwi.name.removesuffix('.gz').removesuffix('.nii')}.json"
+    return path if path.is_file() else None
+
+
 def setting_help(name: str) -> str:
     """Describe a setting."""
     return SETTING_HELP.get(name, "see eddymotion-correct --help")

@@ -6,6 +6,7 @@ Nodes of :class:`Estimate`, :class:`Apply` and :class:`Correct` hold the whole s
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from eddymotion.interfaces import (
     setting_help,
     setting_type,
     settings_of,
+    sidecar_beside,
     tables_beside,
 )
 
@@ -91,17 +93,23 @@ class _SeriesInputSpec(BaseInterfaceInputSpec):
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc=FIELD_HELP["num_threads"])
 
     def get_hashval(self, hash_method: str | None = None) -> Any:
-        """Take the tables beside the series for given: a node runs again when they change."""
-        beside = {}
+        """Take what lies beside the series for given: a node runs again when it changes."""
+        beside, sidecar = {}, None
         if isdefined(self.dwi_file):
             for kind, table in tables_beside(Path(self.dwi_file)).items():
                 if not isdefined(getattr(self, kind)):
                     beside[kind] = str(table)
+            sidecar = sidecar_beside(Path(self.dwi_file))
         self.trait_set(**beside)
         try:
-            return super().get_hashval(hash_method)
+            parts, digest = super().get_hashval(hash_method)
         finally:
             self.trait_set(**dict.fromkeys(beside, Undefined))
+        if sidecar is not None:
+            told = hashlib.sha256(sidecar.read_bytes()).hexdigest()
+            parts = [*parts, ("sidecar beside", told)]
+            digest = hashlib.md5(f"{digest}{told}".encode(), usedforsecurity=False).hexdigest()
+        return parts, digest
 
 
 class _MovedInputSpec(_SeriesInputSpec):

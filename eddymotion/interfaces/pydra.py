@@ -30,6 +30,7 @@ from eddymotion.interfaces import (
     setting_help,
     setting_type,
     settings_of,
+    sidecar_beside,
     tables_beside,
 )
 
@@ -52,7 +53,7 @@ __all__ = [
 
 
 class SeriesTask:
-    """A task whose series may have its gradient tables beside it: they belong to its content.
+    """A task whose series may have its tables and sidecar beside it: they belong to its content.
 
     Pydra judges by the inputs whether a result still holds.
     """
@@ -63,6 +64,8 @@ class SeriesTask:
         hashes = super()._compute_hashes()[1]  # type: ignore[misc]
         if isinstance(self.dwi_file, File):
             beside = tables_beside(Path(self.dwi_file))
+            if (sidecar := sidecar_beside(Path(self.dwi_file))) is not None:
+                beside["sidecar"] = sidecar
             hashes |= {f"{name} beside": hash_function(File(path))
                        for name, path in beside.items()}  # fmt: skip
         return hash_function(sorted(hashes.items())), hashes
