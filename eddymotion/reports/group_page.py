@@ -36,6 +36,9 @@ from eddymotion.reports.tables import MISSING
 MANY = 25
 """More series that stand out are listed in the table only."""
 
+N_WORDS = 4
+"""Columns before the metrics: series, verdict, outlier, protocol."""
+
 TEXTS = ("largest_motion", "verdict")
 
 NAMES = {
@@ -176,7 +179,8 @@ def _series(
 ) -> Html:
     shown = [name for name in group.metrics if name != "verdict"]
     heads = [_head("series", "Name of the series"), _head("verdict", "Of the report"),
-             _head("outlier", "By how many metrics it stands out")]  # fmt: skip
+             _head("outlier", "By how many metrics it stands out"),
+             _head("protocol", "Voxel size and b-values", class_="more")]  # fmt: skip
     heads += [
         _head(_heading(name), describe_metric(name)[0], _unit(name), class_=_column_class(name))
         for name in shown
@@ -186,7 +190,7 @@ def _series(
         for index, row in enumerate(group.rows)
     ]
     numbers = {
-        str(3 + place): _json_numbers(group.column(name))
+        str(N_WORDS + place): _json_numbers(group.column(name))
         for place, name in enumerate(shown)
         if name not in TEXTS
     }
@@ -240,6 +244,7 @@ def _row_html(
         tag("td", row.verdict, class_=TONES.get(row.verdict, "unknown")),
         tag("td", MISSING if not compared else f"▲ {n_standing}" if n_standing else "",
             class_="out" if n_standing else None),
+        tag("td", row.protocol, class_="more"),
         *cells,
         data_row=index,
     )  # fmt: skip
