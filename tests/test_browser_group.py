@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
@@ -13,7 +14,8 @@ from PIL import Image
 from report_cases import copy_series, write_series
 from test_group_report import HOSTILE, WILD, scale_motion
 
-from eddymotion.reports.group import build_group_report
+from eddymotion.reports.group import Group, build_group_report, table_columns
+from eddymotion.reports.group_page import write_group_page
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.reports.tables import Table
 
@@ -223,6 +225,24 @@ def test_it_fits_a_laptop_and_a_picture_of_it_is_made(browser, tmp_path, width):
     pixels = np.asarray(Image.open(shot).convert("L"), float)
     assert pixels.std() > 10
     assert pixels.mean() > 200
+
+
+def test_a_large_group_opens_at_once(browser, site, tmp_path):
+    group = build_group_report(site.folder)
+    rows = [
+        replace(row, participant=f"sub-{number}", series=f"sub-{number}_ses-{session}")
+        for number in range(50)
+        for session, row in enumerate((*group.rows, *group.rows)[:10])
+    ]
+    large = Group(rows)
+    comparisons = large.comparisons()
+    started = time.perf_counter()
+    page = tmp_path / "large.html"
+    write_group_page(page, large, comparisons, table_columns(large, comparisons))
+    assert time.perf_counter() - started < 5
+    assert page.stat().st_size < 2e6
+    assert min(browser.open(page) for _ in range(3)) < 2.0
+    assert len(shown_series(browser)) == 500
 
 
 def test_it_prints(browser, tmp_path):

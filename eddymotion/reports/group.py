@@ -14,7 +14,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
-from eddymotion.reports.group_rule import Comparison, compare, rule_in_words
+from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
 from eddymotion.reports.participant import NO_ERRORS, finished_outputs
 from eddymotion.reports.series import SeriesReport
@@ -204,7 +204,7 @@ def data_dictionary(group: Group) -> dict[str, Any]:
         told["verdict"]["Levels"] = VERDICTS
     told["outlier"] = {
         "Description": "Metrics by which the series stands out among the others, separated by "
-        f"commas; none: it does not; n/a: too few comparable series. {rule_in_words()}"
+        f"commas; none: it does not; n/a: too few comparable series. {RULE} {DETAILS}"
     }
     return told
 

@@ -17,7 +17,7 @@ from eddymotion.reports.group_charts import (
     distribution_chart,
     distributions,
 )
-from eddymotion.reports.group_rule import MIN_SERIES, Comparison, rule_in_words
+from eddymotion.reports.group_rule import DETAILS, MIN_SERIES, RULE, Comparison
 from eddymotion.reports.layout import (
     Figure,
     Html,
@@ -130,7 +130,7 @@ def _outliers(group: Group, comparisons: Sequence[Mapping[str, Comparison]]) -> 
         if (standing := [one for one in compared.values() if one.stands_out])
     ]
     found.sort(key=lambda item: (-item[0], item[1]))
-    rule = details("The rule", tag("p", rule_in_words()), class_="note")
+    rule = join([tag("p", RULE, class_="note"), details("The rule in full", tag("p", DETAILS))])
     if not any(comparisons):
         few = f"None: fewer than {MIN_SERIES} comparable series. Look at the distributions."
         return join([tag("p", few), rule])

@@ -160,6 +160,9 @@
   for (const control of [wanted, verdict, only]) control.addEventListener("input", filter);
   const all = document.getElementById("all");
   all.addEventListener("input", () => table.classList.toggle("whole", all.checked));
+  addEventListener("beforeprint", () => {
+    for (const folded of document.querySelectorAll("details")) folded.open = true;
+  });
   filter();
   all.dispatchEvent(new Event("input"));
 })();
