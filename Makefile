@@ -10,7 +10,7 @@ PHANTOM ?=  # --phantom TISSUE PEAKS
 BIDS ?= ../shared/data/bids_real
 PEERS := .venv-peers
 
-.PHONY: demo test test-unit test-browser test-cluster test-slow lint types docs benchmark benchmark-peers clean
+.PHONY: demo test test-unit test-browser test-cluster test-slow lint types docs package benchmark benchmark-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eddymotion --demo demo
@@ -78,6 +78,19 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
+package: $(VENV)/.installed  # the wheel, from wheels alone, in an environment of its own
+	$(BIN)/python -m pip install --quiet build
+	rm -rf dist build/package
+	$(BIN)/python -m build --outdir dist .
+	mkdir -p build/package
+	tar --extract --gzip --file dist/*.tar.gz --directory build/package --strip-components 1
+	rm -r build/package/eddymotion build/package/workflows
+	$(PYTHON) -m venv build/package/venv
+	build/package/venv/bin/python -m pip install --quiet --only-binary :all: dist/*.whl pytest
+	build/package/venv/bin/python -m pip check
+	build/package/venv/bin/eddymotion --version
+	cd build/package && venv/bin/pytest -q $(filter-out tests/test_architecture.py,$(UNIT))
+
 clean:
-	rm -rf $(VENV) $(PEERS) demo build *.egg-info docs/_build docs/auto_gallery \
+	rm -rf $(VENV) $(PEERS) demo build dist *.egg-info docs/_build docs/auto_gallery \
 		docs/reference/generated docs/sg_execution_times.rst

@@ -18,7 +18,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
+    "mathml",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
     "sphinx_copybutton",
@@ -29,6 +29,7 @@ extensions = [
 exclude_patterns = ["_build", "drawings", "gallery", "README.md"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "eddymotion"
 html_static_path = ["_static"]
