@@ -316,5 +316,5 @@ def _image_tag(label: str, picture: bytes) -> str:
 
 
 def _figure(content: str, caption: str) -> str:
-    style = "margin: 0; max-width: 1060px"
+    style = "margin: 0; padding: 4px; max-width: 1060px; background: #fff; color: #222"
     return f'<figure style="{style}">{content}<figcaption>{escape(caption)}</figcaption></figure>'
