@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eddymotion.errors import EddymotionError
+from eddymotion.field_kernels import displace_points
 
 TERMS = (
     "x", "y", "z",
@@ -125,6 +126,52 @@ class EddyCurrents:
         u, n_terms = self._units(points), self.coefficients.shape[1]
         slope = polynomial_slopes(u, self.pe, n_terms) @ self.coefficients[volume]
         return 1.0 - slope / SCALE_MM
+
+    def displaced(
+        self, volume: int, points: np.ndarray, pose: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return :meth:`recorded` (P, 3) and :meth:`stretch` (P,) of moved points (P, 3).
+
+        Parameters
+        ----------
+        volume : int
+        points : (P, 3) array
+            mm
+        pose : (4, 4) array
+            Frame of the points → scanner, RAS+ mm.
+        """
+        recorded, factors = np.empty((len(points), 3)), np.empty(len(points), np.float32)
+        displacement, stretch = self.polynomials(volume)
+        displace_points(
+            np.ascontiguousarray(points, dtype=float),
+            np.ascontiguousarray(pose[:3]),
+            self.units_of(pose),
+            displacement,
+            stretch,
+            np.ascontiguousarray(self.pe, dtype=float),
+            recorded,
+            factors,
+        )
+        return recorded, factors
+
+    def units_of(self, pose: np.ndarray) -> np.ndarray:
+        """Return the map from points of a frame to the u of the terms, (3, 4)."""
+        units = np.array(pose[:3], dtype=float)
+        units[:, 3] -= self.center
+        return units / SCALE_MM
+
+    def polynomials(self, volume: int) -> tuple[np.ndarray, np.ndarray]:
+        """Write displacement and stretch of a volume as weights of 1 and :data:`TERMS`, (20,)."""
+        coefficients = self.coefficients[volume]
+        displacement, stretch = np.zeros((2, 1 + len(TERMS)))
+        displacement[1 : 1 + len(coefficients)] = coefficients
+        stretch[0] = 1.0
+        for weight, term in zip(coefficients, TERMS, strict=False):
+            for position, axis in enumerate(term):
+                rest = term[:position] + term[position + 1 :]
+                column = 1 + TERMS.index(rest) if rest else 0
+                stretch[column] -= weight * self.pe["xyz".index(axis)] / SCALE_MM
+        return displacement, stretch
 
     def origin(self, volume: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Invert :meth:`recorded`, by Newton's method along `pe`.

@@ -83,16 +83,21 @@ class Motion(HtmlValue):
 
     def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in an original volume, RAS+ mm: (P, 3)."""
-        moved = apply_affine(self.matrices[volume], points)
-        if self.eddy_currents is None:
-            return moved
-        return self.eddy_currents.recorded(volume, moved)
+        return self.displaced(volume, points)[0]
 
-    def stretch(self, volume: int, points: np.ndarray) -> np.ndarray | float:
-        """Return the factor that takes the field out of the signal at points (P, 3)."""
+    def displaced(self, volume: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+        """Return where points (P, 3) of the reference are, and what multiplies the signal there.
+
+        Returns
+        -------
+        recorded : (P, 3) array
+            In an original volume, RAS+ mm.
+        factor : (P,) array, or 1
+            Takes the eddy-current field out of the signal.
+        """
         if self.eddy_currents is None:
-            return 1.0
-        return self.eddy_currents.stretch(volume, apply_affine(self.matrices[volume], points))
+            return apply_affine(self.matrices[volume], points), 1.0
+        return self.eddy_currents.displaced(volume, points, self.matrices[volume])
 
     def select(self, volumes: np.ndarray | slice) -> Motion:
         """Poses and fields of some of the volumes."""

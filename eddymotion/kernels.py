@@ -209,7 +209,7 @@ def _is_inside(shape, a, b, c):
 
 
 @compiled
-def _sample(coefficients, a, b, c, outside):
+def sample_at(coefficients, a, b, c, outside):
     """Sample at one position, in voxels."""
     shape = coefficients.shape
     if not _is_inside(shape, a, b, c):
@@ -245,7 +245,7 @@ def sample_points(coefficients, matrix, points, values):
         Filled; NaN outside the volume.
     """
     for p in range(points.shape[0]):
-        values[p] = _sample(
+        values[p] = sample_at(
             coefficients,
             _position(matrix, points, p, 0),
             _position(matrix, points, p, 1),
@@ -304,97 +304,12 @@ def sample_grid(coefficients, matrix, outside, values):
             start_b = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
             start_c = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
             for k in range(values.shape[2]):
-                values[i, j, k] = _sample(
+                values[i, j, k] = sample_at(
                     coefficients,
                     start_a + matrix[0, 2] * k,
                     start_b + matrix[1, 2] * k,
                     start_c + matrix[2, 2] * k,
                     outside,
-                )
-
-
-@compiled
-def _polynomial(weights, start, step, t):
-    """Weigh 1 and :data:`~eddymotion.eddy_currents.TERMS`, `t` steps along a line."""
-    w = weights
-    x, y, z = start[0] + t * step[0], start[1] + t * step[1], start[2] + t * step[2]
-    linear = w[0] + w[1] * x + w[2] * y + w[3] * z
-    quadratic = (
-        w[4] * x * x + w[5] * y * y + w[6] * z * z + w[7] * x * y + w[8] * x * z + w[9] * y * z
-    )
-    cubic = (
-        x * x * (w[10] * x + w[13] * y + w[14] * z)
-        + y * y * (w[11] * y + w[15] * x + w[16] * z)
-        + z * z * (w[12] * z + w[17] * x + w[18] * y)
-        + w[19] * x * y * z
-    )
-    return linear + quadratic + cubic
-
-
-@compiled
-def _differences(weights, start, step):
-    """Newton's divided differences of a polynomial along a line: it is a cubic there."""
-    f0 = _polynomial(weights, start, step, 0.0)
-    f1 = _polynomial(weights, start, step, 1.0)
-    f2 = _polynomial(weights, start, step, 2.0)
-    f3 = _polynomial(weights, start, step, 3.0)
-    return f0, f1 - f0, (f2 - 2 * f1 + f0) / 2, (f3 - 3 * f2 + 3 * f1 - f0) / 6
-
-
-@compiled
-def _newton(differences, t):
-    """Value of the cubic of :func:`_differences`, `t` steps from the start."""
-    inner = differences[2] + (t - 2.0) * differences[3]
-    return differences[0] + t * (differences[1] + (t - 1.0) * inner)
-
-
-@compiled
-def sample_grid_through_field(coefficients, matrix, units, displacement, shift, stretch, values):
-    """Sample on a whole grid through a polynomial displacement; scale what is read.
-
-    Along a row of the grid a polynomial of third order is a cubic, known from four of its values.
-
-    Parameters
-    ----------
-    coefficients : padded float32 array
-        From :func:`spline_coefficients`.
-    matrix : (3, 4) float64 array
-        Grid index (a, b, c) → position in the sampled volume without a displacement, in voxels.
-    units : (3, 4) float64 array
-        Grid index (a, b, c) → x, y, z of the polynomials.
-    displacement : (20,) float64 array
-        Weights of 1 and :data:`~eddymotion.eddy_currents.TERMS`: mm.
-    shift : (3,) float64 array
-        Change of the position (a, b, c), in voxels, for 1 mm of displacement.
-    stretch : (20,) float64 array
-        Weights of the polynomial that multiplies what is read.
-    values : (A, B, C) float32 array
-        Filled; zero outside the sampled volume.
-    """
-    n = values.shape[2]
-    length = max(n - 1, 1) / 3.0
-    step = (units[0, 2] * length, units[1, 2] * length, units[2, 2] * length)
-    for i in range(values.shape[0]):
-        for j in range(values.shape[1]):
-            start = (
-                units[0, 0] * i + units[0, 1] * j + units[0, 3],
-                units[1, 0] * i + units[1, 1] * j + units[1, 3],
-                units[2, 0] * i + units[2, 1] * j + units[2, 3],
-            )
-            moved = _differences(displacement, start, step)
-            scaled = _differences(stretch, start, step)
-            start_a = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
-            start_b = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
-            start_c = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
-            for k in range(n):
-                t = k / length
-                d = _newton(moved, t)
-                values[i, j, k] = np.float32(_newton(scaled, t)) * _sample(
-                    coefficients,
-                    start_a + matrix[0, 2] * k + shift[0] * d,
-                    start_b + matrix[1, 2] * k + shift[1] * d,
-                    start_c + matrix[2, 2] * k + shift[2] * d,
-                    0.0,
                 )
 
 

@@ -25,15 +25,15 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI, Series, Spline
-from eddymotion.eddy_currents import SCALE_MM, TERMS, EddyCurrents
+from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
+from eddymotion.field_kernels import sample_grid_through_field
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
 from eddymotion.kernels import (
     EDGE,
     kernel_order,
     sample_grid,
-    sample_grid_through_field,
     spline_coefficients,
 )
 from eddymotion.parallel import Progress, parallel_iterate, silent
@@ -342,44 +342,18 @@ def _through_field(
     coefficients: np.ndarray, where: _Reading, fields: EddyCurrents, resampled: np.ndarray
 ) -> None:
     """Fill `resampled` by the kernel that evaluates the field itself."""
-    units = (where.pose @ where.affine)[:3]
-    units[:, 3] -= fields.center
+    units = fields.units_of(where.pose @ where.affine)
     to_voxels = np.linalg.inv(where.image_affine)[:3, :3]
-    displacement, stretch = field_polynomials(fields.coefficients[0], fields.pe)
+    displacement, stretch = fields.polynomials(0)
     sample_grid_through_field(
         coefficients,
         kernel_order(where.mapping),
-        np.ascontiguousarray(units[:, [2, 1, 0, 3]] / SCALE_MM),
+        np.ascontiguousarray(units[:, [2, 1, 0, 3]]),
         displacement,
         np.ascontiguousarray((to_voxels @ -fields.pe)[::-1]),
         stretch,
         resampled,
     )
-
-
-def field_polynomials(coefficients: np.ndarray, pe: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Write displacement and stretch of a field as polynomials: weights of 1 and the terms.
-
-    Parameters
-    ----------
-    coefficients : (K,) array
-        Of one volume.
-    pe : (3,) array
-
-    Returns
-    -------
-    displacement, stretch : (20,) array
-        Weights of 1 and of :data:`~eddymotion.eddy_currents.TERMS`.
-    """
-    displacement, stretch = np.zeros((2, 1 + len(TERMS)))
-    displacement[1 : 1 + len(coefficients)] = coefficients
-    stretch[0] = 1.0
-    for weight, term in zip(coefficients, TERMS, strict=False):
-        for position, axis in enumerate(term):
-            rest = term[:position] + term[position + 1 :]
-            column = 1 + TERMS.index(rest) if rest else 0
-            stretch[column] -= weight * pe["xyz".index(axis)] / SCALE_MM
-    return displacement, stretch
 
 
 _INTERPOLATE: dict[Engine, Callable[[np.ndarray, _Reading], np.ndarray]] = {

@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "compiling", "errors", "eddy_currents", "geometry", "gradients", "html_values"),
-    ("kernels",),
+    ("cgroups", "compiling", "errors"),
+    ("field_kernels", "kernels"),
+    ("eddy_currents", "geometry", "gradients", "html_values"),
     ("locks", "parallel", "running"),
     ("dataset", "masking", "pyramid"),
     ("files", "models", "motion_files", "registration", "resampling", "transform_files", "warps"),

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 
 from eddymotion import kernels
 from eddymotion.dataset import Image
-from eddymotion.eddy_currents import TERMS, polynomial_terms
+from eddymotion.eddy_currents import N_TERMS, TERMS, EddyCurrents, polynomial_terms
+from eddymotion.field_kernels import sample_grid_through_field, weigh_terms
+from eddymotion.geometry import rigid_matrix
 from eddymotion.kernels import (
     sample_grid,
-    sample_grid_through_field,
     sample_points,
     sample_points_with_gradient,
     smooth,
@@ -142,6 +144,23 @@ def test_grid_through_a_field_equals_the_polynomials_and_scipy(volume, n_in_a_ro
     read = map_coordinates(volume.astype(float), points.T, order=3, mode="mirror")
     expected = np.where(inside, read * (terms @ stretch), 0.0)
     np.testing.assert_allclose(values.ravel(), expected, rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize("order", ["linear", "quadratic", "cubic"])
+def test_points_through_a_field_equal_the_polynomials(order):
+    random = np.random.default_rng(6)
+    pe = np.array([0.6, 0.0, -0.8])
+    eddy = EddyCurrents(random.normal(size=(2, N_TERMS[order])), pe, np.array([5.0, -9.0, 2.0]))
+    pose = rigid_matrix(np.array([4.0, -3.0, 2.0]), np.array([0.1, -0.2, 0.3]), np.zeros(3))
+    points = random.normal(scale=60, size=(50, 3))
+    moved = apply_affine(pose, points)
+    recorded, factors = eddy.displaced(1, points, pose)
+    np.testing.assert_allclose(recorded, eddy.recorded(1, moved), atol=1e-10)
+    np.testing.assert_allclose(factors, eddy.stretch(1, moved), rtol=1e-6)
+    weights = random.normal(size=50).astype(np.float32)
+    columns = np.empty((N_TERMS[order], 50), np.float32)
+    weigh_terms(points, eddy.units_of(pose), weights, columns)
+    np.testing.assert_allclose(columns.T, weights[:, None] * eddy.terms(moved), atol=1e-5)
 
 
 def test_image_gradients_are_in_world_millimetres():

@@ -14,7 +14,6 @@ from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI, Image, Series
 from eddymotion.estimation.outliers import slice_heights
-from eddymotion.estimation.quality import in_scanner
 from eddymotion.parallel import parallel_map
 from eddymotion.pyramid import crop
 from eddymotion.resampling import Resampled
@@ -89,7 +88,7 @@ class Blocks:
         margin = SPLINE_VOXELS * float(original.voxel_sizes.max())
 
         def read(volume: int) -> None:
-            recorded, stretch = in_scanner(motion, volume, points)
+            recorded, stretch = motion.displaced(volume, points)
             image: Image = crop(original.volume(volume), recorded, margin)
             read = image.spline.sample(recorded) * stretch
             values[volume] = np.maximum(np.nan_to_num(read), floor)

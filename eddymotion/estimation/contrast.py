@@ -245,7 +245,8 @@ class _Clusters:
 
         def read(k: int) -> np.ndarray:
             spline = Spline.of(low_pass(self.dwi.volume(volumes[k]), self.fwhm))
-            return spline.sample(motion.recorded(k, points)) * motion.stretch(k, points)
+            recorded, factor = motion.displaced(k, points)
+            return spline.sample(recorded) * factor
 
         total, squares = np.zeros(len(points)), np.zeros(len(points))
         for first in range(0, len(volumes), VOLUMES_AT_A_TIME):

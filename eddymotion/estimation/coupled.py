@@ -39,13 +39,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from nibabel.affines import apply_affine
 
 from eddymotion.dataset import Spline
-from eddymotion.eddy_currents import SCALE_MM, EddyCurrents, polynomial_terms
+from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.estimation.fields import NO_PRIOR, FieldPrior
 from eddymotion.estimation.normal_equations import NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
+from eddymotion.field_kernels import weigh_terms
 from eddymotion.geometry import Motion, exp_rigid
 from eddymotion.gradients import Gradients
 from eddymotion.models import LinearModel
@@ -168,8 +168,9 @@ class CoupledProblem:
         points = self.points[:: -(-len(self.points) // POINTS_FOR_MODEL)]
 
         def read(volume: int) -> np.ndarray:
-            values = self.splines[volume].sample(motion.recorded(volume, points))
-            values *= motion.stretch(volume, points)
+            recorded, factor = motion.displaced(volume, points)
+            values = self.splines[volume].sample(recorded)
+            values *= factor
             values[self._is_lost(motion, volume, points)] = np.nan
             return values
 
@@ -286,9 +287,9 @@ class CoupledProblem:
             if motion.eddy_currents is None:
                 value, slope = spline.sample_with_gradient(self.points, pose)
             else:
-                recorded = motion.recorded(volume, self.points)
+                recorded, factor = motion.displaced(volume, self.points)
                 value, slope = spline.sample_with_gradient(recorded)
-                value *= motion.stretch(volume, self.points)
+                value *= factor
                 slope = slope @ pose[:3, :3].astype(np.float32)  # along the head's axes
             gone = ~np.isfinite(value) | self._is_lost(motion, volume, self.points)
             value[gone] = 0.0
@@ -386,9 +387,7 @@ class CoupledProblem:
         along = np.einsum("nkv,nk->nv", jacobian[:, :3], pe)
         points = self.points[chunk]
         for volume, matrix in enumerate(motion.matrices):
-            u = ((apply_affine(matrix, points) - eddy.center) / SCALE_MM).astype(np.float32)
-            terms = polynomial_terms(u, eddy.coefficients.shape[1])
-            np.multiply(terms.T, -along[volume], out=jacobian[volume, 6:])
+            weigh_terms(points, eddy.units_of(matrix), -along[volume], jacobian[volume, 6:])
 
 
 def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:

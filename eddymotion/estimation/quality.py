@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI
 from eddymotion.estimation.outliers import (
@@ -145,20 +144,6 @@ def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
     return signal
 
 
-def in_scanner(
-    motion: Motion, volume: int, points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | np.float32]:
-    """Where points (P, 3) of the reference are recorded (P, 3), and what multiplies what is there.
-
-    Points and positions in RAS+ mm; the factor takes the stretch of the eddy currents out.
-    """
-    recorded, eddy = motion.recorded(volume, points), motion.eddy_currents
-    if eddy is None:
-        return recorded, np.float32(1.0)
-    scanner = apply_affine(motion[volume], points)
-    return recorded, eddy.stretch(volume, scanner).astype(np.float32)
-
-
 def _read(
     dwi: DWI, motion: Motion, axis: int, seed: int, n_threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +157,7 @@ def _read(
     heights = np.empty((len(dwi), len(points)), np.float32)
 
     def read(volume: int) -> None:
-        recorded, stretch = in_scanner(motion, volume, points)
+        recorded, stretch = motion.displaced(volume, points)
         values[volume] = dwi.volume(volume).spline.sample(recorded) * stretch
         heights[volume] = slice_heights(recorded, dwi.affine, axis)
 
