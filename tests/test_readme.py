@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eddymotion.cli import correct, evaluate, participant, simulate
+from eddymotion.cli import correct, evaluate, participant, register, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,6 +22,7 @@ def commands(name):
     [
         ("eddymotion", participant.build_parser()),
         ("eddymotion-correct", correct.build_parser()),
+        ("eddymotion-register", register.build_parser()),
     ],
 )
 def test_commands_parse(name, parser):
@@ -34,7 +35,7 @@ def test_commands_parse(name, parser):
 def test_options_named_in_the_text_exist():
     known = {
         option
-        for parser in (module.build_parser() for module in (participant, correct, simulate))
+        for parser in (module.build_parser() for module in (participant, correct, register, simulate))
         for action in parser._actions
         for option in action.option_strings
     }
