@@ -35,8 +35,8 @@ def test_commands_parse(name, parser):
 def test_options_named_in_the_text_exist():
     known = {
         option
-        for parser in (module.build_parser() for module in (participant, correct, register, simulate))
-        for action in parser._actions
+        for module in (participant, correct, register, simulate)
+        for action in module.build_parser()._actions
         for option in action.option_strings
     }
     named = set(re.findall(r"`(--[a-z0-9-]+)", README))
