@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -71,3 +72,4 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
 }
 suppress_warnings = ["config.cache"]
+warnings.filterwarnings("ignore", "Unknown section (Inputs|Outputs)")  # from_code keeps them

@@ -130,8 +130,21 @@ def literal(text):
     return nodes.literal_block(text.rstrip(), text.rstrip(), language="text")
 
 
+def keep_fields_of_workflows(app, what, name, found, options, lines):
+    """Make the sections Inputs and Outputs, which numpydoc does not know, a part of Notes."""
+    for title in ("Inputs", "Outputs"):
+        heading = [title, "-" * len(title)]
+        places = [i for i in range(len(lines)) if lines[i : i + 2] == heading]
+        if not places:
+            continue
+        (place,) = places
+        head = [] if "Notes" in lines else ["Notes", "-----"]
+        lines[place : place + 2] = [*head, f"**{title}**", ""]
+
+
 def setup(app):
     """Register with Sphinx."""
+    app.connect("autodoc-process-docstring", keep_fields_of_workflows, priority=100)
     app.add_directive("command", Command)
     app.add_directive("columns", Columns)
     return {"parallel_read_safe": True}
