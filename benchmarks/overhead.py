@@ -226,8 +226,8 @@ INTRODUCTION = """# What workflow engines cost
 Whole processes, start of Python and imports included, medians of alternated rounds; compiled
 kernels cached. All with two threads and NiTransforms for resampling. *More*: than the library (for
 the BIDS-App: than `eddymotion-correct`), which does the same and writes the same; in wall time and
-in processor time. Where the slowest run took much longer than the fastest, the machine was busy with
-other work: only the processor time tells then.
+in processor time. Where the slowest run took much longer than the fastest, the machine was busy
+with other work: only the processor time tells then.
 """
 
 NOTES = """

@@ -7,14 +7,13 @@ import numpy as np
 from eddymotion.estimation.outliers import percent_lost
 from eddymotion.estimation.quality import Quality
 from eddymotion.geometry import (
+    PARAMETERS,
     Motion,
     framewise_displacement,
     rigid_parameters,
     rms_displacement,
 )
 from eddymotion.gradients import Gradients
-
-PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 
 def confounds(

@@ -9,9 +9,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image, read_itk
-from eddymotion.geometry import Motion, grid_center, rigid_matrix
-
-PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+from eddymotion.geometry import PARAMETERS, Motion, grid_center, rigid_matrix
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "
