@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Error of the estimated motion on simulated series.
 
 ``python -m benchmarks.accuracy [--phantom TISSUE PEAKS] [--series NAME …] [--seeds SEED …]``

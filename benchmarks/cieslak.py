@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The protocol of Cieslak et al. (2024): a random share of the volumes replaced by moved copies.
 
 ``python -m benchmarks.cieslak [--phantom TISSUE PEAKS] [--schemes NAME …] [--seeds SEED …]``

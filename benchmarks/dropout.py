@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Precision and recall of the search for slices that lost signal, on simulated series.
 
 ``python -m benchmarks.dropout [--phantom TISSUE PEAKS] [--series NAME …] [--shares SHARE …]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eddy-current fields found together with the motion, on simulated and real series.
 
 ``python -m benchmarks.eddy_currents [--phantom TISSUE PEAKS] [--series NAME …] [--fields NAME …]

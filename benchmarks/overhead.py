@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What workflow engines cost, and how the BIDS-App scales over processes.
 
 ``python -m benchmarks.overhead [--cases NAME …] [--runs N]`` simulates one series of 64 volumes

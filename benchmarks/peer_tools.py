@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One function a tool: a series on disk → (N, 4, 4) matrices, reference → volume, RAS+ mm.
 
 ``python benchmarks/peer_tools.py TOOL FOLDER OUT.npy`` runs one of them on ``dwi.nii.gz``,

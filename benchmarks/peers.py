@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other tools and ours on the same simulated series, in one run, alternating.
 
 ``python -m benchmarks.peers [--phantom TISSUE PEAKS] [--peers-python PYTHON]`` runs every tool as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real series before and after correction, and scan against rescan.
 
 ``python -m benchmarks.real BIDS_DIR`` writes ``docs/benchmarks/real.md``: for every series of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registration engines in the leave-one-out loop: errors and processor time, side by side.
 
 ``python -m benchmarks.registrars [--series NAME …] [--seeds SEED …] [--registrars NAME …]``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our registration beside digital image correlation (``spam.DIC.register``), on its known case.
 
 ``python -m benchmarks.registration_dic [--size N] [--seeds SEED …]`` moves speckled volumes by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wall time and peak memory of the whole command against size, processes and engine.
 
 ``python -m benchmarks.speed [--cases NAME …]`` simulates each series once, runs

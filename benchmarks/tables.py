@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the benchmarks share: rows kept as they come, tables with their provenance, plots."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Head-motion correction for diffusion MRI.
 
 >>> import eddymotion as em

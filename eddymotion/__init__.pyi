@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from .dataset import DWI as DWI
 from .dataset import Image as Image
 from .derivatives import save as save

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the diffusion series of a BIDS dataset."""
 
 from __future__ import annotations

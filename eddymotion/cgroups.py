@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processors and memory that this process may use: of the machine, a container, or a batch job.
 
 Linux limits groups of processes. Version 2 has one tree of groups under ``/sys/fs/cgroup``,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compile inner loops with Numba and keep their machine code for the next run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The values that flow through the package: an image, and a diffusion series."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demonstration: a head with known motion, corrected and compared with the truth."""
 
 from __future__ import annotations

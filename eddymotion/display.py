@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a notebook shows: two volumes that flicker, the traces of a motion, a mosaic of a series.
 
 All of it is HTML without a script and without an address: it stays in a saved notebook, and on a

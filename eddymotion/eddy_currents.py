@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eddy-current fields: displacements along the phase-encoding axis, fixed to the scanner.
 
 The field of volume ``i`` at scanner position ``s`` displaces by ``d_i(s) = e_i · P(u)`` mm, with

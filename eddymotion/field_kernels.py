@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiled inner loops through eddy-current fields, polynomials of scanner position.
 
 As :mod:`eddymotion.kernels`: every kernel has a plain twin in the tests.

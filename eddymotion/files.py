@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files ⇄ values: images, gradient tables, transforms.
 
 Everything is written under a temporary name beside its final one and then renamed, so that a

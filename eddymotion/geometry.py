@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rigid motion: parameters ⇄ matrices, and how far things moved.
 
 One direction everywhere: a matrix is 4×4, in RAS+ millimetres, and maps points of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradient tables: b-values and b-vectors in RAS+, whatever the files' convention.
 
 On disk (BIDS, FSL) a b-vector has its components along the *image axes*, the first one negated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values that a notebook shows as pictures, without knowing how they are drawn."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One series of a BIDS-App run, in whatever process or on whatever host it is worked on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiled inner loops: cubic B-splines and smoothing of volumes.
 
 Every kernel has a plain SciPy twin in the tests. Arrays are C-contiguous with the fastest axis

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run at a time writes the outputs of a participant.
 
 A lock is a file that exists while a run holds it. It says who holds it, and its time of

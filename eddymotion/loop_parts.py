@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The leave-one-out loop by single volumes, each step from files to files.
 
 :func:`split`, then in each pass :func:`resample_volume` → :func:`plan` → :func:`predict_volume` →

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The brain mask where none is given."""
 
 from __future__ import annotations

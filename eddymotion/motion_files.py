@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A motion as two files: its transforms, and all else that was estimated.
 
 The transforms are ITK text, which other programs read and write. What ITK has no place for

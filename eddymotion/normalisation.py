@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A series in the space of another image: T1w, template, FA map.
 
 The reference of the series (its mean b=0, or its FA) is registered to that image. A voxel of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work on volumes in threads, with progress and reproducible sums."""
 
 from __future__ import annotations

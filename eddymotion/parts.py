@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of a correction, each from files to files: what workflow nodes call.
 
 :mod:`eddymotion.steps` corrects a series in one go, and little of it is ever on disk. Here every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coarse to fine: what an image shows at a level, and where it is looked at."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One interpolation of the original data.
 
 A voxel of the output grid is a point of the reference frame (through a :data:`SpaceMap`, where the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run needs to know of the machine: versions, memory, processors, room on the disk."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user can set, as one frozen value."""
 
 from __future__ import annotations

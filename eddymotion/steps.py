@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of a run, each path in → path out: what commands and workflow nodes call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One linear transform ⇄ files of the programs that people use.
 
 In memory a matrix maps points of the fixed image to points of the moving one, RAS+ mm. The files

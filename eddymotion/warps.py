@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Displacement fields ⇄ files: ITK's NIfTI, as ANTs, 3D Slicer and NiTransforms read it.
 
 Five dimensions (X, Y, Z, 1, 3), intent *vector*, millimetres along ITK's LPS+ axes. In memory they

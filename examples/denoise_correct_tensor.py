@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Head-motion correction between two nodes of your own: denoise → correct → tensor.
 
     python examples/denoise_correct_tensor.py dwi.nii.gz -o out/

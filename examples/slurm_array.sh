@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # A whole study on SLURM: an array with one job a participant, and a last job that looks at all.
 #
 #   examples/slurm_array.sh BIDS_DIR OUTPUT_DIR [option of eddymotion …]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A headless Chromium, driven by the DevTools protocol through a pipe: no driver, no port.
 
 Chromium with ``--remote-debugging-pipe`` reads commands from file 3 and writes to file 4, each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small simulated series with known truth, made once, and the shared public data."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A corrected series on disk, made in a second or two: what a run leaves before its page."""
 
 import shutil

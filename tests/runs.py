@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of the BIDS-App as processes of their own, and what they leave."""
 
 import hashlib

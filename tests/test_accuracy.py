@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small slice of the benchmarks: one scheme, two motions, with bounds."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What others may rely on stays: ``python tests/test_api.py`` writes public_api.txt again."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values flow one way: left never imports right."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmarks' own machinery: common convention of the tools, kept rows, pages."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The participant's page in a real browser, headless, with the network taken away."""
 
 import os

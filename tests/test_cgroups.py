@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a container or batch job may use, as the kernel tells it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands, from outside: files, exit codes, messages."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The series: frozen, and valid once constructed."""
 
 from dataclasses import FrozenInstanceError, replace

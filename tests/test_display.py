@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a notebook shows: pictures of the right planes, text that stays text, nothing fetched."""
 
 import base64

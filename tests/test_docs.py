@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the documentation tells is run, or at least understood by the programs it names."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eddy-current fields found together with the motion, against the truth."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eddy-current fields on disk, and eddy's files decoded as FSL does."""
 
 import json

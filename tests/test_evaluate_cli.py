@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``eddymotion-evaluate`` from outside: files, numbers, messages."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files in, files out: what is read, what is refused, what comes back."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rigid parameters and displacement measures against their definitions."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """b-vectors between files, scanner and head."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The group level: its table, its rule and its page, from the derivatives alone."""
 
 import json

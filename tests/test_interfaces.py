@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same functions by three ways: library, Nipype, Pydra."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any engine in the leave-one-out loop, from the command line: results, refusals, crashes."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predictions in place of lost slices; maps of signal and contrast; residuals."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mask that is a brain, on heads that are hard to find."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A series in the space of another image: one interpolation of the originals, the right one."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slices that lost signal: what is measured of a slice, how it is judged, what follows."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The BIDS-App as a run: side by side, interrupted, resumed, locked, short of room."""
 
 import json

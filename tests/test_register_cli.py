@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``eddymotion-register`` from outside: files, pictures, numbers, advice, messages."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registration of simulated pairs: our own engine, starts, names and refusals."""
 
 import json

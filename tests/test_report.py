@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The participant's page: what it shows is what is on disk, and text stays text."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``eddymotion-simulate`` from outside: files, bytes, exit codes, messages."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulated series: reproducible, with a truth that explains them."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One transform in five formats: what is written means the same to whoever reads it."""
 
 import itertools

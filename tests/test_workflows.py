@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole graphs: documented ends, equal results, nothing that hangs."""
 
 import hashlib

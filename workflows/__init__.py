@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Complete graphs, built from the steps of the package."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the BIDS-App does with the series it found: lock, run, tell how it went."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a Nipype workflow so that nothing hangs, nothing is left running, and little is said."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nipype workflows.
 
 :func:`init_dwi_hmc_wf` stands between two nodes of somebody's own workflow. :func:`init_lovo_wf`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pydra workflows: the graphs of :mod:`eddymotion.workflows.nipype`, with the same outputs.
 
 One series, and several side by side::

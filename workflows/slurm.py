@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nipype's SLURM plugin, which asks for what nodes take and leaves no job behind."""
 
 from __future__ import annotations

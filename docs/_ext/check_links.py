@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that links within a built site lead somewhere: ``check_links.py FOLDER``."""
 
 import sys

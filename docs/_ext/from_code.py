@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference pages that are written from the code: commands, columns of tables."""
 
 import argparse

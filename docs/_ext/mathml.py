@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Equations as MathML, which browsers draw themselves: no script from elsewhere."""
 
 from docutils.nodes import SkipNode

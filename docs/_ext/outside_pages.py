@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pages whose text lies outside ``docs/``, and links that leave it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a .bvec file tells of one and the same gradient, in three images."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RAS+ and LPS+."""
 
 from head import BLUE, INK, ORANGE, arrow, head, limits, panels

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the reference to the volume."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A head seen from above, and arrows."""
 
 import matplotlib.pyplot as plt

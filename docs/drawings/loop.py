@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leave one out: predict, register."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Framewise displacement and root mean square."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """b-vectors turn with the head."""
 
 import numpy as np

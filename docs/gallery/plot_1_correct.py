@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 Correct a series and compare with the truth
 ===========================================

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 Predict a volume from the others, without a refit
 =================================================

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 What happens if b-vectors are not turned
 ========================================

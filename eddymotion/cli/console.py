@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a command shows while it works: log lines, progress with time left."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``eddymotion-correct DWI``: one series, no BIDS needed; the same engine and outputs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``eddymotion-evaluate``: motion against the truth, landmarks, corrected series."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command-line options that several commands share → one frozen Settings object."""
 
 from __future__ import annotations

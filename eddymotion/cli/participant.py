@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The BIDS-App, ``eddymotion BIDS_DIR OUTPUT_DIR {participant,group}``, and the demonstration."""
 
 from __future__ import annotations

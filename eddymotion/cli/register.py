@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``eddymotion-register FIXED MOVING -o PREFIX``: one image onto another."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``eddymotion-simulate DIR``: a BIDS dataset with known motion, and the truth beside it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Outputs of a series: BIDS names, tables, sidecars."""
 
 from __future__ import annotations

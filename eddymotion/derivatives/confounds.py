@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The confounds table: one row a volume."""
 
 from __future__ import annotations

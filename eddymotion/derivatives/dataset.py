@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files at the top of a derivative dataset."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eddy-current fields on disk: a table of coefficients, and displacement fields.
 
 The table has a row a volume; its JSON file says what is needed to evaluate it. A displacement

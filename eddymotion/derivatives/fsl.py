@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What FSL's eddy writes beside the corrected series, for programs that read it.
 
 *Coordinates.* ``newimage``: voxel index times voxel size, mm, x counted from the other end where

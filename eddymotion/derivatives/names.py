@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the outputs of a series go: BIDS names, as data."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user can ask for besides the outputs of every run.
 
 FSL eddy's files, maps of SNR and CNR, residuals, displacement fields. What an earlier run left of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of slices that lost signal, and what is said about all of them together."""
 
 from __future__ import annotations

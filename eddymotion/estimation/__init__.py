@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Series → motion."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All volumes of an aligned series at some voxels, block by block of its grid.
 
 What compares volumes voxel by voxel needs all of them there. A block is a slab of the third axis

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The offset between b=0 and diffusion-weighted frames, from the images.
 
 The contrasts differ, but what a voxel is made of determines both. In a voxel let ``m`` be the mean

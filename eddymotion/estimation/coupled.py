@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gauss-Newton on the poses of all volumes of a group at once.
 
 At points ``x`` of the head let ``y(x)`` hold the N volumes, each read at ``T_i x``, and let ``P``

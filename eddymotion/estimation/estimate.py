@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an estimator finds before the frames are joined."""
 
 from __future__ import annotations

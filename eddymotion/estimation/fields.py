@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eddy-current fields: what they have in common, and whether there are any.
 
 An eddy current is driven by the diffusion gradient, so that the coefficients ``e_i`` of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """b=0 and diffusion-weighted volumes into one frame.
 
 An estimator aligns volumes of like contrast to each other. What remains unknown is one rigid

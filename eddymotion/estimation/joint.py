@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All volumes at once.
 
 The loop of :mod:`eddymotion.estimation.lovo` creeps: each prediction is blurred by the motion of

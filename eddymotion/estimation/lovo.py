@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The leave-one-out loop.
 
 Each volume is predicted from all the others and registered to its prediction; the better the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How large signal and contrast are beside what the model leaves over, voxel by voxel.
 
 As FSL eddy's maps: for b=0 the signal-to-noise ratio, the mean over the standard deviation of the

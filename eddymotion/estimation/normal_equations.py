@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The normal equations of a joint step, and their solution."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slices that lost signal.
 
 A head that moves during the diffusion gradients dephases whole slices, or all slices that were

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How well the held-out volumes agree with their predictions.
 
 Judged at random points of the brain, off the grid, at which all volumes are read: neither an

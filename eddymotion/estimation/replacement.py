@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prediction in place of what slices have lost.
 
 Where the voxels of the corrected series come from slices that lost their signal, it shows what the

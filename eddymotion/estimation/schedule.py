@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The passes of the loop: what each predicts with, registers with, and how far volumes go."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a volume was acquired, slice by slice."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of merit: estimated against true motion, landmarks, corrected series."""
 
 from eddymotion.evaluation.landmarks import (

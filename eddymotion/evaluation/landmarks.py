@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Landmarks that somebody marked in two images, and how far a transform leaves them apart."""
 
 from __future__ import annotations

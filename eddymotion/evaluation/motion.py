@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Estimated against true motion.
 
 **Two frames.** The true matrix ``Tᵢ`` and the estimated one ``Eᵢ`` map reference points to points

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Quality of a corrected series, from the series alone.
 
 **Leave-one-out residual.** Each volume against its prediction from the others by a model: where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results → what is printed and written: a short table, columns for TSV, figures for JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Motion in the files that programs leave behind → matrices, reference → volume, RAS+ mm."""
 
 from __future__ import annotations

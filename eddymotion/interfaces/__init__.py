@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of :mod:`eddymotion.parts` for workflow engines; here is what the engines share.
 
 :mod:`eddymotion.interfaces.nipype` and :mod:`eddymotion.interfaces.pydra` import their engine.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nipype interfaces over :mod:`eddymotion.parts`: each is a call of the function of its name.
 
 Nodes of :class:`Estimate`, :class:`Apply` and :class:`Correct` hold the whole series: give them

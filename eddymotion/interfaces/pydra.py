@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pydra tasks over :mod:`eddymotion.parts`: each is a call of the function of its name.
 
 Pydra tells results apart by the contents of input files and by the source of the function here,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nipype interfaces of the BIDS-App: a series or a participant each, outputs in their place."""
 
 from __future__ import annotations

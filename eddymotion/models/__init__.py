@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signal models: each predicts a volume of a series from the others."""
 
 from __future__ import annotations

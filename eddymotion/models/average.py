@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mean of the other volumes of the shell: the plainest prediction."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The leave-one-out identity of a linear smoother.
 
 **Least squares.** Let the fitted values be linear in the data, ``ŷ = H y``, with

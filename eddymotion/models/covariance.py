@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Covariances of the volumes of a voxel, and how their parameters follow from the data.
 
 A covariance has the form ``s² (K_θ + I)``: a signal part ``K_θ``, in units of the noise variance,

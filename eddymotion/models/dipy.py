@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any DIPY model that can predict, by explicit refits: slow, general, the reference in tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gaussian process over the volumes of a scheme, around a mean that is free."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Covariance on shells by even spherical harmonics.
 
 One that depends on the angle between two directions alone is a sum of Legendre polynomials. In a

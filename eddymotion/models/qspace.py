@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Covariance in q-space, for schemes without shells: DSI, random and compressed sensing."""
 
 from __future__ import annotations

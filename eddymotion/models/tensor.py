@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Diffusion tensor and kurtosis, log-linear."""
 
 from __future__ import annotations

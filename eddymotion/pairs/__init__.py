@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registering two images: files → transform, resampled image, pictures, summary."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What looks wrong about a registered pair, in plain words."""
 
 from __future__ import annotations

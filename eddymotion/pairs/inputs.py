@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is registered: files and settings → two images, masks, landmarks."""
 
 from __future__ import annotations

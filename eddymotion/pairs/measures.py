@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a registration of two images amounts to, in numbers."""
 
 from __future__ import annotations

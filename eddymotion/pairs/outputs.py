@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is written of a registered pair."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step behind ``eddymotion-register``: paths in → paths out."""
 
 from __future__ import annotations

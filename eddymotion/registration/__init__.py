@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registration of a pair of images: one protocol, several engines."""
 
 from __future__ import annotations

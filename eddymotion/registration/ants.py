@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ANTs as an engine: ``antsRegistration``, its settings as Nipype's interface takes them.
 
 Nipype checks the settings and writes the command line. It is run here and not by Nipype, whose

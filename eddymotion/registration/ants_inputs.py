@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The inputs of Nipype's ``ants.Registration``: checked by it, completed by a preset."""
 
 from __future__ import annotations

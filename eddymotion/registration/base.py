@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registration: fixed + moving → transform."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every engine refuses, in one place and in the same words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DIPY as an engine: affine registration by mutual information, SyN for the rest.
 
 DIPY's optimiser (L-BFGS) knows nothing of units: a radian and a millimetre weigh alike, and

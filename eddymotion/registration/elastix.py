@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """elastix as an engine: the program through Nipype's interface, or itk-elastix.
 
 Settings are elastix's own parameter maps. As with ANTs, Nipype writes the command line and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """elastix's parameter files: ``(Name value …)`` lines, for settings and for transforms.
 
 A linear transform maps ``T(x) = A (x − c) + c + t`` in LPS+; matrices here are in RAS+ mm.

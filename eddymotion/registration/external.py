@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Engines that are other programs: each call in a process and a temporary folder of its own.
 
 What crashes there is an error with its last words here, and never a result: the folder is new, and

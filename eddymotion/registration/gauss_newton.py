@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gauss-Newton registration, coarse to fine.
 
 At level ``k`` both images are smoothed and compared at random points ``x`` of the fixed mask. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rigid, similarity and affine matrices, and the small steps between them.
 
 A step moves a point ``x`` by ``δ(x) = t + A (x − x₀)``. The twelve numbers ``(t, A)`` of a step

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where to start: before any engine, for images that are far apart.
 
 ``header``

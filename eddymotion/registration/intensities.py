@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one image's intensities mean in the other: the contrast of a pair."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is minimised: how the values of two images belong together.
 
 Each metric looks at the values ``f`` of the reference image and ``m`` of the target at the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pair of images at a level: the cost at a matrix, and how it changes from there."""
 
 from __future__ import annotations

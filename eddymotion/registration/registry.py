@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of registration engines → engines."""
 
 from __future__ import annotations

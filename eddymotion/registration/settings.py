@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of engines: presets that come with the package, and what a file changes in them.
 
 A preset is a file ``presets/ENGINE-PRESET-TRANSFORM.json`` (or ``.txt`` for elastix), in the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gauss-Newton steps, halved where the cost rises and lengthened where they creep."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Symmetric normalisation (SyN) with DIPY: a displacement for each voxel, both ways.
 
 DIPY's map sends a point ``x`` of the fixed image to ``prealign @ (x + d(x))``, which is what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What to write in a paper, by the settings of a run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of comparisons: plain arrays → matplotlib Figure."""
 
 from __future__ import annotations

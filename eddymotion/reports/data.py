@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the report shows and the other outputs do not hold: kept in one small file.
 
 A run makes a :class:`ReportData` from arrays in memory and leaves it under ``figures/``. With the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures: values → matplotlib Figure. Nothing here knows about files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The group level: quality metrics of all series in one table, from the derivatives alone."""
 
 from __future__ import annotations

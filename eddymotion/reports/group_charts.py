@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distributions of a group as SVG: each dot a series."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The group's page: who stands out, how all are distributed, and one table to sort."""
 
 from __future__ import annotations

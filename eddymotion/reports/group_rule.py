@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which series of a group stand out: one robust rule, stated on the page.
 
 A value stands out when it is worse than the median of comparable series by more than

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page kit: one HTML file that loads nothing from anywhere.
 
 Styles, script, pictures and data are inside. A content security policy forbids the rest: no

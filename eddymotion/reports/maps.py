@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Maps on the three planes: colour FA, tSNR, CNR, held-out predictions, local correlation."""
 
 from __future__ import annotations

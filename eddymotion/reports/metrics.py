@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Quality of a series in single numbers: what a group of scans is compared by."""
 
 from __future__ import annotations

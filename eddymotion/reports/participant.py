@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The participant's page: one file for all series, from the derivatives alone."""
 
 from __future__ import annotations

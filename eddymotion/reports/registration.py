@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of a registered pair: plain arrays on the fixed grid → matplotlib Figure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sections of a participant's page, in their order: values → HTML."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A series as its report sees it: drawn by a run, read again from the derivatives."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pictures need of a series, kept while its volumes pass: three planes and some points.
 
 A report shows three planes of every volume and measures over the brain. Neither needs the whole

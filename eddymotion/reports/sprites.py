@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sprite sheets: three planes of all volumes as one small picture, so that scrubbing is instant.
 
 A *frame* shows the sagittal, coronal and axial plane side by side, cropped to the brain, in

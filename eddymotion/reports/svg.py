@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Charts over volumes as SVG: readable without a script, linked to each other with one.
 
 The same text is a file under ``figures/`` and a part of the page. Every text goes through

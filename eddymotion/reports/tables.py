@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables as they are on disk: a report shows their cells, it does not compute them again."""
 
 from __future__ import annotations

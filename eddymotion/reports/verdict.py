@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is the scan usable? A plain rule over few numbers, stated on the page.
 
 Each check compares a number with two limits: above (or below) the first the series wants care,

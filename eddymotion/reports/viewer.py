@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The moving parts of a participant's page: what chooses a volume, and what shows it.
 
 The script fills and links them; here they are written, with the numbers that it shows.

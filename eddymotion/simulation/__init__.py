@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Series of a moving head with known truth.
 
 The names are loaded when first used (they are listed in ``__init__.pyi``).

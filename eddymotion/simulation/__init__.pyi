@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from .acquisition import acquire as acquire
 from .acquisition import coil_sensitivity as coil_sensitivity
 from .acquisition import dropped_slices as dropped_slices

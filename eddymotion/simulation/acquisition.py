@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scan of a moving head: series with known truth."""
 
 from __future__ import annotations

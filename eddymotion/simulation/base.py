@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can be scanned: the protocol that the scanner knows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eddy-current fields that follow the diffusion gradients.
 
 :mod:`eddymotion.eddy_currents` says what a field does to a volume.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A head fitted to a real series: a noise-free signal for any gradient."""
 
 from __future__ import annotations

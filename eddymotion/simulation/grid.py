@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The voxels of a scan."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a head moves: known motion to simulate."""
 
 from __future__ import annotations

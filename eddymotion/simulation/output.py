@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A simulated dataset on disk: BIDS, and the truth beside it under ``truth/``."""
 
 from __future__ import annotations

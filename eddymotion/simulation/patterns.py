@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a head can move: the patterns by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A head to simulate: tissue fractions, fibre directions, and the signal they give."""
 
 from __future__ import annotations

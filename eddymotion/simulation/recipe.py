@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All that determines a simulated series, as one frozen value; and the series made by it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradient schemes: shells, and random points of a lattice in q-space."""
 
 from __future__ import annotations

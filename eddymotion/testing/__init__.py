@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests that any implementation of a protocol passes: subclass them in a few lines."""
 
 from __future__ import annotations

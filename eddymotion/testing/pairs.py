@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two scans of one head with a known transform between them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every registration engine must do.
 
 A test module of an engine reads ::

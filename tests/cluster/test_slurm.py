@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SLURM for real, on this host: ``make test-cluster`` brings it up, runs this, takes it down."""
 
 import json

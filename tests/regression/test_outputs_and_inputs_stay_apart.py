@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A wrong call destroys nothing; an input is never overwritten; masks lie where they claim."""
 
 import nibabel as nib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saturated and clinical schemes: no number by accident, no crash."""
 
 import numpy as np

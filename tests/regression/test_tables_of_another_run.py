@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A series without tables must not borrow those of another run."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes without a prediction are named and get a pose; voxels without one are left out."""
 
 import logging

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 "use strict";
 (() => {
   const NEAR = 26;  // how far from a dot the pointer may be, in units of its chart

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 "use strict";
 (() => {
   const FLICKER_MS = 600, PLAY_MS = 250;
