@@ -36,7 +36,6 @@ PARSERS = {
     "eddymotion-evaluate": lambda call: evaluate.build_parsers()[1][call[0]].parse(call[1:]),
 }
 RUN = ("tutorial/own-scan", "how-to/bids", "how-to/without-bids", "how-to/another-model")
-AWAITED = {"eddy-currents.md"}  # until its benchmark has run
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 in_pages = pytest.mark.parametrize("page", PAGES, ids=name)
 
@@ -95,7 +94,7 @@ def test_links_to_files_exist(page):
         if path.parent.name == "auto_gallery":  # made from its sources when the site is built
             source = "GALLERY_HEADER.rst" if path.stem == "index" else f"{path.stem}.py"
             path = DOCS / "gallery" / source
-        assert path.exists() or path.name in AWAITED, link
+        assert path.exists(), link
 
 
 def test_outputs_page_names_every_output():

@@ -68,3 +68,20 @@ def test_every_package_is_listed_and_every_file_goes_along():
         if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
     }
     assert going >= others
+
+
+def test_sources_name_their_licence():
+    kinds = ("*.py", "*.pyi", "*.js", "*.css", "*.sh")
+    folders = ("benchmarks", "docs", "eddymotion", "examples", "tests", "workflows")
+    sources = [
+        path for folder in folders for kind in kinds for path in (ROOT / folder).rglob(kind)
+    ]
+    made = {"_build", "auto_gallery", "generated"}
+    without = [
+        path.relative_to(ROOT).as_posix()
+        for path in sources
+        if not made & set(path.parts)
+        and "SPDX-License-Identifier: Apache-2.0" not in path.read_text(encoding="utf-8")[:200]
+    ]
+    assert len(sources) > 200
+    assert not without, "write # SPDX-License-Identifier: Apache-2.0 into the first line"
