@@ -21,7 +21,13 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation import LOOP_PASSES
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.frames import unite_frames
-from eddymotion.estimation.lovo import LEAST_LEFT, fill_lost, is_predicted, lost_voxels
+from eddymotion.estimation.lovo import (
+    LEAST_LEFT,
+    fill_lost,
+    is_predicted,
+    lost_voxels,
+    register_unless_worse,
+)
 from eddymotion.estimation.quality import ENOUGH, predict
 from eddymotion.estimation.schedule import Pass, plan_passes
 from eddymotion.files import (
@@ -291,13 +297,13 @@ def register_pair(
         enough = enough and known[where].mean() > LEAST_LEFT
     matrix, converged, message = init, False, "too little to register; kept where it was"
     if enough:
-        found = _registrar(settings, pass_number).register(
-            Image(np.nan_to_num(fixed), affine),
-            Image(moving, moving_affine),
-            fixed_mask=None if mask_file is None and known.all() else where & known,
-            init=init,
-            seed=seed,
-        )
+        registrar = _registrar(settings, pass_number)
+        images = Image(np.nan_to_num(fixed), affine), Image(moving, moving_affine)
+        if pass_number is None:
+            mask = None if mask_file is None and known.all() else where & known
+            found = registrar.register(*images, fixed_mask=mask, init=init, seed=seed)
+        else:
+            found = register_unless_worse(registrar, *images, where & known, init, seed)
         matrix, converged, message = found.matrix, found.converged, found.message
         if center is not None:
             way = log_rigid(np.linalg.inv(init) @ matrix, np.asarray(center))

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.dataset import Spline
+from eddymotion.dataset import Image, Spline
 from eddymotion.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.coupled import CoupledProblem
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import Brain, most_likely_offset, proposals_in_time, unite_frames
+from eddymotion.estimation.lovo import register_unless_worse
 from eddymotion.geometry import (
     Motion,
     exp_rigid,
@@ -23,6 +24,7 @@ from eddymotion.geometry import (
 )
 from eddymotion.models import AverageModel, GaussianProcessModel, LegendreCovariance, TensorModel
 from eddymotion.pyramid import jittered_points, low_pass
+from eddymotion.registration import Registration
 from eddymotion.simulation import acquire, shelled_scheme, simulate_motion
 
 ORIGIN = np.zeros(3)
@@ -206,6 +208,23 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
         change = [cost(moved(start, sign * step)) for sign in (1, -1)]
         slope = (change[1] - change[0]) / (2 * step[volume, parameter])
         np.testing.assert_allclose(analytic[volume, parameter], slope, rtol=0.02)
+
+
+@pytest.mark.parametrize(("degrees", "kept"), [(70, True), (-8, False)])
+def test_a_long_way_to_a_worse_fit_is_not_taken(still, degrees, kept):
+    """The head of the moving image is turned by −8°; one engine says 70, the other is right."""
+    volume = still.volume(0)
+    turned = pose([0, 0, 0], [0, 0, -8])
+    moving = Image(volume.data, turned @ volume.affine)
+
+    class Says:
+        def register(self, fixed, moving, *, fixed_mask, init, seed):
+            return Registration(pose([0, 0, 0], [0, 0, degrees]), True, "sure")
+
+    found = register_unless_worse(Says(), volume, moving, still.mask, np.eye(4), 0)
+    assert np.array_equal(found.matrix, np.eye(4)) == kept
+    assert ("kept there" in found.message) == kept
+    assert found.converged != kept
 
 
 def test_joint_estimate_and_loop_agree(moving, estimated, motion_rmse):

@@ -14,6 +14,7 @@ registered without them.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -28,12 +29,18 @@ from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
 from eddymotion.models import Model
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
+from eddymotion.pyramid import jittered_points
 from eddymotion.registration import Registrar, Registration
 from eddymotion.resampling import covered_mask, resample
 
 log = logging.getLogger(__name__)
 
 REPEATS = 2
+
+FAR_VOXELS = 2.0
+"""Root-mean-square way over the brain from which on a registration is compared with its start."""
+
+N_TO_COMPARE = 5_000
 
 LEAST_LEFT = 0.1
 """Part of the brain that must not be lost for a volume to be registered."""
@@ -188,12 +195,13 @@ def register_volumes(
             if not known[where].mean() > LEAST_LEFT:
                 return None
         try:
-            return registrar.register(
+            return register_unless_worse(
+                registrar,
                 Image(np.nan_to_num(predicted[..., volume]), dwi.affine),
                 dwi.volume(volume),
-                fixed_mask=where & known,
-                init=init[volume],
-                seed=seed,
+                where & known,
+                init[volume],
+                seed,
             )
         except EddymotionError as error:
             raise type(error)(f"volume {volume}: {error}") from error
@@ -214,6 +222,44 @@ def register_volumes(
         matrices[volume] = init[volume] @ exp_rigid(parts[volume] * way, dwi.brain_center)
         log.debug("volume %d: %s", volume, registration.message)
     return Motion(matrices)
+
+
+def register_unless_worse(
+    registrar: Registrar,
+    predicted: Image,
+    moving: Image,
+    mask: np.ndarray,
+    init: np.ndarray,
+    seed: int,
+) -> Registration:
+    """Register a volume to its prediction; keep the start where a long way leads to a worse fit.
+
+    At high b-values a volume is mostly noise, and a registration may end where little of the brain
+    is left to disagree. Both have the same contrast, so that the correlation tells, read off the
+    grid, where interpolation favours neither.
+    """
+    found = registrar.register(predicted, moving, fixed_mask=mask, init=init, seed=seed)
+    points = jittered_points(mask, predicted.affine, N_TO_COMPARE, np.random.default_rng(seed))
+    way = apply_affine(found.matrix, points) - apply_affine(init, points)
+    far = FAR_VOXELS * np.cbrt(np.prod(predicted.voxel_sizes))
+    if np.sqrt((way**2).sum(axis=1).mean()) < far:
+        return found
+    expected = predicted.spline.sample(points)
+    before, after = (
+        _correlation(expected, moving.spline.sample(points, pose)) for pose in (init, found.matrix)
+    )
+    if not after < before:
+        return found
+    message = f"fits worse than its start ({after:.3f} after {before:.3f}); kept there"
+    return replace(found, matrix=init, converged=False, message=message)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson correlation of what is known of both; NaN where that is nothing."""
+    known = np.isfinite(a) & np.isfinite(b)
+    if known.sum() < 2:
+        return float("nan")
+    return float(np.corrcoef(a[known], b[known])[0, 1])
 
 
 def is_predicted(predicted: np.ndarray, mask: np.ndarray) -> np.ndarray:
