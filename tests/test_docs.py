@@ -35,7 +35,14 @@ PARSERS = {
     "eddymotion-simulate": lambda call: simulate.build_parser().parse(call),
     "eddymotion-evaluate": lambda call: evaluate.build_parsers()[1][call[0]].parse(call[1:]),
 }
-RUN = ("tutorial/own-scan", "how-to/bids", "how-to/without-bids", "how-to/another-model")
+RUN = (
+    ("tutorial/own-scan",),
+    ("how-to/bids", "how-to/group"),
+    ("how-to/without-bids",),
+    ("how-to/another-model",),
+    ("how-to/lost-slices",),
+    ("how-to/register",),
+)
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 in_pages = pytest.mark.parametrize("page", PAGES, ids=name)
 
@@ -110,28 +117,40 @@ def test_outputs_page_names_every_output():
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """A folder with the files that pages begin with: a series, tables, a BIDS dataset."""
+    """A folder with the files that pages begin with: series, tables, images, a BIDS dataset."""
     folder = tmp_path_factory.mktemp("pages")
     phantom = procedural_head(8.0)
     gradients = shelled_scheme({1000.0: 12}, 2)
     motion = simulate_motion("drift", len(gradients), np.zeros(3))
     dwi = acquire(phantom, gradients, motion, Grid.covering(phantom, 8.0), snr=30)
-    for table in ("dwi", "table"):
+    for table in ("dwi", "table", "sub-01_dwi"):
         write_gradient_table(
             folder / f"{table}.bval", folder / f"{table}.bvec", gradients, dwi.affine
         )
-    write_image(folder / "dwi.nii.gz", np.asarray(dwi.signal), dwi.affine)
+    for image in ("dwi", "sub-01_dwi", "straight", "turned"):
+        write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal), dwi.affine)
+    for image in ("T1w", "template", "straight_b0", "turned_b0"):
+        write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal[..., 0]), dwi.affine)
     write_image(folder / "brain.nii.gz", dwi.mask.astype(np.uint8), dwi.affine)
     for label in ("01", "02"):
         image = write_bids(folder / "bids", label, dwi, motion, session="baseline")
         for path in list(image.parent.iterdir()):
             path.rename(path.with_name(path.name.replace("_dwi", "_acq-multishell_dwi")))
+    shutil.copytree(folder / "bids", folder / "BIDS_DIR")
     return folder, dwi
 
 
+def as_script(language, text):
+    """Return what a reader would type."""
+    if language == "bash":
+        return text
+    whole = re.sub(r"\\\n\s*", "", text)
+    return "\n".join(re.findall(r"^\$ (.+)$", whole, flags=re.MULTILINE))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUN)
-def test_pages_run_from_top_to_bottom(page, stage, tmp_path, monkeypatch):
+@pytest.mark.parametrize("pages", RUN, ids="+".join)
+def test_pages_run_from_top_to_bottom(pages, stage, tmp_path, monkeypatch):
     prepared, dwi = stage
     folder = tmp_path / "here"
     shutil.copytree(prepared, folder)
@@ -142,15 +161,17 @@ def test_pages_run_from_top_to_bottom(page, stage, tmp_path, monkeypatch):
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_ET": "1"
     }  # fmt: skip
-    for language, text in blocks(DOCS / f"{page}.md", "json", "toml"):
+    files = [DOCS / f"{page}.md" for page in pages]
+    for language, text in (block for file in files for block in blocks(file, "json", "toml")):
         Path({"json": "filter.json", "toml": "study.toml"}[language]).write_text(text)
-    for language, text in blocks(DOCS / f"{page}.md", "bash", "python"):
-        if language == "bash":
-            done = subprocess.run(["bash", "-euo", "pipefail", "-c", text], env=environment,
-                                  capture_output=True, text=True, check=False)  # fmt: skip
-            assert done.returncode == 0, text + done.stderr
-        else:
-            exec(compile(text, page, "exec"), names)
+    shown = [block for file in files for block in blocks(file, "bash", "console", "python")]
+    for language, text in shown:
+        if language == "python":
+            exec(compile(text, "+".join(pages), "exec"), names)
+            continue
+        script = ["bash", "-euo", "pipefail", "-c", as_script(language, text)]
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, text + done.stderr
     assert list(folder.rglob("*_desc-preproc_dwi.nii.gz"))
 
 
