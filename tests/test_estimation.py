@@ -186,8 +186,8 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
     def cost(motion):
         samples = problem.sample(motion)
         for volume, values in enumerate(samples.values):  # brightness is held
-            values *= start.stretch(volume, problem.points)
-            values /= motion.stretch(volume, problem.points)
+            values *= start.displaced(volume, problem.points)[1]
+            values /= motion.displaced(volume, problem.points)[1]
         residual, _ = problem.residuals(samples, P)
         return 0.5 * float(np.einsum("nv,nv->", samples.values.astype(float), residual))
 
