@@ -231,6 +231,6 @@ def _fibres(x, y, z):
         ],
         axis=-1,
     ).astype(np.float32)
-    weights = 0.9 * weights / np.maximum(weights.sum(axis=-1, keepdims=True), 0.6)
+    shares = 0.9 * weights / np.maximum(weights.sum(axis=-1, keepdims=True), 0.6)
     directions = np.stack([callosum, projection, association], axis=-2)
-    return directions * weights[..., None]
+    return directions * shares[..., None]
