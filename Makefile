@@ -10,7 +10,7 @@ PHANTOM ?=  # --phantom TISSUE PEAKS
 BIDS ?= ../shared/data/bids_real
 PEERS := .venv-peers
 
-.PHONY: demo test test-unit test-browser test-cluster test-slow lint types docs package benchmark benchmark-peers clean
+.PHONY: container-check demo test test-unit test-browser test-cluster test-slow lint types docs package benchmark benchmark-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eddymotion --demo demo
@@ -32,6 +32,9 @@ test-browser: $(VENV)/.installed-test  # Debian's chromium on the PATH
 test-cluster: $(VENV)/.installed-test  # Debian; root or sudo for the packages
 	tests/cluster/slurm install
 	tests/cluster/slurm run $(PYTEST) -m cluster tests/cluster
+
+container-check: $(VENV)/.installed-test  # Debian, root: docker/check install brings the programs
+	docker/check
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
