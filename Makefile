@@ -44,6 +44,7 @@ lint: $(VENV)/.installed-test
 	$(SCHEMA).dependabot .github/dependabot.yml
 	$(SCHEMA).citation-file-format CITATION.cff
 	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/hadolint docker/Dockerfile
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What only a look from inside a container tells; run there by ``docker/check``.
 
 ``limits``: what may be written, and the processors and memory that the package counts.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare what containers wrote with the truth and with results outside; for ``docker/check``.
 
 ``pair DEMO VOLUME XFM``: a registration of a volume to the first one against the true motion.
