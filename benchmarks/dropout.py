@@ -96,14 +96,7 @@ KEY = ("series", "kind", "depth", "share", "seed")
 
 
 def main() -> None:
-    options = parse()
-    rows = tables.Rows(options.rows, KEY)
-    if not options.render:
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        tables.keep_provenance(options.rows.with_suffix(".json"))
-        measure_all(options, rows)
-    if options.render or not options.no_page:
-        render(list(rows), options.rows.with_suffix(".json"))
+    tables.run(parse(), KEY, measure_all, render)
 
 
 def parse() -> argparse.Namespace:

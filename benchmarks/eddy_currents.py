@@ -97,15 +97,7 @@ KEY = ("series", "fields", "seed")
 
 
 def main() -> None:
-    options = parse()
-    rows = tables.Rows(options.rows, KEY)
-    if not options.render:
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        tables.keep_provenance(options.rows.with_suffix(".json"))
-        measure_simulated(options, rows)
-        measure_real(options, rows)
-    if options.render or not options.no_page:
-        render(list(rows), options.rows.with_suffix(".json"))
+    tables.run(parse(), KEY, measure, render)
 
 
 def parse() -> argparse.Namespace:
@@ -123,6 +115,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--render", action="store_true", help="only write the page")
     parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, rows: tables.Rows) -> None:
+    measure_simulated(options, rows)
+    measure_real(options, rows)
 
 
 def measure_simulated(options: argparse.Namespace, rows: tables.Rows) -> None:

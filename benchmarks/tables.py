@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,22 @@ class Rows:
         self.rows.append(row)
         write_tsv(self.path, self.rows)
         print("\t".join(f"{name}={value}" for name, value in row.items()), flush=True)
+
+
+def run(
+    options: Any,
+    key: tuple[str, ...],
+    measure: Callable[[Any, Rows], None],
+    render: Callable[[list[Row], Path], None],
+) -> None:
+    """Measure what is missing of the rows, and write the page, as ``--render`` and such say."""
+    rows, provenance = Rows(options.rows, key), options.rows.with_suffix(".json")
+    if not options.render:
+        options.rows.parent.mkdir(parents=True, exist_ok=True)
+        keep_provenance(provenance)
+        measure(options, rows)
+    if options.render or not options.no_page:
+        render(list(rows), provenance)
 
 
 def read_tsv(path: Path) -> list[Row]:

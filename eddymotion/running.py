@@ -190,3 +190,22 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def prove_writable(folder: Path, remedy: str) -> None:
+    """Make a folder and a file in it, and remove the file.
+
+    Raises
+    ------
+    EddymotionError
+        If that cannot be done; it ends with what to do instead.
+    """
+    probe = folder / f".write-test-{platform.node()}-{time.time_ns()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EddymotionError(
+            f"{folder}: cannot be written to ({error.strerror}); {remedy}"
+        ) from error

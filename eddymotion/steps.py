@@ -13,21 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nibabel.affines import apply_affine
-
 from eddymotion import __version__
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import PE_AXES, Quality, assess, estimate_motion
-from eddymotion.estimation.outliers import lost_in_words, ruin_in_words
+from eddymotion.estimation import Quality, assess, estimate_motion
+from eddymotion.estimation.outliers import ruin_in_words
 from eddymotion.estimation.replacement import Replaced
-from eddymotion.estimation.slicing import PLAIN, Slicing
+from eddymotion.estimation.slicing import Slicing
 from eddymotion.files import image_stem, load, write_json
-from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
-from eddymotion.gradients import image_axes
+from eddymotion.geometry import Motion
 from eddymotion.models import Model, get_model
 from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.normalisation import OutputSpace, Target, space_of, write_output_space
@@ -38,29 +34,11 @@ from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
 from eddymotion.resampling import Engine, Resampled, kernel_agrees
 from eddymotion.running import software_versions
+from eddymotion.series_files import SeriesFiles, metadata_of, phase_encoding, slicing_of
 from eddymotion.settings import Settings
+from eddymotion.summary import summarise
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SeriesFiles:
-    """The files of one series.
-
-    Parameters
-    ----------
-    dwi, bval, bvec : Path
-    uri : str
-        How the outputs name their source: a BIDS URI, or a file name outside a dataset.
-    metadata : dict
-        Of the input's sidecar.
-    """
-
-    dwi: Path
-    bval: Path | None = None
-    bvec: Path | None = None
-    uri: str = ""
-    metadata: dict[str, Any] | None = None
 
 
 KEPT_METADATA = (
@@ -301,19 +279,6 @@ def find_motion(
     )
 
 
-def phase_encoding(series: SeriesFiles) -> str | None:
-    """Return the phase-encoding direction that the metadata tell: i, j, k, i-, j- or k-."""
-    metadata = metadata_of(series)
-    for key in ("PhaseEncodingDirection", "PhaseEncodingAxis"):
-        value = metadata.get(key)
-        if value in PE_AXES:
-            return str(value)
-        if value is not None:
-            log.warning("%s: %s is %r, expected one of %s; it is ignored",
-                        series.dwi.name, key, value, ", ".join(PE_AXES))  # fmt: skip
-    return None
-
-
 def prepare_resampling(
     dwi: DWI,
     motion: Motion,
@@ -341,27 +306,6 @@ def shown_series(
     return Replaced.of(
         resampled, quality.model, quality.outliers, n_threads=settings.nprocs, progress=progress
     )
-
-
-def metadata_of(series: SeriesFiles) -> dict[str, Any]:
-    """Return the sidecar of a series: the one given, or the one beside the image."""
-    if series.metadata is not None:
-        return series.metadata
-    try:
-        beside = series.dwi.with_name(image_stem(series.dwi) + ".json")
-        content = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def slicing_of(series: SeriesFiles, dwi: DWI) -> Slicing:
-    """Tell from the sidecar how the volumes were acquired; plain slices where it does not fit."""
-    try:
-        return Slicing.of(metadata_of(series), dwi.shape)
-    except EddymotionError as error:
-        log.warning("%s: %s; slices are judged one by one", series.dwi.name, error)
-        return PLAIN
 
 
 def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Settings) -> Quality:
@@ -396,57 +340,6 @@ def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: S
                 f"{outputs[kind]}: is an input and would be overwritten; "
                 "give another output folder"
             )
-
-
-def summarise(
-    dwi: DWI, motion: Motion, model: Model, before: Quality, after: Quality
-) -> dict[str, str]:
-    """Say in words and numbers what was found."""
-    parameters = rigid_parameters(motion.matrices, dwi.center)
-    reach = np.ptp(parameters, axis=0)
-    fd = framewise_displacement(parameters)[1:]
-    dwis = dwi.gradients.dwis
-
-    def rise(name: str, function: Any) -> str:
-        values = [getattr(quality, name)[dwis] for quality in (before, after)]
-        first, second = (v[np.isfinite(v)] for v in values)
-        return f"{function(first):.3f} → {function(second):.3f}" if len(second) else "n/a"
-
-    kind = "the first b=0" if len(dwi.gradients.b0s) else "since the series has no b=0"
-    return {
-        "series": repr(dwi),
-        "model": type(model).__name__,
-        "reference": f"volume {dwi.reference}, {kind}",
-        "range of translations (x, y, z)": ", ".join(f"{r:.2f}" for r in reach[:3]) + " mm",
-        "range of rotations (x, y, z)": ", ".join(f"{np.rad2deg(r):.2f}" for r in reach[3:]) + "°",
-        "frame of the diffusion-weighted volumes": _frame(motion),
-        "framewise displacement": f"mean {fd.mean():.2f} mm, max {fd.max():.2f} mm",
-        "eddy currents": _fields(dwi, motion),
-        "mean correlation with the prediction": rise("correlation", np.mean),
-        "lowest correlation with the prediction": rise("correlation", np.min),
-        "slices that lost signal": lost_in_words(after.outliers),
-    }
-
-
-def _fields(dwi: DWI, motion: Motion) -> str:
-    eddy = motion.eddy_currents
-    if eddy is None:
-        return "no fields"
-    points = apply_affine(dwi.affine, np.argwhere(dwi.mask)[::97])
-    squares = [np.square(eddy.displacement(v, points)).mean() for v in dwi.gradients.dwis]
-    head = framewise_displacement(rigid_parameters(motion.head, dwi.center))[1:]
-    axis = "ijk"[int(np.abs(image_axes(dwi.affine).T @ eddy.pe).argmax())]
-    return (
-        f"{eddy.order} fields along {axis}, {np.sqrt(np.mean(squares)):.2f} mm RMS in the brain; "
-        f"framewise displacement of the head alone: mean {head.mean():.2f} mm, "
-        f"max {head.max():.2f} mm"
-    )
-
-
-def _frame(motion: Motion) -> str:
-    if motion.frame_error is None:
-        return "not estimated"
-    return f"joined to that of the b=0 volumes within {motion.frame_error:.3f} mm (standard error)"
 
 
 def sidecar_of(

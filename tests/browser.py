@@ -76,6 +76,11 @@ class Browser:
         os.close(self.answers)
         shutil.rmtree(self.profile, ignore_errors=True)
 
+    def go_offline(self) -> None:
+        """Take the network away."""
+        self.call("Network.emulateNetworkConditions", offline=True, latency=0,
+                  downloadThroughput=0, uploadThroughput=0)  # fmt: skip
+
     def call(self, method: str, timeout: float = 60.0, **parameters: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; events that come meanwhile are kept."""
         self.number += 1

@@ -113,6 +113,16 @@ def b0_pair(head):
 
 
 @pytest.fixture(scope="session")
+def program():
+    from browser import find_chromium
+
+    found = find_chromium()
+    if found is None:
+        pytest.fail("no Chromium on the PATH; install Debian's chromium, or leave -m browser out")
+    return found
+
+
+@pytest.fixture(scope="session")
 def motion_rmse():
     """Worst RMSE over the three translations (mm) and the three rotations (degrees)."""
 

@@ -18,7 +18,7 @@ ORDER = (
     ("files", "models", "motion_files", "registration", "resampling", "transform_files", "warps"),
     ("estimation",),
     ("evaluation",),
-    ("derivatives", "reports", "settings", "simulation"),
+    ("derivatives", "reports", "series_files", "settings", "simulation", "summary"),
     ("display", "normalisation", "pairs", "steps", "testing"),
     ("bids", "jobs", "loop_parts", "parts"),
     ("demo", "interfaces"),

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
 from PIL import Image
 from report_cases import copy_series, with_lost_slices, write_large, write_series
 
@@ -36,19 +36,10 @@ def site(moving, truth, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module")
-def program():
-    found = find_chromium()
-    if found is None:
-        pytest.fail("no Chromium on the PATH; install Debian's chromium, or leave -m browser out")
-    return found
-
-
 @pytest.fixture
 def browser(program, site):
     with Browser(program) as opened:
-        opened.call("Network.emulateNetworkConditions", offline=True, latency=0,
-                    downloadThroughput=0, uploadThroughput=0)  # fmt: skip
+        opened.go_offline()
         opened.open(site.page)
         opened.evaluate("Promise.all([...document.images].map(image => image.decode()))")
         yield opened

@@ -3,6 +3,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
 from eddymotion.estimation.fields import FieldEvidence, shown_order, with_offsets
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
+from eddymotion.series_files import SeriesFiles, phase_encoding
 from eddymotion.simulation import acquire
 from eddymotion.simulation.eddy_currents import simulate_eddy_currents
 
@@ -136,6 +138,28 @@ def test_loop_estimates_no_fields(tiny):
 def test_unknown_words_are_answered_with_the_known_ones(tiny, given, name):
     with pytest.raises(EddymotionError, match=name):
         estimate_motion(tiny, **given)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"PhaseEncodingDirection": "j-", "PhaseEncodingAxis": "j"}, "j-"),
+        ({"PhaseEncodingAxis": "i"}, "i"),
+        ({"PhaseEncodingDirection": "AP", "PhaseEncodingAxis": "k"}, "k"),
+        ({"PhaseEncodingDirection": ["j"]}, None),
+        ({}, None),
+    ],
+)
+def test_axis_comes_from_the_metadata_and_never_is_an_error(metadata, expected, caplog):
+    series = SeriesFiles(Path("sub-01_dwi.nii.gz"), metadata=metadata)
+    assert phase_encoding(series) == expected
+    strange = metadata.get("PhaseEncodingDirection") in ("AP", ["j"])
+    assert ("it is ignored" in caplog.text) == strange
+
+
+def test_metadata_beside_the_image_are_read(tmp_path):
+    (tmp_path / "a_dwi.json").write_text('{"PhaseEncodingDirection": "i-"}')
+    assert phase_encoding(SeriesFiles(tmp_path / "a_dwi.nii.gz")) == "i-"
 
 
 def test_order_of_volumes_changes_nothing(distorted, found):

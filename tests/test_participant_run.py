@@ -176,7 +176,7 @@ def test_a_lock_of_a_process_whose_number_was_given_away_is_taken_over(tmp_path)
     lock = tmp_path / "a.lock"
     lock.write_text(json.dumps(asdict(replace(Holder.this_process(), started="1"))))
     with locked([lock]):
-        pass
+        assert json.loads(lock.read_text())["started"] == Holder.this_process().started
 
 
 def test_a_lock_from_another_host_holds_while_it_is_renewed(tmp_path):

@@ -28,6 +28,7 @@ from eddymotion.running import (
     Limits,
     Plugin,
     memory_gb,
+    prove_writable,
     read_json,
     remove_leftovers,
     software_versions,
@@ -104,16 +105,7 @@ def prepare_work_dir(work_dir: Path) -> None:
     EddymotionError
         If it cannot.
     """
-    probe = work_dir / f".write-test-{platform.node()}-{time.time_ns()}"
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise EddymotionError(
-            f"{work_dir}: the work folder cannot be written to ({error.strerror}); give another "
-            "one with --work-dir"
-        ) from error
+    prove_writable(work_dir, "give another work folder with --work-dir")
 
 
 def correct_participants(

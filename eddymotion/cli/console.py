@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.parallel import Progress
+from eddymotion.running import prove_writable
 
 Item = TypeVar("Item")
 
@@ -101,15 +102,7 @@ def prepare_output_dir(folder: Path) -> None:
     EddymotionError
         If it cannot.
     """
-    probe = folder / f".write-test-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise EddymotionError(
-            f"{folder}: cannot be written to ({error.strerror}); give another output folder"
-        ) from error
+    prove_writable(folder, "give another output folder")
 
 
 def refuse_output_in_input(bids_dir: Path, output_dir: Path) -> None:

@@ -86,14 +86,7 @@ def estimate_motion(
     Motion
         Reference → volume; the identity for the first b=0. With standard errors from ``joint``.
     """
-    if n_iterations is not None and n_iterations < 1:
-        raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
-    if eddy_currents not in FIELD_ORDERS:
-        raise EddymotionError(
-            f"eddy_currents is {eddy_currents!r}, expected one of {', '.join(FIELD_ORDERS)}"
-        )
-    if pe_axis is not None and pe_axis not in PE_AXES:
-        raise EddymotionError(f"pe_axis is {pe_axis!r}, expected one of {', '.join(PE_AXES)}")
+    _refuse_unknown(n_iterations, eddy_currents, pe_axis)
     _refuse_unusable(dwi)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
@@ -157,6 +150,17 @@ def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> st
     chosen = name or ("lovo" if needs_loop else "joint")
     log.info("estimator: %s%s", chosen, f" ({needs_loop[0]})" if needs_loop else "")
     return chosen
+
+
+def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str | None) -> None:
+    if n_iterations is not None and n_iterations < 1:
+        raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
+    if eddy_currents not in FIELD_ORDERS:
+        raise EddymotionError(
+            f"eddy_currents is {eddy_currents!r}, expected one of {', '.join(FIELD_ORDERS)}"
+        )
+    if pe_axis is not None and pe_axis not in PE_AXES:
+        raise EddymotionError(f"pe_axis is {pe_axis!r}, expected one of {', '.join(PE_AXES)}")
 
 
 def _refuse_unusable(dwi: DWI) -> None:
