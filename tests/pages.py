@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = sorted(
     path
     for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("changes/*.md")]
@@ -32,8 +33,22 @@ def blocks(page, *languages):
 def command_lines(page):
     """Return the command lines of a page, continued ones joined."""
     lines = []
-    for language, block in blocks(page, "bash", "console"):
+    for language, block in blocks(page, "bash", "console", "sh"):
         whole = re.sub(r"\\\n\s*", "", block)
         shown = re.findall(r"^\$ (.+)$", whole, flags=re.MULTILINE)
         lines += shown if language == "console" else whole.splitlines()
     return lines
+
+
+def as_script(language, text):
+    """Return what a reader would type."""
+    if language == "bash":
+        return text
+    whole = re.sub(r"\\\n\s*", "", text)
+    return "\n".join(re.findall(r"^\$ (.+)$", whole, flags=re.MULTILINE))
+
+
+def shown_class(page, wanted):
+    """Return the one Python block of a page that defines a class."""
+    (source,) = [text for _, text in blocks(page, "python") if f"class {wanted}" in text]
+    return source

@@ -1,31 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documentation tells is run, or at least understood by the programs it names."""
+"""What the documentation tells is understood by the programs it names, and is where it says.
+
+``test_pages_run.py`` runs it.
+"""
 
 import ast
 import importlib
-import os
+import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import DOCS, PAGES, ROOT, blocks, command_lines, name
+from pages import CONTRIBUTING, DOCS, PAGES, ROOT, blocks, command_lines, name, shown_class
 
 import eddymotion as em
 from eddymotion.cli import correct, evaluate, participant, register, simulate
-from eddymotion.files import write_gradient_table, write_image
-from eddymotion.simulation import (
-    Grid,
-    acquire,
-    procedural_head,
-    shelled_scheme,
-    simulate_motion,
-    write_bids,
-)
 from eddymotion.testing import RegistrarConformance
 
 PARSERS = {
@@ -35,15 +28,6 @@ PARSERS = {
     "eddymotion-simulate": lambda call: simulate.build_parser().parse(call),
     "eddymotion-evaluate": lambda call: evaluate.build_parsers()[1][call[0]].parse(call[1:]),
 }
-RUN = (
-    ("tutorial/own-scan",),
-    ("how-to/bids", "how-to/group"),
-    ("how-to/without-bids",),
-    ("how-to/another-model",),
-    ("how-to/lost-slices",),
-    ("how-to/register",),
-)
-CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 in_pages = pytest.mark.parametrize("page", PAGES, ids=name)
 
 
@@ -105,88 +89,12 @@ def test_links_to_files_exist(page):
 
 
 def test_outputs_page_names_every_output():
-    import json
-
     text = (DOCS / "reference" / "outputs.md").read_text(encoding="utf-8")
     table = json.loads((ROOT / "eddymotion" / "derivatives" / "outputs.json").read_text())
     for kind, pattern in table.items():
         folder, _, file = pattern.partition("/")
         ending = re.sub(r"^.*(_\w+?)(\.[\w.]+)?$", r"\1", file.removeprefix("{src}"))
         assert folder == "figures" or ending in text, (kind, pattern)
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    """A folder with the files that pages begin with: series, tables, images, a BIDS dataset."""
-    folder = tmp_path_factory.mktemp("pages")
-    phantom = procedural_head(8.0)
-    gradients = shelled_scheme({1000.0: 12}, 2)
-    motion = simulate_motion("drift", len(gradients), np.zeros(3))
-    dwi = acquire(phantom, gradients, motion, Grid.covering(phantom, 8.0), snr=30)
-    for table in ("dwi", "table", "sub-01_dwi"):
-        write_gradient_table(
-            folder / f"{table}.bval", folder / f"{table}.bvec", gradients, dwi.affine
-        )
-    for image in ("dwi", "sub-01_dwi", "straight", "turned"):
-        write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal), dwi.affine)
-    for image in ("T1w", "template", "straight_b0", "turned_b0"):
-        write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal[..., 0]), dwi.affine)
-    write_image(folder / "brain.nii.gz", dwi.mask.astype(np.uint8), dwi.affine)
-    for label in ("01", "02"):
-        image = write_bids(folder / "bids", label, dwi, motion, session="baseline")
-        for path in list(image.parent.iterdir()):
-            path.rename(path.with_name(path.name.replace("_dwi", "_acq-multishell_dwi")))
-    shutil.copytree(folder / "bids", folder / "BIDS_DIR")
-    return folder, dwi
-
-
-def as_script(language, text):
-    """Return what a reader would type."""
-    if language == "bash":
-        return text
-    whole = re.sub(r"\\\n\s*", "", text)
-    return "\n".join(re.findall(r"^\$ (.+)$", whole, flags=re.MULTILINE))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pages", RUN, ids="+".join)
-def test_pages_run_from_top_to_bottom(pages, stage, tmp_path, monkeypatch):
-    prepared, dwi = stage
-    folder = tmp_path / "here"
-    shutil.copytree(prepared, folder)
-    monkeypatch.chdir(folder)
-    g = dwi.gradients
-    names = {"dwi": dwi, "signal": dwi.signal, "affine": dwi.affine, "mask": dwi.mask,
-             "bvals": g.bvals, "bvecs": g.bvecs}  # fmt: skip
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_ET": "1"
-    }  # fmt: skip
-    files = [DOCS / f"{page}.md" for page in pages]
-    for language, text in (block for file in files for block in blocks(file, "json", "toml")):
-        Path({"json": "filter.json", "toml": "study.toml"}[language]).write_text(text)
-    shown = [block for file in files for block in blocks(file, "bash", "console", "python")]
-    for language, text in shown:
-        if language == "python":
-            exec(compile(text, "+".join(pages), "exec"), names)
-            continue
-        script = ["bash", "-euo", "pipefail", "-c", as_script(language, text)]
-        done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, text + done.stderr
-    assert list(folder.rglob("*_desc-preproc_dwi.nii.gz"))
-
-
-@pytest.mark.slow
-def test_the_demo_of_the_tutorial_comes_out_as_told(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    page = DOCS / "tutorial" / "demo.md"
-    ((_, command),) = blocks(page, "bash")
-    ((_, source),) = blocks(page, "python")
-    assert participant.main(shlex.split(command)[1:]) == 0
-    names: dict = {}
-    exec(compile(source, "demo.md", "exec"), names)
-    assert np.abs(names["matrices"] - names["truth"])[:, :3, 3].max() < 0.2  # mm
-    for path in re.findall(r"`(demo/[\w./-]+)`", page.read_text(encoding="utf-8")):
-        assert (tmp_path / path).exists(), path
 
 
 def length(source):
@@ -197,7 +105,7 @@ def length(source):
 
 def contributed(wanted):
     """Return a class that CONTRIBUTING.md shows, and its source."""
-    (source,) = [text for _, text in blocks(CONTRIBUTING, "python") if f"class {wanted}" in text]
+    source = shown_class(CONTRIBUTING, wanted)
     names = {"__name__": "contributed"}
     exec(compile(source, f"CONTRIBUTING.md: {wanted}", "exec"), names)
     return names[wanted], source

@@ -50,7 +50,7 @@ def build_parser() -> Parser:
     parser.add_argument("--mask", "--brain-mask", dest="brain_mask", type=existing_file,
                         metavar="FILE", help="brain mask (default: from the mean "
                                              "b=0)")  # fmt: skip
-    parser.add_argument("-o", "--output-dir", type=Path, default=Path("eddymotion"), metavar="DIR",
+    parser.add_argument("-o", "--output-dir", type=Path, default=Path("corrected"), metavar="DIR",
                         help="where the outputs go (default: ./%(default)s)")  # fmt: skip
     add_estimation_options(parser)
     add_running_options(parser, __version__)

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eddymotion.workflows.pydra import DwiHmc
+from pages import DOCS, blocks
 from runs import LABELS, QUICK, contents, start, wait_for, write_two_participants
 
 import eddymotion as em
@@ -81,8 +83,9 @@ def test_bids_app_on_slurm_is_as_on_one_host(dataset, on_one_host, plugin, tmp_p
     wait_for(lambda: seen.update(numbers(noted)) or run.poll() is not None, 300)
     assert run.wait() == 0, run.stderr.read()
     assert contents(output) == on_one_host
+    assert len(seen) == 3 * len(LABELS)
+    wait_for(lambda: len(accounted("ReqTRES", *seen)) == len(seen))  # accounts lag behind
     asked = accounted("ReqTRES", *seen)
-    assert len(asked) == 3 * len(LABELS)
     for name, resources in asked.items():
         n_procs = 1 if name.startswith("report") else 2
         assert f"cpu={n_procs}," in resources, name
@@ -170,3 +173,34 @@ def test_jobs_do_not_outlive_their_run(how, dataset, on_one_host, plugin, tmp_pa
     assert not before & set(jobs())
     assert contents(output) == on_one_host
     assert not list(work.glob("run-*"))
+
+
+def test_the_page_is_followed_from_top_to_bottom(dataset, on_one_host, tmp_path, monkeypatch):
+    """Commands, job files and the snippet of the how-to; its /shared is a folder of this host."""
+    page = DOCS / "how-to" / "cluster.md"
+    environment = tmp_path / "shared" / "eddymotion" / "bin"
+    environment.mkdir(parents=True)
+    (environment / "activate").write_text(f"PATH={Path(sys.executable).parent}:$PATH\n")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SBATCH_WAIT", "1")
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(SCRIPT.parent)
+    Path("bids").symlink_to(dataset)
+    ((_, plugin),) = blocks(page, "yaml")
+    ((_, job),) = blocks(page, "sh")
+    ((_, snippet),) = blocks(page, "python")
+    Path("slurm.yml").write_text(plugin)
+    Path("participant.sh").write_text(job)
+    for _, text in blocks(page, "bash"):
+        shutil.rmtree("out", ignore_errors=True)
+        script = text.replace("/shared", str(tmp_path / "shared"))
+        done = subprocess.run(["bash", "-euc", script], text=True, capture_output=True)
+        assert done.returncode == 0, text + done.stderr
+        wait_for(lambda: not jobs(), 300)
+        names = set(contents(Path("out")))
+        assert names >= set(on_one_host), text
+    series = [str(path) for path in sorted(dataset.rglob("*_dwi.nii.gz"))]
+    snippet = snippet.replace("[...]", repr(series)).replace("/shared", str(tmp_path / "shared"))
+    found: dict = {}
+    exec(compile(snippet, page.name, "exec"), found)
+    assert len(found["outputs"].dwi_file) == len(series)

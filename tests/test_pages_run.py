@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages are followed from top to bottom, as a reader would, on a small simulated series.
+
+Pages on SLURM are followed in ``cluster/test_slurm.py``, those on containers in ``docker/check``.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import CONTRIBUTING, DOCS, ROOT, as_script, blocks, shown_class
+
+from eddymotion.cli import participant
+from eddymotion.files import write_gradient_table, write_image
+from eddymotion.registration.ants import ants_is_here
+from eddymotion.simulation import (
+    Grid,
+    acquire,
+    procedural_head,
+    shelled_scheme,
+    simulate_motion,
+    write_bids,
+)
+
+EXAMPLES = str(ROOT / "examples")
+RUN = (
+    ("tutorial/own-scan",),
+    ("how-to/bids", "how-to/group", "how-to/report"),
+    ("how-to/without-bids",),
+    ("how-to/another-model",),
+    ("how-to/another-engine",),
+    ("how-to/lost-slices",),
+    ("how-to/register",),
+    ("how-to/nipype",),
+    ("how-to/pydra",),
+)
+FILES = {
+    ("how-to/bids", "json"): ["filter.json"],
+    ("how-to/bids", "toml"): ["study.toml"],
+    ("how-to/another-engine", "json"): ["dipy.json", "ants.json"],
+    ("how-to/another-engine", "text"): ["elastix.txt"],
+    ("how-to/another-engine", "toml"): ["pyproject.toml"],
+}
+"""What a reader would call the files that a page shows, in their order."""
+
+PYDRA_TASKS = '''
+from denoise_correct_tensor import denoise, fit_tensor, image_beside
+from fileformats.generic import File
+from pydra.compose import python
+
+
+def without_noise(dwi_file: File) -> File:
+    return denoise(str(dwi_file), image_beside(dwi_file.fspath, "bval"), "mppca")
+
+
+def anisotropy(dwi_file: File, bval_file: File, bvec_file: File, mask_file: File) -> File:
+    return fit_tensor(str(dwi_file), str(bval_file), str(bvec_file), str(mask_file))[0]
+
+
+Denoise = python.define(without_noise, outputs=["out_file"])
+Tensor = python.define(anisotropy, outputs=["fa"])
+'''
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A folder with the files that pages begin with: series, tables, images, a BIDS dataset."""
+    folder = tmp_path_factory.mktemp("pages")
+    phantom = procedural_head(8.0)
+    gradients = shelled_scheme({1000.0: 12}, 2)
+    motion = simulate_motion("drift", len(gradients), np.zeros(3))
+    dwi = acquire(phantom, gradients, motion, Grid.covering(phantom, 8.0), snr=30)
+    for table in ("dwi", "table", "sub-01_dwi", "a_dwi", "b_dwi"):
+        write_gradient_table(
+            folder / f"{table}.bval", folder / f"{table}.bvec", gradients, dwi.affine
+        )
+    for image in ("dwi", "sub-01_dwi", "a_dwi", "b_dwi", "straight", "turned"):
+        write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal), dwi.affine)
+    for image in ("T1w", "dwiref", "template", "straight_b0", "turned_b0"):
+        write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal[..., 0]), dwi.affine)
+    write_image(folder / "brain.nii.gz", dwi.mask.astype(np.uint8), dwi.affine)
+    for label in ("01", "02"):
+        image = write_bids(folder / "bids", label, dwi, motion, session="baseline")
+        for path in list(image.parent.iterdir()):
+            path.rename(path.with_name(path.name.replace("_dwi", "_acq-multishell_dwi")))
+    shutil.copytree(folder / "bids", folder / "BIDS_DIR")
+    return folder, dwi
+
+
+def nodes_of_ones_own(folder, dwi):
+    """What stands on both sides of the correction in the Nipype page's workflow."""
+    from nipype.interfaces.utility import Function, IdentityInterface
+    from nipype.pipeline.engine import Node, Workflow
+
+    import denoise_correct_tensor as example
+    source = Node(IdentityInterface(["bval", "bvec"]), "source")
+    source.inputs.trait_set(bval=str(folder / "dwi.bval"), bvec=str(folder / "dwi.bvec"))
+    denoise = Function(["dwi_file", "bval_file", "method"], ["out_file"], example.denoise)
+    denoise.inputs.trait_set(
+        dwi_file=str(folder / "dwi.nii.gz"), bval_file=str(folder / "dwi.bval"), method="mppca"
+    )
+    tensor = Function(
+        ["dwi_file", "bval_file", "bvec_file", "mask_file"], ["fa", "md"], example.fit_tensor
+    )
+    return {
+        "workflow": Workflow("mine", base_dir=str(folder / "work")),
+        "source": source,
+        "denoise": Node(denoise, "denoise"),
+        "tensor": Node(tensor, "tensor"),
+    }
+
+
+def tasks_of_ones_own(folder, dwi):
+    """What the Pydra page imports from the reader's own module."""
+    (folder / "my_tasks.py").write_text(PYDRA_TASKS, encoding="utf-8")
+    return {}
+
+
+def engine_of_ones_own(folder, dwi):
+    """An installed package with the engine that CONTRIBUTING.md shows, and images to register."""
+    if not ants_is_here():
+        pytest.skip("needs antsRegistration or antspyx: eddymotion[ants]")
+    package = shown_class(CONTRIBUTING, "PlainRegistrar")
+    package += "\n\nclass MyRegistrar(PlainRegistrar):\n"
+    package += "    @classmethod\n    def from_settings(cls, path):\n        return cls()\n"
+    (folder / "my_package.py").write_text(package, encoding="utf-8")
+    installed = folder / "my_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
+    told = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = [f"[{group}]\n{name} = {where}\n"
+             for group, entries in told.items() for name, where in entries.items()]  # fmt: skip
+    (installed / "entry_points.txt").write_text("".join(lines))
+    image = np.asarray(dwi.signal[..., 0], np.float32)
+    return {
+        "fixed": image, "fixed_affine": dwi.affine, "moving": image, "moving_affine": dwi.affine,
+        "points": np.zeros((4, 3)),
+    }  # fmt: skip
+
+
+PREPARE = {
+    "how-to/nipype": nodes_of_ones_own,
+    "how-to/pydra": tasks_of_ones_own,
+    "how-to/another-engine": engine_of_ones_own,
+}
+ALSO = {
+    "how-to/another-engine": """
+        eddymotion-correct dwi.nii.gz -o mine --registration mine
+        eddymotion-register T1w.nii.gz dwiref.nii.gz -o dipy --backend dipy --settings dipy.json
+        ! command -v elastix || eddymotion-register T1w.nii.gz dwiref.nii.gz -o elastix \
+            --backend elastix --settings elastix.txt
+    """,
+}
+"""What a page says in words."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pages", RUN, ids="+".join)
+def test_pages_run_from_top_to_bottom(pages, stage, tmp_path, monkeypatch):
+    prepared, dwi = stage
+    folder = tmp_path / "here"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    for page in pages:
+        for language in ("json", "toml", "text"):
+            shown = [text for _, text in blocks(DOCS / f"{page}.md", language)]
+            for file, text in zip(FILES.get((page, language), ()), shown, strict=True):
+                Path(file).write_text(text, encoding="utf-8")
+    names = names_of(dwi)
+    for page in pages:
+        names |= PREPARE.get(page, lambda folder, dwi: {})(folder, dwi)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(folder), EXAMPLES]),
+        "NO_ET": "1",
+    }
+    for page in pages:
+        for language, text in blocks(DOCS / f"{page}.md", "bash", "console", "python"):
+            if language == "python":
+                run_python(text, names, environment)
+            else:
+                run(["bash", "-euo", "pipefail", "-c", as_script(language, text)], environment)
+        if page in ALSO:
+            run(["bash", "-euo", "pipefail", "-c", ALSO[page]], environment)
+    assert list(folder.rglob("*_desc-preproc_dwi.nii.gz"))
+
+
+def names_of(dwi):
+    """What snippets take for given."""
+    g = dwi.gradients
+    return {"dwi": dwi, "signal": dwi.signal, "affine": dwi.affine, "mask": dwi.mask,
+            "bvals": g.bvals, "bvecs": g.bvecs}  # fmt: skip
+
+
+def run_python(text, names, environment):
+    """Run a snippet: as a script, as a test, or as the next lines of a session."""
+    if "__main__" in text:
+        Path("script.py").write_text(text, encoding="utf-8")
+        run([sys.executable, "script.py"], environment)
+    elif "import pytest" in text:
+        Path("test_snippet.py").write_text(text, encoding="utf-8")
+        run([sys.executable, "-m", "pytest", "-q", "test_snippet.py"], environment)
+    else:
+        exec(compile(text, "snippet", "exec"), names)
+
+
+def run(call, environment):
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{call[-1]}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_demo_of_the_tutorial_comes_out_as_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "tutorial" / "demo.md"
+    ((_, command),) = blocks(page, "bash")
+    ((_, source),) = blocks(page, "python")
+    assert participant.main(shlex.split(command)[1:]) == 0
+    names: dict = {}
+    exec(compile(source, "demo.md", "exec"), names)
+    assert np.abs(names["matrices"] - names["truth"])[:, :3, 3].max() < 0.2  # mm
+    for path in re.findall(r"`(demo/[\w./-]+)`", page.read_text(encoding="utf-8")):
+        assert (tmp_path / path).exists(), path
