@@ -40,7 +40,11 @@ RUN = (
     ("how-to/register",),
     ("how-to/nipype",),
     ("how-to/pydra",),
+    ("../README",),
 )
+ELSEWHERE = re.compile(r"^(make|docker|python3 -m venv|examples/slurm_array.sh) ", re.MULTILINE)
+"""Run by CI itself, ``docker/check`` and ``cluster/test_slurm.py``."""
+
 FILES = {
     ("how-to/bids", "json"): ["filter.json"],
     ("how-to/bids", "toml"): ["study.toml"],
@@ -83,7 +87,7 @@ def stage(tmp_path_factory):
         )
     for image in ("dwi", "sub-01_dwi", "a_dwi", "b_dwi", "straight", "turned"):
         write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal), dwi.affine)
-    for image in ("T1w", "dwiref", "template", "straight_b0", "turned_b0"):
+    for image in ("T1w", "dwiref", "template", "straight_b0", "turned_b0", "fixed", "moving"):
         write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal[..., 0]), dwi.affine)
     write_image(folder / "brain.nii.gz", dwi.mask.astype(np.uint8), dwi.affine)
     for label in ("01", "02"):
@@ -146,6 +150,7 @@ def engine_of_ones_own(folder, dwi):
 
 
 PREPARE = {
+    "../README": nodes_of_ones_own,
     "how-to/nipype": nodes_of_ones_own,
     "how-to/pydra": tasks_of_ones_own,
     "how-to/another-engine": engine_of_ones_own,
@@ -169,10 +174,10 @@ def test_pages_run_from_top_to_bottom(pages, stage, tmp_path, monkeypatch):
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(EXAMPLES)
-    for page in pages:
-        for language in ("json", "toml", "text"):
-            shown = [text for _, text in blocks(DOCS / f"{page}.md", language)]
-            for file, text in zip(FILES.get((page, language), ()), shown, strict=True):
+    for (page, language), files in FILES.items():
+        if page in pages:
+            shown = blocks(DOCS / f"{page}.md", language)
+            for file, (_, text) in zip(files, shown, strict=True):
                 Path(file).write_text(text, encoding="utf-8")
     names = names_of(dwi)
     for page in pages:
@@ -184,12 +189,16 @@ def test_pages_run_from_top_to_bottom(pages, stage, tmp_path, monkeypatch):
     }
     for page in pages:
         for language, text in blocks(DOCS / f"{page}.md", "bash", "console", "python"):
+            if ELSEWHERE.search(text):
+                continue
             if language == "python":
                 run_python(text, names, environment)
             else:
                 run(["bash", "-euo", "pipefail", "-c", as_script(language, text)], environment)
         if page in ALSO:
             run(["bash", "-euo", "pipefail", "-c", ALSO[page]], environment)
+    if "workflow" in names:
+        names["workflow"].run()
     assert list(folder.rglob("*_desc-preproc_dwi.nii.gz"))
 
 

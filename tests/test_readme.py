@@ -83,6 +83,6 @@ def test_python_example_runs_on_a_small_series(tmp_path, monkeypatch):
     write_image(tmp_path / "dwi.nii.gz", np.asarray(dwi.signal), dwi.affine)
     write_gradient_table(tmp_path / "dwi.bval", tmp_path / "dwi.bvec", gradients, dwi.affine)
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
     assert (tmp_path / "corrected" / "dwi_desc-preproc_dwi.nii.gz").is_file()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eddymotion.workflows.pydra import DwiHmc
-from pages import DOCS, blocks
+from pages import DOCS, ROOT, blocks
 from runs import LABELS, QUICK, contents, start, wait_for, write_two_participants
 
 import eddymotion as em
@@ -191,7 +191,9 @@ def test_the_page_is_followed_from_top_to_bottom(dataset, on_one_host, tmp_path,
     ((_, snippet),) = blocks(page, "python")
     Path("slurm.yml").write_text(plugin)
     Path("participant.sh").write_text(job)
-    for _, text in blocks(page, "bash"):
+    on_readme = [text for _, text in blocks(ROOT / "README.md", "bash") if "slurm" in text]
+    assert on_readme
+    for text in [text for _, text in blocks(page, "bash")] + on_readme:
         shutil.rmtree("out", ignore_errors=True)
         script = text.replace("/shared", str(tmp_path / "shared"))
         done = subprocess.run(["bash", "-euc", script], text=True, capture_output=True)
