@@ -82,6 +82,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
+OF_CHECKOUT := $(addprefix --ignore tests/test_,architecture.py docs.py packaging.py)
 package: $(VENV)/.installed  # the wheel, from wheels alone, in an environment of its own
 	$(BIN)/python -m pip install --quiet build
 	rm -rf dist build/package
@@ -90,10 +91,12 @@ package: $(VENV)/.installed  # the wheel, from wheels alone, in an environment o
 	tar --extract --gzip --file dist/*.tar.gz --directory build/package --strip-components 1
 	rm -r build/package/eddymotion build/package/workflows
 	$(PYTHON) -m venv build/package/venv
-	build/package/venv/bin/python -m pip install --quiet --only-binary :all: dist/*.whl pytest
+	build/package/venv/bin/python -m pip install --quiet --only-binary :all: dist/*.whl
 	build/package/venv/bin/python -m pip check
 	build/package/venv/bin/eddymotion --version
-	cd build/package && venv/bin/pytest -q $(filter-out tests/test_architecture.py,$(UNIT))
+	build/package/venv/bin/python -m pip install --quiet --only-binary :all: \
+		"$$(echo dist/*.whl)[test,bench]"
+	cd build/package && venv/bin/python -m pytest --numprocesses auto --dist loadfile $(OF_CHECKOUT)
 
 clean:
 	rm -rf $(VENV) $(PEERS) demo build dist *.egg-info docs/_build docs/auto_gallery \

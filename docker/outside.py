@@ -3,6 +3,7 @@
 
 ``pair DEMO VOLUME XFM``: a registration of a volume to the first one against the true motion.
 ``demos INSIDE OUTSIDE``: the transforms of two runs of the demo.
+``shown``: print the calls of the image in the README and in the how-to, each once.
 """
 
 import sys
@@ -52,5 +53,22 @@ def check_demos(inside: str, outside: str) -> None:
     assert largest < SAME_MM
 
 
+def print_shown() -> None:
+    """Print what a reader types to run the image."""
+    root = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(root / "tests"))
+    from pages import command_lines
+
+    lines = [
+        " ".join(line.split())
+        for page in (root / "README.md", root / "docs" / "how-to" / "containers.md")
+        for line in command_lines(page)
+    ]
+    calls = dict.fromkeys(line for line in lines if line.startswith("docker run"))
+    assert calls, "no docker run on the pages"
+    print(*calls, sep="\n")
+
+
 if __name__ == "__main__":
-    {"pair": check_pair, "demos": check_demos}[sys.argv[1]](*sys.argv[2:])
+    commands = {"pair": check_pair, "demos": check_demos, "shown": print_shown}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -29,7 +29,8 @@ from eddymotion.estimation.lovo import (
     register_unless_worse,
 )
 from eddymotion.estimation.quality import ENOUGH, predict
-from eddymotion.estimation.schedule import Pass, plan_passes
+from eddymotion.estimation.schedule import Pass, plan_passes, registrar_at
+from eddymotion.estimation.strays import call_back, far_from_neighbours
 from eddymotion.files import (
     image_stem,
     read_gradient_table,
@@ -86,7 +87,7 @@ def split(series: SeriesFiles, settings: Settings, out_dir: Path) -> Paths:
         "mask_file": outputs["mask"],
         "bval_file": bval,
         "bvec_file": bvec,
-        "nonnegative": all(bool(volume.min() >= 0) for volume in dwi.volumes()),
+        "nonnegative": _is_nonnegative(dwi),
     }
 
 
@@ -111,15 +112,23 @@ def resample_volume(
         ``out_file``.
     """
     volume, affine, _ = read_image(Path(volume_file))
-    mapping = voxel_mapping(affine, read_itk(matrix_file)[0])
-    resampled = np.empty(volume.shape[::-1], np.float32)
-    coefficients = spline_coefficients(np.ascontiguousarray(volume.T))
-    sample_grid(coefficients, kernel_order(mapping), 0.0, resampled)
+    resampled = _resampled(Image(volume, affine), read_itk(matrix_file)[0], nonnegative)
+    out_file = out_dir / f"{image_stem(Path(volume_file))}_aligned.nii"
+    write_image(out_file, resampled, affine)
+    return {"out_file": out_file}
+
+
+def _resampled(volume: Image, pose: np.ndarray, nonnegative: bool) -> np.ndarray:
+    resampled = np.empty(volume.data.shape[::-1], np.float32)
+    coefficients = spline_coefficients(np.ascontiguousarray(volume.data.T))
+    sample_grid(coefficients, kernel_order(voxel_mapping(volume.affine, pose)), 0.0, resampled)
     if nonnegative:
         np.maximum(resampled, 0.0, out=resampled)
-    out_file = out_dir / f"{image_stem(Path(volume_file))}_aligned.nii"
-    write_image(out_file, resampled.T, affine)
-    return {"out_file": out_file}
+    return resampled.T
+
+
+def _is_nonnegative(dwi: DWI) -> bool:
+    return all(bool(volume.min() >= 0) for volume in dwi.volumes())
 
 
 def plan(
@@ -148,11 +157,12 @@ def plan(
     Returns
     -------
     dict
-        ``aligned_file`` (4-D, with what was lost filled by the prediction), ``xfm_file`` (all
-        transforms), ``mask_file`` (what all volumes show of the brain), ``lost_files`` (a volume
-        each: where it lost its signal); ``volumes`` (their indices), ``relaxation`` (which part
-        of the way to its prediction each should go) and ``center`` (of the brain, about which
-        that is measured).
+        ``aligned_file`` (4-D, with what was lost filled by the prediction), ``init_files`` (a
+        volume each: the transform to start from, which is another one for volumes that went
+        astray), ``xfm_file`` (all of them), ``mask_file`` (what all volumes show of the brain),
+        ``lost_files`` (a volume each: where it lost its signal); ``volumes`` (their indices),
+        ``relaxation`` (which part of the way to its prediction each should go) and ``center`` (of
+        the brain, about which that is measured).
     """
     signal, affine = _stack(aligned_files)
     mask = read_image(_given(settings.brain_mask, "the loop needs a brain mask"))[0] > 0
@@ -160,14 +170,23 @@ def plan(
     aligned = DWI(signal, affine, _gradients(tables, affine, settings), mask)
     model = _model(aligned.gradients, settings)
     step = _pass(model, aligned.gradients, settings, pass_number)
-    lost = None
-    if pass_number > 1 and step.model is model:
-        dwi = load_series(tables, settings)
-        slicing = slicing_of(tables, dwi)
-        lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=settings.random_seed)
-        turned = replace(aligned, gradients=aligned.gradients.rotated(motion.rotations))
-        signal = fill_lost(turned, model, lost)
+    seeks_lost = pass_number > 1 and step.model is model
     stem = f"{image_stem(tables.dwi)}_pass-{pass_number}"
+    init_files, lost = [Path(path) for path in matrix_files], None
+    if seeks_lost or len(far_from_neighbours(motion, aligned.brain_center)):
+        dwi = load_series(tables, settings)
+        found, motion = motion, call_back(dwi, motion, seed=settings.random_seed)
+        for volume in np.flatnonzero((motion.matrices != found.matrices).any(axis=(1, 2))):
+            init_files[volume] = out_dir / f"{stem}_vol-{volume:04d}_xfm.txt"
+            write_itk(init_files[volume], motion[volume][None])
+            signal[..., volume] = _resampled(
+                dwi.volume(volume), motion[volume], _is_nonnegative(dwi)
+            )
+        if seeks_lost:
+            slicing = slicing_of(tables, dwi)
+            lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=settings.random_seed)
+            turned = replace(aligned, gradients=aligned.gradients.rotated(motion.rotations))
+            signal = fill_lost(turned, model, lost)
     written = {
         "aligned_file": out_dir / f"{stem}_aligned.nii",
         "xfm_file": out_dir / f"{stem}_xfm.txt",
@@ -178,6 +197,7 @@ def plan(
     covered = covered_mask(aligned, motion)
     write_image(written["mask_file"], covered.astype(np.uint8), affine)
     return written | {
+        "init_files": init_files,
         "lost_files": _write_lost(lost, aligned, out_dir / stem),
         "volumes": list(range(len(aligned))),
         "relaxation": step.relaxation.tolist(),
@@ -414,8 +434,6 @@ def _write_lost(lost: list[np.ndarray] | None, dwi: DWI, stem: Path) -> list[Pat
 
 
 def _registrar(settings: Settings, pass_number: int | None) -> Any:
-    from eddymotion.estimation.schedule import registrar_at
-
     registrar = get_registrar(settings.registration, settings.registration_settings)
     if pass_number is None:
         return registrar

@@ -15,6 +15,7 @@ from eddymotion.estimation.coupled import CoupledProblem
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import Brain, most_likely_offset, proposals_in_time, unite_frames
 from eddymotion.estimation.lovo import register_unless_worse
+from eddymotion.estimation.strays import call_back, far_from_neighbours
 from eddymotion.geometry import (
     Motion,
     exp_rigid,
@@ -225,6 +226,21 @@ def test_a_long_way_to_a_worse_fit_is_not_taken(still, degrees, kept):
     assert np.array_equal(found.matrix, np.eye(4)) == kept
     assert ("kept there" in found.message) == kept
     assert found.converged != kept
+
+
+def test_strays_are_called_back_and_whoever_moved_stays(head, grid, moving, truth):
+    def turned(motion, volume):
+        return motion.updated(volume, motion[volume] @ pose([0, 0, 0], [70, 0, 20]))
+
+    astray = turned(truth, 9)
+    found = call_back(moving, astray)
+    assert rms_displacement(found[9], truth[9], moving.brain_center) < 5
+    np.testing.assert_array_equal(found.updated(9, astray[9]).matrices, astray.matrices)
+
+    jumped = truth.updated(9, pose([0, 12, 0], [20, 0, 10]))
+    dwi = acquire(head, moving.gradients, jumped, grid, snr=20)
+    assert 9 in far_from_neighbours(jumped, dwi.brain_center)
+    np.testing.assert_array_equal(call_back(dwi, jumped).matrices, jumped.matrices)
 
 
 def test_joint_estimate_and_loop_agree(moving, estimated, motion_rmse):

@@ -54,7 +54,7 @@ FILES = {
 }
 """What a reader would call the files that a page shows, in their order."""
 
-PYDRA_TASKS = '''
+PYDRA_TASKS = """
 from denoise_correct_tensor import denoise, fit_tensor, image_beside
 from fileformats.generic import File
 from pydra.compose import python
@@ -70,7 +70,7 @@ def anisotropy(dwi_file: File, bval_file: File, bvec_file: File, mask_file: File
 
 Denoise = python.define(without_noise, outputs=["out_file"])
 Tensor = python.define(anisotropy, outputs=["fa"])
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,10 @@ def stage(tmp_path_factory):
 
 def nodes_of_ones_own(folder, dwi):
     """What stands on both sides of the correction in the Nipype page's workflow."""
+    import denoise_correct_tensor as example
     from nipype.interfaces.utility import Function, IdentityInterface
     from nipype.pipeline.engine import Node, Workflow
 
-    import denoise_correct_tensor as example
     source = Node(IdentityInterface(["bval", "bvec"]), "source")
     source.inputs.trait_set(bval=str(folder / "dwi.bval"), bvec=str(folder / "dwi.bvec"))
     denoise = Function(["dwi_file", "bval_file", "method"], ["out_file"], example.denoise)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +17,16 @@ import pytest
 from eddymotion.workflows import nipype as graphs
 from eddymotion.workflows import pydra as flows
 from eddymotion.workflows.execution import KILLED, draw_graph, run_workflow
+from scipy.spatial.transform import Rotation
 
 import eddymotion as em
+from eddymotion import loop_parts
 from eddymotion.errors import EddymotionError
-from eddymotion.files import read_itk, write_gradient_table, write_image
+from eddymotion.estimation.strays import call_back
+from eddymotion.files import read_image, read_itk, write_gradient_table, write_image, write_itk
 from eddymotion.running import Plugin
+from eddymotion.settings import Settings
+from eddymotion.steps import SeriesFiles, load_series
 
 from nipype.interfaces.utility import Function  # isort: skip
 from nipype.pipeline.engine import Node, Workflow  # isort: skip
@@ -95,6 +101,29 @@ def test_spelled_out_loop_finds_the_transforms_of_the_library(series, motion, tm
     corrected = nib.load(found_in(tmp_path / "graph", "*_desc-preproc_dwi.nii.gz"))
     expected = em.resample(em.load(series), motion).signal
     np.testing.assert_array_equal(np.asarray(corrected.dataobj), expected)
+
+
+def test_a_pass_begins_with_strays_called_back_as_in_the_library(series, tmp_path):
+    files, settings = SeriesFiles(series), Settings(estimator="lovo")
+    split = loop_parts.split(files, settings, tmp_path)
+    settings = replace(settings, brain_mask=split["mask_file"])
+    stray = np.eye(4)
+    stray[:3, :3] = Rotation.from_rotvec([1.2, 0.4, 0]).as_matrix()
+    write_itk(split["matrix_files"][5], stray[None])
+    astray = em.Motion(np.concatenate([read_itk(path) for path in split["matrix_files"]]))
+    aligned = [
+        loop_parts.resample_volume(volume, matrix, tmp_path, nonnegative=split["nonnegative"])
+        for volume, matrix in zip(split["volume_files"], split["matrix_files"], strict=True)
+    ]
+    planned = loop_parts.plan([each["out_file"] for each in aligned], split["matrix_files"], files,
+                              settings, tmp_path, pass_number=2)  # fmt: skip
+    dwi = load_series(files, settings)
+    called = call_back(dwi, astray)
+    np.testing.assert_array_equal(called[5], np.eye(4))
+    starts = np.concatenate([read_itk(path) for path in planned["init_files"]])
+    np.testing.assert_array_equal(starts, called.matrices)
+    expected = em.resample(dwi, called, engine="fast").signal
+    np.testing.assert_array_equal(read_image(planned["aligned_file"])[0], expected)
 
 
 def test_pydra_finds_them_too_and_several_series_run_side_by_side(series, motion, tmp_path):

@@ -224,9 +224,9 @@ def _connect_pass(
                              ("volumes", "volume")]),
             (predict, register, [("predicted_file", "fixed_file")]),
             (split, register, [("volume_files", "moving_file")]),
-            (source, register, [(matrices, "init_file")]),
-            (plan, register, [("mask_file", "fixed_mask_file"), ("lost_files", "lost_file"),
-                              ("relaxation", "relaxation"), ("center", "center")]),
+            (plan, register, [("init_files", "init_file"), ("mask_file", "fixed_mask_file"),
+                              ("lost_files", "lost_file"), ("relaxation", "relaxation"),
+                              ("center", "center")]),
         ]
     )  # fmt: skip
     return (register, "matrix_file"), predict

@@ -4,7 +4,8 @@
 Each volume is predicted from all the others and registered to its prediction; the better the
 others are aligned, the sharper the prediction, so it is repeated (block coordinate descent on the
 likelihood of the series). Each pass starts from the original volumes and from the motion of the
-pass before.
+pass before, of which volumes that went astray are called back
+(:mod:`eddymotion.estimation.strays`).
 
 Once the model itself predicts (:mod:`eddymotion.estimation.schedule`), slices that lost their
 signal are sought before each pass: the others are predicted without them, and their volume is
@@ -26,6 +27,7 @@ from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
 from eddymotion.estimation.schedule import plan_passes
 from eddymotion.estimation.slicing import PLAIN, Slicing
+from eddymotion.estimation.strays import call_back
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
 from eddymotion.models import Model
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
@@ -85,6 +87,7 @@ def leave_one_out_loop(
     """
     motion, known = Motion.identity(len(dwi)), np.ones(len(dwi), bool)
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
+        motion = call_back(dwi, motion, seed=seed, n_threads=n_threads)
         lost = None
         if step.number > 1 and step.model is model:
             lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)

@@ -122,6 +122,7 @@ FIELD_HELP = {
     "fixed_file": "fixed image (3-D); its NaN do not count",
     "moving_file": "moving image (3-D)",
     "fixed_mask_file": "where the fixed image counts",
+    "init_files": "where to start from, one transform a volume (ITK text)",
     "lost_files": "where each volume lost its signal, one image a volume",
     "lost_file": "where the moving image shows nothing, on the grid of the fixed one",
     "init_file": "start, fixed → moving (ITK text); the identity when not given",

@@ -329,6 +329,7 @@ class _PlanOutputSpec(TraitedSpec):
     aligned_file = _file("aligned_file")
     xfm_file = _file("xfm_file")
     mask_file = _file("fixed_mask_file")
+    init_files = _files("init_files")
     lost_files = _files("lost_files")
     volumes = traits.List(traits.Int, desc=FIELD_HELP["volumes"])
     relaxation = traits.List(traits.Float, desc=FIELD_HELP["relaxation"])

@@ -303,6 +303,7 @@ Plan: Any = python.define(
         aligned_file="aligned_file",
         xfm_file="xfm_file",
         mask_file="fixed_mask_file",
+        init_files="init_files",
         lost_files="lost_files",
     )
     | {
