@@ -92,7 +92,8 @@ def _lovo(**given: Any) -> Any:
             RegisterPair(fixed_mask_file=plan.mask_file, center=plan.center, pass_number=number,
                          seed=settings["random_seed"] + number, **_some(given, REGISTERING))
             .split(PAIRED, fixed_file=predicted.predicted_file, moving_file=split.volume_files,
-                   lost_file=plan.lost_files, init_file=plan.init_files, relaxation=plan.relaxation)
+                   lost_file=plan.lost_files, init_file=plan.init_files,
+                   relaxation=plan.relaxation)
             .combine(list(PAIRED)),
             name=f"register_{number}",
         )  # fmt: skip
