@@ -165,13 +165,13 @@ once. RMSE (mm / °) over three axes and all volumes above b=100, medians over t
 seconds of the estimation, other programs included. *s*: until it was done, which on a machine with
 other work says little.
 
-gauss-newton compares squared intensities after a linear fit, the others their mutual information.
+gauss-newton compares squared differences after a linear fit, the others their mutual information.
 
-**At b3000 the loop is not to be trusted** with 24 directions and SNR 20. With gauss-newton one of
-the 27 volumes ends turned by 51°, while the median error of a volume is 0.2°: against the blurred
-mean of the first pass it agrees better there than where it started (a volume that agrees worse is
-kept where it was; there was one), and later passes start from there. dipy does worse. *joint* is
-right. ANTs and elastix were not run at b3000, and one seed is all there is.
+At b3000, with 24 directions and SNR 20, registrations to the blurred mean of the first pass lead
+single volumes astray (by 51 to 80°; with dipy most). Each pass begins with calling them back: one
+that lies far from its neighbours in time is tried at their pose, where its direction, and so its
+prediction, is another one (`eddymotion/estimation/strays.py`). ANTs and elastix were not run at
+b3000.
 """
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from eddymotion.bids import find_series, outputs_of
 from eddymotion.dataset import DWI
 from eddymotion.derivatives.dataset import write_dataset_files
-from eddymotion.files import load, read_itk
+from eddymotion.files import load
 from eddymotion.geometry import Motion, rigid_parameters
+from eddymotion.itk import read_itk
 from eddymotion.parallel import Progress, silent
 from eddymotion.reports.participant import write_participant_page
 from eddymotion.settings import Settings

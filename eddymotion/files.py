@@ -22,13 +22,12 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
-from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from eddymotion.dataset import DWI, KEPT_TYPES, Series
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion
+from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.masking import brain_mask
 
@@ -49,7 +48,6 @@ DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ ⇄ LPS+, the world coordinates of ITK."""
 
 MAX_AFFINE_DISAGREEMENT = 0.1
@@ -114,7 +112,7 @@ def load(
         )  # fmt: skip
         signal[~finite] = 0.0
     if mask:
-        brain = _read_mask(Path(mask), signal.shape[:3], affine, path.name)
+        brain = read_mask(Path(mask), signal.shape[:3], affine, path.name)
     else:
         brain = brain_mask(mean_b0(signal, gradients))
     return DWI(signal, affine, gradients, brain & finite, path, _repetition_time(header))
@@ -136,20 +134,26 @@ def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
     return finite
 
 
-def _read_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, series: str) -> np.ndarray:
-    """Read a mask and make sure that it lies on the grid of the series."""
-    data, mask_affine, _ = read_image(path)
+def read_mask(
+    path: Path,
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    owner: str,
+    ignore: Sequence[str] = (),
+) -> np.ndarray:
+    """Read a mask (X, Y, Z) and make sure that it lies on the grid of its image, the `owner`."""
+    data, mask_affine, _ = read_image(path, ignore)
     data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
     if data.shape != shape:
         raise EddymotionError(
-            f"{path}: found shape {data.shape}, expected that of the series, {shape}; "
-            f"give a mask on the grid of {series}"
+            f"{path}: found shape {data.shape}, expected that of {owner}, {shape}; "
+            "give a mask on the grid of its image"
         )
-    apart = _largest_distance(affine, mask_affine, shape)
+    apart = grid_distance(affine, mask_affine, shape)
     if apart > 0.5 * np.linalg.norm(affine[:3, :3], axis=0).min():
         raise EddymotionError(
-            f"{path}: lies up to {apart:.3g} mm from the voxels of {series}; "
-            "give a mask with the orientation and position of the series"
+            f"{path}: lies up to {apart:.3g} mm from the voxels of {owner}; "
+            "give a mask with the orientation and position of its image"
         )
     return np.nan_to_num(data) > 0
 
@@ -253,7 +257,7 @@ def _affine(path: Path, header: nib.Nifti1Header, ignore: Sequence[str]) -> np.n
         sform, qform = header.get_sform(), header.get_qform()
         if "sform" in ignore:
             return qform
-        apart = _largest_distance(sform, qform, header.get_data_shape())
+        apart = grid_distance(sform, qform, header.get_data_shape())
         limit = MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min()
         if apart > limit and "qform" not in ignore:
             raise EddymotionError(
@@ -267,12 +271,6 @@ def _affine(path: Path, header: nib.Nifti1Header, ignore: Sequence[str]) -> np.n
             f"{path}: the affine cannot be inverted; set sform or qform, or convert it again"
         )
     return affine
-
-
-def _largest_distance(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far apart (mm) two affines put the corners of a grid."""
-    corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape[:3]])).reshape(3, -1).T
-    return float(np.linalg.norm(apply_affine(a - b, corners), axis=1).max())
 
 
 def _repetition_time(header: nib.Nifti1Header) -> float | None:
@@ -434,38 +432,6 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_itk(path: Path, matrices: np.ndarray) -> None:
-    """Write RAS+ matrices (N, 4, 4) as an ITK text file (LPS+), at full precision."""
-    lines = ["#Insight Transform File V1.0"]
-    for index, matrix in enumerate(LPS @ np.asarray(matrices) @ LPS):
-        numbers = [*matrix[:3, :3].ravel(), *matrix[:3, 3]]
-        lines += [
-            f"#Transform {index}",
-            "Transform: MatrixOffsetTransformBase_double_3_3",
-            "Parameters: " + " ".join(repr(float(number)) for number in numbers),
-            "FixedParameters: 0 0 0",
-        ]
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def read_itk(path: str | Path) -> np.ndarray:
-    """Read the affine transforms of an ITK text file as RAS+ matrices (N, 4, 4)."""
-    matrices, parameters = [], np.empty(0)
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        key, _, rest = line.partition(":")
-        if key == "Parameters":
-            parameters = np.array(rest.split(), dtype=float)
-        elif key == "FixedParameters":
-            center = np.array(rest.split(), dtype=float)
-            matrix = np.eye(4)
-            matrix[:3, :3] = parameters[:9].reshape(3, 3)
-            matrix[:3, 3] = parameters[9:12] + center - matrix[:3, :3] @ center
-            matrices.append(LPS @ matrix @ LPS)
-    if not matrices:
-        raise EddymotionError(f"{path}: holds no affine transform; expected an ITK text file")
-    return np.array(matrices)
-
-
 def write_x5(path: Path, motion: Motion, dwi: Series) -> None:
     """Write the motion as X5 (HDF5), with NiTransforms."""
     from nitransforms.linear import LinearTransformsMapping
@@ -481,19 +447,9 @@ def write_fsl_matrices(folder: Path, motion: Motion, original: Series, corrected
 
     FLIRT's coordinates depend on the grids at both ends.
     """
-    from_original = np.linalg.inv(fsl_coordinates(original))
-    to_reference = fsl_coordinates(corrected)
+    from_original = np.linalg.inv(fsl_coordinates(original.shape, original.affine))
+    to_reference = fsl_coordinates(corrected.shape, corrected.affine)
     for index, matrix in enumerate(motion.matrices):
         flirt = to_reference @ np.linalg.inv(matrix) @ from_original
         rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
         write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")
-
-
-def fsl_coordinates(dwi: Series) -> np.ndarray:
-    """RAS+ mm → FSL's scaled voxel coordinates (x flipped when the determinant is positive)."""
-    to_fsl_space = np.diag([*dwi.voxel_sizes, 1.0])
-    if np.linalg.det(dwi.affine[:3, :3]) > 0:
-        flip = np.diag([-1.0, 1.0, 1.0, 1.0])
-        flip[0, 3] = (dwi.shape[0] - 1) * dwi.voxel_sizes[0]
-        to_fsl_space = flip @ to_fsl_space
-    return to_fsl_space @ np.linalg.inv(dwi.affine)

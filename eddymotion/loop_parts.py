@@ -31,20 +31,13 @@ from eddymotion.estimation.lovo import (
 from eddymotion.estimation.quality import ENOUGH, predict
 from eddymotion.estimation.schedule import Pass, plan_passes, registrar_at
 from eddymotion.estimation.strays import call_back, far_from_neighbours
-from eddymotion.files import (
-    image_stem,
-    read_gradient_table,
-    read_image,
-    read_itk,
-    write_image,
-    write_itk,
-)
+from eddymotion.files import image_stem, read_gradient_table, read_image, write_image
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
 from eddymotion.gradients import Gradients, from_fsl
+from eddymotion.itk import read_itk, write_itk
 from eddymotion.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.models import AverageModel, Model, get_model
 from eddymotion.models.dipy import DipyModel
-from eddymotion.models.dipy import _predict_one as refit_without
 from eddymotion.motion_files import read_motion
 from eddymotion.parallel import one_blas_thread
 from eddymotion.parts import Paths, write_found
@@ -446,13 +439,7 @@ def _held_out(signal: np.ndarray, gradients: Gradients, model: Model, volume: in
         if not isinstance(model, DipyModel) or gradients.is_b0[volume]:
             average = AverageModel() if gradients.is_b0[volume] else model
             return predict(signal, gradients, average)[..., volume]
-        voxels = signal.reshape(-1, signal.shape[-1])
-        filled = (voxels > 0).all(axis=1)
-        predicted = np.zeros(len(voxels), np.float32)
-        predicted[filled] = refit_without(
-            model.model, model.options, voxels[filled], gradients, volume
-        )
-        return predicted.reshape(signal.shape[:3])
+        return model.predict_one(signal, gradients, volume)
 
 
 def _stack(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,8 +17,9 @@ import numpy as np
 
 from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
-from eddymotion.files import read_itk, write_itk, write_json
+from eddymotion.files import write_json
 from eddymotion.geometry import Motion
+from eddymotion.itk import read_itk, write_itk
 
 
 def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:

@@ -34,7 +34,7 @@ from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image
 from eddymotion.geometry import Motion
-from eddymotion.models.tensor import design_matrix
+from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
 from eddymotion.pairs.advice import advise
 from eddymotion.pairs.inputs import read_mask
 from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
@@ -65,9 +65,6 @@ that both images share their world coordinates."""
 
 BRAIN_MARGIN_MM = 6.0
 """Around the brain mask: its edge tells much, the scalp of an echo-planar image misleads."""
-
-MIN_SIGNAL_FRACTION = 1e-4
-"""Signals are raised to this part of the largest before the logarithm."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import from_matvec
-from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.files import LPS, replacing, write_text
+from eddymotion.files import replacing, write_text
+from eddymotion.geometry import fsl_coordinates
+from eddymotion.itk import linear_transform, read_itk, write_itk
 
 FORMATS = {"itk": ".tfm", "x5": ".x5", "fsl": ".mat", "afni": ".aff12.1D", "lta": ".lta"}
 """Names of the formats that are written → how their files end."""
@@ -110,65 +110,17 @@ def _codec(path: Path, table: dict[str, Callable]) -> Callable:
     raise EddymotionError(f"{path}: not the name of a linear transform; {READABLE}")
 
 
-def fsl_coordinates(image: Image) -> np.ndarray:
-    """RAS+ mm → FSL's scaled voxel coordinates, (4, 4)."""
-    to_fsl = np.diag([*image.voxel_sizes, 1.0])
-    if np.linalg.det(image.affine[:3, :3]) > 0:
-        flip = np.diag([-1.0, 1.0, 1.0, 1.0])
-        flip[0, 3] = (image.data.shape[0] - 1) * image.voxel_sizes[0]
-        to_fsl = flip @ to_fsl
-    return to_fsl @ np.linalg.inv(image.affine)
-
-
 def _write_itk(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
-    in_lps = LPS @ matrix @ LPS
-    numbers = [*in_lps[:3, :3].ravel(), *in_lps[:3, 3]]
-    lines = (
-        "#Insight Transform File V1.0",
-        "#Transform 0",
-        "Transform: AffineTransform_double_3_3",
-        f"Parameters: {_row(numbers)}",
-        "FixedParameters: 0 0 0",
-    )
-    write_text(path, "\n".join(lines) + "\n")
+    write_itk(path, matrix[None], "AffineTransform_double_3_3")
 
 
 def _read_itk(path: Path, fixed: Image, moving: Image) -> np.ndarray:
-    kinds, parameters, centers = [], [], []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        key, _, rest = line.partition(":")
-        if key == "Transform":
-            kinds.append(rest.strip().partition("_")[0])
-        elif key == "Parameters":
-            parameters.append(np.array(rest.split(), float))
-        elif key == "FixedParameters":
-            centers.append(np.array(rest.split(), float))
-    if not len(kinds) == len(parameters) == len(centers) == 1:
+    matrices = read_itk(path)
+    if len(matrices) != 1:
         raise EddymotionError(
-            f"{path}: holds {len(kinds)} transforms of ITK, expected one; {READABLE}"
+            f"{path}: holds {len(matrices)} transforms of ITK, expected one; {READABLE}"
         )
-    return _from_itk(path, kinds[0], parameters[0], centers[0])
-
-
-def _from_itk(path: Path, kind: str, numbers: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """Turn the parameters of one of ITK's linear transforms into a matrix, RAS+."""
-    linear = np.eye(3)
-    if kind in ("MatrixOffsetTransformBase", "AffineTransform"):
-        linear, translation = numbers[:9].reshape(3, 3), numbers[9:12]
-    elif kind == "TranslationTransform":
-        translation = numbers[:3]
-    elif kind == "Euler3DTransform":
-        x, y, z = (Rotation.from_euler(a, n) for a, n in zip("xyz", numbers[:3], strict=True))
-        zyx = len(fixed) > 3 and fixed[3] != 0
-        linear, translation = (z * y * x if zyx else z * x * y).as_matrix(), numbers[3:6]
-    elif kind in ("VersorRigid3DTransform", "Similarity3DTransform"):
-        scalar = np.sqrt(max(1 - (numbers[:3] ** 2).sum(), 0.0))
-        linear = Rotation.from_quat([*numbers[:3], scalar]).as_matrix() * (*numbers[6:7], 1.0)[0]
-        translation = numbers[3:6]
-    else:
-        raise EddymotionError(f"{path}: holds ITK's {kind}, which is not read here; {READABLE}")
-    center = fixed[:3] if len(fixed) >= 3 else np.zeros(3)
-    return LPS @ from_matvec(linear, translation + center - linear @ center) @ LPS
+    return matrices[0]
 
 
 def _write_x5(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
@@ -189,8 +141,8 @@ def _read_x5(path: Path, fixed: Image, moving: Image) -> np.ndarray:
 
 
 def _write_fsl(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
-    from_moving = np.linalg.inv(fsl_coordinates(moving))
-    flirt = fsl_coordinates(fixed) @ np.linalg.inv(matrix) @ from_moving
+    from_moving = np.linalg.inv(fsl_coordinates(moving.data.shape, moving.affine))
+    flirt = fsl_coordinates(fixed.data.shape, fixed.affine) @ np.linalg.inv(matrix) @ from_moving
     write_text(path, "".join(_row(row, "  ") + "\n" for row in flirt))
 
 
@@ -200,8 +152,8 @@ def _read_mat(path: Path, fixed: Image, moving: Image) -> np.ndarray:
     if b"\0" in content:
         return _read_itk_binary(path)
     flirt = np.array(content.decode().split(), float).reshape(4, 4)
-    to_moving = np.linalg.inv(fsl_coordinates(moving))
-    return to_moving @ np.linalg.inv(flirt) @ fsl_coordinates(fixed)
+    to_moving = np.linalg.inv(fsl_coordinates(moving.data.shape, moving.affine))
+    return to_moving @ np.linalg.inv(flirt) @ fsl_coordinates(fixed.data.shape, fixed.affine)
 
 
 def _read_itk_binary(path: Path) -> np.ndarray:
@@ -212,7 +164,9 @@ def _read_itk_binary(path: Path) -> np.ndarray:
     if len(arrays) != 1:
         raise EddymotionError(f"{path}: holds {', '.join(arrays)}; {READABLE}")
     ((name, numbers),) = arrays.items()
-    return _from_itk(path, name.partition("_")[0], numbers.astype(float), fixed.astype(float))
+    return linear_transform(
+        path, name.partition("_")[0], numbers.astype(float), fixed.astype(float)
+    )
 
 
 def _write_afni(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:

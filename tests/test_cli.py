@@ -15,8 +15,8 @@ import pytest
 from eddymotion.bids import find_series
 from eddymotion.cli import correct, participant
 from eddymotion.errors import EddymotionError
-from eddymotion.files import read_itk
 from eddymotion.geometry import rigid_parameters
+from eddymotion.itk import read_itk
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 

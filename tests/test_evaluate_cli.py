@@ -10,8 +10,9 @@ import pytest
 
 from eddymotion.cli import evaluate
 from eddymotion.derivatives import save
-from eddymotion.files import write_image, write_itk
+from eddymotion.files import write_image
 from eddymotion.geometry import Motion
+from eddymotion.itk import write_itk
 from eddymotion.resampling import resample
 from eddymotion.simulation import write_bids
 

@@ -27,9 +27,10 @@ from eddymotion.evaluation import (
     refuse_different,
     smoothness,
 )
-from eddymotion.files import write_image, write_itk, write_x5
+from eddymotion.files import write_image, write_x5
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters, target_registration_error
 from eddymotion.gradients import Gradients
+from eddymotion.itk import write_itk
 from eddymotion.simulation import shelled_scheme, simulate_motion
 
 CENTER = np.array([4.0, -9.0, 13.0])
@@ -157,16 +158,19 @@ def test_files_of_motion_agree(true, tmp_path, still):
         found = read_motion(tmp_path / name, grid).motion
         np.testing.assert_allclose(found.matrices, true.matrices, atol=1e-5)
     np.testing.assert_array_equal(read_transform(tmp_path / "a.txt", 7), true[7])
-    euler = "#Insight Transform File V1.0\n#Transform 0\nTransform: Euler3DTransform_double_3_3\n"
-    (tmp_path / "euler.txt").write_text(
-        euler + "Parameters: 0 0 0 1 2 3\nFixedParameters: 0 0 0 0\n"
-    )
+    for kind in ("Euler3DTransform", "BSplineTransform"):
+        (tmp_path / f"{kind}.txt").write_text(
+            f"#Insight Transform File V1.0\n#Transform 0\nTransform: {kind}_double_3_3\n"
+            "Parameters: 0 0 0 1 2 3\nFixedParameters: 0 0 0 0\n"
+        )
+    euler = read_transform(tmp_path / "Euler3DTransform.txt")
+    np.testing.assert_array_equal(euler[:3, 3], [-1, -2, 3])
     write_itk(tmp_path / "affine.txt", np.diag([1.1, 1, 1, 1])[None])
     (tmp_path / "flirt.mat").write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
     (tmp_path / "bytes.mat").write_bytes(b"\xff\x00\xfe")
     (tmp_path / "short.tsv").write_text("trans_x\ttrans_y\n1\t2\n")
     for name, hint in {
-        "euler.txt": "Euler3DTransform", "affine.txt": "scales or shears", "flirt.mat": "ITK text",
+        "BSplineTransform.txt": "holds ITK's BSplineTransform", "affine.txt": "scales or shears", "flirt.mat": "ITK text",
         "bytes.mat": "ITK text", "short.tsv": "no column trans_z", ".": "a folder",
         "none.x5": "no such file", "mask.nii.gz": "warp",
     }.items():  # fmt: skip

@@ -14,11 +14,12 @@ from eddymotion import loop_parts, parts
 from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import predict
-from eddymotion.files import read_image, read_itk, write_gradient_table, write_image, write_itk
+from eddymotion.files import read_image, write_gradient_table, write_image
 from eddymotion.geometry import Motion, rigid_matrix
 from eddymotion.interfaces import MOTION, SETTING_HELP, settings_of
 from eddymotion.interfaces import nipype as nodes
 from eddymotion.interfaces import pydra as tasks
+from eddymotion.itk import read_itk, write_itk
 from eddymotion.models import get_model
 from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.registration import GaussNewton

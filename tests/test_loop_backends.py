@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from eddymotion.cli import correct, participant
-from eddymotion.files import read_itk, write_gradient_table, write_image
+from eddymotion.files import write_gradient_table, write_image
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
+from eddymotion.itk import read_itk
 from eddymotion.registration import ants, elastix
 from eddymotion.simulation import Grid, acquire, procedural_head, simulate_motion
 

@@ -15,8 +15,9 @@ from eddymotion.cli import correct
 from eddymotion.dataset import Image
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
-from eddymotion.files import load, read_itk, write_image
+from eddymotion.files import load, write_image
 from eddymotion.geometry import Motion, rigid_matrix
+from eddymotion.itk import read_itk
 from eddymotion.normalisation import (
     OutputSpace,
     _better,

@@ -16,8 +16,8 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError, EngineError
-from eddymotion.files import LPS
 from eddymotion.geometry import rigid_matrix
+from eddymotion.itk import LPS
 from eddymotion.registration import (
     Registrar,
     ants,

@@ -16,9 +16,9 @@ from PIL import Image
 from report_cases import LOST, TOLD, copy_series, with_lost_slices, write_large, write_series
 
 from eddymotion.derivatives import Outputs
+from eddymotion.derivatives.citation import bibtex, boilerplate, references
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion
-from eddymotion.reports.citation import bibtex, boilerplate, references
 from eddymotion.reports.data import ReportData, recorded_log
 from eddymotion.reports.layout import VOID, embedded_json, tag
 from eddymotion.reports.maps import cnr, local_correlation, tsnr
@@ -404,9 +404,11 @@ def test_the_boilerplate_follows_the_settings():
     assert "estimated together" in plain
     assert "Gaussian process" in plain
     assert "Eddy-current" not in plain
-    settings = {"estimator": "lovo", "registration": "ants", "resampling": "fast",
+    settings = {"estimator": None, "registration": "ants", "resampling": "fast",
                 "replace_outliers": True}  # fmt: skip
-    other = boilerplate(settings, model="TensorModel", has_b0=False, has_eddy=True)
+    other = boilerplate(
+        settings, estimator="lovo", model="TensorModel", has_b0=False, has_eddy=True
+    )
     for words in ("leave-one-volume-out", "by ants", "TensorModel", "Eddy-current fields",
                   "frame of the first volume", "replaced by them"):  # fmt: skip
         assert words in other

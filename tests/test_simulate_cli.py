@@ -15,8 +15,9 @@ import pytest
 from eddymotion.cli import simulate
 from eddymotion.eddy_currents import SCALE_MM
 from eddymotion.estimation import estimate_motion
-from eddymotion.files import load, read_itk, write_gradient_table
+from eddymotion.files import load, write_gradient_table
 from eddymotion.geometry import rigid_parameters
+from eddymotion.itk import read_itk
 from eddymotion.simulation import shelled_scheme
 
 SMALL = ["--scheme", "few", "--voxel-size", "6", "--random-seed", "5", "--nprocs", "1"]

@@ -8,9 +8,10 @@ import pytest
 
 from eddymotion.eddy_currents import SCALE_MM
 from eddymotion.errors import EddymotionError
-from eddymotion.files import load, read_itk, write_itk
+from eddymotion.files import load
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
 from eddymotion.gradients import Gradients, image_axes
+from eddymotion.itk import read_itk, write_itk
 from eddymotion.simulation import (
     SCHEMES,
     EddyCurrents,

@@ -13,9 +13,9 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.files import LPS
-from eddymotion.geometry import grid_center, rigid_matrix
-from eddymotion.transform_files import FORMATS, fsl_coordinates, read_linear, write_linear
+from eddymotion.geometry import fsl_coordinates, grid_center, rigid_matrix
+from eddymotion.itk import LPS
+from eddymotion.transform_files import FORMATS, read_linear, write_linear
 
 TURN = Rotation.from_euler("xyz", [14, -9, 21], degrees=True).as_matrix()
 OBLIQUE = from_matvec(TURN @ np.diag([1.8, 2.1, 2.6]), [-61.0, 42.0, 13.0])
@@ -160,7 +160,7 @@ def test_binary_mat_of_ants(tmp_path):
         ("x.txt", "Transform: BSplineTransform_double_3_3\nParameters: 1\nFixedParameters: 0\n",
          "BSplineTransform"),
         ("x.tfm", "Transform: AffineTransform_double_3_3\nParameters: 1 2\nFixedParameters: 0\n",
-         "cannot be read"),
+         "2 numbers are no AffineTransform"),
         ("x.mat", "1 0 0 0\n0 1 0 0\n", "cannot be read"),
         ("x.mat", "0 0 0 0\n" * 4, "inverted|singular|Singular"),
         ("x.aff12.1D", "1 0 0 0 0 1 0 0\n", "cannot be read"),
@@ -183,5 +183,7 @@ def test_fsl_coordinates_of_radiological_images_are_scaled_voxels():
     las = image("LAS")
     points = apply_affine(las.affine, np.array([[0, 0, 0], [3, 4, 5]]))
     np.testing.assert_allclose(
-        apply_affine(fsl_coordinates(las), points), [[0, 0, 0], [6.6, 8, 12.5]], atol=1e-9
+        apply_affine(fsl_coordinates(las.data.shape, las.affine), points),
+        [[0, 0, 0], [6.6, 8, 12.5]],
+        atol=1e-9,
     )

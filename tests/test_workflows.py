@@ -23,7 +23,8 @@ import eddymotion as em
 from eddymotion import loop_parts
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.strays import call_back
-from eddymotion.files import read_image, read_itk, write_gradient_table, write_image, write_itk
+from eddymotion.files import read_image, write_gradient_table, write_image
+from eddymotion.itk import read_itk, write_itk
 from eddymotion.running import Plugin
 from eddymotion.settings import Settings
 from eddymotion.steps import SeriesFiles, load_series

@@ -42,9 +42,9 @@ MEMORY_SHARE = 0.9
 DESCRIPTION = """\
 Correct head motion in the diffusion series of a BIDS dataset.
 
-Each volume is predicted from all others by a signal model and registered to its
-prediction; all volumes are resampled once, with rotated b-vectors, into the frame
-of the first b=0. For a series outside a BIDS dataset: eddymotion-correct."""
+Each volume is aligned with its prediction from all others by a signal model; all
+volumes are resampled once, with rotated b-vectors, into the frame of the first b=0.
+For a series outside a BIDS dataset: eddymotion-correct."""
 
 EXAMPLES = """\
 examples:

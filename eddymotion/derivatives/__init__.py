@@ -22,13 +22,13 @@ from eddymotion.files import (
     MeanB0,
     write_gradient_table,
     write_image,
-    write_itk,
     write_json,
     write_series,
     write_text,
     write_x5,
 )
 from eddymotion.geometry import Motion
+from eddymotion.itk import write_itk
 from eddymotion.parallel import Progress, silent
 
 __all__ = ["OnDemand", "Outputs", "save", "write_outputs", "write_sidecar"]

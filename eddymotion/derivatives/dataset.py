@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eddymotion import __version__
+from eddymotion.derivatives.citation import citation_text
 from eddymotion.files import write_json, write_text
 
 BIDS_VERSION = "1.10.0"
@@ -53,26 +54,6 @@ sub-*/ses-*/dwi/*_desc-eddy_xfm/
 *_desc-preproc_dwi.bvec
 """
 
-CITATION = """\
-# Citation text
-
-Head motion in the diffusion-weighted series was corrected with eddymotion {version}. Each volume
-was predicted from all others by a signal model fitted without it (leave-one-volume-out), and
-registered rigidly to its prediction; the volumes were brought into the frame of the first b=0
-volume and resampled once, with cubic B-splines, by NiTransforms (Goncalves et al., 2021), and the
-b-vectors were rotated accordingly (Leemans & Jones, 2009). The Gaussian-process model follows
-Andersson & Sotiropoulos (2015); tensor and kurtosis models use DIPY (Garyfallidis et al., 2014).
-Framewise displacement follows Power et al. (2012), root-mean-square displacements Jenkinson
-(1999).
-
-- Andersson JLR, Sotiropoulos SN (2015). NeuroImage 122:166-176.
-- Garyfallidis E et al. (2014). Frontiers in Neuroinformatics 8:8.
-- Goncalves M et al. (2021). NiTransforms. Zenodo, 10.5281/zenodo.3499694.
-- Jenkinson M (1999). FMRIB Technical Report TR99MJ1.
-- Leemans A, Jones DK (2009). Magnetic Resonance in Medicine 61:1336-1349.
-- Power JD et al. (2012). NeuroImage 59:2142-2154.
-"""
-
 
 def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
     """Write dataset_description.json, README, .bidsignore and the citation text."""
@@ -94,4 +75,4 @@ def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
 
 def write_citation(output_dir: Path) -> None:
     """Write the text to cite, under ``logs/``."""
-    write_text(output_dir / "logs" / "CITATION.md", CITATION.format(version=__version__))
+    write_text(output_dir / "logs" / "CITATION.md", citation_text())

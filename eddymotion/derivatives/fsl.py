@@ -36,8 +36,8 @@ from scipy.spatial.transform import Rotation
 from eddymotion.dataset import Series
 from eddymotion.eddy_currents import N_TERMS, SCALE_MM, TERMS, polynomial_terms
 from eddymotion.errors import EddymotionError
-from eddymotion.files import fsl_coordinates, write_image, write_text
-from eddymotion.geometry import Motion
+from eddymotion.files import write_image, write_text
+from eddymotion.geometry import Motion, fsl_coordinates
 from eddymotion.gradients import Gradients, to_fsl
 
 EDDY_TERMS = (
@@ -177,7 +177,7 @@ class _Frame:
         cls, original: Series, motion: Motion, readout_time: float, pe: np.ndarray | None
     ) -> _Frame:
         """Measure a series."""
-        to_fsl = fsl_coordinates(original)
+        to_fsl = fsl_coordinates(original.shape, original.affine)
         if motion.eddy_currents is not None:
             pe = motion.eddy_currents.pe
         elif pe is None:

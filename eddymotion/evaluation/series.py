@@ -32,6 +32,7 @@ import numpy as np
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import agreement, predict
+from eddymotion.geometry import grid_distance
 from eddymotion.gradients import SHELL_GAP, Gradients
 from eddymotion.models import Model, get_model
 from eddymotion.parallel import one_blas_thread
@@ -250,9 +251,7 @@ def refuse_different(a: DWI, b: DWI) -> None:
             f"{names[0]} has {_times(a.shape)} voxels, {names[1]} has {_times(b.shape)}; series "
             "are compared on one grid: resample one to that of the other"
         )
-    corners = np.array(np.meshgrid(*[[0, n - 1] for n in a.shape])).reshape(3, -1)
-    difference = a.affine - b.affine
-    apart = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
+    apart = grid_distance(a.affine, b.affine, a.shape)
     if apart > MAX_GRID_DISTANCE * a.voxel_sizes.min():
         raise EddymotionError(
             f"{names[0]} and {names[1]}: the grids lie up to {apart:.3g} mm apart; series are "

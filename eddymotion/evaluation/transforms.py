@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.files import read_image, read_itk
+from eddymotion.files import read_image
 from eddymotion.geometry import PARAMETERS, Motion, grid_center, rigid_matrix
+from eddymotion.itk import read_itk
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "
     "columns " + " ".join(PARAMETERS)
 )
 
-AFFINE_KINDS = ("MatrixOffsetTransformBase", "AffineTransform")
 """ITK's transforms whose parameters are a 3×3 matrix and an offset."""
 
 MAX_SHEAR = 1e-3
@@ -107,7 +107,7 @@ def read_transforms(path: str | Path) -> np.ndarray:
         )
     if path.suffix.lower() == ".x5":
         return _usable(path, _read_x5(path))
-    return _usable(path, _read_affine_itk(path))
+    return _usable(path, read_itk(path))
 
 
 def read_transform(path: str | Path, volume: int | None = None) -> np.ndarray:
@@ -138,25 +138,6 @@ def _usable(path: Path, matrices: np.ndarray) -> np.ndarray:
             f"{path}: holds a transform that is not finite or cannot be inverted; write it again"
         )
     return matrices
-
-
-def _read_affine_itk(path: Path) -> np.ndarray:
-    """Read ITK text, but no transform whose parameters are not a matrix."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kinds = {line.split(":")[1].strip() for line in lines if line.startswith("Transform:")}
-        if strange := sorted(k for k in kinds if not k.startswith(AFFINE_KINDS)):
-            raise EddymotionError(
-                f"{path}: holds {', '.join(strange)}, expected {' or '.join(AFFINE_KINDS)}; "
-                "convert it to a matrix first"
-            )
-        if not kinds:
-            raise EddymotionError(f"{path}: not an ITK text file; {READABLE}")
-        return read_itk(path)
-    except EddymotionError:
-        raise
-    except (ValueError, IndexError, UnboundLocalError) as error:
-        raise EddymotionError(f"{path}: not a whole ITK text file; {READABLE}") from error
 
 
 def _read_x5(path: Path) -> np.ndarray:

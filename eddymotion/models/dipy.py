@@ -19,6 +19,7 @@ from dipy.reconst.base import ReconstModel
 
 from eddymotion.errors import EddymotionError
 from eddymotion.gradients import Gradients
+from eddymotion.models.tensor import MIN_SIGNAL_FRACTION
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,14 @@ class DipyModel:
     def leave_one_out(self, signal: np.ndarray, gradients: Gradients) -> np.ndarray:
         """Predict each volume from the others; see :meth:`eddymotion.models.Model.leave_one_out`.
 
-        Voxels without signal are predicted as zero, without a fit.
+        Voxels without signal in any volume are predicted as zero, without a fit; single values
+        that are not positive are raised to a small one, of which there is a logarithm.
         """
-        if gradients.is_trace.any():
-            raise EddymotionError(
-                f"model dipy: volume {np.flatnonzero(gradients.is_trace)[0]} has a b-value but no "
-                "direction, which DIPY cannot use; take --model gp, dti or average"
-            )
+        _refuse_trace(gradients)
         voxels = np.asarray(signal).reshape(-1, signal.shape[-1])
-        filled = np.flatnonzero((voxels > 0).all(axis=1))
+        filled, positive = _with_signal(voxels)
         predicted = np.zeros(voxels.shape, np.float32)
-        refit = partial(_predict_one, self.model, self.options, voxels[filled], gradients)
+        refit = partial(_predict_one, self.model, self.options, positive, gradients)
         targets = gradients.dwis.tolist()
         if self.n_procs > 1:
             with ProcessPoolExecutor(self.n_procs, mp_context=get_context("spawn")) as pool:
@@ -70,6 +68,41 @@ class DipyModel:
             others = b0s[b0s != target]
             predicted[:, target] = voxels[:, others].mean(axis=1) if len(others) else np.nan
         return predicted.reshape(signal.shape)
+
+    def predict_one(self, signal: np.ndarray, gradients: Gradients, target: int) -> np.ndarray:
+        """Predict one diffusion-weighted volume from the others, as :meth:`leave_one_out` does.
+
+        Parameters
+        ----------
+        signal : (..., N) array
+        gradients : Gradients
+        target : int
+            The volume that is held out.
+
+        Returns
+        -------
+        (...) array, float32
+        """
+        _refuse_trace(gradients)
+        voxels = np.asarray(signal).reshape(-1, signal.shape[-1])
+        filled, positive = _with_signal(voxels)
+        predicted = np.zeros(len(voxels), np.float32)
+        predicted[filled] = _predict_one(self.model, self.options, positive, gradients, target)
+        return predicted.reshape(signal.shape[:-1])
+
+
+def _refuse_trace(gradients: Gradients) -> None:
+    if gradients.is_trace.any():
+        raise EddymotionError(
+            f"model dipy: volume {np.flatnonzero(gradients.is_trace)[0]} has a b-value but no "
+            "direction, which DIPY cannot use; take --model gp, dti or average"
+        )
+
+
+def _with_signal(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which voxels have any signal, and theirs, positive throughout."""
+    filled = np.flatnonzero((voxels > 0).any(axis=1))
+    return filled, np.maximum(voxels[filled], MIN_SIGNAL_FRACTION * voxels.max(initial=0))
 
 
 def _predict_one(

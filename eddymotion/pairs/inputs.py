@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine
 
+from eddymotion import files
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import Landmarks, pair_landmarks, read_landmarks
@@ -207,22 +207,8 @@ def read_mask(
         Where the image can be used at all.
     ignore : sequence of {"sform", "qform"}
     """
-    data, affine, _ = read_image(path, ignore)
-    data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
-    if data.shape != image.data.shape:
-        raise EddymotionError(
-            f"{path}: found shape {data.shape}, expected that of {owner.name}, "
-            f"{image.data.shape}; give a mask on the grid of its image"
-        )
-    corners = np.array(np.meshgrid(*((0, n - 1) for n in data.shape))).reshape(3, -1).T
-    apart = apply_affine(affine, corners) - apply_affine(image.affine, corners)
-    farthest = np.linalg.norm(apart, axis=1).max()
-    if farthest > 0.5 * image.voxel_sizes.min():
-        raise EddymotionError(
-            f"{path}: lies up to {farthest:.3g} mm from the voxels of {owner.name}; give a mask "
-            "with the orientation and position of its image"
-        )
-    mask = (np.nan_to_num(data) > 0) & finite
+    shape = image.data.shape
+    mask = files.read_mask(path, shape, image.affine, owner.name, ignore) & finite
     if not mask.any():
         raise EddymotionError(
             f"{path}: marks no voxel of {owner.name}; give a mask that is above zero where the "

@@ -32,7 +32,7 @@ from scipy.ndimage import map_coordinates
 
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError, EngineError
-from eddymotion.files import write_itk
+from eddymotion.itk import write_itk
 from eddymotion.registration.ants_inputs import (
     OURS,
     assign,

@@ -16,7 +16,8 @@ from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
-from eddymotion.files import LPS, write_text
+from eddymotion.files import write_text
+from eddymotion.itk import LPS
 
 LINE = re.compile(r"^\s*\(\s*(\w+)\s+(.*?)\s*\)\s*(?://.*)?$")
 

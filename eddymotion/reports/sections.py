@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from eddymotion.derivatives.citation import bibtex, boilerplate, references
 from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
-from eddymotion.reports.citation import bibtex, boilerplate, references
 from eddymotion.reports.layout import (
     Figure,
     Html,
@@ -278,11 +278,12 @@ def citation(series: SeriesReport) -> Html:
     """Write what may be copied into a paper, and the references."""
     told = series.sidecar.get("Settings")
     facts = series.sidecar.get("Summary")
-    model = str(facts.get("model", "")) if isinstance(facts, Mapping) else ""
+    found = facts if isinstance(facts, Mapping) else {}
     version = str(series.sidecar.get("EddymotionVersion", "(version not known)"))
     words = boilerplate(
         told if isinstance(told, Mapping) else {},
-        model=model,
+        estimator=str(found.get("estimator", "joint")),
+        model=str(found.get("model", "")),
         version=version,
         has_b0=bool(series.gradients.is_b0.any()),
         has_eddy=series.eddy is not None,

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from eddymotion.errors import EddymotionError
-from eddymotion.files import read_itk
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
+from eddymotion.itk import read_itk
 from eddymotion.simulation.patterns import PATTERNS, Pattern
 
 __all__ = ["PATTERNS", "Pattern", "amplified", "replayed_motion", "simulate_motion"]
@@ -97,7 +97,7 @@ def replayed_motion(path: Path, n_volumes: int, center: np.ndarray) -> Motion:
             matrices = rigid_matrix(values[:, :3], values[:, 3:], center)
         else:
             matrices = read_itk(path)
-    except (OSError, UnicodeDecodeError, IndexError) as error:
+    except (OSError, ValueError, IndexError) as error:
         raise EddymotionError(
             f"{path}: cannot be read as a motion ({error}); give a .tsv with the columns "
             f"{' '.join(PARAMETERS)}, or an ITK text file"

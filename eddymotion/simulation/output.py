@@ -13,8 +13,9 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.files import write_gradient_table, write_image, write_itk, write_json, write_text
+from eddymotion.files import write_gradient_table, write_image, write_json, write_text
 from eddymotion.geometry import Motion, rigid_parameters
+from eddymotion.itk import write_itk
 
 DATASET_NAME = "Simulated head with known motion"
 

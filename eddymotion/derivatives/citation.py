@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.resources import files
+from textwrap import fill
 from typing import Any
 
 from eddymotion import __version__
-from eddymotion.reports.layout import static_text
 
 
 def boilerplate(
     settings: Mapping[str, Any],
     *,
+    estimator: str = "joint",
     model: str = "",
     version: str = __version__,
     has_b0: bool = True,
@@ -25,6 +27,8 @@ def boilerplate(
     ----------
     settings : mapping
         Of the sidecar.
+    estimator : {"joint", "lovo"}
+        The one that was used; settings and model decide where none was asked for.
     model : str
         Class of the model that was used.
     version : str
@@ -39,7 +43,7 @@ def boilerplate(
     replaced = " and replaced by them" if settings.get("replace_outliers") is True else ""
     sentences = [
         f"Head motion in the diffusion-weighted series was corrected with eddymotion {version}.",
-        _estimation(settings),
+        _estimation(estimator, settings),
         _prediction(model),
         "Eddy-current fields, polynomials along the phase-encoding axis, were estimated with the "
         "motion." if has_eddy else "",
@@ -54,8 +58,8 @@ def boilerplate(
     return " ".join(filter(None, sentences))
 
 
-def _estimation(settings: Mapping[str, Any]) -> str:
-    if settings.get("estimator") != "lovo":
+def _estimation(estimator: str, settings: Mapping[str, Any]) -> str:
+    if estimator != "lovo":
         return (
             "The poses of all volumes were estimated together, by least squares on the misfit of "
             "each volume to its prediction from the others."
@@ -77,9 +81,16 @@ def _prediction(model: str) -> str:
     )
 
 
+def citation_text() -> str:
+    """Return what to write after a run with the default settings, and the references: Markdown."""
+    words = fill(boilerplate({}), 100, break_long_words=False, break_on_hyphens=False)
+    lines = ["# Citation text", "", words, "", *(f"- {line}" for line in references())]
+    return "\n".join(lines) + "\n"
+
+
 def bibtex() -> str:
     """Return the entries of all references."""
-    return static_text("references.bib")
+    return files(__package__).joinpath("references.bib").read_text(encoding="utf-8")
 
 
 def references() -> list[str]:
