@@ -163,8 +163,16 @@ def _filters(path: Path | None) -> dict[str, Any]:
             f"{path}: cannot be read as a BIDS filter file ({error}); expected JSON such as "
             '{"dwi": {"session": "01"}}'
         ) from error
-    special = {None: Query.NONE, "*": Query.ANY}
-    return {
-        entity: special.get(value, value) if not isinstance(value, list) else value
-        for entity, value in dwi.items()
-    }
+    special: dict[Any, Any] = {None: Query.NONE, "*": Query.ANY}
+
+    def meant(entity: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [meant(entity, each) for each in value]
+        if value is not None and not isinstance(value, str | int | float):
+            raise EddymotionError(
+                f"{path}: {entity} is {json.dumps(value)}; expected a label, a list of labels, "
+                'null (must be absent) or "*" (must be there)'
+            )
+        return special.get(value, value)
+
+    return {entity: meant(entity, value) for entity, value in dwi.items()}

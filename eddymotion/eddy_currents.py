@@ -36,6 +36,13 @@ SCALE_MM = 80.0
 NEWTON_STEPS = 20
 
 
+def frozen_copy(array: np.ndarray) -> np.ndarray:
+    """Return a copy in double precision that nobody can change."""
+    copy = np.array(array, dtype=float)
+    copy.flags.writeable = False
+    return copy
+
+
 @dataclass(frozen=True, eq=False)
 class EddyCurrents:
     """The eddy-current fields of a series.
@@ -69,8 +76,20 @@ class EddyCurrents:
                 f"eddy currents: coefficients of shape {coefficients.shape}, expected (N, K) "
                 f"with K one of {', '.join(map(str, N_TERMS.values()))}"
             )
-        coefficients.flags.writeable = False
-        object.__setattr__(self, "coefficients", coefficients)
+        for name, shape in (("pe", (3,)), ("center", (3,)), ("offsets", (len(coefficients),)),
+                            ("offset_errors", (len(coefficients),))):  # fmt: skip
+            if (value := getattr(self, name)) is not None:
+                array = frozen_copy(value)
+                if array.shape != shape:
+                    raise EddymotionError(
+                        f"eddy currents: {name} of shape {array.shape}, expected {shape}"
+                    )
+                object.__setattr__(self, name, array)
+        if abs(np.linalg.norm(self.pe) - 1) > 1e-6:
+            raise EddymotionError(
+                f"eddy currents: the phase-encoding direction {self.pe} has not the length 1"
+            )
+        object.__setattr__(self, "coefficients", frozen_copy(coefficients))
 
     def __len__(self) -> int:
         return len(self.coefficients)

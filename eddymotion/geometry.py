@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from eddymotion.eddy_currents import EddyCurrents
+from eddymotion.eddy_currents import EddyCurrents, frozen_copy
 from eddymotion.errors import EddymotionError
 from eddymotion.html_values import HtmlValue
 
@@ -62,12 +62,19 @@ class Motion(HtmlValue):
             )
         if not np.isfinite(matrices).all():
             raise EddymotionError("motion: the matrices hold NaN or Inf")
-        matrices.flags.writeable = False
         if self.eddy_currents is not None and len(self.eddy_currents) != len(matrices):
             raise EddymotionError(
                 f"motion: {len(matrices)} poses but {len(self.eddy_currents)} eddy-current fields"
             )
-        object.__setattr__(self, "matrices", matrices)
+        object.__setattr__(self, "matrices", frozen_copy(matrices))
+        if self.standard_errors is not None:
+            errors = frozen_copy(self.standard_errors)
+            if errors.shape != (len(matrices), 6):
+                raise EddymotionError(
+                    f"motion: standard errors of shape {errors.shape}, expected "
+                    f"({len(matrices)}, 6)"
+                )
+            object.__setattr__(self, "standard_errors", errors)
 
     @classmethod
     def identity(cls, n_volumes: int) -> Motion:
@@ -104,10 +111,13 @@ class Motion(HtmlValue):
         return self.eddy_currents.displaced(volume, points, self.matrices[volume])
 
     def select(self, volumes: np.ndarray | slice) -> Motion:
-        """Poses and fields of some of the volumes."""
-        eddy = self.eddy_currents
+        """Poses, their errors and fields of some of the volumes."""
+        eddy, errors = self.eddy_currents, self.standard_errors
         return Motion(
-            self.matrices[volumes], eddy_currents=None if eddy is None else eddy.select(volumes)
+            self.matrices[volumes],
+            None if errors is None else errors[volumes],
+            self.frame_error,
+            None if eddy is None else eddy.select(volumes),
         )
 
     @property

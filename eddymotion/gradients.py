@@ -153,6 +153,12 @@ def image_axes(affine: np.ndarray) -> np.ndarray:
     return u @ vt
 
 
+def phase_encoding_vector(affine: np.ndarray, direction: str) -> np.ndarray:
+    """Return the unit vector, RAS+, of an image axis as BIDS writes it: i, j, k, i-, j- or k-."""
+    vector = image_axes(affine)[:, "ijk".index(direction[0])]
+    return -vector if direction.endswith("-") else vector
+
+
 def _fsl_sign(affine: np.ndarray) -> np.ndarray:
     return np.array([-1.0 if np.linalg.det(affine[:3, :3]) > 0 else 1.0, 1.0, 1.0])
 

@@ -22,6 +22,7 @@ from eddymotion.derivatives import Outputs, write_sidecar
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
 from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
+from eddymotion.evaluation import read_grid
 from eddymotion.files import (
     MeanB0,
     load,
@@ -32,7 +33,7 @@ from eddymotion.files import (
     write_text,
     write_x5,
 )
-from eddymotion.geometry import Motion
+from eddymotion.geometry import Motion, grid_distance
 from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.normalisation import Target, space_of, write_output_space
 from eddymotion.parallel import Progress, silent
@@ -55,6 +56,9 @@ from eddymotion.steps import (
 )
 
 log = logging.getLogger(__name__)
+
+SAME_GRID_MM = 1e-2
+"""Corners of grids that lie nearer to each other are the same: headers keep seven digits."""
 
 Paths = dict[str, Any]
 """Name of an output → its path, a list of paths, or a value."""
@@ -190,7 +194,7 @@ def report(
         corrected.dwi,
         bval=corrected.bval,
         bvec=corrected.bvec,
-        mask=settings.brain_mask if settings.output_space is None else None,
+        mask=_mask_on(corrected.dwi, settings.brain_mask),
         b0_threshold=settings.b0_threshold,
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
@@ -208,6 +212,16 @@ def report(
     page = out_dir / f"{outputs.src}.html"
     write_participant_page(page, outputs.src, [outputs])
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
+
+
+def _mask_on(image: Path, mask: Path | None) -> Path | None:
+    """Return the mask if it lies on the grid of the image, in whatever space that is."""
+    if mask is None:
+        return None
+    its, of_mask = read_grid(image), read_grid(mask)
+    if its.shape != of_mask.shape:
+        return None
+    return mask if grid_distance(its.affine, of_mask.affine, its.shape) < SAME_GRID_MM else None
 
 
 def correct(

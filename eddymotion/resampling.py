@@ -150,6 +150,10 @@ class Resampled(Series):
             raise EddymotionError(
                 f"resample: {len(motion)} transforms for {len(dwi)} volumes; expected one a volume"
             )
+        if engine not in _INTERPOLATE:
+            raise EddymotionError(
+                f"resample: the engine {engine!r} is unknown; use {' or '.join(_INTERPOLATE)}"
+            )
         shape, affine = grid or (dwi.shape, dwi.affine)
         points = None if space is None else _mapped_grid(shape, affine, space)
         in_place = grid is None and space is None

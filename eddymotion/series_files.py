@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,22 @@ def metadata_of(series: SeriesFiles) -> dict[str, Any]:
     """Return the sidecar of a series: the one given, or the one beside the image."""
     if series.metadata is not None:
         return series.metadata
+    beside = series.dwi.with_name(image_stem(series.dwi) + ".json")
+    return dict(_sidecar(beside, beside.stat().st_mtime_ns)) if beside.is_file() else {}
+
+
+@lru_cache(maxsize=8)
+def _sidecar(path: Path, changed: int) -> dict[str, Any]:
+    """Read a sidecar, once as long as it is not changed: what is wrong is told once."""
     try:
-        beside = series.dwi.with_name(image_stem(series.dwi) + ".json")
-        content = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"found a {type(content).__name__}, expected an object")
+    except (OSError, ValueError) as error:
+        log.warning("%s: cannot be read as JSON (%s); slice timing and phase encoding are not "
+                    "known", path, error)  # fmt: skip
         return {}
-    return content if isinstance(content, dict) else {}
+    return content
 
 
 def slicing_of(series: SeriesFiles, dwi: DWI) -> Slicing:

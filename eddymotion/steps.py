@@ -135,7 +135,7 @@ def correct_series(
             volumes=slices_after.watching(volumes),
             original=dwi,
             quality=after,
-            on_demand=on_demand(metadata_of(series), settings),
+            on_demand=on_demand(series, settings),
             progress=progress,
         )
     with stages("pictures"):
@@ -314,15 +314,16 @@ def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Se
                   n_threads=settings.nprocs)  # fmt: skip
 
 
-def on_demand(metadata: dict[str, Any], settings: Settings) -> OnDemand:
+def on_demand(series: SeriesFiles, settings: Settings) -> OnDemand:
     """Collect what is wanted besides the outputs of every run."""
-    readout = metadata.get("TotalReadoutTime")
+    readout = metadata_of(series).get("TotalReadoutTime")
     return OnDemand(
         fsl=settings.fsl_outputs,
         cnr_maps=settings.cnr_maps,
         residuals=settings.residuals,
         eddy_fields=settings.eddy_fields,
         readout_time=float(readout) if isinstance(readout, (int, float)) else None,
+        pe_axis=settings.pe_axis or phase_encoding(series),
         n_threads=settings.nprocs,
     )
 
@@ -367,13 +368,14 @@ def fingerprint(
 ) -> str:
     """Digest of all that determines the outputs: input files, settings and version.
 
-    Settings in `without` do not count.
+    Settings in `without` do not count, nor fields of the raw sidecar that are only handed on.
     """
     digest = hashlib.sha256(__version__.encode())
     effective = {k: v for k, v in settings.effective().items() if k not in without}
     digest.update(json.dumps(effective, sort_keys=True).encode())
     metadata = metadata_of(series)
-    used = {key: metadata[key] for key in USED_METADATA if key in metadata}
+    fields = USED_METADATA if without else (*USED_METADATA, *KEPT_METADATA)
+    used = {key: metadata[key] for key in fields if key in metadata}
     digest.update(json.dumps(used, sort_keys=True).encode())
     given = (
         series.dwi,

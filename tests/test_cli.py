@@ -17,6 +17,7 @@ from eddymotion.cli import correct, participant
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import rigid_parameters
 from eddymotion.itk import read_itk
+from eddymotion.series_files import SeriesFiles, metadata_of, phase_encoding
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 
@@ -168,6 +169,18 @@ def test_second_run_reuses_and_other_settings_recompute(dataset, derivatives, ca
     assert participant.main([*call, "--fsl-outputs"]) == 0
 
 
+def test_a_broken_sidecar_is_told_once_and_stops_nothing(tmp_path, caplog):
+    series = SeriesFiles(tmp_path / "dwi.nii.gz")
+    assert phase_encoding(series) is None
+    (tmp_path / "dwi.json").write_text('{"PhaseEncodingDirection": "j",}')
+    assert phase_encoding(series) is None
+    assert metadata_of(series) == {}
+    (told,) = caplog.messages
+    assert "dwi.json: cannot be read as JSON" in told
+    (tmp_path / "dwi.json").write_text('{"PhaseEncodingDirection": "j"}')
+    assert phase_encoding(series) == "j"
+
+
 def test_filter_file_and_session_select(dataset, tmp_path):
     filters = tmp_path / "filter.json"
     filters.write_text(json.dumps({"dwi": {"session": None}}))
@@ -176,6 +189,11 @@ def test_filter_file_and_session_select(dataset, tmp_path):
     filters.write_text(json.dumps({"dwi": {"session": "*", "acquisition": "x"}}))
     assert list(find_series(dataset, filter_file=filters)) == ["02"]
     assert list(find_series(dataset, sessions=["ses-A"])) == ["02"]
+    filters.write_text(json.dumps({"dwi": {"session": [None, "A"]}}))
+    assert list(find_series(dataset, filter_file=filters)) == ["01", "02"]
+    filters.write_text(json.dumps({"dwi": {"session": {"a": 1}}}))
+    with pytest.raises(EddymotionError, match=r'session is \{"a": 1\}; expected a label'):
+        find_series(dataset, filter_file=filters)
     filters.write_text("{")
     with pytest.raises(EddymotionError, match=r"filter\.json"):
         find_series(dataset, filter_file=filters)

@@ -11,14 +11,16 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
+from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.eddy import read_eddy, write_displacement_fields, write_eddy
 from eddymotion.derivatives.fsl import OutlierTables, write_fsl_eddy
 from eddymotion.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
-from eddymotion.files import read_gradient_table
+from eddymotion.files import read_gradient_table, write_gradient_table, write_image
 from eddymotion.geometry import Motion
 from eddymotion.gradients import from_fsl, image_axes
 from eddymotion.resampling import Resampled
+from eddymotion.settings import Settings
 from eddymotion.simulation import (
     Grid,
     acquire,
@@ -26,6 +28,7 @@ from eddymotion.simulation import (
     shelled_scheme,
     simulate_motion,
 )
+from eddymotion.steps import SeriesFiles, correct_series
 
 TURN = Rotation.from_euler("xyz", [12, -8, 20], degrees=True).as_matrix()
 
@@ -100,6 +103,20 @@ def decoded(files, dwi, volume, points):
     field = hertz(*(scan - center).T, row[6:])
     scan = scan + np.outer(field * readout, sizes * vector)
     return apply_affine(np.linalg.inv(to_fsl), scan)
+
+
+def test_acquisition_parameters_have_the_axis_that_is_known(tmp_path, tiny):
+    image = tmp_path / "dwi.nii.gz"
+    write_image(image, np.asarray(tiny.signal), tiny.affine)
+    write_gradient_table(tmp_path / "dwi.bval", tmp_path / "dwi.bvec", tiny.gradients, tiny.affine)
+    series = SeriesFiles(image, metadata={"PhaseEncodingDirection": "i"})
+    settings = Settings(model="average", eddy_current="none", n_iterations=1, fsl_outputs=True)
+    for name, direction in (("told", None), ("asked", "j-")):
+        outputs = Outputs.in_folder(tmp_path / name, image)
+        correct_series(series, outputs, replace(settings, pe_axis=direction))
+        (table,) = outputs.folder.glob("*.eddy_acqparams.txt")
+        expected = {"told": [-1, 0, 0], "asked": [0, -1, 0]}[name]  # FSL flips x here
+        np.testing.assert_allclose(np.loadtxt(table)[:3], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rigid parameters and displacement measures against their definitions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
+from eddymotion.errors import EddymotionError
 from eddymotion.geometry import (
     Motion,
     exp_rigid,
@@ -94,6 +97,14 @@ def test_motion_changes_reference_and_stays_frozen(parameters):
         motion.matrices[0] = 0
     with pytest.raises(ValueError, match=r"\(N, 4, 4\)"):
         Motion(np.eye(4))
+    errors = np.ones((len(motion), 6))
+    known = replace(motion, standard_errors=errors, frame_error=0.1)
+    errors[:] = 7
+    np.testing.assert_array_equal(known.standard_errors, 1)
+    some = known.select(np.array([2, 5]))
+    assert (some.standard_errors.shape, some.frame_error) == ((2, 6), 0.1)
+    with pytest.raises(EddymotionError, match="standard errors of shape"):
+        replace(motion, standard_errors=errors[1:])
 
 
 def test_grid_center_is_the_mean_voxel():

@@ -111,6 +111,26 @@ def test_correct_is_all_of_them_and_report_needs_no_network(
     assert "://" not in page.replace("http://www.w3.org", "")
 
 
+def test_the_report_of_a_series_in_another_space_has_a_mask_of_its_own(
+    series, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    dwi = em.load(series)
+    coarse = tmp_path / "coarse.nii.gz"
+    write_image(
+        coarse, np.zeros([n // 2 for n in dwi.shape]), dwi.affine @ np.diag([2, 2, 2, 1.0])
+    )
+    write_itk(tmp_path / "xfm.txt", np.tile(np.eye(4), (len(dwi), 1, 1)))
+    write_image(tmp_path / "mask.nii.gz", dwi.mask.astype(np.uint8), dwi.affine)
+    given = {"dwi_file": series, "xfm_file": tmp_path / "xfm.txt",
+             "mask_file": tmp_path / "mask.nii.gz"}  # fmt: skip
+    moved = nodes.Apply(**given, output_space=coarse, output_space_transform="none").run().outputs
+    (tmp_path / "report").mkdir()
+    monkeypatch.chdir(tmp_path / "report")
+    drawn = nodes.Report(**given, corrected_file=moved.dwi_file, **QUICK).run().outputs
+    assert Path(drawn.report_file).is_file()
+
+
 @pytest.mark.parametrize("model", ["auto", "dti", "average", "dipy:TensorModel"])
 def test_a_predicted_volume_is_that_of_the_series(model, series, tmp_path):
     dwi = em.load(series)

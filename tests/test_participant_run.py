@@ -25,7 +25,7 @@ from eddymotion.locks import Holder, locked
 from eddymotion.running import Limits, memory_gb, read_plugin_file
 from eddymotion.settings import Settings
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
-from eddymotion.steps import KeptMotion, SeriesFiles
+from eddymotion.steps import KeptMotion, SeriesFiles, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,9 @@ def test_other_outputs_are_made_of_the_motion_that_is_there(
     kept = KeptMotion.of(series, settings, work)
     assert KeptMotion.of(series, replace(settings, resampling="fast"), work) == kept
     assert KeptMotion.of(series, replace(settings, random_seed=7), work) != kept
+    one, other = (replace(series, metadata={"EchoTime": time}) for time in (0.08, 0.09))
+    assert KeptMotion.of(one, settings, work) == KeptMotion.of(other, settings, work)
+    assert fingerprint(one, settings) != fingerprint(other, settings)
 
 
 def test_stop_on_first_crash(dataset, tmp_path, capsys):

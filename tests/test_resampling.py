@@ -85,6 +85,11 @@ def test_fast_engine_equals_nitransforms(head, short, other_grid):
     np.testing.assert_array_equal(fast.mask, reference.mask)
 
 
+def test_unknown_engines_are_refused_before_anything_is_read(short):
+    with pytest.raises(EddymotionError, match="'fats' is unknown; use nitransforms or fast"):
+        Resampled.of(short, Motion.identity(len(short)), engine="fats")
+
+
 @pytest.mark.parametrize("engine", ["nitransforms", "fast"])
 def test_no_motion_returns_the_original(short, engine):
     dwi, _ = short

@@ -81,8 +81,10 @@ def test_nodes_ask_for_what_they_take():
 
 
 def test_unknown_settings_are_refused_with_the_nearest():
-    with pytest.raises(EddymotionError, match="did you mean n_iterations"):
+    with pytest.raises(EddymotionError, match="Did you mean n_iterations"):
         graphs.init_dwi_hmc_wf(n_iteration=3)
+    with pytest.raises(EddymotionError, match="'fsl_outputs': no node of this workflow heeds it"):
+        graphs.init_dwi_hmc_wf(fsl_outputs=True)
 
 
 @pytest.mark.parametrize("settings", [{"estimator": "joint"}, {"eddy_current": "linear"}])

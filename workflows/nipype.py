@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eddymotion.errors import EddymotionError
+from eddymotion.interfaces import APPLYING, JUDGING, MOTION
 from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is imported
     Apply,
     Estimate,
@@ -293,19 +294,28 @@ def init_run_wf(
     return workflow
 
 
+HEEDED = frozenset({*MOTION, *APPLYING, *JUDGING})
+"""Settings that a node of :func:`init_dwi_hmc_wf` takes."""
+
+
 def checked_settings(given: Mapping[str, Any]) -> Settings:
     """Turn keywords into settings.
 
     Raises
     ------
     EddymotionError
-        If a name is unknown, with the nearest known one.
+        If a name is unknown, with the nearest known one, or no node of the graph would heed it.
     """
-    if unknown := sorted(set(given) - SETTING_NAMES):
-        near = difflib.get_close_matches(unknown[0], SETTING_NAMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+    if unheeded := sorted((SETTING_NAMES - HEEDED) & set(given)):
         raise EddymotionError(
-            f"unknown setting {unknown[0]!r}{hint} Known are {', '.join(sorted(SETTING_NAMES))}"
+            f"setting {unheeded[0]!r}: no node of this workflow heeds it; give num_threads or a "
+            "mask_file where that is meant, or take the interface Correct, which writes all files"
+        )
+    if unknown := sorted(set(given) - HEEDED):
+        near = difflib.get_close_matches(unknown[0], HEEDED, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise EddymotionError(
+            f"unknown setting {unknown[0]!r}.{hint} Known are {', '.join(sorted(HEEDED))}"
         )
     return Settings(**given)
 

@@ -218,7 +218,8 @@ def add_running_options(
         "--omp-nthreads",
         type=positive,
         metavar="N",
-        help="threads for one series (default: nprocs)",
+        help="threads for one series (default: all of nprocs, shared out where several series run "
+        "side by side; one as a job of a cluster)",
     )
     group.add_argument(
         "--random-seed", type=not_negative_integer, default=0, metavar="SEED",

@@ -24,7 +24,7 @@ from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.quality import Quality
 from eddymotion.files import write_fsl_matrices, write_image, write_json, write_series
 from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
+from eddymotion.gradients import Gradients, phase_encoding_vector
 from eddymotion.models import Model
 from eddymotion.parallel import Progress, silent
 
@@ -43,6 +43,8 @@ class OnDemand:
     cnr_maps, residuals, eddy_fields : bool
     readout_time : float, optional
         TotalReadoutTime, s: eddy's fields are in Hz.
+    pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
+        Phase-encoding direction, for eddy's files where there are no fields.
     n_threads : int
     """
 
@@ -51,6 +53,7 @@ class OnDemand:
     residuals: bool = False
     eddy_fields: bool = False
     readout_time: float | None = None
+    pe_axis: str | None = None
     n_threads: int = 1
 
 
@@ -114,6 +117,7 @@ def write_on_demand(
             outliers=_for_eddy(quality.outliers) if quality else None,
             cnr=cnr,
             readout_time=wanted.readout_time,
+            pe=phase_encoding_vector(original.affine, wanted.pe_axis) if wanted.pe_axis else None,
         )
 
 

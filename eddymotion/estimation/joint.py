@@ -40,7 +40,7 @@ from eddymotion.estimation.outliers import SliceOutliers, mended
 from eddymotion.estimation.quality import assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
-from eddymotion.gradients import image_axes
+from eddymotion.gradients import image_axes, phase_encoding_vector
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
@@ -191,13 +191,10 @@ def with_fields(
     order = eddy_currents
     if order == "auto":
         order = "quadratic" if n_dwis >= ENOUGH_FOR_QUADRATIC else "linear"
-    axes = image_axes(dwi.affine)
     if pe_axis is None:
-        axis = solver.phase_encoding_axis(groups[-1], motion)
-        log.info("phase-encoding axis: %s, found from the data", "ijk"[axis])
-    else:
-        axis = "ijk".index(pe_axis[0])
-    pe = axes[:, axis] * (-1.0 if pe_axis and pe_axis.endswith("-") else 1.0)
+        pe_axis = "ijk"[solver.phase_encoding_axis(groups[-1], motion)]
+        log.info("phase-encoding axis: %s, found from the data", pe_axis)
+    pe = phase_encoding_vector(dwi.affine, pe_axis)
     eddy = EddyCurrents.none(len(dwi), "linear", pe, dwi.center)
     motion = solver.solve(COARSE[-1], groups, replace(motion, eddy_currents=eddy))[0]
     assert motion.eddy_currents is not None
