@@ -44,13 +44,7 @@ KEY = ("scheme", "percent_moved", "seed", "estimator")
 
 
 def main() -> None:
-    options = parse()
-    rows = tables.Rows(options.rows, KEY)
-    if not options.render:
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        tables.keep_provenance(options.rows.with_suffix(".json"))
-        measure_all(options, rows)
-    render(list(rows), options.rows.with_suffix(".json"))
+    tables.run(parse(), KEY, measure_all, render)
 
 
 def parse() -> argparse.Namespace:

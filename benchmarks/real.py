@@ -36,15 +36,7 @@ STATES = {
 
 
 def main() -> None:
-    options = parse()
-    rows = tables.Rows(options.rows, KEY)
-    if not options.render:
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        tables.keep_provenance(options.rows.with_suffix(".json"))
-        found = find_series(options.bids_dir)
-        for files in (one for series in found.values() for one in series):
-            measure(files, options, rows)
-    render(list(rows), options.rows.with_suffix(".json"))
+    tables.run(parse(), KEY, measure_all, render)
 
 
 def parse() -> argparse.Namespace:
@@ -56,6 +48,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, default=Path("build/real.tsv"))
     parser.add_argument("--render", action="store_true", help="only write the page")
     return parser.parse_args()
+
+
+def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
+    found = find_series(options.bids_dir)
+    for files in (one for series in found.values() for one in series):
+        measure(files, options, rows)
 
 
 def measure(files: SeriesFiles, options: argparse.Namespace, rows: tables.Rows) -> None:

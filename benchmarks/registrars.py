@@ -43,13 +43,7 @@ KEY = ("series", "seed", "registrar")
 
 
 def main() -> None:
-    options = parse()
-    rows = tables.Rows(options.rows, KEY)
-    if not options.render:
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        tables.keep_provenance(options.rows.with_suffix(".json"), engine_versions())
-        measure_all(options, rows)
-    render(list(rows), options.rows.with_suffix(".json"))
+    tables.run(parse(), KEY, measure_all, render, engine_versions())
 
 
 def parse() -> argparse.Namespace:

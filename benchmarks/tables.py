@@ -54,14 +54,18 @@ def run(
     key: tuple[str, ...],
     measure: Callable[[Any, Rows], None],
     render: Callable[[list[Row], Path], None],
+    versions: dict[str, str] | None = None,
 ) -> None:
-    """Measure what is missing of the rows, and write the page, as ``--render`` and such say."""
+    """Measure what is missing of the rows, and write the page, as ``--render`` and such say.
+
+    `versions` are those of programs that only this benchmark runs.
+    """
     rows, provenance = Rows(options.rows, key), options.rows.with_suffix(".json")
     if not options.render:
         options.rows.parent.mkdir(parents=True, exist_ok=True)
-        keep_provenance(provenance)
+        keep_provenance(provenance, versions)
         measure(options, rows)
-    if options.render or not options.no_page:
+    if options.render or not getattr(options, "no_page", False):
         render(list(rows), provenance)
 
 

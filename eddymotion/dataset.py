@@ -232,7 +232,9 @@ class DWI(Series, HtmlValue):
                 "give a mask on the grid of the series"
             )
         if not mask.any():
-            raise EddymotionError(f"{name}: the brain mask is empty; give one with --brain-mask")
+            raise EddymotionError(
+                f"{name}: the brain mask is empty; give one that marks the brain"
+            )
         empty = np.flatnonzero([not volume.any() for volume in volumes])
         if len(empty):
             raise EddymotionError(

@@ -38,7 +38,7 @@ from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
 from eddymotion.pairs.advice import advise
 from eddymotion.pairs.inputs import read_mask
 from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
-from eddymotion.registration import GaussNewton, Registrar, Registration, initial_transform
+from eddymotion.registration import GaussNewton, Registration, initial_transform
 from eddymotion.registration.gauss_newton import foreground
 from eddymotion.registration.intensities import intensity_curve
 from eddymotion.settings import Settings
@@ -133,7 +133,6 @@ def find_output_space(
     transform: str = "auto",
     contrast: str = "dwiref",
     target_mask: np.ndarray | None = None,
-    engine: Registrar | None = None,
     seed: int = 0,
 ) -> OutputSpace | None:
     """Register the reference of a series to an image.
@@ -153,8 +152,6 @@ def find_output_space(
         What is registered: the mean b=0, or the fractional anisotropy.
     target_mask : (X, Y, Z) bool array, optional
         The brain of the target.
-    engine : Registrar, optional
-        For all stages; when not given, ours, and DIPY for the warp.
     seed : int
         Of the points at which images are compared.
 
@@ -178,15 +175,15 @@ def find_output_space(
     margin = int(np.ceil(BRAIN_MARGIN_MM / dwi.voxel_sizes.min()))
     pair = _Pair(target, target_mask, reference, binary_dilation(dwi.mask, iterations=margin))
     linear = "affine" if transform in ("affine", "syn") else "rigid"
-    found = pair.register_linearly(linear, engine, seed)
+    found = pair.register_linearly(linear, seed)
     if transform == "auto":
         if _is_same_place(found.matrix, target, dwi):
             return None
-        stretched = pair.register_linearly("affine", engine, seed, found.matrix)
+        stretched = pair.register_linearly("affine", seed, found.matrix)
         transform, found = _chosen(found, stretched)
     space = pair.space(found, transform)
     if transform == "syn":
-        space = _better(pair.space(pair.warp(found, engine, seed), "syn"), space)
+        space = _better(pair.space(pair.warp(found, seed), "syn"), space)
     log.info("output space: %s; %s", space.told(), space.registration.message)
     for doubt in space.doubts:
         log.warning("output space: %s; %s", doubt, REMEDY)
@@ -241,25 +238,24 @@ class _Pair:
     brain: np.ndarray
 
     def register_linearly(
-        self, transform: str, engine: Registrar | None, seed: int, start: np.ndarray | None = None
+        self, transform: str, seed: int, start: np.ndarray | None = None
     ) -> Registration:
         """Register from a start, or from the best of many places."""
         masks = {"fixed_mask": self.target_mask, "moving_mask": self.brain}
         if start is None:
             start = initial_transform(self.target, self.reference, "multi", seed=seed, **masks)
-        metric = "nmi" if engine is None else None
-        return (engine or GaussNewton()).register(
-            self.target, self.reference, transform=transform, metric=metric, init=start,
+        return GaussNewton().register(
+            self.target, self.reference, transform=transform, metric="nmi", init=start,
             seed=seed, **masks,
         )  # fmt: skip
 
-    def warp(self, linear: Registration, engine: Registrar | None, seed: int) -> Registration:
+    def warp(self, linear: Registration, seed: int) -> Registration:
         """Refine by symmetric normalisation, on a grid as fine as the reference deserves."""
         from eddymotion.registration.dipy import DipyRegistrar
 
         sizes = self.reference.voxel_sizes.min() / self.target.voxel_sizes
         target, mask = coarsened(self.target, self.target_mask, np.maximum(sizes.astype(int), 1))
-        return (engine or DipyRegistrar(prealignment="init")).register(
+        return DipyRegistrar(prealignment="init").register(
             target, self.in_contrast_of_target(linear), transform="syn", init=linear.matrix,
             seed=seed, fixed_mask=mask, moving_mask=self.brain,
         )  # fmt: skip

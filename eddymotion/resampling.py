@@ -367,21 +367,17 @@ _INTERPOLATE: dict[Engine, Callable[[np.ndarray, _Reading], np.ndarray]] = {
 }
 
 
-def kernel_agrees(dwi: DWI, motion: Motion, tolerance: float = 1e-3) -> bool:
-    """Compare both engines on the volume that moved most, its field included.
+AGREEMENT = 1e-3
+"""Largest difference of the engines that is accepted, relative to the maximum of a volume."""
 
-    Parameters
-    ----------
-    dwi : DWI
-    motion : Motion
-    tolerance : float
-        Largest difference accepted, relative to the volume's maximum.
-    """
+
+def kernel_agrees(dwi: DWI, motion: Motion) -> bool:
+    """Compare both engines on the volume that moved most, its field included."""
     index = _most_displaced(dwi, motion)
     volume, fields = dwi.volume(index).data, _fields_of(motion, index)
     where = _Reading(dwi.shape, dwi.affine, dwi.affine, motion[index], fields)
     difference = np.abs(_with_kernel(volume, where) - _with_nitransforms(volume, where))
-    return bool(difference.max() <= tolerance * np.abs(volume).max())
+    return bool(difference.max() <= AGREEMENT * np.abs(volume).max())
 
 
 def _most_displaced(dwi: DWI, motion: Motion) -> int:

@@ -23,12 +23,6 @@ LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)
 """RAS+ ⇄ LPS+ of a vector."""
 
 
-def write_warp(forward: Path, inverse: Path, warp: Warp) -> None:
-    """Write both directions of a warp, each as a displacement field on the warp's grid."""
-    write_displacements(forward, warp.forward, warp.affine)
-    write_displacements(inverse, warp.inverse, warp.affine)
-
-
 def read_warp(forward: Path, inverse: Path) -> Warp:
     """Read both directions of a warp, two displacement fields on one grid.
 

@@ -121,13 +121,10 @@ def correct_participants(
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     folder = _own_folder(run, sorted(participants))
     try:
-        failures = _correct(participants, run, folder, started)
+        return _correct(participants, run, folder, started)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    if not failures:
-        shutil.rmtree(folder, ignore_errors=True)
-    return failures
 
 
 def _own_folder(run: Run, participants: list[str]) -> Path:

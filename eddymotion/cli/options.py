@@ -137,7 +137,7 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
              "units of sqrt(b / 1000 s/mm²) (default: %(default)g)",
     )  # fmt: skip
     group.add_argument(
-        "--eddy-current", choices=("none", "linear", "quadratic", "cubic"), default="auto",
+        "--eddy-current", choices=("auto", "none", "linear", "quadratic", "cubic"), default="auto",
         help="eddy-current fields that joint estimates with the motion (default: quadratic with "
              "enough directions, else linear, as far as the data show any)",
     )  # fmt: skip

@@ -79,8 +79,8 @@ def cnr_maps(
         if residuals is not None:
             part = residuals[:, :, slab]
             part[...] = left.T.reshape(len(gradients), *part.shape[2::-1]).T
-        contrasts = (cnr(predicted, left, lost, group) for group in groups)
-        ratios = np.stack([snr(observed, lost, gradients), *contrasts], axis=1)
+        contrasts = (cnr(predicted, left, group, lost) for group in groups)
+        ratios = np.stack([snr(observed, gradients, lost), *contrasts], axis=1)
         values = np.zeros((len(brain), ratios.shape[1]), np.float32)
         values[voxels] = ratios
         values[~brain] = 0.0
@@ -89,54 +89,65 @@ def cnr_maps(
     return maps
 
 
-def residual_series(
-    series: Series,
-    model: Model,
-    *,
-    outliers: SliceOutliers | None = None,
-    n_threads: int = 1,
-) -> np.ndarray:
-    """Return what is observed minus what the other volumes predict, (X, Y, Z, N) float32.
-
-    Parameters as in :func:`cnr_maps`, which fills an array of your own.
-    """
-    residuals = np.empty((*series.shape, len(series)), np.float32, order="F")
-    cnr_maps(series, model, outliers=outliers, residuals=residuals, n_threads=n_threads)
-    return residuals
-
-
 def map_groups(gradients: Gradients) -> tuple[np.ndarray, ...]:
     """Volumes whose contrast is mapped together: each shell, or all where there are none."""
     return gradients.shells if gradients.is_shelled else (gradients.dwis,)
 
 
-def snr(observed: np.ndarray, lost: np.ndarray, gradients: Gradients) -> np.ndarray:
-    """Mean of the b=0 volumes over the deviation of one from it, (V,)."""
-    b0s = gradients.b0s
-    values = np.where(lost[:, b0s], np.nan, observed[:, b0s])
+def snr(observed: np.ndarray, gradients: Gradients, lost: np.ndarray | None = None) -> np.ndarray:
+    """Mean of the b=0 volumes over the deviation of one from it, (…).
+
+    Parameters
+    ----------
+    observed : (…, N) array
+    gradients : Gradients
+    lost : (…, N) bool array, optional
+        Values that do not count.
+    """
+    values = _known(observed, gradients.b0s, lost)
     return _ratio(_mean(values), _deviation(values))
 
 
 def cnr(
-    predicted: np.ndarray, residual: np.ndarray, lost: np.ndarray, volumes: np.ndarray
+    predicted: np.ndarray,
+    residual: np.ndarray,
+    volumes: np.ndarray,
+    lost: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Deviation of the prediction over some volumes over that of the residual, (V,)."""
-    gone = lost[:, volumes]
-    signal, left = (np.where(gone, np.nan, values[:, volumes]) for values in (predicted, residual))
+    """Deviation of the prediction over some volumes over that of the residual, (…).
+
+    Parameters
+    ----------
+    predicted, residual : (…, N) array
+    volumes : index array
+        A shell.
+    lost : (…, N) bool array, optional
+        Values that do not count.
+
+    References
+    ----------
+    Bastiani et al. (2019), NeuroImage 184:801.
+    """
+    signal, left = (_known(values, volumes, lost) for values in (predicted, residual))
     return _ratio(_deviation(signal), _deviation(left))
 
 
+def _known(values: np.ndarray, volumes: np.ndarray, lost: np.ndarray | None) -> np.ndarray:
+    chosen = values[..., volumes]
+    return chosen if lost is None else np.where(lost[..., volumes], np.nan, chosen)
+
+
 def _mean(values: np.ndarray) -> np.ndarray:
-    n_known = np.isfinite(values).sum(axis=1)
-    return np.nan_to_num(values).sum(axis=1) / np.maximum(n_known, 1)
+    n_known = np.isfinite(values).sum(axis=-1)
+    return np.nan_to_num(values).sum(axis=-1) / np.maximum(n_known, 1)
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:
-    """Return the standard deviation over the known values of each row; NaN with too few."""
+    """Return the standard deviation over the known values of each voxel; NaN with too few."""
     known = np.isfinite(values)
-    n_known = known.sum(axis=1)
-    off = np.where(known, values - _mean(values)[:, None], 0.0)
-    deviation = np.sqrt((off**2).sum(axis=1) / np.maximum(n_known - 1, 1))
+    n_known = known.sum(axis=-1)
+    off = np.where(known, values - _mean(values)[..., None], 0.0)
+    deviation = np.sqrt((off**2).sum(axis=-1) / np.maximum(n_known - 1, 1))
     return np.where(n_known >= MIN_VOLUMES, deviation, np.nan)
 
 

@@ -79,7 +79,6 @@ SETTING_HELP = {
     "ignore": "which affine (sform or qform) to disregard where the two disagree",
     "random_seed": "of the random sampling points",
     "eddy_current": "eddy-current fields to estimate",
-    "eddy_currents": "eddy-current fields to estimate",
     "pe_axis": "phase-encoding axis, as in BIDS; found from the data when not given",
     "replace_outliers": "replace slices that lost signal by their prediction",
 }  # fmt: skip

@@ -49,8 +49,7 @@ def get_model(
     Parameters
     ----------
     name : str
-        One of ``auto``, ``gp``, ``dti``, ``wls-dti``, ``dki``, ``average``, or ``dipy:NAME`` for
-        any DIPY model.
+        One of :data:`MODEL_NAMES`; ``dipy:NAME`` is any DIPY model.
     gradients : Gradients
         Of the series; ``auto`` chooses by them.
     min_q_distance : float

@@ -41,7 +41,7 @@ from eddymotion.registration.ants_inputs import (
     interface_with,
 )
 from eddymotion.registration.base import Registration, Warp
-from eddymotion.registration.checks import check_keys, check_pair, read_settings
+from eddymotion.registration.checks import check_pair, read_settings
 from eddymotion.registration.external import (
     PairFiles,
     environment,
@@ -135,7 +135,6 @@ class AntsRegistrar:
             return cls()
         inputs = [name for name in input_names() if name not in OURS]
         settings = read_settings(path, [*inputs, "preset", "n_threads", *OURS])
-        check_keys(path, settings, [*inputs, "preset", "n_threads", *OURS])
         ours = {key: settings.pop(key) for key in ("preset", "n_threads") if key in settings}
         for key in [key for key in settings if key in OURS]:
             log.info("%s: %r is set for each pair; left aside", path.name, key)
@@ -268,22 +267,20 @@ def _library() -> Path | None:
     return None
 
 
-def program_folder(folder: Path, name: str = PROGRAM) -> Path | None:
-    """Return a folder in which an ANTs program lies, None if that is on PATH.
+def program_folder(folder: Path) -> Path | None:
+    """Return a folder in which antsRegistration lies, None if that is on PATH.
 
     Parameters
     ----------
     folder : path
         Where a small script that runs antspyx's program is put.
-    name : str
-        Of the program.
 
     Raises
     ------
     EddymotionError
         If there is neither.
     """
-    if shutil.which(name, path=environment(1)["PATH"]):
+    if shutil.which(PROGRAM, path=environment(1)["PATH"]):
         return None
     library = _library()
     if library is None:
@@ -293,13 +290,13 @@ def program_folder(folder: Path, name: str = PROGRAM) -> Path | None:
         f"spec = importlib.util.spec_from_file_location('lib', {str(library)!r})\n"
         "library = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(library)\n"
-        f"sys.exit(library.{name}(sys.argv[1:]))\n"
+        f"sys.exit(library.{PROGRAM}(sys.argv[1:]))\n"
     )
     programs = folder / "programs"
     programs.mkdir(exist_ok=True)
-    (programs / f"{name}.py").write_text(code, encoding="utf-8")
-    script = programs / name
-    called = f"{shlex.quote(sys.executable)} -I {shlex.quote(str(programs / name))}.py"
+    (programs / f"{PROGRAM}.py").write_text(code, encoding="utf-8")
+    script = programs / PROGRAM
+    called = f"{shlex.quote(sys.executable)} -I {shlex.quote(str(script))}.py"
     script.write_text(f'#!/bin/sh\nexec {called} "$@"\n', encoding="utf-8")
     script.chmod(0o755)
     return programs

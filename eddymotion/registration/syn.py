@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from dipy.align.imwarp import RegistrationStages, SymmetricDiffeomorphicRegistration
 from dipy.align.metrics import CCMetric, EMMetric, SSDMetric
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from eddymotion.dataset import Image
@@ -220,19 +220,3 @@ def _restrict(metric: Any, region: Image) -> None:
 
     metric.compute_forward = within(metric.compute_forward)
     metric.compute_backward = within(metric.compute_backward)
-
-
-def inversion_error(warp: Warp, mask: np.ndarray | None = None) -> float:
-    """Largest distance (voxels) by which going there and back misses, 99th percentile.
-
-    Parameters
-    ----------
-    warp : Warp
-    mask : (X, Y, Z) bool array, optional
-        Of the points that are tried; the whole grid when not given.
-    """
-    where = np.ones(warp.forward.shape[:3], bool) if mask is None else np.asarray(mask, bool)
-    points = apply_affine(warp.affine, np.argwhere(where))
-    back = warp.map(warp.map(points), inverse=True)
-    missed = np.linalg.norm(back - points, axis=1)
-    return float(np.quantile(missed, 0.99) / voxel_sizes(warp.affine).min())

@@ -208,13 +208,13 @@ class _Recorder(logging.Handler):
 
 
 @contextmanager
-def recorded_log(name: str = "eddymotion.estimation") -> Iterator[list[tuple[float, str]]]:
-    """Record what a logger and those below it say, with the seconds since the beginning.
+def recorded_log() -> Iterator[list[tuple[float, str]]]:
+    """Record what the estimation says, with the seconds since the beginning.
 
     Debug messages are recorded too; whether they are shown elsewhere is for the other handlers
     to say.
     """
-    logger, recorder = logging.getLogger(name), _Recorder()
+    logger, recorder = logging.getLogger("eddymotion.estimation"), _Recorder()
     level = logger.level
     logger.addHandler(recorder)
     logger.setLevel(logging.DEBUG)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eddymotion.dataset import DWI
+from eddymotion.estimation.maps import cnr
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
-from eddymotion.reports.maps import cnr, color_fa, local_correlation, tsnr
+from eddymotion.reports.maps import color_fa, local_correlation, tsnr
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.svg import AXIS_COLORS
 
@@ -136,10 +137,10 @@ def maps_figure(
         _pair(figure, panels[:, 2], maps, views, "tSNR of b=0", 60.0)
     for column, shell in enumerate(chosen, 2 + int(stable)):
         members = after.gradients.shells[shell]
-        maps = [
-            cnr(view.planes["axial"], predicted[name]["axial"], members)
-            for name, view in views.items()
-        ]
+        maps = []
+        for name, view in views.items():
+            told = predicted[name]["axial"]
+            maps.append(cnr(told, view.planes["axial"] - told, members))
         title = f"CNR, b={after.gradients.shell_bvals[shell]:.0f}"
         _pair(figure, panels[:, column], maps, views, title)
     return figure

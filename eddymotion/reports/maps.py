@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.maps import MIN_VOLUMES, cnr, snr
 from eddymotion.estimation.quality import predict
 from eddymotion.evaluation.series import correlation_of, nearest_neighbours
 from eddymotion.gradients import Gradients
@@ -17,9 +18,6 @@ from eddymotion.reports.slices import Slices
 
 LOCAL_MM = 4.0
 """Standard deviation of the Gaussian window of the local correlation."""
-
-MIN_FOR_SD = 3
-"""With fewer volumes a standard deviation means nothing."""
 
 MIN_FOR_TENSOR = 6
 
@@ -79,31 +77,7 @@ def color_fa(slices: Slices, plane: str) -> np.ndarray:
 
 def tsnr(signal: np.ndarray, gradients: Gradients) -> np.ndarray | None:
     """Mean over SD of the b=0 volumes (…); None with too few of them."""
-    b0s = gradients.b0s
-    if len(b0s) < MIN_FOR_SD:
-        return None
-    return _ratio(signal[..., b0s].mean(axis=-1), signal[..., b0s].std(axis=-1, ddof=1))
-
-
-def cnr(signal: np.ndarray, predicted: np.ndarray, shell: np.ndarray) -> np.ndarray:
-    """SD over a shell of what is predicted, over that of the residual (…).
-
-    Parameters
-    ----------
-    signal, predicted : (…, N) array
-    shell : index array
-
-    References
-    ----------
-    Bastiani et al. (2019), NeuroImage 184:801.
-    """
-    expected, observed = predicted[..., shell], signal[..., shell]
-    return _ratio(expected.std(axis=-1), (observed - expected).std(axis=-1))
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    known = np.isfinite(above) & np.isfinite(below) & (below > 0)
-    return np.divide(above, below, out=np.zeros(np.shape(above), np.float32), where=known)
+    return snr(signal, gradients) if len(gradients.b0s) >= MIN_VOLUMES else None
 
 
 def local_correlation(
@@ -186,9 +160,9 @@ def _measure(slices: Slices, model: Model) -> dict:
         "ndc": mean_neighbour_correlation(signal, gradients),
         "tsnr": np.nan if stable is None else float(np.median(stable)),
         "cnr": {
-            f"{bval:.0f}": float(np.median(cnr(signal, predicted, shell)))
+            f"{bval:.0f}": float(np.median(cnr(predicted, signal - predicted, shell)))
             for bval, shell in zip(gradients.shell_bvals, shells, strict=False)
-            if len(shell) >= MIN_FOR_SD
+            if len(shell) >= MIN_VOLUMES
         },
         "residual": _residual_percent(signal, predicted, gradients.dwis),
     }

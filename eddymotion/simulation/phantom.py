@@ -12,8 +12,6 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image
 
-TISSUES = ("WM", "GM", "CSF")
-
 S0 = np.array([700.0, 850.0, 1500.0])
 """T2-weighted b=0 signal of white matter, grey matter and fluid, arbitrary units."""
 
