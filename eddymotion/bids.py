@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
+from eddymotion.files import image_stem
 from eddymotion.steps import SeriesFiles
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,12 @@ def find_series(
         query["subject"] = wanted
     if sessions:
         query["session"] = [label.removeprefix("ses-") for label in sessions]
+        there = layout.get_sessions(**({"subject": wanted} if wanted else {}))
+        if missing := sorted(set(query["session"]) - set(there)):
+            raise EddymotionError(
+                f"{bids_dir}: no session {', '.join(missing)} of these participants; there are "
+                f"{', '.join(there) or 'none at all'}"
+            )
     query |= _filters(filter_file)
     try:
         matching = layout.get(**query)
@@ -76,6 +84,7 @@ def find_series(
             f"{bids_dir}: no diffusion series (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) matches; "
             "check the folder, the labels and the filter file"
         )
+    _refuse_twins([Path(image.path) for image in images])
     found: dict[str, list[SeriesFiles]] = {}
     for image in sorted(images, key=lambda image: image.path):
         path = Path(image.path)
@@ -90,15 +99,55 @@ def find_series(
     return found
 
 
-def _index(bids_dir: Path) -> Any:
-    from bids import BIDSLayout
+def _refuse_twins(images: Sequence[Path]) -> None:
+    """Raise if a series is there twice: both would have the same outputs."""
+    seen: dict[Path, Path] = {}
+    for image in images:
+        stem = image.with_name(image_stem(image))
+        if stem in seen:
+            raise EddymotionError(
+                f"{seen[stem]} and {image.name} are one series; remove one of the two, or choose "
+                'with --bids-filter-file: {"dwi": {"extension": ".nii.gz"}}'
+            )
+        seen[stem] = image
 
+
+def _index(bids_dir: Path) -> Any:
+    """Index a dataset; sidecars that cannot be read are told and left aside."""
+    from bids import BIDSLayout, BIDSLayoutIndexer
+
+    options = {"validate": False, "derivatives": False}
     try:
-        return BIDSLayout(bids_dir, validate=False, derivatives=False)
+        return BIDSLayout(bids_dir, **options)
+    except (OSError, ValueError) as error:
+        broken = [path for path in sorted(bids_dir.rglob("*.json")) if not _is_object(path)]
+        for path in broken:
+            log.warning("%s: cannot be read as JSON; what it says is not known", path)
+        if not broken:
+            raise EddymotionError(
+                f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"
+            ) from error
+    ignored = [*NO_DATA, *(re.compile(f"^/{re.escape(str(path.relative_to(bids_dir)))}$")
+                           for path in broken)]  # fmt: skip
+    try:
+        return BIDSLayout(
+            bids_dir, **options, indexer=BIDSLayoutIndexer(validate=False, ignore=ignored)
+        )
     except (OSError, ValueError) as error:
         raise EddymotionError(
             f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"
         ) from error
+
+
+NO_DATA = ["code", "stimuli", "sourcedata", "models", re.compile(r"^/\.")]
+"""What is not searched for series: pybids' own list, which another one takes the place of."""
+
+
+def _is_object(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_raw_magnitude(image: Any, bids_dir: Path) -> bool:

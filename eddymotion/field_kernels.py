@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from eddymotion.compiling import compiled
-from eddymotion.kernels import sample_at
+from eddymotion.kernels import mapped_component, sample_at
 
 
 @compiled
@@ -99,17 +99,6 @@ def sample_grid_through_field(coefficients, matrix, units, displacement, shift, 
 
 
 @compiled
-def _apply(matrix, points, p, row):
-    """Component `row` of point `p` under an affine map (3, 4)."""
-    return (
-        matrix[row, 0] * points[p, 0]
-        + matrix[row, 1] * points[p, 1]
-        + matrix[row, 2] * points[p, 2]
-        + matrix[row, 3]
-    )
-
-
-@compiled
 def displace_points(points, pose, units, displacement, stretch, pe, recorded, factors):
     """Find where points are recorded, and what takes the field out of what is read there.
 
@@ -128,12 +117,12 @@ def displace_points(points, pose, units, displacement, stretch, pe, recorded, fa
         Filled.
     """
     for p in range(points.shape[0]):
-        x = _apply(units, points, p, 0)
-        y = _apply(units, points, p, 1)
-        z = _apply(units, points, p, 2)
+        x = mapped_component(units, points, p, 0)
+        y = mapped_component(units, points, p, 1)
+        z = mapped_component(units, points, p, 2)
         shift = _polynomial(displacement, x, y, z)
         for row in range(3):
-            recorded[p, row] = _apply(pose, points, p, row) - shift * pe[row]
+            recorded[p, row] = mapped_component(pose, points, p, row) - shift * pe[row]
         factors[p] = _polynomial(stretch, x, y, z)
 
 
@@ -153,9 +142,9 @@ def weigh_terms(points, units, weights, columns):
     n_terms = columns.shape[0]
     for p in range(points.shape[0]):
         w = weights[p]
-        x = np.float32(_apply(units, points, p, 0))
-        y = np.float32(_apply(units, points, p, 1))
-        z = np.float32(_apply(units, points, p, 2))
+        x = np.float32(mapped_component(units, points, p, 0))
+        y = np.float32(mapped_component(units, points, p, 1))
+        z = np.float32(mapped_component(units, points, p, 2))
         columns[0, p], columns[1, p], columns[2, p] = w * x, w * y, w * z
         if n_terms > 3:
             columns[3, p], columns[4, p], columns[5, p] = w * x * x, w * y * y, w * z * z

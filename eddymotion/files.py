@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import uuid
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ def load(
         If a file is missing, damaged or does not fit the others.
     """
     path = Path(path)
+    if not path.is_file():
+        raise EddymotionError(f"{path}: no such file; give a 4-D NIfTI image")
     bval = Path(bval) if bval else _table_beside(path, "bval")
     bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
     bvals, bvecs = read_gradient_table(bval, bvec)
@@ -103,7 +106,10 @@ def load(
             f"{bval}: found {len(bvals)} b-values for the {signal.shape[3]} volumes of "
             f"{path.name}; give the table that belongs to it"
         )
-    gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
+    try:
+        gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
+    except EddymotionError as error:
+        raise EddymotionError(f"{bval}, {bvec.name}: {error}") from error
     finite = _finite_voxels(path, signal)
     if not finite.all():
         log.warning(
@@ -113,6 +119,10 @@ def load(
         signal[~finite] = 0.0
     if mask:
         brain = read_mask(Path(mask), signal.shape[:3], affine, path.name)
+        if not brain.any():
+            raise EddymotionError(
+                f"{mask}: no voxel is above zero; give a mask that marks the brain"
+            )
     else:
         brain = brain_mask(mean_b0(signal, gradients))
     return DWI(signal, affine, gradients, brain & finite, path, _repetition_time(header))
@@ -234,7 +244,10 @@ def _decode(path: Path, keep_integers: bool) -> tuple[np.ndarray, nib.Nifti1Head
         kind = nib.Nifti2Image if magic in (540, 0x1C020000) else nib.Nifti1Image
         image = kind.from_stream(stream)
         if image.get_data_dtype().kind not in "iuf":
-            raise ValueError(f"voxels of type {image.get_data_dtype()}, expected real numbers")
+            raise EddymotionError(
+                f"{path}: voxels of type {image.get_data_dtype()}, expected real numbers; give "
+                "the magnitude image"
+            )
         stored = cast(ArrayProxy, image.dataobj)
         kept = stored.dtype.newbyteorder("=")
         exact = keep_integers and kept in KEPT_TYPES and (stored.slope, stored.inter) == (1, 0)
@@ -284,7 +297,8 @@ def _table_beside(path: Path, suffix: str) -> Path:
     candidate = path.parent / f"{image_stem(path)}.{suffix}"
     if not candidate.is_file():
         raise EddymotionError(
-            f"{candidate}: no such file, expected beside {path.name}; give it with --{suffix}"
+            f"{candidate}: no such file, expected beside {path.name}; add it, "
+            f"or name another one (eddymotion-correct --{suffix})"
         )
     return candidate
 
@@ -323,7 +337,9 @@ def _numbers(path: Path) -> np.ndarray:
     if not path.is_file():
         raise EddymotionError(f"{path}: no such file; check the path")
     try:
-        numbers = np.loadtxt(path, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the file is empty: told below
+            numbers = np.loadtxt(path, ndmin=2)
     except (OSError, ValueError) as error:
         raise EddymotionError(
             f"{path}: not a table of numbers ({_first_line(error)}); "

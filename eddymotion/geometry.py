@@ -27,9 +27,6 @@ JENKINSON_RADIUS_MM = 80.0
 ROTATION_RADIUS_MM = 50.0
 """Millimetres for a radian, where rotations and translations are compared."""
 
-PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
-"""Names of what :func:`rigid_parameters` gives, in tables."""
-
 
 @dataclass(frozen=True, eq=False)
 class Motion(HtmlValue):

@@ -10,25 +10,23 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
-from eddymotion.parallel import Progress
+from eddymotion.parallel import Progress, logged
 from eddymotion.running import read_json
 from eddymotion.settings import Settings
 from eddymotion.steps import SeriesFiles, correct_series, estimate_series
 
 log = logging.getLogger("eddymotion")
 
-Item = TypeVar("Item")
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -129,20 +127,11 @@ def _record(job: Job, step: str, state: str, reason: str, started: float) -> Non
         log.debug("%s: cannot be written (%s)", job.record, error)
 
 
-def lines(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Report progress as a line in the log: several series share the console."""
-    started, done = time.perf_counter(), 0
-    try:
-        for item in iterable:
-            done += 1
-            yield item
-    finally:  # some end before their last step
-        log.debug("%s: %d of %d in %.1f s", description, done, total,
-                  time.perf_counter() - started)  # fmt: skip
+in_log = logged(log, logging.DEBUG)
 
-
-shown_progress: ContextVar[Progress] = ContextVar("shown_progress", default=lines)
-"""What a job shows of its progress, where it runs in the process of the command."""
+shown_progress: ContextVar[Progress] = ContextVar("shown_progress", default=in_log)
+"""What a job shows of its progress, where it runs in the process of the command: in a log by
+default, since several series share the console."""
 
 
 @contextmanager

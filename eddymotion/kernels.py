@@ -223,8 +223,8 @@ def sample_at(coefficients, a, b, c, outside):
 
 
 @compiled
-def _position(matrix, points, p, row):
-    """One coordinate (voxels) of a mapped point."""
+def mapped_component(matrix, points, p, row):
+    """Component `row` of point `p` under an affine map (3, 4)."""
     return (
         matrix[row, 0] * points[p, 0] + matrix[row, 1] * points[p, 1]
         + matrix[row, 2] * points[p, 2] + matrix[row, 3]
@@ -248,9 +248,9 @@ def sample_points(coefficients, matrix, points, values):
     for p in range(points.shape[0]):
         values[p] = sample_at(
             coefficients,
-            _position(matrix, points, p, 0),
-            _position(matrix, points, p, 1),
-            _position(matrix, points, p, 2),
+            mapped_component(matrix, points, p, 0),
+            mapped_component(matrix, points, p, 1),
+            mapped_component(matrix, points, p, 2),
             np.nan,
         )
 
@@ -264,9 +264,9 @@ def sample_points_with_gradient(coefficients, matrix, points, values, gradients)
     shape = coefficients.shape
     stride_a, stride_b = shape[1] * shape[2], shape[2]
     for p in range(points.shape[0]):
-        a = _position(matrix, points, p, 0)
-        b = _position(matrix, points, p, 1)
-        c = _position(matrix, points, p, 2)
+        a = mapped_component(matrix, points, p, 0)
+        b = mapped_component(matrix, points, p, 1)
+        c = mapped_component(matrix, points, p, 2)
         if not _is_inside(shape, a, b, c):
             values[p] = np.nan
             gradients[p, :] = np.nan

@@ -38,6 +38,7 @@ from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
 from eddymotion.pairs.advice import advise
 from eddymotion.pairs.inputs import read_mask
 from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
+from eddymotion.pyramid import decimate
 from eddymotion.registration import GaussNewton, Registration, initial_transform
 from eddymotion.registration.gauss_newton import foreground
 from eddymotion.registration.intensities import intensity_curve
@@ -295,19 +296,9 @@ def coarsened(
     image: Image, mask: np.ndarray | None, factors: np.ndarray
 ) -> tuple[Image, np.ndarray | None]:
     """Average blocks of `factors` (3,) voxels; what does not fill a block is left out."""
-    if (factors == 1).all():
-        return image, mask
-    n_blocks = np.array(image.data.shape) // factors
-    used = tuple(slice(0, n) for n in n_blocks * factors)
-    blocks = np.stack([n_blocks, factors], axis=1).ravel()
-
-    def averaged(data: np.ndarray) -> np.ndarray:
-        return data[used].reshape(blocks).mean(axis=(1, 3, 5), dtype=np.float32)
-
-    affine = image.affine @ np.diag([*factors, 1.0])
-    affine[:3, 3] = apply_affine(image.affine, (factors - 1) / 2)
-    coarse = None if mask is None else averaged(mask) >= 0.5
-    return Image(averaged(image.data), affine), coarse
+    if mask is not None:
+        mask = decimate(Image(mask, image.affine), factors).data >= 0.5
+    return decimate(image, factors), mask
 
 
 def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image:

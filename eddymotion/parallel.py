@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +33,22 @@ class Progress(Protocol):
 def silent(iterable: Iterable[Result], description: str, total: int) -> Iterable[Result]:
     """Show nothing."""
     return iterable
+
+
+def logged(logger: logging.Logger, level: int) -> Progress:
+    """Show progress as one line in a log, at the end."""
+
+    def lines(iterable: Iterable[Result], description: str, total: int) -> Iterator[Result]:
+        started, done = time.perf_counter(), 0
+        try:
+            for item in iterable:
+                done += 1
+                yield item
+        finally:  # some end before their last step
+            seconds = time.perf_counter() - started
+            logger.log(level, "%s: %d of %d in %.1f s", description, done, total, seconds)
+
+    return lines
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from typing import Any
 
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import PE_AXES
 from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.files import image_stem
+from eddymotion.names import PE_AXES
 
 log = logging.getLogger(__name__)
 

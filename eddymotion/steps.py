@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eddymotion import __version__
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
@@ -310,8 +312,15 @@ def shown_series(
 
 def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Settings) -> Quality:
     """Compare each volume with its prediction, as the settings say."""
-    return assess(dwi, motion, model, slicing=slicing, seed=settings.random_seed,
-                  n_threads=settings.nprocs)  # fmt: skip
+    found = assess(dwi, motion, model, slicing=slicing, seed=settings.random_seed,
+                   n_threads=settings.nprocs)  # fmt: skip
+    correlations = found.correlation[dwi.gradients.dwis]
+    if settings.min_q_distance > 0 and not np.isfinite(correlations).any():
+        raise EddymotionError(
+            f"--min-q-distance {settings.min_q_distance:g} leaves no volume from which another "
+            "one could be predicted; choose a smaller one"
+        )
+    return found
 
 
 def on_demand(series: SeriesFiles, settings: Settings) -> OnDemand:
@@ -353,7 +362,8 @@ def sidecar_of(
     """Return the sidecar of the corrected image."""
     metadata = metadata_of(series)
     seconds = {} if stages is None else stages.seconds
-    content = {key: metadata[key] for key in KEPT_METADATA if key in metadata} | {
+    kept = {key: metadata[key] for key in KEPT_METADATA if _is_json(metadata.get(key))}
+    content = kept | {
         "Sources": [series.uri or series.dwi.name],
         "Settings": settings.effective(),
         "Summary": summary,
@@ -361,6 +371,14 @@ def sidecar_of(
         "PackageVersions": software_versions(),
     }
     return content if print_of_run is None else content | {"Fingerprint": print_of_run}
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value is there and can be written: NaN and infinity are not JSON."""
+    try:
+        return value is not None and bool(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return False
 
 
 def fingerprint(

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "compiling", "errors"),
+    ("cgroups", "compiling", "errors", "names"),
     ("field_kernels", "kernels"),
     ("eddy_currents", "geometry", "gradients", "html_values"),
     ("locks", "parallel", "running"),

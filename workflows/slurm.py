@@ -65,7 +65,13 @@ class SlurmPlugin(SLURMPlugin):
         given = " ".join(filter(None, (self._sbatch_args, node.plugin_args.get("sbatch_args"))))
         asked = f"--output={output} {resources(node.n_procs, node.mem_gb, given)} {given}"
         node.plugin_args = node.plugin_args | {"sbatch_args": asked, "overwrite": True}
-        taskid = super()._submit_batchtask(scriptfile, node)
+        try:
+            taskid = super()._submit_batchtask(scriptfile, node)
+        except (IndexError, ValueError) as error:  # no number in what sbatch said
+            raise EddymotionError(
+                "plugin 'SLURM': sbatch takes no jobs here; see that sinfo answers on this host, "
+                "or leave --use-plugin out"
+            ) from error
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / JOBS).open("a", encoding="utf-8") as stream:
             stream.write(f"{taskid}\n")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from eddymotion.errors import EddymotionError, EngineError
-from eddymotion.parallel import Progress
+from eddymotion.parallel import Progress, logged
 from eddymotion.running import prove_writable
 
 Item = TypeVar("Item")
@@ -32,31 +31,44 @@ class _ConsoleHandler(logging.StreamHandler):
 
 
 @contextmanager
+def messages(
+    verbosity: int, least: int = logging.INFO, pattern: str = "%(message)s"
+) -> Iterator[None]:
+    """Show what the package logs on the console: from `least` on, all of it with -v."""
+    console = _ConsoleHandler()
+    console.setLevel(logging.DEBUG if verbosity else least)
+    console.setFormatter(logging.Formatter(pattern))
+    with _handled_by(console):
+        yield
+
+
+@contextmanager
 def logging_to(folder: Path, verbosity: int) -> Iterator[Path]:
     """Log to the console and to a new file in `folder`, whose path is yielded."""
     prepare_output_dir(folder)
     path = folder / f"eddymotion_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
-    console = _ConsoleHandler()
-    console.setLevel(logging.DEBUG if verbosity else logging.INFO)
-    console.setFormatter(logging.Formatter("%(message)s"))
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    with messages(verbosity), _handled_by(file):
+        yield path
+
+
+@contextmanager
+def _handled_by(handler: logging.Handler) -> Iterator[None]:
     before = log.level
     log.setLevel(logging.DEBUG)
-    log.addHandler(console)
-    log.addHandler(file)
+    log.addHandler(handler)
     try:
-        yield path
+        yield
     finally:
         log.setLevel(before)
-        log.removeHandler(console)
-        log.removeHandler(file)
-        file.close()
+        log.removeHandler(handler)
+        handler.close()
 
 
 def progress_for_console() -> Progress:
     """Return a bar with time left on a terminal, plain log lines elsewhere."""
-    return _bar if sys.stderr.isatty() else _lines
+    return _bar if sys.stderr.isatty() else logged(log, logging.INFO)
 
 
 def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Item]:
@@ -64,16 +76,6 @@ def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Ite
 
     shown = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left"
     return tqdm(iterable, description, total, leave=False, dynamic_ncols=True, bar_format=shown)
-
-
-def _lines(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    started, done = time.perf_counter(), 0
-    try:
-        for item in iterable:
-            done += 1
-            yield item
-    finally:  # some end before their last step
-        log.info("%s: %d of %d in %.1f s", description, done, total, time.perf_counter() - started)
 
 
 def run(program: str, body: Callable[[], int]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eddymotion import __version__
-from eddymotion.cli.console import prepare_output_dir, run
+from eddymotion.cli.console import messages, prepare_output_dir, run
 from eddymotion.cli.options import Parser, existing_file, not_negative, not_negative_integer
 from eddymotion.errors import EddymotionError
 
@@ -165,19 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse(given[1:])
     options.command = given[0]
     body = {"motion": evaluate_motion, "landmarks": evaluate_landmarks, "series": evaluate_series}
-    return run(command.prog, lambda: _with_warnings(body[given[0]], options))
+    with messages(0, logging.WARNING, "warning: %(message)s"):
+        return run(command.prog, lambda: done(body[given[0]], options))
 
 
-def _with_warnings(body: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Run a command; warnings of the package go to the console as plain lines."""
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    log.addHandler(handler)
-    try:
-        body(options)
-    finally:
-        log.removeHandler(handler)
+def done(body: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a command; what goes wrong is raised."""
+    body(options)
     return 0
 
 

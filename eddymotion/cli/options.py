@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 from eddymotion.cgroups import available_cpus
 from eddymotion.errors import EddymotionError
+from eddymotion.names import PE_AXES
 from eddymotion.settings import SETTING_NAMES, Settings
 
 MODELS_HELP = (
@@ -59,15 +61,19 @@ class Parser(argparse.ArgumentParser):
         except (OSError, ValueError) as error:
             self.error(f"--config-file {path}: cannot be read as TOML ({error})")
         known = {
-            action.dest: action for action in self._actions if action.option_strings
+            name.removeprefix("--").replace("-", "_"): action
+            for name, action in self._option_string_actions.items()
+            if name.startswith("--")
         }  # positional arguments stay on the command line
         for key, value in content.items():
-            dest = key.replace("-", "_")
-            if dest not in known:
-                close = difflib.get_close_matches(dest, known, n=1)
+            name = key.replace("-", "_")
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
                 self.error(f"--config-file {path}: unknown option {key}{hint}")
-            self.set_defaults(**{dest: self._converted(known[dest], value, path)})
+            action = known[name]
+            action.required = False
+            self.set_defaults(**{action.dest: self._converted(action, value, path)})
 
     def _converted(self, action: argparse.Action, value: Any, path: str) -> Any:
         """Check a value of the configuration file as if it stood on the command line."""
@@ -134,7 +140,8 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min-q-distance", type=not_negative, default=0.0, metavar="Q",
         help="predictions leave out volumes closer than this to the held-out one in q-space, in "
-             "units of sqrt(b / 1000 s/mm²) (default: %(default)g)",
+             "units of sqrt(b / 1000 s/mm²); with joint those that judge and replace slices, with "
+             "lovo those that volumes are registered to as well (default: %(default)g)",
     )  # fmt: skip
     group.add_argument(
         "--eddy-current", choices=("auto", "none", "linear", "quadratic", "cubic"), default="auto",
@@ -142,7 +149,7 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
              "enough directions, else linear, as far as the data show any)",
     )  # fmt: skip
     group.add_argument(
-        "--pe-axis", choices=("i", "j", "k", "i-", "j-", "k-"), metavar="AXIS",
+        "--pe-axis", choices=PE_AXES, metavar="AXIS",
         help="phase-encoding direction as in BIDS, such as j- (default: that of the JSON sidecar, "
              "else the axis that explains most)",
     )  # fmt: skip
@@ -241,7 +248,42 @@ def settings_from(options: argparse.Namespace) -> Settings:
     settings = Settings(**values)
     refuse_unused_space_options(settings)
     refuse_unusable_registration(settings)
+    refuse_contradictions(settings)
     return settings
+
+
+def refuse_contradictions(settings: Settings) -> None:
+    """Refuse what cannot go together before anything is read.
+
+    Raises
+    ------
+    EddymotionError
+        If the model is unknown, or options contradict each other.
+    """
+    from eddymotion.models import serves_joint
+
+    if {"sform", "qform"} <= set(settings.ignore):
+        raise EddymotionError("--ignore sform qform leaves no affine; ignore one of the two")
+    linear = settings.model == Settings.model or serves_joint(settings.model)
+    if settings.estimator == "joint" and not linear:
+        raise EddymotionError(
+            f"--estimator joint needs a model that is linear in the signal, and {settings.model} "
+            "is not; write --estimator lovo, or --model gp"
+        )
+    engine = settings.registration, settings.registration_settings
+    chosen = engine != (Settings.registration, Settings.registration_settings)
+    loop = settings.estimator == "lovo" or not linear or chosen
+    if loop and settings.eddy_current not in ("auto", "none"):
+        raise EddymotionError(
+            f"--eddy-current {settings.eddy_current}: fields are estimated by --estimator joint "
+            "alone; leave one of them out"
+        )
+    if settings.eddy_fields and (loop or settings.eddy_current == "none"):
+        raise EddymotionError(
+            "--eddy-fields: no fields are estimated with "
+            + ("the leave-one-out loop (--estimator lovo)" if loop else "--eddy-current none")
+            + "; leave one of them out"
+        )  # fmt: skip
 
 
 def refuse_unused_space_options(settings: Settings) -> None:
@@ -310,6 +352,6 @@ def _number(text: str, kind: Any, least: float, expected: str) -> Any:
         value = kind(text)
     except ValueError:
         value = None
-    if value is None or not value >= least:
+    if value is None or not value >= least or math.isinf(value):
         raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
     return value

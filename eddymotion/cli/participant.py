@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from eddymotion import __version__
 from eddymotion.cli.console import (
     logging_to,
+    messages,
     prepare_output_dir,
     progress_for_console,
     refuse_output_in_input,
@@ -148,12 +149,13 @@ def correct_dataset(options: argparse.Namespace) -> int:
 
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
-    participants = find_series(
-        bids_dir,
-        participants=options.participant_label,
-        sessions=options.session_id,
-        filter_file=options.bids_filter_file,
-    )
+    with messages(options.verbose, logging.WARNING):
+        participants = find_series(
+            bids_dir,
+            participants=options.participant_label,
+            sessions=options.session_id,
+            filter_file=options.bids_filter_file,
+        )
     n_series = sum(map(len, participants.values()))
     if options.brain_mask and n_series > 1:
         raise EddymotionError(
@@ -210,11 +212,16 @@ def correct_all(participants: dict, run: Run) -> dict[str, str]:
 
 def write_reports(options: argparse.Namespace) -> int:
     """Write the reports again, from the derivatives alone; 1 if a series has none."""
-    from eddymotion.reports.participant import build_participant_report, finished_outputs
+    from eddymotion.reports.participant import (
+        build_participant_report,
+        finished_outputs,
+        unreadable_series,
+    )
     from eddymotion.workflows.bids_app import sole_writer
 
     output_dir = options.output_dir.resolve()
     refuse_output_in_input(options.bids_dir.resolve(), output_dir)
+    refuse_unknown_labels(options, output_dir)
     wanted = [label.removeprefix("sub-") for label in options.participant_label]
     found = [path.name.removeprefix("sub-") for path in sorted(output_dir.glob("sub-*/"))]
     labels = [
@@ -235,7 +242,14 @@ def write_reports(options: argparse.Namespace) -> int:
             page = build_participant_report(output_dir, label, unfinished.get(label, {}))
             log.info("report: %s", page)
         failures = {name: why for missing in unfinished.values() for name, why in missing.items()}
-        tell_failures(failures, len(failures), file)
+        finished = [
+            outputs
+            for label in labels
+            for outputs in finished_outputs(output_dir / f"sub-{label}")
+        ]
+        n_series = len(finished) + len(failures)
+        failures |= unreadable_series(finished)
+        tell_failures(failures, n_series, file)
     return 1 if failures else 0
 
 
@@ -252,16 +266,37 @@ def gather_group(options: argparse.Namespace) -> int:
         )
     if not output_dir.is_dir():
         raise EddymotionError(f"{output_dir}: no such folder; run the participant level first")
+    refuse_unknown_labels(options, output_dir)
     missing = unfinished_series(options, output_dir)
     unfinished = {name: why for of_one in missing.values() for name, why in of_one.items()}
     prepare_output_dir(output_dir)
     with logging_to(output_dir / "logs", options.verbose) as file:
         labels, sessions = options.participant_label, options.session_id
         group = build_group_report(output_dir, labels, sessions, unfinished)
-        log.info("group of %d series: %s, %s", len(group.rows), output_dir / TABLE,
-                 output_dir / PAGE)  # fmt: skip
+        if group.rows:
+            log.info("group of %d series: %s, %s", len(group.rows), output_dir / TABLE,
+                     output_dir / PAGE)  # fmt: skip
         tell_failures(dict(group.errors), len(group.rows) + len(group.errors), file)
     return 1 if group.errors else 0
+
+
+def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:
+    """Raise if a participant or session is neither among the outputs nor in the dataset."""
+    for option, prefix, pattern in (
+        ("participant_label", "sub-", "sub-*"), ("session_id", "ses-", "sub-*/ses-*"),
+    ):  # fmt: skip
+        wanted = {label.removeprefix(prefix) for label in getattr(options, option)}
+        known = {
+            path.name.removeprefix(prefix)
+            for folder in (output_dir, options.bids_dir)
+            for path in folder.glob(pattern)
+            if path.is_dir()
+        }
+        if missing := sorted(wanted - known):
+            raise EddymotionError(
+                f"--{option.replace('_', '-')}: no {prefix}{missing[0]} in {output_dir} or "
+                f"{options.bids_dir}; there are {', '.join(sorted(known)) or 'none at all'}"
+            )
 
 
 def unfinished_series(options: argparse.Namespace, output_dir: Path) -> dict[str, dict[str, str]]:
@@ -271,7 +306,9 @@ def unfinished_series(options: argparse.Namespace, output_dir: Path) -> dict[str
     """
     from eddymotion.bids import find_series, outputs_of
 
-    why = "no finished outputs; run the participant level (without --reports-only)"
+    why = "no finished outputs; run the participant level"
+    if options.reports_only:
+        why += " without --reports-only"
     try:
         raw = find_series(
             options.bids_dir,

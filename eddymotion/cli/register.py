@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eddymotion import __version__
-from eddymotion.cli.console import prepare_output_dir, run
+from eddymotion.cli.console import messages, prepare_output_dir, run
 from eddymotion.cli.options import (
     Parser,
     add_running_options,
@@ -132,27 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-register``; return its exit code."""
     parser = build_parser()
     options = parser.parse(arguments)
-    return run(parser.prog, lambda: with_messages(options, lambda: register(options)))
+    with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
+        return run(parser.prog, lambda: register(options))
 
 
-def with_messages(options: argparse.Namespace, body: Callable[[], None]) -> int:
-    """Run a command; warnings of the package, with -v all it says, go to the console."""
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.DEBUG if options.verbose else logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    before = log.level
-    log.setLevel(logging.DEBUG if options.verbose else before)
-    log.addHandler(handler)
-    try:
-        body()
-    finally:
-        log.setLevel(before)
-        log.removeHandler(handler)
-    return 0
-
-
-def register(options: argparse.Namespace) -> None:
-    """Register the pair and tell of it."""
+def register(options: argparse.Namespace) -> int:
+    """Register the pair and tell of it; return the exit code."""
     check(options)
     from eddymotion.pairs import PairOutputs, PairPaths, PairSettings, register_pair
 
@@ -179,6 +164,7 @@ def register(options: argparse.Namespace) -> None:
     print(told(summary))
     written = [outputs.prefix.with_name(name) for name in summary["outputs"]]
     print("\n" + "\n".join(f"written: {path}" for path in (*written, outputs.summary)))
+    return 0
 
 
 def check(options: argparse.Namespace) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eddymotion import __version__
-from eddymotion.cli.console import prepare_output_dir, progress_for_console, run
+from eddymotion.cli.console import messages, prepare_output_dir, progress_for_console, run
 from eddymotion.cli.options import (
     Parser,
     add_running_options,
@@ -20,6 +18,7 @@ from eddymotion.cli.options import (
     not_negative,
     positive,
 )
+from eddymotion.names import PE_AXES
 from eddymotion.simulation import PATTERNS, SCHEMES
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ examples:
 
 DEFAULT_SNR, DEFAULT_CHI_COILS = 20.0, 8
 DEFAULT_EDDY_MM, DEFAULT_PE_AXIS = 1.0, "j"
-PE_AXES = ("i", "i-", "j", "j-", "k", "k-")
 
 
 def build_parser() -> Parser:
@@ -192,7 +190,7 @@ def simulate_one(options: argparse.Namespace) -> int:
     check_destination(folder, image, overwrite=options.overwrite)
     prepare_output_dir(folder)
     n_threads = min(options.nprocs, options.omp_nthreads or options.nprocs)
-    with _messages(options.verbose):
+    with messages(options.verbose):
         made = simulate(recipe_from(options), n_threads=n_threads, progress=progress_for_console())
         log.info("%s", made.summary)
         write_simulation(folder, name, made, session=session, ideal=options.write_ideal,
@@ -228,21 +226,6 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         oblique=tuple(options.oblique) if options.oblique else None,
         random_seed=options.random_seed,
     )
-
-
-@contextmanager
-def _messages(verbosity: int) -> Iterator[None]:
-    """Show the log on the console; no file, which would not belong into a raw dataset."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    before = log.level
-    log.setLevel(logging.DEBUG if verbosity else logging.INFO)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-        log.removeHandler(handler)
 
 
 def _motion(text: str) -> str | Path:

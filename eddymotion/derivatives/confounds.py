@@ -8,13 +8,13 @@ import numpy as np
 from eddymotion.estimation.outliers import percent_lost
 from eddymotion.estimation.quality import Quality
 from eddymotion.geometry import (
-    PARAMETERS,
     Motion,
     framewise_displacement,
     rigid_parameters,
     rms_displacement,
 )
 from eddymotion.gradients import Gradients
+from eddymotion.names import PARAMETERS
 
 
 def confounds(

@@ -15,6 +15,7 @@ from eddymotion.estimation.quality import Quality, assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import Motion
 from eddymotion.models import AverageModel, LinearModel, Model, get_model
+from eddymotion.names import PE_AXES
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import GaussNewton, Registrar, get_registrar
 
@@ -23,7 +24,6 @@ __all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 log = logging.getLogger(__name__)
 
 FIELD_ORDERS = ("auto", *N_TERMS)
-PE_AXES = ("i", "j", "k", "i-", "j-", "k-")
 
 ESTIMATORS = ("joint", "lovo")
 
@@ -171,6 +171,6 @@ def _refuse_unusable(dwi: DWI) -> None:
         )
     if dwi.mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(
-            f"{dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at least "
-            f"{MIN_MASK_VOXELS}; give another mask"
+            f"{dwi.source or dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at "
+            f"least {MIN_MASK_VOXELS}; give another mask"
         )

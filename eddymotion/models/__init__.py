@@ -86,6 +86,23 @@ def get_model(
     return builders[name](min_q_distance=min_q_distance)
 
 
+def serves_joint(name: str) -> bool:
+    """Whether a model of that name can be used by the joint solution: linear in the signal.
+
+    Raises
+    ------
+    EddymotionError
+        If there is no such model.
+    """
+    if name.startswith("dipy:"):
+        from eddymotion.models.dipy import find_model
+
+        find_model(name.removeprefix("dipy:"))
+    elif name not in MODEL_NAMES:
+        raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
+    return name in ("auto", "average") or name.startswith("gp")
+
+
 def choose_model(gradients: Gradients) -> str:
     """Choose a model for a scheme and log the reason."""
     n_dwis, n_shells = len(gradients.dwis), len(gradients.shells)

@@ -113,6 +113,23 @@ def _predict_one(
     target: int,
 ) -> np.ndarray:
     """Fit to all volumes but `target` and predict it: (V,)."""
+    try:
+        return _refit_without(model, options, voxels, gradients, target)
+    except (NotImplementedError, RuntimeError) as error:
+        name = getattr(model, "__name__", str(model))
+        raise EddymotionError(
+            f"model dipy:{name}: DIPY cannot predict with it ({error or type(error).__name__}); "
+            "choose another model"
+        ) from error
+
+
+def _refit_without(
+    model: Callable[..., Any],
+    options: dict[str, Any],
+    voxels: np.ndarray,
+    gradients: Gradients,
+    target: int,
+) -> np.ndarray:
     others = np.arange(len(gradients)) != target
     estimates_s0 = "return_S0_hat" in inspect.signature(model).parameters
     if estimates_s0:  # else predictions are scaled with a signal that was not fitted

@@ -25,6 +25,9 @@ from eddymotion.transform_files import FORMATS
 
 log = logging.getLogger(__name__)
 
+MIN_MASK_VOXELS = 100
+"""With fewer there is nothing to register."""
+
 BACKENDS = {"syn": "dipy"}
 """What registers if nobody says; ``gauss-newton`` all else."""
 
@@ -209,10 +212,10 @@ def read_mask(
     """
     shape = image.data.shape
     mask = files.read_mask(path, shape, image.affine, owner.name, ignore) & finite
-    if not mask.any():
+    if mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(
-            f"{path}: marks no voxel of {owner.name}; give a mask that is above zero where the "
-            "image counts"
+            f"{path}: marks {mask.sum()} voxels of {owner.name}, expected at least "
+            f"{MIN_MASK_VOXELS}; give a mask that is above zero where the image counts"
         )
     return mask
 

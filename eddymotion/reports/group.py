@@ -132,11 +132,14 @@ def build_group_report(
     Raises
     ------
     EddymotionError
-        If there is no finished series at all.
+        If there is no finished series at all. If there are some and none can be read, the errors
+        of the group say why, and nothing is written.
     """
     from eddymotion.reports.group_page import write_group_page
 
     group = gather(output_dir, participants, sessions, errors)
+    if not group.rows and set(group.errors) - set(errors):
+        return group
     if not group.rows:
         reasons = "".join(f"; {name}: {why}" for name, why in list(group.errors.items())[:1])
         raise EddymotionError(

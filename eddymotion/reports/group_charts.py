@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eddymotion.names import PARAMETERS
 from eddymotion.reports.group import Group
 from eddymotion.reports.group_rule import Comparison
 from eddymotion.reports.metrics import metric_parts
@@ -31,8 +32,6 @@ LABELS = {
 }
 
 LOGARITHMIC = frozenset({"fd_mean", "fd_max", "largest_motion"})
-
-PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 TONES = {"Usable": "good", "Usable with care": "care", "Doubtful": "doubtful"}
 

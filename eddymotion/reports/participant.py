@@ -57,6 +57,17 @@ def finished_outputs(folder: Path) -> list[Outputs]:
     ]
 
 
+def unreadable_series(all_outputs: Sequence[Outputs]) -> dict[str, str]:
+    """Find the series whose files cannot be read, and why."""
+    why: dict[str, str] = {}
+    for outputs in all_outputs:
+        try:
+            SeriesReport.load(outputs)
+        except EddymotionError as error:
+            why[outputs.src] = str(error)
+    return why
+
+
 def write_participant_page(
     page: Path,
     title: str,

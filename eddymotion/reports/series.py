@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from eddymotion.reports.maps import predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.tables import Table
 from eddymotion.reports.verdict import Findings, Verdict, judge
+from eddymotion.running import read_json
 
 MAX_STEPS = 400
 """Of the estimation, in a report."""
@@ -154,7 +153,7 @@ class SeriesReport:
             outputs,
             table,
             _table_if_there(outputs, "outliers"),
-            _sidecar(outputs["sidecar"]),
+            read_json(outputs["sidecar"]),
             data,
             _table_if_there(outputs, "eddy"),
             _table_if_there(outputs, "report_steps"),
@@ -229,14 +228,6 @@ def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
         "seconds": [f"{seconds:.2f}" for seconds, _ in kept],
         "step": [" ".join(message.split()) for _, message in kept],
     }
-
-
-def _sidecar(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _table_if_there(outputs: Outputs, kind: str) -> Table | None:

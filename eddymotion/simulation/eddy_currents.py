@@ -22,9 +22,6 @@ Order = Literal["linear", "quadratic"]
 """Linear fields have the first three of :data:`~eddymotion.eddy_currents.TERMS`, quadratic ones
 the first nine."""
 
-PE_AXES = ("i", "i-", "j", "j-", "k", "k-")
-"""Phase-encoding directions as in BIDS: image axes, a minus for the other way."""
-
 QUADRATIC_SHARE = 0.3
 """Standard deviation of quadratic coefficients relative to that of linear ones."""
 

@@ -16,9 +16,8 @@ from eddymotion.errors import EddymotionError
 from eddymotion.files import mean_b0
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
-from eddymotion.kernels import EDGE
 from eddymotion.parallel import parallel_map
-from eddymotion.resampling import resample
+from eddymotion.resampling import inside_image, resample
 from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.phantom import S0
 
@@ -271,12 +270,9 @@ def _head_region(b0: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 def _always_seen(dwi: DWI, motion: Motion) -> np.ndarray:
     """Find the voxels of the reference that lie in the field of view of all volumes."""
-    x, y, z = np.ogrid[tuple(map(slice, dwi.shape))]
     seen = np.ones(dwi.shape, bool)
     for matrix in np.linalg.inv(dwi.affine) @ motion.matrices @ dwi.affine:
-        for (a, b, c, d), n in zip(matrix[:3], dwi.shape, strict=True):
-            position = a * x + b * y + c * z + d
-            seen &= (position >= -EDGE) & (position <= n - 1 + EDGE)
+        seen &= inside_image(dwi.shape, matrix[:3], dwi.shape)
     return seen if seen.any() else np.ones(dwi.shape, bool)
 
 

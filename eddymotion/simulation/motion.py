@@ -12,12 +12,10 @@ from scipy.interpolate import CubicSpline
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
 from eddymotion.itk import read_itk
+from eddymotion.names import PARAMETERS
 from eddymotion.simulation.patterns import PATTERNS, Pattern
 
 __all__ = ["PATTERNS", "Pattern", "amplified", "replayed_motion", "simulate_motion"]
-
-PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
-"""Columns of a table of motion: mm, rad."""
 
 MAX_SHEAR = 1e-3
 """Largest departure of a matrix from a rotation that counts as rounding."""

@@ -16,6 +16,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.files import write_gradient_table, write_image, write_json, write_text
 from eddymotion.geometry import Motion, rigid_parameters
 from eddymotion.itk import write_itk
+from eddymotion.names import PARAMETERS
 
 DATASET_NAME = "Simulated head with known motion"
 
@@ -160,7 +161,7 @@ def integer_gain(signal: np.ndarray) -> float:
 
 def write_motion_table(path: Path, motion: Motion, center: np.ndarray) -> None:
     """Write six parameters a volume: translations of the grid centre (mm), angles (rad)."""
-    rows = ["trans_x\ttrans_y\ttrans_z\trot_x\trot_y\trot_z"]
+    rows = ["\t".join(PARAMETERS)]
     rows += [
         "\t".join(f"{value:.8g}" for value in row)
         for row in rigid_parameters(motion.matrices, center)
