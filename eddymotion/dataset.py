@@ -235,12 +235,11 @@ class DWI(Series, HtmlValue):
             raise EddymotionError(
                 f"{name}: the brain mask is empty; give one that marks the brain"
             )
-        blank = [index for index, volume in enumerate(volumes) if volume.min() == volume.max()]
-        if blank:
-            value = float(volumes[blank[0]].flat[0])
+        empty = np.flatnonzero([not volume.any() for volume in volumes])
+        if len(empty):
             raise EddymotionError(
-                f"{name}: all voxels of volume {', '.join(map(str, blank))} (counted from 0) are "
-                f"{value:g}; remove it from the image, the .bval and the .bvec"
+                f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "
+                "zero; remove it from the image, the .bval and the .bvec"
             )
         if len(self.gradients.dwis) < 2:
             raise EddymotionError(

@@ -219,7 +219,7 @@ def test_reports_need_neither_raw_data_nor_images(derivatives, tmp_path, capsys)
     for name in ("sub-01.html", "sub-02.html"):
         assert (copied / name).read_bytes() == (derivatives / name).read_bytes()
     assert participant.main([*call, "--participant-label", "77"]) == 2
-    assert "no finished series of 77; run without --reports-only" in capsys.readouterr().err
+    assert "no sub-77 in" in capsys.readouterr().err
 
 
 def test_results_do_not_depend_on_the_number_of_processes(dataset, tmp_path):

@@ -244,6 +244,6 @@ def test_one_series_and_damaged_ones(made, tmp_path, capsys):
     assert table.columns["series"] == ["sub-01", "sub-03"]
     assert table.columns["ndc_raw"][1] == "n/a"
     assert participant.main([*call, "--session-id", "x"]) == 2
-    assert "no finished series" in capsys.readouterr().err
+    assert "no ses-x in" in capsys.readouterr().err
     with pytest.raises(EddymotionError, match="run the participant level first"):
         build_group_report(tmp_path / "raw")

@@ -135,7 +135,7 @@ def test_blank_volumes_are_named(scan, tiny, tmp_path, capsys):
     signal = np.array(tiny.signal)
     signal[..., 3] = 777
     assert correct.main([str(scan(signal=signal)), "-o", str(tmp_path / "out")]) == 2
-    assert "all voxels of volume 3 (counted from 0) are 777" in capsys.readouterr().err
+    assert "all voxels of volume 3 (counted from 0) have one value" in capsys.readouterr().err
 
 
 def test_what_cannot_be_used_is_named(scan, tiny, tmp_path):

@@ -392,7 +392,7 @@ BAD_CALLS = {
                        ["has 2 volumes", "0 to 1"]),
     "mask of another grid": ({}, "--moving-mask bad/other.nii.gz", ["other.nii.gz", "shape"]),
     "mask elsewhere": ({}, "--fixed-mask bad/mask_away.nii.gz", ["mask_away.nii.gz", "mm from"]),
-    "empty mask": ({}, "--moving-mask bad/empty.nii.gz", ["empty.nii.gz", "no voxel"]),
+    "empty mask": ({}, "--moving-mask bad/empty.nii.gz", ["empty.nii.gz", "marks 0 voxels"]),
     "unknown key": ({}, "--settings bad/unknown.json",
                     ["unknown.json", "max_iteration", "did you mean 'max_iterations'"]),
     "no object": ({}, "--settings bad/list.json", ["list.json", "JSON object"]),

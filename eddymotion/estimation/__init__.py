@@ -169,6 +169,12 @@ def _refuse_unusable(dwi: DWI) -> None:
             f"{dwi!r}: found {min(dwi.shape)} voxels along one axis, expected at least "
             f"{MIN_SLICES}; rigid motion in 3-D cannot be seen in less: give the whole series"
         )
+    flat = [index for index, volume in enumerate(dwi.volumes()) if volume.min() == volume.max()]
+    if flat:
+        raise EddymotionError(
+            f"{dwi.source or dwi!r}: all voxels of volume {', '.join(map(str, flat))} (counted "
+            "from 0) have one value; remove it from the image, the .bval and the .bvec"
+        )
     if dwi.mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(
             f"{dwi.source or dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at "
