@@ -169,7 +169,8 @@ def plan(
     if seeks_lost or len(far_from_neighbours(motion, aligned.brain_center)):
         dwi = load_series(tables, settings)
         found, motion = motion, call_back(dwi, motion, seed=settings.random_seed)
-        for volume in np.flatnonzero((motion.matrices != found.matrices).any(axis=(1, 2))):
+        moved = (motion.matrices != found.matrices).any(axis=(1, 2))
+        for volume in np.flatnonzero(moved).tolist():
             init_files[volume] = out_dir / f"{stem}_vol-{volume:04d}_xfm.txt"
             write_itk(init_files[volume], motion[volume][None])
             signal[..., volume] = _resampled(
