@@ -211,6 +211,10 @@ class DWI(Series, HtmlValue):
     def __post_init__(self) -> None:
         name = self.source.name if self.source else "series"
         signal = np.asarray(self.signal)
+        if signal.dtype.kind not in "iufb":
+            raise EddymotionError(
+                f"{name}: values of type {signal.dtype}, expected real numbers; give magnitudes"
+            )
         if signal.ndim != 4:
             raise EddymotionError(
                 f"{name}: found an image of shape {signal.shape}, expected four dimensions "
@@ -222,9 +226,15 @@ class DWI(Series, HtmlValue):
                 "give the .bval and .bvec that belong to this image"
             )
         volumes = np.moveaxis(signal, 3, 0)  # one at a time: memory
-        kept = signal if signal.dtype in KEPT_TYPES else signal.astype(np.float32)
-        if kept.dtype.kind == "f" and not all(np.isfinite(volume).all() for volume in volumes):
-            raise EddymotionError(f"{name}: the signal holds NaN or Inf; set those voxels to zero")
+        with np.errstate(over="ignore"):  # found below
+            kept = signal if signal.dtype in KEPT_TYPES else signal.astype(np.float32)
+        if kept.dtype.kind == "f" and not all(
+            np.isfinite(volume).all() for volume in np.moveaxis(kept, 3, 0)
+        ):
+            raise EddymotionError(
+                f"{name}: the signal holds NaN or Inf, or values too large for single precision; "
+                "set those voxels to zero"
+            )
         mask = np.nan_to_num(np.asarray(self.mask)) > 0
         if mask.shape != signal.shape[:3]:
             raise EddymotionError(

@@ -9,7 +9,8 @@ import numpy as np
 
 from eddymotion.bids import find_series, outputs_of
 from eddymotion.dataset import DWI
-from eddymotion.derivatives.dataset import write_dataset_files
+from eddymotion.derivatives.dataset import refuse_foreign_dataset, write_dataset_files
+from eddymotion.errors import EddymotionError
 from eddymotion.files import load
 from eddymotion.geometry import Motion, rigid_parameters
 from eddymotion.itk import read_itk
@@ -24,6 +25,7 @@ from eddymotion.simulation import (
     simulate_motion,
     write_bids,
 )
+from eddymotion.simulation.recipe import refuse_unsimulated
 from eddymotion.steps import correct_series
 
 VOXEL_SIZE_MM = 2.5
@@ -48,6 +50,12 @@ def run_demo(folder: Path, settings: Settings, progress: Progress = silent) -> s
         A table of true against recovered motion, and where the pictures are.
     """
     bids_dir, output_dir = folder / "bids", folder / "derivatives"
+    refuse_unsimulated(bids_dir)
+    refuse_foreign_dataset(output_dir)
+    if (folder / "motion.png").exists() and not bids_dir.exists():
+        raise EddymotionError(
+            f"{folder}: holds a motion.png but no demo; give a folder of its own"
+        )
     simulate_demo(bids_dir, settings.random_seed, settings.nprocs)
     write_dataset_files(output_dir, bids_dir.resolve())
     series = find_series(bids_dir)["demo"][0]

@@ -213,7 +213,8 @@ def read_image(
         If it is missing, damaged, not NIfTI, or its sform and qform disagree.
     """
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        found = "a folder; give a NIfTI image" if path.is_dir() else "no such file; check the path"
+        raise EddymotionError(f"{path}: {found}")
     try:
         data, header = _decode(path, keep_integers)
         affine = _affine(path, header, ignore)
@@ -298,7 +299,7 @@ def _table_beside(path: Path, suffix: str) -> Path:
     if not candidate.is_file():
         raise EddymotionError(
             f"{candidate}: no such file, expected beside {path.name}; add it, "
-            f"or name another one (eddymotion-correct --{suffix})"
+            f"or name another one (in Python {suffix}=, in eddymotion-correct --{suffix})"
         )
     return candidate
 

@@ -107,6 +107,13 @@ class Motion(HtmlValue):
             return apply_affine(self.matrices[volume], points), 1.0
         return self.eddy_currents.displaced(volume, points, self.matrices[volume])
 
+    def check_length(self, n_volumes: int, who: str) -> None:
+        """Raise unless there is a pose for each of so many volumes; `who` wants them."""
+        if len(self) != n_volumes:
+            raise EddymotionError(
+                f"{who}: {len(self)} transforms for {n_volumes} volumes; expected one a volume"
+            )
+
     def select(self, volumes: np.ndarray | slice) -> Motion:
         """Poses, their errors and fields of some of the volumes."""
         eddy, errors = self.eddy_currents, self.standard_errors

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import numpy as np
 from scipy import ndimage
@@ -68,7 +69,9 @@ def _median_otsu(reference: np.ndarray) -> np.ndarray:
     coarse = _block_means(reference, factors)
     for _ in range(2):
         coarse = ndimage.median_filter(coarse, size=np.where(factors > 1, 3, 5))
-    return _on_full_grid(coarse, factors, reference.shape) > otsu(coarse)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of an image of one value
+        threshold = otsu(coarse)
+    return _on_full_grid(coarse, factors, reference.shape) > threshold
 
 
 def _block_means(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -83,9 +86,11 @@ def _on_full_grid(coarse: np.ndarray, factors: np.ndarray, shape: tuple[int, ...
     """Interpolate linearly between the centres of blocks."""
     if (factors == 1).all():
         return coarse
-    return ndimage.affine_transform(
-        coarse, 1 / factors, (1 / factors - 1) / 2, shape, order=1, mode="nearest"
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The behavior of affine_transform with a 1-D array")
+        return ndimage.affine_transform(
+            coarse, 1 / factors, (1 / factors - 1) / 2, shape, order=1, mode="nearest"
+        )
 
 
 def _smoothed_threshold(reference: np.ndarray) -> np.ndarray:

@@ -388,6 +388,11 @@ class Target:
         if path is None:
             return None
         image = read_target(path)
+        if settings.output_space_transform not in ("auto", "none") and np.ptp(image.data) == 0:
+            raise EddymotionError(
+                f"{path}: all voxels have one value, so that there is nothing to register; give "
+                "an image of a head, or --output-space-transform none for its grid alone"
+            )
         finite = np.isfinite(image.data)
         return cls(image, None if mask is None else read_mask(mask, path, image, finite))
 

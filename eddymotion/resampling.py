@@ -146,10 +146,7 @@ class Resampled(Series):
         n_threads: int = 1,
     ) -> Resampled:
         """Prepare what :func:`resample` does, with the same parameters."""
-        if len(motion) != len(dwi):
-            raise EddymotionError(
-                f"resample: {len(motion)} transforms for {len(dwi)} volumes; expected one a volume"
-            )
+        motion.check_length(len(dwi), "resample")
         if engine not in _INTERPOLATE:
             raise EddymotionError(
                 f"resample: the engine {engine!r} is unknown; use {' or '.join(_INTERPOLATE)}"

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -199,3 +200,67 @@ def test_a_mask_with_hardly_a_voxel_registers_nothing(scan, tiny, tmp_path, caps
     assert register.main(call) == 2
     assert "27 voxels" in capsys.readouterr().err
     assert not list(tmp_path.glob("pair*"))
+
+
+def test_datasets_of_other_programs_are_left_alone(raw, tmp_path, capsys):
+    for folder in (tmp_path / "out", tmp_path / "demo" / "derivatives"):
+        folder.mkdir(parents=True)
+        (folder / "README").write_text("mine")
+        (folder / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "other"}]}')
+    calls = [str(raw), str(tmp_path / "out"), "participant"], ["--demo", str(tmp_path / "demo")]
+    for call in calls:
+        assert participant.main(call) == 2
+        assert "holds a dataset made by other" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "demo").iterdir()} <= {"derivatives"}
+    assert (tmp_path / "out" / "README").read_text() == "mine"
+    (tmp_path / "out" / "dataset_description.json").unlink()
+    assert participant.main([*calls[0], *QUICK]) == 0
+    assert (tmp_path / "out" / "README").read_text() == "mine"
+
+
+def test_motions_of_another_length_are_refused_before_anything_is_written(tiny, tmp_path):
+    short = em.Motion.identity(4)
+    for call in (em.assess, em.resample, lambda dwi, motion: em.save(dwi, motion, tmp_path / "o")):
+        with pytest.raises(EddymotionError, match=f"4 transforms for {len(tiny)} volumes"):
+            call(tiny, short)
+    assert not (tmp_path / "o").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EddymotionError, match="cannot be written"):
+        em.save(tiny, em.Motion.identity(len(tiny)), tmp_path / "file")
+
+
+def test_values_that_single_precision_cannot_hold_are_refused(tiny):
+    signal = np.array(tiny.signal, float)
+    signal[3, 3, 3, 2] = 1e300
+    with pytest.raises(EddymotionError, match="too large for single precision"):
+        replace(tiny, signal=signal)
+    with pytest.raises(EddymotionError, match="complex64, expected real numbers"):
+        replace(tiny, signal=tiny.signal + 1j)
+    with pytest.raises(EddymotionError, match="divide it by a constant"):
+        em.estimate_motion(replace(tiny, signal=np.asarray(tiny.signal, np.float32) * 1e30))
+
+
+@pytest.mark.parametrize("key", ["config-file = 'x.toml'", "version = true", "help = true"])
+def test_what_only_the_command_line_can_say(key, tmp_path, capsys):
+    (tmp_path / "study.toml").write_text(key)
+    with pytest.raises(SystemExit) as stop:
+        correct.build_parser().parse(["dwi.nii", "--config-file", str(tmp_path / "study.toml")])
+    assert stop.value.code == 2
+    assert "unknown option" in capsys.readouterr().err
+
+
+def test_a_blank_target_is_refused_before_the_motion_is_sought(scan, tiny, tmp_path, capsys):
+    write_image(tmp_path / "blank.nii.gz", np.zeros(tiny.shape), tiny.affine)
+    call = [str(scan()), "-o", str(tmp_path / "out"), "--output-space",
+            str(tmp_path / "blank.nii.gz"), "--output-space-transform", "rigid"]  # fmt: skip
+    assert correct.main(call) == 2
+    message = capsys.readouterr().err
+    assert "blank.nii.gz: all voxels have one value" in message
+    assert "filtering" not in message
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_grids_give_no_foreign_warnings():
+    b0 = np.zeros((90, 96, 40), np.float32)
+    b0[20:70, 20:76, 8:32] = 900
+    assert 0.2 < em.brain_mask(b0).mean() < 0.5

@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         known = {
             name.removeprefix("--").replace("-", "_"): action
             for name, action in self._option_string_actions.items()
-            if name.startswith("--")
+            if name.startswith("--") and action.dest not in ("help", "version", "config_file")
         }  # positional arguments stay on the command line
         for key, value in content.items():
             name = key.replace("-", "_")

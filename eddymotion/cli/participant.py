@@ -144,11 +144,12 @@ def demonstrate(options: argparse.Namespace) -> int:
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
     from eddymotion.bids import find_series, report_problems
-    from eddymotion.derivatives.dataset import write_dataset_files
+    from eddymotion.derivatives.dataset import refuse_foreign_dataset, write_dataset_files
     from eddymotion.workflows.bids_app import prepare_work_dir, sole_writer
 
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
+    refuse_foreign_dataset(output_dir)
     with messages(options.verbose, logging.WARNING):
         participants = find_series(
             bids_dir,

@@ -171,7 +171,8 @@ def check(options: argparse.Namespace) -> None:
     """Refuse, before anything is read, what contradicts itself or cannot be written."""
     for path in (options.fixed, options.moving):
         if not path.is_file():
-            raise EddymotionError(f"{path}: no such file; give a NIfTI image")
+            found = "a folder" if path.is_dir() else "no such file"
+            raise EddymotionError(f"{path}: {found}; give a NIfTI image")
     if options.init and options.initialize:
         raise EddymotionError(
             "--init gives the start and --initialize searches for one; leave one of them out"

@@ -16,6 +16,7 @@ from eddymotion.derivatives.eddy import write_eddy
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import OnDemand, remove_on_demand, write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_descriptions, outlier_table
+from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import Quality
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.files import (
@@ -30,6 +31,7 @@ from eddymotion.files import (
 from eddymotion.geometry import Motion
 from eddymotion.itk import write_itk
 from eddymotion.parallel import Progress, silent
+from eddymotion.running import prove_writable
 
 __all__ = ["OnDemand", "Outputs", "save", "write_outputs", "write_sidecar"]
 
@@ -54,6 +56,13 @@ def save(
     Outputs
         The paths written, by kind.
     """
+    motion.check_length(len(corrected), "save")
+    if quality is not None and len(quality.correlation) != len(corrected):
+        raise EddymotionError(
+            f"save: the quality is of {len(quality.correlation)} volumes, the series has "
+            f"{len(corrected)}; give what assess returned for it"
+        )
+    prove_writable(Path(folder), "give another folder")
     outputs = Outputs.in_folder(Path(folder), corrected.source or Path("dwi.nii.gz"))
     sidecar = {"Sources": [corrected.source.name]} if corrected.source else None
     outputs["sidecar"].unlink(missing_ok=True)

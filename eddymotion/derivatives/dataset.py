@@ -7,7 +7,9 @@ from pathlib import Path
 
 from eddymotion import __version__
 from eddymotion.derivatives.citation import citation_text
+from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json, write_text
+from eddymotion.running import read_json
 
 BIDS_VERSION = "1.10.0"
 
@@ -55,21 +57,50 @@ sub-*/ses-*/dwi/*_desc-eddy_xfm/
 """
 
 
+NAME = "eddymotion"
+
+
+def refuse_foreign_dataset(output_dir: Path) -> None:
+    """Raise if a folder holds a dataset of another program.
+
+    Raises
+    ------
+    EddymotionError
+        Saying whose it is.
+    """
+    path = output_dir / "dataset_description.json"
+    if not path.is_file():
+        return
+    makers = read_json(path).get("GeneratedBy")
+    names = [str(maker.get("Name")) for maker in makers or () if isinstance(maker, dict)]
+    if NAME not in names:
+        whose = f"made by {', '.join(names)}" if names else "that this program did not make"
+        raise EddymotionError(f"{output_dir}: holds a dataset {whose}; give another output folder")
+
+
 def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
-    """Write dataset_description.json, README, .bidsignore and the citation text."""
+    """Write dataset_description.json, .bidsignore and the citation text; README if there is none.
+
+    :func:`refuse_foreign_dataset` comes before.
+    """
+    is_new = not (output_dir / "dataset_description.json").is_file()
     write_json(
         output_dir / "dataset_description.json",
         {
             "Name": "eddymotion: head-motion corrected diffusion MRI",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
+            "GeneratedBy": [{"Name": NAME, "Version": __version__}],
             "SourceDatasets": [{"URL": bids_dir.as_uri()}],
             "DatasetLinks": {"raw": bids_dir.as_uri()},
         },
     )
-    write_text(output_dir / "README", README.format(version=__version__))
-    write_text(output_dir / ".bidsignore", BIDSIGNORE)
+    for name, text in (
+        ("README", README.format(version=__version__)),
+        (".bidsignore", BIDSIGNORE),
+    ):
+        if not (is_new and (output_dir / name).exists()):  # somebody's, there before us
+            write_text(output_dir / name, text)
     write_citation(output_dir)
 
 

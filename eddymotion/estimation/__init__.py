@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+
 from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import N_TERMS
 from eddymotion.errors import EddymotionError
@@ -31,6 +33,9 @@ LOOP_PASSES = 5
 
 MIN_SLICES = 3
 MIN_MASK_VOXELS = 200
+
+LARGEST_SIGNAL = 1e15
+"""Of which sums of squares still fit single precision."""
 
 
 def estimate_motion(
@@ -169,8 +174,15 @@ def _refuse_unusable(dwi: DWI) -> None:
             f"{dwi!r}: found {min(dwi.shape)} voxels along one axis, expected at least "
             f"{MIN_SLICES}; rigid motion in 3-D cannot be seen in less: give the whole series"
         )
-    flat = [index for index, volume in enumerate(dwi.volumes()) if volume.min() == volume.max()]
-    if flat:
+    ends = np.array([(volume.min(), volume.max()) for volume in dwi.volumes()], float)
+    largest = np.abs(ends).max()
+    if largest > LARGEST_SIGNAL:
+        raise EddymotionError(
+            f"{dwi.source or dwi!r}: the signal reaches {largest:.1e}, expected at most "
+            f"{LARGEST_SIGNAL:.0e}; divide it by a constant"
+        )
+    flat = np.flatnonzero(ends[:, 0] == ends[:, 1])
+    if len(flat):
         raise EddymotionError(
             f"{dwi.source or dwi!r}: all voxels of volume {', '.join(map(str, flat))} (counted "
             "from 0) have one value; remove it from the image, the .bval and the .bvec"

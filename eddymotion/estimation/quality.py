@@ -103,6 +103,7 @@ def assess(
     -------
     Quality
     """
+    motion.check_length(len(dwi), "assess")
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     gradients = dwi.gradients.rotated(motion.rotations)

@@ -203,7 +203,7 @@ def pair_landmarks(
         raise EddymotionError(
             f"{fixed.source} and {moving.source}: no label in common (the first are "
             f"{fixed.labels[0]!r} and {moving.labels[0]!r}); name the landmarks alike, or pair "
-            "them with --by-order"
+            "them by order (eddymotion-evaluate landmarks --by-order)"
         )
     alone = sorted(set(fixed.labels) ^ set(moving.labels))
     if alone:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from eddymotion.files import load, read_gradient_table, write_image, write_json
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients, from_fsl, image_axes
 from eddymotion.parallel import Progress, silent
+from eddymotion.running import read_json
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
 from eddymotion.simulation.base import Box, Head
 from eddymotion.simulation.eddy_currents import (
@@ -266,6 +266,15 @@ def true_mask(made: Simulation) -> np.ndarray:
     return (share.T > 0.5).astype(np.uint8)
 
 
+def refuse_unsimulated(folder: Path) -> None:
+    """Raise if a folder holds a dataset of another kind."""
+    description = folder / "dataset_description.json"
+    if description.exists() and read_json(description).get("Name") != DATASET_NAME:
+        raise EddymotionError(
+            f"{folder}: holds a dataset that was not simulated; give another folder"
+        )
+
+
 def check_destination(folder: Path, image: Path, *, overwrite: bool) -> None:
     """Refuse to write over an image, or into a dataset of another kind.
 
@@ -274,16 +283,7 @@ def check_destination(folder: Path, image: Path, *, overwrite: bool) -> None:
     EddymotionError
         Saying what to do instead.
     """
-    description = folder / "dataset_description.json"
-    if description.exists():
-        try:
-            name = json.loads(description.read_text(encoding="utf-8")).get("Name")
-        except (OSError, ValueError, AttributeError):
-            name = None
-        if name != DATASET_NAME:
-            raise EddymotionError(
-                f"{folder}: holds a dataset that was not simulated; give another folder"
-            )
+    refuse_unsimulated(folder)
     if image.exists() and not overwrite:
         raise EddymotionError(
             f"{image}: exists; give another --participant-label, or --overwrite to replace it"
