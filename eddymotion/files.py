@@ -215,8 +215,11 @@ def read_image(
     if not path.is_file():
         found = "a folder; give a NIfTI image" if path.is_dir() else "no such file; check the path"
         raise EddymotionError(f"{path}: {found}")
+    if path.suffix in (".hdr", ".img"):
+        raise EddymotionError(f"{path}: one half of a pair of files; convert it to .nii.gz")
     try:
-        data, header = _decode(path, keep_integers)
+        with nib.imageglobals.LoggingOutputSuppressor():  # what it says comes with the error
+            data, header = _decode(path, keep_integers)
         affine = _affine(path, header, ignore)
     except EddymotionError:
         raise

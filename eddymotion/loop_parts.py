@@ -303,6 +303,8 @@ def register_pair(
     fixed, affine, _ = read_image(Path(fixed_file))
     moving, moving_affine, _ = read_image(Path(moving_file))
     where = np.ones(fixed.shape, bool) if mask_file is None else read_image(Path(mask_file))[0] > 0
+    if not where.any():
+        raise EddymotionError(f"{mask_file}: no voxel is above zero; give another mask")
     init = np.eye(4) if init_file is None else read_itk(init_file)[0]
     known = np.isfinite(fixed)
     enough = known[where].mean() > ENOUGH

@@ -154,6 +154,10 @@ def test_what_cannot_be_used_is_named(scan, tiny, tmp_path):
     )
     shutil.copy(tmp_path / "dwi.bval", tmp_path / "complex.bval")
     shutil.copy(tmp_path / "dwi.bvec", tmp_path / "complex.bvec")
+    for half in ("pair.hdr", "pair.img"):
+        (tmp_path / half).write_bytes(b"x" * 400)
+        with pytest.raises(EddymotionError, match="one half of a pair of files"):
+            em.load(tmp_path / half, bval=tmp_path / "dwi.bval", bvec=tmp_path / "dwi.bvec")
     with pytest.raises(EddymotionError, match="complex64, expected real numbers; give the magni"):
         em.load(tmp_path / "complex.nii.gz")
 
