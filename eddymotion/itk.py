@@ -93,6 +93,8 @@ def linear_transform(
             raise EddymotionError(f"{path}: holds ITK's {kind}; {EXPECTED}")
         center = fixed[:3] if len(fixed) >= 3 else np.zeros(3)
         return LPS @ from_matvec(linear, translation + center - linear @ center) @ LPS
+    except EddymotionError:
+        raise
     except ValueError as error:
         raise EddymotionError(
             f"{path}: {len(numbers)} numbers are no {kind} ({error}); {EXPECTED}"

@@ -17,6 +17,7 @@ from eddymotion.simulation import (
     EddyCurrents,
     FittedHead,
     Grid,
+    Recipe,
     acquire,
     cartesian_scheme,
     coil_sensitivity,
@@ -24,6 +25,7 @@ from eddymotion.simulation import (
     procedural_head,
     replayed_motion,
     shelled_scheme,
+    simulate,
     simulate_eddy_currents,
     simulate_motion,
 )
@@ -386,6 +388,8 @@ def test_motion_is_replayed_from_tables_and_transforms(tmp_path):
     with pytest.raises(EddymotionError, match="rot_y"):
         replayed_motion(table, 9, center)
     write_itk(tmp_path / "xfm.txt", truth.matrices * [[1.01], [1], [1], [1]])
+    with pytest.raises(EddymotionError, match="not rigid"):  # before a head is fitted
+        simulate(Recipe(series=tmp_path / "none.nii.gz", motion=tmp_path / "xfm.txt"))
     with pytest.raises(EddymotionError, match="not rigid"):
         replayed_motion(tmp_path / "xfm.txt", 9, center)
 

@@ -67,6 +67,29 @@ def amplified(motion: Motion, factor: float, center: np.ndarray) -> Motion:
     return Motion(rigid_matrix(scaled[:, :3], scaled[:, 3:], center))
 
 
+def rigid_matrices(path: Path, center: np.ndarray) -> np.ndarray:
+    """Read the matrices (N, 4, 4) of a motion to replay, of any length.
+
+    Parameters and errors as in :func:`replayed_motion`.
+    """
+    try:
+        if path.suffix == ".tsv":
+            values = _motion_table(path)
+            matrices = rigid_matrix(values[:, :3], values[:, 3:], center)
+        else:
+            matrices = read_itk(path)
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise EddymotionError(
+            f"{path}: cannot be read as a motion ({error}); give a .tsv with the columns "
+            f"{' '.join(PARAMETERS)}, or an ITK text file"
+        ) from error
+    rotations = matrices[:, :3, :3]
+    shear = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max()
+    if not shear < MAX_SHEAR or (np.linalg.det(rotations) < 0).any():
+        raise EddymotionError(f"{path}: the transforms are not rigid; a head only turns and moves")
+    return matrices
+
+
 def replayed_motion(path: Path, n_volumes: int, center: np.ndarray) -> Motion:
     """Read a motion to replay.
 
@@ -89,26 +112,12 @@ def replayed_motion(path: Path, n_volumes: int, center: np.ndarray) -> Motion:
     EddymotionError
         If it cannot be read, is of another length, or not rigid.
     """
-    try:
-        if path.suffix == ".tsv":
-            values = _motion_table(path)
-            matrices = rigid_matrix(values[:, :3], values[:, 3:], center)
-        else:
-            matrices = read_itk(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise EddymotionError(
-            f"{path}: cannot be read as a motion ({error}); give a .tsv with the columns "
-            f"{' '.join(PARAMETERS)}, or an ITK text file"
-        ) from error
+    matrices = rigid_matrices(path, center)
     if len(matrices) != n_volumes:
         raise EddymotionError(
             f"{path}: holds the motion of {len(matrices)} volumes, the scheme has {n_volumes}; "
             "give the scheme that belongs to it, with --scheme or --bval and --bvec"
         )
-    rotations = matrices[:, :3, :3]
-    shear = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max()
-    if not shear < MAX_SHEAR or (np.linalg.det(rotations) < 0).any():
-        raise EddymotionError(f"{path}: the transforms are not rigid; a head only turns and moves")
     return Motion(matrices)
 
 

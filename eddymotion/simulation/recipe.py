@@ -31,7 +31,12 @@ from eddymotion.simulation.eddy_currents import (
 )
 from eddymotion.simulation.fitted import FittedHead
 from eddymotion.simulation.grid import Grid
-from eddymotion.simulation.motion import amplified, replayed_motion, simulate_motion
+from eddymotion.simulation.motion import (
+    amplified,
+    replayed_motion,
+    rigid_matrices,
+    simulate_motion,
+)
 from eddymotion.simulation.output import (
     DATASET_NAME,
     DESCRIPTION,
@@ -179,6 +184,8 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
     EddymotionError
         If a file cannot be used or does not fit the others.
     """
+    if isinstance(recipe.motion, Path):
+        rigid_matrices(recipe.motion, np.zeros(3))  # before what takes long: is it one at all?
     head, own = _head_and_scheme(recipe, n_threads)
     grid = _grid(recipe, head)
     gradients = _gradients(recipe, own, grid)
