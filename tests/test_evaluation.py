@@ -171,8 +171,9 @@ def test_files_of_motion_agree(true, tmp_path, still):
     (tmp_path / "short.tsv").write_text("trans_x\ttrans_y\n1\t2\n")
     for name, hint in {
         "BSplineTransform.txt": "^[^(]*holds ITK's BSplineTransform",
-        "affine.txt": "scales or shears", "flirt.mat": "ITK text", "bytes.mat": "ITK text", "short.tsv": "no column trans_z",
-        ".": "a folder", "none.x5": "no such file", "mask.nii.gz": "warp",
+        "affine.txt": "scales or shears", "flirt.mat": "ITK text", "bytes.mat": "ITK text",
+        "short.tsv": "no column trans_z", ".": "a folder", "none.x5": "no such file",
+        "mask.nii.gz": "warp",
     }.items():  # fmt: skip
         with pytest.raises(EddymotionError, match=hint):
             read_motion(tmp_path / name, grid)
