@@ -114,25 +114,26 @@ def _refuse_twins(images: Sequence[Path]) -> None:
 
 def _index(bids_dir: Path) -> Any:
     """Index a dataset; sidecars that cannot be read are told and left aside."""
-    from bids import BIDSLayout, BIDSLayoutIndexer
+    from bids import BIDSLayoutIndexer
 
-    options = {"validate": False, "derivatives": False}
     try:
-        return BIDSLayout(bids_dir, **options)
-    except (OSError, ValueError) as error:
+        return _layout(bids_dir)
+    except EddymotionError:
         broken = [path for path in sorted(bids_dir.rglob("*.json")) if not _is_object(path)]
-        for path in broken:
-            log.warning("%s: cannot be read as JSON; what it says is not known", path)
         if not broken:
-            raise EddymotionError(
-                f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"
-            ) from error
-    ignored = [*NO_DATA, *(re.compile(f"^/{re.escape(str(path.relative_to(bids_dir)))}$")
-                           for path in broken)]  # fmt: skip
+            raise
+    for path in broken:
+        log.warning("%s: cannot be read as JSON; what it says is not known", path)
+    names = (re.escape(path.relative_to(bids_dir).as_posix()) for path in broken)
+    ignored = [*NO_DATA, *(re.compile(f"^/{name}$") for name in names)]
+    return _layout(bids_dir, indexer=BIDSLayoutIndexer(validate=False, ignore=ignored))
+
+
+def _layout(bids_dir: Path, **options: Any) -> Any:
+    from bids import BIDSLayout
+
     try:
-        return BIDSLayout(
-            bids_dir, **options, indexer=BIDSLayoutIndexer(validate=False, ignore=ignored)
-        )
+        return BIDSLayout(bids_dir, validate=False, derivatives=False, **options)
     except (OSError, ValueError) as error:
         raise EddymotionError(
             f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"

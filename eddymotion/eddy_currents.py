@@ -70,7 +70,7 @@ class EddyCurrents:
     offset_errors: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        coefficients = np.array(self.coefficients, dtype=float)
+        coefficients = frozen_copy(self.coefficients)
         if coefficients.ndim != 2 or coefficients.shape[1] not in N_TERMS.values():
             raise EddymotionError(
                 f"eddy currents: coefficients of shape {coefficients.shape}, expected (N, K) "
@@ -89,7 +89,7 @@ class EddyCurrents:
             raise EddymotionError(
                 f"eddy currents: the phase-encoding direction {self.pe} has not the length 1"
             )
-        object.__setattr__(self, "coefficients", frozen_copy(coefficients))
+        object.__setattr__(self, "coefficients", coefficients)
 
     def __len__(self) -> int:
         return len(self.coefficients)

@@ -23,6 +23,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
+from nibabel.affines import voxel_sizes
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
@@ -49,7 +50,8 @@ DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
 
-"""RAS+ ⇄ LPS+, the world coordinates of ITK."""
+MASK_TOLERANCE = 0.5
+"""Largest distance (voxels) between the grids of an image and its mask."""
 
 MAX_AFFINE_DISAGREEMENT = 0.1
 """Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
@@ -160,7 +162,7 @@ def read_mask(
             "give a mask on the grid of its image"
         )
     apart = grid_distance(affine, mask_affine, shape)
-    if apart > 0.5 * np.linalg.norm(affine[:3, :3], axis=0).min():
+    if apart > MASK_TOLERANCE * voxel_sizes(affine).min():
         raise EddymotionError(
             f"{path}: lies up to {apart:.3g} mm from the voxels of {owner}; "
             "give a mask with the orientation and position of its image"

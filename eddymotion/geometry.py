@@ -52,7 +52,7 @@ class Motion(HtmlValue):
     eddy_currents: EddyCurrents | None = None
 
     def __post_init__(self) -> None:
-        matrices = np.array(self.matrices, dtype=float)
+        matrices = frozen_copy(self.matrices)
         if matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
             raise EddymotionError(
                 f"motion: expected matrices of shape (N, 4, 4), got {matrices.shape}"
@@ -63,7 +63,7 @@ class Motion(HtmlValue):
             raise EddymotionError(
                 f"motion: {len(matrices)} poses but {len(self.eddy_currents)} eddy-current fields"
             )
-        object.__setattr__(self, "matrices", frozen_copy(matrices))
+        object.__setattr__(self, "matrices", matrices)
         if self.standard_errors is not None:
             errors = frozen_copy(self.standard_errors)
             if errors.shape != (len(matrices), 6):

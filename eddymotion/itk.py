@@ -13,6 +13,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS+ ⇄ LPS+, the world coordinates of ITK."""
 
 EXPECTED = "expected an ITK text file with linear transforms (affine, rigid, similarity)"
 

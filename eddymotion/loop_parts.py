@@ -166,16 +166,15 @@ def plan(
     seeks_lost = pass_number > 1 and step.model is model
     stem = f"{image_stem(tables.dwi)}_pass-{pass_number}"
     init_files, lost = [Path(path) for path in matrix_files], None
-    if seeks_lost or len(far_from_neighbours(motion, aligned.brain_center)):
+    if seeks_lost or len(far_from_neighbours(motion, aligned.brain_center)[0]):
         dwi = load_series(tables, settings)
         found, motion = motion, call_back(dwi, motion, seed=settings.random_seed)
+        nonnegative = _is_nonnegative(dwi)
         moved = (motion.matrices != found.matrices).any(axis=(1, 2))
         for volume in np.flatnonzero(moved).tolist():
             init_files[volume] = out_dir / f"{stem}_vol-{volume:04d}_xfm.txt"
             write_itk(init_files[volume], motion[volume][None])
-            signal[..., volume] = _resampled(
-                dwi.volume(volume), motion[volume], _is_nonnegative(dwi)
-            )
+            signal[..., volume] = _resampled(dwi.volume(volume), motion[volume], nonnegative)
         if seeks_lost:
             slicing = slicing_of(tables, dwi)
             lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=settings.random_seed)

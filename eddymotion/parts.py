@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import Outputs, write_sidecar
@@ -24,6 +25,7 @@ from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
 from eddymotion.files import (
+    MASK_TOLERANCE,
     MeanB0,
     load,
     write_gradient_table,
@@ -56,9 +58,6 @@ from eddymotion.steps import (
 )
 
 log = logging.getLogger(__name__)
-
-SAME_GRID_MM = 1e-2
-"""Corners of grids that lie nearer to each other are the same: headers keep seven digits."""
 
 Paths = dict[str, Any]
 """Name of an output → its path, a list of paths, or a value."""
@@ -219,9 +218,9 @@ def _mask_on(image: Path, mask: Path | None) -> Path | None:
     if mask is None:
         return None
     its, of_mask = read_grid(image), read_grid(mask)
-    if its.shape != of_mask.shape:
-        return None
-    return mask if grid_distance(its.affine, of_mask.affine, its.shape) < SAME_GRID_MM else None
+    apart = grid_distance(its.affine, of_mask.affine, its.shape)
+    same = its.shape == of_mask.shape and apart <= MASK_TOLERANCE * voxel_sizes(its.affine).min()
+    return mask if same else None
 
 
 def correct(

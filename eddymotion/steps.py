@@ -20,7 +20,7 @@ from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import Quality, assess, estimate_motion
+from eddymotion.estimation import Quality, assess, choose_estimator, estimate_motion
 from eddymotion.estimation.outliers import ruin_in_words
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.estimation.slicing import Slicing
@@ -143,7 +143,9 @@ def correct_series(
     with stages("pictures"):
         slices = slices_before, slices_after
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.told)
-    summary = summarise(dwi, motion, model, before, after)
+    registrar = get_registrar(settings.registration, settings.registration_settings)
+    summary = {"estimator": choose_estimator(settings.estimator, model, registrar)}
+    summary |= summarise(dwi, motion, model, before, after)
     summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     content = sidecar_of(series, settings, summary, stages, print_of_run)
@@ -386,7 +388,7 @@ def fingerprint(
 ) -> str:
     """Digest of all that determines the outputs: input files, settings and version.
 
-    Settings in `without` do not count, nor fields of the raw sidecar that are only handed on.
+    Settings in `without` do not count, nor then fields of the raw sidecar that are only handed on.
     """
     digest = hashlib.sha256(__version__.encode())
     effective = {k: v for k, v in settings.effective().items() if k not in without}

@@ -33,7 +33,6 @@ def summarise(
     kind = "the first b=0" if len(dwi.gradients.b0s) else "since the series has no b=0"
     return {
         "series": repr(dwi),
-        "estimator": "lovo" if motion.standard_errors is None else "joint",
         "model": type(model).__name__,
         "reference": f"volume {dwi.reference}, {kind}",
         "range of translations (x, y, z)": ", ".join(f"{r:.2f}" for r in reach[:3]) + " mm",

@@ -268,3 +268,13 @@ def test_large_grids_give_no_foreign_warnings():
     b0 = np.zeros((90, 96, 40), np.float32)
     b0[20:70, 20:76, 8:32] = 900
     assert 0.2 < em.brain_mask(b0).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [([], "estimated together"), (["--model", "dti"], "leave-one-volume-out")],
+)
+def test_the_text_to_cite_names_what_was_done(options, words, scan, tmp_path):
+    call = [str(scan()), "-o", str(tmp_path / "out"), "--n-iterations", "1", *options]
+    assert correct.main(call) == 0
+    assert words in (tmp_path / "out" / "dwi.html").read_text()

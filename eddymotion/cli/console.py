@@ -78,13 +78,14 @@ def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Ite
     return tqdm(iterable, description, total, leave=False, dynamic_ncols=True, bar_format=shown)
 
 
-def run(program: str, body: Callable[[], int]) -> int:
+def run(program: str, body: Callable[[], int | None]) -> int:
     """Run a command; turn what users can mend into one line and exit code 2.
 
+    A command that returns nothing is done, exit code 0.
     A program that fails beneath it is one line as well, and exit code 1.
     """
     try:
-        return body()
+        return body() or 0
     except EngineError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1

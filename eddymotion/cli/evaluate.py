@@ -166,13 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = given[0]
     body = {"motion": evaluate_motion, "landmarks": evaluate_landmarks, "series": evaluate_series}
     with messages(0, logging.WARNING, "warning: %(message)s"):
-        return run(command.prog, lambda: done(body[given[0]], options))
-
-
-def done(body: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Run a command; what goes wrong is raised."""
-    body(options)
-    return 0
+        return run(command.prog, lambda: body[given[0]](options))
 
 
 def evaluate_motion(options: argparse.Namespace) -> None:

@@ -213,11 +213,7 @@ def correct_all(participants: dict, run: Run) -> dict[str, str]:
 
 def write_reports(options: argparse.Namespace) -> int:
     """Write the reports again, from the derivatives alone; 1 if a series has none."""
-    from eddymotion.reports.participant import (
-        build_participant_report,
-        finished_outputs,
-        unreadable_series,
-    )
+    from eddymotion.reports.participant import finished_outputs, write_participant_page
     from eddymotion.workflows.bids_app import sole_writer
 
     output_dir = options.output_dir.resolve()
@@ -239,17 +235,14 @@ def write_reports(options: argparse.Namespace) -> int:
     labels = sorted({*labels, *unfinished})
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, labels), logging_to(output_dir / "logs", options.verbose) as file:
+        failures: dict[str, str] = {}
+        n_series = 0
         for label in labels:
-            page = build_participant_report(output_dir, label, unfinished.get(label, {}))
+            name, missing = f"sub-{label}", unfinished.get(label, {})
+            finished, page = finished_outputs(output_dir / name), output_dir / f"{name}.html"
+            failures |= write_participant_page(page, name, finished, missing)
+            n_series += len(finished) + len(missing)
             log.info("report: %s", page)
-        failures = {name: why for missing in unfinished.values() for name, why in missing.items()}
-        finished = [
-            outputs
-            for label in labels
-            for outputs in finished_outputs(output_dir / f"sub-{label}")
-        ]
-        n_series = len(finished) + len(failures)
-        failures |= unreadable_series(finished)
         tell_failures(failures, n_series, file)
     return 1 if failures else 0
 

@@ -136,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(parser.prog, lambda: register(options))
 
 
-def register(options: argparse.Namespace) -> int:
-    """Register the pair and tell of it; return the exit code."""
+def register(options: argparse.Namespace) -> None:
+    """Register the pair and tell of it."""
     check(options)
     from eddymotion.pairs import PairOutputs, PairPaths, PairSettings, register_pair
 
@@ -164,7 +164,6 @@ def register(options: argparse.Namespace) -> int:
     print(told(summary))
     written = [outputs.prefix.with_name(name) for name in summary["outputs"]]
     print("\n" + "\n".join(f"written: {path}" for path in (*written, outputs.summary)))
-    return 0
 
 
 def check(options: argparse.Namespace) -> None:

@@ -27,8 +27,8 @@ def boilerplate(
     ----------
     settings : mapping
         Of the sidecar.
-    estimator : {"joint", "lovo"}
-        The one that was used; settings and model decide where none was asked for.
+    estimator : {"joint", "lovo", ""}
+        The one that was used; empty where that is not known.
     model : str
         Class of the model that was used.
     version : str
@@ -59,7 +59,9 @@ def boilerplate(
 
 
 def _estimation(estimator: str, settings: Mapping[str, Any]) -> str:
-    if estimator != "lovo":
+    if not estimator:
+        return ""
+    if estimator == "joint":
         return (
             "The poses of all volumes were estimated together, by least squares on the misfit of "
             "each volume to its prediction from the others."

@@ -79,7 +79,7 @@ def refuse_foreign_dataset(output_dir: Path) -> None:
 
 
 def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
-    """Write dataset_description.json, .bidsignore and the citation text; README if there is none.
+    """Write what a derivative dataset has at its top, but no README and .bidsignore of others.
 
     :func:`refuse_foreign_dataset` comes before.
     """

@@ -97,7 +97,8 @@ def estimate_motion(
         model = get_model(model, dwi.gradients)
     if isinstance(registrar, str):
         registrar = get_registrar(registrar)
-    chosen = choose_estimator(estimator, model, registrar)
+    chosen, reason = choose_estimator(estimator, model, registrar), why_loop(model, registrar)
+    log.info("estimator: %s%s", chosen, reason and f" ({reason})")
     if chosen == "lovo" and eddy_currents not in ("auto", "none"):
         raise EddymotionError(
             f"eddy currents {eddy_currents}: only the estimator joint estimates fields; use "
@@ -133,7 +134,7 @@ def estimate_motion(
 
 
 def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> str:
-    """Choose the estimator that model and registrar allow, and log the reason.
+    """Choose the estimator that model and registrar allow.
 
     Raises
     ------
@@ -142,19 +143,20 @@ def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> st
     """
     if name not in (None, *ESTIMATORS):
         raise EddymotionError(f"estimator {name!r} is unknown; use one of {', '.join(ESTIMATORS)}")
-    needs_loop = []
-    if not isinstance(model, LinearModel):
-        needs_loop.append(f"the model {type(model).__name__} is not linear in the signal")
-    if registrar != GaussNewton():
-        needs_loop.append("a registration was chosen")
+    needs_loop = why_loop(model, registrar)
     if name == "joint" and needs_loop:
         raise EddymotionError(
-            f"estimator joint: {needs_loop[0]}; use --estimator lovo, or --model gp and the "
+            f"estimator joint: {needs_loop}; use --estimator lovo, or --model gp and the "
             "default registration"
         )
-    chosen = name or ("lovo" if needs_loop else "joint")
-    log.info("estimator: %s%s", chosen, f" ({needs_loop[0]})" if needs_loop else "")
-    return chosen
+    return name or ("lovo" if needs_loop else "joint")
+
+
+def why_loop(model: Model, registrar: Registrar) -> str:
+    """Say why the leave-one-out loop alone can use model and registrar; empty if it need not."""
+    if not isinstance(model, LinearModel):
+        return f"the model {type(model).__name__} is not linear in the signal"
+    return "" if registrar == GaussNewton() else "a registration was chosen"
 
 
 def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str | None) -> None:

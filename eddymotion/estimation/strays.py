@@ -26,11 +26,11 @@ FAR_MM = 15.0
 """Root-mean-square way over a head that a volume seldom lies apart from its neighbours."""
 
 
-def far_from_neighbours(motion: Motion, center: np.ndarray) -> np.ndarray:
-    """Return the volumes that lie far from their neighbours in time, as indices."""
-    return np.flatnonzero(
-        rms_displacement(motion.matrices, neighbour_poses(motion, center), center) > FAR_MM
-    )
+def far_from_neighbours(motion: Motion, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the volumes (K,) that lie far from their neighbours in time, and theirs (K, 4, 4)."""
+    poses = neighbour_poses(motion, center)
+    far = np.flatnonzero(rms_displacement(motion.matrices, poses, center) > FAR_MM)
+    return far, poses[far]
 
 
 def neighbour_poses(motion: Motion, center: np.ndarray) -> np.ndarray:
@@ -64,14 +64,14 @@ def call_back(dwi: DWI, motion: Motion, *, seed: int = 0, n_threads: int = 1) ->
     Motion
         `motion` itself where none fits its prediction better at the pose of its neighbours.
     """
-    far = far_from_neighbours(motion, dwi.brain_center)
+    far, poses = far_from_neighbours(motion, dwi.brain_center)
     if not len(far):
         return motion
-    tried = motion.updated(far, neighbour_poses(motion, dwi.brain_center)[far])
+    tried = motion.updated(far, poses)
     model = get_model("auto", dwi.gradients)
     here, there = (
-        assess(dwi, poses, model, seed=seed, n_threads=n_threads).correlation[far]
-        for poses in (motion, tried)
+        assess(dwi, one, model, seed=seed, n_threads=n_threads).correlation[far]
+        for one in (motion, tried)
     )
     strays = far[there > here]
     if len(strays):

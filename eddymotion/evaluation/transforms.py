@@ -19,8 +19,6 @@ READABLE = (
     "columns " + " ".join(PARAMETERS)
 )
 
-"""ITK's transforms whose parameters are a 3×3 matrix and an offset."""
-
 MAX_SHEAR = 1e-3
 """Largest element of RᵀR − I that passes for rounding."""
 

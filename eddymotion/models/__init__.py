@@ -41,6 +41,18 @@ MIN_DIRECTIONS_FOR_GP = 6
 """With fewer diffusion-weighted volumes a covariance has nothing to learn from."""
 
 
+BUILDERS: dict[str, Callable[..., Model]] = {
+    "gp-legendre": partial(GaussianProcessModel, LegendreCovariance()),
+    "gp-spherical": partial(GaussianProcessModel, SphericalCovariance()),
+    "gp-qspace": partial(GaussianProcessModel, MaternCovariance()),
+    "average": AverageModel,
+    "dti": TensorModel,
+    "wls-dti": partial(TensorModel, weighted=True),
+    "dki": partial(TensorModel, kurtosis=True),
+}
+"""Names whose model does not depend on the scheme."""
+
+
 def get_model(
     name: str, gradients: Gradients, *, min_q_distance: float = 0.0, n_procs: int = 1
 ) -> Model:
@@ -72,18 +84,9 @@ def get_model(
         design_matrix(gradients, kurtosis=name == "dki")  # raises where the scheme is too small
     if name == "gp":
         name = _gaussian_process_for(gradients)
-    builders: dict[str, Callable[..., Model]] = {
-        "gp-legendre": partial(GaussianProcessModel, LegendreCovariance()),
-        "gp-spherical": partial(GaussianProcessModel, SphericalCovariance()),
-        "gp-qspace": partial(GaussianProcessModel, MaternCovariance()),
-        "average": AverageModel,
-        "dti": TensorModel,
-        "wls-dti": partial(TensorModel, weighted=True),
-        "dki": partial(TensorModel, kurtosis=True),
-    }
-    if name not in builders:
+    if name not in BUILDERS:
         raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
-    return builders[name](min_q_distance=min_q_distance)
+    return BUILDERS[name](min_q_distance=min_q_distance)
 
 
 def serves_joint(name: str) -> bool:
@@ -94,13 +97,16 @@ def serves_joint(name: str) -> bool:
     EddymotionError
         If there is no such model.
     """
+    if name in ("auto", "gp"):
+        return True
     if name.startswith("dipy:"):
         from eddymotion.models.dipy import find_model
 
         find_model(name.removeprefix("dipy:"))
-    elif name not in MODEL_NAMES:
+        return False
+    if name not in BUILDERS:
         raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
-    return name in ("auto", "average") or name.startswith("gp")
+    return isinstance(BUILDERS[name](), LinearModel)
 
 
 def choose_model(gradients: Gradients) -> str:

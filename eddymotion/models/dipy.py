@@ -114,38 +114,28 @@ def _predict_one(
 ) -> np.ndarray:
     """Fit to all volumes but `target` and predict it: (V,)."""
     try:
-        return _refit_without(model, options, voxels, gradients, target)
+        others = np.arange(len(gradients)) != target
+        estimates_s0 = "return_S0_hat" in inspect.signature(model).parameters
+        if estimates_s0:  # else predictions are scaled with a signal that was not fitted
+            options = {"return_S0_hat": True} | options
+        fit = model(_table(gradients.select(others)), **options).fit(voxels[:, others])
+        with_b0 = Gradients(
+            np.array([0.0, gradients.bvals[target]]),
+            np.array([[0.0, 0.0, 0.0], gradients.bvecs[target]]),
+            gradients.b0_threshold,
+        )
+        if _asks_for_s0(fit) and not estimates_s0 and len(gradients.b0s):
+            s0 = voxels[:, gradients.b0s].mean(axis=1)
+            predicted = fit.predict(_table(with_b0), S0=s0)
+        else:
+            predicted = fit.predict(_table(with_b0))
+        return np.asarray(predicted).reshape(len(voxels), -1)[:, -1]
     except (NotImplementedError, RuntimeError) as error:
         name = getattr(model, "__name__", str(model))
         raise EddymotionError(
-            f"model dipy:{name}: DIPY cannot predict with it ({error or type(error).__name__}); "
-            "choose another model"
+            f"model dipy:{name}: DIPY cannot predict with it "
+            f"({str(error) or type(error).__name__}); choose another model"
         ) from error
-
-
-def _refit_without(
-    model: Callable[..., Any],
-    options: dict[str, Any],
-    voxels: np.ndarray,
-    gradients: Gradients,
-    target: int,
-) -> np.ndarray:
-    others = np.arange(len(gradients)) != target
-    estimates_s0 = "return_S0_hat" in inspect.signature(model).parameters
-    if estimates_s0:  # else predictions are scaled with a signal that was not fitted
-        options = {"return_S0_hat": True} | options
-    fit = model(_table(gradients.select(others)), **options).fit(voxels[:, others])
-    with_b0 = Gradients(
-        np.array([0.0, gradients.bvals[target]]),
-        np.array([[0.0, 0.0, 0.0], gradients.bvecs[target]]),
-        gradients.b0_threshold,
-    )
-    if _asks_for_s0(fit) and not estimates_s0 and len(gradients.b0s):
-        s0 = voxels[:, gradients.b0s].mean(axis=1)
-        predicted = fit.predict(_table(with_b0), S0=s0)
-    else:
-        predicted = fit.predict(_table(with_b0))
-    return np.asarray(predicted).reshape(len(voxels), -1)[:, -1]
 
 
 def _asks_for_s0(fit: Any) -> bool:

@@ -57,23 +57,12 @@ def finished_outputs(folder: Path) -> list[Outputs]:
     ]
 
 
-def unreadable_series(all_outputs: Sequence[Outputs]) -> dict[str, str]:
-    """Find the series whose files cannot be read, and why."""
-    why: dict[str, str] = {}
-    for outputs in all_outputs:
-        try:
-            SeriesReport.load(outputs)
-        except EddymotionError as error:
-            why[outputs.src] = str(error)
-    return why
-
-
 def write_participant_page(
     page: Path,
     title: str,
     all_outputs: Sequence[Outputs],
     errors: Mapping[str, str] = NO_ERRORS,
-) -> None:
+) -> dict[str, str]:
     """Write the page of a participant, or of a series outside a BIDS dataset.
 
     A series whose files cannot be read is listed with the errors.
@@ -86,6 +75,11 @@ def write_participant_page(
         One a series.
     errors : mapping
         Series that failed → what happened.
+
+    Returns
+    -------
+    dict
+        The errors, and those of the series that cannot be read.
     """
     failed = dict(errors)
     articles: list[Html] = []
@@ -99,6 +93,7 @@ def write_participant_page(
             failed[outputs.src] = str(error)
     names = [outputs.src for outputs in all_outputs if outputs.src not in failed]
     write_page(page, title, _body(title, names, articles, failed))
+    return failed
 
 
 def _article(series: SeriesReport, number: int, page: Path) -> Html:

@@ -282,7 +282,7 @@ def citation(series: SeriesReport) -> Html:
     version = str(series.sidecar.get("EddymotionVersion", "(version not known)"))
     words = boilerplate(
         told if isinstance(told, Mapping) else {},
-        estimator=str(found.get("estimator", "joint")),
+        estimator=str(found.get("estimator", "")),
         model=str(found.get("model", "")),
         version=version,
         has_b0=bool(series.gradients.is_b0.any()),
