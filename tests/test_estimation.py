@@ -12,8 +12,9 @@ from eddymotion.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.coupled import CoupledProblem
+from eddymotion.estimation.course import merged
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.frames import Brain, most_likely_offset, proposals_in_time, unite_frames
+from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import register_unless_worse
 from eddymotion.estimation.strays import call_back, far_from_neighbours
 from eddymotion.geometry import (
@@ -123,9 +124,8 @@ def united_by_time(dwi, raw):
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
     to_reference = np.linalg.inv(raw[dwi.reference])
     b0_matrices = raw.matrices[b0s] @ to_reference
-    brain = Brain.of(dwi)
-    proposals = proposals_in_time(b0s, b0_matrices, dwis, raw.matrices[dwis], brain)
-    offset, _ = most_likely_offset(proposals, brain)
+    course = merged(b0s, b0_matrices, dwis, raw.matrices[dwis], dwi.brain_center)
+    offset = course.offset(course.habit()).offset
     return raw.updated(b0s, b0_matrices).updated(dwis, raw.matrices[dwis] @ offset)
 
 
@@ -161,6 +161,17 @@ def test_images_do_not_pull_where_time_is_certain(still):
     truth = Motion.identity(len(still))
     found = unite_frames(still, Estimate(planted(still, truth)), n_threads=2)
     assert apart(still, found, truth) < 0.1
+
+
+def test_what_time_and_images_contradict_each_other_in_is_said(head, grid, caplog):
+    """All b=0 volumes lie 2 mm away from their neighbours: no head does that by chance."""
+    gradients = shelled_scheme({1000: 24}, 4)
+    truth = Motion.identity(28).updated(gradients.dwis, pose([0, 2, 0], [0, 0, 0]))
+    dwi = acquire(head, gradients, truth, grid, snr=20)
+    found = unite_frames(dwi, Estimate(Motion.identity(28)), n_threads=2)
+    assert "time and images tell different frames" in caplog.text
+    assert found.frame_error > 1
+    assert apart(dwi, found, truth) < 1.96 * found.frame_error
 
 
 def test_joint_step_equals_finite_differences_of_the_likelihood(short):

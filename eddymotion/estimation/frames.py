@@ -5,16 +5,15 @@ An estimator aligns volumes of like contrast to each other. What remains unknown
 offset ``M`` between the frame of a diffusion-weighted group and that of the b=0 volumes. Two
 things tell it, and the better known counts more:
 
-*Time.* Between two consecutive volumes a head mostly rests. Every b=0 volume ``k`` and
-diffusion-weighted volume ``j`` close in time propose ::
-
-    M_kj = T_j⁻¹ T_k        (exact if the head did not move between k and j)
-
-with a scale that grows with the time between the two, and Student-t tails, so that a jump between
-some of them does no harm as long as others agree.
+*Time.* A head does not know which contrast is on. :mod:`eddymotion.estimation.course` learns from
+each group how it moves from volume to volume, and finds the offset at which the changes from b=0
+to diffusion-weighted volumes and back look like that.
 
 *Images.* :mod:`eddymotion.estimation.contrast` predicts the b=0 image from the diffusion-weighted
-ones; the offset at which that goes best is one more proposal, with a covariance.
+ones; the offset at which that goes best is one more guess, with a covariance.
+
+Where the two contradict each other beyond their errors, the error becomes as large as they are
+apart, and it is said.
 """
 
 from __future__ import annotations
@@ -27,85 +26,59 @@ import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.estimation.contrast import offset_from_images
+from eddymotion.estimation.course import Course, Guess, Habit, merged
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
-from eddymotion.geometry import (
-    ROTATION_RADIUS_MM,
-    Motion,
-    exp_rigid,
-    log_rigid,
-    rigid_parameters,
-)
+from eddymotion.geometry import Motion, exp_rigid, rigid_parameters
 from eddymotion.parallel import one_blas_thread
 from eddymotion.pyramid import head_scale
 
 log = logging.getLogger(__name__)
 
-MAX_VOLUMES_APART = 4
-FLOOR_MM = 0.03
-"""Scale of proposals at zero time, for a human head: the precision within the groups."""
-
-QUIET_QUANTILE, QUIET_FACTOR = 0.15, 0.67
-"""The scale of rest: this quantile of the steps between consecutive volumes over this factor,
-so that even a head that moves half of the time is judged by its quiet moments."""
-
-PAIRS_A_B0 = 2.0
-"""All pairs of one b=0 volume share its error: together they count as so many."""
-
-IMAGE_COUNT = 4.0
-"""The image term outweighs a single b=0 volume where the two are far apart (the head jumped right
-after it), but not two that agree with each other."""
-
-IMAGE_FLOOR_VOXELS = 0.015
-"""Error (voxels at b=1000 s/mm², in proportion to the b-value above) that the image term keeps
-however many points it has: what mean and deviation do not tell about a voxel."""
+BEYOND_CHANCE = 22.5
+"""Squared distance over variance, in six dimensions, that chance exceeds once in a thousand."""
 
 ENOUGH_VOLUMES = 6
 """The image term uses the lowest shell with so many volumes."""
 
 
 @dataclass(frozen=True, eq=False)
-class Brain:
-    """What rigid offsets are measured by.
+class JoinedFrame:
+    """How one group was joined to the b=0 volumes.
 
     Parameters
     ----------
-    center : (3,) array
-        RAS+ mm.
-    scale : float
-        Size relative to a human brain.
+    offset : (4, 4) array
+        b=0 frame → frame of the group.
+    covariance : (6, 6) array
+        Of its error: mm, rad about the centre of the brain.
+    bval : float
+        Mean of the group.
+    by_time, by_images : float
+        Standard errors (mm an axis) of each alone; NaN where the images tell nothing.
+    apart : (6,) array
+        From the offset of time alone to that of the images alone: mm, rad; NaN likewise.
+    contradicted : bool
+        Whether the two differ beyond their errors.
     """
 
-    center: np.ndarray
-    scale: float = 1.0
+    offset: np.ndarray
+    covariance: np.ndarray
+    bval: float
+    by_time: float
+    by_images: float
+    apart: np.ndarray
+    contradicted: bool
 
-    @classmethod
-    def of(cls, dwi: DWI) -> Brain:
-        """Measure the brain of a series."""
-        return cls(dwi.brain_center, head_scale(dwi.mask, dwi.voxel_sizes))
-
-    @property
-    def in_mm(self) -> np.ndarray:
-        """Millimetres for each unit of a twist (mm, rad), (6,)."""
-        return np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.scale] * 3)
-
-
-@dataclass(frozen=True, eq=False)
-class _Proposals:
-    """Candidates for an offset, with what they weigh.
-
-    Parameters
-    ----------
-    offsets : (P, 4, 4) array
-    variances : (P,) array
-        mm²
-    counts : (P,) array
-        How many independent observations each stands for.
-    """
-
-    offsets: np.ndarray
-    variances: np.ndarray
-    counts: np.ndarray
+    def __str__(self) -> str:
+        told = f"frame of b={self.bval:.0f} against b=0: by time ± {self.by_time:.3f} mm"
+        if np.isnan(self.by_images):
+            return f"{told}; the images tell nothing"
+        way, turn = np.linalg.norm(self.apart[:3]), np.rad2deg(np.linalg.norm(self.apart[3:]))
+        return (
+            f"{told}, by images ± {self.by_images:.3f} mm (standard errors an axis); "
+            f"{way:.2f} mm and {turn:.2f}° apart"
+        )
 
 
 @one_blas_thread()
@@ -151,12 +124,20 @@ def unite_frames(
         to_reference = np.linalg.inv(motion[dwi.reference])
         b0_matrices = motion.matrices[b0s] @ to_reference
         for group in [dwis] if groups is None else groups:
-            offset, covariance = find_offset(
+            joined = find_offset(
                 dwi, b0_matrices, group, motion.select(group), seed=seed, n_threads=n_threads
             )
-            united = united.updated(group, motion.matrices[group] @ offset)
-            of_frame[group] = covariance
-        frame_error = float(np.sqrt(of_frame[:, 0, 0].max()))
+            united = united.updated(group, motion.matrices[group] @ joined.offset)
+            of_frame[group] = joined.covariance
+            log.info("%s", joined)
+            if joined.contradicted:
+                log.warning(
+                    "time and images tell different frames for the volumes with b=%.0f and those "
+                    "with b=0 (%s): their common offset is known within %.2f mm only; look at the "
+                    "b=0 edges on diffusion-weighted volumes in the report",
+                    joined.bval, joined, np.sqrt(np.diag(joined.covariance)[:3].max()),
+                )  # fmt: skip
+        frame_error = float(np.sqrt(np.diagonal(of_frame, axis1=1, axis2=2)[:, :3].max()))
     united = replace(united, frame_error=frame_error)
     if covariances is None:
         return united
@@ -174,7 +155,7 @@ def find_offset(
     *,
     seed: int = 0,
     n_threads: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> JoinedFrame:
     """Find the offset of one group from time and images.
 
     Parameters
@@ -191,42 +172,66 @@ def find_offset(
 
     Returns
     -------
-    offset : (4, 4) array
-        b=0 frame → frame of the group.
-    covariance : (6, 6) array
-        Of its error.
+    JoinedFrame
     """
-    brain = Brain.of(dwi)
-    in_time = proposals_in_time(dwi.gradients.b0s, b0_matrices, group, motion.head, brain)
-    offset, variance = most_likely_offset(in_time, brain)
+    size = head_scale(dwi.mask, dwi.voxel_sizes)
+    course = merged(dwi.gradients.b0s, b0_matrices, group, motion.head, dwi.brain_center, size)
+    habit = course.habit()
+    by_time = course.offset(habit)
     which = _lowest_shell(dwi, group)
     image = offset_from_images(
         dwi,
         b0_matrices,
         group[which],
         motion.select(which),
-        offset,
+        by_time.offset,
         seed=seed,
         n_threads=n_threads,
     )
-    if image is not None:
-        from_images, covariance = image
-        bvals = dwi.gradients.bvals[group[which]]
-        voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
-        floor = (IMAGE_FLOOR_VOXELS * voxel * max(1.0, bvals.mean() / 1000.0)) ** 2
-        sampling = np.trace(covariance * np.outer(brain.in_mm, brain.in_mm)) / 6
-        both = _Proposals(
-            np.concatenate([in_time.offsets, from_images[None]]),
-            np.append(in_time.variances, IMAGE_COUNT * (floor + sampling)),
-            np.append(in_time.counts, IMAGE_COUNT),
-        )
-        apart = log_rigid(np.linalg.inv(offset) @ from_images, brain.center)
-        log.info(
-            "frame of b=%.0f against b=0: time and images differ by %.2f mm, %.2f°",
-            bvals.mean(), np.linalg.norm(apart[:3]), np.rad2deg(np.linalg.norm(apart[3:])),
-        )  # fmt: skip
-        offset, variance = most_likely_offset(both, brain)
-    return offset, variance * np.diag(1 / brain.in_mm**2)
+    bval = float(dwi.gradients.bvals[group].mean())
+    error = _error_mm(by_time.covariance)
+    if image is None:
+        unknown = np.full(6, np.nan)
+        return JoinedFrame(by_time.offset, by_time.covariance, bval, error, np.nan, unknown, False)
+    by_images = Guess(*image)
+    both = course.offset(habit, by_images)
+    contradictions = [
+        course.apart(both.offset, guess.offset)
+        for guess in contradicting(course, habit, by_time, by_images, both)
+    ]
+    covariance = both.covariance
+    if contradictions:  # one of the two is right
+        covariance = covariance + np.diag(np.square(contradictions).max(axis=0))
+    return JoinedFrame(
+        both.offset,
+        covariance,
+        bval,
+        error,
+        _error_mm(by_images.covariance),
+        course.apart(by_time.offset, by_images.offset),
+        bool(contradictions),
+    )
+
+
+def contradicting(
+    course: Course, habit: Habit, by_time: Guess, by_images: Guess, both: Guess
+) -> list[Guess]:
+    """Find what of time and images contradicts the offset that was found from both."""
+    found = []
+    if course.squared(both.offset, by_images) > BEYOND_CHANCE:
+        found.append(by_images)
+    sum_of_both = Guess(by_images.offset, by_images.covariance + by_time.covariance)
+    if (
+        course.squared(by_time.offset, sum_of_both) > BEYOND_CHANCE
+        and course.rests_nowhere(both, habit) > BEYOND_CHANCE
+    ):
+        found.append(by_time)
+    return found
+
+
+def _error_mm(covariance: np.ndarray) -> float:
+    """Return the standard error of a translation, mm an axis."""
+    return float(np.sqrt(np.trace(covariance[:3, :3]) / 3))
 
 
 def _lowest_shell(dwi: DWI, group: np.ndarray) -> np.ndarray:
@@ -238,68 +243,6 @@ def _lowest_shell(dwi: DWI, group: np.ndarray) -> np.ndarray:
         return next((shell for shell in shells if len(shell) >= ENOUGH_VOLUMES), shells[0])
     lowest = np.argsort(bvals, kind="stable")[: max(ENOUGH_VOLUMES, len(group) // 3)]
     return np.sort(lowest)
-
-
-def proposals_in_time(
-    b0s: np.ndarray,
-    b0_matrices: np.ndarray,
-    dwis: np.ndarray,
-    dwi_matrices: np.ndarray,
-    brain: Brain,
-) -> _Proposals:
-    """Pair each b=0 volume with its neighbours in time.
-
-    Parameters
-    ----------
-    b0s, dwis : index arrays
-        Positions in the series.
-    b0_matrices, dwi_matrices : (…, 4, 4) arrays
-        Poses of the b=0 volumes in their frame, and of the others in theirs.
-    brain : Brain
-    """
-    apart = np.abs(b0s[:, None] - dwis[None])
-    nearest = max(MAX_VOLUMES_APART, int(apart.min()))
-    pairs = np.argwhere(apart <= nearest)
-    time = apart[pairs[:, 0], pairs[:, 1]]
-    offsets = np.linalg.inv(dwi_matrices[pairs[:, 1]]) @ b0_matrices[pairs[:, 0]]
-    variances = _quiet_step(dwis, dwi_matrices, brain) ** 2 * time
-    variances += (FLOOR_MM * brain.scale) ** 2
-    n_pairs = np.bincount(pairs[:, 0], minlength=len(b0s))[pairs[:, 0]]
-    return _Proposals(offsets, variances, np.minimum(1.0, PAIRS_A_B0 / n_pairs))
-
-
-def most_likely_offset(proposals: _Proposals, brain: Brain) -> tuple[np.ndarray, float]:
-    """Find the mode of the proposals, and its variance an axis (mm²; rotations at 50 mm)."""
-    center, in_mm = brain.center, brain.in_mm
-
-    def twists_from(offset: np.ndarray) -> np.ndarray:
-        return log_rigid(np.linalg.inv(offset) @ proposals.offsets, center)
-
-    def cost(offset: np.ndarray) -> float:
-        squares = ((twists_from(offset) * in_mm) ** 2).sum(axis=1)
-        return float((proposals.counts * np.log1p(squares / proposals.variances)).sum())
-
-    offset = min(proposals.offsets, key=cost)
-    precision = 0.0
-    for _ in range(50):
-        twists = twists_from(offset)
-        squares = ((twists * in_mm) ** 2).sum(axis=1)
-        weights = proposals.counts / (proposals.variances + squares)
-        precision = weights.sum()
-        step = weights @ twists / precision
-        offset = offset @ exp_rigid(step, center)
-        if np.linalg.norm(step * in_mm) < 1e-6 * brain.scale:
-            break
-    return offset, float(1 / precision)
-
-
-def _quiet_step(dwis: np.ndarray, matrices: np.ndarray, brain: Brain) -> float:
-    """Typical step (mm) between consecutive volumes while the head rests."""
-    steps = log_rigid(np.linalg.inv(matrices[:-1]) @ matrices[1:], brain.center)
-    if not len(steps):
-        return brain.scale  # nothing known: a millimetre
-    lengths = np.linalg.norm(steps * brain.in_mm, axis=1) / np.sqrt(np.diff(dwis))
-    return float(np.quantile(lengths, QUIET_QUANTILE)) / QUIET_FACTOR
 
 
 def standard_errors(

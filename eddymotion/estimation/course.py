@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The course of a head in time, through volumes of both contrasts.
+
+A head mostly rests, trembles, drifts, and jumps now and then. From each volume ``t`` to the next
+it takes a step ``r_t``, and where it is at a moment departs from its course by a jitter ``ε_t``::
+
+    u_t = r_t + ε_{t+1} − ε_t,   r_t ~ Σ_c π_c N(0, σ_c² Δt),   ε_t ~ N(0, τ²)
+
+with steps as twists in the head's frame, rotations as millimetres at 50 mm from its centre. The
+scales ``σ_c`` are a fixed ladder from rest to jump; how often each is seen, ``π``, and ``τ`` are
+learnt from the steps within a contrast, so that a head that moves half of the time is judged by
+its quiet moments. No scale has to be chosen and no distribution of jumps assumed.
+
+Some volumes are seen away from where those before and after them rest: the head went and came
+back. Such excursions have a probability of their own, learnt alike, or both steps would speak for
+one wrong offset.
+
+Where a step leads from a b=0 volume to a diffusion-weighted one or back, an offset ``m`` of one
+frame against the other adds to it, with the sign of the change. Its likelihood is that of the
+steps; a drift through a b=0 volume cancels, since it is entered and left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eddymotion.geometry import ROTATION_RADIUS_MM, exp_rigid, log_rigid
+
+SCALES_MM = np.geomspace(0.01, 30.0, 12)
+"""Steps that are told apart, for a human head."""
+
+PRIOR_STEPS = 0.15
+"""So many steps of each scale are taken as seen before any is."""
+
+FIRST_JITTER_MM, LEAST_JITTER_MM = 0.03, 0.01
+
+FIRST_EXCURSIONS = 0.05
+
+FAR_MM = 0.5
+"""Scales of steps that an excursion begins with."""
+
+QUIET_SHARE = 1 / 6
+
+N_ITERATIONS = 40
+
+N_DRAWS = 4000
+"""Of the posterior, for its intervals."""
+
+TAIL_DOF = 3.0
+"""Degrees of freedom of the distribution that is drawn from."""
+
+Z_95 = 1.96
+
+
+@dataclass(frozen=True, eq=False)
+class Habit:
+    """How a head moves from volume to volume.
+
+    Parameters
+    ----------
+    shares : (C,) array
+        Of the scales among its steps.
+    variances : (C,) array
+        mm² an axis, for one volume of time.
+    jitter : float
+        Variance (mm² an axis) of where it is at a moment.
+    excursions : float
+        Share of the volumes that it is away for, before it comes back.
+    """
+
+    shares: np.ndarray
+    variances: np.ndarray
+    jitter: float
+    excursions: float = FIRST_EXCURSIONS
+
+    @property
+    def quiet(self) -> float:
+        """Variance (mm² an axis) of the steps in quiet moments: of the slowest sixth."""
+        return float(self.variances[np.searchsorted(np.cumsum(self.shares), QUIET_SHARE)])
+
+    @classmethod
+    def learn(cls, steps: np.ndarray, gaps: np.ndarray, size: float = 1.0) -> Habit:
+        """Learn from runs of steps, by expectation-maximisation.
+
+        Parameters
+        ----------
+        steps : (n, 6) array
+            mm; NaN where one is not known. Neighbours share a moment.
+        gaps : (n,) array
+            Volumes of time that each takes.
+        size : float
+            Of the head relative to a human one.
+        """
+        variances = (SCALES_MM * size) ** 2
+        habit = cls(
+            np.full(len(variances), 1 / len(variances)), variances, (FIRST_JITTER_MM * size) ** 2
+        )
+        known = np.isfinite(steps).all(axis=1)
+        if not known.any():
+            return habit
+        steps, gaps = np.where(known[:, None], steps, 0.0), np.asarray(gaps, float)
+        of_steps = np.full(len(steps), variances[len(variances) // 2])
+        for _ in range(N_ITERATIONS):
+            scatter = habit.scatter(of_steps, gaps)[np.ix_(known, known)]
+            inverse = np.linalg.inv(scatter)
+            pulled = inverse @ steps[known]
+            spread = (of_steps * gaps)[known]
+            taken = spread[:, None] * pulled
+            squares = (taken**2).sum(axis=1) + 6 * (spread - spread**2 * np.diag(inverse))
+            responsible = habit.responsible(squares / gaps[known])
+            of_steps = np.full(len(steps), of_steps[0])
+            of_steps[known] = 1 / (responsible @ (1 / variances))
+            change = _moments_of(len(steps))[known]
+            moved = habit.jitter * change.T @ pulled
+            left = habit.jitter - habit.jitter**2 * np.einsum(
+                "ka,kl,la->a", change, inverse, change
+            )
+            seen = (change != 0).any(axis=0)
+            jitter = float(((moved**2).sum(axis=1) / 6 + left)[seen].mean())
+            shares = responsible.sum(axis=0) + PRIOR_STEPS
+            habit = cls(
+                shares / shares.sum(), variances, max(jitter, (LEAST_JITTER_MM * size) ** 2)
+            )
+        return habit
+
+    def with_excursions(
+        self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
+    ) -> Habit:
+        """Learn the share of excursions.
+
+        Parameters
+        ----------
+        forth, back, both : (n,) arrays
+            Squared lengths (mm²) of the step to a volume, of that from it, and of both together.
+        gaps : (n, 3) array
+            Time that each takes.
+        """
+        habit = self
+        for _ in range(N_ITERATIONS if len(forth) else 0):
+            away = 1 - habit.stays(forth, back, both, gaps)
+            share = (away.sum() + FIRST_EXCURSIONS) / (len(away) + 1)
+            habit = replace(habit, excursions=float(share))
+        return habit
+
+    def stays(
+        self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
+    ) -> np.ndarray:
+        """Probability that a volume is no excursion; parameters as above, any leading axes."""
+        stay, away = self._of_visits(forth, back, both, gaps)
+        return 1 / (1 + np.exp(np.clip(away - stay, -500, 500)))
+
+    def visit(
+        self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
+    ) -> np.ndarray:
+        """Logarithm of the density of the steps to and from volumes, (…, n)."""
+        return np.logaddexp(*self._of_visits(forth, back, both, gaps))
+
+    def _of_visits(
+        self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        far = self.variances >= FAR_MM**2 * self.variances[0] / SCALES_MM[0] ** 2
+        away = replace(self, shares=np.where(far, 1 / far.sum(), 1e-300))
+        stay = self.log_density(forth, gaps[:, 0]) + self.log_density(back, gaps[:, 1])
+        gone = away.log_density(forth, gaps[:, 0]) + self.log_density(both, gaps[:, 2])
+        return np.log1p(-self.excursions) + stay, np.log(self.excursions) + gone
+
+    def scatter(self, of_steps: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+        """Covariance of an axis of consecutive steps of these variances, (n, n)."""
+        change = _moments_of(len(of_steps))
+        return np.diag(of_steps * gaps) + self.jitter * change @ change.T
+
+    def responsible(self, squares: np.ndarray) -> np.ndarray:
+        """Probability of each scale for steps of squared lengths (n,), (n, C)."""
+        logs = (
+            np.log(self.shares)
+            - 3 * np.log(self.variances)
+            - squares[:, None] / (2 * self.variances)
+        )
+        logs -= logs.max(axis=1, keepdims=True)
+        weights = np.exp(logs)
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def log_density(self, squares: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+        """Logarithm of the density of steps of squared lengths (…, n): (…, n)."""
+        variances = self.variances * gaps[:, None] + 2 * self.jitter
+        logs = np.log(self.shares) - 3 * np.log(variances) - squares[..., None] / (2 * variances)
+        top = logs.max(axis=-1, keepdims=True)
+        return top[..., 0] + np.log(np.exp(logs - top).sum(axis=-1))
+
+
+def _moments_of(n_steps: int) -> np.ndarray:
+    """Turn jitter of n + 1 moments into that of the steps between them, (n, n + 1)."""
+    return np.eye(n_steps, n_steps + 1, k=1) - np.eye(n_steps, n_steps + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """An offset that something tells, beside time.
+
+    Parameters
+    ----------
+    offset : (4, 4) array
+    covariance : (6, 6) array
+        Of a twist after it: mm, rad about the centre.
+    """
+
+    offset: np.ndarray
+    covariance: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Volumes of two frames in the order of time.
+
+    Parameters
+    ----------
+    times : (n,) array
+        When each was acquired, in volumes; ascending.
+    in_group : (n,) bool array
+        Which are of the second frame.
+    matrices : (n, 4, 4) array
+        Poses, each in its frame.
+    center : (3,) array
+        About which twists turn, RAS+ mm.
+    size : float
+        Of the head relative to a human one.
+    """
+
+    times: np.ndarray
+    in_group: np.ndarray
+    matrices: np.ndarray
+    center: np.ndarray
+    size: float = 1.0
+
+    @property
+    def in_mm(self) -> np.ndarray:
+        """Millimetres for each unit of a twist (mm, rad), (6,)."""
+        return np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.size] * 3)
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """Time from each volume to the next, (n − 1,)."""
+        return np.diff(self.times)
+
+    @property
+    def changes(self) -> np.ndarray:
+        """1 where the next volume is of the second frame and this is not, −1 back: (n − 1,)."""
+        return np.diff(self.in_group.astype(int))
+
+    def steps(self, offset: np.ndarray) -> np.ndarray:
+        """Return the steps in mm if `offset` takes the first frame to the second, (n − 1, 6)."""
+        poses = np.where(self.in_group[:, None, None], self.matrices @ offset, self.matrices)
+        return log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], self.center) * self.in_mm
+
+    def habit(self) -> Habit:
+        """Learn how the head moves from the steps within a frame."""
+        steps = self.steps(np.eye(4))
+        steps[self.changes != 0] = np.nan
+        habit = Habit.learn(steps, self.gaps, self.size)
+        inner = 1 + np.flatnonzero((self.changes[:-1] == 0) & (self.changes[1:] == 0))
+        squares = (steps**2).sum(axis=1)
+        both, gaps = self._across(inner - 1, inner + 1)
+        gaps = np.stack([self.gaps[inner - 1], self.gaps[inner], gaps], axis=1)
+        visits = squares[inner - 1], squares[inner], both, gaps
+        habit = habit.with_excursions(*visits)
+        away = inner[habit.stays(*visits) < 0.5]  # their steps are no habit
+        steps[away - 1] = steps[away] = np.nan
+        return replace(Habit.learn(steps, self.gaps, self.size), excursions=habit.excursions)
+
+    def _across(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Squared way (mm²) between volumes of one frame, and the time between."""
+        way = log_rigid(np.linalg.inv(self.matrices[before]) @ self.matrices[after], self.center)
+        return ((way * self.in_mm) ** 2).sum(axis=1), self.times[after] - self.times[before]
+
+    def visits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Find the steps into and out of each stay in the first frame, (k,) both."""
+        changing = np.flatnonzero(self.changes)
+        pairs = np.flatnonzero(self.changes[changing[:-1]] < 0)
+        return changing[pairs], changing[pairs + 1]
+
+    def proposals(self) -> np.ndarray:
+        """Offsets at which the head rests during one change of frame, (k, 4, 4)."""
+        first, second = np.stack([self.matrices[:-1], self.matrices[1:]])
+        forth, back = self.changes > 0, self.changes < 0
+        return np.concatenate(
+            [
+                np.linalg.inv(second[forth]) @ first[forth],
+                np.linalg.inv(first[back]) @ second[back],
+            ]
+        )
+
+    def offset(self, habit: Habit, guess: Guess | None = None) -> Guess:
+        """Find the most likely offset, with what else tells it, and its covariance.
+
+        Returns
+        -------
+        Guess
+            The intervals ``± 1.96`` standard errors hold 95 % of the posterior, axis by axis.
+        """
+        proposals = self.proposals()
+        if guess is not None:
+            proposals = np.concatenate([proposals, guess.offset[None]])
+        likelihood = self._likelihood(habit, guess)
+        start = max(proposals, key=lambda one: float(likelihood(one, np.zeros((1, 6)))[0]))
+        offset, covariance = self._climb(start, habit, guess)
+        return Guess(offset, self._intervals(offset, covariance, likelihood))
+
+    def _likelihood(
+        self, habit: Habit, guess: Guess | None
+    ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """Return a function of an offset and of small twists (k, 6; mm) after it: (k,)."""
+        sign, gaps = self.changes, self.gaps
+        forth, back = self.visits()
+        alone = np.setdiff1d(np.flatnonzero(sign), np.concatenate([forth, back]))
+        both, across = self._across(forth, back + 1)
+        of_visits = np.stack([gaps[forth], gaps[back], across], axis=1)
+        precision = np.zeros((6, 6))
+        if guess is not None:
+            precision = np.linalg.inv(guess.covariance * np.outer(self.in_mm, self.in_mm))
+
+        def of(offset: np.ndarray, twists: np.ndarray) -> np.ndarray:
+            steps = self.steps(offset)
+
+            def squares(which: np.ndarray) -> np.ndarray:
+                moved = steps[which] + sign[which, None] * twists[:, None]
+                return (moved**2).sum(axis=-1)
+
+            total = habit.log_density(squares(alone), gaps[alone]).sum(axis=-1)
+            total = total + habit.visit(squares(forth), squares(back), both, of_visits).sum(
+                axis=-1
+            )
+            if guess is not None:
+                apart = twists - self.apart(offset, guess.offset) * self.in_mm
+                total = total - np.einsum("ki,ij,kj->k", apart, precision, apart) / 2
+            return total
+
+        return of
+
+    def apart(self, offset: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return the twist (mm, rad) from one offset to another, (6,)."""
+        return log_rigid(np.linalg.inv(offset) @ other, self.center)
+
+    def squared(self, offset: np.ndarray, guess: Guess) -> float:
+        """Squared distance of an offset from a guess over its variance."""
+        apart = self.apart(offset, guess.offset)
+        return float(apart @ np.linalg.solve(guess.covariance, apart))
+
+    def rests_nowhere(self, guess: Guess, habit: Habit) -> float:
+        """Least squared step at the changes of frame, over the variance of a head at rest."""
+        change = self.changes != 0
+        steps = self.steps(guess.offset)[change]
+        known = np.diag(guess.covariance) * self.in_mm**2
+        variances = habit.quiet * self.gaps[change, None] + 2 * habit.jitter + known
+        return float((steps**2 / variances).sum(axis=1).min())
+
+    def _climb(
+        self, offset: np.ndarray, habit: Habit, guess: Guess | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Go to the mode near an offset; return it with the covariance there (mm, rad)."""
+        sign = self.changes
+        gaps = self.gaps
+        forth, back = self.visits()
+        both, across = self._across(forth, back + 1)
+        of_visits = np.stack([gaps[forth], gaps[back], across], axis=1)
+        inside = np.ones((6, 6))
+        for _ in range(N_ITERATIONS):
+            steps = self.steps(offset)
+            squares = (steps**2).sum(axis=1)
+            told = habit.responsible(squares / gaps) @ (1 / habit.variances)
+            stays = habit.stays(squares[forth], squares[back], both, of_visits)
+            for of_visit in (forth, back):
+                told[of_visit] = stays * told[of_visit] + (1 - stays) / habit.variances[-1]
+            of_steps = 1 / told
+            inverse = np.linalg.inv(habit.scatter(of_steps, gaps))
+            by_time = sign @ inverse @ sign
+            normal = by_time * np.eye(6)
+            right = -(sign @ inverse) @ steps
+            if guess is not None:
+                precision = np.linalg.inv(guess.covariance * np.outer(self.in_mm, self.in_mm))
+                normal = normal + precision
+                right = right + precision @ (self.apart(offset, guess.offset) * self.in_mm)
+            inside = np.linalg.inv(normal)
+            step = inside @ right
+            offset = offset @ exp_rigid(step / self.in_mm, self.center)
+            if np.linalg.norm(step) < 1e-5 * self.size:
+                break
+        return offset, inside / np.outer(self.in_mm, self.in_mm)
+
+    def _intervals(
+        self,
+        offset: np.ndarray,
+        covariance: np.ndarray,
+        likelihood: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        """Widen a covariance until its intervals hold 95 % of the posterior.
+
+        Few steps may each have been a jump: the curvature at the mode does not know.
+        """
+        random = np.random.default_rng(0)
+        root = np.linalg.cholesky(covariance * np.outer(self.in_mm, self.in_mm))
+        normal = random.normal(size=(N_DRAWS, 6))
+        # a quarter far out, so that other modes are met
+        reach = np.where(np.arange(N_DRAWS) % 4 == 0, 8.0, 1.0)
+        tails = np.sqrt(TAIL_DOF / random.chisquare(TAIL_DOF, N_DRAWS)) * reach
+        draws = (normal * tails[:, None]) @ root.T
+        distance = (normal**2).sum(axis=1) * tails**2
+        density = np.zeros(N_DRAWS)
+        for scale, share in ((1.0, 0.75), (8.0, 0.25)):
+            density += (
+                share / scale**6 * (1 + distance / scale**2 / TAIL_DOF) ** (-(TAIL_DOF + 6) / 2)
+            )
+        logs = likelihood(offset, draws) - np.log(density)
+        weights = np.exp(logs - logs.max())
+        widths = []
+        for axis in np.abs(draws).T:
+            order = np.argsort(axis)
+            total = np.cumsum(weights[order])
+            widths.append(axis[order][np.searchsorted(total, 0.95 * total[-1])] / Z_95)
+        factors = np.array(widths) / self.in_mm / np.sqrt(np.diag(covariance))
+        factors = np.maximum(factors, 1.0)
+        return covariance * np.outer(factors, factors)
+
+
+def merged(
+    first: np.ndarray,
+    first_matrices: np.ndarray,
+    second: np.ndarray,
+    second_matrices: np.ndarray,
+    center: np.ndarray,
+    size: float = 1.0,
+) -> Course:
+    """Put volumes of two frames into the order of their positions in the series.
+
+    Parameters
+    ----------
+    first, second : index arrays
+        Positions in the series.
+    first_matrices, second_matrices : (…, 4, 4) arrays
+        Poses, each in its frame.
+    center : (3,) array
+        RAS+ mm.
+    size : float
+        Of the head relative to a human one.
+    """
+    times = np.concatenate([first, second])
+    order = np.argsort(times, kind="stable")
+    in_group = np.repeat([False, True], [len(first), len(second)])
+    matrices = np.concatenate([first_matrices, second_matrices])
+    return Course(times[order], in_group[order], matrices[order], center, size)

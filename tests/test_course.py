@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frame from time: heads that rest, drift, jump, go and come back."""
+
+import numpy as np
+import pytest
+
+from eddymotion.estimation.course import Habit, merged
+from eddymotion.geometry import exp_rigid
+from eddymotion.simulation import shelled_scheme
+from eddymotion.simulation.motion import simulate_motion
+
+CENTER = np.array([3.0, -2.0, 10.0])
+OFFSET = exp_rigid(np.array([0.5, -1.0, 0.3, 0.01, 0.02, -0.01]), CENTER)
+
+
+def joined(poses, gradients, seed=0):
+    """Poses with errors of 0.02 mm, each group in its frame, joined by time: error, its error."""
+    random = np.random.default_rng(seed)
+    errors = random.normal(size=(len(poses), 6)) * ([0.02] * 3 + [4e-4] * 3)
+    poses = poses @ exp_rigid(errors, CENTER)
+    b0s, dwis = gradients.b0s, gradients.dwis
+    course = merged(b0s, poses[b0s], dwis, poses[dwis] @ np.linalg.inv(OFFSET), CENTER)
+    found = course.offset(course.habit())
+    error = course.apart(found.offset, OFFSET) * course.in_mm
+    return error, np.sqrt(np.diag(found.covariance)) * course.in_mm
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n_b0s", "bound"),
+    [("none", 4, 0.03), ("drift", 4, 0.05), ("moderate", 4, 0.06), ("high", 4, 0.09)],
+)
+def test_several_b0s_tell_the_frame_of_a_head_in_motion(pattern, n_b0s, bound):
+    gradients = shelled_scheme({1000: 24}, n_b0s)
+    errors, sizes = zip(
+        *(
+            joined(simulate_motion(pattern, len(gradients), CENTER, seed=s).matrices, gradients, s)
+            for s in range(12)
+        ),
+        strict=True,
+    )
+    assert np.sqrt(np.square(errors).mean()) < bound
+    covered = (np.abs(errors) < 1.96 * np.array(sizes)).mean()
+    assert covered > 0.85
+    assert np.median(sizes) < bound  # and not by being wide
+
+
+def test_one_b0_at_the_start_is_not_believed_beyond_what_it_can_tell():
+    """A drift adds to its only step, and that step may have been a jump."""
+    gradients = shelled_scheme({1000: 12}, 1)
+    errors, sizes = zip(
+        *(
+            joined(simulate_motion("drift", 13, CENTER, seed=s).matrices, gradients, s)
+            for s in range(12)
+        ),
+        strict=True,
+    )
+    assert (np.abs(errors) < 1.96 * np.array(sizes)).mean() > 0.85
+
+
+def test_two_steps_of_one_excursion_are_not_two_witnesses():
+    """The head is away for one b=0 between volumes at rest, as it is for others of its volumes."""
+    gradients = shelled_scheme({1000: 24}, 2)
+    second = gradients.b0s[1]
+    poses = np.tile(np.eye(4), (26, 1, 1))
+    for volume in (second, 4, 18, 21):
+        poses[volume] = exp_rigid(np.array([2.0, -3.0, 1.0, 0.03, 0.02, -0.05]), CENTER)
+    error, _ = joined(poses, gradients)
+    assert np.abs(error).max() < 0.1
+
+
+def test_habit_is_learnt_from_what_was_drawn():
+    """Jitter and drift are told apart by the sign of neighbouring steps."""
+    random = np.random.default_rng(3)
+    course = np.cumsum(random.normal(scale=0.05, size=(300, 6)), axis=0)
+    seen = course + random.normal(scale=0.08, size=course.shape)
+    habit = Habit.learn(np.diff(seen, axis=0), np.ones(299))
+    assert np.sqrt(habit.jitter) == pytest.approx(0.08, rel=0.2)
+    assert np.sqrt(habit.variances[habit.shares.argmax()]) == pytest.approx(0.05, rel=0.6)
