@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eddymotion.cgroups import available_cpus
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.names import PE_AXES
 from eddymotion.settings import SETTING_NAMES, Settings
 
@@ -46,6 +46,24 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(self._suggest(unknown[0]))
         return namespace
+
+    def swallowed(self, namespace: argparse.Namespace, n_positionals: int) -> str | None:
+        """Tell which option took the last words of the call for its own, if one may have.
+
+        Options with several values end where the next one begins, or with the call.
+        """
+        for action in self._actions:
+            values = getattr(namespace, action.dest, None)
+            if action.nargs != "+" or not isinstance(values, list) or len(values) < 2:
+                continue
+            own = values[:-n_positionals] or values[:1]
+            name, taken = action.option_strings[0], values[len(own) :]
+            words = " ".join(map(str, taken))
+            return (
+                f"{name} takes all words that follow it, here {words} too; write: "
+                f"{self.prog} {words} {name} {' '.join(map(str, own))}"
+            )
+        return None
 
     def _suggest(self, unknown: str) -> str:
         options = [name for name in self._option_string_actions if name.startswith("--")]
@@ -328,7 +346,7 @@ def existing_file(text: str) -> Path:
     """Convert to the path of a file that exists."""
     path = Path(text)
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
+        raise argparse.ArgumentTypeError(absence(path))
     return path
 
 
