@@ -259,7 +259,7 @@ NOT_RAW = ("code", "derivatives", "models", "sourcedata", "stimuli")
 
 
 class _LinkedTwice:
-    """What PyBIDS takes for a pattern of paths to ignore: folders that links lead to again."""
+    """What PyBIDS takes for a pattern of paths to ignore: links, but those to participants."""
 
     def __init__(self, bids_dir: Path) -> None:
         self.bids_dir = bids_dir
@@ -270,6 +270,8 @@ class _LinkedTwice:
         if not there.is_dir():
             return False
         resolved = there.resolve()
-        if there.is_symlink() and resolved.is_relative_to(self.bids_dir):
+        if there.is_symlink() and (
+            there.parent != self.bids_dir or resolved.is_relative_to(self.bids_dir)
+        ):
             return True
         return self.visited.setdefault(resolved, path) != path

@@ -32,38 +32,56 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
+        self._arguments: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
+        message += self._hint(message)
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parse; defaults come from ``--config-file``, unknown options get a suggestion."""
         arguments = sys.argv[1:] if arguments is None else list(arguments)
+        self._arguments = arguments
         self._read_config(arguments)
         namespace, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._suggest(unknown[0]))
         return namespace
 
-    def swallowed(self, namespace: argparse.Namespace, n_positionals: int) -> str | None:
-        """Tell which option took the last words of the call for its own, if one may have.
+    def swallowed(self, namespace: argparse.Namespace) -> str | None:
+        """Tell which option took the last words of the call, one of the choices at their end.
 
         Options with several values end where the next one begins, or with the call.
         """
-        for action in self._actions:
-            values = getattr(namespace, action.dest, None)
-            if action.nargs != "+" or not isinstance(values, list) or len(values) < 2:
-                continue
-            own = values[:-n_positionals] or values[:1]
-            name, taken = action.option_strings[0], values[len(own) :]
-            words = " ".join(map(str, taken))
-            return (
-                f"{name} takes all words that follow it, here {words} too; write: "
-                f"{self.prog} {words} {name} {' '.join(map(str, own))}"
-            )
+        positionals = [action for action in self._actions if not action.option_strings]
+        missing = sum(getattr(namespace, action.dest) is None for action in positionals)
+        there = [str(value) for action in positionals
+                 if (value := getattr(namespace, action.dest)) is not None]  # fmt: skip
+        for action in self._greedy():
+            *_, last = values = [str(value) for value in getattr(namespace, action.dest) or [""]]
+            if last in (positionals[-1].choices or ()):
+                taken, own = values[-missing:], values[:-missing] or ["LABEL"]
+                name, words = action.option_strings[0], " ".join([*there, *taken])
+                return (
+                    f"{name} took {' '.join(taken)}, too: it takes all words that follow it; "
+                    f"write: {self.prog} {words} {name} {' '.join(own)}"
+                )
         return None
+
+    def _greedy(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.nargs == "+"]
+
+    def _hint(self, message: str) -> str:
+        """Say that an option took words that were not meant for it, where that may be so."""
+        for action in self._greedy():
+            used = any(name in self._arguments for name in action.option_strings)
+            named = message.startswith(f"argument {'/'.join(action.option_strings)}: ")
+            if named or (used and message.startswith("the following arguments are required")):
+                name = action.option_strings[0]
+                return f"; {name} takes all words that follow it: put other words before it"
+        return ""
 
     def _suggest(self, unknown: str) -> str:
         options = [name for name in self._option_string_actions if name.startswith("--")]

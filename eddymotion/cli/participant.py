@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--demo DIR takes no BIDS_DIR, OUTPUT_DIR and level; leave them out")
         return run(parser.prog, lambda: demonstrate(options))
     if not all(given):
-        parser.error(parser.swallowed(options, 3) or "write: eddymotion BIDS_DIR OUTPUT_DIR "
+        parser.error(parser.swallowed(options) or "write: eddymotion BIDS_DIR OUTPUT_DIR "
                      "participant (or group), or eddymotion --demo DIR")  # fmt: skip
     if options.analysis_level == "group":
         return run_to_end(parser.prog, lambda: gather_group(options))

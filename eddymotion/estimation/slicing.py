@@ -80,11 +80,12 @@ class Slicing:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, (list, tuple, np.ndarray)) and all(map(_is_number, values))
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    return isinstance(values, (list, tuple)) and all(map(_is_number, values))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and abs(value) <= sys.float_info.max
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 PLAIN = Slicing()
