@@ -112,7 +112,7 @@ def _tree_of(
     wanted = [label.removeprefix("sub-") for label in participants] or known
     if missing := sorted(set(wanted) - set(known)):
         raise EddymotionError(
-            f"{bids_dir}: no participant {_listed(missing)}; it has {_listed(known)}"
+            f"{bids_dir}: no participant {listed(missing)}; it has {listed(known)}"
         )
     if not (bids_dir / "dataset_description.json").exists():
         log.warning(
@@ -161,7 +161,8 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def _listed(labels: Sequence[str]) -> str:
+def listed(labels: Sequence[str]) -> str:
+    """Write labels for a message, not more than one can read."""
     more = f" and {len(labels) - LISTED} more" if len(labels) > LISTED else ""
     return (", ".join(labels[:LISTED]) or "none at all") + more
 
@@ -173,8 +174,8 @@ def _of_sessions(
     there = {image.labels["ses"] for image in images if "ses" in image.labels}
     if missing := sorted(wanted - there):
         raise EddymotionError(
-            f"{bids_dir}: no session {_listed(missing)} of these participants; there are "
-            f"{_listed(sorted(there))}"
+            f"{bids_dir}: no session {listed(missing)} of these participants; there are "
+            f"{listed(sorted(there))}"
         )
     return [image for image in images if image.labels.get("ses") in wanted]
 

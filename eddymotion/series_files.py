@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eddymotion.dataset import DWI
-from eddymotion.errors import EddymotionError, stand_in
+from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.estimation.slicing import Slicing
 from eddymotion.files import image_stem
 from eddymotion.names import PE_AXES
@@ -64,6 +64,9 @@ def _sidecar(path: Path, changed: int) -> dict[str, Any]:
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """Read a sidecar; one that cannot be read is told, and taken for an empty one."""
+    if not path.is_file():
+        log.warning("%s", absence(path, "slice timing and phase encoding are not known"))
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
@@ -160,27 +163,28 @@ def usable(metadata: Mapping[str, Any], *keys: str, owner: str = "") -> dict[str
     return found
 
 
-def slicing_of(series: SeriesFiles, dwi: DWI) -> Slicing:
+def slicing_of(series: SeriesFiles, dwi: DWI, *, tell: bool = True) -> Slicing:
     """Tell from the sidecar how the volumes were acquired.
 
     The slice axis holds even where the timing does not fit the image: then slices are taken one by
-    one. A timing whose axis cannot be understood is not used.
+    one. A timing whose axis cannot be understood is not used. What is wrong is told, if not told
+    before.
     """
     metadata, direction = metadata_of(series), "SliceEncodingDirection"
-    fields = usable(
-        metadata, direction, "SliceTiming", "MultibandAccelerationFactor", owner=series.dwi.name
-    )
+    keys = direction, "SliceTiming", "MultibandAccelerationFactor"
+    fields = usable(metadata, *keys, owner=series.dwi.name if tell else "")
     if metadata.get(direction) is not None and direction not in fields:
         fields.pop("SliceTiming", None)
     try:
         return Slicing.of(fields, dwi.shape)
     except EddymotionError as error:
-        log.warning("%s: %s; slices are judged one by one", series.dwi.name, error)
+        if tell:
+            log.warning("%s: %s; slices are judged one by one", series.dwi.name, error)
         return Slicing.of(usable(fields, direction), dwi.shape)
 
 
-def phase_encoding(series: SeriesFiles) -> str | None:
+def phase_encoding(series: SeriesFiles, *, tell: bool = True) -> str | None:
     """Return the phase-encoding direction that the metadata tell: i, j, k, i-, j- or k-."""
     keys = "PhaseEncodingDirection", "PhaseEncodingAxis"
-    found = usable(metadata_of(series), *keys, owner=series.dwi.name)
+    found = usable(metadata_of(series), *keys, owner=series.dwi.name if tell else "")
     return next(iter(found.values()), None)

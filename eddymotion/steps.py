@@ -124,7 +124,7 @@ def correct_series(
         if kept:
             kept.keep(motion, stages)
     with stages("quality"):
-        slicing = slicing_of(series, dwi)
+        slicing = slicing_of(series, dwi, tell=False)  # told when the motion was found
         before = judge(dwi, Motion.identity(len(dwi)), model, slicing, settings)
         after = judge(dwi, motion, model, slicing, settings)
     with stages("output space"):
@@ -342,7 +342,7 @@ def on_demand(series: SeriesFiles, settings: Settings) -> OnDemand:
         residuals=settings.residuals,
         eddy_fields=settings.eddy_fields,
         readout_time=readout.get("TotalReadoutTime"),
-        pe_axis=settings.pe_axis or phase_encoding(series),
+        pe_axis=settings.pe_axis or phase_encoding(series, tell=False),
         n_threads=settings.nprocs,
     )
 

@@ -297,6 +297,8 @@ def gather_group(options: argparse.Namespace) -> int:
 
 def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:
     """Raise if a participant or session is neither among the outputs nor in the dataset."""
+    from eddymotion.bids import listed
+
     for option, prefix, pattern in (
         ("participant_label", "sub-", "sub-*"), ("session_id", "ses-", "sub-*/ses-*"),
     ):  # fmt: skip
@@ -310,7 +312,7 @@ def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None
         if missing := sorted(wanted - known):
             raise EddymotionError(
                 f"--{option.replace('_', '-')}: no {prefix}{missing[0]} in {output_dir} or "
-                f"{options.bids_dir}; there are {', '.join(sorted(known)) or 'none at all'}"
+                f"{options.bids_dir}; there are {listed(sorted(known))}"
             )
 
 
