@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def _what_instead(folder: Path) -> str:
 def _first_files(folder: Path, most: int = 50) -> list[Path]:
     """Return some files of a folder and of those in it, three deep."""
     patterns = ("*", "*/*", "*/*/*")
-    found = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    found = (path for pattern in patterns for path in folder.glob(pattern) if os.path.isfile(path))
     return [path for path, _ in zip(found, range(most), strict=False)]
 
 

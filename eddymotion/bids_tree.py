@@ -131,7 +131,7 @@ class Tree:
 
 def participants_of(bids_dir: Path) -> list[str]:
     """Labels of the participants that have a folder, in order."""
-    folders = (path for path in bids_dir.glob("sub-*") if path.is_dir())
+    folders = (path for path in bids_dir.glob("sub-*") if os.path.isdir(path))
     return sorted(path.name.removeprefix("sub-") for path in folders)
 
 
@@ -155,7 +155,7 @@ def _folders_of(bids_dir: Path, owner: Path) -> list[Path]:
     sessions = [owner / path.name for path in _sorted(bids_dir / owner, "ses-*")]
     for folder in (*sessions, owner / "dwi", *(session / "dwi" for session in sessions)):
         path = bids_dir / folder
-        if folder.parent not in found or not path.is_dir():
+        if folder.parent not in found or not os.path.isdir(path):
             continue
         there = path.resolve()
         if there in visited or not there.is_relative_to(home):

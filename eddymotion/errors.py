@@ -25,9 +25,9 @@ class EngineError(EddymotionError):
 
 def absence(path: Path, advice: str = "check the path") -> str:
     """Say in one line that a file is not there, and what to do; how to fetch what is linked."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, never an error
         return f"{path}: a folder; {advice}"
-    if not path.is_symlink():
+    if not os.path.islink(path):
         return f"{path}: no such file; {advice}"
     target = os.readlink(path)
     if ANNEXED in Path(target).as_posix():

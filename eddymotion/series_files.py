@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Mapping
@@ -53,7 +54,7 @@ def metadata_of(series: SeriesFiles) -> dict[str, Any]:
     if series.metadata is not None:
         return series.metadata
     beside = series.dwi.with_name(image_stem(series.dwi) + ".json")
-    return dict(_sidecar(beside, beside.stat().st_mtime_ns)) if beside.is_file() else {}
+    return dict(_sidecar(beside, beside.lstat().st_mtime_ns)) if os.path.lexists(beside) else {}
 
 
 @lru_cache(maxsize=8)
