@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -57,16 +58,19 @@ class Parser(argparse.ArgumentParser):
         """
         positionals = [action for action in self._actions if not action.option_strings]
         missing = sum(getattr(namespace, action.dest) is None for action in positionals)
-        there = [str(value) for action in positionals
-                 if (value := getattr(namespace, action.dest)) is not None]  # fmt: skip
+        given = list(self._arguments)
         for action in self._greedy():
-            *_, last = values = [str(value) for value in getattr(namespace, action.dest) or [""]]
-            if last in (positionals[-1].choices or ()):
-                taken, own = values[-missing:], values[:-missing] or ["LABEL"]
-                name, words = action.option_strings[0], " ".join([*there, *taken])
+            places = [n for n, word in enumerate(given) if word in action.option_strings]
+            values = getattr(namespace, action.dest)
+            if places and values and values[-1] in (positionals[-1].choices or ()):
+                end = places[-1] + 1 + len(values)
+                taken = given[max(end - missing, places[-1] + 1) : end]
+                own = given[: end - len(taken)] + ["LABEL"] * (len(taken) == len(values))
+                at = 0 if missing == len(positionals) else places[-1]
+                right = [*own[:at], *taken, *own[at:], *given[end:]]
                 return (
-                    f"{name} took {' '.join(taken)}, too: it takes all words that follow it; "
-                    f"write: {self.prog} {words} {name} {' '.join(own)}"
+                    f"{given[places[-1]]} took {' '.join(taken)}, too: it takes all words that "
+                    f"follow it; write: {self.prog} {shlex.join(right)}"
                 )
         return None
 

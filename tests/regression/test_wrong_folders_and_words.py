@@ -51,7 +51,10 @@ def test_a_dataset_without_description_is_read_and_told(dataset, caplog):
     [
         ("--participant-label 01 ds out participant",
          "eddymotion ds out participant --participant-label 01"),
-        ("--session-label a b ds out group", "eddymotion ds out group --session-id a b"),
+        ("--session-label a b ds out group", "eddymotion ds out group --session-label a b"),
+        ("-v --session-id a --participant-label 1 ds out participant --nprocs 1",
+         "eddymotion ds out participant -v --session-id a --participant-label 1 --nprocs 1"),
+        ("ds --participant-label 1 out group", "eddymotion ds out group --participant-label 1"),
         ("ds out --participant-label 01 02 participant", "eddymotion ds out participant "
                                                          "--participant-label 01 02"),
         ("ds --participant-label 01 02", "write: eddymotion BIDS_DIR OUTPUT_DIR participant"),
