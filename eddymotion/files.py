@@ -28,7 +28,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from eddymotion.dataset import DWI, KEPT_TYPES, Series
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.masking import brain_mask
@@ -93,7 +93,7 @@ def load(
     """
     path = Path(path)
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; give a 4-D NIfTI image")
+        raise EddymotionError(absence(path, "give a 4-D NIfTI image"))
     bval = Path(bval) if bval else _table_beside(path, "bval")
     bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
     bvals, bvecs = read_gradient_table(bval, bvec)
@@ -215,8 +215,7 @@ def read_image(
         If it is missing, damaged, not NIfTI, or its sform and qform disagree.
     """
     if not path.is_file():
-        found = "a folder; give a NIfTI image" if path.is_dir() else "no such file; check the path"
-        raise EddymotionError(f"{path}: {found}")
+        raise EddymotionError(absence(path, "give a NIfTI image"))
     if path.suffix in (".hdr", ".img"):
         raise EddymotionError(f"{path}: one half of a pair of files; convert it to .nii.gz")
     try:
@@ -227,7 +226,8 @@ def read_image(
         raise
     except DAMAGED as error:
         raise EddymotionError(
-            f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
+            stand_in(path)
+            or f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
             "copy or convert it again"
         ) from error
     except (
@@ -236,7 +236,8 @@ def read_image(
         nib.wrapstruct.WrapStructError,
     ) as error:
         raise EddymotionError(
-            f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
+            stand_in(path)
+            or f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
         ) from error
     return data, affine, header
 
@@ -302,10 +303,8 @@ def _repetition_time(header: nib.Nifti1Header) -> float | None:
 def _table_beside(path: Path, suffix: str) -> Path:
     candidate = path.parent / f"{image_stem(path)}.{suffix}"
     if not candidate.is_file():
-        raise EddymotionError(
-            f"{candidate}: no such file, expected beside {path.name}; add it, "
-            f"or name another one (in Python {suffix}=, in eddymotion-correct --{suffix})"
-        )
+        add = f"add it beside {path.name}, or name another one (in Python {suffix}=, "
+        raise EddymotionError(absence(candidate, f"{add}in eddymotion-correct --{suffix})"))
     return candidate
 
 
@@ -316,8 +315,8 @@ def image_stem(path: Path) -> str:
 
 def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read FSL tables: b-values (N,) and image-axes b-vectors (N, 3), from 3×N or N×3 text."""
-    bvals = _numbers(bval).ravel()
-    bvecs = _numbers(bvec)
+    bvals = read_numbers(bval).ravel()
+    bvecs = read_numbers(bvec)
     if 3 not in bvecs.shape:
         raise EddymotionError(
             f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, "
@@ -339,16 +338,18 @@ def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]
     return bvals, bvecs
 
 
-def _numbers(path: Path) -> np.ndarray:
+def read_numbers(path: Path) -> np.ndarray:
+    """Read a table of numbers, (rows, columns)."""
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the file is empty: told below
             numbers = np.loadtxt(path, ndmin=2)
     except (OSError, ValueError) as error:
         raise EddymotionError(
-            f"{path}: not a table of numbers ({_first_line(error)}); "
+            stand_in(path)
+            or f"{path}: not a table of numbers ({_first_line(error)}); "
             "expected text with numbers separated by blanks"
         ) from error
     if numbers.size == 0:

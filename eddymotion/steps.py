@@ -36,7 +36,13 @@ from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
 from eddymotion.resampling import Engine, Resampled, kernel_agrees
 from eddymotion.running import software_versions
-from eddymotion.series_files import SeriesFiles, metadata_of, phase_encoding, slicing_of
+from eddymotion.series_files import (
+    SeriesFiles,
+    metadata_of,
+    phase_encoding,
+    slicing_of,
+    usable,
+)
 from eddymotion.settings import Settings
 from eddymotion.summary import summarise
 
@@ -118,7 +124,7 @@ def correct_series(
         if kept:
             kept.keep(motion, stages)
     with stages("quality"):
-        slicing = slicing_of(series, dwi)
+        slicing = slicing_of(series, dwi, tell=False)  # told when the motion was found
         before = judge(dwi, Motion.identity(len(dwi)), model, slicing, settings)
         after = judge(dwi, motion, model, slicing, settings)
     with stages("output space"):
@@ -222,6 +228,8 @@ class KeptMotion:
 
 def load_series(series: SeriesFiles, settings: Settings) -> DWI:
     """Load a series as the settings say."""
+    if series.problem:
+        raise EddymotionError(series.problem)
     dwi = load(
         series.dwi,
         bval=series.bval,
@@ -327,14 +335,14 @@ def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Se
 
 def on_demand(series: SeriesFiles, settings: Settings) -> OnDemand:
     """Collect what is wanted besides the outputs of every run."""
-    readout = metadata_of(series).get("TotalReadoutTime")
+    readout = usable(metadata_of(series), "TotalReadoutTime", owner=series.dwi.name)
     return OnDemand(
         fsl=settings.fsl_outputs,
         cnr_maps=settings.cnr_maps,
         residuals=settings.residuals,
         eddy_fields=settings.eddy_fields,
-        readout_time=float(readout) if isinstance(readout, (int, float)) else None,
-        pe_axis=settings.pe_axis or phase_encoding(series),
+        readout_time=readout.get("TotalReadoutTime"),
+        pe_axis=settings.pe_axis or phase_encoding(series, tell=False),
         n_threads=settings.nprocs,
     )
 
@@ -364,7 +372,10 @@ def sidecar_of(
     """Return the sidecar of the corrected image."""
     metadata = metadata_of(series)
     seconds = {} if stages is None else stages.seconds
-    kept = {key: metadata[key] for key in KEPT_METADATA if _is_json(metadata.get(key))}
+    told = usable(metadata, *USED_METADATA)
+    others = [key for key in KEPT_METADATA if key not in USED_METADATA]
+    found = told | usable(metadata, *others, owner=series.dwi.name)
+    kept = {key: found[key] for key in KEPT_METADATA if key in found}
     content = kept | {
         "Sources": [series.uri or series.dwi.name],
         "Settings": settings.effective(),
@@ -373,14 +384,6 @@ def sidecar_of(
         "PackageVersions": software_versions(),
     }
     return content if print_of_run is None else content | {"Fingerprint": print_of_run}
-
-
-def _is_json(value: Any) -> bool:
-    """Whether a value is there and can be written: NaN and infinity are not JSON."""
-    try:
-        return value is not None and bool(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError):
-        return False
 
 
 def fingerprint(
@@ -393,9 +396,8 @@ def fingerprint(
     digest = hashlib.sha256(__version__.encode())
     effective = {k: v for k, v in settings.effective().items() if k not in without}
     digest.update(json.dumps(effective, sort_keys=True).encode())
-    metadata = metadata_of(series)
     fields = USED_METADATA if without else (*USED_METADATA, *KEPT_METADATA)
-    used = {key: metadata[key] for key in fields if key in metadata}
+    used = usable(metadata_of(series), *fields)
     digest.update(json.dumps(used, sort_keys=True).encode())
     given = (
         series.dwi,

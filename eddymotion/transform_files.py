@@ -26,7 +26,7 @@ import nibabel as nib
 import numpy as np
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.files import replacing, write_text
 from eddymotion.geometry import fsl_coordinates
 from eddymotion.itk import linear_transform, read_itk, write_itk
@@ -80,7 +80,7 @@ def read_linear(path: str | Path, fixed: Image, moving: Image) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; {READABLE}")
+        raise EddymotionError(absence(path, READABLE))
     reader = _codec(path, _READERS)
     try:
         matrix = np.asarray(reader(path, fixed, moving), float)

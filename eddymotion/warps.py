@@ -15,7 +15,7 @@ import numpy as np
 from isal import igzip
 from nibabel.affines import apply_affine
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.files import DAMAGED, replacing
 from eddymotion.registration.base import Registration, Warp
 
@@ -75,7 +75,7 @@ def read_displacements(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from nitransforms.io.itk import ITKDisplacementsField
 
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     try:
         stored = cast(nib.Nifti1Image, nib.load(path))
         stored.header.set_intent("vector")  # some programs leave it out

@@ -29,7 +29,7 @@ ORDER = (
     ("evaluation",),
     ("derivatives", "reports", "series_files", "settings", "simulation", "summary"),
     ("display", "normalisation", "pairs", "steps", "testing"),
-    ("bids", "jobs", "loop_parts", "parts"),
+    ("bids", "bids_filters", "bids_tree", "jobs", "loop_parts", "parts"),
     ("demo", "interfaces"),
     ("workflows",),
     ("cli",),

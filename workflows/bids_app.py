@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids import outputs_of
+from eddymotion.bids import Sorted, outputs_of, together
 from eddymotion.errors import EddymotionError
 from eddymotion.files import image_stem, write_json
 from eddymotion.jobs import DISK_FULL, Job, reason_of, shown_progress
@@ -108,9 +108,7 @@ def prepare_work_dir(work_dir: Path) -> None:
     prove_writable(work_dir, "give another work folder with --work-dir")
 
 
-def correct_participants(
-    participants: Mapping[str, Sequence[SeriesFiles]], run: Run
-) -> dict[str, str]:
+def correct_participants(found: Sorted, run: Run) -> dict[str, str]:
     """Correct all series and write the participants' pages and the record of the run.
 
     Returns
@@ -119,9 +117,9 @@ def correct_participants(
         Series that failed → why.
     """
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    folder = _own_folder(run, sorted(participants))
+    folder = _own_folder(run, sorted(found.series))
     try:
-        return _correct(participants, run, folder, started)
+        return _correct(found, run, folder, started)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -146,9 +144,8 @@ def _own_folder(run: Run, participants: list[str]) -> Path:
     return folder
 
 
-def _correct(
-    participants: Mapping[str, Sequence[SeriesFiles]], run: Run, folder: Path, started: str
-) -> dict[str, str]:
+def _correct(found: Sorted, run: Run, folder: Path, started: str) -> dict[str, str]:
+    participants = {label: series for label, series in found.series.items() if series}
     plugin, threads = _resources(participants, run)
     settings = replace(run.settings, nprocs=threads)
     jobs = {
@@ -156,19 +153,20 @@ def _correct(
         for label, series in participants.items()
     }
     log.info("%s; threads for a series: %d", plugin.name, threads)
-    problem = _run(jobs, plugin, run, folder)
+    problem = _run(jobs, plugin, run, folder) if jobs else None
     every = [job for of_participant in jobs.values() for job in of_participant]
     failures = _failures(every, problem, run.stop_on_first_crash)
-    for label, of_participant in jobs.items():
-        names = [job.name for job in of_participant if job.name in failures]
-        build_participant_report(run.output_dir, label, {name: failures[name] for name in names})
+    for label in found.series:
+        names = [job.name for job in jobs.get(label, ()) if job.name in failures]
+        errors = {name: failures[name] for name in names} | dict(found.refused[label])
+        build_participant_report(run.output_dir, label, errors, found.skipped[label])
     if run.log_file:
-        content = _record(every, failures, run, plugin, started)
+        content = _record(every, failures, found, run, plugin, started)
         write_json(run.log_file.with_suffix(".json"), content)
     if not failures:
         shutil.rmtree(folder, ignore_errors=True)
         _remove_work_of(every, run)
-    return failures
+    return failures | together(found.refused)
 
 
 def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> tuple[Plugin, int]:
@@ -289,9 +287,15 @@ def _unexplained(problem: Exception | None, stopped_early: bool) -> str:
 
 
 def _record(
-    jobs: Sequence[Job], failures: Mapping[str, str], run: Run, plugin: Plugin, started: str
+    jobs: Sequence[Job],
+    failures: Mapping[str, str],
+    found: Sorted,
+    run: Run,
+    plugin: Plugin,
+    started: str,
 ) -> dict[str, Any]:
     """Describe a run: who did what, with which programs, and how long it took."""
+    not_run = [("failed", together(found.refused)), ("skipped", together(found.skipped))]
     return {
         "Command": sys.argv,
         "Started": started,
@@ -309,6 +313,11 @@ def _record(
                 "Steps": read_json(job.record).get("steps", {}),
             }
             for job in jobs
+        ]
+        + [
+            {"Name": name, "State": state, "Reason": reason, "Steps": {}}
+            for state, reasons in not_run
+            for name, reason in reasons.items()
         ],
     }
 

@@ -23,7 +23,7 @@ from eddymotion.cli.options import (
     existing_file,
     settings_from,
 )
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 
 log = logging.getLogger("eddymotion")
 
@@ -72,7 +72,7 @@ def correct_one(options: argparse.Namespace) -> int:
     from eddymotion.steps import SeriesFiles, correct_series
 
     if not options.dwi.is_file():
-        raise EddymotionError(f"{options.dwi}: no such file; give a 4-D NIfTI image")
+        raise EddymotionError(absence(options.dwi, "give a 4-D NIfTI image"))
     if dataset := raw_dataset_of(options.dwi.resolve()):
         refuse_output_in_input(dataset, options.output_dir.resolve())
     settings = settings_from(options)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eddymotion.cgroups import available_cpus
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.names import PE_AXES
 from eddymotion.settings import SETTING_NAMES, Settings
 
@@ -32,20 +33,59 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
+        self._arguments: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
+        message += self._hint(message)
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parse; defaults come from ``--config-file``, unknown options get a suggestion."""
         arguments = sys.argv[1:] if arguments is None else list(arguments)
+        self._arguments = arguments
         self._read_config(arguments)
         namespace, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._suggest(unknown[0]))
         return namespace
+
+    def swallowed(self, namespace: argparse.Namespace) -> str | None:
+        """Tell which option took the last words of the call, one of the choices at their end.
+
+        Options with several values end where the next one begins, or with the call.
+        """
+        positionals = [action for action in self._actions if not action.option_strings]
+        missing = sum(getattr(namespace, action.dest) is None for action in positionals)
+        given = list(self._arguments)
+        for action in self._greedy():
+            places = [n for n, word in enumerate(given) if word in action.option_strings]
+            values = getattr(namespace, action.dest)
+            if places and values and values[-1] in (positionals[-1].choices or ()):
+                end = places[-1] + 1 + len(values)
+                taken = given[max(end - missing, places[-1] + 1) : end]
+                own = given[: end - len(taken)] + ["LABEL"] * (len(taken) == len(values))
+                at = 0 if missing == len(positionals) else places[-1]
+                right = [*own[:at], *taken, *own[at:], *given[end:]]
+                return (
+                    f"{given[places[-1]]} took {' '.join(taken)}, too: it takes all words that "
+                    f"follow it; write: {self.prog} {shlex.join(right)}"
+                )
+        return None
+
+    def _greedy(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.nargs == "+"]
+
+    def _hint(self, message: str) -> str:
+        """Say that an option took words that were not meant for it, where that may be so."""
+        for action in self._greedy():
+            used = any(name in self._arguments for name in action.option_strings)
+            named = message.startswith(f"argument {'/'.join(action.option_strings)}: ")
+            if named or (used and message.startswith("the following arguments are required")):
+                name = action.option_strings[0]
+                return f"; {name} takes all words that follow it: put other words before it"
+        return ""
 
     def _suggest(self, unknown: str) -> str:
         options = [name for name in self._option_string_actions if name.startswith("--")]
@@ -328,7 +368,7 @@ def existing_file(text: str) -> Path:
     """Convert to the path of a file that exists."""
     path = Path(text)
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
+        raise argparse.ArgumentTypeError(absence(path))
     return path
 
 

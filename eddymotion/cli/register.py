@@ -17,7 +17,7 @@ from eddymotion.cli.options import (
     existing_file,
     not_negative_integer,
 )
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 
 log = logging.getLogger("eddymotion")
 
@@ -170,8 +170,7 @@ def check(options: argparse.Namespace) -> None:
     """Refuse, before anything is read, what contradicts itself or cannot be written."""
     for path in (options.fixed, options.moving):
         if not path.is_file():
-            found = "a folder" if path.is_dir() else "no such file"
-            raise EddymotionError(f"{path}: {found}; give a NIfTI image")
+            raise EddymotionError(absence(path, "give a NIfTI image"))
     if options.init and options.initialize:
         raise EddymotionError(
             "--init gives the start and --initialize searches for one; leave one of them out"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,14 +59,33 @@ class Slicing:
         timing = metadata.get("SliceTiming")
         if timing is None:
             return cls(axis)
+        acceleration = metadata.get("MultibandAccelerationFactor")
+        if not _are_numbers(timing):
+            raise EddymotionError(
+                f"SliceTiming is {reprlib.repr(timing)}, expected a list of numbers; correct the "
+                "sidecar"
+            )
+        if not _are_numbers([acceleration or 0]):
+            raise EddymotionError(
+                f"MultibandAccelerationFactor is {reprlib.repr(acceleration)}, expected a number; "
+                "correct the sidecar"
+            )
         if len(timing) != shape[axis]:
             raise EddymotionError(
                 f"SliceTiming has {len(timing)} entries, the image {shape[axis]} slices along "
                 f"{direction[0]}; correct SliceTiming or SliceEncodingDirection in the sidecar"
             )
         timing = timing[::-1] if direction.endswith("-") else timing
-        return cls(axis, tuple(multiband_groups(
-            timing, metadata.get("MultibandAccelerationFactor"))))  # fmt: skip
+        return cls(axis, tuple(multiband_groups(timing, acceleration)))
+
+
+def _are_numbers(values: Any) -> bool:
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    return isinstance(values, (list, tuple)) and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 PLAIN = Slicing()

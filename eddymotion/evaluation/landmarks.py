@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.evaluation.transforms import numbers, read_table
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def read_landmarks(path: str | Path) -> Landmarks:
     """
     path = Path(path)
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     readers = {".fcsv": _read_fcsv, ".json": _read_markups, ".tsv": _read_tsv, ".csv": _read_tsv}
     reader = readers.get(path.suffix.lower())
     if reader is None:

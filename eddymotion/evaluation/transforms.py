@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.files import read_image
 from eddymotion.geometry import Motion, grid_center, rigid_matrix
 from eddymotion.itk import read_itk
@@ -98,7 +98,7 @@ def read_transforms(path: str | Path) -> np.ndarray:
     if path.is_dir():
         raise EddymotionError(f"{path}: a folder, expected a file; {READABLE}")
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     if path.name.lower().endswith((".nii", ".nii.gz", ".h5")):
         raise EddymotionError(
             f"{path}: looks like a warp or a composite, which cannot be read yet; "
@@ -177,7 +177,7 @@ def _from_parameters(path: Path, table: dict[str, list[str]], grid: Grid | None)
 def read_table(path: Path) -> dict[str, list[str]]:
     """Read a table with a header row: column name → cells; tabs, else commas, else blanks."""
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except ValueError as error:
@@ -213,7 +213,7 @@ def read_grid(path: str | Path) -> Grid:
 
     path = Path(path)
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     try:
         image = nib.load(path)
     except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:

@@ -11,7 +11,7 @@ from eddymotion import __version__
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.reports.layout import Html, contents, join, tag, write_page
-from eddymotion.reports.sections import errors_section, series_sections
+from eddymotion.reports.sections import errors_section, series_sections, skipped_section
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.viewer import series_data, volume_bar
 
@@ -21,7 +21,10 @@ NO_ERRORS: Mapping[str, str] = {}
 
 
 def build_participant_report(
-    output_dir: Path, participant: str, errors: Mapping[str, str] = NO_ERRORS
+    output_dir: Path,
+    participant: str,
+    errors: Mapping[str, str] = NO_ERRORS,
+    skipped: Mapping[str, str] = NO_ERRORS,
 ) -> Path | None:
     """Write ``OUTPUT_DIR/sub-X.html`` from the derivatives of all finished series.
 
@@ -31,20 +34,20 @@ def build_participant_report(
         The derivative dataset.
     participant : str
         Label, with or without ``sub-``.
-    errors : mapping
-        Series that failed → what happened.
+    errors, skipped : mapping
+        Series that failed → what happened; series that were not corrected → why.
 
     Returns
     -------
     Path or None
-        The page; None without a finished series and without errors.
+        The page; None without a finished series, errors, and skipped ones.
     """
     name = f"sub-{participant.removeprefix('sub-')}"
     found = finished_outputs(output_dir / name)
-    if not found and not errors:
+    if not found and not errors and not skipped:
         return None
     page = output_dir / f"{name}.html"
-    write_participant_page(page, name, found, errors)
+    write_participant_page(page, name, found, errors, skipped)
     return page
 
 
@@ -62,6 +65,7 @@ def write_participant_page(
     title: str,
     all_outputs: Sequence[Outputs],
     errors: Mapping[str, str] = NO_ERRORS,
+    skipped: Mapping[str, str] = NO_ERRORS,
 ) -> dict[str, str]:
     """Write the page of a participant, or of a series outside a BIDS dataset.
 
@@ -73,8 +77,8 @@ def write_participant_page(
     title : str
     all_outputs : sequence of Outputs
         One a series.
-    errors : mapping
-        Series that failed → what happened.
+    errors, skipped : mapping
+        Series that failed → what happened; series that were not corrected → why.
 
     Returns
     -------
@@ -92,7 +96,7 @@ def write_participant_page(
             log.warning("%s: %s", outputs.src, error)
             failed[outputs.src] = str(error)
     names = [outputs.src for outputs in all_outputs if outputs.src not in failed]
-    write_page(page, title, _body(title, names, articles, failed))
+    write_page(page, title, _body(title, names, articles, failed, skipped))
     return failed
 
 
@@ -108,7 +112,11 @@ def _article(series: SeriesReport, number: int, page: Path) -> Html:
 
 
 def _body(
-    title: str, names: Sequence[str], articles: Sequence[Html], failed: Mapping[str, str]
+    title: str,
+    names: Sequence[str],
+    articles: Sequence[Html],
+    failed: Mapping[str, str],
+    skipped: Mapping[str, str],
 ) -> Html:
     by = f"Head-motion correction of diffusion MRI by eddymotion {__version__}"
     notice = tag("p", tag("a", f"{len(failed)} series failed", href="#errors"), class_="errors")
@@ -123,5 +131,6 @@ def _body(
         *([notice] if failed else []),
         *([tag("div", *tabs, class_="tabs", role="tablist")] if len(tabs) > 1 else []),
         *articles,
+        *([skipped_section(skipped).html()] if skipped else []),
         *([errors_section(failed).html()] if failed else []),
     ])  # fmt: skip

@@ -302,6 +302,11 @@ def errors_section(errors: Mapping[str, str]) -> Section:
     return Section("errors", "Errors", tag("div", content, class_="errors"))
 
 
+def skipped_section(skipped: Mapping[str, str]) -> Section:
+    """Write the series that were not corrected."""
+    return Section("skipped", "Skipped series", table(skipped.items(), ("series", "why")))
+
+
 def _chart(series: SeriesReport, kind: str, page: Path) -> Html:
     if kind not in series.charts:
         return Html("")
