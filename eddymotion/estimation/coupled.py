@@ -165,7 +165,9 @@ class CoupledProblem:
         object.__setattr__(self, "blocks", numbers[order])
 
     def with_model_fitted(self, motion: Motion) -> CoupledProblem:
-        """Fit the model to what the volumes show at the points."""
+        """Fit the model to what the volumes show at the points, unless it is fitted already."""
+        if self.model.fitted:
+            return self
         points = self.points[:: -(-len(self.points) // POINTS_FOR_MODEL)]
 
         def read(volume: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from eddymotion.derivatives.citation import bibtex, boilerplate, references
+from eddymotion.derivatives.citation import Methods, bibtex, boilerplate, references, version_of
 from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
 from eddymotion.reports.layout import (
     Figure,
@@ -268,7 +268,7 @@ def settings(series: SeriesReport) -> Html:
         content = sidecar.pop(key, None)
         if isinstance(content, Mapping):
             parts.append(tag("div", tag("h3", words), table(_rows(content))))
-    for key in ("Summary", "StageSeconds", "OutlierSlices"):  # shown above
+    for key in ("Summary", "Methods", "StageSeconds", "OutlierSlices"):  # shown above
         sidecar.pop(key, None)
     rest = [tag("h3", "Sidecar of the corrected image"), table(_rows(sidecar))]
     return join([tag("div", *parts, class_="columns"), *rest]) if series.sidecar else Html("")
@@ -276,19 +276,8 @@ def settings(series: SeriesReport) -> Html:
 
 def citation(series: SeriesReport) -> Html:
     """Write what may be copied into a paper, and the references."""
-    told = series.sidecar.get("Settings")
-    facts = series.sidecar.get("Summary")
-    found = facts if isinstance(facts, Mapping) else {}
-    version = str(series.sidecar.get("EddymotionVersion", "(version not known)"))
-    words = boilerplate(
-        told if isinstance(told, Mapping) else {},
-        estimator=str(found.get("estimator", "")),
-        model=str(found.get("model", "")),
-        version=version,
-        has_b0=bool(series.gradients.is_b0.any()),
-        has_eddy=series.eddy is not None,
-    )
-    items = [tag("li", line) for line in references()]
+    words = boilerplate(Methods.of(series.sidecar), version_of(series.sidecar))
+    items = [tag("li", line) for line in references(words)]
     return join([
         tag("p", words),
         details("References", tag("ul", *items)),
