@@ -43,8 +43,9 @@ CAPTIONS = {
         "Head motion",
         "Relative to the first b=0 volume, or the first of all. Look for steps (the head moved "
         "between two volumes) and drifts. Orange bars: jumps, a framewise displacement (FD) "
-        f"above {JUMP_MM:g} mm. Bands: 95 % intervals. Correlation: of each volume, after "
-        "correction, with its prediction from the others; look for dots far below their shell. "
+        f"above {JUMP_MM:g} mm; where eddy currents displaced the volumes, FD is that of the head "
+        "alone, while translations hold both. Bands: 95 % intervals. Correlation: of each volume, "
+        "after correction, with its prediction; look for dots far below their shell. "
         "Lost slices: signal gone, mostly by motion during the diffusion gradients; resampling "
         "does not bring it back. Shaded: volumes beyond repair. The colours at the top are the "
         "shells.",
@@ -174,7 +175,7 @@ def summary(series: SeriesReport) -> Html:
 
 def in_words(series: SeriesReport) -> str:
     """Say in two sentences what happened in the scan."""
-    moved = np.array([series.confounds.numbers(f"trans_{a}") for a in "xyz"])
+    moved = series.head_translations
     turned = np.rad2deg([series.confounds.numbers(f"rot_{a}") for a in "xyz"])
     far = np.nanmax(np.linalg.norm(moved, axis=0), initial=0.0)
     axis, direction = np.unravel_index(np.nanargmax(np.nan_to_num(np.abs(moved))), moved.shape)
@@ -190,7 +191,18 @@ def in_words(series: SeriesReport) -> str:
     return (
         f"{what}. The head moved up to {far:.1f} mm (most along {'xyz'[axis]}, volume "
         f"{direction}) and turned up to {angle:.1f}° from the reference; {steps} of more than "
-        f"{JUMP_MM:g} mm."
+        f"{JUMP_MM:g} mm.{_offset_in_words(series)}"
+    )
+
+
+def _offset_in_words(series: SeriesReport) -> str:
+    """Say how far eddy currents displaced the volumes besides; empty where that is not known."""
+    offsets = np.abs(series.confounds.numbers("eddy_offset"))
+    if series.eddy_along is None or not np.isfinite(offsets).any():
+        return ""
+    return (
+        f" Eddy currents displaced the volumes by up to {np.nanmax(offsets):.1f} mm along the "
+        "phase encoding, which is not counted as motion of the head."
     )
 
 
