@@ -358,7 +358,7 @@ def unite(
     model = model_for(dwi, settings)
     motion = unite_frames(
         dwi,
-        Estimate(fill_unpredicted(dwi, motion, known)),
+        Estimate(fill_unpredicted(dwi, motion, known, model)),
         groups=dwi.gradients.shells if isinstance(model, AverageModel) else None,
         align_shells=not settings.no_shell_alignment,
         seed=settings.random_seed,

@@ -171,7 +171,7 @@ def solve_jointly(
         covariances[dwi.gradients.dwis] += misfit_covariances(dwi)
     known = _known(dwi, groups, problems)
     return Estimate(
-        fill_unpredicted(dwi, motion, known),
+        fill_unpredicted(dwi, motion, known, model),
         np.where(known[:, None, None], covariances, np.nan),
     )
 
