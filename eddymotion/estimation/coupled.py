@@ -230,7 +230,10 @@ class CoupledProblem:
             length = float(np.sqrt(((delta * in_mm) ** 2).sum(axis=1).mean()))
             if length < tolerance:
                 break
-        return motion, Course(iteration, length, first_cost, best_cost)
+        cost = self.cost(motion)
+        if not cost <= best_cost + COST_SLACK:  # the last step, which nothing has judged yet
+            return best, Course(iteration, length, first_cost, best_cost)
+        return motion, Course(iteration, length, first_cost, min(cost, best_cost))
 
     def _lengths(self, motion: Motion) -> np.ndarray:
         """Root-mean-square displacement (mm) at the points for each unknown of a volume, (p,)."""
@@ -259,12 +262,19 @@ class CoupledProblem:
         usable = samples.missing.mean(axis=0) <= MAX_MISSING
         if usable.sum() < MIN_POINTS:
             return None
-        scale = float(np.median(misfit[usable])) + np.finfo(float).tiny
+        cost, scale = _cost_and_scale(misfit[usable])
         weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0)
         gradients, hessian = self.normal_equations(samples, residual, weights, precision)
-        cost = float(np.log(misfit + scale)[usable].mean())
         prior = self.prior.terms(motion.eddy_currents, self.gradients)
         return NormalEquations(cost, gradients, hessian, *prior)
+
+    def cost(self, motion: Motion) -> float:
+        """Return the cost alone; infinite where too few points lie inside the volumes."""
+        precision = self.model.precision(self.gradients.rotated(motion.rotations))
+        samples = self.sample(motion)
+        _, misfit = self.residuals(samples, precision)
+        usable = samples.missing.mean(axis=0) <= MAX_MISSING
+        return np.inf if usable.sum() < MIN_POINTS else _cost_and_scale(misfit[usable])[0]
 
     def covariances(self, motion: Motion) -> np.ndarray:
         """Covariance of the error of each pose and field, (N, p, p).
@@ -394,6 +404,12 @@ class CoupledProblem:
         points = self.points[chunk]
         for volume, matrix in enumerate(motion.matrices):
             weigh_terms(points, eddy.units_of(matrix), -along[volume], jacobian[volume, 6:])
+
+
+def _cost_and_scale(misfit: np.ndarray) -> tuple[float, float]:
+    """Mean −log-likelihood of points (V,) with a misfit, and the scale of their t-distribution."""
+    scale = float(np.median(misfit)) + np.finfo(float).tiny
+    return float(np.log(misfit + scale).mean()), scale
 
 
 def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:
