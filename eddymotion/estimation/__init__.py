@@ -202,7 +202,7 @@ def _tell_unused(
             f"{len(dwi.gradients.dwis)}",
         )
     if not sought and pe_axis is not None:
-        log.debug("phase-encoding axis %s: not used, since no fields are estimated", pe_axis)
+        log.info("phase-encoding axis %s: not used, since no fields are estimated", pe_axis)
     if estimator == "joint" and getattr(model, "min_q_distance", 0.0) > 0:
         log.info("min_q_distance: joint uses it where slices are judged, not for the motion")
 
