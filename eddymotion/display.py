@@ -162,14 +162,15 @@ def html_of(value: Any) -> str:
 @html_of.register
 def _(motion: Motion) -> str:
     parameters = rigid_parameters(motion.matrices, np.zeros(3))
-    fd = framewise_displacement(parameters)[1:]
+    displacement = framewise_displacement(rigid_parameters(motion.head, np.zeros(3)))
+    fd = displacement[1:]
     told = f"Motion of {len(motion)} volumes"
     if len(fd):
         told += f": framewise displacement {fd.mean():.2f} mm on average, {fd.max():.2f} at most"
     if motion.eddy_currents is not None:
-        told += "; with eddy currents"
+        told += " (of the head alone; translations hold the offset of the eddy currents)"
     where = "Translations are those of the scanner's origin."
-    return _figure(_traces(parameters, motion.standard_errors), f"{told}. {where}")
+    return _figure(_traces(parameters, displacement, motion.standard_errors), f"{told}. {where}")
 
 
 @html_of.register
@@ -187,7 +188,7 @@ def _(dwi: DWI) -> str:
     return _figure(tag, words)
 
 
-def _traces(parameters: np.ndarray, errors: np.ndarray | None) -> str:
+def _traces(parameters: np.ndarray, fd: np.ndarray, errors: np.ndarray | None) -> str:
     """Draw translations, rotations and framewise displacement: SVG."""
     names = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
     cells = {name: [f"{x:.8g}" for x in parameters[:, k]] for k, name in enumerate(names)}
@@ -200,7 +201,6 @@ def _traces(parameters: np.ndarray, errors: np.ndarray | None) -> str:
         height = 84.0 if name.startswith("FD") else 118.0
         return Panel(columns, tops[name], height, low, high, name)
 
-    fd = framewise_displacement(parameters)
     bars = panel("FD (mm)", 0.0, max(1.1 * float(np.nanmax(fd, initial=0.0)), 0.1))
     parts = [
         three_lines(panel, "translation (mm)", table, "trans", 1.0),

@@ -49,6 +49,7 @@ from eddymotion.steps import (
     find_motion,
     judge,
     load_series,
+    methods_of,
     model_for,
     prepare_resampling,
     shown_series,
@@ -207,7 +208,8 @@ def report(
     write_text(outputs["confounds"], table_text(columns))
     write_text(outputs["outliers"], outlier_table(after_it.outliers))
     summary = summarise(dwi, motion, model, before, after_it)
-    write_sidecar(outputs, sidecar_of(series, settings, summary))
+    methods = methods_of(dwi, motion, model, settings, estimated=False)
+    write_sidecar(outputs, sidecar_of(series, settings, summary, methods))
     page = out_dir / f"{outputs.src}.html"
     write_participant_page(page, outputs.src, [outputs])
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")

@@ -29,8 +29,11 @@ LIBRARIES_GB = 0.5
 SPLINE_BYTES = 4
 """A voxel of the level that is being solved, besides the series itself."""
 
-VOLUME_GB = 0.0025
-"""Normal equations at the finest level, for each volume."""
+VOLUME_GB = 0.002
+"""What is read at the points of the finest level, for each volume."""
+
+PAIR_GB = 4e-6
+"""Normal equations and their factor with quadratic fields, for each pair of volumes."""
 
 RESAMPLING_BYTES = 80
 """NiTransforms holds about ten float64 values for each voxel of a volume."""
@@ -73,7 +76,8 @@ def memory_gb(image: Path, n_threads: int = 1) -> float:
     volume, n_volumes = math.prod(shape[:3]), math.prod(shape[3:])
     series = volume * n_volumes * (stored + SPLINE_BYTES)
     resampling = volume * RESAMPLING_BYTES * n_threads
-    return LIBRARIES_GB + VOLUME_GB * n_volumes + (series + resampling) / 1e9
+    solving = VOLUME_GB * n_volumes + PAIR_GB * n_volumes**2
+    return LIBRARIES_GB + solving + (series + resampling) / 1e9
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,27 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
+from eddymotion.derivatives.citation import NONE_FOUND, Methods
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import Quality, assess, choose_estimator, estimate_motion
+from eddymotion.estimation import (
+    LOOP_PASSES,
+    Quality,
+    assess,
+    choose_estimator,
+    estimate_motion,
+)
+from eddymotion.estimation.joint import fields_are_sought
 from eddymotion.estimation.outliers import ruin_in_words
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.estimation.slicing import Slicing
 from eddymotion.files import image_stem, load, write_json
 from eddymotion.geometry import Motion
-from eddymotion.models import Model, get_model
+from eddymotion.models import Model, get_model, name_of
 from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.normalisation import OutputSpace, Target, space_of, write_output_space
 from eddymotion.parallel import Progress, silent
-from eddymotion.registration import get_registrar
+from eddymotion.registration.registry import DEFAULT, chosen_registrar
 from eddymotion.reports.data import recorded_log
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
@@ -149,12 +157,12 @@ def correct_series(
     with stages("pictures"):
         slices = slices_before, slices_after
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.told)
-    registrar = get_registrar(settings.registration, settings.registration_settings)
-    summary = {"estimator": choose_estimator(settings.estimator, model, registrar)}
+    methods = methods_of(dwi, motion, model, settings, corrected, space)
+    summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
     summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
-    content = sidecar_of(series, settings, summary, stages, print_of_run)
+    content = sidecar_of(series, settings, summary, methods, stages, print_of_run)
     write_sidecar(outputs, content | {"OutlierSlices": outliers})
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
@@ -278,7 +286,7 @@ def find_motion(
     return estimate_motion(
         dwi,
         model=model,
-        registrar=get_registrar(settings.registration, settings.registration_settings),
+        registrar=chosen_registrar(settings.registration, settings.registration_settings),
         estimator=settings.estimator,
         n_iterations=settings.n_iterations,
         align_shells=not settings.no_shell_alignment,
@@ -366,6 +374,7 @@ def sidecar_of(
     series: SeriesFiles,
     settings: Settings,
     summary: dict[str, str],
+    methods: Methods,
     stages: Stages | None = None,
     print_of_run: str | None = None,
 ) -> dict[str, Any]:
@@ -380,10 +389,63 @@ def sidecar_of(
         "Sources": [series.uri or series.dwi.name],
         "Settings": settings.effective(),
         "Summary": summary,
+        "Methods": methods.plain(),
         "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
         "PackageVersions": software_versions(),
     }
     return content if print_of_run is None else content | {"Fingerprint": print_of_run}
+
+
+def methods_of(
+    dwi: DWI,
+    motion: Motion,
+    model: Model,
+    settings: Settings,
+    corrected: Series | None = None,
+    space: OutputSpace | None = None,
+    *,
+    estimated: bool = True,
+) -> Methods:
+    """Collect what was done with a series, choices by default resolved.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+    model : Model
+    settings : Settings
+    corrected : Series, optional
+        As it was written; as the settings say without.
+    space : OutputSpace, optional
+    estimated : bool
+        Whether the motion was found under these settings: it may be given by somebody else.
+    """
+    registration = settings.registration, settings.registration_settings
+    estimator = choose_estimator(settings.estimator, model, chosen_registrar(*registration))
+    eddy, loop = motion.eddy_currents, estimated and estimator == "lovo"
+    sought = estimator == "joint" and fields_are_sought(dwi.gradients, settings.eddy_current)
+    none = (NONE_FOUND if sought else "none") if estimated else ""
+    n_b0s, n_dwis = len(dwi.gradients.b0s), len(dwi.gradients.dwis)
+    resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
+    engine = resampled.engine if isinstance(resampled, Resampled) else settings.resampling
+    replaced = settings.replace_outliers if corrected is None else isinstance(corrected, Replaced)
+    transform = "none" if space is None else space.transform
+    given = "" if registration[1] is None else f" with {registration[1].name}"
+    return Methods(
+        estimator=estimator if estimated else "",
+        model=name_of(model),
+        min_q_distance=settings.min_q_distance,
+        registration=(registration[0] or DEFAULT) + given if loop else "",
+        passes=(settings.n_iterations or LOOP_PASSES) if loop else 0,
+        eddy_currents=none if eddy is None else eddy.order,
+        reference="b0" if n_b0s else "first",
+        aligned=not estimated or motion.frame_error is not None or not (n_b0s and n_dwis),
+        resampling=engine,
+        output_space="" if settings.output_space is None else settings.output_space.name,
+        output_transform="" if corrected is None else transform,
+        replaced_outliers=replaced,
+    )
 
 
 def fingerprint(

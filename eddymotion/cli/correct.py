@@ -89,7 +89,8 @@ def correct_one(options: argparse.Namespace) -> int:
             log.error("%s failed: %s: %s (log: %s)",
                       options.dwi, type(error).__name__, error, log_file)  # fmt: skip
             return 1
-        write_citation(options.output_dir)
+        finished = sorted(options.output_dir.glob("*_desc-preproc_dwi.json"))
+        write_citation(options.output_dir, finished)
         report = options.output_dir / f"{outputs.src}.html"
         write_participant_page(report, outputs.src, [outputs])
         log.info("corrected series: %s", outputs["dwi"])

@@ -164,9 +164,9 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
              "--registration needs it)",
     )  # fmt: skip
     group.add_argument(
-        "--registration", default="gauss-newton", metavar="BACKEND",
-        help="what registers a volume to its prediction in lovo: gauss-newton (default), dipy, "
-             "ants, elastix, or one of another package",
+        "--registration", metavar="BACKEND",
+        help="what registers a volume to its prediction in lovo, which is taken if one is given: "
+             "gauss-newton (default), dipy, ants, elastix, or one of another package",
     )  # fmt: skip
     group.add_argument(
         "--registration-settings", type=existing_file, metavar="FILE",
@@ -353,14 +353,14 @@ def refuse_unusable_registration(settings: Settings) -> None:
     chosen = (settings.registration, settings.registration_settings)
     if chosen == (Settings.registration, Settings.registration_settings):
         return
-    from eddymotion.registration import GaussNewton, get_registrar
+    from eddymotion.registration.registry import chosen_registrar
 
-    registrar = get_registrar(*chosen)
-    if settings.estimator == "joint" and registrar != GaussNewton():
+    chosen_registrar(*chosen)
+    if settings.estimator == "joint":
         raise EddymotionError(
-            f"--estimator joint aligns all volumes at once and takes no registration, but "
-            f"{settings.registration} was chosen; write --estimator lovo, or leave --registration "
-            "and --registration-settings out"
+            "--estimator joint aligns all volumes at once and takes no registration, but "
+            f"{settings.registration or 'its settings'} was chosen; write --estimator lovo, or "
+            "leave --registration and --registration-settings out"
         )
 
 

@@ -149,7 +149,12 @@ def demonstrate(options: argparse.Namespace) -> int:
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
     from eddymotion.bids import report_problems
-    from eddymotion.derivatives.dataset import refuse_foreign_dataset, write_dataset_files
+    from eddymotion.derivatives.dataset import (
+        refuse_foreign_dataset,
+        write_citation,
+        write_dataset_files,
+    )
+    from eddymotion.reports.participant import finished_sidecars
     from eddymotion.workflows.bids_app import prepare_work_dir, sole_writer
 
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
@@ -174,6 +179,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
                 report_problems(bids_dir)
             write_dataset_files(output_dir, bids_dir)
             failures = correct_all(found, replace(run_options, log_file=log_file))
+            write_citation(output_dir, finished_sidecars(output_dir))
             tell_skipped(found)
             tell_failures(failures, n_series, log_file)
     return 1 if failures else 0

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from eddymotion import __version__
-from eddymotion.derivatives.citation import citation_text
+from eddymotion.derivatives.citation import boilerplate_of_all, citation_text
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json, write_text
 from eddymotion.running import read_json
+
+log = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
 
@@ -101,9 +105,24 @@ def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
     ):
         if not (is_new and (output_dir / name).exists()):  # somebody's, there before us
             write_text(output_dir / name, text)
-    write_citation(output_dir)
 
 
-def write_citation(output_dir: Path) -> None:
-    """Write the text to cite, under ``logs/``."""
-    write_text(output_dir / "logs" / "CITATION.md", citation_text())
+def write_citation(output_dir: Path, sidecars: Iterable[Path]) -> None:
+    """Write the text to cite about finished series, under ``logs/``; log it, too.
+
+    Parameters
+    ----------
+    output_dir : Path
+    sidecars : iterable of Path
+        Of the corrected images; without any, nothing is written.
+    """
+    told = {
+        path.name.removesuffix("_desc-preproc_dwi.json"): content
+        for path in sidecars
+        if (content := read_json(path))
+    }
+    if not told:
+        return
+    path = output_dir / "logs" / "CITATION.md"
+    write_text(path, citation_text(told))
+    log.debug("what to write in a paper (%s): %s", path, boilerplate_of_all(told))

@@ -7,6 +7,7 @@ them and this one is not asked for is removed: it would belong to another result
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from eddymotion.parallel import Progress, silent
 
 FSL_SLICE_AXIS = 2
 """eddy counts slices along the third axis of the image, always."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def write_on_demand(
     """
     if wanted.eddy_fields and motion.eddy_currents is not None:
         write_displacement_fields(outputs["eddy_fields"], motion.eddy_currents, original)
+    elif wanted.eddy_fields:
+        log.warning("%s: no eddy-current fields were found, so that none are written", outputs.src)
     cnr = None
     if wanted.cnr_maps or wanted.residuals or (wanted.fsl and quality is not None):
         cnr = _maps(wanted, outputs, corrected, quality, progress)

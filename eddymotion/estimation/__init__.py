@@ -11,7 +11,12 @@ from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import N_TERMS
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.frames import unite_frames
-from eddymotion.estimation.joint import FINE_ITERATIONS, solve_jointly
+from eddymotion.estimation.joint import (
+    FEW_FOR_FIELDS,
+    FINE_ITERATIONS,
+    fields_are_sought,
+    solve_jointly,
+)
 from eddymotion.estimation.lovo import leave_one_out_loop
 from eddymotion.estimation.quality import Quality, assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
@@ -42,7 +47,7 @@ def estimate_motion(
     dwi: DWI,
     *,
     model: Model | str = "auto",
-    registrar: Registrar | str = "gauss-newton",
+    registrar: Registrar | str | None = None,
     estimator: str | None = None,
     n_iterations: int | None = None,
     align_shells: bool = True,
@@ -61,8 +66,10 @@ def estimate_motion(
     model : Model or str
         What predicts a held-out volume; a name of :func:`eddymotion.models.get_model` or your
         own. ``auto`` chooses by the scheme.
-    registrar : Registrar or str
-        What registers a volume to its prediction in the leave-one-out loop.
+    registrar : Registrar or str, optional
+        What registers a volume to its prediction in the leave-one-out loop
+        (:class:`~eddymotion.registration.GaussNewton` when not given); one that is given asks for
+        the loop.
     estimator : {"joint", "lovo"}, optional
         All volumes at once, or the leave-one-out loop, which takes any model and any registrar.
         When not given, ``joint`` unless the model or the registrar asks for the loop.
@@ -71,8 +78,9 @@ def estimate_motion(
     align_shells : bool
         Whether to bring diffusion-weighted and b=0 volumes into one frame.
     eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
-        Eddy-current fields to estimate with the poses, by ``joint`` only. ``auto``: as many terms
-        as the scheme allows and the data show.
+        Eddy-current fields to estimate with the poses, by ``joint`` only, from six
+        diffusion-weighted volumes on. ``auto``: as many terms as the scheme allows and the data
+        show.
     pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
         Phase-encoding direction as in BIDS; the axis is found from the data when not given.
     slicing : Slicing
@@ -99,11 +107,7 @@ def estimate_motion(
         registrar = get_registrar(registrar)
     chosen, reason = choose_estimator(estimator, model, registrar), why_loop(model, registrar)
     log.info("estimator: %s%s", chosen, reason and f" ({reason})")
-    if chosen == "lovo" and eddy_currents not in ("auto", "none"):
-        raise EddymotionError(
-            f"eddy currents {eddy_currents}: only the estimator joint estimates fields; use "
-            "--estimator joint, or --eddy-current none"
-        )
+    _tell_unused(dwi, chosen, model, eddy_currents, pe_axis)
     if chosen == "joint" and isinstance(model, LinearModel):
         estimate = solve_jointly(
             dwi,
@@ -120,7 +124,7 @@ def estimate_motion(
         estimate = leave_one_out_loop(
             dwi,
             model=model,
-            registrar=registrar,
+            registrar=registrar or GaussNewton(),
             n_iterations=n_iterations or LOOP_PASSES,
             slicing=slicing,
             seed=seed,
@@ -133,8 +137,8 @@ def estimate_motion(
     )
 
 
-def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> str:
-    """Choose the estimator that model and registrar allow.
+def choose_estimator(name: str | None, model: Model, registrar: Registrar | None) -> str:
+    """Choose the estimator that model and registrar (None: not chosen) allow.
 
     Raises
     ------
@@ -152,11 +156,11 @@ def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> st
     return name or ("lovo" if needs_loop else "joint")
 
 
-def why_loop(model: Model, registrar: Registrar) -> str:
+def why_loop(model: Model, registrar: Registrar | None) -> str:
     """Say why the leave-one-out loop alone can use model and registrar; empty if it need not."""
     if not isinstance(model, LinearModel):
         return f"the model {type(model).__name__} is not linear in the signal"
-    return "" if registrar == GaussNewton() else "a registration was chosen"
+    return "" if registrar is None else "a registration was chosen"
 
 
 def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str | None) -> None:
@@ -168,6 +172,39 @@ def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str |
         )
     if pe_axis is not None and pe_axis not in PE_AXES:
         raise EddymotionError(f"pe_axis is {pe_axis!r}, expected one of {', '.join(PE_AXES)}")
+
+
+def _tell_unused(
+    dwi: DWI, estimator: str, model: Model, eddy_currents: str, pe_axis: str | None
+) -> None:
+    """Refuse what the estimator cannot do, and say what it has no use for.
+
+    Raises
+    ------
+    EddymotionError
+        If fields of an order are asked of the leave-one-out loop.
+    """
+    if estimator == "lovo" and eddy_currents not in ("auto", "none"):
+        raise EddymotionError(
+            f"eddy currents {eddy_currents}: only the estimator joint estimates fields; use "
+            "--estimator joint, or --eddy-current none"
+        )
+    sought = estimator == "joint" and fields_are_sought(dwi.gradients, eddy_currents)
+    if not sought and eddy_currents != "none":
+        level = logging.INFO if eddy_currents == "auto" else logging.WARNING
+        log.log(
+            level,
+            "eddy currents %s: no fields are estimated, %s",
+            eddy_currents,
+            "since the leave-one-out loop has none"
+            if estimator == "lovo"
+            else f"since that takes {FEW_FOR_FIELDS} diffusion-weighted volumes and there are "
+            f"{len(dwi.gradients.dwis)}",
+        )
+    if not sought and pe_axis is not None:
+        log.info("phase-encoding axis %s: not used, since no fields are estimated", pe_axis)
+    if estimator == "joint" and getattr(model, "min_q_distance", 0.0) > 0:
+        log.info("min_q_distance: joint uses it where slices are judged, not for the motion")
 
 
 def _refuse_unusable(dwi: DWI) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion
+from eddymotion.models import AverageModel, Model
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,19 @@ class Estimate:
     covariances: np.ndarray | None = None
 
 
-def fill_unpredicted(dwi: DWI, motion: Motion, known: np.ndarray) -> Motion:
+def fill_unpredicted(
+    dwi: DWI, motion: Motion, known: np.ndarray, model: Model | None = None
+) -> Motion:
     """Give diffusion-weighted volumes that nothing predicts the pose of their neighbour in time.
+
+    Parameters
+    ----------
+    dwi : DWI
+    motion : Motion
+    known : (N,) bool array
+        Which volumes the others predict.
+    model : Model, optional
+        What was to predict them: another one is advised.
 
     Raises
     ------
@@ -44,8 +56,8 @@ def fill_unpredicted(dwi: DWI, motion: Motion, known: np.ndarray) -> Motion:
     found = dwis[known[dwis]]
     if not len(found):
         raise EddymotionError(
-            f"{dwi!r}: the model predicts no diffusion-weighted volume from the others; "
-            "use --model average, or a smaller --min-q-distance"
+            f"{dwi.source or dwi!r}: the model predicts no diffusion-weighted volume from the "
+            f"others; {_advice(dwi, model)}"
         )
     missing = dwis[~known[dwis]]
     if not len(missing):
@@ -56,3 +68,15 @@ def fill_unpredicted(dwi: DWI, motion: Motion, known: np.ndarray) -> Motion:
         ", ".join(map(str, missing)),
     )
     return motion.updated(missing, motion.matrices[nearest])
+
+
+def _advice(dwi: DWI, model: Model | None) -> str:
+    """Say what might predict volumes that a model does not."""
+    if getattr(model, "min_q_distance", 0.0) > 0:
+        return "use a smaller --min-q-distance"
+    if all(len(shell) < 2 for shell in dwi.gradients.shells):
+        return (
+            f"it has {len(dwi.gradients.dwis)} of them and no two of one b-value, which is too "
+            "few: register them with eddymotion-register"
+        )
+    return "use --model gp" if isinstance(model, AverageModel) else "use --model average"

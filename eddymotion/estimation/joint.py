@@ -40,7 +40,7 @@ from eddymotion.estimation.outliers import SliceOutliers, mended
 from eddymotion.estimation.quality import assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
-from eddymotion.gradients import image_axes, phase_encoding_vector
+from eddymotion.gradients import Gradients, image_axes, phase_encoding_vector
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
@@ -171,9 +171,14 @@ def solve_jointly(
         covariances[dwi.gradients.dwis] += misfit_covariances(dwi)
     known = _known(dwi, groups, problems)
     return Estimate(
-        fill_unpredicted(dwi, motion, known),
+        fill_unpredicted(dwi, motion, known, model),
         np.where(known[:, None, None], covariances, np.nan),
     )
+
+
+def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
+    """Whether fields are estimated at all, where they are asked for."""
+    return eddy_currents != "none" and len(gradients.dwis) >= FEW_FOR_FIELDS
 
 
 def with_fields(
@@ -186,7 +191,7 @@ def with_fields(
     """Start the fields at the last coarse level."""
     dwi = solver.dwi
     n_dwis = len(dwi.gradients.dwis)
-    if eddy_currents == "none" or groups[-1].leave_one_out or n_dwis < FEW_FOR_FIELDS:
+    if not fields_are_sought(dwi.gradients, eddy_currents):
         return motion
     order = eddy_currents
     if order == "auto":
@@ -329,6 +334,7 @@ class _Solver:
         assert eddy is not None
         assert found.eddy_currents is not None
         if system is None:
+            log.warning("eddy currents: too few points lie inside the volumes; no fields")
             return replace(motion, eddy_currents=None)
         evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system)
         for one in evidence:

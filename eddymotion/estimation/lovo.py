@@ -108,7 +108,7 @@ def leave_one_out_loop(
         )
         known = is_predicted(predicted, dwi.mask)
         del aligned, predicted, lost  # or two copies of the series would outlive the pass
-    return Estimate(fill_unpredicted(dwi, motion, known))
+    return Estimate(fill_unpredicted(dwi, motion, known, model))
 
 
 def lost_voxels(

@@ -388,7 +388,8 @@ def _volume_gains(gain: np.ndarray) -> np.ndarray:
     for volume in np.flatnonzero(np.isfinite(gain).any(axis=1)):
         known = gain[volume][np.isfinite(gain[volume])]
         best = np.quantile(known, GAIN_QUANTILE)
-        gains[volume] = np.median(known[np.abs(known - best) <= GAIN_MARGIN * best])
+        near = known[np.abs(known - best) <= GAIN_MARGIN * best]
+        gains[volume] = np.median(near if near.size else known)
     return gains
 
 

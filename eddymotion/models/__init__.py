@@ -13,7 +13,7 @@ from eddymotion.models.average import AverageModel
 from eddymotion.models.base import LinearModel, Model
 from eddymotion.models.covariance import SphericalCovariance
 from eddymotion.models.gaussian_process import GaussianProcessModel
-from eddymotion.models.harmonics import LegendreCovariance
+from eddymotion.models.harmonics import HarmonicCovariance, LegendreCovariance
 from eddymotion.models.qspace import MaternCovariance
 from eddymotion.models.tensor import TensorModel, design_matrix
 
@@ -87,6 +87,24 @@ def get_model(
     if name not in BUILDERS:
         raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
     return BUILDERS[name](min_q_distance=min_q_distance)
+
+
+def name_of(model: Model) -> str:
+    """Return the name by which :func:`get_model` makes such a model; of others their class."""
+    if isinstance(model, TensorModel):
+        return "dki" if model.kurtosis else "wls-dti" if model.weighted else "dti"
+    if isinstance(model, AverageModel):
+        return "average"
+    names: dict[type, str] = {
+        LegendreCovariance: "gp-legendre",
+        HarmonicCovariance: "gp-legendre",
+        SphericalCovariance: "gp-spherical",
+        MaternCovariance: "gp-qspace",
+    }
+    if isinstance(model, GaussianProcessModel) and type(model.covariance) in names:
+        return names[type(model.covariance)]
+    refitted = getattr(model, "model", None)  # of DIPY
+    return f"dipy:{refitted.__name__}" if isinstance(refitted, type) else type(model).__name__
 
 
 def serves_joint(name: str) -> bool:

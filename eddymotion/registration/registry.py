@@ -15,6 +15,8 @@ from eddymotion.registration.checks import nearest_of
 GROUP = "eddymotion.registrars"
 """Entry points of other packages: a name, and a class with ``from_settings(path | None)``."""
 
+DEFAULT = "gauss-newton"
+
 OURS = {
     "gauss-newton": "eddymotion.registration.gauss_newton:GaussNewton",
     "dipy": "eddymotion.registration.dipy:DipyRegistrar",
@@ -28,6 +30,16 @@ def registrar_names() -> tuple[str, ...]:
     """Return the names that :func:`get_registrar` knows: ours, then those of other packages."""
     others = sorted({point.name for point in entry_points(group=GROUP)} - set(OURS))
     return (*OURS, *others)
+
+
+def chosen_registrar(name: str | None, settings_file: Path | None = None) -> Registrar | None:
+    """Turn what was chosen into a registrar: :data:`DEFAULT` where only its parameters are given.
+
+    None where neither is given: nothing was chosen.
+    """
+    if name is None and settings_file is None:
+        return None
+    return get_registrar(name or DEFAULT, settings_file)
 
 
 def get_registrar(name: str, settings_file: Path | None = None) -> Registrar:

@@ -60,6 +60,12 @@ def finished_outputs(folder: Path) -> list[Outputs]:
     ]
 
 
+def finished_sidecars(output_dir: Path) -> list[Path]:
+    """Find the sidecars of all finished series of a derivative dataset."""
+    folders = sorted(output_dir.glob("sub-*/"))
+    return [outputs["sidecar"] for folder in folders for outputs in finished_outputs(folder)]
+
+
 def write_participant_page(
     page: Path,
     title: str,

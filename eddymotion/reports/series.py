@@ -12,6 +12,7 @@ import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.derivatives.confounds import confounds, table_text
+from eddymotion.derivatives.eddy import MODEL
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import volumes_beyond_repair
@@ -122,6 +123,8 @@ class SeriesReport:
         Coefficients of the eddy-current fields.
     steps : Table, optional
         What the estimation told, and when.
+    eddy_along : (3,) array, optional
+        Phase-encoding vector of the fields, RAS+.
     """
 
     outputs: Outputs
@@ -131,6 +134,7 @@ class SeriesReport:
     data: ReportData | None
     eddy: Table | None = None
     steps: Table | None = None
+    eddy_along: np.ndarray | None = None
 
     @classmethod
     def load(cls, outputs: Outputs) -> SeriesReport:
@@ -157,6 +161,7 @@ class SeriesReport:
             data,
             _table_if_there(outputs, "eddy"),
             _table_if_there(outputs, "report_steps"),
+            _phase_encoding(outputs),
         )
 
     @cached_property
@@ -178,6 +183,15 @@ class SeriesReport:
         ruined = told.get("VolumesBeyondRepair", ()) if isinstance(told, dict) else ()
         known = [one for one in ruined if isinstance(one, int)] if isinstance(ruined, list) else ()
         return Findings.of(self.confounds, self.gradients, self.n_slices, z, known)
+
+    @cached_property
+    def head_translations(self) -> np.ndarray:
+        """Translations of the head, without the offset of eddy-current fields: (3, N), mm."""
+        moved = np.array([self.confounds.numbers(f"trans_{axis}") for axis in "xyz"])
+        if self.eddy_along is None:
+            return moved
+        offsets = np.nan_to_num(self.confounds.numbers("eddy_offset"))
+        return moved + self.eddy_along[:, None] * offsets
 
     @property
     def n_slices(self) -> int:
@@ -228,6 +242,16 @@ def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
         "seconds": [f"{seconds:.2f}" for seconds, _ in kept],
         "step": [" ".join(message.split()) for _, message in kept],
     }
+
+
+def _phase_encoding(outputs: Outputs) -> np.ndarray | None:
+    """Read the phase-encoding vector of the fields (3,); None without fields."""
+    try:
+        told = read_json(outputs["eddy_sidecar"]).get(MODEL)
+        along = np.array(told["PhaseEncodingVector"], float) if isinstance(told, dict) else None
+    except (KeyError, TypeError, ValueError):
+        return None
+    return along if along is not None and along.shape == (3,) else None
 
 
 def _table_if_there(outputs: Outputs, kind: str) -> Table | None:

@@ -124,7 +124,10 @@ class Findings:
     Parameters
     ----------
     fd : (N,) array
-        Framewise displacement, mm; NaN for the first.
+        Framewise displacement of the head, mm; NaN for the first. Where the offset of
+        eddy-current fields is known, it is without that.
+    fd_with_offset : (N,) array
+        The same of the poses, which hold the offset.
     correlation : (N,) array
         With the held-out prediction, after correction.
     outliers : (N,) array
@@ -138,6 +141,7 @@ class Findings:
     """
 
     fd: np.ndarray
+    fd_with_offset: np.ndarray
     correlation: np.ndarray
     outliers: np.ndarray
     judged: np.ndarray
@@ -167,7 +171,9 @@ class Findings:
             Volumes beyond repair by
             :func:`~eddymotion.estimation.outliers.volumes_beyond_repair`.
         """
-        fd = confounds.numbers("framewise_displacement")
+        fd_with_offset = confounds.numbers("framewise_displacement")
+        head = confounds.numbers("framewise_displacement_head")
+        fd = np.where(np.isfinite(head), head, fd_with_offset)
         correlation = confounds.numbers("hmc_xcorr")
         outliers = np.nan_to_num(confounds.numbers("outlier_slices")).astype(int)
         if z is None:
@@ -180,7 +186,15 @@ class Findings:
         unexplained = deficit - _explained(outliers / np.maximum(judged, 1))
         spoilt = ruin | _far_below_shell(unexplained, gradients)
         jumps = np.flatnonzero(np.nan_to_num(fd) > JUMP_MM)
-        return cls(fd, correlation, outliers, judged, deficit, jumps, np.flatnonzero(spoilt))
+        return cls(
+            fd, fd_with_offset, correlation, outliers, judged, deficit, jumps,
+            np.flatnonzero(spoilt),
+        )  # fmt: skip
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether the poses hold an offset of eddy-current fields, which the head has not."""
+        return not np.array_equal(self.fd, self.fd_with_offset, equal_nan=True)
 
     def worst(self, count: int) -> list[tuple[int, str]]:
         """Return volumes worth a look, worst first, with what is wrong with them.
@@ -261,10 +275,15 @@ def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) 
     spoilt = 100 * len(findings.spoilt) / max(len(dwis), 1)
     left = len(np.setdiff1d(dwis, findings.spoilt))
     mean, largest = (fd.mean(), fd.max()) if len(fd) else (np.nan, np.nan)
+    mean_text, largest_text = f"{mean:.2f} mm", f"{largest:.2f} mm"
+    if findings.has_offset:
+        both = findings.fd_with_offset[np.isfinite(findings.fd_with_offset)]
+        mean_text += f" ({both.mean():.2f} mm with the eddy-current offset)"
+        largest_text += f" ({both.max():.2f} mm with the eddy-current offset)"
     lost_text = f"{share:.2f} % ({n_lost} of {n_judged})" if n_judged else "not judged"
     return Verdict((
-        Check("mean framewise displacement", mean, f"{mean:.2f} mm", 0.5, 3.0, " mm"),
-        Check("largest framewise displacement", largest, f"{largest:.2f} mm", 3.0, 15.0, " mm"),
+        Check("mean framewise displacement", mean, mean_text, 0.5, 3.0, " mm"),
+        Check("largest framewise displacement", largest, largest_text, 3.0, 15.0, " mm"),
         Check("slices that lost signal", share, lost_text, 1.0, 10.0, " %"),
         Check("volumes beyond repair", spoilt,
               f"{len(findings.spoilt)} of {len(dwis)}" + _listed(findings.spoilt),
