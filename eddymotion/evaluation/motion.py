@@ -192,7 +192,8 @@ def compare_motion(
     nothing = Motion.identity(len(true))
     for method, motion in (("estimated", estimated), ("nothing", nothing)):
         offset = constant_offset(motion.matrices[main], true.matrices[main], center)
-        free = replace(motion, matrices=motion.matrices @ np.linalg.inv(offset))
+        moved = motion.matrices @ np.linalg.inv(offset)  # errors are of the given frame
+        free = replace(motion, matrices=moved, standard_errors=None)
         offsets[method] = offset
         for frame, seen in (("given", motion), ("free", free)):
             deviations[method, frame] = _deviation(seen, true, center, points)
