@@ -454,23 +454,27 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_x5(path: Path, motion: Motion, dwi: Series) -> None:
-    """Write the motion as X5 (HDF5), with NiTransforms."""
+def write_x5(path: Path, motion: Motion, original: Series) -> None:
+    """Write the motion as X5 (HDF5), with NiTransforms.
+
+    The domain is where the transforms start from, the reference frame: on the grid of the original
+    series, since the corrected one may lie in the space of another image.
+    """
     from nitransforms.linear import LinearTransformsMapping
 
-    reference = nib.Nifti1Image(np.empty(dwi.shape, np.uint8), dwi.affine)
+    reference = nib.Nifti1Image(np.empty(original.shape, np.uint8), original.affine)
     mapping = LinearTransformsMapping(motion.matrices, reference=reference)
     with replacing(path) as temporary:
         mapping.to_filename(str(temporary), fmt="X5")
 
 
-def write_fsl_matrices(folder: Path, motion: Motion, original: Series, corrected: Series) -> None:
+def write_fsl_matrices(folder: Path, motion: Motion, original: Series, reference: Series) -> None:
     """Write one FLIRT matrix a volume (``MAT_0000`` …), original volume → reference.
 
-    FLIRT's coordinates depend on the grids at both ends.
+    FLIRT's coordinates depend on the grids at both ends; both lie in the scanner's coordinates.
     """
     from_original = np.linalg.inv(fsl_coordinates(original.shape, original.affine))
-    to_reference = fsl_coordinates(corrected.shape, corrected.affine)
+    to_reference = fsl_coordinates(reference.shape, reference.affine)
     for index, matrix in enumerate(motion.matrices):
         flirt = to_reference @ np.linalg.inv(matrix) @ from_original
         rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)

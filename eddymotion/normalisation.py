@@ -100,6 +100,11 @@ class OutputSpace:
         return polar(self.registration.matrix[:3, :3])[0]
 
     @property
+    def linear(self) -> np.ndarray | None:
+        """The matrix (4, 4), target → reference frame; None of a warp, which has no such one."""
+        return None if self.registration.warp is not None else self.registration.matrix
+
+    @property
     def doubts(self) -> list[str]:
         """What looks wrong, in plain words."""
         metric = "cc" if self.transform == "syn" else "nmi"

@@ -207,7 +207,9 @@ def report(
     write_text(outputs["confounds"], table_text(columns))
     write_text(outputs["outliers"], outlier_table(after_it.outliers))
     summary = summarise(dwi, motion, model, before, after_it)
-    write_sidecar(outputs, sidecar_of(series, settings, summary))
+    registered = settings.output_space and settings.output_space_transform != "none"
+    grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
+    write_sidecar(outputs, sidecar_of(series, settings, summary, grids))
     page = out_dir / f"{outputs.src}.html"
     write_participant_page(page, outputs.src, [outputs])
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")

@@ -94,7 +94,7 @@ def write_outputs(
         Those of `corrected`, if somebody else watches them pass.
     original : DWI, optional
         The original series, where the corrected one lies on another grid: motion is measured at
-        its centre.
+        its centre, and its grid is that of the reference frame, the domain of the transforms.
     quality : Quality, optional
     on_demand : OnDemand, optional
         What else is wanted.
@@ -110,7 +110,7 @@ def write_outputs(
     write_image(outputs["mask"], corrected.mask.astype(np.uint8), affine)
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
     write_itk(outputs["xfm"], motion.matrices)
-    write_x5(outputs["x5"], motion, corrected)
+    write_x5(outputs["x5"], motion, original or corrected)
     columns = confounds(corrected.gradients, motion, (original or corrected).center, quality)
     write_text(outputs["confounds"], table_text(columns))
     write_json(outputs["confounds_sidecar"], descriptions(columns))
