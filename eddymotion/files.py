@@ -7,13 +7,13 @@ final name never holds half a file.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
 import os
 import uuid
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,39 +22,32 @@ from typing import Any, BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from isal import igzip
-from isal.igzip_lib import IsalError
 from nibabel.affines import voxel_sizes
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from eddymotion.dataset import DWI, KEPT_TYPES, Series
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
+from eddymotion.headers import (
+    affine_of,
+    first_line,
+    header_of,
+    opened,
+    refusing,
+    repetition_time_of,
+    scaling_of,
+    shape_of,
+)
 from eddymotion.masking import brain_mask
 
 log = logging.getLogger(__name__)
-
-DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
-    OSError,
-    EOFError,
-    zlib.error,
-    IsalError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-)
-"""What decoders raise on files that are cut short, garbled, or hold no real numbers."""
 
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
 
 MASK_TOLERANCE = 0.5
 """Largest distance (voxels) between the grids of an image and its mask."""
-
-MAX_AFFINE_DISAGREEMENT = 0.1
-"""Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
 
 
 def load(
@@ -127,7 +120,7 @@ def load(
             )
     else:
         brain = brain_mask(mean_b0(signal, gradients))
-    return DWI(signal, affine, gradients, brain & finite, path, _repetition_time(header))
+    return DWI(signal, affine, gradients, brain & finite, path, repetition_time_of(header))
 
 
 def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
@@ -214,89 +207,32 @@ def read_image(
     EddymotionError
         If it is missing, damaged, not NIfTI, or its sform and qform disagree.
     """
-    if not path.is_file():
-        found = "a folder; give a NIfTI image" if path.is_dir() else "no such file; check the path"
-        raise EddymotionError(f"{path}: {found}")
-    if path.suffix in (".hdr", ".img"):
-        raise EddymotionError(f"{path}: one half of a pair of files; convert it to .nii.gz")
-    try:
-        with nib.imageglobals.LoggingOutputSuppressor():  # what it says comes with the error
-            data, header = _decode(path, keep_integers)
-        affine = _affine(path, header, ignore)
-    except EddymotionError:
-        raise
-    except DAMAGED as error:
-        raise EddymotionError(
-            f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
-            "copy or convert it again"
-        ) from error
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        nib.wrapstruct.WrapStructError,
-    ) as error:
-        raise EddymotionError(
-            f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
-        ) from error
-    return data, affine, header
+    with refusing(path):
+        data, header = _decode(path, keep_integers)
+        return data, affine_of(path, header, ignore), header
 
 
 def _decode(path: Path, keep_integers: bool) -> tuple[np.ndarray, nib.Nifti1Header]:
     """Read a volume at a time: nibabel decodes, isal decompresses, one copy alone stays."""
-    opener = igzip.open if path.name.endswith(".gz") else open
-    with opener(path, "rb") as stream:
-        magic = int.from_bytes(stream.read(4), "little")
-        stream.seek(0)
-        kind = nib.Nifti2Image if magic in (540, 0x1C020000) else nib.Nifti1Image
-        image = kind.from_stream(stream)
-        if image.get_data_dtype().kind not in "iuf":
+    with opened(path) as stream:
+        header = header_of(stream)
+        stored_type = header.get_data_dtype()
+        if stored_type.kind not in "iuf":
             raise EddymotionError(
-                f"{path}: voxels of type {image.get_data_dtype()}, expected real numbers; give "
-                "the magnitude image"
+                f"{path}: voxels of type {stored_type}, expected real numbers; give the "
+                "magnitude image"
             )
-        stored = cast(ArrayProxy, image.dataobj)
-        kept = stored.dtype.newbyteorder("=")
-        exact = keep_integers and kept in KEPT_TYPES and (stored.slope, stored.inter) == (1, 0)
-        data = np.empty(stored.shape, kept if exact else np.float32, order="F")
-        shape, size = stored.shape[:-1], stored.dtype.itemsize * math.prod(stored.shape[:-1])
-        for index in range(stored.shape[-1]):
-            raw = array_from_file(
-                shape, stored.dtype, stream, stored.offset + index * size, mmap=False
-            )
-            data[..., index] = (
-                raw if exact else apply_read_scaling(raw, stored.slope, stored.inter)
-            )
-    return data, image.header
-
-
-def _affine(path: Path, header: nib.Nifti1Header, ignore: Sequence[str]) -> np.ndarray:
-    """Return the sform or the qform, and refuse to guess when they disagree."""
-    affine = header.get_best_affine()
-    if header["sform_code"] > 0 and header["qform_code"] > 0:
-        sform, qform = header.get_sform(), header.get_qform()
-        if "sform" in ignore:
-            return qform
-        apart = grid_distance(sform, qform, header.get_data_shape())
-        limit = MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min()
-        if apart > limit and "qform" not in ignore:
-            raise EddymotionError(
-                f"{path}: sform and qform disagree by up to {apart:.3g} mm, expected the same "
-                "orientation from both; say which one to disregard with '--ignore qform' (what "
-                "FSL and nibabel do) or '--ignore sform'"
-            )
-        affine = sform
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise EddymotionError(
-            f"{path}: the affine cannot be inverted; set sform or qform, or convert it again"
-        )
-    return affine
-
-
-def _repetition_time(header: nib.Nifti1Header) -> float | None:
-    zooms = header.get_zooms()
-    time = float(zooms[3]) if len(zooms) > 3 else float("nan")
-    seconds = time * {"msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1], 1.0)
-    return seconds if np.isfinite(seconds) and seconds > 0 else None
+        kept, scaling = stored_type.newbyteorder("="), scaling_of(header)
+        exact = keep_integers and kept in KEPT_TYPES and scaling == (1, 0)
+        *volume, n_volumes = shape_of(header)
+        data = np.empty((*volume, n_volumes), kept if exact else np.float32, order="F")
+        offset, size = header.get_data_offset(), stored_type.itemsize * math.prod(volume)
+        source = cast(io.IOBase, stream)
+        for index in range(n_volumes):
+            where = offset + index * size
+            raw = array_from_file(tuple(volume), stored_type, source, where, mmap=False)
+            data[..., index] = raw if exact else apply_read_scaling(raw, *scaling)
+    return data, header
 
 
 def _table_beside(path: Path, suffix: str) -> Path:
@@ -348,16 +284,12 @@ def _numbers(path: Path) -> np.ndarray:
             numbers = np.loadtxt(path, ndmin=2)
     except (OSError, ValueError) as error:
         raise EddymotionError(
-            f"{path}: not a table of numbers ({_first_line(error)}); "
+            f"{path}: not a table of numbers ({first_line(error)}); "
             "expected text with numbers separated by blanks"
         ) from error
     if numbers.size == 0:
         raise EddymotionError(f"{path}: empty; expected one entry a volume")
     return numbers
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
     ("cgroups", "compiling", "errors", "names"),
     ("field_kernels", "kernels"),
-    ("eddy_currents", "geometry", "gradients", "html_values"),
+    ("eddy_currents", "geometry", "gradients", "headers", "html_values"),
     ("locks", "parallel", "running"),
     ("dataset", "masking", "pyramid"),
     (

@@ -11,6 +11,7 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image
 from eddymotion.geometry import Motion, grid_center, rigid_matrix
+from eddymotion.headers import affine_of, read_header, shape_of
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
 
@@ -209,19 +210,12 @@ def numbers(path: Path, table: dict[str, list[str]], name: str) -> np.ndarray:
 
 def read_grid(path: str | Path) -> Grid:
     """Read where an image lies, not its voxels."""
-    import nibabel as nib
-
     path = Path(path)
-    if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
-    try:
-        image = nib.load(path)
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise EddymotionError(f"{path}: cannot be read as an image; give a NIfTI file") from error
-    shape = image.shape  # type: ignore[attr-defined]
+    header = read_header(path)
+    shape = shape_of(header)
     if len(shape) < 3:
         raise EddymotionError(f"{path}: found an image of shape {shape}, expected three axes")
-    return Grid((shape[0], shape[1], shape[2]), image.affine)  # type: ignore[attr-defined]
+    return Grid((shape[0], shape[1], shape[2]), affine_of(path, header, strict=False))
 
 
 def read_bvals(path: str | Path) -> np.ndarray:
