@@ -252,8 +252,8 @@ def image_stem(path: Path) -> str:
 
 def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read FSL tables: b-values (N,) and image-axes b-vectors (N, 3), from 3×N or N×3 text."""
-    bvals = _numbers(bval).ravel()
-    bvecs = _numbers(bvec)
+    bvals = read_numbers(bval).ravel()
+    bvecs = read_numbers(bvec)
     if 3 not in bvecs.shape:
         raise EddymotionError(
             f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, "
@@ -275,14 +275,21 @@ def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]
     return bvals, bvecs
 
 
-def _numbers(path: Path) -> np.ndarray:
+def read_numbers(path: Path) -> np.ndarray:
+    """Read numbers separated by blanks: (rows, columns).
+
+    Raises
+    ------
+    EddymotionError
+        If the file is missing, empty, or holds anything else.
+    """
     if not path.is_file():
         raise EddymotionError(f"{path}: no such file; check the path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the file is empty: told below
             numbers = np.loadtxt(path, ndmin=2)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a decoder raises: it unpacks by the name
         raise EddymotionError(
             f"{path}: not a table of numbers ({first_line(error)}); "
             "expected text with numbers separated by blanks"

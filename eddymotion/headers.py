@@ -48,6 +48,9 @@ GZIP = b"\x1f\x8b"
 MAX_AFFINE_DISAGREEMENT = 0.1
 """Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
 
+MAX_SAID = 200
+"""Characters of somebody else's text in a message."""
+
 MAX_EXCESS = 1e-3
 """A quaternion that is longer than one by so little is rounded."""
 
@@ -234,5 +237,11 @@ def _is_invertible(affine: np.ndarray) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """Return the first line of what an error says, cut where it echoes a file, or its kind."""
+    said = str(error).strip() or type(error).__name__
+    return cut(said.splitlines()[0])
+
+
+def cut(text: str) -> str:
+    """Cut what a file holds to what fits into a message."""
+    return text if len(text) <= MAX_SAID else f"{text[:MAX_SAID]}…"
