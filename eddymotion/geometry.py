@@ -81,6 +81,14 @@ class Motion(HtmlValue):
     def __len__(self) -> int:
         return len(self.matrices)
 
+    def __repr__(self) -> str:
+        known = [f"{len(self)} volumes"]
+        if self.standard_errors is not None:
+            known.append("with standard errors")
+        if self.eddy_currents is not None:
+            known.append(f"{self.eddy_currents.order} eddy-current fields")
+        return f"Motion({', '.join(known)})"
+
     def __getitem__(self, volume: int) -> np.ndarray:
         return self.matrices[volume]
 

@@ -42,6 +42,7 @@ from eddymotion.pyramid import decimate
 from eddymotion.registration import GaussNewton, Registration, initial_transform
 from eddymotion.registration.gauss_newton import foreground
 from eddymotion.registration.intensities import intensity_curve
+from eddymotion.reprs import short_repr
 from eddymotion.settings import Settings
 from eddymotion.transform_files import write_linear
 from eddymotion.warps import whole_displacements, write_displacements
@@ -89,6 +90,8 @@ class OutputSpace:
     transform: str
     quality: PairQuality
     shown: tuple[np.ndarray, np.ndarray] | None = None
+
+    __repr__ = short_repr
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Map points (P, 3) of the target to the reference frame, RAS+ mm: (P, 3)."""
@@ -379,6 +382,8 @@ class Target:
 
     image: Image
     mask: np.ndarray | None = None
+
+    __repr__ = short_repr
 
     @classmethod
     def read(cls, settings: Settings) -> Target | None:

@@ -16,7 +16,7 @@ from eddymotion.derivatives.eddy import write_eddy
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import OnDemand, remove_on_demand, write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_descriptions, outlier_table
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.quality import Quality
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.files import (
@@ -56,6 +56,8 @@ def save(
     Outputs
         The paths written, by kind.
     """
+    check_kind(corrected, DWI, "save")
+    check_kind(motion, Motion, "save")
     motion.check_length(len(corrected), "save")
     if quality is not None and len(quality.correlation) != len(corrected):
         raise EddymotionError(

@@ -15,6 +15,7 @@ from nibabel.affines import apply_affine
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.transforms import numbers, read_table
 from eddymotion.headers import cut, first_line
+from eddymotion.reprs import short_repr
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Landmarks:
     labels: tuple[str, ...]
     source: str = "landmarks"
 
+    __repr__ = short_repr
+
     @property
     def are_named(self) -> bool:
         """Whether each point has a name of its own."""
@@ -76,6 +79,8 @@ class LandmarkErrors:
     before: np.ndarray
     after: np.ndarray
     inverse_mean_mm: float
+
+    __repr__ = short_repr
 
 
 def read_landmarks(path: str | Path) -> Landmarks:

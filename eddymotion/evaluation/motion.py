@@ -39,6 +39,7 @@ from eddymotion.geometry import (
     target_registration_error,
 )
 from eddymotion.gradients import MAX_SHELLS, Gradients
+from eddymotion.reprs import short_repr
 
 DWI_THRESHOLD = 100.0
 """The main figures are those of volumes above this b-value (s/mm²), where b-values are known."""
@@ -110,6 +111,8 @@ class Deviation:
     displacement: np.ndarray
     distances: np.ndarray
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, eq=False)
 class MotionComparison:
@@ -138,6 +141,8 @@ class MotionComparison:
     offset: np.ndarray
     center: np.ndarray
     coverage_percent: float
+
+    __repr__ = short_repr
 
     @property
     def main_group(self) -> str:

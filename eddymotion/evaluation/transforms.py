@@ -14,6 +14,7 @@ from eddymotion.geometry import Motion, grid_center, rigid_matrix
 from eddymotion.headers import affine_of, cut, first_line, read_header, shape_of
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
+from eddymotion.reprs import short_repr
 from eddymotion.transform_files import read_x5
 
 READABLE = (
@@ -31,6 +32,8 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: np.ndarray
+
+    __repr__ = short_repr
 
     @property
     def center(self) -> np.ndarray:
@@ -51,6 +54,8 @@ class MotionFile:
 
     motion: Motion
     bvals: np.ndarray | None = None
+
+    __repr__ = short_repr
 
 
 def read_motion(path: str | Path, grid: Grid | None = None) -> MotionFile:
