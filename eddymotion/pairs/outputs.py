@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from eddymotion.derivatives.confounds import table_text
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import LandmarkErrors
 from eddymotion.evaluation.summaries import landmark_summary
-from eddymotion.files import replacing, write_image, write_json, write_text
+from eddymotion.files import write_image, write_json, write_text
 from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
 from eddymotion.pairs.measures import Comparison
 from eddymotion.registration import Registration
@@ -65,11 +64,8 @@ class PairOutputs:
         return everything
 
 
-def refuse_overwriting(paths: PairPaths, outputs: PairOutputs) -> None:
-    """Raise if an output could have the path of an input, or of a folder."""
-    for path in sorted(outputs.all()):
-        if path.is_dir():
-            raise EddymotionError(f"{path}: a folder where a file would be; choose another -o")
+def refuse_overwriting_inputs(paths: PairPaths, outputs: PairOutputs) -> None:
+    """Raise if an output could have the path of an input."""
     written = {path.resolve(): path for path in outputs.all()}
     for given in (*paths,):
         if given.resolve() in written:
@@ -87,53 +83,22 @@ def write_all(
     errors: LandmarkErrors | None,
     summary: dict[str, Any],
 ) -> list[Path]:
-    """Write everything or nothing, the summary last.
+    """Write everything, each file whole or not at all, the summary last.
 
-    All files get their names when the last one is complete: what fails leaves what an earlier run
-    wrote. What that left under names that this one does not write is removed: it would be taken
+    What an earlier run left under names that this one does not write is removed: it would be taken
     for a part of this one.
-
-    Raises
-    ------
-    EddymotionError
-        If the disk is full, or cannot be written to.
     """
-    try:
-        return _write_all(pair, outputs, settings, registration, comparisons, errors, summary)
-    except OSError as error:
-        raise EddymotionError(
-            f"{outputs.prefix.parent}: cannot be written to ({error.strerror or error}); free "
-            "some room, or give another -o"
-        ) from error
-
-
-def _write_all(
-    pair: Pair,
-    outputs: PairOutputs,
-    settings: PairSettings,
-    registration: Registration,
-    comparisons: tuple[Comparison, Comparison],
-    errors: LandmarkErrors | None,
-    summary: dict[str, Any],
-) -> list[Path]:
-    with ExitStack() as staged:
-        written: list[Path] = []
-
-        def new(path: Path) -> Path:
-            written.append(path)
-            return staged.enter_context(replacing(path))
-
-        for path in outputs.linear(settings.transform, settings.formats):
-            write_linear(new(path), registration.matrix, pair.fixed, pair.moving)
-        if registration.warp is not None:
-            _write_warps(pair, [new(outputs[ending]) for ending in WARPS], registration)
-        write_image(new(outputs.resampled), comparisons[1].shown, pair.fixed.affine)
-        if errors is not None:
-            table = landmark_summary(errors, True).tables["landmarks"]
-            write_text(new(outputs.landmarks), table_text({**table}))
-        pictures = [new(outputs[ending]) for ending in PICTURES]
-        _write_pictures(pair, pictures, registration, comparisons)
-        outputs.summary.unlink(missing_ok=True)
+    outputs.summary.unlink(missing_ok=True)
+    written = outputs.linear(settings.transform, settings.formats)
+    for path in written:
+        write_linear(path, registration.matrix, pair.fixed, pair.moving)
+    if registration.warp is not None:
+        written += _write_warps(pair, outputs, registration)
+    write_image(outputs.resampled, comparisons[1].shown, pair.fixed.affine)
+    written.append(outputs.resampled)
+    if errors is not None:
+        written.append(_write_landmarks(outputs, errors))
+    written += _write_pictures(pair, outputs, registration, comparisons)
     for stale in outputs.all() - {*written}:
         stale.unlink(missing_ok=True)
     summary["outputs"] = [path.name for path in written]
@@ -141,20 +106,28 @@ def _write_all(
     return written
 
 
-def _write_warps(pair: Pair, paths: list[Path], registration: Registration) -> None:
+def _write_warps(pair: Pair, outputs: PairOutputs, registration: Registration) -> list[Path]:
     """Write the whole transform as displacement fields, each on the grid it starts from."""
+    paths = [outputs[ending] for ending in WARPS]
     for path, image, inverse in zip(paths, (pair.fixed, pair.moving), (False, True), strict=True):
         x, y, z = image.data.shape
         field = whole_displacements(registration, (x, y, z), image.affine, inverse=inverse)
         write_displacements(path, field, image.affine)
+    return paths
+
+
+def _write_landmarks(outputs: PairOutputs, errors: LandmarkErrors) -> Path:
+    table = landmark_summary(errors, True).tables["landmarks"]
+    write_text(outputs.landmarks, table_text({**table}))
+    return outputs.landmarks
 
 
 def _write_pictures(
     pair: Pair,
-    paths: list[Path],
+    outputs: PairOutputs,
     registration: Registration,
     comparisons: tuple[Comparison, Comparison],
-) -> None:
+) -> list[Path]:
     from eddymotion.reports import save_figure
     from eddymotion.reports.registration import (
         difference_figure,
@@ -170,5 +143,7 @@ def _write_pictures(
         difference_figure(fixed, before.shown, after.shown, inside, head, affine),
         displacement_figure(fixed, head, affine, lambda x: registration.map(x) - x),
     )
+    paths = [outputs[ending] for ending in PICTURES]
     for figure, path in zip(figures, paths, strict=True):
         save_figure(figure, path)
+    return paths

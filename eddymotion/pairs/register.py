@@ -15,7 +15,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.geometry import grid_center
 from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
 from eddymotion.pairs.measures import PairQuality
-from eddymotion.pairs.outputs import PairOutputs, refuse_overwriting, write_all
+from eddymotion.pairs.outputs import PairOutputs, refuse_overwriting_inputs, write_all
 from eddymotion.pairs.summary import landmark_errors_of, summary_of_pair
 from eddymotion.registration import Registrar, Registration, get_registrar, initial_transform
 from eddymotion.registration.checks import inside_grid
@@ -49,7 +49,7 @@ def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dic
         If the files or options cannot be used, or the engine fails; nothing is written then.
     """
     outputs = PairOutputs(prefix)
-    refuse_overwriting(paths, outputs)
+    refuse_overwriting_inputs(paths, outputs)
     registrar = registrar_for(settings)
     pair = Pair.read(paths, settings)
     started = time.perf_counter()

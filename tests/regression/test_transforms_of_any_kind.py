@@ -21,7 +21,6 @@ from eddymotion.files import read_gradient_table, write_image
 from eddymotion.geometry import Motion, rigid_matrix
 from eddymotion.motion_files import read_motion as read_kept
 from eddymotion.motion_files import write_motion
-from eddymotion.pairs.outputs import PairOutputs
 from eddymotion.transform_files import FORMATS, read_linear, write_linear
 
 MATRIX = rigid_matrix([3.0, -4.0, 2.0], [0.1, -0.2, 0.05], np.array([5.0, 6.0, 7.0]))
@@ -200,25 +199,3 @@ def test_register_on_a_strongly_oblique_grid(pair, tmp_path):
     assert register.main(pair) == 0
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert {f"x{ending}" for ending in FORMATS.values()} | {"x.json", "x_overlay.png"} <= made
-
-
-def test_failed_writing_leaves_nothing_or_what_was_there(pair, tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    outputs = PairOutputs(tmp_path / "out" / "x")
-    call = [*pair, "--formats", "itk"]
-    with monkeypatch.context() as patch:
-        patch.setattr("eddymotion.reports.registration.displacement_figure", full)
-        assert register.main(call) == 2
-        told = capsys.readouterr().err
-        assert "out: cannot be written to (No space left on device)" in told
-        assert list((tmp_path / "out").iterdir()) == []
-    assert register.main(call) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    outputs["_overlay.png"].unlink()
-    outputs["_overlay.png"].mkdir()
-    assert register.main(call) == 2
-    assert "x_overlay.png: a folder" in capsys.readouterr().err
-    for path in set(before) - {outputs["_overlay.png"]}:
-        assert path.read_bytes() == before[path]
