@@ -28,6 +28,10 @@ from eddymotion.geometry import grid_distance
 
 log = logging.getLogger(__name__)
 
+SILENT = logging.Logger("nibabel")
+"""What nibabel says of a header comes with its error, or does not matter."""
+SILENT.addHandler(logging.NullHandler())
+
 DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
     OSError,
     EOFError,
@@ -74,15 +78,14 @@ def read_header(path: Path) -> nib.Nifti1Header:
 
 @contextmanager
 def refusing(path: Path) -> Iterator[None]:
-    """Turn what decoders raise into one line about `path`; nibabel's own lines stay out."""
+    """Turn what decoders raise into one line about `path`."""
     if not path.is_file():
         found = "a folder; give a NIfTI image" if path.is_dir() else "no such file; check the path"
         raise EddymotionError(f"{path}: {found}")
     if path.suffix in (".hdr", ".img"):
         raise EddymotionError(f"{path}: one half of a pair of files; convert it to .nii.gz")
     try:
-        with nib.imageglobals.LoggingOutputSuppressor():  # what it says comes with the error
-            yield
+        yield
     except EddymotionError:
         raise
     except DAMAGED as error:
@@ -120,7 +123,7 @@ def header_of(stream: BinaryIO) -> nib.Nifti1Header:
     kind = nib.Nifti2Header if magic in NIFTI2 else nib.Nifti1Header
     header = kind(stream.read(kind.template_dtype.itemsize), check=False)
     given = {name: header[name].copy() for name in ("qform_code", "sform_code", "pixdim")}
-    header.check_fix()
+    header.check_fix(SILENT)
     for name, value in given.items():  # the repair of these is a guess: see `affine_of`
         header[name] = value
     return header

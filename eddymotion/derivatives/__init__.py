@@ -44,7 +44,8 @@ def save(
     Parameters
     ----------
     corrected : DWI
-        From :func:`eddymotion.resample`; its source names the files.
+        From :func:`eddymotion.resample`; its source names the files. Motion is told about the
+        centre of its grid, so that it is to lie in the reference frame, not in another `space`.
     motion : Motion
     folder : path
         Made if needed.
