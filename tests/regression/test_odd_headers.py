@@ -2,7 +2,6 @@
 """Sound data under an odd header are read, whoever reads them; what is guessed is told."""
 
 import gzip
-import json
 import logging
 
 import nibabel as nib
@@ -11,10 +10,10 @@ import pytest
 from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
-from eddymotion.cli import register
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
 from eddymotion.files import load, read_image
+from eddymotion.pairs.inputs import read_volume
 from eddymotion.running import memory_gb
 from eddymotion.warps import read_displacements
 
@@ -179,17 +178,19 @@ def test_displacement_field_with_an_odd_header(tmp_path):
     np.testing.assert_allclose(affine, AFFINE, atol=1e-4)
 
 
-def test_register_takes_them(tmp_path):
-    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (18, 20, 16)], indexing="ij")
-    blob = (1000 * np.exp(-2 * (x**2 + 1.5 * y**2 + 0.7 * z**2 + 0.5 * x * y))).astype(np.int16)
+def test_series_and_pairs_are_read_from_them(tmp_path):
+    """What ``correct`` and ``register`` begin with."""
 
     def odd(header):
         lengthen(header)
         header["xyzt_units"] = 255
 
-    for name in ("fixed", "moving"):
-        written(tmp_path / f"{name}.nii.gz", odd, data=blob[..., None, None])
-    call = [str(tmp_path / "fixed.nii.gz"), str(tmp_path / "moving.nii.gz"), "-o",
-            str(tmp_path / "out" / "x"), "--formats", "itk", "--nprocs", "1"]  # fmt: skip
-    assert register.main(call) == 0
-    assert json.loads((tmp_path / "out" / "x.json").read_text())["angle_deg"] < 0.1
+    path = written(tmp_path / "dwi.nii.gz", odd, data=DATA[..., None])
+    np.savetxt(tmp_path / "dwi.bval", [[0, 1000, 1000, 1000, 1000]])
+    np.savetxt(tmp_path / "dwi.bvec", RNG.normal(size=(5, 3)))
+    for ignore in ((), ("qform",), ("sform",)):
+        assert load(path, ignore=ignore).shape == SHAPE
+        image, _ = read_volume(path, "fixed", 1, ignore)
+        np.testing.assert_array_equal(image.data, DATA[..., 1])
+    one = written(tmp_path / "one.nii.gz", odd, data=DATA[..., :1, None, None])
+    np.testing.assert_array_equal(read_volume(one, "fixed")[0].data, DATA[..., 0])
