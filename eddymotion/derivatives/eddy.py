@@ -116,7 +116,8 @@ def _read_eddy(table: Path, sidecar: Path) -> EddyCurrents:
     if model is None or terms != [f"e_{term}" for term in TERMS[: len(terms)]]:
         raise EddymotionError(
             f"{table}: found columns {cut(', '.join(names))}, expected offset, offset_se, e_x, "
-            f"e_y …, and {MODEL} in {sidecar.name}; give a table of eddy currents with its JSON file"
+            f"e_y …, and {MODEL} in {sidecar.name}; give a table of eddy currents with its JSON "
+            "file"
         )
     rows = np.array([[np.nan if cell == "n/a" else float(cell) for cell in line.split("\t")]
                      for line in lines])  # fmt: skip

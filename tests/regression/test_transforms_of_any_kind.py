@@ -40,7 +40,7 @@ def tilted(rng, degrees):
 def test_afni_on_grids_of_any_tilt(tmp_path):
     rng, same = np.random.default_rng(1), 0
     points = rng.normal(0, 50, (20, 3))
-    for _ in range(400):
+    for _ in range(120):
         fixed, moving = tilted(rng, 90), tilted(rng, 45)
         write_linear(tmp_path / "x.aff12.1D", MATRIX, fixed, moving)
         found = read_linear(tmp_path / "x.aff12.1D", fixed, moving)
@@ -54,7 +54,7 @@ def test_afni_on_grids_of_any_tilt(tmp_path):
         except np.linalg.LinAlgError:
             continue
         same += np.allclose(theirs, MATRIX, atol=1e-4)
-    assert same > 60
+    assert same > 20
 
 
 def test_afni_axes_are_next_to_each_other_as_a_whole(tmp_path):
@@ -79,7 +79,7 @@ def damaged(whole, rng):
     yield b"\x1f\x8b\x08\x00" + bytes(200)
     yield b"Transform: " + b"long" * 50_000 + b"\nParameters: 1\nFixedParameters: 0 0 0\n"
     yield b"long" * 50_000 + b"\t2\n" + b"3" * 50_000 + b"\t4\n"
-    for _ in range(12):
+    for _ in range(6):
         yield whole[: rng.integers(1, len(whole))]
         changed = bytearray(whole)
         for place in rng.integers(0, len(whole), 8):
