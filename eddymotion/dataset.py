@@ -14,9 +14,10 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import grid_center
-from eddymotion.gradients import Gradients
+from eddymotion.gradients import Gradients, volumes_told
 from eddymotion.html_values import HtmlValue
 from eddymotion.kernels import sample_points, sample_points_with_gradient, spline_coefficients
+from eddymotion.reprs import short_repr, sizes_told
 
 KEPT_TYPES = tuple(np.dtype(name) for name in ("float32", "int8", "uint8", "int16", "uint16"))
 """What a series keeps its signal in: scanners store integers, half as large as float32."""
@@ -36,6 +37,8 @@ class Spline:
 
     coefficients: np.ndarray
     affine: np.ndarray
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, image: Image) -> Spline:
@@ -96,6 +99,10 @@ class Image:
     data: np.ndarray
     affine: np.ndarray
 
+    def __repr__(self) -> str:
+        sizes = sizes_told(map(float, self.voxel_sizes))
+        return f"Image({sizes_told(self.data.shape)}, {sizes} mm, {self.data.dtype})"
+
     @property
     def voxel_sizes(self) -> np.ndarray:
         """Edge lengths of a voxel, mm."""
@@ -138,15 +145,9 @@ class Series(ABC):
         return len(self.gradients)
 
     def __repr__(self) -> str:
-        shape = "×".join(map(str, (*self.shape, len(self))))
-        sizes = "×".join(f"{size:.3g}" for size in self.voxel_sizes)
-        shells = ", ".join(
-            f"{len(shell)}×b={bval:.0f}"
-            for shell, bval in zip(self.gradients.shells, self.gradients.shell_bvals, strict=True)
-        )
-        return (
-            f"{type(self).__name__}({shape}, {sizes} mm, {len(self.gradients.b0s)}×b=0, {shells})"
-        )
+        shape = sizes_told((*self.shape, len(self)))
+        sizes = sizes_told(map(float, self.voxel_sizes))
+        return f"{type(self).__name__}({shape}, {sizes} mm, {volumes_told(self.gradients)})"
 
     @property
     def shape(self) -> tuple[int, int, int]:

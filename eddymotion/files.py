@@ -7,13 +7,13 @@ final name never holds half a file.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
 import os
 import uuid
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,39 +22,32 @@ from typing import Any, BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from isal import igzip
-from isal.igzip_lib import IsalError
 from nibabel.affines import voxel_sizes
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from eddymotion.dataset import DWI, KEPT_TYPES, Series
 from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
+from eddymotion.headers import (
+    affine_of,
+    first_line,
+    header_of,
+    opened,
+    refusing,
+    repetition_time_of,
+    scaling_of,
+    shape_of,
+)
 from eddymotion.masking import brain_mask
 
 log = logging.getLogger(__name__)
-
-DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
-    OSError,
-    EOFError,
-    zlib.error,
-    IsalError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-)
-"""What decoders raise on files that are cut short, garbled, or hold no real numbers."""
 
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
 
 MASK_TOLERANCE = 0.5
 """Largest distance (voxels) between the grids of an image and its mask."""
-
-MAX_AFFINE_DISAGREEMENT = 0.1
-"""Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
 
 
 def load(
@@ -127,7 +120,7 @@ def load(
             )
     else:
         brain = brain_mask(mean_b0(signal, gradients))
-    return DWI(signal, affine, gradients, brain & finite, path, _repetition_time(header))
+    return DWI(signal, affine, gradients, brain & finite, path, repetition_time_of(header))
 
 
 def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
@@ -214,90 +207,32 @@ def read_image(
     EddymotionError
         If it is missing, damaged, not NIfTI, or its sform and qform disagree.
     """
-    if not path.is_file():
-        raise EddymotionError(absence(path, "give a NIfTI image"))
-    if path.suffix in (".hdr", ".img"):
-        raise EddymotionError(f"{path}: one half of a pair of files; convert it to .nii.gz")
-    try:
-        with nib.imageglobals.LoggingOutputSuppressor():  # what it says comes with the error
-            data, header = _decode(path, keep_integers)
-        affine = _affine(path, header, ignore)
-    except EddymotionError:
-        raise
-    except DAMAGED as error:
-        raise EddymotionError(
-            stand_in(path)
-            or f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
-            "copy or convert it again"
-        ) from error
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        nib.wrapstruct.WrapStructError,
-    ) as error:
-        raise EddymotionError(
-            stand_in(path)
-            or f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
-        ) from error
-    return data, affine, header
+    with refusing(path):
+        data, header = _decode(path, keep_integers)
+        return data, affine_of(path, header, ignore), header
 
 
 def _decode(path: Path, keep_integers: bool) -> tuple[np.ndarray, nib.Nifti1Header]:
     """Read a volume at a time: nibabel decodes, isal decompresses, one copy alone stays."""
-    opener = igzip.open if path.name.endswith(".gz") else open
-    with opener(path, "rb") as stream:
-        magic = int.from_bytes(stream.read(4), "little")
-        stream.seek(0)
-        kind = nib.Nifti2Image if magic in (540, 0x1C020000) else nib.Nifti1Image
-        image = kind.from_stream(stream)
-        if image.get_data_dtype().kind not in "iuf":
+    with opened(path) as stream:
+        header = header_of(stream)
+        stored_type = header.get_data_dtype()
+        if stored_type.kind not in "iuf":
             raise EddymotionError(
-                f"{path}: voxels of type {image.get_data_dtype()}, expected real numbers; give "
-                "the magnitude image"
+                f"{path}: voxels of type {stored_type}, expected real numbers; give the "
+                "magnitude image"
             )
-        stored = cast(ArrayProxy, image.dataobj)
-        kept = stored.dtype.newbyteorder("=")
-        exact = keep_integers and kept in KEPT_TYPES and (stored.slope, stored.inter) == (1, 0)
-        data = np.empty(stored.shape, kept if exact else np.float32, order="F")
-        shape, size = stored.shape[:-1], stored.dtype.itemsize * math.prod(stored.shape[:-1])
-        for index in range(stored.shape[-1]):
-            raw = array_from_file(
-                shape, stored.dtype, stream, stored.offset + index * size, mmap=False
-            )
-            data[..., index] = (
-                raw if exact else apply_read_scaling(raw, stored.slope, stored.inter)
-            )
-    return data, image.header
-
-
-def _affine(path: Path, header: nib.Nifti1Header, ignore: Sequence[str]) -> np.ndarray:
-    """Return the sform or the qform, and refuse to guess when they disagree."""
-    affine = header.get_best_affine()
-    if header["sform_code"] > 0 and header["qform_code"] > 0:
-        sform, qform = header.get_sform(), header.get_qform()
-        if "sform" in ignore:
-            return qform
-        apart = grid_distance(sform, qform, header.get_data_shape())
-        limit = MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min()
-        if apart > limit and "qform" not in ignore:
-            raise EddymotionError(
-                f"{path}: sform and qform disagree by up to {apart:.3g} mm, expected the same "
-                "orientation from both; say which one to disregard with '--ignore qform' (what "
-                "FSL and nibabel do) or '--ignore sform'"
-            )
-        affine = sform
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise EddymotionError(
-            f"{path}: the affine cannot be inverted; set sform or qform, or convert it again"
-        )
-    return affine
-
-
-def _repetition_time(header: nib.Nifti1Header) -> float | None:
-    zooms = header.get_zooms()
-    time = float(zooms[3]) if len(zooms) > 3 else float("nan")
-    seconds = time * {"msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1], 1.0)
-    return seconds if np.isfinite(seconds) and seconds > 0 else None
+        kept, scaling = stored_type.newbyteorder("="), scaling_of(header)
+        exact = keep_integers and kept in KEPT_TYPES and scaling == (1, 0)
+        *volume, n_volumes = shape_of(header)
+        data = np.empty((*volume, n_volumes), kept if exact else np.float32, order="F")
+        offset, size = header.get_data_offset(), stored_type.itemsize * math.prod(volume)
+        source = cast(io.IOBase, stream)
+        for index in range(n_volumes):
+            where = offset + index * size
+            raw = array_from_file(tuple(volume), stored_type, source, where, mmap=False)
+            data[..., index] = raw if exact else apply_read_scaling(raw, *scaling)
+    return data, header
 
 
 def _table_beside(path: Path, suffix: str) -> Path:
@@ -339,26 +274,28 @@ def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]
 
 
 def read_numbers(path: Path) -> np.ndarray:
-    """Read a table of numbers, (rows, columns)."""
+    """Read numbers separated by blanks: (rows, columns).
+
+    Raises
+    ------
+    EddymotionError
+        If the file is missing, empty, or holds anything else.
+    """
     if not path.is_file():
         raise EddymotionError(absence(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the file is empty: told below
             numbers = np.loadtxt(path, ndmin=2)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a decoder raises: it unpacks by the name
         raise EddymotionError(
             stand_in(path)
-            or f"{path}: not a table of numbers ({_first_line(error)}); "
+            or f"{path}: not a table of numbers ({first_line(error)}); "
             "expected text with numbers separated by blanks"
         ) from error
     if numbers.size == 0:
         raise EddymotionError(f"{path}: empty; expected one entry a volume")
     return numbers
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager
@@ -455,23 +392,27 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_x5(path: Path, motion: Motion, dwi: Series) -> None:
-    """Write the motion as X5 (HDF5), with NiTransforms."""
+def write_x5(path: Path, motion: Motion, original: Series) -> None:
+    """Write the motion as X5 (HDF5), with NiTransforms.
+
+    The domain is where the transforms start from, the reference frame: on the grid of the original
+    series, since the corrected one may lie in the space of another image.
+    """
     from nitransforms.linear import LinearTransformsMapping
 
-    reference = nib.Nifti1Image(np.empty(dwi.shape, np.uint8), dwi.affine)
+    reference = nib.Nifti1Image(np.empty(original.shape, np.uint8), original.affine)
     mapping = LinearTransformsMapping(motion.matrices, reference=reference)
     with replacing(path) as temporary:
         mapping.to_filename(str(temporary), fmt="X5")
 
 
-def write_fsl_matrices(folder: Path, motion: Motion, original: Series, corrected: Series) -> None:
+def write_fsl_matrices(folder: Path, motion: Motion, original: Series, reference: Series) -> None:
     """Write one FLIRT matrix a volume (``MAT_0000`` …), original volume → reference.
 
-    FLIRT's coordinates depend on the grids at both ends.
+    FLIRT's coordinates depend on the grids at both ends; both lie in the scanner's coordinates.
     """
     from_original = np.linalg.inv(fsl_coordinates(original.shape, original.affine))
-    to_reference = fsl_coordinates(corrected.shape, corrected.affine)
+    to_reference = fsl_coordinates(reference.shape, reference.affine)
     for index, matrix in enumerate(motion.matrices):
         flirt = to_reference @ np.linalg.inv(matrix) @ from_original
         rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)

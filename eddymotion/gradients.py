@@ -69,6 +69,9 @@ class Gradients:
     def __len__(self) -> int:
         return len(self.bvals)
 
+    def __repr__(self) -> str:
+        return f"Gradients({volumes_told(self)})"
+
     @property
     def is_b0(self) -> np.ndarray:
         """True for b=0 volumes, (N,)."""
@@ -130,6 +133,17 @@ class Gradients:
         return Gradients(
             self.bvals, np.einsum("nji,nj->ni", rotations, self.bvecs), self.b0_threshold
         )
+
+
+def volumes_told(gradients: Gradients) -> str:
+    """Say how many volumes have which b-value: ``3×b=0, 32×b=1000``."""
+    told = [f"{len(gradients.b0s)}×b=0"]
+    if len(gradients.shells) > MAX_SHELLS:
+        bvals = gradients.bvals[gradients.dwis]
+        return f"{told[0]}, {len(bvals)}×b={bvals.min():.0f}…{bvals.max():.0f}"
+    for shell, bval in zip(gradients.shells, gradients.shell_bvals, strict=True):
+        told.append(f"{len(shell)}×b={bval:.0f}")
+    return ", ".join(told)
 
 
 def from_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:

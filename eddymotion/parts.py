@@ -209,7 +209,9 @@ def report(
     write_text(outputs["outliers"], outlier_table(after_it.outliers))
     summary = summarise(dwi, motion, model, before, after_it)
     methods = methods_of(dwi, motion, model, settings, estimated=False)
-    write_sidecar(outputs, sidecar_of(series, settings, summary, methods))
+    registered = settings.output_space and settings.output_space_transform != "none"
+    grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
+    write_sidecar(outputs, sidecar_of(series, settings, summary, methods, grids))
     page = out_dir / f"{outputs.src}.html"
     write_participant_page(page, outputs.src, [outputs])
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")

@@ -27,7 +27,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI, Series, Spline
 from eddymotion.eddy_currents import EddyCurrents
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.field_kernels import sample_grid_through_field
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
@@ -91,6 +91,8 @@ def resample(
     DWI
         float32, volumes in their original order.
     """
+    check_kind(dwi, DWI, "resample")
+    check_kind(motion, Motion, "resample")
     series = Resampled.of(dwi, motion, engine=engine, grid=grid, space=space, n_threads=n_threads)
     signal = np.empty((*series.shape, len(dwi)), np.float32, order="F")
     for index, volume in enumerate(progress(series.volumes(), "resampling", len(dwi))):

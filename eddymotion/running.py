@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,15 +64,11 @@ def memory_gb(image: Path, n_threads: int = 1) -> float:
     EddymotionError
         If the image cannot be read or has not four dimensions.
     """
-    import nibabel as nib
+    from eddymotion.headers import read_header, scaling_of
 
-    try:
-        header: Any = nib.load(image).header
-        shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        slope, inter = header.get_slope_inter()
-    except Exception as error:  # whatever a decoder raises
-        raise EddymotionError(f"{image}: cannot be read as NIfTI ({error})") from error
-    scaled = (slope, inter) not in ((None, None), (1.0, 0.0))
+    header = read_header(image)
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    scaled = scaling_of(header) != (1.0, 0.0)
     stored = 4 if scaled or dtype.kind == "f" else min(dtype.itemsize, 4)
     volume, n_volumes = math.prod(shape[:3]), math.prod(shape[3:])
     series = volume * n_volumes * (stored + SPLINE_BYTES)
@@ -149,14 +146,12 @@ def read_plugin_file(path: Path) -> Plugin:
 
 def warn_if_disk_is_small(folder: Path, images: Sequence[Path]) -> str | None:
     """Return a warning if the corrected series may not fit on the disk."""
-    import nibabel as nib
+    from eddymotion.headers import read_header
 
     needed = 0.0
     for image in images:
-        try:
-            needed += 4e-9 * math.prod(nib.load(image).shape)  # type: ignore[attr-defined]
-        except Exception:  # told later, with the series
-            continue
+        with suppress(EddymotionError):  # told later, with the series
+            needed += 4e-9 * math.prod(read_header(image).get_data_shape())
     free = shutil.disk_usage(folder).free / 1e9
     if free > needed:
         return None

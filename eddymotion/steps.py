@@ -19,6 +19,7 @@ from eddymotion import __version__
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.citation import NONE_FOUND, Methods
+from eddymotion.derivatives.grid_metadata import on_grid
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import (
@@ -62,7 +63,7 @@ KEPT_METADATA = (
     "ManufacturersModelName", "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime",
     "EffectiveEchoSpacing", "MultibandAccelerationFactor",
 )  # fmt: skip
-"""Fields of the raw sidecar that still hold for the corrected series."""
+"""Fields of the raw sidecar that still hold for the corrected series, on its own grid."""
 
 USED_METADATA = (
     "SliceTiming", "SliceEncodingDirection", "MultibandAccelerationFactor", "TotalReadoutTime",
@@ -151,7 +152,7 @@ def correct_series(
             volumes=slices_after.watching(volumes),
             original=dwi,
             quality=after,
-            on_demand=on_demand(series, settings),
+            on_demand=on_demand(series, settings, in_frame=space is None),
             progress=progress,
         )
     with stages("pictures"):
@@ -162,7 +163,8 @@ def correct_series(
     summary |= summarise(dwi, motion, model, before, after)
     summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
-    content = sidecar_of(series, settings, summary, methods, stages, print_of_run)
+    grids = (dwi, corrected, space.linear if space else np.eye(4))
+    content = sidecar_of(series, settings, summary, methods, grids, stages, print_of_run)
     write_sidecar(outputs, content | {"OutlierSlices": outliers})
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
@@ -341,8 +343,8 @@ def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Se
     return found
 
 
-def on_demand(series: SeriesFiles, settings: Settings) -> OnDemand:
-    """Collect what is wanted besides the outputs of every run."""
+def on_demand(series: SeriesFiles, settings: Settings, *, in_frame: bool = True) -> OnDemand:
+    """Collect what is wanted besides the outputs of every run; `in_frame` as of its result."""
     readout = usable(metadata_of(series), "TotalReadoutTime", owner=series.dwi.name)
     return OnDemand(
         fsl=settings.fsl_outputs,
@@ -351,6 +353,7 @@ def on_demand(series: SeriesFiles, settings: Settings) -> OnDemand:
         eddy_fields=settings.eddy_fields,
         readout_time=readout.get("TotalReadoutTime"),
         pe_axis=settings.pe_axis or phase_encoding(series, tell=False),
+        in_frame=in_frame,
         n_threads=settings.nprocs,
     )
 
@@ -375,17 +378,18 @@ def sidecar_of(
     settings: Settings,
     summary: dict[str, str],
     methods: Methods,
+    grids: tuple[Series, Series, np.ndarray | None],
     stages: Stages | None = None,
     print_of_run: str | None = None,
 ) -> dict[str, Any]:
-    """Return the sidecar of the corrected image."""
+    """Return the sidecar of the corrected image; `grids` as :func:`on_grid` takes them."""
     metadata = metadata_of(series)
     seconds = {} if stages is None else stages.seconds
     told = usable(metadata, *USED_METADATA)
     others = [key for key in KEPT_METADATA if key not in USED_METADATA]
     found = told | usable(metadata, *others, owner=series.dwi.name)
     kept = {key: found[key] for key in KEPT_METADATA if key in found}
-    content = kept | {
+    content = on_grid(kept, *grids) | {
         "Sources": [series.uri or series.dwi.name],
         "Settings": settings.effective(),
         "Summary": summary,

@@ -10,9 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "compiling", "errors", "names"),
+    ("cgroups", "compiling", "errors", "names", "reprs"),
     ("field_kernels", "kernels"),
-    ("eddy_currents", "geometry", "gradients", "html_values"),
+    ("eddy_currents", "geometry", "gradients", "headers", "html_values"),
     ("locks", "parallel", "running"),
     ("dataset", "masking", "pyramid"),
     (
@@ -33,6 +33,7 @@ ORDER = (
     ("demo", "interfaces"),
     ("workflows",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 STRANGERS = {"models", "registration", "resampling"}

@@ -16,6 +16,7 @@ from eddymotion.cli.options import Parser, existing_file, not_negative, not_nega
 from eddymotion.errors import EddymotionError
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
     from eddymotion.evaluation import MotionComparison
@@ -189,7 +190,8 @@ def evaluate_motion(options: argparse.Namespace) -> None:
     bvals = true.bvals if bvals is None else bvals
     motions = [estimated.motion, true.motion]
     if options.relative_to is not None:
-        motions = [in_frame_of(options.relative_to, motion) for motion in motions]
+        about = grid.center if grid else None
+        motions = [in_frame_of(options.relative_to, motion, about) for motion in motions]
     center = grid.center if grid else None
     points, where = None, "ball of 80 mm about the centre"
     if options.mask:
@@ -207,14 +209,14 @@ def evaluate_motion(options: argparse.Namespace) -> None:
         write(options, summary, lambda: motion_plot(comparison))
 
 
-def in_frame_of(volume: int, motion: Motion) -> Motion:
-    """Express a motion in the frame of a volume that it has."""
+def in_frame_of(volume: int, motion: Motion, center: np.ndarray | None) -> Motion:
+    """Express a motion in the frame of a volume that it has; `center` as in `relative_to`."""
     if volume >= len(motion):
         raise EddymotionError(
             f"--relative-to {volume}: there are {len(motion)} volumes; give one from 0 to "
             f"{len(motion) - 1}"
         )
-    return motion.relative_to(volume)
+    return motion.relative_to(volume, center)
 
 
 def motion_plot(comparison: MotionComparison) -> Figure:

@@ -16,7 +16,7 @@ from eddymotion.derivatives.eddy import write_eddy
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import OnDemand, remove_on_demand, write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_descriptions, outlier_table
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.quality import Quality
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.files import (
@@ -44,7 +44,8 @@ def save(
     Parameters
     ----------
     corrected : DWI
-        From :func:`eddymotion.resample`; its source names the files.
+        From :func:`eddymotion.resample`; its source names the files. Motion is told about the
+        centre of its grid, so that it is to lie in the reference frame, not in another `space`.
     motion : Motion
     folder : path
         Made if needed.
@@ -56,6 +57,8 @@ def save(
     Outputs
         The paths written, by kind.
     """
+    check_kind(corrected, DWI, "save")
+    check_kind(motion, Motion, "save")
     motion.check_length(len(corrected), "save")
     if quality is not None and len(quality.correlation) != len(corrected):
         raise EddymotionError(
@@ -94,7 +97,7 @@ def write_outputs(
         Those of `corrected`, if somebody else watches them pass.
     original : DWI, optional
         The original series, where the corrected one lies on another grid: motion is measured at
-        its centre.
+        its centre, and its grid is that of the reference frame, the domain of the transforms.
     quality : Quality, optional
     on_demand : OnDemand, optional
         What else is wanted.
@@ -110,7 +113,7 @@ def write_outputs(
     write_image(outputs["mask"], corrected.mask.astype(np.uint8), affine)
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
     write_itk(outputs["xfm"], motion.matrices)
-    write_x5(outputs["x5"], motion, corrected)
+    write_x5(outputs["x5"], motion, original or corrected)
     columns = confounds(corrected.gradients, motion, (original or corrected).center, quality)
     write_text(outputs["confounds"], table_text(columns))
     write_json(outputs["confounds_sidecar"], descriptions(columns))

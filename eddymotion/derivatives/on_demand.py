@@ -48,6 +48,9 @@ class OnDemand:
         TotalReadoutTime, s: eddy's fields are in Hz.
     pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
         Phase-encoding direction, for eddy's files where there are no fields.
+    in_frame : bool
+        Whether the corrected series lies in the reference frame, not in the space of another
+        image: FLIRT's matrices lead to its grid then, otherwise to that of the original series.
     n_threads : int
     """
 
@@ -57,6 +60,7 @@ class OnDemand:
     eddy_fields: bool = False
     readout_time: float | None = None
     pe_axis: str | None = None
+    in_frame: bool = True
     n_threads: int = 1
 
 
@@ -113,7 +117,8 @@ def write_on_demand(
     if wanted.cnr_maps or wanted.residuals or (wanted.fsl and quality is not None):
         cnr = _maps(wanted, outputs, corrected, quality, progress)
     if wanted.fsl:
-        write_fsl_matrices(outputs["fsl_matrices"], motion, original, corrected)
+        reference = corrected if wanted.in_frame else original
+        write_fsl_matrices(outputs["fsl_matrices"], motion, original, reference)
         write_fsl_eddy(
             fsl_prefix(outputs),
             motion,

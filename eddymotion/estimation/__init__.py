@@ -9,7 +9,7 @@ import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import N_TERMS
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.joint import (
     FEW_FOR_FIELDS,
@@ -99,6 +99,7 @@ def estimate_motion(
     Motion
         Reference → volume; the identity for the first b=0. With standard errors from ``joint``.
     """
+    check_kind(dwi, DWI, "estimate_motion")
     _refuse_unknown(n_iterations, eddy_currents, pe_axis)
     _refuse_unusable(dwi)
     if isinstance(model, str):

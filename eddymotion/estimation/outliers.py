@@ -43,6 +43,7 @@ from scipy import ndimage
 
 from eddymotion.dataset import Image
 from eddymotion.estimation.slicing import PLAIN, Slicing
+from eddymotion.reprs import short_repr
 
 Z_THRESHOLD = -3.5
 RATIO_THRESHOLD = 0.9
@@ -136,6 +137,8 @@ class SliceOutliers:
     n_points: np.ndarray | None = None
     gain: np.ndarray | None = None
     slicing: Slicing = PLAIN
+
+    __repr__ = short_repr
 
     @cached_property
     def flagged(self) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.dataset import DWI
+from eddymotion.errors import check_kind
 from eddymotion.estimation.outliers import (
     SliceFit,
     SliceOutliers,
@@ -27,6 +28,7 @@ from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.models.base import as_rows, scatter_of_bright
 from eddymotion.parallel import one_blas_thread, parallel_map
 from eddymotion.pyramid import jittered_points
+from eddymotion.reprs import short_repr
 
 ENOUGH = 0.5
 """Part of the brain in which a volume must be predicted to count as predicted."""
@@ -60,6 +62,8 @@ class Quality:
     r2: np.ndarray
     outliers: SliceOutliers
     model: Model | None = None
+
+    __repr__ = short_repr
 
 
 def predict(signal: np.ndarray, gradients: Gradients, model: Model) -> np.ndarray:
@@ -103,6 +107,8 @@ def assess(
     -------
     Quality
     """
+    check_kind(dwi, DWI, "assess")
+    check_kind(motion, Motion, "assess")
     motion.check_length(len(dwi), "assess")
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)

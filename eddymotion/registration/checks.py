@@ -86,7 +86,7 @@ def read_settings(path: Path, known: Sequence[str]) -> dict[str, Any]:
     """Read an engine's settings, a JSON object with keys out of `known`."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EddymotionError(f"{path}: cannot be read as JSON ({error}); correct it") from error
     if not isinstance(settings, dict):
         raise EddymotionError(

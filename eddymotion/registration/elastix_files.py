@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
+from eddymotion.headers import cut
 from eddymotion.itk import LPS
 
 LINE = re.compile(r"^\s*\(\s*(\w+)\s+(.*?)\s*\)\s*(?://.*)?$")
@@ -52,7 +53,8 @@ def parse_parameters(text: str) -> ParameterMap:
         match = LINE.match(line)
         if not match or match.group(2).count('"') % 2:
             raise EddymotionError(
-                f"line {number} is {line.strip()!r}, expected '(Name value)' as elastix has it"
+                f"line {number} is {cut(line.strip())!r}, expected '(Name value)' as elastix has "
+                "it"
             )
         found[match.group(1)] = shlex.split(match.group(2))
     return found

@@ -17,6 +17,7 @@ from eddymotion.files import mean_b0
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
 from eddymotion.parallel import parallel_map
+from eddymotion.reprs import short_repr
 from eddymotion.resampling import inside_image, resample
 from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.phantom import S0
@@ -78,6 +79,8 @@ class FittedHead:
     brain: np.ndarray
     affine: np.ndarray
     field_of_view: Grid
+
+    __repr__ = short_repr
 
     @classmethod
     def from_series(

@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from eddymotion.geometry import grid_center
+from eddymotion.reprs import short_repr
 from eddymotion.simulation.base import Box
 
 
@@ -19,6 +20,8 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: np.ndarray
+
+    __repr__ = short_repr
 
     @classmethod
     def covering(

@@ -20,6 +20,7 @@ from eddymotion.files import load, read_gradient_table, write_image, write_json
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients, from_fsl, image_axes
 from eddymotion.parallel import Progress, silent
+from eddymotion.reprs import short_repr
 from eddymotion.running import read_json
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
 from eddymotion.simulation.base import Box, Head
@@ -149,6 +150,8 @@ class Simulation:
     kept: np.ndarray
     eddy: EddyCurrents | None
     coil_bias: float
+
+    __repr__ = short_repr
 
     @property
     def summary(self) -> str:
