@@ -62,7 +62,8 @@ def run_demo(folder: Path, settings: Settings, progress: Progress = silent) -> s
     outputs = outputs_of(series, "demo", output_dir)
     correct_series(series, outputs, settings, progress)
     report = output_dir / "sub-demo.html"
-    write_participant_page(report, "sub-demo", [outputs])
+    for why in write_participant_page(report, "sub-demo", [outputs]).values():
+        raise EddymotionError(why)
     dwi = load(series.dwi, mask=outputs["mask"])
     truth = Motion(read_itk(bids_dir / "truth" / "sub-demo_xfm.txt"))
     found = Motion(read_itk(outputs["xfm"]))

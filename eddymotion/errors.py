@@ -12,3 +12,7 @@ class EddymotionError(ValueError):
 
 class EngineError(EddymotionError):
     """Another program crashed, or left its result out: the call itself may be right."""
+
+
+class LockLostError(EddymotionError):
+    """Another run has taken over the outputs while this one slept: it must not write on."""

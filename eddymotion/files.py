@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files ⇄ values: images, gradient tables, transforms.
 
-Everything is written under a temporary name beside its final one and then renamed, so that a
-final name never holds half a file.
+Everything is written under a temporary name beside its final one, flushed to the disk and then
+renamed, so that a final name never holds half a file.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
-import uuid
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -31,7 +32,9 @@ from eddymotion.dataset import DWI, KEPT_TYPES, Series
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
+from eddymotion.locks import refuse_if_lost
 from eddymotion.masking import brain_mask
+from eddymotion.temporaries import temporary_name
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,9 @@ DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
     MemoryError,
 )
 """What decoders raise on files that are cut short, garbled, or hold no real numbers."""
+
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
+"""What fsync says where a file system has nothing of the kind."""
 
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
@@ -360,17 +366,90 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+_waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_waiting", default=None)
+"""Temporary and final names of what is given its name together with others."""
+
+
+@contextmanager
+def together() -> Iterator[set[Path]]:
+    """Give all files that are written inside their final names at the end, or none of them.
+
+    Yields the final names, which are complete then.
+    """
+    waiting: list[tuple[Path, Path]] = []
+    written: set[Path] = set()
+    token = _waiting.set(waiting)
+    try:
+        yield written
+        for _, path in waiting:
+            refuse_folder(path)
+        while waiting:
+            _give_name(*waiting[0])
+            written.add(waiting.pop(0)[1])
+    finally:
+        _waiting.reset(token)
+        for temporary, _ in waiting:
+            temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` if the block succeeds."""
+    """Give a temporary path beside `path`; rename it to `path` if the block succeeds.
+
+    What was written is on the disk before it gets its name.
+
+    Raises
+    ------
+    EddymotionError
+        If `path` is a folder.
+    LockLostError
+        If another run has taken over the outputs.
+    """
+    refuse_folder(path)
+    refuse_if_lost(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{suffix}")
+    temporary = path.with_name(temporary_name(suffix))
+    waiting = _waiting.get()
+    kept = False
     try:
         yield temporary
-        os.replace(temporary, path)
+        _flush(temporary)
+        if waiting is None:
+            _give_name(temporary, path)
+        else:
+            waiting.append((temporary, path))
+            kept = True
     finally:
-        temporary.unlink(missing_ok=True)
+        if not kept:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise if a folder has the name of a file that is to be written."""
+    if path.is_dir():
+        raise EddymotionError(
+            f"{path}: is a folder, and a file of this name is to be written; move it away"
+        )
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    refuse_if_lost(path)
+    os.replace(temporary, path)
+    with suppress(OSError):  # some file systems cannot; the name is there anyway
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
 
 
 def write_image(
@@ -446,7 +525,8 @@ def write_gradient_table(bval: Path, bvec: Path, gradients: Gradients, affine: n
 def write_text(path: Path, text: str) -> None:
     """Write text whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # names of files may hold bytes that are no UTF-8
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -20,6 +20,7 @@ from eddymotion.cli.options import (
 )
 from eddymotion.names import PE_AXES
 from eddymotion.simulation import PATTERNS, SCHEMES
+from eddymotion.temporaries import remove_leftovers
 
 if TYPE_CHECKING:
     from eddymotion.simulation import Recipe
@@ -189,6 +190,8 @@ def simulate_one(options: argparse.Namespace) -> int:
     image = image_path(folder, name, session)
     check_destination(folder, image, overwrite=options.overwrite)
     prepare_output_dir(folder)
+    for used in (image.parent, folder / "truth"):
+        remove_leftovers(used)
     n_threads = min(options.nprocs, options.omp_nthreads or options.nprocs)
     with messages(options.verbose):
         made = simulate(recipe_from(options), n_threads=n_threads, progress=progress_for_console())

@@ -17,7 +17,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
 from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
-from eddymotion.reports.participant import NO_ERRORS, finished_outputs
+from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.tables import MISSING
 
@@ -172,9 +172,9 @@ def gather(
             try:
                 series = SeriesReport.load(outputs)
                 row = _row(series, folder.name, _page_of(folder), f"s{part}")
-            except EddymotionError as error:
-                log.warning("%s: %s", outputs.src, error)
-                failed[outputs.src] = str(error)
+            except Exception as error:  # whatever is in its files, the others are gathered
+                log.debug("%s cannot be read", outputs.src, exc_info=True)
+                failed[outputs.src] = why_unreadable(outputs, error)
                 continue
             part += 1
             if _is_wanted(row.session, sessions):

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 NO_ERRORS: Mapping[str, str] = {}
 
+MOST_SAID = 200
+"""Characters of what another library says."""
+
 
 def build_participant_report(
     output_dir: Path, participant: str, errors: Mapping[str, str] = NO_ERRORS
@@ -39,13 +42,29 @@ def build_participant_report(
     Path or None
         The page; None without a finished series and without errors.
     """
+    failed = write_report(output_dir, participant, errors)
+    for name in failed.keys() - errors.keys():
+        log.warning("%s: %s", name, failed[name])
+    name = f"sub-{participant.removeprefix('sub-')}"
+    page = output_dir / f"{name}.html"
+    return page if failed or finished_outputs(output_dir / name) else None
+
+
+def write_report(
+    output_dir: Path, participant: str, errors: Mapping[str, str] = NO_ERRORS
+) -> dict[str, str]:
+    """Write the page of a participant, as :func:`build_participant_report`.
+
+    Returns
+    -------
+    dict
+        As of :func:`write_participant_page`: all that the page calls failed.
+    """
     name = f"sub-{participant.removeprefix('sub-')}"
     found = finished_outputs(output_dir / name)
     if not found and not errors:
-        return None
-    page = output_dir / f"{name}.html"
-    write_participant_page(page, name, found, errors)
-    return page
+        return {}
+    return write_participant_page(output_dir / f"{name}.html", name, found, errors)
 
 
 def finished_outputs(folder: Path) -> list[Outputs]:
@@ -88,12 +107,23 @@ def write_participant_page(
             series = SeriesReport.load(outputs)
             series.write_charts()
             articles.append(_article(series, len(articles), page))
-        except EddymotionError as error:
-            log.warning("%s: %s", outputs.src, error)
-            failed[outputs.src] = str(error)
+        except Exception as error:  # whatever is in its files, the others have a page
+            log.debug("%s cannot be shown", outputs.src, exc_info=True)
+            failed[outputs.src] = why_unreadable(outputs, error)
     names = [outputs.src for outputs in all_outputs if outputs.src not in failed]
     write_page(page, title, _body(title, names, articles, failed))
     return failed
+
+
+def why_unreadable(outputs: Outputs, error: Exception) -> str:
+    """Say why a series cannot be shown, and what to do."""
+    if isinstance(error, EddymotionError):
+        return str(error)
+    said = " ".join(str(error).split())[:MOST_SAID]
+    return (
+        f"{outputs['sidecar']} and the files beside it cannot be shown ({type(error).__name__}: "
+        f"{said}); correct the series again"
+    )
 
 
 def _article(series: SeriesReport, number: int, page: Path) -> Html:

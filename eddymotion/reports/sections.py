@@ -14,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from eddymotion.derivatives.citation import bibtex, boilerplate, references
+from eddymotion.derivatives.finished import RECORD, SELF
 from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
 from eddymotion.reports.layout import (
     Figure,
@@ -268,7 +269,7 @@ def settings(series: SeriesReport) -> Html:
         content = sidecar.pop(key, None)
         if isinstance(content, Mapping):
             parts.append(tag("div", tag("h3", words), table(_rows(content))))
-    for key in ("Summary", "StageSeconds", "OutlierSlices"):  # shown above
+    for key in ("Summary", "StageSeconds", "OutlierSlices", RECORD, SELF):  # shown above, or ours
         sidecar.pop(key, None)
     rest = [tag("h3", "Sidecar of the corrected image"), table(_rows(sidecar))]
     return join([tag("div", *parts, class_="columns"), *rest]) if series.sidecar else Html("")
