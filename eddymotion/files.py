@@ -34,6 +34,7 @@ from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.locks import refuse_if_lost
 from eddymotion.masking import brain_mask
+from eddymotion.running import disk_error_in_words
 from eddymotion.temporaries import temporary_name
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
 
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
 """What fsync says where a file system has nothing of the kind."""
+
+MOST_SAID = 200
+"""Characters of what another library says."""
 
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
@@ -233,7 +237,7 @@ def read_image(
         raise
     except DAMAGED as error:
         raise EddymotionError(
-            f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
+            f"{path}: cannot be read as NIfTI ({first_line(error)}); it may be truncated: "
             "copy or convert it again"
         ) from error
     except (
@@ -242,7 +246,7 @@ def read_image(
         nib.wrapstruct.WrapStructError,
     ) as error:
         raise EddymotionError(
-            f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
+            f"{path}: not a NIfTI image ({first_line(error)}); convert it to .nii.gz"
         ) from error
     return data, affine, header
 
@@ -354,7 +358,7 @@ def _numbers(path: Path) -> np.ndarray:
             numbers = np.loadtxt(path, ndmin=2)
     except (OSError, ValueError) as error:
         raise EddymotionError(
-            f"{path}: not a table of numbers ({_first_line(error)}); "
+            f"{path}: not a table of numbers ({first_line(error)}); "
             "expected text with numbers separated by blanks"
         ) from error
     if numbers.size == 0:
@@ -362,8 +366,10 @@ def _numbers(path: Path) -> np.ndarray:
     return numbers
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says at first, or its name if it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0][:MOST_SAID] if said else type(error).__name__
 
 
 _waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_waiting", default=None)
@@ -382,7 +388,7 @@ def together() -> Iterator[set[Path]]:
     try:
         yield written
         for _, path in waiting:
-            refuse_folder(path)
+            refuse_name(path)
         while waiting:
             _give_name(*waiting[0])
             written.add(waiting.pop(0)[1])
@@ -401,11 +407,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises
     ------
     EddymotionError
-        If `path` is a folder.
+        If `path` is a folder, or its name too long.
     LockLostError
         If another run has taken over the outputs.
     """
-    refuse_folder(path)
+    refuse_name(path)
     refuse_if_lost(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
@@ -425,9 +431,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def refuse_folder(path: Path) -> None:
-    """Raise if a folder has the name of a file that is to be written."""
-    if path.is_dir():
+def refuse_name(path: Path) -> None:
+    """Raise if a file cannot have this name: it is too long, or that of a folder."""
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise EddymotionError(disk_error_in_words(error)) from error
+    if is_folder:
         raise EddymotionError(
             f"{path}: is a folder, and a file of this name is to be written; move it away"
         )

@@ -23,7 +23,7 @@ from eddymotion.derivatives.finished import (
     intact,
     is_damaged,
     read_sidecar,
-    refuse_folders,
+    refuse_names,
     sha256,
 )
 from eddymotion.derivatives.outlier_table import outlier_summary
@@ -402,13 +402,13 @@ def on_demand(series: SeriesFiles, settings: Settings) -> OnDemand:
 
 
 def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:
-    """Raise if an output has the path of an input, or that of a folder."""
+    """Raise if an output has the path of an input or a folder, or too long a name."""
     given = (
         series.dwi, series.bval, series.bvec, settings.brain_mask, settings.output_space,
         settings.output_space_mask,
     )  # fmt: skip
     inputs = {path.resolve() for path in given if path is not None}
-    refuse_folders(outputs)
+    refuse_names(outputs)
     for kind in outputs:
         if outputs[kind].resolve() in inputs:
             raise EddymotionError(

@@ -90,7 +90,7 @@ def correct_one(options: argparse.Namespace) -> int:
         remove_leftovers(outputs.figures)
         try:
             correct_series(series, outputs, settings, progress_for_console())
-        except EddymotionError:
+        except (EddymotionError, OSError):
             raise
         except Exception as error:
             log.debug("%s failed", options.dwi, exc_info=True)

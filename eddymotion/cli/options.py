@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -326,10 +327,9 @@ def refuse_unusable_registration(settings: Settings) -> None:
 
 def existing_file(text: str) -> Path:
     """Convert to the path of a file that exists."""
-    path = Path(text)
-    if not path.is_file():
+    if not os.path.isfile(text):  # False, too, for names that no file can have
         raise argparse.ArgumentTypeError(f"{text}: no such file")
-    return path
+    return Path(text)
 
 
 def positive(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,12 +236,11 @@ def _motion(text: str) -> str | Path:
     """Convert to the name of a pattern or the path of a file."""
     if text in PATTERNS:
         return text
-    path = Path(text)
-    if not path.is_file():
+    if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a file nor one of {', '.join(PATTERNS)}"
         )
-    return path
+    return Path(text)
 
 
 def _orientation(text: str) -> str:

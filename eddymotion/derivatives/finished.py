@@ -19,7 +19,7 @@ from typing import Any
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import fsl_files
 from eddymotion.errors import EddymotionError
-from eddymotion.files import refuse_folder
+from eddymotion.files import refuse_name
 from eddymotion.reports.tables import Table
 from eddymotion.running import read_json
 
@@ -27,7 +27,7 @@ RECORD = "Outputs"
 """Field of the sidecar: name of a file or folder → size and digest."""
 
 SELF = "Digest"
-"""Field of the sidecar: digest of all its others."""
+"""Field of the sidecar: digest of all its others but the seconds."""
 
 SMALL = 1_000_000
 """Bytes up to which a file is read in any case."""
@@ -110,15 +110,15 @@ def intact(path: Path, sidecar: Mapping[str, Any]) -> bool:
     return told is not None and not _compared(path, told, -1)
 
 
-def refuse_folders(outputs: Outputs) -> None:
-    """Raise if something that is no file has the name of one that is to be written.
+def refuse_names(outputs: Outputs) -> None:
+    """Raise if a file that may be written cannot have its name.
 
     Raises
     ------
     EddymotionError
     """
     for path in (*(outputs[kind] for kind in outputs if kind not in FOLDERS), *fsl_files(outputs)):
-        refuse_folder(path)
+        refuse_name(path)
 
 
 def _compared(path: Path, told: Mapping[str, Any], time: int | None) -> str:
@@ -175,5 +175,9 @@ def sha256(path: Path) -> str:
 
 
 def _own_digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True)
+    """Digest of a sidecar, but for the seconds: two equal runs have equal ones."""
+    rest = {key: value for key, value in content.items() if key != "StageSeconds"}
+    if isinstance(summary := rest.get("Summary"), dict):
+        rest["Summary"] = {key: value for key, value in summary.items() if key != "time"}
+    text = json.dumps(rest, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

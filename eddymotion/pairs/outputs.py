@@ -11,7 +11,7 @@ from eddymotion.derivatives.confounds import table_text
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import LandmarkErrors
 from eddymotion.evaluation.summaries import landmark_summary
-from eddymotion.files import refuse_folder, together, write_image, write_json, write_text
+from eddymotion.files import refuse_name, together, write_image, write_json, write_text
 from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
 from eddymotion.pairs.measures import Comparison
 from eddymotion.registration import Registration
@@ -67,7 +67,7 @@ class PairOutputs:
 def refuse_overwriting_inputs(paths: PairPaths, outputs: PairOutputs) -> None:
     """Raise if an output could have the path of an input, or has that of a folder."""
     for path in outputs.all():
-        refuse_folder(path)
+        refuse_name(path)
     written = {path.resolve(): path for path in outputs.all()}
     for given in (*paths,):
         if given.resolve() in written:

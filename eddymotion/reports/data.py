@@ -23,7 +23,7 @@ import numpy as np
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import Quality
-from eddymotion.files import replacing
+from eddymotion.files import first_line, replacing
 from eddymotion.gradients import Gradients
 from eddymotion.models import Model
 from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
@@ -195,10 +195,9 @@ class ReportData:
         except EddymotionError:
             raise
         except Exception as error:  # there is no end to what NumPy, zipfile and zlib may raise
-            said = " ".join(str(error).split())[:200] or type(error).__name__
             raise EddymotionError(
-                f"{path}: cannot be read as the data of a report ({said}); correct the series "
-                "again"
+                f"{path}: cannot be read as the data of a report ({first_line(error)}); correct "
+                "the series again"
             ) from error
 
 

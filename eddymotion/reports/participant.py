@@ -10,6 +10,7 @@ from pathlib import Path
 from eddymotion import __version__
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.files import first_line
 from eddymotion.reports.layout import Html, contents, join, tag, write_page
 from eddymotion.reports.sections import errors_section, series_sections
 from eddymotion.reports.series import SeriesReport
@@ -18,9 +19,6 @@ from eddymotion.reports.viewer import series_data, volume_bar
 log = logging.getLogger(__name__)
 
 NO_ERRORS: Mapping[str, str] = {}
-
-MOST_SAID = 200
-"""Characters of what another library says."""
 
 
 def build_participant_report(
@@ -119,10 +117,9 @@ def why_unreadable(outputs: Outputs, error: Exception) -> str:
     """Say why a series cannot be shown, and what to do."""
     if isinstance(error, EddymotionError):
         return str(error)
-    said = " ".join(str(error).split())[:MOST_SAID]
     return (
         f"{outputs['sidecar']} and the files beside it cannot be shown ({type(error).__name__}: "
-        f"{said}); correct the series again"
+        f"{first_line(error)}); correct the series again"
     )
 
 
