@@ -34,6 +34,7 @@ from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.locks import refuse_if_lost
 from eddymotion.masking import brain_mask
+from eddymotion.names import ESCAPED
 from eddymotion.running import disk_error_in_words
 from eddymotion.temporaries import temporary_name
 
@@ -535,8 +536,7 @@ def write_gradient_table(bval: Path, bvec: Path, gradients: Gradients, affine: n
 def write_text(path: Path, text: str) -> None:
     """Write text whole or not at all."""
     with replacing(path) as temporary:
-        # names of files may hold bytes that are no UTF-8
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8", errors=ESCAPED)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -20,6 +20,7 @@ from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
 from eddymotion.locks import Lock, held
+from eddymotion.names import ESCAPED
 from eddymotion.parallel import Progress, logged
 from eddymotion.running import disk_error_in_words, read_json
 from eddymotion.settings import Settings
@@ -141,7 +142,7 @@ def _logging_for(job: Job) -> Iterator[None]:
         console = logging.StreamHandler()
         console.setLevel(logging.DEBUG if job.verbosity else logging.INFO)
         console.setFormatter(logging.Formatter("%(message)s"))
-        file = logging.FileHandler(job.log_file, encoding="utf-8", delay=True)
+        file = logging.FileHandler(job.log_file, encoding="utf-8", errors=ESCAPED, delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         added = [console, file]
         log.setLevel(logging.DEBUG)

@@ -130,6 +130,7 @@ def correct_participants(
         return _correct(participants, run, folder, started)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        remove_leftovers(run.work_dir / "motion", deep=True)
         raise
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from eddymotion.errors import EddymotionError, EngineError, LockLostError
+from eddymotion.names import ESCAPED
 from eddymotion.parallel import Progress, logged
 from eddymotion.running import disk_error_in_words, prove_writable
 from eddymotion.temporaries import remove_leftovers
@@ -52,7 +53,7 @@ def logging_to(folder: Path, verbosity: int) -> Iterator[Path]:
     """Log to the console and to a new file in `folder`, whose path is yielded."""
     prepare_output_dir(folder)
     path = folder / f"eddymotion_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = logging.FileHandler(path, encoding="utf-8", errors=ESCAPED)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     with messages(verbosity), _handled_by(file):
         yield path

@@ -164,7 +164,7 @@ def _digest(path: Path) -> str:
     """Digest of a file; of a folder, of the names and digests of its files."""
     if path.is_dir():
         of_files = (f"{file.name} {_digest(file)}\n" for file in _files(path) if file.is_file())
-        return hashlib.sha256("".join(of_files).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("".join(of_files))).hexdigest()
     return sha256(path)
 
 

@@ -141,9 +141,9 @@ def build_group_report(
     if not group.rows and set(group.errors) - set(errors):
         return group
     if not group.rows:
-        reasons = "".join(f"; {name}: {why}" for name, why in list(group.errors.items())[:1])
+        of = f", of {len(errors)} that are wanted" if errors else ""
         raise EddymotionError(
-            f"{output_dir}: no finished series to gather{reasons}; run the participant level first"
+            f"{output_dir}: no finished series to gather{of}; run the participant level first"
         )
     comparisons = group.comparisons()
     table = table_columns(group, comparisons)

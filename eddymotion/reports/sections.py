@@ -336,7 +336,7 @@ def _volume_table(series: SeriesReport) -> Html:
 
 def _relative(series: SeriesReport, kind: str, page: Path) -> str:
     path = series.outputs[f"{kind}_figure"]
-    return quote(Path(os.path.relpath(path, page.parent)).as_posix())
+    return quote(os.fsencode(Path(os.path.relpath(path, page.parent)).as_posix()))
 
 
 def _rows(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -117,6 +117,20 @@ def test_reports_only_writes_the_page_of_the_other(kind, change, finished, tmp_p
     assert "sub-01_run-1" in page
 
 
+def test_nothing_to_gather_is_said_once(tmp_path, capsys):
+    image = tmp_path / "bids" / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"")
+    (tmp_path / "bids" / "dataset_description.json").write_text(
+        '{"Name": "x", "BIDSVersion": "1"}'
+    )
+    (tmp_path / "out").mkdir()
+    assert participant.main([str(tmp_path / "bids"), str(tmp_path / "out"), "group"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("run the participant level") == 1
+    assert told.count("no finished") == 1
+
+
 def test_a_bomb_is_not_unpacked(finished, tmp_path, monkeypatch):
     bad = copy_series(finished, tmp_path, "01", "sub-01")
     bomb(bad["report_data"])

@@ -11,6 +11,7 @@ import pytest
 from eddymotion import files, simulation
 from eddymotion.cli import correct, participant, register, simulate
 from eddymotion.files import together, write_json, write_text
+from eddymotion.reports.participant import build_participant_report
 from eddymotion.simulation import Recipe
 from eddymotion.simulation import simulate as simulate_series
 
@@ -139,6 +140,8 @@ def test_names_that_are_no_utf8_can_be_told(tmp_path):
     write_json(tmp_path / f"{name}.json", {"Sources": [name]})
     write_text(tmp_path / f"{name}.tsv", name)
     assert (tmp_path / f"{name}.json").read_text(encoding="utf-8").count(r"\udcff") == 1
+    page = build_participant_report(tmp_path, name, {name: "no b-values"})
+    assert r"sub-\udcff" in page.read_text(encoding="utf-8")
 
 
 def test_files_that_belong_together_come_together(tmp_path):
