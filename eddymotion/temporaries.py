@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import socket
 import time
 import uuid
@@ -31,7 +32,9 @@ def temporary_name(suffix: str = "") -> str:
     return f".eddymotion-{_machine()}-{own.pid}-{own.started}-{uuid.uuid4().hex[:12]}{suffix}"
 
 
-def remove_leftovers(folder: Path, *, deep: bool = False, locked: bool = False) -> None:
+def remove_leftovers(
+    folder: Path, *, deep: bool = False, locked: bool = False, folders: bool = False
+) -> None:
     """Remove what writers that are gone have left of files.
 
     What is being written on another machine goes when it is old.
@@ -43,20 +46,32 @@ def remove_leftovers(folder: Path, *, deep: bool = False, locked: bool = False) 
         In the folders below, too.
     locked : bool
         Whether nobody else may write there: whatever has no living writer on this machine goes.
+    folders : bool
+        Remove folders, not files; only those of processes of this machine.
     """
     for path in folder.rglob(".*") if deep else folder.glob(".*"):
         with suppress(OSError):
-            if path.is_file() and _is_left(path, locked):
+            if folders and path.is_dir() and _writer_is_gone(path):
+                shutil.rmtree(path, ignore_errors=True)
+            elif not folders and path.is_file() and _is_left(path, locked):
                 path.unlink()
 
 
 def _is_left(path: Path, locked: bool) -> bool:
-    told = _NAME.match(path.name)
-    if told is None:
+    if _NAME.match(path.name) is None:
         return locked and _FORMER.match(path.name) is not None
-    if told["machine"] == _machine():
-        return not Process(int(told["pid"]), told["started"]).is_alive
-    return locked or time.time() - path.stat().st_mtime >= ABANDONED_AFTER_S
+    gone = _writer_is_gone(path)
+    if gone is None:
+        return locked or time.time() - path.stat().st_mtime >= ABANDONED_AFTER_S
+    return gone
+
+
+def _writer_is_gone(path: Path) -> bool | None:
+    """Whether the writer has ended; None if that cannot be known from here."""
+    told = _NAME.match(path.name)
+    if told is None or told["machine"] != _machine():
+        return None
+    return not Process(int(told["pid"]), told["started"]).is_alive
 
 
 @cache

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from eddymotion import temporaries
 from eddymotion.cli import correct, evaluate, register, simulate
 from eddymotion.files import replacing
+from eddymotion.registration.external import work_folder
 from eddymotion.temporaries import remove_leftovers, temporary_name
 
 KILLED = (
@@ -51,6 +53,21 @@ def test_only_what_dead_writers_left_goes(tmp_path, monkeypatch):
         remove_leftovers(tmp_path, locked=True)
         assert hidden(tmp_path) == sorted([theirs.name, living.name])
     assert (tmp_path / "now.txt").read_text() == "at work"
+
+
+def test_work_folders_of_killed_runs_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kill_in_work_folder = (
+        "import os, signal; from eddymotion.registration.external import work_folder\n"
+        "at_work = work_folder(); (at_work.__enter__() / 'fixed.nii').write_text('half')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    call = [sys.executable, "-c", kill_in_work_folder]
+    subprocess.run(call, check=False, env=os.environ | {"TMPDIR": str(tmp_path)})
+    assert len(list(tmp_path.iterdir())) == 1
+    with work_folder() as folder, work_folder() as other:
+        assert set(tmp_path.iterdir()) == {folder, other}
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
