@@ -391,8 +391,10 @@ def together() -> Iterator[set[Path]]:
         for _, path in waiting:
             refuse_name(path)
         while waiting:
-            _give_name(*waiting[0])
+            _rename(*waiting[0])
             written.add(waiting.pop(0)[1])
+        for folder in {path.parent for path in written}:
+            _flush_folder(folder)
     finally:
         _waiting.reset(token)
         for temporary, _ in waiting:
@@ -423,10 +425,15 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         if waiting is None:
-            _give_name(temporary, path)
+            _rename(temporary, path)
+            _flush_folder(path.parent)
         else:
             waiting.append((temporary, path))
             kept = True
+    except OSError as error:
+        if error.errno is not None:  # people know the final name
+            error.filename = os.fspath(path)
+        raise
     finally:
         if not kept:
             temporary.unlink(missing_ok=True)
@@ -444,11 +451,14 @@ def refuse_name(path: Path) -> None:
         )
 
 
-def _give_name(temporary: Path, path: Path) -> None:
+def _rename(temporary: Path, path: Path) -> None:
     refuse_if_lost(path)
     os.replace(temporary, path)
-    with suppress(OSError):  # some file systems cannot; the name is there anyway
-        _flush(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot; the names are there anyway
+        _flush(folder)
 
 
 def _flush(path: Path) -> None:
@@ -458,7 +468,7 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in CANNOT_FLUSH:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
     finally:
         os.close(descriptor)
 
@@ -561,7 +571,8 @@ def write_fsl_matrices(folder: Path, motion: Motion, original: Series, corrected
     """
     from_original = np.linalg.inv(fsl_coordinates(original.shape, original.affine))
     to_reference = fsl_coordinates(corrected.shape, corrected.affine)
-    for index, matrix in enumerate(motion.matrices):
-        flirt = to_reference @ np.linalg.inv(matrix) @ from_original
-        rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
-        write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")
+    with together():
+        for index, matrix in enumerate(motion.matrices):
+            flirt = to_reference @ np.linalg.inv(matrix) @ from_original
+            rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
+            write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")

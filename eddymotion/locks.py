@@ -259,9 +259,12 @@ def _read(path: Path) -> str | None:
 
 def _holder_of(content: str) -> Holder | None:
     try:
-        return Holder(**json.loads(content))
-    except (ValueError, TypeError):
+        holder = Holder(**json.loads(content))
+    except (ValueError, TypeError, RecursionError):
         return None
+    words = (holder.host, holder.machine, holder.started, holder.since, holder.token)
+    is_one = isinstance(holder.pid, int) and holder.pid > 0
+    return holder if is_one and all(isinstance(word, str) for word in words) else None
 
 
 def _is_abandoned(path: Path) -> bool:

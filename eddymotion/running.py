@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import platform
 import shutil
 import time
@@ -171,10 +172,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def disk_error_in_words(error: OSError) -> str:
     """Say in one line what the system refused, of which file, and what to do."""
     of = error.filename2 or error.filename
-    if error.errno in DISK_FULL:
+    said = " ".join((error.strerror or str(error)).split())
+    if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in said:  # HDF5 tells it in words
         where = f" ({of})" if of else ""
         return f"the disk is full{where}; free some room and run again: what is finished is kept"
-    said = error.strerror or str(error)
     if error.errno == errno.ENAMETOOLONG:
         return f"{of}: {said}; names have at most 255 bytes: give a shorter one"
     return f"{of}: {said}; check the path, its permissions and its disk" if of else said

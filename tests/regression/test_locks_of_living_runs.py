@@ -88,6 +88,18 @@ def test_a_lock_from_elsewhere_that_is_renewed_while_we_watch_is_not_taken(tmp_p
         pass
 
 
+@pytest.mark.parametrize("content", ["", "[" * 50_000, "[1]", None])
+def test_a_lock_that_says_nothing_holds_as_long_as_it_is_young(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "RENEW_EVERY_S", 0.02)
+    lock = tmp_path / ".a.lock"
+    lock.write_text(json.dumps(asdict(somebody(pid="x"))) if content is None else content)
+    with pytest.raises(EddymotionError, match="another run"), locked([lock]):
+        pass
+    make_old(lock)
+    with locked([lock]):
+        pass
+
+
 @pytest.mark.parametrize("other", [{"pid": 1, "host": "elsewhere"}, None])
 def test_who_lost_a_lock_writes_nothing_more(other, tmp_path):
     lock = tmp_path / ".a.lock"
