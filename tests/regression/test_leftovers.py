@@ -28,6 +28,14 @@ def kill_while_writing(*folders):
     assert done.returncode < 0
 
 
+@pytest.fixture(scope="module")
+def name_of_the_dead():
+    """What a process that has ended called a file."""
+    code = "from eddymotion.temporaries import temporary_name; print(temporary_name('.nii.gz'))"
+    call = [sys.executable, "-c", code]
+    return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def hidden(folder):
     return sorted(path.name for path in folder.rglob(".*") if path.is_file())
 
@@ -79,10 +87,13 @@ def test_work_folders_of_killed_runs_go(tmp_path, monkeypatch):
         (evaluate, ["series", "{image}", "-o", "{out}/result"], [""]),
     ],
 )
-def test_every_command_tidies_its_folder(command, arguments, folders, tmp_path, capsys):
+def test_every_command_tidies_its_folder(
+    command, arguments, folders, name_of_the_dead, tmp_path, capsys
+):
     image, out = tmp_path / "not an image.nii.gz", tmp_path / "out"
     image.write_text("")
-    kill_while_writing(*(out / folder for folder in folders))
-    assert len(hidden(out)) == len(folders)
+    for folder in folders:
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder / name_of_the_dead).write_text("half")
     assert command.main([one.format(image=image, out=out) for one in arguments]) == 2
     assert hidden(out) == []

@@ -72,6 +72,7 @@ def test_a_full_disk_leaves_nothing_of_a_pair_and_all_of_the_last_one(
     assert {path.name for path in tmp_path.iterdir()} == {"fixed.nii.gz", "moving.nii.gz"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_simulated_series_that_was_there(
     made, tmp_path, monkeypatch, capsys
 ):
@@ -92,6 +93,7 @@ def test_a_full_disk_leaves_the_simulated_series_that_was_there(
     assert "motion none" in (tmp_path / "sim" / "README").read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_with_the_name_of_a_simulated_file(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(simulation, "simulate", lambda *given, **named: made)
     (tmp_path / "truth" / "sub-01_xfm.txt").mkdir(parents=True)
