@@ -67,7 +67,8 @@ def run_demo(folder: Path, settings: Settings, progress: Progress = silent) -> s
     correct_series(series, outputs, settings, progress)
     write_citation(output_dir, [outputs["sidecar"]])
     report = output_dir / "sub-demo.html"
-    write_participant_page(report, "sub-demo", [outputs])
+    for why in write_participant_page(report, "sub-demo", [outputs]).values():
+        raise EddymotionError(why)
     dwi = load(series.dwi, mask=outputs["mask"])
     truth = Motion(read_itk(bids_dir / "truth" / "sub-demo_xfm.txt"))
     found = Motion(read_itk(outputs["xfm"]))

@@ -51,6 +51,10 @@ class EngineError(EddymotionError):
     """Another program crashed, or left its result out: the call itself may be right."""
 
 
+class LockLostError(EddymotionError):
+    """Another run has taken over the outputs while this one slept: it must not write on."""
+
+
 def absence(path: Path, advice: str = "check the path") -> str:
     """Say in one line that a file is not there, and what to do; how to fetch what is linked."""
     if os.path.isdir(path):  # unlike Path.is_dir, never an error

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files ⇄ values: images, gradient tables, transforms.
 
-Everything is written under a temporary name beside its final one and then renamed, so that a
-final name never holds half a file.
+Everything is written under a temporary name beside its final one, flushed to the disk and then
+renamed, so that a final name never holds half a file.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
 import math
 import os
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -39,9 +40,16 @@ from eddymotion.headers import (
     scaling_of,
     shape_of,
 )
+from eddymotion.locks import refuse_if_lost
 from eddymotion.masking import brain_mask
+from eddymotion.names import ESCAPED
+from eddymotion.running import disk_error_in_words
+from eddymotion.temporaries import temporary_name
 
 log = logging.getLogger(__name__)
+
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
+"""What fsync says where a file system has nothing of the kind."""
 
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
@@ -298,17 +306,104 @@ def read_numbers(path: Path) -> np.ndarray:
     return numbers
 
 
+_waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_waiting", default=None)
+"""Temporary and final names of what is given its name together with others."""
+
+
+@contextmanager
+def together() -> Iterator[set[Path]]:
+    """Give all files that are written inside their final names at the end, or none of them.
+
+    Yields the final names, which are complete then.
+    """
+    waiting: list[tuple[Path, Path]] = []
+    written: set[Path] = set()
+    token = _waiting.set(waiting)
+    try:
+        yield written
+        for _, path in waiting:
+            refuse_name(path)
+        while waiting:
+            _rename(*waiting[0])
+            written.add(waiting.pop(0)[1])
+        for folder in {path.parent for path in written}:
+            _flush_folder(folder)
+    finally:
+        _waiting.reset(token)
+        for temporary, _ in waiting:
+            temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` if the block succeeds."""
+    """Give a temporary path beside `path`; rename it to `path` if the block succeeds.
+
+    What was written is on the disk before it gets its name.
+
+    Raises
+    ------
+    EddymotionError
+        If `path` is a folder, or its name too long.
+    LockLostError
+        If another run has taken over the outputs.
+    """
+    refuse_name(path)
+    refuse_if_lost(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{suffix}")
+    temporary = path.with_name(temporary_name(suffix))
+    waiting = _waiting.get()
+    kept = False
     try:
         yield temporary
-        os.replace(temporary, path)
+        _flush(temporary)
+        if waiting is None:
+            _rename(temporary, path)
+            _flush_folder(path.parent)
+        else:
+            waiting.append((temporary, path))
+            kept = True
+    except OSError as error:
+        if error.errno is not None:  # people know the final name
+            error.filename = os.fspath(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if not kept:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_name(path: Path) -> None:
+    """Raise if a file cannot have this name: it is too long, or that of a folder."""
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise EddymotionError(disk_error_in_words(error)) from error
+    if is_folder:
+        raise EddymotionError(
+            f"{path}: is a folder, and a file of this name is to be written; move it away"
+        )
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    refuse_if_lost(path)
+    os.replace(temporary, path)
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot; the names are there anyway
+        _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_image(
@@ -384,7 +479,7 @@ def write_gradient_table(bval: Path, bvec: Path, gradients: Gradients, affine: n
 def write_text(path: Path, text: str) -> None:
     """Write text whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=ESCAPED)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -413,7 +508,8 @@ def write_fsl_matrices(folder: Path, motion: Motion, original: Series, reference
     """
     from_original = np.linalg.inv(fsl_coordinates(original.shape, original.affine))
     to_reference = fsl_coordinates(reference.shape, reference.affine)
-    for index, matrix in enumerate(motion.matrices):
-        flirt = to_reference @ np.linalg.inv(matrix) @ from_original
-        rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
-        write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")
+    with together():
+        for index, matrix in enumerate(motion.matrices):
+            flirt = to_reference @ np.linalg.inv(matrix) @ from_original
+            rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
+            write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import multiprocessing
 import os
@@ -20,15 +19,14 @@ from pathlib import Path
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
+from eddymotion.locks import Lock, held
+from eddymotion.names import ESCAPED
 from eddymotion.parallel import Progress, logged
-from eddymotion.running import read_json
+from eddymotion.running import disk_error_in_words, read_json
 from eddymotion.settings import Settings
 from eddymotion.steps import SeriesFiles, correct_series, estimate_series
 
 log = logging.getLogger("eddymotion")
-
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,8 @@ class Job:
     log_file : Path, optional
         The run's log: other processes append to it.
     verbosity : int
+    locks : tuple of Lock
+        Under which the outputs are written.
     """
 
     series: SeriesFiles
@@ -57,6 +57,7 @@ class Job:
     record: Path
     log_file: Path | None = None
     verbosity: int = 0
+    locks: tuple[Lock, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,9 +87,8 @@ class Job:
 
 def reason_of(error: BaseException) -> str:
     """Say in one line why a step failed."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"the disk is full{where}; free some room and run again: what is finished is kept"
+    if isinstance(error, OSError):
+        return disk_error_in_words(error)
     if isinstance(error, MemoryError):
         return "not enough memory; run again with fewer --nprocs, or with --omp-nthreads 1"
     if isinstance(error, EddymotionError):
@@ -101,7 +101,7 @@ def _telling(job: Job, step: str) -> Iterator[None]:
     """Log to the run's log, and record how it went."""
     end_with_parent()
     started = time.time()
-    with _logging_for(job):
+    with _logging_for(job), held(job.locks):
         try:
             yield
         except Exception as error:
@@ -142,7 +142,7 @@ def _logging_for(job: Job) -> Iterator[None]:
         console = logging.StreamHandler()
         console.setLevel(logging.DEBUG if job.verbosity else logging.INFO)
         console.setFormatter(logging.Formatter("%(message)s"))
-        file = logging.FileHandler(job.log_file, encoding="utf-8", delay=True)
+        file = logging.FileHandler(job.log_file, encoding="utf-8", errors=ESCAPED, delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         added = [console, file]
         log.setLevel(logging.DEBUG)

@@ -212,8 +212,7 @@ def report(
     registered = settings.output_space and settings.output_space_transform != "none"
     grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
     write_sidecar(outputs, sidecar_of(series, settings, summary, methods, grids))
-    page = out_dir / f"{outputs.src}.html"
-    write_participant_page(page, outputs.src, [outputs])
+    page = _page(out_dir, outputs)
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
 
 
@@ -240,8 +239,7 @@ def correct(
     """
     outputs = Outputs.in_folder(out_dir, series.dwi)
     correct_series(series, outputs, settings, progress)
-    page = out_dir / f"{outputs.src}.html"
-    write_participant_page(page, outputs.src, [outputs])
+    page = _page(out_dir, outputs)
     kinds = (
         "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
         "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",
@@ -256,6 +254,14 @@ def write_found(dwi: DWI, motion: Motion, outputs: Outputs) -> Paths:
     write_x5(outputs["x5"], motion, dwi)
     write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
     return _paths(outputs, "xfm", "x5", "mask") | {"details_file": details}
+
+
+def _page(out_dir: Path, outputs: Outputs) -> Path:
+    """Write the page of a series."""
+    page = out_dir / f"{outputs.src}.html"
+    for why in write_participant_page(page, outputs.src, [outputs]).values():
+        raise EddymotionError(why)
+    return page
 
 
 def _paths(outputs: Outputs, *kinds: str) -> Paths:

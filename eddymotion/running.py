@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -39,10 +40,7 @@ PAIR_GB = 4e-6
 RESAMPLING_BYTES = 80
 """NiTransforms holds about ten float64 values for each voxel of a volume."""
 
-TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.|$)")
-"""Names of files that were being written; see :func:`eddymotion.files.replacing`."""
-
-ABANDONED_AFTER_S = 3600.0
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def software_versions() -> dict[str, str]:
@@ -161,34 +159,25 @@ def warn_if_disk_is_small(folder: Path, images: Sequence[Path]) -> str | None:
     )
 
 
-def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
-    """Remove what a killed run was writing.
-
-    Parameters
-    ----------
-    folder : Path
-    shared : bool
-        Whether other runs write there, too: only what is old goes, and only in the folder itself.
-    """
-    now = time.time()
-    at_least_s = ABANDONED_AFTER_S if shared else 0.0
-    for path in folder.glob(".*") if shared else folder.rglob(".*"):
-        if not TEMPORARY.match(path.name):
-            continue
-        try:
-            if now - path.stat().st_mtime >= at_least_s:
-                path.unlink()
-        except OSError:
-            continue
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def disk_error_in_words(error: OSError) -> str:
+    """Say in one line what the system refused, of which file, and what to do."""
+    of = error.filename2 or error.filename
+    said = " ".join((error.strerror or str(error)).split())
+    if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in said:  # HDF5 tells it in words
+        where = f" ({of})" if of else ""
+        return f"the disk is full{where}; free some room and run again: what is finished is kept"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{of}: {said}; names have at most 255 bytes: give a shorter one"
+    return f"{of}: {said}; check the path, its permissions and its disk" if of else said
 
 
 def prove_writable(folder: Path, remedy: str) -> None:

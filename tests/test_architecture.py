@@ -10,10 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "compiling", "errors", "names", "reprs"),
+    ("cgroups", "compiling", "errors", "names", "processes", "reprs"),
     ("field_kernels", "kernels"),
     ("eddy_currents", "geometry", "gradients", "headers", "html_values"),
-    ("locks", "parallel", "running"),
+    ("locks", "parallel", "running", "temporaries"),
     ("dataset", "masking", "pyramid"),
     (
         "files",

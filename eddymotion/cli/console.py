@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -12,13 +13,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from eddymotion.errors import EddymotionError, EngineError
+from eddymotion.errors import EddymotionError, EngineError, LockLostError
+from eddymotion.names import ESCAPED
 from eddymotion.parallel import Progress, logged
-from eddymotion.running import prove_writable
+from eddymotion.running import disk_error_in_words, prove_writable
+from eddymotion.temporaries import remove_leftovers
 
 Item = TypeVar("Item")
 
 log = logging.getLogger("eddymotion")
+
+WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+"""What the system says where another path helps."""
 
 
 class _ConsoleHandler(logging.StreamHandler):
@@ -47,7 +53,7 @@ def logging_to(folder: Path, verbosity: int) -> Iterator[Path]:
     """Log to the console and to a new file in `folder`, whose path is yielded."""
     prepare_output_dir(folder)
     path = folder / f"eddymotion_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = logging.FileHandler(path, encoding="utf-8", errors=ESCAPED)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     with messages(verbosity), _handled_by(file):
         yield path
@@ -82,23 +88,28 @@ def run(program: str, body: Callable[[], int | None]) -> int:
     """Run a command; turn what users can mend into one line and exit code 2.
 
     A command that returns nothing is done, exit code 0.
-    A program that fails beneath it is one line as well, and exit code 1.
+    A program that fails beneath it, outputs taken over by another run, and what the system
+    refuses (a full disk) are one line as well, and exit code 1.
     """
     try:
         return body() or 0
-    except EngineError as error:
+    except (EngineError, LockLostError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     except EddymotionError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        log.debug("the system refused", exc_info=True)
+        print(f"{program}: error: {disk_error_in_words(error)}", file=sys.stderr)
+        return 2 if error.errno in WRONG_PATH else 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted; what is complete is kept", file=sys.stderr)
         return 130
 
 
 def prepare_output_dir(folder: Path) -> None:
-    """Make a folder and prove that it can be written to.
+    """Make a folder, prove that it can be written to, and remove what killed runs left half-done.
 
     Raises
     ------
@@ -106,6 +117,7 @@ def prepare_output_dir(folder: Path) -> None:
         If it cannot.
     """
     prove_writable(folder, "give another output folder")
+    remove_leftovers(folder)
 
 
 def refuse_output_in_input(bids_dir: Path, output_dir: Path) -> None:

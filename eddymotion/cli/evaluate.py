@@ -352,6 +352,8 @@ def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None
         )
     given = {path.resolve() for path in inputs if path}
     for path in written_files(options).values():
+        if path.is_dir():
+            raise EddymotionError(f"{path}: a folder has the name of an output; choose another -o")
         if path.resolve() in given:
             raise EddymotionError(
                 f"{path}: is an input and would be overwritten; choose another -o"
@@ -360,14 +362,15 @@ def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None
 
 
 def write(options: argparse.Namespace, summary: Summary, plot: Callable[[], Figure]) -> None:
-    """Write tables, figures and the plot, each whole or not at all."""
+    """Write tables, figures and the plot, all or none."""
     from eddymotion.derivatives.confounds import table_text
-    from eddymotion.files import write_json, write_text
+    from eddymotion.files import together, write_json, write_text
     from eddymotion.reports import save_figure
 
     paths = written_files(options)
-    for name, columns in summary.tables.items():
-        write_text(paths[name], table_text({**columns}))
-    save_figure(plot(), paths["plot"])
-    write_json(paths["figures"], summary.figures)
+    with together():
+        for name, columns in summary.tables.items():
+            write_text(paths[name], table_text({**columns}))
+        save_figure(plot(), paths["plot"])
+        write_json(paths["figures"], summary.figures)
     print("\n" + "\n".join(f"written: {path}" for path in paths.values()))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import shlex
 import sys
 import tomllib
@@ -366,10 +367,9 @@ def refuse_unusable_registration(settings: Settings) -> None:
 
 def existing_file(text: str) -> Path:
     """Convert to the path of a file that exists."""
-    path = Path(text)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(absence(path))
-    return path
+    if not os.path.isfile(text):  # False, too, for names that no file can have
+        raise argparse.ArgumentTypeError(absence(Path(text)))
+    return Path(text)
 
 
 def positive(text: str) -> int:

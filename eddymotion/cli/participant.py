@@ -139,9 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def demonstrate(options: argparse.Namespace) -> int:
     """Run the demonstration and print its table."""
     from eddymotion.demo import run_demo
+    from eddymotion.workflows.bids_app import sole_writer
 
     prepare_output_dir(options.demo)
-    with logging_to(options.demo / "derivatives" / "logs", options.verbose):
+    derivatives = options.demo / "derivatives"
+    with (
+        sole_writer(derivatives, ["demo"]),
+        logging_to(derivatives / "logs", options.verbose),
+    ):
         print(run_demo(options.demo, settings_from(options), progress_for_console()))
     return 0
 
@@ -170,7 +175,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
         )
     run_options = run_from(options, output_dir)
     prepare_output_dir(output_dir)
-    with sole_writer(output_dir, list(found.series)):
+    with sole_writer(output_dir, list(found.series)) as locks:
         prepare_work_dir(run_options.work_dir)
         with logging_to(output_dir / "logs", options.verbose) as log_file:
             log.info("eddymotion %s: %d series of %d participant(s)",
@@ -178,7 +183,8 @@ def correct_dataset(options: argparse.Namespace) -> int:
             if not options.skip_bids_validation:
                 report_problems(bids_dir)
             write_dataset_files(output_dir, bids_dir)
-            failures = correct_all(found, replace(run_options, log_file=log_file))
+            run_options = replace(run_options, log_file=log_file, locks=locks)
+            failures = correct_all(found, run_options)
             write_citation(output_dir, finished_sidecars(output_dir))
             tell_skipped(found)
             tell_failures(failures, n_series, log_file)
@@ -401,21 +407,14 @@ def ending_on_sigterm() -> Iterator[None]:
 
 
 def run_to_end(program: str, body: Callable[[], int]) -> int:
-    """Run a command; a full disk and a request to end are one line each."""
+    """Run a command; a request to end is one line."""
 
     def guarded() -> int:
-        from eddymotion.jobs import DISK_FULL, reason_of
-
         try:
             with ending_on_sigterm():
                 return body()
         except Terminated:
             print(f"{program}: ended on request; what is complete is kept", file=sys.stderr)
             return 143
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            print(f"{program}: error: {reason_of(error)}", file=sys.stderr)
-            return 1
 
     return run(program, guarded)

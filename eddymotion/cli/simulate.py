@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from eddymotion.cli.options import (
 )
 from eddymotion.names import PE_AXES
 from eddymotion.simulation import PATTERNS, SCHEMES
+from eddymotion.temporaries import remove_leftovers
 
 if TYPE_CHECKING:
     from eddymotion.simulation import Recipe
@@ -189,6 +191,8 @@ def simulate_one(options: argparse.Namespace) -> int:
     image = image_path(folder, name, session)
     check_destination(folder, image, overwrite=options.overwrite)
     prepare_output_dir(folder)
+    for used in (image.parent, folder / "truth"):
+        remove_leftovers(used)
     n_threads = min(options.nprocs, options.omp_nthreads or options.nprocs)
     with messages(options.verbose):
         made = simulate(recipe_from(options), n_threads=n_threads, progress=progress_for_console())
@@ -232,12 +236,11 @@ def _motion(text: str) -> str | Path:
     """Convert to the name of a pattern or the path of a file."""
     if text in PATTERNS:
         return text
-    path = Path(text)
-    if not path.is_file():
+    if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a file nor one of {', '.join(PATTERNS)}"
         )
-    return path
+    return Path(text)
 
 
 def _orientation(text: str) -> str:

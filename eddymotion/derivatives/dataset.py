@@ -27,7 +27,8 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
 - `*_desc-hmc_dwiref.nii.gz`: the reference, mean of the corrected b=0 volumes.
 - `*_desc-brain_mask.nii.gz`: the mask used.
 - `*_from-orig_to-dwiref_mode-image_desc-hmc_xfm.{{txt,x5}}`: one rigid transform a volume. The
-  matrix maps points of the reference to points of the original volume; ITK text is in LPS+.
+  matrix maps points of the reference to points of the original volume; ITK text is in LPS+. What
+  else was estimated (standard errors, eddy-current fields) is in the `.json` beside it.
 - `*_desc-confounds_timeseries.{{tsv,json}}`: motion and quality, a row a volume.
 - `*_desc-hmc_outliers.{{tsv,json}}`: slices that lost signal.
 - `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, where they were estimated; on demand

@@ -7,6 +7,7 @@ them and this one is not asked for is removed: it would belong to another result
 
 from __future__ import annotations
 
+import glob
 import logging
 import shutil
 import tempfile
@@ -70,9 +71,14 @@ def remove_on_demand(outputs: Outputs) -> None:
         shutil.rmtree(outputs[folder], ignore_errors=True)
     for kind in ("cnr", "cnr_sidecar", "residuals", "residuals_sidecar"):
         outputs[kind].unlink(missing_ok=True)
-    prefix = fsl_prefix(outputs)
-    for path in prefix.parent.glob(f"{prefix.name}.eddy_*"):
+    for path in fsl_files(outputs):
         path.unlink()
+
+
+def fsl_files(outputs: Outputs) -> list[Path]:
+    """Find the files of FSL's eddy that are there."""
+    prefix = fsl_prefix(outputs)
+    return sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.eddy_*"))
 
 
 def fsl_prefix(outputs: Outputs) -> Path:

@@ -29,6 +29,7 @@ from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.files import write_image
 from eddymotion.registration.gauss_newton import foreground
+from eddymotion.temporaries import remove_leftovers, temporary_name
 
 N_LAST_LINES = 6
 
@@ -125,8 +126,9 @@ def refuse_shear(name: str, image: Image) -> None:
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """Give a new folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="eddymotion-") as folder:
+    """Give a new folder that is removed afterwards, and remove those of killed runs."""
+    remove_leftovers(Path(tempfile.gettempdir()), folders=True)
+    with tempfile.TemporaryDirectory(prefix=temporary_name(".")) as folder:
         yield Path(folder)
 
 

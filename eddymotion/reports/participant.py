@@ -10,6 +10,7 @@ from pathlib import Path
 from eddymotion import __version__
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.headers import first_line
 from eddymotion.reports.layout import Html, contents, join, tag, write_page
 from eddymotion.reports.sections import errors_section, series_sections, skipped_section
 from eddymotion.reports.series import SeriesReport
@@ -42,13 +43,33 @@ def build_participant_report(
     Path or None
         The page; None without a finished series, errors, and skipped ones.
     """
+    failed = write_report(output_dir, participant, errors, skipped)
+    for name in failed.keys() - errors.keys():
+        log.warning("%s: %s", name, failed[name])
+    name = f"sub-{participant.removeprefix('sub-')}"
+    page = output_dir / f"{name}.html"
+    return page if failed or skipped or finished_outputs(output_dir / name) else None
+
+
+def write_report(
+    output_dir: Path,
+    participant: str,
+    errors: Mapping[str, str] = NO_ERRORS,
+    skipped: Mapping[str, str] = NO_ERRORS,
+) -> dict[str, str]:
+    """Write the page of a participant, as :func:`build_participant_report`.
+
+    Returns
+    -------
+    dict
+        As of :func:`write_participant_page`: all that the page calls failed.
+    """
     name = f"sub-{participant.removeprefix('sub-')}"
     found = finished_outputs(output_dir / name)
     if not found and not errors and not skipped:
-        return None
+        return {}
     page = output_dir / f"{name}.html"
-    write_participant_page(page, name, found, errors, skipped)
-    return page
+    return write_participant_page(page, name, found, errors, skipped)
 
 
 def finished_outputs(folder: Path) -> list[Outputs]:
@@ -98,12 +119,22 @@ def write_participant_page(
             series = SeriesReport.load(outputs)
             series.write_charts()
             articles.append(_article(series, len(articles), page))
-        except EddymotionError as error:
-            log.warning("%s: %s", outputs.src, error)
-            failed[outputs.src] = str(error)
+        except Exception as error:  # whatever is in its files, the others have a page
+            log.debug("%s cannot be shown", outputs.src, exc_info=True)
+            failed[outputs.src] = why_unreadable(outputs, error)
     names = [outputs.src for outputs in all_outputs if outputs.src not in failed]
     write_page(page, title, _body(title, names, articles, failed, skipped))
     return failed
+
+
+def why_unreadable(outputs: Outputs, error: Exception) -> str:
+    """Say why a series cannot be shown, and what to do."""
+    if isinstance(error, EddymotionError):
+        return str(error)
+    return (
+        f"{outputs['sidecar']} and the files beside it cannot be shown ({type(error).__name__}: "
+        f"{first_line(error)}); correct the series again"
+    )
 
 
 def _article(series: SeriesReport, number: int, page: Path) -> Html:

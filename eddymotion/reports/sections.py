@@ -14,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from eddymotion.derivatives.citation import Methods, bibtex, boilerplate, references, version_of
+from eddymotion.derivatives.finished import RECORD, SELF
 from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
 from eddymotion.reports.layout import (
     Figure,
@@ -280,7 +281,8 @@ def settings(series: SeriesReport) -> Html:
         content = sidecar.pop(key, None)
         if isinstance(content, Mapping):
             parts.append(tag("div", tag("h3", words), table(_rows(content))))
-    for key in ("Summary", "Methods", "StageSeconds", "OutlierSlices"):  # shown above
+    shown_or_ours = "Summary", "Methods", "StageSeconds", "OutlierSlices", RECORD, SELF
+    for key in shown_or_ours:
         sidecar.pop(key, None)
     rest = [tag("h3", "Sidecar of the corrected image"), table(_rows(sidecar))]
     return join([tag("div", *parts, class_="columns"), *rest]) if series.sidecar else Html("")
@@ -341,7 +343,7 @@ def _volume_table(series: SeriesReport) -> Html:
 
 def _relative(series: SeriesReport, kind: str, page: Path) -> str:
     path = series.outputs[f"{kind}_figure"]
-    return quote(Path(os.path.relpath(path, page.parent)).as_posix())
+    return quote(os.fsencode(Path(os.path.relpath(path, page.parent)).as_posix()))
 
 
 def _rows(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -16,7 +16,7 @@ from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import SCALE_MM
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
-from eddymotion.files import load, read_gradient_table, write_image, write_json
+from eddymotion.files import load, read_gradient_table, together, write_image, write_json
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients, from_fsl, image_axes
 from eddymotion.parallel import Progress, silent
@@ -222,7 +222,8 @@ def write_simulation(
 ) -> Path:
     """Write a simulated series as BIDS, and the truth under ``truth/``.
 
-    What an earlier series of that name left is removed; other participants stay.
+    All files are written, or none. What an earlier series of that name left is removed; other
+    participants stay.
 
     Parameters
     ----------
@@ -242,11 +243,22 @@ def write_simulation(
         The image.
     """
     image, truth = image_path(folder, name, session), truth_stem(folder, name, session)
-    image.unlink(missing_ok=True)
-    for old in truth.parent.glob(f"{truth.name}_[!_]*"):
-        if not old.name.removeprefix(truth.name).startswith("_ses-"):
-            old.unlink()
     gain = integer_gain(made.dwi.signal)
+    metadata = METADATA | ({"PhaseEncodingDirection": made.recipe.pe_axis} if made.eddy else {})
+    write_dataset_files(folder, _description(made.recipe))
+    with together() as written:
+        _write_truth(truth, made, gain, ideal, n_threads)
+        write_bids(folder, name, made.dwi, made.motion, session=session, metadata=metadata,
+                   gain=gain)  # fmt: skip
+    for old in truth.parent.glob(f"{truth.name}_[!_]*"):
+        if old not in written and not old.name.removeprefix(truth.name).startswith("_ses-"):
+            old.unlink()
+    write_detailed_readme(folder)
+    return image
+
+
+def _write_truth(truth: Path, made: Simulation, gain: float, ideal: bool, n_threads: int) -> None:
+    """Write what is true beside the motion."""
     write_dropped_table(truth.with_name(f"{truth.name}_dropped.tsv"), made.kept)
     if made.eddy:
         write_eddy_table(truth.with_name(f"{truth.name}_eddy.tsv"), made.eddy)
@@ -256,11 +268,6 @@ def write_simulation(
         scaled = at_rest.signal * np.float32(gain)
         write_image(truth.with_name(f"{truth.name}_ideal_dwi.nii.gz"), scaled, at_rest.affine)
     write_json(truth.with_name(f"{truth.name}_settings.json"), _settings(made, gain))
-    write_dataset_files(folder, _description(made.recipe))
-    write_detailed_readme(folder)
-    metadata = METADATA | ({"PhaseEncodingDirection": made.recipe.pe_axis} if made.eddy else {})
-    return write_bids(folder, name, made.dwi, made.motion, session=session, metadata=metadata,
-                      gain=gain)  # fmt: skip
 
 
 def ideal_series(made: Simulation, n_threads: int = 1) -> DWI:
