@@ -10,10 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "compiling", "errors", "names"),
+    ("cgroups", "compiling", "errors", "names", "processes"),
     ("field_kernels", "kernels"),
     ("eddy_currents", "geometry", "gradients", "html_values"),
-    ("locks", "parallel", "running"),
+    ("locks", "logs", "parallel", "running"),
     ("dataset", "masking", "pyramid"),
     (
         "files",

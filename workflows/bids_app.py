@@ -22,6 +22,7 @@ from eddymotion.files import image_stem, write_json
 from eddymotion.jobs import DISK_FULL, Job, reason_of, shown_progress
 from eddymotion.locks import locked
 from eddymotion.parallel import Progress
+from eddymotion.processes import why_alone
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.running import (
     LIBRARIES_GB,
@@ -183,6 +184,9 @@ def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> t
         return run.plugin, run.limits.series_threads or 1
     alone = run.limits.n_procs == 1 or len(waiting) < 2
     chosen = run.plugin or Plugin("Linear" if alone else "MultiProc")
+    if chosen.name != "Linear" and (reason := why_alone()):
+        log.warning("one series after the other instead of side by side: %s", reason)
+        chosen = Plugin("Linear")
     if chosen.name == "Linear":
         return chosen, run.limits.series_threads or run.limits.n_procs
     readable = [image for image in waiting if _need(image, 1) is not None]

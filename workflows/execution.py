@@ -7,6 +7,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -20,13 +21,15 @@ from typing import Any
 
 from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is imported
 
-from eddymotion.errors import EddymotionError
-from eddymotion.jobs import end_with_parent
+from eddymotion.errors import EddymotionError, shown
+from eddymotion.jobs import reason_of
+from eddymotion.processes import end_descendants, end_with_parent
 from eddymotion.running import Plugin
 
 from nipype.interfaces.base.support import RuntimeContext  # isort: skip
 from nipype.pipeline import plugins  # isort: skip
 from nipype.pipeline.engine import Workflow  # isort: skip
+from nipype.pipeline.plugins.base import SGELikeBatchManagerBase  # isort: skip
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node  # isort: skip
 
 NIPYPE_LOGGERS = ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils")
@@ -85,7 +88,7 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
             try:
                 self._taskresult[taskid] = done.result()
             except BaseException as error:
-                reason = KILLED if isinstance(error, BrokenProcessPool) else repr(error)
+                reason = KILLED if isinstance(error, BrokenProcessPool) else reason_of(error)
                 self._taskresult[taskid] = {"result": None, "traceback": [reason]}
             self._ended.set()
 
@@ -106,13 +109,16 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
     def kill(self) -> None:
         """End all workers now."""
         for process in list((self.pool._processes or {}).values()):
+            end_descendants(process.pid)
             process.kill()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _prepare_worker(folder: str) -> None:
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     os.chdir(folder)
     end_with_parent()
 
@@ -129,7 +135,7 @@ def check_plugin(plugin: Plugin) -> None:
     known = sorted(name for name in names if not name.endswith(DO_NOT_WAIT))
     if plugin.name not in known:
         raise EddymotionError(
-            f"plugin {plugin.name!r}: Nipype has none of that name that waits for its jobs; use "
+            f"plugin {shown(plugin.name)}: Nipype has none of that name that waits for its jobs; use "
             f"one of {', '.join(known)}"
         )
     if plugin.name == "SLURM" and (missing := [c for c in SLURM_COMMANDS if not shutil.which(c)]):
@@ -148,7 +154,14 @@ def find_plugin(plugin: Plugin, folder: Path) -> Any:
         from eddymotion.workflows.slurm import SlurmPlugin
 
         return SlurmPlugin(plugin.arguments, folder)
-    return getattr(plugins, f"{plugin.name}Plugin")(plugin_args=plugin.arguments)
+    runner = getattr(plugins, f"{plugin.name}Plugin")
+    if issubclass(runner, SGELikeBatchManagerBase) and shlex.quote(str(folder)) != str(folder):
+        raise EddymotionError(
+            f"plugin {plugin.name!r}: Nipype hands jobs over by a shell, and the work folder "
+            f"{shown(folder)} has blanks or signs that mean something there; give another one "
+            "with --work-dir"
+        )
+    return runner(plugin_args=plugin.arguments)
 
 
 def run_workflow(

@@ -12,7 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from eddymotion.errors import EddymotionError, EngineError
+from eddymotion.cli.ending import EndOnRequest
+from eddymotion.cli.isolation import keep_settings_out
+from eddymotion.cli.streams import steady_streams
+from eddymotion.errors import EddymotionError, EngineError, one_line
+from eddymotion.logs import Console, LogFile
 from eddymotion.parallel import Progress, logged
 from eddymotion.running import prove_writable
 
@@ -21,13 +25,16 @@ Item = TypeVar("Item")
 log = logging.getLogger("eddymotion")
 
 
-class _ConsoleHandler(logging.StreamHandler):
+class _AboveBar(Console):
     """Writes above a progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 @contextmanager
@@ -35,7 +42,7 @@ def messages(
     verbosity: int, least: int = logging.INFO, pattern: str = "%(message)s"
 ) -> Iterator[None]:
     """Show what the package logs on the console: from `least` on, all of it with -v."""
-    console = _ConsoleHandler()
+    console = _AboveBar()
     console.setLevel(logging.DEBUG if verbosity else least)
     console.setFormatter(logging.Formatter(pattern))
     with _handled_by(console):
@@ -47,9 +54,7 @@ def logging_to(folder: Path, verbosity: int) -> Iterator[Path]:
     """Log to the console and to a new file in `folder`, whose path is yielded."""
     prepare_output_dir(folder)
     path = folder / f"eddymotion_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    with messages(verbosity), _handled_by(file):
+    with messages(verbosity), _handled_by(LogFile(path)):
         yield path
 
 
@@ -79,22 +84,44 @@ def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Ite
 
 
 def run(program: str, body: Callable[[], int | None]) -> int:
-    """Run a command; turn what users can mend into one line and exit code 2.
+    """Run a command, from its options on; turn what users can mend into one line and exit code 2.
 
-    A command that returns nothing is done, exit code 0.
-    A program that fails beneath it is one line as well, and exit code 1.
+    A command that returns nothing is done, exit code 0. A program that fails beneath it, a full
+    disk and too little memory are one line as well, and exit code 1; a request to end is one line,
+    and 128 and the number of the signal.
     """
+    with steady_streams() as streams:
+        keep_settings_out()
+        return streams.code(program, _run_to_end(program, body))
+
+
+def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
+    ending = EndOnRequest(program)
     try:
-        return body() or 0
-    except EngineError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 1
-    except EddymotionError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; what is complete is kept", file=sys.stderr)
-        return 130
+        with ending:
+            return body() or 0
+    except BaseException as error:
+        # what a request to end has become on its way does not matter
+        if ending.asked is not None or isinstance(error, KeyboardInterrupt):
+            print(ending.message, file=sys.stderr)
+            return ending.code
+        if (failed := _mendable(error)) is None:
+            raise
+        code, said = failed
+        print(f"{program}: error: {one_line(said)}", file=sys.stderr)
+        return code
+
+
+def _mendable(error: BaseException) -> tuple[int, str] | None:
+    """Return exit code and message of what no traceback is needed for, None for the rest."""
+    if isinstance(error, EddymotionError):
+        return 1 if isinstance(error, EngineError) else 2, str(error)
+    if isinstance(error, (OSError, MemoryError)):
+        from eddymotion.jobs import DISK_FULL, reason_of
+
+        if isinstance(error, MemoryError) or error.errno in DISK_FULL:
+            return 1, reason_of(error)
+    return None
 
 
 def prepare_output_dir(folder: Path) -> None:

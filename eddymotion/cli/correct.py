@@ -59,15 +59,14 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-correct``; return its exit code."""
-    parser = build_parser()
-    options = parser.parse(arguments)
-    return run(parser.prog, lambda: correct_one(options))
+    return run("eddymotion-correct", lambda: correct_one(build_parser().parse(arguments)))
 
 
 def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
     from eddymotion.derivatives import Outputs
     from eddymotion.derivatives.dataset import write_citation
+    from eddymotion.jobs import reason_of
     from eddymotion.reports.participant import write_participant_page
     from eddymotion.steps import SeriesFiles, correct_series
 
@@ -86,8 +85,7 @@ def correct_one(options: argparse.Namespace) -> int:
             raise
         except Exception as error:
             log.debug("%s failed", options.dwi, exc_info=True)
-            log.error("%s failed: %s: %s (log: %s)",
-                      options.dwi, type(error).__name__, error, log_file)  # fmt: skip
+            log.error("%s failed: %s (log: %s)", options.dwi, reason_of(error), log_file)
             return 1
         write_citation(options.output_dir)
         report = options.output_dir / f"{outputs.src}.html"

@@ -150,11 +150,16 @@ def _add_output_options(parser: Parser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-simulate``; return its exit code."""
+    return run("eddymotion-simulate", lambda: carry_out(arguments))
+
+
+def carry_out(arguments: Sequence[str] | None) -> int:
+    """Do what the options say."""
     parser = build_parser()
     options = parser.parse(arguments)
     if contradiction := find_contradiction(options):
         parser.error(contradiction)
-    return run(parser.prog, lambda: simulate_one(options))
+    return simulate_one(options)
 
 
 def find_contradiction(options: argparse.Namespace) -> str | None:
