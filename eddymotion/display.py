@@ -21,7 +21,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from eddymotion.dataset import DWI, Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.files import read_image, write_text
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.reports.charts import three_lines
@@ -132,7 +132,7 @@ def show(
             "mask on the grid of the fixed image"
         )
     if labels[0] == labels[1]:
-        raise EddymotionError(f"show: both labels are {labels[0]!r}; give two that differ")
+        raise EddymotionError(f"show: both labels are {shown(labels[0])}; give two that differ")
     grid = _grid(fixed_image)
     frames = Frames.of(grid, 1)
     outline = []

@@ -9,7 +9,7 @@ import numpy as np
 from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, why
 from eddymotion.files import write_text
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -58,7 +58,7 @@ def read_itk(path: str | Path) -> np.ndarray:
             elif key == "FixedParameters":
                 fixed.append(np.array(rest.split(), float))
     except (OSError, ValueError) as error:
-        raise EddymotionError(f"{path}: cannot be read ({error}); {EXPECTED}") from error
+        raise EddymotionError(f"{path}: cannot be read ({why(error)}); {EXPECTED}") from error
     if not kinds or not len(kinds) == len(parameters) == len(fixed):
         raise EddymotionError(
             f"{path}: holds {len(kinds)} transforms, {len(parameters)} times their parameters and "
@@ -98,5 +98,5 @@ def linear_transform(
         raise
     except ValueError as error:
         raise EddymotionError(
-            f"{path}: {len(numbers)} numbers are no {kind} ({error}); {EXPECTED}"
+            f"{path}: {len(numbers)} numbers are no {kind} ({why(error)}); {EXPECTED}"
         ) from error

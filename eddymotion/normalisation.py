@@ -31,7 +31,7 @@ from scipy.ndimage import binary_dilation
 
 from eddymotion.dataset import DWI, Image
 from eddymotion.derivatives import Outputs
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.files import read_image
 from eddymotion.geometry import Motion
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
@@ -225,7 +225,7 @@ def _chosen(rigid: Registration, affine: Registration) -> tuple[str, Registratio
 def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise EddymotionError(
-            f"output space: {kind} {name!r} is unknown; use one of {', '.join(known)}"
+            f"output space: {kind} {shown(name)} is unknown; use one of {', '.join(known)}"
         )
 
 

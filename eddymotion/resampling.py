@@ -27,7 +27,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI, Series, Spline
 from eddymotion.eddy_currents import EddyCurrents
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.field_kernels import sample_grid_through_field
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
@@ -149,7 +149,7 @@ class Resampled(Series):
         motion.check_length(len(dwi), "resample")
         if engine not in _INTERPOLATE:
             raise EddymotionError(
-                f"resample: the engine {engine!r} is unknown; use {' or '.join(_INTERPOLATE)}"
+                f"resample: the engine {shown(engine)} is unknown; use {' or '.join(_INTERPOLATE)}"
             )
         shape, affine = grid or (dwi.shape, dwi.affine)
         points = None if space is None else _mapped_grid(shape, affine, space)

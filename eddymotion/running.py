@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, why
 
 PACKAGES = (
     "eddymotion", "numpy", "scipy", "numba", "nibabel", "nitransforms", "dipy", "nipype", "pybids",
@@ -67,7 +67,7 @@ def memory_gb(image: Path, n_threads: int = 1) -> float:
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         slope, inter = header.get_slope_inter()
     except Exception as error:  # whatever a decoder raises
-        raise EddymotionError(f"{image}: cannot be read as NIfTI ({error})") from error
+        raise EddymotionError(f"{image}: cannot be read as NIfTI ({why(error)})") from error
     scaled = (slope, inter) not in ((None, None), (1.0, 0.0))
     stored = 4 if scaled or dtype.kind == "f" else min(dtype.itemsize, 4)
     volume, n_volumes = math.prod(shape[:3]), math.prod(shape[3:])
@@ -129,9 +129,8 @@ def read_plugin_file(path: Path) -> Plugin:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
         raise EddymotionError(
-            f"{path}: cannot be read as YAML or JSON ({first}); {expected}"
+            f"{path}: cannot be read as YAML or JSON ({why(error)}); {expected}"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
         raise EddymotionError(f"{path}: names no plugin; {expected}")

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is imported
 
@@ -31,6 +31,9 @@ from nipype.pipeline import plugins  # isort: skip
 from nipype.pipeline.engine import Workflow  # isort: skip
 from nipype.pipeline.plugins.base import SGELikeBatchManagerBase  # isort: skip
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node  # isort: skip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NIPYPE_LOGGERS = ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils")
 
@@ -135,8 +138,8 @@ def check_plugin(plugin: Plugin) -> None:
     known = sorted(name for name in names if not name.endswith(DO_NOT_WAIT))
     if plugin.name not in known:
         raise EddymotionError(
-            f"plugin {shown(plugin.name)}: Nipype has none of that name that waits for its jobs; use "
-            f"one of {', '.join(known)}"
+            f"plugin {shown(plugin.name)}: Nipype has none of that name that waits for its jobs; "
+            f"use one of {', '.join(known)}"
         )
     if plugin.name == "SLURM" and (missing := [c for c in SLURM_COMMANDS if not shutil.which(c)]):
         raise EddymotionError(
@@ -247,10 +250,15 @@ def _quiet(verbosity: int) -> Iterator[None]:
 
 def draw_graph(workflow: Workflow, picture: Path) -> None:
     """Draw the nodes of a workflow from left to right (SVG), with no program but Matplotlib."""
+    from eddymotion.reports import own_style, save_figure
+
+    with own_style():
+        save_figure(_graph_figure(workflow), picture)
+
+
+def _graph_figure(workflow: Workflow) -> Figure:
     import networkx as nx
     from matplotlib.figure import Figure
-
-    from eddymotion.reports import save_figure
 
     graph = workflow._create_flat_graph()
     for depth, nodes in enumerate(nx.topological_generations(graph)):
@@ -269,4 +277,4 @@ def draw_graph(workflow: Workflow, picture: Path) -> None:
     boxes = {"boxstyle": "round", "facecolor": "#e8f0fa", "edgecolor": "0.4"}
     nx.draw_networkx_labels(graph, layout, names, ax=axes, font_size=8, bbox=boxes)
     axes.margins(0.15)
-    save_figure(figure, picture)
+    return figure

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.interfaces import APPLYING, JUDGING, MOTION
 from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is imported
     Apply,
@@ -315,7 +315,7 @@ def checked_settings(given: Mapping[str, Any]) -> Settings:
         near = difflib.get_close_matches(unknown[0], HEEDED, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise EddymotionError(
-            f"unknown setting {unknown[0]!r}.{hint} Known are {', '.join(sorted(HEEDED))}"
+            f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(HEEDED))}"
         )
     return Settings(**given)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eddymotion.cgroups import available_cpus
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, one_line, shown, why
 from eddymotion.names import PE_AXES
 from eddymotion.settings import SETTING_NAMES, Settings
 
@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        said = f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)"
+        print(said, file=sys.stderr)
         sys.exit(2)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -58,8 +59,10 @@ class Parser(argparse.ArgumentParser):
             return
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self.error(f"--config-file {path}: no such file")
         except (OSError, ValueError) as error:
-            self.error(f"--config-file {path}: cannot be read as TOML ({error})")
+            self.error(f"--config-file {path}: cannot be read as TOML ({why(error)})")
         known = {
             name.removeprefix("--").replace("-", "_"): action
             for name, action in self._option_string_actions.items()
@@ -79,11 +82,11 @@ class Parser(argparse.ArgumentParser):
         """Check a value of the configuration file as if it stood on the command line."""
         if isinstance(value, bool) or action.nargs == 0:
             if not (isinstance(value, bool) and action.nargs == 0):
-                self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
+                self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
             return value
         several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
         if isinstance(value, (list, dict)) and (not several or not value):
-            self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
+            self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
         values = value if isinstance(value, list) else [value]
         if isinstance(action.nargs, int) and len(values) != action.nargs:
             self.error(f"--config-file {path}: {action.dest}: {action.nargs} values expected")
@@ -94,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         for item in converted:
             if action.choices is not None and item not in action.choices:
                 self.error(
-                    f"--config-file {path}: {action.dest}: {item!r} is not one of "
+                    f"--config-file {path}: {action.dest}: {shown(item)} is not one of "
                     f"{', '.join(map(str, action.choices))}"
                 )
         return converted if several else converted[0]
@@ -328,7 +331,8 @@ def existing_file(text: str) -> Path:
     """Convert to the path of a file that exists."""
     path = Path(text)
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
+        found = "a folder, expected a file" if path.is_dir() else "no such file"
+        raise argparse.ArgumentTypeError(f"{text}: {found}")
     return path
 
 
@@ -353,5 +357,5 @@ def _number(text: str, kind: Any, least: float, expected: str) -> Any:
     except ValueError:
         value = None
     if value is None or not value >= least or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected {expected}")
     return value

@@ -27,7 +27,7 @@ from eddymotion.cli.options import (
     not_negative,
     settings_from,
 )
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 
 if TYPE_CHECKING:
     from eddymotion.workflows.bids_app import Run
@@ -106,7 +106,7 @@ def above_zero(text: str) -> float:
     """Convert to a number above zero."""
     value = not_negative(text)
     if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected a number above zero")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected a number above zero")
     return value
 
 

@@ -18,6 +18,7 @@ from eddymotion.cli.options import (
     not_negative,
     positive,
 )
+from eddymotion.errors import shown
 from eddymotion.names import PE_AXES
 from eddymotion.simulation import PATTERNS, SCHEMES
 
@@ -240,7 +241,7 @@ def _motion(text: str) -> str | Path:
     path = Path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a file nor one of {', '.join(PATTERNS)}"
+            f"{shown(text)} is neither a file nor one of {', '.join(PATTERNS)}"
         )
     return path
 
@@ -250,7 +251,7 @@ def _orientation(text: str) -> str:
     pairs = {frozenset(pair) for pair in ("RL", "AP", "SI")}
     if len(code) != 3 or {pair for pair in pairs if pair & set(code)} != pairs:
         raise argparse.ArgumentTypeError(
-            f"{text!r} given, expected three letters, one each of R or L, A or P, S or I"
+            f"{shown(text)} given, expected three letters, one each of R or L, A or P, S or I"
         )
     return code
 
@@ -258,7 +259,7 @@ def _orientation(text: str) -> str:
 def _label(text: str) -> str:
     label = text.removeprefix("sub-").removeprefix("ses-")
     if not (label.isascii() and label.isalnum()):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected letters and digits only")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected letters and digits only")
     return label
 
 
@@ -276,5 +277,5 @@ def _number(text: str, expected: str, fits: Any) -> float:
     except ValueError:
         value = float("nan")
     if not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected {expected}")
     return value

@@ -9,7 +9,7 @@ import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import N_TERMS
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.joint import FINE_ITERATIONS, solve_jointly
 from eddymotion.estimation.lovo import leave_one_out_loop
@@ -142,7 +142,9 @@ def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> st
         If the one asked for cannot use them.
     """
     if name not in (None, *ESTIMATORS):
-        raise EddymotionError(f"estimator {name!r} is unknown; use one of {', '.join(ESTIMATORS)}")
+        raise EddymotionError(
+            f"estimator {shown(name)} is unknown; use one of {', '.join(ESTIMATORS)}"
+        )
     needs_loop = why_loop(model, registrar)
     if name == "joint" and needs_loop:
         raise EddymotionError(
@@ -164,10 +166,10 @@ def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str |
         raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
     if eddy_currents not in FIELD_ORDERS:
         raise EddymotionError(
-            f"eddy_currents is {eddy_currents!r}, expected one of {', '.join(FIELD_ORDERS)}"
+            f"eddy_currents is {shown(eddy_currents)}, expected one of {', '.join(FIELD_ORDERS)}"
         )
     if pe_axis is not None and pe_axis not in PE_AXES:
-        raise EddymotionError(f"pe_axis is {pe_axis!r}, expected one of {', '.join(PE_AXES)}")
+        raise EddymotionError(f"pe_axis is {shown(pe_axis)}, expected one of {', '.join(PE_AXES)}")
 
 
 def _refuse_unusable(dwi: DWI) -> None:

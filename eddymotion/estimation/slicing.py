@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""
@@ -50,8 +50,8 @@ class Slicing:
         direction = str(metadata.get("SliceEncodingDirection") or "k")
         if direction.removesuffix("-") not in ("i", "j", "k"):
             raise EddymotionError(
-                f"SliceEncodingDirection is {direction!r}, expected i, j or k, with or without a "
-                "minus; correct the sidecar"
+                f"SliceEncodingDirection is {shown(direction)}, expected i, j or k, with or "
+                "without a minus; correct the sidecar"
             )
         axis = "ijk".index(direction[0])
         timing = metadata.get("SliceTiming")

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.gradients import Gradients
 from eddymotion.models.average import AverageModel
 from eddymotion.models.base import LinearModel, Model
@@ -85,7 +85,9 @@ def get_model(
     if name == "gp":
         name = _gaussian_process_for(gradients)
     if name not in BUILDERS:
-        raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
+        raise EddymotionError(
+            f"model {shown(name)} is unknown; use one of {', '.join(MODEL_NAMES)}"
+        )
     return BUILDERS[name](min_q_distance=min_q_distance)
 
 
@@ -105,7 +107,9 @@ def serves_joint(name: str) -> bool:
         find_model(name.removeprefix("dipy:"))
         return False
     if name not in BUILDERS:
-        raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
+        raise EddymotionError(
+            f"model {shown(name)} is unknown; use one of {', '.join(MODEL_NAMES)}"
+        )
     return isinstance(BUILDERS[name](), LinearModel)
 
 

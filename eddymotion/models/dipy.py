@@ -17,7 +17,7 @@ import numpy as np
 from dipy.core.gradients import gradient_table
 from dipy.reconst.base import ReconstModel
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, why
 from eddymotion.gradients import Gradients
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION
 from eddymotion.processes import end_with_parent, importing_safely, why_alone
@@ -161,8 +161,7 @@ def _predict_one(
     except (NotImplementedError, RuntimeError) as error:
         name = getattr(model, "__name__", str(model))
         raise EddymotionError(
-            f"model dipy:{name}: DIPY cannot predict with it "
-            f"({str(error) or type(error).__name__}); choose another model"
+            f"model dipy:{name}: DIPY cannot predict with it ({why(error)}); choose another model"
         ) from error
 
 

@@ -27,7 +27,7 @@ from dipy.align.transforms import regtransforms
 from nibabel.affines import apply_affine
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.pyramid import MIN_POINTS, jittered_points
 from eddymotion.registration.base import Registration
 from eddymotion.registration.checks import check_pair, inside_grid
@@ -183,7 +183,7 @@ def _metric_for(transform: str, metric: str | None) -> str:
     known = SYN_METRICS if transform == "syn" else ("mi",)
     if metric not in known:
         raise EddymotionError(
-            f"registration: DIPY has no metric {metric!r} for {transform!r}; "
+            f"registration: DIPY has no metric {shown(metric)} for {shown(transform)}; "
             f"use one of {', '.join(known)}"
         )
     return metric

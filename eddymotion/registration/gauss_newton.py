@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.pyramid import Level
 from eddymotion.registration.base import Registration
 from eddymotion.registration.checks import check_keys, check_pair, read_settings
@@ -98,12 +98,12 @@ class GaussNewton:
         numbers = (self.max_iterations, self.tolerance)
         if not all(isinstance(number, (int, float)) and number > 0 for number in numbers):
             raise EddymotionError(
-                f"registration: max_iterations {self.max_iterations!r} and tolerance "
-                f"{self.tolerance!r} must be numbers above zero"
+                f"registration: max_iterations {shown(self.max_iterations)} and tolerance "
+                f"{shown(self.tolerance)} must be numbers above zero"
             )
         if not isinstance(self.symmetric, bool):
             raise EddymotionError(
-                f"registration: symmetric is {self.symmetric!r}, expected true or false"
+                f"registration: symmetric is {shown(self.symmetric)}, expected true or false"
             )
         if not self.levels:
             raise EddymotionError("registration: no levels given, expected at least one")

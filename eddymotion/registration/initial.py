@@ -22,7 +22,7 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, shown
 from eddymotion.pyramid import MIN_POINTS, Level, band_pass, head_scale, jittered_points
 from eddymotion.registration.checks import inside_grid, nearest_of
 from eddymotion.registration.gauss_newton import GaussNewton
@@ -88,7 +88,7 @@ def initial_transform(
     """
     if method not in METHODS:
         raise EddymotionError(
-            f"initial transform {method!r} is unknown; {nearest_of(method, METHODS)}"
+            f"initial transform {shown(method)} is unknown; {nearest_of(method, METHODS)}"
             f"use one of {', '.join(METHODS)}"
         )
     if method == "header":

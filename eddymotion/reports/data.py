@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion.dataset import DWI
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, why
 from eddymotion.estimation.quality import Quality
 from eddymotion.files import replacing
 from eddymotion.gradients import Gradients
@@ -190,8 +190,8 @@ class ReportData:
             )
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise EddymotionError(
-                f"{path}: cannot be read as the data of a report ({error}); correct the series "
-                "again"
+                f"{path}: cannot be read as the data of a report ({why(error)}); correct the "
+                "series again"
             ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, why
 from eddymotion.files import write_text
 from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
@@ -226,7 +226,7 @@ def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
         in_order(metrics)
     except (KeyError, TypeError, ValueError) as error:
         raise EddymotionError(
-            f"{outputs['report_data']}: its measures cannot be read ({error!r}); correct the "
+            f"{outputs['report_data']}: its measures cannot be read ({why(error)}); correct the "
             "series again"
         ) from error
     session = outputs.folder.name if outputs.folder.name.startswith("ses-") else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, why
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
@@ -80,7 +80,7 @@ def rigid_matrices(path: Path, center: np.ndarray) -> np.ndarray:
             matrices = read_itk(path)
     except (OSError, UnicodeDecodeError, IndexError) as error:
         raise EddymotionError(
-            f"{path}: cannot be read as a motion ({error}); give a .tsv with the columns "
+            f"{path}: cannot be read as a motion ({why(error)}); give a .tsv with the columns "
             f"{' '.join(PARAMETERS)}, or an ITK text file"
         ) from error
     rotations = matrices[:, :3, :3]
@@ -135,7 +135,7 @@ def _motion_table(path: Path) -> np.ndarray:
         values = np.array([[float(row[name]) for name in PARAMETERS] for row in rows])
     except (TypeError, ValueError) as error:
         raise EddymotionError(
-            f"{path}: holds something else than numbers ({error}); every volume needs six"
+            f"{path}: holds something else than numbers ({why(error)}); every volume needs six"
         ) from error
     return values
 
