@@ -23,7 +23,7 @@ from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is im
 
 from eddymotion.errors import EddymotionError, shown
 from eddymotion.jobs import reason_of
-from eddymotion.processes import end_descendants, end_with_parent
+from eddymotion.processes import end_descendants, end_with_parent, why_alone
 from eddymotion.running import Plugin
 
 from nipype.interfaces.base.support import RuntimeContext  # isort: skip
@@ -132,7 +132,7 @@ def check_plugin(plugin: Plugin) -> None:
     Raises
     ------
     EddymotionError
-        If it has none, or one that does not wait for its jobs, or SLURM's commands are missing.
+        If it has none, or one that does not wait for its jobs, or what it needs is missing.
     """
     names = (n.removesuffix("Plugin") for n in dir(plugins) if n.endswith("Plugin"))
     known = sorted(name for name in names if not name.endswith(DO_NOT_WAIT))
@@ -141,6 +141,8 @@ def check_plugin(plugin: Plugin) -> None:
             f"plugin {shown(plugin.name)}: Nipype has none of that name that waits for its jobs; "
             f"use one of {', '.join(known)}"
         )
+    if plugin.name == "LegacyMultiProc" and (reason := why_alone()):
+        raise EddymotionError(f"plugin 'LegacyMultiProc': {reason}; leave --use-plugin out")
     if plugin.name == "SLURM" and (missing := [c for c in SLURM_COMMANDS if not shutil.which(c)]):
         raise EddymotionError(
             f"plugin 'SLURM': the command {missing[0]} is not on the PATH; run this on a host "

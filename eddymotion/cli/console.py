@@ -99,17 +99,20 @@ def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
     ending = EndOnRequest(program)
     try:
         with ending:
-            return body() or 0
+            code, said = body() or 0, ""
+    except KeyboardInterrupt:
+        code, said = ending.code, ending.message
     except BaseException as error:
-        # what a request to end has become on its way does not matter
-        if ending.asked is not None or isinstance(error, KeyboardInterrupt):
-            print(ending.message, file=sys.stderr)
-            return ending.code
-        if (failed := _mendable(error)) is None:
+        failed = _mendable(error)
+        if failed is None and ending.asked is None:
             raise
-        code, said = failed
-        print(f"{program}: error: {one_line(said)}", file=sys.stderr)
-        return code
+        code, said = failed or (1, "")
+        said = f"{program}: error: {one_line(said)}"
+    if ending.asked is not None:  # whatever has become of it on its way
+        code, said = ending.code, ending.message
+    if said:
+        print(said, file=sys.stderr)
+    return code
 
 
 def _mendable(error: BaseException) -> tuple[int, str] | None:

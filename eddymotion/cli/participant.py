@@ -27,7 +27,7 @@ from eddymotion.cli.options import (
     not_negative,
     settings_from,
 )
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError, one_line, shown
 
 if TYPE_CHECKING:
     from eddymotion.workflows.bids_app import Run
@@ -334,4 +334,4 @@ def tell_failures(failures: dict[str, str], n_series: int, log_file: Path) -> No
     for name, reason in failures.items():
         together.setdefault(reason, []).append(name)
     for reason, names in together.items():
-        log.error("  %s: %s", ", ".join(names), reason)
+        log.error("  %s: %s", ", ".join(names), one_line(reason))
