@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from eddymotion.cli.streams import PLAIN
 
+from eddymotion.cli.streams import PLAIN
 from eddymotion.logs import LogFile
 
 TALKS = """

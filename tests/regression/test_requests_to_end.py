@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+
 from eddymotion.cli.ending import REASONS
 
 COMMANDS = ("participant", "correct", "register", "simulate", "evaluate")
