@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import TypeVar
 from eddymotion.cli.ending import EndOnRequest
 from eddymotion.cli.isolation import keep_settings_out
 from eddymotion.cli.streams import steady_streams
-from eddymotion.errors import EddymotionError, EngineError, one_line
+from eddymotion.errors import EddymotionError, EngineError, one_line, shown
 from eddymotion.logs import Console, LogFile
 from eddymotion.parallel import Progress, logged
 from eddymotion.running import prove_writable
@@ -119,6 +120,8 @@ def _mendable(error: BaseException) -> tuple[int, str] | None:
     """Return exit code and message of what no traceback is needed for, None for the rest."""
     if isinstance(error, EddymotionError):
         return 1 if isinstance(error, EngineError) else 2, str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 2, f"{shown(error.filename)}: the name is too long; give a shorter one"
     if isinstance(error, (OSError, MemoryError)):
         from eddymotion.jobs import DISK_FULL, reason_of
 
