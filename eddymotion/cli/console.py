@@ -92,7 +92,6 @@ def run(program: str, body: Callable[[], int | None]) -> int:
     and 128 and the number of the signal.
     """
     with steady_streams() as streams:
-        keep_settings_out()
         return streams.code(program, _run_to_end(program, body))
 
 
@@ -100,6 +99,7 @@ def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
     ending = EndOnRequest(program)
     try:
         with ending:
+            keep_settings_out()
             code, said = body() or 0, ""
     except KeyboardInterrupt:
         code, said = ending.code, ending.message

@@ -13,6 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from eddymotion.errors import EddymotionError
 from eddymotion.processes import NOT_FOR_CHILDREN
 
 FILES = {
@@ -40,7 +41,18 @@ NO_HOME = "/nonexistent"
 
 
 def keep_settings_out() -> None:
-    """Keep settings out that lie in the home or in the current folder; before they are read."""
+    """Keep settings out that lie in the home or in the current folder; before they are read.
+
+    Raises
+    ------
+    EddymotionError
+        If Python was told to drop docstrings: some libraries compute with theirs.
+    """
+    if sys.flags.optimize > 1:
+        raise EddymotionError(
+            "PYTHONOPTIMIZE=2 (python -OO) drops docstrings, without which DIPY cannot be "
+            "imported; unset it, or set it to 1"
+        )
     os.environ.update(VARIABLES)
     os.environ.pop("PYBIDS_CONFIG", None)
     if sys.warnoptions:  # a warning in some library is no error of the run

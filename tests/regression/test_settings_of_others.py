@@ -73,6 +73,13 @@ def test_a_command_reads_no_settings_but_its_own(where, here, tmp_path):
     assert not (here / "executed").exists()
 
 
+def test_python_without_docstrings_is_refused():
+    code = "from eddymotion.cli.simulate import main; raise SystemExit(main(['x', '--help']))"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], text=True, capture_output=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "PYTHONOPTIMIZE=2" in done.stderr
+
+
 def test_figures_do_not_heed_a_matplotlibrc(tiny, tmp_path):
     with matplotlib.rc_context({"text.usetex": True, "font.family": "no such font"}):
         save_figure(motion_figure(tiny, Motion.identity(len(tiny.gradients))), tmp_path / "a.png")
