@@ -15,9 +15,10 @@ from typing import Any
 
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.names import source_name
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
 from eddymotion.files import image_stem
 from eddymotion.steps import SeriesFiles
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 

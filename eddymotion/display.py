@@ -21,7 +21,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from eddymotion.dataset import DWI, Image
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image, write_text
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.reports.charts import three_lines
@@ -29,6 +29,7 @@ from eddymotion.reports.slices import CUTS, PLANES, Grid
 from eddymotion.reports.sprites import WHITE, Frames
 from eddymotion.reports.svg import Columns, Panel
 from eddymotion.reports.tables import Table
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     import nibabel as nib

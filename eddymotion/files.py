@@ -28,10 +28,11 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
 from eddymotion.dataset import DWI, KEPT_TYPES, Series
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.masking import brain_mask
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 

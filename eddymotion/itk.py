@@ -9,8 +9,9 @@ import numpy as np
 from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
+from eddymotion.words import why
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ ⇄ LPS+, the world coordinates of ITK."""

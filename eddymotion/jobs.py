@@ -13,15 +13,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from eddymotion.children import end_with_parent
 from eddymotion.derivatives import Outputs
-from eddymotion.errors import EddymotionError, one_line
+from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
 from eddymotion.logs import Console, LogFile
 from eddymotion.parallel import Progress, logged
-from eddymotion.processes import end_with_parent
 from eddymotion.running import read_json
 from eddymotion.settings import Settings
 from eddymotion.steps import SeriesFiles, correct_series, estimate_series
+from eddymotion.words import one_line
 
 log = logging.getLogger("eddymotion")
 

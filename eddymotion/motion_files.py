@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from eddymotion.eddy_currents import EddyCurrents
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
 from eddymotion.geometry import Motion
 from eddymotion.itk import read_itk, write_itk
+from eddymotion.words import why
 
 
 def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:

@@ -31,7 +31,7 @@ from scipy.ndimage import binary_dilation
 
 from eddymotion.dataset import DWI, Image
 from eddymotion.derivatives import Outputs
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image
 from eddymotion.geometry import Motion
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
@@ -45,6 +45,7 @@ from eddymotion.registration.intensities import intensity_curve
 from eddymotion.settings import Settings
 from eddymotion.transform_files import write_linear
 from eddymotion.warps import whole_displacements, write_displacements
+from eddymotion.words import shown
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI, Series, Spline
 from eddymotion.eddy_currents import EddyCurrents
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.field_kernels import sample_grid_through_field
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
@@ -38,6 +38,7 @@ from eddymotion.kernels import (
     spline_coefficients,
 )
 from eddymotion.parallel import Progress, parallel_iterate, silent
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     from nitransforms.base import TransformBase

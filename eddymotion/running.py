@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
+from eddymotion.words import why
 
 PACKAGES = (
     "eddymotion", "numpy", "scipy", "numba", "nibabel", "nitransforms", "dipy", "nipype", "pybids",

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "compiling", "errors", "names", "processes"),
+    ("cgroups", "children", "compiling", "errors", "names", "words"),
     ("field_kernels", "kernels"),
     ("eddy_currents", "geometry", "gradients", "html_values"),
     ("locks", "logs", "parallel", "running"),

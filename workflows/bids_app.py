@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from eddymotion.bids import outputs_of
+from eddymotion.children import why_alone
 from eddymotion.errors import EddymotionError
 from eddymotion.files import image_stem, write_json
 from eddymotion.jobs import DISK_FULL, Job, reason_of, shown_progress
 from eddymotion.locks import locked
 from eddymotion.parallel import Progress
-from eddymotion.processes import why_alone
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.running import (
     LIBRARIES_GB,

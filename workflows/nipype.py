@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.interfaces import APPLYING, JUDGING, MOTION
 from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is imported
     Apply,
@@ -26,6 +26,7 @@ from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is import
     Unite,
 )
 from eddymotion.settings import SETTING_NAMES, Settings
+from eddymotion.words import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
 from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip

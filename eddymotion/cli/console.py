@@ -16,10 +16,11 @@ from typing import TypeVar
 from eddymotion.cli.ending import EndOnRequest
 from eddymotion.cli.isolation import keep_settings_out
 from eddymotion.cli.streams import steady_streams
-from eddymotion.errors import EddymotionError, EngineError, one_line, shown
+from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.logs import Console, LogFile
 from eddymotion.parallel import Progress, logged
 from eddymotion.running import prove_writable
+from eddymotion.words import one_line, shown
 
 Item = TypeVar("Item")
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eddymotion.cgroups import available_cpus
-from eddymotion.errors import EddymotionError, one_line, shown, why
+from eddymotion.errors import EddymotionError
 from eddymotion.names import PE_AXES
 from eddymotion.settings import SETTING_NAMES, Settings
+from eddymotion.words import one_line, shown, why
 
 MODELS_HELP = (
     "auto (by the scheme), gp (Gaussian process; gp-legendre or gp-spherical on shells, gp-qspace "

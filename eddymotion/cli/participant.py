@@ -27,7 +27,8 @@ from eddymotion.cli.options import (
     not_negative,
     settings_from,
 )
-from eddymotion.errors import EddymotionError, one_line, shown
+from eddymotion.errors import EddymotionError
+from eddymotion.words import one_line, shown
 
 if TYPE_CHECKING:
     from eddymotion.workflows.bids_app import Run

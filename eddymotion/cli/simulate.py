@@ -18,9 +18,9 @@ from eddymotion.cli.options import (
     not_negative,
     positive,
 )
-from eddymotion.errors import shown
 from eddymotion.names import PE_AXES
 from eddymotion.simulation import PATTERNS, SCHEMES
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     from eddymotion.simulation import Recipe

@@ -9,7 +9,7 @@ import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import N_TERMS
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.joint import FINE_ITERATIONS, solve_jointly
 from eddymotion.estimation.lovo import leave_one_out_loop
@@ -20,6 +20,7 @@ from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.names import PE_AXES
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import GaussNewton, Registrar, get_registrar
+from eddymotion.words import shown
 
 __all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
+from eddymotion.words import shown
 
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""

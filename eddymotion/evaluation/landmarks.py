@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.errors import EddymotionError, shown, why
+from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.transforms import numbers, read_table
+from eddymotion.words import shown, why
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image
 from eddymotion.geometry import Motion, grid_center, rigid_matrix
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
+from eddymotion.words import why
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.gradients import Gradients
 from eddymotion.models.average import AverageModel
 from eddymotion.models.base import LinearModel, Model
@@ -16,6 +16,7 @@ from eddymotion.models.gaussian_process import GaussianProcessModel
 from eddymotion.models.harmonics import LegendreCovariance
 from eddymotion.models.qspace import MaternCovariance
 from eddymotion.models.tensor import TensorModel, design_matrix
+from eddymotion.words import shown
 
 __all__ = [
     "AverageModel",

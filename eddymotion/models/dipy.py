@@ -17,10 +17,11 @@ import numpy as np
 from dipy.core.gradients import gradient_table
 from dipy.reconst.base import ReconstModel
 
-from eddymotion.errors import EddymotionError, why
+from eddymotion.children import end_with_parent, importing_safely, why_alone
+from eddymotion.errors import EddymotionError
 from eddymotion.gradients import Gradients
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION
-from eddymotion.processes import end_with_parent, importing_safely, why_alone
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import map_coordinates
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError, EngineError, shown, why
+from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.itk import write_itk
 from eddymotion.registration.ants_inputs import (
     OURS,
@@ -56,6 +56,7 @@ from eddymotion.registration.settings import (
     refusing_with,
 )
 from eddymotion.warps import read_warp
+from eddymotion.words import shown, why
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
+from eddymotion.words import shown
 
 PER_STAGE = (
     "transforms", "transform_parameters", "metric", "metric_weight", "radius_or_number_of_bins",

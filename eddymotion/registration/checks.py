@@ -12,9 +12,10 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError, shown, why
+from eddymotion.errors import EddymotionError
 from eddymotion.kernels import EDGE
 from eddymotion.pyramid import MIN_POINTS
+from eddymotion.words import shown, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

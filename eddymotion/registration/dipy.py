@@ -27,7 +27,7 @@ from dipy.align.transforms import regtransforms
 from nibabel.affines import apply_affine
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.pyramid import MIN_POINTS, jittered_points
 from eddymotion.registration.base import Registration
 from eddymotion.registration.checks import check_pair, inside_grid
@@ -39,6 +39,7 @@ from eddymotion.registration.settings import (
     engine_from,
 )
 from eddymotion.registration.syn import SYN_METRICS, SynSettings, run_syn
+from eddymotion.words import shown
 
 STAGES = {
     "rigid": ("RIGID",),

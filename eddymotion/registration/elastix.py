@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.registration.base import Registration
 from eddymotion.registration.checks import check_pair, read_settings
 from eddymotion.registration.elastix_files import (
@@ -51,6 +51,7 @@ from eddymotion.registration.settings import (
     preset_text,
     refusing_with,
 )
+from eddymotion.words import shown
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ import numpy as np
 from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
-from eddymotion.errors import EddymotionError, shown, why
+from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
 from eddymotion.itk import LPS
+from eddymotion.words import shown, why
 
 LINE = re.compile(r"^\s*\(\s*(\w+)\s+(.*?)\s*\)\s*(?://.*)?$")
 

@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 
+from eddymotion.children import NOT_FOR_CHILDREN, PYTHON
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError, EngineError, one_line, why
+from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.files import write_image
-from eddymotion.processes import NOT_FOR_CHILDREN, PYTHON
 from eddymotion.registration.gauss_newton import foreground
+from eddymotion.words import one_line, why
 
 N_LAST_LINES = 6
 

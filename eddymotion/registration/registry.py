@@ -8,9 +8,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from eddymotion.errors import EddymotionError, shown, why
+from eddymotion.errors import EddymotionError
 from eddymotion.registration.base import Registrar
 from eddymotion.registration.checks import nearest_of
+from eddymotion.words import shown, why
 
 GROUP = "eddymotion.registrars"
 """Entry points of other packages: a name, and a class with ``from_settings(path | None)``."""

@@ -14,8 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eddymotion.errors import EddymotionError, shown
+from eddymotion.errors import EddymotionError
 from eddymotion.registration.checks import nearest_of, read_settings
+from eddymotion.words import shown
 
 Engine = TypeVar("Engine")
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion.dataset import DWI
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import Quality
 from eddymotion.files import replacing
 from eddymotion.gradients import Gradients
@@ -29,6 +29,7 @@ from eddymotion.models import Model
 from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.sprites import Frames, Sheet, white_levels
+from eddymotion.words import why
 
 FORMAT = 1
 """Number of this file's layout; another one is not read."""

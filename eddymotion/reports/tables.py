@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
+from eddymotion.words import why
 
 MISSING = "n/a"
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from eddymotion.errors import EddymotionError, why
+from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
 from eddymotion.simulation.patterns import PATTERNS, Pattern
+from eddymotion.words import why
 
 __all__ = ["PATTERNS", "Pattern", "amplified", "replayed_motion", "simulate_motion"]
 

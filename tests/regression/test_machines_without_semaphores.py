@@ -11,9 +11,9 @@ import pytest
 from eddymotion.workflows.bids_app import Run, _resources
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from eddymotion.children import why_alone
 from eddymotion.models.dipy import DipyModel, find_model
 from eddymotion.parallel import parallel_iterate
-from eddymotion.processes import why_alone
 from eddymotion.running import Limits, Plugin
 from eddymotion.settings import Settings
 from eddymotion.steps import SeriesFiles

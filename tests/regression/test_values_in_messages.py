@@ -9,9 +9,10 @@ import pytest
 
 import eddymotion
 from eddymotion.cli import correct, participant, register
-from eddymotion.errors import EddymotionError, one_line, shown, why
+from eddymotion.errors import EddymotionError
 from eddymotion.files import read_gradient_table
 from eddymotion.registration import GaussNewton
+from eddymotion.words import one_line, shown, why
 
 SOURCES = Path(eddymotion.__file__).parent
 LONG = "x" * 100_000
@@ -81,7 +82,7 @@ def test_settings_that_are_wrong_are_shortened():
 
 
 def test_no_message_shows_a_path_as_python_does():
-    """``{path!r}`` is ``PosixPath('…')``; :func:`eddymotion.errors.shown` knows better."""
+    """``{path!r}`` is ``PosixPath('…')``; :func:`eddymotion.words.shown` knows better."""
     found = []
     for source in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
