@@ -18,7 +18,6 @@ from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
 from eddymotion.files import image_stem
 from eddymotion.steps import SeriesFiles
-from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def find_series(
     try:
         matching = layout.get(**query)
     except (ValueError, TypeError) as error:
-        raise EddymotionError(f"{filter_file}: the filter does not work ({why(error)})") from error
+        raise EddymotionError(f"{filter_file}: the filter does not work ({error})") from error
     images = [image for image in matching if _is_raw_magnitude(image, bids_dir)]
     if not images:
         raise EddymotionError(
@@ -137,7 +136,7 @@ def _layout(bids_dir: Path, **options: Any) -> Any:
         return BIDSLayout(bids_dir, validate=False, derivatives=False, **options)
     except (OSError, ValueError) as error:
         raise EddymotionError(
-            f"{bids_dir}: cannot be indexed as BIDS ({why(error)}); correct that file"
+            f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"
         ) from error
 
 
@@ -211,7 +210,7 @@ def _filters(path: Path | None) -> dict[str, Any]:
         dwi = dict(filters.get("dwi", {}))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise EddymotionError(
-            f"{path}: cannot be read as a BIDS filter file ({why(error)}); expected JSON such as "
+            f"{path}: cannot be read as a BIDS filter file ({error}); expected JSON such as "
             '{"dwi": {"session": "01"}}'
         ) from error
     special: dict[Any, Any] = {None: Query.NONE, "*": Query.ANY}

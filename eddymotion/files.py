@@ -32,7 +32,6 @@ from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.masking import brain_mask
-from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +227,7 @@ def read_image(
         raise
     except DAMAGED as error:
         raise EddymotionError(
-            f"{path}: cannot be read as NIfTI ({why(error)}); it may be truncated: "
+            f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
             "copy or convert it again"
         ) from error
     except (
@@ -237,7 +236,7 @@ def read_image(
         nib.wrapstruct.WrapStructError,
     ) as error:
         raise EddymotionError(
-            f"{path}: not a NIfTI image ({why(error)}); convert it to .nii.gz"
+            f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
         ) from error
     return data, affine, header
 
@@ -349,12 +348,16 @@ def _numbers(path: Path) -> np.ndarray:
             numbers = np.loadtxt(path, ndmin=2)
     except (OSError, ValueError) as error:
         raise EddymotionError(
-            f"{path}: not a table of numbers ({why(error)}); "
+            f"{path}: not a table of numbers ({_first_line(error)}); "
             "expected text with numbers separated by blanks"
         ) from error
     if numbers.size == 0:
         raise EddymotionError(f"{path}: empty; expected one entry a volume")
     return numbers
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
 from eddymotion.geometry import Motion
 from eddymotion.itk import read_itk, write_itk
-from eddymotion.words import why
 
 
 def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:
@@ -57,8 +56,8 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
         matrices = read_itk(xfm_file)
     except (OSError, ValueError, IndexError) as error:
         raise EddymotionError(
-            f"{xfm_file}: cannot be read as transforms ({why(error)}); give an ITK text file with "
-            "one transform a volume"
+            f"{xfm_file}: cannot be read as transforms ({error}); give an ITK text file with one "
+            "transform a volume"
         ) from error
     if details_file is None:
         return Motion(matrices)
@@ -71,8 +70,8 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
             eddy = EddyCurrents(**{name: _value(value) for name, value in eddy.items()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise EddymotionError(
-            f"{details_file}: cannot be read as the details of a motion ({why(error)}); give the "
-            "file that was written beside the transforms, or none"
+            f"{details_file}: cannot be read as the details of a motion ({error}); give the file "
+            "that was written beside the transforms, or none"
         ) from error
     if n_volumes != len(matrices):
         raise EddymotionError(

@@ -68,7 +68,7 @@ def memory_gb(image: Path, n_threads: int = 1) -> float:
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         slope, inter = header.get_slope_inter()
     except Exception as error:  # whatever a decoder raises
-        raise EddymotionError(f"{image}: cannot be read as NIfTI ({why(error)})") from error
+        raise EddymotionError(f"{image}: cannot be read as NIfTI ({error})") from error
     scaled = (slope, inter) not in ((None, None), (1.0, 0.0))
     stored = 4 if scaled or dtype.kind == "f" else min(dtype.itemsize, 4)
     volume, n_volumes = math.prod(shape[:3]), math.prod(shape[3:])

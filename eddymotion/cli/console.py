@@ -20,11 +20,14 @@ from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.logs import Console, LogFile
 from eddymotion.parallel import Progress, logged
 from eddymotion.running import prove_writable
-from eddymotion.words import one_line, shown
+from eddymotion.words import one_line
 
 Item = TypeVar("Item")
 
 log = logging.getLogger("eddymotion")
+
+WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+"""What the system says where another path helps."""
 
 
 class _AboveBar(Console):
@@ -121,13 +124,12 @@ def _mendable(error: BaseException) -> tuple[int, str] | None:
     """Return exit code and message of what no traceback is needed for, None for the rest."""
     if isinstance(error, EddymotionError):
         return 1 if isinstance(error, EngineError) else 2, str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return 2, f"{shown(error.filename)}: the name is too long; give a shorter one"
     if isinstance(error, (OSError, MemoryError)):
-        from eddymotion.jobs import DISK_FULL, reason_of
+        from eddymotion.jobs import reason_of
 
-        if isinstance(error, MemoryError) or error.errno in DISK_FULL:
-            return 1, reason_of(error)
+        log.debug("the system refused", exc_info=True)
+        wrong = isinstance(error, OSError) and error.errno in WRONG_PATH
+        return 2 if wrong else 1, reason_of(error)
     return None
 
 

@@ -332,8 +332,7 @@ def existing_file(text: str) -> Path:
     """Convert to the path of a file that exists."""
     path = Path(text)
     if not path.is_file():
-        found = "a folder, expected a file" if path.is_dir() else "no such file"
-        raise argparse.ArgumentTypeError(f"{text}: {found}")
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
     return path
 
 

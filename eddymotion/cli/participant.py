@@ -28,7 +28,7 @@ from eddymotion.cli.options import (
     settings_from,
 )
 from eddymotion.errors import EddymotionError
-from eddymotion.words import one_line, shown
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     from eddymotion.workflows.bids_app import Run
@@ -335,4 +335,4 @@ def tell_failures(failures: dict[str, str], n_series: int, log_file: Path) -> No
     for name, reason in failures.items():
         together.setdefault(reason, []).append(name)
     for reason, names in together.items():
-        log.error("  %s: %s", ", ".join(names), one_line(reason))
+        log.error("  %s: %s", ", ".join(names), reason)

@@ -14,7 +14,6 @@ from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.transforms import numbers, read_table
-from eddymotion.words import shown, why
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def read_landmarks(path: str | Path) -> Landmarks:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise EddymotionError(
-            f"{path}: cannot be read as landmarks ({type(error).__name__}: {why(error)}); "
+            f"{path}: cannot be read as landmarks ({type(error).__name__}: {error}); "
             "write it again from 3D Slicer, or give a table with columns x, y, z"
         ) from error
     array = np.array(points, float).reshape(-1, 3)
@@ -203,8 +202,8 @@ def pair_landmarks(
     if not shared:
         raise EddymotionError(
             f"{fixed.source} and {moving.source}: no label in common (the first are "
-            f"{shown(fixed.labels[0])} and {shown(moving.labels[0])}); name the landmarks alike, "
-            "or pair them by order (eddymotion-evaluate landmarks --by-order)"
+            f"{fixed.labels[0]!r} and {moving.labels[0]!r}); name the landmarks alike, or pair "
+            "them by order (eddymotion-evaluate landmarks --by-order)"
         )
     alone = sorted(set(fixed.labels) ^ set(moving.labels))
     if alone:

@@ -13,7 +13,6 @@ from eddymotion.files import read_image
 from eddymotion.geometry import Motion, grid_center, rigid_matrix
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
-from eddymotion.words import why
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "
@@ -149,7 +148,7 @@ def _read_x5(path: Path) -> np.ndarray:
         return np.concatenate(matrices)
     except (OSError, TypeError, ValueError, KeyError) as error:
         raise EddymotionError(
-            f"{path}: cannot be read as linear transforms in X5 ({why(error)}); {READABLE}"
+            f"{path}: cannot be read as linear transforms in X5 ({error}); {READABLE}"
         ) from error
 
 
@@ -205,7 +204,7 @@ def numbers(path: Path, table: dict[str, list[str]], name: str) -> np.ndarray:
     try:
         return np.array([np.nan if cell in ("n/a", "") else float(cell) for cell in table[name]])
     except ValueError as error:
-        raise EddymotionError(f"{path}: column {name}: {why(error)}; expected numbers") from error
+        raise EddymotionError(f"{path}: column {name}: {error}; expected numbers") from error
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -231,7 +230,7 @@ def read_bvals(path: str | Path) -> np.ndarray:
         return np.loadtxt(path, ndmin=1).ravel()
     except (OSError, ValueError) as error:
         raise EddymotionError(
-            f"{path}: not a table of numbers ({why(error)}); expected one b-value a volume"
+            f"{path}: not a table of numbers ({error}); expected one b-value a volume"
         ) from error
 
 

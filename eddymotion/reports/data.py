@@ -29,7 +29,6 @@ from eddymotion.models import Model
 from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.sprites import Frames, Sheet, white_levels
-from eddymotion.words import why
 
 FORMAT = 1
 """Number of this file's layout; another one is not read."""
@@ -191,8 +190,8 @@ class ReportData:
             )
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise EddymotionError(
-                f"{path}: cannot be read as the data of a report ({why(error)}); correct the "
-                "series again"
+                f"{path}: cannot be read as the data of a report ({error}); correct the series "
+                "again"
             ) from error
 
 
