@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled kernels are kept for speed: a damaged or full place for them stops nothing."""
+"""Places for what is only kept for a while: damaged, full, or not there."""
 
 import errno
+import tempfile
 
 import pytest
 from numba.core import caching, config
 
 from eddymotion.compiling import compiled
+from eddymotion.errors import EddymotionError
+from eddymotion.registration.external import work_folder
 
 
 def double(value):
@@ -34,3 +37,10 @@ def test_a_full_disk_keeps_nothing(cache, monkeypatch):
 
     monkeypatch.setattr(caching.IndexDataCacheFile, "save", refuse)
     assert compiled(double)(2.0) == 4.0
+
+
+def test_no_place_for_temporary_files_is_told(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    with pytest.raises(EddymotionError, match="set TMPDIR"), work_folder():
+        pass
