@@ -58,12 +58,12 @@ def here(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("where", ["here", "home"])
-def test_a_command_reads_no_settings_but_its_own(where, here, tmp_path):
-    for name, content in (FILES if where == "here" else AT_HOME).items():
-        path = (here if where == "here" else tmp_path) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+def test_a_command_reads_no_settings_but_its_own(here, tmp_path):
+    for folder, files in ((here, FILES), (tmp_path, AT_HOME)):
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     environment = os.environ | {"HOME": str(tmp_path), "PYTHONWARNINGS": "error::UserWarning"}
     for name in ("MATPLOTLIBRC", "NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CONFIG_HOME"):
         environment.pop(name, None)
