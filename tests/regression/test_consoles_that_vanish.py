@@ -19,7 +19,7 @@ from pathlib import Path
 def body():
     logging.getLogger("eddymotion").info("0.5 → 0.6")
     with console.logging_to(Path(sys.argv[1]), 0):
-        for _ in range(3000):
+        for _ in range(1000):
             logging.getLogger("eddymotion").info("0.5 → 0.6 of \\udcff")
             print("90° → 91°")
         console.progress_for_console()
@@ -37,7 +37,7 @@ def talk(folder, shell, **variables):
     done = subprocess.run(call, capture_output=True, env=environment, timeout=60)
     assert (folder / "done").exists(), done
     (log,) = folder.glob("*.log")
-    assert log.read_text(encoding="utf-8").count("0.5 → 0.6 of \\udcff") == 3000
+    assert log.read_text(encoding="utf-8").count("0.5 → 0.6 of \\udcff") == 1000
     return done
 
 
@@ -63,7 +63,7 @@ def test_results_that_are_lost_are_a_failure(tmp_path):
     assert done.stderr.startswith(b"program: error: standard output cannot be written (No space")
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_letters_that_a_console_lacks_are_written_plainly(encoding, tmp_path):
     done = talk(tmp_path, "", PYTHONIOENCODING=encoding)
     assert done.returncode == 0
