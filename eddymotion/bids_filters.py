@@ -11,6 +11,7 @@ from typing import Any
 
 from eddymotion.bids_tree import BidsFile
 from eddymotion.errors import EddymotionError, absence
+from eddymotion.words import why
 
 LONG_NAMES = {
     "subject": "sub", "session": "ses", "tracksys": "tracksys", "acquisition": "acq",
@@ -46,7 +47,7 @@ def read_filters(path: Path | None) -> dict[str, Any]:
         raise EddymotionError(absence(path)) from error
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise EddymotionError(
-            f"{path}: cannot be read as a BIDS filter file ({error}); expected JSON such as "
+            f"{path}: cannot be read as a BIDS filter file ({why(error)}); expected JSON such as "
             '{"dwi": {"session": "01"}}'
         ) from error
     for key, value in filters.items():

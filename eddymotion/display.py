@@ -29,6 +29,7 @@ from eddymotion.reports.slices import CUTS, PLANES, Grid
 from eddymotion.reports.sprites import WHITE, Frames
 from eddymotion.reports.svg import Columns, Panel
 from eddymotion.reports.tables import Table
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -132,7 +133,7 @@ def show(
             "mask on the grid of the fixed image"
         )
     if labels[0] == labels[1]:
-        raise EddymotionError(f"show: both labels are {labels[0]!r}; give two that differ")
+        raise EddymotionError(f"show: both labels are {shown(labels[0])}; give two that differ")
     grid = _grid(fixed_image)
     frames = Frames.of(grid, 1)
     outline = []

@@ -32,7 +32,6 @@ from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.headers import (
     affine_of,
-    first_line,
     header_of,
     opened,
     refusing,
@@ -45,6 +44,7 @@ from eddymotion.masking import brain_mask
 from eddymotion.names import ESCAPED
 from eddymotion.running import disk_error_in_words
 from eddymotion.temporaries import temporary_name
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
@@ -298,7 +298,7 @@ def read_numbers(path: Path) -> np.ndarray:
     except Exception as error:  # whatever a decoder raises: it unpacks by the name
         raise EddymotionError(
             stand_in(path)
-            or f"{path}: not a table of numbers ({first_line(error)}); "
+            or f"{path}: not a table of numbers ({why(error)}); "
             "expected text with numbers separated by blanks"
         ) from error
     if numbers.size == 0:

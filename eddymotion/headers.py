@@ -25,6 +25,7 @@ from nibabel.volumeutils import shape_zoom_affine
 
 from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.geometry import grid_distance
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,6 @@ GZIP = b"\x1f\x8b"
 
 MAX_AFFINE_DISAGREEMENT = 0.1
 """Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
-
-MAX_SAID = 200
-"""Characters of somebody else's text in a message."""
 
 MAX_EXCESS = 1e-3
 """A quaternion that is longer than one by so little is rounded."""
@@ -90,7 +88,7 @@ def refusing(path: Path) -> Iterator[None]:
     except DAMAGED as error:
         raise EddymotionError(
             stand_in(path)
-            or f"{path}: cannot be read as NIfTI ({first_line(error)}); it may be truncated: "
+            or f"{path}: cannot be read as NIfTI ({why(error)}); it may be truncated: "
             "copy or convert it again"
         ) from error
     except (
@@ -99,8 +97,7 @@ def refusing(path: Path) -> Iterator[None]:
         nib.wrapstruct.WrapStructError,
     ) as error:
         raise EddymotionError(
-            stand_in(path)
-            or f"{path}: not a NIfTI image ({first_line(error)}); convert it to .nii.gz"
+            stand_in(path) or f"{path}: not a NIfTI image ({why(error)}); convert it to .nii.gz"
         ) from error
 
 
@@ -238,14 +235,3 @@ def _qform(header: nib.Nifti1Header, sizes: np.ndarray) -> np.ndarray:
 
 def _is_invertible(affine: np.ndarray) -> bool:
     return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, cut where it echoes a file, or its kind."""
-    said = str(error).strip() or type(error).__name__
-    return cut(said.splitlines()[0])
-
-
-def cut(text: str) -> str:
-    """Cut what a file holds to what fits into a message."""
-    return text if len(text) <= MAX_SAID else f"{text[:MAX_SAID]}…"

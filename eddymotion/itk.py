@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
-from eddymotion.headers import cut, first_line
+from eddymotion.words import cut, why
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ ⇄ LPS+, the world coordinates of ITK."""
@@ -69,9 +69,7 @@ def read_itk(path: str | Path) -> np.ndarray:
             elif key == "FixedParameters":
                 fixed.append(np.array(rest.split(), float))
     except (OSError, ValueError) as error:
-        raise EddymotionError(
-            f"{path}: cannot be read ({first_line(error)}); {EXPECTED}"
-        ) from error
+        raise EddymotionError(f"{path}: cannot be read ({why(error)}); {EXPECTED}") from error
     if not kinds or not len(kinds) == len(parameters) == len(fixed):
         raise EddymotionError(
             f"{path}: holds {len(kinds)} transforms, {len(parameters)} times their parameters and "
@@ -117,5 +115,5 @@ def linear_transform(
         raise
     except ValueError as error:
         raise EddymotionError(
-            f"{path}: {len(numbers)} numbers are no {kind} ({first_line(error)}); {EXPECTED}"
+            f"{path}: {len(numbers)} numbers are no {kind} ({why(error)}); {EXPECTED}"
         ) from error

@@ -4,27 +4,25 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import platform
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from eddymotion.children import end_with_parent
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
 from eddymotion.locks import Lock, held
-from eddymotion.names import ESCAPED
+from eddymotion.logs import Console, LogFile
 from eddymotion.parallel import Progress, logged
 from eddymotion.running import disk_error_in_words, read_json
 from eddymotion.settings import Settings
 from eddymotion.steps import SeriesFiles, correct_series, estimate_series
+from eddymotion.words import one_line
 
 log = logging.getLogger("eddymotion")
 
@@ -92,8 +90,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory; run again with fewer --nprocs, or with --omp-nthreads 1"
     if isinstance(error, EddymotionError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+        return one_line(str(error))
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -139,12 +137,10 @@ def _logging_for(job: Job) -> Iterator[None]:
     """Append to the run's log where nobody does so yet, and put the series before each line."""
     added: list[logging.Handler] = []
     if not log.handlers and job.log_file is not None:
-        console = logging.StreamHandler()
+        console = Console()
         console.setLevel(logging.DEBUG if job.verbosity else logging.INFO)
         console.setFormatter(logging.Formatter("%(message)s"))
-        file = logging.FileHandler(job.log_file, encoding="utf-8", errors=ESCAPED, delay=True)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-        added = [console, file]
+        added = [console, LogFile(job.log_file)]
         log.setLevel(logging.DEBUG)
     for handler in added:
         log.addHandler(handler)
@@ -173,17 +169,3 @@ class _Naming(logging.Filter):
         if not message.startswith(self.series):
             record.msg, record.args = f"{self.series}: {message}", ()
         return True
-
-
-@cache
-def end_with_parent() -> None:
-    """In a worker process: end when the run is killed, instead of writing on."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -19,8 +19,8 @@ from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
 from eddymotion.geometry import Motion
-from eddymotion.headers import first_line
 from eddymotion.itk import read_itk, write_itk
+from eddymotion.words import why
 
 
 def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:
@@ -79,7 +79,7 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
         raise
     except Exception as error:  # whatever somebody has put there
         raise EddymotionError(
-            f"{details_file}: cannot be read as the details of a motion ({first_line(error)}); "
+            f"{details_file}: cannot be read as the details of a motion ({why(error)}); "
             "give the file that was written beside the transforms, or none"
         ) from error
 

@@ -46,6 +46,7 @@ from eddymotion.reprs import short_repr
 from eddymotion.settings import Settings
 from eddymotion.transform_files import write_linear
 from eddymotion.warps import whole_displacements, write_displacements
+from eddymotion.words import shown
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ def _chosen(rigid: Registration, affine: Registration) -> tuple[str, Registratio
 def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise EddymotionError(
-            f"output space: {kind} {name!r} is unknown; use one of {', '.join(known)}"
+            f"output space: {kind} {shown(name)} is unknown; use one of {', '.join(known)}"
         )
 
 

@@ -38,6 +38,7 @@ from eddymotion.kernels import (
     spline_coefficients,
 )
 from eddymotion.parallel import Progress, parallel_iterate, silent
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     from nitransforms.base import TransformBase
@@ -151,7 +152,7 @@ class Resampled(Series):
         motion.check_length(len(dwi), "resample")
         if engine not in _INTERPOLATE:
             raise EddymotionError(
-                f"resample: the engine {engine!r} is unknown; use {' or '.join(_INTERPOLATE)}"
+                f"resample: the engine {shown(engine)} is unknown; use {' or '.join(_INTERPOLATE)}"
             )
         shape, affine = grid or (dwi.shape, dwi.affine)
         points = None if space is None else _mapped_grid(shape, affine, space)

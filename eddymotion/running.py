@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eddymotion.errors import EddymotionError
+from eddymotion.words import why
 
 PACKAGES = (
     "eddymotion", "numpy", "scipy", "numba", "nibabel", "nitransforms", "dipy", "nipype", "pybids",
@@ -128,9 +129,8 @@ def read_plugin_file(path: Path) -> Plugin:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
         raise EddymotionError(
-            f"{path}: cannot be read as YAML or JSON ({first}); {expected}"
+            f"{path}: cannot be read as YAML or JSON ({why(error)}); {expected}"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
         raise EddymotionError(f"{path}: names no plugin; {expected}")

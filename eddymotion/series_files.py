@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.estimation.slicing import Slicing
 from eddymotion.files import image_stem
 from eddymotion.names import PE_AXES
+from eddymotion.words import shown, why
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"found a {type(content).__name__}, expected an object")
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s", stand_in(path) or f"{path}: cannot be read as JSON ({error}); slice "
+        log.warning("%s", stand_in(path) or f"{path}: cannot be read as JSON ({why(error)}); slice "
                     "timing and phase encoding are not known")  # fmt: skip
         return {}
     return {key: _shallow(value, SIDECAR_DEPTH) for key, value in content.items()}
@@ -160,7 +160,7 @@ def usable(metadata: Mapping[str, Any], *keys: str, owner: str = "") -> dict[str
             found[key] = value
         elif owner:
             log.warning("%s: %s is %s, expected %s; it is ignored",
-                        owner, key, reprlib.repr(value), expected)  # fmt: skip
+                        owner, key, shown(value), expected)  # fmt: skip
     return found
 
 

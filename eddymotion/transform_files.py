@@ -32,8 +32,8 @@ from eddymotion.errors import EddymotionError, absence
 from eddymotion.files import replacing, write_text
 from eddymotion.geometry import fsl_coordinates
 from eddymotion.gradients import image_axes
-from eddymotion.headers import cut, first_line
 from eddymotion.itk import LPS, linear_transform, read_itk, write_itk
+from eddymotion.words import cut, why
 
 FORMATS = {"itk": ".tfm", "x5": ".x5", "fsl": ".mat", "afni": ".aff12.1D", "lta": ".lta"}
 """Names of the formats that are written → how their files end."""
@@ -94,9 +94,7 @@ def read_linear(path: str | Path, fixed: Image, moving: Image) -> np.ndarray:
     except EddymotionError:
         raise
     except Exception as error:  # whatever a decoder raises
-        raise EddymotionError(
-            f"{path}: cannot be read ({first_line(error)}); {READABLE}"
-        ) from error
+        raise EddymotionError(f"{path}: cannot be read ({why(error)}); {READABLE}") from error
     usable = (
         matrix.shape == (4, 4)
         and np.isfinite(matrix).all()

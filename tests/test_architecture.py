@@ -10,10 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "compiling", "errors", "names", "processes", "reprs"),
+    ("cgroups", "children", "compiling", "errors", "names", "processes", "reprs", "words"),
     ("field_kernels", "kernels"),
     ("eddy_currents", "geometry", "gradients", "headers", "html_values"),
-    ("locks", "parallel", "running", "temporaries"),
+    ("locks", "logs", "parallel", "running", "temporaries"),
     ("dataset", "masking", "pyramid"),
     (
         "files",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eddymotion.bids import Sorted, outputs_of, together
+from eddymotion.children import why_alone
 from eddymotion.errors import EddymotionError
 from eddymotion.files import image_stem, write_json
 from eddymotion.jobs import Job, reason_of, shown_progress
@@ -195,6 +196,9 @@ def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> t
         return run.plugin, run.limits.series_threads or 1
     alone = run.limits.n_procs == 1 or len(waiting) < 2
     chosen = run.plugin or Plugin("Linear" if alone else "MultiProc")
+    if chosen.name != "Linear" and (reason := why_alone()):
+        log.warning("one series after the other instead of side by side: %s", reason)
+        chosen = Plugin("Linear")
     if chosen.name == "Linear":
         return chosen, run.limits.series_threads or run.limits.n_procs
     readable = [image for image in waiting if _need(image, 1) is not None]

@@ -27,6 +27,7 @@ from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is import
     Unite,
 )
 from eddymotion.settings import SETTING_NAMES, Settings
+from eddymotion.words import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
 from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
@@ -316,7 +317,7 @@ def checked_settings(given: Mapping[str, Any]) -> Settings:
         near = difflib.get_close_matches(unknown[0], HEEDED, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise EddymotionError(
-            f"unknown setting {unknown[0]!r}.{hint} Known are {', '.join(sorted(HEEDED))}"
+            f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(HEEDED))}"
         )
     return Settings(**given)
 

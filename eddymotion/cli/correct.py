@@ -59,9 +59,7 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-correct``; return its exit code."""
-    parser = build_parser()
-    options = parser.parse(arguments)
-    return run(parser.prog, lambda: correct_one(options))
+    return run("eddymotion-correct", lambda: correct_one(build_parser().parse(arguments)))
 
 
 def correct_one(options: argparse.Namespace) -> int:

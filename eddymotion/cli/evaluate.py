@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("eddymotion")
 
+COMMANDS = ("motion", "landmarks", "series")
+
 DESCRIPTION = """\
 Measure how good a correction is: against known motion, against landmarks, or
 from the corrected series alone. Prints a short table; with -o PREFIX also writes
@@ -158,6 +160,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-evaluate``; return its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    command = f" {given[0]}" if given[:1] and given[0] in COMMANDS else ""
+    return run(f"eddymotion-evaluate{command}", lambda: carry_out(given))
+
+
+def carry_out(given: Sequence[str]) -> int:
+    """Do what the options say."""
     parser, commands = build_parsers()
     if not given or given[0] not in commands:
         parser.parse(given)  # answers --help and --version, or says what is wrong
@@ -167,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = given[0]
     body = {"motion": evaluate_motion, "landmarks": evaluate_landmarks, "series": evaluate_series}
     with messages(0, logging.WARNING, "warning: %(message)s"):
-        return run(command.prog, lambda: body[given[0]](options))
+        body[given[0]](options)
+    return 0
 
 
 def evaluate_motion(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from eddymotion.cgroups import available_cpus
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.names import PE_AXES
 from eddymotion.settings import SETTING_NAMES, Settings
+from eddymotion.words import one_line, shown, why
 
 MODELS_HELP = (
     "auto (by the scheme), gp (Gaussian process; gp-legendre or gp-spherical on shells, gp-qspace "
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        message += self._hint(message)
+        message = one_line(message + self._hint(message))
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -99,8 +100,10 @@ class Parser(argparse.ArgumentParser):
             return
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self.error(f"--config-file {path}: no such file")
         except (OSError, ValueError) as error:
-            self.error(f"--config-file {path}: cannot be read as TOML ({error})")
+            self.error(f"--config-file {path}: cannot be read as TOML ({why(error)})")
         known = {
             name.removeprefix("--").replace("-", "_"): action
             for name, action in self._option_string_actions.items()
@@ -120,11 +123,11 @@ class Parser(argparse.ArgumentParser):
         """Check a value of the configuration file as if it stood on the command line."""
         if isinstance(value, bool) or action.nargs == 0:
             if not (isinstance(value, bool) and action.nargs == 0):
-                self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
+                self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
             return value
         several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
         if isinstance(value, (list, dict)) and (not several or not value):
-            self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
+            self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
         values = value if isinstance(value, list) else [value]
         if isinstance(action.nargs, int) and len(values) != action.nargs:
             self.error(f"--config-file {path}: {action.dest}: {action.nargs} values expected")
@@ -135,7 +138,7 @@ class Parser(argparse.ArgumentParser):
         for item in converted:
             if action.choices is not None and item not in action.choices:
                 self.error(
-                    f"--config-file {path}: {action.dest}: {item!r} is not one of "
+                    f"--config-file {path}: {action.dest}: {shown(item)} is not one of "
                     f"{', '.join(map(str, action.choices))}"
                 )
         return converted if several else converted[0]
@@ -393,5 +396,5 @@ def _number(text: str, kind: Any, least: float, expected: str) -> Any:
     except ValueError:
         value = None
     if value is None or not value >= least or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected {expected}")
     return value

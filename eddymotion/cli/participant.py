@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +28,7 @@ from eddymotion.cli.options import (
     settings_from,
 )
 from eddymotion.errors import EddymotionError
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     from eddymotion.bids import Sorted
@@ -114,26 +112,30 @@ def above_zero(text: str) -> float:
     """Convert to a number above zero."""
     value = not_negative(text)
     if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected a number above zero")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected a number above zero")
     return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion``; return its exit code."""
+    return run("eddymotion", lambda: carry_out(arguments))
+
+
+def carry_out(arguments: Sequence[str] | None) -> int:
+    """Do what the options say."""
     parser = build_parser()
     options = parser.parse(arguments)
     given = [options.bids_dir, options.output_dir, options.analysis_level]
     if options.demo is not None:
         if any(given):
             parser.error("--demo DIR takes no BIDS_DIR, OUTPUT_DIR and level; leave them out")
-        return run(parser.prog, lambda: demonstrate(options))
+        return demonstrate(options)
     if not all(given):
         parser.error(parser.swallowed(options) or "write: eddymotion BIDS_DIR OUTPUT_DIR "
                      "participant (or group), or eddymotion --demo DIR")  # fmt: skip
     if options.analysis_level == "group":
-        return run_to_end(parser.prog, lambda: gather_group(options))
-    work = write_reports if options.reports_only else correct_dataset
-    return run_to_end(parser.prog, lambda: work(options))
+        return gather_group(options)
+    return write_reports(options) if options.reports_only else correct_dataset(options)
 
 
 def demonstrate(options: argparse.Namespace) -> int:
@@ -381,40 +383,3 @@ def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
     for name, reason in reasons.items():
         grouped.setdefault(reason, []).append(name)
     return grouped
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM)."""
-
-
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C: locks are given back, and no process is left behind."""
-
-    def end(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread: somebody else's business
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def run_to_end(program: str, body: Callable[[], int]) -> int:
-    """Run a command; a request to end is one line."""
-
-    def guarded() -> int:
-        try:
-            with ending_on_sigterm():
-                return body()
-        except Terminated:
-            print(f"{program}: ended on request; what is complete is kept", file=sys.stderr)
-            return 143
-
-    return run(program, guarded)

@@ -130,14 +130,17 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-register``; return its exit code."""
-    parser = build_parser()
-    options = parser.parse(arguments)
-    with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
-        return run(parser.prog, lambda: register(options))
+    return run("eddymotion-register", lambda: register(build_parser().parse(arguments)))
 
 
 def register(options: argparse.Namespace) -> None:
     """Register the pair and tell of it."""
+    with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
+        register_and_tell(options)
+
+
+def register_and_tell(options: argparse.Namespace) -> None:
+    """Register the pair, once all is checked."""
     check(options)
     from eddymotion.pairs import PairOutputs, PairPaths, PairSettings, register_pair
 

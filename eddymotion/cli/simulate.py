@@ -22,6 +22,7 @@ from eddymotion.cli.options import (
 from eddymotion.names import PE_AXES
 from eddymotion.simulation import PATTERNS, SCHEMES
 from eddymotion.temporaries import remove_leftovers
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     from eddymotion.simulation import Recipe
@@ -152,11 +153,16 @@ def _add_output_options(parser: Parser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-simulate``; return its exit code."""
+    return run("eddymotion-simulate", lambda: carry_out(arguments))
+
+
+def carry_out(arguments: Sequence[str] | None) -> int:
+    """Do what the options say."""
     parser = build_parser()
     options = parser.parse(arguments)
     if contradiction := find_contradiction(options):
         parser.error(contradiction)
-    return run(parser.prog, lambda: simulate_one(options))
+    return simulate_one(options)
 
 
 def find_contradiction(options: argparse.Namespace) -> str | None:
@@ -238,7 +244,7 @@ def _motion(text: str) -> str | Path:
         return text
     if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a file nor one of {', '.join(PATTERNS)}"
+            f"{shown(text)} is neither a file nor one of {', '.join(PATTERNS)}"
         )
     return Path(text)
 
@@ -248,7 +254,7 @@ def _orientation(text: str) -> str:
     pairs = {frozenset(pair) for pair in ("RL", "AP", "SI")}
     if len(code) != 3 or {pair for pair in pairs if pair & set(code)} != pairs:
         raise argparse.ArgumentTypeError(
-            f"{text!r} given, expected three letters, one each of R or L, A or P, S or I"
+            f"{shown(text)} given, expected three letters, one each of R or L, A or P, S or I"
         )
     return code
 
@@ -256,7 +262,7 @@ def _orientation(text: str) -> str:
 def _label(text: str) -> str:
     label = text.removeprefix("sub-").removeprefix("ses-")
     if not (label.isascii() and label.isalnum()):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected letters and digits only")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected letters and digits only")
     return label
 
 
@@ -274,5 +280,5 @@ def _number(text: str, expected: str, fits: Any) -> float:
     except ValueError:
         value = float("nan")
     if not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected {expected}")
     return value

@@ -20,8 +20,8 @@ from eddymotion.derivatives.confounds import table_text
 from eddymotion.eddy_currents import SCALE_MM, TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json, write_text
-from eddymotion.headers import cut, first_line
 from eddymotion.warps import write_displacements
+from eddymotion.words import cut, why
 
 MODEL = "EddyCurrents"
 """Key of what the JSON file says about all columns together."""
@@ -103,7 +103,7 @@ def read_eddy(table: Path, sidecar: Path) -> EddyCurrents:
         raise
     except Exception as error:  # whatever somebody has put there
         raise EddymotionError(
-            f"{table}, {sidecar.name}: cannot be read as eddy currents ({first_line(error)}); "
+            f"{table}, {sidecar.name}: cannot be read as eddy currents ({why(error)}); "
             "give a table of eddy currents with its JSON file"
         ) from error
 

@@ -25,6 +25,7 @@ from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.names import PE_AXES
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import GaussNewton, Registrar, get_registrar
+from eddymotion.words import shown
 
 __all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 
@@ -147,7 +148,9 @@ def choose_estimator(name: str | None, model: Model, registrar: Registrar | None
         If the one asked for cannot use them.
     """
     if name not in (None, *ESTIMATORS):
-        raise EddymotionError(f"estimator {name!r} is unknown; use one of {', '.join(ESTIMATORS)}")
+        raise EddymotionError(
+            f"estimator {shown(name)} is unknown; use one of {', '.join(ESTIMATORS)}"
+        )
     needs_loop = why_loop(model, registrar)
     if name == "joint" and needs_loop:
         raise EddymotionError(
@@ -169,10 +172,10 @@ def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str |
         raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
     if eddy_currents not in FIELD_ORDERS:
         raise EddymotionError(
-            f"eddy_currents is {eddy_currents!r}, expected one of {', '.join(FIELD_ORDERS)}"
+            f"eddy_currents is {shown(eddy_currents)}, expected one of {', '.join(FIELD_ORDERS)}"
         )
     if pe_axis is not None and pe_axis not in PE_AXES:
-        raise EddymotionError(f"pe_axis is {pe_axis!r}, expected one of {', '.join(PE_AXES)}")
+        raise EddymotionError(f"pe_axis is {shown(pe_axis)}, expected one of {', '.join(PE_AXES)}")
 
 
 def _tell_unused(
@@ -218,17 +221,17 @@ def _refuse_unusable(dwi: DWI) -> None:
     largest = np.abs(ends).max()
     if largest > LARGEST_SIGNAL:
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: the signal reaches {largest:.1e}, expected at most "
+            f"{dwi.source or dwi}: the signal reaches {largest:.1e}, expected at most "
             f"{LARGEST_SIGNAL:.0e}; divide it by a constant"
         )
     flat = np.flatnonzero(ends[:, 0] == ends[:, 1])
     if len(flat):
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: all voxels of volume {', '.join(map(str, flat))} (counted "
+            f"{dwi.source or dwi}: all voxels of volume {', '.join(map(str, flat))} (counted "
             "from 0) have one value; remove it from the image, the .bval and the .bvec"
         )
     if dwi.mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at "
+            f"{dwi.source or dwi}: the brain mask has {dwi.mask.sum()} voxels, expected at "
             f"least {MIN_MASK_VOXELS}; give another mask"
         )

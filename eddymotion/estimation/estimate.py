@@ -56,7 +56,7 @@ def fill_unpredicted(
     found = dwis[known[dwis]]
     if not len(found):
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: the model predicts no diffusion-weighted volume from the "
+            f"{dwi.source or dwi}: the model predicts no diffusion-weighted volume from the "
             f"others; {_advice(dwi, model)}"
         )
     missing = dwis[~known[dwis]]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion.errors import EddymotionError
+from eddymotion.words import shown
 
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""
@@ -52,8 +52,8 @@ class Slicing:
         direction = str(metadata.get("SliceEncodingDirection") or "k")
         if direction.removesuffix("-") not in ("i", "j", "k"):
             raise EddymotionError(
-                f"SliceEncodingDirection is {direction!r}, expected i, j or k, with or without a "
-                "minus; correct the sidecar"
+                f"SliceEncodingDirection is {shown(direction)}, expected i, j or k, with or "
+                "without a minus; correct the sidecar"
             )
         axis = "ijk".index(direction[0])
         timing = metadata.get("SliceTiming")
@@ -62,12 +62,11 @@ class Slicing:
         acceleration = metadata.get("MultibandAccelerationFactor")
         if not _are_numbers(timing):
             raise EddymotionError(
-                f"SliceTiming is {reprlib.repr(timing)}, expected a list of numbers; correct the "
-                "sidecar"
+                f"SliceTiming is {shown(timing)}, expected a list of numbers; correct the sidecar"
             )
         if not _are_numbers([acceleration or 0]):
             raise EddymotionError(
-                f"MultibandAccelerationFactor is {reprlib.repr(acceleration)}, expected a number; "
+                f"MultibandAccelerationFactor is {shown(acceleration)}, expected a number; "
                 "correct the sidecar"
             )
         if len(timing) != shape[axis]:

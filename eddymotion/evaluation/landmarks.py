@@ -14,8 +14,8 @@ from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.evaluation.transforms import numbers, read_table
-from eddymotion.headers import cut, first_line
 from eddymotion.reprs import short_repr
+from eddymotion.words import cut, why
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def read_landmarks(path: str | Path) -> Landmarks:
         raise
     except Exception as error:  # whatever somebody has put there
         raise EddymotionError(
-            f"{path}: cannot be read as landmarks ({type(error).__name__}: {first_line(error)}); "
+            f"{path}: cannot be read as landmarks ({type(error).__name__}: {why(error)}); "
             "write it again from 3D Slicer, or give a table with columns x, y, z"
         ) from error
     if not len(array):

@@ -11,11 +11,12 @@ import numpy as np
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.files import read_image, read_numbers
 from eddymotion.geometry import Motion, grid_center, rigid_matrix
-from eddymotion.headers import affine_of, cut, first_line, read_header, shape_of
+from eddymotion.headers import affine_of, read_header, shape_of
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
 from eddymotion.reprs import short_repr
 from eddymotion.transform_files import read_x5
+from eddymotion.words import cut, why
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "
@@ -153,7 +154,7 @@ def _read_x5(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # whatever a decoder raises
         raise EddymotionError(
-            f"{path}: cannot be read as linear transforms in X5 ({first_line(error)}); {READABLE}"
+            f"{path}: cannot be read as linear transforms in X5 ({why(error)}); {READABLE}"
         ) from error
 
 
@@ -209,9 +210,7 @@ def numbers(path: Path, table: dict[str, list[str]], name: str) -> np.ndarray:
     try:
         return np.array([np.nan if cell in ("n/a", "") else float(cell) for cell in table[name]])
     except ValueError as error:
-        raise EddymotionError(
-            f"{path}: column {name}: {first_line(error)}; expected numbers"
-        ) from error
+        raise EddymotionError(f"{path}: column {name}: {why(error)}; expected numbers") from error
 
 
 def read_grid(path: str | Path) -> Grid:

@@ -16,6 +16,7 @@ from eddymotion.models.gaussian_process import GaussianProcessModel
 from eddymotion.models.harmonics import HarmonicCovariance, LegendreCovariance
 from eddymotion.models.qspace import MaternCovariance
 from eddymotion.models.tensor import TensorModel, design_matrix
+from eddymotion.words import shown
 
 __all__ = [
     "AverageModel",
@@ -85,7 +86,9 @@ def get_model(
     if name == "gp":
         name = _gaussian_process_for(gradients)
     if name not in BUILDERS:
-        raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
+        raise EddymotionError(
+            f"model {shown(name)} is unknown; use one of {', '.join(MODEL_NAMES)}"
+        )
     return BUILDERS[name](min_q_distance=min_q_distance)
 
 
@@ -123,7 +126,9 @@ def serves_joint(name: str) -> bool:
         find_model(name.removeprefix("dipy:"))
         return False
     if name not in BUILDERS:
-        raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
+        raise EddymotionError(
+            f"model {shown(name)} is unknown; use one of {', '.join(MODEL_NAMES)}"
+        )
     return isinstance(BUILDERS[name](), LinearModel)
 
 

@@ -25,11 +25,11 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import Quality
 from eddymotion.files import replacing
 from eddymotion.gradients import Gradients
-from eddymotion.headers import first_line
 from eddymotion.models import Model
 from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.sprites import Frames, Sheet, white_levels
+from eddymotion.words import why
 
 FORMAT = 1
 """Number of this file's layout; another one is not read."""
@@ -197,7 +197,7 @@ class ReportData:
             raise
         except Exception as error:  # there is no end to what NumPy, zipfile and zlib may raise
             raise EddymotionError(
-                f"{path}: cannot be read as the data of a report ({first_line(error)}); correct "
+                f"{path}: cannot be read as the data of a report ({why(error)}); correct "
                 "the series again"
             ) from error
 

@@ -20,6 +20,7 @@ from eddymotion.reports.metrics import Value, describe_metric, in_order, quality
 from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.tables import MISSING
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
         in_order(metrics)
     except (KeyError, TypeError, ValueError) as error:
         raise EddymotionError(
-            f"{outputs['report_data']}: its measures cannot be read ({error!r}); correct the "
+            f"{outputs['report_data']}: its measures cannot be read ({why(error)}); correct the "
             "series again"
         ) from error
     session = outputs.folder.name if outputs.folder.name.startswith("ses-") else ""

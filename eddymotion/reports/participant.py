@@ -10,11 +10,11 @@ from pathlib import Path
 from eddymotion import __version__
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
-from eddymotion.headers import first_line
 from eddymotion.reports.layout import Html, contents, join, tag, write_page
 from eddymotion.reports.sections import errors_section, series_sections, skipped_section
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.viewer import series_data, volume_bar
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def why_unreadable(outputs: Outputs, error: Exception) -> str:
         return str(error)
     return (
         f"{outputs['sidecar']} and the files beside it cannot be shown ({type(error).__name__}: "
-        f"{first_line(error)}); correct the series again"
+        f"{why(error)}); correct the series again"
     )
 
 
