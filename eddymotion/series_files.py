@@ -73,8 +73,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"found a {type(content).__name__}, expected an object")
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s", stand_in(path) or f"{path}: cannot be read as JSON ({why(error)}); slice "
-                    "timing and phase encoding are not known")  # fmt: skip
+        said = (
+            f"cannot be read as JSON ({why(error)}); slice timing and phase encoding are not known"
+        )
+        log.warning("%s", stand_in(path) or f"{path}: {said}")
         return {}
     return {key: _shallow(value, SIDECAR_DEPTH) for key, value in content.items()}
 
