@@ -7,6 +7,7 @@ from .eddy_currents import EddyCurrents as EddyCurrents
 from .eddy_currents import simulate_eddy_currents as simulate_eddy_currents
 from .fitted import FittedHead as FittedHead
 from .grid import Grid as Grid
+from .kspace import KSpace as KSpace
 from .motion import replayed_motion as replayed_motion
 from .motion import simulate_motion as simulate_motion
 from .output import write_bids as write_bids
@@ -20,6 +21,7 @@ from .recipe import write_simulation as write_simulation
 from .schemes import SCHEMES as SCHEMES
 from .schemes import cartesian_scheme as cartesian_scheme
 from .schemes import shelled_scheme as shelled_scheme
+from .synthetic import SyntheticHead as SyntheticHead
 
 __all__ = [
     "PATTERNS",
@@ -28,9 +30,11 @@ __all__ = [
     "FittedHead",
     "Grid",
     "Head",
+    "KSpace",
     "Phantom",
     "Recipe",
     "Simulation",
+    "SyntheticHead",
     "acquire",
     "cartesian_scheme",
     "coil_sensitivity",
