@@ -7,6 +7,7 @@ from .eddy_currents import EddyCurrents as EddyCurrents
 from .eddy_currents import simulate_eddy_currents as simulate_eddy_currents
 from .fitted import FittedHead as FittedHead
 from .grid import Grid as Grid
+from .harmonics import HarmonicHead as HarmonicHead
 from .kspace import KSpace as KSpace
 from .motion import replayed_motion as replayed_motion
 from .motion import simulate_motion as simulate_motion
@@ -29,6 +30,7 @@ __all__ = [
     "EddyCurrents",
     "FittedHead",
     "Grid",
+    "HarmonicHead",
     "Head",
     "KSpace",
     "Phantom",

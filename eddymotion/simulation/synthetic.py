@@ -184,7 +184,7 @@ class SyntheticHead:
         (P,) float32 array
         """
         gradient = np.asarray(bvec, np.float32)
-        parts = [self._signal(*xyz, np.float32(bval), gradient) for xyz in _portions(points)]
+        parts = [self._signal(xyz, np.float32(bval), gradient) for xyz in _portions(points)]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def _random(self, purpose: int) -> np.random.Generator:
@@ -216,10 +216,9 @@ class SyntheticHead:
         warped = (x + 3 * slow["warp_x"], y + 3 * slow["warp_y"], z + 3 * slow["warp_z"])
         return Place(*warped, slow, self._folds)
 
-    def _signal(
-        self, x: np.ndarray, y: np.ndarray, z: np.ndarray, bval: np.float32, bvec: np.ndarray
-    ) -> np.ndarray:
-        """Signal at a portion of the points."""
+    def _signal(self, points: np.ndarray, bval: np.float32, bvec: np.ndarray) -> np.ndarray:
+        """Signal at a portion of the points, (3, P)."""
+        x, y, z = points
         signal = np.zeros(len(x), np.float32)
         near = np.flatnonzero((x / 96) ** 2 + (y / 112) ** 2 + (np.maximum(z, 0) / 98) ** 2 < 1)
         if not len(near):
@@ -281,7 +280,14 @@ class Place:
         Wave vectors and phases of the sulci.
     """
 
-    def __init__(self, x, y, z, slow, folds):
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        z: np.ndarray,
+        slow: dict[str, np.ndarray],
+        folds: tuple[np.ndarray, np.ndarray],
+    ) -> None:
         self.x, self.y, self.z, self.slow = x, y, z, slow
         self.side = np.abs(x)
         self._folds = folds
@@ -300,7 +306,7 @@ class Place:
     def hemispheres(self) -> np.ndarray:
         """Depth below the surface of the cerebrum, mm."""
         x, y, z = self.side, self.y, self.z
-        main = _depth(_soft_most(x - 18, 0, 12), y + 4, z - 14, (46, 78, 54))
+        main = _depth(_soft_positive(x - 18, 12), y + 4, z - 14, (46, 78, 54))
         main = _soft_least(main, z + 16 + 0.1 * y, 6)  # its base
         temporal = _depth(x - 42, y + 2, z + 16, (23, 40, 20))
         return _soft_most(main, temporal, 4)
@@ -445,7 +451,7 @@ class Place:
         total = callosal + lateral + fan
         tilt = 0.15 * np.tanh(slow["tilt"])
         yield callosal / total, _unit(55 - z, 0.012 * x * y + 8 * tilt, x)
-        yield lateral / total, _unit(-y / 61 - tilt, x / 44, -0.25 * y * np.sign(x) / 78)
+        yield lateral / total, _unit(-y / 61 - tilt, x / 44, -0.25 * y / 78 * np.tanh(x / 8))
         fx, fy, fz = _unit(0.9 * x, 0.8 * (y + 18), np.maximum(z + 72, 8) + 20 * stem)
         normal = self.sulci[1][:, some]
         ox, oy, oz = x / 64, (y + 4) / 78, (z - 8) / 60  # outwards,
@@ -453,13 +459,12 @@ class Place:
         ox, oy, oz = _unit(
             ox - across * normal[0], oy - across * normal[1], oz - across * normal[2]
         )
+        alike = fx * ox + fy * oy + fz * oz
         turn = np.exp(-((np.maximum(depth, 0) / 16) ** 2)) * (1 - stem)  # along the gyral blades
-        turn = turn * np.where(fx * ox + fy * oy + fz * oz < 0, -1, 1)
+        turn *= alike / np.sqrt(alike**2 + np.float32(0.05))  # directions have no sign
         keep = 1 - np.abs(turn)
-        yield (
-            fan / total,
-            _unit(keep * fx + turn * ox, keep * fy + turn * oy, keep * fz + turn * oz),
-        )
+        turned = (keep * f + turn * o for f, o in zip((fx, fy, fz), (ox, oy, oz), strict=True))
+        yield fan / total, _unit(*turned)
 
 
 def _portions(points: np.ndarray) -> Iterator[np.ndarray]:
@@ -505,11 +510,15 @@ def _soft_least(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
     return -_soft_most(-a, -b, width)
 
 
+def _soft_positive(x: np.ndarray, width: float) -> np.ndarray:
+    return _soft_most(x, np.zeros_like(x), width)
+
+
 def _soft_abs(x: np.ndarray) -> np.ndarray:
     return np.sqrt(x * x + 16)
 
 
 def _unit(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Unit vectors along these."""
+    """Scale vectors to unit length."""
     scale = 1 / np.sqrt(x * x + y * y + z * z + np.float32(1e-8))
     return x * scale, y * scale, z * scale
