@@ -17,6 +17,9 @@ Contrast = Literal["adult", "infant"]
 BOX_MM = np.array([[-84.0, 84.0], [-102.0, 96.0], [-72.0, 88.0]])
 """The box of a synthetic head, RAS+; the neck goes on below it."""
 
+BRAIN_BOTTOM_MM = -58.0
+"""Where the brain stem becomes the cord, which is no brain."""
+
 VOXEL_MM = 2.0
 """Of the grid on which :meth:`SyntheticHead.signal` tells the signal."""
 
@@ -155,7 +158,8 @@ class SyntheticHead:
         for x, y, z in _portions(points.reshape(-1, 3)):
             parts = self._place(x, y, z).parts
             shares.append(parts.white + parts.grey + parts.deep_grey)
-        return np.concatenate(shares).reshape(self.shape) > 0.5
+        tissue = np.concatenate(shares).reshape(self.shape) > 0.5
+        return tissue & (points[..., 2] > BRAIN_BOTTOM_MM)
 
     @property
     def white_signal(self) -> float:
