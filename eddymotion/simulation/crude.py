@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A crude alignment of a real series, to fit a head to: nothing of the package's estimators.
 
-Volumes of one b-value are matched to their mean, smoothed; a head that is fitted to them is as
-blurred as that is wrong, but what is simulated with it is known exactly. How volumes of different
+Volumes of one b-value are matched, smoothed, to the mean of the others, in which those with like
+directions weigh more; a head that is fitted to them is as blurred as that is wrong, but what is
+simulated with it is known exactly. How volumes of different
 b-values lie to each other is taken from time alone: the head is said to rest between neighbours
 in the series.
 """
@@ -23,6 +24,9 @@ SPACING_MM = 4.0
 """Between the points of the brain that are compared."""
 
 STEPS = 6
+
+LEAST_WEIGHT = 0.05
+"""Of a volume in the mean for another; the same direction has one more."""
 
 
 def align_crudely(dwi: DWI) -> Motion:
@@ -47,22 +51,30 @@ def align_crudely(dwi: DWI) -> Motion:
     for group in groups[1:]:
         poses[group] = poses[group] @ _offset(poses, joined, group, dwi.center)
         joined += list(group)
-    return Motion(poses @ np.linalg.inv(poses[0]))
+    poses = poses @ np.linalg.inv(poses[0])
+    poses[0] = np.eye(4)
+    return Motion(poses)
 
 
 def _within_group(dwi: DWI, group: np.ndarray) -> np.ndarray:
-    """Align volumes of one b-value to their mean: (G, 4, 4), mean → volume."""
+    """Align volumes of one b-value to each other: (G, 4, 4), their frame → volume."""
     poses = np.tile(np.eye(4), (len(group), 1, 1))
     points = _brain_points(dwi)
+    alike = dwi.gradients.bvecs[group] @ dwi.gradients.bvecs[group].T
+    weights = LEAST_WEIGHT + alike**4
+    np.fill_diagonal(weights, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
     for width in FULL_WIDTHS_MM if len(group) > 1 else ():
         sigma = width / 2.355 / dwi.voxel_sizes
         smooth = [
             ndimage.gaussian_filter(np.asarray(dwi.signal[..., v], np.float32), sigma)
             for v in group
         ]
-        mean = np.mean([_moved(s, p, dwi.affine) for s, p in zip(smooth, poses, strict=True)], 0)
-        template = _Template(mean, dwi.affine, points, dwi.center)
-        poses = np.array([template.match(s, p) for s, p in zip(smooth, poses, strict=True)])
+        moved = [_moved(s, p, dwi.affine) for s, p in zip(smooth, poses, strict=True)]
+        for k, weight in enumerate(weights.astype(np.float32)):
+            mean = np.einsum("v,v...->...", weight, moved)
+            template = _Template(mean, dwi.affine, points, dwi.center)
+            poses[k] = template.match(smooth[k], poses[k])
     return poses
 
 

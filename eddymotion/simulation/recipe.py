@@ -235,10 +235,9 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
     coil_bias = recipe.coil_bias
     if coil_bias is None:
         coil_bias = 0.0 if recipe.series or recipe.kspace else DEFAULT_COIL_BIAS
-    kspace = recipe.kspace and replace(recipe.kspace, pe_axis=recipe.pe_axis, seed=seed)
     dwi = acquire(
         head, gradients, motion, grid, snr=recipe.snr, coils=recipe.coils, coil_bias=coil_bias,
-        dropout=recipe.dropout, eddy=eddy, kspace=kspace, seed=seed, n_threads=n_threads,
+        dropout=recipe.dropout, eddy=eddy, kspace=_kspace(recipe), seed=seed, n_threads=n_threads,
         progress=progress,
     )  # fmt: skip
     dwi = replace(dwi, repetition_time=METADATA["RepetitionTime"])
@@ -412,6 +411,13 @@ def _motion(recipe: Recipe, n_volumes: int, center: np.ndarray) -> Motion:
     return motion if recipe.amplitude == 1 else amplified(motion, recipe.amplitude, center)
 
 
+def _kspace(recipe: Recipe) -> KSpace | None:
+    """Return the settings of k-space with what the recipe says of it elsewhere."""
+    if recipe.kspace is None:
+        return None
+    return replace(recipe.kspace, pe_axis=recipe.pe_axis, seed=recipe.random_seed)
+
+
 def _settings(made: Simulation, gain: float) -> dict[str, Any]:
     """Return what made a series, JSON-ready."""
     settings = {
@@ -420,6 +426,8 @@ def _settings(made: Simulation, gain: float) -> dict[str, Any]:
     }
     settings["phantom"] = [str(path) for path in made.recipe.phantom or ()] or None
     settings["coil_bias"] = made.coil_bias
+    if kspace := _kspace(made.recipe):
+        settings["kspace"] = asdict(kspace)
     content: dict[str, Any] = {
         "summary": made.summary,
         "version": __version__,
