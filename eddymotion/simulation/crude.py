@@ -70,10 +70,9 @@ def _within_group(dwi: DWI, group: np.ndarray) -> np.ndarray:
             ndimage.gaussian_filter(np.asarray(dwi.signal[..., v], np.float32), sigma)
             for v in group
         ]
-        moved = [_moved(s, p, dwi.affine) for s, p in zip(smooth, poses, strict=True)]
+        moved = np.stack([_moved(s, p, dwi.affine) for s, p in zip(smooth, poses, strict=True)])
         for k, weight in enumerate(weights.astype(np.float32)):
-            mean = np.einsum("v,v...->...", weight, moved)
-            template = _Template(mean, dwi.affine, points, dwi.center)
+            template = _Template(np.tensordot(weight, moved, 1), dwi.affine, points, dwi.center)
             poses[k] = template.match(smooth[k], poses[k])
     return poses
 
