@@ -17,13 +17,13 @@ from scipy import ndimage
 from eddymotion.dataset import DWI
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
 
-FULL_WIDTHS_MM = (9.0, 6.0)
+FULL_WIDTHS_MM = (9.0, 6.0, 4.0, 4.0)
 """Smoothing of the volumes, round by round."""
 
 SPACING_MM = 4.0
 """Between the points of the brain that are compared."""
 
-STEPS = 6
+STEPS = 4
 
 LEAST_WEIGHT = 0.05
 """Of a volume in the mean for another; the same direction has one more."""
