@@ -11,7 +11,7 @@ is the magnitude of the transform back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -200,16 +200,22 @@ def receive_field(points: np.ndarray, variation: float, seed: int) -> np.ndarray
     (...) complex64 array
         Its mean magnitude over a head is one.
     """
-    random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8,)))
-    loops, slope = _unit_vectors(N_LOOPS, random) * LOOP_DISTANCE_MM, _unit_vectors(1, random)[0]
-    gains = random.uniform(0.6, 1.4, N_LOOPS)
-    inside = _array_strength(_points_of_a_head(), loops, gains)
+    loops, gains, slope, inside = _array(seed)
     power = np.log(variation) / np.ptp(inside)
     mean = np.exp(power * inside).mean()
     strength = np.exp(power * _array_strength(points, loops, gains)) / mean
     u = points / FIELD_SCALE_MM
     phase = PHASE * (u @ slope + 0.5 * u[..., 0] * u[..., 1])
     return (strength * np.exp(1j * phase)).astype(np.complex64)
+
+
+@lru_cache(maxsize=4)
+def _array(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Draw loops, their gains and the slope of the phase; the strength (log) in a head."""
+    random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8,)))
+    loops, slope = _unit_vectors(N_LOOPS, random) * LOOP_DISTANCE_MM, _unit_vectors(1, random)[0]
+    gains = random.uniform(0.6, 1.4, N_LOOPS)
+    return loops, gains, slope, _array_strength(_points_of_a_head(), loops, gains)
 
 
 def _unit_vectors(n: int, random: np.random.Generator) -> np.ndarray:
