@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +27,13 @@ class Estimate:
     covariances : (N, 6, 6) array, optional
         Of the error ``δ`` in ``T = T̂ exp(δ)``, translation (mm) and rotation (rad) about the
         centre of the brain; NaN where not known.
+    groups : sequence of index arrays, optional
+        Diffusion-weighted volumes that share a frame, where not all of them do.
     """
 
     motion: Motion
     covariances: np.ndarray | None = None
+    groups: Sequence[np.ndarray] | None = None
 
 
 def fill_unpredicted(dwi: DWI, motion: Motion, known: np.ndarray) -> Motion:

@@ -150,12 +150,22 @@ def unite_frames(
     elif align_shells:
         to_reference = np.linalg.inv(motion[dwi.reference])
         b0_matrices = motion.matrices[b0s] @ to_reference
-        for group in [dwis] if groups is None else groups:
+        placed, waiting = b0s, [dwis] if groups is None else sorted(groups, key=len, reverse=True)
+        while waiting:
+            group = waiting.pop(int(np.argmin([volumes_apart(one, placed) for one in waiting])))
             offset, covariance = find_offset(
-                dwi, b0_matrices, group, motion.select(group), seed=seed, n_threads=n_threads
+                dwi,
+                b0_matrices,
+                group,
+                motion.select(group),
+                placed=(placed, united.head[placed]),
+                seed=seed,
+                n_threads=n_threads,
             )
+            nearest = placed[np.abs(group[:, None] - placed).min(axis=0).argmin()]
             united = united.updated(group, motion.matrices[group] @ offset)
-            of_frame[group] = covariance
+            of_frame[group] = covariance + of_frame[nearest]
+            placed = np.concatenate([placed, group])
         frame_error = float(np.sqrt(of_frame[:, 0, 0].max()))
     united = replace(united, frame_error=frame_error)
     if covariances is None:
@@ -166,12 +176,18 @@ def unite_frames(
     return replace(united, standard_errors=errors)
 
 
+def volumes_apart(group: np.ndarray, others: np.ndarray) -> int:
+    """How many volumes lie between two groups at least, plus one."""
+    return int(np.abs(group[:, None] - others).min())
+
+
 def find_offset(
     dwi: DWI,
     b0_matrices: np.ndarray,
     group: np.ndarray,
     motion: Motion,
     *,
+    placed: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
     n_threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -186,6 +202,9 @@ def find_offset(
         Diffusion-weighted volumes.
     motion : Motion
         Theirs, in their frame. The offsets of the fields are no motion: time does not see them.
+    placed : (n,) index array and (n, 4, 4) array, optional
+        Volumes and poses in the frame of the b=0 volumes that time is to join the group to; the
+        b=0 volumes when not given.
     seed : int
     n_threads : int
 
@@ -197,7 +216,8 @@ def find_offset(
         Of its error.
     """
     brain = Brain.of(dwi)
-    in_time = proposals_in_time(dwi.gradients.b0s, b0_matrices, group, motion.head, brain)
+    volumes, matrices = placed or (dwi.gradients.b0s, b0_matrices)
+    in_time = proposals_in_time(volumes, matrices, group, motion.head, brain)
     offset, variance = most_likely_offset(in_time, brain)
     which = _lowest_shell(dwi, group)
     image = offset_from_images(

@@ -5,7 +5,8 @@ The loop of :mod:`eddymotion.estimation.lovo` creeps: each prediction is blurred
 the others. Here one Gauss-Newton step moves all volumes together
 (:mod:`eddymotion.estimation.coupled`), coarse to fine, at random points off the grid:
 
-1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself.
+1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself, and so
+   is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
 2. Coarse levels use a fixed covariance; they cover 20 mm and 25°. Fine levels are band-passed,
    since what a model gets wrong is smooth in space, and fit the covariance to the band.
@@ -39,6 +40,7 @@ from eddymotion.estimation.fields import (
 from eddymotion.estimation.outliers import SliceOutliers, mended
 from eddymotion.estimation.quality import assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
+from eddymotion.estimation.ties import ENOUGH_DIRECTIONS, joined_in_time, tied_volumes
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
 from eddymotion.gradients import image_axes, phase_encoding_vector
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
@@ -94,6 +96,8 @@ class _Group:
         What predicts them at the coarse and at the fine levels.
     leave_one_out : bool
         See :class:`~eddymotion.estimation.coupled.CoupledProblem`.
+    has_fields : bool
+        Whether eddy-current fields are estimated.
     """
 
     name: str
@@ -101,6 +105,28 @@ class _Group:
     coarse: LinearModel
     fine: LinearModel
     leave_one_out: bool
+    has_fields: bool = False
+
+    @classmethod
+    def averaged(cls, name: str, volumes: np.ndarray) -> _Group:
+        """Volumes that are predicted by the mean of the others."""
+        return cls(name, volumes, AverageModel(), AverageModel(), leave_one_out=True)
+
+    @classmethod
+    def all_of(cls, dwi: DWI, model: LinearModel, frames: Sequence[np.ndarray]) -> list[_Group]:
+        """Group the volumes of a series, the largest diffusion-weighted group last."""
+        groups = [cls.averaged("b=0", dwi.gradients.b0s)]
+        for volumes in frames[:-1]:
+            name = f"b={dwi.gradients.bvals[volumes].mean():.0f}"
+            if len(volumes) < ENOUGH_DIRECTIONS:
+                groups.append(cls.averaged(name, volumes))
+            else:
+                groups.append(cls(name, volumes, COARSE_MODEL, model, leave_one_out=False))
+        if len(frames) > 1 and len(frames[-1]) < ENOUGH_DIRECTIONS:
+            groups.append(cls.averaged("b>0", frames[-1]))
+        else:
+            groups.append(cls("b>0", frames[-1], COARSE_MODEL, model, False, has_fields=True))
+        return [group for group in groups if len(group.volumes) > 1]
 
 
 def solve_jointly(
@@ -140,14 +166,11 @@ def solve_jointly(
     Returns
     -------
     Estimate
-        b=0 and diffusion-weighted volumes each in a frame of their own.
+        b=0 and diffusion-weighted volumes each in a frame of their own; so may be single shells.
     """
     solver = _Solver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
-    groups = [
-        _Group("b=0", dwi.gradients.b0s, AverageModel(), AverageModel(), leave_one_out=True),
-        _Group("b>0", dwi.gradients.dwis, COARSE_MODEL, model, leave_one_out=False),
-    ]
-    groups = [group for group in groups if len(group.volumes) > 1]
+    frames = tied_volumes(dwi.gradients, model)
+    groups = _Group.all_of(dwi, model, frames)
     motion = Motion.identity(len(dwi))
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
@@ -160,6 +183,7 @@ def solve_jointly(
                 motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
                 if motion.eddy_currents is None:
                     motion, problems = solver.solve(level, groups, motion)
+        motion = joined_in_time(motion, frames, dwi.brain_center)
         judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
         if judged.outliers.flagged.any():
             del problems  # they hold the bands of all volumes: memory
@@ -168,11 +192,13 @@ def solve_jointly(
         for group, problem in zip(groups, problems, strict=True):
             of_group = problem.covariances(_of_group(motion, group))
             covariances[group.volumes] = of_group[:, :6, :6]
-        covariances[dwi.gradients.dwis] += misfit_covariances(dwi)
+        for frame in frames:
+            covariances[frame] += misfit_covariances(dwi, frame)
     known = _known(dwi, groups, problems)
     return Estimate(
         fill_unpredicted(dwi, motion, known),
         np.where(known[:, None, None], covariances, np.nan),
+        frames if len(frames) > 1 else None,
     )
 
 
@@ -185,8 +211,8 @@ def with_fields(
 ) -> Motion:
     """Start the fields at the last coarse level."""
     dwi = solver.dwi
-    n_dwis = len(dwi.gradients.dwis)
-    if eddy_currents == "none" or groups[-1].leave_one_out or n_dwis < FEW_FOR_FIELDS:
+    n_dwis = len(groups[-1].volumes)
+    if eddy_currents == "none" or not groups[-1].has_fields or n_dwis < FEW_FOR_FIELDS:
         return motion
     order = eddy_currents
     if order == "auto":
@@ -202,9 +228,9 @@ def with_fields(
 
 
 def _of_group(motion: Motion, group: _Group) -> Motion:
-    """Motion of the volumes of a group; b=0 volumes have no fields."""
+    """Motion of the volumes of a group; not all groups have fields."""
     found = motion.select(group.volumes)
-    return replace(found, eddy_currents=None) if group.leave_one_out else found
+    return found if group.has_fields else replace(found, eddy_currents=None)
 
 
 def _with_group(motion: Motion, group: _Group, found: Motion) -> Motion:
@@ -217,8 +243,8 @@ def _with_group(motion: Motion, group: _Group, found: Motion) -> Motion:
     return replace(motion.updated(group.volumes, found.matrices), eddy_currents=eddy)
 
 
-def misfit_covariances(dwi: DWI) -> np.ndarray:
-    """Covariance of what the model gets wrong alike all over the brain, (n, 6, 6).
+def misfit_covariances(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
+    """Covariance of what the model gets wrong alike all over the brain, (n, 6, 6), of `volumes`.
 
     The scatter between blocks does not show it. On simulated series the errors were 1.4 (64
     directions at b=1000) to 4 times (b=3000, 12 directions, random q-space) what the blocks say.
@@ -226,7 +252,7 @@ def misfit_covariances(dwi: DWI) -> np.ndarray:
     close to ``MISFIT_MM (1 + MISFIT_FEW / n) max(1, b / 1000)^MISFIT_B_POWER`` an axis (rotations
     at 50 mm), for a human head.
     """
-    bvals = dwi.gradients.bvals[dwi.gradients.dwis]
+    bvals = dwi.gradients.bvals[volumes]
     scale = head_scale(dwi.mask, dwi.voxel_sizes)
     size = MISFIT_MM * scale * (1 + MISFIT_FEW / len(bvals))
     size = size * np.maximum(1.0, bvals / 1000.0) ** MISFIT_B_POWER
