@@ -17,8 +17,8 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 
 SHELL_GAP, SHELL_GAP_FLOOR, SHELL_GAP_SHARE = 100.0, 10.0, 0.1
-"""b-values (s/mm²) closer than :func:`shell_gap` belong to one shell: 100, as in FSL eddy, but less
-below b=900, where 100 make another contrast: 10 and a tenth of the b-value."""
+"""b-values (s/mm²) closer than :func:`shell_gap` belong to one shell: 100, as in FSL eddy, but 10
+and a tenth of the b-value below b=900, where 100 make another contrast."""
 
 MAX_SHELLS = 8
 """A scheme with more distinct b-values is Cartesian or random q-space, not shells."""

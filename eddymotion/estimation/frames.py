@@ -29,6 +29,7 @@ from eddymotion.dataset import DWI
 from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
+from eddymotion.estimation.strays import with_neighbours_poses
 from eddymotion.geometry import (
     ROTATION_RADIUS_MM,
     Motion,
@@ -139,6 +140,8 @@ def unite_frames(
         The identity for the reference volume: the first b=0, or volume 0 of a series without.
         With standard errors if the estimate has covariances.
     """
+    if estimate.unplaced is not None:
+        return _unite_placed(dwi, estimate, groups, align_shells, seed, n_threads)
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
     motion = with_offsets(estimate.motion, dwi.gradients)
     covariances = estimate.covariances
@@ -174,6 +177,42 @@ def unite_frames(
     total[dwi.reference] = 0.0
     errors = standard_errors(united.matrices, total, dwi.brain_center, dwi.center)
     return replace(united, standard_errors=errors)
+
+
+def _unite_placed(
+    dwi: DWI,
+    estimate: Estimate,
+    groups: Sequence[np.ndarray] | None,
+    align_shells: bool,
+    seed: int,
+    n_threads: int,
+) -> Motion:
+    """Unite the frames of the volumes that were placed, and give the others their poses."""
+    assert estimate.unplaced is not None
+    placed = np.flatnonzero(~estimate.unplaced)
+    part = replace(estimate, groups=groups).select(placed)
+    found = unite_frames(
+        dwi.select(placed),
+        part,
+        groups=part.groups,
+        align_shells=align_shells,
+        seed=seed,
+        n_threads=n_threads,
+    )
+    matrices = np.tile(np.eye(4), (len(dwi), 1, 1))
+    matrices[placed] = found.matrices
+    errors = None
+    if found.standard_errors is not None:
+        errors = np.full((len(dwi), 6), np.nan)
+        errors[placed] = found.standard_errors
+    eddy = estimate.motion.eddy_currents
+    if eddy and found.eddy_currents and found.eddy_currents.offsets is not None:
+        offsets, offset_errors = np.zeros(len(dwi)), np.full(len(dwi), np.nan)
+        offsets[placed] = found.eddy_currents.offsets
+        offset_errors[placed] = found.eddy_currents.offset_errors
+        eddy = replace(eddy, offsets=offsets, offset_errors=offset_errors)
+    motion = Motion(matrices, errors, found.frame_error, eddy, estimate.unplaced)
+    return with_neighbours_poses(motion).relative_to(dwi.reference)
 
 
 def volumes_apart(group: np.ndarray, others: np.ndarray) -> int:

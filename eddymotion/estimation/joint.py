@@ -12,7 +12,9 @@ the others. Here one Gauss-Newton step moves all volumes together
    since what a model gets wrong is smooth in space, and fit the covariance to the band.
 3. Slices that lost signal are found with the leave-one-out predictions and left out of a last
    solution at the finest level.
-4. Standard errors come from how much the solution differs between parts of the brain.
+4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
+   their neighbours; those that fit nowhere are left out.
+5. Standard errors come from how much the solution differs between parts of the brain.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from eddymotion.estimation.fields import (
 from eddymotion.estimation.outliers import SliceOutliers, mended
 from eddymotion.estimation.quality import assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
+from eddymotion.estimation.strays import retry_doubtful
 from eddymotion.estimation.ties import ENOUGH_DIRECTIONS, joined_in_time, tied_volumes
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
 from eddymotion.gradients import image_axes, phase_encoding_vector
@@ -128,6 +131,10 @@ class _Group:
             groups.append(cls("b>0", frames[-1], COARSE_MODEL, model, False, has_fields=True))
         return [group for group in groups if len(group.volumes) > 1]
 
+    def without(self, volumes: np.ndarray) -> _Group:
+        """Leave some of the volumes out."""
+        return replace(self, volumes=np.setdiff1d(self.volumes, volumes))
+
 
 def solve_jointly(
     dwi: DWI,
@@ -185,7 +192,16 @@ def solve_jointly(
                     motion, problems = solver.solve(level, groups, motion)
         motion = joined_in_time(motion, frames, dwi.brain_center)
         judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
-        if judged.outliers.flagged.any():
+        retried = retry_doubtful(
+            dwi, motion, judged, slicing=slicing, seed=seed, n_threads=n_threads
+        )
+        if retried is not None:
+            motion, judged = retried.motion, retried.quality
+            groups = [group.without(retried.unplaced) for group in groups]
+            groups = [group for group in groups if len(group.volumes) > 1]
+            for level in COARSE[1:] if motion.eddy_currents is None else COARSE[-1:]:
+                motion = solver.solve(level, groups, motion)[0]  # they may have led others astray
+        if judged.outliers.flagged.any() or retried is not None:
             del problems  # they hold the bands of all volumes: memory
             solver.leave_out(judged.outliers)
             motion, problems = solver.solve(FINE[-1], groups, motion)
@@ -194,11 +210,16 @@ def solve_jointly(
             covariances[group.volumes] = of_group[:, :6, :6]
         for frame in frames:
             covariances[frame] += misfit_covariances(dwi, frame)
-    known = _known(dwi, groups, problems)
+    known = _known(dwi, groups, problems, frames)
+    unplaced = np.zeros(len(dwi), bool)
+    if retried is not None:
+        unplaced[retried.unplaced] = True
+    known &= ~unplaced
     return Estimate(
-        fill_unpredicted(dwi, motion, known),
+        fill_unpredicted(dwi, motion, known, groups=frames, unplaced=unplaced),
         np.where(known[:, None, None], covariances, np.nan),
         frames if len(frames) > 1 else None,
+        unplaced if unplaced.any() else None,
     )
 
 
@@ -260,12 +281,20 @@ def misfit_covariances(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
     return size[:, None, None] ** 2 * np.diag(1 / in_mm**2)
 
 
-def _known(dwi: DWI, groups: Sequence[_Group], problems: Sequence[CoupledProblem]) -> np.ndarray:
+def _known(
+    dwi: DWI,
+    groups: Sequence[_Group],
+    problems: Sequence[CoupledProblem],
+    frames: Sequence[np.ndarray],
+) -> np.ndarray:
     """Whether the others say anything about a volume, (N,)."""
     known = dwi.gradients.is_b0.copy()  # an only b=0 is the frame itself
     for group, problem in zip(groups, problems, strict=True):
         leverage = np.diag(problem.model.precision(problem.gradients))
         known[group.volumes] = leverage > LEVERAGE_GUARD * max(1.0, leverage.max())
+    if known[dwi.gradients.dwis].any():
+        for frame in frames:
+            known[frame] |= len(frame) == 1  # alone in a frame that time and images join
     return known
 
 
