@@ -47,6 +47,10 @@ class Motion(HtmlValue):
     unplaced : (N,) bool array, optional
         Volumes that agree with their prediction nowhere: their pose is that of their neighbours in
         time, and their standard errors are NaN. None where all could be placed.
+    undetermined : (k, 6) array, optional
+        Directions that the images do not show: unit vectors of translation (mm) and rotation (mm
+        at 50 mm from the centre of the brain, for a human head) in the reference frame. Nothing
+        moves along them, and standard errors of parameters that they affect are NaN.
     """
 
     matrices: np.ndarray
@@ -54,6 +58,7 @@ class Motion(HtmlValue):
     frame_error: float | None = None
     eddy_currents: EddyCurrents | None = None
     unplaced: np.ndarray | None = None
+    undetermined: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -84,6 +89,13 @@ class Motion(HtmlValue):
                 )
             unplaced.flags.writeable = False
             object.__setattr__(self, "unplaced", unplaced)
+        if self.undetermined is not None:
+            directions = frozen_copy(self.undetermined)
+            if directions.ndim != 2 or directions.shape[1] != 6:
+                raise EddymotionError(
+                    f"motion: undetermined has shape {directions.shape}, expected (k, 6)"
+                )
+            object.__setattr__(self, "undetermined", directions)
 
     @classmethod
     def identity(cls, n_volumes: int) -> Motion:
@@ -135,6 +147,7 @@ class Motion(HtmlValue):
             self.frame_error,
             None if eddy is None else eddy.select(volumes),
             None if self.unplaced is None else self.unplaced[volumes],
+            self.undetermined,
         )
 
     @property

@@ -31,12 +31,15 @@ class Estimate:
         Diffusion-weighted volumes that share a frame, where not all of them do.
     unplaced : (N,) bool array, optional
         Volumes that agree with their prediction nowhere.
+    undetermined : (k, 6) array, optional
+        Directions that the images do not show, as in :class:`~eddymotion.geometry.Motion`.
     """
 
     motion: Motion
     covariances: np.ndarray | None = None
     groups: Sequence[np.ndarray] | None = None
     unplaced: np.ndarray | None = None
+    undetermined: np.ndarray | None = None
 
     def select(self, volumes: np.ndarray) -> Estimate:
         """Keep some of the volumes."""
@@ -49,6 +52,7 @@ class Estimate:
             self.motion.select(volumes),
             None if self.covariances is None else self.covariances[volumes],
             groups and [group for group in groups if len(group)],
+            undetermined=self.undetermined,
         )
 
 

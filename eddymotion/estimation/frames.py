@@ -30,6 +30,7 @@ from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
 from eddymotion.estimation.strays import with_neighbours_poses
+from eddymotion.estimation.undetermined import AFFECTED, free_part
 from eddymotion.geometry import (
     ROTATION_RADIUS_MM,
     Motion,
@@ -162,20 +163,25 @@ def unite_frames(
                 group,
                 motion.select(group),
                 placed=(placed, united.head[placed]),
+                by_images=estimate.undetermined is None,
                 seed=seed,
                 n_threads=n_threads,
             )
+            if estimate.undetermined is not None:
+                offset = _within_determined(offset, estimate.undetermined, Brain.of(dwi))
             nearest = placed[np.abs(group[:, None] - placed).min(axis=0).argmin()]
             united = united.updated(group, motion.matrices[group] @ offset)
             of_frame[group] = covariance + of_frame[nearest]
             placed = np.concatenate([placed, group])
         frame_error = float(np.sqrt(of_frame[:, 0, 0].max()))
-    united = replace(united, frame_error=frame_error)
+    united = replace(united, frame_error=frame_error, undetermined=estimate.undetermined)
     if covariances is None:
         return united
     total = covariances + of_frame + covariances[dwi.reference]
     total[dwi.reference] = 0.0
     errors = standard_errors(united.matrices, total, dwi.brain_center, dwi.center)
+    if estimate.undetermined is not None:
+        errors[:, _affected(estimate.undetermined, dwi)] = np.nan
     return replace(united, standard_errors=errors)
 
 
@@ -211,8 +217,24 @@ def _unite_placed(
         offsets[placed] = found.eddy_currents.offsets
         offset_errors[placed] = found.eddy_currents.offset_errors
         eddy = replace(eddy, offsets=offsets, offset_errors=offset_errors)
-    motion = Motion(matrices, errors, found.frame_error, eddy, estimate.unplaced)
+    motion = Motion(
+        matrices, errors, found.frame_error, eddy, estimate.unplaced, estimate.undetermined
+    )
     return with_neighbours_poses(motion).relative_to(dwi.reference)
+
+
+def _within_determined(offset: np.ndarray, directions: np.ndarray, brain: Brain) -> np.ndarray:
+    """Take out of an offset what the images do not show."""
+    twist = log_rigid(offset, brain.center)
+    return exp_rigid(free_part(directions, brain.in_mm) @ twist, brain.center)
+
+
+def _affected(directions: np.ndarray, dwi: DWI) -> np.ndarray:
+    """Which of :func:`rigid_parameters` change along directions that are not determined, (6,)."""
+    brain = Brain.of(dwi)
+    along = exp_rigid(directions / brain.in_mm, dwi.brain_center)
+    changes = np.abs(rigid_parameters(along, dwi.center)) * brain.in_mm
+    return changes.max(axis=0) > AFFECTED
 
 
 def volumes_apart(group: np.ndarray, others: np.ndarray) -> int:
@@ -227,6 +249,7 @@ def find_offset(
     motion: Motion,
     *,
     placed: tuple[np.ndarray, np.ndarray] | None = None,
+    by_images: bool = True,
     seed: int = 0,
     n_threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -244,6 +267,8 @@ def find_offset(
     placed : (n,) index array and (n, 4, 4) array, optional
         Volumes and poses in the frame of the b=0 volumes that time is to join the group to; the
         b=0 volumes when not given.
+    by_images : bool
+        Whether images have a say; what they do not determine would pull on the rest.
     seed : int
     n_threads : int
 
@@ -258,6 +283,8 @@ def find_offset(
     volumes, matrices = placed or (dwi.gradients.b0s, b0_matrices)
     in_time = proposals_in_time(volumes, matrices, group, motion.head, brain)
     offset, variance = most_likely_offset(in_time, brain)
+    if not by_images:
+        return offset, variance * np.diag(1 / brain.in_mm**2)
     which = _lowest_shell(dwi, group)
     image = offset_from_images(
         dwi,
@@ -321,7 +348,10 @@ def proposals_in_time(
     pairs = np.argwhere(apart <= nearest)
     time = apart[pairs[:, 0], pairs[:, 1]]
     offsets = np.linalg.inv(dwi_matrices[pairs[:, 1]]) @ b0_matrices[pairs[:, 0]]
-    variances = _quiet_step(dwis, dwi_matrices, brain) ** 2 * time
+    steps = _steps_of(dwis, dwi_matrices, brain)
+    if len(dwis) < ENOUGH_VOLUMES:  # they hardly tell how the head rests
+        steps = np.concatenate([steps, _steps_of(b0s, b0_matrices, brain)])
+    variances = _quiet_step(steps, brain) ** 2 * time
     variances += (FLOOR_MM * brain.scale) ** 2
     n_pairs = np.bincount(pairs[:, 0], minlength=len(b0s))[pairs[:, 0]]
     return _Proposals(offsets, variances, np.minimum(1.0, PAIRS_A_B0 / n_pairs))
@@ -352,13 +382,19 @@ def most_likely_offset(proposals: _Proposals, brain: Brain) -> tuple[np.ndarray,
     return offset, float(1 / precision)
 
 
-def _quiet_step(dwis: np.ndarray, matrices: np.ndarray, brain: Brain) -> float:
-    """Typical step (mm) between consecutive volumes while the head rests."""
+def _steps_of(volumes: np.ndarray, matrices: np.ndarray, brain: Brain) -> np.ndarray:
+    """Lengths (mm) of the steps from volume to volume, over the root of the time between them."""
+    order = np.argsort(volumes, kind="stable")
+    volumes, matrices = volumes[order], matrices[order]
     steps = log_rigid(np.linalg.inv(matrices[:-1]) @ matrices[1:], brain.center)
+    return np.linalg.norm(steps * brain.in_mm, axis=1) / np.sqrt(np.diff(volumes))
+
+
+def _quiet_step(steps: np.ndarray, brain: Brain) -> float:
+    """Typical step (mm) between consecutive volumes while the head rests."""
     if not len(steps):
         return brain.scale  # nothing known: a millimetre
-    lengths = np.linalg.norm(steps * brain.in_mm, axis=1) / np.sqrt(np.diff(dwis))
-    return float(np.quantile(lengths, QUIET_QUANTILE)) / QUIET_FACTOR
+    return float(np.quantile(steps, QUIET_QUANTILE)) / QUIET_FACTOR
 
 
 def standard_errors(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -43,7 +43,13 @@ from eddymotion.estimation.outliers import SliceOutliers, mended
 from eddymotion.estimation.quality import assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.estimation.strays import retry_doubtful
-from eddymotion.estimation.ties import ENOUGH_DIRECTIONS, joined_in_time, tied_volumes
+from eddymotion.estimation.ties import (
+    ENOUGH_DIRECTIONS,
+    joined_in_time,
+    tied_by_data,
+    tied_volumes,
+)
+from eddymotion.estimation.undetermined import free_part, in_words, undetermined_directions
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
 from eddymotion.gradients import image_axes, phase_encoding_vector
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
@@ -178,18 +184,16 @@ def solve_jointly(
     solver = _Solver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
     frames = tied_volumes(dwi.gradients, model)
     groups = _Group.all_of(dwi, model, frames)
-    motion = Motion.identity(len(dwi))
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
-        for level in COARSE:
-            motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
-        motion = with_fields(solver, groups, motion, eddy_currents, pe_axis)
-        for level in FINE:
-            motion, problems = solver.solve(level, groups, motion)
-            if motion.eddy_currents is not None and level is FINE[0]:
-                motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
-                if motion.eddy_currents is None:
-                    motion, problems = solver.solve(level, groups, motion)
+        motion, problems = _approach(solver, groups, eddy_currents, pe_axis)
+        found = _determined(solver, groups, problems, frames, motion)
+        if found is not None:
+            del problems
+            frames, solver = found
+            groups = _Group.all_of(dwi, model, frames)
+            motion = _approach(solver, groups, eddy_currents, pe_axis)[0]
+        motion, problems = solver.solve(FINE[-1], groups, motion)
         motion = joined_in_time(motion, frames, dwi.brain_center)
         judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
         retried = retry_doubtful(
@@ -220,7 +224,53 @@ def solve_jointly(
         np.where(known[:, None, None], covariances, np.nan),
         frames if len(frames) > 1 else None,
         unplaced if unplaced.any() else None,
+        solver.undetermined if len(solver.undetermined) else None,
     )
+
+
+def _approach(
+    solver: _Solver, groups: Sequence[_Group], eddy_currents: str, pe_axis: str | None
+) -> tuple[Motion, list[CoupledProblem]]:
+    """Solve from rest up to the first fine level."""
+    motion = Motion.identity(len(solver.dwi))
+    for level in COARSE:
+        motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
+    motion = with_fields(solver, groups, motion, eddy_currents, pe_axis)
+    motion, problems = solver.solve(FINE[0], groups, motion)
+    if motion.eddy_currents is not None:
+        motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
+        if motion.eddy_currents is None:
+            motion, problems = solver.solve(FINE[0], groups, motion)
+    return motion, problems
+
+
+def _determined(
+    solver: _Solver,
+    groups: Sequence[_Group],
+    problems: Sequence[CoupledProblem],
+    frames: Sequence[np.ndarray],
+    motion: Motion,
+) -> tuple[list[np.ndarray], _Solver] | None:
+    """Look for what the data do not determine, once they have been brought close to each other.
+
+    Returns
+    -------
+    frames : list of index arrays
+    solver : _Solver
+        With which to start again; None where all is determined.
+    """
+    problem, of_group = problems[-1], _of_group(motion, groups[-1])
+    directions = undetermined_directions(problem, of_group, solver.in_mm)
+    table = solver.dwi.gradients.rotated(motion.rotations)
+    parted = tied_by_data(frames, table, problem.model)
+    if not len(directions) and len(parted) == len(frames):
+        return None
+    if len(directions):
+        log.warning(
+            "the images hardly change with %s: not determined, and taken as at rest",
+            in_words(directions),
+        )
+    return parted, replace(solver, undetermined=directions, prior=NO_PRIOR)
 
 
 def with_fields(
@@ -310,11 +360,13 @@ class _Solver:
     band: tuple[Level, list[Spline]] | None = None
     prior: FieldPrior = NO_PRIOR
     outliers: SliceOutliers | None = None
+    undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
 
     def __post_init__(self) -> None:
         self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
         self.scale = head_scale(self.dwi.mask, self.dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(self.dwi.voxel_sizes)))
+        self.in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.scale] * 3)
 
     def leave_out(self, outliers: SliceOutliers) -> None:
         """Give lost slices no weight from now on, and take their darkness out of the bands."""
@@ -358,6 +410,7 @@ class _Solver:
             prior=self.prior,
             block_mm=BLOCK_MM * self.scale,
             leave_one_out=group.leave_one_out,
+            free=free_part(self.undetermined, self.in_mm) if len(self.undetermined) else None,
             n_threads=self.n_threads,
         )
 

@@ -18,7 +18,12 @@ import numpy as np
 
 from eddymotion.geometry import Motion, rms_displacement
 from eddymotion.gradients import Gradients, forms_shells
-from eddymotion.models import AverageModel, LegendreCovariance, LinearModel
+from eddymotion.models import (
+    AverageModel,
+    GaussianProcessModel,
+    LegendreCovariance,
+    LinearModel,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +38,10 @@ anything with less."""
 PAIRS_APART = 3
 """Pairs of volumes so far apart in time propose how frames are joined; farther ones where there
 are none."""
+
+LEAST_FITTED_TIE = 0.02
+"""The same with the covariance fitted to the data, whose noise may be large: 0.5 to 5 at an SNR of
+20, none at all in an isotropic object."""
 
 LEAST_B = 400.0
 """s/mm²; below, what the model gets wrong outweighs what deviates, however many directions there
@@ -67,10 +76,42 @@ def tied_volumes(gradients: Gradients, model: LinearModel) -> list[np.ndarray]:
         if len(shell) >= ENOUGH_DIRECTIONS and bval >= LEAST_B
     ]
     while len(tied) > 1:
-        strength = strength_of_ties(gradients, tied)
+        strength = strength_of_ties(usual_covariance(gradients), tied)
         if strength.min() >= LEAST_TIE:
             break
         tied.pop(int(strength.argmin()))
+    return _in_order(gradients, tied)
+
+
+def tied_by_data(
+    frames: Sequence[np.ndarray], gradients: Gradients, model: LinearModel
+) -> list[np.ndarray]:
+    """Part shells that hardly deviate from their means: an isotropic object, as oil is.
+
+    Parameters
+    ----------
+    frames : list of index arrays
+        From :func:`tied_volumes`.
+    gradients : Gradients
+    model : LinearModel
+        Fitted to the last of the frames.
+    """
+    shells = [shell for shell in gradients.shells if np.isin(shell, frames[-1]).all()]
+    if len(shells) < 2 or not isinstance(model, GaussianProcessModel):
+        return list(frames)
+    covariance = model.covariance.matrix(gradients)
+    tied = list(shells)
+    while len(tied) > 1:
+        strength = strength_of_ties(covariance, tied)
+        if strength.min() >= LEAST_FITTED_TIE:
+            break
+        tied.pop(int(strength.argmin()))
+    return list(frames) if len(tied) == len(shells) else _in_order(gradients, tied)
+
+
+def _in_order(gradients: Gradients, tied: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the shells that are not tied, and those that are together as the last."""
+    shells = gradients.shells
     together = {tuple(shell) for shell in tied}
     groups = [shell for shell in shells if tuple(shell) not in together]
     groups = sorted(groups, key=len) if not tied else [*groups, np.sort(np.concatenate(tied))]
@@ -81,25 +122,34 @@ def tied_volumes(gradients: Gradients, model: LinearModel) -> list[np.ndarray]:
     return groups
 
 
-def strength_of_ties(gradients: Gradients, shells: Sequence[np.ndarray]) -> np.ndarray:
+def usual_covariance(gradients: Gradients) -> np.ndarray:
+    """Return the covariance of the volumes, over that of the noise, in a usual brain, (N, N)."""
+    b = gradients.bvals / 1000.0
+    growth = b * np.exp(1000 * USUAL_DIFFUSIVITY * (1 - b))
+    return LegendreCovariance(b_power=0.0).matrix(gradients) * np.outer(growth, growth)
+
+
+def strength_of_ties(covariance: np.ndarray, shells: Sequence[np.ndarray]) -> np.ndarray:
     """How well the deviations of each shell from its mean are known from the other shells.
+
+    Parameters
+    ----------
+    covariance : (N, N) array
+        Of the volumes, in units of the noise variance.
+    shells : sequence of index arrays
 
     Returns
     -------
     array
         ``tr(R⁻¹ E)`` of each shell: ``E`` is the covariance of what the others explain, ``R`` that
-        of the rest, noise included, with the covariance of an usual brain.
+        of the rest, noise included.
     """
     volumes = np.concatenate(shells)
-    table = gradients.select(volumes)
-    b = table.bvals / 1000.0
-    growth = b * np.exp(1000 * USUAL_DIFFUSIVITY * (1 - b))
-    signal = LegendreCovariance(b_power=0.0).matrix(table) * np.outer(growth, growth)
     members = [np.flatnonzero(np.isin(volumes, shell)) for shell in shells]
-    free = np.zeros_like(signal)  # the projector onto deviations
+    free = np.zeros((len(volumes), len(volumes)))  # the projector onto deviations
     for own in members:
         free[np.ix_(own, own)] = np.eye(len(own)) - 1 / len(own)
-    signal = free @ signal @ free
+    signal = free @ covariance[np.ix_(volumes, volumes)] @ free
     total = signal + free
     strength = []
     for own in members:
