@@ -49,7 +49,12 @@ from eddymotion.estimation.ties import (
     tied_by_data,
     tied_volumes,
 )
-from eddymotion.estimation.undetermined import free_part, in_words, undetermined_directions
+from eddymotion.estimation.undetermined import (
+    ENOUGH_SLICES,
+    free_part,
+    in_words,
+    undetermined_directions,
+)
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
 from eddymotion.gradients import image_axes, phase_encoding_vector
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
@@ -117,25 +122,28 @@ class _Group:
     has_fields: bool = False
 
     @classmethod
-    def averaged(cls, name: str, volumes: np.ndarray) -> _Group:
-        """Volumes that are predicted by the mean of the others."""
-        return cls(name, volumes, AverageModel(), AverageModel(), leave_one_out=True)
-
-    @classmethod
     def all_of(cls, dwi: DWI, model: LinearModel, frames: Sequence[np.ndarray]) -> list[_Group]:
-        """Group the volumes of a series, the largest diffusion-weighted group last."""
-        groups = [cls.averaged("b=0", dwi.gradients.b0s)]
-        for volumes in frames[:-1]:
+        """Group the volumes of a series, the largest diffusion-weighted group last.
+
+        A few volumes cannot teach a covariance: theirs is the fixed one at all levels.
+        """
+        mean = AverageModel()
+        groups = [cls("b=0", dwi.gradients.b0s, mean, mean, leave_one_out=True)]
+        for volumes in frames:
+            few = len(frames) > 1 and len(volumes) < ENOUGH_DIRECTIONS
             name = f"b={dwi.gradients.bvals[volumes].mean():.0f}"
-            if len(volumes) < ENOUGH_DIRECTIONS:
-                groups.append(cls.averaged(name, volumes))
-            else:
-                groups.append(cls(name, volumes, COARSE_MODEL, model, leave_one_out=False))
-        if len(frames) > 1 and len(frames[-1]) < ENOUGH_DIRECTIONS:
-            groups.append(cls.averaged("b>0", frames[-1]))
-        else:
-            groups.append(cls("b>0", frames[-1], COARSE_MODEL, model, False, has_fields=True))
+            groups.append(cls(name, volumes, COARSE_MODEL, COARSE_MODEL if few else model, False))
+        has_fields = len(frames) == 1 or len(frames[-1]) >= ENOUGH_DIRECTIONS
+        groups[-1] = replace(groups[-1], name="b>0", has_fields=has_fields)
         return [group for group in groups if len(group.volumes) > 1]
+
+    def leads_back(self, volumes: np.ndarray) -> bool:
+        """Whether some of the volumes are here, and coarse levels know better where they belong.
+
+        They do not know of a few directions.
+        """
+        enough = self.leave_one_out or len(self.volumes) >= ENOUGH_DIRECTIONS
+        return enough and bool(np.isin(volumes, self.volumes).any())
 
     def without(self, volumes: np.ndarray) -> _Group:
         """Leave some of the volumes out."""
@@ -201,10 +209,15 @@ def solve_jointly(
         )
         if retried is not None:
             motion, judged = retried.motion, retried.quality
+            moved = np.union1d(retried.called_back, retried.unplaced)
+            again = [
+                group.without(retried.unplaced) for group in groups if group.leads_back(moved)
+            ]
+            again = [group for group in again if len(group.volumes) > 1]
+            for level in COARSE[1:] if motion.eddy_currents is None else COARSE[-1:]:
+                motion = solver.solve(level, again, motion)[0]  # strays led others astray
             groups = [group.without(retried.unplaced) for group in groups]
             groups = [group for group in groups if len(group.volumes) > 1]
-            for level in COARSE[1:] if motion.eddy_currents is None else COARSE[-1:]:
-                motion = solver.solve(level, groups, motion)[0]  # they may have led others astray
         if judged.outliers.flagged.any() or retried is not None:
             del problems  # they hold the bands of all volumes: memory
             solver.leave_out(judged.outliers)
@@ -260,7 +273,9 @@ def _determined(
         With which to start again; None where all is determined.
     """
     problem, of_group = problems[-1], _of_group(motion, groups[-1])
-    directions = undetermined_directions(problem, of_group, solver.in_mm)
+    directions = solver.undetermined
+    if min(solver.dwi.shape) >= ENOUGH_SLICES:
+        directions = undetermined_directions(problem, of_group, solver.in_mm)
     table = solver.dwi.gradients.rotated(motion.rotations)
     parted = tied_by_data(frames, table, problem.model)
     if not len(directions) and len(parted) == len(frames):

@@ -34,6 +34,9 @@ FAR_MM = 15.0
 """Root-mean-square way over a head that a volume seldom lies apart from its neighbours."""
 
 
+FAR_FOR_FEW_MM = 4.0
+"""The same for a volume of a shell with few directions, whose coarse levels are easily misled."""
+
 SUPPORTED = 0.5
 """A volume whose correlation with its prediction is less than this part of the usual one of its
 shell, and of what its lost slices leave, is not supported by it."""
@@ -42,7 +45,8 @@ MOST_LOST = 0.5
 """Lost slices excuse no more than so many would."""
 
 ENOUGH_TO_COMPARE = 6
-"""With fewer volumes in a shell those of all shells tell what is usual, too."""
+"""Of fewer b=0 volumes those of all shells tell what is usual, too, and one that is astray leads
+the others of a shell astray."""
 
 WORST_OF, MAX_ROUNDS = 3, 4
 """A round takes out one in so many of the volumes of a shell that are not supported."""
@@ -199,10 +203,15 @@ def _at_neighbours(
     """
     weak = np.isin(np.arange(len(dwi)), unsupported(quality, dwi.gradients))
     far, poses = np.zeros(len(dwi), bool), motion.matrices.copy()
+    limits = np.full(len(dwi), FAR_MM)
+    for shell in dwi.gradients.shells:
+        if len(shell) < ENOUGH_TO_COMPARE:
+            limits[shell] = FAR_FOR_FEW_MM
     for group in (dwi.gradients.b0s, dwi.gradients.dwis):
         if len(sound := group[~weak[group]]):
-            astray, theirs = far_from_neighbours(motion.select(sound), dwi.brain_center)
-            far[sound[astray]], poses[sound[astray]] = True, theirs
+            theirs = neighbour_poses(motion.select(sound), dwi.brain_center)
+            way = rms_displacement(motion.matrices[sound], theirs, dwi.brain_center)
+            far[sound], poses[sound] = way > limits[sound], theirs
     lost = weak | (far & np.isnan(quality.correlation))  # outside the image
     certain = np.zeros(len(dwi), bool)
     for group in (dwi.gradients.b0s, *dwi.gradients.shells):
@@ -246,10 +255,10 @@ def unsupported(quality: Quality, gradients: Gradients) -> np.ndarray:
     left = correlation_left(np.minimum(share_lost(outliers), MOST_LOST))
     overall = np.median(correlation[usual]) if usual.any() else np.nan
     found = []
-    for group in (gradients.b0s, *gradients.shells):
+    for group in (b0s := gradients.b0s, *gradients.shells):
         own = group[usual[group]]
         expected = np.median(correlation[own]) if len(own) else np.nan
-        if len(own) < ENOUGH_TO_COMPARE:
+        if group is b0s and len(own) < ENOUGH_TO_COMPARE:
             expected = np.fmax(expected, overall)
         with np.errstate(invalid="ignore"):
             weak = correlation[group] < SUPPORTED * expected * left[group]

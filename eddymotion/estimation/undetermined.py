@@ -30,6 +30,9 @@ LEAST_SHARE = 0.03
 """Eigenvalue, relative to the largest, below which a direction is not determined. In the fine band
 heads have 0.12 and more, cylinders and a spinal cord less than 0.026."""
 
+ENOUGH_SLICES = 4
+"""With fewer the edges of the image outweigh what it shows, and nothing can be said."""
+
 MAIN_PART, AXIS_PART = 0.5, 0.95
 """Parts of a direction that are told, and from where on they are along an axis."""
 
