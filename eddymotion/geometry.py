@@ -44,12 +44,21 @@ class Motion(HtmlValue):
         the b=0 volumes: an offset that they have in common.
     eddy_currents : EddyCurrents, optional
         What else displaces the volumes, in the scanner's frame.
+    unplaced : (N,) bool array, optional
+        Volumes that agree with their prediction nowhere: their pose is that of their neighbours in
+        time, and their standard errors are NaN. None where all could be placed.
+    undetermined : (k, 6) array, optional
+        Directions that the images do not show: unit vectors of translation (mm) and rotation (mm
+        at 50 mm from the centre of the brain, for a human head) in the reference frame. Nothing
+        moves along them, and standard errors of parameters that they affect are NaN.
     """
 
     matrices: np.ndarray
     standard_errors: np.ndarray | None = None
     frame_error: float | None = None
     eddy_currents: EddyCurrents | None = None
+    unplaced: np.ndarray | None = None
+    undetermined: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -72,6 +81,21 @@ class Motion(HtmlValue):
                     f"({len(matrices)}, 6)"
                 )
             object.__setattr__(self, "standard_errors", errors)
+        if self.unplaced is not None:
+            unplaced = np.array(self.unplaced, dtype=bool)
+            if unplaced.shape != (len(matrices),):
+                raise EddymotionError(
+                    f"motion: unplaced has shape {unplaced.shape}, expected ({len(matrices)},)"
+                )
+            unplaced.flags.writeable = False
+            object.__setattr__(self, "unplaced", unplaced)
+        if self.undetermined is not None:
+            directions = frozen_copy(self.undetermined)
+            if directions.ndim != 2 or directions.shape[1] != 6:
+                raise EddymotionError(
+                    f"motion: undetermined has shape {directions.shape}, expected (k, 6)"
+                )
+            object.__setattr__(self, "undetermined", directions)
 
     @classmethod
     def identity(cls, n_volumes: int) -> Motion:
@@ -130,6 +154,8 @@ class Motion(HtmlValue):
             None if errors is None else errors[volumes],
             self.frame_error,
             None if eddy is None else eddy.select(volumes),
+            None if self.unplaced is None else self.unplaced[volumes],
+            self.undetermined,
         )
 
     @property

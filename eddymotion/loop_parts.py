@@ -18,10 +18,10 @@ from eddymotion.dataset import DWI, Image
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import LOOP_PASSES
-from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import (
     LEAST_LEFT,
+    conclude,
     fill_lost,
     is_predicted,
     lost_voxels,
@@ -358,7 +358,15 @@ def unite(
     model = model_for(dwi, settings)
     motion = unite_frames(
         dwi,
-        Estimate(fill_unpredicted(dwi, motion, known, model)),
+        conclude(
+            dwi,
+            motion,
+            known,
+            model,
+            slicing=slicing_of(series, dwi),
+            seed=settings.random_seed,
+            n_threads=settings.nprocs,
+        ),
         groups=dwi.gradients.shells if isinstance(model, AverageModel) else None,
         align_shells=not settings.no_shell_alignment,
         seed=settings.random_seed,

@@ -11,6 +11,7 @@ from nibabel.affines import apply_affine
 from eddymotion.dataset import DWI
 from eddymotion.estimation import Quality
 from eddymotion.estimation.outliers import lost_in_words
+from eddymotion.estimation.undetermined import in_words
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.gradients import image_axes
 from eddymotion.models import Model
@@ -41,7 +42,18 @@ def summarise(
         "mean correlation with the prediction": rise("correlation", np.mean),
         "lowest correlation with the prediction": rise("correlation", np.min),
         "slices that lost signal": lost_in_words(after.outliers),
-    }
+    } | _unknown(motion)
+
+
+def _unknown(motion: Motion) -> dict[str, str]:
+    """Say what could not be found, where that is anything."""
+    told = {}
+    if motion.unplaced is not None:
+        volumes = np.flatnonzero(motion.unplaced)
+        told["volumes that could not be placed"] = ", ".join(map(str, volumes))
+    if motion.undetermined is not None:
+        told["not determined by the images, taken as at rest"] = in_words(motion.undetermined)
+    return told
 
 
 def _has_offset(motion: Motion) -> bool:

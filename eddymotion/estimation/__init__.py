@@ -133,7 +133,9 @@ def estimate_motion(
             n_threads=n_threads,
             progress=progress,
         )
-    groups = dwi.gradients.shells if isinstance(model, AverageModel) else None  # none shared
+    groups = estimate.groups
+    if groups is None and isinstance(model, AverageModel):
+        groups = dwi.gradients.shells  # no frame is shared
     return unite_frames(
         dwi, estimate, groups=groups, align_shells=align_shells, seed=seed, n_threads=n_threads
     )

@@ -144,6 +144,9 @@ class CoupledProblem:
         Whether ``J`` comes from leave-one-out predictions instead of the posterior mean.
     n_threads : int
         The result does not depend on it.
+    free : (6, 6) array, optional
+        Takes out of a pose's step what the images do not show
+        (:mod:`eddymotion.estimation.undetermined`).
     """
 
     splines: Sequence[Spline]
@@ -156,6 +159,7 @@ class CoupledProblem:
     block_mm: float = BLOCK_MM
     leave_one_out: bool = False
     n_threads: int = 1
+    free: np.ndarray | None = None
     blocks: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -226,6 +230,8 @@ class CoupledProblem:
                 delta = delta / 2
             else:
                 best, best_cost, delta = motion, system.cost, system.step()
+                if self.free is not None:
+                    delta[:, :6] = delta[:, :6] @ self.free.T
             motion = self._moved(best, delta)
             length = float(np.sqrt(((delta * in_mm) ** 2).sum(axis=1).mean()))
             if length < tolerance:
@@ -265,6 +271,8 @@ class CoupledProblem:
         cost, scale = _cost_and_scale(misfit[usable])
         weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0)
         gradients, hessian = self.normal_equations(samples, residual, weights, precision)
+        if self.free is not None:
+            gradients, hessian = _within(gradients, hessian, self.free, len(precision))
         prior = self.prior.terms(motion.eddy_currents, self.gradients)
         return NormalEquations(cost, gradients, hessian, *prior)
 
@@ -410,6 +418,23 @@ def _cost_and_scale(misfit: np.ndarray) -> tuple[float, float]:
     """Mean −log-likelihood of points (V,) with a misfit, and the scale of their t-distribution."""
     scale = float(np.median(misfit)) + np.finfo(float).tiny
     return float(np.log(misfit + scale).mean()), scale
+
+
+def _within(
+    gradients: np.ndarray, hessian: np.ndarray, free: np.ndarray, n_volumes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take directions of the poses out of normal equations: ``G`` (B, Np) and ``H`` (Np, Np)."""
+    n_unknowns = len(hessian) // n_volumes
+    whole = np.eye(n_unknowns)
+    whole[:6, :6] = free
+    gradients = gradients.reshape(len(gradients), n_volumes, n_unknowns) @ whole
+    blocks = hessian.reshape(n_volumes, n_unknowns, n_volumes, n_unknowns)
+    blocks = np.einsum("ka,ikjl,lb->iajb", whole, blocks, whole, optimize=True)
+    size = np.einsum("ikik->k", blocks) / n_volumes
+    held = (np.eye(n_unknowns) - whole).T * np.maximum(size, size.max() * 1e-6)
+    volumes = np.arange(n_volumes)
+    blocks[volumes, :, volumes] += held @ (np.eye(n_unknowns) - whole)
+    return gradients.reshape(len(gradients), -1), blocks.reshape(hessian.shape)
 
 
 def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:

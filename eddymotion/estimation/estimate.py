@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,47 +28,94 @@ class Estimate:
     covariances : (N, 6, 6) array, optional
         Of the error ``δ`` in ``T = T̂ exp(δ)``, translation (mm) and rotation (rad) about the
         centre of the brain; NaN where not known.
+    groups : sequence of index arrays, optional
+        Diffusion-weighted volumes that share a frame, where not all of them do.
+    unplaced : (N,) bool array, optional
+        Volumes that agree with their prediction nowhere.
+    undetermined : (k, 6) array, optional
+        Directions that the images do not show, as in :class:`~eddymotion.geometry.Motion`.
     """
 
     motion: Motion
     covariances: np.ndarray | None = None
+    groups: Sequence[np.ndarray] | None = None
+    unplaced: np.ndarray | None = None
+    undetermined: np.ndarray | None = None
+
+    def select(self, volumes: np.ndarray) -> Estimate:
+        """Keep some of the volumes."""
+        new = {int(old): number for number, old in enumerate(volumes)}
+        groups = self.groups and [
+            np.array([new[old] for old in group.tolist() if old in new], int)
+            for group in self.groups
+        ]
+        return Estimate(
+            self.motion.select(volumes),
+            None if self.covariances is None else self.covariances[volumes],
+            groups and [group for group in groups if len(group)],
+            undetermined=self.undetermined,
+        )
 
 
 def fill_unpredicted(
-    dwi: DWI, motion: Motion, known: np.ndarray, model: Model | None = None
+    dwi: DWI,
+    motion: Motion,
+    known: np.ndarray,
+    model: Model | None = None,
+    *,
+    groups: Sequence[np.ndarray] | None = None,
+    unplaced: np.ndarray | None = None,
 ) -> Motion:
-    """Give diffusion-weighted volumes that nothing predicts the pose of their neighbour in time.
+    """Give volumes that nothing predicts, or that fit nowhere, the pose of a neighbour in time.
 
     Parameters
     ----------
     dwi : DWI
     motion : Motion
     known : (N,) bool array
-        Which volumes the others predict.
+        Volumes that were predicted and placed.
     model : Model, optional
-        What was to predict them: another one is advised.
+        What was to predict them: another one is advised where it predicts none.
+    groups : sequence of index arrays, optional
+        Diffusion-weighted volumes that share a frame: poses come from there if they can.
+    unplaced : (N,) bool array, optional
+        Volumes that fit nowhere.
 
     Raises
     ------
     EddymotionError
-        If the model predicts none at all.
+        If the model predicts no diffusion-weighted volume at all.
     """
-    dwis = dwi.gradients.dwis
-    found = dwis[known[dwis]]
-    if not len(found):
+    b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
+    if not known[dwis].any():
         raise EddymotionError(
             f"{dwi.source or dwi}: the model predicts no diffusion-weighted volume from the "
             f"others; {_advice(dwi, model)}"
         )
-    missing = dwis[~known[dwis]]
-    if not len(missing):
-        return motion
-    nearest = found[np.abs(found[None] - missing[:, None]).argmin(axis=1)]
-    log.warning(
-        "volumes %s: not predicted by the others; they get the pose of the nearest volume that is",
-        ", ".join(map(str, missing)),
-    )
-    return motion.updated(missing, motion.matrices[nearest])
+    for group in (b0s, *(groups or [dwis])):
+        missing = group[~known[group]]
+        found = group[known[group]]
+        if not len(found) and group is not b0s:
+            found = dwis[known[dwis]]
+        if len(missing) and len(found):
+            nearest = found[np.abs(found[None] - missing[:, None]).argmin(axis=1)]
+            motion = motion.updated(missing, motion.matrices[nearest])
+    lost = np.zeros(len(dwi), bool) if unplaced is None else unplaced
+    if lost.any():
+        log.warning(
+            "volumes %s (counted from 0): could not be placed, since they agree with their "
+            "prediction neither where they were found nor where their neighbours are; they get "
+            "the pose of their neighbours",
+            ", ".join(map(str, np.flatnonzero(lost))),
+        )
+    unpredicted = np.flatnonzero(~known & ~lost)
+    if len(unpredicted):
+        log.warning(
+            "volumes %s: not predicted by the others; they get the pose of the nearest volume "
+            "that is",
+            ", ".join(map(str, unpredicted)),
+        )
+    return motion
 
 
 def _advice(dwi: DWI, model: Model | None) -> str:

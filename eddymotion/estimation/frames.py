@@ -29,6 +29,8 @@ from eddymotion.dataset import DWI
 from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
+from eddymotion.estimation.strays import with_neighbours_poses
+from eddymotion.estimation.undetermined import AFFECTED, free_part
 from eddymotion.geometry import (
     ROTATION_RADIUS_MM,
     Motion,
@@ -139,6 +141,8 @@ def unite_frames(
         The identity for the reference volume: the first b=0, or volume 0 of a series without.
         With standard errors if the estimate has covariances.
     """
+    if estimate.unplaced is not None:
+        return _unite_placed(dwi, estimate, groups, align_shells, seed, n_threads)
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
     motion = with_offsets(estimate.motion, dwi.gradients)
     covariances = estimate.covariances
@@ -150,20 +154,92 @@ def unite_frames(
     elif align_shells:
         to_reference = np.linalg.inv(motion[dwi.reference])
         b0_matrices = motion.matrices[b0s] @ to_reference
-        for group in [dwis] if groups is None else groups:
+        placed, waiting = b0s, [dwis] if groups is None else sorted(groups, key=len, reverse=True)
+        while waiting:
+            group = waiting.pop(int(np.argmin([volumes_apart(one, placed) for one in waiting])))
             offset, covariance = find_offset(
-                dwi, b0_matrices, group, motion.select(group), seed=seed, n_threads=n_threads
+                dwi,
+                b0_matrices,
+                group,
+                motion.select(group),
+                placed=(placed, united.head[placed]),
+                by_images=estimate.undetermined is None,
+                seed=seed,
+                n_threads=n_threads,
             )
+            if estimate.undetermined is not None:
+                offset = _within_determined(offset, estimate.undetermined, Brain.of(dwi))
+            nearest = placed[np.abs(group[:, None] - placed).min(axis=0).argmin()]
             united = united.updated(group, motion.matrices[group] @ offset)
-            of_frame[group] = covariance
+            of_frame[group] = covariance + of_frame[nearest]
+            placed = np.concatenate([placed, group])
         frame_error = float(np.sqrt(of_frame[:, 0, 0].max()))
-    united = replace(united, frame_error=frame_error)
+    united = replace(united, frame_error=frame_error, undetermined=estimate.undetermined)
     if covariances is None:
         return united
     total = covariances + of_frame + covariances[dwi.reference]
     total[dwi.reference] = 0.0
     errors = standard_errors(united.matrices, total, dwi.brain_center, dwi.center)
+    if estimate.undetermined is not None:
+        errors[:, _affected(estimate.undetermined, dwi)] = np.nan
     return replace(united, standard_errors=errors)
+
+
+def _unite_placed(
+    dwi: DWI,
+    estimate: Estimate,
+    groups: Sequence[np.ndarray] | None,
+    align_shells: bool,
+    seed: int,
+    n_threads: int,
+) -> Motion:
+    """Unite the frames of the volumes that were placed, and give the others their poses."""
+    assert estimate.unplaced is not None
+    placed = np.flatnonzero(~estimate.unplaced)
+    part = replace(estimate, groups=groups).select(placed)
+    found = unite_frames(
+        dwi.select(placed),
+        part,
+        groups=part.groups,
+        align_shells=align_shells,
+        seed=seed,
+        n_threads=n_threads,
+    )
+    matrices = np.tile(np.eye(4), (len(dwi), 1, 1))
+    matrices[placed] = found.matrices
+    errors = None
+    if found.standard_errors is not None:
+        errors = np.full((len(dwi), 6), np.nan)
+        errors[placed] = found.standard_errors
+    eddy = estimate.motion.eddy_currents
+    if eddy and found.eddy_currents and found.eddy_currents.offsets is not None:
+        offsets, offset_errors = np.zeros(len(dwi)), np.full(len(dwi), np.nan)
+        offsets[placed] = found.eddy_currents.offsets
+        offset_errors[placed] = found.eddy_currents.offset_errors
+        eddy = replace(eddy, offsets=offsets, offset_errors=offset_errors)
+    motion = Motion(
+        matrices, errors, found.frame_error, eddy, estimate.unplaced, estimate.undetermined
+    )
+    return with_neighbours_poses(motion).relative_to(dwi.reference)
+
+
+def _within_determined(offset: np.ndarray, directions: np.ndarray, brain: Brain) -> np.ndarray:
+    """Take out of an offset what the images do not show."""
+    twist = log_rigid(offset, brain.center)
+    return exp_rigid(free_part(directions, brain.in_mm) @ twist, brain.center)
+
+
+def _affected(directions: np.ndarray, dwi: DWI) -> np.ndarray:
+    """Which of :func:`rigid_parameters` change along directions that are not determined, (6,)."""
+    brain = Brain.of(dwi)
+    along = exp_rigid(directions / brain.in_mm, dwi.brain_center)
+    changes = np.abs(rigid_parameters(along, dwi.center)) * brain.in_mm
+    return changes.max(axis=0) > AFFECTED
+
+
+def volumes_apart(group: np.ndarray, others: np.ndarray) -> int:
+    """How many volumes lie between two groups at least, plus one."""
+    return int(np.abs(group[:, None] - others).min())
 
 
 def find_offset(
@@ -172,6 +248,8 @@ def find_offset(
     group: np.ndarray,
     motion: Motion,
     *,
+    placed: tuple[np.ndarray, np.ndarray] | None = None,
+    by_images: bool = True,
     seed: int = 0,
     n_threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -186,6 +264,11 @@ def find_offset(
         Diffusion-weighted volumes.
     motion : Motion
         Theirs, in their frame. The offsets of the fields are no motion: time does not see them.
+    placed : (n,) index array and (n, 4, 4) array, optional
+        Volumes and poses in the frame of the b=0 volumes that time is to join the group to; the
+        b=0 volumes when not given.
+    by_images : bool
+        Whether images have a say; what they do not determine would pull on the rest.
     seed : int
     n_threads : int
 
@@ -197,8 +280,11 @@ def find_offset(
         Of its error.
     """
     brain = Brain.of(dwi)
-    in_time = proposals_in_time(dwi.gradients.b0s, b0_matrices, group, motion.head, brain)
+    volumes, matrices = placed or (dwi.gradients.b0s, b0_matrices)
+    in_time = proposals_in_time(volumes, matrices, group, motion.head, brain)
     offset, variance = most_likely_offset(in_time, brain)
+    if not by_images:
+        return offset, variance * np.diag(1 / brain.in_mm**2)
     which = _lowest_shell(dwi, group)
     image = offset_from_images(
         dwi,
@@ -262,7 +348,10 @@ def proposals_in_time(
     pairs = np.argwhere(apart <= nearest)
     time = apart[pairs[:, 0], pairs[:, 1]]
     offsets = np.linalg.inv(dwi_matrices[pairs[:, 1]]) @ b0_matrices[pairs[:, 0]]
-    variances = _quiet_step(dwis, dwi_matrices, brain) ** 2 * time
+    steps = _steps_of(dwis, dwi_matrices, brain)
+    if len(dwis) < ENOUGH_VOLUMES:  # they hardly tell how the head rests
+        steps = np.concatenate([steps, _steps_of(b0s, b0_matrices, brain)])
+    variances = _quiet_step(steps, brain) ** 2 * time
     variances += (FLOOR_MM * brain.scale) ** 2
     n_pairs = np.bincount(pairs[:, 0], minlength=len(b0s))[pairs[:, 0]]
     return _Proposals(offsets, variances, np.minimum(1.0, PAIRS_A_B0 / n_pairs))
@@ -293,13 +382,19 @@ def most_likely_offset(proposals: _Proposals, brain: Brain) -> tuple[np.ndarray,
     return offset, float(1 / precision)
 
 
-def _quiet_step(dwis: np.ndarray, matrices: np.ndarray, brain: Brain) -> float:
-    """Typical step (mm) between consecutive volumes while the head rests."""
+def _steps_of(volumes: np.ndarray, matrices: np.ndarray, brain: Brain) -> np.ndarray:
+    """Lengths (mm) of the steps from volume to volume, over the root of the time between them."""
+    order = np.argsort(volumes, kind="stable")
+    volumes, matrices = volumes[order], matrices[order]
     steps = log_rigid(np.linalg.inv(matrices[:-1]) @ matrices[1:], brain.center)
+    return np.linalg.norm(steps * brain.in_mm, axis=1) / np.sqrt(np.diff(volumes))
+
+
+def _quiet_step(steps: np.ndarray, brain: Brain) -> float:
+    """Typical step (mm) between consecutive volumes while the head rests."""
     if not len(steps):
         return brain.scale  # nothing known: a millimetre
-    lengths = np.linalg.norm(steps * brain.in_mm, axis=1) / np.sqrt(np.diff(dwis))
-    return float(np.quantile(lengths, QUIET_QUANTILE)) / QUIET_FACTOR
+    return float(np.quantile(steps, QUIET_QUANTILE)) / QUIET_FACTOR
 
 
 def standard_errors(

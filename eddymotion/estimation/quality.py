@@ -7,7 +7,7 @@ aligned copy of the series nor one of its predictions is ever held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -116,14 +116,17 @@ def assess(
     observed, heights = _read(dwi, motion, slicing.axis, seed, n_threads)
     signal = filled_with_means(observed, gradients)
     flagged = np.zeros((len(dwi), dwi.shape[slicing.axis]), bool)
+    unplaced = motion.unplaced
+    spoils = unplaced is not None
     for _ in range(MAX_PASSES):
         with one_blas_thread():
             used = fitted(model, signal, gradients)
             predicted = predict(signal, gradients, used)
         outliers = _outlier_slices(dwi, observed, predicted, heights, slicing, n_threads)
-        if not (outliers.flagged & ~flagged).any():
+        outliers = replace(outliers, unplaced=unplaced)
+        if not spoils and not (outliers.flagged & ~flagged).any():
             break
-        flagged = outliers.flagged
+        flagged, spoils = outliers.flagged, False
         signal = _replace_flagged(observed, predicted, heights, outliers)
     pairs = zip(observed.T, predicted.T, strict=True)
     scores = parallel_map(lambda pair: agreement(*pair), pairs, n_threads=n_threads)
@@ -198,6 +201,8 @@ def _replace_flagged(
     signal = observed.copy()
     for volume in range(signal.shape[1]):
         lost = is_lost(outliers.flagged[volume], heights[:, volume])
+        if outliers.unplaced is not None:
+            lost |= outliers.unplaced[volume]
         lost |= np.isnan(observed[:, volume])
         lost &= np.isfinite(predicted[:, volume])
         signal[lost, volume] = predicted[lost, volume]

@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from eddymotion.estimation.outliers import MANY_LOST
+from eddymotion.estimation.outliers import MANY_LOST, correlation_left
 from eddymotion.gradients import Gradients
 from eddymotion.reports.tables import Table
 
@@ -28,9 +28,6 @@ further than :data:`SPOILT_SPREADS` robust standard deviations, is beyond repair
 do not explain it; and so is a volume of which the estimation says so."""
 
 SPOILT_SPREADS = 6.0
-
-VARIATION = 0.35
-"""About the SD over the mean of a diffusion-weighted signal in the brain."""
 
 TENSOR_DIRECTIONS = 6
 
@@ -183,7 +180,7 @@ class Findings:
         ruin = (outliers > MANY_LOST * np.maximum(judged, 1)) & (outliers > 0)
         ruin[[volume for volume in ruined if 0 <= volume < len(ruin)]] = True
         deficit = _below_shell(correlation, gradients)
-        unexplained = deficit - _explained(outliers / np.maximum(judged, 1))
+        unexplained = deficit - 1 + correlation_left(outliers / np.maximum(judged, 1))
         spoilt = ruin | _far_below_shell(unexplained, gradients)
         jumps = np.flatnonzero(np.nan_to_num(fd) > JUMP_MM)
         return cls(
@@ -229,16 +226,6 @@ def _below_shell(correlation: np.ndarray, gradients: Gradients) -> np.ndarray:
         if np.isfinite(values).any():
             deficit[group] = np.nanmedian(values) - values
     return deficit
-
-
-def _explained(share: np.ndarray) -> np.ndarray:
-    """How much of a correlation is lost with a share ``s`` of the slices.
-
-    Where slices become zero and the rest stays as predicted, with ``c`` the SD over the mean of
-    the signal in the brain, it falls from 1 to ``c √(1 − s) / √(c² + s)``.
-    """
-    share = np.clip(share, 0, 1)
-    return 1 - VARIATION * np.sqrt(1 - share) / np.sqrt(VARIATION**2 + share)
 
 
 def _far_below_shell(deficit: np.ndarray, gradients: Gradients) -> np.ndarray:
