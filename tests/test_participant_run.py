@@ -302,7 +302,7 @@ def test_memory_is_estimated_honestly(tmp_path):
 
 def test_memory_of_what_is_no_image(tmp_path):
     (tmp_path / "x.nii.gz").write_bytes(b"hello")
-    with pytest.raises(EddymotionError, match="cannot be read as NIfTI"):
+    with pytest.raises(EddymotionError, match="not a NIfTI image"):
         memory_gb(tmp_path / "x.nii.gz")
     write_image(tmp_path / "small.nii", np.zeros((4, 4, 4), np.int16), np.eye(4))
     assert 0.4 < memory_gb(tmp_path / "small.nii") < 0.6
