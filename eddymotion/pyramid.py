@@ -24,9 +24,10 @@ MIN_POINTS = 100
 BLOCK_MM = 15.0
 """Edge of the blocks of a human brain between which errors count as independent."""
 
-KNOWN_SHARE, LEAST_SHARE = 0.9, 1e-3
-"""A filter's value holds where at least the first part of its weight lies on what is known, and is
-carried on where at least the second does, so that splines find no step there."""
+KNOWN_SHARE, KNOWN_SHARE_COARSE, LEAST_SHARE = 0.9, 0.1, 1e-3
+"""A filter's value holds where at least so much of its weight lies on what is known. Coarse levels
+need not be as exact, and splines of few voxels would leave little of the brain. Beyond, values are
+carried on where at least the last part does, so that splines find no step there."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def band_pass(image: Image, level: Level, scale: float) -> Image:
     fwhm = level.fwhm * scale
     factors = np.clip((fwhm / 2 / image.voxel_sizes).astype(int), 1, None)
     factors = np.minimum(factors, np.maximum(np.array(image.data.shape) // 8, 1))
-    return low_pass(decimate(image, factors), fwhm)
+    return low_pass(decimate(image, factors), fwhm, KNOWN_SHARE_COARSE)
 
 
 def decimate(image: Image, factors: np.ndarray) -> Image:
@@ -124,13 +125,14 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
         return Image(means(image.data), affine)
     known = means(~image.missing)
     return Image(_ratio(means(np.where(image.missing, 0, image.data)), known), affine,
-                 known < KNOWN_SHARE)  # fmt: skip
+                 known < 0.5)  # fmt: skip
 
 
-def low_pass(image: Image, fwhm: float) -> Image:
+def low_pass(image: Image, fwhm: float, known_share: float = KNOWN_SHARE) -> Image:
     """Smooth with a Gaussian of `fwhm` mm.
 
-    What is missing has no weight, and missing is then where it would have had too much of it.
+    What is missing has no weight, and missing is then where less than `known_share` of the weight
+    lies on the rest.
     """
     sigma = fwhm * FWHM_TO_SIGMA / image.voxel_sizes
 
@@ -141,7 +143,7 @@ def low_pass(image: Image, fwhm: float) -> Image:
         return Image(smoothed(image.data), image.affine)
     known = smoothed(~image.missing)
     data = _ratio(smoothed(np.where(image.missing, 0, image.data)), known)
-    return Image(data, image.affine, known < KNOWN_SHARE)
+    return Image(data, image.affine, known < known_share)
 
 
 def _ratio(weighted: np.ndarray, weights: np.ndarray) -> np.ndarray:
