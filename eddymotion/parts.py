@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from eddymotion.checks import in_sidecar
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import Outputs, write_sidecar
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
@@ -195,6 +196,7 @@ def report(
         bvec=corrected.bvec,
         mask=_mask_on(corrected.dwi, settings.brain_mask),
         b0_threshold=settings.b0_threshold,
+        ignore=("tables",),  # the original's were judged
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
     model, slicing = model_for(dwi, settings), slicing_of(series, dwi)
@@ -207,7 +209,7 @@ def report(
     write_text(outputs["confounds"], table_text(columns))
     write_text(outputs["outliers"], outlier_table(after_it.outliers))
     summary = summarise(dwi, motion, model, before, after_it)
-    write_sidecar(outputs, sidecar_of(series, settings, summary))
+    write_sidecar(outputs, sidecar_of(series, settings, summary) | {"Warnings": in_sidecar(dwi)})
     page = out_dir / f"{outputs.src}.html"
     write_participant_page(page, outputs.src, [outputs])
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
+from eddymotion.checks import in_sidecar
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.outlier_table import outlier_summary
@@ -149,7 +150,7 @@ def correct_series(
     summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     content = sidecar_of(series, settings, summary, stages, print_of_run)
-    write_sidecar(outputs, content | {"OutlierSlices": outliers})
+    write_sidecar(outputs, content | {"OutlierSlices": outliers, "Warnings": in_sidecar(dwi)})
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
     if (ruin := ruin_in_words(after.outliers)) is not None:

@@ -15,7 +15,8 @@ SOLID_VOXELS = 3
 """Zeros that fill a cube of so many voxels an edge are no noise that was rounded off."""
 
 TISSUE = 0.25
-"""A voxel beside zeros with more than this part of the signal of the brain is tissue, not air."""
+"""A voxel beside zeros is tissue if it has, with its neighbours, more than this part of the signal
+of the brain; a speck of noise in air that was set to zero is not."""
 
 CUT_SHARE = 0.02
 """Cut tissue, as a part of the surface of the brain, from which on zeros count as missing. Ten
@@ -35,7 +36,7 @@ def cut_share(volume: np.ndarray, mask: np.ndarray) -> float:
     zeros = solid_zeros(volume)
     if not zeros.any():
         return 0.0
-    tissue = TISSUE * np.median(volume[mask])
-    cut = ndimage.binary_dilation(zeros) & ~zeros & (volume > tissue)
+    tissue = ndimage.uniform_filter(volume, 3, float) > TISSUE * np.median(volume[mask])
+    cut = ndimage.binary_dilation(zeros) & ~zeros & tissue
     surface = mask & ~ndimage.binary_erosion(mask)
     return float(cut.sum() / surface.sum())

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
     ("cgroups", "compiling", "errors", "names"),
     ("field_kernels", "kernels"),
-    ("eddy_currents", "geometry", "gradients", "html_values"),
+    ("eddy_currents", "geometry", "gradients", "html_values", "zeros"),
     ("locks", "parallel", "running"),
-    ("dataset", "masking", "pyramid"),
+    ("checks", "dataset", "masking", "pyramid"),
     (
         "files",
         "itk",

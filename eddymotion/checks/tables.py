@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the b-values fit what the images show?
+"""Whether the b-values fit what the images show.
 
 A volume tells its b-value twice: by how bright the brain is, and by which parts of it are bright
 (fluid at b=0, white matter at high b). A volume counts as mislabelled only where both speak
@@ -23,6 +23,10 @@ LEVEL_WIDTH = 0.15
 GAP = 0.3
 """Volumes of one b-value do not part in two by brightness (logarithm) further than this: the
 signal falls by that much from b=0 to 350 s/mm²."""
+
+SHELLS_APART = 0.5
+"""One shell is taken for another only where brightness is so far off: at b=5000 s/mm² and few
+directions it varies by 0.35."""
 
 CONTRAST_MARGIN = 0.1
 """By so much the pattern of a volume has to agree better with that of another b-value."""
@@ -258,6 +262,8 @@ class _Labels:
         distances = distances if brightness[volume] < brightest + GAP else []
         for other in np.argsort(distances, kind="stable"):
             if other == own or not distances[other] < distances[own] / 2:
+                continue
+            if 0 not in (own, other) and distances[own] < SHELLS_APART:
                 continue
             if likeness(volume, self.cores[other]) > at_home + CONTRAST_MARGIN:
                 like = 0.0 if other == 0 else float(self.bvals[self.levels[other]].mean())

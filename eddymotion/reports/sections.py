@@ -268,7 +268,7 @@ def settings(series: SeriesReport) -> Html:
         content = sidecar.pop(key, None)
         if isinstance(content, Mapping):
             parts.append(tag("div", tag("h3", words), table(_rows(content))))
-    for key in ("Summary", "StageSeconds", "OutlierSlices"):  # shown above
+    for key in ("Summary", "StageSeconds", "OutlierSlices", "Warnings"):  # shown above
         sidecar.pop(key, None)
     rest = [tag("h3", "Sidecar of the corrected image"), table(_rows(sidecar))]
     return join([tag("div", *parts, class_="columns"), *rest]) if series.sidecar else Html("")
