@@ -26,6 +26,7 @@ from isal import igzip
 from nibabel.affines import voxel_sizes
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
+from eddymotion.checks import refuse_contradictions
 from eddymotion.dataset import DWI, KEPT_TYPES, Series
 from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
@@ -79,8 +80,9 @@ def load(
         Brain mask on the grid of the series; computed from the mean b=0 when not given.
     b0_threshold : float
         Volumes at or below this b-value count as b=0.
-    ignore : sequence of {"sform", "qform"}
-        Which of the two affines to disregard when they disagree.
+    ignore : sequence of {"sform", "qform", "tables"}
+        Which of the two affines to disregard when they disagree; with ``tables``, that the images
+        contradict the b-values.
 
     Returns
     -------
@@ -90,7 +92,8 @@ def load(
     Raises
     ------
     EddymotionError
-        If a file is missing, damaged or does not fit the others.
+        If a file is missing, damaged or does not fit the others, or if no head could look so with
+        these b-values (:mod:`eddymotion.checks.tables`).
     """
     path = Path(path)
     if not path.is_file():
@@ -128,7 +131,9 @@ def load(
             )
     else:
         brain = brain_mask(mean_b0(signal, gradients))
-    return DWI(signal, affine, gradients, brain & finite, path, repetition_time_of(header))
+    dwi = DWI(signal, affine, gradients, brain & finite, path, repetition_time_of(header))
+    refuse_contradictions(dwi, np.linalg.norm(bvecs, axis=1), ignore)
+    return dwi
 
 
 def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:

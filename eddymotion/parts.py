@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from eddymotion.checks import in_sidecar
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import Outputs, write_sidecar
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
@@ -196,6 +197,7 @@ def report(
         bvec=corrected.bvec,
         mask=_mask_on(corrected.dwi, settings.brain_mask),
         b0_threshold=settings.b0_threshold,
+        ignore=("tables",),  # the original's were judged
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
     model, slicing = model_for(dwi, settings), slicing_of(series, dwi)
@@ -211,7 +213,8 @@ def report(
     methods = methods_of(dwi, motion, model, settings, estimated=False)
     registered = settings.output_space and settings.output_space_transform != "none"
     grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
-    write_sidecar(outputs, sidecar_of(series, settings, summary, methods, grids))
+    content = sidecar_of(series, settings, summary, methods, grids)
+    write_sidecar(outputs, content | {"Warnings": in_sidecar(dwi)})
     page = _page(out_dir, outputs)
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
 

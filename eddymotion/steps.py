@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
+from eddymotion.checks import in_sidecar
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.citation import NONE_FOUND, Methods
@@ -177,6 +178,7 @@ def correct_series(
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, grids, stages) | {
         "OutlierSlices": outliers,
+        "Warnings": in_sidecar(dwi),
         "Fingerprint": print_of_run,
         "MotionFingerprint": fingerprint(series, settings, without=AFTER_MOTION),
     }

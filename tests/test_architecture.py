@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
     ("cgroups", "children", "compiling", "errors", "names", "processes", "reprs", "words"),
     ("field_kernels", "kernels"),
-    ("eddy_currents", "geometry", "gradients", "headers", "html_values"),
+    ("eddy_currents", "geometry", "gradients", "headers", "html_values", "zeros"),
     ("locks", "logs", "parallel", "running", "temporaries"),
-    ("dataset", "masking", "pyramid"),
+    ("checks", "dataset", "masking", "pyramid"),
     (
         "files",
         "itk",

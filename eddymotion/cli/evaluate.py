@@ -298,7 +298,7 @@ def evaluate_series(options: argparse.Namespace) -> None:
     files = {"a": options.a} | ({"b": options.b} if options.b else {})
     refuse_overwriting(options, files.values())
     series = {
-        name: load(path, mask=options.mask, b0_threshold=options.b0_threshold)
+        name: load(path, mask=options.mask, b0_threshold=options.b0_threshold, ignore=("tables",))
         for name, path in files.items()
     }
     first, last = series["a"], list(series.values())[-1]

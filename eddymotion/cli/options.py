@@ -225,8 +225,9 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eddy-fields", action="store_true",
                        help="write the eddy-current fields as displacement fields")  # fmt: skip
     group.add_argument(
-        "--ignore", nargs="+", choices=("sform", "qform"), default=[],
-        help="which affine to disregard where sform and qform disagree",
+        "--ignore", nargs="+", choices=("sform", "qform", "tables"), default=[],
+        help="sform, qform: which affine to disregard where the two disagree; tables: that the "
+             "images contradict the b-values",
     )  # fmt: skip
 
 

@@ -7,9 +7,11 @@ import logging
 
 import numpy as np
 
+from eddymotion.checks import doubts
 from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import N_TERMS
 from eddymotion.errors import EddymotionError, check_kind
+from eddymotion.estimation.estimate import with_larger_errors
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.joint import (
     FEW_FOR_FIELDS,
@@ -103,6 +105,9 @@ def estimate_motion(
     check_kind(dwi, DWI, "estimate_motion")
     _refuse_unknown(n_iterations, eddy_currents, pe_axis)
     _refuse_unusable(dwi)
+    found = doubts(dwi)
+    for doubt in found:
+        log.warning("%s: %s", dwi.source.name if dwi.source else "series", doubt.text)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     if isinstance(registrar, str):
@@ -136,9 +141,12 @@ def estimate_motion(
     groups = estimate.groups
     if groups is None and isinstance(model, AverageModel):
         groups = dwi.gradients.shells  # no frame is shared
-    return unite_frames(
+    motion = unite_frames(
         dwi, estimate, groups=groups, align_shells=align_shells, seed=seed, n_threads=n_threads
     )
+    for doubt in found:
+        motion = with_larger_errors(motion, dwi.center, lost=doubt.lost, factor=doubt.factor)
+    return motion
 
 
 def choose_estimator(name: str | None, model: Model, registrar: Registrar | None) -> str:

@@ -203,7 +203,7 @@ class _Clusters:
         """Solve for the offset and the function together; None with too few points."""
         center = self.dwi.brain_center
         b0s = self.dwi.gradients.b0s
-        splines = [Spline.of(low_pass(self.dwi.volume(v), self.fwhm)) for v in b0s]
+        splines = [Spline.of(low_pass(self.dwi.evidence(v), self.fwhm)) for v in b0s]
         known = np.isfinite(basis).all(axis=1)
         columns = np.zeros((len(basis), basis.shape[1] + 6))
         columns[known, :-6] = basis[known]
@@ -245,7 +245,7 @@ class _Clusters:
         points = self.points.reshape(-1, 3)
 
         def read(k: int) -> np.ndarray:
-            spline = Spline.of(low_pass(self.dwi.volume(volumes[k]), self.fwhm))
+            spline = Spline.of(low_pass(self.dwi.evidence(volumes[k]), self.fwhm))
             recorded, factor = motion.displaced(k, points)
             return spline.sample(recorded) * factor
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion
+from eddymotion.geometry import Motion, rigid_parameters
 from eddymotion.models import AverageModel, Model
 
 log = logging.getLogger(__name__)
@@ -128,3 +128,27 @@ def _advice(dwi: DWI, model: Model | None) -> str:
             "few: register them with eddymotion-register"
         )
     return "use --model gp" if isinstance(model, AverageModel) else "use --model average"
+
+
+def with_larger_errors(
+    motion: Motion, center: np.ndarray, *, lost: float = 0.0, factor: float = 1.0
+) -> Motion:
+    """Let the standard errors tell that a series shows less of the motion than there was.
+
+    Parameters
+    ----------
+    motion : Motion
+    center : (3,) array
+        Where the standard errors are measured, RAS+ mm.
+    lost : float
+        Part of the motion that may be missing: of how far each volume is from the usual pose.
+    factor : float
+        On the errors that were found.
+    """
+    if motion.standard_errors is None:
+        return motion
+    parameters = rigid_parameters(motion.matrices, center)
+    away = parameters - np.median(parameters, axis=0)
+    errors = np.hypot(factor * motion.standard_errors, lost * away)
+    errors[(motion.standard_errors == 0).all(axis=1)] = 0.0  # the reference itself
+    return replace(motion, standard_errors=errors)

@@ -478,7 +478,7 @@ class _Solver:
             margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
 
             def filtered(volume: int) -> Spline:
-                image = self.dwi.volume(volume)
+                image = self.dwi.evidence(volume)
                 if self.outliers is not None:
                     image = mended(image, self.outliers, volume)
                 if level is not COARSE[0]:

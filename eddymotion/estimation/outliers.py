@@ -34,7 +34,7 @@ looks so is mostly a vessel or the slice beside the edge of the brain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -291,7 +291,7 @@ def mended(image: Image, outliers: SliceOutliers, volume: int) -> Image:
     share = np.where(flags, np.clip(outliers.ratio[volume], LEAST_SHARE, 1.0), 1.0)
     shape = np.ones(3, int)
     shape[outliers.slicing.axis] = len(share)
-    return Image(image.data / share.reshape(shape).astype(np.float32), image.affine)
+    return replace(image, data=image.data / share.reshape(shape).astype(np.float32))
 
 
 def spline_through(values: np.ndarray, height: np.ndarray) -> np.ndarray:

@@ -169,7 +169,7 @@ def _read(
 
     def read(volume: int) -> None:
         recorded, stretch = motion.displaced(volume, points)
-        values[volume] = dwi.volume(volume).spline.sample(recorded) * stretch
+        values[volume] = dwi.evidence(volume).spline.sample(recorded) * stretch
         heights[volume] = slice_heights(recorded, dwi.affine, axis)
 
     parallel_map(read, range(len(dwi)), n_threads=n_threads)

@@ -281,8 +281,8 @@ def settings(series: SeriesReport) -> Html:
         content = sidecar.pop(key, None)
         if isinstance(content, Mapping):
             parts.append(tag("div", tag("h3", words), table(_rows(content))))
-    shown_or_ours = "Summary", "Methods", "StageSeconds", "OutlierSlices", RECORD, SELF
-    for key in shown_or_ours:
+    shown = "Summary", "Methods", "StageSeconds", "OutlierSlices", "Warnings"
+    for key in (*shown, RECORD, SELF):  # the last are for the next run
         sidecar.pop(key, None)
     rest = [tag("h3", "Sidecar of the corrected image"), table(_rows(sidecar))]
     return join([tag("div", *parts, class_="columns"), *rest]) if series.sidecar else Html("")

@@ -26,7 +26,7 @@ from eddymotion.reports.data import ReportData
 from eddymotion.reports.maps import predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.tables import Table
-from eddymotion.reports.verdict import Findings, Verdict, judge
+from eddymotion.reports.verdict import Findings, Level, Notice, Verdict, judge, pose_errors
 from eddymotion.running import read_json
 
 MAX_STEPS = 400
@@ -206,7 +206,22 @@ class SeriesReport:
             change = self.findings.correlation - self.data.correlation_before
             known = np.isfinite(change) & ~self.gradients.is_b0
             gain = float(change[known].mean()) if known.any() else gain
-        return judge(self.findings, self.gradients, gain)
+        errors = pose_errors(self.confounds)
+        return judge(self.findings, self.gradients, gain, errors=errors, notices=self.notices)
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What the run said against the series itself."""
+        told = self.sidecar.get("Warnings")
+        entries = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+        return [
+            Notice(
+                str(one.get("Subject", "warning")),
+                str(one.get("Text", "")),
+                Level.DOUBTFUL if one.get("Severe") else Level.CARE,
+            )
+            for one in entries
+        ]
 
     @cached_property
     def outlier_list(self) -> list[tuple[int, int, float]]:

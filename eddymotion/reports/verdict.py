@@ -16,6 +16,7 @@ from enum import IntEnum
 import numpy as np
 
 from eddymotion.estimation.outliers import MANY_LOST, correlation_left
+from eddymotion.geometry import ROTATION_RADIUS_MM
 from eddymotion.gradients import Gradients
 from eddymotion.reports.tables import Table
 
@@ -81,15 +82,35 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What was said about a series and is no number.
+
+    Parameters
+    ----------
+    label, text : str
+    level : Level
+    """
+
+    label: str
+    text: str
+    level: Level
+
+    @property
+    def rule(self) -> str:
+        """What follows, in words."""
+        return f"{self.level.name.lower()} where it is found"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the checks say together.
 
     Parameters
     ----------
-    checks : tuple of Check
+    checks : tuple of Check or Notice
     """
 
-    checks: tuple[Check, ...]
+    checks: tuple[Check | Notice, ...]
 
     @property
     def level(self) -> Level:
@@ -245,7 +266,14 @@ def _largest(values: np.ndarray) -> np.ndarray:
     return order[np.isfinite(values[order])]
 
 
-def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) -> Verdict:
+def judge(
+    findings: Findings,
+    gradients: Gradients,
+    gain: float = float("nan"),
+    *,
+    errors: np.ndarray | None = None,
+    notices: Sequence[Notice] = (),
+) -> Verdict:
     """Apply the rule.
 
     Parameters
@@ -254,6 +282,10 @@ def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) 
     gradients : Gradients
     gain : float
         Mean correlation with the prediction after correction less that before; NaN: not known.
+    errors : (N,) array, optional
+        From :func:`pose_errors`: NaN where a volume could not be placed.
+    notices : sequence of Notice
+        What else was said about the series.
     """
     fd = findings.fd[np.isfinite(findings.fd)]
     dwis = gradients.dwis
@@ -278,7 +310,31 @@ def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) 
         Check("diffusion-weighted volumes left", left, f"{left}", 15, TENSOR_DIRECTIONS),
         Check("gain in correlation with the prediction", gain,
               "n/a" if np.isnan(gain) else f"{gain:+.3f}", -0.002, -0.02),
+        *([] if errors is None else _checks_of_errors(errors[dwis])),
+        *notices,
     ))  # fmt: skip
+
+
+def _checks_of_errors(errors: np.ndarray) -> tuple[Check, Check]:
+    known = errors[np.isfinite(errors)]
+    lost = np.flatnonzero(~np.isfinite(errors))
+    usual = float(np.quantile(known, 0.9)) if len(known) else float("nan")
+    return (
+        Check("standard error of the poses", usual, f"{usual:.2f} mm in nine of ten volumes",
+              0.6, 2.0, " mm"),
+        Check("volumes that could not be placed", 100 * len(lost) / max(len(errors), 1),
+              f"{len(lost)} of {len(errors)}", 0.0, 10.0, " %"),
+    )  # fmt: skip
+
+
+def pose_errors(confounds: Table) -> np.ndarray | None:
+    """Return the standard error of each pose, mm at 50 mm from the centre, (N,), if known."""
+    names = [f"{kind}_{axis}_se" for kind in ("trans", "rot") for axis in "xyz"]
+    if not set(names) <= set(confounds.columns):
+        return None
+    in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+    errors = np.stack([confounds.numbers(name) for name in names], axis=1) * in_mm
+    return np.sqrt((errors**2).sum(axis=1))
 
 
 def _listed(volumes: Sequence[int] | np.ndarray, most: int = 12) -> str:
