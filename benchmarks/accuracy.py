@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Error of the estimated motion on simulated series.
 
-``python -m benchmarks.accuracy [--phantom TISSUE PEAKS] [--series NAME …] [--seeds SEED …]``
-measures each series and seed, keeps a row as soon as it has one, and goes on where it stopped.
+``python -m benchmarks.accuracy [--phantom TISSUE PEAKS] [--series NAME …] [--seeds SEED …]
+[--real BIDS_DIR]`` measures each series and seed, keeps a row as soon as it has one, and goes on
+where it stopped. ``--real`` holds the series to which heads are fitted; without it those are left
+out.
 ``--render`` only writes ``docs/benchmarks/accuracy.md``, the median and the worst over the seeds:
 
 - RMSE over axes and b>100 volumes of translation (mm) and rotation (°) at the head's centre, in
@@ -21,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +31,30 @@ from scipy.spatial.transform import Rotation
 
 import eddymotion as em
 from benchmarks import tables
+from eddymotion.bids import find_series
 from eddymotion.dataset import DWI
 from eddymotion.evaluation import compare_motion
 from eddymotion.gradients import Gradients
 from eddymotion.simulation import (
     Grid,
+    HarmonicHead,
+    Head,
+    KSpace,
     Phantom,
+    SyntheticHead,
     acquire,
     cartesian_scheme,
     procedural_head,
     shelled_scheme,
 )
+from eddymotion.simulation.base import Box
 from eddymotion.simulation.motion import simulate_motion
 from eddymotion.simulation.patterns import Pattern
+from eddymotion.simulation.synthetic import Contrast
+from eddymotion.simulation.variants import Cavity, Coverage, covered, with_cavity
 
 CENTER = np.zeros(3)
+"""Of the built-in head and its grids."""
 
 OBLIQUE = tuple(np.deg2rad(15) * np.array([2.0, -1.0, 2.0]) / 3)
 """Rotation vector of the oblique grid: 15° about no axis of the scanner."""
@@ -63,25 +74,71 @@ class Series:
     dropout: float = 0.0
     scale: float = 1.0
     """Size of the head relative to a human one; voxels and motion shrink with it."""
+    head: str = "phantom"
+    """``phantom``, ``synthetic``, or the real series, as ``sub-01``, to which it is fitted."""
+    contrast: Contrast = "adult"
+    cavity: Cavity = "none"
+    coverage: Coverage = "whole"
+    kspace: KSpace | None = None
 
-    def simulate(self, phantom: Phantom, seed: int, n_threads: int) -> tuple[DWI, em.Motion]:
+    def simulate(self, head: Head, seed: int, n_threads: int) -> tuple[DWI, em.Motion]:
         """Return the series and its truth."""
+        box: Box = head.field_of_view if isinstance(head, HarmonicHead) else head
+        head = with_cavity(head, self.cavity)
         gradients = self.scheme()
-        truth = simulate_motion(self.pattern, len(gradients), CENTER, seed=seed)
         rotation = Rotation.from_rotvec(self.rotation).as_matrix()
-        grid = Grid.covering(phantom, self.voxel_sizes, self.orientation, rotation)
-        dwi = acquire(phantom, gradients, truth, grid, snr=self.snr, coil_bias=self.coil_bias,
-                      dropout=self.dropout, seed=seed, n_threads=n_threads)  # fmt: skip
+        grid = Grid.covering(box, self.voxel_sizes, self.orientation, rotation)
+        grid = covered(grid, head, self.coverage)
+        truth = simulate_motion(self.pattern, len(gradients), grid.center, seed=seed)
+        kspace = self.kspace and replace(self.kspace, seed=seed)
+        dwi = acquire(head, gradients, truth, grid, snr=self.snr, coil_bias=self.coil_bias,
+                      dropout=self.dropout, kspace=kspace, seed=seed,
+                      n_threads=n_threads)  # fmt: skip
         size = np.diag([self.scale] * 3 + [1.0])
         return replace(dwi, affine=size @ dwi.affine), scaled(truth, self.scale)
 
-    def digest(self, phantom: list[str]) -> str:
-        """Return a short name that changes with the parameters and the phantom's files."""
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its head needs a real series."""
+        return self.head not in ("phantom", "synthetic")
+
+    def digest(self, files: list[str]) -> str:
+        """Return a short name that changes with the parameters and the files of the head."""
         scheme = (self.scheme.func.__name__, self.scheme.args, self.scheme.keywords)
         code = hashlib.sha256(repr({**vars(self), "scheme": scheme}).encode())
-        for file in phantom:
+        for file in files:
             code.update(Path(file).read_bytes())
         return code.hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files from which heads are made."""
+
+    phantom: list[str]
+    real: Path | None = None
+
+    def head(self, series: Series, seed: int) -> Head:
+        """Return the head of a series."""
+        if series.head == "synthetic":
+            return SyntheticHead(seed, series.contrast)
+        return fitted_head(*self.files(series)) if series.is_fitted else read_phantom(self.phantom)
+
+    def files(self, series: Series) -> list[str]:
+        """Return the files of the head of a series."""
+        if series.head == "synthetic":
+            return []
+        if not series.is_fitted:
+            return self.phantom
+        found = find_series(self.real).get(series.head.removeprefix("sub-")) if self.real else None
+        if not found:
+            raise SystemExit(f"no series of {series.head} in {self.real}: give --real BIDS_DIR")
+        return [str(found[0].dwi)]
+
+
+@lru_cache(maxsize=2)
+def fitted_head(series: str) -> HarmonicHead:
+    return HarmonicHead.from_series(em.load(series))
 
 
 def scaled(motion: em.Motion, factor: float) -> em.Motion:
@@ -97,6 +154,15 @@ MULTI = partial(shelled_scheme, {1000.0: 30, 2000.0: 30, 3000.0: 30}, 6)
 DSI = partial(cartesian_scheme, 55, 5000.0, 3)
 TINY = partial(shelled_scheme, {1000.0: 12}, 1)
 COARSE = partial(shelled_scheme, {1000.0: 30}, 3)
+SHORT = partial(shelled_scheme, {1000.0: 24}, 4)
+SHORT_HIGH = partial(shelled_scheme, {3000.0: 24}, 4)
+SHORT_SHELLS = partial(shelled_scheme, {700.0: 12, 1500.0: 16, 2800.0: 20}, 4)
+
+MEASURED = KSpace(coil_variation=2.0, partial_fourier=0.75, ghost=0.02)
+OTHER = partial(Series, pattern="moderate", voxel_sizes=3.0, coil_bias=0.0, kspace=MEASURED)
+"""Another head, or other physics, than that which the estimator grew up with."""
+
+SYNTHETIC = partial(OTHER, SHORT, head="synthetic")
 
 SERIES = {
     "single-none": Series(SINGLE, "none"),
@@ -121,6 +187,18 @@ SERIES = {
     "voxels-3": Series(COARSE, "moderate", voxel_sizes=3.0),
     "voxels-4": Series(COARSE, "moderate", voxel_sizes=4.0),
     "rodent": Series(COARSE, "moderate", scale=0.07),
+    "heads-phantom": OTHER(SHORT),
+    "heads-b15": OTHER(SHORT, head="sub-b15"),
+    "heads-sag": OTHER(SHORT, head="sub-sag", orientation="PSL"),
+    "heads-synthetic": SYNTHETIC(),
+    "heads-cavity": SYNTHETIC(cavity="fluid"),
+    "heads-empty": SYNTHETIC(cavity="empty"),
+    "heads-slab": SYNTHETIC(coverage="slab"),
+    "heads-cropped": SYNTHETIC(coverage="cropped"),
+    "heads-infant": SYNTHETIC(contrast="infant"),
+    "heads-b3000": OTHER(SHORT_HIGH, head="synthetic"),
+    "heads-shells": OTHER(SHORT_SHELLS, head="synthetic"),
+    "heads-tiny": OTHER(TINY, head="synthetic"),
 }
 
 KEY = ("series", "seed", "estimator", "model")
@@ -139,6 +217,8 @@ def parse() -> argparse.Namespace:
         "--series", nargs="+", metavar="NAME", default=list(SERIES),
         help=f"names, or what they begin with up to the dash: {', '.join(SERIES)}",
     )  # fmt: skip
+    parser.add_argument("--real", type=Path, metavar="BIDS_DIR",
+                        help="real series to which heads are fitted")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--estimator", default="joint")
     parser.add_argument("--model", default="auto")
@@ -151,19 +231,20 @@ def parse() -> argparse.Namespace:
     unknown = [name for name in options.series if not list(selected([name]))]
     if unknown:
         parser.error(f"unknown series {', '.join(unknown)}; there are {', '.join(SERIES)}")
+    if options.real is None:
+        options.series = [n for n in selected(options.series) if not SERIES[n].is_fitted]
     return options
 
 
 def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
+    sources = Sources(options.phantom, options.real)
     for seed in options.seeds:
         for name in selected(options.series):
             key = {"series": name, "seed": seed, "estimator": options.estimator,
                    "model": options.model}  # fmt: skip
             if rows.has(**key):
                 continue
-            dwi, truth = load_or_simulate(
-                options.cache, options.phantom, name, seed, options.n_threads
-            )
+            dwi, truth = load_or_simulate(options.cache, sources, name, seed, options.n_threads)
             started = time.perf_counter()
             found = em.estimate_motion(dwi, model=options.model, estimator=options.estimator,
                                        n_threads=options.n_threads)  # fmt: skip
@@ -178,17 +259,17 @@ def selected(names: list[str]) -> Iterator[str]:
 
 
 def load_or_simulate(
-    cache: Path | None, phantom: list[str], name: str, seed: int, n_threads: int
+    cache: Path | None, sources: Sources, name: str, seed: int, n_threads: int
 ) -> tuple[DWI, em.Motion]:
     """Simulate a series, once if there is a folder to keep it in."""
     series = SERIES[name]
     if cache is None:
-        return series.simulate(read_phantom(phantom), seed, n_threads)
+        return series.simulate(sources.head(series, seed), seed, n_threads)
     cache.mkdir(parents=True, exist_ok=True)
-    stem = cache / f"{name}_seed-{seed}_{series.digest(phantom)}"
+    stem = cache / f"{name}_seed-{seed}_{series.digest(sources.files(series))}"
     parts, signal = Path(f"{stem}.npz"), Path(f"{stem}.npy")
     if not parts.is_file():  # written last
-        dwi, truth = series.simulate(read_phantom(phantom), seed, n_threads)
+        dwi, truth = series.simulate(sources.head(series, seed), seed, n_threads)
         save_whole(signal, lambda file: np.save(file, dwi.signal))
         save_whole(parts, lambda file: np.savez(
             file, affine=dwi.affine, mask=dwi.mask, bvals=dwi.gradients.bvals,
@@ -221,7 +302,7 @@ def score(
     compared = compare_motion(
         replace(scaled(found.relative_to(0), size), standard_errors=se),
         scaled(truth.relative_to(0), size),
-        center=CENTER, bvals=dwi.gradients.bvals, grid_center=size * dwi.center,
+        center=size * dwi.center, bvals=dwi.gradients.bvals, grid_center=size * dwi.center,
     )  # fmt: skip
     frame, free = compared.score(frame="given"), compared.score()
     nothing = compared.score("nothing", "given")
@@ -300,7 +381,17 @@ tiny: 12 directions, one b=0. coarse: 30 directions, 2.5×2.5×3 mm, SNR 10. sca
 displaced by up to 20 mm and 25°. dropout: 3 % of the slices lose signal. oblique: a turned
 sagittal scan. voxels-X: 30 directions, voxels of X mm. rodent: a head of 7 % of the size, errors
 in lengths of a human head. swap15 …: 15 % of the volumes moved by up to 5 mm and 8°; moderate and
-high: drift with 3 and 8 jumps. Voxels are 2 mm and SNR 20 where nothing else is said.
+high: drift with 3 and 8 jumps.
+
+heads-X: heads and physics with which nothing was tuned: 24 directions at b=1000 and 4 b=0, 3 mm,
+measured in k-space under the field of a coil array (2:1), with 6/8 partial Fourier and a ghost of
+2 %. phantom: the head of the other rows. b15, sag: fitted to real series by harmonics, joined by
+time. All others are synthetic heads of exact geometry, another for each seed. cavity, empty: with
+a cavity of 5 cm, filled or not. slab: 42 mm of slices. cropped: without the lowest 30 mm of the
+brain. infant: grey and white matter reversed. b3000: 24 directions at b=3000. shells: 12, 16, 20
+at b=700, 1500, 2800. tiny: 12 directions, one b=0.
+
+Voxels are 2 mm and SNR 20 where nothing else is said.
 """
 
 

@@ -216,7 +216,7 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
             tables.number(row["floor_s"], 1), tables.number(row["seconds"] / row["floor_s"], 1),
             str(row["peak_mb"]), tables.number(row["peak_mb"] / row["series_mb"], 1), shares,
         ])  # fmt: skip
-    heads = ["case", "size", "resampling", "processes", "cold (s)", "warm (s)", "floor (s)",
+    heads = ["case", "size", "resampling", "children", "cold (s)", "warm (s)", "floor (s)",
              "ratio", "peak (MB)", "copies", "shares (%)"]  # fmt: skip
     parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines),
              "![seconds and memory against volumes and voxels](speed.png)\n"]  # fmt: skip

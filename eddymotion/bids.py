@@ -5,21 +5,33 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eddymotion.bids_filters import passes, read_filters, refuse_unknown
+from eddymotion.bids_tree import BidsFile, Tree, indexed_tree, participants_of, read_tree
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
-from eddymotion.files import image_stem
+from eddymotion.files import read_numbers
+from eddymotion.series_files import FIELDS, read_sidecar
 from eddymotion.steps import SeriesFiles
 
 log = logging.getLogger(__name__)
+
+NOT_MAGNITUDE = ("phase", "real", "imag")
+"""Values of the entity ``part`` of images that are not corrected."""
+
+URI = "bids:raw:"
+
+LISTED = 20
+"""Labels that a message lists at most."""
 
 
 def find_series(
@@ -28,6 +40,7 @@ def find_series(
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
     filter_file: Path | None = None,
+    database_dir: Path | None = None,
 ) -> dict[str, list[SeriesFiles]]:
     """Find the diffusion series of each participant.
 
@@ -40,11 +53,14 @@ def find_series(
     filter_file : Path, optional
         JSON ``{"dwi": {entity: value}}`` as fMRIPrep takes it; ``null`` asks that the entity be
         absent, ``"*"`` that it be present.
+    database_dir : Path, optional
+        Where PyBIDS keeps its index of the whole dataset; made where there is none. Without it
+        the folders are read, those of the participants to keep alone.
 
     Returns
     -------
     dict
-        Participant label → series, both in order.
+        Participant label → series, both in order. Series that cannot be corrected say why.
 
     Raises
     ------
@@ -54,112 +70,264 @@ def find_series(
     if not bids_dir.is_dir():
         raise EddymotionError(f"{bids_dir}: no such folder; give the root of a BIDS dataset")
     bids_dir = bids_dir.resolve()
-    layout = _index(bids_dir)
-    wanted = [label.removeprefix("sub-") for label in participants]
-    known = layout.get_subjects()
-    if missing := sorted(set(wanted) - set(known)):
-        raise EddymotionError(
-            f"{bids_dir}: no participant {', '.join(missing)}; "
-            f"it has {', '.join(known) or 'none at all'}"
-        )
-    query: dict[str, Any] = {"suffix": "dwi", "extension": [".nii", ".nii.gz"]}
-    if wanted:
-        query["subject"] = wanted
+    filters = read_filters(filter_file)
+    tree, wanted = _tree_of(bids_dir, participants, database_dir)
+    images = [image for image in tree.images() if image.labels["sub"] in wanted]
     if sessions:
-        query["session"] = [label.removeprefix("ses-") for label in sessions]
-        there = layout.get_sessions(**({"subject": wanted} if wanted else {}))
-        if missing := sorted(set(query["session"]) - set(there)):
-            raise EddymotionError(
-                f"{bids_dir}: no session {', '.join(missing)} of these participants; there are "
-                f"{', '.join(there) or 'none at all'}"
-            )
-    query |= _filters(filter_file)
-    try:
-        matching = layout.get(**query)
-    except (ValueError, TypeError) as error:
-        raise EddymotionError(f"{filter_file}: the filter does not work ({error})") from error
-    images = [image for image in matching if _is_raw_magnitude(image, bids_dir)]
+        images = _of_sessions(images, sessions, bids_dir)
+    metadata = _Sidecars(bids_dir, tree)
+    refuse_unknown(filters, images, metadata, filter_file)
+    images = [
+        image
+        for image in images
+        if image.labels.get("part") not in NOT_MAGNITUDE and passes(image, filters, metadata)
+    ]
     if not images:
         raise EddymotionError(
             f"{bids_dir}: no diffusion series (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) matches; "
             "check the folder, the labels and the filter file"
         )
-    _refuse_twins([Path(image.path) for image in images])
+    twins = _twins(images)
     found: dict[str, list[SeriesFiles]] = {}
-    for image in sorted(images, key=lambda image: image.path):
-        path = Path(image.path)
-        series = SeriesFiles(
-            dwi=path,
-            bval=_nearest(layout, path, ".bval"),
-            bvec=_nearest(layout, path, ".bvec"),
-            uri=f"bids:raw:{path.relative_to(bids_dir).as_posix()}",
-            metadata=layout.get_metadata(image.path),
-        )
-        found.setdefault(image.entities["subject"], []).append(series)
+    for image in images:
+        series = _series_of(image, bids_dir, tree, metadata)
+        if problem := twins.get(image):
+            series = replace(series, problem=problem)
+        found.setdefault(image.labels["sub"], []).append(series)
     return found
 
 
-def _refuse_twins(images: Sequence[Path]) -> None:
-    """Raise if a series is there twice: both would have the same outputs."""
-    seen: dict[Path, Path] = {}
-    for image in images:
-        stem = image.with_name(image_stem(image))
-        if stem in seen:
-            raise EddymotionError(
-                f"{seen[stem]} and {image.name} are one series; remove one of the two, or choose "
-                'with --bids-filter-file: {"dwi": {"extension": ".nii.gz"}}'
-            )
-        seen[stem] = image
-
-
-def _index(bids_dir: Path) -> Any:
-    """Index a dataset; sidecars that cannot be read are told and left aside."""
-    from bids import BIDSLayoutIndexer
-
-    try:
-        return _layout(bids_dir)
-    except EddymotionError:
-        broken = [path for path in sorted(bids_dir.rglob("*.json")) if not _is_object(path)]
-        if not broken:
-            raise
-    for path in broken:
-        log.warning("%s: cannot be read as JSON; what it says is not known", path)
-    names = (re.escape(path.relative_to(bids_dir).as_posix()) for path in broken)
-    ignored = [*NO_DATA, *(re.compile(f"^/{name}$") for name in names)]
-    return _layout(bids_dir, indexer=BIDSLayoutIndexer(validate=False, ignore=ignored))
-
-
-def _layout(bids_dir: Path, **options: Any) -> Any:
-    from bids import BIDSLayout
-
-    try:
-        return BIDSLayout(bids_dir, validate=False, derivatives=False, **options)
-    except (OSError, ValueError) as error:
+def _tree_of(
+    bids_dir: Path, participants: Sequence[str], database_dir: Path | None
+) -> tuple[Tree, set[str]]:
+    """Return the files of a dataset, and the labels of those participants that are wanted."""
+    tree = indexed_tree(bids_dir, database_dir) if database_dir else None
+    known = participants_of(bids_dir) if tree is None else tree.participants()
+    if not known and tree is not None:
         raise EddymotionError(
-            f"{bids_dir}: cannot be indexed as BIDS ({error}); correct that file"
-        ) from error
+            f"{database_dir}: PyBIDS' index there has no diffusion series; give another folder "
+            "with --bids-database-dir (fMRIPrep's index leaves dwi/ out)"
+        )
+    if not known:
+        raise EddymotionError(f"{bids_dir}: {_what_instead(bids_dir)}")
+    wanted = [label.removeprefix("sub-") for label in participants] or known
+    if missing := sorted(set(wanted) - set(known)):
+        raise EddymotionError(
+            f"{bids_dir}: no participant {listed(missing)}; it has {listed(known)}"
+        )
+    if not (bids_dir / "dataset_description.json").exists():
+        log.warning(
+            "%s: no dataset_description.json, which every BIDS dataset has; it is read all the "
+            'same: add one, such as {"Name": "…", "BIDSVersion": "1.10.0"}', bids_dir
+        )  # fmt: skip
+    return tree or read_tree(bids_dir, wanted), set(wanted)
 
 
-NO_DATA = ["code", "stimuli", "sourcedata", "models", re.compile(r"^/\.")]
-"""What is not searched for series: pybids' own list, which another one takes the place of."""
+def _what_instead(folder: Path) -> str:
+    """Say what is wrong with a folder without participants, and what to give instead."""
+    parts = folder.parts
+    of = next((n for n, part in reversed([*enumerate(parts)]) if part.startswith("sub-")), None)
+    if of is not None and all(p == "dwi" or p.startswith("ses-") for p in parts[of + 1 :]):
+        return (
+            f"a part of a dataset; give {Path(*parts[:of])} and "
+            f"--participant-label {parts[of].removeprefix('sub-')}"
+        )
+    for path in _first_files(folder):
+        if path.suffix.lower() in (".dcm", ".ima") or _is_dicom(path):
+            return (
+                "DICOM files; convert them to BIDS before (dcm2bids or HeuDiConv, which run "
+                "dcm2niix)"
+            )
+    for inside in sorted(folder.glob("*/dataset_description.json")):
+        if participants_of(inside.parent):
+            return f"no participants (folders sub-*); did you mean {inside.parent}?"
+    return (
+        "no participants (folders sub-*), so no diffusion series; give the root of a BIDS "
+        "dataset, or correct a single series with eddymotion-correct"
+    )
 
 
-def _is_object(path: Path) -> bool:
+def _first_files(folder: Path, most: int = 50) -> list[Path]:
+    """Return some files of a folder and of those in it, three deep."""
+    patterns = ("*", "*/*", "*/*/*")
+    found = (path for pattern in patterns for path in folder.glob(pattern) if os.path.isfile(path))
+    return [path for path, _ in zip(found, range(most), strict=False)]
+
+
+def _is_dicom(path: Path) -> bool:
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
         return False
 
 
-def _is_raw_magnitude(image: Any, bids_dir: Path) -> bool:
-    """Whether an image belongs to a participant, is not a phase image and not a derivative."""
-    inside = Path(image.path).relative_to(bids_dir).parts
-    entities = image.entities
-    return (
-        bool(entities.get("subject"))
-        and entities.get("part") != "phase"
-        and ("derivatives" not in inside)
+def listed(labels: Sequence[str]) -> str:
+    """Write labels for a message, not more than one can read."""
+    more = f" and {len(labels) - LISTED} more" if len(labels) > LISTED else ""
+    return (", ".join(labels[:LISTED]) or "none at all") + more
+
+
+def _of_sessions(
+    images: Sequence[BidsFile], sessions: Sequence[str], bids_dir: Path
+) -> list[BidsFile]:
+    wanted = {label.removeprefix("ses-") for label in sessions}
+    there = {image.labels["ses"] for image in images if "ses" in image.labels}
+    if missing := sorted(wanted - there):
+        raise EddymotionError(
+            f"{bids_dir}: no session {listed(missing)} of these participants; there are "
+            f"{listed(sorted(there))}"
+        )
+    return [image for image in images if image.labels.get("ses") in wanted]
+
+
+def _twins(images: Sequence[BidsFile]) -> dict[BidsFile, str]:
+    """Find images whose outputs would have the same names, each with what to do."""
+    by_name: dict[str, list[BidsFile]] = {}
+    for image in images:
+        by_name.setdefault(source_name(image.path), []).append(image)
+    problems: dict[BidsFile, str] = {}
+    for alike in by_name.values():
+        if len(alike) == 1:
+            continue
+        names = " and ".join(str(image.path) for image in alike)
+        if len({image.folder for image in alike}) == 1:
+            why = (
+                f"{names} are one series; remove one of the two, or choose with "
+                '--bids-filter-file: {"dwi": {"extension": ".nii.gz"}}'
+            )
+        else:
+            why = f"{names} would have outputs of the same name; rename one of them"
+        problems |= dict.fromkeys(alike, why)
+    return problems
+
+
+def _series_of(
+    image: BidsFile, bids_dir: Path, tree: Tree, metadata: Callable[[BidsFile], Mapping[str, Any]]
+) -> SeriesFiles:
+    """Put together what belongs to an image by BIDS' inheritance."""
+    tables: dict[str, Path | None] = {}
+    problems = []
+    for extension in (".bval", ".bvec"):
+        *_, nearest = tree.applicable(image, extension) or [[]]
+        if len(nearest) > 1:
+            problems.append(_ambiguous(nearest, image))
+        tables[extension] = bids_dir / nearest[0].path if nearest else None
+    try:
+        fields = metadata(image)
+    except EddymotionError as error:
+        fields = {}
+        problems.append(str(error))
+    return SeriesFiles(
+        dwi=bids_dir / image.path,
+        bval=tables[".bval"],
+        bvec=tables[".bvec"],
+        uri=f"{URI}{image.path.as_posix()}",
+        metadata={key: fields[key] for key in FIELDS if key in fields},
+        problem="; ".join(problems[:1]),
     )
+
+
+def _ambiguous(files: Sequence[BidsFile], image: BidsFile, what: str = "") -> str:
+    names = " and ".join(str(file.path) for file in files)
+    return (
+        f"{names} apply equally to {image.name}{what}; remove one of them, or give it the name "
+        "of the image"
+    )
+
+
+class _Sidecars:
+    """Metadata of images; each sidecar is read once."""
+
+    def __init__(self, bids_dir: Path, tree: Tree) -> None:
+        self.bids_dir = bids_dir
+        self.tree = tree
+        self._read: dict[Path, dict[str, Any]] = {}
+
+    def __call__(self, image: BidsFile) -> dict[str, Any]:
+        """Merge all sidecars that apply to an image; the nearest has the last word.
+
+        Raises
+        ------
+        EddymotionError
+            If two that apply equally contradict each other.
+        """
+        merged: dict[str, Any] = {}
+        for equals in self.tree.applicable(image, ".json"):
+            together: dict[str, Any] = {}
+            for file in equals:
+                content = self._content(file.path)
+                for key in FIELDS:
+                    if key in together and key in content and content[key] != together[key]:
+                        raise EddymotionError(_ambiguous(equals, image, f", but differ in {key}"))
+                together |= content
+            merged |= together
+        return merged
+
+    def _content(self, path: Path) -> dict[str, Any]:
+        if path not in self._read:
+            self._read[path] = read_sidecar(self.bids_dir / path)
+        return self._read[path]
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """What is to be done with the series that were found.
+
+    Parameters
+    ----------
+    series : mapping
+        Participant → what is corrected.
+    refused, skipped : mapping
+        Participant → series → why it cannot be corrected, or need not be.
+    """
+
+    series: Mapping[str, Sequence[SeriesFiles]]
+    refused: Mapping[str, Mapping[str, str]]
+    skipped: Mapping[str, Mapping[str, str]]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Sequence[SeriesFiles]], b0_threshold: float) -> Sorted:
+        """Set apart what has a problem, and what has b=0 volumes only."""
+        series: dict[str, list[SeriesFiles]] = {label: [] for label in found}
+        refused: dict[str, dict[str, str]] = {label: {} for label in found}
+        skipped: dict[str, dict[str, str]] = {label: {} for label in found}
+        for label, of_participant in found.items():
+            for one in of_participant:
+                name = one.uri.removeprefix(URI)
+                if one.problem:
+                    refused[label][name] = one.problem
+                elif has_b0_only(one, b0_threshold):
+                    skipped[label][one.dwi.name] = (
+                        f"no b-value above {b0_threshold:g} s/mm² (--b0-threshold): b=0 volumes "
+                        "alone are not corrected"
+                    )
+                else:
+                    series[label].append(one)
+        return cls(series, refused, skipped)
+
+    @property
+    def n_series(self) -> int:
+        """How many there are, skipped ones left out."""
+        return sum(map(len, self.series.values())) + len(together(self.refused))
+
+
+def together(reasons: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Put the reasons of all participants together: series → why."""
+    return {
+        name: why for of_participant in reasons.values() for name, why in of_participant.items()
+    }
+
+
+def has_b0_only(series: SeriesFiles, b0_threshold: float) -> bool:
+    """Whether a series has b=0 volumes only, such as those of reversed phase encoding."""
+    if series.bval is None:
+        return False
+    try:
+        bvals = read_numbers(series.bval)
+    except EddymotionError:  # told when its turn comes
+        return False
+    return bool(((bvals >= 0) & (bvals <= b0_threshold)).all())
 
 
 def outputs_of(series: SeriesFiles, participant: str, output_dir: Path) -> Outputs:
@@ -192,37 +360,3 @@ def report_problems(bids_dir: Path) -> None:
         return
     for code, where in sorted(places.items()):
         log.warning("BIDS validation: %s (%d×, e.g. %s)", code, len(where), where[0])
-
-
-def _nearest(layout: Any, path: Path, extension: str) -> Path | None:
-    """Find the table that applies by BIDS inheritance."""
-    nearest = layout.get_nearest(str(path), extension=extension, suffix="dwi")
-    return Path(nearest) if nearest else None
-
-
-def _filters(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    from bids.layout import Query
-
-    try:
-        filters = json.loads(path.read_text(encoding="utf-8"))
-        dwi = dict(filters.get("dwi", {}))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise EddymotionError(
-            f"{path}: cannot be read as a BIDS filter file ({error}); expected JSON such as "
-            '{"dwi": {"session": "01"}}'
-        ) from error
-    special: dict[Any, Any] = {None: Query.NONE, "*": Query.ANY}
-
-    def meant(entity: str, value: Any) -> Any:
-        if isinstance(value, list):
-            return [meant(entity, each) for each in value]
-        if value is not None and not isinstance(value, str | int | float):
-            raise EddymotionError(
-                f"{path}: {entity} is {json.dumps(value)}; expected a label, a list of labels, "
-                'null (must be absent) or "*" (must be there)'
-            )
-        return special.get(value, value)
-
-    return {entity: meant(entity, value) for entity, value in dwi.items()}

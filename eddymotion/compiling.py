@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
@@ -25,9 +26,28 @@ def compiled(function: Callable) -> Callable:
         dispatcher._cache = _read_only_cache(function)
         return dispatcher
     try:
-        return numba.njit(cache=True, **options)(function)
+        return _forgiving(numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no writable folder for the cache
         return numba.njit(**options)(function)
+
+
+def _forgiving(dispatcher: Any) -> Any:
+    """Compile anew where the cache is damaged, and go on where nothing can be written to it."""
+    cache = dispatcher._cache
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(*given: Any) -> Any:
+        try:
+            return load(*given)
+        except Exception:  # whatever unpickling half a file raises
+            return None
+
+    def save_overload(*given: Any) -> None:
+        with suppress(Exception):
+            save(*given)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
+    return dispatcher
 
 
 def is_read_only(folder: str) -> bool:

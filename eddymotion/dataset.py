@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,12 +14,22 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import grid_center
-from eddymotion.gradients import Gradients
+from eddymotion.gradients import Gradients, volumes_told
 from eddymotion.html_values import HtmlValue
-from eddymotion.kernels import sample_points, sample_points_with_gradient, spline_coefficients
+from eddymotion.kernels import (
+    PADDING,
+    sample_points,
+    sample_points_with_gradient,
+    spline_coefficients,
+)
+from eddymotion.reprs import short_repr, sizes_told
+from eddymotion.zeros import CUT_SHARE, cut_share, solid_zeros
 
 KEPT_TYPES = tuple(np.dtype(name) for name in ("float32", "int8", "uint8", "int16", "uint16"))
 """What a series keeps its signal in: scanners store integers, half as large as float32."""
+
+VOLUMES_TO_LOOK_AT = 4
+"""Diffusion-weighted volumes that tell whether tissue was set to zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +47,17 @@ class Spline:
     coefficients: np.ndarray
     affine: np.ndarray
 
+    __repr__ = short_repr
+
     @classmethod
     def of(cls, image: Image) -> Spline:
-        """Interpolate an image."""
+        """Interpolate an image; NaN wherever something that is missing has a say."""
         volume = np.ascontiguousarray(image.data.T, dtype=np.float32)
-        return cls(spline_coefficients(volume), image.affine)
+        coefficients = spline_coefficients(volume)
+        if image.missing is not None:
+            inside = (slice(PADDING, -PADDING),) * 3
+            coefficients[inside][image.missing.T] = np.nan
+        return cls(coefficients, image.affine)
 
     @cached_property
     def _world_to_kernel(self) -> np.ndarray:
@@ -91,10 +107,17 @@ class Image:
     data : (X, Y, Z) array
     affine : (4, 4) array
         Voxel indices → RAS+ mm.
+    missing : (X, Y, Z) bool array, optional
+        Voxels that say nothing, whatever their value.
     """
 
     data: np.ndarray
     affine: np.ndarray
+    missing: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        sizes = sizes_told(map(float, self.voxel_sizes))
+        return f"Image({sizes_told(self.data.shape)}, {sizes} mm, {self.data.dtype})"
 
     @property
     def voxel_sizes(self) -> np.ndarray:
@@ -138,15 +161,9 @@ class Series(ABC):
         return len(self.gradients)
 
     def __repr__(self) -> str:
-        shape = "×".join(map(str, (*self.shape, len(self))))
-        sizes = "×".join(f"{size:.3g}" for size in self.voxel_sizes)
-        shells = ", ".join(
-            f"{len(shell)}×b={bval:.0f}"
-            for shell, bval in zip(self.gradients.shells, self.gradients.shell_bvals, strict=True)
-        )
-        return (
-            f"{type(self).__name__}({shape}, {sizes} mm, {len(self.gradients.b0s)}×b=0, {shells})"
-        )
+        shape = sizes_told((*self.shape, len(self)))
+        sizes = sizes_told(map(float, self.voxel_sizes))
+        return f"{type(self).__name__}({shape}, {sizes} mm, {volumes_told(self.gradients)})"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -267,6 +284,19 @@ class DWI(Series, HtmlValue):
     def volume(self, index: int) -> Image:
         """Return one volume, as float32."""
         return Image(np.asarray(self.signal[..., index], dtype=np.float32), self.affine)
+
+    def evidence(self, index: int) -> Image:
+        """Return one volume with what is missing of it: what an estimation goes by."""
+        image = self.volume(index)
+        return replace(image, missing=solid_zeros(image.data)) if self.is_cut else image
+
+    @cached_property
+    def is_cut(self) -> bool:
+        """Whether tissue was set to zero, in the volumes that are looked at."""
+        b0s, dwis = self.gradients.b0s, self.gradients.dwis
+        looked_at = [*b0s[:1], *dwis[:: max(1, len(dwis) // VOLUMES_TO_LOOK_AT)]]
+        shares = [cut_share(self.signal[..., volume], self.mask) for volume in looked_at]
+        return bool(np.median(shares) > CUT_SHARE)
 
     def volumes(self) -> Iterator[np.ndarray]:
         """Give the volumes one after the other, as they are kept."""

@@ -9,7 +9,11 @@ import numpy as np
 
 from eddymotion.bids import find_series, outputs_of
 from eddymotion.dataset import DWI
-from eddymotion.derivatives.dataset import refuse_foreign_dataset, write_dataset_files
+from eddymotion.derivatives.dataset import (
+    refuse_foreign_dataset,
+    write_citation,
+    write_dataset_files,
+)
 from eddymotion.errors import EddymotionError
 from eddymotion.files import load
 from eddymotion.geometry import Motion, rigid_parameters
@@ -61,8 +65,10 @@ def run_demo(folder: Path, settings: Settings, progress: Progress = silent) -> s
     series = find_series(bids_dir)["demo"][0]
     outputs = outputs_of(series, "demo", output_dir)
     correct_series(series, outputs, settings, progress)
+    write_citation(output_dir, [outputs["sidecar"]])
     report = output_dir / "sub-demo.html"
-    write_participant_page(report, "sub-demo", [outputs])
+    for why in write_participant_page(report, "sub-demo", [outputs]).values():
+        raise EddymotionError(why)
     dwi = load(series.dwi, mask=outputs["mask"])
     truth = Motion(read_itk(bids_dir / "truth" / "sub-demo_xfm.txt"))
     found = Motion(read_itk(outputs["xfm"]))

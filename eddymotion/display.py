@@ -29,6 +29,7 @@ from eddymotion.reports.slices import CUTS, PLANES, Grid
 from eddymotion.reports.sprites import WHITE, Frames
 from eddymotion.reports.svg import Columns, Panel
 from eddymotion.reports.tables import Table
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -132,7 +133,7 @@ def show(
             "mask on the grid of the fixed image"
         )
     if labels[0] == labels[1]:
-        raise EddymotionError(f"show: both labels are {labels[0]!r}; give two that differ")
+        raise EddymotionError(f"show: both labels are {shown(labels[0])}; give two that differ")
     grid = _grid(fixed_image)
     frames = Frames.of(grid, 1)
     outline = []
@@ -162,14 +163,15 @@ def html_of(value: Any) -> str:
 @html_of.register
 def _(motion: Motion) -> str:
     parameters = rigid_parameters(motion.matrices, np.zeros(3))
-    fd = framewise_displacement(parameters)[1:]
+    displacement = framewise_displacement(rigid_parameters(motion.head, np.zeros(3)))
+    fd = displacement[1:]
     told = f"Motion of {len(motion)} volumes"
     if len(fd):
         told += f": framewise displacement {fd.mean():.2f} mm on average, {fd.max():.2f} at most"
     if motion.eddy_currents is not None:
-        told += "; with eddy currents"
+        told += " (of the head alone; translations hold the offset of the eddy currents)"
     where = "Translations are those of the scanner's origin."
-    return _figure(_traces(parameters, motion.standard_errors), f"{told}. {where}")
+    return _figure(_traces(parameters, displacement, motion.standard_errors), f"{told}. {where}")
 
 
 @html_of.register
@@ -187,7 +189,7 @@ def _(dwi: DWI) -> str:
     return _figure(tag, words)
 
 
-def _traces(parameters: np.ndarray, errors: np.ndarray | None) -> str:
+def _traces(parameters: np.ndarray, fd: np.ndarray, errors: np.ndarray | None) -> str:
     """Draw translations, rotations and framewise displacement: SVG."""
     names = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
     cells = {name: [f"{x:.8g}" for x in parameters[:, k]] for k, name in enumerate(names)}
@@ -200,7 +202,6 @@ def _traces(parameters: np.ndarray, errors: np.ndarray | None) -> str:
         height = 84.0 if name.startswith("FD") else 118.0
         return Panel(columns, tops[name], height, low, high, name)
 
-    fd = framewise_displacement(parameters)
     bars = panel("FD (mm)", 0.0, max(1.1 * float(np.nanmax(fd, initial=0.0)), 0.1))
     parts = [
         three_lines(panel, "translation (mm)", table, "trans", 1.0),

@@ -19,6 +19,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.field_kernels import displace_points
+from eddymotion.reprs import short_repr
 
 TERMS = (
     "x", "y", "z",
@@ -68,6 +69,8 @@ class EddyCurrents:
     center: np.ndarray
     offsets: np.ndarray | None = None
     offset_errors: np.ndarray | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         coefficients = frozen_copy(self.coefficients)

@@ -1,6 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that a user can act on."""
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ANNEXED = "annex/objects"
+"""In the target of a link, or the content of a small file, that stands for one of git-annex."""
+
+LFS = "version https://git-lfs"
+"""What a small file begins with that stands for one of Git LFS."""
+
 
 class EddymotionError(ValueError):
     """Input or settings that cannot work.
@@ -10,5 +21,61 @@ class EddymotionError(ValueError):
     """
 
 
+REMEDIES = {
+    "DWI": "load it first: eddymotion.load({path!r})",
+    "Motion": "read it first: eddymotion.evaluation.read_motion({path!r}).motion",
+}
+"""What to do with a path, by the kind of value that is expected."""
+
+
+def check_kind(given: object, kind: type, who: str) -> None:
+    """Raise unless `given` is of a kind; `who` wants it.
+
+    Raises
+    ------
+    EddymotionError
+        Saying how to read it, if it is a path.
+    """
+    if isinstance(given, kind):
+        return
+    if isinstance(given, (str, os.PathLike)):
+        remedy = REMEDIES.get(kind.__name__, "read it first").format(path=os.fspath(given))
+        raise EddymotionError(f"{who}: got a path, expected a {kind.__name__}; {remedy}")
+    remedy = REMEDIES.get(kind.__name__, "give one").format(path="FILE")
+    raise EddymotionError(
+        f"{who}: got a {type(given).__name__}, expected a {kind.__name__}; {remedy}"
+    )
+
+
 class EngineError(EddymotionError):
     """Another program crashed, or left its result out: the call itself may be right."""
+
+
+class LockLostError(EddymotionError):
+    """Another run has taken over the outputs while this one slept: it must not write on."""
+
+
+def absence(path: Path, advice: str = "check the path") -> str:
+    """Say in one line that a file is not there, and what to do; how to fetch what is linked."""
+    if os.path.isdir(path):  # unlike Path.is_dir, never an error
+        return f"{path}: a folder; {advice}"
+    if not os.path.islink(path):
+        return f"{path}: no such file; {advice}"
+    target = os.readlink(path)
+    if ANNEXED in Path(target).as_posix():
+        return f"{path}: its content is not here; get it with: datalad get {path}"
+    return f"{path}: a link to {target}, which is not there; restore that file, or {advice}"
+
+
+def stand_in(path: Path) -> str | None:
+    """Say how to fetch what a small file stands for: git-annex and Git LFS leave such ones."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(100).decode("utf-8", "replace")
+    except OSError:
+        return None
+    if ANNEXED in start:
+        return f"{path}: its content is not here; get it with: datalad get {path}"
+    if start.startswith(LFS):
+        return f"{path}: its content is not here; get it with: git lfs pull"
+    return None

@@ -1,60 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files ⇄ values: images, gradient tables, transforms.
 
-Everything is written under a temporary name beside its final one and then renamed, so that a
-final name never holds half a file.
+Everything is written under a temporary name beside its final one, flushed to the disk and then
+renamed, so that a final name never holds half a file.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import math
 import os
-import uuid
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
-from isal.igzip_lib import IsalError
 from nibabel.affines import voxel_sizes
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
+from eddymotion.checks import refuse_contradictions
 from eddymotion.dataset import DWI, KEPT_TYPES, Series
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.geometry import Motion, fsl_coordinates, grid_distance
 from eddymotion.gradients import Gradients, from_fsl, to_fsl
+from eddymotion.headers import (
+    affine_of,
+    header_of,
+    opened,
+    refusing,
+    repetition_time_of,
+    scaling_of,
+    shape_of,
+)
+from eddymotion.locks import refuse_if_lost
 from eddymotion.masking import brain_mask
+from eddymotion.names import ESCAPED
+from eddymotion.running import disk_error_in_words
+from eddymotion.temporaries import temporary_name
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
-DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
-    OSError,
-    EOFError,
-    zlib.error,
-    IsalError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-)
-"""What decoders raise on files that are cut short, garbled, or hold no real numbers."""
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
+"""What fsync says where a file system has nothing of the kind."""
 
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
 
 MASK_TOLERANCE = 0.5
 """Largest distance (voxels) between the grids of an image and its mask."""
-
-MAX_AFFINE_DISAGREEMENT = 0.1
-"""Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
 
 
 def load(
@@ -78,8 +80,9 @@ def load(
         Brain mask on the grid of the series; computed from the mean b=0 when not given.
     b0_threshold : float
         Volumes at or below this b-value count as b=0.
-    ignore : sequence of {"sform", "qform"}
-        Which of the two affines to disregard when they disagree.
+    ignore : sequence of {"sform", "qform", "tables"}
+        Which of the two affines to disregard when they disagree; with ``tables``, that the images
+        contradict the b-values.
 
     Returns
     -------
@@ -89,11 +92,12 @@ def load(
     Raises
     ------
     EddymotionError
-        If a file is missing, damaged or does not fit the others.
+        If a file is missing, damaged or does not fit the others, or if no head could look so with
+        these b-values (:mod:`eddymotion.checks.tables`).
     """
     path = Path(path)
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; give a 4-D NIfTI image")
+        raise EddymotionError(absence(path, "give a 4-D NIfTI image"))
     bval = Path(bval) if bval else _table_beside(path, "bval")
     bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
     bvals, bvecs = read_gradient_table(bval, bvec)
@@ -127,7 +131,9 @@ def load(
             )
     else:
         brain = brain_mask(mean_b0(signal, gradients))
-    return DWI(signal, affine, gradients, brain & finite, path, _repetition_time(header))
+    dwi = DWI(signal, affine, gradients, brain & finite, path, repetition_time_of(header))
+    refuse_contradictions(dwi, np.linalg.norm(bvecs, axis=1), ignore)
+    return dwi
 
 
 def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
@@ -214,98 +220,39 @@ def read_image(
     EddymotionError
         If it is missing, damaged, not NIfTI, or its sform and qform disagree.
     """
-    if not path.is_file():
-        found = "a folder; give a NIfTI image" if path.is_dir() else "no such file; check the path"
-        raise EddymotionError(f"{path}: {found}")
-    if path.suffix in (".hdr", ".img"):
-        raise EddymotionError(f"{path}: one half of a pair of files; convert it to .nii.gz")
-    try:
-        with nib.imageglobals.LoggingOutputSuppressor():  # what it says comes with the error
-            data, header = _decode(path, keep_integers)
-        affine = _affine(path, header, ignore)
-    except EddymotionError:
-        raise
-    except DAMAGED as error:
-        raise EddymotionError(
-            f"{path}: cannot be read as NIfTI ({_first_line(error)}); it may be truncated: "
-            "copy or convert it again"
-        ) from error
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        nib.wrapstruct.WrapStructError,
-    ) as error:
-        raise EddymotionError(
-            f"{path}: not a NIfTI image ({_first_line(error)}); convert it to .nii.gz"
-        ) from error
-    return data, affine, header
+    with refusing(path):
+        data, header = _decode(path, keep_integers)
+        return data, affine_of(path, header, ignore), header
 
 
 def _decode(path: Path, keep_integers: bool) -> tuple[np.ndarray, nib.Nifti1Header]:
     """Read a volume at a time: nibabel decodes, isal decompresses, one copy alone stays."""
-    opener = igzip.open if path.name.endswith(".gz") else open
-    with opener(path, "rb") as stream:
-        magic = int.from_bytes(stream.read(4), "little")
-        stream.seek(0)
-        kind = nib.Nifti2Image if magic in (540, 0x1C020000) else nib.Nifti1Image
-        image = kind.from_stream(stream)
-        if image.get_data_dtype().kind not in "iuf":
+    with opened(path) as stream:
+        header = header_of(stream)
+        stored_type = header.get_data_dtype()
+        if stored_type.kind not in "iuf":
             raise EddymotionError(
-                f"{path}: voxels of type {image.get_data_dtype()}, expected real numbers; give "
-                "the magnitude image"
+                f"{path}: voxels of type {stored_type}, expected real numbers; give the "
+                "magnitude image"
             )
-        stored = cast(ArrayProxy, image.dataobj)
-        kept = stored.dtype.newbyteorder("=")
-        exact = keep_integers and kept in KEPT_TYPES and (stored.slope, stored.inter) == (1, 0)
-        data = np.empty(stored.shape, kept if exact else np.float32, order="F")
-        shape, size = stored.shape[:-1], stored.dtype.itemsize * math.prod(stored.shape[:-1])
-        for index in range(stored.shape[-1]):
-            raw = array_from_file(
-                shape, stored.dtype, stream, stored.offset + index * size, mmap=False
-            )
-            data[..., index] = (
-                raw if exact else apply_read_scaling(raw, stored.slope, stored.inter)
-            )
-    return data, image.header
-
-
-def _affine(path: Path, header: nib.Nifti1Header, ignore: Sequence[str]) -> np.ndarray:
-    """Return the sform or the qform, and refuse to guess when they disagree."""
-    affine = header.get_best_affine()
-    if header["sform_code"] > 0 and header["qform_code"] > 0:
-        sform, qform = header.get_sform(), header.get_qform()
-        if "sform" in ignore:
-            return qform
-        apart = grid_distance(sform, qform, header.get_data_shape())
-        limit = MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min()
-        if apart > limit and "qform" not in ignore:
-            raise EddymotionError(
-                f"{path}: sform and qform disagree by up to {apart:.3g} mm, expected the same "
-                "orientation from both; say which one to disregard with '--ignore qform' (what "
-                "FSL and nibabel do) or '--ignore sform'"
-            )
-        affine = sform
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise EddymotionError(
-            f"{path}: the affine cannot be inverted; set sform or qform, or convert it again"
-        )
-    return affine
-
-
-def _repetition_time(header: nib.Nifti1Header) -> float | None:
-    zooms = header.get_zooms()
-    time = float(zooms[3]) if len(zooms) > 3 else float("nan")
-    seconds = time * {"msec": 1e-3, "usec": 1e-6}.get(header.get_xyzt_units()[1], 1.0)
-    return seconds if np.isfinite(seconds) and seconds > 0 else None
+        kept, scaling = stored_type.newbyteorder("="), scaling_of(header)
+        exact = keep_integers and kept in KEPT_TYPES and scaling == (1, 0)
+        *volume, n_volumes = shape_of(header)
+        data = np.empty((*volume, n_volumes), kept if exact else np.float32, order="F")
+        offset, size = header.get_data_offset(), stored_type.itemsize * math.prod(volume)
+        source = cast(io.IOBase, stream)
+        for index in range(n_volumes):
+            where = offset + index * size
+            raw = array_from_file(tuple(volume), stored_type, source, where, mmap=False)
+            data[..., index] = raw if exact else apply_read_scaling(raw, *scaling)
+    return data, header
 
 
 def _table_beside(path: Path, suffix: str) -> Path:
     candidate = path.parent / f"{image_stem(path)}.{suffix}"
     if not candidate.is_file():
-        raise EddymotionError(
-            f"{candidate}: no such file, expected beside {path.name}; add it, "
-            f"or name another one (in Python {suffix}=, in eddymotion-correct --{suffix})"
-        )
+        add = f"add it beside {path.name}, or name another one (in Python {suffix}=, "
+        raise EddymotionError(absence(candidate, f"{add}in eddymotion-correct --{suffix})"))
     return candidate
 
 
@@ -316,8 +263,8 @@ def image_stem(path: Path) -> str:
 
 def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read FSL tables: b-values (N,) and image-axes b-vectors (N, 3), from 3×N or N×3 text."""
-    bvals = _numbers(bval).ravel()
-    bvecs = _numbers(bvec)
+    bvals = read_numbers(bval).ravel()
+    bvecs = read_numbers(bvec)
     if 3 not in bvecs.shape:
         raise EddymotionError(
             f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, "
@@ -339,16 +286,24 @@ def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]
     return bvals, bvecs
 
 
-def _numbers(path: Path) -> np.ndarray:
+def read_numbers(path: Path) -> np.ndarray:
+    """Read numbers separated by blanks: (rows, columns).
+
+    Raises
+    ------
+    EddymotionError
+        If the file is missing, empty, or holds anything else.
+    """
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the file is empty: told below
             numbers = np.loadtxt(path, ndmin=2)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a decoder raises: it unpacks by the name
         raise EddymotionError(
-            f"{path}: not a table of numbers ({_first_line(error)}); "
+            stand_in(path)
+            or f"{path}: not a table of numbers ({why(error)}); "
             "expected text with numbers separated by blanks"
         ) from error
     if numbers.size == 0:
@@ -356,21 +311,104 @@ def _numbers(path: Path) -> np.ndarray:
     return numbers
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+_waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_waiting", default=None)
+"""Temporary and final names of what is given its name together with others."""
+
+
+@contextmanager
+def together() -> Iterator[set[Path]]:
+    """Give all files that are written inside their final names at the end, or none of them.
+
+    Yields the final names, which are complete then.
+    """
+    waiting: list[tuple[Path, Path]] = []
+    written: set[Path] = set()
+    token = _waiting.set(waiting)
+    try:
+        yield written
+        for _, path in waiting:
+            refuse_name(path)
+        while waiting:
+            _rename(*waiting[0])
+            written.add(waiting.pop(0)[1])
+        for folder in {path.parent for path in written}:
+            _flush_folder(folder)
+    finally:
+        _waiting.reset(token)
+        for temporary, _ in waiting:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` if the block succeeds."""
+    """Give a temporary path beside `path`; rename it to `path` if the block succeeds.
+
+    What was written is on the disk before it gets its name.
+
+    Raises
+    ------
+    EddymotionError
+        If `path` is a folder, or its name too long.
+    LockLostError
+        If another run has taken over the outputs.
+    """
+    refuse_name(path)
+    refuse_if_lost(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{suffix}")
+    temporary = path.with_name(temporary_name(suffix))
+    waiting = _waiting.get()
+    kept = False
     try:
         yield temporary
-        os.replace(temporary, path)
+        _flush(temporary)
+        if waiting is None:
+            _rename(temporary, path)
+            _flush_folder(path.parent)
+        else:
+            waiting.append((temporary, path))
+            kept = True
+    except OSError as error:
+        if error.errno is not None:  # people know the final name
+            error.filename = os.fspath(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if not kept:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_name(path: Path) -> None:
+    """Raise if a file cannot have this name: it is too long, or that of a folder."""
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise EddymotionError(disk_error_in_words(error)) from error
+    if is_folder:
+        raise EddymotionError(
+            f"{path}: is a folder, and a file of this name is to be written; move it away"
+        )
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    refuse_if_lost(path)
+    os.replace(temporary, path)
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot; the names are there anyway
+        _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_image(
@@ -446,7 +484,7 @@ def write_gradient_table(bval: Path, bvec: Path, gradients: Gradients, affine: n
 def write_text(path: Path, text: str) -> None:
     """Write text whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=ESCAPED)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -454,24 +492,29 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_x5(path: Path, motion: Motion, dwi: Series) -> None:
-    """Write the motion as X5 (HDF5), with NiTransforms."""
+def write_x5(path: Path, motion: Motion, original: Series) -> None:
+    """Write the motion as X5 (HDF5), with NiTransforms.
+
+    The domain is where the transforms start from, the reference frame: on the grid of the original
+    series, since the corrected one may lie in the space of another image.
+    """
     from nitransforms.linear import LinearTransformsMapping
 
-    reference = nib.Nifti1Image(np.empty(dwi.shape, np.uint8), dwi.affine)
+    reference = nib.Nifti1Image(np.empty(original.shape, np.uint8), original.affine)
     mapping = LinearTransformsMapping(motion.matrices, reference=reference)
     with replacing(path) as temporary:
         mapping.to_filename(str(temporary), fmt="X5")
 
 
-def write_fsl_matrices(folder: Path, motion: Motion, original: Series, corrected: Series) -> None:
+def write_fsl_matrices(folder: Path, motion: Motion, original: Series, reference: Series) -> None:
     """Write one FLIRT matrix a volume (``MAT_0000`` …), original volume → reference.
 
-    FLIRT's coordinates depend on the grids at both ends.
+    FLIRT's coordinates depend on the grids at both ends; both lie in the scanner's coordinates.
     """
     from_original = np.linalg.inv(fsl_coordinates(original.shape, original.affine))
-    to_reference = fsl_coordinates(corrected.shape, corrected.affine)
-    for index, matrix in enumerate(motion.matrices):
-        flirt = to_reference @ np.linalg.inv(matrix) @ from_original
-        rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
-        write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")
+    to_reference = fsl_coordinates(reference.shape, reference.affine)
+    with together():
+        for index, matrix in enumerate(motion.matrices):
+            flirt = to_reference @ np.linalg.inv(matrix) @ from_original
+            rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
+            write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")

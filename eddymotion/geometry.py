@@ -44,12 +44,21 @@ class Motion(HtmlValue):
         the b=0 volumes: an offset that they have in common.
     eddy_currents : EddyCurrents, optional
         What else displaces the volumes, in the scanner's frame.
+    unplaced : (N,) bool array, optional
+        Volumes that agree with their prediction nowhere: their pose is that of their neighbours in
+        time, and their standard errors are NaN. None where all could be placed.
+    undetermined : (k, 6) array, optional
+        Directions that the images do not show: unit vectors of translation (mm) and rotation (mm
+        at 50 mm from the centre of the brain, for a human head) in the reference frame. Nothing
+        moves along them, and standard errors of parameters that they affect are NaN.
     """
 
     matrices: np.ndarray
     standard_errors: np.ndarray | None = None
     frame_error: float | None = None
     eddy_currents: EddyCurrents | None = None
+    unplaced: np.ndarray | None = None
+    undetermined: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -72,6 +81,21 @@ class Motion(HtmlValue):
                     f"({len(matrices)}, 6)"
                 )
             object.__setattr__(self, "standard_errors", errors)
+        if self.unplaced is not None:
+            unplaced = np.array(self.unplaced, dtype=bool)
+            if unplaced.shape != (len(matrices),):
+                raise EddymotionError(
+                    f"motion: unplaced has shape {unplaced.shape}, expected ({len(matrices)},)"
+                )
+            unplaced.flags.writeable = False
+            object.__setattr__(self, "unplaced", unplaced)
+        if self.undetermined is not None:
+            directions = frozen_copy(self.undetermined)
+            if directions.ndim != 2 or directions.shape[1] != 6:
+                raise EddymotionError(
+                    f"motion: undetermined has shape {directions.shape}, expected (k, 6)"
+                )
+            object.__setattr__(self, "undetermined", directions)
 
     @classmethod
     def identity(cls, n_volumes: int) -> Motion:
@@ -80,6 +104,14 @@ class Motion(HtmlValue):
 
     def __len__(self) -> int:
         return len(self.matrices)
+
+    def __repr__(self) -> str:
+        known = [f"{len(self)} volumes"]
+        if self.standard_errors is not None:
+            known.append("with standard errors")
+        if self.eddy_currents is not None:
+            known.append(f"{self.eddy_currents.order} eddy-current fields")
+        return f"Motion({', '.join(known)})"
 
     def __getitem__(self, volume: int) -> np.ndarray:
         return self.matrices[volume]
@@ -122,6 +154,8 @@ class Motion(HtmlValue):
             None if errors is None else errors[volumes],
             self.frame_error,
             None if eddy is None else eddy.select(volumes),
+            None if self.unplaced is None else self.unplaced[volumes],
+            self.undetermined,
         )
 
     @property
@@ -132,14 +166,37 @@ class Motion(HtmlValue):
         return np.linalg.inv(self.eddy_currents.shifts) @ self.matrices
 
     def updated(self, volumes: np.ndarray, matrices: np.ndarray) -> Motion:
-        """Return a copy in which `volumes` have new `matrices`."""
-        new = self.matrices.copy()
+        """Return a copy in which `volumes` have new `matrices`, of unknown error (NaN)."""
+        new, errors = self.matrices.copy(), self.standard_errors
         new[volumes] = matrices
-        return replace(self, matrices=new)
+        if errors is not None:
+            errors = errors.copy()
+            errors[volumes] = np.nan
+        return replace(self, matrices=new, standard_errors=errors)
 
-    def relative_to(self, volume: int) -> Motion:
-        """Return the same motion with `volume` as the reference: that matrix is the identity."""
-        return replace(self, matrices=self.matrices @ np.linalg.inv(self.matrices[volume]))
+    def relative_to(self, volume: int, center: np.ndarray | None = None) -> Motion:
+        """Return the same motion with `volume` as the reference: that matrix is the identity.
+
+        Standard errors are propagated to first order, those of `volume` being added to all others:
+        it is known by definition now, and has none. Errors of two volumes, and of the parameters
+        of one, count as independent, since nothing is known of what they share. What they do
+        share (the error of the former reference, and :attr:`frame_error` among
+        diffusion-weighted volumes) cancels in truth, so that the errors are then too large rather
+        than too small.
+
+        Parameters
+        ----------
+        volume : int
+        center : (3,) array, optional
+            Where the standard errors take translations, RAS+ mm: the centre of the image grid.
+            The origin when not given; it matters little unless the new reference is turned far.
+        """
+        matrices = self.matrices @ np.linalg.inv(self.matrices[volume])
+        errors = self.standard_errors
+        if errors is not None:
+            about = np.zeros(3) if center is None else np.asarray(center, float)
+            errors = _relative_errors(self.matrices, errors, volume, about)
+        return replace(self, matrices=matrices, standard_errors=errors)
 
 
 def rigid_matrix(translation: np.ndarray, rotation: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -184,6 +241,32 @@ def rigid_parameters(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
     translation = rotation @ center + matrices[..., :3, 3] - center
     angles = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_euler("xyz")
     return np.concatenate([translation, angles.reshape(translation.shape)], axis=-1)
+
+
+def _relative_errors(
+    matrices: np.ndarray, errors: np.ndarray, volume: int, center: np.ndarray
+) -> np.ndarray:
+    """Propagate standard errors (N, 6) to the parameters of ``T_i T_volume⁻¹``, (N, 6)."""
+    tiny = 1e-5
+    found = rigid_parameters(matrices, center)
+
+    def relative(own: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        own, reference = (rigid_matrix(p[..., :3], p[..., 3:], center) for p in (own, reference))
+        return rigid_parameters(own @ np.linalg.inv(reference), center)
+
+    variance = np.zeros(errors.shape)
+    for column, step in enumerate(tiny * np.eye(6)):
+        for of_own, of_reference, error in (
+            (step, 0.0, errors[:, [column]]),
+            (0.0, step, errors[volume, column]),
+        ):
+            above, below = (
+                relative(found + side * of_own, found[volume] + side * of_reference)
+                for side in (1, -1)
+            )
+            variance += ((above - below) / (2 * tiny) * error) ** 2
+    variance[volume] = 0.0
+    return np.sqrt(variance)
 
 
 def exp_rigid(twist: np.ndarray, center: np.ndarray) -> np.ndarray:

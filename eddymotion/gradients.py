@@ -16,8 +16,9 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 
-SHELL_GAP = 100.0
-"""b-values (s/mm²) closer than this belong to one shell, as in FSL eddy."""
+SHELL_GAP, SHELL_GAP_FLOOR, SHELL_GAP_SHARE = 100.0, 10.0, 0.1
+"""b-values (s/mm²) closer than :func:`shell_gap` belong to one shell: 100, as in FSL eddy, but 10
+and a tenth of the b-value below b=900, where 100 make another contrast."""
 
 MAX_SHELLS = 8
 """A scheme with more distinct b-values is Cartesian or random q-space, not shells."""
@@ -69,6 +70,9 @@ class Gradients:
     def __len__(self) -> int:
         return len(self.bvals)
 
+    def __repr__(self) -> str:
+        return f"Gradients({volumes_told(self)})"
+
     @property
     def is_b0(self) -> np.ndarray:
         """True for b=0 volumes, (N,)."""
@@ -93,7 +97,8 @@ class Gradients:
     def shells(self) -> tuple[np.ndarray, ...]:
         """Indices of the diffusion-weighted volumes of each shell, lowest b-value first."""
         order = self.dwis[np.argsort(self.bvals[self.dwis], kind="stable")]
-        gaps = np.flatnonzero(np.diff(self.bvals[order]) > SHELL_GAP)
+        bvals = self.bvals[order]
+        gaps = np.flatnonzero(np.diff(bvals) > shell_gap((bvals[1:] + bvals[:-1]) / 2))
         return tuple(np.sort(shell) for shell in np.split(order, gaps + 1) if len(shell))
 
     @property
@@ -105,9 +110,7 @@ class Gradients:
     def is_shelled(self) -> bool:
         """Whether the b-values form a few well-filled shells (not DSI or random q-space)."""
         n_shells = len(self.shells)
-        narrow = all(np.ptp(self.bvals[shell]) <= 2 * SHELL_GAP for shell in self.shells)
-        filled = n_shells == 1 or len(self.dwis) >= 4 * n_shells
-        return narrow and filled and n_shells <= MAX_SHELLS
+        return forms_shells(self) and (n_shells == 1 or len(self.dwis) >= 4 * n_shells)
 
     @property
     def qvecs(self) -> np.ndarray:
@@ -130,6 +133,30 @@ class Gradients:
         return Gradients(
             self.bvals, np.einsum("nji,nj->ni", rotations, self.bvecs), self.b0_threshold
         )
+
+
+def volumes_told(gradients: Gradients) -> str:
+    """Say how many volumes have which b-value: ``3×b=0, 32×b=1000``."""
+    told = [f"{len(gradients.b0s)}×b=0"]
+    if len(gradients.shells) > MAX_SHELLS:
+        bvals = gradients.bvals[gradients.dwis]
+        return f"{told[0]}, {len(bvals)}×b={bvals.min():.0f}…{bvals.max():.0f}"
+    for shell, bval in zip(gradients.shells, gradients.shell_bvals, strict=True):
+        told.append(f"{len(shell)}×b={bval:.0f}")
+    return ", ".join(told)
+
+
+def shell_gap(bvals: np.ndarray) -> np.ndarray:
+    """How far apart (s/mm²) neighbouring b-values of one shell may be."""
+    return np.minimum(SHELL_GAP, SHELL_GAP_FLOOR + SHELL_GAP_SHARE * np.asarray(bvals))
+
+
+def forms_shells(gradients: Gradients) -> bool:
+    """Whether the b-values are few and distinct, however many directions each of them has."""
+    return len(gradients.shells) <= MAX_SHELLS and all(
+        np.ptp(gradients.bvals[shell]) <= 2 * shell_gap(gradients.bvals[shell].mean())
+        for shell in gradients.shells
+    )
 
 
 def from_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:

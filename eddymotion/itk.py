@@ -11,9 +11,20 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
+from eddymotion.words import cut, why
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ ⇄ LPS+, the world coordinates of ITK."""
+
+N_PARAMETERS = {
+    "MatrixOffsetTransformBase": 12,
+    "AffineTransform": 12,
+    "TranslationTransform": 3,
+    "Euler3DTransform": 6,
+    "VersorRigid3DTransform": 6,
+    "Similarity3DTransform": 7,
+}
+"""Kinds of transforms that are read → their parameters."""
 
 EXPECTED = "expected an ITK text file with linear transforms (affine, rigid, similarity)"
 
@@ -58,7 +69,7 @@ def read_itk(path: str | Path) -> np.ndarray:
             elif key == "FixedParameters":
                 fixed.append(np.array(rest.split(), float))
     except (OSError, ValueError) as error:
-        raise EddymotionError(f"{path}: cannot be read ({error}); {EXPECTED}") from error
+        raise EddymotionError(f"{path}: cannot be read ({why(error)}); {EXPECTED}") from error
     if not kinds or not len(kinds) == len(parameters) == len(fixed):
         raise EddymotionError(
             f"{path}: holds {len(kinds)} transforms, {len(parameters)} times their parameters and "
@@ -77,6 +88,10 @@ def linear_transform(
     `path` is named where they are not those of such a transform.
     """
     linear = np.eye(3)
+    if len(numbers) != (expected := N_PARAMETERS.get(kind, len(numbers))):
+        raise EddymotionError(
+            f"{path}: {len(numbers)} numbers are no {kind} (expected {expected}); {EXPECTED}"
+        )
     try:
         if kind in ("MatrixOffsetTransformBase", "AffineTransform"):
             linear, translation = numbers[:9].reshape(3, 3), numbers[9:12]
@@ -91,12 +106,14 @@ def linear_transform(
             turn = Rotation.from_quat([*numbers[:3], scalar]).as_matrix()
             linear, translation = turn * (*numbers[6:7], 1.0)[0], numbers[3:6]
         else:
-            raise EddymotionError(f"{path}: holds ITK's {kind}; {EXPECTED}")
-        center = fixed[:3] if len(fixed) >= 3 else np.zeros(3)
+            raise EddymotionError(f"{path}: holds ITK's {cut(kind)}; {EXPECTED}")
+        if len(fixed) not in (0, 3, 4):
+            raise EddymotionError(f"{path}: {len(fixed)} numbers are no centre; {EXPECTED}")
+        center = fixed[:3] if len(fixed) else np.zeros(3)
         return LPS @ from_matvec(linear, translation + center - linear @ center) @ LPS
     except EddymotionError:
         raise
     except ValueError as error:
         raise EddymotionError(
-            f"{path}: {len(numbers)} numbers are no {kind} ({error}); {EXPECTED}"
+            f"{path}: {len(numbers)} numbers are no {kind} ({why(error)}); {EXPECTED}"
         ) from error

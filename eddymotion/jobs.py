@@ -3,32 +3,28 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import multiprocessing
-import os
 import platform
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from eddymotion.children import end_with_parent
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
+from eddymotion.locks import Lock, held
+from eddymotion.logs import Console, LogFile
 from eddymotion.parallel import Progress, logged
-from eddymotion.running import read_json
+from eddymotion.running import disk_error_in_words, read_json
 from eddymotion.settings import Settings
 from eddymotion.steps import SeriesFiles, correct_series, estimate_series
+from eddymotion.words import one_line
 
 log = logging.getLogger("eddymotion")
-
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,8 @@ class Job:
     log_file : Path, optional
         The run's log: other processes append to it.
     verbosity : int
+    locks : tuple of Lock
+        Under which the outputs are written.
     """
 
     series: SeriesFiles
@@ -57,6 +55,7 @@ class Job:
     record: Path
     log_file: Path | None = None
     verbosity: int = 0
+    locks: tuple[Lock, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,14 +85,13 @@ class Job:
 
 def reason_of(error: BaseException) -> str:
     """Say in one line why a step failed."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"the disk is full{where}; free some room and run again: what is finished is kept"
+    if isinstance(error, OSError):
+        return disk_error_in_words(error)
     if isinstance(error, MemoryError):
         return "not enough memory; run again with fewer --nprocs, or with --omp-nthreads 1"
     if isinstance(error, EddymotionError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+        return one_line(str(error))
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -101,7 +99,7 @@ def _telling(job: Job, step: str) -> Iterator[None]:
     """Log to the run's log, and record how it went."""
     end_with_parent()
     started = time.time()
-    with _logging_for(job):
+    with _logging_for(job), held(job.locks):
         try:
             yield
         except Exception as error:
@@ -139,12 +137,10 @@ def _logging_for(job: Job) -> Iterator[None]:
     """Append to the run's log where nobody does so yet, and put the series before each line."""
     added: list[logging.Handler] = []
     if not log.handlers and job.log_file is not None:
-        console = logging.StreamHandler()
+        console = Console()
         console.setLevel(logging.DEBUG if job.verbosity else logging.INFO)
         console.setFormatter(logging.Formatter("%(message)s"))
-        file = logging.FileHandler(job.log_file, encoding="utf-8", delay=True)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-        added = [console, file]
+        added = [console, LogFile(job.log_file)]
         log.setLevel(logging.DEBUG)
     for handler in added:
         log.addHandler(handler)
@@ -173,17 +169,3 @@ class _Naming(logging.Filter):
         if not message.startswith(self.series):
             record.msg, record.args = f"{self.series}: {message}", ()
         return True
-
-
-@cache
-def end_with_parent() -> None:
-    """In a worker process: end when the run is killed, instead of writing on."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

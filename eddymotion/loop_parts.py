@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,10 +18,10 @@ from eddymotion.dataset import DWI, Image
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import LOOP_PASSES
-from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import (
     LEAST_LEFT,
+    conclude,
     fill_lost,
     is_predicted,
     lost_voxels,
@@ -41,7 +40,8 @@ from eddymotion.models.dipy import DipyModel
 from eddymotion.motion_files import read_motion
 from eddymotion.parallel import one_blas_thread
 from eddymotion.parts import Paths, write_found
-from eddymotion.registration import get_registrar
+from eddymotion.registration import GaussNewton, Registrar
+from eddymotion.registration.registry import chosen_registrar
 from eddymotion.resampling import covered_mask, voxel_mapping
 from eddymotion.settings import Settings
 from eddymotion.steps import (
@@ -358,7 +358,15 @@ def unite(
     model = model_for(dwi, settings)
     motion = unite_frames(
         dwi,
-        Estimate(fill_unpredicted(dwi, motion, known)),
+        conclude(
+            dwi,
+            motion,
+            known,
+            model,
+            slicing=slicing_of(series, dwi),
+            seed=settings.random_seed,
+            n_threads=settings.nprocs,
+        ),
         groups=dwi.gradients.shells if isinstance(model, AverageModel) else None,
         align_shells=not settings.no_shell_alignment,
         seed=settings.random_seed,
@@ -405,8 +413,7 @@ def _model(gradients: Gradients, settings: Settings) -> Model:
 
 def _pass(model: Model, gradients: Gradients, settings: Settings, number: int) -> Pass:
     """Return a pass of the loop."""
-    registrar = get_registrar(settings.registration, settings.registration_settings)
-    passes = plan_passes(model, registrar, gradients, n_passes(settings))
+    passes = plan_passes(model, _registrar(settings), gradients, n_passes(settings))
     if not 1 <= number <= len(passes):
         raise EddymotionError(
             f"pass {number}: the loop has {len(passes)}, counted from 1; raise n_iterations"
@@ -428,8 +435,9 @@ def _write_lost(lost: list[np.ndarray] | None, dwi: DWI, stem: Path) -> list[Pat
     return paths
 
 
-def _registrar(settings: Settings, pass_number: int | None) -> Any:
-    registrar = get_registrar(settings.registration, settings.registration_settings)
+def _registrar(settings: Settings, pass_number: int | None = None) -> Registrar:
+    chosen = chosen_registrar(settings.registration, settings.registration_settings)
+    registrar = chosen or GaussNewton()
     if pass_number is None:
         return registrar
     return registrar_at(registrar, pass_number, n_passes(settings))

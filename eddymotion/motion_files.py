@@ -20,6 +20,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
 from eddymotion.geometry import Motion
 from eddymotion.itk import read_itk, write_itk
+from eddymotion.words import why
 
 
 def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:
@@ -65,20 +66,22 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
         content = json.loads(Path(details_file).read_text(encoding="utf-8"))
         n_volumes = content.pop("n_volumes")
         eddy = content.pop("eddy_currents", None)
-        parts = {name: _value(value) for name, value in content.items()}
+        if n_volumes != len(matrices):
+            raise EddymotionError(
+                f"{details_file}: belongs to {n_volumes} volumes, {xfm_file} has {len(matrices)} "
+                "transforms; give the pair that was written together"
+            )
         if eddy is not None:
             eddy = EddyCurrents(**{name: _value(value) for name, value in eddy.items()})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        parts = {name: _value(value) for name, value in content.items()}
+        return Motion(matrices, eddy_currents=eddy, **parts)
+    except EddymotionError:
+        raise
+    except Exception as error:  # whatever somebody has put there
         raise EddymotionError(
-            f"{details_file}: cannot be read as the details of a motion ({error}); give the file "
-            "that was written beside the transforms, or none"
+            f"{details_file}: cannot be read as the details of a motion ({why(error)}); "
+            "give the file that was written beside the transforms, or none"
         ) from error
-    if n_volumes != len(matrices):
-        raise EddymotionError(
-            f"{details_file}: belongs to {n_volumes} volumes, {xfm_file} has {len(matrices)} "
-            "transforms; give the pair that was written together"
-        )
-    return Motion(matrices, eddy_currents=eddy, **parts)
 
 
 def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:
@@ -93,4 +96,6 @@ def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:
 
 def _value(value: Any) -> Any:
     """Turn lists into arrays again; null within an array is NaN."""
-    return np.array(value, dtype=float) if isinstance(value, list) else value
+    if value is None:
+        return None
+    return np.array(value, dtype=float) if isinstance(value, list) else float(value)

@@ -6,3 +6,6 @@ PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 PE_AXES = ("i", "j", "k", "i-", "j-", "k-")
 """Phase-encoding directions as BIDS writes them."""
+
+ESCAPED = "backslashreplace"
+"""How text is written that UTF-8 cannot hold: names of files may hold any bytes."""

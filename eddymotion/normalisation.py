@@ -42,9 +42,11 @@ from eddymotion.pyramid import decimate
 from eddymotion.registration import GaussNewton, Registration, initial_transform
 from eddymotion.registration.gauss_newton import foreground
 from eddymotion.registration.intensities import intensity_curve
+from eddymotion.reprs import short_repr
 from eddymotion.settings import Settings
 from eddymotion.transform_files import write_linear
 from eddymotion.warps import whole_displacements, write_displacements
+from eddymotion.words import shown
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,8 @@ class OutputSpace:
     quality: PairQuality
     shown: tuple[np.ndarray, np.ndarray] | None = None
 
+    __repr__ = short_repr
+
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Map points (P, 3) of the target to the reference frame, RAS+ mm: (P, 3)."""
         return self.registration.map(points)
@@ -98,6 +102,11 @@ class OutputSpace:
     def rotation(self) -> np.ndarray:
         """The rotation nearest to the linear part, target → reference frame, (3, 3)."""
         return polar(self.registration.matrix[:3, :3])[0]
+
+    @property
+    def linear(self) -> np.ndarray | None:
+        """The matrix (4, 4), target → reference frame; None of a warp, which has no such one."""
+        return None if self.registration.warp is not None else self.registration.matrix
 
     @property
     def doubts(self) -> list[str]:
@@ -225,7 +234,7 @@ def _chosen(rigid: Registration, affine: Registration) -> tuple[str, Registratio
 def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise EddymotionError(
-            f"output space: {kind} {name!r} is unknown; use one of {', '.join(known)}"
+            f"output space: {kind} {shown(name)} is unknown; use one of {', '.join(known)}"
         )
 
 
@@ -374,6 +383,8 @@ class Target:
 
     image: Image
     mask: np.ndarray | None = None
+
+    __repr__ = short_repr
 
     @classmethod
     def read(cls, settings: Settings) -> Target | None:

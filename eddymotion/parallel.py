@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
-
-_limited: ContextVar[bool] = ContextVar("one_blas_thread", default=False)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,18 +49,36 @@ def logged(logger: logging.Logger, level: int) -> Progress:
     return lines
 
 
+class _OneBlasThread:
+    """The limit of BLAS, which holds for the process: from its first user to its last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limits: threadpool_limits | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:  # looking for the libraries takes milliseconds
+                self._limits = threadpool_limits(1)
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._limits is not None:
+                self._limits.restore_original_limits()
+                self._limits = None
+
+
+_one_blas_thread = _OneBlasThread()
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Keep BLAS to one thread: sums do not depend on the machine, our own threads run free."""
-    if _limited.get():  # looking for the libraries takes milliseconds
+    with _one_blas_thread:
         yield
-        return
-    token = _limited.set(True)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        _limited.reset(token)
 
 
 def parallel_map(
@@ -95,9 +111,13 @@ def parallel_iterate(
             return
         waiting: deque[Future[Result]] = deque()
         with ThreadPoolExecutor(n_threads) as pool:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * n_threads:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(function, item))
+                    if len(waiting) > 2 * n_threads:
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            finally:  # nobody takes the rest
+                for future in waiting:
+                    future.cancel()

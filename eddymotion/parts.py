@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from eddymotion.checks import in_sidecar
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import Outputs, write_sidecar
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
@@ -49,6 +50,7 @@ from eddymotion.steps import (
     find_motion,
     judge,
     load_series,
+    methods_of,
     model_for,
     prepare_resampling,
     shown_series,
@@ -195,6 +197,7 @@ def report(
         bvec=corrected.bvec,
         mask=_mask_on(corrected.dwi, settings.brain_mask),
         b0_threshold=settings.b0_threshold,
+        ignore=("tables",),  # the original's were judged
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
     model, slicing = model_for(dwi, settings), slicing_of(series, dwi)
@@ -207,9 +210,12 @@ def report(
     write_text(outputs["confounds"], table_text(columns))
     write_text(outputs["outliers"], outlier_table(after_it.outliers))
     summary = summarise(dwi, motion, model, before, after_it)
-    write_sidecar(outputs, sidecar_of(series, settings, summary))
-    page = out_dir / f"{outputs.src}.html"
-    write_participant_page(page, outputs.src, [outputs])
+    methods = methods_of(dwi, motion, model, settings, estimated=False)
+    registered = settings.output_space and settings.output_space_transform != "none"
+    grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
+    content = sidecar_of(series, settings, summary, methods, grids)
+    write_sidecar(outputs, content | {"Warnings": in_sidecar(dwi)})
+    page = _page(out_dir, outputs)
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
 
 
@@ -236,8 +242,7 @@ def correct(
     """
     outputs = Outputs.in_folder(out_dir, series.dwi)
     correct_series(series, outputs, settings, progress)
-    page = out_dir / f"{outputs.src}.html"
-    write_participant_page(page, outputs.src, [outputs])
+    page = _page(out_dir, outputs)
     kinds = (
         "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
         "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",
@@ -252,6 +257,14 @@ def write_found(dwi: DWI, motion: Motion, outputs: Outputs) -> Paths:
     write_x5(outputs["x5"], motion, dwi)
     write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
     return _paths(outputs, "xfm", "x5", "mask") | {"details_file": details}
+
+
+def _page(out_dir: Path, outputs: Outputs) -> Path:
+    """Write the page of a series."""
+    page = out_dir / f"{outputs.src}.html"
+    for why in write_participant_page(page, outputs.src, [outputs]).values():
+        raise EddymotionError(why)
+    return page
 
 
 def _paths(outputs: Outputs, *kinds: str) -> Paths:

@@ -24,6 +24,11 @@ MIN_POINTS = 100
 BLOCK_MM = 15.0
 """Edge of the blocks of a human brain between which errors count as independent."""
 
+KNOWN_SHARE, KNOWN_SHARE_COARSE, LEAST_SHARE = 0.9, 0.1, 1e-3
+"""A filter's value holds where at least so much of its weight lies on what is known. Coarse levels
+need not be as exact, and splines of few voxels would leave little of the brain. Beyond, values are
+carried on where at least the last part does, so that splines find no step there."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -93,12 +98,12 @@ def band_pass(image: Image, level: Level, scale: float) -> Image:
     """
     if level.highpass is not None:
         voxel = float(np.cbrt(np.prod(image.voxel_sizes)))
-        narrow, wide = level.fwhm * voxel, level.highpass * voxel
-        return Image(low_pass(image, narrow).data - low_pass(image, wide).data, image.affine)
+        narrow, wide = (low_pass(image, width * voxel) for width in (level.fwhm, level.highpass))
+        return Image(narrow.data - wide.data, image.affine, wide.missing)
     fwhm = level.fwhm * scale
     factors = np.clip((fwhm / 2 / image.voxel_sizes).astype(int), 1, None)
     factors = np.minimum(factors, np.maximum(np.array(image.data.shape) // 8, 1))
-    return low_pass(decimate(image, factors), fwhm)
+    return low_pass(decimate(image, factors), fwhm, KNOWN_SHARE_COARSE)
 
 
 def decimate(image: Image, factors: np.ndarray) -> Image:
@@ -106,19 +111,44 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
     if (factors == 1).all():
         return image
     size = np.array(image.data.shape) // factors
-    cropped = image.data[tuple(slice(0, n * f) for n, f in zip(size, factors, strict=True))]
+    whole = tuple(slice(0, n * f) for n, f in zip(size, factors, strict=True))
     (a, b, c), (fa, fb, fc) = size, factors
-    blocks = cropped.T.reshape(c, fc, b, fb, a, fa)
+
+    def means(data: np.ndarray) -> np.ndarray:
+        blocks = data[whole].T.reshape(c, fc, b, fb, a, fa)
+        return blocks.mean(axis=(1, 3, 5), dtype=np.float32).T
+
     to_fine = np.diag([*factors, 1.0])
     to_fine[:3, 3] = (factors - 1) / 2
-    return Image(blocks.mean(axis=(1, 3, 5), dtype=np.float32).T, image.affine @ to_fine)
+    affine = image.affine @ to_fine
+    if image.missing is None:
+        return Image(means(image.data), affine)
+    known = means(~image.missing)
+    return Image(_ratio(means(np.where(image.missing, 0, image.data)), known), affine,
+                 known < 0.5)  # fmt: skip
 
 
-def low_pass(image: Image, fwhm: float) -> Image:
-    """Smooth with a Gaussian of `fwhm` mm."""
+def low_pass(image: Image, fwhm: float, known_share: float = KNOWN_SHARE) -> Image:
+    """Smooth with a Gaussian of `fwhm` mm.
+
+    What is missing has no weight, and missing is then where less than `known_share` of the weight
+    lies on the rest.
+    """
     sigma = fwhm * FWHM_TO_SIGMA / image.voxel_sizes
-    data = np.asarray(image.data, dtype=np.float32)
-    return Image(smooth(data.T, sigma[::-1]).T, image.affine)
+
+    def smoothed(data: np.ndarray) -> np.ndarray:
+        return smooth(np.asarray(data, dtype=np.float32).T, sigma[::-1]).T
+
+    if image.missing is None:
+        return Image(smoothed(image.data), image.affine)
+    known = smoothed(~image.missing)
+    data = _ratio(smoothed(np.where(image.missing, 0, image.data)), known)
+    return Image(data, image.affine, known < known_share)
+
+
+def _ratio(weighted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Divide a weighted sum by its weights; zero where there are none."""
+    return np.divide(weighted, weights, out=np.zeros_like(weighted), where=weights > LEAST_SHARE)
 
 
 def crop(image: Image, points: np.ndarray, margin: float) -> Image:
@@ -132,4 +162,5 @@ def crop(image: Image, points: np.ndarray, margin: float) -> Image:
     shift = np.eye(4)
     shift[:3, 3] = low
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    return Image(image.data[box], image.affine @ shift)
+    missing = None if image.missing is None else image.missing[box]
+    return Image(image.data[box], image.affine @ shift, missing)

@@ -27,7 +27,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.dataset import DWI, Series, Spline
 from eddymotion.eddy_currents import EddyCurrents
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.field_kernels import sample_grid_through_field
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
@@ -38,6 +38,7 @@ from eddymotion.kernels import (
     spline_coefficients,
 )
 from eddymotion.parallel import Progress, parallel_iterate, silent
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
     from nitransforms.base import TransformBase
@@ -91,6 +92,8 @@ def resample(
     DWI
         float32, volumes in their original order.
     """
+    check_kind(dwi, DWI, "resample")
+    check_kind(motion, Motion, "resample")
     series = Resampled.of(dwi, motion, engine=engine, grid=grid, space=space, n_threads=n_threads)
     signal = np.empty((*series.shape, len(dwi)), np.float32, order="F")
     for index, volume in enumerate(progress(series.volumes(), "resampling", len(dwi))):
@@ -149,7 +152,7 @@ class Resampled(Series):
         motion.check_length(len(dwi), "resample")
         if engine not in _INTERPOLATE:
             raise EddymotionError(
-                f"resample: the engine {engine!r} is unknown; use {' or '.join(_INTERPOLATE)}"
+                f"resample: the engine {shown(engine)} is unknown; use {' or '.join(_INTERPOLATE)}"
             )
         shape, affine = grid or (dwi.shape, dwi.affine)
         points = None if space is None else _mapped_grid(shape, affine, space)

@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from eddymotion.errors import EddymotionError
+from eddymotion.words import why
 
 PACKAGES = (
     "eddymotion", "numpy", "scipy", "numba", "nibabel", "nitransforms", "dipy", "nipype", "pybids",
@@ -29,16 +32,16 @@ LIBRARIES_GB = 0.5
 SPLINE_BYTES = 4
 """A voxel of the level that is being solved, besides the series itself."""
 
-VOLUME_GB = 0.0025
-"""Normal equations at the finest level, for each volume."""
+VOLUME_GB = 0.002
+"""What is read at the points of the finest level, for each volume."""
+
+PAIR_GB = 4e-6
+"""Normal equations and their factor with quadratic fields, for each pair of volumes."""
 
 RESAMPLING_BYTES = 80
 """NiTransforms holds about ten float64 values for each voxel of a volume."""
 
-TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.|$)")
-"""Names of files that were being written; see :func:`eddymotion.files.replacing`."""
-
-ABANDONED_AFTER_S = 3600.0
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def software_versions() -> dict[str, str]:
@@ -60,20 +63,17 @@ def memory_gb(image: Path, n_threads: int = 1) -> float:
     EddymotionError
         If the image cannot be read or has not four dimensions.
     """
-    import nibabel as nib
+    from eddymotion.headers import read_header, scaling_of
 
-    try:
-        header: Any = nib.load(image).header
-        shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        slope, inter = header.get_slope_inter()
-    except Exception as error:  # whatever a decoder raises
-        raise EddymotionError(f"{image}: cannot be read as NIfTI ({error})") from error
-    scaled = (slope, inter) not in ((None, None), (1.0, 0.0))
+    header = read_header(image)
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    scaled = scaling_of(header) != (1.0, 0.0)
     stored = 4 if scaled or dtype.kind == "f" else min(dtype.itemsize, 4)
     volume, n_volumes = math.prod(shape[:3]), math.prod(shape[3:])
     series = volume * n_volumes * (stored + SPLINE_BYTES)
     resampling = volume * RESAMPLING_BYTES * n_threads
-    return LIBRARIES_GB + VOLUME_GB * n_volumes + (series + resampling) / 1e9
+    solving = VOLUME_GB * n_volumes + PAIR_GB * n_volumes**2
+    return LIBRARIES_GB + solving + (series + resampling) / 1e9
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,8 @@ def read_plugin_file(path: Path) -> Plugin:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
         raise EddymotionError(
-            f"{path}: cannot be read as YAML or JSON ({first}); {expected}"
+            f"{path}: cannot be read as YAML or JSON ({why(error)}); {expected}"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
         raise EddymotionError(f"{path}: names no plugin; {expected}")
@@ -145,14 +144,12 @@ def read_plugin_file(path: Path) -> Plugin:
 
 def warn_if_disk_is_small(folder: Path, images: Sequence[Path]) -> str | None:
     """Return a warning if the corrected series may not fit on the disk."""
-    import nibabel as nib
+    from eddymotion.headers import read_header
 
     needed = 0.0
     for image in images:
-        try:
-            needed += 4e-9 * math.prod(nib.load(image).shape)  # type: ignore[attr-defined]
-        except Exception:  # told later, with the series
-            continue
+        with suppress(EddymotionError):  # told later, with the series
+            needed += 4e-9 * math.prod(read_header(image).get_data_shape())
     free = shutil.disk_usage(folder).free / 1e9
     if free > needed:
         return None
@@ -162,34 +159,25 @@ def warn_if_disk_is_small(folder: Path, images: Sequence[Path]) -> str | None:
     )
 
 
-def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
-    """Remove what a killed run was writing.
-
-    Parameters
-    ----------
-    folder : Path
-    shared : bool
-        Whether other runs write there, too: only what is old goes, and only in the folder itself.
-    """
-    now = time.time()
-    at_least_s = ABANDONED_AFTER_S if shared else 0.0
-    for path in folder.glob(".*") if shared else folder.rglob(".*"):
-        if not TEMPORARY.match(path.name):
-            continue
-        try:
-            if now - path.stat().st_mtime >= at_least_s:
-                path.unlink()
-        except OSError:
-            continue
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def disk_error_in_words(error: OSError) -> str:
+    """Say in one line what the system refused, of which file, and what to do."""
+    of = error.filename2 or error.filename
+    said = " ".join((error.strerror or str(error)).split())
+    if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in said:  # HDF5 tells it in words
+        where = f" ({of})" if of else ""
+        return f"the disk is full{where}; free some room and run again: what is finished is kept"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{of}: {said}; names have at most 255 bytes: give a shorter one"
+    return f"{of}: {said}; check the path, its permissions and its disk" if of else said
 
 
 def prove_writable(folder: Path, remedy: str) -> None:

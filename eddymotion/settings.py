@@ -18,7 +18,7 @@ class Settings:
     b0_threshold: float = 50.0
     model: str = "auto"
     estimator: str | None = None
-    registration: str = "gauss-newton"
+    registration: str | None = None
     registration_settings: Path | None = None
     n_iterations: int | None = None
     brain_mask: Path | None = None

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,53 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
+from eddymotion.checks import in_sidecar
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
+from eddymotion.derivatives.citation import NONE_FOUND, Methods
+from eddymotion.derivatives.finished import (
+    damage,
+    intact,
+    is_damaged,
+    read_sidecar,
+    refuse_names,
+    sha256,
+)
+from eddymotion.derivatives.grid_metadata import on_grid
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import Quality, assess, choose_estimator, estimate_motion
+from eddymotion.estimation import (
+    LOOP_PASSES,
+    Quality,
+    assess,
+    choose_estimator,
+    estimate_motion,
+)
+from eddymotion.estimation.joint import fields_are_sought
 from eddymotion.estimation.outliers import ruin_in_words
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.estimation.slicing import Slicing
 from eddymotion.files import image_stem, load, write_json
 from eddymotion.geometry import Motion
-from eddymotion.models import Model, get_model
+from eddymotion.locks import refuse_if_lost
+from eddymotion.models import Model, get_model, name_of
 from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.normalisation import OutputSpace, Target, space_of, write_output_space
 from eddymotion.parallel import Progress, silent
-from eddymotion.registration import get_registrar
+from eddymotion.registration.registry import DEFAULT, chosen_registrar
 from eddymotion.reports.data import recorded_log
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
+from eddymotion.reports.tables import Table
 from eddymotion.resampling import Engine, Resampled, kernel_agrees
 from eddymotion.running import software_versions
-from eddymotion.series_files import SeriesFiles, metadata_of, phase_encoding, slicing_of
+from eddymotion.series_files import (
+    SeriesFiles,
+    metadata_of,
+    phase_encoding,
+    slicing_of,
+    usable,
+)
 from eddymotion.settings import Settings
 from eddymotion.summary import summarise
 
@@ -48,7 +74,7 @@ KEPT_METADATA = (
     "ManufacturersModelName", "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime",
     "EffectiveEchoSpacing", "MultibandAccelerationFactor",
 )  # fmt: skip
-"""Fields of the raw sidecar that still hold for the corrected series."""
+"""Fields of the raw sidecar that still hold for the corrected series, on its own grid."""
 
 USED_METADATA = (
     "SliceTiming", "SliceEncodingDirection", "MultibandAccelerationFactor", "TotalReadoutTime",
@@ -56,20 +82,18 @@ USED_METADATA = (
 )  # fmt: skip
 """Fields of the raw sidecar that a result may depend on."""
 
-REUSED_OUTPUTS = (
-    "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "mask_sidecar", "xfm", "x5", "confounds",
-    "confounds_sidecar", "outliers", "outliers_sidecar", "motion_figure", "before_after_figure",
-    "heldout_figure", "maps_figure", "report_data",
-)  # fmt: skip
-"""All that must lie there for a finished series to be taken as finished."""
-
-
 AFTER_MOTION = frozenset({
     "output_space", "output_space_transform", "output_space_contrast", "output_space_mask",
     "resampling", "replace_outliers", "fsl_outputs", "cnr_maps", "residuals",
     "eddy_fields",
 })  # fmt: skip
 """Settings that change what is made of a motion, not the motion itself."""
+
+RIGID_TOLERANCE = 1e-6
+"""Largest difference of a rotation times its transpose from the identity."""
+
+SHOWN = 5
+"""Names of files in a message."""
 
 DIGITS = 16
 """Of a digest in a folder's name."""
@@ -101,7 +125,7 @@ def correct_series(
         Label → value: what the report tells in its summary.
     """
     print_of_run = fingerprint(series, settings)
-    if (finished := finished_summary(outputs, print_of_run)) is not None:
+    if (finished := finished_summary(outputs, print_of_run, told=series.dwi.name)) is not None:
         log.info("%s: outputs with the same settings are there; reused", series.dwi.name)
         return finished
     refuse_overwriting_inputs(series, outputs, settings)
@@ -113,17 +137,20 @@ def correct_series(
     kept = KeptMotion.of(series, settings, work_dir) if work_dir else None
     motion = kept.recall(stages) if kept else None
     if motion is None:
+        motion = motion_of_outputs(series, outputs, settings, stages)
+    if motion is None:
         with stages("motion"), recorded_log() as stages.told:
             motion = find_motion(dwi, series, model, settings, progress)
         if kept:
             kept.keep(motion, stages)
     with stages("quality"):
-        slicing = slicing_of(series, dwi)
+        slicing = slicing_of(series, dwi, tell=False)  # told when the motion was found
         before = judge(dwi, Motion.identity(len(dwi)), model, slicing, settings)
         after = judge(dwi, motion, model, slicing, settings)
     with stages("output space"):
         space = space_of(dwi, motion, target, settings)
     with stages("resampling and writing"):
+        refuse_if_lost(outputs["sidecar"])
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
         write_output_space(space, dwi, outputs)
         resampled = prepare_resampling(dwi, motion, settings, target, space)
@@ -137,19 +164,25 @@ def correct_series(
             volumes=slices_after.watching(volumes),
             original=dwi,
             quality=after,
-            on_demand=on_demand(series, settings),
+            on_demand=on_demand(series, settings, in_frame=space is None),
             progress=progress,
         )
     with stages("pictures"):
         slices = slices_before, slices_after
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.told)
-    registrar = get_registrar(settings.registration, settings.registration_settings)
-    summary = {"estimator": choose_estimator(settings.estimator, model, registrar)}
+    methods = methods_of(dwi, motion, model, settings, corrected, space)
+    summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
     summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
-    content = sidecar_of(series, settings, summary, stages, print_of_run)
-    write_sidecar(outputs, content | {"OutlierSlices": outliers})
+    grids = (dwi, corrected, space.linear if space else np.eye(4))
+    content = sidecar_of(series, settings, summary, methods, grids, stages) | {
+        "OutlierSlices": outliers,
+        "Warnings": in_sidecar(dwi),
+        "Fingerprint": print_of_run,
+        "MotionFingerprint": fingerprint(series, settings, without=AFTER_MOTION),
+    }
+    write_sidecar(outputs, content, record=True)
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
     if (ruin := ruin_in_words(after.outliers)) is not None:
@@ -176,6 +209,9 @@ def estimate_series(
         return
     refuse_overwriting_inputs(series, outputs, settings)
     Target.read(settings)  # a wrong one is better known before
+    if (motion := motion_of_outputs(series, outputs, settings, stages)) is not None:
+        kept.keep(motion, stages)
+        return
     dwi = load_series(series, settings)
     with stages("motion"), recorded_log() as stages.told:
         motion = find_motion(dwi, series, model_for(dwi, settings), settings, progress)
@@ -200,28 +236,74 @@ class KeptMotion:
         return cls(work_dir / "motion" / f"{image_stem(series.dwi)}_{digest}")
 
     def keep(self, motion: Motion, stages: Stages) -> None:
-        """Write it; the details come last and are the mark of completion."""
+        """Write it; what it took comes last and is the mark of completion."""
+        xfm, details = self.folder / "xfm.txt", self.folder / "details.json"
+        write_motion(xfm, details, motion)
         content = {"motion": stages.seconds["motion"], "told": stages.told}
-        write_json(self.folder / "stages.json", content)
-        write_motion(self.folder / "xfm.txt", self.folder / "details.json", motion)
+        digests = {path.name: sha256(path) for path in (xfm, details)}
+        write_json(self.folder / "stages.json", content | {"files": digests})
 
     def recall(self, stages: Stages) -> Motion | None:
-        """Read it with what it took and what was told, if it is there."""
-        if not (self.folder / "details.json").is_file():
+        """Read it with what it took and what was told, if it is there and as it was written."""
+        if not (self.folder / "stages.json").is_file():
             return None
         try:
+            content = json.loads((self.folder / "stages.json").read_text(encoding="utf-8"))
+            for name, digest in content["files"].items():
+                if sha256(self.folder / name) != digest:
+                    raise ValueError(f"{name} was changed")
             motion = read_motion(self.folder / "xfm.txt", self.folder / "details.json")
-            seconds = json.loads((self.folder / "stages.json").read_text(encoding="utf-8"))
-            stages.seconds |= {"motion": float(seconds["motion"])}
-            stages.told = [(float(at), str(message)) for at, message in seconds["told"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            _refuse_not_rigid(motion)
+            seconds = float(content["motion"])
+            told = [(float(at), str(message)) for at, message in content["told"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.warning("%s: cannot be used (%s); the motion is found again", self.folder, error)
             return None
+        stages.seconds |= {"motion": seconds}
+        stages.told = told
         return motion
+
+
+def motion_of_outputs(
+    series: SeriesFiles, outputs: Outputs, settings: Settings, stages: Stages
+) -> Motion | None:
+    """Read the motion of a finished run, if these settings give the same and it is as written."""
+    sidecar = read_sidecar(outputs)
+    if sidecar.get("MotionFingerprint") != fingerprint(series, settings, without=AFTER_MOTION):
+        return None
+    files = outputs["xfm"], outputs["motion"]
+    if not all(intact(path, sidecar) for path in files):
+        return None
+    try:
+        motion = read_motion(*files)
+        _refuse_not_rigid(motion)
+        seconds = float(sidecar["StageSeconds"]["motion"])
+    except (ValueError, KeyError, TypeError) as error:
+        log.debug("%s: cannot be used (%s)", outputs["motion"], error)
+        return None
+    stages.seconds |= {"motion": seconds}
+    with suppress(EddymotionError):  # only the report tells it
+        steps = Table.read(outputs["report_steps"])
+        stages.told = [*zip(steps.numbers("seconds").tolist(), steps.columns["step"], strict=True)]
+    log.info("%s: motion found in an earlier run; reused", series.dwi.name)
+    return motion
+
+
+def _refuse_not_rigid(motion: Motion) -> None:
+    turns = motion.matrices[:, :3, :3]
+    products = turns @ np.swapaxes(turns, 1, 2)
+    off = np.abs(products - np.eye(3)).max(axis=(1, 2), initial=0.0) > RIGID_TOLERANCE
+    off |= ~np.isfinite(motion.matrices).all(axis=(1, 2)) | (np.linalg.det(turns) < 0)
+    off |= (motion.matrices[:, 3] != (0, 0, 0, 1)).any(axis=1)
+    if off.any():
+        volumes = ", ".join(map(str, np.flatnonzero(off)[:5]))
+        raise ValueError(f"not rigid in volume {volumes}")
 
 
 def load_series(series: SeriesFiles, settings: Settings) -> DWI:
     """Load a series as the settings say."""
+    if series.problem:
+        raise EddymotionError(series.problem)
     dwi = load(
         series.dwi,
         bval=series.bval,
@@ -270,7 +352,7 @@ def find_motion(
     return estimate_motion(
         dwi,
         model=model,
-        registrar=get_registrar(settings.registration, settings.registration_settings),
+        registrar=chosen_registrar(settings.registration, settings.registration_settings),
         estimator=settings.estimator,
         n_iterations=settings.n_iterations,
         align_shells=not settings.no_shell_alignment,
@@ -325,28 +407,30 @@ def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Se
     return found
 
 
-def on_demand(series: SeriesFiles, settings: Settings) -> OnDemand:
-    """Collect what is wanted besides the outputs of every run."""
-    readout = metadata_of(series).get("TotalReadoutTime")
+def on_demand(series: SeriesFiles, settings: Settings, *, in_frame: bool = True) -> OnDemand:
+    """Collect what is wanted besides the outputs of every run; `in_frame` as of its result."""
+    readout = usable(metadata_of(series), "TotalReadoutTime", owner=series.dwi.name)
     return OnDemand(
         fsl=settings.fsl_outputs,
         cnr_maps=settings.cnr_maps,
         residuals=settings.residuals,
         eddy_fields=settings.eddy_fields,
-        readout_time=float(readout) if isinstance(readout, (int, float)) else None,
-        pe_axis=settings.pe_axis or phase_encoding(series),
+        readout_time=readout.get("TotalReadoutTime"),
+        pe_axis=settings.pe_axis or phase_encoding(series, tell=False),
+        in_frame=in_frame,
         n_threads=settings.nprocs,
     )
 
 
 def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:
-    """Raise if an output has the path of an input."""
+    """Raise if an output has the path of an input or a folder, or too long a name."""
     given = (
         series.dwi, series.bval, series.bvec, settings.brain_mask, settings.output_space,
         settings.output_space_mask,
     )  # fmt: skip
     inputs = {path.resolve() for path in given if path is not None}
-    for kind in REUSED_OUTPUTS:
+    refuse_names(outputs)
+    for kind in outputs:
         if outputs[kind].resolve() in inputs:
             raise EddymotionError(
                 f"{outputs[kind]}: is an input and would be overwritten; "
@@ -358,29 +442,77 @@ def sidecar_of(
     series: SeriesFiles,
     settings: Settings,
     summary: dict[str, str],
+    methods: Methods,
+    grids: tuple[Series, Series, np.ndarray | None],
     stages: Stages | None = None,
-    print_of_run: str | None = None,
 ) -> dict[str, Any]:
-    """Return the sidecar of the corrected image."""
+    """Return the sidecar of the corrected image; `grids` as :func:`on_grid` takes them."""
     metadata = metadata_of(series)
     seconds = {} if stages is None else stages.seconds
-    kept = {key: metadata[key] for key in KEPT_METADATA if _is_json(metadata.get(key))}
-    content = kept | {
+    told = usable(metadata, *USED_METADATA)
+    others = [key for key in KEPT_METADATA if key not in USED_METADATA]
+    found = told | usable(metadata, *others, owner=series.dwi.name)
+    kept = {key: found[key] for key in KEPT_METADATA if key in found}
+    return on_grid(kept, *grids) | {
         "Sources": [series.uri or series.dwi.name],
         "Settings": settings.effective(),
         "Summary": summary,
+        "Methods": methods.plain(),
         "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
         "PackageVersions": software_versions(),
     }
-    return content if print_of_run is None else content | {"Fingerprint": print_of_run}
 
 
-def _is_json(value: Any) -> bool:
-    """Whether a value is there and can be written: NaN and infinity are not JSON."""
-    try:
-        return value is not None and bool(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError):
-        return False
+def methods_of(
+    dwi: DWI,
+    motion: Motion,
+    model: Model,
+    settings: Settings,
+    corrected: Series | None = None,
+    space: OutputSpace | None = None,
+    *,
+    estimated: bool = True,
+) -> Methods:
+    """Collect what was done with a series, choices by default resolved.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+    model : Model
+    settings : Settings
+    corrected : Series, optional
+        As it was written; as the settings say without.
+    space : OutputSpace, optional
+    estimated : bool
+        Whether the motion was found under these settings: it may be given by somebody else.
+    """
+    registration = settings.registration, settings.registration_settings
+    estimator = choose_estimator(settings.estimator, model, chosen_registrar(*registration))
+    eddy, loop = motion.eddy_currents, estimated and estimator == "lovo"
+    sought = estimator == "joint" and fields_are_sought(dwi.gradients, settings.eddy_current)
+    none = (NONE_FOUND if sought else "none") if estimated else ""
+    n_b0s, n_dwis = len(dwi.gradients.b0s), len(dwi.gradients.dwis)
+    resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
+    engine = resampled.engine if isinstance(resampled, Resampled) else settings.resampling
+    replaced = settings.replace_outliers if corrected is None else isinstance(corrected, Replaced)
+    transform = "none" if space is None else space.transform
+    given = "" if registration[1] is None else f" with {registration[1].name}"
+    return Methods(
+        estimator=estimator if estimated else "",
+        model=name_of(model),
+        min_q_distance=settings.min_q_distance,
+        registration=(registration[0] or DEFAULT) + given if loop else "",
+        passes=(settings.n_iterations or LOOP_PASSES) if loop else 0,
+        eddy_currents=none if eddy is None else eddy.order,
+        reference="b0" if n_b0s else "first",
+        aligned=not estimated or motion.frame_error is not None or not (n_b0s and n_dwis),
+        resampling=engine,
+        output_space="" if settings.output_space is None else settings.output_space.name,
+        output_transform="" if corrected is None else transform,
+        replaced_outliers=replaced,
+    )
 
 
 def fingerprint(
@@ -393,9 +525,8 @@ def fingerprint(
     digest = hashlib.sha256(__version__.encode())
     effective = {k: v for k, v in settings.effective().items() if k not in without}
     digest.update(json.dumps(effective, sort_keys=True).encode())
-    metadata = metadata_of(series)
     fields = USED_METADATA if without else (*USED_METADATA, *KEPT_METADATA)
-    used = {key: metadata[key] for key in fields if key in metadata}
+    used = usable(metadata_of(series), *fields)
     digest.update(json.dumps(used, sort_keys=True).encode())
     given = (
         series.dwi,
@@ -408,19 +539,33 @@ def fingerprint(
     )
     for path in given:
         if path is not None and path.is_file():
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()
 
 
-def finished_summary(outputs: Outputs, print_of_run: str | None = None) -> dict[str, str] | None:
-    """Return the summary of a finished run, with that fingerprint if one is given."""
-    if not all(outputs[kind].exists() for kind in REUSED_OUTPUTS):
-        return None
-    try:
-        sidecar = json.loads(outputs["sidecar"].read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if print_of_run not in (None, sidecar.get("Fingerprint")):
-        return None
-    return sidecar.get("Summary")
+def finished_summary(
+    outputs: Outputs, print_of_run: str | None = None, *, told: str = ""
+) -> dict[str, str] | None:
+    """Return the summary of a finished run, if all it wrote is there and as it was written.
+
+    Parameters
+    ----------
+    outputs : Outputs
+    print_of_run : str, optional
+        Of the run that is asked for. Without it any will do, and only sizes are compared.
+    told : str
+        Name of the series; with it, what is damaged is logged.
+    """
+    sidecar = read_sidecar(outputs)
+    found = []
+    if sidecar:
+        if print_of_run not in (None, sidecar.get("Fingerprint")):
+            return None
+        found = damage(outputs, sidecar, quick=print_of_run is None)
+    elif is_damaged(outputs["sidecar"]):
+        found = [f"{outputs['sidecar'].name} (its content was changed)"]
+    if found and told:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        log.warning("%s: not what was written: %s%s; the outputs are made again",
+                    told, ", ".join(found[:SHOWN]), more)  # fmt: skip
+    return None if found or not sidecar else sidecar.get("Summary")

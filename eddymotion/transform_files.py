@@ -20,16 +20,20 @@ say the same in their own ways:
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations, product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import from_matvec, obliquity, voxel_sizes
 
 from eddymotion.dataset import Image
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.files import replacing, write_text
 from eddymotion.geometry import fsl_coordinates
-from eddymotion.itk import linear_transform, read_itk, write_itk
+from eddymotion.gradients import image_axes
+from eddymotion.itk import LPS, linear_transform, read_itk, write_itk
+from eddymotion.words import cut, why
 
 FORMATS = {"itk": ".tfm", "x5": ".x5", "fsl": ".mat", "afni": ".aff12.1D", "lta": ".lta"}
 """Names of the formats that are written → how their files end."""
@@ -39,8 +43,11 @@ READABLE = (
     "(.lta) with one linear transform"
 )
 
-FAILURES = (OSError, ValueError, TypeError, KeyError, IndexError, AssertionError, EOFError)
-"""What readers raise on files that are cut short or of another kind."""
+MAX_NUMBERS = 16_000_000
+"""More are no list of matrices: a damaged file can tell any size."""
+
+AFNI_OBLIQUE_DEG = 0.01
+"""Grids that are less oblique are not, for AFNI."""
 
 
 def write_linear(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
@@ -80,15 +87,14 @@ def read_linear(path: str | Path, fixed: Image, moving: Image) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; {READABLE}")
+        raise EddymotionError(absence(path, READABLE))
     reader = _codec(path, _READERS)
     try:
         matrix = np.asarray(reader(path, fixed, moving), float)
     except EddymotionError:
         raise
-    except FAILURES as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise EddymotionError(f"{path}: cannot be read ({said}); {READABLE}") from error
+    except Exception as error:  # whatever a decoder raises
+        raise EddymotionError(f"{path}: cannot be read ({why(error)}); {READABLE}") from error
     usable = (
         matrix.shape == (4, 4)
         and np.isfinite(matrix).all()
@@ -131,13 +137,39 @@ def _write_x5(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> No
 
 
 def _read_x5(path: Path, fixed: Image, moving: Image) -> np.ndarray:
-    from nitransforms.io import x5
+    matrices = read_x5(path)
+    if len(matrices) != 1:
+        raise EddymotionError(
+            f"{path}: holds {len(matrices)} transforms of X5, expected one; {READABLE}"
+        )
+    return matrices[0]
 
-    transforms = x5.from_filename(str(path))
-    if len(transforms) != 1 or transforms[0].type != "linear":
-        found = ", ".join(transform.type for transform in transforms)
-        raise EddymotionError(f"{path}: holds {found or 'nothing'}; {READABLE}")
-    return np.asarray(transforms[0].transform).squeeze()
+
+def read_x5(path: Path) -> np.ndarray:
+    """Read the linear transforms of an X5 file, (N, 4, 4), RAS+ mm.
+
+    Raises
+    ------
+    EddymotionError
+        If it holds others.
+    Exception
+        Whatever HDF5's library raises on a damaged file.
+    """
+    import h5py
+
+    matrices = []
+    with h5py.File(path, "r") as stored:
+        if stored.attrs.get("Format") != "X5":
+            raise ValueError("HDF5 but not X5")
+        for name in sorted(stored["TransformGroup"], key=int):
+            node = stored["TransformGroup"][name]
+            numbers, kind = node["Transform"], node.attrs["Type"]
+            if kind != "linear":
+                raise EddymotionError(f"{path}: holds a {cut(str(kind))} transform; {READABLE}")
+            if numbers.size > MAX_NUMBERS or numbers.size % 16:
+                raise ValueError(f"{numbers.size} numbers are no matrices")
+            matrices.append(np.asarray(numbers, float).reshape(-1, 4, 4))
+    return np.concatenate(matrices)
 
 
 def _write_fsl(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
@@ -162,7 +194,7 @@ def _read_itk_binary(path: Path) -> np.ndarray:
     arrays = {key: np.ravel(value) for key, value in loadmat(path).items() if key[:2] != "__"}
     fixed = arrays.pop("fixed")
     if len(arrays) != 1:
-        raise EddymotionError(f"{path}: holds {', '.join(arrays)}; {READABLE}")
+        raise EddymotionError(f"{path}: holds {cut(', '.join(arrays))}; {READABLE}")
     ((name, numbers),) = arrays.items()
     return linear_transform(
         path, name.partition("_")[0], numbers.astype(float), fixed.astype(float)
@@ -170,29 +202,41 @@ def _read_itk_binary(path: Path) -> np.ndarray:
 
 
 def _write_afni(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
-    from nitransforms.io.afni import AFNILinearTransform
-
-    struct = AFNILinearTransform.from_ras(matrix, moving=_grid(moving), reference=_grid(fixed))
-    numbers = struct.structarr["parameters"][:3].ravel()
+    afni = _turned_back(moving.affine) @ matrix @ np.linalg.inv(_turned_back(fixed.affine))
+    numbers = (LPS @ afni @ LPS)[:3].ravel()
     banner = "# 3dAllineate matrices (DICOM-to-DICOM, row-by-row):"
     write_text(path, f"{banner}\n{_row(numbers, '  ')}\n")
 
 
-def _read_afni(path: Path, fixed: Image, moving: Image) -> np.ndarray:
-    from nitransforms.io.afni import AFNILinearTransform
-    from nitransforms.io.base import TransformFileError
+def _turned_back(affine: np.ndarray) -> np.ndarray:
+    """Return RAS+ mm → AFNI's coordinates of a grid, RAS+ mm, (4, 4).
 
+    As if the axes of an oblique grid were those of the world next to them; its first voxel stays
+    in place. The axes are next to each other as a whole, which NiTransforms takes one by one: two
+    axes of a strongly oblique grid can have the same neighbour, and its matrix is singular then.
+    """
+    if np.rad2deg(obliquity(affine).max()) <= AFNI_OBLIQUE_DEG:
+        return np.eye(4)
+    axes = image_axes(affine)
+    nearest = max(
+        (np.eye(3)[list(order)] * signs for order in permutations(range(3))
+         for signs in product((1.0, -1.0), repeat=3)),
+        key=lambda cardinal: float(np.sum(cardinal * axes)),
+    )  # fmt: skip
+    sizes = np.round(voxel_sizes(affine), 4)  # as AFNI's headers
+    return from_matvec(nearest * sizes, affine[:3, 3]) @ np.linalg.inv(affine)
+
+
+def _read_afni(path: Path, fixed: Image, moving: Image) -> np.ndarray:
     text = path.read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if len(rows) == 3:  # a matrix, not in one line
-        text, rows = " ".join(rows), rows[:1]
+        rows = [" ".join(rows)]
     if len(rows) != 1:
         raise EddymotionError(f"{path}: holds {len(rows)} rows, expected one; {READABLE}")
-    try:
-        struct = AFNILinearTransform.from_string(text)
-    except TransformFileError as error:
-        raise ValueError(str(error) or "not twelve numbers") from error
-    return struct.to_ras(moving=_grid(moving), reference=_grid(fixed))
+    afni = np.vstack([np.array(rows[0].split(), float).reshape(3, 4), np.eye(4)[3]])
+    to_moving = np.linalg.inv(_turned_back(moving.affine))
+    return to_moving @ LPS @ afni @ LPS @ _turned_back(fixed.affine)
 
 
 def _write_lta(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
@@ -207,21 +251,17 @@ def _write_lta(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> N
 
 
 def _read_lta(path: Path, fixed: Image, moving: Image) -> np.ndarray:
-    from nitransforms.io.base import TransformFileError
     from nitransforms.io.lta import FSLinearTransform, FSLinearTransformArray
 
     text = path.read_text(encoding="utf-8")
-    try:
-        if "fscale" in text:
-            several = FSLinearTransformArray.from_string(text)
-            if several["nxforms"] != 1:
-                raise EddymotionError(
-                    f"{path}: holds {several['nxforms']} transforms, expected one; {READABLE}"
-                )
-            return several.to_ras()[0]
-        return FSLinearTransform.from_string(text).to_ras()
-    except (TransformFileError, NotImplementedError) as error:
-        raise ValueError(str(error)) from error
+    if "fscale" in text:
+        several = FSLinearTransformArray.from_string(text)
+        if several["nxforms"] != 1:
+            raise EddymotionError(
+                f"{path}: holds {several['nxforms']} transforms, expected one; {READABLE}"
+            )
+        return several.to_ras()[0]
+    return FSLinearTransform.from_string(text).to_ras()
 
 
 def _grid(image: Image) -> nib.Nifti1Image:

@@ -8,7 +8,6 @@ are RAS+, like all else.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +15,7 @@ from isal import igzip
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
-from eddymotion.files import DAMAGED, replacing
+from eddymotion.files import read_image, replacing
 from eddymotion.registration.base import Registration, Warp
 
 LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)
@@ -74,14 +73,12 @@ def read_displacements(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from nitransforms.io.base import TransformFileError
     from nitransforms.io.itk import ITKDisplacementsField
 
-    if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+    data, affine, _ = read_image(path)
+    stored = nib.Nifti1Image(data, affine)
+    stored.header.set_intent("vector")  # some programs leave it out
     try:
-        stored = cast(nib.Nifti1Image, nib.load(path))
-        stored.header.set_intent("vector")  # some programs leave it out
-        image = ITKDisplacementsField.from_image(stored)
-        field = np.array(image.dataobj, dtype=np.float32)
-    except (TransformFileError, nib.filebasedimages.ImageFileError, *DAMAGED) as error:
+        field = np.array(ITKDisplacementsField.from_image(stored).dataobj, dtype=np.float32)
+    except (TransformFileError, ValueError) as error:
         raise EddymotionError(
             f"{path}: not a displacement field of ITK ({type(error).__name__}); expected NIfTI of "
             "shape (X, Y, Z, 1, 3)"
@@ -91,7 +88,7 @@ def read_displacements(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: not a displacement field in 3-D of finite numbers (shape {field.shape}); "
             "give the field that the registration wrote"
         )
-    return field, image.affine
+    return field, affine
 
 
 def whole_displacements(

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Head-motion correction between two nodes of your own: denoise → correct → tensor.
+"""Head-motion correction beside two nodes of your own: denoise, correct → tensor.
 
     python examples/denoise_correct_tensor.py dwi.nii.gz -o out/
     python examples/denoise_correct_tensor.py --simulate -o out/
 
 takes the b-values and b-vectors beside the image (or simulates a small moving head), removes noise
-with DIPY (MP-PCA or Patch2Self), corrects head motion, fits a tensor with DIPY, and leaves
+with DIPY (MP-PCA or Patch2Self), estimates the motion *on the raw series*, since denoising removes
+motion at low SNR, applies it to the denoised one, fits a tensor with DIPY, and leaves
 ``fa.nii.gz``, ``md.nii.gz`` and ``confounds.tsv`` in the output folder.
 """
 
@@ -13,7 +14,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from eddymotion.workflows.nipype import init_dwi_hmc_wf
+from eddymotion.interfaces.nipype import Apply, Estimate, Measure
 
 from nipype.interfaces.utility import Function  # isort: skip
 from nipype.pipeline.engine import Node, Workflow  # isort: skip
@@ -68,8 +69,10 @@ def build(dwi_file: Path, out_dir: Path, method: str = "mppca", num_threads: int
     clean = Node(Function(["dwi_file", "bval_file", "method"], ["dwi_file"], denoise), "denoise")
     clean.inputs.trait_set(dwi_file=str(dwi_file), bval_file=tables["bval"], method=method)
 
-    correct = init_dwi_hmc_wf(num_threads=num_threads)
-    correct.inputs.inputnode.trait_set(bval_file=tables["bval"], bvec_file=tables["bvec"])
+    given = {"bval_file": tables["bval"], "bvec_file": tables["bvec"], "num_threads": num_threads}
+    estimate = Node(Estimate(dwi_file=str(dwi_file), **given), "estimate")
+    measure = Node(Measure(dwi_file=str(dwi_file), **given), "measure")
+    apply = Node(Apply(**given), "apply")
 
     tensor = Node(
         Function(["dwi_file", "bval_file", "bvec_file", "mask_file"], ["fa", "md"], fit_tensor),
@@ -79,17 +82,16 @@ def build(dwi_file: Path, out_dir: Path, method: str = "mppca", num_threads: int
     workflow.config["execution"] = {"poll_sleep_duration": "0.05"}  # Nipype's own is 2 s
     workflow.connect(
         [
-            (clean, correct, [("dwi_file", "inputnode.dwi_file")]),
-            (correct, tensor, [("outputnode.dwi_file", "dwi_file"),
-                               ("outputnode.bval_file", "bval_file"),
-                               ("outputnode.bvec_file", "bvec_file"),
-                               ("outputnode.mask_file", "mask_file")]),
+            (clean, apply, [("dwi_file", "dwi_file")]),
+            *((estimate, node, [(x, x) for x in ("xfm_file", "details_file", "mask_file")])
+              for node in (apply, measure)),
+            (apply, tensor, [(x, x) for x in ("dwi_file", "bval_file", "bvec_file", "mask_file")]),
         ]
     )  # fmt: skip
     for name, node, field in (
         ("fa.nii.gz", tensor, "fa"),
         ("md.nii.gz", tensor, "md"),
-        ("confounds.tsv", correct, "outputnode.confounds_file"),
+        ("confounds.tsv", measure, "confounds_file"),
     ):
         copy = Function(["path", "out_file"], ["out_file"], copy_file)
         last = Node(copy, f"keep_{Path(name).name.partition('.')[0]}")

@@ -10,11 +10,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "compiling", "errors", "names"),
+    ("cgroups", "children", "compiling", "errors", "names", "processes", "reprs", "words"),
     ("field_kernels", "kernels"),
-    ("eddy_currents", "geometry", "gradients", "html_values"),
-    ("locks", "parallel", "running"),
-    ("dataset", "masking", "pyramid"),
+    ("eddy_currents", "geometry", "gradients", "headers", "html_values", "zeros"),
+    ("locks", "logs", "parallel", "running", "temporaries"),
+    ("checks", "dataset", "masking", "pyramid"),
     (
         "files",
         "itk",
@@ -29,10 +29,11 @@ ORDER = (
     ("evaluation",),
     ("derivatives", "reports", "series_files", "settings", "simulation", "summary"),
     ("display", "normalisation", "pairs", "steps", "testing"),
-    ("bids", "jobs", "loop_parts", "parts"),
+    ("bids", "bids_filters", "bids_tree", "jobs", "loop_parts", "parts"),
     ("demo", "interfaces"),
     ("workflows",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 STRANGERS = {"models", "registration", "resampling"}

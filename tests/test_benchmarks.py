@@ -2,6 +2,7 @@
 """The benchmarks' own machinery: common convention of the tools, kept rows, pages."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("psutil")
 
-from benchmarks import cieslak, peer_tools, peers, real, registrars, tables
+from benchmarks import accuracy, cieslak, peer_tools, peers, real, registrars, tables
 from eddymotion.dataset import DWI
 from eddymotion.files import write_gradient_table, write_image
 from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
@@ -135,3 +136,19 @@ def test_repeated_directions_are_found(tiny):
     assert halves is not None
     distance = real.tensor_distance(twice, twice, halves)
     assert distance["fa_rms"] == distance["md_rms"] == 0
+
+
+def test_rows_of_other_heads_scan_the_head_they_name():
+    sources = accuracy.Sources([])
+    seen = {}
+    for name in ("heads-tiny", "heads-slab"):
+        row = replace(accuracy.SERIES[name], voxel_sizes=14.0)
+        seen[name], truth = row.simulate(sources.head(row, 2), 2, 1)
+        np.testing.assert_array_equal(truth[0], np.eye(4))
+    assert len(seen["heads-tiny"]) == 13
+    assert len(seen["heads-slab"]) == 28
+    assert seen["heads-slab"].shape[2] == 3
+    fitted = accuracy.SERIES["heads-b15"]
+    assert fitted.is_fitted
+    with pytest.raises(SystemExit, match="--real BIDS_DIR"):  # not another head instead
+        sources.head(fitted, 0)

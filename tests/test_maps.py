@@ -17,7 +17,7 @@ from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.maps import cnr_maps, map_groups
 from eddymotion.estimation.quality import fitted, predict
 from eddymotion.estimation.replacement import Replaced, predict_lost
-from eddymotion.estimation.slicing import PLAIN, Slicing
+from eddymotion.estimation.slicing import Slicing
 from eddymotion.files import write_gradient_table, write_image
 from eddymotion.geometry import Motion
 from eddymotion.models import AverageModel, get_model
@@ -351,5 +351,6 @@ def test_sidecars_that_contradict_the_image_are_told_and_left_alone(scanned, tmp
         shutil.copy(scanned[0].with_name(f"scan_dwi.{kind}"), tmp_path)
     (tmp_path / "scan_dwi.json").write_text('{"SliceTiming": [0, 1]}')
     series = SeriesFiles(Path(image))
-    assert slicing_of(series, load_series(series, Settings())) is PLAIN
+    slicing = slicing_of(series, load_series(series, Settings()))
+    assert (slicing.axis, slicing.groups) == (2, ())
     assert "SliceTiming has 2 entries" in caplog.text

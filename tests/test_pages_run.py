@@ -104,8 +104,9 @@ def nodes_of_ones_own(folder, dwi):
     from nipype.interfaces.utility import Function, IdentityInterface
     from nipype.pipeline.engine import Node, Workflow
 
-    source = Node(IdentityInterface(["bval", "bvec"]), "source")
-    source.inputs.trait_set(bval=str(folder / "dwi.bval"), bvec=str(folder / "dwi.bvec"))
+    source = Node(IdentityInterface(["dwi", "bval", "bvec"]), "source")
+    source.inputs.trait_set(dwi=str(folder / "dwi.nii.gz"), bval=str(folder / "dwi.bval"),
+                            bvec=str(folder / "dwi.bvec"))  # fmt: skip
     denoise = Function(["dwi_file", "bval_file", "method"], ["out_file"], example.denoise)
     denoise.inputs.trait_set(
         dwi_file=str(folder / "dwi.nii.gz"), bval_file=str(folder / "dwi.bval"), method="mppca"

@@ -77,12 +77,13 @@ def test_contradictions_end_a_run_before_it_begins(options, hint, raw, tmp_path,
     assert not output.exists()
 
 
-def test_a_series_that_is_there_twice_is_refused(dataset, tmp_path, capsys):
+def test_a_series_that_is_there_twice_is_refused_and_stops_no_other(dataset, tmp_path, capsys):
     image = dataset / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
     nib.load(image).to_filename(image.with_suffix(""))
     call = [str(dataset), str(tmp_path / "out"), "participant", *QUICK]
-    assert participant.main(call) == 2
+    assert participant.main(call) == 1
     assert "are one series; remove one of the two" in capsys.readouterr().err
+    assert (tmp_path / "out" / "sub-02" / "dwi" / "sub-02_desc-preproc_dwi.json").is_file()
     (tmp_path / "filter.json").write_text('{"dwi": {"extension": ".nii.gz"}}')
     assert participant.main([*call, "--bids-filter-file", str(tmp_path / "filter.json")]) == 0
 

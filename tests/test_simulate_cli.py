@@ -143,6 +143,11 @@ def test_dataset_of_others_is_left_alone(tmp_path, capsys):
         (["--bval", __file__, "--bvec", __file__, "--scheme", "few"], "give one"),
         (["--phantom", __file__, __file__, "--from", __file__], "give one"),
         (["--voxel-size", "2", "3"], "one number or three"),
+        (["--head", "fitted"], "add --from DWI"),
+        (["--head", "synthetic", "--from", __file__], "two heads"),
+        (["--contrast", "infant"], "--head synthetic"),
+        (["--ghost", "0.1", "--coil-variation", "3"], "--coil-variation --ghost without k-space"),
+        (["--acquisition", "kspace", "--pe-axis", "k"], "i, i-, j or j-"),
         (["--orientation", "RAR"], "R or L"),
         (["--dropout", "5"], "from 0 to 1"),
         (["--participant-label", "a_b"], "letters and digits"),
@@ -202,6 +207,30 @@ def test_fitted_head_keeps_grid_and_scheme_and_stands_still(dataset, tmp_path):
     assert np.corrcoef(first, real)[0, 1] > 0.95
     description = json.loads((root / "dataset_description.json").read_text())
     assert "License" not in description  # not ours to give
+
+
+def test_synthetic_head_is_scanned_in_k_space(tmp_path):
+    root = tmp_path / "bids"
+    arguments = ["--head", "synthetic", "--contrast", "infant", "--cavity", "fluid", "--coverage",
+                 "slab", "--acquisition", "kspace", "--partial-fourier", "0.75", "--pe-axis", "i",
+                 "--voxel-size", "7", "--motion", "drift", "--random-seed", "3"]  # fmt: skip
+    assert run(root, *arguments) == 0
+    dwi = load(root / "sub-01" / "dwi" / "sub-01_dwi.nii.gz")
+    assert dwi.shape == (24, 29, 6)  # of 7 mm
+    sidecar = json.loads((root / "sub-01" / "dwi" / "sub-01_dwi.json").read_text())
+    assert sidecar["PhaseEncodingDirection"] == "i"
+    truth = read_itk(root / "truth" / "sub-01_xfm.txt")
+    np.testing.assert_array_equal(truth[0], np.eye(4))
+    told = json.loads((root / "truth" / "sub-01_settings.json").read_text())
+    assert told["summary"].startswith("synthetic infant head with a cavity (fluid); 13 volumes")
+    assert told["summary"].endswith("slab of 42 mm, in k-space, coil field 2:1")
+    assert told["settings"]["kspace"] == {
+        "oversampling": 2, "coil_variation": 2.0, "partial_fourier": 0.75, "ghost": 0.0,
+        "pe_axis": "i", "seed": 3,
+    }  # fmt: skip
+    assert told["settings"]["coil_bias"] == 0
+    again = ["--participant-label", "02", "--acquisition", "kspace", "--partial-fourier", "0.1"]
+    assert run(root, *again) == 2
 
 
 def test_options_can_come_from_a_file(tmp_path):

@@ -100,12 +100,14 @@ def test_what_is_no_displacement_field_is_refused(tmp_path):
     nib.Nifti1Image(np.zeros(grid.shape), grid.affine).to_filename(tmp_path / "image.nii.gz")
     (tmp_path / "text.nii.gz").write_text("not an image")
     for name in ("image.nii.gz", "text.nii.gz"):
-        with pytest.raises(EddymotionError, match="not a displacement field of ITK"):
+        with pytest.raises(
+            EddymotionError, match=r"not a (displacement field of ITK|NIfTI image)"
+        ):
             read_displacements(tmp_path / name)
     write_displacements(tmp_path / "a.nii.gz", smooth_field(grid.shape), grid.affine)
     whole = (tmp_path / "a.nii.gz").read_bytes()
     (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(EddymotionError, match="not a displacement field of ITK"):
+    with pytest.raises(EddymotionError, match="may be truncated"):
         read_displacements(tmp_path / "cut.nii.gz")
     bad = smooth_field(grid.shape)
     bad[3, 3, 3] = np.nan

@@ -16,26 +16,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids import outputs_of
+from eddymotion.bids import Sorted, outputs_of, together
+from eddymotion.children import why_alone
 from eddymotion.errors import EddymotionError
 from eddymotion.files import image_stem, write_json
-from eddymotion.jobs import DISK_FULL, Job, reason_of, shown_progress
-from eddymotion.locks import locked
+from eddymotion.jobs import Job, reason_of, shown_progress
+from eddymotion.locks import Lock, locked
 from eddymotion.parallel import Progress
-from eddymotion.reports.participant import build_participant_report
+from eddymotion.reports.participant import write_report
 from eddymotion.running import (
+    DISK_FULL,
     LIBRARIES_GB,
     Limits,
     Plugin,
     memory_gb,
     prove_writable,
     read_json,
-    remove_leftovers,
     software_versions,
     warn_if_disk_is_small,
 )
 from eddymotion.settings import Settings
 from eddymotion.steps import DIGITS, SeriesFiles, finished_summary
+from eddymotion.temporaries import remove_leftovers
 
 log = logging.getLogger("eddymotion")
 
@@ -59,6 +61,8 @@ class Run:
     log_file : Path, optional
     progress : callable, optional
         Shown where there is one series.
+    locks : tuple of Lock
+        Those of the participants, from :func:`sole_writer`.
     """
 
     output_dir: Path
@@ -71,30 +75,32 @@ class Run:
     verbosity: int = 0
     log_file: Path | None = None
     progress: Progress | None = None
+    locks: tuple[Lock, ...] = ()
 
 
 @contextmanager
-def sole_writer(output_dir: Path, participants: Sequence[str]) -> Iterator[None]:
+def sole_writer(output_dir: Path, participants: Sequence[str]) -> Iterator[tuple[Lock, ...]]:
     """Keep other runs from the outputs of some participants, and tidy up what a killed one left.
 
-    Runs that work on different participants share an output folder.
+    Runs that work on different participants share an output folder. The locks are yielded, in the
+    order of the labels.
     """
     locks = [output_dir / f".sub-{label}.lock" for label in sorted(participants)]
     names = ", ".join(f"sub-{label}" for label in sorted(participants)[:5])
     more = f" and {len(participants) - 5} more" if len(participants) > 5 else ""
-    with locked(locks, f"{output_dir}: {names}{more}"):
-        _tidy(output_dir, participants)
+    with locked(locks, f"{output_dir}: {names}{more}") as taken:
+        _tidy(output_dir, taken)
         try:
-            yield
+            yield taken
         finally:
-            _tidy(output_dir, participants)
+            _tidy(output_dir, taken)
 
 
-def _tidy(output_dir: Path, participants: Sequence[str]) -> None:
-    for label in participants:
-        remove_leftovers(output_dir / f"sub-{label}")
+def _tidy(output_dir: Path, locks: Sequence[Lock]) -> None:
+    for lock in locks:
+        remove_leftovers(output_dir / lock.name, deep=True, locked=not lock.loss)
     for folder in (output_dir, output_dir / "logs"):
-        remove_leftovers(folder, shared=True)
+        remove_leftovers(folder)
 
 
 def prepare_work_dir(work_dir: Path) -> None:
@@ -106,11 +112,10 @@ def prepare_work_dir(work_dir: Path) -> None:
         If it cannot.
     """
     prove_writable(work_dir, "give another work folder with --work-dir")
+    remove_leftovers(work_dir / "motion", deep=True)
 
 
-def correct_participants(
-    participants: Mapping[str, Sequence[SeriesFiles]], run: Run
-) -> dict[str, str]:
+def correct_participants(found: Sorted, run: Run) -> dict[str, str]:
     """Correct all series and write the participants' pages and the record of the run.
 
     Returns
@@ -119,11 +124,12 @@ def correct_participants(
         Series that failed → why.
     """
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    folder = _own_folder(run, sorted(participants))
+    folder = _own_folder(run, sorted(found.series))
     try:
-        return _correct(participants, run, folder, started)
+        return _correct(found, run, folder, started)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        remove_leftovers(run.work_dir / "motion", deep=True)
         raise
 
 
@@ -146,9 +152,8 @@ def _own_folder(run: Run, participants: list[str]) -> Path:
     return folder
 
 
-def _correct(
-    participants: Mapping[str, Sequence[SeriesFiles]], run: Run, folder: Path, started: str
-) -> dict[str, str]:
+def _correct(found: Sorted, run: Run, folder: Path, started: str) -> dict[str, str]:
+    participants = {label: series for label, series in found.series.items() if series}
     plugin, threads = _resources(participants, run)
     settings = replace(run.settings, nprocs=threads)
     jobs = {
@@ -156,19 +161,27 @@ def _correct(
         for label, series in participants.items()
     }
     log.info("%s; threads for a series: %d", plugin.name, threads)
-    problem = _run(jobs, plugin, run, folder)
+    problem = _run(jobs, plugin, run, folder) if jobs else None
     every = [job for of_participant in jobs.values() for job in of_participant]
     failures = _failures(every, problem, run.stop_on_first_crash)
-    for label, of_participant in jobs.items():
-        names = [job.name for job in of_participant if job.name in failures]
-        build_participant_report(run.output_dir, label, {name: failures[name] for name in names})
+    lost = {lock.name for lock in run.locks if lock.loss}
+    for label in found.series:
+        if f"sub-{label}" in lost:
+            continue  # the page is another run's by now
+        of_participant = jobs.get(label, ())
+        told = {job.name: failures[job.name] for job in of_participant if job.name in failures}
+        told |= found.refused[label]
+        names = {job.outputs.src: job.name for job in of_participant}
+        for src, why in write_report(run.output_dir, label, told, found.skipped[label]).items():
+            if src not in told:
+                failures.setdefault(names.get(src, src), why)
     if run.log_file:
-        content = _record(every, failures, run, plugin, started)
+        content = _record(every, failures, found, run, plugin, started)
         write_json(run.log_file.with_suffix(".json"), content)
     if not failures:
         shutil.rmtree(folder, ignore_errors=True)
         _remove_work_of(every, run)
-    return failures
+    return failures | together(found.refused)
 
 
 def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> tuple[Plugin, int]:
@@ -183,6 +196,9 @@ def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> t
         return run.plugin, run.limits.series_threads or 1
     alone = run.limits.n_procs == 1 or len(waiting) < 2
     chosen = run.plugin or Plugin("Linear" if alone else "MultiProc")
+    if chosen.name != "Linear" and (reason := why_alone()):
+        log.warning("one series after the other instead of side by side: %s", reason)
+        chosen = Plugin("Linear")
     if chosen.name == "Linear":
         return chosen, run.limits.series_threads or run.limits.n_procs
     readable = [image for image in waiting if _need(image, 1) is not None]
@@ -199,7 +215,8 @@ def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> t
 def _job(series: SeriesFiles, label: str, settings: Settings, run: Run, folder: Path) -> Job:
     outputs = outputs_of(series, label, run.output_dir)
     record = folder / "records" / f"{outputs.src}.json"
-    return Job(series, outputs, settings, run.work_dir, record, run.log_file, run.verbosity)
+    locks = tuple(lock for lock in run.locks if lock.guards(outputs["dwi"]))
+    return Job(series, outputs, settings, run.work_dir, record, run.log_file, run.verbosity, locks)
 
 
 def _run(
@@ -268,7 +285,8 @@ def _failures(
         if failed:
             failures[job.name] = failed[0]
         elif "outputs" not in steps:
-            failures[job.name] = _unexplained(problem, stopped_early)
+            losses = [loss for lock in job.locks if (loss := lock.loss)]
+            failures[job.name] = losses[0] if losses else _unexplained(problem, stopped_early)
     return failures
 
 
@@ -289,9 +307,15 @@ def _unexplained(problem: Exception | None, stopped_early: bool) -> str:
 
 
 def _record(
-    jobs: Sequence[Job], failures: Mapping[str, str], run: Run, plugin: Plugin, started: str
+    jobs: Sequence[Job],
+    failures: Mapping[str, str],
+    found: Sorted,
+    run: Run,
+    plugin: Plugin,
+    started: str,
 ) -> dict[str, Any]:
     """Describe a run: who did what, with which programs, and how long it took."""
+    not_run = [("failed", together(found.refused)), ("skipped", together(found.skipped))]
     return {
         "Command": sys.argv,
         "Started": started,
@@ -309,6 +333,11 @@ def _record(
                 "Steps": read_json(job.record).get("steps", {}),
             }
             for job in jobs
+        ]
+        + [
+            {"Name": name, "State": state, "Reason": reason, "Steps": {}}
+            for state, reasons in not_run
+            for name, reason in reasons.items()
         ],
     }
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -16,18 +17,24 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is imported
 
+from eddymotion.children import end_descendants, end_with_parent, why_alone
 from eddymotion.errors import EddymotionError
-from eddymotion.jobs import end_with_parent
+from eddymotion.jobs import reason_of
 from eddymotion.running import Plugin
+from eddymotion.words import shown
 
 from nipype.interfaces.base.support import RuntimeContext  # isort: skip
 from nipype.pipeline import plugins  # isort: skip
 from nipype.pipeline.engine import Workflow  # isort: skip
+from nipype.pipeline.plugins.base import SGELikeBatchManagerBase  # isort: skip
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node  # isort: skip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NIPYPE_LOGGERS = ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils")
 
@@ -85,7 +92,7 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
             try:
                 self._taskresult[taskid] = done.result()
             except BaseException as error:
-                reason = KILLED if isinstance(error, BrokenProcessPool) else repr(error)
+                reason = KILLED if isinstance(error, BrokenProcessPool) else reason_of(error)
                 self._taskresult[taskid] = {"result": None, "traceback": [reason]}
             self._ended.set()
 
@@ -106,13 +113,16 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
     def kill(self) -> None:
         """End all workers now."""
         for process in list((self.pool._processes or {}).values()):
+            end_descendants(process.pid)
             process.kill()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _prepare_worker(folder: str) -> None:
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     os.chdir(folder)
     end_with_parent()
 
@@ -123,15 +133,17 @@ def check_plugin(plugin: Plugin) -> None:
     Raises
     ------
     EddymotionError
-        If it has none, or one that does not wait for its jobs, or SLURM's commands are missing.
+        If it has none, or one that does not wait for its jobs, or what it needs is missing.
     """
     names = (n.removesuffix("Plugin") for n in dir(plugins) if n.endswith("Plugin"))
     known = sorted(name for name in names if not name.endswith(DO_NOT_WAIT))
     if plugin.name not in known:
         raise EddymotionError(
-            f"plugin {plugin.name!r}: Nipype has none of that name that waits for its jobs; use "
-            f"one of {', '.join(known)}"
+            f"plugin {shown(plugin.name)}: Nipype has none of that name that waits for its jobs; "
+            f"use one of {', '.join(known)}"
         )
+    if plugin.name == "LegacyMultiProc" and (reason := why_alone()):
+        raise EddymotionError(f"plugin 'LegacyMultiProc': {reason}; leave --use-plugin out")
     if plugin.name == "SLURM" and (missing := [c for c in SLURM_COMMANDS if not shutil.which(c)]):
         raise EddymotionError(
             f"plugin 'SLURM': the command {missing[0]} is not on the PATH; run this on a host "
@@ -148,7 +160,14 @@ def find_plugin(plugin: Plugin, folder: Path) -> Any:
         from eddymotion.workflows.slurm import SlurmPlugin
 
         return SlurmPlugin(plugin.arguments, folder)
-    return getattr(plugins, f"{plugin.name}Plugin")(plugin_args=plugin.arguments)
+    runner = getattr(plugins, f"{plugin.name}Plugin")
+    if issubclass(runner, SGELikeBatchManagerBase) and shlex.quote(str(folder)) != str(folder):
+        raise EddymotionError(
+            f"plugin {plugin.name!r}: Nipype hands jobs over by a shell, and the work folder "
+            f"{shown(folder)} has blanks or signs that mean something there; give another one "
+            "with --work-dir"
+        )
+    return runner(plugin_args=plugin.arguments)
 
 
 def run_workflow(
@@ -234,10 +253,15 @@ def _quiet(verbosity: int) -> Iterator[None]:
 
 def draw_graph(workflow: Workflow, picture: Path) -> None:
     """Draw the nodes of a workflow from left to right (SVG), with no program but Matplotlib."""
+    from eddymotion.reports import own_style, save_figure
+
+    with own_style():
+        save_figure(_graph_figure(workflow), picture)
+
+
+def _graph_figure(workflow: Workflow) -> Figure:
     import networkx as nx
     from matplotlib.figure import Figure
-
-    from eddymotion.reports import save_figure
 
     graph = workflow._create_flat_graph()
     for depth, nodes in enumerate(nx.topological_generations(graph)):
@@ -256,4 +280,4 @@ def draw_graph(workflow: Workflow, picture: Path) -> None:
     boxes = {"boxstyle": "round", "facecolor": "#e8f0fa", "edgecolor": "0.4"}
     nx.draw_networkx_labels(graph, layout, names, ax=axes, font_size=8, bbox=boxes)
     axes.margins(0.15)
-    save_figure(figure, picture)
+    return figure

@@ -9,7 +9,8 @@ BIDS-App runs.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eddymotion.errors import EddymotionError
@@ -26,6 +27,7 @@ from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is import
     Unite,
 )
 from eddymotion.settings import SETTING_NAMES, Settings
+from eddymotion.words import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
 from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
@@ -257,9 +259,9 @@ def init_participant_wf(
     page = Node(WritePage(participant=participant), "report")
     page.inputs.output_dir = str(jobs[0].outputs.figures.parents[1])
     done = Node(Merge(len(jobs)), "done", run_without_submitting=True)
-    for number, (job, gigabytes) in enumerate(zip(jobs, mem_gb, strict=True), start=1):
+    names = _words(job.outputs.src.removeprefix(f"sub-{participant}") for job in jobs)
+    for number, (job, gigabytes, own) in enumerate(zip(jobs, mem_gb, names, strict=True), start=1):
         resources = {"n_procs": job.settings.nprocs, "mem_gb": gigabytes}
-        own = _word(job.outputs.src.removeprefix(f"sub-{participant}")) or "dwi"
         estimate = Node(EstimateSeries(job=job), f"estimate_{own}", **resources)
         correct = Node(CorrectSeries(job=job), f"correct_{own}", **resources)
         workflow.connect(estimate, "estimated", correct, "estimated")
@@ -287,8 +289,8 @@ def init_run_wf(
     workflow = _workflow(name)
     workflow.add_nodes(
         [
-            init_participant_wf(label, jobs, mem_gb=mem_gb[label])
-            for label, jobs in participants.items()
+            init_participant_wf(label, jobs, mem_gb=mem_gb[label], name=f"sub_{word}_wf")
+            for (label, jobs), word in zip(participants.items(), _words(participants), strict=True)
         ]
     )
     return workflow
@@ -315,7 +317,7 @@ def checked_settings(given: Mapping[str, Any]) -> Settings:
         near = difflib.get_close_matches(unknown[0], HEEDED, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise EddymotionError(
-            f"unknown setting {unknown[0]!r}.{hint} Known are {', '.join(sorted(HEEDED))}"
+            f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(HEEDED))}"
         )
     return Settings(**given)
 
@@ -364,3 +366,15 @@ def settings_as_inputs(settings: Settings) -> dict[str, Any]:
 def _word(text: str) -> str:
     """Turn a BIDS name into what a node may be called."""
     return "".join(letter if letter.isalnum() else "_" for letter in text).strip("_")
+
+
+def _words(texts: Iterable[str]) -> list[str]:
+    """Turn BIDS names into what nodes side by side may be called, each in its own folder."""
+    taken: set[str] = set()
+    words = []
+    for text in texts:
+        word = _word(text) or "dwi"
+        candidates = itertools.chain([word], (f"{word}_{n}" for n in itertools.count(2)))
+        words.append(next(name for name in candidates if name.casefold() not in taken))
+        taken.add(words[-1].casefold())
+    return words

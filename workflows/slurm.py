@@ -8,17 +8,21 @@ import logging
 import math
 import os
 import re
+import shlex
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is imported
 
+from eddymotion.children import PYTHON
 from eddymotion.errors import EddymotionError
+from eddymotion.words import one_line, shown, why
 
 from nipype.pipeline.plugins import SLURMPlugin  # isort: skip
+from nipype.pipeline.plugins.tools import create_pyscript  # isort: skip
 
 log = logging.getLogger("eddymotion")
 
@@ -52,7 +56,7 @@ class SlurmPlugin(SLURMPlugin):
     """
 
     def __init__(self, plugin_args: dict[str, Any], folder: Path) -> None:
-        os.environ.setdefault("LOGNAME", getpass.getuser())  # Nipype names jobs by it
+        os.environ.setdefault("LOGNAME", _user())  # jobs are named by it
         super().__init__(plugin_args=plugin_args)
         self._folder = folder
         self._nodes: dict[int, Any] = {}
@@ -60,25 +64,61 @@ class SlurmPlugin(SLURMPlugin):
         self._queued: set[int] | None = set()
         self._looked = -math.inf
 
+    def _submit_job(self, node: Any, updatehash: bool = False) -> int:
+        pyscript = Path(create_pyscript(node, updatehash=updatehash))
+        quote_paths(pyscript)
+        script = pyscript.with_suffix(".sh")
+        # nothing is imported or configured from where the run was started
+        lines = (f"cd {shlex.quote(str(script.parent))} || exit",
+                 shlex.join([*PYTHON, str(pyscript)]))  # fmt: skip
+        script.write_text("\n".join((self._template.rstrip("\n"), *lines, "")), encoding="utf-8")
+        return self._submit_batchtask(str(script), node)
+
     def _submit_batchtask(self, scriptfile: str, node: Any) -> int:
-        output = Path(scriptfile).with_name("slurm-%j.out")
-        given = " ".join(filter(None, (self._sbatch_args, node.plugin_args.get("sbatch_args"))))
-        asked = f"--output={output} {resources(node.n_procs, node.mem_gb, given)} {given}"
-        node.plugin_args = node.plugin_args | {"sbatch_args": asked, "overwrite": True}
-        try:
-            taskid = super()._submit_batchtask(scriptfile, node)
-        except (IndexError, ValueError) as error:  # no number in what sbatch said
-            raise EddymotionError(
-                "plugin 'SLURM': sbatch takes no jobs here; see that sinfo answers on this host, "
-                "or leave --use-plugin out"
-            ) from error
+        folder = Path(scriptfile).parent
+        texts = filter(None, (self._sbatch_args, node.plugin_args.get("sbatch_args")))
+        given = [word for text in texts for word in words_of(text)]
+        output = str(folder).replace("%", "%%") + "/slurm-%j.out"
+        asked = [f"--output={output}", *resources(node.n_procs, node.mem_gb, given)]
+        above = reversed((node._hierarchy or "").split("."))
+        name = ".".join(filter(None, (node._id, *above, os.environ["LOGNAME"])))
+        call = ["sbatch", *asked, *given, f"--job-name={name}", scriptfile]
+        taskid = self._submit(call)
+        self._pending[taskid] = node.output_dir()
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / JOBS).open("a", encoding="utf-8") as stream:
             stream.write(f"{taskid}\n")
         self._nodes[taskid] = node
-        self._outputs[taskid] = output.with_name(f"slurm-{taskid}.out")
+        self._outputs[taskid] = folder / f"slurm-{taskid}.out"
         self._looked = -math.inf
         return taskid
+
+    def _submit(self, call: list[str]) -> int:
+        """Hand a job over, with no shell between, and return its number.
+
+        Raises
+        ------
+        EddymotionError
+            If ``sbatch`` tells no number.
+        RuntimeError
+            If it refuses the job again and again.
+        """
+        for attempt in range(self._max_tries + 1):
+            if attempt:
+                time.sleep(self._retry_timeout)
+            done = subprocess.run(call, capture_output=True, text=True, errors="replace")
+            if done.returncode == 0:
+                break
+        else:
+            raise RuntimeError(f"sbatch refused a job: {one_line(done.stderr or done.stdout)}")
+        lines = [line for line in done.stdout.splitlines() if line]
+        found = re.match(self._jobid_re, lines[-1]) if lines else None
+        if not (found and found.group(1)):
+            raise EddymotionError(
+                "plugin 'SLURM': sbatch takes no jobs here; see that sinfo answers on this host, "
+                "or leave --use-plugin out"
+            )
+        return int(found.group(1))
 
     def _is_pending(self, taskid: int) -> bool:
         if time.monotonic() - self._looked > LOOK_EVERY_S - POLL_S:
@@ -103,14 +143,47 @@ class SlurmPlugin(SLURMPlugin):
         _cancel(self._pending)
 
 
-def resources(n_procs: int, mem_gb: float, given: str) -> str:
-    """Return what to ask ``sbatch`` for, besides what is `given` by the user."""
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # one that the system does not know
+        return str(os.getuid())
+
+
+def words_of(sbatch_args: str) -> list[str]:
+    """Return the options in ``sbatch_args``, as a shell would take them apart.
+
+    Raises
+    ------
+    EddymotionError
+        If a quotation mark in it is not closed.
+    """
+    try:
+        return shlex.split(sbatch_args)
+    except ValueError as error:
+        raise EddymotionError(
+            f"plugin 'SLURM': sbatch_args is {shown(sbatch_args)} ({why(error)}); close each "
+            "quotation mark"
+        ) from error
+
+
+def quote_paths(pyscript: Path) -> None:
+    """Quote the paths in a script that Nipype wrote: it puts them between quotation marks."""
+    text, folder = pyscript.read_text(encoding="utf-8"), str(pyscript.parent)
+    suffix = pyscript.stem.removeprefix("pyscript_")
+    for name, path in {"pklfile": f"{folder}/node_{suffix}.pklz", "batchdir": folder}.items():
+        text = text.replace(f"{name} = '{path}'\n", f"{name} = {path!r}\n")
+    pyscript.write_text(text, encoding="utf-8")
+
+
+def resources(n_procs: int, mem_gb: float, given: Sequence[str]) -> list[str]:
+    """Return what to ask ``sbatch`` for, besides the options `given` by the user."""
     asked = []
-    if not re.search(r"(^|\s)(-c|--cpus-per-task)", given):
+    if not any(word.startswith(("-c", "--cpus-per-task")) for word in given):
         asked.append(f"--cpus-per-task={n_procs}")
-    if not re.search(r"(^|\s)--mem", given):
+    if not any(word.startswith("--mem") for word in given):
         asked.append(f"--mem={math.ceil(1e3 * max(mem_gb, LEAST_GB))}M")
-    return " ".join(asked)
+    return asked
 
 
 def queued_jobs() -> set[int] | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -12,22 +13,34 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from eddymotion.errors import EddymotionError, EngineError
+from eddymotion.cli.ending import EndOnRequest
+from eddymotion.cli.isolation import keep_settings_out
+from eddymotion.cli.streams import steady_streams
+from eddymotion.errors import EddymotionError, EngineError, LockLostError
+from eddymotion.logs import Console, LogFile
 from eddymotion.parallel import Progress, logged
 from eddymotion.running import prove_writable
+from eddymotion.temporaries import remove_leftovers
+from eddymotion.words import one_line
 
 Item = TypeVar("Item")
 
 log = logging.getLogger("eddymotion")
 
+WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+"""What the system says where another path helps."""
 
-class _ConsoleHandler(logging.StreamHandler):
+
+class _AboveBar(Console):
     """Writes above a progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 @contextmanager
@@ -35,7 +48,7 @@ def messages(
     verbosity: int, least: int = logging.INFO, pattern: str = "%(message)s"
 ) -> Iterator[None]:
     """Show what the package logs on the console: from `least` on, all of it with -v."""
-    console = _ConsoleHandler()
+    console = _AboveBar()
     console.setLevel(logging.DEBUG if verbosity else least)
     console.setFormatter(logging.Formatter(pattern))
     with _handled_by(console):
@@ -47,9 +60,7 @@ def logging_to(folder: Path, verbosity: int) -> Iterator[Path]:
     """Log to the console and to a new file in `folder`, whose path is yielded."""
     prepare_output_dir(folder)
     path = folder / f"eddymotion_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    with messages(verbosity), _handled_by(file):
+    with messages(verbosity), _handled_by(LogFile(path)):
         yield path
 
 
@@ -79,26 +90,53 @@ def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Ite
 
 
 def run(program: str, body: Callable[[], int | None]) -> int:
-    """Run a command; turn what users can mend into one line and exit code 2.
+    """Run a command, from its options on; turn what users can mend into one line and exit code 2.
 
-    A command that returns nothing is done, exit code 0.
-    A program that fails beneath it is one line as well, and exit code 1.
+    A command that returns nothing is done, exit code 0. A program that fails beneath it, outputs
+    taken over by another run, what the system refuses (a full disk) and too little memory are one
+    line as well, and exit code 1; a request to end is one line, and 128 and the number of the
+    signal.
     """
+    with steady_streams() as streams:
+        return streams.code(program, _run_to_end(program, body))
+
+
+def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
+    ending = EndOnRequest(program)
     try:
-        return body() or 0
-    except EngineError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 1
-    except EddymotionError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
+        with ending:
+            keep_settings_out()
+            code, said = body() or 0, ""
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; what is complete is kept", file=sys.stderr)
-        return 130
+        code, said = ending.code, ending.message
+    except BaseException as error:
+        failed = _mendable(error)
+        if failed is None and ending.asked is None:
+            raise
+        code, said = failed or (1, "")
+        said = f"{program}: error: {one_line(said)}"
+    if ending.asked is not None:  # whatever has become of it on its way
+        code, said = ending.code, ending.message
+    if said:
+        print(said, file=sys.stderr)
+    return code
+
+
+def _mendable(error: BaseException) -> tuple[int, str] | None:
+    """Return exit code and message of what no traceback is needed for, None for the rest."""
+    if isinstance(error, EddymotionError):
+        return 1 if isinstance(error, (EngineError, LockLostError)) else 2, str(error)
+    if isinstance(error, (OSError, MemoryError)):
+        from eddymotion.jobs import reason_of
+
+        log.debug("the system refused", exc_info=True)
+        wrong = isinstance(error, OSError) and error.errno in WRONG_PATH
+        return 2 if wrong else 1, reason_of(error)
+    return None
 
 
 def prepare_output_dir(folder: Path) -> None:
-    """Make a folder and prove that it can be written to.
+    """Make a folder, prove that it can be written to, and remove what killed runs left half-done.
 
     Raises
     ------
@@ -106,6 +144,7 @@ def prepare_output_dir(folder: Path) -> None:
         If it cannot.
     """
     prove_writable(folder, "give another output folder")
+    remove_leftovers(folder)
 
 
 def refuse_output_in_input(bids_dir: Path, output_dir: Path) -> None:

@@ -23,7 +23,7 @@ from eddymotion.cli.options import (
     existing_file,
     settings_from,
 )
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 
 log = logging.getLogger("eddymotion")
 
@@ -59,42 +59,50 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-correct``; return its exit code."""
-    parser = build_parser()
-    options = parser.parse(arguments)
-    return run(parser.prog, lambda: correct_one(options))
+    return run("eddymotion-correct", lambda: correct_one(build_parser().parse(arguments)))
 
 
 def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
     from eddymotion.derivatives import Outputs
     from eddymotion.derivatives.dataset import write_citation
+    from eddymotion.jobs import reason_of
+    from eddymotion.locks import locked
     from eddymotion.reports.participant import write_participant_page
     from eddymotion.steps import SeriesFiles, correct_series
+    from eddymotion.temporaries import remove_leftovers
 
     if not options.dwi.is_file():
-        raise EddymotionError(f"{options.dwi}: no such file; give a 4-D NIfTI image")
+        raise EddymotionError(absence(options.dwi, "give a 4-D NIfTI image"))
     if dataset := raw_dataset_of(options.dwi.resolve()):
         refuse_output_in_input(dataset, options.output_dir.resolve())
     settings = settings_from(options)
     prepare_output_dir(options.output_dir)
     series = SeriesFiles(options.dwi, options.bval, options.bvec)
     outputs = Outputs.in_folder(options.output_dir, options.dwi)
-    with logging_to(options.output_dir / "logs", options.verbose) as log_file:
+    lock = options.output_dir / f".{outputs.src}.lock"
+    with (
+        locked([lock], str(options.output_dir / outputs.src)),
+        logging_to(options.output_dir / "logs", options.verbose) as log_file,
+    ):
+        remove_leftovers(outputs.figures)
         try:
             correct_series(series, outputs, settings, progress_for_console())
-        except EddymotionError:
+        except (EddymotionError, OSError):
             raise
         except Exception as error:
             log.debug("%s failed", options.dwi, exc_info=True)
-            log.error("%s failed: %s: %s (log: %s)",
-                      options.dwi, type(error).__name__, error, log_file)  # fmt: skip
+            log.error("%s failed: %s (log: %s)", options.dwi, reason_of(error), log_file)
             return 1
-        write_citation(options.output_dir)
+        finished = sorted(options.output_dir.glob("*_desc-preproc_dwi.json"))
+        write_citation(options.output_dir, finished)
         report = options.output_dir / f"{outputs.src}.html"
-        write_participant_page(report, outputs.src, [outputs])
+        failed = write_participant_page(report, outputs.src, [outputs])
         log.info("corrected series: %s", outputs["dwi"])
         log.info("report: %s", report)
-    return 0
+        for why in failed.values():
+            log.error("%s: the report cannot show it: %s", options.dwi, why)
+    return 1 if failed else 0
 
 
 def raw_dataset_of(image: Path) -> Path | None:

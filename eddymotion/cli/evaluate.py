@@ -16,6 +16,7 @@ from eddymotion.cli.options import Parser, existing_file, not_negative, not_nega
 from eddymotion.errors import EddymotionError
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
     from eddymotion.evaluation import MotionComparison
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from eddymotion.geometry import Motion
 
 log = logging.getLogger("eddymotion")
+
+COMMANDS = ("motion", "landmarks", "series")
 
 DESCRIPTION = """\
 Measure how good a correction is: against known motion, against landmarks, or
@@ -157,6 +160,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-evaluate``; return its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    command = f" {given[0]}" if given[:1] and given[0] in COMMANDS else ""
+    return run(f"eddymotion-evaluate{command}", lambda: carry_out(given))
+
+
+def carry_out(given: Sequence[str]) -> int:
+    """Do what the options say."""
     parser, commands = build_parsers()
     if not given or given[0] not in commands:
         parser.parse(given)  # answers --help and --version, or says what is wrong
@@ -166,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = given[0]
     body = {"motion": evaluate_motion, "landmarks": evaluate_landmarks, "series": evaluate_series}
     with messages(0, logging.WARNING, "warning: %(message)s"):
-        return run(command.prog, lambda: body[given[0]](options))
+        body[given[0]](options)
+    return 0
 
 
 def evaluate_motion(options: argparse.Namespace) -> None:
@@ -189,7 +199,8 @@ def evaluate_motion(options: argparse.Namespace) -> None:
     bvals = true.bvals if bvals is None else bvals
     motions = [estimated.motion, true.motion]
     if options.relative_to is not None:
-        motions = [in_frame_of(options.relative_to, motion) for motion in motions]
+        about = grid.center if grid else None
+        motions = [in_frame_of(options.relative_to, motion, about) for motion in motions]
     center = grid.center if grid else None
     points, where = None, "ball of 80 mm about the centre"
     if options.mask:
@@ -207,14 +218,14 @@ def evaluate_motion(options: argparse.Namespace) -> None:
         write(options, summary, lambda: motion_plot(comparison))
 
 
-def in_frame_of(volume: int, motion: Motion) -> Motion:
-    """Express a motion in the frame of a volume that it has."""
+def in_frame_of(volume: int, motion: Motion, center: np.ndarray | None) -> Motion:
+    """Express a motion in the frame of a volume that it has; `center` as in `relative_to`."""
     if volume >= len(motion):
         raise EddymotionError(
             f"--relative-to {volume}: there are {len(motion)} volumes; give one from 0 to "
             f"{len(motion) - 1}"
         )
-    return motion.relative_to(volume)
+    return motion.relative_to(volume, center)
 
 
 def motion_plot(comparison: MotionComparison) -> Figure:
@@ -287,7 +298,7 @@ def evaluate_series(options: argparse.Namespace) -> None:
     files = {"a": options.a} | ({"b": options.b} if options.b else {})
     refuse_overwriting(options, files.values())
     series = {
-        name: load(path, mask=options.mask, b0_threshold=options.b0_threshold)
+        name: load(path, mask=options.mask, b0_threshold=options.b0_threshold, ignore=("tables",))
         for name, path in files.items()
     }
     first, last = series["a"], list(series.values())[-1]
@@ -350,6 +361,8 @@ def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None
         )
     given = {path.resolve() for path in inputs if path}
     for path in written_files(options).values():
+        if path.is_dir():
+            raise EddymotionError(f"{path}: a folder has the name of an output; choose another -o")
         if path.resolve() in given:
             raise EddymotionError(
                 f"{path}: is an input and would be overwritten; choose another -o"
@@ -358,14 +371,15 @@ def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None
 
 
 def write(options: argparse.Namespace, summary: Summary, plot: Callable[[], Figure]) -> None:
-    """Write tables, figures and the plot, each whole or not at all."""
+    """Write tables, figures and the plot, all or none."""
     from eddymotion.derivatives.confounds import table_text
-    from eddymotion.files import write_json, write_text
+    from eddymotion.files import together, write_json, write_text
     from eddymotion.reports import save_figure
 
     paths = written_files(options)
-    for name, columns in summary.tables.items():
-        write_text(paths[name], table_text({**columns}))
-    save_figure(plot(), paths["plot"])
-    write_json(paths["figures"], summary.figures)
+    with together():
+        for name, columns in summary.tables.items():
+            write_text(paths[name], table_text({**columns}))
+        save_figure(plot(), paths["plot"])
+        write_json(paths["figures"], summary.figures)
     print("\n" + "\n".join(f"written: {path}" for path in paths.values()))

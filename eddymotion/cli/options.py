@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -13,9 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eddymotion.cgroups import available_cpus
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.names import PE_AXES
 from eddymotion.settings import SETTING_NAMES, Settings
+from eddymotion.words import one_line, shown, why
 
 MODELS_HELP = (
     "auto (by the scheme), gp (Gaussian process; gp-legendre or gp-spherical on shells, gp-qspace "
@@ -32,20 +35,59 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
+        self._arguments: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
+        message = one_line(message + self._hint(message))
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parse; defaults come from ``--config-file``, unknown options get a suggestion."""
         arguments = sys.argv[1:] if arguments is None else list(arguments)
+        self._arguments = arguments
         self._read_config(arguments)
         namespace, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._suggest(unknown[0]))
         return namespace
+
+    def swallowed(self, namespace: argparse.Namespace) -> str | None:
+        """Tell which option took the last words of the call, one of the choices at their end.
+
+        Options with several values end where the next one begins, or with the call.
+        """
+        positionals = [action for action in self._actions if not action.option_strings]
+        missing = sum(getattr(namespace, action.dest) is None for action in positionals)
+        given = list(self._arguments)
+        for action in self._greedy():
+            places = [n for n, word in enumerate(given) if word in action.option_strings]
+            values = getattr(namespace, action.dest)
+            if places and values and values[-1] in (positionals[-1].choices or ()):
+                end = places[-1] + 1 + len(values)
+                taken = given[max(end - missing, places[-1] + 1) : end]
+                own = given[: end - len(taken)] + ["LABEL"] * (len(taken) == len(values))
+                at = 0 if missing == len(positionals) else places[-1]
+                right = [*own[:at], *taken, *own[at:], *given[end:]]
+                return (
+                    f"{given[places[-1]]} took {' '.join(taken)}, too: it takes all words that "
+                    f"follow it; write: {self.prog} {shlex.join(right)}"
+                )
+        return None
+
+    def _greedy(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.nargs == "+"]
+
+    def _hint(self, message: str) -> str:
+        """Say that an option took words that were not meant for it, where that may be so."""
+        for action in self._greedy():
+            used = any(name in self._arguments for name in action.option_strings)
+            named = message.startswith(f"argument {'/'.join(action.option_strings)}: ")
+            if named or (used and message.startswith("the following arguments are required")):
+                name = action.option_strings[0]
+                return f"; {name} takes all words that follow it: put other words before it"
+        return ""
 
     def _suggest(self, unknown: str) -> str:
         options = [name for name in self._option_string_actions if name.startswith("--")]
@@ -58,8 +100,10 @@ class Parser(argparse.ArgumentParser):
             return
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self.error(f"--config-file {path}: no such file")
         except (OSError, ValueError) as error:
-            self.error(f"--config-file {path}: cannot be read as TOML ({error})")
+            self.error(f"--config-file {path}: cannot be read as TOML ({why(error)})")
         known = {
             name.removeprefix("--").replace("-", "_"): action
             for name, action in self._option_string_actions.items()
@@ -79,11 +123,11 @@ class Parser(argparse.ArgumentParser):
         """Check a value of the configuration file as if it stood on the command line."""
         if isinstance(value, bool) or action.nargs == 0:
             if not (isinstance(value, bool) and action.nargs == 0):
-                self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
+                self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
             return value
         several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
         if isinstance(value, (list, dict)) and (not several or not value):
-            self.error(f"--config-file {path}: {action.dest}: unexpected value {value!r}")
+            self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
         values = value if isinstance(value, list) else [value]
         if isinstance(action.nargs, int) and len(values) != action.nargs:
             self.error(f"--config-file {path}: {action.dest}: {action.nargs} values expected")
@@ -94,7 +138,7 @@ class Parser(argparse.ArgumentParser):
         for item in converted:
             if action.choices is not None and item not in action.choices:
                 self.error(
-                    f"--config-file {path}: {action.dest}: {item!r} is not one of "
+                    f"--config-file {path}: {action.dest}: {shown(item)} is not one of "
                     f"{', '.join(map(str, action.choices))}"
                 )
         return converted if several else converted[0]
@@ -124,9 +168,9 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
              "--registration needs it)",
     )  # fmt: skip
     group.add_argument(
-        "--registration", default="gauss-newton", metavar="BACKEND",
-        help="what registers a volume to its prediction in lovo: gauss-newton (default), dipy, "
-             "ants, elastix, or one of another package",
+        "--registration", metavar="BACKEND",
+        help="what registers a volume to its prediction in lovo, which is taken if one is given: "
+             "gauss-newton (default), dipy, ants, elastix, or one of another package",
     )  # fmt: skip
     group.add_argument(
         "--registration-settings", type=existing_file, metavar="FILE",
@@ -181,8 +225,9 @@ def add_estimation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eddy-fields", action="store_true",
                        help="write the eddy-current fields as displacement fields")  # fmt: skip
     group.add_argument(
-        "--ignore", nargs="+", choices=("sform", "qform"), default=[],
-        help="which affine to disregard where sform and qform disagree",
+        "--ignore", nargs="+", choices=("sform", "qform", "tables"), default=[],
+        help="sform, qform: which affine to disregard where the two disagree; tables: that the "
+             "images contradict the b-values",
     )  # fmt: skip
 
 
@@ -313,23 +358,22 @@ def refuse_unusable_registration(settings: Settings) -> None:
     chosen = (settings.registration, settings.registration_settings)
     if chosen == (Settings.registration, Settings.registration_settings):
         return
-    from eddymotion.registration import GaussNewton, get_registrar
+    from eddymotion.registration.registry import chosen_registrar
 
-    registrar = get_registrar(*chosen)
-    if settings.estimator == "joint" and registrar != GaussNewton():
+    chosen_registrar(*chosen)
+    if settings.estimator == "joint":
         raise EddymotionError(
-            f"--estimator joint aligns all volumes at once and takes no registration, but "
-            f"{settings.registration} was chosen; write --estimator lovo, or leave --registration "
-            "and --registration-settings out"
+            "--estimator joint aligns all volumes at once and takes no registration, but "
+            f"{settings.registration or 'its settings'} was chosen; write --estimator lovo, or "
+            "leave --registration and --registration-settings out"
         )
 
 
 def existing_file(text: str) -> Path:
     """Convert to the path of a file that exists."""
-    path = Path(text)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
-    return path
+    if not os.path.isfile(text):  # False, too, for names that no file can have
+        raise argparse.ArgumentTypeError(absence(Path(text)))
+    return Path(text)
 
 
 def positive(text: str) -> int:
@@ -353,5 +397,5 @@ def _number(text: str, kind: Any, least: float, expected: str) -> Any:
     except ValueError:
         value = None
     if value is None or not value >= least or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected {expected}")
     return value

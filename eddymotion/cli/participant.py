@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +28,10 @@ from eddymotion.cli.options import (
     settings_from,
 )
 from eddymotion.errors import EddymotionError
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
+    from eddymotion.bids import Sorted
     from eddymotion.workflows.bids_app import Run
 
 log = logging.getLogger("eddymotion")
@@ -75,6 +74,10 @@ def build_parser() -> Parser:
     group.add_argument("--bids-filter-file", type=existing_file, metavar="FILE",
                        help='JSON {"dwi": {entity: value}}; null: absent, "*": '
                             "present")  # fmt: skip
+    group.add_argument("--bids-database-dir", type=Path, metavar="DIR",
+                       help="where PyBIDS keeps its index of the dataset, made on the first call "
+                            "and read by later ones (default: the folders of the participants "
+                            "are read, which is fast on local disks)")  # fmt: skip
     group.add_argument("--skip-bids-validation", "--skip_bids_validator", action="store_true",
                        help="do not run the BIDS validator (its findings are only "
                             "logged)")  # fmt: skip
@@ -109,55 +112,64 @@ def above_zero(text: str) -> float:
     """Convert to a number above zero."""
     value = not_negative(text)
     if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected a number above zero")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected a number above zero")
     return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion``; return its exit code."""
+    return run("eddymotion", lambda: carry_out(arguments))
+
+
+def carry_out(arguments: Sequence[str] | None) -> int:
+    """Do what the options say."""
     parser = build_parser()
     options = parser.parse(arguments)
     given = [options.bids_dir, options.output_dir, options.analysis_level]
     if options.demo is not None:
         if any(given):
             parser.error("--demo DIR takes no BIDS_DIR, OUTPUT_DIR and level; leave them out")
-        return run(parser.prog, lambda: demonstrate(options))
+        return demonstrate(options)
     if not all(given):
-        parser.error("write: eddymotion BIDS_DIR OUTPUT_DIR participant (or group), or "
-                     "eddymotion --demo DIR")  # fmt: skip
+        parser.error(parser.swallowed(options) or "write: eddymotion BIDS_DIR OUTPUT_DIR "
+                     "participant (or group), or eddymotion --demo DIR")  # fmt: skip
     if options.analysis_level == "group":
-        return run_to_end(parser.prog, lambda: gather_group(options))
-    work = write_reports if options.reports_only else correct_dataset
-    return run_to_end(parser.prog, lambda: work(options))
+        return gather_group(options)
+    return write_reports(options) if options.reports_only else correct_dataset(options)
 
 
 def demonstrate(options: argparse.Namespace) -> int:
     """Run the demonstration and print its table."""
     from eddymotion.demo import run_demo
+    from eddymotion.workflows.bids_app import sole_writer
 
     prepare_output_dir(options.demo)
-    with logging_to(options.demo / "derivatives" / "logs", options.verbose):
+    derivatives = options.demo / "derivatives"
+    with (
+        sole_writer(derivatives, ["demo"]),
+        logging_to(derivatives / "logs", options.verbose),
+    ):
         print(run_demo(options.demo, settings_from(options), progress_for_console()))
     return 0
 
 
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
-    from eddymotion.bids import find_series, report_problems
-    from eddymotion.derivatives.dataset import refuse_foreign_dataset, write_dataset_files
+    from eddymotion.bids import report_problems
+    from eddymotion.derivatives.dataset import (
+        refuse_foreign_dataset,
+        write_citation,
+        write_dataset_files,
+    )
+    from eddymotion.reports.participant import finished_sidecars
     from eddymotion.workflows.bids_app import prepare_work_dir, sole_writer
 
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
     refuse_foreign_dataset(output_dir)
     with messages(options.verbose, logging.WARNING):
-        participants = find_series(
-            bids_dir,
-            participants=options.participant_label,
-            sessions=options.session_id,
-            filter_file=options.bids_filter_file,
-        )
-    n_series = sum(map(len, participants.values()))
+        found = sorted_series(options)
+    n_series = found.n_series
     if options.brain_mask and n_series > 1:
         raise EddymotionError(
             f"--brain-mask: {n_series} series match but one mask is given; choose one series with "
@@ -165,17 +177,39 @@ def correct_dataset(options: argparse.Namespace) -> int:
         )
     run_options = run_from(options, output_dir)
     prepare_output_dir(output_dir)
-    with sole_writer(output_dir, list(participants)):
+    with sole_writer(output_dir, list(found.series)) as locks:
         prepare_work_dir(run_options.work_dir)
         with logging_to(output_dir / "logs", options.verbose) as log_file:
             log.info("eddymotion %s: %d series of %d participant(s)",
-                     __version__, n_series, len(participants))  # fmt: skip
+                     __version__, n_series, len(found.series))  # fmt: skip
             if not options.skip_bids_validation:
                 report_problems(bids_dir)
             write_dataset_files(output_dir, bids_dir)
-            failures = correct_all(participants, replace(run_options, log_file=log_file))
+            run_options = replace(run_options, log_file=log_file, locks=locks)
+            failures = correct_all(found, run_options)
+            write_citation(output_dir, finished_sidecars(output_dir))
+            tell_skipped(found)
             tell_failures(failures, n_series, log_file)
     return 1 if failures else 0
+
+
+def sorted_series(options: argparse.Namespace) -> Sorted:
+    """Find the series that the options choose, and set apart what is not corrected."""
+    from eddymotion.bids import Sorted, find_series
+
+    database_dir = options.bids_database_dir
+    if database_dir is not None:
+        database_dir = database_dir.resolve()
+        if not database_dir.is_dir():
+            refuse_output_in_input(options.bids_dir.resolve(), database_dir)
+    found = find_series(
+        options.bids_dir,
+        participants=options.participant_label,
+        sessions=options.session_id,
+        filter_file=options.bids_filter_file,
+        database_dir=database_dir,
+    )
+    return Sorted.of(found, options.b0_threshold)
 
 
 def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
@@ -204,11 +238,11 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
     )
 
 
-def correct_all(participants: dict, run: Run) -> dict[str, str]:
+def correct_all(found: Sorted, run: Run) -> dict[str, str]:
     """Correct all series; return the failures, name → reason."""
     from eddymotion.workflows.bids_app import correct_participants
 
-    return correct_participants(participants, run)
+    return correct_participants(found, run)
 
 
 def write_reports(options: argparse.Namespace) -> int:
@@ -226,13 +260,13 @@ def write_reports(options: argparse.Namespace) -> int:
         for label in found
         if label in (wanted or found) and finished_outputs(output_dir / f"sub-{label}")
     ]
-    unfinished = unfinished_series(options, output_dir)
-    if not labels and not unfinished:
+    unfinished, skipped = unfinished_series(options, output_dir)
+    if not labels and not unfinished and not skipped:
         which = f" of {', '.join(wanted)}" if wanted else ""
         raise EddymotionError(
             f"{output_dir}: no finished series{which}; run without --reports-only"
         )
-    labels = sorted({*labels, *unfinished})
+    labels = sorted({*labels, *unfinished, *skipped})
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, labels), logging_to(output_dir / "logs", options.verbose) as file:
         failures: dict[str, str] = {}
@@ -240,7 +274,8 @@ def write_reports(options: argparse.Namespace) -> int:
         for label in labels:
             name, missing = f"sub-{label}", unfinished.get(label, {})
             finished, page = finished_outputs(output_dir / name), output_dir / f"{name}.html"
-            failures |= write_participant_page(page, name, finished, missing)
+            beside = skipped.get(label, {})
+            failures |= write_participant_page(page, name, finished, missing, beside)
             n_series += len(finished) + len(missing)
             log.info("report: %s", page)
         tell_failures(failures, n_series, file)
@@ -261,7 +296,7 @@ def gather_group(options: argparse.Namespace) -> int:
     if not output_dir.is_dir():
         raise EddymotionError(f"{output_dir}: no such folder; run the participant level first")
     refuse_unknown_labels(options, output_dir)
-    missing = unfinished_series(options, output_dir)
+    missing, _ = unfinished_series(options, output_dir)
     unfinished = {name: why for of_one in missing.values() for name, why in of_one.items()}
     prepare_output_dir(output_dir)
     with logging_to(output_dir / "logs", options.verbose) as file:
@@ -276,6 +311,8 @@ def gather_group(options: argparse.Namespace) -> int:
 
 def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:
     """Raise if a participant or session is neither among the outputs nor in the dataset."""
+    from eddymotion.bids import listed
+
     for option, prefix, pattern in (
         ("participant_label", "sub-", "sub-*"), ("session_id", "ses-", "sub-*/ses-*"),
     ):  # fmt: skip
@@ -289,39 +326,46 @@ def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None
         if missing := sorted(wanted - known):
             raise EddymotionError(
                 f"--{option.replace('_', '-')}: no {prefix}{missing[0]} in {output_dir} or "
-                f"{options.bids_dir}; there are {', '.join(sorted(known)) or 'none at all'}"
+                f"{options.bids_dir}; there are {listed(sorted(known))}"
             )
 
 
-def unfinished_series(options: argparse.Namespace, output_dir: Path) -> dict[str, dict[str, str]]:
-    """Find the series of each participant that have no outputs, with what to do.
+def unfinished_series(
+    options: argparse.Namespace, output_dir: Path
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """Find the series of each participant that have no outputs, with what to do; those skipped.
 
     None where the raw dataset is not there: reports do not need it.
     """
-    from eddymotion.bids import find_series, outputs_of
+    from eddymotion.bids import outputs_of
 
     why = "no finished outputs; run the participant level"
     if options.reports_only:
         why += " without --reports-only"
     try:
-        raw = find_series(
-            options.bids_dir,
-            participants=options.participant_label,
-            sessions=options.session_id,
-            filter_file=options.bids_filter_file,
-        )
+        raw = sorted_series(options)
     except EddymotionError as error:
         log.debug("reports without the raw dataset: %s", error)
-        return {}
+        return {}, {}
     unfinished = {
         label: {
             series.dwi.name: why
             for series in of_participant
             if not outputs_of(series, label, output_dir)["sidecar"].is_file()
         }
-        for label, of_participant in raw.items()
+        | dict(raw.refused[label])
+        for label, of_participant in raw.series.items()
     }
-    return {label: missing for label, missing in unfinished.items() if missing}
+    skipped = {label: dict(names) for label, names in raw.skipped.items() if names}
+    return {label: missing for label, missing in unfinished.items() if missing}, skipped
+
+
+def tell_skipped(found: Sorted) -> None:
+    """List the series that were skipped, those with the same reason together."""
+    from eddymotion.bids import together
+
+    for reason, names in by_reason(together(found.skipped)).items():
+        log.info("%d series skipped: %s: %s", len(names), ", ".join(names), reason)
 
 
 def tell_failures(failures: dict[str, str], n_series: int, log_file: Path) -> None:
@@ -329,52 +373,13 @@ def tell_failures(failures: dict[str, str], n_series: int, log_file: Path) -> No
     if not failures:
         return
     log.error("%d of %d series failed (log: %s):", len(failures), n_series, log_file)
-    together: dict[str, list[str]] = {}
-    for name, reason in failures.items():
-        together.setdefault(reason, []).append(name)
-    for reason, names in together.items():
+    for reason, names in by_reason(failures).items():
         log.error("  %s: %s", ", ".join(names), reason)
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM)."""
-
-
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C: locks are given back, and no process is left behind."""
-
-    def end(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread: somebody else's business
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def run_to_end(program: str, body: Callable[[], int]) -> int:
-    """Run a command; a full disk and a request to end are one line each."""
-
-    def guarded() -> int:
-        from eddymotion.jobs import DISK_FULL, reason_of
-
-        try:
-            with ending_on_sigterm():
-                return body()
-        except Terminated:
-            print(f"{program}: ended on request; what is complete is kept", file=sys.stderr)
-            return 143
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            print(f"{program}: error: {reason_of(error)}", file=sys.stderr)
-            return 1
-
-    return run(program, guarded)
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Turn name → reason into reason → names."""
+    grouped: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        grouped.setdefault(reason, []).append(name)
+    return grouped

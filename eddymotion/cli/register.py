@@ -17,7 +17,7 @@ from eddymotion.cli.options import (
     existing_file,
     not_negative_integer,
 )
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 
 log = logging.getLogger("eddymotion")
 
@@ -130,14 +130,17 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-register``; return its exit code."""
-    parser = build_parser()
-    options = parser.parse(arguments)
-    with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
-        return run(parser.prog, lambda: register(options))
+    return run("eddymotion-register", lambda: register(build_parser().parse(arguments)))
 
 
 def register(options: argparse.Namespace) -> None:
     """Register the pair and tell of it."""
+    with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
+        register_and_tell(options)
+
+
+def register_and_tell(options: argparse.Namespace) -> None:
+    """Register the pair, once all is checked."""
     check(options)
     from eddymotion.pairs import PairOutputs, PairPaths, PairSettings, register_pair
 
@@ -170,8 +173,7 @@ def check(options: argparse.Namespace) -> None:
     """Refuse, before anything is read, what contradicts itself or cannot be written."""
     for path in (options.fixed, options.moving):
         if not path.is_file():
-            found = "a folder" if path.is_dir() else "no such file"
-            raise EddymotionError(f"{path}: {found}; give a NIfTI image")
+            raise EddymotionError(absence(path, "give a NIfTI image"))
     if options.init and options.initialize:
         raise EddymotionError(
             "--init gives the start and --initialize searches for one; leave one of them out"

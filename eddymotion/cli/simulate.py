@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,11 @@ from eddymotion.cli.options import (
 )
 from eddymotion.names import PE_AXES
 from eddymotion.simulation import PATTERNS, SCHEMES
+from eddymotion.temporaries import remove_leftovers
+from eddymotion.words import shown
 
 if TYPE_CHECKING:
-    from eddymotion.simulation import Recipe
+    from eddymotion.simulation import KSpace, Recipe
 
 log = logging.getLogger("eddymotion")
 
@@ -38,10 +41,12 @@ examples:
   eddymotion-simulate sim/ --scheme abcd --motion swap30 --participant-label 02
   eddymotion-simulate sim/ --from sub-01_dwi.nii.gz --motion sub-01_desc-confounds_timeseries.tsv
   eddymotion-simulate sim/ --voxel-size 2.5 2.5 3 --oblique 10 0 5 --eddy-currents quadratic
+  eddymotion-simulate sim/ --head synthetic --random-seed 3 --acquisition kspace --cavity fluid
 """
 
 DEFAULT_SNR, DEFAULT_CHI_COILS = 20.0, 8
 DEFAULT_EDDY_MM, DEFAULT_PE_AXIS = 1.0, "j"
+KSPACE_OPTIONS = ("oversampling", "coil_variation", "partial_fourier", "ghost")
 
 
 def build_parser() -> Parser:
@@ -73,6 +78,16 @@ def _add_scan_options(parser: Parser) -> None:
                        help="real series with .bval and .bvec beside it, to which a head is "
                             "fitted, once its motion is corrected (a ball and a stick "
                             "a voxel)")  # fmt: skip
+    group.add_argument("--head", choices=("synthetic", "fitted"),
+                       help="synthetic: from formulas, known at any point, another one for each "
+                            "--random-seed. fitted: to --from, but by spherical harmonics, its "
+                            "volumes aligned crudely and joined by time, without what estimates "
+                            "motion elsewhere")  # fmt: skip
+    group.add_argument("--contrast", choices=("adult", "infant"),
+                       help="of --head synthetic; infant: white matter as bright as grey or "
+                            "brighter at b=0, more diffusion (default: adult)")  # fmt: skip
+    group.add_argument("--cavity", choices=("fluid", "empty"),
+                       help="a cavity of 5 cm in the brain")  # fmt: skip
     group = parser.add_argument_group("how it is scanned")
     group.add_argument("--scheme", choices=tuple(SCHEMES), metavar="NAME",
                        help=f"{', '.join(SCHEMES)}; see below (default: single, or that of "
@@ -89,6 +104,32 @@ def _add_scan_options(parser: Parser) -> None:
                             "keeps its grid unless one of these three is given)")  # fmt: skip
     group.add_argument("--oblique", nargs=3, type=float, metavar=("RX", "RY", "RZ"),
                        help="turn the image about x, y and z, degrees")  # fmt: skip
+    group.add_argument("--coverage", choices=("slab", "cropped"),
+                       help="of the brain: 42 mm of slices in its middle, or all but its lowest "
+                            "30 mm (default: all)")  # fmt: skip
+    _add_kspace_options(parser)
+
+
+def _add_kspace_options(parser: Parser) -> None:
+    group = parser.add_argument_group("how the image is made")
+    group.add_argument("--acquisition", choices=("voxels", "kspace"), default="voxels",
+                       help="voxels: mean of the head over each. kspace: a finer head, under "
+                            "the field of a coil array, is measured slice by slice: edges ring, "
+                            "noise is complex (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--oversampling",
+        type=positive,
+        metavar="N",
+        help="points of the head along each axis of a voxel (default: 2)",
+    )
+    group.add_argument("--coil-variation", type=_above_zero, metavar="RATIO",
+                       help="largest over least sensitivity of the array in a head, real ones "
+                            "have 1.7 to 3 (default: 2)")  # fmt: skip
+    group.add_argument("--partial-fourier", type=_share, metavar="SHARE",
+                       help="of the phase-encoding lines that are measured, the others are zero "
+                            "(default: 1)")  # fmt: skip
+    group.add_argument("--ghost", type=_share, metavar="SHARE",
+                       help="Nyquist ghost relative to the image (default: 0)")  # fmt: skip
 
 
 def _add_motion_options(parser: Parser) -> None:
@@ -120,7 +161,8 @@ def _add_artefact_options(parser: Parser) -> None:
     )
     group.add_argument("--coil-bias", type=not_negative, metavar="SLOPE",
                        help="receive sensitivity that stays with the scanner: change of its "
-                            "logarithm in 90 mm (default: 0.13, or 0 with --from)")  # fmt: skip
+                            "logarithm in 90 mm (default: 0.13, or 0 with --from or in "
+                            "k-space)")  # fmt: skip
     group.add_argument("--dropout", type=_share, default=0.0, metavar="SHARE",
                        help="share of the slices of diffusion-weighted volumes that lose signal "
                             "(default: %(default)g)")  # fmt: skip
@@ -150,19 +192,35 @@ def _add_output_options(parser: Parser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-simulate``; return its exit code."""
+    return run("eddymotion-simulate", lambda: carry_out(arguments))
+
+
+def carry_out(arguments: Sequence[str] | None) -> int:
+    """Do what the options say."""
     parser = build_parser()
     options = parser.parse(arguments)
     if contradiction := find_contradiction(options):
         parser.error(contradiction)
-    return run(parser.prog, lambda: simulate_one(options))
+    return simulate_one(options)
 
 
 def find_contradiction(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or None."""
     tables, series = (options.bval, options.bvec), getattr(options, "from")
-    no_eddy = options.eddy_currents == "none"
+    no_eddy, kspace = options.eddy_currents == "none", options.acquisition == "kspace"
+    of_kspace = [name for name in KSPACE_OPTIONS if getattr(options, name) is not None]
     found = {
         "--phantom and --from name two heads; give one": options.phantom and series,
+        "--head synthetic and --phantom or --from name two heads; give one":
+            options.head == "synthetic" and (options.phantom or series),
+        "--head fitted needs a real series; add --from DWI":
+            options.head == "fitted" and not series,
+        "--contrast belongs to --head synthetic; add that":
+            options.contrast and options.head != "synthetic",
+        f"{' '.join(map(_flag, of_kspace))} without k-space; add --acquisition kspace":
+            of_kspace and not kspace,
+        "--acquisition kspace goes slice by slice; give a --pe-axis of i, i-, j or j-":
+            kspace and (options.pe_axis or DEFAULT_PE_AXIS)[0] == "k",
         "--bval and --bvec belong together; give both": any(tables) and not all(tables),
         "--scheme and --bval give two schemes; give one": options.scheme and any(tables),
         "--voxel-size takes one number or three":
@@ -174,7 +232,7 @@ def find_contradiction(options: argparse.Namespace) -> str | None:
         "--coils belongs to --noise chi; add that":
             options.coils and options.noise != "chi",
         "--eddy-amplitude and --pe-axis belong to --eddy-currents; add --eddy-currents linear":
-            no_eddy and (options.eddy_amplitude or options.pe_axis),
+            no_eddy and (options.eddy_amplitude or (options.pe_axis and not kspace)),
     }  # fmt: skip
     return next((message for message, holds in found.items() if holds), None)
 
@@ -189,6 +247,8 @@ def simulate_one(options: argparse.Namespace) -> int:
     image = image_path(folder, name, session)
     check_destination(folder, image, overwrite=options.overwrite)
     prepare_output_dir(folder)
+    for used in (image.parent, folder / "truth"):
+        remove_leftovers(used)
     n_threads = min(options.nprocs, options.omp_nthreads or options.nprocs)
     with messages(options.verbose):
         made = simulate(recipe_from(options), n_threads=n_threads, progress=progress_for_console())
@@ -225,19 +285,37 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         orientation=options.orientation,
         oblique=tuple(options.oblique) if options.oblique else None,
         random_seed=options.random_seed,
+        head=options.head,
+        contrast=options.contrast or "adult",
+        cavity=options.cavity or "none",
+        coverage=options.coverage or "whole",
+        kspace=_kspace(options),
     )
+
+
+def _kspace(options: argparse.Namespace) -> KSpace | None:
+    """Collect what is said about k-space."""
+    from eddymotion.simulation import KSpace
+
+    if options.acquisition != "kspace":
+        return None
+    given = {name: getattr(options, name) for name in KSPACE_OPTIONS}
+    return KSpace(**{name: value for name, value in given.items() if value is not None})
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _motion(text: str) -> str | Path:
     """Convert to the name of a pattern or the path of a file."""
     if text in PATTERNS:
         return text
-    path = Path(text)
-    if not path.is_file():
+    if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a file nor one of {', '.join(PATTERNS)}"
+            f"{shown(text)} is neither a file nor one of {', '.join(PATTERNS)}"
         )
-    return path
+    return Path(text)
 
 
 def _orientation(text: str) -> str:
@@ -245,7 +323,7 @@ def _orientation(text: str) -> str:
     pairs = {frozenset(pair) for pair in ("RL", "AP", "SI")}
     if len(code) != 3 or {pair for pair in pairs if pair & set(code)} != pairs:
         raise argparse.ArgumentTypeError(
-            f"{text!r} given, expected three letters, one each of R or L, A or P, S or I"
+            f"{shown(text)} given, expected three letters, one each of R or L, A or P, S or I"
         )
     return code
 
@@ -253,7 +331,7 @@ def _orientation(text: str) -> str:
 def _label(text: str) -> str:
     label = text.removeprefix("sub-").removeprefix("ses-")
     if not (label.isascii() and label.isalnum()):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected letters and digits only")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected letters and digits only")
     return label
 
 
@@ -271,5 +349,5 @@ def _number(text: str, expected: str, fits: Any) -> float:
     except ValueError:
         value = float("nan")
     if not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected {expected}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected {expected}")
     return value

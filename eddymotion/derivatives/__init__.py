@@ -13,10 +13,11 @@ from eddymotion import __version__
 from eddymotion.dataset import DWI, Series
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
 from eddymotion.derivatives.eddy import write_eddy
+from eddymotion.derivatives.finished import recorded, stamp
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import OnDemand, remove_on_demand, write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_descriptions, outlier_table
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.quality import Quality
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.files import (
@@ -29,7 +30,7 @@ from eddymotion.files import (
     write_x5,
 )
 from eddymotion.geometry import Motion
-from eddymotion.itk import write_itk
+from eddymotion.motion_files import write_motion
 from eddymotion.parallel import Progress, silent
 from eddymotion.running import prove_writable
 
@@ -44,7 +45,8 @@ def save(
     Parameters
     ----------
     corrected : DWI
-        From :func:`eddymotion.resample`; its source names the files.
+        From :func:`eddymotion.resample`; its source names the files. Motion is told about the
+        centre of its grid, so that it is to lie in the reference frame, not in another `space`.
     motion : Motion
     folder : path
         Made if needed.
@@ -56,6 +58,8 @@ def save(
     Outputs
         The paths written, by kind.
     """
+    check_kind(corrected, DWI, "save")
+    check_kind(motion, Motion, "save")
     motion.check_length(len(corrected), "save")
     if quality is not None and len(quality.correlation) != len(corrected):
         raise EddymotionError(
@@ -94,7 +98,7 @@ def write_outputs(
         Those of `corrected`, if somebody else watches them pass.
     original : DWI, optional
         The original series, where the corrected one lies on another grid: motion is measured at
-        its centre.
+        its centre, and its grid is that of the reference frame, the domain of the transforms.
     quality : Quality, optional
     on_demand : OnDemand, optional
         What else is wanted.
@@ -109,8 +113,8 @@ def write_outputs(
     write_image(outputs["dwiref"], reference.image, affine)
     write_image(outputs["mask"], corrected.mask.astype(np.uint8), affine)
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
-    write_itk(outputs["xfm"], motion.matrices)
-    write_x5(outputs["x5"], motion, corrected)
+    write_motion(outputs["xfm"], outputs["motion"], motion)
+    write_x5(outputs["x5"], motion, original or corrected)
     columns = confounds(corrected.gradients, motion, (original or corrected).center, quality)
     write_text(outputs["confounds"], table_text(columns))
     write_json(outputs["confounds_sidecar"], descriptions(columns))
@@ -133,7 +137,14 @@ def _write_fields(outputs: Outputs, motion: Motion) -> None:
     sidecar.unlink(missing_ok=True)
 
 
-def write_sidecar(outputs: Outputs, content: dict[str, Any] | None = None) -> None:
-    """Write the sidecar of the image, last of all: it is the mark of completion."""
-    constant = {"SkullStripped": False, "EddymotionVersion": __version__}
-    write_json(outputs["sidecar"], constant | (content or {}))
+def write_sidecar(
+    outputs: Outputs, content: dict[str, Any] | None = None, *, record: bool = False
+) -> None:
+    """Write the sidecar of the image, last of all: it is the mark of completion.
+
+    With `record`, it holds what the other outputs are recognised by.
+    """
+    whole = {"SkullStripped": False, "EddymotionVersion": __version__} | (content or {})
+    write_json(outputs["sidecar"], recorded(outputs, whole) if record else whole)
+    if record:
+        stamp(outputs)

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from eddymotion import __version__
-from eddymotion.derivatives.citation import citation_text
+from eddymotion.derivatives.citation import boilerplate_of_all, citation_text
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json, write_text
 from eddymotion.running import read_json
+
+log = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
 
@@ -23,7 +27,8 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
 - `*_desc-hmc_dwiref.nii.gz`: the reference, mean of the corrected b=0 volumes.
 - `*_desc-brain_mask.nii.gz`: the mask used.
 - `*_from-orig_to-dwiref_mode-image_desc-hmc_xfm.{{txt,x5}}`: one rigid transform a volume. The
-  matrix maps points of the reference to points of the original volume; ITK text is in LPS+.
+  matrix maps points of the reference to points of the original volume; ITK text is in LPS+. What
+  else was estimated (standard errors, eddy-current fields) is in the `.json` beside it.
 - `*_desc-confounds_timeseries.{{tsv,json}}`: motion and quality, a row a volume.
 - `*_desc-hmc_outliers.{{tsv,json}}`: slices that lost signal.
 - `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, where they were estimated; on demand
@@ -101,9 +106,24 @@ def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
     ):
         if not (is_new and (output_dir / name).exists()):  # somebody's, there before us
             write_text(output_dir / name, text)
-    write_citation(output_dir)
 
 
-def write_citation(output_dir: Path) -> None:
-    """Write the text to cite, under ``logs/``."""
-    write_text(output_dir / "logs" / "CITATION.md", citation_text())
+def write_citation(output_dir: Path, sidecars: Iterable[Path]) -> None:
+    """Write the text to cite about finished series, under ``logs/``; log it, too.
+
+    Parameters
+    ----------
+    output_dir : Path
+    sidecars : iterable of Path
+        Of the corrected images; without any, nothing is written.
+    """
+    told = {
+        path.name.removesuffix("_desc-preproc_dwi.json"): content
+        for path in sidecars
+        if (content := read_json(path))
+    }
+    if not told:
+        return
+    path = output_dir / "logs" / "CITATION.md"
+    write_text(path, citation_text(told))
+    log.debug("what to write in a paper (%s): %s", path, boilerplate_of_all(told))

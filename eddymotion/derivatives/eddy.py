@@ -21,6 +21,7 @@ from eddymotion.eddy_currents import SCALE_MM, TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json, write_text
 from eddymotion.warps import write_displacements
+from eddymotion.words import cut, why
 
 MODEL = "EddyCurrents"
 """Key of what the JSON file says about all columns together."""
@@ -94,16 +95,29 @@ def read_eddy(table: Path, sidecar: Path) -> EddyCurrents:
     Raises
     ------
     EddymotionError
-        If the files do not belong together.
+        If a file cannot be read, or they do not belong together.
     """
+    try:
+        return _read_eddy(table, sidecar)
+    except EddymotionError:
+        raise
+    except Exception as error:  # whatever somebody has put there
+        raise EddymotionError(
+            f"{table}, {sidecar.name}: cannot be read as eddy currents ({why(error)}); "
+            "give a table of eddy currents with its JSON file"
+        ) from error
+
+
+def _read_eddy(table: Path, sidecar: Path) -> EddyCurrents:
     model = json.loads(sidecar.read_text(encoding="utf-8")).get(MODEL)
     header, *lines = table.read_text(encoding="utf-8").splitlines()
     names = header.split("\t")
     terms = [name for name in names if name.startswith("e_")]
     if model is None or terms != [f"e_{term}" for term in TERMS[: len(terms)]]:
         raise EddymotionError(
-            f"{table}: found columns {', '.join(names)}, expected offset, offset_se, e_x, e_y …, "
-            f"and {MODEL} in {sidecar.name}; give a table of eddy currents with its JSON file"
+            f"{table}: found columns {cut(', '.join(names))}, expected offset, offset_se, e_x, "
+            f"e_y …, and {MODEL} in {sidecar.name}; give a table of eddy currents with its JSON "
+            "file"
         )
     rows = np.array([[np.nan if cell == "n/a" else float(cell) for cell in line.split("\t")]
                      for line in lines])  # fmt: skip

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -37,6 +38,10 @@ class Outputs:
     def in_folder(cls, folder: Path, image: Path) -> Outputs:
         """Name the outputs of an image outside a BIDS dataset."""
         return cls(folder, source_name(image), folder / "figures", flat=True)
+
+    def __iter__(self) -> Iterator[str]:
+        """Keys of all outputs that a series may have."""
+        return iter(_patterns())
 
     def __getitem__(self, kind: str) -> Path:
         """Path of an output, by its key in ``outputs.json``."""

@@ -7,6 +7,8 @@ them and this one is not asked for is removed: it would belong to another result
 
 from __future__ import annotations
 
+import glob
+import logging
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from eddymotion.parallel import Progress, silent
 FSL_SLICE_AXIS = 2
 """eddy counts slices along the third axis of the image, always."""
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class OnDemand:
@@ -45,6 +49,9 @@ class OnDemand:
         TotalReadoutTime, s: eddy's fields are in Hz.
     pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
         Phase-encoding direction, for eddy's files where there are no fields.
+    in_frame : bool
+        Whether the corrected series lies in the reference frame, not in the space of another
+        image: FLIRT's matrices lead to its grid then, otherwise to that of the original series.
     n_threads : int
     """
 
@@ -54,6 +61,7 @@ class OnDemand:
     eddy_fields: bool = False
     readout_time: float | None = None
     pe_axis: str | None = None
+    in_frame: bool = True
     n_threads: int = 1
 
 
@@ -63,9 +71,14 @@ def remove_on_demand(outputs: Outputs) -> None:
         shutil.rmtree(outputs[folder], ignore_errors=True)
     for kind in ("cnr", "cnr_sidecar", "residuals", "residuals_sidecar"):
         outputs[kind].unlink(missing_ok=True)
-    prefix = fsl_prefix(outputs)
-    for path in prefix.parent.glob(f"{prefix.name}.eddy_*"):
+    for path in fsl_files(outputs):
         path.unlink()
+
+
+def fsl_files(outputs: Outputs) -> list[Path]:
+    """Find the files of FSL's eddy that are there."""
+    prefix = fsl_prefix(outputs)
+    return sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.eddy_*"))
 
 
 def fsl_prefix(outputs: Outputs) -> Path:
@@ -104,11 +117,14 @@ def write_on_demand(
     """
     if wanted.eddy_fields and motion.eddy_currents is not None:
         write_displacement_fields(outputs["eddy_fields"], motion.eddy_currents, original)
+    elif wanted.eddy_fields:
+        log.warning("%s: no eddy-current fields were found, so that none are written", outputs.src)
     cnr = None
     if wanted.cnr_maps or wanted.residuals or (wanted.fsl and quality is not None):
         cnr = _maps(wanted, outputs, corrected, quality, progress)
     if wanted.fsl:
-        write_fsl_matrices(outputs["fsl_matrices"], motion, original, corrected)
+        reference = corrected if wanted.in_frame else original
+        write_fsl_matrices(outputs["fsl_matrices"], motion, original, reference)
         write_fsl_eddy(
             fsl_prefix(outputs),
             motion,

@@ -7,11 +7,18 @@ import logging
 
 import numpy as np
 
+from eddymotion.checks import doubts
 from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import N_TERMS
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, check_kind
+from eddymotion.estimation.estimate import with_larger_errors
 from eddymotion.estimation.frames import unite_frames
-from eddymotion.estimation.joint import FINE_ITERATIONS, solve_jointly
+from eddymotion.estimation.joint import (
+    FEW_FOR_FIELDS,
+    FINE_ITERATIONS,
+    fields_are_sought,
+    solve_jointly,
+)
 from eddymotion.estimation.lovo import leave_one_out_loop
 from eddymotion.estimation.quality import Quality, assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
@@ -20,6 +27,7 @@ from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.names import PE_AXES
 from eddymotion.parallel import Progress, silent
 from eddymotion.registration import GaussNewton, Registrar, get_registrar
+from eddymotion.words import shown
 
 __all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 
@@ -42,7 +50,7 @@ def estimate_motion(
     dwi: DWI,
     *,
     model: Model | str = "auto",
-    registrar: Registrar | str = "gauss-newton",
+    registrar: Registrar | str | None = None,
     estimator: str | None = None,
     n_iterations: int | None = None,
     align_shells: bool = True,
@@ -61,8 +69,10 @@ def estimate_motion(
     model : Model or str
         What predicts a held-out volume; a name of :func:`eddymotion.models.get_model` or your
         own. ``auto`` chooses by the scheme.
-    registrar : Registrar or str
-        What registers a volume to its prediction in the leave-one-out loop.
+    registrar : Registrar or str, optional
+        What registers a volume to its prediction in the leave-one-out loop
+        (:class:`~eddymotion.registration.GaussNewton` when not given); one that is given asks for
+        the loop.
     estimator : {"joint", "lovo"}, optional
         All volumes at once, or the leave-one-out loop, which takes any model and any registrar.
         When not given, ``joint`` unless the model or the registrar asks for the loop.
@@ -71,8 +81,9 @@ def estimate_motion(
     align_shells : bool
         Whether to bring diffusion-weighted and b=0 volumes into one frame.
     eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
-        Eddy-current fields to estimate with the poses, by ``joint`` only. ``auto``: as many terms
-        as the scheme allows and the data show.
+        Eddy-current fields to estimate with the poses, by ``joint`` only, from six
+        diffusion-weighted volumes on. ``auto``: as many terms as the scheme allows and the data
+        show.
     pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
         Phase-encoding direction as in BIDS; the axis is found from the data when not given.
     slicing : Slicing
@@ -91,19 +102,19 @@ def estimate_motion(
     Motion
         Reference → volume; the identity for the first b=0. With standard errors from ``joint``.
     """
+    check_kind(dwi, DWI, "estimate_motion")
     _refuse_unknown(n_iterations, eddy_currents, pe_axis)
     _refuse_unusable(dwi)
+    found = doubts(dwi)
+    for doubt in found:
+        log.warning("%s: %s", dwi.source.name if dwi.source else "series", doubt.text)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     if isinstance(registrar, str):
         registrar = get_registrar(registrar)
     chosen, reason = choose_estimator(estimator, model, registrar), why_loop(model, registrar)
     log.info("estimator: %s%s", chosen, reason and f" ({reason})")
-    if chosen == "lovo" and eddy_currents not in ("auto", "none"):
-        raise EddymotionError(
-            f"eddy currents {eddy_currents}: only the estimator joint estimates fields; use "
-            "--estimator joint, or --eddy-current none"
-        )
+    _tell_unused(dwi, chosen, model, eddy_currents, pe_axis)
     if chosen == "joint" and isinstance(model, LinearModel):
         estimate = solve_jointly(
             dwi,
@@ -120,21 +131,26 @@ def estimate_motion(
         estimate = leave_one_out_loop(
             dwi,
             model=model,
-            registrar=registrar,
+            registrar=registrar or GaussNewton(),
             n_iterations=n_iterations or LOOP_PASSES,
             slicing=slicing,
             seed=seed,
             n_threads=n_threads,
             progress=progress,
         )
-    groups = dwi.gradients.shells if isinstance(model, AverageModel) else None  # none shared
-    return unite_frames(
+    groups = estimate.groups
+    if groups is None and isinstance(model, AverageModel):
+        groups = dwi.gradients.shells  # no frame is shared
+    motion = unite_frames(
         dwi, estimate, groups=groups, align_shells=align_shells, seed=seed, n_threads=n_threads
     )
+    for doubt in found:
+        motion = with_larger_errors(motion, dwi.center, lost=doubt.lost, factor=doubt.factor)
+    return motion
 
 
-def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> str:
-    """Choose the estimator that model and registrar allow.
+def choose_estimator(name: str | None, model: Model, registrar: Registrar | None) -> str:
+    """Choose the estimator that model and registrar (None: not chosen) allow.
 
     Raises
     ------
@@ -142,7 +158,9 @@ def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> st
         If the one asked for cannot use them.
     """
     if name not in (None, *ESTIMATORS):
-        raise EddymotionError(f"estimator {name!r} is unknown; use one of {', '.join(ESTIMATORS)}")
+        raise EddymotionError(
+            f"estimator {shown(name)} is unknown; use one of {', '.join(ESTIMATORS)}"
+        )
     needs_loop = why_loop(model, registrar)
     if name == "joint" and needs_loop:
         raise EddymotionError(
@@ -152,11 +170,11 @@ def choose_estimator(name: str | None, model: Model, registrar: Registrar) -> st
     return name or ("lovo" if needs_loop else "joint")
 
 
-def why_loop(model: Model, registrar: Registrar) -> str:
+def why_loop(model: Model, registrar: Registrar | None) -> str:
     """Say why the leave-one-out loop alone can use model and registrar; empty if it need not."""
     if not isinstance(model, LinearModel):
         return f"the model {type(model).__name__} is not linear in the signal"
-    return "" if registrar == GaussNewton() else "a registration was chosen"
+    return "" if registrar is None else "a registration was chosen"
 
 
 def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str | None) -> None:
@@ -164,10 +182,43 @@ def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str |
         raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
     if eddy_currents not in FIELD_ORDERS:
         raise EddymotionError(
-            f"eddy_currents is {eddy_currents!r}, expected one of {', '.join(FIELD_ORDERS)}"
+            f"eddy_currents is {shown(eddy_currents)}, expected one of {', '.join(FIELD_ORDERS)}"
         )
     if pe_axis is not None and pe_axis not in PE_AXES:
-        raise EddymotionError(f"pe_axis is {pe_axis!r}, expected one of {', '.join(PE_AXES)}")
+        raise EddymotionError(f"pe_axis is {shown(pe_axis)}, expected one of {', '.join(PE_AXES)}")
+
+
+def _tell_unused(
+    dwi: DWI, estimator: str, model: Model, eddy_currents: str, pe_axis: str | None
+) -> None:
+    """Refuse what the estimator cannot do, and say what it has no use for.
+
+    Raises
+    ------
+    EddymotionError
+        If fields of an order are asked of the leave-one-out loop.
+    """
+    if estimator == "lovo" and eddy_currents not in ("auto", "none"):
+        raise EddymotionError(
+            f"eddy currents {eddy_currents}: only the estimator joint estimates fields; use "
+            "--estimator joint, or --eddy-current none"
+        )
+    sought = estimator == "joint" and fields_are_sought(dwi.gradients, eddy_currents)
+    if not sought and eddy_currents != "none":
+        level = logging.INFO if eddy_currents == "auto" else logging.WARNING
+        log.log(
+            level,
+            "eddy currents %s: no fields are estimated, %s",
+            eddy_currents,
+            "since the leave-one-out loop has none"
+            if estimator == "lovo"
+            else f"since that takes {FEW_FOR_FIELDS} diffusion-weighted volumes and there are "
+            f"{len(dwi.gradients.dwis)}",
+        )
+    if not sought and pe_axis is not None:
+        log.info("phase-encoding axis %s: not used, since no fields are estimated", pe_axis)
+    if estimator == "joint" and getattr(model, "min_q_distance", 0.0) > 0:
+        log.info("min_q_distance: joint uses it where slices are judged, not for the motion")
 
 
 def _refuse_unusable(dwi: DWI) -> None:
@@ -180,17 +231,17 @@ def _refuse_unusable(dwi: DWI) -> None:
     largest = np.abs(ends).max()
     if largest > LARGEST_SIGNAL:
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: the signal reaches {largest:.1e}, expected at most "
+            f"{dwi.source or dwi}: the signal reaches {largest:.1e}, expected at most "
             f"{LARGEST_SIGNAL:.0e}; divide it by a constant"
         )
     flat = np.flatnonzero(ends[:, 0] == ends[:, 1])
     if len(flat):
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: all voxels of volume {', '.join(map(str, flat))} (counted "
+            f"{dwi.source or dwi}: all voxels of volume {', '.join(map(str, flat))} (counted "
             "from 0) have one value; remove it from the image, the .bval and the .bvec"
         )
     if dwi.mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at "
+            f"{dwi.source or dwi}: the brain mask has {dwi.mask.sum()} voxels, expected at "
             f"least {MIN_MASK_VOXELS}; give another mask"
         )

@@ -340,7 +340,7 @@ class _Clusters:
         points = self.points.reshape(-1, 3)
 
         def read(k: int) -> tuple[np.ndarray, np.ndarray | None]:
-            spline = Spline.of(low_pass(self.dwi.volume(volumes[k]), self.fwhm))
+            spline = Spline.of(low_pass(self.dwi.evidence(volumes[k]), self.fwhm))
             recorded, factor = motion.displaced(k, points)
             if not with_gradients:
                 return spline.sample(recorded) * factor, None
@@ -472,7 +472,7 @@ class _Equations:
             basis,
             moments,
             clusters.functions(basis, moments),
-            [Spline.of(low_pass(dwi.volume(v), clusters.fwhm)) for v in dwi.gradients.b0s],
+            [Spline.of(low_pass(dwi.evidence(v), clusters.fwhm)) for v in dwi.gradients.b0s],
             b0_matrices,
             width.tolerance * clusters.fwhm,
         )

@@ -44,14 +44,14 @@ import numpy as np
 from eddymotion.dataset import Spline
 from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.estimation.fields import NO_PRIOR, FieldPrior
-from eddymotion.estimation.normal_equations import NormalEquations
+from eddymotion.estimation.normal_equations import GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.field_kernels import weigh_terms
 from eddymotion.geometry import Motion, exp_rigid
 from eddymotion.gradients import Gradients
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
-from eddymotion.parallel import parallel_iterate, parallel_map
+from eddymotion.parallel import parallel_map
 from eddymotion.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 
 COST_SLACK = 1e-3
@@ -144,6 +144,9 @@ class CoupledProblem:
         Whether ``J`` comes from leave-one-out predictions instead of the posterior mean.
     n_threads : int
         The result does not depend on it.
+    free : (6, 6) array, optional
+        Takes out of a pose's step what the images do not show
+        (:mod:`eddymotion.estimation.undetermined`).
     """
 
     splines: Sequence[Spline]
@@ -156,6 +159,7 @@ class CoupledProblem:
     block_mm: float = BLOCK_MM
     leave_one_out: bool = False
     n_threads: int = 1
+    free: np.ndarray | None = None
     blocks: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -165,7 +169,9 @@ class CoupledProblem:
         object.__setattr__(self, "blocks", numbers[order])
 
     def with_model_fitted(self, motion: Motion) -> CoupledProblem:
-        """Fit the model to what the volumes show at the points."""
+        """Fit the model to what the volumes show at the points, unless it is fitted already."""
+        if self.model.fitted:
+            return self
         points = self.points[:: -(-len(self.points) // POINTS_FOR_MODEL)]
 
         def read(volume: int) -> np.ndarray:
@@ -224,11 +230,16 @@ class CoupledProblem:
                 delta = delta / 2
             else:
                 best, best_cost, delta = motion, system.cost, system.step()
+                if self.free is not None:
+                    delta[:, :6] = delta[:, :6] @ self.free.T
             motion = self._moved(best, delta)
             length = float(np.sqrt(((delta * in_mm) ** 2).sum(axis=1).mean()))
             if length < tolerance:
                 break
-        return motion, Course(iteration, length, first_cost, best_cost)
+        cost = self.cost(motion)
+        if not cost <= best_cost + COST_SLACK:  # the last step, which nothing has judged yet
+            return best, Course(iteration, length, first_cost, best_cost)
+        return motion, Course(iteration, length, first_cost, min(cost, best_cost))
 
     def _lengths(self, motion: Motion) -> np.ndarray:
         """Root-mean-square displacement (mm) at the points for each unknown of a volume, (p,)."""
@@ -257,12 +268,21 @@ class CoupledProblem:
         usable = samples.missing.mean(axis=0) <= MAX_MISSING
         if usable.sum() < MIN_POINTS:
             return None
-        scale = float(np.median(misfit[usable])) + np.finfo(float).tiny
+        cost, scale = _cost_and_scale(misfit[usable])
         weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0)
         gradients, hessian = self.normal_equations(samples, residual, weights, precision)
-        cost = float(np.log(misfit + scale)[usable].mean())
+        if self.free is not None:
+            gradients, hessian = _within(gradients, hessian, self.free, len(precision))
         prior = self.prior.terms(motion.eddy_currents, self.gradients)
         return NormalEquations(cost, gradients, hessian, *prior)
+
+    def cost(self, motion: Motion) -> float:
+        """Return the cost alone; infinite where too few points lie inside the volumes."""
+        precision = self.model.precision(self.gradients.rotated(motion.rotations))
+        samples = self.sample(motion)
+        _, misfit = self.residuals(samples, precision)
+        usable = samples.missing.mean(axis=0) <= MAX_MISSING
+        return np.inf if usable.sum() < MIN_POINTS else _cost_and_scale(misfit[usable])[0]
 
     def covariances(self, motion: Motion) -> np.ndarray:
         """Covariance of the error of each pose and field, (N, p, p).
@@ -334,28 +354,31 @@ class CoupledProblem:
             np.maximum(np.diag(precision), LEVERAGE_GUARD) if self.leave_one_out else np.ones(n)
         )
         smoother = (precision / held_out[:, None]).astype(np.float32)
-        n_blocks = self.blocks[-1] + 1
         size = max(256, CHUNK_BYTES // (4 * n * n_unknowns))
         chunks = [slice(k, k + size) for k in range(0, len(self.points), size)]
         every = min(round((n_unknowns / 6) ** 2), max(1, len(self.points) // LEAST_FOR_HESSIAN))
 
-        def partial(chunk: slice) -> tuple[int, np.ndarray, np.ndarray]:
+        gradients = np.zeros((self.blocks[-1] + 1, n * n_unknowns))
+        hessian = GramMatrix(n * n_unknowns, self.n_threads)
+
+        def partial(chunk: slice) -> tuple[np.ndarray, np.ndarray]:
             jacobian = self.jacobian(samples, smoother, chunk)
             w = weights[chunk].astype(np.float32)
-            blocks = self.blocks[chunk]
-            starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+            starts = np.flatnonzero(np.diff(self.blocks[chunk], prepend=-1))
             flat = jacobian[:, :, ::every] * np.sqrt(every * w[::every])
-            flat = flat.reshape(n * n_unknowns, -1)
-            product = flat @ flat.T
             jacobian *= (residual[:, chunk] * w)[:, None]
             sums = np.add.reduceat(jacobian, starts, axis=2).reshape(n * n_unknowns, -1).T
-            return blocks[0], sums, product
+            return sums, flat.reshape(n * n_unknowns, -1)
 
-        gradients = np.zeros((n_blocks, n * n_unknowns))
-        products = np.zeros((n * n_unknowns, n * n_unknowns))
-        for first, sums, product in parallel_iterate(partial, chunks, n_threads=self.n_threads):
-            gradients[first : first + len(sums)] += sums
-            products += product
+        at_a_time = max(1, self.n_threads)
+        for k in range(0, len(chunks), at_a_time):
+            some = chunks[k : k + at_a_time]
+            parts = parallel_map(partial, some, n_threads=self.n_threads)
+            for chunk, (sums, _) in zip(some, parts, strict=True):
+                first = self.blocks[chunk.start]
+                gradients[first : first + len(sums)] += sums
+            hessian.add([flat for _, flat in parts])
+        products = hessian.whole()
         blocks = products.reshape(n, n_unknowns, n, n_unknowns)
         blocks *= precision[:, None, :, None]
         return gradients, products
@@ -389,6 +412,29 @@ class CoupledProblem:
         points = self.points[chunk]
         for volume, matrix in enumerate(motion.matrices):
             weigh_terms(points, eddy.units_of(matrix), -along[volume], jacobian[volume, 6:])
+
+
+def _cost_and_scale(misfit: np.ndarray) -> tuple[float, float]:
+    """Mean −log-likelihood of points (V,) with a misfit, and the scale of their t-distribution."""
+    scale = float(np.median(misfit)) + np.finfo(float).tiny
+    return float(np.log(misfit + scale).mean()), scale
+
+
+def _within(
+    gradients: np.ndarray, hessian: np.ndarray, free: np.ndarray, n_volumes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take directions of the poses out of normal equations: ``G`` (B, Np) and ``H`` (Np, Np)."""
+    n_unknowns = len(hessian) // n_volumes
+    whole = np.eye(n_unknowns)
+    whole[:6, :6] = free
+    gradients = gradients.reshape(len(gradients), n_volumes, n_unknowns) @ whole
+    blocks = hessian.reshape(n_volumes, n_unknowns, n_volumes, n_unknowns)
+    blocks = np.einsum("ka,ikjl,lb->iajb", whole, blocks, whole, optimize=True)
+    size = np.einsum("ikik->k", blocks) / n_volumes
+    held = (np.eye(n_unknowns) - whole).T * np.maximum(size, size.max() * 1e-6)
+    volumes = np.arange(n_volumes)
+    blocks[volumes, :, volumes] += held @ (np.eye(n_unknowns) - whole)
+    return gradients.reshape(len(gradients), -1), blocks.reshape(hessian.shape)
 
 
 def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:

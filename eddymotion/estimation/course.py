@@ -29,10 +29,10 @@ import numpy as np
 
 from eddymotion.geometry import ROTATION_RADIUS_MM, exp_rigid, log_rigid
 
-SCALES_MM = np.geomspace(0.01, 30.0, 12)
+SCALES_MM = np.geomspace(0.01, 30.0, 20)
 """Steps that are told apart, for a human head."""
 
-PRIOR_STEPS = 0.15
+PRIOR_STEPS = 0.1
 """So many steps of each scale are taken as seen before any is."""
 
 FIRST_JITTER_MM, LEAST_JITTER_MM = 0.03, 0.01
@@ -44,7 +44,7 @@ FAR_MM = 0.5
 
 QUIET_SHARE = 1 / 6
 
-N_ITERATIONS = 40
+N_ITERATIONS = 60
 
 N_DRAWS = 4000
 """Of the posterior, for its intervals."""
@@ -102,7 +102,13 @@ class Habit:
         if not known.any():
             return habit
         steps, gaps = np.where(known[:, None], steps, 0.0), np.asarray(gaps, float)
-        of_steps = np.full(len(steps), variances[len(variances) // 2])
+        quiet = known & ((steps**2).sum(axis=1) <= np.median((steps[known] ** 2).sum(axis=1)))
+        neighbours = quiet[:-1] & quiet[1:]
+        if neighbours.any():  # jitter turns back
+            back = -(steps[:-1] * steps[1:])[neighbours].mean()
+            habit = replace(habit, jitter=max(habit.jitter, float(back)))
+        typical = np.median((steps[known] ** 2).sum(axis=1) / gaps[known]) / 6
+        of_steps = np.full(len(steps), max(typical - 2 * habit.jitter, variances[0]))
         for _ in range(N_ITERATIONS):
             scatter = habit.scatter(of_steps, gaps)[np.ix_(known, known)]
             inverse = np.linalg.inv(scatter)

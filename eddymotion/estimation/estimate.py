@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion
+from eddymotion.geometry import Motion, rigid_parameters
+from eddymotion.models import AverageModel, Model
 
 log = logging.getLogger(__name__)
 
@@ -26,33 +28,127 @@ class Estimate:
     covariances : (N, 6, 6) array, optional
         Of the error ``δ`` in ``T = T̂ exp(δ)``, translation (mm) and rotation (rad) about the
         centre of the brain; NaN where not known.
+    groups : sequence of index arrays, optional
+        Diffusion-weighted volumes that share a frame, where not all of them do.
+    unplaced : (N,) bool array, optional
+        Volumes that agree with their prediction nowhere.
+    undetermined : (k, 6) array, optional
+        Directions that the images do not show, as in :class:`~eddymotion.geometry.Motion`.
     """
 
     motion: Motion
     covariances: np.ndarray | None = None
+    groups: Sequence[np.ndarray] | None = None
+    unplaced: np.ndarray | None = None
+    undetermined: np.ndarray | None = None
+
+    def select(self, volumes: np.ndarray) -> Estimate:
+        """Keep some of the volumes."""
+        new = {int(old): number for number, old in enumerate(volumes)}
+        groups = self.groups and [
+            np.array([new[old] for old in group.tolist() if old in new], int)
+            for group in self.groups
+        ]
+        return Estimate(
+            self.motion.select(volumes),
+            None if self.covariances is None else self.covariances[volumes],
+            groups and [group for group in groups if len(group)],
+            undetermined=self.undetermined,
+        )
 
 
-def fill_unpredicted(dwi: DWI, motion: Motion, known: np.ndarray) -> Motion:
-    """Give diffusion-weighted volumes that nothing predicts the pose of their neighbour in time.
+def fill_unpredicted(
+    dwi: DWI,
+    motion: Motion,
+    known: np.ndarray,
+    model: Model | None = None,
+    *,
+    groups: Sequence[np.ndarray] | None = None,
+    unplaced: np.ndarray | None = None,
+) -> Motion:
+    """Give volumes that nothing predicts, or that fit nowhere, the pose of a neighbour in time.
+
+    Parameters
+    ----------
+    dwi : DWI
+    motion : Motion
+    known : (N,) bool array
+        Volumes that were predicted and placed.
+    model : Model, optional
+        What was to predict them: another one is advised where it predicts none.
+    groups : sequence of index arrays, optional
+        Diffusion-weighted volumes that share a frame: poses come from there if they can.
+    unplaced : (N,) bool array, optional
+        Volumes that fit nowhere.
 
     Raises
     ------
     EddymotionError
-        If the model predicts none at all.
+        If the model predicts no diffusion-weighted volume at all.
     """
-    dwis = dwi.gradients.dwis
-    found = dwis[known[dwis]]
-    if not len(found):
+    b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
+    if not known[dwis].any():
         raise EddymotionError(
-            f"{dwi!r}: the model predicts no diffusion-weighted volume from the others; "
-            "use --model average, or a smaller --min-q-distance"
+            f"{dwi.source or dwi}: the model predicts no diffusion-weighted volume from the "
+            f"others; {_advice(dwi, model)}"
         )
-    missing = dwis[~known[dwis]]
-    if not len(missing):
+    for group in (b0s, *(groups or [dwis])):
+        missing = group[~known[group]]
+        found = group[known[group]]
+        if not len(found) and group is not b0s:
+            found = dwis[known[dwis]]
+        if len(missing) and len(found):
+            nearest = found[np.abs(found[None] - missing[:, None]).argmin(axis=1)]
+            motion = motion.updated(missing, motion.matrices[nearest])
+    lost = np.zeros(len(dwi), bool) if unplaced is None else unplaced
+    if lost.any():
+        log.warning(
+            "volumes %s (counted from 0): could not be placed, since they agree with their "
+            "prediction neither where they were found nor where their neighbours are; they get "
+            "the pose of their neighbours",
+            ", ".join(map(str, np.flatnonzero(lost))),
+        )
+    unpredicted = np.flatnonzero(~known & ~lost)
+    if len(unpredicted):
+        log.warning(
+            "volumes %s: not predicted by the others; they get the pose of the nearest volume "
+            "that is",
+            ", ".join(map(str, unpredicted)),
+        )
+    return motion
+
+
+def _advice(dwi: DWI, model: Model | None) -> str:
+    """Say what might predict volumes that a model does not."""
+    if getattr(model, "min_q_distance", 0.0) > 0:
+        return "use a smaller --min-q-distance"
+    if all(len(shell) < 2 for shell in dwi.gradients.shells):
+        return (
+            f"it has {len(dwi.gradients.dwis)} of them and no two of one b-value, which is too "
+            "few: register them with eddymotion-register"
+        )
+    return "use --model gp" if isinstance(model, AverageModel) else "use --model average"
+
+
+def with_larger_errors(
+    motion: Motion, center: np.ndarray, *, lost: float = 0.0, factor: float = 1.0
+) -> Motion:
+    """Let the standard errors tell that a series shows less of the motion than there was.
+
+    Parameters
+    ----------
+    motion : Motion
+    center : (3,) array
+        Where the standard errors are measured, RAS+ mm.
+    lost : float
+        Part of the motion that may be missing: of how far each volume is from the usual pose.
+    factor : float
+        On the errors that were found.
+    """
+    if motion.standard_errors is None:
         return motion
-    nearest = found[np.abs(found[None] - missing[:, None]).argmin(axis=1)]
-    log.warning(
-        "volumes %s: not predicted by the others; they get the pose of the nearest volume that is",
-        ", ".join(map(str, missing)),
-    )
-    return motion.updated(missing, motion.matrices[nearest])
+    parameters = rigid_parameters(motion.matrices, center)
+    away = parameters - np.median(parameters, axis=0)
+    errors = np.hypot(factor * motion.standard_errors, lost * away)
+    errors[(motion.standard_errors == 0).all(axis=1)] = 0.0  # the reference itself
+    return replace(motion, standard_errors=errors)

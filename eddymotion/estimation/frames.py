@@ -29,7 +29,15 @@ from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.course import Course, Guess, Habit, merged
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
-from eddymotion.geometry import Motion, exp_rigid, rigid_parameters
+from eddymotion.estimation.strays import with_neighbours_poses
+from eddymotion.estimation.undetermined import AFFECTED, free_part
+from eddymotion.geometry import (
+    ROTATION_RADIUS_MM,
+    Motion,
+    exp_rigid,
+    log_rigid,
+    rigid_parameters,
+)
 from eddymotion.parallel import one_blas_thread
 from eddymotion.pyramid import head_scale
 
@@ -80,6 +88,16 @@ class JoinedFrame:
             f"{way:.2f} mm and {turn:.2f}° apart"
         )
 
+    @property
+    def contradiction(self) -> str:
+        """What to tell where the two differ beyond their errors."""
+        return (
+            f"time and images tell different frames for the volumes with b={self.bval:.0f} and "
+            f"those with b=0 ({self}): their common offset is known within "
+            f"{np.sqrt(np.diag(self.covariance)[:3].max()):.2f} mm only; look at the b=0 edges on "
+            "diffusion-weighted volumes in the report"
+        )
+
 
 @one_blas_thread()
 def unite_frames(
@@ -112,6 +130,8 @@ def unite_frames(
         The identity for the reference volume: the first b=0, or volume 0 of a series without.
         With standard errors if the estimate has covariances.
     """
+    if estimate.unplaced is not None:
+        return _unite_placed(dwi, estimate, groups, align_shells, seed, n_threads)
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
     motion = with_offsets(estimate.motion, dwi.gradients)
     covariances = estimate.covariances
@@ -123,28 +143,102 @@ def unite_frames(
     elif align_shells:
         to_reference = np.linalg.inv(motion[dwi.reference])
         b0_matrices = motion.matrices[b0s] @ to_reference
-        for group in [dwis] if groups is None else groups:
+        placed, waiting = b0s, [dwis] if groups is None else sorted(groups, key=len, reverse=True)
+        while waiting:
+            group = waiting.pop(int(np.argmin([volumes_apart(one, placed) for one in waiting])))
             joined = find_offset(
-                dwi, b0_matrices, group, motion.select(group), seed=seed, n_threads=n_threads
+                dwi,
+                b0_matrices,
+                group,
+                motion.select(group),
+                placed=(placed, united.head[placed]),
+                with_images=estimate.undetermined is None,
+                seed=seed,
+                n_threads=n_threads,
             )
-            united = united.updated(group, motion.matrices[group] @ joined.offset)
-            of_frame[group] = joined.covariance
             log.info("%s", joined)
             if joined.contradicted:
-                log.warning(
-                    "time and images tell different frames for the volumes with b=%.0f and those "
-                    "with b=0 (%s): their common offset is known within %.2f mm only; look at the "
-                    "b=0 edges on diffusion-weighted volumes in the report",
-                    joined.bval, joined, np.sqrt(np.diag(joined.covariance)[:3].max()),
-                )  # fmt: skip
+                log.warning("%s", joined.contradiction)
+            offset = joined.offset
+            if estimate.undetermined is not None:
+                offset = _within_determined(offset, estimate.undetermined, dwi)
+            nearest = placed[np.abs(group[:, None] - placed).min(axis=0).argmin()]
+            united = united.updated(group, motion.matrices[group] @ offset)
+            of_frame[group] = joined.covariance + of_frame[nearest]
+            placed = np.concatenate([placed, group])
         frame_error = float(np.sqrt(np.diagonal(of_frame, axis1=1, axis2=2)[:, :3].max()))
-    united = replace(united, frame_error=frame_error)
+    united = replace(united, frame_error=frame_error, undetermined=estimate.undetermined)
     if covariances is None:
         return united
     total = covariances + of_frame + covariances[dwi.reference]
     total[dwi.reference] = 0.0
     errors = standard_errors(united.matrices, total, dwi.brain_center, dwi.center)
+    if estimate.undetermined is not None:
+        errors[:, _affected(estimate.undetermined, dwi)] = np.nan
     return replace(united, standard_errors=errors)
+
+
+def _unite_placed(
+    dwi: DWI,
+    estimate: Estimate,
+    groups: Sequence[np.ndarray] | None,
+    align_shells: bool,
+    seed: int,
+    n_threads: int,
+) -> Motion:
+    """Unite the frames of the volumes that were placed, and give the others their poses."""
+    assert estimate.unplaced is not None
+    placed = np.flatnonzero(~estimate.unplaced)
+    part = replace(estimate, groups=groups).select(placed)
+    found = unite_frames(
+        dwi.select(placed),
+        part,
+        groups=part.groups,
+        align_shells=align_shells,
+        seed=seed,
+        n_threads=n_threads,
+    )
+    matrices = np.tile(np.eye(4), (len(dwi), 1, 1))
+    matrices[placed] = found.matrices
+    errors = None
+    if found.standard_errors is not None:
+        errors = np.full((len(dwi), 6), np.nan)
+        errors[placed] = found.standard_errors
+    eddy = estimate.motion.eddy_currents
+    if eddy and found.eddy_currents and found.eddy_currents.offsets is not None:
+        offsets, offset_errors = np.zeros(len(dwi)), np.full(len(dwi), np.nan)
+        offsets[placed] = found.eddy_currents.offsets
+        offset_errors[placed] = found.eddy_currents.offset_errors
+        eddy = replace(eddy, offsets=offsets, offset_errors=offset_errors)
+    motion = Motion(
+        matrices, errors, found.frame_error, eddy, estimate.unplaced, estimate.undetermined
+    )
+    return with_neighbours_poses(motion).relative_to(dwi.reference)
+
+
+def _within_determined(offset: np.ndarray, directions: np.ndarray, dwi: DWI) -> np.ndarray:
+    """Take out of an offset what the images do not show."""
+    twist = log_rigid(offset, dwi.brain_center)
+    return exp_rigid(free_part(directions, in_millimetres(dwi)) @ twist, dwi.brain_center)
+
+
+def _affected(directions: np.ndarray, dwi: DWI) -> np.ndarray:
+    """Which of :func:`rigid_parameters` change along directions that are not determined, (6,)."""
+    in_mm = in_millimetres(dwi)
+    along = exp_rigid(directions / in_mm, dwi.brain_center)
+    changes = np.abs(rigid_parameters(along, dwi.center)) * in_mm
+    return changes.max(axis=0) > AFFECTED
+
+
+def in_millimetres(dwi: DWI) -> np.ndarray:
+    """Millimetres for each unit of a twist (mm, rad) of this head, (6,)."""
+    size = head_scale(dwi.mask, dwi.voxel_sizes)
+    return np.array([1.0] * 3 + [ROTATION_RADIUS_MM * size] * 3)
+
+
+def volumes_apart(group: np.ndarray, others: np.ndarray) -> int:
+    """How many volumes lie between two groups at least, plus one."""
+    return int(np.abs(group[:, None] - others).min())
 
 
 def find_offset(
@@ -153,6 +247,8 @@ def find_offset(
     group: np.ndarray,
     motion: Motion,
     *,
+    placed: tuple[np.ndarray, np.ndarray] | None = None,
+    with_images: bool = True,
     seed: int = 0,
     n_threads: int = 1,
 ) -> JoinedFrame:
@@ -167,6 +263,11 @@ def find_offset(
         Diffusion-weighted volumes.
     motion : Motion
         Theirs, in their frame. The offsets of the fields are no motion: time does not see them.
+    placed : (n,) index array and (n, 4, 4) array, optional
+        Volumes and poses in the frame of the b=0 volumes that time is to join the group to; the
+        b=0 volumes when not given.
+    with_images : bool
+        Whether images have a say; what they do not determine would pull on the rest.
     seed : int
     n_threads : int
 
@@ -174,20 +275,23 @@ def find_offset(
     -------
     JoinedFrame
     """
+    volumes, matrices = placed or (dwi.gradients.b0s, b0_matrices)
     size = head_scale(dwi.mask, dwi.voxel_sizes)
-    course = merged(dwi.gradients.b0s, b0_matrices, group, motion.head, dwi.brain_center, size)
+    course = merged(volumes, matrices, group, motion.head, dwi.brain_center, size)
     habit = course.habit()
     by_time = course.offset(habit)
     which = _lowest_shell(dwi, group)
-    image = offset_from_images(
-        dwi,
-        b0_matrices,
-        group[which],
-        motion.select(which),
-        by_time.offset,
-        seed=seed,
-        n_threads=n_threads,
-    )
+    image = None
+    if with_images:
+        image = offset_from_images(
+            dwi,
+            b0_matrices,
+            group[which],
+            motion.select(which),
+            by_time.offset,
+            seed=seed,
+            n_threads=n_threads,
+        )
     bval = float(dwi.gradients.bvals[group].mean())
     error = _error_mm(by_time.covariance)
     if image is None:

@@ -5,20 +5,23 @@ The loop of :mod:`eddymotion.estimation.lovo` creeps: each prediction is blurred
 the others. Here one Gauss-Newton step moves all volumes together
 (:mod:`eddymotion.estimation.coupled`), coarse to fine, at random points off the grid:
 
-1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself.
+1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself, and so
+   is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
 2. Coarse levels use a fixed covariance; they cover 20 mm and 25°. Fine levels are band-passed,
    since what a model gets wrong is smooth in space, and fit the covariance to the band.
 3. Slices that lost signal are found with the leave-one-out predictions and left out of a last
    solution at the finest level.
-4. Standard errors come from how much the solution differs between parts of the brain.
+4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
+   their neighbours; those that fit nowhere are left out.
+5. Standard errors come from how much the solution differs between parts of the brain.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -39,8 +42,21 @@ from eddymotion.estimation.fields import (
 from eddymotion.estimation.outliers import SliceOutliers, mended
 from eddymotion.estimation.quality import assess
 from eddymotion.estimation.slicing import PLAIN, Slicing
+from eddymotion.estimation.strays import retry_doubtful
+from eddymotion.estimation.ties import (
+    ENOUGH_DIRECTIONS,
+    joined_in_time,
+    tied_by_data,
+    tied_volumes,
+)
+from eddymotion.estimation.undetermined import (
+    ENOUGH_SLICES,
+    free_part,
+    in_words,
+    undetermined_directions,
+)
 from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
-from eddymotion.gradients import image_axes, phase_encoding_vector
+from eddymotion.gradients import Gradients, forms_shells, image_axes, phase_encoding_vector
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
@@ -94,6 +110,8 @@ class _Group:
         What predicts them at the coarse and at the fine levels.
     leave_one_out : bool
         See :class:`~eddymotion.estimation.coupled.CoupledProblem`.
+    has_fields : bool
+        Whether eddy-current fields are estimated.
     """
 
     name: str
@@ -101,6 +119,35 @@ class _Group:
     coarse: LinearModel
     fine: LinearModel
     leave_one_out: bool
+    has_fields: bool = False
+
+    @classmethod
+    def all_of(cls, dwi: DWI, model: LinearModel, frames: Sequence[np.ndarray]) -> list[_Group]:
+        """Group the volumes of a series, the largest diffusion-weighted group last.
+
+        A few volumes cannot teach a covariance: theirs is the fixed one at all levels.
+        """
+        mean = AverageModel()
+        groups = [cls("b=0", dwi.gradients.b0s, mean, mean, leave_one_out=True)]
+        for volumes in frames:
+            few = len(frames) > 1 and len(volumes) < ENOUGH_DIRECTIONS
+            name = f"b={dwi.gradients.bvals[volumes].mean():.0f}"
+            groups.append(cls(name, volumes, COARSE_MODEL, COARSE_MODEL if few else model, False))
+        has_fields = len(frames) == 1 or len(frames[-1]) >= ENOUGH_DIRECTIONS
+        groups[-1] = replace(groups[-1], name="b>0", has_fields=has_fields)
+        return [group for group in groups if len(group.volumes) > 1]
+
+    def leads_back(self, volumes: np.ndarray) -> bool:
+        """Whether some of the volumes are here, and coarse levels know better where they belong.
+
+        They do not know of a few directions.
+        """
+        enough = self.leave_one_out or len(self.volumes) >= ENOUGH_DIRECTIONS
+        return enough and bool(np.isin(volumes, self.volumes).any())
+
+    def without(self, volumes: np.ndarray) -> _Group:
+        """Leave some of the volumes out."""
+        return replace(self, volumes=np.setdiff1d(self.volumes, volumes))
 
 
 def solve_jointly(
@@ -140,40 +187,111 @@ def solve_jointly(
     Returns
     -------
     Estimate
-        b=0 and diffusion-weighted volumes each in a frame of their own.
+        b=0 and diffusion-weighted volumes each in a frame of their own; so may be single shells.
     """
     solver = _Solver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
-    groups = [
-        _Group("b=0", dwi.gradients.b0s, AverageModel(), AverageModel(), leave_one_out=True),
-        _Group("b>0", dwi.gradients.dwis, COARSE_MODEL, model, leave_one_out=False),
-    ]
-    groups = [group for group in groups if len(group.volumes) > 1]
-    motion = Motion.identity(len(dwi))
+    frames = tied_volumes(dwi.gradients, model)
+    groups = _Group.all_of(dwi, model, frames)
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
-        for level in COARSE:
-            motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
-        motion = with_fields(solver, groups, motion, eddy_currents, pe_axis)
-        for level in FINE:
-            motion, problems = solver.solve(level, groups, motion)
-            if motion.eddy_currents is not None and level is FINE[0]:
-                motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
-                if motion.eddy_currents is None:
-                    motion, problems = solver.solve(level, groups, motion)
+        motion, problems = _approach(solver, groups, eddy_currents, pe_axis)
+        found = _determined(solver, groups, problems, frames, motion)
+        if found is not None:
+            del problems
+            frames, solver = found
+            groups = _Group.all_of(dwi, model, frames)
+            motion = _approach(solver, groups, eddy_currents, pe_axis)[0]
+        motion, problems = solver.solve(FINE[-1], groups, motion)
+        motion = joined_in_time(motion, frames, dwi.brain_center)
         judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
-        if judged.outliers.flagged.any():
+        retried = retry_doubtful(
+            dwi, motion, judged, slicing=slicing, seed=seed, n_threads=n_threads
+        )
+        if retried is not None:
+            motion, judged = retried.motion, retried.quality
+            moved = np.union1d(retried.called_back, retried.unplaced)
+            again = [
+                group.without(retried.unplaced) for group in groups if group.leads_back(moved)
+            ]
+            again = [group for group in again if len(group.volumes) > 1]
+            for level in COARSE[1:] if motion.eddy_currents is None else COARSE[-1:]:
+                motion = solver.solve(level, again, motion)[0]  # strays led others astray
+            groups = [group.without(retried.unplaced) for group in groups]
+            groups = [group for group in groups if len(group.volumes) > 1]
+        if judged.outliers.flagged.any() or retried is not None:
             del problems  # they hold the bands of all volumes: memory
             solver.leave_out(judged.outliers)
             motion, problems = solver.solve(FINE[-1], groups, motion)
         for group, problem in zip(groups, problems, strict=True):
             of_group = problem.covariances(_of_group(motion, group))
             covariances[group.volumes] = of_group[:, :6, :6]
-        covariances[dwi.gradients.dwis] += misfit_covariances(dwi)
-    known = _known(dwi, groups, problems)
+        for frame in frames:
+            covariances[frame] += misfit_covariances(dwi, frame)
+    known = _known(dwi, groups, problems, frames)
+    unplaced = np.zeros(len(dwi), bool)
+    if retried is not None:
+        unplaced[retried.unplaced] = True
+    known &= ~unplaced
     return Estimate(
-        fill_unpredicted(dwi, motion, known),
+        fill_unpredicted(dwi, motion, known, model, groups=frames, unplaced=unplaced),
         np.where(known[:, None, None], covariances, np.nan),
+        frames if len(frames) > 1 else None,
+        unplaced if unplaced.any() else None,
+        solver.undetermined if len(solver.undetermined) else None,
     )
+
+
+def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
+    """Whether fields are estimated at all, where they are asked for."""
+    together = gradients.shells if forms_shells(gradients) else [gradients.dwis]
+    return eddy_currents != "none" and max(map(len, together), default=0) >= FEW_FOR_FIELDS
+
+
+def _approach(
+    solver: _Solver, groups: Sequence[_Group], eddy_currents: str, pe_axis: str | None
+) -> tuple[Motion, list[CoupledProblem]]:
+    """Solve from rest up to the first fine level."""
+    motion = Motion.identity(len(solver.dwi))
+    for level in COARSE:
+        motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
+    motion = with_fields(solver, groups, motion, eddy_currents, pe_axis)
+    motion, problems = solver.solve(FINE[0], groups, motion)
+    if motion.eddy_currents is not None:
+        motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
+        if motion.eddy_currents is None:
+            motion, problems = solver.solve(FINE[0], groups, motion)
+    return motion, problems
+
+
+def _determined(
+    solver: _Solver,
+    groups: Sequence[_Group],
+    problems: Sequence[CoupledProblem],
+    frames: Sequence[np.ndarray],
+    motion: Motion,
+) -> tuple[list[np.ndarray], _Solver] | None:
+    """Look for what the data do not determine, once they have been brought close to each other.
+
+    Returns
+    -------
+    frames : list of index arrays
+    solver : _Solver
+        With which to start again; None where all is determined.
+    """
+    problem, of_group = problems[-1], _of_group(motion, groups[-1])
+    directions = solver.undetermined
+    if min(solver.dwi.shape) >= ENOUGH_SLICES:
+        directions = undetermined_directions(problem, of_group, solver.in_mm)
+    table = solver.dwi.gradients.rotated(motion.rotations)
+    parted = tied_by_data(frames, table, problem.model)
+    if not len(directions) and len(parted) == len(frames):
+        return None
+    if len(directions):
+        log.warning(
+            "the images hardly change with %s: not determined, and taken as at rest",
+            in_words(directions),
+        )
+    return parted, replace(solver, undetermined=directions, prior=NO_PRIOR)
 
 
 def with_fields(
@@ -185,8 +303,8 @@ def with_fields(
 ) -> Motion:
     """Start the fields at the last coarse level."""
     dwi = solver.dwi
-    n_dwis = len(dwi.gradients.dwis)
-    if eddy_currents == "none" or groups[-1].leave_one_out or n_dwis < FEW_FOR_FIELDS:
+    n_dwis = len(groups[-1].volumes)
+    if eddy_currents == "none" or not groups[-1].has_fields or n_dwis < FEW_FOR_FIELDS:
         return motion
     order = eddy_currents
     if order == "auto":
@@ -202,9 +320,9 @@ def with_fields(
 
 
 def _of_group(motion: Motion, group: _Group) -> Motion:
-    """Motion of the volumes of a group; b=0 volumes have no fields."""
+    """Motion of the volumes of a group; not all groups have fields."""
     found = motion.select(group.volumes)
-    return replace(found, eddy_currents=None) if group.leave_one_out else found
+    return found if group.has_fields else replace(found, eddy_currents=None)
 
 
 def _with_group(motion: Motion, group: _Group, found: Motion) -> Motion:
@@ -217,8 +335,8 @@ def _with_group(motion: Motion, group: _Group, found: Motion) -> Motion:
     return replace(motion.updated(group.volumes, found.matrices), eddy_currents=eddy)
 
 
-def misfit_covariances(dwi: DWI) -> np.ndarray:
-    """Covariance of what the model gets wrong alike all over the brain, (n, 6, 6).
+def misfit_covariances(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
+    """Covariance of what the model gets wrong alike all over the brain, (n, 6, 6), of `volumes`.
 
     The scatter between blocks does not show it. On simulated series the errors were 1.4 (64
     directions at b=1000) to 4 times (b=3000, 12 directions, random q-space) what the blocks say.
@@ -226,7 +344,7 @@ def misfit_covariances(dwi: DWI) -> np.ndarray:
     close to ``MISFIT_MM (1 + MISFIT_FEW / n) max(1, b / 1000)^MISFIT_B_POWER`` an axis (rotations
     at 50 mm), for a human head.
     """
-    bvals = dwi.gradients.bvals[dwi.gradients.dwis]
+    bvals = dwi.gradients.bvals[volumes]
     scale = head_scale(dwi.mask, dwi.voxel_sizes)
     size = MISFIT_MM * scale * (1 + MISFIT_FEW / len(bvals))
     size = size * np.maximum(1.0, bvals / 1000.0) ** MISFIT_B_POWER
@@ -234,12 +352,20 @@ def misfit_covariances(dwi: DWI) -> np.ndarray:
     return size[:, None, None] ** 2 * np.diag(1 / in_mm**2)
 
 
-def _known(dwi: DWI, groups: Sequence[_Group], problems: Sequence[CoupledProblem]) -> np.ndarray:
+def _known(
+    dwi: DWI,
+    groups: Sequence[_Group],
+    problems: Sequence[CoupledProblem],
+    frames: Sequence[np.ndarray],
+) -> np.ndarray:
     """Whether the others say anything about a volume, (N,)."""
     known = dwi.gradients.is_b0.copy()  # an only b=0 is the frame itself
     for group, problem in zip(groups, problems, strict=True):
         leverage = np.diag(problem.model.precision(problem.gradients))
         known[group.volumes] = leverage > LEVERAGE_GUARD * max(1.0, leverage.max())
+    if known[dwi.gradients.dwis].any():
+        for frame in frames:
+            known[frame] |= len(frame) == 1  # alone in a frame that time and images join
     return known
 
 
@@ -255,11 +381,13 @@ class _Solver:
     band: tuple[Level, list[Spline]] | None = None
     prior: FieldPrior = NO_PRIOR
     outliers: SliceOutliers | None = None
+    undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
 
     def __post_init__(self) -> None:
         self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
         self.scale = head_scale(self.dwi.mask, self.dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(self.dwi.voxel_sizes)))
+        self.in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.scale] * 3)
 
     def leave_out(self, outliers: SliceOutliers) -> None:
         """Give lost slices no weight from now on, and take their darkness out of the bands."""
@@ -303,6 +431,7 @@ class _Solver:
             prior=self.prior,
             block_mm=BLOCK_MM * self.scale,
             leave_one_out=group.leave_one_out,
+            free=free_part(self.undetermined, self.in_mm) if len(self.undetermined) else None,
             n_threads=self.n_threads,
         )
 
@@ -329,6 +458,7 @@ class _Solver:
         assert eddy is not None
         assert found.eddy_currents is not None
         if system is None:
+            log.warning("eddy currents: too few points lie inside the volumes; no fields")
             return replace(motion, eddy_currents=None)
         evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system)
         for one in evidence:
@@ -348,7 +478,7 @@ class _Solver:
             margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
 
             def filtered(volume: int) -> Spline:
-                image = self.dwi.volume(volume)
+                image = self.dwi.evidence(volume)
                 if self.outliers is not None:
                     image = mended(image, self.outliers, volume)
                 if level is not COARSE[0]:

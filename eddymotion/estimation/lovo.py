@@ -27,7 +27,7 @@ from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
 from eddymotion.estimation.schedule import plan_passes
 from eddymotion.estimation.slicing import PLAIN, Slicing
-from eddymotion.estimation.strays import call_back
+from eddymotion.estimation.strays import call_back, retry_doubtful
 from eddymotion.geometry import Motion, exp_rigid, log_rigid
 from eddymotion.models import Model
 from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
@@ -108,7 +108,41 @@ def leave_one_out_loop(
         )
         known = is_predicted(predicted, dwi.mask)
         del aligned, predicted, lost  # or two copies of the series would outlive the pass
-    return Estimate(fill_unpredicted(dwi, motion, known))
+    return conclude(dwi, motion, known, model, slicing=slicing, seed=seed, n_threads=n_threads)
+
+
+def conclude(
+    dwi: DWI,
+    motion: Motion,
+    known: np.ndarray,
+    model: Model,
+    *,
+    slicing: Slicing = PLAIN,
+    seed: int = 0,
+    n_threads: int = 1,
+) -> Estimate:
+    """Find volumes that fit nowhere after the last pass.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+        Of the last pass.
+    known : (N,) bool array
+        Volumes that it predicted.
+    model : Model
+    slicing : Slicing
+    seed : int
+    n_threads : int
+    """
+    judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
+    retried = retry_doubtful(dwi, motion, judged, slicing=slicing, seed=seed, n_threads=n_threads)
+    if retried is None:
+        return Estimate(fill_unpredicted(dwi, motion, known, model))
+    unplaced = np.isin(np.arange(len(dwi)), retried.unplaced)
+    motion = fill_unpredicted(dwi, retried.motion, known & ~unplaced, model, unplaced=unplaced)
+    return Estimate(motion, unplaced=unplaced if unplaced.any() else None)
 
 
 def lost_voxels(

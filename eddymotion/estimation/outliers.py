@@ -34,7 +34,7 @@ looks so is mostly a vessel or the slice beside the edge of the brain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ from scipy import ndimage
 
 from eddymotion.dataset import Image
 from eddymotion.estimation.slicing import PLAIN, Slicing
+from eddymotion.reprs import short_repr
 
 Z_THRESHOLD = -3.5
 RATIO_THRESHOLD = 0.9
@@ -75,6 +76,9 @@ SPREAD_SLICES = 2
 
 GAIN_QUANTILE, GAIN_MARGIN = 0.8, 0.1
 """Slices within this part of that quantile of a volume tell its gain."""
+
+VARIATION = 0.35
+"""About the SD over the mean of a diffusion-weighted signal in the brain."""
 
 MANY_LOST, WEAK_VOLUME = 0.5, 0.5
 """A volume that lost more than this part of its slices, or that has less than this part of the
@@ -127,6 +131,8 @@ class SliceOutliers:
         Observed over predicted signal of each volume where it lost nothing; NaN where not judged.
     slicing : Slicing
         Which image axis counts the slices, and which were excited together.
+    unplaced : (N,) bool array, optional
+        Volumes that agree with their prediction nowhere.
     """
 
     z: np.ndarray
@@ -136,6 +142,9 @@ class SliceOutliers:
     n_points: np.ndarray | None = None
     gain: np.ndarray | None = None
     slicing: Slicing = PLAIN
+    unplaced: np.ndarray | None = None
+
+    __repr__ = short_repr
 
     @cached_property
     def flagged(self) -> np.ndarray:
@@ -176,8 +185,23 @@ def percent_lost(outliers: SliceOutliers) -> np.ndarray:
     return 100.0 * outliers.flagged.sum(axis=1) / np.maximum(n_judged, 1)
 
 
+def share_lost(outliers: SliceOutliers) -> np.ndarray:
+    """Part of the slices judged of each volume that lost signal, (N,); 0 where none was."""
+    return percent_lost(outliers) / 100.0
+
+
+def correlation_left(share: np.ndarray) -> np.ndarray:
+    """Return what losing a share of the slices leaves of a correlation with the prediction.
+
+    Where slices become zero and the rest stays as predicted, with ``c`` the SD over the mean of
+    the signal in the brain, a correlation of 1 falls to ``c √(1 − s) / √(c² + s)``.
+    """
+    share = np.clip(share, 0, 1)
+    return VARIATION * np.sqrt(1 - share) / np.sqrt(VARIATION**2 + share)
+
+
 def volumes_beyond_repair(outliers: SliceOutliers) -> np.ndarray:
-    """Find volumes of which too little is left: most slices lost, or weak throughout.
+    """Find volumes of which too little is left: most slices lost, weak throughout, not placed.
 
     Returns
     -------
@@ -187,6 +211,8 @@ def volumes_beyond_repair(outliers: SliceOutliers) -> np.ndarray:
     if outliers.gain is not None:
         with np.errstate(invalid="ignore"):
             ruined |= outliers.gain < WEAK_VOLUME
+    if outliers.unplaced is not None:
+        ruined |= outliers.unplaced
     return np.flatnonzero(ruined)
 
 
@@ -211,9 +237,17 @@ def ruin_in_words(outliers: SliceOutliers) -> str | None:
         return None
     return (
         f"volumes {', '.join(map(str, ruined))} (counted from 0): more than "
-        f"{100 * MANY_LOST:.0f} % of the slices, or of the signal throughout, are lost; what they "
-        "show is mostly prediction: better leave them out of the analysis"
+        f"{100 * MANY_LOST:.0f} % of the slices, or of the signal throughout, are lost"
+        f"{_unplaced_in_words(outliers)}; what they show is mostly prediction, or nothing: better "
+        "leave them out of the analysis"
     )
+
+
+def _unplaced_in_words(outliers: SliceOutliers) -> str:
+    if outliers.unplaced is None or not outliers.unplaced.any():
+        return ""
+    listed = ", ".join(map(str, np.flatnonzero(outliers.unplaced)))
+    return f", or they could not be placed ({listed})"
 
 
 def slice_heights(points: np.ndarray, affine: np.ndarray, axis: int = 2) -> np.ndarray:
@@ -257,7 +291,7 @@ def mended(image: Image, outliers: SliceOutliers, volume: int) -> Image:
     share = np.where(flags, np.clip(outliers.ratio[volume], LEAST_SHARE, 1.0), 1.0)
     shape = np.ones(3, int)
     shape[outliers.slicing.axis] = len(share)
-    return Image(image.data / share.reshape(shape).astype(np.float32), image.affine)
+    return replace(image, data=image.data / share.reshape(shape).astype(np.float32))
 
 
 def spline_through(values: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -388,7 +422,8 @@ def _volume_gains(gain: np.ndarray) -> np.ndarray:
     for volume in np.flatnonzero(np.isfinite(gain).any(axis=1)):
         known = gain[volume][np.isfinite(gain[volume])]
         best = np.quantile(known, GAIN_QUANTILE)
-        gains[volume] = np.median(known[np.abs(known - best) <= GAIN_MARGIN * best])
+        near = known[np.abs(known - best) <= GAIN_MARGIN * best]
+        gains[volume] = np.median(near if near.size else known)
     return gains
 
 

@@ -7,11 +7,12 @@ aligned copy of the series nor one of its predictions is ever held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.dataset import DWI
+from eddymotion.errors import check_kind
 from eddymotion.estimation.outliers import (
     SliceFit,
     SliceOutliers,
@@ -27,6 +28,7 @@ from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.models.base import as_rows, scatter_of_bright
 from eddymotion.parallel import one_blas_thread, parallel_map
 from eddymotion.pyramid import jittered_points
+from eddymotion.reprs import short_repr
 
 ENOUGH = 0.5
 """Part of the brain in which a volume must be predicted to count as predicted."""
@@ -60,6 +62,8 @@ class Quality:
     r2: np.ndarray
     outliers: SliceOutliers
     model: Model | None = None
+
+    __repr__ = short_repr
 
 
 def predict(signal: np.ndarray, gradients: Gradients, model: Model) -> np.ndarray:
@@ -103,6 +107,8 @@ def assess(
     -------
     Quality
     """
+    check_kind(dwi, DWI, "assess")
+    check_kind(motion, Motion, "assess")
     motion.check_length(len(dwi), "assess")
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
@@ -110,14 +116,17 @@ def assess(
     observed, heights = _read(dwi, motion, slicing.axis, seed, n_threads)
     signal = filled_with_means(observed, gradients)
     flagged = np.zeros((len(dwi), dwi.shape[slicing.axis]), bool)
+    unplaced = motion.unplaced
+    spoils = unplaced is not None
     for _ in range(MAX_PASSES):
         with one_blas_thread():
             used = fitted(model, signal, gradients)
             predicted = predict(signal, gradients, used)
         outliers = _outlier_slices(dwi, observed, predicted, heights, slicing, n_threads)
-        if not (outliers.flagged & ~flagged).any():
+        outliers = replace(outliers, unplaced=unplaced)
+        if not spoils and not (outliers.flagged & ~flagged).any():
             break
-        flagged = outliers.flagged
+        flagged, spoils = outliers.flagged, False
         signal = _replace_flagged(observed, predicted, heights, outliers)
     pairs = zip(observed.T, predicted.T, strict=True)
     scores = parallel_map(lambda pair: agreement(*pair), pairs, n_threads=n_threads)
@@ -160,7 +169,7 @@ def _read(
 
     def read(volume: int) -> None:
         recorded, stretch = motion.displaced(volume, points)
-        values[volume] = dwi.volume(volume).spline.sample(recorded) * stretch
+        values[volume] = dwi.evidence(volume).spline.sample(recorded) * stretch
         heights[volume] = slice_heights(recorded, dwi.affine, axis)
 
     parallel_map(read, range(len(dwi)), n_threads=n_threads)
@@ -192,6 +201,8 @@ def _replace_flagged(
     signal = observed.copy()
     for volume in range(signal.shape[1]):
         lost = is_lost(outliers.flagged[volume], heights[:, volume])
+        if outliers.unplaced is not None:
+            lost |= outliers.unplaced[volume]
         lost |= np.isnan(observed[:, volume])
         lost &= np.isfinite(predicted[:, volume])
         signal[lost, volume] = predicted[lost, volume]

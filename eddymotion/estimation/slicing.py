@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion.errors import EddymotionError
+from eddymotion.words import shown
 
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""
@@ -50,21 +52,39 @@ class Slicing:
         direction = str(metadata.get("SliceEncodingDirection") or "k")
         if direction.removesuffix("-") not in ("i", "j", "k"):
             raise EddymotionError(
-                f"SliceEncodingDirection is {direction!r}, expected i, j or k, with or without a "
-                "minus; correct the sidecar"
+                f"SliceEncodingDirection is {shown(direction)}, expected i, j or k, with or "
+                "without a minus; correct the sidecar"
             )
         axis = "ijk".index(direction[0])
         timing = metadata.get("SliceTiming")
         if timing is None:
             return cls(axis)
+        acceleration = metadata.get("MultibandAccelerationFactor")
+        if not _are_numbers(timing):
+            raise EddymotionError(
+                f"SliceTiming is {shown(timing)}, expected a list of numbers; correct the sidecar"
+            )
+        if not _are_numbers([acceleration or 0]):
+            raise EddymotionError(
+                f"MultibandAccelerationFactor is {shown(acceleration)}, expected a number; "
+                "correct the sidecar"
+            )
         if len(timing) != shape[axis]:
             raise EddymotionError(
                 f"SliceTiming has {len(timing)} entries, the image {shape[axis]} slices along "
                 f"{direction[0]}; correct SliceTiming or SliceEncodingDirection in the sidecar"
             )
         timing = timing[::-1] if direction.endswith("-") else timing
-        return cls(axis, tuple(multiband_groups(
-            timing, metadata.get("MultibandAccelerationFactor"))))  # fmt: skip
+        return cls(axis, tuple(multiband_groups(timing, acceleration)))
+
+
+def _are_numbers(values: Any) -> bool:
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    return isinstance(values, (list, tuple)) and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 PLAIN = Slicing()

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes that the leave-one-out loop has led astray, and the way back.
+"""Volumes that an estimator has led astray, and the way back.
 
 Against the blurred predictions of the first pass a registration may end far from the truth, at
 high b-values above all, and what is predicted for the direction in which the volume then lies does
 not lead it back. Where a volume lies far from its neighbours in time, their pose is tried: with
 the direction that it has there, its prediction is another one, and the better fit tells.
+
+A volume of noise fits its prediction nowhere. Its pose means nothing: it is not placed, and gets
+the pose of its neighbours.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from eddymotion.dataset import DWI
-from eddymotion.estimation.quality import assess
+from eddymotion.estimation.outliers import correlation_left, share_lost
+from eddymotion.estimation.quality import Quality, assess
+from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.geometry import Motion, rms_displacement
+from eddymotion.gradients import Gradients
 from eddymotion.models import get_model
 
 log = logging.getLogger(__name__)
@@ -24,6 +32,24 @@ N_NEIGHBOURS = 6
 
 FAR_MM = 15.0
 """Root-mean-square way over a head that a volume seldom lies apart from its neighbours."""
+
+
+FAR_FOR_FEW_MM = 4.0
+"""The same for a volume of a shell with few directions, whose coarse levels are easily misled."""
+
+SUPPORTED = 0.5
+"""A volume whose correlation with its prediction is less than this part of the usual one of its
+shell, and of what its lost slices leave, is not supported by it."""
+
+MOST_LOST = 0.5
+"""Lost slices excuse no more than so many would."""
+
+ENOUGH_TO_COMPARE = 6
+"""Of fewer b=0 volumes those of all shells tell what is usual, too, and one that is astray leads
+the others of a shell astray."""
+
+WORST_OF, MAX_ROUNDS = 3, 4
+"""A round takes out one in so many of the volumes of a shell that are not supported."""
 
 
 def far_from_neighbours(motion: Motion, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,3 +103,180 @@ def call_back(dwi: DWI, motion: Motion, *, seed: int = 0, n_threads: int = 1) ->
     if len(strays):
         log.debug("called back to the pose of their neighbours: volumes %s", strays.tolist())
     return motion.updated(strays, tried.matrices[strays])
+
+
+@dataclass(frozen=True, eq=False)
+class Retried:
+    """What became of volumes that were in doubt.
+
+    Parameters
+    ----------
+    motion : Motion
+        With those that are better off there at the pose of their neighbours.
+    quality : Quality
+        Of that motion.
+    called_back, unplaced : index arrays
+        Volumes that moved there; volumes that fit nowhere.
+    """
+
+    motion: Motion
+    quality: Quality
+    called_back: np.ndarray
+    unplaced: np.ndarray
+
+
+def retry_doubtful(
+    dwi: DWI,
+    motion: Motion,
+    quality: Quality,
+    *,
+    slicing: Slicing = PLAIN,
+    seed: int = 0,
+    n_threads: int = 1,
+) -> Retried | None:
+    """Try volumes that are far from their neighbours, or not supported, at the neighbours' pose.
+
+    What is still not supported is taken out, the worst first: it spoils the predictions of others,
+    which may be fine without it.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+        b=0 and diffusion-weighted volumes may be in frames of their own.
+    quality : Quality
+        Of that motion, with the model fitted.
+    slicing : Slicing
+    seed : int
+    n_threads : int
+
+    Returns
+    -------
+    Retried
+        None where no volume was in doubt, or they are best where they are.
+    """
+    tried, doubtful, certain = _at_neighbours(dwi, motion, quality)
+    if not len(doubtful):
+        return None
+    model = quality.model or get_model("auto", dwi.gradients)
+    judged = partial(assess, dwi, model=model, slicing=slicing, seed=seed, n_threads=n_threads)
+    there = judged(tried)
+    here = np.nan_to_num(quality.correlation, nan=-np.inf)
+    back = doubtful[(there.correlation > here)[doubtful] | certain[doubtful]]
+    motion = motion.updated(back, tried.matrices[back])
+    quality = there if len(back) == len(doubtful) else judged(motion) if len(back) else quality
+    for _ in range(MAX_ROUNDS):
+        weak = unsupported(quality, dwi.gradients)
+        left = _without(weak, motion.unplaced)
+        if not len(left):
+            break
+        unplaced = np.isin(np.arange(len(dwi)), _worst(quality, dwi.gradients, left))
+        if motion.unplaced is not None:
+            unplaced |= motion.unplaced
+        motion = replace(motion, unplaced=unplaced)
+        quality = judged(motion)
+    weak = unsupported(quality, dwi.gradients)
+    back = np.setdiff1d(back, weak)
+    if not len(back) and not len(weak):
+        return None
+    motion = replace(motion.updated(weak, tried.matrices[weak]), unplaced=None)
+    if len(back):
+        log.info("called back to the pose of their neighbours: volumes %s", back.tolist())
+    return Retried(motion, quality, back, weak)
+
+
+def _at_neighbours(
+    dwi: DWI, motion: Motion, quality: Quality
+) -> tuple[Motion, np.ndarray, np.ndarray]:
+    """Put volumes that are not supported, or far from their neighbours, there.
+
+    Of a small shell all are: one that is astray leads the others astray.
+
+    Returns
+    -------
+    motion : Motion
+    doubtful : index array
+        Volumes that were put there.
+    certain : (N,) bool array
+        Those that have nothing to lose.
+    """
+    weak = np.isin(np.arange(len(dwi)), unsupported(quality, dwi.gradients))
+    far, poses = np.zeros(len(dwi), bool), motion.matrices.copy()
+    limits = np.full(len(dwi), FAR_MM)
+    for shell in dwi.gradients.shells:
+        if len(shell) < ENOUGH_TO_COMPARE:
+            limits[shell] = FAR_FOR_FEW_MM
+    for group in (dwi.gradients.b0s, dwi.gradients.dwis):
+        if len(sound := group[~weak[group]]):
+            theirs = neighbour_poses(motion.select(sound), dwi.brain_center)
+            way = rms_displacement(motion.matrices[sound], theirs, dwi.brain_center)
+            far[sound], poses[sound] = way > limits[sound], theirs
+    lost = weak | (far & np.isnan(quality.correlation))  # outside the image
+    certain = np.zeros(len(dwi), bool)
+    for group in (dwi.gradients.b0s, *dwi.gradients.shells):
+        if 1 < len(group) < ENOUGH_TO_COMPARE and lost[group].any():
+            certain[group] = True
+    lost |= certain
+    if (~lost).any():
+        sound = np.flatnonzero(~lost)
+        nearest = sound[np.abs(np.flatnonzero(lost)[:, None] - sound).argmin(axis=1)]
+        poses[lost] = poses[nearest]
+    doubtful = np.flatnonzero(lost | far)
+    return motion.updated(doubtful, poses[doubtful]), doubtful, certain
+
+
+def _without(volumes: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    return volumes if mask is None else volumes[~mask[volumes]]
+
+
+def _worst(quality: Quality, gradients: Gradients, weak: np.ndarray) -> np.ndarray:
+    """Choose those of each shell that agree worst with their prediction."""
+    chosen = []
+    for group in (gradients.b0s, *gradients.shells):
+        own = np.intersect1d(group, weak)
+        ranked = own[np.argsort(quality.correlation[own], kind="stable")]
+        chosen.append(ranked[: -(-len(own) // WORST_OF)])
+    return np.concatenate(chosen)
+
+
+def unsupported(quality: Quality, gradients: Gradients) -> np.ndarray:
+    """Find volumes that agree far worse with their prediction than others of their shell do.
+
+    Returns
+    -------
+    index array
+        None of a shell in which no two volumes agree: there nothing tells which of them are good.
+    """
+    correlation, outliers = quality.correlation, quality.outliers
+    usual = np.isfinite(correlation)
+    if outliers.unplaced is not None:
+        usual &= ~outliers.unplaced
+    left = correlation_left(np.minimum(share_lost(outliers), MOST_LOST))
+    overall = np.median(correlation[usual]) if usual.any() else np.nan
+    found = []
+    for group in (b0s := gradients.b0s, *gradients.shells):
+        own = group[usual[group]]
+        expected = np.median(correlation[own]) if len(own) else np.nan
+        if group is b0s and len(own) < ENOUGH_TO_COMPARE:
+            expected = np.fmax(expected, overall)
+        with np.errstate(invalid="ignore"):
+            weak = correlation[group] < SUPPORTED * expected * left[group]
+        if len(group) > 2 or not weak.all():
+            found.append(group[weak])
+    return np.sort(np.concatenate(found))
+
+
+def with_neighbours_poses(motion: Motion) -> Motion:
+    """Give volumes that could not be placed the pose of the nearest one in time that could.
+
+    Parameters
+    ----------
+    motion : Motion
+        All volumes in one frame.
+    """
+    if motion.unplaced is None or motion.unplaced.all():
+        return motion
+    placed, lost = np.flatnonzero(~motion.unplaced), np.flatnonzero(motion.unplaced)
+    nearest = placed[np.abs(lost[:, None] - placed).argmin(axis=1)]
+    return motion.updated(lost, motion.matrices[nearest])

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, absence
 from eddymotion.evaluation.transforms import numbers, read_table
+from eddymotion.reprs import short_repr
+from eddymotion.words import cut, why
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class Landmarks:
     labels: tuple[str, ...]
     source: str = "landmarks"
 
+    __repr__ = short_repr
+
     @property
     def are_named(self) -> bool:
         """Whether each point has a name of its own."""
@@ -76,6 +80,8 @@ class LandmarkErrors:
     after: np.ndarray
     inverse_mean_mm: float
 
+    __repr__ = short_repr
+
 
 def read_landmarks(path: str | Path) -> Landmarks:
     """Read landmarks.
@@ -93,7 +99,7 @@ def read_landmarks(path: str | Path) -> Landmarks:
     """
     path = Path(path)
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     readers = {".fcsv": _read_fcsv, ".json": _read_markups, ".tsv": _read_tsv, ".csv": _read_tsv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -103,14 +109,14 @@ def read_landmarks(path: str | Path) -> Landmarks:
         )
     try:
         points, labels = reader(path)
+        array = np.array(points, float).reshape(-1, 3)
     except EddymotionError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except Exception as error:  # whatever somebody has put there
         raise EddymotionError(
-            f"{path}: cannot be read as landmarks ({type(error).__name__}: {error}); "
+            f"{path}: cannot be read as landmarks ({type(error).__name__}: {why(error)}); "
             "write it again from 3D Slicer, or give a table with columns x, y, z"
         ) from error
-    array = np.array(points, float).reshape(-1, 3)
     if not len(array):
         raise EddymotionError(f"{path}: holds no landmark that was placed; give one with points")
     if not np.isfinite(array).all():
@@ -164,7 +170,7 @@ def _to_ras(path: Path, system: object) -> np.ndarray:
     name = SYSTEMS.get(str(system), str(system).upper())
     if name not in ("RAS", "LPS"):
         raise EddymotionError(
-            f"{path}: coordinate system {name or 'not named'}, expected RAS or LPS; write "
+            f"{path}: coordinate system {cut(name) or 'not named'}, expected RAS or LPS; write "
             "'# CoordinateSystem = LPS' or RAS in its header (.mrk.json: coordinateSystem)"
         )
     return LPS_SIGNS if name == "LPS" else np.ones(3)

@@ -39,6 +39,7 @@ from eddymotion.geometry import (
     target_registration_error,
 )
 from eddymotion.gradients import MAX_SHELLS, Gradients
+from eddymotion.reprs import short_repr
 
 DWI_THRESHOLD = 100.0
 """The main figures are those of volumes above this b-value (s/mm²), where b-values are known."""
@@ -110,6 +111,8 @@ class Deviation:
     displacement: np.ndarray
     distances: np.ndarray
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, eq=False)
 class MotionComparison:
@@ -138,6 +141,8 @@ class MotionComparison:
     offset: np.ndarray
     center: np.ndarray
     coverage_percent: float
+
+    __repr__ = short_repr
 
     @property
     def main_group(self) -> str:
@@ -192,7 +197,8 @@ def compare_motion(
     nothing = Motion.identity(len(true))
     for method, motion in (("estimated", estimated), ("nothing", nothing)):
         offset = constant_offset(motion.matrices[main], true.matrices[main], center)
-        free = replace(motion, matrices=motion.matrices @ np.linalg.inv(offset))
+        moved = motion.matrices @ np.linalg.inv(offset)  # errors are of the given frame
+        free = replace(motion, matrices=moved, standard_errors=None)
         offsets[method] = offset
         for frame, seen in (("given", motion), ("free", free)):
             deviations[method, frame] = _deviation(seen, true, center, points)

@@ -36,6 +36,7 @@ from eddymotion.geometry import grid_distance
 from eddymotion.gradients import SHELL_GAP, Gradients
 from eddymotion.models import Model, get_model
 from eddymotion.parallel import one_blas_thread
+from eddymotion.reprs import short_repr
 
 MAX_GRID_DISTANCE = 0.1
 """Voxels: two affines that put a corner of the grid closer than this are one grid."""
@@ -74,6 +75,8 @@ class SeriesQuality:
     neighbours: np.ndarray
     ndc: np.ndarray
     fwhm_mm: np.ndarray
+
+    __repr__ = short_repr
 
     @property
     def fwhm_mean_mm(self) -> np.ndarray:

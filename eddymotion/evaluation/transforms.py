@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.errors import EddymotionError
-from eddymotion.files import read_image
+from eddymotion.errors import EddymotionError, absence
+from eddymotion.files import read_image, read_numbers
 from eddymotion.geometry import Motion, grid_center, rigid_matrix
+from eddymotion.headers import affine_of, read_header, shape_of
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
+from eddymotion.reprs import short_repr
+from eddymotion.transform_files import read_x5
+from eddymotion.words import cut, why
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "
@@ -29,6 +33,8 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: np.ndarray
+
+    __repr__ = short_repr
 
     @property
     def center(self) -> np.ndarray:
@@ -49,6 +55,8 @@ class MotionFile:
 
     motion: Motion
     bvals: np.ndarray | None = None
+
+    __repr__ = short_repr
 
 
 def read_motion(path: str | Path, grid: Grid | None = None) -> MotionFile:
@@ -98,7 +106,7 @@ def read_transforms(path: str | Path) -> np.ndarray:
     if path.is_dir():
         raise EddymotionError(f"{path}: a folder, expected a file; {READABLE}")
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     if path.name.lower().endswith((".nii", ".nii.gz", ".h5")):
         raise EddymotionError(
             f"{path}: looks like a warp or a composite, which cannot be read yet; "
@@ -140,15 +148,13 @@ def _usable(path: Path, matrices: np.ndarray) -> np.ndarray:
 
 
 def _read_x5(path: Path) -> np.ndarray:
-    from nitransforms.io import x5
-
     try:
-        transforms = x5.from_filename(str(path))
-        matrices = [np.asarray(t.transform, float).reshape(-1, 4, 4) for t in transforms]
-        return np.concatenate(matrices)
-    except (OSError, TypeError, ValueError, KeyError) as error:
+        return read_x5(path)
+    except EddymotionError:
+        raise
+    except Exception as error:  # whatever a decoder raises
         raise EddymotionError(
-            f"{path}: cannot be read as linear transforms in X5 ({error}); {READABLE}"
+            f"{path}: cannot be read as linear transforms in X5 ({why(error)}); {READABLE}"
         ) from error
 
 
@@ -177,10 +183,10 @@ def _from_parameters(path: Path, table: dict[str, list[str]], grid: Grid | None)
 def read_table(path: Path) -> dict[str, list[str]]:
     """Read a table with a header row: column name → cells; tabs, else commas, else blanks."""
     if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
+        raise EddymotionError(absence(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise EddymotionError(f"{path}: not a text file; expected a table") from error
     separator = "\t" if "\t" in text else "," if "," in text else None
     rows = [[cell.strip() for cell in line.split(separator)] for line in text.splitlines() if line]
@@ -199,39 +205,27 @@ def numbers(path: Path, table: dict[str, list[str]], name: str) -> np.ndarray:
     """Return a column of a table as numbers; ``n/a`` becomes NaN."""
     if name not in table:
         raise EddymotionError(
-            f"{path}: no column {name}; found {', '.join(table)}; name the columns so"
+            f"{path}: no column {name}; found {cut(', '.join(table))}; name the columns so"
         )
     try:
         return np.array([np.nan if cell in ("n/a", "") else float(cell) for cell in table[name]])
     except ValueError as error:
-        raise EddymotionError(f"{path}: column {name}: {error}; expected numbers") from error
+        raise EddymotionError(f"{path}: column {name}: {why(error)}; expected numbers") from error
 
 
 def read_grid(path: str | Path) -> Grid:
     """Read where an image lies, not its voxels."""
-    import nibabel as nib
-
     path = Path(path)
-    if not path.is_file():
-        raise EddymotionError(f"{path}: no such file; check the path")
-    try:
-        image = nib.load(path)
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise EddymotionError(f"{path}: cannot be read as an image; give a NIfTI file") from error
-    shape = image.shape  # type: ignore[attr-defined]
+    header = read_header(path)
+    shape = shape_of(header)
     if len(shape) < 3:
         raise EddymotionError(f"{path}: found an image of shape {shape}, expected three axes")
-    return Grid((shape[0], shape[1], shape[2]), image.affine)  # type: ignore[attr-defined]
+    return Grid((shape[0], shape[1], shape[2]), affine_of(path, header, strict=False))
 
 
 def read_bvals(path: str | Path) -> np.ndarray:
     """Read b-values (s/mm²), numbers separated by blanks or lines: (N,)."""
-    try:
-        return np.loadtxt(path, ndmin=1).ravel()
-    except (OSError, ValueError) as error:
-        raise EddymotionError(
-            f"{path}: not a table of numbers ({error}); expected one b-value a volume"
-        ) from error
+    return read_numbers(Path(path)).ravel()
 
 
 def read_mask(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

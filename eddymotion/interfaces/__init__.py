@@ -76,7 +76,8 @@ SETTING_HELP = {
     "cnr_maps": "map SNR of the b=0 volumes and CNR of each shell",
     "residuals": "write what each volume shows beyond its prediction",
     "eddy_fields": "write the eddy-current fields as displacement fields",
-    "ignore": "which affine (sform or qform) to disregard where the two disagree",
+    "ignore": "which affine (sform or qform) to disregard where the two disagree, or tables: that "
+              "the images contradict the b-values",
     "random_seed": "of the random sampling points",
     "eddy_current": "eddy-current fields to estimate",
     "pe_axis": "phase-encoding axis, as in BIDS; found from the data when not given",

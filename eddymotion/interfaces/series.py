@@ -72,9 +72,9 @@ class WritePage(SimpleInterface):
     output_spec = _WritePageOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from eddymotion.reports.participant import build_participant_report
+        from eddymotion.reports.participant import write_report
 
-        folder = Path(self.inputs.output_dir)
-        page = build_participant_report(folder, self.inputs.participant)
-        self._results["page"] = str(page)
+        folder, label = Path(self.inputs.output_dir), self.inputs.participant
+        write_report(folder, label)  # what it cannot show is told at the end of the run
+        self._results["page"] = str(folder / f"sub-{label}.html")
         return runtime

@@ -13,9 +13,10 @@ from eddymotion.models.average import AverageModel
 from eddymotion.models.base import LinearModel, Model
 from eddymotion.models.covariance import SphericalCovariance
 from eddymotion.models.gaussian_process import GaussianProcessModel
-from eddymotion.models.harmonics import LegendreCovariance
+from eddymotion.models.harmonics import HarmonicCovariance, LegendreCovariance
 from eddymotion.models.qspace import MaternCovariance
 from eddymotion.models.tensor import TensorModel, design_matrix
+from eddymotion.words import shown
 
 __all__ = [
     "AverageModel",
@@ -85,8 +86,28 @@ def get_model(
     if name == "gp":
         name = _gaussian_process_for(gradients)
     if name not in BUILDERS:
-        raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
+        raise EddymotionError(
+            f"model {shown(name)} is unknown; use one of {', '.join(MODEL_NAMES)}"
+        )
     return BUILDERS[name](min_q_distance=min_q_distance)
+
+
+def name_of(model: Model) -> str:
+    """Return the name by which :func:`get_model` makes such a model; of others their class."""
+    if isinstance(model, TensorModel):
+        return "dki" if model.kurtosis else "wls-dti" if model.weighted else "dti"
+    if isinstance(model, AverageModel):
+        return "average"
+    names: dict[type, str] = {
+        LegendreCovariance: "gp-legendre",
+        HarmonicCovariance: "gp-legendre",
+        SphericalCovariance: "gp-spherical",
+        MaternCovariance: "gp-qspace",
+    }
+    if isinstance(model, GaussianProcessModel) and type(model.covariance) in names:
+        return names[type(model.covariance)]
+    refitted = getattr(model, "model", None)  # of DIPY
+    return f"dipy:{refitted.__name__}" if isinstance(refitted, type) else type(model).__name__
 
 
 def serves_joint(name: str) -> bool:
@@ -105,7 +126,9 @@ def serves_joint(name: str) -> bool:
         find_model(name.removeprefix("dipy:"))
         return False
     if name not in BUILDERS:
-        raise EddymotionError(f"model {name!r} is unknown; use one of {', '.join(MODEL_NAMES)}")
+        raise EddymotionError(
+            f"model {shown(name)} is unknown; use one of {', '.join(MODEL_NAMES)}"
+        )
     return isinstance(BUILDERS[name](), LinearModel)
 
 

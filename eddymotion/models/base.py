@@ -163,10 +163,19 @@ def neighbours(gradients: Gradients, min_q_distance: float) -> list[np.ndarray]:
 
 def least_squares_precision(design: np.ndarray) -> np.ndarray:
     """Return ``I − H`` of an unweighted fit to `design` (N, p), whatever its rank and scaling."""
+    basis = column_basis(design)
+    return np.eye(len(design)) - basis @ basis.T
+
+
+def column_basis(design: np.ndarray, tolerance: float = 1e-10) -> np.ndarray:
+    """Return an orthonormal basis of what the columns of `design` (N, p) span: (N, rank).
+
+    Directions with less than the part `tolerance` of the largest singular value, the columns
+    scaled to the same length, do not count.
+    """
     scale = np.linalg.norm(design, axis=0)
     u, singular, _ = np.linalg.svd(design / np.where(scale > 0, scale, 1.0), full_matrices=False)
-    basis = u[:, singular > 1e-10 * singular[0]]
-    return np.eye(len(design)) - basis @ basis.T
+    return u[:, singular > tolerance * max(singular[0], np.finfo(float).tiny)]
 
 
 def projected_precision(covariance: np.ndarray, design: np.ndarray) -> np.ndarray:

@@ -25,6 +25,9 @@ from eddymotion.gradients import Gradients
 
 log = logging.getLogger(__name__)
 
+UNLIKELY = 1e12
+"""What the fit is told of parameters that give no positive definite covariance."""
+
 _SPHERE_ANGLES = (np.arange(2000) + 0.5) * np.pi / 4000  # 0 … 90°, for averages over directions
 
 
@@ -165,7 +168,10 @@ def fit_covariance(
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
         candidate = covariance.replaced(theta)
         K = candidate.matrix(gradients) + np.eye(len(scatter))
-        value, slope = restricted_likelihood(scatter, K, design)
+        try:
+            value, slope = restricted_likelihood(scatter, K, design)
+        except np.linalg.LinAlgError:  # no covariance of these directions, or not to rounding
+            return UNLIKELY, np.zeros_like(theta)
         return value, np.tensordot(candidate.derivatives(gradients), slope, axes=2)
 
     start = covariance.theta(gradients)
@@ -210,7 +216,7 @@ def restricted_likelihood(
     information = X.T @ weighted
     precision = inverse - weighted @ np.linalg.solve(information, weighted.T)
     filtered = precision @ scatter
-    misfit = np.trace(filtered)
+    misfit = max(np.trace(filtered), np.finfo(float).tiny)
     n_free = len(K) - X.shape[1]
     value = n_free * np.log(misfit) + 2 * np.log(np.diag(factor)).sum()
     value += np.linalg.slogdet(information)[1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -17,9 +17,13 @@ import numpy as np
 from dipy.core.gradients import gradient_table
 from dipy.reconst.base import ReconstModel
 
+from eddymotion.children import end_with_parent, importing_safely, why_alone
 from eddymotion.errors import EddymotionError
 from eddymotion.gradients import Gradients
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION
+from eddymotion.words import why
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,29 @@ class DipyModel:
         voxels = np.asarray(signal).reshape(-1, signal.shape[-1])
         filled, positive = _with_signal(voxels)
         predicted = np.zeros(voxels.shape, np.float32)
-        refit = partial(_predict_one, self.model, self.options, positive, gradients)
+        task = (self.model, self.options, positive, gradients)
         targets = gradients.dwis.tolist()
-        if self.n_procs > 1:
-            with ProcessPoolExecutor(self.n_procs, mp_context=get_context("spawn")) as pool:
-                results = list(pool.map(refit, targets))
-        else:
-            results = [refit(target) for target in targets]
-        for target, result in zip(targets, results, strict=True):
+        for target, result in zip(targets, self._refits(task, targets), strict=True):
             predicted[filled, target] = result
         b0s = gradients.b0s
         for target in b0s:
             others = b0s[b0s != target]
             predicted[:, target] = voxels[:, others].mean(axis=1) if len(others) else np.nan
         return predicted.reshape(signal.shape)
+
+    def _refits(self, task: Task, targets: list[int]) -> Iterator[np.ndarray]:
+        n_procs = min(self.n_procs, len(targets))
+        if n_procs > 1 and (reason := why_alone()):
+            log.warning("model dipy: fitted in one process: %s", reason)
+            n_procs = 1
+        if n_procs <= 1:
+            yield from (_predict_one(*task, target) for target in targets)
+            return
+        # each process gets the series once, when it starts, and then the numbers of volumes
+        with importing_safely(), ProcessPoolExecutor(
+            n_procs, mp_context=get_context("spawn"), initializer=_keep, initargs=(task,)
+        ) as pool:  # fmt: skip
+            yield from pool.map(_predict_kept, targets)
 
     def predict_one(self, signal: np.ndarray, gradients: Gradients, target: int) -> np.ndarray:
         """Predict one diffusion-weighted volume from the others, as :meth:`leave_one_out` does.
@@ -105,6 +118,22 @@ def _with_signal(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return filled, np.maximum(voxels[filled], MIN_SIGNAL_FRACTION * voxels.max(initial=0))
 
 
+Task = tuple[Callable[..., Any], dict[str, Any], np.ndarray, Gradients]
+"""Model, options, voxels and gradients: what all refits of a series share."""
+
+_kept: list[Task] = []
+
+
+def _keep(task: Task) -> None:
+    """In a process of its own: keep the series for all volumes that will be asked for."""
+    end_with_parent()
+    _kept[:] = [task]
+
+
+def _predict_kept(target: int) -> np.ndarray:
+    return _predict_one(*_kept[0], target)
+
+
 def _predict_one(
     model: Callable[..., Any],
     options: dict[str, Any],
@@ -133,8 +162,7 @@ def _predict_one(
     except (NotImplementedError, RuntimeError) as error:
         name = getattr(model, "__name__", str(model))
         raise EddymotionError(
-            f"model dipy:{name}: DIPY cannot predict with it "
-            f"({str(error) or type(error).__name__}); choose another model"
+            f"model dipy:{name}: DIPY cannot predict with it ({why(error)}); choose another model"
         ) from error
 
 

@@ -10,13 +10,16 @@ import numpy as np
 
 from eddymotion.gradients import Gradients
 from eddymotion.models.average import shell_indicators
-from eddymotion.models.base import LinearModel, projected_precision
+from eddymotion.models.base import LinearModel, column_basis, projected_precision
 from eddymotion.models.covariance import Covariance, fit_covariance
 
 log = logging.getLogger(__name__)
 
 DIFFUSIVITIES = (0.1e-3, 0.5e-3, 1.5e-3)
 """mm²/s; decays that together make the mean of a scheme without shells."""
+
+ALIKE = 1e-3
+"""Combinations of them that vary less over the b-values, relative to the largest, are left out."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,14 @@ class GaussianProcessModel(LinearModel):
 
 
 def mean_design(gradients: Gradients) -> np.ndarray:
-    """Design of the mean, (N, q).
+    """Design of the mean, (N, q), of full rank.
 
-    One column a shell. Where there are no shells: one for b=0, and three exponential decays with
-    the b-value for the others.
+    One column a shell. Where there are no shells: one for b=0, and what three exponential decays
+    with the b-value span for the others, which is less for few different b-values.
     """
     if gradients.is_shelled:
         return shell_indicators(gradients)
     decays = np.exp(-np.outer(gradients.bvals, DIFFUSIVITIES)) * ~gradients.is_b0[:, None]
+    decays = column_basis(decays, ALIKE)
     b0 = gradients.is_b0[:, None].astype(float)
     return np.hstack([b0, decays]) if b0.any() else decays

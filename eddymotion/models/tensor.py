@@ -12,6 +12,7 @@ from eddymotion.gradients import Gradients
 from eddymotion.models.base import (
     LEVERAGE_GUARD,
     as_rows,
+    column_basis,
     from_rows,
     held_out_operator,
     least_squares_precision,
@@ -20,6 +21,13 @@ from eddymotion.models.base import (
 
 MIN_SIGNAL_FRACTION = 1e-4
 """Signals are raised to this part of the largest before the logarithm."""
+
+LARGEST_EXCESS = 10.0
+"""Predictions are at most so much (of the logarithm) above the largest signal: what few directions
+hardly determine would overflow."""
+
+DEPENDENT = 1e-6
+"""Columns that differ by less, relative to their length, are not told apart."""
 
 VOXELS_AT_A_TIME = 8192
 
@@ -58,6 +66,7 @@ class TensorModel:
         design = design_matrix(gradients, kurtosis=self.kurtosis)
         volumes = as_rows(signal)
         log_signal = np.log(np.maximum(volumes, MIN_SIGNAL_FRACTION * volumes.max()))
+        most = log_signal.max() + LARGEST_EXCESS
         if self.weighted:
             predicted = weighted_leave_one_out(design, log_signal)
         else:
@@ -66,7 +75,7 @@ class TensorModel:
                 neighbours(gradients, self.min_q_distance),
             )
             predicted = operator.astype(volumes.dtype) @ log_signal
-        return from_rows(np.exp(predicted), signal.shape)
+        return from_rows(np.exp(np.minimum(predicted, most)), signal.shape)
 
 
 def design_matrix(gradients: Gradients, *, kurtosis: bool = False) -> np.ndarray:
@@ -86,7 +95,7 @@ def design_matrix(gradients: Gradients, *, kurtosis: bool = False) -> np.ndarray
         averaged = np.mean([rows(gradients.bvals, bvecs) for bvecs in axes], axis=0)
         design = np.where(isotropic[:, None], averaged, design)
     norms = np.linalg.norm(design, axis=0)
-    rank = np.linalg.matrix_rank(design / np.where(norms > 0, norms, 1.0))
+    rank = np.linalg.matrix_rank(design / np.where(norms > 0, norms, 1.0), rtol=DEPENDENT)
     if rank < design.shape[1] or len(design) <= rank:  # nothing would be left to predict with
         raise EddymotionError(
             f"model {name}: without one volume this scheme does not determine its "
@@ -131,9 +140,9 @@ def weighted_leave_one_out(design: np.ndarray, log_signal: np.ndarray) -> np.nda
     (N, V) array
         In the precision of `log_signal`; NaN where the leverage is one.
     """
-    n, p = design.shape
-    columns = design / np.linalg.norm(design, axis=0)
-    hat = np.eye(n) - least_squares_precision(columns)
+    columns = column_basis(design)  # predictions do not depend on the basis, rounding does
+    n, p = columns.shape
+    hat = columns @ columns.T
     products = np.einsum("np,nq->npq", columns, columns).reshape(n, p * p)
     predicted = np.empty_like(log_signal)
     for start in range(0, log_signal.shape[1], VOXELS_AT_A_TIME):

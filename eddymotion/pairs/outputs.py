@@ -11,7 +11,7 @@ from eddymotion.derivatives.confounds import table_text
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import LandmarkErrors
 from eddymotion.evaluation.summaries import landmark_summary
-from eddymotion.files import write_image, write_json, write_text
+from eddymotion.files import refuse_name, together, write_image, write_json, write_text
 from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
 from eddymotion.pairs.measures import Comparison
 from eddymotion.registration import Registration
@@ -65,7 +65,9 @@ class PairOutputs:
 
 
 def refuse_overwriting_inputs(paths: PairPaths, outputs: PairOutputs) -> None:
-    """Raise if an output could have the path of an input."""
+    """Raise if an output could have the path of an input, or has that of a folder."""
+    for path in outputs.all():
+        refuse_name(path)
     written = {path.resolve(): path for path in outputs.all()}
     for given in (*paths,):
         if given.resolve() in written:
@@ -83,26 +85,26 @@ def write_all(
     errors: LandmarkErrors | None,
     summary: dict[str, Any],
 ) -> list[Path]:
-    """Write everything, each file whole or not at all, the summary last.
+    """Write everything or nothing.
 
     What an earlier run left under names that this one does not write is removed: it would be taken
     for a part of this one.
     """
-    outputs.summary.unlink(missing_ok=True)
-    written = outputs.linear(settings.transform, settings.formats)
-    for path in written:
-        write_linear(path, registration.matrix, pair.fixed, pair.moving)
-    if registration.warp is not None:
-        written += _write_warps(pair, outputs, registration)
-    write_image(outputs.resampled, comparisons[1].shown, pair.fixed.affine)
-    written.append(outputs.resampled)
-    if errors is not None:
-        written.append(_write_landmarks(outputs, errors))
-    written += _write_pictures(pair, outputs, registration, comparisons)
-    for stale in outputs.all() - {*written}:
+    with together() as named:
+        written = outputs.linear(settings.transform, settings.formats)
+        for path in written:
+            write_linear(path, registration.matrix, pair.fixed, pair.moving)
+        if registration.warp is not None:
+            written += _write_warps(pair, outputs, registration)
+        write_image(outputs.resampled, comparisons[1].shown, pair.fixed.affine)
+        written.append(outputs.resampled)
+        if errors is not None:
+            written.append(_write_landmarks(outputs, errors))
+        written += _write_pictures(pair, outputs, registration, comparisons)
+        summary["outputs"] = [path.name for path in written]
+        write_json(outputs.summary, summary)
+    for stale in outputs.all() - named:
         stale.unlink(missing_ok=True)
-    summary["outputs"] = [path.name for path in written]
-    write_json(outputs.summary, summary)
     return written
 
 

@@ -56,6 +56,7 @@ from eddymotion.registration.settings import (
     refusing_with,
 )
 from eddymotion.warps import read_warp
+from eddymotion.words import shown, why
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class AntsRegistrar:
         check_preset("ants", self.preset)
         check_number("n_threads", self.n_threads, least=1, whole=True)
         if not isinstance(self.settings, dict):
-            raise EddymotionError(f"settings are {self.settings!r}, expected a dict")
+            raise EddymotionError(f"settings are {shown(self.settings)}, expected a dict")
         refused = [key for key in self.settings if key in OURS]
         if refused:
             raise EddymotionError(f"settings: {refused[0]!r} is set for each pair; leave it out")
@@ -187,7 +188,7 @@ class AntsRegistrar:
             if stage == last:
                 return transform
         raise EddymotionError(
-            f"'transforms' are {names!r}, expected a list that ends with one of "
+            f"'transforms' are {shown(names)}, expected a list that ends with one of "
             f"{', '.join(STAGES.values())}"
         )
 
@@ -246,8 +247,8 @@ class AntsRegistrar:
             line = interface.cmdline
         except Exception as error:  # whatever values that do not fit together raise there
             raise EddymotionError(
-                f"registration ants: the settings do not fit together ({error}); give each key "
-                "one entry for every stage, with as many parts as the stage has metrics"
+                f"registration ants: the settings do not fit together ({why(error)}); give each "
+                "key one entry for every stage, with as many parts as the stage has metrics"
             ) from error
         return shlex.split(line.replace(f"{pair.folder}{os.sep}", ""))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from eddymotion.errors import EddymotionError
+from eddymotion.words import shown
 
 PER_STAGE = (
     "transforms", "transform_parameters", "metric", "metric_weight", "radius_or_number_of_bins",
@@ -76,7 +77,7 @@ def _check_pyramids(stages: dict[str, Any]) -> None:
         lengths = [len(values) for values in levels]
         if len(set(lengths)) > 1:
             raise EddymotionError(
-                f"registration ants: stage {stage!r} has "
+                f"registration ants: stage {shown(stage)} has "
                 + ", ".join(f"{n} {key}" for n, key in zip(lengths, keys, strict=True))
                 + "; give one each for every level"
             )
@@ -102,7 +103,7 @@ def assign(interface: Any, inputs: dict[str, Any]) -> None:
         except (TraitError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             raise EddymotionError(
-                f"registration ants: {key!r} cannot be {value!r} ({said})"
+                f"registration ants: {key!r} cannot be {shown(value)} ({said})"
             ) from (error)
 
 

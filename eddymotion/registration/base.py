@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.dataset import Image
+from eddymotion.reprs import short_repr
 
 TRANSFORMS = ("rigid", "similarity", "affine", "syn")
 """From six parameters to a displacement for each voxel (symmetric normalisation)."""
@@ -30,6 +31,8 @@ class Warp:
     forward: np.ndarray
     inverse: np.ndarray
     affine: np.ndarray
+
+    __repr__ = short_repr
 
     def map(self, points: np.ndarray, *, inverse: bool = False) -> np.ndarray:
         """Displace points (P, 3), RAS+ mm; trilinear between the voxels."""
@@ -69,6 +72,8 @@ class Registration:
     cost: tuple[float, ...] = ()
     n_iterations: int = 0
     warp: Warp | None = None
+
+    __repr__ = short_repr
 
     def map(self, points: np.ndarray, *, inverse: bool = False) -> np.ndarray:
         """Map points (P, 3) of the fixed image into the moving one, or back; RAS+ mm."""

@@ -15,6 +15,7 @@ from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
 from eddymotion.kernels import EDGE
 from eddymotion.pyramid import MIN_POINTS
+from eddymotion.words import shown, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -86,8 +87,10 @@ def read_settings(path: Path, known: Sequence[str]) -> dict[str, Any]:
     """Read an engine's settings, a JSON object with keys out of `known`."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EddymotionError(f"{path}: cannot be read as JSON ({error}); correct it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise EddymotionError(
+            f"{path}: cannot be read as JSON ({why(error)}); correct it"
+        ) from error
     if not isinstance(settings, dict):
         raise EddymotionError(
             f"{path}: expected a JSON object with any of {', '.join(known)}; "
@@ -102,7 +105,8 @@ def check_keys(path: Path, settings: dict[str, Any], known: Sequence[str], of: s
     unknown = [key for key in settings if key not in known]
     if unknown:
         raise EddymotionError(
-            f"{path}: unknown key {unknown[0]!r}{of and ' ' + of}; {nearest_of(unknown[0], known)}"
+            f"{path}: unknown key {shown(unknown[0])}{of and ' ' + of}; "
+            f"{nearest_of(unknown[0], known)}"
             f"known are {', '.join(known)}"
         )
 
@@ -128,7 +132,7 @@ def check_init(init: np.ndarray | None) -> None:
 def _check_choice(kind: str, name: str, known: tuple[str, ...], registrar: Registrar) -> None:
     if name not in known:
         raise EddymotionError(
-            f"registration: {type(registrar).__name__} does not know the {kind} {name!r}; "
+            f"registration: {type(registrar).__name__} does not know the {kind} {shown(name)}; "
             f"{nearest_of(str(name), known)}use one of {', '.join(known)}"
         )
 

@@ -39,6 +39,7 @@ from eddymotion.registration.settings import (
     engine_from,
 )
 from eddymotion.registration.syn import SYN_METRICS, SynSettings, run_syn
+from eddymotion.words import shown
 
 STAGES = {
     "rigid": ("RIGID",),
@@ -183,7 +184,7 @@ def _metric_for(transform: str, metric: str | None) -> str:
     known = SYN_METRICS if transform == "syn" else ("mi",)
     if metric not in known:
         raise EddymotionError(
-            f"registration: DIPY has no metric {metric!r} for {transform!r}; "
+            f"registration: DIPY has no metric {shown(metric)} for {shown(transform)}; "
             f"use one of {', '.join(known)}"
         )
     return metric

@@ -51,6 +51,7 @@ from eddymotion.registration.settings import (
     preset_text,
     refusing_with,
 )
+from eddymotion.words import shown
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class ElastixRegistrar:
         check_number("n_threads", self.n_threads, least=1, whole=True)
         if not isinstance(self.parameters, dict):
             raise EddymotionError(
-                f"parameters are {self.parameters!r}, expected names and values of elastix"
+                f"parameters are {shown(self.parameters)}, expected names and values of elastix"
             )
         for name, value in self.parameters.items():
             if name in OURS:
@@ -186,7 +187,7 @@ class ElastixRegistrar:
         kind = parameters["Transform"][0]
         if kind != TRANSFORMS[transform]:
             raise EddymotionError(
-                f"registration elastix: the settings have the Transform {kind!r}, but "
+                f"registration elastix: the settings have the Transform {shown(kind)}, but "
                 f"{transform!r} was asked for, which is {TRANSFORMS[transform]!r}; change one of "
                 "them"
             )
@@ -267,8 +268,8 @@ def _check_parameter(name: str, value: Any) -> None:
     usable = values and all(isinstance(item, (str, int, float)) for item in values)
     if not (name.isidentifier() and usable) or any('"' in str(item) for item in values):
         raise EddymotionError(
-            f"parameter {name!r} is {value!r}, expected a name of elastix with a number, a word, "
-            "true or false, or a list of these"
+            f"parameter {shown(name)} is {shown(value)}, expected a name of elastix with a "
+            "number, a word, true or false, or a list of these"
         )
 
 
@@ -280,7 +281,7 @@ def _refuse_misspelt(names: Iterable[str]) -> None:
         near = get_close_matches(name, known, n=1, cutoff=MISSPELT)
         if near:
             raise EddymotionError(
-                f"unknown parameter {name!r} of elastix; did you mean {near[0]!r}?"
+                f"unknown parameter {shown(name)} of elastix; did you mean {near[0]!r}?"
             )
         log.warning("elastix: the parameter %r is not known here; handed on as it is", name)
 

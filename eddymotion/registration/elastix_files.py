@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
 from eddymotion.itk import LPS
+from eddymotion.words import shown, why
 
 LINE = re.compile(r"^\s*\(\s*(\w+)\s+(.*?)\s*\)\s*(?://.*)?$")
 
@@ -36,7 +37,9 @@ def read_parameter_file(path: Path) -> ParameterMap:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise EddymotionError(f"{path}: cannot be read as text ({error}); correct it") from error
+        raise EddymotionError(
+            f"{path}: cannot be read as text ({why(error)}); correct it"
+        ) from error
     try:
         return parse_parameters(text)
     except EddymotionError as error:
@@ -52,7 +55,8 @@ def parse_parameters(text: str) -> ParameterMap:
         match = LINE.match(line)
         if not match or match.group(2).count('"') % 2:
             raise EddymotionError(
-                f"line {number} is {line.strip()!r}, expected '(Name value)' as elastix has it"
+                f"line {number} is {shown(line.strip())}, expected '(Name value)' as elastix "
+                "has it"
             )
         found[match.group(1)] = shlex.split(match.group(2))
     return found
@@ -116,7 +120,7 @@ def parameter_file_matrix(parameters: ParameterMap) -> np.ndarray:
     elif kind == "AffineTransform":
         linear, shift = numbers[:9].reshape(3, 3), numbers[9:]
     else:
-        raise EddymotionError(f"elastix wrote a {kind!r}, which is no linear transform")
+        raise EddymotionError(f"elastix wrote a {shown(kind)}, which is no linear transform")
     return LPS @ from_matvec(linear, shift + center - linear @ center) @ LPS
 
 

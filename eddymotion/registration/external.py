@@ -25,10 +25,13 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 
+from eddymotion.children import NOT_FOR_CHILDREN, PYTHON
 from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.files import write_image
 from eddymotion.registration.gauss_newton import foreground
+from eddymotion.temporaries import remove_leftovers, temporary_name
+from eddymotion.words import one_line, why
 
 N_LAST_LINES = 6
 
@@ -125,14 +128,30 @@ def refuse_shear(name: str, image: Image) -> None:
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """Give a new folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="eddymotion-") as folder:
+    """Give a new folder that is removed afterwards, and remove those of killed runs.
+
+    Raises
+    ------
+    EddymotionError
+        If there is no place for temporary files.
+    """
+    try:
+        remove_leftovers(Path(tempfile.gettempdir()), folders=True)
+        made = tempfile.TemporaryDirectory(prefix=temporary_name("."))
+    except (FileNotFoundError, PermissionError) as error:
+        raise EddymotionError(
+            f"registration: no folder for temporary files can be written to ({why(error)}); set "
+            "TMPDIR to one"
+        ) from error
+    with made as folder:
         yield Path(folder)
 
 
 def environment(n_threads: int, programs: Path | None = None) -> dict[str, str]:
     """Return the environment of a process: its threads, and where it finds programs first."""
     found = os.environ | dict.fromkeys(THREAD_VARIABLES, str(n_threads)) | {"NO_ET": "1"}
+    for name in NOT_FOR_CHILDREN:
+        found.pop(name, None)
     if programs is not None:
         found["PATH"] = f"{programs}{os.pathsep}{found.get('PATH', os.defpath)}"
     return found
@@ -241,7 +260,11 @@ def run_function(
         path.unlink(missing_ok=True)
     name = f"{function.__module__}:{function.__qualname__}"
     worker = _take(name)
-    answer = worker.call(folder)
+    try:
+        answer = worker.call(folder)
+    except BaseException:
+        worker.end()
+        raise
     printed = _printed(folder)
     if answer is None:
         raise EngineError(
@@ -262,7 +285,7 @@ class _Worker:
         code = f"from {__name__} import serve; serve({name!r})"
         paths = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], text=True, env=environment(1) | {"PYTHONPATH": paths},
+            [*PYTHON, "-c", code], text=True, env=environment(1) | {"PYTHONPATH": paths},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -326,7 +349,7 @@ def serve(name: str) -> None:
             getattr(import_module(module), attribute)(folder)
             answer = ""
         except Exception as error:
-            answer = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            answer = one_line(f"{type(error).__name__}: {error}")
         sys.stdout.flush()
         sys.stderr.flush()
         print(json.dumps(answer), file=answers, flush=True)

@@ -44,6 +44,7 @@ from eddymotion.registration.groups import GROUPS, SHIFT, Group
 from eddymotion.registration.metrics import METRICS
 from eddymotion.registration.problem import Pair, Side, foreground
 from eddymotion.registration.solver import Reached, Solver
+from eddymotion.words import shown
 
 __all__ = ["COARSE_TO_FINE", "REFINE", "GaussNewton", "Level", "foreground"]
 
@@ -98,12 +99,12 @@ class GaussNewton:
         numbers = (self.max_iterations, self.tolerance)
         if not all(isinstance(number, (int, float)) and number > 0 for number in numbers):
             raise EddymotionError(
-                f"registration: max_iterations {self.max_iterations!r} and tolerance "
-                f"{self.tolerance!r} must be numbers above zero"
+                f"registration: max_iterations {shown(self.max_iterations)} and tolerance "
+                f"{shown(self.tolerance)} must be numbers above zero"
             )
         if not isinstance(self.symmetric, bool):
             raise EddymotionError(
-                f"registration: symmetric is {self.symmetric!r}, expected true or false"
+                f"registration: symmetric is {shown(self.symmetric)}, expected true or false"
             )
         if not self.levels:
             raise EddymotionError("registration: no levels given, expected at least one")

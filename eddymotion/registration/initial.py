@@ -28,6 +28,7 @@ from eddymotion.registration.checks import inside_grid, nearest_of
 from eddymotion.registration.gauss_newton import GaussNewton
 from eddymotion.registration.metrics import Windows
 from eddymotion.registration.problem import bright, foreground
+from eddymotion.words import shown
 
 METHODS = ("header", "mass", "axes", "multi")
 
@@ -88,7 +89,7 @@ def initial_transform(
     """
     if method not in METHODS:
         raise EddymotionError(
-            f"initial transform {method!r} is unknown; {nearest_of(method, METHODS)}"
+            f"initial transform {shown(method)} is unknown; {nearest_of(method, METHODS)}"
             f"use one of {', '.join(METHODS)}"
         )
     if method == "header":

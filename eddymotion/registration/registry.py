@@ -11,9 +11,12 @@ from typing import Any
 from eddymotion.errors import EddymotionError
 from eddymotion.registration.base import Registrar
 from eddymotion.registration.checks import nearest_of
+from eddymotion.words import shown, why
 
 GROUP = "eddymotion.registrars"
 """Entry points of other packages: a name, and a class with ``from_settings(path | None)``."""
+
+DEFAULT = "gauss-newton"
 
 OURS = {
     "gauss-newton": "eddymotion.registration.gauss_newton:GaussNewton",
@@ -28,6 +31,16 @@ def registrar_names() -> tuple[str, ...]:
     """Return the names that :func:`get_registrar` knows: ours, then those of other packages."""
     others = sorted({point.name for point in entry_points(group=GROUP)} - set(OURS))
     return (*OURS, *others)
+
+
+def chosen_registrar(name: str | None, settings_file: Path | None = None) -> Registrar | None:
+    """Turn what was chosen into a registrar: :data:`DEFAULT` where only its parameters are given.
+
+    None where neither is given: nothing was chosen.
+    """
+    if name is None and settings_file is None:
+        return None
+    return get_registrar(name or DEFAULT, settings_file)
 
 
 def get_registrar(name: str, settings_file: Path | None = None) -> Registrar:
@@ -52,12 +65,13 @@ def get_registrar(name: str, settings_file: Path | None = None) -> Registrar:
         registrar = engine()
     else:
         raise EddymotionError(
-            f"registration {name!r} takes no settings file, but {settings_file} was given; "
+            f"registration {shown(name)} takes no settings file, but {settings_file} was given; "
             "leave it out"
         )
     if not isinstance(registrar, Registrar):
         raise EddymotionError(
-            f"registration {name!r} is no registrar: {type(registrar).__name__} lacks register(), "
+            f"registration {shown(name)} is no registrar: {type(registrar).__name__} lacks "
+            "register(), "
             "transforms or metrics; update the package it comes from"
         )
     return registrar
@@ -78,10 +92,11 @@ def _load(name: str) -> Any:
                 raise _not_installed(name, error) from error
     known = registrar_names()
     raise EddymotionError(
-        f"registration {name!r} is unknown; {nearest_of(name, known)}use one of {', '.join(known)}"
+        f"registration {shown(name)} is unknown; {nearest_of(name, known)}use one of "
+        f"{', '.join(known)}"
     )
 
 
 def _not_installed(name: str, error: Exception) -> EddymotionError:
     extra = f"pip install 'eddymotion[{name}]'" if name in OURS else "install its package again"
-    return EddymotionError(f"registration {name!r} cannot be loaded ({error}); {extra}")
+    return EddymotionError(f"registration {shown(name)} cannot be loaded ({why(error)}); {extra}")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from eddymotion.errors import EddymotionError
 from eddymotion.registration.checks import nearest_of, read_settings
+from eddymotion.words import shown
 
 Engine = TypeVar("Engine")
 
@@ -43,7 +44,7 @@ def preset_text(engine: str, preset: str, transform: str) -> str:
             return (files("eddymotion.registration") / "presets" / name).read_text("utf-8")
     check_preset(engine, preset)
     raise EddymotionError(
-        f"registration {engine}: the preset {preset!r} is not made for {transform!r}; "
+        f"registration {engine}: the preset {shown(preset)} is not made for {shown(transform)}; "
         "use the preset 'default', or another transform"
     )
 
@@ -59,7 +60,7 @@ def check_preset(engine: str, preset: str) -> None:
     known = preset_names(engine)
     if preset not in known:
         raise EddymotionError(
-            f"registration {engine}: preset {preset!r} is unknown; "
+            f"registration {engine}: preset {shown(preset)} is unknown; "
             f"{nearest_of(str(preset), known)}use one of {', '.join(known)}"
         )
 
@@ -99,13 +100,13 @@ def check_number(name: str, value: Any, *, least: float, whole: bool = False) ->
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         kind = "whole number" if whole else "number"
-        raise EddymotionError(f"{name} is {value!r}, expected a {kind} from {least:g} on")
+        raise EddymotionError(f"{name} is {shown(value)}, expected a {kind} from {least:g} on")
 
 
 def check_numbers(name: str, values: Any, *, least: float, whole: bool = False) -> None:
     """Refuse what is not a list of numbers from `least` on."""
     if not isinstance(values, (list, tuple)) or not values:
-        raise EddymotionError(f"{name} is {values!r}, expected a list of numbers")
+        raise EddymotionError(f"{name} is {shown(values)}, expected a list of numbers")
     for value in values:
         check_number(name, value, least=least, whole=whole)
 
@@ -114,7 +115,8 @@ def check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
     """Refuse what is not one of the `known` words."""
     if value not in known:
         raise EddymotionError(
-            f"{name} is {value!r}; {nearest_of(str(value), known)}use one of {', '.join(known)}"
+            f"{name} is {shown(value)}; {nearest_of(str(value), known)}use one of "
+            f"{', '.join(known)}"
         )
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,23 @@ from eddymotion.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["save_figure"]
+__all__ = ["own_style", "save_figure"]
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw as Matplotlib does by default, whatever somebody's matplotlibrc says.
+
+    For a function that draws it is a decorator.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@own_style()
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     """Write a figure as the kind its name says; the same figure gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eddymotion.reports import own_style
 from eddymotion.reports.figures import AXIS_COLORS, FADED
 
 ONE, OTHER = "#0072B2", "#D55E00"
@@ -18,6 +19,7 @@ MAX_NAMED = 40
 """More landmarks than this are drawn as a distribution, without their names."""
 
 
+@own_style()
 def motion_comparison_figure(
     true: np.ndarray,
     estimated: np.ndarray,
@@ -100,6 +102,7 @@ def _against_nothing(
     axes.legend(ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
 
 
+@own_style()
 def landmarks_figure(
     labels: Sequence[str], before: np.ndarray, after: np.ndarray | None = None, title: str = ""
 ) -> Figure:
@@ -147,6 +150,7 @@ def landmarks_figure(
     return figure
 
 
+@own_style()
 def series_figure(
     series: Mapping[str, Mapping[str, np.ndarray]],
     between: np.ndarray | None = None,

@@ -29,9 +29,13 @@ from eddymotion.models import Model
 from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.sprites import Frames, Sheet, white_levels
+from eddymotion.words import why
 
 FORMAT = 1
 """Number of this file's layout; another one is not read."""
+
+LARGEST = 500_000_000
+"""Bytes of such a file when it is unpacked."""
 
 _ARRAYS = (
     "bvals", "bvecs_before", "bvecs_after", "z", "ratio", "correlation_before",
@@ -167,6 +171,7 @@ class ReportData:
             If it is not such a file, or from another version.
         """
         try:
+            _refuse_too_much(path)
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             rest = json.loads(arrays.pop("rest").tobytes())
@@ -188,11 +193,21 @@ class ReportData:
                     for name in ("series", "b0_threshold", "outline", "measures", "predictor")
                 },
             )
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except EddymotionError:
+            raise
+        except Exception as error:  # there is no end to what NumPy, zipfile and zlib may raise
             raise EddymotionError(
-                f"{path}: cannot be read as the data of a report ({error}); correct the series "
-                "again"
+                f"{path}: cannot be read as the data of a report ({why(error)}); correct "
+                "the series again"
             ) from error
+
+
+def _refuse_too_much(path: Path) -> None:
+    """Raise if an archive would take more memory than any report needs."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > LARGEST:
+        raise ValueError(f"it would take {size / 1e9:.3g} GB of memory")
 
 
 class _Recorder(logging.Handler):

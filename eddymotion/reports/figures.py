@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from eddymotion.dataset import DWI
 from eddymotion.estimation.maps import cnr
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
+from eddymotion.reports import own_style
 from eddymotion.reports.maps import color_fa, local_correlation, tsnr
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.svg import AXIS_COLORS
@@ -24,6 +25,7 @@ NOT_KNOWN = "#4A4A4A"
 """Outside the brain, or not predicted."""
 
 
+@own_style()
 def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figure:
     """Draw translations, rotations and framewise displacement over the volumes.
 
@@ -73,6 +75,7 @@ def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figu
     return figure
 
 
+@own_style()
 def before_after_figure(before: Slices, after: Slices) -> Figure:
     """Compare the series before and after.
 
@@ -104,6 +107,7 @@ def before_after_figure(before: Slices, after: Slices) -> Figure:
     return figure
 
 
+@own_style()
 def maps_figure(
     before: Slices, after: Slices, predicted: Mapping[str, Mapping[str, np.ndarray]]
 ) -> Figure:
@@ -161,6 +165,7 @@ def _pair(
     figure.colorbar(shown, ax=list(panels), shrink=0.55, pad=0.02, aspect=22)
 
 
+@own_style()
 def heldout_figure(
     after: Slices,
     predicted: Mapping[str, np.ndarray],

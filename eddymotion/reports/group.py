@@ -17,9 +17,10 @@ from eddymotion.errors import EddymotionError
 from eddymotion.files import write_text
 from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
-from eddymotion.reports.participant import NO_ERRORS, finished_outputs
+from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.tables import MISSING
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +142,9 @@ def build_group_report(
     if not group.rows and set(group.errors) - set(errors):
         return group
     if not group.rows:
-        reasons = "".join(f"; {name}: {why}" for name, why in list(group.errors.items())[:1])
+        of = f", of {len(errors)} that are wanted" if errors else ""
         raise EddymotionError(
-            f"{output_dir}: no finished series to gather{reasons}; run the participant level first"
+            f"{output_dir}: no finished series to gather{of}; run the participant level first"
         )
     comparisons = group.comparisons()
     table = table_columns(group, comparisons)
@@ -172,9 +173,9 @@ def gather(
             try:
                 series = SeriesReport.load(outputs)
                 row = _row(series, folder.name, _page_of(folder), f"s{part}")
-            except EddymotionError as error:
-                log.warning("%s: %s", outputs.src, error)
-                failed[outputs.src] = str(error)
+            except Exception as error:  # whatever is in its files, the others are gathered
+                log.debug("%s cannot be read", outputs.src, exc_info=True)
+                failed[outputs.src] = why_unreadable(outputs, error)
                 continue
             part += 1
             if _is_wanted(row.session, sessions):
@@ -226,7 +227,7 @@ def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
         in_order(metrics)
     except (KeyError, TypeError, ValueError) as error:
         raise EddymotionError(
-            f"{outputs['report_data']}: its measures cannot be read ({error!r}); correct the "
+            f"{outputs['report_data']}: its measures cannot be read ({why(error)}); correct the "
             "series again"
         ) from error
     session = outputs.folder.name if outputs.folder.name.startswith("ses-") else ""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ def write_group_page(
 
 def link_of(row: Row) -> str:
     """Return the address of a series in its participant's report; empty where there is none."""
-    return f"{quote(row.page)}#{row.part}" if row.page else ""
+    return f"{quote(os.fsencode(row.page))}#{row.part}" if row.page else ""
 
 
 def _body(group: Group, sections: Sequence[Section]) -> Html:

@@ -39,7 +39,8 @@ _DESCRIPTIONS = {
     "cnr": (
         "Standard deviation of the predicted signal over that of the residual in a shell, median "
         "over the brain (Bastiani et al. 2019)", "1"),
-    "largest_motion": ("Parameter with the widest range; rotations in mm at 50 mm", "n/a"),
+    "largest_motion": (
+        "Parameter of the transforms with the widest range; rotations in mm at 50 mm", "n/a"),
     "largest_motion_range": ("Range of that parameter", "mm"),
     "verdict": ("Verdict of the participant's report", "n/a"),
 }  # fmt: skip
@@ -58,7 +59,7 @@ def quality_metrics(series: SeriesReport) -> dict[str, Value]:
         ``cnr_b1000_raw``.
     """
     findings = series.findings
-    fd = findings.fd[np.isfinite(findings.fd)]
+    fd = findings.fd_with_offset[np.isfinite(findings.fd_with_offset)]
     judged = int(findings.judged.sum())
     axis, reach = largest_motion(series)
     return {

@@ -11,9 +11,10 @@ from eddymotion import __version__
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.reports.layout import Html, contents, join, tag, write_page
-from eddymotion.reports.sections import errors_section, series_sections
+from eddymotion.reports.sections import errors_section, series_sections, skipped_section
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.viewer import series_data, volume_bar
+from eddymotion.words import why
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,10 @@ NO_ERRORS: Mapping[str, str] = {}
 
 
 def build_participant_report(
-    output_dir: Path, participant: str, errors: Mapping[str, str] = NO_ERRORS
+    output_dir: Path,
+    participant: str,
+    errors: Mapping[str, str] = NO_ERRORS,
+    skipped: Mapping[str, str] = NO_ERRORS,
 ) -> Path | None:
     """Write ``OUTPUT_DIR/sub-X.html`` from the derivatives of all finished series.
 
@@ -31,21 +35,41 @@ def build_participant_report(
         The derivative dataset.
     participant : str
         Label, with or without ``sub-``.
-    errors : mapping
-        Series that failed → what happened.
+    errors, skipped : mapping
+        Series that failed → what happened; series that were not corrected → why.
 
     Returns
     -------
     Path or None
-        The page; None without a finished series and without errors.
+        The page; None without a finished series, errors, and skipped ones.
+    """
+    failed = write_report(output_dir, participant, errors, skipped)
+    for name in failed.keys() - errors.keys():
+        log.warning("%s: %s", name, failed[name])
+    name = f"sub-{participant.removeprefix('sub-')}"
+    page = output_dir / f"{name}.html"
+    return page if failed or skipped or finished_outputs(output_dir / name) else None
+
+
+def write_report(
+    output_dir: Path,
+    participant: str,
+    errors: Mapping[str, str] = NO_ERRORS,
+    skipped: Mapping[str, str] = NO_ERRORS,
+) -> dict[str, str]:
+    """Write the page of a participant, as :func:`build_participant_report`.
+
+    Returns
+    -------
+    dict
+        As of :func:`write_participant_page`: all that the page calls failed.
     """
     name = f"sub-{participant.removeprefix('sub-')}"
     found = finished_outputs(output_dir / name)
-    if not found and not errors:
-        return None
+    if not found and not errors and not skipped:
+        return {}
     page = output_dir / f"{name}.html"
-    write_participant_page(page, name, found, errors)
-    return page
+    return write_participant_page(page, name, found, errors, skipped)
 
 
 def finished_outputs(folder: Path) -> list[Outputs]:
@@ -57,11 +81,18 @@ def finished_outputs(folder: Path) -> list[Outputs]:
     ]
 
 
+def finished_sidecars(output_dir: Path) -> list[Path]:
+    """Find the sidecars of all finished series of a derivative dataset."""
+    folders = sorted(output_dir.glob("sub-*/"))
+    return [outputs["sidecar"] for folder in folders for outputs in finished_outputs(folder)]
+
+
 def write_participant_page(
     page: Path,
     title: str,
     all_outputs: Sequence[Outputs],
     errors: Mapping[str, str] = NO_ERRORS,
+    skipped: Mapping[str, str] = NO_ERRORS,
 ) -> dict[str, str]:
     """Write the page of a participant, or of a series outside a BIDS dataset.
 
@@ -73,8 +104,8 @@ def write_participant_page(
     title : str
     all_outputs : sequence of Outputs
         One a series.
-    errors : mapping
-        Series that failed → what happened.
+    errors, skipped : mapping
+        Series that failed → what happened; series that were not corrected → why.
 
     Returns
     -------
@@ -88,12 +119,22 @@ def write_participant_page(
             series = SeriesReport.load(outputs)
             series.write_charts()
             articles.append(_article(series, len(articles), page))
-        except EddymotionError as error:
-            log.warning("%s: %s", outputs.src, error)
-            failed[outputs.src] = str(error)
+        except Exception as error:  # whatever is in its files, the others have a page
+            log.debug("%s cannot be shown", outputs.src, exc_info=True)
+            failed[outputs.src] = why_unreadable(outputs, error)
     names = [outputs.src for outputs in all_outputs if outputs.src not in failed]
-    write_page(page, title, _body(title, names, articles, failed))
+    write_page(page, title, _body(title, names, articles, failed, skipped))
     return failed
+
+
+def why_unreadable(outputs: Outputs, error: Exception) -> str:
+    """Say why a series cannot be shown, and what to do."""
+    if isinstance(error, EddymotionError):
+        return str(error)
+    return (
+        f"{outputs['sidecar']} and the files beside it cannot be shown ({type(error).__name__}: "
+        f"{why(error)}); correct the series again"
+    )
 
 
 def _article(series: SeriesReport, number: int, page: Path) -> Html:
@@ -108,7 +149,11 @@ def _article(series: SeriesReport, number: int, page: Path) -> Html:
 
 
 def _body(
-    title: str, names: Sequence[str], articles: Sequence[Html], failed: Mapping[str, str]
+    title: str,
+    names: Sequence[str],
+    articles: Sequence[Html],
+    failed: Mapping[str, str],
+    skipped: Mapping[str, str],
 ) -> Html:
     by = f"Head-motion correction of diffusion MRI by eddymotion {__version__}"
     notice = tag("p", tag("a", f"{len(failed)} series failed", href="#errors"), class_="errors")
@@ -123,5 +168,6 @@ def _body(
         *([notice] if failed else []),
         *([tag("div", *tabs, class_="tabs", role="tablist")] if len(tabs) > 1 else []),
         *articles,
+        *([skipped_section(skipped).html()] if skipped else []),
         *([errors_section(failed).html()] if failed else []),
     ])  # fmt: skip

@@ -18,6 +18,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import gaussian_filter
 
 from eddymotion.registration.intensities import intensity_curve
+from eddymotion.reports import own_style
 from eddymotion.reports.figures import FADED
 
 PLANES = (("axial", 2, (0, 1)), ("coronal", 1, (0, 2)), ("sagittal", 0, (1, 2)))
@@ -146,6 +147,7 @@ def _name_ends(axes: Axes, right: tuple[str, str], up: tuple[str, str]) -> None:
     axes.text(0.5, 0.99, up[1], ha="center", va="top", **style)
 
 
+@own_style()
 def overlay_figure(
     fixed: np.ndarray,
     before: np.ndarray,
@@ -190,6 +192,7 @@ def outline_levels(volume: np.ndarray) -> list[float]:
     return [edge, inner] if inner > edge else [edge]
 
 
+@own_style()
 def difference_figure(
     fixed: np.ndarray,
     before: np.ndarray,
@@ -233,6 +236,7 @@ def difference_figure(
     return figure
 
 
+@own_style()
 def displacement_figure(
     fixed: np.ndarray,
     head: np.ndarray,

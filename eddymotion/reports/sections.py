@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from eddymotion.derivatives.citation import bibtex, boilerplate, references
+from eddymotion.derivatives.citation import Methods, bibtex, boilerplate, references, version_of
+from eddymotion.derivatives.finished import RECORD, SELF
 from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
 from eddymotion.reports.layout import (
     Figure,
@@ -43,8 +44,9 @@ CAPTIONS = {
         "Head motion",
         "Relative to the first b=0 volume, or the first of all. Look for steps (the head moved "
         "between two volumes) and drifts. Orange bars: jumps, a framewise displacement (FD) "
-        f"above {JUMP_MM:g} mm. Bands: 95 % intervals. Correlation: of each volume, after "
-        "correction, with its prediction from the others; look for dots far below their shell. "
+        f"above {JUMP_MM:g} mm; where eddy currents displaced the volumes, FD is that of the head "
+        "alone, while translations hold both. Bands: 95 % intervals. Correlation: of each volume, "
+        "after correction, with its prediction; look for dots far below their shell. "
         "Lost slices: signal gone, mostly by motion during the diffusion gradients; resampling "
         "does not bring it back. Shaded: volumes beyond repair. The colours at the top are the "
         "shells.",
@@ -174,7 +176,7 @@ def summary(series: SeriesReport) -> Html:
 
 def in_words(series: SeriesReport) -> str:
     """Say in two sentences what happened in the scan."""
-    moved = np.array([series.confounds.numbers(f"trans_{a}") for a in "xyz"])
+    moved = series.head_translations
     turned = np.rad2deg([series.confounds.numbers(f"rot_{a}") for a in "xyz"])
     far = np.nanmax(np.linalg.norm(moved, axis=0), initial=0.0)
     axis, direction = np.unravel_index(np.nanargmax(np.nan_to_num(np.abs(moved))), moved.shape)
@@ -190,7 +192,18 @@ def in_words(series: SeriesReport) -> str:
     return (
         f"{what}. The head moved up to {far:.1f} mm (most along {'xyz'[axis]}, volume "
         f"{direction}) and turned up to {angle:.1f}° from the reference; {steps} of more than "
-        f"{JUMP_MM:g} mm."
+        f"{JUMP_MM:g} mm.{_offset_in_words(series)}"
+    )
+
+
+def _offset_in_words(series: SeriesReport) -> str:
+    """Say how far eddy currents displaced the volumes besides; empty where that is not known."""
+    offsets = np.abs(series.confounds.numbers("eddy_offset"))
+    if series.eddy_along is None or not np.isfinite(offsets).any():
+        return ""
+    return (
+        f" Eddy currents displaced the volumes by up to {np.nanmax(offsets):.1f} mm along the "
+        "phase encoding, which is not counted as motion of the head."
     )
 
 
@@ -268,7 +281,8 @@ def settings(series: SeriesReport) -> Html:
         content = sidecar.pop(key, None)
         if isinstance(content, Mapping):
             parts.append(tag("div", tag("h3", words), table(_rows(content))))
-    for key in ("Summary", "StageSeconds", "OutlierSlices"):  # shown above
+    shown = "Summary", "Methods", "StageSeconds", "OutlierSlices", "Warnings"
+    for key in (*shown, RECORD, SELF):  # the last are for the next run
         sidecar.pop(key, None)
     rest = [tag("h3", "Sidecar of the corrected image"), table(_rows(sidecar))]
     return join([tag("div", *parts, class_="columns"), *rest]) if series.sidecar else Html("")
@@ -276,19 +290,8 @@ def settings(series: SeriesReport) -> Html:
 
 def citation(series: SeriesReport) -> Html:
     """Write what may be copied into a paper, and the references."""
-    told = series.sidecar.get("Settings")
-    facts = series.sidecar.get("Summary")
-    found = facts if isinstance(facts, Mapping) else {}
-    version = str(series.sidecar.get("EddymotionVersion", "(version not known)"))
-    words = boilerplate(
-        told if isinstance(told, Mapping) else {},
-        estimator=str(found.get("estimator", "")),
-        model=str(found.get("model", "")),
-        version=version,
-        has_b0=bool(series.gradients.is_b0.any()),
-        has_eddy=series.eddy is not None,
-    )
-    items = [tag("li", line) for line in references()]
+    words = boilerplate(Methods.of(series.sidecar), version_of(series.sidecar))
+    items = [tag("li", line) for line in references(words)]
     return join([
         tag("p", words),
         details("References", tag("ul", *items)),
@@ -300,6 +303,11 @@ def errors_section(errors: Mapping[str, str]) -> Section:
     """Write the series that failed."""
     content = table(errors.items(), ("series", "what happened"))
     return Section("errors", "Errors", tag("div", content, class_="errors"))
+
+
+def skipped_section(skipped: Mapping[str, str]) -> Section:
+    """Write the series that were not corrected."""
+    return Section("skipped", "Skipped series", table(skipped.items(), ("series", "why")))
 
 
 def _chart(series: SeriesReport, kind: str, page: Path) -> Html:
@@ -335,7 +343,7 @@ def _volume_table(series: SeriesReport) -> Html:
 
 def _relative(series: SeriesReport, kind: str, page: Path) -> str:
     path = series.outputs[f"{kind}_figure"]
-    return quote(Path(os.path.relpath(path, page.parent)).as_posix())
+    return quote(os.fsencode(Path(os.path.relpath(path, page.parent)).as_posix()))
 
 
 def _rows(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from eddymotion.dataset import DWI
 from eddymotion.derivatives.confounds import confounds, table_text
+from eddymotion.derivatives.eddy import MODEL
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import volumes_beyond_repair
@@ -25,7 +26,7 @@ from eddymotion.reports.data import ReportData
 from eddymotion.reports.maps import predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.tables import Table
-from eddymotion.reports.verdict import Findings, Verdict, judge
+from eddymotion.reports.verdict import Findings, Level, Notice, Verdict, judge, pose_errors
 from eddymotion.running import read_json
 
 MAX_STEPS = 400
@@ -122,6 +123,8 @@ class SeriesReport:
         Coefficients of the eddy-current fields.
     steps : Table, optional
         What the estimation told, and when.
+    eddy_along : (3,) array, optional
+        Phase-encoding vector of the fields, RAS+.
     """
 
     outputs: Outputs
@@ -131,6 +134,7 @@ class SeriesReport:
     data: ReportData | None
     eddy: Table | None = None
     steps: Table | None = None
+    eddy_along: np.ndarray | None = None
 
     @classmethod
     def load(cls, outputs: Outputs) -> SeriesReport:
@@ -157,6 +161,7 @@ class SeriesReport:
             data,
             _table_if_there(outputs, "eddy"),
             _table_if_there(outputs, "report_steps"),
+            _phase_encoding(outputs),
         )
 
     @cached_property
@@ -179,6 +184,15 @@ class SeriesReport:
         known = [one for one in ruined if isinstance(one, int)] if isinstance(ruined, list) else ()
         return Findings.of(self.confounds, self.gradients, self.n_slices, z, known)
 
+    @cached_property
+    def head_translations(self) -> np.ndarray:
+        """Translations of the head, without the offset of eddy-current fields: (3, N), mm."""
+        moved = np.array([self.confounds.numbers(f"trans_{axis}") for axis in "xyz"])
+        if self.eddy_along is None:
+            return moved
+        offsets = np.nan_to_num(self.confounds.numbers("eddy_offset"))
+        return moved + self.eddy_along[:, None] * offsets
+
     @property
     def n_slices(self) -> int:
         """Slices of a volume; 0 where that is not known."""
@@ -192,7 +206,22 @@ class SeriesReport:
             change = self.findings.correlation - self.data.correlation_before
             known = np.isfinite(change) & ~self.gradients.is_b0
             gain = float(change[known].mean()) if known.any() else gain
-        return judge(self.findings, self.gradients, gain)
+        errors = pose_errors(self.confounds)
+        return judge(self.findings, self.gradients, gain, errors=errors, notices=self.notices)
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What the run said against the series itself."""
+        told = self.sidecar.get("Warnings")
+        entries = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+        return [
+            Notice(
+                str(one.get("Subject", "warning")),
+                str(one.get("Text", "")),
+                Level.DOUBTFUL if one.get("Severe") else Level.CARE,
+            )
+            for one in entries
+        ]
 
     @cached_property
     def outlier_list(self) -> list[tuple[int, int, float]]:
@@ -228,6 +257,16 @@ def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
         "seconds": [f"{seconds:.2f}" for seconds, _ in kept],
         "step": [" ".join(message.split()) for _, message in kept],
     }
+
+
+def _phase_encoding(outputs: Outputs) -> np.ndarray | None:
+    """Read the phase-encoding vector of the fields (3,); None without fields."""
+    try:
+        told = read_json(outputs["eddy_sidecar"]).get(MODEL)
+        along = np.array(told["PhaseEncodingVector"], float) if isinstance(told, dict) else None
+    except (KeyError, TypeError, ValueError):
+        return None
+    return along if along is not None and along.shape == (3,) else None
 
 
 def _table_if_there(outputs: Outputs, kind: str) -> Table | None:

@@ -29,6 +29,9 @@ SHELL_COLORS = (SKY, BLUE, PURPLE, ORANGE, GREEN, VERMILION, YELLOW, "#000000")
 B0_COLOR = "#9A9A9A"
 INK, FADED, RULE = "#222222", "#666666", "#DDDDDD"
 
+LEAST_TICKS = 3
+"""With fewer, an axis that crosses zero could have no other number: no scale."""
+
 WIDTH = 1060.0
 LEFT, RIGHT = 62.0, 92.0
 
@@ -163,9 +166,9 @@ class Panel:
 
     def frame(self) -> str:
         """Draw grid lines, numbers and the label."""
-        step = nice_step((self.high - self.low) / max(2, self.height / 32), whole=False)
+        step, multiples = nice_ticks(self.low, self.high, max(2, self.height / 32))
         parts = []
-        for k in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1):
+        for k in multiples:
             y, value = self.y(k * step), k * step
             parts.append(element("line", x1=LEFT, x2=self.columns.right, y1=y, y2=y,
                                  stroke=FADED if k == 0 else RULE, stroke_width=1))  # fmt: skip
@@ -207,6 +210,16 @@ class Panel:
             "rect", x=self.columns.middle(volume) - width / 2, y=top, width=width,
             height=max(bottom - top, 0.4), fill=color,
         )  # fmt: skip
+
+
+def nice_ticks(low: float, high: float, about: float) -> tuple[float, range]:
+    """Return a step and which of its multiples are ticks of an axis: about so many, at least 3."""
+    step, multiples = nice_step((high - low) / about, whole=False), range(0)
+    while len(multiples) < LEAST_TICKS:
+        multiples = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+        if len(multiples) < LEAST_TICKS:
+            step = nice_step(0.4 * step, whole=False)
+    return step, multiples
 
 
 def nice_step(rough: float, *, whole: bool = True) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.errors import EddymotionError
+from eddymotion.words import why
 
 MISSING = "n/a"
 
@@ -37,7 +38,7 @@ class Table:
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise EddymotionError(f"{path}: cannot be read ({error}); run again") from error
+            raise EddymotionError(f"{path}: cannot be read ({why(error)}); run again") from error
 
     @classmethod
     def parse(cls, text: str) -> Table:

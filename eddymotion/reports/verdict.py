@@ -15,7 +15,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from eddymotion.estimation.outliers import MANY_LOST
+from eddymotion.estimation.outliers import MANY_LOST, correlation_left
+from eddymotion.geometry import ROTATION_RADIUS_MM
 from eddymotion.gradients import Gradients
 from eddymotion.reports.tables import Table
 
@@ -28,9 +29,6 @@ further than :data:`SPOILT_SPREADS` robust standard deviations, is beyond repair
 do not explain it; and so is a volume of which the estimation says so."""
 
 SPOILT_SPREADS = 6.0
-
-VARIATION = 0.35
-"""About the SD over the mean of a diffusion-weighted signal in the brain."""
 
 TENSOR_DIRECTIONS = 6
 
@@ -84,15 +82,35 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What was said about a series and is no number.
+
+    Parameters
+    ----------
+    label, text : str
+    level : Level
+    """
+
+    label: str
+    text: str
+    level: Level
+
+    @property
+    def rule(self) -> str:
+        """What follows, in words."""
+        return f"{self.level.name.lower()} where it is found"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the checks say together.
 
     Parameters
     ----------
-    checks : tuple of Check
+    checks : tuple of Check or Notice
     """
 
-    checks: tuple[Check, ...]
+    checks: tuple[Check | Notice, ...]
 
     @property
     def level(self) -> Level:
@@ -124,7 +142,10 @@ class Findings:
     Parameters
     ----------
     fd : (N,) array
-        Framewise displacement, mm; NaN for the first.
+        Framewise displacement of the head, mm; NaN for the first. Where the offset of
+        eddy-current fields is known, it is without that.
+    fd_with_offset : (N,) array
+        The same of the poses, which hold the offset.
     correlation : (N,) array
         With the held-out prediction, after correction.
     outliers : (N,) array
@@ -138,6 +159,7 @@ class Findings:
     """
 
     fd: np.ndarray
+    fd_with_offset: np.ndarray
     correlation: np.ndarray
     outliers: np.ndarray
     judged: np.ndarray
@@ -167,7 +189,9 @@ class Findings:
             Volumes beyond repair by
             :func:`~eddymotion.estimation.outliers.volumes_beyond_repair`.
         """
-        fd = confounds.numbers("framewise_displacement")
+        fd_with_offset = confounds.numbers("framewise_displacement")
+        head = confounds.numbers("framewise_displacement_head")
+        fd = np.where(np.isfinite(head), head, fd_with_offset)
         correlation = confounds.numbers("hmc_xcorr")
         outliers = np.nan_to_num(confounds.numbers("outlier_slices")).astype(int)
         if z is None:
@@ -177,10 +201,18 @@ class Findings:
         ruin = (outliers > MANY_LOST * np.maximum(judged, 1)) & (outliers > 0)
         ruin[[volume for volume in ruined if 0 <= volume < len(ruin)]] = True
         deficit = _below_shell(correlation, gradients)
-        unexplained = deficit - _explained(outliers / np.maximum(judged, 1))
+        unexplained = deficit - 1 + correlation_left(outliers / np.maximum(judged, 1))
         spoilt = ruin | _far_below_shell(unexplained, gradients)
         jumps = np.flatnonzero(np.nan_to_num(fd) > JUMP_MM)
-        return cls(fd, correlation, outliers, judged, deficit, jumps, np.flatnonzero(spoilt))
+        return cls(
+            fd, fd_with_offset, correlation, outliers, judged, deficit, jumps,
+            np.flatnonzero(spoilt),
+        )  # fmt: skip
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether the poses hold an offset of eddy-current fields, which the head has not."""
+        return not np.array_equal(self.fd, self.fd_with_offset, equal_nan=True)
 
     def worst(self, count: int) -> list[tuple[int, str]]:
         """Return volumes worth a look, worst first, with what is wrong with them.
@@ -217,16 +249,6 @@ def _below_shell(correlation: np.ndarray, gradients: Gradients) -> np.ndarray:
     return deficit
 
 
-def _explained(share: np.ndarray) -> np.ndarray:
-    """How much of a correlation is lost with a share ``s`` of the slices.
-
-    Where slices become zero and the rest stays as predicted, with ``c`` the SD over the mean of
-    the signal in the brain, it falls from 1 to ``c √(1 − s) / √(c² + s)``.
-    """
-    share = np.clip(share, 0, 1)
-    return 1 - VARIATION * np.sqrt(1 - share) / np.sqrt(VARIATION**2 + share)
-
-
 def _far_below_shell(deficit: np.ndarray, gradients: Gradients) -> np.ndarray:
     """Whether volumes agree with their predictions far worse than others of their shell, (N,)."""
     far = np.zeros(len(deficit), bool)
@@ -244,7 +266,14 @@ def _largest(values: np.ndarray) -> np.ndarray:
     return order[np.isfinite(values[order])]
 
 
-def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) -> Verdict:
+def judge(
+    findings: Findings,
+    gradients: Gradients,
+    gain: float = float("nan"),
+    *,
+    errors: np.ndarray | None = None,
+    notices: Sequence[Notice] = (),
+) -> Verdict:
     """Apply the rule.
 
     Parameters
@@ -253,6 +282,10 @@ def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) 
     gradients : Gradients
     gain : float
         Mean correlation with the prediction after correction less that before; NaN: not known.
+    errors : (N,) array, optional
+        From :func:`pose_errors`: NaN where a volume could not be placed.
+    notices : sequence of Notice
+        What else was said about the series.
     """
     fd = findings.fd[np.isfinite(findings.fd)]
     dwis = gradients.dwis
@@ -261,10 +294,15 @@ def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) 
     spoilt = 100 * len(findings.spoilt) / max(len(dwis), 1)
     left = len(np.setdiff1d(dwis, findings.spoilt))
     mean, largest = (fd.mean(), fd.max()) if len(fd) else (np.nan, np.nan)
+    mean_text, largest_text = f"{mean:.2f} mm", f"{largest:.2f} mm"
+    if findings.has_offset:
+        both = findings.fd_with_offset[np.isfinite(findings.fd_with_offset)]
+        mean_text += f" ({both.mean():.2f} mm with the eddy-current offset)"
+        largest_text += f" ({both.max():.2f} mm with the eddy-current offset)"
     lost_text = f"{share:.2f} % ({n_lost} of {n_judged})" if n_judged else "not judged"
     return Verdict((
-        Check("mean framewise displacement", mean, f"{mean:.2f} mm", 0.5, 3.0, " mm"),
-        Check("largest framewise displacement", largest, f"{largest:.2f} mm", 3.0, 15.0, " mm"),
+        Check("mean framewise displacement", mean, mean_text, 0.5, 3.0, " mm"),
+        Check("largest framewise displacement", largest, largest_text, 3.0, 15.0, " mm"),
         Check("slices that lost signal", share, lost_text, 1.0, 10.0, " %"),
         Check("volumes beyond repair", spoilt,
               f"{len(findings.spoilt)} of {len(dwis)}" + _listed(findings.spoilt),
@@ -272,7 +310,31 @@ def judge(findings: Findings, gradients: Gradients, gain: float = float("nan")) 
         Check("diffusion-weighted volumes left", left, f"{left}", 15, TENSOR_DIRECTIONS),
         Check("gain in correlation with the prediction", gain,
               "n/a" if np.isnan(gain) else f"{gain:+.3f}", -0.002, -0.02),
+        *([] if errors is None else _checks_of_errors(errors[dwis])),
+        *notices,
     ))  # fmt: skip
+
+
+def _checks_of_errors(errors: np.ndarray) -> tuple[Check, Check]:
+    known = errors[np.isfinite(errors)]
+    lost = np.flatnonzero(~np.isfinite(errors))
+    usual = float(np.quantile(known, 0.9)) if len(known) else float("nan")
+    return (
+        Check("standard error of the poses", usual, f"{usual:.2f} mm in nine of ten volumes",
+              0.6, 2.0, " mm"),
+        Check("volumes that could not be placed", 100 * len(lost) / max(len(errors), 1),
+              f"{len(lost)} of {len(errors)}", 0.0, 10.0, " %"),
+    )  # fmt: skip
+
+
+def pose_errors(confounds: Table) -> np.ndarray | None:
+    """Return the standard error of each pose, mm at 50 mm from the centre, (N,), if known."""
+    names = [f"{kind}_{axis}_se" for kind in ("trans", "rot") for axis in "xyz"]
+    if not set(names) <= set(confounds.columns):
+        return None
+    in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+    errors = np.stack([confounds.numbers(name) for name in names], axis=1) * in_mm
+    return np.sqrt((errors**2).sum(axis=1))
 
 
 def _listed(volumes: Sequence[int] | np.ndarray, most: int = 12) -> str:

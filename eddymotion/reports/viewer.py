@@ -22,8 +22,8 @@ from eddymotion.reports.series import SeriesReport
 N_WORST = 6
 
 SHOWN_COLUMNS = (
-    "trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement", "bval",
-    "hmc_xcorr", "outlier_slices",
+    "trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement",
+    "framewise_displacement_head", "bval", "hmc_xcorr", "outlier_slices",
 )  # fmt: skip
 """Columns that the script shows for the volume under the pointer."""
 

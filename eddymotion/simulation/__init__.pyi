@@ -7,6 +7,8 @@ from .eddy_currents import EddyCurrents as EddyCurrents
 from .eddy_currents import simulate_eddy_currents as simulate_eddy_currents
 from .fitted import FittedHead as FittedHead
 from .grid import Grid as Grid
+from .harmonics import HarmonicHead as HarmonicHead
+from .kspace import KSpace as KSpace
 from .motion import replayed_motion as replayed_motion
 from .motion import simulate_motion as simulate_motion
 from .output import write_bids as write_bids
@@ -20,6 +22,7 @@ from .recipe import write_simulation as write_simulation
 from .schemes import SCHEMES as SCHEMES
 from .schemes import cartesian_scheme as cartesian_scheme
 from .schemes import shelled_scheme as shelled_scheme
+from .synthetic import SyntheticHead as SyntheticHead
 
 __all__ = [
     "PATTERNS",
@@ -27,10 +30,13 @@ __all__ = [
     "EddyCurrents",
     "FittedHead",
     "Grid",
+    "HarmonicHead",
     "Head",
+    "KSpace",
     "Phantom",
     "Recipe",
     "Simulation",
+    "SyntheticHead",
     "acquire",
     "cartesian_scheme",
     "coil_sensitivity",

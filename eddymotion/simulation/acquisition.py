@@ -12,10 +12,12 @@ from eddymotion.gradients import Gradients
 from eddymotion.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.masking import brain_mask
 from eddymotion.parallel import Progress, parallel_map, silent
-from eddymotion.simulation.base import Head, signal_of_volume
+from eddymotion.simulation.base import ContinuousHead, Head, signal_of_volume
 from eddymotion.simulation.eddy_currents import EddyCurrents
 from eddymotion.simulation.grid import Grid
+from eddymotion.simulation.kspace import KSpace, Scanner
 from eddymotion.simulation.output import write_bids, write_motion_table
+from eddymotion.simulation.sampling import View, block_means
 
 __all__ = [
     "COIL_SCALE_MM",
@@ -47,6 +49,7 @@ def acquire(
     coil_bias: float = 0.0,
     dropout: float = 0.0,
     eddy: EddyCurrents | None = None,
+    kspace: KSpace | None = None,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -79,6 +82,9 @@ def acquire(
         :func:`dropped_slices`.
     eddy : EddyCurrents, optional
         Fields that displace and stretch each volume.
+    kspace : KSpace, optional
+        Measure in k-space, under the receive field of an array, instead of averaging over each
+        voxel; see :mod:`eddymotion.simulation.kspace`.
     seed : int
         Each volume has its own stream: the result does not depend on `n_threads`.
     n_threads : int
@@ -96,20 +102,23 @@ def acquire(
     streams = np.random.SeedSequence(seed).spawn(len(gradients))
     sensitivity = coil_sensitivity(grid, coil_bias).T
     kept = dropped_slices(gradients, grid.shape[2], dropout, seed)
+    scanner = None if kspace is None else Scanner(kspace, grid)
+    if scanner:
+        _ = scanner.receive_field  # before many threads ask for it
 
     def scan(index: int) -> None:
         bval = 0.0 if gradients.is_b0[index] else gradients.bvals[index]
-        head = signal_of_volume(phantom, bval, in_head.bvecs[index])
-        pose = np.linalg.inv(motion[index])
-        if eddy is None:
-            to_head = np.linalg.inv(phantom.affine) @ pose @ grid.affine
-            means = voxel_means(head, to_head, grid.shape)
-        else:
-            means = _distorted_means(Image(head, phantom.affine), pose, grid, eddy, index)
-        volume = np.maximum(means, 0.0)
-        volume *= sensitivity * kept[index][:, None, None]
+        view = View(bval, in_head.bvecs[index], np.linalg.inv(motion[index]), eddy, index)
+        random = np.random.default_rng(streams[index])
+        weights = sensitivity * kept[index][:, None, None]
+        if scanner:
+            image = scanner.image(view.sampled(phantom, scanner.fine_grid)) * weights
+            signal[..., index] = scanner.magnitude(image, sigma, coils, random).T
+            return
+        volume = np.maximum(_means(phantom, view, grid), 0.0)
+        volume *= weights
         if sigma:
-            volume = _magnitude(volume, sigma, coils, np.random.default_rng(streams[index]))
+            volume = _magnitude(volume, sigma, coils, random)
         signal[..., index] = volume.T
 
     parallel_map(scan, range(len(gradients)), n_threads=n_threads, progress=progress,
@@ -196,6 +205,17 @@ def voxel_means(head: np.ndarray, to_head: np.ndarray, shape: tuple[int, ...]) -
         )
         total += sampled
     return total / 8
+
+
+def _means(phantom: Head, view: View, grid: Grid) -> np.ndarray:
+    """Means of a volume over the voxels of a grid, at eight points of each: (Z, Y, X)."""
+    if isinstance(phantom, ContinuousHead):
+        return block_means(view.sampled(phantom, grid.refined((2, 2, 2))), (2, 2, 2))
+    head = signal_of_volume(phantom, view.bval, view.bvec)
+    if view.eddy is None:
+        to_head = np.linalg.inv(phantom.affine) @ view.pose @ grid.affine
+        return voxel_means(head, to_head, grid.shape)
+    return _distorted_means(Image(head, phantom.affine), view.pose, grid, view.eddy, view.index)
 
 
 def _distorted_means(

@@ -17,6 +17,7 @@ from eddymotion.files import mean_b0
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
 from eddymotion.parallel import parallel_map
+from eddymotion.reprs import short_repr
 from eddymotion.resampling import inside_image, resample
 from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.phantom import S0
@@ -79,6 +80,8 @@ class FittedHead:
     affine: np.ndarray
     field_of_view: Grid
 
+    __repr__ = short_repr
+
     @classmethod
     def from_series(
         cls, dwi: DWI, motion: Motion | None = None, *, n_threads: int = 1
@@ -105,7 +108,7 @@ class FittedHead:
         volumes = np.flatnonzero(~aligned.gradients.is_trace)
         gradients = aligned.gradients.select(volumes)
         for_tensor = tensor_volumes(gradients)
-        head = _head_region(mean_b0(aligned.signal, aligned.gradients), aligned.mask)
+        head = head_region(mean_b0(aligned.signal, aligned.gradients), aligned.mask)
         voxels = aligned.signal[head][:, volumes]
         starts = range(0, len(voxels), VOXELS_AT_A_TIME)
 
@@ -119,21 +122,11 @@ class FittedHead:
         maps[head] = np.concatenate(parallel_map(fit, starts, n_threads=n_threads))
         white = aligned.mask & (maps[..., 1] > WHITE_STICK_FRACTION)
         maps[..., 0] *= S0[0] / maps[white if white.any() else aligned.mask, 0].mean()
-        return cls._with_margin(maps, aligned, _always_seen(dwi, motion))
+        return cls._with_margin(maps, aligned, always_seen(dwi, motion))
 
     @classmethod
     def _with_margin(cls, maps: np.ndarray, dwi: DWI, seen: np.ndarray) -> FittedHead:
-        """Let the head go on where some volumes end: like the nearest voxel that all have."""
-        margin = np.ceil(MARGIN_MM / dwi.voxel_sizes).astype(int)
-        around = [(n, n) for n in margin]
-        nearest = ndimage.distance_transform_edt(
-            ~np.pad(seen, around), sampling=dwi.voxel_sizes, return_distances=False,
-            return_indices=True,
-        )  # fmt: skip
-        inside = [index - n for index, n in zip(nearest, margin, strict=True)]
-        wider = maps[tuple(inside)]
-        affine = dwi.affine.copy()
-        affine[:3, 3] -= affine[:3, :3] @ margin
+        wider, affine, around = with_margin(maps, dwi, seen)
         s0, fraction, diffusivity = (wider[..., k] for k in range(3))
         brain = np.pad(dwi.mask, around)
         grid = Grid(dwi.shape, dwi.affine)
@@ -163,6 +156,37 @@ class FittedHead:
         volume = np.zeros(self.shape, np.float32)
         volume[self._filled] = s0 * ((1 - f) * np.exp(-decay) + f * np.exp(-decay * along))
         return volume
+
+
+def with_margin(
+    maps: np.ndarray, dwi: DWI, seen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """Let a head go on where some volumes end: like the nearest voxel that all have.
+
+    Parameters
+    ----------
+    maps : (X, Y, Z, M) array
+    dwi : DWI
+    seen : (X, Y, Z) bool array
+        See :func:`always_seen`.
+
+    Returns
+    -------
+    maps, affine
+        Of the wider grid.
+    around : list of three pairs
+        Voxels that were added along each axis.
+    """
+    margin = np.ceil(MARGIN_MM / dwi.voxel_sizes).astype(int)
+    around = [(n, n) for n in margin.tolist()]
+    nearest = ndimage.distance_transform_edt(
+        ~np.pad(seen, around), sampling=dwi.voxel_sizes, return_distances=False,
+        return_indices=True,
+    )  # fmt: skip
+    inside = [index - n for index, n in zip(nearest, margin, strict=True)]
+    affine = dwi.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ margin
+    return maps[tuple(inside)], affine, around
 
 
 def tensor_volumes(gradients: Gradients) -> np.ndarray:
@@ -259,7 +283,7 @@ def _two_amplitudes(
     return x1, x2, yy - x1 * ya - x2 * yb  # at the minimum over the free amplitudes
 
 
-def _head_region(b0: np.ndarray, brain: np.ndarray) -> np.ndarray:
+def head_region(b0: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Find the brain and what is connected to it above the background."""
     background = np.median(b0[~brain]) if not brain.all() else 0.0
     least = max(HEAD_FRACTION * np.median(b0[brain]), BACKGROUND_FACTOR * background)
@@ -268,7 +292,7 @@ def _head_region(b0: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(labels == np.argmax(counts))
 
 
-def _always_seen(dwi: DWI, motion: Motion) -> np.ndarray:
+def always_seen(dwi: DWI, motion: Motion) -> np.ndarray:
     """Find the voxels of the reference that lie in the field of view of all volumes."""
     seen = np.ones(dwi.shape, bool)
     for matrix in np.linalg.inv(dwi.affine) @ motion.matrices @ dwi.affine:

@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from eddymotion.geometry import grid_center
+from eddymotion.reprs import short_repr
 from eddymotion.simulation.base import Box
 
 
@@ -19,6 +20,8 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: np.ndarray
+
+    __repr__ = short_repr
 
     @classmethod
     def covering(
@@ -53,6 +56,24 @@ class Grid:
         order = np.argsort(change[:, 0])
         x, y, z = (int(shape[axis]) for axis in order)
         return cls((x, y, z), turned)
+
+    def refined(self, factors: Sequence[int], margin: Sequence[int] = (0, 0, 0)) -> Grid:
+        """Divide each voxel into `factors` along the axes, after adding `margin` on both sides."""
+        shape = np.array(self.shape) + 2 * np.array(margin)
+        affine = self.affine.copy()
+        first = (np.reciprocal(np.array(factors, float)) - 1) / 2 - np.array(margin)
+        affine[:3, 3] += affine[:3, :3] @ first
+        affine[:3, :3] /= np.array(factors)
+        x, y, z = (shape * np.array(factors)).tolist()
+        return Grid((x, y, z), affine)
+
+    def part(self, axis: int, start: int, stop: int) -> Grid:
+        """Keep the voxels from `start` up to `stop` along an axis."""
+        shape, affine = list(self.shape), self.affine.copy()
+        shape[axis] = stop - start
+        affine[:3, 3] += affine[:3, axis] * start
+        x, y, z = shape
+        return Grid((x, y, z), affine)
 
     @property
     def center(self) -> np.ndarray:

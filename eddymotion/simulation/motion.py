@@ -14,6 +14,7 @@ from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
 from eddymotion.itk import read_itk
 from eddymotion.names import PARAMETERS
 from eddymotion.simulation.patterns import PATTERNS, Pattern
+from eddymotion.words import why
 
 __all__ = ["PATTERNS", "Pattern", "amplified", "replayed_motion", "simulate_motion"]
 
@@ -80,7 +81,7 @@ def rigid_matrices(path: Path, center: np.ndarray) -> np.ndarray:
             matrices = read_itk(path)
     except (OSError, UnicodeDecodeError, IndexError) as error:
         raise EddymotionError(
-            f"{path}: cannot be read as a motion ({error}); give a .tsv with the columns "
+            f"{path}: cannot be read as a motion ({why(error)}); give a .tsv with the columns "
             f"{' '.join(PARAMETERS)}, or an ITK text file"
         ) from error
     rotations = matrices[:, :3, :3]
@@ -135,7 +136,7 @@ def _motion_table(path: Path) -> np.ndarray:
         values = np.array([[float(row[name]) for name in PARAMETERS] for row in rows])
     except (TypeError, ValueError) as error:
         raise EddymotionError(
-            f"{path}: holds something else than numbers ({error}); every volume needs six"
+            f"{path}: holds something else than numbers ({why(error)}); every volume needs six"
         ) from error
     return values
 

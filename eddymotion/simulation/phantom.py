@@ -11,6 +11,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.files import read_image
+from eddymotion.reprs import short_repr
 
 S0 = np.array([700.0, 850.0, 1500.0])
 """T2-weighted b=0 signal of white matter, grey matter and fluid, arbitrary units."""
@@ -41,6 +42,8 @@ class Phantom:
     tissue: np.ndarray
     fibres: np.ndarray
     affine: np.ndarray
+
+    __repr__ = short_repr
 
     @classmethod
     def from_files(cls, tissue: str | Path, peaks: str | Path) -> Phantom:

@@ -16,10 +16,11 @@ from eddymotion.dataset import DWI
 from eddymotion.eddy_currents import SCALE_MM
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
-from eddymotion.files import load, read_gradient_table, write_image, write_json
+from eddymotion.files import load, read_gradient_table, together, write_image, write_json
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients, from_fsl, image_axes
 from eddymotion.parallel import Progress, silent
+from eddymotion.reprs import short_repr
 from eddymotion.running import read_json
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
 from eddymotion.simulation.base import Box, Head
@@ -31,6 +32,8 @@ from eddymotion.simulation.eddy_currents import (
 )
 from eddymotion.simulation.fitted import FittedHead
 from eddymotion.simulation.grid import Grid
+from eddymotion.simulation.harmonics import HarmonicHead
+from eddymotion.simulation.kspace import KSpace
 from eddymotion.simulation.motion import (
     amplified,
     replayed_motion,
@@ -52,6 +55,15 @@ from eddymotion.simulation.output import (
 from eddymotion.simulation.patterns import Pattern
 from eddymotion.simulation.phantom import Phantom, procedural_head
 from eddymotion.simulation.schemes import SCHEMES
+from eddymotion.simulation.synthetic import Contrast, SyntheticHead
+from eddymotion.simulation.variants import (
+    CROPPED_MM,
+    SLAB_MM,
+    Cavity,
+    Coverage,
+    covered,
+    with_cavity,
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +87,7 @@ class Recipe:
     phantom : (Path, Path), optional
         NIfTI maps; see :meth:`Phantom.from_files`. Default: :func:`procedural_head`.
     series : Path, optional
-        A real series to fit instead, after its motion is corrected; see :class:`FittedHead`.
+        A real series to fit instead, after its motion is corrected; see `head`.
     motion : str or Path
         A :data:`~eddymotion.simulation.patterns.Pattern`, or a file to replay; see
         :func:`~eddymotion.simulation.motion.replayed_motion`.
@@ -101,6 +113,18 @@ class Recipe:
     oblique : tuple of three, optional
         Extrinsic x, y, z rotation of the grid, degrees.
     random_seed : int
+    head : {"synthetic", "fitted"}, optional
+        A :class:`SyntheticHead` of that seed; or, of `series`, a :class:`HarmonicHead`. Default:
+        `phantom`; or, of `series`, a :class:`FittedHead` after the motion is estimated.
+    contrast : {"adult", "infant"}
+        Of a synthetic head.
+    cavity : {"none", "fluid", "empty"}
+        In the head, 5 cm wide; see :mod:`eddymotion.simulation.variants`.
+    coverage : {"whole", "slab", "cropped"}
+        42 mm of slices; or all but the lowest 30 mm of the brain.
+    kspace : KSpace, optional
+        Measure in k-space, along `pe_axis`; its own axis and seed are not used. `coil_bias` is 0
+        by default then.
     """
 
     scheme: str | None = None
@@ -121,6 +145,11 @@ class Recipe:
     orientation: str | None = None
     oblique: tuple[float, float, float] | None = None
     random_seed: int = 0
+    head: str | None = None
+    contrast: Contrast = "adult"
+    cavity: Cavity = "none"
+    coverage: Coverage = "whole"
+    kspace: KSpace | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +179,8 @@ class Simulation:
     eddy: EddyCurrents | None
     coil_bias: float
 
+    __repr__ = short_repr
+
     @property
     def summary(self) -> str:
         """What it is, in a line."""
@@ -173,6 +204,12 @@ class Simulation:
             parts.append(f"{(self.kept < 1).sum()} dropped slices")
         if self.eddy:
             parts.append(f"{recipe.eddy_currents} eddy currents, {recipe.eddy_amplitude:g} mm")
+        if recipe.coverage == "slab":
+            parts.append(f"slab of {SLAB_MM:g} mm")
+        elif recipe.coverage == "cropped":
+            parts.append(f"lowest {CROPPED_MM:g} mm cut off")
+        if recipe.kspace:
+            parts.append(f"in k-space, coil field {recipe.kspace.coil_variation:g}:1")
         return f"{_head_name(recipe)}; " + ", ".join(parts)
 
 
@@ -188,6 +225,8 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
         rigid_matrices(recipe.motion, np.zeros(3))  # before what takes long: is it one at all?
     head, own = _head_and_scheme(recipe, n_threads)
     grid = _grid(recipe, head)
+    head = with_cavity(head, recipe.cavity)
+    grid = covered(grid, head, recipe.coverage)
     gradients = _gradients(recipe, own, grid)
     motion = _motion(recipe, len(gradients), grid.center)
     seed, eddy = recipe.random_seed, None
@@ -198,10 +237,11 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
         )  # fmt: skip
     coil_bias = recipe.coil_bias
     if coil_bias is None:
-        coil_bias = 0.0 if recipe.series else DEFAULT_COIL_BIAS
+        coil_bias = 0.0 if recipe.series or recipe.kspace else DEFAULT_COIL_BIAS
     dwi = acquire(
         head, gradients, motion, grid, snr=recipe.snr, coils=recipe.coils, coil_bias=coil_bias,
-        dropout=recipe.dropout, eddy=eddy, seed=seed, n_threads=n_threads, progress=progress,
+        dropout=recipe.dropout, eddy=eddy, kspace=_kspace(recipe), seed=seed, n_threads=n_threads,
+        progress=progress,
     )  # fmt: skip
     dwi = replace(dwi, repetition_time=METADATA["RepetitionTime"])
     kept = dropped_slices(gradients, grid.shape[2], recipe.dropout, seed)
@@ -219,7 +259,8 @@ def write_simulation(
 ) -> Path:
     """Write a simulated series as BIDS, and the truth under ``truth/``.
 
-    What an earlier series of that name left is removed; other participants stay.
+    All files are written, or none. What an earlier series of that name left is removed; other
+    participants stay.
 
     Parameters
     ----------
@@ -239,11 +280,24 @@ def write_simulation(
         The image.
     """
     image, truth = image_path(folder, name, session), truth_stem(folder, name, session)
-    image.unlink(missing_ok=True)
-    for old in truth.parent.glob(f"{truth.name}_[!_]*"):
-        if not old.name.removeprefix(truth.name).startswith("_ses-"):
-            old.unlink()
     gain = integer_gain(made.dwi.signal)
+    metadata = dict(METADATA)
+    if made.eddy or made.recipe.kspace:
+        metadata["PhaseEncodingDirection"] = made.recipe.pe_axis
+    write_dataset_files(folder, _description(made.recipe))
+    with together() as written:
+        _write_truth(truth, made, gain, ideal, n_threads)
+        write_bids(folder, name, made.dwi, made.motion, session=session, metadata=metadata,
+                   gain=gain)  # fmt: skip
+    for old in truth.parent.glob(f"{truth.name}_[!_]*"):
+        if old not in written and not old.name.removeprefix(truth.name).startswith("_ses-"):
+            old.unlink()
+    write_detailed_readme(folder)
+    return image
+
+
+def _write_truth(truth: Path, made: Simulation, gain: float, ideal: bool, n_threads: int) -> None:
+    """Write what is true beside the motion."""
     write_dropped_table(truth.with_name(f"{truth.name}_dropped.tsv"), made.kept)
     if made.eddy:
         write_eddy_table(truth.with_name(f"{truth.name}_eddy.tsv"), made.eddy)
@@ -253,11 +307,6 @@ def write_simulation(
         scaled = at_rest.signal * np.float32(gain)
         write_image(truth.with_name(f"{truth.name}_ideal_dwi.nii.gz"), scaled, at_rest.affine)
     write_json(truth.with_name(f"{truth.name}_settings.json"), _settings(made, gain))
-    write_dataset_files(folder, _description(made.recipe))
-    write_detailed_readme(folder)
-    metadata = METADATA | ({"PhaseEncodingDirection": made.recipe.pe_axis} if made.eddy else {})
-    return write_bids(folder, name, made.dwi, made.motion, session=session, metadata=metadata,
-                      gain=gain)  # fmt: skip
 
 
 def ideal_series(made: Simulation, n_threads: int = 1) -> DWI:
@@ -305,15 +354,27 @@ def _description(recipe: Recipe) -> dict[str, Any]:
 
 
 def _head_name(recipe: Recipe) -> str:
+    name = _whose_head(recipe)
+    return name if recipe.cavity == "none" else f"{name} with a cavity ({recipe.cavity})"
+
+
+def _whose_head(recipe: Recipe) -> str:
     if recipe.series:
-        return f"head fitted to {recipe.series.name}"
+        how = " by harmonics" if recipe.head == "fitted" else ""
+        return f"head fitted to {recipe.series.name}{how}"
+    if recipe.head == "synthetic":
+        return f"synthetic {recipe.contrast} head"
     return f"phantom {recipe.phantom[0].name}" if recipe.phantom else "built-in head"
 
 
 def _head_and_scheme(recipe: Recipe, n_threads: int) -> tuple[Head, Gradients | None]:
     """Return the head, and the scheme that comes with it."""
+    if recipe.head == "synthetic":
+        return SyntheticHead(recipe.random_seed, recipe.contrast), None
     if recipe.series:
         dwi = load(recipe.series)
+        if recipe.head == "fitted":
+            return HarmonicHead.from_series(dwi, n_threads=n_threads), dwi.gradients
         log.info("fit: aligning the volumes of %s first", recipe.series.name)
         motion = estimate_motion(dwi, n_threads=n_threads)
         return FittedHead.from_series(dwi, motion, n_threads=n_threads), dwi.gradients
@@ -325,7 +386,7 @@ def _head_and_scheme(recipe: Recipe, n_threads: int) -> tuple[Head, Gradients | 
 def _grid(recipe: Recipe, head: Head) -> Grid:
     box: Box = head
     sizes = recipe.voxel_size or (DEFAULT_VOXEL_SIZE,) * 3
-    if isinstance(head, FittedHead):
+    if isinstance(head, FittedHead | HarmonicHead):
         box = head.field_of_view
         if not (recipe.voxel_size or recipe.orientation or recipe.oblique):
             return head.field_of_view
@@ -360,6 +421,13 @@ def _motion(recipe: Recipe, n_volumes: int, center: np.ndarray) -> Motion:
     return motion if recipe.amplitude == 1 else amplified(motion, recipe.amplitude, center)
 
 
+def _kspace(recipe: Recipe) -> KSpace | None:
+    """Return the settings of k-space with what the recipe says of it elsewhere."""
+    if recipe.kspace is None:
+        return None
+    return replace(recipe.kspace, pe_axis=recipe.pe_axis, seed=recipe.random_seed)
+
+
 def _settings(made: Simulation, gain: float) -> dict[str, Any]:
     """Return what made a series, JSON-ready."""
     settings = {
@@ -368,6 +436,8 @@ def _settings(made: Simulation, gain: float) -> dict[str, Any]:
     }
     settings["phantom"] = [str(path) for path in made.recipe.phantom or ()] or None
     settings["coil_bias"] = made.coil_bias
+    if kspace := _kspace(made.recipe):
+        settings["kspace"] = asdict(kspace)
     content: dict[str, Any] = {
         "summary": made.summary,
         "version": __version__,

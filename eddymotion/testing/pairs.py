@@ -14,6 +14,7 @@ from scipy.linalg import expm
 from eddymotion.dataset import Image
 from eddymotion.geometry import exp_rigid, rigid_matrix, target_registration_error
 from eddymotion.registration import Registration
+from eddymotion.reprs import short_repr
 from eddymotion.simulation import Grid, Phantom, procedural_head
 from eddymotion.simulation.acquisition import voxel_means
 
@@ -43,6 +44,8 @@ class KnownPair:
     truth: np.ndarray
     fixed_mask: np.ndarray
     moving_mask: np.ndarray
+
+    __repr__ = short_repr
 
     @property
     def points(self) -> np.ndarray:

@@ -53,13 +53,17 @@
       };
       const three = (kind, digits, turn) =>
         ["x", "y", "z"].map(axis => cell(`${kind}_${axis}`, digits, turn)).join(", ");
+      const whole = cell("framewise_displacement", 2);
+      const displaced = this.data.columns.framewise_displacement_head[volume] === null
+        ? `FD <b>${whole}</b> mm`
+        : `FD <b>${cell("framewise_displacement_head", 2)}</b> mm (${whole} with the eddy-current offset)`;
       const slices = this.data.slices[volume] || [];
       const lost = slices.length ? ` (${slices.slice(0, 12).join(", ")}${slices.length > 12 ? "…" : ""})` : "";
       const parts = [
         `<b>b=${cell("bval", 0)}</b>`,
         `translation <b>${three("trans", 2)}</b> mm`,
         `rotation <b>${three("rot", 2, true)}</b>°`,
-        `FD <b>${cell("framewise_displacement", 2)}</b> mm`,
+        displaced,
         `correlation <b>${cell("hmc_xcorr", 3)}</b>`,
         `lost slices <b>${cell("outlier_slices", 0)}</b>${lost}`,
       ];

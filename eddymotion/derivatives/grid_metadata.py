@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a raw sidecar says of image axes, matrix and slices, on another grid.
+
+``PhaseEncodingDirection`` names an axis *of the image*. On another grid the same direction may be
+another axis, run the other way along it, or be no axis at all. ``TotalReadoutTime`` turns Hz into
+voxels along that axis, so that it holds for voxels of that length alone; ``EffectiveEchoSpacing``
+depends on the number of lines, too; ``MultibandAccelerationFactor`` counts acquired slices. A
+field that does not hold any more is left out: readers take a missing one for unknown, a wrong one
+for true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from eddymotion.dataset import Series
+from eddymotion.geometry import grid_distance
+from eddymotion.names import PE_AXES
+
+DIRECTIONS = ("PhaseEncodingDirection", "PhaseEncodingAxis")
+"""Fields that name an image axis."""
+
+OF_SLICES = ("MultibandAccelerationFactor", "SliceTiming", "SliceEncodingDirection")
+"""Fields about slices as they were acquired."""
+
+MAX_TILT = 5.0
+"""Degrees between a direction and an image axis that may still stand for it."""
+
+SAME_LENGTH = 0.01
+"""Part of a voxel's length that counts as rounding."""
+
+SAME_PLACE_MM = 1e-3
+
+
+def on_grid(
+    metadata: Mapping[str, Any],
+    original: Series,
+    corrected: Series,
+    to_reference: np.ndarray | None,
+) -> dict[str, Any]:
+    """Express fields of the raw sidecar on the grid of the corrected series.
+
+    Parameters
+    ----------
+    metadata : dict
+        Fields of the raw sidecar.
+    original, corrected : Series
+        Only their grids count.
+    to_reference : (4, 4) array or None
+        Points of the corrected series → points of the reference frame, RAS+ mm: the identity
+        where it keeps the scanner's coordinates. None where no matrix tells (a warp).
+
+    Returns
+    -------
+    dict
+        All of them on the grid of the original series; otherwise without those that do not hold.
+    """
+    if to_reference is not None and _is_same_grid(original, corrected, to_reference):
+        return dict(metadata)
+    tied = {*DIRECTIONS, *OF_SLICES, "TotalReadoutTime", "EffectiveEchoSpacing"}
+    kept = {name: value for name, value in metadata.items() if name not in tied}
+    if to_reference is None:
+        return kept
+    steps = np.linalg.inv(to_reference @ corrected.affine)[:3, :3] @ original.affine[:3, :3]
+    for name in DIRECTIONS:
+        if metadata.get(name) not in PE_AXES:
+            continue
+        axis = "ijk".index(metadata[name][0])
+        step = steps[:, axis]  # of one original voxel, in new voxels
+        new_axis, tilt = _nearest_axis(step, corrected.voxel_sizes)
+        if tilt > MAX_TILT:
+            continue
+        backwards = (step[new_axis] < 0) != metadata[name].endswith("-")
+        signed = name == "PhaseEncodingDirection" or metadata[name].endswith("-")
+        kept[name] = "ijk"[new_axis] + ("-" if backwards and signed else "")
+        if abs(abs(step[new_axis]) - 1) > SAME_LENGTH:
+            continue
+        lines = original.shape[axis] == corrected.shape[new_axis]
+        for time in ("TotalReadoutTime", *(("EffectiveEchoSpacing",) if lines else ())):
+            if time in metadata:
+                kept[time] = metadata[time]
+    return kept
+
+
+def _is_same_grid(original: Series, corrected: Series, to_reference: np.ndarray) -> bool:
+    apart = grid_distance(original.affine, to_reference @ corrected.affine, original.shape)
+    return original.shape == corrected.shape and apart < SAME_PLACE_MM
+
+
+def _nearest_axis(step: np.ndarray, voxel_sizes: np.ndarray) -> tuple[int, float]:
+    """Return the image axis nearest to a step in voxels, and degrees between them."""
+    along = np.abs(step * voxel_sizes)
+    axis = int(along.argmax())
+    return axis, float(np.rad2deg(np.arccos(min(along[axis] / np.linalg.norm(along), 1.0))))

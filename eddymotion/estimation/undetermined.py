@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directions of motion that the images do not show.
+
+A cylinder may slide along its axis and turn about it, a spinal cord in thick slices as well: no
+image changes. An estimator that is asked for such a motion finds one all the same, since noise has
+gradients, too, and books it with a small standard error.
+
+Let ``J`` be how an image changes with the six unknowns of a pose, in mm (rotations at 50 mm), from
+the mean of every other volume (``a``) and from that of the rest (``b``). Noise of the two has
+nothing in common, so that ::
+
+    C = Σ_x J_a J_bᵀ
+
+holds only what the volumes share. A direction whose eigenvalue is small beside the largest changes
+nothing: it is held where it is, and told.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from eddymotion.estimation.coupled import MAX_MISSING, CoupledProblem
+from eddymotion.geometry import Motion
+
+log = logging.getLogger(__name__)
+
+LEAST_SHARE = 0.03
+"""Eigenvalue, relative to the largest, below which a direction is not determined. In the fine band
+heads have 0.12 and more, cylinders and a spinal cord less than 0.026."""
+
+ENOUGH_SLICES = 4
+"""With fewer the edges of the image outweigh what it shows, and nothing can be said."""
+
+MAIN_PART, AXIS_PART = 0.5, 0.95
+"""Parts of a direction that are told, and from where on they are along an axis."""
+
+AFFECTED = 0.3
+"""A parameter of a pose is not known if it changes by this part of a motion along a direction that
+is not determined."""
+
+
+def undetermined_directions(
+    problem: CoupledProblem, motion: Motion, in_mm: np.ndarray
+) -> np.ndarray:
+    """Find the directions that the volumes of a problem do not show.
+
+    Parameters
+    ----------
+    problem : CoupledProblem
+        At a fine level.
+    motion : Motion
+        Of its volumes.
+    in_mm : (6,) array
+        Millimetres for each unit of a twist.
+
+    Returns
+    -------
+    (k, 6) array
+        Orthonormal, translation and rotation about the centre of the brain, in mm.
+    """
+    samples = problem.sample(motion)
+    seen = samples.missing.mean(axis=0) <= MAX_MISSING
+    away = (problem.points - problem.center)[seen].T
+    halves = []
+    for first in (0, 1):
+        n_seen = np.maximum((~samples.missing[first::2][:, seen]).sum(axis=0), 1)
+        slopes = samples.slopes[:, first::2][:, :, seen].sum(axis=1) / n_seen
+        turned = np.cross(away, slopes, axis=0)
+        halves.append(np.concatenate([slopes, turned]) / in_mm[:, None])
+    shared = halves[0] @ halves[1].T
+    values, vectors = np.linalg.eigh((shared + shared.T) / 2)
+    if not values[-1] > 0:
+        return np.empty((0, 6))
+    log.debug("change of the images with motion, least to most: %s", values / values[-1])
+    return vectors.T[values < LEAST_SHARE * values[-1]]
+
+
+def free_part(directions: np.ndarray, in_mm: np.ndarray) -> np.ndarray:
+    """Return the matrix (6, 6) that takes some directions (k, 6) out of a twist (mm, rad)."""
+    within = np.eye(6) - directions.T @ directions
+    return within * in_mm / in_mm[:, None]
+
+
+def in_words(directions: np.ndarray) -> str:
+    """Name directions, the largest parts of each."""
+    return "; ".join(_one_in_words(direction) for direction in directions)
+
+
+def _one_in_words(direction: np.ndarray) -> str:
+    told = []
+    for kind, part in (("translation along", direction[:3]), ("rotation about", direction[3:])):
+        length = np.linalg.norm(part)
+        if length < MAIN_PART:
+            continue
+        unit = part / length * np.sign(part[np.abs(part).argmax()])
+        axis = int(np.abs(unit).argmax())
+        along = "xyz"[axis] if unit[axis] > AXIS_PART else "({:.2f}, {:.2f}, {:.2f})".format(*unit)
+        told.append(f"{kind} {along}")
+    return " with ".join(told)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Series of b=0 volumes only, such as those of reversed phase encoding, are skipped and told."""
+
+import json
+import shutil
+
+import pytest
+from runs import QUICK, write_two_participants
+
+from eddymotion.cli import participant
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """A participant with a series and one of b=0 only; another who has no other one."""
+    root = tmp_path_factory.mktemp("raw")
+    write_two_participants(root)
+    (root / "sub-02/dwi/sub-02_dwi.bval").write_text("5 0 0 0 0 0 0 0 0 50\n")
+    for path in list((root / "sub-02/dwi").iterdir()):
+        name = path.name.replace("sub-02_dwi", "sub-01_dir-PA_dwi")
+        shutil.copy(path, root / "sub-01" / "dwi" / name)
+    return root
+
+
+def test_they_are_skipped_listed_and_no_failure(raw, tmp_path, capsys):
+    output = tmp_path / "out"
+    call = [str(raw), str(output), "participant", *QUICK, "--nprocs", "1"]
+    assert participant.main(call) == 0
+    *_, closing = capsys.readouterr().err.splitlines()
+    assert closing.startswith(
+        "2 series skipped: sub-01_dir-PA_dwi.nii.gz, sub-02_dwi.nii.gz: no b-"
+    )
+    assert len(list(output.rglob("*_desc-preproc_dwi.nii.gz"))) == 1
+    (record,) = (output / "logs").glob("*.json")
+    states = {one["Name"]: one["State"] for one in json.loads(record.read_text())["Series"]}
+    assert states["sub-02_dwi.nii.gz"] == "skipped"
+    for label, name in (("01", "sub-01_dir-PA_dwi.nii.gz"), ("02", "sub-02_dwi.nii.gz")):
+        page = (output / f"sub-{label}.html").read_text()
+        assert "Skipped series" in page
+        assert name in page
+        assert "failed" not in page.split("<body>")[1]
+    pages = [output / f"sub-{label}.html" for label in ("01", "02")]
+    before = [page.read_text() for page in pages]
+    assert participant.main([*call, "--reports-only"]) == 0
+    assert [page.read_text() for page in pages] == before
+    assert participant.main([str(raw), str(output), "group"]) == 0
+    assert "failed" not in capsys.readouterr().err
+    assert participant.main([*call, "--participant-label", "02"]) == 0

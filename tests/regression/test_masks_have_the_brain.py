@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dark brainstem belongs to the mask, a mouth does not, and a doubtful mask is told."""
+
+import numpy as np
+import pytest
+
+from eddymotion.files import load, mean_b0
+from eddymotion.masking import _solid, brain_mask, mask_doubt
+
+AXES = np.indices((40, 44, 36)).transpose(1, 2, 3, 0)
+
+
+def ball(centre, radius):
+    return (((AXES - centre) / radius) ** 2).sum(axis=-1) < 1
+
+
+def test_a_hole_that_opens_downwards_is_filled():
+    brain = ball((20, 22, 18), (15, 17, 16))
+    stem = (np.hypot(AXES[..., 0] - 20, AXES[..., 1] - 22) < 4) & (AXES[..., 2] < 20)
+    assert _solid(brain & ~stem)[20, 22, 5:20].all()
+
+
+def test_what_hangs_on_by_a_thread_is_cut_off():
+    brain, mouth = ball((20, 18, 20), (14, 15, 14)), ball((20, 39, 8), (5, 4, 5))
+    thread = (abs(AXES[..., 0] - 20) < 2) & (AXES[..., 2] == 10) & (AXES[..., 1] > 18)
+    found = _solid(brain | mouth | (thread & (AXES[..., 1] < 40)))
+    assert not (found & mouth)[:, 38:].any()
+    assert (found & brain).sum() > 0.98 * brain.sum()
+
+
+def test_second_opinion_speaks_up_only_against_a_wrong_mask(moving):
+    reference = mean_b0(moving.signal, moving.gradients)
+    assert mask_doubt(reference, moving.mask) is None
+    half = moving.mask.copy()
+    half[half.shape[0] // 2 :] = False
+    assert "in common" in mask_doubt(reference, half)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "voxel", "inside"), [
+    ("sub-xa30/dwi/sub-xa30_dir-AP_dwi", (36, 34, 9), True),  # midbrain
+    ("sub-bangalore/dwi/sub-bangalore_dwi", (63, 100, 14), False),  # mouth
+])  # fmt: skip
+def test_real_heads(name, voxel, inside):
+    from conftest import SHARED
+
+    path = SHARED / "bids_real" / f"{name}.nii.gz"
+    if not path.is_file():
+        pytest.skip("shared/data/bids_real is not here")
+    dwi = load(path)
+    mask = brain_mask(mean_b0(dwi.signal, dwi.gradients))
+    assert mask[voxel] == inside

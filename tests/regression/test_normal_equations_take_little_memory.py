@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over points need no copy of the normal matrix a chunk, and no step goes unjudged."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from eddymotion.dataset import Spline
+from eddymotion.eddy_currents import EddyCurrents
+from eddymotion.estimation import coupled
+from eddymotion.estimation.coupled import CoupledProblem, Samples
+from eddymotion.estimation.normal_equations import NormalEquations
+from eddymotion.geometry import Motion
+from eddymotion.models import AverageModel
+from eddymotion.parallel import one_blas_thread
+from eddymotion.pyramid import jittered_points
+from eddymotion.simulation import shelled_scheme
+
+N, N_POINTS = 60, 20_000
+
+
+def summed(n_threads):
+    """Normal equations of many volumes with quadratic fields, and the most that they took (MB)."""
+    random = np.random.default_rng(0)
+    points = random.normal(size=(N_POINTS, 3)) * 40
+    scheme = shelled_scheme({1000: N}, 0)
+    problem = CoupledProblem([], scheme, AverageModel(), points, np.zeros(3), n_threads=n_threads)
+    eddy = EddyCurrents.none(N, "quadratic", np.array([0.0, 1, 0]), np.zeros(3))
+    motion = Motion(Motion.identity(N).matrices, eddy_currents=eddy)
+    values = random.normal(size=(4, N, N_POINTS)).astype(np.float32)
+    missing = np.zeros((N, N_POINTS), bool)
+    samples = Samples(motion, values[0], values[1:], missing)
+    precision = AverageModel().precision(scheme)
+    with one_blas_thread():
+        tracemalloc.start()
+        found = problem.normal_equations(samples, values[0], np.ones(N_POINTS), precision)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return found, peak / 1e6
+
+
+def test_threads_share_one_matrix(monkeypatch):
+    monkeypatch.setattr(coupled, "CHUNK_BYTES", 2**18)
+    (gradients, hessian), _ = summed(1)
+    (other_gradients, other_hessian), peak = summed(8)
+    assert np.array_equal(hessian, other_hessian)
+    assert np.array_equal(gradients, other_gradients)
+    assert np.array_equal(hessian, hessian.T)
+    assert peak < 8 * hessian.nbytes / 1e6  # a queue of products took fourteen times as much
+
+
+def test_the_diagonal_of_the_inverse_is_that_of_the_solution():
+    random = np.random.default_rng(1)
+    root = random.normal(size=(12, 40))
+    hessian = root @ root.T
+    hessian[5] = hessian[:, 5] = 0.0  # nothing moves it
+    system = NormalEquations(
+        0.0, random.normal(size=(4, 12)), hessian, np.zeros((2, 6)), np.zeros((6, 1, 1))
+    )
+    expected = np.diag(system.solve(np.eye(12))).reshape(2, 6)
+    assert system.inverse_diagonal() == pytest.approx(expected)
+    assert system.inverse_diagonal()[0, 5] == 0
+
+
+def test_a_last_step_that_fits_worse_is_not_returned(still, monkeypatch):
+    volumes = still.gradients.dwis[:5]
+    splines = [Spline.of(still.volume(volume)) for volume in volumes]
+    points = jittered_points(still.mask, still.affine, 2000, np.random.default_rng(0))
+    problem = CoupledProblem(
+        splines, still.gradients.select(volumes), AverageModel(), points, still.brain_center
+    )
+    far = np.zeros((5, 6))
+    far[:, 0] = [9, -9, 9, -9, 0]
+    monkeypatch.setattr(NormalEquations, "step", lambda _: far)
+    start = Motion.identity(5)
+    found, course = problem.solve(start, 1, 1e-3)
+    assert np.array_equal(found.matrices, start.matrices)
+    assert course.cost == course.first_cost

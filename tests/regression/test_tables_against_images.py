@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""b-values that contradict the images are refused by volume, and the reading that fits is told."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import eddymotion as em
+from eddymotion.checks.tables import contradictions, scaled_vectors
+from eddymotion.errors import EddymotionError
+from eddymotion.geometry import Motion
+from eddymotion.gradients import Gradients
+from eddymotion.simulation import SCHEMES, Grid, acquire, procedural_head, write_bids
+
+
+def labelled(dwi, bvals, bvecs=None):
+    bvecs = dwi.gradients.bvecs if bvecs is None else bvecs
+    return replace(dwi, gradients=Gradients(bvals, bvecs))
+
+
+@pytest.fixture(scope="module")
+def shells(two_shells):
+    return two_shells[0] if isinstance(two_shells, tuple) else two_shells
+
+
+def only(dwi):
+    (found,) = contradictions(dwi)
+    assert found.certain
+    return str(found)
+
+
+def test_bright_volumes_without_direction_are_no_shell(moving):
+    bvals = np.full(len(moving), 1000.0)
+    b0s = moving.gradients.b0s
+    assert f"volumes {', '.join(map(str, b0s))} are labelled b=1000 but as bright as b=0" in only(
+        labelled(moving, bvals)
+    )
+
+
+@pytest.mark.parametrize("b0_is_lost", [True, False])
+def test_one_volume_under_the_wrong_label_is_named(moving, b0_is_lost):
+    bvals, b0s = moving.gradients.bvals.copy(), moving.gradients.b0s
+    wrong = int(b0s[1] if b0_is_lost else moving.gradients.dwis[5])
+    bvals[wrong] = 1000.0 if b0_is_lost else 0.0
+    kind = "1000 but as bright as b=0" if b0_is_lost else "0 but as dark as b=1000"
+    assert f"volume {wrong} is labelled b={kind}" in only(labelled(moving, bvals))
+
+
+@pytest.mark.parametrize(("step", "back"), [(1, "earlier"), (-1, "later")])
+def test_a_table_shifted_by_a_volume_is_told_where_it_belongs(moving, step, back):
+    old = moving.gradients
+    shifted = labelled(moving, np.roll(old.bvals, step), np.roll(old.bvecs, step, axis=0))
+    assert f"fit the images if each stands one volume {back}" in only(shifted)
+
+
+def test_vectors_that_encode_b_values_are_told(shells):
+    bvals = shells.gradients.bvals
+    told = scaled_vectors(labelled(shells, np.full(len(bvals), 2000.0)), np.sqrt(bvals / 2000))
+    assert told is not None
+    assert "that gives b=0, 1000, 2000" in str(told)
+    assert scaled_vectors(shells, np.sqrt(bvals / 2000)) is None
+
+
+def test_darkness_and_gain_are_no_labels(moving):
+    signal = np.array(moving.signal)
+    signal[..., moving.gradients.b0s[1]] *= 0.42  # as dark as b=1000
+    signal[..., moving.gradients.dwis[3]] *= 0.3
+    signal[..., len(moving) // 2 :] *= 2.3  # as bright as b=0
+    assert contradictions(replace(moving, signal=signal)) == []
+
+
+@pytest.mark.parametrize("name", ["abcd", "csdsi", "few"])
+def test_schemes_that_fit_are_left_alone(name):
+    head, gradients = procedural_head(6.0), SCHEMES[name].build()
+    rest = Motion.identity(len(gradients))
+    dwi = acquire(head, gradients, rest, Grid.covering(head, 6.0), snr=10)
+    assert contradictions(dwi) == []
+
+
+def test_loading_refuses_and_can_be_told_not_to(moving, tmp_path):
+    bvals = moving.gradients.bvals.copy()
+    bvals[moving.gradients.b0s[1]] = 1000.0
+    path = write_bids(tmp_path, "01", labelled(moving, bvals), Motion.identity(len(moving)))
+    with pytest.raises(EddymotionError, match=r"as bright as b=0.*--ignore tables"):
+        em.load(path)
+    assert len(em.load(path, ignore=("tables",))) == len(moving)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zeros that cut through tissue are missing data, not an edge that stays where it is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from eddymotion.checks import doubts
+from eddymotion.dataset import Image
+from eddymotion.estimation import estimate_motion
+from eddymotion.evaluation import compare_motion
+
+
+def stripped(dwi):
+    inside = ndimage.binary_erosion(dwi.mask)
+    return replace(dwi, signal=dwi.signal * inside[..., None], mask=inside)
+
+
+@pytest.fixture(scope="module")
+def of_stripped(moving):
+    return estimate_motion(stripped(moving))
+
+
+def test_motion_is_found_within_a_mask_that_rests(moving, truth, of_stripped, scheme):
+    compared = compare_motion(of_stripped, truth.relative_to(0), bvals=scheme.bvals,
+                              center=np.zeros(3), grid_center=moving.center)  # fmt: skip
+    score = compared.score()
+    assert score.slope_translation == pytest.approx(1, abs=0.05)
+    assert score.slope_rotation == pytest.approx(1, abs=0.08)
+    assert compared.coverage_percent > 80
+
+
+def test_it_is_told_and_errors_are_larger(moving, estimated, of_stripped):
+    assert [one.kind for one in doubts(stripped(moving))] == ["zeros"]
+    assert doubts(moving) == []
+    dwis = moving.gradients.dwis
+    wider = np.median(of_stripped.standard_errors[dwis], axis=0)
+    assert (wider > 1.2 * np.median(estimated.standard_errors[dwis], axis=0)).all()
+
+
+def test_zeros_of_the_scanner_in_air_are_no_cut(moving):
+    signal = np.where(moving.signal < 60, 0, moving.signal)
+    assert not replace(moving, signal=signal).is_cut
+
+
+def test_nothing_is_read_where_a_missing_voxel_has_a_say():
+    missing = np.zeros((12, 12, 12), bool)
+    missing[:4] = True
+    image = Image(np.ones(missing.shape, np.float32), np.eye(4), missing)
+    values = image.spline.sample(np.array([[x, 6.0, 6.0] for x in (3.0, 4.5, 5.5, 8.2)]))
+    np.testing.assert_array_equal(np.isfinite(values), [False, False, True, True])

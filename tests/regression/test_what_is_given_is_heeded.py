@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is given to an estimator is heeded, refused, or told."""
+
+import logging
+
+import pytest
+
+import eddymotion as em
+from eddymotion.cli import correct
+from eddymotion.estimation import choose_estimator
+from eddymotion.models import (
+    AverageModel,
+    GaussianProcessModel,
+    SphericalCovariance,
+    gaussian_process,
+)
+from eddymotion.registration import GaussNewton
+
+
+@pytest.mark.parametrize("registrar", [GaussNewton(), "gauss-newton"])
+def test_a_registrar_that_is_given_registers(tiny, registrar, caplog):
+    with caplog.at_level(logging.INFO, "eddymotion"):
+        found = em.estimate_motion(tiny, model="average", registrar=registrar, n_iterations=1)
+    assert "estimator: lovo (a registration was chosen)" in caplog.text
+    assert "eddy currents auto: no fields are estimated, since the leave-one-out" in caplog.text
+    assert found.standard_errors is None
+    with pytest.raises(em.EddymotionError, match="estimator joint: a registration was chosen"):
+        em.estimate_motion(tiny, registrar=registrar, estimator="joint")
+
+
+def test_no_registrar_is_no_choice():
+    assert choose_estimator(None, AverageModel(), None) == "joint"
+
+
+def test_the_command_refuses_a_registration_for_joint(tmp_path, capsys):
+    (tmp_path / "dwi.nii").touch()
+    call = [str(tmp_path / "dwi.nii"), "--estimator", "joint", "--registration", "gauss-newton"]
+    assert correct.main(call) == 2
+    assert "takes no registration, but gauss-newton was chosen" in capsys.readouterr().err
+
+
+def test_a_fitted_process_is_taken_as_it_is(tiny, monkeypatch):
+    def refit(*_):
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr(gaussian_process, "fit_covariance", refit)
+    model = GaussianProcessModel(SphericalCovariance(), fitted=True)
+    em.estimate_motion(tiny, model=model, n_iterations=1, align_shells=False)
+
+
+def test_too_few_volumes_for_fields_are_told(tiny, caplog):
+    few = em.DWI(tiny.signal[..., :6], tiny.affine, tiny.gradients.select(slice(6)), tiny.mask)
+    assert len(few.gradients.dwis) < 6
+    with caplog.at_level(logging.WARNING, "eddymotion"):
+        em.estimate_motion(few, n_iterations=1, eddy_currents="linear")
+    assert "eddy currents linear: no fields are estimated, since that takes 6" in caplog.text
