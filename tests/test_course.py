@@ -69,7 +69,7 @@ def test_two_steps_of_one_excursion_are_not_two_witnesses():
 
 
 @pytest.mark.parametrize(
-    ("jitter", "at_least", "at_most"), [(0.08, 0.055, 0.09), (0.0, 0.0, 0.03)]
+    ("jitter", "at_least", "at_most"), [(0.08, 0.055, 0.09), (0.0, 0.0, 0.045)]
 )
 def test_jitter_is_told_from_drift(jitter, at_least, at_most):
     """A head that trembles turns back, one that drifts does not."""
