@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from reprlib import Repr
 from typing import Any
 
 import numpy as np
 
+from eddymotion.words import shown
+
 FEW = 4
 """Numbers that are told one by one; of more the shape alone."""
-
-SHORT = Repr()
-SHORT.maxstring, SHORT.maxother, SHORT.maxtuple = 60, 80, FEW
 
 
 def short_repr(value: Any) -> str:
@@ -37,7 +35,7 @@ def _told(value: Any) -> str:
         return np.array2string(value, precision=4, separator=", ").replace("\n", "")
     if isinstance(value, Mapping):
         return f"<{len(value)} entries>"
-    return repr(value) if hasattr(value, "__dataclass_fields__") else SHORT.repr(value)
+    return repr(value) if hasattr(value, "__dataclass_fields__") else shown(value)
 
 
 def sizes_told(sizes: Any) -> str:

@@ -280,6 +280,8 @@ def test_crude_alignment_finds_the_motion_crudely(real):
     dwi, motion = real
     found = align_crudely(dwi)
     np.testing.assert_array_equal(found[0], np.eye(4))
+    alone = dwi.select(np.r_[0, dwi.gradients.shells[0]])  # nothing to align a single b=0 to
+    assert np.isfinite(align_crudely(alone).matrices).all()
     for group in (dwi.gradients.b0s, dwi.gradients.shells[0]):
         true, got = motion.matrices[group], found.matrices[group]
         before = rigid_parameters(true, dwi.center).std(axis=0)

@@ -59,12 +59,14 @@ def align_crudely(dwi: DWI) -> Motion:
 def _within_group(dwi: DWI, group: np.ndarray) -> np.ndarray:
     """Align volumes of one b-value to each other: (G, 4, 4), their frame → volume."""
     poses = np.tile(np.eye(4), (len(group), 1, 1))
+    if len(group) == 1:
+        return poses
     points = _brain_points(dwi)
     alike = dwi.gradients.bvecs[group] @ dwi.gradients.bvecs[group].T
     weights = LEAST_WEIGHT + alike**4
     np.fill_diagonal(weights, 0)
     weights /= weights.sum(axis=1, keepdims=True)
-    for width in FULL_WIDTHS_MM if len(group) > 1 else ():
+    for width in FULL_WIDTHS_MM:
         sigma = width / 2.355 / dwi.voxel_sizes
         smooth = [
             ndimage.gaussian_filter(np.asarray(dwi.signal[..., v], np.float32), sigma)

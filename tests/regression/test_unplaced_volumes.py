@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A volume that agrees with its prediction nowhere has no pose of its own."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from eddymotion.derivatives.confounds import confounds, table_text
+from eddymotion.estimation import assess, estimate_motion
+from eddymotion.estimation.outliers import ruin_in_words, volumes_beyond_repair
+from eddymotion.geometry import Motion, rms_displacement
+from eddymotion.models import get_model
+from eddymotion.motion_files import read_motion, write_motion
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, simulate_motion
+
+NOISE = 5
+
+
+@pytest.fixture(scope="module")
+def spoilt():
+    """A moving series with a volume of noise, and a negated one: the second b=0 of three."""
+    head, gradients = procedural_head(5.0), shelled_scheme({1000: 18}, 3)
+    truth = simulate_motion("moderate", len(gradients), np.zeros(3), seed=1)
+    dwi = acquire(head, gradients, truth, Grid.covering(head, 5.0), snr=20)
+    signal = np.array(dwi.signal, np.float32)
+    random = np.random.default_rng(0)
+    signal[..., NOISE] = np.abs(random.normal(size=dwi.shape)) * signal[..., NOISE].std()
+    negated = int(gradients.b0s[1])
+    signal[..., negated] *= -1
+    return replace(dwi, signal=signal), truth.relative_to(0), sorted([NOISE, negated])
+
+
+def test_volumes_that_fit_nowhere_get_the_pose_of_their_neighbours(spoilt, caplog, tmp_path):
+    dwi, truth, bad = spoilt
+    with caplog.at_level(logging.WARNING, "eddymotion"):
+        found = estimate_motion(dwi)
+    assert np.flatnonzero(found.unplaced).tolist() == bad
+    assert f"volumes {bad[0]}, {bad[1]} " in caplog.text
+    assert np.isnan(found.standard_errors[bad]).all()
+    good = np.setdiff1d(np.arange(len(dwi)), bad)
+    assert np.isfinite(found.standard_errors[good]).all()
+    for volume in bad:
+        assert any(np.allclose(found[volume], found[near]) for near in (volume - 1, volume + 1))
+    off = rms_displacement(found.matrices, truth.matrices, dwi.center)
+    assert off[good].max() < 0.7
+
+    quality = assess(dwi, found, get_model("auto", dwi.gradients))
+    assert set(bad) <= set(volumes_beyond_repair(quality.outliers))
+    assert "could not be placed" in ruin_in_words(quality.outliers)
+    table = table_text(confounds(dwi.gradients, found, dwi.center, quality)).splitlines()
+    column = table[0].split("\t").index("trans_x_se")
+    assert [row.split("\t")[column] for row in table[1:]].count("n/a") == len(bad)
+    write_motion(tmp_path / "xfm.txt", tmp_path / "details.json", found)
+    again = read_motion(tmp_path / "xfm.txt", tmp_path / "details.json")
+    np.testing.assert_array_equal(again.unplaced, found.unplaced)
+
+
+def test_a_sound_series_has_none(moving, estimated):
+    assert estimated.unplaced is None
+    judged = assess(moving, estimated, get_model("auto", moving.gradients))
+    assert not len(volumes_beyond_repair(judged.outliers))
+
+
+def test_the_mask_of_unplaced_volumes_fits_the_poses():
+    with pytest.raises(ValueError, match=r"unplaced has shape \(2,\), expected \(3,\)"):
+        replace(Motion.identity(3), unplaced=np.zeros(2, bool))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the data do not determine is not moved, or told: shells, directions of motion."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from eddymotion.dataset import DWI
+from eddymotion.estimation import estimate_motion
+from eddymotion.estimation.ties import tied_volumes
+from eddymotion.geometry import Motion, rigid_parameters, rms_displacement
+from eddymotion.gradients import Gradients
+from eddymotion.models import get_model
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+
+AXES = np.eye(3)
+
+
+def blocks(bvals, n_b0=1):
+    """Three orthogonal directions at each b-value, one after the other."""
+    b = np.concatenate([np.zeros(n_b0), np.repeat(bvals, 3)])
+    return Gradients(b, np.concatenate([np.zeros((n_b0, 3)), np.tile(AXES, (len(bvals), 1))]))
+
+
+@pytest.mark.parametrize(
+    ("bvals", "expected"),
+    [
+        ([60, 90, 120, 160, 200], [60, 90, 120, 160, 200]),
+        ([80, 100, 200, 400, 800], [80, 100, 200, 400, 800]),
+        ([495, 500, 505, 990, 1000, 1010, 2990, 3040], [500, 1000, 3015]),
+        ([700, 780, 2000, 2090], [740, 2045]),
+    ],
+)
+def test_low_b_values_are_not_one_shell(bvals, expected):
+    np.testing.assert_allclose(blocks(bvals).shell_bvals, expected)
+
+
+def test_shells_that_hardly_tie_are_frames_of_their_own():
+    def frames(shells):
+        gradients = shelled_scheme(shells, 1)
+        groups = tied_volumes(gradients, get_model("gp", gradients))
+        return [np.unique(gradients.bvals[group]).tolist() for group in groups]
+
+    assert frames({500: 6, 1000: 15, 2000: 15, 3000: 60}) == [[500, 1000, 2000, 3000]]
+    assert frames({1000: 12, 3000: 24}) == [[1000, 3000]]
+    assert frames({700: 3, 1000: 3, 2000: 3}) == [[700], [1000], [2000]]
+    assert frames({100: 12, 1000: 30, 2000: 4}) == [[100], [2000], [1000]]
+
+
+def test_a_head_at_rest_stays_where_three_directions_a_shell_are_given():
+    head = procedural_head(5.0)
+    gradients = blocks([50, 100, 200, 400, 800], n_b0=2)
+    grid = Grid.covering(head, 5.0)
+    dwi = acquire(head, gradients, Motion.identity(len(gradients)), grid, snr=20)
+    found = estimate_motion(dwi)
+    assert rms_displacement(found.matrices, np.eye(4), dwi.center).max() < 0.5
+    errors = np.abs(rigid_parameters(found.matrices, dwi.center))
+    assert (errors <= 1.96 * found.standard_errors + 1e-9)[1:].mean() > 0.85
+
+
+@pytest.fixture(scope="module")
+def cylinder():
+    """Oil in a tube along z that is longer than the image: isotropic diffusion, no motion."""
+    gradients = shelled_scheme({700: 7, 2000: 8}, 1, seed=2)
+    x, y, _ = np.mgrid[-22:23, -22:23, -6:6] * 5.0 + 0.3
+    inside = np.clip((55 - np.hypot(x, 1.15 * y)) / 5.0, 0, 1)
+    random = np.random.default_rng(4)
+    signal = 1000 * inside[..., None] * np.exp(-4e-4 * gradients.bvals)
+    noise = random.normal(scale=15, size=(2, *signal.shape))
+    signal = np.hypot(signal + noise[0], noise[1]).astype(np.float32)
+    affine = np.diag([5.0, 5.0, 5.0, 1.0])
+    affine[:3, 3] = -110, -110, -30
+    return DWI(signal, affine, gradients, inside > 0.5)
+
+
+def test_a_direction_that_nothing_shows_is_held_and_told(cylinder, caplog):
+    with caplog.at_level(logging.WARNING, "eddymotion"):
+        found = estimate_motion(cylinder)
+    assert "translation along z" in caplog.text
+    moved = rigid_parameters(found.matrices, cylinder.center)
+    assert np.abs(moved[:, 2]).max() < 0.05
+    assert np.isnan(found.standard_errors[:, 2]).all()
+    assert np.isfinite(found.standard_errors[:, :2]).all()
+    assert rms_displacement(found.matrices, np.eye(4), cylinder.center).max() < 0.5
+
+
+def test_a_head_shows_all_directions(estimated):
+    assert estimated.undetermined is None
+    assert np.isfinite(estimated.standard_errors).all()
