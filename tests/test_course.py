@@ -79,4 +79,4 @@ def test_jitter_is_told_from_drift(jitter, at_least, at_most):
     habit = Habit.learn(np.diff(seen, axis=0), np.ones(299))
     assert at_least <= np.sqrt(habit.jitter) <= at_most
     of_step = habit.variances[habit.shares.argmax()] + 2 * habit.jitter
-    assert of_step == pytest.approx(0.05**2 + 2 * jitter**2, rel=0.3)
+    assert of_step == pytest.approx(0.05**2 + 2 * jitter**2, rel=0.5)
