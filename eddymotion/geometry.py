@@ -28,6 +28,40 @@ ROTATION_RADIUS_MM = 50.0
 """Millimetres for a radian, where rotations and translations are compared."""
 
 
+@dataclass(frozen=True)
+class FrameEvidence:
+    """What time and images tell about the frame of diffusion-weighted volumes against b=0.
+
+    Parameters
+    ----------
+    bval : float
+        Mean b-value of the volumes, s/mm².
+    by_time, by_images : float
+        Standard errors (mm an axis) of the offset as each tells it alone; NaN where the images
+        tell nothing.
+    apart_mm, apart_degrees : float
+        How far the two are apart; NaN likewise.
+    contradicted : bool
+        Whether that is beyond their errors.
+    """
+
+    bval: float
+    by_time: float
+    by_images: float
+    apart_mm: float
+    apart_degrees: float
+    contradicted: bool
+
+    def __str__(self) -> str:
+        told = f"by time ± {self.by_time:.3f} mm"
+        if not np.isfinite(self.by_images):
+            return f"{told}, the images tell nothing"
+        return (
+            f"{told}, by images ± {self.by_images:.3f} mm, "
+            f"{self.apart_mm:.2f} mm and {self.apart_degrees:.2f}° apart"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Motion(HtmlValue):
     """The pose of the head in each volume of a series.
@@ -51,6 +85,9 @@ class Motion(HtmlValue):
         Directions that the images do not show: unit vectors of translation (mm) and rotation (mm
         at 50 mm from the centre of the brain, for a human head) in the reference frame. Nothing
         moves along them, and standard errors of parameters that they affect are NaN.
+    frame_evidence : FrameEvidence, optional
+        How the frames of the b=0 and of the other volumes were joined; of several groups that
+        which fits least.
     """
 
     matrices: np.ndarray
@@ -59,6 +96,7 @@ class Motion(HtmlValue):
     eddy_currents: EddyCurrents | None = None
     unplaced: np.ndarray | None = None
     undetermined: np.ndarray | None = None
+    frame_evidence: FrameEvidence | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -146,6 +184,19 @@ class Motion(HtmlValue):
                 f"{who}: {len(self)} transforms for {n_volumes} volumes; expected one a volume"
             )
 
+    @property
+    def frame_doubt(self) -> str | None:
+        """What to say where time and images tell different frames; None where they agree."""
+        evidence = self.frame_evidence
+        if evidence is None or not evidence.contradicted:
+            return None
+        return (
+            f"time and images tell different frames for the volumes with b={evidence.bval:.0f} "
+            f"and those with b=0 ({evidence}): what they have in common is known within "
+            f"{self.frame_error:.2f} mm only; look at the edges of the b=0 image on "
+            "diffusion-weighted volumes in the report"
+        )
+
     def select(self, volumes: np.ndarray | slice) -> Motion:
         """Poses, their errors and fields of some of the volumes."""
         eddy, errors = self.eddy_currents, self.standard_errors
@@ -156,6 +207,7 @@ class Motion(HtmlValue):
             None if eddy is None else eddy.select(volumes),
             None if self.unplaced is None else self.unplaced[volumes],
             self.undetermined,
+            self.frame_evidence,
         )
 
     @property

@@ -18,7 +18,7 @@ import numpy as np
 from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.files import write_json
-from eddymotion.geometry import Motion
+from eddymotion.geometry import FrameEvidence, Motion
 from eddymotion.itk import read_itk, write_itk
 from eddymotion.words import why
 
@@ -73,8 +73,13 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
             )
         if eddy is not None:
             eddy = EddyCurrents(**{name: _value(value) for name, value in eddy.items()})
+        evidence = content.pop("frame_evidence", None)
+        if evidence is not None:
+            contradicted = bool(evidence.pop("contradicted"))
+            numbers = {k: np.nan if v is None else float(v) for k, v in evidence.items()}
+            evidence = FrameEvidence(**numbers, contradicted=contradicted)
         parts = {name: _value(value) for name, value in content.items()}
-        return Motion(matrices, eddy_currents=eddy, **parts)
+        return Motion(matrices, eddy_currents=eddy, frame_evidence=evidence, **parts)
     except EddymotionError:
         raise
     except Exception as error:  # whatever somebody has put there
@@ -91,7 +96,7 @@ def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:
         return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, np.ndarray):
         return np.where(np.isfinite(value), value, None).tolist()  # type: ignore[call-overload]
-    return value if value is None else float(value)
+    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def _value(value: Any) -> Any:

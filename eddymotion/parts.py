@@ -214,7 +214,7 @@ def report(
     registered = settings.output_space and settings.output_space_transform != "none"
     grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
     content = sidecar_of(series, settings, summary, methods, grids)
-    write_sidecar(outputs, content | {"Warnings": in_sidecar(dwi)})
+    write_sidecar(outputs, content | {"Warnings": in_sidecar(dwi, motion.frame_doubt)})
     page = _page(out_dir, outputs)
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
 

@@ -178,7 +178,7 @@ def correct_series(
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, grids, stages) | {
         "OutlierSlices": outliers,
-        "Warnings": in_sidecar(dwi),
+        "Warnings": in_sidecar(dwi, motion.frame_doubt),
         "Fingerprint": print_of_run,
         "MotionFingerprint": fingerprint(series, settings, without=AFTER_MOTION),
     }

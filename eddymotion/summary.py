@@ -92,4 +92,5 @@ def _fields(dwi: DWI, motion: Motion) -> str:
 def _frame(motion: Motion) -> str:
     if motion.frame_error is None:
         return "not estimated"
-    return f"joined to that of the b=0 volumes within {motion.frame_error:.3f} mm (standard error)"
+    told = f"joined to that of the b=0 volumes within {motion.frame_error:.3f} mm (standard error)"
+    return told if motion.frame_evidence is None else f"{told}; {motion.frame_evidence}"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eddymotion.checks import in_sidecar
 from eddymotion.dataset import Image, Spline
 from eddymotion.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
@@ -171,6 +172,11 @@ def test_what_time_and_images_contradict_each_other_in_is_said(head, grid, caplo
     found = unite_frames(dwi, Estimate(Motion.identity(28)), n_threads=2)
     assert "time and images tell different frames" in caplog.text
     assert found.frame_error > 1
+    assert found.frame_evidence.contradicted
+    (told,) = [
+        one["Text"] for one in in_sidecar(dwi, found.frame_doubt) if one["Subject"] == "frames"
+    ]
+    assert "volumes with b=1000" in told
     assert apart(dwi, found, truth) < 1.96 * found.frame_error
 
 

@@ -104,9 +104,19 @@ def _doubts(dwi: DWI) -> list[Doubt]:
     return found
 
 
-def in_sidecar(dwi: DWI) -> list[dict[str, Any]]:
-    """Return the doubts about a series as the sidecar of the corrected one has them."""
-    return [{"Subject": one.kind, "Text": one.text, "Severe": one.severe} for one in doubts(dwi)]
+def in_sidecar(dwi: DWI, frame_doubt: str | None = None) -> list[dict[str, Any]]:
+    """Return the doubts about a series as the sidecar of the corrected one has them.
+
+    Parameters
+    ----------
+    dwi : DWI
+    frame_doubt : str, optional
+        What the estimate says against the frame of its own volumes.
+    """
+    found = list(doubts(dwi))
+    if frame_doubt is not None:
+        found.append(Doubt("frames", frame_doubt))
+    return [{"Subject": one.kind, "Text": one.text, "Severe": one.severe} for one in found]
 
 
 def _reference(dwi: DWI) -> np.ndarray:

@@ -33,6 +33,7 @@ from eddymotion.estimation.strays import with_neighbours_poses
 from eddymotion.estimation.undetermined import AFFECTED, free_part
 from eddymotion.geometry import (
     ROTATION_RADIUS_MM,
+    FrameEvidence,
     Motion,
     exp_rigid,
     log_rigid,
@@ -60,43 +61,12 @@ class JoinedFrame:
         b=0 frame → frame of the group.
     covariance : (6, 6) array
         Of its error: mm, rad about the centre of the brain.
-    bval : float
-        Mean of the group.
-    by_time, by_images : float
-        Standard errors (mm an axis) of each alone; NaN where the images tell nothing.
-    apart : (6,) array
-        From the offset of time alone to that of the images alone: mm, rad; NaN likewise.
-    contradicted : bool
-        Whether the two differ beyond their errors.
+    evidence : FrameEvidence
     """
 
     offset: np.ndarray
     covariance: np.ndarray
-    bval: float
-    by_time: float
-    by_images: float
-    apart: np.ndarray
-    contradicted: bool
-
-    def __str__(self) -> str:
-        told = f"frame of b={self.bval:.0f} against b=0: by time ± {self.by_time:.3f} mm"
-        if np.isnan(self.by_images):
-            return f"{told}; the images tell nothing"
-        way, turn = np.linalg.norm(self.apart[:3]), np.rad2deg(np.linalg.norm(self.apart[3:]))
-        return (
-            f"{told}, by images ± {self.by_images:.3f} mm (standard errors an axis); "
-            f"{way:.2f} mm and {turn:.2f}° apart"
-        )
-
-    @property
-    def contradiction(self) -> str:
-        """What to tell where the two differ beyond their errors."""
-        return (
-            f"time and images tell different frames for the volumes with b={self.bval:.0f} and "
-            f"those with b=0 ({self}): their common offset is known within "
-            f"{np.sqrt(np.diag(self.covariance)[:3].max()):.2f} mm only; look at the b=0 edges on "
-            "diffusion-weighted volumes in the report"
-        )
+    evidence: FrameEvidence
 
 
 @one_blas_thread()
@@ -137,7 +107,8 @@ def unite_frames(
     covariances = estimate.covariances
     united = motion.relative_to(dwi.reference)
     of_frame = np.zeros((len(dwi), 6, 6))
-    frame_error = None
+    frame_error: float | None = None
+    evidence: list[FrameEvidence] = []
     if not len(b0s):
         log.warning("no b=0 volume: the reference frame is that of volume 0")
     elif align_shells:
@@ -156,9 +127,8 @@ def unite_frames(
                 seed=seed,
                 n_threads=n_threads,
             )
-            log.info("%s", joined)
-            if joined.contradicted:
-                log.warning("%s", joined.contradiction)
+            evidence.append(joined.evidence)
+            log.info("frame of b=%.0f against b=0: %s", joined.evidence.bval, joined.evidence)
             offset = joined.offset
             if estimate.undetermined is not None:
                 offset = _within_determined(offset, estimate.undetermined, dwi)
@@ -167,7 +137,14 @@ def unite_frames(
             of_frame[group] = joined.covariance + of_frame[nearest]
             placed = np.concatenate([placed, group])
         frame_error = float(np.sqrt(np.diagonal(of_frame, axis1=1, axis2=2)[:, :3].max()))
-    united = replace(united, frame_error=frame_error, undetermined=estimate.undetermined)
+    united = replace(
+        united,
+        frame_error=frame_error,
+        undetermined=estimate.undetermined,
+        frame_evidence=max(evidence, key=_misfit, default=None),
+    )
+    if united.frame_doubt is not None:
+        log.warning("%s", united.frame_doubt)
     if covariances is None:
         return united
     total = covariances + of_frame + covariances[dwi.reference]
@@ -176,6 +153,10 @@ def unite_frames(
     if estimate.undetermined is not None:
         errors[:, _affected(estimate.undetermined, dwi)] = np.nan
     return replace(united, standard_errors=errors)
+
+
+def _misfit(evidence: FrameEvidence) -> tuple[bool, float]:
+    return evidence.contradicted, np.nan_to_num(evidence.apart_mm, nan=-1.0)
 
 
 def _unite_placed(
@@ -211,7 +192,13 @@ def _unite_placed(
         offset_errors[placed] = found.eddy_currents.offset_errors
         eddy = replace(eddy, offsets=offsets, offset_errors=offset_errors)
     motion = Motion(
-        matrices, errors, found.frame_error, eddy, estimate.unplaced, estimate.undetermined
+        matrices,
+        errors,
+        found.frame_error,
+        eddy,
+        estimate.unplaced,
+        estimate.undetermined,
+        found.frame_evidence,
     )
     return with_neighbours_poses(motion).relative_to(dwi.reference)
 
@@ -295,8 +282,8 @@ def find_offset(
     bval = float(dwi.gradients.bvals[group].mean())
     error = _error_mm(by_time.covariance)
     if image is None:
-        unknown = np.full(6, np.nan)
-        return JoinedFrame(by_time.offset, by_time.covariance, bval, error, np.nan, unknown, False)
+        evidence = FrameEvidence(bval, error, np.nan, np.nan, np.nan, False)
+        return JoinedFrame(by_time.offset, by_time.covariance, evidence)
     by_images = Guess(*image)
     both = course.offset(habit, by_images)
     contradictions = [
@@ -306,15 +293,16 @@ def find_offset(
     covariance = both.covariance
     if contradictions:  # one of the two is right
         covariance = covariance + np.diag(np.square(contradictions).max(axis=0))
-    return JoinedFrame(
-        both.offset,
-        covariance,
+    apart = course.apart(by_time.offset, by_images.offset)
+    evidence = FrameEvidence(
         bval,
         error,
         _error_mm(by_images.covariance),
-        course.apart(by_time.offset, by_images.offset),
+        float(np.linalg.norm(apart[:3])),
+        float(np.rad2deg(np.linalg.norm(apart[3:]))),
         bool(contradictions),
     )
+    return JoinedFrame(both.offset, covariance, evidence)
 
 
 def contradicting(
