@@ -188,17 +188,17 @@ def _refuse_unusable(dwi: DWI) -> None:
     largest = np.abs(ends).max()
     if largest > LARGEST_SIGNAL:
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: the signal reaches {largest:.1e}, expected at most "
+            f"{dwi.source or repr(dwi)}: the signal reaches {largest:.1e}, expected at most "
             f"{LARGEST_SIGNAL:.0e}; divide it by a constant"
         )
     flat = np.flatnonzero(ends[:, 0] == ends[:, 1])
     if len(flat):
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: all voxels of volume {', '.join(map(str, flat))} (counted "
+            f"{dwi.source or repr(dwi)}: all voxels of volume {', '.join(map(str, flat))} (counted "
             "from 0) have one value; remove it from the image, the .bval and the .bvec"
         )
     if dwi.mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(
-            f"{dwi.source or dwi!r}: the brain mask has {dwi.mask.sum()} voxels, expected at "
+            f"{dwi.source or repr(dwi)}: the brain mask has {dwi.mask.sum()} voxels, expected at "
             f"least {MIN_MASK_VOXELS}; give another mask"
         )
