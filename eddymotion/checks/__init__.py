@@ -141,6 +141,6 @@ def refuse_contradictions(
     certain = [str(one) for one in found if one.certain]
     if certain:
         raise EddymotionError(
-            f"{dwi.source or repr(dwi)}: the b-values do not fit the images: {'; '.join(certain)}; "
-            f"correct the .bval and .bvec, or use them as they are with '--ignore {IGNORED}'"
+            f"{dwi.source or repr(dwi)}: the b-values do not fit the images: {'; '.join(certain)}"
+            f"; correct the .bval and .bvec, or use them as they are with '--ignore {IGNORED}'"
         )

@@ -194,8 +194,8 @@ def _refuse_unusable(dwi: DWI) -> None:
     flat = np.flatnonzero(ends[:, 0] == ends[:, 1])
     if len(flat):
         raise EddymotionError(
-            f"{dwi.source or repr(dwi)}: all voxels of volume {', '.join(map(str, flat))} (counted "
-            "from 0) have one value; remove it from the image, the .bval and the .bvec"
+            f"{dwi.source or repr(dwi)}: all voxels of volume {', '.join(map(str, flat))} "
+            "(counted from 0) have one value; remove it from the image, the .bval and the .bvec"
         )
     if dwi.mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(
