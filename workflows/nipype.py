@@ -76,7 +76,7 @@ def init_dwi_hmc_wf(
     Inputs
     ------
     dwi_file
-        4-D NIfTI, raw or denoised.
+        4-D NIfTI, raw: denoising removes motion at low SNR.
     bval_file, bvec_file
         FSL tables; those beside `dwi_file` when not given.
     mask_file
