@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -295,6 +296,25 @@ class CoupledProblem:
             n_unknowns = len(self._lengths(motion))
             return np.full((len(motion), n_unknowns, n_unknowns), np.nan)
         return system.covariances()
+
+    def scatter_of_halves(self, motion: Motion) -> np.ndarray:
+        """Mean square by which halves of the brain move the poses, axis by axis: (6,).
+
+        Left and right, front and back, top and bottom each take a step of their own, over all
+        volumes. Were there noise alone, this would be the mean of :meth:`covariances`; what is
+        alike over wide regions shows here only. NaN where a half is too small.
+        """
+        whole = self.linearise(motion)
+        away = self.points - self.center
+        above = away > np.median(away, axis=0)
+        squares = []
+        for axis, side in product(range(3), (False, True)):
+            half = replace(self, points=self.points[above[:, axis] == side])
+            system = half.linearise(motion)
+            if system is None or whole is None:
+                return np.full(6, np.nan)
+            squares.append((system.step() - whole.step())[:, :6] ** 2)
+        return np.mean(squares, axis=(0, 1))
 
     def sample(self, motion: Motion) -> Samples:
         """Read all volumes at the points."""

@@ -90,6 +90,11 @@ FEW_FOR_FIELDS = 6
 ENOUGH_FOR_QUADRATIC = 12
 """With fewer, ``auto`` estimates linear fields."""
 
+HALVES_FACTOR = 1.35
+"""Standard errors over the scatter between halves of the brain: see
+:func:`excess_covariance`. On ten simulated heads at b=1000 the errors were 0.8 to 1.5 times the
+scatter."""
+
 MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 """Standard error beyond that of noise; see :func:`misfit_covariances`."""
 
@@ -227,6 +232,9 @@ def solve_jointly(
             covariances[group.volumes] = of_group[:, :6, :6]
         for frame in frames:
             covariances[frame] += misfit_covariances(dwi, frame)
+        for group, problem in zip(groups, problems, strict=True):
+            scatter = problem.scatter_of_halves(_of_group(motion, group))
+            covariances[group.volumes] += excess_covariance(covariances[group.volumes], scatter)
     known = _known(dwi, groups, problems, frames)
     unplaced = np.zeros(len(dwi), bool)
     if retried is not None:
@@ -350,6 +358,20 @@ def misfit_covariances(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
     size = size * np.maximum(1.0, bvals / 1000.0) ** MISFIT_B_POWER
     in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * scale] * 3)
     return size[:, None, None] ** 2 * np.diag(1 / in_mm**2)
+
+
+def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarray:
+    """Return what the scatter between halves of the brain shows beyond covariances, (6, 6).
+
+    Parameters
+    ----------
+    covariances : (N, 6, 6) array
+        Of the poses of a group.
+    scatter : (6,) array
+        From :meth:`~eddymotion.estimation.coupled.CoupledProblem.scatter_of_halves`.
+    """
+    variances = np.diagonal(covariances, axis1=1, axis2=2).mean(axis=0)
+    return np.diag(np.maximum(np.nan_to_num(HALVES_FACTOR**2 * scatter - variances), 0.0))
 
 
 def _known(
