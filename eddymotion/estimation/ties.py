@@ -96,6 +96,8 @@ def tied_by_data(
     model : LinearModel
         Fitted to the last of the frames.
     """
+    if not forms_shells(gradients):  # the model of such schemes has no mean of a shell
+        return list(frames)
     shells = [shell for shell in gradients.shells if np.isin(shell, frames[-1]).all()]
     if len(shells) < 2 or not isinstance(model, GaussianProcessModel):
         return list(frames)
