@@ -86,7 +86,9 @@ class Looks:
 
     @classmethod
     def of(cls, dwi: Series) -> Looks | None:
-        """Look at a series; None where the brain is too small or a volume has no signal."""
+        """Look at a series; None where the brain is too small or a volume shows nothing."""
+        if not dwi.mask.any():
+            return None
         box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(dwi.mask))
         mask = dwi.mask[box]
         edge = np.cbrt(dwi.mask.sum() * np.prod(dwi.voxel_sizes)) / BLOCKS_ACROSS
@@ -101,8 +103,9 @@ class Looks:
             return None
         patterns = blocks - blocks.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
-        patterns = np.divide(patterns, lengths, out=np.zeros_like(patterns), where=lengths > 0)
-        return cls(np.log(signal), patterns)
+        if not (lengths > 0).all():  # one value everywhere: told when the motion is sought
+            return None
+        return cls(np.log(signal), patterns / lengths)
 
     def likeness(self, volume: int, others: np.ndarray) -> float:
         """Correlation of a volume's pattern with the mean of `others`, itself left out."""
