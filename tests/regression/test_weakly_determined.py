@@ -8,11 +8,17 @@ import pytest
 
 from eddymotion.dataset import DWI
 from eddymotion.estimation import estimate_motion
-from eddymotion.estimation.ties import tied_volumes
+from eddymotion.estimation.ties import tied_by_data, tied_volumes
 from eddymotion.geometry import Motion, rigid_parameters, rms_displacement
 from eddymotion.gradients import Gradients
 from eddymotion.models import get_model
-from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+from eddymotion.simulation import (
+    Grid,
+    acquire,
+    cartesian_scheme,
+    procedural_head,
+    shelled_scheme,
+)
 
 AXES = np.eye(3)
 
@@ -34,6 +40,15 @@ def blocks(bvals, n_b0=1):
 )
 def test_low_b_values_are_not_one_shell(bvals, expected):
     np.testing.assert_allclose(blocks(bvals).shell_bvals, expected)
+
+
+def test_a_scheme_without_shells_is_one_frame():
+    """Single volumes at a b-value of their own are tied by q-space, not by a shell's mean."""
+    gradients = cartesian_scheme(55, 5000.0, 3)
+    model = get_model("auto", gradients)
+    frames = tied_volumes(gradients, model)
+    assert [len(frame) for frame in frames] == [55]
+    assert [len(frame) for frame in tied_by_data(frames, gradients, model)] == [55]
 
 
 def test_shells_that_hardly_tie_are_frames_of_their_own():
