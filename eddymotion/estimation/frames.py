@@ -200,7 +200,10 @@ def _unite_placed(
         estimate.undetermined,
         found.frame_evidence,
     )
-    return with_neighbours_poses(motion).relative_to(dwi.reference)
+    united = with_neighbours_poses(motion).relative_to(dwi.reference)
+    if estimate.unplaced[dwi.reference]:  # at the pose of a neighbour, whose errors are known
+        united = replace(united, standard_errors=errors)
+    return united
 
 
 def _within_determined(offset: np.ndarray, directions: np.ndarray, dwi: DWI) -> np.ndarray:

@@ -9,6 +9,8 @@ import pytest
 
 from eddymotion.derivatives.confounds import confounds, table_text
 from eddymotion.estimation import assess, estimate_motion
+from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.outliers import ruin_in_words, volumes_beyond_repair
 from eddymotion.geometry import Motion, rms_displacement
 from eddymotion.models import get_model
@@ -55,6 +57,18 @@ def test_volumes_that_fit_nowhere_get_the_pose_of_their_neighbours(spoilt, caplo
     write_motion(tmp_path / "xfm.txt", tmp_path / "details.json", found)
     again = read_motion(tmp_path / "xfm.txt", tmp_path / "details.json")
     np.testing.assert_array_equal(again.unplaced, found.unplaced)
+
+
+def test_a_reference_that_could_not_be_placed_leaves_the_errors_of_others_known(spoilt):
+    """The first b=0 is the frame of all; it lies where its neighbour does."""
+    dwi, truth, _ = spoilt
+    n = len(dwi)
+    unplaced = np.arange(n) == dwi.reference
+    covariances = np.tile(np.diag([0.02] * 3 + [4e-4] * 3) ** 2, (n, 1, 1))
+    found = unite_frames(dwi, Estimate(truth, covariances, unplaced=unplaced), align_shells=False)
+    np.testing.assert_allclose(found[dwi.reference], np.eye(4), atol=1e-9)
+    assert np.isnan(found.standard_errors[dwi.reference]).all()
+    assert np.isfinite(found.standard_errors[~unplaced]).all()
 
 
 def test_a_sound_series_has_none(moving, estimated):
