@@ -102,7 +102,7 @@ class _Width:
     fwhm : float
         Of the smoothing of each volume, voxels; the points of a cluster spread in proportion.
     n_clusters : int
-        Clusters of points.
+        Clusters of points; fewer in a small head, so that there is no more than a point a voxel.
     place_order : int
         Order of the polynomials of the place.
     n_volumes : int
@@ -326,7 +326,8 @@ class _Clusters:
         """Draw clusters from the brain and its edge."""
         voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
         mask = ndimage.binary_dilation(dwi.mask)
-        middles = jittered_points(mask, dwi.affine, width.n_clusters, random)
+        n_clusters = min(width.n_clusters, int(mask.sum()) // N_POINTS)
+        middles = jittered_points(mask, dwi.affine, n_clusters, random)
         middles = middles[np.lexsort(middles.T)]
         spread = width.neighbours * voxel * FWHM_TO_SIGMA
         away = random.normal(scale=spread, size=(len(middles), N_POINTS - 1, 3))
@@ -729,7 +730,8 @@ def _regress(
         ridge = relative_ridge * sizes * (np.diag(normal) / sizes).mean()
         normal[np.diag_indices_from(normal)] += ridge
         coefficients = _solve_scaled(normal, right)
-        residual = values - columns @ coefficients
+        in_single = coefficients[:-6].astype(columns.dtype)  # or all columns would be converted
+        residual = values - columns[:, :-6] @ in_single - columns[:, -6:] @ coefficients[-6:]
         spread = np.median(residual[usable] ** 2) + np.finfo(float).tiny
         weights = np.where(usable, 2.0 / (1.0 + residual**2 / spread), 0.0)
     return _Fit(coefficients, normal, ridge, residual, weights)
