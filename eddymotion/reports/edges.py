@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
@@ -77,7 +79,7 @@ def b0_edges(slices: Slices, volumes: np.ndarray) -> dict[str, list[np.ndarray]]
         near = gaussian_filter(brain, NEAR_MM / sizes) > NEAR
         drawable = min(values.shape) > 1 and np.isfinite(level)
         shown = np.ma.masked_array(values, ~near).T
-        lines = contour_generator(z=shown).lines(level) if drawable else []
+        lines: Any = contour_generator(z=shown).lines(level) if drawable else []
         found[name] = [line for line in lines if _length(line * sizes) >= SHORTEST_MM]
     return found
 
