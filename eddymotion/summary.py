@@ -16,6 +16,9 @@ from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.gradients import image_axes
 from eddymotion.models import Model
 
+FRAME = "frame of the diffusion-weighted volumes"
+"""Label of what is known about it."""
+
 
 def summarise(
     dwi: DWI, motion: Motion, model: Model, before: Quality, after: Quality
@@ -36,7 +39,7 @@ def summarise(
         "reference": f"volume {dwi.reference}, {kind}",
         "range of translations (x, y, z)": ", ".join(f"{r:.2f}" for r in reach[:3]) + " mm" + of,
         "range of rotations (x, y, z)": ", ".join(f"{np.rad2deg(r):.2f}" for r in reach[3:]) + "°",
-        "frame of the diffusion-weighted volumes": _frame(motion),
+        FRAME: _frame(motion),
         "framewise displacement": _displacements(dwi, motion),
         "eddy currents": _fields(dwi, motion),
         "mean correlation with the prediction": rise("correlation", np.mean),

@@ -30,6 +30,7 @@ from eddymotion.reports.slices import Grid
 from eddymotion.reports.sprites import Frames
 from eddymotion.reports.tables import Table
 from eddymotion.reports.verdict import Check, Findings, Level, judge
+from eddymotion.summary import FRAME
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -137,6 +138,20 @@ def test_volumes_that_the_estimation_gave_up_are_marked(site, tmp_path):
     assert list(SeriesReport.load(outputs).findings.spoilt) == [7, 12]
 
 
+def test_what_is_known_of_the_frame_stands_below_its_picture(site, tmp_path):
+    outputs = copy_series(site.outputs, tmp_path, "02", "sub-02")
+    assert 0 < outputs["b0_edges_figure"].stat().st_size < 110_000  # a third more in the page
+    told = "by time ± 0.050 mm, by images ± 0.020 mm, 0.10 mm and 0.05° apart"
+    sidecar = json.loads(outputs["sidecar"].read_text())
+    outputs["sidecar"].write_text(json.dumps(sidecar | {"Summary": {FRAME: told}}))
+    page = Page(build_participant_report(tmp_path, "02").read_text(encoding="utf-8"))
+    (section,) = page.all("section", id="s0-beforeafter")
+    pictures = [one for one in page.all("img") if section in one.inside]
+    assert pictures[-1].attributes["src"].startswith("data:image/webp")
+    assert pictures[-1].attributes["alt"].startswith(FRAME.capitalize())
+    assert section.text.endswith(f"{FRAME.capitalize()}: {told}.")
+
+
 def test_eddy_current_fields_have_a_chart(site, tmp_path):
     outputs = copy_series(site.outputs, tmp_path, "02", "sub-02")
     n = len(Table.read(outputs["confounds"]))
@@ -196,7 +211,8 @@ def test_figures_are_files_with_bids_names(site):
         f"sub-01_desc-{name}"
         for name in (
             "motion_dwi.svg", "beforeafter_dwi.png", "carpet_dwi.svg", "heldout_dwi.png",
-            "shells_dwi.svg", "maps_dwi.png", "hmc_report.npz", "hmc_steps.tsv",
+            "shells_dwi.svg", "maps_dwi.png", "b0edges_dwi.webp",
+            "hmc_report.npz", "hmc_steps.tsv",
         )
     }  # fmt: skip
     assert {path.name for path in (site.folder / "sub-01" / "figures").iterdir()} == expected
@@ -283,6 +299,9 @@ def test_short_and_odd_series_have_a_page(kept, moving, truth, tmp_path):
     parsed = Page((tmp_path / "sub-01.html").read_text(encoding="utf-8"))
     assert not parsed.all("section", id="errors")
     assert parsed.data()["n"] == len(volumes)
+    picture = tmp_path / "sub-01" / "figures" / "sub-01_desc-b0edges_dwi.webp"
+    shown = "of the fluid in the b=0 image" in parsed.all("section", id="s0-beforeafter")[0].text
+    assert picture.exists() == shown == (kept != "no b=0")
 
 
 def test_sixty_four_large_volumes_stay_below_the_limit(site, tmp_path):

@@ -35,6 +35,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    dated = {".svg": {"Date": None}, ".webp": None}  # the latter never holds a date
+    metadata = dated.get(path.suffix, {"Software": None})
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi, metadata=metadata)

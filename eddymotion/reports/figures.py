@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,14 +16,24 @@ from eddymotion.dataset import DWI
 from eddymotion.estimation.maps import cnr
 from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
 from eddymotion.reports import own_style
+from eddymotion.reports.edges import b0_edges, lowest_shell
 from eddymotion.reports.maps import color_fa, local_correlation, tsnr
-from eddymotion.reports.slices import Slices
+from eddymotion.reports.slices import PLANES, Slices
 from eddymotion.reports.svg import AXIS_COLORS
 
 FADED = "#777777"
 
 NOT_KNOWN = "#4A4A4A"
 """Outside the brain, or not predicted."""
+
+EDGE_COLOR = "#E69F00"
+"""Okabe & Ito's orange, clear on grey."""
+
+AROUND_MM = 6.0
+"""What is shown around the brain where edges are drawn."""
+
+EDGES_WIDTH = 11.4
+"""Of the figure of edges, inches."""
 
 
 @own_style()
@@ -104,6 +115,45 @@ def before_after_figure(before: Slices, after: Slices) -> Figure:
     for axes, title in zip(panels[0], titles, strict=True):
         axes.set_title(title)
     panels[1, 2].set_xlabel("diffusion-weighted volume")
+    return figure
+
+
+@own_style()
+def b0_edges_figure(before: Slices, after: Slices) -> Figure:
+    """Draw the edges of b=0 on the mean of the lowest shell, before and after.
+
+    Before correction they are those of the first b=0 volume, which gives the reference its frame:
+    the other b=0 volumes lie elsewhere.
+
+    Parameters
+    ----------
+    before, after : Slices
+        With b=0 and with diffusion-weighted volumes.
+    """
+    rows = ("before", before, before.gradients.b0s[:1]), ("after", after, after.gradients.b0s)
+    boxes = [_around(after.mask(name), AROUND_MM / after.sizes(name)) for name in PLANES]
+    extents = [
+        np.array([part.stop - part.start for part in box]) * after.sizes(name)
+        for box, name in zip(boxes, PLANES, strict=True)
+    ]
+    widths = [float(width / height) for width, height in extents]
+    figure = Figure(figsize=(EDGES_WIDTH, 2 * EDGES_WIDTH / sum(widths)))
+    panels = figure.subplots(2, len(PLANES), width_ratios=widths)
+    figure.subplots_adjust(0.025, 0, 1, 1, wspace=0.01, hspace=0.015)
+    for row, (words, view, b0s) in zip(panels, rows, strict=True):
+        pictures, edges = lowest_shell(view), b0_edges(view, b0s)
+        inside = np.concatenate([pictures[name][view.mask(name)] for name in PLANES])
+        white = float(np.percentile(inside, 99)) if inside.size else 1.0
+        for axes, name in zip(row, PLANES, strict=True):
+            _show(axes, pictures[name].T, view.sizes(name), vmin=0, vmax=white,
+                  interpolation="bilinear")  # fmt: skip
+            axes.add_collection(
+                LineCollection(edges[name], colors=EDGE_COLOR, linewidths=1.1), autolim=False
+            )
+            right, up = _around(view.mask(name), AROUND_MM / view.sizes(name))
+            axes.set_xlim(right.start - 0.5, right.stop - 0.5)
+            axes.set_ylim(up.start - 0.5, up.stop - 0.5)
+        row[0].set_ylabel(words, fontsize="x-large")
     return figure
 
 
@@ -222,11 +272,14 @@ def _one_heldout(
         _show(axes, picture[box].T, sizes, **options)
 
 
-def _around(mask: np.ndarray) -> tuple[slice, ...]:
-    """Return the box around a mask, or everything if it is empty."""
+def _around(mask: np.ndarray, margin: Sequence[float] | np.ndarray = (0, 0)) -> tuple[slice, ...]:
+    """Return the box around a mask and a margin in pixels, or everything if it is empty."""
     if not mask.any():
-        return (slice(None),) * mask.ndim
-    return tuple(slice(int(k.min()), int(k.max()) + 1) for k in np.nonzero(mask))
+        return tuple(slice(0, n) for n in mask.shape)
+    return tuple(
+        slice(max(int(k.min() - more), 0), min(int(k.max() + more) + 1, n))
+        for k, more, n in zip(np.nonzero(mask), margin, mask.shape, strict=True)
+    )
 
 
 def _show(axes: Axes, picture: np.ndarray, sizes: np.ndarray, **options: Any) -> Any:

@@ -34,6 +34,7 @@ from eddymotion.reports.verdict import (
     Level,
 )
 from eddymotion.reports.viewer import viewer
+from eddymotion.summary import FRAME
 
 MARKS = {Level.GOOD: "✓", Level.CARE: "!", Level.DOUBTFUL: "✕"}
 MANY_STEPS = 30
@@ -56,6 +57,13 @@ CAPTIONS = {
         "The standard deviation over the volumes of the largest shell lights up at edges that "
         "move; after correction it should be thin and dark there. In the line through the head, "
         "look for steps before that are straight after.",
+    ),
+    "b0_edges": (
+        "Frame of the diffusion-weighted volumes",
+        "Orange: edges of the fluid in the b=0 image (before correction: in its first volume), on "
+        "the mean of the lowest shell; after correction they should hug the dark ventricles and "
+        "the outside of the brain, and where they stand off to the same side everywhere, the "
+        "diffusion-weighted volumes are not in the frame of b=0.",
     ),
     "carpet": (
         "Signal lost in slices",
@@ -117,7 +125,7 @@ def series_sections(series: SeriesReport, prefix: str, page: Path) -> list[Secti
         Section(f"{prefix}-motion", "Motion", join([
             _chart(series, "motion", page), _volume_table(series)])),
         Section(f"{prefix}-beforeafter", "Before and after", join([
-            viewer(series), _picture(series, "before_after", page)])),
+            viewer(series), _picture(series, "before_after", page), frame(series, page)])),
         Section(f"{prefix}-carpet", "Slices", slices(series, page)),
         Section(f"{prefix}-heldout", "Held-out prediction", _picture(series, "heldout", page)),
         Section(f"{prefix}-shells", "Gradient directions", directions(series, page)),
@@ -205,6 +213,16 @@ def _offset_in_words(series: SeriesReport) -> str:
         f" Eddy currents displaced the volumes by up to {np.nanmax(offsets):.1f} mm along the "
         "phase encoding, which is not counted as motion of the head."
     )
+
+
+def frame(series: SeriesReport, page: Path) -> Html:
+    """Write how diffusion-weighted volumes lie on b=0, and what is known about it."""
+    picture = _picture(series, "b0_edges", page)
+    facts = series.sidecar.get("Summary")
+    told = facts.get(FRAME) if isinstance(facts, Mapping) else None
+    if not picture or not isinstance(told, str):
+        return picture
+    return join([picture, tag("p", f"{FRAME.capitalize()}: {told}.", class_="note")])
 
 
 def slices(series: SeriesReport, page: Path) -> Html:

@@ -64,7 +64,13 @@ def draw_series(
         From :func:`~eddymotion.reports.data.recorded_log`.
     """
     from eddymotion.reports import save_figure
-    from eddymotion.reports.figures import before_after_figure, heldout_figure, maps_figure
+    from eddymotion.reports.edges import has_both_kinds
+    from eddymotion.reports.figures import (
+        b0_edges_figure,
+        before_after_figure,
+        heldout_figure,
+        maps_figure,
+    )
     from eddymotion.reports.sprites import white_levels
 
     predictor = predictor_for(model, dwi.gradients)
@@ -77,6 +83,10 @@ def draw_series(
     data.save(outputs["report_data"])
     write_text(outputs["report_steps"], table_text(_steps(log)))
     save_figure(before_after_figure(before, after), outputs["before_after_figure"])
+    if has_both_kinds(after.gradients):
+        save_figure(b0_edges_figure(before, after), outputs["b0_edges_figure"], dpi=100)
+    else:
+        outputs["b0_edges_figure"].unlink(missing_ok=True)  # of a run with another threshold
     save_figure(maps_figure(before, after, predicted), outputs["maps_figure"], dpi=90)
     columns = confounds(after.gradients, motion, dwi.center, quality_after)
     table = Table.parse(table_text(columns))

@@ -134,6 +134,10 @@ class Slices:
         """Cut the mask of the brain."""
         return self.grid.plane(plane, self.grid.mask)
 
+    def sizes(self, plane: str) -> np.ndarray:
+        """Edge lengths of the pixels of a plane, mm (2,)."""
+        return np.delete(self.grid.sizes, PLANES.index(plane))
+
     def _positions(self, own: Grid) -> dict[str, np.ndarray]:
         """Voxel positions, in the turned volume, of planes that lie on another grid."""
         to_voxels = np.linalg.inv(own.affine)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shift between b=0 and all diffusion-weighted volumes must be seen in the report."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.ndimage import map_coordinates
+
+from eddymotion.reports.figures import b0_edges_figure
+from eddymotion.reports.slices import PLANES, Slices
+
+TURNED_AXIS = {"sagittal": 0, "axial": 1}
+"""Which axis of these planes is y."""
+
+
+def edge_shift(axes, axis):
+    """Shift of the lines, pixels, that puts them on the strongest edges of the picture."""
+    (lines,) = axes.collections
+    points = np.concatenate([path.vertices for path in lines.get_paths()])[:, ::-1]  # row, column
+    slope = np.hypot(*np.gradient(np.asarray(axes.images[0].get_array())))
+    shifts = np.arange(-4, 4.5, 0.5)
+    along = np.eye(2)[1 - axis]
+    hit = [map_coordinates(slope, (points + s * along).T, order=1).mean() for s in shifts]
+    return shifts[int(np.argmax(hit))]
+
+
+@pytest.mark.parametrize("voxels", [2, -2])
+def test_lines_leave_the_edges_of_displaced_volumes(still, voxels):
+    signal = np.array(still.signal)
+    dwis = still.gradients.dwis
+    signal[..., dwis] = np.roll(signal[..., dwis], voxels, axis=1)
+    displaced = Slices.of(replace(still, signal=signal))
+    figure = b0_edges_figure(Slices.of(still), displaced)
+    rows = np.reshape(figure.axes, (2, len(PLANES)))
+    for name, axis in TURNED_AXIS.items():
+        at_rest, apart = (edge_shift(row[PLANES.index(name)], axis) for row in rows)
+        assert at_rest == pytest.approx(0, abs=0.5)
+        assert apart - at_rest == pytest.approx(voxels, abs=0.5)
