@@ -47,6 +47,14 @@ log = logging.getLogger(__name__)
 BEYOND_CHANCE = 22.5
 """Squared distance over variance, in six dimensions, that chance exceeds once in a thousand."""
 
+FEW_VOLUMES = 6
+"""Frames of fewer volumes are hardly told by them."""
+
+FAR_MM = 2.0
+"""Way to the nearer neighbour, in a human head, from which on such a volume is told."""
+
+Z_95 = 1.96
+
 ENOUGH_VOLUMES = 6
 """The image term uses the lowest shell with so many volumes."""
 
@@ -148,11 +156,43 @@ def unite_frames(
     if covariances is None:
         return united
     total = covariances + of_frame + covariances[dwi.reference]
+    if groups is not None:
+        total += of_few(united, groups, dwi)
     total[dwi.reference] = 0.0
     errors = standard_errors(united.matrices, total, dwi.brain_center, dwi.center)
     if estimate.undetermined is not None:
         errors[:, _affected(estimate.undetermined, dwi)] = np.nan
     return replace(united, standard_errors=errors)
+
+
+def of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -> np.ndarray:
+    """Return the covariances of what few volumes in a frame do not tell, (N, 6, 6).
+
+    Three to five directions predict one another poorly, and a volume may settle far from where it
+    is, well within its own errors. What speaks against that is the course of the head alone: such
+    a volume is known no better than it lies near one of its neighbours in time.
+    """
+    found = np.zeros((len(motion), 6, 6))
+    few = np.concatenate([np.array([], int), *(one for one in groups if len(one) < FEW_VOLUMES)])
+    far = []
+    for volume in few.astype(int):
+        beside = [other for other in (volume - 1, volume + 1) if 0 <= other < len(motion)]
+        ways = log_rigid(
+            np.linalg.inv(motion.head[volume]) @ motion.head[beside], dwi.brain_center
+        )
+        way = ways[np.linalg.norm(ways * in_millimetres(dwi), axis=1).argmin()]
+        found[volume] = np.diag(np.square(way / Z_95))
+        if np.linalg.norm(way * in_millimetres(dwi)) > FAR_MM * head_scale(
+            dwi.mask, dwi.voxel_sizes
+        ):
+            far.append(volume)
+    if far:
+        log.warning(
+            "volumes %s: away from both their neighbours in time, and of too few directions at "
+            "their b-value to be sure; their standard errors say so",
+            ", ".join(map(str, sorted(far))),
+        )
+    return found
 
 
 def _misfit(evidence: FrameEvidence) -> tuple[bool, float]:

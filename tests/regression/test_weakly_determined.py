@@ -8,8 +8,9 @@ import pytest
 
 from eddymotion.dataset import DWI
 from eddymotion.estimation import estimate_motion
+from eddymotion.estimation.frames import of_few
 from eddymotion.estimation.ties import tied_by_data, tied_volumes
-from eddymotion.geometry import Motion, rigid_parameters, rms_displacement
+from eddymotion.geometry import Motion, exp_rigid, rigid_parameters, rms_displacement
 from eddymotion.gradients import Gradients
 from eddymotion.models import get_model
 from eddymotion.simulation import (
@@ -40,6 +41,19 @@ def blocks(bvals, n_b0=1):
 )
 def test_low_b_values_are_not_one_shell(bvals, expected):
     np.testing.assert_allclose(blocks(bvals).shell_bvals, expected)
+
+
+def test_a_volume_of_few_is_known_no_better_than_it_lies_near_a_neighbour(caplog):
+    """Five directions in a frame of their own; one settled 10° away from where the head rests."""
+    dwi = acquire(procedural_head(8.0), shelled_scheme({1000: 5}, 1), Motion.identity(6),
+                  Grid.covering(procedural_head(8.0), 8.0))  # fmt: skip
+    twist = np.array([0.0, 0.0, 0.0, 0.0, 0.0, np.deg2rad(10)])
+    motion = Motion.identity(6).updated(np.array([3]), exp_rigid(twist, dwi.brain_center)[None])
+    few = of_few(motion, [np.arange(1, 6)], dwi)
+    assert 1.96 * np.sqrt(few[3, 5, 5]) >= np.deg2rad(9.99)
+    assert np.abs(np.delete(few, 3, axis=0)).max() < 1e-12  # they lie at a neighbour's pose
+    assert "volumes 3: away from both their neighbours" in caplog.text
+    assert not of_few(motion, [np.arange(6)], dwi).any()  # enough volumes speak for themselves
 
 
 def test_a_scheme_without_shells_is_one_frame():
