@@ -152,8 +152,9 @@ def _folders_of(bids_dir: Path, owner: Path) -> list[Path]:
     home = (bids_dir / owner).resolve()
     found = [owner]
     visited = {home}
-    sessions = [owner / path.name for path in _sorted(bids_dir / owner, "ses-*")]
-    for folder in (*sessions, owner / "dwi", *(session / "dwi" for session in sessions)):
+    sessions = [owner / path.name for path in sorted((bids_dir / owner).glob("ses-*"))]
+    folders = (*sessions, owner / "dwi", *(session / "dwi" for session in sessions))
+    for folder in sorted(folders, key=lambda folder: _is_by_link(bids_dir, folder)):
         path = bids_dir / folder
         if folder.parent not in found or not os.path.isdir(path):
             continue
@@ -168,9 +169,9 @@ def _folders_of(bids_dir: Path, owner: Path) -> list[Path]:
     return found
 
 
-def _sorted(folder: Path, pattern: str) -> list[Path]:
-    """Entries of a folder, links last: they lead to what is read before."""
-    return sorted(folder.glob(pattern), key=lambda path: (path.is_symlink(), path.name))
+def _is_by_link(bids_dir: Path, folder: Path) -> bool:
+    """Whether a folder of a participant is reached by a link; such ones come after the others."""
+    return any((bids_dir / path).is_symlink() for path in (folder, *folder.parents[:-2]))
 
 
 def _files_in(bids_dir: Path, folder: Path) -> list[BidsFile]:

@@ -226,7 +226,8 @@ def _qform(header: nib.Nifti1Header, sizes: np.ndarray) -> np.ndarray:
     rest = 1.0 - vector @ vector
     real = np.sqrt(rest) if rest > header.quaternion_threshold else 0.0
     qform = np.eye(4)
-    qform[:3, :3] = quat2mat([real, *vector]) * sizes
+    with np.errstate(invalid="ignore"):  # a quaternion that is not finite: no form
+        qform[:3, :3] = quat2mat([real, *vector]) * sizes
     if header["pixdim"][0] < 0:
         qform[:3, 2] *= -1
     qform[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]

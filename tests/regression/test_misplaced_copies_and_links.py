@@ -56,6 +56,16 @@ def test_only_the_folders_of_bids_are_read_and_no_link_is_followed_out_or_twice(
     assert images(root, participants=["03"]) == right[-1:]
 
 
+@pytest.mark.parametrize("link", ["ses-1", "ses-1/dwi"])
+def test_a_link_is_not_read_in_place_of_the_folder_that_it_leads_to(link, tmp_path, caplog):
+    write(tmp_path, "sub-01/dwi/sub-01_dwi.nii.gz", "dataset_description.json")
+    (tmp_path / "sub-01" / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "sub-01" / link).symlink_to(tmp_path / "sub-01/dwi")
+    assert images(tmp_path) == ["sub-01/dwi/sub-01_dwi.nii.gz"]
+    (told,) = caplog.messages
+    assert told.startswith(f"sub-01/{link}: leads to ")
+
+
 def test_an_index_ends_and_holds_the_same(linked, tmp_path):
     root, right = linked
     assert images(root, database_dir=tmp_path / "index") == right

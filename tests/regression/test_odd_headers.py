@@ -80,6 +80,7 @@ ODD = {
     "size of header": setting(sizeof_hdr=348),
     "magic of a pair": setting(magic=b"ni1"),
     "qform unusable": setting(quatern_b=np.nan),
+    "quaternion infinite": setting(quatern_c=-np.inf),
     "sform unusable": setting(srow_y=0.0),
 }
 
