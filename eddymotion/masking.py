@@ -130,15 +130,23 @@ def _solid(mask: np.ndarray) -> np.ndarray:
     solid = ndimage.binary_fill_holes(_largest_piece(mask))
     filled = solid.copy()
     for axis in range(3):
-        for filled_slice, slice_ in zip(
-            np.moveaxis(filled, axis, 0), np.moveaxis(solid, axis, 0), strict=True
-        ):
-            filled_slice |= ndimage.binary_fill_holes(slice_)
+        filled |= _holes_in_slices(solid, axis)
     width = round(BRIDGE_PART * float(np.cbrt(filled.sum())))
     core = ndimage.binary_erosion(filled, iterations=width, border_value=1) if width else filled
     if ndimage.label(core)[1] < 2:
         return filled
     return ndimage.binary_dilation(_largest_piece(core), iterations=width + 2, mask=filled)
+
+
+def _holes_in_slices(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Find what is enclosed in each slice across an axis; all slices at once, they are many."""
+    neighbours = ndimage.generate_binary_structure(3, 1)
+    np.moveaxis(neighbours, axis, 0)[[0, 2]] = False
+    pieces, n_pieces = ndimage.label(~mask, neighbours)
+    enclosed = np.arange(n_pieces + 1) > 0
+    for other in {0, 1, 2} - {axis}:
+        enclosed[np.take(pieces, [0, -1], axis=other)] = False
+    return enclosed[pieces]
 
 
 def _largest_piece(mask: np.ndarray) -> np.ndarray:

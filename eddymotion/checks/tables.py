@@ -116,9 +116,17 @@ class Looks:
 
 
 def _block_means(volume: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    (a, b, c), (fa, fb, fc) = np.array(volume.shape) // factors, factors
-    whole = np.asarray(volume[: a * fa, : b * fb, : c * fc], np.float32)
-    return whole.reshape(a, fa, b, fb, c, fc).mean(axis=(1, 3, 5), dtype=np.float64)
+    """Average blocks of voxels, whole ones only; adding strided views copies no voxel first."""
+    means = volume
+    for axis in (2, 1, 0):  # the slowest of a NIfTI file first: what is added lies together
+        step = factors[axis]
+        whole = means.shape[axis] // step * step
+        views = [np.moveaxis(means, axis, 0)[first:whole:step] for first in range(step)]
+        added = np.array(views[0], np.float32 if axis else np.float64)
+        for view in views[1:]:
+            added += view
+        means = np.moveaxis(added, 0, axis)
+    return means / np.prod(factors)
 
 
 def contradictions(dwi: Series) -> list[Contradiction]:
