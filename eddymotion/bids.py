@@ -20,6 +20,7 @@ from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
 from eddymotion.files import read_numbers
+from eddymotion.headers import read_header, shape_of
 from eddymotion.series_files import FIELDS, read_sidecar
 from eddymotion.steps import SeriesFiles
 
@@ -302,6 +303,11 @@ class Sorted:
                         f"no b-value above {b0_threshold:g} s/mm² (--b0-threshold): b=0 volumes "
                         "alone are not corrected"
                     )
+                elif is_lone_volume(one):
+                    skipped[label][one.dwi.name] = (
+                        "a single volume without b-values, taken for b=0: b=0 volumes alone are "
+                        "not corrected"
+                    )
                 else:
                     series[label].append(one)
         return cls(series, refused, skipped)
@@ -328,6 +334,16 @@ def has_b0_only(series: SeriesFiles, b0_threshold: float) -> bool:
     except EddymotionError:  # told when its turn comes
         return False
     return bool(((bvals >= 0) & (bvals <= b0_threshold)).all())
+
+
+def is_lone_volume(series: SeriesFiles) -> bool:
+    """Whether a series is one volume without tables: converters write none where all is b=0."""
+    if series.bval is not None or series.bvec is not None:
+        return False
+    try:
+        return shape_of(read_header(series.dwi))[3:] in ((), (1,))
+    except EddymotionError:  # told when its turn comes
+        return False
 
 
 def outputs_of(series: SeriesFiles, participant: str, output_dir: Path) -> Outputs:

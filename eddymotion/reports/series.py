@@ -153,11 +153,11 @@ class SeriesReport:
         Raises
         ------
         EddymotionError
-            If the confounds are missing, or a file is damaged or of another length.
+            If the confounds are missing, or a file is damaged, a folder, or of another length.
         """
         table = Table.read(outputs["confounds"])
         data_file = outputs["report_data"]
-        data = ReportData.load(data_file) if data_file.is_file() else None
+        data = ReportData.load(data_file) if data_file.exists() else None
         if data is not None and len(data.bvals) != len(table):
             raise EddymotionError(
                 f"{outputs['confounds']}: has {len(table)} rows, the data of the report "
@@ -167,7 +167,7 @@ class SeriesReport:
             outputs,
             table,
             _table_if_there(outputs, "outliers"),
-            read_json(outputs["sidecar"]),
+            _sidecar(outputs),
             data,
             _table_if_there(outputs, "eddy"),
             _table_if_there(outputs, "report_steps"),
@@ -285,4 +285,13 @@ def _table_if_there(outputs: Outputs, kind: str) -> Table | None:
         path = outputs[kind]
     except KeyError:
         return None
-    return Table.read(path) if path.is_file() else None
+    return Table.read(path) if path.exists() else None
+
+
+def _sidecar(outputs: Outputs) -> dict[str, Any]:
+    """Read the sidecar of the image; empty if there is none."""
+    path = outputs["sidecar"]
+    content = read_json(path)
+    if not content and path.exists():
+        raise EddymotionError(f"{path}: holds no JSON object; correct the series again")
+    return content

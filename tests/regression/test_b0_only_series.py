@@ -4,9 +4,12 @@
 import json
 import shutil
 
+import nibabel as nib
+import numpy as np
 import pytest
 from runs import QUICK, write_two_participants
 
+from eddymotion.bids import Sorted, find_series
 from eddymotion.cli import participant
 
 
@@ -46,3 +49,18 @@ def test_they_are_skipped_listed_and_no_failure(raw, tmp_path, capsys):
     assert participant.main([str(raw), str(output), "group"]) == 0
     assert "failed" not in capsys.readouterr().err
     assert participant.main([*call, "--participant-label", "02"]) == 0
+
+
+def test_one_volume_without_tables_is_skipped_and_several_are_not(tmp_path):
+    folder = tmp_path / "sub-01" / "dwi"
+    folder.mkdir(parents=True)
+    for name, shape in (("LR", (4, 4, 4)), ("PA", (4, 4, 4, 1)), ("RL", (4, 4, 4, 2))):
+        path = folder / f"sub-01_dir-{name}_dwi.nii.gz"
+        nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)).to_filename(path)
+    (folder / "sub-01_dir-X_dwi.nii.gz").write_bytes(b"damaged")
+    found = Sorted.of(find_series(tmp_path), 50.0)
+    assert list(found.skipped["01"]) == ["sub-01_dir-LR_dwi.nii.gz", "sub-01_dir-PA_dwi.nii.gz"]
+    assert "a single volume without b-values" in found.skipped["01"]["sub-01_dir-PA_dwi.nii.gz"]
+    assert [series.dwi.name for series in found.series["01"]] == [
+        "sub-01_dir-RL_dwi.nii.gz", "sub-01_dir-X_dwi.nii.gz",
+    ]  # fmt: skip

@@ -56,6 +56,11 @@ def array(value):
     return stream.getvalue()
 
 
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999,)}"
 DAMAGES = {
     "bomb": ("report_data", bomb),
@@ -71,6 +76,9 @@ DAMAGES = {
         np.frombuffer(b"[" * 100_000, np.uint8)))),
     "binary": ("confounds", lambda path: path.write_bytes(b"\x00\xff\xfe\n" * 9)),
     "empty": ("confounds", lambda path: path.write_text("")),
+    "folder": ("report_data", make_folder),
+    "folder of a table": ("outliers", make_folder),
+    "sidecar": ("sidecar", lambda path: path.write_text("[" * 100_000)),
 }  # fmt: skip
 
 
