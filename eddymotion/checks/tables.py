@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -122,7 +123,7 @@ def _block_means(volume: np.ndarray, factors: np.ndarray) -> np.ndarray:
         step = factors[axis]
         whole = means.shape[axis] // step * step
         views = [np.moveaxis(means, axis, 0)[first:whole:step] for first in range(step)]
-        added = np.array(views[0], np.float32 if axis else np.float64)
+        added: np.ndarray = np.array(views[0], np.float32 if axis else np.float64)
         for view in views[1:]:
             added += view
         means = np.moveaxis(added, 0, axis)
@@ -145,14 +146,15 @@ def contradictions(dwi: Series) -> list[Contradiction]:
     if looks is None:
         return []
     bvals, threshold = dwi.gradients.bvals, dwi.gradients.b0_threshold
-    labels = _Labels.of(looks, bvals, threshold)
+    shelled = dwi.gradients.is_shelled
+    labels = _Labels.of(looks, bvals, threshold, shelled=shelled)
     wrong, without_b0 = labels.mislabelled(), not len(labels.b0s)
     if not wrong:
-        return []
+        return labels.out_of_order()
     certain = any(one.certain for one in wrong)
     if len(wrong) > 1 and certain and not without_b0:
         for step, words in ((-1, "earlier"), (1, "later")):
-            if _Labels.of(looks, np.roll(bvals, step), threshold).fit():
+            if _Labels.of(looks, np.roll(bvals, step), threshold, shelled=shelled).fit():
                 found = _in_words(wrong)
                 reading = f"the b-values fit the images if each stands one volume {words}"
                 return [Contradiction(found, reading)]
@@ -218,21 +220,25 @@ class _Labels:
         Volumes of like b-values; the first are the b=0 volumes, which there may be none of.
     cores : list of index arrays
         Of each level, the volumes that look alike.
+    shelled : bool
+        Whether levels above b=0 are shells: points of a lattice are as unlike within a level as
+        between two.
     """
 
     looks: Looks
     bvals: np.ndarray
     levels: list[np.ndarray]
     cores: list[np.ndarray]
+    shelled: bool
 
     @classmethod
-    def of(cls, looks: Looks, bvals: np.ndarray, threshold: float) -> _Labels:
+    def of(cls, looks: Looks, bvals: np.ndarray, threshold: float, *, shelled: bool) -> _Labels:
         levels = _levels(bvals, threshold)
         cores = [
             _largest_cluster(level, looks.brightness, brightest=number == 0)
             for number, level in enumerate(levels)
         ]
-        return cls(looks, bvals, levels, cores)
+        return cls(looks, bvals, levels, cores, shelled)
 
     @property
     def b0s(self) -> np.ndarray:
@@ -256,8 +262,27 @@ class _Labels:
         ]
         bright = np.array([one.volume for one in found if one.like is None], int)
         if len(bright):
-            found += list(self._too_dark(bright))
+            told = {one.volume for one in found}
+            found += [one for one in self._too_dark(bright) if one.volume not in told]
         return sorted(found, key=lambda one: one.volume)
+
+    def out_of_order(self) -> list[Contradiction]:
+        """Find whole levels that are brighter than one of a lower b-value."""
+        if not self.shelled:
+            return []
+        levels = [level for level in self.levels if len(level)]
+        brightness = [np.median(self.looks.brightness[level]) for level in levels]
+        found = []
+        for lower, higher in pairwise(range(len(levels))):
+            if brightness[higher] > brightness[lower] + GAP:
+                bvals = [self.bvals[levels[level]].mean() for level in (lower, higher)]
+                found.append(Contradiction(
+                    f"volumes {listed(levels[higher])} (b={bvals[1]:.0f}) are brighter than "
+                    f"volumes {listed(levels[lower])} (b={bvals[0]:.0f})",
+                    "the images fit if the two b-values are exchanged, or their gains differ",
+                    certain=False,
+                ))  # fmt: skip
+        return found
 
     def _judged(self, volume: int, own: int) -> _Mislabelled | None:
         """Judge a volume that is brighter or darker than its level."""
@@ -274,7 +299,7 @@ class _Labels:
         for other in np.argsort(distances, kind="stable"):
             if other == own or not distances[other] < distances[own] / 2:
                 continue
-            if 0 not in (own, other) and distances[own] < SHELLS_APART:
+            if 0 not in (own, other) and not (self.shelled and distances[own] >= SHELLS_APART):
                 continue
             if likeness(volume, self.cores[other]) > at_home + CONTRAST_MARGIN:
                 like = 0.0 if other == 0 else float(self.bvals[self.levels[other]].mean())

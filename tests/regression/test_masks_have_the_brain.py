@@ -3,9 +3,10 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from eddymotion.files import load, mean_b0
-from eddymotion.masking import _solid, brain_mask, mask_doubt
+from eddymotion.masking import _holes_in_slices, _solid, brain_mask, mask_doubt
 
 AXES = np.indices((40, 44, 36)).transpose(1, 2, 3, 0)
 
@@ -50,3 +51,11 @@ def test_real_heads(name, voxel, inside):
     dwi = load(path)
     mask = brain_mask(mean_b0(dwi.signal, dwi.gradients))
     assert mask[voxel] == inside
+
+
+def test_holes_of_all_slices_are_those_of_each():
+    mask = np.random.default_rng(0).random((12, 13, 14)) > 0.4
+    for axis in range(3):
+        filled = [ndimage.binary_fill_holes(one) for one in np.moveaxis(mask, axis, 0)]
+        found = mask | _holes_in_slices(mask, axis)
+        np.testing.assert_array_equal(found, np.stack(filled, axis))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.checks.tables import contradictions, scaled_vectors
+from eddymotion.checks.tables import Looks, _Labels, contradictions, scaled_vectors
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import Motion
 from eddymotion.gradients import Gradients
@@ -71,6 +71,37 @@ def test_schemes_that_fit_are_left_alone(name):
     rest = Motion.identity(len(gradients))
     dwi = acquire(head, gradients, rest, Grid.covering(head, 6.0), snr=10)
     assert contradictions(dwi) == []
+
+
+def test_points_of_a_lattice_are_never_taken_for_another_level():
+    head, gradients = procedural_head(6.0), SCHEMES["csdsi"].build()
+    rest = Motion.identity(len(gradients))
+    dwi = acquire(head, gradients, rest, Grid.covering(head, 6.0), snr=20)
+    signal = np.array(dwi.signal)
+    highest, lower = (gradients.bvals == gradients.bvals.max()), gradients.bvals < 3000
+    strange = int(np.flatnonzero(highest)[0])
+    signal[..., strange] = signal[..., lower & (gradients.bvals > 2500)].mean(axis=3)
+    assert contradictions(replace(dwi, signal=signal)) == []
+
+
+def test_exchanged_shells_are_told(two_shells):
+    bvals = two_shells.gradients.bvals
+    exchanged = np.select([bvals == bvals.max(), bvals > 50], [1000.0, bvals.max()], 0.0)
+    (found,) = contradictions(labelled(two_shells, exchanged))
+    assert not found.certain
+    assert "are brighter than volumes" in str(found)
+    (found,) = contradictions(labelled(two_shells, np.where(bvals > 50, 0.0, 1000.0)))
+    assert "(b=1000) are brighter than volumes" in str(found)
+
+
+@pytest.mark.parametrize("step", [3, 5, 7])
+def test_no_volume_is_named_twice(two_shells, step):
+    old = two_shells.gradients
+    shifted = labelled(two_shells, np.roll(old.bvals, step), np.roll(old.bvecs, step, axis=0))
+    looks = Looks.of(shifted)
+    found = _Labels.of(looks, shifted.gradients.bvals, 50.0, shelled=True).mislabelled()
+    volumes = [one.volume for one in found]
+    assert len(volumes) == len(set(volumes))
 
 
 def test_loading_refuses_and_can_be_told_not_to(moving, tmp_path):
