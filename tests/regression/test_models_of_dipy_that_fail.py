@@ -42,7 +42,7 @@ def test_memory_that_is_not_there_is_no_fault_of_the_model(monkeypatch):
         DipyModel(Failing).leave_one_out(np.ones((5, 8), np.float32), GRADIENTS)
 
 
-@pytest.mark.parametrize("name", ["IvimModel", "FreeWaterTensorModel", "MapmriModel"])
+@pytest.mark.parametrize("name", ["DiffusionKurtosisModel", "FreeWaterTensorModel", "MapmriModel"])
 def test_few_volumes_end_in_a_prediction_or_a_line(name):
     signal = np.random.default_rng(1).uniform(50, 100, (3, 8)).astype(np.float32)
     model = get_model(f"dipy:{name}", GRADIENTS)
