@@ -399,21 +399,23 @@ class _Clusters:
         size = ROWS_AT_A_TIME // N_POINTS
         return [slice(k, k + size) for k in range(0, len(self.points), size)]
 
-    def functions(self, basis: _Basis, moments: _Moments) -> np.ndarray:
-        """Contrasts of all functions within clusters, (C · N_POINTS, K); zero outside."""
+    def columns(self, basis: _Basis, moments: _Moments) -> np.ndarray:
+        """Contrasts of all functions within clusters, zero outside; room for six more columns."""
         place = self.place
         known = moments.known[:, None]
+        found = np.zeros((known.size * N_POINTS, len(basis.ridge()) + 6), np.float32)
 
-        def columns(chunk: slice) -> np.ndarray:
+        def fill(chunk: slice) -> None:
             mean = np.where(known[chunk], moments.mean[chunk], 0.0)
             spread = moments.spread
             if spread is not None:
                 spread = np.where(known[chunk], spread[chunk], 0.0)
             contrasts = _centred(basis.at(mean, spread, place[chunk]))
             contrasts[~np.repeat(known[chunk, 0], N_POINTS)] = 0.0
-            return contrasts
+            found[N_POINTS * chunk.start : N_POINTS * chunk.stop, :-6] = contrasts
 
-        return np.concatenate(parallel_map(columns, self.chunks(), n_threads=self.n_threads))
+        parallel_map(fill, self.chunks(), n_threads=self.n_threads)
+        return found
 
     def by_offset(self, slopes: np.ndarray) -> np.ndarray:
         """Turn gradients (C, N_POINTS, 3) into derivatives by a twist, (C, N_POINTS, 6)."""
@@ -430,8 +432,9 @@ class _Equations:
     clusters : _Clusters
     basis : _Basis
     moments : _Moments
-    functions : (R, K) float32 array
-        Contrasts of the basis, a row a point.
+    columns : (R, K + 6) float32 array
+        Contrasts of the basis, a row a point; then the derivatives by the offset, which each step
+        fills in anew.
     splines : sequence of n Spline
         The b=0 volumes, smoothed.
     b0_matrices : (n, 4, 4) array
@@ -443,7 +446,7 @@ class _Equations:
     clusters: _Clusters
     basis: _Basis
     moments: _Moments
-    functions: np.ndarray
+    columns: np.ndarray
     splines: Sequence[Spline]
     b0_matrices: np.ndarray
     tolerance: float
@@ -472,7 +475,7 @@ class _Equations:
             clusters,
             basis,
             moments,
-            clusters.functions(basis, moments),
+            clusters.columns(basis, moments),
             [Spline.of(low_pass(dwi.evidence(v), clusters.fwhm)) for v in dwi.gradients.b0s],
             b0_matrices,
             width.tolerance * clusters.fwhm,
@@ -484,14 +487,14 @@ class _Equations:
         return None if begun is None else self.solve_on(begun)
 
     def solve_on(self, solved: _Solved) -> _Solved:
-        """Go on until the steps are small."""
+        """Go on until the steps are small, by one at least."""
         for _ in range(MAX_ITERATIONS - 1):
-            if solved.length < self.tolerance:
-                break
             further = self.step(solved.to_b0, solved.fit.weights)
             if further is None:
                 break
             solved = further
+            if solved.length < self.tolerance:
+                break
         return solved
 
     def step(self, to_b0: np.ndarray, weights: np.ndarray | None = None) -> _Solved | None:
@@ -504,17 +507,17 @@ class _Equations:
         usable = np.repeat(inside, N_POINTS)
         right = np.where(usable, _centred(np.nan_to_num(values)[..., None])[:, 0], 0.0)
         slopes = np.where(usable[:, None], _centred(np.nan_to_num(jacobian)), 0.0)
-        columns = np.hstack([self.functions, -slopes.astype(np.float32)])
+        self.columns[:, -6:] = -slopes
         fit = _regress(
             right,
-            columns,
+            self.columns,
             np.where(usable, 1.0 if weights is None else np.maximum(weights, LEAST_WEIGHT), 0.0),
             ridge,
             n_iterations=ROBUST_ITERATIONS[0 if weights is None else 1],
             n_threads=self.clusters.n_threads,
         )
         moved = to_b0 @ exp_rigid(fit.coefficients[-6:], self.clusters.center)
-        return _Solved(self, moved, columns, right, fit)
+        return _Solved(self, moved, right, fit)
 
     def _read_b0(self, to_b0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean b=0 signal (C, N_POINTS), and its derivatives by the offset (C, N_POINTS, 6)."""
@@ -542,8 +545,6 @@ class _Solved:
     equations : _Equations
     to_b0 : (4, 4) array
         Diffusion-weighted frame → b=0 frame, after the step.
-    columns : (R, K + 6) array
-        Functions and derivatives by the offset, a row a point.
     values : (R,) array
         Contrasts of the b=0 signal.
     fit : _Fit
@@ -552,13 +553,17 @@ class _Solved:
 
     equations: _Equations
     to_b0: np.ndarray
-    columns: np.ndarray
     values: np.ndarray
     fit: _Fit
 
     @property
     def clusters(self) -> _Clusters:
         return self.equations.clusters
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Functions and derivatives by the offset; of the last step that was taken at all."""
+        return self.equations.columns
 
     @property
     def length(self) -> float:
@@ -704,8 +709,9 @@ class _Fit:
         """Covariance of the coefficients by a sandwich over blocks of points, (k, k)."""
         order = np.argsort(blocks, kind="stable")
         starts = np.flatnonzero(np.diff(blocks[order], prepend=-1))
-        scores = columns[order] * (self.weights * self.residual)[order, None]
-        parts = _solve_scaled(self.normal, np.add.reduceat(scores, starts, axis=0).T)
+        scores = (self.weights * self.residual).astype(columns.dtype)
+        sums = [scores[rows] @ columns[rows] for rows in np.split(order, starts[1:])]
+        parts = _solve_scaled(self.normal, np.array(sums, float).T)
         return parts @ parts.T
 
 
@@ -723,7 +729,7 @@ def _regress(
     Rows of weight zero have no say and keep it.
     """
     usable = weights > 0
-    sizes = np.einsum("rk,rk->k", columns, columns, dtype=float)
+    sizes = np.array([column @ column for column in columns.T], float)
     sizes = np.maximum(sizes, 1e-12 * sizes.max() + np.finfo(float).tiny)
     for _ in range(n_iterations):
         normal, right = _normal_equations(values, columns, weights, n_threads)
