@@ -31,10 +31,10 @@ from scipy.spatial.transform import Rotation
 
 import eddymotion as em
 from benchmarks import tables
-from eddymotion.bids import find_series
-from eddymotion.dataset import DWI
+from eddymotion.bids.series import find_series
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.evaluation import compare_motion
-from eddymotion.gradients import Gradients
 from eddymotion.simulation import (
     Grid,
     HarmonicHead,

@@ -33,15 +33,15 @@ import numpy as np
 
 import eddymotion as em
 from benchmarks import tables
-from eddymotion.dataset import DWI
+from eddymotion.data.acquisition import Slicing
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.estimation import Quality, assess
 from eddymotion.estimation.outliers import MIN_POINTS_IN_SLICE
 from eddymotion.estimation.quality import N_POINTS
 from eddymotion.estimation.replacement import Replaced
-from eddymotion.estimation.slicing import Slicing
 from eddymotion.evaluation import compare_motion
-from eddymotion.files import image_stem
-from eddymotion.gradients import Gradients
+from eddymotion.io.images import image_stem
 from eddymotion.models import get_model
 from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, Phantom, acquire, procedural_head, shelled_scheme

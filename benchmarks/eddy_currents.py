@@ -35,11 +35,11 @@ from scipy.spatial.transform import Rotation
 import eddymotion as em
 from benchmarks import tables
 from benchmarks.accuracy import ABCD, CENTER, OBLIQUE, SINGLE, TINY
-from eddymotion.dataset import DWI
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.estimation import assess
-from eddymotion.files import image_stem
-from eddymotion.geometry import exp_rigid, log_rigid, rigid_parameters
-from eddymotion.gradients import Gradients
+from eddymotion.io.images import image_stem
+from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters
 from eddymotion.simulation import Grid, Phantom, acquire, procedural_head
 from eddymotion.simulation.eddy_currents import simulate_eddy_currents
 from eddymotion.simulation.motion import simulate_motion

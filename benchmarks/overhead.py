@@ -148,7 +148,7 @@ def with_nipype(image: Path, folder: Path, threads: int, plugin: str = "Linear")
     from eddymotion.workflows.execution import run_workflow
     from eddymotion.workflows.nipype import init_dwi_hmc_wf
 
-    from eddymotion.running import Plugin
+    from eddymotion.pipeline.limits import Plugin
 
     workflow = init_dwi_hmc_wf(num_threads=threads)
     workflow.inputs.inputnode.dwi_file = image

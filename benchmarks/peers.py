@@ -29,8 +29,9 @@ import psutil
 import eddymotion as em
 from benchmarks import tables
 from benchmarks.accuracy import NAMES, SERIES, Series, read_phantom, row_of, score
-from eddymotion.files import write_gradient_table, write_image
-from eddymotion.itk import read_itk, write_itk
+from eddymotion.io.images import write_image
+from eddymotion.io.itk import read_itk, write_itk
+from eddymotion.io.tables import write_gradient_table
 
 TOOLS_FILE = Path(__file__).with_name("peer_tools.py")
 

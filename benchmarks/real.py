@@ -17,11 +17,12 @@ import numpy as np
 
 import eddymotion as em
 from benchmarks import tables
-from eddymotion.bids import find_series
-from eddymotion.dataset import DWI
+from eddymotion.bids.series import find_series
+from eddymotion.data.series import DWI
 from eddymotion.estimation import assess
-from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
-from eddymotion.steps import SeriesFiles
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
+from eddymotion.pipeline.correct import SeriesFiles
 
 KEY = ("series", "state")
 

@@ -27,9 +27,9 @@ import psutil
 
 import eddymotion as em
 from benchmarks import tables
-from eddymotion.files import write_series
-from eddymotion.geometry import Motion
-from eddymotion.itk import read_itk
+from eddymotion.io.images import write_series
+from eddymotion.io.itk import read_itk
+from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from eddymotion.files import write_json, write_text
+from eddymotion.io.writing import write_json, write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 

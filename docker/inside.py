@@ -12,7 +12,7 @@ import sys
 
 def check_limits() -> None:
     """Refuse more than /tmp and /out to write to, a network, or more than the limits counted."""
-    from eddymotion.cgroups import available_cpus, available_memory_gb
+    from eddymotion.machine.cgroups import available_cpus, available_memory_gb
 
     writable = [path for path in ("/", "/opt/eddymotion/kernels", "/tmp", "/out")
                 if os.access(path, os.W_OK)]  # fmt: skip
@@ -27,8 +27,8 @@ def check_limits() -> None:
 
 def check_kernels(dwi: str, folder: str) -> None:
     """Refuse a correction for which a kernel had to be compiled."""
-    from eddymotion import kernels
     from eddymotion.cli.correct import main
+    from eddymotion.images import kernels
 
     assert main([dwi, "-o", folder]) == 0
     stats = [kernel.stats for kernel in vars(kernels).values() if hasattr(kernel, "stats")]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.itk import read_itk
+from eddymotion.io.itk import read_itk
 
 HEAD_MM = 70.0
 """Radius of the sphere whose points are compared."""

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-from .dataset import DWI as DWI
-from .dataset import Image as Image
+from .data.gradients import Gradients as Gradients
+from .data.series import DWI as DWI
 from .derivatives import save as save
-from .display import show as show
 from .errors import EddymotionError as EddymotionError
 from .estimation import assess as assess
 from .estimation import estimate_motion as estimate_motion
-from .files import load as load
-from .geometry import Motion as Motion
-from .gradients import Gradients as Gradients
-from .masking import brain_mask as brain_mask
+from .images.image import Image as Image
+from .images.masking import brain_mask as brain_mask
+from .io.series import load as load
+from .mapping.motion import Motion as Motion
+from .reports.display import show as show
 from .resampling import resample as resample
 
 __all__ = [

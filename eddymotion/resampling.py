@@ -25,20 +25,16 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import DWI, Series, Spline
-from eddymotion.eddy_currents import EddyCurrents
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError, check_kind
-from eddymotion.field_kernels import sample_grid_through_field
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
-from eddymotion.kernels import (
-    EDGE,
-    kernel_order,
-    sample_grid,
-    spline_coefficients,
-)
-from eddymotion.parallel import Progress, parallel_iterate, silent
-from eddymotion.words import shown
+from eddymotion.images.image import Spline
+from eddymotion.images.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
+from eddymotion.machine.parallel import Progress, parallel_iterate, silent
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.field_kernels import sample_grid_through_field
+from eddymotion.mapping.motion import Motion
+from eddymotion.wording import shown
 
 if TYPE_CHECKING:
     from nitransforms.base import TransformBase
@@ -85,7 +81,7 @@ def resample(
         Volumes at a time. Each needs about twenty float64 volumes with NiTransforms (through
         fields or a `space` three and 70 MB), two float32 volumes otherwise.
     progress : callable
-        See :class:`~eddymotion.parallel.Progress`.
+        See :class:`~eddymotion.machine.parallel.Progress`.
 
     Returns
     -------

@@ -9,11 +9,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from eddymotion.dataset import DWI, Image
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.estimation import estimate_motion
-from eddymotion.files import load
-from eddymotion.geometry import Motion, rigid_parameters
-from eddymotion.gradients import Gradients
+from eddymotion.images.image import Image
+from eddymotion.io.series import load
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, simulate_motion
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -8,15 +8,15 @@ import numpy as np
 
 from eddymotion.derivatives import Outputs, write_outputs, write_sidecar
 from eddymotion.estimation import assess
-from eddymotion.geometry import Motion
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import get_model
+from eddymotion.pipeline.settings import Settings
 from eddymotion.reports.data import ReportData
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Grid, Slices
 from eddymotion.reports.sprites import Frames
 from eddymotion.resampling import Resampled
-from eddymotion.settings import Settings
 
 LOST = {5: (8, 9, 10), 12: tuple(range(5, 26))}
 """Volume → slices that lose nine tenths of their signal: few, and most."""

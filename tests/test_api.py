@@ -142,7 +142,7 @@ def test_public_names_and_signatures_are_those_written_down():
 
 
 def test_changes_are_seen(monkeypatch):
-    import eddymotion.masking
+    import eddymotion.images.masking
 
     assert "eddymotion.brain_mask(reference)" in public_api()
     monkeypatch.setattr(eddymotion, "brain_mask", lambda image, /, *, radius=2: None)

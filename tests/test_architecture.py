@@ -10,29 +10,20 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("cgroups", "children", "compiling", "errors", "names", "processes", "reprs", "words"),
-    ("field_kernels", "kernels"),
-    ("eddy_currents", "geometry", "gradients", "headers", "html_values", "zeros"),
-    ("locks", "logs", "parallel", "running", "temporaries"),
-    ("checks", "dataset", "masking", "pyramid"),
-    (
-        "files",
-        "itk",
-        "models",
-        "motion_files",
-        "registration",
-        "resampling",
-        "transform_files",
-        "warps",
-    ),
+    ("errors", "wording"),
+    ("machine",),
+    ("images",),
+    ("data", "mapping"),
+    ("io", "models", "resampling"),
+    ("registration",),
     ("estimation",),
-    ("evaluation",),
-    ("derivatives", "reports", "series_files", "settings", "simulation", "summary"),
-    ("display", "normalisation", "pairs", "steps", "testing"),
-    ("bids", "bids_filters", "bids_tree", "jobs", "loop_parts", "parts"),
-    ("demo", "interfaces"),
-    ("workflows",),
-    ("cli",),
+    ("evaluation", "simulation"),
+    ("derivatives", "testing"),
+    ("reports",),
+    ("pairs",),
+    ("pipeline",),
+    ("bids", "interfaces"),
+    ("cli", "workflows"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -79,8 +70,8 @@ def test_left_never_imports_right(path):
 @pytest.mark.parametrize(
     ("part", "source", "expected"),
     [
-        ("geometry", "from eddymotion.dataset import DWI", ["dataset"]),
-        ("dataset", "def f():\n    import eddymotion.files as f", ["files"]),
+        ("geometry", "from eddymotion.data.series import DWI", ["dataset"]),
+        ("dataset", "def f():\n    import eddymotion.io.series as f", ["files"]),
         ("models", "from ..resampling import resample", ["resampling"]),
         ("registration", "from eddymotion import models", ["models"]),
         ("estimation", "from eddymotion import __version__, models, resampling", []),

@@ -11,10 +11,12 @@ import pytest
 pytest.importorskip("psutil")
 
 from benchmarks import accuracy, cieslak, peer_tools, peers, real, registrars, tables
-from eddymotion.dataset import DWI
-from eddymotion.files import write_gradient_table, write_image
-from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
+from eddymotion.io.images import write_image
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
 from eddymotion.simulation import Grid, acquire, procedural_head
 
 PATH = re.compile(r"(?<![\w.])/(home|root|tmp|work|usr)\b")

@@ -15,9 +15,9 @@ from browser import Browser
 from PIL import Image
 from report_cases import copy_series, with_lost_slices, write_large, write_series
 
+from eddymotion.io.tsv import Table
 from eddymotion.reports.data import ReportData
 from eddymotion.reports.participant import build_participant_report
-from eddymotion.reports.tables import Table
 
 pytestmark = pytest.mark.browser
 

@@ -15,10 +15,10 @@ from PIL import Image
 from report_cases import copy_series, write_series
 from test_group_report import HOSTILE, WILD, scale_motion
 
+from eddymotion.io.tsv import Table
 from eddymotion.reports.group import Group, build_group_report, table_columns
 from eddymotion.reports.group_page import write_group_page
 from eddymotion.reports.participant import build_participant_report
-from eddymotion.reports.tables import Table
 
 pytestmark = pytest.mark.browser
 

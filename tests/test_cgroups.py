@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from eddymotion import cgroups
-from eddymotion.cgroups import cpu_limits, memory_limits
+from eddymotion.machine import cgroups
+from eddymotion.machine.cgroups import cpu_limits, memory_limits
 
 UNLIMITED = 9223372036854771712  # what version 1 says
 

@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from eddymotion.bids import find_series
+from eddymotion.bids.series import find_series
 from eddymotion.cli import correct, participant
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import rigid_parameters
-from eddymotion.itk import read_itk
-from eddymotion.series_files import SeriesFiles, metadata_of, phase_encoding
+from eddymotion.io.itk import read_itk
+from eddymotion.io.sidecars import SeriesFiles, metadata_of, phase_encoding
+from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from eddymotion.estimation.course import Habit, merged
-from eddymotion.geometry import exp_rigid
+from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.simulation import shelled_scheme
 from eddymotion.simulation.motion import simulate_motion
 

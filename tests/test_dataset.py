@@ -6,8 +6,8 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.gradients import Gradients
 
 
 def test_series_is_frozen_and_leaves_the_callers_array_alone(tiny):

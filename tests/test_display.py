@@ -15,8 +15,8 @@ import pytest
 from PIL import Image as Pictures
 
 import eddymotion as em
-from eddymotion.display import MOST_TILES, WIDTH, html_of
-from eddymotion.geometry import framewise_displacement, rigid_matrix, rigid_parameters
+from eddymotion.mapping.rigid import framewise_displacement, rigid_matrix, rigid_parameters
+from eddymotion.reports.display import MOST_TILES, WIDTH, html_of
 from eddymotion.reports.slices import Grid
 from eddymotion.reports.sprites import Frames
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import DWI
-from eddymotion.eddy_currents import N_TERMS, EddyCurrents
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
 from eddymotion.estimation.fields import FieldEvidence, shown_order, with_offsets
-from eddymotion.geometry import Motion, exp_rigid, log_rigid
-from eddymotion.series_files import SeriesFiles, phase_encoding
+from eddymotion.io.sidecars import SeriesFiles, phase_encoding
+from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.simulation import acquire
 from eddymotion.simulation.eddy_currents import simulate_eddy_currents
 

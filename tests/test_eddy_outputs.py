@@ -11,16 +11,19 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
+from eddymotion.data.gradients import from_fsl
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.eddy import read_eddy, write_displacement_fields, write_eddy
 from eddymotion.derivatives.fsl import OutlierTables, write_fsl_eddy
-from eddymotion.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
-from eddymotion.files import read_gradient_table, write_gradient_table, write_image
-from eddymotion.geometry import Motion
-from eddymotion.gradients import from_fsl, image_axes
+from eddymotion.images.grid import image_axes
+from eddymotion.io.images import write_image
+from eddymotion.io.tables import read_gradient_table, write_gradient_table
+from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
+from eddymotion.mapping.motion import Motion
+from eddymotion.pipeline.correct import SeriesFiles, correct_series
+from eddymotion.pipeline.settings import Settings
 from eddymotion.resampling import Resampled
-from eddymotion.settings import Settings
 from eddymotion.simulation import (
     Grid,
     acquire,
@@ -28,7 +31,6 @@ from eddymotion.simulation import (
     shelled_scheme,
     simulate_motion,
 )
-from eddymotion.steps import SeriesFiles, correct_series
 
 TURN = Rotation.from_euler("xyz", [12, -8, 20], degrees=True).as_matrix()
 

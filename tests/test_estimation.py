@@ -7,9 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.checks import in_sidecar
-from eddymotion.dataset import Image, Spline
-from eddymotion.eddy_currents import N_TERMS, EddyCurrents
+from eddymotion.data.checks import in_sidecar
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.coupled import CoupledProblem
@@ -18,15 +16,12 @@ from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import register_unless_worse
 from eddymotion.estimation.strays import call_back, far_from_neighbours
-from eddymotion.geometry import (
-    Motion,
-    exp_rigid,
-    rigid_matrix,
-    rigid_parameters,
-    rms_displacement,
-)
+from eddymotion.images.image import Image, Spline
+from eddymotion.images.pyramid import jittered_points, low_pass
+from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, rigid_matrix, rigid_parameters, rms_displacement
 from eddymotion.models import AverageModel, GaussianProcessModel, LegendreCovariance, TensorModel
-from eddymotion.pyramid import jittered_points, low_pass
 from eddymotion.registration import Registration
 from eddymotion.simulation import acquire, shelled_scheme, simulate_motion
 

@@ -10,9 +10,9 @@ import pytest
 
 from eddymotion.cli import evaluate
 from eddymotion.derivatives import save
-from eddymotion.files import write_image
-from eddymotion.geometry import Motion
-from eddymotion.itk import write_itk
+from eddymotion.io.images import write_image
+from eddymotion.io.itk import write_itk
+from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import resample
 from eddymotion.simulation import write_bids
 

@@ -8,7 +8,8 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter
 
-from eddymotion.dataset import DWI
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import (
     Landmarks,
@@ -27,10 +28,11 @@ from eddymotion.evaluation import (
     refuse_different,
     smoothness,
 )
-from eddymotion.files import write_image, write_x5
-from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters, target_registration_error
-from eddymotion.gradients import Gradients
-from eddymotion.itk import write_itk
+from eddymotion.io.images import write_image
+from eddymotion.io.itk import write_itk
+from eddymotion.io.motion import write_x5
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters, target_registration_error
 from eddymotion.simulation import shelled_scheme, simulate_motion
 
 CENTER = np.array([4.0, -9.0, 13.0])

@@ -14,20 +14,17 @@ from nibabel.affines import apply_affine
 from nitransforms.io.fsl import FSLLinearTransform
 from nitransforms.linear import load as load_with_nitransforms
 
+from eddymotion.data.gradients import to_fsl
 from eddymotion.errors import EddymotionError
-from eddymotion.files import (
-    load,
-    mean_b0,
-    read_image,
-    replacing,
-    write_fsl_matrices,
-    write_gradient_table,
-    write_image,
-    write_x5,
-)
-from eddymotion.geometry import Motion, grid_center, rigid_matrix
-from eddymotion.gradients import to_fsl
-from eddymotion.itk import read_itk, write_itk
+from eddymotion.images.grid import grid_center
+from eddymotion.io.images import read_image, write_image
+from eddymotion.io.itk import read_itk, write_itk
+from eddymotion.io.motion import write_fsl_matrices, write_x5
+from eddymotion.io.series import load, mean_b0
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.writing import replacing
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.simulation import Grid
 
 SCALE, OFFSET = 0.05, 10.0

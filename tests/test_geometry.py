@@ -9,11 +9,11 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import (
-    Motion,
+from eddymotion.images.grid import grid_center
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import (
     exp_rigid,
     framewise_displacement,
-    grid_center,
     log_rigid,
     rigid_matrix,
     rigid_parameters,

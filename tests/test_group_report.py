@@ -13,11 +13,11 @@ from report_cases import copy_series, with_lost_slices, write_series
 from eddymotion.cli import participant
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.io.tsv import Table
 from eddymotion.reports.group import build_group_report
 from eddymotion.reports.group_rule import LIMIT, MIN_SERIES, SCALES, compare
 from eddymotion.reports.metrics import describe_metric, in_order, quality_metrics
 from eddymotion.reports.series import SeriesReport
-from eddymotion.reports.tables import Table
 
 N_SERIES = 10
 WILD = "sub-04"

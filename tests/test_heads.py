@@ -10,9 +10,10 @@ import pytest
 from nibabel.affines import apply_affine
 
 import eddymotion.simulation
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
-from eddymotion.gradients import Gradients
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
 from eddymotion.simulation import (
     Grid,
     HarmonicHead,

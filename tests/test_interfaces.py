@@ -10,21 +10,24 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion import loop_parts, parts
-from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import predict
-from eddymotion.files import read_image, write_gradient_table, write_image
-from eddymotion.geometry import Motion, rigid_matrix
 from eddymotion.interfaces import MOTION, SETTING_HELP, settings_of
 from eddymotion.interfaces import nipype as nodes
 from eddymotion.interfaces import pydra as tasks
-from eddymotion.itk import read_itk, write_itk
+from eddymotion.io.images import read_image, write_image
+from eddymotion.io.itk import read_itk, write_itk
+from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.models import get_model
-from eddymotion.motion_files import read_motion, write_motion
+from eddymotion.pipeline import loop as loop_parts
+from eddymotion.pipeline import parts
+from eddymotion.pipeline.correct import SeriesFiles
+from eddymotion.pipeline.settings import SETTING_NAMES, Settings
 from eddymotion.registration import GaussNewton
-from eddymotion.settings import SETTING_NAMES, Settings
-from eddymotion.steps import SeriesFiles
 
 QUICK = {"n_iterations": 1, "random_seed": 3}
 CORRECTED = ("dwi_file", "bval_file", "bvec_file", "dwiref_file", "mask_file")

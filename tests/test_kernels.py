@@ -6,18 +6,18 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 
-from eddymotion import kernels
-from eddymotion.dataset import Image
-from eddymotion.eddy_currents import N_TERMS, TERMS, EddyCurrents, polynomial_terms
-from eddymotion.field_kernels import sample_grid_through_field, weigh_terms
-from eddymotion.geometry import rigid_matrix
-from eddymotion.kernels import (
+from eddymotion.images import kernels
+from eddymotion.images.image import Image
+from eddymotion.images.kernels import (
     sample_grid,
     sample_points,
     sample_points_with_gradient,
     smooth,
     spline_coefficients,
 )
+from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents, polynomial_terms
+from eddymotion.mapping.field_kernels import sample_grid_through_field, weigh_terms
+from eddymotion.mapping.rigid import rigid_matrix
 
 SHAPE = np.array([9, 11, 13])
 IN_PLACE = np.eye(4)[:3]

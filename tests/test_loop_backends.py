@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from eddymotion.cli import correct, participant
-from eddymotion.files import write_gradient_table, write_image
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
-from eddymotion.itk import read_itk
-from eddymotion.registration import ants, elastix
+from eddymotion.data.gradients import Gradients
+from eddymotion.io.images import write_image
+from eddymotion.io.itk import read_itk
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.mapping.motion import Motion
+from eddymotion.registration.engines import ants, elastix
 from eddymotion.simulation import Grid, acquire, procedural_head, simulate_motion
 
 ORIGIN = np.zeros(3)
@@ -140,7 +141,7 @@ def test_files_given_relative_to_here_hold_in_the_nodes_of_the_app(tmp_path, mon
 
 def test_threads_do_not_change_what_an_engine_finds(series, tmp_path):
     from eddymotion.estimation.lovo import register_volumes
-    from eddymotion.registration.dipy import DipyRegistrar
+    from eddymotion.registration.engines.dipy import DipyRegistrar
 
     _, dwi, _ = series
     few = dwi.select(slice(3))

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 
 from eddymotion.cli import correct
-from eddymotion.eddy_currents import EddyCurrents
+from eddymotion.data.acquisition import Slicing
 from eddymotion.estimation import assess, blocks
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.maps import cnr_maps, map_groups
 from eddymotion.estimation.quality import fitted, predict
 from eddymotion.estimation.replacement import Replaced, predict_lost
-from eddymotion.estimation.slicing import Slicing
-from eddymotion.files import write_gradient_table, write_image
-from eddymotion.geometry import Motion
+from eddymotion.io.images import write_image
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, get_model
+from eddymotion.pipeline.correct import SeriesFiles, load_series, slicing_of
+from eddymotion.pipeline.settings import Settings
 from eddymotion.resampling import Resampled, resample
-from eddymotion.settings import Settings
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
-from eddymotion.steps import SeriesFiles, load_series, slicing_of
 
 
 @pytest.fixture(scope="module")

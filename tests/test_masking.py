@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from dipy.segment.mask import median_otsu
 
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
-from eddymotion.masking import COARSE_VOXELS, brain_mask
+from eddymotion.data.gradients import Gradients
+from eddymotion.images.masking import COARSE_VOXELS, brain_mask
+from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import Grid, acquire
 
 

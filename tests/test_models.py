@@ -6,8 +6,8 @@ import pytest
 from dipy.core.gradients import gradient_table
 from dipy.reconst import dki, dti
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.gradients import Gradients
 from eddymotion.models import (
     AverageModel,
     GaussianProcessModel,

@@ -12,13 +12,18 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from eddymotion.cli import correct
-from eddymotion.dataset import Image
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
-from eddymotion.files import load, write_image
-from eddymotion.geometry import Motion, rigid_matrix
-from eddymotion.itk import read_itk
-from eddymotion.normalisation import (
+from eddymotion.images.image import Image
+from eddymotion.io.images import write_image
+from eddymotion.io.itk import read_itk
+from eddymotion.io.series import load
+from eddymotion.io.transforms import read_linear
+from eddymotion.io.warps import read_displacements
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.pairs.measures import resampled_onto
+from eddymotion.pipeline.output_space import (
     OutputSpace,
     _better,
     _Pair,
@@ -28,13 +33,10 @@ from eddymotion.normalisation import (
     reference_image,
     write_output_space,
 )
-from eddymotion.pairs.measures import resampled_onto
 from eddymotion.registration import Registration, Warp
 from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
-from eddymotion.transform_files import read_linear
-from eddymotion.warps import read_displacements
 
 T1_CONTRAST = np.array([1.0, 0.65, 0.2])
 """White matter, grey matter, fluid."""

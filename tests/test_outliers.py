@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from eddymotion.data.acquisition import Slicing, multiband_groups
 from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess
@@ -23,8 +24,8 @@ from eddymotion.estimation.outliers import (
     spline_through,
     volumes_beyond_repair,
 )
-from eddymotion.estimation.slicing import Slicing, multiband_groups
-from eddymotion.geometry import Motion, rms_displacement
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rms_displacement
 from eddymotion.models import get_model
 from eddymotion.registration import GaussNewton
 

@@ -18,8 +18,9 @@ import pytest
 from pages import CONTRIBUTING, DOCS, ROOT, as_script, blocks, shown_class
 
 from eddymotion.cli import participant
-from eddymotion.files import write_gradient_table, write_image
-from eddymotion.registration.ants import ants_is_here
+from eddymotion.io.images import write_image
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.registration.engines.ants import ants_is_here
 from eddymotion.simulation import (
     Grid,
     acquire,

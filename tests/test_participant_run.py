@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from runs import QUICK, contents, start, wait_for, write_two_participants
 
-from eddymotion import locks
 from eddymotion.cli import participant
 from eddymotion.errors import EddymotionError
-from eddymotion.files import write_image
-from eddymotion.geometry import Motion
-from eddymotion.locks import Holder, locked
-from eddymotion.running import Limits, memory_gb, read_plugin_file
-from eddymotion.settings import Settings
+from eddymotion.io.images import write_image
+from eddymotion.machine import locks
+from eddymotion.machine.locks import Holder, locked
+from eddymotion.mapping.motion import Motion
+from eddymotion.pipeline.correct import KeptMotion, SeriesFiles, fingerprint
+from eddymotion.pipeline.limits import Limits, memory_gb, read_plugin_file
+from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
-from eddymotion.steps import KeptMotion, SeriesFiles, fingerprint
 
 
 @pytest.fixture(scope="module")

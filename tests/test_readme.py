@@ -73,8 +73,9 @@ def test_the_simulated_series_is_corrected_and_evaluated(tmp_path, monkeypatch):
 def test_python_example_runs_on_a_small_series(tmp_path, monkeypatch):
     import numpy as np
 
-    from eddymotion.files import write_gradient_table, write_image
-    from eddymotion.geometry import Motion
+    from eddymotion.io.images import write_image
+    from eddymotion.io.tables import write_gradient_table
+    from eddymotion.mapping.motion import Motion
     from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
 
     phantom = procedural_head(6.0)

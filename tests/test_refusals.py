@@ -13,7 +13,8 @@ from runs import QUICK, write_two_participants
 import eddymotion as em
 from eddymotion.cli import correct, participant, register
 from eddymotion.errors import EddymotionError
-from eddymotion.files import write_gradient_table, write_image
+from eddymotion.io.images import write_image
+from eddymotion.io.tables import write_gradient_table
 
 
 @pytest.fixture(scope="module")

@@ -17,16 +17,16 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from eddymotion.cli import register
-from eddymotion.dataset import Image
-from eddymotion.files import write_image
-from eddymotion.geometry import rigid_matrix
+from eddymotion.images.image import Image
+from eddymotion.io.images import write_image
+from eddymotion.io.transforms import FORMATS, read_linear, write_linear
+from eddymotion.io.warps import read_displacements
+from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.pairs.advice import advise
 from eddymotion.pairs.inputs import Pair, read_volume
 from eddymotion.pairs.measures import PairQuality, resampled_onto
 from eddymotion.registration import Registration, Warp
 from eddymotion.simulation import Grid
-from eddymotion.transform_files import FORMATS, read_linear, write_linear
-from eddymotion.warps import read_displacements
 
 CONTRAST = np.array([1.0, 0.65, 0.25])
 """White matter, grey matter, fluid."""
@@ -441,7 +441,7 @@ def test_an_input_is_never_overwritten(folder, tmp_path, capsys):
 
 def test_backend_that_is_not_installed_says_what_to_install(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("eddymotion.registration.ants.find_spec", lambda name: None)
+    monkeypatch.setattr("eddymotion.registration.engines.ants.find_spec", lambda name: None)
     assert call(folder, "-o", tmp_path / "x", "--backend", "ants") == 2
     assert "pip install 'eddymotion[ants]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -8,9 +8,9 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import exp_rigid, target_registration_error
+from eddymotion.images.image import Image
+from eddymotion.mapping.rigid import exp_rigid, target_registration_error
 from eddymotion.registration import (
     GaussNewton,
     Level,

@@ -14,27 +14,26 @@ from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError, EngineError
-from eddymotion.geometry import rigid_matrix
-from eddymotion.itk import LPS
-from eddymotion.registration import (
-    Registrar,
-    ants,
-    elastix,
-    elastix_files,
-    external,
-    get_registrar,
+from eddymotion.images.image import Image
+from eddymotion.io.itk import LPS
+from eddymotion.io.warps import whole_displacements, write_displacements
+from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.registration import Registrar, get_registrar
+from eddymotion.registration.engines import ants, elastix, elastix_files, external
+from eddymotion.registration.engines.ants import AntsRegistrar
+from eddymotion.registration.engines.dipy import DipyRegistrar
+from eddymotion.registration.engines.elastix import ElastixRegistrar
+from eddymotion.registration.engines.external import (
+    PairFiles,
+    run_function,
+    run_program,
+    work_folder,
 )
-from eddymotion.registration.ants import AntsRegistrar
-from eddymotion.registration.dipy import DipyRegistrar
-from eddymotion.registration.elastix import ElastixRegistrar
-from eddymotion.registration.external import PairFiles, run_function, run_program, work_folder
 from eddymotion.registration.settings import preset_json, preset_names, preset_text
 from eddymotion.simulation import Grid
 from eddymotion.testing import RegistrarConformance
 from eddymotion.testing.registration import pair_for
-from eddymotion.warps import whole_displacements, write_displacements
 
 needs_ants = pytest.mark.skipif(
     not ants.ants_is_here(), reason="needs antsRegistration or antspyx: eddymotion[ants]"

@@ -19,7 +19,8 @@ from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.citation import Methods, bibtex, boilerplate, references
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.maps import cnr
-from eddymotion.geometry import Motion
+from eddymotion.io.tsv import Table
+from eddymotion.mapping.motion import Motion
 from eddymotion.reports.data import ReportData, recorded_log
 from eddymotion.reports.layout import VOID, embedded_json, tag
 from eddymotion.reports.maps import local_correlation, tsnr
@@ -28,9 +29,8 @@ from eddymotion.reports.participant import build_participant_report
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.slices import Grid
 from eddymotion.reports.sprites import Frames
-from eddymotion.reports.tables import Table
+from eddymotion.reports.summary import FRAME
 from eddymotion.reports.verdict import Check, Findings, Level, judge
-from eddymotion.summary import FRAME
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 

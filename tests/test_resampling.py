@@ -10,9 +10,9 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from eddymotion import resampling
-from eddymotion.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion
+from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
+from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import Resampled, covered_mask, kernel_agrees, resample
 from eddymotion.simulation import Grid, acquire, simulate_eddy_currents
 

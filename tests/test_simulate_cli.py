@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from eddymotion.cli import simulate
-from eddymotion.eddy_currents import SCALE_MM
 from eddymotion.estimation import estimate_motion
-from eddymotion.files import load, write_gradient_table
-from eddymotion.geometry import rigid_parameters
-from eddymotion.itk import read_itk
+from eddymotion.io.itk import read_itk
+from eddymotion.io.series import load
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.mapping.eddy_currents import SCALE_MM
+from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.simulation import shelled_scheme
 
 SMALL = ["--scheme", "few", "--voxel-size", "6", "--random-seed", "5", "--nprocs", "1"]

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.eddy_currents import SCALE_MM
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.files import load
-from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
-from eddymotion.gradients import Gradients, image_axes
-from eddymotion.itk import read_itk, write_itk
+from eddymotion.images.grid import image_axes
+from eddymotion.io.itk import read_itk, write_itk
+from eddymotion.io.series import load
+from eddymotion.mapping.eddy_currents import SCALE_MM
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
 from eddymotion.simulation import (
     SCHEMES,
     EddyCurrents,

@@ -11,11 +11,12 @@ from nitransforms.linear import Affine
 from scipy.io import savemat
 from scipy.spatial.transform import Rotation
 
-from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import fsl_coordinates, grid_center, rigid_matrix
-from eddymotion.itk import LPS
-from eddymotion.transform_files import FORMATS, read_linear, write_linear
+from eddymotion.images.grid import fsl_coordinates, grid_center
+from eddymotion.images.image import Image
+from eddymotion.io.itk import LPS
+from eddymotion.io.transforms import FORMATS, read_linear, write_linear
+from eddymotion.mapping.rigid import rigid_matrix
 
 TURN = Rotation.from_euler("xyz", [14, -9, 21], degrees=True).as_matrix()
 OBLIQUE = from_matvec(TURN @ np.diag([1.8, 2.1, 2.6]), [-61.0, 42.0, 13.0])

@@ -10,15 +10,15 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
-from eddymotion.registration import Registration, Warp
-from eddymotion.simulation import Grid
-from eddymotion.simulation.grid import Box
-from eddymotion.warps import (
+from eddymotion.io.warps import (
     read_displacements,
     read_warp,
     whole_displacements,
     write_displacements,
 )
+from eddymotion.registration import Registration, Warp
+from eddymotion.simulation import Grid
+from eddymotion.simulation.grid import Box
 
 TURN = Rotation.from_euler("xyz", [12, -20, 15], degrees=True).as_matrix()
 

@@ -20,14 +20,15 @@ from eddymotion.workflows.execution import KILLED, draw_graph, run_workflow
 from scipy.spatial.transform import Rotation
 
 import eddymotion as em
-from eddymotion import loop_parts
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.strays import call_back
-from eddymotion.files import read_image, write_gradient_table, write_image
-from eddymotion.itk import read_itk, write_itk
-from eddymotion.running import Plugin
-from eddymotion.settings import Settings
-from eddymotion.steps import SeriesFiles, load_series
+from eddymotion.io.images import read_image, write_image
+from eddymotion.io.itk import read_itk, write_itk
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.pipeline import loop as loop_parts
+from eddymotion.pipeline.correct import SeriesFiles, load_series
+from eddymotion.pipeline.limits import Plugin
+from eddymotion.pipeline.settings import Settings
 
 from nipype.interfaces.utility import Function  # isort: skip
 from nipype.pipeline.engine import Node, Workflow  # isort: skip
@@ -207,7 +208,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     script.write_text(
         "from nipype.pipeline.engine import Node, Workflow\n"
         "from nipype.interfaces.utility import Function\n"
-        "from eddymotion.running import Plugin\n"
+        "from eddymotion.pipeline.limits import Plugin\n"
         "from eddymotion.workflows.execution import run_workflow\n"
         "from pathlib import Path\n"
         "def work(folder):\n"

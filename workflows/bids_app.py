@@ -16,28 +16,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids import Sorted, outputs_of, together
-from eddymotion.children import why_alone
+from eddymotion.bids.series import Sorted, outputs_of, together
 from eddymotion.errors import EddymotionError
-from eddymotion.files import image_stem, write_json
-from eddymotion.jobs import Job, reason_of, shown_progress
-from eddymotion.locks import Lock, locked
-from eddymotion.parallel import Progress
-from eddymotion.reports.participant import write_report
-from eddymotion.running import (
-    DISK_FULL,
+from eddymotion.io.images import image_stem
+from eddymotion.io.writing import read_json, write_json
+from eddymotion.machine.children import why_alone
+from eddymotion.machine.disk import DISK_FULL, prove_writable
+from eddymotion.machine.locks import Lock, locked
+from eddymotion.machine.parallel import Progress
+from eddymotion.machine.temporaries import remove_leftovers
+from eddymotion.machine.versions import software_versions
+from eddymotion.pipeline.correct import DIGITS, SeriesFiles, finished_summary
+from eddymotion.pipeline.jobs import Job, reason_of, shown_progress
+from eddymotion.pipeline.limits import (
     LIBRARIES_GB,
     Limits,
     Plugin,
     memory_gb,
-    prove_writable,
-    read_json,
-    software_versions,
     warn_if_disk_is_small,
 )
-from eddymotion.settings import Settings
-from eddymotion.steps import DIGITS, SeriesFiles, finished_summary
-from eddymotion.temporaries import remove_leftovers
+from eddymotion.pipeline.settings import Settings
+from eddymotion.reports.participant import write_report
 
 log = logging.getLogger("eddymotion")
 

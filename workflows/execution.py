@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is imported
 
-from eddymotion.children import end_descendants, end_with_parent, why_alone
 from eddymotion.errors import EddymotionError
-from eddymotion.jobs import reason_of
-from eddymotion.running import Plugin
-from eddymotion.words import shown
+from eddymotion.machine.children import end_descendants, end_with_parent, why_alone
+from eddymotion.pipeline.jobs import reason_of
+from eddymotion.pipeline.limits import Plugin
+from eddymotion.wording import shown
 
 from nipype.interfaces.base.support import RuntimeContext  # isort: skip
 from nipype.pipeline import plugins  # isort: skip

@@ -26,14 +26,14 @@ from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is import
     Split,
     Unite,
 )
-from eddymotion.settings import SETTING_NAMES, Settings
-from eddymotion.words import shown
+from eddymotion.pipeline.settings import SETTING_NAMES, Settings
+from eddymotion.wording import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
 from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
 
 if TYPE_CHECKING:
-    from eddymotion.jobs import Job
+    from eddymotion.pipeline.jobs import Job
 
 __all__ = ["init_dwi_hmc_wf", "init_lovo_wf", "init_participant_wf", "init_run_wf"]
 
@@ -65,12 +65,12 @@ def init_dwi_hmc_wf(
     num_threads : int
         Of the nodes that work on all volumes; the result does not depend on it.
     mem_gb : float
-        What such a node takes: :func:`eddymotion.running.memory_gb` estimates it for an image.
+        What such a node takes; see :func:`eddymotion.pipeline.limits.memory_gb`.
     spelled_out : bool
         Estimate with the graph of :func:`init_lovo_wf`, every volume a node.
     name : str
     **settings
-        Fields of :class:`eddymotion.settings.Settings`: ``model``, ``estimator``,
+        Fields of :class:`eddymotion.pipeline.settings.Settings`: ``model``, ``estimator``,
         ``n_iterations``, ``random_seed``, …
 
     Inputs
@@ -167,7 +167,7 @@ def init_lovo_wf(
     mask_file
         The mask used.
     """
-    from eddymotion.loop_parts import n_passes, refuse_what_is_no_loop
+    from eddymotion.pipeline.loop import n_passes, refuse_what_is_no_loop
 
     chosen = checked_settings(settings)
     refuse_what_is_no_loop(chosen)

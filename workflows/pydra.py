@@ -60,7 +60,7 @@ def _lovo(**given: Any) -> Any:
     ``estimator="lovo"``, and slower, since everything goes through files.
     """
     from eddymotion.interfaces import settings_of
-    from eddymotion.loop_parts import n_passes, refuse_what_is_no_loop
+    from eddymotion.pipeline.loop import n_passes, refuse_what_is_no_loop
 
     refuse_what_is_no_loop(settings_of(_some(given, MOTION)))
     split = workflow.add(Split(**_some(given, SERIES), **_some(given, READING)))

@@ -17,9 +17,9 @@ from typing import Any
 
 from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is imported
 
-from eddymotion.children import PYTHON
 from eddymotion.errors import EddymotionError
-from eddymotion.words import one_line, shown, why
+from eddymotion.machine.children import PYTHON
+from eddymotion.wording import one_line, shown, why
 
 from nipype.pipeline.plugins import SLURMPlugin  # isort: skip
 from nipype.pipeline.plugins.tools import create_pyscript  # isort: skip

@@ -10,10 +10,10 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 
 from eddymotion.cli import correct, evaluate, participant, register, simulate
+from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.confounds import confounds, descriptions
-from eddymotion.eddy_currents import EddyCurrents
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import Motion
 
 COMMANDS = {
     "eddymotion": participant.build_parser,

@@ -4,7 +4,7 @@
 import numpy as np
 from head import BLUE, GREY, INK, ORANGE, arrow, head, limits, panels, turned
 
-from eddymotion.gradients import to_fsl
+from eddymotion.data.gradients import to_fsl
 
 GRADIENT = np.array([0.8, 0.6, 0.0])  # RAS+
 

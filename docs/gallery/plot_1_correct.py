@@ -11,7 +11,7 @@ import numpy as np
 
 import eddymotion as em
 from eddymotion.evaluation import compare_motion
-from eddymotion.geometry import rigid_parameters
+from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, simulate_motion
 
 # %%

@@ -10,7 +10,7 @@ a model that is really fitted again without the volume.
 import matplotlib.pyplot as plt
 import numpy as np
 
-from eddymotion.geometry import Motion
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import GaussianProcessModel, LegendreCovariance, TensorModel
 from eddymotion.models.tensor import design_matrix
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme

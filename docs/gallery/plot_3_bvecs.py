@@ -13,7 +13,8 @@ from dipy.core.gradients import gradient_table
 from dipy.reconst.dti import TensorModel
 
 import eddymotion as em
-from eddymotion.geometry import Motion, rigid_matrix
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
 
 head = procedural_head(6.0)

@@ -17,11 +17,11 @@ from eddymotion.cli.ending import EndOnRequest
 from eddymotion.cli.isolation import keep_settings_out
 from eddymotion.cli.streams import steady_streams
 from eddymotion.errors import EddymotionError, EngineError, LockLostError
-from eddymotion.logs import Console, LogFile
-from eddymotion.parallel import Progress, logged
-from eddymotion.running import prove_writable
-from eddymotion.temporaries import remove_leftovers
-from eddymotion.words import one_line
+from eddymotion.machine.disk import prove_writable
+from eddymotion.machine.logs import Console, LogFile
+from eddymotion.machine.parallel import Progress, logged
+from eddymotion.machine.temporaries import remove_leftovers
+from eddymotion.wording import one_line
 
 Item = TypeVar("Item")
 
@@ -127,7 +127,7 @@ def _mendable(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, EddymotionError):
         return 1 if isinstance(error, (EngineError, LockLostError)) else 2, str(error)
     if isinstance(error, (OSError, MemoryError)):
-        from eddymotion.jobs import reason_of
+        from eddymotion.pipeline.jobs import reason_of
 
         log.debug("the system refused", exc_info=True)
         wrong = isinstance(error, OSError) and error.errno in WRONG_PATH

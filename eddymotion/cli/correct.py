@@ -66,11 +66,11 @@ def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
     from eddymotion.derivatives import Outputs
     from eddymotion.derivatives.dataset import write_citation
-    from eddymotion.jobs import reason_of
-    from eddymotion.locks import locked
+    from eddymotion.machine.locks import locked
+    from eddymotion.machine.temporaries import remove_leftovers
+    from eddymotion.pipeline.correct import SeriesFiles, correct_series
+    from eddymotion.pipeline.jobs import reason_of
     from eddymotion.reports.participant import write_participant_page
-    from eddymotion.steps import SeriesFiles, correct_series
-    from eddymotion.temporaries import remove_leftovers
 
     if not options.dwi.is_file():
         raise EddymotionError(absence(options.dwi, "give a 4-D NIfTI image"))

@@ -20,7 +20,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from eddymotion.children import end_descendants
+from eddymotion.machine.children import end_descendants
 
 REASONS = {
     signal.SIGINT: "interrupted",

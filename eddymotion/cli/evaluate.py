@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from eddymotion.evaluation import MotionComparison
     from eddymotion.evaluation.summaries import Summary
-    from eddymotion.geometry import Motion
+    from eddymotion.mapping.motion import Motion
 
 log = logging.getLogger("eddymotion")
 
@@ -232,7 +232,7 @@ def motion_plot(comparison: MotionComparison) -> Figure:
     """Draw the errors free of the offset."""
     import numpy as np
 
-    from eddymotion.geometry import rigid_parameters
+    from eddymotion.mapping.rigid import rigid_parameters
     from eddymotion.reports.comparison import motion_comparison_figure
 
     free = comparison.deviations["estimated", "free"]
@@ -292,7 +292,7 @@ def evaluate_series(options: argparse.Namespace) -> None:
         refuse_different,
     )
     from eddymotion.evaluation.summaries import series_summary
-    from eddymotion.files import load
+    from eddymotion.io.series import load
     from eddymotion.models import get_model
 
     files = {"a": options.a} | ({"b": options.b} if options.b else {})
@@ -373,7 +373,7 @@ def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None
 def write(options: argparse.Namespace, summary: Summary, plot: Callable[[], Figure]) -> None:
     """Write tables, figures and the plot, all or none."""
     from eddymotion.derivatives.confounds import table_text
-    from eddymotion.files import together, write_json, write_text
+    from eddymotion.io.writing import together, write_json, write_text
     from eddymotion.reports import save_figure
 
     paths = written_files(options)

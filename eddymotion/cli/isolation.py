@@ -13,8 +13,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from eddymotion.children import NOT_FOR_CHILDREN
 from eddymotion.errors import EddymotionError
+from eddymotion.machine.children import NOT_FOR_CHILDREN
 
 FILES = {
     "matplotlibrc": "matplotlib",

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from eddymotion.cgroups import available_cpus
+from eddymotion.data.acquisition import PE_AXES
 from eddymotion.errors import EddymotionError, absence
-from eddymotion.names import PE_AXES
-from eddymotion.settings import SETTING_NAMES, Settings
-from eddymotion.words import one_line, shown, why
+from eddymotion.machine.cgroups import available_cpus
+from eddymotion.pipeline.settings import SETTING_NAMES, Settings
+from eddymotion.wording import one_line, shown, why
 
 MODELS_HELP = (
     "auto (by the scheme), gp (Gaussian process; gp-legendre or gp-spherical on shells, gp-qspace "

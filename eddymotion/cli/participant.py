@@ -28,10 +28,10 @@ from eddymotion.cli.options import (
     settings_from,
 )
 from eddymotion.errors import EddymotionError
-from eddymotion.words import shown
+from eddymotion.wording import shown
 
 if TYPE_CHECKING:
-    from eddymotion.bids import Sorted
+    from eddymotion.bids.series import Sorted
     from eddymotion.workflows.bids_app import Run
 
 log = logging.getLogger("eddymotion")
@@ -140,7 +140,7 @@ def carry_out(arguments: Sequence[str] | None) -> int:
 
 def demonstrate(options: argparse.Namespace) -> int:
     """Run the demonstration and print its table."""
-    from eddymotion.demo import run_demo
+    from eddymotion.cli.demo import run_demo
     from eddymotion.workflows.bids_app import sole_writer
 
     prepare_output_dir(options.demo)
@@ -155,7 +155,7 @@ def demonstrate(options: argparse.Namespace) -> int:
 
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
-    from eddymotion.bids import report_problems
+    from eddymotion.bids.series import report_problems
     from eddymotion.derivatives.dataset import (
         refuse_foreign_dataset,
         write_citation,
@@ -195,7 +195,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
 
 def sorted_series(options: argparse.Namespace) -> Sorted:
     """Find the series that the options choose, and set apart what is not corrected."""
-    from eddymotion.bids import Sorted, find_series
+    from eddymotion.bids.series import Sorted, find_series
 
     database_dir = options.bids_database_dir
     if database_dir is not None:
@@ -214,8 +214,8 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
 
 def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
     """Collect how the run is to be carried out."""
-    from eddymotion.cgroups import available_memory_gb
-    from eddymotion.running import Limits, read_plugin_file
+    from eddymotion.machine.cgroups import available_memory_gb
+    from eddymotion.pipeline.limits import Limits, read_plugin_file
     from eddymotion.workflows.bids_app import Run
     from eddymotion.workflows.execution import check_plugin
 
@@ -311,7 +311,7 @@ def gather_group(options: argparse.Namespace) -> int:
 
 def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:
     """Raise if a participant or session is neither among the outputs nor in the dataset."""
-    from eddymotion.bids import listed
+    from eddymotion.bids.series import listed
 
     for option, prefix, pattern in (
         ("participant_label", "sub-", "sub-*"), ("session_id", "ses-", "sub-*/ses-*"),
@@ -337,7 +337,7 @@ def unfinished_series(
 
     None where the raw dataset is not there: reports do not need it.
     """
-    from eddymotion.bids import outputs_of
+    from eddymotion.bids.series import outputs_of
 
     why = "no finished outputs; run the participant level"
     if options.reports_only:
@@ -362,7 +362,7 @@ def unfinished_series(
 
 def tell_skipped(found: Sorted) -> None:
     """List the series that were skipped, those with the same reason together."""
-    from eddymotion.bids import together
+    from eddymotion.bids.series import together
 
     for reason, names in by_reason(together(found.skipped)).items():
         log.info("%d series skipped: %s: %s", len(names), ", ".join(names), reason)

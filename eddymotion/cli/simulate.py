@@ -19,10 +19,10 @@ from eddymotion.cli.options import (
     not_negative,
     positive,
 )
-from eddymotion.names import PE_AXES
+from eddymotion.data.acquisition import PE_AXES
+from eddymotion.machine.temporaries import remove_leftovers
 from eddymotion.simulation import PATTERNS, SCHEMES
-from eddymotion.temporaries import remove_leftovers
-from eddymotion.words import shown
+from eddymotion.wording import shown
 
 if TYPE_CHECKING:
     from eddymotion.simulation import KSpace, Recipe

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
-from eddymotion.dataset import DWI, Series
+from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
 from eddymotion.derivatives.eddy import write_eddy
 from eddymotion.derivatives.finished import recorded, stamp
@@ -20,19 +20,14 @@ from eddymotion.derivatives.outlier_table import outlier_descriptions, outlier_t
 from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.quality import Quality
 from eddymotion.estimation.replacement import Replaced
-from eddymotion.files import (
-    MeanB0,
-    write_gradient_table,
-    write_image,
-    write_json,
-    write_series,
-    write_text,
-    write_x5,
-)
-from eddymotion.geometry import Motion
-from eddymotion.motion_files import write_motion
-from eddymotion.parallel import Progress, silent
-from eddymotion.running import prove_writable
+from eddymotion.io.images import write_image, write_series
+from eddymotion.io.motion import write_motion, write_x5
+from eddymotion.io.series import MeanB0
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.writing import write_json, write_text
+from eddymotion.machine.disk import prove_writable
+from eddymotion.machine.parallel import Progress, silent
+from eddymotion.mapping.motion import Motion
 
 __all__ = ["OnDemand", "Outputs", "save", "write_outputs", "write_sidecar"]
 

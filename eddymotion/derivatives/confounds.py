@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.outliers import percent_lost
 from eddymotion.estimation.quality import Quality
-from eddymotion.geometry import (
-    Motion,
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import (
+    PARAMETERS,
     framewise_displacement,
     rigid_parameters,
     rms_displacement,
 )
-from eddymotion.gradients import Gradients
-from eddymotion.names import PARAMETERS
 
 
 def confounds(

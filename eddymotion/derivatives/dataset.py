@@ -10,8 +10,7 @@ from pathlib import Path
 from eddymotion import __version__
 from eddymotion.derivatives.citation import boilerplate_of_all, citation_text
 from eddymotion.errors import EddymotionError
-from eddymotion.files import write_json, write_text
-from eddymotion.running import read_json
+from eddymotion.io.writing import read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 

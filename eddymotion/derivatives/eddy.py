@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import Series
+from eddymotion.data.series import Series
 from eddymotion.derivatives.confounds import table_text
-from eddymotion.eddy_currents import SCALE_MM, TERMS, EddyCurrents
 from eddymotion.errors import EddymotionError
-from eddymotion.files import write_json, write_text
-from eddymotion.warps import write_displacements
-from eddymotion.words import cut, why
+from eddymotion.io.warps import write_displacements
+from eddymotion.io.writing import write_json, write_text
+from eddymotion.mapping.eddy_currents import SCALE_MM, TERMS, EddyCurrents
+from eddymotion.wording import cut, why
 
 MODEL = "EddyCurrents"
 """Key of what the JSON file says about all columns together."""
@@ -34,7 +34,7 @@ def write_eddy(table: Path, sidecar: Path, eddy: EddyCurrents) -> None:
     ----------
     table : Path
         TSV: `offset` and `offset_se` where they are known, then ``e_…`` for each of the
-        :data:`~eddymotion.eddy_currents.TERMS`, mm.
+        :data:`~eddymotion.mapping.eddy_currents.TERMS`, mm.
     sidecar : Path
         JSON.
     eddy : EddyCurrents

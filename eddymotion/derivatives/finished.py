@@ -19,9 +19,8 @@ from typing import Any
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import fsl_files
 from eddymotion.errors import EddymotionError
-from eddymotion.files import refuse_name
-from eddymotion.reports.tables import Table
-from eddymotion.running import read_json
+from eddymotion.io.tsv import Table
+from eddymotion.io.writing import read_json, refuse_name
 
 RECORD = "Outputs"
 """Field of the sidecar: name of a file or folder → size and digest."""

@@ -16,8 +16,8 @@ What is at ``s`` is recorded at ``s + Hz · readout time · voxel size`` along t
 vector of the acquisition parameters.
 
 The constant of the field and the translation of the head along the phase encoding look alike:
-the offsets of :class:`~eddymotion.eddy_currents.EddyCurrents`, which the poses hold, go into the
-constant, as eddy does with what follows the gradients.
+the offsets of :class:`~eddymotion.mapping.eddy_currents.EddyCurrents`, which the poses hold, go
+into the constant, as eddy does with what follows the gradients.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from eddymotion.dataset import Series
-from eddymotion.eddy_currents import N_TERMS, SCALE_MM, TERMS, polynomial_terms
+from eddymotion.data.gradients import Gradients, to_fsl
+from eddymotion.data.series import Series
 from eddymotion.errors import EddymotionError
-from eddymotion.files import write_image, write_text
-from eddymotion.geometry import Motion, fsl_coordinates
-from eddymotion.gradients import Gradients, to_fsl
+from eddymotion.images.grid import fsl_coordinates
+from eddymotion.io.images import write_image
+from eddymotion.io.writing import write_text
+from eddymotion.mapping.eddy_currents import N_TERMS, SCALE_MM, TERMS, polynomial_terms
+from eddymotion.mapping.motion import Motion
 
 EDDY_TERMS = (
     "x", "y", "z",

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.dataset import Series
-from eddymotion.geometry import grid_distance
-from eddymotion.names import PE_AXES
+from eddymotion.data.acquisition import PE_AXES
+from eddymotion.data.series import Series
+from eddymotion.images.grid import grid_distance
 
 DIRECTIONS = ("PhaseEncodingDirection", "PhaseEncodingAxis")
 """Fields that name an image axis."""

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from eddymotion.files import image_stem
+from eddymotion.io.images import image_stem
 
 
 @dataclass(frozen=True)

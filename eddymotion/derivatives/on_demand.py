@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.dataset import DWI, Series
+from eddymotion.data.gradients import Gradients, phase_encoding_vector
+from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.eddy import write_displacement_fields
 from eddymotion.derivatives.fsl import OutlierTables, write_fsl_eddy
 from eddymotion.derivatives.names import Outputs
@@ -24,11 +25,12 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.maps import cnr_maps, map_groups
 from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.quality import Quality
-from eddymotion.files import write_fsl_matrices, write_image, write_json, write_series
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients, phase_encoding_vector
+from eddymotion.io.images import write_image, write_series
+from eddymotion.io.motion import write_fsl_matrices
+from eddymotion.io.writing import write_json
+from eddymotion.machine.parallel import Progress, silent
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
-from eddymotion.parallel import Progress, silent
 
 FSL_SLICE_AXIS = 2
 """eddy counts slices along the third axis of the image, always."""
@@ -108,7 +110,7 @@ def write_on_demand(
     quality : Quality, optional
         Of the corrected series.
     progress : callable
-        See :class:`~eddymotion.parallel.Progress`.
+        See :class:`~eddymotion.machine.parallel.Progress`.
 
     Raises
     ------

@@ -7,9 +7,9 @@ import logging
 
 import numpy as np
 
-from eddymotion.checks import doubts
-from eddymotion.dataset import DWI
-from eddymotion.eddy_currents import N_TERMS
+from eddymotion.data.acquisition import PE_AXES, PLAIN, Slicing
+from eddymotion.data.checks import doubts
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.estimate import with_larger_errors
 from eddymotion.estimation.frames import unite_frames
@@ -21,13 +21,12 @@ from eddymotion.estimation.joint import (
 )
 from eddymotion.estimation.lovo import leave_one_out_loop
 from eddymotion.estimation.quality import Quality, assess
-from eddymotion.estimation.slicing import PLAIN, Slicing
-from eddymotion.geometry import Motion
+from eddymotion.machine.parallel import Progress, silent
+from eddymotion.mapping.eddy_currents import N_TERMS
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, LinearModel, Model, get_model
-from eddymotion.names import PE_AXES
-from eddymotion.parallel import Progress, silent
 from eddymotion.registration import GaussNewton, Registrar, get_registrar
-from eddymotion.words import shown
+from eddymotion.wording import shown
 
 __all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 
@@ -87,7 +86,7 @@ def estimate_motion(
     pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
         Phase-encoding direction as in BIDS; the axis is found from the data when not given.
     slicing : Slicing
-        How the volumes were acquired (:meth:`~eddymotion.estimation.slicing.Slicing.of` a
+        How the volumes were acquired (:meth:`~eddymotion.data.acquisition.Slicing.of` a
         sidecar): slices that lost signal are sought one by one, and together where they were
         excited together.
     seed : int
@@ -95,7 +94,7 @@ def estimate_motion(
     n_threads : int
         The result does not depend on it.
     progress : callable
-        See :class:`~eddymotion.parallel.Progress`.
+        See :class:`~eddymotion.machine.parallel.Progress`.
 
     Returns
     -------

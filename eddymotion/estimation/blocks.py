@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import DWI, Image, Series
+from eddymotion.data.series import DWI, Series
 from eddymotion.estimation.outliers import slice_heights
-from eddymotion.parallel import parallel_map
-from eddymotion.pyramid import crop
+from eddymotion.images.image import Image
+from eddymotion.images.pyramid import crop
+from eddymotion.machine.parallel import parallel_map
 from eddymotion.resampling import Resampled
 
 SHARE_OF_SERIES = 1 / 8

@@ -41,10 +41,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from eddymotion.dataset import DWI, Spline
-from eddymotion.geometry import Motion, exp_rigid
-from eddymotion.parallel import parallel_iterate, parallel_map
-from eddymotion.pyramid import (
+from eddymotion.data.series import DWI
+from eddymotion.images.image import Spline
+from eddymotion.images.pyramid import (
     BLOCK_MM,
     BRAIN_SIZE_MM,
     FWHM_TO_SIGMA,
@@ -54,6 +53,9 @@ from eddymotion.pyramid import (
     jittered_points,
     low_pass,
 )
+from eddymotion.machine.parallel import parallel_iterate, parallel_map
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid
 
 N_KNOTS, N_SPREAD_KNOTS = 10, 8
 """Hat functions of the mean and of the standard deviation."""

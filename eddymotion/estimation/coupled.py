@@ -23,8 +23,8 @@ residual of volume ``i`` against its prediction from the others.
   one that the others predict, and its ``J`` is zero: it is left out of that point.
 - A motion common to all changes nothing: the mean step is removed.
 
-Eddy currents (:mod:`eddymotion.eddy_currents`) are further unknowns of each volume, fixed to the
-scanner while the head moves. With ``e ← e − ε`` the volume changes by ``−J_e ε``, ::
+Eddy currents (:mod:`eddymotion.mapping.eddy_currents`) are further unknowns of each volume, fixed
+to the scanner while the head moves. With ``e ← e − ε`` the volume changes by ``−J_e ε``, ::
 
     J_e = −(∂y/∂pe) P(u(T x))
 
@@ -42,18 +42,19 @@ from itertools import product
 
 import numpy as np
 
-from eddymotion.dataset import Spline
-from eddymotion.eddy_currents import EddyCurrents
+from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.fields import NO_PRIOR, FieldPrior
 from eddymotion.estimation.normal_equations import GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
-from eddymotion.field_kernels import weigh_terms
-from eddymotion.geometry import Motion, exp_rigid
-from eddymotion.gradients import Gradients
+from eddymotion.images.image import Spline
+from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
+from eddymotion.machine.parallel import parallel_map
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.field_kernels import weigh_terms
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
-from eddymotion.parallel import parallel_map
-from eddymotion.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 
 COST_SLACK = 1e-3
 """Rise of the cost (−log-likelihood a value) that still counts as progress: the weights jitter."""
@@ -210,7 +211,7 @@ class CoupledProblem:
         tolerance : float
             Root-mean-square step, as mm at the points, at which it ends.
         progress : callable, optional
-            A :class:`~eddymotion.parallel.Progress` with its description.
+            A :class:`~eddymotion.machine.parallel.Progress` with its description.
 
         Returns
         -------

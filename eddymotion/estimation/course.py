@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.geometry import ROTATION_RADIUS_MM, exp_rigid, log_rigid
+from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid
 
 SCALES_MM = np.geomspace(0.01, 30.0, 20)
 """Steps that are told apart, for a human head."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion, rigid_parameters
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.models import AverageModel, Model
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Estimate:
     unplaced : (N,) bool array, optional
         Volumes that agree with their prediction nowhere.
     undetermined : (k, 6) array, optional
-        Directions that the images do not show, as in :class:`~eddymotion.geometry.Motion`.
+        Directions that the images do not show, as in :class:`~eddymotion.mapping.motion.Motion`.
     """
 
     motion: Motion

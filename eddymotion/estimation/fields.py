@@ -28,10 +28,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from eddymotion.eddy_currents import N_TERMS, TERMS, EddyCurrents
+from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
+from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents
+from eddymotion.mapping.motion import Motion
 
 log = logging.getLogger(__name__)
 

@@ -24,23 +24,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.data.series import DWI
 from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.course import Course, Guess, Habit, merged
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
 from eddymotion.estimation.strays import with_neighbours_poses
 from eddymotion.estimation.undetermined import AFFECTED, free_part
-from eddymotion.geometry import (
-    ROTATION_RADIUS_MM,
-    FrameEvidence,
-    Motion,
-    exp_rigid,
-    log_rigid,
-    rigid_parameters,
-)
-from eddymotion.parallel import one_blas_thread
-from eddymotion.pyramid import head_scale
+from eddymotion.images.pyramid import head_scale
+from eddymotion.machine.parallel import one_blas_thread
+from eddymotion.mapping.motion import FrameEvidence, Motion
+from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid, rigid_parameters
 
 log = logging.getLogger(__name__)
 

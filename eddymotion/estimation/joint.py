@@ -28,8 +28,9 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from eddymotion.dataset import DWI, Spline
-from eddymotion.eddy_currents import EddyCurrents
+from eddymotion.data.acquisition import PLAIN, Slicing
+from eddymotion.data.gradients import Gradients, forms_shells, phase_encoding_vector
+from eddymotion.data.series import DWI
 from eddymotion.estimation.coupled import CoupledProblem, LostSlices
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import (
@@ -41,7 +42,6 @@ from eddymotion.estimation.fields import (
 )
 from eddymotion.estimation.outliers import SliceOutliers, mended
 from eddymotion.estimation.quality import assess
-from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.estimation.strays import retry_doubtful
 from eddymotion.estimation.ties import (
     ENOUGH_DIRECTIONS,
@@ -55,19 +55,15 @@ from eddymotion.estimation.undetermined import (
     in_words,
     undetermined_directions,
 )
-from eddymotion.geometry import ROTATION_RADIUS_MM, Motion
-from eddymotion.gradients import Gradients, forms_shells, image_axes, phase_encoding_vector
+from eddymotion.images.grid import image_axes
+from eddymotion.images.image import Spline
+from eddymotion.images.pyramid import BLOCK_MM, Level, band_pass, crop, head_scale, jittered_points
+from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
 from eddymotion.models.base import LEVERAGE_GUARD
-from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
-from eddymotion.pyramid import (
-    BLOCK_MM,
-    Level,
-    band_pass,
-    crop,
-    head_scale,
-    jittered_points,
-)
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +183,7 @@ def solve_jointly(
     n_threads : int
         The result does not depend on it.
     progress : callable
-        See :class:`~eddymotion.parallel.Progress`.
+        See :class:`~eddymotion.machine.parallel.Progress`.
 
     Returns
     -------

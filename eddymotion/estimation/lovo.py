@@ -20,18 +20,20 @@ from dataclasses import replace
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import DWI, Image
+from eddymotion.data.acquisition import PLAIN, Slicing
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
 from eddymotion.estimation.schedule import plan_passes
-from eddymotion.estimation.slicing import PLAIN, Slicing
 from eddymotion.estimation.strays import call_back, retry_doubtful
-from eddymotion.geometry import Motion, exp_rigid, log_rigid
+from eddymotion.images.image import Image
+from eddymotion.images.pyramid import jittered_points
+from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.models import Model
-from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
-from eddymotion.pyramid import jittered_points
 from eddymotion.registration import Registrar, Registration
 from eddymotion.resampling import covered_mask, resample
 
@@ -78,7 +80,7 @@ def leave_one_out_loop(
     n_threads : int
         Volumes at a time; the result does not depend on it.
     progress : callable
-        See :class:`~eddymotion.parallel.Progress`.
+        See :class:`~eddymotion.machine.parallel.Progress`.
 
     Returns
     -------

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from eddymotion.dataset import Series
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import Series
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.quality import fitted
 from eddymotion.estimation.replacement import Replaced, affected_voxels, predict_lost
-from eddymotion.gradients import Gradients
+from eddymotion.machine.parallel import Progress, parallel_map, silent
 from eddymotion.models import Model
-from eddymotion.parallel import Progress, parallel_map, silent
 
 MIN_VOLUMES = 3
 """With fewer volumes a standard deviation over them means nothing."""
@@ -51,7 +51,7 @@ def cnr_maps(
         nothing. May be a memory-mapped file.
     n_threads : int
     progress : callable
-        See :class:`~eddymotion.parallel.Progress`.
+        See :class:`~eddymotion.machine.parallel.Progress`.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-from eddymotion.parallel import parallel_map
+from eddymotion.machine.parallel import parallel_map
 
 DAMPING = 1e-3
 """Added to the diagonal of the normal matrix, relative to it."""

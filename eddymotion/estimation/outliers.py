@@ -41,9 +41,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from eddymotion.dataset import Image
-from eddymotion.estimation.slicing import PLAIN, Slicing
-from eddymotion.reprs import short_repr
+from eddymotion.data.acquisition import PLAIN, Slicing
+from eddymotion.images.image import Image
+from eddymotion.wording import short_repr
 
 Z_THRESHOLD = -3.5
 RATIO_THRESHOLD = 0.9

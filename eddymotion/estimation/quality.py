@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.data.acquisition import PLAIN, Slicing
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.errors import check_kind
 from eddymotion.estimation.outliers import (
     SliceFit,
@@ -21,14 +23,12 @@ from eddymotion.estimation.outliers import (
     score_slices,
     slice_heights,
 )
-from eddymotion.estimation.slicing import PLAIN, Slicing
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
+from eddymotion.images.pyramid import jittered_points
+from eddymotion.machine.parallel import one_blas_thread, parallel_map
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.models.base import as_rows, scatter_of_bright
-from eddymotion.parallel import one_blas_thread, parallel_map
-from eddymotion.pyramid import jittered_points
-from eddymotion.reprs import short_repr
+from eddymotion.wording import short_repr
 
 ENOUGH = 0.5
 """Part of the brain in which a volume must be predicted to count as predicted."""

@@ -29,13 +29,13 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from eddymotion.dataset import Series
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import Series
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.outliers import SliceOutliers, is_lost, spline_through
 from eddymotion.estimation.quality import filled_with_means, predict
-from eddymotion.gradients import Gradients
+from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.models import LinearModel, Model
-from eddymotion.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.resampling import Resampled
 
 LEAST_SHARE = 0.04
@@ -100,7 +100,7 @@ class Replaced(Series):
         n_threads : int
             The result does not depend on it.
         progress : callable
-            See :class:`~eddymotion.parallel.Progress`.
+            See :class:`~eddymotion.machine.parallel.Progress`.
         """
         blocks = Blocks.of(corrected, n_threads)
         parts: list[list[np.ndarray]] = [[] for _ in range(len(corrected))]

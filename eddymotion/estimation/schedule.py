@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
 from eddymotion.models import AverageModel, Model
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.gauss_newton import REFINE

@@ -18,12 +18,13 @@ from functools import partial
 
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.data.acquisition import PLAIN, Slicing
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.estimation.outliers import correlation_left, share_lost
 from eddymotion.estimation.quality import Quality, assess
-from eddymotion.estimation.slicing import PLAIN, Slicing
-from eddymotion.geometry import Motion, rms_displacement
-from eddymotion.gradients import Gradients
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rms_displacement
 from eddymotion.models import get_model
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eddymotion.geometry import Motion, rms_displacement
-from eddymotion.gradients import Gradients, forms_shells
+from eddymotion.data.gradients import Gradients, forms_shells
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rms_displacement
 from eddymotion.models import (
     AverageModel,
     GaussianProcessModel,

@@ -22,7 +22,7 @@ import logging
 import numpy as np
 
 from eddymotion.estimation.coupled import MAX_MISSING, CoupledProblem
-from eddymotion.geometry import Motion
+from eddymotion.mapping.motion import Motion
 
 log = logging.getLogger(__name__)
 

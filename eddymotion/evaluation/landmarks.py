@@ -14,8 +14,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.evaluation.transforms import numbers, read_table
-from eddymotion.reprs import short_repr
-from eddymotion.words import cut, why
+from eddymotion.wording import cut, short_repr, why
 
 log = logging.getLogger(__name__)
 

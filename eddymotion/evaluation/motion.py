@@ -28,18 +28,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.data.gradients import MAX_SHELLS, Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import (
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import (
     JENKINSON_RADIUS_MM,
-    Motion,
     exp_rigid,
     log_rigid,
     rigid_parameters,
     rms_displacement,
     target_registration_error,
 )
-from eddymotion.gradients import MAX_SHELLS, Gradients
-from eddymotion.reprs import short_repr
+from eddymotion.wording import short_repr
 
 DWI_THRESHOLD = 100.0
 """The main figures are those of volumes above this b-value (s/mm²), where b-values are known."""

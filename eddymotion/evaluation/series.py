@@ -29,14 +29,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.data.gradients import SHELL_GAP, Gradients
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import agreement, predict
-from eddymotion.geometry import grid_distance
-from eddymotion.gradients import SHELL_GAP, Gradients
+from eddymotion.images.grid import grid_distance
+from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import Model, get_model
-from eddymotion.parallel import one_blas_thread
-from eddymotion.reprs import short_repr
+from eddymotion.wording import short_repr
 
 MAX_GRID_DISTANCE = 0.1
 """Voxels: two affines that put a corner of the grid closer than this are one grid."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.evaluation.landmarks import LandmarkErrors, summary_of
 from eddymotion.evaluation.motion import ALL, MotionComparison
 from eddymotion.evaluation.series import SeriesQuality
-from eddymotion.gradients import Gradients
 
 DIGITS = 6
 DECIMALS = 9

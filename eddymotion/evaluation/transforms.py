@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.errors import EddymotionError, absence
-from eddymotion.files import read_image, read_numbers
-from eddymotion.geometry import Motion, grid_center, rigid_matrix
-from eddymotion.headers import affine_of, read_header, shape_of
-from eddymotion.itk import read_itk
-from eddymotion.names import PARAMETERS
-from eddymotion.reprs import short_repr
-from eddymotion.transform_files import read_x5
-from eddymotion.words import cut, why
+from eddymotion.images.grid import grid_center
+from eddymotion.io.headers import affine_of, read_header, shape_of
+from eddymotion.io.images import read_image
+from eddymotion.io.itk import read_itk
+from eddymotion.io.tables import read_numbers
+from eddymotion.io.transforms import read_x5
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import PARAMETERS, rigid_matrix
+from eddymotion.wording import cut, short_repr, why
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of :mod:`eddymotion.parts` for workflow engines; here is what the engines share.
+"""The steps of :mod:`eddymotion.pipeline.parts` for workflow engines: what the engines share.
 
 :mod:`eddymotion.interfaces.nipype` and :mod:`eddymotion.interfaces.pydra` import their engine.
 Names, descriptions and defaults of the fields are the same in both.
@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from eddymotion.settings import SETTING_NAMES, Settings
+from eddymotion.pipeline.settings import SETTING_NAMES, Settings
 
 FROM_FILES = frozenset({"brain_mask", "nprocs"})
 """Settings that nodes get as ``mask_file`` and ``num_threads``."""

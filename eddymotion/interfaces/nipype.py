@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nipype interfaces over :mod:`eddymotion.parts`: each is a call of the function of its name.
+"""Nipype interfaces over :mod:`eddymotion.pipeline.parts`: each calls the function of its name.
 
 Nodes of :class:`Estimate`, :class:`Apply` and :class:`Correct` hold the whole series: give them
-``mem_gb=eddymotion.running.memory_gb(dwi_file, num_threads)`` and ``n_procs=num_threads``.
+``mem_gb=eddymotion.pipeline.limits.memory_gb(dwi_file, num_threads)`` and ``n_procs=num_threads``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from eddymotion.interfaces import (
 )
 
 if TYPE_CHECKING:
-    from eddymotion.steps import SeriesFiles
+    from eddymotion.pipeline.correct import SeriesFiles
 
 __all__ = [
     "Apply",
@@ -119,7 +119,7 @@ class _MovedInputSpec(_SeriesInputSpec):
 
 
 class _Step(SimpleInterface):
-    """Inputs → paths and settings → a function of :mod:`eddymotion.parts` → outputs."""
+    """Inputs → paths and settings → a function of :mod:`eddymotion.pipeline.parts` → outputs."""
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
         raise NotImplementedError
@@ -141,7 +141,7 @@ def _plain(value: Any) -> Any:
 
 
 def _series(given: dict[str, Any], prefix: str = "") -> SeriesFiles:
-    from eddymotion.steps import SeriesFiles
+    from eddymotion.pipeline.correct import SeriesFiles
 
     dwi = given[f"{prefix}file" if prefix else "dwi_file"]
     bval, bvec = (_path(given.get(f"{prefix}{kind}_file")) for kind in ("bval", "bvec"))
@@ -164,13 +164,13 @@ class _EstimateOutputSpec(TraitedSpec):
 
 
 class Estimate(_Step):
-    """Estimate the motion of a diffusion series; see :func:`eddymotion.parts.estimate`."""
+    """Estimate the motion of a series; see :func:`eddymotion.pipeline.parts.estimate`."""
 
     input_spec = _EstimateInputSpec
     output_spec = _EstimateOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import parts
+        from eddymotion.pipeline import parts
 
         return parts.estimate(_series(given), settings_of(given), out_dir)
 
@@ -188,13 +188,13 @@ class _ApplyOutputSpec(TraitedSpec):
 
 
 class Apply(_Step):
-    """Resample a series once and rotate its b-vectors; see :func:`eddymotion.parts.apply`."""
+    """Resample a series, rotate its b-vectors; see :func:`eddymotion.pipeline.parts.apply`."""
 
     input_spec = _ApplyInputSpec
     output_spec = _ApplyOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import parts
+        from eddymotion.pipeline import parts
 
         return parts.apply(_series(given), Path(given["xfm_file"]), settings_of(given), out_dir,
                            _path(given["details_file"]))  # fmt: skip
@@ -210,13 +210,13 @@ class _MeasureOutputSpec(TraitedSpec):
 
 
 class Measure(_Step):
-    """Tabulate motion and agreement with predictions; see :func:`eddymotion.parts.measure`."""
+    """Tabulate motion and agreement; see :func:`eddymotion.pipeline.parts.measure`."""
 
     input_spec = _MeasureInputSpec
     output_spec = _MeasureOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import parts
+        from eddymotion.pipeline import parts
 
         return parts.measure(_series(given), Path(given["xfm_file"]), settings_of(given), out_dir,
                              _path(given["details_file"]))  # fmt: skip
@@ -235,13 +235,13 @@ class _ReportOutputSpec(TraitedSpec):
 
 
 class Report(_Step):
-    """Draw a series before and after, on a page; see :func:`eddymotion.parts.report`."""
+    """Draw a series before and after, on a page; see :func:`eddymotion.pipeline.parts.report`."""
 
     input_spec = _ReportInputSpec
     output_spec = _ReportOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import parts
+        from eddymotion.pipeline import parts
 
         return parts.report(_series(given), _series(given, "corrected_"), Path(given["xfm_file"]),
                             settings_of(given), out_dir,
@@ -260,13 +260,13 @@ class _CorrectOutputSpec(_ApplyOutputSpec, _MeasureOutputSpec, _ReportOutputSpec
 
 
 class Correct(_Step):
-    """Correct a series, all outputs and the report; see :func:`eddymotion.parts.correct`."""
+    """Correct a series, with all outputs; see :func:`eddymotion.pipeline.parts.correct`."""
 
     input_spec = _CorrectInputSpec
     output_spec = _CorrectOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import parts
+        from eddymotion.pipeline import parts
 
         return parts.correct(_series(given), settings_of(given), out_dir)
 
@@ -285,13 +285,13 @@ class _SplitOutputSpec(TraitedSpec):
 
 
 class Split(_Step):
-    """Write each volume as an image of its own; see :func:`eddymotion.loop_parts.split`."""
+    """Write each volume as an image of its own; see :func:`eddymotion.pipeline.loop.split`."""
 
     input_spec = _SplitInputSpec
     output_spec = _SplitOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import loop_parts
+        from eddymotion.pipeline import loop as loop_parts
 
         return loop_parts.split(_series(given), settings_of(given), out_dir)
 
@@ -307,13 +307,13 @@ class _ResampleVolumeOutputSpec(TraitedSpec):
 
 
 class ResampleVolume(_Step):
-    """Resample one volume; see :func:`eddymotion.loop_parts.resample_volume`."""
+    """Resample one volume; see :func:`eddymotion.pipeline.loop.resample_volume`."""
 
     input_spec = _ResampleVolumeInputSpec
     output_spec = _ResampleVolumeOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import loop_parts
+        from eddymotion.pipeline import loop as loop_parts
 
         return loop_parts.resample_volume(Path(given["volume_file"]), Path(given["matrix_file"]),
                                      out_dir, nonnegative=given["nonnegative"])  # fmt: skip
@@ -337,13 +337,13 @@ class _PlanOutputSpec(TraitedSpec):
 
 
 class Plan(_Step):
-    """Prepare a pass of the leave-one-out loop; see :func:`eddymotion.loop_parts.plan`."""
+    """Prepare a pass of the leave-one-out loop; see :func:`eddymotion.pipeline.loop.plan`."""
 
     input_spec = _PlanInputSpec
     output_spec = _PlanOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import loop_parts
+        from eddymotion.pipeline import loop as loop_parts
 
         return loop_parts.plan(given["aligned_files"], given["matrix_files"], _series(given),
                           settings_of(given), out_dir,
@@ -364,13 +364,13 @@ class _PredictVolumeOutputSpec(TraitedSpec):
 
 
 class PredictVolume(_Step):
-    """Predict a held-out volume; see :func:`eddymotion.loop_parts.predict_volume`."""
+    """Predict a held-out volume; see :func:`eddymotion.pipeline.loop.predict_volume`."""
 
     input_spec = _PredictVolumeInputSpec
     output_spec = _PredictVolumeOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import loop_parts
+        from eddymotion.pipeline import loop as loop_parts
 
         tables = _series(given | {"dwi_file": given["aligned_file"]})
         return loop_parts.predict_volume(Path(given["aligned_file"]), tables, given["volume"],
@@ -398,13 +398,13 @@ class _RegisterPairOutputSpec(TraitedSpec):
 
 
 class RegisterPair(_Step):
-    """Register an image to another; see :func:`eddymotion.loop_parts.register_pair`."""
+    """Register an image to another; see :func:`eddymotion.pipeline.loop.register_pair`."""
 
     input_spec = _RegisterPairInputSpec
     output_spec = _RegisterPairOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import loop_parts
+        from eddymotion.pipeline import loop as loop_parts
 
         return loop_parts.register_pair(Path(given["fixed_file"]), Path(given["moving_file"]),
                                    settings_of(given), out_dir,
@@ -422,13 +422,13 @@ class _UniteInputSpec(_EstimateInputSpec):
 
 
 class Unite(_Step):
-    """Bring all volumes into one frame at the end; see :func:`eddymotion.loop_parts.unite`."""
+    """Bring all volumes into one frame at the end; see :func:`eddymotion.pipeline.loop.unite`."""
 
     input_spec = _UniteInputSpec
     output_spec = _EstimateOutputSpec
 
     def _call(self, given: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-        from eddymotion import loop_parts
+        from eddymotion.pipeline import loop as loop_parts
 
         return loop_parts.unite(_series(given), given["matrix_files"], given["predicted_files"],
                            settings_of(given), out_dir)  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pydra tasks over :mod:`eddymotion.parts`: each is a call of the function of its name.
+"""Pydra tasks over :mod:`eddymotion.pipeline.parts`: each is a call of the function of its name.
 
 Pydra tells results apart by the contents of input files and by the source of the function here,
 not by the version of this package: clear the cache after an upgrade.
@@ -36,7 +36,7 @@ from eddymotion.interfaces import (
 )
 
 if TYPE_CHECKING:
-    from eddymotion.steps import SeriesFiles
+    from eddymotion.pipeline.correct import SeriesFiles
 
 __all__ = [
     "Apply",
@@ -132,7 +132,7 @@ def named(*names: str) -> dict[str, str]:
 
 
 def _series(given: dict[str, Any], prefix: str = "") -> SeriesFiles:
-    from eddymotion.steps import SeriesFiles
+    from eddymotion.pipeline.correct import SeriesFiles
 
     dwi = given[f"{prefix}file" if prefix else "dwi_file"]
     bval, bvec = (_path(given.get(f"{prefix}{kind}_file")) for kind in ("bval", "bvec"))
@@ -149,7 +149,7 @@ def _path(file: Any) -> Path | None:
 
 def _estimate(**given: Any) -> Any:
     """Estimate the motion of a diffusion series."""
-    from eddymotion import parts
+    from eddymotion.pipeline import parts
 
     return parts.estimate(_series(given), settings_of(given), Path.cwd())
 
@@ -167,7 +167,7 @@ Estimate: Any = python.define(
 
 def _apply(**given: Any) -> Any:
     """Resample a series once, by given transforms, and rotate its b-vectors."""
-    from eddymotion import parts
+    from eddymotion.pipeline import parts
 
     return parts.apply(_series(given), Path(given["xfm_file"]), settings_of(given), Path.cwd(),
                        _path(given["details_file"]))  # fmt: skip
@@ -192,7 +192,7 @@ Apply: Any = python.define(
 
 def _measure(**given: Any) -> Any:
     """Tabulate motion, and how well held-out volumes agree with their predictions."""
-    from eddymotion import parts
+    from eddymotion.pipeline import parts
 
     return parts.measure(_series(given), Path(given["xfm_file"]), settings_of(given), Path.cwd(),
                          _path(given["details_file"]))  # fmt: skip
@@ -211,7 +211,7 @@ Measure: Any = python.define(
 
 def _report(**given: Any) -> Any:
     """Draw a series before and after, and write a page that needs no network."""
-    from eddymotion import parts
+    from eddymotion.pipeline import parts
 
     return parts.report(_series(given), _series(given, "corrected_"), Path(given["xfm_file"]),
                         settings_of(given), Path.cwd(),
@@ -234,7 +234,7 @@ Report: Any = python.define(
 
 def _correct(**given: Any) -> Any:
     """Correct a series: all outputs and the report."""
-    from eddymotion import parts
+    from eddymotion.pipeline import parts
 
     return parts.correct(_series(given), settings_of(given), Path.cwd())
 
@@ -253,7 +253,7 @@ Correct: Any = python.define(
 
 def _split(**given: Any) -> Any:
     """Write each volume of a series as an image of its own."""
-    from eddymotion import loop_parts
+    from eddymotion.pipeline import loop as loop_parts
 
     return loop_parts.split(_series(given), settings_of(given), Path.cwd())
 
@@ -270,7 +270,7 @@ Split: Any = python.define(
 
 def _resample_volume(**given: Any) -> Any:
     """Resample one volume on its own grid."""
-    from eddymotion import loop_parts
+    from eddymotion.pipeline import loop as loop_parts
 
     found = loop_parts.resample_volume(Path(given["volume_file"]), Path(given["matrix_file"]),
                                   Path.cwd(), nonnegative=given["nonnegative"])  # fmt: skip
@@ -287,7 +287,7 @@ ResampleVolume: Any = python.define(
 
 def _plan(**given: Any) -> Any:
     """Gather the volumes for a pass of the leave-one-out loop, and say how it goes."""
-    from eddymotion import loop_parts
+    from eddymotion.pipeline import loop as loop_parts
 
     return loop_parts.plan(given["aligned_files"], given["matrix_files"], _series(given),
                       settings_of(given), Path.cwd(),
@@ -316,7 +316,7 @@ Plan: Any = python.define(
 
 def _predict_volume(**given: Any) -> Any:
     """Predict one volume of an aligned series from all the others."""
-    from eddymotion import loop_parts
+    from eddymotion.pipeline import loop as loop_parts
 
     tables = _series(given | {"dwi_file": given["aligned_file"]})
     found = loop_parts.predict_volume(Path(given["aligned_file"]), tables, given["volume"],
@@ -337,7 +337,7 @@ PredictVolume: Any = python.define(
 
 def _register_pair(**given: Any) -> Any:
     """Register an image to another one."""
-    from eddymotion import loop_parts
+    from eddymotion.pipeline import loop as loop_parts
 
     return loop_parts.register_pair(Path(given["fixed_file"]), Path(given["moving_file"]),
                                settings_of(given), Path.cwd(),
@@ -362,7 +362,7 @@ RegisterPair: Any = python.define(
 
 def _unite(**given: Any) -> Any:
     """Bring b=0 and diffusion-weighted volumes into one frame: the end of the loop."""
-    from eddymotion import loop_parts
+    from eddymotion.pipeline import loop as loop_parts
 
     return loop_parts.unite(_series(given), given["matrix_files"], given["predicted_files"],
                        settings_of(given), Path.cwd())  # fmt: skip

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.gradients import Gradients
 from eddymotion.models.average import AverageModel
 from eddymotion.models.base import LinearModel, Model
 from eddymotion.models.covariance import SphericalCovariance
@@ -16,7 +16,7 @@ from eddymotion.models.gaussian_process import GaussianProcessModel
 from eddymotion.models.harmonics import HarmonicCovariance, LegendreCovariance
 from eddymotion.models.qspace import MaternCovariance
 from eddymotion.models.tensor import TensorModel, design_matrix
-from eddymotion.words import shown
+from eddymotion.wording import shown
 
 __all__ = [
     "AverageModel",

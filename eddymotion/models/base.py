@@ -31,7 +31,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
 
 LEVERAGE_GUARD = 1e-8
 """Smallest ``Pᵢᵢ`` at which a volume counts as predictable: absolute for least squares, whose

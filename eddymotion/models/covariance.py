@@ -21,7 +21,7 @@ from typing import Self
 import numpy as np
 from scipy.optimize import minimize
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
 
 log = logging.getLogger(__name__)
 

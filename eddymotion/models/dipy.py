@@ -17,11 +17,11 @@ import numpy as np
 from dipy.core.gradients import gradient_table
 from dipy.reconst.base import ReconstModel
 
-from eddymotion.children import end_with_parent, importing_safely, why_alone
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.gradients import Gradients
+from eddymotion.machine.children import end_with_parent, importing_safely, why_alone
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION
-from eddymotion.words import why
+from eddymotion.wording import why
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
 from eddymotion.models.average import shell_indicators
 from eddymotion.models.base import LinearModel, column_basis, projected_precision
 from eddymotion.models.covariance import Covariance, fit_covariance

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import eval_legendre, sph_harm_y
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
 from eddymotion.models.base import projected_precision
 from eddymotion.models.covariance import Covariance, across_shells, log_b_distance
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
 from eddymotion.models.covariance import Covariance
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.gradients import Gradients
 from eddymotion.models.base import (
     LEVERAGE_GUARD,
     as_rows,

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion import files
-from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import Landmarks, pair_landmarks, read_landmarks
 from eddymotion.evaluation.transforms import numbers, read_table
-from eddymotion.files import read_image
+from eddymotion.images.image import Image
+from eddymotion.io import series as files
+from eddymotion.io.images import read_image
+from eddymotion.io.transforms import FORMATS
 from eddymotion.pairs.measures import Comparison
 from eddymotion.registration import Registration
 from eddymotion.registration.checks import MIN_THICKNESS
 from eddymotion.registration.gauss_newton import foreground
-from eddymotion.transform_files import FORMATS
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class PairPaths:
     fixed_mask, moving_mask : Path, optional
         On the grid of their image.
     init : Path, optional
-        A linear transform, fixed → moving, in any format of :mod:`eddymotion.transform_files`.
+        A linear transform, fixed → moving, in any format of :mod:`eddymotion.io.transforms`.
     landmarks : tuple of Path
         One table with points of both images, or one file each.
     """

@@ -11,9 +11,9 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
-from eddymotion.dataset import Image
-from eddymotion.geometry import grid_center
-from eddymotion.registration.base import Registration, Warp
+from eddymotion.images.grid import grid_center
+from eddymotion.images.image import Image
+from eddymotion.mapping.registration import Registration, Warp
 from eddymotion.registration.checks import inside_grid
 
 N_BINS = 32

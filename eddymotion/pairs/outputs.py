@@ -11,12 +11,13 @@ from eddymotion.derivatives.confounds import table_text
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import LandmarkErrors
 from eddymotion.evaluation.summaries import landmark_summary
-from eddymotion.files import refuse_name, together, write_image, write_json, write_text
+from eddymotion.io.images import write_image
+from eddymotion.io.transforms import FORMATS, write_linear
+from eddymotion.io.warps import whole_displacements, write_displacements
+from eddymotion.io.writing import refuse_name, together, write_json, write_text
 from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
 from eddymotion.pairs.measures import Comparison
 from eddymotion.registration import Registration
-from eddymotion.transform_files import FORMATS, write_linear
-from eddymotion.warps import whole_displacements, write_displacements
 
 WARPS = ("_warp.nii.gz", "_inversewarp.nii.gz")
 

@@ -12,14 +12,14 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import grid_center
+from eddymotion.images.grid import grid_center
+from eddymotion.io.transforms import read_linear
 from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
 from eddymotion.pairs.measures import PairQuality
 from eddymotion.pairs.outputs import PairOutputs, refuse_overwriting_inputs, write_all
 from eddymotion.pairs.summary import landmark_errors_of, summary_of_pair
 from eddymotion.registration import Registrar, Registration, get_registrar, initial_transform
 from eddymotion.registration.checks import inside_grid
-from eddymotion.transform_files import read_linear
 
 ORDERS = {"nearest": 0, "linear": 1, "cubic": 3}
 """Names of interpolations → orders of splines."""

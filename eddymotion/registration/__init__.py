@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from eddymotion.registration.base import Registrar, Registration, Warp
+from eddymotion.mapping.registration import Registration, Warp
+from eddymotion.registration.base import Registrar
 from eddymotion.registration.gauss_newton import GaussNewton, Level
 from eddymotion.registration.initial import initial_transform
 from eddymotion.registration.registry import get_registrar, registrar_names

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.kernels import EDGE
-from eddymotion.pyramid import MIN_POINTS
-from eddymotion.words import shown, why
+from eddymotion.images.image import Image
+from eddymotion.images.kernels import EDGE
+from eddymotion.images.pyramid import MIN_POINTS
+from eddymotion.wording import shown, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

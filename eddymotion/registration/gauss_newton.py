@@ -35,16 +35,16 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.pyramid import Level
-from eddymotion.registration.base import Registration
+from eddymotion.images.image import Image
+from eddymotion.images.pyramid import Level
+from eddymotion.mapping.registration import Registration
 from eddymotion.registration.checks import check_keys, check_pair, read_settings
 from eddymotion.registration.groups import GROUPS, SHIFT, Group
 from eddymotion.registration.metrics import METRICS
 from eddymotion.registration.problem import Pair, Side, foreground
 from eddymotion.registration.solver import Reached, Solver
-from eddymotion.words import shown
+from eddymotion.wording import shown
 
 __all__ = ["COARSE_TO_FINE", "REFINE", "GaussNewton", "Level", "foreground"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy.linalg import expm, polar
 
-from eddymotion.geometry import exp_rigid
+from eddymotion.mapping.rigid import exp_rigid
 
 SLACK = 1e-6
 """A start that is this near to a matrix of the group is one (in mm on a radius of 1 mm)."""

@@ -21,14 +21,14 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
-from eddymotion.pyramid import MIN_POINTS, Level, band_pass, head_scale, jittered_points
+from eddymotion.images.image import Image
+from eddymotion.images.pyramid import MIN_POINTS, Level, band_pass, head_scale, jittered_points
 from eddymotion.registration.checks import inside_grid, nearest_of
 from eddymotion.registration.gauss_newton import GaussNewton
 from eddymotion.registration.metrics import Windows
 from eddymotion.registration.problem import bright, foreground
-from eddymotion.words import shown
+from eddymotion.wording import shown
 
 METHODS = ("header", "mass", "axes", "multi")
 

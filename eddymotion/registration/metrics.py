@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.pyramid import MIN_POINTS, jittered_points
+from eddymotion.images.pyramid import MIN_POINTS, jittered_points
 
 METRICS: tuple[str, ...] = ("ssd", "lncc", "cr", "mi", "nmi")
 

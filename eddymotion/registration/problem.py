@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import Image
-from eddymotion.pyramid import MIN_POINTS, Level, band_pass, head_scale, low_pass
+from eddymotion.images.image import Image
+from eddymotion.images.pyramid import MIN_POINTS, Level, band_pass, head_scale, low_pass
 from eddymotion.registration.checks import inside_grid
 from eddymotion.registration.groups import Group
 from eddymotion.registration.metrics import CLUSTER_SIZE, Fit, Step, build_fit, draw_points

@@ -11,7 +11,7 @@ from typing import Any
 from eddymotion.errors import EddymotionError
 from eddymotion.registration.base import Registrar
 from eddymotion.registration.checks import nearest_of
-from eddymotion.words import shown, why
+from eddymotion.wording import shown, why
 
 GROUP = "eddymotion.registrars"
 """Entry points of other packages: a name, and a class with ``from_settings(path | None)``."""
@@ -20,9 +20,9 @@ DEFAULT = "gauss-newton"
 
 OURS = {
     "gauss-newton": "eddymotion.registration.gauss_newton:GaussNewton",
-    "dipy": "eddymotion.registration.dipy:DipyRegistrar",
-    "ants": "eddymotion.registration.ants:AntsRegistrar",
-    "elastix": "eddymotion.registration.elastix:ElastixRegistrar",
+    "dipy": "eddymotion.registration.engines.dipy:DipyRegistrar",
+    "ants": "eddymotion.registration.engines.ants:AntsRegistrar",
+    "elastix": "eddymotion.registration.engines.elastix:ElastixRegistrar",
 }
 """Known without an entry point: they are there in a checkout that was never installed."""
 

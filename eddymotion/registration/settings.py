@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from eddymotion.errors import EddymotionError
 from eddymotion.registration.checks import nearest_of, read_settings
-from eddymotion.words import shown
+from eddymotion.wording import shown
 
 Engine = TypeVar("Engine")
 

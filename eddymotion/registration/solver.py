@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.registration.base import Registration
+from eddymotion.mapping.registration import Registration
 from eddymotion.registration.metrics import Step
 from eddymotion.registration.problem import Problem
 

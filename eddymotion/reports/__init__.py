@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eddymotion.files import replacing
+from eddymotion.io.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
+from eddymotion.io.tsv import Table
 from eddymotion.reports.svg import (
     AXIS_COLORS,
     B0_COLOR,
@@ -30,7 +31,6 @@ from eddymotion.reports.svg import (
     text,
     title,
 )
-from eddymotion.reports.tables import Table
 from eddymotion.reports.verdict import JUMP_MM, Findings
 
 Z_LIMIT = 8.0

@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import Quality
-from eddymotion.files import replacing
-from eddymotion.gradients import Gradients
+from eddymotion.io.writing import replacing
 from eddymotion.models import Model
 from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.sprites import Frames, Sheet, white_levels
-from eddymotion.words import why
+from eddymotion.wording import why
 
 FORMAT = 1
 """Number of this file's layout; another one is not read."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
 from eddymotion.reports.slices import PLANES, Slices
 
 SMOOTHING_MM = 1.0

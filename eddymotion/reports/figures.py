@@ -12,9 +12,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eddymotion.dataset import DWI
+from eddymotion.data.series import DWI
 from eddymotion.estimation.maps import cnr
-from eddymotion.geometry import Motion, framewise_displacement, rigid_parameters
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
 from eddymotion.reports import own_style
 from eddymotion.reports.edges import b0_edges, lowest_shell
 from eddymotion.reports.maps import color_fa, local_correlation, tsnr

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.files import write_text
+from eddymotion.io.tsv import MISSING
+from eddymotion.io.writing import write_text
 from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
 from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
 from eddymotion.reports.series import SeriesReport
-from eddymotion.reports.tables import MISSING
-from eddymotion.words import why
+from eddymotion.wording import why
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.names import PARAMETERS
+from eddymotion.mapping.rigid import PARAMETERS
 from eddymotion.reports.group import Group
 from eddymotion.reports.group_rule import Comparison
 from eddymotion.reports.metrics import metric_parts

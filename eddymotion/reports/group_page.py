@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from eddymotion import __version__
+from eddymotion.io.tsv import MISSING
 from eddymotion.reports.group import DICTIONARY, TABLE, Group, Row
 from eddymotion.reports.group_charts import (
     TONES,
@@ -33,7 +34,6 @@ from eddymotion.reports.layout import (
 )
 from eddymotion.reports.metrics import describe_metric, metric_parts
 from eddymotion.reports.sections import errors_section
-from eddymotion.reports.tables import MISSING
 
 MANY = 25
 """More series that stand out are listed in the table only."""

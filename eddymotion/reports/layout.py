@@ -20,7 +20,7 @@ from string import Template
 from typing import Any
 
 from eddymotion import __version__
-from eddymotion.files import write_text
+from eddymotion.io.writing import write_text
 
 MIME = {
     ".svg": "image/svg+xml", ".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg",

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.maps import MIN_VOLUMES, cnr, snr
 from eddymotion.estimation.quality import predict
 from eddymotion.evaluation.series import correlation_of, nearest_neighbours
-from eddymotion.gradients import Gradients
+from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import LinearModel, Model, get_model
-from eddymotion.parallel import one_blas_thread
 from eddymotion.reports.slices import Slices
 
 LOCAL_MM = 4.0

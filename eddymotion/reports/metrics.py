@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from eddymotion.geometry import POWER_RADIUS_MM
+from eddymotion.mapping.rigid import POWER_RADIUS_MM
 from eddymotion.reports.series import SeriesReport
 
 FD_LIMITS_MM = (0.5, 1.0, 2.0)

@@ -14,7 +14,7 @@ from eddymotion.reports.layout import Html, contents, join, tag, write_page
 from eddymotion.reports.sections import errors_section, series_sections, skipped_section
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.viewer import series_data, volume_bar
-from eddymotion.words import why
+from eddymotion.wording import why
 
 log = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ from eddymotion.reports.layout import (
     tag,
 )
 from eddymotion.reports.series import SeriesReport
+from eddymotion.reports.summary import FRAME
 from eddymotion.reports.verdict import (
     JUMP_MM,
     SPOILT_BELOW,
@@ -34,7 +35,6 @@ from eddymotion.reports.verdict import (
     Level,
 )
 from eddymotion.reports.viewer import viewer
-from eddymotion.summary import FRAME
 
 MARKS = {Level.GOOD: "✓", Level.CARE: "!", Level.DOUBTFUL: "✕"}
 MANY_STEPS = 30

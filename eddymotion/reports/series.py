@@ -10,24 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.dataset import DWI
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.derivatives.confounds import confounds, table_text
 from eddymotion.derivatives.eddy import MODEL
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import volumes_beyond_repair
 from eddymotion.estimation.quality import Quality
-from eddymotion.files import write_text
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
+from eddymotion.io.tsv import Table
+from eddymotion.io.writing import read_json, write_text
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
 from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sphere_chart
 from eddymotion.reports.data import ReportData
 from eddymotion.reports.maps import predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
-from eddymotion.reports.tables import Table
 from eddymotion.reports.verdict import Findings, Level, Notice, Verdict, judge, pose_errors
-from eddymotion.running import read_json
 
 MAX_STEPS = 400
 """Of the estimation, in a report."""

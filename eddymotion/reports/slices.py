@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-from eddymotion.dataset import Series
+from eddymotion.data.series import Series
 
 N_POINTS = 20_000
 """About as many voxels of the brain stand for all of it where something is measured."""

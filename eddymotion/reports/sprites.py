@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.gradients import Gradients
+from eddymotion.data.gradients import Gradients
 from eddymotion.reports.slices import PLANES, Grid
 
 MARGIN_MM = 12.0

@@ -15,10 +15,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.outliers import MANY_LOST, correlation_left
-from eddymotion.geometry import ROTATION_RADIUS_MM
-from eddymotion.gradients import Gradients
-from eddymotion.reports.tables import Table
+from eddymotion.io.tsv import Table
+from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
 
 JUMP_MM = 1.0
 """Framewise displacement above which a volume is marked as a jump."""

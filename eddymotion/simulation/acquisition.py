@@ -6,12 +6,13 @@ from __future__ import annotations
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import DWI, Image, Spline
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
-from eddymotion.kernels import kernel_order, sample_grid, spline_coefficients
-from eddymotion.masking import brain_mask
-from eddymotion.parallel import Progress, parallel_map, silent
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
+from eddymotion.images.image import Image, Spline
+from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
+from eddymotion.images.masking import brain_mask
+from eddymotion.machine.parallel import Progress, parallel_map, silent
+from eddymotion.mapping.motion import Motion
 from eddymotion.simulation.base import ContinuousHead, Head, signal_of_volume
 from eddymotion.simulation.eddy_currents import EddyCurrents
 from eddymotion.simulation.grid import Grid
@@ -89,7 +90,7 @@ def acquire(
         Each volume has its own stream: the result does not depend on `n_threads`.
     n_threads : int
     progress : callable
-        See :class:`~eddymotion.parallel.Progress`.
+        See :class:`~eddymotion.machine.parallel.Progress`.
 
     Returns
     -------

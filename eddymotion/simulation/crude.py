@@ -14,8 +14,9 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from eddymotion.dataset import DWI
-from eddymotion.geometry import Motion, exp_rigid, log_rigid
+from eddymotion.data.series import DWI
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, log_rigid
 
 FULL_WIDTHS_MM = (9.0, 6.0, 4.0, 4.0)
 """Smoothing of the volumes, round by round."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eddy-current fields that follow the diffusion gradients.
 
-:mod:`eddymotion.eddy_currents` says what a field does to a volume.
+:mod:`eddymotion.mapping.eddy_currents` says what a field does to a volume.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Literal
 
 import numpy as np
 
-from eddymotion.eddy_currents import N_TERMS, TERMS, EddyCurrents
-from eddymotion.files import write_text
-from eddymotion.gradients import Gradients, image_axes
+from eddymotion.data.gradients import Gradients
+from eddymotion.images.grid import image_axes
+from eddymotion.io.writing import write_text
+from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents
 from eddymotion.simulation.grid import Grid
 
 __all__ = ["EddyCurrents", "Order", "simulate_eddy_currents", "write_eddy_table"]
 
 Order = Literal["linear", "quadratic"]
-"""Linear fields have the first three of :data:`~eddymotion.eddy_currents.TERMS`, quadratic ones
-the first nine."""
+"""Linear fields have the first three of :data:`~eddymotion.mapping.eddy_currents.TERMS`, quadratic
+ones the first nine."""
 
 QUADRATIC_SHARE = 0.3
 """Standard deviation of quadratic coefficients relative to that of linear ones."""
@@ -45,7 +46,7 @@ def simulate_eddy_currents(
     order : {"linear", "quadratic"}
     amplitude : float
         Root-mean-square displacement (mm) at b=1000 over all directions and a ball of
-        :data:`~eddymotion.eddy_currents.SCALE_MM`.
+        :data:`~eddymotion.mapping.eddy_currents.SCALE_MM`.
     pe_axis : str
         One of :data:`PE_AXES`.
     seed : int

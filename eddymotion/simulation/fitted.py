@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from eddymotion.dataset import DWI
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.files import mean_b0
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
-from eddymotion.parallel import parallel_map
-from eddymotion.reprs import short_repr
+from eddymotion.io.series import mean_b0
+from eddymotion.machine.parallel import parallel_map
+from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import inside_image, resample
 from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.phantom import S0
+from eddymotion.wording import short_repr
 
 log = logging.getLogger(__name__)
 

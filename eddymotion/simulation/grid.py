@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from eddymotion.geometry import grid_center
-from eddymotion.reprs import short_repr
+from eddymotion.images.grid import grid_center
 from eddymotion.simulation.base import Box
+from eddymotion.wording import short_repr
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from eddymotion.dataset import DWI
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.files import mean_b0
-from eddymotion.geometry import Motion
+from eddymotion.io.series import mean_b0
+from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import resample
 from eddymotion.simulation.crude import align_crudely
 from eddymotion.simulation.fitted import always_seen, head_region, with_margin

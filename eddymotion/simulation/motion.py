@@ -10,11 +10,11 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion, rigid_matrix, rigid_parameters
-from eddymotion.itk import read_itk
-from eddymotion.names import PARAMETERS
+from eddymotion.io.itk import read_itk
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import PARAMETERS, rigid_matrix, rigid_parameters
 from eddymotion.simulation.patterns import PATTERNS, Pattern
-from eddymotion.words import why
+from eddymotion.wording import why
 
 __all__ = ["PATTERNS", "Pattern", "amplified", "replayed_motion", "simulate_motion"]
 

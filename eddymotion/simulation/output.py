@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
-from eddymotion.dataset import DWI
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.files import write_gradient_table, write_image, write_json, write_text
-from eddymotion.geometry import Motion, rigid_parameters
-from eddymotion.itk import write_itk
-from eddymotion.names import PARAMETERS
+from eddymotion.io.images import write_image
+from eddymotion.io.itk import write_itk
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.writing import write_json, write_text
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import PARAMETERS, rigid_parameters
 
 DATASET_NAME = "Simulated head with known motion"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.files import read_image
-from eddymotion.reprs import short_repr
+from eddymotion.io.images import read_image
+from eddymotion.wording import short_repr
 
 S0 = np.array([700.0, 850.0, 1500.0])
 """T2-weighted b=0 signal of white matter, grey matter and fluid, arbitrary units."""

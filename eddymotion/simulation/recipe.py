@@ -12,16 +12,18 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from eddymotion import __version__
-from eddymotion.dataset import DWI
-from eddymotion.eddy_currents import SCALE_MM
+from eddymotion.data.gradients import Gradients, from_fsl
+from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
-from eddymotion.files import load, read_gradient_table, together, write_image, write_json
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients, from_fsl, image_axes
-from eddymotion.parallel import Progress, silent
-from eddymotion.reprs import short_repr
-from eddymotion.running import read_json
+from eddymotion.images.grid import image_axes
+from eddymotion.io.images import write_image
+from eddymotion.io.series import load
+from eddymotion.io.tables import read_gradient_table
+from eddymotion.io.writing import read_json, together, write_json
+from eddymotion.machine.parallel import Progress, silent
+from eddymotion.mapping.eddy_currents import SCALE_MM
+from eddymotion.mapping.motion import Motion
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
 from eddymotion.simulation.base import Box, Head
 from eddymotion.simulation.eddy_currents import (
@@ -64,6 +66,7 @@ from eddymotion.simulation.variants import (
     covered,
     with_cavity,
 )
+from eddymotion.wording import short_repr
 
 log = logging.getLogger(__name__)
 

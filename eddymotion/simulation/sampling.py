@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.dataset import Image, Spline
-from eddymotion.kernels import kernel_order, sample_grid
+from eddymotion.images.image import Image, Spline
+from eddymotion.images.kernels import kernel_order, sample_grid
 from eddymotion.simulation.base import (
     ContinuousHead,
     Head,

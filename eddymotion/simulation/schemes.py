@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.gradients import Gradients
 
 LATTICE_RADIUS = 5
 """Lattice steps from the centre of q-space to its edge, as in DSI with 515 points."""

@@ -11,12 +11,12 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy.linalg import expm
 
-from eddymotion.dataset import Image
-from eddymotion.geometry import exp_rigid, rigid_matrix, target_registration_error
+from eddymotion.images.image import Image
+from eddymotion.mapping.rigid import exp_rigid, rigid_matrix, target_registration_error
 from eddymotion.registration import Registration
-from eddymotion.reprs import short_repr
 from eddymotion.simulation import Grid, Phantom, procedural_head
 from eddymotion.simulation.acquisition import voxel_means
+from eddymotion.wording import short_repr
 
 VOXEL_MM = 4.0
 SNR = 40.0

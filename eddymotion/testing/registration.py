@@ -21,8 +21,8 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from eddymotion.dataset import Image
 from eddymotion.errors import EddymotionError
+from eddymotion.images.image import Image
 from eddymotion.registration import Registrar, Registration
 from eddymotion.registration.base import TRANSFORMS
 from eddymotion.testing.pairs import KnownPair, known_pair, pose

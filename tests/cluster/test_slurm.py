@@ -18,7 +18,7 @@ from runs import LABELS, QUICK, contents, start, wait_for, write_two_participant
 
 import eddymotion as em
 from eddymotion.cli import participant
-from eddymotion.itk import read_itk
+from eddymotion.io.itk import read_itk
 
 pytestmark = pytest.mark.cluster
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runs import QUICK, write_two_participants
 
-from eddymotion.bids import Sorted, find_series
+from eddymotion.bids.series import Sorted, find_series
 from eddymotion.cli import participant
 
 

@@ -7,9 +7,9 @@ import tempfile
 import pytest
 from numba.core import caching, config
 
-from eddymotion.compiling import compiled
 from eddymotion.errors import EddymotionError
-from eddymotion.registration.external import work_folder
+from eddymotion.machine.compiling import compiled
+from eddymotion.registration.engines.external import work_folder
 
 
 def double(value):

@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.confounds import table_text
 from eddymotion.derivatives.eddy import eddy_columns
-from eddymotion.eddy_currents import EddyCurrents
-from eddymotion.gradients import Gradients
+from eddymotion.io.tsv import Table
+from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.reports.charts import eddy_chart
 from eddymotion.reports.svg import Columns, Panel, nice_ticks
-from eddymotion.reports.tables import Table
 
 NUMBER = re.compile(r'text-anchor="end"[^>]*>(-?[\d.e+-]+)</text>')
 

@@ -8,12 +8,13 @@ import pytest
 
 from eddymotion.cli import correct
 from eddymotion.derivatives.citation import Methods, boilerplate_of_all, citation_text
-from eddymotion.files import write_gradient_table, write_image
-from eddymotion.geometry import Motion
+from eddymotion.io.images import write_image
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import get_model, name_of
-from eddymotion.settings import Settings
+from eddymotion.pipeline.correct import methods_of
+from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation import shelled_scheme
-from eddymotion.steps import methods_of
 
 
 @pytest.fixture

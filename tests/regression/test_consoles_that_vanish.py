@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from eddymotion.cli.streams import PLAIN
-from eddymotion.logs import LogFile
+from eddymotion.machine.logs import LogFile
 
 TALKS = """
 import logging, sys

@@ -8,12 +8,13 @@ import shutil
 import pytest
 from runs import QUICK, contents, write_two_participants
 
-from eddymotion import files, steps
 from eddymotion.cli import correct
 from eddymotion.derivatives import Outputs
-from eddymotion.files import write_text
+from eddymotion.io import series as files
+from eddymotion.io.writing import write_text
+from eddymotion.pipeline import correct as steps
+from eddymotion.pipeline.correct import finished_summary
 from eddymotion.reports.series import SeriesReport
-from eddymotion.steps import finished_summary
 
 
 @pytest.fixture(scope="module")

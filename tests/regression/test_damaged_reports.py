@@ -11,7 +11,7 @@ import pytest
 from report_cases import copy_series, write_series
 
 from eddymotion.cli import participant
-from eddymotion.geometry import Motion
+from eddymotion.mapping.motion import Motion
 from eddymotion.reports import data
 from eddymotion.reports.data import ReportData
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from eddymotion.checks import DENOISED_PART, doubts
-from eddymotion.checks.noise import is_denoised
+from eddymotion.data.checks import DENOISED_PART, doubts
+from eddymotion.data.checks.noise import is_denoised
 from eddymotion.estimation.estimate import with_larger_errors
-from eddymotion.geometry import Motion
+from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import acquire, shelled_scheme
 
 RANK = 3

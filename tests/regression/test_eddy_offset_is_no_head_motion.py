@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from report_cases import write_series
 
-from eddymotion.display import html_of
-from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.estimation import assess
-from eddymotion.geometry import Motion
-from eddymotion.gradients import image_axes
+from eddymotion.images.grid import image_axes
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import get_model
+from eddymotion.reports.display import html_of
 from eddymotion.reports.group import gather
 from eddymotion.reports.metrics import quality_metrics
 from eddymotion.reports.sections import in_words
 from eddymotion.reports.series import SeriesReport
+from eddymotion.reports.summary import summarise
 from eddymotion.reports.verdict import Level
-from eddymotion.summary import summarise
 
 OFFSET_MM = 3.0
 

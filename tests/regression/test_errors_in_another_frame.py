@@ -7,9 +7,9 @@ import pytest
 from eddymotion.cli import evaluate
 from eddymotion.derivatives.confounds import table_text
 from eddymotion.evaluation.motion import compare_motion, coverage_percent
-from eddymotion.files import write_image
-from eddymotion.geometry import Motion, rigid_matrix
-from eddymotion.names import PARAMETERS
+from eddymotion.io.images import write_image
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import PARAMETERS, rigid_matrix
 
 CENTER = np.array([12.0, -25.0, 40.0])
 N_VOLUMES = 40
@@ -86,7 +86,7 @@ def test_evaluate_relative_to_counts_with_them(tmp_path, capsys):
 
 
 def write_table(path, motion):
-    from eddymotion.geometry import rigid_parameters
+    from eddymotion.mapping.rigid import rigid_parameters
 
     columns = dict(zip(PARAMETERS, rigid_parameters(motion.matrices, CENTER).T, strict=True))
     if motion.standard_errors is not None:

@@ -7,7 +7,7 @@ import pytest
 import eddymotion as em
 from eddymotion.estimation.estimate import fill_unpredicted
 from eddymotion.estimation.outliers import _volume_gains
-from eddymotion.geometry import Motion
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, GaussianProcessModel, get_model
 from eddymotion.models.covariance import SphericalCovariance, fit_covariance
 from eddymotion.models.gaussian_process import mean_design

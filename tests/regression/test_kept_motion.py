@@ -4,8 +4,9 @@
 import numpy as np
 import pytest
 
-from eddymotion.geometry import Motion, rigid_matrix
-from eddymotion.steps import KeptMotion, Stages
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.pipeline.correct import KeptMotion, Stages
 
 
 def kept_motion(folder, scale=1.0):

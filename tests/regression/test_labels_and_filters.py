@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from eddymotion.bids import find_series
+from eddymotion.bids.series import find_series
 from eddymotion.errors import EddymotionError
 
 

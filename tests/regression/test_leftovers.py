@@ -9,14 +9,15 @@ import time
 
 import pytest
 
-from eddymotion import temporaries
 from eddymotion.cli import correct, evaluate, register, simulate
-from eddymotion.files import replacing
-from eddymotion.registration.external import work_folder
-from eddymotion.temporaries import remove_leftovers, temporary_name
+from eddymotion.io.writing import replacing
+from eddymotion.machine import temporaries
+from eddymotion.machine.temporaries import remove_leftovers, temporary_name
+from eddymotion.registration.engines.external import work_folder
 
 KILLED = (
-    "import os, signal, sys; from pathlib import Path; from eddymotion.files import replacing\n"
+    "import os, signal, sys; from pathlib import Path\n"
+    "from eddymotion.io.writing import replacing\n"
     "for folder in sys.argv[1:]:\n"
     "    replacing(Path(folder) / 'sub-01_dwi.nii.gz').__enter__().write_text('half')\n"
     "os.kill(os.getpid(), signal.SIGKILL)"
@@ -31,7 +32,10 @@ def kill_while_writing(*folders):
 @pytest.fixture(scope="module")
 def name_of_the_dead():
     """What a process that has ended called a file."""
-    code = "from eddymotion.temporaries import temporary_name; print(temporary_name('.nii.gz'))"
+    code = (
+        "from eddymotion.machine.temporaries import temporary_name; "
+        "print(temporary_name('.nii.gz'))"
+    )
     call = [sys.executable, "-c", code]
     return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -66,7 +70,7 @@ def test_only_what_dead_writers_left_goes(tmp_path, monkeypatch):
 def test_work_folders_of_killed_runs_go(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     kill_in_work_folder = (
-        "import os, signal; from eddymotion.registration.external import work_folder\n"
+        "import os, signal; from eddymotion.registration.engines.external import work_folder\n"
         "at_work = work_folder(); (at_work.__enter__() / 'fixed.nii').write_text('half')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -13,16 +13,17 @@ from dataclasses import asdict, replace
 import pytest
 from runs import QUICK, wait_for, write_two_participants
 
-from eddymotion import locks, processes, steps
 from eddymotion.cli import correct, participant
 from eddymotion.errors import EddymotionError, LockLostError
-from eddymotion.files import replacing, write_text
-from eddymotion.geometry import Motion
-from eddymotion.locks import Holder, held, locked
-from eddymotion.processes import Process
+from eddymotion.io.writing import replacing, write_text
+from eddymotion.machine import locks, processes
+from eddymotion.machine.locks import Holder, held, locked
+from eddymotion.machine.processes import Process
+from eddymotion.mapping.motion import Motion
+from eddymotion.pipeline import correct as steps
 
 HOLD = (
-    "import sys; from pathlib import Path; from eddymotion.locks import locked\n"
+    "import sys; from pathlib import Path; from eddymotion.machine.locks import locked\n"
     "with locked([Path(sys.argv[1])]): print('held', flush=True); sys.stdin.read()"
 )
 
@@ -161,8 +162,8 @@ def test_a_participant_that_is_lost_fails_and_the_others_go_on(
         write_text(outputs["dwi"], "")
         written.append(outputs.src)
 
-    monkeypatch.setattr("eddymotion.jobs.estimate_series", estimate)
-    monkeypatch.setattr("eddymotion.jobs.correct_series", correct_other)
+    monkeypatch.setattr("eddymotion.pipeline.jobs.estimate_series", estimate)
+    monkeypatch.setattr("eddymotion.pipeline.jobs.correct_series", correct_other)
     options = ("--nprocs", "1", *QUICK)
     assert participant.main([str(dataset), str(tmp_path), "participant", *options]) == 1
     told = capsys.readouterr().err

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from eddymotion.files import load, mean_b0
-from eddymotion.masking import _holes_in_slices, _solid, brain_mask, mask_doubt
+from eddymotion.images.masking import _holes_in_slices, _solid, brain_mask, mask_doubt
+from eddymotion.io.series import load, mean_b0
 
 AXES = np.indices((40, 44, 36)).transpose(1, 2, 3, 0)
 

@@ -11,12 +11,14 @@ from nitransforms.io.x5 import from_filename
 from scipy.spatial.transform import Rotation
 
 from eddymotion.cli import correct
+from eddymotion.data.gradients import phase_encoding_vector
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs
 from eddymotion.derivatives.grid_metadata import on_grid
-from eddymotion.files import write_image
-from eddymotion.geometry import Motion, fsl_coordinates, rigid_matrix
-from eddymotion.gradients import phase_encoding_vector
-from eddymotion.parts import write_found
+from eddymotion.images.grid import fsl_coordinates
+from eddymotion.io.images import write_image
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.pipeline.parts import write_found
 from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 

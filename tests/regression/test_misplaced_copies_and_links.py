@@ -8,10 +8,11 @@ import pytest
 from eddymotion.workflows.nipype import _words
 from runs import QUICK, write_two_participants
 
-from eddymotion.bids import Sorted, find_series
+from eddymotion.bids.series import Sorted, find_series
 from eddymotion.cli import participant
 from eddymotion.errors import EddymotionError, absence
-from eddymotion.files import load, read_image
+from eddymotion.io.images import read_image
+from eddymotion.io.series import load
 
 
 def write(root, *names):

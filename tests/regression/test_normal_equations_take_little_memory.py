@@ -6,15 +6,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from eddymotion.dataset import Spline
-from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.estimation import coupled
 from eddymotion.estimation.coupled import CoupledProblem, Samples
 from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.geometry import Motion
+from eddymotion.images.image import Spline
+from eddymotion.images.pyramid import jittered_points
+from eddymotion.machine.parallel import one_blas_thread
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel
-from eddymotion.parallel import one_blas_thread
-from eddymotion.pyramid import jittered_points
 from eddymotion.simulation import shelled_scheme
 
 N, N_POINTS = 60, 20_000

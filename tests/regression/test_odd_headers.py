@@ -12,10 +12,11 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
-from eddymotion.files import load, read_image
+from eddymotion.io.images import read_image
+from eddymotion.io.series import load
+from eddymotion.io.warps import read_displacements
 from eddymotion.pairs.inputs import read_volume
-from eddymotion.running import memory_gb
-from eddymotion.warps import read_displacements
+from eddymotion.pipeline.limits import memory_gb
 
 TURN = Rotation.from_euler("xyz", [90, 0, 180], degrees=True).as_matrix()
 AFFINE = from_matvec(TURN @ np.diag([2.0, 2.5, 3.0]), [-7.0, 11.0, 5.0])

@@ -7,11 +7,11 @@ import shutil
 import pytest
 from runs import QUICK, write_two_participants
 
-from eddymotion.bids import find_series
+from eddymotion.bids.series import find_series
 from eddymotion.cli import participant
+from eddymotion.data.acquisition import Slicing
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.slicing import Slicing
-from eddymotion.series_files import FIELDS, SeriesFiles, phase_encoding, slicing_of, usable
+from eddymotion.io.sidecars import FIELDS, SeriesFiles, phase_encoding, slicing_of, usable
 
 ODD = (7, -1, "n/a", [], ["0", "1"], [None, 1], {"a": 1}, True, float("nan"), 10**400)
 SOUND = {

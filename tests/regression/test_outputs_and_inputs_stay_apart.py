@@ -7,7 +7,7 @@ import pytest
 
 import eddymotion as em
 from eddymotion.cli import correct
-from eddymotion.geometry import Motion
+from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 
 

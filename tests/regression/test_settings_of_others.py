@@ -10,10 +10,10 @@ import matplotlib
 import numpy as np
 import pytest
 
-from eddymotion.geometry import Motion
+from eddymotion.mapping.motion import Motion
 from eddymotion.models.dipy import DipyModel, find_model
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION
-from eddymotion.registration.external import end_workers, run_function
+from eddymotion.registration.engines.external import end_workers, run_function
 from eddymotion.reports import save_figure
 from eddymotion.reports.figures import motion_figure
 

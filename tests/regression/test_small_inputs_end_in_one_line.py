@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from eddymotion import files, simulation
+from eddymotion import simulation
 from eddymotion.cli import correct, participant, register, simulate
-from eddymotion.files import together, write_json, write_text
+from eddymotion.io import series as files
+from eddymotion.io.writing import together, write_json, write_text
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.simulation import Recipe
 from eddymotion.simulation import simulate as simulate_series

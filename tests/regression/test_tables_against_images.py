@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.checks.tables import Looks, _Labels, contradictions, scaled_vectors
+from eddymotion.data.checks.tables import Looks, _Labels, contradictions, scaled_vectors
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.geometry import Motion
-from eddymotion.gradients import Gradients
+from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import SCHEMES, Grid, acquire, procedural_head, write_bids
 
 

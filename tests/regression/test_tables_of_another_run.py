@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from eddymotion.bids import find_series
+from eddymotion.bids.series import find_series
 from eddymotion.errors import EddymotionError
-from eddymotion.files import load
-from eddymotion.geometry import Motion
+from eddymotion.io.series import load
+from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from eddymotion.checks import doubts
-from eddymotion.dataset import Image
+from eddymotion.data.checks import doubts
 from eddymotion.estimation import estimate_motion
 from eddymotion.evaluation import compare_motion
+from eddymotion.images.image import Image
 
 
 def stripped(dwi):

@@ -14,17 +14,19 @@ from scipy.io import savemat
 from scipy.spatial.transform import Rotation
 
 from eddymotion.cli import register
-from eddymotion.dataset import Image
 from eddymotion.derivatives.eddy import read_eddy, write_eddy
-from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_bvals, read_landmarks, read_motion
-from eddymotion.files import read_gradient_table, write_image
-from eddymotion.geometry import Motion, rigid_matrix
-from eddymotion.motion_files import read_motion as read_kept
-from eddymotion.motion_files import write_motion
-from eddymotion.registration.elastix_files import read_parameter_file
-from eddymotion.transform_files import FORMATS, read_linear, write_linear
+from eddymotion.images.image import Image
+from eddymotion.io.images import write_image
+from eddymotion.io.motion import read_motion as read_kept
+from eddymotion.io.motion import write_motion
+from eddymotion.io.tables import read_gradient_table
+from eddymotion.io.transforms import FORMATS, read_linear, write_linear
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.registration.engines.elastix_files import read_parameter_file
 
 MATRIX = rigid_matrix([3.0, -4.0, 2.0], [0.1, -0.2, 0.05], np.array([5.0, 6.0, 7.0]))
 SHAPE = (20, 22, 18)
@@ -138,7 +140,7 @@ def test_sizes_that_a_file_declares_are_not_believed(tmp_path):
     content = bytearray(path.read_bytes())
     content[40:56] = np.array([4, 32767, 32767, 32767, 300, 1, 1, 1], "<i2").tobytes()
     path.write_bytes(content)
-    from eddymotion.files import read_image
+    from eddymotion.io.images import read_image
 
     assert not refused_or_read(lambda: read_image(path))
 

@@ -12,9 +12,10 @@ from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.outliers import ruin_in_words, volumes_beyond_repair
-from eddymotion.geometry import Motion, rms_displacement
+from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rms_displacement
 from eddymotion.models import get_model
-from eddymotion.motion_files import read_motion, write_motion
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, simulate_motion
 
 NOISE = 5

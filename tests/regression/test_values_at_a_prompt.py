@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.eddy_currents import EddyCurrents
 from eddymotion.evaluation import Landmarks, compare_motion, landmark_errors
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.registration import Warp
 from eddymotion.registration import Registration
-from eddymotion.registration.base import Warp
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
 
 

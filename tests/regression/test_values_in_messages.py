@@ -11,7 +11,7 @@ import eddymotion
 from eddymotion.cli import correct, participant, register
 from eddymotion.errors import EddymotionError
 from eddymotion.registration import GaussNewton
-from eddymotion.words import one_line, shown, why
+from eddymotion.wording import one_line, shown, why
 
 SOURCES = Path(eddymotion.__file__).parent
 LONG = "x" * 100_000
@@ -80,7 +80,7 @@ def test_settings_that_are_wrong_are_shortened():
 
 
 def test_no_message_shows_a_path_as_python_does():
-    """``{path!r}`` is ``PosixPath('…')``; :func:`eddymotion.words.shown` knows better."""
+    """``{path!r}`` is ``PosixPath('…')``; :func:`eddymotion.wording.shown` knows better."""
     found = []
     for source in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):

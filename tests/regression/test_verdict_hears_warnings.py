@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from eddymotion.gradients import Gradients
-from eddymotion.reports.tables import Table
+from eddymotion.data.gradients import Gradients
+from eddymotion.io.tsv import Table
 from eddymotion.reports.verdict import Findings, Level, Notice, judge, pose_errors
 
 GRADIENTS = Gradients(

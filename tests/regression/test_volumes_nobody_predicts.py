@@ -8,7 +8,8 @@ import pytest
 
 import eddymotion as em
 from eddymotion.estimation.lovo import fill_unpredicted, register_volumes
-from eddymotion.geometry import Motion, rigid_matrix
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.registration import GaussNewton
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
 

@@ -6,12 +6,13 @@ import logging
 import numpy as np
 import pytest
 
-from eddymotion.dataset import DWI
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.estimation import estimate_motion
 from eddymotion.estimation.frames import of_few
 from eddymotion.estimation.ties import tied_by_data, tied_volumes
-from eddymotion.geometry import Motion, exp_rigid, rigid_parameters, rms_displacement
-from eddymotion.gradients import Gradients
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, rigid_parameters, rms_displacement
 from eddymotion.models import get_model
 from eddymotion.simulation import (
     Grid,

@@ -9,7 +9,7 @@ from eddymotion.workflows.execution import find_plugin, run_workflow
 from eddymotion.workflows.slurm import words_of
 
 from eddymotion.errors import EddymotionError
-from eddymotion.running import Plugin
+from eddymotion.pipeline.limits import Plugin
 
 from nipype.interfaces.utility import Function  # isort: skip
 from nipype.pipeline.engine import Node, Workflow  # isort: skip

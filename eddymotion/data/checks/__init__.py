@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a series contradicts itself, or has lost the motion that it should show.
+
+What is found here depends on the series alone, before any motion is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from eddymotion.data.checks.noise import is_denoised
+from eddymotion.data.checks.tables import contradictions, scaled_vectors
+from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.images.masking import mask_doubt
+
+__all__ = ["Doubt", "doubts", "in_sidecar", "refuse_contradictions"]
+
+IGNORED = "tables"
+"""What to ignore so that a table is used although the images contradict it."""
+
+DENOISED_PART = 0.35
+"""Part of the motion that may have been lost with the noise: after MP-PCA at SNR 10 and b=3000 the
+slope was 0.74 to 0.86."""
+
+CUT_PART, CUT_FACTOR = 0.05, 1.5
+"""The same where tissue was set to zero (slopes of 0.93 to 1.03), and what the errors grow by
+besides: what is left has fewer edges."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Why a result may be worse than it looks.
+
+    Parameters
+    ----------
+    kind : str
+        One word: ``tables``, ``zeros``, ``denoised``, ``mask``.
+    text : str
+        What was found, and what to do.
+    severe : bool
+        Whether the result should not be used before somebody has looked.
+    lost : float
+        Part of the motion that the series may not show.
+    factor : float
+        On the standard errors.
+    """
+
+    kind: str
+    text: str
+    severe: bool = False
+    lost: float = 0.0
+    factor: float = 1.0
+
+
+_FOUND: WeakKeyDictionary[DWI, list[Doubt]] = WeakKeyDictionary()
+"""A series never changes: what was found is kept as long as it lives."""
+
+
+def doubts(dwi: DWI) -> list[Doubt]:
+    """Find what is suspicious about a series.
+
+    Parameters
+    ----------
+    dwi : DWI
+
+    Returns
+    -------
+    list of Doubt
+        Empty for most.
+    """
+    if dwi not in _FOUND:
+        _FOUND[dwi] = _doubts(dwi)
+    return _FOUND[dwi]
+
+
+def _doubts(dwi: DWI) -> list[Doubt]:
+    found = [
+        Doubt("tables", f"the b-values do not fit the images: {one}", severe=one.certain)
+        for one in contradictions(dwi)
+    ]
+    if dwi.is_cut:
+        found.append(Doubt(
+            "zeros",
+            "tissue was set to zero (skull-stripped or defaced); zeros and what filters mix with "
+            "them are left out, and errors are larger: better give the series as it was acquired",
+            lost=CUT_PART, factor=CUT_FACTOR,
+        ))  # fmt: skip
+    if is_denoised(dwi):
+        found.append(Doubt(
+            "denoised",
+            "far less noise than the noise floor tells: denoised before the correction, which at "
+            "low SNR removes the motion, too; better estimate the motion on the raw series and "
+            "apply it to the denoised one",
+            lost=DENOISED_PART,
+        ))  # fmt: skip
+    if (text := mask_doubt(_reference(dwi), dwi.mask)) is not None:
+        found.append(Doubt("mask", text))
+    return found
+
+
+def in_sidecar(dwi: DWI, frame_doubt: str | None = None) -> list[dict[str, Any]]:
+    """Return the doubts about a series as the sidecar of the corrected one has them.
+
+    Parameters
+    ----------
+    dwi : DWI
+    frame_doubt : str, optional
+        What the estimate says against the frame of its own volumes.
+    """
+    found = list(doubts(dwi))
+    if frame_doubt is not None:
+        found.append(Doubt("frames", frame_doubt))
+    return [{"Subject": one.kind, "Text": one.text, "Severe": one.severe} for one in found]
+
+
+def _reference(dwi: DWI) -> np.ndarray:
+    """Mean of the b=0 volumes, or without any of the lowest shell."""
+    gradients = dwi.gradients
+    averaged = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+    return np.mean([dwi.volume(volume).data for volume in averaged], axis=0)
+
+
+def refuse_contradictions(
+    dwi: DWI, norms: np.ndarray | None = None, ignore: Sequence[str] = ()
+) -> None:
+    """Refuse a table that no head could have been scanned with.
+
+    Parameters
+    ----------
+    dwi : DWI
+    norms : (N,) array, optional
+        Lengths of the b-vectors on file.
+    ignore : sequence of str
+        With ``tables`` nothing is refused.
+
+    Raises
+    ------
+    EddymotionError
+        Naming the volumes, and the reading that would fit.
+    """
+    if IGNORED in ignore:
+        return
+    scaled = None if norms is None else scaled_vectors(dwi, norms)
+    found = [scaled] if scaled is not None else contradictions(dwi)
+    certain = [str(one) for one in found if one.certain]
+    if certain:
+        raise EddymotionError(
+            f"{dwi.source or dwi}: the b-values do not fit the images: {'; '.join(certain)}; "
+            f"correct the .bval and .bvec, or use them as they are with '--ignore {IGNORED}'"
+        )

@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the b-values fit what the images show.
+
+A volume tells its b-value twice: by how bright the brain is, and by which parts of it are bright
+(fluid at b=0, white matter at high b). A volume counts as mislabelled only where both speak
+against its label: one that lost its signal is dark, but looks like the others of its shell; one
+of another receive gain is bright, but looks like them, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from eddymotion.data.gradients import SHELL_GAP
+from eddymotion.data.series import Series
+
+LEVEL_WIDTH = 0.15
+"""b-values that differ by less than this part, or by :data:`SHELL_GAP`, should look alike."""
+
+GAP = 0.3
+"""Volumes of one b-value do not part in two by brightness (logarithm) further than this: the
+signal falls by that much from b=0 to 350 s/mm²."""
+
+SHELLS_APART = 0.5
+"""One shell is taken for another only where brightness is so far off: at b=5000 s/mm² and few
+directions it varies by 0.35."""
+
+CONTRAST_MARGIN = 0.1
+"""By so much the pattern of a volume has to agree better with that of another b-value."""
+
+STRANGE_BELOW = 0.15
+"""A pattern whose correlation with its level is so far below the usual does not belong to it."""
+
+BLOCKS_ACROSS = 14
+"""Blocks (8 mm in a human head) between which brightness is compared: coarser than the motion."""
+
+MIN_BLOCKS = 20
+
+SCALED_NORMS = 1.5
+"""Largest over smallest squared length of b-vectors from which on they may tell b-values."""
+
+SCALED_SPREAD, SCALED_GAIN = 0.15, 0.5
+"""Vectors do tell them where the brightness of like b-values scatters by more than the first, and
+by less than the second part of that if the vectors' lengths count."""
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """What the images say against the table.
+
+    Parameters
+    ----------
+    found : str
+        Which volumes, and what they show.
+    reading : str
+        What would fit.
+    certain : bool
+        Whether no head could look so.
+    """
+
+    found: str
+    reading: str
+    certain: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.reading}"
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """How the volumes look in the brain.
+
+    Parameters
+    ----------
+    brightness : (N,) array
+        Logarithm of the median signal.
+    patterns : (N, B) array
+        Signal of blocks, of mean zero and length one: products are correlations.
+    """
+
+    brightness: np.ndarray
+    patterns: np.ndarray
+
+    @classmethod
+    def of(cls, dwi: Series) -> Looks | None:
+        """Look at a series; None where the brain is too small or a volume shows nothing."""
+        if not dwi.mask.any():
+            return None
+        box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(dwi.mask))
+        mask = dwi.mask[box]
+        edge = np.cbrt(dwi.mask.sum() * np.prod(dwi.voxel_sizes)) / BLOCKS_ACROSS
+        factors = np.maximum(np.round(edge / dwi.voxel_sizes).astype(int), 1)
+        factors = np.minimum(factors, mask.shape)
+        inside = _block_means(mask, factors) > 0.75
+        if inside.sum() < MIN_BLOCKS:
+            return None
+        blocks = np.stack([_block_means(v[box], factors)[inside] for v in dwi.volumes()])
+        signal = np.median(blocks, axis=1)
+        if not (signal > 0).all():
+            return None
+        patterns = blocks - blocks.mean(axis=1, keepdims=True)
+        lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
+        if not (lengths > 0).all():  # one value everywhere: told when the motion is sought
+            return None
+        return cls(np.log(signal), patterns / lengths)
+
+    def likeness(self, volume: int, others: np.ndarray) -> float:
+        """Correlation of a volume's pattern with the mean of `others`, itself left out."""
+        others = others[others != volume]
+        mean = self.patterns[others].mean(axis=0) if len(others) else np.zeros(1)
+        length = np.linalg.norm(mean)
+        return float(self.patterns[volume] @ mean / length) if length > 0 else 0.0
+
+
+def _block_means(volume: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Average blocks of voxels, whole ones only; adding strided views copies no voxel first."""
+    means = volume
+    for axis in (2, 1, 0):  # the slowest of a NIfTI file first: what is added lies together
+        step = factors[axis]
+        whole = means.shape[axis] // step * step
+        views = [np.moveaxis(means, axis, 0)[first:whole:step] for first in range(step)]
+        added: np.ndarray = np.array(views[0], np.float32 if axis else np.float64)
+        for view in views[1:]:
+            added += view
+        means = np.moveaxis(added, 0, axis)
+    return means / np.prod(factors)
+
+
+def contradictions(dwi: Series) -> list[Contradiction]:
+    """Compare the b-values of a series with its images.
+
+    Parameters
+    ----------
+    dwi : Series
+
+    Returns
+    -------
+    list of Contradiction
+        Empty where the table fits, or the images do not tell (a phantom without diffusion).
+    """
+    looks = Looks.of(dwi)
+    if looks is None:
+        return []
+    bvals, threshold = dwi.gradients.bvals, dwi.gradients.b0_threshold
+    shelled = dwi.gradients.is_shelled
+    labels = _Labels.of(looks, bvals, threshold, shelled=shelled)
+    wrong, without_b0 = labels.mislabelled(), not len(labels.b0s)
+    if not wrong:
+        return labels.out_of_order()
+    certain = any(one.certain for one in wrong)
+    if len(wrong) > 1 and certain and not without_b0:
+        for step, words in ((-1, "earlier"), (1, "later")):
+            if _Labels.of(looks, np.roll(bvals, step), threshold, shelled=shelled).fit():
+                found = _in_words(wrong)
+                reading = f"the b-values fit the images if each stands one volume {words}"
+                return [Contradiction(found, reading)]
+    told = []
+    for of_kind in (True, False):
+        some = [one for one in wrong if one.certain is of_kind]
+        if some:
+            told.append(Contradiction(_in_words(some), _relabelling(some), of_kind))
+    return told
+
+
+def scaled_vectors(dwi: Series, norms: np.ndarray) -> Contradiction | None:
+    """Say whether the lengths of the b-vectors tell the b-values, as scanners write it.
+
+    Parameters
+    ----------
+    dwi : Series
+    norms : (N,) array
+        Lengths of the b-vectors on file.
+    """
+    squared = np.nan_to_num(norms) ** 2
+    nominal, threshold = dwi.gradients.bvals, dwi.gradients.b0_threshold
+    above = squared[(squared > 1e-4) & (nominal > threshold)]
+    if not len(above) or above.max() < SCALED_NORMS * above.min():
+        return None
+    looks = Looks.of(dwi)
+    if looks is None:
+        return None
+    scaled = nominal * squared
+    before, after = (
+        _scatter(looks.brightness, _levels(bvals, threshold)) for bvals in (nominal, scaled)
+    )
+    if before < SCALED_SPREAD or after > SCALED_GAIN * before:
+        return None
+    values = ", ".join(f"{bval:.0f}" for bval in _distinct(scaled, threshold))
+    return Contradiction(
+        f"volumes of one b-value differ in brightness by a factor of {np.exp(2 * before):.1f}",
+        "the b-values fit the images if multiplied by the squared length of their b-vectors: "
+        f"that gives b={values}",
+    )
+
+
+@dataclass(frozen=True)
+class _Mislabelled:
+    """A volume, its label, and what it looks like; None: like no other b-value of the table."""
+
+    volume: int
+    label: float
+    like: float | None
+    brighter: bool
+    certain: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """Volumes under some table: by level, and those that do not belong to theirs.
+
+    Parameters
+    ----------
+    looks : Looks
+    bvals : (N,) array
+    levels : list of index arrays
+        Volumes of like b-values; the first are the b=0 volumes, which there may be none of.
+    cores : list of index arrays
+        Of each level, the volumes that look alike.
+    shelled : bool
+        Whether levels above b=0 are shells: points of a lattice are as unlike within a level as
+        between two.
+    """
+
+    looks: Looks
+    bvals: np.ndarray
+    levels: list[np.ndarray]
+    cores: list[np.ndarray]
+    shelled: bool
+
+    @classmethod
+    def of(cls, looks: Looks, bvals: np.ndarray, threshold: float, *, shelled: bool) -> _Labels:
+        levels = _levels(bvals, threshold)
+        cores = [
+            _largest_cluster(level, looks.brightness, brightest=number == 0)
+            for number, level in enumerate(levels)
+        ]
+        return cls(looks, bvals, levels, cores, shelled)
+
+    @property
+    def b0s(self) -> np.ndarray:
+        return self.levels[0]
+
+    def fit(self) -> bool:
+        """Whether all volumes look like their level, and b=0 is the brightest."""
+        if self.mislabelled() or not len(self.b0s):
+            return False
+        brightness = self.looks.brightness
+        rest = np.concatenate([*self.levels[1:], np.empty(0, int)])
+        return bool(np.median(brightness[self.b0s]) > np.median(brightness[rest]) + GAP / 2)
+
+    def mislabelled(self) -> list[_Mislabelled]:
+        """Find the volumes that do not belong to their level, in their order."""
+        found = [
+            one
+            for number, (level, core) in enumerate(zip(self.levels, self.cores, strict=True))
+            for volume in np.setdiff1d(level, core)
+            if (one := self._judged(int(volume), number)) is not None
+        ]
+        bright = np.array([one.volume for one in found if one.like is None], int)
+        if len(bright):
+            told = {one.volume for one in found}
+            found += [one for one in self._too_dark(bright) if one.volume not in told]
+        return sorted(found, key=lambda one: one.volume)
+
+    def out_of_order(self) -> list[Contradiction]:
+        """Find whole levels that are brighter than one of a lower b-value."""
+        if not self.shelled:
+            return []
+        levels = [level for level in self.levels if len(level)]
+        brightness = [np.median(self.looks.brightness[level]) for level in levels]
+        found = []
+        for lower, higher in pairwise(range(len(levels))):
+            if brightness[higher] > brightness[lower] + GAP:
+                bvals = [self.bvals[levels[level]].mean() for level in (lower, higher)]
+                found.append(Contradiction(
+                    f"volumes {listed(levels[higher])} (b={bvals[1]:.0f}) are brighter than "
+                    f"volumes {listed(levels[lower])} (b={bvals[0]:.0f})",
+                    "the images fit if the two b-values are exchanged, or their gains differ",
+                    certain=False,
+                ))  # fmt: skip
+        return found
+
+    def _judged(self, volume: int, own: int) -> _Mislabelled | None:
+        """Judge a volume that is brighter or darker than its level."""
+        brightness, likeness = self.looks.brightness, self.looks.likeness
+        label = float(self.bvals[volume])
+        distances = [
+            abs(brightness[volume] - np.median(brightness[core])) if len(core) else np.inf
+            for core in self.cores
+        ]
+        brighter = bool(brightness[volume] > np.median(brightness[self.cores[own]]))
+        at_home = likeness(volume, self.cores[own])
+        brightest = max(np.median(brightness[core]) for core in self.cores if len(core))
+        distances = distances if brightness[volume] < brightest + GAP else []
+        for other in np.argsort(distances, kind="stable"):
+            if other == own or not distances[other] < distances[own] / 2:
+                continue
+            if 0 not in (own, other) and not (self.shelled and distances[own] >= SHELLS_APART):
+                continue
+            if likeness(volume, self.cores[other]) > at_home + CONTRAST_MARGIN:
+                like = 0.0 if other == 0 else float(self.bvals[self.levels[other]].mean())
+                return _Mislabelled(volume, label, like, brighter, 0 in (own, other))
+        usual = np.median([likeness(v, self.cores[own]) for v in self.cores[own]])
+        if own and brightness[volume] > brightest - GAP / 2 and at_home < usual - STRANGE_BELOW:
+            return _Mislabelled(volume, label, None, brighter, certain=True)
+        return None
+
+    def _too_dark(self, bright: np.ndarray) -> Iterator[_Mislabelled]:
+        """Find b=0 volumes that look like a shell, and not like those that must be b=0."""
+        brightness, likeness = self.looks.brightness, self.looks.likeness
+        for volume in self.b0s:
+            away = np.median(brightness[bright]) - brightness[volume]
+            for level, core in zip(self.levels[1:], self.cores[1:], strict=True):
+                near = abs(brightness[volume] - np.median(brightness[core])) < away / 2
+                if near and likeness(volume, core) > likeness(volume, bright) + CONTRAST_MARGIN:
+                    like = float(self.bvals[level].mean())
+                    yield _Mislabelled(
+                        int(volume), float(self.bvals[volume]), like, brighter=False, certain=True
+                    )
+                    break
+
+
+def _levels(bvals: np.ndarray, threshold: float) -> list[np.ndarray]:
+    """Put volumes of like b-values together; those of b=0 come first."""
+    is_b0 = bvals <= threshold
+    levels = [np.flatnonzero(is_b0)]
+    rest = np.flatnonzero(~is_b0)
+    for volume in rest[np.argsort(bvals[rest], kind="stable")]:
+        first = bvals[levels[-1][0]] if len(levels) > 1 else -np.inf
+        if bvals[volume] - first <= max(SHELL_GAP, LEVEL_WIDTH * first):
+            levels[-1] = np.append(levels[-1], volume)
+        else:
+            levels.append(np.array([volume]))
+    return levels
+
+
+def _largest_cluster(level: np.ndarray, brightness: np.ndarray, *, brightest: bool) -> np.ndarray:
+    """Cut a level where its brightness leaves a gap; of equal parts the likelier one is kept."""
+    order = level[np.argsort(brightness[level], kind="stable")]
+    parts = np.split(order, np.flatnonzero(np.diff(brightness[order]) > GAP) + 1)
+    if brightest:
+        parts = parts[::-1]
+    return np.sort(max(parts, key=len))
+
+
+def _scatter(brightness: np.ndarray, levels: Sequence[np.ndarray]) -> float:
+    """Root-mean-square distance from the median of the level."""
+    away = [brightness[level] - np.median(brightness[level]) for level in levels if len(level)]
+    return float(np.sqrt(np.mean(np.concatenate(away) ** 2)))
+
+
+def _distinct(bvals: np.ndarray, threshold: float) -> list[float]:
+    """Mean b-value of each level."""
+    levels = [level for level in _levels(bvals, threshold) if len(level)]
+    return [float(bvals[level].mean()) for level in levels]
+
+
+def _in_words(wrong: Sequence[_Mislabelled]) -> str:
+    """Say which volumes look like what."""
+    kinds: dict[str, list[int]] = {}
+    for one in wrong:
+        like = "all others and unlike them" if one.like is None else f"b={one.like:.0f}"
+        side = "bright" if one.brighter else "dark"
+        if one.like is None:
+            words = f"labelled b={one.label:.0f} but as bright as b=0 or brighter"
+        else:
+            words = f"labelled b={one.label:.0f} but as {side} as {like}"
+        kinds.setdefault(words, []).append(one.volume)
+    return "; ".join(
+        f"volume{'s' if len(volumes) > 1 else ''} {listed(volumes)} "
+        f"{'are' if len(volumes) > 1 else 'is'} {words}"
+        for words, volumes in kinds.items()
+    )
+
+
+def _relabelling(wrong: Sequence[_Mislabelled]) -> str:
+    kinds: dict[float, list[int]] = {}
+    for one in wrong:
+        kinds.setdefault(one.like or 0.0, []).append(one.volume)
+    return "the images fit " + ", ".join(
+        f"b={bval:.0f} for {listed(volumes)}" for bval, volumes in kinds.items()
+    )
+
+
+def listed(volumes: Sequence[int] | np.ndarray, most: int = 12) -> str:
+    """Name volumes; many are cut short."""
+    shown = ", ".join(str(volume) for volume in volumes[:most])
+    return shown + (f" and {len(volumes) - most} more" if len(volumes) > most else "")

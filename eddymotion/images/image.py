@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A 3-D volume, and the continuous function of world coordinates that it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from eddymotion.images.kernels import (
+    PADDING,
+    sample_points,
+    sample_points_with_gradient,
+    spline_coefficients,
+)
+from eddymotion.wording import short_repr, sizes_told
+
+
+@dataclass(frozen=True, eq=False)
+class Spline:
+    """A 3-D volume as a continuous function of world coordinates: a cubic B-spline.
+
+    Parameters
+    ----------
+    coefficients : (Z + 4, Y + 4, X + 4) float32 array
+        From :func:`eddymotion.images.kernels.spline_coefficients`.
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    """
+
+    coefficients: np.ndarray
+    affine: np.ndarray
+
+    __repr__ = short_repr
+
+    @classmethod
+    def of(cls, image: Image) -> Spline:
+        """Interpolate an image; NaN wherever something that is missing has a say."""
+        volume = np.ascontiguousarray(image.data.T, dtype=np.float32)
+        coefficients = spline_coefficients(volume)
+        if image.missing is not None:
+            inside = (slice(PADDING, -PADDING),) * 3
+            coefficients[inside][image.missing.T] = np.nan
+        return cls(coefficients, image.affine)
+
+    @cached_property
+    def _world_to_kernel(self) -> np.ndarray:
+        """World mm → voxel position in the kernels' (z, y, x) order."""
+        return np.linalg.inv(self.affine)[[2, 1, 0, 3]]  # rows only: points stay (x, y, z)
+
+    def sample(self, points: np.ndarray, pose: np.ndarray | None = None) -> np.ndarray:
+        """Return samples (P,); NaN outside the image.
+
+        Parameters
+        ----------
+        points : (P, 3) array
+            mm
+        pose : (4, 4) array, optional
+            Frame of the points → world; the identity when not given.
+        """
+        values = np.empty(len(points), np.float32)
+        sample_points(self.coefficients, self._mapping(pose), _contiguous(points), values)
+        return values
+
+    def sample_with_gradient(
+        self, points: np.ndarray, pose: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return samples (P,) and gradients (P, 3), per mm along the axes of the points' frame.
+
+        As :meth:`sample`; NaN outside the image.
+        """
+        values = np.empty(len(points), np.float32)
+        slopes = np.empty((len(points), 3), np.float32)
+        sample_points_with_gradient(
+            self.coefficients, self._mapping(pose), _contiguous(points), values, slopes
+        )
+        return values, slopes
+
+    def _mapping(self, pose: np.ndarray | None) -> np.ndarray:
+        """Points → positions in the kernels' order, (3, 4)."""
+        matrix = self._world_to_kernel if pose is None else self._world_to_kernel @ pose
+        return np.ascontiguousarray(matrix[:3])
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A 3-D volume and where it lies.
+
+    Parameters
+    ----------
+    data : (X, Y, Z) array
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    missing : (X, Y, Z) bool array, optional
+        Voxels that say nothing, whatever their value.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    missing: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        sizes = sizes_told(map(float, self.voxel_sizes))
+        return f"Image({sizes_told(self.data.shape)}, {sizes} mm, {self.data.dtype})"
+
+    @property
+    def voxel_sizes(self) -> np.ndarray:
+        """Edge lengths of a voxel, mm."""
+        return voxel_sizes(self.affine)
+
+    @cached_property
+    def spline(self) -> Spline:
+        """The image as a continuous function."""
+        return Spline.of(self)
+
+
+def _contiguous(points: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(points, dtype=np.float64)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coarse to fine: what an image shows at a level, and where it is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.errors import EddymotionError
+from eddymotion.images.image import Image
+from eddymotion.images.kernels import smooth
+
+BRAIN_SIZE_MM = 110.0
+"""Cube root of the volume of a human brain, for which the widths of the levels are given."""
+
+FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+
+MIN_POINTS = 100
+"""Fewer points than this inside both images cannot fix six parameters against noise."""
+
+
+BLOCK_MM = 15.0
+"""Edge of the blocks of a human brain between which errors count as independent."""
+
+KNOWN_SHARE, KNOWN_SHARE_COARSE, LEAST_SHARE = 0.9, 0.1, 1e-3
+"""A filter's value holds where at least so much of its weight lies on what is known. Coarse levels
+need not be as exact, and splines of few voxels would leave little of the brain. Beyond, values are
+carried on where at least the last part does, so that splines find no step there."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step of the pyramid.
+
+    Parameters
+    ----------
+    fwhm : float
+        Of the smoothing Gaussian: mm for a human brain (scaled with the size of the mask) at
+        coarse levels, voxels at a level with `highpass`.
+    n_points : int
+        Random points of the fixed mask.
+    highpass : float, optional
+        FWHM, in voxels, of the Gaussian whose smoothed image is subtracted.
+    """
+
+    fwhm: float
+    n_points: int
+    highpass: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.fwhm:g} mm" if self.highpass is None else f"{self.n_points} points"
+
+    def __post_init__(self) -> None:
+        sizes = (self.fwhm, self.n_points, *([] if self.highpass is None else [self.highpass]))
+        if not all(isinstance(size, (int, float)) and size > 0 for size in sizes):
+            raise EddymotionError(
+                f"registration: {self!r} has a size that is not a number above zero; correct it"
+            )
+        if self.n_points < MIN_POINTS:
+            raise EddymotionError(
+                f"registration: {self.n_points} points given, expected at least {MIN_POINTS}"
+            )
+
+
+def head_scale(mask: np.ndarray, voxel_sizes: np.ndarray) -> float:
+    """Size of a brain relative to a human one."""
+    return float(np.cbrt(mask.sum() * np.prod(voxel_sizes))) / BRAIN_SIZE_MM
+
+
+def jittered_points(
+    mask: np.ndarray, affine: np.ndarray, n_points: int, random: np.random.Generator
+) -> np.ndarray:
+    """Draw random points of a mask, never on the grid: (P, 3), RAS+ mm."""
+    voxels = np.argwhere(mask)
+    chosen = voxels[random.choice(len(voxels), min(n_points, len(voxels)), replace=False)]
+    return apply_affine(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
+
+
+def blocks_of(points: np.ndarray, edge: float) -> np.ndarray:
+    """Return the numbers, from zero on, of the cubes of `edge` mm that points (P, 3) lie in."""
+    cubes = np.floor(points / edge).astype(int)
+    cubes -= cubes.min(axis=0)
+    code = np.ravel_multi_index(tuple(cubes.T), tuple(cubes.max(axis=0) + 1))
+    return np.unique(code, return_inverse=True)[1]
+
+
+def band_pass(image: Image, level: Level, scale: float) -> Image:
+    """Smooth an image for a level, on a coarser grid where nothing is lost by it.
+
+    Parameters
+    ----------
+    image : Image
+    level : Level
+    scale : float
+        From :func:`head_scale`.
+    """
+    if level.highpass is not None:
+        voxel = float(np.cbrt(np.prod(image.voxel_sizes)))
+        narrow, wide = (low_pass(image, width * voxel) for width in (level.fwhm, level.highpass))
+        return Image(narrow.data - wide.data, image.affine, wide.missing)
+    fwhm = level.fwhm * scale
+    factors = np.clip((fwhm / 2 / image.voxel_sizes).astype(int), 1, None)
+    factors = np.minimum(factors, np.maximum(np.array(image.data.shape) // 8, 1))
+    return low_pass(decimate(image, factors), fwhm, KNOWN_SHARE_COARSE)
+
+
+def decimate(image: Image, factors: np.ndarray) -> Image:
+    """Average blocks of voxels."""
+    if (factors == 1).all():
+        return image
+    size = np.array(image.data.shape) // factors
+    whole = tuple(slice(0, n * f) for n, f in zip(size, factors, strict=True))
+    (a, b, c), (fa, fb, fc) = size, factors
+
+    def means(data: np.ndarray) -> np.ndarray:
+        blocks = data[whole].T.reshape(c, fc, b, fb, a, fa)
+        return blocks.mean(axis=(1, 3, 5), dtype=np.float32).T
+
+    to_fine = np.diag([*factors, 1.0])
+    to_fine[:3, 3] = (factors - 1) / 2
+    affine = image.affine @ to_fine
+    if image.missing is None:
+        return Image(means(image.data), affine)
+    known = means(~image.missing)
+    return Image(_ratio(means(np.where(image.missing, 0, image.data)), known), affine,
+                 known < 0.5)  # fmt: skip
+
+
+def low_pass(image: Image, fwhm: float, known_share: float = KNOWN_SHARE) -> Image:
+    """Smooth with a Gaussian of `fwhm` mm.
+
+    What is missing has no weight, and missing is then where less than `known_share` of the weight
+    lies on the rest.
+    """
+    sigma = fwhm * FWHM_TO_SIGMA / image.voxel_sizes
+
+    def smoothed(data: np.ndarray) -> np.ndarray:
+        return smooth(np.asarray(data, dtype=np.float32).T, sigma[::-1]).T
+
+    if image.missing is None:
+        return Image(smoothed(image.data), image.affine)
+    known = smoothed(~image.missing)
+    data = _ratio(smoothed(np.where(image.missing, 0, image.data)), known)
+    return Image(data, image.affine, known < known_share)
+
+
+def _ratio(weighted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Divide a weighted sum by its weights; zero where there are none."""
+    return np.divide(weighted, weights, out=np.zeros_like(weighted), where=weights > LEAST_SHARE)
+
+
+def crop(image: Image, points: np.ndarray, margin: float) -> Image:
+    """Cut an image down to a box around world points (P, 3), `margin` mm wider."""
+    voxels = apply_affine(np.linalg.inv(image.affine), points)
+    wide = margin / image.voxel_sizes
+    low = np.maximum(np.floor(voxels.min(axis=0) - wide), 0).astype(int)
+    high = np.minimum(np.ceil(voxels.max(axis=0) + wide) + 1, image.data.shape).astype(int)
+    if (high - low < 4).any():  # outside: nothing to be gained
+        return image
+    shift = np.eye(4)
+    shift[:3, 3] = low
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    missing = None if image.missing is None else image.missing[box]
+    return Image(image.data[box], image.affine @ shift, missing)

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NIfTI headers, read with patience: what is sound in a file is used, whatever else is odd.
+
+nibabel parses a header as a whole and gives up on any field that is wrong. Many of them do not
+matter here (extensions, units, intents), or have a way out that NIfTI's reference implementation
+takes, too: a quaternion longer than one is normalised, an undefined code above zero still says
+that there is a matrix, an offset that is no number is none.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+from isal.igzip_lib import IsalError
+from nibabel.quaternions import quat2mat
+from nibabel.volumeutils import shape_zoom_affine
+
+from eddymotion.errors import EddymotionError, absence, stand_in
+from eddymotion.images.grid import grid_distance
+from eddymotion.wording import why
+
+log = logging.getLogger(__name__)
+
+SILENT = logging.Logger("nibabel")
+"""What nibabel says of a header comes with its error, or does not matter."""
+SILENT.addHandler(logging.NullHandler())
+
+DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+    OSError,
+    EOFError,
+    zlib.error,
+    IsalError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+)
+"""What decoders raise on files that are cut short, garbled, or hold no real numbers."""
+
+NIFTI2 = (540, 0x1C020000)
+"""First four bytes of NIfTI-2, of either byte order; of NIfTI-1 they are others."""
+
+GZIP = b"\x1f\x8b"
+
+MAX_AFFINE_DISAGREEMENT = 0.1
+"""Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
+
+MAX_EXCESS = 1e-3
+"""A quaternion that is longer than one by so little is rounded."""
+
+TIME_UNITS = {16: 1e-3, 24: 1e-6}
+"""NIfTI's codes of milliseconds and microseconds; all else is taken for seconds."""
+
+TIME_MASK = 0x38
+
+
+def read_header(path: Path) -> nib.Nifti1Header:
+    """Read the header of a NIfTI image, not its voxels.
+
+    Raises
+    ------
+    EddymotionError
+        If the file is missing, damaged or not NIfTI.
+    """
+    with refusing(path), opened(path) as stream:
+        return header_of(stream)
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Turn what decoders raise into one line about `path`."""
+    if not path.is_file():
+        raise EddymotionError(absence(path, "give a NIfTI image"))
+    if path.suffix in (".hdr", ".img"):
+        raise EddymotionError(f"{path}: one half of a pair of files; convert it to .nii.gz")
+    try:
+        yield
+    except EddymotionError:
+        raise
+    except DAMAGED as error:
+        raise EddymotionError(
+            stand_in(path)
+            or f"{path}: cannot be read as NIfTI ({why(error)}); it may be truncated: "
+            "copy or convert it again"
+        ) from error
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        nib.wrapstruct.WrapStructError,
+    ) as error:
+        raise EddymotionError(
+            stand_in(path) or f"{path}: not a NIfTI image ({why(error)}); convert it to .nii.gz"
+        ) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open an image for reading; whether it is gzipped says its content, not its name."""
+    with path.open("rb") as raw:
+        gzipped = raw.read(2) == GZIP
+        raw.seek(0)
+        if gzipped:
+            with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:
+                yield cast(BinaryIO, stream)
+        else:
+            yield raw
+
+
+def header_of(stream: BinaryIO) -> nib.Nifti1Header:
+    """Read a header without its extensions, and repair what nibabel can repair."""
+    magic = int.from_bytes(stream.read(4), "little")
+    stream.seek(0)
+    kind = nib.Nifti2Header if magic in NIFTI2 else nib.Nifti1Header
+    header = kind(stream.read(kind.template_dtype.itemsize), check=False)
+    given = {name: header[name].copy() for name in ("qform_code", "sform_code", "pixdim")}
+    header.check_fix(SILENT)
+    for name, value in given.items():  # the repair of these is a guess: see `affine_of`
+        header[name] = value
+    return header
+
+
+def shape_of(header: nib.Nifti1Header) -> tuple[int, ...]:
+    """Return the shape, without axes of length one after the fourth."""
+    shape = tuple(map(int, header.get_data_shape()))
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def scaling_of(header: nib.Nifti1Header) -> tuple[float, float]:
+    """Return what stored numbers are multiplied by, and what is added; 1 and 0 where unknown."""
+    slope, inter = (float(header[name]) for name in ("scl_slope", "scl_inter"))
+    if slope == 0 or not np.isfinite(slope):
+        return 1.0, 0.0
+    return slope, inter if np.isfinite(inter) else 0.0
+
+
+def repetition_time_of(header: nib.Nifti1Header) -> float | None:
+    """Return the seconds between volumes, where the header tells."""
+    if int(header["dim"][0]) < 4:
+        return None
+    time = float(header["pixdim"][4]) * TIME_UNITS.get(int(header["xyzt_units"]) & TIME_MASK, 1.0)
+    return time if np.isfinite(time) and time > 0 else None
+
+
+def affine_of(
+    path: Path, header: nib.Nifti1Header, ignore: Sequence[str] = (), *, strict: bool = True
+) -> np.ndarray:
+    """Return the sform or the qform, (4, 4), and refuse to guess when they disagree.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    header : nibabel header
+    ignore : sequence of {"sform", "qform"}
+        Which to disregard where both are there.
+    strict : bool
+        Whether to raise where they disagree; otherwise the sform is taken, as by FSL and nibabel.
+
+    Raises
+    ------
+    EddymotionError
+        If they disagree, or none can be inverted.
+    """
+    sizes = _voxel_sizes(header)
+    forms = {"sform": header.get_sform(), "qform": _qform(header, sizes)}
+    there = {name: form for name, form in forms.items() if header[f"{name}_code"] > 0}
+    if not there:
+        there = {"grid": shape_zoom_affine(header.get_data_shape()[:3], sizes)}
+    wanted = {name: form for name, form in there.items() if name not in ignore} or there
+    usable = {name: form for name, form in wanted.items() if _is_invertible(form)}
+    if not usable:
+        raise EddymotionError(
+            f"{path}: the affine cannot be inverted; set sform or qform, or convert it again"
+        )
+    if len(usable) < len(wanted):
+        (bad,), (good,) = {*wanted} - {*usable}, usable
+        log.warning("%s: its %s cannot be inverted; the %s is used", path.name, bad, good)
+    if len(usable) == 2 and strict:
+        sform, qform = usable["sform"], usable["qform"]
+        apart = grid_distance(sform, qform, header.get_data_shape())
+        if apart > MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min():
+            raise EddymotionError(
+                f"{path}: sform and qform disagree by up to {apart:.3g} mm, expected the same "
+                "orientation from both; say which one to disregard with '--ignore qform' (what "
+                "FSL and nibabel do) or '--ignore sform'"
+            )
+    if "sform" in usable:
+        return usable["sform"]
+    _wonder(path, header)
+    return usable.popitem()[1]
+
+
+def _wonder(path: Path, header: nib.Nifti1Header) -> None:
+    """Warn of what is made up where there is no sform."""
+    if (header["pixdim"][1:4] == 0).any():
+        log.warning("%s: voxels of length zero in its header; they are taken for 1 mm", path.name)
+    length = float(np.linalg.norm(_quaternion(header)))
+    if header["qform_code"] > 0 and length > 1 + MAX_EXCESS:
+        log.warning("%s: the quaternion of its qform is of length %.3g, expected 1 at most; it is "
+                    "normalised", path.name, length)  # fmt: skip
+
+
+def _voxel_sizes(header: nib.Nifti1Header) -> np.ndarray:
+    sizes = np.abs(np.array(header["pixdim"][1:4], dtype=float))
+    return np.where(sizes == 0, 1.0, sizes)
+
+
+def _quaternion(header: nib.Nifti1Header) -> np.ndarray:
+    """Return the three components that are stored."""
+    return np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"])
+
+
+def _qform(header: nib.Nifti1Header, sizes: np.ndarray) -> np.ndarray:
+    """Build the qform from any quaternion, as NIfTI's reference implementation does."""
+    vector = _quaternion(header)
+    rest = 1.0 - vector @ vector
+    real = np.sqrt(rest) if rest > header.quaternion_threshold else 0.0
+    qform = np.eye(4)
+    with np.errstate(invalid="ignore"):  # a quaternion that is not finite: no form
+        qform[:3, :3] = quat2mat([real, *vector]) * sizes
+    if header["pixdim"][0] < 0:
+        qform[:3, 2] *= -1
+    qform[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
+    return qform
+
+
+def _is_invertible(affine: np.ndarray) -> bool:
+    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear transforms in ITK's text files: LPS+ mm there, matrices in RAS+ mm here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import from_matvec
+from scipy.spatial.transform import Rotation
+
+from eddymotion.errors import EddymotionError
+from eddymotion.io.writing import write_text
+from eddymotion.wording import cut, why
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS+ ⇄ LPS+, the world coordinates of ITK."""
+
+N_PARAMETERS = {
+    "MatrixOffsetTransformBase": 12,
+    "AffineTransform": 12,
+    "TranslationTransform": 3,
+    "Euler3DTransform": 6,
+    "VersorRigid3DTransform": 6,
+    "Similarity3DTransform": 7,
+}
+"""Kinds of transforms that are read → their parameters."""
+
+EXPECTED = "expected an ITK text file with linear transforms (affine, rigid, similarity)"
+
+
+def write_itk(
+    path: Path, matrices: np.ndarray, kind: str = "MatrixOffsetTransformBase_double_3_3"
+) -> None:
+    """Write RAS+ matrices (N, 4, 4) as an ITK text file, at full precision."""
+    lines = ["#Insight Transform File V1.0"]
+    for index, matrix in enumerate(LPS @ np.asarray(matrices) @ LPS):
+        numbers = [*matrix[:3, :3].ravel(), *matrix[:3, 3]]
+        lines += [
+            f"#Transform {index}",
+            f"Transform: {kind}",
+            "Parameters: " + " ".join(repr(float(number)) for number in numbers),
+            "FixedParameters: 0 0 0",
+        ]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_itk(path: str | Path) -> np.ndarray:
+    """Read the linear transforms of an ITK text file.
+
+    Returns
+    -------
+    (N, 4, 4) array
+        RAS+ mm.
+
+    Raises
+    ------
+    EddymotionError
+        If it is not such a file, or not whole.
+    """
+    kinds, parameters, fixed = [], [], []
+    try:
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            key, _, rest = line.partition(":")
+            if key == "Transform":
+                kinds.append(rest.strip().partition("_")[0])
+            elif key == "Parameters":
+                parameters.append(np.array(rest.split(), float))
+            elif key == "FixedParameters":
+                fixed.append(np.array(rest.split(), float))
+    except (OSError, ValueError) as error:
+        raise EddymotionError(f"{path}: cannot be read ({why(error)}); {EXPECTED}") from error
+    if not kinds or not len(kinds) == len(parameters) == len(fixed):
+        raise EddymotionError(
+            f"{path}: holds {len(kinds)} transforms, {len(parameters)} times their parameters and "
+            f"{len(fixed)} times their centre; {EXPECTED}"
+        )
+    return np.array([
+        linear_transform(path, *told) for told in zip(kinds, parameters, fixed, strict=True)
+    ])  # fmt: skip
+
+
+def linear_transform(
+    path: str | Path, kind: str, numbers: np.ndarray, fixed: np.ndarray
+) -> np.ndarray:
+    """Turn the parameters of one of ITK's linear transforms into a matrix (4, 4), RAS+.
+
+    `path` is named where they are not those of such a transform.
+    """
+    linear = np.eye(3)
+    if len(numbers) != (expected := N_PARAMETERS.get(kind, len(numbers))):
+        raise EddymotionError(
+            f"{path}: {len(numbers)} numbers are no {kind} (expected {expected}); {EXPECTED}"
+        )
+    try:
+        if kind in ("MatrixOffsetTransformBase", "AffineTransform"):
+            linear, translation = numbers[:9].reshape(3, 3), numbers[9:12]
+        elif kind == "TranslationTransform":
+            translation = numbers[:3]
+        elif kind == "Euler3DTransform":
+            x, y, z = (Rotation.from_euler(a, n) for a, n in zip("xyz", numbers[:3], strict=True))
+            zyx = len(fixed) > 3 and fixed[3] != 0
+            linear, translation = (z * y * x if zyx else z * x * y).as_matrix(), numbers[3:6]
+        elif kind in ("VersorRigid3DTransform", "Similarity3DTransform"):
+            scalar = np.sqrt(max(1 - (numbers[:3] ** 2).sum(), 0.0))
+            turn = Rotation.from_quat([*numbers[:3], scalar]).as_matrix()
+            linear, translation = turn * (*numbers[6:7], 1.0)[0], numbers[3:6]
+        else:
+            raise EddymotionError(f"{path}: holds ITK's {cut(kind)}; {EXPECTED}")
+        if len(fixed) not in (0, 3, 4):
+            raise EddymotionError(f"{path}: {len(fixed)} numbers are no centre; {EXPECTED}")
+        center = fixed[:3] if len(fixed) else np.zeros(3)
+        return LPS @ from_matvec(linear, translation + center - linear @ center) @ LPS
+    except EddymotionError:
+        raise
+    except ValueError as error:
+        raise EddymotionError(
+            f"{path}: {len(numbers)} numbers are no {kind} ({why(error)}); {EXPECTED}"
+        ) from error

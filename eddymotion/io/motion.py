@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A motion as two files: its transforms, and all else that was estimated.
+
+The transforms are ITK text, which other programs read and write. What ITK has no place for
+(standard errors, the error of the frame, eddy-current fields) stands in a JSON file beside it.
+Both keep full precision: what is read equals what was written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from eddymotion.data.series import Series
+from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import fsl_coordinates
+from eddymotion.io.itk import read_itk, write_itk
+from eddymotion.io.writing import replacing, together, write_json, write_text
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import FrameEvidence, Motion
+from eddymotion.wording import why
+
+
+def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:
+    """Write a motion.
+
+    Parameters
+    ----------
+    xfm_file : Path
+        ITK text, one transform a volume.
+    details_file : Path
+        JSON, everything else.
+    motion : Motion
+    """
+    write_itk(xfm_file, motion.matrices)
+    content = {"n_volumes": len(motion)}
+    write_json(details_file, content | _plain(motion, without=("matrices",)))
+
+
+def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) -> Motion:
+    """Read what :func:`write_motion` wrote, or transforms alone.
+
+    Parameters
+    ----------
+    xfm_file : path
+        ITK text; the matrices are those of this file in any case.
+    details_file : path, optional
+
+    Raises
+    ------
+    EddymotionError
+        If a file cannot be read, or the two do not belong together.
+    """
+    try:
+        matrices = read_itk(xfm_file)
+    except (OSError, ValueError, IndexError) as error:
+        raise EddymotionError(
+            f"{xfm_file}: cannot be read as transforms ({error}); give an ITK text file with one "
+            "transform a volume"
+        ) from error
+    if details_file is None:
+        return Motion(matrices)
+    try:
+        content = json.loads(Path(details_file).read_text(encoding="utf-8"))
+        n_volumes = content.pop("n_volumes")
+        eddy = content.pop("eddy_currents", None)
+        if n_volumes != len(matrices):
+            raise EddymotionError(
+                f"{details_file}: belongs to {n_volumes} volumes, {xfm_file} has {len(matrices)} "
+                "transforms; give the pair that was written together"
+            )
+        if eddy is not None:
+            eddy = EddyCurrents(**{name: _value(value) for name, value in eddy.items()})
+        evidence = content.pop("frame_evidence", None)
+        if evidence is not None:
+            contradicted = bool(evidence.pop("contradicted"))
+            numbers = {k: np.nan if v is None else float(v) for k, v in evidence.items()}
+            evidence = FrameEvidence(**numbers, contradicted=contradicted)
+        parts = {name: _value(value) for name, value in content.items()}
+        return Motion(matrices, eddy_currents=eddy, frame_evidence=evidence, **parts)
+    except EddymotionError:
+        raise
+    except Exception as error:  # whatever somebody has put there
+        raise EddymotionError(
+            f"{details_file}: cannot be read as the details of a motion ({why(error)}); "
+            "give the file that was written beside the transforms, or none"
+        ) from error
+
+
+def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:
+    """Turn a dataclass of arrays and numbers into what JSON can hold; NaN becomes null."""
+    if is_dataclass(value):
+        names = (entry.name for entry in fields(value) if entry.name not in without)
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, np.ndarray):
+        return np.where(np.isfinite(value), value, None).tolist()  # type: ignore[call-overload]
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+def _value(value: Any) -> Any:
+    """Turn lists into arrays again; null within an array is NaN."""
+    if value is None:
+        return None
+    return np.array(value, dtype=float) if isinstance(value, list) else float(value)
+
+
+log = logging.getLogger(__name__)
+
+
+def write_x5(path: Path, motion: Motion, original: Series) -> None:
+    """Write the motion as X5 (HDF5), with NiTransforms.
+
+    The domain is where the transforms start from, the reference frame: on the grid of the original
+    series, since the corrected one may lie in the space of another image.
+    """
+    from nitransforms.linear import LinearTransformsMapping
+
+    reference = nib.Nifti1Image(np.empty(original.shape, np.uint8), original.affine)
+    mapping = LinearTransformsMapping(motion.matrices, reference=reference)
+    with replacing(path) as temporary:
+        mapping.to_filename(str(temporary), fmt="X5")
+
+
+def write_fsl_matrices(folder: Path, motion: Motion, original: Series, reference: Series) -> None:
+    """Write one FLIRT matrix a volume (``MAT_0000`` …), original volume → reference.
+
+    FLIRT's coordinates depend on the grids at both ends; both lie in the scanner's coordinates.
+    """
+    from_original = np.linalg.inv(fsl_coordinates(original.shape, original.affine))
+    to_reference = fsl_coordinates(reference.shape, reference.affine)
+    with together():
+        for index, matrix in enumerate(motion.matrices):
+            flirt = to_reference @ np.linalg.inv(matrix) @ from_original
+            rows = ("  ".join(repr(float(value)) for value in row) for row in flirt)
+            write_text(folder / f"MAT_{index:04d}", "\n".join(rows) + "\n")

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Series ⇄ files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from eddymotion.data.checks import refuse_contradictions
+from eddymotion.data.gradients import Gradients, from_fsl
+from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError, absence
+from eddymotion.images.grid import grid_distance
+from eddymotion.images.masking import brain_mask
+from eddymotion.io.headers import (
+    repetition_time_of,
+)
+from eddymotion.io.images import read_image
+from eddymotion.io.tables import _table_beside, read_gradient_table
+
+log = logging.getLogger(__name__)
+
+MASK_TOLERANCE = 0.5
+"""Largest distance (voxels) between the grids of an image and its mask."""
+
+
+def load(
+    path: str | Path,
+    *,
+    bval: str | Path | None = None,
+    bvec: str | Path | None = None,
+    mask: str | Path | None = None,
+    b0_threshold: float = 50.0,
+    ignore: Sequence[str] = (),
+) -> DWI:
+    """Load a diffusion series.
+
+    Parameters
+    ----------
+    path : path
+        4-D NIfTI, plain or gzipped.
+    bval, bvec : path, optional
+        FSL tables, 3×N or N×3. Searched beside `path` when not given.
+    mask : path, optional
+        Brain mask on the grid of the series; computed from the mean b=0 when not given.
+    b0_threshold : float
+        Volumes at or below this b-value count as b=0.
+    ignore : sequence of {"sform", "qform", "tables"}
+        Which of the two affines to disregard when they disagree; with ``tables``, that the images
+        contradict the b-values.
+
+    Returns
+    -------
+    DWI
+        Voxels that are NaN or infinite in any volume are zero in all and outside the mask.
+
+    Raises
+    ------
+    EddymotionError
+        If a file is missing, damaged or does not fit the others, or if no head could look so with
+        these b-values (:mod:`eddymotion.data.checks.tables`).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EddymotionError(absence(path, "give a 4-D NIfTI image"))
+    bval = Path(bval) if bval else _table_beside(path, "bval")
+    bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
+    bvals, bvecs = read_gradient_table(bval, bvec)
+    signal, affine, header = read_image(path, ignore, keep_integers=True)
+    if signal.ndim != 4:
+        raise EddymotionError(
+            f"{path}: found an image of shape {signal.shape}, expected four dimensions "
+            "(x, y, z, volumes); give the whole diffusion series"
+        )
+    if signal.shape[3] != len(bvals):
+        raise EddymotionError(
+            f"{bval}: found {len(bvals)} b-values for the {signal.shape[3]} volumes of "
+            f"{path.name}; give the table that belongs to it"
+        )
+    try:
+        gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
+    except EddymotionError as error:
+        raise EddymotionError(f"{bval}, {bvec.name}: {error}") from error
+    finite = _finite_voxels(path, signal)
+    if not finite.all():
+        log.warning(
+            "%s: %d voxels are NaN or infinite in some volume; they are set to zero and left out "
+            "of the mask", path.name, (~finite).sum()
+        )  # fmt: skip
+        signal[~finite] = 0.0
+    if mask:
+        brain = read_mask(Path(mask), signal.shape[:3], affine, path.name)
+        if not brain.any():
+            raise EddymotionError(
+                f"{mask}: no voxel is above zero; give a mask that marks the brain"
+            )
+    else:
+        brain = brain_mask(mean_b0(signal, gradients))
+    dwi = DWI(signal, affine, gradients, brain & finite, path, repetition_time_of(header))
+    refuse_contradictions(dwi, np.linalg.norm(bvecs, axis=1), ignore)
+    return dwi
+
+
+def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
+    """Say which voxels are finite in all volumes; a volume without any is an error."""
+    finite = np.ones(signal.shape[:3], bool, order="F")
+    if signal.dtype.kind != "f":
+        return finite
+    for index in range(signal.shape[3]):
+        in_volume = np.isfinite(signal[..., index])
+        if not in_volume.any():
+            raise EddymotionError(
+                f"{path}: volume {index} (counted from 0) holds no finite number; remove it from "
+                "the image, the .bval and the .bvec"
+            )
+        finite &= in_volume
+    return finite
+
+
+def read_mask(
+    path: Path,
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    owner: str,
+    ignore: Sequence[str] = (),
+) -> np.ndarray:
+    """Read a mask (X, Y, Z) and make sure that it lies on the grid of its image, the `owner`."""
+    data, mask_affine, _ = read_image(path, ignore)
+    data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
+    if data.shape != shape:
+        raise EddymotionError(
+            f"{path}: found shape {data.shape}, expected that of {owner}, {shape}; "
+            "give a mask on the grid of its image"
+        )
+    apart = grid_distance(affine, mask_affine, shape)
+    if apart > MASK_TOLERANCE * voxel_sizes(affine).min():
+        raise EddymotionError(
+            f"{path}: lies up to {apart:.3g} mm from the voxels of {owner}; "
+            "give a mask with the orientation and position of its image"
+        )
+    return np.nan_to_num(data) > 0
+
+
+def mean_b0(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+    """Average the b=0 volumes, or without any those of the lowest shell."""
+    mean = MeanB0(gradients)
+    for volume in mean.averaged:
+        mean.add(volume, signal[..., volume])
+    return mean.image
+
+
+class MeanB0:
+    """The average of the b=0 volumes, or without any of the lowest shell, as they come."""
+
+    def __init__(self, gradients: Gradients) -> None:
+        self.averaged = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+        self._total: np.ndarray | float = 0.0
+
+    def add(self, index: int, volume: np.ndarray) -> None:
+        """Take notice of a volume."""
+        if index in self.averaged:
+            self._total = self._total + volume.astype(float)
+
+    def watching(self, volumes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass all volumes of a series through, and take notice of them."""
+        for index, volume in enumerate(volumes):
+            self.add(index, volume)
+            yield volume
+
+    @property
+    def image(self) -> np.ndarray:
+        """What has been averaged, (X, Y, Z) float32."""
+        return np.asarray(self._total / len(self.averaged), dtype=np.float32)

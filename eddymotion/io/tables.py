@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient tables ⇄ files."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from eddymotion.data.gradients import Gradients, to_fsl
+from eddymotion.errors import EddymotionError, absence, stand_in
+from eddymotion.io.images import image_stem
+from eddymotion.io.writing import write_text
+from eddymotion.wording import why
+
+log = logging.getLogger(__name__)
+
+
+def _table_beside(path: Path, suffix: str) -> Path:
+    candidate = path.parent / f"{image_stem(path)}.{suffix}"
+    if not candidate.is_file():
+        add = f"add it beside {path.name}, or name another one (in Python {suffix}=, "
+        raise EddymotionError(absence(candidate, f"{add}in eddymotion-correct --{suffix})"))
+    return candidate
+
+
+def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read FSL tables: b-values (N,) and image-axes b-vectors (N, 3), from 3×N or N×3 text."""
+    bvals = read_numbers(bval).ravel()
+    bvecs = read_numbers(bvec)
+    if 3 not in bvecs.shape:
+        raise EddymotionError(
+            f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, "
+            "expected 3 rows (or 3 columns)"
+        )
+    if bvecs.shape[0] == 3:  # FSL's layout, a row an axis; so are three rows of three
+        bvecs = bvecs.T
+    if len(bvals) != len(bvecs):
+        raise EddymotionError(
+            f"{bvec}: found {len(bvecs)} b-vectors for the {len(bvals)} b-values of {bval.name}; "
+            "give the pair that belongs together"
+        )
+    norms = np.linalg.norm(bvecs[np.isfinite(bvecs).all(axis=1)], axis=1)
+    if ((norms > 1e-6) & (abs(norms - 1) > 0.05)).any():
+        log.warning(
+            "%s: some b-vectors are not of unit length; they are normalised and the b-values "
+            "are taken as they are", bvec.name
+        )  # fmt: skip
+    return bvals, bvecs
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """Read numbers separated by blanks: (rows, columns).
+
+    Raises
+    ------
+    EddymotionError
+        If the file is missing, empty, or holds anything else.
+    """
+    if not path.is_file():
+        raise EddymotionError(absence(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the file is empty: told below
+            numbers = np.loadtxt(path, ndmin=2)
+    except Exception as error:  # whatever a decoder raises: it unpacks by the name
+        raise EddymotionError(
+            stand_in(path)
+            or f"{path}: not a table of numbers ({why(error)}); "
+            "expected text with numbers separated by blanks"
+        ) from error
+    if numbers.size == 0:
+        raise EddymotionError(f"{path}: empty; expected one entry a volume")
+    return numbers
+
+
+def write_gradient_table(bval: Path, bvec: Path, gradients: Gradients, affine: np.ndarray) -> None:
+    """Write FSL tables: a row of b-values, three rows of image-axes components."""
+    write_text(bval, " ".join(f"{value:g}" for value in gradients.bvals) + "\n")
+    rows = to_fsl(gradients.bvecs, affine).T + 0.0  # no negative zeros
+    write_text(bvec, "".join(" ".join(f"{value:.8f}" for value in row) + "\n" for row in rows))

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a disk refuses, in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import time
+from pathlib import Path
+
+from eddymotion.errors import EddymotionError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_error_in_words(error: OSError) -> str:
+    """Say in one line what the system refused, of which file, and what to do."""
+    of = error.filename2 or error.filename
+    said = " ".join((error.strerror or str(error)).split())
+    if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in said:  # HDF5 tells it in words
+        where = f" ({of})" if of else ""
+        return f"the disk is full{where}; free some room and run again: what is finished is kept"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{of}: {said}; names have at most 255 bytes: give a shorter one"
+    return f"{of}: {said}; check the path, its permissions and its disk" if of else said
+
+
+def prove_writable(folder: Path, remedy: str) -> None:
+    """Make a folder and a file in it, and remove the file.
+
+    Raises
+    ------
+    EddymotionError
+        If that cannot be done; it ends with what to do instead.
+    """
+    probe = folder / f".write-test-{platform.node()}-{time.time_ns()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EddymotionError(
+            f"{folder}: cannot be written to ({error.strerror}); {remedy}"
+        ) from error

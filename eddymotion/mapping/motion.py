@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rigid motion: parameters ⇄ matrices, and how far things moved.
+
+One direction everywhere: a matrix is 4×4, in RAS+ millimetres, and maps points of the
+*reference* to points of the *original volume*, the direction of NiTransforms. Reading volume
+``i`` at ``motion[i] @ x`` therefore shows what the reference shows at ``x``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.errors import EddymotionError
+from eddymotion.mapping.eddy_currents import EddyCurrents, frozen_copy
+from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
+from eddymotion.wording import HtmlValue
+
+
+@dataclass(frozen=True)
+class FrameEvidence:
+    """What time and images tell about the frame of diffusion-weighted volumes against b=0.
+
+    Parameters
+    ----------
+    bval : float
+        Mean b-value of the volumes, s/mm².
+    by_time, by_images : float
+        Standard errors (mm an axis) of the offset as each tells it alone; NaN where the images
+        tell nothing.
+    apart_mm, apart_degrees : float
+        How far the two are apart; NaN likewise.
+    contradicted : bool
+        Whether that is beyond their errors.
+    """
+
+    bval: float
+    by_time: float
+    by_images: float
+    apart_mm: float
+    apart_degrees: float
+    contradicted: bool
+
+    def __str__(self) -> str:
+        told = f"by time ± {self.by_time:.3f} mm"
+        if not np.isfinite(self.by_images):
+            return f"{told}, the images tell nothing"
+        return (
+            f"{told}, by images ± {self.by_images:.3f} mm, "
+            f"{self.apart_mm:.2f} mm and {self.apart_degrees:.2f}° apart"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Motion(HtmlValue):
+    """The pose of the head in each volume of a series.
+
+    Parameters
+    ----------
+    matrices : (N, 4, 4) array
+        Rigid matrices, reference → volume, RAS+ mm.
+    standard_errors : (N, 6) array, optional
+        Standard errors of the three translations (mm) and rotations (rad) of
+        :func:`rigid_parameters`, where the estimator gives them.
+    frame_error : float, optional
+        Standard error (mm an axis) of what brings diffusion-weighted volumes into the frame of
+        the b=0 volumes: an offset that they have in common.
+    eddy_currents : EddyCurrents, optional
+        What else displaces the volumes, in the scanner's frame.
+    unplaced : (N,) bool array, optional
+        Volumes that agree with their prediction nowhere: their pose is that of their neighbours in
+        time, and their standard errors are NaN. None where all could be placed.
+    undetermined : (k, 6) array, optional
+        Directions that the images do not show: unit vectors of translation (mm) and rotation (mm
+        at 50 mm from the centre of the brain, for a human head) in the reference frame. Nothing
+        moves along them, and standard errors of parameters that they affect are NaN.
+    frame_evidence : FrameEvidence, optional
+        How the frames of the b=0 and of the other volumes were joined; of several groups that
+        which fits least.
+    """
+
+    matrices: np.ndarray
+    standard_errors: np.ndarray | None = None
+    frame_error: float | None = None
+    eddy_currents: EddyCurrents | None = None
+    unplaced: np.ndarray | None = None
+    undetermined: np.ndarray | None = None
+    frame_evidence: FrameEvidence | None = None
+
+    def __post_init__(self) -> None:
+        matrices = frozen_copy(self.matrices)
+        if matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
+            raise EddymotionError(
+                f"motion: expected matrices of shape (N, 4, 4), got {matrices.shape}"
+            )
+        if not np.isfinite(matrices).all():
+            raise EddymotionError("motion: the matrices hold NaN or Inf")
+        if self.eddy_currents is not None and len(self.eddy_currents) != len(matrices):
+            raise EddymotionError(
+                f"motion: {len(matrices)} poses but {len(self.eddy_currents)} eddy-current fields"
+            )
+        object.__setattr__(self, "matrices", matrices)
+        if self.standard_errors is not None:
+            errors = frozen_copy(self.standard_errors)
+            if errors.shape != (len(matrices), 6):
+                raise EddymotionError(
+                    f"motion: standard errors of shape {errors.shape}, expected "
+                    f"({len(matrices)}, 6)"
+                )
+            object.__setattr__(self, "standard_errors", errors)
+        if self.unplaced is not None:
+            unplaced = np.array(self.unplaced, dtype=bool)
+            if unplaced.shape != (len(matrices),):
+                raise EddymotionError(
+                    f"motion: unplaced has shape {unplaced.shape}, expected ({len(matrices)},)"
+                )
+            unplaced.flags.writeable = False
+            object.__setattr__(self, "unplaced", unplaced)
+        if self.undetermined is not None:
+            directions = frozen_copy(self.undetermined)
+            if directions.ndim != 2 or directions.shape[1] != 6:
+                raise EddymotionError(
+                    f"motion: undetermined has shape {directions.shape}, expected (k, 6)"
+                )
+            object.__setattr__(self, "undetermined", directions)
+
+    @classmethod
+    def identity(cls, n_volumes: int) -> Motion:
+        """No motion in any of `n_volumes` volumes."""
+        return cls(np.tile(np.eye(4), (n_volumes, 1, 1)))
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    def __repr__(self) -> str:
+        known = [f"{len(self)} volumes"]
+        if self.standard_errors is not None:
+            known.append("with standard errors")
+        if self.eddy_currents is not None:
+            known.append(f"{self.eddy_currents.order} eddy-current fields")
+        return f"Motion({', '.join(known)})"
+
+    def __getitem__(self, volume: int) -> np.ndarray:
+        return self.matrices[volume]
+
+    @property
+    def rotations(self) -> np.ndarray:
+        """The rotation part of each matrix, (N, 3, 3)."""
+        return self.matrices[:, :3, :3]
+
+    def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Where points (P, 3) of the reference are in an original volume, RAS+ mm: (P, 3)."""
+        return self.displaced(volume, points)[0]
+
+    def displaced(self, volume: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+        """Return where points (P, 3) of the reference are, and what multiplies the signal there.
+
+        Returns
+        -------
+        recorded : (P, 3) array
+            In an original volume, RAS+ mm.
+        factor : (P,) array, or 1
+            Takes the eddy-current field out of the signal.
+        """
+        if self.eddy_currents is None:
+            return apply_affine(self.matrices[volume], points), 1.0
+        return self.eddy_currents.displaced(volume, points, self.matrices[volume])
+
+    def check_length(self, n_volumes: int, who: str) -> None:
+        """Raise unless there is a pose for each of so many volumes; `who` wants them."""
+        if len(self) != n_volumes:
+            raise EddymotionError(
+                f"{who}: {len(self)} transforms for {n_volumes} volumes; expected one a volume"
+            )
+
+    @property
+    def frame_doubt(self) -> str | None:
+        """What to say where time and images tell different frames; None where they agree."""
+        evidence = self.frame_evidence
+        if evidence is None or not evidence.contradicted:
+            return None
+        return (
+            f"time and images tell different frames for the volumes with b={evidence.bval:.0f} "
+            f"and those with b=0 ({evidence}): what they have in common is known within "
+            f"{self.frame_error:.2f} mm only; look at the edges of the b=0 image on "
+            "diffusion-weighted volumes in the report"
+        )
+
+    def select(self, volumes: np.ndarray | slice) -> Motion:
+        """Poses, their errors and fields of some of the volumes."""
+        eddy, errors = self.eddy_currents, self.standard_errors
+        return Motion(
+            self.matrices[volumes],
+            None if errors is None else errors[volumes],
+            self.frame_error,
+            None if eddy is None else eddy.select(volumes),
+            None if self.unplaced is None else self.unplaced[volumes],
+            self.undetermined,
+            self.frame_evidence,
+        )
+
+    @property
+    def head(self) -> np.ndarray:
+        """Poses of the head alone, without the offsets of the fields, (N, 4, 4)."""
+        if self.eddy_currents is None:
+            return self.matrices
+        return np.linalg.inv(self.eddy_currents.shifts) @ self.matrices
+
+    def updated(self, volumes: np.ndarray, matrices: np.ndarray) -> Motion:
+        """Return a copy in which `volumes` have new `matrices`, of unknown error (NaN)."""
+        new, errors = self.matrices.copy(), self.standard_errors
+        new[volumes] = matrices
+        if errors is not None:
+            errors = errors.copy()
+            errors[volumes] = np.nan
+        return replace(self, matrices=new, standard_errors=errors)
+
+    def relative_to(self, volume: int, center: np.ndarray | None = None) -> Motion:
+        """Return the same motion with `volume` as the reference: that matrix is the identity.
+
+        Standard errors are propagated to first order, those of `volume` being added to all others:
+        it is known by definition now, and has none. Errors of two volumes, and of the parameters
+        of one, count as independent, since nothing is known of what they share. What they do
+        share (the error of the former reference, and :attr:`frame_error` among
+        diffusion-weighted volumes) cancels in truth, so that the errors are then too large rather
+        than too small.
+
+        Parameters
+        ----------
+        volume : int
+        center : (3,) array, optional
+            Where the standard errors take translations, RAS+ mm: the centre of the image grid.
+            The origin when not given; it matters little unless the new reference is turned far.
+        """
+        matrices = self.matrices @ np.linalg.inv(self.matrices[volume])
+        errors = self.standard_errors
+        if errors is not None:
+            about = np.zeros(3) if center is None else np.asarray(center, float)
+            errors = _relative_errors(self.matrices, errors, volume, about)
+        return replace(self, matrices=matrices, standard_errors=errors)
+
+
+def _relative_errors(
+    matrices: np.ndarray, errors: np.ndarray, volume: int, center: np.ndarray
+) -> np.ndarray:
+    """Propagate standard errors (N, 6) to the parameters of ``T_i T_volume⁻¹``, (N, 6)."""
+    tiny = 1e-5
+    found = rigid_parameters(matrices, center)
+
+    def relative(own: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        own, reference = (rigid_matrix(p[..., :3], p[..., 3:], center) for p in (own, reference))
+        return rigid_parameters(own @ np.linalg.inv(reference), center)
+
+    variance = np.zeros(errors.shape)
+    for column, step in enumerate(tiny * np.eye(6)):
+        for of_own, of_reference, error in (
+            (step, 0.0, errors[:, [column]]),
+            (0.0, step, errors[volume, column]),
+        ):
+            above, below = (
+                relative(found + side * of_own, found[volume] + side * of_reference)
+                for side in (1, -1)
+            )
+            variance += ((above - below) / (2 * tiny) * error) ** 2
+    variance[volume] = 0.0
+    return np.sqrt(variance)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rigid matrices ⇄ parameters, and how far things moved."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+POWER_RADIUS_MM = 50.0
+"""Radius of the sphere on which Power et al. (2012) measure rotations."""
+
+JENKINSON_RADIUS_MM = 80.0
+"""Radius of the sphere over which Jenkinson (1999) averages displacements."""
+
+ROTATION_RADIUS_MM = 50.0
+"""Millimetres for a radian, where rotations and translations are compared."""
+
+
+def rigid_matrix(translation: np.ndarray, rotation: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Build rigid matrices from parameters; the inverse of :func:`rigid_parameters`.
+
+    Parameters
+    ----------
+    translation : (..., 3) array
+        Displacement of `center`, mm.
+    rotation : (..., 3) array
+        Extrinsic x, y, z angles, radians: ``R = Rz @ Ry @ Rx``.
+    center : (3,) array
+        The point that only the translation moves, RAS+ mm.
+
+    Returns
+    -------
+    (..., 4, 4) array
+    """
+    rotation = np.asarray(rotation, dtype=float)
+    turn = Rotation.from_euler("xyz", rotation.reshape(-1, 3)).as_matrix()
+    return _about(turn.reshape(*rotation.shape, 3), translation, center)
+
+
+def rigid_parameters(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the three translations (mm) and three angles (rad) of rigid matrices.
+
+    Parameters
+    ----------
+    matrices : (..., 4, 4) array
+        RAS+ mm.
+    center : (3,) array
+        The point whose displacement is the translation (the centre of the image grid in the
+        confounds file).
+
+    Returns
+    -------
+    (..., 6) array
+        Displacement of `center` along x, y, z; extrinsic x, y, z angles.
+    """
+    matrices = np.asarray(matrices, dtype=float)
+    rotation = matrices[..., :3, :3]
+    translation = rotation @ center + matrices[..., :3, 3] - center
+    angles = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_euler("xyz")
+    return np.concatenate([translation, angles.reshape(translation.shape)], axis=-1)
+
+
+def exp_rigid(twist: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Rotate about `center` by a rotation vector, then translate: small steps of an optimiser.
+
+    Parameters
+    ----------
+    twist : (..., 6) array
+        Translation (mm), then rotation vector (rad).
+    center : (3,) array
+        RAS+ mm.
+
+    Returns
+    -------
+    (..., 4, 4) array
+    """
+    twist = np.asarray(twist, dtype=float)
+    turn = Rotation.from_rotvec(twist[..., 3:].reshape(-1, 3)).as_matrix()
+    return _about(turn.reshape(*twist.shape[:-1], 3, 3), twist[..., :3], center)
+
+
+def log_rigid(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Invert :func:`exp_rigid`."""
+    rotation = matrices[..., :3, :3]
+    translation = rotation @ center + matrices[..., :3, 3] - center
+    rotvec = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec()
+    return np.concatenate([translation, rotvec.reshape(translation.shape)], axis=-1)
+
+
+def _about(rotation: np.ndarray, translation: np.ndarray, center: np.ndarray) -> np.ndarray:
+    matrix = np.zeros((*rotation.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = rotation
+    matrix[..., :3, 3] = center + np.asarray(translation) - rotation @ np.asarray(center, float)
+    matrix[..., 3, 3] = 1.0
+    return matrix
+
+
+def framewise_displacement(parameters: np.ndarray) -> np.ndarray:
+    """Sum of absolute changes to the previous volume, rotations on a 50 mm sphere.
+
+    Parameters
+    ----------
+    parameters : (N, 6) array
+        From :func:`rigid_parameters`.
+
+    Returns
+    -------
+    (N,) array
+        In mm; NaN for the first volume.
+
+    References
+    ----------
+    Power et al. (2012), NeuroImage 59:2142.
+    """
+    steps = np.abs(np.diff(parameters, axis=0))
+    fd = steps[:, :3].sum(axis=1) + POWER_RADIUS_MM * steps[:, 3:].sum(axis=1)
+    return np.concatenate([[np.nan], fd])
+
+
+def rms_displacement(a: np.ndarray, b: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Root-mean-square distance between two poses over an 80 mm sphere around `center`.
+
+    Parameters
+    ----------
+    a, b : (..., 4, 4) array
+        Matrices that map the same reference points, RAS+ mm.
+    center : (3,) array
+        Centre of the sphere in the reference, RAS+ mm.
+
+    Returns
+    -------
+    (...) array
+        In mm.
+
+    References
+    ----------
+    Jenkinson (1999), FMRIB technical report TR99MJ1.
+    """
+    difference = np.asarray(a) - np.asarray(b)
+    linear = difference[..., :3, :3]
+    shift = linear @ center + difference[..., :3, 3]
+    spread = JENKINSON_RADIUS_MM**2 / 5 * np.einsum("...ij,...ij->...", linear, linear)
+    return np.sqrt(spread + np.einsum("...i,...i->...", shift, shift))
+
+
+def target_registration_error(
+    estimated: np.ndarray, true: np.ndarray, points: np.ndarray
+) -> np.ndarray:
+    """Distance between where two poses put the same points.
+
+    Parameters
+    ----------
+    estimated, true : (..., 4, 4) array
+        RAS+ mm.
+    points : (P, 3) array
+        Points of the reference, RAS+ mm.
+
+    Returns
+    -------
+    (..., P) array
+        In mm.
+    """
+    difference = np.asarray(estimated) - np.asarray(true)
+    moved = points @ np.swapaxes(difference[..., :3, :3], -1, -2) + difference[..., None, :3, 3]
+    return np.linalg.norm(moved, axis=-1)
+
+
+PARAMETERS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+"""Columns of the six motion parameters, in the order of fMRIPrep's confounds; mm and rad."""

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run may use of the machine: memory, processors, room on the disk, a scheduler."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eddymotion.errors import EddymotionError
+from eddymotion.wording import why
+
+LIBRARIES_GB = 0.5
+"""Python, its libraries and compiled code, 0.1 of it where kernels are compiled first."""
+
+SPLINE_BYTES = 4
+"""A voxel of the level that is being solved, besides the series itself."""
+
+VOLUME_GB = 0.002
+"""What is read at the points of the finest level, for each volume."""
+
+PAIR_GB = 4e-6
+"""Normal equations and their factor with quadratic fields, for each pair of volumes."""
+
+RESAMPLING_BYTES = 80
+"""NiTransforms holds about ten float64 values for each voxel of a volume."""
+
+
+def memory_gb(image: Path, n_threads: int = 1) -> float:
+    """Estimate the memory (GB) that correcting a series takes at most, from its header.
+
+    Raises
+    ------
+    EddymotionError
+        If the image cannot be read or has not four dimensions.
+    """
+    from eddymotion.io.headers import read_header, scaling_of
+
+    header = read_header(image)
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    scaled = scaling_of(header) != (1.0, 0.0)
+    stored = 4 if scaled or dtype.kind == "f" else min(dtype.itemsize, 4)
+    volume, n_volumes = math.prod(shape[:3]), math.prod(shape[3:])
+    series = volume * n_volumes * (stored + SPLINE_BYTES)
+    resampling = volume * RESAMPLING_BYTES * n_threads
+    solving = VOLUME_GB * n_volumes + PAIR_GB * n_volumes**2
+    return LIBRARIES_GB + solving + (series + resampling) / 1e9
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What all series together may take.
+
+    Parameters
+    ----------
+    n_procs : int
+        Processors.
+    memory_gb : float
+    series_threads : int, optional
+        Threads for one series; shared out when not given.
+    """
+
+    n_procs: int
+    memory_gb: float
+    series_threads: int | None = None
+
+    def threads(self, images: Sequence[Path]) -> int:
+        """Share the processors out among the series that fit side by side.
+
+        The results do not depend on it.
+        """
+        if self.series_threads is not None:
+            return min(self.series_threads, self.n_procs)
+        if not images:
+            return self.n_procs
+        needs = sorted(memory_gb(image) for image in images)
+        side_by_side = max(1, min(len(images), int(self.memory_gb / needs[len(needs) // 2])))
+        return max(1, self.n_procs // side_by_side)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Who runs the nodes of a workflow: the name of a Nipype plugin and its arguments."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def read_plugin_file(path: Path) -> Plugin:
+    """Read a plugin file as fMRIPrep takes it: YAML or JSON with ``plugin`` and ``plugin_args``.
+
+    Raises
+    ------
+    EddymotionError
+        If it cannot be read or names no plugin.
+    """
+    import yaml
+
+    expected = "expected e.g. 'plugin: SLURM' and 'plugin_args: {sbatch_args: \"--mem=8G\"}'"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise EddymotionError(
+            f"{path}: cannot be read as YAML or JSON ({why(error)}); {expected}"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise EddymotionError(f"{path}: names no plugin; {expected}")
+    if unknown := sorted(set(content) - {"plugin", "plugin_args"}):
+        raise EddymotionError(f"{path}: unknown entry {unknown[0]}; {expected}")
+    arguments = content.get("plugin_args") or {}
+    if not isinstance(arguments, dict):
+        raise EddymotionError(f"{path}: plugin_args is no mapping; {expected}")
+    return Plugin(content["plugin"], arguments)
+
+
+def warn_if_disk_is_small(folder: Path, images: Sequence[Path]) -> str | None:
+    """Return a warning if the corrected series may not fit on the disk."""
+    from eddymotion.io.headers import read_header
+
+    needed = 0.0
+    for image in images:
+        with suppress(EddymotionError):  # told later, with the series
+            needed += 4e-9 * math.prod(read_header(image).get_data_shape())
+    free = shutil.disk_usage(folder).free / 1e9
+    if free > needed:
+        return None
+    return (
+        f"{folder}: {1e3 * free:,.0f} MB are free and the corrected series may take up to "
+        f"{1e3 * needed:,.0f} MB; free some room if they do not fit"
+    )

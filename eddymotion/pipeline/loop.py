@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The leave-one-out loop by single volumes, each step from files to files.
+
+:func:`split`, then in each pass :func:`resample_volume` → :func:`plan` → :func:`predict_volume` →
+:func:`register_pair`, and :func:`unite` at the end. The transforms are those of
+``estimator="lovo"`` of :func:`eddymotion.estimate_motion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from eddymotion.data.gradients import Gradients, from_fsl
+from eddymotion.data.series import DWI
+from eddymotion.derivatives import Outputs
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation import LOOP_PASSES
+from eddymotion.estimation.frames import unite_frames
+from eddymotion.estimation.lovo import (
+    LEAST_LEFT,
+    conclude,
+    fill_lost,
+    is_predicted,
+    lost_voxels,
+    register_unless_worse,
+)
+from eddymotion.estimation.quality import ENOUGH, predict
+from eddymotion.estimation.schedule import Pass, plan_passes, registrar_at
+from eddymotion.estimation.strays import call_back, far_from_neighbours
+from eddymotion.images.image import Image
+from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
+from eddymotion.io.images import image_stem, read_image, write_image
+from eddymotion.io.itk import read_itk, write_itk
+from eddymotion.io.motion import read_motion
+from eddymotion.io.tables import read_gradient_table
+from eddymotion.machine.parallel import one_blas_thread
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, log_rigid
+from eddymotion.models import AverageModel, Model, get_model
+from eddymotion.models.dipy import DipyModel
+from eddymotion.pipeline.correct import SeriesFiles, load_series, model_for, slicing_of
+from eddymotion.pipeline.parts import Paths, write_found
+from eddymotion.pipeline.settings import Settings
+from eddymotion.registration import GaussNewton, Registrar
+from eddymotion.registration.registry import chosen_registrar
+from eddymotion.resampling import covered_mask, voxel_mapping
+
+
+def split(series: SeriesFiles, settings: Settings, out_dir: Path) -> Paths:
+    """Write each volume of a series as an image of its own, with the identity as its transform.
+
+    Returns
+    -------
+    dict
+        ``volume_files`` (float32) and ``matrix_files``, a list each; ``mask_file``;
+        ``bval_file`` and ``bvec_file`` of the series, where they were found; and ``nonnegative``,
+        whether no voxel is below zero.
+    """
+    dwi = load_series(series, settings)
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
+    stem = image_stem(series.dwi)
+    volume_files = [out_dir / f"{stem}_vol-{index:04d}.nii" for index in range(len(dwi))]
+    matrix_files = [path.with_name(path.stem + "_xfm.txt") for path in volume_files]
+    for index, (volume_file, matrix_file) in enumerate(
+        zip(volume_files, matrix_files, strict=True)
+    ):
+        write_image(volume_file, dwi.volume(index).data, dwi.affine)
+        write_itk(matrix_file, np.eye(4)[None])
+    bval, bvec = _tables(series)
+    return {
+        "volume_files": volume_files,
+        "matrix_files": matrix_files,
+        "mask_file": outputs["mask"],
+        "bval_file": bval,
+        "bvec_file": bvec,
+        "nonnegative": _is_nonnegative(dwi),
+    }
+
+
+def resample_volume(
+    volume_file: Path, matrix_file: Path, out_dir: Path, *, nonnegative: bool = False
+) -> Paths:
+    """Resample one volume on its own grid, by the compiled kernel.
+
+    Parameters
+    ----------
+    volume_file : Path
+        The original volume.
+    matrix_file : Path
+        ITK text, reference → volume.
+    out_dir : Path
+    nonnegative : bool
+        Whether to clip at zero where the kernel undershoots.
+
+    Returns
+    -------
+    dict
+        ``out_file``.
+    """
+    volume, affine, _ = read_image(Path(volume_file))
+    resampled = _resampled(Image(volume, affine), read_itk(matrix_file)[0], nonnegative)
+    out_file = out_dir / f"{image_stem(Path(volume_file))}_aligned.nii"
+    write_image(out_file, resampled, affine)
+    return {"out_file": out_file}
+
+
+def _resampled(volume: Image, pose: np.ndarray, nonnegative: bool) -> np.ndarray:
+    resampled = np.empty(volume.data.shape[::-1], np.float32)
+    coefficients = spline_coefficients(np.ascontiguousarray(volume.data.T))
+    sample_grid(coefficients, kernel_order(voxel_mapping(volume.affine, pose)), 0.0, resampled)
+    if nonnegative:
+        np.maximum(resampled, 0.0, out=resampled)
+    return resampled.T
+
+
+def _is_nonnegative(dwi: DWI) -> bool:
+    return all(bool(volume.min() >= 0) for volume in dwi.volumes())
+
+
+def plan(
+    aligned_files: Sequence[Path],
+    matrix_files: Sequence[Path],
+    tables: SeriesFiles,
+    settings: Settings,
+    out_dir: Path,
+    *,
+    pass_number: int,
+) -> Paths:
+    """Gather the volumes for a pass of the leave-one-out loop, and say how it goes.
+
+    Parameters
+    ----------
+    aligned_files, matrix_files : sequences of Path
+        A volume each: resampled, and by which transform.
+    tables : SeriesFiles
+        The original series, for its gradients.
+    settings : Settings
+        With the brain mask.
+    out_dir : Path
+    pass_number : int
+        From one on.
+
+    Returns
+    -------
+    dict
+        ``aligned_file`` (4-D, with what was lost filled by the prediction), ``init_files`` (a
+        volume each: the transform to start from, which is another one for volumes that went
+        astray), ``xfm_file`` (all of them), ``mask_file`` (what all volumes show of the brain),
+        ``lost_files`` (a volume each: where it lost its signal); ``volumes`` (their indices),
+        ``relaxation`` (which part of the way to its prediction each should go) and ``center`` (of
+        the brain, about which that is measured).
+    """
+    signal, affine = _stack(aligned_files)
+    mask = read_image(_given(settings.brain_mask, "the loop needs a brain mask"))[0] > 0
+    motion = Motion(np.concatenate([read_itk(path) for path in matrix_files]))
+    aligned = DWI(signal, affine, _gradients(tables, affine, settings), mask)
+    model = _model(aligned.gradients, settings)
+    step = _pass(model, aligned.gradients, settings, pass_number)
+    seeks_lost = pass_number > 1 and step.model is model
+    stem = f"{image_stem(tables.dwi)}_pass-{pass_number}"
+    init_files, lost = [Path(path) for path in matrix_files], None
+    if seeks_lost or len(far_from_neighbours(motion, aligned.brain_center)[0]):
+        dwi = load_series(tables, settings)
+        found, motion = motion, call_back(dwi, motion, seed=settings.random_seed)
+        nonnegative = _is_nonnegative(dwi)
+        moved = (motion.matrices != found.matrices).any(axis=(1, 2))
+        for volume in np.flatnonzero(moved).tolist():
+            init_files[volume] = out_dir / f"{stem}_vol-{volume:04d}_xfm.txt"
+            write_itk(init_files[volume], motion[volume][None])
+            signal[..., volume] = _resampled(dwi.volume(volume), motion[volume], nonnegative)
+        if seeks_lost:
+            slicing = slicing_of(tables, dwi)
+            lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=settings.random_seed)
+            turned = replace(aligned, gradients=aligned.gradients.rotated(motion.rotations))
+            signal = fill_lost(turned, model, lost)
+    written = {
+        "aligned_file": out_dir / f"{stem}_aligned.nii",
+        "xfm_file": out_dir / f"{stem}_xfm.txt",
+        "mask_file": out_dir / f"{stem}_mask.nii",
+    }
+    write_image(written["aligned_file"], signal, affine)
+    write_itk(written["xfm_file"], motion.matrices)
+    covered = covered_mask(aligned, motion)
+    write_image(written["mask_file"], covered.astype(np.uint8), affine)
+    return written | {
+        "init_files": init_files,
+        "lost_files": _write_lost(lost, aligned, out_dir / stem),
+        "volumes": list(range(len(aligned))),
+        "relaxation": step.relaxation.tolist(),
+        "center": aligned.brain_center.tolist(),
+    }
+
+
+def predict_volume(
+    aligned_file: Path,
+    tables: SeriesFiles,
+    volume: int,
+    settings: Settings,
+    out_dir: Path,
+    *,
+    xfm_file: Path | None = None,
+    pass_number: int | None = None,
+) -> Paths:
+    """Predict one volume of an aligned series from all the others.
+
+    Parameters
+    ----------
+    aligned_file : Path
+        4-D image.
+    tables : SeriesFiles
+        ``bval`` and ``bvec`` are used.
+    volume : int
+        The one that is held out, counted from 0.
+    settings : Settings
+    out_dir : Path
+    xfm_file : Path, optional
+        The transforms by which the series was aligned, where `tables` are those of the original:
+        its b-vectors are rotated with them.
+    pass_number : int, optional
+        Predict as in that pass of the leave-one-out loop; as the settings say when not given.
+
+    Returns
+    -------
+    dict
+        ``predicted_file``; NaN where the others do not tell.
+    """
+    signal, affine, _ = read_image(Path(aligned_file))
+    original = _gradients(tables, affine, settings)
+    if signal.ndim != 4 or signal.shape[3] != len(original):
+        raise EddymotionError(
+            f"{aligned_file}: found an image of shape {signal.shape} for {len(original)} "
+            "b-values; give the aligned series that belongs to the tables"
+        )
+    if not 0 <= volume < len(original):
+        raise EddymotionError(
+            f"volume {volume}: {aligned_file} has volumes 0 to {len(original) - 1}"
+        )
+    gradients = original
+    if xfm_file is not None:
+        gradients = original.rotated(read_motion(xfm_file).rotations)
+    if pass_number is None:
+        model = _model(original, settings)
+    else:
+        model = _pass(_model(original, settings), original, settings, pass_number).model
+    predicted = _held_out(signal, gradients, model, volume)
+    stem = image_stem(Path(aligned_file)).removesuffix("_aligned")
+    out_file = out_dir / f"{stem}_vol-{volume:04d}_predicted.nii"
+    write_image(out_file, predicted, affine)
+    return {"predicted_file": out_file}
+
+
+def register_pair(
+    fixed_file: Path,
+    moving_file: Path,
+    settings: Settings,
+    out_dir: Path,
+    *,
+    mask_file: Path | None = None,
+    lost_file: Path | None = None,
+    init_file: Path | None = None,
+    seed: int = 0,
+    pass_number: int | None = None,
+    relaxation: float = 1.0,
+    center: Sequence[float] | None = None,
+) -> Paths:
+    """Register an image to another one.
+
+    Parameters
+    ----------
+    fixed_file, moving_file : Path
+        Voxels of the fixed image that are NaN do not count.
+    settings : Settings
+        Says who registers.
+    out_dir : Path
+    mask_file : Path, optional
+        Where the fixed image counts.
+    lost_file : Path, optional
+        Where the moving image shows nothing, on the grid of the fixed image; that does not count.
+    init_file : Path, optional
+        ITK text: where to start, fixed → moving; the identity without.
+    seed : int
+    pass_number : int, optional
+        Register as in that pass of the leave-one-out loop.
+    relaxation : float
+        Which part of the way from the start to what was found is gone.
+    center : (3,) sequence, optional
+        About which the way is measured, RAS+ mm.
+
+    Returns
+    -------
+    dict
+        ``matrix_file`` (ITK text, fixed → moving), ``converged`` and ``message``. Where less than
+        half of the mask is known, or a tenth is left of it, the start is kept.
+    """
+    fixed, affine, _ = read_image(Path(fixed_file))
+    moving, moving_affine, _ = read_image(Path(moving_file))
+    where = np.ones(fixed.shape, bool) if mask_file is None else read_image(Path(mask_file))[0] > 0
+    if not where.any():
+        raise EddymotionError(f"{mask_file}: no voxel is above zero; give another mask")
+    init = np.eye(4) if init_file is None else read_itk(init_file)[0]
+    known = np.isfinite(fixed)
+    enough = known[where].mean() > ENOUGH
+    if lost_file is not None:
+        known &= read_image(Path(lost_file))[0] == 0
+        enough = enough and known[where].mean() > LEAST_LEFT
+    matrix, converged, message = init, False, "too little to register; kept where it was"
+    if enough:
+        registrar = _registrar(settings, pass_number)
+        images = Image(np.nan_to_num(fixed), affine), Image(moving, moving_affine)
+        if pass_number is None:
+            mask = None if mask_file is None and known.all() else where & known
+            found = registrar.register(*images, fixed_mask=mask, init=init, seed=seed)
+        else:
+            found = register_unless_worse(registrar, *images, where & known, init, seed)
+        matrix, converged, message = found.matrix, found.converged, found.message
+        if center is not None:
+            way = log_rigid(np.linalg.inv(init) @ matrix, np.asarray(center))
+            matrix = init @ exp_rigid(relaxation * way, np.asarray(center))
+    out_file = out_dir / f"{image_stem(Path(moving_file))}_xfm.txt"
+    write_itk(out_file, matrix[None])
+    return {"matrix_file": out_file, "converged": converged, "message": message}
+
+
+def unite(
+    series: SeriesFiles,
+    matrix_files: Sequence[Path],
+    predicted_files: Sequence[Path],
+    settings: Settings,
+    out_dir: Path,
+) -> Paths:
+    """Bring b=0 and diffusion-weighted volumes into one frame: the end of the loop.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+        The original series.
+    matrix_files, predicted_files : sequences of Path
+        Of the last pass, a volume each.
+    settings : Settings
+        With the brain mask.
+    out_dir : Path
+
+    Returns
+    -------
+    dict
+        As :func:`estimate`.
+    """
+    dwi = load_series(series, settings)
+    motion = Motion(np.concatenate([read_itk(path) for path in matrix_files]))
+    known = is_predicted(_stack(predicted_files)[0], dwi.mask)
+    model = model_for(dwi, settings)
+    motion = unite_frames(
+        dwi,
+        conclude(
+            dwi,
+            motion,
+            known,
+            model,
+            slicing=slicing_of(series, dwi),
+            seed=settings.random_seed,
+            n_threads=settings.nprocs,
+        ),
+        groups=dwi.gradients.shells if isinstance(model, AverageModel) else None,
+        align_shells=not settings.no_shell_alignment,
+        seed=settings.random_seed,
+        n_threads=settings.nprocs,
+    )
+    return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))
+
+
+def n_passes(settings: Settings) -> int:
+    """Return how often the loop goes over the series."""
+    return settings.n_iterations or LOOP_PASSES
+
+
+def refuse_what_is_no_loop(settings: Settings) -> None:
+    """Raise if the settings ask for what the leave-one-out loop does not do."""
+    if settings.estimator == "joint":
+        raise EddymotionError(
+            "estimator joint: the spelled-out graph is the leave-one-out loop; use the estimator "
+            "lovo, or the graph that is not spelled out"
+        )
+    if settings.eddy_current not in ("auto", "none"):
+        raise EddymotionError(
+            f"eddy currents {settings.eddy_current}: the leave-one-out loop estimates no fields; "
+            "use the graph that is not spelled out, or eddy_current none"
+        )
+
+
+def _gradients(tables: SeriesFiles, affine: np.ndarray, settings: Settings) -> Gradients:
+    bvals, bvecs = read_gradient_table(*_tables(tables))
+    return Gradients(bvals, from_fsl(bvecs, affine), settings.b0_threshold)
+
+
+def _tables(series: SeriesFiles) -> tuple[Path, Path]:
+    """Return the paths of b-values and b-vectors: those given, or those beside the image."""
+    given = zip((series.bval, series.bvec), ("bval", "bvec"), strict=True)
+    beside = series.dwi.parent / image_stem(series.dwi)
+    bval, bvec = (Path(path) if path else Path(f"{beside}.{kind}") for path, kind in given)
+    return bval, bvec
+
+
+def _model(gradients: Gradients, settings: Settings) -> Model:
+    return get_model(settings.model, gradients, min_q_distance=settings.min_q_distance)
+
+
+def _pass(model: Model, gradients: Gradients, settings: Settings, number: int) -> Pass:
+    """Return a pass of the loop."""
+    passes = plan_passes(model, _registrar(settings), gradients, n_passes(settings))
+    if not 1 <= number <= len(passes):
+        raise EddymotionError(
+            f"pass {number}: the loop has {len(passes)}, counted from 1; raise n_iterations"
+        )
+    return passes[number - 1]
+
+
+def _write_lost(lost: list[np.ndarray] | None, dwi: DWI, stem: Path) -> list[Path]:
+    """Write where each volume lost its signal; those that lost nothing share one empty image."""
+    empty = np.zeros(dwi.shape, np.uint8)
+    paths = [stem.with_name(f"{stem.name}_lost-nothing.nii")] * len(dwi)
+    write_image(paths[0], empty, dwi.affine)
+    for volume, voxels in enumerate(lost or ()):
+        if len(voxels):
+            image = empty.copy()
+            image[np.unravel_index(voxels, dwi.shape, order="F")] = 1
+            paths[volume] = stem.with_name(f"{stem.name}_lost-{volume:04d}.nii")
+            write_image(paths[volume], image, dwi.affine)
+    return paths
+
+
+def _registrar(settings: Settings, pass_number: int | None = None) -> Registrar:
+    chosen = chosen_registrar(settings.registration, settings.registration_settings)
+    registrar = chosen or GaussNewton()
+    if pass_number is None:
+        return registrar
+    return registrar_at(registrar, pass_number, n_passes(settings))
+
+
+def _held_out(signal: np.ndarray, gradients: Gradients, model: Model, volume: int) -> np.ndarray:
+    """Predict one volume: all at once where that costs next to nothing, else it alone."""
+    with one_blas_thread():
+        if not isinstance(model, DipyModel) or gradients.is_b0[volume]:
+            average = AverageModel() if gradients.is_b0[volume] else model
+            return predict(signal, gradients, average)[..., volume]
+        return model.predict_one(signal, gradients, volume)
+
+
+def _stack(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Read 3-D images as one 4-D array, and their affine."""
+    first, affine, _ = read_image(Path(files[0]))
+    signal = np.empty((*first.shape, len(files)), np.float32, order="F")
+    for index, path in enumerate(files):
+        signal[..., index] = read_image(Path(path))[0]
+    return signal, affine
+
+
+def _given(path: Path | None, otherwise: str) -> Path:
+    if path is None:
+        raise EddymotionError(f"no brain mask was given: {otherwise}")
+    return path

@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A series in the space of another image: T1w, template, FA map.
+
+The reference of the series (its mean b=0, or its FA) is registered to that image. A voxel of the
+output is then a point ``x`` of the image, ``space(x) = A w(x)`` of the reference frame, and
+``T_i space(x)`` of volume ``i``: the original volumes are read once, there
+(:func:`eddymotion.resampling.resample` with ``space``). b-vectors are turned by the rotation
+nearest to ``A`` (finite strain), the same in the whole image; a local reorientation would give
+each voxel a table of its own, which no file format holds.
+
+What is to be found depends on the image: nothing for a mere grid, or for one at the same place; a
+rigid transform for the same head; affine, then symmetric normalisation (SyN), for another head or
+a template, which differ in size.
+
+References
+----------
+Alexander et al. (2001), IEEE TMI 20:1131 (finite strain).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy.linalg import polar
+from scipy.ndimage import binary_dilation
+
+from eddymotion.data.series import DWI
+from eddymotion.derivatives import Outputs
+from eddymotion.errors import EddymotionError
+from eddymotion.images.image import Image
+from eddymotion.images.pyramid import decimate
+from eddymotion.io.images import read_image
+from eddymotion.io.transforms import write_linear
+from eddymotion.io.warps import whole_displacements, write_displacements
+from eddymotion.mapping.motion import Motion
+from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
+from eddymotion.pairs.advice import advise
+from eddymotion.pairs.inputs import read_mask
+from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
+from eddymotion.pipeline.settings import Settings
+from eddymotion.registration import GaussNewton, Registration, initial_transform
+from eddymotion.registration.gauss_newton import foreground
+from eddymotion.registration.intensities import intensity_curve
+from eddymotion.wording import short_repr, shown
+
+log = logging.getLogger(__name__)
+
+REMEDY = (
+    "look at the picture of the output space; give the brain of the image with "
+    "--output-space-mask, or another --output-space-transform"
+)
+
+TRANSFORMS = ("auto", "none", "rigid", "affine", "syn")
+CONTRASTS = ("dwiref", "fa")
+
+SAME_SIZE = 0.06
+"""Stretches below this are no sign of another head: gradients, and the distortion of echo-planar
+images, make as much. Templates are a tenth larger than most heads."""
+
+SAME_PLACE = 0.5
+"""Voxels (of the finer image): a rigid registration that moves the brain by less on average says
+that both images share their world coordinates."""
+
+BRAIN_MARGIN_MM = 6.0
+"""Around the brain mask: its edge tells much, the scalp of an echo-planar image misleads."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutputSpace:
+    """Where the points of an image lie in the reference frame of a series: a ``SpaceMap``.
+
+    Parameters
+    ----------
+    target : Image
+        Whose space and grid it is.
+    registration : Registration
+        Points of the target → points of the reference frame.
+    transform : {"rigid", "affine", "syn"}
+    quality : PairQuality
+    shown : pair of (X, Y, Z) arrays, optional
+        The reference of the series on the grid of the target, before and after: for the eye.
+    """
+
+    target: Image
+    registration: Registration
+    transform: str
+    quality: PairQuality
+    shown: tuple[np.ndarray, np.ndarray] | None = None
+
+    __repr__ = short_repr
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Map points (P, 3) of the target to the reference frame, RAS+ mm: (P, 3)."""
+        return self.registration.map(points)
+
+    @cached_property
+    def rotation(self) -> np.ndarray:
+        """The rotation nearest to the linear part, target → reference frame, (3, 3)."""
+        return polar(self.registration.matrix[:3, :3])[0]
+
+    @property
+    def linear(self) -> np.ndarray | None:
+        """The matrix (4, 4), target → reference frame; None of a warp, which has no such one."""
+        return None if self.registration.warp is not None else self.registration.matrix
+
+    @property
+    def doubts(self) -> list[str]:
+        """What looks wrong, in plain words."""
+        metric = "cc" if self.transform == "syn" else "nmi"
+        ended = replace(self.registration, converged=True)  # by small steps or many, look at it
+        advice = advise(
+            replace(self.quality, registration=ended), transform=self.transform, metric=metric,
+            started="multi",
+        )  # fmt: skip
+        return [one.finding for one in advice]
+
+    def told(self) -> str:
+        """Say in words and numbers what was found."""
+        p, after = self.quality.parameters, self.quality.after
+        text = (
+            f"{self.transform}: {np.linalg.norm(p.translation):.1f} mm, {p.angle:.1f}°"
+            f", normalised mutual information {self.quality.before.similarity:.3f} → "
+            f"{after.similarity:.3f}"
+        )
+        if self.transform != "rigid":
+            text += ", scales " + ", ".join(f"{scale:.3f}" for scale in p.scales)
+        if self.transform == "syn":
+            low, high = self.quality.displacements.jacobian
+            text += f", local volume × {low:.2f} to {high:.2f}"
+        return text
+
+
+def find_output_space(
+    dwi: DWI,
+    motion: Motion,
+    target: Image,
+    *,
+    transform: str = "auto",
+    contrast: str = "dwiref",
+    target_mask: np.ndarray | None = None,
+    seed: int = 0,
+) -> OutputSpace | None:
+    """Register the reference of a series to an image.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+        Reference → volume.
+    target : Image
+    transform : {"auto", "none", "rigid", "affine", "syn"}
+        ``auto``: nothing where the target is blank, a mere grid, or the images are at the same
+        place already (within :data:`SAME_PLACE`); ``rigid`` where both heads have the same size
+        (within :data:`SAME_SIZE`), ``syn`` otherwise. ``syn`` is affine, and then a warp.
+    contrast : {"dwiref", "fa"}
+        What is registered: the mean b=0, or the fractional anisotropy.
+    target_mask : (X, Y, Z) bool array, optional
+        The brain of the target.
+    seed : int
+        Of the points at which images are compared.
+
+    Returns
+    -------
+    OutputSpace or None
+        None where the world coordinates of the series are kept.
+
+    Raises
+    ------
+    EddymotionError
+        If a name is unknown, or the images cannot be registered.
+    """
+    _check_name("transform", transform, TRANSFORMS)
+    _check_name("contrast", contrast, CONTRASTS)
+    target = Image(np.nan_to_num(target.data, posinf=0.0, neginf=0.0), target.affine)
+    blank = np.ptp(target.data) == 0
+    if transform == "none" or (transform == "auto" and blank):
+        return None
+    reference = reference_image(dwi, motion, contrast)
+    margin = int(np.ceil(BRAIN_MARGIN_MM / dwi.voxel_sizes.min()))
+    pair = _Pair(target, target_mask, reference, binary_dilation(dwi.mask, iterations=margin))
+    linear = "affine" if transform in ("affine", "syn") else "rigid"
+    found = pair.register_linearly(linear, seed)
+    if transform == "auto":
+        if _is_same_place(found.matrix, target, dwi):
+            return None
+        stretched = pair.register_linearly("affine", seed, found.matrix)
+        transform, found = _chosen(found, stretched)
+    space = pair.space(found, transform)
+    if transform == "syn":
+        space = _better(pair.space(pair.warp(found, seed), "syn"), space)
+    log.info("output space: %s; %s", space.told(), space.registration.message)
+    for doubt in space.doubts:
+        log.warning("output space: %s; %s", doubt, REMEDY)
+    return space
+
+
+def _better(warped: OutputSpace, linear: OutputSpace) -> OutputSpace:
+    """Keep the linear part alone if the images agree less through the warp."""
+    before, after = (one.quality.after.similarity for one in (linear, warped))
+    if after >= before:
+        return warped
+    log.warning("output space: the images agree less with the warp (normalised mutual information "
+                "%.3f → %.3f); it is left out", before, after)  # fmt: skip
+    return replace(linear, transform="affine")
+
+
+def _is_same_place(matrix: np.ndarray, target: Image, dwi: DWI) -> bool:
+    """Whether a rigid registration hardly moves the brain."""
+    points = apply_affine(dwi.affine, np.argwhere(dwi.mask))
+    apart = float(np.linalg.norm(apply_affine(matrix, points) - points, axis=1).mean())
+    if apart >= SAME_PLACE * min(*target.voxel_sizes, *dwi.voxel_sizes):
+        return False
+    log.info(
+        "output space: %.2g mm from the series, the same place; only its grid is taken", apart
+    )
+    return True
+
+
+def _chosen(rigid: Registration, affine: Registration) -> tuple[str, Registration]:
+    """Tell the same head from another one by its size."""
+    scales = np.diag(polar(affine.matrix[:3, :3])[1])
+    if np.abs(scales - 1).max() < SAME_SIZE:
+        return "rigid", rigid
+    log.info("output space: scales %s, another head or a template", np.round(scales, 2))
+    return "syn", affine
+
+
+def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise EddymotionError(
+            f"output space: {kind} {shown(name)} is unknown; use one of {', '.join(known)}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """The image that gives the space, and the reference of the series."""
+
+    target: Image
+    target_mask: np.ndarray | None
+    reference: Image
+    brain: np.ndarray
+
+    def register_linearly(
+        self, transform: str, seed: int, start: np.ndarray | None = None
+    ) -> Registration:
+        """Register from a start, or from the best of many places."""
+        masks = {"fixed_mask": self.target_mask, "moving_mask": self.brain}
+        if start is None:
+            start = initial_transform(self.target, self.reference, "multi", seed=seed, **masks)
+        return GaussNewton().register(
+            self.target, self.reference, transform=transform, metric="nmi", init=start,
+            seed=seed, **masks,
+        )  # fmt: skip
+
+    def warp(self, linear: Registration, seed: int) -> Registration:
+        """Refine by symmetric normalisation, on a grid as fine as the reference deserves."""
+        from eddymotion.registration.engines.dipy import DipyRegistrar
+
+        sizes = self.reference.voxel_sizes.min() / self.target.voxel_sizes
+        target, mask = coarsened(self.target, self.target_mask, np.maximum(sizes.astype(int), 1))
+        return DipyRegistrar(prealignment="init").register(
+            target, self.in_contrast_of_target(linear), transform="syn", init=linear.matrix,
+            seed=seed, fixed_mask=mask, moving_mask=self.brain,
+        )  # fmt: skip
+
+    def in_contrast_of_target(self, linear: Registration) -> Image:
+        """Give the intensities of the reference the meaning that they have in the target.
+
+        Local cross-correlation takes dark for bright where that fits better, and drifts by
+        centimetres between a T1w and a b=0 image.
+        """
+        brain = Image(self.brain.astype(np.float32), self.reference.affine)
+        where = resampled_onto(self.target, brain, linear, 1)[0] > 0.5
+        if self.target_mask is not None:
+            where &= self.target_mask
+        shown, _ = resampled_onto(self.target, self.reference, linear, 1)
+        curve = intensity_curve(shown[where], self.target.data[where])
+        data = np.interp(self.reference.data, *curve).astype(np.float32)
+        return replace(self.reference, data=data)
+
+    def space(self, registration: Registration, transform: str) -> OutputSpace:
+        """Compare both images before and after."""
+        head = foreground(self.target) if self.target_mask is None else self.target_mask
+        masked = replace(self.reference, data=np.where(self.brain, self.reference.data, 0))
+        nothing = Registration(np.eye(4), True, "as the files lie")
+        before, after = (
+            Comparison.of(self.target, masked, one, head) for one in (nothing, registration)
+        )
+        quality = PairQuality.of(
+            registration, self.target, head, before.agreement, after.agreement
+        )
+        return OutputSpace(
+            self.target, registration, transform, quality, (before.shown, after.shown)
+        )
+
+
+def coarsened(
+    image: Image, mask: np.ndarray | None, factors: np.ndarray
+) -> tuple[Image, np.ndarray | None]:
+    """Average blocks of `factors` (3,) voxels; what does not fill a block is left out."""
+    if mask is not None:
+        mask = decimate(Image(mask, image.affine), factors).data >= 0.5
+    return decimate(image, factors), mask
+
+
+def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image:
+    """Return the mean b=0 or the FA of a series in its reference frame, volume by volume.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+        Reference → volume.
+    contrast : {"dwiref", "fa"}
+
+    Returns
+    -------
+    Image
+        On the grid of the series; FA is zero outside the brain.
+    """
+    if contrast == "fa":
+        return _fa_image(dwi, motion)
+    volumes = dwi.gradients.b0s if len(dwi.gradients.b0s) else dwi.gradients.shells[0]
+    points = apply_affine(dwi.affine, np.indices(dwi.shape).reshape(3, -1).T)
+    total = np.zeros(len(points))
+    for volume in volumes:
+        total += np.nan_to_num(_read(dwi, motion, volume, points))
+    return Image((total / len(volumes)).reshape(dwi.shape).astype(np.float32), dwi.affine)
+
+
+def _fa_image(dwi: DWI, motion: Motion) -> Image:
+    """Fit a tensor to the logarithms, a volume at a time."""
+    gradients = dwi.gradients.rotated(motion.rotations)
+    try:
+        to_tensor = np.linalg.pinv(design_matrix(gradients))[:6]
+    except (EddymotionError, ValueError) as error:
+        raise EddymotionError(
+            f"output space: FA needs more directions ({error}); register the mean b=0 (dwiref)"
+        ) from error
+    points = apply_affine(dwi.affine, np.argwhere(dwi.mask))
+    floor = max(MIN_SIGNAL_FRACTION * float(dwi.signal.max()), 1e-6)
+    tensor = np.zeros((6, len(points)))
+    for volume in range(len(dwi)):
+        signal = np.nan_to_num(_read(dwi, motion, volume, points), nan=floor)
+        tensor += to_tensor[:, [volume]] * np.log(np.maximum(signal, floor))
+    data = np.zeros(dwi.shape, np.float32)
+    data[dwi.mask] = fractional_anisotropy(tensor)
+    return Image(data, dwi.affine)
+
+
+def fractional_anisotropy(tensor: np.ndarray) -> np.ndarray:
+    """Return FA (P,), 0 … 1, of tensors xx, xy, yy, xz, yz, zz: (6, P)."""
+    xx, xy, yy, xz, yz, zz = tensor
+    matrices = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1).reshape(-1, 3, 3)
+    values = np.clip(np.linalg.eigvalsh(matrices), 0, None)
+    spread = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    return np.sqrt(1.5 * spread / np.maximum((values**2).sum(axis=1), 1e-30))
+
+
+def _read(dwi: DWI, motion: Motion, volume: int, points: np.ndarray) -> np.ndarray:
+    """Read a volume where points (P, 3) of the reference frame were recorded; NaN outside."""
+    return dwi.volume(volume).spline.sample(motion.recorded(volume, points))
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The image of ``--output-space``.
+
+    Parameters
+    ----------
+    image : Image
+    mask : (X, Y, Z) bool array, optional
+        Its brain.
+    """
+
+    image: Image
+    mask: np.ndarray | None = None
+
+    __repr__ = short_repr
+
+    @classmethod
+    def read(cls, settings: Settings) -> Target | None:
+        """Read what the settings name; None without an output space.
+
+        Raises
+        ------
+        EddymotionError
+            If the image has not three dimensions, or the mask lies on another grid.
+        """
+        path, mask = settings.output_space, settings.output_space_mask
+        if path is None:
+            return None
+        image = read_target(path)
+        if settings.output_space_transform not in ("auto", "none") and np.ptp(image.data) == 0:
+            raise EddymotionError(
+                f"{path}: all voxels have one value, so that there is nothing to register; give "
+                "an image of a head, or --output-space-transform none for its grid alone"
+            )
+        finite = np.isfinite(image.data)
+        return cls(image, None if mask is None else read_mask(mask, path, image, finite))
+
+    @property
+    def grid(self) -> tuple[tuple[int, int, int], np.ndarray]:
+        """Shape and affine, as :func:`eddymotion.resample` takes them."""
+        x, y, z = self.image.data.shape
+        return (x, y, z), self.image.affine
+
+
+def space_of(
+    dwi: DWI, motion: Motion, target: Target | None, settings: Settings
+) -> OutputSpace | None:
+    """Find the output space as the settings say; None where the world coordinates are kept."""
+    if target is None:
+        return None
+    return find_output_space(
+        dwi, motion, target.image,
+        transform=settings.output_space_transform,
+        contrast=settings.output_space_contrast,
+        target_mask=target.mask,
+        seed=settings.random_seed,
+    )  # fmt: skip
+
+
+def read_target(path: Path) -> Image:
+    """Read an image whose space is to be taken; the first volume of a series.
+
+    Raises
+    ------
+    EddymotionError
+        If it is no image in three dimensions.
+    """
+    data, affine, _ = read_image(path)
+    if data.ndim == 4:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise EddymotionError(
+            f"{path}: found an image of shape {data.shape}, expected three dimensions; "
+            "give an image whose space the corrected series should get"
+        )
+    return Image(data, affine)
+
+
+def write_output_space(space: OutputSpace | None, dwi: DWI, outputs: Outputs) -> None:
+    """Write where the points of the target lie in the reference frame, and a picture.
+
+    What an earlier run left and this one does not write is removed.
+
+    Parameters
+    ----------
+    space : OutputSpace or None
+    dwi : DWI
+        Whose grid is that of the reference frame.
+    outputs : Outputs
+        ``space`` holds the matrix (ITK text), of a nonlinear map its linear part; ``space_warp``
+        the whole of a nonlinear map, as displacements (ITK) on the grid of the target.
+    """
+    for kind in ("space", "space_warp", "space_figure"):
+        outputs[kind].unlink(missing_ok=True)
+    if space is None:
+        return
+    write_linear(
+        outputs["space"], space.registration.matrix, space.target, Image(dwi.mask, dwi.affine)
+    )
+    if space.registration.warp is not None:
+        x, y, z = space.target.data.shape
+        field = whole_displacements(space.registration, (x, y, z), space.target.affine)
+        write_displacements(outputs["space_warp"], field, space.target.affine)
+    if space.shown is not None:
+        _draw(space, *space.shown, outputs["space_figure"])
+
+
+def _draw(space: OutputSpace, before: np.ndarray, after: np.ndarray, path: Path) -> None:
+    from eddymotion.reports import save_figure
+    from eddymotion.reports.registration import overlay_figure
+
+    figure = overlay_figure(
+        space.target.data, before, after, foreground(space.target), space.target.affine
+    )
+    save_figure(figure, path)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a correction, each from files to files: what workflow nodes call.
+
+:mod:`eddymotion.pipeline.correct` corrects a series in one go, and little of it is ever on disk.
+Here every step is a function of its own that reads what it needs and returns the paths that it
+wrote, so that another program can stand between any two of them. Both give equal results.
+
+:func:`estimate`, :func:`apply`, :func:`measure`, :func:`report`; :func:`correct` is all of them.
+The leave-one-out loop, volume by volume, is in :mod:`eddymotion.pipeline.loop`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from eddymotion.data.checks import in_sidecar
+from eddymotion.data.series import DWI, Series
+from eddymotion.derivatives import Outputs, write_sidecar
+from eddymotion.derivatives.confounds import confounds, descriptions, table_text
+from eddymotion.derivatives.outlier_table import outlier_table
+from eddymotion.errors import EddymotionError
+from eddymotion.evaluation import read_grid
+from eddymotion.images.grid import grid_distance
+from eddymotion.io.images import write_image, write_series
+from eddymotion.io.motion import read_motion, write_motion, write_x5
+from eddymotion.io.series import MASK_TOLERANCE, MeanB0, load
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.writing import write_json, write_text
+from eddymotion.machine.parallel import Progress, silent
+from eddymotion.mapping.motion import Motion
+from eddymotion.pipeline.correct import (
+    SeriesFiles,
+    correct_series,
+    find_motion,
+    judge,
+    load_series,
+    methods_of,
+    model_for,
+    prepare_resampling,
+    shown_series,
+    sidecar_of,
+    slicing_of,
+    summarise,
+)
+from eddymotion.pipeline.output_space import Target, space_of, write_output_space
+from eddymotion.pipeline.settings import Settings
+from eddymotion.reports.participant import write_participant_page
+from eddymotion.reports.series import draw_series
+from eddymotion.reports.slices import Slices
+
+log = logging.getLogger(__name__)
+
+Paths = dict[str, Any]
+"""Name of an output → its path, a list of paths, or a value."""
+
+
+def estimate(
+    series: SeriesFiles, settings: Settings, out_dir: Path, progress: Progress = silent
+) -> Paths:
+    """Estimate the motion of a series.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+    settings : Settings
+    out_dir : Path
+        Where the outputs go.
+    progress : callable
+        See :class:`~eddymotion.machine.parallel.Progress`.
+
+    Returns
+    -------
+    dict
+        ``xfm_file`` (ITK text), ``x5_file``, ``details_file`` (standard errors, eddy-current
+        fields: see :mod:`eddymotion.io.motion`) and ``mask_file``.
+    """
+    dwi = load_series(series, settings)
+    motion = find_motion(dwi, series, model_for(dwi, settings), settings, progress)
+    return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))
+
+
+def apply(
+    series: SeriesFiles,
+    xfm_file: Path,
+    settings: Settings,
+    out_dir: Path,
+    details_file: Path | None = None,
+    progress: Progress = silent,
+) -> Paths:
+    """Resample a series once, by given transforms, and rotate its b-vectors.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+    xfm_file : Path
+        ITK text, one transform a volume, reference → volume; whoever found them.
+    settings : Settings
+    out_dir : Path
+    details_file : Path, optional
+        From :func:`estimate`: without it there are no eddy-current fields.
+    progress : callable
+
+    Returns
+    -------
+    dict
+        ``dwi_file``, ``bval_file``, ``bvec_file``, ``dwiref_file`` (mean of the corrected b=0
+        volumes) and ``mask_file``.
+    """
+    dwi, motion = _with_motion(series, xfm_file, details_file, settings)
+    outputs, target = Outputs.in_folder(out_dir, series.dwi), Target.read(settings)
+    space = space_of(dwi, motion, target, settings)
+    write_output_space(space, dwi, outputs)
+    resampled = prepare_resampling(dwi, motion, settings, target, space)
+    corrected: Series = resampled
+    if settings.replace_outliers:
+        quality = judge(dwi, motion, model_for(dwi, settings), slicing_of(series, dwi), settings)
+        corrected = shown_series(resampled, quality, settings, progress)
+    reference = MeanB0(corrected.gradients)
+    volumes = progress(corrected.volumes(), "resampling", len(dwi))
+    write_series(outputs["dwi"], corrected, reference.watching(volumes))
+    write_gradient_table(outputs["bval"], outputs["bvec"], corrected.gradients, corrected.affine)
+    write_image(outputs["dwiref"], reference.image, corrected.affine)
+    write_image(outputs["mask"], corrected.mask.astype(np.uint8), corrected.affine)
+    return _paths(outputs, "dwi", "bval", "bvec", "dwiref", "mask")
+
+
+def measure(
+    series: SeriesFiles,
+    xfm_file: Path,
+    settings: Settings,
+    out_dir: Path,
+    details_file: Path | None = None,
+) -> Paths:
+    """Tabulate motion, and how well held-out volumes agree with their predictions.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+        The original series.
+    xfm_file, settings, out_dir, details_file
+        As in :func:`apply`.
+
+    Returns
+    -------
+    dict
+        ``confounds_file`` and ``confounds_sidecar_file``.
+    """
+    dwi, motion = _with_motion(series, xfm_file, details_file, settings)
+    quality = judge(dwi, motion, model_for(dwi, settings), slicing_of(series, dwi), settings)
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    gradients = dwi.gradients.rotated(motion.rotations)
+    columns = confounds(gradients, motion, dwi.center, quality)
+    write_text(outputs["confounds"], table_text(columns))
+    write_json(outputs["confounds_sidecar"], descriptions(columns))
+    return _paths(outputs, "confounds", "confounds_sidecar")
+
+
+def report(
+    series: SeriesFiles,
+    corrected: SeriesFiles,
+    xfm_file: Path,
+    settings: Settings,
+    out_dir: Path,
+    details_file: Path | None = None,
+) -> Paths:
+    """Draw a series before and after, and write a page that needs no network.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+        The original series.
+    corrected : SeriesFiles
+        From :func:`apply`.
+    xfm_file, settings, out_dir, details_file
+        As in :func:`apply`.
+
+    Returns
+    -------
+    dict
+        ``report_file`` (HTML), ``motion_figure_file`` and ``before_after_figure_file``.
+    """
+    dwi, motion = _with_motion(series, xfm_file, details_file, settings)
+    after = load(
+        corrected.dwi,
+        bval=corrected.bval,
+        bvec=corrected.bvec,
+        mask=_mask_on(corrected.dwi, settings.brain_mask),
+        b0_threshold=settings.b0_threshold,
+        ignore=("tables",),  # the original's were judged
+    )
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    model, slicing = model_for(dwi, settings), slicing_of(series, dwi)
+    before, after_it = (
+        judge(dwi, pose, model, slicing, settings) for pose in (Motion.identity(len(dwi)), motion)
+    )
+    slices = Slices.of(dwi), Slices.of(after)
+    draw_series(outputs, dwi, motion, model, *slices, before, after_it)
+    columns = confounds(after.gradients, motion, dwi.center, after_it)
+    write_text(outputs["confounds"], table_text(columns))
+    write_text(outputs["outliers"], outlier_table(after_it.outliers))
+    summary = summarise(dwi, motion, model, before, after_it)
+    methods = methods_of(dwi, motion, model, settings, estimated=False)
+    registered = settings.output_space and settings.output_space_transform != "none"
+    grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
+    content = sidecar_of(series, settings, summary, methods, grids)
+    write_sidecar(outputs, content | {"Warnings": in_sidecar(dwi, motion.frame_doubt)})
+    page = _page(out_dir, outputs)
+    return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
+
+
+def _mask_on(image: Path, mask: Path | None) -> Path | None:
+    """Return the mask if it lies on the grid of the image, in whatever space that is."""
+    if mask is None:
+        return None
+    its, of_mask = read_grid(image), read_grid(mask)
+    apart = grid_distance(its.affine, of_mask.affine, its.shape)
+    same = its.shape == of_mask.shape and apart <= MASK_TOLERANCE * voxel_sizes(its.affine).min()
+    return mask if same else None
+
+
+def correct(
+    series: SeriesFiles, settings: Settings, out_dir: Path, progress: Progress = silent
+) -> Paths:
+    """Correct a series and write all its outputs and its report, unless they are there.
+
+    Returns
+    -------
+    dict
+        All of :func:`estimate` (but the details), :func:`apply`, :func:`measure` and
+        :func:`report`, and ``sidecar_file`` and ``outliers_file``.
+    """
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    correct_series(series, outputs, settings, progress)
+    page = _page(out_dir, outputs)
+    kinds = (
+        "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
+        "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",
+    )  # fmt: skip
+    return {"report_file": page} | _paths(outputs, *kinds)
+
+
+def write_found(dwi: DWI, motion: Motion, outputs: Outputs) -> Paths:
+    """Write what an estimation found."""
+    details = outputs["xfm"].with_suffix(".json")
+    write_motion(outputs["xfm"], details, motion)
+    write_x5(outputs["x5"], motion, dwi)
+    write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
+    return _paths(outputs, "xfm", "x5", "mask") | {"details_file": details}
+
+
+def _page(out_dir: Path, outputs: Outputs) -> Path:
+    """Write the page of a series."""
+    page = out_dir / f"{outputs.src}.html"
+    for why in write_participant_page(page, outputs.src, [outputs]).values():
+        raise EddymotionError(why)
+    return page
+
+
+def _paths(outputs: Outputs, *kinds: str) -> Paths:
+    return {f"{kind}_file": outputs[kind] for kind in kinds}
+
+
+def _with_motion(
+    series: SeriesFiles, xfm_file: Path, details_file: Path | None, settings: Settings
+) -> tuple[DWI, Motion]:
+    dwi, motion = load_series(series, settings), read_motion(xfm_file, details_file)
+    if len(motion) != len(dwi):
+        raise EddymotionError(
+            f"{xfm_file}: found {len(motion)} transforms for the {len(dwi)} volumes of "
+            f"{series.dwi}; give one a volume"
+        )
+    return dwi, motion

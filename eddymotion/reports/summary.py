@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found in a series, in words and numbers: log, sidecar and report tell it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.data.series import DWI
+from eddymotion.estimation import Quality
+from eddymotion.estimation.outliers import lost_in_words
+from eddymotion.estimation.undetermined import in_words
+from eddymotion.images.grid import image_axes
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
+from eddymotion.models import Model
+
+FRAME = "frame of the diffusion-weighted volumes"
+"""Label of what is known about it."""
+
+
+def summarise(
+    dwi: DWI, motion: Motion, model: Model, before: Quality, after: Quality
+) -> dict[str, str]:
+    """Say in words and numbers what was found."""
+    reach = np.ptp(rigid_parameters(motion.head, dwi.center), axis=0)
+    dwis, of = dwi.gradients.dwis, ", of the head" if _has_offset(motion) else ""
+
+    def rise(name: str, function: Any) -> str:
+        values = [getattr(quality, name)[dwis] for quality in (before, after)]
+        first, second = (v[np.isfinite(v)] for v in values)
+        return f"{function(first):.3f} → {function(second):.3f}" if len(second) else "n/a"
+
+    kind = "the first b=0" if len(dwi.gradients.b0s) else "since the series has no b=0"
+    return {
+        "series": repr(dwi),
+        "model": type(model).__name__,
+        "reference": f"volume {dwi.reference}, {kind}",
+        "range of translations (x, y, z)": ", ".join(f"{r:.2f}" for r in reach[:3]) + " mm" + of,
+        "range of rotations (x, y, z)": ", ".join(f"{np.rad2deg(r):.2f}" for r in reach[3:]) + "°",
+        FRAME: _frame(motion),
+        "framewise displacement": _displacements(dwi, motion),
+        "eddy currents": _fields(dwi, motion),
+        "mean correlation with the prediction": rise("correlation", np.mean),
+        "lowest correlation with the prediction": rise("correlation", np.min),
+        "slices that lost signal": lost_in_words(after.outliers),
+    } | _unknown(motion)
+
+
+def _unknown(motion: Motion) -> dict[str, str]:
+    """Say what could not be found, where that is anything."""
+    told = {}
+    if motion.unplaced is not None:
+        volumes = np.flatnonzero(motion.unplaced)
+        told["volumes that could not be placed"] = ", ".join(map(str, volumes))
+    if motion.undetermined is not None:
+        told["not determined by the images, taken as at rest"] = in_words(motion.undetermined)
+    return told
+
+
+def _has_offset(motion: Motion) -> bool:
+    """Whether the poses hold an offset of eddy-current fields."""
+    return motion.eddy_currents is not None and motion.eddy_currents.offsets is not None
+
+
+def _displacements(dwi: DWI, motion: Motion) -> str:
+    """Tell the framewise displacement of the head, and beside it that of the poses."""
+    head, poses = (
+        framewise_displacement(rigid_parameters(matrices, dwi.center))[1:]
+        for matrices in (motion.head, motion.matrices)
+    )
+    told = f"mean {head.mean():.2f} mm, max {head.max():.2f} mm"
+    if not _has_offset(motion):
+        return told
+    return (
+        f"{told}, of the head; with the offset of the eddy currents mean {poses.mean():.2f} mm, "
+        f"max {poses.max():.2f} mm"
+    )
+
+
+def _fields(dwi: DWI, motion: Motion) -> str:
+    eddy = motion.eddy_currents
+    if eddy is None:
+        return "no fields"
+    points = apply_affine(dwi.affine, np.argwhere(dwi.mask)[::97])
+    squares = [np.square(eddy.displacement(v, points)).mean() for v in dwi.gradients.dwis]
+    axis = "ijk"[int(np.abs(image_axes(dwi.affine).T @ eddy.pe).argmax())]
+    told = f"{eddy.order} fields along {axis}, {np.sqrt(np.mean(squares)):.2f} mm RMS in the brain"
+    if eddy.offsets is None:
+        return told
+    return f"{told}; offset up to {np.abs(eddy.offsets).max():.2f} mm"
+
+
+def _frame(motion: Motion) -> str:
+    if motion.frame_error is None:
+        return "not estimated"
+    told = f"joined to that of the b=0 volumes within {motion.frame_error:.3f} mm (standard error)"
+    return told if motion.frame_evidence is None else f"{told}; {motion.frame_evidence}"
