@@ -12,8 +12,20 @@ package, and ``--help``, cost nothing.
 """
 
 from importlib.metadata import version
+from typing import Any
 
 import lazy_loader
 
+from eddymotion.wording import HtmlValue
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = version("eddymotion")
+
+
+def _drawn(value: Any) -> str:
+    from eddymotion.reports.display import html_of
+
+    return html_of(value)
+
+
+HtmlValue.draw = staticmethod(_drawn)

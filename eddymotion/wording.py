@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from importlib import import_module
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ClassVar
+
+ESCAPED = "backslashreplace"
+"""How text is written that UTF-8 cannot hold: names of files may hold any bytes."""
+
+PE_AXES = ("i", "j", "k", "i-", "j-", "k-")
+"""Phase-encoding directions as BIDS writes them."""
 
 LONGEST_VALUE = 80
 
@@ -107,13 +112,11 @@ def sizes_told(sizes: Any) -> str:
 
 
 class HtmlValue:
-    """Base of values that :func:`eddymotion.reports.display.html_of` draws, loaded on demand."""
+    """Base of values that a notebook shows as pictures, without knowing how they are drawn."""
 
     __slots__ = ()
+    draw: ClassVar[Callable[[Any], str]]
+    """Set by the package, which knows all its rooms."""
 
     def _repr_html_(self) -> str:
-        return import_module("eddymotion.reports.display").html_of(self)
-
-
-ESCAPED = "backslashreplace"
-"""How text is written that UTF-8 cannot hold: names of files may hold any bytes."""
+        return type(self).draw(self)

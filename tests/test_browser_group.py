@@ -16,8 +16,9 @@ from report_cases import copy_series, write_series
 from test_group_report import HOSTILE, WILD, scale_motion
 
 from eddymotion.io.tsv import Table
-from eddymotion.reports.group import Group, build_group_report, table_columns
+from eddymotion.reports.group import Group, table_columns
 from eddymotion.reports.group_page import write_group_page
+from eddymotion.reports.group_report import build_group_report
 from eddymotion.reports.participant import build_participant_report
 
 pytestmark = pytest.mark.browser

@@ -11,7 +11,7 @@ refused = sys.argv[1]
 access = os.access
 os.access = lambda path, mode: str(path) != refused and access(path, mode)
 import numpy as np
-from eddymotion import kernels
+from eddymotion.images import kernels
 coefficients = kernels.spline_coefficients(np.ones((8, 8, 8), np.dtype(sys.argv[2])))
 values = np.empty(1, np.dtype(sys.argv[3]))
 kernels.sample_points(coefficients, np.eye(4)[:3] + 0.0, np.full((1, 3), 4.0), values)

@@ -14,7 +14,7 @@ from eddymotion.cli import participant
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.io.tsv import Table
-from eddymotion.reports.group import build_group_report
+from eddymotion.reports.group_report import build_group_report
 from eddymotion.reports.group_rule import LIMIT, MIN_SERIES, SCALES, compare
 from eddymotion.reports.metrics import describe_metric, in_order, quality_metrics
 from eddymotion.reports.series import SeriesReport

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from eddymotion.data.acquisition import PE_AXES
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.machine.cgroups import available_cpus
 from eddymotion.pipeline.settings import SETTING_NAMES, Settings
-from eddymotion.wording import one_line, shown, why
+from eddymotion.wording import PE_AXES, one_line, shown, why
 
 MODELS_HELP = (
     "auto (by the scheme), gp (Gaussian process; gp-legendre or gp-spherical on shells, gp-qspace "

@@ -284,7 +284,8 @@ def write_reports(options: argparse.Namespace) -> int:
 
 def gather_group(options: argparse.Namespace) -> int:
     """Write the table and the page of the group, from the derivatives; 1 if a series has none."""
-    from eddymotion.reports.group import PAGE, TABLE, build_group_report
+    from eddymotion.reports.group import TABLE
+    from eddymotion.reports.group_report import PAGE, build_group_report
 
     output_dir = options.output_dir.resolve()
     refuse_output_in_input(options.bids_dir.resolve(), output_dir)

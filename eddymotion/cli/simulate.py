@@ -19,10 +19,9 @@ from eddymotion.cli.options import (
     not_negative,
     positive,
 )
-from eddymotion.data.acquisition import PE_AXES
 from eddymotion.machine.temporaries import remove_leftovers
 from eddymotion.simulation import PATTERNS, SCHEMES
-from eddymotion.wording import shown
+from eddymotion.wording import PE_AXES, shown
 
 if TYPE_CHECKING:
     from eddymotion.simulation import KSpace, Recipe

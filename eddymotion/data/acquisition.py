@@ -124,7 +124,3 @@ def multiband_groups(
             f"{acceleration:g}; correct the sidecar"
         )
     return groups
-
-
-PE_AXES = ("i", "j", "k", "i-", "j-", "k-")
-"""Phase-encoding directions as BIDS writes them."""

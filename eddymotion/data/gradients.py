@@ -15,7 +15,6 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import image_axes
 
 SHELL_GAP, SHELL_GAP_FLOOR, SHELL_GAP_SHARE = 100.0, 10.0, 0.1
 """b-values (s/mm²) closer than :func:`shell_gap` belong to one shell: 100, as in FSL eddy, but 10
@@ -168,6 +167,17 @@ def from_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def to_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Convert RAS+ b-vectors (N, 3) to FSL/BIDS components along the image axes."""
     return (np.asarray(bvecs, float) @ image_axes(affine)) * _fsl_sign(affine)
+
+
+def image_axes(affine: np.ndarray) -> np.ndarray:
+    """Return the directions of the image axes in RAS+, the columns of an orthogonal matrix.
+
+    The orthogonal matrix nearest to the affine's normalised columns: exact for every affine
+    without shears, whatever the voxel sizes.
+    """
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    u, _, vt = np.linalg.svd(columns)
+    return u @ vt
 
 
 def phase_encoding_vector(affine: np.ndarray, direction: str) -> np.ndarray:

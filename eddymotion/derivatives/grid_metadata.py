@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.data.acquisition import PE_AXES
 from eddymotion.data.series import Series
 from eddymotion.images.grid import grid_distance
+from eddymotion.wording import PE_AXES
 
 DIRECTIONS = ("PhaseEncodingDirection", "PhaseEncodingAxis")
 """Fields that name an image axis."""

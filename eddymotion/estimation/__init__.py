@@ -7,7 +7,7 @@ import logging
 
 import numpy as np
 
-from eddymotion.data.acquisition import PE_AXES, PLAIN, Slicing
+from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.data.checks import doubts
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind
@@ -26,7 +26,7 @@ from eddymotion.mapping.eddy_currents import N_TERMS
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.registration import GaussNewton, Registrar, get_registrar
-from eddymotion.wording import shown
+from eddymotion.wording import PE_AXES, shown
 
 __all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 

@@ -30,14 +30,3 @@ def fsl_coordinates(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
         flip[0, 3] = (shape[0] - 1) * sizes[0]
         to_fsl = flip @ to_fsl
     return to_fsl @ np.linalg.inv(affine)
-
-
-def image_axes(affine: np.ndarray) -> np.ndarray:
-    """Return the directions of the image axes in RAS+, the columns of an orthogonal matrix.
-
-    The orthogonal matrix nearest to the affine's normalised columns: exact for every affine
-    without shears, whatever the voxel sizes.
-    """
-    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    u, _, vt = np.linalg.svd(columns)
-    return u @ vt

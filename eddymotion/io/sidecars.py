@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from eddymotion.data.acquisition import PE_AXES, Slicing
+from eddymotion.data.acquisition import Slicing
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.io.images import image_stem
-from eddymotion.wording import shown, why
+from eddymotion.wording import PE_AXES, shown, why
 
 log = logging.getLogger(__name__)
 

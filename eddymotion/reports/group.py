@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +14,6 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.io.tsv import MISSING
-from eddymotion.io.writing import write_text
 from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
 from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
@@ -26,8 +24,10 @@ log = logging.getLogger(__name__)
 
 TABLE, DICTIONARY, PAGE = "group_dwi.tsv", "group_dwi.json", "group_dwi.html"
 
+
 BVAL_STEP = 50
 """Shells whose b-values round to the same multiple of this share a column."""
+
 
 IDENTITY = {
     "participant_id": "Participant",
@@ -36,6 +36,7 @@ IDENTITY = {
     "protocol": "Voxel size (mm) and b-values (s/mm^2) of the series; some metrics are compared "
                 "within a protocol only",
 }  # fmt: skip
+
 
 VERDICTS = {
     "Usable": "nothing beyond the limits of care",
@@ -107,52 +108,6 @@ class Group:
         columns = {name: self.column(name) for name in self.metrics}
         columns |= {name: self.head_column(name) for name in ("fd_mean", "fd_max")}
         return compare(columns, [row.protocol for row in self.rows])
-
-
-def build_group_report(
-    output_dir: Path,
-    participants: Collection[str] = (),
-    sessions: Collection[str] = (),
-    errors: Mapping[str, str] = NO_ERRORS,
-) -> Group:
-    """Write ``group_dwi.tsv``, ``.json`` and ``.html`` from what the participants' runs left.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The derivative dataset.
-    participants, sessions : collection of str
-        Labels, with or without ``sub-`` and ``ses-``; all when empty.
-    errors : mapping
-        Series that are known to be missing → why.
-
-    Returns
-    -------
-    Group
-
-    Raises
-    ------
-    EddymotionError
-        If there is no finished series at all. If there are some and none can be read, the errors
-        of the group say why, and nothing is written.
-    """
-    from eddymotion.reports.group_page import write_group_page
-
-    group = gather(output_dir, participants, sessions, errors)
-    if not group.rows and set(group.errors) - set(errors):
-        return group
-    if not group.rows:
-        of = f", of {len(errors)} that are wanted" if errors else ""
-        raise EddymotionError(
-            f"{output_dir}: no finished series to gather{of}; run the participant level first"
-        )
-    comparisons = group.comparisons()
-    table = table_columns(group, comparisons)
-    write_text(output_dir / TABLE, tsv_text(table))
-    dictionary = json.dumps(data_dictionary(group), indent=2, ensure_ascii=False)
-    write_text(output_dir / DICTIONARY, dictionary + "\n")
-    write_group_page(output_dir / PAGE, group, comparisons, table)
-    return group
 
 
 def gather(

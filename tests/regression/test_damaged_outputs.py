@@ -10,7 +10,7 @@ from runs import QUICK, contents, write_two_participants
 
 from eddymotion.cli import correct
 from eddymotion.derivatives import Outputs
-from eddymotion.io import series as files
+from eddymotion.io import writing
 from eddymotion.io.writing import write_text
 from eddymotion.pipeline import correct as steps
 from eddymotion.pipeline.correct import finished_summary
@@ -156,9 +156,9 @@ def test_files_are_on_the_disk_before_they_get_their_name(tmp_path, monkeypatch)
     done = []
     fsync, rename = os.fsync, os.replace
     monkeypatch.setattr(
-        files.os, "fsync", lambda n: (fsync(n), done.append(os.readlink(f"/proc/self/fd/{n}")))
+        writing.os, "fsync", lambda n: (fsync(n), done.append(os.readlink(f"/proc/self/fd/{n}")))
     )
-    monkeypatch.setattr(files.os, "replace", lambda a, b: (rename(a, b), done.append("renamed")))
+    monkeypatch.setattr(writing.os, "replace", lambda a, b: (rename(a, b), done.append("renamed")))
     write_text(tmp_path / "a.txt", "content")
     temporary, renamed, folder = done
     assert temporary.startswith(str(tmp_path / ".eddymotion-"))

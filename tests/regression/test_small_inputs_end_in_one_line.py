@@ -10,7 +10,7 @@ import pytest
 
 from eddymotion import simulation
 from eddymotion.cli import correct, participant, register, simulate
-from eddymotion.io import series as files
+from eddymotion.io import writing
 from eddymotion.io.writing import together, write_json, write_text
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.simulation import Recipe
@@ -50,7 +50,7 @@ def fill_disk_after(monkeypatch, n_files):
         if next(left, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(writing.os, "fsync", fsync)
 
 
 @pytest.mark.parametrize("ending", [".x5", "_resampled.nii.gz", "_overlay.png", ".json"])
