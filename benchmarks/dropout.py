@@ -149,12 +149,13 @@ def measure(
     slicing = Slicing(groups=multiband(clean.shape[2]) if key["kind"] == "groups" else ())
     kept = dropped(clean.gradients, clean.shape[2], slicing, DEPTHS.get(key["depth"], WHOLE),
                    key["share"], key["seed"])  # fmt: skip
+    clean = replace(clean, acquisition=replace(clean.acquisition, slicing=slicing))
     dwi = noisy(clean, kept, sigma, key["seed"])
     started = time.perf_counter()
     found = em.estimate_motion(dwi, n_threads=n_threads)
     seconds = time.perf_counter() - started
     model = get_model("auto", dwi.gradients)
-    quality = assess(dwi, found, model, slicing=slicing, n_threads=n_threads)
+    quality = assess(dwi, found, model, n_threads=n_threads)
     compared = compare_motion(
         found.relative_to(0), truth.relative_to(0), bvals=dwi.gradients.bvals,
         grid_center=dwi.center,

@@ -28,4 +28,4 @@ def _drawn(value: Any) -> str:
     return html_of(value)
 
 
-HtmlValue.draw = staticmethod(_drawn)
+HtmlValue._draw = staticmethod(_drawn)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from .data.acquisition import Acquisition as Acquisition
 from .data.gradients import Gradients as Gradients
 from .data.series import DWI as DWI
 from .derivatives import save as save
@@ -14,6 +15,7 @@ from .resampling import resample as resample
 
 __all__ = [
     "DWI",
+    "Acquisition",
     "EddymotionError",
     "Gradients",
     "Image",

@@ -25,7 +25,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.images.image import Spline
@@ -95,7 +95,7 @@ def resample(
     for index, volume in enumerate(progress(series.volumes(), "resampling", len(dwi))):
         signal[..., index] = volume
     return replace(
-        dwi, signal=signal, affine=series.affine, gradients=series.gradients, mask=series.mask
+        dwi, signal=signal, affine=series.affine, acquisition=series.acquisition, mask=series.mask
     )
 
 
@@ -110,28 +110,27 @@ class Resampled(Series):
         Reference → volume.
     engine : {"nitransforms", "fast"}
     affine : (4, 4) array
-    gradients : Gradients
-        Rotated with the motion.
+    acquisition : Acquisition
+        Its gradients are rotated with the motion.
     mask : (X, Y, Z) bool array
         On the new grid.
     points : (Z, Y, X, 3) float32 array, optional
         Where the voxels of the grid lie in the reference frame, RAS+ mm, if not at the same place.
     n_threads : int
         As in :func:`resample`.
-    source, repetition_time
-        As those of `original`.
+    source
+        That of `original`.
     """
 
     original: DWI
     motion: Motion
     engine: Engine
     affine: np.ndarray
-    gradients: Gradients
+    acquisition: Acquisition
     mask: np.ndarray
     points: np.ndarray | None = None
     n_threads: int = 1
     source: Path | None = None
-    repetition_time: float | None = None
 
     @classmethod
     def of(
@@ -154,17 +153,17 @@ class Resampled(Series):
         points = None if space is None else _mapped_grid(shape, affine, space)
         in_place = grid is None and space is None
         rotation = getattr(space, "rotation", np.eye(3))
+        turned = dwi.gradients.rotated(motion.rotations @ rotation)
         return cls(
             dwi,
             motion,
             engine,
             affine,
-            dwi.gradients.rotated(motion.rotations @ rotation),
+            replace(dwi.acquisition, gradients=turned),
             dwi.mask if in_place else _mask_on_grid(dwi, shape, affine, points),
             points,
             n_threads,
             dwi.source,
-            dwi.repetition_time,
         )
 
     def volumes(self) -> Iterator[np.ndarray]:

@@ -115,8 +115,8 @@ class HtmlValue:
     """Base of values that a notebook shows as pictures, without knowing how they are drawn."""
 
     __slots__ = ()
-    draw: ClassVar[Callable[[Any], str]]
+    _draw: ClassVar[Callable[[Any], str]]
     """Set by the package, which knows all its rooms."""
 
     def _repr_html_(self) -> str:
-        return type(self).draw(self)
+        return type(self)._draw(self)

@@ -3,17 +3,17 @@
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
+from eddymotion.data.gradients import Gradients, phase_encoding_vector
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
 from eddymotion.estimation.fields import FieldEvidence, shown_order, with_offsets
-from eddymotion.io.sidecars import SeriesFiles, phase_encoding
+from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
@@ -152,15 +152,22 @@ def test_unknown_words_are_answered_with_the_known_ones(tiny, given, name):
     ],
 )
 def test_axis_comes_from_the_metadata_and_never_is_an_error(metadata, expected, caplog):
-    series = SeriesFiles(Path("sub-01_dwi.nii.gz"), metadata=metadata)
-    assert phase_encoding(series) == expected
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    gradients = Gradients(np.zeros(3), np.zeros((3, 3)))
+    acquisition = acquisition_of(gradients, metadata, (9, 9, 9), affine, None, "sub-01")
+    if expected is None:
+        assert acquisition.phase_encoding is None
+    else:
+        vector = phase_encoding_vector(affine, expected)
+        np.testing.assert_array_equal(acquisition.phase_encoding, [vector] * 3)
     strange = metadata.get("PhaseEncodingDirection") in ("AP", ["j"])
     assert ("it is ignored" in caplog.text) == strange
 
 
 def test_metadata_beside_the_image_are_read(tmp_path):
     (tmp_path / "a_dwi.json").write_text('{"PhaseEncodingDirection": "i-"}')
-    assert phase_encoding(SeriesFiles(tmp_path / "a_dwi.nii.gz")) == "i-"
+    found = metadata_of(SeriesFiles(tmp_path / "a_dwi.nii.gz"))
+    assert found == {"PhaseEncodingDirection": "i-"}
 
 
 def test_order_of_volumes_changes_nothing(distorted, found):

@@ -11,6 +11,7 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
+from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import from_fsl, image_axes
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.eddy import read_eddy, write_displacement_fields, write_eddy
@@ -135,7 +136,8 @@ def test_parameters_lead_to_the_recorded_voxel(
     tmp_path, orientation, rotation, order, pe_axis, readout_time
 ):
     dwi, motion = series(orientation, rotation, order, pe_axis)
-    files = write(tmp_path, dwi, motion, readout_time=readout_time)
+    acquisition = Acquisition.every(dwi.gradients, dwi.affine, readout_time=readout_time)
+    files = write(tmp_path, replace(dwi, acquisition=acquisition), motion)
     columns = {"none": 16, "linear": 10, "quadratic": 16, "cubic": 26}[order]
     assert np.loadtxt(files["parameters"]).shape == (8, columns)
     points = np.random.default_rng(0).uniform(-70, 70, (40, 3)) + dwi.center

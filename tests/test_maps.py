@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eddymotion.cli import correct
-from eddymotion.data.acquisition import Slicing
+from eddymotion.data.acquisition import Acquisition, Slicing
 from eddymotion.estimation import assess, blocks
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.maps import cnr_maps, map_groups
@@ -22,7 +22,7 @@ from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, get_model
-from eddymotion.pipeline.correct import SeriesFiles, load_series, slicing_of
+from eddymotion.pipeline.correct import SeriesFiles, load_series
 from eddymotion.pipeline.settings import Settings
 from eddymotion.resampling import Resampled, resample
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
@@ -244,7 +244,8 @@ def test_blocks_read_what_resampling_gives(moving, truth):
 
 
 def test_scores_follow_the_slicing_of_the_volume(dropped, truth):
-    outliers = assess(dropped[0], truth, slicing=Slicing(axis=1)).outliers
+    dwi = replace(dropped[0], acquisition=Acquisition(dropped[0].gradients, Slicing(axis=1)))
+    outliers = assess(dwi, truth).outliers
     assert outliers.z.shape == (len(dropped[0]), dropped[0].shape[1])
 
 
@@ -352,6 +353,6 @@ def test_sidecars_that_contradict_the_image_are_told_and_left_alone(scanned, tmp
         shutil.copy(scanned[0].with_name(f"scan_dwi.{kind}"), tmp_path)
     (tmp_path / "scan_dwi.json").write_text('{"SliceTiming": [0, 1]}')
     series = SeriesFiles(Path(image))
-    slicing = slicing_of(series, load_series(series, Settings()))
+    slicing = load_series(series, Settings()).acquisition.slicing
     assert (slicing.axis, slicing.groups) == (2, ())
     assert "SliceTiming has 2 entries" in caplog.text

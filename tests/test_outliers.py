@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from eddymotion.data.acquisition import Slicing, multiband_groups
+from eddymotion.data.acquisition import Acquisition, Slicing, multiband_groups
 from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess
@@ -130,7 +130,8 @@ def test_slices_along_any_axis_are_found(dropped, truth):
     sagittal = replace(dwi, signal=signal, affine=dwi.affine @ turned.T,
                        mask=np.moveaxis(dwi.mask, 2, 0))  # fmt: skip
     slicing = Slicing.of({"SliceEncodingDirection": "i"}, sagittal.shape)
-    flagged = assess(sagittal, truth, slicing=slicing).outliers.flagged
+    sagittal = replace(sagittal, acquisition=Acquisition(dwi.gradients, slicing))
+    flagged = assess(sagittal, truth).outliers.flagged
     assert flagged.shape == lost.shape
     assert (flagged & lost).sum() > 0.95 * max(lost.sum(), flagged.sum())
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a volume was acquired, slice by slice."""
+"""What the scanner did, volume by volume and slice by slice: one value for all that is known."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients, phase_encoding_vector
 from eddymotion.errors import EddymotionError
-from eddymotion.wording import shown
+from eddymotion.wording import PE_AXES, shown
 
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""
@@ -89,6 +90,132 @@ def _is_number(value: Any) -> bool:
 
 PLAIN = Slicing()
 """Slices along the third image axis; which were excited together is not known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Acquisition:
+    """What the scanner did to record a series.
+
+    Parameters
+    ----------
+    gradients : Gradients
+        b-values, and b-vectors in RAS+.
+    slicing : Slicing
+        Which image axis counts the slices, and which of them were excited together.
+    runs : (N,) int array, optional
+        The run each volume belongs to, counted from 0; one run when not given.
+    start_times : (N,) array, optional
+        Seconds from the start of its run to that of each volume.
+    phase_encoding : (N, 3) array, optional
+        Unit vector of each volume, RAS+, along which off-resonance displaces.
+    readout_times : (N,) array, optional
+        TotalReadoutTime of each volume, seconds: a spin that is off by one hertz is displaced by
+        so many voxels.
+    """
+
+    gradients: Gradients
+    slicing: Slicing = PLAIN
+    runs: np.ndarray | None = None
+    start_times: np.ndarray | None = None
+    phase_encoding: np.ndarray | None = None
+    readout_times: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.gradients)
+        runs = np.zeros(n, int) if self.runs is None else self.runs
+        shapes = {"runs": (n,), "start_times": (n,), "phase_encoding": (n, 3),
+                  "readout_times": (n,)}  # fmt: skip
+        for name, shape in shapes.items():
+            value = runs if name == "runs" else getattr(self, name)
+            if value is None:
+                continue
+            kept = np.array(value)
+            if kept.shape != shape:
+                raise EddymotionError(
+                    f"acquisition: {name} has shape {kept.shape}, expected {shape}: one a volume"
+                )
+            kept.flags.writeable = False
+            object.__setattr__(self, name, kept)
+
+    @classmethod
+    def every(
+        cls,
+        gradients: Gradients,
+        affine: np.ndarray,
+        *,
+        slicing: Slicing = PLAIN,
+        repetition_time: float | None = None,
+        phase_encoding: str | None = None,
+        readout_time: float | None = None,
+    ) -> Acquisition:
+        """Describe a run in which every volume was recorded in the same way.
+
+        Parameters
+        ----------
+        gradients : Gradients
+        affine : (4, 4) array
+            Voxel indices → RAS+ mm of the images.
+        slicing : Slicing
+        repetition_time : float, optional
+            Seconds between volumes.
+        phase_encoding : {"i", "j", "k", "i-", "j-", "k-"}, optional
+            Direction as in BIDS.
+        readout_time : float, optional
+            TotalReadoutTime, seconds.
+        """
+        n = len(gradients)
+        found = cls(
+            gradients,
+            slicing,
+            start_times=None if not repetition_time else np.arange(n) * repetition_time,
+            readout_times=None if readout_time is None else np.full(n, float(readout_time)),
+        )
+        return found if phase_encoding is None else found.encoded(phase_encoding, affine)
+
+    def encoded(self, direction: str, affine: np.ndarray) -> Acquisition:
+        """Return the same with one phase-encoding direction, as BIDS writes it, for all volumes.
+
+        Raises
+        ------
+        EddymotionError
+            If it is none of i, j, k, i-, j- and k-.
+        """
+        if direction not in PE_AXES:
+            raise EddymotionError(
+                f"pe_axis is {shown(direction)}, expected one of {', '.join(PE_AXES)}"
+            )
+        vector = phase_encoding_vector(affine, direction)
+        return replace(self, phase_encoding=np.tile(vector, (len(self.gradients), 1)))
+
+    @property
+    def repetition_time(self) -> float | None:
+        """Seconds between volumes of a run, where they follow each other; None if not known."""
+        if self.start_times is None or self.runs is None:
+            return None
+        between = np.diff(self.start_times)[np.diff(self.runs) == 0]
+        between = between[between > 0]
+        return float(between.min()) if len(between) else None
+
+    @property
+    def common_phase_encoding(self) -> np.ndarray | None:
+        """The phase-encoding vector (3,) of all volumes; None if not known or not one."""
+        vectors = self.phase_encoding
+        if vectors is None or not np.array_equal(vectors, np.tile(vectors[0], (len(vectors), 1))):
+            return None
+        return vectors[0]
+
+    @property
+    def common_readout_time(self) -> float | None:
+        """The readout time (s) of all volumes; None if not known or not one."""
+        times = self.readout_times
+        return None if times is None or np.ptp(times) > 0 else float(times[0])
+
+    def select(self, volumes: np.ndarray | slice) -> Acquisition:
+        """Keep some of the volumes."""
+        of_volumes = ("runs", "start_times", "phase_encoding", "readout_times")
+        given = {name: getattr(self, name) for name in of_volumes}
+        kept = {name: None if value is None else value[volumes] for name, value in given.items()}
+        return Acquisition(self.gradients.select(volumes), self.slicing, **kept)
 
 
 def multiband_groups(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
+from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients, volumes_told
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import grid_center
@@ -33,25 +35,32 @@ class Series(ABC):
     ----------
     affine : (4, 4) array
         Voxel indices → RAS+ mm.
-    gradients : Gradients
-        In RAS+.
+    acquisition : Acquisition
+        What the scanner did, the gradients among it.
     mask : (X, Y, Z) bool array
         The brain.
     source : Path, optional
         The file it came from.
-    repetition_time : float, optional
-        Seconds between volumes.
     """
 
     affine: np.ndarray
-    gradients: Gradients
+    acquisition: Acquisition
     mask: np.ndarray
     source: Path | None
-    repetition_time: float | None
 
     @abstractmethod
     def volumes(self) -> Iterator[np.ndarray]:
         """Give the volumes one after the other, (X, Y, Z) each."""
+
+    @property
+    def gradients(self) -> Gradients:
+        """b-values, and b-vectors in RAS+."""
+        return self.acquisition.gradients
+
+    @property
+    def repetition_time(self) -> float | None:
+        """Seconds between volumes; None if not known."""
+        return self.acquisition.repetition_time
 
     def __len__(self) -> int:
         return len(self.gradients)
@@ -66,6 +75,11 @@ class Series(ABC):
         """Voxels along each axis of a volume."""
         x, y, z = self.mask.shape
         return x, y, z
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of a volume."""
+        return self.shape[self.acquisition.slicing.axis]
 
     @property
     def voxel_sizes(self) -> np.ndarray:
@@ -88,7 +102,7 @@ class Series(ABC):
         return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class DWI(Series, HtmlValue):
     """A diffusion-weighted series: frozen, and valid once constructed.
 
@@ -99,14 +113,18 @@ class DWI(Series, HtmlValue):
         copied (do not change them afterwards); anything else becomes float32.
     affine : (4, 4) array
         Voxel indices → RAS+ mm.
-    gradients : Gradients
-        In RAS+; b=0 volumes included, in their place.
+    acquisition : Acquisition or Gradients
+        What the scanner did: b=0 volumes included, in their place. Of gradients, in RAS+, nothing
+        else is known.
     mask : (X, Y, Z) bool array
         The brain.
     source : Path, optional
         The file it came from: names the outputs.
+    gradients : Gradients, optional
+        Instead of those of `acquisition`.
     repetition_time : float, optional
-        Seconds between volumes.
+        Deprecated; see :meth:`Acquisition.every
+        <eddymotion.data.acquisition.Acquisition.every>`.
 
     Raises
     ------
@@ -116,66 +134,34 @@ class DWI(Series, HtmlValue):
 
     signal: np.ndarray
     affine: np.ndarray
-    gradients: Gradients
+    acquisition: Acquisition
     mask: np.ndarray
-    source: Path | None = None
-    repetition_time: float | None = None
+    source: Path | None
 
-    def __post_init__(self) -> None:
-        name = self.source.name if self.source else "series"
-        signal = np.asarray(self.signal)
-        if signal.dtype.kind not in "iufb":
-            raise EddymotionError(
-                f"{name}: values of type {signal.dtype}, expected real numbers; give magnitudes"
-            )
-        if signal.ndim != 4:
-            raise EddymotionError(
-                f"{name}: found an image of shape {signal.shape}, expected four dimensions "
-                "(x, y, z, volumes); give the whole diffusion series"
-            )
-        if signal.shape[3] != len(self.gradients):
-            raise EddymotionError(
-                f"{name}: {signal.shape[3]} volumes but {len(self.gradients)} b-values; "
-                "give the .bval and .bvec that belong to this image"
-            )
-        volumes = np.moveaxis(signal, 3, 0)  # one at a time: memory
-        with np.errstate(over="ignore"):  # found below
-            kept = signal if signal.dtype in KEPT_TYPES else signal.astype(np.float32)
-        if kept.dtype.kind == "f" and not all(
-            np.isfinite(volume).all() for volume in np.moveaxis(kept, 3, 0)
-        ):
-            raise EddymotionError(
-                f"{name}: the signal holds NaN or Inf, or values too large for single precision; "
-                "set those voxels to zero"
-            )
-        mask = np.nan_to_num(np.asarray(self.mask)) > 0
-        if mask.shape != signal.shape[:3]:
-            raise EddymotionError(
-                f"{name}: the mask has shape {mask.shape}, the series {signal.shape[:3]}; "
-                "give a mask on the grid of the series"
-            )
-        if not mask.any():
-            raise EddymotionError(
-                f"{name}: the brain mask is empty; give one that marks the brain"
-            )
-        empty = np.flatnonzero([not volume.any() for volume in volumes])
-        if len(empty):
-            raise EddymotionError(
-                f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "
-                "zero; remove it from the image, the .bval and the .bvec"
-            )
-        if len(self.gradients.dwis) < 2:
-            raise EddymotionError(
-                f"{name}: found {len(self.gradients.dwis)} diffusion-weighted volume(s) above "
-                f"b={self.gradients.b0_threshold:g}, expected at least 2, since each is predicted "
-                "from the others; check the .bval or lower --b0-threshold"
-            )
-        affine = np.array(self.affine, dtype=float)
+    def __init__(
+        self,
+        signal: np.ndarray,
+        affine: np.ndarray,
+        acquisition: Acquisition | Gradients | None = None,
+        mask: np.ndarray | None = None,
+        source: Path | None = None,
+        *,
+        gradients: Gradients | None = None,
+        repetition_time: float | None = None,
+    ) -> None:
+        name = source.name if source else "series"
+        acquisition = _acquisition(name, acquisition, gradients, repetition_time)
+        kept = _usable_signal(name, np.asarray(signal), len(acquisition.gradients))
+        brain = _usable_mask(name, mask, kept.shape[:3])
+        _refuse_unpredictable(name, kept, acquisition.gradients)
+        affine = np.array(affine, dtype=float)
         if affine.shape != (4, 4) or not abs(np.linalg.det(np.nan_to_num(affine))) > 0:
             raise EddymotionError(f"{name}: the affine must be 4×4, finite and invertible")
         object.__setattr__(self, "signal", _frozen(kept))
         object.__setattr__(self, "affine", _frozen(affine))
-        object.__setattr__(self, "mask", _frozen(mask))
+        object.__setattr__(self, "acquisition", acquisition)
+        object.__setattr__(self, "mask", _frozen(brain))
+        object.__setattr__(self, "source", source)
 
     def volume(self, index: int) -> Image:
         """Return one volume, as float32."""
@@ -198,15 +184,18 @@ class DWI(Series, HtmlValue):
         """Give the volumes one after the other, as they are kept."""
         return iter(np.moveaxis(self.signal, 3, 0))
 
+    def with_gradients(self, gradients: Gradients) -> DWI:
+        """Return the same series with another table."""
+        return replace(self, acquisition=replace(self.acquisition, gradients=gradients))
+
     def select(self, volumes: np.ndarray | slice) -> DWI:
         """Keep some of the volumes."""
         return DWI(
             self.signal[..., volumes],
             self.affine,
-            self.gradients.select(volumes),
+            self.acquisition.select(volumes),
             self.mask,
             self.source,
-            self.repetition_time,
         )
 
 
@@ -214,3 +203,82 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def _acquisition(
+    name: str,
+    given: Acquisition | Gradients | None,
+    gradients: Gradients | None,
+    repetition_time: float | None,
+) -> Acquisition:
+    """Gather what is known of the acquisition from the ways in which it may be given."""
+    if isinstance(given, Gradients):
+        given = Acquisition(given)
+    if gradients is not None:
+        same = given is not None and len(given.gradients) == len(gradients)
+        given = replace(given, gradients=gradients) if given and same else Acquisition(gradients)
+    if given is None:
+        raise EddymotionError(f"{name}: no gradients; give an Acquisition, or Gradients")
+    if repetition_time is not None:
+        warnings.warn(
+            "repetition_time of a DWI is deprecated and goes in the next release; give "
+            "Acquisition.every(gradients, affine, repetition_time=...)",
+            FutureWarning,
+            stacklevel=3,
+        )
+        given = replace(given, start_times=np.arange(len(given.gradients)) * repetition_time)
+    return given
+
+
+def _usable_signal(name: str, signal: np.ndarray, n_volumes: int) -> np.ndarray:
+    """Return the signal as it is kept, or refuse it."""
+    if signal.dtype.kind not in "iufb":
+        raise EddymotionError(
+            f"{name}: values of type {signal.dtype}, expected real numbers; give magnitudes"
+        )
+    if signal.ndim != 4:
+        raise EddymotionError(
+            f"{name}: found an image of shape {signal.shape}, expected four dimensions "
+            "(x, y, z, volumes); give the whole diffusion series"
+        )
+    if signal.shape[3] != n_volumes:
+        raise EddymotionError(
+            f"{name}: {signal.shape[3]} volumes but {n_volumes} b-values; "
+            "give the .bval and .bvec that belong to this image"
+        )
+    with np.errstate(over="ignore"):  # found below
+        kept = signal if signal.dtype in KEPT_TYPES else signal.astype(np.float32)
+    volumes = np.moveaxis(kept, 3, 0)  # one at a time: memory
+    if kept.dtype.kind == "f" and not all(np.isfinite(volume).all() for volume in volumes):
+        raise EddymotionError(
+            f"{name}: the signal holds NaN or Inf, or values too large for single precision; "
+            "set those voxels to zero"
+        )
+    return kept
+
+
+def _usable_mask(name: str, given: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.nan_to_num(np.asarray(given, float if given is None else None)) > 0
+    if mask.shape != shape:
+        raise EddymotionError(
+            f"{name}: the mask has shape {mask.shape}, the series {shape}; "
+            "give a mask on the grid of the series"
+        )
+    if not mask.any():
+        raise EddymotionError(f"{name}: the brain mask is empty; give one that marks the brain")
+    return mask
+
+
+def _refuse_unpredictable(name: str, signal: np.ndarray, gradients: Gradients) -> None:
+    empty = np.flatnonzero([not volume.any() for volume in np.moveaxis(signal, 3, 0)])
+    if len(empty):
+        raise EddymotionError(
+            f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "
+            "zero; remove it from the image, the .bval and the .bvec"
+        )
+    if len(gradients.dwis) < 2:
+        raise EddymotionError(
+            f"{name}: found {len(gradients.dwis)} diffusion-weighted volume(s) above "
+            f"b={gradients.b0_threshold:g}, expected at least 2, since each is predicted "
+            "from the others; check the .bval or lower --b0-threshold"
+        )

@@ -88,8 +88,6 @@ def write_fsl_eddy(
     *,
     outliers: OutlierTables | tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     cnr: np.ndarray | None = None,
-    readout_time: float | None = None,
-    pe: np.ndarray | None = None,
 ) -> list[Path]:
     """Write eddy's files, ``PREFIX.eddy_parameters`` and so on.
 
@@ -100,24 +98,22 @@ def write_fsl_eddy(
         the image, too.
     motion : Motion
     original : Series
-        Its grid is that of the parameters, its mask that of the movement RMS.
+        Its grid is that of the parameters, its mask that of the movement RMS. Its readout time
+        makes hertz of the fields (:data:`NOMINAL_READOUT_TIME` when not known), its phase encoding
+        is that of a motion without fields (the second image axis when not known).
     corrected : Series
         Its gradients and grid are those of the rotated b-vectors and the CNR maps.
     outliers : OutlierTables, optional
     cnr : (X, Y, Z, 1 + shells) array, optional
         SNR of the b=0 volumes, then CNR of each shell.
-    readout_time : float, optional
-        TotalReadoutTime, s. :data:`NOMINAL_READOUT_TIME` when not known.
-    pe : (3,) array, optional
-        Phase-encoding direction, RAS+, of a motion without fields; the second image axis when not
-        given.
 
     Returns
     -------
     list of Path
         What was written.
     """
-    frame = _Frame.of(original, motion, readout_time or NOMINAL_READOUT_TIME, pe)
+    readout_time = original.acquisition.common_readout_time
+    frame = _Frame.of(original, motion, readout_time or NOMINAL_READOUT_TIME)
     poses = frame.poses(motion)
     parameters = frame.parameters(poses)
     texts = {
@@ -175,10 +171,9 @@ class _Frame:
     readout_time: float
 
     @classmethod
-    def of(
-        cls, original: Series, motion: Motion, readout_time: float, pe: np.ndarray | None
-    ) -> _Frame:
+    def of(cls, original: Series, motion: Motion, readout_time: float) -> _Frame:
         """Measure a series."""
+        pe = original.acquisition.common_phase_encoding
         to_fsl = fsl_coordinates(original.shape, original.affine)
         if motion.eddy_currents is not None:
             pe = motion.eddy_currents.pe

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients, phase_encoding_vector
+from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.eddy import write_displacement_fields
 from eddymotion.derivatives.fsl import OutlierTables, write_fsl_eddy
@@ -47,10 +47,6 @@ class OnDemand:
     fsl : bool
         FLIRT matrices, and the text files and CNR maps of FSL's eddy.
     cnr_maps, residuals, eddy_fields : bool
-    readout_time : float, optional
-        TotalReadoutTime, s: eddy's fields are in Hz.
-    pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
-        Phase-encoding direction, for eddy's files where there are no fields.
     in_frame : bool
         Whether the corrected series lies in the reference frame, not in the space of another
         image: FLIRT's matrices lead to its grid then, otherwise to that of the original series.
@@ -61,8 +57,6 @@ class OnDemand:
     cnr_maps: bool = False
     residuals: bool = False
     eddy_fields: bool = False
-    readout_time: float | None = None
-    pe_axis: str | None = None
     in_frame: bool = True
     n_threads: int = 1
 
@@ -134,8 +128,6 @@ def write_on_demand(
             corrected,
             outliers=_for_eddy(quality.outliers) if quality else None,
             cnr=cnr,
-            readout_time=wanted.readout_time,
-            pe=phase_encoding_vector(original.affine, wanted.pe_axis) if wanted.pe_axis else None,
         )
 
 

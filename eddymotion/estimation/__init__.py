@@ -7,7 +7,7 @@ import logging
 
 import numpy as np
 
-from eddymotion.data.acquisition import PLAIN, Slicing
+from eddymotion.data.acquisition import Slicing
 from eddymotion.data.checks import doubts
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind
@@ -20,13 +20,13 @@ from eddymotion.estimation.joint import (
     solve_jointly,
 )
 from eddymotion.estimation.lovo import leave_one_out_loop
-from eddymotion.estimation.quality import Quality, assess
+from eddymotion.estimation.quality import Quality, assess, described
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.eddy_currents import N_TERMS
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, LinearModel, Model, get_model
 from eddymotion.registration import GaussNewton, Registrar, get_registrar
-from eddymotion.wording import PE_AXES, shown
+from eddymotion.wording import shown
 
 __all__ = ["Quality", "assess", "choose_estimator", "estimate_motion"]
 
@@ -55,7 +55,7 @@ def estimate_motion(
     align_shells: bool = True,
     eddy_currents: str = "auto",
     pe_axis: str | None = None,
-    slicing: Slicing = PLAIN,
+    slicing: Slicing | None = None,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -83,12 +83,11 @@ def estimate_motion(
         Eddy-current fields to estimate with the poses, by ``joint`` only, from six
         diffusion-weighted volumes on. ``auto``: as many terms as the scheme allows and the data
         show.
-    pe_axis : {"i", "j", "k", "i-", "j-", "k-"}, optional
-        Phase-encoding direction as in BIDS; the axis is found from the data when not given.
-    slicing : Slicing
-        How the volumes were acquired (:meth:`~eddymotion.data.acquisition.Slicing.of` a
-        sidecar): slices that lost signal are sought one by one, and together where they were
-        excited together.
+    pe_axis, slicing
+        Deprecated: what the scanner did is in ``dwi.acquisition``, which :func:`eddymotion.load`
+        reads from the sidecar. Without a phase encoding there its axis is found from the data;
+        slices that lost signal are sought one by one, and together where they were excited
+        together.
     seed : int
         Of the random sampling points.
     n_threads : int
@@ -102,7 +101,8 @@ def estimate_motion(
         Reference → volume; the identity for the first b=0. With standard errors from ``joint``.
     """
     check_kind(dwi, DWI, "estimate_motion")
-    _refuse_unknown(n_iterations, eddy_currents, pe_axis)
+    dwi = described(dwi, pe_axis=pe_axis, slicing=slicing)
+    _refuse_unknown(n_iterations, eddy_currents)
     _refuse_unusable(dwi)
     found = doubts(dwi)
     for doubt in found:
@@ -113,15 +113,13 @@ def estimate_motion(
         registrar = get_registrar(registrar)
     chosen, reason = choose_estimator(estimator, model, registrar), why_loop(model, registrar)
     log.info("estimator: %s%s", chosen, reason and f" ({reason})")
-    _tell_unused(dwi, chosen, model, eddy_currents, pe_axis)
+    _tell_unused(dwi, chosen, model, eddy_currents)
     if chosen == "joint" and isinstance(model, LinearModel):
         estimate = solve_jointly(
             dwi,
             model=model,
             n_iterations=n_iterations or FINE_ITERATIONS,
             eddy_currents=eddy_currents,
-            pe_axis=pe_axis,
-            slicing=slicing,
             seed=seed,
             n_threads=n_threads,
             progress=progress,
@@ -132,7 +130,6 @@ def estimate_motion(
             model=model,
             registrar=registrar or GaussNewton(),
             n_iterations=n_iterations or LOOP_PASSES,
-            slicing=slicing,
             seed=seed,
             n_threads=n_threads,
             progress=progress,
@@ -176,20 +173,16 @@ def why_loop(model: Model, registrar: Registrar | None) -> str:
     return "" if registrar is None else "a registration was chosen"
 
 
-def _refuse_unknown(n_iterations: int | None, eddy_currents: str, pe_axis: str | None) -> None:
+def _refuse_unknown(n_iterations: int | None, eddy_currents: str) -> None:
     if n_iterations is not None and n_iterations < 1:
         raise EddymotionError(f"n_iterations is {n_iterations}, expected at least 1")
     if eddy_currents not in FIELD_ORDERS:
         raise EddymotionError(
             f"eddy_currents is {shown(eddy_currents)}, expected one of {', '.join(FIELD_ORDERS)}"
         )
-    if pe_axis is not None and pe_axis not in PE_AXES:
-        raise EddymotionError(f"pe_axis is {shown(pe_axis)}, expected one of {', '.join(PE_AXES)}")
 
 
-def _tell_unused(
-    dwi: DWI, estimator: str, model: Model, eddy_currents: str, pe_axis: str | None
-) -> None:
+def _tell_unused(dwi: DWI, estimator: str, model: Model, eddy_currents: str) -> None:
     """Refuse what the estimator cannot do, and say what it has no use for.
 
     Raises
@@ -214,8 +207,6 @@ def _tell_unused(
             else f"since that takes {FEW_FOR_FIELDS} diffusion-weighted volumes and there are "
             f"{len(dwi.gradients.dwis)}",
         )
-    if not sought and pe_axis is not None:
-        log.info("phase-encoding axis %s: not used, since no fields are estimated", pe_axis)
     if estimator == "joint" and getattr(model, "min_q_distance", 0.0) > 0:
         log.info("min_q_distance: joint uses it where slices are judged, not for the motion")
 

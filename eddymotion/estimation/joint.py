@@ -28,7 +28,6 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.data.gradients import Gradients, forms_shells, image_axes, phase_encoding_vector
 from eddymotion.data.series import DWI
 from eddymotion.estimation.coupled import CoupledProblem, LostSlices
@@ -156,8 +155,6 @@ def solve_jointly(
     model: LinearModel,
     n_iterations: int = FINE_ITERATIONS,
     eddy_currents: str = "auto",
-    pe_axis: str | None = None,
-    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -173,10 +170,6 @@ def solve_jointly(
         At most so many steps at a level.
     eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
         Fields to estimate. ``auto``: as many terms as the scheme allows and the data show.
-    pe_axis : str, optional
-        Phase-encoding direction as in BIDS (``j-``); found from the data when not given.
-    slicing : Slicing
-        How the volumes were acquired: lost slices are sought so.
     seed : int
         Of the random points.
     n_threads : int
@@ -194,19 +187,17 @@ def solve_jointly(
     groups = _Group.all_of(dwi, model, frames)
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
-        motion, problems = _approach(solver, groups, eddy_currents, pe_axis)
+        motion, problems = _approach(solver, groups, eddy_currents)
         found = _determined(solver, groups, problems, frames, motion)
         if found is not None:
             del problems
             frames, solver = found
             groups = _Group.all_of(dwi, model, frames)
-            motion = _approach(solver, groups, eddy_currents, pe_axis)[0]
+            motion = _approach(solver, groups, eddy_currents)[0]
         motion, problems = solver.solve(FINE[-1], groups, motion)
         motion = joined_in_time(motion, frames, dwi.brain_center)
-        judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
-        retried = retry_doubtful(
-            dwi, motion, judged, slicing=slicing, seed=seed, n_threads=n_threads
-        )
+        judged = assess(dwi, motion, model, seed=seed, n_threads=n_threads)
+        retried = retry_doubtful(dwi, motion, judged, seed=seed, n_threads=n_threads)
         if retried is not None:
             motion, judged = retried.motion, retried.quality
             moved = np.union1d(retried.called_back, retried.unplaced)
@@ -251,13 +242,13 @@ def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
 
 
 def _approach(
-    solver: _Solver, groups: Sequence[_Group], eddy_currents: str, pe_axis: str | None
+    solver: _Solver, groups: Sequence[_Group], eddy_currents: str
 ) -> tuple[Motion, list[CoupledProblem]]:
     """Solve from rest up to the first fine level."""
     motion = Motion.identity(len(solver.dwi))
     for level in COARSE:
         motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
-    motion = with_fields(solver, groups, motion, eddy_currents, pe_axis)
+    motion = with_fields(solver, groups, motion, eddy_currents)
     motion, problems = solver.solve(FINE[0], groups, motion)
     if motion.eddy_currents is not None:
         motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
@@ -302,7 +293,6 @@ def with_fields(
     groups: Sequence[_Group],
     motion: Motion,
     eddy_currents: str,
-    pe_axis: str | None,
 ) -> Motion:
     """Start the fields at the last coarse level."""
     dwi = solver.dwi
@@ -312,10 +302,11 @@ def with_fields(
     order = eddy_currents
     if order == "auto":
         order = "quadratic" if n_dwis >= ENOUGH_FOR_QUADRATIC else "linear"
-    if pe_axis is None:
-        pe_axis = "ijk"[solver.phase_encoding_axis(groups[-1], motion)]
-        log.info("phase-encoding axis: %s, found from the data", pe_axis)
-    pe = phase_encoding_vector(dwi.affine, pe_axis)
+    pe = dwi.acquisition.common_phase_encoding
+    if pe is None:
+        axis = "ijk"[solver.phase_encoding_axis(groups[-1], motion)]
+        log.info("phase-encoding axis: %s, found from the data", axis)
+        pe = phase_encoding_vector(dwi.affine, axis)
     eddy = EddyCurrents.none(len(dwi), "linear", pe, dwi.center)
     motion = solver.solve(COARSE[-1], groups, replace(motion, eddy_currents=eddy))[0]
     assert motion.eddy_currents is not None

@@ -20,7 +20,6 @@ from dataclasses import replace
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
@@ -56,7 +55,6 @@ def leave_one_out_loop(
     model: Model,
     registrar: Registrar,
     n_iterations: int = 5,
-    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -74,8 +72,6 @@ def leave_one_out_loop(
     registrar : Registrar
     n_iterations : int
         Passes over the series.
-    slicing : Slicing
-        How the volumes were acquired: lost slices are sought so.
     seed : int
     n_threads : int
         Volumes at a time; the result does not depend on it.
@@ -92,7 +88,7 @@ def leave_one_out_loop(
         motion = call_back(dwi, motion, seed=seed, n_threads=n_threads)
         lost = None
         if step.number > 1 and step.model is model:
-            lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
+            lost = lost_voxels(dwi, motion, model, seed=seed, n_threads=n_threads)
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
         predicted = predict_without(aligned, step.model, lost)
         motion = register_volumes(
@@ -110,7 +106,7 @@ def leave_one_out_loop(
         )
         known = is_predicted(predicted, dwi.mask)
         del aligned, predicted, lost  # or two copies of the series would outlive the pass
-    return conclude(dwi, motion, known, model, slicing=slicing, seed=seed, n_threads=n_threads)
+    return conclude(dwi, motion, known, model, seed=seed, n_threads=n_threads)
 
 
 def conclude(
@@ -119,7 +115,6 @@ def conclude(
     known: np.ndarray,
     model: Model,
     *,
-    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
 ) -> Estimate:
@@ -134,12 +129,11 @@ def conclude(
     known : (N,) bool array
         Volumes that it predicted.
     model : Model
-    slicing : Slicing
     seed : int
     n_threads : int
     """
-    judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
-    retried = retry_doubtful(dwi, motion, judged, slicing=slicing, seed=seed, n_threads=n_threads)
+    judged = assess(dwi, motion, model, seed=seed, n_threads=n_threads)
+    retried = retry_doubtful(dwi, motion, judged, seed=seed, n_threads=n_threads)
     if retried is None:
         return Estimate(fill_unpredicted(dwi, motion, known, model))
     unplaced = np.isin(np.arange(len(dwi)), retried.unplaced)
@@ -152,7 +146,6 @@ def lost_voxels(
     motion: Motion,
     model: Model,
     *,
-    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
 ) -> list[np.ndarray] | None:
@@ -163,7 +156,7 @@ def lost_voxels(
     list of N index arrays, or None
         Flat, in the order of NIfTI (x fastest). None where nothing is lost.
     """
-    judged = assess(dwi, motion, model, slicing=slicing, seed=seed, n_threads=n_threads)
+    judged = assess(dwi, motion, model, seed=seed, n_threads=n_threads)
     outliers = judged.outliers
     if not outliers.flagged.any():
         return None

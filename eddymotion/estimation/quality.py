@@ -7,11 +7,12 @@ aligned copy of the series nor one of its predictions is ever held.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.data.acquisition import PLAIN, Slicing
+from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import check_kind
@@ -83,7 +84,7 @@ def assess(
     motion: Motion,
     model: Model | str = "auto",
     *,
-    slicing: Slicing = PLAIN,
+    slicing: Slicing | None = None,
     seed: int = 0,
     n_threads: int = 1,
 ) -> Quality:
@@ -97,8 +98,8 @@ def assess(
         With its eddy-current fields, if it has some.
     model : Model or str
         As in :func:`eddymotion.estimate_motion`.
-    slicing : Slicing
-        How the volumes were acquired.
+    slicing
+        Deprecated, as there.
     seed : int
         Of the random points.
     n_threads : int
@@ -110,19 +111,21 @@ def assess(
     check_kind(dwi, DWI, "assess")
     check_kind(motion, Motion, "assess")
     motion.check_length(len(dwi), "assess")
+    if slicing is not None:
+        dwi = described(dwi, slicing=slicing)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     gradients = dwi.gradients.rotated(motion.rotations)
-    observed, heights = _read(dwi, motion, slicing.axis, seed, n_threads)
+    observed, heights = _read(dwi, motion, seed, n_threads)
     signal = filled_with_means(observed, gradients)
-    flagged = np.zeros((len(dwi), dwi.shape[slicing.axis]), bool)
+    flagged = np.zeros((len(dwi), dwi.n_slices), bool)
     unplaced = motion.unplaced
     spoils = unplaced is not None
     for _ in range(MAX_PASSES):
         with one_blas_thread():
             used = fitted(model, signal, gradients)
             predicted = predict(signal, gradients, used)
-        outliers = _outlier_slices(dwi, observed, predicted, heights, slicing, n_threads)
+        outliers = _outlier_slices(dwi, observed, predicted, heights, n_threads)
         outliers = replace(outliers, unplaced=unplaced)
         if not spoils and not (outliers.flagged & ~flagged).any():
             break
@@ -132,6 +135,22 @@ def assess(
     scores = parallel_map(lambda pair: agreement(*pair), pairs, n_threads=n_threads)
     correlation, r2 = np.array(scores).T
     return Quality(correlation, r2, outliers, used)
+
+
+def described(dwi: DWI, *, pe_axis: str | None = None, slicing: Slicing | None = None) -> DWI:
+    """Put what was given beside a series into it, as long as that is allowed."""
+    if pe_axis is None and slicing is None:
+        return dwi
+    warnings.warn(
+        "pe_axis and slicing are deprecated and go in the next release: eddymotion.load reads "
+        "them from the sidecar; dataclasses.replace(dwi, acquisition=...) sets them",
+        FutureWarning,
+        stacklevel=3,
+    )
+    acquisition = replace(dwi.acquisition, slicing=slicing or dwi.acquisition.slicing)
+    if pe_axis is not None:
+        acquisition = acquisition.encoded(pe_axis, dwi.affine)
+    return replace(dwi, acquisition=acquisition)
 
 
 def fitted(model: Model, signal: np.ndarray, gradients: Gradients) -> Model:
@@ -155,9 +174,7 @@ def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
     return signal
 
 
-def _read(
-    dwi: DWI, motion: Motion, axis: int, seed: int, n_threads: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _read(dwi: DWI, motion: Motion, seed: int, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
     """Read all volumes at points that lie inside most of them: signal and slice heights (V, N).
 
     NaN where a volume does not reach.
@@ -170,7 +187,7 @@ def _read(
     def read(volume: int) -> None:
         recorded, stretch = motion.displaced(volume, points)
         values[volume] = dwi.evidence(volume).spline.sample(recorded) * stretch
-        heights[volume] = slice_heights(recorded, dwi.affine, axis)
+        heights[volume] = slice_heights(recorded, dwi.affine, dwi.acquisition.slicing.axis)
 
     parallel_map(read, range(len(dwi)), n_threads=n_threads)
     covered = np.isfinite(values).mean(axis=0) >= MIN_COVERED
@@ -182,16 +199,16 @@ def _outlier_slices(
     observed: np.ndarray,
     predicted: np.ndarray,
     heights: np.ndarray,
-    slicing: Slicing,
     n_threads: int,
 ) -> SliceOutliers:
     def judge(volume: int) -> SliceFit | None:
         if dwi.gradients.is_b0[volume]:
             return None
         columns = observed[:, volume], predicted[:, volume], heights[:, volume]
-        return fit_slices(*columns, dwi.shape[slicing.axis])
+        return fit_slices(*columns, dwi.n_slices)
 
-    return score_slices(parallel_map(judge, range(len(dwi)), n_threads=n_threads), slicing)
+    fits = parallel_map(judge, range(len(dwi)), n_threads=n_threads)
+    return score_slices(fits, dwi.acquisition.slicing)
 
 
 def _replace_flagged(

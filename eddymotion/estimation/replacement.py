@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import Series
 from eddymotion.estimation.blocks import Blocks
@@ -66,7 +67,7 @@ class Replaced(Series):
     predictions : tuple of N arrays
         For each volume, what the others predict for its affected voxels, float32, in the order of
         the grid (x fastest).
-    affine, gradients, mask, source, repetition_time
+    affine, acquisition, mask, source
         Those of `corrected`.
     """
 
@@ -74,10 +75,9 @@ class Replaced(Series):
     outliers: SliceOutliers
     predictions: tuple[np.ndarray, ...]
     affine: np.ndarray
-    gradients: Gradients
+    acquisition: Acquisition
     mask: np.ndarray
     source: Path | None = None
-    repetition_time: float | None = None
 
     @classmethod
     def of(
@@ -120,10 +120,9 @@ class Replaced(Series):
             outliers,
             predictions,
             corrected.affine,
-            corrected.gradients,
+            corrected.acquisition,
             corrected.mask,
             corrected.source,
-            corrected.repetition_time,
         )
 
     def volumes(self) -> Iterator[np.ndarray]:

@@ -18,7 +18,6 @@ from functools import partial
 
 import numpy as np
 
-from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation.outliers import correlation_left, share_lost
@@ -131,7 +130,6 @@ def retry_doubtful(
     motion: Motion,
     quality: Quality,
     *,
-    slicing: Slicing = PLAIN,
     seed: int = 0,
     n_threads: int = 1,
 ) -> Retried | None:
@@ -148,7 +146,6 @@ def retry_doubtful(
         b=0 and diffusion-weighted volumes may be in frames of their own.
     quality : Quality
         Of that motion, with the model fitted.
-    slicing : Slicing
     seed : int
     n_threads : int
 
@@ -161,7 +158,7 @@ def retry_doubtful(
     if not len(doubtful):
         return None
     model = quality.model or get_model("auto", dwi.gradients)
-    judged = partial(assess, dwi, model=model, slicing=slicing, seed=seed, n_threads=n_threads)
+    judged = partial(assess, dwi, model=model, seed=seed, n_threads=n_threads)
     there = judged(tried)
     here = np.nan_to_num(quality.correlation, nan=-np.inf)
     back = doubtful[(there.correlation > here)[doubtful] | certain[doubtful]]

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -20,6 +21,7 @@ from eddymotion.io.headers import (
     repetition_time_of,
 )
 from eddymotion.io.images import read_image
+from eddymotion.io.sidecars import acquisition_of, metadata_beside
 from eddymotion.io.tables import _table_beside, read_gradient_table
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def load(
     mask: str | Path | None = None,
     b0_threshold: float = 50.0,
     ignore: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
 ) -> DWI:
     """Load a diffusion series.
 
@@ -52,6 +55,9 @@ def load(
     ignore : sequence of {"sform", "qform", "tables"}
         Which of the two affines to disregard when they disagree; with ``tables``, that the images
         contradict the b-values.
+    metadata : mapping, optional
+        BIDS metadata of the series: slice timing, phase encoding and readout time are used. The
+        sidecar beside `path` when not given.
 
     Returns
     -------
@@ -100,7 +106,11 @@ def load(
             )
     else:
         brain = brain_mask(mean_b0(signal, gradients))
-    dwi = DWI(signal, affine, gradients, brain & finite, path, repetition_time_of(header))
+    metadata = metadata_beside(path) if metadata is None else metadata
+    acquisition = acquisition_of(
+        gradients, metadata, signal.shape[:3], affine, repetition_time_of(header), path.name
+    )
+    dwi = DWI(signal, affine, acquisition, brain & finite, path)
     refuse_contradictions(dwi, np.linalg.norm(bvecs, axis=1), ignore)
     return dwi
 

@@ -13,8 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from eddymotion.data.acquisition import Slicing
-from eddymotion.data.series import DWI
+import numpy as np
+
+from eddymotion.data.acquisition import Acquisition, Slicing
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError, absence, stand_in
 from eddymotion.io.images import image_stem
 from eddymotion.wording import PE_AXES, shown, why
@@ -50,9 +52,12 @@ class SeriesFiles:
 
 def metadata_of(series: SeriesFiles) -> dict[str, Any]:
     """Return the sidecar of a series: the one given, or the one beside the image."""
-    if series.metadata is not None:
-        return series.metadata
-    beside = series.dwi.with_name(image_stem(series.dwi) + ".json")
+    return series.metadata if series.metadata is not None else metadata_beside(series.dwi)
+
+
+def metadata_beside(image: Path) -> dict[str, Any]:
+    """Return the sidecar beside an image; empty if there is none."""
+    beside = image.with_name(image_stem(image) + ".json")
     return dict(_sidecar(beside, beside.lstat().st_mtime_ns)) if os.path.lexists(beside) else {}
 
 
@@ -140,6 +145,13 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 """The fields of a sidecar that are read, and what each has to be."""
 
 
+SLICE_FIELDS = "SliceEncodingDirection", "SliceTiming", "MultibandAccelerationFactor"
+ACQUISITION_FIELDS = (
+    *SLICE_FIELDS, "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime",
+)  # fmt: skip
+"""Fields that tell what the scanner did: what a result may depend on."""
+
+
 def usable(metadata: Mapping[str, Any], *keys: str, owner: str = "") -> dict[str, Any]:
     """Return those fields of a sidecar that are there and are what BIDS says they are.
 
@@ -165,28 +177,58 @@ def usable(metadata: Mapping[str, Any], *keys: str, owner: str = "") -> dict[str
     return found
 
 
-def slicing_of(series: SeriesFiles, dwi: DWI, *, tell: bool = True) -> Slicing:
-    """Tell from the sidecar how the volumes were acquired.
+def acquisition_of(
+    gradients: Gradients,
+    metadata: Mapping[str, Any],
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    repetition_time: float | None,
+    owner: str,
+) -> Acquisition:
+    """Gather what the scanner did from gradients, sidecar and header of a run.
+
+    What cannot be used is told once, in a warning each, and left out: no field is demanded.
+
+    Parameters
+    ----------
+    gradients : Gradients
+    metadata : mapping
+        Of the sidecar.
+    shape : tuple of int
+        Of a volume.
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    repetition_time : float, optional
+        Of the header, seconds.
+    owner : str
+        The series for which it is told.
+    """
+    fields = usable(metadata, *ACQUISITION_FIELDS, owner=owner)
+    directions = (fields.get(key) for key in ("PhaseEncodingDirection", "PhaseEncodingAxis"))
+    return Acquisition.every(
+        gradients,
+        affine,
+        slicing=_slicing(fields, metadata, shape, owner),
+        repetition_time=repetition_time,
+        phase_encoding=next((found for found in directions if found is not None), None),
+        readout_time=fields.get("TotalReadoutTime"),
+    )
+
+
+def _slicing(
+    fields: Mapping[str, Any], metadata: Mapping[str, Any], shape: tuple[int, ...], owner: str
+) -> Slicing:
+    """Tell how the slices of a volume were acquired.
 
     The slice axis holds even where the timing does not fit the image: then slices are taken one by
-    one. A timing whose axis cannot be understood is not used. What is wrong is told, if not told
-    before.
+    one. A timing whose axis cannot be understood is not used.
     """
-    metadata, direction = metadata_of(series), "SliceEncodingDirection"
-    keys = direction, "SliceTiming", "MultibandAccelerationFactor"
-    fields = usable(metadata, *keys, owner=series.dwi.name if tell else "")
-    if metadata.get(direction) is not None and direction not in fields:
-        fields.pop("SliceTiming", None)
+    direction = "SliceEncodingDirection"
+    used = {key: value for key, value in fields.items() if key in SLICE_FIELDS}
+    if metadata.get(direction) is not None and direction not in used:
+        used.pop("SliceTiming", None)
     try:
-        return Slicing.of(fields, dwi.shape)
+        return Slicing.of(used, shape)
     except EddymotionError as error:
-        if tell:
-            log.warning("%s: %s; slices are judged one by one", series.dwi.name, error)
-        return Slicing.of(usable(fields, direction), dwi.shape)
-
-
-def phase_encoding(series: SeriesFiles, *, tell: bool = True) -> str | None:
-    """Return the phase-encoding direction that the metadata tell: i, j, k, i-, j- or k-."""
-    keys = "PhaseEncodingDirection", "PhaseEncodingAxis"
-    found = usable(metadata_of(series), *keys, owner=series.dwi.name if tell else "")
-    return next(iter(found.values()), None)
+        log.warning("%s: %s; slices are judged one by one", owner, error)
+        return Slicing.of({key: used[key] for key in used if key == direction}, shape)

@@ -9,14 +9,13 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eddymotion import __version__
-from eddymotion.data.acquisition import Slicing
 from eddymotion.data.checks import in_sidecar
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
@@ -45,7 +44,7 @@ from eddymotion.estimation.replacement import Replaced
 from eddymotion.io.images import image_stem
 from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.io.series import load
-from eddymotion.io.sidecars import SeriesFiles, metadata_of, phase_encoding, slicing_of, usable
+from eddymotion.io.sidecars import ACQUISITION_FIELDS, SeriesFiles, metadata_of, usable
 from eddymotion.io.tsv import Table
 from eddymotion.io.writing import write_json
 from eddymotion.machine.locks import refuse_if_lost
@@ -71,12 +70,6 @@ KEPT_METADATA = (
     "EffectiveEchoSpacing", "MultibandAccelerationFactor",
 )  # fmt: skip
 """Fields of the raw sidecar that still hold for the corrected series, on its own grid."""
-
-USED_METADATA = (
-    "SliceTiming", "SliceEncodingDirection", "MultibandAccelerationFactor", "TotalReadoutTime",
-    "PhaseEncodingDirection", "PhaseEncodingAxis",
-)  # fmt: skip
-"""Fields of the raw sidecar that a result may depend on."""
 
 AFTER_MOTION = frozenset({
     "output_space", "output_space_transform", "output_space_contrast", "output_space_mask",
@@ -136,13 +129,12 @@ def correct_series(
         motion = motion_of_outputs(series, outputs, settings, stages)
     if motion is None:
         with stages("motion"), recorded_log() as stages.told:
-            motion = find_motion(dwi, series, model, settings, progress)
+            motion = find_motion(dwi, model, settings, progress)
         if kept:
             kept.keep(motion, stages)
     with stages("quality"):
-        slicing = slicing_of(series, dwi, tell=False)  # told when the motion was found
-        before = judge(dwi, Motion.identity(len(dwi)), model, slicing, settings)
-        after = judge(dwi, motion, model, slicing, settings)
+        before = judge(dwi, Motion.identity(len(dwi)), model, settings)
+        after = judge(dwi, motion, model, settings)
     with stages("output space"):
         space = space_of(dwi, motion, target, settings)
     with stages("resampling and writing"):
@@ -160,7 +152,7 @@ def correct_series(
             volumes=slices_after.watching(volumes),
             original=dwi,
             quality=after,
-            on_demand=on_demand(series, settings, in_frame=space is None),
+            on_demand=on_demand(settings, in_frame=space is None),
             progress=progress,
         )
     with stages("pictures"):
@@ -210,7 +202,7 @@ def estimate_series(
         return
     dwi = load_series(series, settings)
     with stages("motion"), recorded_log() as stages.told:
-        motion = find_motion(dwi, series, model_for(dwi, settings), settings, progress)
+        motion = find_motion(dwi, model_for(dwi, settings), settings, progress)
     kept.keep(motion, stages)
 
 
@@ -307,7 +299,10 @@ def load_series(series: SeriesFiles, settings: Settings) -> DWI:
         mask=settings.brain_mask,
         b0_threshold=settings.b0_threshold,
         ignore=settings.ignore,
+        metadata=metadata_of(series),
     )
+    if settings.pe_axis:
+        dwi = replace(dwi, acquisition=dwi.acquisition.encoded(settings.pe_axis, dwi.affine))
     log.info("%s: %s", series.dwi.name, dwi)
     return dwi
 
@@ -341,10 +336,8 @@ class Stages:
         return f"{sum(self.seconds.values()):.1f} s ({parts})"
 
 
-def find_motion(
-    dwi: DWI, series: SeriesFiles, model: Model, settings: Settings, progress: Progress
-) -> Motion:
-    """Estimate the motion as the settings and the metadata say."""
+def find_motion(dwi: DWI, model: Model, settings: Settings, progress: Progress) -> Motion:
+    """Estimate the motion as the settings say."""
     return estimate_motion(
         dwi,
         model=model,
@@ -353,8 +346,6 @@ def find_motion(
         n_iterations=settings.n_iterations,
         align_shells=not settings.no_shell_alignment,
         eddy_currents=settings.eddy_current,
-        pe_axis=settings.pe_axis or phase_encoding(series),
-        slicing=slicing_of(series, dwi),
         seed=settings.random_seed,
         n_threads=settings.nprocs,
         progress=progress,
@@ -390,10 +381,9 @@ def shown_series(
     )
 
 
-def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Settings) -> Quality:
+def judge(dwi: DWI, motion: Motion, model: Model, settings: Settings) -> Quality:
     """Compare each volume with its prediction, as the settings say."""
-    found = assess(dwi, motion, model, slicing=slicing, seed=settings.random_seed,
-                   n_threads=settings.nprocs)  # fmt: skip
+    found = assess(dwi, motion, model, seed=settings.random_seed, n_threads=settings.nprocs)
     correlations = found.correlation[dwi.gradients.dwis]
     if settings.min_q_distance > 0 and not np.isfinite(correlations).any():
         raise EddymotionError(
@@ -403,16 +393,13 @@ def judge(dwi: DWI, motion: Motion, model: Model, slicing: Slicing, settings: Se
     return found
 
 
-def on_demand(series: SeriesFiles, settings: Settings, *, in_frame: bool = True) -> OnDemand:
+def on_demand(settings: Settings, *, in_frame: bool = True) -> OnDemand:
     """Collect what is wanted besides the outputs of every run; `in_frame` as of its result."""
-    readout = usable(metadata_of(series), "TotalReadoutTime", owner=series.dwi.name)
     return OnDemand(
         fsl=settings.fsl_outputs,
         cnr_maps=settings.cnr_maps,
         residuals=settings.residuals,
         eddy_fields=settings.eddy_fields,
-        readout_time=readout.get("TotalReadoutTime"),
-        pe_axis=settings.pe_axis or phase_encoding(series, tell=False),
         in_frame=in_frame,
         n_threads=settings.nprocs,
     )
@@ -445,8 +432,8 @@ def sidecar_of(
     """Return the sidecar of the corrected image; `grids` as :func:`on_grid` takes them."""
     metadata = metadata_of(series)
     seconds = {} if stages is None else stages.seconds
-    told = usable(metadata, *USED_METADATA)
-    others = [key for key in KEPT_METADATA if key not in USED_METADATA]
+    told = usable(metadata, *ACQUISITION_FIELDS)
+    others = [key for key in KEPT_METADATA if key not in ACQUISITION_FIELDS]
     found = told | usable(metadata, *others, owner=series.dwi.name)
     kept = {key: found[key] for key in KEPT_METADATA if key in found}
     return on_grid(kept, *grids) | {
@@ -521,7 +508,7 @@ def fingerprint(
     digest = hashlib.sha256(__version__.encode())
     effective = {k: v for k, v in settings.effective().items() if k not in without}
     digest.update(json.dumps(effective, sort_keys=True).encode())
-    fields = USED_METADATA if without else (*USED_METADATA, *KEPT_METADATA)
+    fields = ACQUISITION_FIELDS if without else (*ACQUISITION_FIELDS, *KEPT_METADATA)
     used = usable(metadata_of(series), *fields)
     digest.update(json.dumps(used, sort_keys=True).encode())
     given = (

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.models import AverageModel, Model, get_model
 from eddymotion.models.dipy import DipyModel
-from eddymotion.pipeline.correct import SeriesFiles, load_series, model_for, slicing_of
+from eddymotion.pipeline.correct import SeriesFiles, load_series, model_for
 from eddymotion.pipeline.parts import Paths, write_found
 from eddymotion.pipeline.settings import Settings
 from eddymotion.registration import GaussNewton, Registrar
@@ -174,9 +173,8 @@ def plan(
             write_itk(init_files[volume], motion[volume][None])
             signal[..., volume] = _resampled(dwi.volume(volume), motion[volume], nonnegative)
         if seeks_lost:
-            slicing = slicing_of(tables, dwi)
-            lost = lost_voxels(dwi, motion, model, slicing=slicing, seed=settings.random_seed)
-            turned = replace(aligned, gradients=aligned.gradients.rotated(motion.rotations))
+            lost = lost_voxels(dwi, motion, model, seed=settings.random_seed)
+            turned = aligned.with_gradients(aligned.gradients.rotated(motion.rotations))
             signal = fill_lost(turned, model, lost)
     written = {
         "aligned_file": out_dir / f"{stem}_aligned.nii",
@@ -361,7 +359,6 @@ def unite(
             motion,
             known,
             model,
-            slicing=slicing_of(series, dwi),
             seed=settings.random_seed,
             n_threads=settings.nprocs,
         ),

@@ -44,7 +44,6 @@ from eddymotion.pipeline.correct import (
     prepare_resampling,
     shown_series,
     sidecar_of,
-    slicing_of,
     summarise,
 )
 from eddymotion.pipeline.output_space import Target, space_of, write_output_space
@@ -80,7 +79,7 @@ def estimate(
         fields: see :mod:`eddymotion.io.motion`) and ``mask_file``.
     """
     dwi = load_series(series, settings)
-    motion = find_motion(dwi, series, model_for(dwi, settings), settings, progress)
+    motion = find_motion(dwi, model_for(dwi, settings), settings, progress)
     return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))
 
 
@@ -118,7 +117,7 @@ def apply(
     resampled = prepare_resampling(dwi, motion, settings, target, space)
     corrected: Series = resampled
     if settings.replace_outliers:
-        quality = judge(dwi, motion, model_for(dwi, settings), slicing_of(series, dwi), settings)
+        quality = judge(dwi, motion, model_for(dwi, settings), settings)
         corrected = shown_series(resampled, quality, settings, progress)
     reference = MeanB0(corrected.gradients)
     volumes = progress(corrected.volumes(), "resampling", len(dwi))
@@ -151,7 +150,7 @@ def measure(
         ``confounds_file`` and ``confounds_sidecar_file``.
     """
     dwi, motion = _with_motion(series, xfm_file, details_file, settings)
-    quality = judge(dwi, motion, model_for(dwi, settings), slicing_of(series, dwi), settings)
+    quality = judge(dwi, motion, model_for(dwi, settings), settings)
     outputs = Outputs.in_folder(out_dir, series.dwi)
     gradients = dwi.gradients.rotated(motion.rotations)
     columns = confounds(gradients, motion, dwi.center, quality)
@@ -194,9 +193,9 @@ def report(
         ignore=("tables",),  # the original's were judged
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
-    model, slicing = model_for(dwi, settings), slicing_of(series, dwi)
+    model = model_for(dwi, settings)
     before, after_it = (
-        judge(dwi, pose, model, slicing, settings) for pose in (Motion.identity(len(dwi)), motion)
+        judge(dwi, pose, model, settings) for pose in (Motion.identity(len(dwi)), motion)
     )
     slices = Slices.of(dwi), Slices.of(after)
     draw_series(outputs, dwi, motion, model, *slices, before, after_it)

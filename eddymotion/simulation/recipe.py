@@ -12,6 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from eddymotion import __version__
+from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients, from_fsl, image_axes
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
@@ -245,7 +246,11 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
         dropout=recipe.dropout, eddy=eddy, kspace=_kspace(recipe), seed=seed, n_threads=n_threads,
         progress=progress,
     )  # fmt: skip
-    dwi = replace(dwi, repetition_time=METADATA["RepetitionTime"])
+    acquisition = Acquisition.every(
+        gradients, grid.affine, repetition_time=METADATA["RepetitionTime"],
+        phase_encoding=recipe.pe_axis if eddy or recipe.kspace else None,
+    )  # fmt: skip
+    dwi = replace(dwi, acquisition=acquisition)
     kept = dropped_slices(gradients, grid.shape[2], recipe.dropout, seed)
     return Simulation(recipe, head, grid, dwi, motion, kept, eddy, coil_bias)
 

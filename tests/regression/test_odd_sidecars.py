@@ -11,7 +11,7 @@ from eddymotion.bids.series import find_series
 from eddymotion.cli import participant
 from eddymotion.data.acquisition import Slicing
 from eddymotion.errors import EddymotionError
-from eddymotion.io.sidecars import FIELDS, SeriesFiles, phase_encoding, slicing_of, usable
+from eddymotion.io.sidecars import FIELDS, acquisition_of, usable
 
 ODD = (7, -1, "n/a", [], ["0", "1"], [None, 1], {"a": 1}, True, float("nan"), 10**400)
 SOUND = {
@@ -20,36 +20,40 @@ SOUND = {
 }  # fmt: skip
 
 
+def acquired(dwi, metadata):
+    return acquisition_of(dwi.gradients, metadata, dwi.shape, dwi.affine, None, "sub-01")
+
+
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("value", ODD, ids=lambda value: str(value)[:12])
-def test_odd_values_are_left_aside_one_by_one(field, value, tiny, caplog, tmp_path):
-    series = SeriesFiles(tmp_path / "sub-01_dwi.nii.gz", metadata={field: value})
-    taken = usable(series.metadata, field, owner="sub-01")
+def test_odd_values_are_left_aside_one_by_one(field, value, tiny, caplog):
+    taken = usable({field: value}, field, owner="sub-01")
     told = [line for line in caplog.messages if f"sub-01: {field} is " in line]
     assert len(taken) + len(told) == 1
     assert all(len(line) < 250 for line in told)
     if taken:
         _, expected = FIELDS[field]
         assert type(value) in SOUND[expected.removeprefix("a ")]
-    assert slicing_of(series, tiny).groups == ()
-    assert phase_encoding(series) is None
+    acquisition = acquired(tiny, {field: value})
+    assert acquisition.slicing.groups == ()
+    assert acquisition.phase_encoding is None
 
 
 @pytest.mark.parametrize(
     "timing", [5, "n/a", ["0"] * 9, [0.0, 1.0], [float("nan")] * 9, {"a": 1}], ids=str
 )
-def test_slice_direction_outlives_a_timing_that_does_not_fit(timing, tiny, caplog, tmp_path):
+def test_slice_direction_outlives_a_timing_that_does_not_fit(timing, tiny, caplog):
     metadata = {"SliceTiming": timing, "SliceEncodingDirection": "i-"}
-    slicing = slicing_of(SeriesFiles(tmp_path / "a.nii", metadata=metadata), tiny)
+    slicing = acquired(tiny, metadata).slicing
     assert (slicing.axis, slicing.groups) == (0, ())
     assert "SliceTiming" in caplog.text
     with pytest.raises(EddymotionError, match="SliceTiming"):
         Slicing.of(metadata, tiny.shape)
 
 
-def test_timing_along_an_axis_that_nobody_understands_is_not_used(tiny, caplog, tmp_path):
+def test_timing_along_an_axis_that_nobody_understands_is_not_used(tiny, caplog):
     metadata = {"SliceTiming": [0.0] * tiny.shape[2], "SliceEncodingDirection": "z"}
-    slicing = slicing_of(SeriesFiles(tmp_path / "a.nii", metadata=metadata), tiny)
+    slicing = acquired(tiny, metadata).slicing
     assert (slicing.axis, slicing.groups) == (2, ())
     assert "SliceEncodingDirection is 'z', expected one of i, j, k" in caplog.text
 
