@@ -37,17 +37,17 @@ LOOP = {"estimator": "lovo", "n_iterations": 2}
 COMMANDS = Path(sys.executable).parent
 
 VOLATILE = {
-    "EddymotionVersion", "PackageVersions", "StageSeconds", "time", "seconds", "Version", "CodeURL",
-    "Fingerprint", "MotionFingerprint", "Digest", "Size", "SHA256",
+    "EddymotionVersion", "PackageVersions", "StageSeconds", "time", "seconds", "Version",
+    "CodeURL", "Fingerprint", "MotionFingerprint", "Digest", "Size", "SHA256",
 }  # fmt: skip
-"""Keys of JSON files and columns of tables that tell who wrote them and when, or digest what is digested here."""
+"""Keys of JSON and columns of tables that tell who wrote them and when, or digests of files."""
 
 VOLATILE_TEXT = (
     (re.compile(r"\d+\.\d+\.\d+\.?(dev|post)\d+(\+\w[\w.]*)?"), "VERSION"),
     (re.compile(r"\d{4}-?\d\d-?\d\d[-T ]\d\d:?\d\d:?\d\d([.,]\d+)?"), "DATE"),
     (re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d)?"), "DATE"),
     (re.compile(r"[\d.]+ s \(reading[^)]*\)"), "TIMES"),
-    (re.compile(r"<td>[\d.]+ s</td>"), "<td>TIME</td>"),
+    (re.compile(r">[\d.]+ s</t([dh])>"), r">TIME</t\1>"),
     (re.compile(r"data:[\w/+;-]+,[^\"')]+"), "PICTURE"),
     (re.compile(r"\b[0-9a-f]{40,}\b"), "DIGEST"),
 )
