@@ -313,6 +313,22 @@ class DWI(Series, HtmlValue):
             self.repetition_time,
         )
 
+    def split(self, index: int) -> tuple[DWI, Image]:
+        """Leave one volume out: the others, as a series, and the volume.
+
+        Parameters
+        ----------
+        index : int
+            Negative from the end.
+
+        Raises
+        ------
+        IndexError
+            If there is no such volume.
+        """
+        others = np.delete(np.arange(len(self)), index)
+        return self.select(others), self.volume(index)
+
 
 def _contiguous(points: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(points, dtype=np.float64)
