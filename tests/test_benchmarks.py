@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks' own machinery: common convention of the tools, kept rows, pages."""
 
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ import pytest
 
 pytest.importorskip("psutil")
 
-from benchmarks import accuracy, cieslak, peer_tools, peers, real, registrars, tables
+from benchmarks import accuracy, cieslak, equality, peer_tools, peers, real, registrars, tables
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.io.images import write_image
+from eddymotion.io.itk import write_itk
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
@@ -154,3 +156,50 @@ def test_rows_of_other_heads_scan_the_head_they_name():
     assert fitted.is_fitted
     with pytest.raises(SystemExit, match="--real BIDS_DIR"):  # not another head instead
         sources.head(fitted, 0)
+
+
+def outputs(folder, *, version="1.0.0.dev1+gabc", seconds=1.0, shift=0.0, bright=100.0):
+    """What a run might keep, and its digests."""
+    case = folder / "case"
+    case.mkdir(parents=True)
+    write_image(case / "dwi.nii.gz", np.full((3, 3, 3), bright, np.float32), np.eye(4))
+    pose = rigid_matrix(np.array([shift, 0.0, 0.0]), np.zeros(3), np.zeros(3))
+    write_itk(case / "xfm.txt", pose[None])
+    told = {"EddymotionVersion": version, "time": f"{seconds} s", "Settings": {"model": "gp"}}
+    (case / "dwi.json").write_text(json.dumps(told), encoding="utf-8")
+    (case / "dwi.tsv").write_text(f"seconds\tx\n{seconds}\t{shift}\n", encoding="utf-8")
+    (case / "dwi.html").write_text(f"<p>{version} {folder}<td>{seconds} s</td>", encoding="utf-8")
+    contents = {
+        path.relative_to(folder).as_posix(): equality.read(path, folder)
+        for path in case.iterdir()
+    }  # fmt: skip
+    equality.keep(folder, contents, {"case": "done"})
+    return folder
+
+
+def compared(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["equality", "compare", *map(str, words)])
+    return equality.main()
+
+
+def test_runs_are_equal_whoever_made_them_and_when(tmp_path, monkeypatch, capsys):
+    before = outputs(tmp_path / "before")
+    after = outputs(tmp_path / "after", version="1.0.0.dev2+gdef", seconds=2.5)
+    assert compared(monkeypatch, before, after) == 0
+    assert capsys.readouterr().out == "5 of 5 files equal bit by bit\n"
+
+
+def test_what_differs_is_told_and_measured(tmp_path, monkeypatch, capsys):
+    before = outputs(tmp_path / "before")
+    after = outputs(tmp_path / "after", shift=2e-5, bright=100.01)
+    assert compared(monkeypatch, before, after) == 1
+    out = capsys.readouterr().out
+    assert "case/xfm.txt: poses up to 2e-05 mm apart, transform 0" in out
+    assert re.search(r"case/dwi.nii.gz: image: up to 0.0001 of the 99th percentile", out)
+    assert "case/dwi.tsv: x: up to" in out
+    assert "2 of 5 files equal" in out
+    allowed = ("--poses-mm", 1e-4, "--images", 1e-3, "--numbers", 1)
+    (after / "case/dwi.tsv").write_text("seconds\tx\n1.0\t0.0\n", encoding="utf-8")
+    assert compared(monkeypatch, before, after, *allowed) == 0
+    assert compared(monkeypatch, before, after, *allowed[2:]) == 1  # the poses
+    assert np.load(before / "poses.npz")["case/xfm.txt"].shape == (1, 4, 4)

@@ -56,3 +56,15 @@ def test_parts_that_do_not_belong_together_are_refused(tiny, change, message):
 def test_a_series_is_shown_in_one_line(tiny):
     assert repr(tiny).startswith(f"DWI({'×'.join(map(str, tiny.shape))}×{len(tiny)}, ")
     assert repr(tiny).endswith("×b=1000)")
+
+
+def test_split_leaves_one_volume_out(tiny):
+    n = len(tiny)
+    for index, place in ((3, 3), (-1, n - 1)):
+        others, volume = tiny.split(index)
+        kept = [i for i in range(n) if i != place]
+        np.testing.assert_array_equal(others.signal, tiny.signal[..., kept])
+        np.testing.assert_array_equal(others.gradients.bvecs, tiny.gradients.bvecs[kept])
+        np.testing.assert_array_equal(volume.data, tiny.signal[..., place])
+    with pytest.raises(IndexError, match="out of bounds"):
+        tiny.split(n)

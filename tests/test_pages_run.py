@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from pages import CONTRIBUTING, DOCS, ROOT, as_script, blocks, shown_class
 
+import eddymotion as em
 from eddymotion.cli import participant
 from eddymotion.io.images import write_image
 from eddymotion.io.tables import write_gradient_table
@@ -39,6 +40,7 @@ RUN = (
     ("how-to/another-engine",),
     ("how-to/lost-slices",),
     ("how-to/register",),
+    ("how-to/coming-from",),
     ("how-to/nipype",),
     ("how-to/pydra",),
     ("../README",),
@@ -151,7 +153,18 @@ def engine_of_ones_own(folder, dwi):
     }  # fmt: skip
 
 
+def engine_that_is_here(folder, dwi):
+    """The engine and the settings file of which a page speaks."""
+    page = "how-to/another-engine"
+    shown = blocks(DOCS / f"{page}.md", "json")
+    for file, (_, text) in zip(FILES[page, "json"], shown, strict=True):
+        (folder / file).write_text(text, encoding="utf-8")
+    name = "ants" if ants_is_here() else "dipy"
+    return {"engine": name, "settings": folder / f"{name}.json"}
+
+
 PREPARE = {
+    "how-to/coming-from": engine_that_is_here,
     "../README": nodes_of_ones_own,
     "how-to/nipype": nodes_of_ones_own,
     "how-to/pydra": tasks_of_ones_own,
@@ -166,6 +179,28 @@ ALSO = {
     """,
 }
 """What a page says in words."""
+
+
+def one_volume_as_by_the_library(names):
+    """Left out, predicted from the others alone, and resampled as by our own calls."""
+    dwi, others, volume = (names[name] for name in ("dwi", "others", "volume"))
+    assert len(others) == len(dwi) - 1
+    np.testing.assert_array_equal(volume.data, dwi.signal[..., names["left_out"]])
+    np.testing.assert_array_equal(
+        names["gradient"].bvecs[0], dwi.gradients.bvecs[names["left_out"]]
+    )
+    changed = np.array(dwi.signal)
+    changed[..., names["left_out"]] = 1.0
+    again = names["model"].leave_one_out(changed, dwi.gradients)[..., names["left_out"]]
+    np.testing.assert_allclose(again[dwi.mask], names["predicted"][dwi.mask], rtol=1e-3)
+    motion = em.Motion.identity(len(dwi)).updated(np.array([5]), names["found"].matrix)
+    ours = em.resample(dwi, motion).signal[..., 5]
+    theirs = np.asarray(names["aligned"].dataobj)
+    assert np.abs(ours - theirs)[dwi.mask].max() < 1e-3 * ours.max()
+
+
+HOLDS = {"how-to/coming-from": one_volume_as_by_the_library}
+"""What is true after a page."""
 
 
 @pytest.mark.slow
@@ -199,6 +234,8 @@ def test_pages_run_from_top_to_bottom(pages, stage, tmp_path, monkeypatch):
                 run(["bash", "-euo", "pipefail", "-c", as_script(language, text)], environment)
         if page in ALSO:
             run(["bash", "-euo", "pipefail", "-c", ALSO[page]], environment)
+        if page in HOLDS:
+            HOLDS[page](names)
     if "workflow" in names:
         names["workflow"].run()
     assert list(folder.rglob("*_desc-preproc_dwi.nii.gz"))

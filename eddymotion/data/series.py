@@ -198,6 +198,22 @@ class DWI(Series, HtmlValue):
             self.source,
         )
 
+    def split(self, index: int) -> tuple[DWI, Image]:
+        """Leave one volume out: the others, as a series, and the volume.
+
+        Parameters
+        ----------
+        index : int
+            Negative from the end.
+
+        Raises
+        ------
+        IndexError
+            If there is no such volume.
+        """
+        others = np.delete(np.arange(len(self)), index)
+        return self.select(others), self.volume(index)
+
 
 def _frozen(array: np.ndarray) -> np.ndarray:
     view = array.view()

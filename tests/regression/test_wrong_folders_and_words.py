@@ -2,8 +2,8 @@
 """A call with the wrong folder, or words in an order that fails, is told what to write instead."""
 
 import pytest
+from eddymotion.bids.series.series import find_series
 
-from eddymotion.bids.series import find_series
 from eddymotion.cli import participant
 from eddymotion.errors import EddymotionError
 
@@ -90,7 +90,7 @@ def test_an_index_is_made_once_and_read_again(dataset, tmp_path):
 def test_one_participant_takes_no_look_at_the_others(dataset, monkeypatch):
     (dataset / "sub-02").mkdir()
     looked = []
-    from eddymotion.bids import tree as bids_tree
+    from eddymotion.bids.series import tree as bids_tree
 
     listing = bids_tree._files_in
     monkeypatch.setattr(
