@@ -27,11 +27,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-from eddymotion.bids.series.series import find_series
 from scipy.spatial.transform import Rotation
 
 import eddymotion as em
 from benchmarks import tables
+from eddymotion.bids.series import find_series
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.evaluation import compare_motion

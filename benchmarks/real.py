@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from eddymotion.bids.series.series import find_series
 
 import eddymotion as em
 from benchmarks import tables
+from eddymotion.bids.series import find_series
 from eddymotion.data.series import DWI
 from eddymotion.estimation import assess
 from eddymotion.mapping.motion import Motion

@@ -11,8 +11,8 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-from eddymotion.bids.series.series import find_series
 
+from eddymotion.bids.series import find_series
 from eddymotion.cli import correct, participant
 from eddymotion.errors import EddymotionError
 from eddymotion.io.itk import read_itk

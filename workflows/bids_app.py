@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids.series.series import Sorted, outputs_of, together
-
+from eddymotion.bids.series import Sorted, outputs_of, together
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
 from eddymotion.io.writing import read_json, write_json

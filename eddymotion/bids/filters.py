@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids.series.tree import BidsFile
+from eddymotion.bids.tree import BidsFile
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.wording import why
 

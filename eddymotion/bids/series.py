@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids.series.filters import passes, read_filters, refuse_unknown
-from eddymotion.bids.series.tree import BidsFile, Tree, indexed_tree, participants_of, read_tree
+from eddymotion.bids.filters import passes, read_filters, refuse_unknown
+from eddymotion.bids.tree import BidsFile, Tree, indexed_tree, participants_of, read_tree
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.bids.series.series import find_series, outputs_of
+from eddymotion.bids.series import find_series, outputs_of
 from eddymotion.data.series import DWI
 from eddymotion.derivatives.dataset import (
     refuse_foreign_dataset,

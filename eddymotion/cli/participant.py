@@ -31,7 +31,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:
-    from eddymotion.bids.series.series import Sorted
+    from eddymotion.bids.series import Sorted
     from eddymotion.workflows.bids_app import Run
 
 log = logging.getLogger("eddymotion")
@@ -155,7 +155,7 @@ def demonstrate(options: argparse.Namespace) -> int:
 
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
-    from eddymotion.bids.series.series import report_problems
+    from eddymotion.bids.series import report_problems
     from eddymotion.derivatives.dataset import (
         refuse_foreign_dataset,
         write_citation,
@@ -195,7 +195,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
 
 def sorted_series(options: argparse.Namespace) -> Sorted:
     """Find the series that the options choose, and set apart what is not corrected."""
-    from eddymotion.bids.series.series import Sorted, find_series
+    from eddymotion.bids.series import Sorted, find_series
 
     database_dir = options.bids_database_dir
     if database_dir is not None:
@@ -312,7 +312,7 @@ def gather_group(options: argparse.Namespace) -> int:
 
 def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:
     """Raise if a participant or session is neither among the outputs nor in the dataset."""
-    from eddymotion.bids.series.series import listed
+    from eddymotion.bids.series import listed
 
     for option, prefix, pattern in (
         ("participant_label", "sub-", "sub-*"), ("session_id", "ses-", "sub-*/ses-*"),
@@ -338,7 +338,7 @@ def unfinished_series(
 
     None where the raw dataset is not there: reports do not need it.
     """
-    from eddymotion.bids.series.series import outputs_of
+    from eddymotion.bids.series import outputs_of
 
     why = "no finished outputs; run the participant level"
     if options.reports_only:
@@ -363,7 +363,7 @@ def unfinished_series(
 
 def tell_skipped(found: Sorted) -> None:
     """List the series that were skipped, those with the same reason together."""
-    from eddymotion.bids.series.series import together
+    from eddymotion.bids.series import together
 
     for reason, names in by_reason(together(found.skipped)).items():
         log.info("%d series skipped: %s: %s", len(names), ", ".join(names), reason)

@@ -7,9 +7,9 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from eddymotion.bids.series.series import Sorted, find_series
 from runs import QUICK, write_two_participants
 
+from eddymotion.bids.series import Sorted, find_series
 from eddymotion.cli import participant
 
 

@@ -4,7 +4,8 @@
 import json
 
 import pytest
-from eddymotion.bids.series.series import find_series
+
+from eddymotion.bids.series import find_series
 
 DWI = "sub-01/dwi"
 

@@ -4,8 +4,8 @@
 import json
 
 import pytest
-from eddymotion.bids.series.series import find_series
 
+from eddymotion.bids.series import find_series
 from eddymotion.errors import EddymotionError
 
 

@@ -5,10 +5,10 @@ import shutil
 
 import nibabel as nib
 import pytest
-from eddymotion.bids.series.series import Sorted, find_series
 from eddymotion.workflows.nipype import _words
 from runs import QUICK, write_two_participants
 
+from eddymotion.bids.series import Sorted, find_series
 from eddymotion.cli import participant
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.io.images import read_image

@@ -5,9 +5,9 @@ import json
 import shutil
 
 import pytest
-from eddymotion.bids.series.series import find_series
 from runs import QUICK, write_two_participants
 
+from eddymotion.bids.series import find_series
 from eddymotion.cli import participant
 from eddymotion.data.acquisition import Slicing
 from eddymotion.errors import EddymotionError

@@ -4,8 +4,8 @@
 import shutil
 
 import pytest
-from eddymotion.bids.series.series import find_series
 
+from eddymotion.bids.series import find_series
 from eddymotion.errors import EddymotionError
 from eddymotion.io.series import load
 from eddymotion.mapping.motion import Motion

@@ -2,8 +2,8 @@
 """A call with the wrong folder, or words in an order that fails, is told what to write instead."""
 
 import pytest
-from eddymotion.bids.series.series import find_series
 
+from eddymotion.bids.series import find_series
 from eddymotion.cli import participant
 from eddymotion.errors import EddymotionError
 
