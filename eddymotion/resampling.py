@@ -34,6 +34,7 @@ from eddymotion.machine.parallel import Progress, parallel_iterate, silent
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import sample_grid_through_field
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.volume import VolumeMapping
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:
@@ -173,10 +174,9 @@ class Resampled(Series):
         interpolate = _INTERPOLATE[self.engine]
 
         def one_volume(index: int) -> np.ndarray:
-            volume, fields = dwi.volume(index).data, _fields_of(self.motion, index)
-            pose = self.motion[index]
-            where = _Reading(self.shape, self.affine, dwi.affine, pose, fields, self.points)
-            resampled = interpolate(volume, where)
+            mapping = self.motion.mapping(index).without_effect
+            where = _Reading(self.shape, self.affine, dwi.affine, mapping, self.points)
+            resampled = interpolate(dwi.volume(index).data, where)
             return np.maximum(resampled, floor, out=resampled)
 
         return parallel_iterate(one_volume, range(len(dwi)), n_threads=self.n_threads)
@@ -192,10 +192,8 @@ class _Reading:
         Of the output grid.
     image_affine : (4, 4) array
         Of the volume.
-    pose : (4, 4) array
+    mapping : VolumeMapping
         Reference → volume.
-    fields : EddyCurrents, optional
-        Of this volume alone.
     points : (Z, Y, X, 3) array, optional
         As in :class:`Resampled`.
     """
@@ -203,19 +201,18 @@ class _Reading:
     shape: tuple[int, int, int]
     affine: np.ndarray
     image_affine: np.ndarray
-    pose: np.ndarray
-    fields: EddyCurrents | None = None
+    mapping: VolumeMapping
     points: np.ndarray | None = None
 
     @property
     def is_affine(self) -> bool:
-        """Whether :attr:`mapping` says all."""
-        return self.fields is None and self.points is None
+        """Whether :attr:`voxels` says all."""
+        return self.mapping.is_rigid and self.points is None
 
     @property
-    def mapping(self) -> np.ndarray:
+    def voxels(self) -> np.ndarray:
         """Voxels of the grid → voxels of the volume but for fields and space, (3, 4)."""
-        return voxel_mapping(self.image_affine, self.pose, self.affine)
+        return voxel_mapping(self.image_affine, self.mapping.pose, self.affine)
 
     def slabs(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray | float]]:
         """Give the positions to read, RAS+ mm, and what is to multiply the signal, slab by slab.
@@ -233,19 +230,7 @@ class _Reading:
                 points = _grid_points(self.shape, self.affine, slab)
             else:
                 points = self.points[slab].reshape(-1, 3)
-            scanner = apply_affine(self.pose, points)
-            if self.fields is None:
-                yield slab, scanner, 1.0
-            else:
-                yield slab, self.fields.recorded(0, scanner), self.fields.stretch(0, scanner)
-
-
-def _fields_of(motion: Motion, volume: int) -> EddyCurrents | None:
-    """Return the field of one volume, if it displaces anything."""
-    fields = motion.eddy_currents
-    if fields is None or not fields.coefficients[volume].any():
-        return None
-    return fields.select(slice(volume, volume + 1))
+            yield slab, *self.mapping.displaced_by_definition(points)
 
 
 def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
@@ -278,9 +263,11 @@ def _with_nitransforms(volume: np.ndarray, where: _Reading) -> np.ndarray:
         return _with_nitransforms_in_slabs(volume, where)
     reference = nib.Nifti1Image(np.empty(where.shape, np.uint8), where.affine)
     moving = nib.Nifti1Image(volume, where.image_affine)
-    resampled = apply(Affine(where.pose, reference=reference), moving, order=3, mode="mirror")
+    resampled = apply(
+        Affine(where.mapping.pose, reference=reference), moving, order=3, mode="mirror"
+    )
     data = np.asarray(resampled.dataobj, dtype=np.float32).reshape(where.shape)
-    data[~inside_image(volume.shape, where.mapping, where.shape)] = 0.0
+    data[~inside_image(volume.shape, where.voxels, where.shape)] = 0.0
     return data
 
 
@@ -327,9 +314,9 @@ def _with_kernel(volume: np.ndarray, where: _Reading) -> np.ndarray:
     coefficients = spline_coefficients(np.ascontiguousarray(volume.T))
     resampled = np.empty(where.shape[::-1], np.float32)
     if where.is_affine:
-        sample_grid(coefficients, kernel_order(where.mapping), 0.0, resampled)
-    elif where.points is None and where.fields is not None:
-        _through_field(coefficients, where, where.fields, resampled)
+        sample_grid(coefficients, kernel_order(where.voxels), 0.0, resampled)
+    elif where.points is None and where.mapping.eddy_currents is not None:
+        _through_field(coefficients, where, where.mapping.eddy_currents, resampled)
     else:
         spline = Spline(coefficients, where.image_affine)
         for slab, recorded, stretch in where.slabs():
@@ -342,12 +329,12 @@ def _through_field(
     coefficients: np.ndarray, where: _Reading, fields: EddyCurrents, resampled: np.ndarray
 ) -> None:
     """Fill `resampled` by the kernel that evaluates the field itself."""
-    units = fields.units_of(where.pose @ where.affine)
+    units = fields.units_of(where.mapping.pose @ where.affine)
     to_voxels = np.linalg.inv(where.image_affine)[:3, :3]
     displacement, stretch = fields.polynomials(0)
     sample_grid_through_field(
         coefficients,
-        kernel_order(where.mapping),
+        kernel_order(where.voxels),
         np.ascontiguousarray(units[:, [2, 1, 0, 3]]),
         displacement,
         np.ascontiguousarray((to_voxels @ -fields.pe)[::-1]),
@@ -369,8 +356,8 @@ AGREEMENT = 1e-3
 def kernel_agrees(dwi: DWI, motion: Motion) -> bool:
     """Compare both engines on the volume that moved most, its field included."""
     index = _most_displaced(dwi, motion)
-    volume, fields = dwi.volume(index).data, _fields_of(motion, index)
-    where = _Reading(dwi.shape, dwi.affine, dwi.affine, motion[index], fields)
+    volume, mapping = dwi.volume(index).data, motion.mapping(index).without_effect
+    where = _Reading(dwi.shape, dwi.affine, dwi.affine, mapping)
     difference = np.abs(_with_kernel(volume, where) - _with_nitransforms(volume, where))
     return bool(difference.max() <= AGREEMENT * np.abs(volume).max())
 
@@ -430,7 +417,7 @@ def covered_mask(dwi: DWI, motion: Motion) -> np.ndarray:
 def _mask_on_grid(
     dwi: DWI, shape: tuple[int, int, int], affine: np.ndarray, points: np.ndarray | None
 ) -> np.ndarray:
-    where = _Reading(shape, affine, dwi.affine, np.eye(4), None, points)
+    where = _Reading(shape, affine, dwi.affine, VolumeMapping(np.eye(4)), points)
     mask = _with_kernel(dwi.mask.astype(np.float32, order="F"), where) > 0.5
     if not mask.any():
         raise EddymotionError(

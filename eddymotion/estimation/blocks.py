@@ -90,9 +90,9 @@ class Blocks:
         margin = SPLINE_VOXELS * float(original.voxel_sizes.max())
 
         def read(volume: int) -> None:
-            recorded, stretch = motion.displaced(volume, points)
+            recorded, factor = motion.displaced(volume, points)
             image: Image = crop(original.volume(volume), recorded, margin)
-            read = image.spline.sample(recorded) * stretch
+            read = image.spline.sample(recorded) * factor
             values[volume] = np.maximum(np.nan_to_num(read), floor)
 
         if len(voxels):

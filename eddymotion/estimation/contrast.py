@@ -344,12 +344,10 @@ class _Clusters:
 
         def read(k: int) -> tuple[np.ndarray, np.ndarray | None]:
             spline = Spline.of(low_pass(self.dwi.evidence(volumes[k]), self.fwhm))
-            recorded, factor = motion.displaced(k, points)
+            mapping = motion.mapping(k)
             if not with_gradients:
-                return spline.sample(recorded) * factor, None
-            values, slopes = spline.sample_with_gradient(recorded)
-            turned = slopes @ motion[k][:3, :3].astype(np.float32)  # along the head's axes
-            return values * factor, turned
+                return mapping.sample(spline, points), None
+            return mapping.sample_with_gradient(spline, points)
 
         n = len(volumes)
         total, squares = np.zeros(len(points)), np.zeros(len(points))

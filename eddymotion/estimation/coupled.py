@@ -49,8 +49,6 @@ from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 from eddymotion.machine.parallel import parallel_map
-from eddymotion.mapping.eddy_currents import EddyCurrents
-from eddymotion.mapping.field_kernels import weigh_terms
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.models import LinearModel
@@ -177,9 +175,7 @@ class CoupledProblem:
         points = self.points[:: -(-len(self.points) // POINTS_FOR_MODEL)]
 
         def read(volume: int) -> np.ndarray:
-            recorded, factor = motion.displaced(volume, points)
-            values = self.splines[volume].sample(recorded)
-            values *= factor
+            values = motion.mapping(volume).sample(self.splines[volume], points)
             values[self._is_lost(motion, volume, points)] = np.nan
             return values
 
@@ -325,14 +321,8 @@ class CoupledProblem:
         missing = np.empty((n, n_points), bool)
 
         def read(volume: int) -> None:
-            pose, spline = motion[volume], self.splines[volume]
-            if motion.eddy_currents is None:
-                value, slope = spline.sample_with_gradient(self.points, pose)
-            else:
-                recorded, factor = motion.displaced(volume, self.points)
-                value, slope = spline.sample_with_gradient(recorded)
-                value *= factor
-                slope = slope @ pose[:3, :3].astype(np.float32)  # along the head's axes
+            mapping = motion.mapping(volume)
+            value, slope = mapping.sample_with_gradient(self.splines[volume], self.points)
             gone = ~np.isfinite(value) | self._is_lost(motion, volume, self.points)
             value[gone] = 0.0
             slope[gone] = 0.0
@@ -421,18 +411,10 @@ class CoupledProblem:
         jacobian[:, 4] = z * gx - x * gz
         jacobian[:, 5] = x * gy - y * gx
         if eddy is not None:
-            self._field_columns(samples.motion, eddy, chunk, jacobian)
+            for volume, columns in enumerate(jacobian):
+                mapping = samples.motion.mapping(volume)
+                mapping.fill_field_columns(self.points[chunk], columns[:3], columns[6:])
         return jacobian
-
-    def _field_columns(
-        self, motion: Motion, eddy: EddyCurrents, chunk: slice, jacobian: np.ndarray
-    ) -> None:
-        """Fill in ``J_e`` from the first three columns."""
-        pe = (np.swapaxes(motion.rotations, 1, 2) @ eddy.pe).astype(np.float32)
-        along = np.einsum("nkv,nk->nv", jacobian[:, :3], pe)
-        points = self.points[chunk]
-        for volume, matrix in enumerate(motion.matrices):
-            weigh_terms(points, eddy.units_of(matrix), -along[volume], jacobian[volume, 6:])
 
 
 def _cost_and_scale(misfit: np.ndarray) -> tuple[float, float]:

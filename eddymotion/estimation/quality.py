@@ -185,8 +185,8 @@ def _read(dwi: DWI, motion: Motion, seed: int, n_threads: int) -> tuple[np.ndarr
     heights = np.empty((len(dwi), len(points)), np.float32)
 
     def read(volume: int) -> None:
-        recorded, stretch = motion.displaced(volume, points)
-        values[volume] = dwi.evidence(volume).spline.sample(recorded) * stretch
+        recorded, factor = motion.displaced(volume, points)
+        values[volume] = dwi.evidence(volume).spline.sample(recorded) * factor
         heights[volume] = slice_heights(recorded, dwi.affine, dwi.acquisition.slicing.axis)
 
     parallel_map(read, range(len(dwi)), n_threads=n_threads)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import EddyCurrents, frozen_copy
 from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
+from eddymotion.mapping.volume import VolumeMapping
 from eddymotion.wording import HtmlValue
 
 
@@ -150,9 +150,15 @@ class Motion(HtmlValue):
         """The rotation part of each matrix, (N, 3, 3)."""
         return self.matrices[:, :3, :3]
 
+    def mapping(self, volume: int) -> VolumeMapping:
+        """Where points of the head were recorded in a volume."""
+        eddy = self.eddy_currents
+        own = None if eddy is None else eddy.select(slice(volume, volume + 1))
+        return VolumeMapping(self.matrices[volume], own)
+
     def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in an original volume, RAS+ mm: (P, 3)."""
-        return self.displaced(volume, points)[0]
+        return self.mapping(volume).recorded(points)
 
     def displaced(self, volume: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
         """Return where points (P, 3) of the reference are, and what multiplies the signal there.
@@ -164,9 +170,7 @@ class Motion(HtmlValue):
         factor : (P,) array, or 1
             Takes the eddy-current field out of the signal.
         """
-        if self.eddy_currents is None:
-            return apply_affine(self.matrices[volume], points), 1.0
-        return self.eddy_currents.displaced(volume, points, self.matrices[volume])
+        return self.mapping(volume).displaced(points)
 
     def check_length(self, n_volumes: int, who: str) -> None:
         """Raise unless there is a pose for each of so many volumes; `who` wants them."""

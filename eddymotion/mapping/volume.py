@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where points of the head were recorded in one volume, and what multiplies the signal there.
+
+A point of the head lies at ``s = T x`` in the scanner, ``T`` being the pose. Fields shift what is
+recorded along the phase encoding; they are offsets of the frequency of one spin, so that their
+displacements at ``s`` add, and nothing has to be composed or inverted. What multiplies the signal
+that is read is the recorded length of a millimetre along the phase encoding. All that reads a
+volume in the frame of the head asks here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.images.image import Spline
+from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.field_kernels import weigh_terms
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeMapping:
+    """The head → one volume.
+
+    Parameters
+    ----------
+    pose : (4, 4) array
+        Reference → scanner, RAS+ mm.
+    eddy_currents : EddyCurrents, optional
+        The field of this volume alone.
+    """
+
+    pose: np.ndarray
+    eddy_currents: EddyCurrents | None = None
+
+    @property
+    def is_rigid(self) -> bool:
+        """Whether the pose says all."""
+        return self.eddy_currents is None
+
+    @property
+    def without_effect(self) -> VolumeMapping:
+        """The same without fields that displace nothing."""
+        eddy = self.eddy_currents
+        return self if eddy is None or eddy.coefficients.any() else VolumeMapping(self.pose)
+
+    def displaced(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+        """Return where points (P, 3) of the reference are, and what multiplies the signal there.
+
+        Returns
+        -------
+        recorded : (P, 3) array
+            In the volume, RAS+ mm.
+        factor : (P,) array, or 1
+            Takes the fields out of the signal.
+        """
+        if self.eddy_currents is None:
+            return apply_affine(self.pose, points), 1.0
+        return self.eddy_currents.displaced(0, points, self.pose)
+
+    def displaced_by_definition(
+        self, points: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | float]:
+        """Return :meth:`displaced` in plain NumPy: what the compiled kernels are held against."""
+        scanner = apply_affine(self.pose, points)
+        if self.eddy_currents is None:
+            return scanner, 1.0
+        eddy = self.eddy_currents
+        return eddy.recorded(0, scanner), eddy.stretch(0, scanner)
+
+    def recorded(self, points: np.ndarray) -> np.ndarray:
+        """Where points (P, 3) of the reference are in the volume, RAS+ mm: (P, 3)."""
+        return self.displaced(points)[0]
+
+    def sample(self, image: Spline, points: np.ndarray) -> np.ndarray:
+        """Read the signal at points (P, 3) of the head, without the fields; NaN outside: (P,)."""
+        recorded, factor = self.displaced(points)
+        values = image.sample(recorded)
+        values *= factor
+        return values
+
+    def sample_with_gradient(
+        self, image: Spline, points: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read as :meth:`sample`, and the slopes of the image: (P,), (P, 3).
+
+        The slopes are per mm along the axes of the head, at the recorded positions: of what is
+        read there, not of the factor.
+        """
+        if self.is_rigid:
+            return image.sample_with_gradient(points, self.pose)
+        recorded, factor = self.displaced(points)
+        values, slopes = image.sample_with_gradient(recorded)
+        values *= factor
+        return values, slopes @ self.pose[:3, :3].astype(np.float32)
+
+    def fill_field_columns(
+        self, points: np.ndarray, slopes: np.ndarray, columns: np.ndarray
+    ) -> None:
+        """Fill in how the signal at points changes with the coefficients of the field.
+
+        Parameters
+        ----------
+        points : (P, 3) array
+            Of the head, mm.
+        slopes : (3, P) float32 array
+            Of the signal along the axes of the head.
+        columns : (K, P) float32 array
+            Filled: a row for each coefficient.
+        """
+        assert self.eddy_currents is not None
+        along = np.einsum("kp,k->p", slopes, self.encoding.astype(np.float32))
+        weigh_terms(points, self.eddy_currents.units_of(self.pose), -along, columns)
+
+    @property
+    def encoding(self) -> np.ndarray:
+        """Phase-encoding vector of the fields along the axes of the head, (3,)."""
+        assert self.eddy_currents is not None
+        return self.pose[:3, :3].T @ self.eddy_currents.pe
