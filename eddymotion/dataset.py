@@ -242,16 +242,7 @@ class DWI(Series, HtmlValue):
                 f"{name}: {signal.shape[3]} volumes but {len(self.gradients)} b-values; "
                 "give the .bval and .bvec that belong to this image"
             )
-        volumes = np.moveaxis(signal, 3, 0)  # one at a time: memory
-        with np.errstate(over="ignore"):  # found below
-            kept = signal if signal.dtype in KEPT_TYPES else signal.astype(np.float32)
-        if kept.dtype.kind == "f" and not all(
-            np.isfinite(volume).all() for volume in np.moveaxis(kept, 3, 0)
-        ):
-            raise EddymotionError(
-                f"{name}: the signal holds NaN or Inf, or values too large for single precision; "
-                "set those voxels to zero"
-            )
+        kept = _kept(signal, name)
         mask = np.nan_to_num(np.asarray(self.mask)) > 0
         if mask.shape != signal.shape[:3]:
             raise EddymotionError(
@@ -262,7 +253,7 @@ class DWI(Series, HtmlValue):
             raise EddymotionError(
                 f"{name}: the brain mask is empty; give one that marks the brain"
             )
-        empty = np.flatnonzero([not volume.any() for volume in volumes])
+        empty = np.flatnonzero([not volume.any() for volume in np.moveaxis(signal, 3, 0)])
         if len(empty):
             raise EddymotionError(
                 f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "
@@ -316,6 +307,19 @@ class DWI(Series, HtmlValue):
 
 def _contiguous(points: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(points, dtype=np.float64)
+
+
+def _kept(signal: np.ndarray, name: str) -> np.ndarray:
+    """Return a series (X, Y, Z, N) as it is kept; raise unless it is finite."""
+    with np.errstate(over="ignore"):  # found below
+        kept = signal if signal.dtype in KEPT_TYPES else signal.astype(np.float32)
+    volumes = np.moveaxis(kept, 3, 0)  # one at a time: memory
+    if kept.dtype.kind == "f" and not all(np.isfinite(volume).all() for volume in volumes):
+        raise EddymotionError(
+            f"{name}: the signal holds NaN or Inf, or values too large for single precision; "
+            "set those voxels to zero"
+        )
+    return kept
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

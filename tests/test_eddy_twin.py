@@ -67,7 +67,9 @@ def axis_of(grid, pe_axis):
 
 
 @pytest.mark.parametrize("n_terms", [3, 9, 19])
-@pytest.mark.parametrize("pose", [np.eye(4), rigid_matrix([3, -8, 5], [0.1, -0.3, 0.2], [0, 0, 9])])
+@pytest.mark.parametrize(
+    "pose", [np.eye(4), rigid_matrix([3, -8, 5], [0.1, -0.3, 0.2], [0, 0, 9])]
+)
 def test_field_moves_and_scales_as_the_definition_says(n_terms, pose):
     random = np.random.default_rng(n_terms)
     pe = np.array([0.36, -0.8, 0.48])
