@@ -149,13 +149,18 @@ def unite_frames(
         log.warning("%s", united.frame_doubt)
     if covariances is None:
         return united
-    total = covariances + of_frame + covariances[dwi.reference]
+    covariances = covariances + of_frame + covariances[dwi.reference]
     if groups is not None:
-        total += of_few(united, groups, dwi)
-    total[dwi.reference] = 0.0
-    errors = standard_errors(united.matrices, total, dwi.brain_center, dwi.center)
-    if estimate.undetermined is not None:
-        errors[:, _affected(estimate.undetermined, dwi)] = np.nan
+        covariances += of_few(united, groups, dwi)
+    covariances[dwi.reference] = 0.0
+    return _with_errors(united, covariances, dwi)
+
+
+def _with_errors(united: Motion, covariances: np.ndarray, dwi: DWI) -> Motion:
+    """Give the motion its standard errors, from covariances (N, 6, 6) in its frame."""
+    errors = standard_errors(united.matrices, covariances, dwi.brain_center, dwi.center)
+    if united.undetermined is not None:
+        errors[:, _affected(united.undetermined, dwi)] = np.nan
     return replace(united, standard_errors=errors)
 
 

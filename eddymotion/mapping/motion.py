@@ -110,11 +110,15 @@ class Motion(HtmlValue):
                     f"({len(matrices)}, 6)"
                 )
             object.__setattr__(self, "standard_errors", errors)
+        self._check_what_is_not_known()
+
+    def _check_what_is_not_known(self) -> None:
+        """Check and freeze the volumes that are not placed and the undetermined directions."""
         if self.unplaced is not None:
             unplaced = np.array(self.unplaced, dtype=bool)
-            if unplaced.shape != (len(matrices),):
+            if unplaced.shape != (len(self),):
                 raise EddymotionError(
-                    f"motion: unplaced has shape {unplaced.shape}, expected ({len(matrices)},)"
+                    f"motion: unplaced has shape {unplaced.shape}, expected ({len(self)},)"
                 )
             unplaced.flags.writeable = False
             object.__setattr__(self, "unplaced", unplaced)

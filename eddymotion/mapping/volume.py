@@ -60,9 +60,7 @@ class VolumeMapping:
             return apply_affine(self.pose, points), 1.0
         return self.eddy_currents.displaced(0, points, self.pose)
 
-    def displaced_by_definition(
-        self, points: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | float]:
+    def displaced_by_definition(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
         """Return :meth:`displaced` in plain NumPy: what the compiled kernels are held against."""
         scanner = apply_affine(self.pose, points)
         if self.eddy_currents is None:
