@@ -99,11 +99,6 @@ def kernel_order(mapping: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(mapping[[2, 1, 0]][:, [2, 1, 0, 3]])
 
 
-def _add_product(builder, total, factor, values):
-    product = builder.fmul(factor, values, flags=("contract",))
-    return product if total is None else builder.fadd(total, product, flags=("contract",))
-
-
 @intrinsic
 def _weigh_block(typing_context, coefficients, offset, stride_a, stride_b, weights, slopes):
     """Weigh the 4×4×4 coefficients that start at `offset`.
@@ -127,6 +122,10 @@ def _weigh_block(typing_context, coefficients, offset, stride_a, stride_b, weigh
             for index, scalar in enumerate(scalars):
                 packed = builder.insert_element(packed, scalar, lane(index))
             return packed
+
+        def add_product(total, factor, values):
+            product = builder.fmul(factor, values, flags=("contract",))
+            return product if total is None else builder.fadd(total, product, flags=("contract",))
 
         def dot(a, b):
             product = builder.fmul(a, b)
@@ -156,13 +155,11 @@ def _weigh_block(typing_context, coefficients, offset, stride_a, stride_b, weigh
             plane = plane_slope = None
             for b in range(4):
                 coefficients_ab = row(a, b)
-                plane = _add_product(builder, plane, vector([w[4 + b]] * 4), coefficients_ab)
-                plane_slope = _add_product(
-                    builder, plane_slope, vector([s[4 + b]] * 4), coefficients_ab
-                )
-            value = _add_product(builder, value, vector([w[a]] * 4), plane)
-            slope_a = _add_product(builder, slope_a, vector([s[a]] * 4), plane)
-            slope_b = _add_product(builder, slope_b, vector([w[a]] * 4), plane_slope)
+                plane = add_product(plane, vector([w[4 + b]] * 4), coefficients_ab)
+                plane_slope = add_product(plane_slope, vector([s[4 + b]] * 4), coefficients_ab)
+            value = add_product(value, vector([w[a]] * 4), plane)
+            slope_a = add_product(slope_a, vector([s[a]] * 4), plane)
+            slope_b = add_product(slope_b, vector([w[a]] * 4), plane_slope)
         along_c, along_c_slope = vector(w[8:]), vector(s[8:])
         results = [
             dot(value, along_c),
@@ -318,9 +315,12 @@ def sample_grid(coefficients, matrix, outside, values):
 
 
 @compiled
-def _begin_lines(flat, start, step, n, width):
-    """Give the first of `n` rows what the filter has gathered beyond the mirrored edge."""
+def _filter_lines(flat, start, step, n, width):
+    """Replace `n` rows of samples by B-spline coefficients, but for the gain; mirrored edges."""
+    if n < 2:
+        return
     period = 2 * n - 2
+    pole, end = np.float32(_POLE), np.float32(_POLE / (_POLE * _POLE - 1.0))
     scale = 1.0 / (1.0 - _POLE**period)
     row = flat[start : start + width]
     for k in range(width):
@@ -330,15 +330,6 @@ def _begin_lines(flat, start, step, n, width):
         other = flat[start + i * step : start + i * step + width]
         for k in range(width):
             row[k] += weight * other[k]
-
-
-@compiled
-def _filter_lines(flat, start, step, n, width):
-    """Replace `n` rows of samples by B-spline coefficients, but for the gain; mirrored edges."""
-    if n < 2:
-        return
-    _begin_lines(flat, start, step, n, width)
-    pole, end = np.float32(_POLE), np.float32(_POLE / (_POLE * _POLE - 1.0))
     for i in range(1, n):
         row = flat[start + i * step : start + i * step + width]
         other = flat[start + (i - 1) * step : start + (i - 1) * step + width]
@@ -415,30 +406,26 @@ def _smooth_lines(source, weights, flat, start, step, n, width):
 
 
 @compiled
-def _smooth_line(line, weights, padded, row):
-    """Fill `row` with a smoothed line; `padded` is room for the line and its edges."""
-    n, radius = line.size, weights.size - 1
-    for c in range(padded.size):
-        padded[c] = line[min(max(c - radius, 0), n - 1)]
-    for c in range(n):
-        row[c] = weights[0] * line[c]
-    for j in range(1, radius + 1):
-        left = padded[radius - j : radius - j + n]
-        right = padded[radius + j : radius + j + n]
-        for c in range(n):
-            row[c] += weights[j] * (left[c] + right[c])
-
-
-@compiled
 def _smooth(volume, weights_a, weights_b, weights_c, flat):
     """Fill the smoothed volume, flat: along c and b plane by plane, then along a."""
     size_a, size_b, size_c = volume.shape
     plane = size_b * size_c
-    padded = np.empty(size_c + 2 * (weights_c.size - 1), np.float32)
+    radius = weights_c.size - 1
+    padded = np.empty(size_c + 2 * radius, np.float32)
     lines = np.empty(max(size_a, size_b) * size_c, np.float32)
     for a in range(size_a):
         for b in range(size_b):
-            _smooth_line(volume[a, b], weights_c, padded, lines[b * size_c : (b + 1) * size_c])
+            line = volume[a, b]
+            for c in range(padded.size):
+                padded[c] = line[min(max(c - radius, 0), size_c - 1)]
+            row = lines[b * size_c : (b + 1) * size_c]
+            for c in range(size_c):
+                row[c] = weights_c[0] * line[c]
+            for j in range(1, radius + 1):
+                left = padded[radius - j : radius - j + size_c]
+                right = padded[radius + j : radius + j + size_c]
+                for c in range(size_c):
+                    row[c] += weights_c[j] * (left[c] + right[c])
         _smooth_lines(lines, weights_b, flat, a * plane, size_c, size_b, size_c)
     for b in range(size_b):
         for a in range(size_a):
