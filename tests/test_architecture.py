@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values flow one way: left never imports right."""
+"""Values flow one way: left never imports right.
+
+``python tests/test_architecture.py`` draws the picture in CONTRIBUTING.md again.
+"""
 
 import ast
 import re
@@ -31,6 +34,8 @@ ORDER = (
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 NAMED = re.compile(r"eddymotion(\.[a-z_]+)+")
 STRANGERS = {"models", "registration", "resampling"}
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
+PICTURE = re.compile(r"(?<=## The house in one picture\n\n```text\n).+?(?=```)", re.DOTALL)
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
@@ -124,6 +129,48 @@ def test_no_two_modules_import_each_other():
     order.prepare()  # raises CycleError, which names them
 
 
+def rooms():
+    """Return the rooms, each with what it says of itself and the rooms that it imports."""
+    files = [p for p in SOURCES if p.stem != "__main__"]
+    files += sorted((PACKAGE.parent / "workflows").glob("*.py"))
+    said, needs = {}, {}
+    for path in files:
+        own = path.is_relative_to(PACKAGE)
+        module = path.relative_to(PACKAGE if own else PACKAGE.parent).with_suffix("").parts
+        is_package = module[-1] == "__init__"
+        module = module[:-1] if is_package else module
+        source = path.read_text(encoding="utf-8")
+        needs.setdefault(module[0], set())
+        needs[module[0]] |= imported_parts(source, module, is_package) - {module[0]}
+        if len(module) == 1:
+            said[module[0]] = ast.get_docstring(ast.parse(source)).splitlines()[0]
+    return said, needs
+
+
+def picture():
+    """Draw the rooms floor by floor: each stands above all that it imports."""
+    said, needs = rooms()
+    floors = {}
+    for room in TopologicalSorter(needs).static_order():
+        floors[room] = 1 + max((floors[other] for other in needs[room]), default=0)
+    lines = []
+    for floor in sorted(set(floors.values()), reverse=True):
+        for room in sorted(room for room in floors if floors[room] == floor):
+            lines.append(f"{floor:2} {room:<13} {said[room]}"[:99])
+    return "\n".join(lines) + "\n"
+
+
+def test_the_picture_of_the_house_is_as_the_imports_draw_it():
+    (shown,) = PICTURE.findall(CONTRIBUTING.read_text(encoding="utf-8"))
+    assert shown == picture(), "python tests/test_architecture.py draws it again"
+
+
+def test_the_house_stays_small():
+    said, _ = rooms()
+    assert len(said) <= 24
+    assert int(picture().split()[0]) <= 14
+
+
 def test_importing_the_package_is_light():
     code = (
         "import sys, eddymotion; "
@@ -144,3 +191,8 @@ def test_every_public_name_can_be_had():
     )
     for name in eddymotion.__all__:
         assert getattr(eddymotion, name) is not None
+
+
+if __name__ == "__main__":
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    CONTRIBUTING.write_text(PICTURE.sub(lambda _: picture(), text), encoding="utf-8")

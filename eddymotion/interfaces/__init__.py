@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of :mod:`eddymotion.pipeline.parts` for workflow engines: what the engines share.
+"""Nipype interfaces and Pydra tasks: the steps of the pipeline for workflow engines.
 
 :mod:`eddymotion.interfaces.nipype` and :mod:`eddymotion.interfaces.pydra` import their engine.
 Names, descriptions and defaults of the fields are the same in both.
