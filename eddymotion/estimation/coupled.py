@@ -69,7 +69,7 @@ POINTS_FOR_MODEL = 12_000
 
 PERIODS = 8
 """Parts of the time of a volume that are compared to find motion within it. On simulated nods of
-up to 1.5 mm the errors were 0.4 to 1.5 times what their scatter says; four parts told 1.4 times
+up to 1.5 mm the errors were 0.3 to 1.5 times what their scatter says; four parts told 1.4 times
 more."""
 
 LEAST_FOR_HESSIAN = 4_000

@@ -14,7 +14,8 @@ the others. Here one Gauss-Newton step moves all volumes together
    solution at the finest level.
 4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
    their neighbours; those that fit nowhere are left out.
-5. Standard errors come from how much the solution differs between parts of the brain.
+5. Standard errors come from how much the solution differs between parts of the brain, and between
+   parts of a volume's time.
 """
 
 from __future__ import annotations
