@@ -67,6 +67,9 @@ FILL_ITERATIONS = 6
 POINTS_FOR_MODEL = 12_000
 """At most so many points tell the parameters of the model."""
 
+LEAST_RECOVERED = 0.1
+"""Steps are not taken as shorter than by this factor."""
+
 PERIODS = 8
 """Parts of the time of a volume that are compared to find motion within it. On simulated nods of
 up to 1.5 mm the errors were 0.3 to 1.5 times what their scatter says; four parts told 1.4 times
@@ -302,6 +305,29 @@ class CoupledProblem:
             n_unknowns = len(self._lengths(motion))
             return np.full((len(motion), n_unknowns, n_unknowns), np.nan)
         return system.covariances()
+
+    def recovered(self, motion: Motion) -> float:
+        """Share of a small displacement that one step takes back, at the solution.
+
+        Noise in ``J`` makes ``H`` too large, the more the less signal there is: steps become
+        shorter, and what :meth:`covariances` and :meth:`scatter_of_halves` tell from one step
+        smaller, by this share. The displacement is one that noise may well have caused: what the
+        blocks add, with random signs. 1 where too few points are left.
+        """
+        system = self.linearise(motion)
+        if system is None:
+            return 1.0
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], len(system.gradients))
+        away = system.solve(system.gradients.T @ signs).reshape(len(motion), -1)
+        away = away - away.mean(axis=0)
+        away[:, 6:] = 0.0
+        there = self.linearise(self._moved(motion, away))
+        if there is None:
+            return 1.0
+        in_mm = self._lengths(motion)
+        back, away = (system.step() - there.step()) * in_mm, away * in_mm
+        share = (back * away).sum() / max((away**2).sum(), np.finfo(float).tiny)
+        return float(np.clip(share, LEAST_RECOVERED, 1.0))
 
     def scatter_of_halves(self, motion: Motion) -> np.ndarray:
         """Mean square by which halves of the brain move the poses, axis by axis: (6,).

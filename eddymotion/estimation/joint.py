@@ -228,15 +228,18 @@ def solve_jointly(
             del problems  # they hold the bands of all volumes: memory
             solver.leave_out(judged.outliers)
             motion, problems = solver.solve(FINE[-1], groups, motion)
-        for group, problem in zip(groups, problems, strict=True):
-            of_group = problem.covariances(_of_group(motion, group))
-            covariances[group.volumes] = of_group[:, :6, :6]
-        by_noise = covariances.copy()
-        for volumes in (dwi.gradients.b0s, *frames):
-            covariances[volumes] += misfit_covariances(dwi, volumes)
+        by_noise, recovered = np.zeros_like(covariances), []
         for group, problem in zip(groups, problems, strict=True):
             solved, volumes = _of_group(motion, group), group.volumes
-            scatter = problem.scatter_of_halves(solved)
+            by_noise[volumes] = problem.covariances(solved)[:, :6, :6]
+            recovered.append(problem.recovered(solved))
+            covariances[volumes] = by_noise[volumes] / recovered[-1] ** 2
+        for volumes in (dwi.gradients.b0s, *frames):
+            covariances[volumes] += misfit_covariances(dwi, volumes)
+        for group, problem, share in zip(groups, problems, recovered, strict=True):
+            solved, volumes = _of_group(motion, group), group.volumes
+            factor = max(HALVES_FACTOR, 1 / share)
+            scatter = factor**2 * problem.scatter_of_halves(solved)
             covariances[volumes] += excess_covariance(covariances[volumes], scatter)
             n_slices = dwi.shape[slicing.axis]
             within = problem.scatter_of_periods(solved, slicing, dwi.affine, n_slices)
@@ -376,10 +379,11 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     covariances : (N, 6, 6) array
         Of the poses of a group.
     scatter : (6,) array
-        From :meth:`~eddymotion.estimation.coupled.CoupledProblem.scatter_of_halves`.
+        From :meth:`~eddymotion.estimation.coupled.CoupledProblem.scatter_of_halves`, times the
+        square of a factor: :data:`HALVES_FACTOR`, or by how much steps are too short.
     """
     variances = np.diagonal(covariances, axis1=1, axis2=2).mean(axis=0)
-    return np.diag(np.maximum(np.nan_to_num(HALVES_FACTOR**2 * scatter - variances), 0.0))
+    return np.diag(np.maximum(np.nan_to_num(scatter - variances), 0.0))
 
 
 def moved_within(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarray:
