@@ -78,6 +78,17 @@ class Slicing:
         timing = timing[::-1] if direction.endswith("-") else timing
         return cls(axis, tuple(multiband_groups(timing, acceleration)))
 
+    def periods(self, n_slices: int, n_periods: int) -> np.ndarray:
+        """Say in which part of a volume's time each slice was excited, (n_slices,).
+
+        Where that is not known: as if the even slices came first, from the bottom up.
+        """
+        groups = self.groups or tuple(np.r_[0:n_slices:2, 1:n_slices:2].reshape(-1, 1))
+        period = np.zeros(n_slices, int)
+        for time, group in enumerate(groups):
+            period[group] = time * n_periods // len(groups)
+        return period
+
 
 def _are_numbers(values: Any) -> bool:
     values = values.tolist() if isinstance(values, np.ndarray) else values
