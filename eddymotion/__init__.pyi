@@ -4,6 +4,8 @@ from .data.gradients import Gradients as Gradients
 from .data.series import DWI as DWI
 from .derivatives import save as save
 from .errors import EddymotionError as EddymotionError
+from .estimation import Joint as Joint
+from .estimation import LeaveOneOut as LeaveOneOut
 from .estimation import assess as assess
 from .estimation import estimate_motion as estimate_motion
 from .images.image import Image as Image
@@ -19,6 +21,8 @@ __all__ = [
     "EddymotionError",
     "Gradients",
     "Image",
+    "Joint",
+    "LeaveOneOut",
     "Motion",
     "assess",
     "brain_mask",

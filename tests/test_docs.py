@@ -128,7 +128,7 @@ def test_the_model_of_30_lines_is_a_model(two_shells):
 
 def test_the_model_of_30_lines_serves_the_joint_solution(tiny):
     quadratic, _ = contributed("QuadraticModel")
-    motion = em.estimate_motion(tiny, model=quadratic(), eddy_currents="none", n_iterations=2)
+    motion = em.estimate_motion(tiny, estimator=em.Joint(quadratic(), 2, "none"))
     assert motion.standard_errors is not None  # only the joint solution gives them
 
 

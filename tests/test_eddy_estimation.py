@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.gradients import Gradients, phase_encoding_vector
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import estimate_motion
+from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.estimation.fields import FieldEvidence, shown_order, with_offsets
 from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
@@ -70,7 +70,7 @@ def test_fields_are_found_and_no_longer_taken_for_motion(
     distorted, found, distorted_truth, moving, estimated, truth
 ):
     """The motion is as good as that of the same head without fields."""
-    rigid = estimate_motion(distorted, eddy_currents="none", n_threads=2)
+    rigid = estimate_motion(distorted, estimator=Joint(eddy_currents="none"), n_threads=2)
     errors = np.sqrt((pose_errors(distorted, found, distorted_truth) ** 2).mean(axis=0))
     undistorted = np.sqrt((pose_errors(moving, estimated, truth) ** 2).mean(axis=0))
     other_axes = [0, 2]
@@ -87,7 +87,8 @@ def test_axis_is_found_from_the_data(distorted, found):
 
 
 def test_polarity_turns_the_coefficients_round(distorted, found):
-    other = estimate_motion(distorted, pe_axis="j-", n_threads=2)
+    acquisition = distorted.acquisition.encoded("j-", distorted.affine)
+    other = estimate_motion(replace(distorted, acquisition=acquisition), n_threads=2)
     np.testing.assert_allclose(other.eddy_currents.pe, -found.eddy_currents.pe, atol=1e-12)
     np.testing.assert_allclose(
         other.eddy_currents.coefficients, -found.eddy_currents.coefficients, atol=1e-3
@@ -185,7 +186,7 @@ def test_order_of_volumes_changes_nothing(distorted, found):
 
 def test_log_tells_why(distorted, caplog):
     with caplog.at_level(logging.INFO, logger="eddymotion"):
-        estimate_motion(distorted, eddy_currents="linear", n_threads=2)
+        estimate_motion(distorted, estimator=Joint(eddy_currents="linear"), n_threads=2)
     told = caplog.text
     assert "phase-encoding axis: j, found from the data" in told
     assert "follow the gradients" in told

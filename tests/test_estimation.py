@@ -9,7 +9,7 @@ import pytest
 
 from eddymotion.data.checks import in_sidecar
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import assess, estimate_motion
+from eddymotion.estimation import Joint, assess, estimate_motion
 from eddymotion.estimation.coupled import CoupledProblem
 from eddymotion.estimation.course import merged
 from eddymotion.estimation.estimate import Estimate
@@ -71,15 +71,15 @@ def short(moving):
 
 
 def test_threads_do_not_change_a_bit_of_the_result(short):
-    one, two = (estimate_motion(short, n_iterations=2, n_threads=n) for n in (1, 2))
+    one, two = (estimate_motion(short, estimator=Joint(max_steps=2), n_threads=n) for n in (1, 2))
     np.testing.assert_array_equal(one.matrices, two.matrices)
 
 
 def test_intensity_scale_does_not_matter(short, motion_rmse):
-    plain = estimate_motion(short, n_iterations=2, n_threads=2)
+    plain = estimate_motion(short, estimator=Joint(max_steps=2), n_threads=2)
     scaled = replace(short, signal=short.signal * np.float32(7.3))
     millimetres, degrees = motion_rmse(
-        estimate_motion(scaled, n_iterations=2, n_threads=2), plain, short.center
+        estimate_motion(scaled, estimator=Joint(max_steps=2), n_threads=2), plain, short.center
     )
     assert millimetres < 0.01
     assert degrees < 0.01
@@ -312,7 +312,7 @@ def test_correction_raises_the_agreement_with_the_prediction(moving, truth):
 
 def test_series_and_its_arrays_stay_unchanged(short):
     before = short.signal.copy(), short.gradients.bvecs.copy()
-    estimate_motion(short, n_iterations=1)
+    estimate_motion(short, estimator=Joint(max_steps=1))
     np.testing.assert_array_equal(short.signal, before[0])
     np.testing.assert_array_equal(short.gradients.bvecs, before[1])
 
@@ -323,4 +323,4 @@ def test_unknown_settings_are_refused(short):
     with pytest.raises(EddymotionError, match="use --estimator lovo"):
         estimate_motion(short, estimator="joint", model=TensorModel())
     with pytest.raises(EddymotionError, match="at least 1"):
-        estimate_motion(short, n_iterations=0)
+        estimate_motion(short, estimator=Joint(max_steps=0))

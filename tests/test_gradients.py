@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.data.gradients import Gradients, from_fsl, image_axes, to_fsl
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import estimate_motion
+from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.io.images import write_image
 from eddymotion.io.series import load
 from eddymotion.io.tables import write_gradient_table
@@ -112,7 +112,7 @@ def scans(head, tmp_path_factory):
             image.with_suffix(".bval"), image.with_suffix(".bvec"), scan.gradients, scan.affine
         )
         dwi = load(image)
-        motion = estimate_motion(dwi, n_iterations=3, n_threads=2)
+        motion = estimate_motion(dwi, estimator=Joint(max_steps=3), n_threads=2)
         corrected = resample(dwi, motion, engine="fast", grid=(common.shape, common.affine))
         found[name] = dwi, motion, corrected
     return gradients, truth, found

@@ -47,7 +47,7 @@ def series(tiny, tmp_path_factory):
 def in_library(series, tmp_path_factory):
     """What the four lines of the README make of it: name of an output → digest."""
     dwi = em.load(series)
-    motion = em.estimate_motion(dwi, n_iterations=1, seed=3)
+    motion = em.estimate_motion(dwi, estimator=em.Joint(max_steps=1), seed=3)
     corrected = em.resample(dwi, motion)
     folder = tmp_path_factory.mktemp("library")
     outputs = em.save(corrected, motion, folder, quality=em.assess(dwi, motion, seed=3))

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -47,6 +48,25 @@ def logged(logger: logging.Logger, level: int) -> Progress:
             logger.log(level, "%s: %d of %d in %.1f s", description, done, total, seconds)
 
     return lines
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a result is computed. What it is depends on the seed alone.
+
+    Parameters
+    ----------
+    n_threads : int
+        Volumes at a time.
+    seed : int
+        Of the random points.
+    progress : callable
+        A :class:`Progress`.
+    """
+
+    n_threads: int = 1
+    seed: int = 0
+    progress: Progress = silent
 
 
 class _OneBlasThread:

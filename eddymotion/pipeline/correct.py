@@ -17,6 +17,7 @@ import numpy as np
 
 from eddymotion import __version__
 from eddymotion.data.checks import in_sidecar
+from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.citation import NONE_FOUND, Methods
@@ -32,13 +33,12 @@ from eddymotion.derivatives.grid_metadata import on_grid
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import (
-    LOOP_PASSES,
     Quality,
     assess,
     choose_estimator,
     estimate_motion,
 )
-from eddymotion.estimation.joint import fields_are_sought
+from eddymotion.estimation.estimators import Estimator, LeaveOneOut
 from eddymotion.estimation.outliers import ruin_in_words
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.io.images import image_stem
@@ -340,15 +340,23 @@ def find_motion(dwi: DWI, model: Model, settings: Settings, progress: Progress) 
     """Estimate the motion as the settings say."""
     return estimate_motion(
         dwi,
-        model=model,
-        registrar=chosen_registrar(settings.registration, settings.registration_settings),
-        estimator=settings.estimator,
-        n_iterations=settings.n_iterations,
+        estimator=estimator_of(settings, model, dwi.gradients),
         align_shells=not settings.no_shell_alignment,
-        eddy_currents=settings.eddy_current,
         seed=settings.random_seed,
         n_threads=settings.nprocs,
         progress=progress,
+    )
+
+
+def estimator_of(settings: Settings, model: Model, gradients: Gradients) -> Estimator:
+    """Choose the estimator of a series as the settings say."""
+    return choose_estimator(
+        settings.estimator,
+        model,
+        chosen_registrar(settings.registration, settings.registration_settings),
+        gradients=gradients,
+        n_iterations=settings.n_iterations,
+        eddy_currents=settings.eddy_current,
     )
 
 
@@ -472,9 +480,9 @@ def methods_of(
         Whether the motion was found under these settings: it may be given by somebody else.
     """
     registration = settings.registration, settings.registration_settings
-    estimator = choose_estimator(settings.estimator, model, chosen_registrar(*registration))
-    eddy, loop = motion.eddy_currents, estimated and estimator == "lovo"
-    sought = estimator == "joint" and fields_are_sought(dwi.gradients, settings.eddy_current)
+    estimator = estimator_of(settings, model, dwi.gradients)
+    eddy, loop = motion.eddy_currents, estimated and isinstance(estimator, LeaveOneOut)
+    sought = estimator.seeks_fields(dwi.gradients)
     none = (NONE_FOUND if sought else "none") if estimated else ""
     n_b0s, n_dwis = len(dwi.gradients.b0s), len(dwi.gradients.dwis)
     resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
@@ -483,11 +491,11 @@ def methods_of(
     transform = "none" if space is None else space.transform
     given = "" if registration[1] is None else f" with {registration[1].name}"
     return Methods(
-        estimator=estimator if estimated else "",
+        estimator=estimator.name if estimated else "",
         model=name_of(model),
         min_q_distance=settings.min_q_distance,
         registration=(registration[0] or DEFAULT) + given if loop else "",
-        passes=(settings.n_iterations or LOOP_PASSES) if loop else 0,
+        passes=estimator.n_passes if loop and isinstance(estimator, LeaveOneOut) else 0,
         eddy_currents=none if eddy is None else eddy.order,
         reference="b0" if n_b0s else "first",
         aligned=not estimated or motion.frame_error is not None or not (n_b0s and n_dwis),

@@ -17,7 +17,7 @@ from eddymotion.data.gradients import Gradients, from_fsl
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import LOOP_PASSES
+from eddymotion.estimation.estimators import N_PASSES
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import (
     LEAST_LEFT,
@@ -372,7 +372,7 @@ def unite(
 
 def n_passes(settings: Settings) -> int:
     """Return how often the loop goes over the series."""
-    return settings.n_iterations or LOOP_PASSES
+    return settings.n_iterations or N_PASSES
 
 
 def refuse_what_is_no_loop(settings: Settings) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eddymotion.data.acquisition import PLAIN, Slicing
-from eddymotion.estimation import estimate_motion
+from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.estimation.joint import MISFIT_MM
 from eddymotion.images.pyramid import head_scale
 from eddymotion.mapping.motion import Motion
@@ -43,7 +43,9 @@ def nodded(still, interleaved, head, scheme, grid):
 
 @pytest.fixture(scope="module")
 def found(nodded, interleaved):
-    return estimate_motion(nodded, slicing=interleaved, eddy_currents="none", n_threads=2)
+    acquisition = replace(nodded.acquisition, slicing=interleaved)
+    nodded = replace(nodded, acquisition=acquisition)
+    return estimate_motion(nodded, estimator=Joint(eddy_currents="none"), n_threads=2)
 
 
 def test_errors_grow_where_the_head_moved_within_a_volume(found, nodded, scheme):
