@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from eddymotion.checks.noise import is_denoised
-from eddymotion.checks.tables import contradictions, scaled_vectors
+from eddymotion.checks.tables import contradictions, listed, scaled_vectors
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.masking import mask_doubt
@@ -87,9 +87,17 @@ def _doubts(dwi: DWI) -> list[Doubt]:
     if dwi.is_cut:
         found.append(Doubt(
             "zeros",
-            "tissue was set to zero (skull-stripped or defaced); zeros and what filters mix with "
-            "them are left out, and errors are larger: better give the series as it was acquired",
+            "tissue was set to zero, or to another constant (skull-stripped or defaced); such "
+            "voxels and what filters mix with them are left out, and errors are larger: better "
+            "give the series as it was acquired",
             lost=CUT_PART, factor=CUT_FACTOR,
+        ))  # fmt: skip
+    if len(dwi.cut_volumes):
+        some = len(dwi.cut_volumes) > 1
+        found.append(Doubt(
+            "zeros",
+            f"volume{'s' if some else ''} {listed(dwi.cut_volumes)}: tissue that other volumes "
+            "show was set to zero, or to another constant (cropped?); it is left out there",
         ))  # fmt: skip
     if is_denoised(dwi):
         found.append(Doubt(
