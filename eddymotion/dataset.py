@@ -14,7 +14,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.errors import EddymotionError
 from eddymotion.geometry import grid_center
-from eddymotion.gradients import Gradients, volumes_told
+from eddymotion.gradients import Gradients, unit_hint, volumes_told
 from eddymotion.html_values import HtmlValue
 from eddymotion.kernels import (
     PADDING,
@@ -283,6 +283,7 @@ class DWI(Series, HtmlValue):
                 f"{name}: found {len(self.gradients.dwis)} diffusion-weighted volume(s) above "
                 f"b={self.gradients.b0_threshold:g}, expected at least 2, since each is predicted "
                 "from the others; check the .bval or lower --b0-threshold"
+                + unit_hint(self.gradients.bvals, self.gradients.b0_threshold)
             )
         affine = np.array(self.affine, dtype=float)
         if affine.shape != (4, 4) or not abs(np.linalg.det(np.nan_to_num(affine))) > 0:
