@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from eddymotion.checks.noise import is_denoised
-from eddymotion.checks.tables import contradictions, listed, scaled_vectors
+from eddymotion.checks.tables import contradictions, listed, scaled_vectors, unlike_b0s
 from eddymotion.dataset import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.masking import mask_doubt
@@ -40,7 +40,7 @@ class Doubt:
     Parameters
     ----------
     kind : str
-        One word: ``tables``, ``zeros``, ``denoised``, ``mask``.
+        One word: ``tables``, ``b0``, ``zeros``, ``denoised``, ``mask``.
     text : str
         What was found, and what to do.
     severe : bool
@@ -84,6 +84,8 @@ def _doubts(dwi: DWI) -> list[Doubt]:
         Doubt("tables", f"the b-values do not fit the images: {one}", severe=one.certain)
         for one in contradictions(dwi)
     ]
+    if (text := unlike_b0s(dwi)) is not None:
+        found.append(Doubt("b0", text))
     if dwi.is_cut:
         found.append(Doubt(
             "zeros",

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from eddymotion.dataset import Series
+from eddymotion.dataset import DWI, Series
 from eddymotion.gradients import SHELL_GAP, Gradients
 
 LEVEL_WIDTH = 0.15
@@ -51,6 +51,16 @@ third tissue that was fixed may be."""
 DECAY = 0.4
 """Logarithm of the signal at the lowest b-value over that at another, from which on a diffusivity
 is told by it: perfusion alone takes less."""
+
+USUAL = (0.3e-3, 1.6e-3)
+"""Range of the diffusivity in a brain at low b-values, mm²/s."""
+
+WEIGHTED = 12
+"""Volumes of the lowest b-values by which two b=0 volumes are judged."""
+
+ALIKE, UNLIKE = 0.5, 0.2
+"""Patterns of two b=0 volumes agree at least so far, motion included; and the one that agrees so
+much worse with the diffusion-weighted volumes is the wrong one."""
 
 DIRECTIONS = 10
 """Volumes of a shell from which on its brightness is known as a function of the direction."""
@@ -196,6 +206,39 @@ def contradictions(dwi: Series) -> list[Contradiction]:
         if some:
             told.append(Contradiction(_in_words(some), _relabelling(some), of_kind))
     return told
+
+
+def unlike_b0s(dwi: DWI) -> str | None:
+    """Compare the two b=0 volumes of a series, and say which is wrong if they differ.
+
+    The diffusion-weighted volumes tell: the diffusivity that a b=0 volume gives to the brain is
+    a usual one, and their pattern is nearer to a sound one's than to noise.
+    """
+    b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
+    if len(b0s) != 2:
+        return None
+    lowest = dwis[np.argsort(dwi.gradients.bvals[dwis], kind="stable")][:WEIGHTED]
+    looks = Looks.of(dwi.select(np.concatenate([b0s, lowest])))
+    if looks is None:
+        return None
+    weighted = np.arange(2, 2 + len(lowest))
+    told = f"the two b=0 volumes ({listed(b0s)}) differ"
+    if looks.patterns[0] @ looks.patterns[1] < ALIKE:
+        likeness = [looks.likeness(volume, weighted) for volume in (0, 1)]
+        wrong = int(np.argmin(likeness))
+        known = likeness[1 - wrong] > likeness[wrong] + UNLIKE
+        told += " in what they show"
+    elif abs(looks.brightness[0] - looks.brightness[1]) > GAP:
+        decays = looks.brightness[:2] - np.median(looks.brightness[weighted])
+        diffusivities = decays / np.median(dwi.gradients.bvals[lowest])
+        usual = (diffusivities > USUAL[0]) & (diffusivities < USUAL[1])
+        wrong, known = int(np.argmin(usual)), usual.sum() == 1
+        factor = np.exp(abs(looks.brightness[0] - looks.brightness[1]))
+        told += f" in brightness by a factor of {factor:.1f}"
+    else:
+        return None
+    which = f"volume {b0s[wrong]} is the doubtful one" if known else "both are doubtful"
+    return f"{told}; by the diffusion-weighted volumes {which}, look at them"
 
 
 def _scaled_bvals(

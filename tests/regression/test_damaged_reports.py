@@ -151,8 +151,8 @@ def test_a_bomb_is_not_unpacked(finished, tmp_path, monkeypatch):
         ReportData.load(bad["report_data"])
 
 
-def test_the_group_compares_what_it_reads_with_the_record(finished, tmp_path, monkeypatch):
-    outputs = copy_series(finished, tmp_path)
+def test_the_group_compares_what_it_reads_with_the_record(finished, tmp_path):
+    outputs = copy_series(finished, tmp_path, "01", finished.src)
     sidecar = json.loads(outputs["sidecar"].read_text())
     outputs["sidecar"].write_text(json.dumps(recorded(outputs, sidecar)))
     assert not gather(tmp_path).errors
