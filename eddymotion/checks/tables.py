@@ -58,9 +58,9 @@ USUAL = (0.3e-3, 1.6e-3)
 WEIGHTED = 12
 """Volumes of the lowest b-values by which two b=0 volumes are judged."""
 
-ALIKE, UNLIKE = 0.5, 0.2
-"""Patterns of two b=0 volumes agree at least so far, motion included; and the one that agrees so
-much worse with the diffusion-weighted volumes is the wrong one."""
+ALIKE, UNLIKE = 0.15, 0.2
+"""Patterns of two b=0 volumes agree at least so far, noise and motion included; and the one that
+has so much less to do with the diffusion-weighted volumes, alike or opposite, is the wrong one."""
 
 DIRECTIONS = 10
 """Volumes of a shell from which on its brightness is known as a function of the direction."""
@@ -212,7 +212,7 @@ def unlike_b0s(dwi: DWI) -> str | None:
     """Compare the two b=0 volumes of a series, and say which is wrong if they differ.
 
     The diffusion-weighted volumes tell: the diffusivity that a b=0 volume gives to the brain is
-    a usual one, and their pattern is nearer to a sound one's than to noise.
+    a usual one, and fluid, bright at b=0, is dark in them: noise has nothing to do with them.
     """
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
     if len(b0s) != 2:
@@ -224,7 +224,7 @@ def unlike_b0s(dwi: DWI) -> str | None:
     weighted = np.arange(2, 2 + len(lowest))
     told = f"the two b=0 volumes ({listed(b0s)}) differ"
     if looks.patterns[0] @ looks.patterns[1] < ALIKE:
-        likeness = [looks.likeness(volume, weighted) for volume in (0, 1)]
+        likeness = [abs(looks.likeness(volume, weighted)) for volume in (0, 1)]
         wrong = int(np.argmin(likeness))
         known = likeness[1 - wrong] > likeness[wrong] + UNLIKE
         told += " in what they show"
