@@ -16,10 +16,12 @@ from typing import Any
 
 from eddymotion.bids.filters import passes, read_filters, refuse_unknown
 from eddymotion.bids.tree import BidsFile, Tree, indexed_tree, participants_of, read_tree
+from eddymotion.data.gradients import in_thousands
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
 from eddymotion.io.headers import read_header, shape_of
+from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import FIELDS, read_sidecar
 from eddymotion.io.tables import read_numbers
 from eddymotion.pipeline.correct import SeriesFiles
@@ -116,12 +118,16 @@ def _tree_of(
         raise EddymotionError(
             f"{bids_dir}: no participant {listed(missing)}; it has {listed(known)}"
         )
+    return tree or read_tree(bids_dir, wanted), set(wanted)
+
+
+def tell_missing_description(bids_dir: Path) -> None:
+    """Warn about a dataset without a description, once where its series are corrected."""
     if not (bids_dir / "dataset_description.json").exists():
         log.warning(
             "%s: no dataset_description.json, which every BIDS dataset has; it is read all the "
             'same: add one, such as {"Name": "…", "BIDSVersion": "1.10.0"}', bids_dir
         )  # fmt: skip
-    return tree or read_tree(bids_dir, wanted), set(wanted)
 
 
 def _what_instead(folder: Path) -> str:
@@ -308,6 +314,11 @@ class Sorted:
                         "a single volume without b-values, taken for b=0: b=0 volumes alone are "
                         "not corrected"
                     )
+                elif lacks_tables(one):
+                    refused[label][name] = (
+                        f"neither b-values nor b-vectors; add {image_stem(one.dwi)}.bval and "
+                        ".bvec, or, if all volumes are b=0, a .bval of zeros: it is skipped then"
+                    )
                 else:
                     series[label].append(one)
         return cls(series, refused, skipped)
@@ -333,7 +344,18 @@ def has_b0_only(series: SeriesFiles, b0_threshold: float) -> bool:
         bvals = read_numbers(series.bval)
     except EddymotionError:  # told when its turn comes
         return False
-    return bool(((bvals >= 0) & (bvals <= b0_threshold)).all())
+    is_b0 = (bvals >= 0) & (bvals <= b0_threshold)
+    return bool(is_b0.all()) and not in_thousands(bvals)  # of another unit: told in its turn
+
+
+def lacks_tables(series: SeriesFiles) -> bool:
+    """Whether a series of volumes has neither b-values nor b-vectors: b=0 alone, or forgotten."""
+    if series.bval is not None or series.bvec is not None:
+        return False
+    try:
+        return len(shape_of(read_header(series.dwi))) > 3
+    except EddymotionError:  # told when its turn comes
+        return False
 
 
 def is_lone_volume(series: SeriesFiles) -> bool:

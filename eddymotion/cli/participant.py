@@ -155,7 +155,7 @@ def demonstrate(options: argparse.Namespace) -> int:
 
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
-    from eddymotion.bids.series import report_problems
+    from eddymotion.bids.series import report_problems, tell_missing_description
     from eddymotion.derivatives.dataset import (
         refuse_foreign_dataset,
         write_citation,
@@ -169,6 +169,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
     refuse_foreign_dataset(output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)
+        tell_missing_description(bids_dir)
     n_series = found.n_series
     if options.brain_mask and n_series > 1:
         raise EddymotionError(
@@ -297,7 +298,11 @@ def gather_group(options: argparse.Namespace) -> int:
     if not output_dir.is_dir():
         raise EddymotionError(f"{output_dir}: no such folder; run the participant level first")
     refuse_unknown_labels(options, output_dir)
-    missing, _ = unfinished_series(options, output_dir)
+    missing, skipped = unfinished_series(options, output_dir)
+    if skipped and not missing and not has_finished(options, output_dir):
+        with messages(options.verbose):
+            log.info("group: nothing to gather, all series of these participants were skipped")
+        return 0
     unfinished = {name: why for of_one in missing.values() for name, why in of_one.items()}
     prepare_output_dir(output_dir)
     with logging_to(output_dir / "logs", options.verbose) as file:
@@ -308,6 +313,15 @@ def gather_group(options: argparse.Namespace) -> int:
                      output_dir / PAGE)  # fmt: skip
         tell_failures(dict(group.errors), len(group.rows) + len(group.errors), file)
     return 1 if group.errors else 0
+
+
+def has_finished(options: argparse.Namespace, output_dir: Path) -> bool:
+    """Whether one of the participants that the options choose has a finished series."""
+    from eddymotion.reports.participant import finished_outputs
+
+    wanted = [label.removeprefix("sub-") for label in options.participant_label] or ["*"]
+    folders = [folder for label in wanted for folder in output_dir.glob(f"sub-{label}/")]
+    return any(finished_outputs(folder) for folder in folders)
 
 
 def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:

@@ -146,6 +146,28 @@ def volumes_told(gradients: Gradients) -> str:
     return ", ".join(told)
 
 
+def in_thousands(bvals: np.ndarray) -> bool:
+    """Whether b-values look as if they were given in ms/µm², a thousandth of s/mm².
+
+    All lie within 30, and some are a twentieth of the others at most. Those of b=0 volumes alone
+    are small as well (0 or 5), but have no zeros beside larger fractions.
+    """
+    largest = float(np.max(bvals, initial=0.0))
+    high = np.asarray(bvals) > largest / 20
+    some = 0.1 < largest <= 30 and not high.all()
+    return bool(some and (high.sum() >= 6 or (np.asarray(bvals) % 1).any()))
+
+
+def unit_hint(bvals: np.ndarray, b0_threshold: float) -> str:
+    """Tell the unit that b-values below the threshold seem to have; empty if none."""
+    if not in_thousands(bvals) or np.max(bvals) > b0_threshold:
+        return ""
+    return (
+        f"; b-values up to {np.max(bvals):g} may be in ms/µm² (1 is 1000 s/mm²): multiply them by "
+        "1000"
+    )
+
+
 def shell_gap(bvals: np.ndarray) -> np.ndarray:
     """How far apart (s/mm²) neighbouring b-values of one shell may be."""
     return np.minimum(SHELL_GAP, SHELL_GAP_FLOOR + SHELL_GAP_SHARE * np.asarray(bvals))

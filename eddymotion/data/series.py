@@ -14,11 +14,18 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.data.acquisition import Acquisition
-from eddymotion.data.gradients import Gradients, volumes_told
+from eddymotion.data.gradients import Gradients, unit_hint, volumes_told
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import grid_center
 from eddymotion.images.image import Image
-from eddymotion.images.zeros import CUT_SHARE, cut_share, solid_zeros
+from eddymotion.images.zeros import (
+    CUT_OUTSIDE,
+    CUT_SHARE,
+    constant_share,
+    cut_share,
+    have_one_edge,
+    solid_constants,
+)
 from eddymotion.wording import HtmlValue, sizes_told
 
 KEPT_TYPES = tuple(np.dtype(name) for name in ("float32", "int8", "uint8", "int16", "uint16"))
@@ -26,6 +33,9 @@ KEPT_TYPES = tuple(np.dtype(name) for name in ("float32", "int8", "uint8", "int1
 
 VOLUMES_TO_LOOK_AT = 4
 """Diffusion-weighted volumes that tell whether tissue was set to zero."""
+
+CUT_OUT = 0.002
+"""Solid constants in a brain, as a part of it and beyond the usual, that need a closer look."""
 
 
 class Series(ABC):
@@ -170,15 +180,31 @@ class DWI(Series, HtmlValue):
     def evidence(self, index: int) -> Image:
         """Return one volume with what is missing of it: what an estimation goes by."""
         image = self.volume(index)
-        return replace(image, missing=solid_zeros(image.data)) if self.is_cut else image
+        is_cut = self.is_cut or index in self.cut_volumes
+        return replace(image, missing=solid_constants(image.data)) if is_cut else image
 
     @cached_property
     def is_cut(self) -> bool:
-        """Whether tissue was set to zero, in the volumes that are looked at."""
-        b0s, dwis = self.gradients.b0s, self.gradients.dwis
-        looked_at = [*b0s[:1], *dwis[:: max(1, len(dwis) // VOLUMES_TO_LOOK_AT)]]
-        shares = [cut_share(self.signal[..., volume], self.mask) for volume in looked_at]
-        return bool(np.median(shares) > CUT_SHARE)
+        """Whether tissue was set to zero, or another constant, in the volumes looked at."""
+        b0s, dwis = self.gradients.b0s[:1], self.gradients.dwis
+        weighted = dwis[:: max(1, len(dwis) // VOLUMES_TO_LOOK_AT)]
+        shares = [cut_share(self.signal[..., volume], self.mask) for volume in weighted]
+        if np.median(shares) > CUT_SHARE or not len(b0s):
+            return bool(np.median(shares) > CUT_SHARE)
+        # a cut outside the brain shows at b=0, where the rest of the head is bright
+        b0, dark = (self.signal[..., volume] for volume in (b0s[0], weighted[0]))
+        share = max(np.median(shares), cut_share(b0, self.mask))
+        return bool(share > CUT_OUTSIDE) and have_one_edge(b0, dark)
+
+    @cached_property
+    def cut_volumes(self) -> tuple[int, ...]:
+        """Volumes with tissue set to a constant that the others show; empty if it is in all."""
+        if self.is_cut:
+            return ()
+        shares = np.array([constant_share(volume, self.mask) for volume in self.volumes()])
+        suspects = np.flatnonzero(shares > np.median(shares) + CUT_OUT)
+        cut = [v for v in suspects if cut_share(self.signal[..., v], self.mask) > CUT_SHARE]
+        return tuple(map(int, cut))
 
     def volumes(self) -> Iterator[np.ndarray]:
         """Give the volumes one after the other, as they are kept."""
@@ -297,4 +323,5 @@ def _refuse_unpredictable(name: str, signal: np.ndarray, gradients: Gradients) -
             f"{name}: found {len(gradients.dwis)} diffusion-weighted volume(s) above "
             f"b={gradients.b0_threshold:g}, expected at least 2, since each is predicted "
             "from the others; check the .bval or lower --b0-threshold"
+            + unit_hint(gradients.bvals, gradients.b0_threshold)
         )

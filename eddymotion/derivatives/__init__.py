@@ -46,7 +46,8 @@ def save(
     folder : path
         Made if needed.
     quality : Quality, optional
-        From :func:`eddymotion.assess`; fills the columns about the predictions.
+        From ``eddymotion.assess(dwi, motion)``, dwi the series as acquired; fills the columns
+        about the predictions (``hmc_r2``, ``hmc_xcorr``), which are ``n/a`` without.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,24 @@ def intact(path: Path, sidecar: Mapping[str, Any]) -> bool:
     """Whether a recorded file is as it was written, whatever its time."""
     told = sidecar[RECORD].get(path.name)
     return told is not None and not _compared(path, told, -1)
+
+
+def refuse_changed(outputs: Outputs, kinds: Iterable[str]) -> None:
+    """Raise if files are not those that the sidecar tells of, whatever their time.
+
+    Raises
+    ------
+    EddymotionError
+        Nothing is known of the outputs of a sidecar that is damaged or has no record.
+    """
+    sidecar = read_sidecar(outputs)
+    paths = [outputs[kind] for kind in kinds if outputs[kind].name in sidecar.get(RECORD, {})]
+    changed = [path.name for path in paths if not intact(path, sidecar)]
+    if changed:
+        raise EddymotionError(
+            f"{outputs['sidecar'].parent}: {', '.join(changed)} changed since the correction; run "
+            "the participant level, which makes it again"
+        )
 
 
 def refuse_names(outputs: Outputs) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Voxels that were set to zero: skull-stripped or defaced volumes.
+"""Voxels that were set to one value: skull-stripped, defaced or cropped volumes.
 
-Such zeros are no signal of air. Their edge cuts through tissue, stays with the scanner or follows
-another motion than the head's, and is the strongest edge of the image: an estimator that sees it
-takes the head to be at rest. What is cut so is missing, not dark.
+Such values, zeros mostly, are no signal of air. Their edge cuts through tissue, stays with the
+scanner or follows another motion than the head's, and is the strongest edge of the image: an
+estimator that sees it takes the head to be at rest. What is cut so is missing, not dark.
 """
 
 from __future__ import annotations
@@ -12,31 +12,75 @@ import numpy as np
 from scipy import ndimage
 
 SOLID_VOXELS = 3
-"""Zeros that fill a cube of so many voxels an edge are no noise that was rounded off."""
+"""Equal values that fill a cube of so many voxels an edge are no noise that was rounded off."""
 
 TISSUE = 0.25
-"""A voxel beside zeros is tissue if it has, with its neighbours, more than this part of the signal
-of the brain; a speck of noise in air that was set to zero is not."""
+"""A voxel beside the constant is tissue if it has, with its neighbours, more than this part of the
+signal of the brain; a speck of noise in air that was set to zero is not."""
 
-CUT_SHARE = 0.02
-"""Cut tissue, as a part of the surface of the brain, from which on zeros count as missing. Ten
-raw series, a third of some set to zero by the scanner: at most 0.001; stripped ones 0.5 to 1."""
+CUT_SHARE, CUT_OUTSIDE = 0.02, 0.004
+"""Cut tissue, as a part of the surface of the brain, from which on the constant counts as missing;
+the second where all volumes were cut by one mask. Ten raw series, a third of some set to zero by
+the scanner: at most 0.001; stripped three voxels outside the brain: 0.008 and more, at the brain
+0.5 to 1."""
+
+ONE_EDGE = 0.95
+"""Part of the edge at which constants of two volumes agree if one mask cut them."""
 
 
-def solid_zeros(volume: np.ndarray) -> np.ndarray:
-    """Find exact zeros that lie together, (X, Y, Z) bool."""
-    zeros = np.asarray(volume) == 0
-    size = [SOLID_VOXELS if n > 2 * SOLID_VOXELS else 1 for n in zeros.shape]
-    cubes = ndimage.minimum_filter(zeros, size=size, mode="nearest")
-    return ndimage.maximum_filter(cubes, size=size) & zeros if cubes.any() else cubes
+def solid_constants(volume: np.ndarray) -> np.ndarray:
+    """Find voxels of one exact background value that lie together, (X, Y, Z) bool.
+
+    The value is zero, the least of the volume, or the most frequent on the faces of its box.
+    """
+    volume = np.asarray(volume)
+    found = np.zeros(volume.shape, bool)
+    for value in _background_values(volume):
+        found |= _solid(volume == value)
+    return found
+
+
+def _background_values(volume: np.ndarray) -> list[float]:
+    faces = [np.moveaxis(volume, axis, 0)[[0, -1], ::3, ::3].ravel() for axis in range(3)]
+    values, counts = np.unique(np.concatenate(faces), return_counts=True)
+    return list(dict.fromkeys((0.0, float(volume.min()), float(values[np.argmax(counts)]))))
+
+
+def _solid(equal: np.ndarray) -> np.ndarray:
+    if np.count_nonzero(equal) < SOLID_VOXELS:
+        return np.zeros(equal.shape, bool)
+    size = [SOLID_VOXELS if n > 2 * SOLID_VOXELS else 1 for n in equal.shape]
+    cubes = ndimage.minimum_filter(equal, size=size, mode="nearest")
+    return ndimage.maximum_filter(cubes, size=size) & equal if cubes.any() else cubes
+
+
+def have_one_edge(volume: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the solid constants of two volumes end at the same voxels: a mask was applied.
+
+    Where a scanner sets dark voxels to zero, those of a darker volume reach further.
+    """
+    first, second = solid_constants(volume), solid_constants(other)
+    edge = ndimage.binary_dilation(first) & ~ndimage.binary_erosion(first, border_value=1)
+    return bool(edge.any() and (first == second)[edge].mean() > ONE_EDGE)
+
+
+def constant_share(volume: np.ndarray, mask: np.ndarray) -> float:
+    """How much of the brain has a value of the background, from every other voxel an axis."""
+    seen, brain = volume[::2, ::2, ::2].T, mask[::2, ::2, ::2].T  # files have x as the fastest
+    equal = np.zeros(seen.shape, bool)
+    for value in _background_values(volume):
+        equal |= seen == value
+    return float((equal & brain).sum() / max(brain.sum(), 1))
 
 
 def cut_share(volume: np.ndarray, mask: np.ndarray) -> float:
-    """How much tissue lies beside solid zeros, as a part of the surface of the brain."""
-    zeros = solid_zeros(volume)
-    if not zeros.any():
+    """How much tissue lies beside solid constants, as a part of the surface of the brain."""
+    constant = solid_constants(volume)
+    if not constant.any():
         return 0.0
-    tissue = ndimage.uniform_filter(volume, 3, float) > TISSUE * np.median(volume[mask])
-    cut = ndimage.binary_dilation(zeros) & ~zeros & tissue
+    signal = np.where(constant, 0, volume)
+    level = np.median(signal[mask & ~constant]) if (mask & ~constant).any() else np.inf
+    tissue = ndimage.uniform_filter(signal, 3, float) > TISSUE * level
+    cut = ndimage.binary_dilation(constant) & ~constant & tissue
     surface = mask & ~ndimage.binary_erosion(mask)
     return float(cut.sum() / surface.sum())

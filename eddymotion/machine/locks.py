@@ -194,6 +194,8 @@ def locked(paths: Sequence[Path], what: str = "these outputs") -> Iterator[tuple
 
 def _take(path: Path, own: Holder, what: str) -> Lock:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise EddymotionError(f"{path}: a folder, where a run puts its lock file; remove it")
     for _ in range(10):
         if _create(path, json.dumps(asdict(own))):
             return Lock(path, own)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from eddymotion.derivatives.finished import refuse_changed
 from eddymotion.errors import EddymotionError
 from eddymotion.io.tsv import MISSING
 from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TABLE, DICTIONARY, PAGE = "group_dwi.tsv", "group_dwi.json", "group_dwi.html"
 
+READ = ("confounds", "outliers", "eddy", "report_data")
+"""Outputs that the metrics are taken from; the images are left to the participant level."""
 
 BVAL_STEP = 50
 """Shells whose b-values round to the same multiple of this share a column."""
@@ -127,6 +130,7 @@ def gather(
         for outputs in finished_outputs(folder):
             try:
                 series = SeriesReport.load(outputs)
+                refuse_changed(outputs, READ)
                 row = _row(series, folder.name, _page_of(folder), f"s{part}")
             except Exception as error:  # whatever is in its files, the others are gathered
                 log.debug("%s cannot be read", outputs.src, exc_info=True)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from runs import QUICK, write_two_participants
 
-from eddymotion.bids.series import Sorted, find_series
+from eddymotion.bids.series import Sorted, find_series, has_b0_only
 from eddymotion.cli import participant
+from eddymotion.pipeline.correct import SeriesFiles
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,11 @@ def test_they_are_skipped_listed_and_no_failure(raw, tmp_path, capsys):
     assert participant.main([str(raw), str(output), "group"]) == 0
     assert "failed" not in capsys.readouterr().err
     assert participant.main([*call, "--participant-label", "02"]) == 0
+    capsys.readouterr()
+    only = [str(raw), str(output), "group", "--participant-label", "02"]
+    assert participant.main(only) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("nothing to gather, all series of these participants were skipped")
 
 
 def test_one_volume_without_tables_is_skipped_and_several_are_not(tmp_path):
@@ -61,6 +67,16 @@ def test_one_volume_without_tables_is_skipped_and_several_are_not(tmp_path):
     found = Sorted.of(find_series(tmp_path), 50.0)
     assert list(found.skipped["01"]) == ["sub-01_dir-LR_dwi.nii.gz", "sub-01_dir-PA_dwi.nii.gz"]
     assert "a single volume without b-values" in found.skipped["01"]["sub-01_dir-PA_dwi.nii.gz"]
-    assert [series.dwi.name for series in found.series["01"]] == [
-        "sub-01_dir-RL_dwi.nii.gz", "sub-01_dir-X_dwi.nii.gz",
-    ]  # fmt: skip
+    assert [series.dwi.name for series in found.series["01"]] == ["sub-01_dir-X_dwi.nii.gz"]
+    (why,) = found.refused["01"].values()
+    assert "add sub-01_dir-RL_dwi.bval and .bvec, or, if all volumes are b=0, a .bval of z" in why
+
+
+@pytest.mark.parametrize(("bvals", "are_b0"), [
+    ("0 0 0", True), ("5 0 5", True), ("0 5 10", True), ("0 1 1 1 1 1 1", False),
+    ("0 0.7 2", False),
+])  # fmt: skip
+def test_thousandths_are_no_b0(tmp_path, bvals, are_b0):
+    (tmp_path / "x.bval").write_text(bvals)
+    series = SeriesFiles(tmp_path / "x.nii.gz", tmp_path / "x.bval")
+    assert has_b0_only(series, 50) is are_b0

@@ -2,6 +2,7 @@
 """One damaged series does not stop the pages of the others, whatever is in its files."""
 
 import io
+import json
 import pickle
 import struct
 import zipfile
@@ -11,9 +12,11 @@ import pytest
 from report_cases import copy_series, write_series
 
 from eddymotion.cli import participant
+from eddymotion.derivatives.finished import recorded
 from eddymotion.mapping.motion import Motion
 from eddymotion.reports import data
 from eddymotion.reports.data import ReportData
+from eddymotion.reports.group import gather
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +149,14 @@ def test_a_bomb_is_not_unpacked(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LARGEST", 10**6)
     with pytest.raises(ValueError, match=r"it would take 0\.01 GB of memory"):
         ReportData.load(bad["report_data"])
+
+
+def test_the_group_compares_what_it_reads_with_the_record(finished, tmp_path):
+    outputs = copy_series(finished, tmp_path, "01", finished.src)
+    sidecar = json.loads(outputs["sidecar"].read_text())
+    outputs["sidecar"].write_text(json.dumps(recorded(outputs, sidecar)))
+    assert not gather(tmp_path).errors
+    table = outputs["confounds"].read_text()
+    outputs["confounds"].write_text(table.replace("0", "1", 1))
+    (why,) = gather(tmp_path).errors.values()
+    assert f"{outputs['confounds'].name} changed since the correction" in why

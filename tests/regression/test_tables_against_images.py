@@ -113,3 +113,37 @@ def test_loading_refuses_and_can_be_told_not_to(moving, tmp_path):
     ):
         em.load(path)
     assert len(em.load(path, ignore=("tables",))) == len(moving)
+
+
+@pytest.mark.parametrize(
+    ("factor", "reading"),
+    [(1000, "divided by 1000"), (0.1, "multiplied by 10"), (10, "divided by 10")],
+)
+def test_another_unit_gives_an_impossible_diffusivity(moving, two_shells, factor, reading):
+    for dwi in (moving, two_shells):
+        (found,) = contradictions(labelled(dwi, dwi.gradients.bvals * factor))
+        assert f"the images fit b-values in s/mm² {reading}" in str(found)
+        assert found.certain is (factor != 10)
+
+
+def test_thousandths_are_named(moving):
+    with pytest.raises(EddymotionError, match=r"up to 1 may be in ms/µm².*multiply them by 1000"):
+        labelled(moving, moving.gradients.bvals / 1000)
+
+
+@pytest.mark.parametrize(("label", "true"), [(1000, 2000), (2000, 1000)])
+def test_a_few_volumes_under_the_label_of_another_shell_are_named(two_shells, label, true):
+    bvals = two_shells.gradients.bvals.copy()
+    wrong = np.flatnonzero(bvals == true)[[2, 9]]
+    bvals[wrong] = label
+    (found,) = contradictions(labelled(two_shells, bvals))
+    side = "dark" if true > label else "bright"
+    expected = f"volumes {wrong[0]}, {wrong[1]} are labelled b={label} but as {side} as b={true}"
+    assert expected in str(found)
+    assert not found.certain
+
+
+def test_a_dark_volume_is_of_its_shell(two_shells):
+    signal = np.array(two_shells.signal)
+    signal[..., two_shells.gradients.shells[0][3]] *= 0.2
+    assert contradictions(replace(two_shells, signal=signal)) == []

@@ -51,3 +51,35 @@ def test_nothing_is_read_where_a_missing_voxel_has_a_say():
     image = Image(np.ones(missing.shape, np.float32), np.eye(4), missing)
     values = image.spline.sample(np.array([[x, 6.0, 6.0] for x in (3.0, 4.5, 5.5, 8.2)]))
     np.testing.assert_array_equal(np.isfinite(values), [False, False, True, True])
+
+
+@pytest.mark.parametrize("value", [0, -1, 1, 37.5, -100, "least of the volume"])
+def test_any_constant_around_the_brain_is_missing(still, value):
+    inside = ndimage.binary_erosion(still.mask)
+    values = [v[inside].min() if isinstance(value, str) else value for v in still.volumes()]
+    signal = np.where(inside[..., None], still.signal, np.array(values, np.float32))
+    dwi = replace(still, signal=signal)
+    assert [one.kind for one in doubts(dwi)] == ["zeros"]
+    np.testing.assert_array_equal(dwi.evidence(5).missing, ~inside)
+
+
+@pytest.mark.parametrize("voxels", [1, 2])
+def test_a_cut_outside_the_mask_is_one(still, voxels):
+    inside = ndimage.binary_dilation(still.mask, iterations=voxels)
+    assert replace(still, signal=still.signal * inside[..., None]).is_cut
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_that_was_cropped_is_named_and_what_is_gone_has_no_say(still, axis):
+    edge = np.argwhere(still.mask).max(axis=0)[axis]
+    signal = np.array(still.signal)
+    gone = np.moveaxis(signal[..., 5], axis, 0)
+    gone[edge - 4 :] = 0
+    dwi = replace(still, signal=signal)
+    assert not dwi.is_cut
+    assert dwi.cut_volumes == (5,)
+    assert dwi.evidence(4).missing is None
+    np.testing.assert_array_equal(dwi.evidence(5).missing, signal[..., 5] == 0)
+    (told,) = doubts(dwi)
+    assert told.text.startswith("volume 5: tissue that other volumes show")
+    assert still.cut_volumes == ()

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from eddymotion.data.checks.noise import is_denoised
-from eddymotion.data.checks.tables import contradictions, scaled_vectors
+from eddymotion.data.checks.tables import contradictions, listed, scaled_vectors, unlike_b0s
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.masking import mask_doubt
@@ -40,7 +40,7 @@ class Doubt:
     Parameters
     ----------
     kind : str
-        One word: ``tables``, ``zeros``, ``denoised``, ``mask``.
+        One word: ``tables``, ``b0``, ``zeros``, ``denoised``, ``mask``.
     text : str
         What was found, and what to do.
     severe : bool
@@ -84,12 +84,22 @@ def _doubts(dwi: DWI) -> list[Doubt]:
         Doubt("tables", f"the b-values do not fit the images: {one}", severe=one.certain)
         for one in contradictions(dwi)
     ]
+    if (text := unlike_b0s(dwi)) is not None:
+        found.append(Doubt("b0", text))
     if dwi.is_cut:
         found.append(Doubt(
             "zeros",
-            "tissue was set to zero (skull-stripped or defaced); zeros and what filters mix with "
-            "them are left out, and errors are larger: better give the series as it was acquired",
+            "tissue was set to zero, or to another constant (skull-stripped or defaced); such "
+            "voxels and what filters mix with them are left out, and errors are larger: better "
+            "give the series as it was acquired",
             lost=CUT_PART, factor=CUT_FACTOR,
+        ))  # fmt: skip
+    if len(dwi.cut_volumes):
+        some = len(dwi.cut_volumes) > 1
+        found.append(Doubt(
+            "zeros",
+            f"volume{'s' if some else ''} {listed(dwi.cut_volumes)}: tissue that other volumes "
+            "show was set to zero, or to another constant (cropped?); it is left out there",
         ))  # fmt: skip
     if is_denoised(dwi):
         found.append(Doubt(

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from eddymotion.data.series import DWI
+from eddymotion.images.zeros import solid_constants
 
 RADIUS = 2
 """Neighbours to each side that are looked at together, as MP-PCA does."""
@@ -90,8 +91,9 @@ def _tail(patch: np.ndarray) -> tuple[float, float]:
 def _air(dwi: DWI, group: np.ndarray) -> float | None:
     """Usual magnitude far from the brain; None where nothing was recorded there."""
     outside = ~ndimage.binary_dilation(dwi.mask, iterations=AIR_VOXELS)
-    values = np.asarray(dwi.signal[..., group[0]], float)[outside]
-    recorded = values[values > 0]
+    volume = dwi.signal[..., group[0]]
+    values = np.asarray(volume, float)[outside]
+    recorded = values[(values > 0) & ~solid_constants(volume)[outside]]
     if len(recorded) < max(1.0, MIN_AIR * len(values)):
         return None
     return float(np.quantile(recorded, AIR_QUANTILE))

@@ -15,8 +15,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from eddymotion.data.gradients import SHELL_GAP
-from eddymotion.data.series import Series
+from eddymotion.data.gradients import SHELL_GAP, Gradients
+from eddymotion.data.series import DWI, Series
 
 LEVEL_WIDTH = 0.15
 """b-values that differ by less than this part, or by :data:`SHELL_GAP`, should look alike."""
@@ -39,6 +39,40 @@ BLOCKS_ACROSS = 14
 """Blocks (8 mm in a human head) between which brightness is compared: coarser than the motion."""
 
 MIN_BLOCKS = 20
+
+IN_TISSUE = 0.8e-3
+"""Usual diffusivity in the brain, mm²/s."""
+
+FASTEST, SLOWEST, FIXED = 3.5e-3, 2e-5, 1.2e-4
+"""Free water at body temperature has 3.0e-3 mm²/s; ten real series 0.7e-3 to 1e-3, spinal cord
+1.5e-3, and b=308 of a lattice 1.3e-3. Below the second nothing that shows decay is; below the
+third tissue that was fixed may be."""
+
+DECAY = 0.4
+"""Logarithm of the signal at the lowest b-value over that at another, from which on a diffusivity
+is told by it: perfusion alone takes less."""
+
+USUAL = (0.3e-3, 1.6e-3)
+"""Range of the diffusivity in a brain at low b-values, mm²/s."""
+
+WEIGHTED = 12
+"""Volumes of the lowest b-values by which two b=0 volumes are judged."""
+
+ALIKE, UNLIKE = 0.15, 0.2
+"""Patterns of two b=0 volumes agree at least so far, noise and motion included; and the one that
+has so much less to do with the diffusion-weighted volumes, alike or opposite, is the wrong one."""
+
+DIRECTIONS = 10
+"""Volumes of a shell from which on its brightness is known as a function of the direction."""
+
+STRAY_SCATTER, STRAY_LEAST = 6.0, 0.12
+"""So many times the usual distance from that function, and at least so far, is a volume of another
+shell; and three times nearer to that shell. Where all fibres run alike, at SNR 8, sound volumes of
+b=3000 are up to 5.3 times away, as far as those of b=2000: these two are not told apart there."""
+
+STRAY_MARGIN = 0.1
+"""By so much its pattern may agree worse with that of the other shell, which few directions tell
+roughly."""
 
 SCALED_NORMS = 1.5
 """Largest over smallest squared length of b-vectors from which on they may tell b-values."""
@@ -146,9 +180,12 @@ def contradictions(dwi: Series) -> list[Contradiction]:
     if looks is None:
         return []
     bvals, threshold = dwi.gradients.bvals, dwi.gradients.b0_threshold
+    scaled = _scaled_bvals(looks.brightness, _levels(bvals, threshold), bvals)
+    if scaled is not None:
+        return [scaled]
     shelled = dwi.gradients.is_shelled
     labels = _Labels.of(looks, bvals, threshold, shelled=shelled)
-    wrong, without_b0 = labels.mislabelled(), not len(labels.b0s)
+    wrong, without_b0 = _mislabelled(looks, labels, dwi.gradients), not len(labels.b0s)
     if not wrong:
         return labels.out_of_order()
     certain = any(one.certain for one in wrong)
@@ -164,6 +201,82 @@ def contradictions(dwi: Series) -> list[Contradiction]:
         if some:
             told.append(Contradiction(_in_words(some), _relabelling(some), of_kind))
     return told
+
+
+def _mislabelled(looks: Looks, labels: _Labels, gradients: Gradients) -> list[_Mislabelled]:
+    """Find volumes under the label of others, those of another shell among them."""
+    wrong = labels.mislabelled()
+    if any(one.certain for one in wrong):
+        return wrong
+    strays = _of_other_shells(looks, gradients)
+    named = {one.volume for one in strays}
+    wrong = strays + [one for one in wrong if one.volume not in named]
+    return sorted(wrong, key=lambda one: one.volume)
+
+
+def unlike_b0s(dwi: DWI) -> str | None:
+    """Compare the two b=0 volumes of a series, and say which is wrong if they differ.
+
+    The diffusion-weighted volumes tell: the diffusivity that a b=0 volume gives to the brain is
+    a usual one, and fluid, bright at b=0, is dark in them: noise has nothing to do with them.
+    """
+    b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
+    if len(b0s) != 2:
+        return None
+    lowest = dwis[np.argsort(dwi.gradients.bvals[dwis], kind="stable")][:WEIGHTED]
+    looks = Looks.of(dwi.select(np.concatenate([b0s, lowest])))
+    if looks is None:
+        return None
+    weighted = np.arange(2, 2 + len(lowest))
+    told = f"the two b=0 volumes ({listed(b0s)}) differ"
+    if looks.patterns[0] @ looks.patterns[1] < ALIKE:
+        likeness = [abs(looks.likeness(volume, weighted)) for volume in (0, 1)]
+        wrong = int(np.argmin(likeness))
+        known = likeness[1 - wrong] > likeness[wrong] + UNLIKE
+        told += " in what they show"
+    elif abs(looks.brightness[0] - looks.brightness[1]) > GAP:
+        decays = looks.brightness[:2] - np.median(looks.brightness[weighted])
+        diffusivities = decays / np.median(dwi.gradients.bvals[lowest])
+        usual = (diffusivities > USUAL[0]) & (diffusivities < USUAL[1])
+        wrong, known = int(np.argmin(usual)), usual.sum() == 1
+        factor = np.exp(abs(looks.brightness[0] - looks.brightness[1]))
+        told += f" in brightness by a factor of {factor:.1f}"
+    else:
+        return None
+    which = f"volume {b0s[wrong]} is the doubtful one" if known else "both are doubtful"
+    return f"{told}; by the diffusion-weighted volumes {which}, look at them"
+
+
+def _scaled_bvals(
+    brightness: np.ndarray, levels: Sequence[np.ndarray], bvals: np.ndarray
+) -> Contradiction | None:
+    """Say whether all b-values are some power of ten too large or too small.
+
+    The diffusivity that they give to the brain is impossible then.
+    """
+    levels = [level for level in levels if len(level)]
+    places = np.array([np.median(bvals[level]) for level in levels])
+    decays = np.median(brightness[levels[0]]) - [np.median(brightness[one]) for one in levels]
+    told = decays > DECAY
+    if not told.any():
+        return None
+    found = decays[told] / (places[told] - places[0])
+    typical = float(np.median(found))
+    if FIXED <= typical <= FASTEST:
+        return None
+    power = round(np.log10(typical / IN_TISSUE))
+    if power == 0:
+        return None
+    words = f"multiplied by {10**power}" if power > 0 else f"divided by {10**-power}"
+    highest = f"b={places[-1]:.0f} becomes {places[-1] * 10.0**power:.0f}"
+    certain = not SLOWEST < typical < FASTEST
+    return Contradiction(
+        f"the brain would have a diffusivity of {typical:.2g} mm²/s (usual: {IN_TISSUE:.1g}, free "
+        "water: 0.003)",
+        f"the images fit b-values in s/mm² {words} ({highest})"
+        + ("" if certain else ", unless this is fixed tissue"),
+        certain,
+    )
 
 
 def scaled_vectors(dwi: Series, norms: np.ndarray) -> Contradiction | None:
@@ -322,6 +435,91 @@ class _Labels:
                         int(volume), float(self.bvals[volume]), like, brighter=False, certain=True
                     )
                     break
+
+
+@dataclass(frozen=True, eq=False)
+class _OfDirection:
+    """How the volumes of a shell look, as a function of the direction.
+
+    Parameters
+    ----------
+    bval : float
+    brightness : (6,) array
+    patterns : (6, B) array
+        Coefficients of the products of a direction's components.
+    scatter : float
+        Usual distance of the brightness from it.
+    """
+
+    bval: float
+    brightness: np.ndarray
+    patterns: np.ndarray
+    scatter: float
+
+    @classmethod
+    def of(cls, looks: Looks, shell: np.ndarray, gradients: Gradients) -> _OfDirection | None:
+        """Fit the volumes of a shell, strays left out; None if they are too few."""
+        if len(shell) < DIRECTIONS or gradients.is_trace[shell].any():
+            return None
+        design = _products(gradients.bvecs[shell])
+        brightness = looks.brightness[shell]
+        penalty = 1e-2 * len(shell) * (np.eye(6) - _ISOTROPIC)
+        away = brightness - np.median(brightness)
+        for _ in range(20):
+            scatter = max(1.4826 * float(np.median(abs(away))), 0.01)
+            weights = 1 / (1 + (away / (2 * scatter)) ** 2) ** 2
+            weighted = design.T * weights
+            normal = weighted @ design + penalty
+            fitted = np.linalg.solve(normal, weighted @ brightness)
+            away = brightness - design @ fitted
+        patterns = np.linalg.solve(normal, weighted @ looks.patterns[shell])
+        return cls(float(gradients.bvals[shell].mean()), fitted, patterns, scatter)
+
+    def distance(self, looks: Looks, volume: int, bvec: np.ndarray) -> float:
+        """Brightness of a volume above that of a volume of this shell and its direction."""
+        return float(looks.brightness[volume] - _products(bvec) @ self.brightness)
+
+    def likeness(self, looks: Looks, volume: int, bvec: np.ndarray) -> float:
+        """Correlation of its pattern with that of such a volume."""
+        expected = _products(bvec) @ self.patterns
+        return float(looks.patterns[volume] @ expected / max(np.linalg.norm(expected), 1e-12))
+
+
+_ISOTROPIC = np.outer([1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]) / 3
+"""Of the products, the part that no direction changes."""
+
+
+def _products(bvecs: np.ndarray) -> np.ndarray:
+    """Products of the components of directions, (..., 6)."""
+    x, y, z = np.moveaxis(bvecs, -1, 0)
+    root = np.sqrt(2.0)
+    return np.stack([x * x, y * y, z * z, root * x * y, root * x * z, root * y * z], axis=-1)
+
+
+def _of_other_shells(looks: Looks, gradients: Gradients) -> list[_Mislabelled]:
+    """Find volumes that look like those of another shell and of their direction."""
+    if not gradients.is_shelled:
+        return []
+    fits = [_OfDirection.of(looks, shell, gradients) for shell in gradients.shells]
+    found = []
+    for shell, own in zip(gradients.shells, fits, strict=True):
+        if own is None:
+            continue
+        others = [one for one in fits if one is not None and one is not own]
+        for volume in map(int, shell):
+            bvec = gradients.bvecs[volume]
+            away = own.distance(looks, volume, bvec)
+            if not others or abs(away) < max(STRAY_LEAST, STRAY_SCATTER * own.scatter):
+                continue
+            like = min(others, key=lambda one: abs(one.distance(looks, volume, bvec)))
+            if abs(like.distance(looks, volume, bvec)) < abs(away) / 3 and (
+                like.likeness(looks, volume, bvec)
+                > own.likeness(looks, volume, bvec) - STRAY_MARGIN
+            ):
+                found.append(_Mislabelled(
+                    volume, float(gradients.bvals[volume]), like.bval, away > 0, certain=False
+                ))  # fmt: skip
+    return found
 
 
 def _levels(bvals: np.ndarray, threshold: float) -> list[np.ndarray]:
