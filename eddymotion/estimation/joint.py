@@ -88,7 +88,7 @@ ENOUGH_FOR_QUADRATIC = 12
 HALVES_FACTOR = 1.35
 """Standard errors over the scatter between halves of the brain: see
 :func:`excess_covariance`. On ten simulated heads at b=1000 the errors were 0.8 to 1.5 times the
-scatter."""
+scatter, of which steps that are too short explain 1.3; where they are shorter, that counts."""
 
 MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 """Standard error beyond that of noise; see :func:`misfit_covariances`."""
