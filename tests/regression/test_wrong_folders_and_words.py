@@ -92,7 +92,7 @@ def test_an_index_is_made_once_and_read_again(dataset, tmp_path):
 def test_one_participant_takes_no_look_at_the_others(dataset, monkeypatch):
     (dataset / "sub-02").mkdir()
     looked = []
-    from eddymotion.bids.series import tree as bids_tree
+    from eddymotion.bids import tree as bids_tree
 
     listing = bids_tree._files_in
     monkeypatch.setattr(
