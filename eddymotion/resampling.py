@@ -172,10 +172,11 @@ class Resampled(Series):
         dwi = self.original
         floor = 0.0 if all(volume.min() >= 0 for volume in dwi.volumes()) else -np.inf
         interpolate = _INTERPOLATE[self.engine]
+        field = _FieldOnGrid.of(self.motion, self.shape, self.affine, self.points)
 
         def one_volume(index: int) -> np.ndarray:
-            mapping = self.motion.mapping(index).without_effect
-            where = _Reading(self.shape, self.affine, dwi.affine, mapping, self.points)
+            mapping = self.motion.mapping(index).effective
+            where = _Reading(self.shape, self.affine, dwi.affine, mapping, self.points, field)
             resampled = interpolate(dwi.volume(index).data, where)
             return np.maximum(resampled, floor, out=resampled)
 
@@ -196,6 +197,8 @@ class _Reading:
         Reference → volume.
     points : (Z, Y, X, 3) array, optional
         As in :class:`Resampled`.
+    field : _FieldOnGrid, optional
+        The off-resonance field at the voxels of the grid.
     """
 
     shape: tuple[int, int, int]
@@ -203,6 +206,7 @@ class _Reading:
     image_affine: np.ndarray
     mapping: VolumeMapping
     points: np.ndarray | None = None
+    field: _FieldOnGrid | None = None
 
     @property
     def is_affine(self) -> bool:
@@ -210,12 +214,25 @@ class _Reading:
         return self.mapping.is_rigid and self.points is None
 
     @property
+    def polynomial(self) -> EddyCurrents | None:
+        """The eddy-current field, where it alone comes on top of :attr:`voxels`."""
+        alone = self.points is None and self.mapping.off_resonance is None
+        return self.mapping.eddy_currents if alone else None
+
+    @property
     def voxels(self) -> np.ndarray:
         """Voxels of the grid → voxels of the volume but for fields and space, (3, 4)."""
         return voxel_mapping(self.image_affine, self.mapping.pose, self.affine)
 
-    def slabs(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray | float]]:
+    def slabs(
+        self, *, compiled: bool = False
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | float]]:
         """Give the positions to read, RAS+ mm, and what is to multiply the signal, slab by slab.
+
+        Parameters
+        ----------
+        compiled : bool
+            Whether the fields are evaluated by compiled kernels.
 
         Yields
         ------
@@ -230,7 +247,53 @@ class _Reading:
                 points = _grid_points(self.shape, self.affine, slab)
             else:
                 points = self.points[slab].reshape(-1, 3)
-            yield slab, *self.mapping.displaced_by_definition(points)
+            there = None if self.field is None else self.field.of_slab(slab)
+            if compiled:
+                yield slab, *self.mapping.displaced(points, there)
+            else:
+                yield slab, *self.mapping.displaced_by_definition(points, there)
+
+
+@dataclass(frozen=True, eq=False)
+class _FieldOnGrid:
+    """An off-resonance field at the voxels of the output grid: the same for all volumes.
+
+    Parameters
+    ----------
+    hertz : (Z, Y, X) float32 array
+    slopes : (Z, Y, X, 3) float32 array
+        Hz/mm along RAS+ of the reference frame.
+    """
+
+    hertz: np.ndarray
+    slopes: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        motion: Motion,
+        shape: tuple[int, int, int],
+        affine: np.ndarray,
+        points: np.ndarray | None,
+    ) -> _FieldOnGrid | None:
+        """Evaluate the field of a motion, if it has one."""
+        if motion.off_resonance is None:
+            return None
+        field = motion.off_resonance.field
+        if points is None:
+            hertz, slopes = field.on_grid_with_gradient(shape, affine)
+            slopes = np.ascontiguousarray(slopes.transpose(2, 1, 0, 3))
+            return cls(np.ascontiguousarray(hertz.T), slopes)
+        hertz, slopes = np.empty(shape[::-1], np.float32), np.empty((*shape[::-1], 3), np.float32)
+        for slab in _slabs(shape):
+            values, along = field.hertz_with_gradient(points[slab].reshape(-1, 3))
+            hertz[slab] = values.reshape(hertz[slab].shape)
+            slopes[slab] = along.reshape(slopes[slab].shape)
+        return cls(hertz, slopes)
+
+    def of_slab(self, slab: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Hertz (P,) and slopes (P, 3) of a slab, x fastest."""
+        return self.hertz[slab].ravel(), self.slopes[slab].reshape(-1, 3)
 
 
 def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
@@ -315,11 +378,11 @@ def _with_kernel(volume: np.ndarray, where: _Reading) -> np.ndarray:
     resampled = np.empty(where.shape[::-1], np.float32)
     if where.is_affine:
         sample_grid(coefficients, kernel_order(where.voxels), 0.0, resampled)
-    elif where.points is None and where.mapping.eddy_currents is not None:
-        _through_field(coefficients, where, where.mapping.eddy_currents, resampled)
+    elif where.polynomial is not None:
+        _through_field(coefficients, where, where.polynomial, resampled)
     else:
         spline = Spline(coefficients, where.image_affine)
-        for slab, recorded, stretch in where.slabs():
+        for slab, recorded, stretch in where.slabs(compiled=True):
             read = np.nan_to_num(spline.sample(recorded), copy=False) * stretch
             resampled[slab] = read.reshape(resampled[slab].shape)
     return resampled.T
@@ -356,7 +419,7 @@ AGREEMENT = 1e-3
 def kernel_agrees(dwi: DWI, motion: Motion) -> bool:
     """Compare both engines on the volume that moved most, its field included."""
     index = _most_displaced(dwi, motion)
-    volume, mapping = dwi.volume(index).data, motion.mapping(index).without_effect
+    volume, mapping = dwi.volume(index).data, motion.mapping(index).effective
     where = _Reading(dwi.shape, dwi.affine, dwi.affine, mapping)
     difference = np.abs(_with_kernel(volume, where) - _with_nitransforms(volume, where))
     return bool(difference.max() <= AGREEMENT * np.abs(volume).max())

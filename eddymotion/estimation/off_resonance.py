@@ -359,9 +359,7 @@ def rigid_start(images: Sequence[Distorted], mask: np.ndarray, seed: int = 0) ->
     return np.stack(poses)
 
 
-def _brain_of_all(
-    images: Sequence[Distorted], own: np.ndarray, poses: np.ndarray
-) -> np.ndarray:
+def _brain_of_all(images: Sequence[Distorted], own: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Return the brain as any of the images shows it, on the grid of the first one."""
     first = images[0].image
     whole = own.copy()

@@ -14,6 +14,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import EddyCurrents, frozen_copy
+from eddymotion.mapping.off_resonance import Distortion
 from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
 from eddymotion.mapping.volume import VolumeMapping
 from eddymotion.wording import HtmlValue
@@ -76,6 +77,8 @@ class Motion(HtmlValue):
         Directions that the images do not show: unit vectors of translation (mm) and rotation (mm
         at 50 mm from the centre of the brain, for a human head) in the reference frame. Nothing
         moves along them, and standard errors of parameters that they affect are NaN.
+    off_resonance : Distortion, optional
+        What displaces the volumes with the head: the off-resonance field.
     frame_evidence : FrameEvidence, optional
         How the frames of the b=0 and of the other volumes were joined; of several groups that
         which fits least.
@@ -88,6 +91,7 @@ class Motion(HtmlValue):
     unplaced: np.ndarray | None = None
     undetermined: np.ndarray | None = None
     frame_evidence: FrameEvidence | None = None
+    off_resonance: Distortion | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -100,6 +104,11 @@ class Motion(HtmlValue):
         if self.eddy_currents is not None and len(self.eddy_currents) != len(matrices):
             raise EddymotionError(
                 f"motion: {len(matrices)} poses but {len(self.eddy_currents)} eddy-current fields"
+            )
+        if self.off_resonance is not None and len(self.off_resonance) != len(matrices):
+            raise EddymotionError(
+                f"motion: {len(matrices)} poses but an off-resonance field for "
+                f"{len(self.off_resonance)} volumes"
             )
         object.__setattr__(self, "matrices", matrices)
         if self.standard_errors is not None:
@@ -158,7 +167,10 @@ class Motion(HtmlValue):
         """Where points of the head were recorded in a volume."""
         eddy = self.eddy_currents
         own = None if eddy is None else eddy.select(slice(volume, volume + 1))
-        return VolumeMapping(self.matrices[volume], own)
+        if self.off_resonance is None:
+            return VolumeMapping(self.matrices[volume], own)
+        field, shifts = self.off_resonance.field, self.off_resonance.shifts
+        return VolumeMapping(self.matrices[volume], own, field, shifts[volume])
 
     def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in an original volume, RAS+ mm: (P, 3)."""
@@ -207,6 +219,7 @@ class Motion(HtmlValue):
             None if self.unplaced is None else self.unplaced[volumes],
             self.undetermined,
             self.frame_evidence,
+            None if self.off_resonance is None else self.off_resonance.select(volumes),
         )
 
     @property

@@ -292,6 +292,39 @@ class OffResonance:
         return values
 
 
+@dataclass(frozen=True, eq=False)
+class Distortion:
+    """An off-resonance field, and how far it displaces in each volume of a series.
+
+    Parameters
+    ----------
+    field : OffResonance
+    shifts : (N, 3) array
+        Where a spin that is off by one hertz is displaced, mm, RAS+ of the scanner: the readout
+        time times the size of a voxel along the phase encoding, along its unit vector.
+    """
+
+    field: OffResonance
+    shifts: np.ndarray
+
+    __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        shifts = frozen_copy(self.shifts)
+        if shifts.ndim != 2 or shifts.shape[1] != 3:
+            raise EddymotionError(
+                f"off-resonance field: shifts of shape {shifts.shape}, expected (N, 3)"
+            )
+        object.__setattr__(self, "shifts", shifts)
+
+    def __len__(self) -> int:
+        return len(self.shifts)
+
+    def select(self, volumes: np.ndarray | slice) -> Distortion:
+        """Keep some of the volumes."""
+        return Distortion(self.field, self.shifts[volumes])
+
+
 def undistorted(
     image: Image,
     readout: Readout,

@@ -10,7 +10,7 @@ volume in the frame of the head asks here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -18,6 +18,10 @@ from nibabel.affines import apply_affine
 from eddymotion.images.image import Spline
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import weigh_terms
+from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
+
+FieldThere = tuple[np.ndarray, np.ndarray]
+"""Hertz (P,) and Hz/mm (P, 3) along the axes of the head, at points."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,24 +34,42 @@ class VolumeMapping:
         Reference → scanner, RAS+ mm.
     eddy_currents : EddyCurrents, optional
         The field of this volume alone.
+    off_resonance : OffResonance, optional
+        The field that moves with the head.
+    shift : (3,) array, optional
+        Where a spin that is off by one hertz is displaced, mm, RAS+ of the scanner.
     """
 
     pose: np.ndarray
     eddy_currents: EddyCurrents | None = None
+    off_resonance: OffResonance | None = None
+    shift: np.ndarray | None = None
 
     @property
     def is_rigid(self) -> bool:
         """Whether the pose says all."""
-        return self.eddy_currents is None
+        return self.eddy_currents is None and self.off_resonance is None
 
     @property
-    def without_effect(self) -> VolumeMapping:
+    def effective(self) -> VolumeMapping:
         """The same without fields that displace nothing."""
         eddy = self.eddy_currents
-        return self if eddy is None or eddy.coefficients.any() else VolumeMapping(self.pose)
+        if eddy is None or eddy.coefficients.any():
+            return self
+        return replace(self, eddy_currents=None)
 
-    def displaced(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+    def displaced(
+        self, points: np.ndarray, there: FieldThere | None = None
+    ) -> tuple[np.ndarray, np.ndarray | float]:
         """Return where points (P, 3) of the reference are, and what multiplies the signal there.
+
+        Parameters
+        ----------
+        points : (P, 3) array
+            RAS+ mm.
+        there : (P,) and (P, 3) array, optional
+            The off-resonance field and its gradient at the points, if they are known already: they
+            are the same for all volumes.
 
         Returns
         -------
@@ -57,16 +79,33 @@ class VolumeMapping:
             Takes the fields out of the signal.
         """
         if self.eddy_currents is None:
-            return apply_affine(self.pose, points), 1.0
-        return self.eddy_currents.displaced(0, points, self.pose)
+            return self._off_resonant(points, apply_affine(self.pose, points), 1.0, there)
+        by_eddy = self.eddy_currents.displaced(0, points, self.pose)
+        return self._off_resonant(points, *by_eddy, there)
 
-    def displaced_by_definition(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+    def displaced_by_definition(
+        self, points: np.ndarray, there: FieldThere | None = None
+    ) -> tuple[np.ndarray, np.ndarray | float]:
         """Return :meth:`displaced` in plain NumPy: what the compiled kernels are held against."""
-        scanner = apply_affine(self.pose, points)
-        if self.eddy_currents is None:
-            return scanner, 1.0
-        eddy = self.eddy_currents
-        return eddy.recorded(0, scanner), eddy.stretch(0, scanner)
+        scanner, eddy = apply_affine(self.pose, points), self.eddy_currents
+        if eddy is None:
+            return self._off_resonant(points, scanner, 1.0, there)
+        by_eddy = eddy.recorded(0, scanner), eddy.stretch(0, scanner)
+        return self._off_resonant(points, *by_eddy, there)
+
+    def _off_resonant(
+        self,
+        points: np.ndarray,
+        recorded: np.ndarray,
+        factor: np.ndarray | float,
+        there: FieldThere | None,
+    ) -> tuple[np.ndarray, np.ndarray | float]:
+        """Add what the off-resonance field does to what the eddy currents do."""
+        if self.off_resonance is None or self.shift is None:
+            return recorded, factor
+        hertz, slopes = there or self.off_resonance.hertz_with_gradient(points)
+        stretch = slopes @ (self.pose[:3, :3].T @ self.shift).astype(np.float32)
+        return recorded + hertz[:, None] * self.shift, np.maximum(factor + stretch, LEAST_STRETCH)
 
     def recorded(self, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in the volume, RAS+ mm: (P, 3)."""
