@@ -12,11 +12,12 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from eddymotion.data.acquisition import Acquisition
-from eddymotion.data.gradients import from_fsl, image_axes
+from eddymotion.data.gradients import from_fsl
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.eddy import read_eddy, write_displacement_fields, write_eddy
 from eddymotion.derivatives.fsl import OutlierTables, write_fsl_eddy
 from eddymotion.errors import EddymotionError
+from eddymotion.images.axes import image_axes
 from eddymotion.io.images import write_image
 from eddymotion.io.tables import read_gradient_table, write_gradient_table
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents

@@ -9,9 +9,10 @@ from dipy.core.gradients import gradient_table
 from dipy.reconst.dti import TensorModel as DipyTensor
 from scipy.spatial.transform import Rotation
 
-from eddymotion.data.gradients import Gradients, from_fsl, image_axes, to_fsl
+from eddymotion.data.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Joint, estimate_motion
+from eddymotion.images.axes import image_axes
 from eddymotion.io.images import write_image
 from eddymotion.io.series import load
 from eddymotion.io.tables import write_gradient_table

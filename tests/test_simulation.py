@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.data.gradients import Gradients, image_axes
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
+from eddymotion.images.axes import image_axes
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.series import load
 from eddymotion.mapping.eddy_currents import SCALE_MM

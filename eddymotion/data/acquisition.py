@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients, phase_encoding_vector
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
+from eddymotion.images.axes import phase_encoding_vector
 from eddymotion.wording import PE_AXES, shown
 
 SAME_TIME = 1e-4

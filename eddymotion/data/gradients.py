@@ -15,10 +15,12 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.axes import image_axes
 
 SHELL_GAP, SHELL_GAP_FLOOR, SHELL_GAP_SHARE = 100.0, 10.0, 0.1
 """b-values (s/mm²) closer than :func:`shell_gap` belong to one shell: 100, as in FSL eddy, but 10
 and a tenth of the b-value below b=900, where 100 make another contrast."""
+
 
 MAX_SHELLS = 8
 """A scheme with more distinct b-values is Cartesian or random q-space, not shells."""
@@ -189,23 +191,6 @@ def from_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def to_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Convert RAS+ b-vectors (N, 3) to FSL/BIDS components along the image axes."""
     return (np.asarray(bvecs, float) @ image_axes(affine)) * _fsl_sign(affine)
-
-
-def image_axes(affine: np.ndarray) -> np.ndarray:
-    """Return the directions of the image axes in RAS+, the columns of an orthogonal matrix.
-
-    The orthogonal matrix nearest to the affine's normalised columns: exact for every affine
-    without shears, whatever the voxel sizes.
-    """
-    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    u, _, vt = np.linalg.svd(columns)
-    return u @ vt
-
-
-def phase_encoding_vector(affine: np.ndarray, direction: str) -> np.ndarray:
-    """Return the unit vector, RAS+, of an image axis as BIDS writes it: i, j, k, i-, j- or k-."""
-    vector = image_axes(affine)[:, "ijk".index(direction[0])]
-    return -vector if direction.endswith("-") else vector
 
 
 def _fsl_sign(affine: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from eddymotion.data.gradients import Gradients, forms_shells, image_axes, phase_encoding_vector
+from eddymotion.data.gradients import Gradients, forms_shells
 from eddymotion.data.series import DWI
 from eddymotion.estimation.coupled import CoupledProblem, LostSlices
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
@@ -55,6 +55,7 @@ from eddymotion.estimation.undetermined import (
     in_words,
     undetermined_directions,
 )
+from eddymotion.images.axes import image_axes, phase_encoding_vector
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import BLOCK_MM, Level, band_pass, crop, head_scale, jittered_points
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent

@@ -27,8 +27,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import from_matvec, obliquity, voxel_sizes
 
-from eddymotion.data.gradients import image_axes
 from eddymotion.errors import EddymotionError, absence
+from eddymotion.images.axes import image_axes
 from eddymotion.images.grid import fsl_coordinates
 from eddymotion.images.image import Image
 from eddymotion.io.itk import LPS, linear_transform, read_itk, write_itk

@@ -17,8 +17,8 @@ from functools import cached_property
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
-from eddymotion.data.gradients import phase_encoding_vector
 from eddymotion.errors import EddymotionError
+from eddymotion.images.axes import phase_encoding_vector
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import PADDING
 from eddymotion.images.lattice import ON_THE_EDGE, Lattice, conjugate_gradients, separable

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.data.gradients import image_axes
 from eddymotion.data.series import DWI
 from eddymotion.estimation import Quality
 from eddymotion.estimation.outliers import lost_in_words
 from eddymotion.estimation.undetermined import in_words
+from eddymotion.images.axes import image_axes
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
 from eddymotion.models import Model

@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients, image_axes
+from eddymotion.data.gradients import Gradients
+from eddymotion.images.axes import image_axes
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents
 from eddymotion.simulation.grid import Grid

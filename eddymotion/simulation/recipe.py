@@ -13,10 +13,11 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion import __version__
 from eddymotion.data.acquisition import Acquisition
-from eddymotion.data.gradients import Gradients, from_fsl, image_axes
+from eddymotion.data.gradients import Gradients, from_fsl
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
+from eddymotion.images.axes import image_axes
 from eddymotion.io.images import write_image
 from eddymotion.io.series import load
 from eddymotion.io.tables import read_gradient_table

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from report_cases import write_series
 
-from eddymotion.data.gradients import image_axes
 from eddymotion.estimation import assess
+from eddymotion.images.axes import image_axes
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import get_model

@@ -11,9 +11,9 @@ from nitransforms.io.x5 import from_filename
 from scipy.spatial.transform import Rotation
 
 from eddymotion.cli import correct
-from eddymotion.data.gradients import phase_encoding_vector
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs
 from eddymotion.derivatives.grid_metadata import on_grid
+from eddymotion.images.axes import phase_encoding_vector
 from eddymotion.images.grid import fsl_coordinates
 from eddymotion.io.images import write_image
 from eddymotion.mapping.motion import Motion
