@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that belong together: one frame, and the off-resonance field between them.
+
+Each run's motion is found in its own frame, that of its first b=0. What is left is a rigid pose of
+each run against the first, and, where their phase encodings differ, the field that tells them
+apart. Both come from the runs' mean b=0 images: the poses by registration where all runs are
+distorted alike, together with the field otherwise (:mod:`eddymotion.estimation.off_resonance`).
+The field hardly biases the motion within a run, since it moves with the head: no second solution
+is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.off_resonance import (
+    SAME_SHIFT,
+    Distorted,
+    FieldEstimate,
+    corrected_images,
+    estimate_off_resonance,
+    rigid_start,
+)
+from eddymotion.images.image import Image
+from eddymotion.machine.parallel import Compute, parallel_map
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import Distortion, OffResonance, Readout
+from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, log_rigid
+from eddymotion.registration.gauss_newton import GaussNewton
+
+log = logging.getLogger(__name__)
+
+NOMINAL_READOUT_TIME = 0.05
+"""Seconds, where none of the runs says its own: hertz are wrong by a factor then, displacements
+are not."""
+
+REGISTERED_MM = 1.0
+"""Error of the registration of distorted images along the phase encoding: the mean field of a brain
+is zero only about."""
+
+STILL_MM = 0.1
+"""Error of the guess that the head has not moved between two runs, at least."""
+
+VOLUMES_FOR_REFERENCE = 6
+"""At most so many b=0 volumes are averaged."""
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedRuns:
+    """Runs in one frame.
+
+    Parameters
+    ----------
+    motions : tuple of Motion
+        Of each run, first b=0 of the first run → volume, with the field if there is one.
+    poses : (K, 4, 4) array
+        First run → the frame of each.
+    field : FieldEstimate, optional
+        How the field was found, where the runs told it.
+    """
+
+    motions: tuple[Motion, ...]
+    poses: np.ndarray
+    field: FieldEstimate | None = None
+
+
+def join_runs(
+    runs: Sequence[DWI],
+    motions: Sequence[Motion],
+    *,
+    field: OffResonance | None = None,
+    compute: Compute | None = None,
+) -> JoinedRuns:
+    """Bring runs into the frame of the first, and find the field where their distortions differ.
+
+    Parameters
+    ----------
+    runs : sequence of DWI
+        In the order of their acquisition.
+    motions : sequence of Motion
+        Of each run in its own frame.
+    field : OffResonance, optional
+        A field that is known, in the frame of the first run: none is sought then.
+    compute : Compute, optional
+
+    Raises
+    ------
+    EddymotionError
+        If the runs do not show the same head.
+    """
+    compute = compute or Compute()
+    readouts = readouts_of(runs)
+    images = [
+        mean_b0(run, motion, compute.n_threads) for run, motion in zip(runs, motions, strict=True)
+    ]
+    distorted = [
+        Distorted(image, readout or Readout(np.array([0.0, 1.0, 0.0]), 0.0))
+        for image, readout in zip(images, readouts, strict=True)
+    ]
+    estimate = None
+    gauge = np.zeros(len(runs))
+    if field is None and differ(readouts) and all(readout is not None for readout in readouts):
+        start = rigid_start(distorted, runs[0].mask, compute.seed)
+        start, gauge = _held_in_time(runs[0].brain_center, motions, start, distorted)
+        estimate = estimate_off_resonance(distorted, poses=start, seed=compute.seed)
+        field, poses = estimate.field, estimate.poses
+        log.info("off-resonance field: the b=0 images agree with r = %.3f, before with %.3f",
+                 *reversed(estimate.similarity))  # fmt: skip
+    elif len(runs) == 1:
+        poses = np.eye(4)[None]
+    else:
+        poses = rigid_start(distorted, runs[0].mask, compute.seed)
+    errors = _pose_errors(distorted, field, poses, runs[0].mask, runs[0].brain_center, compute)
+    for error, one, held in zip(errors, distorted, gauge, strict=True):
+        error[:3] = np.hypot(error[:3], held * one.readout.direction)
+    joined = []
+    for motion, pose, readout, error in zip(motions, poses, readouts, errors, strict=True):
+        distortion = None
+        if field is not None and readout is not None:
+            distortion = Distortion(field, np.tile(readout.shift, (len(motion), 1)))
+        joined.append(_in_frame(motion, pose, error, distortion))
+    return JoinedRuns(tuple(joined), poses, estimate)
+
+
+def readouts_of(runs: Sequence[DWI]) -> list[Readout | None]:
+    """Tell how each run was read out; None where its phase encoding is not known.
+
+    Where no run says its readout time, all are taken to have a nominal one: that is enough for
+    runs of opposite polarity. A run that says none beside others that do is not taken for known.
+    """
+    times = [run.acquisition.common_readout_time for run in runs]
+    encodings = [run.acquisition.common_phase_encoding for run in runs]
+    if all(time is None for time in times) and sum(e is not None for e in encodings) > 1:
+        log.warning(
+            "TotalReadoutTime is in no sidecar of these runs: taken as %g s for all, so that the "
+            "off-resonance field in Hz is right up to a factor, and the correction exact if their "
+            "times are equal; add it to the sidecars", NOMINAL_READOUT_TIME
+        )  # fmt: skip
+        times = [NOMINAL_READOUT_TIME] * len(runs)
+    return [
+        None if time is None or encoding is None else _readout(run, encoding, time)
+        for run, encoding, time in zip(runs, encodings, times, strict=True)
+    ]
+
+
+def _readout(run: DWI, encoding: np.ndarray, time: float) -> Readout:
+    axis = int(np.abs(np.linalg.inv(run.affine)[:3, :3] @ encoding).argmax())
+    return Readout(encoding, float(time * run.voxel_sizes[axis]))
+
+
+def differ(readouts: Sequence[Readout | None]) -> bool:
+    """Whether runs of known readout are distorted differently."""
+    shifts = np.array([readout.shift for readout in readouts if readout is not None])
+    if len(shifts) < 2:
+        return False
+    largest = np.linalg.norm(shifts, axis=1).max()
+    return bool(np.linalg.norm(shifts - shifts[0], axis=1).max() >= SAME_SHIFT * largest)
+
+
+def mean_b0(run: DWI, motion: Motion, n_threads: int = 1) -> Image:
+    """Average the b=0 volumes of a run in its own frame; the lowest shell without any.
+
+    As they were recorded but for motion and eddy currents: the off-resonance field is left in.
+    """
+    averaged = run.gradients.b0s if len(run.gradients.b0s) else run.gradients.shells[0]
+    averaged = averaged[:VOLUMES_FOR_REFERENCE]
+    points = apply_affine(run.affine, np.indices(run.shape).reshape(3, -1).T)
+
+    def read(volume: int) -> np.ndarray:
+        return motion.mapping(volume).sample(run.volume(volume).spline, points)
+
+    read_all = np.stack(parallel_map(read, averaged.tolist(), n_threads=n_threads))
+    known = np.isfinite(read_all)
+    mean = np.where(known, read_all, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return Image(mean.reshape(run.shape).astype(np.float32), run.affine)
+
+
+def _held_in_time(
+    center: np.ndarray,
+    motions: Sequence[Motion],
+    start: np.ndarray,
+    images: Sequence[Distorted],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Say where runs are along their phase encoding, which a field cannot be told apart from.
+
+    Two guesses: the registration of the distorted images, and that the head has not moved since the
+    last volume of the run before. The second is as good as it is in the directions that the images
+    do tell. Each counts by its error.
+
+    Returns
+    -------
+    poses : (K, 4, 4) array
+    errors : (K,) array
+        Along the phase encoding, mm.
+    """
+    poses, errors = start.copy(), np.zeros(len(start))
+    for run in range(1, len(poses)):
+        last = motions[run - 1].head[-1] @ poses[run - 1]
+        still = np.linalg.inv(motions[run].head[0]) @ last
+        moved = log_rigid(np.linalg.inv(poses[run]) @ still, center)
+        moved = np.concatenate([poses[run][:3, :3] @ moved[:3], ROTATION_RADIUS_MM * moved[3:]])
+        along = images[run].readout.direction
+        off = moved[:3] @ along
+        across = np.concatenate([moved[:3] - off * along, moved[3:]])
+        variance = STILL_MM**2 + (across**2).sum() / 5
+        share = REGISTERED_MM**2 / (REGISTERED_MM**2 + variance)
+        poses[run][:3, 3] += share * off * along
+        errors[run] = np.sqrt(share * variance)
+    return poses, errors
+
+
+def _in_frame(
+    motion: Motion, pose: np.ndarray, error: np.ndarray, distortion: Distortion | None
+) -> Motion:
+    """Return a motion in the frame of the first run; `error` (6,) is that of the pose."""
+    errors = motion.standard_errors
+    return replace(
+        motion,
+        matrices=motion.matrices @ pose,
+        standard_errors=None if errors is None else np.hypot(errors, error),
+        off_resonance=distortion,
+    )
+
+
+def _pose_errors(
+    images: Sequence[Distorted],
+    field: OffResonance | None,
+    poses: np.ndarray,
+    mask: np.ndarray,
+    center: np.ndarray,
+    compute: Compute,
+) -> np.ndarray:
+    """Estimate standard errors of the poses: mm and rad, (K, 6).
+
+    By how much halves of the brain, registered alone to the first image, want to move it: root of
+    the mean square. Zero for the first run, whose frame it is.
+    """
+    errors = np.zeros((len(images), 6))
+    if len(images) == 1:
+        return errors
+    first = images[0].image
+    known = field or OffResonance.none()
+    corrected, _ = corrected_images(images, known, poses, first.data.shape, first.affine)
+    halves = _halves(mask)
+    engine = GaussNewton(levels=GaussNewton().levels[-1:])
+    target = Image(np.nan_to_num(corrected[0]), first.affine)
+
+    def moved(which: tuple[int, int]) -> np.ndarray:
+        run, half = which
+        moving = Image(np.nan_to_num(corrected[run]), first.affine)
+        found = engine.register(target, moving, metric="nmi", fixed_mask=halves[half],
+                                seed=compute.seed)  # fmt: skip
+        return log_rigid(found.matrix, center)
+
+    tasks = list(product(range(1, len(images)), range(len(halves))))
+    found = np.array(parallel_map(moved, tasks, n_threads=compute.n_threads))
+    found = found.reshape(len(images) - 1, len(halves), 6)
+    errors[1:] = np.sqrt((found**2).mean(axis=1))
+    return errors
+
+
+def _halves(mask: np.ndarray) -> list[np.ndarray]:
+    """Split a mask at its middle along each axis: left, right, front, back, top, bottom."""
+    where = np.argwhere(mask)
+    halves = []
+    for axis in range(3):
+        index = np.arange(mask.shape[axis]).reshape([-1 if k == axis else 1 for k in range(3)])
+        middle = np.median(where[:, axis])
+        halves += [mask & (index <= middle), mask & (index > middle)]
+    if any(not half.any() for half in halves):
+        raise EddymotionError("off-resonance field: the brain mask is one voxel thick")
+    return halves
