@@ -15,11 +15,11 @@ the resampled one is clipped at zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import nibabel as nib
 import numpy as np
@@ -53,28 +53,32 @@ SLAB_POINTS = 2**16
 """Positions are computed for about so many points at a time."""
 
 
-def resample(
-    dwi: DWI,
-    motion: Motion,
+@overload
+def resample(dwi: DWI, motion: Motion, **options: Any) -> DWI: ...
+@overload
+def resample(dwi: Sequence[DWI], motion: Sequence[Motion], **options: Any) -> list[DWI]: ...
+def resample(  # type: ignore[misc]  # options by name
+    dwi: DWI | Sequence[DWI],
+    motion: Motion | Sequence[Motion],
     *,
     engine: Engine = "nitransforms",
     grid: tuple[tuple[int, int, int], np.ndarray] | None = None,
     space: SpaceMap | None = None,
     n_threads: int = 1,
     progress: Progress = silent,
-) -> DWI:
+) -> DWI | list[DWI]:
     """Bring all volumes into the reference frame and rotate the b-vectors with them.
 
     Parameters
     ----------
-    dwi : DWI
-        The original series.
-    motion : Motion
-        Reference → volume, with the eddy-current fields if it has them.
+    dwi : DWI or sequence of DWI
+        The original series; runs that belong together.
+    motion : Motion or sequence of Motion
+        Reference → volume, with eddy-current and off-resonance fields if it has them.
     engine : {"nitransforms", "fast"}
         Who interpolates.
     grid : (shape, affine), optional
-        The output grid; that of `dwi` when not given.
+        The output grid; that of `dwi`, or of the first run, when not given.
     space : callable, optional
         What takes points of the output grid to the reference frame; they are the same when not
         given. It is evaluated once, and three float32 volumes of the output grid hold the result.
@@ -86,11 +90,25 @@ def resample(
 
     Returns
     -------
-    DWI
+    DWI, or list of DWI
         float32, volumes in their original order.
     """
+    if isinstance(dwi, list | tuple):
+        if not isinstance(motion, list | tuple) or len(motion) != len(dwi):
+            raise EddymotionError(
+                f"resample: {len(dwi)} runs, expected as many motions, one a run, from "
+                "estimate_motion"
+            )
+        grid = grid or (dwi[0].shape, dwi[0].affine)
+        return [
+            resample(run, own, engine=engine, grid=grid, space=space, n_threads=n_threads,
+                     progress=progress)
+            for run, own in zip(dwi, motion, strict=True)
+        ]  # fmt: skip
     check_kind(dwi, DWI, "resample")
     check_kind(motion, Motion, "resample")
+    assert isinstance(dwi, DWI)
+    assert isinstance(motion, Motion)
     series = Resampled.of(dwi, motion, engine=engine, grid=grid, space=space, n_threads=n_threads)
     signal = np.empty((*series.shape, len(dwi)), np.float32, order="F")
     for index, volume in enumerate(progress(series.volumes(), "resampling", len(dwi))):

@@ -318,7 +318,7 @@ def _refuse_unpredictable(name: str, signal: np.ndarray, gradients: Gradients) -
             f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "
             "zero; remove it from the image, the .bval and the .bvec"
         )
-    if len(gradients.dwis) < 2:
+    if len(gradients.dwis) == 1:
         raise EddymotionError(
             f"{name}: found {len(gradients.dwis)} diffusion-weighted volume(s) above "
             f"b={gradients.b0_threshold:g}, expected at least 2, since each is predicted "

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from eddymotion.estimation.estimate import with_larger_errors
 from eddymotion.estimation.estimators import Estimator, Joint, LeaveOneOut, choose_estimator
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.quality import Quality, assess, described
+from eddymotion.estimation.runs import align_b0s, join_runs
 from eddymotion.machine.parallel import Compute, Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, Model
@@ -32,8 +35,12 @@ LARGEST_SIGNAL = 1e15
 """Of which sums of squares still fit single precision."""
 
 
-def estimate_motion(
-    dwi: DWI,
+@overload
+def estimate_motion(dwi: DWI, **options: Any) -> Motion: ...
+@overload
+def estimate_motion(dwi: Sequence[DWI], **options: Any) -> list[Motion]: ...
+def estimate_motion(  # type: ignore[misc]  # options by name
+    dwi: DWI | Sequence[DWI],
     *,
     model: Model | str | None = None,
     registrar: Registrar | str | None = None,
@@ -46,12 +53,15 @@ def estimate_motion(
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
-) -> Motion:
+) -> Motion | list[Motion]:
     """Estimate the head's pose in each volume.
 
     Parameters
     ----------
-    dwi : DWI
+    dwi : DWI or sequence of DWI
+        A run, or runs that belong together, in the order of their acquisition. Several runs get
+        one frame, that of the first b=0 of the first, and where their phase encodings differ, the
+        off-resonance field between them (:mod:`eddymotion.estimation.runs`).
     model : Model or str, optional
         What predicts a held-out volume; a name of :func:`eddymotion.models.get_model` or your
         own. ``auto``, when not given, chooses by the scheme.
@@ -82,10 +92,22 @@ def estimate_motion(
 
     Returns
     -------
-    Motion
+    Motion, or list of Motion
         Reference → volume; the identity for the first b=0. With standard errors from ``joint``.
     """
+    if isinstance(dwi, list | tuple):
+        options = {
+            "model": model, "registrar": registrar, "estimator": estimator,
+            "n_iterations": n_iterations, "align_shells": align_shells,
+            "eddy_currents": eddy_currents, "seed": seed, "n_threads": n_threads,
+            "progress": progress,
+        }  # fmt: skip
+        alone = [estimate_motion(run, **options) for run in dwi]
+        return list(join_runs(dwi, alone, compute=Compute(n_threads, seed)).motions)
     check_kind(dwi, DWI, "estimate_motion")
+    assert isinstance(dwi, DWI)
+    if not len(dwi.gradients.dwis):
+        return align_b0s(dwi, Compute(n_threads, seed))
     dwi = described(dwi, pe_axis=pe_axis, slicing=slicing)
     chosen = _chosen(dwi, estimator, model, registrar, n_iterations, eddy_currents)
     _refuse_unusable(dwi)

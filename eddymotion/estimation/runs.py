@@ -43,8 +43,8 @@ NOMINAL_READOUT_TIME = 0.05
 are not."""
 
 REGISTERED_MM = 1.0
-"""Error of the registration of distorted images along the phase encoding: the mean field of a brain
-is zero only about."""
+"""Error of the registration of distorted images along the phase encoding: the mean field of a
+brain is zero only about."""
 
 STILL_MM = 0.1
 """Error of the guess that the head has not moved between two runs, at least."""
@@ -130,6 +130,20 @@ def join_runs(
     return JoinedRuns(tuple(joined), poses, estimate)
 
 
+def align_b0s(run: DWI, compute: Compute) -> Motion:
+    """Register the volumes of a run without diffusion weighting to its first one."""
+    first = run.volume(0)
+    engine = GaussNewton()
+
+    def pose(volume: int) -> np.ndarray:
+        if volume == 0:
+            return np.eye(4)
+        found = engine.register(first, run.volume(volume), fixed_mask=run.mask, seed=compute.seed)
+        return found.matrix
+
+    return Motion(np.stack(parallel_map(pose, range(len(run)), n_threads=compute.n_threads)))
+
+
 def readouts_of(runs: Sequence[DWI]) -> list[Readout | None]:
     """Tell how each run was read out; None where its phase encoding is not known.
 
@@ -191,9 +205,9 @@ def _held_in_time(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Say where runs are along their phase encoding, which a field cannot be told apart from.
 
-    Two guesses: the registration of the distorted images, and that the head has not moved since the
-    last volume of the run before. The second is as good as it is in the directions that the images
-    do tell. Each counts by its error.
+    Two guesses: the registration of the distorted images, and that the head has not moved since
+    the last volume of the run before. The second is as good as it is in the directions that the
+    images do tell. Each counts by its error.
 
     Returns
     -------

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -30,8 +30,12 @@ MASK_TOLERANCE = 0.5
 """Largest distance (voxels) between the grids of an image and its mask."""
 
 
-def load(
-    path: str | Path,
+@overload
+def load(path: str | Path, **options: Any) -> DWI: ...
+@overload
+def load(path: Sequence[str | Path], **options: Any) -> list[DWI]: ...
+def load(  # type: ignore[misc]  # options by name
+    path: str | Path | Sequence[str | Path],
     *,
     bval: str | Path | None = None,
     bvec: str | Path | None = None,
@@ -39,13 +43,13 @@ def load(
     b0_threshold: float = 50.0,
     ignore: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
-) -> DWI:
-    """Load a diffusion series.
+) -> DWI | list[DWI]:
+    """Load a diffusion series, or runs that belong together.
 
     Parameters
     ----------
-    path : path
-        4-D NIfTI, plain or gzipped.
+    path : path or sequence of paths
+        4-D NIfTI, plain or gzipped. Of several, tables and sidecars lie beside each.
     bval, bvec : path, optional
         FSL tables, 3×N or N×3. Searched beside `path` when not given.
     mask : path, optional
@@ -61,7 +65,7 @@ def load(
 
     Returns
     -------
-    DWI
+    DWI, or list of DWI
         Voxels that are NaN or infinite in any volume are zero in all and outside the mask.
 
     Raises
@@ -70,7 +74,13 @@ def load(
         If a file is missing, damaged or does not fit the others, or if no head could look so with
         these b-values (:mod:`eddymotion.data.checks.tables`).
     """
-    path = Path(path)
+    if isinstance(path, list | tuple):
+        if bval or bvec or mask or metadata:
+            raise EddymotionError(
+                "load: one bval, bvec, mask or metadata for several series; load those one by one"
+            )
+        return [load(one, b0_threshold=b0_threshold, ignore=ignore) for one in path]
+    path = Path(path)  # type: ignore[arg-type]
     if not path.is_file():
         raise EddymotionError(absence(path, "give a 4-D NIfTI image"))
     bval = Path(bval) if bval else _table_beside(path, "bval")
@@ -98,14 +108,7 @@ def load(
             "of the mask", path.name, (~finite).sum()
         )  # fmt: skip
         signal[~finite] = 0.0
-    if mask:
-        brain = read_mask(Path(mask), signal.shape[:3], affine, path.name)
-        if not brain.any():
-            raise EddymotionError(
-                f"{mask}: no voxel is above zero; give a mask that marks the brain"
-            )
-    else:
-        brain = brain_mask(mean_b0(signal, gradients))
+    brain = _brain(mask, signal, gradients, affine, path.name)
     metadata = metadata_beside(path) if metadata is None else metadata
     acquisition = acquisition_of(
         gradients, metadata, signal.shape[:3], affine, repetition_time_of(header), path.name
@@ -113,6 +116,22 @@ def load(
     dwi = DWI(signal, affine, acquisition, brain & finite, path)
     refuse_contradictions(dwi, np.linalg.norm(bvecs, axis=1), ignore)
     return dwi
+
+
+def _brain(
+    mask: str | Path | None,
+    signal: np.ndarray,
+    gradients: Gradients,
+    affine: np.ndarray,
+    owner: str,
+) -> np.ndarray:
+    """Read the brain mask, or compute it from the mean b=0."""
+    if not mask:
+        return brain_mask(mean_b0(signal, gradients))
+    brain = read_mask(Path(mask), signal.shape[:3], affine, owner)
+    if not brain.any():
+        raise EddymotionError(f"{mask}: no voxel is above zero; give a mask that marks the brain")
+    return brain
 
 
 def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
