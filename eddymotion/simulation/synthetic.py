@@ -195,6 +195,21 @@ class SyntheticHead:
         parts = [self._signal(xyz, np.float32(bval), gradient) for xyz in _portions(points)]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
+    def matter_at(self, points: np.ndarray) -> np.ndarray:
+        """Share of a point that is the head, and not the air around it or in its cavities.
+
+        Parameters
+        ----------
+        points : (P, 3) array
+            RAS+ mm, in the head's frame.
+
+        Returns
+        -------
+        (P,) float32 array
+        """
+        parts = [self._place(*xyz).matter for xyz in _portions(points)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
     def _random(self, purpose: int) -> np.random.Generator:
         """Return a stream of random numbers of its own for each purpose."""
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(7, purpose)))
@@ -344,6 +359,11 @@ class Place:
         face = _depth(x, y - 30, z + 45, (60, 58, 62))
         neck = np.minimum(56 - np.hypot(x, 0.9 * (y + 22)), -z)
         return _soft_most(_soft_most(skull, face, 10), neck, 10)
+
+    @property
+    def matter(self) -> np.ndarray:
+        """Share that is no air."""
+        return _share(self.outline) * (1 - self._face[2])
 
     @cached_property
     def cortex(self) -> np.ndarray:

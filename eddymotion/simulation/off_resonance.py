@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Susceptibility: the field of a head in the scanner, and echo-planar images of it.
+
+Matter is magnetised against the main field, air is not: each bit of the head is a dipole. Their
+field is a product in frequency space (Salomir et al. 2003; Marques & Bowtell 2005). The scanner
+shims it to second order where the brain lies at rest, and keeps the shims while the head moves:
+the field turns with the head, and changes.
+
+An echo-planar image conserves signal: what is displaced along the phase encoding is added up
+where it is recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from eddymotion.images.image import Image
+from eddymotion.mapping.off_resonance import Readout
+from eddymotion.simulation.acquisition import coil_sensitivity
+from eddymotion.simulation.base import Head
+from eddymotion.simulation.grid import Grid
+from eddymotion.simulation.sampling import View, block_means
+from eddymotion.simulation.synthetic import SyntheticHead
+from eddymotion.wording import short_repr
+
+__all__ = ["Magnetised", "OpposedPair", "echo_planar", "simulate_pair"]
+
+SUSCEPTIBILITY = -9.4e-6
+"""Of tissue less that of air."""
+
+HERTZ_A_TESLA = 42.577478518e6
+
+CUBE_MM = 384.0
+"""In which the field is calculated: the head, the neck, and air around them."""
+
+CUBE_CENTER_MM = np.array([0.0, 0.0, -20.0])
+
+BOX_MM = np.array([[-100.0, 100.0], [-118.0, 112.0]])
+"""Left and right, behind and before which all is air."""
+
+TOP_MM = 100.0
+
+SHIM_SCALE_MM = 80.0
+
+PE_FACTOR, OTHER_FACTOR = 8, 2
+"""Parts of a voxel along the phase encoding and across."""
+
+
+@dataclass(frozen=True, eq=False)
+class Magnetised:
+    """A head in a main field along z of the scanner.
+
+    Parameters
+    ----------
+    head : SyntheticHead
+    tesla : float
+    strength : float
+        Times the susceptibility of tissue.
+    voxel_size : float
+        Of the grid on which the field is calculated, mm.
+    """
+
+    head: SyntheticHead
+    tesla: float = 3.0
+    strength: float = 1.0
+    voxel_size: float = 3.0
+
+    __repr__ = short_repr
+
+    @property
+    def grid(self) -> Grid:
+        """The cube."""
+        n = round(CUBE_MM / self.voxel_size)
+        affine = np.diag([self.voxel_size] * 3 + [1.0])
+        affine[:3, 3] = CUBE_CENTER_MM - (n - 1) / 2 * self.voxel_size
+        return Grid((n, n, n), affine)
+
+    @cached_property
+    def _spectrum(self) -> np.ndarray:
+        """Of the susceptibility."""
+        grid = self.grid
+        axes = [start + self.voxel_size * np.arange(n)
+                for start, n in zip(grid.affine[:3, 3], grid.shape, strict=True)]  # fmt: skip
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        near = (points[..., 2] < TOP_MM) & np.all(
+            (points[..., :2] > BOX_MM[:, 0]) & (points[..., :2] < BOX_MM[:, 1]), axis=-1
+        )
+        matter = np.zeros(grid.shape, np.float32)
+        matter[near] = self.head.matter_at(points[near])
+        return np.fft.rfftn(self.strength * SUSCEPTIBILITY * matter)
+
+    def unshimmed(self, pose: np.ndarray | None = None) -> Image:
+        """Field (Hz) in the frame of the head, at a pose in the scanner (head → scanner)."""
+        rotation = np.eye(3) if pose is None else pose[:3, :3]
+        main = rotation.T @ np.array([0.0, 0.0, 1.0])  # as the head sees it
+        n = self.grid.shape[0]
+        whole, half = np.fft.fftfreq(n), np.fft.rfftfreq(n)
+        kx, ky, kz = np.meshgrid(whole, whole, half, indexing="ij", sparse=True)
+        square = kx**2 + ky**2 + kz**2
+        square[0, 0, 0] = 1.0
+        kernel = 1 / 3 - (main[0] * kx + main[1] * ky + main[2] * kz) ** 2 / square
+        kernel[0, 0, 0] = 0.0
+        field = np.fft.irfftn(kernel * self._spectrum, self.grid.shape)
+        hertz = (HERTZ_A_TESLA * self.tesla * field).astype(np.float32)
+        return Image(hertz, self.grid.affine)
+
+    @cached_property
+    def shims(self) -> np.ndarray:
+        """Weights (9,) of :func:`shim_terms`, set with the head at rest."""
+        brain = apply_affine(self.head.affine, np.argwhere(self.head.brain)[::3])
+        terms = shim_terms(brain)
+        return np.linalg.lstsq(terms, self.unshimmed().spline.sample(brain), rcond=None)[0]
+
+    def hertz(self, pose: np.ndarray | None = None) -> Image:
+        """Field (Hz) in the frame of the head, shimmed for the head at rest.
+
+        Parameters
+        ----------
+        pose : (4, 4) array, optional
+            Head → scanner; at rest when not given.
+        """
+        field = self.unshimmed(pose)
+        voxels = np.moveaxis(np.indices(field.data.shape), 0, -1).reshape(-1, 3)
+        points = apply_affine(field.affine, voxels)
+        in_scanner = points if pose is None else apply_affine(pose, points)
+        shimmed = field.data - (shim_terms(in_scanner) @ self.shims).reshape(field.data.shape)
+        return Image(shimmed.astype(np.float32), field.affine)
+
+
+def shim_terms(points: np.ndarray) -> np.ndarray:
+    """Return spherical harmonics to second order at points (P, 3) of the scanner: (P, 9)."""
+    x, y, z = points.T / SHIM_SCALE_MM
+    ones = np.ones(len(points))
+    return np.stack([ones, x, y, z, x * y, x * z, y * z, x * x - y * y,
+                     2 * z * z - x * x - y * y], axis=1)  # fmt: skip
+
+
+def echo_planar(
+    head: Head,
+    grid: Grid,
+    hertz: Image,
+    readout: Readout,
+    *,
+    pose: np.ndarray | None = None,
+    bval: float = 0.0,
+    bvec: np.ndarray | None = None,
+    snr: float | None = 20.0,
+    coil_bias: float = 0.0,
+    seed: int = 0,
+) -> Image:
+    """Scan one echo-planar image of a head with an off-resonance field.
+
+    Parameters
+    ----------
+    head : Head
+    grid : Grid
+    hertz : Image
+        The field in the frame of the head.
+    readout : Readout
+        Its direction is an axis of the grid.
+    pose : (4, 4) array, optional
+        Head → scanner, RAS+ mm.
+    bval : float
+        s/mm²
+    bvec : (3,) array, optional
+        RAS+ in the frame of the head.
+    snr : float, optional
+        As in :func:`eddymotion.simulation.acquire`.
+    coil_bias : float
+        See :func:`eddymotion.simulation.coil_sensitivity`.
+    seed : int
+        Of the noise.
+    """
+    pose = np.eye(4) if pose is None else pose
+    per_hertz = np.linalg.inv(grid.affine)[:3, :3] @ readout.shift  # voxels
+    axis = int(np.abs(per_hertz).argmax())
+    factors = [OTHER_FACTOR] * 3
+    factors[axis] = PE_FACTOR
+    fine = grid.refined(factors)
+    to_head = np.linalg.inv(pose)
+    direction = np.zeros(3) if bvec is None else bvec
+    signal = View(bval, direction, to_head).sampled(head, fine).T
+    edges = _edges_of_cells(hertz, fine, axis, to_head) * per_hertz[axis]
+    recorded = _pushed(np.moveaxis(signal, axis, -1), np.moveaxis(edges, axis, -1), PE_FACTOR)
+    across = [1 if other == axis else OTHER_FACTOR for other in range(3)]
+    mean = block_means(np.moveaxis(recorded, -1, axis), (across[0], across[1], across[2]))
+    mean = mean * coil_sensitivity(grid, coil_bias)
+    if snr is not None:
+        noise = np.random.default_rng(seed).normal(
+            scale=head.white_signal / snr, size=(2, *mean.shape)
+        )
+        mean = np.hypot(mean + noise[0], noise[1])
+    return Image(mean.astype(np.float32), grid.affine)
+
+
+def _edges_of_cells(hertz: Image, fine: Grid, axis: int, to_head: np.ndarray) -> np.ndarray:
+    """Field (Hz) at the faces between the cells along an axis: one more there than cells."""
+    shape = np.array(fine.shape) + (np.arange(3) == axis)
+    affine = fine.affine.copy()
+    affine[:3, 3] -= fine.affine[:3, axis] / 2
+    values = np.empty(shape, np.float32)
+    y, z = np.indices(shape[1:]).reshape(2, -1)
+    for x, plane in enumerate(values):
+        points = apply_affine(affine, np.stack([np.full_like(y, x), y, z], axis=1))
+        found = np.nan_to_num(hertz.spline.sample(points, to_head))
+        plane[...] = found.reshape(plane.shape)
+    return values
+
+
+def _pushed(signal: np.ndarray, shifts: np.ndarray, factor: int) -> np.ndarray:
+    """Add up cells (…, N) in voxels of `factor` cells, their faces displaced by voxels (…, N + 1).
+
+    A cell spreads evenly over what its faces enclose, which are less than two voxels. Signal that
+    leaves the image is lost.
+    """
+    n_cells = signal.shape[-1]
+    n_lines, n_voxels = signal[..., 0].size, n_cells // factor
+    faces = np.arange(n_cells + 1) / factor + shifts.reshape(n_lines, -1)
+    low = np.minimum(faces[:, :-1], faces[:, 1:])
+    width = np.maximum(np.abs(np.diff(faces, axis=1)), 1e-6)
+    first = np.floor(low)
+    in_first = np.clip((first + 1 - low) / width, 0, 1)
+    mass = signal.reshape(n_lines, -1) / factor
+    line = np.arange(n_lines)[:, None] * (n_voxels + 2)
+    total = np.zeros(n_lines * (n_voxels + 2))
+    for offset, share in ((0, in_first), (1, 1 - in_first)):
+        voxel = np.clip(first + offset, -1, n_voxels).astype(int)  # two bins for what is lost
+        total += np.bincount((line + voxel + 1).ravel(), (mass * share).ravel(), total.size)
+    return total.reshape(n_lines, n_voxels + 2)[:, 1:-1].reshape(*signal.shape[:-1], n_voxels)
+
+
+@dataclass(frozen=True, eq=False)
+class OpposedPair:
+    """Two images of opposite polarity, and the truth.
+
+    Parameters
+    ----------
+    images : pair of Image
+    readouts : pair of Readout
+    hertz : Image
+        The field in the frame of the head, which is that of the first image.
+    pose : (4, 4) array
+        First image → second, RAS+ mm.
+    brain : (X, Y, Z) bool array
+        On the grid of the images.
+    """
+
+    images: tuple[Image, Image]
+    readouts: tuple[Readout, Readout]
+    hertz: Image
+    pose: np.ndarray
+    brain: np.ndarray
+
+    __repr__ = short_repr
+
+    def truth_on_grid(self) -> np.ndarray:
+        """Return the true field on the grid of the first image, (X, Y, Z) Hz."""
+        image = self.images[0]
+        voxels = np.moveaxis(np.indices(image.data.shape), 0, -1).reshape(-1, 3)
+        found = self.hertz.spline.sample(apply_affine(image.affine, voxels))
+        return np.nan_to_num(found).reshape(image.data.shape)
+
+
+def simulate_pair(
+    magnetised: Magnetised,
+    grid: Grid,
+    *,
+    axis: str = "j",
+    readout_time: float = 0.045,
+    pose: np.ndarray | None = None,
+    changing: bool = False,
+    snr: float | None = 20.0,
+    coil_bias: float = 0.13,
+    seed: int = 0,
+) -> OpposedPair:
+    """Scan a head twice with opposite polarity.
+
+    Parameters
+    ----------
+    magnetised : Magnetised
+        Strength 0 for no field.
+    grid : Grid
+    axis : {"i", "j", "k"}
+        Of the phase encoding; the first image has the negative polarity.
+    readout_time : float
+        s
+    pose : (4, 4) array, optional
+        Of the second image, RAS+ mm.
+    changing : bool
+        Whether the field changes as the head turns in the scanner, or only turns with it.
+    snr, coil_bias, seed
+        As in :func:`echo_planar`.
+    """
+    pose = np.eye(4) if pose is None else pose
+    field = magnetised.hertz()
+    there = magnetised.hertz(pose) if changing else field
+    readouts = (Readout.of(grid.affine, axis + "-", readout_time),
+                Readout.of(grid.affine, axis, readout_time))  # fmt: skip
+    first, second = (
+        echo_planar(magnetised.head, grid, hertz, readout, pose=at, snr=snr, coil_bias=coil_bias,
+                    seed=2 * seed + number)
+        for number, (hertz, readout, at) in enumerate(
+            zip((field, there), readouts, (np.eye(4), pose), strict=True))
+    )  # fmt: skip
+    head = magnetised.head
+    voxels = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
+    at = apply_affine(np.linalg.inv(head.affine) @ grid.affine, voxels).round().astype(int)
+    inside = ((at >= 0) & (at < head.shape)).all(axis=1)
+    brain = np.zeros(len(at), bool)
+    brain[inside] = head.brain[tuple(at[inside].T)]
+    return OpposedPair((first, second), readouts, field, pose, brain.reshape(grid.shape))
