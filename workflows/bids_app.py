@@ -19,6 +19,7 @@ from typing import Any
 from eddymotion.bids.series import Sorted, outputs_of, together
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import read_json, write_json
 from eddymotion.machine.children import why_alone
 from eddymotion.machine.disk import DISK_FULL, prove_writable
@@ -26,8 +27,7 @@ from eddymotion.machine.locks import Lock, locked
 from eddymotion.machine.parallel import Progress
 from eddymotion.machine.temporaries import remove_leftovers
 from eddymotion.machine.versions import software_versions
-from eddymotion.pipeline.correct import DIGITS, SeriesFiles, finished_summary
-from eddymotion.pipeline.jobs import Job, reason_of, shown_progress
+from eddymotion.pipeline.cache import DIGITS, finished_summary
 from eddymotion.pipeline.limits import (
     LIBRARIES_GB,
     Limits,
@@ -35,6 +35,7 @@ from eddymotion.pipeline.limits import (
     memory_gb,
     warn_if_disk_is_small,
 )
+from eddymotion.pipeline.series_job import Job, reason_of, shown_progress
 from eddymotion.pipeline.settings import Settings
 from eddymotion.reports.participant import write_report
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eddymotion.errors import EddymotionError
-from eddymotion.interfaces import APPLYING, JUDGING, MOTION
 from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is imported
     Apply,
     Estimate,
@@ -26,14 +26,16 @@ from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is import
     Split,
     Unite,
 )
-from eddymotion.pipeline.settings import SETTING_NAMES, Settings
+from eddymotion.pipeline.lovo_steps import n_passes, refuse_what_is_no_loop
+from eddymotion.pipeline.settings import APPLYING, JUDGING, MOTION, SETTINGS, Settings
+from eddymotion.pipeline.steps import FOUND
 from eddymotion.wording import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
 from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
 
 if TYPE_CHECKING:
-    from eddymotion.pipeline.jobs import Job
+    from eddymotion.pipeline.series_job import Job
 
 __all__ = ["init_dwi_hmc_wf", "init_lovo_wf", "init_participant_wf", "init_run_wf"]
 
@@ -41,7 +43,6 @@ INPUTS = ("dwi_file", "bval_file", "bvec_file", "mask_file")
 OUTPUTS = (
     "dwi_file", "bval_file", "bvec_file", "xfm_file", "confounds_file", "dwiref_file", "mask_file",
 )  # fmt: skip
-FOUND = ("xfm_file", "x5_file", "details_file", "mask_file")
 
 POLL_S = 0.02
 """Seconds between two looks at what has finished. Nipype's default keeps small nodes waiting."""
@@ -167,8 +168,6 @@ def init_lovo_wf(
     mask_file
         The mask used.
     """
-    from eddymotion.pipeline.loop import n_passes, refuse_what_is_no_loop
-
     chosen = checked_settings(settings)
     refuse_what_is_no_loop(chosen)
     workflow = _workflow(name)
@@ -308,7 +307,7 @@ def checked_settings(given: Mapping[str, Any]) -> Settings:
     EddymotionError
         If a name is unknown, with the nearest known one, or no node of the graph would heed it.
     """
-    if unheeded := sorted((SETTING_NAMES - HEEDED) & set(given)):
+    if unheeded := sorted((set(SETTINGS) - HEEDED) & set(given)):
         raise EddymotionError(
             f"setting {unheeded[0]!r}: no node of this workflow heeds it; give num_threads or a "
             "mask_file where that is meant, or take the interface Correct, which writes all files"
@@ -353,11 +352,11 @@ def _node(
 
 def settings_as_inputs(settings: Settings) -> dict[str, Any]:
     """Return what is set, as Nipype takes it."""
-    values = {name: getattr(settings, name) for name in SETTING_NAMES - {"nprocs"}}
-    values["mask_file"] = values.pop("brain_mask")
+    values = {about.node_input or name: getattr(settings, name)
+              for name, about in SETTINGS.items()}  # fmt: skip
     values["ignore"] = list(values["ignore"])
     return {
-        name: value if isinstance(value, (bool, int, float, list)) else str(value)
+        name: str(value) if isinstance(value, Path) else value
         for name, value in values.items()
         if value is not None
     }

@@ -19,18 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from eddymotion.interfaces import (
-    APPLYING,
-    JUDGING,
-    MOTION,
-    PREDICTING,
-    READING,
-    REGISTERING,
-)
 from eddymotion.interfaces.pydra import (  # sets NO_ET before Pydra is imported
-    CORRECTED,
-    FOUND,
-    SERIES,
     Apply,
     Estimate,
     Measure,
@@ -38,18 +27,34 @@ from eddymotion.interfaces.pydra import (  # sets NO_ET before Pydra is imported
     PredictVolume,
     RegisterPair,
     ResampleVolume,
-    SeriesTask,
     Split,
+    StepTask,
     Unite,
     inputs_of,
     outputs_of,
 )
+from eddymotion.pipeline.lovo_steps import n_passes, refuse_what_is_no_loop
+from eddymotion.pipeline.settings import (
+    APPLYING,
+    JUDGING,
+    MOTION,
+    PREDICTING,
+    READING,
+    REGISTERING,
+    settings_of,
+)
+from eddymotion.pipeline.steps import FOUND, SERIES, STEPS, setting_fields
 
 from pydra.compose import workflow  # isort: skip
 
 __all__ = ["DwiHmc", "Lovo", "forget_failures"]
 
 ORIGINAL = ("dwi_file", "bval_file", "bvec_file")
+WHOLE = tuple(field.name for field in SERIES)
+GIVES = (
+    "dwi_file", "bval_file", "bvec_file", "xfm_file", "confounds_file", "dwiref_file", "mask_file",
+)  # fmt: skip
+"""Outputs of :class:`DwiHmc`."""
 
 
 def _lovo(**given: Any) -> Any:
@@ -59,12 +64,9 @@ def _lovo(**given: Any) -> Any:
     the others, and the original volume is registered to its prediction. Same transforms as
     ``estimator="lovo"``, and slower, since everything goes through files.
     """
-    from eddymotion.interfaces import settings_of
-    from eddymotion.pipeline.loop import n_passes, refuse_what_is_no_loop
-
-    refuse_what_is_no_loop(settings_of(_some(given, MOTION)))
-    split = workflow.add(Split(**_some(given, SERIES), **_some(given, READING)))
     settings = _some(given, MOTION)
+    refuse_what_is_no_loop(settings_of(settings))
+    split = workflow.add(Split(**_some(given, (*WHOLE, *READING))))
     original = _some(given, ORIGINAL)
     matrices = split.matrix_files
     for number in range(1, n_passes(settings_of(settings)) + 1):
@@ -111,9 +113,9 @@ PAIRED = ("fixed_file", "moving_file", "lost_file", "init_file", "relaxation")
 Lovo: Any = workflow.define(
     _lovo,
     name="Lovo",
-    bases=(SeriesTask,),
-    inputs=inputs_of(*SERIES, settings=MOTION, field=workflow.arg),
-    outputs=outputs_of(**FOUND, field=workflow.out),
+    bases=(StepTask,),
+    inputs=inputs_of((*SERIES, *setting_fields(MOTION)), workflow.arg),
+    outputs=outputs_of(STEPS["Unite"].outputs, workflow.out),
 )
 
 
@@ -123,7 +125,7 @@ def _dwi_hmc(**given: Any) -> Any:
     Estimate the motion, resample the series once and rotate its b-vectors, tabulate motion and
     quality. With ``spelled_out`` the motion is estimated by the graph of `Lovo`.
     """
-    series, settings = _some(given, SERIES), _some(given, MOTION)
+    series, settings = _some(given, WHOLE), _some(given, MOTION)
     estimate = Lovo if given["spelled_out"] else Estimate
     found = workflow.add(estimate(**series, **settings), name="estimate")
     moved = series | {
@@ -133,10 +135,8 @@ def _dwi_hmc(**given: Any) -> Any:
     }
     applied = workflow.add(Apply(**moved, **_some(given, APPLYING)))
     measured = workflow.add(Measure(**moved, **_some(given, JUDGING)))
-    return (
-        applied.dwi_file, applied.bval_file, applied.bvec_file, found.xfm_file,
-        measured.confounds_file, applied.dwiref_file, applied.mask_file,
-    )  # fmt: skip
+    others = {"xfm_file": found, "confounds_file": measured}
+    return tuple(getattr(others.get(name, applied), name) for name in GIVES)
 
 
 def forget_failures(cache_root: str | Path) -> None:
@@ -157,24 +157,21 @@ def _some(given: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: given[name] for name in names}
 
 
+_OUTPUTS = {
+    field.name: field
+    for name in ("Estimate", "Measure", "Apply")  # whose mask is that of the corrected series
+    for field in STEPS[name].outputs
+}
+
 DwiHmc: Any = workflow.define(
     _dwi_hmc,
     name="DwiHmc",
-    bases=(SeriesTask,),
-    inputs=inputs_of(
-        *SERIES, settings=tuple(dict.fromkeys((*MOTION, *APPLYING))), field=workflow.arg
-    )
+    bases=(StepTask,),
+    inputs=inputs_of((*SERIES, *setting_fields(dict.fromkeys((*MOTION, *APPLYING)))), workflow.arg)
     | {
         "spelled_out": workflow.arg(
             type=bool, default=False, help="estimate with every volume a task of its own (lovo)"
         )
     },
-    outputs=outputs_of(
-        **{name: CORRECTED[name] for name in ("dwi_file", "bval_file", "bvec_file")},
-        xfm_file="xfm_file",
-        confounds_file="confounds_file",
-        dwiref_file="dwiref_file",
-        mask_file="mask_file",
-        field=workflow.out,
-    ),
+    outputs=outputs_of((_OUTPUTS[name] for name in GIVES), workflow.out),
 )

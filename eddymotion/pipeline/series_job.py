@@ -14,13 +14,14 @@ from pathlib import Path
 
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import read_json, write_json
 from eddymotion.machine.children import end_with_parent
 from eddymotion.machine.disk import disk_error_in_words
 from eddymotion.machine.locks import Lock, held
 from eddymotion.machine.logs import Console, LogFile
 from eddymotion.machine.parallel import Progress, logged
-from eddymotion.pipeline.correct import SeriesFiles, correct_series, estimate_series
+from eddymotion.pipeline.correct import correct_series, estimate_series
 from eddymotion.pipeline.settings import Settings
 from eddymotion.wording import one_line
 
