@@ -245,16 +245,16 @@ def refuse_contradictions(settings: Settings) -> None:
 
 def refuse_unused_space_options(settings: Settings) -> None:
     """Raise if something is said about an output space that is not given or not sought."""
-    told = [
+    given = [
         f"--{name.replace('_', '-')}"
         for name in ("output_space_transform", "output_space_contrast", "output_space_mask")
         if getattr(settings, name) != getattr(Settings, name)
     ]
-    if told and settings.output_space is None:
-        raise EddymotionError(f"{told[0]} was given, but no --output-space; add it, an image")
-    if settings.output_space_transform == "none" and len(told) > 1:
+    if given and settings.output_space is None:
+        raise EddymotionError(f"{given[0]} was given, but no --output-space; add it, an image")
+    if settings.output_space_transform == "none" and len(given) > 1:
         raise EddymotionError(
-            f"--output-space-transform none registers nothing; leave {told[-1]} out"
+            f"--output-space-transform none registers nothing; leave {given[-1]} out"
         )
 
 

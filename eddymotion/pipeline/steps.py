@@ -195,8 +195,8 @@ class Step:
         """What it gives."""
         files = {"file": Path, "files": list[Path]}
         return tuple(
-            Field(name, OTHER_OUTPUTS.get(name) or files[name.rpartition("_")[2]], HELP[told])
-            for name, told in self.gives.items()
+            Field(name, OTHER_OUTPUTS.get(name) or files[name.rpartition("_")[2]], HELP[explained])
+            for name, explained in self.gives.items()
         )
 
     def run(self, given: Mapping[str, Any], out_dir: Path) -> Paths:
