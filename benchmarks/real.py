@@ -20,9 +20,9 @@ from benchmarks import tables
 from eddymotion.bids.series import find_series
 from eddymotion.data.series import DWI
 from eddymotion.estimation import assess
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
-from eddymotion.pipeline.correct import SeriesFiles
 
 KEY = ("series", "state")
 

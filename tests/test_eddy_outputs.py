@@ -19,10 +19,11 @@ from eddymotion.derivatives.fsl import OutlierTables, write_fsl_eddy
 from eddymotion.errors import EddymotionError
 from eddymotion.images.axes import image_axes
 from eddymotion.io.images import write_image
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import read_gradient_table, write_gradient_table
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.pipeline.correct import SeriesFiles, correct_series
+from eddymotion.pipeline.correct import correct_series
 from eddymotion.pipeline.settings import Settings
 from eddymotion.resampling import Resampled
 from eddymotion.simulation import (

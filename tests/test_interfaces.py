@@ -12,21 +12,19 @@ import pytest
 import eddymotion as em
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.quality import predict
-from eddymotion.interfaces import MOTION, SETTING_HELP, settings_of
 from eddymotion.interfaces import nipype as nodes
 from eddymotion.interfaces import pydra as tasks
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.models import get_model
-from eddymotion.pipeline import loop as loop_parts
-from eddymotion.pipeline import parts
-from eddymotion.pipeline.correct import SeriesFiles
-from eddymotion.pipeline.settings import SETTING_NAMES, Settings
+from eddymotion.pipeline import lovo_steps, series_steps
+from eddymotion.pipeline.settings import MOTION, SETTINGS, Settings, settings_of
 from eddymotion.registration import GaussNewton
 
 QUICK = {"n_iterations": 1, "random_seed": 3}
@@ -141,8 +139,9 @@ def test_a_predicted_volume_is_that_of_the_series(model, series, tmp_path):
     expected = predict(
         np.asarray(dwi.signal, np.float32), dwi.gradients, get_model(model, dwi.gradients)
     )
+    tables = series.parent / "dwi.bval", series.parent / "dwi.bvec"
     for volume in (int(dwi.gradients.b0s[0]), int(dwi.gradients.dwis[2])):
-        found = loop_parts.predict_volume(series, SeriesFiles(series), volume, settings, tmp_path)
+        found = lovo_steps.predict_volume(series, *tables, volume, settings, tmp_path)
         predicted = read_image(found["predicted_file"])[0]
         np.testing.assert_array_equal(predicted, expected[..., volume])
 
@@ -154,13 +153,13 @@ def test_a_registered_pair_is_that_of_the_engine(b0_pair, grid, tmp_path):
         write_image(tmp_path / f"{name}.nii", np.asarray(image, np.float32), fixed.affine)
     (tmp_path / "half").mkdir()
     pair = tmp_path / "fixed.nii", tmp_path / "moving.nii"
-    given = {"mask_file": tmp_path / "mask.nii", "seed": 5}
-    found = loop_parts.register_pair(*pair, Settings(), tmp_path, **given)
+    given = {"fixed_mask_file": tmp_path / "mask.nii", "seed": 5}
+    found = lovo_steps.register_pair(*pair, Settings(), tmp_path, **given)
     expected = GaussNewton().register(fixed, moving, fixed_mask=mask, seed=5)
     np.testing.assert_array_equal(read_itk(found["matrix_file"])[0], expected.matrix)
     assert found["converged"]
     assert "cost" in found["message"]
-    half = loop_parts.register_pair(
+    half = lovo_steps.register_pair(
         *pair, Settings(), tmp_path / "half", relaxation=0.5, center=[0, 0, 0], **given
     )
     way = read_itk(half["matrix_file"])[0]
@@ -175,7 +174,7 @@ def test_a_volume_that_nothing_predicts_stays_where_it_was(tmp_path):
     write_image(tmp_path / "moving.nii", np.ones_like(nothing), np.eye(4))
     write_itk(tmp_path / "start.txt", start[None])
     pair = tmp_path / "fixed.nii", tmp_path / "moving.nii"
-    found = loop_parts.register_pair(*pair, Settings(), tmp_path, init_file=tmp_path / "start.txt")
+    found = lovo_steps.register_pair(*pair, Settings(), tmp_path, init_file=tmp_path / "start.txt")
     np.testing.assert_array_equal(read_itk(found["matrix_file"])[0], start)
     assert not found["converged"]
 
@@ -206,10 +205,10 @@ def test_a_motion_on_disk_is_the_motion(tmp_path):
 
 
 def test_each_setting_is_an_input_with_a_description():
-    assert set(MOTION) <= SETTING_NAMES
-    assert set(SETTING_HELP) >= SETTING_NAMES - {"brain_mask", "nprocs"}
+    assert set(MOTION) <= set(SETTINGS)
+    assert all(about.help for about in SETTINGS.values())
     known = set(nodes.Correct().inputs.copyable_trait_names())
-    assert known >= SETTING_NAMES - {"brain_mask", "nprocs"}
+    assert known >= set(SETTINGS) - {"brain_mask", "nprocs"}
     given = {"mask_file": "m.nii", "num_threads": 3, "ignore": ["qform"], "model": None}
     settings = settings_of(given)
     assert (settings.nprocs, settings.ignore, settings.model) == (3, ("qform",), "auto")
@@ -259,4 +258,4 @@ def test_what_is_found_beside_counts_as_given(series, tmp_path, monkeypatch):
 def test_transforms_of_another_series(series, tmp_path):
     write_itk(tmp_path / "xfm.txt", np.eye(4)[None])
     with pytest.raises(EddymotionError, match="1 transforms for the 10 volumes"):
-        parts.apply(SeriesFiles(series), tmp_path / "xfm.txt", Settings(), tmp_path)
+        series_steps.apply(SeriesFiles(series), tmp_path / "xfm.txt", Settings(), tmp_path)

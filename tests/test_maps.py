@@ -18,12 +18,13 @@ from eddymotion.estimation.maps import cnr_maps, map_groups
 from eddymotion.estimation.quality import fitted, predict
 from eddymotion.estimation.replacement import Replaced, predict_lost
 from eddymotion.io.images import write_image
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, get_model
-from eddymotion.pipeline.correct import SeriesFiles, load_series
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.stages import load_series
 from eddymotion.resampling import Resampled, resample
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
 

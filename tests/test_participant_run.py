@@ -19,10 +19,12 @@ from runs import QUICK, contents, start, wait_for, write_two_participants
 from eddymotion.cli import participant
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import write_image
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.machine import locks
 from eddymotion.machine.locks import Holder, locked
 from eddymotion.mapping.motion import Motion
-from eddymotion.pipeline.correct import KeptMotion, SeriesFiles, fingerprint
+from eddymotion.pipeline.cache import MotionCache
+from eddymotion.pipeline.fingerprint import fingerprint_of
 from eddymotion.pipeline.limits import Limits, memory_gb, read_plugin_file
 from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
@@ -82,12 +84,12 @@ def test_other_outputs_are_made_of_the_motion_that_is_there(
     name = "sub-01/dwi/sub-01_from-orig_to-dwiref_mode-image_desc-hmc_xfm.txt"
     assert contents(tmp_path)[name] == contents(undisturbed)[name]
     series, settings = SeriesFiles(dataset / "sub-01/dwi/sub-01_dwi.nii.gz"), Settings()
-    kept = KeptMotion.of(series, settings, work)
-    assert KeptMotion.of(series, replace(settings, resampling="fast"), work) == kept
-    assert KeptMotion.of(series, replace(settings, random_seed=7), work) != kept
+    kept = MotionCache.of(series, settings, work)
+    assert MotionCache.of(series, replace(settings, resampling="fast"), work) == kept
+    assert MotionCache.of(series, replace(settings, random_seed=7), work) != kept
     one, other = (replace(series, metadata={"EchoTime": time}) for time in (0.08, 0.09))
-    assert KeptMotion.of(one, settings, work) == KeptMotion.of(other, settings, work)
-    assert fingerprint(one, settings) != fingerprint(other, settings)
+    assert MotionCache.of(one, settings, work) == MotionCache.of(other, settings, work)
+    assert fingerprint_of(one, settings) != fingerprint_of(other, settings)
 
 
 def test_stop_on_first_crash(dataset, tmp_path, capsys):

@@ -24,11 +24,12 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.strays import call_back
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import write_gradient_table
-from eddymotion.pipeline import loop as loop_parts
-from eddymotion.pipeline.correct import SeriesFiles, load_series
+from eddymotion.pipeline import lovo_steps
 from eddymotion.pipeline.limits import Plugin
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.stages import load_series
 
 from nipype.interfaces.utility import Function  # isort: skip
 from nipype.pipeline.engine import Node, Workflow  # isort: skip
@@ -109,17 +110,17 @@ def test_spelled_out_loop_finds_the_transforms_of_the_library(series, motion, tm
 
 def test_a_pass_begins_with_strays_called_back_as_in_the_library(series, tmp_path):
     files, settings = SeriesFiles(series), Settings(estimator="lovo")
-    split = loop_parts.split(files, settings, tmp_path)
+    split = lovo_steps.split(files, settings, tmp_path)
     settings = replace(settings, brain_mask=split["mask_file"])
     stray = np.eye(4)
     stray[:3, :3] = Rotation.from_rotvec([1.2, 0.4, 0]).as_matrix()
     write_itk(split["matrix_files"][5], stray[None])
     astray = em.Motion(np.concatenate([read_itk(path) for path in split["matrix_files"]]))
     aligned = [
-        loop_parts.resample_volume(volume, matrix, tmp_path, nonnegative=split["nonnegative"])
+        lovo_steps.resample_volume(volume, matrix, tmp_path, nonnegative=split["nonnegative"])
         for volume, matrix in zip(split["volume_files"], split["matrix_files"], strict=True)
     ]
-    planned = loop_parts.plan([each["out_file"] for each in aligned], split["matrix_files"], files,
+    planned = lovo_steps.plan([each["out_file"] for each in aligned], split["matrix_files"], files,
                               settings, tmp_path, pass_number=2)  # fmt: skip
     dwi = load_series(files, settings)
     called = call_back(dwi, astray)

@@ -19,6 +19,7 @@ from typing import Any
 from eddymotion.bids.series import Sorted, outputs_of, together
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import read_json, write_json
 from eddymotion.machine.children import why_alone
 from eddymotion.machine.disk import DISK_FULL, prove_writable
@@ -26,8 +27,7 @@ from eddymotion.machine.locks import Lock, locked
 from eddymotion.machine.parallel import Progress
 from eddymotion.machine.temporaries import remove_leftovers
 from eddymotion.machine.versions import software_versions
-from eddymotion.pipeline.correct import DIGITS, SeriesFiles, finished_summary
-from eddymotion.pipeline.jobs import Job, reason_of, shown_progress
+from eddymotion.pipeline.cache import DIGITS, finished_summary
 from eddymotion.pipeline.limits import (
     LIBRARIES_GB,
     Limits,
@@ -35,6 +35,7 @@ from eddymotion.pipeline.limits import (
     memory_gb,
     warn_if_disk_is_small,
 )
+from eddymotion.pipeline.series_job import Job, reason_of, shown_progress
 from eddymotion.pipeline.settings import Settings
 from eddymotion.reports.participant import write_report
 
@@ -139,12 +140,12 @@ def _own_folder(run: Run, participants: list[str]) -> Path:
     """
     from eddymotion.workflows.slurm import cancel_jobs_of
 
-    for told in run.work_dir.glob("run-*/participants.json"):
-        theirs = read_json(told)
+    for file in run.work_dir.glob("run-*/participants.json"):
+        theirs = read_json(file)
         ours = theirs.get("output_dir") == str(run.output_dir)
         if ours and set(theirs.get("participants", [])) & set(participants):
-            cancel_jobs_of(told.parent)
-            shutil.rmtree(told.parent, ignore_errors=True)
+            cancel_jobs_of(file.parent)
+            shutil.rmtree(file.parent, ignore_errors=True)
     folder = run.work_dir / f"run-{uuid.uuid4().hex[:8]}"
     content = {"output_dir": str(run.output_dir), "participants": participants}
     write_json(folder / "participants.json", content)
@@ -168,11 +169,11 @@ def _correct(found: Sorted, run: Run, folder: Path, started: str) -> dict[str, s
         if f"sub-{label}" in lost:
             continue  # the page is another run's by now
         of_participant = jobs.get(label, ())
-        told = {job.name: failures[job.name] for job in of_participant if job.name in failures}
-        told |= found.refused[label]
+        failed = {job.name: failures[job.name] for job in of_participant if job.name in failures}
+        failed |= found.refused[label]
         names = {job.outputs.src: job.name for job in of_participant}
-        for src, why in write_report(run.output_dir, label, told, found.skipped[label]).items():
-            if src not in told:
+        for src, why in write_report(run.output_dir, label, failed, found.skipped[label]).items():
+            if src not in failed:
                 failures.setdefault(names.get(src, src), why)
     if run.log_file:
         content = _record(every, failures, found, run, plugin, started)
@@ -247,7 +248,7 @@ def _run(
         )
     except EddymotionError:  # the call is wrong, nothing has run
         raise
-    except Exception as error:  # told with the series, below
+    except Exception as error:  # reported with the series, below
         log.debug("the workflow ended early", exc_info=True)
         return error
     finally:
@@ -259,7 +260,7 @@ def _run(
 def _need(image: Path, threads: int) -> float | None:
     try:
         return memory_gb(image, threads)
-    except EddymotionError:  # told when its turn comes
+    except EddymotionError:  # reported when its turn comes
         return None
 
 
@@ -297,12 +298,12 @@ def _unexplained(problem: Exception | None, stopped_early: bool) -> str:
         return "not run"
     if isinstance(problem, OSError) and problem.errno in DISK_FULL:
         return reason_of(problem)
-    told = " ".join(str(problem).split())
-    if KILLED in told or "raised. Re-raising first" in told:
+    message = " ".join(str(problem).split())
+    if KILLED in message or "raised. Re-raising first" in message:
         return KILLED
     if stopped_early:
         return "not finished, since another series failed"
-    return f"not finished ({told[-300:]})"
+    return f"not finished ({message[-300:]})"
 
 
 def _record(

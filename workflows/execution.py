@@ -23,8 +23,8 @@ from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is im
 
 from eddymotion.errors import EddymotionError
 from eddymotion.machine.children import end_descendants, end_with_parent, why_alone
-from eddymotion.pipeline.jobs import reason_of
 from eddymotion.pipeline.limits import Plugin
+from eddymotion.pipeline.series_job import reason_of
 from eddymotion.wording import shown
 
 from nipype.interfaces.base.support import RuntimeContext  # isort: skip

@@ -11,37 +11,24 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eddymotion.errors import EddymotionError
-from eddymotion.interfaces import APPLYING, JUDGING, MOTION
-from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is imported
-    Apply,
-    Estimate,
-    Measure,
-    Plan,
-    PredictVolume,
-    RegisterPair,
-    ResampleVolume,
-    Split,
-    Unite,
-)
-from eddymotion.pipeline.settings import SETTING_NAMES, Settings
+from eddymotion.interfaces import nipype as interfaces  # sets NO_ET before Nipype is imported
+from eddymotion.pipeline.graphs import Graph, GraphNode, correction_graph, lovo_graph
+from eddymotion.pipeline.settings import APPLYING, JUDGING, MOTION, SETTINGS, Settings
 from eddymotion.wording import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
 from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
 
 if TYPE_CHECKING:
-    from eddymotion.pipeline.jobs import Job
+    from eddymotion.pipeline.series_job import Job
 
 __all__ = ["init_dwi_hmc_wf", "init_lovo_wf", "init_participant_wf", "init_run_wf"]
 
 INPUTS = ("dwi_file", "bval_file", "bvec_file", "mask_file")
-OUTPUTS = (
-    "dwi_file", "bval_file", "bvec_file", "xfm_file", "confounds_file", "dwiref_file", "mask_file",
-)  # fmt: skip
-FOUND = ("xfm_file", "x5_file", "details_file", "mask_file")
 
 POLL_S = 0.02
 """Seconds between two looks at what has finished. Nipype's default keeps small nodes waiting."""
@@ -95,40 +82,8 @@ def init_dwi_hmc_wf(
     mask_file
         The mask used, on the grid of the corrected series.
     """
-    chosen = checked_settings(settings)
-    workflow = _workflow(name)
-    inputs = Node(IdentityInterface(fields=list(INPUTS), mandatory_inputs=False), "inputnode")
-    outputs = Node(IdentityInterface(fields=list(OUTPUTS)), "outputnode")
-    whole = {"n_procs": num_threads, "mem_gb": mem_gb}
-    if spelled_out:
-        estimate = init_lovo_wf(name="lovo", mem_gb=mem_gb, num_threads=num_threads, **settings)
-        found = [(f"outputnode.{field}", field) for field in ("xfm_file", "details_file")]
-        given = [(field, f"inputnode.{field}") for field in INPUTS]
-        mask = ("outputnode.mask_file", "mask_file")
-    else:
-        estimate = _node(Estimate, "estimate", chosen, num_threads, **whole)
-        found = [(field, field) for field in ("xfm_file", "details_file")]
-        given = [(field, field) for field in INPUTS]
-        mask = ("mask_file", "mask_file")
-    apply = _node(Apply, "apply", chosen, num_threads, **whole)
-    measure = _node(Measure, "measure", chosen, num_threads, **whole)
-    tables = [(field, field) for field in INPUTS[:3]]
-    corrected = [
-        (f, f) for f in ("dwi_file", "bval_file", "bvec_file", "dwiref_file", "mask_file")
-    ]
-    workflow.connect(
-        [
-            (inputs, estimate, given),
-            (inputs, apply, tables),
-            (inputs, measure, tables),
-            (estimate, apply, [*found, mask]),
-            (estimate, measure, [*found, mask]),
-            (estimate, outputs, found[:1]),
-            (apply, outputs, corrected),
-            (measure, outputs, [("confounds_file", "confounds_file")]),
-        ]
-    )
-    return workflow
+    chosen, graph = checked_settings(settings), correction_graph(spelled_out=spelled_out)
+    return _drawn(graph, name, chosen, num_threads, mem_gb)
 
 
 def init_lovo_wf(
@@ -167,72 +122,37 @@ def init_lovo_wf(
     mask_file
         The mask used.
     """
-    from eddymotion.pipeline.loop import n_passes, refuse_what_is_no_loop
-
     chosen = checked_settings(settings)
-    refuse_what_is_no_loop(chosen)
+    return _drawn(lovo_graph(chosen), name, chosen, num_threads, mem_gb)
+
+
+def _drawn(
+    graph: Graph, name: str, settings: Settings, num_threads: int, mem_gb: float
+) -> Workflow:
+    """Make a workflow of a graph, with an ``inputnode`` and an ``outputnode``."""
     workflow = _workflow(name)
     inputs = Node(IdentityInterface(fields=list(INPUTS), mandatory_inputs=False), "inputnode")
-    outputs = Node(IdentityInterface(fields=list(FOUND)), "outputnode")
-    split = _node(Split, "split", chosen, num_threads, mem_gb=mem_gb)
-    workflow.connect([(inputs, split, [(field, field) for field in INPUTS])])
-    moved: tuple[Node, str] = (split, "matrix_files")
-    for number in range(1, n_passes(chosen) + 1):
-        moved, predict = _connect_pass(workflow, inputs, split, moved, number, chosen, mem_gb)
-    unite = _node(Unite, "unite", chosen, num_threads, n_procs=num_threads, mem_gb=mem_gb)
-    workflow.connect(
-        [
-            (inputs, unite, [(field, field) for field in INPUTS[:3]]),
-            (split, unite, [("mask_file", "mask_file")]),
-            (moved[0], unite, [(moved[1], "matrix_files")]),
-            (predict, unite, [("predicted_file", "predicted_files")]),
-            (unite, outputs, [(field, field) for field in FOUND]),
-        ]
-    )
+    outputs = Node(IdentityInterface(fields=list(graph.gives)), "outputnode")
+    sources: dict[str, tuple[Any, str]] = {"series": (inputs, "")}
+
+    def connect(source: str, output: str, target: Any, field: str) -> None:
+        made, prefix = sources[source]
+        workflow.connect(made, prefix + output, target, field)
+
+    for node in graph.nodes:
+        if node.step == "Lovo":
+            made = _drawn(lovo_graph(settings), "lovo", settings, num_threads, mem_gb)
+            known, into, out_of = set(INPUTS), "inputnode.", "outputnode."
+        else:
+            made = _node(node, settings, num_threads, mem_gb)
+            known, into, out_of = set(made.inputs.copyable_trait_names()), "", ""
+        of_series = {field: ("series", field) for field in INPUTS if field in known}
+        for field, source in (of_series | dict(node.takes)).items():
+            connect(*source, made, into + field)
+        sources[node.name] = made, out_of
+    for field, source in graph.gives.items():
+        connect(*source, outputs, field)
     return workflow
-
-
-def _connect_pass(
-    workflow: Workflow,
-    inputs: Node,
-    split: Node,
-    moved: tuple[Node, str],
-    number: int,
-    settings: Settings,
-    mem_gb: float,
-) -> tuple[tuple[Node, str], Node]:
-    """Add one pass: resample → plan → predict → register."""
-    resample = MapNode(ResampleVolume(), ["volume_file", "matrix_file"], name=f"resample_{number}")
-    plan = _node(Plan, f"plan_{number}", settings, 1, mem_gb=mem_gb)
-    plan.inputs.pass_number = number
-    predict = _node(PredictVolume, f"predict_{number}", settings, 1, over=["volume"],
-                    mem_gb=mem_gb)  # fmt: skip
-    register = _node(RegisterPair, f"register_{number}", settings, 1, mem_gb=VOLUME_GB,
-                     over=["fixed_file", "moving_file", "lost_file", "init_file",
-                           "relaxation"])  # fmt: skip
-    predict.inputs.pass_number = register.inputs.pass_number = number
-    register.inputs.seed = settings.random_seed + number
-    source, matrices = moved
-    tables = [("bval_file", "bval_file"), ("bvec_file", "bvec_file")]
-    workflow.connect(
-        [
-            (split, resample, [("volume_files", "volume_file"), ("nonnegative", "nonnegative")]),
-            (source, resample, [(matrices, "matrix_file")]),
-            (inputs, plan, [("dwi_file", "dwi_file"), *tables]),
-            (split, plan, [("mask_file", "mask_file")]),
-            (resample, plan, [("out_file", "aligned_files")]),
-            (source, plan, [(matrices, "matrix_files")]),
-            (split, predict, tables),
-            (plan, predict, [("aligned_file", "aligned_file"), ("xfm_file", "xfm_file"),
-                             ("volumes", "volume")]),
-            (predict, register, [("predicted_file", "fixed_file")]),
-            (split, register, [("volume_files", "moving_file")]),
-            (plan, register, [("init_files", "init_file"), ("mask_file", "fixed_mask_file"),
-                              ("lost_files", "lost_file"), ("relaxation", "relaxation"),
-                              ("center", "center")]),
-        ]
-    )  # fmt: skip
-    return (register, "matrix_file"), predict
 
 
 def init_participant_wf(
@@ -308,7 +228,7 @@ def checked_settings(given: Mapping[str, Any]) -> Settings:
     EddymotionError
         If a name is unknown, with the nearest known one, or no node of the graph would heed it.
     """
-    if unheeded := sorted((SETTING_NAMES - HEEDED) & set(given)):
+    if unheeded := sorted((set(SETTINGS) - HEEDED) & set(given)):
         raise EddymotionError(
             f"setting {unheeded[0]!r}: no node of this workflow heeds it; give num_threads or a "
             "mask_file where that is meant, or take the interface Correct, which writes all files"
@@ -328,36 +248,32 @@ def _workflow(name: str) -> Workflow:
     return workflow
 
 
-def _node(
-    interface: Any,
-    name: str,
-    settings: Settings,
-    num_threads: int,
-    over: Sequence[str] | None = None,
-    **resources: Any,
-) -> Node:
+def _node(node: GraphNode, settings: Settings, num_threads: int, mem_gb: float) -> Node:
     """Make a node with the settings that its interface knows; over volumes if told so."""
-    node = (
-        Node(interface(), name, **resources)
-        if over is None
-        else MapNode(interface(), list(over), name=name, **resources)
-    )
-    known = set(node.inputs.copyable_trait_names())
-    for field, value in settings_as_inputs(settings).items():
-        if field in known:
-            setattr(node.inputs, field, value)
+    interface = getattr(interfaces, node.step)()
+    known = set(interface.inputs.copyable_trait_names())
+    whole = not known.isdisjoint(("dwi_file", "aligned_file"))
+    resources: dict[str, Any] = {"mem_gb": mem_gb if whole else VOLUME_GB}
+    given = settings_as_inputs(settings) | {"num_threads": num_threads} | dict(node.given)
     if "num_threads" in known:
-        node.inputs.num_threads = num_threads
-    return node
+        resources["n_procs"] = num_threads
+    made = (
+        MapNode(interface, list(node.over), name=node.name, **resources)
+        if node.over
+        else Node(interface, node.name, **resources)
+    )
+    for field in known & given.keys():
+        setattr(made.inputs, field, given[field])
+    return made
 
 
 def settings_as_inputs(settings: Settings) -> dict[str, Any]:
     """Return what is set, as Nipype takes it."""
-    values = {name: getattr(settings, name) for name in SETTING_NAMES - {"nprocs"}}
-    values["mask_file"] = values.pop("brain_mask")
+    values = {about.node_input or name: getattr(settings, name)
+              for name, about in SETTINGS.items()}  # fmt: skip
     values["ignore"] = list(values["ignore"])
     return {
-        name: value if isinstance(value, (bool, int, float, list)) else str(value)
+        name: str(value) if isinstance(value, Path) else value
         for name, value in values.items()
         if value is not None
     }

@@ -14,42 +14,21 @@ One series, and several side by side::
 
 from __future__ import annotations
 
+import inspect
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eddymotion.interfaces import (
-    APPLYING,
-    JUDGING,
-    MOTION,
-    PREDICTING,
-    READING,
-    REGISTERING,
-)
-from eddymotion.interfaces.pydra import (  # sets NO_ET before Pydra is imported
-    CORRECTED,
-    FOUND,
-    SERIES,
-    Apply,
-    Estimate,
-    Measure,
-    Plan,
-    PredictVolume,
-    RegisterPair,
-    ResampleVolume,
-    SeriesTask,
-    Split,
-    Unite,
-    inputs_of,
-    outputs_of,
-)
+from eddymotion.interfaces import pydra as tasks  # sets NO_ET before Pydra is imported
+from eddymotion.interfaces.pydra import StepTask, inputs_of, outputs_of
+from eddymotion.pipeline.graphs import Graph, correction_graph, lovo_graph
+from eddymotion.pipeline.settings import APPLYING, MOTION, settings_of
+from eddymotion.pipeline.steps import SERIES, STEPS, setting_fields
 
 from pydra.compose import workflow  # isort: skip
 
 __all__ = ["DwiHmc", "Lovo", "forget_failures"]
-
-ORIGINAL = ("dwi_file", "bval_file", "bvec_file")
 
 
 def _lovo(**given: Any) -> Any:
@@ -59,61 +38,16 @@ def _lovo(**given: Any) -> Any:
     the others, and the original volume is registered to its prediction. Same transforms as
     ``estimator="lovo"``, and slower, since everything goes through files.
     """
-    from eddymotion.interfaces import settings_of
-    from eddymotion.pipeline.loop import n_passes, refuse_what_is_no_loop
+    settings = settings_of({name: given[name] for name in MOTION})
+    return _add(lovo_graph(settings), given)
 
-    refuse_what_is_no_loop(settings_of(_some(given, MOTION)))
-    split = workflow.add(Split(**_some(given, SERIES), **_some(given, READING)))
-    settings = _some(given, MOTION)
-    original = _some(given, ORIGINAL)
-    matrices = split.matrix_files
-    for number in range(1, n_passes(settings_of(settings)) + 1):
-        resampled = workflow.add(
-            ResampleVolume(nonnegative=split.nonnegative)
-            .split(("volume_file", "matrix_file"), volume_file=split.volume_files,
-                   matrix_file=matrices)
-            .combine(["volume_file", "matrix_file"]),
-            name=f"resample_{number}",
-        )  # fmt: skip
-        plan = workflow.add(
-            Plan(aligned_files=resampled.out_file, matrix_files=matrices, pass_number=number,
-                 mask_file=split.mask_file, **original, **settings),
-            name=f"plan_{number}",
-        )  # fmt: skip
-        predicted = workflow.add(
-            PredictVolume(aligned_file=plan.aligned_file, bval_file=split.bval_file,
-                          bvec_file=split.bvec_file, xfm_file=plan.xfm_file, pass_number=number,
-                          **_some(given, PREDICTING))
-            .split(volume=plan.volumes)
-            .combine("volume"),
-            name=f"predict_{number}",
-        )  # fmt: skip
-        registered = workflow.add(
-            RegisterPair(fixed_mask_file=plan.mask_file, center=plan.center, pass_number=number,
-                         seed=settings["random_seed"] + number, **_some(given, REGISTERING))
-            .split(PAIRED, fixed_file=predicted.predicted_file, moving_file=split.volume_files,
-                   lost_file=plan.lost_files, init_file=plan.init_files,
-                   relaxation=plan.relaxation)
-            .combine(list(PAIRED)),
-            name=f"register_{number}",
-        )  # fmt: skip
-        matrices = registered.matrix_file
-    found = workflow.add(
-        Unite(matrix_files=matrices, predicted_files=predicted.predicted_file,
-              mask_file=split.mask_file, num_threads=given["num_threads"], **original, **settings)
-    )  # fmt: skip
-    return tuple(getattr(found, name) for name in FOUND)
-
-
-PAIRED = ("fixed_file", "moving_file", "lost_file", "init_file", "relaxation")
-"""Inputs that go together, volume by volume."""
 
 Lovo: Any = workflow.define(
     _lovo,
     name="Lovo",
-    bases=(SeriesTask,),
-    inputs=inputs_of(*SERIES, settings=MOTION, field=workflow.arg),
-    outputs=outputs_of(**FOUND, field=workflow.out),
+    bases=(StepTask,),
+    inputs=inputs_of((*SERIES, *setting_fields(MOTION)), workflow.arg),
+    outputs=outputs_of(STEPS["Unite"].outputs, workflow.out),
 )
 
 
@@ -123,20 +57,26 @@ def _dwi_hmc(**given: Any) -> Any:
     Estimate the motion, resample the series once and rotate its b-vectors, tabulate motion and
     quality. With ``spelled_out`` the motion is estimated by the graph of `Lovo`.
     """
-    series, settings = _some(given, SERIES), _some(given, MOTION)
-    estimate = Lovo if given["spelled_out"] else Estimate
-    found = workflow.add(estimate(**series, **settings), name="estimate")
-    moved = series | {
-        "mask_file": found.mask_file,
-        "xfm_file": found.xfm_file,
-        "details_file": found.details_file,
-    }
-    applied = workflow.add(Apply(**moved, **_some(given, APPLYING)))
-    measured = workflow.add(Measure(**moved, **_some(given, JUDGING)))
-    return (
-        applied.dwi_file, applied.bval_file, applied.bvec_file, found.xfm_file,
-        measured.confounds_file, applied.dwiref_file, applied.mask_file,
-    )  # fmt: skip
+    return _add(correction_graph(spelled_out=given["spelled_out"]), given)
+
+
+def _add(graph: Graph, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Add the tasks of a graph to the workflow under construction; return what it gives."""
+    made: dict[str, Any] = {}
+    for node in graph.nodes:
+        task = Lovo if node.step == "Lovo" else getattr(tasks, node.step)
+        known = inspect.signature(task).parameters
+        values = {name: given[name] for name in known if name in given} | dict(node.given)
+        taken = {
+            name: getattr(made[source], field) for name, (source, field) in node.takes.items()
+        }
+        of_each = {name: taken.pop(name) for name in node.over}
+        adding = task(**(values | taken))
+        if of_each:
+            by = node.over if len(node.over) > 1 else node.over[0]
+            adding = adding.split(by, **of_each).combine(list(node.over))
+        made[node.name] = workflow.add(adding, name=node.name)
+    return tuple(getattr(made[source], field) for source, field in graph.gives.values())
 
 
 def forget_failures(cache_root: str | Path) -> None:
@@ -153,28 +93,23 @@ def forget_failures(cache_root: str | Path) -> None:
         lock.unlink(missing_ok=True)
 
 
-def _some(given: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: given[name] for name in names}
-
+_FIELDS = {
+    field.name: field
+    for name in ("Estimate", "Measure", "Apply")  # whose mask is that of the corrected series
+    for field in STEPS[name].outputs
+}
 
 DwiHmc: Any = workflow.define(
     _dwi_hmc,
     name="DwiHmc",
-    bases=(SeriesTask,),
-    inputs=inputs_of(
-        *SERIES, settings=tuple(dict.fromkeys((*MOTION, *APPLYING))), field=workflow.arg
-    )
+    bases=(StepTask,),
+    inputs=inputs_of((*SERIES, *setting_fields(dict.fromkeys((*MOTION, *APPLYING)))), workflow.arg)
     | {
         "spelled_out": workflow.arg(
             type=bool, default=False, help="estimate with every volume a task of its own (lovo)"
         )
     },
     outputs=outputs_of(
-        **{name: CORRECTED[name] for name in ("dwi_file", "bval_file", "bvec_file")},
-        xfm_file="xfm_file",
-        confounds_file="confounds_file",
-        dwiref_file="dwiref_file",
-        mask_file="mask_file",
-        field=workflow.out,
+        (_FIELDS[name] for name in correction_graph(spelled_out=False).gives), workflow.out
     ),
 )

@@ -135,7 +135,7 @@ class SlurmPlugin(SLURMPlugin):
         if (output := self._outputs[taskid]).is_file():
             reason += f". Its output: {output}"
         if (job := getattr(node.inputs, "job", None)) is not None:
-            job.tell_lost(reason)
+            job.record_lost(reason)
         return found | {"traceback": [reason]}
 
     def kill(self) -> None:

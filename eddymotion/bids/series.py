@@ -22,9 +22,8 @@ from eddymotion.derivatives.names import source_name
 from eddymotion.errors import EddymotionError
 from eddymotion.io.headers import read_header, shape_of
 from eddymotion.io.images import image_stem
-from eddymotion.io.sidecars import FIELDS, read_sidecar
+from eddymotion.io.sidecars import FIELDS, SeriesFiles, read_sidecar
 from eddymotion.io.tables import read_numbers
-from eddymotion.pipeline.correct import SeriesFiles
 
 log = logging.getLogger(__name__)
 

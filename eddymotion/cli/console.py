@@ -127,7 +127,7 @@ def _mendable(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, EddymotionError):
         return 1 if isinstance(error, (EngineError, LockLostError)) else 2, str(error)
     if isinstance(error, (OSError, MemoryError)):
-        from eddymotion.pipeline.jobs import reason_of
+        from eddymotion.pipeline.series_job import reason_of
 
         log.debug("the system refused", exc_info=True)
         wrong = isinstance(error, OSError) and error.errno in WRONG_PATH

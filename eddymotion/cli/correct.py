@@ -20,7 +20,7 @@ from eddymotion.cli.options import (
     Parser,
     add_estimation_options,
     add_running_options,
-    existing_file,
+    add_setting,
     settings_from,
 )
 from eddymotion.errors import EddymotionError, absence
@@ -47,9 +47,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--bvec", type=Path, metavar="FILE", help="b-vectors (default: beside DWI)"
     )
-    parser.add_argument("--mask", "--brain-mask", dest="brain_mask", type=existing_file,
-                        metavar="FILE", help="brain mask (default: from the mean "
-                                             "b=0)")  # fmt: skip
+    add_setting(parser, "brain_mask", "--mask", "--brain-mask",
+                help="brain mask (default: from the mean b=0)")  # fmt: skip
     parser.add_argument("-o", "--output-dir", type=Path, default=Path("corrected"), metavar="DIR",
                         help="where the outputs go (default: ./%(default)s)")  # fmt: skip
     add_estimation_options(parser)
@@ -66,10 +65,11 @@ def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
     from eddymotion.derivatives import Outputs
     from eddymotion.derivatives.dataset import write_citation
+    from eddymotion.io.sidecars import SeriesFiles
     from eddymotion.machine.locks import locked
     from eddymotion.machine.temporaries import remove_leftovers
-    from eddymotion.pipeline.correct import SeriesFiles, correct_series
-    from eddymotion.pipeline.jobs import reason_of
+    from eddymotion.pipeline.correct import correct_series
+    from eddymotion.pipeline.series_job import reason_of
     from eddymotion.reports.participant import write_participant_page
 
     if not options.dwi.is_file():

@@ -10,19 +10,14 @@ import os
 import shlex
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.machine.cgroups import available_cpus
-from eddymotion.pipeline.settings import SETTING_NAMES, Settings
-from eddymotion.wording import PE_AXES, one_line, shown, why
-
-MODELS_HELP = (
-    "auto (by the scheme), gp (Gaussian process; gp-legendre or gp-spherical on shells, gp-qspace "
-    "without), average, dti, wls-dti, dki, or dipy:NAME for any DIPY model that can predict"
-)
+from eddymotion.pipeline.settings import KINDS, SETTINGS, Settings
+from eddymotion.wording import one_line, shown, why
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,105 +149,30 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 def add_estimation_options(parser: argparse.ArgumentParser) -> None:
     """Add the domain options."""
-    group = parser.add_argument_group("motion estimation")
-    group.add_argument(
-        "--b0-threshold", type=not_negative, default=50.0, metavar="B",
-        help="volumes at or below this b-value (s/mm²) count as b=0 (default: %(default)g)",
-    )  # fmt: skip
-    group.add_argument("--model", default="auto", help=MODELS_HELP + " (default: %(default)s)")
-    group.add_argument(
-        "--estimator", choices=("joint", "lovo"),
-        help="joint: all volumes at once; lovo: leave one volume out, predict, register, repeat, "
-             "with any model and registration (default: joint, or lovo where --model or "
-             "--registration needs it)",
-    )  # fmt: skip
-    group.add_argument(
-        "--registration", metavar="BACKEND",
-        help="what registers a volume to its prediction in lovo, which is taken if one is given: "
-             "gauss-newton (default), dipy, ants, elastix, or one of another package",
-    )  # fmt: skip
-    group.add_argument(
-        "--registration-settings", type=existing_file, metavar="FILE",
-        help="parameters of the registration backend (JSON; elastix: its own files, too)",
-    )  # fmt: skip
-    group.add_argument(
-        "--n-iterations", type=positive, metavar="N",
-        help="passes of lovo over the series (default: 5), or steps of joint at each level at "
-             "most (default: 20)",
-    )  # fmt: skip
-    group.add_argument(
-        "--min-q-distance", type=not_negative, default=0.0, metavar="Q",
-        help="predictions leave out volumes closer than this to the held-out one in q-space, in "
-             "units of sqrt(b / 1000 s/mm²); with joint those that judge and replace slices, with "
-             "lovo those that volumes are registered to as well (default: %(default)g)",
-    )  # fmt: skip
-    group.add_argument(
-        "--eddy-current", choices=("auto", "none", "linear", "quadratic", "cubic"), default="auto",
-        help="eddy-current fields that joint estimates with the motion (default: quadratic with "
-             "enough directions, else linear, as far as the data show any)",
-    )  # fmt: skip
-    group.add_argument(
-        "--pe-axis", choices=PE_AXES, metavar="AXIS",
-        help="phase-encoding direction as in BIDS, such as j- (default: that of the JSON sidecar, "
-             "else the axis that explains most)",
-    )  # fmt: skip
-    group.add_argument(
-        "--no-shell-alignment",
-        action="store_true",
-        help="do not estimate the offset between diffusion-weighted and b=0 volumes",
-    )
-    group = parser.add_argument_group("outputs")
-    group.add_argument(
-        "--resampling", choices=("nitransforms", "fast"), default="nitransforms",
-        help="who interpolates: NiTransforms, or the compiled kernel, which checks itself against "
-             "it (default: %(default)s)",
-    )  # fmt: skip
-    add_space_options(group)
-    group.add_argument(
-        "--replace-outliers", action="store_true",
-        help="show the prediction from the other volumes in slices that lost signal (default: "
-             "show what was acquired, and list them)",
-    )  # fmt: skip
-    group.add_argument(
-        "--fsl-outputs", action="store_true",
-        help="write the text files and CNR maps of FSL's eddy and FLIRT matrices, too",
-    )  # fmt: skip
-    group.add_argument("--cnr-maps", action="store_true",
-                       help="map SNR of the b=0 volumes and CNR of each shell")  # fmt: skip
-    group.add_argument("--residuals", action="store_true",
-                       help="write what each volume shows beyond its prediction")  # fmt: skip
-    group.add_argument("--eddy-fields", action="store_true",
-                       help="write the eddy-current fields as displacement fields")  # fmt: skip
-    group.add_argument(
-        "--ignore", nargs="+", choices=("sform", "qform", "tables"), default=[],
-        help="sform, qform: which affine to disregard where the two disagree; tables: that the "
-             "images contradict the b-values",
-    )  # fmt: skip
+    for heading in ("motion estimation", "outputs"):
+        group = parser.add_argument_group(heading)
+        for name, about in SETTINGS.items():
+            if about.group == heading:
+                add_setting(group, name)
 
 
-def add_space_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options about the space of the corrected series."""
-    group.add_argument(
-        "--output-space", type=existing_file, metavar="FILE",
-        help="image whose space and grid the corrected series gets, by one interpolation of the "
-             "original volumes: a T1w, a template, or a mere grid (default: that of the series)",
-    )  # fmt: skip
-    group.add_argument(
-        "--output-space-transform", choices=("auto", "none", "rigid", "affine", "syn"),
-        default="auto",
-        help="how the series is registered to it; auto: not at all if it lies at the same place "
-             "or is blank, rigid if it shows the same head, else syn, which is affine and then a "
-             "warp (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--output-space-contrast", choices=("dwiref", "fa"), default="dwiref",
-        help="what of the series is registered: the mean b=0, or the fractional anisotropy "
-             "(default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--output-space-mask", type=existing_file, metavar="FILE",
-        help="brain of the image, on its grid",
-    )  # fmt: skip
+def add_setting(
+    group: argparse._ActionsContainer, name: str, *option_strings: str, **changed: Any
+) -> None:
+    """Add the option of a setting, as it is declared but for what is `changed`."""
+    about, kind = SETTINGS[name], KINDS[name]
+    default = f" (default: {about.shown_default})" if about.shown_default else ""
+    options: dict[str, Any] = {"dest": name, "help": about.help + default}
+    if kind is bool:
+        options["action"] = "store_true"
+    elif kind == list[str]:
+        options |= {"nargs": "+", "choices": about.choices, "default": []}
+    else:
+        converter = existing_file if kind is Path else NUMBERS.get((kind, about.least))
+        options |= {"type": converter, "choices": about.choices or None, "metavar": about.metavar,
+                    "default": getattr(Settings, name)}  # fmt: skip
+    names = option_strings or about.options or (f"--{name.replace('_', '-')}",)
+    group.add_argument(*names, **(options | changed))
 
 
 def add_running_options(
@@ -260,11 +180,7 @@ def add_running_options(
 ) -> None:
     """Add the options about resources and messages."""
     group = parser.add_argument_group("running")
-    group.add_argument(
-        "--nprocs", "--nthreads", "--n-cpus", type=positive, default=available_cpus(),
-        metavar="N", help="processors to use; the result does not depend on it "
-                          "(default: all, %(default)d)",
-    )  # fmt: skip
+    add_setting(group, "nprocs", default=available_cpus())
     group.add_argument(
         "--omp-nthreads",
         type=positive,
@@ -272,10 +188,7 @@ def add_running_options(
         help="threads for one series (default: all of nprocs, shared out where several series run "
         "side by side; one as a job of a cluster)",
     )
-    group.add_argument(
-        "--random-seed", type=not_negative_integer, default=0, metavar="SEED",
-        help=f"of {seed_of} (default: %(default)d)",
-    )  # fmt: skip
+    add_setting(group, "random_seed", help=f"of {seed_of} (default: %(default)d)")
     group.add_argument(
         "--config-file", type=existing_file, metavar="FILE",
         help="TOML with options (long names without the dashes); the command line overrides it",
@@ -286,7 +199,7 @@ def add_running_options(
 
 def settings_from(options: argparse.Namespace) -> Settings:
     """Collect the options into the settings of a run."""
-    values = {name: value for name, value in vars(options).items() if name in SETTING_NAMES}
+    values = {name: value for name, value in vars(options).items() if name in SETTINGS}
     values["ignore"] = tuple(options.ignore)
     values["nprocs"] = min(options.nprocs, options.omp_nthreads or options.nprocs)
     settings = Settings(**values)
@@ -332,16 +245,16 @@ def refuse_contradictions(settings: Settings) -> None:
 
 def refuse_unused_space_options(settings: Settings) -> None:
     """Raise if something is said about an output space that is not given or not sought."""
-    told = [
+    given = [
         f"--{name.replace('_', '-')}"
         for name in ("output_space_transform", "output_space_contrast", "output_space_mask")
         if getattr(settings, name) != getattr(Settings, name)
     ]
-    if told and settings.output_space is None:
-        raise EddymotionError(f"{told[0]} was given, but no --output-space; add it, an image")
-    if settings.output_space_transform == "none" and len(told) > 1:
+    if given and settings.output_space is None:
+        raise EddymotionError(f"{given[0]} was given, but no --output-space; add it, an image")
+    if settings.output_space_transform == "none" and len(given) > 1:
         raise EddymotionError(
-            f"--output-space-transform none registers nothing; leave {told[-1]} out"
+            f"--output-space-transform none registers nothing; leave {given[-1]} out"
         )
 
 
@@ -388,6 +301,14 @@ def not_negative_integer(text: str) -> int:
 def not_negative(text: str) -> float:
     """Convert to a number from zero on."""
     return _number(text, float, 0, "a number from zero on")
+
+
+NUMBERS: Mapping[Any, Any] = {
+    (float, 0): not_negative,
+    (int, 0): not_negative_integer,
+    (int, 1): positive,
+}
+"""Type and least value → what converts to it."""
 
 
 def _number(text: str, kind: Any, least: float, expected: str) -> Any:

@@ -23,6 +23,7 @@ from eddymotion.cli.options import (
     Parser,
     add_estimation_options,
     add_running_options,
+    add_setting,
     existing_file,
     not_negative,
     settings_from,
@@ -81,9 +82,8 @@ def build_parser() -> Parser:
     group.add_argument("--skip-bids-validation", "--skip_bids_validator", action="store_true",
                        help="do not run the BIDS validator (its findings are only "
                             "logged)")  # fmt: skip
-    group.add_argument("--brain-mask", type=existing_file, metavar="FILE",
-                       help="brain mask on the grid of the series, when there is just "
-                            "one")  # fmt: skip
+    add_setting(group, "brain_mask",
+                help="brain mask on the grid of the series, when there is just one")  # fmt: skip
     add_estimation_options(parser)
     add_running_options(parser, __version__)
     group = parser.add_argument_group("workflow")

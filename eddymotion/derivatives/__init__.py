@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
+from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.confounds import confounds, descriptions, table_text
 from eddymotion.derivatives.eddy import write_eddy
@@ -29,7 +30,16 @@ from eddymotion.machine.disk import prove_writable
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
 
-__all__ = ["OnDemand", "Outputs", "save", "write_outputs", "write_sidecar"]
+__all__ = [
+    "OnDemand",
+    "Outputs",
+    "save",
+    "write_confounds",
+    "write_corrected",
+    "write_outputs",
+    "write_sidecar",
+    "write_transforms",
+]
 
 
 def save(
@@ -101,19 +111,11 @@ def write_outputs(
     progress : callable
         Of what takes long besides the volumes.
     """
-    affine = corrected.affine
-    volumes = corrected.volumes() if volumes is None else volumes
-    reference = MeanB0(corrected.gradients)
-    write_series(outputs["dwi"], corrected, reference.watching(volumes))
-    write_gradient_table(outputs["bval"], outputs["bvec"], corrected.gradients, affine)
-    write_image(outputs["dwiref"], reference.image, affine)
-    write_image(outputs["mask"], corrected.mask.astype(np.uint8), affine)
+    write_corrected(corrected, outputs, volumes)
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
-    write_motion(outputs["xfm"], outputs["motion"], motion)
-    write_x5(outputs["x5"], motion, original or corrected)
-    columns = confounds(corrected.gradients, motion, (original or corrected).center, quality)
-    write_text(outputs["confounds"], table_text(columns))
-    write_json(outputs["confounds_sidecar"], descriptions(columns))
+    domain = original or corrected
+    write_transforms(motion, outputs, outputs["motion"], domain)
+    write_confounds(outputs, corrected.gradients, motion, domain.center, quality)
     outliers, replaced = quality.outliers if quality else None, isinstance(corrected, Replaced)
     write_text(outputs["outliers"], outlier_table(outliers, replaced=replaced))
     write_json(outputs["outliers_sidecar"], outlier_descriptions(outliers, replaced=replaced))
@@ -121,6 +123,38 @@ def write_outputs(
     remove_on_demand(outputs)
     if on_demand is not None and original is not None:
         write_on_demand(on_demand, outputs, corrected, motion, original, quality, progress)
+
+
+def write_corrected(
+    corrected: Series, outputs: Outputs, volumes: Iterable[np.ndarray] | None = None
+) -> None:
+    """Write the images of a corrected series, and its gradient table; `volumes` as above."""
+    affine = corrected.affine
+    reference = MeanB0(corrected.gradients)
+    passing = reference.watching(corrected.volumes() if volumes is None else volumes)
+    write_series(outputs["dwi"], corrected, passing)
+    write_gradient_table(outputs["bval"], outputs["bvec"], corrected.gradients, affine)
+    write_image(outputs["dwiref"], reference.image, affine)
+    write_image(outputs["mask"], corrected.mask.astype(np.uint8), affine)
+
+
+def write_transforms(motion: Motion, outputs: Outputs, details: Path, domain: Series) -> None:
+    """Write transforms, and what goes with them into `details`; they map points of `domain`."""
+    write_motion(outputs["xfm"], details, motion)
+    write_x5(outputs["x5"], motion, domain)
+
+
+def write_confounds(
+    outputs: Outputs,
+    gradients: Gradients,
+    motion: Motion,
+    center: np.ndarray,
+    quality: Quality | None,
+) -> None:
+    """Write the table of motion, measured at `center` (RAS+ mm), and what its columns mean."""
+    columns = confounds(gradients, motion, center, quality)
+    write_text(outputs["confounds"], table_text(columns))
+    write_json(outputs["confounds_sidecar"], descriptions(columns))
 
 
 def _write_fields(outputs: Outputs, motion: Motion) -> None:

@@ -16,7 +16,7 @@ from eddymotion.interfaces.nipype import (  # sets NO_ET before Nipype is import
 
 
 class _EstimateSeriesInputSpec(BaseInterfaceInputSpec):
-    job = traits.Any(mandatory=True, nohash=True, desc="what to do: eddymotion.pipeline.jobs.Job")
+    job = traits.Any(mandatory=True, nohash=True, desc="what to do with the series")
 
 
 class _EstimateSeriesOutputSpec(TraitedSpec):

@@ -1,59 +1,279 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user can set, as one frozen value."""
+# ruff: noqa: RUF009 - what declares a setting returns a field
+"""What a user can set, as one frozen value, and all that is known of each setting.
+
+Options of the commands, inputs of the workflow nodes and what counts for a result follow from it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from eddymotion.wording import PE_AXES
+
+Stage = Literal[
+    "gradients", "reading", "predicting", "sampling", "registering", "motion", "applying",
+    "writing", "running",
+]  # fmt: skip
+"""Of a run: the first that heeds a setting. ``running`` changes how fast a result comes, not what
+it is; ``applying`` and ``writing`` change what is made of a motion, not the motion itself."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a field of :class:`Settings` besides its type and default.
+
+    Parameters
+    ----------
+    stage : str
+    help : str
+    shown_default : str
+        What help of a command says about the default.
+    choices : tuple of str
+        All values there are, where these can be counted.
+    least : float, optional
+        Of a number.
+    metavar : str, optional
+        Its value in the help of a command.
+    group : str
+        Heading of its option in the help of a command; without one, it is each command's own.
+    options : tuple of str
+        Names of its option, where it has others than that of the field.
+    node_input : str
+        Name of the input of a node, where it has another one than that of the field.
+    """
+
+    stage: Stage
+    help: str
+    shown_default: str = ""
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    metavar: str | None = None
+    group: str = ""
+    options: tuple[str, ...] = ()
+    node_input: str = ""
+
+
+def estimation(default: Any, stage: Stage, help: str, **known: Any) -> Any:
+    """Declare a setting under the heading of the estimation."""
+    return setting(default, stage, help, group="motion estimation", **known)
+
+
+def output(default: Any, stage: Stage, help: str, **known: Any) -> Any:
+    """Declare a setting under the heading of the outputs."""
+    return setting(default, stage, help, group="outputs", **known)
+
+
+def setting(default: Any, stage: Stage, help: str, **known: Any) -> Any:
+    """Declare a field of :class:`Settings`; `known` as in :class:`Setting`."""
+    return field(default=default, metadata={"setting": Setting(stage, help, **known)})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run. Names are those of the command-line options.
+    """Settings of a run. Names are those of the command-line options."""
 
-    Those in :data:`WITHOUT_EFFECT` change how fast a result comes, not what it is.
-    """
-
-    b0_threshold: float = 50.0
-    model: str = "auto"
-    estimator: str | None = None
-    registration: str | None = None
-    registration_settings: Path | None = None
-    n_iterations: int | None = None
-    brain_mask: Path | None = None
-    min_q_distance: float = 0.0
-    eddy_current: str = "auto"
-    pe_axis: str | None = None
-    no_shell_alignment: bool = False
-    resampling: str = "nitransforms"
-    output_space: Path | None = None
-    output_space_transform: str = "auto"
-    output_space_contrast: str = "dwiref"
-    output_space_mask: Path | None = None
-    replace_outliers: bool = False
-    fsl_outputs: bool = False
-    cnr_maps: bool = False
-    residuals: bool = False
-    eddy_fields: bool = False
-    ignore: tuple[str, ...] = ()
-    random_seed: int = 0
-    nprocs: int = 1
+    b0_threshold: float = estimation(
+        50.0, "gradients", "volumes at or below this b-value (s/mm²) count as b=0",
+        shown_default="%(default)g", least=0, metavar="B",
+    )  # fmt: skip
+    model: str = estimation(
+        "auto", "predicting",
+        "auto (by the scheme), gp (Gaussian process; gp-legendre or gp-spherical on shells, "
+        "gp-qspace without), average, dti, wls-dti, dki, or dipy:NAME for any DIPY model that can "
+        "predict",
+        shown_default="%(default)s",
+    )  # fmt: skip
+    estimator: str | None = estimation(
+        None, "motion",
+        "joint: all volumes at once; lovo: leave one volume out, predict, register, repeat, with "
+        "any model and registration",
+        shown_default="joint, or lovo where --model or --registration needs it",
+        choices=("joint", "lovo"),
+    )  # fmt: skip
+    registration: str | None = estimation(
+        None, "registering",
+        "what registers a volume to its prediction in lovo, which is taken if one is given: "
+        "gauss-newton (default), dipy, ants, elastix, or one of another package",
+        metavar="BACKEND",
+    )  # fmt: skip
+    registration_settings: Path | None = estimation(
+        None, "registering",
+        "parameters of the registration backend (JSON; elastix: its own files, too)",
+        metavar="FILE",
+    )  # fmt: skip
+    n_iterations: int | None = estimation(
+        None, "registering",
+        "passes of lovo over the series (default: 5), or steps of joint at each level at most "
+        "(default: 20)",
+        least=1, metavar="N",
+    )  # fmt: skip
+    brain_mask: Path | None = setting(
+        None, "reading", "brain mask on the grid of the series; computed when not given",
+        metavar="FILE", node_input="mask_file",
+    )  # fmt: skip
+    min_q_distance: float = estimation(
+        0.0, "predicting",
+        "predictions leave out volumes closer than this to the held-out one in q-space, in units "
+        "of sqrt(b / 1000 s/mm²); with joint those that judge and replace slices, with lovo those "
+        "that volumes are registered to as well",
+        shown_default="%(default)g", least=0, metavar="Q",
+    )  # fmt: skip
+    eddy_current: str = estimation(
+        "auto", "motion", "eddy-current fields that joint estimates with the motion",
+        shown_default="quadratic with enough directions, else linear, as far as the data show any",
+        choices=("auto", "none", "linear", "quadratic", "cubic"),
+    )  # fmt: skip
+    pe_axis: str | None = estimation(
+        None, "motion", "phase-encoding direction as in BIDS, such as j-",
+        shown_default="that of the JSON sidecar, else the axis that explains most",
+        choices=PE_AXES, metavar="AXIS",
+    )  # fmt: skip
+    no_shell_alignment: bool = estimation(
+        False, "motion",
+        "do not estimate the offset between diffusion-weighted and b=0 volumes",
+    )  # fmt: skip
+    resampling: str = output(
+        "nitransforms", "applying",
+        "who interpolates: NiTransforms, or the compiled kernel, which checks itself against it",
+        shown_default="%(default)s", choices=("nitransforms", "fast"),
+    )  # fmt: skip
+    output_space: Path | None = output(
+        None, "applying",
+        "image whose space and grid the corrected series gets, by one interpolation of the "
+        "original volumes: a T1w, a template, or a mere grid",
+        shown_default="that of the series", metavar="FILE",
+    )  # fmt: skip
+    output_space_transform: str = output(
+        "auto", "applying",
+        "how the series is registered to it; auto: not at all if it lies at the same place or is "
+        "blank, rigid if it shows the same head, else syn, which is affine and then a warp",
+        shown_default="%(default)s", choices=("auto", "none", "rigid", "affine", "syn"),
+    )  # fmt: skip
+    output_space_contrast: str = output(
+        "dwiref", "applying",
+        "what of the series is registered: the mean b=0, or the fractional anisotropy",
+        shown_default="%(default)s", choices=("dwiref", "fa"),
+    )  # fmt: skip
+    output_space_mask: Path | None = output(
+        None, "applying", "brain of the image, on its grid", metavar="FILE"
+    )
+    replace_outliers: bool = output(
+        False, "applying",
+        "show the prediction from the other volumes in slices that lost signal",
+        shown_default="show what was acquired, and list them",
+    )  # fmt: skip
+    fsl_outputs: bool = output(
+        False, "writing", "write the text files and CNR maps of FSL's eddy and FLIRT matrices, too"
+    )
+    cnr_maps: bool = output(
+        False, "writing", "map SNR of the b=0 volumes and CNR of each shell"
+    )  # fmt: skip
+    residuals: bool = output(
+        False, "writing", "write what each volume shows beyond its prediction"
+    )  # fmt: skip
+    eddy_fields: bool = output(
+        False, "writing", "write the eddy-current fields as displacement fields"
+    )  # fmt: skip
+    ignore: tuple[str, ...] = output(
+        (), "reading",
+        "sform, qform: which affine to disregard where the two disagree; tables: that the images "
+        "contradict the b-values",
+        choices=("sform", "qform", "tables"),
+    )  # fmt: skip
+    random_seed: int = setting(
+        0, "sampling", "of the random sampling points",
+        shown_default="%(default)d", least=0, metavar="SEED",
+    )  # fmt: skip
+    nprocs: int = setting(
+        1, "running", "processors to use; the result does not depend on it",
+        shown_default="all, %(default)d", least=1, metavar="N",
+        options=("--nprocs", "--nthreads", "--n-cpus"), node_input="num_threads",
+    )  # fmt: skip
 
     def effective(self) -> dict[str, Any]:
         """Return what determines the result, as JSON-ready values."""
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(self).items()
-            if name not in WITHOUT_EFFECT
+            if SETTINGS[name].stage != "running"
         }
 
     def anywhere(self) -> Settings:
         """Return the same with absolute paths: workflow nodes run in folders of their own."""
-        given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        paths: dict[str, Any] = {k: v.resolve() for k, v in given.items() if isinstance(v, Path)}
+        paths: dict[str, Any] = {name: path.resolve() for name, path in self.files().items()}
         return replace(self, **paths)
 
+    def files(self) -> dict[str, Path]:
+        """Return the files among what is set."""
+        given = {name: getattr(self, name) for name in SETTINGS}
+        return {name: value for name, value in given.items() if isinstance(value, Path)}
 
-WITHOUT_EFFECT = frozenset({"nprocs"})
-SETTING_NAMES = frozenset(entry.name for entry in fields(Settings))
+
+SETTINGS: Mapping[str, Setting] = {
+    entry.name: entry.metadata["setting"] for entry in fields(Settings)
+}
+"""Name → what is known of it."""
+
+
+def of_stages(*stages: Stage) -> tuple[str, ...]:
+    """Return the settings that some stages heed, but those which nodes get as inputs of others."""
+    return tuple(
+        name for name, about in SETTINGS.items() if about.stage in stages and not about.node_input
+    )
+
+
+AFTER_MOTION = frozenset(of_stages("applying", "writing"))
+"""Settings that change what is made of a motion, not the motion itself."""
+
+READING = of_stages("gradients", "reading")
+"""Settings of a step that only reads the series."""
+
+JUDGING = of_stages("gradients", "reading", "predicting", "sampling")
+"""Settings of a step that compares volumes with their predictions."""
+
+APPLYING = of_stages("gradients", "reading", "predicting", "sampling", "applying")
+"""Settings of a step that resamples, and predicts what slices have lost."""
+
+MOTION = tuple(name for name in of_stages(*typing.get_args(Stage)) if name not in AFTER_MOTION)
+"""Settings of a step that finds the motion."""
+
+REGISTERING = of_stages("registering")
+"""Settings of a step that registers one pair."""
+
+PREDICTING = of_stages("gradients", "predicting", "registering")
+"""Settings of a step that predicts one volume; the passes of the loop depend on who registers."""
+
+ALL = of_stages(*typing.get_args(Stage))
+
+
+def kind_of(hint: Any) -> Any:
+    """Return a type without its ``None``, and a list for any sequence."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) in (tuple, Sequence):
+        return list[typing.get_args(hint)[0]]  # type: ignore[misc]
+    return hint
+
+
+KINDS = {name: kind_of(hint) for name, hint in typing.get_type_hints(Settings).items()}
+"""Setting → its type."""
+
+
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """Collect the settings among the inputs of a node; the rest is left alone, as is what is None.
+
+    ``mask_file`` and ``num_threads`` become those of the settings.
+    """
+    values: dict[str, Any] = {}
+    for name, about in SETTINGS.items():
+        value = given.get(about.node_input or name)
+        if value is not None:
+            is_list = KINDS[name] == list[str]
+            values[name] = tuple(value) if is_list else KINDS[name](value)
+    return Settings(**values)

@@ -12,8 +12,8 @@ from eddymotion.io.images import write_image
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import get_model, name_of
-from eddymotion.pipeline.correct import methods_of
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.sidecar import methods_of
 from eddymotion.simulation import shelled_scheme
 
 

@@ -13,7 +13,7 @@ from eddymotion.derivatives import Outputs
 from eddymotion.io import writing
 from eddymotion.io.writing import write_text
 from eddymotion.pipeline import correct as steps
-from eddymotion.pipeline.correct import finished_summary
+from eddymotion.pipeline.cache import finished_summary
 from eddymotion.reports.series import SeriesReport
 
 
@@ -91,10 +91,10 @@ def make_folder(path):
     ],
 )
 def test_what_is_not_as_it_was_written_is_not_reused(kind, change, told, outputs, caplog):
-    print_of_run = print_of(outputs)
-    assert finished_summary(outputs, print_of_run) is not None
+    fingerprint = print_of(outputs)
+    assert finished_summary(outputs, fingerprint) is not None
     change(outputs[kind])
-    assert finished_summary(outputs, print_of_run, told="a series") is None
+    assert finished_summary(outputs, fingerprint, name="a series") is None
     (line,) = caplog.messages
     assert outputs[kind].name in line
     assert told in line

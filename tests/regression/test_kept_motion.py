@@ -6,7 +6,8 @@ import pytest
 
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
-from eddymotion.pipeline.correct import KeptMotion, Stages
+from eddymotion.pipeline.cache import MotionCache
+from eddymotion.pipeline.stages import Stages
 
 
 def kept_motion(folder, scale=1.0):
@@ -14,9 +15,9 @@ def kept_motion(folder, scale=1.0):
     matrix[:3, :3] *= scale
     stages = Stages()
     stages.seconds["motion"] = 2.5
-    stages.told = [(0.5, "a step")]
+    stages.log = [(0.5, "a step")]
     motion = Motion(np.stack([np.eye(4), matrix]))
-    kept = KeptMotion(folder)
+    kept = MotionCache(folder)
     kept.keep(motion, stages)
     return kept, motion
 
@@ -25,7 +26,7 @@ def test_it_comes_back_digit_by_digit(tmp_path):
     kept, motion = kept_motion(tmp_path)
     stages = Stages()
     np.testing.assert_array_equal(kept.recall(stages).matrices, motion.matrices)
-    assert (stages.seconds, stages.told) == ({"motion": 2.5}, [(0.5, "a step")])
+    assert (stages.seconds, stages.log) == ({"motion": 2.5}, [(0.5, "a step")])
 
 
 def test_what_is_not_rigid_is_found_again(tmp_path, caplog):

@@ -162,8 +162,8 @@ def test_a_participant_that_is_lost_fails_and_the_others_go_on(
         write_text(outputs["dwi"], "")
         written.append(outputs.src)
 
-    monkeypatch.setattr("eddymotion.pipeline.jobs.estimate_series", estimate)
-    monkeypatch.setattr("eddymotion.pipeline.jobs.correct_series", correct_other)
+    monkeypatch.setattr("eddymotion.pipeline.series_job.estimate_series", estimate)
+    monkeypatch.setattr("eddymotion.pipeline.series_job.correct_series", correct_other)
     options = ("--nprocs", "1", *QUICK)
     assert participant.main([str(dataset), str(tmp_path), "participant", *options]) == 1
     told = capsys.readouterr().err

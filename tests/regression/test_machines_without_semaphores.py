@@ -11,10 +11,10 @@ import pytest
 from eddymotion.workflows.bids_app import Run, _resources
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.machine.children import why_alone
 from eddymotion.machine.parallel import parallel_iterate
 from eddymotion.models.dipy import DipyModel, find_model
-from eddymotion.pipeline.correct import SeriesFiles
 from eddymotion.pipeline.limits import Limits, Plugin
 from eddymotion.pipeline.settings import Settings
 

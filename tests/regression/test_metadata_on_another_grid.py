@@ -18,7 +18,7 @@ from eddymotion.images.grid import fsl_coordinates
 from eddymotion.io.images import write_image
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
-from eddymotion.pipeline.parts import write_found
+from eddymotion.pipeline.series_steps import write_found
 from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 

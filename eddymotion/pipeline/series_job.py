@@ -14,13 +14,14 @@ from pathlib import Path
 
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import read_json, write_json
 from eddymotion.machine.children import end_with_parent
 from eddymotion.machine.disk import disk_error_in_words
 from eddymotion.machine.locks import Lock, held
 from eddymotion.machine.logs import Console, LogFile
 from eddymotion.machine.parallel import Progress, logged
-from eddymotion.pipeline.correct import SeriesFiles, correct_series, estimate_series
+from eddymotion.pipeline.correct import correct_series, estimate_series
 from eddymotion.pipeline.settings import Settings
 from eddymotion.wording import one_line
 
@@ -64,20 +65,20 @@ class Job:
 
     def estimate(self) -> None:
         """Find the motion."""
-        with _telling(self, "motion"):
+        with _recording(self, "motion"):
             estimate_series(
                 self.series, self.outputs, self.settings, self.work_dir, shown_progress.get()
             )
 
     def correct(self) -> None:
         """Write the outputs, with the motion that is there."""
-        with _telling(self, "outputs"):
+        with _recording(self, "outputs"):
             correct_series(
                 self.series, self.outputs, self.settings, shown_progress.get(),
                 work_dir=self.work_dir,
             )  # fmt: skip
 
-    def tell_lost(self, reason: str) -> None:
+    def record_lost(self, reason: str) -> None:
         """Record that whoever worked on it is gone, and could not tell why."""
         known = read_json(self.record).get("steps", {})
         _record(self, "outputs" if "motion" in known else "motion", "failed", reason, time.time())
@@ -95,7 +96,7 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def _telling(job: Job, step: str) -> Iterator[None]:
+def _recording(job: Job, step: str) -> Iterator[None]:
     """Log to the run's log, and record how it went."""
     end_with_parent()
     started = time.time()

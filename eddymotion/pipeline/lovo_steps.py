@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,15 +36,16 @@ from eddymotion.images.kernels import kernel_order, sample_grid, spline_coeffici
 from eddymotion.io.images import image_stem, read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.motion import read_motion
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import read_gradient_table
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
-from eddymotion.models import AverageModel, Model, get_model
+from eddymotion.models import AverageModel, Model
 from eddymotion.models.dipy import DipyModel
-from eddymotion.pipeline.correct import SeriesFiles, load_series, model_for
-from eddymotion.pipeline.parts import Paths, write_found
+from eddymotion.pipeline.series_steps import Paths, write_found
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.stages import load_series, model_for, tables_of
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.registry import chosen_registrar
 from eddymotion.resampling import covered_mask, voxel_mapping
@@ -60,25 +62,17 @@ def split(series: SeriesFiles, settings: Settings, out_dir: Path) -> Paths:
         whether no voxel is below zero.
     """
     dwi = load_series(series, settings)
-    outputs = Outputs.in_folder(out_dir, series.dwi)
-    write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
+    mask_file = Outputs.in_folder(out_dir, series.dwi)["mask"]
+    write_image(mask_file, dwi.mask.astype(np.uint8), dwi.affine)
     stem = image_stem(series.dwi)
     volume_files = [out_dir / f"{stem}_vol-{index:04d}.nii" for index in range(len(dwi))]
     matrix_files = [path.with_name(path.stem + "_xfm.txt") for path in volume_files]
-    for index, (volume_file, matrix_file) in enumerate(
-        zip(volume_files, matrix_files, strict=True)
-    ):
+    for index, volume_file in enumerate(volume_files):
         write_image(volume_file, dwi.volume(index).data, dwi.affine)
-        write_itk(matrix_file, np.eye(4)[None])
-    bval, bvec = _tables(series)
-    return {
-        "volume_files": volume_files,
-        "matrix_files": matrix_files,
-        "mask_file": outputs["mask"],
-        "bval_file": bval,
-        "bvec_file": bvec,
-        "nonnegative": _is_nonnegative(dwi),
-    }
+        write_itk(matrix_files[index], np.eye(4)[None])
+    lists = {"volume_files": volume_files, "matrix_files": matrix_files, "mask_file": mask_file}
+    tables = dict(zip(("bval_file", "bvec_file"), tables_of(series), strict=True))
+    return lists | tables | {"nonnegative": _is_nonnegative(dwi)}
 
 
 def resample_volume(
@@ -101,9 +95,9 @@ def resample_volume(
     dict
         ``out_file``.
     """
-    volume, affine, _ = read_image(Path(volume_file))
+    volume, affine, _ = read_image(volume_file)
     resampled = _resampled(Image(volume, affine), read_itk(matrix_file)[0], nonnegative)
-    out_file = out_dir / f"{image_stem(Path(volume_file))}_aligned.nii"
+    out_file = out_dir / f"{image_stem(volume_file)}_aligned.nii"
     write_image(out_file, resampled, affine)
     return {"out_file": out_file}
 
@@ -124,7 +118,7 @@ def _is_nonnegative(dwi: DWI) -> bool:
 def plan(
     aligned_files: Sequence[Path],
     matrix_files: Sequence[Path],
-    tables: SeriesFiles,
+    series: SeriesFiles,
     settings: Settings,
     out_dir: Path,
     *,
@@ -136,8 +130,8 @@ def plan(
     ----------
     aligned_files, matrix_files : sequences of Path
         A volume each: resampled, and by which transform.
-    tables : SeriesFiles
-        The original series, for its gradients.
+    series : SeriesFiles
+        The original one.
     settings : Settings
         With the brain mask.
     out_dir : Path
@@ -154,17 +148,19 @@ def plan(
         ``relaxation`` (which part of the way to its prediction each should go) and ``center`` (of
         the brain, about which that is measured).
     """
+    if settings.brain_mask is None:
+        raise EddymotionError("no brain mask was given: the loop needs a brain mask")
     signal, affine = _stack(aligned_files)
-    mask = read_image(_given(settings.brain_mask, "the loop needs a brain mask"))[0] > 0
-    motion = Motion(np.concatenate([read_itk(path) for path in matrix_files]))
-    aligned = DWI(signal, affine, _gradients(tables, affine, settings), mask)
-    model = _model(aligned.gradients, settings)
+    mask = read_image(settings.brain_mask)[0] > 0
+    motion = _motion_of(matrix_files)
+    aligned = DWI(signal, affine, _gradients(*tables_of(series), affine, settings), mask)
+    model = model_for(aligned.gradients, settings)
     step = _pass(model, aligned.gradients, settings, pass_number)
     seeks_lost = pass_number > 1 and step.model is model
-    stem = f"{image_stem(tables.dwi)}_pass-{pass_number}"
-    init_files, lost = [Path(path) for path in matrix_files], None
+    stem = f"{image_stem(series.dwi)}_pass-{pass_number}"
+    init_files, lost = list(matrix_files), None
     if seeks_lost or len(far_from_neighbours(motion, aligned.brain_center)[0]):
-        dwi = load_series(tables, settings)
+        dwi = load_series(series, settings)
         found, motion = motion, call_back(dwi, motion, seed=settings.random_seed)
         nonnegative = _is_nonnegative(dwi)
         moved = (motion.matrices != found.matrices).any(axis=(1, 2))
@@ -196,7 +192,8 @@ def plan(
 
 def predict_volume(
     aligned_file: Path,
-    tables: SeriesFiles,
+    bval_file: Path,
+    bvec_file: Path,
     volume: int,
     settings: Settings,
     out_dir: Path,
@@ -210,14 +207,13 @@ def predict_volume(
     ----------
     aligned_file : Path
         4-D image.
-    tables : SeriesFiles
-        ``bval`` and ``bvec`` are used.
+    bval_file, bvec_file : Path
     volume : int
         The one that is held out, counted from 0.
     settings : Settings
     out_dir : Path
     xfm_file : Path, optional
-        The transforms by which the series was aligned, where `tables` are those of the original:
+        The transforms by which the series was aligned, where the tables are those of the original:
         its b-vectors are rotated with them.
     pass_number : int, optional
         Predict as in that pass of the leave-one-out loop; as the settings say when not given.
@@ -227,8 +223,8 @@ def predict_volume(
     dict
         ``predicted_file``; NaN where the others do not tell.
     """
-    signal, affine, _ = read_image(Path(aligned_file))
-    original = _gradients(tables, affine, settings)
+    signal, affine, _ = read_image(aligned_file)
+    original = _gradients(bval_file, bvec_file, affine, settings)
     if signal.ndim != 4 or signal.shape[3] != len(original):
         raise EddymotionError(
             f"{aligned_file}: found an image of shape {signal.shape} for {len(original)} "
@@ -238,15 +234,13 @@ def predict_volume(
         raise EddymotionError(
             f"volume {volume}: {aligned_file} has volumes 0 to {len(original) - 1}"
         )
-    gradients = original
-    if xfm_file is not None:
-        gradients = original.rotated(read_motion(xfm_file).rotations)
-    if pass_number is None:
-        model = _model(original, settings)
-    else:
-        model = _pass(_model(original, settings), original, settings, pass_number).model
+    turns = None if xfm_file is None else read_motion(xfm_file).rotations
+    gradients = original if turns is None else original.rotated(turns)
+    model = model_for(original, settings)
+    if pass_number is not None:
+        model = _pass(model, original, settings, pass_number).model
     predicted = _held_out(signal, gradients, model, volume)
-    stem = image_stem(Path(aligned_file)).removesuffix("_aligned")
+    stem = image_stem(aligned_file).removesuffix("_aligned")
     out_file = out_dir / f"{stem}_vol-{volume:04d}_predicted.nii"
     write_image(out_file, predicted, affine)
     return {"predicted_file": out_file}
@@ -258,7 +252,7 @@ def register_pair(
     settings: Settings,
     out_dir: Path,
     *,
-    mask_file: Path | None = None,
+    fixed_mask_file: Path | None = None,
     lost_file: Path | None = None,
     init_file: Path | None = None,
     seed: int = 0,
@@ -275,7 +269,7 @@ def register_pair(
     settings : Settings
         Says who registers.
     out_dir : Path
-    mask_file : Path, optional
+    fixed_mask_file : Path, optional
         Where the fixed image counts.
     lost_file : Path, optional
         Where the moving image shows nothing, on the grid of the fixed image; that does not count.
@@ -295,23 +289,25 @@ def register_pair(
         ``matrix_file`` (ITK text, fixed → moving), ``converged`` and ``message``. Where less than
         half of the mask is known, or a tenth is left of it, the start is kept.
     """
-    fixed, affine, _ = read_image(Path(fixed_file))
-    moving, moving_affine, _ = read_image(Path(moving_file))
-    where = np.ones(fixed.shape, bool) if mask_file is None else read_image(Path(mask_file))[0] > 0
+    fixed, affine, _ = read_image(fixed_file)
+    moving, moving_affine, _ = read_image(moving_file)
+    where = np.ones(fixed.shape, bool)
+    if fixed_mask_file is not None:
+        where = read_image(fixed_mask_file)[0] > 0
     if not where.any():
-        raise EddymotionError(f"{mask_file}: no voxel is above zero; give another mask")
+        raise EddymotionError(f"{fixed_mask_file}: no voxel is above zero; give another mask")
     init = np.eye(4) if init_file is None else read_itk(init_file)[0]
     known = np.isfinite(fixed)
     enough = known[where].mean() > ENOUGH
     if lost_file is not None:
-        known &= read_image(Path(lost_file))[0] == 0
+        known &= read_image(lost_file)[0] == 0
         enough = enough and known[where].mean() > LEAST_LEFT
     matrix, converged, message = init, False, "too little to register; kept where it was"
     if enough:
         registrar = _registrar(settings, pass_number)
         images = Image(np.nan_to_num(fixed), affine), Image(moving, moving_affine)
         if pass_number is None:
-            mask = None if mask_file is None and known.all() else where & known
+            mask = None if fixed_mask_file is None and known.all() else where & known
             found = registrar.register(*images, fixed_mask=mask, init=init, seed=seed)
         else:
             found = register_unless_worse(registrar, *images, where & known, init, seed)
@@ -319,7 +315,7 @@ def register_pair(
         if center is not None:
             way = log_rigid(np.linalg.inv(init) @ matrix, np.asarray(center))
             matrix = init @ exp_rigid(relaxation * way, np.asarray(center))
-    out_file = out_dir / f"{image_stem(Path(moving_file))}_xfm.txt"
+    out_file = out_dir / f"{image_stem(moving_file)}_xfm.txt"
     write_itk(out_file, matrix[None])
     return {"matrix_file": out_file, "converged": converged, "message": message}
 
@@ -349,23 +345,15 @@ def unite(
         As :func:`estimate`.
     """
     dwi = load_series(series, settings)
-    motion = Motion(np.concatenate([read_itk(path) for path in matrix_files]))
     known = is_predicted(_stack(predicted_files)[0], dwi.mask)
-    model = model_for(dwi, settings)
+    model = model_for(dwi.gradients, settings)
+    how: dict[str, Any] = {"seed": settings.random_seed, "n_threads": settings.nprocs}
     motion = unite_frames(
         dwi,
-        conclude(
-            dwi,
-            motion,
-            known,
-            model,
-            seed=settings.random_seed,
-            n_threads=settings.nprocs,
-        ),
+        conclude(dwi, _motion_of(matrix_files), known, model, **how),
         groups=dwi.gradients.shells if isinstance(model, AverageModel) else None,
         align_shells=not settings.no_shell_alignment,
-        seed=settings.random_seed,
-        n_threads=settings.nprocs,
+        **how,
     )
     return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))
 
@@ -389,21 +377,13 @@ def refuse_what_is_no_loop(settings: Settings) -> None:
         )
 
 
-def _gradients(tables: SeriesFiles, affine: np.ndarray, settings: Settings) -> Gradients:
-    bvals, bvecs = read_gradient_table(*_tables(tables))
+def _motion_of(matrix_files: Sequence[Path]) -> Motion:
+    return Motion(np.concatenate([read_itk(path) for path in matrix_files]))
+
+
+def _gradients(bval: Path, bvec: Path, affine: np.ndarray, settings: Settings) -> Gradients:
+    bvals, bvecs = read_gradient_table(bval, bvec)
     return Gradients(bvals, from_fsl(bvecs, affine), settings.b0_threshold)
-
-
-def _tables(series: SeriesFiles) -> tuple[Path, Path]:
-    """Return the paths of b-values and b-vectors: those given, or those beside the image."""
-    given = zip((series.bval, series.bvec), ("bval", "bvec"), strict=True)
-    beside = series.dwi.parent / image_stem(series.dwi)
-    bval, bvec = (Path(path) if path else Path(f"{beside}.{kind}") for path, kind in given)
-    return bval, bvec
-
-
-def _model(gradients: Gradients, settings: Settings) -> Model:
-    return get_model(settings.model, gradients, min_q_distance=settings.min_q_distance)
 
 
 def _pass(model: Model, gradients: Gradients, settings: Settings, number: int) -> Pass:
@@ -449,14 +429,8 @@ def _held_out(signal: np.ndarray, gradients: Gradients, model: Model, volume: in
 
 def _stack(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Read 3-D images as one 4-D array, and their affine."""
-    first, affine, _ = read_image(Path(files[0]))
+    first, affine, _ = read_image(files[0])
     signal = np.empty((*first.shape, len(files)), np.float32, order="F")
     for index, path in enumerate(files):
-        signal[..., index] = read_image(Path(path))[0]
+        signal[..., index] = read_image(path)[0]
     return signal, affine
-
-
-def _given(path: Path | None, otherwise: str) -> Path:
-    if path is None:
-        raise EddymotionError(f"no brain mask was given: {otherwise}")
-    return path

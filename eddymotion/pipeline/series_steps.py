@@ -1,58 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a correction, each from files to files: what workflow nodes call.
+"""The steps of a correction, each from files to files: what workflow nodes call.
 
 :mod:`eddymotion.pipeline.correct` corrects a series in one go, and little of it is ever on disk.
 Here every step is a function of its own that reads what it needs and returns the paths that it
-wrote, so that another program can stand between any two of them. Both give equal results.
+wrote, so that another program can stand between any two of them. Both go through the same
+:mod:`~eddymotion.pipeline.stages`, with equal results.
 
 :func:`estimate`, :func:`apply`, :func:`measure`, :func:`report`; :func:`correct` is all of them.
-The leave-one-out loop, volume by volume, is in :mod:`eddymotion.pipeline.loop`.
+The leave-one-out loop, volume by volume, is in :mod:`eddymotion.pipeline.lovo_steps`.
 """
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from eddymotion.data.checks import in_sidecar
-from eddymotion.data.series import DWI, Series
-from eddymotion.derivatives import Outputs, write_sidecar
-from eddymotion.derivatives.confounds import confounds, descriptions, table_text
+from eddymotion.data.series import DWI
+from eddymotion.derivatives import (
+    Outputs,
+    write_confounds,
+    write_corrected,
+    write_sidecar,
+    write_transforms,
+)
 from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
 from eddymotion.images.grid import grid_distance
-from eddymotion.io.images import write_image, write_series
-from eddymotion.io.motion import read_motion, write_motion, write_x5
-from eddymotion.io.series import MASK_TOLERANCE, MeanB0, load
-from eddymotion.io.tables import write_gradient_table
-from eddymotion.io.writing import write_json, write_text
+from eddymotion.io.images import write_image
+from eddymotion.io.motion import read_motion
+from eddymotion.io.series import MASK_TOLERANCE, load
+from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.io.writing import write_text
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
-from eddymotion.pipeline.correct import (
-    SeriesFiles,
-    correct_series,
-    find_motion,
-    judge,
-    load_series,
-    methods_of,
-    model_for,
-    prepare_resampling,
-    shown_series,
-    sidecar_of,
-    summarise,
-)
+from eddymotion.pipeline.correct import correct_series
 from eddymotion.pipeline.output_space import Target, space_of, write_output_space
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.sidecar import methods_of, sidecar_of
+from eddymotion.pipeline.stages import (
+    corrected_series,
+    find_motion,
+    judge,
+    judge_both,
+    load_series,
+    model_for,
+)
 from eddymotion.reports.participant import write_participant_page
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
-
-log = logging.getLogger(__name__)
+from eddymotion.reports.summary import summarise
 
 Paths = dict[str, Any]
 """Name of an output → its path, a list of paths, or a value."""
@@ -79,7 +79,7 @@ def estimate(
         fields: see :mod:`eddymotion.io.motion`) and ``mask_file``.
     """
     dwi = load_series(series, settings)
-    motion = find_motion(dwi, model_for(dwi, settings), settings, progress)
+    motion = find_motion(dwi, model_for(dwi.gradients, settings), settings, progress)
     return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))
 
 
@@ -114,17 +114,11 @@ def apply(
     outputs, target = Outputs.in_folder(out_dir, series.dwi), Target.read(settings)
     space = space_of(dwi, motion, target, settings)
     write_output_space(space, dwi, outputs)
-    resampled = prepare_resampling(dwi, motion, settings, target, space)
-    corrected: Series = resampled
+    quality = None
     if settings.replace_outliers:
-        quality = judge(dwi, motion, model_for(dwi, settings), settings)
-        corrected = shown_series(resampled, quality, settings, progress)
-    reference = MeanB0(corrected.gradients)
-    volumes = progress(corrected.volumes(), "resampling", len(dwi))
-    write_series(outputs["dwi"], corrected, reference.watching(volumes))
-    write_gradient_table(outputs["bval"], outputs["bvec"], corrected.gradients, corrected.affine)
-    write_image(outputs["dwiref"], reference.image, corrected.affine)
-    write_image(outputs["mask"], corrected.mask.astype(np.uint8), corrected.affine)
+        quality = judge(dwi, motion, model_for(dwi.gradients, settings), settings)
+    corrected = corrected_series(dwi, motion, settings, target, space, quality, progress)
+    write_corrected(corrected, outputs, progress(corrected.volumes(), "resampling", len(dwi)))
     return _paths(outputs, "dwi", "bval", "bvec", "dwiref", "mask")
 
 
@@ -150,12 +144,10 @@ def measure(
         ``confounds_file`` and ``confounds_sidecar_file``.
     """
     dwi, motion = _with_motion(series, xfm_file, details_file, settings)
-    quality = judge(dwi, motion, model_for(dwi, settings), settings)
+    quality = judge(dwi, motion, model_for(dwi.gradients, settings), settings)
     outputs = Outputs.in_folder(out_dir, series.dwi)
     gradients = dwi.gradients.rotated(motion.rotations)
-    columns = confounds(gradients, motion, dwi.center, quality)
-    write_text(outputs["confounds"], table_text(columns))
-    write_json(outputs["confounds_sidecar"], descriptions(columns))
+    write_confounds(outputs, gradients, motion, dwi.center, quality)
     return _paths(outputs, "confounds", "confounds_sidecar")
 
 
@@ -193,21 +185,16 @@ def report(
         ignore=("tables",),  # the original's were judged
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
-    model = model_for(dwi, settings)
-    before, after_it = (
-        judge(dwi, pose, model, settings) for pose in (Motion.identity(len(dwi)), motion)
-    )
-    slices = Slices.of(dwi), Slices.of(after)
-    draw_series(outputs, dwi, motion, model, *slices, before, after_it)
-    columns = confounds(after.gradients, motion, dwi.center, after_it)
-    write_text(outputs["confounds"], table_text(columns))
-    write_text(outputs["outliers"], outlier_table(after_it.outliers))
-    summary = summarise(dwi, motion, model, before, after_it)
+    model = model_for(dwi.gradients, settings)
+    before, quality = judge_both(dwi, motion, model, settings)
+    draw_series(outputs, dwi, motion, model, Slices.of(dwi), Slices.of(after), before, quality)
+    write_confounds(outputs, after.gradients, motion, dwi.center, quality)
+    write_text(outputs["outliers"], outlier_table(quality.outliers))
+    summary = summarise(dwi, motion, model, before, quality)
     methods = methods_of(dwi, motion, model, settings, estimated=False)
     registered = settings.output_space and settings.output_space_transform != "none"
     grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
-    content = sidecar_of(series, settings, summary, methods, grids)
-    write_sidecar(outputs, content | {"Warnings": in_sidecar(dwi, motion.frame_doubt)})
+    write_sidecar(outputs, sidecar_of(series, settings, summary, methods, motion, grids))
     page = _page(out_dir, outputs)
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
 
@@ -246,8 +233,7 @@ def correct(
 def write_found(dwi: DWI, motion: Motion, outputs: Outputs) -> Paths:
     """Write what an estimation found."""
     details = outputs["xfm"].with_suffix(".json")
-    write_motion(outputs["xfm"], details, motion)
-    write_x5(outputs["x5"], motion, dwi)
+    write_transforms(motion, outputs, details, dwi)
     write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
     return _paths(outputs, "xfm", "x5", "mask") | {"details_file": details}
 

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an earlier run has found, and whether it can be used again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eddymotion.derivatives import Outputs
+from eddymotion.derivatives.finished import damage, intact, is_damaged, read_sidecar, sha256
+from eddymotion.errors import EddymotionError
+from eddymotion.io.images import image_stem
+from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.io.tsv import Table
+from eddymotion.io.writing import write_json
+from eddymotion.mapping.motion import Motion
+from eddymotion.pipeline.fingerprint import motion_fingerprint_of
+from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.stages import Stages
+
+log = logging.getLogger(__name__)
+
+RIGID_TOLERANCE = 1e-6
+"""Largest difference of a rotation times its transpose from the identity."""
+
+SHOWN = 5
+"""Names of files in a message."""
+
+DIGITS = 16
+"""Of a digest in a folder's name."""
+
+
+def known_motion(
+    series: SeriesFiles,
+    outputs: Outputs,
+    settings: Settings,
+    stages: Stages,
+    cache: MotionCache | None,
+) -> Motion | None:
+    """Return the motion that a run with these settings has found, from `cache` or its outputs."""
+    motion = None if cache is None else cache.recall(stages)
+    if motion is None:
+        motion = _motion_of_outputs(series, outputs, settings, stages)
+        if motion is not None and cache is not None:
+            cache.keep(motion, stages)
+    return motion
+
+
+@dataclass(frozen=True)
+class MotionCache:
+    """A motion in the work folder, under the fingerprint of all that determines it.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, series: SeriesFiles, settings: Settings, work_dir: Path) -> MotionCache:
+        """Where the motion of a series under these settings is kept."""
+        digest = motion_fingerprint_of(series, settings)[:DIGITS]
+        return cls(work_dir / "motion" / f"{image_stem(series.dwi)}_{digest}")
+
+    def keep(self, motion: Motion, stages: Stages) -> None:
+        """Write it; what it took comes last and is the mark of completion."""
+        xfm, details = self.folder / "xfm.txt", self.folder / "details.json"
+        write_motion(xfm, details, motion)
+        content = {"motion": stages.seconds["motion"], "log": stages.log}
+        digests = {path.name: sha256(path) for path in (xfm, details)}
+        write_json(self.folder / "stages.json", content | {"files": digests})
+
+    def recall(self, stages: Stages) -> Motion | None:
+        """Read it with what it took and what was logged, if it is there and as it was written."""
+        if not (self.folder / "stages.json").is_file():
+            return None
+        try:
+            content = json.loads((self.folder / "stages.json").read_text(encoding="utf-8"))
+            for name, digest in content["files"].items():
+                if sha256(self.folder / name) != digest:
+                    raise ValueError(f"{name} was changed")
+            motion = _rigid_motion(self.folder / "xfm.txt", self.folder / "details.json")
+            seconds = float(content["motion"])
+            lines = [(float(at), str(message)) for at, message in content["log"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            log.warning("%s: cannot be used (%s); the motion is found again", self.folder, error)
+            return None
+        stages.seconds |= {"motion": seconds}
+        stages.log = lines
+        return motion
+
+
+def _motion_of_outputs(
+    series: SeriesFiles, outputs: Outputs, settings: Settings, stages: Stages
+) -> Motion | None:
+    """Read the motion of a finished run, if these settings give the same and it is as written."""
+    sidecar = read_sidecar(outputs)
+    if sidecar.get("MotionFingerprint") != motion_fingerprint_of(series, settings):
+        return None
+    files = outputs["xfm"], outputs["motion"]
+    if not all(intact(path, sidecar) for path in files):
+        return None
+    try:
+        motion = _rigid_motion(*files)
+        seconds = float(sidecar["StageSeconds"]["motion"])
+    except (ValueError, KeyError, TypeError) as error:
+        log.debug("%s: cannot be used (%s)", outputs["motion"], error)
+        return None
+    stages.seconds |= {"motion": seconds}
+    with suppress(EddymotionError):  # only the report shows it
+        steps = Table.read(outputs["report_steps"])
+        stages.log = [*zip(steps.numbers("seconds").tolist(), steps.columns["step"], strict=True)]
+    return motion
+
+
+def _rigid_motion(xfm_file: Path, details_file: Path) -> Motion:
+    motion = read_motion(xfm_file, details_file)
+    turns = motion.matrices[:, :3, :3]
+    products = turns @ np.swapaxes(turns, 1, 2)
+    off = np.abs(products - np.eye(3)).max(axis=(1, 2), initial=0.0) > RIGID_TOLERANCE
+    off |= ~np.isfinite(motion.matrices).all(axis=(1, 2)) | (np.linalg.det(turns) < 0)
+    off |= (motion.matrices[:, 3] != (0, 0, 0, 1)).any(axis=1)
+    if off.any():
+        volumes = ", ".join(map(str, np.flatnonzero(off)[:5]))
+        raise ValueError(f"not rigid in volume {volumes}")
+    return motion
+
+
+def finished_summary(
+    outputs: Outputs, fingerprint: str | None = None, *, name: str = ""
+) -> dict[str, str] | None:
+    """Return the summary of a finished run, if all it wrote is there and as it was written.
+
+    Parameters
+    ----------
+    outputs : Outputs
+    fingerprint : str, optional
+        Of the run that is asked for. Without it any will do, and only sizes are compared.
+    name : str
+        Name of the series; with it, what is damaged is logged.
+    """
+    sidecar = read_sidecar(outputs)
+    found = []
+    if sidecar:
+        if fingerprint not in (None, sidecar.get("Fingerprint")):
+            return None
+        found = damage(outputs, sidecar, quick=fingerprint is None)
+    elif is_damaged(outputs["sidecar"]):
+        found = [f"{outputs['sidecar'].name} (its content was changed)"]
+    if found and name:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        log.warning("%s: not what was written: %s%s; the outputs are made again",
+                    name, ", ".join(found[:SHOWN]), more)  # fmt: skip
+    return None if found or not sidecar else sidecar.get("Summary")

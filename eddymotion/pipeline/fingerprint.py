@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""By what a result is recognised: a digest of all that determines it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+
+from eddymotion import __version__
+from eddymotion.derivatives.finished import sha256
+from eddymotion.io.sidecars import ACQUISITION_FIELDS, SeriesFiles, metadata_of, usable
+from eddymotion.pipeline.settings import AFTER_MOTION, Settings
+from eddymotion.pipeline.sidecar import KEPT_METADATA
+from eddymotion.pipeline.stages import tables_of
+
+
+def fingerprint_of(series: SeriesFiles, settings: Settings) -> str:
+    """Digest of all that determines the outputs: input files, settings and version."""
+    return _digest(series, settings, frozenset(), (*ACQUISITION_FIELDS, *KEPT_METADATA))
+
+
+def motion_fingerprint_of(series: SeriesFiles, settings: Settings) -> str:
+    """Digest of all that determines the motion; what is only handed on does not count."""
+    return _digest(series, settings, AFTER_MOTION, ACQUISITION_FIELDS)
+
+
+def _digest(
+    series: SeriesFiles, settings: Settings, without: Collection[str], metadata: Collection[str]
+) -> str:
+    digest = hashlib.sha256(__version__.encode())
+    effective = {k: v for k, v in settings.effective().items() if k not in without}
+    digest.update(json.dumps(effective, sort_keys=True).encode())
+    used = usable(metadata_of(series), *metadata)
+    digest.update(json.dumps(used, sort_keys=True).encode())
+    files = (path for name, path in settings.files().items() if name not in without)
+    for path in (series.dwi, *tables_of(series), *files):
+        if path.is_file():
+            digest.update(bytes.fromhex(sha256(path)))
+    return digest.hexdigest()

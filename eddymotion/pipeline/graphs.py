@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the steps of :mod:`eddymotion.pipeline.steps` are joined; each workflow engine draws it.
+
+A step gets what it takes from the step named, else from the series and settings of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eddymotion.pipeline.lovo_steps import n_passes, refuse_what_is_no_loop
+from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.steps import FOUND
+
+Source = tuple[str, str]
+"""Name of a node and of its output."""
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A step in its place.
+
+    Parameters
+    ----------
+    name : str
+    step : str
+        Name of the step, or "Lovo" for that graph.
+    takes : mapping
+        Input → whence.
+    given : mapping
+        Input → value.
+    over : tuple of str
+        Inputs of which each volume has its own: the step is done for all of them, side by side.
+    """
+
+    name: str
+    step: str
+    takes: Mapping[str, Source] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Steps in an order in which they can be done, and output → whence."""
+
+    nodes: tuple[GraphNode, ...]
+    gives: Mapping[str, Source]
+
+
+def correction_graph(*, spelled_out: bool) -> Graph:
+    """Estimate, apply, measure; `spelled_out`, the motion comes from the graph of the loop."""
+    moved = {name: ("estimate", name) for name in ("xfm_file", "details_file", "mask_file")}
+    nodes = (
+        GraphNode("estimate", "Lovo" if spelled_out else "Estimate"),
+        GraphNode("apply", "Apply", moved),
+        GraphNode("measure", "Measure", moved),
+    )
+    order = ("dwi_file", "bval_file", "bvec_file", "xfm_file", "confounds_file", "dwiref_file",
+             "mask_file")  # fmt: skip
+    others = {"xfm_file": "estimate", "confounds_file": "measure"}
+    return Graph(nodes, {name: (others.get(name, "apply"), name) for name in order})
+
+
+def lovo_graph(settings: Settings) -> Graph:
+    """In each pass: resample all volumes, plan, predict each from the others, register each.
+
+    Raises
+    ------
+    EddymotionError
+        If the settings ask for what the leave-one-out loop does not do.
+    """
+    refuse_what_is_no_loop(settings)
+    nodes, matrices = [GraphNode("split", "Split")], ("split", "matrix_files")
+    mask = {"mask_file": ("split", "mask_file")}
+    predicted = matrices  # there is a pass
+    for number in range(1, n_passes(settings) + 1):
+        resample, plan, predict, register = (
+            f"{what}_{number}" for what in ("resample", "plan", "predict", "register")
+        )
+        this = {"pass_number": number}
+        to_resample = {"volume_file": ("split", "volume_files"), "matrix_file": matrices}
+        to_plan = {"aligned_files": (resample, "out_file"), "matrix_files": matrices}
+        to_predict = {
+            "aligned_file": (plan, "aligned_file"), "xfm_file": (plan, "xfm_file"),
+            "volume": (plan, "volumes"), "bval_file": ("split", "bval_file"),
+            "bvec_file": ("split", "bvec_file"),
+        }  # fmt: skip
+        paired = {
+            "fixed_file": (predict, "predicted_file"), "moving_file": ("split", "volume_files"),
+            "lost_file": (plan, "lost_files"), "init_file": (plan, "init_files"),
+            "relaxation": (plan, "relaxation"),
+        }  # fmt: skip
+        shared = {"fixed_mask_file": (plan, "mask_file"), "center": (plan, "center")}
+        nonnegative = {"nonnegative": ("split", "nonnegative")}
+        seed = {"seed": settings.random_seed + number}
+        nodes += [
+            GraphNode(resample, "ResampleVolume", to_resample | nonnegative, {},
+                      tuple(to_resample)),
+            GraphNode(plan, "Plan", to_plan | mask, this),
+            GraphNode(predict, "PredictVolume", to_predict, this, ("volume",)),
+            GraphNode(register, "RegisterPair", paired | shared, this | seed, tuple(paired)),
+        ]  # fmt: skip
+        matrices, predicted = (register, "matrix_file"), (predict, "predicted_file")
+    last = mask | {"matrix_files": matrices, "predicted_files": predicted}
+    nodes.append(GraphNode("unite", "Unite", last))
+    return Graph(tuple(nodes), {name: ("unite", name) for name in FOUND})

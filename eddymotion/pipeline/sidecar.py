@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sidecar of a corrected series tells: what was done, by which settings and programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from eddymotion.data.checks import in_sidecar
+from eddymotion.data.series import DWI, Series
+from eddymotion.derivatives.citation import NONE_FOUND, Methods
+from eddymotion.derivatives.grid_metadata import on_grid
+from eddymotion.estimation.estimators import LeaveOneOut
+from eddymotion.estimation.replacement import Replaced
+from eddymotion.io.sidecars import ACQUISITION_FIELDS, SeriesFiles, metadata_of, usable
+from eddymotion.machine.versions import software_versions
+from eddymotion.mapping.motion import Motion
+from eddymotion.models import Model, name_of
+from eddymotion.pipeline.output_space import OutputSpace
+from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.stages import Stages, estimator_of
+from eddymotion.registration.registry import DEFAULT
+from eddymotion.resampling import Resampled
+
+KEPT_METADATA = (
+    "RepetitionTime", "EchoTime", "FlipAngle", "MagneticFieldStrength", "Manufacturer",
+    "ManufacturersModelName", "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime",
+    "EffectiveEchoSpacing", "MultibandAccelerationFactor",
+)  # fmt: skip
+"""Fields of the raw sidecar that still hold for the corrected series, on its own grid."""
+
+
+def sidecar_of(
+    series: SeriesFiles,
+    settings: Settings,
+    summary: dict[str, str],
+    methods: Methods,
+    motion: Motion,
+    grids: tuple[DWI, Series, np.ndarray | None],
+    stages: Stages | None = None,
+) -> dict[str, Any]:
+    """Return the sidecar of the corrected image; `grids` as :func:`on_grid` takes them."""
+    metadata = metadata_of(series)
+    seconds = {} if stages is None else stages.seconds
+    acquisition = usable(metadata, *ACQUISITION_FIELDS)
+    others = [key for key in KEPT_METADATA if key not in ACQUISITION_FIELDS]
+    found = acquisition | usable(metadata, *others, owner=series.dwi.name)
+    kept = {key: found[key] for key in KEPT_METADATA if key in found}
+    return on_grid(kept, *grids) | {
+        "Sources": [series.uri or series.dwi.name],
+        "Settings": settings.effective(),
+        "Summary": summary,
+        "Methods": methods.plain(),
+        "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
+        "PackageVersions": software_versions(),
+        "Warnings": in_sidecar(grids[0], motion.frame_doubt),
+    }
+
+
+def methods_of(
+    dwi: DWI,
+    motion: Motion,
+    model: Model,
+    settings: Settings,
+    corrected: Series | None = None,
+    space: OutputSpace | None = None,
+    *,
+    estimated: bool = True,
+) -> Methods:
+    """Collect what was done with a series, choices by default resolved.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The original series.
+    motion : Motion
+    model : Model
+    settings : Settings
+    corrected : Series, optional
+        As it was written; as the settings say without.
+    space : OutputSpace, optional
+    estimated : bool
+        Whether the motion was found under these settings: it may be given by somebody else.
+    """
+    registration = settings.registration, settings.registration_settings
+    estimator = estimator_of(settings, model, dwi.gradients)
+    eddy, loop = motion.eddy_currents, estimated and isinstance(estimator, LeaveOneOut)
+    none = (NONE_FOUND if estimator.seeks_fields(dwi.gradients) else "none") if estimated else ""
+    n_b0s, n_dwis = len(dwi.gradients.b0s), len(dwi.gradients.dwis)
+    resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
+    engine = resampled.engine if isinstance(resampled, Resampled) else settings.resampling
+    replaced = settings.replace_outliers if corrected is None else isinstance(corrected, Replaced)
+    transform = "none" if space is None else space.transform
+    given = "" if registration[1] is None else f" with {registration[1].name}"
+    return Methods(
+        estimator=estimator.name if estimated else "",
+        model=name_of(model),
+        min_q_distance=settings.min_q_distance,
+        registration=(registration[0] or DEFAULT) + given if loop else "",
+        passes=estimator.n_passes if loop and isinstance(estimator, LeaveOneOut) else 0,
+        eddy_currents=none if eddy is None else eddy.order,
+        reference="b0" if n_b0s else "first",
+        aligned=not estimated or motion.frame_error is not None or not (n_b0s and n_dwis),
+        resampling=engine,
+        output_space="" if settings.output_space is None else settings.output_space.name,
+        output_transform="" if corrected is None else transform,
+        replaced_outliers=replaced,
+    )

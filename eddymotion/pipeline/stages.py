@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done in each stage of a run, as the settings say: one function a stage, for all runs.
+
+:mod:`eddymotion.pipeline.correct` goes through them in one go, the steps of workflow nodes one by
+one, with files between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI, Series
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation import Quality, assess, choose_estimator, estimate_motion
+from eddymotion.estimation.estimators import Estimator
+from eddymotion.estimation.replacement import Replaced
+from eddymotion.io.images import image_stem
+from eddymotion.io.series import load
+from eddymotion.io.sidecars import SeriesFiles, metadata_of
+from eddymotion.machine.parallel import Progress
+from eddymotion.mapping.motion import Motion
+from eddymotion.models import Model, get_model
+from eddymotion.pipeline.output_space import OutputSpace, Target
+from eddymotion.pipeline.settings import Settings
+from eddymotion.registration.registry import chosen_registrar
+from eddymotion.resampling import Engine, Resampled, kernel_agrees
+
+log = logging.getLogger(__name__)
+
+
+class Stages:
+    """Seconds of each stage of a run, and what the estimation logged at which second."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.log: list[tuple[float, str]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Measure what is done inside."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        return f"{sum(self.seconds.values()):.1f} s ({parts})"
+
+
+def load_series(series: SeriesFiles, settings: Settings) -> DWI:
+    """Load a series as the settings say."""
+    if series.problem:
+        raise EddymotionError(series.problem)
+    dwi = load(
+        series.dwi,
+        bval=series.bval,
+        bvec=series.bvec,
+        mask=settings.brain_mask,
+        b0_threshold=settings.b0_threshold,
+        ignore=settings.ignore,
+        metadata=metadata_of(series),
+    )
+    if settings.pe_axis:
+        dwi = replace(dwi, acquisition=dwi.acquisition.encoded(settings.pe_axis, dwi.affine))
+    log.info("%s: %s", series.dwi.name, dwi)
+    return dwi
+
+
+def tables_of(series: SeriesFiles) -> tuple[Path, Path]:
+    """Return the paths of b-values and b-vectors: those given, or those beside the image."""
+    beside = series.dwi.parent / image_stem(series.dwi)
+    return series.bval or Path(f"{beside}.bval"), series.bvec or Path(f"{beside}.bvec")
+
+
+def model_for(gradients: Gradients, settings: Settings) -> Model:
+    """Choose the model of a series as the settings say."""
+    return get_model(
+        settings.model,
+        gradients,
+        min_q_distance=settings.min_q_distance,
+        n_procs=settings.nprocs,
+    )
+
+
+def find_motion(dwi: DWI, model: Model, settings: Settings, progress: Progress) -> Motion:
+    """Estimate the motion as the settings say."""
+    return estimate_motion(
+        dwi,
+        estimator=estimator_of(settings, model, dwi.gradients),
+        align_shells=not settings.no_shell_alignment,
+        seed=settings.random_seed,
+        n_threads=settings.nprocs,
+        progress=progress,
+    )
+
+
+def estimator_of(settings: Settings, model: Model, gradients: Gradients) -> Estimator:
+    """Choose the estimator of a series as the settings say."""
+    return choose_estimator(
+        settings.estimator,
+        model,
+        chosen_registrar(settings.registration, settings.registration_settings),
+        gradients=gradients,
+        n_iterations=settings.n_iterations,
+        eddy_currents=settings.eddy_current,
+    )
+
+
+def judge_both(
+    dwi: DWI, motion: Motion, model: Model, settings: Settings
+) -> tuple[Quality, Quality]:
+    """Compare volumes with their predictions, as they were acquired and as they were moved."""
+    unmoved = Motion.identity(len(dwi))
+    return judge(dwi, unmoved, model, settings), judge(dwi, motion, model, settings)
+
+
+def judge(dwi: DWI, motion: Motion, model: Model, settings: Settings) -> Quality:
+    """Compare each volume with its prediction, as the settings say."""
+    found = assess(dwi, motion, model, seed=settings.random_seed, n_threads=settings.nprocs)
+    correlations = found.correlation[dwi.gradients.dwis]
+    if settings.min_q_distance > 0 and not np.isfinite(correlations).any():
+        raise EddymotionError(
+            f"--min-q-distance {settings.min_q_distance:g} leaves no volume from which another "
+            "one could be predicted; choose a smaller one"
+        )
+    return found
+
+
+def corrected_series(
+    dwi: DWI,
+    motion: Motion,
+    settings: Settings,
+    target: Target | None,
+    space: OutputSpace | None,
+    quality: Quality | None,
+    progress: Progress,
+) -> Series:
+    """Return the corrected series, yet to be read, with predictions where these are asked for.
+
+    The compiled kernel must agree with NiTransforms on one volume.
+    """
+    engine: Engine = "fast" if settings.resampling == "fast" else "nitransforms"
+    if engine == "fast" and not kernel_agrees(dwi, motion):
+        log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")
+        engine = "nitransforms"
+    grid, n_threads = None if target is None else target.grid, settings.nprocs
+    resampled = Resampled.of(
+        dwi, motion, engine=engine, grid=grid, space=space, n_threads=n_threads
+    )
+    if not settings.replace_outliers or quality is None or quality.model is None:
+        return resampled
+    return Replaced.of(
+        resampled, quality.model, quality.outliers, n_threads=n_threads, progress=progress
+    )
