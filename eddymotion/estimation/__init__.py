@@ -103,7 +103,8 @@ def estimate_motion(  # type: ignore[misc]  # options by name
             "progress": progress,
         }  # fmt: skip
         alone = [estimate_motion(run, **options) for run in dwi]
-        return list(join_runs(dwi, alone, compute=Compute(n_threads, seed)).motions)
+        joined = join_runs(dwi, alone, compute=Compute(n_threads, seed))
+        return [joined.motion(number, motion) for number, motion in enumerate(alone)]
     check_kind(dwi, DWI, "estimate_motion")
     assert isinstance(dwi, DWI)
     if not len(dwi.gradients.dwis):

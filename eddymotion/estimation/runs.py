@@ -18,23 +18,27 @@ from itertools import product
 
 import numpy as np
 from nibabel.affines import apply_affine
+from scipy.ndimage import affine_transform
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.off_resonance import (
     SAME_SHIFT,
     Distorted,
-    FieldEstimate,
+    agreement,
+    combined,
     corrected_images,
     estimate_off_resonance,
     rigid_start,
 )
 from eddymotion.images.image import Image
+from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Compute, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Distortion, OffResonance, Readout
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, log_rigid
 from eddymotion.registration.gauss_newton import GaussNewton
+from eddymotion.wording import short_repr
 
 log = logging.getLogger(__name__)
 
@@ -55,21 +59,68 @@ VOLUMES_FOR_REFERENCE = 6
 
 @dataclass(frozen=True, eq=False)
 class JoinedRuns:
-    """Runs in one frame.
+    """How runs lie in one frame, and what distorts them.
 
     Parameters
     ----------
-    motions : tuple of Motion
-        Of each run, first b=0 of the first run → volume, with the field if there is one.
     poses : (K, 4, 4) array
-        First run → the frame of each.
-    field : FieldEstimate, optional
-        How the field was found, where the runs told it.
+        First run → the frame of each, RAS+ mm.
+    errors : (K, 6) array
+        Standard errors of the poses, mm and rad; zero for the first run, whose frame it is.
+    shifts : (K, 3) array
+        Where a spin that is off by one hertz is displaced in each run, mm, RAS+; NaN where the
+        readout of a run is not known.
+    field : OffResonance, optional
+        In the frame of the first run.
+    mask : (X, Y, Z) bool array
+        The brain in that frame, on the grid of the first run.
+    affine : (4, 4) array
+        Of that grid.
+    similarity : (float, float)
+        Correlation of the runs' mean b=0 images in the brain before and after.
+    measured : bool
+        Whether the field was given.
+    modulated : bool
+        Whether signal that was squeezed is stretched again in brightness, too.
     """
 
-    motions: tuple[Motion, ...]
     poses: np.ndarray
-    field: FieldEstimate | None = None
+    errors: np.ndarray
+    shifts: np.ndarray
+    field: OffResonance | None
+    mask: np.ndarray
+    affine: np.ndarray
+    similarity: tuple[float, float] = (np.nan, np.nan)
+    measured: bool = False
+    modulated: bool = True
+
+    __repr__ = short_repr
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def motion(self, run: int, alone: Motion) -> Motion:
+        """Bring a motion that was found in a run's own frame into that of the first."""
+        errors, distortion = alone.standard_errors, None
+        if self.field is not None and np.isfinite(self.shifts[run]).all():
+            shifts = np.tile(self.shifts[run], (len(alone), 1))
+            distortion = Distortion(self.field, shifts, self.modulated)
+        return replace(
+            alone,
+            matrices=alone.matrices @ self.poses[run],
+            standard_errors=None if errors is None else np.hypot(errors, self.errors[run]),
+            off_resonance=distortion,
+        )
+
+    def mask_on(self, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+        """Return the brain on another grid of the same frame, (X, Y, Z) bool."""
+        if tuple(shape) == self.mask.shape and np.array_equal(affine, self.affine):
+            return self.mask
+        to_own = np.linalg.inv(self.affine) @ affine
+        moved = affine_transform(
+            self.mask.astype(np.float32), to_own[:3, :3], to_own[:3, 3], tuple(shape), order=1
+        )
+        return moved > 0.5
 
 
 def join_runs(
@@ -77,6 +128,7 @@ def join_runs(
     motions: Sequence[Motion],
     *,
     field: OffResonance | None = None,
+    seeks_field: bool = True,
     compute: Compute | None = None,
 ) -> JoinedRuns:
     """Bring runs into the frame of the first, and find the field where their distortions differ.
@@ -89,6 +141,8 @@ def join_runs(
         Of each run in its own frame.
     field : OffResonance, optional
         A field that is known, in the frame of the first run: none is sought then.
+    seeks_field : bool
+        Whether one is sought at all.
     compute : Compute, optional
 
     Raises
@@ -101,33 +155,37 @@ def join_runs(
     images = [
         mean_b0(run, motion, compute.n_threads) for run, motion in zip(runs, motions, strict=True)
     ]
+    unknown = Readout(np.array([0.0, 1.0, 0.0]), 0.0)
     distorted = [
-        Distorted(image, readout or Readout(np.array([0.0, 1.0, 0.0]), 0.0))
+        Distorted(image, readout or unknown)
         for image, readout in zip(images, readouts, strict=True)
     ]
-    estimate = None
-    gauge = np.zeros(len(runs))
-    if field is None and differ(readouts) and all(readout is not None for readout in readouts):
-        start = rigid_start(distorted, runs[0].mask, compute.seed)
-        start, gauge = _held_in_time(runs[0].brain_center, motions, start, distorted)
+    first, brain, center = images[0], runs[0].mask, runs[0].brain_center
+    start = rigid_start(distorted, brain, compute.seed)
+    found, measured, gauge = field, field is not None, np.zeros(len(runs))
+    poses = start
+    if seeks_field and not measured and differ(readouts) and None not in readouts:
+        start, gauge = _held_in_time(center, motions, start, distorted)
         estimate = estimate_off_resonance(distorted, poses=start, seed=compute.seed)
-        field, poses = estimate.field, estimate.poses
-        log.info("off-resonance field: the b=0 images agree with r = %.3f, before with %.3f",
-                 *reversed(estimate.similarity))  # fmt: skip
-    elif len(runs) == 1:
-        poses = np.eye(4)[None]
-    else:
-        poses = rigid_start(distorted, runs[0].mask, compute.seed)
-    errors = _pose_errors(distorted, field, poses, runs[0].mask, runs[0].brain_center, compute)
+        found, poses = estimate.field, estimate.poses
+    known = found or OffResonance.none()
+    grid = first.data.shape, first.affine
+    before, _ = corrected_images(distorted, OffResonance.none(), start, *grid)
+    corrected, stretch = corrected_images(distorted, known, poses, *grid)
+    mean = combined(corrected, stretch)
+    joined = brain if len(runs) == 1 and found is None else brain_mask(mean)
+    similarity = (np.nan, np.nan)
+    if len(runs) > 1:
+        similarity = agreement(before, joined), agreement(corrected, joined)
+        log.info("%d runs together: their b=0 images agree with r = %.3f, before with %.3f",
+                 len(runs), *reversed(similarity))  # fmt: skip
+    errors = _pose_errors(corrected, first.affine, joined, center, compute)
     for error, one, held in zip(errors, distorted, gauge, strict=True):
         error[:3] = np.hypot(error[:3], held * one.readout.direction)
-    joined = []
-    for motion, pose, readout, error in zip(motions, poses, readouts, errors, strict=True):
-        distortion = None
-        if field is not None and readout is not None:
-            distortion = Distortion(field, np.tile(readout.shift, (len(motion), 1)))
-        joined.append(_in_frame(motion, pose, error, distortion))
-    return JoinedRuns(tuple(joined), poses, estimate)
+    shifts = np.array([np.full(3, np.nan) if r is None else r.shift for r in readouts])
+    return JoinedRuns(
+        poses, errors, shifts, found, joined, first.affine, similarity, measured
+    )  # fmt: skip
 
 
 def align_b0s(run: DWI, compute: Compute) -> Motion:
@@ -231,52 +289,34 @@ def _held_in_time(
     return poses, errors
 
 
-def _in_frame(
-    motion: Motion, pose: np.ndarray, error: np.ndarray, distortion: Distortion | None
-) -> Motion:
-    """Return a motion in the frame of the first run; `error` (6,) is that of the pose."""
-    errors = motion.standard_errors
-    return replace(
-        motion,
-        matrices=motion.matrices @ pose,
-        standard_errors=None if errors is None else np.hypot(errors, error),
-        off_resonance=distortion,
-    )
-
-
 def _pose_errors(
-    images: Sequence[Distorted],
-    field: OffResonance | None,
-    poses: np.ndarray,
+    corrected: np.ndarray,
+    affine: np.ndarray,
     mask: np.ndarray,
     center: np.ndarray,
     compute: Compute,
 ) -> np.ndarray:
     """Estimate standard errors of the poses: mm and rad, (K, 6).
 
-    By how much halves of the brain, registered alone to the first image, want to move it: root of
-    the mean square. Zero for the first run, whose frame it is.
+    By how much halves of the brain, registered alone to the first image, want to move the others:
+    root of the mean square. Zero for the first run, whose frame it is.
     """
-    errors = np.zeros((len(images), 6))
-    if len(images) == 1:
+    errors = np.zeros((len(corrected), 6))
+    if len(corrected) == 1:
         return errors
-    first = images[0].image
-    known = field or OffResonance.none()
-    corrected, _ = corrected_images(images, known, poses, first.data.shape, first.affine)
+    images = [Image(np.nan_to_num(image), affine) for image in corrected]
     halves = _halves(mask)
     engine = GaussNewton(levels=GaussNewton().levels[-1:])
-    target = Image(np.nan_to_num(corrected[0]), first.affine)
 
     def moved(which: tuple[int, int]) -> np.ndarray:
         run, half = which
-        moving = Image(np.nan_to_num(corrected[run]), first.affine)
-        found = engine.register(target, moving, metric="nmi", fixed_mask=halves[half],
+        found = engine.register(images[0], images[run], metric="nmi", fixed_mask=halves[half],
                                 seed=compute.seed)  # fmt: skip
         return log_rigid(found.matrix, center)
 
-    tasks = list(product(range(1, len(images)), range(len(halves))))
+    tasks = list(product(range(1, len(corrected)), range(len(halves))))
     found = np.array(parallel_map(moved, tasks, n_threads=compute.n_threads))
-    found = found.reshape(len(images) - 1, len(halves), 6)
+    found = found.reshape(len(corrected) - 1, len(halves), 6)
     errors[1:] = np.sqrt((found**2).mean(axis=1))
     return errors
 

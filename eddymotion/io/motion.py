@@ -3,7 +3,8 @@
 
 The transforms are ITK text, which other programs read and write. What ITK has no place for
 (standard errors, the error of the frame, eddy-current fields) stands in a JSON file beside it.
-Both keep full precision: what is read equals what was written.
+Both keep full precision: what is read equals what was written. An off-resonance field belongs to
+all runs of a session and has files of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:
     """
     write_itk(xfm_file, motion.matrices)
     content = {"n_volumes": len(motion)}
-    write_json(details_file, content | _plain(motion, without=("matrices",)))
+    write_json(details_file, content | _plain(motion, without=("matrices", "off_resonance")))
 
 
 def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) -> Motion:

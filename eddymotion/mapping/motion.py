@@ -169,8 +169,10 @@ class Motion(HtmlValue):
         own = None if eddy is None else eddy.select(slice(volume, volume + 1))
         if self.off_resonance is None:
             return VolumeMapping(self.matrices[volume], own)
-        field, shifts = self.off_resonance.field, self.off_resonance.shifts
-        return VolumeMapping(self.matrices[volume], own, field, shifts[volume])
+        known = self.off_resonance
+        return VolumeMapping(
+            self.matrices[volume], own, known.field, known.shifts[volume], known.modulated
+        )
 
     def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in an original volume, RAS+ mm: (P, 3)."""

@@ -11,7 +11,7 @@ stretch ``1 + a (Rᵀp) · ∇h``. Signs are those of sdcflows and FSL.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -302,10 +302,13 @@ class Distortion:
     shifts : (N, 3) array
         Where a spin that is off by one hertz is displaced, mm, RAS+ of the scanner: the readout
         time times the size of a voxel along the phase encoding, along its unit vector.
+    modulated : bool
+        Whether what is read is multiplied by the stretch.
     """
 
     field: OffResonance
     shifts: np.ndarray
+    modulated: bool = True
 
     __repr__ = short_repr
 
@@ -322,7 +325,7 @@ class Distortion:
 
     def select(self, volumes: np.ndarray | slice) -> Distortion:
         """Keep some of the volumes."""
-        return Distortion(self.field, self.shifts[volumes])
+        return replace(self, shifts=self.shifts[volumes])
 
 
 def undistorted(

@@ -38,12 +38,15 @@ class VolumeMapping:
         The field that moves with the head.
     shift : (3,) array, optional
         Where a spin that is off by one hertz is displaced, mm, RAS+ of the scanner.
+    modulated : bool
+        Whether the stretch of that field multiplies the signal, too.
     """
 
     pose: np.ndarray
     eddy_currents: EddyCurrents | None = None
     off_resonance: OffResonance | None = None
     shift: np.ndarray | None = None
+    modulated: bool = True
 
     @property
     def is_rigid(self) -> bool:
@@ -104,8 +107,11 @@ class VolumeMapping:
         if self.off_resonance is None or self.shift is None:
             return recorded, factor
         hertz, slopes = there or self.off_resonance.hertz_with_gradient(points)
+        recorded = recorded + hertz[:, None] * self.shift
+        if not self.modulated:
+            return recorded, factor
         stretch = slopes @ (self.pose[:3, :3].T @ self.shift).astype(np.float32)
-        return recorded + hertz[:, None] * self.shift, np.maximum(factor + stretch, LEAST_STRETCH)
+        return recorded, np.maximum(factor + stretch, LEAST_STRETCH)
 
     def recorded(self, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in the volume, RAS+ mm: (P, 3)."""
