@@ -349,7 +349,7 @@ def _remove_work_of(jobs: Sequence[Job], run: Run) -> None:
     for job in jobs:
         stem = image_stem(job.series.dwi)
         for folder in (run.work_dir / "motion").glob(f"{glob.escape(stem)}_*"):
-            if len(folder.name) == len(stem) + 1 + DIGITS:
+            if folder.name[len(stem) : -DIGITS] in ("_", "_runs_"):
                 shutil.rmtree(folder, ignore_errors=True)
     for folder in (run.work_dir / "motion", run.work_dir):
         try:

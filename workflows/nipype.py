@@ -160,6 +160,8 @@ def init_participant_wf(
 ) -> Workflow:
     """Correct all series of a participant and write the page that shows them.
 
+    The outputs of a run wait for the motion of all runs of its session that it belongs with.
+
     Parameters
     ----------
     participant : str
@@ -173,19 +175,35 @@ def init_participant_wf(
     """
     from nipype.interfaces.utility import Merge
 
-    from eddymotion.interfaces.series import CorrectSeries, EstimateSeries, WritePage
+    from eddymotion.interfaces.series import CorrectSeries, EstimateSeries, JoinRuns, WritePage
 
     workflow = _workflow(name or f"sub_{_word(participant)}_wf")
     page = Node(WritePage(participant=participant), "report")
     page.inputs.output_dir = str(jobs[0].outputs.figures.parents[1])
     done = Node(Merge(len(jobs)), "done", run_without_submitting=True)
     names = _words(job.outputs.src.removeprefix(f"sub-{participant}") for job in jobs)
+    estimates: dict[Path, Node] = {}
+    correct_nodes: list[tuple[Job, Node]] = []
+    joins: dict[Path, Node] = {}
     for number, (job, gigabytes, own) in enumerate(zip(jobs, mem_gb, names, strict=True), start=1):
         resources = {"n_procs": job.settings.nprocs, "mem_gb": gigabytes}
-        estimate = Node(EstimateSeries(job=job), f"estimate_{own}", **resources)
+        estimates[job.series.dwi] = Node(EstimateSeries(job=job), f"estimate_{own}", **resources)
         correct = Node(CorrectSeries(job=job), f"correct_{own}", **resources)
-        workflow.connect(estimate, "estimated", correct, "estimated")
+        correct_nodes.append((job, correct))
         workflow.connect(correct, "corrected", done, f"in{number}")
+    for job, correct in correct_nodes:
+        runs = [run.dwi for run in job.series.runs if run.dwi in estimates]
+        if not runs:
+            workflow.connect(estimates[job.series.dwi], "estimated", correct, "estimated")
+            continue
+        if runs[0] not in joins:
+            known = Node(Merge(len(runs)), f"known_{len(joins)}", run_without_submitting=True)
+            for number, run in enumerate(runs, start=1):
+                workflow.connect(estimates[run], "estimated", known, f"in{number}")
+            join = Node(JoinRuns(job=job), f"join_runs_{len(joins)}", **resources)
+            workflow.connect(known, "out", join, "estimated")
+            joins[runs[0]] = join
+        workflow.connect(joins[runs[0]], "joined", correct, "estimated")
     workflow.connect(done, "out", page, "corrected")
     return workflow
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from eddymotion.io.headers import read_header, shape_of
 from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import FIELDS, SeriesFiles, read_sidecar
 from eddymotion.io.tables import read_numbers
+from eddymotion.wording import PE_AXES
 
 log = logging.getLogger(__name__)
 
@@ -286,11 +287,15 @@ class Sorted:
         Participant → what is corrected.
     refused, skipped : mapping
         Participant → series → why it cannot be corrected, or need not be.
+    b0s : mapping
+        Participant → runs of b=0 volumes alone: skipped, but they may tell the distortion of
+        others.
     """
 
     series: Mapping[str, Sequence[SeriesFiles]]
     refused: Mapping[str, Mapping[str, str]]
     skipped: Mapping[str, Mapping[str, str]]
+    b0s: Mapping[str, Sequence[SeriesFiles]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, found: Mapping[str, Sequence[SeriesFiles]], b0_threshold: float) -> Sorted:
@@ -298,17 +303,20 @@ class Sorted:
         series: dict[str, list[SeriesFiles]] = {label: [] for label in found}
         refused: dict[str, dict[str, str]] = {label: {} for label in found}
         skipped: dict[str, dict[str, str]] = {label: {} for label in found}
+        b0s: dict[str, list[SeriesFiles]] = {label: [] for label in found}
         for label, of_participant in found.items():
             for one in of_participant:
                 name = one.uri.removeprefix(URI)
                 if one.problem:
                     refused[label][name] = one.problem
                 elif has_b0_only(one, b0_threshold):
+                    b0s[label].append(replace(one, is_b0=True))
                     skipped[label][one.dwi.name] = (
                         f"no b-value above {b0_threshold:g} s/mm² (--b0-threshold): b=0 volumes "
                         "alone are not corrected"
                     )
                 elif is_lone_volume(one):
+                    b0s[label].append(replace(one, is_b0=True))
                     skipped[label][one.dwi.name] = (
                         "a single volume without b-values, taken for b=0: b=0 volumes alone are "
                         "not corrected"
@@ -320,12 +328,74 @@ class Sorted:
                     )
                 else:
                     series[label].append(one)
-        return cls(series, refused, skipped)
+        return cls(series, refused, skipped, b0s)
+
+    def by_session(self) -> Sorted:
+        """Tell each series which runs of its session it belongs with: the first is the frame's.
+
+        Runs of b=0 alone come last. Where no two runs have opposite polarity, ``fmap/*_epi`` of
+        the session may.
+        """
+        series = {}
+        for label, of_participant in self.series.items():
+            sessions: dict[Path, list[SeriesFiles]] = {}
+            for one in (*of_participant, *self.b0s.get(label, ())):
+                sessions.setdefault(one.dwi.parent, []).append(one)
+            runs = {folder: with_epi(found, folder) for folder, found in sessions.items()}
+            series[label] = [
+                replace(one, runs=tuple(together) if len(together) > 1 else ())
+                for one in of_participant
+                for together in [runs[one.dwi.parent]]
+            ]
+        return replace(self, series=series)
 
     @property
     def n_series(self) -> int:
         """How many there are, skipped ones left out."""
         return sum(map(len, self.series.values())) + len(together(self.refused))
+
+
+def with_epi(runs: Sequence[SeriesFiles], folder: Path) -> list[SeriesFiles]:
+    """Add echo-planar field maps of the session to runs that have one polarity alone."""
+    if not runs or len({_polarity(run) for run in runs} - {None}) != 1:
+        return list(runs)
+    own = _polarity(runs[0])
+    found = []
+    for image in sorted((folder.parent / "fmap").glob("*_epi.nii*")):
+        sidecar = image.with_name(image_stem(image) + ".json")
+        metadata = read_sidecar(sidecar) if sidecar.is_file() else {}
+        epi = SeriesFiles(image, metadata=metadata, is_b0=True, uri=f"{URI}fmap/{image.name}")
+        if _polarity(epi) not in (None, own) and _is_meant_for(metadata, runs):
+            found.append(epi)
+    return [*runs, *found]
+
+
+def _polarity(run: SeriesFiles) -> str | None:
+    """Return the phase-encoding direction of a run, if its sidecar says it."""
+    direction = (run.metadata or {}).get("PhaseEncodingDirection")
+    return direction if direction in PE_AXES else None
+
+
+def _is_meant_for(metadata: Mapping[str, Any], runs: Sequence[SeriesFiles]) -> bool:
+    """Whether a field map is for some of the runs: as its sidecar says, for all where it doesn't.
+
+    `B0FieldIdentifier` goes before `IntendedFor`.
+    """
+    named = _texts(metadata.get("B0FieldIdentifier"))
+    sources = {text for run in runs for text in _texts((run.metadata or {}).get("B0FieldSource"))}
+    if named and sources:
+        return bool(named & sources)
+    intended = _texts(metadata.get("IntendedFor"))
+    names = {run.dwi.name for run in runs}
+    return not intended or any(Path(text.split(":")[-1]).name in names for text in intended)
+
+
+def _texts(value: Any) -> set[str]:
+    return {value} if isinstance(value, str) else set(filter(_is_text, value or ()))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def together(reasons: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -150,10 +150,15 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
 def add_estimation_options(parser: argparse.ArgumentParser) -> None:
     """Add the domain options."""
     for heading in ("motion estimation", "outputs"):
-        group = parser.add_argument_group(heading)
-        for name, about in SETTINGS.items():
-            if about.group == heading:
-                add_setting(group, name)
+        add_settings(parser, heading)
+
+
+def add_settings(parser: argparse.ArgumentParser, heading: str) -> None:
+    """Add the options of all settings under a heading."""
+    group = parser.add_argument_group(heading)
+    for name, about in SETTINGS.items():
+        if about.group == heading:
+            add_setting(group, name)
 
 
 def add_setting(

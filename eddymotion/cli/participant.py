@@ -24,6 +24,7 @@ from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
     add_setting,
+    add_settings,
     existing_file,
     not_negative,
     settings_from,
@@ -85,6 +86,7 @@ def build_parser() -> Parser:
     add_setting(group, "brain_mask",
                 help="brain mask on the grid of the series, when there is just one")  # fmt: skip
     add_estimation_options(parser)
+    add_settings(parser, "runs of a session")
     add_running_options(parser, __version__)
     group = parser.add_argument_group("workflow")
     group.add_argument("-w", "--work-dir", type=Path, metavar="DIR",
@@ -210,7 +212,8 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
         filter_file=options.bids_filter_file,
         database_dir=database_dir,
     )
-    return Sorted.of(found, options.b0_threshold)
+    sorted_out = Sorted.of(found, options.b0_threshold)
+    return sorted_out if options.separate_all_dwis else sorted_out.by_session()
 
 
 def run_from(options: argparse.Namespace, output_dir: Path) -> Run:

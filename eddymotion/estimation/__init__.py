@@ -18,7 +18,7 @@ from eddymotion.estimation.estimate import with_larger_errors
 from eddymotion.estimation.estimators import Estimator, Joint, LeaveOneOut, choose_estimator
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.quality import Quality, assess, described
-from eddymotion.estimation.runs import align_b0s, join_runs
+from eddymotion.estimation.runs import RunImage, align_b0s, join_runs
 from eddymotion.machine.parallel import Compute, Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, Model
@@ -103,7 +103,8 @@ def estimate_motion(  # type: ignore[misc]  # options by name
             "progress": progress,
         }  # fmt: skip
         alone = [estimate_motion(run, **options) for run in dwi]
-        joined = join_runs(dwi, alone, compute=Compute(n_threads, seed))
+        images = [RunImage.of(*both, n_threads) for both in zip(dwi, alone, strict=True)]
+        joined = join_runs(images, compute=Compute(n_threads, seed))
         return [joined.motion(number, motion) for number, motion in enumerate(alone)]
     check_kind(dwi, DWI, "estimate_motion")
     assert isinstance(dwi, DWI)

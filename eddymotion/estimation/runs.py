@@ -123,9 +123,58 @@ class JoinedRuns:
         return moved > 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class RunImage:
+    """What a run shows of where it lies and how it is distorted.
+
+    Parameters
+    ----------
+    image : Image
+        Mean of its b=0 volumes in its own frame, free of motion and eddy currents.
+    brain : (X, Y, Z) bool array
+    encoding : (3,) array, optional
+        Phase-encoding vector, RAS+.
+    voxel_mm : float
+        Size of a voxel along it.
+    readout_time : float, optional
+        Seconds.
+    ends : (2, 4, 4) array
+        Poses of the head in the first and the last volume.
+    """
+
+    image: Image
+    brain: np.ndarray
+    encoding: np.ndarray | None
+    voxel_mm: float
+    readout_time: float | None
+    ends: np.ndarray
+
+    __repr__ = short_repr
+
+    @classmethod
+    def of(cls, run: DWI, motion: Motion, n_threads: int = 1) -> RunImage:
+        """Take what counts from a run and its motion in its own frame."""
+        encoding = run.acquisition.common_phase_encoding
+        axis = 0
+        if encoding is not None:
+            axis = int(np.abs(np.linalg.inv(run.affine)[:3, :3] @ encoding).argmax())
+        return cls(
+            mean_b0(run, motion, n_threads),
+            run.mask,
+            encoding,
+            float(run.voxel_sizes[axis]),
+            run.acquisition.common_readout_time,
+            motion.head[[0, -1]],
+        )
+
+    @property
+    def center(self) -> np.ndarray:
+        """The centre of the brain, RAS+ mm."""
+        return apply_affine(self.image.affine, np.argwhere(self.brain).mean(axis=0))
+
+
 def join_runs(
-    runs: Sequence[DWI],
-    motions: Sequence[Motion],
+    runs: Sequence[RunImage],
     *,
     field: OffResonance | None = None,
     seeks_field: bool = True,
@@ -135,10 +184,8 @@ def join_runs(
 
     Parameters
     ----------
-    runs : sequence of DWI
+    runs : sequence of RunImage
         In the order of their acquisition.
-    motions : sequence of Motion
-        Of each run in its own frame.
     field : OffResonance, optional
         A field that is known, in the frame of the first run: none is sought then.
     seeks_field : bool
@@ -152,20 +199,17 @@ def join_runs(
     """
     compute = compute or Compute()
     readouts = readouts_of(runs)
-    images = [
-        mean_b0(run, motion, compute.n_threads) for run, motion in zip(runs, motions, strict=True)
-    ]
     unknown = Readout(np.array([0.0, 1.0, 0.0]), 0.0)
     distorted = [
-        Distorted(image, readout or unknown)
-        for image, readout in zip(images, readouts, strict=True)
+        Distorted(run.image, readout or unknown)
+        for run, readout in zip(runs, readouts, strict=True)
     ]
-    first, brain, center = images[0], runs[0].mask, runs[0].brain_center
+    first, brain, center = runs[0].image, runs[0].brain, runs[0].center
     start = rigid_start(distorted, brain, compute.seed)
     found, measured, gauge = field, field is not None, np.zeros(len(runs))
     poses = start
     if seeks_field and not measured and differ(readouts) and None not in readouts:
-        start, gauge = _held_in_time(center, motions, start, distorted)
+        start, gauge = _held_in_time(center, [run.ends for run in runs], start, distorted)
         estimate = estimate_off_resonance(distorted, poses=start, seed=compute.seed)
         found, poses = estimate.field, estimate.poses
     known = found or OffResonance.none()
@@ -202,15 +246,15 @@ def align_b0s(run: DWI, compute: Compute) -> Motion:
     return Motion(np.stack(parallel_map(pose, range(len(run)), n_threads=compute.n_threads)))
 
 
-def readouts_of(runs: Sequence[DWI]) -> list[Readout | None]:
+def readouts_of(runs: Sequence[RunImage]) -> list[Readout | None]:
     """Tell how each run was read out; None where its phase encoding is not known.
 
     Where no run says its readout time, all are taken to have a nominal one: that is enough for
     runs of opposite polarity. A run that says none beside others that do is not taken for known.
     """
-    times = [run.acquisition.common_readout_time for run in runs]
-    encodings = [run.acquisition.common_phase_encoding for run in runs]
-    if all(time is None for time in times) and sum(e is not None for e in encodings) > 1:
+    times = [run.readout_time for run in runs]
+    known = sum(run.encoding is not None for run in runs)
+    if all(time is None for time in times) and known > 1:
         log.warning(
             "TotalReadoutTime is in no sidecar of these runs: taken as %g s for all, so that the "
             "off-resonance field in Hz is right up to a factor, and the correction exact if their "
@@ -218,14 +262,11 @@ def readouts_of(runs: Sequence[DWI]) -> list[Readout | None]:
         )  # fmt: skip
         times = [NOMINAL_READOUT_TIME] * len(runs)
     return [
-        None if time is None or encoding is None else _readout(run, encoding, time)
-        for run, encoding, time in zip(runs, encodings, times, strict=True)
+        None
+        if time is None or run.encoding is None
+        else Readout(run.encoding, time * run.voxel_mm)
+        for run, time in zip(runs, times, strict=True)
     ]
-
-
-def _readout(run: DWI, encoding: np.ndarray, time: float) -> Readout:
-    axis = int(np.abs(np.linalg.inv(run.affine)[:3, :3] @ encoding).argmax())
-    return Readout(encoding, float(time * run.voxel_sizes[axis]))
 
 
 def differ(readouts: Sequence[Readout | None]) -> bool:
@@ -257,7 +298,7 @@ def mean_b0(run: DWI, motion: Motion, n_threads: int = 1) -> Image:
 
 def _held_in_time(
     center: np.ndarray,
-    motions: Sequence[Motion],
+    ends: Sequence[np.ndarray],
     start: np.ndarray,
     images: Sequence[Distorted],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -275,8 +316,8 @@ def _held_in_time(
     """
     poses, errors = start.copy(), np.zeros(len(start))
     for run in range(1, len(poses)):
-        last = motions[run - 1].head[-1] @ poses[run - 1]
-        still = np.linalg.inv(motions[run].head[0]) @ last
+        last = ends[run - 1][1] @ poses[run - 1]
+        still = np.linalg.inv(ends[run][0]) @ last
         moved = log_rigid(np.linalg.inv(poses[run]) @ still, center)
         moved = np.concatenate([poses[run][:3, :3] @ moved[:3], ROTATION_RADIUS_MM * moved[3:]])
         along = images[run].readout.direction

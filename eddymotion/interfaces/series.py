@@ -35,6 +35,26 @@ class EstimateSeries(SimpleInterface):
         return runtime
 
 
+class _JoinRunsInputSpec(_EstimateSeriesInputSpec):
+    estimated = traits.List(traits.Str, desc="the runs of a session whose motion was sought")
+
+
+class _JoinRunsOutputSpec(TraitedSpec):
+    joined = traits.Str(desc="name of one of the runs, which lie in one frame")
+
+
+class JoinRuns(SimpleInterface):
+    """Find how the runs of a session lie to each other, and the field that distorts them."""
+
+    input_spec = _JoinRunsInputSpec
+    output_spec = _JoinRunsOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        self.inputs.job.join()
+        self._results["joined"] = self.inputs.job.name
+        return runtime
+
+
 class _CorrectSeriesInputSpec(_EstimateSeriesInputSpec):
     estimated = traits.Str(desc="what tells that the motion is there")
 

@@ -40,6 +40,10 @@ class SeriesFiles:
         Of the input's sidecar, as far as it is read.
     problem : str
         Why it cannot be corrected, where that was seen before it was read.
+    runs : tuple of SeriesFiles
+        The runs of its session that it belongs with, itself among them; none where it is alone.
+    is_b0 : bool
+        Whether all volumes are b=0.
     """
 
     dwi: Path
@@ -48,6 +52,8 @@ class SeriesFiles:
     uri: str = ""
     metadata: dict[str, Any] | None = None
     problem: str = ""
+    runs: tuple[SeriesFiles, ...] = ()
+    is_b0: bool = False
 
 
 def metadata_of(series: SeriesFiles) -> dict[str, Any]:
@@ -116,6 +122,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_text_or_texts(value: Any) -> bool:
+    return _is_text(value) or (isinstance(value, list) and all(map(_is_text, value)))
+
+
 def _is_axis(value: Any) -> bool:
     return isinstance(value, str) and value in PE_AXES
 
@@ -125,12 +135,16 @@ NUMBERS = _is_numbers, "a list of numbers"
 EITHER = _is_number_or_numbers, "a number or a list of numbers"
 POSITIVE = _is_positive, "a number above zero"
 TEXT = _is_text, "text"
+TEXTS = _is_text_or_texts, "text or a list of texts"
 AXIS = _is_axis, f"one of {', '.join(PE_AXES)}"
 
 FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "B0FieldIdentifier": TEXTS,
+    "B0FieldSource": TEXTS,
     "EchoTime": EITHER,
     "EffectiveEchoSpacing": NUMBER,
     "FlipAngle": EITHER,
+    "IntendedFor": TEXTS,
     "MagneticFieldStrength": NUMBER,
     "Manufacturer": TEXT,
     "ManufacturersModelName": TEXT,

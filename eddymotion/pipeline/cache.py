@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def _motion_of_outputs(
     if not all(intact(path, sidecar) for path in files):
         return None
     try:
-        motion = _rigid_motion(*files)
+        motion = _alone(_rigid_motion(*files), sidecar)
         seconds = float(sidecar["StageSeconds"]["motion"])
     except (ValueError, KeyError, TypeError) as error:
         log.debug("%s: cannot be used (%s)", outputs["motion"], error)
@@ -118,6 +119,18 @@ def _motion_of_outputs(
         steps = Table.read(outputs["report_steps"])
         stages.log = [*zip(steps.numbers("seconds").tolist(), steps.columns["step"], strict=True)]
     return motion
+
+
+def _alone(motion: Motion, sidecar: dict[str, Any]) -> Motion:
+    """Take a motion back from the frame of a session's runs into that of its own."""
+    if "RunPose" not in sidecar:
+        return motion
+    pose = np.array(sidecar["RunPose"], float)
+    of_pose = np.array(sidecar["RunPoseErrors"], float)
+    errors = motion.standard_errors
+    if errors is not None:
+        errors = np.sqrt(np.maximum(errors**2 - of_pose**2, 0.0))
+    return replace(motion, matrices=motion.matrices @ np.linalg.inv(pose), standard_errors=errors)
 
 
 def _rigid_motion(xfm_file: Path, details_file: Path) -> Motion:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
+from functools import lru_cache
+from pathlib import Path
 
 from eddymotion import __version__
 from eddymotion.derivatives.finished import sha256
@@ -25,6 +27,12 @@ def motion_fingerprint_of(series: SeriesFiles, settings: Settings) -> str:
     return _digest(series, settings, AFTER_MOTION, ACQUISITION_FIELDS)
 
 
+@lru_cache(maxsize=256)
+def _content(path: Path, changed: int, size: int) -> str:
+    """Digest of a file: once as long as it is not changed, since runs ask for each other's."""
+    return sha256(path)
+
+
 def _digest(
     series: SeriesFiles, settings: Settings, without: Collection[str], metadata: Collection[str]
 ) -> str:
@@ -36,5 +44,9 @@ def _digest(
     files = (path for name, path in settings.files().items() if name not in without)
     for path in (series.dwi, *tables_of(series), *files):
         if path.is_file():
-            digest.update(bytes.fromhex(sha256(path)))
+            stat = path.stat()
+            digest.update(bytes.fromhex(_content(path, stat.st_mtime_ns, stat.st_size)))
+    if "fieldmap" not in without:  # what the other runs of the session say counts, too
+        for run in series.runs:
+            digest.update(motion_fingerprint_of(run, settings).encode())
     return digest.hexdigest()

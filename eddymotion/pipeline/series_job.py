@@ -7,7 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from eddymotion.machine.locks import Lock, held
 from eddymotion.machine.logs import Console, LogFile
 from eddymotion.machine.parallel import Progress, logged
 from eddymotion.pipeline.correct import correct_series, estimate_series
+from eddymotion.pipeline.runs import RunTogether
 from eddymotion.pipeline.settings import Settings
 from eddymotion.wording import one_line
 
@@ -64,14 +65,29 @@ class Job:
         return self.series.dwi.name
 
     def estimate(self) -> None:
-        """Find the motion."""
-        with _recording(self, "motion"):
-            estimate_series(
-                self.series, self.outputs, self.settings, self.work_dir, shown_progress.get()
-            )
+        """Find the motion.
+
+        Among the runs of a session a failure is left to :meth:`correct`: the other runs go on.
+        """
+        try:
+            with _recording(self, "motion"):
+                estimate_series(
+                    self.series, self.outputs, self.settings, self.work_dir, shown_progress.get()
+                )
+        except Exception:
+            if not self.series.runs:
+                raise
+
+    def join(self) -> None:
+        """Find how the runs of its session lie; what goes wrong is for :meth:`correct` to say."""
+        with _logging_for(self), held(self.locks), suppress(Exception):
+            RunTogether.prepare(self.series.runs, self.settings, self.work_dir)
 
     def correct(self) -> None:
         """Write the outputs, with the motion that is there."""
+        motion = read_json(self.record).get("steps", {}).get("motion", {})
+        if motion.get("state") == "failed":
+            raise EddymotionError(motion["reason"])
         with _recording(self, "outputs"):
             correct_series(
                 self.series, self.outputs, self.settings, shown_progress.get(),

@@ -17,11 +17,12 @@ from typing import Any, Literal
 from eddymotion.wording import PE_AXES
 
 Stage = Literal[
-    "gradients", "reading", "predicting", "sampling", "registering", "motion", "applying",
-    "writing", "running",
+    "gradients", "reading", "predicting", "sampling", "registering", "motion", "joining",
+    "applying", "writing", "running",
 ]  # fmt: skip
 """Of a run: the first that heeds a setting. ``running`` changes how fast a result comes, not what
-it is; ``applying`` and ``writing`` change what is made of a motion, not the motion itself."""
+it is; ``joining``, ``applying`` and ``writing`` change what is made of the motion within a run,
+not that motion itself."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,26 @@ class Settings:
         False, "motion",
         "do not estimate the offset between diffusion-weighted and b=0 volumes",
     )  # fmt: skip
+    separate_all_dwis: bool = setting(
+        False, "joining",
+        "correct each run in a frame of its own, and leave the off-resonance field alone",
+        shown_default="runs of a session lie in the frame of the first, and runs of different "
+        "phase encodings tell the field",
+        group="runs of a session",
+    )  # fmt: skip
+    distortion_group_merge: str = setting(
+        "none", "joining",
+        "write the runs of a session as one series beside their own: concat, one after the other; "
+        "average, pairs of opposite polarity as one volume",
+        shown_default="%(default)s", choices=("none", "concat", "average"),
+        group="runs of a session",
+    )  # fmt: skip
+    fieldmap: Path | None = estimation(
+        None, "joining",
+        "off-resonance field, Hz, in the frame of the (first) series, such as FSL topup's --fout; "
+        "needs phase encoding and readout time in the sidecar",
+        shown_default="found from runs of opposite phase encoding", metavar="FILE",
+    )  # fmt: skip
     resampling: str = output(
         "nitransforms", "applying",
         "who interpolates: NiTransforms, or the compiled kernel, which checks itself against it",
@@ -183,8 +204,9 @@ class Settings:
     ignore: tuple[str, ...] = output(
         (), "reading",
         "sform, qform: which affine to disregard where the two disagree; tables: that the images "
-        "contradict the b-values",
-        choices=("sform", "qform", "tables"),
+        "contradict the b-values; fieldmaps: that runs of other phase encodings tell the "
+        "off-resonance field; fmap-jacobian: that it changes the brightness",
+        choices=("sform", "qform", "tables", "fieldmaps", "fmap-jacobian"),
     )  # fmt: skip
     random_seed: int = setting(
         0, "sampling", "of the random sampling points",
@@ -228,7 +250,7 @@ def of_stages(*stages: Stage) -> tuple[str, ...]:
     )
 
 
-AFTER_MOTION = frozenset(of_stages("applying", "writing"))
+AFTER_MOTION = frozenset(of_stages("joining", "applying", "writing"))
 """Settings that change what is made of a motion, not the motion itself."""
 
 READING = of_stages("gradients", "reading")
@@ -249,7 +271,7 @@ REGISTERING = of_stages("registering")
 PREDICTING = of_stages("gradients", "predicting", "registering")
 """Settings of a step that predicts one volume; the passes of the loop depend on who registers."""
 
-ALL = of_stages(*typing.get_args(Stage))
+ALL = of_stages(*(stage for stage in typing.get_args(Stage) if stage != "joining"))
 
 
 def kind_of(hint: Any) -> Any:

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of a session in one frame: found once, kept in the work folder, used by each run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.data.acquisition import Acquisition
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.runs import JoinedRuns, RunImage, align_b0s, join_runs
+from eddymotion.images.image import Image
+from eddymotion.images.masking import brain_mask
+from eddymotion.io.images import image_stem, read_image
+from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
+from eddymotion.io.writing import replacing, write_json
+from eddymotion.machine.parallel import Compute
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import OffResonance
+from eddymotion.pipeline.cache import DIGITS, MotionCache
+from eddymotion.pipeline.fingerprint import motion_fingerprint_of
+from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.stages import Stages, load_series
+
+log = logging.getLogger(__name__)
+
+OF_FIELD = ("fieldmaps", "fmap-jacobian")
+"""Words of ``--ignore`` about the off-resonance field."""
+
+
+def lies_with_others(series: SeriesFiles, settings: Settings) -> bool:
+    """Whether a series has a frame or a field that its own volumes do not tell."""
+    return bool(series.runs) or settings.fieldmap is not None
+
+
+@dataclass(frozen=True, eq=False)
+class RunTogether:
+    """A series among the runs of its session.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Of the runs whose motion is known, in order.
+    joined : JoinedRuns
+        How they lie.
+    number : int
+        That of the series among them.
+    """
+
+    names: tuple[str, ...]
+    joined: JoinedRuns
+    number: int
+
+    @classmethod
+    def of(
+        cls,
+        series: SeriesFiles,
+        dwi: DWI,
+        motion: Motion,
+        settings: Settings,
+        work_dir: Path | None = None,
+    ) -> RunTogether:
+        """Find how the runs of a session lie to each other, or recall it.
+
+        Parameters
+        ----------
+        series : SeriesFiles
+            One of them.
+        dwi : DWI
+            It, read.
+        motion : Motion
+            Its motion in its own frame.
+        settings : Settings
+        work_dir : Path, optional
+            Where the motion of the others is kept, and what is found.
+        """
+        if work_dir is None or not series.runs:
+            image = RunImage.of(dwi, motion, settings.nprocs)
+            return cls((series.dwi.name,), _joined([image], settings), 0)
+        known = [
+            run
+            for run in series.runs
+            if run.dwi == series.dwi or _is_usable(run, settings, work_dir)
+        ]
+        stem = f"{image_stem(known[0].dwi)}_runs_{_digest(known, settings)}"
+        folder = work_dir / "motion" / stem
+        joined = _recalled(folder)
+        if joined is None:
+            images = [
+                RunImage.of(dwi, motion, settings.nprocs)
+                if run.dwi == series.dwi
+                else _image_of(run, settings, work_dir)
+                for run in known
+            ]
+            joined = _joined(images, settings)
+            _keep(folder, joined)
+        number = [run.dwi for run in known].index(series.dwi)
+        return cls(tuple(run.uri or run.dwi.name for run in known), joined, number)
+
+    @classmethod
+    def prepare(cls, runs: Sequence[SeriesFiles], settings: Settings, work_dir: Path) -> None:
+        """Find how the runs of a session lie, so that each of them can recall it."""
+        for run in runs:
+            motion = (
+                None if run.is_b0 else MotionCache.of(run, settings, work_dir).recall(Stages())
+            )
+            if motion is not None:
+                cls.of(run, load_series(run, settings), motion, settings, work_dir)
+                return
+
+    def moved(self, dwi: DWI, motion: Motion, settings: Settings) -> tuple[DWI, Motion]:
+        """Return the series with the brain as all runs show it, and its motion in their frame."""
+        motion = self.joined.motion(self.number, motion)
+        if settings.brain_mask is not None:
+            return dwi, motion
+        return replace(dwi, mask=self.joined.mask_on(dwi.shape, dwi.affine)), motion
+
+    def in_words(self) -> dict[str, str]:
+        """Say for the summary which runs lie in one frame, and what the field does."""
+        joined, told = self.joined, {}
+        if len(joined) > 1:
+            before, after = joined.similarity
+            names = ", ".join(Path(name).name for name in self.names)
+            told["runs in one frame"] = (
+                f"{names}; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
+            )
+        if joined.field is None:
+            return told
+        hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
+        mm = hertz.std() * np.nanmax(np.linalg.norm(joined.shifts, axis=1))
+        source = "given" if joined.measured else "from images of different phase encodings"
+        told["off-resonance field"] = (
+            f"{hertz.std():.1f} Hz, {mm:.2f} mm (standard deviation in the brain), {source}"
+        )
+        return told
+
+    def in_sidecar(self) -> dict[str, Any]:
+        """Return what the sidecar of the corrected series keeps of it."""
+        known = bool(np.isfinite(self.joined.shifts[self.number]).all())
+        return {
+            "Runs": list(self.names),
+            "RunPose": self.joined.poses[self.number].tolist(),
+            "RunPoseErrors": self.joined.errors[self.number].tolist(),
+            "OffResonanceCorrected": self.joined.field is not None and known,
+        }
+
+
+def _joined(images: Sequence[RunImage], settings: Settings) -> JoinedRuns:
+    field = None if settings.fieldmap is None else _given_field(settings.fieldmap)
+    joined = join_runs(
+        images,
+        field=field,
+        seeks_field="fieldmaps" not in settings.ignore,
+        compute=Compute(settings.nprocs, settings.random_seed),
+    )
+    if field is not None and not np.isfinite(joined.shifts).any():
+        raise EddymotionError(
+            f"{settings.fieldmap}: of no use without PhaseEncodingDirection and TotalReadoutTime "
+            "in the sidecar of the series; add them"
+        )
+    return replace(joined, modulated="fmap-jacobian" not in settings.ignore)
+
+
+def _given_field(path: Path) -> OffResonance:
+    data, affine, _ = read_image(path)
+    if data.ndim != 3:
+        raise EddymotionError(
+            f"{path}: found an image of shape {data.shape}, expected a field in Hz of three "
+            "dimensions"
+        )
+    return OffResonance.of_image(Image(data, affine))
+
+
+def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
+    """Whether the motion of another run is there; a run of b=0 alone needs none."""
+    if run.is_b0:
+        return True
+    if MotionCache.of(run, settings, work_dir).recall(Stages()) is not None:
+        return True
+    log.warning("%s: left out of the runs of its session, since its motion is not there",
+                run.dwi.name)  # fmt: skip
+    return False
+
+
+def _image_of(run: SeriesFiles, settings: Settings, work_dir: Path) -> RunImage:
+    if run.is_b0:
+        dwi = load_b0s(run)
+        compute = Compute(settings.nprocs, settings.random_seed)
+        return RunImage.of(dwi, align_b0s(dwi, compute), settings.nprocs)
+    motion = MotionCache.of(run, settings, work_dir).recall(Stages())
+    assert motion is not None
+    return RunImage.of(load_series(run, settings), motion, settings.nprocs)
+
+
+def load_b0s(run: SeriesFiles) -> DWI:
+    """Load a run of b=0 volumes alone, which needs no tables; a 3-D image is one."""
+    signal, affine, _ = read_image(run.dwi)
+    signal = signal if signal.ndim == 4 else signal[..., None]
+    n_volumes = signal.shape[3]
+    gradients = Gradients(np.zeros(n_volumes), np.zeros((n_volumes, 3)))
+    acquisition: Acquisition = acquisition_of(
+        gradients, metadata_of(run), signal.shape[:3], affine, None, run.dwi.name
+    )
+    return DWI(signal, affine, acquisition, brain_mask(signal.mean(axis=3)), run.dwi)
+
+
+def _digest(runs: Sequence[SeriesFiles], settings: Settings) -> str:
+    words = [motion_fingerprint_of(run, settings) for run in runs]
+    words += [str(settings.fieldmap), *sorted(set(OF_FIELD) & set(settings.ignore))]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGITS]
+
+
+def _keep(folder: Path, joined: JoinedRuns) -> None:
+    """Write what was found; the last file is the mark of completion."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {
+        name: getattr(joined, name) for name in ("poses", "errors", "shifts", "mask", "affine")
+    }
+    if joined.field is not None:
+        arrays |= {"hertz": joined.field.coefficients, "lattice": joined.field.affine}
+    with replacing(folder / "runs.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)
+    told = {"similarity": [s if np.isfinite(s) else None for s in joined.similarity],
+            "measured": joined.measured, "modulated": joined.modulated}  # fmt: skip
+    write_json(folder / "runs.json", told)
+
+
+def _recalled(folder: Path) -> JoinedRuns | None:
+    try:
+        told = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+        with np.load(folder / "runs.npz") as stored:
+            arrays = dict(stored)
+        field = None
+        if "hertz" in arrays:
+            field = OffResonance(arrays.pop("hertz"), arrays.pop("lattice"))
+        before, after = (np.nan if s is None else float(s) for s in told["similarity"])
+        return JoinedRuns(
+            field=field, similarity=(before, after), measured=bool(told["measured"]),
+            modulated=bool(told["modulated"]), **arrays,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(error, FileNotFoundError):
+            log.warning("%s: cannot be used (%s); the runs are joined again", folder, error)
+        return None
