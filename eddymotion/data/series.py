@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.data.acquisition import Acquisition
-from eddymotion.data.gradients import Gradients, unit_hint, volumes_told
+from eddymotion.data.gradients import Gradients, in_thousands, unit_hint, volumes_told
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import grid_center
 from eddymotion.images.image import Image
@@ -318,7 +318,7 @@ def _refuse_unpredictable(name: str, signal: np.ndarray, gradients: Gradients) -
             f"{name}: all voxels of volume {', '.join(map(str, empty))} (counted from 0) are "
             "zero; remove it from the image, the .bval and the .bvec"
         )
-    if len(gradients.dwis) == 1:
+    if len(gradients.dwis) == 1 or (not len(gradients.dwis) and in_thousands(gradients.bvals)):
         raise EddymotionError(
             f"{name}: found {len(gradients.dwis)} diffusion-weighted volume(s) above "
             f"b={gradients.b0_threshold:g}, expected at least 2, since each is predicted "

@@ -110,11 +110,10 @@ class RunTogether:
     def prepare(cls, runs: Sequence[SeriesFiles], settings: Settings, work_dir: Path) -> None:
         """Find how the runs of a session lie, so that each of them can recall it."""
         for run in runs:
-            motion = (
-                None if run.is_b0 else MotionCache.of(run, settings, work_dir).recall(Stages())
-            )
-            if motion is not None:
-                cls.of(run, load_series(run, settings), motion, settings, work_dir)
+            cache = MotionCache.of(run, settings, work_dir)
+            if not run.is_b0 and (motion := cache.recall(Stages())) is not None:
+                one = replace(run, runs=tuple(runs))
+                cls.of(one, load_series(run, settings), motion, settings, work_dir)
                 return
 
     def moved(self, dwi: DWI, motion: Motion, settings: Settings) -> tuple[DWI, Motion]:

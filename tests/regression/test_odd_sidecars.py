@@ -17,6 +17,7 @@ ODD = (7, -1, "n/a", [], ["0", "1"], [None, 1], {"a": 1}, True, float("nan"), 10
 SOUND = {
     "number": (int, float), "number above zero": (int, float), "text": (str,),
     "list of numbers": (list,), "number or a list of numbers": (int, float, list),
+    "text or a list of texts": (str, list),
 }  # fmt: skip
 
 
