@@ -9,6 +9,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import block_means
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import smooth
 
@@ -112,11 +113,9 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
         return image
     size = np.array(image.data.shape) // factors
     whole = tuple(slice(0, n * f) for n, f in zip(size, factors, strict=True))
-    (a, b, c), (fa, fb, fc) = size, factors
 
     def means(data: np.ndarray) -> np.ndarray:
-        blocks = data[whole].T.reshape(c, fc, b, fb, a, fa)
-        return blocks.mean(axis=(1, 3, 5), dtype=np.float32).T
+        return block_means(data[whole].T, factors[::-1], np.float32).T
 
     to_fine = np.diag([*factors, 1.0])
     to_fine[:3, 3] = (factors - 1) / 2

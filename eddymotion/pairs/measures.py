@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
-from eddymotion.images.grid import grid_center
+from eddymotion.images.grid import grid_center, grid_points
 from eddymotion.images.image import Image
 from eddymotion.mapping.registration import Registration, Warp
 from eddymotion.registration.checks import inside_grid
@@ -244,7 +244,7 @@ def resampled_onto(
         slab = nib.Nifti1Image(np.broadcast_to(np.uint8(0), part.shape), affine)
         read = apply(Map(slab), image, order=order, mode="mirror", prefilter=False)
         part[:] = np.asarray(read.dataobj).reshape(part.shape)
-        points = apply_affine(affine, np.indices(part.shape).reshape(3, -1).T)
+        points = grid_points(part.shape, affine)
         within = inside_grid(registration.map(points), moving).reshape(part.shape)
         inside[:, :, start : start + thickness] = within
     shown[~inside] = 0.0

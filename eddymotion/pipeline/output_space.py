@@ -32,6 +32,7 @@ from scipy.ndimage import binary_dilation
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import decimate
 from eddymotion.io.images import read_image
@@ -329,7 +330,7 @@ def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image
     if contrast == "fa":
         return _fa_image(dwi, motion)
     volumes = dwi.gradients.b0s if len(dwi.gradients.b0s) else dwi.gradients.shells[0]
-    points = apply_affine(dwi.affine, np.indices(dwi.shape).reshape(3, -1).T)
+    points = grid_points(dwi.shape, dwi.affine)
     total = np.zeros(len(points))
     for volume in volumes:
         total += np.nan_to_num(_read(dwi, motion, volume, points))

@@ -12,6 +12,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import grid_indices
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import EDGE
 from eddymotion.images.pyramid import MIN_POINTS
@@ -190,7 +191,7 @@ def _check_overlap(
     init: np.ndarray | None,
 ) -> None:
     shape = fixed.data.shape
-    voxels = np.indices(shape).reshape(3, -1).T if fixed_mask is None else np.argwhere(fixed_mask)
+    voxels = grid_indices(shape) if fixed_mask is None else np.argwhere(fixed_mask)
     every = -(-len(voxels) // MAX_PROBES)
     matrix = np.eye(4) if init is None else np.asarray(init, float)
     points = apply_affine(matrix @ fixed.affine, voxels[::every])

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 
 from eddymotion.data.gradients import Gradients, image_axes
+from eddymotion.images.grid import Grid
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents
-from eddymotion.simulation.grid import Grid
 
 __all__ = ["EddyCurrents", "Order", "simulate_eddy_currents", "write_eddy_table"]
 

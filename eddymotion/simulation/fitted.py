@@ -14,11 +14,11 @@ from scipy import ndimage
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import Grid
 from eddymotion.io.series import mean_b0
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import inside_image, resample
-from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.phantom import S0
 from eddymotion.wording import short_repr
 

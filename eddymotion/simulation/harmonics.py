@@ -12,12 +12,12 @@ from scipy import ndimage
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import Grid
 from eddymotion.io.series import mean_b0
 from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import resample
 from eddymotion.simulation.crude import align_crudely
 from eddymotion.simulation.fitted import always_seen, head_region, with_margin
-from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.phantom import S0
 
 log = logging.getLogger(__name__)

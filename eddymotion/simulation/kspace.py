@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy import fft
 
 from eddymotion.errors import EddymotionError
-from eddymotion.simulation.grid import Grid
-from eddymotion.simulation.sampling import block_means
+from eddymotion.images.grid import Grid, block_means
 
 MARGIN_MM = 24.0
 """How far the measured field of view reaches beyond the image within slices, as with oversampled
@@ -117,10 +115,8 @@ class Scanner:
     def receive_field(self) -> np.ndarray:
         """Complex sensitivity on the fine grid, (Z, Y, X) complex64."""
         field = np.empty(self.fine_grid.shape[::-1], np.complex64)
-        y, x = np.indices(field.shape[1:])
         for z, plane in enumerate(field):
-            indices = np.stack([x, y, np.full_like(x, z)], axis=-1)
-            points = apply_affine(self.fine_grid.affine, indices) - self.grid.center
+            points = self.fine_grid.slice_points(z).reshape(*plane.shape, 3) - self.grid.center
             plane[...] = receive_field(points, self.settings.coil_variation, self.settings.seed)
         return field
 

@@ -17,6 +17,7 @@ from eddymotion.data.gradients import Gradients, from_fsl, image_axes
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
+from eddymotion.images.grid import Box, Grid
 from eddymotion.io.images import write_image
 from eddymotion.io.series import load
 from eddymotion.io.tables import read_gradient_table
@@ -25,7 +26,7 @@ from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.eddy_currents import SCALE_MM
 from eddymotion.mapping.motion import Motion
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
-from eddymotion.simulation.base import Box, Head
+from eddymotion.simulation.base import Head
 from eddymotion.simulation.eddy_currents import (
     EddyCurrents,
     Order,
@@ -33,7 +34,6 @@ from eddymotion.simulation.eddy_currents import (
     write_eddy_table,
 )
 from eddymotion.simulation.fitted import FittedHead
-from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.harmonics import HarmonicHead
 from eddymotion.simulation.kspace import KSpace
 from eddymotion.simulation.motion import (

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
-from nibabel.affines import apply_affine
+
+from eddymotion.images.grid import grid_points
 
 Contrast = Literal["adult", "infant"]
 """Of grey and white matter; see :func:`draw_tissue`."""
@@ -157,13 +158,13 @@ class SyntheticHead:
     @cached_property
     def brain(self) -> np.ndarray:
         """Where there is white or grey matter, (X, Y, Z) bool."""
-        points = apply_affine(self.affine, np.moveaxis(np.indices(self.shape), 0, -1))
+        points = grid_points(self.shape, self.affine)
         shares = []
-        for x, y, z in _portions(points.reshape(-1, 3)):
+        for x, y, z in _portions(points):
             parts = self._place(x, y, z).parts
             shares.append(parts.white + parts.grey + parts.deep_grey)
-        tissue = np.concatenate(shares).reshape(self.shape) > 0.5
-        return tissue & (points[..., 2] > BRAIN_BOTTOM_MM)
+        tissue = np.concatenate(shares) > 0.5
+        return (tissue & (points[:, 2] > BRAIN_BOTTOM_MM)).reshape(self.shape)
 
     @property
     def white_signal(self) -> float:
@@ -172,8 +173,8 @@ class SyntheticHead:
 
     def signal(self, bval: float, bvec: np.ndarray) -> np.ndarray:
         """Noise-free signal on the head's own grid; see :class:`eddymotion.simulation.Head`."""
-        points = apply_affine(self.affine, np.moveaxis(np.indices(self.shape), 0, -1))
-        return self.signal_at(points.reshape(-1, 3), bval, bvec).reshape(self.shape)
+        points = grid_points(self.shape, self.affine)
+        return self.signal_at(points, bval, bvec).reshape(self.shape)
 
     def signal_at(self, points: np.ndarray, bval: float, bvec: np.ndarray) -> np.ndarray:
         """Noise-free signal at any points.

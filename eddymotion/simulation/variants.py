@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.images.grid import Grid, grid_points
 from eddymotion.simulation.base import ContinuousHead, Head
-from eddymotion.simulation.grid import Grid
 
 Cavity = Literal["none", "fluid", "empty"]
 """Filled with fluid, or with nothing that gives signal."""
@@ -67,8 +67,7 @@ class CavityHead:
     @cached_property
     def _share(self) -> np.ndarray:
         """Share of the cavity in each voxel of the head's grid."""
-        voxels = np.moveaxis(np.indices(self.shape), 0, -1)
-        return self.share_at(apply_affine(self.affine, voxels))
+        return self.share_at(grid_points(self.shape, self.affine)).reshape(self.shape)
 
     @cached_property
     def brain(self) -> np.ndarray:

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import apply_affine, from_matvec
+from nibabel.affines import from_matvec
 from scipy.ndimage import map_coordinates
 
 from eddymotion.errors import EddymotionError, EngineError
+from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.io.itk import write_itk
 from eddymotion.io.warps import read_warp
@@ -321,7 +322,7 @@ def on_grid_of(image: Image, warp: Warp) -> Warp:
     if warp.forward.shape[:3] == image.data.shape:
         return replace(warp, affine=image.affine)
     to_field = np.linalg.inv(warp.affine) @ image.affine
-    voxels = apply_affine(to_field, np.indices(image.data.shape).reshape(3, -1).T).T
+    voxels = grid_points(image.data.shape, to_field).T
 
     def resampled(field: np.ndarray) -> np.ndarray:
         parts = [map_coordinates(field[..., k], voxels, order=1, mode="nearest") for k in range(3)]

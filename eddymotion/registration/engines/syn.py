@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from dipy.align.imwarp import RegistrationStages, SymmetricDiffeomorphicRegistration
 from dipy.align.metrics import CCMetric, EMMetric, SSDMetric
-from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.mapping.registration import Registration, Warp
 
@@ -183,7 +183,7 @@ def _on_grid_of(
 ) -> np.ndarray:
     """Show what a matrix aligns on the grid of the fixed image; linear, zero outside."""
     to_moving = np.linalg.inv(affine) @ prealign @ fixed.affine
-    voxels = apply_affine(to_moving, np.indices(fixed.data.shape).reshape(3, -1).T).T
+    voxels = grid_points(fixed.data.shape, to_moving).T
     shown = map_coordinates(np.asarray(data, np.float32), voxels, order=1)
     return shown.reshape(fixed.data.shape)
 
@@ -212,7 +212,7 @@ def _restrict(metric: Any, region: Image) -> None:
         def restricted() -> np.ndarray:
             step = np.array(compute())
             to_region = np.linalg.inv(region.affine) @ metric.static_affine
-            voxels = apply_affine(to_region, np.indices(step.shape[:3]).reshape(3, -1).T).T
+            voxels = grid_points(step.shape[:3], to_region).T
             weights = map_coordinates(region.data, voxels, order=1).reshape(step.shape[:3])
             return step * weights[..., None]
 
