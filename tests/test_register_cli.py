@@ -441,7 +441,7 @@ def test_an_input_is_never_overwritten(folder, tmp_path, capsys):
 
 def test_backend_that_is_not_installed_says_what_to_install(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("eddymotion.registration.engines.ants.find_spec", lambda name: None)
+    monkeypatch.setattr("eddymotion.registration.engines.external.find_spec", lambda name: None)
     assert call(folder, "-o", tmp_path / "x", "--backend", "ants") == 2
     assert "pip install 'eddymotion[ants]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

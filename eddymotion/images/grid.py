@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from eddymotion.wording import short_repr
@@ -51,10 +51,35 @@ def grid_center(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     return apply_affine(affine, (np.array(shape[:3]) - 1) / 2)
 
 
+def mask_center(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the world coordinates (mm) of the middle of a mask (X, Y, Z)."""
+    return apply_affine(affine, np.argwhere(mask).mean(axis=0))
+
+
 def grid_distance(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
     """How far apart (mm) two affines put the corners of a grid of that shape."""
     corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape[:3]])).reshape(3, -1).T
     return float(np.linalg.norm(apply_affine(a - b, corners), axis=1).max())
+
+
+def read_linearly(
+    data: np.ndarray, to_data: np.ndarray, shape: Sequence[int], mode: str = "constant"
+) -> np.ndarray:
+    """Interpolate an array (X, Y, Z) linearly at the voxels of a grid.
+
+    Parameters
+    ----------
+    data : (X, Y, Z) array
+    to_data : (4, 4) array
+        Voxel indices of the grid → those of `data`.
+    shape : three int
+        Of the grid.
+    mode : str
+        Beyond the edges, as in :func:`scipy.ndimage.map_coordinates`; zero by default.
+    """
+    from scipy.ndimage import map_coordinates
+
+    return map_coordinates(data, grid_points(shape, to_data).T, order=1, mode=mode).reshape(shape)
 
 
 def block_means(
@@ -127,9 +152,7 @@ class Grid:
         shape = np.ceil(extent / sizes).astype(int)
         middle = grid_center(phantom.shape, phantom.affine)
         linear = (np.eye(3) if rotation is None else rotation) @ np.diag(sizes)
-        affine = np.eye(4)
-        affine[:3, :3] = linear
-        affine[:3, 3] = middle - linear @ ((shape - 1) / 2)
+        affine = from_matvec(linear, middle - linear @ ((shape - 1) / 2))
         change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
         turned = affine @ inv_ornt_aff(change, tuple(shape))
         order = np.argsort(change[:, 0])
@@ -158,10 +181,6 @@ class Grid:
     def center(self) -> np.ndarray:
         """The centre of the grid, RAS+ mm."""
         return grid_center(self.shape, self.affine)
-
-    def slice_points(self, index: int) -> np.ndarray:
-        """Centres of the voxels of a slice of the third axis, x fastest: (Y * X, 3) mm."""
-        return grid_points(self.shape, self.affine, order="F", slab=slice(index, index + 1))
 
     @property
     def voxel_indices(self) -> np.ndarray:

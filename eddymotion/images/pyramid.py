@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import block_means
@@ -158,8 +158,6 @@ def crop(image: Image, points: np.ndarray, margin: float) -> Image:
     high = np.minimum(np.ceil(voxels.max(axis=0) + wide) + 1, image.data.shape).astype(int)
     if (high - low < 4).any():  # outside: nothing to be gained
         return image
-    shift = np.eye(4)
-    shift[:3, 3] = low
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     missing = None if image.missing is None else image.missing[box]
-    return Image(image.data[box], image.affine @ shift, missing)
+    return Image(image.data[box], image.affine @ from_matvec(np.eye(3), low), missing)

@@ -15,6 +15,7 @@ from eddymotion.images.grid import grid_center, grid_points
 from eddymotion.images.image import Image
 from eddymotion.mapping.registration import Registration, Warp
 from eddymotion.registration.checks import inside_grid
+from eddymotion.registration.metrics import Information
 
 N_BINS = 32
 """Of the histogram along each side."""
@@ -134,16 +135,7 @@ def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
     Studholme et al. (1999), Pattern Recognition 32:71.
     """
     joint, _, _ = np.histogram2d(_clipped(a), _clipped(b), bins=N_BINS)
-    joint /= joint.sum()
-
-    def entropy(share: np.ndarray) -> float:
-        share = share[share > 0]
-        return float(-(share * np.log(share)).sum())
-
-    together = entropy(joint)
-    if together == 0:
-        return 1.0
-    return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / together
+    return Information.of(joint / joint.sum()).normalised
 
 
 def _clipped(values: np.ndarray) -> np.ndarray:

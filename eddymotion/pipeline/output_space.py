@@ -45,8 +45,8 @@ from eddymotion.pairs.inputs import read_mask
 from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
 from eddymotion.pipeline.settings import Settings
 from eddymotion.registration import GaussNewton, Registration, initial_transform
-from eddymotion.registration.gauss_newton import foreground
 from eddymotion.registration.intensities import intensity_curve
+from eddymotion.registration.problem import foreground, head_of
 from eddymotion.wording import short_repr, shown
 
 log = logging.getLogger(__name__)
@@ -288,7 +288,7 @@ class _Pair:
 
     def space(self, registration: Registration, transform: str) -> OutputSpace:
         """Compare both images before and after."""
-        head = foreground(self.target) if self.target_mask is None else self.target_mask
+        head = head_of(self.target, self.target_mask)
         masked = replace(self.reference, data=np.where(self.brain, self.reference.data, 0))
         nothing = Registration(np.eye(4), True, "as the files lie")
         before, after = (

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import fft
 
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import Grid, block_means
+from eddymotion.images.grid import Grid, block_means, grid_points
 
 MARGIN_MM = 24.0
 """How far the measured field of view reaches beyond the image within slices, as with oversampled
@@ -114,9 +114,11 @@ class Scanner:
     @cached_property
     def receive_field(self) -> np.ndarray:
         """Complex sensitivity on the fine grid, (Z, Y, X) complex64."""
-        field = np.empty(self.fine_grid.shape[::-1], np.complex64)
+        grid = self.fine_grid
+        field = np.empty(grid.shape[::-1], np.complex64)
         for z, plane in enumerate(field):
-            points = self.fine_grid.slice_points(z).reshape(*plane.shape, 3) - self.grid.center
+            points = grid_points(grid.shape, grid.affine, order="F", slab=slice(z, z + 1))
+            points = points.reshape(*plane.shape, 3) - self.grid.center
             plane[...] = receive_field(points, self.settings.coil_variation, self.settings.seed)
         return field
 

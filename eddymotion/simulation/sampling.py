@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.images.grid import Grid
+from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import kernel_order, sample_grid
 from eddymotion.simulation.base import (
@@ -76,7 +76,7 @@ class View:
         """Evaluate a function of points of the head, a slice after the other."""
         values = np.empty(grid.shape[::-1], np.float32)
         for z, plane in enumerate(values):
-            recorded = grid.slice_points(z)
+            recorded = grid_points(grid.shape, grid.affine, order="F", slab=slice(z, z + 1))
             if self.eddy is None:
                 found = signal(apply_affine(self.pose, recorded))
             else:
