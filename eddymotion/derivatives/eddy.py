@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.data.series import Series
-from eddymotion.derivatives.confounds import table_text
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import grid_points
+from eddymotion.io.tsv import table_text
 from eddymotion.io.warps import write_displacements
 from eddymotion.io.writing import write_json, write_text
 from eddymotion.mapping.eddy_currents import SCALE_MM, TERMS, EddyCurrents

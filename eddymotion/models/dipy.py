@@ -147,7 +147,7 @@ def _predict_one(
         estimates_s0 = "return_S0_hat" in inspect.signature(model).parameters
         if estimates_s0:  # else predictions are scaled with a signal that was not fitted
             options = {"return_S0_hat": True} | options
-        fit = model(_table(gradients.select(others)), **options).fit(voxels[:, others])
+        fit = model(dipy_table(gradients.select(others)), **options).fit(voxels[:, others])
         with_b0 = Gradients(
             np.array([0.0, gradients.bvals[target]]),
             np.array([[0.0, 0.0, 0.0], gradients.bvecs[target]]),
@@ -155,9 +155,9 @@ def _predict_one(
         )
         if _asks_for_s0(fit) and not estimates_s0 and len(gradients.b0s):
             s0 = voxels[:, gradients.b0s].mean(axis=1)
-            predicted = fit.predict(_table(with_b0), S0=s0)
+            predicted = fit.predict(dipy_table(with_b0), S0=s0)
         else:
-            predicted = fit.predict(_table(with_b0))
+            predicted = fit.predict(dipy_table(with_b0))
         return np.asarray(predicted).reshape(len(voxels), -1)[:, -1]
     except (EddymotionError, MemoryError):
         raise
@@ -174,7 +174,8 @@ def _asks_for_s0(fit: Any) -> bool:
     return isinstance(fit, MultiVoxelFit) or "S0" in inspect.signature(fit.predict).parameters
 
 
-def _table(gradients: Gradients) -> Any:
+def dipy_table(gradients: Gradients) -> Any:
+    """Return DIPY's gradient table."""
     return gradient_table(
         gradients.bvals, bvecs=gradients.bvecs, b0_threshold=gradients.b0_threshold
     )

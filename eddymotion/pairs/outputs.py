@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eddymotion.derivatives.confounds import table_text
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import LandmarkErrors
 from eddymotion.evaluation.summaries import landmark_summary
 from eddymotion.io.images import write_image
 from eddymotion.io.transforms import FORMATS, write_linear
+from eddymotion.io.tsv import table_text
 from eddymotion.io.warps import whole_displacements, write_displacements
 from eddymotion.io.writing import refuse_name, together, write_json, write_text
 from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
@@ -121,7 +121,7 @@ def _write_warps(pair: Pair, outputs: PairOutputs, registration: Registration) -
 
 def _write_landmarks(outputs: PairOutputs, errors: LandmarkErrors) -> Path:
     table = landmark_summary(errors, True).tables["landmarks"]
-    write_text(outputs.landmarks, table_text({**table}))
+    write_text(outputs.landmarks, table_text(table))
     return outputs.landmarks
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
+from eddymotion.evaluation.landmarks import errors_of
 from eddymotion.images.grid import grid_center
 from eddymotion.io.transforms import read_linear
 from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
 from eddymotion.pairs.measures import PairQuality
 from eddymotion.pairs.outputs import PairOutputs, refuse_overwriting_inputs, write_all
-from eddymotion.pairs.summary import landmark_errors_of, summary_of_pair
+from eddymotion.pairs.summary import summary_of_pair
 from eddymotion.registration import Registrar, Registration, get_registrar, initial_transform
 from eddymotion.registration.checks import inside_grid
 
@@ -77,7 +78,9 @@ def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dic
     }
     errors = None
     if pair.landmarks:
-        errors = landmark_errors_of(*pair.landmarks, registration)
+        points = pair.landmarks[0].points
+        mapped, wrong_way = (registration.map(points, inverse=way) for way in (False, True))
+        errors = errors_of(*pair.landmarks, mapped, wrong_way)
     summary = summary_of_pair(paths, settings, how, quality, errors, seconds)
     write_all(pair, outputs, settings, registration, (before, after), errors, summary)
     return summary

@@ -21,7 +21,7 @@ from nibabel.affines import voxel_sizes
 from eddymotion.data.checks import in_sidecar
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives import Outputs, write_sidecar
-from eddymotion.derivatives.confounds import confounds, descriptions, table_text
+from eddymotion.derivatives.confounds import confounds, descriptions
 from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
@@ -30,6 +30,7 @@ from eddymotion.io.images import write_image, write_series
 from eddymotion.io.motion import read_motion, write_motion, write_x5
 from eddymotion.io.series import MASK_TOLERANCE, MeanB0, load
 from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.tsv import table_text
 from eddymotion.io.writing import write_json, write_text
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion

@@ -169,12 +169,6 @@ def data_dictionary(group: Group) -> dict[str, Any]:
     return told
 
 
-def tsv_text(columns: Mapping[str, Sequence[str]]) -> str:
-    """Write tab-separated text; tabs and line ends within a cell become spaces."""
-    rows = [list(columns), *zip(*columns.values(), strict=True)]
-    return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
-
-
 def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
     outputs = series.outputs
     try:

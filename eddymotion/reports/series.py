@@ -12,13 +12,13 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.derivatives.confounds import confounds, table_text
+from eddymotion.derivatives.confounds import confounds
 from eddymotion.derivatives.eddy import MODEL
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import volumes_beyond_repair
 from eddymotion.estimation.quality import Quality
-from eddymotion.io.tsv import Table
+from eddymotion.io.tsv import Table, table_text
 from eddymotion.io.writing import read_json, write_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
@@ -264,7 +264,7 @@ def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
     kept = log[:MAX_STEPS]
     return {
         "seconds": [f"{seconds:.2f}" for seconds, _ in kept],
-        "step": [" ".join(message.split()) for _, message in kept],
+        "step": [message for _, message in kept],
     }
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -199,10 +198,12 @@ def tensor_volumes(gradients: Gradients) -> np.ndarray:
     """
     from dipy.reconst.dti import design_matrix
 
+    from eddymotion.models.dipy import dipy_table
+
     low = np.flatnonzero(gradients.bvals <= TENSOR_MAX_BVAL)
     for volumes in (low, np.arange(len(gradients))):
         if len(volumes) >= 7:
-            design = design_matrix(_table(gradients.select(volumes)))
+            design = design_matrix(dipy_table(gradients.select(volumes)))
             if np.linalg.matrix_rank(design / np.linalg.norm(design, axis=0)) == 7:
                 return volumes
     raise EddymotionError(
@@ -215,7 +216,9 @@ def principal_directions(voxels: np.ndarray, gradients: Gradients) -> np.ndarray
     """Fit tensors, weighted, with DIPY; return their first eigenvectors (V, 3), RAS+."""
     from dipy.reconst.dti import TensorModel
 
-    model = TensorModel(_table(gradients), fit_method="WLS", min_signal=1e-3)
+    from eddymotion.models.dipy import dipy_table
+
+    model = TensorModel(dipy_table(gradients), fit_method="WLS", min_signal=1e-3)
     directions = np.nan_to_num(model.fit(voxels).evecs[..., 0])
     norms = np.linalg.norm(directions, axis=1, keepdims=True)
     fallback = np.broadcast_to([0.0, 0.0, 1.0], directions.shape)
@@ -298,11 +301,3 @@ def always_seen(dwi: DWI, motion: Motion) -> np.ndarray:
     for matrix in np.linalg.inv(dwi.affine) @ motion.matrices @ dwi.affine:
         seen &= inside_image(dwi.shape, matrix[:3], dwi.shape)
     return seen if seen.any() else np.ones(dwi.shape, bool)
-
-
-def _table(gradients: Gradients) -> Any:
-    from dipy.core.gradients import gradient_table
-
-    return gradient_table(
-        gradients.bvals, bvecs=gradients.bvecs, b0_threshold=gradients.b0_threshold
-    )
