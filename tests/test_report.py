@@ -27,7 +27,7 @@ from eddymotion.reports.maps import local_correlation, tsnr
 from eddymotion.reports.metrics import describe_metric, quality_metrics
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.reports.series import SeriesReport
-from eddymotion.reports.slices import Grid
+from eddymotion.reports.slices import PlaneGrid
 from eddymotion.reports.sprites import Frames
 from eddymotion.reports.summary import FRAME
 from eddymotion.reports.verdict import Check, Findings, Level, judge
@@ -313,7 +313,7 @@ def test_sixty_four_large_volumes_stay_below_the_limit(site, tmp_path):
 def test_sprites_show_each_volume_where_the_script_looks():
     mask = np.zeros((30, 40, 20), bool)
     mask[5:25, 5:35, 3:17] = True
-    frames = Frames.of(Grid(np.diag([2.0, 2.0, 3.0, 1.0]), mask, (15, 20, 10)), 11)
+    frames = Frames.of(PlaneGrid(np.diag([2.0, 2.0, 3.0, 1.0]), mask, (15, 20, 10)), 11)
     levels = np.linspace(0.05, 0.95, 11)
     shapes = {"sagittal": (40, 20), "coronal": (30, 20), "axial": (30, 40)}
     planes = {name: np.tile(levels, (*shape, 1)) for name, shape in shapes.items()}

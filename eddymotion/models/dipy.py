@@ -14,10 +14,9 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from dipy.core.gradients import gradient_table
 from dipy.reconst.base import ReconstModel
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, dipy_table
 from eddymotion.errors import EddymotionError
 from eddymotion.machine.children import end_with_parent, importing_safely, why_alone
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION
@@ -172,13 +171,6 @@ def _asks_for_s0(fit: Any) -> bool:
     from dipy.reconst.multi_voxel import MultiVoxelFit
 
     return isinstance(fit, MultiVoxelFit) or "S0" in inspect.signature(fit.predict).parameters
-
-
-def dipy_table(gradients: Gradients) -> Any:
-    """Return DIPY's gradient table."""
-    return gradient_table(
-        gradients.bvals, bvecs=gradients.bvecs, b0_threshold=gradients.b0_threshold
-    )
 
 
 def find_model(name: str) -> type[ReconstModel]:

@@ -84,7 +84,7 @@ class PairSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class FilePair:
     """What the files hold, made fit for comparing.
 
     Parameters
@@ -103,7 +103,7 @@ class Pair:
     landmarks: tuple[Landmarks, Landmarks] | None = None
 
     @classmethod
-    def read(cls, paths: PairPaths, settings: PairSettings) -> Pair:
+    def read(cls, paths: PairPaths, settings: PairSettings) -> FilePair:
         """Read all files of a pair.
 
         Raises

@@ -14,7 +14,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.io.tsv import MISSING
-from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
+from eddymotion.reports.group_rule import DETAILS, RULE, Standing, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
 from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
 from eddymotion.reports.series import SeriesReport
@@ -75,7 +75,7 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class SeriesGroup:
     """All series of a group.
 
     Parameters
@@ -103,7 +103,7 @@ class Group:
         head = self.column(metric.replace("fd_", "fd_head_"))
         return np.where(np.isfinite(head), head, self.column(metric))
 
-    def comparisons(self) -> list[dict[str, Comparison]]:
+    def comparisons(self) -> list[dict[str, Standing]]:
         """Compare each series with the others; see :mod:`eddymotion.reports.group_rule`."""
         columns = {name: self.column(name) for name in self.metrics}
         columns |= {name: self.head_column(name) for name in ("fd_mean", "fd_max")}
@@ -115,7 +115,7 @@ def gather(
     participants: Collection[str] = (),
     sessions: Collection[str] = (),
     errors: Mapping[str, str] = NO_ERRORS,
-) -> Group:
+) -> SeriesGroup:
     """Collect the metrics of all finished series; see :func:`build_group_report`."""
     wanted = {label.removeprefix("sub-") for label in participants}
     rows: list[Row] = []
@@ -135,11 +135,11 @@ def gather(
             part += 1
             if _is_wanted(row.session, sessions):
                 rows.append(row)
-    return Group(rows, failed)
+    return SeriesGroup(rows, failed)
 
 
 def table_columns(
-    group: Group, comparisons: Sequence[Mapping[str, Comparison]]
+    group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]
 ) -> dict[str, list[str]]:
     """Return the columns of the table, as text."""
     columns = {
@@ -154,7 +154,7 @@ def table_columns(
     return columns
 
 
-def data_dictionary(group: Group) -> dict[str, Any]:
+def data_dictionary(group: SeriesGroup) -> dict[str, Any]:
     """Describe the columns of the table."""
     told: dict[str, Any] = {name: {"Description": words} for name, words in IDENTITY.items()}
     for name in group.metrics:
@@ -226,7 +226,7 @@ def _cell(value: Value) -> str:
     return str(value)
 
 
-def _outlier_cell(found: Mapping[str, Comparison]) -> str:
+def _outlier_cell(found: Mapping[str, Standing]) -> str:
     if not found:
         return MISSING
     return ",".join(name for name, one in found.items() if one.stands_out) or "none"

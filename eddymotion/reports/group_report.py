@@ -14,7 +14,7 @@ from eddymotion.reports.group import (
     DICTIONARY,
     PAGE,
     TABLE,
-    Group,
+    SeriesGroup,
     data_dictionary,
     gather,
     table_columns,
@@ -28,7 +28,7 @@ def build_group_report(
     participants: Collection[str] = (),
     sessions: Collection[str] = (),
     errors: Mapping[str, str] = NO_ERRORS,
-) -> Group:
+) -> SeriesGroup:
     """Write ``group_dwi.tsv``, ``.json`` and ``.html`` from what the participants' runs left.
 
     Parameters
@@ -42,7 +42,7 @@ def build_group_report(
 
     Returns
     -------
-    Group
+    SeriesGroup
 
     Raises
     ------

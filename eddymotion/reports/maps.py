@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, dipy_table
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.maps import MIN_VOLUMES, cnr, snr
 from eddymotion.estimation.quality import predict
@@ -52,8 +52,6 @@ def color_fa(slices: Slices, plane: str) -> np.ndarray:
     Black where there are too few directions.
     """
     from dipy.reconst.dti import TensorModel
-
-    from eddymotion.models.dipy import dipy_table
 
     gradients, mask = slices.gradients, slices.mask(plane)
     picture = np.zeros((*mask.shape, 3))

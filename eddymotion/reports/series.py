@@ -26,7 +26,7 @@ from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sp
 from eddymotion.reports.data import ReportData
 from eddymotion.reports.maps import predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
-from eddymotion.reports.verdict import Findings, Level, Notice, Verdict, judge, pose_errors
+from eddymotion.reports.verdict import Findings, Notice, Severity, Verdict, judge, pose_errors
 
 MAX_STEPS = 400
 """Of the estimation, in a report."""
@@ -227,7 +227,7 @@ class SeriesReport:
             Notice(
                 str(one.get("Subject", "warning")),
                 str(one.get("Text", "")),
-                Level.DOUBTFUL if one.get("Severe") else Level.CARE,
+                Severity.DOUBTFUL if one.get("Severe") else Severity.CARE,
             )
             for one in entries
         ]

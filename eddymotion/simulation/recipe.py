@@ -33,7 +33,7 @@ from eddymotion.simulation.eddy_currents import (
     simulate_eddy_currents,
     write_eddy_table,
 )
-from eddymotion.simulation.fitted import FittedHead
+from eddymotion.simulation.fitted import FittedHead, SeriesHead
 from eddymotion.simulation.harmonics import HarmonicHead
 from eddymotion.simulation.kspace import KSpace
 from eddymotion.simulation.motion import (
@@ -393,7 +393,7 @@ def _head_and_scheme(recipe: Recipe, n_threads: int) -> tuple[Head, Gradients | 
 def _grid(recipe: Recipe, head: Head) -> Grid:
     box: Box = head
     sizes = recipe.voxel_size or (DEFAULT_VOXEL_SIZE,) * 3
-    if isinstance(head, FittedHead | HarmonicHead):
+    if isinstance(head, SeriesHead):
         box = head.field_of_view
         if not (recipe.voxel_size or recipe.orientation or recipe.oblique):
             return head.field_of_view
