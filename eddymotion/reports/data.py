@@ -40,8 +40,6 @@ LARGEST = 500_000_000
 _ARRAYS = (
     "bvals", "bvecs_before", "bvecs_after", "z", "ratio", "correlation_before",
 )  # fmt: skip
-_PLAIN = ("series", "b0_threshold", "outline", "measures", "predictor")
-"""Fields that are kept as arrays; as JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +147,16 @@ class ReportData:
         layouts = {
             name: [sheet.width, sheet.height, sheet.columns] for name, sheet in self.sheets.items()
         }
-        plain = {name: getattr(self, name) for name in _PLAIN}
-        rest = {"format": FORMAT, "layouts": layouts, "boxes": self.boxes, **plain}
+        rest = {
+            "format": FORMAT,
+            "series": self.series,
+            "b0_threshold": self.b0_threshold,
+            "layouts": layouts,
+            "boxes": self.boxes,
+            "outline": self.outline,
+            "measures": self.measures,
+            "predictor": self.predictor,
+        }
         text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
         with replacing(path) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, rest=text, **arrays)
@@ -182,7 +188,10 @@ class ReportData:
                 **{name: arrays[name] for name in _ARRAYS},
                 sheets=sheets,
                 boxes={name: tuple(box) for name, box in rest["boxes"].items()},
-                **{name: rest[name] for name in _PLAIN},
+                **{
+                    name: rest[name]
+                    for name in ("series", "b0_threshold", "outline", "measures", "predictor")
+                },
             )
         except EddymotionError:
             raise
