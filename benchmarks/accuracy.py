@@ -35,6 +35,7 @@ from eddymotion.bids.series import find_series
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.evaluation import compare_motion
+from eddymotion.images.grid import Box
 from eddymotion.simulation import (
     Grid,
     HarmonicHead,
@@ -47,7 +48,6 @@ from eddymotion.simulation import (
     procedural_head,
     shelled_scheme,
 )
-from eddymotion.simulation.base import Box
 from eddymotion.simulation.motion import simulate_motion
 from eddymotion.simulation.patterns import Pattern
 from eddymotion.simulation.synthetic import Contrast

@@ -28,6 +28,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError, check_kind
+from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Spline
 from eddymotion.images.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
 from eddymotion.machine.parallel import Progress, parallel_iterate, silent
@@ -262,7 +263,7 @@ class _Reading:
         """
         for slab in _slabs(self.shape):
             if self.points is None:
-                points = _grid_points(self.shape, self.affine, slab)
+                points = grid_points(self.shape, self.affine, order="F", slab=slab)
             else:
                 points = self.points[slab].reshape(-1, 3)
             there = None if self.field is None else self.field.of_slab(slab)
@@ -321,17 +322,11 @@ def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
         yield slice(start, min(start + thickness, shape[2]))
 
 
-def _grid_points(shape: tuple[int, int, int], affine: np.ndarray, slab: slice) -> np.ndarray:
-    """World coordinates (P, 3) of the voxels of a slab of the third axis, x fastest."""
-    z, y, x = np.mgrid[slab, : shape[1], : shape[0]].reshape(3, -1)
-    return apply_affine(affine, np.stack([x, y, z], axis=1))
-
-
 def _mapped_grid(shape: tuple[int, int, int], affine: np.ndarray, space: SpaceMap) -> np.ndarray:
     """Take all voxels of a grid through `space`: (Z, Y, X, 3) float32."""
     points = np.empty((*shape[::-1], 3), np.float32)
     for slab in _slabs(shape):
-        mapped = space(_grid_points(shape, affine, slab))
+        mapped = space(grid_points(shape, affine, order="F", slab=slab))
         points[slab] = mapped.reshape(points[slab].shape)
     return points
 

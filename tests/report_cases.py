@@ -14,7 +14,7 @@ from eddymotion.pipeline.settings import Settings
 from eddymotion.reports.data import ReportData
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.reports.series import draw_series
-from eddymotion.reports.slices import Grid, Slices
+from eddymotion.reports.slices import PlaneGrid, Slices
 from eddymotion.reports.sprites import Frames
 from eddymotion.resampling import Resampled
 
@@ -73,7 +73,7 @@ def write_large(outputs, folder, label, n_volumes=64):
     which = np.arange(n_volumes) % len(data.bvals)
     mask = np.zeros((110, 130, 90), bool)
     mask[8:101, 5:125, 5:85] = True
-    grid = Grid(np.diag([1.5, 1.5, 1.5, 1.0]), mask, (50, 65, 45))
+    grid = PlaneGrid(np.diag([1.5, 1.5, 1.5, 1.0]), mask, (50, 65, 45))
     frames, rng = Frames.of(grid, n_volumes), np.random.default_rng(0)
     shapes = {"sagittal": (130, 90), "coronal": (110, 90), "axial": (110, 130)}
     planes = {

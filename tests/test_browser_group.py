@@ -16,7 +16,7 @@ from report_cases import copy_series, write_series
 from test_group_report import HOSTILE, WILD, scale_motion
 
 from eddymotion.io.tsv import Table
-from eddymotion.reports.group import Group, table_columns
+from eddymotion.reports.group import SeriesGroup, table_columns
 from eddymotion.reports.group_page import write_group_page
 from eddymotion.reports.group_report import build_group_report
 from eddymotion.reports.participant import build_participant_report
@@ -227,7 +227,7 @@ def test_a_large_group_opens_at_once(browser, site, tmp_path):
         for number in range(50)
         for session, row in enumerate((*group.rows, *group.rows)[:10])
     ]
-    large = Group(rows)
+    large = SeriesGroup(rows)
     comparisons = large.comparisons()
     started = time.perf_counter()
     page = tmp_path / "large.html"

@@ -17,7 +17,7 @@ from PIL import Image as Pictures
 import eddymotion as em
 from eddymotion.mapping.rigid import framewise_displacement, rigid_matrix, rigid_parameters
 from eddymotion.reports.display import MOST_TILES, WIDTH, html_of
-from eddymotion.reports.slices import Grid
+from eddymotion.reports.slices import PlaneGrid
 from eddymotion.reports.sprites import Frames
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "gallery" / "plot_5_notebook.py"
@@ -62,7 +62,7 @@ def test_the_hole_is_where_the_axes_say(ball):
     )
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
     plain, turned = (grey(em.show(one, one).pictures["fixed"]) for one in (ball, image))
-    frames = Frames.of(Grid(ball.affine, ball.data > 100, (0, 0, 0)), 1)
+    frames = Frames.of(PlaneGrid(ball.affine, ball.data > 100, (0, 0, 0)), 1)
     scale = plain.shape[1] / frames.size[0]
     a_voxel_aside = np.roll(plain, round(scale), axis=1)
     assert np.abs(plain - turned).mean() < 0.05 * np.abs(plain - a_voxel_aside).mean()

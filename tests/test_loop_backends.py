@@ -14,7 +14,7 @@ from eddymotion.io.images import write_image
 from eddymotion.io.itk import read_itk
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.motion import Motion
-from eddymotion.registration.engines import ants, elastix
+from eddymotion.registration.engines import ants, elastix, external
 from eddymotion.simulation import Grid, acquire, procedural_head, simulate_motion
 
 ORIGIN = np.zeros(3)
@@ -100,7 +100,7 @@ def test_wrong_registrations_are_one_line_before_anything_is_written(
 ):
     for module in (ants, elastix):
         monkeypatch.setattr(module.shutil, "which", lambda *_, **__: None)
-        monkeypatch.setattr(module, "find_spec", lambda _: None)
+    monkeypatch.setattr(external, "find_spec", lambda _: None)
     path = tmp_path / "settings.json"
     path.write_text('{"n_bin": 16}')
     options = [str(path) if option == "FILE" else option for option in options]

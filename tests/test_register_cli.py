@@ -23,7 +23,7 @@ from eddymotion.io.transforms import FORMATS, read_linear, write_linear
 from eddymotion.io.warps import read_displacements
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.pairs.advice import advise
-from eddymotion.pairs.inputs import Pair, read_volume
+from eddymotion.pairs.inputs import FilePair, read_volume
 from eddymotion.pairs.measures import PairQuality, resampled_onto
 from eddymotion.registration import Registration, Warp
 from eddymotion.simulation import Grid
@@ -202,12 +202,12 @@ def test_pictures_show_before_and_after(rigid):
 
 def test_arrows_and_outlines_lie_where_they_should():
     """An LPS grid is drawn with x to the right: a point of the left stays left."""
-    from eddymotion.reports.registration import View, displacement_figure
+    from eddymotion.reports.registration import Cuts, displacement_figure
 
     data = np.zeros((20, 24, 16), np.float32)
     data[14:17, 10:14, 6:10] = 1.0  # x runs to the left: this is left of the middle
     affine = from_matvec(np.diag([-2.0, -2.0, 2.0]), [19.0, 23.0, -15.0])
-    view = View.of(data, data > 0, affine)
+    view = Cuts.of(data, data > 0, affine)
     axial, coronal, sagittal = view.slices(data)
     assert axial.shape == (24, 20)
     assert coronal.shape == (16, 20)
@@ -441,7 +441,7 @@ def test_an_input_is_never_overwritten(folder, tmp_path, capsys):
 
 def test_backend_that_is_not_installed_says_what_to_install(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("eddymotion.registration.engines.ants.find_spec", lambda name: None)
+    monkeypatch.setattr("eddymotion.registration.engines.external.find_spec", lambda name: None)
     assert call(folder, "-o", tmp_path / "x", "--backend", "ants") == 2
     assert "pip install 'eddymotion[ants]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -468,7 +468,7 @@ def test_crash_of_an_engine_shows_what_it_said(folder, tmp_path, capsys, monkeyp
 
 def quality_of(folder, registration):
     """Measure a registration of the pair that nobody ran."""
-    pair = Pair(*images(folder))
+    pair = FilePair(*images(folder))
     before, found = (
         pair.compared(one, 1).agreement
         for one in (Registration(np.eye(4), True, ""), registration)

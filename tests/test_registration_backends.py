@@ -30,6 +30,7 @@ from eddymotion.registration.engines.external import (
     run_program,
     work_folder,
 )
+from eddymotion.registration.request import Request
 from eddymotion.registration.settings import preset_json, preset_names, preset_text
 from eddymotion.simulation import Grid
 from eddymotion.testing import RegistrarConformance
@@ -44,6 +45,12 @@ needs_elastix = pytest.mark.skipif(
 needs_itk_elastix = pytest.mark.skipif(
     not elastix.has_itk_elastix(), reason="needs itk-elastix: eddymotion[elastix]"
 )
+
+
+def asked_for(fixed, moving, fixed_mask=None):
+    return Request(fixed, moving, fixed_mask, None, "rigid", None, np.eye(4), 0)
+
+
 ENGINES = [
     pytest.param(DipyRegistrar, id="dipy"),
     pytest.param(AntsRegistrar, id="ants", marks=needs_ants),
@@ -402,7 +409,7 @@ def test_settings_of_other_programs_are_taken(tmp_path, everything_is_here):
     assert isinstance(registrar, Registrar)
     with work_folder() as folder:
         image = Image(np.random.default_rng(0).random((8, 8, 8)), np.eye(4))
-        files = PairFiles.write(folder, image, image, np.ones((8, 8, 8)), None)
+        files = PairFiles.write(folder, asked_for(image, image, np.ones((8, 8, 8), bool)))
         command = " ".join(registrar._command(files, registrar._stages("rigid", None), seed=4))
     for part in ("Rigid[ 0.01 ]", "100x50x0", "4.0x2.0x0.0vox", "--random-seed 5",
                  "[ fixed-mask.nii, NULL ]", "--output found", "[ 0.0001, 0.9998 ]"):  # fmt: skip
@@ -426,7 +433,7 @@ def test_settings_are_completed_by_the_preset_stage_by_stage():
     parts = AntsRegistrar(settings={"metric": [["Mattes", "CC"]]})
     with work_folder() as folder:
         image = Image(np.random.default_rng(0).random((8, 8, 8)), np.eye(4))
-        files = PairFiles.write(folder, image, image, None, None)
+        files = PairFiles.write(folder, asked_for(image, image))
         with pytest.raises(EddymotionError, match="do not fit together"):
             parts._command(files, parts._stages("rigid", None), seed=0)
     with pytest.raises(EddymotionError, match="2 number_of_iterations, 3 shrink_factors"):
@@ -457,7 +464,7 @@ def test_elastix_parameter_files_are_settings(tmp_path, everything_is_here):
 def test_an_engine_that_is_not_there_says_what_to_install(monkeypatch, name, package):
     for module in (ants, elastix):
         monkeypatch.setattr(module.shutil, "which", lambda *_, **__: None)
-        monkeypatch.setattr(module, "find_spec", lambda _: None)
+    monkeypatch.setattr(external, "find_spec", lambda _: None)
     with pytest.raises(EddymotionError, match=rf"{package}; pip install 'eddymotion\[{name}\]'"):
         get_registrar(name)
 
@@ -546,4 +553,4 @@ def test_axes_that_are_not_perpendicular_are_refused(pair, tmp_path):
     shear = np.eye(4)
     shear[0, 1] = 0.2
     with pytest.raises(EddymotionError, match=r"not perpendicular.*gauss-newton"):
-        PairFiles.write(tmp_path, fixed, Image(moving.data, shear @ moving.affine), None, None)
+        PairFiles.write(tmp_path, asked_for(fixed, Image(moving.data, shear @ moving.affine)))

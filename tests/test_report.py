@@ -27,10 +27,10 @@ from eddymotion.reports.maps import local_correlation, tsnr
 from eddymotion.reports.metrics import describe_metric, quality_metrics
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.reports.series import SeriesReport
-from eddymotion.reports.slices import Grid
+from eddymotion.reports.slices import PlaneGrid
 from eddymotion.reports.sprites import Frames
 from eddymotion.reports.summary import FRAME
-from eddymotion.reports.verdict import Check, Findings, Level, judge
+from eddymotion.reports.verdict import Check, Findings, Severity, judge
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -126,7 +126,7 @@ def test_a_volume_that_lost_too_much_is_found(site):
     assert 12 in report.findings.spoilt
     assert 5 not in report.findings.spoilt
     assert report.findings.worst(3)[0] == (12, "beyond repair")
-    assert report.verdict.level > Level.GOOD
+    assert report.verdict.level > Severity.GOOD
     assert any("beyond repair" in reason for reason in report.verdict.reasons)
 
 
@@ -313,7 +313,7 @@ def test_sixty_four_large_volumes_stay_below_the_limit(site, tmp_path):
 def test_sprites_show_each_volume_where_the_script_looks():
     mask = np.zeros((30, 40, 20), bool)
     mask[5:25, 5:35, 3:17] = True
-    frames = Frames.of(Grid(np.diag([2.0, 2.0, 3.0, 1.0]), mask, (15, 20, 10)), 11)
+    frames = Frames.of(PlaneGrid(np.diag([2.0, 2.0, 3.0, 1.0]), mask, (15, 20, 10)), 11)
     levels = np.linspace(0.05, 0.95, 11)
     shapes = {"sagittal": (40, 20), "coronal": (30, 20), "axial": (30, 40)}
     planes = {name: np.tile(levels, (*shape, 1)) for name, shape in shapes.items()}
@@ -337,8 +337,8 @@ def test_a_page_depends_on_nothing_but_what_is_there(site, tmp_path):
 def test_checks_and_their_limits():
     above = Check("x", 2.0, "2", 1.0, 3.0)
     below = Check("x", 4.0, "4", 15, 6)
-    assert (above.level, below.level) == (Level.CARE, Level.DOUBTFUL)
-    assert Check("x", float("nan"), "n/a", 1.0, 3.0).level is Level.GOOD
+    assert (above.level, below.level) == (Severity.CARE, Severity.DOUBTFUL)
+    assert Check("x", float("nan"), "n/a", 1.0, 3.0).level is Severity.GOOD
     assert "care above 1, doubtful above 3" in above.rule
     assert "care below 15, doubtful below 6" in below.rule
 

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import Box
 from eddymotion.io.warps import (
     read_displacements,
     read_warp,
@@ -18,7 +19,6 @@ from eddymotion.io.warps import (
 )
 from eddymotion.registration import Registration, Warp
 from eddymotion.simulation import Grid
-from eddymotion.simulation.grid import Box
 
 TURN = Rotation.from_euler("xyz", [12, -20, 15], degrees=True).as_matrix()
 

@@ -372,14 +372,14 @@ def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None
 
 def write(options: argparse.Namespace, summary: Summary, plot: Callable[[], Figure]) -> None:
     """Write tables, figures and the plot, all or none."""
-    from eddymotion.derivatives.confounds import table_text
+    from eddymotion.io.tsv import table_text
     from eddymotion.io.writing import together, write_json, write_text
     from eddymotion.reports import save_figure
 
     paths = written_files(options)
     with together():
         for name, columns in summary.tables.items():
-            write_text(paths[name], table_text({**columns}))
+            write_text(paths[name], table_text(columns))
         save_figure(plot(), paths["plot"])
         write_json(paths["figures"], summary.figures)
     print("\n" + "\n".join(f"written: {path}" for path in paths.values()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -200,3 +201,12 @@ def _fsl_sign(affine: np.ndarray) -> np.ndarray:
 def _listing(indices: np.ndarray, most: int = 8) -> str:
     shown = ", ".join(str(i) for i in indices[:most])
     return shown + (f" and {len(indices) - most} more" if len(indices) > most else "")
+
+
+def dipy_table(gradients: Gradients) -> Any:
+    """Return DIPY's gradient table."""
+    from dipy.core.gradients import gradient_table
+
+    return gradient_table(
+        gradients.bvals, bvecs=gradients.bvecs, b0_threshold=gradients.b0_threshold
+    )

@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import voxel_sizes
 
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients, in_thousands, unit_hint, volumes_told
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import grid_center
+from eddymotion.images.grid import grid_center, mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.zeros import (
     CUT_OUTSIDE,
@@ -109,7 +109,7 @@ class Series(ABC):
     @cached_property
     def brain_center(self) -> np.ndarray:
         """The centre of the mask, RAS+ mm: where rotations and translations decouple best."""
-        return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
+        return mask_center(self.mask, self.affine)
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)

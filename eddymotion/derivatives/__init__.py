@@ -12,7 +12,7 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI, Series
-from eddymotion.derivatives.confounds import confounds, descriptions, table_text
+from eddymotion.derivatives.confounds import confounds, descriptions
 from eddymotion.derivatives.eddy import write_eddy
 from eddymotion.derivatives.finished import recorded, stamp
 from eddymotion.derivatives.names import Outputs
@@ -25,6 +25,7 @@ from eddymotion.io.images import write_image, write_series
 from eddymotion.io.motion import write_motion, write_x5
 from eddymotion.io.series import MeanB0
 from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.tsv import table_text
 from eddymotion.io.writing import write_json, write_text
 from eddymotion.machine.disk import prove_writable
 from eddymotion.machine.parallel import Progress, silent

@@ -57,19 +57,6 @@ def confounds(
     return columns
 
 
-def table_text(columns: dict[str, np.ndarray]) -> str:
-    """Format columns as tab-separated text with a header row."""
-    rows = zip(*columns.values(), strict=True)
-    lines = ["\t".join(columns), *("\t".join(map(_cell, row)) for row in rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, (float, np.floating)):
-        return "n/a" if np.isnan(value) else f"{value:.8g}"
-    return str(value)
-
-
 def descriptions(columns: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
     """Describe each column, for the JSON sidecar."""
     known = {

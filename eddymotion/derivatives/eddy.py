@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine
 
 from eddymotion.data.series import Series
-from eddymotion.derivatives.confounds import table_text
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import grid_points
+from eddymotion.io.tsv import table_text
 from eddymotion.io.warps import write_displacements
 from eddymotion.io.writing import write_json, write_text
 from eddymotion.mapping.eddy_currents import SCALE_MM, TERMS, EddyCurrents
@@ -160,8 +160,7 @@ def write_displacement_fields(folder: Path, eddy: EddyCurrents, original: Series
 def displacements(eddy: EddyCurrents, volume: int, original: Series) -> np.ndarray:
     """Evaluate a field on the grid of a series: (X, Y, Z, 3) float32, RAS+ mm."""
     x, y, z = original.shape
-    plane = np.stack([*np.indices((x, y)), np.zeros((x, y))], axis=-1).reshape(-1, 3)
-    first, step = apply_affine(original.affine, plane), original.affine[:3, 2]
+    first, step = grid_points((x, y, 1), original.affine), original.affine[:3, 2]
     field = np.empty((x, y, z, 3), np.float32)
     for height in range(z):  # all terms at all voxels at once are many volumes
         points = first + height * step

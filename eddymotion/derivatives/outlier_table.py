@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from eddymotion.derivatives.confounds import table_text
 from eddymotion.estimation.outliers import (
     MEMBER_Z_THRESHOLD,
     RATIO_THRESHOLD,
@@ -14,6 +13,7 @@ from eddymotion.estimation.outliers import (
     percent_lost,
     volumes_beyond_repair,
 )
+from eddymotion.io.tsv import table_text
 
 DESCRIPTIONS = {
     "volume": {"Description": "Volume, counted from 0"},
@@ -52,7 +52,7 @@ def outlier_table(outliers: SliceOutliers | None, *, replaced: bool = False) -> 
         "z_score": [float(outliers.z[row]) for row in rows] if outliers is not None else [],
         "replaced": [str(replaced).lower()] * len(rows),
     }
-    return table_text(columns)  # type: ignore[arg-type]
+    return table_text(columns)
 
 
 def outlier_summary(outliers: SliceOutliers, *, replaced: bool = False) -> dict[str, Any]:

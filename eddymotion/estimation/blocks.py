@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
 
 from eddymotion.data.series import DWI, Series
 from eddymotion.estimation.outliers import slice_heights
+from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import crop
 from eddymotion.machine.parallel import parallel_map
@@ -62,8 +62,7 @@ class Blocks:
         series = self.series
         if isinstance(series, Resampled) and series.points is not None:
             return series.points[slab].reshape(-1, 3)
-        z, y, x = np.mgrid[slab, : series.shape[1], : series.shape[0]].reshape(3, -1)
-        return apply_affine(series.affine, np.stack([x, y, z], axis=1))
+        return grid_points(series.shape, series.affine, order="F", slab=slab)
 
     def heights(self, volume: int, points: np.ndarray, axis: int = 2) -> np.ndarray:
         """Where points (P, 3) are along the slice axis of an original volume, in slices: (P,)."""

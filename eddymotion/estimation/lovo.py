@@ -27,6 +27,7 @@ from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
 from eddymotion.estimation.schedule import plan_passes
 from eddymotion.estimation.strays import call_back, retry_doubtful
+from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import jittered_points
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
@@ -160,7 +161,7 @@ def lost_voxels(
     outliers = judged.outliers
     if not outliers.flagged.any():
         return None
-    points = apply_affine(dwi.affine, np.indices(dwi.shape).T.reshape(-1, 3))
+    points = grid_points(dwi.shape, dwi.affine, order="F")
 
     def find(volume: int) -> np.ndarray:
         flags = outliers.flagged[volume]

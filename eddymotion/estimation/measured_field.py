@@ -164,7 +164,7 @@ def trusted(values: Image, magnitude: Image | None) -> np.ndarray:
     finite = np.isfinite(values.data)
     if magnitude is None:
         return finite & (values.data != 0)
-    voxels = np.stack(np.indices(values.data.shape), axis=-1).reshape(-1, 3)
+    voxels = np.argwhere(np.ones(values.data.shape, bool))
     brain = brain_mask(np.nan_to_num(magnitude.data)).astype(np.float32)
     to_magnitude = np.linalg.inv(magnitude.affine) @ values.affine
     at = apply_affine(to_magnitude, voxels).T

@@ -234,8 +234,14 @@ def landmark_errors(
         Points of the fixed (reference) image → points of the moving image, RAS+ mm.
     """
     matrix = np.eye(4) if matrix is None else matrix
-    mapped = apply_affine(matrix, fixed.points)
     wrong_way = apply_affine(np.linalg.inv(matrix), fixed.points)
+    return errors_of(fixed, moving, apply_affine(matrix, fixed.points), wrong_way)
+
+
+def errors_of(
+    fixed: Landmarks, moving: Landmarks, mapped: np.ndarray, wrong_way: np.ndarray
+) -> LandmarkErrors:
+    """Measure distances from where a transform and its inverse put the fixed points, (P, 3)."""
 
     def distances(points: np.ndarray) -> np.ndarray:
         return np.linalg.norm(points - moving.points, axis=1)

@@ -36,6 +36,7 @@ from eddymotion.estimation.quality import agreement, predict
 from eddymotion.images.grid import grid_distance
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import Model, get_model
+from eddymotion.models.base import q_distances
 from eddymotion.wording import short_repr
 
 MAX_GRID_DISTANCE = 0.1
@@ -115,14 +116,11 @@ def assess_series(
     pairs = list(zip(observed.T, predicted.T, strict=True))
     correlation, r2 = np.array([agreement(y, p) for y, p in pairs]).T
     nearest = nearest_neighbours(dwi.gradients)
-    ndc = [
-        np.nan if other < 0 else correlation_of(observed[:, volume], observed[:, other])
-        for volume, other in enumerate(nearest)
-    ]
+    ndc = neighbour_correlations(observed, nearest)
     residuals = _standardised(observed - predicted, dwi.gradients.dwis)
     fwhm = np.array([smoothness(r, mask, dwi.voxel_sizes) for r in residuals.T])
     percent = np.array([_residual_percent(y, p) for y, p in pairs])
-    return SeriesQuality(correlation, r2, percent, nearest, np.array(ndc), fwhm)
+    return SeriesQuality(correlation, r2, percent, nearest, ndc, fwhm)
 
 
 def nearest_neighbours(gradients: Gradients) -> np.ndarray:
@@ -130,16 +128,16 @@ def nearest_neighbours(gradients: Gradients) -> np.ndarray:
 
     Distances are between ``g √b``, a direction and its antipode being one.
     """
-    q = gradients.qvecs
-    apart = np.minimum(
-        np.linalg.norm(q[:, None] - q[None], axis=2), np.linalg.norm(q[:, None] + q[None], axis=2)
-    )
-    undirected = gradients.is_b0 | gradients.is_trace
-    apart[:, undirected] = np.inf
-    np.fill_diagonal(apart, np.inf)
-    nearest = apart.argmin(axis=1)
-    nearest[undirected | np.isinf(apart).all(axis=1)] = -1
-    return nearest
+    apart = q_distances(gradients)
+    return np.where(np.isfinite(apart).any(axis=1), apart.argmin(axis=1), -1)
+
+
+def neighbour_correlations(signal: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """Correlation of each volume of a signal (V, N) with its nearest, (N,); NaN without one."""
+    return np.array([
+        np.nan if other < 0 else correlation_of(signal[:, volume], signal[:, other])
+        for volume, other in enumerate(nearest)
+    ])  # fmt: skip
 
 
 def correlation_between(a: DWI, b: DWI, mask: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -228,25 +228,25 @@ def series_summary(
             f"{name}_fwhm_mm": quality.fwhm_mean_mm,
         }
         summary = {
-            "loo_r2_mean": _mean(quality.loo_r2[dwis]),
-            "loo_correlation_mean": _mean(quality.loo_correlation[dwis]),
-            "loo_residual_percent_mean": _mean(quality.loo_residual_percent[dwis]),
-            "ndc_mean": _mean(quality.ndc[dwis]),
-            "ndc_min": _least(quality.ndc[dwis]),
-            "fwhm_mm": _median(quality.fwhm_mean_mm[dwis]),
-            **{f"fwhm_{axis}_mm": _median(values[dwis])
+            "loo_r2_mean": _of(np.nanmean, quality.loo_r2[dwis]),
+            "loo_correlation_mean": _of(np.nanmean, quality.loo_correlation[dwis]),
+            "loo_residual_percent_mean": _of(np.nanmean, quality.loo_residual_percent[dwis]),
+            "ndc_mean": _of(np.nanmean, quality.ndc[dwis]),
+            "ndc_min": _of(np.nanmin, quality.ndc[dwis]),
+            "fwhm_mm": _of(np.nanmedian, quality.fwhm_mean_mm[dwis]),
+            **{f"fwhm_{axis}_mm": _of(np.nanmedian, values[dwis])
                for axis, values in zip("ijk", quality.fwhm_mm.T, strict=True)},
         }  # fmt: skip
         figures[name] = {**summary, "n_dwis": len(dwis)}
         printed.append([name, *map(_cell, summary.values())])
     if between is not None:
         columns["between_correlation"] = between
-        figures["between_correlation_mean"] = _mean(between)
-        figures["between_correlation_min"] = _least(between)
+        figures["between_correlation_mean"] = _of(np.nanmean, between)
+        figures["between_correlation_min"] = _of(np.nanmin, between)
         printed += [
             [],
-            [f"correlation of the two series: mean {_cell(_mean(between))}, "
-             f"least {_cell(_least(between))}"],
+            [f"correlation of the two series: mean {_cell(_of(np.nanmean, between))}, "
+             f"least {_cell(_of(np.nanmin, between))}"],
         ]  # fmt: skip
     figures["description"] = SERIES_DESCRIPTION
     return Summary(printed, _columns({"volumes": columns}), rounded(figures))
@@ -297,16 +297,9 @@ def _columns(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, lis
     }
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
-
-
-def _least(values: np.ndarray) -> float:
-    return float(np.nanmin(values)) if np.isfinite(values).any() else np.nan
-
-
-def _median(values: np.ndarray) -> float:
-    return float(np.nanmedian(values)) if np.isfinite(values).any() else np.nan
+def _of(known: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
+    """Summarise values of which some may be NaN, or all."""
+    return float(known(values)) if np.isfinite(values).any() else np.nan
 
 
 def _cell(value: float | None) -> str:

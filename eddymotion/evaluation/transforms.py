@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.errors import EddymotionError, absence
-from eddymotion.images.grid import grid_center
+from eddymotion.images.grid import Grid
 from eddymotion.io.headers import affine_of, read_header, shape_of
 from eddymotion.io.images import read_image
 from eddymotion.io.itk import read_itk
@@ -26,21 +26,6 @@ READABLE = (
 
 MAX_SHEAR = 1e-3
 """Largest element of RᵀR − I that passes for rounding."""
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Voxels of an image: shape and affine (RAS+ mm)."""
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-
-    __repr__ = short_repr
-
-    @property
-    def center(self) -> np.ndarray:
-        """The centre of the grid, RAS+ mm."""
-        return grid_center(self.shape, self.affine)
 
 
 @dataclass(frozen=True, eq=False)

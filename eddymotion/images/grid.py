@@ -3,8 +3,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from eddymotion.wording import short_repr
+
+ALL = slice(None)
+
+
+def grid_indices(
+    shape: Sequence[int], *, order: Literal["C", "F"] = "C", slab: slice = ALL
+) -> np.ndarray:
+    """Return the indices (x, y, z) of all voxels of a grid, (P, 3).
+
+    Parameters
+    ----------
+    shape : three int
+    order : {"C", "F"}
+        Which axis runs fastest: z, as in a C-ordered array (X, Y, Z), or x, as in NIfTI files.
+    slab : slice
+        Of the third axis, if not all of it.
+    """
+    start, stop, _ = slab.indices(shape[2])
+    voxels = np.indices((shape[0], shape[1], stop - start))
+    voxels[2] += start
+    return voxels.reshape(3, -1).T if order == "C" else voxels.T.reshape(-1, 3)
+
+
+def grid_points(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    *,
+    order: Literal["C", "F"] = "C",
+    slab: slice = ALL,
+) -> np.ndarray:
+    """Return where an affine puts all voxels of a grid, (P, 3); see :func:`grid_indices`."""
+    return apply_affine(affine, grid_indices(shape, order=order, slab=slab))
 
 
 def grid_center(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
@@ -12,10 +51,43 @@ def grid_center(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     return apply_affine(affine, (np.array(shape[:3]) - 1) / 2)
 
 
+def mask_center(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the world coordinates (mm) of the middle of a mask (X, Y, Z)."""
+    return apply_affine(affine, np.argwhere(mask).mean(axis=0))
+
+
 def grid_distance(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
     """How far apart (mm) two affines put the corners of a grid of that shape."""
     corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape[:3]])).reshape(3, -1).T
     return float(np.linalg.norm(apply_affine(a - b, corners), axis=1).max())
+
+
+def read_linearly(
+    data: np.ndarray, to_data: np.ndarray, shape: Sequence[int], mode: str = "constant"
+) -> np.ndarray:
+    """Interpolate an array (X, Y, Z) linearly at the voxels of a grid.
+
+    Parameters
+    ----------
+    data : (X, Y, Z) array
+    to_data : (4, 4) array
+        Voxel indices of the grid → those of `data`.
+    shape : three int
+        Of the grid.
+    mode : str
+        Beyond the edges, as in :func:`scipy.ndimage.map_coordinates`; zero by default.
+    """
+    from scipy.ndimage import map_coordinates
+
+    return map_coordinates(data, grid_points(shape, to_data).T, order=1, mode=mode).reshape(shape)
+
+
+def block_means(
+    volume: np.ndarray, factors: Sequence[int] | np.ndarray, dtype: type | None = None
+) -> np.ndarray:
+    """Average blocks of `factors` voxels along the axes, of which the volume has whole ones."""
+    shape = [n for size, f in zip(volume.shape, factors, strict=True) for n in (size // f, f)]
+    return volume.reshape(shape).mean(axis=(1, 3, 5), dtype=dtype)
 
 
 def fsl_coordinates(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
@@ -30,3 +102,87 @@ def fsl_coordinates(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
         flip[0, 3] = (shape[0] - 1) * sizes[0]
         to_fsl = flip @ to_fsl
     return to_fsl @ np.linalg.inv(affine)
+
+
+class Box(Protocol):
+    """A box of voxels: shape and affine."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        ...
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel indices → RAS+ mm, (4, 4)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The voxels of an image: shape and affine (RAS+ mm)."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    __repr__ = short_repr
+
+    @classmethod
+    def covering(
+        cls,
+        phantom: Box,
+        voxel_sizes: float | Sequence[float] = 2.0,
+        orientation: str = "RAS",
+        rotation: np.ndarray | None = None,
+    ) -> Grid:
+        """Cover a phantom.
+
+        Parameters
+        ----------
+        phantom : Phantom, or anything with shape and affine
+        voxel_sizes : float or three
+            mm, along right-left, anterior-posterior, superior-inferior.
+        orientation : str
+            Where the image axes point, as nibabel's axis codes: ``RAS``, ``LAS``, ``PSL`` …
+        rotation : (3, 3) array, optional
+            Turns the grid about the phantom's centre: an oblique scan.
+        """
+        sizes = np.broadcast_to(np.asarray(voxel_sizes, float), 3)
+        extent = np.abs(phantom.affine[:3, :3]) @ np.array(phantom.shape)
+        shape = np.ceil(extent / sizes).astype(int)
+        middle = grid_center(phantom.shape, phantom.affine)
+        linear = (np.eye(3) if rotation is None else rotation) @ np.diag(sizes)
+        affine = from_matvec(linear, middle - linear @ ((shape - 1) / 2))
+        change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
+        turned = affine @ inv_ornt_aff(change, tuple(shape))
+        order = np.argsort(change[:, 0])
+        x, y, z = (int(shape[axis]) for axis in order)
+        return cls((x, y, z), turned)
+
+    def refined(self, factors: Sequence[int], margin: Sequence[int] = (0, 0, 0)) -> Grid:
+        """Divide each voxel into `factors` along the axes, after adding `margin` on both sides."""
+        shape = np.array(self.shape) + 2 * np.array(margin)
+        affine = self.affine.copy()
+        first = (np.reciprocal(np.array(factors, float)) - 1) / 2 - np.array(margin)
+        affine[:3, 3] += affine[:3, :3] @ first
+        affine[:3, :3] /= np.array(factors)
+        x, y, z = (shape * np.array(factors)).tolist()
+        return Grid((x, y, z), affine)
+
+    def part(self, axis: int, start: int, stop: int) -> Grid:
+        """Keep the voxels from `start` up to `stop` along an axis."""
+        shape, affine = list(self.shape), self.affine.copy()
+        shape[axis] = stop - start
+        affine[:3, 3] += affine[:3, axis] * start
+        x, y, z = shape
+        return Grid((x, y, z), affine)
+
+    @property
+    def center(self) -> np.ndarray:
+        """The centre of the grid, RAS+ mm."""
+        return grid_center(self.shape, self.affine)
+
+    @property
+    def voxel_indices(self) -> np.ndarray:
+        """Indices (x, y, z) of all voxels, x fastest: (Z * Y * X, 3)."""
+        return grid_indices(self.shape, order="F")

@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 from scipy import ndimage
 
+from eddymotion.images.grid import block_means
+
 log = logging.getLogger(__name__)
 
 PLAUSIBLE_FRACTION = (0.02, 0.75)
@@ -96,8 +98,7 @@ def _block_means(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """Average blocks of voxels; the last blocks repeat the edge."""
     short = -np.array(image.shape) % factors
     whole = np.pad(np.asarray(image, np.float32), [(0, n) for n in short], mode="edge")
-    (a, b, c), (fa, fb, fc) = np.array(whole.shape) // factors, factors
-    return whole.reshape(a, fa, b, fb, c, fc).mean(axis=(1, 3, 5))
+    return block_means(whole, factors)
 
 
 def _on_full_grid(coarse: np.ndarray, factors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

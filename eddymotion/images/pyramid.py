@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import block_means
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import smooth
 
@@ -112,11 +113,9 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
         return image
     size = np.array(image.data.shape) // factors
     whole = tuple(slice(0, n * f) for n, f in zip(size, factors, strict=True))
-    (a, b, c), (fa, fb, fc) = size, factors
 
     def means(data: np.ndarray) -> np.ndarray:
-        blocks = data[whole].T.reshape(c, fc, b, fb, a, fa)
-        return blocks.mean(axis=(1, 3, 5), dtype=np.float32).T
+        return block_means(data[whole].T, factors[::-1], np.float32).T
 
     to_fine = np.diag([*factors, 1.0])
     to_fine[:3, 3] = (factors - 1) / 2
@@ -159,8 +158,6 @@ def crop(image: Image, points: np.ndarray, margin: float) -> Image:
     high = np.minimum(np.ceil(voxels.max(axis=0) + wide) + 1, image.data.shape).astype(int)
     if (high - low < 4).any():  # outside: nothing to be gained
         return image
-    shift = np.eye(4)
-    shift[:3, 3] = low
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     missing = None if image.missing is None else image.missing[box]
-    return Image(image.data[box], image.affine @ shift, missing)
+    return Image(image.data[box], image.affine @ from_matvec(np.eye(3), low), missing)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,3 +73,18 @@ def _number(cell: str) -> float:
         return float(cell)
     except ValueError:
         return float("nan")
+
+
+def table_text(columns: Mapping[str, Iterable[object]]) -> str:
+    """Format columns as tab-separated text with a header row; NaN is written as ``n/a``.
+
+    Tabs and line ends within a cell become spaces.
+    """
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    return "".join("\t".join(map(_cell, row)) + "\n" for row in rows)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, (float, np.floating)):
+        return MISSING if np.isnan(value) else f"{value:.8g}"
+    return " ".join(str(value).split())

@@ -12,9 +12,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from isal import igzip
-from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import grid_points
 from eddymotion.io.images import read_image
 from eddymotion.io.writing import replacing
 from eddymotion.mapping.registration import Registration, Warp
@@ -118,6 +118,6 @@ def whole_displacements(
     (X, Y, Z, 3) float32 array
         RAS+ mm.
     """
-    points = apply_affine(affine, np.indices(shape).reshape(3, -1).T)
+    points = grid_points(shape, affine)
     moved = registration.map(points, inverse=inverse)
     return (moved - points).reshape(*shape, 3).astype(np.float32)

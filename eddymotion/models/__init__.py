@@ -85,11 +85,7 @@ def get_model(
         design_matrix(gradients, kurtosis=name == "dki")  # raises where the scheme is too small
     if name == "gp":
         name = _gaussian_process_for(gradients)
-    if name not in BUILDERS:
-        raise EddymotionError(
-            f"model {shown(name)} is unknown; use one of {', '.join(MODEL_NAMES)}"
-        )
-    return BUILDERS[name](min_q_distance=min_q_distance)
+    return _builder(name)(min_q_distance=min_q_distance)
 
 
 def name_of(model: Model) -> str:
@@ -125,11 +121,15 @@ def serves_joint(name: str) -> bool:
 
         find_model(name.removeprefix("dipy:"))
         return False
+    return isinstance(_builder(name)(), LinearModel)
+
+
+def _builder(name: str) -> Callable[..., Model]:
     if name not in BUILDERS:
         raise EddymotionError(
             f"model {shown(name)} is unknown; use one of {', '.join(MODEL_NAMES)}"
         )
-    return isinstance(BUILDERS[name](), LinearModel)
+    return BUILDERS[name]
 
 
 def choose_model(gradients: Gradients) -> str:

@@ -143,20 +143,26 @@ def held_out_operator(precision: np.ndarray, groups: list[np.ndarray]) -> np.nda
     return operator
 
 
+def q_distances(gradients: Gradients) -> np.ndarray:
+    """Return the distances between ``q = g √(b/1000)``, antipodes being one, (N, N).
+
+    Infinite to a volume itself and to those without a direction.
+    """
+    q = gradients.qvecs
+    apart = np.minimum(*(np.linalg.norm(q[:, None] - sign * q, axis=2) for sign in (1, -1)))
+    undirected = gradients.is_b0 | gradients.is_trace
+    apart[undirected] = apart[:, undirected] = np.inf
+    np.fill_diagonal(apart, np.inf)
+    return apart
+
+
 def neighbours(gradients: Gradients, min_q_distance: float) -> list[np.ndarray]:
     """Return the volumes within `min_q_distance` of each diffusion-weighted volume.
 
-    Distances are between ``q = g √(b/1000)`` and take antipodes as one. Volumes without a
-    direction stand alone: leaving out all b=0 volumes at once would leave nothing that predicts
-    them.
+    Volumes without a direction stand alone: leaving out all b=0 volumes at once would leave
+    nothing that predicts them.
     """
-    q = gradients.qvecs
-    apart = np.minimum(
-        np.linalg.norm(q[:, None] - q[None], axis=2), np.linalg.norm(q[:, None] + q[None], axis=2)
-    )
-    close = apart < min_q_distance
-    undirected = gradients.is_b0 | gradients.is_trace
-    close[undirected] = close[:, undirected] = False
+    close = q_distances(gradients) < min_q_distance
     np.fill_diagonal(close, True)
     return [np.flatnonzero(row) for row in close]
 

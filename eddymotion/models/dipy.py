@@ -14,10 +14,9 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from dipy.core.gradients import gradient_table
 from dipy.reconst.base import ReconstModel
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, dipy_table
 from eddymotion.errors import EddymotionError
 from eddymotion.machine.children import end_with_parent, importing_safely, why_alone
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION
@@ -147,7 +146,7 @@ def _predict_one(
         estimates_s0 = "return_S0_hat" in inspect.signature(model).parameters
         if estimates_s0:  # else predictions are scaled with a signal that was not fitted
             options = {"return_S0_hat": True} | options
-        fit = model(_table(gradients.select(others)), **options).fit(voxels[:, others])
+        fit = model(dipy_table(gradients.select(others)), **options).fit(voxels[:, others])
         with_b0 = Gradients(
             np.array([0.0, gradients.bvals[target]]),
             np.array([[0.0, 0.0, 0.0], gradients.bvecs[target]]),
@@ -155,9 +154,9 @@ def _predict_one(
         )
         if _asks_for_s0(fit) and not estimates_s0 and len(gradients.b0s):
             s0 = voxels[:, gradients.b0s].mean(axis=1)
-            predicted = fit.predict(_table(with_b0), S0=s0)
+            predicted = fit.predict(dipy_table(with_b0), S0=s0)
         else:
-            predicted = fit.predict(_table(with_b0))
+            predicted = fit.predict(dipy_table(with_b0))
         return np.asarray(predicted).reshape(len(voxels), -1)[:, -1]
     except (EddymotionError, MemoryError):
         raise
@@ -172,12 +171,6 @@ def _asks_for_s0(fit: Any) -> bool:
     from dipy.reconst.multi_voxel import MultiVoxelFit
 
     return isinstance(fit, MultiVoxelFit) or "S0" in inspect.signature(fit.predict).parameters
-
-
-def _table(gradients: Gradients) -> Any:
-    return gradient_table(
-        gradients.bvals, bvecs=gradients.bvecs, b0_threshold=gradients.b0_threshold
-    )
 
 
 def find_model(name: str) -> type[ReconstModel]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,121 +64,91 @@ def advise(quality: PairQuality, *, transform: str, metric: str, started: str) -
     ]
 
 
-def _about_the_end(found: Registration) -> list[Advice]:
+def _about_the_end(found: Registration) -> Iterator[Advice]:
     if found.converged or found.warp is not None:  # a warp goes through its schedule
-        return []
+        return
     if "limit" in found.message:
-        return [
-            Advice(
-                "it stopped at the iteration limit",
-                "allow more iterations with --settings, or start nearer with --initialize multi",
-            )
-        ]
-    return [Advice("it did not converge", "start nearer with --initialize multi, or give masks")]
+        yield Advice(
+            "it stopped at the iteration limit",
+            "allow more iterations with --settings, or start nearer with --initialize multi",
+        )
+    else:
+        yield Advice("it did not converge", "start nearer with --initialize multi, or give masks")
 
 
-def _about_agreement(quality: PairQuality) -> list[Advice]:
+def _about_agreement(quality: PairQuality) -> Iterator[Advice]:
     before, after = quality.before, quality.after
-    advice = []
     if after.share < MIN_SHARE:
-        advice.append(
-            Advice(
-                f"only {100 * after.share:.0f} % of the fixed image's head lies within the moving "
-                "image",
-                "look at the overlay; if that is wrong, try --initialize mass or multi",
-            )
+        yield Advice(
+            f"only {100 * after.share:.0f} % of the fixed image's head lies within the moving "
+            "image",
+            "look at the overlay; if that is wrong, try --initialize mass or multi",
         )
     change = f"(normalised mutual information {before.similarity:.3f} → {after.similarity:.3f})"
     if after.similarity < before.similarity and before.share >= MIN_SHARE:
-        advice.append(
-            Advice(
-                f"the images agree less than before {change}",
-                "do not use this; try another --metric, --initialize multi, or masks",
-            )
+        yield Advice(
+            f"the images agree less than before {change}",
+            "do not use this; try another --metric, --initialize multi, or masks",
         )
     elif quality.linear is not None and after.similarity < quality.linear.similarity:
-        advice.append(
-            Advice(
-                "the images agree less with the warp than with its linear part (normalised mutual "
-                f"information {quality.linear.similarity:.3f} → {after.similarity:.3f})",
-                "use the affine files; for the warp give masks, or images of the same contrast",
-            )
+        yield Advice(
+            "the images agree less with the warp than with its linear part (normalised mutual "
+            f"information {quality.linear.similarity:.3f} → {after.similarity:.3f})",
+            "use the affine files; for the warp give masks, or images of the same contrast",
         )
     elif not after.similarity >= MIN_SIMILARITY:
-        advice.append(
-            Advice(
-                f"the images have next to nothing in common {change}",
-                "look at the overlay; try --initialize multi",
-            )
+        yield Advice(
+            f"the images have next to nothing in common {change}",
+            "look at the overlay; try --initialize multi",
         )
     if after.dice < before.dice:
-        advice.append(
-            Advice(
-                f"the masks overlap less than before (Dice {before.dice:.2f} → {after.dice:.2f})",
-                "do not use this; try masks that reach some millimetres beyond both brains, or "
-                "--init",
-            )
+        yield Advice(
+            f"the masks overlap less than before (Dice {before.dice:.2f} → {after.dice:.2f})",
+            "do not use this; try masks that reach some millimetres beyond both brains, or --init",
         )
-    return advice
 
 
-def _about_contrast(quality: PairQuality, metric: str) -> list[Advice]:
+def _about_contrast(quality: PairQuality, metric: str) -> Iterator[Advice]:
     correlation = quality.after.correlation
-    if metric not in SAME_CONTRAST or not correlation < 0:
-        return []
-    return [
-        Advice(
+    if metric in SAME_CONTRAST and correlation < 0:
+        yield Advice(
             f"bright in one image is dark in the other (correlation {correlation:.2f})",
             "use --metric nmi (mi with dipy, ants or elastix)",
         )
-    ]
 
 
-def _about_the_way(p: Parameters, started: str) -> list[Advice]:
+def _about_the_way(p: Parameters, started: str) -> Iterator[Advice]:
     way = float(np.linalg.norm(p.translation))
     if p.angle > TOO_FAR_DEG:
-        return [
-            Advice(
-                f"turned by {p.angle:.0f}°, which heads in scanners hardly are",
-                "look at the overlay; try --initialize multi or mass, masks that reach some "
-                "millimetres beyond both brains, or --init",
-            )
-        ]
-    if started in ("header", "mass") and (way > FAR_MM or p.angle > FAR_DEG):
-        return [
-            Advice(
-                f"the images lay far apart ({way:.0f} mm, {p.angle:.0f}°)",
-                "look at the overlay; --initialize multi searches from many places",
-            )
-        ]
-    return []
+        yield Advice(
+            f"turned by {p.angle:.0f}°, which heads in scanners hardly are",
+            "look at the overlay; try --initialize multi or mass, masks that reach some "
+            "millimetres beyond both brains, or --init",
+        )
+    elif started in ("header", "mass") and (way > FAR_MM or p.angle > FAR_DEG):
+        yield Advice(
+            f"the images lay far apart ({way:.0f} mm, {p.angle:.0f}°)",
+            "look at the overlay; --initialize multi searches from many places",
+        )
 
 
-def _about_the_shape(quality: PairQuality, transform: str) -> list[Advice]:
-    advice = []
+def _about_the_shape(quality: PairQuality, transform: str) -> Iterator[Advice]:
     sizes = quality.parameters.scales
     if transform != "rigid" and ((sizes < SCALES[0]) | (sizes > SCALES[1])).any():
         scales = ", ".join(f"{size:.2f}" for size in sizes)
-        advice.append(
-            Advice(
-                f"sizes change by {scales} along x, y, z, more than two heads differ",
-                "try --transform rigid, or masks of the same structure in both images",
-            )
+        yield Advice(
+            f"sizes change by {scales} along x, y, z, more than two heads differ",
+            "try --transform rigid, or masks of the same structure in both images",
         )
     low, high = quality.displacements.jacobian
     if transform == "syn" and (low < LOCAL[0] or high > LOCAL[1]):
-        advice.append(
-            Advice(
-                f"the warp changes volumes locally by × {low:.2g} to {high:.2g}",
-                "look at the displacements; give masks, fewer iterations with --settings, or "
-                "another --metric",
-            )
+        yield Advice(
+            f"the warp changes volumes locally by × {low:.2g} to {high:.2g}",
+            "look at the displacements; give masks, fewer iterations with --settings, or "
+            "another --metric",
         )
     if n_folds := quality.displacements.n_folds:
-        advice.append(
-            Advice(
-                f"the warp folds in {n_folds} voxels, where it cannot be trusted",
-                "give masks, or smaller steps with --settings",
-            )
+        yield Advice(
+            f"the warp folds in {n_folds} voxels, where it cannot be trusted",
+            "give masks, or smaller steps with --settings",
         )
-    return advice

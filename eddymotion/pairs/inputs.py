@@ -21,7 +21,7 @@ from eddymotion.io.transforms import FORMATS
 from eddymotion.pairs.measures import Comparison
 from eddymotion.registration import Registration
 from eddymotion.registration.checks import MIN_THICKNESS
-from eddymotion.registration.gauss_newton import foreground
+from eddymotion.registration.problem import head_of
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class PairSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class FilePair:
     """What the files hold, made fit for comparing.
 
     Parameters
@@ -103,7 +103,7 @@ class Pair:
     landmarks: tuple[Landmarks, Landmarks] | None = None
 
     @classmethod
-    def read(cls, paths: PairPaths, settings: PairSettings) -> Pair:
+    def read(cls, paths: PairPaths, settings: PairSettings) -> FilePair:
         """Read all files of a pair.
 
         Raises
@@ -130,7 +130,7 @@ class Pair:
     @cached_property
     def head(self) -> np.ndarray:
         """Where the fixed image counts: its mask, or where it shows something."""
-        return foreground(self.fixed) if self.fixed_mask is None else self.fixed_mask
+        return head_of(self.fixed, self.fixed_mask)
 
     def compared(self, registration: Registration, order: int) -> Comparison:
         """Resample the moving image once, by splines of that order, and compare."""

@@ -11,10 +11,11 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
-from eddymotion.images.grid import grid_center
+from eddymotion.images.grid import grid_center, grid_points
 from eddymotion.images.image import Image
 from eddymotion.mapping.registration import Registration, Warp
 from eddymotion.registration.checks import inside_grid
+from eddymotion.registration.metrics import Information
 
 N_BINS = 32
 """Of the histogram along each side."""
@@ -134,16 +135,7 @@ def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
     Studholme et al. (1999), Pattern Recognition 32:71.
     """
     joint, _, _ = np.histogram2d(_clipped(a), _clipped(b), bins=N_BINS)
-    joint /= joint.sum()
-
-    def entropy(share: np.ndarray) -> float:
-        share = share[share > 0]
-        return float(-(share * np.log(share)).sum())
-
-    together = entropy(joint)
-    if together == 0:
-        return 1.0
-    return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / together
+    return Information.of(joint / joint.sum()).normalised
 
 
 def _clipped(values: np.ndarray) -> np.ndarray:
@@ -244,7 +236,7 @@ def resampled_onto(
         slab = nib.Nifti1Image(np.broadcast_to(np.uint8(0), part.shape), affine)
         read = apply(Map(slab), image, order=order, mode="mirror", prefilter=False)
         part[:] = np.asarray(read.dataobj).reshape(part.shape)
-        points = apply_affine(affine, np.indices(part.shape).reshape(3, -1).T)
+        points = grid_points(part.shape, affine)
         within = inside_grid(registration.map(points), moving).reshape(part.shape)
         inside[:, :, start : start + thickness] = within
     shown[~inside] = 0.0

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eddymotion.derivatives.confounds import table_text
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import LandmarkErrors
 from eddymotion.evaluation.summaries import landmark_summary
 from eddymotion.io.images import write_image
 from eddymotion.io.transforms import FORMATS, write_linear
+from eddymotion.io.tsv import table_text
 from eddymotion.io.warps import whole_displacements, write_displacements
 from eddymotion.io.writing import refuse_name, together, write_json, write_text
-from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
+from eddymotion.pairs.inputs import FilePair, PairPaths, PairSettings
 from eddymotion.pairs.measures import Comparison
 from eddymotion.registration import Registration
 
@@ -78,7 +78,7 @@ def refuse_overwriting_inputs(paths: PairPaths, outputs: PairOutputs) -> None:
 
 
 def write_all(
-    pair: Pair,
+    pair: FilePair,
     outputs: PairOutputs,
     settings: PairSettings,
     registration: Registration,
@@ -109,7 +109,7 @@ def write_all(
     return written
 
 
-def _write_warps(pair: Pair, outputs: PairOutputs, registration: Registration) -> list[Path]:
+def _write_warps(pair: FilePair, outputs: PairOutputs, registration: Registration) -> list[Path]:
     """Write the whole transform as displacement fields, each on the grid it starts from."""
     paths = [outputs[ending] for ending in WARPS]
     for path, image, inverse in zip(paths, (pair.fixed, pair.moving), (False, True), strict=True):
@@ -121,12 +121,12 @@ def _write_warps(pair: Pair, outputs: PairOutputs, registration: Registration) -
 
 def _write_landmarks(outputs: PairOutputs, errors: LandmarkErrors) -> Path:
     table = landmark_summary(errors, True).tables["landmarks"]
-    write_text(outputs.landmarks, table_text({**table}))
+    write_text(outputs.landmarks, table_text(table))
     return outputs.landmarks
 
 
 def _write_pictures(
-    pair: Pair,
+    pair: FilePair,
     outputs: PairOutputs,
     registration: Registration,
     comparisons: tuple[Comparison, Comparison],

@@ -12,12 +12,13 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
+from eddymotion.evaluation.landmarks import errors_of
 from eddymotion.images.grid import grid_center
 from eddymotion.io.transforms import read_linear
-from eddymotion.pairs.inputs import Pair, PairPaths, PairSettings
+from eddymotion.pairs.inputs import FilePair, PairPaths, PairSettings
 from eddymotion.pairs.measures import PairQuality
 from eddymotion.pairs.outputs import PairOutputs, refuse_overwriting_inputs, write_all
-from eddymotion.pairs.summary import landmark_errors_of, summary_of_pair
+from eddymotion.pairs.summary import summary_of_pair
 from eddymotion.registration import Registrar, Registration, get_registrar, initial_transform
 from eddymotion.registration.checks import inside_grid
 
@@ -51,7 +52,7 @@ def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dic
     outputs = PairOutputs(prefix)
     refuse_overwriting_inputs(paths, outputs)
     registrar = registrar_for(settings)
-    pair = Pair.read(paths, settings)
+    pair = FilePair.read(paths, settings)
     started = time.perf_counter()
     start = find_start(pair, paths, settings)
     refuse_no_overlap(pair, paths, settings, start)
@@ -77,7 +78,9 @@ def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dic
     }
     errors = None
     if pair.landmarks:
-        errors = landmark_errors_of(*pair.landmarks, registration)
+        points = pair.landmarks[0].points
+        mapped, wrong_way = (registration.map(points, inverse=way) for way in (False, True))
+        errors = errors_of(*pair.landmarks, mapped, wrong_way)
     summary = summary_of_pair(paths, settings, how, quality, errors, seconds)
     write_all(pair, outputs, settings, registration, (before, after), errors, summary)
     return summary
@@ -102,7 +105,7 @@ def default_metric(registrar: Registrar, transform: str) -> str:
     return "cc" if transform == "syn" and "cc" in registrar.metrics else registrar.metrics[0]
 
 
-def find_start(pair: Pair, paths: PairPaths, settings: PairSettings) -> np.ndarray:
+def find_start(pair: FilePair, paths: PairPaths, settings: PairSettings) -> np.ndarray:
     """Return where the search starts: what a file says, or what is found."""
     if paths.init:
         return read_linear(paths.init, pair.fixed, pair.moving)
@@ -113,7 +116,7 @@ def find_start(pair: Pair, paths: PairPaths, settings: PairSettings) -> np.ndarr
 
 
 def refuse_no_overlap(
-    pair: Pair, paths: PairPaths, settings: PairSettings, start: np.ndarray
+    pair: FilePair, paths: PairPaths, settings: PairSettings, start: np.ndarray
 ) -> None:
     """Raise if the moving image shows nothing of the fixed one where the search starts."""
     voxels = np.argwhere(pair.head)

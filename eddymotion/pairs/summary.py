@@ -5,15 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from eddymotion import __version__
-from eddymotion.evaluation.landmarks import LandmarkErrors, Landmarks
+from eddymotion.evaluation.landmarks import LandmarkErrors
 from eddymotion.evaluation.summaries import landmark_summary, rounded
 from eddymotion.pairs.advice import advise
 from eddymotion.pairs.inputs import PairPaths, PairSettings
 from eddymotion.pairs.measures import PairQuality, Parameters
-from eddymotion.registration import Registration
 
 DESCRIPTION = {
     "matrix": "points of the fixed image → points of the moving one, RAS+ mm; of a nonlinear "
@@ -81,20 +78,3 @@ def _parameters(p: Parameters) -> dict[str, Any]:
         "translation_mm": p.translation, "rotation_deg": p.rotation, "angle_deg": p.angle,
         "scales": p.scales, "shears": p.shears, "volume_change": p.volume,
     }  # fmt: skip
-
-
-def landmark_errors_of(
-    fixed: Landmarks, moving: Landmarks, registration: Registration
-) -> LandmarkErrors:
-    """Measure how far paired landmarks are apart, before and after a registration."""
-    mapped = registration.map(fixed.points)
-    wrong_way = registration.map(fixed.points, inverse=True)
-
-    def distances(points: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(points - moving.points, axis=1)
-
-    return LandmarkErrors(
-        fixed.labels, fixed.points, moving.points, mapped,
-        before=distances(fixed.points), after=distances(mapped),
-        inverse_mean_mm=float(distances(wrong_way).mean()),
-    )  # fmt: skip

@@ -32,6 +32,7 @@ from scipy.ndimage import binary_dilation
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import decimate
 from eddymotion.io.images import read_image
@@ -44,8 +45,8 @@ from eddymotion.pairs.inputs import read_mask
 from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
 from eddymotion.pipeline.settings import Settings
 from eddymotion.registration import GaussNewton, Registration, initial_transform
-from eddymotion.registration.gauss_newton import foreground
 from eddymotion.registration.intensities import intensity_curve
+from eddymotion.registration.problem import foreground, head_of
 from eddymotion.wording import short_repr, shown
 
 log = logging.getLogger(__name__)
@@ -287,7 +288,7 @@ class _Pair:
 
     def space(self, registration: Registration, transform: str) -> OutputSpace:
         """Compare both images before and after."""
-        head = foreground(self.target) if self.target_mask is None else self.target_mask
+        head = head_of(self.target, self.target_mask)
         masked = replace(self.reference, data=np.where(self.brain, self.reference.data, 0))
         nothing = Registration(np.eye(4), True, "as the files lie")
         before, after = (
@@ -329,7 +330,7 @@ def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image
     if contrast == "fa":
         return _fa_image(dwi, motion)
     volumes = dwi.gradients.b0s if len(dwi.gradients.b0s) else dwi.gradients.shells[0]
-    points = apply_affine(dwi.affine, np.indices(dwi.shape).reshape(3, -1).T)
+    points = grid_points(dwi.shape, dwi.affine)
     total = np.zeros(len(points))
     for volume in volumes:
         total += np.nan_to_num(_read(dwi, motion, volume, points))

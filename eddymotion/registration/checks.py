@@ -12,6 +12,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import grid_indices, mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import EDGE
 from eddymotion.images.pyramid import MIN_POINTS
@@ -190,13 +191,14 @@ def _check_overlap(
     init: np.ndarray | None,
 ) -> None:
     shape = fixed.data.shape
-    voxels = np.indices(shape).reshape(3, -1).T if fixed_mask is None else np.argwhere(fixed_mask)
+    voxels = grid_indices(shape) if fixed_mask is None else np.argwhere(fixed_mask)
     every = -(-len(voxels) // MAX_PROBES)
     matrix = np.eye(4) if init is None else np.asarray(init, float)
     points = apply_affine(matrix @ fixed.affine, voxels[::every])
     inside = inside_grid(points, moving, moving_mask)
     if inside.sum() * every < min(MIN_POINTS, len(voxels)):
-        apart = np.linalg.norm(points.mean(axis=0) - _middle(moving, moving_mask))
+        counts = np.ones(moving.data.shape) if moving_mask is None else moving_mask
+        apart = np.linalg.norm(points.mean(axis=0) - mask_center(counts, moving.affine))
         raise EddymotionError(
             f"registration: the images do not overlap where they start ({inside.sum() * every} "
             f"voxels in common, the middles {apart:.0f} mm apart); start from the centres of mass "
@@ -212,10 +214,3 @@ def inside_grid(points: np.ndarray, image: Image, mask: np.ndarray | None = None
         nearest = np.clip(np.rint(voxels[inside]).astype(int), 0, np.array(mask.shape) - 1)
         inside[inside] = np.asarray(mask, bool)[tuple(nearest.T)]
     return inside
-
-
-def _middle(image: Image, mask: np.ndarray | None) -> np.ndarray:
-    middle = (
-        (np.array(image.data.shape) - 1) / 2 if mask is None else np.argwhere(mask).mean(axis=0)
-    )
-    return apply_affine(image.affine, middle)

@@ -33,20 +33,18 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
-
 from eddymotion.errors import EddymotionError
-from eddymotion.images.image import Image
 from eddymotion.images.pyramid import Level
 from eddymotion.mapping.registration import Registration
-from eddymotion.registration.checks import check_keys, check_pair, read_settings
+from eddymotion.registration.checks import check_keys, read_settings
 from eddymotion.registration.groups import GROUPS, SHIFT, Group
 from eddymotion.registration.metrics import METRICS
-from eddymotion.registration.problem import Pair, Side, foreground
+from eddymotion.registration.problem import Pair, Side
+from eddymotion.registration.request import Engine, Request
 from eddymotion.registration.solver import Reached, Solver
 from eddymotion.wording import shown
 
-__all__ = ["COARSE_TO_FINE", "REFINE", "GaussNewton", "Level", "foreground"]
+__all__ = ["COARSE_TO_FINE", "REFINE", "GaussNewton", "Level"]
 
 COARSE_TO_FINE = (
     Level(32.0, 2_000),
@@ -70,7 +68,7 @@ REFINE = COARSE_TO_FINE[-1:]
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(Engine):
     """Gauss-Newton registration: rigid, similarity or affine.
 
     Parameters
@@ -119,30 +117,17 @@ class GaussNewton:
             settings["levels"] = _levels_of(path, settings["levels"])
         return cls(**settings)
 
-    def register(
-        self,
-        fixed: Image,
-        moving: Image,
-        *,
-        transform: str = "rigid",
-        metric: str | None = None,
-        fixed_mask: np.ndarray | None = None,
-        moving_mask: np.ndarray | None = None,
-        init: np.ndarray | None = None,
-        seed: int = 0,
-    ) -> Registration:
-        """Register a pair; see :meth:`eddymotion.registration.Registrar.register`."""
-        metric = check_pair(fixed, moving, fixed_mask, moving_mask, transform, metric, self, init)
-        sides = Side(fixed, fixed_mask), Side(moving, moving_mask)
+    def _register(self, asked: Request) -> Registration:
+        sides = Side(asked.fixed, asked.fixed_mask), Side(asked.moving, asked.moving_mask)
+        metric = asked.metric or self.metrics[0]
         pair = Pair(*sides, metric, self.symmetric)
-        group = GROUPS[transform]
-        start = np.eye(4) if init is None else np.array(init, dtype=float)
-        reached = Reached(group.nearest(start, pair.fixed.center))
+        group = GROUPS[asked.transform]
+        reached = Reached(group.nearest(asked.start, pair.fixed.center))
         n_iterations = 0
         for number, level in enumerate(self.levels):
             last = number == len(self.levels) - 1
             steps = group if last else steps_at(level, group)
-            problem = pair.at(level, steps, reached.matrix, (seed, number))
+            problem = pair.at(level, steps, reached.matrix, (asked.seed, number))
             detail = pair.voxel if last else max(pair.voxel, problem.look.width)
             solver = Solver(self.max_iterations, self.tolerance * detail)
             reached = solver.solve(problem, reached.matrix)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from scipy.linalg import expm, polar
 
 from eddymotion.mapping.rigid import exp_rigid
@@ -57,10 +57,8 @@ class Group:
         if self.name in ("shift", "rigid"):
             return exp_rigid(np.pad(parameters, (0, 6 - len(parameters))), center)
         translation, linear = self._split(parameters)
-        matrix = np.eye(4)
-        matrix[:3, :3] = expm(linear)
-        matrix[:3, 3] = center + translation - matrix[:3, :3] @ center
-        return matrix
+        linear = expm(linear)
+        return from_matvec(linear, center + translation - linear @ center)
 
     def length(self, parameters: np.ndarray, radius: float) -> float:
         """Upper bound of the RMS displacement (mm) of points within `radius` (RMS, mm)."""
@@ -75,7 +73,7 @@ class Group:
         ``T exp(X)`` has the inverse ``T⁻¹ exp(−T X T⁻¹)``; the steps of ``T`` are about `center`,
         those of its inverse about `moving_center`.
         """
-        there, back = _shift(center), _shift(-moving_center)
+        there, back = (from_matvec(np.eye(3), by) for by in (center, -moving_center))
         conjugated = []
         for column in self.basis.T:
             generator = np.zeros((4, 4))
@@ -94,20 +92,11 @@ class Group:
             rotation = rotation * np.cbrt(np.linalg.det(matrix[:3, :3]))
         if np.abs(rotation - matrix[:3, :3]).max() < SLACK:
             return matrix
-        nearest = np.eye(4)
-        nearest[:3, :3] = rotation
-        nearest[:3, 3] = apply_affine(matrix, center) - rotation @ center
-        return nearest
+        return from_matvec(rotation, apply_affine(matrix, center) - rotation @ center)
 
     def _split(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         step = self.basis @ parameters
         return step[:3], step[3:].reshape(3, 3)
-
-
-def _shift(by: np.ndarray) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, 3] = by
-    return matrix
 
 
 def _basis(linear_parts: list[np.ndarray]) -> np.ndarray:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
@@ -26,8 +26,8 @@ from eddymotion.images.image import Image
 from eddymotion.images.pyramid import MIN_POINTS, Level, band_pass, head_scale, jittered_points
 from eddymotion.registration.checks import inside_grid, nearest_of
 from eddymotion.registration.gauss_newton import GaussNewton
-from eddymotion.registration.metrics import Windows
-from eddymotion.registration.problem import bright, foreground
+from eddymotion.registration.metrics import Information, Windows
+from eddymotion.registration.problem import bright, head_of
 from eddymotion.wording import shown
 
 METHODS = ("header", "mass", "axes", "multi")
@@ -157,7 +157,7 @@ class _Body:
         covariance = np.cov((points - center).T)
         axes = np.linalg.eigh(covariance)[1][:, ::-1]
         axes[:, 2] *= np.sign(np.linalg.det(axes))
-        return cls(foreground(image) if mask is None else where, center, axes)
+        return cls(head_of(image, mask) if mask is None else where, center, axes)
 
 
 def principal_turns(fixed_axes: np.ndarray, moving_axes: np.ndarray) -> np.ndarray:
@@ -182,10 +182,7 @@ def even_rotations(n: int) -> np.ndarray:
 
 def _about(rotation: np.ndarray, fixed: _Body, moving: _Body) -> np.ndarray:
     """Turn about the middle of the fixed body, and lay it on that of the moving one."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation
-    matrix[:3, 3] = moving.center - rotation @ fixed.center
-    return matrix
+    return from_matvec(rotation, moving.center - rotation @ fixed.center)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,10 +227,4 @@ class _Score:
         if inside.sum() < MIN_SHARE * len(inside):
             return -np.inf
         joint = self.weights[inside].T @ self.windows.weights(moved[inside]) / inside.sum()
-        both = entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))
-        return both / entropy(joint)
-
-
-def entropy(share: np.ndarray) -> float:
-    """Return −Σ p ln p."""
-    return float(-(share * np.log(np.maximum(share, 1e-12))).sum())
+        return Information.of(joint).normalised

@@ -260,24 +260,51 @@ class HistogramFit:
         if n < MIN_POINTS:
             return None
         target = self.moving.weights(moved[inside])
-        joint = (self.weights[inside].T @ target).astype(float) / n
-        log_joint, log_fixed, log_moving = (
-            np.log(np.maximum(p, 1e-12)) for p in (joint, joint.sum(axis=1), joint.sum(axis=0))
-        )
-        h_joint = -(joint * log_joint).sum()
-        h_both = -(joint.sum(axis=1) @ log_fixed + joint.sum(axis=0) @ log_moving)
-        nmi = h_both / h_joint
-        ratio = nmi if self.normalised else 1.0
-        table = (ratio * log_joint - log_fixed[:, None]).astype(np.float32)
+        found = Information.of((self.weights[inside].T @ target).astype(float) / n)
+        nmi, ratio = found.normalised, found.normalised if self.normalised else 1.0
+        table = (ratio * found.log_joint - found.log_rows[:, None]).astype(np.float32)
         columns = self.columns[inside]
         slope = _weigh(self.slopes[inside] @ table, target)
         curvature = np.maximum(-_weigh(self.curvatures[inside] @ table, target), 0.0)
-        scale = 1 / (h_joint if self.normalised else 1.0) / n
-        cost = -nmi if self.normalised else h_joint - h_both
+        scale = 1 / (found.together if self.normalised else 1.0) / n
+        cost = -nmi if self.normalised else found.together - found.apart
         hessian = (columns * curvature[:, None]).T @ columns
         if not hessian.any():
             return None
         return Step(float(cost), -scale * (slope @ columns), scale * hessian)
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """What two images tell of each other, by their joint histogram (Studholme et al. 1999).
+
+    Parameters
+    ----------
+    together, apart : float
+        Entropy of the joint histogram, and the sum of those of its two sides.
+    log_joint, log_rows : (N, M) array, (N,) array
+        Logarithms of the joint histogram and of its first side.
+    """
+
+    together: float
+    apart: float
+    log_joint: np.ndarray
+    log_rows: np.ndarray
+
+    @classmethod
+    def of(cls, joint: np.ndarray) -> Information:
+        """Measure a joint histogram (N, M) of sum one."""
+        rows, columns = joint.sum(axis=1), joint.sum(axis=0)
+        log_joint, log_rows, log_columns = (
+            np.log(np.maximum(share, 1e-12)) for share in (joint, rows, columns)
+        )
+        apart = -(rows @ log_rows + columns @ log_columns)
+        return cls(float(-(joint * log_joint).sum()), float(apart), log_joint, log_rows)
+
+    @property
+    def normalised(self) -> float:
+        """Normalised mutual information, from 1 (nothing in common) to 2."""
+        return self.apart / self.together if self.together else 1.0
 
 
 def _weigh(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:

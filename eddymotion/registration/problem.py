@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.images.grid import mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import MIN_POINTS, Level, band_pass, head_scale, low_pass
 from eddymotion.registration.checks import inside_grid
@@ -42,6 +43,11 @@ def foreground(image: Image) -> np.ndarray:
     if where.sum() < MIN_POINTS:
         return np.ones(image.data.shape, bool)
     return binary_fill_holes(binary_dilation(where, iterations=RIM_VOXELS))
+
+
+def head_of(image: Image, mask: np.ndarray | None) -> np.ndarray:
+    """Where an image counts: its mask, or its :func:`foreground`; (X, Y, Z) bool."""
+    return foreground(image) if mask is None else np.asarray(mask, bool)
 
 
 def bright(image: Image, share: float = 1.0) -> np.ndarray:
@@ -78,13 +84,12 @@ class Side:
     @cached_property
     def mask(self) -> Image:
         """Where the points are, bool."""
-        where = foreground(self.image) if self.given is None else np.asarray(self.given, bool)
-        return Image(where, self.image.affine)
+        return Image(head_of(self.image, self.given), self.image.affine)
 
     @cached_property
     def center(self) -> np.ndarray:
         """Middle of the mask, RAS+ mm."""
-        return apply_affine(self.mask.affine, np.argwhere(self.mask.data).mean(axis=0))
+        return mask_center(self.mask.data, self.mask.affine)
 
     @cached_property
     def scale(self) -> float:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Sequence
@@ -11,7 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
+from eddymotion.estimation.maps import map_groups
 from eddymotion.io.tsv import Table
+from eddymotion.reports.layout import data_address
 from eddymotion.reports.svg import (
     AXIS_COLORS,
     B0_COLOR,
@@ -46,8 +47,7 @@ COLOR_MAP = "RdBu"
 def shell_colors(gradients: Gradients) -> list[str]:
     """Colour of each volume, by shell: (N,)."""
     colors = [B0_COLOR] * len(gradients)
-    groups = gradients.shells if gradients.is_shelled else [gradients.dwis]
-    for number, shell in enumerate(groups):
+    for number, shell in enumerate(map_groups(gradients)):
         for volume in shell:
             colors[volume] = SHELL_COLORS[number % len(SHELL_COLORS)]
     return colors
@@ -195,7 +195,7 @@ def _agreement(panel, gradients: Gradients, findings: Findings) -> str:  # type:
 
 def shell_order(gradients: Gradients) -> np.ndarray:
     """Diffusion-weighted volumes by shell, within it in the order of time."""
-    return np.concatenate(gradients.shells) if gradients.is_shelled else gradients.dwis
+    return np.concatenate(map_groups(gradients))
 
 
 def carpet_chart(
@@ -255,7 +255,7 @@ def _carpet_png(z: np.ndarray) -> str:
     colors[~np.isfinite(z)] = 0xD4  # grey: not judged
     buffer = io.BytesIO()
     Image.fromarray(colors).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_address(buffer.getvalue(), ".png")
 
 
 def _color_bar(x: float, top: float, height: float) -> str:
@@ -305,18 +305,9 @@ def sphere_chart(gradients: Gradients, before: np.ndarray, after: np.ndarray) ->
     ]
     for axis, name in enumerate(("R", "A", "S")):
         x, y, _ = view[:, axis]
-        parts.append(
-            element(
-                "line",
-                class_="axis",
-                data_axis=axis,
-                x1=middle,
-                y1=middle,
-                x2=middle + radius * x,
-                y2=middle - radius * y,
-                stroke="#BBBBBB",
-            )
-        )
+        parts.append(element("line", class_="axis", data_axis=axis, x1=middle, y1=middle,
+                             x2=middle + radius * x, y2=middle - radius * y,
+                             stroke="#BBBBBB"))  # fmt: skip
         parts.append(element("text", name, class_="axis-name", data_axis=axis, fill=FADED,
                              x=middle + 1.07 * radius * x, y=middle - 1.07 * radius * y + 4,
                              text_anchor="middle", font_size=13))  # fmt: skip

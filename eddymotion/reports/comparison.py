@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eddymotion.reports import own_style
-from eddymotion.reports.figures import AXIS_COLORS, FADED
+from eddymotion.reports.figures import AXIS_COLORS, FADED, mark_volumes
 
 ONE, OTHER = "#0072B2", "#D55E00"
 """Okabe & Ito's blue and vermilion: two things that are compared."""
@@ -56,10 +56,8 @@ def motion_comparison_figure(
         _scatter(right[part], true[:, columns], estimated[:, columns], f"{name} ({unit})")
     _against_nothing(left[2], volumes, tre, tre_nothing)
     for axes in left:
-        for volume in shaded:
-            axes.axvspan(volume - 0.5, volume + 0.5, color="#E8E8E8", lw=0, zorder=0)
+        mark_volumes(axes, shaded)
         axes.set_xlim(-0.6, len(true) - 0.4)
-        axes.spines[["top", "right"]].set_visible(False)
     left[2].set_xlabel("volume" + (" (grey: b=0)" if len(shaded) else ""))
     left[0].set_title(title, loc="left")
     left[0].legend(ncols=3, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
@@ -188,9 +186,7 @@ def series_figure(
         axes.set_ylabel(label)
         axes.set_xlim(-0.6, len(volumes) - 0.4)
         axes.grid(axis="y", color="#EEEEEE")
-        axes.spines[["top", "right"]].set_visible(False)
-        for volume in shaded:
-            axes.axvspan(volume - 0.5, volume + 0.5, color="#E8E8E8", lw=0, zorder=0)
+        mark_volumes(axes, shaded)
         axes.tick_params(labelbottom=axes is left[-1])
     left[-1].set_xlabel("volume" + (" (grey: b=0)" if len(shaded) else ""))
     left[0].set_title(title, loc="left")

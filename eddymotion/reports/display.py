@@ -7,9 +7,7 @@ page that is made from it.
 
 from __future__ import annotations
 
-import io
 import math
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
@@ -29,14 +27,14 @@ from eddymotion.io.writing import write_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
 from eddymotion.reports.charts import three_lines
-from eddymotion.reports.slices import CUTS, PLANES, Grid
-from eddymotion.reports.sprites import WHITE, Frames
+from eddymotion.reports.layout import data_address
+from eddymotion.reports.slices import CUTS, PLANES, PlaneGrid
+from eddymotion.reports.sprites import WHITE, Frames, encode
 from eddymotion.reports.svg import Columns, Panel
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:
     import nibabel as nib
-    from PIL.Image import Image as Picture
 
 HEAD_SHARE = 0.1
 """Voxels above this share of the brightest belong to the head: what is shown."""
@@ -48,6 +46,9 @@ MOST_TILES = 48
 """Volumes in a mosaic."""
 
 OUTLINE = "#FFA000"
+
+QUALITY = 85
+"""Of WebP."""
 
 STYLE = """\
 .em-flicker { position: relative; display: inline-block; max-width: 100%; background: #000; }
@@ -188,7 +189,7 @@ def _(dwi: DWI) -> str:
         f"{name}{dwi!r}. One axial slice of {some}, each as bright as it needs; left is left, "
         "anterior up."
     )
-    tag = f'<img width="{WIDTH}" alt="{escape(words)}" src="{_address(picture)}">'
+    tag = f'<img width="{WIDTH}" alt="{escape(words)}" src="{data_address(picture, ".webp")}">'
     return _figure(tag, words)
 
 
@@ -221,7 +222,7 @@ def _mosaic(dwi: DWI, shown: np.ndarray) -> bytes:
     from PIL import Image as Pictures
     from PIL import ImageDraw, ImageFont
 
-    grid = Grid.of(dwi)
+    grid = PlaneGrid.of(dwi)
     frames = Frames.of(grid, 1)
     (x0, y0), (x1, y1) = frames.low[:2], frames.high[:2]
     whole = apply_orientation(dwi.signal, io_orientation(dwi.affine))
@@ -239,7 +240,7 @@ def _mosaic(dwi: DWI, shown: np.ndarray) -> bytes:
         canvas.paste(tile.resize((width, height), Pictures.Resampling.BICUBIC), corner)
         label = f"{volume}: b={dwi.gradients.bvals[volume]:.0f}"
         draw.text((corner[0] + 3, corner[1] + 1), label, fill=255, font=font)
-    return _encoded(canvas)
+    return encode(canvas, QUALITY)
 
 
 def _image(given: Any) -> Image:
@@ -260,7 +261,7 @@ def _image(given: Any) -> Image:
     return Image(np.nan_to_num(given.data).astype(np.float32), given.affine)
 
 
-def _grid(image: Image) -> Grid:
+def _grid(image: Image) -> PlaneGrid:
     """Turn the grid of an image to RAS+ and lay the planes through the head, roughly."""
     turn = io_orientation(image.affine)
     turned = apply_orientation(image.data, turn)
@@ -269,10 +270,10 @@ def _grid(image: Image) -> Grid:
     inside = np.argwhere(head)
     low, high = inside.min(axis=0), inside.max(axis=0)
     x, y, z = (int(a + part * (b - a)) for a, b, part in zip(low, high, CUTS, strict=True))
-    return Grid(image.affine @ inv_ornt_aff(turn, image.data.shape), head, (x, y, z))
+    return PlaneGrid(image.affine @ inv_ornt_aff(turn, image.data.shape), head, (x, y, z))
 
 
-def _sampled(image: Image, grid: Grid, plane: str, pose: np.ndarray | None) -> np.ndarray:
+def _sampled(image: Image, grid: PlaneGrid, plane: str, pose: np.ndarray | None) -> np.ndarray:
     """Read an image in a plane of a grid; zero outside."""
     points = grid.plane_points(plane)
     values = image.spline.sample(points.reshape(-1, 3), pose)
@@ -302,22 +303,12 @@ def _webp(pixels: np.ndarray, outline: Sequence[Sequence[float]], frames: Frames
         for side, x in (("L", left + 1), ("R", left + width - 1 - 9 / scale)):
             place = (scale * x, scale * (top + height / 2))
             draw.text(place, side, fill="#BBBBBB", font=font)
-    return _encoded(picture)
-
-
-def _encoded(picture: Picture) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=85, method=4)
-    return buffer.getvalue()
-
-
-def _address(picture: bytes) -> str:
-    return f"data:image/webp;base64,{b64encode(picture).decode('ascii')}"
+    return encode(picture, QUALITY)
 
 
 def _image_tag(label: str, picture: bytes) -> str:
     alt = escape(f"{label} volume: sagittal, coronal and axial plane")
-    return f'<img width="{WIDTH}" alt="{alt}" src="{_address(picture)}">'
+    return f'<img width="{WIDTH}" alt="{alt}" src="{data_address(picture, ".webp")}">'
 
 
 def _figure(content: str, caption: str) -> str:

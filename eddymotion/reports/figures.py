@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,13 +78,18 @@ def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figu
     bottom.set_ylabel("FD (mm)")
     bottom.set_xlabel("volume")
     for axes in (top, middle, bottom):
-        for b0 in dwi.gradients.b0s:
-            axes.axvspan(b0 - 0.5, b0 + 0.5, color="#E8E8E8", lw=0, zorder=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        mark_volumes(axes, dwi.gradients.b0s)
         axes.margins(x=0.01)
     reference = "the first b=0" if len(dwi.gradients.b0s) else "volume 0"
     top.set_title(f"Head motion relative to {reference} (grey: b=0 volumes)", loc="left")
     return figure
+
+
+def mark_volumes(axes: Axes, shaded: Iterable[int]) -> None:
+    """Shade some volumes of an axis over volumes, and leave out its upper and right line."""
+    for volume in shaded:
+        axes.axvspan(volume - 0.5, volume + 0.5, color="#E8E8E8", lw=0, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 @own_style()

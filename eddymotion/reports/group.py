@@ -15,7 +15,7 @@ import numpy as np
 from eddymotion.derivatives.finished import refuse_changed
 from eddymotion.errors import EddymotionError
 from eddymotion.io.tsv import MISSING
-from eddymotion.reports.group_rule import DETAILS, RULE, Comparison, compare
+from eddymotion.reports.group_rule import DETAILS, RULE, Standing, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
 from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
 from eddymotion.reports.series import SeriesReport
@@ -78,7 +78,7 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class SeriesGroup:
     """All series of a group.
 
     Parameters
@@ -106,7 +106,7 @@ class Group:
         head = self.column(metric.replace("fd_", "fd_head_"))
         return np.where(np.isfinite(head), head, self.column(metric))
 
-    def comparisons(self) -> list[dict[str, Comparison]]:
+    def comparisons(self) -> list[dict[str, Standing]]:
         """Compare each series with the others; see :mod:`eddymotion.reports.group_rule`."""
         columns = {name: self.column(name) for name in self.metrics}
         columns |= {name: self.head_column(name) for name in ("fd_mean", "fd_max")}
@@ -118,7 +118,7 @@ def gather(
     participants: Collection[str] = (),
     sessions: Collection[str] = (),
     errors: Mapping[str, str] = NO_ERRORS,
-) -> Group:
+) -> SeriesGroup:
     """Collect the metrics of all finished series; see :func:`build_group_report`."""
     wanted = {label.removeprefix("sub-") for label in participants}
     rows: list[Row] = []
@@ -139,11 +139,11 @@ def gather(
             part += 1
             if _is_wanted(row.session, sessions):
                 rows.append(row)
-    return Group(rows, failed)
+    return SeriesGroup(rows, failed)
 
 
 def table_columns(
-    group: Group, comparisons: Sequence[Mapping[str, Comparison]]
+    group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]
 ) -> dict[str, list[str]]:
     """Return the columns of the table, as text."""
     columns = {
@@ -158,7 +158,7 @@ def table_columns(
     return columns
 
 
-def data_dictionary(group: Group) -> dict[str, Any]:
+def data_dictionary(group: SeriesGroup) -> dict[str, Any]:
     """Describe the columns of the table."""
     told: dict[str, Any] = {name: {"Description": words} for name, words in IDENTITY.items()}
     for name in group.metrics:
@@ -171,12 +171,6 @@ def data_dictionary(group: Group) -> dict[str, Any]:
         f"commas; none: it does not; n/a: too few comparable series. {RULE} {DETAILS}"
     }
     return told
-
-
-def tsv_text(columns: Mapping[str, Sequence[str]]) -> str:
-    """Write tab-separated text; tabs and line ends within a cell become spaces."""
-    rows = [list(columns), *zip(*columns.values(), strict=True)]
-    return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
 
 
 def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
@@ -236,7 +230,7 @@ def _cell(value: Value) -> str:
     return str(value)
 
 
-def _outlier_cell(found: Mapping[str, Comparison]) -> str:
+def _outlier_cell(found: Mapping[str, Standing]) -> str:
     if not found:
         return MISSING
     return ",".join(name for name, one in found.items() if one.stands_out) or "none"

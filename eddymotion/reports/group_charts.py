@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.mapping.rigid import PARAMETERS
-from eddymotion.reports.group import Group
-from eddymotion.reports.group_rule import Comparison
+from eddymotion.reports.group import SeriesGroup
+from eddymotion.reports.group_rule import Standing
 from eddymotion.reports.metrics import metric_parts
 from eddymotion.reports.svg import FADED, INK, RULE, document, element, nice_step, text
 
@@ -59,7 +59,7 @@ class Distribution:
 
 
 def distributions(
-    group: Group, comparisons: Sequence[Mapping[str, Comparison]]
+    group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]
 ) -> list[Distribution]:
     """Choose what is drawn: each thing that is measured once, with its variants side by side."""
     panels: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
@@ -92,7 +92,7 @@ def distributions(
 def _distribution(
     name: str,
     strips: Mapping[str, tuple[str, np.ndarray]],
-    comparisons: Sequence[Mapping[str, Comparison]],
+    comparisons: Sequence[Mapping[str, Standing]],
 ) -> Distribution:
     base, _, bval = name.partition("_b") if name.startswith("cnr") else (name, "", "")
     label = LABELS[base] + (f" of b={bval}" if bval else "")

@@ -13,14 +13,14 @@ import numpy as np
 
 from eddymotion import __version__
 from eddymotion.io.tsv import MISSING
-from eddymotion.reports.group import DICTIONARY, TABLE, Group, Row
+from eddymotion.reports.group import DICTIONARY, TABLE, Row, SeriesGroup
 from eddymotion.reports.group_charts import (
     TONES,
     digits_of,
     distribution_chart,
     distributions,
 )
-from eddymotion.reports.group_rule import DETAILS, MIN_SERIES, RULE, Comparison
+from eddymotion.reports.group_rule import DETAILS, MIN_SERIES, RULE, Standing
 from eddymotion.reports.layout import (
     Figure,
     Html,
@@ -69,8 +69,8 @@ CAPTION = (
 
 def write_group_page(
     path: Path,
-    group: Group,
-    comparisons: Sequence[Mapping[str, Comparison]],
+    group: SeriesGroup,
+    comparisons: Sequence[Mapping[str, Standing]],
     columns: Mapping[str, Sequence[str]],
 ) -> None:
     """Write the page of a group.
@@ -78,9 +78,9 @@ def write_group_page(
     Parameters
     ----------
     path : Path
-    group : Group
+    group : SeriesGroup
     comparisons : sequence of mapping
-        Of each series, from :meth:`~eddymotion.reports.group.Group.comparisons`.
+        Of each series, from :meth:`~eddymotion.reports.group.SeriesGroup.comparisons`.
     columns : mapping
         The table as it is on disk.
     """
@@ -100,7 +100,7 @@ def link_of(row: Row) -> str:
     return f"{quote(os.fsencode(row.page))}#{row.part}" if row.page else ""
 
 
-def _body(group: Group, sections: Sequence[Section]) -> Html:
+def _body(group: SeriesGroup, sections: Sequence[Section]) -> Html:
     by = f"Head-motion correction of diffusion MRI by eddymotion {__version__}"
     participants = len({row.participant for row in group.rows})
     counts = Counter(row.verdict for row in group.rows)
@@ -125,7 +125,7 @@ def _number(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def _outliers(group: Group, comparisons: Sequence[Mapping[str, Comparison]]) -> Html:
+def _outliers(group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]) -> Html:
     found = [
         (max(one.score for one in standing), index, standing)
         for index, compared in enumerate(comparisons)
@@ -147,7 +147,7 @@ def _outliers(group: Group, comparisons: Sequence[Mapping[str, Comparison]]) -> 
     return join([tag("p", told), tag("ol", *items), tag("p", more), rule])
 
 
-def _reasons(standing: Sequence[Comparison]) -> str:
+def _reasons(standing: Sequence[Standing]) -> str:
     ordered = sorted(standing, key=lambda one: -one.score)
     return "; ".join(
         f"{_heading(one.metric)} {_shown(one.metric, one.value)} "
@@ -161,7 +161,7 @@ def _name(row: Row) -> Html:
     return tag("a", row.series, href=address) if address else tag("span", row.series)
 
 
-def _distributions(group: Group, comparisons: Sequence[Mapping[str, Comparison]]) -> Html:
+def _distributions(group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]) -> Html:
     tones = [TONES.get(row.verdict, "unknown") for row in group.rows]
     rings = [any(one.stands_out for one in found.values()) for found in comparisons]
     charts = [
@@ -175,8 +175,8 @@ def _distributions(group: Group, comparisons: Sequence[Mapping[str, Comparison]]
 
 
 def _series(
-    group: Group,
-    comparisons: Sequence[Mapping[str, Comparison]],
+    group: SeriesGroup,
+    comparisons: Sequence[Mapping[str, Standing]],
     columns: Mapping[str, Sequence[str]],
 ) -> Html:
     shown = [name for name in group.metrics if name != "verdict"]
@@ -229,7 +229,7 @@ def _row_html(
     row: Row,
     shown: Sequence[str],
     columns: Mapping[str, Sequence[str]],
-    compared: Mapping[str, Comparison],
+    compared: Mapping[str, Standing],
 ) -> Html:
     standing = {name for name, one in compared.items() if one.stands_out}
     standing |= {f"fd_head_{name[3:]}" for name in standing if name in ("fd_mean", "fd_max")}
@@ -284,7 +284,7 @@ def _json_numbers(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
-def _dictionary(group: Group) -> Html:
+def _dictionary(group: SeriesGroup) -> Html:
     rows = [
         (_heading(name), name, "".join(describe_metric(name)[:1]), _unit(name))
         for name in group.metrics

@@ -8,16 +8,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from eddymotion.errors import EddymotionError
+from eddymotion.io.tsv import table_text
 from eddymotion.io.writing import write_text
 from eddymotion.reports.group import (
     DICTIONARY,
     PAGE,
     TABLE,
-    Group,
+    SeriesGroup,
     data_dictionary,
     gather,
     table_columns,
-    tsv_text,
 )
 from eddymotion.reports.group_page import write_group_page
 from eddymotion.reports.participant import NO_ERRORS
@@ -28,7 +28,7 @@ def build_group_report(
     participants: Collection[str] = (),
     sessions: Collection[str] = (),
     errors: Mapping[str, str] = NO_ERRORS,
-) -> Group:
+) -> SeriesGroup:
     """Write ``group_dwi.tsv``, ``.json`` and ``.html`` from what the participants' runs left.
 
     Parameters
@@ -42,7 +42,7 @@ def build_group_report(
 
     Returns
     -------
-    Group
+    SeriesGroup
 
     Raises
     ------
@@ -60,7 +60,7 @@ def build_group_report(
         )
     comparisons = group.comparisons()
     table = table_columns(group, comparisons)
-    write_text(output_dir / TABLE, tsv_text(table))
+    write_text(output_dir / TABLE, table_text(table))
     dictionary = json.dumps(data_dictionary(group), indent=2, ensure_ascii=False)
     write_text(output_dir / DICTIONARY, dictionary + "\n")
     write_group_page(output_dir / PAGE, group, comparisons, table)

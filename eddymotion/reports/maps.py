@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, dipy_table
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.maps import MIN_VOLUMES, cnr, snr
 from eddymotion.estimation.quality import predict
-from eddymotion.evaluation.series import correlation_of, nearest_neighbours
+from eddymotion.evaluation.series import nearest_neighbours, neighbour_correlations
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import LinearModel, Model, get_model
 from eddymotion.reports.slices import Slices
@@ -51,7 +51,6 @@ def color_fa(slices: Slices, plane: str) -> np.ndarray:
 
     Black where there are too few directions.
     """
-    from dipy.core.gradients import gradient_table
     from dipy.reconst.dti import TensorModel
 
     gradients, mask = slices.gradients, slices.mask(plane)
@@ -63,9 +62,7 @@ def color_fa(slices: Slices, plane: str) -> np.ndarray:
     products = np.einsum("ni,nj->nij", directions, directions).reshape(-1, 9)
     if np.linalg.matrix_rank(products, tol=1e-3) < MIN_FOR_TENSOR:
         return picture
-    table = gradient_table(
-        gradients.bvals[used], bvecs=gradients.bvecs[used], b0_threshold=gradients.b0_threshold
-    )
+    table = dipy_table(gradients.select(used))
     signal = slices.planes[plane][mask][:, used].astype(float)
     seen = (signal > 0).all(axis=1)  # where the head left the image, zeros would look like fibres
     fit = TensorModel(table, fit_method="WLS", min_signal=1e-4 * signal.max() + 1e-9).fit(signal)
@@ -175,13 +172,9 @@ def mean_neighbour_correlation(signal: np.ndarray, gradients: Gradients) -> floa
     ----------
     Yeh et al. (2019), NeuroImage 202:116131.
     """
-    nearest = nearest_neighbours(gradients)
-    values = [
-        correlation_of(signal[:, volume], signal[:, other])
-        for volume, other in enumerate(nearest)
-        if other >= 0
-    ]
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    values = neighbour_correlations(signal, nearest_neighbours(gradients))
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _residual_percent(signal: np.ndarray, predicted: np.ndarray, volumes: np.ndarray) -> float:

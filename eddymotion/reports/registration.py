@@ -47,7 +47,7 @@ WIDTH = 11.0
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class Cuts:
     """Where to cut: the axes closest to RAS+, and a slice through the middle of the head.
 
     Parameters
@@ -69,7 +69,7 @@ class View:
     affine: np.ndarray
 
     @classmethod
-    def of(cls, fixed: np.ndarray, head: np.ndarray, affine: np.ndarray) -> View:
+    def of(cls, fixed: np.ndarray, head: np.ndarray, affine: np.ndarray) -> Cuts:
         """Look at an image; the slices go through the middle of what is bright in its head."""
         turn = io_orientation(affine)
         shown = np.where(head, fixed, fixed.min())
@@ -166,7 +166,7 @@ def overlay_figure(
     affine : (4, 4) array
         Of the grid, RAS+ mm.
     """
-    view = View.of(fixed, head, affine)
+    view = Cuts.of(fixed, head, affine)
     figure, rows = view.panels(2)
     levels = outline_levels(after if np.ptp(after) > 0 else before)
     window = _window(fixed, head)
@@ -213,7 +213,7 @@ def difference_figure(
     fixed, before, after, head, affine
         As for :func:`overlay_figure`.
     """
-    view = View.of(fixed, head, affine)
+    view = Cuts.of(fixed, head, affine)
     figure, rows = view.panels(2, bar=True)
     curve = intensity_curve(after[inside[1] & head], fixed[inside[1] & head])
     differences = [
@@ -252,7 +252,7 @@ def displacement_figure(
     displacements : callable
         Points (P, 3) of the fixed image, RAS+ mm → how far they go, (P, 3) mm.
     """
-    view = View.of(fixed, head, affine)
+    view = Cuts.of(fixed, head, affine)
     figure, rows = view.panels(1, bar=True)
     window = _window(fixed, head)
     view.show(rows[0], fixed, cmap="gray", vmin=window[0], vmax=1.6 * window[1] - 0.6 * window[0])
@@ -280,7 +280,7 @@ def displacement_figure(
     return figure
 
 
-def _arrows(view: View, plane: int, head: np.ndarray) -> np.ndarray:
+def _arrows(view: Cuts, plane: int, head: np.ndarray) -> np.ndarray:
     """Choose voxels of the head in a plane, on a coarse grid: (P, 3) turned indices."""
     _, _, drawn = PLANES[plane]
     step = max(view.extents()[0]) / N_ARROWS

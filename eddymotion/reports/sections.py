@@ -32,11 +32,11 @@ from eddymotion.reports.verdict import (
     JUMP_MM,
     SPOILT_BELOW,
     SPOILT_SPREADS,
-    Level,
+    Severity,
 )
 from eddymotion.reports.viewer import viewer
 
-MARKS = {Level.GOOD: "✓", Level.CARE: "!", Level.DOUBTFUL: "✕"}
+MARKS = {Severity.GOOD: "✓", Severity.CARE: "!", Severity.DOUBTFUL: "✕"}
 MANY_STEPS = 30
 """More steps of an estimation are folded away."""
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.derivatives.confounds import confounds, table_text
+from eddymotion.derivatives.confounds import confounds
 from eddymotion.derivatives.eddy import MODEL
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import volumes_beyond_repair
 from eddymotion.estimation.quality import Quality
-from eddymotion.io.tsv import Table
+from eddymotion.io.tsv import Table, table_text
 from eddymotion.io.writing import read_json, write_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
@@ -26,7 +26,7 @@ from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sp
 from eddymotion.reports.data import ReportData
 from eddymotion.reports.maps import predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
-from eddymotion.reports.verdict import Findings, Level, Notice, Verdict, judge, pose_errors
+from eddymotion.reports.verdict import Findings, Notice, Severity, Verdict, judge, pose_errors
 
 MAX_STEPS = 400
 """Of the estimation, in a report."""
@@ -227,7 +227,7 @@ class SeriesReport:
             Notice(
                 str(one.get("Subject", "warning")),
                 str(one.get("Text", "")),
-                Level.DOUBTFUL if one.get("Severe") else Level.CARE,
+                Severity.DOUBTFUL if one.get("Severe") else Severity.CARE,
             )
             for one in entries
         ]
@@ -264,7 +264,7 @@ def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
     kept = log[:MAX_STEPS]
     return {
         "seconds": [f"{seconds:.2f}" for seconds, _ in kept],
-        "step": [" ".join(message.split()) for _, message in kept],
+        "step": [message for _, message in kept],
     }
 
 

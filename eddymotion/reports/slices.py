@@ -28,7 +28,7 @@ ventricles."""
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class PlaneGrid:
     """The grid of a series with the axes closest to RAS+, and three planes through the head.
 
     Parameters
@@ -46,7 +46,7 @@ class Grid:
     cuts: tuple[int, int, int]
 
     @classmethod
-    def of(cls, series: Series) -> Grid:
+    def of(cls, series: Series) -> PlaneGrid:
         """Turn the grid of a series and lay the planes through its brain."""
         turn = io_orientation(series.affine)
         mask = apply_orientation(series.mask, turn).astype(bool)
@@ -60,7 +60,7 @@ class Grid:
         """Edge lengths of a voxel, mm."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
-    def same_as(self, other: Grid) -> bool:
+    def same_as(self, other: PlaneGrid) -> bool:
         """Whether the voxels are the same."""
         return self.mask.shape == other.mask.shape and bool(
             np.allclose(self.affine, other.affine, atol=1e-3)
@@ -86,7 +86,7 @@ class Slices:
     Parameters
     ----------
     series : Series
-    grid : Grid, optional
+    grid : PlaneGrid, optional
         Where the planes lie, if not on the grid of the series: they are interpolated then, so
         that a series before and after can be laid on each other.
 
@@ -98,8 +98,8 @@ class Slices:
         Signal at voxels of the brain, evenly spread.
     """
 
-    def __init__(self, series: Series, grid: Grid | None = None) -> None:
-        own = Grid.of(series)
+    def __init__(self, series: Series, grid: PlaneGrid | None = None) -> None:
+        own = PlaneGrid.of(series)
         self.gradients = series.gradients
         self.grid = own if grid is None or grid.same_as(own) else grid
         self._turn = io_orientation(series.affine)
@@ -114,7 +114,7 @@ class Slices:
         self.points = np.zeros((len(self._points[0]), n), np.float32)
 
     @classmethod
-    def of(cls, series: Series, grid: Grid | None = None) -> Slices:
+    def of(cls, series: Series, grid: PlaneGrid | None = None) -> Slices:
         """Keep the planes of all volumes."""
         slices = cls(series, grid)
         for _ in slices.watching(series.volumes()):
@@ -138,7 +138,7 @@ class Slices:
         """Edge lengths of the pixels of a plane, mm (2,)."""
         return np.delete(self.grid.sizes, PLANES.index(plane))
 
-    def _positions(self, own: Grid) -> dict[str, np.ndarray]:
+    def _positions(self, own: PlaneGrid) -> dict[str, np.ndarray]:
         """Voxel positions, in the turned volume, of planes that lie on another grid."""
         to_voxels = np.linalg.inv(own.affine)
         return {

@@ -11,11 +11,15 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.reports.slices import PLANES, Grid
+from eddymotion.reports.slices import PLANES, PlaneGrid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 MARGIN_MM = 12.0
 """What is shown around the brain: motion must be seen."""
@@ -60,7 +64,7 @@ class Frames:
     Parameters
     ----------
     low, high : (3,) arrays of int
-        The box that is shown, in voxels of a :class:`~eddymotion.reports.slices.Grid`.
+        The box that is shown, in voxels of a :class:`~eddymotion.reports.slices.PlaneGrid`.
     shape : (3,) array of int
         Its size in pixels.
     """
@@ -70,7 +74,7 @@ class Frames:
     shape: np.ndarray
 
     @classmethod
-    def of(cls, grid: Grid, n_volumes: int) -> Frames:
+    def of(cls, grid: PlaneGrid, n_volumes: int) -> Frames:
         """Crop to the brain; choose pixels so that a sheet does not become too large."""
         brain = np.argwhere(grid.mask)
         margin = np.ceil(MARGIN_MM / grid.sizes).astype(int)
@@ -124,6 +128,8 @@ class Frames:
         white : (N,) array
             The signal that is white in each volume.
         """
+        from PIL import Image
+
         width, height = self.size
         n = len(white)
         columns = max(1, min(n, round(math.sqrt(n * height / width))))
@@ -134,9 +140,9 @@ class Frames:
             grey = 255 * self.picture(of_volume) / white[volume]
             row, column = divmod(volume, columns)
             canvas[row * height :, column * width :][:height, :width] = np.clip(grey, 0, 255)
-        return Sheet(encode(canvas), width, height, columns)
+        return Sheet(encode(Image.fromarray(canvas)), width, height, columns)
 
-    def outline(self, grid: Grid) -> list[list[float]]:
+    def outline(self, grid: PlaneGrid) -> list[list[float]]:
         """Trace the edge of the brain: line segments x0, y0, x1, y1 in pixels of a frame."""
         segments = []
         for axis, (name, (left, top, w, h)) in enumerate(self.boxes.items()):
@@ -176,10 +182,8 @@ def white_levels(
     return white
 
 
-def encode(pixels: np.ndarray) -> bytes:
-    """Encode 8-bit grey (H, W) as WebP."""
-    from PIL import Image
-
+def encode(picture: Picture, quality: int = QUALITY) -> bytes:
+    """Encode a picture as WebP."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=4)
+    picture.save(buffer, "WEBP", quality=quality, method=4)
     return buffer.getvalue()

@@ -16,6 +16,7 @@ from enum import IntEnum
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
+from eddymotion.estimation.maps import map_groups
 from eddymotion.estimation.outliers import MANY_LOST, correlation_left
 from eddymotion.io.tsv import Table
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
@@ -33,7 +34,7 @@ SPOILT_SPREADS = 6.0
 TENSOR_DIRECTIONS = 6
 
 
-class Level(IntEnum):
+class Severity(IntEnum):
     """How bad it is."""
 
     GOOD = 0
@@ -65,12 +66,12 @@ class Check:
     unit: str = ""
 
     @property
-    def level(self) -> Level:
+    def level(self) -> Severity:
         """Where the value lies."""
         sign = 1 if self.doubtful >= self.care else -1
         if not sign * self.value > sign * self.care:
-            return Level.GOOD
-        return Level.DOUBTFUL if sign * self.value > sign * self.doubtful else Level.CARE
+            return Severity.GOOD
+        return Severity.DOUBTFUL if sign * self.value > sign * self.doubtful else Severity.CARE
 
     @property
     def rule(self) -> str:
@@ -88,12 +89,12 @@ class Notice:
     Parameters
     ----------
     label, text : str
-    level : Level
+    level : Severity
     """
 
     label: str
     text: str
-    level: Level
+    level: Severity
 
     @property
     def rule(self) -> str:
@@ -113,23 +114,23 @@ class Verdict:
     checks: tuple[Check | Notice, ...]
 
     @property
-    def level(self) -> Level:
+    def level(self) -> Severity:
         """The worst of the checks."""
-        return max((check.level for check in self.checks), default=Level.GOOD)
+        return max((check.level for check in self.checks), default=Severity.GOOD)
 
     @property
     def headline(self) -> str:
         """The verdict in a few words."""
         return {
-            Level.GOOD: "Usable",
-            Level.CARE: "Usable with care",
-            Level.DOUBTFUL: "Doubtful",
+            Severity.GOOD: "Usable",
+            Severity.CARE: "Usable with care",
+            Severity.DOUBTFUL: "Doubtful",
         }[self.level]
 
     @property
     def reasons(self) -> list[str]:
         """What is not good, worst first."""
-        bad = [check for check in self.checks if check.level > Level.GOOD]
+        bad = [check for check in self.checks if check.level > Severity.GOOD]
         return [
             f"{check.label}: {check.text}" for check in sorted(bad, key=lambda check: -check.level)
         ]
@@ -241,8 +242,7 @@ class Findings:
 def _below_shell(correlation: np.ndarray, gradients: Gradients) -> np.ndarray:
     """How far correlations are below the median of their shell, (N,); NaN where not known."""
     deficit = np.full(len(correlation), np.nan)
-    groups = gradients.shells if gradients.is_shelled else [gradients.dwis]
-    for group in (gradients.b0s, *groups):
+    for group in (gradients.b0s, *map_groups(gradients)):
         values = correlation[group]
         if np.isfinite(values).any():
             deficit[group] = np.nanmedian(values) - values

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from eddymotion.estimation.maps import map_groups
 from eddymotion.reports.layout import (
     Figure,
     Html,
@@ -115,9 +116,7 @@ def series_data(series: SeriesReport, name: str) -> Html:
         key: [None if math.isnan(v) else v for v in series.confounds.numbers(key)]
         for key in SHOWN_COLUMNS
     }
-    gradients = series.gradients
-    groups = [gradients.b0s, *gradients.shells] if gradients.is_shelled else [
-        gradients.b0s, gradients.dwis]  # fmt: skip
+    groups = series.gradients.b0s, *map_groups(series.gradients)
     content: dict[str, Any] = {
         "n": len(series.confounds),
         "columns": columns,

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from .acquisition import Grid as Grid
 from .acquisition import acquire as acquire
 from .acquisition import coil_sensitivity as coil_sensitivity
 from .acquisition import dropped_slices as dropped_slices
@@ -6,7 +7,6 @@ from .base import Head as Head
 from .eddy_currents import EddyCurrents as EddyCurrents
 from .eddy_currents import simulate_eddy_currents as simulate_eddy_currents
 from .fitted import FittedHead as FittedHead
-from .grid import Grid as Grid
 from .harmonics import HarmonicHead as HarmonicHead
 from .kspace import KSpace as KSpace
 from .motion import replayed_motion as replayed_motion

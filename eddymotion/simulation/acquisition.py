@@ -8,6 +8,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.images.grid import Grid, block_means, grid_points
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.images.masking import brain_mask
@@ -15,10 +16,9 @@ from eddymotion.machine.parallel import Progress, parallel_map, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.simulation.base import ContinuousHead, Head, signal_of_volume
 from eddymotion.simulation.eddy_currents import EddyCurrents
-from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.kspace import KSpace, Scanner
 from eddymotion.simulation.output import write_bids, write_motion_table
-from eddymotion.simulation.sampling import View, block_means
+from eddymotion.simulation.sampling import View
 
 __all__ = [
     "COIL_SCALE_MM",
@@ -144,9 +144,9 @@ def coil_sensitivity(grid: Grid, coil_bias: float) -> np.ndarray:
     -------
     (X, Y, Z) float32 array
     """
-    voxels = np.moveaxis(np.indices(grid.shape), 0, -1)
-    x, y, z = np.moveaxis((apply_affine(grid.affine, voxels) - grid.center) / COIL_SCALE_MM, -1, 0)
-    return np.exp(coil_bias * (x + 0.9 * z + 0.5 * y * z)).astype(np.float32)
+    x, y, z = (grid_points(grid.shape, grid.affine) - grid.center).T / COIL_SCALE_MM
+    sensitivity = np.exp(coil_bias * (x + 0.9 * z + 0.5 * y * z)).astype(np.float32)
+    return sensitivity.reshape(grid.shape)
 
 
 def dropped_slices(

@@ -9,19 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-
-class Box(Protocol):
-    """A box of voxels: shape and affine."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis."""
-        ...
-
-    @property
-    def affine(self) -> np.ndarray:
-        """Voxel indices → RAS+ mm, (4, 4)."""
-        ...
+from eddymotion.images.grid import Box
 
 
 class Head(Box, Protocol):

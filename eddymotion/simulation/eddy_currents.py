@@ -13,9 +13,10 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.images.axes import image_axes
+from eddymotion.images.grid import Grid
+from eddymotion.io.tsv import table_text
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents
-from eddymotion.simulation.grid import Grid
 
 __all__ = ["EddyCurrents", "Order", "simulate_eddy_currents", "write_eddy_table"]
 
@@ -69,10 +70,8 @@ def simulate_eddy_currents(
 
 def write_eddy_table(path: Path, eddy: EddyCurrents) -> None:
     """Write the coefficients (mm), a row a volume, one column ``e_…`` for each of the terms."""
-    names = TERMS[: eddy.coefficients.shape[1]]
-    rows = ["\t".join(f"e_{name}" for name in names)]
-    rows += ["\t".join(f"{value:.8g}" for value in row + 0.0) for row in eddy.coefficients]
-    write_text(path, "\n".join(rows) + "\n")
+    columns = zip(TERMS, eddy.coefficients.T + 0.0, strict=False)
+    write_text(path, table_text({f"e_{name}": values for name, values in columns}))
 
 
 def _ball_moments() -> np.ndarray:

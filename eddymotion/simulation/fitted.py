@@ -6,19 +6,18 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, dipy_table
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import Grid
 from eddymotion.io.series import mean_b0
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import inside_image, resample
-from eddymotion.simulation.grid import Grid
 from eddymotion.simulation.phantom import S0
 from eddymotion.wording import short_repr
 
@@ -48,8 +47,21 @@ WHITE_STICK_FRACTION = 0.5
 VOXELS_AT_A_TIME = 4096
 
 
+class SeriesHead:
+    """A head fitted to a series, on a wider grid."""
+
+    s0: np.ndarray
+    field_of_view: Grid
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        x, y, z = self.s0.shape
+        return x, y, z
+
+
 @dataclass(frozen=True, eq=False)
-class FittedHead:
+class FittedHead(SeriesHead):
     """A ball and a stick in each voxel (Behrens et al. 2003).
 
     ``S(b, g) = S₀ [(1 − f) exp(−b d) + f exp(−b d (g·v)²)]``
@@ -122,21 +134,11 @@ class FittedHead:
         maps[head] = np.concatenate(parallel_map(fit, starts, n_threads=n_threads))
         white = aligned.mask & (maps[..., 1] > WHITE_STICK_FRACTION)
         maps[..., 0] *= S0[0] / maps[white if white.any() else aligned.mask, 0].mean()
-        return cls._with_margin(maps, aligned, always_seen(dwi, motion))
-
-    @classmethod
-    def _with_margin(cls, maps: np.ndarray, dwi: DWI, seen: np.ndarray) -> FittedHead:
-        wider, affine, around = with_margin(maps, dwi, seen)
+        wider, affine, around = with_margin(maps, aligned, always_seen(dwi, motion))
         s0, fraction, diffusivity = (wider[..., k] for k in range(3))
-        brain = np.pad(dwi.mask, around)
-        grid = Grid(dwi.shape, dwi.affine)
+        brain = np.pad(aligned.mask, around)
+        grid = Grid(aligned.shape, aligned.affine)
         return cls(s0, fraction, diffusivity, wider[..., 3:], brain, affine, grid)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis."""
-        x, y, z = self.s0.shape
-        return x, y, z
 
     @cached_property
     def white_signal(self) -> float:
@@ -202,7 +204,7 @@ def tensor_volumes(gradients: Gradients) -> np.ndarray:
     low = np.flatnonzero(gradients.bvals <= TENSOR_MAX_BVAL)
     for volumes in (low, np.arange(len(gradients))):
         if len(volumes) >= 7:
-            design = design_matrix(_table(gradients.select(volumes)))
+            design = design_matrix(dipy_table(gradients.select(volumes)))
             if np.linalg.matrix_rank(design / np.linalg.norm(design, axis=0)) == 7:
                 return volumes
     raise EddymotionError(
@@ -215,7 +217,7 @@ def principal_directions(voxels: np.ndarray, gradients: Gradients) -> np.ndarray
     """Fit tensors, weighted, with DIPY; return their first eigenvectors (V, 3), RAS+."""
     from dipy.reconst.dti import TensorModel
 
-    model = TensorModel(_table(gradients), fit_method="WLS", min_signal=1e-3)
+    model = TensorModel(dipy_table(gradients), fit_method="WLS", min_signal=1e-3)
     directions = np.nan_to_num(model.fit(voxels).evecs[..., 0])
     norms = np.linalg.norm(directions, axis=1, keepdims=True)
     fallback = np.broadcast_to([0.0, 0.0, 1.0], directions.shape)
@@ -298,11 +300,3 @@ def always_seen(dwi: DWI, motion: Motion) -> np.ndarray:
     for matrix in np.linalg.inv(dwi.affine) @ motion.matrices @ dwi.affine:
         seen &= inside_image(dwi.shape, matrix[:3], dwi.shape)
     return seen if seen.any() else np.ones(dwi.shape, bool)
-
-
-def _table(gradients: Gradients) -> Any:
-    from dipy.core.gradients import gradient_table
-
-    return gradient_table(
-        gradients.bvals, bvecs=gradients.bvecs, b0_threshold=gradients.b0_threshold
-    )

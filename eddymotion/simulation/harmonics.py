@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,12 +12,12 @@ from scipy import ndimage
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import Grid
 from eddymotion.io.series import mean_b0
 from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import resample
 from eddymotion.simulation.crude import align_crudely
-from eddymotion.simulation.fitted import always_seen, head_region, with_margin
-from eddymotion.simulation.grid import Grid
+from eddymotion.simulation.fitted import SeriesHead, always_seen, head_region, with_margin
 from eddymotion.simulation.phantom import S0
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ WHITE_PERCENTILE = 70
 
 
 @dataclass(frozen=True, eq=False)
-class HarmonicHead:
+class HarmonicHead(SeriesHead):
     """Spherical harmonics of the signal of each shell, in each voxel.
 
     Why this model: it shares nothing with the models that the package estimates motion with, and
@@ -128,19 +128,8 @@ class HarmonicHead:
             affine,
             Grid(dwi.shape, dwi.affine),
         )
-        return head._scaled(S0[0] / head.white_signal)
-
-    def _scaled(self, factor: float) -> HarmonicHead:
-        return HarmonicHead(
-            self.s0 * np.float32(factor), self.bvals, self.coefficients * np.float32(factor),
-            self.brain, self.affine, self.field_of_view,
-        )  # fmt: skip
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis."""
-        x, y, z = self.s0.shape
-        return x, y, z
+        gain = np.float32(S0[0] / head.white_signal)
+        return replace(head, s0=head.s0 * gain, coefficients=head.coefficients * gain)
 
     @cached_property
     def white_signal(self) -> float:

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy import fft
 
 from eddymotion.errors import EddymotionError
-from eddymotion.simulation.grid import Grid
-from eddymotion.simulation.sampling import block_means
+from eddymotion.images.grid import Grid, block_means, grid_points
 
 MARGIN_MM = 24.0
 """How far the measured field of view reaches beyond the image within slices, as with oversampled
@@ -116,11 +114,11 @@ class Scanner:
     @cached_property
     def receive_field(self) -> np.ndarray:
         """Complex sensitivity on the fine grid, (Z, Y, X) complex64."""
-        field = np.empty(self.fine_grid.shape[::-1], np.complex64)
-        y, x = np.indices(field.shape[1:])
+        grid = self.fine_grid
+        field = np.empty(grid.shape[::-1], np.complex64)
         for z, plane in enumerate(field):
-            indices = np.stack([x, y, np.full_like(x, z)], axis=-1)
-            points = apply_affine(self.fine_grid.affine, indices) - self.grid.center
+            points = grid_points(grid.shape, grid.affine, order="F", slab=slice(z, z + 1))
+            points = points.reshape(*plane.shape, 3) - self.grid.center
             plane[...] = receive_field(points, self.settings.coil_variation, self.settings.seed)
         return field
 

@@ -18,12 +18,12 @@ from functools import cached_property
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.images.grid import Grid, block_means
 from eddymotion.images.image import Image
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.simulation.acquisition import coil_sensitivity
 from eddymotion.simulation.base import Head
-from eddymotion.simulation.grid import Grid
-from eddymotion.simulation.sampling import View, block_means
+from eddymotion.simulation.sampling import View
 from eddymotion.simulation.synthetic import SyntheticHead
 from eddymotion.wording import short_repr
 

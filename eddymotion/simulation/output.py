@@ -16,6 +16,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.io.images import write_image
 from eddymotion.io.itk import write_itk
 from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.tsv import table_text
 from eddymotion.io.writing import write_json, write_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import PARAMETERS, rigid_parameters
@@ -163,16 +164,12 @@ def integer_gain(signal: np.ndarray) -> float:
 
 def write_motion_table(path: Path, motion: Motion, center: np.ndarray) -> None:
     """Write six parameters a volume: translations of the grid centre (mm), angles (rad)."""
-    rows = ["\t".join(PARAMETERS)]
-    rows += [
-        "\t".join(f"{value:.8g}" for value in row)
-        for row in rigid_parameters(motion.matrices, center)
-    ]
-    write_text(path, "\n".join(rows) + "\n")
+    values = rigid_parameters(motion.matrices, center).T
+    write_text(path, table_text(dict(zip(PARAMETERS, values, strict=True))))
 
 
 def write_dropped_table(path: Path, kept: np.ndarray) -> None:
     """Write the slices that lost signal; `kept` (N, Z) as of ``dropped_slices``."""
-    rows = ["volume\tslice\tkept"]
-    rows += [f"{i}\t{z}\t{kept[i, z]:.6f}" for i, z in np.argwhere(kept < 1)]
-    write_text(path, "\n".join(rows) + "\n")
+    volumes, slices = np.nonzero(kept < 1)
+    shares = [f"{share:.6f}" for share in kept[volumes, slices]]
+    write_text(path, table_text({"volume": volumes, "slice": slices, "kept": shares}))

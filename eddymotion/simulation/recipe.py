@@ -18,6 +18,7 @@ from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import estimate_motion
 from eddymotion.images.axes import image_axes
+from eddymotion.images.grid import Box, Grid
 from eddymotion.io.images import write_image
 from eddymotion.io.series import load
 from eddymotion.io.tables import read_gradient_table
@@ -26,15 +27,14 @@ from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.eddy_currents import SCALE_MM
 from eddymotion.mapping.motion import Motion
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
-from eddymotion.simulation.base import Box, Head
+from eddymotion.simulation.base import Head
 from eddymotion.simulation.eddy_currents import (
     EddyCurrents,
     Order,
     simulate_eddy_currents,
     write_eddy_table,
 )
-from eddymotion.simulation.fitted import FittedHead
-from eddymotion.simulation.grid import Grid
+from eddymotion.simulation.fitted import FittedHead, SeriesHead
 from eddymotion.simulation.harmonics import HarmonicHead
 from eddymotion.simulation.kspace import KSpace
 from eddymotion.simulation.motion import (
@@ -394,7 +394,7 @@ def _head_and_scheme(recipe: Recipe, n_threads: int) -> tuple[Head, Gradients | 
 def _grid(recipe: Recipe, head: Head) -> Grid:
     box: Box = head
     sizes = recipe.voxel_size or (DEFAULT_VOXEL_SIZE,) * 3
-    if isinstance(head, FittedHead | HarmonicHead):
+    if isinstance(head, SeriesHead):
         box = head.field_of_view
         if not (recipe.voxel_size or recipe.orientation or recipe.oblique):
             return head.field_of_view

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import kernel_order, sample_grid
 from eddymotion.simulation.base import (
@@ -18,7 +19,6 @@ from eddymotion.simulation.base import (
     signal_of_volume_at,
 )
 from eddymotion.simulation.eddy_currents import EddyCurrents
-from eddymotion.simulation.grid import Grid
 
 
 class Points(Protocol):
@@ -75,9 +75,8 @@ class View:
     def _by_slices(self, signal: Points, grid: Grid) -> np.ndarray:
         """Evaluate a function of points of the head, a slice after the other."""
         values = np.empty(grid.shape[::-1], np.float32)
-        y, x = np.indices(values.shape[1:]).reshape(2, -1)
         for z, plane in enumerate(values):
-            recorded = apply_affine(grid.affine, np.stack([x, y, np.full_like(x, z)], axis=1))
+            recorded = grid_points(grid.shape, grid.affine, order="F", slab=slice(z, z + 1))
             if self.eddy is None:
                 found = signal(apply_affine(self.pose, recorded))
             else:
@@ -85,9 +84,3 @@ class View:
                 found = signal(apply_affine(self.pose, origins)) / stretch
             plane[...] = found.reshape(plane.shape)
         return values
-
-
-def block_means(fine: np.ndarray, factors: tuple[int, int, int]) -> np.ndarray:
-    """Average blocks of voxels, of `factors` along the axes (of the array, slowest first)."""
-    shape = [n for size, f in zip(fine.shape, factors, strict=True) for n in (size // f, f)]
-    return fine.reshape(shape).mean(axis=(1, 3, 5))

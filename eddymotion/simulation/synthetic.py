@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
-from nibabel.affines import apply_affine
+
+from eddymotion.images.grid import grid_points
 
 Contrast = Literal["adult", "infant"]
 """Of grey and white matter; see :func:`draw_tissue`."""
@@ -157,13 +158,13 @@ class SyntheticHead:
     @cached_property
     def brain(self) -> np.ndarray:
         """Where there is white or grey matter, (X, Y, Z) bool."""
-        points = apply_affine(self.affine, np.moveaxis(np.indices(self.shape), 0, -1))
+        points = grid_points(self.shape, self.affine)
         shares = []
-        for x, y, z in _portions(points.reshape(-1, 3)):
+        for x, y, z in _portions(points):
             parts = self._place(x, y, z).parts
             shares.append(parts.white + parts.grey + parts.deep_grey)
-        tissue = np.concatenate(shares).reshape(self.shape) > 0.5
-        return tissue & (points[..., 2] > BRAIN_BOTTOM_MM)
+        tissue = np.concatenate(shares) > 0.5
+        return (tissue & (points[:, 2] > BRAIN_BOTTOM_MM)).reshape(self.shape)
 
     @property
     def white_signal(self) -> float:
@@ -172,8 +173,8 @@ class SyntheticHead:
 
     def signal(self, bval: float, bvec: np.ndarray) -> np.ndarray:
         """Noise-free signal on the head's own grid; see :class:`eddymotion.simulation.Head`."""
-        points = apply_affine(self.affine, np.moveaxis(np.indices(self.shape), 0, -1))
-        return self.signal_at(points.reshape(-1, 3), bval, bvec).reshape(self.shape)
+        points = grid_points(self.shape, self.affine)
+        return self.signal_at(points, bval, bvec).reshape(self.shape)
 
     def signal_at(self, points: np.ndarray, bval: float, bvec: np.ndarray) -> np.ndarray:
         """Noise-free signal at any points.
@@ -363,7 +364,7 @@ class Place:
     @property
     def matter(self) -> np.ndarray:
         """Share that is no air."""
-        return _share(self.outline) * (1 - self._face[2])
+        return within(self.outline) * (1 - self._face[2])
 
     @cached_property
     def cortex(self) -> np.ndarray:
@@ -386,12 +387,12 @@ class Place:
     def parts(self) -> Parts:
         """What is where."""
         dark = np.zeros(len(self.x), np.float32)
-        head = _share(self.outline)
+        head = within(self.outline)
         inside = np.flatnonzero(self.brain > -5 - EDGE_MM)
         scalp = 6 + 1.2 * self.slow["scalp"]
-        deep = _share(self.outline - scalp)
-        skin_depth = _share(self.outline - 0.4 * scalp)
-        bone = _share(self.brain + 10 + 1.5 * self.slow["skull"])
+        deep = within(self.outline - scalp)
+        skin_depth = within(self.outline - 0.4 * scalp)
+        bone = within(self.brain + 10 + 1.5 * self.slow["skull"])
         muscle = deep * (1 - bone)
         skin, fat = head * (1 - skin_depth), head * skin_depth * (1 - deep)
         vitreous, orbit, air = self._face
@@ -421,36 +422,36 @@ class Place:
         orbit = _depth(x - 29, y - 60, z + 24, (17, 22, 16))
         sinus = _depth(self.x, y - 66, z + 40, (13, 17, 18))
         ear = _depth(x - 58, y + 22, z + 42, (13, 14, 14))
-        air = np.maximum(_share(sinus), _share(ear))
-        return _share(ball), np.maximum(_share(ball), _share(orbit)), air
+        air = np.maximum(within(sinus), within(ear))
+        return within(ball), np.maximum(within(ball), within(orbit)), air
 
     @cached_property
     def _intracranial(self) -> dict[str, np.ndarray]:
         """Shares of white matter, grey matter, nuclei and fluid inside the skull."""
         x, y, z = self.side, self.y, self.z
-        cavity = _share(self.brain + 2.0 + 0.8 * self.slow["thickness"])  # bounded by the skull
+        cavity = within(self.brain + 2.0 + 0.8 * self.slow["thickness"])  # bounded by the skull
         thickness = 2.9 + 0.5 * self.slow["thickness"]
-        pia, white = _share(self.cortex), _share(self.cortex - thickness)
-        band = _share(self.callosum)
+        pia, white = within(self.cortex), within(self.cortex - thickness)
+        band = within(self.callosum)
         pia, white = np.maximum(pia, band), np.maximum(white, band)
         folia = self.cerebellum
         spacing = np.float32(8 / np.pi)
         leaf = np.abs(np.sin((0.8 * z + 0.6 * y + 0.1 * x) / spacing)) * spacing
         leaf = np.minimum(folia - 1.0, np.hypot(leaf, np.maximum(folia - 8, 0)) - 0.3)
-        pia = np.maximum(pia, _share(leaf))
-        white = np.maximum(white, _share(np.minimum(leaf - 2.2, folia - 5)))
-        stem = _share(self.stem)
+        pia = np.maximum(pia, within(leaf))
+        white = np.maximum(white, within(np.minimum(leaf - 2.2, folia - 5)))
+        stem = within(self.stem)
         pia, white = np.maximum(pia, stem), np.maximum(white, stem)
         caudate = _depth(x - 13, y - 12, z - 12, (5, 15, 8))
         putamen = _depth(x - 26, y - 3, z - 1, (6.5, 17, 10))
         thalamus = _depth(x - 10, y + 15, z - 5, (8.5, 14, 9))
-        nuclei = _share(np.maximum(np.maximum(caudate, putamen), thalamus))
+        nuclei = within(np.maximum(np.maximum(caudate, putamen), thalamus))
         horns = _depth(x - 7 - 0.1 * (y - 8), y - 6, z - 15 + 0.1 * y, (5, 29, 7))
         atria = _depth(x - 22, y + 38, z - 8, (6.5, 17, 9))
         third = _depth(self.x, y + 8, z - 1, (2.6, 14, 9))
         fourth = _depth(self.x, y + 36, z + 36, (6, 6, 8))
         wet = np.maximum(np.maximum(horns, atria), np.maximum(third, fourth))
-        wet = _share(wet) * (1 - band)
+        wet = within(wet) * (1 - band)
         solid = pia * (1 - wet) * cavity
         return {
             "white": solid * white * (1 - nuclei),
@@ -465,10 +466,10 @@ class Place:
         """Yield the share and the unit direction of each bundle at some of the points."""
         x, y, z = self.x[some], self.y[some], self.z[some]
         depth = self.hemispheres[some]
-        stem = _share(self.stem[some])
+        stem = within(self.stem[some])
         side = self.side[some]
         callosal = np.exp(-(((z - 22) / 20) ** 2) - (x / 34) ** 2)
-        callosal += 4 * _share(self.callosum[some]) * np.exp(-((x / 13) ** 2))
+        callosal += 4 * within(self.callosum[some]) * np.exp(-((x / 13) ** 2))
         callosal *= (1 - stem) * (1 + 0.25 * np.tanh(slow["callosal"]))
         lateral = np.exp(-(((side - 40) / 9) ** 2) - ((z - 8) / 24) ** 2)
         around = np.sqrt(((y + 4) / 46) ** 2 + ((z - 4) / 29) ** 2)
@@ -522,7 +523,7 @@ def _depth(x: np.ndarray, y: np.ndarray, z: np.ndarray, axes: tuple[float, ...])
     return radius * (1 - radius) / np.maximum(slope, 1e-6)
 
 
-def _share(depth: np.ndarray) -> np.ndarray:
+def within(depth: np.ndarray) -> np.ndarray:
     """Share of a part at a depth below its surface: an edge of :data:`EDGE_MM`."""
     t = np.clip(0.5 + depth / EDGE_MM, 0, 1)
     return t * t * (3 - 2 * t)

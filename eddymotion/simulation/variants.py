@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.images.grid import Grid, grid_points
 from eddymotion.simulation.base import ContinuousHead, Head
-from eddymotion.simulation.grid import Grid
+from eddymotion.simulation.synthetic import within
 
 Cavity = Literal["none", "fluid", "empty"]
 """Filled with fluid, or with nothing that gives signal."""
@@ -20,7 +21,7 @@ Coverage = Literal["whole", "slab", "cropped"]
 """Of the brain by the field of view: :data:`SLAB_MM` of slices in its middle, or all but its
 lowest :data:`CROPPED_MM`."""
 
-CAVITY_RADIUS_MM, CAVITY_EDGE_MM = 25.0, 1.8
+CAVITY_RADIUS_MM = 25.0
 CAVITY_OFFSET_MM = (22.0, -12.0, 14.0)
 """From the middle of the brain, RAS+."""
 
@@ -67,8 +68,7 @@ class CavityHead:
     @cached_property
     def _share(self) -> np.ndarray:
         """Share of the cavity in each voxel of the head's grid."""
-        voxels = np.moveaxis(np.indices(self.shape), 0, -1)
-        return self.share_at(apply_affine(self.affine, voxels))
+        return self.share_at(grid_points(self.shape, self.affine)).reshape(self.shape)
 
     @cached_property
     def brain(self) -> np.ndarray:
@@ -78,8 +78,7 @@ class CavityHead:
     def share_at(self, points: np.ndarray) -> np.ndarray:
         """Share of the cavity at points (..., 3)."""
         depth = CAVITY_RADIUS_MM - np.linalg.norm(points - self.center, axis=-1)
-        t = np.clip(0.5 + depth / CAVITY_EDGE_MM, 0, 1)
-        return (t * t * (3 - 2 * t)).astype(np.float32)
+        return within(depth).astype(np.float32)
 
     def signal(self, bval: float, bvec: np.ndarray) -> np.ndarray:
         """Noise-free signal; see :class:`eddymotion.simulation.Head`."""

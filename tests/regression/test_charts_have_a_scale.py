@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.derivatives.confounds import table_text
 from eddymotion.derivatives.eddy import eddy_columns
-from eddymotion.io.tsv import Table
+from eddymotion.io.tsv import Table, table_text
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.reports.charts import eddy_chart
 from eddymotion.reports.svg import Columns, Panel, nice_ticks

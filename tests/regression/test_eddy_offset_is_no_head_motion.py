@@ -18,7 +18,7 @@ from eddymotion.reports.metrics import quality_metrics
 from eddymotion.reports.sections import in_words
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.summary import summarise
-from eddymotion.reports.verdict import Level
+from eddymotion.reports.verdict import Severity
 
 OFFSET_MM = 3.0
 
@@ -47,7 +47,7 @@ def test_the_head_is_judged(series):
     displaced = {c.label: c for c in series.verdict.checks if "displacement" in c.label}
     for label in ("mean", "largest"):
         check = displaced[f"{label} framewise displacement"]
-        assert check.level is Level.GOOD
+        assert check.level is Severity.GOOD
         assert check.value < 0.05
         assert "mm with the eddy-current offset)" in check.text
 

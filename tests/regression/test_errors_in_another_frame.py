@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from eddymotion.cli import evaluate
-from eddymotion.derivatives.confounds import table_text
 from eddymotion.evaluation.motion import compare_motion, coverage_percent
 from eddymotion.io.images import write_image
+from eddymotion.io.tsv import table_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import PARAMETERS, rigid_matrix
 

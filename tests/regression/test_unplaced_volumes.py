@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.derivatives.confounds import confounds, table_text
+from eddymotion.derivatives.confounds import confounds
 from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.outliers import ruin_in_words, volumes_beyond_repair
 from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.tsv import table_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rms_displacement
 from eddymotion.models import get_model

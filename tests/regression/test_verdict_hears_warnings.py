@@ -6,7 +6,7 @@ import pytest
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.io.tsv import Table
-from eddymotion.reports.verdict import Findings, Level, Notice, judge, pose_errors
+from eddymotion.reports.verdict import Findings, Notice, Severity, judge, pose_errors
 
 GRADIENTS = Gradients(
     np.r_[0.0, np.full(20, 1000.0)], np.random.default_rng(0).normal(size=(21, 3))
@@ -29,13 +29,14 @@ def verdict(error, notices=()):
 
 
 @pytest.mark.parametrize(("error", "level"), [
-    ("0.05", Level.GOOD), ("0.5", Level.CARE), ("3.0", Level.DOUBTFUL), ("n/a", Level.DOUBTFUL),
+    ("0.05", Severity.GOOD), ("0.5", Severity.CARE), ("3.0", Severity.DOUBTFUL),
+    ("n/a", Severity.DOUBTFUL),
 ])  # fmt: skip
 def test_errors_of_the_poses_count(error, level):
     assert verdict(error).level == level
 
 
-@pytest.mark.parametrize("level", [Level.CARE, Level.DOUBTFUL])
+@pytest.mark.parametrize("level", [Severity.CARE, Severity.DOUBTFUL])
 def test_warnings_count_and_are_told(level):
     found = verdict("0.05", [Notice("denoised", "hardly any noise", level)])
     assert found.level == level

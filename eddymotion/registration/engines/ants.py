@@ -16,26 +16,24 @@ Avants et al. (2011), NeuroImage 54:2033.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shlex
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import apply_affine, from_matvec
-from scipy.ndimage import map_coordinates
+from nibabel.affines import from_matvec
 
 from eddymotion.errors import EddymotionError, EngineError
+from eddymotion.images.grid import read_linearly
 from eddymotion.images.image import Image
 from eddymotion.io.itk import write_itk
 from eddymotion.io.warps import read_warp
 from eddymotion.mapping.registration import Registration, Warp
-from eddymotion.registration.checks import check_pair, read_settings
+from eddymotion.registration.checks import read_settings
 from eddymotion.registration.engines.ants_inputs import (
     OURS,
     assign,
@@ -46,10 +44,13 @@ from eddymotion.registration.engines.ants_inputs import (
 from eddymotion.registration.engines.external import (
     PairFiles,
     environment,
+    find_in_package,
     last_words,
+    relative_command,
     run_program,
     work_folder,
 )
+from eddymotion.registration.request import Engine, Request, ending
 from eddymotion.registration.settings import (
     check_number,
     check_preset,
@@ -84,7 +85,7 @@ LEVEL_START = re.compile(r"DIAGNOSTIC,\s*Iteration", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class AntsRegistrar:
+class AntsRegistrar(Engine):
     """Registration with ANTs.
 
     Parameters
@@ -142,32 +143,17 @@ class AntsRegistrar:
             del settings[key]
         return refusing_with(path, lambda: cls(settings=settings, **ours))
 
-    def register(
-        self,
-        fixed: Image,
-        moving: Image,
-        *,
-        transform: str = "rigid",
-        metric: str | None = None,
-        fixed_mask: np.ndarray | None = None,
-        moving_mask: np.ndarray | None = None,
-        init: np.ndarray | None = None,
-        seed: int = 0,
-    ) -> Registration:
-        """Register a pair; see :meth:`eddymotion.registration.Registrar.register`.
-
-        A `metric` that is given replaces that of the last stage.
-        """
-        check_pair(fixed, moving, fixed_mask, moving_mask, transform, metric, self, init)
-        stages = self._stages(transform, metric)
-        n_voxels = fixed.data.size if fixed_mask is None else int(np.sum(fixed_mask))
+    def _register(self, asked: Request) -> Registration:
+        """Register; a metric that is given replaces that of the last stage."""
+        fixed, nonlinear = asked.fixed, asked.transform == "syn"
+        stages = self._stages(asked.transform, asked.metric)
+        n_voxels = fixed.data.size if asked.fixed_mask is None else int(asked.fixed_mask.sum())
         self._fit_to_size(stages, min(fixed.data.shape), n_voxels)
         with work_folder() as folder:
-            pair = PairFiles.write(folder, fixed, moving, fixed_mask, moving_mask, init)
-            command = self._command(pair, stages, seed)
+            pair = PairFiles.write(folder, asked)
+            command = self._command(pair, stages, asked.seed)
             matrix_file = folder / "found0GenericAffine.mat"
             warp_files = [folder / f"found1{name}Warp.nii.gz" for name in ("", "Inverse")]
-            nonlinear = transform == "syn"
             printed = run_program(
                 command, folder=folder, n_threads=self.n_threads, programs=program_folder(folder),
                 outputs=[matrix_file, *(warp_files if nonlinear else [])],
@@ -250,7 +236,7 @@ class AntsRegistrar:
                 f"registration ants: the settings do not fit together ({why(error)}); give each "
                 "key one entry for every stage, with as many parts as the stage has metrics"
             ) from error
-        return shlex.split(line.replace(f"{pair.folder}{os.sep}", ""))
+        return relative_command(line, pair.folder)
 
 
 def ants_is_here() -> bool:
@@ -259,13 +245,8 @@ def ants_is_here() -> bool:
 
 
 def _library() -> Path | None:
-    """Return antspyx's compiled library; importing the package would take seconds."""
-    package = find_spec("ants")
-    places = package.submodule_search_locations if package else None
-    for place in places or ():
-        for library in sorted(Path(place).glob("lib.*.so")) + sorted(Path(place).glob("lib*.pyd")):
-            return library
-    return None
+    """Return antspyx's compiled library."""
+    return find_in_package("ants", "lib.*.so", "lib*.pyd")
 
 
 def program_folder(folder: Path) -> Path | None:
@@ -321,11 +302,11 @@ def on_grid_of(image: Image, warp: Warp) -> Warp:
     if warp.forward.shape[:3] == image.data.shape:
         return replace(warp, affine=image.affine)
     to_field = np.linalg.inv(warp.affine) @ image.affine
-    voxels = apply_affine(to_field, np.indices(image.data.shape).reshape(3, -1).T).T
 
     def resampled(field: np.ndarray) -> np.ndarray:
-        parts = [map_coordinates(field[..., k], voxels, order=1, mode="nearest") for k in range(3)]
-        return np.stack(parts, axis=-1).reshape(*image.data.shape, 3)
+        parts = np.moveaxis(field, -1, 0)
+        shape = image.data.shape
+        return np.stack([read_linearly(part, to_field, shape, "nearest") for part in parts], -1)
 
     return Warp(resampled(warp.forward), resampled(warp.inverse), image.affine)
 
@@ -338,10 +319,7 @@ def _result(
     costs = levels[-1] if levels else ()
     limit = stages["number_of_iterations"][-1][-1]
     converged = bool(costs) and len(costs) < limit
-    how = "converged" if converged else "stopped at the iteration limit"
-    message = f"{how} after {n_iterations} iterations of ANTs"
-    if costs:
-        message += f"; cost {costs[0]:.5g} → {costs[-1]:.5g}"
+    message = ending(converged, n_iterations, costs, " of ANTs")
     return Registration(matrix, converged, message, costs, n_iterations, warp)
 
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
 from eddymotion.errors import EddymotionError
+from eddymotion.registration.engines.external import nipype_interface
 from eddymotion.wording import shown
 
 PER_STAGE = (
@@ -85,10 +85,7 @@ def _check_pyramids(stages: dict[str, Any]) -> None:
 
 def interface_with(inputs: dict[str, Any]) -> Any:
     """Return Nipype's interface with some inputs set."""
-    os.environ.setdefault("NO_ET", "1")  # Nipype would ask a server for its newest version
-    from nipype.interfaces.ants import Registration as Interface
-
-    interface = Interface()
+    interface = nipype_interface("ants")
     assign(interface, inputs)
     return interface
 

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 from dipy.align.imaffine import AffineRegistration, MutualInformationMetric
 from dipy.align.transforms import regtransforms
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import MIN_POINTS, jittered_points
 from eddymotion.mapping.registration import Registration
-from eddymotion.registration.checks import check_pair, inside_grid
+from eddymotion.registration.checks import inside_grid
 from eddymotion.registration.engines.syn import SYN_METRICS, SynSettings, run_syn
-from eddymotion.registration.gauss_newton import foreground
+from eddymotion.registration.request import Engine, Request, ending
 from eddymotion.registration.settings import (
     check_number,
     check_numbers,
@@ -57,7 +57,7 @@ the brightest."""
 
 
 @dataclass(frozen=True)
-class DipyRegistrar:
+class DipyRegistrar(Engine):
     """Registration with DIPY.
 
     Parameters
@@ -113,39 +113,27 @@ class DipyRegistrar:
         """Read the parameters from a JSON file; the defaults without one."""
         return engine_from(cls, path)
 
-    def register(
-        self,
-        fixed: Image,
-        moving: Image,
-        *,
-        transform: str = "rigid",
-        metric: str | None = None,
-        fixed_mask: np.ndarray | None = None,
-        moving_mask: np.ndarray | None = None,
-        init: np.ndarray | None = None,
-        seed: int = 0,
-    ) -> Registration:
-        """Register a pair; see :meth:`eddymotion.registration.Registrar.register`.
+    def _register(self, asked: Request) -> Registration:
+        """Register; see :meth:`~eddymotion.registration.request.Engine.register`.
 
         The linear stages maximise the mutual information (``mi``); the other metrics are those of
         SyN, which takes ``cc`` when none is given.
         """
-        check_pair(fixed, moving, fixed_mask, moving_mask, transform, metric, self, init)
-        chosen = _metric_for(transform, metric)
-        pair = _Pair.of(fixed, moving, fixed_mask, moving_mask)
-        start = np.eye(4) if init is None else np.array(init, dtype=float)
+        transform, start = asked.transform, asked.start
+        chosen = _metric_for(transform, asked.metric)
+        pair = _Clipped.of(asked)
         if transform == "syn" and self.prealignment == "init":
             linear = Registration(start, True, "pre-aligned by the start")
         else:
-            linear = self._register_linearly(pair, STAGES[transform], start, seed)
+            linear = self._register_linearly(pair, STAGES[transform], start, asked.seed)
         if transform != "syn":
             return linear
         settings = SynSettings(chosen, self.syn_iterations, self.syn_step, self.syn_radius)
-        masks = (fixed_mask, moving_mask)
+        masks = (asked.fixed_mask, asked.moving_mask)
         return run_syn(pair.fixed, pair.moving, masks, linear, settings)
 
     def _register_linearly(
-        self, pair: _Pair, stages: tuple[str, ...], start: np.ndarray, seed: int
+        self, pair: _Clipped, stages: tuple[str, ...], start: np.ndarray, seed: int
     ) -> Registration:
         here, there = pair.coordinates(start)
         matrix = there @ start @ np.linalg.inv(here)
@@ -171,8 +159,7 @@ class DipyRegistrar:
             n_iterations += metric.n_evaluations
         costs = metric.accepted_costs
         converged = len(metric.costs) < self.iterations[-1]
-        how = "converged" if converged else "stopped at the iteration limit"
-        message = f"{how} after {n_iterations} iterations; cost {costs[0]:.4f} → {costs[-1]:.4f}"
+        message = ending(converged, n_iterations, costs, form=".4f")
         matrix = np.linalg.inv(there) @ matrix @ here
         return Registration(matrix, converged, message, costs, n_iterations)
 
@@ -191,7 +178,7 @@ def _metric_for(transform: str, metric: str | None) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class _Clipped:
     """What is compared: images without outlying intensities, and where."""
 
     fixed: Image
@@ -200,16 +187,9 @@ class _Pair:
     moving_mask: np.ndarray | None
 
     @classmethod
-    def of(
-        cls,
-        fixed: Image,
-        moving: Image,
-        fixed_mask: np.ndarray | None,
-        moving_mask: np.ndarray | None,
-    ) -> _Pair:
-        mask = foreground(fixed) if fixed_mask is None else np.asarray(fixed_mask, bool)
-        region = None if moving_mask is None else np.asarray(moving_mask, bool)
-        return cls(clipped(fixed, mask), clipped(moving, region), mask, region)
+    def of(cls, asked: Request) -> _Clipped:
+        fixed, moving = clipped(asked.fixed, asked.head), clipped(asked.moving, asked.moving_mask)
+        return cls(fixed, moving, asked.head, asked.moving_mask)
 
     def coordinates(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """World mm → coordinates for the optimiser, of the fixed and of the moving image."""
@@ -233,9 +213,7 @@ def clipped(image: Image, mask: np.ndarray | None) -> Image:
 
 
 def _scaled_about(middle: np.ndarray, unit: float) -> np.ndarray:
-    matrix = np.diag([1 / unit] * 3 + [1.0])
-    matrix[:3, 3] = -middle / unit
-    return matrix
+    return from_matvec(np.eye(3) / unit, -middle / unit)
 
 
 class _MutualInformation(MutualInformationMetric):

@@ -17,23 +17,19 @@ Klein et al. (2010), IEEE TMI 29:196.
 from __future__ import annotations
 
 import logging
-import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.images.image import Image
 from eddymotion.mapping.registration import Registration
-from eddymotion.registration.checks import check_pair, read_settings
+from eddymotion.registration.checks import read_settings
 from eddymotion.registration.engines.elastix_files import (
     ParameterMap,
     parameter_file_matrix,
@@ -45,10 +41,14 @@ from eddymotion.registration.engines.elastix_files import (
 )
 from eddymotion.registration.engines.external import (
     PairFiles,
+    find_in_package,
+    nipype_interface,
+    relative_command,
     run_function,
     run_program,
     work_folder,
 )
+from eddymotion.registration.request import Engine, Request
 from eddymotion.registration.settings import (
     check_number,
     check_preset,
@@ -97,7 +97,7 @@ Stochastic gradient descent has no other sign of convergence."""
 
 
 @dataclass(frozen=True)
-class ElastixRegistrar:
+class ElastixRegistrar(Engine):
     """Registration with elastix: rigid, similarity or affine.
 
     Parameters
@@ -150,32 +150,21 @@ class ElastixRegistrar:
         parameters = {k: v for k, v in read_parameter_file(path).items() if k not in OURS}
         return refusing_with(path, lambda: cls(parameters=parameters))
 
-    def register(
-        self,
-        fixed: Image,
-        moving: Image,
-        *,
-        transform: str = "rigid",
-        metric: str | None = None,
-        fixed_mask: np.ndarray | None = None,
-        moving_mask: np.ndarray | None = None,
-        init: np.ndarray | None = None,
-        seed: int = 0,
-    ) -> Registration:
-        """Register a pair; see :meth:`eddymotion.registration.Registrar.register`."""
+    def _refuse(self, transform: str) -> None:
         if transform == "syn":
             raise EddymotionError(
                 "registration: elastix has no symmetric normalisation ('syn'); use the engine "
                 "ants or dipy for it, or one of rigid, similarity, affine"
             )
-        check_pair(fixed, moving, fixed_mask, moving_mask, transform, metric, self, init)
-        parameters = self._parameters(transform, metric, seed)
+
+    def _register(self, asked: Request) -> Registration:
+        parameters = self._parameters(asked.transform, asked.metric, asked.seed)
         with work_folder() as folder:
-            pair = PairFiles.write(folder, fixed, moving, fixed_mask, moving_mask, init)
+            pair = PairFiles.write(folder, asked)
             write_parameter_file(folder / "parameters.txt", parameters)
             write_parameter_file(folder / "start.txt", start_parameters(pair.start))
             output = folder / "TransformParameters.0.txt"
-            if _program_serves(transform):
+            if _program_serves(asked.transform):
                 command = _command(pair, self.n_threads)
                 run_program(command, folder=folder, outputs=[output], n_threads=self.n_threads)
             else:
@@ -206,10 +195,7 @@ class ElastixRegistrar:
 
 def _command(pair: PairFiles, n_threads: int) -> list[str]:
     """Return the command line that Nipype makes, with paths relative to the folder."""
-    os.environ.setdefault("NO_ET", "1")  # Nipype would ask a server for its newest version
-    from nipype.interfaces.elastix import Registration as Interface
-
-    interface = Interface()
+    interface = nipype_interface("elastix")
     interface.inputs.fixed_image = str(pair.fixed)
     interface.inputs.moving_image = str(pair.moving)
     interface.inputs.parameters = [str(pair.folder / "parameters.txt")]
@@ -220,8 +206,7 @@ def _command(pair: PairFiles, n_threads: int) -> list[str]:
         interface.inputs.fixed_mask = str(pair.fixed_mask)
     if pair.moving_mask:
         interface.inputs.moving_mask = str(pair.moving_mask)
-    relative = interface.cmdline.replace(f"{pair.folder}{os.sep}", "")
-    return shlex.split(relative.replace(str(pair.folder), "."))
+    return relative_command(interface.cmdline, pair.folder)
 
 
 def register_with_itk(folder: Path) -> None:
@@ -263,9 +248,7 @@ def elastix_is_here() -> bool:
 
 def has_itk_elastix() -> bool:
     """Whether itk-elastix is installed."""
-    package = find_spec("itk")
-    places = (package.submodule_search_locations if package else None) or ()
-    return any((Path(place) / "Configuration" / "ElastixConfig.py").is_file() for place in places)
+    return find_in_package("itk", "Configuration/ElastixConfig.py") is not None
 
 
 def _check_parameter(name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
@@ -30,7 +33,7 @@ from eddymotion.images.image import Image
 from eddymotion.io.images import write_image
 from eddymotion.machine.children import NOT_FOR_CHILDREN, PYTHON
 from eddymotion.machine.temporaries import remove_leftovers, temporary_name
-from eddymotion.registration.gauss_newton import foreground
+from eddymotion.registration.request import Request
 from eddymotion.wording import one_line, why
 
 N_LAST_LINES = 6
@@ -74,26 +77,17 @@ class PairFiles:
     origins: np.ndarray
 
     @classmethod
-    def write(
-        cls,
-        folder: Path,
-        fixed: Image,
-        moving: Image,
-        fixed_mask: np.ndarray | None,
-        moving_mask: np.ndarray | None,
-        init: np.ndarray | None = None,
-    ) -> PairFiles:
+    def write(cls, folder: Path, asked: Request) -> PairFiles:
         """Write the images as float32 and the masks as uint8, each with its affine."""
-        start = np.eye(4) if init is None else np.array(init, dtype=float)
-        where = foreground(fixed) if fixed_mask is None else np.asarray(fixed_mask, bool)
-        middle = apply_affine(fixed.affine, np.argwhere(where).mean(axis=0))
-        origins = np.stack([middle, apply_affine(start, middle)])
-        fixed_files = _write_image_and_mask(folder, "fixed", fixed, fixed_mask, origins[0])
-        moving_files = _write_image_and_mask(folder, "moving", moving, moving_mask, origins[1])
-        return cls(
-            folder, fixed_files[0], moving_files[0], fixed_files[1], moving_files[1],
-            from_matvec(start[:3, :3]), origins,
-        )  # fmt: skip
+        origins = np.stack([asked.middle, apply_affine(asked.start, asked.middle)])
+        fixed, fixed_mask = _write_image_and_mask(
+            folder, "fixed", asked.fixed, asked.fixed_mask, origins[0]
+        )
+        moving, moving_mask = _write_image_and_mask(
+            folder, "moving", asked.moving, asked.moving_mask, origins[1]
+        )
+        start = from_matvec(asked.start[:3, :3])
+        return cls(folder, fixed, moving, fixed_mask, moving_mask, start, origins)
 
     def in_the_world(self, matrix: np.ndarray) -> np.ndarray:
         """Turn fixed → moving in the coordinates of the files into that of the images."""
@@ -110,7 +104,7 @@ def _write_image_and_mask(
     write_image(image_file, np.asarray(image.data, np.float32), affine)
     if mask is None:
         return image_file, None
-    write_image(mask_file, (np.asarray(mask) > 0).astype(np.uint8), affine)
+    write_image(mask_file, mask.astype(np.uint8), affine)
     return image_file, mask_file
 
 
@@ -145,6 +139,27 @@ def work_folder() -> Iterator[Path]:
         ) from error
     with made as folder:
         yield Path(folder)
+
+
+def find_in_package(package: str, *patterns: str) -> Path | None:
+    """Find a file of an installed package, which is not imported: that may take seconds."""
+    spec = find_spec(package)
+    for place in (spec.submodule_search_locations if spec else None) or ():
+        for pattern in patterns:
+            for path in sorted(Path(place).glob(pattern)):
+                return path
+    return None
+
+
+def nipype_interface(program: str) -> Any:
+    """Return Nipype's interface to the registration of a program."""
+    os.environ.setdefault("NO_ET", "1")  # Nipype would ask a server for its newest version
+    return import_module(f"nipype.interfaces.{program}").Registration()
+
+
+def relative_command(line: str, folder: Path) -> list[str]:
+    """Split a command line; paths become relative to a folder."""
+    return shlex.split(line.replace(f"{folder}{os.sep}", "").replace(str(folder), "."))
 
 
 def environment(n_threads: int, programs: Path | None = None) -> dict[str, str]:

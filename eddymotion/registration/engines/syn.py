@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from dipy.align.imwarp import RegistrationStages, SymmetricDiffeomorphicRegistration
 from dipy.align.metrics import CCMetric, EMMetric, SSDMetric
-from nibabel.affines import apply_affine
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import read_linearly
 from eddymotion.images.image import Image
 from eddymotion.mapping.registration import Registration, Warp
+from eddymotion.registration.request import ending
 
 SYN_METRICS = ("cc", "em", "ssd")
 """Local cross-correlation; expectation-maximisation (other contrasts); squared differences."""
@@ -117,11 +118,10 @@ def _result(
 ) -> Registration:
     costs = tuple(history.costs)
     converged = len(costs) < levels[-1]
-    how = "converged" if converged else "stopped at the iteration limit"
     largest = float(np.linalg.norm(warp.forward, axis=-1).max())
     message = (
-        f"{how} after {history.n_iterations} iterations of SyN; cost {costs[0]:.5g} → "
-        f"{costs[-1]:.5g}; displacements up to {largest:.3g} mm; linear part: {linear.message}"
+        f"{ending(converged, history.n_iterations, costs, ' of SyN')}; displacements up to "
+        f"{largest:.3g} mm; linear part: {linear.message}"
     )
     n_iterations = linear.n_iterations + history.n_iterations
     return Registration(linear.matrix, converged, message, costs, n_iterations, warp)
@@ -183,9 +183,7 @@ def _on_grid_of(
 ) -> np.ndarray:
     """Show what a matrix aligns on the grid of the fixed image; linear, zero outside."""
     to_moving = np.linalg.inv(affine) @ prealign @ fixed.affine
-    voxels = apply_affine(to_moving, np.indices(fixed.data.shape).reshape(3, -1).T).T
-    shown = map_coordinates(np.asarray(data, np.float32), voxels, order=1)
-    return shown.reshape(fixed.data.shape)
+    return read_linearly(np.asarray(data, np.float32), to_moving, fixed.data.shape)
 
 
 def _region(
@@ -212,9 +210,7 @@ def _restrict(metric: Any, region: Image) -> None:
         def restricted() -> np.ndarray:
             step = np.array(compute())
             to_region = np.linalg.inv(region.affine) @ metric.static_affine
-            voxels = apply_affine(to_region, np.indices(step.shape[:3]).reshape(3, -1).T).T
-            weights = map_coordinates(region.data, voxels, order=1).reshape(step.shape[:3])
-            return step * weights[..., None]
+            return step * read_linearly(region.data, to_region, step.shape[:3])[..., None]
 
         return restricted
 
