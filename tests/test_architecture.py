@@ -22,7 +22,7 @@ ORDER = (
     ("evaluation", "simulation"),
     ("derivatives", "testing"),
     ("reports",),
-    ("pairs",),
+    ("fieldmaps", "pairs"),
     ("pipeline",),
     ("bids", "interfaces"),
     ("cli", "workflows"),

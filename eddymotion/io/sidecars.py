@@ -129,6 +129,8 @@ AXIS = _is_axis, f"one of {', '.join(PE_AXES)}"
 
 FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "EchoTime": EITHER,
+    "EchoTime1": POSITIVE,
+    "EchoTime2": POSITIVE,
     "EffectiveEchoSpacing": NUMBER,
     "FlipAngle": EITHER,
     "MagneticFieldStrength": NUMBER,
@@ -141,6 +143,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "SliceEncodingDirection": AXIS,
     "SliceTiming": NUMBERS,
     "TotalReadoutTime": POSITIVE,
+    "Units": TEXT,
 }
 """The fields of a sidecar that are read, and what each has to be."""
 
