@@ -31,7 +31,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import smooth
 from eddymotion.images.lattice import Lattice, conjugate_gradients, separable
-from eddymotion.images.masking import brain_mask
+from eddymotion.images.masking import brain_mask, moved_mask
 from eddymotion.images.pyramid import FWHM_TO_SIGMA
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.off_resonance import OffResonance, Readout, undistorted
@@ -373,19 +373,13 @@ def rigid_start(images: Sequence[Distorted], mask: np.ndarray, seed: int = 0) ->
     return np.stack(poses)
 
 
-def _brain_of_all(
-    images: Sequence[Distorted], own: np.ndarray, poses: np.ndarray
-) -> np.ndarray:
+def _brain_of_all(images: Sequence[Distorted], own: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Return the brain as any of the images shows it, on the grid of the first one."""
     first = images[0].image
     whole = own.copy()
     for one, pose in zip(images[1:], poses[1:], strict=True):
-        other = brain_mask(one.image.data).astype(np.float32)
         to_other = np.linalg.inv(one.image.affine) @ pose @ first.affine
-        moved = ndimage.affine_transform(
-            other, to_other[:3, :3], to_other[:3, 3], own.shape, order=1
-        )
-        whole |= moved > 0.5
+        whole |= moved_mask(brain_mask(one.image.data), to_other, own.shape)
     return whole
 
 

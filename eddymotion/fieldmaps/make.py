@@ -24,6 +24,7 @@ from eddymotion.fieldmaps.inputs import (
     refuse_settings,
 )
 from eddymotion.fieldmaps.outputs import FIELD_ID, FieldmapOutputs
+from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image
 from eddymotion.io.writing import together, write_json
@@ -38,7 +39,7 @@ DARK_SHARE = 0.02
 
 
 def field_from(inputs: Inputs, seed: int) -> tuple[str, FieldEstimate]:
-    """Make the field, and say from what: opposite polarities where there are such, else the map."""
+    """Make the field, and say from what: from opposite polarities where there are such."""
     if len(inputs.images) > 1:
         found = estimate_off_resonance(inputs.images, mask=inputs.mask, seed=seed)
         return "opposite phase encodings", found
@@ -147,13 +148,14 @@ def summary_of(
 
 
 def _compared(made: FieldEstimate, inputs: Inputs) -> dict[str, float]:
-    """Compare a measured map with the field from opposite polarities, a constant apart."""
-    assert inputs.measured is not None
-    one = made.images[0]
-    other = inputs.measured.field_for(one.image, one.readout, made.mask).on_grid(*made.grid)
-    here, there = made.hertz[made.mask], other[made.mask]
+    """Compare a measured map, where it holds, with the field of the images, a constant apart."""
+    measured, (shape, affine) = inputs.measured, made.grid
+    assert measured is not None
+    pose = measured.pose_for(Image(made.combined, affine), made.mask)
+    both = made.mask & measured.known_on(shape, affine, pose)
+    here, there = made.hertz[both], measured.field(pose).on_grid(shape, affine)[both]
     slope = np.polyfit(there, here, 1)[0]
-    rms = (here - there).std() * one.readout.mm_per_hertz
+    rms = (here - there).std() * made.images[0].readout.mm_per_hertz
     return {
         "Correlation": _rounded(np.corrcoef(here, there)[0, 1]),
         "Slope": _rounded(slope),

@@ -105,8 +105,8 @@ def write_fieldmap_page(
     parts = [f"<h1>Off-resonance field: {escape(names[0])}</h1>", _table(names, labels, summary)]
     for first, second in pairs:
         for words, images in (("before", before), ("after", after)):
-            both = [Image(np.nan_to_num(images[k]), affine) for k in (first, second)]
-            flicker = show(*both, contour=mask, labels=(labels[first], labels[second]))
+            a, b = (Image(np.nan_to_num(images[k]), affine) for k in (first, second))
+            flicker = show(a, b, contour=mask, labels=(labels[first], labels[second]))
             parts.append(f"<h2>Images {labels[first]} and {labels[second]}, {words}</h2>")
             parts.append(flicker._repr_html_())
     parts.append("<h2>The first image before and after</h2>")
@@ -120,7 +120,8 @@ def write_fieldmap_page(
         "<p>Orange in the stretch: squeezed (signal piles up); purple: stretched. A constant "
         "field is not known from images alone.</p>"
     )
-    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{escape(names[0])}</title>'
+    title = f"<title>{escape(names[0])}</title>"
+    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8">{title}'
     write_text(path, f"{head}<style>{STYLE}</style>{''.join(parts)}</html>\n")
 
 
