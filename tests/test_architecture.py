@@ -25,7 +25,7 @@ ORDER = (
     ("evaluation", "simulation"),
     ("derivatives", "testing"),
     ("reports",),
-    ("pairs",),
+    ("fieldmaps", "pairs"),
     ("pipeline",),
     ("bids", "interfaces"),
     ("cli", "workflows"),

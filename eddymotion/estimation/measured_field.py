@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
-from eddymotion.images.masking import brain_mask
+from eddymotion.images.masking import brain_mask, moved_mask
 from eddymotion.mapping.off_resonance import OffResonance, Readout, undistorted
 from eddymotion.registration.gauss_newton import GaussNewton
 from eddymotion.wording import short_repr, shown
@@ -120,12 +120,48 @@ class MeasuredMap:
         moved = self.hertz.data - np.float32(turns * period)
         return replace(self, hertz=Image(moved, self.hertz.affine))
 
-    def field(self) -> OffResonance:
-        """Fit splines to what is known; they go on beyond it."""
+    @cached_property
+    def _fitted(self) -> OffResonance:
+        """Splines through what is known; they go on beyond it."""
         return OffResonance.of_image(self.hertz, self.known)
 
+    def field(self, pose: np.ndarray | None = None) -> OffResonance:
+        """Return the field in the frame of the map, or of a reference.
+
+        Parameters
+        ----------
+        pose : (4, 4) array, optional
+            Reference → map, RAS+ mm.
+        """
+        if pose is None:
+            return self._fitted
+        return OffResonance(self._fitted.coefficients, np.linalg.inv(pose) @ self._fitted.affine)
+
+    def known_on(
+        self, shape: tuple[int, ...], affine: np.ndarray, pose: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Tell where the map says something on a grid of the reference, (X, Y, Z) bool."""
+        to_map = affine if pose is None else pose @ affine
+        return moved_mask(self.known, np.linalg.inv(self.hertz.affine) @ to_map, shape)
+
+    def pose_for(
+        self, corrected: Image, mask: np.ndarray, init: np.ndarray | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Register the magnitude to an image without distortion: reference → map, (4, 4).
+
+        The identity where there is no magnitude.
+        """
+        if self.magnitude is None:
+            return np.eye(4)
+        head = ndimage.binary_dilation(mask, iterations=AROUND_VOXELS)
+        found = GaussNewton(symmetric=False).register(
+            corrected, self.magnitude, metric="cr", fixed_mask=head, init=init, seed=seed
+        )
+        log.debug("magnitude of the field map: %s", np.array2string(found.matrix, precision=3))
+        return found.matrix
+
     def field_for(
-        self, image: Image, readout: Readout, mask: np.ndarray | None = None, seed: int = 0
+        self, image: Image, readout: Readout, mask: np.ndarray, seed: int = 0
     ) -> OffResonance:
         """Return the field in the frame of an image that it distorts.
 
@@ -137,26 +173,16 @@ class MeasuredMap:
             Echo-planar.
         readout : Readout
             Of the image.
-        mask : (X, Y, Z) bool array, optional
+        mask : (X, Y, Z) bool array
             The brain of the image.
         seed : int
             Of the registration's points.
         """
-        field = self.field()
-        if self.magnitude is None:
-            return field
-        brain = brain_mask(image.data) if mask is None else mask
-        head = ndimage.binary_dilation(brain, iterations=AROUND_VOXELS)
-        pose = np.eye(4)
-        for _ in range(ROUNDS):
-            here = OffResonance(field.coefficients, np.linalg.inv(pose) @ field.affine)
-            seen, _ = undistorted(image, readout, here, np.eye(4), image.data.shape, image.affine)
-            corrected = Image(np.nan_to_num(seen), image.affine)
-            pose = GaussNewton(symmetric=False).register(
-                corrected, self.magnitude, metric="cr", fixed_mask=head, init=pose, seed=seed
-            ).matrix  # fmt: skip
-        log.debug("magnitude of the field map: %s", np.array2string(pose, precision=3))
-        return OffResonance(field.coefficients, np.linalg.inv(pose) @ field.affine)
+        pose, shape = np.eye(4), image.data.shape
+        for _ in range(ROUNDS if self.magnitude else 0):
+            seen, _ = undistorted(image, readout, self.field(pose), np.eye(4), shape, image.affine)
+            pose = self.pose_for(Image(np.nan_to_num(seen), image.affine), mask, pose, seed)
+        return self.field(pose)
 
 
 def trusted(values: Image, magnitude: Image | None) -> np.ndarray:
@@ -164,11 +190,9 @@ def trusted(values: Image, magnitude: Image | None) -> np.ndarray:
     finite = np.isfinite(values.data)
     if magnitude is None:
         return finite & (values.data != 0)
-    voxels = np.argwhere(np.ones(values.data.shape, bool))
-    brain = brain_mask(np.nan_to_num(magnitude.data)).astype(np.float32)
+    brain = brain_mask(np.nan_to_num(magnitude.data))
     to_magnitude = np.linalg.inv(magnitude.affine) @ values.affine
-    at = apply_affine(to_magnitude, voxels).T
-    moved = ndimage.map_coordinates(brain, at, order=1).reshape(values.data.shape) > 0.5
+    moved = moved_mask(brain, to_magnitude, values.data.shape)
     inner = ndimage.binary_erosion(moved, iterations=RIM_VOXELS)
     return finite & (inner if inner.any() else moved)
 

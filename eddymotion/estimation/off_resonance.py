@@ -31,7 +31,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import smooth
 from eddymotion.images.lattice import Lattice, conjugate_gradients, separable
-from eddymotion.images.masking import brain_mask
+from eddymotion.images.masking import brain_mask, moved_mask
 from eddymotion.images.pyramid import FWHM_TO_SIGMA
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.off_resonance import OffResonance, Readout, undistorted
@@ -71,6 +71,9 @@ CONVERGED_VOXELS = 0.01
 """Root-mean-square change of the displacement at which a level ends."""
 
 HALVINGS = 5
+
+DARK_PART = 0.1
+"""Of the median signal of the brain, below which an image shows nothing."""
 
 MIN_COMMON = 100
 """Voxels of the first brain that each other image has to show."""
@@ -150,7 +153,7 @@ class FieldEstimate:
     start: np.ndarray
     gains: np.ndarray
     mask: np.ndarray
-    noise: float
+    noise: float = np.nan
 
     __repr__ = short_repr
 
@@ -187,7 +190,7 @@ class FieldEstimate:
         """The images moved onto each other without any field: (K, X, Y, Z), NaN outside."""
         return corrected_images(self.images, OffResonance.none(), self.start, *self.grid)[0]
 
-    @property
+    @cached_property
     def combined(self) -> np.ndarray:
         """All images as one, (X, Y, Z): what is stretched most counts most."""
         alike = self.corrected * self.gains[:, None, None, None]
@@ -199,8 +202,17 @@ class FieldEstimate:
         return float((self.stretch[:, self.mask] <= 0).any(axis=0).mean())
 
     @property
+    def dark(self) -> float:
+        """Share of the brain in which no image shows a signal."""
+        inside = self.combined[self.mask]
+        return float((inside < DARK_PART * np.median(inside)).mean())
+
+    @property
     def similarity(self) -> tuple[float, float]:
-        """Correlation of the images within the brain before and after, mean of all pairs."""
+        """Correlation of the images within the brain before and after, mean of all pairs.
+
+        NaN of one image.
+        """
         before, after = (
             agreement(images, self.mask) for images in (self.uncorrected, self.corrected)
         )
@@ -306,6 +318,8 @@ def combined(corrected: np.ndarray, stretch: np.ndarray) -> np.ndarray:
 
 def agreement(images: np.ndarray, mask: np.ndarray) -> float:
     """Correlation of images (K, X, Y, Z) within a mask, the mean of all pairs."""
+    if len(images) < 2:
+        return np.nan
     inside = images[:, mask]
     inside = inside[:, np.isfinite(inside).all(axis=0)]
     table = np.corrcoef(inside)
@@ -364,12 +378,8 @@ def _brain_of_all(images: Sequence[Distorted], own: np.ndarray, poses: np.ndarra
     first = images[0].image
     whole = own.copy()
     for one, pose in zip(images[1:], poses[1:], strict=True):
-        other = brain_mask(one.image.data).astype(np.float32)
         to_other = np.linalg.inv(one.image.affine) @ pose @ first.affine
-        moved = ndimage.affine_transform(
-            other, to_other[:3, :3], to_other[:3, 3], own.shape, order=1
-        )
-        whole |= moved > 0.5
+        whole |= moved_mask(brain_mask(one.image.data), to_other, own.shape)
     return whole
 
 

@@ -157,6 +157,13 @@ def _largest_piece(mask: np.ndarray) -> np.ndarray:
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
 
 
+def moved_mask(mask: np.ndarray, mapping: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Read a mask on a grid whose voxels a matrix maps to its own: (X, Y, Z) bool."""
+    shares = mask.astype(np.float32)
+    moved = ndimage.affine_transform(shares, mapping[:3, :3], mapping[:3, 3], shape, order=1)
+    return moved > 0.5
+
+
 def mask_doubt(reference: np.ndarray, mask: np.ndarray) -> str | None:
     """Compare a mask with a second opinion, and say if they differ much.
 

@@ -142,6 +142,8 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "B0FieldIdentifier": TEXTS,
     "B0FieldSource": TEXTS,
     "EchoTime": EITHER,
+    "EchoTime1": POSITIVE,
+    "EchoTime2": POSITIVE,
     "EffectiveEchoSpacing": NUMBER,
     "FlipAngle": EITHER,
     "IntendedFor": TEXTS,
@@ -155,6 +157,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "SliceEncodingDirection": AXIS,
     "SliceTiming": NUMBERS,
     "TotalReadoutTime": POSITIVE,
+    "Units": TEXT,
 }
 """The fields of a sidecar that are read, and what each has to be."""
 

@@ -363,8 +363,9 @@ class Place:
 
     @property
     def matter(self) -> np.ndarray:
-        """Share that is no air."""
-        return within(self.outline) * (1 - self._face[2])
+        """Share that is no air; the cells behind the ears are half bone."""
+        sinus, ear = self._cavities
+        return within(self.outline) * (1 - np.maximum(sinus, ear / 2))
 
     @cached_property
     def cortex(self) -> np.ndarray:
@@ -420,10 +421,15 @@ class Place:
         x, y, z = self.side, self.y, self.z
         ball = _depth(x - 31, y - 68, z + 24, (12, 12, 12))
         orbit = _depth(x - 29, y - 60, z + 24, (17, 22, 16))
-        sinus = _depth(self.x, y - 66, z + 40, (13, 17, 18))
-        ear = _depth(x - 58, y + 22, z + 42, (13, 14, 14))
-        air = np.maximum(within(sinus), within(ear))
+        air = np.maximum(*self._cavities)
         return within(ball), np.maximum(within(ball), within(orbit)), air
+
+    @cached_property
+    def _cavities(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of sinuses and of ears."""
+        sinus = _depth(self.x, self.y - 66, self.z + 40, (13, 17, 18))
+        ear = _depth(self.side - 58, self.y + 22, self.z + 42, (13, 14, 14))
+        return within(sinus), within(ear)
 
     @cached_property
     def _intracranial(self) -> dict[str, np.ndarray]:

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a field is made from: images and sidecars → values, and what is missing told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.measured_field import MeasuredMap, phase_difference, radians
+from eddymotion.estimation.off_resonance import Distorted
+from eddymotion.images.grid import grid_distance
+from eddymotion.images.image import Image
+from eddymotion.io.images import image_stem, read_image
+from eddymotion.io.sidecars import metadata_beside, usable
+from eddymotion.io.tables import read_numbers
+from eddymotion.mapping.off_resonance import Readout
+from eddymotion.wording import shown
+
+log = logging.getLogger(__name__)
+
+B0_THRESHOLD = 50.0
+"""b-values up to this (s/mm²) count as b=0 where a series is given."""
+
+NOMINAL_READOUT_S = 0.05
+"""Of a pair whose readout times are not known: they are taken to be alike."""
+
+SAME_GRID_MM = 0.5
+
+FIELDS = (
+    "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime", "EchoTime", "EchoTime1",
+    "EchoTime2", "Units",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FieldmapPaths:
+    """The files of a field.
+
+    Parameters
+    ----------
+    images : tuple of Path
+        Echo-planar; the field is made in the frame and on the grid of the first.
+    phasediff, phase1, phase2, fieldmap : Path, optional
+        Measured maps: a difference of phases, the phases of two echoes, or a map in its units.
+    magnitude : Path, optional
+        Of the measured map.
+    mask : Path, optional
+        The brain, on the grid of the first image.
+    """
+
+    images: tuple[Path, ...]
+    phasediff: Path | None = None
+    phase1: Path | None = None
+    phase2: Path | None = None
+    fieldmap: Path | None = None
+    magnitude: Path | None = None
+    mask: Path | None = None
+
+    def __iter__(self) -> Iterator[Path]:
+        others = (*self.measured, self.magnitude, self.mask)
+        return (path for path in (*self.images, *others) if path is not None)
+
+    @property
+    def measured(self) -> tuple[Path, ...]:
+        """Files of the measured map; none if there is no map."""
+        given = (self.phasediff, self.phase1, self.phase2, self.fieldmap)
+        return tuple(path for path in given if path is not None)
+
+
+@dataclass(frozen=True)
+class FieldmapSettings:
+    """How a field is made; names are those of the command-line options."""
+
+    pe_axis: tuple[str, ...] = ()
+    readout_time: tuple[float, ...] = ()
+    echo_times: tuple[float, ...] = ()
+    units: str | None = None
+    ignore: tuple[str, ...] = ()
+    random_seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the files hold.
+
+    Parameters
+    ----------
+    images : tuple of Distorted
+    encodings : tuple of dict
+        ``PhaseEncodingDirection`` and ``TotalReadoutTime`` that were used.
+    nominal : bool
+        Whether the readout times are not known.
+    measured : MeasuredMap, optional
+    mask : (X, Y, Z) bool array, optional
+    """
+
+    images: tuple[Distorted, ...]
+    encodings: tuple[dict[str, Any], ...]
+    nominal: bool
+    measured: MeasuredMap | None = None
+    mask: np.ndarray | None = None
+
+
+def read_inputs(paths: FieldmapPaths, settings: FieldmapSettings) -> Inputs:
+    """Read all files of a field.
+
+    Raises
+    ------
+    EddymotionError
+        If one cannot be used, or what has to be known is not.
+    """
+    sidecars = [usable(metadata_beside(path), *FIELDS, owner=path.name) for path in paths.images]
+    directions = _directions(paths.images, sidecars, settings.pe_axis)
+    times, nominal = _readout_times(paths, sidecars, settings.readout_time)
+    images = [_volume(path, settings.ignore) for path in paths.images]
+    distorted = tuple(
+        Distorted(image, Readout.of(image.affine, direction, time))
+        for image, direction, time in zip(images, directions, times, strict=True)
+    )
+    encodings = tuple(
+        {"PhaseEncodingDirection": direction, "TotalReadoutTime": None if nominal else time}
+        for direction, time in zip(directions, times, strict=True)
+    )
+    measured = _measured(paths, settings) if paths.measured else None
+    mask = None
+    if paths.mask is not None:
+        data, affine, _ = read_image(paths.mask, settings.ignore)
+        _refuse_other_grid(paths.mask, data, affine, paths.images[0], images[0])
+        mask = data.reshape(images[0].data.shape) > 0
+        if not mask.any():
+            raise EddymotionError(f"{paths.mask}: marks no voxel; give the brain of the image")
+    return Inputs(distorted, encodings, nominal, measured, mask)
+
+
+def _directions(
+    paths: Sequence[Path], sidecars: Sequence[dict[str, Any]], given: Sequence[str]
+) -> list[str]:
+    """Return the phase encoding of each image: as the call says, else as the sidecars do."""
+    if given:
+        if len(given) != len(paths):
+            raise EddymotionError(
+                f"--pe-axis: {len(given)} given, expected one for each of {len(paths)} images, in "
+                "their order"
+            )
+        return list(given)
+    found = []
+    for path, sidecar in zip(paths, sidecars, strict=True):
+        direction = sidecar.get("PhaseEncodingDirection")
+        if direction is None:
+            axis = sidecar.get("PhaseEncodingAxis")
+            only = f" (PhaseEncodingAxis {axis} tells no polarity)" if axis else ""
+            raise EddymotionError(
+                f"{path}: no PhaseEncodingDirection beside it{only}; add it to the sidecar, or "
+                "give --pe-axis with one for each image, such as j- j"
+            )
+        found.append(direction)
+    return found
+
+
+def _readout_times(
+    paths: FieldmapPaths, sidecars: Sequence[dict[str, Any]], given: Sequence[float]
+) -> tuple[list[float], bool]:
+    """Return the readout time of each image (s), and whether they are not known."""
+    images = paths.images
+    if given:
+        if len(given) not in (1, len(images)):
+            raise EddymotionError(
+                f"--readout-time: {len(given)} given, expected one, or one for each of "
+                f"{len(images)} images"
+            )
+        return list(given) * (len(images) if len(given) == 1 else 1), False
+    found = [sidecar.get("TotalReadoutTime") for sidecar in sidecars]
+    known = [time for time in found if time is not None]
+    if len(known) == len(images):
+        return [float(time) for time in known], False
+    missing = next(path for path, time in zip(images, found, strict=True) if time is None)
+    if paths.measured:
+        raise EddymotionError(
+            f"{missing}: no TotalReadoutTime beside it, without which a measured map says nothing "
+            "of displacements; add it to the sidecar (s), or give --readout-time"
+        )
+    used = float(known[0]) if known else NOMINAL_READOUT_S
+    log.warning(
+        "%s: no TotalReadoutTime beside it; all images are taken to have the same, %g s%s",
+        missing.name, used,
+        "" if known else ": corrected images are right then, the field in Hz has no scale",
+    )  # fmt: skip
+    return [used] * len(images), not known
+
+
+def _volume(path: Path, ignore: Sequence[str]) -> Image:
+    """Read an image; of a series the first b=0 volume, or the first."""
+    data, affine, _ = read_image(path, ignore)
+    if data.ndim == 4:
+        data = np.ascontiguousarray(data[..., _first_b0(path, data.shape[3])])
+    if data.ndim != 3 or min(data.shape) < 4:
+        raise EddymotionError(
+            f"{path}: found an image of shape {data.shape}, expected three dimensions of four or "
+            "more voxels each; give the whole volume"
+        )
+    finite = np.isfinite(data)
+    if not finite.all():
+        log.warning("%s: %d voxels are NaN or infinite; they are set to zero",
+                    path.name, (~finite).sum())  # fmt: skip
+        data = np.where(finite, data, np.float32(0))
+    if data.min() == data.max():
+        raise EddymotionError(
+            f"{path}: all voxels are {float(data.flat[0]):g}, so that nothing is to be seen; "
+            "check the file"
+        )
+    return Image(data, affine)
+
+
+def _first_b0(path: Path, n_volumes: int) -> int:
+    table = path.with_name(image_stem(path) + ".bval")
+    if not table.is_file():
+        return 0
+    bvals = read_numbers(table).ravel()
+    if len(bvals) != n_volumes:
+        raise EddymotionError(
+            f"{table}: {len(bvals)} b-values for {n_volumes} volumes; give the table of this image"
+        )
+    found = np.flatnonzero(bvals <= B0_THRESHOLD)
+    if not len(found):
+        raise EddymotionError(
+            f"{path}: no b=0 volume (least b-value {bvals.min():g}); fields are made from images "
+            "without diffusion weighting, give one"
+        )
+    return int(found[0])
+
+
+def _measured(paths: FieldmapPaths, settings: FieldmapSettings) -> MeasuredMap:
+    """Read the measured map."""
+    magnitude = None if paths.magnitude is None else _volume(paths.magnitude, settings.ignore)
+    if magnitude is None:
+        log.warning(
+            "no --magnitude: the map is taken to lie where the image does, and to hold wherever "
+            "it is not zero"
+        )
+    if paths.fieldmap is not None:
+        values = _volume(paths.fieldmap, settings.ignore)
+        units = settings.units or _sidecar(paths.fieldmap).get("Units")
+        if units is None:
+            raise EddymotionError(
+                f"{paths.fieldmap}: no Units beside it; add Hz, rad/s or T to the sidecar, or "
+                "give --units"
+            )
+        return MeasuredMap.in_units(values, units, magnitude)
+    if paths.phasediff is not None:
+        phases = _phases(paths.phasediff, settings.ignore)
+        times = settings.echo_times or _times(paths.phasediff, ("EchoTime1", "EchoTime2"))
+        return MeasuredMap.of_phases(phases, magnitude, abs(times[1] - times[0]))
+    if paths.phase1 is None or paths.phase2 is None:
+        raise EddymotionError("--phase1 and --phase2 belong together; give both, or --phasediff")
+    first, second = (_phases(p, settings.ignore) for p in (paths.phase1, paths.phase2))
+    _refuse_other_grid(paths.phase2, second.data, second.affine, paths.phase1, first)
+    times = settings.echo_times or (
+        *_times(paths.phase1, ("EchoTime",)), *_times(paths.phase2, ("EchoTime",))
+    )  # fmt: skip
+    early, late = (first, second) if times[0] < times[1] else (second, first)
+    difference = Image(phase_difference(early.data, late.data), first.affine)
+    return MeasuredMap.of_phases(difference, magnitude, abs(times[1] - times[0]))
+
+
+def _phases(path: Path, ignore: Sequence[str]) -> Image:
+    image = _volume(path, ignore)
+    return Image(radians(image.data, str(path)), image.affine)
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    return usable(metadata_beside(path), *FIELDS, owner=path.name)
+
+
+def _times(path: Path, names: Sequence[str]) -> tuple[float, ...]:
+    """Return echo times (s) of a sidecar."""
+    sidecar = _sidecar(path)
+    for name in names:
+        if not isinstance(sidecar.get(name), (int, float)):
+            raise EddymotionError(
+                f"{path}: no {name} beside it; add it to the sidecar (s), or give --echo-times"
+            )
+    return tuple(float(sidecar[name]) for name in names)
+
+
+def _refuse_other_grid(
+    path: Path, data: np.ndarray, affine: np.ndarray, owner: Path, image: Image
+) -> None:
+    shape = image.data.shape
+    if data.size != np.prod(shape) or data.shape[:3] != shape:
+        raise EddymotionError(
+            f"{path}: has shape {data.shape}, {owner.name} {shape}; give one on the same grid"
+        )
+    if (apart := grid_distance(affine, image.affine, shape)) > SAME_GRID_MM:
+        raise EddymotionError(
+            f"{path}: lies up to {apart:.1f} mm beside {owner.name}; give one on the same grid"
+        )
+
+
+def refuse_settings(paths: FieldmapPaths, settings: FieldmapSettings) -> None:
+    """Raise if the options contradict each other, before anything is read."""
+    kinds = [name for name, path in (("--phasediff", paths.phasediff),
+             ("--phase1", paths.phase1 or paths.phase2), ("--fieldmap", paths.fieldmap))
+             if path is not None]  # fmt: skip
+    if len(kinds) > 1:
+        raise EddymotionError(f"{kinds[0]} and {kinds[1]} are two measured maps; leave one out")
+    if (paths.phase1 is None) != (paths.phase2 is None):
+        raise EddymotionError("--phase1 and --phase2 belong together; give both, or --phasediff")
+    if paths.magnitude is not None and not kinds:
+        raise EddymotionError(
+            "--magnitude belongs to a measured map; add --phasediff, --phase1 and --phase2, or "
+            "--fieldmap"
+        )
+    if settings.units is not None and paths.fieldmap is None:
+        raise EddymotionError(f"--units {shown(settings.units)}: only --fieldmap has units")
+    if len(paths.images) == 1 and not kinds:
+        raise EddymotionError(
+            f"{paths.images[0]}: one image tells nothing of its own distortion; add one of the "
+            "opposite polarity, or a measured map (--phasediff, --phase1 and --phase2, --fieldmap)"
+        )
+    if settings.echo_times and settings.echo_times[0] == settings.echo_times[1]:
+        raise EddymotionError(
+            f"--echo-times: both are {settings.echo_times[0]:g} s; give two that differ, in s"
+        )

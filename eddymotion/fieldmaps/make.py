@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step behind ``eddymotion-fieldmap``: paths in → field, corrected images, summary."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion import __version__
+from eddymotion.estimation.off_resonance import (
+    STIFFNESS,
+    FieldEstimate,
+    estimate_off_resonance,
+)
+from eddymotion.fieldmaps.inputs import (
+    FieldmapPaths,
+    FieldmapSettings,
+    Inputs,
+    read_inputs,
+    refuse_settings,
+)
+from eddymotion.fieldmaps.outputs import FIELD_ID, FieldmapOutputs
+from eddymotion.images.image import Image
+from eddymotion.images.masking import brain_mask
+from eddymotion.io.images import write_image
+from eddymotion.io.writing import together, write_json
+
+log = logging.getLogger(__name__)
+
+ALIKE = 0.8
+"""Correlation below which corrected images agree too little to be believed."""
+
+DARK_SHARE = 0.02
+"""Of the brain, from which on it is told that signal is missing."""
+
+
+def field_from(inputs: Inputs, seed: int) -> tuple[str, FieldEstimate]:
+    """Make the field, and say from what: from opposite polarities where there are such."""
+    if len(inputs.images) > 1:
+        found = estimate_off_resonance(inputs.images, mask=inputs.mask, seed=seed)
+        return "opposite phase encodings", found
+    assert inputs.measured is not None
+    one = inputs.images[0]
+    mask = brain_mask(one.image.data) if inputs.mask is None else inputs.mask
+    field = inputs.measured.field_for(one.image, one.readout, mask, seed)
+    still = np.eye(4)[None]
+    return "measured map", FieldEstimate(field, inputs.images, still, still, np.ones(1), mask)
+
+
+def make_fieldmap(
+    paths: FieldmapPaths, folder: Path, settings: FieldmapSettings
+) -> dict[str, Any]:
+    """Make a field and write all that is told of it.
+
+    Parameters
+    ----------
+    paths : FieldmapPaths
+    folder : Path
+        Where the outputs go.
+    settings : FieldmapSettings
+
+    Returns
+    -------
+    dict
+        The sidecar of the field.
+
+    Raises
+    ------
+    EddymotionError
+        If the files or options cannot be used; nothing is written then.
+    """
+    from eddymotion.reports.fieldmap import write_fieldmap_page
+
+    refuse_settings(paths, settings)
+    outputs = FieldmapOutputs(folder, paths.images)
+    outputs.refuse_inputs(list(paths))
+    inputs = read_inputs(paths, settings)
+    started = time.perf_counter()
+    method, made = field_from(inputs, settings.random_seed)
+    summary = summary_of(made, method, inputs, paths, time.perf_counter() - started)
+    advise(made, summary)
+    affine = made.grid[1]
+    with together():
+        write_image(outputs.field("preproc"), made.hertz, affine)
+        write_image(
+            outputs.field("coeff"), made.field.coefficients.astype(np.float32), made.field.affine
+        )
+        write_image(outputs.field("epi"), made.combined, affine)
+        for path, image in zip(outputs.corrected(), made.corrected, strict=True):
+            write_image(path, np.nan_to_num(image), affine)
+        write_fieldmap_page(
+            outputs.report, paths.images, made.uncorrected, made.corrected, made.combined,
+            made.hertz, made.stretch[0], made.mask, affine, summary,
+        )  # fmt: skip
+        write_json(outputs.field("coeff", ".json"), {**summary, "Units": "Hz"})
+        epi = {key: summary[key] for key in ("Sources", "GeneratedBy", "B0FieldIdentifier")}
+        write_json(outputs.field("epi", ".json"), epi)
+        write_json(outputs.field("preproc", ".json"), summary)
+    return summary
+
+
+def summary_of(
+    made: FieldEstimate, method: str, inputs: Inputs, paths: FieldmapPaths, seconds: float
+) -> dict[str, Any]:
+    """Return the sidecar of the field."""
+    moved = made.displacement[made.mask]
+    before, after = made.similarity
+    summary: dict[str, Any] = {
+        "Description": "Off-resonance field in the frame of the first source",
+        "Units": "arbitrary" if inputs.nominal else "Hz",
+        "B0FieldIdentifier": FIELD_ID,
+        "Sources": [path.name for path in paths.images],
+        "IntendedFor": [path.name for path in paths.images],
+        "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
+        "Method": method,
+        "Encodings": list(inputs.encodings),
+        "ReadoutTimesKnown": not inputs.nominal,
+        "RMSDisplacement": _rounded(np.sqrt(np.mean(moved**2))),
+        "DisplacementPercentiles": {
+            str(q): _rounded(np.percentile(moved, q)) for q in (1, 5, 50, 95, 99)
+        },
+        "FieldPercentiles": {
+            str(q): _rounded(np.percentile(made.hertz[made.mask], q)) for q in (1, 5, 50, 95, 99)
+        },
+        "FoldedShare": _rounded(made.folded),
+        "DarkShare": _rounded(made.dark),
+        "KnotSpacing": [_rounded(size) for size in made.field.lattice.spacing],
+        "Seconds": _rounded(seconds),
+    }
+    if len(made.images) > 1:
+        summary |= {
+            "Similarity": {"Before": _rounded(before), "After": _rounded(after)},
+            "Stiffness": STIFFNESS,
+            "Gauge": "the poses keep their translation along the phase encoding, that of a rigid "
+                     "registration of the distorted images: a constant field is not known",
+            "Poses": [pose.round(6).tolist() for pose in made.poses],
+            "Gains": [_rounded(gain) for gain in made.gains],
+        }  # fmt: skip
+    if inputs.measured is not None:
+        summary["MeasuredMap"] = [path.name for path in paths.measured]
+        if len(made.images) > 1:
+            summary["MeasuredComparison"] = _compared(made, inputs)
+    return summary
+
+
+def _compared(made: FieldEstimate, inputs: Inputs) -> dict[str, float]:
+    """Compare a measured map, where it holds, with the field of the images, a constant apart."""
+    measured, (shape, affine) = inputs.measured, made.grid
+    assert measured is not None
+    pose = measured.pose_for(Image(made.combined, affine), made.mask)
+    both = made.mask & measured.known_on(shape, affine, pose)
+    here, there = made.hertz[both], measured.field(pose).on_grid(shape, affine)[both]
+    slope = np.polyfit(there, here, 1)[0]
+    rms = (here - there).std() * made.images[0].readout.mm_per_hertz
+    return {
+        "Correlation": _rounded(np.corrcoef(here, there)[0, 1]),
+        "Slope": _rounded(slope),
+        "RMSDifference": _rounded(rms),
+    }
+
+
+def advise(made: FieldEstimate, summary: dict[str, Any]) -> None:
+    """Warn of what looks wrong."""
+    similarity = summary.get("Similarity")
+    if similarity and not similarity["After"] >= max(ALIKE, similarity["Before"]):
+        log.warning(
+            "the corrected images hardly agree (correlation %.3f → %.3f); look at the report, and "
+            "check PhaseEncodingDirection and that the images are of one head and contrast",
+            similarity["Before"], similarity["After"],
+        )  # fmt: skip
+    if made.folded:
+        log.warning(
+            "%.2f %% of the brain is folded in one of the images, several places into one: "
+            "nothing tells them apart there", 100 * made.folded,
+        )  # fmt: skip
+    if made.dark > DARK_SHARE:
+        log.warning(
+            "%.1f %% of the brain is dark in the corrected images: signal that was lost does not "
+            "come back", 100 * made.dark,
+        )  # fmt: skip
+
+
+def _rounded(value: Any) -> float:
+    return float(f"{float(value):.6g}")

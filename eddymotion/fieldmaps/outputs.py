@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written of a field, as sdcflows names it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eddymotion.errors import EddymotionError
+from eddymotion.io.images import image_stem
+
+FIELD_ID = "auto00000"
+
+SUFFIXES = ("_dwi", "_epi", "_bold", "_sbref", "_b0")
+"""Of echo-planar images: what a name goes on with instead."""
+
+
+@dataclass(frozen=True)
+class FieldmapOutputs:
+    """Names of what is written.
+
+    Parameters
+    ----------
+    folder : Path
+    images : tuple of Path
+        The inputs.
+    """
+
+    folder: Path
+    images: tuple[Path, ...]
+
+    @property
+    def stem(self) -> str:
+        """Name of the first image without its polarity and its suffix."""
+        return re.sub(r"_dir-[A-Za-z0-9]+", "", _without_suffix(self.images[0]))
+
+    def field(self, kind: str, ending: str = ".nii.gz") -> Path:
+        """Path of a fieldmap: ``preproc`` (Hz), ``coeff`` or ``epi``."""
+        return self.folder / f"{self.stem}_fmapid-{FIELD_ID}_desc-{kind}_fieldmap{ending}"
+
+    @property
+    def report(self) -> Path:
+        """The page with pictures."""
+        return self.folder / f"{self.stem}_fmapid-{FIELD_ID}_fieldmap.html"
+
+    def corrected(self) -> list[Path]:
+        """Paths of the corrected images, in the order of the inputs."""
+        names = [_without_suffix(path) for path in self.images]
+        if len(set(names)) < len(names):
+            names = [f"{name}_run-{number}" for number, name in enumerate(names, start=1)]
+        return [self.folder / f"{name}_desc-preproc_epi.nii.gz" for name in names]
+
+    def all(self) -> Sequence[Path]:
+        """Return all that a run writes."""
+        fields = [self.field(kind, ending) for kind in ("preproc", "coeff", "epi")
+                  for ending in (".nii.gz", ".json")]  # fmt: skip
+        return [*fields, *self.corrected(), self.report]
+
+    def refuse_inputs(self, inputs: Sequence[Path]) -> None:
+        """Raise if an output would have the path of an input."""
+        written = {path.resolve() for path in self.all()}
+        for given in inputs:
+            if given.resolve() in written:
+                raise EddymotionError(
+                    f"{given}: is an input and would be overwritten; choose another -o"
+                )
+
+
+def _without_suffix(path: Path) -> str:
+    name = image_stem(path)
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name

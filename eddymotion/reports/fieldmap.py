@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of an off-resonance field: images that flicker, the field, and what it stretches."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from eddymotion.images.image import Image
+from eddymotion.io.writing import write_text
+from eddymotion.reports import own_style
+from eddymotion.reports.display import show
+from eddymotion.reports.registration import View
+
+STYLE = """\
+body { margin: 0 auto; padding: 1em; max-width: 1100px; color: #222; background: #fff;
+       font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin: 1.4em 0 .4em; }
+table { border-collapse: collapse; } td { padding: .15em 1.2em .15em 0; vertical-align: top; }
+img.figure { width: 100%; max-width: 1060px; }
+.pair { display: grid; grid-template-columns: 1fr; gap: .6em; }
+"""
+
+SQUEEZED, STRETCHED = 0.3, 1.7
+"""Ends of the scale of the stretch."""
+
+MOST_FLICKERS = 3
+"""Pairs of images that are shown."""
+
+
+@own_style()
+def field_figure(
+    image: np.ndarray, hertz: np.ndarray, stretch: np.ndarray, mask: np.ndarray,
+    affine: np.ndarray, unit: str = "Hz",
+) -> Figure:  # fmt: skip
+    """Draw a corrected image, the field, and the stretch of the first image.
+
+    Parameters
+    ----------
+    image, hertz, stretch : (X, Y, Z) array
+    mask : (X, Y, Z) bool array
+        The brain, outside which the field is faint.
+    affine : (4, 4) array
+        Of the grid, RAS+ mm.
+    unit : str
+        Of the field.
+    """
+    view = View.of(image, mask, affine)
+    figure, rows = view.panels(3, bar=True)
+    white = float(np.percentile(image[mask], 99.5)) if mask.any() else float(image.max())
+    view.show(rows[0], image, cmap="gray", vmin=0, vmax=max(white, 1e-6))
+    reach = float(np.percentile(np.abs(hertz[mask]), 99)) if mask.any() else 1.0
+    field = view.show(rows[1], np.where(mask, hertz, np.nan), cmap="RdBu_r",
+                      vmin=-max(reach, 1.0), vmax=max(reach, 1.0))  # fmt: skip
+    shown = view.show(rows[2], np.where(mask, stretch, np.nan), cmap="PuOr",
+                      vmin=SQUEEZED, vmax=STRETCHED)  # fmt: skip
+    for row in rows[1:]:
+        for axes in row:
+            axes.set_facecolor("#555555")
+    for axes, words in zip(rows[:, 0], ("corrected", "field", "stretch"), strict=True):
+        axes.set_ylabel(words, fontsize="large", color="#333333")
+    for row, picture, label in ((1, field, unit), (2, shown, "mm recorded a true mm")):
+        figure.colorbar(picture, ax=rows[row], shrink=0.8, pad=0.01).set_label(label)
+    return figure
+
+
+def write_fieldmap_page(
+    path: Path,
+    sources: Sequence[Path],
+    before: np.ndarray,
+    after: np.ndarray,
+    combined: np.ndarray,
+    hertz: np.ndarray,
+    stretch: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the page: one file without a script and without an address.
+
+    Parameters
+    ----------
+    path : Path
+    sources : sequence of Path
+    before, after : (K, X, Y, Z) array
+        The images without and with the field.
+    combined, hertz, stretch : (X, Y, Z) array
+    mask : (X, Y, Z) bool array
+    affine : (4, 4) array
+    summary : mapping
+        The sidecar of the field.
+    """
+    names = [source.name for source in sources]
+    labels = [f"{number}: {one['PhaseEncodingDirection']}"
+              for number, one in enumerate(summary["Encodings"], start=1)]  # fmt: skip
+    pairs = list(combinations(range(len(names)), 2))[:MOST_FLICKERS]
+    parts = [f"<h1>Off-resonance field: {escape(names[0])}</h1>", _table(names, labels, summary)]
+    for first, second in pairs:
+        for words, images in (("before", before), ("after", after)):
+            a, b = (Image(np.nan_to_num(images[k]), affine) for k in (first, second))
+            flicker = show(a, b, contour=mask, labels=(labels[first], labels[second]))
+            parts.append(f"<h2>Images {labels[first]} and {labels[second]}, {words}</h2>")
+            parts.append(flicker._repr_html_())
+    parts.append("<h2>The first image before and after</h2>")
+    parts.append(show(Image(np.nan_to_num(before[0]), affine), Image(combined, affine),
+                      contour=mask, labels=("before", "after"))._repr_html_())  # fmt: skip
+    figure = field_figure(combined, hertz, stretch, mask, affine,
+                          "Hz" if summary["ReadoutTimesKnown"] else "arbitrary")  # fmt: skip
+    parts.append("<h2>The field, and the stretch of the first image</h2>")
+    parts.append(_picture(figure))
+    parts.append(
+        "<p>Orange in the stretch: squeezed (signal piles up); purple: stretched. A constant "
+        "field is not known from images alone.</p>"
+    )
+    title = f"<title>{escape(names[0])}</title>"
+    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8">{title}'
+    write_text(path, f"{head}<style>{STYLE}</style>{''.join(parts)}</html>\n")
+
+
+def _table(names: Sequence[str], labels: Sequence[str], summary: Mapping[str, Any]) -> str:
+    rows = [(f"image {label}", name) for label, name in zip(labels, names, strict=True)]
+    rows.append(("made from", summary["Method"]))
+    rows.append(("displacement", f"{summary['RMSDisplacement']:.2f} mm RMS in the brain"))
+    if found := summary.get("Similarity"):
+        rows.append(("correlation of the images",
+                     f"{found['Before']:.3f} before, {found['After']:.3f} after"))  # fmt: skip
+    if found := summary.get("MeasuredComparison"):
+        rows.append((
+            "measured map", f"correlation {found['Correlation']:.3f}, slope {found['Slope']:.2f}, "
+                            f"{found['RMSDifference']:.2f} mm RMS apart",
+        ))  # fmt: skip
+    rows.append(("folded", f"{100 * summary['FoldedShare']:.2f} % of the brain"))
+    rows.append(("dark", f"{100 * summary['DarkShare']:.2f} % of the brain"))
+    cells = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _picture(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    data = b64encode(buffer.getvalue()).decode("ascii")
+    words = "corrected image, field and stretch in three planes"
+    return f'<img class="figure" alt="{words}" src="data:image/png;base64,{data}">'
