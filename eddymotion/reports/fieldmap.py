@@ -18,7 +18,7 @@ from eddymotion.images.image import Image
 from eddymotion.io.writing import write_text
 from eddymotion.reports import own_style
 from eddymotion.reports.display import show
-from eddymotion.reports.registration import View
+from eddymotion.reports.registration import Cuts
 
 STYLE = """\
 body { margin: 0 auto; padding: 1em; max-width: 1100px; color: #222; background: #fff;
@@ -53,7 +53,7 @@ def field_figure(
     unit : str
         Of the field.
     """
-    view = View.of(image, mask, affine)
+    view = Cuts.of(image, mask, affine)
     figure, rows = view.panels(3, bar=True)
     white = float(np.percentile(image[mask], 99.5)) if mask.any() else float(image.max())
     view.show(rows[0], image, cmap="gray", vmin=0, vmax=max(white, 1e-6))
