@@ -175,7 +175,13 @@ def init_participant_wf(
     """
     from nipype.interfaces.utility import Merge
 
-    from eddymotion.interfaces.series import CorrectSeries, EstimateSeries, JoinRuns, WritePage
+    from eddymotion.interfaces.series import (
+        CorrectSeries,
+        EstimateSeries,
+        JoinRuns,
+        MergeRuns,
+        WritePage,
+    )
 
     workflow = _workflow(name or f"sub_{_word(participant)}_wf")
     page = Node(WritePage(participant=participant), "report")
@@ -204,6 +210,16 @@ def init_participant_wf(
             workflow.connect(known, "out", join, "estimated")
             joins[runs[0]] = join
         workflow.connect(joins[runs[0]], "joined", correct, "estimated")
+    for number, run in enumerate(joins):
+        together = [(job, node) for job, node in correct_nodes
+                    if run in {other.dwi for other in job.series.runs}]  # fmt: skip
+        if len(together) < 2 or together[0][0].settings.distortion_group_merge == "none":
+            continue
+        gathered = Node(Merge(len(together)), f"gathered_{number}", run_without_submitting=True)
+        for position, (_, node) in enumerate(together, start=1):
+            workflow.connect(node, "corrected", gathered, f"in{position}")
+        merge = Node(MergeRuns(jobs=[job for job, _ in together]), f"merge_runs_{number}")
+        workflow.connect(gathered, "out", merge, "corrected")
     workflow.connect(done, "out", page, "corrected")
     return workflow
 

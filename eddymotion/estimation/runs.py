@@ -35,7 +35,7 @@ from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Compute, parallel_map
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.off_resonance import Distortion, OffResonance, Readout
+from eddymotion.mapping.off_resonance import LEAST_STRETCH, Distortion, OffResonance, Readout
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, log_rigid
 from eddymotion.registration.gauss_newton import GaussNewton
 from eddymotion.wording import short_repr
@@ -72,8 +72,11 @@ class JoinedRuns:
         readout of a run is not known.
     field : OffResonance, optional
         In the frame of the first run.
+    mean : (X, Y, Z) float32 array
+        The runs' mean b=0 images without distortion as one, in that frame, on the grid of the
+        first run.
     mask : (X, Y, Z) bool array
-        The brain in that frame, on the grid of the first run.
+        The brain there.
     affine : (4, 4) array
         Of that grid.
     similarity : (float, float)
@@ -88,6 +91,7 @@ class JoinedRuns:
     errors: np.ndarray
     shifts: np.ndarray
     field: OffResonance | None
+    mean: np.ndarray
     mask: np.ndarray
     affine: np.ndarray
     similarity: tuple[float, float] = (np.nan, np.nan)
@@ -111,6 +115,17 @@ class JoinedRuns:
             standard_errors=None if errors is None else np.hypot(errors, self.errors[run]),
             off_resonance=distortion,
         )
+
+    def stretch(self, run: int) -> np.ndarray:
+        """Return recorded millimetres a millimetre along the phase encoding of a run, (X, Y, Z).
+
+        On the grid of the first run, for the run's head at rest; one without a field.
+        """
+        if self.field is None or not np.isfinite(self.shifts[run]).all():
+            return np.ones(self.mask.shape, np.float32)
+        _, slopes = self.field.on_grid_with_gradient(self.mask.shape, self.affine)
+        along = (self.poses[run][:3, :3].T @ self.shifts[run]).astype(np.float32)
+        return np.maximum(1.0 + slopes @ along, LEAST_STRETCH)
 
     def mask_on(self, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
         """Return the brain on another grid of the same frame, (X, Y, Z) bool."""
@@ -228,7 +243,7 @@ def join_runs(
         error[:3] = np.hypot(error[:3], held * one.readout.direction)
     shifts = np.array([np.full(3, np.nan) if r is None else r.shift for r in readouts])
     return JoinedRuns(
-        poses, errors, shifts, found, joined, first.affine, similarity, measured
+        poses, errors, shifts, found, mean, joined, first.affine, similarity, measured
     )  # fmt: skip
 
 

@@ -75,6 +75,28 @@ class CorrectSeries(SimpleInterface):
         return runtime
 
 
+class _MergeRunsInputSpec(BaseInterfaceInputSpec):
+    jobs = traits.List(traits.Any, mandatory=True, nohash=True, desc="the runs of a session")
+    corrected = traits.List(File(exists=True), desc="what must be there before")
+
+
+class _MergeRunsOutputSpec(TraitedSpec):
+    merged = traits.Str(desc="name of the first run")
+
+
+class MergeRuns(SimpleInterface):
+    """Write the corrected runs of a session as one series."""
+
+    input_spec = _MergeRunsInputSpec
+    output_spec = _MergeRunsOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        first, *others = self.inputs.jobs
+        first.merge(others)
+        self._results["merged"] = first.name
+        return runtime
+
+
 class _WritePageInputSpec(BaseInterfaceInputSpec):
     output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
     participant = traits.Str(mandatory=True, desc="label without sub-")

@@ -97,6 +97,8 @@ def correct_series(
         refuse_if_lost(outputs["sidecar"])
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
         write_output_space(space, dwi, outputs)
+        if together is not None:
+            together.write_field(outputs)
         corrected = corrected_series(dwi, motion, settings, target, space, after, progress)
         slices_before, slices_after = Slices.of(dwi), Slices(corrected)
         volumes = progress(corrected.volumes(), "resampling", len(dwi))

@@ -16,16 +16,25 @@ import numpy as np
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.derivatives import Outputs
+from eddymotion.derivatives.session import (
+    SessionOutputs,
+    averaged,
+    concatenated,
+    write_field,
+    write_merged,
+)
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.runs import JoinedRuns, RunImage, align_b0s, join_runs
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
+from eddymotion.io.series import load
 from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
-from eddymotion.io.writing import replacing, write_json
+from eddymotion.io.writing import read_json, replacing, write_json
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.off_resonance import OffResonance
+from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
 from eddymotion.pipeline.cache import DIGITS, MotionCache
 from eddymotion.pipeline.fingerprint import motion_fingerprint_of
 from eddymotion.pipeline.settings import Settings
@@ -123,6 +132,11 @@ class RunTogether:
             return dwi, motion
         return replace(dwi, mask=self.joined.mask_on(dwi.shape, dwi.affine)), motion
 
+    def write_field(self, outputs: Outputs) -> None:
+        """Write the field, if there is one: the first run does so for all."""
+        if self.joined.field is not None and self.number == 0:
+            write_field(SessionOutputs.of(outputs), self.joined, self.names)
+
     def in_words(self) -> dict[str, str]:
         """Say for the summary which runs lie in one frame, and what the field does."""
         joined, told = self.joined, {}
@@ -144,11 +158,13 @@ class RunTogether:
 
     def in_sidecar(self) -> dict[str, Any]:
         """Return what the sidecar of the corrected series keeps of it."""
-        known = bool(np.isfinite(self.joined.shifts[self.number]).all())
+        shift = self.joined.shifts[self.number]
+        known = bool(np.isfinite(shift).all())
         return {
             "Runs": list(self.names),
             "RunPose": self.joined.poses[self.number].tolist(),
             "RunPoseErrors": self.joined.errors[self.number].tolist(),
+            "MillimetresPerHertz": shift.tolist() if known else None,
             "OffResonanceCorrected": self.joined.field is not None and known,
         }
 
@@ -200,6 +216,53 @@ def _image_of(run: SeriesFiles, settings: Settings, work_dir: Path) -> RunImage:
     return RunImage.of(load_series(run, settings), motion, settings.nprocs)
 
 
+def merge_runs(runs: Sequence[tuple[SeriesFiles, Outputs]], settings: Settings) -> None:
+    """Write the corrected runs of a session as one series, beside their own.
+
+    Parameters
+    ----------
+    runs : sequence of (SeriesFiles, Outputs)
+        In order; all corrected.
+    settings : Settings
+    """
+    corrected = [
+        load(
+            outputs["dwi"], bval=outputs["bval"], bvec=outputs["bvec"], mask=outputs["mask"],
+            b0_threshold=settings.b0_threshold, ignore=("tables",), metadata={},
+        )
+        for _, outputs in runs
+    ]  # fmt: skip
+    how, names = settings.distortion_group_merge, [run.uri or run.dwi.name for run, _ in runs]
+    session = SessionOutputs.of(runs[0][1])
+    if how == "concat":
+        write_merged(session, concatenated(corrected), how, names, 0)
+        return
+    stretches, shifts = zip(*(_stretch_of(outputs) for _, outputs in runs), strict=True)
+    merged, pairs = averaged(corrected, stretches, np.array(shifts))
+    if 2 * pairs < sum(map(len, corrected)):
+        log.warning(
+            "%s: %d of %d volumes have a partner of opposite polarity with the same gradient; the "
+            "others are kept as they are", session.who, 2 * pairs, sum(map(len, corrected)),
+        )  # fmt: skip
+    write_merged(session, merged, how, names, pairs)
+
+
+def _stretch_of(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    """Recall from the outputs of a run how its field stretched it, and which way."""
+    sidecar = read_json(outputs["sidecar"])
+    shift = np.array(sidecar.get("MillimetresPerHertz") or [0.0] * 3, float)
+    pose = np.array(sidecar.get("RunPose", np.eye(4)), float)
+    image, affine, _ = read_image(outputs["dwiref"])
+    session = SessionOutputs.of(outputs)
+    if not sidecar.get("OffResonanceCorrected") or not session.field("coeff").is_file():
+        return np.ones(image.shape[:3], np.float32), shift
+    coefficients, lattice, _ = read_image(session.field("coeff"))
+    field = OffResonance(coefficients, lattice)
+    _, slopes = field.on_grid_with_gradient(image.shape[:3], affine)
+    along = (pose[:3, :3].T @ shift).astype(np.float32)
+    return np.maximum(1.0 + slopes @ along, LEAST_STRETCH), shift
+
+
 def load_b0s(run: SeriesFiles) -> DWI:
     """Load a run of b=0 volumes alone, which needs no tables; a 3-D image is one."""
     signal, affine, _ = read_image(run.dwi)
@@ -222,7 +285,8 @@ def _keep(folder: Path, joined: JoinedRuns) -> None:
     """Write what was found; the last file is the mark of completion."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {
-        name: getattr(joined, name) for name in ("poses", "errors", "shifts", "mask", "affine")
+        name: getattr(joined, name)
+        for name in ("poses", "errors", "shifts", "mean", "mask", "affine")
     }
     if joined.field is not None:
         arrays |= {"hertz": joined.field.coefficients, "lattice": joined.field.affine}

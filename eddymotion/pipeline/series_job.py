@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from eddymotion.machine.locks import Lock, held
 from eddymotion.machine.logs import Console, LogFile
 from eddymotion.machine.parallel import Progress, logged
 from eddymotion.pipeline.correct import correct_series, estimate_series
-from eddymotion.pipeline.runs import RunTogether
+from eddymotion.pipeline.runs import RunTogether, merge_runs
 from eddymotion.pipeline.settings import Settings
 from eddymotion.wording import one_line
 
@@ -93,6 +93,11 @@ class Job:
                 self.series, self.outputs, self.settings, shown_progress.get(),
                 work_dir=self.work_dir,
             )  # fmt: skip
+
+    def merge(self, others: Sequence[Job]) -> None:
+        """Write this and the other corrected runs of its session as one series."""
+        with _recording(self, "merged"):
+            merge_runs([(job.series, job.outputs) for job in (self, *others)], self.settings)
 
     def record_lost(self, reason: str) -> None:
         """Record that whoever worked on it is gone, and could not tell why."""

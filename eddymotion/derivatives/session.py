@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written of the runs of a session together: the off-resonance field, a merged series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion import __version__
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
+from eddymotion.derivatives.names import Outputs
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.runs import JoinedRuns
+from eddymotion.images.grid import grid_distance
+from eddymotion.io.images import write_image
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.writing import together, write_json
+
+FIELD_ID = "auto00000"
+
+SAME_GRID_MM = 1e-3
+
+SAME_DIRECTION_DEGREES = 5.0
+SAME_BVAL = 0.1
+"""Part by which b-values of a pair may differ: scanners round them."""
+
+
+@dataclass(frozen=True)
+class SessionOutputs:
+    """Where the outputs of a session go.
+
+    Parameters
+    ----------
+    folder : Path
+        ``OUTPUT_DIR/sub-X[/ses-Y]``.
+    who : str
+        ``sub-X[_ses-Y]``.
+    """
+
+    folder: Path
+    who: str
+
+    @classmethod
+    def of(cls, outputs: Outputs) -> SessionOutputs:
+        """Take them from those of one of its runs."""
+        kept = [part for part in outputs.src.split("_") if part.startswith(("sub-", "ses-"))]
+        return cls(outputs.folder, "_".join(kept) or outputs.src)
+
+    def field(self, kind: str, ending: str = ".nii.gz") -> Path:
+        """Path of the field: ``preproc`` (Hz), ``coeff`` or ``epi``."""
+        name = f"{self.who}_fmapid-{FIELD_ID}_desc-{kind}_fieldmap{ending}"
+        return self.folder / "fmap" / name
+
+    def merged(self, ending: str) -> Path:
+        """Path of the merged series."""
+        return self.folder / "dwi" / f"{self.who}_desc-merged_dwi{ending}"
+
+
+def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str]) -> None:
+    """Write the off-resonance field of a session, its coefficients, and the image it belongs to.
+
+    Parameters
+    ----------
+    outputs : SessionOutputs
+    joined : JoinedRuns
+        With a field.
+    names : sequence of str
+        The runs, as BIDS URIs.
+    """
+    field = joined.field
+    if field is None:
+        raise EddymotionError("write_field: these runs have no off-resonance field")
+    hertz = field.on_grid(joined.mask.shape, joined.affine)
+    mm = np.nanmax(np.linalg.norm(joined.shifts, axis=1)) * hertz[joined.mask]
+    before, after = joined.similarity
+    about: dict[str, Any] = {
+        "Description": "Off-resonance field in the frame of the first source, which moves with "
+                       "the head",
+        "Units": "Hz",
+        "B0FieldIdentifier": FIELD_ID,
+        "Sources": list(names),
+        "IntendedFor": list(names),
+        "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
+        "Method": "given" if joined.measured else "opposite phase encodings",
+        "MillimetresPerHertz": [
+            float(np.linalg.norm(shift)) if np.isfinite(shift).all() else None
+            for shift in joined.shifts
+        ],
+        "RMSDisplacement": round(float(np.sqrt((mm**2).mean())), 4),
+        "Gauge": "a constant field is not told from a translation along the phase encoding: each "
+                 "run is held where registration, and the head at rest between runs, put it",
+        "Similarity": {
+            "Before": None if np.isnan(before) else round(before, 4),
+            "After": None if np.isnan(after) else round(after, 4),
+        },
+        "Poses": joined.poses.round(8).tolist(),
+    }  # fmt: skip
+    with together():
+        write_image(outputs.field("preproc"), hertz, joined.affine)
+        write_image(outputs.field("coeff"), field.coefficients.astype(np.float32), field.affine)
+        write_image(outputs.field("epi"), joined.mean, joined.affine)
+        shared = ("B0FieldIdentifier", "Sources", "GeneratedBy")
+        write_json(outputs.field("epi", ".json"), {key: about[key] for key in shared})
+        write_json(outputs.field("coeff", ".json"), about)
+        write_json(outputs.field("preproc", ".json"), about)
+
+
+def write_merged(
+    outputs: SessionOutputs, merged: DWI, how: str, names: Sequence[str], pairs: int
+) -> None:
+    """Write the runs of a session as one series."""
+    with together():
+        write_image(outputs.merged(".nii.gz"), np.asarray(merged.signal), merged.affine,
+                    merged.repetition_time)  # fmt: skip
+        write_gradient_table(
+            outputs.merged(".bval"), outputs.merged(".bvec"), merged.gradients, merged.affine
+        )
+        write_json(outputs.merged(".json"), {
+            "Description": "Runs of a session in one frame",
+            "Merged": how,
+            "Pairs": pairs,
+            "Sources": list(names),
+            "SkullStripped": False,
+            "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
+        })  # fmt: skip
+
+
+def concatenated(runs: Sequence[DWI]) -> DWI:
+    """Put the volumes of corrected runs one after the other.
+
+    Raises
+    ------
+    EddymotionError
+        If their grids differ.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        apart = grid_distance(first.affine, run.affine, first.shape)
+        if run.shape != first.shape or apart > SAME_GRID_MM:
+            raise EddymotionError(
+                f"{run.source}: lies on another grid than {first.source}, so that the two cannot "
+                "be merged; leave --distortion-group-merge out, or give an --output-space"
+            )
+    gradients = Gradients(
+        np.concatenate([run.gradients.bvals for run in runs]),
+        np.concatenate([run.gradients.bvecs for run in runs]),
+        first.gradients.b0_threshold,
+    )
+    signal = np.concatenate([run.signal for run in runs], axis=3)
+    return DWI(signal, first.affine, gradients, first.mask, first.source)
+
+
+def averaged(
+    runs: Sequence[DWI], stretches: Sequence[np.ndarray], shifts: np.ndarray
+) -> tuple[DWI, int]:
+    """Make one volume of each pair of opposite polarity, weighted by the squares of the stretch.
+
+    Where an image was squeezed, little is known of what is where; where it was stretched, much.
+    Volumes without a partner stay as they are.
+
+    Parameters
+    ----------
+    runs : sequence of DWI
+        Corrected, in one frame.
+    stretches : sequence of (X, Y, Z) arrays
+        Of each run, on that grid.
+    shifts : (K, 3) array
+        Displacement for a hertz in each run.
+
+    Returns
+    -------
+    DWI
+    int
+        How many pairs there were.
+    """
+    whole = concatenated(runs)
+    run_of = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+    partner, pairs = _partners(whole.gradients, run_of, shifts), 0
+    signal, kept = np.array(whole.signal, np.float32), []
+    for volume, other in enumerate(partner):
+        if other is not None and other < volume:
+            continue
+        kept.append(volume)
+        if other is None:
+            continue
+        weights = [stretches[run_of[one]] ** 2 for one in (volume, other)]
+        total = weights[0] * signal[..., volume] + weights[1] * signal[..., other]
+        signal[..., volume] = total / (weights[0] + weights[1])
+        pairs += 1
+    merged = DWI(signal, whole.affine, whole.gradients, whole.mask, whole.source)
+    return merged.select(np.array(kept)), pairs
+
+
+def _partners(gradients: Gradients, run_of: np.ndarray, shifts: np.ndarray) -> list[int | None]:
+    """Find for each volume one of another polarity with the same gradient, each once."""
+    partner: list[int | None] = [None] * len(gradients)
+    limit = np.cos(np.deg2rad(SAME_DIRECTION_DEGREES))
+    for volume in range(len(gradients)):
+        if partner[volume] is not None:
+            continue
+        for other in range(volume + 1, len(gradients)):
+            opposed = shifts[run_of[volume]] @ shifts[run_of[other]] < 0
+            if partner[other] is not None or not opposed:
+                continue
+            b, c = gradients.bvals[[volume, other]]
+            both_b0 = gradients.is_b0[volume] and gradients.is_b0[other]
+            along = abs(gradients.bvecs[volume] @ gradients.bvecs[other]) >= limit
+            if both_b0 or (along and abs(b - c) <= SAME_BVAL * max(b, c)):
+                partner[volume], partner[other] = other, volume
+                break
+    return partner
