@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,9 @@ NOT_MAGNITUDE = ("phase", "real", "imag")
 """Values of the entity ``part`` of images that are not corrected."""
 
 URI = "bids:raw:"
+
+POLARITIES = {("AP", "LR", "SI", "HF"): "-", ("PA", "RL", "IS", "FH"): ""}
+"""What names say of the polarity along an axis of an image."""
 
 LISTED = 20
 """Labels that a message lists at most."""
@@ -336,23 +340,52 @@ class Sorted:
         Runs of b=0 alone come last. Where no two runs have opposite polarity, ``fmap/*_epi`` of
         the session may.
         """
-        series = {}
+        series: dict[str, list[SeriesFiles]] = {}
         for label, of_participant in self.series.items():
             sessions: dict[Path, list[SeriesFiles]] = {}
             for one in (*of_participant, *self.b0s.get(label, ())):
                 sessions.setdefault(one.dwi.parent, []).append(one)
-            runs = {folder: with_epi(found, folder) for folder, found in sessions.items()}
-            series[label] = [
-                replace(one, runs=tuple(together) if len(together) > 1 else ())
-                for one in of_participant
-                for together in [runs[one.dwi.parent]]
-            ]
+            series[label] = []
+            for folder, found in sessions.items():
+                runs = with_epi(with_polarity(found), folder)
+                together = tuple(runs) if len(runs) > 1 else ()
+                series[label] += [replace(run, runs=together) for run in runs if not run.is_b0]
         return replace(self, series=series)
 
     @property
     def n_series(self) -> int:
         """How many there are, skipped ones left out."""
         return sum(map(len, self.series.values())) + len(together(self.refused))
+
+
+def with_polarity(runs: Sequence[SeriesFiles]) -> list[SeriesFiles]:
+    """Take the polarity of runs whose sidecars name the axis alone from their names, ``dir-``.
+
+    Of opposite runs it counts which of two is which, not which of two is the right way round: both
+    wrong correct the same, with a field of the other sign.
+    """
+    polarities = {run.dwi: _polarity_by_name(run) for run in runs}
+    if len(set(polarities.values()) - {None}) < 2 or any(map(_polarity, runs)):
+        return list(runs)
+    told = ", ".join(f"{run.dwi.name}: {polarities[run.dwi]}" for run in runs)
+    log.warning("PhaseEncodingDirection is in none of these sidecars; polarity is taken from the "
+                "names: %s; the sign of the off-resonance field may be wrong, its correction is "
+                "not", told)  # fmt: skip
+    return [
+        replace(run, metadata=(run.metadata or {}) | {"PhaseEncodingDirection": polarity})
+        if (polarity := polarities[run.dwi])
+        else run
+        for run in runs
+    ]
+
+
+def _polarity_by_name(run: SeriesFiles) -> str | None:
+    axis = (run.metadata or {}).get("PhaseEncodingAxis")
+    found = re.search(r"_dir-([A-Za-z]+)", run.dwi.name)
+    if axis not in ("i", "j", "k") or found is None:
+        return None
+    label = found.group(1).upper()
+    return next((axis + sign for names, sign in POLARITIES.items() if label in names), None)
 
 
 def with_epi(runs: Sequence[SeriesFiles], folder: Path) -> list[SeriesFiles]:

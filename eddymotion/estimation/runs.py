@@ -23,7 +23,6 @@ from scipy.ndimage import affine_transform
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.off_resonance import (
-    SAME_SHIFT,
     Distorted,
     agreement,
     combined,
@@ -52,6 +51,10 @@ brain is zero only about."""
 
 STILL_MM = 0.1
 """Error of the guess that the head has not moved between two runs, at least."""
+
+OTHER_SHIFT = 0.5
+"""Part of the larger displacement by which that of another run has to differ to tell the field:
+turned slices alone do not."""
 
 VOLUMES_FOR_REFERENCE = 6
 """At most so many b=0 volumes are averaged."""
@@ -290,7 +293,7 @@ def differ(readouts: Sequence[Readout | None]) -> bool:
     if len(shifts) < 2:
         return False
     largest = np.linalg.norm(shifts, axis=1).max()
-    return bool(np.linalg.norm(shifts - shifts[0], axis=1).max() >= SAME_SHIFT * largest)
+    return bool(np.linalg.norm(shifts - shifts[0], axis=1).max() >= OTHER_SHIFT * largest)
 
 
 def mean_b0(run: DWI, motion: Motion, n_threads: int = 1) -> Image:
