@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that belong together: one frame, the off-resonance field, merged series."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+from scipy.ndimage import binary_erosion
+
+import eddymotion as em
+from eddymotion.data.acquisition import Acquisition
+from eddymotion.data.gradients import Gradients
+from eddymotion.derivatives.session import averaged, concatenated
+from eddymotion.estimation.runs import RunImage, differ, join_runs, readouts_of
+from eddymotion.images.grid import Grid, grid_points
+from eddymotion.images.image import Image
+from eddymotion.images.masking import brain_mask
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import Readout
+from eddymotion.mapping.rigid import log_rigid, rigid_matrix
+from eddymotion.simulation.off_resonance import Magnetised, echo_planar
+from eddymotion.simulation.synthetic import SyntheticHead
+
+READOUT_TIME = 0.045
+SIZE = 5.0
+SHIFTED = np.array([1.5, 0.0, -2.0])
+TURNED = np.deg2rad([3.0, -2.0, 4.0])
+
+
+@pytest.fixture(scope="module")
+def head():
+    return SyntheticHead()
+
+
+@pytest.fixture(scope="module")
+def grid(head):
+    return Grid.covering(head, SIZE, "LAS", np.eye(3))
+
+
+@pytest.fixture(scope="module")
+def field(head):
+    return Magnetised(head, strength=0.7, voxel_size=4.0).hertz()
+
+
+def scan(head, grid, hertz, direction, pose, seed):
+    """Two b=0 images of one run, the head at one pose."""
+    readout = Readout.of(grid.affine, direction, READOUT_TIME)
+    images = [
+        echo_planar(head, grid, hertz, readout, pose=pose, snr=40.0, seed=seed + number).data
+        for number in range(2)
+    ]
+    gradients = Gradients(np.zeros(2), np.zeros((2, 3)))
+    acquisition = Acquisition.every(
+        gradients, grid.affine, phase_encoding=direction, readout_time=READOUT_TIME
+    )
+    signal = np.stack(images, axis=-1)
+    return em.DWI(signal, grid.affine, acquisition, brain_mask(signal.mean(axis=3)))
+
+
+@pytest.fixture(scope="module")
+def pose(grid):
+    return rigid_matrix(SHIFTED, TURNED, grid.center)
+
+
+@pytest.fixture(scope="module")
+def opposed(head, grid, field, pose):
+    """A run of each polarity; the head has moved between them."""
+    return [
+        scan(head, grid, field, "j-", np.eye(4), 10),
+        scan(head, grid, field, "j", pose, 20),
+    ]
+
+
+@pytest.fixture(scope="module")
+def motions(opposed):
+    return em.estimate_motion(opposed, n_threads=2)
+
+
+@pytest.fixture(scope="module")
+def brain(head, grid):
+    """The true one."""
+    at = apply_affine(np.linalg.inv(head.affine), grid_points(grid.shape, grid.affine))
+    nearest = at.round().astype(int)
+    inside = ((nearest >= 0) & (nearest < head.shape)).all(axis=1)
+    found = np.zeros(len(at), bool)
+    found[inside] = head.brain[tuple(nearest[inside].T)]
+    return binary_erosion(found.reshape(grid.shape))
+
+
+def test_field_and_pose_of_b0_runs_are_found(opposed, motions, grid, field, pose, brain):
+    found = motions[0].off_resonance.field.on_grid(grid.shape, grid.affine)[brain]
+    true = field.spline.sample(grid_points(grid.shape, grid.affine))
+    true = true.reshape(grid.shape)[brain]
+
+    def spread(hertz):
+        """Most of the brain is displaced so little from where it is on the whole, mm."""
+        mm = hertz * READOUT_TIME * SIZE
+        return np.percentile(np.abs(mm - np.median(mm)), 90)
+
+    assert spread(found - true) < 0.35 * spread(true)
+    assert spread(found - true) < 0.25 * SIZE
+    for volume in range(2):
+        wrong = log_rigid(np.linalg.inv(pose) @ motions[1][volume], grid.center)
+        assert np.abs(wrong[[0, 2]]).max() < 0.3  # across the phase encoding
+        assert np.rad2deg(np.abs(wrong[3:])).max() < 0.5
+
+
+def test_corrected_runs_show_one_head(opposed, motions, brain):
+    corrected = em.resample(opposed, motions, engine="fast")
+
+    def agreement(runs):
+        return np.corrcoef(*(run.signal[..., 0][brain] for run in runs))[0, 1]
+
+    rigid = [replace(motion, off_resonance=None) for motion in motions]
+    assert agreement(corrected) > 0.95
+    assert agreement(corrected) > agreement(em.resample(opposed, rigid, engine="fast")) + 0.15
+
+
+def test_runs_distorted_alike_lie_in_one_frame_without_a_field(head, grid, field, pose):
+    runs = [scan(head, grid, field, "j-", where, seed)
+            for where, seed in ((np.eye(4), 1), (pose, 5))]  # fmt: skip
+    images = [RunImage.of(run, Motion.identity(2)) for run in runs]
+    joined = join_runs(images)
+    assert joined.field is None
+    wrong = log_rigid(np.linalg.inv(pose) @ joined.poses[1], grid.center)
+    assert np.abs(wrong[:3]).max() < 0.8
+    assert np.rad2deg(np.abs(wrong[3:])).max() < 1.0
+    assert not joined.errors[0].any()
+    assert (joined.errors[1] > 0).all()
+
+
+def test_turned_slices_are_no_other_polarity(opposed):
+    """What tells a field is another way of distortion, not a few degrees."""
+    images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
+    turn = rigid_matrix(np.zeros(3), np.deg2rad([13.0, 0, 0]), np.zeros(3))[:3, :3]
+    tilted = replace(images[0], encoding=turn @ images[0].encoding)
+    assert not differ(readouts_of([images[0], tilted]))
+    assert differ(readouts_of(images))
+
+
+def test_readout_times_that_no_run_says_are_taken_as_equal(opposed, caplog):
+    images = [replace(RunImage.of(run, Motion.identity(2)), readout_time=None) for run in opposed]
+    shifts = [readout.shift for readout in readouts_of(images)]
+    np.testing.assert_allclose(shifts[0], -shifts[1])
+    assert "TotalReadoutTime is in no sidecar" in caplog.text
+    one_says = [images[0], replace(images[1], readout_time=0.03)]
+    assert readouts_of(one_says)[0] is None
+
+
+def test_a_field_that_is_given_is_not_sought(opposed, motions):
+    field = motions[0].off_resonance.field
+    joined = join_runs([RunImage.of(opposed[0], Motion.identity(2))], field=field)
+    moved = joined.motion(0, Motion.identity(2))
+    assert moved.off_resonance.field is field
+    np.testing.assert_array_equal(moved.matrices, Motion.identity(2).matrices)
+
+
+def corrected_pair():
+    """Two runs of a constant head, squeezed at different places."""
+    shape, random = (8, 9, 10), np.random.default_rng(0)
+    truth = random.uniform(100, 200, (*shape, 3))
+    stretch = random.uniform(0.3, 1.7, shape)
+    table = Gradients([0, 1000, 1000], np.eye(3)[[0, 0, 1]])
+    flipped = Gradients([0, 1001, 998], -np.eye(3)[[0, 1, 0]])
+    noise = random.normal(scale=20, size=(2, *shape, 3))
+    mask = np.ones(shape, bool)
+    first = em.DWI(truth + noise[0] / stretch[..., None], np.eye(4), table, mask)
+    other = truth[..., [0, 2, 1]] + noise[1] / (2 - stretch)[..., None]
+    return truth, (first, em.DWI(other, np.eye(4), flipped, mask)), (stretch, 2 - stretch)
+
+
+SHIFTS = np.array([[0, -0.1, 0], [0, 0.1, 0]])
+
+
+def test_pairs_are_averaged_by_the_squares_of_their_stretch():
+    truth, runs, stretches = corrected_pair()
+    merged, pairs = averaged(runs, stretches, SHIFTS)
+    assert (pairs, len(merged)) == (3, 3)
+    np.testing.assert_allclose(merged.gradients.bvals, [0, 1000, 1000])
+    weights = np.stack(stretches) ** 2
+    partner = runs[1].signal[..., 2]  # of volume 1: the same axis, the other way
+    total = weights[0] * runs[0].signal[..., 1] + weights[1] * partner
+    np.testing.assert_allclose(merged.signal[..., 1], total / weights.sum(axis=0), rtol=1e-5)
+    plain = (runs[0].signal[..., 1] + partner) / 2
+    weighted, plain = (
+        np.sqrt(np.mean((one - truth[..., 1]) ** 2)) for one in (merged.signal[..., 1], plain)
+    )
+    assert weighted < 0.8 * plain
+
+
+def test_volumes_of_one_polarity_are_no_pairs():
+    _, runs, stretches = corrected_pair()
+    merged, pairs = averaged(runs, stretches, np.abs(SHIFTS))
+    assert (pairs, len(merged)) == (0, 6)
+
+
+def test_runs_are_put_one_after_the_other_if_their_grids_are_one():
+    _, runs, _ = corrected_pair()
+    merged = concatenated(runs)
+    np.testing.assert_array_equal(merged.signal[..., 3:], runs[1].signal)
+    moved = replace(runs[1], affine=apply_shift(runs[1].affine))
+    with pytest.raises(em.EddymotionError, match="lies on another grid"):
+        concatenated([runs[0], moved])
+
+
+def apply_shift(affine):
+    shifted = affine.copy()
+    shifted[:3, 3] = apply_affine(affine, [0.5, 0, 0])
+    return shifted
+
+
+def test_mask_of_the_runs_lies_where_the_head_is(opposed):
+    joined = join_runs([RunImage.of(run, Motion.identity(2)) for run in opposed[:1]])
+    half = opposed[0].affine.copy()
+    half[:3, 3] += 2.5
+    moved = joined.mask_on(opposed[0].shape, half)
+    expected = Image(joined.mask.astype(np.float32), joined.affine)
+    there = expected.spline.sample(grid_points(opposed[0].shape, half))
+    inside = np.isfinite(there)
+    assert (moved.ravel()[inside] == (there[inside] > 0.5)).mean() > 0.97
