@@ -22,7 +22,7 @@ from eddymotion.models import Model
 from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
 from eddymotion.pipeline.fingerprint import fingerprint_of, motion_fingerprint_of
 from eddymotion.pipeline.output_space import Target, space_of, write_output_space
-from eddymotion.pipeline.runs import RunTogether, lies_with_others
+from eddymotion.pipeline.runs import RunTogether
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
 from eddymotion.pipeline.stages import (
@@ -84,11 +84,9 @@ def correct_series(
         motion = new_motion(dwi, model, settings, stages, cache, progress)
     elif cache is None:  # else `estimate_series` has said so
         log.info(REUSED, series.dwi.name)
-    together = None
-    if lies_with_others(series, settings):
-        with stages("runs"):
-            together = RunTogether.of(series, dwi, motion, settings, work_dir)
-            dwi, motion = together.moved(dwi, motion, settings)
+    with stages("runs"):
+        together = RunTogether.of(series, dwi, motion, settings, work_dir)
+        dwi, motion = together.moved(dwi, motion, settings)
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
     with stages("output space"):
@@ -97,8 +95,7 @@ def correct_series(
         refuse_if_lost(outputs["sidecar"])
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
         write_output_space(space, dwi, outputs)
-        if together is not None:
-            together.write_field(outputs)
+        together.write_field(outputs)
         corrected = corrected_series(dwi, motion, settings, target, space, after, progress)
         slices_before, slices_after = Slices.of(dwi), Slices(corrected)
         volumes = progress(corrected.volumes(), "resampling", len(dwi))
@@ -113,22 +110,22 @@ def correct_series(
             progress=progress,
         )
     with stages("pictures"):
+        together.draw(outputs)
         slices = slices_before, slices_after
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.log)
     methods = methods_of(dwi, motion, model, settings, corrected, space)
     summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
-    summary |= together.in_words() if together else {}
+    summary |= together.in_words()
     summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
-    content = sidecar_of(series, settings, summary, methods, motion, grids, stages) | {
+    content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
+    content |= together.in_sidecar() | {
         "OutlierSlices": outliers,
         "Fingerprint": fingerprint,
         "MotionFingerprint": motion_fingerprint_of(series, settings),
     }
-    if together is not None:
-        content |= together.in_sidecar()
     write_sidecar(outputs, content, record=True)
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)

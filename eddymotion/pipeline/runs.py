@@ -39,16 +39,13 @@ from eddymotion.pipeline.cache import DIGITS, MotionCache
 from eddymotion.pipeline.fingerprint import motion_fingerprint_of
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, load_series
+from eddymotion.reports import save_figure
+from eddymotion.reports.fieldmap import field_figure
 
 log = logging.getLogger(__name__)
 
 OF_FIELD = ("fieldmaps", "fmap-jacobian")
 """Words of ``--ignore`` about the off-resonance field."""
-
-
-def lies_with_others(series: SeriesFiles, settings: Settings) -> bool:
-    """Whether a series has a frame or a field that its own volumes do not tell."""
-    return bool(series.runs) or settings.fieldmap is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +56,14 @@ class RunTogether:
     ----------
     names : tuple of str
         Of the runs whose motion is known, in order.
-    joined : JoinedRuns
-        How they lie.
+    joined : JoinedRuns, optional
+        How they lie; None where the series is alone and no field is given.
     number : int
         That of the series among them.
     """
 
     names: tuple[str, ...]
-    joined: JoinedRuns
+    joined: JoinedRuns | None
     number: int
 
     @classmethod
@@ -92,6 +89,8 @@ class RunTogether:
         work_dir : Path, optional
             Where the motion of the others is kept, and what is found.
         """
+        if not series.runs and settings.fieldmap is None:
+            return cls((series.dwi.name,), None, 0)
         if work_dir is None or not series.runs:
             image = RunImage.of(dwi, motion, settings.nprocs)
             return cls((series.dwi.name,), _joined([image], settings), 0)
@@ -127,6 +126,8 @@ class RunTogether:
 
     def moved(self, dwi: DWI, motion: Motion, settings: Settings) -> tuple[DWI, Motion]:
         """Return the series with the brain as all runs show it, and its motion in their frame."""
+        if self.joined is None:
+            return dwi, motion
         motion = self.joined.motion(self.number, motion)
         if settings.brain_mask is not None:
             return dwi, motion
@@ -134,12 +135,25 @@ class RunTogether:
 
     def write_field(self, outputs: Outputs) -> None:
         """Write the field, if there is one: the first run does so for all."""
-        if self.joined.field is not None and self.number == 0:
+        if self.joined is not None and self.joined.field is not None and self.number == 0:
             write_field(SessionOutputs.of(outputs), self.joined, self.names)
+
+    def draw(self, outputs: Outputs) -> None:
+        """Draw the field, and what it did to this series."""
+        outputs["off_resonance_figure"].unlink(missing_ok=True)
+        joined = self.joined
+        if joined is None or joined.field is None:
+            return
+        hertz = joined.field.on_grid(joined.mask.shape, joined.affine)
+        stretch = joined.stretch(self.number)
+        figure = field_figure(joined.mean, hertz, stretch, joined.mask, joined.affine)
+        save_figure(figure, outputs["off_resonance_figure"])
 
     def in_words(self) -> dict[str, str]:
         """Say for the summary which runs lie in one frame, and what the field does."""
         joined, told = self.joined, {}
+        if joined is None:
+            return {}
         if len(joined) > 1:
             before, after = joined.similarity
             names = ", ".join(Path(name).name for name in self.names)
@@ -158,6 +172,8 @@ class RunTogether:
 
     def in_sidecar(self) -> dict[str, Any]:
         """Return what the sidecar of the corrected series keeps of it."""
+        if self.joined is None:
+            return {}
         shift = self.joined.shifts[self.number]
         known = bool(np.isfinite(shift).all())
         return {

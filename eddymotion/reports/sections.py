@@ -99,6 +99,13 @@ CAPTIONS = {
         "the files lie, and after the registration. Orange should follow the edge of the brain, "
         "blue the brightest structures: the ventricles in a b=0, white matter in FA.",
     ),
+    "off_resonance": (
+        "Off-resonance field",
+        "The mean b=0 of all runs without distortion; the field, which moves with the head; and "
+        "by how much this run was stretched along its phase encoding: where it was squeezed "
+        "(orange), signal piled up, and less is known of what belongs where. The outline of the "
+        "ventricles and of the front of the brain should be that of an anatomical image.",
+    ),
     "eddy": (
         "Eddy-current fields",
         "Coefficients of the field of each volume, in mm at 80 mm from the centre, along the "
@@ -132,6 +139,8 @@ def series_sections(series: SeriesReport, prefix: str, page: Path) -> list[Secti
         Section(f"{prefix}-maps", "Maps", join([
             _picture(series, "maps", page), measures_table(series)])),
         Section(f"{prefix}-space", "Output space", _picture(series, "space", page)),
+        Section(f"{prefix}-offresonance", "Off-resonance field",
+                _picture(series, "off_resonance", page)),
         Section(f"{prefix}-eddy", "Eddy currents", _chart(series, "eddy", page)),
         Section(f"{prefix}-estimation", "Estimation", estimation(series)),
         Section(f"{prefix}-settings", "Settings and versions", settings(series)),
