@@ -546,12 +546,7 @@ class _Problem:
         """Bring a field onto this lattice."""
         if field is None:
             return _State(np.zeros(self.lattice.shape, np.float32), state.poses, state.gains)
-        ends = [np.linspace(1, n - 2, 2 * n) for n in self.lattice.shape]
-        index = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
-        hertz = field.hertz(apply_affine(self.lattice.affine, index))
-        matrices = self.lattice.matrices(ends)
-        inverses = [np.linalg.solve(m.T @ m + 1e-4 * np.eye(m.shape[1]), m.T) for m in matrices]
-        taken = separable(inverses, hertz.reshape([len(m) for m in matrices]).astype(float))
+        taken = field.coefficients_on(self.lattice)
         return _State(taken.astype(np.float32), state.poses, state.gains)
 
     def field_of(self, state: _State) -> np.ndarray:

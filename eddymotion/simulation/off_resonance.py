@@ -104,7 +104,7 @@ class Magnetised:
         square[0, 0, 0] = 1.0
         kernel = 1 / 3 - (main[0] * kx + main[1] * ky + main[2] * kz) ** 2 / square
         kernel[0, 0, 0] = 0.0
-        field = np.fft.irfftn(kernel * self._spectrum, self.grid.shape)
+        field = np.fft.irfftn(kernel * self._spectrum, self.grid.shape, axes=(0, 1, 2))
         hertz = (HERTZ_A_TESLA * self.tesla * field).astype(np.float32)
         return Image(hertz, self.grid.affine)
 
