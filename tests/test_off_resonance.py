@@ -320,13 +320,26 @@ def test_what_is_stretched_counts_most_in_the_combination():
     ("change", "words"),
     [
         (lambda a, b: [a], "1 image given"),
-        (lambda a, b: [a, Distorted(b.image, a.readout)], "same phase encoding"),
+        (lambda a, b: [a, Distorted(b.image, a.readout)], "same phase encoding in space"),
         (lambda a, b: [a, Distorted(_away(b.image), b.readout)], "image 2 shows 0 voxels"),
     ],
 )
 def test_images_that_tell_nothing_are_refused(change, words):
     with pytest.raises(EddymotionError, match=words):
         estimate_off_resonance(change(*pair(voxel=7.0)))
+
+
+def test_images_may_lie_on_other_grids_and_show_a_part():
+    first = pair(("j-",), 5.0)[0]
+    turn = exp_rigid(np.r_[0, 0, 0, 0.2, 0.1, -0.15], np.zeros(3))[:3, :3]
+    other = pair(("i", "i-"), 6.0, TURN, turn, "PSL")[1]
+    affine = other.image.affine.copy()
+    affine[:3, 3] += 4 * affine[:3, 1]
+    part = Distorted(Image(other.image.data[:, 4:], affine), other.readout)
+    found = estimate_off_resonance([first, part])
+    assert error_mm(found.field, first.readout).std() < 0.5
+    assert np.isnan(found.corrected[1]).any()
+    assert np.isfinite(found.combined).all()
 
 
 def _away(image):
@@ -427,7 +440,7 @@ def test_a_pair_without_readout_times_works_with_a_warning(tmp_path, caplog):
     ("sidecar", "arguments", "words"),
     [
         ({}, ["A"], "one image tells nothing of its own distortion"),
-        ({"PhaseEncodingDirection": "j"}, ["A", "B"], "same phase encoding"),
+        ({"PhaseEncodingDirection": "j"}, ["A", "B"], "same phase encoding in space"),
         ({"PhaseEncodingDirection": None, "PhaseEncodingAxis": "j"}, ["A", "B"],
          "PhaseEncodingAxis j tells no polarity"),
         ({"TotalReadoutTime": None}, ["A", "--fieldmap", "B", "--units", "Hz"],

@@ -78,8 +78,9 @@ DARK_PART = 0.1
 MIN_COMMON = 100
 """Voxels of the first brain that each other image has to show."""
 
-SAME_SHIFT = 0.05
-"""Part of the larger of two displacements by which those of opposite polarity have to differ."""
+SAME_SHIFT = 0.3
+"""Part of the largest displacement by which that of another image has to differ to tell a field:
+opposite polarities differ by twice it. A fifth, from another grid, led fields astray."""
 
 
 @dataclass(frozen=True)
@@ -337,9 +338,9 @@ def check_images(images: Sequence[Distorted]) -> None:
     largest = np.linalg.norm(shifts, axis=1).max()
     if np.linalg.norm(shifts - shifts[0], axis=1).max() < SAME_SHIFT * largest:
         raise EddymotionError(
-            "off-resonance field: all images have the same phase encoding, so that they are "
-            "distorted alike and tell nothing of it; give images of opposite polarity, or correct "
-            "PhaseEncodingDirection"
+            "off-resonance field: all images have about the same phase encoding in space, so that "
+            "they are distorted alike and tell nothing of it; give images of opposite polarity, "
+            "or correct PhaseEncodingDirection"
         )
 
 
