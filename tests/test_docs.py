@@ -18,13 +18,14 @@ import pytest
 from pages import CONTRIBUTING, DOCS, PAGES, ROOT, blocks, command_lines, name, shown_class
 
 import eddymotion as em
-from eddymotion.cli import correct, evaluate, participant, register, simulate
+from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
 from eddymotion.testing import RegistrarConformance
 
 PARSERS = {
     "eddymotion": lambda call: participant.build_parser().parse(call),
     "eddymotion-correct": lambda call: correct.build_parser().parse(call),
     "eddymotion-register": lambda call: register.build_parser().parse(call),
+    "eddymotion-fieldmap": lambda call: fieldmap.build_parser().parse(call),
     "eddymotion-simulate": lambda call: simulate.build_parser().parse(call),
     "eddymotion-evaluate": lambda call: evaluate.build_parsers()[1][call[0]].parse(call[1:]),
 }

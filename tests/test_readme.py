@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eddymotion.cli import correct, evaluate, participant, register, simulate
+from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +24,7 @@ def commands(name):
         ("eddymotion", participant.build_parser()),
         ("eddymotion-correct", correct.build_parser()),
         ("eddymotion-register", register.build_parser()),
+        ("eddymotion-fieldmap", fieldmap.build_parser()),
     ],
 )
 def test_commands_parse(name, parser):
@@ -36,7 +37,7 @@ def test_commands_parse(name, parser):
 def test_options_named_in_the_text_exist():
     known = {
         option
-        for module in (participant, correct, register, simulate)
+        for module in (participant, correct, register, fieldmap, simulate)
         for action in module.build_parser()._actions
         for option in action.option_strings
     }

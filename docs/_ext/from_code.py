@@ -9,7 +9,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 
-from eddymotion.cli import correct, evaluate, participant, register, simulate
+from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
 from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.confounds import confounds, descriptions
 from eddymotion.mapping.eddy_currents import EddyCurrents
@@ -19,6 +19,7 @@ COMMANDS = {
     "eddymotion": participant.build_parser,
     "eddymotion-correct": correct.build_parser,
     "eddymotion-register": register.build_parser,
+    "eddymotion-fieldmap": fieldmap.build_parser,
     "eddymotion-simulate": simulate.build_parser,
     "eddymotion-evaluate": lambda: evaluate.build_parsers()[0],
 }

@@ -36,6 +36,16 @@ FIT_STIFFNESS = 0.3
 """Weight of the bending energy of a fitted map, mm⁴: it smooths over about its fourth root, where
 the map says something, and decides where it does not."""
 
+COARSEST_MM = 40.0
+"""Distance of the knots from which a fit starts."""
+
+SAMPLES_A_KNOT = 4
+"""Voxels between two knots that a coarse fit looks at, at least."""
+
+FIT_TOLERANCE, FIT_WORK = 1e-6, 1_000_000
+"""At which conjugate gradients end, relative to their first residual, and their most steps times
+the coefficients: where nothing is known they are slow, and few coefficients are enough there."""
+
 PARALLEL = 1e-6
 """Sine of the angle below which two axes are parallel."""
 
@@ -192,26 +202,27 @@ class OffResonance:
             known = known * ~image.missing
         if not (known > 0).any():
             raise EddymotionError("off-resonance field: no voxel of the map has a weight above 0")
-        lattice = Lattice.covering(data.shape, image.affine, knots)
-        matrices = lattice.matrices(_positions(lattice, data.shape, image.affine)[0])
-        back = [m.T for m in matrices]
-        volume = float(np.prod(image.voxel_sizes))
+        coarser = [knots * 2**n for n in range(int(np.log2(max(COARSEST_MM / knots, 1))), -1, -1)]
+        found = cls.none()
+        with one_blas_thread():  # from coarse to fine: what is far from all that is known settles
+            for apart in coarser:
+                lattice = Lattice.covering(data.shape, image.affine, apart)
+                start = found.coefficients_on(lattice)
+                steps = np.maximum(apart / SAMPLES_A_KNOT / image.voxel_sizes, 1).astype(int)
+                some = tuple(slice(None, None, step) for step in steps)
+                affine = image.affine @ np.diag([*steps, 1.0])
+                fitted = _fitted(lattice, data[some], known[some], affine, stiffness, start)
+                found = cls(fitted, lattice.affine)
+        return found
 
-        def normal(x: np.ndarray) -> np.ndarray:
-            c = x.reshape(lattice.shape)
-            seen = separable(back, known * separable(matrices, c)) * volume
-            return (seen + stiffness * lattice.bent(c)).ravel()
-
-        solve = lattice.preconditioner(float(known.mean()), (0, 0, 0), stiffness)
-        with one_blas_thread():
-            found = conjugate_gradients(
-                normal,
-                separable(back, known * data).ravel() * volume,
-                lambda x: solve(x.reshape(lattice.shape)).ravel(),
-                tolerance=1e-4,
-                limit=400,
-            )
-        return cls(found.reshape(lattice.shape), lattice.affine)
+    def coefficients_on(self, lattice: Lattice) -> np.ndarray:
+        """Return the coefficients that show this field on another lattice, by least squares."""
+        ends = [np.linspace(1, n - 2, 2 * n) for n in lattice.shape]
+        index = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
+        hertz = self.hertz(apply_affine(lattice.affine, index)).astype(float)
+        matrices = lattice.matrices(ends)
+        inverses = [np.linalg.solve(m.T @ m + 1e-4 * np.eye(m.shape[1]), m.T) for m in matrices]
+        return separable(inverses, hertz.reshape([len(m) for m in matrices]))
 
     @cached_property
     def lattice(self) -> Lattice:
@@ -364,6 +375,36 @@ def undistorted(
         values = image.spline.sample(recorded) * np.maximum(factor, LEAST_STRETCH)
         corrected[x], stretch[x] = values.reshape(shape[1:]), factor.reshape(shape[1:])
     return corrected, stretch
+
+
+def _fitted(
+    lattice: Lattice,
+    data: np.ndarray,
+    known: np.ndarray,
+    affine: np.ndarray,
+    stiffness: float,
+    start: np.ndarray,
+) -> np.ndarray:
+    """Fit coefficients to what is known on a grid, from a start."""
+    matrices = lattice.matrices(_positions(lattice, data.shape, affine)[0])
+    back = [m.T for m in matrices]
+    volume = float(np.prod(voxel_sizes(affine)))
+
+    def normal(x: np.ndarray) -> np.ndarray:
+        c = x.reshape(lattice.shape)
+        seen = separable(back, known * separable(matrices, c)) * volume
+        return (seen + stiffness * lattice.bent(c)).ravel()
+
+    right = separable(back, known * data).ravel() * volume
+    solve = lattice.preconditioner(float(known.mean()), (0, 0, 0), stiffness)
+    change = conjugate_gradients(
+        normal,
+        right - normal(start.ravel()),
+        lambda x: solve(x.reshape(lattice.shape)).ravel(),
+        tolerance=FIT_TOLERANCE,
+        limit=max(FIT_WORK // start.size, 50),
+    )
+    return start + change.reshape(lattice.shape)
 
 
 def _is_parallel(lattice: np.ndarray, grid: np.ndarray) -> bool:
