@@ -21,6 +21,8 @@ import eddymotion as em
 from eddymotion.cli import participant
 from eddymotion.io.images import write_image
 from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.writing import write_json
+from eddymotion.mapping.off_resonance import Readout
 from eddymotion.registration.engines.ants import ants_is_here
 from eddymotion.simulation import (
     Grid,
@@ -30,6 +32,8 @@ from eddymotion.simulation import (
     simulate_motion,
     write_bids,
 )
+from eddymotion.simulation.off_resonance import Magnetised, echo_planar
+from eddymotion.simulation.synthetic import SyntheticHead
 
 EXAMPLES = str(ROOT / "examples")
 RUN = (
@@ -39,6 +43,7 @@ RUN = (
     ("how-to/another-model",),
     ("how-to/another-engine",),
     ("how-to/lost-slices",),
+    ("how-to/bids", "how-to/runs"),
     ("how-to/register",),
     ("how-to/coming-from",),
     ("how-to/nipype",),
@@ -98,7 +103,25 @@ def stage(tmp_path_factory):
         for path in list(image.parent.iterdir()):
             path.rename(path.with_name(path.name.replace("_dwi", "_acq-multishell_dwi")))
     shutil.copytree(folder / "bids", folder / "BIDS_DIR")
+    write_opposite_runs(folder, dwi)
     return folder, dwi
+
+
+def write_opposite_runs(folder, dwi):
+    """Images and series of two polarities, with what their sidecars say."""
+    head = SyntheticHead()
+    grid, field = Grid.covering(head, 6.0), Magnetised(head, voxel_size=4.0).hertz()
+    for label, direction in (("AP", "j-"), ("PA", "j")):
+        told = {"PhaseEncodingDirection": direction, "TotalReadoutTime": 0.05}
+        image = echo_planar(head, grid, field, Readout.of(grid.affine, direction, 0.05))
+        write_image(folder / f"sub-01_dir-{label}_epi.nii.gz", image.data, image.affine)
+        series = folder / f"sub-01_dir-{label}_dwi"
+        write_image(series.with_suffix(".nii.gz"), np.asarray(dwi.signal), dwi.affine)
+        write_gradient_table(
+            series.with_suffix(".bval"), series.with_suffix(".bvec"), dwi.gradients, dwi.affine
+        )
+        for kind in ("epi", "dwi"):
+            write_json(folder / f"sub-01_dir-{label}_{kind}.json", told)
 
 
 def nodes_of_ones_own(folder, dwi):
