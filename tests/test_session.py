@@ -99,6 +99,16 @@ def test_one_run_that_fails_leaves_the_other(dataset, tmp_path, capsys):
     assert (output / "sub-01" / "dwi" / "sub-01_run-2_desc-preproc_dwi.nii.gz").is_file()
 
 
+def test_runs_of_two_heads_are_doubted_on_log_and_page(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("eddymotion.pipeline.runs.AGREE", 0.9999)  # as heads of two people would
+    call = [dataset, tmp_path, "participant", *QUICK, "--nprocs", "1"]
+    assert participant.main([str(part) for part in call]) == 0
+    sidecar = tmp_path / "sub-01" / "dwi" / "sub-01_run-1_desc-preproc_dwi.json"
+    (warning,) = json.loads(sidecar.read_text())["Warnings"]
+    assert "their common frame may be wrong" in warning["Text"]
+    assert "their common frame may be wrong" in (tmp_path / "sub-01.html").read_text()
+
+
 def test_separate_runs_keep_frames_of_their_own(dataset, tmp_path):
     call = [dataset, tmp_path, "participant", *QUICK, "--separate-all-dwis"]
     assert participant.main([str(part) for part in call]) == 0

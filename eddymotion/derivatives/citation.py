@@ -61,6 +61,10 @@ class Methods:
     output_transform : {"none", "rigid", "affine", "syn", ""}
         How the series was registered to it.
     replaced_outliers : bool
+    n_runs : int
+        Runs of the session that lie in one frame; none where the series is alone.
+    off_resonance : {"", "runs", "given"}
+        Where the field that was corrected came from.
     """
 
     estimator: str = ""
@@ -75,6 +79,8 @@ class Methods:
     output_space: str = ""
     output_transform: str = ""
     replaced_outliers: bool = False
+    n_runs: int = 0
+    off_resonance: str = ""
 
     @classmethod
     def of(cls, sidecar: Mapping[str, Any]) -> Methods:
@@ -107,7 +113,7 @@ def sentences(methods: Methods, version: str = __version__) -> list[str]:
         _estimation(methods),
         _prediction(methods),
         _eddy_currents(methods),
-        _frame(methods),
+        _frame(methods) + _off_resonance(methods),
         _resampling(methods),
         f"{lost}{replaced} (cf. Andersson et al., 2016).",
         "Framewise displacement follows Power et al. (2012), root-mean-square displacement "
@@ -158,6 +164,23 @@ def _eddy_currents(methods: Methods) -> str:
     return (
         f"Eddy-current fields, {methods.eddy_currents} polynomials along the phase-encoding axis, "
         "were estimated with the motion and corrected."
+    )
+
+
+def _off_resonance(methods: Methods) -> str:
+    words = ""
+    if methods.n_runs > 1:
+        words = f" The {methods.n_runs} runs of the session lie in one frame."
+    if not methods.off_resonance:
+        return words
+    source = (
+        "a given field map"
+        if methods.off_resonance == "given"
+        else "the b=0 images of runs of different phase encoding (cf. Andersson et al., 2003)"
+    )
+    return (
+        f"{words} The off-resonance field, found from {source}, was taken to move with the head, "
+        "and was corrected with its effect on the brightness in the same interpolation."
     )
 
 

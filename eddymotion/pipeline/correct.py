@@ -113,7 +113,7 @@ def correct_series(
         together.draw(outputs)
         slices = slices_before, slices_after
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.log)
-    methods = methods_of(dwi, motion, model, settings, corrected, space)
+    methods = together.among(methods_of(dwi, motion, model, settings, corrected, space))
     summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
     summary |= together.in_words()
@@ -121,6 +121,10 @@ def correct_series(
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
+    if (doubt := together.doubt) is not None:
+        log.warning("%s: %s", series.dwi.name, doubt)
+        told = {"Subject": "runs", "Text": doubt, "Severe": False}
+        content["Warnings"] = [*content["Warnings"], told]
     content |= together.in_sidecar() | {
         "OutlierSlices": outliers,
         "Fingerprint": fingerprint,

@@ -17,6 +17,7 @@ from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
+from eddymotion.derivatives.citation import Methods
 from eddymotion.derivatives.session import (
     SessionOutputs,
     averaged,
@@ -43,6 +44,10 @@ from eddymotion.reports import save_figure
 from eddymotion.reports.fieldmap import field_figure
 
 log = logging.getLogger(__name__)
+
+AGREE = 0.8
+"""Correlation of the runs' b=0 images below which their frame is doubted. Real ones of two
+scanners: 0.93 to 0.98; with a wrong polarity 0.5 to 0.84."""
 
 OF_FIELD = ("fieldmaps", "fmap-jacobian")
 """Words of ``--ignore`` about the off-resonance field."""
@@ -169,6 +174,28 @@ class RunTogether:
             f"{hertz.std():.1f} Hz, {mm:.2f} mm (standard deviation in the brain), {source}"
         )
         return told
+
+    def among(self, methods: Methods) -> Methods:
+        """Add to what was done with the series what its session had to do with it."""
+        joined = self.joined
+        if joined is None:
+            return methods
+        source = "given" if joined.measured else "runs"
+        n_runs = len(joined) if len(joined) > 1 else 0
+        return replace(methods, n_runs=n_runs, off_resonance=source if joined.field else "")
+
+    @property
+    def doubt(self) -> str | None:
+        """What to say where the runs agree too little to be believed."""
+        joined = self.joined
+        if joined is None or len(joined) < 2 or joined.similarity[1] >= AGREE:
+            return None
+        return (
+            f"the b=0 images of the runs of this session agree with r = "
+            f"{joined.similarity[1]:.2f} only, expected {AGREE:g}: their common frame may be "
+            "wrong; look at the corrected runs beside each other, or correct each on its own with "
+            "--separate-all-dwis"
+        )
 
     def in_sidecar(self) -> dict[str, Any]:
         """Return what the sidecar of the corrected series keeps of it."""
