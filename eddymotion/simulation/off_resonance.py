@@ -128,6 +128,12 @@ class Magnetised:
         shimmed = field.data - (shim_terms(in_scanner) @ self.shims).reshape(field.data.shape)
         return Image(shimmed.astype(np.float32), field.affine)
 
+    def hertz_on(self, grid: Grid) -> np.ndarray:
+        """Field (Hz) of the head at rest on a grid: (X, Y, Z) float32."""
+        voxels = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
+        found = self.hertz().spline.sample(apply_affine(grid.affine, voxels))
+        return np.nan_to_num(found).reshape(grid.shape)
+
     def distortion(self, readout: Readout, *, changing: bool = True) -> Distortion:
         """Return what this does to the volumes of a scan.
 
