@@ -31,7 +31,7 @@ from eddymotion.io.images import write_image
 from eddymotion.mapping.off_resonance import OffResonance, Readout, undistorted
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.simulation import Grid, SyntheticHead, procedural_head
-from eddymotion.simulation.off_resonance import Magnetised, echo_planar
+from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 
 TURN = exp_rigid(np.r_[1.0, 2.0, -1.5, np.deg2rad([4.0, -2.0, 3.0])], np.zeros(3))
 
@@ -62,7 +62,7 @@ def pair(directions=("j-", "j"), voxel=4.0, pose=None, rotation=None, orientatio
     images = []
     for number, direction in enumerate(directions):
         readout = Readout.of(grid.affine, direction, 0.04)
-        image = echo_planar(head(), grid, bumps(), readout, pose=pose if number else None,
+        image = echo_planar_image(head(), grid, bumps(), readout, pose=pose if number else None,
                             snr=snr, seed=number)  # fmt: skip
         images.append(Distorted(image, readout))
     return images
@@ -153,11 +153,11 @@ def test_what_is_recorded_lies_along_the_phase_encoding():
 
 def test_the_scanner_conserves_signal_and_moves_it_as_the_field_says():
     image, opposite = (one.image for one in pair(snr=None))
-    still = echo_planar(head(), Grid(image.data.shape, image.affine), _constant(0.0),
+    still = echo_planar_image(head(), Grid(image.data.shape, image.affine), _constant(0.0),
                         Readout.of(image.affine, "j", 0.04), snr=None)  # fmt: skip
     for one in (image, opposite):
         np.testing.assert_allclose(one.data.sum(1), still.data.sum(1), rtol=2e-3, atol=5)
-    moved = echo_planar(head(), Grid(image.data.shape, image.affine), _constant(50.0),
+    moved = echo_planar_image(head(), Grid(image.data.shape, image.affine), _constant(50.0),
                         Readout.of(image.affine, "j", 0.04), snr=None)  # fmt: skip
     np.testing.assert_allclose(moved.data[:, 4:-2], still.data[:, 2:-4], atol=0.5)
 
@@ -268,7 +268,9 @@ def test_a_field_is_found(directions, pose, rotation, orientation):
     assert after > 0.97
     left = found.poses[1] @ np.linalg.inv(np.eye(4) if pose is None else pose)
     assert np.rad2deg(np.linalg.norm(left[:3, :3] - np.eye(3))) < 1.5
-    truth = echo_planar(head(), Grid(*found.grid), _constant(0.0), images[0].readout, snr=None)
+    truth = echo_planar_image(
+        head(), Grid(*found.grid), _constant(0.0), images[0].readout, snr=None
+    )
     inside = found.mask & (truth.data > 100)
     assert _relative(found.combined, truth.data, inside) < 0.12
     assert _relative(found.combined, truth.data, inside) < 0.5 * _relative(

@@ -44,7 +44,7 @@ examples:
 """
 
 DEFAULT_SNR, DEFAULT_CHI_COILS = 20.0, 8
-DEFAULT_EDDY_MM, DEFAULT_PE_AXIS = 1.0, "j"
+DEFAULT_EDDY_MM, DEFAULT_PE_AXIS, DEFAULT_READOUT_S = 1.0, "j", 0.05
 KSPACE_OPTIONS = ("oversampling", "coil_variation", "partial_fourier", "ghost")
 
 
@@ -171,6 +171,16 @@ def _add_artefact_options(parser: Parser) -> None:
     group.add_argument("--eddy-amplitude", type=_above_zero, metavar="MM",
                        help="root-mean-square displacement in a head at b=1000 "
                             f"(default: {DEFAULT_EDDY_MM:g})")  # fmt: skip
+    group.add_argument("--susceptibility", type=_above_zero, metavar="STRENGTH",
+                       help="off-resonance field of --head synthetic at 3 T, which displaces "
+                            "along the phase-encoding axis; 1: as strong as tissue makes it "
+                            "(default: none)")  # fmt: skip
+    group.add_argument("--readout-time", type=_above_zero, metavar="S",
+                       help="of images with such a field, s "
+                            f"(default: {DEFAULT_READOUT_S:g})")  # fmt: skip
+    group.add_argument("--rigid-field", action="store_true",
+                       help="let the field turn with the head, but not change as the head turns "
+                            "in the main field")  # fmt: skip
     group.add_argument(
         "--pe-axis", choices=PE_AXES, help=f"phase-encoding direction (default: {DEFAULT_PE_AXIS})"
     )
@@ -182,6 +192,9 @@ def _add_output_options(parser: Parser) -> None:
                        metavar="LABEL", help="default: %(default)s")  # fmt: skip
     group.add_argument("--session-id", "--session-label", type=_label, metavar="LABEL",
                        help="session, if any")  # fmt: skip
+    group.add_argument("--direction", type=_label, metavar="LABEL",
+                       help="entity dir of the series, such as AP; another label is another run "
+                            "of the same head, with its own noise and motion")  # fmt: skip
     group.add_argument("--write-ideal", action="store_true",
                        help="write the head at rest without noise and artefacts, too (under "
                             "truth/)")  # fmt: skip
@@ -231,7 +244,14 @@ def find_contradiction(options: argparse.Namespace) -> str | None:
         "--coils belongs to --noise chi; add that":
             options.coils and options.noise != "chi",
         "--eddy-amplitude and --pe-axis belong to --eddy-currents; add --eddy-currents linear":
-            no_eddy and (options.eddy_amplitude or (options.pe_axis and not kspace)),
+            no_eddy and (options.eddy_amplitude
+                         or (options.pe_axis and not (kspace or options.susceptibility))),
+        "--susceptibility needs a head whose air is known; add --head synthetic":
+            options.susceptibility and (options.head != "synthetic" or options.cavity),
+        "--susceptibility is not simulated in k-space; leave one of them out":
+            options.susceptibility and kspace,
+        "--readout-time and --rigid-field belong to --susceptibility; add that":
+            not options.susceptibility and (options.readout_time or options.rigid_field),
     }  # fmt: skip
     return next((message for message, holds in found.items() if holds), None)
 
@@ -243,7 +263,7 @@ def simulate_one(options: argparse.Namespace) -> int:
     from eddymotion.simulation.recipe import check_destination
 
     folder, name, session = options.output_dir, options.participant_label, options.session_id
-    image = image_path(folder, name, session)
+    image = image_path(folder, name, session, options.direction)
     check_destination(folder, image, overwrite=options.overwrite)
     prepare_output_dir(folder)
     for used in (image.parent, folder / "truth"):
@@ -289,6 +309,10 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         cavity=options.cavity or "none",
         coverage=options.coverage or "whole",
         kspace=_kspace(options),
+        susceptibility=options.susceptibility or 0.0,
+        readout_time=options.readout_time or DEFAULT_READOUT_S,
+        rigid_field=options.rigid_field,
+        direction=options.direction,
     )
 
 

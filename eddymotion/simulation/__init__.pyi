@@ -11,6 +11,10 @@ from .harmonics import HarmonicHead as HarmonicHead
 from .kspace import KSpace as KSpace
 from .motion import replayed_motion as replayed_motion
 from .motion import simulate_motion as simulate_motion
+from .off_resonance import Distortion as Distortion
+from .off_resonance import Magnetised as Magnetised
+from .off_resonance import echo_planar_image as echo_planar_image
+from .off_resonance import simulate_pair as simulate_pair
 from .output import write_bids as write_bids
 from .patterns import PATTERNS as PATTERNS
 from .phantom import Phantom as Phantom
@@ -27,12 +31,14 @@ from .synthetic import SyntheticHead as SyntheticHead
 __all__ = [
     "PATTERNS",
     "SCHEMES",
+    "Distortion",
     "EddyCurrents",
     "FittedHead",
     "Grid",
     "HarmonicHead",
     "Head",
     "KSpace",
+    "Magnetised",
     "Phantom",
     "Recipe",
     "Simulation",
@@ -41,12 +47,14 @@ __all__ = [
     "cartesian_scheme",
     "coil_sensitivity",
     "dropped_slices",
+    "echo_planar_image",
     "procedural_head",
     "replayed_motion",
     "shelled_scheme",
     "simulate",
     "simulate_eddy_currents",
     "simulate_motion",
+    "simulate_pair",
     "write_bids",
     "write_simulation",
 ]

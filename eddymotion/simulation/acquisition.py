@@ -8,6 +8,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import Grid, block_means, grid_points
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
@@ -15,6 +16,7 @@ from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Progress, parallel_map, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.simulation.base import ContinuousHead, Head, signal_of_volume
+from eddymotion.simulation.echo_planar import Distortion, pushed_means
 from eddymotion.simulation.eddy_currents import EddyCurrents
 from eddymotion.simulation.kspace import KSpace, Scanner
 from eddymotion.simulation.output import write_bids, write_motion_table
@@ -51,6 +53,7 @@ def acquire(
     dropout: float = 0.0,
     eddy: EddyCurrents | None = None,
     kspace: KSpace | None = None,
+    distortion: Distortion | None = None,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -86,6 +89,8 @@ def acquire(
     kspace : KSpace, optional
         Measure in k-space, under the receive field of an array, instead of averaging over each
         voxel; see :mod:`eddymotion.simulation.kspace`.
+    distortion : Distortion, optional
+        An off-resonance field that displaces and stretches each volume; not in k-space.
     seed : int
         Each volume has its own stream: the result does not depend on `n_threads`.
     n_threads : int
@@ -96,7 +101,14 @@ def acquire(
     -------
     DWI
         float32, with the mask of the mean b=0.
+
+    Raises
+    ------
+    EddymotionError
+        If a distortion is asked for in k-space.
     """
+    if kspace is not None and distortion is not None:
+        raise EddymotionError("acquire: a distortion is not simulated in k-space; leave one out")
     in_head = gradients.rotated(motion.rotations)
     sigma = 0.0 if snr is None else phantom.white_signal / snr
     signal = np.empty((*grid.shape, len(gradients)), np.float32, order="F")
@@ -116,7 +128,11 @@ def acquire(
             image = scanner.image(view.sampled(phantom, scanner.fine_grid)) * weights
             signal[..., index] = scanner.magnitude(image, sigma, coils, random).T
             return
-        volume = np.maximum(_means(phantom, view, grid), 0.0)
+        if distortion is None:
+            volume = np.maximum(_means(phantom, view, grid), 0.0)
+        else:
+            hertz = distortion.field(motion[index])
+            volume = pushed_means(phantom, view, grid, hertz, distortion.readout).T
         volume *= weights
         if sigma:
             volume = _magnitude(volume, sigma, coils, random)

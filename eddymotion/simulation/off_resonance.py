@@ -18,16 +18,17 @@ from functools import cached_property
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.images.grid import Grid, block_means
+from eddymotion.images.grid import Grid
 from eddymotion.images.image import Image
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.simulation.acquisition import coil_sensitivity
 from eddymotion.simulation.base import Head
+from eddymotion.simulation.echo_planar import Distortion, pushed_means
 from eddymotion.simulation.sampling import View
 from eddymotion.simulation.synthetic import SyntheticHead
 from eddymotion.wording import short_repr
 
-__all__ = ["Magnetised", "OpposedPair", "echo_planar", "simulate_pair"]
+__all__ = ["Distortion", "Magnetised", "OpposedPair", "echo_planar_image", "simulate_pair"]
 
 SUSCEPTIBILITY = -9.4e-6
 """Of tissue less that of air."""
@@ -45,9 +46,6 @@ BOX_MM = np.array([[-100.0, 100.0], [-118.0, 112.0]])
 TOP_MM = 100.0
 
 SHIM_SCALE_MM = 80.0
-
-PE_FACTOR, OTHER_FACTOR = 8, 2
-"""Parts of a voxel along the phase encoding and across."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +128,24 @@ class Magnetised:
         shimmed = field.data - (shim_terms(in_scanner) @ self.shims).reshape(field.data.shape)
         return Image(shimmed.astype(np.float32), field.affine)
 
+    def hertz_on(self, grid: Grid) -> np.ndarray:
+        """Field (Hz) of the head at rest on a grid: (X, Y, Z) float32."""
+        voxels = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
+        found = self.hertz().spline.sample(apply_affine(grid.affine, voxels))
+        return np.nan_to_num(found).reshape(grid.shape)
+
+    def distortion(self, readout: Readout, *, changing: bool = True) -> Distortion:
+        """Return what this does to the volumes of a scan.
+
+        Parameters
+        ----------
+        readout : Readout
+        changing : bool
+            Whether the field changes as the head turns in the scanner, or only turns with it.
+        """
+        at_rest = self.hertz()
+        return Distortion(self.hertz if changing else lambda pose: at_rest, readout)
+
 
 def shim_terms(points: np.ndarray) -> np.ndarray:
     """Return spherical harmonics to second order at points (P, 3) of the scanner: (P, 9)."""
@@ -139,7 +155,7 @@ def shim_terms(points: np.ndarray) -> np.ndarray:
                      2 * z * z - x * x - y * y], axis=1)  # fmt: skip
 
 
-def echo_planar(
+def echo_planar_image(
     head: Head,
     grid: Grid,
     hertz: Image,
@@ -176,18 +192,9 @@ def echo_planar(
         Of the noise.
     """
     pose = np.eye(4) if pose is None else pose
-    per_hertz = np.linalg.inv(grid.affine)[:3, :3] @ readout.shift  # voxels
-    axis = int(np.abs(per_hertz).argmax())
-    factors = [OTHER_FACTOR] * 3
-    factors[axis] = PE_FACTOR
-    fine = grid.refined(factors)
-    to_head = np.linalg.inv(pose)
     direction = np.zeros(3) if bvec is None else bvec
-    signal = View(bval, direction, to_head).sampled(head, fine).T
-    edges = _edges_of_cells(hertz, fine, axis, to_head) * per_hertz[axis]
-    recorded = _pushed(np.moveaxis(signal, axis, -1), np.moveaxis(edges, axis, -1), PE_FACTOR)
-    across = [1 if other == axis else OTHER_FACTOR for other in range(3)]
-    mean = block_means(np.moveaxis(recorded, -1, axis), (across[0], across[1], across[2]))
+    view = View(bval, direction, np.linalg.inv(pose))
+    mean = pushed_means(head, view, grid, hertz, readout)
     mean = mean * coil_sensitivity(grid, coil_bias)
     if snr is not None:
         noise = np.random.default_rng(seed).normal(
@@ -195,42 +202,6 @@ def echo_planar(
         )
         mean = np.hypot(mean + noise[0], noise[1])
     return Image(mean.astype(np.float32), grid.affine)
-
-
-def _edges_of_cells(hertz: Image, fine: Grid, axis: int, to_head: np.ndarray) -> np.ndarray:
-    """Field (Hz) at the faces between the cells along an axis: one more there than cells."""
-    shape = np.array(fine.shape) + (np.arange(3) == axis)
-    affine = fine.affine.copy()
-    affine[:3, 3] -= fine.affine[:3, axis] / 2
-    values = np.empty(shape, np.float32)
-    y, z = np.indices(shape[1:]).reshape(2, -1)
-    for x, plane in enumerate(values):
-        points = apply_affine(affine, np.stack([np.full_like(y, x), y, z], axis=1))
-        found = np.nan_to_num(hertz.spline.sample(points, to_head))
-        plane[...] = found.reshape(plane.shape)
-    return values
-
-
-def _pushed(signal: np.ndarray, shifts: np.ndarray, factor: int) -> np.ndarray:
-    """Add up cells (…, N) in voxels of `factor` cells, their faces displaced by voxels (…, N + 1).
-
-    A cell spreads evenly over what its faces enclose, which are less than two voxels. Signal that
-    leaves the image is lost.
-    """
-    n_cells = signal.shape[-1]
-    n_lines, n_voxels = signal[..., 0].size, n_cells // factor
-    faces = np.arange(n_cells + 1) / factor + shifts.reshape(n_lines, -1)
-    low = np.minimum(faces[:, :-1], faces[:, 1:])
-    width = np.maximum(np.abs(np.diff(faces, axis=1)), 1e-6)
-    first = np.floor(low)
-    in_first = np.clip((first + 1 - low) / width, 0, 1)
-    mass = signal.reshape(n_lines, -1) / factor
-    line = np.arange(n_lines)[:, None] * (n_voxels + 2)
-    total = np.zeros(n_lines * (n_voxels + 2))
-    for offset, share in ((0, in_first), (1, 1 - in_first)):
-        voxel = np.clip(first + offset, -1, n_voxels).astype(int)  # two bins for what is lost
-        total += np.bincount((line + voxel + 1).ravel(), (mass * share).ravel(), total.size)
-    return total.reshape(n_lines, n_voxels + 2)[:, 1:-1].reshape(*signal.shape[:-1], n_voxels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +264,7 @@ def simulate_pair(
     changing : bool
         Whether the field changes as the head turns in the scanner, or only turns with it.
     snr, coil_bias, seed
-        As in :func:`echo_planar`.
+        As in :func:`echo_planar_image`.
     """
     pose = np.eye(4) if pose is None else pose
     field = magnetised.hertz()
@@ -301,8 +272,8 @@ def simulate_pair(
     readouts = (Readout.of(grid.affine, axis + "-", readout_time),
                 Readout.of(grid.affine, axis, readout_time))  # fmt: skip
     first, second = (
-        echo_planar(magnetised.head, grid, hertz, readout, pose=at, snr=snr, coil_bias=coil_bias,
-                    seed=2 * seed + number)
+        echo_planar_image(magnetised.head, grid, hertz, readout, pose=at, snr=snr,
+                          coil_bias=coil_bias, seed=2 * seed + number)
         for number, (hertz, readout, at) in enumerate(
             zip((field, there), readouts, (np.eye(4), pose), strict=True))
     )  # fmt: skip

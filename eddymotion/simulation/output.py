@@ -58,6 +58,7 @@ What is true lies in `truth/`, which is not part of BIDS:
   signal that was kept.
 - `*_eddy.tsv`, with eddy currents: coefficients of the displacement field, a row a volume, mm.
   The settings say which axis and centre they refer to.
+- `*_fieldmap.nii.gz`, with susceptibility: the off-resonance field of the head at rest, Hz.
 - `*_mask.nii.gz`: the brain at rest.
 - `*_ideal_dwi.nii.gz`, if asked for: the same scan of the head at rest, with no noise and nothing
   else that goes wrong.
@@ -72,6 +73,7 @@ def write_bids(
     motion: Motion,
     *,
     session: str | None = None,
+    direction: str | None = None,
     metadata: Mapping[str, Any] = METADATA,
     gain: float = 1.0,
 ) -> Path:
@@ -88,6 +90,8 @@ def write_bids(
         The truth, reference → volume.
     session : str, optional
         Session label.
+    direction : str, optional
+        Label of the entity ``dir``.
     metadata : mapping
         Content of the sidecar.
     gain : float
@@ -104,14 +108,14 @@ def write_bids(
     EddymotionError
         If the signal does not fit 16-bit integers.
     """
-    image = image_path(folder, name, session)
+    image = image_path(folder, name, session, direction)
     stem = image.with_name(image.name.removesuffix(".nii.gz"))
     peak = gain * float(np.max(dwi.signal))
     if peak > LARGEST:
         raise EddymotionError(
             f"{image}: a signal of {peak:.0f} does not fit 16-bit integers; give a smaller gain"
         )
-    truth = truth_stem(folder, name, session)
+    truth = truth_stem(folder, name, session, direction)
     write_itk(truth.with_name(f"{truth.name}_xfm.txt"), motion.matrices)
     write_motion_table(truth.with_name(f"{truth.name}_motion.tsv"), motion, dwi.center)
     write_dataset_files(folder)
@@ -144,15 +148,20 @@ def write_detailed_readme(folder: Path) -> None:
     write_text(folder / "README", text)
 
 
-def image_path(folder: Path, name: str, session: str | None = None) -> Path:
+def image_path(
+    folder: Path, name: str, session: str | None = None, direction: str | None = None
+) -> Path:
     """Return where the image of a participant lies."""
     entities = [f"sub-{name}", *([f"ses-{session}"] if session else [])]
-    return folder.joinpath(*entities, "dwi", "_".join([*entities, "dwi.nii.gz"]))
+    of_series = [*entities, *([f"dir-{direction}"] if direction else []), "dwi.nii.gz"]
+    return folder.joinpath(*entities, "dwi", "_".join(of_series))
 
 
-def truth_stem(folder: Path, name: str, session: str | None = None) -> Path:
+def truth_stem(
+    folder: Path, name: str, session: str | None = None, direction: str | None = None
+) -> Path:
     """Return what the paths of the truth of a participant begin with."""
-    image = image_path(folder, name, session)
+    image = image_path(folder, name, session, direction)
     return folder / "truth" / image.name.removesuffix("_dwi.nii.gz")
 
 

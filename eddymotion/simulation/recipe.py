@@ -26,6 +26,7 @@ from eddymotion.io.writing import read_json, together, write_json
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.eddy_currents import SCALE_MM
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import Readout
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
 from eddymotion.simulation.base import Head
 from eddymotion.simulation.eddy_currents import (
@@ -43,6 +44,7 @@ from eddymotion.simulation.motion import (
     rigid_matrices,
     simulate_motion,
 )
+from eddymotion.simulation.off_resonance import Magnetised
 from eddymotion.simulation.output import (
     DATASET_NAME,
     DESCRIPTION,
@@ -70,6 +72,9 @@ from eddymotion.simulation.variants import (
 from eddymotion.wording import short_repr
 
 log = logging.getLogger(__name__)
+
+OTHERS = ("_ses-", "_dir-")
+"""How the names of other series of a participant go on."""
 
 DEFAULT_SCHEME = "single"
 DEFAULT_COIL_BIAS = 0.13
@@ -129,6 +134,16 @@ class Recipe:
     kspace : KSpace, optional
         Measure in k-space, along `pe_axis`; its own axis and seed are not used. `coil_bias` is 0
         by default then.
+    susceptibility : float
+        Strength of the field of a synthetic head at 3 T; see
+        :class:`~eddymotion.simulation.off_resonance.Magnetised`.
+    readout_time : float
+        TotalReadoutTime, s, where there is such a field.
+    rigid_field : bool
+        The field turns with the head and does not change.
+    direction : str, optional
+        Entity ``dir`` of the names. Noise and motion are drawn anew for each, the head is the
+        same.
     """
 
     scheme: str | None = None
@@ -154,6 +169,18 @@ class Recipe:
     cavity: Cavity = "none"
     coverage: Coverage = "whole"
     kspace: KSpace | None = None
+    susceptibility: float = 0.0
+    readout_time: float = 0.05
+    rigid_field: bool = False
+    direction: str | None = None
+
+    @property
+    def seed(self) -> int:
+        """Of noise and motion."""
+        if self.direction is None:
+            return self.random_seed
+        entropy = [self.random_seed, *self.direction.encode()]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +199,8 @@ class Simulation:
         What each slice kept of its signal.
     eddy : EddyCurrents, optional
     coil_bias : float
+    magnetised : Magnetised, optional
+        The head and its off-resonance field.
     """
 
     recipe: Recipe
@@ -182,6 +211,7 @@ class Simulation:
     kept: np.ndarray
     eddy: EddyCurrents | None
     coil_bias: float
+    magnetised: Magnetised | None = None
 
     __repr__ = short_repr
 
@@ -208,6 +238,9 @@ class Simulation:
             parts.append(f"{(self.kept < 1).sum()} dropped slices")
         if self.eddy:
             parts.append(f"{recipe.eddy_currents} eddy currents, {recipe.eddy_amplitude:g} mm")
+        if self.magnetised:
+            changing = "" if recipe.rigid_field else " that changes with the pose"
+            parts.append(f"susceptibility × {recipe.susceptibility:g}{changing}")
         if recipe.coverage == "slab":
             parts.append(f"slab of {SLAB_MM:g} mm")
         elif recipe.coverage == "cropped":
@@ -233,7 +266,7 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
     grid = covered(grid, head, recipe.coverage)
     gradients = _gradients(recipe, own, grid)
     motion = _motion(recipe, len(gradients), grid.center)
-    seed, eddy = recipe.random_seed, None
+    seed, eddy = recipe.seed, None
     if recipe.eddy_currents in get_args(Order):
         eddy = simulate_eddy_currents(
             gradients, grid, order=cast(Order, recipe.eddy_currents),
@@ -242,18 +275,24 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
     coil_bias = recipe.coil_bias
     if coil_bias is None:
         coil_bias = 0.0 if recipe.series or recipe.kspace else DEFAULT_COIL_BIAS
+    magnetised = _magnetised(recipe, head)
+    distortion = None
+    if magnetised:
+        readout = Readout.of(grid.affine, recipe.pe_axis, recipe.readout_time)
+        distortion = magnetised.distortion(readout, changing=not recipe.rigid_field)
     dwi = acquire(
         head, gradients, motion, grid, snr=recipe.snr, coils=recipe.coils, coil_bias=coil_bias,
-        dropout=recipe.dropout, eddy=eddy, kspace=_kspace(recipe), seed=seed, n_threads=n_threads,
-        progress=progress,
+        dropout=recipe.dropout, eddy=eddy, kspace=_kspace(recipe), distortion=distortion,
+        seed=seed, n_threads=n_threads, progress=progress,
     )  # fmt: skip
     acquisition = Acquisition.every(
         gradients, grid.affine, repetition_time=METADATA["RepetitionTime"],
-        phase_encoding=recipe.pe_axis if eddy or recipe.kspace else None,
+        phase_encoding=recipe.pe_axis if eddy or recipe.kspace or distortion else None,
+        readout_time=recipe.readout_time if distortion else None,
     )  # fmt: skip
     dwi = replace(dwi, acquisition=acquisition)
     kept = dropped_slices(gradients, grid.shape[2], recipe.dropout, seed)
-    return Simulation(recipe, head, grid, dwi, motion, kept, eddy, coil_bias)
+    return Simulation(recipe, head, grid, dwi, motion, kept, eddy, coil_bias, magnetised)
 
 
 def write_simulation(
@@ -287,18 +326,22 @@ def write_simulation(
     Path
         The image.
     """
-    image, truth = image_path(folder, name, session), truth_stem(folder, name, session)
+    direction = made.recipe.direction
+    image = image_path(folder, name, session, direction)
+    truth = truth_stem(folder, name, session, direction)
     gain = integer_gain(made.dwi.signal)
     metadata = dict(METADATA)
-    if made.eddy or made.recipe.kspace:
+    if made.eddy or made.recipe.kspace or made.magnetised:
         metadata["PhaseEncodingDirection"] = made.recipe.pe_axis
+    if made.magnetised:
+        metadata["TotalReadoutTime"] = made.recipe.readout_time
     write_dataset_files(folder, _description(made.recipe))
     with together() as written:
         _write_truth(truth, made, gain, ideal, n_threads)
-        write_bids(folder, name, made.dwi, made.motion, session=session, metadata=metadata,
-                   gain=gain)  # fmt: skip
+        write_bids(folder, name, made.dwi, made.motion, session=session, direction=direction,
+                   metadata=metadata, gain=gain)  # fmt: skip
     for old in truth.parent.glob(f"{truth.name}_[!_]*"):
-        if old not in written and not old.name.removeprefix(truth.name).startswith("_ses-"):
+        if old not in written and not old.name.removeprefix(truth.name).startswith(OTHERS):
             old.unlink()
     write_detailed_readme(folder)
     return image
@@ -309,6 +352,9 @@ def _write_truth(truth: Path, made: Simulation, gain: float, ideal: bool, n_thre
     write_dropped_table(truth.with_name(f"{truth.name}_dropped.tsv"), made.kept)
     if made.eddy:
         write_eddy_table(truth.with_name(f"{truth.name}_eddy.tsv"), made.eddy)
+    if made.magnetised:
+        hertz = made.magnetised.hertz_on(made.grid)
+        write_image(truth.with_name(f"{truth.name}_fieldmap.nii.gz"), hertz, made.grid.affine)
     write_image(truth.with_name(f"{truth.name}_mask.nii.gz"), true_mask(made), made.grid.affine)
     if ideal:
         at_rest = ideal_series(made, n_threads)
@@ -423,17 +469,27 @@ def _motion(recipe: Recipe, n_volumes: int, center: np.ndarray) -> Motion:
     if isinstance(recipe.motion, Path):
         motion = replayed_motion(recipe.motion, n_volumes, center)
     else:
-        motion = simulate_motion(
-            cast(Pattern, recipe.motion), n_volumes, center, seed=recipe.random_seed
-        )
+        motion = simulate_motion(cast(Pattern, recipe.motion), n_volumes, center, seed=recipe.seed)
     return motion if recipe.amplitude == 1 else amplified(motion, recipe.amplitude, center)
+
+
+def _magnetised(recipe: Recipe, head: Head) -> Magnetised | None:
+    """Return the head in the scanner's field, where it is to have one of its own."""
+    if not recipe.susceptibility:
+        return None
+    if not isinstance(head, SyntheticHead):
+        raise EddymotionError(
+            "susceptibility needs to know where there is air, which a synthetic head without a "
+            "cavity alone does; give head='synthetic', or leave the susceptibility out"
+        )
+    return Magnetised(head, strength=recipe.susceptibility)
 
 
 def _kspace(recipe: Recipe) -> KSpace | None:
     """Return the settings of k-space with what the recipe says of it elsewhere."""
     if recipe.kspace is None:
         return None
-    return replace(recipe.kspace, pe_axis=recipe.pe_axis, seed=recipe.random_seed)
+    return replace(recipe.kspace, pe_axis=recipe.pe_axis, seed=recipe.seed)
 
 
 def _settings(made: Simulation, gain: float) -> dict[str, Any]:
