@@ -13,7 +13,7 @@ from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidec
 from eddymotion.derivatives.finished import refuse_names
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.outliers import ruin_in_words
+from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.parallel import Progress, silent
@@ -22,7 +22,7 @@ from eddymotion.models import Model
 from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
 from eddymotion.pipeline.fingerprint import fingerprint_of, motion_fingerprint_of
 from eddymotion.pipeline.output_space import Target, space_of, write_output_space
-from eddymotion.pipeline.runs import RunTogether, lies_with_others
+from eddymotion.pipeline.runs import RunTogether, depends_on_other_runs
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
 from eddymotion.pipeline.stages import (
@@ -85,7 +85,7 @@ def correct_series(
     elif cache is None:  # else `estimate_series` has said so
         log.info(REUSED, series.dwi.name)
     together = None
-    if lies_with_others(series, settings):
+    if depends_on_other_runs(series, settings):
         with stages("runs"):
             together = RunTogether.of(series, dwi, motion, settings, work_dir)
             dwi, motion = together.moved(dwi, motion, settings)
@@ -118,8 +118,8 @@ def correct_series(
     methods = methods_of(dwi, motion, model, settings, corrected, space)
     summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
-    summary |= together.in_words() if together else {}
-    summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
+    summary |= together.summary() if together else {}
+    summary |= ({"output space": space.describe()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, motion, grids, stages) | {
@@ -132,8 +132,8 @@ def correct_series(
     write_sidecar(outputs, content, record=True)
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
-    if (ruin := ruin_in_words(after.outliers)) is not None:
-        log.warning("%s: %s", series.dwi.name, ruin)
+    if (warning := describe_beyond_repair(after.outliers)) is not None:
+        log.warning("%s: %s", series.dwi.name, warning)
     return summary
 
 

@@ -46,7 +46,7 @@ OF_FIELD = ("fieldmaps", "fmap-jacobian")
 """Words of ``--ignore`` about the off-resonance field."""
 
 
-def lies_with_others(series: SeriesFiles, settings: Settings) -> bool:
+def depends_on_other_runs(series: SeriesFiles, settings: Settings) -> bool:
     """Whether a series has a frame or a field that its own volumes do not tell."""
     return bool(series.runs) or settings.fieldmap is not None
 
@@ -137,24 +137,24 @@ class RunTogether:
         if self.joined.field is not None and self.number == 0:
             write_field(SessionOutputs.of(outputs), self.joined, self.names)
 
-    def in_words(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Say for the summary which runs lie in one frame, and what the field does."""
-        joined, told = self.joined, {}
+        joined, summary = self.joined, {}
         if len(joined) > 1:
             before, after = joined.similarity
             names = ", ".join(Path(name).name for name in self.names)
-            told["runs in one frame"] = (
+            summary["runs in one frame"] = (
                 f"{names}; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
             )
         if joined.field is None:
-            return told
+            return summary
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
         mm = hertz.std() * np.nanmax(np.linalg.norm(joined.shifts, axis=1))
         source = "given" if joined.measured else "from images of different phase encodings"
-        told["off-resonance field"] = (
+        summary["off-resonance field"] = (
             f"{hertz.std():.1f} Hz, {mm:.2f} mm (standard deviation in the brain), {source}"
         )
-        return told
+        return summary
 
     def in_sidecar(self) -> dict[str, Any]:
         """Return what the sidecar of the corrected series keeps of it."""
@@ -292,23 +292,23 @@ def _keep(folder: Path, joined: JoinedRuns) -> None:
         arrays |= {"hertz": joined.field.coefficients, "lattice": joined.field.affine}
     with replacing(folder / "runs.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
-    told = {"similarity": [s if np.isfinite(s) else None for s in joined.similarity],
+    content = {"similarity": [s if np.isfinite(s) else None for s in joined.similarity],
             "measured": joined.measured, "modulated": joined.modulated}  # fmt: skip
-    write_json(folder / "runs.json", told)
+    write_json(folder / "runs.json", content)
 
 
 def _recalled(folder: Path) -> JoinedRuns | None:
     try:
-        told = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
         with np.load(folder / "runs.npz") as stored:
             arrays = dict(stored)
         field = None
         if "hertz" in arrays:
             field = OffResonance(arrays.pop("hertz"), arrays.pop("lattice"))
-        before, after = (np.nan if s is None else float(s) for s in told["similarity"])
+        before, after = (np.nan if s is None else float(s) for s in content["similarity"])
         return JoinedRuns(
-            field=field, similarity=(before, after), measured=bool(told["measured"]),
-            modulated=bool(told["modulated"]), **arrays,
+            field=field, similarity=(before, after), measured=bool(content["measured"]),
+            modulated=bool(content["modulated"]), **arrays,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not isinstance(error, FileNotFoundError):

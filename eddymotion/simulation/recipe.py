@@ -362,11 +362,11 @@ def _description(recipe: Recipe) -> dict[str, Any]:
 
 
 def _head_name(recipe: Recipe) -> str:
-    name = _whose_head(recipe)
+    name = _head_source(recipe)
     return name if recipe.cavity == "none" else f"{name} with a cavity ({recipe.cavity})"
 
 
-def _whose_head(recipe: Recipe) -> str:
+def _head_source(recipe: Recipe) -> str:
     if recipe.series:
         how = " by harmonics" if recipe.head == "fitted" else ""
         return f"head fitted to {recipe.series.name}{how}"
