@@ -90,7 +90,7 @@ def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Ite
 
 
 def run(program: str, body: Callable[[], int | None]) -> int:
-    """Run a command, from its options on; turn what users can correct into one line and exit code 2.
+    """Run a command, from its options on; turn user errors into one line and exit code 2.
 
     A command that returns nothing is done, exit code 0. A program that fails beneath it, outputs
     taken over by another run, what the system refuses (a full disk) and too little memory are one
