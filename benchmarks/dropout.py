@@ -58,7 +58,7 @@ MULTIBAND = 3
 class Series:
     """What to simulate, and what it is in words."""
 
-    told: str
+    label: str
     scheme: partial[Gradients]
     pattern: Pattern = "moderate"
 
@@ -251,7 +251,7 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
              "false per 1000", "offset-free (mm / °)",
              "error: as acquired / replaced"]  # fmt: skip
     shown = {row["series"] for row in rows}
-    legend = [f"{name}: {one.told}." for name, one in SERIES.items() if name in shown]
+    legend = [f"{name}: {one.label}." for name, one in SERIES.items() if name in shown]
     parts = [INTRODUCTION, " ".join(legend) + "\n", tables.provenance_lines(provenance),
              tables.markdown(heads, lines)]  # fmt: skip
     tables.write_page("dropout", "\n".join(parts), rows)

@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     engine.add_argument("name", choices=PYTHON)
     engine.add_argument("series", type=Path)
     engine.add_argument("out", type=Path)
-    engine.set_defaults(run=lambda told: PYTHON[told.name](told.series, told.out) or 0)
+    engine.set_defaults(run=lambda options: PYTHON[options.name](options.series, options.out) or 0)
     return parser.parse_args()
 
 
@@ -350,8 +350,11 @@ def call(program: str, *words: str, check: bool = True) -> subprocess.CompletedP
 
 
 def keep(folder: Path, contents: dict[str, Content], ended: dict[str, str]) -> None:
-    told = {"cases": ended, "files": {name: digest(content) for name, content in contents.items()}}
-    (folder / "digests.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    record = {
+        "cases": ended,
+        "files": {name: digest(content) for name, content in contents.items()},
+    }
+    (folder / "digests.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     poses = {name: content["poses"] for name, content in contents.items() if "poses" in content}
     np.savez_compressed(folder / "poses.npz", allow_pickle=False, **poses)
 
@@ -381,7 +384,7 @@ def read(path: Path, folder: Path) -> Content:
         return {"picture": np.asarray(Image.open(path))}
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: told(arrays[key], folder) for key in arrays}
+            return {key: recorded(arrays[key], folder) for key in arrays}
     if path.suffix == ".x5":
         return read_hdf5(path, folder)
     text = stripped(path.read_text(encoding="utf-8"), folder)
@@ -394,7 +397,7 @@ def read(path: Path, folder: Path) -> Content:
     return {"text": text}
 
 
-def told(array: np.ndarray, folder: Path) -> np.ndarray | str:
+def recorded(array: np.ndarray, folder: Path) -> np.ndarray | str:
     return array if array.dtype.kind in "biufc" else stripped(str(array.tolist()), folder)
 
 
@@ -448,9 +451,9 @@ def read_hdf5(path: Path, folder: Path) -> Content:
 
     def take(name: str, node: Any) -> None:
         for key, value in node.attrs.items():
-            content[f"{name}@{key}"] = told(np.asarray(value), folder)
+            content[f"{name}@{key}"] = recorded(np.asarray(value), folder)
         if isinstance(node, h5py.Dataset):
-            content[name] = told(np.asarray(node[()]), folder)
+            content[name] = recorded(np.asarray(node[()]), folder)
 
     with h5py.File(path) as file:
         take("", file)

@@ -162,10 +162,10 @@ other work says little.
 gauss-newton compares squared differences after a linear fit, the others their mutual information.
 
 At b3000, with 24 directions and SNR 20, registrations to the blurred mean of the first pass lead
-single volumes astray (by 51 to 80°; with dipy most). Each pass begins with calling them back: one
+single volumes astray (by 51 to 80°; with dipy most). Each pass begins with recovering them: one
 that lies far from its neighbours in time is tried at their pose, where its direction, and so its
-prediction, is another one (`eddymotion/estimation/strays.py`). ANTs and elastix were not run at
-b3000.
+prediction, is another one (`eddymotion/estimation/outlier_volumes.py`). ANTs and elastix were not
+run at b3000.
 """
 
 

@@ -67,7 +67,7 @@ def absence(path: Path, advice: str = "check the path") -> str:
     return f"{path}: a link to {target}, which is not there; restore that file, or {advice}"
 
 
-def stand_in(path: Path) -> str | None:
+def describe_pointer_file(path: Path) -> str | None:
     """Say how to fetch what a small file stands for: git-annex and Git LFS leave such ones."""
     try:
         with path.open("rb") as stream:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How values are told: in messages, at a prompt, in a notebook."""
+"""How values are written: in messages, at a prompt, in a notebook."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _shortened(text: str, longest: int) -> str:
 
 
 FEW = 4
-"""Numbers that are told one by one; of more the shape alone."""
+"""Numbers that are listed one by one; of more the shape alone."""
 
 
 def short_repr(value: Any) -> str:
@@ -86,19 +86,19 @@ def short_repr(value: Any) -> str:
 
     A class takes it as its ``__repr__``.
     """
-    told = (
-        f"{entry.name}={_told(getattr(value, entry.name))}"
+    parts = (
+        f"{entry.name}={_format(getattr(value, entry.name))}"
         for entry in fields(value)
         if getattr(value, entry.name) is not None
     )
-    return f"{type(value).__name__}({', '.join(told)})"
+    return f"{type(value).__name__}({', '.join(parts)})"
 
 
-def _told(value: Any) -> str:
+def _format(value: Any) -> str:
     import numpy as np
 
     if isinstance(value, np.ndarray) and value.size > FEW:
-        return f"<{sizes_told(value.shape)} {value.dtype}>"
+        return f"<{format_sizes(value.shape)} {value.dtype}>"
     if isinstance(value, np.ndarray):
         return np.array2string(value, precision=4, separator=", ").replace("\n", "")
     if isinstance(value, Mapping):
@@ -106,7 +106,7 @@ def _told(value: Any) -> str:
     return repr(value) if hasattr(value, "__dataclass_fields__") else shown(value)
 
 
-def sizes_told(sizes: Any) -> str:
+def format_sizes(sizes: Any) -> str:
     """Write the sizes along the axes of something: ``96×96×60``."""
     return "×".join(f"{size:.3g}" if isinstance(size, float) else str(size) for size in sizes)
 

@@ -160,8 +160,10 @@ def test_exports_are_documented(module):
         if module not in ENGINES:
             assert re.search(rf"\b{name}\b", reference), f"{module}.{name} is not in {REFERENCE}"
         if inspect.isfunction(found) and "\nParameters\n" in text:
-            told = set(re.findall(r"\w+", " ".join(re.findall(r"^(\S.*?)(?: : |$)", text, re.M))))
-            missing = set(inspect.signature(found).parameters) - told
+            stated = set(
+                re.findall(r"\w+", " ".join(re.findall(r"^(\S.*?)(?: : |$)", text, re.M)))
+            )
+            missing = set(inspect.signature(found).parameters) - stated
             assert not missing, f"{module}.{name} does not tell what {missing} is"
 
 

@@ -165,8 +165,8 @@ def outputs(folder, *, version="1.0.0.dev1+gabc", seconds=1.0, shift=0.0, bright
     write_image(case / "dwi.nii.gz", np.full((3, 3, 3), bright, np.float32), np.eye(4))
     pose = rigid_matrix(np.array([shift, 0.0, 0.0]), np.zeros(3), np.zeros(3))
     write_itk(case / "xfm.txt", pose[None])
-    told = {"EddymotionVersion": version, "time": f"{seconds} s", "Settings": {"model": "gp"}}
-    (case / "dwi.json").write_text(json.dumps(told), encoding="utf-8")
+    sidecar = {"EddymotionVersion": version, "time": f"{seconds} s", "Settings": {"model": "gp"}}
+    (case / "dwi.json").write_text(json.dumps(sidecar), encoding="utf-8")
     (case / "dwi.tsv").write_text(f"seconds\tx\n{seconds}\t{shift}\n", encoding="utf-8")
     (case / "dwi.html").write_text(f"<p>{version} {folder}<td>{seconds} s</td>", encoding="utf-8")
     contents = {

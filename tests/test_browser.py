@@ -272,8 +272,8 @@ def test_tabs_and_links(browser, site):
 
 
 def test_hostile_text_runs_nothing(browser):
-    told = browser.evaluate("document.querySelector('section#errors').textContent")
-    assert HOSTILE in told
+    text = browser.evaluate("document.querySelector('section#errors').textContent")
+    assert HOSTILE in text
     assert browser.evaluate("document.querySelectorAll('img[src=x]').length") == 0
     assert not [event for event in browser.events if "Dialog" in event.get("method", "")]
 

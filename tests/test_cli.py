@@ -175,8 +175,8 @@ def test_a_broken_sidecar_is_told_once_and_stops_nothing(tmp_path, caplog):
     (tmp_path / "dwi.json").write_text('{"PhaseEncodingDirection": "j",}')
     assert metadata_of(series) == {}
     assert metadata_of(series) == {}
-    (told,) = caplog.messages
-    assert "dwi.json: cannot be read as JSON" in told
+    (message,) = caplog.messages
+    assert "dwi.json: cannot be read as JSON" in message
     (tmp_path / "dwi.json").write_text('{"PhaseEncodingDirection": "j"}')
     assert metadata_of(series) == {"PhaseEncodingDirection": "j"}
 

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from eddymotion.estimation.course import Habit, merged
+from eddymotion.estimation.course import MotionPrior, merged
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.simulation import shelled_scheme
 from eddymotion.simulation.motion import simulate_motion
@@ -20,7 +20,7 @@ def joined(poses, gradients, seed=0):
     poses = poses @ exp_rigid(errors, CENTER)
     b0s, dwis = gradients.b0s, gradients.dwis
     course = merged(b0s, poses[b0s], dwis, poses[dwis] @ np.linalg.inv(OFFSET), CENTER)
-    found = course.offset(course.habit())
+    found = course.offset(course.prior())
     error = course.apart(found.offset, OFFSET) * course.in_mm
     return error, np.sqrt(np.diag(found.covariance)) * course.in_mm
 
@@ -76,7 +76,7 @@ def test_jitter_is_told_from_drift(jitter, at_least, at_most):
     random = np.random.default_rng(3)
     drift = np.cumsum(random.normal(scale=0.05, size=(300, 6)), axis=0)
     seen = drift + random.normal(scale=jitter, size=drift.shape)
-    habit = Habit.learn(np.diff(seen, axis=0), np.ones(299))
-    assert at_least <= np.sqrt(habit.jitter) <= at_most
-    of_step = habit.variances[habit.shares.argmax()] + 2 * habit.jitter
+    prior = MotionPrior.learn(np.diff(seen, axis=0), np.ones(299))
+    assert at_least <= np.sqrt(prior.jitter) <= at_most
+    of_step = prior.variances[prior.shares.argmax()] + 2 * prior.jitter
     assert of_step == pytest.approx(0.05**2 + 2 * jitter**2, rel=0.5)

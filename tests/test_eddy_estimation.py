@@ -188,6 +188,6 @@ def test_order_of_volumes_changes_nothing(distorted, found):
 def test_log_tells_why(distorted, caplog):
     with caplog.at_level(logging.INFO, logger="eddymotion"):
         estimate_motion(distorted, estimator=Joint(eddy_currents="linear"), n_threads=2)
-    told = caplog.text
-    assert "phase-encoding axis: j, found from the data" in told
-    assert "follow the gradients" in told
+    message = caplog.text
+    assert "phase-encoding axis: j, found from the data" in message
+    assert "follow the gradients" in message

@@ -15,7 +15,7 @@ from eddymotion.estimation.course import merged
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import register_unless_worse
-from eddymotion.estimation.strays import call_back, far_from_neighbours
+from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.pyramid import jittered_points, low_pass
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
@@ -121,7 +121,7 @@ def united_by_time(dwi, raw):
     to_reference = np.linalg.inv(raw[dwi.reference])
     b0_matrices = raw.matrices[b0s] @ to_reference
     course = merged(b0s, b0_matrices, dwis, raw.matrices[dwis], dwi.brain_center)
-    offset = course.offset(course.habit()).offset
+    offset = course.offset(course.prior()).offset
     return raw.updated(b0s, b0_matrices).updated(dwis, raw.matrices[dwis] @ offset)
 
 
@@ -168,10 +168,10 @@ def test_what_time_and_images_contradict_each_other_in_is_said(head, grid, caplo
     assert "time and images tell different frames" in caplog.text
     assert found.frame_error > 1
     assert found.frame_evidence.contradicted
-    (told,) = [
+    (text,) = [
         one["Text"] for one in in_sidecar(dwi, found.frame_doubt) if one["Subject"] == "frames"
     ]
-    assert "volumes with b=1000" in told
+    assert "volumes with b=1000" in text
     assert apart(dwi, found, truth) < 1.96 * found.frame_error
 
 
@@ -240,19 +240,19 @@ def test_a_long_way_to_a_worse_fit_is_not_taken(still, degrees, kept):
     assert found.converged != kept
 
 
-def test_strays_are_called_back_and_whoever_moved_stays(head, grid, moving, truth):
+def test_outlier_volumes_are_recovered_and_whoever_moved_stays(head, grid, moving, truth):
     def turned(motion, volume):
         return motion.updated(volume, motion[volume] @ pose([0, 0, 0], [70, 0, 20]))
 
     astray = turned(truth, 9)
-    found = call_back(moving, astray)
+    found = recover_outlier_volumes(moving, astray)
     assert rms_displacement(found[9], truth[9], moving.brain_center) < 5
     np.testing.assert_array_equal(found.updated(9, astray[9]).matrices, astray.matrices)
 
     jumped = truth.updated(9, pose([0, 12, 0], [20, 0, 10]))
     dwi = acquire(head, moving.gradients, jumped, grid, snr=20)
     assert 9 in far_from_neighbours(jumped, dwi.brain_center)[0]
-    np.testing.assert_array_equal(call_back(dwi, jumped).matrices, jumped.matrices)
+    np.testing.assert_array_equal(recover_outlier_volumes(dwi, jumped).matrices, jumped.matrices)
 
 
 def test_joint_estimate_and_loop_agree(moving, estimated, motion_rmse):

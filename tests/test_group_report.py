@@ -119,12 +119,12 @@ def test_the_table_holds_the_metrics_of_each_series(made, table):
 
 
 def test_the_dictionary_tells_every_column(made, table):
-    told = json.loads((made.folder / "group_dwi.json").read_text(encoding="utf-8"))
-    assert list(told) == list(table.columns)
-    assert told["fd_mean"]["Units"] == "mm"
-    assert all(entry["Description"] for entry in told.values())
-    assert set(table.columns["verdict"]) <= set(told["verdict"]["Levels"])
-    assert f"at least {MIN_SERIES} comparable" in told["outlier"]["Description"]
+    content = json.loads((made.folder / "group_dwi.json").read_text(encoding="utf-8"))
+    assert list(content) == list(table.columns)
+    assert content["fd_mean"]["Units"] == "mm"
+    assert all(entry["Description"] for entry in content.values())
+    assert set(table.columns["verdict"]) <= set(content["verdict"]["Levels"])
+    assert f"at least {MIN_SERIES} comparable" in content["outlier"]["Description"]
 
 
 def test_the_wild_one_is_suggested_and_no_other(table):
@@ -173,24 +173,24 @@ def test_the_same_rule_in_plain_words(made, table):
         spread = max(1.4826 * np.median(abs(logs - np.median(logs))), 0.1)
         expected = (logs - np.median(logs)) / spread > LIMIT
         found = compare({metric: values}, ["one"] * len(values))
-        assert [one[metric].stands_out for one in found] == expected.tolist()
+        assert [one[metric].is_outlier for one in found] == expected.tolist()
         limit = found[0][metric].limit
         assert np.log(distance(limit) + offset) == pytest.approx(np.median(logs) + LIMIT * spread)
 
 
 def test_few_series_and_other_protocols_are_not_compared():
     values = np.array([1.0] * MIN_SERIES + [30.0])
-    assert compare({"fd_mean": values}, [""] * 9)[-1]["fd_mean"].stands_out
+    assert compare({"fd_mean": values}, [""] * 9)[-1]["fd_mean"].is_outlier
     assert compare({"fd_mean": values[2:]}, [""] * 7) == [{}] * 7
     protocols = ["a"] * MIN_SERIES + ["b"]
     compared = compare({"residual_corrected": values, "fd_mean": values}, protocols)
     assert set(compared[0]) == {"residual_corrected", "fd_mean"}
     assert set(compared[-1]) == {"fd_mean"}
     better = compare({"cnr_b1000_corrected": values}, [""] * 9)
-    assert not any(one["cnr_b1000_corrected"].stands_out for one in better)
+    assert not any(one["cnr_b1000_corrected"].is_outlier for one in better)
     assert compare({"cnr_b1000_corrected": 1 / values}, [""] * 9)[-1][
         "cnr_b1000_corrected"
-    ].stands_out
+    ].is_outlier
 
 
 def test_shells_and_the_head_alone(made, tmp_path):

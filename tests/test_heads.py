@@ -255,7 +255,7 @@ def test_everything_at_once_does_not_depend_on_the_threads(synthetic):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "text"),
     [
         ({"partial_fourier": 0.2}, "partial fourier 0.2 given, expected 0.5 to 1"),
         ({"coil_variation": 0.5}, "coil variation"),
@@ -263,8 +263,8 @@ def test_everything_at_once_does_not_depend_on_the_threads(synthetic):
         ({"pe_axis": "k"}, "slice by slice"),
     ],
 )
-def test_settings_that_make_no_sense_are_told(wrong, told):
-    with pytest.raises(EddymotionError, match=told):
+def test_settings_that_make_no_sense_are_told(wrong, text):
+    with pytest.raises(EddymotionError, match=text):
         KSpace(**wrong)
 
 

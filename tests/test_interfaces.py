@@ -221,13 +221,13 @@ def test_every_field_is_explained_by_both_engines(capsys):
     for name in nodes.__all__:
         node, task = getattr(nodes, name), getattr(tasks, name)
         print_help(task)
-        told = " ".join(capsys.readouterr().out.split())
+        printed = " ".join(capsys.readouterr().out.split())
         for spec in (node.input_spec(), node.output_spec()):
             for field in spec.copyable_trait_names():
                 desc = spec.trait(field).desc
                 assert desc, f"{name}.{field}"
-                assert f"- {field}: " in told, f"{name}.{field}"
-                assert desc.partition(" (default")[0] in told, f"{name}.{field}"
+                assert f"- {field}: " in printed, f"{name}.{field}"
+                assert desc.partition(" (default")[0] in printed, f"{name}.{field}"
 
 
 def test_what_is_found_beside_counts_as_given(series, tmp_path, monkeypatch):

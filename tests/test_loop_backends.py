@@ -74,9 +74,9 @@ def test_each_engine_corrects_a_series(series, tmp_path, motion_rmse, name, sett
     output = tmp_path / "out"
     options = ["--registration", name, "--registration-settings", path]
     assert correct.main(call(image, output, *options)) == 0
-    told = json.loads((output / "dwi_desc-preproc_dwi.json").read_text())["Settings"]
-    assert told["registration"] == name
-    assert told["registration_settings"] == str(path)
+    content = json.loads((output / "dwi_desc-preproc_dwi.json").read_text())["Settings"]
+    assert content["registration"] == name
+    assert content["registration_settings"] == str(path)
     found = Motion(read_itk(output / "dwi_from-orig_to-dwiref_mode-image_desc-hmc_xfm.txt"))
     still = motion_rmse(Motion.identity(len(dwi)), truth, dwi.center)
     moved = motion_rmse(found, truth, dwi.center)

@@ -295,16 +295,18 @@ def test_command_replaces_lists_and_counts_lost_slices(scanned, everything):
     planted = set(map(tuple, np.argwhere(scanned[1]).tolist()))
     assert len(found & planted) >= 0.8 * max(len(found), len(planted))
     assert {row["replaced"] for row in rows} == {"true"}
-    told = json.loads((everything / "scan_desc-hmc_outliers.json").read_text())["Outliers"]
+    content = json.loads((everything / "scan_desc-hmc_outliers.json").read_text())["Outliers"]
     sidecar = json.loads((everything / "scan_desc-preproc_dwi.json").read_text())
     n_shots = -(-scanned[1].shape[1] // 2)
-    assert told["SlicesExcitedTogether"][0] == [0, n_shots]
+    assert content["SlicesExcitedTogether"][0] == [0, n_shots]
     assert sidecar["PhaseEncodingDirection"] == "j-"
-    assert told["Lost"] == len(found) == sidecar["OutlierSlices"]["Lost"]
-    assert told["PercentReplaced"] == pytest.approx(100 * len(found) / told["Judged"], abs=1e-3)
+    assert content["Lost"] == len(found) == sidecar["OutlierSlices"]["Lost"]
+    assert content["PercentReplaced"] == pytest.approx(
+        100 * len(found) / content["Judged"], abs=1e-3
+    )
     percent = [float(row["outlier_percent"])
                for row in table(everything / "scan_desc-confounds_timeseries.tsv")]  # fmt: skip
-    np.testing.assert_allclose(percent, told["PercentLostPerVolume"], atol=1e-3)
+    np.testing.assert_allclose(percent, content["PercentLostPerVolume"], atol=1e-3)
     assert {volume for volume, _ in found} == set(np.flatnonzero(percent))
 
 
@@ -314,8 +316,8 @@ def test_command_writes_maps_residuals_and_eddys_files(everything):
 
     series = read("scan_desc-preproc_dwi.nii.gz")
     cnr = read("scan_desc-cnr_dwimap.nii.gz")
-    told = json.loads((everything / "scan_desc-cnr_dwimap.json").read_text())
-    assert told["Volumes"] == ["SNR of b=0", "CNR of b=1000"]
+    content = json.loads((everything / "scan_desc-cnr_dwimap.json").read_text())
+    assert content["Volumes"] == ["SNR of b=0", "CNR of b=1000"]
     mask = read("scan_desc-brain_mask.nii.gz") > 0
     assert cnr.shape == (*mask.shape, 2)
     assert np.median(cnr[mask, 0]) > 5

@@ -288,8 +288,8 @@ def test_command_line_brings_a_series_to_a_t1w_far_away(series, corrected):
     assert np.linalg.norm(missed, axis=1).mean() < 1.0
     assert not outputs["space_warp"].exists()
     assert outputs["space_figure"].stat().st_size > 10_000
-    told = json.loads(outputs["sidecar"].read_text())["Summary"]["output space"]
-    assert told.startswith("rigid: ")
+    content = json.loads(outputs["sidecar"].read_text())["Summary"]["output space"]
+    assert content.startswith("rigid: ")
     assert "Output space" in (root / "out" / "sub-x.html").read_text()
 
 
@@ -351,8 +351,8 @@ def test_wrong_output_space_is_one_line(corrected, tmp_path, capsys, monkeypatch
         code = correct.main([*call, *options])
     except SystemExit as stop:
         code = stop.code
-    told = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    printed = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert code == 2
-    assert len(told) == 1
-    assert words in told[0]
+    assert len(printed) == 1
+    assert words in printed[0]
     assert not list(tmp_path.rglob("*_dwi.nii.gz"))

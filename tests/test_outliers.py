@@ -14,12 +14,12 @@ from eddymotion.estimation import assess
 from eddymotion.estimation.lovo import lost_voxels, predict_without, register_volumes
 from eddymotion.estimation.outliers import (
     SliceOutliers,
+    describe_beyond_repair,
+    describe_outliers,
     fit_slices,
     is_lost,
-    lost_in_words,
-    mended,
     percent_lost,
-    ruin_in_words,
+    rescaled,
     score_slices,
     spline_through,
     volumes_beyond_repair,
@@ -66,9 +66,9 @@ def test_standard_errors_of_gains_are_their_scatter(slice_gains):
     drawn = [truth + random.normal(scale=30, size=truth.shape) for _ in range(60)]
     fits = [fit_slices(observed, predicted, heights, N_SLICES) for observed in drawn]
     scatter = np.std([fit.gain for fit in fits], axis=0)
-    told = np.mean([fit.error for fit in fits], axis=0)
-    np.testing.assert_allclose(np.median(told / scatter), 1.0, atol=0.1)
-    np.testing.assert_allclose(told, scatter, rtol=0.4)
+    value = np.mean([fit.error for fit in fits], axis=0)
+    np.testing.assert_allclose(np.median(value / scatter), 1.0, atol=0.1)
+    np.testing.assert_allclose(value, scatter, rtol=0.4)
 
 
 def test_unknown_points_do_not_count(slice_gains):
@@ -142,22 +142,22 @@ def test_intensities_and_gains_of_volumes_do_not_matter(dropped, judged, truth):
     gains[darker] *= 0.75
     again = assess(replace(dwi, signal=dwi.signal * gains), truth, judged.model)
     assert (again.outliers.flagged != judged.outliers.flagged).sum() <= 1
-    told = again.outliers.gain[darker] / judged.outliers.gain[darker]
-    np.testing.assert_allclose(told, 0.75, atol=0.02)
+    value = again.outliers.gain[darker] / judged.outliers.gain[darker]
+    np.testing.assert_allclose(value, 0.75, atol=0.02)
 
 
 def test_a_volume_that_lost_most_of_its_slices_is_named(moving, truth):
     signal = np.array(moving.signal)
-    ruined, weak, fine = moving.gradients.dwis[[2, 9, 15]]
+    lost, weak, fine = moving.gradients.dwis[[2, 9, 15]]
     brain = np.flatnonzero(moving.mask.sum(axis=(0, 1)) > 100)
-    signal[:, :, brain[: int(0.7 * len(brain))], ruined] *= 0.3
+    signal[:, :, brain[: int(0.7 * len(brain))], lost] *= 0.3
     signal[..., weak] *= 0.3
     signal[:, :, brain[5], fine] *= 0.3
     outliers = assess(replace(moving, signal=signal), truth).outliers
-    assert volumes_beyond_repair(outliers).tolist() == sorted([ruined, weak])
-    words = ruin_in_words(outliers)
+    assert volumes_beyond_repair(outliers).tolist() == sorted([lost, weak])
+    words = describe_beyond_repair(outliers)
     assert words is not None
-    assert words.startswith(f"volumes {min(ruined, weak)}, {max(ruined, weak)} ")
+    assert words.startswith(f"volumes {min(lost, weak)}, {max(lost, weak)} ")
     assert outliers.flagged[fine].sum() == 1
 
 
@@ -183,8 +183,8 @@ def test_scores_of_whole_slices_are_standard_normal(clean_fits):
     np.testing.assert_allclose(np.std(outliers.z), 1.0, atol=0.12)
     np.testing.assert_allclose(np.std(outliers.z_square), 1.0, atol=0.15)
     assert not outliers.flagged.any()
-    assert ruin_in_words(outliers) is None
-    assert lost_in_words(outliers) == f"0 of {40 * N_SLICES}"
+    assert describe_beyond_repair(outliers) is None
+    assert describe_outliers(outliers) == f"0 of {40 * N_SLICES}"
 
 
 def lowered(fits, volume, slices, loss):
@@ -225,7 +225,7 @@ def test_volumes_that_were_not_fitted_are_not_judged(clean_fits):
     assert percent_lost(outliers)[0] == 0
     assert percent_lost(outliers)[5] == pytest.approx(100 / N_SLICES)
     expected = f"1 of {40 * N_SLICES} (0.1 %) in 1 volume, most in volume 5 (4 %)"
-    assert lost_in_words(outliers) == expected
+    assert describe_outliers(outliers) == expected
 
 
 def test_groups_come_from_slice_timing():
@@ -295,7 +295,7 @@ def test_what_is_left_of_lost_slices_is_amplified(dropped, judged, moving):
     (volume, index), *_ = np.argwhere(dropped[1] & judged.outliers.flagged)
     image = dropped[0].volume(int(volume))
     whole, before = moving.volume(int(volume)).data, image.data.copy()
-    found = mended(image, judged.outliers, int(volume)).data
+    found = rescaled(image, judged.outliers, int(volume)).data
     ratio = found[:, :, index].sum() / whole[:, :, index].sum()
     assert ratio == pytest.approx(1.0, abs=0.15)
     others = ~judged.outliers.flagged[volume]

@@ -165,9 +165,9 @@ def engine_of_ones_own(folder, dwi):
     installed = folder / "my_package-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
-    told = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]
+    content = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]
     lines = [f"[{group}]\n{name} = {where}\n"
-             for group, entries in told.items() for name, where in entries.items()]  # fmt: skip
+             for group, entries in content.items() for name, where in entries.items()]  # fmt: skip
     (installed / "entry_points.txt").write_text("".join(lines))
     image = np.asarray(dwi.signal[..., 0], np.float32)
     return {

@@ -66,11 +66,11 @@ def test_side_by_side_is_as_one_by_one(dataset, undisturbed, tmp_path):
 
 def test_a_run_tells_what_it_did(undisturbed):
     (record,) = (undisturbed / "logs").glob("*.json")
-    told = json.loads(record.read_text())
-    assert [series["State"] for series in told["Series"]] == ["done"] * 2
-    assert all(series["Steps"]["motion"]["seconds"] > 0 for series in told["Series"])
-    assert told["Settings"]["model"] == "average"
-    assert {"nipype", "numpy", "eddymotion"} <= set(told["PackageVersions"])
+    content = json.loads(record.read_text())
+    assert [series["State"] for series in content["Series"]] == ["done"] * 2
+    assert all(series["Steps"]["motion"]["seconds"] > 0 for series in content["Series"])
+    assert content["Settings"]["model"] == "average"
+    assert {"nipype", "numpy", "eddymotion"} <= set(content["PackageVersions"])
     picture = (undisturbed / "logs" / "graph.svg").read_text()
     assert "estimate" in picture
 
@@ -98,9 +98,9 @@ def test_stop_on_first_crash(dataset, tmp_path, capsys):
     (broken / "sub-01" / "dwi" / "sub-01_dwi.bvec").unlink()
     options = ("--stop-on-first-crash", "--nprocs", "1")
     assert correct(broken, tmp_path / "out", *options) == 1
-    told = capsys.readouterr().err.split("series failed")[1]
-    assert "sub-01_dwi.bvec" in told
-    assert "sub-02_dwi.nii.gz: not finished, since another" in told
+    printed = capsys.readouterr().err.split("series failed")[1]
+    assert "sub-01_dwi.bvec" in printed
+    assert "sub-02_dwi.nii.gz: not finished, since another" in printed
     assert "not finished, since another" in (tmp_path / "out" / "sub-02.html").read_text()
 
 

@@ -92,9 +92,9 @@ def test_a_series_that_is_there_twice_is_refused_and_stops_no_other(dataset, tmp
 @pytest.mark.parametrize("content", ["{broken", '["a", "list"]'])
 def test_a_broken_sidecar_is_named_and_stops_no_other(content, dataset, tmp_path, capsys):
     sidecar = dataset / "sub-02" / "dwi" / "sub-02_dwi.json"
-    told = json.loads((dataset / "sub-01" / "dwi" / "sub-01_dwi.json").read_text())
+    stored = json.loads((dataset / "sub-01" / "dwi" / "sub-01_dwi.json").read_text())
     (dataset / "sub-01" / "dwi" / "sub-01_dwi.json").write_text(
-        json.dumps(told | {"EchoTime": 0.08, "FlipAngle": float("nan")})
+        json.dumps(stored | {"EchoTime": 0.08, "FlipAngle": float("nan")})
     )
     sidecar.write_text(content)
     output = tmp_path / "out"

@@ -105,41 +105,41 @@ def after(prefix, ending):
 
 
 def test_summary_tells_the_truth_in_millimetres_and_degrees(folder, rigid):
-    told = summary_at(rigid)
+    content = summary_at(rigid)
     fixed, _ = images(folder)
     center = apply_affine(fixed.affine, (np.array(fixed.data.shape) - 1) / 2)
     np.testing.assert_allclose(
-        told["translation_mm"], apply_affine(TRUE, center) - center, atol=0.1
+        content["translation_mm"], apply_affine(TRUE, center) - center, atol=0.1
     )
     angles = Rotation.from_matrix(TRUE[:3, :3]).as_euler("xyz", degrees=True)
-    np.testing.assert_allclose(told["rotation_deg"], angles, atol=0.1)
-    assert told["converged"]
-    assert told["cost"]["last"] <= told["cost"]["first"]
-    assert told["seconds"] > 0
-    assert told["n_iterations"] > 0
-    assert told["share"]["after"] == 1
+    np.testing.assert_allclose(content["rotation_deg"], angles, atol=0.1)
+    assert content["converged"]
+    assert content["cost"]["last"] <= content["cost"]["first"]
+    assert content["seconds"] > 0
+    assert content["n_iterations"] > 0
+    assert content["share"]["after"] == 1
     for name in ("similarity", "correlation", "dice"):
-        assert told[name]["after"] > told[name]["before"]
-    assert told["dice"]["after"] > 0.9
-    assert told["landmarks"]["tre_before"]["mean_mm"] == pytest.approx(
+        assert content[name]["after"] > content[name]["before"]
+    assert content["dice"]["after"] > 0.9
+    assert content["landmarks"]["tre_before"]["mean_mm"] == pytest.approx(
         np.linalg.norm(apply_affine(TRUE, POINTS) - POINTS, axis=1).mean(), abs=1e-3
     )
-    assert told["landmarks"]["tre_after"]["mean_mm"] < 0.1
-    assert told["advice"] == []
-    assert sorted(told["outputs"] + ["pair.json"]) == sorted(
+    assert content["landmarks"]["tre_after"]["mean_mm"] < 0.1
+    assert content["advice"] == []
+    assert sorted(content["outputs"] + ["pair.json"]) == sorted(
         path.name for path in rigid.parent.iterdir()
     )
 
 
 def test_console_tells_it_in_words(folder, rigid):
     lines = [line for line in (folder / "console.txt").read_text().splitlines() if "  " in line]
-    told = {name: value.strip() for name, value in (line.split("  ", 1) for line in lines)}
-    assert list(told) == ["transform", "stopped", "translation", "rotation", "displacement",
+    table = {name: value.strip() for name, value in (line.split("  ", 1) for line in lines)}
+    assert list(table) == ["transform", "stopped", "translation", "rotation", "displacement",
                           "cost", "overlap", "Dice of masks", "similarity",
                           "landmarks"]  # fmt: skip
-    assert told["stopped"].startswith("converged")
-    assert "° in all" in told["rotation"]
-    assert told["landmarks"].endswith("mm (mean error of 5)")
+    assert table["stopped"].startswith("converged")
+    assert "° in all" in table["rotation"]
+    assert table["landmarks"].endswith("mm (mean error of 5)")
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -311,11 +311,11 @@ def test_what_an_earlier_run_left_goes_what_is_the_users_stays(bent):
     assert "x.mat" not in names
     assert "x_landmarks.tsv" not in names
     assert {"x_mine.txt", "x_affine.tfm", "x_affine.lta", "x_warp.nii.gz"} <= names
-    told = summary_at(prefix)
-    assert told["transform"] == "syn"
-    assert told["backend"] == "dipy"
-    assert 0 < told["jacobian"]["min"] < 1 < told["jacobian"]["max"]
-    assert names == {*told["outputs"], "x.json", "x_mine.txt"}
+    content = summary_at(prefix)
+    assert content["transform"] == "syn"
+    assert content["backend"] == "dipy"
+    assert 0 < content["jacobian"]["min"] < 1 < content["jacobian"]["max"]
+    assert names == {*content["outputs"], "x.json", "x_mine.txt"}
 
 
 def test_a_series_gives_one_volume_and_formats_are_chosen(folder, tmp_path):
@@ -327,9 +327,9 @@ def test_a_series_gives_one_volume_and_formats_are_chosen(folder, tmp_path):
     made = {path.name for path in tmp_path.iterdir()}
     assert {"x.tfm", "x.mat"} <= made
     assert not made & {"x.x5", "x.lta", "x.aff12.1D", "x_affine.tfm"}
-    told = summary_at(tmp_path / "x")
-    assert error_of(np.array(told["matrix"])) < 0.6
-    np.testing.assert_allclose(told["scales"], 1, atol=0.02)
+    content = summary_at(tmp_path / "x")
+    assert error_of(np.array(content["matrix"])) < 0.6
+    np.testing.assert_allclose(content["scales"], 1, atol=0.02)
 
 
 def test_some_nan_become_zero_with_a_warning(folder, tmp_path, capsys):
@@ -420,11 +420,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         code = call(folder, "-o", tmp_path / "x", *options.split(), **pair)
     except SystemExit as stop:
         code = stop.code
-    told = capsys.readouterr().err
-    assert code == 2, told
-    assert len(told.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert code == 2, printed
+    assert len(printed.strip().splitlines()) == 1
     for word in words:
-        assert word in told
+        assert word in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -460,9 +460,9 @@ def test_crash_of_an_engine_shows_what_it_said(folder, tmp_path, capsys, monkeyp
     monkeypatch.chdir(programs)
     (tmp_path / "out").mkdir()
     assert call(folder, "-o", tmp_path / "out" / "x", "--backend", "ants") in (1, 2)
-    told = capsys.readouterr().err
-    assert "out of luck in stage 2" in told
-    assert "SIGSEGV" in told
+    printed = capsys.readouterr().err
+    assert "out of luck in stage 2" in printed
+    assert "SIGSEGV" in printed
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -487,14 +487,14 @@ def test_advice_where_it_looks_wrong(folder):
     limit = replace(good, converged=False, message="stopped at the iteration limit")
     assert "iteration limit: allow more" in advice_for(folder, limit)[0]
     away = from_matvec(np.eye(3), [90.0, 60.0, 0.0])
-    told = " ".join(advice_for(folder, Registration(away, True, "converged")))
-    assert "within the moving image" in told
-    assert "agree less than before" in told
-    assert "lay far apart (108 mm, 0°)" in told
+    advice = " ".join(advice_for(folder, Registration(away, True, "converged")))
+    assert "within the moving image" in advice
+    assert "agree less than before" in advice
+    assert "lay far apart (108 mm, 0°)" in advice
     over = rigid_matrix([0, 0, 0], np.deg2rad([0, 0, 175]), np.zeros(3))
-    told = " ".join(advice_for(folder, Registration(over, True, "converged"), started="multi"))
-    assert "turned by 175°" in told
-    assert "do not use this" in told
+    advice = " ".join(advice_for(folder, Registration(over, True, "converged"), started="multi"))
+    assert "turned by 175°" in advice
+    assert "do not use this" in advice
     flat = TRUE @ np.diag([1.0, 1.0, 0.6, 1.0])
     assert any("more than two heads differ" in line
                for line in advice_for(folder, Registration(flat, True, ""),
@@ -515,13 +515,15 @@ def test_advice_about_a_warp_that_went_astray(folder):
     astray = Registration(TRUE, True, "", warp=Warp(field, -field, fixed.affine))
     quality = quality_of(folder, astray)
     linear = quality_of(folder, replace(astray, warp=None)).after
-    told = advise(replace(quality, linear=linear), transform="syn", metric="cc", started="header")
-    assert any("agree less with the warp than with its linear part" in str(one) for one in told)
+    advice = advise(
+        replace(quality, linear=linear), transform="syn", metric="cc", started="header"
+    )
+    assert any("agree less with the warp than with its linear part" in str(one) for one in advice)
     torn = replace(quality.displacements, jacobian=(0.01, 59.0))
-    told = advise(
+    advice = advise(
         replace(quality, displacements=torn), transform="syn", metric="cc", started="header"
     )
-    assert any("locally by × 0.01 to 59" in str(one) for one in told)
+    assert any("locally by × 0.01 to 59" in str(one) for one in advice)
 
 
 @pytest.mark.slow

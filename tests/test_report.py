@@ -133,23 +133,23 @@ def test_a_volume_that_lost_too_much_is_found(site):
 def test_volumes_that_the_estimation_gave_up_are_marked(site, tmp_path):
     outputs = copy_series(site.outputs, tmp_path, "02", "sub-02")
     sidecar = json.loads(outputs["sidecar"].read_text())
-    told = {"VolumesBeyondRepair": [7, 99, "x"]}
-    outputs["sidecar"].write_text(json.dumps(sidecar | {"OutlierSlices": told}))
+    recorded = {"VolumesBeyondRepair": [7, 99, "x"]}
+    outputs["sidecar"].write_text(json.dumps(sidecar | {"OutlierSlices": recorded}))
     assert list(SeriesReport.load(outputs).findings.spoilt) == [7, 12]
 
 
 def test_what_is_known_of_the_frame_stands_below_its_picture(site, tmp_path):
     outputs = copy_series(site.outputs, tmp_path, "02", "sub-02")
     assert 0 < outputs["b0_edges_figure"].stat().st_size < 110_000  # a third more in the page
-    told = "by time ± 0.050 mm, by images ± 0.020 mm, 0.10 mm and 0.05° apart"
+    text = "by time ± 0.050 mm, by images ± 0.020 mm, 0.10 mm and 0.05° apart"
     sidecar = json.loads(outputs["sidecar"].read_text())
-    outputs["sidecar"].write_text(json.dumps(sidecar | {"Summary": {FRAME: told}}))
+    outputs["sidecar"].write_text(json.dumps(sidecar | {"Summary": {FRAME: text}}))
     page = Page(build_participant_report(tmp_path, "02").read_text(encoding="utf-8"))
     (section,) = page.all("section", id="s0-beforeafter")
     pictures = [one for one in page.all("img") if section in one.inside]
     assert pictures[-1].attributes["src"].startswith("data:image/webp")
     assert pictures[-1].attributes["alt"].startswith(FRAME.capitalize())
-    assert section.text.endswith(f"{FRAME.capitalize()}: {told}.")
+    assert section.text.endswith(f"{FRAME.capitalize()}: {text}.")
 
 
 def test_eddy_current_fields_have_a_chart(site, tmp_path):

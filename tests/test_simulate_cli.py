@@ -222,14 +222,14 @@ def test_synthetic_head_is_scanned_in_k_space(tmp_path):
     assert sidecar["PhaseEncodingDirection"] == "i"
     truth = read_itk(root / "truth" / "sub-01_xfm.txt")
     np.testing.assert_array_equal(truth[0], np.eye(4))
-    told = json.loads((root / "truth" / "sub-01_settings.json").read_text())
-    assert told["summary"].startswith("synthetic infant head with a cavity (fluid); 13 volumes")
-    assert told["summary"].endswith("slab of 42 mm, in k-space, coil field 2:1")
-    assert told["settings"]["kspace"] == {
+    content = json.loads((root / "truth" / "sub-01_settings.json").read_text())
+    assert content["summary"].startswith("synthetic infant head with a cavity (fluid); 13 volumes")
+    assert content["summary"].endswith("slab of 42 mm, in k-space, coil field 2:1")
+    assert content["settings"]["kspace"] == {
         "oversampling": 2, "coil_variation": 2.0, "partial_fourier": 0.75, "ghost": 0.0,
         "pe_axis": "i", "seed": 3,
     }  # fmt: skip
-    assert told["settings"]["coil_bias"] == 0
+    assert content["settings"]["coil_bias"] == 0
     again = ["--participant-label", "02", "--acquisition", "kspace", "--partial-fourier", "0.1"]
     assert run(root, *again) == 2
 

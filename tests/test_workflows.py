@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 
 import eddymotion as em
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.strays import call_back
+from eddymotion.estimation.outlier_volumes import recover_outlier_volumes
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.sidecars import SeriesFiles
@@ -108,13 +108,13 @@ def test_spelled_out_loop_finds_the_transforms_of_the_library(series, motion, tm
     np.testing.assert_array_equal(np.asarray(corrected.dataobj), expected)
 
 
-def test_a_pass_begins_with_strays_called_back_as_in_the_library(series, tmp_path):
+def test_a_pass_begins_with_outlier_volumes_recovered_as_in_the_library(series, tmp_path):
     files, settings = SeriesFiles(series), Settings(estimator="lovo")
     split = lovo_steps.split(files, settings, tmp_path)
     settings = replace(settings, brain_mask=split["mask_file"])
-    stray = np.eye(4)
-    stray[:3, :3] = Rotation.from_rotvec([1.2, 0.4, 0]).as_matrix()
-    write_itk(split["matrix_files"][5], stray[None])
+    outlier = np.eye(4)
+    outlier[:3, :3] = Rotation.from_rotvec([1.2, 0.4, 0]).as_matrix()
+    write_itk(split["matrix_files"][5], outlier[None])
     astray = em.Motion(np.concatenate([read_itk(path) for path in split["matrix_files"]]))
     aligned = [
         lovo_steps.resample_volume(volume, matrix, tmp_path, nonnegative=split["nonnegative"])
@@ -123,7 +123,7 @@ def test_a_pass_begins_with_strays_called_back_as_in_the_library(series, tmp_pat
     planned = lovo_steps.plan([each["out_file"] for each in aligned], split["matrix_files"], files,
                               settings, tmp_path, pass_number=2)  # fmt: skip
     dwi = load_series(files, settings)
-    called = call_back(dwi, astray)
+    called = recover_outlier_volumes(dwi, astray)
     np.testing.assert_array_equal(called[5], np.eye(4))
     starts = np.concatenate([read_itk(path) for path in planned["init_files"]])
     np.testing.assert_array_equal(starts, called.matrices)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids.series import Sorted, outputs_of, together
+from eddymotion.bids.series import Sorted, flattened, outputs_of
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import SeriesFiles
@@ -25,7 +25,7 @@ from eddymotion.machine.children import why_alone
 from eddymotion.machine.disk import DISK_FULL, prove_writable
 from eddymotion.machine.locks import Lock, locked
 from eddymotion.machine.parallel import Progress
-from eddymotion.machine.temporaries import remove_leftovers
+from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.machine.versions import software_versions
 from eddymotion.pipeline.cache import DIGITS, finished_summary
 from eddymotion.pipeline.limits import (
@@ -98,9 +98,9 @@ def sole_writer(output_dir: Path, participants: Sequence[str]) -> Iterator[tuple
 
 def _tidy(output_dir: Path, locks: Sequence[Lock]) -> None:
     for lock in locks:
-        remove_leftovers(output_dir / lock.name, deep=True, locked=not lock.loss)
+        remove_stale_temporaries(output_dir / lock.name, deep=True, locked=not lock.loss)
     for folder in (output_dir, output_dir / "logs"):
-        remove_leftovers(folder)
+        remove_stale_temporaries(folder)
 
 
 def prepare_work_dir(work_dir: Path) -> None:
@@ -112,7 +112,7 @@ def prepare_work_dir(work_dir: Path) -> None:
         If it cannot.
     """
     prove_writable(work_dir, "give another work folder with --work-dir")
-    remove_leftovers(work_dir / "motion", deep=True)
+    remove_stale_temporaries(work_dir / "motion", deep=True)
 
 
 def correct_participants(found: Sorted, run: Run) -> dict[str, str]:
@@ -129,7 +129,7 @@ def correct_participants(found: Sorted, run: Run) -> dict[str, str]:
         return _correct(found, run, folder, started)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-        remove_leftovers(run.work_dir / "motion", deep=True)
+        remove_stale_temporaries(run.work_dir / "motion", deep=True)
         raise
 
 
@@ -181,7 +181,7 @@ def _correct(found: Sorted, run: Run, folder: Path, started: str) -> dict[str, s
     if not failures:
         shutil.rmtree(folder, ignore_errors=True)
         _remove_work_of(every, run)
-    return failures | together(found.refused)
+    return failures | flattened(found.refused)
 
 
 def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> tuple[Plugin, int]:
@@ -315,7 +315,7 @@ def _record(
     started: str,
 ) -> dict[str, Any]:
     """Describe a run: who did what, with which programs, and how long it took."""
-    not_run = [("failed", together(found.refused)), ("skipped", together(found.skipped))]
+    not_run = [("failed", flattened(found.refused)), ("skipped", flattened(found.skipped))]
     return {
         "Command": sys.argv,
         "Started": started,

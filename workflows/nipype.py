@@ -250,7 +250,7 @@ def init_run_wf(
     return workflow
 
 
-HEEDED = frozenset({*MOTION, *APPLYING, *JUDGING})
+ACCEPTED = frozenset({*MOTION, *APPLYING, *JUDGING})
 """Settings that a node of :func:`init_dwi_hmc_wf` takes."""
 
 
@@ -262,16 +262,16 @@ def checked_settings(given: Mapping[str, Any]) -> Settings:
     EddymotionError
         If a name is unknown, with the nearest known one, or no node of the graph would heed it.
     """
-    if unheeded := sorted((set(SETTINGS) - HEEDED) & set(given)):
+    if unused := sorted((set(SETTINGS) - ACCEPTED) & set(given)):
         raise EddymotionError(
-            f"setting {unheeded[0]!r}: no node of this workflow heeds it; give num_threads or a "
+            f"setting {unused[0]!r}: no node of this workflow heeds it; give num_threads or a "
             "mask_file where that is meant, or take the interface Correct, which writes all files"
         )
-    if unknown := sorted(set(given) - HEEDED):
-        near = difflib.get_close_matches(unknown[0], HEEDED, n=1)
+    if unknown := sorted(set(given) - ACCEPTED):
+        near = difflib.get_close_matches(unknown[0], ACCEPTED, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise EddymotionError(
-            f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(HEEDED))}"
+            f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(ACCEPTED))}"
         )
     return Settings(**given)
 

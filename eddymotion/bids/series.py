@@ -94,7 +94,7 @@ def find_series(
             f"{bids_dir}: no diffusion series (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) matches; "
             "check the folder, the labels and the filter file"
         )
-    twins = _twins(images)
+    twins = _same_names(images)
     found: dict[str, list[SeriesFiles]] = {}
     for image in images:
         series = _series_of(image, bids_dir, tree, metadata)
@@ -125,7 +125,7 @@ def _tree_of(
     return tree or read_tree(bids_dir, wanted), set(wanted)
 
 
-def tell_missing_description(bids_dir: Path) -> None:
+def warn_of_missing_description(bids_dir: Path) -> None:
     """Warn about a dataset without a description, once where its series are corrected."""
     if not (bids_dir / "dataset_description.json").exists():
         log.warning(
@@ -192,7 +192,7 @@ def _of_sessions(
     return [image for image in images if image.labels.get("ses") in wanted]
 
 
-def _twins(images: Sequence[BidsFile]) -> dict[BidsFile, str]:
+def _same_names(images: Sequence[BidsFile]) -> dict[BidsFile, str]:
     """Find images whose outputs would have the same names, each with what to do."""
     by_name: dict[str, list[BidsFile]] = {}
     for image in images:
@@ -348,14 +348,14 @@ class Sorted:
             series[label] = []
             for folder, found in sessions.items():
                 runs = with_epi(with_polarity(found), folder)
-                together = tuple(runs) if len(runs) > 1 else ()
-                series[label] += [replace(run, runs=together) for run in runs if not run.is_b0]
+                flattened = tuple(runs) if len(runs) > 1 else ()
+                series[label] += [replace(run, runs=flattened) for run in runs if not run.is_b0]
         return replace(self, series=series)
 
     @property
     def n_series(self) -> int:
         """How many there are, skipped ones left out."""
-        return sum(map(len, self.series.values())) + len(together(self.refused))
+        return sum(map(len, self.series.values())) + len(flattened(self.refused))
 
 
 def with_polarity(runs: Sequence[SeriesFiles]) -> list[SeriesFiles]:
@@ -367,10 +367,10 @@ def with_polarity(runs: Sequence[SeriesFiles]) -> list[SeriesFiles]:
     polarities = {run.dwi: _polarity_by_name(run) for run in runs}
     if len(set(polarities.values()) - {None}) < 2 or any(map(_polarity, runs)):
         return list(runs)
-    told = ", ".join(f"{run.dwi.name}: {polarities[run.dwi]}" for run in runs)
+    listed = ", ".join(f"{run.dwi.name}: {polarities[run.dwi]}" for run in runs)
     log.warning("PhaseEncodingDirection is in none of these sidecars; polarity is taken from the "
                 "names: %s; the sign of the off-resonance field may be wrong, its correction is "
-                "not", told)  # fmt: skip
+                "not", listed)  # fmt: skip
     return [
         replace(run, metadata=(run.metadata or {}) | {"PhaseEncodingDirection": polarity})
         if (polarity := polarities[run.dwi])
@@ -431,7 +431,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def together(reasons: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+def flattened(reasons: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Put the reasons of all participants together: series → why."""
     return {
         name: why for of_participant in reasons.values() for name, why in of_participant.items()

@@ -99,7 +99,7 @@ class Tree:
         return sorted(labels)
 
     def images(self) -> list[BidsFile]:
-        """Diffusion series, in the order of their paths; misplaced ones are told and left out."""
+        """Diffusion series, by their paths; misplaced ones are logged, and left out."""
         found = []
         for file in (file for folder in sorted(self.files) for file in self.files[folder]):
             if file.folder.name != "dwi" or file.suffix != "dwi" or file.extension not in IMAGE:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from eddymotion.cli.ending import EndOnRequest
-from eddymotion.cli.isolation import keep_settings_out
-from eddymotion.cli.streams import steady_streams
+from eddymotion.cli.isolation import ignore_external_settings
+from eddymotion.cli.streams import protect_streams
 from eddymotion.errors import EddymotionError, EngineError, LockLostError
 from eddymotion.machine.disk import prove_writable
 from eddymotion.machine.logs import Console, LogFile
 from eddymotion.machine.parallel import Progress, logged
-from eddymotion.machine.temporaries import remove_leftovers
+from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.wording import one_line
 
 Item = TypeVar("Item")
@@ -90,14 +90,14 @@ def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Ite
 
 
 def run(program: str, body: Callable[[], int | None]) -> int:
-    """Run a command, from its options on; turn what users can mend into one line and exit code 2.
+    """Run a command, from its options on; turn user errors into one line and exit code 2.
 
     A command that returns nothing is done, exit code 0. A program that fails beneath it, outputs
     taken over by another run, what the system refuses (a full disk) and too little memory are one
     line as well, and exit code 1; a request to end is one line, and 128 and the number of the
     signal.
     """
-    with steady_streams() as streams:
+    with protect_streams() as streams:
         return streams.code(program, _run_to_end(program, body))
 
 
@@ -105,12 +105,12 @@ def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
     ending = EndOnRequest(program)
     try:
         with ending:
-            keep_settings_out()
+            ignore_external_settings()
             code, said = body() or 0, ""
     except KeyboardInterrupt:
         code, said = ending.code, ending.message
     except BaseException as error:
-        failed = _mendable(error)
+        failed = _user_error(error)
         if failed is None and ending.asked is None:
             raise
         code, said = failed or (1, "")
@@ -122,7 +122,7 @@ def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
     return code
 
 
-def _mendable(error: BaseException) -> tuple[int, str] | None:
+def _user_error(error: BaseException) -> tuple[int, str] | None:
     """Return exit code and message of what no traceback is needed for, None for the rest."""
     if isinstance(error, EddymotionError):
         return 1 if isinstance(error, (EngineError, LockLostError)) else 2, str(error)
@@ -144,7 +144,7 @@ def prepare_output_dir(folder: Path) -> None:
         If it cannot.
     """
     prove_writable(folder, "give another output folder")
-    remove_leftovers(folder)
+    remove_stale_temporaries(folder)
 
 
 def refuse_output_in_input(bids_dir: Path, output_dir: Path) -> None:

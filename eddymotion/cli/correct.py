@@ -67,7 +67,7 @@ def correct_one(options: argparse.Namespace) -> int:
     from eddymotion.derivatives.dataset import write_citation
     from eddymotion.io.sidecars import SeriesFiles
     from eddymotion.machine.locks import locked
-    from eddymotion.machine.temporaries import remove_leftovers
+    from eddymotion.machine.temporaries import remove_stale_temporaries
     from eddymotion.pipeline.correct import correct_series
     from eddymotion.pipeline.series_job import reason_of
     from eddymotion.reports.participant import write_participant_page
@@ -85,7 +85,7 @@ def correct_one(options: argparse.Namespace) -> int:
         locked([lock], str(options.output_dir / outputs.src)),
         logging_to(options.output_dir / "logs", options.verbose) as log_file,
     ):
-        remove_leftovers(outputs.figures)
+        remove_stale_temporaries(outputs.figures)
         try:
             correct_series(series, outputs, settings, progress_for_console())
         except (EddymotionError, OSError):

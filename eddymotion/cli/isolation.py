@@ -40,7 +40,7 @@ QUIET_WARNINGS = (
 NO_HOME = "/nonexistent"
 
 
-def keep_settings_out() -> None:
+def ignore_external_settings() -> None:
     """Keep settings out that lie in the home or in the current folder; before they are read.
 
     Raises

@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
             self.error(self._suggest(unknown[0]))
         return namespace
 
-    def swallowed(self, namespace: argparse.Namespace) -> str | None:
+    def misplaced_choice(self, namespace: argparse.Namespace) -> str | None:
         """Tell which option took the last words of the call, one of the choices at their end.
 
         Options with several values end where the next one begins, or with the call.

@@ -133,7 +133,7 @@ def carry_out(arguments: Sequence[str] | None) -> int:
             parser.error("--demo DIR takes no BIDS_DIR, OUTPUT_DIR and level; leave them out")
         return demonstrate(options)
     if not all(given):
-        parser.error(parser.swallowed(options) or "write: eddymotion BIDS_DIR OUTPUT_DIR "
+        parser.error(parser.misplaced_choice(options) or "write: eddymotion BIDS_DIR OUTPUT_DIR "
                      "participant (or group), or eddymotion --demo DIR")  # fmt: skip
     if options.analysis_level == "group":
         return gather_group(options)
@@ -157,7 +157,7 @@ def demonstrate(options: argparse.Namespace) -> int:
 
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
-    from eddymotion.bids.series import report_problems, tell_missing_description
+    from eddymotion.bids.series import report_problems, warn_of_missing_description
     from eddymotion.derivatives.dataset import (
         refuse_foreign_dataset,
         write_citation,
@@ -171,7 +171,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
     refuse_foreign_dataset(output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)
-        tell_missing_description(bids_dir)
+        warn_of_missing_description(bids_dir)
     n_series = found.n_series
     if options.brain_mask and n_series > 1:
         raise EddymotionError(
@@ -191,8 +191,8 @@ def correct_dataset(options: argparse.Namespace) -> int:
             run_options = replace(run_options, log_file=log_file, locks=locks)
             failures = correct_all(found, run_options)
             write_citation(output_dir, finished_sidecars(output_dir))
-            tell_skipped(found)
-            tell_failures(failures, n_series, log_file)
+            log_skipped(found)
+            log_failures(failures, n_series, log_file)
     return 1 if failures else 0
 
 
@@ -232,7 +232,7 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
     return Run(
         output_dir=output_dir,
         work_dir=work_dir,
-        settings=settings_from(options).anywhere(),
+        settings=settings_from(options).with_absolute_paths(),
         limits=Limits(options.nprocs, memory, options.omp_nthreads),
         plugin=plugin,
         stop_on_first_crash=options.stop_on_first_crash,
@@ -282,7 +282,7 @@ def write_reports(options: argparse.Namespace) -> int:
             failures |= write_participant_page(page, name, finished, missing, beside)
             n_series += len(finished) + len(missing)
             log.info("report: %s", page)
-        tell_failures(failures, n_series, file)
+        log_failures(failures, n_series, file)
     return 1 if failures else 0
 
 
@@ -314,7 +314,7 @@ def gather_group(options: argparse.Namespace) -> int:
         if group.rows:
             log.info("group of %d series: %s, %s", len(group.rows), output_dir / TABLE,
                      output_dir / PAGE)  # fmt: skip
-        tell_failures(dict(group.errors), len(group.rows) + len(group.errors), file)
+        log_failures(dict(group.errors), len(group.rows) + len(group.errors), file)
     return 1 if group.errors else 0
 
 
@@ -378,15 +378,15 @@ def unfinished_series(
     return {label: missing for label, missing in unfinished.items() if missing}, skipped
 
 
-def tell_skipped(found: Sorted) -> None:
+def log_skipped(found: Sorted) -> None:
     """List the series that were skipped, those with the same reason together."""
-    from eddymotion.bids.series import together
+    from eddymotion.bids.series import flattened
 
-    for reason, names in by_reason(together(found.skipped)).items():
+    for reason, names in by_reason(flattened(found.skipped)).items():
         log.info("%d series skipped: %s: %s", len(names), ", ".join(names), reason)
 
 
-def tell_failures(failures: dict[str, str], n_series: int, log_file: Path) -> None:
+def log_failures(failures: dict[str, str], n_series: int, log_file: Path) -> None:
     """List the series that failed, those with the same reason together."""
     if not failures:
         return

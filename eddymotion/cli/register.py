@@ -136,10 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def register(options: argparse.Namespace) -> None:
     """Register the pair and tell of it."""
     with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
-        register_and_tell(options)
+        register_and_report(options)
 
 
-def register_and_tell(options: argparse.Namespace) -> None:
+def register_and_report(options: argparse.Namespace) -> None:
     """Register the pair, once all is checked."""
     check(options)
     from eddymotion.pairs import PairOutputs, PairPaths, PairSettings, register_pair
@@ -164,7 +164,7 @@ def register_and_tell(options: argparse.Namespace) -> None:
     )
     summary = register_pair(paths, options.output, settings)
     outputs = PairOutputs(options.output)
-    print(told(summary))
+    print(console_text(summary))
     written = [outputs.prefix.with_name(name) for name in summary["outputs"]]
     print("\n" + "\n".join(f"written: {path}" for path in (*written, outputs.summary)))
 
@@ -190,7 +190,7 @@ def check(options: argparse.Namespace) -> None:
     prepare_output_dir(options.output.parent)
 
 
-def told(summary: dict[str, Any]) -> str:
+def console_text(summary: dict[str, Any]) -> str:
     """Return the short text for the console."""
     lines = [
         ("transform", f"{summary['transform']} by {summary['backend']} ({summary['metric']}), "

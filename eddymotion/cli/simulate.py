@@ -19,7 +19,7 @@ from eddymotion.cli.options import (
     not_negative,
     positive,
 )
-from eddymotion.machine.temporaries import remove_leftovers
+from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.simulation import PATTERNS, SCHEMES
 from eddymotion.wording import PE_AXES, shown
 
@@ -267,7 +267,7 @@ def simulate_one(options: argparse.Namespace) -> int:
     check_destination(folder, image, overwrite=options.overwrite)
     prepare_output_dir(folder)
     for used in (image.parent, folder / "truth"):
-        remove_leftovers(used)
+        remove_stale_temporaries(used)
     n_threads = min(options.nprocs, options.omp_nthreads or options.nprocs)
     with messages(options.verbose):
         made = simulate(recipe_from(options), n_threads=n_threads, progress=progress_for_console())

@@ -61,7 +61,7 @@ class _Steady:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Write what is left, or let it go: Python itself would fail with it when it ends."""
         self.flush()
         if self.failure is None:
@@ -97,7 +97,7 @@ class Streams:
 
 
 @contextmanager
-def steady_streams() -> Iterator[Streams]:
+def protect_streams() -> Iterator[Streams]:
     """Make the standard streams harmless, and whole again afterwards."""
     _open_what_is_closed()
     before = sys.stdout, sys.stderr
@@ -109,7 +109,7 @@ def steady_streams() -> Iterator[Streams]:
     finally:
         sys.stdout, sys.stderr = before
         for steady, kept in zip((streams.out, streams.err), errors, strict=True):
-            steady.settle()
+            steady.finish()
             if kept is not None:
                 cast(Any, steady.stream).reconfigure(errors=kept)
 

@@ -74,7 +74,7 @@ class Gradients:
         return len(self.bvals)
 
     def __repr__(self) -> str:
-        return f"Gradients({volumes_told(self)})"
+        return f"Gradients({describe_volumes(self)})"
 
     @property
     def is_b0(self) -> np.ndarray:
@@ -138,15 +138,15 @@ class Gradients:
         )
 
 
-def volumes_told(gradients: Gradients) -> str:
+def describe_volumes(gradients: Gradients) -> str:
     """Say how many volumes have which b-value: ``3×b=0, 32×b=1000``."""
-    told = [f"{len(gradients.b0s)}×b=0"]
+    parts = [f"{len(gradients.b0s)}×b=0"]
     if len(gradients.shells) > MAX_SHELLS:
         bvals = gradients.bvals[gradients.dwis]
-        return f"{told[0]}, {len(bvals)}×b={bvals.min():.0f}…{bvals.max():.0f}"
+        return f"{parts[0]}, {len(bvals)}×b={bvals.min():.0f}…{bvals.max():.0f}"
     for shell, bval in zip(gradients.shells, gradients.shell_bvals, strict=True):
-        told.append(f"{len(shell)}×b={bval:.0f}")
-    return ", ".join(told)
+        parts.append(f"{len(shell)}×b={bval:.0f}")
+    return ", ".join(parts)
 
 
 def in_thousands(bvals: np.ndarray) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from eddymotion.data.acquisition import Acquisition
-from eddymotion.data.gradients import Gradients, in_thousands, unit_hint, volumes_told
+from eddymotion.data.gradients import Gradients, describe_volumes, in_thousands, unit_hint
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import grid_center, mask_center
 from eddymotion.images.image import Image
@@ -23,10 +23,10 @@ from eddymotion.images.zeros import (
     CUT_SHARE,
     constant_share,
     cut_share,
-    have_one_edge,
+    have_same_edges,
     solid_constants,
 )
-from eddymotion.wording import HtmlValue, sizes_told
+from eddymotion.wording import HtmlValue, format_sizes
 
 KEPT_TYPES = tuple(np.dtype(name) for name in ("float32", "int8", "uint8", "int16", "uint16"))
 """What a series keeps its signal in: scanners store integers, half as large as float32."""
@@ -76,9 +76,9 @@ class Series(ABC):
         return len(self.gradients)
 
     def __repr__(self) -> str:
-        shape = sizes_told((*self.shape, len(self)))
-        sizes = sizes_told(map(float, self.voxel_sizes))
-        return f"{type(self).__name__}({shape}, {sizes} mm, {volumes_told(self.gradients)})"
+        shape = format_sizes((*self.shape, len(self)))
+        sizes = format_sizes(map(float, self.voxel_sizes))
+        return f"{type(self).__name__}({shape}, {sizes} mm, {describe_volumes(self.gradients)})"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -177,11 +177,20 @@ class DWI(Series, HtmlValue):
         """Return one volume, as float32."""
         return Image(np.asarray(self.signal[..., index], dtype=np.float32), self.affine)
 
-    def evidence(self, index: int) -> Image:
-        """Return one volume with what is missing of it: what an estimation goes by."""
+    def volume_with_missing(self, index: int) -> Image:
+        """Return one volume that marks the voxels set to a constant as missing, for estimation."""
         image = self.volume(index)
         is_cut = self.is_cut or index in self.cut_volumes
         return replace(image, missing=solid_constants(image.data)) if is_cut else image
+
+    def evidence(self, index: int) -> Image:
+        """Return :meth:`volume_with_missing`, under its former name."""
+        warnings.warn(
+            "DWI.evidence is DWI.volume_with_missing now; the old name goes in the next release",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return self.volume_with_missing(index)
 
     @cached_property
     def is_cut(self) -> bool:
@@ -194,7 +203,7 @@ class DWI(Series, HtmlValue):
         # a cut outside the brain shows at b=0, where the rest of the head is bright
         b0, dark = (self.signal[..., volume] for volume in (b0s[0], weighted[0]))
         share = max(np.median(shares), cut_share(b0, self.mask))
-        return bool(share > CUT_OUTSIDE) and have_one_edge(b0, dark)
+        return bool(share > CUT_OUTSIDE) and have_same_edges(b0, dark)
 
     @cached_property
     def cut_volumes(self) -> tuple[int, ...]:

@@ -85,9 +85,9 @@ class Methods:
     @classmethod
     def of(cls, sidecar: Mapping[str, Any]) -> Methods:
         """Read what a run left in the sidecar of the corrected image; unknown values are left."""
-        told = sidecar.get("Methods")
+        found = sidecar.get("Methods")
         defaults = asdict(cls())
-        found = told if isinstance(told, Mapping) else {}
+        found = found if isinstance(found, Mapping) else {}
         return cls(**{
             name: value
             for name, value in found.items()
@@ -225,12 +225,12 @@ def citation_text(sidecars: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def boilerplate_of_all(sidecars: Mapping[str, Mapping[str, Any]]) -> str:
-    """Describe the processing of several series; what differs is told with their names."""
-    told = {
+    """Describe the processing of several series; what differs is listed with their names."""
+    described = {
         name: sentences(Methods.of(sidecar), version_of(sidecar))
         for name, sidecar in sidecars.items()
     }
-    parts = [_told_apart(dict(zip(told, slot, strict=True))) for slot in zip(*told.values())]  # noqa: B905
+    parts = [_merged(dict(zip(described, slot, strict=True))) for slot in zip(*described.values())]  # noqa: B905
     return " ".join(filter(None, parts))
 
 
@@ -239,7 +239,7 @@ def version_of(sidecar: Mapping[str, Any]) -> str:
     return str(sidecar.get("EddymotionVersion", "(version not known)"))
 
 
-def _told_apart(sentence_of: Mapping[str, str]) -> str:
+def _merged(sentence_of: Mapping[str, str]) -> str:
     """Say a sentence once where it holds for all; else with the series that it holds for."""
     names: dict[str, list[str]] = {}
     for name, sentence in sentence_of.items():

@@ -116,13 +116,13 @@ def write_citation(output_dir: Path, sidecars: Iterable[Path]) -> None:
     sidecars : iterable of Path
         Of the corrected images; without any, nothing is written.
     """
-    told = {
+    sidecars_of = {
         path.name.removesuffix("_desc-preproc_dwi.json"): content
         for path in sidecars
         if (content := read_json(path))
     }
-    if not told:
+    if not sidecars_of:
         return
     path = output_dir / "logs" / "CITATION.md"
-    write_text(path, citation_text(told))
-    log.debug("what to write in a paper (%s): %s", path, boilerplate_of_all(told))
+    write_text(path, citation_text(sidecars_of))
+    log.debug("what to write in a paper (%s): %s", path, boilerplate_of_all(sidecars_of))

@@ -67,8 +67,8 @@ def stamp(outputs: Outputs) -> None:
 def read_sidecar(outputs: Outputs) -> dict[str, Any]:
     """Read the sidecar of a finished series; empty if there is none, or not the one written."""
     content = read_json(outputs["sidecar"])
-    told = content.pop(SELF, None)
-    return content if told is not None and told == _own_digest(content) else {}
+    digest = content.pop(SELF, None)
+    return content if digest is not None and digest == _own_digest(content) else {}
 
 
 def is_damaged(sidecar: Path) -> bool:
@@ -91,9 +91,9 @@ def damage(outputs: Outputs, sidecar: Mapping[str, Any], *, quick: bool = False)
     places = {path.name: path for path in _known(outputs)}
     time = outputs["sidecar"].stat().st_mtime_ns
     found = []
-    for name, told in sidecar[RECORD].items():
+    for name, recorded in sidecar[RECORD].items():
         path = places.get(name)
-        words = "missing" if path is None else _compared(path, told, None if quick else time)
+        words = "missing" if path is None else _compared(path, recorded, None if quick else time)
         if words:
             found.append(f"{name} ({words})")
     try:
@@ -105,8 +105,8 @@ def damage(outputs: Outputs, sidecar: Mapping[str, Any], *, quick: bool = False)
 
 def intact(path: Path, sidecar: Mapping[str, Any]) -> bool:
     """Whether a recorded file is as it was written, whatever its time."""
-    told = sidecar[RECORD].get(path.name)
-    return told is not None and not _compared(path, told, -1)
+    recorded = sidecar[RECORD].get(path.name)
+    return recorded is not None and not _compared(path, recorded, -1)
 
 
 def refuse_changed(outputs: Outputs, kinds: Iterable[str]) -> None:
@@ -138,19 +138,19 @@ def refuse_names(outputs: Outputs) -> None:
         refuse_name(path)
 
 
-def _compared(path: Path, told: Mapping[str, Any], time: int | None) -> str:
+def _compared(path: Path, recorded: Mapping[str, Any], time: int | None) -> str:
     """Say what is wrong with a file; with a time, its content counts if it has another one."""
     if not path.exists():
         return "missing"
     size = _size(path)
-    if path.is_dir() != told.get("Folder", False):
+    if path.is_dir() != recorded.get("Folder", False):
         return "a folder" if path.is_dir() else "no folder"
-    if size != told["Size"]:
-        return f"{size} bytes, {told['Size']} were written"
+    if size != recorded["Size"]:
+        return f"{size} bytes, {recorded['Size']} were written"
     if time is None:
         return ""
     touched = any(file.stat().st_mtime_ns != time for file in _files(path))
-    if (size <= SMALL or touched) and _digest(path) != told["SHA256"]:
+    if (size <= SMALL or touched) and _digest(path) != recorded["SHA256"]:
         return "its content was changed"
     return ""
 
@@ -165,8 +165,8 @@ def _known(outputs: Outputs) -> list[Path]:
 
 
 def _measured(path: Path) -> dict[str, Any]:
-    told = {"Size": _size(path), "SHA256": _digest(path)}
-    return told | ({"Folder": True} if path.is_dir() else {})
+    recorded = {"Size": _size(path), "SHA256": _digest(path)}
+    return recorded | ({"Folder": True} if path.is_dir() else {})
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from eddymotion.data.acquisition import Slicing
-from eddymotion.data.checks import doubts
+from eddymotion.data.checks import find_issues
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.estimate import with_larger_errors
@@ -113,9 +113,9 @@ def estimate_motion(  # type: ignore[misc]  # options by name
     dwi = described(dwi, pe_axis=pe_axis, slicing=slicing)
     chosen = _chosen(dwi, estimator, model, registrar, n_iterations, eddy_currents)
     _refuse_unusable(dwi)
-    found = doubts(dwi)
-    for doubt in found:
-        log.warning("%s: %s", dwi.source.name if dwi.source else "series", doubt.text)
+    found = find_issues(dwi)
+    for issue in found:
+        log.warning("%s: %s", dwi.source.name if dwi.source else "series", issue.text)
     log.info("estimator: %s%s", chosen.name, chosen.why and f" ({chosen.why})")
     estimate = chosen.estimate(dwi, Compute(n_threads, seed, progress))
     groups = estimate.groups
@@ -124,8 +124,8 @@ def estimate_motion(  # type: ignore[misc]  # options by name
     motion = unite_frames(
         dwi, estimate, groups=groups, align_shells=align_shells, seed=seed, n_threads=n_threads
     )
-    for doubt in found:
-        motion = with_larger_errors(motion, dwi.center, lost=doubt.lost, factor=doubt.factor)
+    for issue in found:
+        motion = with_larger_errors(motion, dwi.center, lost=issue.lost, factor=issue.factor)
     return motion
 
 

@@ -343,7 +343,7 @@ class _Clusters:
         points = self.points.reshape(-1, 3)
 
         def read(k: int) -> tuple[np.ndarray, np.ndarray | None]:
-            spline = Spline.of(low_pass(self.dwi.evidence(volumes[k]), self.fwhm))
+            spline = Spline.of(low_pass(self.dwi.volume_with_missing(volumes[k]), self.fwhm))
             mapping = motion.mapping(k)
             if not with_gradients:
                 return mapping.sample(spline, points), None
@@ -476,7 +476,10 @@ class _Equations:
             basis,
             moments,
             clusters.columns(basis, moments),
-            [Spline.of(low_pass(dwi.evidence(v), clusters.fwhm)) for v in dwi.gradients.b0s],
+            [
+                Spline.of(low_pass(dwi.volume_with_missing(v), clusters.fwhm))
+                for v in dwi.gradients.b0s
+            ],
             b0_matrices,
             width.tolerance * clusters.fwhm,
         )

@@ -56,7 +56,7 @@ Z_95 = 1.96
 
 
 @dataclass(frozen=True, eq=False)
-class Habit:
+class MotionPrior:
     """How a head moves from volume to volume.
 
     Parameters
@@ -82,7 +82,7 @@ class Habit:
         return float(self.variances[np.searchsorted(np.cumsum(self.shares), QUIET_SHARE)])
 
     @classmethod
-    def learn(cls, steps: np.ndarray, gaps: np.ndarray, size: float = 1.0) -> Habit:
+    def learn(cls, steps: np.ndarray, gaps: np.ndarray, size: float = 1.0) -> MotionPrior:
         """Learn from runs of steps, by expectation-maximisation.
 
         Parameters
@@ -95,46 +95,46 @@ class Habit:
             Of the head relative to a human one.
         """
         variances = (SCALES_MM * size) ** 2
-        habit = cls(
+        prior = cls(
             np.full(len(variances), 1 / len(variances)), variances, (FIRST_JITTER_MM * size) ** 2
         )
         known = np.isfinite(steps).all(axis=1)
         if not known.any():
-            return habit
+            return prior
         steps, gaps = np.where(known[:, None], steps, 0.0), np.asarray(gaps, float)
         quiet = known & ((steps**2).sum(axis=1) <= np.median((steps[known] ** 2).sum(axis=1)))
         neighbours = quiet[:-1] & quiet[1:]
         if neighbours.any():  # jitter turns back
             back = -(steps[:-1] * steps[1:])[neighbours].mean()
-            habit = replace(habit, jitter=max(habit.jitter, float(back)))
+            prior = replace(prior, jitter=max(prior.jitter, float(back)))
         typical = np.median((steps[known] ** 2).sum(axis=1) / gaps[known]) / 6
-        of_steps = np.full(len(steps), max(typical - 2 * habit.jitter, variances[0]))
+        of_steps = np.full(len(steps), max(typical - 2 * prior.jitter, variances[0]))
         for _ in range(N_ITERATIONS):
-            scatter = habit.scatter(of_steps, gaps)[np.ix_(known, known)]
+            scatter = prior.scatter(of_steps, gaps)[np.ix_(known, known)]
             inverse = np.linalg.inv(scatter)
             pulled = inverse @ steps[known]
             spread = (of_steps * gaps)[known]
             taken = spread[:, None] * pulled
             squares = (taken**2).sum(axis=1) + 6 * (spread - spread**2 * np.diag(inverse))
-            responsible = habit.responsible(squares / gaps[known])
+            responsibilities = prior.responsibilities(squares / gaps[known])
             of_steps = np.full(len(steps), of_steps[0])
-            of_steps[known] = 1 / (responsible @ (1 / variances))
+            of_steps[known] = 1 / (responsibilities @ (1 / variances))
             change = _moments_of(len(steps))[known]
-            moved = habit.jitter * change.T @ pulled
-            left = habit.jitter - habit.jitter**2 * np.einsum(
+            moved = prior.jitter * change.T @ pulled
+            left = prior.jitter - prior.jitter**2 * np.einsum(
                 "ka,kl,la->a", change, inverse, change
             )
             seen = (change != 0).any(axis=0)
             jitter = float(((moved**2).sum(axis=1) / 6 + left)[seen].mean())
-            shares = responsible.sum(axis=0) + PRIOR_STEPS
-            habit = cls(
+            shares = responsibilities.sum(axis=0) + PRIOR_STEPS
+            prior = cls(
                 shares / shares.sum(), variances, max(jitter, (LEAST_JITTER_MM * size) ** 2)
             )
-        return habit
+        return prior
 
     def with_excursions(
         self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
-    ) -> Habit:
+    ) -> MotionPrior:
         """Learn the share of excursions.
 
         Parameters
@@ -144,12 +144,12 @@ class Habit:
         gaps : (n, 3) array
             Time that each takes.
         """
-        habit = self
+        prior = self
         for _ in range(N_ITERATIONS if len(forth) else 0):
-            away = 1 - habit.stays(forth, back, both, gaps)
+            away = 1 - prior.stays(forth, back, both, gaps)
             share = (away.sum() + FIRST_EXCURSIONS) / (len(away) + 1)
-            habit = replace(habit, excursions=float(share))
-        return habit
+            prior = replace(prior, excursions=float(share))
+        return prior
 
     def stays(
         self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
@@ -178,7 +178,7 @@ class Habit:
         change = _moments_of(len(of_steps))
         return np.diag(of_steps * gaps) + self.jitter * change @ change.T
 
-    def responsible(self, squares: np.ndarray) -> np.ndarray:
+    def responsibilities(self, squares: np.ndarray) -> np.ndarray:
         """Probability of each scale for steps of squared lengths (n,), (n, C)."""
         logs = (
             np.log(self.shares)
@@ -203,7 +203,7 @@ def _moments_of(n_steps: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Guess:
+class OffsetEstimate:
     """An offset that something tells, beside time.
 
     Parameters
@@ -261,20 +261,20 @@ class Course:
         poses = np.where(self.in_group[:, None, None], self.matrices @ offset, self.matrices)
         return log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], self.center) * self.in_mm
 
-    def habit(self) -> Habit:
+    def prior(self) -> MotionPrior:
         """Learn how the head moves from the steps within a frame."""
         steps = self.steps(np.eye(4))
         steps[self.changes != 0] = np.nan
-        habit = Habit.learn(steps, self.gaps, self.size)
+        prior = MotionPrior.learn(steps, self.gaps, self.size)
         inner = 1 + np.flatnonzero((self.changes[:-1] == 0) & (self.changes[1:] == 0))
         squares = (steps**2).sum(axis=1)
         both, gaps = self._across(inner - 1, inner + 1)
         gaps = np.stack([self.gaps[inner - 1], self.gaps[inner], gaps], axis=1)
         visits = squares[inner - 1], squares[inner], both, gaps
-        habit = habit.with_excursions(*visits)
-        away = inner[habit.stays(*visits) < 0.5]  # their steps are no habit
+        prior = prior.with_excursions(*visits)
+        away = inner[prior.stays(*visits) < 0.5]  # their steps are no habit
         steps[away - 1] = steps[away] = np.nan
-        return replace(Habit.learn(steps, self.gaps, self.size), excursions=habit.excursions)
+        return replace(MotionPrior.learn(steps, self.gaps, self.size), excursions=prior.excursions)
 
     def _across(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Squared way (mm²) between volumes of one frame, and the time between."""
@@ -298,24 +298,24 @@ class Course:
             ]
         )
 
-    def offset(self, habit: Habit, guess: Guess | None = None) -> Guess:
+    def offset(self, prior: MotionPrior, estimate: OffsetEstimate | None = None) -> OffsetEstimate:
         """Find the most likely offset, with what else tells it, and its covariance.
 
         Returns
         -------
-        Guess
+        OffsetEstimate
             The intervals ``± 1.96`` standard errors hold 95 % of the posterior, axis by axis.
         """
         proposals = self.proposals()
-        if guess is not None:
-            proposals = np.concatenate([proposals, guess.offset[None]])
-        likelihood = self._likelihood(habit, guess)
+        if estimate is not None:
+            proposals = np.concatenate([proposals, estimate.offset[None]])
+        likelihood = self._likelihood(prior, estimate)
         start = max(proposals, key=lambda one: float(likelihood(one, np.zeros((1, 6)))[0]))
-        offset, covariance = self._climb(start, habit, guess)
-        return Guess(offset, self._intervals(offset, covariance, likelihood))
+        offset, covariance = self._find_mode(start, prior, estimate)
+        return OffsetEstimate(offset, self._intervals(offset, covariance, likelihood))
 
     def _likelihood(
-        self, habit: Habit, guess: Guess | None
+        self, prior: MotionPrior, estimate: OffsetEstimate | None
     ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         """Return a function of an offset and of small twists (k, 6; mm) after it: (k,)."""
         sign, gaps = self.changes, self.gaps
@@ -324,8 +324,8 @@ class Course:
         both, across = self._across(forth, back + 1)
         of_visits = np.stack([gaps[forth], gaps[back], across], axis=1)
         precision = np.zeros((6, 6))
-        if guess is not None:
-            precision = np.linalg.inv(guess.covariance * np.outer(self.in_mm, self.in_mm))
+        if estimate is not None:
+            precision = np.linalg.inv(estimate.covariance * np.outer(self.in_mm, self.in_mm))
 
         def of(offset: np.ndarray, twists: np.ndarray) -> np.ndarray:
             steps = self.steps(offset)
@@ -334,12 +334,12 @@ class Course:
                 moved = steps[which] + sign[which, None] * twists[:, None]
                 return (moved**2).sum(axis=-1)
 
-            total = habit.log_density(squares(alone), gaps[alone]).sum(axis=-1)
-            total = total + habit.visit(squares(forth), squares(back), both, of_visits).sum(
+            total = prior.log_density(squares(alone), gaps[alone]).sum(axis=-1)
+            total = total + prior.visit(squares(forth), squares(back), both, of_visits).sum(
                 axis=-1
             )
-            if guess is not None:
-                apart = twists - self.apart(offset, guess.offset) * self.in_mm
+            if estimate is not None:
+                apart = twists - self.apart(offset, estimate.offset) * self.in_mm
                 total = total - np.einsum("ki,ij,kj->k", apart, precision, apart) / 2
             return total
 
@@ -349,21 +349,21 @@ class Course:
         """Return the twist (mm, rad) from one offset to another, (6,)."""
         return log_rigid(np.linalg.inv(offset) @ other, self.center)
 
-    def squared(self, offset: np.ndarray, guess: Guess) -> float:
+    def squared(self, offset: np.ndarray, estimate: OffsetEstimate) -> float:
         """Squared distance of an offset from a guess over its variance."""
-        apart = self.apart(offset, guess.offset)
-        return float(apart @ np.linalg.solve(guess.covariance, apart))
+        apart = self.apart(offset, estimate.offset)
+        return float(apart @ np.linalg.solve(estimate.covariance, apart))
 
-    def rests_nowhere(self, guess: Guess, habit: Habit) -> float:
+    def rest_misfit(self, estimate: OffsetEstimate, prior: MotionPrior) -> float:
         """Least squared step at the changes of frame, over the variance of a head at rest."""
         change = self.changes != 0
-        steps = self.steps(guess.offset)[change]
-        known = np.diag(guess.covariance) * self.in_mm**2
-        variances = habit.quiet * self.gaps[change, None] + 2 * habit.jitter + known
+        steps = self.steps(estimate.offset)[change]
+        known = np.diag(estimate.covariance) * self.in_mm**2
+        variances = prior.quiet * self.gaps[change, None] + 2 * prior.jitter + known
         return float((steps**2 / variances).sum(axis=1).min())
 
-    def _climb(
-        self, offset: np.ndarray, habit: Habit, guess: Guess | None
+    def _find_mode(
+        self, offset: np.ndarray, prior: MotionPrior, estimate: OffsetEstimate | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Go to the mode near an offset; return it with the covariance there (mm, rad)."""
         sign = self.changes
@@ -375,19 +375,19 @@ class Course:
         for _ in range(N_ITERATIONS):
             steps = self.steps(offset)
             squares = (steps**2).sum(axis=1)
-            told = habit.responsible(squares / gaps) @ (1 / habit.variances)
-            stays = habit.stays(squares[forth], squares[back], both, of_visits)
+            expected = prior.responsibilities(squares / gaps) @ (1 / prior.variances)
+            stays = prior.stays(squares[forth], squares[back], both, of_visits)
             for of_visit in (forth, back):
-                told[of_visit] = stays * told[of_visit] + (1 - stays) / habit.variances[-1]
-            of_steps = 1 / told
-            inverse = np.linalg.inv(habit.scatter(of_steps, gaps))
+                expected[of_visit] = stays * expected[of_visit] + (1 - stays) / prior.variances[-1]
+            of_steps = 1 / expected
+            inverse = np.linalg.inv(prior.scatter(of_steps, gaps))
             by_time = sign @ inverse @ sign
             normal = by_time * np.eye(6)
             right = -(sign @ inverse) @ steps
-            if guess is not None:
-                precision = np.linalg.inv(guess.covariance * np.outer(self.in_mm, self.in_mm))
+            if estimate is not None:
+                precision = np.linalg.inv(estimate.covariance * np.outer(self.in_mm, self.in_mm))
                 normal = normal + precision
-                right = right + precision @ (self.apart(offset, guess.offset) * self.in_mm)
+                right = right + precision @ (self.apart(offset, estimate.offset) * self.in_mm)
             inside = np.linalg.inv(normal)
             step = inside @ right
             offset = offset @ exp_rigid(step / self.in_mm, self.center)

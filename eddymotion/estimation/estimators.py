@@ -80,7 +80,7 @@ class Joint:
         """Find the poses within groups, with standard errors."""
         model = _made(self.model, dwi.gradients)
         assert isinstance(model, LinearModel)
-        self._say_what_has_no_use(dwi, model)
+        self._warn_of_unused_options(dwi, model)
         return solve_jointly(
             dwi,
             model=model,
@@ -91,7 +91,7 @@ class Joint:
             progress=compute.progress,
         )
 
-    def _say_what_has_no_use(self, dwi: DWI, model: Model) -> None:
+    def _warn_of_unused_options(self, dwi: DWI, model: Model) -> None:
         if self.eddy_currents != "none" and not self.seeks_fields(dwi.gradients):
             log.log(
                 logging.INFO if self.eddy_currents == "auto" else logging.WARNING,

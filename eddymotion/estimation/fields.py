@@ -89,7 +89,7 @@ class FieldPrior:
         if eddy is None or self.precision is None:
             n_unknowns = 6 + (0 if eddy is None else eddy.coefficients.shape[1])
             return np.zeros((n, n_unknowns)), np.zeros((n_unknowns, 1, 1))
-        free = own_part(gradients)
+        free = nonlinear_part(gradients)
         gradient = np.hstack([np.zeros((n, 6)), free @ eddy.coefficients * self.precision])
         factors = np.concatenate([np.zeros(6), self.precision])
         return gradient, factors[:, None, None] * free
@@ -98,7 +98,7 @@ class FieldPrior:
 NO_PRIOR = FieldPrior()
 
 
-def own_part(gradients: Gradients) -> np.ndarray:
+def nonlinear_part(gradients: Gradients) -> np.ndarray:
     """Return the projector onto what is not common and not linear in the gradient, (N, N)."""
     design = np.column_stack([np.ones(len(gradients)), gradients.qvecs])
     return np.eye(len(gradients)) - design @ np.linalg.pinv(design, rcond=0.05)
@@ -121,7 +121,7 @@ def response_gain(system: NormalEquations, gradients: Gradients) -> float:
     """
     stiffness = np.zeros(system.n_unknowns)
     stiffness[6:] = STIFF * np.diag(system.hessian).reshape(-1, system.n_unknowns)[:, 6:].max()
-    fixed = stiffness[:, None, None] * own_part(gradients)
+    fixed = stiffness[:, None, None] * nonlinear_part(gradients)
     return replace(system, prior_precision=fixed).gain()
 
 
@@ -193,9 +193,9 @@ def weigh_fields(
     n_terms = eddy.coefficients.shape[1]
     variances = np.einsum("nkk->nk", system.covariances())[:, 6:]
     naive = system.inverse_diagonal()[:, 6:]
-    told = naive > 0  # not of volumes that nothing moves
-    units = float(np.median(variances[told] / naive[told]))  # `H` counts correlated points
-    own, response = own_part(gradients), response_part(gradients)
+    moved = naive > 0  # not of volumes that nothing moves
+    units = float(np.median(variances[moved] / naive[moved]))  # `H` counts correlated points
+    own, response = nonlinear_part(gradients), response_part(gradients)
     n_own, n_response = np.trace(own), np.trace(response)
     degrees = np.array([len(term) for term in TERMS[:n_terms]])
     evidence, precision = [], np.empty(n_terms)

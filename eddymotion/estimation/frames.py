@@ -26,10 +26,10 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation.contrast import offset_from_images
-from eddymotion.estimation.course import Course, Guess, Habit, merged
+from eddymotion.estimation.course import Course, MotionPrior, OffsetEstimate, merged
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
-from eddymotion.estimation.strays import with_neighbours_poses
+from eddymotion.estimation.outlier_volumes import with_neighbours_poses
 from eddymotion.estimation.undetermined import AFFECTED, free_part
 from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.parallel import one_blas_thread
@@ -45,7 +45,7 @@ FEW_VOLUMES = 6
 """Frames of fewer volumes are hardly told by them."""
 
 FAR_MM = 2.0
-"""Way to the nearer neighbour, in a human head, from which on such a volume is told."""
+"""Way to the nearer neighbour, in a human head, from which on such a volume is reported."""
 
 Z_95 = 1.96
 
@@ -307,8 +307,8 @@ def find_offset(
     volumes, matrices = placed or (dwi.gradients.b0s, b0_matrices)
     size = head_scale(dwi.mask, dwi.voxel_sizes)
     course = merged(volumes, matrices, group, motion.head, dwi.brain_center, size)
-    habit = course.habit()
-    by_time = course.offset(habit)
+    prior = course.prior()
+    by_time = course.offset(prior)
     which = _lowest_shell(dwi, group)
     image = None
     if with_images:
@@ -326,11 +326,11 @@ def find_offset(
     if image is None:
         evidence = FrameEvidence(bval, error, np.nan, np.nan, np.nan, False)
         return JoinedFrame(by_time.offset, by_time.covariance, evidence)
-    by_images = Guess(*image)
-    both = course.offset(habit, by_images)
+    by_images = OffsetEstimate(*image)
+    both = course.offset(prior, by_images)
     contradictions = [
-        course.apart(both.offset, guess.offset)
-        for guess in contradicting(course, habit, by_time, by_images, both)
+        course.apart(both.offset, one.offset)
+        for one in contradicting(course, prior, by_time, by_images, both)
     ]
     covariance = both.covariance
     if contradictions:  # one of the two is right
@@ -348,16 +348,20 @@ def find_offset(
 
 
 def contradicting(
-    course: Course, habit: Habit, by_time: Guess, by_images: Guess, both: Guess
-) -> list[Guess]:
+    course: Course,
+    prior: MotionPrior,
+    by_time: OffsetEstimate,
+    by_images: OffsetEstimate,
+    both: OffsetEstimate,
+) -> list[OffsetEstimate]:
     """Find what of time and images contradicts the offset that was found from both."""
     found = []
     if course.squared(both.offset, by_images) > BEYOND_CHANCE:
         found.append(by_images)
-    sum_of_both = Guess(by_images.offset, by_images.covariance + by_time.covariance)
+    sum_of_both = OffsetEstimate(by_images.offset, by_images.covariance + by_time.covariance)
     if (
         course.squared(by_time.offset, sum_of_both) > BEYOND_CHANCE
-        and course.rests_nowhere(both, habit) > BEYOND_CHANCE
+        and course.rest_misfit(both, prior) > BEYOND_CHANCE
     ):
         found.append(by_time)
     return found

@@ -40,9 +40,9 @@ from eddymotion.estimation.fields import (
     shown_order,
     weigh_fields,
 )
-from eddymotion.estimation.outliers import SliceOutliers, mended
+from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
+from eddymotion.estimation.outliers import SliceOutliers, rescaled
 from eddymotion.estimation.quality import assess
-from eddymotion.estimation.strays import retry_doubtful
 from eddymotion.estimation.ties import (
     ENOUGH_DIRECTIONS,
     joined_in_time,
@@ -51,8 +51,8 @@ from eddymotion.estimation.ties import (
 )
 from eddymotion.estimation.undetermined import (
     ENOUGH_SLICES,
+    describe_directions,
     free_part,
-    in_words,
     undetermined_directions,
 )
 from eddymotion.images.axes import image_axes, phase_encoding_vector
@@ -138,7 +138,7 @@ class _Group:
         groups[-1] = replace(groups[-1], name="b>0", has_fields=has_fields)
         return [group for group in groups if len(group.volumes) > 1]
 
-    def leads_back(self, volumes: np.ndarray) -> bool:
+    def can_recover(self, volumes: np.ndarray) -> bool:
         """Whether some of the volumes are here, and coarse levels know better where they belong.
 
         They do not know of a few directions.
@@ -199,16 +199,16 @@ def solve_jointly(
         motion, problems = solver.solve(FINE[-1], groups, motion)
         motion = joined_in_time(motion, frames, dwi.brain_center)
         judged = assess(dwi, motion, model, seed=seed, n_threads=n_threads)
-        retried = retry_doubtful(dwi, motion, judged, seed=seed, n_threads=n_threads)
+        retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
         if retried is not None:
             motion, judged = retried.motion, retried.quality
-            moved = np.union1d(retried.called_back, retried.unplaced)
+            moved = np.union1d(retried.recovered, retried.unplaced)
             again = [
-                group.without(retried.unplaced) for group in groups if group.leads_back(moved)
+                group.without(retried.unplaced) for group in groups if group.can_recover(moved)
             ]
             again = [group for group in again if len(group.volumes) > 1]
             for level in COARSE[1:] if motion.eddy_currents is None else COARSE[-1:]:
-                motion = solver.solve(level, again, motion)[0]  # strays led others astray
+                motion = solver.solve(level, again, motion)[0]  # outlier volumes led others astray
             groups = [group.without(retried.unplaced) for group in groups]
             groups = [group for group in groups if len(group.volumes) > 1]
         if judged.outliers.flagged.any() or retried is not None:
@@ -293,7 +293,7 @@ def _determined(
     if len(directions):
         log.warning(
             "the images hardly change with %s: not determined, and taken as at rest",
-            in_words(directions),
+            describe_directions(directions),
         )
     return parted, replace(solver, undetermined=directions, prior=NO_PRIOR)
 
@@ -513,9 +513,9 @@ class _Solver:
             margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
 
             def filtered(volume: int) -> Spline:
-                image = self.dwi.evidence(volume)
+                image = self.dwi.volume_with_missing(volume)
                 if self.outliers is not None:
-                    image = mended(image, self.outliers, volume)
+                    image = rescaled(image, self.outliers, volume)
                 if level is not COARSE[0]:
                     image = crop(image, apply_affine(matrices[volume], brain), margin)
                 return Spline.of(band_pass(image, level, self.scale))

@@ -4,8 +4,8 @@
 Each volume is predicted from all the others and registered to its prediction; the better the
 others are aligned, the sharper the prediction, so it is repeated (block coordinate descent on the
 likelihood of the series). Each pass starts from the original volumes and from the motion of the
-pass before, of which volumes that went astray are called back
-(:mod:`eddymotion.estimation.strays`).
+pass before, of which volumes that went astray are recovered
+(:mod:`eddymotion.estimation.outlier_volumes`).
 
 Once the model itself predicts (:mod:`eddymotion.estimation.schedule`), slices that lost their
 signal are sought before each pass: the others are predicted without them, and their volume is
@@ -23,10 +23,10 @@ from nibabel.affines import apply_affine
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
+from eddymotion.estimation.outlier_volumes import recover_outlier_volumes, retry_outlier_volumes
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
 from eddymotion.estimation.schedule import plan_passes
-from eddymotion.estimation.strays import call_back, retry_doubtful
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import jittered_points
@@ -86,7 +86,7 @@ def leave_one_out_loop(
     """
     motion, known = Motion.identity(len(dwi)), np.ones(len(dwi), bool)
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
-        motion = call_back(dwi, motion, seed=seed, n_threads=n_threads)
+        motion = recover_outlier_volumes(dwi, motion, seed=seed, n_threads=n_threads)
         lost = None
         if step.number > 1 and step.model is model:
             lost = lost_voxels(dwi, motion, model, seed=seed, n_threads=n_threads)
@@ -134,7 +134,7 @@ def conclude(
     n_threads : int
     """
     judged = assess(dwi, motion, model, seed=seed, n_threads=n_threads)
-    retried = retry_doubtful(dwi, motion, judged, seed=seed, n_threads=n_threads)
+    retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
     if retried is None:
         return Estimate(fill_unpredicted(dwi, motion, known, model))
     unplaced = np.isin(np.arange(len(dwi)), retried.unplaced)
@@ -190,10 +190,10 @@ def fill_lost(aligned: DWI, model: Model, lost: list[np.ndarray] | None) -> np.n
         with one_blas_thread():
             predicted = predict(signal, aligned.gradients, model)
         for volume, voxels in enumerate(lost):
-            told = predicted[..., volume].T.ravel()[voxels]
-            known = np.isfinite(told)
+            values = predicted[..., volume].T.ravel()[voxels]
+            known = np.isfinite(values)
             where = np.unravel_index(voxels[known], aligned.shape, order="F")
-            signal[..., volume][where] = told[known]
+            signal[..., volume][where] = values[known]
     return signal
 
 

@@ -207,16 +207,16 @@ def volumes_beyond_repair(outliers: SliceOutliers) -> np.ndarray:
     -------
     index array
     """
-    ruined = percent_lost(outliers) > 100 * MANY_LOST
+    beyond_repair = percent_lost(outliers) > 100 * MANY_LOST
     if outliers.gain is not None:
         with np.errstate(invalid="ignore"):
-            ruined |= outliers.gain < WEAK_VOLUME
+            beyond_repair |= outliers.gain < WEAK_VOLUME
     if outliers.unplaced is not None:
-        ruined |= outliers.unplaced
-    return np.flatnonzero(ruined)
+        beyond_repair |= outliers.unplaced
+    return np.flatnonzero(beyond_repair)
 
 
-def lost_in_words(outliers: SliceOutliers) -> str:
+def describe_outliers(outliers: SliceOutliers) -> str:
     """Say how many slices are outliers, and in which volumes most."""
     n_lost, n_judged = int(outliers.flagged.sum()), int(outliers.judged.sum())
     if not n_lost:
@@ -230,20 +230,20 @@ def lost_in_words(outliers: SliceOutliers) -> str:
     )
 
 
-def ruin_in_words(outliers: SliceOutliers) -> str | None:
+def describe_beyond_repair(outliers: SliceOutliers) -> str | None:
     """Name the volumes beyond repair, for a warning; None where there are none."""
-    ruined = volumes_beyond_repair(outliers)
-    if not len(ruined):
+    beyond_repair = volumes_beyond_repair(outliers)
+    if not len(beyond_repair):
         return None
     return (
-        f"volumes {', '.join(map(str, ruined))} (counted from 0): more than "
+        f"volumes {', '.join(map(str, beyond_repair))} (counted from 0): more than "
         f"{100 * MANY_LOST:.0f} % of the slices, or of the signal throughout, are lost"
-        f"{_unplaced_in_words(outliers)}; what they show is mostly prediction, or nothing: better "
+        f"{_describe_unplaced(outliers)}; what they show is mostly prediction, or nothing: better "
         "leave them out of the analysis"
     )
 
 
-def _unplaced_in_words(outliers: SliceOutliers) -> str:
+def _describe_unplaced(outliers: SliceOutliers) -> str:
     if outliers.unplaced is None or not outliers.unplaced.any():
         return ""
     listed = ", ".join(map(str, np.flatnonzero(outliers.unplaced)))
@@ -271,7 +271,7 @@ def is_lost(flags: np.ndarray, height: np.ndarray) -> np.ndarray:
     return inside & ndimage.binary_dilation(flags)[np.clip(index, 0, len(flags) - 1)]
 
 
-def mended(image: Image, outliers: SliceOutliers, volume: int) -> Image:
+def rescaled(image: Image, outliers: SliceOutliers, volume: int) -> Image:
     """Amplify what is left of the signal of lost slices to what there should be.
 
     A filter spreads a dark slice over those beside it: slices that get no weight spoil others that

@@ -186,7 +186,7 @@ def _read(dwi: DWI, motion: Motion, seed: int, n_threads: int) -> tuple[np.ndarr
 
     def read(volume: int) -> None:
         recorded, factor = motion.displaced(volume, points)
-        values[volume] = dwi.evidence(volume).spline.sample(recorded) * factor
+        values[volume] = dwi.volume_with_missing(volume).spline.sample(recorded) * factor
         heights[volume] = slice_heights(recorded, dwi.affine, dwi.acquisition.slicing.axis)
 
     parallel_map(read, range(len(dwi)), n_threads=n_threads)

@@ -245,8 +245,8 @@ def predict_lost(
             _fill_in_turns(signal, lost, gradients, model)
         predicted = predict(signal, gradients, model)
     for group in gradients.shells if gradients.is_shelled else (gradients.dwis,):
-        untold = lost[:, group].all(axis=1)
-        predicted[np.ix_(untold, group)] = np.nan
+        all_lost = lost[:, group].all(axis=1)
+        predicted[np.ix_(all_lost, group)] = np.nan
     return predicted
 
 

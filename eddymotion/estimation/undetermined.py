@@ -12,7 +12,7 @@ nothing in common, so that ::
     C = Σ_x J_a J_bᵀ
 
 holds only what the volumes share. A direction whose eigenvalue is small beside the largest changes
-nothing: it is held where it is, and told.
+nothing: it is held where it is, and reported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENOUGH_SLICES = 4
 """With fewer the edges of the image outweigh what it shows, and nothing can be said."""
 
 MAIN_PART, AXIS_PART = 0.5, 0.95
-"""Parts of a direction that are told, and from where on they are along an axis."""
+"""Parts of a direction that are named, and from where on they are along an axis."""
 
 AFFECTED = 0.3
 """A parameter of a pose is not known if it changes by this part of a motion along a direction that
@@ -83,13 +83,13 @@ def free_part(directions: np.ndarray, in_mm: np.ndarray) -> np.ndarray:
     return within * in_mm / in_mm[:, None]
 
 
-def in_words(directions: np.ndarray) -> str:
+def describe_directions(directions: np.ndarray) -> str:
     """Name directions, the largest parts of each."""
-    return "; ".join(_one_in_words(direction) for direction in directions)
+    return "; ".join(_describe_direction(direction) for direction in directions)
 
 
-def _one_in_words(direction: np.ndarray) -> str:
-    told = []
+def _describe_direction(direction: np.ndarray) -> str:
+    names = []
     for kind, part in (("translation along", direction[:3]), ("rotation about", direction[3:])):
         length = np.linalg.norm(part)
         if length < MAIN_PART:
@@ -97,5 +97,5 @@ def _one_in_words(direction: np.ndarray) -> str:
         unit = part / length * np.sign(part[np.abs(part).argmax()])
         axis = int(np.abs(unit).argmax())
         along = "xyz"[axis] if unit[axis] > AXIS_PART else "({:.2f}, {:.2f}, {:.2f})".format(*unit)
-        told.append(f"{kind} {along}")
-    return " with ".join(told)
+        names.append(f"{kind} {along}")
+    return " with ".join(names)

@@ -5,7 +5,7 @@
 of volume ``i``. Each has a reference of its own: if a point ``x`` of the estimate's reference lies
 at ``C x`` in the true one, a perfect estimate is ``Eᵢ = Tᵢ C``, not ``Tᵢ``. ``C`` is the same for
 all volumes and stands on the right, the side of the reference. It moves the corrected series as a
-whole and blurs nothing, so errors are told with it ("given") and without it ("free").
+whole and blurs nothing, so errors are given with it ("given") and without it ("free").
 
 **The error of a volume** is ``Dᵢ = Tᵢ⁻¹ Eᵢ``: where the estimate puts a point of the reference,
 seen in the true reference. Its parameters (displacement of `center`, three angles) are the errors

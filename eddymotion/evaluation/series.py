@@ -7,7 +7,7 @@ volumes lie on each other the prediction explains more of them.
 **Neighbouring-DWI correlation** (NDC; Yeh et al. 2019): the correlation of each diffusion-weighted
 volume with the one nearest to it in q-space, within the brain, and the mean of them.
 
-**Smoothness.** Blurring raises correlations without aligning anything, so they are told with the
+**Smoothness.** Blurring raises correlations without aligning anything, so they are given with the
 width (FWHM) of the Gaussian that would make white noise as smooth as the noise of the series. The
 noise is what the model leaves, divided in each voxel by its standard deviation over the volumes;
 it is looked at in the quieter half of the voxels, since at edges the model (or the alignment)

@@ -54,7 +54,7 @@ SERIES_DESCRIPTION = {
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """What is told of a comparison.
+    """What is reported of a comparison.
 
     Parameters
     ----------

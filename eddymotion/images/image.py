@@ -15,7 +15,7 @@ from eddymotion.images.kernels import (
     sample_points_with_gradient,
     spline_coefficients,
 )
-from eddymotion.wording import short_repr, sizes_told
+from eddymotion.wording import format_sizes, short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +102,8 @@ class Image:
     missing: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        sizes = sizes_told(map(float, self.voxel_sizes))
-        return f"Image({sizes_told(self.data.shape)}, {sizes} mm, {self.data.dtype})"
+        sizes = format_sizes(map(float, self.voxel_sizes))
+        return f"Image({format_sizes(self.data.shape)}, {sizes} mm, {self.data.dtype})"
 
     @property
     def voxel_sizes(self) -> np.ndarray:

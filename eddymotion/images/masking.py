@@ -164,7 +164,7 @@ def moved_mask(mask: np.ndarray, mapping: np.ndarray, shape: tuple[int, ...]) ->
     return moved > 0.5
 
 
-def mask_doubt(reference: np.ndarray, mask: np.ndarray) -> str | None:
+def mask_issue(reference: np.ndarray, mask: np.ndarray) -> str | None:
     """Compare a mask with a second opinion, and say if they differ much.
 
     The second opinion is the way of the first on an image whose shading by the coils is taken

@@ -54,7 +54,7 @@ def _solid(equal: np.ndarray) -> np.ndarray:
     return ndimage.maximum_filter(cubes, size=size) & equal if cubes.any() else cubes
 
 
-def have_one_edge(volume: np.ndarray, other: np.ndarray) -> bool:
+def have_same_edges(volume: np.ndarray, other: np.ndarray) -> bool:
     """Whether the solid constants of two volumes end at the same voxels: a mask was applied.
 
     Where a scanner sets dark voxels to zero, those of a darker volume reach further.

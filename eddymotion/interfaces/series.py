@@ -117,6 +117,6 @@ class WritePage(SimpleInterface):
         from eddymotion.reports.participant import write_report
 
         folder, label = Path(self.inputs.output_dir), self.inputs.participant
-        write_report(folder, label)  # what it cannot show is told at the end of the run
+        write_report(folder, label)  # what it cannot show is logged at the end of the run
         self._results["page"] = str(folder / f"sub-{label}.html")
         return runtime

@@ -23,7 +23,7 @@ from isal.igzip_lib import IsalError
 from nibabel.quaternions import quat2mat
 from nibabel.volumeutils import shape_zoom_affine
 
-from eddymotion.errors import EddymotionError, absence, stand_in
+from eddymotion.errors import EddymotionError, absence, describe_pointer_file
 from eddymotion.images.grid import grid_distance
 from eddymotion.wording import why
 
@@ -87,7 +87,7 @@ def refusing(path: Path) -> Iterator[None]:
         raise
     except DAMAGED as error:
         raise EddymotionError(
-            stand_in(path)
+            describe_pointer_file(path)
             or f"{path}: cannot be read as NIfTI ({why(error)}); it may be truncated: "
             "copy or convert it again"
         ) from error
@@ -97,7 +97,8 @@ def refusing(path: Path) -> Iterator[None]:
         nib.wrapstruct.WrapStructError,
     ) as error:
         raise EddymotionError(
-            stand_in(path) or f"{path}: not a NIfTI image ({why(error)}); convert it to .nii.gz"
+            describe_pointer_file(path)
+            or f"{path}: not a NIfTI image ({why(error)}); convert it to .nii.gz"
         ) from error
 
 
@@ -196,11 +197,11 @@ def affine_of(
             )
     if "sform" in usable:
         return usable["sform"]
-    _wonder(path, header)
+    _warn_of_assumptions(path, header)
     return usable.popitem()[1]
 
 
-def _wonder(path: Path, header: nib.Nifti1Header) -> None:
+def _warn_of_assumptions(path: Path, header: nib.Nifti1Header) -> None:
     """Warn of what is made up where there is no sform."""
     if (header["pixdim"][1:4] == 0).any():
         log.warning("%s: voxels of length zero in its header; they are taken for 1 mm", path.name)

@@ -76,7 +76,7 @@ def read_itk(path: str | Path) -> np.ndarray:
             f"{len(fixed)} times their centre; {EXPECTED}"
         )
     return np.array([
-        linear_transform(path, *told) for told in zip(kinds, parameters, fixed, strict=True)
+        linear_transform(path, *given) for given in zip(kinds, parameters, fixed, strict=True)
     ])  # fmt: skip
 
 

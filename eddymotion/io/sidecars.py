@@ -17,7 +17,7 @@ import numpy as np
 
 from eddymotion.data.acquisition import Acquisition, Slicing
 from eddymotion.data.gradients import Gradients
-from eddymotion.errors import EddymotionError, absence, stand_in
+from eddymotion.errors import EddymotionError, absence, describe_pointer_file
 from eddymotion.io.images import image_stem
 from eddymotion.wording import PE_AXES, shown, why
 
@@ -69,12 +69,12 @@ def metadata_beside(image: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _sidecar(path: Path, changed: int) -> dict[str, Any]:
-    """Read a sidecar, once as long as it is not changed: what is wrong is told once."""
+    """Read a sidecar, once as long as it is not changed: what is wrong is logged once."""
     return read_sidecar(path)
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """Read a sidecar; one that cannot be read is told, and taken for an empty one."""
+    """Read a sidecar; one that cannot be read is logged, and taken for an empty one."""
     if not path.is_file():
         log.warning("%s", absence(path, "slice timing and phase encoding are not known"))
         return {}
@@ -86,7 +86,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         said = (
             f"cannot be read as JSON ({why(error)}); slice timing and phase encoding are not known"
         )
-        log.warning("%s", stand_in(path) or f"{path}: {said}")
+        log.warning("%s", describe_pointer_file(path) or f"{path}: {said}")
         return {}
     return {key: _shallow(value, SIDECAR_DEPTH) for key, value in content.items()}
 
@@ -178,7 +178,7 @@ def usable(metadata: Mapping[str, Any], *keys: str, owner: str = "") -> dict[str
     *keys : str
         Fields of :data:`FIELDS`.
     owner : str
-        The series for which the others are told, in a warning each; not told when not given.
+        The series for which the others are logged, in a warning each; not logged when not given.
     """
     found = {}
     for key in keys:
@@ -204,7 +204,7 @@ def acquisition_of(
 ) -> Acquisition:
     """Gather what the scanner did from gradients, sidecar and header of a run.
 
-    What cannot be used is told once, in a warning each, and left out: no field is demanded.
+    What cannot be used is logged once, in a warning each, and left out: no field is demanded.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def acquisition_of(
     repetition_time : float, optional
         Of the header, seconds.
     owner : str
-        The series for which it is told.
+        The series for which it is logged.
     """
     fields = usable(metadata, *ACQUISITION_FIELDS, owner=owner)
     directions = (fields.get(key) for key in ("PhaseEncodingDirection", "PhaseEncodingAxis"))

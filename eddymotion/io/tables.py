@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.data.gradients import Gradients, to_fsl
-from eddymotion.errors import EddymotionError, absence, stand_in
+from eddymotion.errors import EddymotionError, absence, describe_pointer_file
 from eddymotion.io.images import image_stem
 from eddymotion.io.writing import write_text
 from eddymotion.wording import why
@@ -67,7 +67,7 @@ def read_numbers(path: Path) -> np.ndarray:
             numbers = np.loadtxt(path, ndmin=2)
     except Exception as error:  # whatever a decoder raises: it unpacks by the name
         raise EddymotionError(
-            stand_in(path)
+            describe_pointer_file(path)
             or f"{path}: not a table of numbers ({why(error)}); "
             "expected text with numbers separated by blanks"
         ) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eddymotion.errors import EddymotionError
-from eddymotion.machine.disk import disk_error_in_words
+from eddymotion.machine.disk import describe_disk_error
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.temporaries import temporary_name
 from eddymotion.wording import ESCAPED
@@ -105,7 +105,7 @@ def refuse_name(path: Path) -> None:
     try:
         is_folder = path.is_dir()
     except OSError as error:
-        raise EddymotionError(disk_error_in_words(error)) from error
+        raise EddymotionError(describe_disk_error(error)) from error
     if is_folder:
         raise EddymotionError(
             f"{path}: is a folder, and a file of this name is to be written; move it away"

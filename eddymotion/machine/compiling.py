@@ -26,12 +26,12 @@ def compiled(function: Callable) -> Callable:
         dispatcher._cache = _read_only_cache(function)
         return dispatcher
     try:
-        return _forgiving(numba.njit(cache=True, **options)(function))
+        return _tolerate_damaged_cache(numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no writable folder for the cache
         return numba.njit(**options)(function)
 
 
-def _forgiving(dispatcher: Any) -> Any:
+def _tolerate_damaged_cache(dispatcher: Any) -> Any:
     """Compile anew where the cache is damaged, and go on where nothing can be written to it."""
     cache = dispatcher._cache
     load, save = cache.load_overload, cache.save_overload

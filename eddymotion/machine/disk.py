@@ -14,7 +14,7 @@ from eddymotion.errors import EddymotionError
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def disk_error_in_words(error: OSError) -> str:
+def describe_disk_error(error: OSError) -> str:
     """Say in one line what the system refused, of which file, and what to do."""
     of = error.filename2 or error.filename
     said = " ".join((error.strerror or str(error)).split())

@@ -32,7 +32,7 @@ def temporary_name(suffix: str = "") -> str:
     return f".eddymotion-{_machine()}-{own.pid}-{own.started}-{uuid.uuid4().hex[:12]}{suffix}"
 
 
-def remove_leftovers(
+def remove_stale_temporaries(
     folder: Path, *, deep: bool = False, locked: bool = False, folders: bool = False
 ) -> None:
     """Remove what writers that are gone have left of files.
@@ -68,10 +68,10 @@ def _is_left(path: Path, locked: bool) -> bool:
 
 def _writer_is_gone(path: Path) -> bool | None:
     """Whether the writer has ended; None if that cannot be known from here."""
-    told = _NAME.match(path.name)
-    if told is None or told["machine"] != _machine():
+    match = _NAME.match(path.name)
+    if match is None or match["machine"] != _machine():
         return None
-    return not Process(int(told["pid"]), told["started"]).is_alive
+    return not Process(int(match["pid"]), match["started"]).is_alive
 
 
 @cache

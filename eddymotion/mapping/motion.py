@@ -45,11 +45,11 @@ class FrameEvidence:
     contradicted: bool
 
     def __str__(self) -> str:
-        told = f"by time ± {self.by_time:.3f} mm"
+        text = f"by time ± {self.by_time:.3f} mm"
         if not np.isfinite(self.by_images):
-            return f"{told}, the images tell nothing"
+            return f"{text}, the images tell nothing"
         return (
-            f"{told}, by images ± {self.by_images:.3f} mm, "
+            f"{text}, by images ± {self.by_images:.3f} mm, "
             f"{self.apart_mm:.2f} mm and {self.apart_degrees:.2f}° apart"
         )
 

@@ -26,7 +26,7 @@ VOLUMES_A_COEFFICIENT = 2.0
 EM_ITERATIONS = 40
 
 REFERENCE_B = 1000.0
-"""s/mm²; where the variances of the orders are told."""
+"""s/mm²; where the variances of the orders are given."""
 
 
 @dataclass(frozen=True)

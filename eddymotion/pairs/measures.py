@@ -27,7 +27,7 @@ SLAB_POINTS = 2**20
 """About so many voxels are resampled at a time."""
 
 MAX_POINTS = 200_000
-"""Voxels at which displacements are told."""
+"""Voxels at which displacements are reported."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +297,7 @@ def jacobian(warp: Warp) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class PairQuality:
-    """All that is told about a registered pair.
+    """All that is reported about a registered pair.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ MIN_COMMON = 50
 
 
 def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dict[str, Any]:
-    """Register two images and write all that is told of it.
+    """Register two images and write all that is reported of it.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of a registered pair."""
+"""Summary of a registered pair."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def summary_of_pair(
     errors: LandmarkErrors | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return what is told of a registration, ready for JSON."""
+    """Return the summary of a registration, ready for JSON."""
     found = quality.registration
     figures: dict[str, Any] = {
         "fixed": paths.fixed.name,

@@ -13,7 +13,7 @@ from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidec
 from eddymotion.derivatives.finished import refuse_names
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.outliers import ruin_in_words
+from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.parallel import Progress, silent
@@ -116,15 +116,15 @@ def correct_series(
     methods = together.among(methods_of(dwi, motion, model, settings, corrected, space))
     summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
-    summary |= together.in_words()
-    summary |= ({"output space": space.told()} if space else {}) | {"time": str(stages)}
+    summary |= together.summary()
+    summary |= ({"output space": space.describe()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
     if (doubt := together.doubt) is not None:
         log.warning("%s: %s", series.dwi.name, doubt)
-        told = {"Subject": "runs", "Text": doubt, "Severe": False}
-        content["Warnings"] = [*content["Warnings"], told]
+        issue = {"Subject": "runs", "Text": doubt, "Severe": False}
+        content["Warnings"] = [*content["Warnings"], issue]
     content |= together.in_sidecar() | {
         "OutlierSlices": outliers,
         "Fingerprint": fingerprint,
@@ -133,8 +133,8 @@ def correct_series(
     write_sidecar(outputs, content, record=True)
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)
-    if (ruin := ruin_in_words(after.outliers)) is not None:
-        log.warning("%s: %s", series.dwi.name, ruin)
+    if (warning := describe_beyond_repair(after.outliers)) is not None:
+        log.warning("%s: %s", series.dwi.name, warning)
     return summary
 
 

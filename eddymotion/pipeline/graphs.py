@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eddymotion.pipeline.lovo_steps import n_passes, refuse_what_is_no_loop
+from eddymotion.pipeline.lovo_steps import n_passes, refuse_settings_beyond_loop
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.steps import FOUND
 
@@ -72,7 +72,7 @@ def lovo_graph(settings: Settings) -> Graph:
     EddymotionError
         If the settings ask for what the leave-one-out loop does not do.
     """
-    refuse_what_is_no_loop(settings)
+    refuse_settings_beyond_loop(settings)
     nodes, matrices = [GraphNode("split", "Split")], ("split", "matrix_files")
     mask = {"mask_file": ("split", "mask_file")}
     predicted = matrices  # there is a pass

@@ -28,9 +28,9 @@ from eddymotion.estimation.lovo import (
     lost_voxels,
     register_unless_worse,
 )
+from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
 from eddymotion.estimation.quality import ENOUGH, predict
 from eddymotion.estimation.schedule import Pass, plan_passes, registrar_at
-from eddymotion.estimation.strays import call_back, far_from_neighbours
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.io.images import image_stem, read_image, write_image
@@ -161,7 +161,7 @@ def plan(
     init_files, lost = list(matrix_files), None
     if seeks_lost or len(far_from_neighbours(motion, aligned.brain_center)[0]):
         dwi = load_series(series, settings)
-        found, motion = motion, call_back(dwi, motion, seed=settings.random_seed)
+        found, motion = motion, recover_outlier_volumes(dwi, motion, seed=settings.random_seed)
         nonnegative = _is_nonnegative(dwi)
         moved = (motion.matrices != found.matrices).any(axis=(1, 2))
         for volume in np.flatnonzero(moved).tolist():
@@ -363,7 +363,7 @@ def n_passes(settings: Settings) -> int:
     return settings.n_iterations or N_PASSES
 
 
-def refuse_what_is_no_loop(settings: Settings) -> None:
+def refuse_settings_beyond_loop(settings: Settings) -> None:
     """Raise if the settings ask for what the leave-one-out loop does not do."""
     if settings.estimator == "joint":
         raise EddymotionError(

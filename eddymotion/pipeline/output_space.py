@@ -110,7 +110,7 @@ class OutputSpace:
         return None if self.registration.warp is not None else self.registration.matrix
 
     @property
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What looks wrong, in plain words."""
         metric = "cc" if self.transform == "syn" else "nmi"
         ended = replace(self.registration, converged=True)  # by small steps or many, look at it
@@ -120,7 +120,7 @@ class OutputSpace:
         )  # fmt: skip
         return [one.finding for one in advice]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Say in words and numbers what was found."""
         p, after = self.quality.parameters, self.quality.after
         text = (
@@ -195,9 +195,9 @@ def find_output_space(
     space = pair.space(found, transform)
     if transform == "syn":
         space = _better(pair.space(pair.warp(found, seed), "syn"), space)
-    log.info("output space: %s; %s", space.told(), space.registration.message)
-    for doubt in space.doubts:
-        log.warning("output space: %s; %s", doubt, REMEDY)
+    log.info("output space: %s; %s", space.describe(), space.registration.message)
+    for warning in space.warnings:
+        log.warning("output space: %s; %s", warning, REMEDY)
     return space
 
 

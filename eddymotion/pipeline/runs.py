@@ -154,26 +154,26 @@ class RunTogether:
         figure = field_figure(joined.mean, hertz, stretch, joined.mask, joined.affine)
         save_figure(figure, outputs["off_resonance_figure"])
 
-    def in_words(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Say for the summary which runs lie in one frame, and what the field does."""
-        joined, told = self.joined, {}
+        joined, summary = self.joined, {}
         if joined is None:
             return {}
         if len(joined) > 1:
             before, after = joined.similarity
             names = ", ".join(Path(name).name for name in self.names)
-            told["runs in one frame"] = (
+            summary["runs in one frame"] = (
                 f"{names}; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
             )
         if joined.field is None:
-            return told
+            return summary
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
         mm = hertz.std() * np.nanmax(np.linalg.norm(joined.shifts, axis=1))
         source = "given" if joined.measured else "from images of different phase encodings"
-        told["off-resonance field"] = (
+        summary["off-resonance field"] = (
             f"{hertz.std():.1f} Hz, {mm:.2f} mm (standard deviation in the brain), {source}"
         )
-        return told
+        return summary
 
     def among(self, methods: Methods) -> Methods:
         """Add to what was done with the series what its session had to do with it."""

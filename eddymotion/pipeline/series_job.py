@@ -17,7 +17,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import read_json, write_json
 from eddymotion.machine.children import end_with_parent
-from eddymotion.machine.disk import disk_error_in_words
+from eddymotion.machine.disk import describe_disk_error
 from eddymotion.machine.locks import Lock, held
 from eddymotion.machine.logs import Console, LogFile
 from eddymotion.machine.parallel import Progress, logged
@@ -108,7 +108,7 @@ class Job:
 def reason_of(error: BaseException) -> str:
     """Say in one line why a step failed."""
     if isinstance(error, OSError):
-        return disk_error_in_words(error)
+        return describe_disk_error(error)
     if isinstance(error, MemoryError):
         return "not enough memory; run again with fewer --nprocs, or with --omp-nthreads 1"
     if isinstance(error, EddymotionError):

@@ -226,7 +226,7 @@ class Settings:
             if SETTINGS[name].stage != "running"
         }
 
-    def anywhere(self) -> Settings:
+    def with_absolute_paths(self) -> Settings:
         """Return the same with absolute paths: workflow nodes run in folders of their own."""
         paths: dict[str, Any] = {name: path.resolve() for name, path in self.files().items()}
         return replace(self, **paths)

@@ -116,7 +116,7 @@ class Field:
     help: str
     default: Any = REQUIRED
 
-    def taken(self, value: Any) -> Any:
+    def converted(self, value: Any) -> Any:
         """Convert what a workflow engine hands over; None is not given."""
         if value is None:
             return None if self.default is REQUIRED else self.default
@@ -207,13 +207,13 @@ class Step:
         dict
             Name of an output → its path, a list of paths, or a value.
         """
-        taken: dict[str, Any] = {f.name: f.taken(given.get(f.name)) for f in self.inputs}
-        taken |= {"settings": settings_of(given), "out_dir": out_dir}
+        converted: dict[str, Any] = {f.name: f.converted(given.get(f.name)) for f in self.inputs}
+        converted |= {"settings": settings_of(given), "out_dir": out_dir}
         names = inspect.signature(self.function).parameters
         for name in SEVERAL.keys() & names:
-            dwi, bval, bvec = (taken[f.name] for f in SEVERAL[name][:3])
-            taken[name] = SeriesFiles(dwi, bval, bvec)
-        return self.function(**{name: taken[name] for name in names if name in taken})
+            dwi, bval, bvec = (converted[f.name] for f in SEVERAL[name][:3])
+            converted[name] = SeriesFiles(dwi, bval, bvec)
+        return self.function(**{name: converted[name] for name in names if name in converted})
 
 
 def setting_fields(names: Iterable[str]) -> tuple[Field, ...]:

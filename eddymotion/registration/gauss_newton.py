@@ -41,7 +41,7 @@ from eddymotion.registration.groups import GROUPS, SHIFT, Group
 from eddymotion.registration.metrics import METRICS
 from eddymotion.registration.problem import Pair, Side
 from eddymotion.registration.request import Engine, Request
-from eddymotion.registration.solver import Reached, Solver
+from eddymotion.registration.solver import Solver, SolverState
 from eddymotion.wording import shown
 
 __all__ = ["COARSE_TO_FINE", "REFINE", "GaussNewton", "Level"]
@@ -122,17 +122,17 @@ class GaussNewton(Engine):
         metric = asked.metric or self.metrics[0]
         pair = Pair(*sides, metric, self.symmetric)
         group = GROUPS[asked.transform]
-        reached = Reached(group.nearest(asked.start, pair.fixed.center))
+        state = SolverState(group.nearest(asked.start, pair.fixed.center))
         n_iterations = 0
         for number, level in enumerate(self.levels):
             last = number == len(self.levels) - 1
             steps = group if last else steps_at(level, group)
-            problem = pair.at(level, steps, reached.matrix, (asked.seed, number))
-            detail = pair.voxel if last else max(pair.voxel, problem.look.width)
+            problem = pair.at(level, steps, state.matrix, (asked.seed, number))
+            detail = pair.voxel if last else max(pair.voxel, problem.view.width)
             solver = Solver(self.max_iterations, self.tolerance * detail)
-            reached = solver.solve(problem, reached.matrix)
-            n_iterations += len(reached.costs)
-        return reached.result(n_iterations, solver.tolerance)
+            state = solver.solve(problem, state.matrix)
+            n_iterations += len(state.costs)
+        return state.result(n_iterations, solver.tolerance)
 
 
 def steps_at(level: Level, group: Group) -> Group:

@@ -153,18 +153,18 @@ class Pair:
         if self.symmetric:
             scale = min(scale, self.moving.scale)
         voxel = max(self.fixed.voxel, self.moving.voxel)
-        look = Look(self.metric, level, scale, voxel, group)
-        fixed, moving = look.show(self.fixed.image), look.show(self.moving.image)
-        there = Direction.of((self.fixed, fixed), (self.moving, moving), look, matrix, seed)
+        view = LevelView(self.metric, level, scale, voxel, group)
+        fixed, moving = view.show(self.fixed.image), view.show(self.moving.image)
+        there = Direction.of((self.fixed, fixed), (self.moving, moving), view, matrix, seed)
         if not self.symmetric:
-            return Problem(look, there, None)
+            return Problem(view, there, None)
         matrix = np.linalg.inv(matrix)
-        back = Direction.of((self.moving, moving), (self.fixed, fixed), look, matrix, seed)
-        return Problem(look, there, back)
+        back = Direction.of((self.moving, moving), (self.fixed, fixed), view, matrix, seed)
+        return Problem(view, there, back)
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class LevelView:
     """How a pair is compared at a level.
 
     Parameters
@@ -229,7 +229,7 @@ class Direction:
         cls,
         reference: tuple[Side, Image],
         other: tuple[Side, Image],
-        look: Look,
+        view: LevelView,
         matrix: np.ndarray,
         seed: tuple[int, ...],
     ) -> Direction:
@@ -239,23 +239,23 @@ class Direction:
         """
         (side, shown), (target, moving) = reference, other
         more = side.oversampling(target)
-        n_points, mask = int(look.level.n_points * more), side.mask
+        n_points, mask = int(view.level.n_points * more), side.mask
         random = np.random.default_rng(seed)
-        points = draw_points(look.metric, mask.data, mask.affine, n_points, look.width, random)
+        points = draw_points(view.metric, mask.data, mask.affine, n_points, view.width, random)
         if more > 1:
-            size = CLUSTER_SIZE if look.metric == "lncc" else 1
-            near = target.is_near(apply_affine(matrix, points), MAX_MOVE * look.width)
+            size = CLUSTER_SIZE if view.metric == "lncc" else 1
+            near = target.is_near(apply_affine(matrix, points), MAX_MOVE * view.width)
             points = points[np.repeat(near.reshape(-1, size).any(axis=1), size)]
         values, slopes = shown.spline.sample_with_gradient(points)
         usable = np.isfinite(values)
-        if look.metric == "lncc":  # whole clusters stay
+        if view.metric == "lncc":  # whole clusters stay
             usable &= side.counts(points)
             values = np.where(usable, values, np.nan)
         else:
             points, values, slopes = points[usable], values[usable], slopes[usable]
-        columns = -look.group.columns(points - side.center, slopes)
+        columns = -view.group.columns(points - side.center, slopes)
         enough = usable.sum() >= MIN_POINTS
-        fit = build_fit(look.metric, values, columns, moving.data) if enough else None
+        fit = build_fit(view.metric, values, columns, moving.data) if enough else None
         return cls(points, side.center, fit, target, moving)
 
     @property
@@ -281,7 +281,7 @@ class Direction:
 class Problem:
     """One level of a pair, in one direction or both."""
 
-    look: Look
+    view: LevelView
     there: Direction
     back: Direction | None
 
@@ -292,11 +292,11 @@ class Problem:
 
     def length(self, matrix: np.ndarray, parameters: np.ndarray) -> float:
         """How far a step from `matrix` moves the points, mm; the same with images exchanged."""
-        there = self.look.group.length(parameters, self.there.radius)
+        there = self.view.group.length(parameters, self.there.radius)
         if self.back is None:
             return there
         reversed_step = self._turn(matrix) @ parameters
-        return (there + self.look.group.length(reversed_step, self.back.radius)) / 2
+        return (there + self.view.group.length(reversed_step, self.back.radius)) / 2
 
     def step(self, matrix: np.ndarray) -> tuple[Step, int] | None:
         """Evaluate at `matrix`: the step, and the number of points with a counterpart."""
@@ -317,4 +317,4 @@ class Problem:
 
     def _turn(self, matrix: np.ndarray) -> np.ndarray:
         assert self.back is not None
-        return self.look.group.reversal(matrix, self.there.center, self.back.center)
+        return self.view.group.reversal(matrix, self.there.center, self.back.center)

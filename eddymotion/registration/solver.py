@@ -29,7 +29,7 @@ SMALL = 20.0
 
 
 @dataclass(frozen=True, eq=False)
-class Reached:
+class SolverState:
     """Where a level is, and how it got there.
 
     Parameters
@@ -51,7 +51,7 @@ class Reached:
     n_points: int = 0
     refused: float = 0.0
 
-    def is_passed_by(self, step: Step, n_points: int, slack: float) -> bool:
+    def accepts(self, step: Step, n_points: int, slack: float) -> bool:
         """Whether another place is as good, but for `slack`, and shows enough in common."""
         if not self.costs:
             return True
@@ -92,29 +92,29 @@ class Solver:
     max_iterations: int
     tolerance: float
 
-    def solve(self, problem: Problem, matrix: np.ndarray) -> Reached:
+    def solve(self, problem: Problem, matrix: np.ndarray) -> SolverState:
         """Iterate to convergence; a step that raises the cost is halved, then given up."""
-        group, center = problem.look.group, problem.there.center
-        reach = MAX_REACH * problem.look.width
-        best, length, whole = Reached(matrix), np.inf, 0.0
+        group, center = problem.view.group, problem.there.center
+        reach = MAX_REACH * problem.view.width
+        best, length, whole = SolverState(matrix), np.inf, 0.0
         parameters = np.zeros(group.basis.shape[1])
-        pace: Pace | None = None
+        extrapolated: ExtrapolatedStep | None = None
         for _ in range(self.max_iterations):
             evaluated = problem.step(matrix)
             if evaluated is None and not best.costs:
                 break
-            accepted = evaluated is not None and best.is_passed_by(*evaluated, problem.slack)
+            accepted = evaluated is not None and best.accepts(*evaluated, problem.slack)
             if evaluated is not None and accepted:
                 step = evaluated[0]
                 best = replace(best, matrix=matrix, n_points=evaluated[1],
                                costs=(*best.costs, step.cost))  # fmt: skip
-                pace = Pace.of(step, pace)
-                longest = max(1.0, reach / (problem.length(matrix, pace.step) + 1e-12))
-                pace = replace(pace, factor=min(pace.factor, longest))
-                parameters = pace.factor * pace.step
+                extrapolated = ExtrapolatedStep.of(step, extrapolated)
+                longest = max(1.0, reach / (problem.length(matrix, extrapolated.step) + 1e-12))
+                extrapolated = replace(extrapolated, factor=min(extrapolated.factor, longest))
+                parameters = extrapolated.factor * extrapolated.step
                 whole = length = problem.length(matrix, parameters)
             else:
-                parameters, length, pace = parameters / 2, length / 2, None
+                parameters, length, extrapolated = parameters / 2, length / 2, None
             matrix = best.matrix @ group.exp(parameters, center)
             if length < self.tolerance:
                 if accepted:
@@ -124,7 +124,7 @@ class Solver:
 
 
 @dataclass(frozen=True, eq=False)
-class Pace:
+class ExtrapolatedStep:
     """A step, and the factor that lengthens it, since the last ones pointed the same way.
 
     Where a Hessian is too large by a factor, steps shrink from one to the next by a constant
@@ -136,7 +136,7 @@ class Pace:
     factor: float = 1.0
 
     @classmethod
-    def of(cls, found: Step, last: Pace | None) -> Pace:
+    def of(cls, found: Step, last: ExtrapolatedStep | None) -> ExtrapolatedStep:
         """Solve for the next step, after the `last` one."""
         step = found.solve()
         if last is None:

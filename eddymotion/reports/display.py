@@ -169,13 +169,13 @@ def _(motion: Motion) -> str:
     parameters = rigid_parameters(motion.matrices, np.zeros(3))
     displacement = framewise_displacement(rigid_parameters(motion.head, np.zeros(3)))
     fd = displacement[1:]
-    told = f"Motion of {len(motion)} volumes"
+    text = f"Motion of {len(motion)} volumes"
     if len(fd):
-        told += f": framewise displacement {fd.mean():.2f} mm on average, {fd.max():.2f} at most"
+        text += f": framewise displacement {fd.mean():.2f} mm on average, {fd.max():.2f} at most"
     if motion.eddy_currents is not None:
-        told += " (of the head alone; translations hold the offset of the eddy currents)"
+        text += " (of the head alone; translations hold the offset of the eddy currents)"
     where = "Translations are those of the scanner's origin."
-    return _figure(_traces(parameters, displacement, motion.standard_errors), f"{told}. {where}")
+    return _figure(_traces(parameters, displacement, motion.standard_errors), f"{text}. {where}")
 
 
 @html_of.register

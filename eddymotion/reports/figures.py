@@ -199,8 +199,8 @@ def maps_figure(
         members = after.gradients.shells[shell]
         maps = []
         for name, view in views.items():
-            told = predicted[name]["axial"]
-            maps.append(cnr(told, view.planes["axial"] - told, members))
+            fitted = predicted[name]["axial"]
+            maps.append(cnr(fitted, view.planes["axial"] - fitted, members))
         title = f"CNR, b={after.gradients.shell_bvals[shell]:.0f}"
         _pair(figure, panels[:, column], maps, views, title)
     return figure

@@ -15,7 +15,7 @@ import numpy as np
 from eddymotion.derivatives.finished import refuse_changed
 from eddymotion.errors import EddymotionError
 from eddymotion.io.tsv import MISSING
-from eddymotion.reports.group_rule import DETAILS, RULE, Standing, compare
+from eddymotion.reports.group_rule import DETAILS, RULE, MetricComparison, compare
 from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
 from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
 from eddymotion.reports.series import SeriesReport
@@ -106,7 +106,7 @@ class SeriesGroup:
         head = self.column(metric.replace("fd_", "fd_head_"))
         return np.where(np.isfinite(head), head, self.column(metric))
 
-    def comparisons(self) -> list[dict[str, Standing]]:
+    def comparisons(self) -> list[dict[str, MetricComparison]]:
         """Compare each series with the others; see :mod:`eddymotion.reports.group_rule`."""
         columns = {name: self.column(name) for name in self.metrics}
         columns |= {name: self.head_column(name) for name in ("fd_mean", "fd_max")}
@@ -143,7 +143,7 @@ def gather(
 
 
 def table_columns(
-    group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]
+    group: SeriesGroup, comparisons: Sequence[Mapping[str, MetricComparison]]
 ) -> dict[str, list[str]]:
     """Return the columns of the table, as text."""
     columns = {
@@ -160,17 +160,17 @@ def table_columns(
 
 def data_dictionary(group: SeriesGroup) -> dict[str, Any]:
     """Describe the columns of the table."""
-    told: dict[str, Any] = {name: {"Description": words} for name, words in IDENTITY.items()}
+    dictionary: dict[str, Any] = {name: {"Description": words} for name, words in IDENTITY.items()}
     for name in group.metrics:
         words, unit = describe_metric(name)
-        told[name] = {"Description": words} | ({} if unit == "n/a" else {"Units": unit})
-    if "verdict" in told:
-        told["verdict"]["Levels"] = VERDICTS
-    told["outlier"] = {
+        dictionary[name] = {"Description": words} | ({} if unit == "n/a" else {"Units": unit})
+    if "verdict" in dictionary:
+        dictionary["verdict"]["Levels"] = VERDICTS
+    dictionary["outlier"] = {
         "Description": "Metrics by which the series stands out among the others, separated by "
         f"commas; none: it does not; n/a: too few comparable series. {RULE} {DETAILS}"
     }
-    return told
+    return dictionary
 
 
 def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
@@ -213,8 +213,8 @@ def _rounded(bval: str | float) -> int:
 def _protocol(series: SeriesReport) -> str:
     """Name what series must share to be compared in signal: voxel size and b-values."""
     summary = series.sidecar.get("Summary")
-    told = summary.get("series") if isinstance(summary, dict) else None
-    words = series.data.series if series.data is not None else str(told)
+    described = summary.get("series") if isinstance(summary, dict) else None
+    words = series.data.series if series.data is not None else str(described)
     size = re.search(r"[\d.e+-]+(?:×[\d.e+-]+){2} mm", words)
     gradients = series.gradients
     if gradients.is_shelled:
@@ -230,7 +230,7 @@ def _cell(value: Value) -> str:
     return str(value)
 
 
-def _outlier_cell(found: Mapping[str, Standing]) -> str:
+def _outlier_cell(found: Mapping[str, MetricComparison]) -> str:
     if not found:
         return MISSING
-    return ",".join(name for name, one in found.items() if one.stands_out) or "none"
+    return ",".join(name for name, one in found.items() if one.is_outlier) or "none"

@@ -12,7 +12,7 @@ import numpy as np
 
 from eddymotion.mapping.rigid import PARAMETERS
 from eddymotion.reports.group import SeriesGroup
-from eddymotion.reports.group_rule import Standing
+from eddymotion.reports.group_rule import MetricComparison
 from eddymotion.reports.metrics import metric_parts
 from eddymotion.reports.svg import FADED, INK, RULE, document, element, nice_step, text
 
@@ -59,7 +59,7 @@ class Distribution:
 
 
 def distributions(
-    group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]
+    group: SeriesGroup, comparisons: Sequence[Mapping[str, MetricComparison]]
 ) -> list[Distribution]:
     """Choose what is drawn: each thing that is measured once, with its variants side by side."""
     panels: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
@@ -92,7 +92,7 @@ def distributions(
 def _distribution(
     name: str,
     strips: Mapping[str, tuple[str, np.ndarray]],
-    comparisons: Sequence[Mapping[str, Standing]],
+    comparisons: Sequence[Mapping[str, MetricComparison]],
 ) -> Distribution:
     base, _, bval = name.partition("_b") if name.startswith("cnr") else (name, "", "")
     label = LABELS[base] + (f" of b={bval}" if bval else "")
@@ -141,13 +141,13 @@ def distribution_chart(panel: Distribution, tones: Sequence[str], rings: Sequenc
 
 
 def _description(panel: Distribution) -> str:
-    told = [
+    parts = [
         f"{name or 'all'}: median {np.median(known):.{panel.digits}f}, "
         f"{known.min():.{panel.digits}f} to {known.max():.{panel.digits}f}, {len(known)} series"
         for name, values in panel.strips.items()
         if len(known := values[np.isfinite(values)])
     ]
-    return f"{panel.label}. " + "; ".join(told)
+    return f"{panel.label}. " + "; ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from eddymotion.reports.group_charts import (
     distribution_chart,
     distributions,
 )
-from eddymotion.reports.group_rule import DETAILS, MIN_SERIES, RULE, Standing
+from eddymotion.reports.group_rule import DETAILS, MIN_SERIES, RULE, MetricComparison
 from eddymotion.reports.layout import (
     Figure,
     Html,
@@ -70,7 +70,7 @@ CAPTION = (
 def write_group_page(
     path: Path,
     group: SeriesGroup,
-    comparisons: Sequence[Mapping[str, Standing]],
+    comparisons: Sequence[Mapping[str, MetricComparison]],
     columns: Mapping[str, Sequence[str]],
 ) -> None:
     """Write the page of a group.
@@ -104,7 +104,7 @@ def _body(group: SeriesGroup, sections: Sequence[Section]) -> Html:
     by = f"Head-motion correction of diffusion MRI by eddymotion {__version__}"
     participants = len({row.participant for row in group.rows})
     counts = Counter(row.verdict for row in group.rows)
-    told = [
+    pills = [
         tag("span", tag("b", str(counts[verdict])), f" {verdict.lower()}", class_=f"pill {tone}")
         for verdict, tone in TONES.items()
     ]
@@ -113,7 +113,7 @@ def _body(group: SeriesGroup, sections: Sequence[Section]) -> Html:
     return join([
         tag("h1", "Group report"),
         tag("p", by, class_="by"),
-        tag("p", head + _number(participants, "participant", "participants") + ": ", *told,
+        tag("p", head + _number(participants, "participant", "participants") + ": ", *pills,
             class_="counts"),
         *([tag("p", tag("a", failed, href="#errors"), class_="errors")] if group.errors else []),
         *[section.html() for section in sections],
@@ -125,11 +125,11 @@ def _number(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def _outliers(group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]) -> Html:
+def _outliers(group: SeriesGroup, comparisons: Sequence[Mapping[str, MetricComparison]]) -> Html:
     found = [
         (max(one.score for one in standing), index, standing)
         for index, compared in enumerate(comparisons)
-        if (standing := [one for one in compared.values() if one.stands_out])
+        if (standing := [one for one in compared.values() if one.is_outlier])
     ]
     found.sort(key=lambda item: (-item[0], item[1]))
     rule = join([tag("p", RULE, class_="note"), details("The rule in full", tag("p", DETAILS))])
@@ -143,11 +143,11 @@ def _outliers(group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]])
         for _, index, standing in found[:MANY]
     ]
     more = f"{len(found) - MANY} more are marked in the table." if len(found) > MANY else ""
-    told = f"{_number(len(found), 'series stands', 'series stand')} out, furthest first."
-    return join([tag("p", told), tag("ol", *items), tag("p", more), rule])
+    heading = f"{_number(len(found), 'series stands', 'series stand')} out, furthest first."
+    return join([tag("p", heading), tag("ol", *items), tag("p", more), rule])
 
 
-def _reasons(standing: Sequence[Standing]) -> str:
+def _reasons(standing: Sequence[MetricComparison]) -> str:
     ordered = sorted(standing, key=lambda one: -one.score)
     return "; ".join(
         f"{_heading(one.metric)} {_shown(one.metric, one.value)} "
@@ -161,9 +161,11 @@ def _name(row: Row) -> Html:
     return tag("a", row.series, href=address) if address else tag("span", row.series)
 
 
-def _distributions(group: SeriesGroup, comparisons: Sequence[Mapping[str, Standing]]) -> Html:
+def _distributions(
+    group: SeriesGroup, comparisons: Sequence[Mapping[str, MetricComparison]]
+) -> Html:
     tones = [TONES.get(row.verdict, "unknown") for row in group.rows]
-    rings = [any(one.stands_out for one in found.values()) for found in comparisons]
+    rings = [any(one.is_outlier for one in found.values()) for found in comparisons]
     charts = [
         Html(distribution_chart(panel, tones, rings))
         for panel in distributions(group, comparisons)
@@ -176,7 +178,7 @@ def _distributions(group: SeriesGroup, comparisons: Sequence[Mapping[str, Standi
 
 def _series(
     group: SeriesGroup,
-    comparisons: Sequence[Mapping[str, Standing]],
+    comparisons: Sequence[Mapping[str, MetricComparison]],
     columns: Mapping[str, Sequence[str]],
 ) -> Html:
     shown = [name for name in group.metrics if name != "verdict"]
@@ -229,9 +231,9 @@ def _row_html(
     row: Row,
     shown: Sequence[str],
     columns: Mapping[str, Sequence[str]],
-    compared: Mapping[str, Standing],
+    compared: Mapping[str, MetricComparison],
 ) -> Html:
-    standing = {name for name, one in compared.items() if one.stands_out}
+    standing = {name for name, one in compared.items() if one.is_outlier}
     standing |= {f"fd_head_{name[3:]}" for name in standing if name in ("fd_mean", "fd_max")}
     cells = [
         tag("td", _text(name, columns[name][index]),
@@ -239,7 +241,7 @@ def _row_html(
             or None)
         for name in shown
     ]  # fmt: skip
-    n_standing = sum(one.stands_out for one in compared.values())
+    n_standing = sum(one.is_outlier for one in compared.values())
     return tag(
         "tr",
         tag("th", _name(row), scope="row"),
@@ -289,5 +291,5 @@ def _dictionary(group: SeriesGroup) -> Html:
         (_heading(name), name, "".join(describe_metric(name)[:1]), _unit(name))
         for name in group.metrics
     ]
-    told = table(rows, ("column", "in the table", "meaning", "unit"))
-    return details("All columns", told)
+    columns = table(rows, ("column", "in the table", "meaning", "unit"))
+    return details("All columns", columns)

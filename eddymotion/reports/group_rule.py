@@ -74,7 +74,7 @@ SCALES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Standing:
+class MetricComparison:
     """A metric of a series against those of comparable series.
 
     Parameters
@@ -96,7 +96,7 @@ class Standing:
     n_series: int
 
     @property
-    def stands_out(self) -> bool:
+    def is_outlier(self) -> bool:
         """Whether it is worse than the limit."""
         return self.score > LIMIT
 
@@ -109,7 +109,7 @@ def scale_of(metric: str) -> Scale | None:
 
 def compare(
     metrics: Mapping[str, np.ndarray], protocols: Sequence[str]
-) -> list[dict[str, Standing]]:
+) -> list[dict[str, MetricComparison]]:
     """Compare each series with the others.
 
     Parameters
@@ -123,7 +123,7 @@ def compare(
     list of dict
         Of each series: metric → comparison. What has too few comparable series is left out.
     """
-    found: list[dict[str, Standing]] = [{} for _ in protocols]
+    found: list[dict[str, MetricComparison]] = [{} for _ in protocols]
     for metric, values in metrics.items():
         scale = scale_of(metric)
         if scale is None:
@@ -144,14 +144,14 @@ def _comparable(
     return [group for group in groups if len(group) >= MIN_SERIES]
 
 
-def _scores(metric: str, values: np.ndarray, scale: Scale) -> list[Standing]:
+def _scores(metric: str, values: np.ndarray, scale: Scale) -> list[MetricComparison]:
     badness = scale.badness(values)
     middle = float(np.median(badness))
     spread = max(1.4826 * float(np.median(np.abs(badness - middle))), LEAST_SPREAD)
     limit = scale.value(middle + LIMIT * spread)
     return [
-        Standing(metric, float(value), scale.value(middle), limit, float(bad - middle) / spread,
-                   len(values))
+        MetricComparison(metric, float(value), scale.value(middle), limit,
+                         float(bad - middle) / spread, len(values))
         for value, bad in zip(values, badness, strict=True)
     ]  # fmt: skip
 

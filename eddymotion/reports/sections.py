@@ -156,7 +156,7 @@ def summary(series: SeriesReport) -> Html:
     box = tag(
         "div",
         tag("p", f"{MARKS[verdict.level]} {verdict.headline}", class_="headline"),
-        tag("p", in_words(series)),
+        tag("p", describe_motion(series)),
         *([tag("p", "Why: " + "; ".join(verdict.reasons) + ".")] if verdict.reasons else ()),
         class_=f"verdict {level}",
     )
@@ -191,7 +191,7 @@ def summary(series: SeriesReport) -> Html:
     ])  # fmt: skip
 
 
-def in_words(series: SeriesReport) -> str:
+def describe_motion(series: SeriesReport) -> str:
     """Say in two sentences what happened in the scan."""
     moved = series.head_translations
     turned = np.rad2deg([series.confounds.numbers(f"rot_{a}") for a in "xyz"])
@@ -209,11 +209,11 @@ def in_words(series: SeriesReport) -> str:
     return (
         f"{what}. The head moved up to {far:.1f} mm (most along {'xyz'[axis]}, volume "
         f"{direction}) and turned up to {angle:.1f}° from the reference; {steps} of more than "
-        f"{JUMP_MM:g} mm.{_offset_in_words(series)}"
+        f"{JUMP_MM:g} mm.{_describe_offset(series)}"
     )
 
 
-def _offset_in_words(series: SeriesReport) -> str:
+def _describe_offset(series: SeriesReport) -> str:
     """Say how far eddy currents displaced the volumes besides; empty where that is not known."""
     offsets = np.abs(series.confounds.numbers("eddy_offset"))
     if series.eddy_along is None or not np.isfinite(offsets).any():
@@ -228,10 +228,10 @@ def frame(series: SeriesReport, page: Path) -> Html:
     """Write how diffusion-weighted volumes lie on b=0, and what is known about it."""
     picture = _picture(series, "b0_edges", page)
     facts = series.sidecar.get("Summary")
-    told = facts.get(FRAME) if isinstance(facts, Mapping) else None
-    if not picture or not isinstance(told, str):
+    text = facts.get(FRAME) if isinstance(facts, Mapping) else None
+    if not picture or not isinstance(text, str):
         return picture
-    return join([picture, tag("p", f"{FRAME.capitalize()}: {told}.", class_="note")])
+    return join([picture, tag("p", f"{FRAME.capitalize()}: {text}.", class_="note")])
 
 
 def slices(series: SeriesReport, page: Path) -> Html:

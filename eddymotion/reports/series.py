@@ -89,8 +89,8 @@ def draw_series(
     save_figure(maps_figure(before, after, predicted), outputs["maps_figure"], dpi=90)
     columns = confounds(after.gradients, motion, dwi.center, quality_after)
     table = Table.parse(table_text(columns))
-    ruined = volumes_beyond_repair(quality_after.outliers)
-    findings = Findings.of(table, after.gradients, dwi.shape[2], data.z, ruined)
+    unusable = volumes_beyond_repair(quality_after.outliers)
+    findings = Findings.of(table, after.gradients, dwi.shape[2], data.z, unusable)
     white = white_levels(
         after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
     )
@@ -188,9 +188,11 @@ class SeriesReport:
     def findings(self) -> Findings:
         """What stands out."""
         z = None if self.data is None else self.data.z
-        told = self.sidecar.get("OutlierSlices")
-        ruined = told.get("VolumesBeyondRepair", ()) if isinstance(told, dict) else ()
-        known = [one for one in ruined if isinstance(one, int)] if isinstance(ruined, list) else ()
+        given = self.sidecar.get("OutlierSlices")
+        unusable = given.get("VolumesBeyondRepair", ()) if isinstance(given, dict) else ()
+        known = (
+            [one for one in unusable if isinstance(one, int)] if isinstance(unusable, list) else ()
+        )
         return Findings.of(self.confounds, self.gradients, self.n_slices, z, known)
 
     @cached_property
@@ -221,8 +223,10 @@ class SeriesReport:
     @property
     def notices(self) -> list[Notice]:
         """What the run said against the series itself."""
-        told = self.sidecar.get("Warnings")
-        entries = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+        given = self.sidecar.get("Warnings")
+        entries = (
+            [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+        )
         return [
             Notice(
                 str(one.get("Subject", "warning")),
@@ -271,8 +275,8 @@ def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
 def _phase_encoding(outputs: Outputs) -> np.ndarray | None:
     """Read the phase-encoding vector of the fields (3,); None without fields."""
     try:
-        told = read_json(outputs["eddy_sidecar"]).get(MODEL)
-        along = np.array(told["PhaseEncodingVector"], float) if isinstance(told, dict) else None
+        given = read_json(outputs["eddy_sidecar"]).get(MODEL)
+        along = np.array(given["PhaseEncodingVector"], float) if isinstance(given, dict) else None
     except (KeyError, TypeError, ValueError):
         return None
     return along if along is not None and along.shape == (3,) else None

@@ -10,8 +10,8 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation import Quality
-from eddymotion.estimation.outliers import lost_in_words
-from eddymotion.estimation.undetermined import in_words
+from eddymotion.estimation.outliers import describe_outliers
+from eddymotion.estimation.undetermined import describe_directions
 from eddymotion.images.axes import image_axes
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
@@ -45,19 +45,21 @@ def summarise(
         "eddy currents": _fields(dwi, motion),
         "mean correlation with the prediction": rise("correlation", np.mean),
         "lowest correlation with the prediction": rise("correlation", np.min),
-        "slices that lost signal": lost_in_words(after.outliers),
+        "slices that lost signal": describe_outliers(after.outliers),
     } | _unknown(motion)
 
 
 def _unknown(motion: Motion) -> dict[str, str]:
     """Say what could not be found, where that is anything."""
-    told = {}
+    facts = {}
     if motion.unplaced is not None:
         volumes = np.flatnonzero(motion.unplaced)
-        told["volumes that could not be placed"] = ", ".join(map(str, volumes))
+        facts["volumes that could not be placed"] = ", ".join(map(str, volumes))
     if motion.undetermined is not None:
-        told["not determined by the images, taken as at rest"] = in_words(motion.undetermined)
-    return told
+        facts["not determined by the images, taken as at rest"] = describe_directions(
+            motion.undetermined
+        )
+    return facts
 
 
 def _has_offset(motion: Motion) -> bool:
@@ -71,11 +73,11 @@ def _displacements(dwi: DWI, motion: Motion) -> str:
         framewise_displacement(rigid_parameters(matrices, dwi.center))[1:]
         for matrices in (motion.head, motion.matrices)
     )
-    told = f"mean {head.mean():.2f} mm, max {head.max():.2f} mm"
+    text = f"mean {head.mean():.2f} mm, max {head.max():.2f} mm"
     if not _has_offset(motion):
-        return told
+        return text
     return (
-        f"{told}, of the head; with the offset of the eddy currents mean {poses.mean():.2f} mm, "
+        f"{text}, of the head; with the offset of the eddy currents mean {poses.mean():.2f} mm, "
         f"max {poses.max():.2f} mm"
     )
 
@@ -87,14 +89,14 @@ def _fields(dwi: DWI, motion: Motion) -> str:
     points = apply_affine(dwi.affine, np.argwhere(dwi.mask)[::97])
     squares = [np.square(eddy.displacement(v, points)).mean() for v in dwi.gradients.dwis]
     axis = "ijk"[int(np.abs(image_axes(dwi.affine).T @ eddy.pe).argmax())]
-    told = f"{eddy.order} fields along {axis}, {np.sqrt(np.mean(squares)):.2f} mm RMS in the brain"
+    text = f"{eddy.order} fields along {axis}, {np.sqrt(np.mean(squares)):.2f} mm RMS in the brain"
     if eddy.offsets is None:
-        return told
-    return f"{told}; offset up to {np.abs(eddy.offsets).max():.2f} mm"
+        return text
+    return f"{text}; offset up to {np.abs(eddy.offsets).max():.2f} mm"
 
 
 def _frame(motion: Motion) -> str:
     if motion.frame_error is None:
         return "not estimated"
-    told = f"joined to that of the b=0 volumes within {motion.frame_error:.3f} mm (standard error)"
-    return told if motion.frame_evidence is None else f"{told}; {motion.frame_evidence}"
+    text = f"joined to that of the b=0 volumes within {motion.frame_error:.3f} mm (standard error)"
+    return text if motion.frame_evidence is None else f"{text}; {motion.frame_evidence}"

@@ -175,7 +175,7 @@ class Findings:
         gradients: Gradients,
         n_slices: int,
         z: np.ndarray | None,
-        ruined: Sequence[int] | np.ndarray = (),
+        beyond_repair: Sequence[int] | np.ndarray = (),
     ) -> Findings:
         """Read them off the confounds.
 
@@ -186,7 +186,7 @@ class Findings:
         n_slices : int
         z : (N, Z) array, optional
             NaN where a slice was not judged; all count without it.
-        ruined : sequence of int
+        beyond_repair : sequence of int
             Volumes beyond repair by
             :func:`~eddymotion.estimation.outliers.volumes_beyond_repair`.
         """
@@ -199,11 +199,13 @@ class Findings:
             judged = np.where(gradients.is_b0, 0, n_slices)
         else:
             judged = np.isfinite(z).sum(axis=1)
-        ruin = (outliers > MANY_LOST * np.maximum(judged, 1)) & (outliers > 0)
-        ruin[[volume for volume in ruined if 0 <= volume < len(ruin)]] = True
+        is_beyond_repair = (outliers > MANY_LOST * np.maximum(judged, 1)) & (outliers > 0)
+        is_beyond_repair[
+            [volume for volume in beyond_repair if 0 <= volume < len(is_beyond_repair)]
+        ] = True
         deficit = _below_shell(correlation, gradients)
         unexplained = deficit - 1 + correlation_left(outliers / np.maximum(judged, 1))
-        spoilt = ruin | _far_below_shell(unexplained, gradients)
+        spoilt = is_beyond_repair | _far_below_shell(unexplained, gradients)
         jumps = np.flatnonzero(np.nan_to_num(fd) > JUMP_MM)
         return cls(
             fd, fd_with_offset, correlation, outliers, judged, deficit, jumps,

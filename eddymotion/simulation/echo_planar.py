@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.images.grid import Grid
+from eddymotion.images.grid import Grid, block_means
 from eddymotion.images.image import Image
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.simulation.base import Head
-from eddymotion.simulation.sampling import View, block_means
+from eddymotion.simulation.sampling import View
 from eddymotion.wording import short_repr
 
 PE_FACTOR, OTHER_FACTOR = 8, 2

@@ -134,7 +134,7 @@ class FittedHead(SeriesHead):
         maps[head] = np.concatenate(parallel_map(fit, starts, n_threads=n_threads))
         white = aligned.mask & (maps[..., 1] > WHITE_STICK_FRACTION)
         maps[..., 0] *= S0[0] / maps[white if white.any() else aligned.mask, 0].mean()
-        wider, affine, around = with_margin(maps, aligned, always_seen(dwi, motion))
+        wider, affine, around = with_margin(maps, aligned, common_field_of_view(dwi, motion))
         s0, fraction, diffusivity = (wider[..., k] for k in range(3))
         brain = np.pad(aligned.mask, around)
         grid = Grid(aligned.shape, aligned.affine)
@@ -170,7 +170,7 @@ def with_margin(
     maps : (X, Y, Z, M) array
     dwi : DWI
     seen : (X, Y, Z) bool array
-        See :func:`always_seen`.
+        See :func:`common_field_of_view`.
 
     Returns
     -------
@@ -294,7 +294,7 @@ def head_region(b0: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(labels == np.argmax(counts))
 
 
-def always_seen(dwi: DWI, motion: Motion) -> np.ndarray:
+def common_field_of_view(dwi: DWI, motion: Motion) -> np.ndarray:
     """Find the voxels of the reference that lie in the field of view of all volumes."""
     seen = np.ones(dwi.shape, bool)
     for matrix in np.linalg.inv(dwi.affine) @ motion.matrices @ dwi.affine:

@@ -17,7 +17,7 @@ from eddymotion.io.series import mean_b0
 from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import resample
 from eddymotion.simulation.crude import align_crudely
-from eddymotion.simulation.fitted import SeriesHead, always_seen, head_region, with_margin
+from eddymotion.simulation.fitted import SeriesHead, common_field_of_view, head_region, with_margin
 from eddymotion.simulation.phantom import S0
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class HarmonicHead(SeriesHead):
                 volume = np.zeros(dwi.shape, np.float32)
                 volume[region] = values
                 maps.append(np.where(region, shrunk(volume, gain * noise), 0))
-        seen = always_seen(dwi, motion)
+        seen = common_field_of_view(dwi, motion)
         wider, affine, around = with_margin(np.stack(maps, axis=-1), dwi, seen)
         head = cls(
             wider[..., 0],

@@ -241,13 +241,15 @@ class Simulation:
         if self.magnetised:
             changing = "" if recipe.rigid_field else " that changes with the pose"
             parts.append(f"susceptibility × {recipe.susceptibility:g}{changing}")
-        if recipe.coverage == "slab":
-            parts.append(f"slab of {SLAB_MM:g} mm")
-        elif recipe.coverage == "cropped":
-            parts.append(f"lowest {CROPPED_MM:g} mm cut off")
+        parts += self._coverage()
         if recipe.kspace:
             parts.append(f"in k-space, coil field {recipe.kspace.coil_variation:g}:1")
         return f"{_head_name(recipe)}; " + ", ".join(parts)
+
+    def _coverage(self) -> list[str]:
+        """Say which part of the head is scanned, if not all of it."""
+        words = {"slab": f"slab of {SLAB_MM:g} mm", "cropped": f"lowest {CROPPED_MM:g} mm cut off"}
+        return [words[self.recipe.coverage]] if self.recipe.coverage in words else []
 
 
 def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent) -> Simulation:
@@ -408,11 +410,11 @@ def _description(recipe: Recipe) -> dict[str, Any]:
 
 
 def _head_name(recipe: Recipe) -> str:
-    name = _whose_head(recipe)
+    name = _head_source(recipe)
     return name if recipe.cavity == "none" else f"{name} with a cavity ({recipe.cavity})"
 
 
-def _whose_head(recipe: Recipe) -> str:
+def _head_source(recipe: Recipe) -> str:
     if recipe.series:
         how = " by harmonics" if recipe.head == "fitted" else ""
         return f"head fitted to {recipe.series.name}{how}"

@@ -187,7 +187,7 @@ class RegistrarConformance:
         arguments = {"fixed": pair.fixed, "moving": pair.moving, **change}
         for name in ("fixed", "moving", "moving_mask"):
             if isinstance(arguments.get(name), str):
-                arguments[name] = _spoilt(pair.moving, arguments[name])
+                arguments[name] = _corrupted(pair.moving, arguments[name])
         with pytest.raises(EddymotionError, match=words):
             registrar.register(**arguments)
 
@@ -201,7 +201,7 @@ class RegistrarConformance:
         assert np.isfinite(found.cost).all()
 
 
-def _spoilt(image: Image, how: str) -> Image | np.ndarray:
+def _corrupted(image: Image, how: str) -> Image | np.ndarray:
     """Return what no engine can use."""
     data = image.data.copy()
     if how == "nan":

@@ -90,9 +90,9 @@ def test_bids_app_on_slurm_is_as_on_one_host(dataset, on_one_host, plugin, tmp_p
         n_procs = 1 if name.startswith("report") else 2
         assert f"cpu={n_procs}," in resources, name
         assert "mem=1G" in resources or "mem=1000M" in resources, name
-    told = run_record(output)
-    assert told["Plugin"] == "SLURM"
-    assert all(series["Steps"]["motion"]["threads"] == 2 for series in told["Series"])
+    content = run_record(output)
+    assert content["Plugin"] == "SLURM"
+    assert all(series["Steps"]["motion"]["threads"] == 2 for series in content["Series"])
     assert not list(work.glob("run-*"))
 
 
@@ -126,8 +126,8 @@ def test_an_array_with_a_job_a_participant(dataset, on_one_host, tmp_path):
     assert done.returncode == 0, done.stderr
     array, last = re.search(r"array (\d+), then job (\d+)", done.stdout).groups()
     wait_for(lambda: not {array, last} & set(jobs()), 300)
-    told = "".join(path.read_text() for path in (output / "logs" / "slurm").glob("*.txt"))
-    assert contents(output) == on_one_host, told
+    text = "".join(path.read_text() for path in (output / "logs" / "slurm").glob("*.txt"))
+    assert contents(output) == on_one_host, text
     wait_for(lambda: set(accounted("State", array, last).values()) == {"COMPLETED"}, 20)
     assert all((output / f"sub-{label}.html").is_file() for label in LABELS)
 
@@ -144,9 +144,9 @@ def test_a_lost_job_is_told_and_the_next_run_goes_on(dataset, on_one_host, plugi
     subprocess.run(["scancel", lost], check=True)
     message = run.communicate(timeout=300)[1]
     assert run.returncode == 1, message
-    told = message.split("1 of 2 series failed")[1]
-    assert f"sub-01_dwi.nii.gz: SLURM job {lost} ended as CANCELLED" in told
-    (record,) = re.findall(r"Its output: (\S+)", told)
+    text = message.split("1 of 2 series failed")[1]
+    assert f"sub-01_dwi.nii.gz: SLURM job {lost} ended as CANCELLED" in text
+    (record,) = re.findall(r"Its output: (\S+)", text)
     assert Path(record).is_file()
     assert (output / "sub-02" / "dwi" / "sub-02_desc-preproc_dwi.json").is_file()
     assert not (output / "sub-01" / "dwi" / "sub-01_desc-preproc_dwi.json").exists()

@@ -33,7 +33,7 @@ def test_a_loop_with_a_tensor_is_told_everywhere(scan, tmp_path):
     file = " ".join((out / "logs" / "CITATION.md").read_text().split())
     page = " ".join((out / "dwi.html").read_text().split())
     (log,) = (out / "logs").glob("*.log")
-    for told in (file, page, " ".join(log.read_text().split())):
+    for content in (file, page, " ".join(log.read_text().split())):
         for words in (
             "registered to its prediction by gauss-newton, in 1 pass.",
             "Predictions came from the diffusion tensor",
@@ -42,12 +42,12 @@ def test_a_loop_with_a_tensor_is_told_everywhere(scan, tmp_path):
             "own kernel",
             "and replaced by them",
         ):
-            assert words in told
+            assert words in content
         for words in ("estimated together", "Gaussian process", "Goncalves"):
-            assert words not in told.partition("BibTeX")[0]
-    told = json.loads((out / "dwi_desc-preproc_dwi.json").read_text())["Methods"]
-    assert told["estimator"] == "lovo"
-    assert told["model"] == "dti"
+            assert words not in content.partition("BibTeX")[0]
+    content = json.loads((out / "dwi_desc-preproc_dwi.json").read_text())["Methods"]
+    assert content["estimator"] == "lovo"
+    assert content["model"] == "dti"
 
 
 def sidecar(**done):

@@ -61,9 +61,9 @@ def alter(path):
 
 def alter_unseen(path):
     """As a bad disk does: the time of modification stays."""
-    told = path.stat()
+    before = path.stat()
     alter(path)
-    os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def rename_a_field(path):
@@ -76,7 +76,7 @@ def make_folder(path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "told"),
+    ("kind", "change", "text"),
     [
         ("dwi", cut, "bytes, "),
         ("dwi", empty, "0 bytes"),
@@ -90,14 +90,14 @@ def make_folder(path):
         ("sidecar", rename_a_field, "its content was changed"),
     ],
 )
-def test_what_is_not_as_it_was_written_is_not_reused(kind, change, told, outputs, caplog):
+def test_what_is_not_as_it_was_written_is_not_reused(kind, change, text, outputs, caplog):
     fingerprint = print_of(outputs)
     assert finished_summary(outputs, fingerprint) is not None
     change(outputs[kind])
     assert finished_summary(outputs, fingerprint, name="a series") is None
     (line,) = caplog.messages
     assert outputs[kind].name in line
-    assert told in line
+    assert text in line
     assert "made again" in line
 
 
@@ -113,9 +113,11 @@ def test_damaged_outputs_are_made_again_of_the_same_motion(
     alter(outputs["bvec"])
     monkeypatch.setattr(steps, "find_motion", None)  # not to be found again
     assert run(image, outputs.folder) == 0
-    told = capsys.readouterr().err
-    assert "sub-01_desc-preproc_dwi.bvec (its content was changed); the outputs are made" in told
-    assert "motion found in an earlier run; reused" in told
+    printed = capsys.readouterr().err
+    assert (
+        "sub-01_desc-preproc_dwi.bvec (its content was changed); the outputs are made" in printed
+    )
+    assert "motion found in an earlier run; reused" in printed
     assert contents(outputs.folder) == contents(finished)
 
 

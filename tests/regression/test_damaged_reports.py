@@ -97,11 +97,11 @@ def test_a_damaged_series_is_listed_and_the_other_is_gathered(damage, finished, 
     kind, change = DAMAGES[damage]
     change(bad[kind])
     assert pages(tmp_path, "group") == 1
-    told = capsys.readouterr().err
-    assert told.count("1 of 2 series failed") == 1
-    assert "Traceback" not in told
-    assert told.count("again") == 1  # what to do, said once
-    assert len(told) < 1500
+    printed = capsys.readouterr().err
+    assert printed.count("1 of 2 series failed") == 1
+    assert "Traceback" not in printed
+    assert printed.count("again") == 1  # what to do, said once
+    assert len(printed) < 1500
     table = (tmp_path / "group_dwi.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in table[1:]] == ["sub-01"]
     assert "sub-02" in (tmp_path / "group_dwi.html").read_text()
@@ -120,9 +120,9 @@ def test_reports_only_writes_the_page_of_the_other(kind, change, finished, tmp_p
     bad = copy_series(finished, tmp_path, "01", "sub-01_run-2")
     change(bad[kind])
     assert pages(tmp_path, "participant", "--reports-only") == 1
-    told = capsys.readouterr().err
-    assert told.count("sub-01_run-2") < 4
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert printed.count("sub-01_run-2") < 4
+    assert "Traceback" not in printed
     page = (tmp_path / "sub-01.html").read_text()
     assert "1 series failed" in page
     assert "sub-01_run-1" in page
@@ -137,9 +137,9 @@ def test_nothing_to_gather_is_said_once(tmp_path, capsys):
     )
     (tmp_path / "out").mkdir()
     assert participant.main([str(tmp_path / "bids"), str(tmp_path / "out"), "group"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("run the participant level") == 1
-    assert told.count("no finished") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("run the participant level") == 1
+    assert printed.count("no finished") == 1
 
 
 def test_a_bomb_is_not_unpacked(finished, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from eddymotion.data.checks import DENOISED_PART, doubts
+from eddymotion.data.checks import DENOISED_PART, find_issues
 from eddymotion.data.checks.noise import is_denoised
 from eddymotion.estimation.estimate import with_larger_errors
 from eddymotion.mapping.motion import Motion
@@ -44,7 +44,7 @@ def test_noise_that_was_removed_is_noticed_and_raw_noise_is_not(raw):
     assert not is_denoised(raw)
     clean = denoised(raw)
     assert is_denoised(clean)
-    assert "denoised" in [one.kind for one in doubts(clean)]
+    assert "denoised" in [one.kind for one in find_issues(clean)]
 
 
 def test_standard_errors_grow_with_the_motion_that_may_be_missing():

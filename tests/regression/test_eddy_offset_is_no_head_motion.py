@@ -15,7 +15,7 @@ from eddymotion.models import get_model
 from eddymotion.reports.display import html_of
 from eddymotion.reports.group import gather
 from eddymotion.reports.metrics import quality_metrics
-from eddymotion.reports.sections import in_words
+from eddymotion.reports.sections import describe_motion
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.summary import summarise
 from eddymotion.reports.verdict import Severity
@@ -53,7 +53,7 @@ def test_the_head_is_judged(series):
 
 
 def test_the_headline_tells_the_head_and_the_offset_beside_it(series):
-    words = in_words(series)
+    words = describe_motion(series)
     assert "The head moved up to 0.2 mm (most along x" in words
     assert "no jumps" in words
     assert "Eddy currents displaced the volumes by up to 3.0 mm" in words
@@ -70,15 +70,15 @@ def test_columns_of_the_group_stay(series):
 def test_the_summary_tells_both(tiny, at_rest):
     model = get_model("average", tiny.gradients)
     quality = assess(tiny, at_rest, model)
-    told = summarise(tiny, at_rest, model, quality, quality)
-    assert told["framewise displacement"].startswith("mean 0.02 mm, max 0.02 mm, of the head; ")
-    assert "max 3.02 mm" in told["framewise displacement"]
-    assert told["range of translations (x, y, z)"] == "0.20, 0.00, 0.00 mm, of the head"
+    content = summarise(tiny, at_rest, model, quality, quality)
+    assert content["framewise displacement"].startswith("mean 0.02 mm, max 0.02 mm, of the head; ")
+    assert "max 3.02 mm" in content["framewise displacement"]
+    assert content["range of translations (x, y, z)"] == "0.20, 0.00, 0.00 mm, of the head"
     assert "0.02 at most (of the head alone" in html_of(at_rest)
 
 
 def test_without_an_offset_nothing_is_added(tiny, tmp_path):
     moved = Motion.identity(len(tiny))
     series = SeriesReport.load(write_series(tmp_path, "01", tiny, moved))
-    assert "Eddy" not in in_words(series)
+    assert "Eddy" not in describe_motion(series)
     assert not any("offset" in check.text for check in series.verdict.checks)

@@ -80,8 +80,8 @@ def test_evaluate_relative_to_counts_with_them(tmp_path, capsys):
         call = ["motion", str(tmp_path / "found.tsv"), str(tmp_path / "true.tsv"),
                 "--reference", str(tmp_path / "dwi.nii.gz"), "--relative-to", "7"]  # fmt: skip
         assert evaluate.main(call) == 0
-        told = capsys.readouterr().out.rpartition("95 % intervals that hold the truth: ")[2]
-        covered.append(float(told.split()[0]))
+        printed = capsys.readouterr().out.rpartition("95 % intervals that hold the truth: ")[2]
+        covered.append(float(printed.split()[0]))
     assert np.mean(covered) > 91
 
 

@@ -12,7 +12,7 @@ import pytest
 from eddymotion.cli import correct, evaluate, register, simulate
 from eddymotion.io.writing import replacing
 from eddymotion.machine import temporaries
-from eddymotion.machine.temporaries import remove_leftovers, temporary_name
+from eddymotion.machine.temporaries import remove_stale_temporaries, temporary_name
 from eddymotion.registration.engines.external import work_folder
 
 KILLED = (
@@ -59,10 +59,10 @@ def test_only_what_dead_writers_left_goes(tmp_path, monkeypatch):
         for path in elsewhere:
             path.write_text("half")
         os.utime(elsewhere[0], (time.time() - 4000, time.time() - 4000))
-        remove_leftovers(tmp_path, deep=True)
+        remove_stale_temporaries(tmp_path, deep=True)
         expected = sorted([theirs.name, former.name, living.name, elsewhere[1].name])
         assert hidden(tmp_path) == expected
-        remove_leftovers(tmp_path, locked=True)
+        remove_stale_temporaries(tmp_path, locked=True)
         assert hidden(tmp_path) == sorted([theirs.name, living.name])
     assert (tmp_path / "now.txt").read_text() == "at work"
 

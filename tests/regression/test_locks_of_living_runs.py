@@ -166,9 +166,9 @@ def test_a_participant_that_is_lost_fails_and_the_others_go_on(
     monkeypatch.setattr("eddymotion.pipeline.series_job.correct_series", correct_other)
     options = ("--nprocs", "1", *QUICK)
     assert participant.main([str(dataset), str(tmp_path), "participant", *options]) == 1
-    told = capsys.readouterr().err
-    assert told.count("lost its lock") == 1
-    assert "1 of 2 series failed" in told
+    printed = capsys.readouterr().err
+    assert printed.count("lost its lock") == 1
+    assert "1 of 2 series failed" in printed
     assert written == ["sub-02"]
     assert not (tmp_path / "sub-01").exists()
     assert not (tmp_path / "sub-01.html").exists()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from eddymotion.images.masking import _holes_in_slices, _solid, brain_mask, mask_doubt
+from eddymotion.images.masking import _holes_in_slices, _solid, brain_mask, mask_issue
 from eddymotion.io.series import load, mean_b0
 
 AXES = np.indices((40, 44, 36)).transpose(1, 2, 3, 0)
@@ -31,10 +31,10 @@ def test_what_hangs_on_by_a_thread_is_cut_off():
 
 def test_second_opinion_speaks_up_only_against_a_wrong_mask(moving):
     reference = mean_b0(moving.signal, moving.gradients)
-    assert mask_doubt(reference, moving.mask) is None
+    assert mask_issue(reference, moving.mask) is None
     half = moving.mask.copy()
     half[half.shape[0] // 2 :] = False
-    assert "in common" in mask_doubt(reference, half)
+    assert "in common" in mask_issue(reference, half)
 
 
 @pytest.mark.slow

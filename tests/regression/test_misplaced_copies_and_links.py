@@ -51,9 +51,9 @@ def linked(tmp_path):
 def test_only_the_folders_of_bids_are_read_and_no_link_is_followed_out_or_twice(linked, caplog):
     root, right = linked
     assert images(root) == right
-    for told in ("sub-02/dwi/sub-01_dwi.nii.gz: its name", "sub-02_ses-b_dwi.nii.gz: its name",
+    for text in ("sub-02/dwi/sub-01_dwi.nii.gz: its name", "sub-02_ses-b_dwi.nii.gz: its name",
                  "sub-02/ses-b: leads to", "sub-02/ses-x: leads to"):  # fmt: skip
-        assert told in caplog.text
+        assert text in caplog.text
     assert images(root, participants=["03"]) == right[-1:]
 
 
@@ -63,8 +63,8 @@ def test_a_link_is_not_read_in_place_of_the_folder_that_it_leads_to(link, tmp_pa
     (tmp_path / "sub-01" / link).parent.mkdir(exist_ok=True)
     (tmp_path / "sub-01" / link).symlink_to(tmp_path / "sub-01/dwi")
     assert images(tmp_path) == ["sub-01/dwi/sub-01_dwi.nii.gz"]
-    (told,) = caplog.messages
-    assert told.startswith(f"sub-01/{link}: leads to ")
+    (message,) = caplog.messages
+    assert message.startswith(f"sub-01/{link}: leads to ")
 
 
 def test_an_index_ends_and_holds_the_same(linked, tmp_path):
@@ -101,9 +101,9 @@ def test_a_run_with_names_that_differ_in_a_sign_only(tmp_path, capsys):
     image = raw / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
     nib.load(image).to_filename(image.with_suffix(""))
     assert participant.main([str(raw), str(output), "participant", *QUICK, "--nprocs", "1"]) == 1
-    told = capsys.readouterr().err
-    assert "2 of 4 series failed" in told
-    assert "are one series; remove one of the two" in told
+    printed = capsys.readouterr().err
+    assert "2 of 4 series failed" in printed
+    assert "are one series; remove one of the two" in printed
     written = {path.name for path in output.rglob("*_desc-preproc_dwi.nii.gz")}
     assert written == {f"sub-01_acq-a{sign}b_desc-preproc_dwi.nii.gz" for sign in "+-"}
     page = (output / "sub-01.html").read_text()

@@ -29,9 +29,9 @@ def acquired(dwi, metadata):
 @pytest.mark.parametrize("value", ODD, ids=lambda value: str(value)[:12])
 def test_odd_values_are_left_aside_one_by_one(field, value, tiny, caplog):
     taken = usable({field: value}, field, owner="sub-01")
-    told = [line for line in caplog.messages if f"sub-01: {field} is " in line]
-    assert len(taken) + len(told) == 1
-    assert all(len(line) < 250 for line in told)
+    message = [line for line in caplog.messages if f"sub-01: {field} is " in line]
+    assert len(taken) + len(message) == 1
+    assert all(len(line) < 250 for line in message)
     if taken:
         _, expected = FIELDS[field]
         assert type(value) in SOUND[expected.removeprefix("a ")]
@@ -80,9 +80,9 @@ def test_a_run_goes_on_without_what_is_odd(tmp_path, capsys):
         '"TotalReadoutTime": 0.05, "FlipAngle": null}'
     )
     assert participant.main([str(raw), str(output), "participant", *QUICK, "--nprocs", "1"]) == 0
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for field in ("SliceTiming", "MultibandAccelerationFactor", "EchoTime"):
-        assert f"{field} is " in told
+        assert f"{field} is " in printed
     sidecar = json.loads((output / "sub-01/dwi/sub-01_desc-preproc_dwi.json").read_text())
     assert sidecar["TotalReadoutTime"] == 0.05
     assert not {"EchoTime", "MultibandAccelerationFactor", "FlipAngle"} & set(sidecar)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.data.checks.tables import Looks, _Labels, contradictions, scaled_vectors
+from eddymotion.data.checks.tables import Appearance, _Labels, contradictions, scaled_vectors
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.motion import Motion
@@ -51,9 +51,9 @@ def test_a_table_shifted_by_a_volume_is_told_where_it_belongs(moving, step, back
 
 def test_vectors_that_encode_b_values_are_told(two_shells):
     bvals = two_shells.gradients.bvals
-    told = scaled_vectors(labelled(two_shells, np.full(len(bvals), 2000.0)), np.sqrt(bvals / 2000))
-    assert told is not None
-    assert "that gives b=0, 1000, 2000" in str(told)
+    text = scaled_vectors(labelled(two_shells, np.full(len(bvals), 2000.0)), np.sqrt(bvals / 2000))
+    assert text is not None
+    assert "that gives b=0, 1000, 2000" in str(text)
     assert scaled_vectors(two_shells, np.sqrt(bvals / 2000)) is None
 
 
@@ -98,7 +98,7 @@ def test_exchanged_shells_are_told(two_shells):
 def test_no_volume_is_named_twice(two_shells, step):
     old = two_shells.gradients
     shifted = labelled(two_shells, np.roll(old.bvals, step), np.roll(old.bvecs, step, axis=0))
-    looks = Looks.of(shifted)
+    looks = Appearance.of(shifted)
     found = _Labels.of(looks, shifted.gradients.bvals, 50.0, shelled=True).mislabelled()
     volumes = [one.volume for one in found]
     assert len(volumes) == len(set(volumes))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from eddymotion.data.checks import doubts
+from eddymotion.data.checks import find_issues
 from eddymotion.estimation import estimate_motion
 from eddymotion.evaluation import compare_motion
 from eddymotion.images.image import Image
@@ -33,8 +33,8 @@ def test_motion_is_found_within_a_mask_that_rests(moving, truth, of_stripped, sc
 
 
 def test_it_is_told_and_errors_are_larger(moving, estimated, of_stripped):
-    assert [one.kind for one in doubts(stripped(moving))] == ["zeros"]
-    assert doubts(moving) == []
+    assert [one.kind for one in find_issues(stripped(moving))] == ["zeros"]
+    assert find_issues(moving) == []
     dwis = moving.gradients.dwis
     wider = np.median(of_stripped.standard_errors[dwis], axis=0)
     assert (wider > 1.2 * np.median(estimated.standard_errors[dwis], axis=0)).all()
@@ -59,8 +59,8 @@ def test_any_constant_around_the_brain_is_missing(still, value):
     values = [v[inside].min() if isinstance(value, str) else value for v in still.volumes()]
     signal = np.where(inside[..., None], still.signal, np.array(values, np.float32))
     dwi = replace(still, signal=signal)
-    assert [one.kind for one in doubts(dwi)] == ["zeros"]
-    np.testing.assert_array_equal(dwi.evidence(5).missing, ~inside)
+    assert [one.kind for one in find_issues(dwi)] == ["zeros"]
+    np.testing.assert_array_equal(dwi.volume_with_missing(5).missing, ~inside)
 
 
 @pytest.mark.parametrize("voxels", [1, 2])
@@ -78,8 +78,8 @@ def test_a_volume_that_was_cropped_is_named_and_what_is_gone_has_no_say(still, a
     dwi = replace(still, signal=signal)
     assert not dwi.is_cut
     assert dwi.cut_volumes == (5,)
-    assert dwi.evidence(4).missing is None
-    np.testing.assert_array_equal(dwi.evidence(5).missing, signal[..., 5] == 0)
-    (told,) = doubts(dwi)
-    assert told.text.startswith("volume 5: tissue that other volumes show")
+    assert dwi.volume_with_missing(4).missing is None
+    np.testing.assert_array_equal(dwi.volume_with_missing(5).missing, signal[..., 5] == 0)
+    (issue,) = find_issues(dwi)
+    assert issue.text.startswith("volume 5: tissue that other volumes show")
     assert still.cut_volumes == ()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.data.checks import doubts
+from eddymotion.data.checks import find_issues
 from eddymotion.data.gradients import Gradients
 
 
@@ -22,15 +22,15 @@ def changed(dwi, volume, signal):
     return replace(dwi, signal=every)
 
 
-def told(dwi):
-    return [one.text for one in doubts(dwi) if one.kind == "b0"]
+def b0_issues(dwi):
+    return [one.text for one in find_issues(dwi) if one.kind == "b0"]
 
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("factor", [3, 1 / 3])
 def test_another_brightness(weighted, which, factor):
     volume = weighted.gradients.b0s[which]
-    (text,) = told(changed(weighted, volume, weighted.signal[..., volume] * factor))
+    (text,) = b0_issues(changed(weighted, volume, weighted.signal[..., volume] * factor))
     assert "in brightness by a factor of 3.0" in text
     assert f"volume {volume} is the doubtful one" in text
 
@@ -39,7 +39,7 @@ def test_another_brightness(weighted, which, factor):
 def test_noise(weighted, which):
     volume = weighted.gradients.b0s[which]
     noise = np.random.default_rng(1).rayleigh(400, weighted.shape)
-    (text,) = told(changed(weighted, volume, noise))
+    (text,) = b0_issues(changed(weighted, volume, noise))
     assert f"volume {volume} is the doubtful one" in text
 
 
@@ -48,11 +48,11 @@ def test_both_where_nothing_tells(weighted):
     signal = np.array(weighted.signal)
     signal[..., first] *= 4
     signal[..., second] *= 12
-    (text,) = told(replace(weighted, signal=signal))
+    (text,) = b0_issues(replace(weighted, signal=signal))
     assert "both are doubtful" in text
 
 
 def test_sound_ones_are_alike(weighted):
-    assert not told(weighted)
+    assert not b0_issues(weighted)
     bvals = np.where(weighted.gradients.is_b0, 0, 3000.0)
-    assert not told(replace(weighted, gradients=Gradients(bvals, weighted.gradients.bvecs)))
+    assert not b0_issues(replace(weighted, gradients=Gradients(bvals, weighted.gradients.bvecs)))

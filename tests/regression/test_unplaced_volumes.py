@@ -11,7 +11,7 @@ from eddymotion.derivatives.confounds import confounds
 from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import unite_frames
-from eddymotion.estimation.outliers import ruin_in_words, volumes_beyond_repair
+from eddymotion.estimation.outliers import describe_beyond_repair, volumes_beyond_repair
 from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.io.tsv import table_text
 from eddymotion.mapping.motion import Motion
@@ -52,7 +52,7 @@ def test_volumes_that_fit_nowhere_get_the_pose_of_their_neighbours(spoilt, caplo
 
     quality = assess(dwi, found, get_model("auto", dwi.gradients))
     assert set(bad) <= set(volumes_beyond_repair(quality.outliers))
-    assert "could not be placed" in ruin_in_words(quality.outliers)
+    assert "could not be placed" in describe_beyond_repair(quality.outliers)
     table = table_text(confounds(dwi.gradients, found, dwi.center, quality)).splitlines()
     column = table[0].split("\t").index("trans_x_se")
     assert [row.split("\t")[column] for row in table[1:]].count("n/a") == len(bad)

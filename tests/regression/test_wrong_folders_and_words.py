@@ -3,7 +3,7 @@
 
 import pytest
 
-from eddymotion.bids.series import find_series, tell_missing_description
+from eddymotion.bids.series import find_series, warn_of_missing_description
 from eddymotion.cli import participant
 from eddymotion.errors import EddymotionError
 
@@ -37,15 +37,15 @@ def test_dicom_files_are_to_be_converted(name, content, tmp_path):
 
 
 def test_a_dataset_without_description_is_read_and_told(dataset, caplog):
-    tell_missing_description(dataset)
+    warn_of_missing_description(dataset)
     assert not caplog.messages
     (dataset / "dataset_description.json").unlink()
     assert find_series(dataset)  # as reports and the group do: they have nothing to add
     assert not caplog.messages
-    tell_missing_description(dataset)
-    (told,) = caplog.messages
-    assert "no dataset_description.json" in told
-    assert '"BIDSVersion"' in told
+    warn_of_missing_description(dataset)
+    (message,) = caplog.messages
+    assert "no dataset_description.json" in message
+    assert '"BIDSVersion"' in message
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from eddymotion.data.checks.noise import is_denoised
-from eddymotion.data.checks.tables import contradictions, listed, scaled_vectors, unlike_b0s
+from eddymotion.data.checks.tables import compare_b0s, contradictions, listed, scaled_vectors
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.images.masking import mask_doubt
+from eddymotion.images.masking import mask_issue
 
-__all__ = ["Doubt", "doubts", "in_sidecar", "refuse_contradictions"]
+__all__ = ["DataIssue", "find_issues", "in_sidecar", "refuse_contradictions"]
 
 IGNORED = "tables"
 """What to ignore so that a table is used although the images contradict it."""
@@ -34,7 +34,7 @@ besides: what is left has fewer edges."""
 
 
 @dataclass(frozen=True)
-class Doubt:
+class DataIssue:
     """Why a result may be worse than it looks.
 
     Parameters
@@ -58,11 +58,11 @@ class Doubt:
     factor: float = 1.0
 
 
-_FOUND: WeakKeyDictionary[DWI, list[Doubt]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[DWI, list[DataIssue]] = WeakKeyDictionary()
 """A series never changes: what was found is kept as long as it lives."""
 
 
-def doubts(dwi: DWI) -> list[Doubt]:
+def find_issues(dwi: DWI) -> list[DataIssue]:
     """Find what is suspicious about a series.
 
     Parameters
@@ -71,23 +71,23 @@ def doubts(dwi: DWI) -> list[Doubt]:
 
     Returns
     -------
-    list of Doubt
+    list of DataIssue
         Empty for most.
     """
     if dwi not in _FOUND:
-        _FOUND[dwi] = _doubts(dwi)
+        _FOUND[dwi] = _find_issues(dwi)
     return _FOUND[dwi]
 
 
-def _doubts(dwi: DWI) -> list[Doubt]:
+def _find_issues(dwi: DWI) -> list[DataIssue]:
     found = [
-        Doubt("tables", f"the b-values do not fit the images: {one}", severe=one.certain)
+        DataIssue("tables", f"the b-values do not fit the images: {one}", severe=one.certain)
         for one in contradictions(dwi)
     ]
-    if (text := unlike_b0s(dwi)) is not None:
-        found.append(Doubt("b0", text))
+    if (text := compare_b0s(dwi)) is not None:
+        found.append(DataIssue("b0", text))
     if dwi.is_cut:
-        found.append(Doubt(
+        found.append(DataIssue(
             "zeros",
             "tissue was set to zero, or to another constant (skull-stripped or defaced); such "
             "voxels and what filters mix with them are left out, and errors are larger: better "
@@ -96,21 +96,21 @@ def _doubts(dwi: DWI) -> list[Doubt]:
         ))  # fmt: skip
     if len(dwi.cut_volumes):
         some = len(dwi.cut_volumes) > 1
-        found.append(Doubt(
+        found.append(DataIssue(
             "zeros",
             f"volume{'s' if some else ''} {listed(dwi.cut_volumes)}: tissue that other volumes "
             "show was set to zero, or to another constant (cropped?); it is left out there",
         ))  # fmt: skip
     if is_denoised(dwi):
-        found.append(Doubt(
+        found.append(DataIssue(
             "denoised",
             "far less noise than the noise floor tells: denoised before the correction, which at "
             "low SNR removes the motion, too; better estimate the motion on the raw series and "
             "apply it to the denoised one",
             lost=DENOISED_PART,
         ))  # fmt: skip
-    if (text := mask_doubt(_reference(dwi), dwi.mask)) is not None:
-        found.append(Doubt("mask", text))
+    if (text := mask_issue(_reference(dwi), dwi.mask)) is not None:
+        found.append(DataIssue("mask", text))
     return found
 
 
@@ -123,9 +123,9 @@ def in_sidecar(dwi: DWI, frame_doubt: str | None = None) -> list[dict[str, Any]]
     frame_doubt : str, optional
         What the estimate says against the frame of its own volumes.
     """
-    found = list(doubts(dwi))
+    found = list(find_issues(dwi))
     if frame_doubt is not None:
-        found.append(Doubt("frames", frame_doubt))
+        found.append(DataIssue("frames", frame_doubt))
     return [{"Subject": one.kind, "Text": one.text, "Severe": one.severe} for one in found]
 
 

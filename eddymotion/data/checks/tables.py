@@ -65,12 +65,12 @@ has so much less to do with the diffusion-weighted volumes, alike or opposite, i
 DIRECTIONS = 10
 """Volumes of a shell from which on its brightness is known as a function of the direction."""
 
-STRAY_SCATTER, STRAY_LEAST = 6.0, 0.12
+MISPLACED_SCATTER, MISPLACED_LEAST = 6.0, 0.12
 """So many times the usual distance from that function, and at least so far, is a volume of another
 shell; and three times nearer to that shell. Where all fibres run alike, at SNR 8, sound volumes of
 b=3000 are up to 5.3 times away, as far as those of b=2000: these two are not told apart there."""
 
-STRAY_MARGIN = 0.1
+MISPLACED_MARGIN = 0.1
 """By so much its pattern may agree worse with that of the other shell, which few directions tell
 roughly."""
 
@@ -105,7 +105,7 @@ class Contradiction:
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
+class Appearance:
     """How the volumes look in the brain.
 
     Parameters
@@ -120,7 +120,7 @@ class Looks:
     patterns: np.ndarray
 
     @classmethod
-    def of(cls, dwi: Series) -> Looks | None:
+    def of(cls, dwi: Series) -> Appearance | None:
         """Look at a series; None where the brain is too small or a volume shows nothing."""
         if not dwi.mask.any():
             return None
@@ -142,7 +142,7 @@ class Looks:
             return None
         return cls(np.log(signal), patterns / lengths)
 
-    def likeness(self, volume: int, others: np.ndarray) -> float:
+    def similarity(self, volume: int, others: np.ndarray) -> float:
         """Correlation of a volume's pattern with the mean of `others`, itself left out."""
         others = others[others != volume]
         mean = self.patterns[others].mean(axis=0) if len(others) else np.zeros(1)
@@ -176,45 +176,47 @@ def contradictions(dwi: Series) -> list[Contradiction]:
     list of Contradiction
         Empty where the table fits, or the images do not tell (a phantom without diffusion).
     """
-    looks = Looks.of(dwi)
-    if looks is None:
+    appearance = Appearance.of(dwi)
+    if appearance is None:
         return []
     bvals, threshold = dwi.gradients.bvals, dwi.gradients.b0_threshold
-    scaled = _scaled_bvals(looks.brightness, _levels(bvals, threshold), bvals)
+    scaled = _scaled_bvals(appearance.brightness, _levels(bvals, threshold), bvals)
     if scaled is not None:
         return [scaled]
     shelled = dwi.gradients.is_shelled
-    labels = _Labels.of(looks, bvals, threshold, shelled=shelled)
-    wrong, without_b0 = _mislabelled(looks, labels, dwi.gradients), not len(labels.b0s)
+    labels = _Labels.of(appearance, bvals, threshold, shelled=shelled)
+    wrong, without_b0 = _mislabelled(appearance, labels, dwi.gradients), not len(labels.b0s)
     if not wrong:
         return labels.out_of_order()
     certain = any(one.certain for one in wrong)
     if len(wrong) > 1 and certain and not without_b0:
         for step, words in ((-1, "earlier"), (1, "later")):
-            if _Labels.of(looks, np.roll(bvals, step), threshold, shelled=shelled).fit():
-                found = _in_words(wrong)
+            if _Labels.of(appearance, np.roll(bvals, step), threshold, shelled=shelled).fit():
+                found = _describe(wrong)
                 reading = f"the b-values fit the images if each stands one volume {words}"
                 return [Contradiction(found, reading)]
-    told = []
+    by_kind = []
     for of_kind in (True, False):
         some = [one for one in wrong if one.certain is of_kind]
         if some:
-            told.append(Contradiction(_in_words(some), _relabelling(some), of_kind))
-    return told
+            by_kind.append(Contradiction(_describe(some), _relabelling(some), of_kind))
+    return by_kind
 
 
-def _mislabelled(looks: Looks, labels: _Labels, gradients: Gradients) -> list[_Mislabelled]:
+def _mislabelled(
+    appearance: Appearance, labels: _Labels, gradients: Gradients
+) -> list[_Mislabelled]:
     """Find volumes under the label of others, those of another shell among them."""
     wrong = labels.mislabelled()
     if any(one.certain for one in wrong):
         return wrong
-    strays = _of_other_shells(looks, gradients)
-    named = {one.volume for one in strays}
-    wrong = strays + [one for one in wrong if one.volume not in named]
+    misplaced = _of_other_shells(appearance, gradients)
+    named = {one.volume for one in misplaced}
+    wrong = misplaced + [one for one in wrong if one.volume not in named]
     return sorted(wrong, key=lambda one: one.volume)
 
 
-def unlike_b0s(dwi: DWI) -> str | None:
+def compare_b0s(dwi: DWI) -> str | None:
     """Compare the two b=0 volumes of a series, and say which is wrong if they differ.
 
     The diffusion-weighted volumes tell: the diffusivity that a b=0 volume gives to the brain is
@@ -224,27 +226,27 @@ def unlike_b0s(dwi: DWI) -> str | None:
     if len(b0s) != 2:
         return None
     lowest = dwis[np.argsort(dwi.gradients.bvals[dwis], kind="stable")][:WEIGHTED]
-    looks = Looks.of(dwi.select(np.concatenate([b0s, lowest])))
-    if looks is None:
+    appearance = Appearance.of(dwi.select(np.concatenate([b0s, lowest])))
+    if appearance is None:
         return None
     weighted = np.arange(2, 2 + len(lowest))
-    told = f"the two b=0 volumes ({listed(b0s)}) differ"
-    if looks.patterns[0] @ looks.patterns[1] < ALIKE:
-        likeness = [abs(looks.likeness(volume, weighted)) for volume in (0, 1)]
-        wrong = int(np.argmin(likeness))
-        known = likeness[1 - wrong] > likeness[wrong] + UNLIKE
-        told += " in what they show"
-    elif abs(looks.brightness[0] - looks.brightness[1]) > GAP:
-        decays = looks.brightness[:2] - np.median(looks.brightness[weighted])
+    text = f"the two b=0 volumes ({listed(b0s)}) differ"
+    if appearance.patterns[0] @ appearance.patterns[1] < ALIKE:
+        similarity = [abs(appearance.similarity(volume, weighted)) for volume in (0, 1)]
+        wrong = int(np.argmin(similarity))
+        known = similarity[1 - wrong] > similarity[wrong] + UNLIKE
+        text += " in what they show"
+    elif abs(appearance.brightness[0] - appearance.brightness[1]) > GAP:
+        decays = appearance.brightness[:2] - np.median(appearance.brightness[weighted])
         diffusivities = decays / np.median(dwi.gradients.bvals[lowest])
         usual = (diffusivities > USUAL[0]) & (diffusivities < USUAL[1])
         wrong, known = int(np.argmin(usual)), usual.sum() == 1
-        factor = np.exp(abs(looks.brightness[0] - looks.brightness[1]))
-        told += f" in brightness by a factor of {factor:.1f}"
+        factor = np.exp(abs(appearance.brightness[0] - appearance.brightness[1]))
+        text += f" in brightness by a factor of {factor:.1f}"
     else:
         return None
     which = f"volume {b0s[wrong]} is the doubtful one" if known else "both are doubtful"
-    return f"{told}; by the diffusion-weighted volumes {which}, look at them"
+    return f"{text}; by the diffusion-weighted volumes {which}, look at them"
 
 
 def _scaled_bvals(
@@ -257,10 +259,10 @@ def _scaled_bvals(
     levels = [level for level in levels if len(level)]
     places = np.array([np.median(bvals[level]) for level in levels])
     decays = np.median(brightness[levels[0]]) - [np.median(brightness[one]) for one in levels]
-    told = decays > DECAY
-    if not told.any():
+    clear = decays > DECAY
+    if not clear.any():
         return None
-    found = decays[told] / (places[told] - places[0])
+    found = decays[clear] / (places[clear] - places[0])
     typical = float(np.median(found))
     if FIXED <= typical <= FASTEST:
         return None
@@ -293,12 +295,12 @@ def scaled_vectors(dwi: Series, norms: np.ndarray) -> Contradiction | None:
     above = squared[(squared > 1e-4) & (nominal > threshold)]
     if not len(above) or above.max() < SCALED_NORMS * above.min():
         return None
-    looks = Looks.of(dwi)
-    if looks is None:
+    appearance = Appearance.of(dwi)
+    if appearance is None:
         return None
     scaled = nominal * squared
     before, after = (
-        _scatter(looks.brightness, _levels(bvals, threshold)) for bvals in (nominal, scaled)
+        _scatter(appearance.brightness, _levels(bvals, threshold)) for bvals in (nominal, scaled)
     )
     if before < SCALED_SPREAD or after > SCALED_GAIN * before:
         return None
@@ -327,7 +329,7 @@ class _Labels:
 
     Parameters
     ----------
-    looks : Looks
+    appearance : Appearance
     bvals : (N,) array
     levels : list of index arrays
         Volumes of like b-values; the first are the b=0 volumes, which there may be none of.
@@ -338,20 +340,22 @@ class _Labels:
         between two.
     """
 
-    looks: Looks
+    appearance: Appearance
     bvals: np.ndarray
     levels: list[np.ndarray]
     cores: list[np.ndarray]
     shelled: bool
 
     @classmethod
-    def of(cls, looks: Looks, bvals: np.ndarray, threshold: float, *, shelled: bool) -> _Labels:
+    def of(
+        cls, appearance: Appearance, bvals: np.ndarray, threshold: float, *, shelled: bool
+    ) -> _Labels:
         levels = _levels(bvals, threshold)
         cores = [
-            _largest_cluster(level, looks.brightness, brightest=number == 0)
+            _largest_cluster(level, appearance.brightness, brightest=number == 0)
             for number, level in enumerate(levels)
         ]
-        return cls(looks, bvals, levels, cores, shelled)
+        return cls(appearance, bvals, levels, cores, shelled)
 
     @property
     def b0s(self) -> np.ndarray:
@@ -361,7 +365,7 @@ class _Labels:
         """Whether all volumes look like their level, and b=0 is the brightest."""
         if self.mislabelled() or not len(self.b0s):
             return False
-        brightness = self.looks.brightness
+        brightness = self.appearance.brightness
         rest = np.concatenate([*self.levels[1:], np.empty(0, int)])
         return bool(np.median(brightness[self.b0s]) > np.median(brightness[rest]) + GAP / 2)
 
@@ -375,8 +379,8 @@ class _Labels:
         ]
         bright = np.array([one.volume for one in found if one.like is None], int)
         if len(bright):
-            told = {one.volume for one in found}
-            found += [one for one in self._too_dark(bright) if one.volume not in told]
+            known = {one.volume for one in found}
+            found += [one for one in self._too_dark(bright) if one.volume not in known]
         return sorted(found, key=lambda one: one.volume)
 
     def out_of_order(self) -> list[Contradiction]:
@@ -384,7 +388,7 @@ class _Labels:
         if not self.shelled:
             return []
         levels = [level for level in self.levels if len(level)]
-        brightness = [np.median(self.looks.brightness[level]) for level in levels]
+        brightness = [np.median(self.appearance.brightness[level]) for level in levels]
         found = []
         for lower, higher in pairwise(range(len(levels))):
             if brightness[higher] > brightness[lower] + GAP:
@@ -399,14 +403,14 @@ class _Labels:
 
     def _judged(self, volume: int, own: int) -> _Mislabelled | None:
         """Judge a volume that is brighter or darker than its level."""
-        brightness, likeness = self.looks.brightness, self.looks.likeness
+        brightness, similarity = self.appearance.brightness, self.appearance.similarity
         label = float(self.bvals[volume])
         distances = [
             abs(brightness[volume] - np.median(brightness[core])) if len(core) else np.inf
             for core in self.cores
         ]
         brighter = bool(brightness[volume] > np.median(brightness[self.cores[own]]))
-        at_home = likeness(volume, self.cores[own])
+        at_home = similarity(volume, self.cores[own])
         brightest = max(np.median(brightness[core]) for core in self.cores if len(core))
         distances = distances if brightness[volume] < brightest + GAP else []
         for other in np.argsort(distances, kind="stable"):
@@ -414,22 +418,25 @@ class _Labels:
                 continue
             if 0 not in (own, other) and not (self.shelled and distances[own] >= SHELLS_APART):
                 continue
-            if likeness(volume, self.cores[other]) > at_home + CONTRAST_MARGIN:
+            if similarity(volume, self.cores[other]) > at_home + CONTRAST_MARGIN:
                 like = 0.0 if other == 0 else float(self.bvals[self.levels[other]].mean())
                 return _Mislabelled(volume, label, like, brighter, 0 in (own, other))
-        usual = np.median([likeness(v, self.cores[own]) for v in self.cores[own]])
+        usual = np.median([similarity(v, self.cores[own]) for v in self.cores[own]])
         if own and brightness[volume] > brightest - GAP / 2 and at_home < usual - STRANGE_BELOW:
             return _Mislabelled(volume, label, None, brighter, certain=True)
         return None
 
     def _too_dark(self, bright: np.ndarray) -> Iterator[_Mislabelled]:
         """Find b=0 volumes that look like a shell, and not like those that must be b=0."""
-        brightness, likeness = self.looks.brightness, self.looks.likeness
+        brightness, similarity = self.appearance.brightness, self.appearance.similarity
         for volume in self.b0s:
             away = np.median(brightness[bright]) - brightness[volume]
             for level, core in zip(self.levels[1:], self.cores[1:], strict=True):
                 near = abs(brightness[volume] - np.median(brightness[core])) < away / 2
-                if near and likeness(volume, core) > likeness(volume, bright) + CONTRAST_MARGIN:
+                if (
+                    near
+                    and similarity(volume, core) > similarity(volume, bright) + CONTRAST_MARGIN
+                ):
                     like = float(self.bvals[level].mean())
                     yield _Mislabelled(
                         int(volume), float(self.bvals[volume]), like, brighter=False, certain=True
@@ -457,12 +464,14 @@ class _OfDirection:
     scatter: float
 
     @classmethod
-    def of(cls, looks: Looks, shell: np.ndarray, gradients: Gradients) -> _OfDirection | None:
-        """Fit the volumes of a shell, strays left out; None if they are too few."""
+    def of(
+        cls, appearance: Appearance, shell: np.ndarray, gradients: Gradients
+    ) -> _OfDirection | None:
+        """Fit the volumes of a shell, misplaced ones left out; None if they are too few."""
         if len(shell) < DIRECTIONS or gradients.is_trace[shell].any():
             return None
         design = _products(gradients.bvecs[shell])
-        brightness = looks.brightness[shell]
+        brightness = appearance.brightness[shell]
         penalty = 1e-2 * len(shell) * (np.eye(6) - _ISOTROPIC)
         away = brightness - np.median(brightness)
         for _ in range(20):
@@ -472,17 +481,17 @@ class _OfDirection:
             normal = weighted @ design + penalty
             fitted = np.linalg.solve(normal, weighted @ brightness)
             away = brightness - design @ fitted
-        patterns = np.linalg.solve(normal, weighted @ looks.patterns[shell])
+        patterns = np.linalg.solve(normal, weighted @ appearance.patterns[shell])
         return cls(float(gradients.bvals[shell].mean()), fitted, patterns, scatter)
 
-    def distance(self, looks: Looks, volume: int, bvec: np.ndarray) -> float:
+    def distance(self, appearance: Appearance, volume: int, bvec: np.ndarray) -> float:
         """Brightness of a volume above that of a volume of this shell and its direction."""
-        return float(looks.brightness[volume] - _products(bvec) @ self.brightness)
+        return float(appearance.brightness[volume] - _products(bvec) @ self.brightness)
 
-    def likeness(self, looks: Looks, volume: int, bvec: np.ndarray) -> float:
+    def similarity(self, appearance: Appearance, volume: int, bvec: np.ndarray) -> float:
         """Correlation of its pattern with that of such a volume."""
         expected = _products(bvec) @ self.patterns
-        return float(looks.patterns[volume] @ expected / max(np.linalg.norm(expected), 1e-12))
+        return float(appearance.patterns[volume] @ expected / max(np.linalg.norm(expected), 1e-12))
 
 
 _ISOTROPIC = np.outer([1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]) / 3
@@ -496,11 +505,11 @@ def _products(bvecs: np.ndarray) -> np.ndarray:
     return np.stack([x * x, y * y, z * z, root * x * y, root * x * z, root * y * z], axis=-1)
 
 
-def _of_other_shells(looks: Looks, gradients: Gradients) -> list[_Mislabelled]:
+def _of_other_shells(appearance: Appearance, gradients: Gradients) -> list[_Mislabelled]:
     """Find volumes that look like those of another shell and of their direction."""
     if not gradients.is_shelled:
         return []
-    fits = [_OfDirection.of(looks, shell, gradients) for shell in gradients.shells]
+    fits = [_OfDirection.of(appearance, shell, gradients) for shell in gradients.shells]
     found = []
     for shell, own in zip(gradients.shells, fits, strict=True):
         if own is None:
@@ -508,13 +517,13 @@ def _of_other_shells(looks: Looks, gradients: Gradients) -> list[_Mislabelled]:
         others = [one for one in fits if one is not None and one is not own]
         for volume in map(int, shell):
             bvec = gradients.bvecs[volume]
-            away = own.distance(looks, volume, bvec)
-            if not others or abs(away) < max(STRAY_LEAST, STRAY_SCATTER * own.scatter):
+            away = own.distance(appearance, volume, bvec)
+            if not others or abs(away) < max(MISPLACED_LEAST, MISPLACED_SCATTER * own.scatter):
                 continue
-            like = min(others, key=lambda one: abs(one.distance(looks, volume, bvec)))
-            if abs(like.distance(looks, volume, bvec)) < abs(away) / 3 and (
-                like.likeness(looks, volume, bvec)
-                > own.likeness(looks, volume, bvec) - STRAY_MARGIN
+            like = min(others, key=lambda one: abs(one.distance(appearance, volume, bvec)))
+            if abs(like.distance(appearance, volume, bvec)) < abs(away) / 3 and (
+                like.similarity(appearance, volume, bvec)
+                > own.similarity(appearance, volume, bvec) - MISPLACED_MARGIN
             ):
                 found.append(_Mislabelled(
                     volume, float(gradients.bvals[volume]), like.bval, away > 0, certain=False
@@ -557,7 +566,7 @@ def _distinct(bvals: np.ndarray, threshold: float) -> list[float]:
     return [float(bvals[level].mean()) for level in levels]
 
 
-def _in_words(wrong: Sequence[_Mislabelled]) -> str:
+def _describe(wrong: Sequence[_Mislabelled]) -> str:
     """Say which volumes look like what."""
     kinds: dict[str, list[int]] = {}
     for one in wrong:

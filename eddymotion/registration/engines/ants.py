@@ -45,7 +45,7 @@ from eddymotion.registration.engines.external import (
     PairFiles,
     environment,
     find_in_package,
-    last_words,
+    last_lines,
     relative_command,
     run_program,
     work_folder,
@@ -159,7 +159,7 @@ class AntsRegistrar(Engine):
                 outputs=[matrix_file, *(warp_files if nonlinear else [])],
             )  # fmt: skip
             refuse_start_as_result(printed)
-            matrix = pair.in_the_world(read_ants_matrix(matrix_file))
+            matrix = pair.to_world(read_ants_matrix(matrix_file))
             warp = read_warp(*warp_files) if nonlinear else None
         if warp is not None:
             placed = from_matvec(np.eye(3), pair.origins[0]) @ warp.affine
@@ -294,7 +294,7 @@ def read_ants_matrix(path: Path) -> np.ndarray:
 def refuse_start_as_result(printed: str) -> None:
     """Raise if a stage failed: ANTs ends well all the same, with the start as its result."""
     if "Exception caught" in printed:
-        raise EngineError(f"{PROGRAM} failed in a stage; {last_words(printed)}")
+        raise EngineError(f"{PROGRAM} failed in a stage; {last_lines(printed)}")
 
 
 def on_grid_of(image: Image, warp: Warp) -> Warp:

@@ -32,11 +32,11 @@ from eddymotion.mapping.registration import Registration
 from eddymotion.registration.checks import read_settings
 from eddymotion.registration.engines.elastix_files import (
     ParameterMap,
+    elastix_values,
     parameter_file_matrix,
     parse_parameters,
     read_parameter_file,
     start_parameters,
-    words_of,
     write_parameter_file,
 )
 from eddymotion.registration.engines.external import (
@@ -170,14 +170,14 @@ class ElastixRegistrar(Engine):
             else:
                 run_function(register_with_itk, folder, outputs=[output])
             found = parameter_file_matrix(read_parameter_file(output))
-            matrix = pair.in_the_world(found @ pair.start)
+            matrix = pair.to_world(found @ pair.start)
             levels = _costs_of_levels(folder)
         return _result(matrix, levels)
 
     def _parameters(self, transform: str, metric: str | None, seed: int) -> ParameterMap:
         """Return the parameter map for a pair: the settings, completed by the preset."""
         parameters = parse_parameters(preset_text("elastix", self.preset, transform))
-        parameters |= {name: words_of(value) for name, value in self.parameters.items()}
+        parameters |= {name: elastix_values(value) for name, value in self.parameters.items()}
         kind = parameters["Transform"][0]
         if kind != TRANSFORMS[transform]:
             raise EddymotionError(

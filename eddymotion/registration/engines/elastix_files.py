@@ -79,7 +79,7 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def words_of(value: Any) -> list[str]:
+def elastix_values(value: Any) -> list[str]:
     """Return a value of JSON as elastix's words."""
     values = value if isinstance(value, list) else [value]
     return [str(item).lower() if isinstance(item, bool) else str(item) for item in values]

@@ -32,7 +32,7 @@ from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.images.image import Image
 from eddymotion.io.images import write_image
 from eddymotion.machine.children import NOT_FOR_CHILDREN, PYTHON
-from eddymotion.machine.temporaries import remove_leftovers, temporary_name
+from eddymotion.machine.temporaries import remove_stale_temporaries, temporary_name
 from eddymotion.registration.request import Request
 from eddymotion.wording import one_line, why
 
@@ -89,7 +89,7 @@ class PairFiles:
         start = from_matvec(asked.start[:3, :3])
         return cls(folder, fixed, moving, fixed_mask, moving_mask, start, origins)
 
-    def in_the_world(self, matrix: np.ndarray) -> np.ndarray:
+    def to_world(self, matrix: np.ndarray) -> np.ndarray:
         """Turn fixed → moving in the coordinates of the files into that of the images."""
         to_file, from_file = -self.origins[0], self.origins[1]
         return from_matvec(np.eye(3), from_file) @ matrix @ from_matvec(np.eye(3), to_file)
@@ -130,7 +130,7 @@ def work_folder() -> Iterator[Path]:
         If there is no place for temporary files.
     """
     try:
-        remove_leftovers(Path(tempfile.gettempdir()), folders=True)
+        remove_stale_temporaries(Path(tempfile.gettempdir()), folders=True)
         made = tempfile.TemporaryDirectory(prefix=temporary_name("."))
     except (FileNotFoundError, PermissionError) as error:
         raise EddymotionError(
@@ -215,12 +215,12 @@ def run_program(
         )  # fmt: skip
     printed = _printed(folder)
     if done.returncode != 0:
-        raise EngineError(f"{name} {how_it_ended(done.returncode)}; {last_words(printed)}")
+        raise EngineError(f"{name} {describe_exit(done.returncode)}; {last_lines(printed)}")
     _require(name, outputs, printed)
     return printed
 
 
-def how_it_ended(returncode: int) -> str:
+def describe_exit(returncode: int) -> str:
     """Say in words how a process ended."""
     if returncode >= 0:
         return f"ended with exit code {returncode}"
@@ -230,7 +230,7 @@ def how_it_ended(returncode: int) -> str:
         return f"crashed (signal {-returncode})"
 
 
-def last_words(printed: str) -> str:
+def last_lines(printed: str) -> str:
     """Return the last lines that a program printed, as one line."""
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
     return "its last words: " + " | ".join(lines[-N_LAST_LINES:]) if lines else "it said nothing"
@@ -245,7 +245,7 @@ def _require(name: str, outputs: Sequence[Path], printed: str) -> None:
     missing = [path.name for path in outputs if not path.is_file() or not path.stat().st_size]
     if missing:
         raise EngineError(
-            f"{name} ended without writing {', '.join(missing)}; {last_words(printed)}"
+            f"{name} ended without writing {', '.join(missing)}; {last_lines(printed)}"
         )
 
 
@@ -283,11 +283,11 @@ def run_function(
     printed = _printed(folder)
     if answer is None:
         raise EngineError(
-            f"{function.__name__} {how_it_ended(worker.process.wait())}; {last_words(printed)}"
+            f"{function.__name__} {describe_exit(worker.process.wait())}; {last_lines(printed)}"
         )
     _give_back(worker)
     if answer:
-        raise EngineError(f"{function.__name__} failed: {answer}; {last_words(printed)}")
+        raise EngineError(f"{function.__name__} failed: {answer}; {last_lines(printed)}")
     _require(function.__name__, outputs, printed)
     return printed
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes that an estimator has led astray, and the way back.
+"""Outlier volumes: those that an estimator has led astray, and how they are recovered.
 
 Against the blurred predictions of the first pass a registration may end far from the truth, at
 high b-values above all, and what is predicted for the direction in which the volume then lies does
@@ -62,7 +62,7 @@ def far_from_neighbours(motion: Motion, center: np.ndarray) -> tuple[np.ndarray,
 def neighbour_poses(motion: Motion, center: np.ndarray) -> np.ndarray:
     """Return for each volume the most central of the poses of its neighbours in time, (N, 4, 4).
 
-    One of theirs: no stray among them pulls at it.
+    One of theirs: no outlier among them pulls at it.
     """
     volumes = np.arange(len(motion))
     poses = motion.matrices.copy()
@@ -74,7 +74,9 @@ def neighbour_poses(motion: Motion, center: np.ndarray) -> np.ndarray:
     return poses
 
 
-def call_back(dwi: DWI, motion: Motion, *, seed: int = 0, n_threads: int = 1) -> Motion:
+def recover_outlier_volumes(
+    dwi: DWI, motion: Motion, *, seed: int = 0, n_threads: int = 1
+) -> Motion:
     """Give volumes that went astray the pose of their neighbours in time.
 
     Parameters
@@ -99,14 +101,14 @@ def call_back(dwi: DWI, motion: Motion, *, seed: int = 0, n_threads: int = 1) ->
         assess(dwi, one, model, seed=seed, n_threads=n_threads).correlation[far]
         for one in (motion, tried)
     )
-    strays = far[there > here]
-    if len(strays):
-        log.debug("called back to the pose of their neighbours: volumes %s", strays.tolist())
-    return motion.updated(strays, tried.matrices[strays])
+    recovered = far[there > here]
+    if len(recovered):
+        log.debug("recovered at the pose of their neighbours: volumes %s", recovered.tolist())
+    return motion.updated(recovered, tried.matrices[recovered])
 
 
 @dataclass(frozen=True, eq=False)
-class Retried:
+class RetriedVolumes:
     """What became of volumes that were in doubt.
 
     Parameters
@@ -115,24 +117,24 @@ class Retried:
         With those that are better off there at the pose of their neighbours.
     quality : Quality
         Of that motion.
-    called_back, unplaced : index arrays
+    recovered, unplaced : index arrays
         Volumes that moved there; volumes that fit nowhere.
     """
 
     motion: Motion
     quality: Quality
-    called_back: np.ndarray
+    recovered: np.ndarray
     unplaced: np.ndarray
 
 
-def retry_doubtful(
+def retry_outlier_volumes(
     dwi: DWI,
     motion: Motion,
     quality: Quality,
     *,
     seed: int = 0,
     n_threads: int = 1,
-) -> Retried | None:
+) -> RetriedVolumes | None:
     """Try volumes that are far from their neighbours, or not supported, at the neighbours' pose.
 
     What is still not supported is taken out, the worst first: it spoils the predictions of others,
@@ -151,19 +153,19 @@ def retry_doubtful(
 
     Returns
     -------
-    Retried
+    RetriedVolumes
         None where no volume was in doubt, or they are best where they are.
     """
-    tried, doubtful, certain = _at_neighbours(dwi, motion, quality)
-    if not len(doubtful):
+    tried, suspect, certain = _at_neighbours(dwi, motion, quality)
+    if not len(suspect):
         return None
     model = quality.model or get_model("auto", dwi.gradients)
     judged = partial(assess, dwi, model=model, seed=seed, n_threads=n_threads)
     there = judged(tried)
     here = np.nan_to_num(quality.correlation, nan=-np.inf)
-    back = doubtful[(there.correlation > here)[doubtful] | certain[doubtful]]
+    back = suspect[(there.correlation > here)[suspect] | certain[suspect]]
     motion = motion.updated(back, tried.matrices[back])
-    quality = there if len(back) == len(doubtful) else judged(motion) if len(back) else quality
+    quality = there if len(back) == len(suspect) else judged(motion) if len(back) else quality
     for _ in range(MAX_ROUNDS):
         weak = unsupported(quality, dwi.gradients)
         left = _without(weak, motion.unplaced)
@@ -180,8 +182,8 @@ def retry_doubtful(
         return None
     motion = replace(motion.updated(weak, tried.matrices[weak]), unplaced=None)
     if len(back):
-        log.info("called back to the pose of their neighbours: volumes %s", back.tolist())
-    return Retried(motion, quality, back, weak)
+        log.info("recovered at the pose of their neighbours: volumes %s", back.tolist())
+    return RetriedVolumes(motion, quality, back, weak)
 
 
 def _at_neighbours(
@@ -194,7 +196,7 @@ def _at_neighbours(
     Returns
     -------
     motion : Motion
-    doubtful : index array
+    suspect : index array
         Volumes that were put there.
     certain : (N,) bool array
         Those that have nothing to lose.
@@ -220,8 +222,8 @@ def _at_neighbours(
         sound = np.flatnonzero(~lost)
         nearest = sound[np.abs(np.flatnonzero(lost)[:, None] - sound).argmin(axis=1)]
         poses[lost] = poses[nearest]
-    doubtful = np.flatnonzero(lost | far)
-    return motion.updated(doubtful, poses[doubtful]), doubtful, certain
+    suspect = np.flatnonzero(lost | far)
+    return motion.updated(suspect, poses[suspect]), suspect, certain
 
 
 def _without(volumes: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kept motion is used only as it was written, and only if it is rigid."""
+"""A cached motion is used only as it was written, and only if it is rigid."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from eddymotion.pipeline.cache import MotionCache
 from eddymotion.pipeline.stages import Stages
 
 
-def kept_motion(folder, scale=1.0):
+def cached_motion(folder, scale=1.0):
     matrix = rigid_matrix([1.0, -2.0, 0.5], [0.01, 0.02, -0.03], np.zeros(3))
     matrix[:3, :3] *= scale
     stages = Stages()
@@ -23,14 +23,14 @@ def kept_motion(folder, scale=1.0):
 
 
 def test_it_comes_back_digit_by_digit(tmp_path):
-    kept, motion = kept_motion(tmp_path)
+    kept, motion = cached_motion(tmp_path)
     stages = Stages()
     np.testing.assert_array_equal(kept.recall(stages).matrices, motion.matrices)
     assert (stages.seconds, stages.log) == ({"motion": 2.5}, [(0.5, "a step")])
 
 
 def test_what_is_not_rigid_is_found_again(tmp_path, caplog):
-    kept, _ = kept_motion(tmp_path, scale=1.01)
+    kept, _ = cached_motion(tmp_path, scale=1.01)
     assert kept.recall(Stages()) is None
     (line,) = caplog.messages
     assert "not rigid in volume 1" in line
@@ -40,7 +40,7 @@ def test_what_is_not_rigid_is_found_again(tmp_path, caplog):
 @pytest.mark.parametrize("name", ["xfm.txt", "details.json", "stages.json"])
 @pytest.mark.parametrize("content", ["", "[" * 50_000, None])
 def test_what_was_changed_is_found_again(name, content, tmp_path, caplog):
-    kept, _ = kept_motion(tmp_path)
+    kept, _ = cached_motion(tmp_path)
     text = (tmp_path / name).read_text()
     (tmp_path / name).write_text(text.replace("2", "3") if content is None else content)
     stages = Stages()
