@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eddymotion.cli import correct, evaluate, participant, register, simulate
+from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
 
 HERE = Path(__file__).resolve().parent
 FROZEN = HERE / "public_api.txt"
@@ -41,7 +41,7 @@ def public_api():
     for module in MODULES:
         for name, found in exports(module):
             lines += described(f"{module}.{name}", found)
-    parsers = [m.build_parser() for m in (participant, correct, register, simulate)]
+    parsers = [m.build_parser() for m in (participant, correct, register, fieldmap, simulate)]
     for parser in (*parsers, *evaluate.build_parsers()[1].values()):
         lines += options_of(parser)
     return lines

@@ -11,6 +11,7 @@ import pytest
 from nibabel.affines import apply_affine
 
 from eddymotion.cli.fieldmap import main
+from eddymotion.cli.simulate import main as simulate_main
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.measured_field import MeasuredMap, phase_difference, radians
 from eddymotion.estimation.off_resonance import (
@@ -27,7 +28,7 @@ from eddymotion.fieldmaps import FieldmapPaths, FieldmapSettings
 from eddymotion.fieldmaps.inputs import read_inputs
 from eddymotion.images.image import Image
 from eddymotion.images.lattice import Lattice, separable
-from eddymotion.io.images import write_image
+from eddymotion.io.images import read_image, write_image
 from eddymotion.mapping.off_resonance import OffResonance, Readout, undistorted
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.simulation import Grid, SyntheticHead, procedural_head
@@ -468,3 +469,28 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path, capsys, sidecar, argu
     assert len(said) == 1
     assert words in said[0]
     assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_runs_of_opposite_polarity_are_simulated(tmp_path, capsys):
+    """The head and its field are the same, the noise is not; the sidecars say what is what."""
+    (tmp_path / "t.bval").write_text("0 700 700\n")
+    (tmp_path / "t.bvec").write_text("0 1 0\n0 0 1\n0 0 0\n")
+    images = []
+    for label, axis in (("AP", "j-"), ("PA", "j")):
+        call = ["--head", "synthetic", "--susceptibility", "0.7", "--voxel-size", "8",
+                "--bval", str(tmp_path / "t.bval"), "--bvec", str(tmp_path / "t.bvec"),
+                "--direction", label, "--pe-axis", axis, "--motion", "none"]  # fmt: skip
+        assert simulate_main([str(tmp_path / "sim"), *call]) == 0
+        stem = tmp_path / "sim" / "sub-01" / "dwi" / f"sub-01_dir-{label}_dwi"
+        sidecar = json.loads(stem.with_suffix(".json").read_text())
+        assert sidecar["PhaseEncodingDirection"] == axis
+        assert sidecar["TotalReadoutTime"] == 0.05
+        images.append(read_image(stem.with_suffix(".nii.gz"))[0][..., 0])
+    fields = [read_image(tmp_path / "sim" / "truth" / f"sub-01_dir-{label}_fieldmap.nii.gz")[0]
+              for label in ("AP", "PA")]  # fmt: skip
+    np.testing.assert_array_equal(*fields)
+    assert fields[0].std() > 10
+    assert np.corrcoef(*(image.ravel() for image in images))[0, 1] < 0.97
+    with pytest.raises(SystemExit, match="2"):
+        simulate_main([str(tmp_path / "other"), "--susceptibility", "1"])
+    assert "add --head synthetic" in capsys.readouterr().err
