@@ -208,7 +208,9 @@ def test_each_setting_is_an_input_with_a_description():
     assert set(MOTION) <= set(SETTINGS)
     assert all(about.help for about in SETTINGS.values())
     known = set(nodes.Correct().inputs.copyable_trait_names())
-    assert known >= set(SETTINGS) - {"brain_mask", "nprocs"}
+    of_sessions = {name for name, about in SETTINGS.items() if about.stage == "joining"}
+    assert known >= set(SETTINGS) - {"brain_mask", "nprocs"} - of_sessions
+    assert not known & of_sessions
     given = {"mask_file": "m.nii", "num_threads": 3, "ignore": ["qform"], "model": None}
     settings = settings_of(given)
     assert (settings.nprocs, settings.ignore, settings.model) == (3, ("qform",), "auto")

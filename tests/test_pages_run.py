@@ -32,7 +32,7 @@ from eddymotion.simulation import (
     simulate_motion,
     write_bids,
 )
-from eddymotion.simulation.off_resonance import Magnetised, echo_planar
+from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 from eddymotion.simulation.synthetic import SyntheticHead
 
 EXAMPLES = str(ROOT / "examples")
@@ -113,7 +113,7 @@ def write_opposite_runs(folder, dwi):
     grid, field = Grid.covering(head, 6.0), Magnetised(head, voxel_size=4.0).hertz()
     for label, direction in (("AP", "j-"), ("PA", "j")):
         told = {"PhaseEncodingDirection": direction, "TotalReadoutTime": 0.05}
-        image = echo_planar(head, grid, field, Readout.of(grid.affine, direction, 0.05))
+        image = echo_planar_image(head, grid, field, Readout.of(grid.affine, direction, 0.05))
         write_image(folder / f"sub-01_dir-{label}_epi.nii.gz", image.data, image.affine)
         series = folder / f"sub-01_dir-{label}_dwi"
         write_image(series.with_suffix(".nii.gz"), np.asarray(dwi.signal), dwi.affine)

@@ -99,6 +99,7 @@ def test_one_run_that_fails_leaves_the_other(dataset, tmp_path, capsys):
     assert (output / "sub-01" / "dwi" / "sub-01_run-2_desc-preproc_dwi.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_runs_of_two_heads_are_doubted_on_log_and_page(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("eddymotion.pipeline.runs.AGREE", 0.9999)  # as heads of two people would
     call = [dataset, tmp_path, "participant", *QUICK, "--nprocs", "1"]

@@ -19,7 +19,7 @@ from eddymotion.images.masking import brain_mask
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
-from eddymotion.simulation.off_resonance import Magnetised, echo_planar
+from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 from eddymotion.simulation.synthetic import SyntheticHead
 
 READOUT_TIME = 0.045
@@ -47,7 +47,7 @@ def scan(head, grid, hertz, direction, pose, seed):
     """Two b=0 images of one run, the head at one pose."""
     readout = Readout.of(grid.affine, direction, READOUT_TIME)
     images = [
-        echo_planar(head, grid, hertz, readout, pose=pose, snr=40.0, seed=seed + number).data
+        echo_planar_image(head, grid, hertz, readout, pose=pose, snr=40.0, seed=seed + number).data
         for number in range(2)
     ]
     gradients = Gradients(np.zeros(2), np.zeros((2, 3)))
