@@ -178,6 +178,7 @@ def test_given_tables_come_back_as_they_are(tmp_path):
     assert stem.with_suffix(".bval").read_text() == bval.read_text()
 
 
+@pytest.mark.slow
 def test_motion_of_an_oblique_replayed_fit_is_recovered(dataset, tmp_path, public_series):
     series = public_series("ds000114_trunc").source
     truth = read_itk(dataset / "truth" / "sub-01_xfm.txt")

@@ -8,6 +8,7 @@ from eddymotion.evaluation.motion import coverage_percent
 from eddymotion.simulation import acquire, shelled_scheme
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_at_b3000_and_low_snr(head, grid, truth):
     scheme = shelled_scheme({3000: 24}, 3)
     dwi = acquire(head, scheme, truth, grid, snr=10, seed=5)
