@@ -2,6 +2,7 @@
 """Noise makes steps too short, and errors that one step tells too small."""
 
 import numpy as np
+import pytest
 
 from eddymotion.estimation import estimate_motion
 from eddymotion.evaluation.motion import coverage_percent
