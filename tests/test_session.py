@@ -166,6 +166,28 @@ def test_field_maps_serve_the_runs_that_their_sidecars_name(tmp_path, metadata, 
     assert ("sub-01_dir-AP_epi" in names) == belongs
 
 
+@pytest.mark.parametrize(
+    ("maps", "metadata", "found"),
+    [
+        (["phasediff", "magnitude1"], {}, {"phasediff", "magnitude"}),
+        (["phase1", "phase2", "magnitude1"], {}, {"phase1", "phase2", "magnitude"}),
+        (["phase1"], {}, set()),
+        (["fieldmap", "magnitude"], {"Units": "Hz"}, {"fieldmap", "magnitude"}),
+        (["phasediff"], {"IntendedFor": "func/x.nii.gz"}, set()),
+    ],
+)
+def test_measured_maps_serve_runs_of_one_polarity(tmp_path, maps, metadata, found):
+    folder = tmp_path / "sub-01"
+    write_run(folder / "dwi", "sub-01_dir-AP_dwi", {"PhaseEncodingDirection": "j-"})
+    for kind in maps:
+        write_run(folder / "fmap", f"sub-01_{kind}", metadata, bvals="0")
+    _, series = runs_of(tmp_path, "sub-01_dir-AP")
+    assert set(series.measured) == found
+    write_run(folder / "dwi", "sub-01_dir-PA_dwi", {"PhaseEncodingDirection": "j"})
+    _, series = runs_of(tmp_path, "sub-01_dir-AP")
+    assert not series.measured  # opposite polarities go before
+
+
 def test_names_tell_the_polarity_where_sidecars_name_the_axis(tmp_path, caplog):
     folder = tmp_path / "sub-01" / "dwi"
     for label in ("AP", "PA"):

@@ -348,8 +348,11 @@ class Sorted:
             series[label] = []
             for folder, found in sessions.items():
                 runs = with_epi(with_polarity(found), folder)
-                flattened = tuple(runs) if len(runs) > 1 else ()
-                series[label] += [replace(run, runs=flattened) for run in runs if not run.is_b0]
+                group = tuple(runs) if len(runs) > 1 else ()
+                measured = measured_map(runs, folder)
+                series[label] += [
+                    replace(run, runs=group, measured=measured) for run in runs if not run.is_b0
+                ]
         return replace(self, series=series)
 
     @property
@@ -401,6 +404,27 @@ def with_epi(runs: Sequence[SeriesFiles], folder: Path) -> list[SeriesFiles]:
         if _polarity(epi) not in (None, own) and _is_meant_for(metadata, runs):
             found.append(epi)
     return [*runs, *found]
+
+
+def measured_map(runs: Sequence[SeriesFiles], folder: Path) -> dict[str, Path]:
+    """Find a measured map of the session that is meant for its runs.
+
+    Runs of opposite polarity tell more: there is none for them.
+    """
+    if len({_polarity(run) for run in runs} - {None}) > 1:
+        return {}
+    for kinds in (("phasediff",), ("phase1", "phase2"), ("fieldmap",)):
+        found = {kind: sorted((folder.parent / "fmap").glob(f"*_{kind}.nii*")) for kind in kinds}
+        if not all(found.values()):
+            continue
+        files = {kind: images[0] for kind, images in found.items()}
+        sidecar = files[kinds[0]].with_name(image_stem(files[kinds[0]]) + ".json")
+        if not _is_meant_for(read_sidecar(sidecar) if sidecar.is_file() else {}, runs):
+            continue
+        name = "magnitude" if kinds == ("fieldmap",) else "magnitude1"
+        magnitudes = sorted((folder.parent / "fmap").glob(f"*_{name}.nii*"))
+        return files | ({"magnitude": magnitudes[0]} if magnitudes else {})
+    return {}
 
 
 def _polarity(run: SeriesFiles) -> str | None:

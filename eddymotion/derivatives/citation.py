@@ -174,7 +174,7 @@ def _off_resonance(methods: Methods) -> str:
     if not methods.off_resonance:
         return words
     source = (
-        "a given field map"
+        "a field map"
         if methods.off_resonance == "given"
         else "the b=0 images of runs of different phase encoding (cf. Andersson et al., 2003)"
     )

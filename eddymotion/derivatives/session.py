@@ -86,7 +86,7 @@ def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str
         "Sources": list(names),
         "IntendedFor": list(names),
         "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
-        "Method": "given" if joined.measured else "opposite phase encodings",
+        "Method": "field map" if joined.measured else "opposite phase encodings",
         "MillimetresPerHertz": [
             float(np.linalg.norm(shift)) if np.isfinite(shift).all() else None
             for shift in joined.shifts

@@ -127,7 +127,7 @@ def read_inputs(paths: FieldmapPaths, settings: FieldmapSettings) -> Inputs:
         {"PhaseEncodingDirection": direction, "TotalReadoutTime": None if nominal else time}
         for direction, time in zip(directions, times, strict=True)
     )
-    measured = _measured(paths, settings) if paths.measured else None
+    measured = read_measured(paths, settings) if paths.measured else None
     mask = None
     if paths.mask is not None:
         data, affine, _ = read_image(paths.mask, settings.ignore)
@@ -235,7 +235,7 @@ def _first_b0(path: Path, n_volumes: int) -> int:
     return int(found[0])
 
 
-def _measured(paths: FieldmapPaths, settings: FieldmapSettings) -> MeasuredMap:
+def read_measured(paths: FieldmapPaths, settings: FieldmapSettings) -> MeasuredMap:
     """Read the measured map."""
     magnitude = None if paths.magnitude is None else _volume(paths.magnitude, settings.ignore)
     if magnitude is None:

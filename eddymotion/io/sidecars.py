@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ class SeriesFiles:
         The runs of its session that it belongs with, itself among them; none where it is alone.
     is_b0 : bool
         Whether all volumes are b=0.
+    measured : mapping
+        Files of a measured off-resonance map that is meant for it: ``phasediff``, ``phase1`` and
+        ``phase2``, or ``fieldmap``, and ``magnitude``.
     """
 
     dwi: Path
@@ -54,6 +57,7 @@ class SeriesFiles:
     problem: str = ""
     runs: tuple[SeriesFiles, ...] = ()
     is_b0: bool = False
+    measured: Mapping[str, Path] = field(default_factory=dict)
 
 
 def metadata_of(series: SeriesFiles) -> dict[str, Any]:

@@ -27,6 +27,12 @@ def motion_fingerprint_of(series: SeriesFiles, settings: Settings) -> str:
     return _digest(series, settings, AFTER_MOTION, ACQUISITION_FIELDS)
 
 
+def content_of(path: Path) -> str:
+    """Digest of a file's content; of one that is not changed it is taken once."""
+    stat = path.stat()
+    return _content(path, stat.st_mtime_ns, stat.st_size)
+
+
 @lru_cache(maxsize=256)
 def _content(path: Path, changed: int, size: int) -> str:
     """Digest of a file: once as long as it is not changed, since runs ask for each other's."""
@@ -44,9 +50,10 @@ def _digest(
     files = (path for name, path in settings.files().items() if name not in without)
     for path in (series.dwi, *tables_of(series), *files):
         if path.is_file():
-            stat = path.stat()
-            digest.update(bytes.fromhex(_content(path, stat.st_mtime_ns, stat.st_size)))
+            digest.update(bytes.fromhex(content_of(path)))
     if "fieldmap" not in without:  # what the other runs of the session say counts, too
+        for path in series.measured.values():
+            digest.update(bytes.fromhex(content_of(path)))
         for run in series.runs:
             digest.update(motion_fingerprint_of(run, settings).encode())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from eddymotion.derivatives.session import (
     write_merged,
 )
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.runs import JoinedRuns, RunImage, align_b0s, join_runs
+from eddymotion.estimation.runs import JoinedRuns, RunImage, align_b0s, join_runs, readouts_of
+from eddymotion.fieldmaps.inputs import FieldmapPaths, FieldmapSettings, read_measured
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
@@ -37,7 +38,7 @@ from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
 from eddymotion.pipeline.cache import DIGITS, MotionCache
-from eddymotion.pipeline.fingerprint import motion_fingerprint_of
+from eddymotion.pipeline.fingerprint import content_of, motion_fingerprint_of
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, load_series
 from eddymotion.reports import save_figure
@@ -94,17 +95,18 @@ class RunTogether:
         work_dir : Path, optional
             Where the motion of the others is kept, and what is found.
         """
-        if not series.runs and settings.fieldmap is None:
+        if not (series.runs or series.measured or settings.fieldmap):
             return cls((series.dwi.name,), None, 0)
         if work_dir is None or not series.runs:
             image = RunImage.of(dwi, motion, settings.nprocs)
-            return cls((series.dwi.name,), _joined([image], settings), 0)
+            return cls((series.dwi.name,), _joined([image], series, settings), 0)
         known = [
             run
             for run in series.runs
             if run.dwi == series.dwi or _is_usable(run, settings, work_dir)
         ]
-        stem = f"{image_stem(known[0].dwi)}_runs_{_digest(known, settings)}"
+        digest = _digest(known, series.measured, settings)
+        stem = f"{image_stem(known[0].dwi)}_runs_{digest}"
         folder = work_dir / "motion" / stem
         joined = _recalled(folder)
         if joined is None:
@@ -114,18 +116,19 @@ class RunTogether:
                 else _image_of(run, settings, work_dir)
                 for run in known
             ]
-            joined = _joined(images, settings)
+            joined = _joined(images, series, settings)
             _keep(folder, joined)
         number = [run.dwi for run in known].index(series.dwi)
         return cls(tuple(run.uri or run.dwi.name for run in known), joined, number)
 
     @classmethod
-    def prepare(cls, runs: Sequence[SeriesFiles], settings: Settings, work_dir: Path) -> None:
+    def prepare(cls, series: SeriesFiles, settings: Settings, work_dir: Path) -> None:
         """Find how the runs of a session lie, so that each of them can recall it."""
+        runs, measured = series.runs, series.measured
         for run in runs:
             cache = MotionCache.of(run, settings, work_dir)
             if not run.is_b0 and (motion := cache.recall(Stages())) is not None:
-                one = replace(run, runs=tuple(runs))
+                one = replace(run, runs=tuple(runs), measured=measured)
                 cls.of(one, load_series(run, settings), motion, settings, work_dir)
                 return
 
@@ -169,7 +172,7 @@ class RunTogether:
             return summary
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
         mm = hertz.std() * np.nanmax(np.linalg.norm(joined.shifts, axis=1))
-        source = "given" if joined.measured else "from images of different phase encodings"
+        source = "from a field map" if joined.measured else "from images of other phase encodings"
         summary["off-resonance field"] = (
             f"{hertz.std():.1f} Hz, {mm:.2f} mm (standard deviation in the brain), {source}"
         )
@@ -212,20 +215,44 @@ class RunTogether:
         }
 
 
-def _joined(images: Sequence[RunImage], settings: Settings) -> JoinedRuns:
-    field = None if settings.fieldmap is None else _given_field(settings.fieldmap)
+def _joined(images: Sequence[RunImage], series: SeriesFiles, settings: Settings) -> JoinedRuns:
+    field = None
+    if settings.fieldmap is not None:
+        field = _given_field(settings.fieldmap)
+    elif series.measured and "fieldmaps" not in settings.ignore:
+        field = _measured_field(images[0], series.measured, settings)
     joined = join_runs(
         images,
         field=field,
         seeks_field="fieldmaps" not in settings.ignore,
         compute=Compute(settings.nprocs, settings.random_seed),
     )
-    if field is not None and not np.isfinite(joined.shifts).any():
+    if settings.fieldmap is not None and not np.isfinite(joined.shifts).any():
         raise EddymotionError(
             f"{settings.fieldmap}: of no use without PhaseEncodingDirection and TotalReadoutTime "
             "in the sidecar of the series; add them"
         )
     return replace(joined, modulated="fmap-jacobian" not in settings.ignore)
+
+
+def _measured_field(
+    first: RunImage, files: Mapping[str, Path], settings: Settings
+) -> OffResonance | None:
+    """Make the field of a measured map in the frame of the first run, if that can be done."""
+    names = ", ".join(path.name for path in files.values())
+    (readout,) = readouts_of([first])
+    if readout is None:
+        log.warning(
+            "%s: not used, since the series does not say how far off-resonance displaces it; add "
+            "PhaseEncodingDirection and TotalReadoutTime to its sidecar", names
+        )  # fmt: skip
+        return None
+    try:
+        measured = read_measured(FieldmapPaths((), **files), FieldmapSettings())
+        return measured.field_for(first.image, readout, first.brain, settings.random_seed)
+    except EddymotionError as error:
+        log.warning("%s: not used (%s)", names, error)
+        return None
 
 
 def _given_field(path: Path) -> OffResonance:
@@ -318,8 +345,9 @@ def load_b0s(run: SeriesFiles) -> DWI:
     return DWI(signal, affine, acquisition, brain_mask(signal.mean(axis=3)), run.dwi)
 
 
-def _digest(runs: Sequence[SeriesFiles], settings: Settings) -> str:
+def _digest(runs: Sequence[SeriesFiles], measured: Mapping[str, Path], settings: Settings) -> str:
     words = [motion_fingerprint_of(run, settings) for run in runs]
+    words += [content_of(path) for path in measured.values()]
     words += [str(settings.fieldmap), *sorted(set(OF_FIELD) & set(settings.ignore))]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGITS]
 

@@ -81,7 +81,7 @@ class Job:
     def join(self) -> None:
         """Find how the runs of its session lie; what goes wrong is for :meth:`correct` to say."""
         with _logging_for(self), held(self.locks), suppress(Exception):
-            RunTogether.prepare(self.series.runs, self.settings, self.work_dir)
+            RunTogether.prepare(self.series, self.settings, self.work_dir)
 
     def correct(self) -> None:
         """Write the outputs, with the motion that is there."""
