@@ -332,6 +332,7 @@ def test_images_that_tell_nothing_are_refused(change, words):
         estimate_off_resonance(change(*pair(voxel=7.0)))
 
 
+@pytest.mark.slow
 def test_images_may_lie_on_other_grids_and_show_a_part():
     first = pair(("j-",), 5.0)[0]
     turn = exp_rigid(np.r_[0, 0, 0, 0.2, 0.1, -0.15], np.zeros(3))[:3, :3]
@@ -471,6 +472,7 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path, capsys, sidecar, argu
     assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
+@pytest.mark.slow
 def test_runs_of_opposite_polarity_are_simulated(tmp_path, capsys):
     """The head and its field are the same, the noise is not; the sidecars say what is what."""
     (tmp_path / "t.bval").write_text("0 700 700\n")
