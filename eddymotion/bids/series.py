@@ -348,8 +348,8 @@ class Sorted:
             series[label] = []
             for folder, found in sessions.items():
                 runs = with_epi(with_polarity(found), folder)
-                flattened = tuple(runs) if len(runs) > 1 else ()
-                series[label] += [replace(run, runs=flattened) for run in runs if not run.is_b0]
+                together = tuple(runs) if len(runs) > 1 else ()
+                series[label] += [replace(run, runs=together) for run in runs if not run.is_b0]
         return replace(self, series=series)
 
     @property
