@@ -189,7 +189,7 @@ def test_runs_are_equal_whoever_made_them_and_when(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == "5 of 5 files equal bit by bit\n"
 
 
-def test_what_differs_is_told_and_measured(tmp_path, monkeypatch, capsys):
+def test_what_differs_is_reported_and_measured(tmp_path, monkeypatch, capsys):
     before = outputs(tmp_path / "before")
     after = outputs(tmp_path / "after", shift=2e-5, bright=100.01)
     assert compared(monkeypatch, before, after) == 1

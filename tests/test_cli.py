@@ -169,7 +169,7 @@ def test_second_run_reuses_and_other_settings_recompute(dataset, derivatives, ca
     assert participant.main([*call, "--fsl-outputs"]) == 0
 
 
-def test_a_broken_sidecar_is_told_once_and_stops_nothing(tmp_path, caplog):
+def test_a_broken_sidecar_is_reported_once_and_stops_nothing(tmp_path, caplog):
     series = SeriesFiles(tmp_path / "dwi.nii.gz")
     assert metadata_of(series) == {}
     (tmp_path / "dwi.json").write_text('{"PhaseEncodingDirection": "j",}')

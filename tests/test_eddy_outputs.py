@@ -214,7 +214,7 @@ def outliers(plain_series):
     return OutlierTables(flagged, n_stdev, n_sqr)
 
 
-def test_outliers_are_told_as_eddy_does(plain_series, outliers, tmp_path):
+def test_outliers_are_reported_as_eddy_does(plain_series, outliers, tmp_path):
     dwi, motion = plain_series
     files = write(tmp_path, dwi, motion, outliers=outliers)
     title, *rows = files["outlier_map"].read_text().splitlines()

@@ -263,7 +263,7 @@ def test_everything_at_once_does_not_depend_on_the_threads(synthetic):
         ({"pe_axis": "k"}, "slice by slice"),
     ],
 )
-def test_settings_that_make_no_sense_are_told(wrong, text):
+def test_settings_that_make_no_sense_are_reported(wrong, text):
     with pytest.raises(EddymotionError, match=text):
         KSpace(**wrong)
 

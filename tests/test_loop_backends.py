@@ -112,7 +112,9 @@ def test_wrong_registrations_are_one_line_before_anything_is_written(
     assert not output.exists()
 
 
-def test_a_crash_of_an_engine_is_told_and_leaves_nothing(series, tmp_path, capsys, monkeypatch):
+def test_crashes_of_an_engine_are_reported_and_leave_nothing(
+    series, tmp_path, capsys, monkeypatch
+):
     program = tmp_path / "bin" / "antsRegistration"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'Exception caught: no memory'; kill -SEGV $$\n")

@@ -350,7 +350,7 @@ def test_without_replacement_lost_slices_stay_and_nothing_else_differs(
     assert all(list(everything.glob(kind)) for kind in kinds)
 
 
-def test_sidecars_that_contradict_the_image_are_told_and_left_alone(scanned, tmp_path, caplog):
+def test_sidecars_that_contradict_the_image_are_reported_and_left_alone(scanned, tmp_path, caplog):
     image = shutil.copy(scanned[0], tmp_path)
     for kind in ("bval", "bvec"):
         shutil.copy(scanned[0].with_name(f"scan_dwi.{kind}"), tmp_path)

@@ -133,7 +133,7 @@ def test_t1w_of_the_same_head_is_found(series):
     assert space.transform == "rigid"
     assert brain_error(space, true, dwi) < 1.0
     assert space.quality.after.similarity > space.quality.before.similarity
-    assert space.doubts == []
+    assert space.warnings == []
 
 
 def brain_error(space, true, dwi):

@@ -115,7 +115,7 @@ def test_lost_slices_of_a_moving_head_are_found(dropped, judged, moving, truth):
     assert assess(moving, truth).outliers.flagged.sum() <= 1
 
 
-def test_shares_that_slices_have_kept_are_told(dropped, judged, moving):
+def test_shares_that_slices_have_kept_are_reported(dropped, judged, moving):
     lost = dropped[1]
     whole = moving.signal.sum(axis=(0, 1)).T
     kept = dropped[0].signal.sum(axis=(0, 1)).T / whole

@@ -255,7 +255,7 @@ def test_embedded_data_cannot_end_its_element():
     assert tag("p", "<b>", title='"><b>') == '<p title="&quot;&gt;&lt;b&gt;">&lt;b&gt;</p>'
 
 
-def test_failures_are_told_last_and_at_the_top(site, tmp_path):
+def test_failures_are_reported_last_and_at_the_top(site, tmp_path):
     shutil.copytree(site.folder, tmp_path / "out")
     broken = Outputs(tmp_path / "out" / "sub-01", "sub-01", tmp_path / "out" / "sub-01/figures")
     data = broken["report_data"]

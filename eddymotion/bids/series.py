@@ -468,10 +468,10 @@ def has_b0_only(series: SeriesFiles, b0_threshold: float) -> bool:
         return False
     try:
         bvals = read_numbers(series.bval)
-    except EddymotionError:  # told when its turn comes
+    except EddymotionError:  # reported when its turn comes
         return False
     is_b0 = (bvals >= 0) & (bvals <= b0_threshold)
-    return bool(is_b0.all()) and not in_thousands(bvals)  # of another unit: told in its turn
+    return bool(is_b0.all()) and not in_thousands(bvals)  # of another unit: reported in its turn
 
 
 def lacks_tables(series: SeriesFiles) -> bool:
@@ -480,7 +480,7 @@ def lacks_tables(series: SeriesFiles) -> bool:
         return False
     try:
         return len(shape_of(read_header(series.dwi))) > 3
-    except EddymotionError:  # told when its turn comes
+    except EddymotionError:  # reported when its turn comes
         return False
 
 
@@ -490,7 +490,7 @@ def is_lone_volume(series: SeriesFiles) -> bool:
         return False
     try:
         return shape_of(read_header(series.dwi))[3:] in ((), (1,))
-    except EddymotionError:  # told when its turn comes
+    except EddymotionError:  # reported when its turn comes
         return False
 
 

@@ -83,7 +83,7 @@ class Streams:
         self.out, self.err = out, err
 
     def code(self, program: str, code: int) -> int:
-        """Return the exit code: results that could not be written are a failure, and told."""
+        """Return the exit code: results that could not be written are a failure, and reported."""
         self.out.flush()
         failure = self.out.failure
         if failure is None or failure.errno in NOBODY_READS:

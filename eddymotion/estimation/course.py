@@ -204,7 +204,7 @@ def _moments_of(n_steps: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class OffsetEstimate:
-    """An offset that something tells, beside time.
+    """An offset as time, images or both tell it.
 
     Parameters
     ----------
@@ -272,7 +272,7 @@ class Course:
         gaps = np.stack([self.gaps[inner - 1], self.gaps[inner], gaps], axis=1)
         visits = squares[inner - 1], squares[inner], both, gaps
         prior = prior.with_excursions(*visits)
-        away = inner[prior.stays(*visits) < 0.5]  # their steps are no habit
+        away = inner[prior.stays(*visits) < 0.5]  # their steps say nothing of the others
         steps[away - 1] = steps[away] = np.nan
         return replace(MotionPrior.learn(steps, self.gaps, self.size), excursions=prior.excursions)
 
@@ -350,7 +350,7 @@ class Course:
         return log_rigid(np.linalg.inv(offset) @ other, self.center)
 
     def squared(self, offset: np.ndarray, estimate: OffsetEstimate) -> float:
-        """Squared distance of an offset from a guess over its variance."""
+        """Squared distance of an offset from an estimate over its variance."""
         apart = self.apart(offset, estimate.offset)
         return float(apart @ np.linalg.solve(estimate.covariance, apart))
 

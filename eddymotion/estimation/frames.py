@@ -42,7 +42,7 @@ BEYOND_CHANCE = 22.5
 """Squared distance over variance, in six dimensions, that chance exceeds once in a thousand."""
 
 FEW_VOLUMES = 6
-"""Frames of fewer volumes are hardly told by them."""
+"""Frames of fewer volumes are hardly determined by them."""
 
 FAR_MM = 2.0
 """Way to the nearer neighbour, in a human head, from which on such a volume is reported."""

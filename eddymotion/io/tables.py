@@ -63,7 +63,7 @@ def read_numbers(path: Path) -> np.ndarray:
         raise EddymotionError(absence(path))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the file is empty: told below
+            warnings.simplefilter("ignore", UserWarning)  # that the file is empty: reported below
             numbers = np.loadtxt(path, ndmin=2)
     except Exception as error:  # whatever a decoder raises: it unpacks by the name
         raise EddymotionError(

@@ -303,7 +303,7 @@ def _now_at(path: Path) -> float:
 def _renew(locks: Sequence[Lock], stop: threading.Event) -> None:
     while not stop.wait(RENEW_EVERY_S):
         for lock in locks:
-            with suppress(OSError):  # told to whoever writes next
+            with suppress(OSError):  # reported to whoever writes next
                 if not lock.loss:
                     os.utime(lock.path)
 

@@ -123,7 +123,7 @@ def warn_if_disk_is_small(folder: Path, images: Sequence[Path]) -> str | None:
 
     needed = 0.0
     for image in images:
-        with suppress(EddymotionError):  # told later, with the series
+        with suppress(EddymotionError):  # reported later, with the series
             needed += 4e-9 * math.prod(read_header(image).get_data_shape())
     free = shutil.disk_usage(folder).free / 1e9
     if free > needed:

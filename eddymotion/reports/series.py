@@ -131,7 +131,7 @@ class SeriesReport:
     eddy : Table, optional
         Coefficients of the eddy-current fields.
     steps : Table, optional
-        What the estimation told, and when.
+        What the estimation reported, and when.
     eddy_along : (3,) array, optional
         Phase-encoding vector of the fields, RAS+.
     """
@@ -264,7 +264,7 @@ class SeriesReport:
 
 
 def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
-    """Return the columns of the table of steps: seconds since the beginning, what was told."""
+    """Return the columns of the table of steps: seconds since the beginning, what was reported."""
     kept = log[:MAX_STEPS]
     return {
         "seconds": [f"{seconds:.2f}" for seconds, _ in kept],

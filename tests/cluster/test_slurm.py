@@ -132,7 +132,7 @@ def test_an_array_with_a_job_a_participant(dataset, on_one_host, tmp_path):
     assert all((output / f"sub-{label}.html").is_file() for label in LABELS)
 
 
-def test_a_lost_job_is_told_and_the_next_run_goes_on(dataset, on_one_host, plugin, tmp_path):
+def test_a_lost_job_is_reported_and_the_next_run_goes_on(dataset, on_one_host, plugin, tmp_path):
     output = tmp_path / "out"
     run = start(dataset, output, "--use-plugin", plugin)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Series of b=0 volumes only, such as those of reversed phase encoding, are skipped and told."""
+"""Series of b=0 volumes only, such as those of reversed phase encoding, are skipped and named."""
 
 import json
 import shutil

@@ -39,7 +39,7 @@ def test_a_full_disk_keeps_nothing(cache, monkeypatch):
     assert compiled(double)(2.0) == 4.0
 
 
-def test_no_place_for_temporary_files_is_told(monkeypatch):
+def test_no_place_for_temporary_files_is_reported(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
     with pytest.raises(EddymotionError, match="set TMPDIR"), work_folder():

@@ -25,7 +25,7 @@ def scan(tiny, tmp_path):
     return tmp_path / "dwi.nii.gz"
 
 
-def test_a_loop_with_a_tensor_is_told_everywhere(scan, tmp_path):
+def test_a_loop_with_a_tensor_is_reported_everywhere(scan, tmp_path):
     out = tmp_path / "out"
     call = [str(scan), "-o", str(out), "--nprocs", "1", "--n-iterations", "1", "--model", "dti",
             "--resampling", "fast", "--no-shell-alignment", "--replace-outliers"]  # fmt: skip

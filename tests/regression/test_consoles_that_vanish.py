@@ -73,7 +73,7 @@ def test_letters_that_a_console_lacks_are_written_plainly(encoding, tmp_path):
     assert "".join(PLAIN.values()).isascii()
 
 
-def test_a_log_on_a_full_disk_is_told_once(caplog, tmp_path):
+def test_a_log_on_a_full_disk_is_reported_once(caplog, tmp_path):
     handler = LogFile(tmp_path / "log")
     handler.baseFilename = "/dev/full"
     log = logging.getLogger("eddymotion")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished outputs are reused only as they were written; what is found is flushed and told."""
+"""Finished outputs are reused only as they were written; what is found is flushed and reported."""
 
 import json
 import os
@@ -136,7 +136,7 @@ def test_more_outputs_need_no_new_estimate_unless_the_motion_was_changed(
     assert "found again" in capsys.readouterr().err
 
 
-def test_a_folder_in_place_of_an_output_is_told_before_the_work(outputs, image, capsys):
+def test_a_folder_in_place_of_an_output_is_reported_before_the_work(outputs, image, capsys):
     make_folder(outputs["mask"])
     before = contents(outputs.folder)
     assert run(image, outputs.folder) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Denoising before the correction removes motion: it is noticed, told, and errors grow."""
+"""Denoising before the correction removes motion: it is noticed, reported, and errors grow."""
 
 from dataclasses import replace
 

@@ -16,7 +16,7 @@ N_VOLUMES = 40
 
 
 def simulated(seed, size=1.0):
-    """Estimated and true motion, with errors of the sizes that are told; volume 0 is known."""
+    """Estimated and true motion, with errors of the sizes that are reported; volume 0 is known."""
     rng = np.random.default_rng(seed)
     true = rng.normal(0, size, (N_VOLUMES, 6)) * np.repeat([3.0, 0.06], 3)
     errors = rng.uniform(0.3, 1.5, (N_VOLUMES, 6)) * np.repeat([0.1, 0.002], 3)

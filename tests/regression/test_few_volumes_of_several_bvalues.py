@@ -89,7 +89,7 @@ def test_parameters_that_give_no_covariance_are_passed_over():
     assert 0 < found.signal <= 30
 
 
-def test_gains_that_are_not_positive_are_told():
+def test_gains_that_are_not_positive_are_reported():
     assert _volume_gains(np.array([[-0.5, -0.4, np.nan], [1.0, 1.0, 1.0]]))[0] == pytest.approx(
         -0.45
     )

@@ -174,7 +174,7 @@ def test_a_participant_that_is_lost_fails_and_the_others_go_on(
     assert not (tmp_path / "sub-01.html").exists()
 
 
-def test_a_folder_in_place_of_a_lock_is_told(tmp_path):
+def test_a_folder_in_place_of_a_lock_is_reported(tmp_path):
     path = tmp_path / ".sub-01.lock"
     path.mkdir()
     with (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dark brainstem belongs to the mask, a mouth does not, and a doubtful mask is told."""
+"""A dark brainstem belongs to the mask, a mouth does not, and a doubtful mask is reported."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model of DIPY cannot do is told in one line, whatever DIPY raises."""
+"""What a model of DIPY cannot do is reported in one line, whatever DIPY raises."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ class Failing:
     "error", [np.linalg.LinAlgError("Singular matrix"), AttributeError("we need a package"),
               IndexError("out of bounds"), TypeError()], ids=repr
 )  # fmt: skip
-def test_errors_of_a_model_are_told_with_its_name(error, monkeypatch):
+def test_errors_of_a_model_are_reported_with_its_name(error, monkeypatch):
     monkeypatch.setattr(Failing, "error", error)
     model = DipyModel(Failing)
     with pytest.raises(em.EddymotionError, match="dipy:Failing: DIPY cannot predict with it") as t:

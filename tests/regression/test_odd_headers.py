@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sound data under an odd header are read, whoever reads them; what is guessed is told."""
+"""Sound data under an odd header are read, whoever reads them; what is guessed is reported."""
 
 import gzip
 import logging
@@ -107,7 +107,7 @@ def test_quaternion_one_rounding_too_long(tmp_path, form, ignore):
     np.testing.assert_allclose(read_image(path, ignore)[1], AFFINE, atol=1e-4)
 
 
-def test_what_is_made_up_is_told(tmp_path, caplog):
+def test_what_is_made_up_is_reported(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="eddymotion"):
         read_image(written(tmp_path / "a.nii", setting(quatern_b=np.nan)))
         read_image(written(tmp_path / "b.nii", setting(srow_x=np.nan)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is odd in a sidecar is told and left aside; the rest of it holds."""
+"""What is odd in a sidecar is reported and left aside; the rest of it holds."""
 
 import json
 import shutil

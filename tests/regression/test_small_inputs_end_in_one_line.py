@@ -131,14 +131,14 @@ def test_names_that_are_too_long(command, given, pair, tmp_path, monkeypatch, ca
     one_line(capsys, LONG[:30])  # a long value is shortened
 
 
-def test_an_output_name_that_would_be_too_long_is_told_before_the_work(tmp_path, capsys):
+def test_an_output_name_that_would_be_too_long_is_reported_before_the_work(tmp_path, capsys):
     image = tmp_path / f"{'a' * 220}_dwi.nii.gz"
     nib.Nifti1Image(np.zeros((4, 4, 4, 8), np.float32), np.eye(4)).to_filename(image)
     assert correct.main([str(image), "-o", str(tmp_path / "out"), "--nprocs", "1"]) == 2
     one_line(capsys, "give a shorter one")
 
 
-def test_names_that_are_no_utf8_can_be_told(tmp_path):
+def test_names_that_are_no_utf8_can_be_reported(tmp_path):
     name = os.fsdecode(b"sub-\xff")
     write_json(tmp_path / f"{name}.json", {"Sources": [name]})
     write_text(tmp_path / f"{name}.tsv", name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""b-values that contradict the images are refused by volume, and the reading that fits is told."""
+"""b-values that contradict the images are refused by volume, and the fitting reading is given."""
 
 from dataclasses import replace
 
@@ -43,13 +43,13 @@ def test_one_volume_under_the_wrong_label_is_named(moving, b0_is_lost):
 
 
 @pytest.mark.parametrize(("step", "back"), [(1, "earlier"), (-1, "later")])
-def test_a_table_shifted_by_a_volume_is_told_where_it_belongs(moving, step, back):
+def test_a_table_shifted_by_a_volume_is_found(moving, step, back):
     old = moving.gradients
     shifted = labelled(moving, np.roll(old.bvals, step), np.roll(old.bvecs, step, axis=0))
     assert f"fit the images if each stands one volume {back}" in only(shifted)
 
 
-def test_vectors_that_encode_b_values_are_told(two_shells):
+def test_vectors_that_encode_b_values_are_reported(two_shells):
     bvals = two_shells.gradients.bvals
     text = scaled_vectors(labelled(two_shells, np.full(len(bvals), 2000.0)), np.sqrt(bvals / 2000))
     assert text is not None
@@ -84,7 +84,7 @@ def test_points_of_a_lattice_are_never_taken_for_another_level():
     assert contradictions(replace(dwi, signal=signal)) == []
 
 
-def test_exchanged_shells_are_told(two_shells):
+def test_exchanged_shells_are_reported(two_shells):
     bvals = two_shells.gradients.bvals
     exchanged = np.select([bvals == bvals.max(), bvals > 50], [1000.0, bvals.max()], 0.0)
     (found,) = contradictions(labelled(two_shells, exchanged))

@@ -32,7 +32,7 @@ def test_motion_is_found_within_a_mask_that_rests(moving, truth, of_stripped, sc
     assert compared.coverage_percent > 80
 
 
-def test_it_is_told_and_errors_are_larger(moving, estimated, of_stripped):
+def test_it_is_reported_and_errors_are_larger(moving, estimated, of_stripped):
     assert [one.kind for one in find_issues(stripped(moving))] == ["zeros"]
     assert find_issues(moving) == []
     dwis = moving.gradients.dwis

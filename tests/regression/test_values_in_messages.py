@@ -41,7 +41,7 @@ def test_one_line_is_one_line_for_every_terminal():
     assert len(one_line(LONG)) <= 1500
 
 
-def test_what_a_library_says_is_told_without_its_hints():
+def test_what_a_library_says_is_reported_without_its_hints():
     with pytest.raises(ValueError, match="use `usecols`") as raised:
         np.loadtxt(["0 1 2", "3 4"])
     assert why(raised.value) == "the number of columns changed from 3 to 2 at row 2"

@@ -37,7 +37,7 @@ def test_errors_of_the_poses_count(error, level):
 
 
 @pytest.mark.parametrize("level", [Severity.CARE, Severity.DOUBTFUL])
-def test_warnings_count_and_are_told(level):
+def test_warnings_count_and_are_reported(level):
     found = verdict("0.05", [Notice("denoised", "hardly any noise", level)])
     assert found.level == level
     assert found.reasons == ["denoised: hardly any noise"]

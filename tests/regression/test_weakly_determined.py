@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the data do not determine is not moved, or told: shells, directions of motion."""
+"""What the data do not determine is not moved, or reported: shells, directions of motion."""
 
 import logging
 
@@ -104,7 +104,7 @@ def cylinder():
     return DWI(signal, affine, gradients, inside > 0.5)
 
 
-def test_a_direction_that_nothing_shows_is_held_and_told(cylinder, caplog):
+def test_a_direction_that_nothing_shows_is_held_and_reported(cylinder, caplog):
     with caplog.at_level(logging.WARNING, "eddymotion"):
         found = estimate_motion(cylinder)
     assert "translation along z" in caplog.text

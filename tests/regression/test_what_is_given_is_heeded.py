@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is given to an estimator is heeded, refused, or told."""
+"""What is given to an estimator is heeded, refused, or reported."""
 
 import logging
 
@@ -70,7 +70,7 @@ def test_a_fitted_process_is_taken_as_it_is(tiny, monkeypatch):
     em.estimate_motion(tiny, estimator=em.Joint(model, max_steps=1), align_shells=False)
 
 
-def test_too_few_volumes_for_fields_are_told(tiny, caplog):
+def test_too_few_volumes_for_fields_are_reported(tiny, caplog):
     few = em.DWI(tiny.signal[..., :6], tiny.affine, tiny.gradients.select(slice(6)), tiny.mask)
     assert len(few.gradients.dwis) < 6
     with caplog.at_level(logging.WARNING, "eddymotion"):

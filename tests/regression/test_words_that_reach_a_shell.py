@@ -66,7 +66,7 @@ def test_plugins_that_use_a_shell_refuse_such_a_folder(tmp_path):
     assert find_plugin(Plugin("PBS"), Path("/a_b")) is not None
 
 
-def test_an_open_quotation_mark_is_told():
+def test_an_open_quotation_mark_is_reported():
     assert words_of("--qos='a b' -p long") == ["--qos=a b", "-p", "long"]
     with pytest.raises(EddymotionError, match="close each quotation mark"):
         words_of("--comment='x")

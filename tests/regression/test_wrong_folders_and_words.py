@@ -36,7 +36,7 @@ def test_dicom_files_are_to_be_converted(name, content, tmp_path):
         find_series(tmp_path)
 
 
-def test_a_dataset_without_description_is_read_and_told(dataset, caplog):
+def test_a_dataset_without_description_is_read_and_reported(dataset, caplog):
     warn_of_missing_description(dataset)
     assert not caplog.messages
     (dataset / "dataset_description.json").unlink()

@@ -115,7 +115,7 @@ def _find_issues(dwi: DWI) -> list[DataIssue]:
 
 
 def in_sidecar(dwi: DWI, frame_doubt: str | None = None) -> list[dict[str, Any]]:
-    """Return the doubts about a series as the sidecar of the corrected one has them.
+    """Return the issues of a series as the sidecar of the corrected one has them.
 
     Parameters
     ----------

@@ -138,7 +138,7 @@ class Appearance:
             return None
         patterns = blocks - blocks.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
-        if not (lengths > 0).all():  # one value everywhere: told when the motion is sought
+        if not (lengths > 0).all():  # one value everywhere: reported when the motion is sought
             return None
         return cls(np.log(signal), patterns / lengths)
 
