@@ -12,13 +12,14 @@ import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.session import averaged, concatenated
-from eddymotion.estimation.runs import RunImage, differ, join_runs, readouts_of
+from eddymotion.estimation.runs import JoinedRuns, RunImage, differ, join_runs, readouts_of
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
+from eddymotion.pipeline.cache import _alone
 from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 from eddymotion.simulation.synthetic import SyntheticHead
 
@@ -219,3 +220,20 @@ def test_mask_of_the_runs_lies_where_the_head_is(opposed):
     there = expected.spline.sample(grid_points(opposed[0].shape, half))
     inside = np.isfinite(there)
     assert (moved.ravel()[inside] == (there[inside] > 0.5)).mean() > 0.97
+
+
+def test_motion_of_outputs_is_taken_back_into_the_frame_of_its_own_run(pose):
+    """What a finished run left serves another one with other settings."""
+    errors = np.full((2, 6), 0.1)
+    alone = replace(Motion(np.stack([np.eye(4), pose])), standard_errors=errors)
+    joined = JoinedRuns(
+        np.stack([np.eye(4), pose]), np.full((2, 6), 0.2), np.full((2, 3), np.nan), None,
+        np.zeros((2, 2, 2)), np.ones((2, 2, 2), bool), np.eye(4),
+    )  # fmt: skip
+    moved = joined.motion(1, alone)
+    np.testing.assert_allclose(moved.matrices, alone.matrices @ pose)
+    np.testing.assert_allclose(moved.standard_errors, np.hypot(0.1, 0.2))
+    sidecar = {"RunPose": pose.tolist(), "RunPoseErrors": [0.2] * 6}
+    back = _alone(moved, sidecar)
+    np.testing.assert_allclose(back.matrices, alone.matrices, atol=1e-12)
+    np.testing.assert_allclose(back.standard_errors, errors)
