@@ -196,6 +196,8 @@ class DWI(Series, HtmlValue):
     def is_cut(self) -> bool:
         """Whether tissue was set to zero, or another constant, in the volumes looked at."""
         b0s, dwis = self.gradients.b0s[:1], self.gradients.dwis
+        if not len(dwis):
+            return False
         weighted = dwis[:: max(1, len(dwis) // VOLUMES_TO_LOOK_AT)]
         shares = [cut_share(self.signal[..., volume], self.mask) for volume in weighted]
         if np.median(shares) > CUT_SHARE or not len(b0s):

@@ -15,7 +15,7 @@ import numpy as np
 from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.errors import check_kind
+from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.outliers import (
     SliceFit,
     SliceOutliers,
@@ -111,6 +111,10 @@ def assess(
     check_kind(dwi, DWI, "assess")
     check_kind(motion, Motion, "assess")
     motion.check_length(len(dwi), "assess")
+    if not len(dwi.gradients.dwis):
+        raise EddymotionError(
+            f"assess: {dwi!r} has no diffusion-weighted volume, expected some to predict"
+        )
     if slicing is not None:
         dwi = described(dwi, slicing=slicing)
     if isinstance(model, str):

@@ -68,6 +68,13 @@ def load_series(series: SeriesFiles, settings: Settings) -> DWI:
         ignore=settings.ignore,
         metadata=metadata_of(series),
     )
+    if not len(dwi.gradients.dwis):
+        raise EddymotionError(
+            f"{series.dwi}: found 0 diffusion-weighted volume(s) above "
+            f"b={settings.b0_threshold:g}, "
+            "expected at least 2, since each is predicted from the others; check the .bval or "
+            "lower --b0-threshold, or give it beside the run whose distortion it shows"
+        )
     if settings.pe_axis:
         dwi = replace(dwi, acquisition=dwi.acquisition.encoded(settings.pe_axis, dwi.affine))
     log.info("%s: %s", series.dwi.name, dwi)

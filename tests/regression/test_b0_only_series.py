@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from runs import QUICK, write_two_participants
 
+import eddymotion as em
 from eddymotion.bids.series import Sorted, find_series, has_b0_only
-from eddymotion.cli import participant
+from eddymotion.cli import correct, participant
+from eddymotion.data.gradients import Gradients
+from eddymotion.io.images import write_image
+from eddymotion.io.tables import write_gradient_table
 from eddymotion.pipeline.correct import SeriesFiles
 
 
@@ -80,3 +84,21 @@ def test_thousandths_are_no_b0(tmp_path, bvals, are_b0):
     (tmp_path / "x.bval").write_text(bvals)
     series = SeriesFiles(tmp_path / "x.nii.gz", tmp_path / "x.bval")
     assert has_b0_only(series, 50) is are_b0
+
+
+def test_a_run_of_b0_alone_is_read_and_registered_but_not_corrected(tmp_path, still, capsys):
+    """It may tell the distortion of others; predictions it has none."""
+    b0 = np.asarray(still.signal[..., still.gradients.b0s[:2]])
+    gradients = Gradients(np.zeros(2), np.zeros((2, 3)))
+    image = tmp_path / "sub-01_dwi.nii.gz"
+    write_image(image, b0, still.affine)
+    write_gradient_table(
+        tmp_path / "sub-01_dwi.bval", tmp_path / "sub-01_dwi.bvec", gradients, still.affine
+    )
+    dwi = em.load(image)
+    motion = em.estimate_motion(dwi)
+    assert len(em.resample(dwi, motion, engine="fast")) == 2
+    with pytest.raises(em.EddymotionError, match="no diffusion-weighted volume"):
+        em.assess(dwi, motion)
+    assert correct.main([str(image), "-o", str(tmp_path / "out")]) == 2
+    assert "found 0 diffusion-weighted volume(s)" in capsys.readouterr().err
