@@ -222,6 +222,7 @@ def test_reports_need_neither_raw_data_nor_images(derivatives, tmp_path, capsys)
     assert "no sub-77 in" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # tests/test_participant_run.py::test_side_by_side_is_as_one_by_one is quicker
 def test_results_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
     image = next((dataset / "sub-01" / "dwi").glob("*.nii.gz"))
     for n in ("1", "2"):
@@ -273,13 +274,13 @@ def test_a_failing_series_is_listed_and_the_others_are_complete(dataset, tmp_pat
 
 def test_configuration_file_sets_defaults_and_the_command_line_wins(dataset, tmp_path):
     config = tmp_path / "settings.toml"
-    config.write_text('model = "average"\nn-iterations = 1\n')
+    config.write_text('model = "average"\nn-iterations = 2\n')
     image = next((dataset / "sub-01" / "dwi").glob("*.nii.gz"))
     call = [str(image), "-o", str(tmp_path / "out"), "--config-file", str(config)]
-    assert correct.main([*call, "--n-iterations", "2"]) == 0
+    assert correct.main([*call, "--n-iterations", "1"]) == 0
     sidecar = json.loads((tmp_path / "out" / "sub-01_desc-preproc_dwi.json").read_text())
     assert sidecar["Settings"]["model"] == "average"
-    assert sidecar["Settings"]["n_iterations"] == 2
+    assert sidecar["Settings"]["n_iterations"] == 1
 
 
 def wrong_calls(dataset, tmp_path):

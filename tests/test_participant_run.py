@@ -104,7 +104,8 @@ def test_stop_on_first_crash(dataset, tmp_path, capsys):
     assert "not finished, since another" in (tmp_path / "out" / "sub-02.html").read_text()
 
 
-@pytest.mark.parametrize("nprocs", ["2", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/regression/test_requests_to_end.py is quicker
+@pytest.mark.parametrize("nprocs", ["1", "2"])
 def test_on_request_it_ends_and_leaves_nothing_half_done(nprocs, dataset, undisturbed, tmp_path):
     run = start(dataset, tmp_path, "--nprocs", nprocs)
     wait_for(lambda: list(tmp_path.glob("work/motion/*")) or run.poll() is not None)

@@ -89,7 +89,9 @@ def test_a_series_that_is_there_twice_is_refused_and_stops_no_other(dataset, tmp
     assert participant.main([*call, "--bids-filter-file", str(tmp_path / "filter.json")]) == 0
 
 
-@pytest.mark.parametrize("content", ["{broken", '["a", "list"]'])
+@pytest.mark.parametrize(
+    "content", [pytest.param("{broken", marks=pytest.mark.slow), '["a", "list"]']
+)
 def test_a_broken_sidecar_is_named_and_stops_no_other(content, dataset, tmp_path, capsys):
     sidecar = dataset / "sub-02" / "dwi" / "sub-02_dwi.json"
     stored = json.loads((dataset / "sub-01" / "dwi" / "sub-01_dwi.json").read_text())

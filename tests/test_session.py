@@ -110,6 +110,7 @@ def test_runs_of_two_heads_are_doubted_on_log_and_page(dataset, tmp_path, monkey
     assert "their common frame may be wrong" in (tmp_path / "sub-01.html").read_text()
 
 
+@pytest.mark.slow
 def test_separate_runs_keep_frames_of_their_own(dataset, tmp_path):
     call = [dataset, tmp_path, "participant", *QUICK, "--separate-all-dwis"]
     assert participant.main([str(part) for part in call]) == 0
