@@ -24,6 +24,13 @@ from eddymotion.evaluation.series import (
     refuse_different,
     smoothness,
 )
+from eddymotion.evaluation.trajectory import (
+    TrajectoryComparison,
+    TrajectoryScore,
+    compare_trajectory,
+    motion_within,
+    trajectory_coverage,
+)
 from eddymotion.evaluation.transforms import (
     read_bvals,
     read_grid,
@@ -39,13 +46,17 @@ __all__ = [
     "MotionComparison",
     "MotionScore",
     "SeriesQuality",
+    "TrajectoryComparison",
+    "TrajectoryScore",
     "assess_series",
     "brain_points",
     "compare_motion",
+    "compare_trajectory",
     "compared_mask",
     "constant_offset",
     "correlation_between",
     "landmark_errors",
+    "motion_within",
     "nearest_neighbours",
     "pair_landmarks",
     "read_bvals",
@@ -57,4 +68,5 @@ __all__ = [
     "read_transforms",
     "refuse_different",
     "smoothness",
+    "trajectory_coverage",
 ]
