@@ -11,6 +11,7 @@ from eddymotion.evaluation.landmarks import (
 from eddymotion.evaluation.motion import (
     MotionComparison,
     MotionScore,
+    ball_points,
     brain_points,
     compare_motion,
     constant_offset,
@@ -25,8 +26,10 @@ from eddymotion.evaluation.series import (
     smoothness,
 )
 from eddymotion.evaluation.trajectory import (
+    SliceComparisons,
     TrajectoryComparison,
     TrajectoryScore,
+    compare_by_slices,
     compare_trajectory,
     motion_within,
     trajectory_coverage,
@@ -46,10 +49,13 @@ __all__ = [
     "MotionComparison",
     "MotionScore",
     "SeriesQuality",
+    "SliceComparisons",
     "TrajectoryComparison",
     "TrajectoryScore",
     "assess_series",
+    "ball_points",
     "brain_points",
+    "compare_by_slices",
     "compare_motion",
     "compare_trajectory",
     "compared_mask",

@@ -23,6 +23,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.motion import ABOVE, ALL, constant_offset, volume_groups
+from eddymotion.evaluation.transforms import MotionFile
 from eddymotion.images.grid import Grid
 from eddymotion.mapping.rigid import log_rigid, rigid_parameters
 from eddymotion.mapping.slice_poses import mean_pose
@@ -180,6 +181,81 @@ def compare_trajectory(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class SliceComparisons:
+    """A motion and what it is to be seen beside, slice by slice against the truth.
+
+    Parameters
+    ----------
+    methods : dict
+        ``estimated``; ``mean poses``, the true mean of each volume for all of its slices; and
+        ``nothing``.
+    times : (N, Z) array
+        Of the slices, seconds; NaN where they are not known.
+    coverage_percent : float
+        Share of the estimated parameters within 1.96 standard errors of the truth, in the given
+        frame and over the main group; NaN without standard errors.
+    """
+
+    methods: dict[str, TrajectoryComparison]
+    times: np.ndarray
+    coverage_percent: float
+
+    __repr__ = short_repr
+
+    @property
+    def estimated(self) -> TrajectoryComparison:
+        """That of the estimate."""
+        return self.methods["estimated"]
+
+
+def compare_by_slices(
+    estimated: MotionFile,
+    true: MotionFile,
+    points: np.ndarray,
+    grid: Grid,
+    *,
+    bvals: np.ndarray | None = None,
+    axis: int = 2,
+) -> SliceComparisons:
+    """Compare two motions of which one at least tells of slices; that of volumes holds for all.
+
+    Parameters
+    ----------
+    estimated, true : MotionFile
+    points, grid, bvals, axis
+        As of :func:`compare_trajectory`.
+
+    Raises
+    ------
+    EddymotionError
+        As of :func:`compare_trajectory`.
+    """
+    n_slices = grid.shape[axis]
+    truth = _poses_of(true, n_slices)
+    poses = {
+        "estimated": _poses_of(estimated, n_slices),
+        "mean poses": _of_slices(true.motion.matrices, n_slices),
+        "nothing": np.broadcast_to(np.eye(4), truth.shape),
+    }
+    methods = {
+        name: compare_trajectory(each, truth, points, grid, bvals=bvals, axis=axis)
+        for name, each in poses.items()
+    }
+    found, own = methods["estimated"], estimated.slices
+    coverage = np.nan
+    if own and own.standard_errors is not None:
+        main = np.isin(np.arange(len(truth)), found.groups[found.main_group])
+        errors = own.standard_errors[:, own.group_of_slice]
+        used = found.used & main[:, None]
+        coverage = trajectory_coverage(poses["estimated"], errors, truth, grid.center, used)
+    timed = true.slices or own
+    times = np.full(truth.shape[:2], np.nan)
+    return SliceComparisons(
+        methods, times if timed is None else timed.times[:, timed.group_of_slice], coverage
+    )
+
+
 def motion_within(
     true: np.ndarray, points: np.ndarray, grid: Grid, *, bvals: np.ndarray | None = None,
     axis: int = 2,
@@ -190,7 +266,7 @@ def motion_within(
     nothing of motion within volumes.
     """
     mean = mean_pose(true, points.mean(axis=0))
-    one_a_volume = np.repeat(mean[:, None], true.shape[1], axis=1)
+    one_a_volume = _of_slices(mean, true.shape[1])
     return compare_trajectory(one_a_volume, true, points, grid, bvals=bvals, axis=axis).score()
 
 
@@ -217,6 +293,14 @@ def trajectory_coverage(
     apart = rigid_parameters(estimated[used], center) - rigid_parameters(true[used], center)
     known = np.isfinite(bounds) & (bounds > 0)
     return float(100 * (np.abs(apart) <= bounds)[known].mean()) if known.any() else np.nan
+
+
+def _poses_of(file: MotionFile, n_slices: int) -> np.ndarray:
+    return file.slices.poses if file.slices else _of_slices(file.motion.matrices, n_slices)
+
+
+def _of_slices(matrices: np.ndarray, n_slices: int) -> np.ndarray:
+    return np.repeat(matrices[:, None], n_slices, axis=1)
 
 
 def _slice_moments(

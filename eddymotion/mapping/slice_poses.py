@@ -130,9 +130,11 @@ class SlicePoses:
         return Motion(mean_pose(self.matrices, center))
 
     def relative_to(self, pose: np.ndarray) -> SlicePoses:
-        """Express the poses in another reference, of which `pose` maps points to this one's."""
-        errors = self.standard_errors
-        return SlicePoses(self.matrices @ pose, self.groups, self.times, errors)
+        """Express the poses in another reference, of which `pose` maps points to this one's.
+
+        Standard errors of what is relative to it are not known.
+        """
+        return SlicePoses(self.matrices @ pose, self.groups, self.times)
 
 
 def mean_pose(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
