@@ -261,6 +261,8 @@ def trajectories(tmp_path):
     write_image(tmp_path / "mask.nii.gz", mask, grid.affine)
     write_itk(tmp_path / "mean.txt", true.mean(grid.center).matrices)
     (tmp_path / "dwi.bval").write_text("0 " + "1000 " * 8)
+    for name, columns in (("rp_x.txt", 6), ("m.eddy_parameters", 6), ("f.eddy_parameters", 16)):
+        written(tmp_path / name, np.zeros((9, columns)))
     return tmp_path
 
 
@@ -314,6 +316,9 @@ def test_frame_of_a_volume_is_that_of_its_mean_pose(trajectories, capsys):
     [
         (("mean.txt", "true.tsv", "--index", "dwi.bval"), "add --acqp"),
         (("estimated.tsv", "true.tsv", "--acqp", "dwi.bval"), "belongs to eddy's"),
+        (("rp_x.txt", "true.tsv", "--acqp", "dwi.bval"), "belongs to eddy's"),
+        (("m.eddy_parameters", "true.tsv", "--acqp", "dwi.bval"), "holds no fields"),
+        (("f.eddy_parameters", "true.tsv", "--acqp", "dwi.bval"), "expected rows of four"),
         (("mean.txt", "true.tsv", "--slice-axis", "i"), "motion of 12 slices, the image has 20"),
         (("mean.txt", "true.tsv", "--format", "spm"), "not a table of numbers"),
     ],
