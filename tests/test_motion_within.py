@@ -91,7 +91,7 @@ def test_each_slice_is_that_of_a_volume_at_its_pose(setting):
 @pytest.mark.parametrize("name", list(COURSES))
 def test_course_starts_at_the_reference_and_goes_on_smoothly(name):
     motion = course(name, 24, 36)
-    np.testing.assert_allclose(motion.mean(CENTER)[0], np.eye(4), atol=1e-4)
+    np.testing.assert_allclose(motion.mean(CENTER)[0], np.eye(4), atol=1e-9)
     steps = (
         np.linalg.inv(motion.matrices.reshape(-1, 4, 4)[:-1])
         @ motion.matrices.reshape(-1, 4, 4)[1:]
