@@ -24,7 +24,7 @@ from nipype.interfaces.utility import IdentityInterface  # isort: skip
 from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
 
 if TYPE_CHECKING:
-    from eddymotion.pipeline.series_job import Job
+    from eddymotion.pipeline.series_job import Job, Page
 
 __all__ = ["init_dwi_hmc_wf", "init_lovo_wf", "init_participant_wf", "init_run_wf"]
 
@@ -156,11 +156,16 @@ def _drawn(
 
 
 def init_participant_wf(
-    participant: str, jobs: Sequence[Job], *, mem_gb: Sequence[float], name: str | None = None
+    participant: str,
+    jobs: Sequence[Job],
+    *,
+    mem_gb: Sequence[float],
+    name: str | None = None,
+    page: Page | None = None,
 ) -> Workflow:
     """Correct all series of a participant and write the page that shows them.
 
-    The outputs of a run wait for the motion of all runs of its session that it belongs with.
+    A series is a node. Of runs that belong together the outputs wait for the motion of all.
 
     Parameters
     ----------
@@ -172,56 +177,59 @@ def init_participant_wf(
         What each takes.
     name : str, optional
         ``sub_<label>_wf`` when not given.
+    page : Page, optional
+        What else there is on it; nothing when not given.
     """
-    from nipype.interfaces.utility import Merge
-
-    from eddymotion.interfaces.series import (
-        CorrectSeries,
-        EstimateSeries,
-        JoinRuns,
-        MergeRuns,
-        WritePage,
-    )
+    from eddymotion.pipeline.series_job import Page, Session
 
     workflow = _workflow(name or f"sub_{_word(participant)}_wf")
-    page = Node(WritePage(participant=participant), "report")
-    page.inputs.output_dir = str(jobs[0].outputs.figures.parents[1])
-    done = Node(Merge(len(jobs)), "done", run_without_submitting=True)
     names = _words(job.outputs.src.removeprefix(f"sub-{participant}") for job in jobs)
-    estimates: dict[Path, Node] = {}
-    correct_nodes: list[tuple[Job, Node]] = []
-    joins: dict[Path, Node] = {}
-    for number, (job, gigabytes, own) in enumerate(zip(jobs, mem_gb, names, strict=True), start=1):
+    known = {job.series.dwi: (word, gigabytes)
+             for job, word, gigabytes in zip(jobs, names, mem_gb, strict=True)}  # fmt: skip
+
+    def add(step: str, job: Job, after: Sequence[Node]) -> Node:
+        word, gigabytes = known[job.series.dwi]
         resources = {"n_procs": job.settings.nprocs, "mem_gb": gigabytes}
-        estimates[job.series.dwi] = Node(EstimateSeries(job=job), f"estimate_{own}", **resources)
-        correct = Node(CorrectSeries(job=job), f"correct_{own}", **resources)
-        correct_nodes.append((job, correct))
-        workflow.connect(correct, "corrected", done, f"in{number}")
-    for job, correct in correct_nodes:
-        runs = [run.dwi for run in job.series.runs if run.dwi in estimates]
-        if not runs:
-            workflow.connect(estimates[job.series.dwi], "estimated", correct, "estimated")
-            continue
-        if runs[0] not in joins:
-            known = Node(Merge(len(runs)), f"known_{len(joins)}", run_without_submitting=True)
-            for number, run in enumerate(runs, start=1):
-                workflow.connect(estimates[run], "estimated", known, f"in{number}")
-            join = Node(JoinRuns(job=job), f"join_runs_{len(joins)}", **resources)
-            workflow.connect(known, "out", join, "estimated")
-            joins[runs[0]] = join
-        workflow.connect(joins[runs[0]], "joined", correct, "estimated")
-    for number, run in enumerate(joins):
-        together = [(job, node) for job, node in correct_nodes
-                    if run in {other.dwi for other in job.series.runs}]  # fmt: skip
-        if len(together) < 2 or together[0][0].settings.distortion_group_merge == "none":
-            continue
-        gathered = Node(Merge(len(together)), f"gathered_{number}", run_without_submitting=True)
-        for position, (_, node) in enumerate(together, start=1):
-            workflow.connect(node, "corrected", gathered, f"in{position}")
-        merge = Node(MergeRuns(jobs=[job for job, _ in together]), f"merge_runs_{number}")
-        workflow.connect(gathered, "out", merge, "corrected")
-    workflow.connect(done, "out", page, "corrected")
+        return _part(workflow, f"{step}_{word}", job, step, after, **resources)
+
+    ends: list[Node] = []
+    for number, together in enumerate(_sessions(jobs)):
+        motions: list[Node] = []
+        if len(together) > 1:
+            estimates = [add("estimate", job, ()) for job in together]
+            motions = [add("join", together[-1], estimates)]
+        corrected = [add("correct", job, motions) for job in together]
+        ends += corrected
+        if len(together) > 1 and together[0].settings.distortion_group_merge != "none":
+            session = Session(tuple(together))
+            ends.append(_part(workflow, f"merge_runs_{number}", session, "merge", corrected))
+    root = jobs[0].outputs.figures.parents[1]
+    page = page or Page(root, participant, tuple(jobs), locks=jobs[0].locks)
+    report = _part(workflow, "report", page, "write", ends)
+    report.run_without_submitting = True  # at once, not behind the series that wait
     return workflow
+
+
+def _sessions(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Put runs that belong together into one list each; any other series is alone in its own."""
+    found: dict[Path, list[Job]] = {}
+    for job in jobs:
+        first = job.series.runs[0] if job.series.runs else job.series
+        found.setdefault(first.dwi, []).append(job)
+    return list(found.values())
+
+
+def _part(
+    workflow: Workflow, name: str, of: Any, step: str, after: Sequence[Node], **resources: Any
+) -> Node:
+    """Add a node to the workflow of a participant, to be run after others."""
+    from eddymotion.interfaces.series import RunPart
+
+    node = Node(RunPart(len(after), of=of, step=step), name, **resources)
+    workflow.add_nodes([node])
+    for number, before in enumerate(after, start=1):
+        workflow.connect(before, "done", node, f"after{number}")
+    return node
 
 
 def init_run_wf(
@@ -229,6 +237,7 @@ def init_run_wf(
     mem_gb: Mapping[str, Sequence[float]],
     *,
     name: str = "eddymotion_wf",
+    pages: Mapping[str, Page] | None = None,
 ) -> Workflow:
     """Put the participants of a run side by side.
 
@@ -239,12 +248,17 @@ def init_run_wf(
     mem_gb : mapping
         Label → what each job takes.
     name : str
+    pages : mapping, optional
+        Label → what else there is on the participant's page.
     """
-    workflow = _workflow(name)
+    workflow, given = _workflow(name), pages or {}
+    words = _words(participants)
     workflow.add_nodes(
         [
-            init_participant_wf(label, jobs, mem_gb=mem_gb[label], name=f"sub_{word}_wf")
-            for (label, jobs), word in zip(participants.items(), _words(participants), strict=True)
+            init_participant_wf(
+                label, jobs, mem_gb=mem_gb[label], name=f"sub_{word}_wf", page=given.get(label)
+            )
+            for (label, jobs), word in zip(participants.items(), words, strict=True)
         ]
     )
     return workflow

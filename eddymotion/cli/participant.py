@@ -238,7 +238,6 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
         stop_on_first_crash=options.stop_on_first_crash,
         write_graph=options.write_graph,
         verbosity=options.verbose,
-        progress=progress_for_console(),
     )
 
 

@@ -46,6 +46,7 @@ class Stages:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Measure what is done inside."""
+        log.debug("%s", name, extra={"stage": name})
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
