@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, renamed
 from eddymotion.interfaces import nipype as interfaces  # sets NO_ET before Nipype is imported
 from eddymotion.pipeline.graphs import Graph, GraphNode, correction_graph, lovo_graph
 from eddymotion.pipeline.settings import APPLYING, JUDGING, MOTION, SETTINGS, Settings
+from eddymotion.pipeline.steps import FORMER_NAMES
 from eddymotion.wording import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
@@ -37,9 +38,10 @@ VOLUME_GB = 0.5
 """What a node of the loop takes for one volume: mostly libraries."""
 
 
+@renamed(**FORMER_NAMES)
 def init_dwi_hmc_wf(
     *,
-    num_threads: int = 1,
+    n_threads: int = 1,
     mem_gb: float = 2.0,
     spelled_out: bool = False,
     name: str = "dwi_hmc_wf",
@@ -49,7 +51,7 @@ def init_dwi_hmc_wf(
 
     Parameters
     ----------
-    num_threads : int
+    n_threads : int
         Of the nodes that work on all volumes; the result does not depend on it.
     mem_gb : float
         What such a node takes; see :func:`eddymotion.pipeline.limits.memory_gb`.
@@ -83,12 +85,13 @@ def init_dwi_hmc_wf(
         The mask used, on the grid of the corrected series.
     """
     chosen, graph = checked_settings(settings), correction_graph(spelled_out=spelled_out)
-    return _drawn(graph, name, chosen, num_threads, mem_gb)
+    return _drawn(graph, name, chosen, n_threads, mem_gb)
 
 
+@renamed(**FORMER_NAMES)
 def init_lovo_wf(
     *,
-    num_threads: int = 1,
+    n_threads: int = 1,
     mem_gb: float = 2.0,
     name: str = "lovo_wf",
     **settings: Any,
@@ -102,7 +105,7 @@ def init_lovo_wf(
 
     Parameters
     ----------
-    num_threads, mem_gb
+    n_threads, mem_gb
         Of the nodes that hold all volumes.
     name : str
     **settings
@@ -123,12 +126,10 @@ def init_lovo_wf(
         The mask used.
     """
     chosen = checked_settings(settings)
-    return _drawn(lovo_graph(chosen), name, chosen, num_threads, mem_gb)
+    return _drawn(lovo_graph(chosen), name, chosen, n_threads, mem_gb)
 
 
-def _drawn(
-    graph: Graph, name: str, settings: Settings, num_threads: int, mem_gb: float
-) -> Workflow:
+def _drawn(graph: Graph, name: str, settings: Settings, n_threads: int, mem_gb: float) -> Workflow:
     """Make a workflow of a graph, with an ``inputnode`` and an ``outputnode``."""
     workflow = _workflow(name)
     inputs = Node(IdentityInterface(fields=list(INPUTS), mandatory_inputs=False), "inputnode")
@@ -141,10 +142,10 @@ def _drawn(
 
     for node in graph.nodes:
         if node.step == "Lovo":
-            made = _drawn(lovo_graph(settings), "lovo", settings, num_threads, mem_gb)
+            made = _drawn(lovo_graph(settings), "lovo", settings, n_threads, mem_gb)
             known, into, out_of = set(INPUTS), "inputnode.", "outputnode."
         else:
-            made = _node(node, settings, num_threads, mem_gb)
+            made = _node(node, settings, n_threads, mem_gb)
             known, into, out_of = set(made.inputs.copyable_trait_names()), "", ""
         of_series = {field: ("series", field) for field in INPUTS if field in known}
         for field, source in (of_series | dict(node.takes)).items():
@@ -278,7 +279,7 @@ def checked_settings(given: Mapping[str, Any]) -> Settings:
     """
     if unused := sorted((set(SETTINGS) - ACCEPTED) & set(given)):
         raise EddymotionError(
-            f"setting {unused[0]!r}: no node of this workflow heeds it; give num_threads or a "
+            f"setting {unused[0]!r}: no node of this workflow heeds it; give n_threads or a "
             "mask_file where that is meant, or take the interface Correct, which writes all files"
         )
     if unknown := sorted(set(given) - ACCEPTED):
@@ -296,15 +297,15 @@ def _workflow(name: str) -> Workflow:
     return workflow
 
 
-def _node(node: GraphNode, settings: Settings, num_threads: int, mem_gb: float) -> Node:
+def _node(node: GraphNode, settings: Settings, n_threads: int, mem_gb: float) -> Node:
     """Make a node with the settings that its interface knows; over volumes if told so."""
     interface = getattr(interfaces, node.step)()
     known = set(interface.inputs.copyable_trait_names())
     whole = not known.isdisjoint(("dwi_file", "aligned_file"))
     resources: dict[str, Any] = {"mem_gb": mem_gb if whole else VOLUME_GB}
-    given = settings_as_inputs(settings) | {"num_threads": num_threads} | dict(node.given)
-    if "num_threads" in known:
-        resources["n_procs"] = num_threads
+    given = settings_as_inputs(settings) | {"n_threads": n_threads} | dict(node.given)
+    if "n_threads" in known:
+        resources["n_procs"] = n_threads
     made = (
         MapNode(interface, list(node.over), name=node.name, **resources)
         if node.over

@@ -12,7 +12,6 @@ from eddymotion import __version__
 from eddymotion.cli.console import (
     logging_to,
     prepare_output_dir,
-    progress_for_console,
     refuse_output_in_input,
     run,
 )
@@ -63,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
+    from eddymotion.cli.board import alone
     from eddymotion.derivatives import Outputs
     from eddymotion.derivatives.dataset import write_citation
     from eddymotion.io.sidecars import SeriesFiles
@@ -87,7 +87,8 @@ def correct_one(options: argparse.Namespace) -> int:
     ):
         remove_stale_temporaries(outputs.figures)
         try:
-            correct_series(series, outputs, settings, progress_for_console())
+            with alone(outputs.src, options.verbose) as progress:
+                facts = correct_series(series, outputs, settings, progress)
         except (EddymotionError, OSError):
             raise
         except Exception as error:
@@ -98,6 +99,8 @@ def correct_one(options: argparse.Namespace) -> int:
         write_citation(options.output_dir, finished)
         report = options.output_dir / f"{outputs.src}.html"
         failed = write_participant_page(report, outputs.src, [outputs])
+        for label, value in facts.items():
+            log.info("%s: %s", label, value)
         log.info("corrected series: %s", outputs["dwi"])
         log.info("report: %s", report)
         for why in failed.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,9 @@ from eddymotion.wording import one_line
 log = logging.getLogger("eddymotion")
 
 Item = TypeVar("Item")
+
+WAITING = "waiting"
+"""Stage of a run between its motion and those of the other runs of its session."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Job:
             estimate_series(
                 self.series, self.outputs, self.settings, self.work_dir, self._progress
             )
+            self.tell(stage=WAITING)
 
     def join(self) -> None:
         """Find how the runs of its session lie; what goes wrong is for :meth:`correct` to say."""
@@ -110,6 +114,7 @@ class Job:
             correct_series(
                 self.series, self.outputs, self.settings, self._progress, work_dir=self.work_dir
             )
+            self.tell(outcome="")
 
     def record_lost(self, reason: str) -> None:
         """Record that whoever worked on it is gone, and could not tell why."""
@@ -186,10 +191,8 @@ class Page:
         return self.output_dir / f"sub-{self.participant}.html"
 
     def write(self) -> None:
-        """Write it with what is recorded of the series, and tell that they have ended."""
+        """Write it with what is recorded of the series."""
         self.write_with({job.name: why for job in self.jobs if (why := job.failure) is not None})
-        for job in self.jobs:
-            job.tell(ended=True)
 
     def write_with(self, failed: Mapping[str, str]) -> dict[str, str]:
         """Write it, and record what it says.
@@ -268,6 +271,7 @@ def _recording(job: Job, step: str) -> Iterator[None]:
         except Exception as error:
             log.debug("%s failed", job.name, exc_info=True)
             recorded = _record(job, step, "failed", reason_of(error), started)
+            job.tell(outcome=reason_of(error))
             if job.stop_on_first_crash or not recorded:
                 raise
         else:
