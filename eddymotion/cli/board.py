@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eddymotion.cli.screen import Bar, Screen, is_terminal
 from eddymotion.io.writing import read_json
 from eddymotion.machine.logs import NOTICE, Console
 from eddymotion.machine.parallel import Progress
-from eddymotion.pipeline.series_job import WAITING, Page
-from eddymotion.pipeline.telling import News, Teller
+from eddymotion.pipeline.telling import WAITING, News, Teller
 from eddymotion.wording import duration
+
+if TYPE_CHECKING:
+    from eddymotion.pipeline.series_job import Page
 
 log = logging.getLogger("eddymotion")
 

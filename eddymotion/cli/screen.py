@@ -81,7 +81,7 @@ def shortened(name: str, room: int) -> str:
     """Leave out what is in the middle: names that stand together differ at both ends."""
     if len(name) <= room:
         return name
-    end = max(room - 1, 2) * 2 // 3
+    end = max(room - 1, 2) // 2
     return f"{name[: max(room - 1 - end, 1)]}…{name[-end:]}"
 
 

@@ -28,7 +28,7 @@ from eddymotion.machine.parallel import logged
 from eddymotion.pipeline.correct import correct_series, estimate_series
 from eddymotion.pipeline.runs import RunTogether, merge_runs
 from eddymotion.pipeline.settings import Settings
-from eddymotion.pipeline.telling import Teller
+from eddymotion.pipeline.telling import WAITING, Teller
 from eddymotion.reports.participant import write_report
 from eddymotion.reports.series import SeriesReport
 from eddymotion.wording import one_line
@@ -36,9 +36,6 @@ from eddymotion.wording import one_line
 log = logging.getLogger("eddymotion")
 
 Item = TypeVar("Item")
-
-WAITING = "waiting"
-"""Stage of a run between its motion and those of the other runs of its session."""
 
 
 @dataclass(frozen=True)

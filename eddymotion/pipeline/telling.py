@@ -22,6 +22,9 @@ EVERY_S = 0.2
 
 ENDING = ".jsonl"
 
+WAITING = "waiting"
+"""Stage of a run between its motion and those of the other runs of its session."""
+
 
 class Teller(logging.Handler):
     """Appends to the file of a series: what is logged, which stage begins, how far it is.
