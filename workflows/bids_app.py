@@ -156,7 +156,7 @@ def _correct(found: Sorted, run: Run, folder: Path, started: str) -> dict[str, s
     plugin, threads = _resources(participants, run)
     settings = replace(run.settings, nprocs=threads)
     pages = [_page(label, found, settings, run, folder) for label in found.series]
-    log.info("%s; threads for a series: %d", plugin.name, threads)
+    log.info("%s, %d thread%s each", _manner(plugin, threads), threads, "s" * (threads > 1))
     problem = _run([page for page in pages if page.jobs], plugin, run, folder)
     every = [job for page in pages for job in page.jobs]
     failures = _failures(every, problem, run.stop_on_first_crash)
@@ -207,6 +207,16 @@ def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> t
         "raise_insufficient": False,
     }
     return Plugin("MultiProc", resources | chosen.arguments), threads
+
+
+def _manner(plugin: Plugin, threads: int) -> str:
+    """Say how the series are run."""
+    if plugin.name == "Linear":
+        return "one series after the other"
+    if plugin.name != "MultiProc":
+        return f"jobs of {plugin.name}"
+    side_by_side = min(plugin.arguments["max_workers"], plugin.arguments["n_procs"] // threads)
+    return f"up to {max(1, side_by_side)} series side by side"
 
 
 def _job(series: SeriesFiles, label: str, settings: Settings, run: Run, folder: Path) -> Job:

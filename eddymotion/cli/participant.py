@@ -222,8 +222,9 @@ def correct_dataset(options: argparse.Namespace) -> int:
     with sole_writer(output_dir, list(found.series)) as locks:
         prepare_work_dir(run_options.work_dir)
         with logging_to(output_dir / "logs", options.verbose) as log_file:
-            log.info("eddymotion %s: %d series of %d participant(s)",
-                     __version__, n_series, len(found.series))  # fmt: skip
+            n_participants = len(found.series)
+            log.info("eddymotion %s: %d series of %d participant%s", __version__, n_series,
+                     n_participants, "s" * (n_participants > 1))  # fmt: skip
             if not options.skip_bids_validation:
                 report_problems(bids_dir)
             write_dataset_files(output_dir, bids_dir)

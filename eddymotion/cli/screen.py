@@ -85,6 +85,10 @@ def shortened(name: str, room: int) -> str:
     return f"{name[: max(room - 1 - end, 1)]}…{name[-end:]}"
 
 
+_terminal = threading.RLock()
+"""Whoever writes to the terminal holds it."""
+
+
 class Screen:
     """The terminal of a command while it shows bars; there is one at most."""
 
@@ -96,38 +100,43 @@ class Screen:
 
         self.console = Console(file=sys.stderr, highlight=False, markup=False)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._lock = threading.RLock()
-        # whoever is forked must not find the terminal taken by a thread that he has not
-        os.register_at_fork(
-            before=self._lock.acquire, after_in_parent=self._lock.release,
-            after_in_child=self._lock.release,
-        )  # fmt: skip
 
     def __enter__(self) -> Screen:
-        with self._lock:
+        with _terminal:
             self._live.start()
             self.console.show_cursor(True)  # however this ends
             Screen.now = self
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._lock:
+        with _terminal:
             Screen.now = None
             self._live.stop()
 
     def say(self, text: str, style: str = "") -> None:
         """Print lines above the bars."""
-        with self._lock:
+        with _terminal:
             lines = wrapped(text, self.console.width)
             self.console.print(lines, style=style or None, soft_wrap=True)
 
     def draw(self, bars: Sequence[Bar], foot: str = "") -> None:
         """Draw bars, and a line below them."""
-        with self._lock:
+        with _terminal:
             most = max(1, self.console.height - AT_FOOT)
             more = f"and {len(bars) - most} more at work" if len(bars) > most else ""
             below = " · ".join(filter(None, (more, foot)))
             self._live.update(_grid(bars[:most], below, self.console.width), refresh=True)
+
+
+def _leave_terminal() -> None:
+    """In a process that was forked: the terminal is that of its parent."""
+    Screen.now = None
+    _terminal.release()
+
+
+# nobody is forked while a thread writes, which he would not have
+os.register_at_fork(before=_terminal.acquire, after_in_parent=_terminal.release,
+                    after_in_child=_leave_terminal)  # fmt: skip
 
 
 def _grid(bars: Sequence[Bar], foot: str, width: int) -> Any:
