@@ -81,8 +81,15 @@ def test_a_participant_is_finished_before_the_next_but_one_begins(
         (notes / outputs.src).write_text(" ".join(there))
         copy_participant(undisturbed, output, outputs.src.removeprefix("sub-"))
 
+    def counting(folder, label, *others):
+        written.append(label)
+        return write_report(folder, label, *others)
+
+    written, write_report = [], series_job.write_report
+    monkeypatch.setattr(series_job, "write_report", counting)
     monkeypatch.setattr(series_job, "correct_series", copying)
     assert correct(raw, output, "--nprocs", nprocs) == 0
+    assert sorted(written) == list(labels), "once each, none again at the end"
     there = {path.name: path.read_text().split() for path in sorted(notes.iterdir())}
     assert list(there) == [f"sub-{label}" for label in labels]
     for number, reports in enumerate(there.values()):

@@ -21,7 +21,7 @@ import pyte
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 
-COLUMNS, LINES = 80, 20
+COLUMNS, LINES = 80, 18
 CELL, LINE = 8.4, 18
 N_FRAMES, SHOWN_S, LAST_S = 14, 1.2, 6.0
 COLORS = {"default": "#d5d9e0", "brightred": "#ff7a93", "red": "#ff7a93", "green": "#7fc98b",
@@ -73,7 +73,7 @@ def drawn(screen):
             group = list(group)
             text = "".join(cell.data for _, cell in group).rstrip()
             if text:
-                runs.append((group[0][0], text, COLORS.get(color, COLORS["default"])))
+                runs.append((group[0][0], text, COLORS.get(color, f"#{color}")))
         lines.append(runs)
     return lines
 
@@ -132,6 +132,10 @@ if __name__ == "__main__":
         folder = Path(temporary)
         simulated(folder / "bids")
         call = [sys.executable, "-m", *command.split(), "--skip-bids-validation"]
-        frames = chosen(frames_of(call, folder))
-    target.write_text(picture(command, frames).replace(str(folder), "/study"), encoding="utf-8")
+        frames = [
+            [[(place, text.replace(str(folder), "/study"), color) for place, text, color in runs]
+             for runs in frame]
+            for frame in chosen(frames_of(call, folder))
+        ]  # fmt: skip
+    target.write_text(picture(command, frames), encoding="utf-8")
     print(f"{target}: {len(frames)} frames, {target.stat().st_size / 1e3:.0f} kB")

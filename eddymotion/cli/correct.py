@@ -14,6 +14,7 @@ from eddymotion.cli.console import (
     prepare_output_dir,
     refuse_output_in_input,
     run,
+    say,
 )
 from eddymotion.cli.options import (
     Parser,
@@ -99,8 +100,8 @@ def correct_one(options: argparse.Namespace) -> int:
         write_citation(options.output_dir, finished)
         report = options.output_dir / f"{outputs.src}.html"
         failed = write_participant_page(report, outputs.src, [outputs])
-        for label, value in facts.items():
-            log.info("%s: %s", label, value)
+        if options.verbose == 0:  # with -v they were among the messages
+            say("\n".join(f"{label}: {value}" for label, value in facts.items()))
         log.info("corrected series: %s", outputs["dwi"])
         log.info("report: %s", report)
         for why in failed.values():

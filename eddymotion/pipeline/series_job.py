@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.io.sidecars import SeriesFiles
@@ -236,7 +238,7 @@ def _told_of(outputs: Outputs) -> dict[str, Any]:
     except Exception:  # the page says why
         log.debug("%s cannot be read", outputs.src, exc_info=True)
         return {}
-    known = findings.fd[1:][findings.fd[1:] == findings.fd[1:]]
+    known = findings.fd[np.isfinite(findings.fd)]
     return {
         "verdict": verdict.headline,
         "level": int(verdict.level),
