@@ -21,11 +21,12 @@ import pyte
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 
-COLUMNS, LINES = 80, 18
+COLUMNS, LINES = 80, 19
 CELL, LINE = 8.4, 18
 N_FRAMES, SHOWN_S, LAST_S = 14, 1.2, 6.0
 COLORS = {"default": "#d5d9e0", "brightred": "#ff7a93", "red": "#ff7a93", "green": "#7fc98b",
-          "brown": "#e0b060", "brightblack": "#4a5263", "brightgreen": "#7fc98b"}  # fmt: skip
+          "brown": "#e0b060", "brightblack": "#4a5263", "brightgreen": "#7fc98b",
+          "cyan": "#5fb7c9"}  # fmt: skip
 
 
 def simulated(root):

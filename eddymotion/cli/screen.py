@@ -150,6 +150,6 @@ def _grid(bars: Sequence[Bar], foot: str, width: int) -> Any:
     grid.add_column(justify="right", no_wrap=True, min_width=len("12 min left"))
     room = max(width - BESIDE, width // 2)
     for bar in bars:
-        drawn = ProgressBar(total=1.0, completed=bar.share)
+        drawn = ProgressBar(total=1.0, completed=bar.share, complete_style="cyan")
         grid.add_row(bar.text(room), drawn, bar.left)
     return Group(grid, foot) if foot else grid
