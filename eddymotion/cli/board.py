@@ -40,6 +40,9 @@ USUAL = {
 }  # fmt: skip
 """Share of the work that is done when something begins: of a 1.75 mm series of 33 volumes."""
 
+ALMOST = 0.98
+"""Share that is shown as done at most while a series is worked on."""
+
 KNOWN_FROM = 0.05
 """Share of the work from which the time left follows from the time taken."""
 
@@ -61,7 +64,7 @@ class Course:
 
     def following(self, share: float) -> float:
         """Where the next part begins."""
-        return min((other for other in self.shares.values() if other > share), default=1.0)
+        return min((other for other in self.shares.values() if other > share), default=ALMOST)
 
 
 @dataclass
@@ -128,6 +131,8 @@ class Line:
         if self.began is None or self.stage == WAITING:
             return None
         share, taken = self.done(now, course), now - self.began
+        if share >= ALMOST:
+            return 0.0
         if share >= KNOWN_FROM and self.since > self.began:
             return taken * (1 - share) / share
         return None if course.seconds is None else max(course.seconds - taken, 0.0)
