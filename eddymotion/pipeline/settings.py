@@ -159,10 +159,10 @@ class Settings:
         "needs phase encoding and readout time in the sidecar",
         shown_default="found from runs of opposite phase encoding", metavar="FILE",
     )  # fmt: skip
-    resampling: str = output(
-        "nitransforms", "applying",
+    resampling: str | None = output(
+        None, "applying",
         "who interpolates: NiTransforms, or the compiled kernel, which checks itself against it",
-        shown_default="%(default)s", choices=("nitransforms", "fast"),
+        shown_default="nitransforms; fast into an output space", choices=("nitransforms", "fast"),
     )  # fmt: skip
     output_space: Path | None = output(
         None, "applying",
