@@ -48,8 +48,8 @@ SpaceMap = Callable[[np.ndarray], np.ndarray]
 """Points (P, 3) of the output grid → points (P, 3) of the reference frame, both RAS+ mm.
 
 If it has an attribute ``rotation`` (3, 3), the b-vectors are turned with it: they are expressed in
-the output space by its inverse. If it has one ``linear`` (4, 4), that matrix is the whole of it, and
-the points are never written out."""
+the output space by its inverse. If it has one ``linear`` (4, 4), that matrix is the whole of it,
+and the points are never written out."""
 
 SLAB_POINTS = 2**16
 """Positions are computed for about so many points at a time."""
@@ -220,7 +220,7 @@ class Resampled(Series):
 
     @property
     def kernel_agrees(self) -> bool:
-        """Whether both engines give the same for the volume that moved most, its field included."""
+        """Whether both engines agree on the volume that moved most, its field included."""
         index = _most_displaced(self.original, self.motion)
         volume, where = self.original.volume(index).data, self._reading()(index)
         difference = np.abs(_with_kernel(volume, where) - _with_nitransforms(volume, where))

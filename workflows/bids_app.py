@@ -216,6 +216,7 @@ def _job(series: SeriesFiles, label: str, settings: Settings, run: Run, folder: 
     outputs = outputs_of(series, label, run.output_dir)
     record = folder / "records" / f"{outputs.src}.json"
     locks = tuple(lock for lock in run.locks if lock.guards(outputs["dwi"]))
+    settings = settings.in_space_of(series.anatomy)
     return Job(series, outputs, settings, run.work_dir, record, run.log_file, run.verbosity, locks)
 
 

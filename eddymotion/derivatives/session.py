@@ -40,16 +40,19 @@ class SessionOutputs:
         ``OUTPUT_DIR/sub-X[/ses-Y]``.
     who : str
         ``sub-X[_ses-Y]``.
+    space : str
+        As of :class:`Outputs`.
     """
 
     folder: Path
     who: str
+    space: str = ""
 
     @classmethod
     def of(cls, outputs: Outputs) -> SessionOutputs:
         """Take them from those of one of its runs."""
         kept = [part for part in outputs.src.split("_") if part.startswith(("sub-", "ses-"))]
-        return cls(outputs.folder, "_".join(kept) or outputs.src)
+        return cls(outputs.folder, "_".join(kept) or outputs.src, outputs.space)
 
     def field(self, kind: str, ending: str = ".nii.gz") -> Path:
         """Path of the field: ``preproc`` (Hz), ``coeff`` or ``epi``."""
@@ -58,7 +61,8 @@ class SessionOutputs:
 
     def merged(self, ending: str) -> Path:
         """Path of the merged series."""
-        return self.folder / "dwi" / f"{self.who}_desc-merged_dwi{ending}"
+        space = f"_space-{self.space}" if self.space else ""
+        return self.folder / "dwi" / f"{self.who}{space}_desc-merged_dwi{ending}"
 
 
 def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str]) -> None:

@@ -28,8 +28,9 @@ from eddymotion.io.sidecars import SeriesFiles, metadata_of
 from eddymotion.machine.parallel import Progress
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model, get_model
-from eddymotion.pipeline.output_space import OutputSpace, Target
+from eddymotion.pipeline.output_space import OutputSpace
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.target import Target
 from eddymotion.registration.registry import chosen_registrar
 from eddymotion.resampling import Engine, Resampled
 
@@ -141,6 +142,12 @@ def judge(dwi: DWI, motion: Motion, model: Model, settings: Settings) -> Quality
     return found
 
 
+def engine_of(settings: Settings) -> Engine:
+    """Choose who interpolates as the settings say."""
+    default = "nitransforms" if settings.output_space is None else "fast"
+    return "fast" if (settings.resampling or default) == "fast" else "nitransforms"
+
+
 def corrected_series(
     dwi: DWI,
     motion: Motion,
@@ -155,11 +162,8 @@ def corrected_series(
     The compiled kernel must agree with NiTransforms on one volume. It is the default where the
     output has a grid of its own, which has many voxels more.
     """
-    grid, n_threads = None if target is None else target.grid, settings.nprocs
-    default = "nitransforms" if target is None else "fast"
-    engine: Engine = (
-        "fast" if (settings.resampling or default) == "fast" else "nitransforms"
-    )
+    grid, n_threads = None if target is None else target.grid_for(dwi), settings.nprocs
+    engine = engine_of(settings)
     resampled = Resampled.of(
         dwi, motion, engine=engine, grid=grid, space=space, n_threads=n_threads
     )
