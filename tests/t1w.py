@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """T1w-like images of the simulated head."""
 
+from functools import cache
+
 import numpy as np
 from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -12,9 +14,15 @@ T1_CONTRAST = np.array([1.0, 0.65, 0.2])
 """White matter, grey matter, fluid."""
 
 
+@cache
+def fine_head():
+    """The head, finely."""
+    return procedural_head(2.0)
+
+
 def anatomy(voxel_size, matrix, orientation="RAS", bend=None, contrast=T1_CONTRAST):
     """A T1w-like image of the same head, of which a point x shows the head's matrix @ bend(x)."""
-    phantom = procedural_head(2.0)
+    phantom = fine_head()
     intensity = (phantom.tissue @ contrast).astype(np.float32)
     grid = Grid.covering(phantom, voxel_size, orientation)
     points = apply_affine(grid.affine, np.indices(grid.shape).reshape(3, -1).T)

@@ -16,17 +16,21 @@ from eddymotion.bids.anatomy import AnatomyFinder, with_anatomy
 from eddymotion.bids.series import Sorted
 from eddymotion.cli import correct, participant
 from eddymotion.derivatives import Outputs
+from eddymotion.derivatives.session import SessionOutputs, remove_elsewhere
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import Grid, regridded, sizes_along
+from eddymotion.images.grid import Grid, grid_points, regridded, sizes_along
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import read_numbers
-from eddymotion.io.transforms import read_linear
+from eddymotion.io.transforms import read_linear, write_linear
+from eddymotion.io.writing import write_json
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import OffResonance
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.pipeline.output_space import Reference, _found, _Pair
+from eddymotion.pipeline.runs import _stretch_of
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.target import Target, read_white_matter
 from eddymotion.registration import GaussNewton
@@ -142,26 +146,28 @@ class Space:
         return apply_affine(self.matrix, points)
 
 
-@pytest.mark.parametrize("engine", ["fast", "nitransforms"])
-def test_a_linear_space_is_read_as_its_points_would_be(engine):
-    """Through eddy-current fields, too; the engines agree there."""
-    phantom = procedural_head(8.0)
-    gradients = shelled_scheme({1000: 6}, 1)
+def test_a_linear_space_is_read_as_its_points_would_be():
+    """By both engines, through eddy-current fields, too; the b-vectors turn alike."""
+    phantom = procedural_head(10.0)
+    gradients = shelled_scheme({1000: 3}, 1)
     motion = simulate_motion("moderate", len(gradients), np.zeros(3), seed=2)
-    coefficients = np.random.default_rng(1).normal(0, 1, (7, 3))
+    coefficients = np.random.default_rng(1).normal(0, 1, (4, 3))
     fields = EddyCurrents(coefficients, np.array([0.0, 1.0, 0.0]), np.zeros(3))
-    dwi = acquire(phantom, gradients, motion, Grid.covering(phantom, 8.0, "LAS"), snr=40)
+    dwi = acquire(phantom, gradients, motion, Grid.covering(phantom, 10.0, "LAS"), snr=40)
     motion = replace(motion, eddy_currents=fields)
     grid = (24, 26, 22), from_matvec(np.diag([-6.0, 6.0, 6.5]), [75.0, -70.0, -70.0])
-    read = [
-        Resampled.of(dwi, motion, engine=engine, grid=grid, space=Space(TURN, linear))
-        for linear in (True, False)
-    ]
-    assert read[0].points is None
-    assert read[0].kernel_agrees
-    np.testing.assert_array_equal(read[0].gradients.bvecs, read[1].gradients.bvecs)
-    for one, other in zip(*(series.volumes() for series in read), strict=True):
-        assert np.quantile(np.abs(one - other), 0.999) < 1e-3 * dwi.signal.max()
+    for engine in ("fast", "nitransforms"):
+        matrix, points = (
+            Resampled.of(dwi, motion, engine=engine, grid=grid, space=Space(TURN, linear))
+            for linear in (True, False)
+        )
+        assert matrix.points is None
+        assert matrix.kernel_agrees
+        np.testing.assert_array_equal(matrix.gradients.bvecs, points.gradients.bvecs)
+        np.testing.assert_array_equal(matrix.mask, points.mask)
+        for one, other in zip(matrix.volumes(), points.volumes(), strict=True):
+            assert one.any()
+            assert np.quantile(np.abs(one - other), 0.999) < 1e-3 * dwi.signal.max()
 
 
 def test_probes_of_the_overlap_do_not_lie_in_one_plane():
@@ -173,6 +179,38 @@ def test_probes_of_the_overlap_do_not_lie_in_one_plane():
     assert check_pair(fixed, moving, None, mask, "rigid", "nmi", GaussNewton()) == "nmi"
 
 
+def test_images_of_other_programs_with_such_names_stay(tmp_path):
+    """In a folder of eddymotion-correct: what has no sidecar of ours is not ours."""
+    for flat in (True, False):
+        outputs = Outputs(tmp_path, "sub-x", tmp_path / "figures", flat=flat)
+        theirs = replace(outputs, space="T1w")
+        for kind in ("dwi", "sidecar"):
+            touch(tmp_path, theirs[kind])
+        remove_elsewhere(outputs)
+        assert theirs["dwi"].exists() == theirs["sidecar"].exists() == flat
+
+
+def test_runs_are_weighted_by_the_field_where_it_lies(tmp_path):
+    """The stretch on the grid of a T1w is that of the points of the reference frame."""
+    random = np.random.default_rng(2)
+    affine = from_matvec(np.diag([30.0] * 3), [-105, -105, -105])
+    field = OffResonance(random.normal(0, 40, (8, 8, 8)).astype(np.float32), affine)
+    outputs = Outputs(tmp_path, "sub-x", tmp_path / "figures", space="T1w")
+    grid = Image(np.zeros((8, 9, 7), np.float32), from_matvec(np.diag([9.0] * 3), [-30, -30, -20]))
+    write_image(outputs["dwiref"], grid.data, grid.affine)
+    write_image(SessionOutputs.of(outputs).field("coeff"), field.coefficients, affine)
+    write_linear(outputs["space"], TURN, grid, grid)
+    shift = np.array([0.0, 0.03, 0.0])
+    write_json(outputs["sidecar"], {"OffResonanceCorrected": True, "RunPose": np.eye(4).tolist(),
+                                    "MillimetresPerHertz": shift.tolist()})  # fmt: skip
+    stretch, _ = _stretch_of(outputs)
+    points = apply_affine(TURN, grid_points(grid.data.shape, grid.affine))
+    expected = 1 + field.hertz_with_gradient(points)[1] @ shift
+    assert np.ptp(expected) > 0.05
+    np.testing.assert_allclose(stretch.ravel(), expected, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_a_t1w_of_another_head_is_doubted():
     target = anatomy(5.0, TURN)
     for scale, expected in ((1.0, 0), (1.15, 1)):

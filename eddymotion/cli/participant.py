@@ -169,6 +169,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
     refuse_output_in_input(bids_dir, output_dir)
     refuse_foreign_dataset(output_dir)
     refuse_unused_anatomy(options)
+    run_options = run_from(options, output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)
         warn_of_missing_description(bids_dir)
@@ -178,7 +179,6 @@ def correct_dataset(options: argparse.Namespace) -> int:
             f"--brain-mask: {n_series} series match but one mask is given; choose one series with "
             "--participant-label, --session-id or --bids-filter-file"
         )
-    run_options = run_from(options, output_dir)
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, list(found.series)) as locks:
         prepare_work_dir(run_options.work_dir)

@@ -138,19 +138,6 @@ def refuse_names(outputs: Outputs) -> None:
         refuse_name(path)
 
 
-def remove_elsewhere(outputs: Outputs) -> None:
-    """Remove what an earlier run has written of the same series in another space.
-
-    Tables, transforms and pictures are of the last run: beside them, its images would be those of
-    another one. The sidecar goes first.
-    """
-    keep = {outputs[kind] for kind in outputs}
-    for other in outputs.elsewhere():
-        paths = [other["sidecar"], *(other[kind] for kind in other), *fsl_files(other)]
-        for path in (path for path in paths if path not in keep):
-            path.unlink(missing_ok=True)
-
-
 def _compared(path: Path, recorded: Mapping[str, Any], time: int | None) -> str:
     """Say what is wrong with a file; with a time, its content counts if it has another one."""
     if not path.exists():

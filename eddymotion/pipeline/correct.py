@@ -10,8 +10,9 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
-from eddymotion.derivatives.finished import refuse_names, remove_elsewhere
+from eddymotion.derivatives.finished import refuse_names
 from eddymotion.derivatives.outlier_table import outlier_summary
+from eddymotion.derivatives.session import remove_elsewhere
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles

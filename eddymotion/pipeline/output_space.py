@@ -20,9 +20,11 @@ Alexander et al. (2001), IEEE TMI 20:1131 (finite strain).
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -65,6 +67,9 @@ images, make as much. Templates are a tenth larger than most heads."""
 SAME_PLACE = 0.5
 """Voxels (of the finer image): a rigid registration that moves the brain by less on average says
 that both images share their world coordinates."""
+
+ONE_PLACE_MM = 1.0
+"""Between two registrations of the brain that have ended at one place, on average."""
 
 BRAIN_MARGIN_MM = 6.0
 """Around the brain mask: its edge tells much, the scalp of an echo-planar image misleads."""
@@ -352,17 +357,46 @@ class _Pair:
     def register_linearly(
         self, transform: str, seed: int, start: np.ndarray | None = None
     ) -> Registration:
-        """Register from a start, or from the best of many places."""
+        """Register from a start, or from where the search for one leads.
+
+        Two starts that are far apart, as the files lie and with the middles on each other, and
+        end at one place are taken to have found it; otherwise many are tried.
+        """
+        if start is not None:
+            return self._registered(transform, seed, start)
+        with suppress(EddymotionError):  # nothing in common there
+            first, second = (
+                self._registered(transform, seed, self._start(method, seed))
+                for method in ("header", "mass")
+            )
+            if self._apart(first, second) < ONE_PLACE_MM:
+                return first
+        return self._registered(transform, seed, self._start("multi", seed))
+
+    def _registered(self, transform: str, seed: int, start: np.ndarray) -> Registration:
+        return GaussNewton().register(
+            self.target, self.reference.image, transform=transform, metric="nmi", init=start,
+            seed=seed, **self._masks,
+        )  # fmt: skip
+
+    def _start(self, method: str, seed: int) -> np.ndarray:
+        return initial_transform(
+            self.target, self.reference.image, method, seed=seed, **self._masks
+        )
+
+    @cached_property
+    def _masks(self) -> dict[str, Any]:
+        """Where both images count: at the brain and near it, where the brain is known."""
         near = self.target_mask
         if near is not None:
             near = widened(near, self.target.voxel_sizes)
-        target, image = self.target, self.reference.image
-        masks = {"fixed_mask": near, "moving_mask": self.reference.near_brain}
-        if start is None:
-            start = initial_transform(target, image, "multi", seed=seed, **masks)
-        return GaussNewton().register(
-            target, image, transform=transform, metric="nmi", init=start, seed=seed, **masks
-        )
+        return {"fixed_mask": near, "moving_mask": self.reference.near_brain}
+
+    def _apart(self, one: Registration, other: Registration) -> float:
+        """How far apart (mm) two registrations put the brain, on average."""
+        points = self.reference.points
+        there = apply_affine(one.matrix @ np.linalg.inv(other.matrix), points)
+        return float(np.linalg.norm(there - points, axis=1).mean())
 
     def warped(self, linear: Registration, seed: int) -> OutputSpace:
         """Refine by symmetric normalisation, where that is for the better."""
