@@ -222,6 +222,7 @@ def _manner(plugin: Plugin, threads: int) -> str:
 def _job(series: SeriesFiles, label: str, settings: Settings, run: Run, folder: Path) -> Job:
     outputs = outputs_of(series, label, run.output_dir)
     record = folder / "records" / f"{outputs.src}.json"
+    settings = settings.in_space_of(series.anatomy)
     return Job(
         series, outputs, settings, run.work_dir, record, run.log_file,
         folder / "told" / f"{outputs.src}{ENDING}" if run.watched else None,

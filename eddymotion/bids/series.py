@@ -495,11 +495,15 @@ def is_lone_volume(series: SeriesFiles) -> bool:
 
 
 def outputs_of(series: SeriesFiles, participant: str, output_dir: Path) -> Outputs:
-    """Name the outputs of a series: ``OUTPUT_DIR/sub-X[/ses-Y]/dwi/…``."""
+    """Name the outputs of a series: ``OUTPUT_DIR/sub-X[/ses-Y]/dwi/…``.
+
+    A series that has an anatomy is brought into its space.
+    """
     folder = output_dir / f"sub-{participant}"
     figures = folder / "figures"
     session = next((part for part in series.dwi.parts[-3:-1] if part.startswith("ses-")), None)
-    return Outputs(folder / session if session else folder, source_name(series.dwi), figures)
+    own, space = folder / session if session else folder, "T1w" if series.anatomy else ""
+    return Outputs(own, source_name(series.dwi), figures, space=space)
 
 
 def report_problems(bids_dir: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eddymotion import __version__
 from eddymotion.derivatives.citation import boilerplate_of_all, citation_text
+from eddymotion.derivatives.names import CORRECTED
 from eddymotion.errors import EddymotionError
 from eddymotion.io.writing import read_json, write_json, write_text
 
@@ -32,6 +33,9 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
 - `*_desc-hmc_outliers.{{tsv,json}}`: slices that lost signal.
 - `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, where they were estimated; on demand
   as displacement fields in `*_desc-eddy_xfm/`.
+- Where the output lies in the space of the participant's T1w, these images are called
+  `*_space-T1w_desc-*`; `*_from-dwiref_to-T1w_mode-image_xfm.txt` maps points of the T1w to points
+  of the reference frame, `*_from-T1w_to-dwiref_mode-image_xfm.txt` back.
 - On demand: `*_desc-cnr_dwimap.nii.gz`, signal- and contrast-to-noise ratios;
   `*_desc-residuals_dwi.nii.gz`; `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
 
@@ -82,11 +86,13 @@ def refuse_foreign_dataset(output_dir: Path) -> None:
         raise EddymotionError(f"{output_dir}: holds a dataset {whose}; give another output folder")
 
 
-def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
+def write_dataset_files(output_dir: Path, bids_dir: Path, anat_dir: Path | None = None) -> None:
     """Write what a derivative dataset has at its top, but no README and .bidsignore of others.
 
-    :func:`refuse_foreign_dataset` comes before.
+    :func:`refuse_foreign_dataset` comes before. `anat_dir` holds anatomical derivatives, if any.
     """
+    sources = {"raw": bids_dir} | ({"anat": anat_dir.resolve()} if anat_dir else {})
+    links = {name: folder.as_uri() for name, folder in sources.items()}
     is_new = not (output_dir / "dataset_description.json").is_file()
     write_json(
         output_dir / "dataset_description.json",
@@ -95,8 +101,8 @@ def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": NAME, "Version": __version__}],
-            "SourceDatasets": [{"URL": bids_dir.as_uri()}],
-            "DatasetLinks": {"raw": bids_dir.as_uri()},
+            "SourceDatasets": [{"URL": url} for url in links.values()],
+            "DatasetLinks": links,
         },
     )
     for name, text in (
@@ -117,7 +123,7 @@ def write_citation(output_dir: Path, sidecars: Iterable[Path]) -> None:
         Of the corrected images; without any, nothing is written.
     """
     sidecars_of = {
-        path.name.removesuffix("_desc-preproc_dwi.json"): content
+        path.name.removesuffix(f"{CORRECTED}.json"): content
         for path in sidecars
         if (content := read_json(path))
     }

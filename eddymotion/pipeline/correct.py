@@ -12,6 +12,7 @@ from eddymotion.data.series import DWI
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.finished import refuse_names
 from eddymotion.derivatives.outlier_table import outlier_summary
+from eddymotion.derivatives.session import remove_elsewhere
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
@@ -22,7 +23,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
 from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
 from eddymotion.pipeline.fingerprint import fingerprint_of, motion_fingerprint_of
-from eddymotion.pipeline.output_space import Target, space_of, write_output_space
+from eddymotion.pipeline.output_space import space_of, write_output_space
 from eddymotion.pipeline.runs import RunTogether
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
@@ -34,6 +35,7 @@ from eddymotion.pipeline.stages import (
     load_series,
     model_for,
 )
+from eddymotion.pipeline.target import Target
 from eddymotion.reports.data import recorded_log
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
@@ -91,10 +93,11 @@ def correct_series(
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
     with stages("output space"):
-        space = space_of(dwi, motion, target, settings)
+        space = space_of(dwi, motion, target, settings, together.frame)
     with stages("resampling and writing"):
         refuse_if_lost(outputs["sidecar"])
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
+        remove_elsewhere(outputs)
         write_output_space(space, dwi, outputs)
         together.write_field(outputs)
         corrected = corrected_series(dwi, motion, settings, target, space, after, progress)
@@ -124,8 +127,12 @@ def correct_series(
     content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
     if (doubt := together.doubt) is not None:
         log.warning("%s: %s", series.dwi.name, doubt)
-        issue = {"Subject": "runs", "Text": doubt, "Severe": False}
-        content["Warnings"] = [*content["Warnings"], issue]
+    doubts = {"runs": [doubt] if doubt else [], "output space": space.warnings if space else []}
+    content["Warnings"] += [
+        {"Subject": subject, "Text": text, "Severe": False}
+        for subject, texts in doubts.items()
+        for text in texts
+    ]
     content |= together.in_sidecar() | {
         "OutlierSlices": outliers,
         "Fingerprint": fingerprint,

@@ -33,12 +33,14 @@ from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
 from eddymotion.io.series import load
 from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
+from eddymotion.io.transforms import read_linear
 from eddymotion.io.writing import read_json, replacing, write_json
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
 from eddymotion.pipeline.cache import DIGITS, MotionCache
 from eddymotion.pipeline.fingerprint import content_of, motion_fingerprint_of
+from eddymotion.pipeline.output_space import Reference
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, load_series
 from eddymotion.reports import save_figure
@@ -140,6 +142,14 @@ class RunTogether:
         if settings.brain_mask is not None:
             return dwi, motion
         return replace(dwi, mask=self.joined.mask_on(dwi.shape, dwi.affine)), motion
+
+    @property
+    def frame(self) -> Reference | None:
+        """What all runs show together, where there are several."""
+        joined = self.joined
+        if joined is None or len(joined) < 2:
+            return None
+        return Reference(Image(joined.mean, joined.affine), joined.mask)
 
     def write_field(self, outputs: Outputs) -> None:
         """Write the field, if there is one: the first run does so for all."""
@@ -328,6 +338,9 @@ def _stretch_of(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
         return np.ones(image.shape[:3], np.float32), shift
     coefficients, lattice, _ = read_image(session.field("coeff"))
     field = OffResonance(coefficients, lattice)
+    if outputs["space"].is_file():
+        grid = Image(image, affine)
+        affine = read_linear(outputs["space"], grid, grid) @ affine
     _, slopes = field.on_grid_with_gradient(image.shape[:3], affine)
     along = (pose[:3, :3].T @ shift).astype(np.float32)
     return np.maximum(1.0 + slopes @ along, LEAST_STRETCH), shift

@@ -38,7 +38,7 @@ from eddymotion.io.writing import write_text
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.pipeline.correct import correct_series
-from eddymotion.pipeline.output_space import Target, space_of, write_output_space
+from eddymotion.pipeline.output_space import space_of, write_output_space
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
 from eddymotion.pipeline.stages import (
@@ -49,6 +49,7 @@ from eddymotion.pipeline.stages import (
     load_series,
     model_for,
 )
+from eddymotion.pipeline.target import Target
 from eddymotion.reports.participant import write_participant_page
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eddymotion import __version__
-from eddymotion.derivatives.names import Outputs
+from eddymotion.derivatives.names import CORRECTED, Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.reports.layout import Html, contents, join, tag, write_page
 from eddymotion.reports.sections import errors_section, series_sections, skipped_section
@@ -74,10 +74,9 @@ def write_report(
 
 def finished_outputs(folder: Path) -> list[Outputs]:
     """Find the finished series of a participant: those with a sidecar."""
-    suffix = "_desc-preproc_dwi.json"
     return [
-        Outputs(sidecar.parents[1], sidecar.name.removesuffix(suffix), folder / "figures")
-        for sidecar in sorted(folder.rglob(f"dwi/*{suffix}"))
+        Outputs.of_sidecar(sidecar, folder / "figures")
+        for sidecar in sorted(folder.rglob(f"dwi/*{CORRECTED}.json"))
     ]
 
 

@@ -97,7 +97,12 @@ CAPTIONS = {
         "Output space",
         "The image that gave the space, with outlines of the reference of the series: before, as "
         "the files lie, and after the registration. Orange should follow the edge of the brain, "
-        "blue the brightest structures: the ventricles in a b=0, white matter in FA.",
+        "blue the brightest structures: the ventricles in a b=0, white matter in FA. In the last "
+        "row it is the other way round: the reference in that space, with outlines of the image, "
+        "or with the edge of its white matter, where that is known. Look at the ventricles, the "
+        "folds and the callosum; in front and at the ears an echo-planar image is distorted, and "
+        "no rigid registration follows. Where it is wrong, the words of the warning say what to "
+        "try.",
     ),
     "off_resonance": (
         "Off-resonance field",
