@@ -49,6 +49,7 @@ from eddymotion.images.pyramid import (
     FWHM_TO_SIGMA,
     MIN_POINTS,
     blocks_of,
+    fine_widths,
     head_scale,
     jittered_points,
     low_pass,
@@ -309,15 +310,15 @@ class _Clusters:
     Parameters
     ----------
     dwi : DWI
-    fwhm : float
-        Of the smoothing of each volume, mm.
+    fwhm : (3,) array
+        Of the smoothing of each volume, mm along the image axes.
     points : (C, N_POINTS, 3) array
         In the diffusion-weighted frame.
     n_threads : int
     """
 
     dwi: DWI
-    fwhm: float
+    fwhm: np.ndarray
     points: np.ndarray
     n_threads: int
 
@@ -334,7 +335,8 @@ class _Clusters:
         spread = width.neighbours * voxel * FWHM_TO_SIGMA
         away = random.normal(scale=spread, size=(len(middles), N_POINTS - 1, 3))
         points = np.concatenate([middles[:, None], middles[:, None] + away], axis=1)
-        return cls(dwi, width.fwhm * voxel, points, n_threads)
+        fwhm = np.maximum(width.fwhm * voxel, fine_widths(dwi.voxel_sizes))
+        return cls(dwi, fwhm, points, n_threads)
 
     def moments(
         self, volumes: np.ndarray, motion: Motion, *, with_gradients: bool = False
@@ -481,7 +483,7 @@ class _Equations:
                 for v in dwi.gradients.b0s
             ],
             b0_matrices,
-            width.tolerance * clusters.fwhm,
+            width.tolerance * float(clusters.fwhm.min()),
         )
 
     def solve(self, to_b0: np.ndarray) -> _Solved | None:

@@ -57,7 +57,15 @@ from eddymotion.estimation.undetermined import (
 )
 from eddymotion.images.axes import image_axes, phase_encoding_vector
 from eddymotion.images.image import Spline
-from eddymotion.images.pyramid import BLOCK_MM, Level, band_pass, crop, head_scale, jittered_points
+from eddymotion.images.pyramid import (
+    BLOCK_MM,
+    Level,
+    band_pass,
+    crop,
+    fine_widths,
+    head_scale,
+    jittered_points,
+)
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
@@ -509,7 +517,8 @@ class _Solver:
         if self.band is None or self.band[0] != wanted:
             self.band = None  # one at a time: memory
             brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
-            width = self.voxel if level.highpass is not None else self.scale
+            unit = fine_widths(self.dwi.voxel_sizes)
+            width = unit if level.highpass is not None else self.scale
             margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
 
             def filtered(volume: int) -> Spline:
