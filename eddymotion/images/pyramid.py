@@ -142,9 +142,7 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
                  known < 0.5)  # fmt: skip
 
 
-def low_pass(
-    image: Image, fwhm: float | np.ndarray, known_share: float = KNOWN_SHARE
-) -> Image:
+def low_pass(image: Image, fwhm: float | np.ndarray, known_share: float = KNOWN_SHARE) -> Image:
     """Smooth with a Gaussian of `fwhm` mm, or as many along each image axis, (3,).
 
     What is missing has no weight, and missing is then where less than `known_share` of the weight
