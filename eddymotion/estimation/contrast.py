@@ -207,7 +207,9 @@ def offset_from_images(
         solved = fine.solve(
             solved.to_b0, solved.function, n_normals=LAST_NORMALS, n_steps=LAST_STEPS
         )
-    return None if solved is None else (np.linalg.inv(solved.to_b0), solved.covariance())
+    if solved is None:
+        return None
+    return np.linalg.inv(solved.to_b0), solved.with_own_normals().covariance()
 
 
 def _cost(solved: _Solved) -> float:
@@ -792,6 +794,10 @@ class _Solved:
         of_function, of_offset = (part[octants, :, 6].sum(axis=0) for part in self.sums)
         held = self.normals.ridge * self.function
         return _solve_scaled(self.matrix(octants), np.concatenate([of_function - held, of_offset]))
+
+    def with_own_normals(self) -> _Solved:
+        """Return the same with the normal matrix of its weights: halves have no other guard."""
+        return replace(self, normals=self.equations.weigh(self.weights))
 
     def covariance(self) -> np.ndarray:
         """Covariance of the offset's error, (6, 6): see the module."""
