@@ -102,7 +102,7 @@ BOX_EVERY = 16
 
 EVERYWHERE = slice(None)
 
-HALVES_FACTOR = 3.0
+HALVES_FACTOR = 2.5
 """Standard errors over the scatter between halves of the brain: what differs from head to head is
 in part alike in all halves of one. Set on simulated heads; others confirmed it, see
 docs/decisions/0019."""
@@ -110,7 +110,7 @@ docs/decisions/0019."""
 OTHER_FACTOR = 2.0
 """Standard errors over what the other equation differs by."""
 
-FLOOR_VOXELS = 0.02
+FLOOR_VOXELS = 0.01
 """Standard error, in voxels an axis, below which no agreement between halves leads."""
 
 

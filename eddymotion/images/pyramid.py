@@ -47,11 +47,14 @@ class Level:
         Random points of the fixed mask.
     highpass : float, optional
         FWHM, in voxels, of the Gaussian whose smoothed image is subtracted.
+    thickness_power : float
+        How much wider both are along thick slices: see :func:`fine_widths`.
     """
 
     fwhm: float
     n_points: int
     highpass: float | None = None
+    thickness_power: float = THICKNESS_POWER
 
     def __str__(self) -> str:
         return f"{self.fwhm:g} mm" if self.highpass is None else f"{self.n_points} points"
@@ -73,7 +76,7 @@ def head_scale(mask: np.ndarray, voxel_sizes: np.ndarray) -> float:
     return float(np.cbrt(mask.sum() * np.prod(voxel_sizes))) / BRAIN_SIZE_MM
 
 
-def fine_widths(voxel_sizes: np.ndarray) -> np.ndarray:
+def fine_widths(voxel_sizes: np.ndarray, power: float = THICKNESS_POWER) -> np.ndarray:
     """Length (mm) along each image axis that the widths of fine levels are multiples of, (3,).
 
     The mean edge of a voxel; along thick slices more than their thickness. Detail finer than a
@@ -82,7 +85,7 @@ def fine_widths(voxel_sizes: np.ndarray) -> np.ndarray:
     slices as in them, 7 to 25 % of pitch, roll and shifts through the slices were missing.
     """
     mean = np.cbrt(np.prod(voxel_sizes))
-    return mean * np.maximum(voxel_sizes / mean, 1.0) ** THICKNESS_POWER
+    return mean * np.maximum(voxel_sizes / mean, 1.0) ** power
 
 
 def jittered_points(
@@ -113,7 +116,7 @@ def band_pass(image: Image, level: Level, scale: float) -> Image:
         From :func:`head_scale`.
     """
     if level.highpass is not None:
-        unit = fine_widths(image.voxel_sizes)
+        unit = fine_widths(image.voxel_sizes, level.thickness_power)
         narrow, wide = (low_pass(image, width * unit) for width in (level.fwhm, level.highpass))
         return Image(narrow.data - wide.data, image.affine, wide.missing)
     fwhm = level.fwhm * scale
