@@ -444,7 +444,7 @@ class _Solver:
     n_iterations: int
     n_threads: int
     progress: Progress
-    band: tuple[Level, list[Spline]] | None = None
+    band: tuple[tuple[Level, float], list[Spline]] | None = None
     prior: FieldPrior = NO_PRIOR
     outliers: SliceOutliers | None = None
     undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
@@ -506,10 +506,9 @@ class _Solver:
     ) -> np.ndarray:
         """Find the way that a filter as narrow along thick slices as in them asks for, (n, 6)."""
         wide, plain = (fine_widths(self.dwi.voxel_sizes, p) for p in (THICKNESS_POWER, 0.0))
-        level = replace(FINE[-1], thickness_power=0.0)
         if wide.max() < THICK * plain.max():
             return np.zeros((len(group.volumes), 6))
-        splines = self.splines(level, motion.matrices)
+        splines = self.splines(FINE[-1], motion.matrices, thickness_power=0.0)
         narrow = replace(problem, splines=[splines[volume] for volume in group.volumes])
         found = _of_group(motion, group)
         system = narrow.linearise(found)
@@ -550,9 +549,11 @@ class _Solver:
         self.prior = prior.of_order(order).scaled(FINE[1].n_points / FINE[0].n_points)
         return replace(motion, eddy_currents=None if order == "none" else eddy.of_order(order))
 
-    def splines(self, level: Level, matrices: np.ndarray) -> list[Spline]:
+    def splines(
+        self, level: Level, matrices: np.ndarray, *, thickness_power: float = THICKNESS_POWER
+    ) -> list[Spline]:
         """Band-pass all volumes, unless it is the band of the level before."""
-        wanted = replace(level, n_points=COARSE[0].n_points)
+        wanted = replace(level, n_points=COARSE[0].n_points), thickness_power
         if self.band is None or self.band[0] != wanted:
             self.band = None  # one at a time: memory
             brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
@@ -566,7 +567,7 @@ class _Solver:
                     image = rescaled(image, self.outliers, volume)
                 if level is not COARSE[0]:
                     image = crop(image, apply_affine(matrices[volume], brain), margin)
-                return Spline.of(band_pass(image, level, self.scale))
+                return Spline.of(band_pass(image, level, self.scale, thickness_power))
 
             volumes = range(len(self.dwi))
             self.band = (

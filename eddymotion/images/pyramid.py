@@ -47,14 +47,11 @@ class Level:
         Random points of the fixed mask.
     highpass : float, optional
         FWHM, in voxels, of the Gaussian whose smoothed image is subtracted.
-    thickness_power : float
-        How much wider both are along thick slices: see :func:`fine_widths`.
     """
 
     fwhm: float
     n_points: int
     highpass: float | None = None
-    thickness_power: float = THICKNESS_POWER
 
     def __str__(self) -> str:
         return f"{self.fwhm:g} mm" if self.highpass is None else f"{self.n_points} points"
@@ -105,7 +102,9 @@ def blocks_of(points: np.ndarray, edge: float) -> np.ndarray:
     return np.unique(code, return_inverse=True)[1]
 
 
-def band_pass(image: Image, level: Level, scale: float) -> Image:
+def band_pass(
+    image: Image, level: Level, scale: float, thickness_power: float = THICKNESS_POWER
+) -> Image:
     """Smooth an image for a level, on a coarser grid where nothing is lost by it.
 
     Parameters
@@ -114,9 +113,11 @@ def band_pass(image: Image, level: Level, scale: float) -> Image:
     level : Level
     scale : float
         From :func:`head_scale`.
+    thickness_power : float
+        How much wider fine filters are along thick slices: see :func:`fine_widths`.
     """
     if level.highpass is not None:
-        unit = fine_widths(image.voxel_sizes, level.thickness_power)
+        unit = fine_widths(image.voxel_sizes, thickness_power)
         narrow, wide = (low_pass(image, width * unit) for width in (level.fwhm, level.highpass))
         return Image(narrow.data - wide.data, image.affine, wide.missing)
     fwhm = level.fwhm * scale
