@@ -101,7 +101,7 @@ class RunTogether:
             return cls((series.dwi.name,), None, 0)
         if work_dir is None or not series.runs:
             image = RunImage.of(dwi, motion, settings.nprocs)
-            return cls((series.dwi.name,), _joined([image], series, settings), 0)
+            return cls((series.dwi.name,), joined_of([image], series.measured, settings), 0)
         known = [
             run
             for run in series.runs
@@ -118,7 +118,7 @@ class RunTogether:
                 else _image_of(run, settings, work_dir)
                 for run in known
             ]
-            joined = _joined(images, series, settings)
+            joined = joined_of(images, series.measured, settings)
             _keep(folder, joined)
         number = [run.dwi for run in known].index(series.dwi)
         return cls(tuple(run.uri or run.dwi.name for run in known), joined, number)
@@ -225,12 +225,24 @@ class RunTogether:
         }
 
 
-def _joined(images: Sequence[RunImage], series: SeriesFiles, settings: Settings) -> JoinedRuns:
+def joined_of(
+    images: Sequence[RunImage], measured: Mapping[str, Path], settings: Settings
+) -> JoinedRuns:
+    """Join runs as the settings say.
+
+    Parameters
+    ----------
+    images : sequence of RunImage
+        In order, runs of b=0 alone last.
+    measured : mapping
+        Files of a measured map, as in :class:`~eddymotion.io.sidecars.SeriesFiles`.
+    settings : Settings
+    """
     field = None
     if settings.fieldmap is not None:
         field = _given_field(settings.fieldmap)
-    elif series.measured and "fieldmaps" not in settings.ignore:
-        field = _measured_field(images[0], series.measured, settings)
+    elif measured and "fieldmaps" not in settings.ignore:
+        field = _measured_field(images[0], measured, settings)
     joined = join_runs(
         images,
         field=field,
@@ -286,11 +298,16 @@ def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
     return False
 
 
+def image_of_b0s(run: SeriesFiles, settings: Settings) -> RunImage:
+    """Take what counts from a run of b=0 volumes alone, its volumes aligned."""
+    dwi = load_b0s(run)
+    compute = Compute(settings.nprocs, settings.random_seed)
+    return RunImage.of(dwi, align_b0s(dwi, compute), settings.nprocs)
+
+
 def _image_of(run: SeriesFiles, settings: Settings, work_dir: Path) -> RunImage:
     if run.is_b0:
-        dwi = load_b0s(run)
-        compute = Compute(settings.nprocs, settings.random_seed)
-        return RunImage.of(dwi, align_b0s(dwi, compute), settings.nprocs)
+        return image_of_b0s(run, settings)
     motion = MotionCache.of(run, settings, work_dir).recall(Stages())
     assert motion is not None
     return RunImage.of(load_series(run, settings), motion, settings.nprocs)

@@ -297,6 +297,9 @@ APPLYING = of_stages("gradients", "reading", "predicting", "sampling", "applying
 MOTION = tuple(name for name in of_stages(*typing.get_args(Stage)) if name not in AFTER_MOTION)
 """Settings of a step that finds the motion."""
 
+JOINING = (*of_stages("gradients", "reading", "sampling"), "fieldmap")
+"""Settings of a step that brings runs together."""
+
 REGISTERING = of_stages("registering")
 """Settings of a step that registers one pair."""
 
