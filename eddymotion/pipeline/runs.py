@@ -26,7 +26,14 @@ from eddymotion.derivatives.session import (
     write_merged,
 )
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.runs import JoinedRuns, RunImage, align_b0s, join_runs, readouts_of
+from eddymotion.estimation.runs import (
+    JoinedRuns,
+    RunImage,
+    align_b0s,
+    join_runs,
+    readouts_of,
+    tell_field,
+)
 from eddymotion.fieldmaps.inputs import FieldmapPaths, FieldmapSettings, read_measured
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
@@ -164,7 +171,9 @@ class RunTogether:
             return
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)
         stretch = joined.stretch(self.number)
-        figure = field_figure(joined.mean, hertz, stretch, joined.mask, joined.affine)
+        figure = field_figure(
+            joined.mean, hertz, stretch, joined.mask, joined.affine, measured=joined.beside
+        )
         save_figure(figure, outputs["off_resonance_figure"])
 
     def summary(self) -> dict[str, str]:
@@ -186,6 +195,12 @@ class RunTogether:
         summary["off-resonance field"] = (
             f"{hertz.std():.1f} Hz, {mm:.2f} mm (standard deviation in the brain), {source}"
         )
+        if (found := joined.comparison) is not None:
+            apart = found.rms * np.nanmax(np.linalg.norm(joined.shifts, axis=1))
+            summary["measured map"] = (
+                f"not used, since the runs tell the field; beside it r = {found.correlation:.3f}, "
+                f"slope {found.slope:.2f}, {apart:.2f} mm RMS apart"
+            )
         return summary
 
     def among(self, methods: Methods) -> Methods:
@@ -238,10 +253,10 @@ def joined_of(
         Files of a measured map, as in :class:`~eddymotion.io.sidecars.SeriesFiles`.
     settings : Settings
     """
-    field = None
+    field, usable = None, measured and "fieldmaps" not in settings.ignore
     if settings.fieldmap is not None:
         field = _given_field(settings.fieldmap)
-    elif measured and "fieldmaps" not in settings.ignore:
+    elif usable and not tell_field(images):
         field = _measured_field(images[0], measured, settings)
     joined = join_runs(
         images,
@@ -254,7 +269,24 @@ def joined_of(
             f"{settings.fieldmap}: of no use without PhaseEncodingDirection and TotalReadoutTime "
             "in the sidecar of the series; add them"
         )
-    return replace(joined, modulated="fmap-jacobian" not in settings.ignore)
+    beside = None
+    if usable and field is None and joined.field is not None:
+        beside = _beside(joined, measured, settings)
+    return replace(joined, modulated="fmap-jacobian" not in settings.ignore, beside=beside)
+
+
+def _beside(
+    joined: JoinedRuns, files: Mapping[str, Path], settings: Settings
+) -> np.ndarray | None:
+    """Bring a measured map to the runs that told a field without it, if that can be done."""
+    try:
+        measured = read_measured(FieldmapPaths((), **files), FieldmapSettings())
+        mean = Image(joined.mean, joined.affine)
+        return measured.beside(mean, joined.mask, settings.random_seed)
+    except EddymotionError as error:
+        names = ", ".join(path.name for path in files.values())
+        log.warning("%s: not compared with the field of the runs (%s)", names, error)
+        return None
 
 
 def _measured_field(
@@ -389,6 +421,8 @@ def _keep(folder: Path, joined: JoinedRuns) -> None:
         name: getattr(joined, name)
         for name in ("poses", "errors", "shifts", "mean", "mask", "affine")
     }
+    if joined.beside is not None:
+        arrays["beside"] = joined.beside
     if joined.field is not None:
         arrays |= {"hertz": joined.field.coefficients, "lattice": joined.field.affine}
     with replacing(folder / "runs.npz") as temporary, temporary.open("wb") as stream:
