@@ -214,7 +214,7 @@ class Comparison:
 
     @classmethod
     def of(cls, field: np.ndarray, measured: np.ndarray) -> Comparison | None:
-        """Compare two maps (Hz) of one shape where the second is known; None if that is nowhere."""
+        """Compare maps (Hz) of one shape where the second is known; None if that is nowhere."""
         both = np.isfinite(measured)
         here, there = field[both].astype(float), measured[both].astype(float)
         if len(here) < 2 or not there.std() > 0:

@@ -35,6 +35,7 @@ from eddymotion.estimation.runs import (
     tell_field,
 )
 from eddymotion.fieldmaps.inputs import FieldmapPaths, FieldmapSettings, read_measured
+from eddymotion.fieldmaps.topup import is_topup_coefficients, topup_field
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
@@ -255,7 +256,7 @@ def joined_of(
     """
     field, usable = None, measured and "fieldmaps" not in settings.ignore
     if settings.fieldmap is not None:
-        field = _given_field(settings.fieldmap)
+        field = _given_field(settings.fieldmap, images[0].image)
     elif usable and not tell_field(images):
         field = _measured_field(images[0], measured, settings)
     joined = join_runs(
@@ -309,7 +310,9 @@ def _measured_field(
         return None
 
 
-def _given_field(path: Path) -> OffResonance:
+def _given_field(path: Path, first: Image) -> OffResonance:
+    if is_topup_coefficients(path):
+        return topup_field(path, first.data.shape, first.affine)
     data, affine, _ = read_image(path)
     if data.ndim != 3:
         raise EddymotionError(
