@@ -235,13 +235,13 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         [CASES[row["case"]].told, str(row["seed"]),
          *(tables.pair(row[f"{name}_0"], row[f"{name}_1"])
            for name in ("none", "alone", "together", "true_poses")),
-         tables.number(row.get("merged", np.nan))]
+         tables.number(row.get("merged") or np.nan)]
         for row in ordered
     ]  # fmt: skip
     found = [
         [CASES[row["case"]].told, str(row["seed"]), tables.number(row["displaced_mm"], 2),
          tables.number(row["field_mm"], 2), tables.number(row["constant_mm"], 2),
-         f"{row['along_mm']:.2f} ± {row['told_mm']:.2f}", tables.number(row["across_mm"], 2),
+         f"{tables.number(row['along_mm'], 2)} ± {tables.number(row['told_mm'], 2)}", tables.number(row["across_mm"], 2),
          tables.number(row["turned_deg"], 2), f"{row['before']:.3f} → {row['after']:.3f}"]
         for row in ordered
     ]  # fmt: skip

@@ -161,8 +161,8 @@ class Settings:
     )  # fmt: skip
     fieldmap: Path | None = estimation(
         None, "joining",
-        "off-resonance field, Hz, in the frame of the (first) series, such as FSL topup's --fout, or "
-        "its _fieldcoef file; needs phase encoding and readout time in the sidecar",
+        "off-resonance field, Hz, in the frame of the (first) series, such as FSL topup's --fout, "
+        "or its _fieldcoef file; needs phase encoding and readout time in the sidecar",
         shown_default="found from runs of opposite phase encoding", metavar="FILE",
     )  # fmt: skip
     resampling: str | None = output(
