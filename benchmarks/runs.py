@@ -241,8 +241,9 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
     found = [
         [CASES[row["case"]].told, str(row["seed"]), tables.number(row["displaced_mm"], 2),
          tables.number(row["field_mm"], 2), tables.number(row["constant_mm"], 2),
-         f"{tables.number(row['along_mm'], 2)} ± {tables.number(row['told_mm'], 2)}", tables.number(row["across_mm"], 2),
-         tables.number(row["turned_deg"], 2), f"{row['before']:.3f} → {row['after']:.3f}"]
+         f"{tables.number(row['along_mm'], 2)} ± {tables.number(row['told_mm'], 2)}",
+         tables.number(row["across_mm"], 2), tables.number(row["turned_deg"], 2),
+         f"{row['before']:.3f} → {row['after']:.3f}"]
         for row in ordered
     ]  # fmt: skip
     parts = [
