@@ -143,7 +143,7 @@ def simulated(recipe: Recipe, n_directions: int, seed: int, n_threads: int) -> S
 def measure(case: Case, seed: int, n_threads: int) -> tables.Row:
     session = Session.of(case, seed, n_threads)
     dwis, compute = session.dwis, Compute(n_threads, seed)
-    alone = [em.estimate_motion(dwi, seed=seed, n_threads=n_threads) for dwi in dwis]
+    alone = [em.estimate_motion(dwi, random_seed=seed, n_threads=n_threads) for dwi in dwis]
     images = [RunImage.of(*both, n_threads) for both in zip(dwis, alone, strict=True)]
     joined = join_runs(images, compute=compute)
     motions = [joined.motion(number, motion) for number, motion in enumerate(alone)]

@@ -52,9 +52,7 @@ _TRAITS = {
 
 
 class _ImagesInputSpec(BaseInterfaceInputSpec):
-    """Of a step that reads images. ``num_threads`` is what Nipype sets to a node's n_procs."""
-
-    num_threads = traits.Int(nohash=True, desc="former name of n_threads")
+    """Of a step that reads images."""
 
     def get_hashval(self, hash_method: str | None = None) -> Any:
         """Take what lies beside the series for given: a node runs again when it changes."""
@@ -94,6 +92,8 @@ def _interface(step: Step) -> type:
     base = _ImagesInputSpec if reads_beside else BaseInterfaceInputSpec
     inputs = {field.name: _input(field) for field in step.inputs}
     settings = {field.name: _setting(field) for field in step.settings}
+    if "n_threads" in inputs:  # Nipype sets this name to a node's n_procs
+        inputs["num_threads"] = traits.Int(nohash=True, desc="former name of n_threads")
     outputs = {field.name: _trait(field) for field in step.outputs}
     members = {
         "__doc__": step.help,
