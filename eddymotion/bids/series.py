@@ -409,10 +409,8 @@ def with_epi(runs: Sequence[SeriesFiles], folder: Path) -> list[SeriesFiles]:
 def measured_map(runs: Sequence[SeriesFiles], folder: Path) -> dict[str, Path]:
     """Find a measured map of the session that is meant for its runs.
 
-    Runs of opposite polarity tell more: there is none for them.
+    Where runs of opposite polarity tell the field, it is only compared with theirs.
     """
-    if len({_polarity(run) for run in runs} - {None}) > 1:
-        return {}
     for kinds in (("phasediff",), ("phase1", "phase2"), ("fieldmap",)):
         found = {kind: sorted((folder.parent / "fmap").glob(f"*_{kind}.nii*")) for kind in kinds}
         if not all(found.values()):

@@ -123,6 +123,14 @@ def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str
         },
         "Poses": joined.poses.round(8).tolist(),
     }  # fmt: skip
+    if (found := joined.comparison) is not None:
+        about["MeasuredComparison"] = {
+            "Correlation": round(found.correlation, 4),
+            "Slope": round(found.slope, 4),
+            "RMSDifference": round(
+                found.rms * float(np.nanmax(np.linalg.norm(joined.shifts, axis=1))), 4
+            ),
+        }
     with together():
         write_image(outputs.field("preproc"), hertz, joined.affine)
         write_image(outputs.field("coeff"), field.coefficients.astype(np.float32), field.affine)

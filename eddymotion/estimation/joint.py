@@ -36,8 +36,11 @@ from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import (
     NO_PRIOR,
     FieldPrior,
+    follow_poses,
+    pose_regressors,
     response_gain,
     shown_order,
+    untold_covariances,
     weigh_fields,
 )
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
@@ -245,6 +248,7 @@ def solve_jointly(
             covariances[volumes] += moved_within(by_noise[volumes], within)
             pulls = solver.pulls_of_slices(problem, group, motion)
             covariances[volumes] += pulled_by_slices(by_noise[volumes], pulls)
+    covariances += solver.untold(motion, groups[-1])
     known = _known(dwi, groups, problems, frames)
     unplaced = np.zeros(len(dwi), bool)
     if retried is not None:
@@ -339,14 +343,15 @@ def with_fields(
 
 def _of_group(motion: Motion, group: _Group) -> Motion:
     """Motion of the volumes of a group; not all groups have fields."""
-    found = motion.select(group.volumes)
-    return found if group.has_fields else replace(found, eddy_currents=None)
+    found, eddy = motion.select(group.volumes), motion.eddy_currents
+    has_some = eddy is not None and eddy.coefficients[group.volumes].any()
+    return found if group.has_fields or has_some else replace(found, eddy_currents=None)
 
 
 def _with_group(motion: Motion, group: _Group, found: Motion) -> Motion:
     """Put the motion of a group into that of the series."""
     eddy = motion.eddy_currents
-    if eddy is not None and found.eddy_currents is not None:
+    if eddy is not None and group.has_fields and found.eddy_currents is not None:
         coefficients = eddy.coefficients.copy()
         coefficients[group.volumes] = found.eddy_currents.coefficients
         eddy = replace(eddy, coefficients=coefficients)
@@ -494,7 +499,8 @@ class _Solver:
             group.coarse if level.highpass is None else group.fine,
             self.points(level, own, motion.matrices[group.volumes]),
             self.dwi.brain_center,
-            prior=self.prior,
+            prior=self.prior.of_volumes(group.volumes),
+            fields_held=not group.has_fields,
             block_mm=BLOCK_MM * self.scale,
             leave_one_out=group.leave_one_out,
             free=free_part(self.undetermined, self.in_mm) if len(self.undetermined) else None,
@@ -541,13 +547,59 @@ class _Solver:
         if system is None:
             log.warning("eddy currents: too few points lie inside the volumes; no fields")
             return replace(motion, eddy_currents=None)
-        evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system)
+        poses = self.poses_followed(motion, group)
+        own = None if poses is None else poses[group.volumes]
+        evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system, own)
         for one in evidence:
             log.info("eddy currents: %s", one)
-        order = shown_order(evidence) if by_evidence else eddy.order
+        order = shown_order(evidence) if by_evidence and poses is None else eddy.order
         log.info("eddy currents: %s%s", order, ", by evidence" if by_evidence else "")
-        self.prior = prior.of_order(order).scaled(FINE[1].n_points / FINE[0].n_points)
-        return replace(motion, eddy_currents=None if order == "none" else eddy.of_order(order))
+        scale = FINE[1].n_points / FINE[0].n_points
+        self.prior = replace(prior.of_order(order).scaled(scale), poses=poses)
+        eddy = eddy.of_order(order)
+        if poses is not None:
+            eddy = self.with_pose_response(eddy, poses, group)
+        return replace(motion, eddy_currents=None if order == "none" else eddy)
+
+    def poses_followed(self, motion: Motion, group: _Group) -> np.ndarray | None:
+        """Return the poses of all volumes (N, 5) if the fields follow them."""
+        assert motion.eddy_currents is not None
+        if not len(self.dwi.gradients.b0s):
+            return None
+        first = int(self.dwi.gradients.b0s[0])
+        poses = pose_regressors(motion.matrices, self.dwi.brain_center, first)
+        volumes = group.volumes
+        found = follow_poses(motion.eddy_currents.coefficients[volumes],
+                             self.dwi.gradients.select(volumes), poses[volumes])  # fmt: skip
+        if found is None:
+            return None
+        log.info("off-resonance: %s", found)
+        return poses if found.is_there else None
+
+    def untold(self, motion: Motion, group: _Group) -> np.ndarray:
+        """Covariance of what fields that follow the head leave open, (N, 6, 6); zero without."""
+        poses, eddy, volumes = self.prior.poses, motion.eddy_currents, group.volumes
+        nothing = np.zeros((len(motion), 6, 6))
+        if poses is None or eddy is None:
+            return nothing
+        own = self.dwi.gradients.select(volumes)
+        found = follow_poses(eddy.coefficients[volumes], own, poses[volumes])
+        brain = apply_affine(self.dwi.affine, np.argwhere(self.dwi.mask)[::7])
+        return nothing if found is None else untold_covariances(eddy, found.response, poses, brain)
+
+    def with_pose_response(
+        self, eddy: EddyCurrents, poses: np.ndarray, group: _Group
+    ) -> EddyCurrents:
+        """Give all volumes outside the group the fields that their poses ask for."""
+        volumes = group.volumes
+        own = self.dwi.gradients.select(volumes)
+        found = follow_poses(eddy.coefficients[volumes], own, poses[volumes])
+        assert found is not None
+        coefficients = poses @ found.response
+        coefficients[volumes] = self.prior.of_volumes(volumes).centred(
+            eddy.coefficients[volumes], own
+        )
+        return replace(eddy, coefficients=coefficients)
 
     def splines(
         self, level: Level, matrices: np.ndarray, *, thickness_power: float = THICKNESS_POWER

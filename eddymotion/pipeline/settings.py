@@ -161,8 +161,8 @@ class Settings:
     )  # fmt: skip
     fieldmap: Path | None = estimation(
         None, "joining",
-        "off-resonance field, Hz, in the frame of the (first) series, such as FSL topup's --fout; "
-        "needs phase encoding and readout time in the sidecar",
+        "off-resonance field, Hz, in the frame of the (first) series, such as FSL topup's --fout, "
+        "or its _fieldcoef file; needs phase encoding and readout time in the sidecar",
         shown_default="found from runs of opposite phase encoding", metavar="FILE",
     )  # fmt: skip
     resampling: str | None = output(
@@ -296,6 +296,9 @@ APPLYING = of_stages("gradients", "reading", "predicting", "sampling", "applying
 
 MOTION = tuple(name for name in of_stages(*typing.get_args(Stage)) if name not in AFTER_MOTION)
 """Settings of a step that finds the motion."""
+
+JOINING = (*of_stages("gradients", "reading", "sampling"), "fieldmap")
+"""Settings of a step that brings runs together."""
 
 REGISTERING = of_stages("registering")
 """Settings of a step that registers one pair."""
