@@ -25,7 +25,6 @@ from eddymotion.io.images import read_image
 from eddymotion.io.tsv import Table
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
 from eddymotion.reports.charts import three_lines
 from eddymotion.reports.layout import data_address
 from eddymotion.reports.slices import CUTS, PLANES, PlaneGrid
@@ -166,16 +165,17 @@ def html_of(value: Any) -> str:
 
 @html_of.register
 def _(motion: Motion) -> str:
-    parameters = rigid_parameters(motion.matrices, np.zeros(3))
-    displacement = framewise_displacement(rigid_parameters(motion.head, np.zeros(3)))
+    displacement = motion.framewise_displacement()
     fd = displacement[1:]
     text = f"Motion of {len(motion)} volumes"
     if len(fd):
         text += f": framewise displacement {fd.mean():.2f} mm on average, {fd.max():.2f} at most"
     if motion.eddy_currents is not None:
         text += " (of the head alone; translations hold the offset of the eddy currents)"
-    where = "Translations are those of the scanner's origin."
-    return _figure(_traces(parameters, displacement, motion.standard_errors), f"{text}. {where}")
+    center = "scanner's origin" if motion.center is None else "centre of the image grid"
+    where = f"Translations are those of the {center}."
+    traces = _traces(motion.parameters(), displacement, motion.standard_errors)
+    return _figure(traces, f"{text}. {where}")
 
 
 @html_of.register

@@ -69,10 +69,8 @@ def _has_offset(motion: Motion) -> bool:
 
 def _displacements(dwi: DWI, motion: Motion) -> str:
     """Tell the framewise displacement of the head, and beside it that of the poses."""
-    head, poses = (
-        framewise_displacement(rigid_parameters(matrices, dwi.center))[1:]
-        for matrices in (motion.head, motion.matrices)
-    )
+    head = motion.framewise_displacement(dwi.center)[1:]
+    poses = framewise_displacement(motion.parameters(dwi.center))[1:]
     text = f"mean {head.mean():.2f} mm, max {head.max():.2f} mm"
     if not _has_offset(motion):
         return text
