@@ -16,6 +16,7 @@ from eddymotion.derivatives.session import remove_elsewhere
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.io.writing import write_json
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.logs import NOTICE
 from eddymotion.machine.parallel import Progress, silent
@@ -37,7 +38,8 @@ from eddymotion.pipeline.stages import (
 )
 from eddymotion.pipeline.target import Target
 from eddymotion.reports.data import recorded_log
-from eddymotion.reports.series import draw_series
+from eddymotion.reports.qc import quality_record
+from eddymotion.reports.series import SeriesReport, draw_series
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.summary import summarise
 
@@ -138,6 +140,7 @@ def correct_series(
         "Fingerprint": fingerprint,
         "MotionFingerprint": motion_fingerprint_of(series, settings),
     }
+    write_json(outputs["qc"], quality_record(SeriesReport.load(outputs, content)))
     write_sidecar(outputs, content, record=True)
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)

@@ -23,10 +23,11 @@ from eddymotion.derivatives import (
     Outputs,
     write_confounds,
     write_corrected,
+    write_exclusions,
     write_sidecar,
     write_transforms,
 )
-from eddymotion.derivatives.outlier_table import outlier_table
+from eddymotion.derivatives.outlier_table import outlier_summary, outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
 from eddymotion.images.grid import grid_distance
@@ -142,14 +143,15 @@ def measure(
     Returns
     -------
     dict
-        ``confounds_file`` and ``confounds_sidecar_file``.
+        ``confounds_file``, ``confounds_sidecar_file`` and ``exclude_volumes_file``.
     """
     dwi, motion = _with_motion(series, xfm_file, details_file, settings)
     quality = judge(dwi, motion, model_for(dwi.gradients, settings), settings)
     outputs = Outputs.in_folder(out_dir, series.dwi)
     gradients = dwi.gradients.rotated(motion.rotations)
     write_confounds(outputs, gradients, motion, dwi.center, quality)
-    return _paths(outputs, "confounds", "confounds_sidecar")
+    write_exclusions(outputs, quality)
+    return _paths(outputs, "confounds", "confounds_sidecar", "exclude_volumes")
 
 
 def report(
@@ -195,7 +197,8 @@ def report(
     methods = methods_of(dwi, motion, model, settings, estimated=False)
     registered = settings.output_space and settings.output_space_transform != "none"
     grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
-    write_sidecar(outputs, sidecar_of(series, settings, summary, methods, motion, grids))
+    content = sidecar_of(series, settings, summary, methods, motion, grids)
+    write_sidecar(outputs, content | {"OutlierSlices": outlier_summary(quality.outliers)})
     page = _page(out_dir, outputs)
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
 
@@ -219,14 +222,15 @@ def correct(
     -------
     dict
         All of :func:`estimate` (but the details), :func:`apply`, :func:`measure` and
-        :func:`report`, and ``sidecar_file`` and ``outliers_file``.
+        :func:`report`, and ``sidecar_file``, ``outliers_file`` and ``qc_file``.
     """
     outputs = Outputs.in_folder(out_dir, series.dwi)
     correct_series(series, outputs, settings, progress)
     page = _page(out_dir, outputs)
     kinds = (
         "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
-        "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",
+        "confounds_sidecar", "exclude_volumes", "outliers", "qc", "motion_figure",
+        "before_after_figure",
     )  # fmt: skip
     return {"report_file": page} | _paths(outputs, *kinds)
 

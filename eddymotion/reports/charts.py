@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.maps import map_groups
+from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.io.tsv import Table
 from eddymotion.reports.layout import data_address
 from eddymotion.reports.svg import (
@@ -47,7 +46,7 @@ COLOR_MAP = "RdBu"
 def shell_colors(gradients: Gradients) -> list[str]:
     """Colour of each volume, by shell: (N,)."""
     colors = [B0_COLOR] * len(gradients)
-    for number, shell in enumerate(map_groups(gradients)):
+    for number, shell in enumerate(comparable_groups(gradients)):
         for volume in shell:
             colors[volume] = SHELL_COLORS[number % len(SHELL_COLORS)]
     return colors
@@ -195,7 +194,7 @@ def _agreement(panel, gradients: Gradients, findings: Findings) -> str:  # type:
 
 def shell_order(gradients: Gradients) -> np.ndarray:
     """Diffusion-weighted volumes by shell, within it in the order of time."""
-    return np.concatenate(map_groups(gradients))
+    return np.concatenate(comparable_groups(gradients))
 
 
 def carpet_chart(

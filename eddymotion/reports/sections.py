@@ -15,6 +15,7 @@ import numpy as np
 
 from eddymotion.derivatives.citation import Methods, bibtex, boilerplate, references, version_of
 from eddymotion.derivatives.finished import RECORD, SELF
+from eddymotion.estimation.misfits import SPREADS
 from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
 from eddymotion.reports.layout import (
     Figure,
@@ -30,8 +31,6 @@ from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.summary import FRAME
 from eddymotion.reports.verdict import (
     JUMP_MM,
-    SPOILT_BELOW,
-    SPOILT_SPREADS,
     Severity,
 )
 from eddymotion.reports.viewer import viewer
@@ -182,10 +181,11 @@ def summary(series: SeriesReport) -> Html:
         "p",
         "The worst of these checks is the verdict. A volume is beyond repair if more than "
         f"{100 * MANY_LOST:g} % of its judged slices lost signal, if it shows less than "
-        f"{100 * WEAK_VOLUME:g} % of its predicted signal throughout, or if, beyond what lost "
-        f"slices explain, its correlation with its prediction is {SPOILT_BELOW:g} and "
-        f"{SPOILT_SPREADS:g} robust standard deviations below the median of its shell. Motion "
-        "between volumes is corrected; what it spoilt within a volume is not.",
+        f"{100 * WEAK_VOLUME:g} % of its predicted signal throughout, if it could not be placed, "
+        "or if no rigid pose explains it: where its slices kept their signal, its prediction "
+        "leaves so much more of it unexplained than is usual in its shell that a fit is better "
+        f"without it (about twice as much), and {SPREADS:g} robust standard deviations more. "
+        "Motion between volumes is corrected; what it spoilt within a volume is not.",
         class_="note",
     )
     facts = series.sidecar.get("Summary")

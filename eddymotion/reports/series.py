@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -146,8 +146,14 @@ class SeriesReport:
     eddy_along: np.ndarray | None = None
 
     @classmethod
-    def load(cls, outputs: Outputs) -> SeriesReport:
+    def load(cls, outputs: Outputs, sidecar: Mapping[str, Any] | None = None) -> SeriesReport:
         """Read the tables, the sidecar and the data that a run left.
+
+        Parameters
+        ----------
+        outputs : Outputs
+        sidecar : mapping, optional
+            What the sidecar is going to hold, where it is not written yet.
 
         Raises
         ------
@@ -166,7 +172,7 @@ class SeriesReport:
             outputs,
             table,
             _table_if_there(outputs, "outliers"),
-            _sidecar(outputs),
+            _sidecar(outputs) if sidecar is None else dict(sidecar),
             data,
             _table_if_there(outputs, "eddy"),
             _table_if_there(outputs, "report_steps"),
@@ -194,6 +200,15 @@ class SeriesReport:
             [one for one in unusable if isinstance(one, int)] if isinstance(unusable, list) else ()
         )
         return Findings.of(self.confounds, self.gradients, self.n_slices, z, known)
+
+    @property
+    def reasons_beyond_repair(self) -> dict[int, str]:
+        """Volume → why it is better left out."""
+        given = self.sidecar.get("OutlierSlices")
+        told = given.get("ReasonsBeyondRepair") if isinstance(given, dict) else None
+        told = told if isinstance(told, dict) else {}
+        unnamed = "too many of its slices lost signal"
+        return {int(v): str(told.get(str(v), unnamed)) for v in self.findings.spoilt}
 
     @cached_property
     def head_translations(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from eddymotion.estimation.maps import map_groups
+from eddymotion.data.gradients import comparable_groups
 from eddymotion.reports.layout import (
     Figure,
     Html,
@@ -116,7 +116,7 @@ def series_data(series: SeriesReport, name: str) -> Html:
         key: [None if math.isnan(v) else v for v in series.confounds.numbers(key)]
         for key in SHOWN_COLUMNS
     }
-    groups = series.gradients.b0s, *map_groups(series.gradients)
+    groups = series.gradients.b0s, *comparable_groups(series.gradients)
     content: dict[str, Any] = {
         "n": len(series.confounds),
         "columns": columns,
