@@ -57,9 +57,8 @@ def outlier_table(outliers: SliceOutliers | None, *, replaced: bool = False) -> 
 
 
 def exclusion_list(outliers: SliceOutliers) -> str:
-    """List the volumes beyond repair, counted from 0, separated by blanks; empty without any."""
-    volumes = volumes_beyond_repair(outliers)
-    return " ".join(map(str, volumes)) + "\n" if len(volumes) else ""
+    """List the volumes beyond repair, counted from 0, separated by blanks, in one line."""
+    return " ".join(map(str, volumes_beyond_repair(outliers))) + "\n"
 
 
 def outlier_summary(outliers: SliceOutliers, *, replaced: bool = False) -> dict[str, Any]:

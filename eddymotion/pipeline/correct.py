@@ -25,6 +25,14 @@ from eddymotion.models import Model
 from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
 from eddymotion.pipeline.fingerprint import fingerprint_of, motion_fingerprint_of
 from eddymotion.pipeline.output_space import space_of, write_output_space
+from eddymotion.pipeline.preparation import (
+    Prepared,
+    describe,
+    prepare,
+    wanted,
+    warn_of_partial_fourier,
+    write_noise,
+)
 from eddymotion.pipeline.runs import RunTogether
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
@@ -94,6 +102,11 @@ def correct_series(
         dwi, motion = together.moved(dwi, motion, settings)
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
+    prepared = Prepared(dwi)
+    if wanted(settings):
+        warn_of_partial_fourier(series, settings)
+        with stages("noise and ringing"):
+            prepared = prepare(dwi, settings, progress)
     with stages("output space"):
         space = space_of(dwi, motion, target, settings, together.frame)
     with stages("resampling and writing"):
@@ -102,8 +115,11 @@ def correct_series(
         remove_elsewhere(outputs)
         write_output_space(space, dwi, outputs)
         together.write_field(outputs)
-        corrected = corrected_series(dwi, motion, settings, target, space, after, progress)
-        slices_before, slices_after = Slices.of(dwi), Slices(corrected)
+        write_noise(prepared, settings, outputs)
+        corrected = corrected_series(
+            prepared.dwi, motion, settings, target, space, after, progress
+        )
+        slices_before, slices_after = Slices.of(prepared.dwi), Slices(corrected)
         volumes = progress(corrected.volumes(), "resampling", len(dwi))
         write_outputs(
             corrected,
@@ -123,6 +139,8 @@ def correct_series(
     summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
     summary |= together.summary()
+    if wanted(settings):
+        summary["taken off before resampling"] = describe(prepared, settings)
     summary |= ({"output space": space.describe()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))

@@ -40,6 +40,7 @@ from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.pipeline.correct import correct_series
 from eddymotion.pipeline.output_space import space_of, write_output_space
+from eddymotion.pipeline.preparation import prepare, write_noise
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
 from eddymotion.pipeline.stages import (
@@ -119,7 +120,9 @@ def apply(
     quality = None
     if settings.replace_outliers:
         quality = judge(dwi, motion, model_for(dwi.gradients, settings), settings)
-    corrected = corrected_series(dwi, motion, settings, target, space, quality, progress)
+    prepared = prepare(dwi, settings, progress)
+    write_noise(prepared, settings, outputs)
+    corrected = corrected_series(prepared.dwi, motion, settings, target, space, quality, progress)
     write_corrected(corrected, outputs, progress(corrected.volumes(), "resampling", len(dwi)))
     return _paths(outputs, "dwi", "bval", "bvec", "dwiref", "mask")
 
