@@ -43,6 +43,7 @@ RUN = (
     ("how-to/another-model",),
     ("how-to/another-engine",),
     ("how-to/lost-slices",),
+    ("how-to/denoise",),
     ("how-to/bids", "how-to/runs"),
     ("how-to/register",),
     ("how-to/coming-from",),

@@ -26,9 +26,9 @@ from eddymotion.reports.svg import (
     Panel,
     document,
     element,
-    nice_step,
     spread_labels,
     text,
+    ticks,
     title,
 )
 from eddymotion.reports.verdict import JUMP_MM, Findings
@@ -228,12 +228,11 @@ def carpet_chart(
                 y=top + (n_slices - 1 - index) * step, width=columns.step, height=step,
                 fill="none", stroke="#000000", stroke_width=1.4, pointer_events="all",
             ))  # fmt: skip
-    every = round(nice_step(n_slices / 6))
     names = [(name, color) for name, color in shell_names(gradients) if color != B0_COLOR]
     parts += [
-        text(LEFT - 7, top + (n_slices - 0.5 - k) * step + 4, str(k), anchor="end", fill=FADED,
+        text(LEFT - 7, top + (n_slices - 0.5 - k) * step + 4, f"{k:g}", anchor="end", fill=FADED,
              size=11)
-        for k in range(0, n_slices, every)
+        for k in ticks(0, n_slices - 1, 6, whole=True)
     ]  # fmt: skip
     parts += [text(16, top + height / 2, "slice", anchor="middle", rotate=True),
               _legend(names, "□ outlier"), _color_bar(columns.right + 12, top, height),
