@@ -238,15 +238,17 @@ class Motion(HtmlValue):
             return self.matrices
         return np.linalg.inv(self.eddy_currents.shifts) @ self.matrices
 
-    def parameters(self, center: np.ndarray | None = None) -> np.ndarray:
+    def parameters(self, center: np.ndarray | None = None, *, of_head: bool = False) -> np.ndarray:
         """Return translations (mm) and rotations (rad) as in the confounds, (N, 6).
 
         Parameters
         ----------
         center : (3,) array, optional
             Where translations are measured, RAS+ mm; :attr:`center` when not given.
+        of_head : bool
+            Without the offsets of eddy-current fields, which translations hold otherwise.
         """
-        return rigid_parameters(self.matrices, self._about(center))
+        return rigid_parameters(self.head if of_head else self.matrices, self._about(center))
 
     def framewise_displacement(self, center: np.ndarray | None = None) -> np.ndarray:
         """Return the framewise displacement of the head, mm: (N,), NaN for the first volume.
@@ -255,7 +257,7 @@ class Motion(HtmlValue):
         ``framewise_displacement_head`` of the confounds where there is one, else
         ``framewise_displacement``. `center` as in :meth:`parameters`.
         """
-        return framewise_displacement(rigid_parameters(self.head, self._about(center)))
+        return framewise_displacement(self.parameters(center, of_head=True))
 
     def _about(self, center: np.ndarray | None) -> np.ndarray:
         known = self.center if center is None else center

@@ -19,6 +19,7 @@ from eddymotion.reports.svg import (
     FADED,
     INK,
     LEFT,
+    PURPLE,
     RULE,
     SHELL_COLORS,
     VERMILION,
@@ -43,6 +44,10 @@ COLOR_MAP = "RdBu"
 """Red: signal lost; blue: signal gained. Told apart by colour-blind readers."""
 
 
+OFFSET = "eddy offset"
+"""Panel of what eddy currents displace a volume by as a whole, mm."""
+
+
 def shell_colors(gradients: Gradients) -> list[str]:
     """Colour of each volume, by shell: (N,)."""
     colors = [B0_COLOR] * len(gradients)
@@ -64,7 +69,12 @@ def shell_names(gradients: Gradients) -> list[tuple[str, str]]:
     ]
 
 
-def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> str:
+def motion_chart(
+    confounds: Table,
+    gradients: Gradients,
+    findings: Findings,
+    head: np.ndarray | None = None,
+) -> str:
     """Draw translations, rotations, FD, agreement and outlier slices over the volumes.
 
     Parameters
@@ -73,11 +83,18 @@ def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> 
         As in the confounds file.
     gradients : Gradients
     findings : Findings
+    head : (3, N) array, optional
+        Translations of the head, mm, without the offset of eddy-current fields, which has a panel
+        of its own then; those of the table when not given.
     """
+    offset = confounds.numbers("eddy_offset")
+    apart = head is not None and bool(np.isfinite(offset).any())
     columns = Columns(range(len(confounds)))
     strip, top = 14.0, 30.0
-    heights = {"translation (mm)": 118.0, "rotation (°)": 118.0, "FD (mm)": 78.0,
-               "correlation": 70.0, "lost slices": 46.0}  # fmt: skip
+    heights = {
+        "translation (mm)": 118.0, "rotation (°)": 118.0, **({OFFSET: 62.0} if apart else {}),
+        "FD (mm)": 78.0, "correlation": 70.0, "lost slices": 46.0,
+    }  # fmt: skip
     tops, y = {}, top + strip + 10
     for name, height in heights.items():
         tops[name] = y
@@ -98,8 +115,10 @@ def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> 
     def panel(name: str, low: float, high: float) -> Panel:
         return Panel(columns, tops[name], heights[name], low, high, name)
 
-    parts.append(three_lines(panel, "translation (mm)", confounds, "trans", 1.0))
-    parts.append(three_lines(panel, "rotation (°)", confounds, "rot", 180 / np.pi))
+    translations = head if apart else None
+    parts.append(three_lines(panel, "translation (mm)", confounds, "trans", translations))
+    parts.append(three_lines(panel, "rotation (°)", confounds, "rot", scale=180 / np.pi))
+    parts.append(_offsets(panel, offset, confounds.numbers("eddy_offset_se")) if apart else "")
     parts.append(_displacement(panel, findings))
     parts.append(_agreement(panel, gradients, findings))
     most = max(int(findings.outliers.max(initial=0)), 4)
@@ -127,9 +146,16 @@ def _legend(names: Sequence[tuple[str, str]], *signs: str) -> str:
     return "".join(parts)
 
 
-def three_lines(panel, name: str, table: Table, kind: str, scale: float) -> str:  # type: ignore[no-untyped-def]
-    """Draw the x, y and z of `kind` over the volumes, with 95 % intervals where known."""
-    values = np.array([table.numbers(f"{kind}_{axis}") * scale for axis in "xyz"])
+def three_lines(  # type: ignore[no-untyped-def]
+    panel, name: str, table: Table, kind: str, values: np.ndarray | None = None,
+    scale: float = 1.0,
+) -> str:  # fmt: skip
+    """Draw the x, y and z of `kind` over the volumes, with 95 % intervals where known.
+
+    `values` (3, N), where they are others than those of the table.
+    """
+    if values is None:
+        values = np.array([table.numbers(f"{kind}_{axis}") * scale for axis in "xyz"])
     margins = np.array([table.numbers(f"{kind}_{axis}_se") * scale for axis in "xyz"]) * INTERVAL
     if not np.isfinite(values).any():
         return ""
@@ -154,6 +180,17 @@ def _reach(values: np.ndarray, margins: np.ndarray) -> tuple[float, float]:
     return min(float(np.nanmin(values - wide)), -least), max(
         float(np.nanmax(values + wide)), least
     )
+
+
+def _offsets(panel, offset: np.ndarray, error: np.ndarray) -> str:  # type: ignore[no-untyped-def]
+    low, high = _reach(offset[None], INTERVAL * error[None])
+    drawn = panel(OFFSET, low, high)
+    margin = INTERVAL * np.nan_to_num(error)
+    return "".join([
+        drawn.frame(),
+        drawn.band(offset - margin, offset + margin, PURPLE),
+        drawn.line(range(len(offset)), offset, PURPLE, "eddy_offset"),
+    ])  # fmt: skip
 
 
 def _displacement(panel, findings: Findings) -> str:  # type: ignore[no-untyped-def]

@@ -171,11 +171,20 @@ def _(motion: Motion) -> str:
     if len(fd):
         text += f": framewise displacement {fd.mean():.2f} mm on average, {fd.max():.2f} at most"
     if motion.eddy_currents is not None:
-        text += " (of the head alone; translations hold the offset of the eddy currents)"
+        text += " (of the head alone" + _offsets(motion) + ")"
     center = "scanner's origin" if motion.center is None else "centre of the image grid"
     where = f"Translations are those of the {center}."
-    traces = _traces(motion.parameters(), displacement, motion.standard_errors)
+    parameters = motion.parameters(of_head=True)
+    traces = _traces(parameters, displacement, motion.standard_errors)
     return _figure(traces, f"{text}. {where}")
+
+
+def _offsets(motion: Motion) -> str:
+    """Say how far eddy currents displaced volumes as a whole, where that is known."""
+    eddy = motion.eddy_currents
+    if eddy is None or eddy.offsets is None:
+        return ""
+    return f"; eddy currents displaced the volumes by up to {np.abs(eddy.offsets).max():.2f} mm"
 
 
 @html_of.register
@@ -208,8 +217,8 @@ def _traces(parameters: np.ndarray, fd: np.ndarray, errors: np.ndarray | None) -
 
     bars = panel("FD (mm)", 0.0, max(1.1 * float(np.nanmax(fd, initial=0.0)), 0.1))
     parts = [
-        three_lines(panel, "translation (mm)", table, "trans", 1.0),
-        three_lines(panel, "rotation (°)", table, "rot", 180 / np.pi),
+        three_lines(panel, "translation (mm)", table, "trans"),
+        three_lines(panel, "rotation (°)", table, "rot", scale=180 / np.pi),
         bars.frame(),
         *(bars.bar(v, float(x), "#8A8A8A") for v, x in enumerate(fd) if np.isfinite(x)),
         columns.axis(364),

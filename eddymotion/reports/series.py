@@ -67,6 +67,7 @@ def draw_series(
     from eddymotion.reports.figures import (
         b0_edges_figure,
         before_after_figure,
+        brain_figure,
         heldout_figure,
         maps_figure,
     )
@@ -82,6 +83,7 @@ def draw_series(
     data.save(outputs["report_data"])
     write_text(outputs["report_steps"], table_text(_steps(log)))
     save_figure(before_after_figure(before, after), outputs["before_after_figure"])
+    save_figure(brain_figure(after), outputs["brain_figure"], dpi=100)
     if has_both_kinds(after.gradients):
         save_figure(b0_edges_figure(before, after), outputs["b0_edges_figure"], dpi=100)
     else:
@@ -96,7 +98,8 @@ def draw_series(
     )
     figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
     save_figure(figure, outputs["heldout_figure"], dpi=90)
-    chart = motion_chart(table, after.gradients, findings)
+    head = motion.parameters(dwi.center, of_head=True)[:, :3].T
+    chart = motion_chart(table, after.gradients, findings, head)
     write_text(outputs["motion_figure"], chart)
     return data
 
@@ -263,7 +266,8 @@ class SeriesReport:
     @cached_property
     def charts(self) -> dict[str, str]:
         """The charts that can be drawn, by the beginning of their key in :class:`Outputs`."""
-        drawn = {"motion": motion_chart(self.confounds, self.gradients, self.findings)}
+        moved = self.confounds, self.gradients, self.findings, self.head_translations
+        drawn = {"motion": motion_chart(*moved)}
         if self.data is not None:
             drawn["carpet"] = carpet_chart(self.data.z, self.outlier_list, self.gradients)
             directions = self.data.bvecs_before, self.data.bvecs_after

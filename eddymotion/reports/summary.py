@@ -14,7 +14,7 @@ from eddymotion.estimation.outliers import describe_outliers
 from eddymotion.estimation.undetermined import describe_directions
 from eddymotion.images.axes import image_axes
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
+from eddymotion.mapping.rigid import framewise_displacement
 from eddymotion.models import Model
 
 FRAME = "frame of the diffusion-weighted volumes"
@@ -25,7 +25,7 @@ def summarise(
     dwi: DWI, motion: Motion, model: Model, before: Quality, after: Quality
 ) -> dict[str, str]:
     """Say in words and numbers what was found."""
-    reach = np.ptp(rigid_parameters(motion.head, dwi.center), axis=0)
+    reach = np.ptp(motion.parameters(dwi.center, of_head=True), axis=0)
     dwis, of = dwi.gradients.dwis, ", of the head" if _has_offset(motion) else ""
 
     def rise(name: str, function: Any) -> str:
