@@ -93,7 +93,7 @@ def motion_chart(
     strip, top = 14.0, 30.0
     heights = {
         "translation (mm)": 118.0, "rotation (°)": 118.0, **({OFFSET: 62.0} if apart else {}),
-        "FD (mm)": 78.0, "correlation": 70.0, "lost slices": 46.0,
+        "FD (mm)": 78.0, "correlation": 74.0, "lost slices": 60.0,
     }  # fmt: skip
     tops, y = {}, top + strip + 10
     for name, height in heights.items():
