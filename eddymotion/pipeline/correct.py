@@ -29,7 +29,6 @@ from eddymotion.pipeline.preparation import (
     Prepared,
     describe,
     prepare,
-    wanted,
     warn_of_partial_fourier,
     write_noise,
 )
@@ -103,7 +102,7 @@ def correct_series(
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
     prepared = Prepared(dwi)
-    if wanted(settings):
+    if settings.prepares:
         warn_of_partial_fourier(series, settings)
         with stages("noise and ringing"):
             prepared = prepare(dwi, settings, progress)
@@ -139,7 +138,7 @@ def correct_series(
     summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
     summary |= together.summary()
-    if wanted(settings):
+    if settings.prepares:
         summary["taken off before resampling"] = describe(prepared, settings)
     summary |= ({"output space": space.describe()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)

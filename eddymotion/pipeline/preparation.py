@@ -24,7 +24,6 @@ Veraart et al. (2016), NeuroImage 142:394 (MP-PCA). Fadnavis, Batson & Garyfalli
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,8 +43,8 @@ log = logging.getLogger(__name__)
 AROUND_BRAIN_MM = 12.0
 """MP-PCA is done that far around the brain, within which a head moves; farther out is air."""
 
-SLAB = 4
-"""Slices that are denoised at a time."""
+SLAB = 12
+"""Slices that are denoised at a time; those beside them are looked at again by the next ones."""
 
 RIDGE = 1e-10
 """Added to the variance of each volume, relative to their mean: equal volumes are no failure."""
@@ -66,11 +65,6 @@ class Prepared:
 
     dwi: DWI
     noise: np.ndarray | None = None
-
-
-def wanted(settings: Settings) -> bool:
-    """Whether there is anything to prepare."""
-    return settings.denoise != "none" or settings.degibbs
 
 
 def prepare(dwi: DWI, settings: Settings, progress: Progress) -> Prepared:
@@ -121,20 +115,22 @@ def without_noise_mppca(
     near = distance_transform_edt(~dwi.mask, sampling=dwi.voxel_sizes) <= AROUND_BRAIN_MM
     signal = np.array(dwi.signal, np.float32)
     sigma = np.full(dwi.shape, np.nan, np.float32)
+    x, y = (_around(near.any(axis=axes), 2 * radius) for axes in ((1, 2), (0, 2)))
 
     def denoise(start: int) -> None:
         inner = slice(start, min(start + SLAB, dwi.shape[2]))
         outer = slice(max(start - 2 * radius, 0), inner.stop + 2 * radius)
         here = slice(inner.start - outer.start, inner.stop - outer.start)
-        with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-            warnings.simplefilter("ignore")  # too few samples: looked after by `patch_radius`
+        if not near[:, :, outer].any():
+            return
+        with np.errstate(divide="ignore", invalid="ignore"):
             clean, deviation = mppca(
-                np.asarray(dwi.signal[:, :, outer], np.float32), mask=near[:, :, outer],
-                patch_radius=radius, return_sigma=True,
+                np.asarray(dwi.signal[x, y, outer], np.float32), mask=near[x, y, outer],
+                patch_radius=radius, return_sigma=True, suppress_warning=True,
             )  # fmt: skip
-        done = near[:, :, inner] & np.isfinite(clean[:, :, here]).all(axis=3)
-        signal[:, :, inner][done] = clean[:, :, here][done]
-        sigma[:, :, inner][done] = deviation[:, :, here][done]
+        done = near[x, y, inner] & np.isfinite(clean[:, :, here]).all(axis=3)
+        signal[x, y, inner][done] = clean[:, :, here][done]
+        sigma[x, y, inner][done] = deviation[:, :, here][done]
 
     starts = range(0, dwi.shape[2], SLAB)
     with one_blas_thread():
@@ -142,6 +138,12 @@ def without_noise_mppca(
             denoise, starts, n_threads=n_threads, progress=progress, description="denoising"
         )
     return signal, sigma
+
+
+def _around(used: np.ndarray, margin: int) -> slice:
+    """Return the part of an axis that is used, and a margin."""
+    first, last = np.flatnonzero(used)[[0, -1]]
+    return slice(max(int(first) - margin, 0), int(last) + margin + 1)
 
 
 def patch_radius(n_volumes: int) -> int:

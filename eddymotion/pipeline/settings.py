@@ -268,6 +268,11 @@ class Settings:
             if SETTINGS[name].stage != "running"
         }
 
+    @property
+    def prepares(self) -> bool:
+        """Whether noise or ringing is taken off what is resampled."""
+        return self.denoise != "none" or self.degibbs
+
     def with_absolute_paths(self) -> Settings:
         """Return the same with absolute paths: workflow nodes run in folders of their own."""
         paths: dict[str, Any] = {name: path.resolve() for name, path in self.files().items()}
