@@ -114,7 +114,7 @@ def test_ringing_within_slices_is_taken_off(axis):
 
 
 def test_what_was_left_out_stays_so_and_nothing_is_negative(series):
-    noisy = series[1].select(np.arange(6))
+    noisy = series[1].select(series[1].gradients.dwis[:3])
     signal = np.array(noisy.signal)
     signal[:3] = 0
     settings = Settings(denoise="patch2self", degibbs=True)
