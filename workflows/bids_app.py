@@ -266,16 +266,17 @@ def _run(pages: Sequence[Page], plugin: Plugin, run: Run, folder: Path) -> Excep
     return None
 
 
-def _need(image: Path, threads: int) -> float | None:
+def _need(image: Path, threads: int, *, prepared: bool = False) -> float | None:
     try:
-        return memory_gb(image, threads)
+        return memory_gb(image, threads, prepared=prepared)
     except EddymotionError:  # reported when its turn comes
         return None
 
 
 def _gigabytes(job: Job, limits: Limits) -> float:
     """Return what a series takes, at most all there is."""
-    need = _need(job.series.dwi, job.settings.nprocs) or LIBRARIES_GB
+    settings = job.settings
+    need = _need(job.series.dwi, settings.nprocs, prepared=settings.prepares) or LIBRARIES_GB
     if need > limits.memory_gb:
         log.warning(
             "%s: takes about %.1f GB, more than the %.1f GB allowed; it is run alone",

@@ -31,13 +31,16 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
   else was estimated (standard errors, eddy-current fields) is in the `.json` beside it.
 - `*_desc-confounds_timeseries.{{tsv,json}}`: motion and quality, a row a volume.
 - `*_desc-hmc_outliers.{{tsv,json}}`: slices that lost signal.
+- `*_desc-exclude_volumes.txt`: volumes that are better left out, counted from 0.
+- `*_desc-hmc_qc.json`: figures of quality, with what they mean.
 - `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, where they were estimated; on demand
   as displacement fields in `*_desc-eddy_xfm/`.
 - Where the output lies in the space of the participant's T1w, these images are called
   `*_space-T1w_desc-*`; `*_from-dwiref_to-T1w_mode-image_xfm.txt` maps points of the T1w to points
   of the reference frame, `*_from-T1w_to-dwiref_mode-image_xfm.txt` back.
 - On demand: `*_desc-cnr_dwimap.nii.gz`, signal- and contrast-to-noise ratios;
-  `*_desc-residuals_dwi.nii.gz`; `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
+  `*_desc-residuals_dwi.nii.gz`; `*_desc-noise_dwimap.nii.gz`, noise that was taken off;
+  `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
 
 `sub-X.html` shows it. `logs/` holds a log of each run and a citation text.
 """
@@ -55,6 +58,8 @@ sub-*/ses-*/dwi/*_desc-eddy_xfm/
 *.eddy_*
 *_outliers.tsv
 *_outliers.json
+*_desc-hmc_qc.json
+*_desc-exclude_volumes.txt
 *_dwimap.nii.gz
 *_dwimap.json
 *_dwiref.nii.gz

@@ -16,6 +16,7 @@ from eddymotion.derivatives.session import remove_elsewhere
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.io.writing import write_json
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.logs import NOTICE
 from eddymotion.machine.parallel import Progress, silent
@@ -24,6 +25,13 @@ from eddymotion.models import Model
 from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
 from eddymotion.pipeline.fingerprint import fingerprint_of, motion_fingerprint_of
 from eddymotion.pipeline.output_space import space_of, write_output_space
+from eddymotion.pipeline.preparation import (
+    Prepared,
+    describe,
+    prepare,
+    warn_of_partial_fourier,
+    write_noise,
+)
 from eddymotion.pipeline.runs import RunTogether
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
@@ -37,7 +45,8 @@ from eddymotion.pipeline.stages import (
 )
 from eddymotion.pipeline.target import Target
 from eddymotion.reports.data import recorded_log
-from eddymotion.reports.series import draw_series
+from eddymotion.reports.qc import quality_record
+from eddymotion.reports.series import SeriesReport, draw_series
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.summary import summarise
 
@@ -92,6 +101,11 @@ def correct_series(
         dwi, motion = together.moved(dwi, motion, settings)
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
+    prepared = Prepared(dwi)
+    if settings.prepares:
+        warn_of_partial_fourier(series, settings)
+        with stages("noise and ringing"):
+            prepared = prepare(dwi, settings, progress)
     with stages("output space"):
         space = space_of(dwi, motion, target, settings, together.frame)
     with stages("resampling and writing"):
@@ -100,8 +114,11 @@ def correct_series(
         remove_elsewhere(outputs)
         write_output_space(space, dwi, outputs)
         together.write_field(outputs)
-        corrected = corrected_series(dwi, motion, settings, target, space, after, progress)
-        slices_before, slices_after = Slices.of(dwi), Slices(corrected)
+        write_noise(prepared, settings, outputs)
+        corrected = corrected_series(
+            prepared.dwi, motion, settings, target, space, after, progress
+        )
+        slices_before, slices_after = Slices.of(prepared.dwi), Slices(corrected)
         volumes = progress(corrected.volumes(), "resampling", len(dwi))
         write_outputs(
             corrected,
@@ -121,6 +138,8 @@ def correct_series(
     summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
     summary |= together.summary()
+    if settings.prepares:
+        summary["taken off before resampling"] = describe(prepared, settings)
     summary |= ({"output space": space.describe()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
@@ -138,6 +157,7 @@ def correct_series(
         "Fingerprint": fingerprint,
         "MotionFingerprint": motion_fingerprint_of(series, settings),
     }
+    write_json(outputs["qc"], quality_record(SeriesReport.load(outputs, content)))
     write_sidecar(outputs, content, record=True)
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)

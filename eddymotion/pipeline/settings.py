@@ -165,6 +165,16 @@ class Settings:
         "or its _fieldcoef file; needs phase encoding and readout time in the sidecar",
         shown_default="found from runs of opposite phase encoding", metavar="FILE",
     )  # fmt: skip
+    denoise: str = output(
+        "none", "applying",
+        "take noise off the series that is resampled, after the motion was found in the one that "
+        "was acquired: mppca (local principal components, by DIPY) or patch2self (each volume "
+        "from the others)",
+        shown_default="%(default)s", choices=("none", "mppca", "patch2self"),
+    )  # fmt: skip
+    degibbs: bool = output(
+        False, "applying", "take Gibbs ringing off it as well, after the noise, by DIPY"
+    )
     resampling: str | None = output(
         None, "applying",
         "who interpolates: NiTransforms, or the compiled kernel, which checks itself against it",
@@ -257,6 +267,11 @@ class Settings:
             for name, value in asdict(self).items()
             if SETTINGS[name].stage != "running"
         }
+
+    @property
+    def prepares(self) -> bool:
+        """Whether noise or ringing is taken off what is resampled."""
+        return self.denoise != "none" or self.degibbs
 
     def with_absolute_paths(self) -> Settings:
         """Return the same with absolute paths: workflow nodes run in folders of their own."""

@@ -116,4 +116,6 @@ def methods_of(
         output_space=image.name if isinstance(image, Path) else "",
         output_transform="" if corrected is None else transform,
         replaced_outliers=replaced,
+        denoised=settings.denoise,
+        without_ringing=settings.degibbs,
     )

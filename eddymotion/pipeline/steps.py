@@ -65,6 +65,8 @@ HELP = {
     "before_after_figure_file": "slices before and after (PNG)",
     "sidecar_file": "source, settings, versions and timings (JSON)",
     "outliers_file": "slices that lost signal (TSV)",
+    "exclude_volumes_file": "volumes beyond repair, counted from 0 (text)",
+    "qc_file": "figures of quality, with what they mean (JSON)",
     "volume_files": "the volumes, one file each",
     "matrix_files": "transforms, one file a volume (ITK text)",
     "nonnegative": "whether the series has no voxel below zero: resampled volumes are clipped",
@@ -310,11 +312,11 @@ CORRECTED = {
     "bval_file": "corrected_bval_file",
     "bvec_file": "corrected_bvec_file",
 } | _named("dwiref_file", "mask_file")
-TABLES = _named("confounds_file", "confounds_sidecar_file")
+TABLES = _named("confounds_file", "confounds_sidecar_file", "exclude_volumes_file")
 PICTURES = _named("report_file", "motion_figure_file", "before_after_figure_file")
 EVERYTHING = {
     **CORRECTED, **TABLES, **PICTURES,
-    **_named("xfm_file", "x5_file", "sidecar_file", "outliers_file"),
+    **_named("xfm_file", "x5_file", "sidecar_file", "outliers_file", "qc_file"),
 }  # fmt: skip
 VOLUMES = _named(
     "volume_files", "matrix_files", "mask_file", "bval_file", "bvec_file", "nonnegative"
