@@ -28,11 +28,14 @@ class Slicing:
     axis : int
         The image axis that counts the slices.
     groups : tuple of index arrays
-        Slices that were excited together; none where that is not known.
+        Slices that were excited together, in the order of time; none where that is not known.
+    times : (Z,) array, optional
+        Seconds from the start of the volume to the excitation of each slice.
     """
 
     axis: int = 2
     groups: tuple[np.ndarray, ...] = ()
+    times: np.ndarray | None = None
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any] | None, shape: Sequence[int]) -> Slicing:
@@ -77,7 +80,8 @@ class Slicing:
                 f"{direction[0]}; correct SliceTiming or SliceEncodingDirection in the sidecar"
             )
         timing = timing[::-1] if direction.endswith("-") else timing
-        return cls(axis, tuple(multiband_groups(timing, acceleration)))
+        groups = tuple(multiband_groups(timing, acceleration))
+        return cls(axis, groups, np.array(timing, float))
 
     def periods(self, n_slices: int, n_periods: int) -> np.ndarray:
         """Say in which part of a volume's time each slice was excited, (n_slices,).

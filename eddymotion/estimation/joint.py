@@ -57,7 +57,15 @@ from eddymotion.estimation.undetermined import (
 )
 from eddymotion.images.axes import image_axes, phase_encoding_vector
 from eddymotion.images.image import Spline
-from eddymotion.images.pyramid import BLOCK_MM, Level, band_pass, crop, head_scale, jittered_points
+from eddymotion.images.pyramid import (
+    BLOCK_MM,
+    Level,
+    band_pass,
+    crop,
+    head_scale,
+    jittered_points,
+    steepest,
+)
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
@@ -545,8 +553,4 @@ class _Solver:
             _, slopes = spline.sample_with_gradient(candidates, matrix)
             total += np.nan_to_num(slopes)
         steepness = np.linalg.norm(total, axis=1).astype(float)
-        cap = np.quantile(steepness, 0.9)
-        weights = np.minimum(steepness, cap) + 1e-6 * cap + np.finfo(float).tiny
-        n_points = min(level.n_points, len(candidates))
-        waiting = self.random.exponential(size=len(candidates)) / weights
-        return candidates[np.argpartition(waiting, n_points - 1)[:n_points]]
+        return candidates[steepest(steepness, level.n_points, self.random)]

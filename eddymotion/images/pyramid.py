@@ -79,6 +79,18 @@ def jittered_points(
     return apply_affine(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
 
 
+def steepest(steepness: np.ndarray, n_points: int, random: np.random.Generator) -> np.ndarray:
+    """Draw points at random, more where an image is steep: indices into `steepness` (P,).
+
+    The steepest tenth counts alike.
+    """
+    cap = np.quantile(steepness, 0.9)
+    weights = np.minimum(steepness, cap) + 1e-6 * cap + np.finfo(float).tiny
+    n_points = min(n_points, len(steepness))
+    waiting = random.exponential(size=len(steepness)) / weights
+    return np.argpartition(waiting, n_points - 1)[:n_points]
+
+
 def blocks_of(points: np.ndarray, edge: float) -> np.ndarray:
     """Return the numbers, from zero on, of the cubes of `edge` mm that points (P, 3) lie in."""
     cubes = np.floor(points / edge).astype(int)
@@ -127,13 +139,21 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
                  known < 0.5)  # fmt: skip
 
 
-def low_pass(image: Image, fwhm: float, known_share: float = KNOWN_SHARE) -> Image:
-    """Smooth with a Gaussian of `fwhm` mm.
+def low_pass(
+    image: Image,
+    fwhm: float,
+    known_share: float = KNOWN_SHARE,
+    *,
+    not_along: int | None = None,
+) -> Image:
+    """Smooth with a Gaussian of `fwhm` mm, along all image axes but one, if one is named.
 
     What is missing has no weight, and missing is then where less than `known_share` of the weight
     lies on the rest.
     """
     sigma = fwhm * FWHM_TO_SIGMA / image.voxel_sizes
+    if not_along is not None:
+        sigma[not_along] = 0.0
 
     def smoothed(data: np.ndarray) -> np.ndarray:
         return smooth(np.asarray(data, dtype=np.float32).T, sigma[::-1]).T

@@ -16,6 +16,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import EddyCurrents, frozen_copy
 from eddymotion.mapping.off_resonance import Distortion
 from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
+from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.mapping.volume import VolumeMapping
 from eddymotion.wording import HtmlValue
 
@@ -82,6 +83,8 @@ class Motion(HtmlValue):
     frame_evidence : FrameEvidence, optional
         How the frames of the b=0 and of the other volumes were joined; of several groups that
         which fits least.
+    trajectory : Trajectory, optional
+        How the head moved within the volumes; `matrices` are the mean poses then.
     """
 
     matrices: np.ndarray
@@ -92,6 +95,7 @@ class Motion(HtmlValue):
     undetermined: np.ndarray | None = None
     frame_evidence: FrameEvidence | None = None
     off_resonance: Distortion | None = None
+    trajectory: Trajectory | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -109,6 +113,10 @@ class Motion(HtmlValue):
             raise EddymotionError(
                 f"motion: {len(matrices)} poses but an off-resonance field for "
                 f"{len(self.off_resonance)} volumes"
+            )
+        if self.trajectory is not None and len(self.trajectory) != len(matrices):
+            raise EddymotionError(
+                f"motion: {len(matrices)} poses but a trajectory of {len(self.trajectory)} volumes"
             )
         object.__setattr__(self, "matrices", matrices)
         if self.standard_errors is not None:
@@ -153,6 +161,8 @@ class Motion(HtmlValue):
             known.append("with standard errors")
         if self.eddy_currents is not None:
             known.append(f"{self.eddy_currents.order} eddy-current fields")
+        if self.trajectory is not None:
+            known.append(f"motion within {int(self.trajectory.moving.sum())} of them")
         return f"Motion({', '.join(known)})"
 
     def __getitem__(self, volume: int) -> np.ndarray:
@@ -165,14 +175,22 @@ class Motion(HtmlValue):
 
     def mapping(self, volume: int) -> VolumeMapping:
         """Where points of the head were recorded in a volume."""
-        eddy = self.eddy_currents
-        own = None if eddy is None else eddy.select(slice(volume, volume + 1))
-        if self.off_resonance is None:
-            return VolumeMapping(self.matrices[volume], own)
-        known = self.off_resonance
-        return VolumeMapping(
-            self.matrices[volume], own, known.field, known.shifts[volume], known.modulated
+        eddy, known = self.eddy_currents, self.off_resonance
+        mapping = VolumeMapping(
+            self.matrices[volume],
+            None if eddy is None else eddy.select(slice(volume, volume + 1)),
         )
+        if known is not None:
+            mapping = replace(
+                mapping,
+                off_resonance=known.field,
+                shift=known.shifts[volume],
+                modulated=known.modulated,
+            )
+        if self.trajectory is not None:
+            slices = self.trajectory.of_volume(volume, self.matrices[volume])
+            mapping = replace(mapping, slices=slices)
+        return mapping
 
     def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in an original volume, RAS+ mm: (P, 3)."""
@@ -222,6 +240,7 @@ class Motion(HtmlValue):
             self.undetermined,
             self.frame_evidence,
             None if self.off_resonance is None else self.off_resonance.select(volumes),
+            None if self.trajectory is None else self.trajectory.select(volumes),
         )
 
     @property
