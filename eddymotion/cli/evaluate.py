@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from eddymotion.evaluation import MotionComparison
+    from eddymotion.evaluation import MotionComparison, SliceComparisons
     from eddymotion.evaluation.summaries import Summary
-    from eddymotion.mapping.motion import Motion
+    from eddymotion.evaluation.transforms import MotionFile
+    from eddymotion.images.grid import Grid
 
 log = logging.getLogger("eddymotion")
 
@@ -35,6 +37,7 @@ PREFIX_*.tsv (one row a volume or landmark), PREFIX.json (the figures) and a plo
 EXAMPLES = """\
 examples:
   eddymotion-evaluate motion sub-01_desc-hmc_xfm.txt truth/sub-01_xfm.txt -o out/sub-01
+  eddymotion-evaluate motion eddy.eddy_parameters truth/sub-01_xfm.txt --reference dwi.nii.gz
   eddymotion-evaluate landmarks fixed.fcsv moving.mrk.json --xfm xfm.txt --volume 12
   eddymotion-evaluate series raw_dwi.nii.gz desc-preproc_dwi.nii.gz -o out/sub-01
 
@@ -47,7 +50,12 @@ Compare estimated with true transforms of the same volumes.
 Each is an ITK text file or X5 with one transform a volume (reference to volume), or
 a table with the columns trans_x trans_y trans_z (mm) rot_x rot_y rot_z (rad), such
 as the confounds; translations in a table are those of the grid's centre, so say
-which grid with --reference.
+which grid with --reference. A table with volume, slices and time beside them has a
+row an excitation, and each slice is judged at its own pose.
+
+What other programs write is read as well, on the grid of --reference: FSL's
+.eddy_parameters, .eddy_movement_over_time and MCFLIRT's .mat folder, AFNI's .1D of
+3dvolreg, SPM's rp_*.txt, and the motion that SHARD exports (--format shard).
 
 Errors are told as the files give them, and free of the constant rigid offset between
 the two reference frames, which moves the whole corrected series and blurs nothing.
@@ -107,6 +115,28 @@ def add_motion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--relative-to", type=not_negative_integer, metavar="I",
         help="express both in the frame of volume I, counted from 0, first",
+    )  # fmt: skip
+    add_format_arguments(parser)
+
+
+def add_format_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what files of other programs need."""
+    parser.add_argument(
+        "--format", choices=("auto", "eddy", "mcflirt", "afni", "spm", "shard"), default="auto",
+        help="which program wrote ESTIMATED (default: %(default)s, by its name)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--acqp", type=existing_file, metavar="FILE",
+        help="eddy's acquisition parameters: the constant of its field, which looks like a "
+             "translation along the phase encoding, is given to the head (default: left out)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--index", type=existing_file, metavar="FILE",
+        help="eddy's index into --acqp (default: its first row for all volumes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slice-axis", choices=("i", "j", "k"), default="k",
+        help="the image axis that counts slices (default: %(default)s)",
     )  # fmt: skip
 
 
@@ -182,50 +212,104 @@ def carry_out(given: Sequence[str]) -> int:
 def evaluate_motion(options: argparse.Namespace) -> None:
     """Compare two motions."""
     from eddymotion.evaluation import (
+        ball_points,
         brain_points,
+        compare_by_slices,
         compare_motion,
         read_bvals,
         read_grid,
         read_mask,
-        read_motion,
     )
-    from eddymotion.evaluation.summaries import motion_summary
+    from eddymotion.evaluation.summaries import motion_summary, slices_summary
 
     refuse_overwriting(options, (options.estimated, options.true))
     image = options.reference or options.mask
     grid = read_grid(image) if image else None
-    estimated, true = (read_motion(path, grid) for path in (options.estimated, options.true))
+    estimated, true = read_motions(options, grid)
     bvals = read_bvals(options.bval) if options.bval else estimated.bvals
     bvals = true.bvals if bvals is None else bvals
-    motions = [estimated.motion, true.motion]
-    if options.relative_to is not None:
-        about = grid.center if grid else None
-        motions = [in_frame_of(options.relative_to, motion, about) for motion in motions]
     center = grid.center if grid else None
     points, where = None, "ball of 80 mm about the centre"
     if options.mask:
         points = brain_points(*read_mask(options.mask), options.random_seed)
         center, where = points.mean(axis=0), "brain mask"
     comparison = compare_motion(
-        *motions, center=center, points=points, bvals=bvals,
+        estimated.motion, true.motion, center=center, points=points, bvals=bvals,
         grid_center=grid.center if grid else None,
     )  # fmt: skip
     summary = motion_summary(comparison, where, bvals)
     show(summary)
     if (coverage := summary.figures["coverage_percent"]) is not None:
         print(f"\n95 % intervals that hold the truth: {coverage:.1f} %")
+    by_slices = None
+    if grid and (estimated.slices or true.slices):
+        by_slices = compare_by_slices(
+            estimated, true, ball_points(grid.center) if points is None else points, grid,
+            bvals=bvals, axis="ijk".index(options.slice_axis),
+        )  # fmt: skip
+        slices = slices_summary(by_slices)
+        print()
+        show(slices)
+        summary = summary.joined(slices, "slices")
     if options.output:
-        write(options, summary, lambda: motion_plot(comparison))
+        plot = partial(slices_plot, by_slices) if by_slices else partial(motion_plot, comparison)
+        write(options, summary, plot)
 
 
-def in_frame_of(volume: int, motion: Motion, center: np.ndarray | None) -> Motion:
-    """Express a motion in the frame of a volume that it has; `center` as in `relative_to`."""
-    if volume >= len(motion):
-        raise EddymotionError(
-            f"--relative-to {volume}: there are {len(motion)} volumes; give one from 0 to "
-            f"{len(motion) - 1}"
+def read_motions(options: argparse.Namespace, grid: Grid | None) -> tuple[MotionFile, MotionFile]:
+    """Read the estimated and the true motion, both in the frame that is asked for."""
+    from dataclasses import replace
+
+    from eddymotion.evaluation import read_motion
+    from eddymotion.evaluation.transforms import eddy_motion_with_offsets
+
+    true = read_motion(options.true, grid)
+    estimated = read_motion(
+        options.estimated, grid, program=None if options.format == "auto" else options.format,
+        groups=true.slices.groups if true.slices else None, n_volumes=len(true.motion),
+    )  # fmt: skip
+    if options.index and not options.acqp:
+        raise EddymotionError("--index says which row of --acqp belongs to a volume; add --acqp")
+    if options.acqp:
+        if grid is None or estimated.slices:
+            raise EddymotionError("--acqp belongs to eddy's .eddy_parameters; leave it out")
+        motion = eddy_motion_with_offsets(
+            options.estimated, estimated.motion, grid, options.acqp, options.index
         )
-    return motion.relative_to(volume, center)
+        estimated = replace(estimated, motion=motion)
+    if options.relative_to is None:
+        return estimated, true
+    about = grid.center if grid else None
+    first, second = (in_frame_of(options.relative_to, file, about) for file in (estimated, true))
+    return first, second
+
+
+def in_frame_of(volume: int, file: MotionFile, center: np.ndarray | None) -> MotionFile:
+    """Express a motion in the frame of a volume that it has; `center` as in `relative_to`."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    if volume >= len(file.motion):
+        raise EddymotionError(
+            f"--relative-to {volume}: there are {len(file.motion)} volumes; give one from 0 to "
+            f"{len(file.motion) - 1}"
+        )
+    to_reference = np.linalg.inv(file.motion[volume])
+    slices = file.slices.relative_to(to_reference) if file.slices else None
+    return replace(file, motion=file.motion.relative_to(volume, center), slices=slices)
+
+
+def slices_plot(found: SliceComparisons) -> Figure:
+    """Draw the errors of slices in the order of time, free of the offsets."""
+    from eddymotion.reports.comparison import slices_comparison_figure
+
+    return slices_comparison_figure(
+        found.times,
+        {name: each.displacement["free"] for name, each in found.methods.items()},
+        shaded=found.estimated.groups.get("b=0", []),
+        title="Displacement of each slice's part of the brain, without the offsets of the frames",
+    )
 
 
 def motion_plot(comparison: MotionComparison) -> Figure:
@@ -338,7 +422,11 @@ def show(summary: Summary) -> None:
 
 def written_files(options: argparse.Namespace) -> dict[str, Path]:
     """Return the paths of a command's outputs."""
-    tables = {"motion": ("volumes", "scores"), "landmarks": ("landmarks",), "series": ("volumes",)}
+    tables = {
+        "motion": ("volumes", "scores", "slices"),
+        "landmarks": ("landmarks",),
+        "series": ("volumes",),
+    }
     prefix = options.output
 
     def path(ending: str) -> Path:
@@ -382,4 +470,5 @@ def write(options: argparse.Namespace, summary: Summary, plot: Callable[[], Figu
             write_text(paths[name], table_text(columns))
         save_figure(plot(), paths["plot"])
         write_json(paths["figures"], summary.figures)
-    print("\n" + "\n".join(f"written: {path}" for path in paths.values()))
+    written = (*summary.tables, "figures", "plot")
+    print("\n" + "\n".join(f"written: {paths[name]}" for name in written))

@@ -20,7 +20,7 @@ from eddymotion.cli.options import (
     positive,
 )
 from eddymotion.machine.temporaries import remove_stale_temporaries
-from eddymotion.simulation import PATTERNS, SCHEMES
+from eddymotion.simulation import COURSES, PATTERNS, SCHEMES
 from eddymotion.wording import PE_AXES, shown
 
 if TYPE_CHECKING:
@@ -40,11 +40,13 @@ examples:
   eddymotion-simulate sim/ --scheme abcd --motion swap30 --participant-label 02
   eddymotion-simulate sim/ --from sub-01_dwi.nii.gz --motion sub-01_desc-confounds_timeseries.tsv
   eddymotion-simulate sim/ --voxel-size 2.5 2.5 3 --oblique 10 0 5 --eddy-currents quadratic
+  eddymotion-simulate sim/ --motion nods --voxel-size 3 --multiband 3 --slice-profile 3
   eddymotion-simulate sim/ --head synthetic --random-seed 3 --acquisition kspace --cavity fluid
 """
 
 DEFAULT_SNR, DEFAULT_CHI_COILS = 20.0, 8
 DEFAULT_EDDY_MM, DEFAULT_PE_AXIS, DEFAULT_READOUT_S = 1.0, "j", 0.05
+DEFAULT_REPETITION_S, DEFAULT_MULTIBAND = 4.0, 3
 KSPACE_OPTIONS = ("oversampling", "coil_variation", "partial_fourier", "ghost")
 
 
@@ -53,7 +55,9 @@ def build_parser() -> Parser:
     listing = "\n".join(
         [
             "schemes:", *(f"  {name:10} {each.description}" for name, each in SCHEMES.items()),
-            "\nmotions:", *(f"  {name:10} {what}" for name, what in PATTERNS.items()),
+            "\nmotions:", *(f"  {name:11} {what}" for name, what in PATTERNS.items()),
+            "\nmotions that go on while a volume is scanned, slice by slice:",
+            *(f"  {name:11} {what}" for name, what in COURSES.items()),
         ]
     )  # fmt: skip
     parser = Parser(prog="eddymotion-simulate", description=DESCRIPTION,
@@ -106,7 +110,24 @@ def _add_scan_options(parser: Parser) -> None:
     group.add_argument("--coverage", choices=("slab", "cropped"),
                        help="of the brain: 42 mm of slices in its middle, or all but its lowest "
                             "30 mm (default: all)")  # fmt: skip
+    _add_slice_options(group)
     _add_kspace_options(parser)
+
+
+def _add_slice_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--repetition-time", type=_above_zero, metavar="S",
+                       help="from volume to volume "
+                            f"(default: {DEFAULT_REPETITION_S:g})")  # fmt: skip
+    group.add_argument("--slice-order", choices=("interleaved", "sequential"),
+                       help="of the excitations, of motion within volumes; for other motion the "
+                            "slice timing is told if this or --multiband is given (default: "
+                            "interleaved)")  # fmt: skip
+    group.add_argument("--multiband", type=positive, metavar="N",
+                       help="slices that are excited together, likewise "
+                            f"(default: {DEFAULT_MULTIBAND})")  # fmt: skip
+    group.add_argument("--slice-profile", type=_above_zero, metavar="MM",
+                       help="a slice sees the head as a Gaussian of this full width at half its "
+                            "height (default: all between its faces alike)")  # fmt: skip
 
 
 def _add_kspace_options(parser: Parser) -> None:
@@ -134,8 +155,9 @@ def _add_kspace_options(parser: Parser) -> None:
 def _add_motion_options(parser: Parser) -> None:
     group = parser.add_argument_group("motion")
     group.add_argument("--motion", type=_motion, default="moderate", metavar="NAME|FILE",
-                       help=f"{', '.join(PATTERNS)}; or a file to replay: a .tsv with trans_x "
-                            "… rot_z (mm, rad) such as a confounds file, or an ITK text file "
+                       help=f"{', '.join((*PATTERNS, *COURSES))}; or a file to replay: a .tsv "
+                            "with trans_x … rot_z (mm, rad) such as a confounds file or the "
+                            "trajectory of slices, or an ITK text file "
                             "(default: %(default)s)")  # fmt: skip
     group.add_argument("--amplitude", type=_above_zero, metavar="FACTOR",
                        help="multiply the motion (default: 1)")  # fmt: skip
@@ -313,6 +335,10 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         readout_time=options.readout_time or DEFAULT_READOUT_S,
         rigid_field=options.rigid_field,
         direction=options.direction,
+        repetition_time=options.repetition_time,
+        slice_order=options.slice_order,
+        multiband=options.multiband,
+        slice_profile=options.slice_profile,
     )
 
 
@@ -332,11 +358,11 @@ def _flag(name: str) -> str:
 
 def _motion(text: str) -> str | Path:
     """Convert to the name of a pattern or the path of a file."""
-    if text in PATTERNS:
+    if text in PATTERNS or text in COURSES:
         return text
     if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(
-            f"{shown(text)} is neither a file nor one of {', '.join(PATTERNS)}"
+            f"{shown(text)} is neither a file nor one of {', '.join((*PATTERNS, *COURSES))}"
         )
     return Path(text)
 

@@ -11,6 +11,7 @@ from eddymotion.evaluation.landmarks import (
 from eddymotion.evaluation.motion import (
     MotionComparison,
     MotionScore,
+    ball_points,
     brain_points,
     compare_motion,
     constant_offset,
@@ -23,6 +24,15 @@ from eddymotion.evaluation.series import (
     nearest_neighbours,
     refuse_different,
     smoothness,
+)
+from eddymotion.evaluation.trajectory import (
+    SliceComparisons,
+    TrajectoryComparison,
+    TrajectoryScore,
+    compare_by_slices,
+    compare_trajectory,
+    motion_within,
+    trajectory_coverage,
 )
 from eddymotion.evaluation.transforms import (
     read_bvals,
@@ -39,13 +49,20 @@ __all__ = [
     "MotionComparison",
     "MotionScore",
     "SeriesQuality",
+    "SliceComparisons",
+    "TrajectoryComparison",
+    "TrajectoryScore",
     "assess_series",
+    "ball_points",
     "brain_points",
+    "compare_by_slices",
     "compare_motion",
+    "compare_trajectory",
     "compared_mask",
     "constant_offset",
     "correlation_between",
     "landmark_errors",
+    "motion_within",
     "nearest_neighbours",
     "pair_landmarks",
     "read_bvals",
@@ -57,4 +74,5 @@ __all__ = [
     "read_transforms",
     "refuse_different",
     "smoothness",
+    "trajectory_coverage",
 ]

@@ -13,6 +13,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.evaluation.landmarks import LandmarkErrors, summary_of
 from eddymotion.evaluation.motion import ALL, MotionComparison
 from eddymotion.evaluation.series import SeriesQuality
+from eddymotion.evaluation.trajectory import SliceComparisons, TrajectoryScore
 
 DIGITS = 6
 DECIMALS = 9
@@ -35,6 +36,19 @@ MOTION_DESCRIPTION = {
     "bias": "mean error",
     "coverage_percent": "share of the parameters within 1.96 standard errors of the truth, in the "
     "given frame; null without standard errors",
+}
+
+SLICES_DESCRIPTION = {
+    "displacement": "of a slice: root mean square over the points of the brain that were in it, "
+    "between where the estimated and the true pose of the slice put them",
+    "frames": "given: as the files say; free: without a constant rigid offset of the b=0 volumes, "
+    "and another of the diffusion-weighted ones",
+    "frame": "how far these two offsets are apart, at the middle of the brain",
+    "methods": "estimated; mean poses: the true mean pose of each volume for all of its slices; "
+    "nothing: the identity",
+    "slices": "that hold at least a third of the points of the fullest one",
+    "coverage_percent": "share of the parameters of these slices within 1.96 standard errors of "
+    "the truth, in the given frame; null without standard errors",
 }
 
 SERIES_DESCRIPTION = {
@@ -69,6 +83,11 @@ class Summary:
     printed: Sequence[Sequence[str]]
     tables: Mapping[str, Mapping[str, Any]]
     figures: Mapping[str, Any]
+
+    def joined(self, other: Summary, name: str) -> Summary:
+        """Return this with the tables of another, and its figures under a name."""
+        return Summary(self.printed, {**self.tables, **other.tables},
+                       {**self.figures, name: other.figures})  # fmt: skip
 
 
 def motion_summary(
@@ -147,6 +166,59 @@ def _motion_volumes(comparison: MotionComparison, bvals: np.ndarray | None) -> d
     nothing = comparison.deviations["nothing", "given"]
     columns["nothing_given_tre_mean_mm"] = nothing.distances.mean(axis=1)
     return columns
+
+
+def slices_summary(found: SliceComparisons) -> Summary:
+    """Summarise a comparison of the poses of slices."""
+    estimated = found.estimated
+    main = estimated.main_group
+    shown = [("estimated", frame, main) for frame in ("free", "given")]
+    shown += [(method, "free", main) for method in found.methods if method != "estimated"]
+    shown += [("estimated", "free", group) for group in estimated.groups
+              if group not in (main, ALL)]  # fmt: skip
+    scores = {key: found.methods[key[0]].score(*key[1:]) for key in shown}
+    printed: list[list[str]] = [
+        ["slices", "frame", "volumes", "n", "RMS mm", "95 %", "worst", "RMSE mm", "RMSE °",
+         "volumes mm", "volumes °"]
+    ]  # fmt: skip
+    printed += [[*key, *_slice_cells(score)] for key, score in scores.items()]
+    apart_mm, apart_deg = estimated.frame
+    if np.isfinite(apart_mm):
+        printed += [[], [f"frames of b=0 and of the other volumes: {_cell(apart_mm)} mm and "
+                         f"{_cell(apart_deg)}° apart"]]  # fmt: skip
+    if np.isfinite(found.coverage_percent):
+        printed += [[], ["95 % intervals of slices that hold the truth: "
+                         f"{found.coverage_percent:.1f} %"]]  # fmt: skip
+    figures = {
+        "main_group": main,
+        "frame_mm": apart_mm,
+        "frame_deg": apart_deg,
+        "coverage_percent": found.coverage_percent,
+        "scores": [
+            {"method": method, "frame": frame, "volumes": group, **asdict(score)}
+            for (method, frame, group), score in scores.items()
+        ],
+        "description": SLICES_DESCRIPTION,
+    }
+    return Summary(printed, _columns({"slices": _slice_columns(found)}), rounded(figures))
+
+
+def _slice_cells(score: TrajectoryScore) -> list[str]:
+    count, *numbers = asdict(score).values()
+    return [str(count), *map(_cell, numbers)]
+
+
+def _slice_columns(found: SliceComparisons) -> dict[str, Any]:
+    """One row a slice of a volume; slices that do not count have no errors."""
+    used = found.estimated.used
+    volumes, slices = (np.asarray(index) for index in np.indices(used.shape))
+    displacement = {
+        f"{frame}_displacement_mm": found.estimated.displacement[frame]
+        for frame in ("given", "free")
+    }
+    within = {"mean_poses_displacement_mm": found.methods["mean poses"].displacement["free"]}
+    columns = {"volume": volumes, "slice": slices, "time": found.times, "used": used.astype(int)}
+    return {name: values.ravel() for name, values in (columns | displacement | within).items()}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Motion in the files that programs leave behind → matrices, reference → volume, RAS+ mm."""
+"""Motion in the files that programs leave behind → matrices, reference → volume, RAS+ mm.
+
+:mod:`eddymotion.io.other_programs` knows what those of others mean.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +17,24 @@ from eddymotion.images.grid import Grid
 from eddymotion.io.headers import affine_of, read_header, shape_of
 from eddymotion.io.images import read_image
 from eddymotion.io.itk import read_itk
+from eddymotion.io.other_programs import (
+    PROGRAMS,
+    eddy_offsets,
+    program_of,
+    read_poses,
+    read_rows,
+)
 from eddymotion.io.tables import read_numbers
+from eddymotion.io.trajectory import is_trajectory, read_trajectory
 from eddymotion.io.transforms import read_x5
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import PARAMETERS, rigid_matrix
+from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.wording import cut, short_repr, why
 
 READABLE = (
-    "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), or a table (.tsv) with the "
-    "columns " + " ".join(PARAMETERS)
+    "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), a table (.tsv) with the "
+    "columns " + " ".join(PARAMETERS) + ", or what another program wrote (--format)"
 )
 
 MAX_SHEAR = 1e-3
@@ -37,15 +50,25 @@ class MotionFile:
     motion : Motion
     bvals : (N,) array, optional
         Where the table has a column ``bval``.
+    slices : SlicePoses, optional
+        Where the file tells of motion within volumes; `motion` are the mean poses then.
     """
 
     motion: Motion
     bvals: np.ndarray | None = None
+    slices: SlicePoses | None = None
 
     __repr__ = short_repr
 
 
-def read_motion(path: str | Path, grid: Grid | None = None) -> MotionFile:
+def read_motion(
+    path: str | Path,
+    grid: Grid | None = None,
+    *,
+    program: str | None = None,
+    groups: Sequence[np.ndarray] | None = None,
+    n_volumes: int | None = None,
+) -> MotionFile:
     """Read the rigid motion of a series.
 
     Parameters
@@ -53,9 +76,21 @@ def read_motion(path: str | Path, grid: Grid | None = None) -> MotionFile:
     path : path
         ITK text file or X5 with one transform a volume; or a tab-separated table with the
         columns ``trans_x`` … ``rot_z`` (mm, rad: displacement of the grid's centre, extrinsic
-        xyz angles), and perhaps ``trans_x_se`` … ``rot_z_se`` and ``bval``.
+        xyz angles), and perhaps ``trans_x_se`` … ``rot_z_se`` and ``bval``, with a row a volume,
+        or ``volume``, ``slices`` and ``time`` and a row an excitation; or what another program
+        wrote.
     grid : Grid, optional
-        Of the series. Tables need it: their translations are those of its centre.
+        Of the series. Tables and files of other programs need it: their translations are those of
+        its centre, or along its axes.
+    program : str, optional
+        One of :data:`~eddymotion.io.other_programs.PROGRAMS` that wrote the file, if its name does
+        not tell.
+    groups : sequence of index arrays, optional
+        Slices of each excitation, in the order of time: what rows of eddy's
+        ``.eddy_movement_over_time`` belong to.
+    n_volumes : int, optional
+        Volumes of the series: a file of another program with some times as many rows has one an
+        excitation.
 
     Returns
     -------
@@ -67,9 +102,101 @@ def read_motion(path: str | Path, grid: Grid | None = None) -> MotionFile:
         If the file cannot be read as any of these, or holds transforms that are not rigid.
     """
     path = Path(path)
+    if program := program or program_of(path):
+        return _of_another(path, program, grid, groups, n_volumes)
     if path.suffix.lower() in (".tsv", ".csv"):
+        if path.is_file() and is_trajectory(path):
+            slices = read_trajectory(path, _demanded(path, grid).center)
+            return MotionFile(slices.mean(_demanded(path, grid).center), slices=slices)
         return _from_parameters(path, read_table(path), grid)
+    _refuse_bare_numbers(path)
     matrices = read_transforms(path)
+    _refuse_shear(path, matrices)
+    return MotionFile(Motion(matrices))
+
+
+def eddy_motion_with_offsets(
+    path: Path, motion: Motion, grid: Grid, acquisition: Path, index: Path | None = None
+) -> Motion:
+    """Give the head what eddy's fields displace all of a volume by.
+
+    Parameters
+    ----------
+    path : Path
+        eddy's ``.eddy_parameters``.
+    motion : Motion
+        What :func:`read_motion` makes of it.
+    grid : Grid
+    acquisition, index : Path
+        What eddy was given as ``--acqp`` and ``--index``.
+    """
+    numbers = None if index is None else read_numbers(index).ravel().astype(int)
+    offsets = eddy_offsets(read_rows(path, "eddy"), grid, read_numbers(acquisition), numbers)
+    moved = np.array(motion.matrices)
+    moved[:, :3, 3] += offsets
+    return Motion(moved)
+
+
+def _of_another(
+    path: Path,
+    program: str,
+    grid: Grid | None,
+    groups: Sequence[np.ndarray] | None,
+    n_volumes: int | None,
+) -> MotionFile:
+    """Read a file of another program."""
+    if program not in PROGRAMS:
+        raise EddymotionError(f"{program!r} given, expected one of {', '.join(PROGRAMS)}")
+    grid = _demanded(path, grid)
+    poses = read_poses(path, program, grid)
+    _refuse_shear(path, poses)
+    if program not in ("eddy", "shard") or n_volumes in (None, len(poses)):
+        return MotionFile(Motion(poses))
+    n_groups, rest = divmod(len(poses), n_volumes)
+    if program == "shard":
+        groups = [np.arange(g, grid.shape[2], n_groups) for g in range(n_groups)]
+    if rest or groups is None or len(groups) != n_groups:
+        known = "of which nothing is known" if groups is None else f"in {len(groups)} excitations"
+        raise EddymotionError(
+            f"{path}: holds {len(poses)} rows for {n_volumes} volumes, whose slices are excited "
+            f"{known}; expected one row a volume, or one an excitation of a volume"
+        )
+    matrices = poses.reshape(n_volumes, n_groups, 4, 4)
+    slices = SlicePoses(matrices, tuple(groups), np.full((n_volumes, n_groups), np.nan))
+    return MotionFile(slices.mean(grid.center), slices=slices)
+
+
+def _demanded(path: Path, grid: Grid | None) -> Grid:
+    if grid is None:
+        raise EddymotionError(
+            f"{path}: translations in a table are those of the centre of the image grid, or along "
+            "its axes; say which grid with --reference IMAGE (the original series, or its mask)"
+        )
+    return grid
+
+
+def _refuse_bare_numbers(path: Path) -> None:
+    """Raise if a text is rows of numbers, whose meaning only their program knows."""
+    if path.suffix.lower() != ".txt" or not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        first = stream.readline().split()
+    if len(first) >= 6 and all(map(_is_number, first)):
+        raise EddymotionError(
+            f"{path}: holds rows of {len(first)} numbers; say which program wrote them with "
+            f"--format ({', '.join(PROGRAMS)})"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse_shear(path: Path, matrices: np.ndarray) -> None:
     linear = matrices[:, :3, :3]
     shear = np.abs(np.swapaxes(linear, 1, 2) @ linear - np.eye(3)).max(axis=(1, 2))
     if shear.max() > MAX_SHEAR or (np.linalg.det(linear) < 0).any():
@@ -77,7 +204,6 @@ def read_motion(path: str | Path, grid: Grid | None = None) -> MotionFile:
             f"{path}: transform {int(shear.argmax())} (counted from 0) scales or shears, expected "
             "rigid transforms; give those of head motion alone"
         )
-    return MotionFile(Motion(matrices))
 
 
 def read_transforms(path: str | Path) -> np.ndarray:
@@ -145,11 +271,7 @@ def _read_x5(path: Path) -> np.ndarray:
 
 
 def _from_parameters(path: Path, table: dict[str, list[str]], grid: Grid | None) -> MotionFile:
-    if grid is None:
-        raise EddymotionError(
-            f"{path}: translations in a table are those of the centre of the image grid; say "
-            "which grid with --reference IMAGE (the original series, or its mask)"
-        )
+    grid = _demanded(path, grid)
     values = np.stack([numbers(path, table, name) for name in PARAMETERS], axis=1)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])

@@ -202,13 +202,13 @@ def _read_itk_binary(path: Path) -> np.ndarray:
 
 
 def _write_afni(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
-    afni = _turned_back(moving.affine) @ matrix @ np.linalg.inv(_turned_back(fixed.affine))
+    afni = afni_coordinates(moving.affine) @ matrix @ np.linalg.inv(afni_coordinates(fixed.affine))
     numbers = (LPS @ afni @ LPS)[:3].ravel()
     banner = "# 3dAllineate matrices (DICOM-to-DICOM, row-by-row):"
     write_text(path, f"{banner}\n{_row(numbers, '  ')}\n")
 
 
-def _turned_back(affine: np.ndarray) -> np.ndarray:
+def afni_coordinates(affine: np.ndarray) -> np.ndarray:
     """Return RAS+ mm → AFNI's coordinates of a grid, RAS+ mm, (4, 4).
 
     As if the axes of an oblique grid were those of the world next to them; its first voxel stays
@@ -235,8 +235,8 @@ def _read_afni(path: Path, fixed: Image, moving: Image) -> np.ndarray:
     if len(rows) != 1:
         raise EddymotionError(f"{path}: holds {len(rows)} rows, expected one; {READABLE}")
     afni = np.vstack([np.array(rows[0].split(), float).reshape(3, 4), np.eye(4)[3]])
-    to_moving = np.linalg.inv(_turned_back(moving.affine))
-    return to_moving @ LPS @ afni @ LPS @ _turned_back(fixed.affine)
+    to_moving = np.linalg.inv(afni_coordinates(moving.affine))
+    return to_moving @ LPS @ afni @ LPS @ afni_coordinates(fixed.affine)
 
 
 def _write_lta(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:

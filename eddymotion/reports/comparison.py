@@ -101,6 +101,69 @@ def _against_nothing(
 
 
 @own_style()
+def slices_comparison_figure(
+    times: np.ndarray,
+    displacement: Mapping[str, np.ndarray],
+    *,
+    shaded: Sequence[int] | np.ndarray = (),
+    title: str = "",
+) -> Figure:
+    """Draw the errors of slices in the order of time, and their distribution.
+
+    Parameters
+    ----------
+    times : (N, Z) array
+        Of the slices, seconds; volumes are drawn one after the other where they are not known.
+    displacement : mapping
+        Name → RMS displacement (N, Z), mm, NaN for slices that do not count; the estimate first.
+    shaded : sequence of int
+        Volumes to be marked: b=0.
+    title : str
+    """
+    n_volumes, n_slices = times.shape
+    known = bool(np.isfinite(times).all())
+    when = times if known else np.arange(n_volumes * n_slices).reshape(times.shape) / n_slices
+    figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+    course, share = figure.subplots(1, 2, width_ratios=(2.6, 1))
+    order = np.argsort(when, axis=None, kind="stable")
+    for (name, values), color in zip(displacement.items(), (ONE, OTHER, FADED), strict=False):
+        ordered = values.ravel()[order]
+        counts = np.isfinite(ordered)
+        course.plot(when.ravel()[order][counts], ordered[counts], ".", color=color, ms=3,
+                    label=name, zorder=3 - len(course.lines) / 10)  # fmt: skip
+        found = np.sort(ordered[counts])
+        share.plot(found, 100 * np.arange(1, len(found) + 1) / len(found), color=color, lw=1.4)
+    starts = np.append(when.min(axis=1), when.max() + np.ptp(when[-1]) / n_slices)
+    for volume in shaded:
+        course.axvspan(*starts[volume : volume + 2], color="#E8E8E8", lw=0, zorder=0)
+    course.set_xlim(starts[0], starts[-1])
+    unit = "time (s)" if known else "volume"
+    course.set_xlabel(unit + (", grey: b=0" if len(shaded) else ""))
+    course.set_ylabel("displacement of a slice (mm)")
+    course.set_title(title, loc="left")
+    course.legend(frameon=False, ncols=3, loc="upper right", markerscale=3)
+    share.set(xlabel="displacement (mm)", ylabel="slices below this (%)", ylim=(0, 101))
+    for axes in (course, share):
+        axes.spines[["top", "right"]].set_visible(False)
+    _from_least_to_largest(course, share, displacement)
+    return figure
+
+
+def _from_least_to_largest(
+    course: Axes, share: Axes, displacement: Mapping[str, np.ndarray]
+) -> None:
+    """Draw both on a logarithmic axis: one error should be far below the others."""
+    found = np.concatenate([values[np.isfinite(values)] for values in displacement.values()])
+    found = found[found > 0]
+    least, most = (found.min(), found.max()) if found.size else (1e-3, 1.0)
+    limits = max(least, most / 1e4) / 1.5, most * 2.5
+    course.set(yscale="log", ylim=limits)
+    share.set(xscale="log", xlim=limits)
+    course.yaxis.set_major_formatter("{x:g}")
+    share.xaxis.set_major_formatter("{x:g}")
+
+
+@own_style()
 def landmarks_figure(
     labels: Sequence[str], before: np.ndarray, after: np.ndarray | None = None, title: str = ""
 ) -> Figure:

@@ -4,6 +4,7 @@ from .acquisition import acquire as acquire
 from .acquisition import coil_sensitivity as coil_sensitivity
 from .acquisition import dropped_slices as dropped_slices
 from .base import Head as Head
+from .courses import simulate_course as simulate_course
 from .eddy_currents import EddyCurrents as EddyCurrents
 from .eddy_currents import simulate_eddy_currents as simulate_eddy_currents
 from .fitted import FittedHead as FittedHead
@@ -16,6 +17,7 @@ from .off_resonance import Magnetised as Magnetised
 from .off_resonance import echo_planar_image as echo_planar_image
 from .off_resonance import simulate_pair as simulate_pair
 from .output import write_bids as write_bids
+from .patterns import COURSES as COURSES
 from .patterns import PATTERNS as PATTERNS
 from .phantom import Phantom as Phantom
 from .phantom import procedural_head as procedural_head
@@ -27,8 +29,11 @@ from .schemes import SCHEMES as SCHEMES
 from .schemes import cartesian_scheme as cartesian_scheme
 from .schemes import shelled_scheme as shelled_scheme
 from .synthetic import SyntheticHead as SyntheticHead
+from .timing import SliceTiming as SliceTiming
+from .within_volumes import simulate_within_volumes as simulate_within_volumes
 
 __all__ = [
+    "COURSES",
     "PATTERNS",
     "SCHEMES",
     "Distortion",
@@ -42,6 +47,7 @@ __all__ = [
     "Phantom",
     "Recipe",
     "Simulation",
+    "SliceTiming",
     "SyntheticHead",
     "acquire",
     "cartesian_scheme",
@@ -52,9 +58,11 @@ __all__ = [
     "replayed_motion",
     "shelled_scheme",
     "simulate",
+    "simulate_course",
     "simulate_eddy_currents",
     "simulate_motion",
     "simulate_pair",
+    "simulate_within_volumes",
     "write_bids",
     "write_simulation",
 ]

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 from nibabel.affines import apply_affine
 
@@ -15,12 +19,14 @@ from eddymotion.images.kernels import kernel_order, sample_grid, spline_coeffici
 from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Progress, parallel_map, silent
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation.base import ContinuousHead, Head, signal_of_volume
 from eddymotion.simulation.echo_planar import Distortion, pushed_means
 from eddymotion.simulation.eddy_currents import EddyCurrents
 from eddymotion.simulation.kspace import KSpace, Scanner
 from eddymotion.simulation.output import write_bids, write_motion_table
-from eddymotion.simulation.sampling import View
+from eddymotion.simulation.sampling import SliceProfile, View
+from eddymotion.simulation.slicewise import SliceScan
 
 __all__ = [
     "COIL_SCALE_MM",
@@ -37,6 +43,9 @@ __all__ = [
 COIL_SCALE_MM = 90.0
 """Unit of length of :func:`coil_sensitivity`: about the radius of a head."""
 
+Volumes = Callable[[int], np.ndarray]
+"""Number of a volume → its means over voxels."""
+
 DROPOUT_FACTORS = (0.1, 0.5)
 """Least and largest share of its signal that a dropped slice keeps."""
 
@@ -44,7 +53,7 @@ DROPOUT_FACTORS = (0.1, 0.5)
 def acquire(
     phantom: Head,
     gradients: Gradients,
-    motion: Motion,
+    motion: Motion | SlicePoses,
     grid: Grid,
     *,
     snr: float | None = 20.0,
@@ -54,6 +63,7 @@ def acquire(
     eddy: EddyCurrents | None = None,
     kspace: KSpace | None = None,
     distortion: Distortion | None = None,
+    slice_profile: float | None = None,
     seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
@@ -61,7 +71,9 @@ def acquire(
     """Scan a moving head.
 
     The phantom is the head in the reference frame; in volume ``i`` it is moved by ``motion[i]``
-    and sees the scanner's gradient turned back by that rotation.
+    and sees the scanner's gradient turned back by that rotation. What moves within volumes is
+    scanned slice by slice, each at its own pose and with its own gradient in the head; that a
+    tissue which leaves its slice is excited too early or too late is left out.
 
     Parameters
     ----------
@@ -69,9 +81,10 @@ def acquire(
         A :class:`~eddymotion.simulation.Phantom`, or anything else that gives a signal.
     gradients : Gradients
         Of the scanner, RAS+.
-    motion : Motion
-        Reference → volume.
+    motion : Motion or SlicePoses
+        Reference → volume, or → slice.
     grid : Grid
+        Slices lie along the third axis.
     snr : float, optional
         Mean b=0 signal of white matter over the standard deviation of the noise in each of the
         two channels (Rician magnitude); None for no noise.
@@ -91,6 +104,9 @@ def acquire(
         voxel; see :mod:`eddymotion.simulation.kspace`.
     distortion : Distortion, optional
         An off-resonance field that displaces and stretches each volume; not in k-space.
+    slice_profile : float, optional
+        Full width at half maximum (mm) of the Gaussian across a slice with which it sees the head;
+        all between its two faces alike, and no more, when not given.
     seed : int
         Each volume has its own stream: the result does not depend on `n_threads`.
     n_threads : int
@@ -105,43 +121,92 @@ def acquire(
     Raises
     ------
     EddymotionError
-        If a distortion is asked for in k-space.
+        If a distortion is asked for in k-space, or a motion within volumes does not fit the grid.
     """
     if kspace is not None and distortion is not None:
         raise EddymotionError("acquire: a distortion is not simulated in k-space; leave one out")
-    in_head = gradients.rotated(motion.rotations)
     sigma = 0.0 if snr is None else phantom.white_signal / snr
     signal = np.empty((*grid.shape, len(gradients)), np.float32, order="F")
     streams = np.random.SeedSequence(seed).spawn(len(gradients))
     sensitivity = coil_sensitivity(grid, coil_bias).T
     kept = dropped_slices(gradients, grid.shape[2], dropout, seed)
     scanner = None if kspace is None else Scanner(kspace, grid)
-    if scanner:
-        _ = scanner.receive_field  # before many threads ask for it
+    means = _volumes(phantom, gradients, motion, grid, eddy, distortion, scanner, slice_profile)
 
     def scan(index: int) -> None:
-        bval = 0.0 if gradients.is_b0[index] else gradients.bvals[index]
-        view = View(bval, in_head.bvecs[index], np.linalg.inv(motion[index]), eddy, index)
         random = np.random.default_rng(streams[index])
-        weights = sensitivity * kept[index][:, None, None]
+        image = means(index) * (sensitivity * kept[index][:, None, None])
         if scanner:
-            image = scanner.image(view.sampled(phantom, scanner.fine_grid)) * weights
-            signal[..., index] = scanner.magnitude(image, sigma, coils, random).T
-            return
-        if distortion is None:
-            volume = np.maximum(_means(phantom, view, grid), 0.0)
-        else:
-            hertz = distortion.field(motion[index])
-            volume = pushed_means(phantom, view, grid, hertz, distortion.readout).T
-        volume *= weights
-        if sigma:
-            volume = _magnitude(volume, sigma, coils, random)
-        signal[..., index] = volume.T
+            image = scanner.magnitude(image, sigma, coils, random)
+        elif sigma:
+            image = _magnitude(image, sigma, coils, random)
+        signal[..., index] = image.T
 
     parallel_map(scan, range(len(gradients)), n_threads=n_threads, progress=progress,
                  description="scan")  # fmt: skip
     reference = signal[..., gradients.b0s] if len(gradients.b0s) else signal
     return DWI(signal, grid.affine, gradients, brain_mask(reference.mean(axis=3)))
+
+
+def _volumes(
+    head: Head,
+    gradients: Gradients,
+    motion: Motion | SlicePoses,
+    grid: Grid,
+    eddy: EddyCurrents | None,
+    distortion: Distortion | None,
+    scanner: Scanner | None,
+    slice_profile: float | None,
+) -> Volumes:
+    """Return what gives the noise-free volumes: whole ones, where nothing moves within them."""
+    if isinstance(motion, Motion) and slice_profile is None:
+        return WholeVolumes(head, gradients, motion, grid, eddy, distortion, scanner).means
+    if isinstance(motion, Motion):
+        groups = (np.arange(grid.shape[2]),)
+        motion = SlicePoses.of_volumes(motion, groups, np.zeros((len(motion), 1)))
+    if slice_profile is None:
+        profile = SliceProfile.box(scanner.settings.oversampling if scanner else 2)
+    else:
+        thickness = float(np.linalg.norm(grid.affine[:3, 2]))
+        profile = SliceProfile.gaussian(slice_profile / thickness)
+    scan = SliceScan(head, gradients, motion, grid, profile, eddy, distortion, scanner)
+    if scanner:
+        _ = scan.receive_fields  # before many threads ask for it
+    return scan.means
+
+
+@dataclass(frozen=True, eq=False)
+class WholeVolumes:
+    """What scans volumes at one pose each; parameters as of :func:`acquire`."""
+
+    head: Head
+    gradients: Gradients
+    motion: Motion
+    grid: Grid
+    eddy: EddyCurrents | None
+    distortion: Distortion | None
+    scanner: Scanner | None
+
+    def __post_init__(self) -> None:
+        if self.scanner:
+            _ = self.scanner.receive_field  # before many threads ask for it
+
+    @cached_property
+    def _bvecs(self) -> np.ndarray:
+        """Directions in the head, (N, 3)."""
+        return self.gradients.rotated(self.motion.rotations).bvecs
+
+    def means(self, index: int) -> np.ndarray:
+        """Means over the voxels of a volume, (Z, Y, X); in k-space its complex image."""
+        bval = 0.0 if self.gradients.is_b0[index] else self.gradients.bvals[index]
+        pose = self.motion[index]
+        view = View(bval, self._bvecs[index], np.linalg.inv(pose), self.eddy, index)
+        if self.scanner:
+            return self.scanner.image(view.sampled(self.head, self.scanner.fine_grid))
+        if self.distortion:
+            hertz = self.distortion.field(pose)
+            return pushed_means(self.head, view, self.grid, hertz, self.distortion.readout).T
+        return np.maximum(_means(self.head, view, self.grid), 0.0)
 
 
 def coil_sensitivity(grid: Grid, coil_bias: float) -> np.ndarray:

@@ -38,7 +38,15 @@ class Distortion:
     __repr__ = short_repr
 
 
-def pushed_means(head: Head, view: View, grid: Grid, hertz: Image, readout: Readout) -> np.ndarray:
+def pushed_means(
+    head: Head,
+    view: View,
+    grid: Grid,
+    hertz: Image,
+    readout: Readout,
+    *,
+    layers: int = OTHER_FACTOR,
+) -> np.ndarray:
     """Means over the voxels of a grid of what is recorded there: (X, Y, Z).
 
     Parameters
@@ -51,16 +59,18 @@ def pushed_means(head: Head, view: View, grid: Grid, hertz: Image, readout: Read
         The field in the frame of the head.
     readout : Readout
         Its direction is an axis of the grid.
+    layers : int
+        Parts of a voxel along the third axis, unless that is the phase encoding's.
     """
     to_voxels = np.linalg.inv(grid.affine)[:3, :3]
     axis = int(np.abs(to_voxels @ readout.direction).argmax())
-    factors = [OTHER_FACTOR] * 3
+    factors = [OTHER_FACTOR, OTHER_FACTOR, layers]
     factors[axis] = PE_FACTOR
     fine = grid.refined(factors)
     signal = replace(view, eddy=None).sampled(head, fine).T
     shifts = _shifts_of_faces(hertz, readout, view, fine, axis) @ to_voxels[axis]
     recorded = _pushed(np.moveaxis(signal, axis, -1), np.moveaxis(shifts, axis, -1), PE_FACTOR)
-    across = [1 if other == axis else OTHER_FACTOR for other in range(3)]
+    across = [1 if other == axis else factors[other] for other in range(3)]
     return block_means(np.moveaxis(recorded, -1, axis), (across[0], across[1], across[2]))
 
 

@@ -111,10 +111,19 @@ class Scanner:
         """Where the head is sampled."""
         return self.grid.refined((self.settings.oversampling,) * 3, self.margin)
 
+    def refined(self, slab: Grid) -> Grid:
+        """Return where the head is sampled within the layers of a slab of the grid."""
+        return slab.refined(
+            (self.settings.oversampling, self.settings.oversampling, 1), self.margin
+        )
+
     @cached_property
     def receive_field(self) -> np.ndarray:
         """Complex sensitivity on the fine grid, (Z, Y, X) complex64."""
-        grid = self.fine_grid
+        return self.sensitivity(self.fine_grid)
+
+    def sensitivity(self, grid: Grid) -> np.ndarray:
+        """Complex sensitivity at the voxels of a grid, (Z, Y, X) complex64."""
         field = np.empty(grid.shape[::-1], np.complex64)
         for z, plane in enumerate(field):
             points = grid_points(grid.shape, grid.affine, order="F", slab=slice(z, z + 1))
@@ -151,7 +160,10 @@ class Scanner:
     def image(self, fine: np.ndarray) -> np.ndarray:
         """Complex image of a signal on the fine grid, free of noise: (Z, Y, X) complex64."""
         f = self.settings.oversampling
-        slices = block_means(fine * self.receive_field, (f, 1, 1))
+        return self.reconstructed(block_means(fine * self.receive_field, (f, 1, 1)))
+
+    def reconstructed(self, slices: np.ndarray) -> np.ndarray:
+        """Measure and reconstruct slices (Z, Y, X) on the fine grid, weighed and averaged."""
         return self._cut(self._back(_central(fft.fft2(slices), self._measured[1:])))
 
     def noise(self, sigma: float, random: np.random.Generator) -> np.ndarray:

@@ -54,6 +54,8 @@ What is true lies in `truth/`, which is not part of BIDS:
 - `*_xfm.txt`: ITK transforms, one a volume, from the head at rest (the reference) to the volume.
 - `*_motion.tsv`: the same as translations of the centre of the image grid (mm) and extrinsic
   x, y, z angles (rad), RAS+, a row a volume.
+- `*_trajectory.tsv`, with slice timing: the same for each excitation of a volume, with its slices
+  (counted from 0) and its time (s); the two above are the mean of a volume over its excitations.
 - `*_dropped.tsv`: slices that lost signal; volume and slice counted from 0, and the share of the
   signal that was kept.
 - `*_eddy.tsv`, with eddy currents: coefficients of the displacement field, a row a volume, mm.

@@ -19,3 +19,16 @@ PATTERNS: dict[Pattern, str] = {
     "swap50": "50 % of the volumes replaced",
     "scattered": "each volume displaced by itself, up to 20 mm and 25° along and about each axis",
 }  # fmt: skip
+"""Motion between volumes: each is scanned at one pose."""
+
+Course = Literal["slow-drift", "fast-drift", "nods", "jumps", "breathing"]
+"""A name of :data:`COURSES`."""
+
+COURSES: dict[Course, str] = {
+    "slow-drift": "drift, a few tenths of a millimetre a volume",
+    "fast-drift": "drift of several millimetres over a few volumes",
+    "nods": "nods of 1 to 5 s and 1 to 4°, every 20 s or so",
+    "jumps": "sudden movements of about 3 mm and 2° in the midst of volumes",
+    "breathing": "up and down and a nod at 0.28 Hz, always alike",
+}
+"""Motion that goes on while a volume is scanned, slice by slice."""

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from eddymotion import __version__
-from eddymotion.data.acquisition import Acquisition
+from eddymotion.data.acquisition import Acquisition, Slicing
 from eddymotion.data.gradients import Gradients, from_fsl
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
@@ -22,13 +22,20 @@ from eddymotion.images.grid import Box, Grid
 from eddymotion.io.images import write_image
 from eddymotion.io.series import load
 from eddymotion.io.tables import read_gradient_table
+from eddymotion.io.trajectory import is_trajectory, write_trajectory
 from eddymotion.io.writing import read_json, together, write_json
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.eddy_currents import SCALE_MM
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Readout
+from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation.acquisition import acquire, dropped_slices, voxel_means
 from eddymotion.simulation.base import Head
+from eddymotion.simulation.courses import (
+    amplified_trajectory,
+    replayed_trajectory,
+    simulate_course,
+)
 from eddymotion.simulation.eddy_currents import (
     EddyCurrents,
     Order,
@@ -57,10 +64,11 @@ from eddymotion.simulation.output import (
     write_detailed_readme,
     write_dropped_table,
 )
-from eddymotion.simulation.patterns import Pattern
+from eddymotion.simulation.patterns import COURSES, Course, Pattern
 from eddymotion.simulation.phantom import Phantom, procedural_head
 from eddymotion.simulation.schemes import SCHEMES
 from eddymotion.simulation.synthetic import Contrast, SyntheticHead
+from eddymotion.simulation.timing import SliceOrder, SliceTiming, slice_metadata
 from eddymotion.simulation.variants import (
     CROPPED_MM,
     SLAB_MM,
@@ -80,6 +88,7 @@ DEFAULT_SCHEME = "single"
 DEFAULT_COIL_BIAS = 0.13
 DEFAULT_ORIENTATION = "LAS"
 DEFAULT_VOXEL_SIZE = 2.0
+DEFAULT_MULTIBAND = 3
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,10 @@ class Recipe:
     series : Path, optional
         A real series to fit instead, after its motion is corrected; see `head`.
     motion : str or Path
-        A :data:`~eddymotion.simulation.patterns.Pattern`, or a file to replay; see
-        :func:`~eddymotion.simulation.motion.replayed_motion`.
+        Between volumes a :data:`~eddymotion.simulation.patterns.Pattern`, or a file to replay; see
+        :func:`~eddymotion.simulation.motion.replayed_motion`; or, slice by slice, a
+        :data:`~eddymotion.simulation.patterns.Course` or a table of
+        :mod:`eddymotion.io.trajectory`.
     amplitude : float
         Factor on the motion.
     snr : float, optional
@@ -144,6 +155,15 @@ class Recipe:
     direction : str, optional
         Entity ``dir`` of the names. Noise and motion are drawn anew for each, the head is the
         same.
+    repetition_time : float, optional
+        From volume to volume, s; 4 by default.
+    slice_order : {"interleaved", "sequential"}, optional
+        Interleaved by default, where the motion goes on within volumes. With this or `multiband`
+        the slice timing is told in any case.
+    multiband : int, optional
+        Slices that are excited together; 3 by default, likewise.
+    slice_profile : float, optional
+        See :func:`acquire`.
     """
 
     scheme: str | None = None
@@ -173,6 +193,25 @@ class Recipe:
     readout_time: float = 0.05
     rigid_field: bool = False
     direction: str | None = None
+    repetition_time: float | None = None
+    slice_order: SliceOrder | None = None
+    multiband: int | None = None
+    slice_profile: float | None = None
+
+    @property
+    def moves_within(self) -> bool:
+        """Whether the head moves while a volume is scanned."""
+        if isinstance(self.motion, Path):
+            return self.motion.suffix == ".tsv" and is_trajectory(self.motion)
+        return self.motion in COURSES
+
+    @property
+    def timing(self) -> SliceTiming:
+        """When slices are excited."""
+        order, multiband = self.slice_order or "interleaved", self.multiband or DEFAULT_MULTIBAND
+        seconds = self.repetition_time
+        default: float = METADATA["RepetitionTime"]
+        return SliceTiming(order, multiband, default if seconds is None else seconds)
 
     @property
     def seed(self) -> int:
@@ -194,13 +233,15 @@ class Simulation:
     grid : Grid
     dwi : DWI
     motion : Motion
-        Reference → volume.
+        Reference → volume; mean poses, where the head moves within volumes.
     kept : (N, Z) array
         What each slice kept of its signal.
     eddy : EddyCurrents, optional
     coil_bias : float
     magnetised : Magnetised, optional
         The head and its off-resonance field.
+    trajectory : SlicePoses, optional
+        Reference → slice, where the slice timing is simulated.
     """
 
     recipe: Recipe
@@ -212,6 +253,7 @@ class Simulation:
     eddy: EddyCurrents | None
     coil_bias: float
     magnetised: Magnetised | None = None
+    trajectory: SlicePoses | None = None
 
     __repr__ = short_repr
 
@@ -242,9 +284,20 @@ class Simulation:
             changing = "" if recipe.rigid_field else " that changes with the pose"
             parts.append(f"susceptibility × {recipe.susceptibility:g}{changing}")
         parts += self._coverage()
+        parts += self._slices()
         if recipe.kspace:
             parts.append(f"in k-space, coil field {recipe.kspace.coil_variation:g}:1")
         return f"{_head_name(recipe)}; " + ", ".join(parts)
+
+    def _slices(self) -> list[str]:
+        """Say when slices are excited and what they see, if that is simulated."""
+        parts = []
+        if self.trajectory is not None:
+            groups = self.trajectory.groups
+            parts.append(f"{len(groups)} excitations a volume (multiband {max(map(len, groups))})")
+        if self.recipe.slice_profile:
+            parts.append(f"slice profile {self.recipe.slice_profile:g} mm")
+        return parts
 
     def _coverage(self) -> list[str]:
         """Say which part of the head is scanned, if not all of it."""
@@ -262,12 +315,14 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
     """
     if isinstance(recipe.motion, Path):
         rigid_matrices(recipe.motion, np.zeros(3))  # before what takes long: is it one at all?
+    _ = recipe.timing
     head, own = _head_and_scheme(recipe, n_threads)
     grid = _grid(recipe, head)
     head = with_cavity(head, recipe.cavity)
     grid = covered(grid, head, recipe.coverage)
     gradients = _gradients(recipe, own, grid)
-    motion = _motion(recipe, len(gradients), grid.center)
+    trajectory = _trajectory(recipe, len(gradients), grid)
+    motion = trajectory.mean(grid.center) if trajectory else _motion(recipe, len(gradients), grid)
     seed, eddy = recipe.seed, None
     if recipe.eddy_currents in get_args(Order):
         eddy = simulate_eddy_currents(
@@ -283,18 +338,23 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
         readout = Readout.of(grid.affine, recipe.pe_axis, recipe.readout_time)
         distortion = magnetised.distortion(readout, changing=not recipe.rigid_field)
     dwi = acquire(
-        head, gradients, motion, grid, snr=recipe.snr, coils=recipe.coils, coil_bias=coil_bias,
-        dropout=recipe.dropout, eddy=eddy, kspace=_kspace(recipe), distortion=distortion,
+        head, gradients, trajectory if recipe.moves_within and trajectory else motion, grid,
+        snr=recipe.snr, coils=recipe.coils, coil_bias=coil_bias, dropout=recipe.dropout, eddy=eddy,
+        kspace=_kspace(recipe), distortion=distortion, slice_profile=recipe.slice_profile,
         seed=seed, n_threads=n_threads, progress=progress,
     )  # fmt: skip
+    metadata = _timing_metadata(recipe, trajectory)
     acquisition = Acquisition.every(
-        gradients, grid.affine, repetition_time=METADATA["RepetitionTime"],
+        gradients, grid.affine, repetition_time=metadata["RepetitionTime"],
+        slicing=Slicing.of(metadata, grid.shape),
         phase_encoding=recipe.pe_axis if eddy or recipe.kspace or distortion else None,
         readout_time=recipe.readout_time if distortion else None,
     )  # fmt: skip
     dwi = replace(dwi, acquisition=acquisition)
     kept = dropped_slices(gradients, grid.shape[2], recipe.dropout, seed)
-    return Simulation(recipe, head, grid, dwi, motion, kept, eddy, coil_bias, magnetised)
+    return Simulation(
+        recipe, head, grid, dwi, motion, kept, eddy, coil_bias, magnetised, trajectory
+    )
 
 
 def write_simulation(
@@ -332,7 +392,7 @@ def write_simulation(
     image = image_path(folder, name, session, direction)
     truth = truth_stem(folder, name, session, direction)
     gain = integer_gain(made.dwi.signal)
-    metadata = dict(METADATA)
+    metadata = METADATA | _timing_metadata(made.recipe, made.trajectory)
     if made.eddy or made.recipe.kspace or made.magnetised:
         metadata["PhaseEncodingDirection"] = made.recipe.pe_axis
     if made.magnetised:
@@ -352,6 +412,9 @@ def write_simulation(
 def _write_truth(truth: Path, made: Simulation, gain: float, ideal: bool, n_threads: int) -> None:
     """Write what is true beside the motion."""
     write_dropped_table(truth.with_name(f"{truth.name}_dropped.tsv"), made.kept)
+    if made.trajectory:
+        path = truth.with_name(f"{truth.name}_trajectory.tsv")
+        write_trajectory(path, made.trajectory, made.grid.center)
     if made.eddy:
         write_eddy_table(truth.with_name(f"{truth.name}_eddy.tsv"), made.eddy)
     if made.magnetised:
@@ -467,12 +530,41 @@ def _gradients(recipe: Recipe, own: Gradients | None, grid: Grid) -> Gradients:
     return SCHEMES[recipe.scheme or DEFAULT_SCHEME].build()
 
 
-def _motion(recipe: Recipe, n_volumes: int, center: np.ndarray) -> Motion:
+def _motion(recipe: Recipe, n_volumes: int, grid: Grid) -> Motion:
+    center = grid.center
     if isinstance(recipe.motion, Path):
         motion = replayed_motion(recipe.motion, n_volumes, center)
     else:
         motion = simulate_motion(cast(Pattern, recipe.motion), n_volumes, center, seed=recipe.seed)
     return motion if recipe.amplitude == 1 else amplified(motion, recipe.amplitude, center)
+
+
+def _trajectory(recipe: Recipe, n_volumes: int, grid: Grid) -> SlicePoses | None:
+    """Return where the head is at each excitation, if their times are simulated."""
+    n_slices, timing = grid.shape[2], recipe.timing
+    if not recipe.moves_within:
+        if recipe.slice_order is None and recipe.multiband is None:
+            return None
+        groups, times = timing.groups(n_slices), timing.excitations(n_volumes, n_slices)
+        return SlicePoses.of_volumes(_motion(recipe, n_volumes, grid), groups, times)
+    if isinstance(recipe.motion, Path):
+        if {recipe.repetition_time, recipe.slice_order, recipe.multiband} != {None}:
+            raise EddymotionError(
+                f"{recipe.motion}: tells the slice timing itself; leave out the slice order, the "
+                "multiband factor and the repetition time"
+            )
+        replayed = replayed_trajectory(recipe.motion, n_volumes, n_slices, grid.center)
+        return amplified_trajectory(replayed, recipe.amplitude, grid.center)
+    return simulate_course(
+        cast(Course, recipe.motion), n_volumes, n_slices, timing, grid.center,
+        amplitude=recipe.amplitude, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def _timing_metadata(recipe: Recipe, trajectory: SlicePoses | None) -> dict[str, Any]:
+    """Return what the sidecar tells of times."""
+    told = slice_metadata(trajectory) if trajectory else {}
+    return {"RepetitionTime": recipe.timing.repetition_time} | told
 
 
 def _magnetised(recipe: Recipe, head: Head) -> Magnetised | None:

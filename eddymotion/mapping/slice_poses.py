@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Motion within volumes: where the head was whenever slices were excited.
+
+The slices of a volume are excited one after the other, or a few at a time. Between two of these
+excitations the head may move, so each has a matrix of its own: reference → scanner, RAS+ mm, as
+that of a volume in :mod:`eddymotion.mapping.motion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddymotion.errors import EddymotionError
+from eddymotion.mapping.eddy_currents import frozen_copy
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, log_rigid
+from eddymotion.wording import short_repr
+
+N_STEPS = 4
+"""Of the iteration for a mean pose; it converges quadratically."""
+
+
+@dataclass(frozen=True, eq=False)
+class SlicePoses:
+    """The pose of the head at each excitation of each volume.
+
+    Parameters
+    ----------
+    matrices : (N, G, 4, 4) array
+        Rigid matrices, reference → scanner, RAS+ mm, in the order of the excitations.
+    groups : tuple of G index arrays
+        Slices of each excitation, 0-based along the slice axis; every slice is in one of them.
+    times : (N, G) array
+        Of the excitations, seconds from the start of the run.
+    standard_errors : (N, G, 6) array, optional
+        Of the three translations (mm) and angles (rad) of
+        :func:`~eddymotion.mapping.rigid.rigid_parameters`.
+
+    Raises
+    ------
+    EddymotionError
+        If the shapes do not fit, or a slice is missing or there twice.
+    """
+
+    matrices: np.ndarray
+    groups: tuple[np.ndarray, ...]
+    times: np.ndarray
+    standard_errors: np.ndarray | None = None
+
+    __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        groups = tuple(np.array(group, int) for group in self.groups)
+        slices = np.concatenate(groups) if groups else np.zeros(0, int)
+        if not np.array_equal(np.sort(slices), np.arange(len(slices))):
+            raise EddymotionError(
+                f"slice poses: the groups hold slices {sorted(slices.tolist())}, expected each "
+                "from 0 on once"
+            )
+        object.__setattr__(self, "groups", groups)
+        n = len(self.matrices)
+        shapes = {"matrices": (4, 4), "times": (), "standard_errors": (6,)}
+        for name, own in shapes.items():
+            if getattr(self, name) is None:
+                continue
+            value, expected = frozen_copy(getattr(self, name)), (n, len(groups), *own)
+            if value.shape != expected:
+                raise EddymotionError(
+                    f"slice poses: {name} have shape {value.shape}, expected {expected}: one an "
+                    "excitation of a volume"
+                )
+            object.__setattr__(self, name, value)
+        if not np.isfinite(self.matrices).all():
+            raise EddymotionError("slice poses: the matrices hold NaN or Inf")
+
+    @classmethod
+    def of_volumes(
+        cls, motion: Motion, groups: Sequence[np.ndarray], times: np.ndarray
+    ) -> SlicePoses:
+        """Give all slices of a volume its pose.
+
+        Parameters
+        ----------
+        motion : Motion
+        groups : sequence of G index arrays
+        times : (N, G) array
+            See :class:`SlicePoses`.
+        """
+        n_groups = len(groups)
+        errors = motion.standard_errors
+        return cls(
+            np.repeat(motion.matrices[:, None], n_groups, axis=1),
+            tuple(groups),
+            times,
+            None if errors is None else np.repeat(errors[:, None], n_groups, axis=1),
+        )
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of a volume."""
+        return sum(map(len, self.groups))
+
+    @property
+    def group_of_slice(self) -> np.ndarray:
+        """The excitation that each slice belongs to, (Z,)."""
+        found = np.empty(self.n_slices, int)
+        for number, group in enumerate(self.groups):
+            found[group] = number
+        return found
+
+    @property
+    def poses(self) -> np.ndarray:
+        """The pose for each slice of each volume, (N, Z, 4, 4)."""
+        return self.matrices[:, self.group_of_slice]
+
+    def mean(self, center: np.ndarray) -> Motion:
+        """Return the mean pose of each volume over its excitations.
+
+        Parameters
+        ----------
+        center : (3,) array
+            Whose displacement is averaged beside the rotation, RAS+ mm.
+        """
+        return Motion(mean_pose(self.matrices, center))
+
+    def relative_to(self, pose: np.ndarray) -> SlicePoses:
+        """Express the poses in another reference, of which `pose` maps points to this one's.
+
+        Standard errors of what is relative to it are not known.
+        """
+        return SlicePoses(self.matrices @ pose, self.groups, self.times)
+
+
+def mean_pose(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the mean of rigid matrices over the last axis before theirs: (..., 4, 4).
+
+    That from which their logarithms (displacement of `center`, rotation vector) average to zero.
+
+    Parameters
+    ----------
+    matrices : (..., G, 4, 4) array
+    center : (3,) array
+        RAS+ mm.
+    """
+    mean = np.asarray(matrices, float)[..., 0, :, :]
+    for _ in range(N_STEPS):
+        apart = log_rigid(np.linalg.inv(mean)[..., None, :, :] @ matrices, center)
+        mean = mean @ exp_rigid(apart.mean(axis=-2), center)
+    return mean
