@@ -17,14 +17,11 @@ from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
 from eddymotion.images.stack import Kriging, SliceStack, StackReading, recording_slices
 from eddymotion.mapping.eddy_currents import frozen_copy
-from eddymotion.mapping.rigid import exp_rigid, log_rigid
+from eddymotion.mapping.rigid import mean_pose
 from eddymotion.wording import short_repr
 
-STEPS_TO_MEAN = 4
-
-
 @dataclass(frozen=True, eq=False)
-class SlicePoses:
+class SlicesOfVolume:
     """Where the head was while each slice of one volume was recorded.
 
     Parameters
@@ -156,11 +153,11 @@ class Trajectory:
             standard_errors=None if errors is None else errors[volumes],
         )
 
-    def of_volume(self, volume: int, pose: np.ndarray) -> SlicePoses | None:
+    def of_volume(self, volume: int, pose: np.ndarray) -> SlicesOfVolume | None:
         """Poses of the slices of a volume at `pose` (4, 4); None where the head was at rest."""
         if not self.moving[volume]:
             return None
-        return SlicePoses(self.within[volume] @ pose, self.affine, self.axis)
+        return SlicesOfVolume(self.within[volume] @ pose, self.affine, self.axis)
 
     def excursions(self, matrices: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Root-mean-square way over points from the pose of a volume to that of a slice, (N, Z).
@@ -179,19 +176,3 @@ class Trajectory:
         shift = linear @ mean + change[..., :3, 3]
         spread = np.einsum("...ij,jk,...ik->...", linear, scatter, linear)
         return np.sqrt(np.maximum(spread + (shift**2).sum(axis=-1), 0.0))
-
-
-def mean_pose(poses: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Return the mean (…, 4, 4) of poses (…, Z, 4, 4): from there the ways to all add up to zero.
-
-    Parameters
-    ----------
-    poses : (…, Z, 4, 4) array
-    center : (3,) array
-        About which the ways turn, RAS+ mm.
-    """
-    mean = np.array(poses[..., 0, :, :], dtype=float)
-    for _ in range(STEPS_TO_MEAN):
-        ways = log_rigid(np.linalg.inv(mean)[..., None, :, :] @ poses, center)
-        mean = mean @ exp_rigid(ways.mean(axis=-2), center)
-    return mean

@@ -20,7 +20,7 @@ from eddymotion.images.stack import KRIGING, Kriging
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import weigh_terms
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
-from eddymotion.mapping.trajectory import SlicePoses
+from eddymotion.mapping.trajectory import SlicesOfVolume
 
 FieldThere = tuple[np.ndarray, np.ndarray]
 """Hertz (P,) and Hz/mm (P, 3) along the axes of the head, at points."""
@@ -42,7 +42,7 @@ class VolumeMapping:
         Where a spin that is off by one hertz is displaced, mm, RAS+ of the scanner.
     modulated : bool
         Whether the stretch of that field multiplies the signal, too.
-    slices : SlicePoses, optional
+    slices : SlicesOfVolume, optional
         Poses of the slices, where the head moved within the volume. What fields do is taken at
         the pose of the volume: a millimetre of motion changes it by some hundredths.
     """
@@ -52,7 +52,7 @@ class VolumeMapping:
     off_resonance: OffResonance | None = None
     shift: np.ndarray | None = None
     modulated: bool = True
-    slices: SlicePoses | None = None
+    slices: SlicesOfVolume | None = None
 
     @property
     def is_rigid(self) -> bool:
