@@ -255,7 +255,7 @@ class CourseProblem:
             gradient[rows] = of_group / member.overcount
             hessian[np.ix_(rows, range(6), rows, range(6))] = square / member.overcount
             cost[member.volumes] = part.cost
-        return CourseEquations(gradient, hessian, cost, _jacobians(twists))
+        return CourseEquations(gradient, hessian, cost, right_jacobians(twists))
 
     def counted(self, twists: np.ndarray) -> CourseProblem:
         """Find by how much the normal equations of each group count too much."""
@@ -445,8 +445,8 @@ def _centred(
     return gradient, square - once - once.transpose(2, 3, 0, 1) + twice
 
 
-def _jacobians(twists: np.ndarray) -> np.ndarray:
-    """``A`` of each knot, (K, 6, 6)."""
+def right_jacobians(twists: np.ndarray) -> np.ndarray:
+    """``A`` of twists (K, 6): ``δ = −A dξ``, (K, 6, 6)."""
     found = np.zeros((len(twists), 6, 6))
     found[:, :3, :3] = Rotation.from_rotvec(twists[:, 3:]).as_matrix().transpose(0, 2, 1)
     found[:, 3:, 3:] = right_jacobian(twists[:, 3:])

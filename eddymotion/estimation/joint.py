@@ -43,18 +43,15 @@ from eddymotion.estimation.fields import (
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
 from eddymotion.estimation.outliers import SliceOutliers, rescaled
 from eddymotion.estimation.quality import assess
-from eddymotion.estimation.ties import (
-    ENOUGH_DIRECTIONS,
-    joined_in_time,
-    tied_by_data,
-    tied_volumes,
-)
+from eddymotion.estimation.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.estimation.undetermined import (
     ENOUGH_SLICES,
     describe_directions,
     free_part,
     undetermined_directions,
 )
+from eddymotion.estimation.unrest import Unrest
+from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.axes import image_axes, phase_encoding_vector
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import (
@@ -70,7 +67,7 @@ from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map,
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
-from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
+from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 
 log = logging.getLogger(__name__)
@@ -82,8 +79,6 @@ the voxel, since that is the scale of noise and detail."""
 
 COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 20
-
-COARSE_MODEL = GaussianProcessModel(SphericalCovariance(signal=20.0, angle=1.2), fitted=True)
 
 COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
 """Root-mean-square step, in voxels over the points, at which a level ends."""
@@ -105,58 +100,6 @@ MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3.0
 """What is kept around the brain of a volume from the second level on: what a level's filter and
 its remaining motion reach."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Volumes that are solved together.
-
-    Parameters
-    ----------
-    name : str
-    volumes : (N,) index array
-    coarse, fine : LinearModel
-        What predicts them at the coarse and at the fine levels.
-    leave_one_out : bool
-        See :class:`~eddymotion.estimation.coupled.CoupledProblem`.
-    has_fields : bool
-        Whether eddy-current fields are estimated.
-    """
-
-    name: str
-    volumes: np.ndarray
-    coarse: LinearModel
-    fine: LinearModel
-    leave_one_out: bool
-    has_fields: bool = False
-
-    @classmethod
-    def all_of(cls, dwi: DWI, model: LinearModel, frames: Sequence[np.ndarray]) -> list[_Group]:
-        """Group the volumes of a series, the largest diffusion-weighted group last.
-
-        A few volumes cannot teach a covariance: theirs is the fixed one at all levels.
-        """
-        mean = AverageModel()
-        groups = [cls("b=0", dwi.gradients.b0s, mean, mean, leave_one_out=True)]
-        for volumes in frames:
-            few = len(frames) > 1 and len(volumes) < ENOUGH_DIRECTIONS
-            name = f"b={dwi.gradients.bvals[volumes].mean():.0f}"
-            groups.append(cls(name, volumes, COARSE_MODEL, COARSE_MODEL if few else model, False))
-        has_fields = len(frames) == 1 or len(frames[-1]) >= ENOUGH_DIRECTIONS
-        groups[-1] = replace(groups[-1], name="b>0", has_fields=has_fields)
-        return [group for group in groups if len(group.volumes) > 1]
-
-    def can_recover(self, volumes: np.ndarray) -> bool:
-        """Whether some of the volumes are here, and coarse levels know better where they belong.
-
-        They do not know of a few directions.
-        """
-        enough = self.leave_one_out or len(self.volumes) >= ENOUGH_DIRECTIONS
-        return enough and bool(np.isin(volumes, self.volumes).any())
-
-    def without(self, volumes: np.ndarray) -> _Group:
-        """Leave some of the volumes out."""
-        return replace(self, volumes=np.setdiff1d(self.volumes, volumes))
 
 
 def solve_jointly(
@@ -194,7 +137,7 @@ def solve_jointly(
     """
     solver = _Solver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
     frames = tied_volumes(dwi.gradients, model)
-    groups = _Group.all_of(dwi, model, frames)
+    groups = VolumeGroup.all_of(dwi, model, frames)
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
         motion, problems = _approach(solver, groups, eddy_currents)
@@ -202,7 +145,7 @@ def solve_jointly(
         if found is not None:
             del problems
             frames, solver = found
-            groups = _Group.all_of(dwi, model, frames)
+            groups = VolumeGroup.all_of(dwi, model, frames)
             motion = _approach(solver, groups, eddy_currents)[0]
         motion, problems = solver.solve(FINE[-1], groups, motion)
         motion = joined_in_time(motion, frames, dwi.brain_center)
@@ -229,16 +172,20 @@ def solve_jointly(
             by_noise[volumes] = problem.covariances(solved)[:, :6, :6]
             recovered.append(problem.recovered(solved))
             covariances[volumes] = by_noise[volumes] / recovered[-1] ** 2
+        by_misfit, apart = np.zeros_like(covariances), np.full_like(covariances, np.nan)
         for volumes in (dwi.gradients.b0s, *frames):
-            covariances[volumes] += misfit_covariances(dwi, volumes)
+            by_misfit[volumes] = misfit_covariances(dwi, volumes)
+        covariances += by_misfit
         for group, problem, share in zip(groups, problems, recovered, strict=True):
             solved, volumes = _of_group(motion, group), group.volumes
             factor = max(HALVES_FACTOR, 1 / share)
             scatter = factor**2 * problem.scatter_of_halves(solved)
             covariances[volumes] += excess_covariance(covariances[volumes], scatter)
             slicing = dwi.acquisition.slicing
-            within = problem.scatter_of_periods(solved, slicing, dwi.affine, dwi.n_slices)
-            covariances[volumes] += moved_within(by_noise[volumes], within)
+            apart[volumes] = problem.scatter_of_periods(
+                solved, slicing, dwi.affine, dwi.n_slices
+            )
+        unrest = Unrest(covariances, apart, by_noise, by_misfit, judged.outliers.flagged)
     known = _known(dwi, groups, problems, frames)
     unplaced = np.zeros(len(dwi), bool)
     if retried is not None:
@@ -246,10 +193,11 @@ def solve_jointly(
     known &= ~unplaced
     return Estimate(
         fill_unpredicted(dwi, motion, known, model, groups=frames, unplaced=unplaced),
-        np.where(known[:, None, None], covariances, np.nan),
+        np.where(known[:, None, None], covariances + unrest.covariances, np.nan),
         frames if len(frames) > 1 else None,
         unplaced if unplaced.any() else None,
         solver.undetermined if len(solver.undetermined) else None,
+        unrest,
     )
 
 
@@ -260,7 +208,7 @@ def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
 
 
 def _approach(
-    solver: _Solver, groups: Sequence[_Group], eddy_currents: str
+    solver: _Solver, groups: Sequence[VolumeGroup], eddy_currents: str
 ) -> tuple[Motion, list[CoupledProblem]]:
     """Solve from rest up to the first fine level."""
     motion = Motion.identity(len(solver.dwi))
@@ -277,7 +225,7 @@ def _approach(
 
 def _determined(
     solver: _Solver,
-    groups: Sequence[_Group],
+    groups: Sequence[VolumeGroup],
     problems: Sequence[CoupledProblem],
     frames: Sequence[np.ndarray],
     motion: Motion,
@@ -308,7 +256,7 @@ def _determined(
 
 def with_fields(
     solver: _Solver,
-    groups: Sequence[_Group],
+    groups: Sequence[VolumeGroup],
     motion: Motion,
     eddy_currents: str,
 ) -> Motion:
@@ -331,13 +279,13 @@ def with_fields(
     return replace(motion, eddy_currents=motion.eddy_currents.of_order(order))
 
 
-def _of_group(motion: Motion, group: _Group) -> Motion:
+def _of_group(motion: Motion, group: VolumeGroup) -> Motion:
     """Motion of the volumes of a group; not all groups have fields."""
     found = motion.select(group.volumes)
     return found if group.has_fields else replace(found, eddy_currents=None)
 
 
-def _with_group(motion: Motion, group: _Group, found: Motion) -> Motion:
+def _with_group(motion: Motion, group: VolumeGroup, found: Motion) -> Motion:
     """Put the motion of a group into that of the series."""
     eddy = motion.eddy_currents
     if eddy is not None and found.eddy_currents is not None:
@@ -381,23 +329,9 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     return np.diag(np.maximum(np.nan_to_num(scatter - variances), 0.0))
 
 
-def moved_within(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarray:
-    """Return what the parts of each volume's time show beyond noise, (N, 6, 6).
-
-    Parameters
-    ----------
-    covariances : (N, 6, 6) array
-        Of the poses of a group, by noise alone.
-    scatter : (N, 6, 6) array
-        From :meth:`~eddymotion.estimation.coupled.CoupledProblem.scatter_of_periods`.
-    """
-    beyond = np.einsum("nkk->nk", scatter - covariances)
-    return np.maximum(np.nan_to_num(beyond), 0.0)[:, :, None] * np.eye(6)
-
-
 def _known(
     dwi: DWI,
-    groups: Sequence[_Group],
+    groups: Sequence[VolumeGroup],
     problems: Sequence[CoupledProblem],
     frames: Sequence[np.ndarray],
 ) -> np.ndarray:
@@ -437,7 +371,7 @@ class _Solver:
         self.outliers, self.band = outliers, None
 
     def solve(
-        self, level: Level, groups: Sequence[_Group], motion: Motion
+        self, level: Level, groups: Sequence[VolumeGroup], motion: Motion
     ) -> tuple[Motion, list[CoupledProblem]]:
         """Solve each group at a level; return the motion and the problems as they were solved."""
         fine = level.highpass is not None
@@ -461,7 +395,7 @@ class _Solver:
             problems.append(problem)
         return new, problems
 
-    def problem(self, level: Level, group: _Group, motion: Motion) -> CoupledProblem:
+    def problem(self, level: Level, group: VolumeGroup, motion: Motion) -> CoupledProblem:
         """Set up the problem of a group at a level."""
         splines = self.splines(level, motion.matrices)
         own = [splines[volume] for volume in group.volumes]
@@ -478,7 +412,7 @@ class _Solver:
             n_threads=self.n_threads,
         )
 
-    def phase_encoding_axis(self, group: _Group, motion: Motion) -> int:
+    def phase_encoding_axis(self, group: VolumeGroup, motion: Motion) -> int:
         """Find the image axis along which linear fields would lower the cost most."""
         state = self.random.bit_generator.state  # the result is that of an axis that was given
         problem = self.problem(COARSE[-1], group, motion)
@@ -493,7 +427,7 @@ class _Solver:
         return int(np.argmax(gains))
 
     def weigh(
-        self, motion: Motion, problem: CoupledProblem, group: _Group, by_evidence: bool
+        self, motion: Motion, problem: CoupledProblem, group: VolumeGroup, by_evidence: bool
     ) -> Motion:
         """Learn what the fields have in common, and leave out those that the data do not show."""
         found = _of_group(motion, group)

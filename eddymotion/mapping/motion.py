@@ -250,6 +250,16 @@ class Motion(HtmlValue):
             return self.matrices
         return np.linalg.inv(self.eddy_currents.shifts) @ self.matrices
 
+    def head_at(self, slice_: int) -> np.ndarray:
+        """Poses of the head alone while a slice of each volume was recorded, (N, 4, 4)."""
+        if self.trajectory is None:
+            return self.head
+        within = self.trajectory.within[:, slice_]
+        if self.eddy_currents is not None:
+            shifts = self.eddy_currents.shifts
+            within = np.linalg.inv(shifts) @ within @ shifts
+        return within @ self.head
+
     def updated(self, volumes: np.ndarray, matrices: np.ndarray) -> Motion:
         """Return a copy in which `volumes` have new `matrices`, of unknown error (NaN)."""
         new, errors = self.matrices.copy(), self.standard_errors

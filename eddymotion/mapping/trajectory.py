@@ -2,7 +2,7 @@
 """Where the head was while each slice of a volume was recorded.
 
 A slice ``k`` of volume ``i`` was recorded at the pose ``W_ik T_i``: ``T_i`` is the pose of the
-volume, the mean over its slices, and ``W_ik`` how far the head was from there, in the frame of the
+volume, the mean over its excitations, and ``W_ik`` how far the head was from there, in the frame of the
 scanner. A change of the reference, ``T_i → T_i M``, leaves ``W`` as it is.
 """
 
@@ -103,6 +103,8 @@ class Trajectory:
         affine: np.ndarray,
         axis: int = 2,
         standard_errors: np.ndarray | None = None,
+        *,
+        once: np.ndarray | slice = slice(None),
     ) -> tuple[np.ndarray, Trajectory]:
         """Split the poses of slices (N, Z, 4, 4) into those of volumes and what is left.
 
@@ -114,14 +116,16 @@ class Trajectory:
             About which means are taken, RAS+ mm.
         affine, axis, standard_errors
             As of the class.
+        once : (G,) index array
+            One slice of each excitation: what means are taken over. All slices when not given.
 
         Returns
         -------
         matrices : (N, 4, 4) array
-            The mean over the slices.
+            The mean over the excitations.
         trajectory : Trajectory
         """
-        mean = mean_pose(poses, center)
+        mean = mean_pose(poses[:, once], center)
         within = poses @ np.linalg.inv(mean)[:, None]
         at_rest = (poses == poses[:, :1]).all(axis=(1, 2, 3))
         mean[at_rest], within[at_rest] = poses[at_rest, 0], np.eye(4)
