@@ -368,9 +368,7 @@ class _Assembly:
         rows = knots.row[volume, knot]
         square[np.ix_(rows, range(6), rows, range(6))] += product
 
-    def _with_all(
-        self, knots: Knots, jacobian: np.ndarray, parts: np.ndarray
-    ) -> np.ndarray:
+    def _with_all(self, knots: Knots, jacobian: np.ndarray, parts: np.ndarray) -> np.ndarray:
         """Return how each knot answers to what all volumes do alike, ``Σ_j H_(im)(jn)``.
 
         Without what volumes in which the head moved answer to each other.

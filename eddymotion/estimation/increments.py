@@ -10,7 +10,7 @@ number of increments that the data determine, ``σ² = Σ w d² / γ``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse
@@ -70,11 +70,9 @@ class Increments:
         kind = np.where(same, WITHIN, np.where(at_rest, BESIDE_REST, BETWEEN))
         linked = np.flatnonzero(same | follows[np.minimum(volume[:-1], len(follows) - 1)])
         n = len(linked)
-        rows = np.repeat(np.arange(n), 2)
-        columns = np.stack([linked, linked + 1], axis=1).ravel()
-        change = sparse.csr_array(
-            (np.tile([-1.0, 1.0], n), (rows, columns)), shape=(n, knots.n_rows)
-        )
+        places = np.repeat(np.arange(n), 2), (linked[:, None] + [0, 1]).ravel()
+        shape = (n, knots.n_rows)
+        change = sparse.csr_array((np.tile([-1.0, 1.0], n), places), shape=shape)
         return cls(change, kind[linked], in_mm)
 
     def weights(self, twists: np.ndarray) -> np.ndarray:
@@ -90,7 +88,9 @@ class Increments:
             found.append(self.change.T @ sparse.diags_array(of_increments) @ self.change)
         return found
 
-    def learnt(self, twists: np.ndarray, weights: np.ndarray, covariance: np.ndarray) -> Increments:
+    def learnt(
+        self, twists: np.ndarray, weights: np.ndarray, covariance: np.ndarray
+    ) -> Increments:
         """Learn the scales.
 
         Parameters
@@ -101,11 +101,10 @@ class Increments:
             Of the posterior.
         """
         moved = (self.change @ twists) * self.in_mm
-        first, second = self.change.indices.reshape(-1, 2).T
         scale = self.scale.copy()
         for axis in range(6):
-            own = covariance[:, axis, :, axis]
-            left = own[first, first] + own[second, second] - 2 * own[first, second]
+            spread = self.change @ np.ascontiguousarray(covariance[:, axis, :, axis])
+            left = np.asarray(self.change.multiply(spread).sum(axis=1)).ravel()
             left = left * self.in_mm[axis] ** 2
             for kind in range(3):
                 of_kind = self.kind == kind
@@ -118,4 +117,4 @@ class Increments:
                 found = np.sqrt((weights[of_kind] * moved[of_kind, axis] ** 2).sum() / determined)
                 low, high = max(LEAST_SCALE_MM, old / 4), min(LARGEST_SCALE_MM, 3 * old)
                 scale[kind, axis] = np.clip(found, low, high)
-        return Increments(self.change, self.kind, self.in_mm, scale)
+        return replace(self, scale=scale)

@@ -182,9 +182,7 @@ def solve_jointly(
             scatter = factor**2 * problem.scatter_of_halves(solved)
             covariances[volumes] += excess_covariance(covariances[volumes], scatter)
             slicing = dwi.acquisition.slicing
-            apart[volumes] = problem.scatter_of_periods(
-                solved, slicing, dwi.affine, dwi.n_slices
-            )
+            apart[volumes] = problem.scatter_of_periods(solved, slicing, dwi.affine, dwi.n_slices)
         unrest = Unrest(covariances, apart, by_noise, by_misfit, judged.outliers.flagged)
     known = _known(dwi, groups, problems, frames)
     unplaced = np.zeros(len(dwi), bool)

@@ -39,7 +39,9 @@ class VolumeGroup:
     has_fields: bool = False
 
     @classmethod
-    def all_of(cls, dwi: DWI, model: LinearModel, frames: Sequence[np.ndarray]) -> list[VolumeGroup]:
+    def all_of(
+        cls, dwi: DWI, model: LinearModel, frames: Sequence[np.ndarray]
+    ) -> list[VolumeGroup]:
         """Group the volumes of a series, the largest diffusion-weighted group last.
 
         A few volumes cannot teach a covariance: theirs is the fixed one at all levels.

@@ -44,6 +44,10 @@ MOST_ROWS = 600
 """Of unknown poses in volumes in which the head moved: the time of a step grows with their cube."""
 
 
+MANY_MOVED = 0.5
+"""Where more of the diffusion-weighted volumes moved, none is taken to be at rest: few that are
+would hold the slices of all others in the frame of their own small motion."""
+
 LEAST_EXCITATIONS = 6
 """With fewer excitations a volume the head is not followed within it."""
 
@@ -185,6 +189,8 @@ class CourseSolver:
     def knots_at(self, level: StackLevel) -> int:
         """Return the knots of a volume at a level: no more than can be solved for."""
         most = int(MOST_ROWS / max(self.moving.sum(), 1))
+        if self.moving.all():
+            most = min(most, N_MIDDLE_KNOTS)
         return max(2, min(level.n_knots, most, self.n_knots or level.n_knots))
 
     def stacks(self, level: StackLevel) -> list[SliceStack]:
@@ -279,6 +285,8 @@ def follow_head(
     if n_knots is not None:
         moving = np.ones(len(dwi), bool)
     placed = np.ones(len(dwi), bool) if estimate.unplaced is None else ~estimate.unplaced
+    if moving[dwi.gradients.dwis].mean() > MANY_MOVED:
+        moving = np.ones(len(dwi), bool)
     moving &= placed
     log.info("motion within volumes: %s", _describe(unrest.evidence(scale), moving, n_knots))
     if not moving.any():
@@ -311,7 +319,9 @@ def _describe(evidence: np.ndarray, moving: np.ndarray, n_knots: int | None) -> 
     if n_knots is not None:
         return f"{n_knots} knots in every volume, as asked for"
     most = int(np.argmax(evidence))
-    of_all = f"parts of volume {most} pull apart by {evidence[most]:.1f} times what noise and misfit do"
+    of_all = (
+        f"parts of volume {most} pull apart by {evidence[most]:.1f} times what noise and misfit do"
+    )
     if not moving.any():
         return f"no evidence, one pose a volume ({of_all})"
     return f"{int(moving.sum())} of {len(moving)} volumes ({of_all})"

@@ -20,6 +20,7 @@ from eddymotion.mapping.eddy_currents import frozen_copy
 from eddymotion.mapping.rigid import mean_pose
 from eddymotion.wording import short_repr
 
+
 @dataclass(frozen=True, eq=False)
 class SlicesOfVolume:
     """Where the head was while each slice of one volume was recorded.
