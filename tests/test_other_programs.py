@@ -5,20 +5,27 @@ What a program says is applied here to a voxel with nothing but sines, cosines a
 the image; what is read from its file has to bring the voxel to the same place.
 """
 
+import json
+import re
 from math import cos, radians, sin
 
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
+from eddymotion.cli import evaluate
 from eddymotion.derivatives.fsl import write_fsl_eddy
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_motion
 from eddymotion.evaluation.transforms import eddy_motion_with_offsets
 from eddymotion.images.grid import Grid
+from eddymotion.io.images import write_image
+from eddymotion.io.itk import write_itk
 from eddymotion.io.motion import write_fsl_matrices
-from eddymotion.mapping.rigid import rigid_matrix
-from eddymotion.simulation import SliceTiming
+from eddymotion.io.trajectory import write_trajectory
+from eddymotion.mapping.rigid import exp_rigid, rigid_matrix
+from eddymotion.mapping.slice_poses import SlicePoses
+from eddymotion.simulation import SliceTiming, simulate_course
 
 VOXEL = np.array([7.0, 11.0, 3.0])
 SHAPE = (20, 24, 12)
@@ -234,3 +241,90 @@ def test_folders_without_matrices_and_unknown_programs_are_refused(tmp_path):
         read_motion(tmp_path, GRIDS[0], program="elastix")
     with pytest.raises(EddymotionError, match="--reference IMAGE"):
         read_motion(written(tmp_path / "rp_x.txt", [SMALL]))
+
+
+@pytest.fixture
+def trajectories(tmp_path):
+    """True and estimated tables of one series, with errors and standard errors that fit."""
+    grid = GRIDS[3]
+    true = simulate_course("nods", 9, SHAPE[2], SliceTiming(multiband=2), grid.center, seed=1)
+    sizes = np.repeat([0.05, 0.001], 3)
+    errors = np.random.default_rng(0).normal(size=(9, 6, 6)) * sizes
+    found = SlicePoses(
+        true.matrices @ exp_rigid(errors, grid.center), true.groups, true.times,
+        np.tile(sizes, (9, 6, 1)),
+    )  # fmt: skip
+    for name, motion in (("true", true), ("estimated", found)):
+        write_trajectory(tmp_path / f"{name}.tsv", motion, grid.center)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[2:-2, 2:-2, 1:-1] = 1
+    write_image(tmp_path / "mask.nii.gz", mask, grid.affine)
+    write_itk(tmp_path / "mean.txt", true.mean(grid.center).matrices)
+    (tmp_path / "dwi.bval").write_text("0 " + "1000 " * 8)
+    for name, columns in (("rp_x.txt", 6), ("m.eddy_parameters", 6), ("f.eddy_parameters", 16)):
+        written(tmp_path / name, np.zeros((9, columns)))
+    return tmp_path
+
+
+def call(folder, *arguments):
+    named = [str(folder / a) if "." in a else a for a in arguments]
+    return evaluate.main(["motion", *named, "--mask", str(folder / "mask.nii.gz")])
+
+
+def test_tables_of_slices_are_scored(trajectories, capsys):
+    arguments = ("estimated.tsv", "true.tsv", "--bval", "dwi.bval", "-o", "out.x")
+    assert call(trajectories, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "mean poses" in printed
+    assert "95 % intervals of slices that hold the truth: 9" in printed
+    figures = json.loads((trajectories / "out.x.json").read_text())["slices"]
+    scores = {(s["method"], s["frame"], s["volumes"]): s for s in figures["scores"]}
+    mine = scores["estimated", "free", "b>100"]
+    assert 0.04 < mine["rmse_translation_mm"] < 0.06
+    assert mine["rms_mm"] < 0.3 * scores["mean poses", "free", "b>100"]["rms_mm"]
+    assert 90 < figures["coverage_percent"] < 99
+    header, *rows = (trajectories / "out.x_slices.tsv").read_text().splitlines()
+    assert header.startswith("volume\tslice\ttime\tused\tgiven_displacement_mm")
+    assert len(rows) == 9 * SHAPE[2]
+    assert (trajectories / "out.x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_pose_a_volume_is_scored_by_slices_and_shows_what_it_cannot_do(trajectories, capsys):
+    assert call(trajectories, "mean.txt", "true.tsv", "--bval", "dwi.bval") == 0
+    lines = capsys.readouterr().out.partition("\nslices")[2].splitlines()
+    own, best = (next(line for line in lines if line.startswith(name)).split()[-7:]
+                 for name in ("estimated", "mean poses"))  # fmt: skip
+    assert own == best
+    assert float(own[0]) > 0.2
+
+
+def test_frame_of_a_volume_is_that_of_its_mean_pose(trajectories, capsys):
+    grid = GRIDS[3]
+    found = read_motion(trajectories / "estimated.tsv", grid).slices
+    away = exp_rigid(np.array([5.0, -3, 2, 0.1, 0.05, -0.1]), grid.center)
+    write_trajectory(trajectories / "moved.tsv", found.relative_to(away), grid.center)
+    printed = []
+    for name in ("estimated.tsv", "moved.tsv"):
+        assert call(trajectories, name, "true.tsv", "--relative-to", "2") == 0
+        text = capsys.readouterr().out
+        printed.append([float(n) for n in re.findall(r"-?\d+\.\d+", text)])
+    np.testing.assert_allclose(*printed, atol=0.03)  # means of large nods differ a little
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mean.txt", "true.tsv", "--index", "dwi.bval"), "add --acqp"),
+        (("estimated.tsv", "true.tsv", "--acqp", "dwi.bval"), "belongs to eddy's"),
+        (("rp_x.txt", "true.tsv", "--acqp", "dwi.bval"), "belongs to eddy's"),
+        (("m.eddy_parameters", "true.tsv", "--acqp", "dwi.bval"), "holds no fields"),
+        (("f.eddy_parameters", "true.tsv", "--acqp", "dwi.bval"), "expected rows of four"),
+        (("mean.txt", "true.tsv", "--slice-axis", "i"), "motion of 12 slices, the image has 20"),
+        (("mean.txt", "true.tsv", "--format", "spm"), "not a table of numbers"),
+    ],
+)
+def test_wrong_calls_are_one_line(trajectories, arguments, message, capsys):
+    assert call(trajectories, *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

@@ -262,16 +262,19 @@ def read_motions(options: argparse.Namespace, grid: Grid | None) -> tuple[Motion
 
     from eddymotion.evaluation import read_motion
     from eddymotion.evaluation.transforms import eddy_motion_with_offsets
+    from eddymotion.io.other_programs import program_of
 
+    given = None if options.format == "auto" else options.format
+    program = given or program_of(options.estimated)
     true = read_motion(options.true, grid)
     estimated = read_motion(
-        options.estimated, grid, program=None if options.format == "auto" else options.format,
+        options.estimated, grid, program=program,
         groups=true.slices.groups if true.slices else None, n_volumes=len(true.motion),
     )  # fmt: skip
     if options.index and not options.acqp:
         raise EddymotionError("--index says which row of --acqp belongs to a volume; add --acqp")
     if options.acqp:
-        if grid is None or estimated.slices:
+        if grid is None or estimated.slices or program != "eddy":
             raise EddymotionError("--acqp belongs to eddy's .eddy_parameters; leave it out")
         motion = eddy_motion_with_offsets(
             options.estimated, estimated.motion, grid, options.acqp, options.index

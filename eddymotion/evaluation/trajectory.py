@@ -295,7 +295,14 @@ def trajectory_coverage(
 
 
 def _poses_of(file: MotionFile, n_slices: int) -> np.ndarray:
-    return file.slices.poses if file.slices else _of_slices(file.motion.matrices, n_slices)
+    if file.slices is None:
+        return _of_slices(file.motion.matrices, n_slices)
+    if file.slices.n_slices != n_slices:
+        raise EddymotionError(
+            f"motion of {file.slices.n_slices} slices, the image has {n_slices} along its slice "
+            "axis; give the image it belongs to, and --slice-axis"
+        )
+    return file.slices.poses
 
 
 def _of_slices(matrices: np.ndarray, n_slices: int) -> np.ndarray:

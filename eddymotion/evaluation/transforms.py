@@ -129,9 +129,15 @@ def eddy_motion_with_offsets(
     grid : Grid
     acquisition, index : Path
         What eddy was given as ``--acqp`` and ``--index``.
+
+    Raises
+    ------
+    EddymotionError
+        If there are no fields, or the files do not belong together.
     """
     numbers = None if index is None else read_numbers(index).ravel().astype(int)
-    offsets = eddy_offsets(read_rows(path, "eddy"), grid, read_numbers(acquisition), numbers)
+    rows = read_rows(path, "eddy")
+    offsets = eddy_offsets(path, rows, grid, read_numbers(acquisition), numbers)
     moved = np.array(motion.matrices)
     moved[:, :3, 3] += offsets
     return Motion(moved)

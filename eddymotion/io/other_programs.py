@@ -121,7 +121,11 @@ def eddy_poses(rows: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def eddy_offsets(
-    rows: np.ndarray, grid: Grid, acquisition: np.ndarray, index: np.ndarray | None = None
+    path: Path,
+    rows: np.ndarray,
+    grid: Grid,
+    acquisition: np.ndarray,
+    index: np.ndarray | None = None,
 ) -> np.ndarray:
     """Where the constants of eddy's fields displace the volumes, RAS+ mm: (N, 3).
 
@@ -130,8 +134,10 @@ def eddy_offsets(
 
     Parameters
     ----------
+    path : Path
+        Of ``.eddy_parameters``, for what is said.
     rows : (N, columns) array
-        Of ``.eddy_parameters``.
+        Its numbers.
     grid : Grid
     acquisition : (A, 4) array
         eddy's ``--acqp``: phase-encoding vector along FSL's axes, and readout time (s).
@@ -142,20 +148,23 @@ def eddy_offsets(
     Raises
     ------
     EddymotionError
-        If they do not belong together.
+        If there are no fields, or they do not belong together.
     """
+    if rows.shape[1] == MOVEMENT:
+        raise EddymotionError(
+            f"{path}: holds no fields whose constants could be added; leave --acqp out"
+        )
     index = np.ones(len(rows), int) if index is None else index
     fits = acquisition.shape[1:] == (4,) and len(index) == len(rows)
     if not (fits and index.min() >= 1 and index.max() <= len(acquisition)):
         raise EddymotionError(
-            f"acquisition parameters of shape {acquisition.shape} and an index of {len(index)} "
-            f"numbers up to {index.max()}, expected rows of four numbers, and one of them for "
-            f"each of {len(rows)} volumes"
+            f"{path}: acquisition parameters of shape {acquisition.shape} and an index of "
+            f"{len(index)} numbers up to {index.max()}, expected rows of four numbers, and one of "
+            f"them for each of {len(rows)} volumes"
         )
     own = acquisition[index - 1]
     sizes = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    constant = rows[:, -1:] if rows.shape[1] > MOVEMENT else np.zeros((len(rows), 1))
-    in_fsl = own[:, :3] * constant * own[:, 3:] * sizes
+    in_fsl = own[:, :3] * rows[:, -1:] * own[:, 3:] * sizes
     return in_fsl @ np.linalg.inv(fsl_coordinates(grid.shape, grid.affine))[:3, :3].T
 
 

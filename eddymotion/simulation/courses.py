@@ -67,8 +67,8 @@ def simulate_course(
     pivot = center + (NECK_MM if course in ("nods", "breathing") else 0.0)
     matrices = rigid_matrix(parameters[:, :3], parameters[:, 3:], pivot)
     matrices = matrices.reshape(*times.shape, 4, 4)
-    at_rest = np.linalg.inv(mean_pose(matrices[0], center))
-    return SlicePoses(matrices @ at_rest, timing.groups(n_slices), times)
+    to_start = np.linalg.inv(mean_pose(matrices[0], center))
+    return SlicePoses(to_start @ matrices, timing.groups(n_slices), times)
 
 
 def replayed_trajectory(
