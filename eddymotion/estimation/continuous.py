@@ -3,22 +3,22 @@
 
 As :mod:`eddymotion.estimation.coupled`, with the poses of knots in time in place of those of
 volumes. A point ``x`` of the head is read in all slices near it, each at its own pose
-(:mod:`eddymotion.images.stack`), ``y_i(x) = Σ_k w_k S_k(T_ik x)``. A displacement of the content of
-slice ``k`` by ``δ_k`` changes it by ``−w_k J_i δ_k``; with ``B_m(t_k)`` the part of knot ``m`` in the
-pose of that slice, ::
+(:mod:`eddymotion.images.stack`), ``y_i(x) = Σ_k w_k S_k(T_ik x)``. A displacement of the content
+of slice ``k`` by ``δ_k`` changes it by ``−w_k J_i δ_k``; with ``B_m(t_k)`` the part of knot ``m``
+in the pose of that slice, ::
 
     J_im = β_im J_i,   β_im(x) = Σ_k w_k B_m(t_k)
     G_im = Σ_x w β_im J_i (Py)_i,   H_(im)(jn) = P_ij Σ_x w β_im β_jn J_i J_jᵀ
 
-*What the data do not show.* A displacement of the slices that is the same in all volumes of a group
-only warps the frame of the head: the volumes agree as before. ``G`` and ``H`` are centred over the
-volumes of a group for each knot, before the knots of a volume at rest are put together, so that
-neither noise nor the approximations of ``J`` pull there; the prior alone decides, and holds still
-what it can. Levenberg's damping is centred likewise.
+*What the data do not show.* A displacement of the slices that is the same in all volumes of a
+group only warps the frame of the head: the volumes agree as before. ``G`` and ``H`` are centred
+over the volumes of a group for each knot, before the knots of a volume at rest are put together,
+so that neither noise nor the approximations of ``J`` pull there; the prior alone decides, and
+holds still what it can. Levenberg's damping is centred likewise.
 
 *Units.* ``H`` counts points whose noise is correlated. It is divided by how much too small the
-covariances are that it tells: the sandwich over blocks of the brain over the inverse of ``H``, both
-with one pose a volume.
+covariances are that it tells: the sandwich over blocks of the brain over the inverse of ``H``,
+both with one pose a volume.
 
 ``T ← T exp(−δ)`` are the twists of a step; the unknowns are twists ``ξ`` about the centre of the
 brain, ``T = exp(ξ)``, in which the head is interpolated between knots: ``δ = −A dξ`` with
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy import linalg
@@ -60,6 +61,8 @@ ABSOLUTE_DAMPING = 1e-3
 LEAST_LEVENBERG, MOST_LEVENBERG = 1e-3, 3.0
 COST_SLACK = 0.02
 """Rise of the cost of a volume that counts as one."""
+
+AXES = np.arange(6)
 
 TRIES = 3
 """Of a step that is too long for its linearisation."""
@@ -184,7 +187,7 @@ class CourseProblem:
         object.__setattr__(self, "points", self.points[order])
         edges = np.flatnonzero(np.diff(slab[order])) + 1
         bounds = np.concatenate([[0], edges, [len(slab)]])
-        slabs = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        slabs = [slice(a, b) for a, b in pairwise(bounds)]
         object.__setattr__(self, "slabs", slabs)
 
     @property
@@ -253,7 +256,7 @@ class CourseProblem:
             rows = np.unique(knots.row[member.volumes])
             of_group, square = part.centred()
             gradient[rows] = of_group / member.overcount
-            hessian[np.ix_(rows, range(6), rows, range(6))] = square / member.overcount
+            hessian[np.ix_(rows, AXES, rows, AXES)] = square / member.overcount
             cost[member.volumes] = part.cost
         return CourseEquations(gradient, hessian, cost, right_jacobians(twists))
 
@@ -352,8 +355,7 @@ class _Assembly:
         self, square: np.ndarray, knots: Knots, jacobian: np.ndarray, parts: np.ndarray
     ) -> None:
         """Add the share of a slab to ``H``."""
-        active = parts.any(axis=1)
-        active[~knots.moving] = False
+        active = np.where(knots.moving[:, None], parts.any(axis=1), False)
         active[~knots.moving, 0] = True
         volume, knot = np.nonzero(active)
         if not len(volume) or not jacobian.shape[2]:
@@ -366,7 +368,7 @@ class _Assembly:
         product = product.reshape(len(volume), 6, len(volume), 6)
         product *= self.P[np.ix_(volume, volume)][:, None, :, None]
         rows = knots.row[volume, knot]
-        square[np.ix_(rows, range(6), rows, range(6))] += product
+        square[np.ix_(rows, AXES, rows, AXES)] += product
 
     def _with_all(self, knots: Knots, jacobian: np.ndarray, parts: np.ndarray) -> np.ndarray:
         """Return how each knot answers to what all volumes do alike, ``Σ_j H_(im)(jn)``.
@@ -444,7 +446,7 @@ def _centred(
 
 
 def right_jacobians(twists: np.ndarray) -> np.ndarray:
-    """``A`` of twists (K, 6): ``δ = −A dξ``, (K, 6, 6)."""
+    """Return ``A`` of twists (K, 6), ``δ = −A dξ``: (K, 6, 6)."""
     found = np.zeros((len(twists), 6, 6))
     found[:, :3, :3] = Rotation.from_rotvec(twists[:, 3:]).as_matrix().transpose(0, 2, 1)
     found[:, 3:, 3:] = right_jacobian(twists[:, 3:])
@@ -620,5 +622,5 @@ def _levenberg(
             once = common[:, axis] @ own.held.T / n
             twice = (own.held * total[:, axis]) @ own.held.T / n**2
             block = np.diag(strength[:, axis] * shared) - once - once.T + twice
-            found[np.ix_(rows, [axis], rows, [axis])] += block[:, None, :, None]
+            found[np.ix_(rows, AXES[[axis]], rows, AXES[[axis]])] += block[:, None, :, None]
     return found

@@ -150,14 +150,12 @@ def unite_frames(
         log.warning("%s", united.frame_doubt)
     if covariances is None:
         return united
-    estimate_of_reference = covariances[dwi.reference]
-    covariances = covariances + of_frame + estimate_of_reference
+    common = of_frame + covariances[dwi.reference]
     if groups is not None:
-        covariances += of_few(united, groups, dwi)
-    within = None
-    if estimate.within is not None:
-        within = estimate.within + of_frame[:, None] + estimate_of_reference
+        common += of_few(united, groups, dwi)
+    covariances = covariances + common
     covariances[dwi.reference] = 0.0
+    within = None if estimate.within is None else estimate.within + common[:, None]
     return _with_errors(united, covariances, within, dwi)
 
 
@@ -325,8 +323,8 @@ def find_offset(
     motion : Motion
         Theirs, in their frame. The offsets of the fields are no motion: time does not see them.
     placed : (n,) index array and (2, n, 4, 4) array, optional
-        Volumes and poses at their first and last excitations in the frame of the b=0 volumes that time is to join the group to; the
-        b=0 volumes when not given.
+        Volumes and poses, at their first and last excitations, in the frame of the b=0 volumes
+        that time is to join the group to; the b=0 volumes when not given.
     with_images : bool
         Whether images have a say; what they do not determine would pull on the rest.
     seed : int

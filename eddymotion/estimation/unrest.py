@@ -3,9 +3,9 @@
 
 Each of a few parts of the time of a volume has slices of its own, and would move the pose of the
 volume by itself (:meth:`~eddymotion.estimation.coupled.CoupledProblem.scatter_of_periods`). Noise
-does so, and so does what the model gets wrong, which differs from place to place; a head that moved
-does so by far more. One volume beyond both is evidence of motion within volumes; where there is
-some, others of the series are taken to have moved as soon as they are beyond noise.
+does so, and so does what the model gets wrong, which differs from place to place; a head that
+moved does so by far more. One volume beyond both is evidence of motion within volumes; where there
+is some, others of the series are taken to have moved as soon as they are beyond noise.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ BEYOND_MISFIT = 4.0
 and simulated series without it reached 2.9."""
 
 BEYOND_NOISE = 2.5
-"""The same over that of noise alone, for further volumes. Simulated volumes at rest, in series with
-motion, reached 2.0."""
+"""The same over that of noise alone, for further volumes. Simulated volumes at rest, in series
+with motion, reached 2.0."""
 
 B0_BEYOND_NOISE, B0_BEYOND_MM = 4.0, 0.02
 """For b=0 volumes, whose noise is small: what the others' motion does to them reached 9, and 0.03

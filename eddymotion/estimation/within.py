@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import ndimage
@@ -41,7 +41,7 @@ N_KNOTS, N_MIDDLE_KNOTS, N_COARSE_KNOTS = 12, 8, 4
 """Of a volume in which the head moved: a jump is not over in less than a step between knots."""
 
 MOST_ROWS = 600
-"""Of unknown poses in volumes in which the head moved: the time of a step grows with their cube."""
+"""Of unknown poses in volumes in which the head moved: the time of a step goes with their cube."""
 
 
 MANY_MOVED = 0.5
@@ -144,7 +144,7 @@ class CourseSolver:
     moving: np.ndarray
     lost: np.ndarray
     n_knots: int | None = None
-    compute: Compute = Compute()
+    compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
         dwi = self.dwi
@@ -162,7 +162,8 @@ class CourseSolver:
         dwi = self.dwi
         knots = Knots.between(self.slicing, 2, np.zeros(len(dwi), bool))
         twists = log_rigid(self.motion.head, dwi.brain_center)
-        found, scale, stacks, filters = None, None, None, None
+        found, scale, filters = None, None, None
+        stacks: list[SliceStack] = []
         for level in LEVELS:
             before = knots
             knots = Knots.between(self.slicing, self.knots_at(level), self.moving)
@@ -254,7 +255,7 @@ def follow_head(
     model: LinearModel,
     *,
     n_knots: int | None = None,
-    compute: Compute = Compute(),
+    compute: Compute,
 ) -> Estimate | None:
     """Find the course of the head through the volumes in which it moved.
 
@@ -305,11 +306,13 @@ def follow_head(
     matrices, trajectory = Trajectory.of_poses(
         poses, dwi.brain_center, dwi.affine, slicing.axis, once=once
     )
+    assert estimate.covariances is not None
+    known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     of_volumes = of_slices[0] + unrest.at_rest
     return replace(
         estimate,
         motion=replace(motion, matrices=matrices, trajectory=trajectory),
-        covariances=np.where(np.isfinite(estimate.covariances), of_volumes, np.nan),
+        covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
         within=of_slices[1] + unrest.at_rest[:, None],
     )
 

@@ -77,7 +77,7 @@ class StackReading:
         n_slices, n_columns = of_slices.shape
         padded = np.zeros((n_slices + N_NODES, n_columns), np.float32)
         padded[:n_slices] = of_slices
-        return sum(self.weights[:, k, None] * padded[self.first + k] for k in range(N_NODES))  # type: ignore[return-value]
+        return sum(self.weights[:, k, None] * padded[self.first + k] for k in range(N_NODES))
 
 
 @dataclass(frozen=True, eq=False)

@@ -144,6 +144,53 @@ def _in_plane(plane, a, b):
 
 
 @compiled
+def _find_nodes(matrices, points, p, shifts, lost, low, nodes, distances):
+    """Fill the slices near a point and how far each is; return how many, and the least."""
+    n, least = 0, np.inf
+    for k in range(low, min(low + N_NODES, matrices.shape[0])):
+        distance = _height(matrices, points, p, k, shifts) - k
+        if abs(distance) < REACH and not lost[k]:
+            nodes[n], distances[n] = k, distance
+            least = min(least, abs(distance))
+            n += 1
+    return n, least
+
+
+@compiled
+def _place(matrix, points, p, shifts):
+    """Where a point is in the plane of a slice: a, b in voxels."""
+    m = matrix
+    a = m[0, 0] * points[p, 0] + m[0, 1] * points[p, 1] + m[0, 2] * points[p, 2] + m[0, 3]
+    b = m[1, 0] * points[p, 0] + m[1, 1] * points[p, 1] + m[1, 2] * points[p, 2] + m[1, 3]
+    if shifts.shape[0]:
+        return a + shifts[p, 0], b + shifts[p, 1]
+    return a, b
+
+
+@compiled
+def _mix(coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along):
+    """Read the slices and weigh them: value, and slopes along a, b and the slice axis.
+
+    NaN where one of them does not reach.
+    """
+    last_a = coefficients.shape[1] - 2 * PADDING - 0.5
+    last_b = coefficients.shape[2] - 2 * PADDING - 0.5
+    total, by_a, by_b, by_c = 0.0, 0.0, 0.0, 0.0
+    for i in range(n):
+        if max(abs(of_nodes[i]), abs(along[i])) < LEAST_WEIGHT:
+            continue
+        a, b = _place(matrices[nodes[i]], points, p, shifts)
+        if not (-0.5 <= a <= last_a and -0.5 <= b <= last_b):
+            return np.nan, 0.0, 0.0, 0.0
+        value, slope_a, slope_b = _in_plane(coefficients[nodes[i]], a, b)
+        total += of_nodes[i] * value
+        by_a += of_nodes[i] * slope_a
+        by_b += of_nodes[i] * slope_b
+        by_c += along[i] * value
+    return total, by_a, by_b, by_c
+
+
+@compiled
 def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, slopes, weights,
                 first):  # fmt: skip
     """Read a stack of slices at points of the head.
@@ -172,58 +219,32 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
     first : (P,) int64 array
         Filled.
     """
-    n_slices, n_a, n_b = coefficients.shape
-    n_a, n_b = n_a - 2 * PADDING, n_b - 2 * PADDING
+    n_slices = coefficients.shape[0]
     length, nugget, most = kriging
     nodes = np.empty(N_NODES, np.int64)
     distances = np.empty(N_NODES)
     work = np.empty((N_NODES + 1, N_NODES))
     of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
     for p in range(points.shape[0]):
-        values[p] = np.nan
-        slopes[p] = np.float32(0)
-        weights[p] = np.float32(0)
+        values[p], slopes[p], weights[p] = np.nan, np.float32(0), np.float32(0)
         near, height = _nearest(matrices, points, p, shifts)
         low = max(0, min(near - N_NODES // 2 + 1, n_slices - N_NODES))
         first[p] = low
         if height < -0.5 or height > n_slices - 0.5:
             continue
-        n, least = 0, np.inf
-        for k in range(low, min(low + N_NODES, n_slices)):
-            distance = _height(matrices, points, p, k, shifts) - k
-            if abs(distance) < REACH and not lost[k]:
-                nodes[n], distances[n] = k, distance
-                least = min(least, abs(distance))
-                n += 1
+        n, least = _find_nodes(matrices, points, p, shifts, lost, low, nodes, distances)
         if n < 2 or least > NEAREST:
             continue
         if _krige(distances, n, length, nugget, work, of_nodes, along) > most:
             continue
-        total, by_a, by_b, by_c = 0.0, 0.0, 0.0, 0.0
-        inside = True
-        for i in range(n):
-            if abs(of_nodes[i]) < LEAST_WEIGHT and abs(along[i]) < LEAST_WEIGHT:
-                continue
-            k = nodes[i]
-            m = matrices[k]
-            a = m[0, 0] * points[p, 0] + m[0, 1] * points[p, 1] + m[0, 2] * points[p, 2] + m[0, 3]
-            b = m[1, 0] * points[p, 0] + m[1, 1] * points[p, 1] + m[1, 2] * points[p, 2] + m[1, 3]
-            if shifts.shape[0]:
-                a += shifts[p, 0]
-                b += shifts[p, 1]
-            if not (-0.5 <= a <= n_a - 0.5 and -0.5 <= b <= n_b - 0.5):
-                inside = False
-                break
-            value, slope_a, slope_b = _in_plane(coefficients[k], a, b)
-            total += of_nodes[i] * value
-            by_a += of_nodes[i] * slope_a
-            by_b += of_nodes[i] * slope_b
-            by_c += along[i] * value
-            weights[p, k - low] = of_nodes[i]
-        if not inside or np.isnan(total):
-            weights[p] = np.float32(0)
+        total, by_a, by_b, by_c = _mix(
+            coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along
+        )
+        if np.isnan(total):
             continue
         values[p] = total
+        for i in range(n):
+            weights[p, nodes[i] - low] = of_nodes[i]
         m = matrices[near]
         for axis in range(3):
             slopes[p, axis] = m[0, axis] * by_a + m[1, axis] * by_b + m[2, axis] * by_c

@@ -2,8 +2,8 @@
 """Where the head was while each slice of a volume was recorded.
 
 A slice ``k`` of volume ``i`` was recorded at the pose ``W_ik T_i``: ``T_i`` is the pose of the
-volume, the mean over its excitations, and ``W_ik`` how far the head was from there, in the frame of the
-scanner. A change of the reference, ``T_i → T_i M``, leaves ``W`` as it is.
+volume, the mean over its excitations, and ``W_ik`` how far the head was from there, in the frame
+of the scanner. A change of the reference, ``T_i → T_i M``, leaves ``W`` as it is.
 """
 
 from __future__ import annotations
