@@ -150,7 +150,7 @@ def with_nipype(image: Path, folder: Path, threads: int, plugin: str = "Linear")
 
     from eddymotion.pipeline.limits import Plugin
 
-    workflow = init_dwi_hmc_wf(num_threads=threads)
+    workflow = init_dwi_hmc_wf(n_threads=threads)
     workflow.inputs.inputnode.dwi_file = image
     arguments = {"n_procs": threads} if plugin == "MultiProc" else {}
     run_workflow(workflow, Plugin(plugin, arguments), folder)
@@ -163,7 +163,7 @@ def with_multiproc(image: Path, folder: Path, threads: int) -> None:
 def with_pydra(image: Path, folder: Path, threads: int) -> None:
     from eddymotion.workflows.pydra import DwiHmc
 
-    DwiHmc(dwi_file=image, num_threads=threads)(worker="cf", n_procs=2, cache_root=folder)
+    DwiHmc(dwi_file=image, n_threads=threads)(worker="cf", n_procs=2, cache_root=folder)
 
 
 def with_command(image: Path, folder: Path, threads: int) -> None:

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 ANNEXED = "annex/objects"
 """In the target of a link, or the content of a small file, that stands for one of git-annex."""
@@ -19,6 +23,49 @@ class EddymotionError(ValueError):
     The message is one line that tells what was given, what was expected and what to do.
     Commands print it without a traceback.
     """
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def renamed(**names: str) -> Callable[[Function], Function]:
+    """Have a function take keywords under their former names as well, with a warning.
+
+    Parameters
+    ----------
+    **names
+        Former name → present name.
+    """
+
+    def renaming(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*args: Any, **given: Any) -> Any:
+            for former, name in names.items():
+                if former in given and name in given:
+                    raise TypeError(f"{function.__name__}: {former} is {name}; give one of both")
+            return function(*args, **with_present_names(given, names, function.__name__))
+
+        return cast(Function, call)
+
+    return renaming
+
+
+def with_present_names(
+    given: Mapping[str, Any], names: Mapping[str, str], where: str
+) -> dict[str, Any]:
+    """Rename keywords that have another name now, each with a warning; None is not given."""
+    present = dict(given)
+    for former, name in names.items():
+        value = present.pop(former, None)
+        if value is None:
+            continue
+        warnings.warn(
+            f"{where}: {former} is {name} now; the former name goes in the next release",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        present[name] = value
+    return present
 
 
 REMEDIES = {

@@ -77,6 +77,14 @@ def _shortened(text: str, longest: int) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
+def duration(seconds: float) -> str:
+    """Write a time as people say it: ``40 s``, ``12 min``, ``2 h 05 min``."""
+    if seconds < 99.5:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 FEW = 4
 """Numbers that are listed one by one; of more the shape alone."""
 

@@ -63,13 +63,13 @@ def fit_tensor(dwi_file, bval_file, bvec_file, mask_file):
     return tuple(paths)
 
 
-def build(dwi_file: Path, out_dir: Path, method: str = "mppca", num_threads: int = 1) -> Workflow:
+def build(dwi_file: Path, out_dir: Path, method: str = "mppca", n_threads: int = 1) -> Workflow:
     """Put the three together."""
     tables = {kind: image_beside(dwi_file, kind) for kind in ("bval", "bvec")}
     clean = Node(Function(["dwi_file", "bval_file", "method"], ["dwi_file"], denoise), "denoise")
     clean.inputs.trait_set(dwi_file=str(dwi_file), bval_file=tables["bval"], method=method)
 
-    given = {"bval_file": tables["bval"], "bvec_file": tables["bvec"], "num_threads": num_threads}
+    given = {"bval_file": tables["bval"], "bvec_file": tables["bvec"], "n_threads": n_threads}
     estimate = Node(Estimate(dwi_file=str(dwi_file), **given), "estimate")
     measure = Node(Measure(dwi_file=str(dwi_file), **given), "measure")
     apply = Node(Apply(**given), "apply")

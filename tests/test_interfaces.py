@@ -45,10 +45,10 @@ def series(tiny, tmp_path_factory):
 def in_library(series, tmp_path_factory):
     """What the four lines of the README make of it: name of an output → digest."""
     dwi = em.load(series)
-    motion = em.estimate_motion(dwi, estimator=em.Joint(max_steps=1), seed=3)
+    motion = em.estimate_motion(dwi, estimator=em.Joint(max_steps=1), random_seed=3)
     corrected = em.resample(dwi, motion)
     folder = tmp_path_factory.mktemp("library")
-    outputs = em.save(corrected, motion, folder, quality=em.assess(dwi, motion, seed=3))
+    outputs = em.save(corrected, motion, folder, quality=em.assess(dwi, motion, random_seed=3))
     kinds = ("dwi", "bval", "bvec", "dwiref", "mask", "xfm", "confounds")
     return {f"{kind}_file": digest(outputs[kind]) for kind in kinds}
 
@@ -68,7 +68,7 @@ def test_nipype_gives_what_the_library_gives(series, in_library, tmp_path, monke
     moved = {"dwi_file": series, "xfm_file": found.xfm_file, "mask_file": found.mask_file,
              "details_file": found.details_file}  # fmt: skip
     table = nodes.Measure(**moved, random_seed=3).run().outputs
-    applied = nodes.Apply(**moved, num_threads=2).run().outputs
+    applied = nodes.Apply(**moved, n_threads=2).run().outputs
     assert (
         digests(found, ["xfm_file"])
         | digests(applied, CORRECTED)
@@ -83,7 +83,7 @@ def test_pydra_gives_what_the_library_gives(series, in_library, tmp_path):
     moved = {"dwi_file": series, "xfm_file": found.xfm_file, "mask_file": found.mask_file,
              "details_file": found.details_file}  # fmt: skip
     table = tasks.Measure(**moved, random_seed=3)(**how)
-    applied = tasks.Apply(**moved, num_threads=2)(**how)
+    applied = tasks.Apply(**moved, n_threads=2)(**how)
     assert (
         digests(found, ["xfm_file"])
         | digests(applied, CORRECTED)
@@ -211,7 +211,7 @@ def test_each_setting_is_an_input_with_a_description():
     of_sessions = {name for name, about in SETTINGS.items() if about.stage == "joining"}
     assert known >= set(SETTINGS) - {"brain_mask", "nprocs"} - of_sessions
     assert not known & of_sessions
-    given = {"mask_file": "m.nii", "num_threads": 3, "ignore": ["qform"], "model": None}
+    given = {"mask_file": "m.nii", "n_threads": 3, "ignore": ["qform"], "model": None}
     settings = settings_of(given)
     assert (settings.nprocs, settings.ignore, settings.model) == (3, ("qform",), "auto")
 
@@ -240,8 +240,8 @@ def test_what_is_found_beside_counts_as_given(series, tmp_path, monkeypatch):
     image, bvec = tmp_path / "dwi.nii.gz", tmp_path / "dwi.bvec"
 
     def identities():
-        node = nodes.Estimate(dwi_file=image, num_threads=1)
-        other = nodes.Estimate(dwi_file=image, num_threads=4)
+        node = nodes.Estimate(dwi_file=image, n_threads=1)
+        other = nodes.Estimate(dwi_file=image, n_threads=4)
         in_nipype = node.inputs.get_hashval("content")[1]
         assert in_nipype == other.inputs.get_hashval("content")[1], "threads do not count"
         return in_nipype, tasks.Estimate(dwi_file=image)._hash

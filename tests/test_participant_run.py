@@ -23,6 +23,7 @@ from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.machine import locks
 from eddymotion.machine.locks import Holder, locked
 from eddymotion.mapping.motion import Motion
+from eddymotion.pipeline import series_job
 from eddymotion.pipeline.cache import MotionCache
 from eddymotion.pipeline.fingerprint import fingerprint_of
 from eddymotion.pipeline.limits import Limits, memory_gb, read_plugin_file
@@ -64,15 +65,54 @@ def test_side_by_side_is_as_one_by_one(dataset, undisturbed, tmp_path):
     assert [path.name for path in tmp_path.rglob(".*")] == [".bidsignore"]
 
 
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_a_participant_is_finished_before_the_next_but_one_begins(
+    nprocs, dataset, undisturbed, tmp_path, monkeypatch
+):
+    """Each series notes which reports there are when it begins, in whatever process."""
+    raw, output, notes = (tmp_path / name for name in ("bids", "out", "notes"))
+    labels = ("01", "02", "03", "04")
+    for label in labels:
+        copy_participant(dataset, raw, label)
+    notes.mkdir()
+
+    def copying(series, outputs, *others, **named):
+        there = sorted(path.stem for path in output.glob("sub-*.html"))
+        (notes / outputs.src).write_text(" ".join(there))
+        copy_participant(undisturbed, output, outputs.src.removeprefix("sub-"))
+
+    def counting(folder, label, *others):
+        written.append(label)
+        return write_report(folder, label, *others)
+
+    written, write_report = [], series_job.write_report
+    monkeypatch.setattr(series_job, "write_report", counting)
+    monkeypatch.setattr(series_job, "correct_series", copying)
+    assert correct(raw, output, "--nprocs", nprocs) == 0
+    assert sorted(written) == list(labels), "once each, none again at the end"
+    there = {path.name: path.read_text().split() for path in sorted(notes.iterdir())}
+    assert list(there) == [f"sub-{label}" for label in labels]
+    for number, reports in enumerate(there.values()):
+        assert len(reports) >= number + 1 - int(nprocs), there
+
+
+def copy_participant(of, to, label):
+    """Copy sub-01 as another participant."""
+    for path in (of / "sub-01").rglob("sub-01*"):
+        name = str(path.relative_to(of)).replace("sub-01", f"sub-{label}")
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, to / name)
+
+
 def test_a_run_tells_what_it_did(undisturbed):
     (record,) = (undisturbed / "logs").glob("*.json")
     content = json.loads(record.read_text())
     assert [series["State"] for series in content["Series"]] == ["done"] * 2
-    assert all(series["Steps"]["motion"]["seconds"] > 0 for series in content["Series"])
+    assert all(series["Steps"]["outputs"]["seconds"] > 0 for series in content["Series"])
     assert content["Settings"]["model"] == "average"
     assert {"nipype", "numpy", "eddymotion"} <= set(content["PackageVersions"])
     picture = (undisturbed / "logs" / "graph.svg").read_text()
-    assert "estimate" in picture
+    assert "correct" in picture
 
 
 def test_other_outputs_are_made_of_the_motion_that_is_there(

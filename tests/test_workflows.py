@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,8 @@ from scipy.spatial.transform import Rotation
 import eddymotion as em
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outlier_volumes import recover_outlier_volumes
+from eddymotion.interfaces import nipype as interfaces
+from eddymotion.interfaces import pydra as tasks
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.sidecars import SeriesFiles
@@ -76,10 +79,10 @@ def test_the_ends_of_the_graph_are_those_documented():
 
 
 def test_nodes_ask_for_what_they_take():
-    workflow = graphs.init_dwi_hmc_wf(num_threads=3, mem_gb=5.5)
+    workflow = graphs.init_dwi_hmc_wf(n_threads=3, mem_gb=5.5)
     for name in ("estimate", "apply", "measure"):
         node = workflow.get_node(name)
-        assert (node.n_procs, node.mem_gb, node.inputs.num_threads) == (3, 5.5, 3)
+        assert (node.n_procs, node.mem_gb, node.inputs.n_threads) == (3, 5.5, 3)
 
 
 def test_unknown_settings_are_refused_with_the_nearest():
@@ -273,3 +276,18 @@ def test_small_nodes_do_not_wait(tmp_path):
     started = time.monotonic()
     run_workflow(workflow, Plugin("MultiProc", {"n_procs": 2}), tmp_path)
     assert time.monotonic() - started < 10
+
+
+def test_threads_have_one_name_and_others_are_heeded(series, tmp_path):
+    with pytest.warns(DeprecationWarning, match="num_threads is n_threads now"):
+        workflow = graphs.init_dwi_hmc_wf(num_threads=3)
+    assert workflow.get_node("apply").inputs.n_threads == 3
+    with pytest.raises(TypeError, match="give one of both"):
+        graphs.init_dwi_hmc_wf(num_threads=3, n_threads=2)
+    seen = []
+    node = interfaces.Measure(num_threads=5)
+    node.step = SimpleNamespace(run=lambda given, folder: seen.append(given), gives=())
+    node._run_interface(SimpleNamespace(cwd=tmp_path))
+    assert seen[0]["n_threads"] == 5
+    with pytest.warns(DeprecationWarning, match="Split: num_threads is n_threads now"):
+        tasks.Split(dwi_file=series, num_threads=2)(cache_root=tmp_path, worker="debug")

@@ -10,8 +10,8 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from eddymotion.io.writing import read_json, write_json
 from eddymotion.machine.children import why_alone
 from eddymotion.machine.disk import DISK_FULL, prove_writable
 from eddymotion.machine.locks import Lock, locked
-from eddymotion.machine.parallel import Progress
 from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.machine.versions import software_versions
 from eddymotion.pipeline.cache import DIGITS, finished_summary
@@ -35,9 +34,9 @@ from eddymotion.pipeline.limits import (
     memory_gb,
     warn_if_disk_is_small,
 )
-from eddymotion.pipeline.series_job import Job, reason_of, shown_progress
+from eddymotion.pipeline.series_job import Job, Page, reason_of
 from eddymotion.pipeline.settings import Settings
-from eddymotion.reports.participant import write_report
+from eddymotion.pipeline.telling import ENDING
 
 log = logging.getLogger("eddymotion")
 
@@ -59,8 +58,8 @@ class Run:
     stop_on_first_crash, write_graph : bool
     verbosity : int
     log_file : Path, optional
-    progress : callable, optional
-        Shown where there is one series.
+    watched : callable, optional
+        Given the pages, returns a context in which somebody watches the run.
     locks : tuple of Lock
         Those of the participants, from :func:`sole_writer`.
     """
@@ -74,7 +73,7 @@ class Run:
     write_graph: bool = False
     verbosity: int = 0
     log_file: Path | None = None
-    progress: Progress | None = None
+    watched: Callable[[Sequence[Page]], AbstractContextManager[Any]] | None = None
     locks: tuple[Lock, ...] = ()
 
 
@@ -156,25 +155,14 @@ def _correct(found: Sorted, run: Run, folder: Path, started: str) -> dict[str, s
     participants = {label: series for label, series in found.series.items() if series}
     plugin, threads = _resources(participants, run)
     settings = replace(run.settings, nprocs=threads)
-    jobs = {
-        label: [_job(one, label, settings, run, folder) for one in series]
-        for label, series in participants.items()
-    }
-    log.info("%s; threads for a series: %d", plugin.name, threads)
-    problem = _run(jobs, plugin, run, folder) if jobs else None
-    every = [job for of_participant in jobs.values() for job in of_participant]
+    pages = [_page(label, found, settings, run, folder) for label in found.series]
+    log.info("%s, %d thread%s each", _manner(plugin, threads), threads, "s" * (threads > 1))
+    problem = _run([page for page in pages if page.jobs], plugin, run, folder)
+    every = [job for page in pages for job in page.jobs]
     failures = _failures(every, problem, run.stop_on_first_crash)
-    lost = {lock.name for lock in run.locks if lock.loss}
-    for label in found.series:
-        if f"sub-{label}" in lost:
-            continue  # the page is another run's by now
-        of_participant = jobs.get(label, ())
-        failed = {job.name: failures[job.name] for job in of_participant if job.name in failures}
-        failed |= found.refused[label]
-        names = {job.outputs.src: job.name for job in of_participant}
-        for src, why in write_report(run.output_dir, label, failed, found.skipped[label]).items():
-            if src not in failed:
-                failures.setdefault(names.get(src, src), why)
+    for page in pages:
+        failed = {job.name: failures[job.name] for job in page.jobs if job.name in failures}
+        failures |= page.completed(failed)
     if run.log_file:
         content = _record(every, failures, found, run, plugin, started)
         write_json(run.log_file.with_suffix(".json"), content)
@@ -182,6 +170,15 @@ def _correct(found: Sorted, run: Run, folder: Path, started: str) -> dict[str, s
         shutil.rmtree(folder, ignore_errors=True)
         _remove_work_of(every, run)
     return failures | flattened(found.refused)
+
+
+def _page(label: str, found: Sorted, settings: Settings, run: Run, folder: Path) -> Page:
+    jobs = tuple(_job(one, label, settings, run, folder) for one in found.series[label])
+    page = Page(
+        run.output_dir, label, jobs, found.refused[label], found.skipped[label],
+        folder / "pages" / f"{label}.json",
+    )  # fmt: skip
+    return replace(page, locks=tuple(lock for lock in run.locks if lock.guards(page.path)))
 
 
 def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> tuple[Plugin, int]:
@@ -212,22 +209,38 @@ def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> t
     return Plugin("MultiProc", resources | chosen.arguments), threads
 
 
+def _manner(plugin: Plugin, threads: int) -> str:
+    """Say how the series are run."""
+    if plugin.name == "Linear":
+        return "one series after the other"
+    if plugin.name != "MultiProc":
+        return f"jobs of {plugin.name}"
+    side_by_side = min(plugin.arguments["max_workers"], plugin.arguments["n_procs"] // threads)
+    return f"up to {max(1, side_by_side)} series side by side"
+
+
 def _job(series: SeriesFiles, label: str, settings: Settings, run: Run, folder: Path) -> Job:
     outputs = outputs_of(series, label, run.output_dir)
     record = folder / "records" / f"{outputs.src}.json"
-    locks = tuple(lock for lock in run.locks if lock.guards(outputs["dwi"]))
-    return Job(series, outputs, settings, run.work_dir, record, run.log_file, run.verbosity, locks)
+    return Job(
+        series, outputs, settings, run.work_dir, record, run.log_file,
+        folder / "told" / f"{outputs.src}{ENDING}" if run.watched else None,
+        run.verbosity,
+        tuple(lock for lock in run.locks if lock.guards(outputs["dwi"])),
+        run.stop_on_first_crash,
+    )  # fmt: skip
 
 
-def _run(
-    jobs: Mapping[str, Sequence[Job]], plugin: Plugin, run: Run, folder: Path
-) -> Exception | None:
+def _run(pages: Sequence[Page], plugin: Plugin, run: Run, folder: Path) -> Exception | None:
     """Build the workflow and run it; return what stopped it, if anything did."""
     from eddymotion.workflows.execution import draw_graph, run_workflow
     from eddymotion.workflows.nipype import init_run_wf
 
+    if not pages:
+        return None
+    jobs = {page.participant: page.jobs for page in pages}
     needs = {label: [_gigabytes(job, run.limits) for job in of] for label, of in jobs.items()}
-    workflow = init_run_wf(jobs, needs)
+    workflow = init_run_wf(jobs, needs, pages={page.participant: page for page in pages})
     if run.write_graph:
         picture = run.output_dir / "logs" / "graph.svg"
         draw_graph(workflow, picture)
@@ -235,25 +248,20 @@ def _run(
     images = [job.series.dwi for of in jobs.values() for job in of]
     if warning := warn_if_disk_is_small(run.output_dir, images):
         log.warning("%s", warning)
-    token = None
-    if run.progress is not None and plugin.name == "Linear" and len(images) == 1:
-        token = shown_progress.set(run.progress)
     try:
-        run_workflow(
-            workflow,
-            plugin,
-            folder,
-            stop_on_first_crash=run.stop_on_first_crash,
-            verbosity=run.verbosity,
-        )
+        with run.watched(pages) if run.watched else nullcontext():
+            run_workflow(
+                workflow,
+                plugin,
+                folder,
+                stop_on_first_crash=run.stop_on_first_crash,
+                verbosity=run.verbosity,
+            )
     except EddymotionError:  # the call is wrong, nothing has run
         raise
     except Exception as error:  # reported with the series, below
         log.debug("the workflow ended early", exc_info=True)
         return error
-    finally:
-        if token is not None:
-            shown_progress.reset(token)
     return None
 
 
@@ -280,11 +288,9 @@ def _failures(
 ) -> dict[str, str]:
     failures = {}
     for job in jobs:
-        steps = read_json(job.record).get("steps", {})
-        failed = [step["reason"] for step in steps.values() if step["state"] == "failed"]
-        if failed:
-            failures[job.name] = failed[0]
-        elif "outputs" not in steps:
+        if (reason := job.failure) is not None:
+            failures[job.name] = reason
+        elif "outputs" not in job.steps:
             losses = [loss for lock in job.locks if (loss := lock.loss)]
             failures[job.name] = losses[0] if losses else _unexplained(problem, stopped_early)
     return failures
@@ -330,7 +336,7 @@ def _record(
                 "Name": job.name,
                 "State": "failed" if job.name in failures else "done",
                 "Reason": failures.get(job.name, ""),
-                "Steps": read_json(job.record).get("steps", {}),
+                "Steps": job.steps,
             }
             for job in jobs
         ]

@@ -29,6 +29,7 @@ from eddymotion.wording import shown
 
 from nipype.interfaces.base.support import RuntimeContext  # isort: skip
 from nipype.pipeline import plugins  # isort: skip
+from nipype.pipeline.plugins import base, linear  # isort: skip
 from nipype.pipeline.engine import Workflow  # isort: skip
 from nipype.pipeline.plugins.base import SGELikeBatchManagerBase  # isort: skip
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node  # isort: skip
@@ -211,7 +212,7 @@ def run_workflow(
     gc.collect()
     gc.freeze()  # Nipype collects garbage at each poll: not what is there already
     try:
-        with _quiet(verbosity), _interruptions_pass():
+        with _quiet(verbosity), _interruptions_pass(), _participant_by_participant():
             workflow.run(plugin=runner)
     except BaseException:
         if hasattr(runner, "kill"):
@@ -235,6 +236,44 @@ def _interruptions_pass() -> Iterator[None]:
         yield
     finally:
         RuntimeContext.__exit__ = leave
+
+
+@contextmanager
+def _participant_by_participant() -> Iterator[None]:
+    """Have plugins take all nodes of a participant before those of the next.
+
+    Nipype's order is stage by stage: all participants would be estimated before the first has a
+    report.
+    """
+    before = base.topological_sort, linear.topological_sort
+    base.topological_sort = linear.topological_sort = in_order
+    try:
+        yield
+    finally:
+        base.topological_sort, linear.topological_sort = before
+
+
+def in_order(graph: Any) -> tuple[list[Any], None]:
+    """Sort nodes so that each comes after those it waits for, and near to them.
+
+    Parameters
+    ----------
+    graph : networkx.DiGraph
+        Of nodes, in the order of their participants.
+
+    Returns
+    -------
+    nodes : list
+    groups : None
+        What Nipype's own function has in this place.
+    """
+    import networkx as nx
+
+    rank: dict[str, int] = {}
+    for node in graph:
+        rank.setdefault(node._hierarchy, len(rank))
+    key = {node: rank[node._hierarchy] for node in graph}.__getitem__
+    return list(nx.lexicographical_topological_sort(graph, key)), None
 
 
 @contextmanager

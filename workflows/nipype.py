@@ -14,17 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, renamed
 from eddymotion.interfaces import nipype as interfaces  # sets NO_ET before Nipype is imported
 from eddymotion.pipeline.graphs import Graph, GraphNode, correction_graph, lovo_graph
 from eddymotion.pipeline.settings import APPLYING, JUDGING, MOTION, SETTINGS, Settings
+from eddymotion.pipeline.steps import FORMER_NAMES
 from eddymotion.wording import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
 from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
 
 if TYPE_CHECKING:
-    from eddymotion.pipeline.series_job import Job
+    from eddymotion.pipeline.series_job import Job, Page
 
 __all__ = ["init_dwi_hmc_wf", "init_lovo_wf", "init_participant_wf", "init_run_wf"]
 
@@ -37,9 +38,10 @@ VOLUME_GB = 0.5
 """What a node of the loop takes for one volume: mostly libraries."""
 
 
+@renamed(**FORMER_NAMES)
 def init_dwi_hmc_wf(
     *,
-    num_threads: int = 1,
+    n_threads: int = 1,
     mem_gb: float = 2.0,
     spelled_out: bool = False,
     name: str = "dwi_hmc_wf",
@@ -49,7 +51,7 @@ def init_dwi_hmc_wf(
 
     Parameters
     ----------
-    num_threads : int
+    n_threads : int
         Of the nodes that work on all volumes; the result does not depend on it.
     mem_gb : float
         What such a node takes; see :func:`eddymotion.pipeline.limits.memory_gb`.
@@ -83,12 +85,13 @@ def init_dwi_hmc_wf(
         The mask used, on the grid of the corrected series.
     """
     chosen, graph = checked_settings(settings), correction_graph(spelled_out=spelled_out)
-    return _drawn(graph, name, chosen, num_threads, mem_gb)
+    return _drawn(graph, name, chosen, n_threads, mem_gb)
 
 
+@renamed(**FORMER_NAMES)
 def init_lovo_wf(
     *,
-    num_threads: int = 1,
+    n_threads: int = 1,
     mem_gb: float = 2.0,
     name: str = "lovo_wf",
     **settings: Any,
@@ -102,7 +105,7 @@ def init_lovo_wf(
 
     Parameters
     ----------
-    num_threads, mem_gb
+    n_threads, mem_gb
         Of the nodes that hold all volumes.
     name : str
     **settings
@@ -123,12 +126,10 @@ def init_lovo_wf(
         The mask used.
     """
     chosen = checked_settings(settings)
-    return _drawn(lovo_graph(chosen), name, chosen, num_threads, mem_gb)
+    return _drawn(lovo_graph(chosen), name, chosen, n_threads, mem_gb)
 
 
-def _drawn(
-    graph: Graph, name: str, settings: Settings, num_threads: int, mem_gb: float
-) -> Workflow:
+def _drawn(graph: Graph, name: str, settings: Settings, n_threads: int, mem_gb: float) -> Workflow:
     """Make a workflow of a graph, with an ``inputnode`` and an ``outputnode``."""
     workflow = _workflow(name)
     inputs = Node(IdentityInterface(fields=list(INPUTS), mandatory_inputs=False), "inputnode")
@@ -141,10 +142,10 @@ def _drawn(
 
     for node in graph.nodes:
         if node.step == "Lovo":
-            made = _drawn(lovo_graph(settings), "lovo", settings, num_threads, mem_gb)
+            made = _drawn(lovo_graph(settings), "lovo", settings, n_threads, mem_gb)
             known, into, out_of = set(INPUTS), "inputnode.", "outputnode."
         else:
-            made = _node(node, settings, num_threads, mem_gb)
+            made = _node(node, settings, n_threads, mem_gb)
             known, into, out_of = set(made.inputs.copyable_trait_names()), "", ""
         of_series = {field: ("series", field) for field in INPUTS if field in known}
         for field, source in (of_series | dict(node.takes)).items():
@@ -156,11 +157,16 @@ def _drawn(
 
 
 def init_participant_wf(
-    participant: str, jobs: Sequence[Job], *, mem_gb: Sequence[float], name: str | None = None
+    participant: str,
+    jobs: Sequence[Job],
+    *,
+    mem_gb: Sequence[float],
+    name: str | None = None,
+    page: Page | None = None,
 ) -> Workflow:
     """Correct all series of a participant and write the page that shows them.
 
-    The outputs of a run wait for the motion of all runs of its session that it belongs with.
+    A series is a node. Of runs that belong together the outputs wait for the motion of all.
 
     Parameters
     ----------
@@ -172,56 +178,59 @@ def init_participant_wf(
         What each takes.
     name : str, optional
         ``sub_<label>_wf`` when not given.
+    page : Page, optional
+        What else there is on it; nothing when not given.
     """
-    from nipype.interfaces.utility import Merge
-
-    from eddymotion.interfaces.series import (
-        CorrectSeries,
-        EstimateSeries,
-        JoinRuns,
-        MergeRuns,
-        WritePage,
-    )
+    from eddymotion.pipeline.series_job import Page, Session
 
     workflow = _workflow(name or f"sub_{_word(participant)}_wf")
-    page = Node(WritePage(participant=participant), "report")
-    page.inputs.output_dir = str(jobs[0].outputs.figures.parents[1])
-    done = Node(Merge(len(jobs)), "done", run_without_submitting=True)
     names = _words(job.outputs.src.removeprefix(f"sub-{participant}") for job in jobs)
-    estimates: dict[Path, Node] = {}
-    correct_nodes: list[tuple[Job, Node]] = []
-    joins: dict[Path, Node] = {}
-    for number, (job, gigabytes, own) in enumerate(zip(jobs, mem_gb, names, strict=True), start=1):
+    known = {job.series.dwi: (word, gigabytes)
+             for job, word, gigabytes in zip(jobs, names, mem_gb, strict=True)}  # fmt: skip
+
+    def add(step: str, job: Job, after: Sequence[Node]) -> Node:
+        word, gigabytes = known[job.series.dwi]
         resources = {"n_procs": job.settings.nprocs, "mem_gb": gigabytes}
-        estimates[job.series.dwi] = Node(EstimateSeries(job=job), f"estimate_{own}", **resources)
-        correct = Node(CorrectSeries(job=job), f"correct_{own}", **resources)
-        correct_nodes.append((job, correct))
-        workflow.connect(correct, "corrected", done, f"in{number}")
-    for job, correct in correct_nodes:
-        runs = [run.dwi for run in job.series.runs if run.dwi in estimates]
-        if not runs:
-            workflow.connect(estimates[job.series.dwi], "estimated", correct, "estimated")
-            continue
-        if runs[0] not in joins:
-            known = Node(Merge(len(runs)), f"known_{len(joins)}", run_without_submitting=True)
-            for number, run in enumerate(runs, start=1):
-                workflow.connect(estimates[run], "estimated", known, f"in{number}")
-            join = Node(JoinRuns(job=job), f"join_runs_{len(joins)}", **resources)
-            workflow.connect(known, "out", join, "estimated")
-            joins[runs[0]] = join
-        workflow.connect(joins[runs[0]], "joined", correct, "estimated")
-    for number, run in enumerate(joins):
-        together = [(job, node) for job, node in correct_nodes
-                    if run in {other.dwi for other in job.series.runs}]  # fmt: skip
-        if len(together) < 2 or together[0][0].settings.distortion_group_merge == "none":
-            continue
-        gathered = Node(Merge(len(together)), f"gathered_{number}", run_without_submitting=True)
-        for position, (_, node) in enumerate(together, start=1):
-            workflow.connect(node, "corrected", gathered, f"in{position}")
-        merge = Node(MergeRuns(jobs=[job for job, _ in together]), f"merge_runs_{number}")
-        workflow.connect(gathered, "out", merge, "corrected")
-    workflow.connect(done, "out", page, "corrected")
+        return _part(workflow, f"{step}_{word}", job, step, after, **resources)
+
+    ends: list[Node] = []
+    for number, together in enumerate(_sessions(jobs)):
+        motions: list[Node] = []
+        if len(together) > 1:
+            estimates = [add("estimate", job, ()) for job in together]
+            motions = [add("join", together[-1], estimates)]
+        corrected = [add("correct", job, motions) for job in together]
+        ends += corrected
+        if len(together) > 1 and together[0].settings.distortion_group_merge != "none":
+            session = Session(tuple(together))
+            ends.append(_part(workflow, f"merge_runs_{number}", session, "merge", corrected))
+    root = jobs[0].outputs.figures.parents[1]
+    page = page or Page(root, participant, tuple(jobs), locks=jobs[0].locks)
+    report = _part(workflow, "report", page, "write", ends)
+    report.run_without_submitting = True  # at once, not behind the series that wait
     return workflow
+
+
+def _sessions(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Put runs that belong together into one list each; any other series is alone in its own."""
+    found: dict[Path, list[Job]] = {}
+    for job in jobs:
+        first = job.series.runs[0] if job.series.runs else job.series
+        found.setdefault(first.dwi, []).append(job)
+    return list(found.values())
+
+
+def _part(
+    workflow: Workflow, name: str, of: Any, step: str, after: Sequence[Node], **resources: Any
+) -> Node:
+    """Add a node to the workflow of a participant, to be run after others."""
+    from eddymotion.interfaces.series import RunPart
+
+    node = Node(RunPart(len(after), of=of, step=step), name, **resources)
+    workflow.add_nodes([node])
+    for number, before in enumerate(after, start=1):
+        workflow.connect(before, "done", node, f"after{number}")
+    return node
 
 
 def init_run_wf(
@@ -229,6 +238,7 @@ def init_run_wf(
     mem_gb: Mapping[str, Sequence[float]],
     *,
     name: str = "eddymotion_wf",
+    pages: Mapping[str, Page] | None = None,
 ) -> Workflow:
     """Put the participants of a run side by side.
 
@@ -239,12 +249,17 @@ def init_run_wf(
     mem_gb : mapping
         Label → what each job takes.
     name : str
+    pages : mapping, optional
+        Label → what else there is on the participant's page.
     """
-    workflow = _workflow(name)
+    workflow, given = _workflow(name), pages or {}
+    words = _words(participants)
     workflow.add_nodes(
         [
-            init_participant_wf(label, jobs, mem_gb=mem_gb[label], name=f"sub_{word}_wf")
-            for (label, jobs), word in zip(participants.items(), _words(participants), strict=True)
+            init_participant_wf(
+                label, jobs, mem_gb=mem_gb[label], name=f"sub_{word}_wf", page=given.get(label)
+            )
+            for (label, jobs), word in zip(participants.items(), words, strict=True)
         ]
     )
     return workflow
@@ -264,7 +279,7 @@ def checked_settings(given: Mapping[str, Any]) -> Settings:
     """
     if unused := sorted((set(SETTINGS) - ACCEPTED) & set(given)):
         raise EddymotionError(
-            f"setting {unused[0]!r}: no node of this workflow heeds it; give num_threads or a "
+            f"setting {unused[0]!r}: no node of this workflow heeds it; give n_threads or a "
             "mask_file where that is meant, or take the interface Correct, which writes all files"
         )
     if unknown := sorted(set(given) - ACCEPTED):
@@ -282,15 +297,15 @@ def _workflow(name: str) -> Workflow:
     return workflow
 
 
-def _node(node: GraphNode, settings: Settings, num_threads: int, mem_gb: float) -> Node:
+def _node(node: GraphNode, settings: Settings, n_threads: int, mem_gb: float) -> Node:
     """Make a node with the settings that its interface knows; over volumes if told so."""
     interface = getattr(interfaces, node.step)()
     known = set(interface.inputs.copyable_trait_names())
     whole = not known.isdisjoint(("dwi_file", "aligned_file"))
     resources: dict[str, Any] = {"mem_gb": mem_gb if whole else VOLUME_GB}
-    given = settings_as_inputs(settings) | {"num_threads": num_threads} | dict(node.given)
-    if "num_threads" in known:
-        resources["n_procs"] = num_threads
+    given = settings_as_inputs(settings) | {"n_threads": n_threads} | dict(node.given)
+    if "n_threads" in known:
+        resources["n_procs"] = n_threads
     made = (
         MapNode(interface, list(node.over), name=node.name, **resources)
         if node.over

@@ -20,11 +20,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eddymotion.errors import with_present_names
 from eddymotion.interfaces import pydra as tasks  # sets NO_ET before Pydra is imported
 from eddymotion.interfaces.pydra import StepTask, inputs_of, outputs_of
 from eddymotion.pipeline.graphs import Graph, correction_graph, lovo_graph
 from eddymotion.pipeline.settings import APPLYING, MOTION, settings_of
-from eddymotion.pipeline.steps import SERIES, STEPS, setting_fields
+from eddymotion.pipeline.steps import FORMER_NAMES, SERIES, STEPS, setting_fields
 
 from pydra.compose import workflow  # isort: skip
 
@@ -62,6 +63,7 @@ def _dwi_hmc(**given: Any) -> Any:
 
 def _add(graph: Graph, given: Mapping[str, Any]) -> tuple[Any, ...]:
     """Add the tasks of a graph to the workflow under construction; return what it gives."""
+    given = with_present_names(given, FORMER_NAMES, "workflow")
     made: dict[str, Any] = {}
     for node in graph.nodes:
         task = Lovo if node.step == "Lovo" else getattr(tasks, node.step)

@@ -503,13 +503,19 @@ def outputs_of(series: SeriesFiles, participant: str, output_dir: Path) -> Outpu
 
 
 def report_problems(bids_dir: Path) -> None:
-    """Run the BIDS validator where it is installed, and log what it finds; never an error."""
+    """Log what the BIDS validator finds; never an error."""
+    for code, where in sorted((problems_of(bids_dir) or {}).items()):
+        log.warning("BIDS validation: %s (%d×, e.g. %s)", code, len(where), where[0])
+
+
+def problems_of(bids_dir: Path) -> dict[str, list[str]] | None:
+    """Run the BIDS validator: code of an error → where; None where it does not answer."""
     program = shutil.which("bids-validator-deno") or shutil.which(
         "bids-validator-deno", path=str(Path(sys.executable).parent)
     )
     if program is None:
         log.debug("BIDS validation: bids-validator-deno is not installed; skipped")
-        return
+        return None
     try:
         finished = subprocess.run(
             [program, "--json", str(bids_dir)], capture_output=True, text=True, timeout=600
@@ -521,6 +527,5 @@ def report_problems(bids_dir: Path) -> None:
             places.setdefault(issue["code"], []).append(issue.get("location", ""))
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
         log.debug("BIDS validation: the validator did not answer (%s)", error)
-        return
-    for code, where in sorted(places.items()):
-        log.warning("BIDS validation: %s (%d×, e.g. %s)", code, len(where), where[0])
+        return None
+    return places

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,41 +16,57 @@ from typing import TypeVar
 
 from eddymotion.cli.ending import EndOnRequest
 from eddymotion.cli.isolation import ignore_external_settings
+from eddymotion.cli.screen import Bar, Screen, is_terminal, wrapped
 from eddymotion.cli.streams import protect_streams
 from eddymotion.errors import EddymotionError, EngineError, LockLostError
 from eddymotion.machine.disk import prove_writable
 from eddymotion.machine.logs import Console, LogFile
-from eddymotion.machine.parallel import Progress, logged
+from eddymotion.machine.parallel import Progress, logged, silent
 from eddymotion.machine.temporaries import remove_stale_temporaries
-from eddymotion.wording import one_line
+from eddymotion.wording import duration, one_line
 
 Item = TypeVar("Item")
 
 log = logging.getLogger("eddymotion")
 
+PROBLEMS = logging.WARNING
+
+DRAWN_EVERY_S = 0.1
+
 WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
 """What the system says where another path helps."""
 
 
-class _AboveBar(Console):
-    """Writes above a progress bar, if there is one."""
+class _Shown(Console):
+    """Writes to the console: above the bars, if there are any, and with no word broken."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
+        if getattr(record, "is_shown", False):
+            return
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            say(self.format(record))
         except Exception:
             self.handleError(record)
+
+
+def say(text: str) -> None:
+    """Write to the standard error; on a terminal no word is broken."""
+    if Screen.now is not None:
+        Screen.now.say(text)
+    else:
+        print(wrapped(text) if is_terminal() else text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def messages(
     verbosity: int, least: int = logging.INFO, pattern: str = "%(message)s"
 ) -> Iterator[None]:
-    """Show what the package logs on the console: from `least` on, all of it with -v."""
-    console = _AboveBar()
-    console.setLevel(logging.DEBUG if verbosity else least)
+    """Show what the package logs on the console: from `least` on.
+
+    All of it with -v, problems alone with -q: `verbosity` is above or below zero then.
+    """
+    console = _Shown()
+    console.setLevel(logging.DEBUG if verbosity > 0 else max(least, verbosity < 0 and PROBLEMS))
     console.setFormatter(logging.Formatter(pattern))
     with _handled_by(console):
         yield
@@ -77,16 +94,24 @@ def _handled_by(handler: logging.Handler) -> Iterator[None]:
         handler.close()
 
 
-def progress_for_console() -> Progress:
-    """Return a bar with time left on a terminal, plain log lines elsewhere."""
-    return _bar if sys.stderr.isatty() else logged(log, logging.INFO)
+def progress_for_console(verbosity: int = 0) -> Progress:
+    """Return a bar with time left on a terminal, plain log lines elsewhere, nothing with -q."""
+    if verbosity < 0:
+        return silent
+    return _bar if is_terminal() else logged(log, logging.INFO)
 
 
-def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterable[Item]:
-    from tqdm import tqdm
-
-    shown = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left"
-    return tqdm(iterable, description, total, leave=False, dynamic_ncols=True, bar_format=shown)
+def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    with Screen() as screen:
+        began = drawn = time.monotonic()
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            now = time.monotonic()
+            if now - drawn > DRAWN_EVERY_S or done == 1:
+                left = (now - began) * (total - done) / done
+                share = done / max(total, 1)
+                screen.draw([Bar("", description, "", share, f"{duration(left)} left")])
+                drawn = now
 
 
 def run(program: str, body: Callable[[], int | None]) -> int:
@@ -118,7 +143,7 @@ def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
     if ending.asked is not None:  # whatever has become of it on its way
         code, said = ending.code, ending.message
     if said:
-        print(said, file=sys.stderr)
+        say(said)
     return code
 
 

@@ -12,9 +12,9 @@ from eddymotion import __version__
 from eddymotion.cli.console import (
     logging_to,
     prepare_output_dir,
-    progress_for_console,
     refuse_output_in_input,
     run,
+    say,
 )
 from eddymotion.cli.options import (
     Parser,
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
+    from eddymotion.cli.board import alone
     from eddymotion.derivatives import Outputs
     from eddymotion.derivatives.dataset import write_citation
     from eddymotion.io.sidecars import SeriesFiles
@@ -87,7 +88,8 @@ def correct_one(options: argparse.Namespace) -> int:
     ):
         remove_stale_temporaries(outputs.figures)
         try:
-            correct_series(series, outputs, settings, progress_for_console())
+            with alone(outputs.src, options.verbose) as progress:
+                facts = correct_series(series, outputs, settings, progress)
         except (EddymotionError, OSError):
             raise
         except Exception as error:
@@ -98,6 +100,8 @@ def correct_one(options: argparse.Namespace) -> int:
         write_citation(options.output_dir, finished)
         report = options.output_dir / f"{outputs.src}.html"
         failed = write_participant_page(report, outputs.src, [outputs])
+        if options.verbose == 0:  # with -v they were among the messages
+            say("\n".join(f"{label}: {value}" for label, value in facts.items()))
         log.info("corrected series: %s", outputs["dwi"])
         log.info("report: %s", report)
         for why in failed.values():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eddymotion import __version__
+from eddymotion.cli.completion import PrintCompletion
 from eddymotion.cli.console import messages, prepare_output_dir, run
 from eddymotion.cli.options import Parser, existing_file, not_negative, not_negative_integer
 from eddymotion.errors import EddymotionError
@@ -80,6 +81,7 @@ residual (FWHM), since smoothing raises both; and the correlation of the two ser
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """Return the parser of ``eddymotion-evaluate`` and those of its commands."""
     parser = Parser(prog="eddymotion-evaluate", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("--print-completion", action=PrintCompletion)
     parser.add_argument("--version", action="version", version=f"eddymotion {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     add = commands.add_parser
@@ -104,7 +106,7 @@ def add_motion_arguments(parser: argparse.ArgumentParser) -> None:
         help="an image on the grid of the original series (default: that of --mask)",
     )  # fmt: skip
     parser.add_argument(
-        "--mask", type=existing_file, metavar="FILE",
+        "--mask", "--brain-mask", type=existing_file, metavar="FILE",
         help="brain mask in the reference: where the target registration error is measured "
              "(default: a ball of 80 mm about the centre of the grid, or about the origin)",
     )  # fmt: skip
@@ -159,7 +161,7 @@ def add_series_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, metavar="A", help="4-D NIfTI image")
     parser.add_argument("b", type=Path, metavar="B", nargs="?", help="another one")
     parser.add_argument(
-        "--mask", type=existing_file, metavar="FILE",
+        "--mask", "--brain-mask", type=existing_file, metavar="FILE",
         help="brain mask on the grid of the series (default: found in the mean b=0; in both)",
     )  # fmt: skip
     parser.add_argument(

@@ -58,7 +58,7 @@ def build_parser() -> Parser:
         "--readout-time", nargs="+", type=not_negative, default=[], metavar="S",
         help="TotalReadoutTime, s: one, or one for each image (default: of the sidecars)",
     )  # fmt: skip
-    group.add_argument("--mask", type=existing_file, metavar="FILE",
+    group.add_argument("--mask", "--brain-mask", type=existing_file, metavar="FILE",
                        help="the brain, on the grid of A (default: found)")  # fmt: skip
     group.add_argument(
         "--ignore", nargs="+", choices=("sform", "qform"), default=[],

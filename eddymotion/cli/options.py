@@ -14,10 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from eddymotion.cli.completion import PrintCompletion
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.machine.cgroups import available_cpus
 from eddymotion.pipeline.settings import KINDS, SETTINGS, Settings
 from eddymotion.wording import one_line, shown, why
+
+NOT_SET = ("help", "version", "config_file", argparse.SUPPRESS)
+"""What the command line alone can ask for."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,13 +43,25 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parse; defaults come from ``--config-file``, unknown options get a suggestion."""
-        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        arguments = self._dashed(sys.argv[1:] if arguments is None else arguments)
         self._arguments = arguments
         self._read_config(arguments)
         namespace, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._suggest(unknown[0]))
         return namespace
+
+    def _dashed(self, arguments: Sequence[str]) -> list[str]:
+        """Put dashes for underscores in names of options: other programs have either."""
+        known, found = self._option_string_actions, list(arguments)
+        for number, word in enumerate(found):
+            if word == "--":
+                break
+            name, equals, value = word.partition("=")
+            dashed = "--" + name[2:].replace("_", "-")
+            if name.startswith("--") and name not in known and dashed in known:
+                found[number] = f"{dashed}{equals}{value}"
+        return found
 
     def misplaced_choice(self, namespace: argparse.Namespace) -> str | None:
         """Tell which option took the last words of the call, one of the choices at their end.
@@ -101,7 +117,7 @@ class Parser(argparse.ArgumentParser):
         known = {
             name.removeprefix("--").replace("-", "_"): action
             for name, action in self._option_string_actions.items()
-            if name.startswith("--") and action.dest not in ("help", "version", "config_file")
+            if name.startswith("--") and action.dest not in NOT_SET
         }  # positional arguments stay on the command line
         for key, value in content.items():
             name = key.replace("-", "_")
@@ -118,7 +134,7 @@ class Parser(argparse.ArgumentParser):
         if isinstance(value, bool) or action.nargs == 0:
             if not (isinstance(value, bool) and action.nargs == 0):
                 self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
-            return value
+            return getattr(action, "const", None) or value if value else action.default
         several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
         if isinstance(value, (list, dict)) and (not several or not value):
             self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
@@ -199,6 +215,9 @@ def add_running_options(
         help="TOML with options (long names without the dashes); the command line overrides it",
     )  # fmt: skip
     group.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    group.add_argument("-q", "--quiet", dest="verbose", action="store_const", const=-1, default=0,
+                       help="say nothing but problems")  # fmt: skip
+    group.add_argument("--print-completion", action=PrintCompletion)
     group.add_argument("--version", action="version", version=f"eddymotion {version}")
 
 

@@ -15,7 +15,6 @@ from eddymotion.cli.console import (
     logging_to,
     messages,
     prepare_output_dir,
-    progress_for_console,
     refuse_output_in_input,
     run,
 )
@@ -40,6 +39,12 @@ log = logging.getLogger("eddymotion")
 
 MEMORY_SHARE = 0.9
 """Of the machine's memory, for all series together."""
+
+NOWHERE = Path()
+"""Stands for no dataset."""
+
+TOO_MUCH_MEMORY = 10.0
+"""Times that of the machine: nobody means it."""
 
 DESCRIPTION = """\
 Correct head motion in the diffusion series of a BIDS dataset.
@@ -68,6 +73,9 @@ def build_parser() -> Parser:
     parser.add_argument("--demo", type=Path, metavar="DIR",
                         help="simulate a head with known motion in DIR, correct it, "
                              "and compare")  # fmt: skip
+    parser.add_argument("--doctor", type=Path, metavar="BIDS_DIR", nargs="?", const=NOWHERE,
+                        help="tell versions, what the machine gives, and the problems of a "
+                             "dataset, to be pasted into a question")  # fmt: skip
     group = parser.add_argument_group("what to process")
     group.add_argument("--participant-label", "--participant_label", nargs="+", default=[],
                        metavar="LABEL", help="participants, with or without sub-")  # fmt: skip
@@ -93,10 +101,12 @@ def build_parser() -> Parser:
                        help="where intermediate results are kept, so that an interrupted run goes "
                             "on where it stopped (default: OUTPUT_DIR/work, removed when all "
                             "series are done)")  # fmt: skip
-    group.add_argument("--mem-gb", "--mem", type=above_zero, metavar="GB",
-                       help="memory that all series together may take (default: nine tenths of "
-                            "the machine's)")  # fmt: skip
-    group.add_argument("--use-plugin", type=existing_file, metavar="FILE",
+    group.add_argument("--mem-gb", "--mem", type=gigabytes, metavar="GB",
+                       help="memory that all series together may take, such as 16 or 16G "
+                            "(default: nine tenths of the machine's)")  # fmt: skip
+    group.add_argument("--mem-mb", type=megabytes, dest="mem_gb", metavar="MB",
+                       help="the same in MB")  # fmt: skip
+    group.add_argument("--use-plugin", "--nipype-plugin-file", type=existing_file, metavar="FILE",
                        help="YAML or JSON with plugin and plugin_args: who runs the nodes, e.g. "
                             "SLURM (default: MultiProc)")  # fmt: skip
     group.add_argument("--write-graph", action="store_true",
@@ -110,12 +120,24 @@ def build_parser() -> Parser:
     return parser
 
 
-def above_zero(text: str) -> float:
-    """Convert to a number above zero."""
-    value = not_negative(text)
+MEMORY_GB = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
+"""Unit of memory → GB."""
+
+
+def gigabytes(text: str) -> float:
+    """Convert an amount of memory, in GB where it has no unit, to GB."""
+    number, unit = text.upper().removesuffix("B"), "G"
+    if number[-1:] in MEMORY_GB:
+        number, unit = number[:-1], number[-1]
+    value = not_negative(number)
     if value == 0:
-        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected a number above zero")
-    return value
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected memory above zero")
+    return value * MEMORY_GB[unit]
+
+
+def megabytes(text: str) -> float:
+    """Convert an amount of memory in MB to GB."""
+    return gigabytes(f"{text}M" if text[-1:].isdigit() else text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,6 +150,8 @@ def carry_out(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = parser.parse(arguments)
     given = [options.bids_dir, options.output_dir, options.analysis_level]
+    if options.doctor is not None:
+        return examine_here(options)
     if options.demo is not None:
         if any(given):
             parser.error("--demo DIR takes no BIDS_DIR, OUTPUT_DIR and level; leave them out")
@@ -140,8 +164,19 @@ def carry_out(arguments: Sequence[str] | None) -> int:
     return write_reports(options) if options.reports_only else correct_dataset(options)
 
 
+def examine_here(options: argparse.Namespace) -> int:
+    """Tell what the program sees here."""
+    from eddymotion.cli.doctor import examine
+
+    bids_dir = options.bids_dir if options.doctor == NOWHERE else options.doctor
+    with messages(options.verbose, logging.WARNING):
+        print(examine(bids_dir))
+    return 0
+
+
 def demonstrate(options: argparse.Namespace) -> int:
     """Run the demonstration and print its table."""
+    from eddymotion.cli.board import alone
     from eddymotion.cli.demo import run_demo
     from eddymotion.workflows.bids_app import sole_writer
 
@@ -151,13 +186,17 @@ def demonstrate(options: argparse.Namespace) -> int:
         sole_writer(derivatives, ["demo"]),
         logging_to(derivatives / "logs", options.verbose),
     ):
-        print(run_demo(options.demo, settings_from(options), progress_for_console()))
+        with alone("sub-demo", options.verbose) as progress:
+            table = run_demo(options.demo, settings_from(options), progress)
+        print(table)
     return 0
 
 
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
     from eddymotion.bids.series import report_problems, warn_of_missing_description
+    from eddymotion.cli.board import Watch
+    from eddymotion.cli.closing import rows_of, show_table
     from eddymotion.derivatives.dataset import (
         refuse_foreign_dataset,
         write_citation,
@@ -183,14 +222,18 @@ def correct_dataset(options: argparse.Namespace) -> int:
     with sole_writer(output_dir, list(found.series)) as locks:
         prepare_work_dir(run_options.work_dir)
         with logging_to(output_dir / "logs", options.verbose) as log_file:
-            log.info("eddymotion %s: %d series of %d participant(s)",
-                     __version__, n_series, len(found.series))  # fmt: skip
+            n_participants = len(found.series)
+            log.info("eddymotion %s: %d series of %d participant%s", __version__, n_series,
+                     n_participants, "s" * (n_participants > 1))  # fmt: skip
             if not options.skip_bids_validation:
                 report_problems(bids_dir)
             write_dataset_files(output_dir, bids_dir)
-            run_options = replace(run_options, log_file=log_file, locks=locks)
+            watch = Watch(options.verbose)
+            run_options = replace(run_options, log_file=log_file, locks=locks, watched=watch)
             failures = correct_all(found, run_options)
             write_citation(output_dir, finished_sidecars(output_dir))
+            if watch.board is not None and options.verbose >= 0:
+                show_table(rows_of(watch, failures), output_dir)
             log_skipped(found)
             log_failures(failures, n_series, log_file)
     return 1 if failures else 0
@@ -228,7 +271,11 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
         check_plugin(plugin)
     work_dir = (options.work_dir or output_dir / "work").resolve()
     refuse_output_in_input(options.bids_dir.resolve(), work_dir)
-    memory = options.mem_gb or MEMORY_SHARE * available_memory_gb()
+    there = available_memory_gb()
+    memory = options.mem_gb or MEMORY_SHARE * there
+    if memory > TOO_MUCH_MEMORY * there and plugin is None:
+        log.warning("--mem-gb %g: this machine has %.0f GB; were MB meant? write --mem-mb %g",
+                    memory, there, memory)  # fmt: skip
     return Run(
         output_dir=output_dir,
         work_dir=work_dir,
@@ -238,7 +285,6 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
         stop_on_first_crash=options.stop_on_first_crash,
         write_graph=options.write_graph,
         verbosity=options.verbose,
-        progress=progress_for_console(),
     )
 
 

@@ -67,12 +67,12 @@ def add_registration_options(parser: argparse.ArgumentParser) -> None:
              "(default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--backend", metavar="NAME",
+        "--backend", "--registration", metavar="NAME",
         help="gauss-newton (default), dipy (default for syn), ants, elastix, or one of another "
              "package",
     )  # fmt: skip
     group.add_argument(
-        "--settings", type=existing_file, metavar="FILE",
+        "--settings", "--registration-settings", type=existing_file, metavar="FILE",
         help="parameters of the backend (JSON; elastix: its own files, too)",
     )  # fmt: skip
     group.add_argument(

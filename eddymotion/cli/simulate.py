@@ -187,7 +187,8 @@ def _add_artefact_options(parser: Parser) -> None:
     group.add_argument("--dropout", type=_share, default=0.0, metavar="SHARE",
                        help="share of the slices of diffusion-weighted volumes that lose signal "
                             "(default: %(default)g)")  # fmt: skip
-    group.add_argument("--eddy-currents", choices=("none", "linear", "quadratic"), default="none",
+    group.add_argument("--eddy-currents", "--eddy-current", default="none",
+                       choices=("none", "linear", "quadratic"),
                        help="displacement along the phase-encoding axis in proportion to the "
                             "diffusion gradient (default: %(default)s)")  # fmt: skip
     group.add_argument("--eddy-amplitude", type=_above_zero, metavar="MM",
@@ -292,7 +293,8 @@ def simulate_one(options: argparse.Namespace) -> int:
         remove_stale_temporaries(used)
     n_threads = min(options.nprocs, options.omp_nthreads or options.nprocs)
     with messages(options.verbose):
-        made = simulate(recipe_from(options), n_threads=n_threads, progress=progress_for_console())
+        made = simulate(recipe_from(options), n_threads=n_threads,
+                        progress=progress_for_console(options.verbose))  # fmt: skip
         log.info("%s", made.summary)
         write_simulation(folder, name, made, session=session, ideal=options.write_ideal,
                          n_threads=n_threads)  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from eddymotion.data.acquisition import Slicing
 from eddymotion.data.checks import find_issues
 from eddymotion.data.series import DWI
-from eddymotion.errors import EddymotionError, check_kind
+from eddymotion.errors import EddymotionError, check_kind, renamed
 from eddymotion.estimation.estimate import with_larger_errors
 from eddymotion.estimation.estimators import Estimator, Joint, LeaveOneOut, choose_estimator
 from eddymotion.estimation.frames import unite_frames
@@ -40,7 +40,8 @@ LARGEST_SIGNAL = 1e15
 def estimate_motion(dwi: DWI, **options: Any) -> Motion: ...
 @overload
 def estimate_motion(dwi: Sequence[DWI], **options: Any) -> list[Motion]: ...
-def estimate_motion(  # type: ignore[misc]  # options by name
+@renamed(seed="random_seed")  # type: ignore[misc]  # options by name
+def estimate_motion(
     dwi: DWI | Sequence[DWI],
     *,
     model: Model | str | None = None,
@@ -51,7 +52,7 @@ def estimate_motion(  # type: ignore[misc]  # options by name
     eddy_currents: str | None = None,
     pe_axis: str | None = None,
     slicing: Slicing | None = None,
-    seed: int = 0,
+    random_seed: int = 0,
     n_threads: int = 1,
     progress: Progress = silent,
 ) -> Motion | list[Motion]:
@@ -84,7 +85,7 @@ def estimate_motion(  # type: ignore[misc]  # options by name
         reads from the sidecar. Without a phase encoding there its axis is found from the data;
         slices that lost signal are sought one by one, and together where they were excited
         together.
-    seed : int
+    random_seed : int
         Of the random sampling points.
     n_threads : int
         The result does not depend on it.
@@ -100,17 +101,17 @@ def estimate_motion(  # type: ignore[misc]  # options by name
         options = {
             "model": model, "registrar": registrar, "estimator": estimator,
             "n_iterations": n_iterations, "align_shells": align_shells,
-            "eddy_currents": eddy_currents, "seed": seed, "n_threads": n_threads,
+            "eddy_currents": eddy_currents, "random_seed": random_seed, "n_threads": n_threads,
             "progress": progress,
         }  # fmt: skip
         alone = [estimate_motion(run, **options) for run in dwi]
         images = [RunImage.of(*both, n_threads) for both in zip(dwi, alone, strict=True)]
-        joined = join_runs(images, compute=Compute(n_threads, seed))
+        joined = join_runs(images, compute=Compute(n_threads, random_seed))
         return [joined.motion(number, motion) for number, motion in enumerate(alone)]
     check_kind(dwi, DWI, "estimate_motion")
     assert isinstance(dwi, DWI)
     if not len(dwi.gradients.dwis):
-        return align_b0s(dwi, Compute(n_threads, seed))
+        return align_b0s(dwi, Compute(n_threads, random_seed))
     dwi = described(dwi, pe_axis=pe_axis, slicing=slicing)
     chosen = _chosen(dwi, estimator, model, registrar, n_iterations, eddy_currents)
     _refuse_unusable(dwi)
@@ -118,13 +119,18 @@ def estimate_motion(  # type: ignore[misc]  # options by name
     for issue in found:
         log.warning("%s: %s", dwi.source.name if dwi.source else "series", issue.text)
     log.info("estimator: %s%s", chosen.name, chosen.why and f" ({chosen.why})")
-    compute = Compute(n_threads, seed, progress)
+    compute = Compute(n_threads, random_seed, progress)
     estimate = chosen.estimate(dwi, compute)
     groups = estimate.groups
     if groups is None and isinstance(chosen.model, AverageModel):
         groups = dwi.gradients.shells  # no frame is shared
     unite = partial(
-        unite_frames, dwi, groups=groups, align_shells=align_shells, seed=seed, n_threads=n_threads
+        unite_frames,
+        dwi,
+        groups=groups,
+        align_shells=align_shells,
+        seed=random_seed,
+        n_threads=n_threads,
     )
     motion = unite(estimate)
     followed = chosen.follow(dwi, estimate, motion, compute)
@@ -159,7 +165,7 @@ def _chosen(
             "release; give estimator=Joint(max_steps=..., eddy_currents=...) or "
             "LeaveOneOut(n_passes=...)",
             FutureWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return choose_estimator(
         estimator,

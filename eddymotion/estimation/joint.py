@@ -149,7 +149,7 @@ def solve_jointly(
             motion = _approach(solver, groups, eddy_currents)[0]
         motion, problems = solver.solve(FINE[-1], groups, motion)
         motion = joined_in_time(motion, frames, dwi.brain_center)
-        judged = assess(dwi, motion, model, seed=seed, n_threads=n_threads)
+        judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
         retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
         if retried is not None:
             motion, judged = retried.motion, retried.quality

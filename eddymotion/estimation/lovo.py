@@ -133,7 +133,7 @@ def conclude(
     seed : int
     n_threads : int
     """
-    judged = assess(dwi, motion, model, seed=seed, n_threads=n_threads)
+    judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
     retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
     if retried is None:
         return Estimate(fill_unpredicted(dwi, motion, known, model))
@@ -157,7 +157,7 @@ def lost_voxels(
     list of N index arrays, or None
         Flat, in the order of NIfTI (x fastest). None where nothing is lost.
     """
-    judged = assess(dwi, motion, model, seed=seed, n_threads=n_threads)
+    judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
     outliers = judged.outliers
     if not outliers.flagged.any():
         return None

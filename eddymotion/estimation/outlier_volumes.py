@@ -98,7 +98,7 @@ def recover_outlier_volumes(
     tried = motion.updated(far, poses)
     model = get_model("auto", dwi.gradients)
     here, there = (
-        assess(dwi, one, model, seed=seed, n_threads=n_threads).correlation[far]
+        assess(dwi, one, model, random_seed=seed, n_threads=n_threads).correlation[far]
         for one in (motion, tried)
     )
     recovered = far[there > here]
@@ -160,7 +160,7 @@ def retry_outlier_volumes(
     if not len(suspect):
         return None
     model = quality.model or get_model("auto", dwi.gradients)
-    judged = partial(assess, dwi, model=model, seed=seed, n_threads=n_threads)
+    judged = partial(assess, dwi, model=model, random_seed=seed, n_threads=n_threads)
     there = judged(tried)
     here = np.nan_to_num(quality.correlation, nan=-np.inf)
     back = suspect[(there.correlation > here)[suspect] | certain[suspect]]

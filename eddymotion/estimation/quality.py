@@ -15,7 +15,7 @@ import numpy as np
 from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.errors import EddymotionError, check_kind
+from eddymotion.errors import EddymotionError, check_kind, renamed
 from eddymotion.estimation.outliers import (
     SliceFit,
     SliceOutliers,
@@ -79,13 +79,14 @@ def predict(signal: np.ndarray, gradients: Gradients, model: Model) -> np.ndarra
     return predicted
 
 
+@renamed(seed="random_seed")
 def assess(
     dwi: DWI,
     motion: Motion,
     model: Model | str = "auto",
     *,
     slicing: Slicing | None = None,
-    seed: int = 0,
+    random_seed: int = 0,
     n_threads: int = 1,
 ) -> Quality:
     """Predict each volume from the others under a motion, and compare.
@@ -100,7 +101,7 @@ def assess(
         As in :func:`eddymotion.estimate_motion`.
     slicing
         Deprecated, as there.
-    seed : int
+    random_seed : int
         Of the random points.
     n_threads : int
 
@@ -120,7 +121,7 @@ def assess(
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     gradients = dwi.gradients.rotated(motion.rotations)
-    observed, heights = _read(dwi, motion, seed, n_threads)
+    observed, heights = _read(dwi, motion, random_seed, n_threads)
     signal = filled_with_means(observed, gradients)
     flagged = np.zeros((len(dwi), dwi.n_slices), bool)
     unplaced = motion.unplaced
@@ -149,7 +150,7 @@ def described(dwi: DWI, *, pe_axis: str | None = None, slicing: Slicing | None =
         "pe_axis and slicing are deprecated and go in the next release: eddymotion.load reads "
         "them from the sidecar; dataclasses.replace(dwi, acquisition=...) sets them",
         FutureWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     acquisition = replace(dwi.acquisition, slicing=slicing or dwi.acquisition.slicing)
     if pe_axis is not None:

@@ -2,7 +2,7 @@
 """Nipype interfaces, one for each step of :mod:`eddymotion.pipeline.steps`.
 
 Nodes of :class:`Estimate`, :class:`Apply` and :class:`Correct` hold the whole series: give them
-``mem_gb=eddymotion.pipeline.limits.memory_gb(dwi_file, num_threads)`` and ``n_procs=num_threads``.
+``mem_gb=eddymotion.pipeline.limits.memory_gb(dwi_file, n_threads)`` and ``n_procs=n_threads``.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ _TRAITS = {
 
 
 class _SeriesInputSpec(BaseInterfaceInputSpec):
+    """Of a step that reads a series. ``num_threads`` is what Nipype sets to a node's n_procs."""
+
+    num_threads = traits.Int(nohash=True, desc="former name of n_threads")
+
     def get_hashval(self, hash_method: str | None = None) -> Any:
         """Take what lies beside the series for given: a node runs again when it changes."""
         beside, sidecar = {}, None
@@ -76,6 +80,8 @@ class _StepInterface(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         given = {name: value if isdefined(value) else None
                  for name, value in self.inputs.get().items()}  # fmt: skip
+        if given.get("n_threads") is None:
+            given["n_threads"] = given.get("num_threads")
         found = self.step.run(given, Path(runtime.cwd))
         self._results.update({name: _plain(found[name]) for name in self.step.gives})
         return runtime
@@ -111,9 +117,11 @@ def _class(name: str, base: type, members: dict[str, Any]) -> type:
 def _input(field: Field) -> Any:
     if field.default is REQUIRED:
         return _trait(field, mandatory=True)
+    if field.name == "n_threads":
+        return _trait(field, nohash=True)
     if field.default is None:
         return _trait(field)
-    return _trait(field, field.default, usedefault=True, nohash=field.name == "num_threads")
+    return _trait(field, field.default, usedefault=True)
 
 
 def _setting(field: Field) -> Any:

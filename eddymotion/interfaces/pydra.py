@@ -18,8 +18,9 @@ from fileformats.generic import File
 from pydra.compose import python
 from pydra.utils.hash import hash_function
 
+from eddymotion.errors import with_present_names
 from eddymotion.interfaces import sidecar_beside, tables_beside
-from eddymotion.pipeline.steps import REQUIRED, STEPS, Field, Step
+from eddymotion.pipeline.steps import FORMER_NAMES, REQUIRED, STEPS, Field, Step
 
 __all__ = [
     "Apply",
@@ -62,6 +63,10 @@ def inputs_of(fields: Iterable[Field], field: Any = python.arg) -> dict[str, Any
         kind = _type(entry.kind) if entry.default is not None else _type(entry.kind) | None
         default = {} if entry.default is REQUIRED else {"default": entry.default}
         found[entry.name] = field(type=kind, help=entry.help, **default)
+    for former, name in FORMER_NAMES.items():
+        if name in found:
+            kind = found[name].type | None
+            found[former] = field(type=kind, help=f"former name of {name}", default=None)
     return found
 
 
@@ -92,6 +97,7 @@ def _function(step: Step) -> Callable[..., Any]:
     """
 
     def call(**given: Any) -> Any:
+        given = with_present_names(given, FORMER_NAMES, step.name)
         found = step.run(given, Path.cwd())
         return found if len(step.gives) > 1 else next(iter(found.values()))
 

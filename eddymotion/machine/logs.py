@@ -10,6 +10,11 @@ from pathlib import Path
 
 log = logging.getLogger("eddymotion")
 
+NOTICE = (logging.INFO + logging.WARNING) // 2
+"""Level of what a user wants to know of one series among many, and is no warning."""
+
+logging.addLevelName(NOTICE, "NOTICE")
+
 
 class LogFile(logging.FileHandler):
     """Writes to a file from the first line on; says once when that fails, and goes on.

@@ -16,6 +16,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.machine.locks import refuse_if_lost
+from eddymotion.machine.logs import NOTICE
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
@@ -70,7 +71,7 @@ def correct_series(
     """
     fingerprint = fingerprint_of(series, settings)
     if (finished := finished_summary(outputs, fingerprint, name=series.dwi.name)) is not None:
-        log.info("%s: outputs with the same settings are there; reused", series.dwi.name)
+        log.log(NOTICE, "%s: outputs with the same settings are there; reused", series.dwi.name)
         return finished
     refuse_overwriting_inputs(series, outputs, settings)
     stages = Stages()
@@ -82,8 +83,8 @@ def correct_series(
     motion = known_motion(series, outputs, settings, stages, cache)
     if motion is None:
         motion = new_motion(dwi, model, settings, stages, cache, progress)
-    elif cache is None:  # else `estimate_series` has said so
-        log.info(REUSED, series.dwi.name)
+    elif cache is None or not series.runs:  # of those, `estimate_series` has said so
+        log.log(NOTICE, REUSED, series.dwi.name)
     with stages("runs"):
         together = RunTogether.of(series, dwi, motion, settings, work_dir)
         dwi, motion = together.moved(dwi, motion, settings)
@@ -155,7 +156,7 @@ def estimate_series(
     Target.read(settings)  # a wrong one is better known before
     stages, cache = Stages(), MotionCache.of(series, settings, work_dir)
     if known_motion(series, outputs, settings, stages, cache) is not None:
-        log.info(REUSED, series.dwi.name)
+        log.log(NOTICE, REUSED, series.dwi.name)
         return
     dwi = load_series(series, settings)
     new_motion(dwi, model_for(dwi.gradients, settings), settings, stages, cache, progress)

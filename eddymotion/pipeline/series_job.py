@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One series of a BIDS-App run, in whatever process or on whatever host it is worked on."""
+"""The parts of a BIDS-App run, in whatever process or on whatever host they are worked on.
+
+A series is a :class:`Job`; several runs of a session make a :class:`Session`, and all series of a
+participant a :class:`Page`. What fails is recorded, and the others go on.
+"""
 
 from __future__ import annotations
 
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 from eddymotion.derivatives import Outputs
 from eddymotion.errors import EddymotionError
@@ -20,13 +26,18 @@ from eddymotion.machine.children import end_with_parent
 from eddymotion.machine.disk import describe_disk_error
 from eddymotion.machine.locks import Lock, held
 from eddymotion.machine.logs import Console, LogFile
-from eddymotion.machine.parallel import Progress, logged
+from eddymotion.machine.parallel import logged
 from eddymotion.pipeline.correct import correct_series, estimate_series
 from eddymotion.pipeline.runs import RunTogether, merge_runs
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.telling import WAITING, Teller
+from eddymotion.reports.participant import write_report
+from eddymotion.reports.series import SeriesReport
 from eddymotion.wording import one_line
 
 log = logging.getLogger("eddymotion")
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -45,9 +56,13 @@ class Job:
         JSON, written when a step ends.
     log_file : Path, optional
         The run's log: other processes append to it.
+    told : Path, optional
+        What whoever watches the run reads; the console is left to him then.
     verbosity : int
     locks : tuple of Lock
         Under which the outputs are written.
+    stop_on_first_crash : bool
+        Let errors through, which end the run.
     """
 
     series: SeriesFiles
@@ -56,27 +71,34 @@ class Job:
     work_dir: Path
     record: Path
     log_file: Path | None = None
+    told: Path | None = None
     verbosity: int = 0
     locks: tuple[Lock, ...] = ()
+    stop_on_first_crash: bool = False
 
     @property
     def name(self) -> str:
         """Name of the series, for people."""
         return self.series.dwi.name
 
-    def estimate(self) -> None:
-        """Find the motion.
+    @property
+    def steps(self) -> dict[str, Any]:
+        """What is recorded: step → how it went."""
+        return read_json(self.record).get("steps", {})
 
-        Among the runs of a session a failure is left to :meth:`correct`: the other runs go on.
-        """
-        try:
-            with _recording(self, "motion"):
-                estimate_series(
-                    self.series, self.outputs, self.settings, self.work_dir, shown_progress.get()
-                )
-        except Exception:
-            if not self.series.runs:
-                raise
+    @property
+    def failure(self) -> str | None:
+        """Why it failed, if it did."""
+        failed = [step["reason"] for step in self.steps.values() if step["state"] == "failed"]
+        return failed[0] if failed else None
+
+    def estimate(self) -> None:
+        """Find the motion; among the runs of a session only, which wait for one another."""
+        with _recording(self, "motion"):
+            estimate_series(
+                self.series, self.outputs, self.settings, self.work_dir, self._progress
+            )
+            self.tell(stage=WAITING)
 
     def join(self) -> None:
         """Find how the runs of its session lie; what goes wrong is for :meth:`correct` to say."""
@@ -84,25 +106,146 @@ class Job:
             RunTogether.prepare(self.series, self.settings, self.work_dir)
 
     def correct(self) -> None:
-        """Write the outputs, with the motion that is there."""
-        motion = read_json(self.record).get("steps", {}).get("motion", {})
-        if motion.get("state") == "failed":
-            raise EddymotionError(motion["reason"])
+        """Write the outputs, with the motion that is there; find it where there is none."""
         with _recording(self, "outputs"):
+            if (reason := self.failure) is not None:
+                raise EddymotionError(reason)
             correct_series(
-                self.series, self.outputs, self.settings, shown_progress.get(),
-                work_dir=self.work_dir,
-            )  # fmt: skip
-
-    def merge(self, others: Sequence[Job]) -> None:
-        """Write this and the other corrected runs of its session as one series."""
-        with _recording(self, "merged"):
-            merge_runs([(job.series, job.outputs) for job in (self, *others)], self.settings)
+                self.series, self.outputs, self.settings, self._progress, work_dir=self.work_dir
+            )
+            self.tell(outcome="")
 
     def record_lost(self, reason: str) -> None:
         """Record that whoever worked on it is gone, and could not tell why."""
-        known = read_json(self.record).get("steps", {})
-        _record(self, "outputs" if "motion" in known else "motion", "failed", reason, time.time())
+        _record(self, "outputs", "failed", reason, time.time())
+
+    @property
+    def _teller(self) -> Teller | None:
+        return Teller(self.told) if self.told else None
+
+    def tell(self, **what: Any) -> None:
+        """Tell whoever watches."""
+        if (teller := self._teller) is not None:
+            teller.tell(**what)
+
+    def _progress(self, iterable: Iterable[Item], description: str, total: int) -> Iterable[Item]:
+        """Tell of progress, and log it: several series share the console."""
+        lines = in_log(iterable, description, total)
+        teller = self._teller
+        return lines if teller is None else teller.progress(lines, description, total)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The runs of a session.
+
+    Parameters
+    ----------
+    jobs : tuple of Job
+        In order.
+    """
+
+    jobs: tuple[Job, ...]
+
+    def merge(self) -> None:
+        """Write the corrected runs as one series, if all are there."""
+        if any(job.failure is not None for job in self.jobs):
+            return
+        first = self.jobs[0]
+        with _recording(first, "merged"):
+            merge_runs([(job.series, job.outputs) for job in self.jobs], first.settings)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The report of a participant.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivatives.
+    participant : str
+        Label without ``sub-``.
+    jobs : tuple of Job
+        One a series that is corrected.
+    refused, skipped : mapping
+        Other series → why.
+    record : Path, optional
+        JSON, written with the page.
+    locks : tuple of Lock
+        Under which it is written.
+    """
+
+    output_dir: Path
+    participant: str
+    jobs: tuple[Job, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    record: Path | None = None
+    locks: tuple[Lock, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.output_dir / f"sub-{self.participant}.html"
+
+    def write(self) -> None:
+        """Write it with what is recorded of the series."""
+        self.write_with({job.name: why for job in self.jobs if (why := job.failure) is not None})
+
+    def write_with(self, failed: Mapping[str, str]) -> dict[str, str]:
+        """Write it, and record what it says.
+
+        Parameters
+        ----------
+        failed : mapping
+            Name of a series that was to be corrected → why it failed.
+
+        Returns
+        -------
+        dict
+            The same, with series whose files cannot be shown.
+        """
+        if any(lock.loss for lock in self.locks):
+            return dict(failed)  # the page is another run's by now
+        with held(self.locks):
+            errors = {**failed, **self.refused}
+            found = write_report(self.output_dir, self.participant, errors, self.skipped)
+            names = {job.outputs.src: job.name for job in self.jobs}
+            unreadable = {names.get(src, src): why for src, why in found.items()
+                          if src not in errors}  # fmt: skip
+            if self.record is not None:
+                content = {"failed": dict(failed), "unreadable": unreadable}
+                write_json(self.record, content | {"found": self._found()})
+        return {**unreadable, **failed}
+
+    def completed(self, failed: Mapping[str, str]) -> dict[str, str]:
+        """Return what failed, as :meth:`write_with`; write it only if it does not say so yet."""
+        recorded = read_json(self.record) if self.record is not None else {}
+        if recorded.get("failed") != dict(failed):
+            return self.write_with(failed)
+        return {**recorded["unreadable"], **failed}
+
+    def _found(self) -> dict[str, dict[str, Any]]:
+        """Name of a finished series → what a table of all tells of it."""
+        return {job.name: found for job in self.jobs if (found := _told_of(job.outputs))}
+
+
+def _told_of(outputs: Outputs) -> dict[str, Any]:
+    try:
+        series = SeriesReport.load(outputs)
+        verdict, findings = series.verdict, series.findings
+    except Exception:  # the page says why
+        log.debug("%s cannot be read", outputs.src, exc_info=True)
+        return {}
+    known = findings.fd[np.isfinite(findings.fd)]
+    return {
+        "verdict": verdict.headline,
+        "level": int(verdict.level),
+        "fd_mean": float(known.mean()) if len(known) else None,
+        "lost": int(findings.outliers.sum()),
+        "judged": int(findings.judged.sum()),
+    }
 
 
 def reason_of(error: BaseException) -> str:
@@ -118,7 +261,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def _recording(job: Job, step: str) -> Iterator[None]:
-    """Log to the run's log, and record how it went."""
+    """Log to the run's log, and record how it went; a failure ends there."""
     end_with_parent()
     started = time.time()
     with _logging_for(job), held(job.locks):
@@ -126,14 +269,17 @@ def _recording(job: Job, step: str) -> Iterator[None]:
             yield
         except Exception as error:
             log.debug("%s failed", job.name, exc_info=True)
-            _record(job, step, "failed", reason_of(error), started)
-            raise
-        _record(job, step, "done", "", started)
+            recorded = _record(job, step, "failed", reason_of(error), started)
+            job.tell(outcome=reason_of(error))
+            if job.stop_on_first_crash or not recorded:
+                raise
+        else:
+            _record(job, step, "done", "", started)
 
 
-def _record(job: Job, step: str, state: str, reason: str, started: float) -> None:
-    steps = read_json(job.record).get("steps", {})
-    steps[step] = {
+def _record(job: Job, step: str, state: str, reason: str, started: float) -> bool:
+    """Record how a step went; whether that could be done."""
+    entry = {
         "state": state,
         "reason": reason,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
@@ -142,40 +288,45 @@ def _record(job: Job, step: str, state: str, reason: str, started: float) -> Non
         "threads": job.settings.nprocs,
     }
     try:
-        write_json(job.record, {"series": job.name, "steps": steps})
+        write_json(job.record, {"series": job.name, "steps": job.steps | {step: entry}})
     except OSError as error:  # the failure itself is what matters
         log.debug("%s: cannot be written (%s)", job.record, error)
+        return False
+    return True
 
 
 in_log = logged(log, logging.DEBUG)
 
-shown_progress: ContextVar[Progress] = ContextVar("shown_progress", default=in_log)
-"""What a job shows of its progress, where it runs in the process of the command: in a log by
-default, since several series share the console."""
-
 
 @contextmanager
 def _logging_for(job: Job) -> Iterator[None]:
-    """Append to the run's log where nobody does so yet, and put the series before each line."""
-    added: list[logging.Handler] = []
-    if not log.handlers and job.log_file is not None:
+    """Append to the run's log where nobody does so yet, and put the series before each line.
+
+    Where somebody watches, he is told, and the console is his.
+    """
+    before = list(log.handlers)
+    handlers = list(before)
+    if not before and job.log_file is not None:
         console = Console()
-        console.setLevel(logging.DEBUG if job.verbosity else logging.INFO)
+        console.setLevel(logging.DEBUG if job.verbosity > 0 else logging.INFO)
         console.setFormatter(logging.Formatter("%(message)s"))
-        added = [console, LogFile(job.log_file)]
+        handlers = [console, LogFile(job.log_file)]
         log.setLevel(logging.DEBUG)
-    for handler in added:
-        log.addHandler(handler)
+    elif job.told is not None:
+        handlers = [handler for handler in before if not isinstance(handler, Console)]
+    if (teller := job._teller) is not None:
+        handlers.append(teller)
     named = _Naming(job.name)
-    for handler in log.handlers:
+    log.handlers[:] = handlers
+    for handler in handlers:
         handler.addFilter(named)
     try:
         yield
     finally:
-        for handler in log.handlers:
+        for handler in handlers:
             handler.removeFilter(named)
-        for handler in added:
-            log.removeHandler(handler)
+        log.handlers[:] = before
+        for handler in set(handlers) - set(before):
             handler.close()
 
 

@@ -215,7 +215,7 @@ class Settings:
     nprocs: int = setting(
         1, "running", "processors to use; the result does not depend on it",
         shown_default="all, %(default)d", least=1, metavar="N",
-        options=("--nprocs", "--nthreads", "--n-cpus"), node_input="num_threads",
+        options=("--nprocs", "--nthreads", "--n-cpus", "--n-threads"), node_input="n_threads",
     )  # fmt: skip
 
     def effective(self) -> dict[str, Any]:
@@ -290,7 +290,7 @@ KINDS = {name: kind_of(hint) for name, hint in typing.get_type_hints(Settings).i
 def settings_of(given: Mapping[str, Any]) -> Settings:
     """Collect the settings among the inputs of a node; the rest is left alone, as is what is None.
 
-    ``mask_file`` and ``num_threads`` become those of the settings.
+    ``mask_file`` and ``n_threads`` become those of the settings.
     """
     values: dict[str, Any] = {}
     for name, about in SETTINGS.items():

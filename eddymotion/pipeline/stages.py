@@ -46,6 +46,7 @@ class Stages:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Measure what is done inside."""
+        log.debug("%s", name, extra={"stage": name})
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
@@ -103,7 +104,7 @@ def find_motion(dwi: DWI, model: Model, settings: Settings, progress: Progress) 
         dwi,
         estimator=estimator_of(settings, model, dwi.gradients),
         align_shells=not settings.no_shell_alignment,
-        seed=settings.random_seed,
+        random_seed=settings.random_seed,
         n_threads=settings.nprocs,
         progress=progress,
     )
@@ -131,7 +132,7 @@ def judge_both(
 
 def judge(dwi: DWI, motion: Motion, model: Model, settings: Settings) -> Quality:
     """Compare each volume with its prediction, as the settings say."""
-    found = assess(dwi, motion, model, seed=settings.random_seed, n_threads=settings.nprocs)
+    found = assess(dwi, motion, model, random_seed=settings.random_seed, n_threads=settings.nprocs)
     correlations = found.correlation[dwi.gradients.dwis]
     if settings.min_q_distance > 0 and not np.isfinite(correlations).any():
         raise EddymotionError(

@@ -50,7 +50,7 @@ HELP = {
     "xfm_file": "transforms, one a volume, reference → volume (ITK text)",
     "x5_file": "the same transforms as X5",
     "details_file": "standard errors and eddy-current fields that belong to the transforms (JSON)",
-    "num_threads": "volumes at a time; the result does not depend on it",
+    "n_threads": "volumes at a time; the result does not depend on it",
     "corrected_file": "corrected series",
     "corrected_bval_file": "b-values of the corrected series",
     "corrected_bvec_file": "rotated b-vectors",
@@ -130,9 +130,12 @@ SERIES = (
     Field("bval_file", Path, HELP["bval_file"], None),
     Field("bvec_file", Path, HELP["bvec_file"], None),
     Field("mask_file", Path, SETTINGS["brain_mask"].help, None),
-    Field("num_threads", int, HELP["num_threads"], Settings.nprocs),
+    Field("n_threads", int, HELP["n_threads"], Settings.nprocs),
 )
 """Inputs of a step that reads the series; the last two are settings."""
+
+FORMER_NAMES = {"num_threads": "n_threads"}
+"""Keywords of workflows and tasks: former name → present one."""
 
 CORRECTED_SERIES = (
     Field("corrected_file", Path, HELP["corrected_file"]),

@@ -152,18 +152,15 @@ def test_correct_locks_its_outputs_and_stops_when_it_loses_them(
 def test_a_participant_that_is_lost_fails_and_the_others_go_on(
     dataset, tmp_path, monkeypatch, capsys
 ):
-    def estimate(series, outputs, *others):
-        if outputs.src == "sub-01":
-            put(tmp_path / ".sub-01.lock", somebody(host="elsewhere", machine="x"))
-
     written = []
 
-    def correct_other(series, outputs, *others, **named):
+    def correct_some(series, outputs, *others, **named):
+        if outputs.src == "sub-01":
+            put(tmp_path / ".sub-01.lock", somebody(host="elsewhere", machine="x"))
         write_text(outputs["dwi"], "")
         written.append(outputs.src)
 
-    monkeypatch.setattr("eddymotion.pipeline.series_job.estimate_series", estimate)
-    monkeypatch.setattr("eddymotion.pipeline.series_job.correct_series", correct_other)
+    monkeypatch.setattr("eddymotion.pipeline.series_job.correct_series", correct_some)
     options = ("--nprocs", "1", *QUICK)
     assert participant.main([str(dataset), str(tmp_path), "participant", *options]) == 1
     printed = capsys.readouterr().err

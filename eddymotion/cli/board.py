@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is shown of the series of a run: how far each is, what became of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eddymotion.cli.screen import Bar, Screen, is_terminal
+from eddymotion.io.writing import read_json
+from eddymotion.machine.logs import NOTICE, Console
+from eddymotion.machine.parallel import Progress
+from eddymotion.pipeline.telling import WAITING, News, Teller
+from eddymotion.wording import duration
+
+if TYPE_CHECKING:
+    from eddymotion.pipeline.series_job import Page
+
+log = logging.getLogger("eddymotion")
+
+LOOK_EVERY_S = 0.25
+
+WORDS = {
+    "motion": "estimating", "runs": "placing runs", "quality": "judging",
+    "output space": "registering", "resampling and writing": "resampling", "pictures": "drawing",
+}  # fmt: skip
+"""Stage → what is said of it, where that is another word."""
+
+USUAL = {
+    "reading": 0.0, "motion": 0.03, "motion/filtering for 10 mm": 0.08,
+    "motion/filtering for 5 mm": 0.11, "motion/filtering for 12000 points": 0.15, "runs": 0.45,
+    "quality": 0.45, "output space": 0.5, "resampling and writing": 0.5, "pictures": 0.85,
+}  # fmt: skip
+"""Share of the work that is done when something begins: of a 1.75 mm series of 33 volumes."""
+
+ALMOST = 0.98
+"""Share that is shown as done at most while a series is worked on."""
+
+KNOWN_FROM = 0.05
+"""Share of the work from which the time left follows from the time taken."""
+
+
+@dataclass
+class Course:
+    """When the parts of a correction begin, as shares of the whole.
+
+    Parameters
+    ----------
+    shares : mapping
+        Stage, or stage and step → share of the work that is done when it begins.
+    seconds : float, optional
+        How long the whole took.
+    """
+
+    shares: Mapping[str, float]
+    seconds: float | None = None
+
+    def following(self, share: float) -> float:
+        """Where the next part begins."""
+        return min((other for other in self.shares.values() if other > share), default=ALMOST)
+
+
+@dataclass
+class Line:
+    """A series, as far as is known.
+
+    Parameters
+    ----------
+    number : int
+        From one on.
+    name : str
+        Without ``_dwi.nii.gz``.
+    began, since : float, optional
+        When it began, and its present part.
+    stage : str
+    share : float
+        Of the work that was done when the present part began.
+    within : float, optional
+        Share of the present part that is done; by the clock where that is not told.
+    seconds : float, optional
+        How long it took, if it has ended.
+    failure : str
+        Why it failed.
+    begun : dict
+        Part → when it began.
+    """
+
+    number: int
+    name: str
+    began: float | None = None
+    since: float = 0.0
+    stage: str = ""
+    share: float = 0.0
+    within: float | None = None
+    seconds: float | None = None
+    failure: str = ""
+    begun: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether somebody works on it."""
+        return self.began is not None and self.seconds is None
+
+    def begin(self, part: str, at: float, course: Course) -> None:
+        """Note that a part begins."""
+        self.begun.setdefault(part, at)
+        if course.shares.get(part, -1.0) > self.share or part == "reading":
+            self.share, self.since, self.within = course.shares[part], at, None
+
+    def done(self, now: float, course: Course) -> float:
+        """Return the share of the work that is done."""
+        if self.began is None or self.stage == WAITING:
+            return self.share
+        end = course.following(self.share)
+        if self.within is not None:
+            return self.share + self.within * (end - self.share)
+        if self.since <= self.began:
+            return self.share
+        pace = self.share / (self.since - self.began)
+        return min(self.share + pace * (now - self.since), end)
+
+    def left(self, now: float, course: Course) -> float | None:
+        """Return the seconds left, if that can be told."""
+        if self.began is None or self.stage == WAITING:
+            return None
+        share, taken = self.done(now, course), now - self.began
+        if share >= ALMOST:
+            return 0.0
+        if share >= KNOWN_FROM and self.since > self.began:
+            return taken * (1 - share) / share
+        return None if course.seconds is None else max(course.seconds - taken, 0.0)
+
+
+class Board:
+    """What is shown of the series of a run.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the series, in order.
+    verbosity : int
+        From one on all messages are shown; below zero nothing but problems.
+    """
+
+    def __init__(self, names: Sequence[str], verbosity: int = 0) -> None:
+        self.lines = {name: Line(number + 1, name) for number, name in enumerate(names)}
+        self.verbosity = verbosity
+        self.course = Course(USUAL)
+        self.screen = Screen() if verbosity >= 0 and is_terminal() else None
+
+    def hear(self, name: str, what: Mapping[str, Any]) -> None:
+        """Take in what is told of a series."""
+        line, at = self.lines[name], what["at"]
+        if "text" in what:
+            self._message(what["level"], what["text"])
+        elif "stage" in what:
+            self._stage(line, what["stage"], at)
+        elif "step" in what:
+            line.begin(f"{line.stage}/{what['step']}", at, self.course)
+            if line.stage != "motion" and what["total"]:
+                line.within = max(line.within or 0.0, what["done"] / what["total"])
+        elif "outcome" in what:
+            self._outcome(line, what["outcome"], at)
+
+    def _message(self, level: int, text: str) -> None:
+        least = logging.DEBUG if self.verbosity > 0 else NOTICE
+        if level >= (logging.WARNING if self.verbosity < 0 else least):
+            self.say(text, "yellow" if level >= logging.WARNING else "")
+
+    def _stage(self, line: Line, stage: str, at: float) -> None:
+        if line.began is None:
+            line.began = line.since = at
+        again = line.stage == stage
+        line.stage = stage
+        line.begin(stage, at, self.course)
+        if self.screen is None and not again and stage in ("motion", "resampling and writing"):
+            self.tell(line, WORDS[stage])
+
+    def _outcome(self, line: Line, failure: str, at: float) -> None:
+        if line.seconds is not None and line.failure:
+            return  # it is known
+        line.seconds, line.failure = at - (line.began or at), failure
+        if line.failure:
+            self.tell(line, "failed; its report tells why", "red")
+            return
+        if line.seconds > 1 and "pictures" in line.begun and line.began is not None:
+            shares = {part: (begun - line.began) / line.seconds
+                      for part, begun in line.begun.items()}  # fmt: skip
+            self.course = Course(shares, line.seconds)
+        self.tell(line, f"done in {duration(line.seconds)}", "green")
+
+    def tell(self, line: Line, what: str, style: str = "") -> None:
+        """Say something of a series."""
+        if self.verbosity >= 0:
+            self.say(f"{self._count(line)}{line.name} · {what}", style)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print lines."""
+        if self.screen is not None:
+            self.screen.say(text, style)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def draw(self) -> None:
+        """Draw a bar for each series that is worked on."""
+        if self.screen is None:
+            return
+        now, course = time.time(), self.course
+        bars = []
+        for line in self.lines.values():
+            if line.is_running:
+                word = WORDS.get(line.stage, line.stage)
+                share, left = line.done(now, course), _left(line.left(now, course))
+                bars.append(Bar(self._count(line), line.name, f" · {word}", share, left))
+        self.screen.draw(bars, self._foot(now))
+
+    def _foot(self, now: float) -> str:
+        running = [line for line in self.lines.values() if line.is_running]
+        ended = sum(line.seconds is not None for line in self.lines.values())
+        if len(self.lines) < 2 or not running:
+            return ""
+        foot = f"{ended} of {len(self.lines)} done"
+        if (whole := self.course.seconds) is None:
+            return foot
+        waiting = len(self.lines) - ended - len(running)
+        lefts = [line.left(now, self.course) or 0.0 for line in running]
+        left = max(max(lefts), (waiting * whole + sum(lefts)) / len(running))
+        return f"{foot} · about {duration(left)} left in all"
+
+    def _count(self, line: Line) -> str:
+        return f"{line.number} of {len(self.lines)} · " if len(self.lines) > 1 else ""
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return "soon done" if seconds < 1 else f"{duration(seconds)} left"
+
+
+@dataclass
+class Watch:
+    """Somebody who watches a run, and tells at its end what became of each series.
+
+    Parameters
+    ----------
+    verbosity : int
+    """
+
+    verbosity: int = 0
+    board: Board | None = None
+    pages: Sequence[Page] = ()
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, pages: Sequence[Page]) -> Iterator[None]:
+        """Show how far the series of some pages are, as long as the context lasts."""
+        self.pages = pages
+        names = [job.outputs.src for page in pages for job in page.jobs]
+        folders = {job.told.parent for page in pages for job in page.jobs if job.told}
+        self.board = Board(names, self.verbosity)
+        with ExitStack() as stack:
+            for folder in folders:
+                stack.enter_context(watching(self.board, News(folder).take))
+            yield
+        for page in pages:
+            self.found |= read_json(page.record).get("found", {}) if page.record else {}
+
+
+@contextmanager
+def watching(
+    board: Board, take: Callable[[], Iterator[tuple[str, dict[str, Any]]]] | None = None
+) -> Iterator[None]:
+    """Keep a board up to date: what `take` yields is new each time it is called."""
+    over = threading.Event()
+
+    def look() -> None:
+        for name, what in take() if take is not None else ():
+            board.hear(name, what)
+        board.draw()
+
+    def keep_looking() -> None:
+        while not over.wait(LOOK_EVERY_S):
+            try:
+                look()
+            except Exception:  # what is shown never ends the work
+                log.debug("the console cannot be kept up to date", exc_info=True)
+
+    with ExitStack() as stack:
+        if board.screen is not None:
+            stack.enter_context(board.screen)
+        looking = threading.Thread(target=keep_looking, daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            looking.join()
+            look()
+
+
+class _Direct(Teller):
+    """Tells a board of this process."""
+
+    def __init__(self, board: Board, name: str) -> None:
+        super().__init__(Path(name))
+        self._board, self._name = board, name
+
+    def tell(self, **what: Any) -> None:
+        self._board.hear(self._name, {"at": time.time(), **what})
+
+
+@contextmanager
+def alone(name: str, verbosity: int) -> Iterator[Progress]:
+    """Show how far a single series is that is worked on in this process; yields its progress."""
+    board = Board([name], verbosity)
+    teller = _Direct(board, name)
+    before = list(log.handlers)
+    log.handlers[:] = [h for h in before if not isinstance(h, Console)] + [teller]
+    try:
+        with watching(board):
+            yield teller.progress
+    finally:
+        log.handlers[:] = before
+        teller.close()

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table at the end of a run: what became of each series."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eddymotion.cli.board import Watch
+from eddymotion.cli.screen import is_terminal
+from eddymotion.derivatives.names import source_name
+
+log = logging.getLogger("eddymotion")
+
+STYLES = ("green", "yellow", "red")
+"""Of a verdict, by its level."""
+
+FAILED = "failed"
+
+MOST_ROWS = 60
+"""Of a table that somebody reads; of more series, those that are usable are only counted."""
+
+LOG_WIDTH = 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A series at the end of a run, in words.
+
+    Parameters
+    ----------
+    series, verdict, motion, lost, seconds, report : str
+    level : int
+        Of the verdict, 0 to 2; 3 where it failed.
+    """
+
+    series: str
+    verdict: str
+    motion: str = ""
+    lost: str = ""
+    seconds: str = ""
+    report: str = ""
+    level: int = 3
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """In the order of the columns."""
+        return self.series, self.verdict, self.motion, self.lost, self.seconds, self.report
+
+
+COLUMNS = ("series", "verdict", "head motion", "lost slices", "seconds", "report")
+
+
+def rows_of(watch: Watch, failures: Mapping[str, str]) -> list[Row]:
+    """Put together what is known of all series of a run that has ended.
+
+    Parameters
+    ----------
+    watch : Watch
+        Who has watched the run.
+    failures : mapping
+        Series → why it failed.
+    """
+    rows = []
+    jobs = [(page, job) for page in watch.pages for job in page.jobs]
+    for page, job in jobs:
+        assert watch.board is not None
+        seconds = watch.board.lines[job.outputs.src].seconds
+        spent = "" if seconds is None else f"{seconds:.0f}"
+        found = watch.found.get(job.name)
+        if job.name in failures or found is None:
+            rows.append(Row(job.outputs.src, FAILED, report=page.path.name))
+        else:
+            rows.append(_finished(job.outputs.src, found, spent, page.path.name))
+    names = {job.name for _, job in jobs}
+    refused = [source_name(Path(name)) for name in failures if name not in names]
+    return rows + [Row(name, FAILED) for name in refused]
+
+
+def _finished(src: str, found: Mapping[str, Any], seconds: str, report: str) -> Row:
+    motion = "n/a" if found["fd_mean"] is None else f"{found['fd_mean']:.2f} mm"
+    lost = f"{found['lost']} of {found['judged']}" if found["judged"] else "not judged"
+    return Row(src, found["verdict"], motion, lost, seconds, report, found["level"])
+
+
+def show_table(rows: Sequence[Row], folder: Path) -> None:
+    """Show the table on the console, and write it to the log.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+    folder : Path
+        Where the reports are.
+    """
+    from rich.console import Console
+
+    usable = [row for row in rows if row.level == 0] if len(rows) > MOST_ROWS else []
+    shown = [row for row in rows if row not in usable]
+    text = io.StringIO()
+    plain = Console(file=text, width=LOG_WIDTH, highlight=False)
+    plain.print(_table(shown, folder, LOG_WIDTH))
+    lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
+    if usable:
+        lines.append(f"and {len(usable)} other series: {usable[0].verdict}")
+    if not is_terminal():
+        log.info("\n%s", "\n".join(lines))
+        return
+    console = Console(file=sys.stderr, highlight=False)
+    console.print(_table(shown, folder, console.width))
+    for line in lines[len(lines) - bool(usable) :]:
+        console.print(line)
+    log.info("\n%s", "\n".join(lines), extra={"is_shown": True})
+
+
+def _table(rows: Sequence[Row], folder: Path, width: int) -> Any:
+    """Make a table that fits; where the reports do not, they are named below it."""
+    table = _with(rows, COLUMNS, str(folder))
+    if _needs(table) <= width:
+        return table
+    table = _with(rows, COLUMNS, "")
+    table.caption = f"reports: {folder}/"
+    if _needs(table) <= width:
+        return table
+    table = _with(rows, COLUMNS[:-1], "")
+    if (beyond := _needs(table) - width) > 0:
+        room = max((len(row.series) for row in rows), default=0) - beyond
+        rows = [replace(row, series=folded(row.series, room)) for row in rows]
+        table = _with(rows, COLUMNS[:-1], "")
+    table.caption = f"reports: {folder}/sub-*.html"
+    return table
+
+
+def folded(name: str, room: int) -> str:
+    """Break a BIDS name into lines, between its entities."""
+    lines = [""]
+    for part in re.findall(r"[^_]+_?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _needs(table: Any) -> int:
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(width=LOG_WIDTH)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _with(rows: Sequence[Row], columns: Sequence[str], folder: str) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    for column in columns:
+        right = column in ("head motion", "lost slices", "seconds")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        cells = [Text(cell) for cell in row.cells[: len(columns)]]
+        cells[1].stylize((*STYLES, "bold red")[row.level])
+        if folder and row.report:
+            cells[-1] = Text(f"{folder}/{row.report}")
+        table.add_row(*cells)
+    return table

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run shows: how far it is and what became of it; completion; the doctor."""
+
+import json
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
+from eddymotion.cli.board import Board, Line, Watch
+from eddymotion.cli.closing import Row, folded, rows_of, show_table
+from eddymotion.cli.doctor import examine
+from eddymotion.cli.screen import Bar, shortened, wrapped
+from eddymotion.machine.logs import NOTICE
+from eddymotion.pipeline.telling import News, Teller
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
+from eddymotion.wording import duration
+
+PARTS = (("reading", 0.0), ("motion", 2.0), ("quality", 42.0), ("resampling and writing", 46.0),
+         ("pictures", 70.0))  # fmt: skip
+SECONDS = 80.0
+
+
+def told(name, began, until=SECONDS, pace=1.0):
+    """What a series tells that takes as long as PARTS say, up to some second."""
+    lines = [(name, {"at": began + pace * at, "stage": stage})
+             for stage, at in PARTS if at <= until]  # fmt: skip
+    ended = [(name, {"at": began + pace * SECONDS, "outcome": ""})]
+    return lines + (ended if until >= SECONDS else [])
+
+
+@pytest.mark.parametrize("pace", [1.0, 3.0])
+def test_time_left_is_learnt_from_the_series_before(pace, capsys):
+    """On a machine of any speed, and for a series that takes three times as long."""
+    board = Board(["sub-01", "sub-02"])
+    for name, what in told("sub-01", 1000.0):
+        board.hear(name, what)
+    for now in (10.0, 30.0, 44.0, 60.0, 75.0):
+        board = relearnt(board, now, pace)
+        line = board.lines["sub-02"]
+        left = line.left(2000.0 + pace * now, board.course)
+        truth = pace * (SECONDS - now)
+        if now > PARTS[2][1]:  # the pace of this series is known
+            assert left == pytest.approx(truth, rel=0.25, abs=2.0), now
+    assert "1 of 2 · sub-01 · done in 80 s" in capsys.readouterr().err
+
+
+def relearnt(board, now, pace):
+    board.lines["sub-02"] = Line(2, "sub-02")
+    for name, what in told("sub-02", 2000.0, until=now, pace=pace):
+        board.hear(name, what)
+    return board
+
+
+def test_a_bar_never_goes_back_and_nothing_is_left_at_its_end():
+    board = Board(["sub-01"], verbosity=-1)
+    events, shares = told("sub-01", 0.0, until=79.0), []
+    for second in range(80):
+        while events and events[0][1]["at"] <= second:
+            board.hear(*events.pop(0))
+        shares.append(board.lines["sub-01"].done(second, board.course))
+    assert all(late >= early for early, late in pairwise(shares))
+    assert 0.85 < shares[-1] <= 1.0
+    assert shares[0] == 0
+
+
+def test_what_is_told_is_heard_once_and_half_a_line_later(tmp_path):
+    log = logging.getLogger("eddymotion.test_console")
+    log.setLevel(logging.DEBUG)
+    teller, news = Teller(tmp_path / "sub-01.jsonl"), News(tmp_path)
+    log.addHandler(teller)
+    log.warning("odd: %s", "ö")
+    log.debug("motion", extra={"stage": "motion"})
+    assert list(teller.progress(range(3), "filtering", 3)) == [0, 1, 2]
+    heard = [what for name, what in news.take() if name == "sub-01"]
+    assert [set(what) - {"at"} for what in heard] == [{"level", "text"}, {"stage"},
+                                                      {"step", "done", "total"}]  # fmt: skip
+    assert heard[0]["text"] == "odd: ö"
+    line = json.dumps({"at": 1.0, "outcome": ""})
+    with teller.path.open("a") as stream:
+        stream.write(line[:5])
+        stream.flush()
+        assert list(news.take()) == []
+        stream.write(line[5:] + "\n")
+    assert list(news.take()) == [("sub-01", json.loads(line))]
+    log.removeHandler(teller)
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "seen"),
+    [(-1, "problem"), (0, "problem reused"), (1, "problem reused detail")],
+)
+def test_what_is_said_of_many_series_depends_on_v_and_q(verbosity, seen, capsys):
+    board = Board(["sub-01", "sub-02"], verbosity)
+    for level, text in (
+        (logging.WARNING, "problem"),
+        (NOTICE, "reused"),
+        (logging.INFO, "detail"),
+    ):
+        board.hear("sub-01", {"at": 0.0, "level": level, "text": text})
+    board.tell(board.lines["sub-01"], "estimating")
+    printed = capsys.readouterr().err.split("\n")
+    assert printed[0] == "problem"
+    assert [word for word in printed if word in ("problem", "reused", "detail")] == seen.split()
+    assert ("1 of 2 · sub-01 · estimating" in printed) == (verbosity >= 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "0 s"), (99, "99 s"), (720, "12 min"), (7500, "2 h 05 min")]
+)
+def test_times_are_written_as_people_say_them(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_no_word_is_broken_and_names_stay_apart():
+    text = "sub-01_dwi.nii.gz: the b=0 images of the runs of this session agree with r = 0.52 only"
+    lines = wrapped(text, 40).splitlines()
+    assert " ".join(line.strip() for line in lines) == text
+    assert max(map(len, lines)) <= 40
+    names = [f"sub-01_ses-{s}_acq-multiband_dir-AP_run-{r}" for s in "12" for r in "12"]
+    assert len({shortened(name, 26) for name in names}) == 4
+    assert all(len(Bar("1 of 4 · ", n, " · estimating", 0.5).text(48)) == 48 for n in names)
+    assert folded("sub-01_ses-02_run-1", 14) == "sub-01_ses-02_\nrun-1"
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_closing_table_fits_and_says_where_the_reports_are(
+    width, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("eddymotion.cli.closing.is_terminal", lambda: True)
+    rows = [
+        Row("sub-01_ses-01_acq-multiband_dir-AP_run-1", "Usable with care", "1.62 mm", "2 of 380",
+            "51", "sub-01.html", 1),
+        Row("sub-02", "failed"),
+    ]  # fmt: skip
+    show_table(rows, tmp_path)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    table = [line for line in printed.splitlines() if not line.startswith("reports: ")]
+    assert max(map(len, table)) <= width
+    for word in ("Usable with care", "1.62 mm", "2 of 380", "51", "failed", str(tmp_path)):
+        assert word in " ".join(printed.split()) or width < 80, word
+    joined = "".join(line.split()[0] for line in table[3:] if line.split() and "_" in line)
+    assert "run-1" in joined or "run-1" in printed
+
+
+def test_many_usable_series_are_counted_not_listed(caplog, tmp_path):
+    rows = [Row(f"sub-{n:03d}", "Usable", level=0) for n in range(80)] + [Row("sub-x", "failed")]
+    with caplog.at_level(logging.INFO, "eddymotion"):
+        show_table(rows, tmp_path)
+    assert "and 80 other series: Usable" in caplog.text
+    assert "sub-x" in caplog.text
+    assert "sub-007" not in caplog.text
+
+
+def test_a_series_refused_before_the_run_is_in_the_table():
+    assert rows_of(Watch(), {"sub-01/dwi/sub-01_dwi.nii.gz": "why"}) == [Row("sub-01", "failed")]
+
+
+ON_A_TERMINAL = """
+import logging, sys, time
+from eddymotion.cli import console
+from eddymotion.cli.board import Board, watching
+
+def body():
+    with console.messages(0):
+        board = Board([f"sub-{n:02d}_acq-multiband_dir-AP_run-1" for n in range(1, 9)])
+        def take():
+            for stage in ("reading", "motion"):
+                yield "sub-03_acq-multiband_dir-AP_run-1", {"at": time.time() - 9, "stage": stage}
+        with watching(board, take):
+            time.sleep(0.4)
+            logging.getLogger("eddymotion").warning("a warning of several " + "words " * 20)
+
+sys.exit(console.run("program", body))
+"""
+
+
+def test_bars_on_a_terminal_of_eighty_columns():
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", "NO_COLOR": "1"}
+    run = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stderr=follower,
+                           env=environment)  # fmt: skip
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+    assert run.wait() == 0
+    parts = re.split(r"\n|\r|\x1b\[1A", shown.decode())
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part) for part in parts]
+    bar = next(line for line in lines if "3 of 8" in line)
+    assert re.search(r"3 of 8 · sub-.*run-1 · estimating", bar)
+    assert "━" in bar
+    assert "0 of 8 done" in "".join(lines)
+    assert max(map(len, lines)) <= 80
+    warning = [line for line in lines if "words" in line]
+    assert len(warning) == 2
+    assert not [line for line in warning if re.search(r"\bwor?d?$", line)]
+
+
+@pytest.mark.parametrize("command", [participant, correct, register, fieldmap, simulate, evaluate])
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_knows_all_options(command, shell, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    parsers = evaluate.build_parsers()[1].values() if command is evaluate else [
+        command.build_parser()
+    ]  # fmt: skip
+    for parser in parsers:
+        for option in parser._option_string_actions:
+            assert option.lstrip("-") in script, option
+
+
+COMPLETED = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 ))
+$(complete -p "$1" | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+echo "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--estimator", ""], {"joint", "lovo"}),
+        (["in", "out", ""], {"participant", "group"}),
+        (["--participant"], {"--participant-label"}),
+    ],
+)
+def test_bash_completes(words, expected, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        participant.main(["--print-completion", "bash"])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    call = ["bash", "-c", COMPLETED, "bash", tmp_path / "script", "eddymotion", *words]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) >= expected
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    root, head = tmp_path_factory.mktemp("bids"), procedural_head(8.0)
+    scheme, grid = shelled_scheme({1000.0: 6}, 1), Grid.covering(head, 8.0)
+    from eddymotion.mapping.motion import Motion
+
+    dwi = acquire(head, scheme, Motion.identity(7), grid)
+    for label in ("01", "02"):
+        write_bids(root, label, dwi, Motion.identity(7))
+    (root / "sub-02/dwi/sub-02_dwi.bvec").unlink()
+    np.savetxt(root / "sub-01/dwi/sub-01_dwi.bval", np.zeros((1, 6)) + 1000)
+    return root
+
+
+def test_the_doctor_tells_what_a_question_needs(raw, capsys, monkeypatch):
+    monkeypatch.setattr("eddymotion.bids.series.problems_of", lambda _: {"X": ["a", "b"]})
+    assert participant.main(["--doctor", str(raw)]) == 0
+    printed = capsys.readouterr().out
+    facts = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    assert len(printed.splitlines()) < 20
+    assert f"numpy {np.__version__}" in facts["libraries"]
+    assert facts["dataset"].endswith("2 participants, 2 series, 0 skipped, "
+                                     "2 that cannot be corrected")  # fmt: skip
+    assert "sub-01_dwi.nii.gz: 7 volumes, 6 b-values" in printed
+    assert "sub-02_dwi.nii.gz: no b-vectors" in printed
+    assert facts["validator"] == "X (2×)"
+    assert {"processors", "memory", "kernels", "optional"} <= set(facts)
+
+
+def test_the_doctor_needs_no_dataset_and_names_a_wrong_one(tmp_path):
+    assert "dataset" not in examine()
+    assert "no such folder" in examine(tmp_path / "nowhere").splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "gigabytes"),
+    [("--mem-gb=16", 16), ("--mem=16G", 16), ("--mem_mb=16000", 16), ("--mem=500MB", 0.5),
+     ("--mem_gb=2", 2)],
+)  # fmt: skip
+def test_memory_in_the_words_of_other_programs(given, gigabytes):
+    options = participant.build_parser().parse(["in", "out", "participant", given])
+    assert options.mem_gb == pytest.approx(gigabytes)
+
+
+def test_names_of_options_may_have_underscores():
+    call = ["in", "out", "participant", "--skip_bids_validation", "--n_cpus", "3", "--session_id",
+            "a", "--bids_filter_file=" + __file__]  # fmt: skip
+    options = participant.build_parser().parse(call)
+    assert (options.skip_bids_validation, options.nprocs, options.session_id) == (True, 3, ["a"])
+    assert str(options.bids_filter_file) == __file__
