@@ -48,7 +48,8 @@ SpaceMap = Callable[[np.ndarray], np.ndarray]
 """Points (P, 3) of the output grid → points (P, 3) of the reference frame, both RAS+ mm.
 
 If it has an attribute ``rotation`` (3, 3), the b-vectors are turned with it: they are expressed in
-the output space by its inverse."""
+the output space by its inverse. If it has one ``linear`` (4, 4), that matrix is the whole of it,
+and the points are never written out."""
 
 SLAB_POINTS = 2**16
 """Positions are computed for about so many points at a time."""
@@ -82,7 +83,8 @@ def resample(  # type: ignore[misc]  # options by name
         The output grid; that of `dwi`, or of the first run, when not given.
     space : callable, optional
         What takes points of the output grid to the reference frame; they are the same when not
-        given. It is evaluated once, and three float32 volumes of the output grid hold the result.
+        given. One that is not linear is evaluated once, and three float32 volumes of the output
+        grid hold the result.
     n_threads : int
         Volumes at a time. Each needs about twenty float64 volumes with NiTransforms (through
         fields or a `space` three and 70 MB), two float32 volumes otherwise.
@@ -134,8 +136,10 @@ class Resampled(Series):
         Its gradients are rotated with the motion.
     mask : (X, Y, Z) bool array
         On the new grid.
+    to_reference : (4, 4) array
+        Voxel indices of the new grid → the reference frame, RAS+ mm.
     points : (Z, Y, X, 3) float32 array, optional
-        Where the voxels of the grid lie in the reference frame, RAS+ mm, if not at the same place.
+        Where the voxels of the grid lie in the reference frame, RAS+ mm, if no matrix tells.
     n_threads : int
         As in :func:`resample`.
     source
@@ -148,6 +152,7 @@ class Resampled(Series):
     affine: np.ndarray
     acquisition: Acquisition
     mask: np.ndarray
+    to_reference: np.ndarray
     points: np.ndarray | None = None
     n_threads: int = 1
     source: Path | None = None
@@ -170,7 +175,9 @@ class Resampled(Series):
                 f"resample: the engine {shown(engine)} is unknown; use {' or '.join(_INTERPOLATE)}"
             )
         shape, affine = grid or (dwi.shape, dwi.affine)
-        points = None if space is None else _mapped_grid(shape, affine, space)
+        linear = np.eye(4) if space is None else getattr(space, "linear", None)
+        points = _mapped_grid(shape, affine, space) if linear is None and space else None
+        to_reference = affine if linear is None else linear @ affine
         in_place = grid is None and space is None
         rotation = getattr(space, "rotation", np.eye(3))
         turned = dwi.gradients.rotated(motion.rotations @ rotation)
@@ -180,7 +187,8 @@ class Resampled(Series):
             engine,
             affine,
             replace(dwi.acquisition, gradients=turned),
-            dwi.mask if in_place else _mask_on_grid(dwi, shape, affine, points),
+            dwi.mask if in_place else _mask_on_grid(dwi, shape, to_reference, points),
+            to_reference,
             points,
             n_threads,
             dwi.source,
@@ -190,16 +198,33 @@ class Resampled(Series):
         """Resample the volumes one after the other, (X, Y, Z) float32 each."""
         dwi = self.original
         floor = 0.0 if all(volume.min() >= 0 for volume in dwi.volumes()) else -np.inf
-        interpolate = _INTERPOLATE[self.engine]
-        field = _FieldOnGrid.of(self.motion, self.shape, self.affine, self.points)
+        interpolate, where = _INTERPOLATE[self.engine], self._reading()
 
         def one_volume(index: int) -> np.ndarray:
-            mapping = self.motion.mapping(index).effective
-            where = _Reading(self.shape, self.affine, dwi.affine, mapping, self.points, field)
-            resampled = interpolate(dwi.volume(index).data, where)
+            resampled = interpolate(dwi.volume(index).data, where(index))
             return np.maximum(resampled, floor, out=resampled)
 
         return parallel_iterate(one_volume, range(len(dwi)), n_threads=self.n_threads)
+
+    def _reading(self) -> Callable[[int], _Reading]:
+        """Prepare what tells where a volume is read."""
+        field = _FieldOnGrid.of(self.motion, self.shape, self.to_reference, self.points)
+
+        def of_volume(index: int) -> _Reading:
+            mapping, image_affine = self.motion.mapping(index).effective, self.original.affine
+            return _Reading(
+                self.shape, self.to_reference, image_affine, mapping, self.points, field
+            )
+
+        return of_volume
+
+    @property
+    def kernel_agrees(self) -> bool:
+        """Whether both engines agree on the volume that moved most, its field included."""
+        index = _most_displaced(self.original, self.motion)
+        volume, where = self.original.volume(index).data, self._reading()(index)
+        difference = np.abs(_with_kernel(volume, where) - _with_nitransforms(volume, where))
+        return bool(difference.max() <= AGREEMENT * np.abs(volume).max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +233,10 @@ class _Reading:
 
     Parameters
     ----------
-    shape, affine
+    shape : three int
         Of the output grid.
+    affine : (4, 4) array
+        Its voxel indices → the reference frame, RAS+ mm.
     image_affine : (4, 4) array
         Of the volume.
     mapping : VolumeMapping
@@ -427,15 +454,6 @@ _INTERPOLATE: dict[Engine, Callable[[np.ndarray, _Reading], np.ndarray]] = {
 
 AGREEMENT = 1e-3
 """Largest difference of the engines that is accepted, relative to the maximum of a volume."""
-
-
-def kernel_agrees(dwi: DWI, motion: Motion) -> bool:
-    """Compare both engines on the volume that moved most, its field included."""
-    index = _most_displaced(dwi, motion)
-    volume, mapping = dwi.volume(index).data, motion.mapping(index).effective
-    where = _Reading(dwi.shape, dwi.affine, dwi.affine, mapping)
-    difference = np.abs(_with_kernel(volume, where) - _with_nitransforms(volume, where))
-    return bool(difference.max() <= AGREEMENT * np.abs(volume).max())
 
 
 def _most_displaced(dwi: DWI, motion: Motion) -> int:

@@ -17,7 +17,9 @@ from eddymotion.cli import correct, participant
 from eddymotion.errors import EddymotionError
 from eddymotion.io.itk import read_itk
 from eddymotion.io.sidecars import SeriesFiles, metadata_of
+from eddymotion.io.tsv import Table
 from eddymotion.mapping.rigid import rigid_parameters
+from eddymotion.reports.group import gather
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 
@@ -85,7 +87,7 @@ def test_participant_writes_the_files_of_the_contract(derivatives):
             "from-orig_to-dwiref_mode-image_desc-hmc_xfm.txt",
             "from-orig_to-dwiref_mode-image_desc-hmc_xfm.x5",
             "desc-confounds_timeseries.tsv", "desc-confounds_timeseries.json",
-            "desc-hmc_outliers.tsv",
+            "desc-hmc_outliers.tsv", "desc-hmc_qc.json", "desc-exclude_volumes.txt",
         )
     }  # fmt: skip
     written = {path.name for path in (derivatives / "sub-02" / "ses-A" / "dwi").iterdir()}
@@ -100,6 +102,23 @@ def test_participant_writes_the_files_of_the_contract(derivatives):
         assert (derivatives / name).is_file()
     assert len(list((derivatives / "logs").glob("*.log"))) == 1
     assert not [path for path in derivatives.rglob(".*") if path.name != ".bidsignore"]
+
+
+def test_the_figures_of_a_series_are_those_of_the_group(derivatives):
+    for row in gather(derivatives).rows:
+        folder = derivatives / row.participant / (row.session or "") / "dwi"
+        told = json.loads((folder / f"{row.series}_desc-hmc_qc.json").read_text())
+        for name, value in row.metrics.items():
+            known = None if isinstance(value, float) and np.isnan(value) else value
+            assert told[name] == (pytest.approx(known, abs=1e-6) if known is not None else None)
+        confounds = Table.read(folder / f"{row.series}_desc-confounds_timeseries.tsv")
+        absolute, fd = map(confounds.numbers, ("rms_abs", "framewise_displacement"))
+        assert told["qc_mot_abs"] == pytest.approx(absolute.mean(), abs=1e-6)
+        assert told["fd_num"] == (fd[1:] > 0.2).sum()
+        assert len(told["qc_cnr_avg"]) == 1 + told["data_no_shells"] == 2
+        assert set(told) - set(told["Dictionary"]) == {"Dictionary", "EddymotionVersion"}
+        listed = (folder / f"{row.series}_desc-exclude_volumes.txt").read_text().split()
+        assert listed == list(told["exclude_volumes"])
 
 
 def test_derivatives_are_valid_bids(derivatives):

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image as Pictures
 
 import eddymotion as em
+from eddymotion.derivatives.confounds import confounds
+from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.mapping.rigid import framewise_displacement, rigid_matrix, rigid_parameters
 from eddymotion.reports.display import MOST_TILES, WIDTH, html_of
 from eddymotion.reports.slices import PlaneGrid
@@ -137,6 +139,20 @@ def test_a_motion_shows_its_traces(truth):
     fd = framewise_displacement(parameters)[1:]
     assert f"{fd.mean():.2f} mm on average, {fd.max():.2f} at most" in html
     assert "Motion of 1 volumes" in em.Motion.identity(1)._repr_html_()
+
+
+def test_a_notebook_and_the_confounds_tell_one_displacement(estimated, moving, tmp_path):
+    """Both measure at the centre of the grid, which a motion knows: also one that was read."""
+    elsewhere = estimated.framewise_displacement(estimated.center + np.array([0, 60, 40]))
+    assert np.nanmax(np.abs(elsewhere - estimated.framewise_displacement())) > 0.01
+    columns = confounds(moving.gradients, estimated, moving.center, None)
+    head = columns.get("framewise_displacement_head", columns["framewise_displacement"])
+    write_motion(tmp_path / "xfm.txt", tmp_path / "xfm.json", estimated)
+    for motion in (estimated, read_motion(tmp_path / "xfm.txt", tmp_path / "xfm.json")):
+        np.testing.assert_allclose(motion.framewise_displacement(), head, atol=1e-9)
+        html = motion._repr_html_()
+        assert f"{head[1:].mean():.2f} mm on average, {head[1:].max():.2f} at most" in html
+        assert "those of the centre of the image grid" in html
 
 
 def test_a_series_shows_a_mosaic(moving):

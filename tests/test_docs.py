@@ -101,7 +101,7 @@ def test_outputs_page_names_every_output():
     table = json.loads((ROOT / "eddymotion" / "derivatives" / "outputs.json").read_text())
     for kind, pattern in table.items():
         folder, _, file = pattern.partition("/")
-        name = file.replace("{src}", "<src>").partition(".")[0]
+        name = file.format(src="<src>", space="", target="target").partition(".")[0]
         assert folder == "figures" or f"`{name}" in text, (kind, pattern)
 
 

@@ -21,6 +21,7 @@ from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import Distortion, OffResonance
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.models import get_model
 from eddymotion.pipeline import lovo_steps, series_steps
@@ -188,12 +189,21 @@ def test_a_motion_on_disk_is_the_motion(tmp_path):
     errors = random.uniform(size=(4, 6))
     errors[2] = np.nan
     poses = rigid_matrix(random.normal(size=(4, 3)), random.normal(size=(4, 3)), np.zeros(3))
-    motion = Motion(poses, errors, 0.123456789012345, eddy)
+    field = OffResonance(random.normal(size=(4, 5, 6)), random.normal(size=(4, 4)))
+    distortion = Distortion(field, random.normal(size=(4, 3)), modulated=False)
+    motion = Motion(poses, errors, 0.123456789012345, eddy, off_resonance=distortion)
     files = tmp_path / "xfm.txt", tmp_path / "details.json"
     write_motion(*files, motion)
+    assert read_motion(*files).off_resonance is None
+    write_motion(*files, motion, whole=True)
     again = read_motion(*files)
+    for name in ("coefficients", "affine"):
+        found = getattr(again.off_resonance.field, name)
+        np.testing.assert_array_equal(found, getattr(field, name))
+    np.testing.assert_array_equal(again.off_resonance.shifts, distortion.shifts)
+    assert again.off_resonance.modulated is False
     for entry in fields(Motion):
-        if entry.name != "eddy_currents":
+        if entry.name not in ("eddy_currents", "off_resonance"):
             np.testing.assert_array_equal(getattr(again, entry.name), getattr(motion, entry.name))
     for entry in fields(EddyCurrents):
         expected = getattr(eddy, entry.name)

@@ -15,7 +15,7 @@ from eddymotion.mapping.eddy_currents import SCALE_MM, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Distortion, OffResonance, Readout, undistorted
 from eddymotion.mapping.rigid import rigid_matrix
-from eddymotion.resampling import kernel_agrees, resample
+from eddymotion.resampling import Resampled, resample
 
 SHAPE = (24, 26, 20)
 AFFINE = np.diag([-4.0, 4.0, 4.0, 1.0])
@@ -100,7 +100,7 @@ def test_a_rigid_series_is_read_as_the_pair_of_a_field_is(series, motion, field,
 
 
 def test_engines_agree_where_all_fields_are_at_work(series, motion):
-    assert kernel_agrees(series, motion)
+    assert Resampled.of(series, motion).kernel_agrees
     fast, plain = (resample(series, motion, engine=e).signal for e in ("fast", "nitransforms"))
     np.testing.assert_allclose(fast, plain, atol=2e-3 * plain.max())
 

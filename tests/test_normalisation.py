@@ -10,6 +10,7 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
+from t1w import anatomy
 
 from eddymotion.cli import correct
 from eddymotion.derivatives import Outputs
@@ -25,6 +26,7 @@ from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.pairs.measures import resampled_onto
 from eddymotion.pipeline.output_space import (
     OutputSpace,
+    Reference,
     _better,
     _Pair,
     coarsened,
@@ -38,9 +40,6 @@ from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.simulation.motion import simulate_motion
 
-T1_CONTRAST = np.array([1.0, 0.65, 0.2])
-"""White matter, grey matter, fluid."""
-
 
 @pytest.fixture(scope="module")
 def series():
@@ -51,20 +50,6 @@ def series():
     grid = Grid.covering(phantom, 5.0, "LAS", turn)
     motion = simulate_motion("moderate", len(gradients), np.zeros(3), seed=2)
     return acquire(phantom, gradients, motion, grid, snr=40), motion
-
-
-def anatomy(voxel_size, matrix, orientation="RAS", bend=None):
-    """A T1w-like image of the same head, of which a point x shows the head's matrix @ bend(x)."""
-    phantom = procedural_head(2.0)
-    intensity = (phantom.tissue @ T1_CONTRAST).astype(np.float32)
-    grid = Grid.covering(phantom, voxel_size, orientation)
-    points = apply_affine(grid.affine, np.indices(grid.shape).reshape(3, -1).T)
-    head = apply_affine(matrix, points if bend is None else bend(points))
-    smooth = gaussian_filter(intensity, 0.4 * voxel_size / 2.0)
-    voxels = apply_affine(np.linalg.inv(phantom.affine), head).T
-    data = map_coordinates(smooth, voxels, order=1).reshape(grid.shape)
-    noise = np.random.default_rng(5).normal(scale=0.02, size=grid.shape)
-    return Image(np.abs(data + noise).astype(np.float32), grid.affine)
 
 
 def a_warp(shape, affine):
@@ -179,7 +164,8 @@ def test_reference_gets_the_contrast_of_the_target(series):
     target = anatomy(4.0, np.eye(4))
     reference = reference_image(dwi, motion)
     still = Registration(np.eye(4), True, "")
-    alike = _Pair(target, None, reference, dwi.mask).in_contrast_of_target(still)
+    pair = _Pair.of(target, None, Reference(reference, dwi.mask))
+    alike = pair.in_contrast_of_target(still)
     shown, inside = resampled_onto(target, alike, still, 1)
     before, _ = resampled_onto(target, reference, still, 1)
     brain = inside & (target.data > 0.1)
@@ -189,7 +175,8 @@ def test_reference_gets_the_contrast_of_the_target(series):
 
 def test_a_warp_that_makes_it_worse_is_left_out():
     target, reference = anatomy(4.0, np.eye(4)), anatomy(5.0, np.eye(4))
-    pair = _Pair(target, None, reference, np.ones(reference.data.shape, bool))
+    everywhere = np.ones(reference.data.shape, bool)
+    pair = _Pair.of(target, None, Reference(reference, everywhere))
     still = Registration(np.eye(4), True, "")
     astray = replace(still, warp=a_warp(target.data.shape, target.affine))
     linear = pair.space(still, "affine")

@@ -147,9 +147,11 @@ def test_what_is_known_of_the_frame_stands_below_its_picture(site, tmp_path):
     page = Page(build_participant_report(tmp_path, "02").read_text(encoding="utf-8"))
     (section,) = page.all("section", id="s0-beforeafter")
     pictures = [one for one in page.all("img") if section in one.inside]
-    assert pictures[-1].attributes["src"].startswith("data:image/webp")
-    assert pictures[-1].attributes["alt"].startswith(FRAME.capitalize())
-    assert section.text.endswith(f"{FRAME.capitalize()}: {text}.")
+    edges, mask = pictures[-2:]
+    for picture, words in ((edges, FRAME.capitalize()), (mask, "Mask of the brain")):
+        assert picture.attributes["src"].startswith("data:image/webp")
+        assert picture.attributes["alt"].startswith(words)
+    assert f"{FRAME.capitalize()}: {text}." in section.text
 
 
 def test_eddy_current_fields_have_a_chart(site, tmp_path):
@@ -168,8 +170,8 @@ def test_eddy_current_fields_have_a_chart(site, tmp_path):
 def test_content_comes_in_the_order_in_which_people_read(page):
     names = [section.attributes["id"].removeprefix("s0-") for section in page.all("section")]
     assert names == [
-        "summary", "motion", "beforeafter", "carpet", "heldout", "shells", "maps", "estimation",
-        "settings", "citation",
+        "summary", "motion", "beforeafter", "checks", "carpet", "heldout", "shells", "maps",
+        "estimation", "settings", "citation",
     ]  # fmt: skip
     assert TOLD[0][1] in page.all("section", id="s0-estimation")[0].text
     assert "@article" in page.all("section", id="s0-citation")[0].text
@@ -211,7 +213,7 @@ def test_figures_are_files_with_bids_names(site):
         f"sub-01_desc-{name}"
         for name in (
             "motion_dwi.svg", "beforeafter_dwi.png", "carpet_dwi.svg", "heldout_dwi.png",
-            "shells_dwi.svg", "maps_dwi.png", "b0edges_dwi.webp",
+            "shells_dwi.svg", "maps_dwi.png", "b0edges_dwi.webp", "brain_dwi.webp",
             "hmc_report.npz", "hmc_steps.tsv",
         )
     }  # fmt: skip
@@ -244,7 +246,7 @@ def test_hostile_names_and_metadata_stay_text(site, tmp_path):
     assert not [one for one in parsed.elements for key in one.attributes if key.startswith("on")]
     assert "x" not in {one.attributes.get("src") for one in parsed.elements}
     assert sum(one.text == HOSTILE for one in parsed.elements) >= len(keys) + 2 * len(parts)
-    assert parsed.all("h2", class_="series-name")[0].text == source
+    assert parsed.all("h1")[0].text == source
     assert HOSTILE in parsed.all("section", id="errors")[0].text
 
 
@@ -276,7 +278,7 @@ def test_without_the_data_of_a_run_the_tables_still_make_a_page(site, tmp_path):
     page = build_participant_report(tmp_path / "out", "01")
     parsed = Page(page.read_text(encoding="utf-8"))
     assert not parsed.all("section", id="errors")
-    assert "no pictures of the original" in parsed.all("section", id="s0-beforeafter")[0].text
+    assert "no pictures of the original" in parsed.all("section", id="s0-summary")[0].text
 
 
 def test_data_of_another_version_are_refused(site, tmp_path, monkeypatch):

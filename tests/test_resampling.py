@@ -13,7 +13,7 @@ from eddymotion import resampling
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.resampling import Resampled, covered_mask, kernel_agrees, resample
+from eddymotion.resampling import Resampled, covered_mask, resample
 from eddymotion.simulation import Grid, acquire, simulate_eddy_currents
 
 VOLUMES = np.array([0, 5, 14, 26])
@@ -258,15 +258,15 @@ def test_opposite_phase_encodings_overlay_after_correction(head, grid, distorted
 
 def test_kernel_is_compared_where_the_field_displaces_most(distorted, monkeypatch):
     dwi, motion = distorted
-    assert kernel_agrees(dwi, motion)
+    assert Resampled.of(dwi, motion).kernel_agrees
     polynomials = EddyCurrents.polynomials
     monkeypatch.setattr(
         EddyCurrents,
         "polynomials",
         lambda *field: (1.2 * polynomials(*field)[0], polynomials(*field)[1]),
     )
-    assert kernel_agrees(dwi, replace(motion, eddy_currents=None))
-    assert not kernel_agrees(dwi, motion)
+    assert Resampled.of(dwi, replace(motion, eddy_currents=None)).kernel_agrees
+    assert not Resampled.of(dwi, motion).kernel_agrees
 
 
 def test_covered_brain_is_what_the_fields_leave_in_the_image(moving):

@@ -12,14 +12,25 @@ import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.session import averaged, concatenated
-from eddymotion.estimation.runs import JoinedRuns, RunImage, differ, join_runs, readouts_of
+from eddymotion.estimation.measured_field import Comparison
+from eddymotion.estimation.runs import (
+    JoinedRuns,
+    RunImage,
+    differ,
+    join_runs,
+    readouts_of,
+    tell_field,
+)
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
+from eddymotion.io.images import write_image
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
 from eddymotion.pipeline.cache import _alone
+from eddymotion.pipeline.runs import _keep, _recalled, joined_of
+from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 from eddymotion.simulation.synthetic import SyntheticHead
 
@@ -155,6 +166,43 @@ def test_a_field_that_is_given_is_not_sought(opposed, motions):
     moved = joined.motion(0, Motion.identity(2))
     assert moved.off_resonance.field is field
     np.testing.assert_array_equal(moved.matrices, Motion.identity(2).matrices)
+
+
+@pytest.mark.slow
+def test_a_measured_map_is_compared_where_polarities_tell_the_field(opposed, field, tmp_path):
+    images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
+    assert tell_field(images)
+    assert not tell_field(images[:1])
+    assert not tell_field([images[0], replace(images[1], readout_time=None)])
+    files = {"fieldmap": tmp_path / "fieldmap.nii.gz"}
+    write_image(files["fieldmap"], 40.0 + 1.1 * field.data, field.affine)
+    (tmp_path / "fieldmap.json").write_text('{"Units": "Hz"}')
+    joined = joined_of(images, files, Settings())
+    without = joined_of(images, {}, Settings())
+    assert not joined.measured
+    np.testing.assert_array_equal(joined.field.coefficients, without.field.coefficients)
+    assert without.comparison is None
+    found = joined.comparison
+    assert found.correlation > 0.9
+    assert 0.75 < found.slope < 1.05  # 1 / 1.1, less what knots leave out
+    ignoring = joined_of(images, files, Settings(ignore=("fieldmaps",)))
+    assert ignoring.field is None
+    assert ignoring.beside is None
+    _keep(tmp_path / "kept", joined)
+    again = _recalled(tmp_path / "kept")
+    np.testing.assert_array_equal(again.beside, joined.beside)
+    assert again.comparison == found
+
+
+def test_maps_are_compared_but_for_a_constant():
+    random = np.random.default_rng(0)
+    field = random.normal(size=(4, 5, 6)) * 20
+    measured = 0.5 * field + 7.0
+    measured[0] = np.nan
+    found = Comparison.of(field, measured)
+    np.testing.assert_allclose([found.correlation, found.slope], [1.0, 2.0])
+    np.testing.assert_allclose(found.rms, 0.5 * field[1:].std())
+    assert Comparison.of(field, np.full_like(field, np.nan)) is None
 
 
 def corrected_pair():

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from eddymotion.bids.series import Sorted, find_series
 from eddymotion.cli import simulate
 from eddymotion.estimation import estimate_motion
 from eddymotion.io.itk import read_itk
@@ -19,6 +20,7 @@ from eddymotion.io.series import load
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.eddy_currents import SCALE_MM
 from eddymotion.mapping.rigid import rigid_parameters
+from eddymotion.pipeline.runs import load_b0s
 from eddymotion.simulation import shelled_scheme
 
 SMALL = ["--scheme", "few", "--voxel-size", "6", "--random-seed", "5", "--nprocs", "1"]
@@ -255,3 +257,13 @@ def test_help_lists_schemes_and_motions_and_comes_at_once():
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.stderr.strip() == ""
+
+
+def test_a_run_of_b0_alone_is_taken_for_one(tmp_path):
+    """Even with what needs directions; the BIDS-App finds its polarity."""
+    options = ["--scheme", "b0", "--eddy-currents", "linear", "--dropout", "0.1",
+               "--direction", "PA", "--pe-axis", "j"]  # fmt: skip
+    assert run(tmp_path, *options) == 0
+    (found,) = Sorted.of(find_series(tmp_path), 50.0).b0s["01"]
+    assert found.is_b0
+    assert load_b0s(found).acquisition.common_phase_encoding[1] > 0.9

@@ -212,6 +212,7 @@ def test_bids_dataset_holds_the_series_and_its_truth(tmp_path, tiny):
         ("hcp", {0: 18, 1000: 90, 2000: 90, 3000: 90}),
         ("hcph", {0: 6, 700: 12, 1000: 40, 2000: 90, 3000: 132}),
         ("few", {0: 1, 1000: 12}),
+        ("b0", {0: 3}),
     ],
 )
 def test_named_schemes_have_the_published_shells(name, counts):

@@ -12,7 +12,7 @@ from eddymotion.cli.correct import build_parser
 from eddymotion.cli.options import settings_from
 from eddymotion.interfaces import nipype as nodes
 from eddymotion.interfaces import pydra as tasks
-from eddymotion.pipeline.graphs import correction_graph, lovo_graph
+from eddymotion.pipeline.graphs import correction_graph, lovo_graph, runs_graph
 from eddymotion.pipeline.settings import AFTER_MOTION, MOTION, Settings
 from eddymotion.pipeline.steps import STEPS
 
@@ -48,7 +48,8 @@ def test_a_task_keeps_its_hash_in_another_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "graph", [correction_graph(spelled_out=False), lovo_graph(Settings(n_iterations=2))]
+    "graph",
+    [correction_graph(spelled_out=False), lovo_graph(Settings(n_iterations=2)), runs_graph()],
 )
 def test_a_node_of_a_graph_takes_what_an_earlier_one_gives(graph):
     given = {}

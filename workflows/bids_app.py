@@ -222,6 +222,7 @@ def _manner(plugin: Plugin, threads: int) -> str:
 def _job(series: SeriesFiles, label: str, settings: Settings, run: Run, folder: Path) -> Job:
     outputs = outputs_of(series, label, run.output_dir)
     record = folder / "records" / f"{outputs.src}.json"
+    settings = settings.in_space_of(series.anatomy)
     return Job(
         series, outputs, settings, run.work_dir, record, run.log_file,
         folder / "told" / f"{outputs.src}{ENDING}" if run.watched else None,
@@ -265,16 +266,17 @@ def _run(pages: Sequence[Page], plugin: Plugin, run: Run, folder: Path) -> Excep
     return None
 
 
-def _need(image: Path, threads: int) -> float | None:
+def _need(image: Path, threads: int, *, prepared: bool = False) -> float | None:
     try:
-        return memory_gb(image, threads)
+        return memory_gb(image, threads, prepared=prepared)
     except EddymotionError:  # reported when its turn comes
         return None
 
 
 def _gigabytes(job: Job, limits: Limits) -> float:
     """Return what a series takes, at most all there is."""
-    need = _need(job.series.dwi, job.settings.nprocs) or LIBRARIES_GB
+    settings = job.settings
+    need = _need(job.series.dwi, settings.nprocs, prepared=settings.prepares) or LIBRARIES_GB
     if need > limits.memory_gb:
         log.warning(
             "%s: takes about %.1f GB, more than the %.1f GB allowed; it is run alone",

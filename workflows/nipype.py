@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eddymotion.errors import EddymotionError, renamed
 from eddymotion.interfaces import nipype as interfaces  # sets NO_ET before Nipype is imported
-from eddymotion.pipeline.graphs import Graph, GraphNode, correction_graph, lovo_graph
+from eddymotion.pipeline.graphs import (
+    Graph,
+    GraphNode,
+    correction_graph,
+    lovo_graph,
+    runs_graph,
+)
 from eddymotion.pipeline.settings import APPLYING, JUDGING, MOTION, SETTINGS, Settings
 from eddymotion.pipeline.steps import FORMER_NAMES
 from eddymotion.wording import shown
@@ -27,9 +33,13 @@ from nipype.pipeline.engine import MapNode, Node, Workflow  # isort: skip
 if TYPE_CHECKING:
     from eddymotion.pipeline.series_job import Job, Page
 
-__all__ = ["init_dwi_hmc_wf", "init_lovo_wf", "init_participant_wf", "init_run_wf"]
-
-INPUTS = ("dwi_file", "bval_file", "bvec_file", "mask_file")
+__all__ = [
+    "init_dwi_hmc_wf",
+    "init_dwi_runs_wf",
+    "init_lovo_wf",
+    "init_participant_wf",
+    "init_run_wf",
+]
 
 POLL_S = 0.02
 """Seconds between two looks at what has finished. Nipype's default keeps small nodes waiting."""
@@ -88,6 +98,51 @@ def init_dwi_hmc_wf(
     return _drawn(graph, name, chosen, n_threads, mem_gb)
 
 
+def init_dwi_runs_wf(
+    *,
+    n_threads: int = 1,
+    mem_gb: float = 2.0,
+    name: str = "dwi_runs_wf",
+    **settings: Any,
+) -> Workflow:
+    """Correct the runs of a session in one frame, with the off-resonance field between them.
+
+    Each run's motion is found in its own frame; the mean b=0 images tell how the runs lie to each
+    other and, where their phase encodings differ, the field that distorts them.
+
+    Parameters
+    ----------
+    n_threads, mem_gb, name
+        As in :func:`init_dwi_hmc_wf`.
+    **settings
+        As in :func:`init_dwi_hmc_wf`, and ``fieldmap``: a known field (Hz) in the frame of the
+        first run.
+
+    Inputs
+    ------
+    dwi_files
+        4-D NIfTI, in the order of their acquisition; the frame is that of the first b=0 of the
+        first. Phase encoding and readout time are read from the sidecars beside them.
+    bval_files, bvec_files
+        FSL tables, one a run; those beside the images when not given.
+    mask_file
+        Brain mask on the grid of all runs; computed when not given.
+    epi_files
+        Images without diffusion weighting of other phase encodings, such as ``fmap/*_epi``.
+    phasediff_file, phase1_file, phase2_file, map_file, magnitude_file
+        A measured map.
+
+    Outputs
+    -------
+    dwi_files, bval_files, bvec_files, xfm_files, confounds_files, dwiref_files, mask_files
+        As of :func:`init_dwi_hmc_wf`, lists with one file a run.
+    field_file
+        The off-resonance field, Hz, where one was found.
+    """
+    chosen = checked_settings(settings, ACCEPTED | {"fieldmap"})
+    return _drawn(runs_graph(), name, chosen, n_threads, mem_gb)
+
+
 @renamed(**FORMER_NAMES)
 def init_lovo_wf(
     *,
@@ -132,7 +187,8 @@ def init_lovo_wf(
 def _drawn(graph: Graph, name: str, settings: Settings, n_threads: int, mem_gb: float) -> Workflow:
     """Make a workflow of a graph, with an ``inputnode`` and an ``outputnode``."""
     workflow = _workflow(name)
-    inputs = Node(IdentityInterface(fields=list(INPUTS), mandatory_inputs=False), "inputnode")
+    fields = [field.name for field in graph.takes]
+    inputs = Node(IdentityInterface(fields=fields, mandatory_inputs=False), "inputnode")
     outputs = Node(IdentityInterface(fields=list(graph.gives)), "outputnode")
     sources: dict[str, tuple[Any, str]] = {"series": (inputs, "")}
 
@@ -143,11 +199,11 @@ def _drawn(graph: Graph, name: str, settings: Settings, n_threads: int, mem_gb: 
     for node in graph.nodes:
         if node.step == "Lovo":
             made = _drawn(lovo_graph(settings), "lovo", settings, n_threads, mem_gb)
-            known, into, out_of = set(INPUTS), "inputnode.", "outputnode."
+            known, into, out_of = set(fields), "inputnode.", "outputnode."
         else:
             made = _node(node, settings, n_threads, mem_gb)
             known, into, out_of = set(made.inputs.copyable_trait_names()), "", ""
-        of_series = {field: ("series", field) for field in INPUTS if field in known}
+        of_series = {field: ("series", field) for field in fields if field in known}
         for field, source in (of_series | dict(node.takes)).items():
             connect(*source, made, into + field)
         sources[node.name] = made, out_of
@@ -269,24 +325,24 @@ ACCEPTED = frozenset({*MOTION, *APPLYING, *JUDGING})
 """Settings that a node of :func:`init_dwi_hmc_wf` takes."""
 
 
-def checked_settings(given: Mapping[str, Any]) -> Settings:
-    """Turn keywords into settings.
+def checked_settings(given: Mapping[str, Any], accepted: Collection[str] = ACCEPTED) -> Settings:
+    """Turn keywords into settings, of which a workflow accepts some.
 
     Raises
     ------
     EddymotionError
         If a name is unknown, with the nearest known one, or no node of the graph would heed it.
     """
-    if unused := sorted((set(SETTINGS) - ACCEPTED) & set(given)):
+    if unused := sorted((set(SETTINGS) - set(accepted)) & set(given)):
         raise EddymotionError(
             f"setting {unused[0]!r}: no node of this workflow heeds it; give n_threads or a "
             "mask_file where that is meant, or take the interface Correct, which writes all files"
         )
-    if unknown := sorted(set(given) - ACCEPTED):
-        near = difflib.get_close_matches(unknown[0], ACCEPTED, n=1)
+    if unknown := sorted(set(given) - set(accepted)):
+        near = difflib.get_close_matches(unknown[0], accepted, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise EddymotionError(
-            f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(ACCEPTED))}"
+            f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(accepted))}"
         )
     return Settings(**given)
 
@@ -301,7 +357,7 @@ def _node(node: GraphNode, settings: Settings, n_threads: int, mem_gb: float) ->
     """Make a node with the settings that its interface knows; over volumes if told so."""
     interface = getattr(interfaces, node.step)()
     known = set(interface.inputs.copyable_trait_names())
-    whole = not known.isdisjoint(("dwi_file", "aligned_file"))
+    whole = not known.isdisjoint(("dwi_file", "xfm_files", "aligned_file"))
     resources: dict[str, Any] = {"mem_gb": mem_gb if whole else VOLUME_GB}
     given = settings_as_inputs(settings) | {"n_threads": n_threads} | dict(node.given)
     if "n_threads" in known:

@@ -10,6 +10,11 @@ One series, and several side by side::
 
     both = DwiHmc().split(dwi_file=["a_dwi.nii.gz", "b_dwi.nii.gz"])(worker="cf")
     both.dwi_file  # a list
+
+Runs of a session, in one frame::
+
+    runs = DwiRuns(dwi_files=["dir-AP_dwi.nii.gz", "dir-PA_dwi.nii.gz"])(worker="cf")
+    runs.dwi_files, runs.field_file
 """
 
 from __future__ import annotations
@@ -23,13 +28,13 @@ from typing import Any
 from eddymotion.errors import with_present_names
 from eddymotion.interfaces import pydra as tasks  # sets NO_ET before Pydra is imported
 from eddymotion.interfaces.pydra import StepTask, inputs_of, outputs_of
-from eddymotion.pipeline.graphs import Graph, correction_graph, lovo_graph
-from eddymotion.pipeline.settings import APPLYING, MOTION, settings_of
-from eddymotion.pipeline.steps import FORMER_NAMES, SERIES, STEPS, setting_fields
+from eddymotion.pipeline.graphs import OF_RUNS, Graph, correction_graph, lovo_graph, runs_graph
+from eddymotion.pipeline.settings import APPLYING, JOINING, MOTION, settings_of
+from eddymotion.pipeline.steps import FORMER_NAMES, SERIES, STEPS, Field, setting_fields
 
 from pydra.compose import workflow  # isort: skip
 
-__all__ = ["DwiHmc", "Lovo", "forget_failures"]
+__all__ = ["DwiHmc", "DwiRuns", "Lovo", "forget_failures"]
 
 
 def _lovo(**given: Any) -> Any:
@@ -59,6 +64,15 @@ def _dwi_hmc(**given: Any) -> Any:
     quality. With ``spelled_out`` the motion is estimated by the graph of `Lovo`.
     """
     return _add(correction_graph(spelled_out=given["spelled_out"]), given)
+
+
+def _dwi_runs(**given: Any) -> Any:
+    """Correct the runs of a session in one frame, with the off-resonance field between them.
+
+    Each run's motion is found in its own frame; the mean b=0 images tell how the runs lie to each
+    other and, where their phase encodings differ, the field that distorts them.
+    """
+    return _add(runs_graph(), given)
 
 
 def _add(graph: Graph, given: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -114,4 +128,26 @@ DwiHmc: Any = workflow.define(
     outputs=outputs_of(
         (_FIELDS[name] for name in correction_graph(spelled_out=False).gives), workflow.out
     ),
+)
+
+
+def _outputs_of_runs() -> list[Field]:
+    """Describe what the graph of runs gives: lists with one file a run, and the field."""
+    of_join = {field.name: field for field in STEPS["Join"].outputs}
+    names = runs_graph().gives
+    return [
+        of_join.get(name) or Field(name, list[Path], _FIELDS[name.removesuffix("s")].help)
+        for name in names
+    ]
+
+
+DwiRuns: Any = workflow.define(
+    _dwi_runs,
+    name="DwiRuns",
+    bases=(StepTask,),
+    inputs=inputs_of(
+        (*OF_RUNS, SERIES[-1], *setting_fields(dict.fromkeys((*MOTION, *APPLYING, *JOINING)))),
+        workflow.arg,
+    ),
+    outputs=outputs_of(_outputs_of_runs(), workflow.out),
 )

@@ -30,8 +30,8 @@ SAME_NAMES = {
 FORMS = 'expected a label, a list of labels, null (must be absent) or "*" (must be there)'
 
 
-def read_filters(path: Path | None) -> dict[str, Any]:
-    """Read the ``dwi`` entry of a BIDS filter file: entity or metadata field → what it may be.
+def read_filters(path: Path | None, entry: str = "dwi") -> dict[str, Any]:
+    """Read an entry of a BIDS filter file: entity or metadata field → what it may be.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def read_filters(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        filters = dict(content.get("dwi", {}))
+        filters = dict(content.get(entry, {}))
     except FileNotFoundError as error:
         raise EddymotionError(absence(path)) from error
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:

@@ -409,10 +409,8 @@ def with_epi(runs: Sequence[SeriesFiles], folder: Path) -> list[SeriesFiles]:
 def measured_map(runs: Sequence[SeriesFiles], folder: Path) -> dict[str, Path]:
     """Find a measured map of the session that is meant for its runs.
 
-    Runs of opposite polarity tell more: there is none for them.
+    Where runs of opposite polarity tell the field, it is only compared with theirs.
     """
-    if len({_polarity(run) for run in runs} - {None}) > 1:
-        return {}
     for kinds in (("phasediff",), ("phase1", "phase2"), ("fieldmap",)):
         found = {kind: sorted((folder.parent / "fmap").glob(f"*_{kind}.nii*")) for kind in kinds}
         if not all(found.values()):
@@ -495,11 +493,15 @@ def is_lone_volume(series: SeriesFiles) -> bool:
 
 
 def outputs_of(series: SeriesFiles, participant: str, output_dir: Path) -> Outputs:
-    """Name the outputs of a series: ``OUTPUT_DIR/sub-X[/ses-Y]/dwi/…``."""
+    """Name the outputs of a series: ``OUTPUT_DIR/sub-X[/ses-Y]/dwi/…``.
+
+    A series that has an anatomy is brought into its space.
+    """
     folder = output_dir / f"sub-{participant}"
     figures = folder / "figures"
     session = next((part for part in series.dwi.parts[-3:-1] if part.startswith("ses-")), None)
-    return Outputs(folder / session if session else folder, source_name(series.dwi), figures)
+    own, space = folder / session if session else folder, "T1w" if series.anatomy else ""
+    return Outputs(own, source_name(series.dwi), figures, space=space)
 
 
 def report_problems(bids_dir: Path) -> None:

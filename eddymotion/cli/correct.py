@@ -21,6 +21,7 @@ from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
     add_setting,
+    refuse_t1w,
     settings_from,
 )
 from eddymotion.errors import EddymotionError, absence
@@ -78,6 +79,7 @@ def correct_one(options: argparse.Namespace) -> int:
     if dataset := raw_dataset_of(options.dwi.resolve()):
         refuse_output_in_input(dataset, options.output_dir.resolve())
     settings = settings_from(options)
+    refuse_t1w(settings, "a series outside a BIDS dataset has none")
     prepare_output_dir(options.output_dir)
     series = SeriesFiles(options.dwi, options.bval, options.bvec)
     outputs = Outputs.in_folder(options.output_dir, options.dwi)

@@ -10,14 +10,15 @@ import os
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from eddymotion.cli.completion import PrintCompletion
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.machine.cgroups import available_cpus
-from eddymotion.pipeline.settings import KINDS, SETTINGS, Settings
+from eddymotion.pipeline.settings import KINDS, SETTINGS, WORDS, Settings
 from eddymotion.wording import one_line, shown, why
 
 NOT_SET = ("help", "version", "config_file", argparse.SUPPRESS)
@@ -189,11 +190,28 @@ def add_setting(
     elif kind == list[str]:
         options |= {"nargs": "+", "choices": about.choices, "default": []}
     else:
-        converter = existing_file if kind is Path else NUMBERS.get((kind, about.least))
+        converter: Any = existing_file if kind is Path else NUMBERS.get((kind, about.least))
+        if about.unset or WORDS[name]:
+            converter = Words(converter, WORDS[name], about.unset)
         options |= {"type": converter, "choices": about.choices or None, "metavar": about.metavar,
                     "default": getattr(Settings, name)}  # fmt: skip
     names = option_strings or about.options or (f"--{name.replace('_', '-')}",)
     group.add_argument(*names, **(options | changed))
+
+
+@dataclass(frozen=True)
+class Words:
+    """Converts to a word that is known, to None if it stands for nothing, or as another does."""
+
+    otherwise: Callable[[str], Any]
+    known: tuple[str, ...]
+    unset: str
+
+    def __call__(self, text: str) -> Any:
+        """Convert; ``./word`` is a file all the same."""
+        if text in self.known:
+            return text
+        return None if text == self.unset else self.otherwise(text)
 
 
 def add_running_options(
@@ -269,17 +287,47 @@ def refuse_contradictions(settings: Settings) -> None:
 
 def refuse_unused_space_options(settings: Settings) -> None:
     """Raise if something is said about an output space that is not given or not sought."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in ("output_space_transform", "output_space_contrast", "output_space_mask")
-        if getattr(settings, name) != getattr(Settings, name)
-    ]
-    if given and settings.output_space is None:
-        raise EddymotionError(f"{given[0]} was given, but no --output-space; add it, an image")
-    if settings.output_space_transform == "none" and len(given) > 1:
+    given = {
+        name: f"--{name.replace('_', '-')}"
+        for name in SETTINGS
+        if name.startswith("output_") and getattr(settings, name) != getattr(Settings, name)
+    }
+    space = given.pop("output_space", None)
+    if given and space is None:
+        (first, *_) = given.values()
+        raise EddymotionError(f"{first} was given, but no --output-space; add it, T1w or an image")
+    of_image = [given[name] for name in OF_IMAGE if name in given]
+    if of_image and settings.output_space == "T1w":
         raise EddymotionError(
-            f"--output-space-transform none registers nothing; leave {given[-1]} out"
+            f"--output-space T1w has each participant's own {OF_IMAGE_WORDS[of_image[0]]} from "
+            f"--anat-derivatives; leave {of_image[0]} out, or give one image as --output-space"
         )
+    unused = [given[name] for name in SOUGHT if name in given]
+    if settings.output_space_transform == "none" and unused:
+        raise EddymotionError(
+            f"--output-space-transform none registers nothing; leave {unused[-1]} out"
+        )
+
+
+def refuse_t1w(settings: Settings, why_not: str) -> None:
+    """Raise if a participant's T1w is asked for where there is no participant."""
+    if settings.output_space == "T1w":
+        raise EddymotionError(
+            f"--output-space T1w: {why_not}; give the image itself, --output-space FILE"
+        )
+
+
+OF_IMAGE_WORDS = {
+    "--output-space-mask": "brain mask",
+    "--output-space-white-matter": "white matter",
+}
+"""Option → what it gives of the image."""
+
+OF_IMAGE = ("output_space_mask", "output_space_white_matter")
+"""Settings that say something of one image alone."""
+
+SOUGHT = ("output_space_contrast", *OF_IMAGE)
+"""Settings that are of use where something is registered."""
 
 
 def refuse_unusable_registration(settings: Settings) -> None:
@@ -327,7 +375,16 @@ def not_negative(text: str) -> float:
     return _number(text, float, 0, "a number from zero on")
 
 
+def above_zero(text: str) -> float:
+    """Convert to a number above zero."""
+    value = not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected a number above zero")
+    return value
+
+
 NUMBERS: Mapping[Any, Any] = {
+    (float, None): above_zero,
     (float, 0): not_negative,
     (int, 0): not_negative_integer,
     (int, 1): positive,

@@ -26,6 +26,7 @@ from eddymotion.cli.options import (
     add_settings,
     existing_file,
     not_negative,
+    refuse_t1w,
     settings_from,
 )
 from eddymotion.errors import EddymotionError
@@ -33,6 +34,7 @@ from eddymotion.wording import shown
 
 if TYPE_CHECKING:
     from eddymotion.bids.series import Sorted
+    from eddymotion.derivatives import Outputs
     from eddymotion.workflows.bids_app import Run
 
 log = logging.getLogger("eddymotion")
@@ -82,8 +84,12 @@ def build_parser() -> Parser:
     group.add_argument("--session-id", "--session-label", nargs="+", default=[],
                        metavar="LABEL", help="sessions, with or without ses-")  # fmt: skip
     group.add_argument("--bids-filter-file", type=existing_file, metavar="FILE",
-                       help='JSON {"dwi": {entity: value}}; null: absent, "*": '
+                       help='JSON {"dwi": {entity: value}, "t1w": {…}}; null: absent, "*": '
                             "present")  # fmt: skip
+    group.add_argument("--anat-derivatives", type=Path, metavar="DIR",
+                       help="output folder of fMRIPrep or sMRIPrep: its T1w images, brain masks "
+                            "and white matter are those of --output-space T1w (default: the T1w "
+                            "images of the dataset)")  # fmt: skip
     group.add_argument("--bids-database-dir", type=Path, metavar="DIR",
                        help="where PyBIDS keeps its index of the dataset, made on the first call "
                             "and read by later ones (default: the folders of the participants "
@@ -180,6 +186,8 @@ def demonstrate(options: argparse.Namespace) -> int:
     from eddymotion.cli.demo import run_demo
     from eddymotion.workflows.bids_app import sole_writer
 
+    settings = settings_from(options)
+    refuse_t1w(settings, "the demonstration has no T1w")
     prepare_output_dir(options.demo)
     derivatives = options.demo / "derivatives"
     with (
@@ -187,7 +195,7 @@ def demonstrate(options: argparse.Namespace) -> int:
         logging_to(derivatives / "logs", options.verbose),
     ):
         with alone("sub-demo", options.verbose) as progress:
-            table = run_demo(options.demo, settings_from(options), progress)
+            table = run_demo(options.demo, settings, progress)
         print(table)
     return 0
 
@@ -208,6 +216,8 @@ def correct_dataset(options: argparse.Namespace) -> int:
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
     refuse_foreign_dataset(output_dir)
+    refuse_unused_anatomy(options)
+    run_options = run_from(options, output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)
         warn_of_missing_description(bids_dir)
@@ -217,7 +227,6 @@ def correct_dataset(options: argparse.Namespace) -> int:
             f"--brain-mask: {n_series} series match but one mask is given; choose one series with "
             "--participant-label, --session-id or --bids-filter-file"
         )
-    run_options = run_from(options, output_dir)
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, list(found.series)) as locks:
         prepare_work_dir(run_options.work_dir)
@@ -227,7 +236,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
                      n_participants, "s" * (n_participants > 1))  # fmt: skip
             if not options.skip_bids_validation:
                 report_problems(bids_dir)
-            write_dataset_files(output_dir, bids_dir)
+            write_dataset_files(output_dir, bids_dir, options.anat_derivatives)
             watch = Watch(options.verbose)
             run_options = replace(run_options, log_file=log_file, locks=locks, watched=watch)
             failures = correct_all(found, run_options)
@@ -239,8 +248,17 @@ def correct_dataset(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def refuse_unused_anatomy(options: argparse.Namespace) -> None:
+    """Raise if derivatives are given but no T1w is wanted."""
+    if options.anat_derivatives is not None and options.output_space != "T1w":
+        raise EddymotionError(
+            "--anat-derivatives was given, but no --output-space T1w; add it, or leave it out"
+        )
+
+
 def sorted_series(options: argparse.Namespace) -> Sorted:
     """Find the series that the options choose, and set apart what is not corrected."""
+    from eddymotion.bids.anatomy import AnatomyFinder, with_anatomy
     from eddymotion.bids.series import Sorted, find_series
 
     database_dir = options.bids_database_dir
@@ -256,7 +274,14 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
         database_dir=database_dir,
     )
     sorted_out = Sorted.of(found, options.b0_threshold)
-    return sorted_out if options.separate_all_dwis else sorted_out.by_session()
+    if not options.separate_all_dwis:
+        sorted_out = sorted_out.by_session()
+    if options.output_space != "T1w":
+        return sorted_out
+    derivatives, filter_file = options.anat_derivatives, options.bids_filter_file
+    if derivatives is not None:
+        derivatives = derivatives.resolve()
+    return with_anatomy(sorted_out, AnatomyFinder.of(options.bids_dir, derivatives, filter_file))
 
 
 def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
@@ -415,13 +440,18 @@ def unfinished_series(
         label: {
             series.dwi.name: why
             for series in of_participant
-            if not outputs_of(series, label, output_dir)["sidecar"].is_file()
+            if not is_finished(outputs_of(series, label, output_dir))
         }
         | dict(raw.refused[label])
         for label, of_participant in raw.series.items()
     }
     skipped = {label: dict(names) for label, names in raw.skipped.items() if names}
     return {label: missing for label, missing in unfinished.items() if missing}, skipped
+
+
+def is_finished(outputs: Outputs) -> bool:
+    """Whether there are outputs of a series, in whatever space."""
+    return any(one["sidecar"].is_file() for one in (outputs, *outputs.elsewhere()))
 
 
 def log_skipped(found: Sorted) -> None:

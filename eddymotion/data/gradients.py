@@ -184,6 +184,11 @@ def forms_shells(gradients: Gradients) -> bool:
     )
 
 
+def comparable_groups(gradients: Gradients) -> tuple[np.ndarray, ...]:
+    """Diffusion-weighted volumes of like contrast: each shell, or all where there are none."""
+    return gradients.shells if gradients.is_shelled else (gradients.dwis,)
+
+
 def from_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Convert FSL/BIDS b-vectors (N, 3), along the image axes, to RAS+."""
     return (np.asarray(bvecs, float) * _fsl_sign(affine)) @ image_axes(affine).T

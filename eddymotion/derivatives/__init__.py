@@ -17,7 +17,11 @@ from eddymotion.derivatives.eddy import write_eddy
 from eddymotion.derivatives.finished import recorded, stamp
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import OnDemand, remove_on_demand, write_on_demand
-from eddymotion.derivatives.outlier_table import outlier_descriptions, outlier_table
+from eddymotion.derivatives.outlier_table import (
+    exclusion_list,
+    outlier_descriptions,
+    outlier_table,
+)
 from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.estimation.quality import Quality
 from eddymotion.estimation.replacement import Replaced
@@ -37,6 +41,7 @@ __all__ = [
     "save",
     "write_confounds",
     "write_corrected",
+    "write_exclusions",
     "write_outputs",
     "write_sidecar",
     "write_transforms",
@@ -120,6 +125,7 @@ def write_outputs(
     outliers, replaced = quality.outliers if quality else None, isinstance(corrected, Replaced)
     write_text(outputs["outliers"], outlier_table(outliers, replaced=replaced))
     write_json(outputs["outliers_sidecar"], outlier_descriptions(outliers, replaced=replaced))
+    write_exclusions(outputs, quality)
     _write_fields(outputs, motion)
     remove_on_demand(outputs)
     if on_demand is not None and original is not None:
@@ -156,6 +162,14 @@ def write_confounds(
     columns = confounds(gradients, motion, center, quality)
     write_text(outputs["confounds"], table_text(columns))
     write_json(outputs["confounds_sidecar"], descriptions(columns))
+
+
+def write_exclusions(outputs: Outputs, quality: Quality | None) -> None:
+    """List the volumes that are better left out, or remove the list of an earlier run."""
+    if quality is not None:
+        write_text(outputs["exclude_volumes"], exclusion_list(quality.outliers))
+        return
+    outputs["exclude_volumes"].unlink(missing_ok=True)
 
 
 def _write_fields(outputs: Outputs, motion: Motion) -> None:

@@ -33,6 +33,12 @@ PREDICTIONS = {
 }  # fmt: skip
 """Name of a model → what predicted."""
 
+DENOISING = {
+    "mppca": "noise components by MP-PCA (Veraart et al., 2016; DIPY, Garyfallidis et al., 2014)",
+    "patch2self": "residuals of Patch2Self (Fadnavis et al., 2020)",
+}
+"""Name of a method → what took off noise."""
+
 TRANSFORMS = {"rigid": "rigid", "affine": "affine", "syn": "affine and then nonlinear (SyN)"}
 
 
@@ -65,6 +71,10 @@ class Methods:
         Runs of the session that lie in one frame; none where the series is alone.
     off_resonance : {"", "runs", "given"}
         Where the field that was corrected came from.
+    denoised : {"none", "mppca", "patch2self"}
+        What took noise off the series that was resampled.
+    without_ringing : bool
+        Whether Gibbs ringing was taken off it.
     """
 
     estimator: str = ""
@@ -81,6 +91,8 @@ class Methods:
     replaced_outliers: bool = False
     n_runs: int = 0
     off_resonance: str = ""
+    denoised: str = "none"
+    without_ringing: bool = False
 
     @classmethod
     def of(cls, sidecar: Mapping[str, Any]) -> Methods:
@@ -114,7 +126,7 @@ def sentences(methods: Methods, version: str = __version__) -> list[str]:
         _prediction(methods),
         _eddy_currents(methods),
         _frame(methods) + _off_resonance(methods),
-        _resampling(methods),
+        _preparation(methods) + _resampling(methods),
         f"{lost}{replaced} (cf. Andersson et al., 2016).",
         "Framewise displacement follows Power et al. (2012), root-mean-square displacement "
         "Jenkinson (1999), contrast-to-noise ratio Bastiani et al. (2019), neighbouring-DWI "
@@ -194,6 +206,18 @@ def _frame(methods: Methods) -> str:
         )
     first = "the first b=0 volume" if methods.reference == "b0" else "the first volume"
     return f"The volumes were brought into the frame of {first}."
+
+
+def _preparation(methods: Methods) -> str:
+    parts = [DENOISING[methods.denoised]] if methods.denoised in DENOISING else []
+    if methods.without_ringing:
+        parts.append("Gibbs artefacts by subvoxel shifts (Kellner et al., 2016)")
+    if not parts:
+        return ""
+    return (
+        f"From the series as acquired {' and then '.join(parts)} were removed once its motion was "
+        "known. "
+    )
 
 
 def _resampling(methods: Methods) -> str:

@@ -12,7 +12,6 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import (
     PARAMETERS,
     framewise_displacement,
-    rigid_parameters,
     rms_displacement,
 )
 
@@ -32,7 +31,7 @@ def confounds(
     quality : Quality, optional
         Agreement with the predictions; those columns are NaN without.
     """
-    parameters = rigid_parameters(motion.matrices, center)
+    parameters = motion.parameters(center)
     missing = np.full(len(motion), np.nan)
     columns = dict(zip(PARAMETERS, parameters.T, strict=True))
     columns["framewise_displacement"] = framewise_displacement(parameters)
@@ -40,8 +39,7 @@ def confounds(
     columns["rmsd"] = np.concatenate([[np.nan], previous])
     columns["rms_abs"] = rms_displacement(motion.matrices, np.eye(4), center)
     if motion.eddy_currents is not None and motion.eddy_currents.offsets is not None:
-        head = rigid_parameters(motion.head, center)
-        columns["framewise_displacement_head"] = framewise_displacement(head)
+        columns["framewise_displacement_head"] = motion.framewise_displacement(center)
         columns["eddy_offset"] = motion.eddy_currents.offsets + 0.0
         columns["eddy_offset_se"] = motion.eddy_currents.offset_errors
     columns["bval"] = gradients.bvals

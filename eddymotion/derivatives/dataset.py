@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eddymotion import __version__
 from eddymotion.derivatives.citation import boilerplate_of_all, citation_text
+from eddymotion.derivatives.names import CORRECTED
 from eddymotion.errors import EddymotionError
 from eddymotion.io.writing import read_json, write_json, write_text
 
@@ -30,10 +31,16 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
   else was estimated (standard errors, eddy-current fields) is in the `.json` beside it.
 - `*_desc-confounds_timeseries.{{tsv,json}}`: motion and quality, a row a volume.
 - `*_desc-hmc_outliers.{{tsv,json}}`: slices that lost signal.
+- `*_desc-exclude_volumes.txt`: volumes that are better left out, counted from 0.
+- `*_desc-hmc_qc.json`: figures of quality, with what they mean.
 - `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, where they were estimated; on demand
   as displacement fields in `*_desc-eddy_xfm/`.
+- Where the output lies in the space of the participant's T1w, these images are called
+  `*_space-T1w_desc-*`; `*_from-dwiref_to-T1w_mode-image_xfm.txt` maps points of the T1w to points
+  of the reference frame, `*_from-T1w_to-dwiref_mode-image_xfm.txt` back.
 - On demand: `*_desc-cnr_dwimap.nii.gz`, signal- and contrast-to-noise ratios;
-  `*_desc-residuals_dwi.nii.gz`; `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
+  `*_desc-residuals_dwi.nii.gz`; `*_desc-noise_dwimap.nii.gz`, noise that was taken off;
+  `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
 
 `sub-X.html` shows it. `logs/` holds a log of each run and a citation text.
 """
@@ -51,6 +58,8 @@ sub-*/ses-*/dwi/*_desc-eddy_xfm/
 *.eddy_*
 *_outliers.tsv
 *_outliers.json
+*_desc-hmc_qc.json
+*_desc-exclude_volumes.txt
 *_dwimap.nii.gz
 *_dwimap.json
 *_dwiref.nii.gz
@@ -82,11 +91,13 @@ def refuse_foreign_dataset(output_dir: Path) -> None:
         raise EddymotionError(f"{output_dir}: holds a dataset {whose}; give another output folder")
 
 
-def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
+def write_dataset_files(output_dir: Path, bids_dir: Path, anat_dir: Path | None = None) -> None:
     """Write what a derivative dataset has at its top, but no README and .bidsignore of others.
 
-    :func:`refuse_foreign_dataset` comes before.
+    :func:`refuse_foreign_dataset` comes before. `anat_dir` holds anatomical derivatives, if any.
     """
+    sources = {"raw": bids_dir} | ({"anat": anat_dir.resolve()} if anat_dir else {})
+    links = {name: folder.as_uri() for name, folder in sources.items()}
     is_new = not (output_dir / "dataset_description.json").is_file()
     write_json(
         output_dir / "dataset_description.json",
@@ -95,8 +106,8 @@ def write_dataset_files(output_dir: Path, bids_dir: Path) -> None:
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": NAME, "Version": __version__}],
-            "SourceDatasets": [{"URL": bids_dir.as_uri()}],
-            "DatasetLinks": {"raw": bids_dir.as_uri()},
+            "SourceDatasets": [{"URL": url} for url in links.values()],
+            "DatasetLinks": links,
         },
     )
     for name, text in (
@@ -117,7 +128,7 @@ def write_citation(output_dir: Path, sidecars: Iterable[Path]) -> None:
         Of the corrected images; without any, nothing is written.
     """
     sidecars_of = {
-        path.name.removesuffix("_desc-preproc_dwi.json"): content
+        path.name.removesuffix(f"{CORRECTED}.json"): content
         for path in sidecars
         if (content := read_json(path))
     }

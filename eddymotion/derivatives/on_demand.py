@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.eddy import write_displacement_fields
 from eddymotion.derivatives.fsl import OutlierTables, write_fsl_eddy
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.maps import cnr_maps, map_groups
+from eddymotion.estimation.maps import cnr_maps
 from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.estimation.quality import Quality
 from eddymotion.io.images import write_image, write_series
@@ -190,7 +190,8 @@ RESIDUALS = {
 
 def map_descriptions(gradients: Gradients) -> dict[str, object]:
     """Describe the volumes of the map for its JSON file."""
-    shells = [float(round(gradients.bvals[group].mean(), 1)) for group in map_groups(gradients)]
+    groups = comparable_groups(gradients)
+    shells = [float(round(gradients.bvals[group].mean(), 1)) for group in groups]
     return {
         "Description": "Volume 0: signal-to-noise ratio of the b=0 volumes, mean over standard "
         "deviation. The others: contrast-to-noise ratio of a shell, standard deviation over the "

@@ -11,6 +11,7 @@ from eddymotion.estimation.outliers import (
     Z_THRESHOLD,
     SliceOutliers,
     percent_lost,
+    reasons_beyond_repair,
     volumes_beyond_repair,
 )
 from eddymotion.io.tsv import table_text
@@ -55,12 +56,17 @@ def outlier_table(outliers: SliceOutliers | None, *, replaced: bool = False) -> 
     return table_text(columns)
 
 
+def exclusion_list(outliers: SliceOutliers) -> str:
+    """List the volumes beyond repair, counted from 0, separated by blanks, in one line."""
+    return " ".join(map(str, volumes_beyond_repair(outliers))) + "\n"
+
+
 def outlier_summary(outliers: SliceOutliers, *, replaced: bool = False) -> dict[str, Any]:
     """Say how many slices of the series and of each volume lost signal; JSON-ready.
 
     Percentages are of the slices that were judged.
     """
-    percent = percent_lost(outliers)
+    percent, reasons = percent_lost(outliers), reasons_beyond_repair(outliers)
     n_lost, n_judged = int(outliers.flagged.sum()), int(outliers.judged.sum())
     overall = round(100 * n_lost / max(n_judged, 1), 3)
     return {
@@ -70,7 +76,8 @@ def outlier_summary(outliers: SliceOutliers, *, replaced: bool = False) -> dict[
         "PercentLostPerVolume": [round(float(value), 3) for value in percent],
         "Replaced": replaced,
         "PercentReplaced": overall if replaced else 0.0,
-        "VolumesBeyondRepair": volumes_beyond_repair(outliers).tolist(),
+        "VolumesBeyondRepair": list(reasons),
+        "ReasonsBeyondRepair": {str(volume): why for volume, why in reasons.items()},
     }
 
 

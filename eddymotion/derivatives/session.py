@@ -13,7 +13,9 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.derivatives.finished import read_sidecar
 from eddymotion.derivatives.names import Outputs
+from eddymotion.derivatives.on_demand import fsl_files
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.runs import JoinedRuns
 from eddymotion.images.grid import grid_distance
@@ -40,16 +42,19 @@ class SessionOutputs:
         ``OUTPUT_DIR/sub-X[/ses-Y]``.
     who : str
         ``sub-X[_ses-Y]``.
+    space : str
+        As of :class:`Outputs`.
     """
 
     folder: Path
     who: str
+    space: str = ""
 
     @classmethod
     def of(cls, outputs: Outputs) -> SessionOutputs:
         """Take them from those of one of its runs."""
         kept = [part for part in outputs.src.split("_") if part.startswith(("sub-", "ses-"))]
-        return cls(outputs.folder, "_".join(kept) or outputs.src)
+        return cls(outputs.folder, "_".join(kept) or outputs.src, outputs.space)
 
     def field(self, kind: str, ending: str = ".nii.gz") -> Path:
         """Path of the field: ``preproc`` (Hz), ``coeff`` or ``epi``."""
@@ -58,7 +63,25 @@ class SessionOutputs:
 
     def merged(self, ending: str) -> Path:
         """Path of the merged series."""
-        return self.folder / "dwi" / f"{self.who}_desc-merged_dwi{ending}"
+        space = f"_space-{self.space}" if self.space else ""
+        return self.folder / "dwi" / f"{self.who}{space}_desc-merged_dwi{ending}"
+
+
+def remove_elsewhere(outputs: Outputs) -> None:
+    """Remove what an earlier run has written of the same series in another space.
+
+    Tables, transforms and pictures are of the last run: beside them, its images would be those of
+    another one. The sidecar goes first. In a folder that is no dataset of ours nothing is removed
+    that has not a sidecar of ours: other programs use such names, too.
+    """
+    keep = {outputs[kind] for kind in outputs}
+    for other in outputs.elsewhere():
+        if other.flat and not read_sidecar(other):
+            continue
+        merged = map(SessionOutputs.of(other).merged, (".nii.gz", ".bval", ".bvec", ".json"))
+        paths = [other["sidecar"], *(other[kind] for kind in other), *fsl_files(other), *merged]
+        for path in (path for path in paths if path not in keep):
+            path.unlink(missing_ok=True)
 
 
 def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str]) -> None:
@@ -100,6 +123,14 @@ def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str
         },
         "Poses": joined.poses.round(8).tolist(),
     }  # fmt: skip
+    if (found := joined.comparison) is not None:
+        about["MeasuredComparison"] = {
+            "Correlation": round(found.correlation, 4),
+            "Slope": round(found.slope, 4),
+            "RMSDifference": round(
+                found.rms * float(np.nanmax(np.linalg.norm(joined.shifts, axis=1))), 4
+            ),
+        }
     with together():
         write_image(outputs.field("preproc"), hertz, joined.affine)
         write_image(outputs.field("coeff"), field.coefficients.astype(np.float32), field.affine)

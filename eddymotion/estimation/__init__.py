@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -111,7 +112,7 @@ def estimate_motion(
     check_kind(dwi, DWI, "estimate_motion")
     assert isinstance(dwi, DWI)
     if not len(dwi.gradients.dwis):
-        return align_b0s(dwi, Compute(n_threads, random_seed))
+        return replace(align_b0s(dwi, Compute(n_threads, random_seed)), center=dwi.center)
     dwi = described(dwi, pe_axis=pe_axis, slicing=slicing)
     chosen = _chosen(dwi, estimator, model, registrar, n_iterations, eddy_currents)
     _refuse_unusable(dwi)
@@ -138,7 +139,7 @@ def estimate_motion(
         motion = unite(followed)
     for issue in found:
         motion = with_larger_errors(motion, dwi.center, lost=issue.lost, factor=issue.factor)
-    return motion
+    return replace(motion, center=dwi.center)
 
 
 def _chosen(

@@ -60,9 +60,11 @@ class Blocks:
     def points(self, slab: slice) -> np.ndarray:
         """Where the voxels of a slab are in the reference frame, RAS+ mm: (P, 3), x fastest."""
         series = self.series
-        if isinstance(series, Resampled) and series.points is not None:
+        if not isinstance(series, Resampled):
+            return grid_points(series.shape, series.affine, order="F", slab=slab)
+        if series.points is not None:
             return series.points[slab].reshape(-1, 3)
-        return grid_points(series.shape, series.affine, order="F", slab=slab)
+        return grid_points(series.shape, series.to_reference, order="F", slab=slab)
 
     def heights(self, volume: int, points: np.ndarray, axis: int = 2) -> np.ndarray:
         """Where points (P, 3) are along the slice axis of an original volume, in slices: (P,)."""

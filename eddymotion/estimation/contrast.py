@@ -37,8 +37,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.data.series import DWI
@@ -49,11 +52,13 @@ from eddymotion.images.pyramid import (
     FWHM_TO_SIGMA,
     MIN_POINTS,
     blocks_of,
+    crop,
+    fine_widths,
     head_scale,
     jittered_points,
     low_pass,
 )
-from eddymotion.machine.parallel import parallel_iterate, parallel_map
+from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid
 
@@ -69,29 +74,43 @@ N_POINTS = 4
 MIN_VOLUMES_FOR_SPREAD = 6
 """With fewer volumes the standard deviation over directions is mostly noise."""
 
-MAX_ITERATIONS = 12
-
 RIDGE, PLACE_RIDGE = 1e-5, 1e-3
 """On ``β``, relative to the mean of the normal matrix' diagonal: hats that no point reaches; and
 on ``γ`` and ``δ``, which follow the data where there is enough of it."""
 
 VOLUMES_AT_A_TIME = 16
 ROWS_AT_A_TIME = 2048
-ROBUST_ITERATIONS = (5, 2)
-"""Regressions with new weights at the first and at each later step."""
 
-LEAST_WEIGHT = 1e-9
-"""Of a row that has a say: it may come back."""
+THINNED_BY, LEAST_CLUSTERS = 4, 2_000
+"""On the way to the solution every so many-th cluster is enough, but no fewer clusters."""
 
-HALVES_FACTOR = 3.0
+FIRST_STEPS, N_STEPS, LAST_STEPS = 4, 3, 8
+"""Steps with one normal matrix: to tell which start is better, with a part of the clusters, and
+with all."""
+
+N_NORMALS, LAST_NORMALS = 3, 2
+"""How often the normal matrix is renewed, with a part of the clusters and with all."""
+
+COST_SLACK = 1e-3
+"""Rise of the cost that still counts as progress: the weights jitter."""
+
+MARGIN_FWHM, MARGIN_VOXELS = 2.0, 3.0
+"""What is kept of a volume around the points that are read: the reach of its filters."""
+
+BOX_EVERY = 16
+"""Every so many-th point tells what is read of a volume."""
+
+EVERYWHERE = slice(None)
+
+HALVES_FACTOR = 2.5
 """Standard errors over the scatter between halves of the brain: what differs from head to head is
 in part alike in all halves of one. Set on simulated heads; others confirmed it, see
-docs/decisions/0018."""
+docs/decisions/0019."""
 
 OTHER_FACTOR = 2.0
 """Standard errors over what the other equation differs by."""
 
-FLOOR_VOXELS = 0.02
+FLOOR_VOXELS = 0.01
 """Standard error, in voxels an axis, below which no agreement between halves leads."""
 
 
@@ -173,17 +192,28 @@ def offset_from_images(
     to_b0 = at_start
     for width in COARSE:
         equations = _Equations.at_width(width, *series, random, n_threads)
-        solved = equations.solve(to_b0)
+        solved = equations.solve(to_b0, n_normals=N_NORMALS)
         if solved is None:
             return None
         to_b0 = solved.to_b0
     fine = _Equations.at_width(FINE, *series, random, n_threads)
+    few = fine.thinned()
     # what is coarse reaches far, but is wrong on some heads
-    begun = [one for pose in (at_start, to_b0) if (one := fine.step(pose)) is not None]
-    if not begun:
+    starts = [few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in (at_start, to_b0)]
+    solved = min((one for one in starts if one is not None), key=_cost, default=None)
+    if solved is not None:
+        solved = few.solve(solved.to_b0, solved.function, n_normals=N_NORMALS)
+    if solved is not None:
+        solved = fine.solve(
+            solved.to_b0, solved.function, n_normals=LAST_NORMALS, n_steps=LAST_STEPS
+        )
+    if solved is None:
         return None
-    solved = fine.solve_on(min(begun, key=lambda one: one.fit.cost))
-    return np.linalg.inv(solved.to_b0), solved.covariance()
+    return np.linalg.inv(solved.to_b0), solved.with_own_normals().covariance()
+
+
+def _cost(solved: _Solved) -> float:
+    return solved.cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +237,19 @@ class _Moments:
     def known(self) -> np.ndarray:
         """Whether all points of a cluster lie inside all volumes, (C,)."""
         return np.isfinite(self.mean).all(axis=1)
+
+    def select(self, clusters: slice) -> _Moments:
+        """Return those of some clusters."""
+
+        def part(of: np.ndarray | None) -> np.ndarray | None:
+            return None if of is None else of[clusters]
+
+        return _Moments(
+            self.mean[clusters],
+            part(self.spread),
+            part(self.mean_gradient),
+            part(self.spread_gradient),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,62 +280,71 @@ class _Basis:
 
     def at(self, mean: np.ndarray, spread: np.ndarray | None, place: np.ndarray) -> np.ndarray:
         """Return all functions at points (…): (…, K) float32."""
-        other = None
-        if self.by_spread is not None and spread is not None:
-            other = self.by_spread.at(spread)
-        return self._columns(self.by_mean.at(mean), other, place)
+        powers = self._powers(place).astype(np.float32)
+        hats = self.by_mean.at(mean).astype(np.float32)
+        if self.by_spread is None or spread is None:
+            return np.concatenate([hats, _products(hats, powers)], axis=-1)
+        other = self.by_spread.at(spread).astype(np.float32)
+        parts = _products(hats, other), _products(hats, powers), _products(other, powers)
+        return np.concatenate(parts, axis=-1)
 
-    def slopes(
-        self, moments: _Moments, place: np.ndarray, coefficients: np.ndarray, chunk: slice
-    ) -> np.ndarray:
-        """Spatial gradient of what the functions predict, place held: (chunk, N_POINTS, 3)."""
+    def slopes(self, moments: _Moments, place: np.ndarray, function: np.ndarray) -> np.ndarray:
+        """Spatial gradient of what a function (K,) predicts, place held: (C, N_POINTS, 3).
+
+        ``Σ_j h_j′(m) (Σ_k β_jk h_k(s) + Σ_l γ_jl p_l) ∇m``, and the like for ``s``.
+        """
         assert moments.mean_gradient is not None
-        mean, where = moments.mean[chunk], place[chunk]
-        hats, other = self.by_mean.at(mean), None
+        powers = self._powers(place)
+        beta, gamma, delta = self._split(function)
+        other = np.ones((*place.shape[:-1], 1))
         if self.by_spread is not None and moments.spread is not None:
-            other = self.by_spread.at(moments.spread[chunk])
-        along_mean = self._columns(self.by_mean.slopes_at(mean), other, where, spread=False)
-        gradient = (along_mean @ coefficients)[..., None] * moments.mean_gradient[chunk]
-        if other is not None and self.by_spread is not None and moments.spread is not None:
+            other = self.by_spread.at(moments.spread)
+        along = self.by_mean.slopes_at(moments.mean) * (other @ beta.T + powers @ gamma.T)
+        gradient = along.sum(axis=-1)[..., None] * moments.mean_gradient
+        if self.by_spread is not None and moments.spread is not None:
             assert moments.spread_gradient is not None
-            slopes = self.by_spread.slopes_at(moments.spread[chunk])
-            along_spread = self._columns(hats, slopes, where, mean=False)
-            gradient += (along_spread @ coefficients)[..., None] * moments.spread_gradient[chunk]
+            hats = self.by_mean.at(moments.mean)
+            across = self.by_spread.slopes_at(moments.spread) * (hats @ beta + powers @ delta.T)
+            gradient += across.sum(axis=-1)[..., None] * moments.spread_gradient
         return gradient
 
     def ridge(self) -> np.ndarray:
         """Relative ridge of each function, (K,)."""
-        n_both = N_KNOTS * (1 if self.by_spread is None else N_SPREAD_KNOTS)
-        n_single = N_KNOTS + (0 if self.by_spread is None else N_SPREAD_KNOTS)
-        n_place = n_single * len(_exponents(self.place_order))
-        return np.concatenate([np.full(n_both, RIDGE), np.full(n_place, PLACE_RIDGE + RIDGE)])
-
-    def _columns(
-        self,
-        by_mean: np.ndarray,
-        by_spread: np.ndarray | None,
-        place: np.ndarray,
-        *,
-        mean: bool = True,
-        spread: bool = True,
-    ) -> np.ndarray:
-        """Put the functions together; those of `mean` or of `spread` alone are zero unless asked.
-
-        A product rule then needs no more than hats or their slopes in either place.
-        """
-        shape = by_mean.shape[:-1]
-        powers = np.stack(
-            [np.prod(place**power, axis=-1) for power in _exponents(self.place_order)], axis=-1
+        n_both, n_mean, n_spread = self._sizes
+        return np.concatenate(
+            [np.full(n_both, RIDGE), np.full(n_mean + n_spread, PLACE_RIDGE + RIDGE)]
         )
-        parts = [by_mean]
-        if by_spread is not None:
-            parts = [(by_mean[..., :, None] * by_spread[..., None, :]).reshape(*shape, -1)]
-        for single, wanted in ((by_mean, mean), (by_spread, spread)):
-            if single is None:
-                continue
-            both = (single[..., :, None] * powers[..., None, :]).reshape(*shape, -1)
-            parts.append(both if wanted else np.zeros_like(both))
-        return np.concatenate(parts, axis=-1).astype(np.float32)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Functions of both moments, of mean and place, and of standard deviation and place."""
+        n_spread, n_powers = self._n_spread, len(_exponents(self.place_order))
+        return N_KNOTS * max(n_spread, 1), N_KNOTS * n_powers, n_spread * n_powers
+
+    @property
+    def _n_spread(self) -> int:
+        return 0 if self.by_spread is None else N_SPREAD_KNOTS
+
+    def _split(self, function: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``β`` (J, K), ``γ`` (J, M) and ``δ`` (K, M) of a function; without spread K is one."""
+        n_powers = len(_exponents(self.place_order))
+        beta, gamma, delta = np.split(function, np.cumsum(self._sizes)[:2])
+        return (
+            beta.reshape(N_KNOTS, -1),
+            gamma.reshape(N_KNOTS, n_powers),
+            delta.reshape(self._n_spread, n_powers),
+        )
+
+    def _powers(self, place: np.ndarray) -> np.ndarray:
+        """Return the monomials of places (…, 3), (…, M)."""
+        powers = place[..., None, :] ** np.arange(self.place_order + 1)[:, None]
+        i, j, k = _exponents(self.place_order).T
+        return powers[..., i, 0] * powers[..., j, 1] * powers[..., k, 2]
+
+
+def _products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Each of one set of functions (…, J) times each of another (…, K): (…, J · K)."""
+    return (first[..., :, None] * second[..., None, :]).reshape(*first.shape[:-1], -1)
 
 
 def _exponents(order: int) -> np.ndarray:
@@ -309,16 +361,19 @@ class _Clusters:
     Parameters
     ----------
     dwi : DWI
-    fwhm : float
-        Of the smoothing of each volume, mm.
+    fwhm : (3,) array
+        Of the smoothing of each volume, mm along the image axes.
     points : (C, N_POINTS, 3) array
         In the diffusion-weighted frame.
+    octants : (C,) int array
+        Left or right, back or front, below or above: ascending.
     n_threads : int
     """
 
     dwi: DWI
-    fwhm: float
+    fwhm: np.ndarray
     points: np.ndarray
+    octants: np.ndarray
     n_threads: int
 
     @classmethod
@@ -334,7 +389,27 @@ class _Clusters:
         spread = width.neighbours * voxel * FWHM_TO_SIGMA
         away = random.normal(scale=spread, size=(len(middles), N_POINTS - 1, 3))
         points = np.concatenate([middles[:, None], middles[:, None] + away], axis=1)
-        return cls(dwi, width.fwhm * voxel, points, n_threads)
+        octants = (middles > np.median(middles, axis=0)) @ [1, 2, 4]
+        order = np.argsort(octants, kind="stable")
+        fwhm = np.maximum(width.fwhm * voxel, fine_widths(dwi.voxel_sizes))
+        return cls(dwi, fwhm, points[order], octants[order], n_threads)
+
+    def select(self, clusters: slice) -> _Clusters:
+        """Return some of them."""
+        return replace(self, points=self.points[clusters], octants=self.octants[clusters])
+
+    @property
+    def rows_of_octants(self) -> list[slice]:
+        """Rows, a row a point, of each octant."""
+        ends = N_POINTS * np.searchsorted(self.octants, np.arange(9))
+        return [slice(*pair) for pair in pairwise(ends)]
+
+    def shown(self, volume: int, matrix: np.ndarray) -> Spline:
+        """Return a volume, smoothed, as far as the points reach in it."""
+        image = self.dwi.volume_with_missing(volume)
+        there = apply_affine(matrix, self.points.reshape(-1, 3)[::BOX_EVERY])
+        margin = MARGIN_FWHM * self.fwhm + MARGIN_VOXELS * self.dwi.voxel_sizes
+        return Spline.of(low_pass(crop(image, there, margin), self.fwhm))
 
     def moments(
         self, volumes: np.ndarray, motion: Motion, *, with_gradients: bool = False
@@ -343,7 +418,7 @@ class _Clusters:
         points = self.points.reshape(-1, 3)
 
         def read(k: int) -> tuple[np.ndarray, np.ndarray | None]:
-            spline = Spline.of(low_pass(self.dwi.volume_with_missing(volumes[k]), self.fwhm))
+            spline = self.shown(volumes[k], motion.matrices[k])
             mapping = motion.mapping(k)
             if not with_gradients:
                 return mapping.sample(spline, points), None
@@ -394,16 +469,10 @@ class _Clusters:
         """Places of the points from the centre, in units of the reach, (C, N_POINTS, 3)."""
         return (self.points - self.center) / self.reach
 
-    def chunks(self) -> list[slice]:
-        """Return slices of clusters that fit into a cache: alike for any number of threads."""
-        size = ROWS_AT_A_TIME // N_POINTS
-        return [slice(k, k + size) for k in range(0, len(self.points), size)]
-
-    def columns(self, basis: _Basis, moments: _Moments) -> np.ndarray:
-        """Contrasts of all functions within clusters, zero outside; room for six more columns."""
-        place = self.place
-        known = moments.known[:, None]
-        found = np.zeros((known.size * N_POINTS, len(basis.ridge()) + 6), np.float32)
+    def functions(self, basis: _Basis, moments: _Moments) -> np.ndarray:
+        """Contrasts of all functions within clusters, (C · N_POINTS, K) float32; zero outside."""
+        place, known = self.place, moments.known[:, None]
+        found = np.empty((known.size * N_POINTS, len(basis.ridge())), np.float32)
 
         def fill(chunk: slice) -> None:
             mean = np.where(known[chunk], moments.mean[chunk], 0.0)
@@ -412,15 +481,57 @@ class _Clusters:
                 spread = np.where(known[chunk], spread[chunk], 0.0)
             contrasts = _centred(basis.at(mean, spread, place[chunk]))
             contrasts[~np.repeat(known[chunk, 0], N_POINTS)] = 0.0
-            found[N_POINTS * chunk.start : N_POINTS * chunk.stop, :-6] = contrasts
+            found[N_POINTS * chunk.start : N_POINTS * chunk.stop] = contrasts
 
-        parallel_map(fill, self.chunks(), n_threads=self.n_threads)
+        size = ROWS_AT_A_TIME // N_POINTS
+        chunks = [slice(k, k + size) for k in range(0, len(place), size)]
+        parallel_map(fill, chunks, n_threads=self.n_threads)
         return found
 
     def by_offset(self, slopes: np.ndarray) -> np.ndarray:
         """Turn gradients (C, N_POINTS, 3) into derivatives by a twist, (C, N_POINTS, 6)."""
         turning = np.cross(self.points - self.center, slopes)
         return np.concatenate([slopes, turning], axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The b=0 signal at one offset.
+
+    Parameters
+    ----------
+    values : (R,) float32 array
+        Contrasts within clusters, a row a point; zero where it is not usable.
+    derivatives : (R, 6) float32 array
+        What an unknown of the offset takes away from them.
+    usable : (R,) bool array
+    """
+
+    values: np.ndarray
+    derivatives: np.ndarray
+    usable: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Normals:
+    """The part of the normal matrix that no offset changes, under some weights.
+
+    Parameters
+    ----------
+    by_octant : (8, K, K) array
+        ``XᵀWX`` of the functions, for each octant of the brain.
+    ridge : (K,) array
+    """
+
+    by_octant: np.ndarray
+    ridge: np.ndarray
+
+    def normal(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
+        """Sum over octants, with the ridge, (K, K)."""
+        return self.by_octant[octants].sum(axis=0) + np.diag(self.ridge)
+
+
+NO_NORMALS = _Normals(np.empty((8, 0, 0)), np.empty(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -432,9 +543,8 @@ class _Equations:
     clusters : _Clusters
     basis : _Basis
     moments : _Moments
-    columns : (R, K + 6) float32 array
-        Contrasts of the basis, a row a point; then the derivatives by the offset, which each step
-        fills in anew.
+    functions : (R, K) float32 array
+        Contrasts of the basis, a row a point.
     splines : sequence of n Spline
         The b=0 volumes, smoothed.
     b0_matrices : (n, 4, 4) array
@@ -446,7 +556,7 @@ class _Equations:
     clusters: _Clusters
     basis: _Basis
     moments: _Moments
-    columns: np.ndarray
+    functions: np.ndarray
     splines: Sequence[Spline]
     b0_matrices: np.ndarray
     tolerance: float
@@ -475,52 +585,120 @@ class _Equations:
             clusters,
             basis,
             moments,
-            clusters.columns(basis, moments),
+            clusters.functions(basis, moments),
             [
                 Spline.of(low_pass(dwi.volume_with_missing(v), clusters.fwhm))
                 for v in dwi.gradients.b0s
             ],
             b0_matrices,
-            width.tolerance * clusters.fwhm,
+            width.tolerance * float(clusters.fwhm.min()),
         )
 
-    def solve(self, to_b0: np.ndarray) -> _Solved | None:
-        """Solve for the offset and the function together; None with too few points."""
-        begun = self.step(to_b0)
-        return None if begun is None else self.solve_on(begun)
+    def thinned(self) -> _Equations:
+        """Return the equations of a part of the clusters, for the way there."""
+        every = min(THINNED_BY, len(self.clusters.points) // LEAST_CLUSTERS)
+        if every < 2:
+            return self
+        part = slice(None, None, every)
+        rows = self.functions.reshape(-1, N_POINTS, self.functions.shape[1])[part]
+        return replace(
+            self,
+            clusters=self.clusters.select(part),
+            moments=self.moments.select(part),
+            functions=rows.reshape(-1, rows.shape[-1]),
+        )
 
-    def solve_on(self, solved: _Solved) -> _Solved:
-        """Go on until the steps are small, by one at least."""
-        for _ in range(MAX_ITERATIONS - 1):
-            further = self.step(solved.to_b0, solved.fit.weights)
-            if further is None:
+    def solve(
+        self,
+        to_b0: np.ndarray,
+        function: np.ndarray | None = None,
+        *,
+        n_normals: int,
+        n_steps: int = N_STEPS,
+    ) -> _Solved | None:
+        """Solve for the offset and the function together; None with too few points.
+
+        Parameters
+        ----------
+        to_b0 : (4, 4) array
+            Where to start.
+        function : (K,) array, optional
+            Its residuals tell the first weights; all alike when not given.
+        n_normals : int
+            How often the normal matrix of the functions follows the weights.
+        n_steps : int
+            With each.
+        """
+        solved = None
+        for _ in range(n_normals):
+            seen = self.see(to_b0)
+            if seen is None:
+                return None
+            start = np.zeros(self.functions.shape[1]) if function is None else function
+            begun = _Solved.at(self, to_b0, start, seen)
+            if function is None:
+                begun = replace(begun, weights=seen.usable.astype(np.float32))
+            solved = self.go_on(replace(begun, normals=self.weigh(begun.weights)), n_steps)
+            to_b0, function = solved.to_b0, solved.function
+        return solved
+
+    def go_on(self, solved: _Solved, n_steps: int) -> _Solved:
+        """Step until the offset rests: weights follow the residual, the normal matrix does not.
+
+        It shapes the steps alone: where they end does not depend on it. Where it fits the weights
+        no longer the cost rises, and another is needed.
+        """
+        for _ in range(n_steps):
+            step = solved.step()
+            to_b0 = solved.to_b0 @ exp_rigid(step[-6:], self.clusters.center)
+            seen = self.see(to_b0)
+            if seen is None:
+                break
+            further = _Solved.at(self, to_b0, solved.function + step[:-6], seen, solved.normals)
+            if further.cost > solved.cost + COST_SLACK:
                 break
             solved = further
-            if solved.length < self.tolerance:
+            if np.linalg.norm(step[-6:] * solved.in_mm) < self.tolerance:
                 break
         return solved
 
-    def step(self, to_b0: np.ndarray, weights: np.ndarray | None = None) -> _Solved | None:
-        """Take a step, from the weights of the one before; None with too few points."""
+    def see(self, to_b0: np.ndarray) -> _Seen | None:
+        """Read the b=0 signal; None with too few points."""
         values, jacobian = self._read_b0(to_b0)
         inside = self.moments.known & np.isfinite(values).all(axis=1)
-        ridge = np.append(self.basis.ridge(), np.zeros(6))
-        if (N_POINTS - 1) * inside.sum() < MIN_POINTS + len(ridge):
+        if (N_POINTS - 1) * inside.sum() < MIN_POINTS + self.functions.shape[1] + 6:
             return None
-        usable = np.repeat(inside, N_POINTS)
-        right = np.where(usable, _centred(np.nan_to_num(values)[..., None])[:, 0], 0.0)
-        slopes = np.where(usable[:, None], _centred(np.nan_to_num(jacobian)), 0.0)
-        self.columns[:, -6:] = -slopes
-        fit = _regress(
-            right,
-            self.columns,
-            np.where(usable, 1.0 if weights is None else np.maximum(weights, LEAST_WEIGHT), 0.0),
-            ridge,
-            n_iterations=ROBUST_ITERATIONS[0 if weights is None else 1],
-            n_threads=self.clusters.n_threads,
+        values = np.where(inside[:, None], values, 0.0)[..., None]
+        jacobian = np.where(inside[:, None, None], jacobian, 0.0)
+        return _Seen(
+            _centred(values).astype(np.float32)[:, 0],
+            -_centred(jacobian).astype(np.float32),
+            np.repeat(inside, N_POINTS),
         )
-        moved = to_b0 @ exp_rigid(fit.coefficients[-6:], self.clusters.center)
-        return _Solved(self, moved, right, fit)
+
+    def weigh(self, weights: np.ndarray) -> _Normals:
+        """Sum what the functions have in common under these weights."""
+
+        def normal(rows: slice) -> np.ndarray:
+            found = np.zeros((self.functions.shape[1],) * 2)
+            for first in range(rows.start, rows.stop, ROWS_AT_A_TIME):
+                chunk = slice(first, min(first + ROWS_AT_A_TIME, rows.stop))
+                half = self.functions[chunk] * np.sqrt(weights[chunk, None])
+                found += half.T @ half
+            return found
+
+        clusters = self.clusters
+        normals = np.array(
+            parallel_map(normal, clusters.rows_of_octants, n_threads=clusters.n_threads)
+        )
+        sizes = np.einsum("rk,rk->k", self.functions, self.functions).astype(float)
+        sizes = np.maximum(sizes, 1e-12 * sizes.max() + np.finfo(float).tiny)
+        typical = (np.einsum("okk->k", normals) / sizes).mean()
+        return _Normals(normals, self.basis.ridge() * sizes * typical)
+
+    def predict(self, function: np.ndarray) -> np.ndarray:
+        """Return the contrasts that a function (K,) predicts, (R,)."""
+        return self.functions @ function.astype(np.float32)
 
     def _read_b0(self, to_b0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean b=0 signal (C, N_POINTS), and its derivatives by the offset (C, N_POINTS, 6)."""
@@ -541,44 +719,91 @@ class _Equations:
 
 @dataclass(frozen=True, eq=False)
 class _Solved:
-    """An offset with the equations that it solves.
+    """An offset and a function, with the equations for what is still wrong with them.
 
     Parameters
     ----------
     equations : _Equations
     to_b0 : (4, 4) array
-        Diffusion-weighted frame → b=0 frame, after the step.
-    values : (R,) array
-        Contrasts of the b=0 signal.
-    fit : _Fit
-        The last regression.
+        Diffusion-weighted frame → b=0 frame.
+    function : (K,) array
+        Coefficients of the functions.
+    seen : _Seen
+    residual, weights : (R,) float32 arrays
+    normals : _Normals
+    cost : float
+        Mean logarithm of the misfit.
     """
 
     equations: _Equations
     to_b0: np.ndarray
-    values: np.ndarray
-    fit: _Fit
+    function: np.ndarray
+    seen: _Seen
+    residual: np.ndarray
+    weights: np.ndarray
+    normals: _Normals
+    cost: float
+
+    @classmethod
+    def at(
+        cls,
+        equations: _Equations,
+        to_b0: np.ndarray,
+        function: np.ndarray,
+        seen: _Seen,
+        normals: _Normals = NO_NORMALS,
+    ) -> _Solved:
+        """Compare what is seen with what is predicted."""
+        residual = seen.values - equations.predict(function)
+        squares = residual.astype(float) ** 2
+        scale = np.median(squares[seen.usable]) + np.finfo(float).tiny
+        weights = np.where(seen.usable, 2.0 / (1.0 + squares / scale), 0.0).astype(np.float32)
+        cost = float(np.log(squares[seen.usable] + scale).mean())
+        return cls(equations, to_b0, function, seen, residual, weights, normals, cost)
 
     @property
     def clusters(self) -> _Clusters:
         return self.equations.clusters
 
     @property
-    def columns(self) -> np.ndarray:
-        """Functions and derivatives by the offset; of the last step that was taken at all."""
-        return self.equations.columns
+    def in_mm(self) -> np.ndarray:
+        """Millimetres for each unit of a twist, (6,)."""
+        return np.array([1.0] * 3 + [self.clusters.reach] * 3)
 
-    @property
-    def length(self) -> float:
-        """Length of the step, mm."""
-        step = self.fit.coefficients[-6:]
-        return float(np.linalg.norm(step[:3]) + self.clusters.reach * np.linalg.norm(step[3:]))
+    @cached_property
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """``XᵀW[D, r]`` (8, K, 7) and ``DᵀW[D, r]`` (8, 6, 7) of each octant.
+
+        With functions ``X``, derivatives ``D`` and residual ``r``.
+        """
+        columns = self.seen.derivatives, self.residual
+        weighted = np.column_stack(columns) * self.weights[:, None]
+        functions, derivatives = self.equations.functions, self.seen.derivatives
+        rows = self.clusters.rows_of_octants
+        crossed = [functions[part].T @ weighted[part] for part in rows]
+        own = [derivatives[part].T @ weighted[part] for part in rows]
+        return np.array(crossed, float), np.array(own, float)
+
+    def matrix(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
+        """Return the normal matrix of function and offset, (K + 6, K + 6)."""
+        crossed, own = (part[octants, :, :6].sum(axis=0) for part in self.sums)
+        return np.block([[self.normals.normal(octants), crossed], [crossed.T, own]])
+
+    def step(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
+        """Return the step of function and offset that some octants ask for, (K + 6,)."""
+        of_function, of_offset = (part[octants, :, 6].sum(axis=0) for part in self.sums)
+        held = self.normals.ridge * self.function
+        return _solve_scaled(self.matrix(octants), np.concatenate([of_function - held, of_offset]))
+
+    def with_own_normals(self) -> _Solved:
+        """Return the same with the normal matrix of its weights: halves have no other guard."""
+        return replace(self, normals=self.equations.weigh(self.weights))
 
     def covariance(self) -> np.ndarray:
         """Covariance of the offset's error, (6, 6): see the module."""
         clusters = self.clusters
         voxel = float(np.cbrt(np.prod(clusters.dwi.voxel_sizes)))
-        in_mm = np.array([1.0] * 3 + [clusters.reach] * 3)
+        in_mm = self.in_mm
         halves = self.of_halves() * in_mm
         by_axis = (halves**2).mean(axis=0)
         by_axis = (by_axis + by_axis.mean()) / 2  # six tell a variance poorly
@@ -589,51 +814,27 @@ class _Solved:
 
     def of_halves(self) -> np.ndarray:
         """Offsets of six halves of the brain from that of the whole, (6, 6) twists."""
-        middles = self.clusters.points[:, 0] - self.clusters.center
-        above = middles > np.median(middles, axis=0)
-        octants = np.repeat(above @ [1, 2, 4], N_POINTS)
-        n = self.columns.shape[1]
-        normals, rights = np.zeros((8, n, n)), np.zeros((8, n))
-        for octant in range(8):
-            rows = np.flatnonzero((octants == octant) & (self.fit.weights > 0))
-            normals[octant], rights[octant] = _normal_equations(
-                self.values[rows], self.columns[rows], self.fit.weights[rows],
-                self.clusters.n_threads,
-            )  # fmt: skip
-        ridge = self.fit.ridge
         found = []
         for axis in range(3):
             for side in (0, 1):
-                which = (np.arange(8) >> axis & 1) == side
-                normal = normals[which].sum(axis=0) + np.diag(ridge)
-                found.append(_solve_scaled(normal, rights[which].sum(axis=0))[-6:])
-        return np.array(found) - self.fit.coefficients[-6:]
+                octants = np.flatnonzero((np.arange(8) >> axis & 1) == side)
+                found.append(self.step(octants)[-6:])
+        return np.array(found) - self.step()[-6:]
 
     def of_predicted_gradient(self) -> np.ndarray:
         """One step to where the residual is orthogonal to the predicted gradient, (6,) twist."""
-        clusters, fit = self.clusters, self.fit
-        coefficients = fit.coefficients[:-6]
-        basis, moments = self.equations.basis, self.equations.moments
-        place, known = clusters.place, moments.known
-
-        def predicted(chunk: slice) -> np.ndarray:
-            slopes = basis.slopes(moments, place, coefficients, chunk)
-            return np.where(known[chunk, None, None], slopes, 0.0)
-
-        slopes = np.concatenate(
-            parallel_map(predicted, clusters.chunks(), n_threads=clusters.n_threads)
-        )
-        instrument = -_centred(clusters.by_offset(slopes))
-        weighted = instrument * fit.weights[:, None]
-        functions = self.columns[:, :-6]
-        normal = fit.normal[:-6, :-6]
+        clusters, equations = self.clusters, self.equations
+        slopes = equations.basis.slopes(equations.moments, clusters.place, self.function)
+        slopes = np.where(equations.moments.known[:, None, None], slopes, 0.0)
+        weights, functions = self.weights[:, None], equations.functions
+        weighted = -_centred(clusters.by_offset(slopes)).astype(np.float32) * weights
         # instruments less what the functions can take up
-        crossed = functions.T @ weighted.astype(np.float32)
-        taken = _solve_scaled(normal, crossed.astype(float))
-        left = weighted - fit.weights[:, None] * (functions @ taken.astype(np.float32))
-        hessian = left.T @ self.columns[:, -6:]
+        crossed = (functions.T @ weighted).astype(float)
+        taken = _solve_scaled(self.normals.normal(), crossed)
+        left = weighted - weights * (functions @ taken.astype(np.float32))
+        hessian = (left.T @ self.seen.derivatives).astype(float)
         try:
-            return np.linalg.solve(hessian, left.T @ fit.residual)
+            return np.linalg.solve(hessian, (left.T @ self.residual).astype(float))
         except np.linalg.LinAlgError:
             return np.full(6, np.inf)
 
@@ -642,7 +843,16 @@ class _Solved:
         clusters = self.clusters
         edge = BLOCK_MM * head_scale(clusters.dwi.mask, clusters.dwi.voxel_sizes)
         blocks = np.repeat(blocks_of(clusters.points[:, 0], edge), N_POINTS)
-        return self.fit.covariance(self.columns, blocks)[-6:, -6:]
+        order = np.argsort(blocks, kind="stable")
+        starts = np.flatnonzero(np.diff(blocks[order], prepend=-1))
+        scores = self.weights * self.residual
+        sums = [
+            np.concatenate([scores[rows] @ part[rows] for part in
+                            (self.equations.functions, self.seen.derivatives)])
+            for rows in np.split(order, starts[1:])
+        ]  # fmt: skip
+        parts = _solve_scaled(self.matrix(), np.array(sums, float).T)[-6:]
+        return parts @ parts.T
 
 
 def _centred(clusters: np.ndarray) -> np.ndarray:
@@ -682,70 +892,6 @@ class _Hats:
         return np.where(inside, rising * per_unit, 0.0)
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """A robust regression.
-
-    Parameters
-    ----------
-    coefficients : (k,) array
-    normal : (k, k) array
-        Normal matrix, weighted, with its ridge.
-    ridge : (k,) array
-        What was added to its diagonal.
-    residual, weights : (R,) array
-    """
-
-    coefficients: np.ndarray
-    normal: np.ndarray
-    ridge: np.ndarray
-    residual: np.ndarray
-    weights: np.ndarray
-
-    @property
-    def cost(self) -> float:
-        """Mean logarithm of the misfit, of the rows that have a say."""
-        squares = self.residual[self.weights > 0] ** 2
-        return float(np.log(squares + np.median(squares) + np.finfo(float).tiny).mean())
-
-    def covariance(self, columns: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-        """Covariance of the coefficients by a sandwich over blocks of points, (k, k)."""
-        order = np.argsort(blocks, kind="stable")
-        starts = np.flatnonzero(np.diff(blocks[order], prepend=-1))
-        scores = (self.weights * self.residual).astype(columns.dtype)
-        sums = [scores[rows] @ columns[rows] for rows in np.split(order, starts[1:])]
-        parts = _solve_scaled(self.normal, np.array(sums, float).T)
-        return parts @ parts.T
-
-
-def _regress(
-    values: np.ndarray,
-    columns: np.ndarray,
-    weights: np.ndarray,
-    relative_ridge: np.ndarray,
-    *,
-    n_iterations: int,
-    n_threads: int = 1,
-) -> _Fit:
-    """Regress robustly, from given weights: Student-t with one degree of freedom.
-
-    Rows of weight zero have no say and keep it.
-    """
-    usable = weights > 0
-    sizes = np.array([column @ column for column in columns.T], float)
-    sizes = np.maximum(sizes, 1e-12 * sizes.max() + np.finfo(float).tiny)
-    for _ in range(n_iterations):
-        normal, right = _normal_equations(values, columns, weights, n_threads)
-        ridge = relative_ridge * sizes * (np.diag(normal) / sizes).mean()
-        normal[np.diag_indices_from(normal)] += ridge
-        coefficients = _solve_scaled(normal, right)
-        in_single = coefficients[:-6].astype(columns.dtype)  # or all columns would be converted
-        residual = values - columns[:, :-6] @ in_single - columns[:, -6:] @ coefficients[-6:]
-        spread = np.median(residual[usable] ** 2) + np.finfo(float).tiny
-        weights = np.where(usable, 2.0 / (1.0 + residual**2 / spread), 0.0)
-    return _Fit(coefficients, normal, ridge, residual, weights)
-
-
 def _solve_scaled(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solve normal equations whose unknowns differ in size; those without rows stay at zero."""
     scale = np.sqrt(np.diag(normal))
@@ -754,21 +900,3 @@ def _solve_scaled(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
     scaled[np.diag_indices_from(scaled)] += np.where(np.isinf(scale), 1.0, 1e-12)
     shape = (-1,) + (1,) * (right.ndim - 1)
     return np.linalg.solve(scaled, right / scale.reshape(shape)) / scale.reshape(shape)
-
-
-def _normal_equations(
-    values: np.ndarray, columns: np.ndarray, weights: np.ndarray, n_threads: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """``XᵀWX`` and ``XᵀWy``, summed over fixed chunks of rows: alike for any `n_threads`."""
-    chunks = [slice(k, k + ROWS_AT_A_TIME) for k in range(0, len(values), ROWS_AT_A_TIME)]
-
-    def partial(chunk: slice) -> tuple[np.ndarray, np.ndarray]:
-        root = np.sqrt(weights[chunk]).astype(columns.dtype)
-        half = columns[chunk] * root[:, None]
-        return half.T @ half, half.T @ (values[chunk].astype(columns.dtype) * root)
-
-    normal, right = np.zeros((columns.shape[1],) * 2), np.zeros(columns.shape[1])
-    for a, b in parallel_iterate(partial, chunks, n_threads=n_threads):
-        normal += a
-        right += b
-    return normal, right

@@ -153,6 +153,8 @@ class CoupledProblem:
         Whether ``J`` comes from leave-one-out predictions instead of the posterior mean.
     n_threads : int
         The result does not depend on it.
+    fields_held : bool
+        Whether the fields that the motion has are known, and only the poses are estimated.
     free : (6, 6) array, optional
         Takes out of a pose's step what the images do not show
         (:mod:`eddymotion.estimation.undetermined`).
@@ -169,6 +171,7 @@ class CoupledProblem:
     leave_one_out: bool = False
     n_threads: int = 1
     free: np.ndarray | None = None
+    fields_held: bool = False
     blocks: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -253,7 +256,7 @@ class CoupledProblem:
         away = self.points - self.center
         radius = np.sqrt((away**2).sum(axis=1).mean())
         lengths = np.array([1.0] * 3 + [radius] * 3)
-        if motion.eddy_currents is None:
+        if motion.eddy_currents is None or self.fields_held:
             return lengths
         terms = motion.eddy_currents.terms(self.points)
         return np.concatenate([lengths, np.sqrt((terms**2).mean(axis=0))])
@@ -262,7 +265,7 @@ class CoupledProblem:
         """Take a step; the common part of the fields is as the prior has it."""
         matrices = motion.matrices @ exp_rigid(-delta[:, :6], self.center)
         eddy = motion.eddy_currents
-        if eddy is not None:
+        if eddy is not None and not self.fields_held:
             coefficients = self.prior.centred(eddy.coefficients - delta[:, 6:], self.gradients)
             eddy = replace(eddy, coefficients=coefficients)
         return replace(motion, matrices=matrices, eddy_currents=eddy)
@@ -280,7 +283,8 @@ class CoupledProblem:
         gradients, hessian = self.normal_equations(samples, residual, weights, precision)
         if self.free is not None:
             gradients, hessian = _within(gradients, hessian, self.free, len(precision))
-        prior = self.prior.terms(motion.eddy_currents, self.gradients)
+        free = None if self.fields_held else motion.eddy_currents
+        prior = self.prior.terms(free, self.gradients)
         return NormalEquations(cost, gradients, hessian, *prior)
 
     def cost(self, motion: Motion) -> float:
@@ -481,7 +485,7 @@ class CoupledProblem:
         """``J`` of the smoothed volumes at some points, (N, p, V)."""
         slopes = samples.slopes[:, :, chunk]
         x, y, z = (self.points[chunk] - self.center).T.astype(np.float32)
-        eddy = samples.motion.eddy_currents
+        eddy = None if self.fields_held else samples.motion.eddy_currents
         n_terms = 0 if eddy is None else eddy.coefficients.shape[1]
         jacobian = np.empty((slopes.shape[1], 6 + n_terms, slopes.shape[2]), np.float32)
         for axis in range(3):

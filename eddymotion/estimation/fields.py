@@ -17,6 +17,10 @@ eddy)::
 - Neither is a displacement along the phase-encoding axis common to all points known from a
   translation of the head. The part that follows ``q`` from volume to volume is called the fields'
   (:func:`with_offsets`).
+- A head that pitches and rolls in the main field is magnetised otherwise, and leaves the shims,
+  which stay in the scanner: the off-resonance field changes, smoothly and nearly linearly with the
+  pose. Where fields follow the poses (:class:`PoseResponse`), so they may: the common response is
+  one to ``q`` and to pitch, roll and translation; turning about the main field changes nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.normal_equations import NormalEquations
 from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, rigid_parameters
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,21 @@ STIFF = 1e3
 """Of a prior that holds fields to the gradients, relative to the normal matrix."""
 
 OFFSET_ITERATIONS = 50
+
+FEWEST_FREE = 6
+"""Volumes beyond the drivers, from which on it is asked whether fields follow the poses."""
+
+LEAST_FOLLOWED = 0.15
+"""Part of the motion (mm at 50 mm) by which fields follow it at least, mm at 80 mm. A field that
+only turns with the head seems to follow it, too, since it displaces along a direction that turns
+against the head: by 0.05 on a simulated head, where one that changes does by 0.31."""
+
+UNTOLD_SHIFT, UNTOLD_TURN = 0.3, 0.02
+"""Of fields that follow the head: the part of their displacement, and of the head's own turns, by
+which poses may be wrong since images tell it from nothing. On simulated heads 0.2 to 0.3, and
+0.01 to 0.03."""
+
+TINY = np.finfo(float).tiny
 
 LEAST_OWN_MM = 0.01
 """Fields keep at least so much freedom of their own: standard deviation of a coefficient, mm."""
@@ -55,24 +75,35 @@ class FieldPrior:
     ----------
     precision : (K,) array, optional
         ``1 / τ²`` of each term in the units of the normal matrix; none when not given.
+    poses : (N, 5) array, optional
+        From :func:`pose_regressors`, of volumes whose fields follow them.
     """
 
     precision: np.ndarray | None = None
+    poses: np.ndarray | None = None
 
     def of_order(self, order: str) -> FieldPrior:
         """Return the same for the terms up to an order."""
-        return self if self.precision is None else FieldPrior(self.precision[: N_TERMS[order]])
+        if self.precision is None:
+            return self
+        return replace(self, precision=self.precision[: N_TERMS[order]])
+
+    def of_volumes(self, volumes: np.ndarray) -> FieldPrior:
+        """Return the same for some of the volumes."""
+        return self if self.poses is None else replace(self, poses=self.poses[volumes])
 
     def centred(self, coefficients: np.ndarray, gradients: Gradients) -> np.ndarray:
         """Shift coefficients (N, K) so that their mean is that of the common response."""
-        q = gradients.qvecs
+        drivers = drivers_of(gradients, self.poses)
         own = coefficients - coefficients.mean(axis=0)
-        response = np.linalg.lstsq(q - q.mean(axis=0), own, rcond=0.05)[0]
-        return own + q.mean(axis=0) @ response
+        response = np.linalg.lstsq(drivers - drivers.mean(axis=0), own, rcond=0.05)[0]
+        return own + drivers.mean(axis=0) @ response
 
     def scaled(self, factor: float) -> FieldPrior:
         """Return the same for a normal matrix of so many times the points."""
-        return self if self.precision is None else FieldPrior(self.precision * factor)
+        if self.precision is None:
+            return self
+        return replace(self, precision=self.precision * factor)
 
     def terms(
         self, eddy: EddyCurrents | None, gradients: Gradients
@@ -89,7 +120,7 @@ class FieldPrior:
         if eddy is None or self.precision is None:
             n_unknowns = 6 + (0 if eddy is None else eddy.coefficients.shape[1])
             return np.zeros((n, n_unknowns)), np.zeros((n_unknowns, 1, 1))
-        free = nonlinear_part(gradients)
+        free = nonlinear_part(gradients, self.poses)
         gradient = np.hstack([np.zeros((n, 6)), free @ eddy.coefficients * self.precision])
         factors = np.concatenate([np.zeros(6), self.precision])
         return gradient, factors[:, None, None] * free
@@ -98,10 +129,43 @@ class FieldPrior:
 NO_PRIOR = FieldPrior()
 
 
-def nonlinear_part(gradients: Gradients) -> np.ndarray:
-    """Return the projector onto what is not common and not linear in the gradient, (N, N)."""
-    design = np.column_stack([np.ones(len(gradients)), gradients.qvecs])
-    return np.eye(len(gradients)) - design @ np.linalg.pinv(design, rcond=0.05)
+def drivers_of(gradients: Gradients, poses: np.ndarray | None = None) -> np.ndarray:
+    """Return what the common response is linear in: gradients, poses where given; (N, 3 or 8)."""
+    q = gradients.qvecs
+    if poses is None:
+        return q
+    return np.hstack([q, poses * (q.std() / max(poses.std(axis=0).max(), TINY))])
+
+
+def nonlinear_part(gradients: Gradients, poses: np.ndarray | None = None) -> np.ndarray:
+    """Return the projector onto what is not common and not linear in the drivers, (N, N)."""
+    drivers = drivers_of(gradients, poses)
+    if poses is None:
+        design = np.column_stack([np.ones(len(gradients)), drivers])
+        return np.eye(len(gradients)) - design @ np.linalg.pinv(design, rcond=0.05)
+    away = drivers - drivers.mean(axis=0)
+    n = len(gradients)
+    return np.eye(n) - np.full((n, n), 1 / n) - away @ np.linalg.pinv(away, rcond=0.05)
+
+
+def pose_regressors(matrices: np.ndarray, center: np.ndarray, reference: int) -> np.ndarray:
+    """Return how far heads are from where a volume saw it, as far as fields change: (N, 5) mm.
+
+    Translations of the centre (RAS+), pitch and roll at 50 mm. A head that turns about the main
+    field keeps its own.
+
+    Parameters
+    ----------
+    matrices : (N, 4, 4) array
+        Frame of the head → scanner.
+    center : (3,) array
+        Of the brain, RAS+ mm.
+    reference : int
+        Volume whose pose is zero.
+    """
+    there = (matrices[reference] @ np.append(center, 1.0))[:3]
+    moved = rigid_parameters(matrices @ np.linalg.inv(matrices[reference]), there)
+    return moved[:, :5] * [1, 1, 1, ROTATION_RADIUS_MM, ROTATION_RADIUS_MM]
 
 
 def response_part(gradients: Gradients) -> np.ndarray:
@@ -123,6 +187,102 @@ def response_gain(system: NormalEquations, gradients: Gradients) -> float:
     stiffness[6:] = STIFF * np.diag(system.hessian).reshape(-1, system.n_unknowns)[:, 6:].max()
     fixed = stiffness[:, None, None] * nonlinear_part(gradients)
     return replace(system, prior_precision=fixed).gain()
+
+
+@dataclass(frozen=True, eq=False)
+class PoseResponse:
+    """How fields follow the poses of the head, beyond the gradients.
+
+    Parameters
+    ----------
+    response : (5, K) array
+        Coefficients (mm) for each of :func:`pose_regressors` (mm).
+    moved_mm : float
+        Root mean square of what follows the poses, mm at 80 mm.
+    own_mm : float
+        Root mean square of what follows neither poses nor gradients.
+    pose_mm : float
+        Root mean square of the poses.
+    p : float
+        Probability of such a response without any.
+    """
+
+    response: np.ndarray
+    moved_mm: float
+    own_mm: float
+    pose_mm: float
+    p: float
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the fields follow the poses: for sure, more than nothing, and strongly."""
+        enough = max(self.own_mm, LEAST_FOLLOWED * self.pose_mm)
+        return self.p < SIGNIFICANT and self.moved_mm > enough
+
+    def __str__(self) -> str:
+        return (
+            f"fields follow the head by {self.moved_mm:.2f} mm for {self.pose_mm:.2f} mm of "
+            f"motion (p = {self.p:.1g}), {self.own_mm:.2f} mm follow nothing"
+        )
+
+
+def follow_poses(
+    coefficients: np.ndarray, gradients: Gradients, poses: np.ndarray
+) -> PoseResponse | None:
+    """Measure how fields follow the poses; None where there are too few volumes to tell.
+
+    Parameters
+    ----------
+    coefficients : (N, K) array
+        Estimated without a prior.
+    gradients : Gradients
+    poses : (N, 5) array
+        From :func:`pose_regressors`.
+    """
+    without, free = nonlinear_part(gradients), nonlinear_part(gradients, poses)
+    n_moved, n_own = np.trace(without - free), np.trace(free)
+    if n_own < FEWEST_FREE or n_moved < 0.5:
+        return None
+    own = (coefficients * (free @ coefficients)).sum()
+    moved = max((coefficients * (without @ coefficients)).sum() - own, 0.0)
+    n_terms, size = coefficients.shape[1], coefficients.size
+    ratio = (moved / n_moved) / max(own / n_own, TINY)
+    away = without @ poses
+    response = np.linalg.lstsq(away, without @ coefficients, rcond=0.05)[0]
+    centred = poses - poses.mean(axis=0)
+    return PoseResponse(
+        response,
+        float(np.sqrt(max(moved - n_moved * own / n_own, 0.0) / size)),
+        float(np.sqrt(own / n_own / n_terms)),
+        float(np.sqrt((centred**2).sum(axis=1).mean())),
+        float(stats.f.sf(ratio, n_moved, n_own)),  # terms are not independent: as one
+    )
+
+
+def untold_covariances(
+    eddy: EddyCurrents, response: np.ndarray, poses: np.ndarray, points: np.ndarray
+) -> np.ndarray:
+    """Covariance of what fields that follow the head leave open of its poses, (N, 6, 6).
+
+    What such a field displaces all points by is a translation along the phase encoding, and turned
+    against a distorted head it looks like a turn.
+
+    Parameters
+    ----------
+    eddy : EddyCurrents
+    response : (5, K) array
+        Of :class:`PoseResponse`.
+    poses : (N, 5) array
+    points : (P, 3) array
+        Of the brain, RAS+ mm.
+    """
+    displaced = eddy.terms(points) @ (poses @ response).T
+    along = UNTOLD_SHIFT**2 * (displaced**2).mean(axis=0)
+    covariances = np.zeros((len(poses), 6, 6))
+    covariances[:, :3, :3] = along[:, None, None] * np.outer(eddy.pe, eddy.pe)
+    turned = UNTOLD_TURN * poses[:, 3:] / ROTATION_RADIUS_MM
+    covariances[:, [3, 4], [3, 4]] = turned**2
+    return covariances
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +330,10 @@ def shown_order(evidence: Sequence[FieldEvidence]) -> str:
 
 
 def weigh_fields(
-    eddy: EddyCurrents, gradients: Gradients, system: NormalEquations
+    eddy: EddyCurrents,
+    gradients: Gradients,
+    system: NormalEquations,
+    poses: np.ndarray | None = None,
 ) -> tuple[list[FieldEvidence], FieldPrior]:
     """Measure the fields against their errors.
 
@@ -182,6 +345,8 @@ def weigh_fields(
         In the scanner's frame.
     system : NormalEquations
         Linearised there.
+    poses : (N, 5) array, optional
+        From :func:`pose_regressors`, where the fields follow them.
 
     Returns
     -------
@@ -195,7 +360,7 @@ def weigh_fields(
     naive = system.inverse_diagonal()[:, 6:]
     moved = naive > 0  # not of volumes that nothing moves
     units = float(np.median(variances[moved] / naive[moved]))  # `H` counts correlated points
-    own, response = nonlinear_part(gradients), response_part(gradients)
+    own, response = nonlinear_part(gradients, poses), response_part(gradients)
     n_own, n_response = np.trace(own), np.trace(response)
     degrees = np.array([len(term) for term in TERMS[:n_terms]])
     evidence, precision = [], np.empty(n_terms)
@@ -219,7 +384,7 @@ def weigh_fields(
             )
         )
         precision[of_degree] = units / max(own_variance, LEAST_OWN_MM**2)
-    return evidence, FieldPrior(precision)
+    return evidence, FieldPrior(precision, poses)
 
 
 def with_offsets(motion: Motion, gradients: Gradients) -> Motion:

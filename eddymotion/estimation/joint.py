@@ -36,8 +36,11 @@ from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import (
     NO_PRIOR,
     FieldPrior,
+    follow_poses,
+    pose_regressors,
     response_gain,
     shown_order,
+    untold_covariances,
     weigh_fields,
 )
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
@@ -56,9 +59,11 @@ from eddymotion.images.axes import image_axes, phase_encoding_vector
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import (
     BLOCK_MM,
+    THICKNESS_POWER,
     Level,
     band_pass,
     crop,
+    fine_widths,
     head_scale,
     jittered_points,
     steepest,
@@ -96,6 +101,9 @@ scatter, of which steps that are too short explain 1.3; where they are shorter, 
 
 MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 """Standard error beyond that of noise; see :func:`misfit_covariances`."""
+
+THICK = 1.3
+"""Filters that are wider along the slices by this factor tell something else than plain ones."""
 
 CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3.0
 """What is kept around the brain of a volume from the second level on: what a level's filter and
@@ -183,6 +191,9 @@ def solve_jointly(
             covariances[volumes] += excess_covariance(covariances[volumes], scatter)
             slicing = dwi.acquisition.slicing
             apart[volumes] = problem.scatter_of_periods(solved, slicing, dwi.affine, dwi.n_slices)
+            pulls = solver.pulls_of_slices(problem, group, motion)
+            covariances[volumes] += pulled_by_slices(by_noise[volumes], pulls)
+        covariances += solver.untold(motion, groups[-1])
         unrest = Unrest(covariances, apart, by_noise, by_misfit, judged.outliers.flagged)
     known = _known(dwi, groups, problems, frames)
     unplaced = np.zeros(len(dwi), bool)
@@ -279,14 +290,15 @@ def with_fields(
 
 def _of_group(motion: Motion, group: VolumeGroup) -> Motion:
     """Motion of the volumes of a group; not all groups have fields."""
-    found = motion.select(group.volumes)
-    return found if group.has_fields else replace(found, eddy_currents=None)
+    found, eddy = motion.select(group.volumes), motion.eddy_currents
+    has_some = eddy is not None and eddy.coefficients[group.volumes].any()
+    return found if group.has_fields or has_some else replace(found, eddy_currents=None)
 
 
 def _with_group(motion: Motion, group: VolumeGroup, found: Motion) -> Motion:
     """Put the motion of a group into that of the series."""
     eddy = motion.eddy_currents
-    if eddy is not None and found.eddy_currents is not None:
+    if eddy is not None and group.has_fields and found.eddy_currents is not None:
         coefficients = eddy.coefficients.copy()
         coefficients[group.volumes] = found.eddy_currents.coefficients
         eddy = replace(eddy, coefficients=coefficients)
@@ -327,6 +339,23 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     return np.diag(np.maximum(np.nan_to_num(scatter - variances), 0.0))
 
 
+def pulled_by_slices(covariances: np.ndarray, pulls: np.ndarray) -> np.ndarray:
+    """Return what thick slices pull the poses by, beyond noise, (N, 6, 6).
+
+    Parameters
+    ----------
+    covariances : (N, 6, 6) array
+        Of the poses of a group, by noise alone.
+    pulls : (N, 6) array
+        Steps that a filter as narrow along the slices as in them asks for. They are as large as
+        what it leaves to be found or larger: with voxels of 2×2×6 mm that filter lacked 7 to 25 %
+        of pitch, roll and shifts through the slices, the wider one 2 to 11 %, and with 2.5×2.5×7.5
+        mm and a head of sharp edges 63 and 29 %.
+    """
+    beyond = pulls**2 - np.einsum("nkk->nk", covariances)
+    return np.maximum(np.nan_to_num(beyond), 0.0)[:, :, None] * np.eye(6)
+
+
 def _known(
     dwi: DWI,
     groups: Sequence[VolumeGroup],
@@ -353,7 +382,7 @@ class _Solver:
     n_iterations: int
     n_threads: int
     progress: Progress
-    band: tuple[Level, list[Spline]] | None = None
+    band: tuple[tuple[Level, float], list[Spline]] | None = None
     prior: FieldPrior = NO_PRIOR
     outliers: SliceOutliers | None = None
     undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
@@ -403,12 +432,28 @@ class _Solver:
             group.coarse if level.highpass is None else group.fine,
             self.points(level, own, motion.matrices[group.volumes]),
             self.dwi.brain_center,
-            prior=self.prior,
+            prior=self.prior.of_volumes(group.volumes),
+            fields_held=not group.has_fields,
             block_mm=BLOCK_MM * self.scale,
             leave_one_out=group.leave_one_out,
             free=free_part(self.undetermined, self.in_mm) if len(self.undetermined) else None,
             n_threads=self.n_threads,
         )
+
+    def pulls_of_slices(
+        self, problem: CoupledProblem, group: VolumeGroup, motion: Motion
+    ) -> np.ndarray:
+        """Find the way that a filter as narrow along thick slices as in them asks for, (n, 6)."""
+        wide, plain = (fine_widths(self.dwi.voxel_sizes, p) for p in (THICKNESS_POWER, 0.0))
+        if wide.max() < THICK * plain.max():
+            return np.zeros((len(group.volumes), 6))
+        splines = self.splines(FINE[-1], motion.matrices, thickness_power=0.0)
+        narrow = replace(problem, splines=[splines[volume] for volume in group.volumes])
+        found = _of_group(motion, group)
+        system = narrow.linearise(found)
+        if system is None:
+            return np.full((len(group.volumes), 6), np.nan)
+        return system.step()[:, :6] / narrow.recovered(found)
 
     def phase_encoding_axis(self, group: VolumeGroup, motion: Motion) -> int:
         """Find the image axis along which linear fields would lower the cost most."""
@@ -435,21 +480,70 @@ class _Solver:
         if system is None:
             log.warning("eddy currents: too few points lie inside the volumes; no fields")
             return replace(motion, eddy_currents=None)
-        evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system)
+        poses = self.poses_followed(motion, group)
+        own = None if poses is None else poses[group.volumes]
+        evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system, own)
         for one in evidence:
             log.info("eddy currents: %s", one)
-        order = shown_order(evidence) if by_evidence else eddy.order
+        order = shown_order(evidence) if by_evidence and poses is None else eddy.order
         log.info("eddy currents: %s%s", order, ", by evidence" if by_evidence else "")
-        self.prior = prior.of_order(order).scaled(FINE[1].n_points / FINE[0].n_points)
-        return replace(motion, eddy_currents=None if order == "none" else eddy.of_order(order))
+        scale = FINE[1].n_points / FINE[0].n_points
+        self.prior = replace(prior.of_order(order).scaled(scale), poses=poses)
+        eddy = eddy.of_order(order)
+        if poses is not None:
+            eddy = self.with_pose_response(eddy, poses, group)
+        return replace(motion, eddy_currents=None if order == "none" else eddy)
 
-    def splines(self, level: Level, matrices: np.ndarray) -> list[Spline]:
+    def poses_followed(self, motion: Motion, group: VolumeGroup) -> np.ndarray | None:
+        """Return the poses of all volumes (N, 5) if the fields follow them."""
+        assert motion.eddy_currents is not None
+        if not len(self.dwi.gradients.b0s):
+            return None
+        first = int(self.dwi.gradients.b0s[0])
+        poses = pose_regressors(motion.matrices, self.dwi.brain_center, first)
+        volumes = group.volumes
+        found = follow_poses(motion.eddy_currents.coefficients[volumes],
+                             self.dwi.gradients.select(volumes), poses[volumes])  # fmt: skip
+        if found is None:
+            return None
+        log.info("off-resonance: %s", found)
+        return poses if found.is_there else None
+
+    def untold(self, motion: Motion, group: VolumeGroup) -> np.ndarray:
+        """Covariance of what fields that follow the head leave open, (N, 6, 6); zero without."""
+        poses, eddy, volumes = self.prior.poses, motion.eddy_currents, group.volumes
+        nothing = np.zeros((len(motion), 6, 6))
+        if poses is None or eddy is None:
+            return nothing
+        own = self.dwi.gradients.select(volumes)
+        found = follow_poses(eddy.coefficients[volumes], own, poses[volumes])
+        brain = apply_affine(self.dwi.affine, np.argwhere(self.dwi.mask)[::7])
+        return nothing if found is None else untold_covariances(eddy, found.response, poses, brain)
+
+    def with_pose_response(
+        self, eddy: EddyCurrents, poses: np.ndarray, group: VolumeGroup
+    ) -> EddyCurrents:
+        """Give all volumes outside the group the fields that their poses ask for."""
+        volumes = group.volumes
+        own = self.dwi.gradients.select(volumes)
+        found = follow_poses(eddy.coefficients[volumes], own, poses[volumes])
+        assert found is not None
+        coefficients = poses @ found.response
+        coefficients[volumes] = self.prior.of_volumes(volumes).centred(
+            eddy.coefficients[volumes], own
+        )
+        return replace(eddy, coefficients=coefficients)
+
+    def splines(
+        self, level: Level, matrices: np.ndarray, *, thickness_power: float = THICKNESS_POWER
+    ) -> list[Spline]:
         """Band-pass all volumes, unless it is the band of the level before."""
-        wanted = replace(level, n_points=COARSE[0].n_points)
+        wanted = replace(level, n_points=COARSE[0].n_points), thickness_power
         if self.band is None or self.band[0] != wanted:
             self.band = None  # one at a time: memory
             brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
-            width = self.voxel if level.highpass is not None else self.scale
+            unit = fine_widths(self.dwi.voxel_sizes)
+            width = unit if level.highpass is not None else self.scale
             margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
 
             def filtered(volume: int) -> Spline:
@@ -458,7 +552,7 @@ class _Solver:
                     image = rescaled(image, self.outliers, volume)
                 if level is not COARSE[0]:
                     image = crop(image, apply_affine(matrices[volume], brain), margin)
-                return Spline.of(band_pass(image, level, self.scale))
+                return Spline.of(band_pass(image, level, self.scale, thickness_power))
 
             volumes = range(len(self.dwi))
             self.band = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.data.series import Series
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.outliers import SliceOutliers
@@ -62,7 +62,7 @@ def cnr_maps(
     if isinstance(series, Replaced) and outliers is None:
         outliers = series.outliers
     blocks, gradients = Blocks.of(series, n_threads), series.gradients
-    groups = map_groups(gradients)
+    groups = comparable_groups(gradients)
     maps = np.zeros((*series.shape, 1 + len(groups)), np.float32, order="F")
     slabs = list(blocks.slabs())
     for slab in progress(slabs, "contrast and residuals", len(slabs)):
@@ -87,11 +87,6 @@ def cnr_maps(
         x, y, _ = series.shape
         maps[:, :, slab] = values.T.reshape(ratios.shape[1], -1, y, x).T
     return maps
-
-
-def map_groups(gradients: Gradients) -> tuple[np.ndarray, ...]:
-    """Volumes whose contrast is mapped together: each shell, or all where there are none."""
-    return gradients.shells if gradients.is_shelled else (gradients.dwis,)
 
 
 def snr(observed: np.ndarray, gradients: Gradients, lost: np.ndarray | None = None) -> np.ndarray:

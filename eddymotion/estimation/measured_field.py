@@ -160,6 +160,16 @@ class MeasuredMap:
         log.debug("magnitude of the field map: %s", np.array2string(found.matrix, precision=3))
         return found.matrix
 
+    def beside(self, corrected: Image, mask: np.ndarray, seed: int = 0) -> np.ndarray:
+        """Return the map (Hz) on the grid of an image without distortion, (X, Y, Z).
+
+        NaN outside the brain, and where the map says nothing.
+        """
+        pose = self.pose_for(corrected, mask, seed=seed)
+        shape, affine = corrected.data.shape, corrected.affine
+        known = mask & self.known_on(shape, affine, pose)
+        return np.where(known, self.field(pose).on_grid(shape, affine), np.float32(np.nan))
+
     def field_for(
         self, image: Image, readout: Readout, mask: np.ndarray, seed: int = 0
     ) -> OffResonance:
@@ -183,6 +193,35 @@ class MeasuredMap:
             seen, _ = undistorted(image, readout, self.field(pose), np.eye(4), shape, image.affine)
             pose = self.pose_for(Image(np.nan_to_num(seen), image.affine), mask, pose, seed)
         return self.field(pose)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a measured map agrees with a field that images told, a constant apart.
+
+    Parameters
+    ----------
+    correlation : float
+    slope : float
+        Of the field against the map.
+    rms : float
+        Of their difference, Hz.
+    """
+
+    correlation: float
+    slope: float
+    rms: float
+
+    @classmethod
+    def of(cls, field: np.ndarray, measured: np.ndarray) -> Comparison | None:
+        """Compare maps (Hz) of one shape where the second is known; None if that is nowhere."""
+        both = np.isfinite(measured)
+        here, there = field[both].astype(float), measured[both].astype(float)
+        if len(here) < 2 or not there.std() > 0:
+            return None
+        slope = float(np.polyfit(there, here, 1)[0])
+        correlation = float(np.corrcoef(here, there)[0, 1])
+        return cls(correlation, slope, float((here - there).std()))
 
 
 def trusted(values: Image, magnitude: Image | None) -> np.ndarray:

@@ -42,6 +42,7 @@ import numpy as np
 from scipy import ndimage
 
 from eddymotion.data.acquisition import PLAIN, Slicing
+from eddymotion.estimation.misfits import Misfits
 from eddymotion.images.image import Image
 from eddymotion.wording import short_repr
 
@@ -133,6 +134,8 @@ class SliceOutliers:
         Which image axis counts the slices, and which were excited together.
     unplaced : (N,) bool array, optional
         Volumes that agree with their prediction nowhere.
+    misfits : Misfits, optional
+        How much of each volume is unexplained where its slices kept their signal.
     """
 
     z: np.ndarray
@@ -143,6 +146,7 @@ class SliceOutliers:
     gain: np.ndarray | None = None
     slicing: Slicing = PLAIN
     unplaced: np.ndarray | None = None
+    misfits: Misfits | None = None
 
     __repr__ = short_repr
 
@@ -201,19 +205,33 @@ def correlation_left(share: np.ndarray) -> np.ndarray:
 
 
 def volumes_beyond_repair(outliers: SliceOutliers) -> np.ndarray:
-    """Find volumes of which too little is left: most slices lost, weak throughout, not placed.
+    """Find volumes better left out, for a reason of :func:`reasons_beyond_repair`.
 
     Returns
     -------
     index array
     """
-    beyond_repair = percent_lost(outliers) > 100 * MANY_LOST
-    if outliers.gain is not None:
-        with np.errstate(invalid="ignore"):
-            beyond_repair |= outliers.gain < WEAK_VOLUME
-    if outliers.unplaced is not None:
-        beyond_repair |= outliers.unplaced
-    return np.flatnonzero(beyond_repair)
+    return np.array(sorted(reasons_beyond_repair(outliers)), int)
+
+
+def reasons_beyond_repair(outliers: SliceOutliers) -> dict[int, str]:
+    """Say which volumes are better left out, and why: the gravest reason of each."""
+    lost, unplaced = percent_lost(outliers), outliers.unplaced
+    gain = np.full(len(lost), np.nan) if outliers.gain is None else outliers.gain
+    reasons: dict[int, str] = {}
+    if (misfits := outliers.misfits) is not None:
+        for volume in np.flatnonzero(misfits.beyond_repair):
+            times = f"{misfits.times[volume]:.1f} times as much"
+            reasons[int(volume)] = (
+                f"at no pose is it as predicted: {times} as usual is unexplained"
+            )
+    for volume in np.flatnonzero(lost > 100 * MANY_LOST):
+        reasons[int(volume)] = f"{lost[volume]:.0f} % of its slices lost signal"
+    for volume in np.flatnonzero(np.nan_to_num(gain, nan=1.0) < WEAK_VOLUME):
+        reasons[int(volume)] = f"{100 * gain[volume]:.0f} % of its signal is left throughout"
+    for volume in () if unplaced is None else np.flatnonzero(unplaced):
+        reasons[int(volume)] = "it could not be placed"
+    return dict(sorted(reasons.items()))
 
 
 def describe_outliers(outliers: SliceOutliers) -> str:
@@ -232,22 +250,14 @@ def describe_outliers(outliers: SliceOutliers) -> str:
 
 def describe_beyond_repair(outliers: SliceOutliers) -> str | None:
     """Name the volumes beyond repair, for a warning; None where there are none."""
-    beyond_repair = volumes_beyond_repair(outliers)
-    if not len(beyond_repair):
+    reasons = reasons_beyond_repair(outliers)
+    if not reasons:
         return None
+    why = "; ".join(f"{volume}: {reason}" for volume, reason in reasons.items())
     return (
-        f"volumes {', '.join(map(str, beyond_repair))} (counted from 0): more than "
-        f"{100 * MANY_LOST:.0f} % of the slices, or of the signal throughout, are lost"
-        f"{_describe_unplaced(outliers)}; what they show is mostly prediction, or nothing: better "
-        "leave them out of the analysis"
+        f"volumes {', '.join(map(str, reasons))} (counted from 0): beyond repair; better left out "
+        f"of the analysis ({why})"
     )
-
-
-def _describe_unplaced(outliers: SliceOutliers) -> str:
-    if outliers.unplaced is None or not outliers.unplaced.any():
-        return ""
-    listed = ", ".join(map(str, np.flatnonzero(outliers.unplaced)))
-    return f", or they could not be placed ({listed})"
 
 
 def slice_heights(points: np.ndarray, affine: np.ndarray, axis: int = 2) -> np.ndarray:

@@ -16,6 +16,7 @@ from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind, renamed
+from eddymotion.estimation.misfits import Misfits
 from eddymotion.estimation.outliers import (
     SliceFit,
     SliceOutliers,
@@ -136,9 +137,16 @@ def assess(
             break
         flagged, spoils = outliers.flagged, False
         signal = _replace_flagged(observed, predicted, heights, outliers)
-    pairs = zip(observed.T, predicted.T, strict=True)
-    scores = parallel_map(lambda pair: agreement(*pair), pairs, n_threads=n_threads)
-    correlation, r2 = np.array(scores).T
+
+    def compare(volume: int) -> tuple[float, float, float]:
+        shown, expected = observed[:, volume], predicted[:, volume]
+        lost = is_lost(outliers.flagged[volume], heights[:, volume])
+        kept, _ = agreement(np.where(lost, np.nan, shown), expected)
+        return *agreement(shown, expected), kept
+
+    scores = parallel_map(compare, range(len(dwi)), n_threads=n_threads)
+    correlation, r2, kept = np.array(scores).T
+    outliers = replace(outliers, misfits=Misfits.of(kept, dwi.gradients))
     return Quality(correlation, r2, outliers, used)
 
 

@@ -22,6 +22,7 @@ from scipy.ndimage import affine_transform
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.measured_field import Comparison
 from eddymotion.estimation.off_resonance import (
     Distorted,
     agreement,
@@ -88,6 +89,9 @@ class JoinedRuns:
         Whether the field was given.
     modulated : bool
         Whether signal that was squeezed is stretched again in brightness, too.
+    beside : (X, Y, Z) float32 array, optional
+        A measured map (Hz) that the field is compared with, on that grid; NaN where it says
+        nothing.
     """
 
     poses: np.ndarray
@@ -100,8 +104,16 @@ class JoinedRuns:
     similarity: tuple[float, float] = (np.nan, np.nan)
     measured: bool = False
     modulated: bool = True
+    beside: np.ndarray | None = None
 
     __repr__ = short_repr
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How the field agrees with the measured map beside it."""
+        if self.beside is None or self.field is None:
+            return None
+        return Comparison.of(self.field.on_grid(self.mask.shape, self.affine), self.beside)
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -285,6 +297,19 @@ def readouts_of(runs: Sequence[RunImage]) -> list[Readout | None]:
         else Readout(run.encoding, time * run.voxel_mm)
         for run, time in zip(runs, times, strict=True)
     ]
+
+
+def tell_field(runs: Sequence[RunImage]) -> bool:
+    """Whether the images of runs tell the off-resonance field."""
+    unknown = sum(run.readout_time is None for run in runs)
+    if unknown not in (0, len(runs)):
+        return False
+    readouts = [
+        Readout(run.encoding, (run.readout_time or NOMINAL_READOUT_TIME) * run.voxel_mm)
+        for run in runs
+        if run.encoding is not None
+    ]
+    return len(readouts) == len(runs) and differ(readouts)
 
 
 def differ(readouts: Sequence[Readout | None]) -> bool:

@@ -103,12 +103,12 @@ class StackLevel:
 
     def filtered(self, image: Image, axis: int) -> Image:
         """Filter an image."""
-        sizes = np.delete(image.voxel_sizes, axis)
-        voxel = float(np.sqrt(sizes.prod()))
-        narrow = low_pass(image, self.fwhm * voxel, not_along=axis)
+        voxel = np.full(3, np.sqrt(np.delete(image.voxel_sizes, axis).prod()))
+        voxel[axis] = 0.0
+        narrow = low_pass(image, self.fwhm * voxel)
         if self.highpass is None:
             return narrow
-        wide = low_pass(image, self.highpass * voxel, not_along=axis)
+        wide = low_pass(image, self.highpass * voxel)
         return Image(narrow.data - wide.data, image.affine, wide.missing)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.measured_field import MeasuredMap, phase_difference, radians
 from eddymotion.estimation.off_resonance import Distorted
+from eddymotion.fieldmaps.topup import FIELD_OF_TOPUP, is_topup_coefficients
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.image import Image
 from eddymotion.io.images import image_stem, read_image
@@ -244,6 +245,11 @@ def read_measured(paths: FieldmapPaths, settings: FieldmapSettings) -> MeasuredM
             "it is not zero"
         )
     if paths.fieldmap is not None:
+        if is_topup_coefficients(paths.fieldmap):
+            raise EddymotionError(
+                f"{paths.fieldmap}: holds spline coefficients of topup, not a map; "
+                f"{FIELD_OF_TOPUP}, and --units Hz"
+            )
         values = _volume(paths.fieldmap, settings.ignore)
         units = settings.units or _sidecar(paths.fieldmap).get("Units")
         if units is None:

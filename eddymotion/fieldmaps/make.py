@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
+from eddymotion.estimation.measured_field import Comparison
 from eddymotion.estimation.off_resonance import (
     STIFFNESS,
     FieldEstimate,
@@ -81,7 +82,8 @@ def make_fieldmap(
     inputs = read_inputs(paths, settings)
     started = time.perf_counter()
     method, made = field_from(inputs, settings.random_seed)
-    summary = summary_of(made, method, inputs, paths, time.perf_counter() - started)
+    seconds, seed = time.perf_counter() - started, settings.random_seed
+    summary = summary_of(made, method, inputs, paths, seconds, seed)
     advise(made, summary)
     affine = made.grid[1]
     with together():
@@ -104,7 +106,12 @@ def make_fieldmap(
 
 
 def summary_of(
-    made: FieldEstimate, method: str, inputs: Inputs, paths: FieldmapPaths, seconds: float
+    made: FieldEstimate,
+    method: str,
+    inputs: Inputs,
+    paths: FieldmapPaths,
+    seconds: float,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the sidecar of the field."""
     moved = made.displacement[made.mask]
@@ -142,24 +149,24 @@ def summary_of(
         }  # fmt: skip
     if inputs.measured is not None:
         summary["MeasuredMap"] = [path.name for path in paths.measured]
-        if len(made.images) > 1:
-            summary["MeasuredComparison"] = _compared(made, inputs)
+        if len(made.images) > 1 and (found := _compared(made, inputs, seed)) is not None:
+            summary["MeasuredComparison"] = found
     return summary
 
 
-def _compared(made: FieldEstimate, inputs: Inputs) -> dict[str, float]:
+def _compared(made: FieldEstimate, inputs: Inputs, seed: int) -> dict[str, float] | None:
     """Compare a measured map, where it holds, with the field of the images, a constant apart."""
-    measured, (shape, affine) = inputs.measured, made.grid
+    measured, affine = inputs.measured, made.grid[1]
     assert measured is not None
-    pose = measured.pose_for(Image(made.combined, affine), made.mask)
-    both = made.mask & measured.known_on(shape, affine, pose)
-    here, there = made.hertz[both], measured.field(pose).on_grid(shape, affine)[both]
-    slope = np.polyfit(there, here, 1)[0]
-    rms = (here - there).std() * made.images[0].readout.mm_per_hertz
+    there = measured.beside(Image(made.combined, affine), made.mask, seed)
+    found = Comparison.of(made.hertz, there)
+    if found is None:
+        log.warning("the measured map is known nowhere in the brain of the images; check both")
+        return None
     return {
-        "Correlation": _rounded(np.corrcoef(here, there)[0, 1]),
-        "Slope": _rounded(slope),
-        "RMSDifference": _rounded(rms),
+        "Correlation": _rounded(found.correlation),
+        "Slope": _rounded(found.slope),
+        "RMSDifference": _rounded(found.rms * made.images[0].readout.mm_per_hertz),
     }
 
 

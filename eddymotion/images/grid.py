@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from nibabel.affines import apply_affine, from_matvec
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from eddymotion.wording import short_repr
 
 ALL = slice(None)
+
+SLACK = 1e-3
+"""Of a voxel, by which a box may miss what it is to cover: rounding."""
 
 
 def grid_indices(
@@ -102,6 +105,27 @@ def fsl_coordinates(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
         flip[0, 3] = (shape[0] - 1) * sizes[0]
         to_fsl = flip @ to_fsl
     return to_fsl @ np.linalg.inv(affine)
+
+
+def sizes_along(affine: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the voxel sizes (3,) of another grid along the axes next to those of the first."""
+    sizes = np.empty(3)
+    sizes[io_orientation(other)[:, 0].astype(int)] = voxel_sizes(other)
+    return sizes[io_orientation(affine)[:, 0].astype(int)]
+
+
+def regridded(
+    shape: Sequence[int], affine: np.ndarray, sizes: np.ndarray
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Fill the box of a grid with voxels of other sizes (3,), mm, about the same centre.
+
+    The axes stay; the new box is less than a voxel larger where it cannot be the same.
+    """
+    own = voxel_sizes(affine)
+    x, y, z = np.ceil(np.array(shape[:3]) * own / sizes - SLACK).astype(int).tolist()
+    linear = affine[:3, :3] / own * sizes
+    middle = grid_center(tuple(shape), affine)
+    return (x, y, z), from_matvec(linear, middle - linear @ ((np.array([x, y, z]) - 1) / 2))
 
 
 class Box(Protocol):

@@ -7,21 +7,42 @@ Names, descriptions and defaults of the fields are the same in both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+BESIDE = frozenset({
+    "dwi_file", "dwi_files", "image_files", "epi_files", "phasediff_file", "phase1_file",
+    "phase2_file", "map_file",
+})  # fmt: skip
+"""Inputs beside which tables or a sidecar are looked for."""
+
+TABLES = ("bval", "bvec")
 
 
-def tables_beside(dwi: Path) -> dict[str, Path]:
-    """Find the gradient tables beside a series: field → path of those that exist.
+def files_beside(given: Mapping[str, Any]) -> list[Path]:
+    """Find tables and sidecars beside the images among the inputs of a step.
 
     Engines judge by the given files whether a result still holds. Who corrects a table and runs
-    again must not get the old result because the table was not given, but found.
+    again must not get the old result because the table was not given, but found. The sidecar
+    tells phase encoding, readout and slice timing.
+
+    Parameters
+    ----------
+    given : mapping
+        Input → path or paths; what else is given does not count, but tables that are take the
+        place of those beside the images.
     """
-    stem = dwi.name.removesuffix(".gz").removesuffix(".nii")
-    found = {f"{kind}_file": dwi.parent / f"{stem}.{kind}" for kind in ("bval", "bvec")}
-    return {field: path for field, path in found.items() if path.is_file()}
+    found = []
+    for name in sorted(BESIDE & given.keys()):
+        images = given[name] if isinstance(given[name], list) else [given[name]]
+        several = "s" if isinstance(given[name], list) else ""
+        sought = [kind for kind in TABLES if not given.get(f"{kind}_file{several}")]
+        found += [path for image in images for path in _beside(Path(image), (*sought, "json"))]
+    return found
 
 
-def sidecar_beside(dwi: Path) -> Path | None:
-    """Find the sidecar beside a series, which tells its phase encoding and slice timing."""
-    path = dwi.parent / f"{dwi.name.removesuffix('.gz').removesuffix('.nii')}.json"
-    return path if path.is_file() else None
+def _beside(image: Path, endings: tuple[str, ...]) -> list[Path]:
+    stem = image.name.removesuffix(".gz").removesuffix(".nii")
+    paths = [image.parent / f"{stem}.{ending}" for ending in endings]
+    return [path for path in paths if path.is_file()]

@@ -21,18 +21,20 @@ from nipype.interfaces.base import (
     File,
     SimpleInterface,
     TraitedSpec,
-    Undefined,
     isdefined,
     traits,
 )
 
-from eddymotion.interfaces import sidecar_beside, tables_beside
-from eddymotion.pipeline.steps import REQUIRED, SERIES, STEPS, Field, Step
+from eddymotion.interfaces import BESIDE, files_beside
+from eddymotion.pipeline.steps import REQUIRED, STEPS, Field, Step
 
 __all__ = [
     "Apply",
     "Correct",
     "Estimate",
+    "Fieldmap",
+    "Join",
+    "ListRuns",
     "Measure",
     "Plan",
     "PredictVolume",
@@ -49,27 +51,16 @@ _TRAITS = {
 }  # fmt: skip
 
 
-class _SeriesInputSpec(BaseInterfaceInputSpec):
-    """Of a step that reads a series. ``num_threads`` is what Nipype sets to a node's n_procs."""
-
-    num_threads = traits.Int(nohash=True, desc="former name of n_threads")
+class _ImagesInputSpec(BaseInterfaceInputSpec):
+    """Of a step that reads images."""
 
     def get_hashval(self, hash_method: str | None = None) -> Any:
         """Take what lies beside the series for given: a node runs again when it changes."""
-        beside, sidecar = {}, None
-        if isdefined(self.dwi_file):
-            for kind, table in tables_beside(Path(self.dwi_file)).items():
-                if not isdefined(getattr(self, kind)):
-                    beside[kind] = str(table)
-            sidecar = sidecar_beside(Path(self.dwi_file))
-        self.trait_set(**beside)
-        try:
-            parts, digest = super().get_hashval(hash_method)
-        finally:
-            self.trait_set(**dict.fromkeys(beside, Undefined))
-        if sidecar is not None:
-            content = hashlib.sha256(sidecar.read_bytes()).hexdigest()
-            parts = [*parts, ("sidecar beside", content)]
+        parts, digest = super().get_hashval(hash_method)
+        given = self.get()
+        for path in files_beside({k: v for k, v in given.items() if isdefined(v)}):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            parts = [*parts, (f"{path.name} beside", content)]
             digest = hashlib.md5(f"{digest}{content}".encode(), usedforsecurity=False).hexdigest()
         return parts, digest
 
@@ -83,7 +74,8 @@ class _StepInterface(SimpleInterface):
         if given.get("n_threads") is None:
             given["n_threads"] = given.get("num_threads")
         found = self.step.run(given, Path(runtime.cwd))
-        self._results.update({name: _plain(found[name]) for name in self.step.gives})
+        self._results.update({name: _plain(found[name]) for name in self.step.gives
+                              if found[name] is not None})  # fmt: skip
         return runtime
 
 
@@ -96,9 +88,12 @@ def _plain(value: Any) -> Any:
 
 def _interface(step: Step) -> type:
     """Make the interface of a step, and its specifications: importable, as pickling needs them."""
-    base = _SeriesInputSpec if set(SERIES) <= set(step.inputs) else BaseInterfaceInputSpec
+    reads_beside = not BESIDE.isdisjoint(field.name for field in step.inputs)
+    base = _ImagesInputSpec if reads_beside else BaseInterfaceInputSpec
     inputs = {field.name: _input(field) for field in step.inputs}
     settings = {field.name: _setting(field) for field in step.settings}
+    if "n_threads" in inputs:  # Nipype sets this name to a node's n_procs
+        inputs["num_threads"] = traits.Int(nohash=True, desc="former name of n_threads")
     outputs = {field.name: _trait(field) for field in step.outputs}
     members = {
         "__doc__": step.help,
@@ -138,5 +133,5 @@ def _trait(field: Field, *default: Any, **metadata: Any) -> Any:
 
 (
     Estimate, Apply, Measure, Report, Correct, Split, ResampleVolume, Plan, PredictVolume,
-    RegisterPair, Unite,
+    RegisterPair, Unite, ListRuns, Join, Fieldmap,
 ) = map(_interface, STEPS.values())  # fmt: skip

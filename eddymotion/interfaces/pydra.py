@@ -19,13 +19,16 @@ from pydra.compose import python
 from pydra.utils.hash import hash_function
 
 from eddymotion.errors import with_present_names
-from eddymotion.interfaces import sidecar_beside, tables_beside
+from eddymotion.interfaces import BESIDE, files_beside
 from eddymotion.pipeline.steps import FORMER_NAMES, REQUIRED, STEPS, Field, Step
 
 __all__ = [
     "Apply",
     "Correct",
     "Estimate",
+    "Fieldmap",
+    "Join",
+    "ListRuns",
     "Measure",
     "Plan",
     "PredictVolume",
@@ -47,22 +50,23 @@ class StepTask:
     def _compute_hashes(self) -> tuple[Any, dict[str, Any]]:
         hashes = super()._compute_hashes()[1]  # type: ignore[misc]
         hashes["step"] = hash_function(type(self).__name__)
-        if isinstance(image := getattr(self, "dwi_file", None), File):
-            beside = tables_beside(Path(image))
-            if (sidecar := sidecar_beside(Path(image))) is not None:
-                beside["sidecar"] = sidecar
-            hashes |= {f"{name} beside": hash_function(File(path))
-                       for name, path in beside.items()}  # fmt: skip
+        given = {name: value for name in BESIDE if _are_files(value := getattr(self, name, None))}
+        for number, path in enumerate(files_beside(given)):
+            hashes[f"{number} beside"] = hash_function(File(path))
         return hash_function(sorted(hashes.items())), hashes
+
+
+def _are_files(value: Any) -> bool:
+    """Whether a value is a file or files, not the promise of some."""
+    return all(isinstance(one, File) for one in (value if isinstance(value, list) else [value]))
 
 
 def inputs_of(fields: Iterable[Field], field: Any = python.arg) -> dict[str, Any]:
     """Describe inputs as `field`."""
     found = {}
     for entry in fields:
-        kind = _type(entry.kind) if entry.default is not None else _type(entry.kind) | None
         default = {} if entry.default is REQUIRED else {"default": entry.default}
-        found[entry.name] = field(type=kind, help=entry.help, **default)
+        found[entry.name] = field(type=_type_of(entry), help=entry.help, **default)
     for former, name in FORMER_NAMES.items():
         if name in found:
             kind = found[name].type | None
@@ -72,7 +76,12 @@ def inputs_of(fields: Iterable[Field], field: Any = python.arg) -> dict[str, Any
 
 def outputs_of(fields: Iterable[Field], field: Any = python.out) -> dict[str, Any]:
     """Describe outputs as `field`."""
-    return {entry.name: field(type=_type(entry.kind), help=entry.help) for entry in fields}
+    return {entry.name: field(type=_type_of(entry), help=entry.help) for entry in fields}
+
+
+def _type_of(entry: Field) -> Any:
+    kind = _type(entry.kind)
+    return kind | None if entry.default is None else kind
 
 
 def _type(kind: Any) -> Any:
@@ -109,5 +118,5 @@ def _function(step: Step) -> Callable[..., Any]:
 
 (
     Estimate, Apply, Measure, Report, Correct, Split, ResampleVolume, Plan, PredictVolume,
-    RegisterPair, Unite,
+    RegisterPair, Unite, ListRuns, Join, Fieldmap,
 ) = map(_task, STEPS.values())  # fmt: skip

@@ -4,7 +4,7 @@
 The transforms are ITK text, which other programs read and write. What ITK has no place for
 (standard errors, the error of the frame, eddy-current fields) stands in a JSON file beside it.
 Both keep full precision: what is read equals what was written. An off-resonance field belongs to
-all runs of a session and has files of its own.
+all runs of a session and has files of its own; steps between which it passes have it there, too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.writing import replacing, together, write_json, write_text
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import FrameEvidence, Motion
+from eddymotion.mapping.off_resonance import Distortion, OffResonance
 from eddymotion.wording import why
 
 
-def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:
+def write_motion(
+    xfm_file: Path, details_file: Path, motion: Motion, *, whole: bool = False
+) -> None:
     """Write a motion.
 
     Parameters
@@ -38,10 +41,13 @@ def write_motion(xfm_file: Path, details_file: Path, motion: Motion) -> None:
     details_file : Path
         JSON, everything else.
     motion : Motion
+    whole : bool
+        With its off-resonance field.
     """
     write_itk(xfm_file, motion.matrices)
     content = {"n_volumes": len(motion)}
-    write_json(details_file, content | _plain(motion, without=("matrices", "off_resonance")))
+    left_out = ("matrices",) if whole else ("matrices", "off_resonance")
+    write_json(details_file, content | _plain(motion, without=left_out))
 
 
 def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) -> Motion:
@@ -83,8 +89,10 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
             contradicted = bool(evidence.pop("contradicted"))
             numbers = {k: np.nan if v is None else float(v) for k, v in evidence.items()}
             evidence = FrameEvidence(**numbers, contradicted=contradicted)
+        distortion = _distortion(content.pop("off_resonance", None))
         parts = {name: _value(value) for name, value in content.items()}
-        return Motion(matrices, eddy_currents=eddy, frame_evidence=evidence, **parts)
+        return Motion(matrices, eddy_currents=eddy, frame_evidence=evidence,
+                      off_resonance=distortion, **parts)  # fmt: skip
     except EddymotionError:
         raise
     except Exception as error:  # whatever somebody has put there
@@ -92,6 +100,14 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
             f"{details_file}: cannot be read as the details of a motion ({why(error)}); "
             "give the file that was written beside the transforms, or none"
         ) from error
+
+
+def _distortion(content: dict[str, Any] | None) -> Distortion | None:
+    """Turn what :func:`_plain` made of an off-resonance field into one again."""
+    if content is None:
+        return None
+    field = OffResonance(**{name: _value(value) for name, value in content["field"].items()})
+    return Distortion(field, _value(content["shifts"]), bool(content["modulated"]))
 
 
 def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:

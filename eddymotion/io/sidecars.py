@@ -28,6 +28,25 @@ SIDECAR_DEPTH = 3
 
 
 @dataclass(frozen=True)
+class Anatomy:
+    """The participant's own anatomical image.
+
+    Parameters
+    ----------
+    t1w : Path
+    brain_mask, white_matter : Path, optional
+        On its grid; the latter 0 to 1, or labels (``dseg``).
+    uri : str
+        BIDS URI of the image.
+    """
+
+    t1w: Path
+    brain_mask: Path | None = None
+    white_matter: Path | None = None
+    uri: str = ""
+
+
+@dataclass(frozen=True)
 class SeriesFiles:
     """The files of one series.
 
@@ -47,6 +66,8 @@ class SeriesFiles:
     measured : mapping
         Files of a measured off-resonance map that is meant for it: ``phasediff``, ``phase1`` and
         ``phase2``, or ``fieldmap``, and ``magnitude``.
+    anatomy : Anatomy, optional
+        Where the output is to lie in its space.
     """
 
     dwi: Path
@@ -58,6 +79,7 @@ class SeriesFiles:
     runs: tuple[SeriesFiles, ...] = ()
     is_b0: bool = False
     measured: Mapping[str, Path] = field(default_factory=dict)
+    anatomy: Anatomy | None = None
 
 
 def metadata_of(series: SeriesFiles) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import EddyCurrents, frozen_copy
 from eddymotion.mapping.off_resonance import Distortion
-from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
+from eddymotion.mapping.rigid import framewise_displacement, rigid_matrix, rigid_parameters
 from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.mapping.volume import VolumeMapping
 from eddymotion.wording import HtmlValue
@@ -83,6 +83,9 @@ class Motion(HtmlValue):
     frame_evidence : FrameEvidence, optional
         How the frames of the b=0 and of the other volumes were joined; of several groups that
         which fits least.
+    center : (3,) array, optional
+        Centre of the image grid of the series, RAS+ mm: where translations are measured. The
+        scanner's origin where it is not known.
     trajectory : Trajectory, optional
         How the head moved within the volumes; `matrices` are the mean poses then.
     """
@@ -95,6 +98,7 @@ class Motion(HtmlValue):
     undetermined: np.ndarray | None = None
     frame_evidence: FrameEvidence | None = None
     off_resonance: Distortion | None = None
+    center: np.ndarray | None = None
     trajectory: Trajectory | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +131,8 @@ class Motion(HtmlValue):
                     f"({len(matrices)}, 6)"
                 )
             object.__setattr__(self, "standard_errors", errors)
+        if self.center is not None:
+            object.__setattr__(self, "center", frozen_copy(self.center))
         self._check_what_is_not_known()
 
     def _check_what_is_not_known(self) -> None:
@@ -240,6 +246,7 @@ class Motion(HtmlValue):
             self.undetermined,
             self.frame_evidence,
             None if self.off_resonance is None else self.off_resonance.select(volumes),
+            self.center,
             None if self.trajectory is None else self.trajectory.select(volumes),
         )
 
@@ -259,6 +266,31 @@ class Motion(HtmlValue):
             shifts = self.eddy_currents.shifts
             within = np.linalg.inv(shifts) @ within @ shifts
         return within @ self.head
+
+    def parameters(self, center: np.ndarray | None = None, *, of_head: bool = False) -> np.ndarray:
+        """Return translations (mm) and rotations (rad) as in the confounds, (N, 6).
+
+        Parameters
+        ----------
+        center : (3,) array, optional
+            Where translations are measured, RAS+ mm; :attr:`center` when not given.
+        of_head : bool
+            Without the offsets of eddy-current fields, which translations hold otherwise.
+        """
+        return rigid_parameters(self.head if of_head else self.matrices, self._about(center))
+
+    def framewise_displacement(self, center: np.ndarray | None = None) -> np.ndarray:
+        """Return the framewise displacement of the head, mm: (N,), NaN for the first volume.
+
+        Without the offset of eddy-current fields (Power et al. 2012): the column
+        ``framewise_displacement_head`` of the confounds where there is one, else
+        ``framewise_displacement``. `center` as in :meth:`parameters`.
+        """
+        return framewise_displacement(self.parameters(center, of_head=True))
+
+    def _about(self, center: np.ndarray | None) -> np.ndarray:
+        known = self.center if center is None else center
+        return np.zeros(3) if known is None else np.asarray(known, float)
 
     def updated(self, volumes: np.ndarray, matrices: np.ndarray) -> Motion:
         """Return a copy in which `volumes` have new `matrices`, of unknown error (NaN)."""
@@ -284,13 +316,13 @@ class Motion(HtmlValue):
         volume : int
         center : (3,) array, optional
             Where the standard errors take translations, RAS+ mm: the centre of the image grid.
-            The origin when not given; it matters little unless the new reference is turned far.
+            :attr:`center` when not given; it matters little unless the new reference is turned
+            far.
         """
         matrices = self.matrices @ np.linalg.inv(self.matrices[volume])
         errors = self.standard_errors
         if errors is not None:
-            about = np.zeros(3) if center is None else np.asarray(center, float)
-            errors = _relative_errors(self.matrices, errors, volume, about)
+            errors = _relative_errors(self.matrices, errors, volume, self._about(center))
         return replace(self, matrices=matrices, standard_errors=errors)
 
 

@@ -102,7 +102,8 @@ def _motion_of_outputs(
     series: SeriesFiles, outputs: Outputs, settings: Settings, stages: Stages
 ) -> Motion | None:
     """Read the motion of a finished run, if these settings give the same and it is as written."""
-    sidecar = read_sidecar(outputs)
+    candidates = map(read_sidecar, (outputs, *outputs.elsewhere()))
+    sidecar: dict[str, Any] = next(filter(None, candidates), {})
     if sidecar.get("MotionFingerprint") != motion_fingerprint_of(series, settings):
         return None
     files = outputs["xfm"], outputs["motion"]

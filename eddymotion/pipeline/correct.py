@@ -12,9 +12,11 @@ from eddymotion.data.series import DWI
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.finished import refuse_names
 from eddymotion.derivatives.outlier_table import outlier_summary
+from eddymotion.derivatives.session import remove_elsewhere
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.io.writing import write_json
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.logs import NOTICE
 from eddymotion.machine.parallel import Progress, silent
@@ -22,7 +24,14 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
 from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
 from eddymotion.pipeline.fingerprint import fingerprint_of, motion_fingerprint_of
-from eddymotion.pipeline.output_space import Target, space_of, write_output_space
+from eddymotion.pipeline.output_space import space_of, write_output_space
+from eddymotion.pipeline.preparation import (
+    Prepared,
+    describe,
+    prepare,
+    warn_of_partial_fourier,
+    write_noise,
+)
 from eddymotion.pipeline.runs import RunTogether
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
@@ -34,8 +43,10 @@ from eddymotion.pipeline.stages import (
     load_series,
     model_for,
 )
+from eddymotion.pipeline.target import Target
 from eddymotion.reports.data import recorded_log
-from eddymotion.reports.series import draw_series
+from eddymotion.reports.qc import quality_record
+from eddymotion.reports.series import SeriesReport, draw_series
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.summary import summarise
 
@@ -90,15 +101,24 @@ def correct_series(
         dwi, motion = together.moved(dwi, motion, settings)
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
+    prepared = Prepared(dwi)
+    if settings.prepares:
+        warn_of_partial_fourier(series, settings)
+        with stages("noise and ringing"):
+            prepared = prepare(dwi, settings, progress)
     with stages("output space"):
-        space = space_of(dwi, motion, target, settings)
+        space = space_of(dwi, motion, target, settings, together.frame)
     with stages("resampling and writing"):
         refuse_if_lost(outputs["sidecar"])
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
+        remove_elsewhere(outputs)
         write_output_space(space, dwi, outputs)
         together.write_field(outputs)
-        corrected = corrected_series(dwi, motion, settings, target, space, after, progress)
-        slices_before, slices_after = Slices.of(dwi), Slices(corrected)
+        write_noise(prepared, settings, outputs)
+        corrected = corrected_series(
+            prepared.dwi, motion, settings, target, space, after, progress
+        )
+        slices_before, slices_after = Slices.of(prepared.dwi), Slices(corrected)
         volumes = progress(corrected.volumes(), "resampling", len(dwi))
         write_outputs(
             corrected,
@@ -118,19 +138,26 @@ def correct_series(
     summary = {"estimator": methods.estimator}
     summary |= summarise(dwi, motion, model, before, after)
     summary |= together.summary()
+    if settings.prepares:
+        summary["taken off before resampling"] = describe(prepared, settings)
     summary |= ({"output space": space.describe()} if space else {}) | {"time": str(stages)}
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
     if (doubt := together.doubt) is not None:
         log.warning("%s: %s", series.dwi.name, doubt)
-        issue = {"Subject": "runs", "Text": doubt, "Severe": False}
-        content["Warnings"] = [*content["Warnings"], issue]
+    doubts = {"runs": [doubt] if doubt else [], "output space": space.warnings if space else []}
+    content["Warnings"] += [
+        {"Subject": subject, "Text": text, "Severe": False}
+        for subject, texts in doubts.items()
+        for text in texts
+    ]
     content |= together.in_sidecar() | {
         "OutlierSlices": outliers,
         "Fingerprint": fingerprint,
         "MotionFingerprint": motion_fingerprint_of(series, settings),
     }
+    write_json(outputs["qc"], quality_record(SeriesReport.load(outputs, content)))
     write_sidecar(outputs, content, record=True)
     for label, value in summary.items():
         log.info("%s: %s: %s", series.dwi.name, label, value)

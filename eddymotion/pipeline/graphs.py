@@ -12,7 +12,7 @@ from typing import Any
 
 from eddymotion.pipeline.lovo_steps import n_passes, refuse_settings_beyond_loop
 from eddymotion.pipeline.settings import Settings
-from eddymotion.pipeline.steps import FOUND
+from eddymotion.pipeline.steps import FOUND, LISTED, SERIES, STEPS, Field
 
 Source = tuple[str, str]
 """Name of a node and of its output."""
@@ -44,10 +44,20 @@ class GraphNode:
 
 @dataclass(frozen=True)
 class Graph:
-    """Steps in an order in which they can be done, and output → whence."""
+    """Steps in an order in which they can be done.
+
+    Parameters
+    ----------
+    nodes : tuple of GraphNode
+    gives : mapping
+        Output → whence.
+    takes : tuple of Field
+        Inputs of the whole: a step that has one of the same name gets it, unless from another.
+    """
 
     nodes: tuple[GraphNode, ...]
     gives: Mapping[str, Source]
+    takes: tuple[Field, ...] = SERIES[:4]
 
 
 def correction_graph(*, spelled_out: bool) -> Graph:
@@ -62,6 +72,34 @@ def correction_graph(*, spelled_out: bool) -> Graph:
              "mask_file")  # fmt: skip
     others = {"xfm_file": "estimate", "confounds_file": "measure"}
     return Graph(nodes, {name: (others.get(name, "apply"), name) for name in order})
+
+
+OF_RUNS = tuple(
+    field
+    for field in STEPS["Join"].inputs
+    if field.name not in ("xfm_files", "details_files", "n_threads")
+)
+"""What the whole of :func:`runs_graph` takes."""
+
+
+def runs_graph() -> Graph:
+    """Estimate each run, bring all into one frame, apply and measure each."""
+    tables = ("dwi", "bval", "bvec")
+    each = {f"{name}_file": ("list", f"{name}_files") for name in tables}
+    runs = {name: ("list", name) for name in LISTED}
+    found = {f"{name}_files": ("estimate", f"{name}_file") for name in ("xfm", "details")}
+    moved = {f"{name}_file": ("join", f"{name}_files") for name in ("xfm", "details", "mask")}
+    nodes = (
+        GraphNode("list", "ListRuns"),
+        GraphNode("estimate", "Estimate", each, over=tuple(each)),
+        GraphNode("join", "Join", runs | found),
+        GraphNode("apply", "Apply", each | moved, over=(*each, *moved)),
+        GraphNode("measure", "Measure", each | moved, over=(*each, *moved)),
+    )
+    gives = {f"{name}_files": ("apply", f"{name}_file") for name in (*tables, "dwiref", "mask")}
+    gives |= {"xfm_files": ("join", "xfm_files"), "field_file": ("join", "field_file"),
+              "confounds_files": ("measure", "confounds_file")}  # fmt: skip
+    return Graph(nodes, gives, OF_RUNS)
 
 
 def lovo_graph(settings: Settings) -> Graph:

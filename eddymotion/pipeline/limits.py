@@ -30,8 +30,22 @@ RESAMPLING_BYTES = 80
 """NiTransforms holds about ten float64 values for each voxel of a volume."""
 
 
-def memory_gb(image: Path, n_threads: int = 1) -> float:
+PREPARED_BYTES = 4
+"""A voxel of the series without noise and ringing, float32."""
+
+SLAB_SHARE, SLAB_BYTES = 0.3, 12
+"""Part of the image that MP-PCA looks at in a thread, and bytes that a voxel of it takes."""
+
+
+def memory_gb(image: Path, n_threads: int = 1, *, prepared: bool = False) -> float:
     """Estimate the memory (GB) that correcting a series takes at most, from its header.
+
+    Parameters
+    ----------
+    image : Path
+    n_threads : int
+    prepared : bool
+        Whether noise or ringing is taken off.
 
     Raises
     ------
@@ -48,6 +62,9 @@ def memory_gb(image: Path, n_threads: int = 1) -> float:
     series = volume * n_volumes * (stored + SPLINE_BYTES)
     resampling = volume * RESAMPLING_BYTES * n_threads
     solving = VOLUME_GB * n_volumes + PAIR_GB * n_volumes**2
+    if prepared:
+        each = PREPARED_BYTES + SLAB_SHARE * SLAB_BYTES * n_threads
+        series += volume * n_volumes * each
     return LIBRARIES_GB + solving + (series + resampling) / 1e9
 
 

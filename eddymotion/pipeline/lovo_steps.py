@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,7 @@ def unite(
         align_shells=not settings.no_shell_alignment,
         **how,
     )
+    motion = replace(motion, center=dwi.center)
     return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))
 
 

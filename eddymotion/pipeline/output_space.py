@@ -20,9 +20,11 @@ Alexander et al. (2001), IEEE TMI 20:1131 (finite strain).
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -35,15 +37,14 @@ from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import decimate
-from eddymotion.io.images import read_image
 from eddymotion.io.transforms import write_linear
 from eddymotion.io.warps import whole_displacements, write_displacements
 from eddymotion.mapping.motion import Motion
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
 from eddymotion.pairs.advice import advise
-from eddymotion.pairs.inputs import read_mask
 from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.target import Target
 from eddymotion.registration import GaussNewton, Registration, initial_transform
 from eddymotion.registration.intensities import intensity_curve
 from eddymotion.registration.problem import foreground, head_of
@@ -67,8 +68,65 @@ SAME_PLACE = 0.5
 """Voxels (of the finer image): a rigid registration that moves the brain by less on average says
 that both images share their world coordinates."""
 
+ONE_PLACE_MM = 1.0
+"""Between two registrations of the brain that have ended at one place, on average."""
+
 BRAIN_MARGIN_MM = 6.0
 """Around the brain mask: its edge tells much, the scalp of an echo-planar image misleads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """Both images on a grid about as fine as the series.
+
+    Parameters
+    ----------
+    target : Image
+    before, after : (X, Y, Z) array
+        The reference of the series, as the files lie and registered.
+    white_matter : (X, Y, Z) array, optional
+        Of the target, 0 to 1.
+    """
+
+    target: Image
+    before: np.ndarray
+    after: np.ndarray
+    white_matter: np.ndarray | None = None
+
+    __repr__ = short_repr
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What is registered of a series.
+
+    Parameters
+    ----------
+    image : Image
+        In the reference frame.
+    brain : (X, Y, Z) bool array
+        On its grid.
+    """
+
+    image: Image
+    brain: np.ndarray
+
+    __repr__ = short_repr
+
+    @property
+    def near_brain(self) -> np.ndarray:
+        """The brain, and :data:`BRAIN_MARGIN_MM` around it."""
+        return widened(self.brain, self.image.voxel_sizes)
+
+    @property
+    def points(self) -> np.ndarray:
+        """Voxels of the brain, RAS+ mm: (P, 3)."""
+        return apply_affine(self.image.affine, np.argwhere(self.brain))
+
+
+def widened(mask: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Add :data:`BRAIN_MARGIN_MM` to a mask of voxels of some sizes (3,), mm."""
+    return binary_dilation(mask, iterations=int(np.ceil(BRAIN_MARGIN_MM / sizes.min())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +141,18 @@ class OutputSpace:
         Points of the target → points of the reference frame.
     transform : {"rigid", "affine", "syn"}
     quality : PairQuality
-    shown : pair of (X, Y, Z) arrays, optional
-        The reference of the series on the grid of the target, before and after: for the eye.
+    shown : Overlay, optional
+        Both images on one grid: for the eye.
+    doubts : tuple of str
+        What speaks against it besides the figures of the pair.
     """
 
     target: Image
     registration: Registration
     transform: str
     quality: PairQuality
-    shown: tuple[np.ndarray, np.ndarray] | None = None
+    shown: Overlay | None = None
+    doubts: tuple[str, ...] = ()
 
     __repr__ = short_repr
 
@@ -118,7 +179,7 @@ class OutputSpace:
             replace(self.quality, registration=ended), transform=self.transform, metric=metric,
             started="multi",
         )  # fmt: skip
-        return [one.finding for one in advice]
+        return [*(one.finding for one in advice), *self.doubts]
 
     def describe(self) -> str:
         """Say in words and numbers what was found."""
@@ -144,6 +205,8 @@ def find_output_space(
     transform: str = "auto",
     contrast: str = "dwiref",
     target_mask: np.ndarray | None = None,
+    white_matter: np.ndarray | None = None,
+    frame: Reference | None = None,
     seed: int = 0,
 ) -> OutputSpace | None:
     """Register the reference of a series to an image.
@@ -163,6 +226,10 @@ def find_output_space(
         What is registered: the mean b=0, or the fractional anisotropy.
     target_mask : (X, Y, Z) bool array, optional
         The brain of the target.
+    white_matter : (X, Y, Z) array, optional
+        Its white matter, 0 to 1: for the eye.
+    frame : Reference, optional
+        Registered instead of the mean b=0 of this series, of which it shares the frame.
     seed : int
         Of the points at which images are compared.
 
@@ -182,23 +249,43 @@ def find_output_space(
     blank = np.ptp(target.data) == 0
     if transform == "none" or (transform == "auto" and blank):
         return None
-    reference = reference_image(dwi, motion, contrast)
-    margin = int(np.ceil(BRAIN_MARGIN_MM / dwi.voxel_sizes.min()))
-    pair = _Pair(target, target_mask, reference, binary_dilation(dwi.mask, iterations=margin))
-    linear = "affine" if transform in ("affine", "syn") else "rigid"
-    found = pair.register_linearly(linear, seed)
-    if transform == "auto":
-        if _is_same_place(found.matrix, target, dwi):
-            return None
-        stretched = pair.register_linearly("affine", seed, found.matrix)
-        transform, found = _chosen(found, stretched)
-    space = pair.space(found, transform)
-    if transform == "syn":
-        space = _better(pair.space(pair.warp(found, seed), "syn"), space)
+    if frame is None or contrast == "fa":
+        frame = Reference(reference_image(dwi, motion, contrast), dwi.mask)
+    pair = _Pair.of(target, target_mask, frame, white_matter)
+    found = _found(pair, transform, seed)
+    if found is None:
+        return None
+    space = replace(found, target=target)
     log.info("output space: %s; %s", space.describe(), space.registration.message)
     for warning in space.warnings:
         log.warning("output space: %s; %s", warning, REMEDY)
     return space
+
+
+def _found(pair: _Pair, transform: str, seed: int) -> OutputSpace | None:
+    """Register a pair as far as is asked for, or as it deserves."""
+    found = pair.register_linearly("affine" if transform in ("affine", "syn") else "rigid", seed)
+    if transform in ("affine", "syn"):
+        return pair.space(found, "affine") if transform == "affine" else pair.warped(found, seed)
+    if transform == "auto" and _is_same_place(found.matrix, pair):
+        return None
+    stretched = pair.register_linearly("affine", seed, found.matrix)
+    scales = np.diag(polar(stretched.matrix[:3, :3])[1])
+    if np.abs(scales - 1).max() < SAME_SIZE:
+        return pair.space(found, "rigid")
+    if transform == "auto":
+        log.info("output space: scales %s, another head or a template", np.round(scales, 2))
+        return pair.warped(stretched, seed)
+    doubt = (
+        f"the heads differ in size (scales {', '.join(f'{scale:.2f}' for scale in scales)}), more "
+        "than images of one head do: is this image of the same person, and are both voxel sizes "
+        "right?"
+    )
+    return replace(pair.space(found, "rigid"), doubts=(doubt,))
+
+
+ROUNDING = 0.05
+"""Of the share of voxel sizes: 1.98 voxels to one are two."""
 
 
 def _better(warped: OutputSpace, linear: OutputSpace) -> OutputSpace:
@@ -211,25 +298,16 @@ def _better(warped: OutputSpace, linear: OutputSpace) -> OutputSpace:
     return replace(linear, transform="affine")
 
 
-def _is_same_place(matrix: np.ndarray, target: Image, dwi: DWI) -> bool:
+def _is_same_place(matrix: np.ndarray, pair: _Pair) -> bool:
     """Whether a rigid registration hardly moves the brain."""
-    points = apply_affine(dwi.affine, np.argwhere(dwi.mask))
+    points, image = pair.reference.points, pair.reference.image
     apart = float(np.linalg.norm(apply_affine(matrix, points) - points, axis=1).mean())
-    if apart >= SAME_PLACE * min(*target.voxel_sizes, *dwi.voxel_sizes):
+    if apart >= SAME_PLACE * min(*pair.finest, *image.voxel_sizes):
         return False
     log.info(
         "output space: %.2g mm from the series, the same place; only its grid is taken", apart
     )
     return True
-
-
-def _chosen(rigid: Registration, affine: Registration) -> tuple[str, Registration]:
-    """Tell the same head from another one by its size."""
-    scales = np.diag(polar(affine.matrix[:3, :3])[1])
-    if np.abs(scales - 1).max() < SAME_SIZE:
-        return "rigid", rigid
-    log.info("output space: scales %s, another head or a template", np.round(scales, 2))
-    return "syn", affine
 
 
 def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
@@ -241,35 +319,94 @@ def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """The image that gives the space, and the reference of the series."""
+    """The image that gives the space, as fine as the series deserves, and its reference.
+
+    Parameters
+    ----------
+    target : Image
+    target_mask : (X, Y, Z) bool array, optional
+    reference : Reference
+    white_matter : (X, Y, Z) array, optional
+        Of the target.
+    finest : (3,) array
+        Voxel sizes of the target as it was given, mm.
+    """
 
     target: Image
     target_mask: np.ndarray | None
-    reference: Image
-    brain: np.ndarray
+    reference: Reference
+    white_matter: np.ndarray | None
+    finest: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        target: Image,
+        target_mask: np.ndarray | None,
+        reference: Reference,
+        white_matter: np.ndarray | None = None,
+    ) -> _Pair:
+        """Average voxels of the target that are finer than those of the reference."""
+        sizes = reference.image.voxel_sizes.min() / target.voxel_sizes
+        factors = np.maximum((sizes + ROUNDING).astype(int), 1)
+        coarse, mask = coarsened(target, target_mask, factors)
+        if white_matter is not None:
+            white_matter = decimate(Image(white_matter, target.affine), factors).data
+        return cls(coarse, mask, reference, white_matter, target.voxel_sizes)
 
     def register_linearly(
         self, transform: str, seed: int, start: np.ndarray | None = None
     ) -> Registration:
-        """Register from a start, or from the best of many places."""
-        masks = {"fixed_mask": self.target_mask, "moving_mask": self.brain}
-        if start is None:
-            start = initial_transform(self.target, self.reference, "multi", seed=seed, **masks)
+        """Register from a start, or from where the search for one leads.
+
+        Two starts that are far apart, as the files lie and with the middles on each other, and
+        end at one place are taken to have found it; otherwise many are tried.
+        """
+        if start is not None:
+            return self._registered(transform, seed, start)
+        with suppress(EddymotionError):  # nothing in common there
+            first, second = (
+                self._registered(transform, seed, self._start(method, seed))
+                for method in ("header", "mass")
+            )
+            if self._apart(first, second) < ONE_PLACE_MM:
+                return first
+        return self._registered(transform, seed, self._start("multi", seed))
+
+    def _registered(self, transform: str, seed: int, start: np.ndarray) -> Registration:
         return GaussNewton().register(
-            self.target, self.reference, transform=transform, metric="nmi", init=start,
-            seed=seed, **masks,
+            self.target, self.reference.image, transform=transform, metric="nmi", init=start,
+            seed=seed, **self._masks,
         )  # fmt: skip
 
-    def warp(self, linear: Registration, seed: int) -> Registration:
-        """Refine by symmetric normalisation, on a grid as fine as the reference deserves."""
+    def _start(self, method: str, seed: int) -> np.ndarray:
+        return initial_transform(
+            self.target, self.reference.image, method, seed=seed, **self._masks
+        )
+
+    @cached_property
+    def _masks(self) -> dict[str, Any]:
+        """Where both images count: at the brain and near it, where the brain is known."""
+        near = self.target_mask
+        if near is not None:
+            near = widened(near, self.target.voxel_sizes)
+        return {"fixed_mask": near, "moving_mask": self.reference.near_brain}
+
+    def _apart(self, one: Registration, other: Registration) -> float:
+        """How far apart (mm) two registrations put the brain, on average."""
+        points = self.reference.points
+        there = apply_affine(one.matrix @ np.linalg.inv(other.matrix), points)
+        return float(np.linalg.norm(there - points, axis=1).mean())
+
+    def warped(self, linear: Registration, seed: int) -> OutputSpace:
+        """Refine by symmetric normalisation, where that is for the better."""
         from eddymotion.registration.engines.dipy import DipyRegistrar
 
-        sizes = self.reference.voxel_sizes.min() / self.target.voxel_sizes
-        target, mask = coarsened(self.target, self.target_mask, np.maximum(sizes.astype(int), 1))
-        return DipyRegistrar(prealignment="init").register(
-            target, self.in_contrast_of_target(linear), transform="syn", init=linear.matrix,
-            seed=seed, fixed_mask=mask, moving_mask=self.brain,
+        warp = DipyRegistrar(prealignment="init").register(
+            self.target, self.in_contrast_of_target(linear), transform="syn", init=linear.matrix,
+            seed=seed, fixed_mask=self.target_mask, moving_mask=self.reference.near_brain,
         )  # fmt: skip
+        return _better(self.space(warp, "syn"), self.space(linear, "affine"))
 
     def in_contrast_of_target(self, linear: Registration) -> Image:
         """Give the intensities of the reference the meaning that they have in the target.
@@ -277,19 +414,19 @@ class _Pair:
         Local cross-correlation takes dark for bright where that fits better, and drifts by
         centimetres between a T1w and a b=0 image.
         """
-        brain = Image(self.brain.astype(np.float32), self.reference.affine)
+        image = self.reference.image
+        brain = Image(self.reference.near_brain.astype(np.float32), image.affine)
         where = resampled_onto(self.target, brain, linear, 1)[0] > 0.5
         if self.target_mask is not None:
             where &= self.target_mask
-        shown, _ = resampled_onto(self.target, self.reference, linear, 1)
+        shown, _ = resampled_onto(self.target, image, linear, 1)
         curve = intensity_curve(shown[where], self.target.data[where])
-        data = np.interp(self.reference.data, *curve).astype(np.float32)
-        return replace(self.reference, data=data)
+        return replace(image, data=np.interp(image.data, *curve).astype(np.float32))
 
     def space(self, registration: Registration, transform: str) -> OutputSpace:
         """Compare both images before and after."""
-        head = head_of(self.target, self.target_mask)
-        masked = replace(self.reference, data=np.where(self.brain, self.reference.data, 0))
+        image, head = self.reference.image, head_of(self.target, self.target_mask)
+        masked = replace(image, data=np.where(self.reference.near_brain, image.data, 0))
         nothing = Registration(np.eye(4), True, "as the files lie")
         before, after = (
             Comparison.of(self.target, masked, one, head) for one in (nothing, registration)
@@ -297,9 +434,8 @@ class _Pair:
         quality = PairQuality.of(
             registration, self.target, head, before.agreement, after.agreement
         )
-        return OutputSpace(
-            self.target, registration, transform, quality, (before.shown, after.shown)
-        )
+        shown = Overlay(self.target, before.shown, after.shown, self.white_matter)
+        return OutputSpace(self.target, registration, transform, quality, shown)
 
 
 def coarsened(
@@ -371,54 +507,17 @@ def _read(dwi: DWI, motion: Motion, volume: int, points: np.ndarray) -> np.ndarr
     return dwi.volume(volume).spline.sample(motion.recorded(volume, points))
 
 
-@dataclass(frozen=True, eq=False)
-class Target:
-    """The image of ``--output-space``.
-
-    Parameters
-    ----------
-    image : Image
-    mask : (X, Y, Z) bool array, optional
-        Its brain.
-    """
-
-    image: Image
-    mask: np.ndarray | None = None
-
-    __repr__ = short_repr
-
-    @classmethod
-    def read(cls, settings: Settings) -> Target | None:
-        """Read what the settings name; None without an output space.
-
-        Raises
-        ------
-        EddymotionError
-            If the image has not three dimensions, or the mask lies on another grid.
-        """
-        path, mask = settings.output_space, settings.output_space_mask
-        if path is None:
-            return None
-        image = read_target(path)
-        if settings.output_space_transform not in ("auto", "none") and np.ptp(image.data) == 0:
-            raise EddymotionError(
-                f"{path}: all voxels have one value, so that there is nothing to register; give "
-                "an image of a head, or --output-space-transform none for its grid alone"
-            )
-        finite = np.isfinite(image.data)
-        return cls(image, None if mask is None else read_mask(mask, path, image, finite))
-
-    @property
-    def grid(self) -> tuple[tuple[int, int, int], np.ndarray]:
-        """Shape and affine, as :func:`eddymotion.resample` takes them."""
-        x, y, z = self.image.data.shape
-        return (x, y, z), self.image.affine
-
-
 def space_of(
-    dwi: DWI, motion: Motion, target: Target | None, settings: Settings
+    dwi: DWI,
+    motion: Motion,
+    target: Target | None,
+    settings: Settings,
+    frame: Reference | None = None,
 ) -> OutputSpace | None:
-    """Find the output space as the settings say; None where the world coordinates are kept."""
+    """Find the output space as the settings say; None where the world coordinates are kept.
+
+    `frame` is what all runs of a session show together, so that each finds the same.
+    """
     if target is None:
         return None
     return find_output_space(
@@ -426,27 +525,10 @@ def space_of(
         transform=settings.output_space_transform,
         contrast=settings.output_space_contrast,
         target_mask=target.mask,
+        white_matter=target.white_matter,
+        frame=frame,
         seed=settings.random_seed,
     )  # fmt: skip
-
-
-def read_target(path: Path) -> Image:
-    """Read an image whose space is to be taken; the first volume of a series.
-
-    Raises
-    ------
-    EddymotionError
-        If it is no image in three dimensions.
-    """
-    data, affine, _ = read_image(path)
-    if data.ndim == 4:
-        data = data[..., 0]
-    if data.ndim != 3:
-        raise EddymotionError(
-            f"{path}: found an image of shape {data.shape}, expected three dimensions; "
-            "give an image whose space the corrected series should get"
-        )
-    return Image(data, affine)
 
 
 def write_output_space(space: OutputSpace | None, dwi: DWI, outputs: Outputs) -> None:
@@ -460,29 +542,33 @@ def write_output_space(space: OutputSpace | None, dwi: DWI, outputs: Outputs) ->
     dwi : DWI
         Whose grid is that of the reference frame.
     outputs : Outputs
-        ``space`` holds the matrix (ITK text), of a nonlinear map its linear part; ``space_warp``
-        the whole of a nonlinear map, as displacements (ITK) on the grid of the target.
+        ``space`` holds the matrix (ITK text), of a nonlinear map its linear part, and
+        ``space_inverse`` that of a linear one back; ``space_warp`` the whole of a nonlinear map,
+        as displacements (ITK) on the grid of the target.
     """
-    for kind in ("space", "space_warp", "space_figure"):
+    for kind in ("space", "space_inverse", "space_warp", "space_figure"):
         outputs[kind].unlink(missing_ok=True)
     if space is None:
         return
-    write_linear(
-        outputs["space"], space.registration.matrix, space.target, Image(dwi.mask, dwi.affine)
-    )
-    if space.registration.warp is not None:
+    frame, matrix = Image(dwi.mask, dwi.affine), space.registration.matrix
+    write_linear(outputs["space"], matrix, space.target, frame)
+    if space.registration.warp is None:
+        write_linear(outputs["space_inverse"], np.linalg.inv(matrix), frame, space.target)
+    else:
         x, y, z = space.target.data.shape
         field = whole_displacements(space.registration, (x, y, z), space.target.affine)
         write_displacements(outputs["space_warp"], field, space.target.affine)
     if space.shown is not None:
-        _draw(space, *space.shown, outputs["space_figure"])
+        _draw(space.shown, outputs["space_figure"])
 
 
-def _draw(space: OutputSpace, before: np.ndarray, after: np.ndarray, path: Path) -> None:
+def _draw(shown: Overlay, path: Path) -> None:
     from eddymotion.reports import save_figure
-    from eddymotion.reports.registration import overlay_figure
+    from eddymotion.reports.registration import alignment_figure
 
-    figure = overlay_figure(
-        space.target.data, before, after, foreground(space.target), space.target.affine
-    )
+    head = foreground(shown.target)
+    figure = alignment_figure(
+        shown.target.data, shown.before, shown.after, head, shown.target.affine,
+        shown.white_matter,
+    )  # fmt: skip
     save_figure(figure, path)

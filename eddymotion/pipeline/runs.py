@@ -26,19 +26,29 @@ from eddymotion.derivatives.session import (
     write_merged,
 )
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.runs import JoinedRuns, RunImage, align_b0s, join_runs, readouts_of
+from eddymotion.estimation.runs import (
+    JoinedRuns,
+    RunImage,
+    align_b0s,
+    join_runs,
+    readouts_of,
+    tell_field,
+)
 from eddymotion.fieldmaps.inputs import FieldmapPaths, FieldmapSettings, read_measured
+from eddymotion.fieldmaps.topup import is_topup_coefficients, topup_field
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
 from eddymotion.io.series import load
 from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
+from eddymotion.io.transforms import read_linear
 from eddymotion.io.writing import read_json, replacing, write_json
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
 from eddymotion.pipeline.cache import DIGITS, MotionCache
 from eddymotion.pipeline.fingerprint import content_of, motion_fingerprint_of
+from eddymotion.pipeline.output_space import Reference
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, load_series
 from eddymotion.reports import save_figure
@@ -99,7 +109,7 @@ class RunTogether:
             return cls((series.dwi.name,), None, 0)
         if work_dir is None or not series.runs:
             image = RunImage.of(dwi, motion, settings.nprocs)
-            return cls((series.dwi.name,), _joined([image], series, settings), 0)
+            return cls((series.dwi.name,), joined_of([image], series.measured, settings), 0)
         known = [
             run
             for run in series.runs
@@ -116,7 +126,7 @@ class RunTogether:
                 else _image_of(run, settings, work_dir)
                 for run in known
             ]
-            joined = _joined(images, series, settings)
+            joined = joined_of(images, series.measured, settings)
             _keep(folder, joined)
         number = [run.dwi for run in known].index(series.dwi)
         return cls(tuple(run.uri or run.dwi.name for run in known), joined, number)
@@ -141,6 +151,14 @@ class RunTogether:
             return dwi, motion
         return replace(dwi, mask=self.joined.mask_on(dwi.shape, dwi.affine)), motion
 
+    @property
+    def frame(self) -> Reference | None:
+        """What all runs show together, where there are several."""
+        joined = self.joined
+        if joined is None or len(joined) < 2:
+            return None
+        return Reference(Image(joined.mean, joined.affine), joined.mask)
+
     def write_field(self, outputs: Outputs) -> None:
         """Write the field, if there is one: the first run does so for all."""
         if self.joined is not None and self.joined.field is not None and self.number == 0:
@@ -154,7 +172,9 @@ class RunTogether:
             return
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)
         stretch = joined.stretch(self.number)
-        figure = field_figure(joined.mean, hertz, stretch, joined.mask, joined.affine)
+        figure = field_figure(
+            joined.mean, hertz, stretch, joined.mask, joined.affine, measured=joined.beside
+        )
         save_figure(figure, outputs["off_resonance_figure"])
 
     def summary(self) -> dict[str, str]:
@@ -176,6 +196,12 @@ class RunTogether:
         summary["off-resonance field"] = (
             f"{hertz.std():.1f} Hz, {mm:.2f} mm (standard deviation in the brain), {source}"
         )
+        if (found := joined.comparison) is not None:
+            apart = found.rms * np.nanmax(np.linalg.norm(joined.shifts, axis=1))
+            summary["measured map"] = (
+                f"not used, since the runs tell the field; beside it r = {found.correlation:.3f}, "
+                f"slope {found.slope:.2f}, {apart:.2f} mm RMS apart"
+            )
         return summary
 
     def among(self, methods: Methods) -> Methods:
@@ -215,12 +241,24 @@ class RunTogether:
         }
 
 
-def _joined(images: Sequence[RunImage], series: SeriesFiles, settings: Settings) -> JoinedRuns:
-    field = None
+def joined_of(
+    images: Sequence[RunImage], measured: Mapping[str, Path], settings: Settings
+) -> JoinedRuns:
+    """Join runs as the settings say.
+
+    Parameters
+    ----------
+    images : sequence of RunImage
+        In order, runs of b=0 alone last.
+    measured : mapping
+        Files of a measured map, as in :class:`~eddymotion.io.sidecars.SeriesFiles`.
+    settings : Settings
+    """
+    field, usable = None, measured and "fieldmaps" not in settings.ignore
     if settings.fieldmap is not None:
-        field = _given_field(settings.fieldmap)
-    elif series.measured and "fieldmaps" not in settings.ignore:
-        field = _measured_field(images[0], series.measured, settings)
+        field = _given_field(settings.fieldmap, images[0].image)
+    elif usable and not tell_field(images):
+        field = _measured_field(images[0], measured, settings)
     joined = join_runs(
         images,
         field=field,
@@ -232,7 +270,24 @@ def _joined(images: Sequence[RunImage], series: SeriesFiles, settings: Settings)
             f"{settings.fieldmap}: of no use without PhaseEncodingDirection and TotalReadoutTime "
             "in the sidecar of the series; add them"
         )
-    return replace(joined, modulated="fmap-jacobian" not in settings.ignore)
+    beside = None
+    if usable and field is None and joined.field is not None:
+        beside = _beside(joined, measured, settings)
+    return replace(joined, modulated="fmap-jacobian" not in settings.ignore, beside=beside)
+
+
+def _beside(
+    joined: JoinedRuns, files: Mapping[str, Path], settings: Settings
+) -> np.ndarray | None:
+    """Bring a measured map to the runs that told a field without it, if that can be done."""
+    try:
+        measured = read_measured(FieldmapPaths((), **files), FieldmapSettings())
+        mean = Image(joined.mean, joined.affine)
+        return measured.beside(mean, joined.mask, settings.random_seed)
+    except EddymotionError as error:
+        names = ", ".join(path.name for path in files.values())
+        log.warning("%s: not compared with the field of the runs (%s)", names, error)
+        return None
 
 
 def _measured_field(
@@ -255,7 +310,9 @@ def _measured_field(
         return None
 
 
-def _given_field(path: Path) -> OffResonance:
+def _given_field(path: Path, first: Image) -> OffResonance:
+    if is_topup_coefficients(path):
+        return topup_field(path, first.data.shape, first.affine)
     data, affine, _ = read_image(path)
     if data.ndim != 3:
         raise EddymotionError(
@@ -276,11 +333,16 @@ def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
     return False
 
 
+def image_of_b0s(run: SeriesFiles, settings: Settings) -> RunImage:
+    """Take what counts from a run of b=0 volumes alone, its volumes aligned."""
+    dwi = load_b0s(run)
+    compute = Compute(settings.nprocs, settings.random_seed)
+    return RunImage.of(dwi, align_b0s(dwi, compute), settings.nprocs)
+
+
 def _image_of(run: SeriesFiles, settings: Settings, work_dir: Path) -> RunImage:
     if run.is_b0:
-        dwi = load_b0s(run)
-        compute = Compute(settings.nprocs, settings.random_seed)
-        return RunImage.of(dwi, align_b0s(dwi, compute), settings.nprocs)
+        return image_of_b0s(run, settings)
     motion = MotionCache.of(run, settings, work_dir).recall(Stages())
     assert motion is not None
     return RunImage.of(load_series(run, settings), motion, settings.nprocs)
@@ -328,6 +390,9 @@ def _stretch_of(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
         return np.ones(image.shape[:3], np.float32), shift
     coefficients, lattice, _ = read_image(session.field("coeff"))
     field = OffResonance(coefficients, lattice)
+    if outputs["space"].is_file():
+        grid = Image(image, affine)
+        affine = read_linear(outputs["space"], grid, grid) @ affine
     _, slopes = field.on_grid_with_gradient(image.shape[:3], affine)
     along = (pose[:3, :3].T @ shift).astype(np.float32)
     return np.maximum(1.0 + slopes @ along, LEAST_STRETCH), shift
@@ -359,6 +424,8 @@ def _keep(folder: Path, joined: JoinedRuns) -> None:
         name: getattr(joined, name)
         for name in ("poses", "errors", "shifts", "mean", "mask", "affine")
     }
+    if joined.beside is not None:
+        arrays["beside"] = joined.beside
     if joined.field is not None:
         arrays |= {"hertz": joined.field.coefficients, "lattice": joined.field.affine}
     with replacing(folder / "runs.npz") as temporary, temporary.open("wb") as stream:

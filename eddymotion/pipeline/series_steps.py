@@ -23,10 +23,11 @@ from eddymotion.derivatives import (
     Outputs,
     write_confounds,
     write_corrected,
+    write_exclusions,
     write_sidecar,
     write_transforms,
 )
-from eddymotion.derivatives.outlier_table import outlier_table
+from eddymotion.derivatives.outlier_table import outlier_summary, outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
 from eddymotion.images.grid import grid_distance
@@ -38,7 +39,8 @@ from eddymotion.io.writing import write_text
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.pipeline.correct import correct_series
-from eddymotion.pipeline.output_space import Target, space_of, write_output_space
+from eddymotion.pipeline.output_space import space_of, write_output_space
+from eddymotion.pipeline.preparation import prepare, write_noise
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
 from eddymotion.pipeline.stages import (
@@ -49,6 +51,7 @@ from eddymotion.pipeline.stages import (
     load_series,
     model_for,
 )
+from eddymotion.pipeline.target import Target
 from eddymotion.reports.participant import write_participant_page
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
@@ -117,7 +120,9 @@ def apply(
     quality = None
     if settings.replace_outliers:
         quality = judge(dwi, motion, model_for(dwi.gradients, settings), settings)
-    corrected = corrected_series(dwi, motion, settings, target, space, quality, progress)
+    prepared = prepare(dwi, settings, progress)
+    write_noise(prepared, settings, outputs)
+    corrected = corrected_series(prepared.dwi, motion, settings, target, space, quality, progress)
     write_corrected(corrected, outputs, progress(corrected.volumes(), "resampling", len(dwi)))
     return _paths(outputs, "dwi", "bval", "bvec", "dwiref", "mask")
 
@@ -141,14 +146,15 @@ def measure(
     Returns
     -------
     dict
-        ``confounds_file`` and ``confounds_sidecar_file``.
+        ``confounds_file``, ``confounds_sidecar_file`` and ``exclude_volumes_file``.
     """
     dwi, motion = _with_motion(series, xfm_file, details_file, settings)
     quality = judge(dwi, motion, model_for(dwi.gradients, settings), settings)
     outputs = Outputs.in_folder(out_dir, series.dwi)
     gradients = dwi.gradients.rotated(motion.rotations)
     write_confounds(outputs, gradients, motion, dwi.center, quality)
-    return _paths(outputs, "confounds", "confounds_sidecar")
+    write_exclusions(outputs, quality)
+    return _paths(outputs, "confounds", "confounds_sidecar", "exclude_volumes")
 
 
 def report(
@@ -194,7 +200,8 @@ def report(
     methods = methods_of(dwi, motion, model, settings, estimated=False)
     registered = settings.output_space and settings.output_space_transform != "none"
     grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
-    write_sidecar(outputs, sidecar_of(series, settings, summary, methods, motion, grids))
+    content = sidecar_of(series, settings, summary, methods, motion, grids)
+    write_sidecar(outputs, content | {"OutlierSlices": outlier_summary(quality.outliers)})
     page = _page(out_dir, outputs)
     return {"report_file": page} | _paths(outputs, "motion_figure", "before_after_figure")
 
@@ -218,14 +225,15 @@ def correct(
     -------
     dict
         All of :func:`estimate` (but the details), :func:`apply`, :func:`measure` and
-        :func:`report`, and ``sidecar_file`` and ``outliers_file``.
+        :func:`report`, and ``sidecar_file``, ``outliers_file`` and ``qc_file``.
     """
     outputs = Outputs.in_folder(out_dir, series.dwi)
     correct_series(series, outputs, settings, progress)
     page = _page(out_dir, outputs)
     kinds = (
         "dwi", "bval", "bvec", "sidecar", "dwiref", "mask", "xfm", "x5", "confounds",
-        "confounds_sidecar", "outliers", "motion_figure", "before_after_figure",
+        "confounds_sidecar", "exclude_volumes", "outliers", "qc", "motion_figure",
+        "before_after_figure",
     )  # fmt: skip
     return {"report_file": page} | _paths(outputs, *kinds)
 

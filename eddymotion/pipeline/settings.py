@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 from eddymotion.wording import PE_AXES
 
+if typing.TYPE_CHECKING:
+    from eddymotion.io.sidecars import Anatomy
+
 Stage = Literal[
     "gradients", "reading", "predicting", "sampling", "registering", "motion", "joining",
     "applying", "writing", "running",
@@ -47,6 +50,8 @@ class Setting:
         Names of its option, where it has others than that of the field.
     node_input : str
         Name of the input of a node, where it has another one than that of the field.
+    unset : str
+        The word on the command line for nothing set, where there is one.
     """
 
     stage: Stage
@@ -58,6 +63,7 @@ class Setting:
     group: str = ""
     options: tuple[str, ...] = ()
     node_input: str = ""
+    unset: str = ""
 
 
 def estimation(default: Any, stage: Stage, help: str, **known: Any) -> Any:
@@ -155,25 +161,42 @@ class Settings:
     )  # fmt: skip
     fieldmap: Path | None = estimation(
         None, "joining",
-        "off-resonance field, Hz, in the frame of the (first) series, such as FSL topup's --fout; "
-        "needs phase encoding and readout time in the sidecar",
+        "off-resonance field, Hz, in the frame of the (first) series, such as FSL topup's --fout, "
+        "or its _fieldcoef file; needs phase encoding and readout time in the sidecar",
         shown_default="found from runs of opposite phase encoding", metavar="FILE",
     )  # fmt: skip
-    resampling: str = output(
-        "nitransforms", "applying",
-        "who interpolates: NiTransforms, or the compiled kernel, which checks itself against it",
-        shown_default="%(default)s", choices=("nitransforms", "fast"),
+    denoise: str = output(
+        "none", "applying",
+        "take noise off the series that is resampled, after the motion was found in the one that "
+        "was acquired: mppca (local principal components, by DIPY) or patch2self (each volume "
+        "from the others)",
+        shown_default="%(default)s", choices=("none", "mppca", "patch2self"),
     )  # fmt: skip
-    output_space: Path | None = output(
+    degibbs: bool = output(
+        False, "applying", "take Gibbs ringing off it as well, after the noise, by DIPY"
+    )
+    resampling: str | None = output(
+        None, "applying",
+        "who interpolates: NiTransforms, or the compiled kernel, which checks itself against it",
+        shown_default="nitransforms; fast into an output space", choices=("nitransforms", "fast"),
+    )  # fmt: skip
+    output_space: Path | Literal["T1w"] | None = output(
         None, "applying",
         "image whose space and grid the corrected series gets, by one interpolation of the "
-        "original volumes: a T1w, a template, or a mere grid",
-        shown_default="that of the series", metavar="FILE",
+        "original volumes: a template, or a mere grid; T1w: that of the participant, from the "
+        "dataset",
+        shown_default="dwi, that of the series", metavar="{dwi,T1w,FILE}", unset="dwi",
+    )  # fmt: skip
+    output_resolution: float | Literal["native"] | None = output(
+        None, "applying",
+        "voxel size there, mm; native: that of the series, along the axes of the image",
+        shown_default="native for T1w, else that of the image", metavar="{native,MM}",
     )  # fmt: skip
     output_space_transform: str = output(
         "auto", "applying",
         "how the series is registered to it; auto: not at all if it lies at the same place or is "
-        "blank, rigid if it shows the same head, else syn, which is affine and then a warp",
+        "blank, rigid if it is T1w or shows the same head, else syn, which is affine and then a "
+        "warp",
         shown_default="%(default)s", choices=("auto", "none", "rigid", "affine", "syn"),
     )  # fmt: skip
     output_space_contrast: str = output(
@@ -184,6 +207,11 @@ class Settings:
     output_space_mask: Path | None = output(
         None, "applying", "brain of the image, on its grid", metavar="FILE"
     )
+    output_space_white_matter: Path | None = output(
+        None, "applying",
+        "white matter of the image, 0 to 1, on its grid: its edge is drawn on the series",
+        metavar="FILE",
+    )  # fmt: skip
     replace_outliers: bool = output(
         False, "applying",
         "show the prediction from the other volumes in slices that lost signal",
@@ -218,6 +246,20 @@ class Settings:
         options=("--nprocs", "--nthreads", "--n-cpus", "--n-threads"), node_input="n_threads",
     )  # fmt: skip
 
+    def in_space_of(self, anatomy: Anatomy | None) -> Settings:
+        """Name the images of a participant where the output is to lie in its T1w space."""
+        if self.output_space != "T1w" or anatomy is None:
+            return self
+        how = self.output_space_transform
+        return replace(
+            self,
+            output_space=anatomy.t1w,
+            output_space_mask=anatomy.brain_mask if how != "none" else None,
+            output_space_white_matter=anatomy.white_matter if how != "none" else None,
+            output_space_transform="rigid" if how == "auto" else how,
+            output_resolution=self.output_resolution or "native",
+        )
+
     def effective(self) -> dict[str, Any]:
         """Return what determines the result, as JSON-ready values."""
         return {
@@ -225,6 +267,11 @@ class Settings:
             for name, value in asdict(self).items()
             if SETTINGS[name].stage != "running"
         }
+
+    @property
+    def prepares(self) -> bool:
+        """Whether noise or ringing is taken off what is resampled."""
+        return self.denoise != "none" or self.degibbs
 
     def with_absolute_paths(self) -> Settings:
         """Return the same with absolute paths: workflow nodes run in folders of their own."""
@@ -265,6 +312,9 @@ APPLYING = of_stages("gradients", "reading", "predicting", "sampling", "applying
 MOTION = tuple(name for name in of_stages(*typing.get_args(Stage)) if name not in AFTER_MOTION)
 """Settings of a step that finds the motion."""
 
+JOINING = (*of_stages("gradients", "reading", "sampling"), "fieldmap")
+"""Settings of a step that brings runs together."""
+
 REGISTERING = of_stages("registering")
 """Settings of a step that registers one pair."""
 
@@ -275,9 +325,9 @@ ALL = of_stages(*(stage for stage in typing.get_args(Stage) if stage != "joining
 
 
 def kind_of(hint: Any) -> Any:
-    """Return a type without its ``None``, and a list for any sequence."""
-    if isinstance(hint, types.UnionType):
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    """Return a type without its ``None`` and its words, and a list for any sequence."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) in (tuple, Sequence):
         return list[typing.get_args(hint)[0]]  # type: ignore[misc]
     return hint
@@ -285,6 +335,17 @@ def kind_of(hint: Any) -> Any:
 
 KINDS = {name: kind_of(hint) for name, hint in typing.get_type_hints(Settings).items()}
 """Setting → its type."""
+
+WORDS = {
+    name: tuple(
+        word
+        for part in typing.get_args(hint)
+        if typing.get_origin(part) is Literal
+        for word in typing.get_args(part)
+    )
+    for name, hint in typing.get_type_hints(Settings).items()
+}
+"""Setting → words that it takes instead of a value of that type."""
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model, name_of
 from eddymotion.pipeline.output_space import OutputSpace
 from eddymotion.pipeline.settings import Settings
-from eddymotion.pipeline.stages import Stages, estimator_of
+from eddymotion.pipeline.stages import Stages, engine_of, estimator_of
 from eddymotion.registration.registry import DEFAULT
 from eddymotion.resampling import Resampled
 
@@ -47,15 +48,23 @@ def sidecar_of(
     others = [key for key in KEPT_METADATA if key not in ACQUISITION_FIELDS]
     found = acquisition | usable(metadata, *others, owner=series.dwi.name)
     kept = {key: found[key] for key in KEPT_METADATA if key in found}
-    return on_grid(kept, *grids) | {
-        "Sources": [series.uri or series.dwi.name],
-        "Settings": settings.effective(),
-        "Summary": summary,
-        "Methods": methods.plain(),
-        "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
-        "PackageVersions": software_versions(),
-        "Warnings": in_sidecar(grids[0], motion.frame_doubt),
-    }
+    sources, space = [series.uri or series.dwi.name], {}
+    if series.anatomy is not None:
+        sources.append(series.anatomy.uri)
+        space = {"SpatialReference": series.anatomy.uri}
+    return (
+        on_grid(kept, *grids)
+        | space
+        | {
+            "Sources": sources,
+            "Settings": settings.effective(),
+            "Summary": summary,
+            "Methods": methods.plain(),
+            "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
+            "PackageVersions": software_versions(),
+            "Warnings": in_sidecar(grids[0], motion.frame_doubt),
+        }
+    )
 
 
 def methods_of(
@@ -89,9 +98,10 @@ def methods_of(
     none = (NONE_FOUND if estimator.seeks_fields(dwi.gradients) else "none") if estimated else ""
     n_b0s, n_dwis = len(dwi.gradients.b0s), len(dwi.gradients.dwis)
     resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
-    engine = resampled.engine if isinstance(resampled, Resampled) else settings.resampling
+    engine = resampled.engine if isinstance(resampled, Resampled) else engine_of(settings)
     replaced = settings.replace_outliers if corrected is None else isinstance(corrected, Replaced)
     transform = "none" if space is None else space.transform
+    image = settings.output_space
     given = "" if registration[1] is None else f" with {registration[1].name}"
     return Methods(
         estimator=estimator.name if estimated else "",
@@ -103,7 +113,9 @@ def methods_of(
         reference="b0" if n_b0s else "first",
         aligned=not estimated or motion.frame_error is not None or not (n_b0s and n_dwis),
         resampling=engine,
-        output_space="" if settings.output_space is None else settings.output_space.name,
+        output_space=image.name if isinstance(image, Path) else "",
         output_transform="" if corrected is None else transform,
         replaced_outliers=replaced,
+        denoised=settings.denoise,
+        without_ringing=settings.degibbs,
     )

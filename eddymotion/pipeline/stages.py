@@ -28,10 +28,11 @@ from eddymotion.io.sidecars import SeriesFiles, metadata_of
 from eddymotion.machine.parallel import Progress
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model, get_model
-from eddymotion.pipeline.output_space import OutputSpace, Target
+from eddymotion.pipeline.output_space import OutputSpace
 from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.target import Target
 from eddymotion.registration.registry import chosen_registrar
-from eddymotion.resampling import Engine, Resampled, kernel_agrees
+from eddymotion.resampling import Engine, Resampled
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,12 @@ def judge(dwi: DWI, motion: Motion, model: Model, settings: Settings) -> Quality
     return found
 
 
+def engine_of(settings: Settings) -> Engine:
+    """Choose who interpolates as the settings say."""
+    default = "nitransforms" if settings.output_space is None else "fast"
+    return "fast" if (settings.resampling or default) == "fast" else "nitransforms"
+
+
 def corrected_series(
     dwi: DWI,
     motion: Motion,
@@ -153,16 +160,17 @@ def corrected_series(
 ) -> Series:
     """Return the corrected series, yet to be read, with predictions where these are asked for.
 
-    The compiled kernel must agree with NiTransforms on one volume.
+    The compiled kernel must agree with NiTransforms on one volume. It is the default where the
+    output has a grid of its own, which has many voxels more.
     """
-    engine: Engine = "fast" if settings.resampling == "fast" else "nitransforms"
-    if engine == "fast" and not kernel_agrees(dwi, motion):
-        log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")
-        engine = "nitransforms"
-    grid, n_threads = None if target is None else target.grid, settings.nprocs
+    grid, n_threads = None if target is None else target.grid_for(dwi), settings.nprocs
+    engine = engine_of(settings)
     resampled = Resampled.of(
         dwi, motion, engine=engine, grid=grid, space=space, n_threads=n_threads
     )
+    if engine == "fast" and not resampled.kernel_agrees:
+        log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")
+        resampled = replace(resampled, engine="nitransforms")
     if not settings.replace_outliers or quality is None or quality.model is None:
         return resampled
     return Replaced.of(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eddymotion.errors import EddymotionError
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.pipeline.lovo_steps import (
     plan,
@@ -24,10 +25,12 @@ from eddymotion.pipeline.lovo_steps import (
     split,
     unite,
 )
+from eddymotion.pipeline.run_steps import fieldmap, join, list_runs
 from eddymotion.pipeline.series_steps import Paths, apply, correct, estimate, measure, report
 from eddymotion.pipeline.settings import (
     ALL,
     APPLYING,
+    JOINING,
     JUDGING,
     KINDS,
     MOTION,
@@ -62,6 +65,8 @@ HELP = {
     "before_after_figure_file": "slices before and after (PNG)",
     "sidecar_file": "source, settings, versions and timings (JSON)",
     "outliers_file": "slices that lost signal (TSV)",
+    "exclude_volumes_file": "volumes beyond repair, counted from 0 (text)",
+    "qc_file": "figures of quality, with what they mean (JSON)",
     "volume_files": "the volumes, one file each",
     "matrix_files": "transforms, one file a volume (ITK text)",
     "nonnegative": "whether the series has no voxel below zero: resampled volumes are clipped",
@@ -87,6 +92,36 @@ HELP = {
     "converged": "whether the steps became smaller than the tolerance",
     "message": "why it stopped, in words and numbers",
     "predicted_files": "predictions of the last pass, one file a volume",
+    "dwi_files": "diffusion series of a session (4-D NIfTI), in the order of their acquisition",
+    "bval_files": "b-values (FSL) of each run; beside the series when not given",
+    "bvec_files": "b-vectors (FSL, image axes) of each run; beside the series when not given",
+    "corrected_files": "corrected images, one file each",
+    "corrected_bval_files": "b-values of each corrected run",
+    "corrected_bvec_files": "rotated b-vectors of each run",
+    "dwiref_files": "reference of each run: mean of its corrected b=0 volumes",
+    "confounds_files": "motion and quality of each run, a row a volume (TSV)",
+    "xfm_files": "transforms of each run, one a volume, reference → volume (ITK text)",
+    "details_files": "standard errors and fields that belong to the transforms of each run (JSON)",
+    "mask_files": "brain mask of each run",
+    "image_files": "echo-planar images of different phase encodings, or series whose first b=0 "
+    "volume counts; the field is in the frame and on the grid of the first",
+    "epi_files": "images without diffusion weighting of other phase encodings, such as fmap/*_epi",
+    "phasediff_file": "measured map: difference of the phases of two echoes",
+    "phase1_file": "measured map: phase of the first echo",
+    "phase2_file": "measured map: phase of the second echo",
+    "map_file": "measured map in Hz, rad/s or T, as its sidecar says",
+    "magnitude_file": "magnitude image of the measured map",
+    "field_file": "off-resonance field, Hz, on the grid and in the frame of the first image",
+    "coefficients_file": "its cubic B-spline coefficients; the affine says where the knots are",
+    "epi_file": "the images without diffusion weighting and without distortion, as one",
+    "readout_time": "TotalReadoutTime, s: one, or one for each image; those of the sidecars when "
+    "not given",
+    "echo_times": "of the two echoes of a phase map, s; those of the sidecars when not given",
+    "units": "of the measured map: Hz, rad/s or T; those of the sidecar when not given",
+    "pe_axis": "PhaseEncodingDirection of each image as in BIDS; those of the sidecars when not "
+    "given",
+    "ignore": "sform, qform: which affine to disregard where the two disagree",
+    "random_seed": SETTINGS["random_seed"].help,
 }
 """What each input and output is."""
 
@@ -95,6 +130,9 @@ OTHER_OUTPUTS: Mapping[str, Any] = {
     "relaxation": list[float], "center": list[float],
 }  # fmt: skip
 """Types of outputs that are neither a file nor a list of files."""
+
+NOT_ALWAYS = {"Join": ("field_file", "coefficients_file", "epi_file")}
+"""Outputs that a step need not have."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +181,17 @@ CORRECTED_SERIES = (
     Field("corrected_bvec_file", Path, HELP["corrected_bvec_file"], None),
 )
 
-SEVERAL = {"series": SERIES, "corrected": CORRECTED_SERIES}
-"""Parameters that stand for an image with its tables."""
+RUNS = (
+    Field("dwi_files", list[Path], HELP["dwi_files"]),
+    Field("bval_files", list[Path], HELP["bval_files"], None),
+    Field("bvec_files", list[Path], HELP["bvec_files"], None),
+)
+
+RUNS_TO_READ = (*RUNS, *SERIES[-2:])
+"""Inputs of a step that reads them."""
+
+SEVERAL = {"series": SERIES, "corrected": CORRECTED_SERIES, "runs": RUNS}
+"""Parameters that stand for an image with its tables, or for several."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +230,11 @@ class Step:
         found: list[Field] = []
         for name, parameter in inspect.signature(self.function).parameters.items():
             if name in SEVERAL:
-                found += SEVERAL[name]
+                reads = name == "runs" and "settings" in hints
+                found += RUNS_TO_READ if reads else SEVERAL[name]
             elif name not in ("settings", "out_dir", "progress"):
-                found.append(Field(name, kind_of(hints[name]), HELP[name], parameter.default))
+                default = [] if parameter.default == () else parameter.default
+                found.append(Field(name, kind_of(hints[name]), HELP[name], default))
         return tuple(found)
 
     @property
@@ -197,10 +246,12 @@ class Step:
     def outputs(self) -> tuple[Field, ...]:
         """What it gives."""
         files = {"file": Path, "files": list[Path]}
+        missing = NOT_ALWAYS.get(self.name, ())
         return tuple(
-            Field(name, OTHER_OUTPUTS.get(name) or files[name.rpartition("_")[2]], HELP[explained])
+            Field(name, OTHER_OUTPUTS.get(name) or files[name.rpartition("_")[2]], HELP[explained],
+                  None if name in missing else REQUIRED)
             for name, explained in self.gives.items()
-        )
+        )  # fmt: skip
 
     def run(self, given: Mapping[str, Any], out_dir: Path) -> Paths:
         """Call the function with inputs and settings by name; those that are None are not given.
@@ -214,9 +265,32 @@ class Step:
         converted |= {"settings": settings_of(given), "out_dir": out_dir}
         names = inspect.signature(self.function).parameters
         for name in SEVERAL.keys() & names:
-            dwi, bval, bvec = (converted[f.name] for f in SEVERAL[name][:3])
-            converted[name] = SeriesFiles(dwi, bval, bvec)
+            files = (converted[f.name] for f in SEVERAL[name][:3])
+            converted[name] = runs_of(*files) if name == "runs" else SeriesFiles(*files)
         return self.function(**{name: converted[name] for name in names if name in converted})
+
+
+def runs_of(
+    dwis: Sequence[Path], bvals: Sequence[Path] | None, bvecs: Sequence[Path] | None
+) -> list[SeriesFiles]:
+    """Put runs together with their tables.
+
+    Raises
+    ------
+    EddymotionError
+        If there is another number of tables than of runs, or no run at all.
+    """
+    for what, tables in (("bval_files", bvals), ("bvec_files", bvecs)):
+        if tables and len(tables) != len(dwis):
+            raise EddymotionError(
+                f"{what}: {len(tables)} given for {len(dwis)} runs; give one a run, or none where "
+                "they lie beside the images"
+            )
+    if not dwis:
+        raise EddymotionError("dwi_files: none given, expected one or more series")
+    nothing = [None] * len(dwis)
+    return [SeriesFiles(*files) for files in zip(dwis, bvals or nothing, bvecs or nothing,
+                                                 strict=True)]  # fmt: skip
 
 
 def setting_fields(names: Iterable[str]) -> tuple[Field, ...]:
@@ -238,11 +312,11 @@ CORRECTED = {
     "bval_file": "corrected_bval_file",
     "bvec_file": "corrected_bvec_file",
 } | _named("dwiref_file", "mask_file")
-TABLES = _named("confounds_file", "confounds_sidecar_file")
+TABLES = _named("confounds_file", "confounds_sidecar_file", "exclude_volumes_file")
 PICTURES = _named("report_file", "motion_figure_file", "before_after_figure_file")
 EVERYTHING = {
     **CORRECTED, **TABLES, **PICTURES,
-    **_named("xfm_file", "x5_file", "sidecar_file", "outliers_file"),
+    **_named("xfm_file", "x5_file", "sidecar_file", "outliers_file", "qc_file"),
 }  # fmt: skip
 VOLUMES = _named(
     "volume_files", "matrix_files", "mask_file", "bval_file", "bvec_file", "nonnegative"
@@ -251,6 +325,10 @@ PLANNED = _named(
     "aligned_file", "xfm_file", "init_files", "lost_files", "volumes", "relaxation", "center"
 ) | {"mask_file": "fixed_mask_file"}
 REGISTERED = _named("matrix_file", "converged", "message")
+LISTED = _named("dwi_files", "bval_files", "bvec_files")
+FIELD = _named("field_file", "coefficients_file", "epi_file")
+JOINED = _named("xfm_files", "details_files", "mask_files") | FIELD
+FIELDMAP = FIELD | _named("corrected_files", "report_file")
 
 _STEPS = (
     Step("Estimate", estimate, FOUND, MOTION),
@@ -264,6 +342,10 @@ _STEPS = (
     Step("PredictVolume", predict_volume, _named("predicted_file"), PREDICTING),
     Step("RegisterPair", register_pair, REGISTERED, REGISTERING),
     Step("Unite", unite, FOUND, MOTION),
+    Step("ListRuns", list_runs, LISTED),
+    Step("Join", join, JOINED, JOINING),
+    Step("Fieldmap", fieldmap, FIELDMAP),
 )
 STEPS: Mapping[str, Step] = {step.name: step for step in _STEPS}
-"""All of them by name; the last six are the leave-one-out loop by single volumes."""
+"""All of them by name: those of a series, six of the leave-one-out loop by single volumes, those
+of several runs."""

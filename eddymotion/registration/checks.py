@@ -192,16 +192,19 @@ def _check_overlap(
 ) -> None:
     shape = fixed.data.shape
     voxels = grid_indices(shape) if fixed_mask is None else np.argwhere(fixed_mask)
-    every = -(-len(voxels) // MAX_PROBES)
+    n_voxels = len(voxels)
+    if n_voxels > MAX_PROBES:  # every n-th voxel could be a single plane
+        voxels = voxels[np.random.default_rng(0).integers(n_voxels, size=MAX_PROBES)]
     matrix = np.eye(4) if init is None else np.asarray(init, float)
-    points = apply_affine(matrix @ fixed.affine, voxels[::every])
+    points = apply_affine(matrix @ fixed.affine, voxels)
     inside = inside_grid(points, moving, moving_mask)
-    if inside.sum() * every < min(MIN_POINTS, len(voxels)):
+    common = round(inside.mean() * n_voxels)
+    if common < min(MIN_POINTS, n_voxels):
         counts = np.ones(moving.data.shape) if moving_mask is None else moving_mask
         apart = np.linalg.norm(points.mean(axis=0) - mask_center(counts, moving.affine))
         raise EddymotionError(
-            f"registration: the images do not overlap where they start ({inside.sum() * every} "
-            f"voxels in common, the middles {apart:.0f} mm apart); start from the centres of mass "
+            f"registration: the images do not overlap where they start ({common} voxels "
+            f"in common, the middles {apart:.0f} mm apart); start from the centres of mass "
             "or from many places, or give an init"
         )
 

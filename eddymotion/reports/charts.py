@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.maps import map_groups
+from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.io.tsv import Table
 from eddymotion.reports.layout import data_address
 from eddymotion.reports.svg import (
@@ -20,6 +19,7 @@ from eddymotion.reports.svg import (
     FADED,
     INK,
     LEFT,
+    PURPLE,
     RULE,
     SHELL_COLORS,
     VERMILION,
@@ -27,9 +27,9 @@ from eddymotion.reports.svg import (
     Panel,
     document,
     element,
-    nice_step,
     spread_labels,
     text,
+    ticks,
     title,
 )
 from eddymotion.reports.verdict import JUMP_MM, Findings
@@ -44,10 +44,14 @@ COLOR_MAP = "RdBu"
 """Red: signal lost; blue: signal gained. Told apart by colour-blind readers."""
 
 
+OFFSET = "eddy offset"
+"""Panel of what eddy currents displace a volume by as a whole, mm."""
+
+
 def shell_colors(gradients: Gradients) -> list[str]:
     """Colour of each volume, by shell: (N,)."""
     colors = [B0_COLOR] * len(gradients)
-    for number, shell in enumerate(map_groups(gradients)):
+    for number, shell in enumerate(comparable_groups(gradients)):
         for volume in shell:
             colors[volume] = SHELL_COLORS[number % len(SHELL_COLORS)]
     return colors
@@ -65,7 +69,12 @@ def shell_names(gradients: Gradients) -> list[tuple[str, str]]:
     ]
 
 
-def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> str:
+def motion_chart(
+    confounds: Table,
+    gradients: Gradients,
+    findings: Findings,
+    head: np.ndarray | None = None,
+) -> str:
     """Draw translations, rotations, FD, agreement and outlier slices over the volumes.
 
     Parameters
@@ -74,11 +83,18 @@ def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> 
         As in the confounds file.
     gradients : Gradients
     findings : Findings
+    head : (3, N) array, optional
+        Translations of the head, mm, without the offset of eddy-current fields, which has a panel
+        of its own then; those of the table when not given.
     """
+    offset = confounds.numbers("eddy_offset")
+    apart = head is not None and bool(np.isfinite(offset).any())
     columns = Columns(range(len(confounds)))
     strip, top = 14.0, 30.0
-    heights = {"translation (mm)": 118.0, "rotation (°)": 118.0, "FD (mm)": 78.0,
-               "correlation": 70.0, "lost slices": 46.0}  # fmt: skip
+    heights = {
+        "translation (mm)": 118.0, "rotation (°)": 118.0, **({OFFSET: 62.0} if apart else {}),
+        "FD (mm)": 78.0, "correlation": 74.0, "lost slices": 60.0,
+    }  # fmt: skip
     tops, y = {}, top + strip + 10
     for name, height in heights.items():
         tops[name] = y
@@ -99,8 +115,10 @@ def motion_chart(confounds: Table, gradients: Gradients, findings: Findings) -> 
     def panel(name: str, low: float, high: float) -> Panel:
         return Panel(columns, tops[name], heights[name], low, high, name)
 
-    parts.append(three_lines(panel, "translation (mm)", confounds, "trans", 1.0))
-    parts.append(three_lines(panel, "rotation (°)", confounds, "rot", 180 / np.pi))
+    translations = head if apart else None
+    parts.append(three_lines(panel, "translation (mm)", confounds, "trans", translations))
+    parts.append(three_lines(panel, "rotation (°)", confounds, "rot", scale=180 / np.pi))
+    parts.append(_offsets(panel, offset, confounds.numbers("eddy_offset_se")) if apart else "")
     parts.append(_displacement(panel, findings))
     parts.append(_agreement(panel, gradients, findings))
     most = max(int(findings.outliers.max(initial=0)), 4)
@@ -128,9 +146,16 @@ def _legend(names: Sequence[tuple[str, str]], *signs: str) -> str:
     return "".join(parts)
 
 
-def three_lines(panel, name: str, table: Table, kind: str, scale: float) -> str:  # type: ignore[no-untyped-def]
-    """Draw the x, y and z of `kind` over the volumes, with 95 % intervals where known."""
-    values = np.array([table.numbers(f"{kind}_{axis}") * scale for axis in "xyz"])
+def three_lines(  # type: ignore[no-untyped-def]
+    panel, name: str, table: Table, kind: str, values: np.ndarray | None = None,
+    scale: float = 1.0,
+) -> str:  # fmt: skip
+    """Draw the x, y and z of `kind` over the volumes, with 95 % intervals where known.
+
+    `values` (3, N), where they are others than those of the table.
+    """
+    if values is None:
+        values = np.array([table.numbers(f"{kind}_{axis}") * scale for axis in "xyz"])
     margins = np.array([table.numbers(f"{kind}_{axis}_se") * scale for axis in "xyz"]) * INTERVAL
     if not np.isfinite(values).any():
         return ""
@@ -155,6 +180,17 @@ def _reach(values: np.ndarray, margins: np.ndarray) -> tuple[float, float]:
     return min(float(np.nanmin(values - wide)), -least), max(
         float(np.nanmax(values + wide)), least
     )
+
+
+def _offsets(panel, offset: np.ndarray, error: np.ndarray) -> str:  # type: ignore[no-untyped-def]
+    low, high = _reach(offset[None], INTERVAL * error[None])
+    drawn = panel(OFFSET, low, high)
+    margin = INTERVAL * np.nan_to_num(error)
+    return "".join([
+        drawn.frame(),
+        drawn.band(offset - margin, offset + margin, PURPLE),
+        drawn.line(range(len(offset)), offset, PURPLE, "eddy_offset"),
+    ])  # fmt: skip
 
 
 def _displacement(panel, findings: Findings) -> str:  # type: ignore[no-untyped-def]
@@ -195,7 +231,7 @@ def _agreement(panel, gradients: Gradients, findings: Findings) -> str:  # type:
 
 def shell_order(gradients: Gradients) -> np.ndarray:
     """Diffusion-weighted volumes by shell, within it in the order of time."""
-    return np.concatenate(map_groups(gradients))
+    return np.concatenate(comparable_groups(gradients))
 
 
 def carpet_chart(
@@ -229,12 +265,11 @@ def carpet_chart(
                 y=top + (n_slices - 1 - index) * step, width=columns.step, height=step,
                 fill="none", stroke="#000000", stroke_width=1.4, pointer_events="all",
             ))  # fmt: skip
-    every = round(nice_step(n_slices / 6))
     names = [(name, color) for name, color in shell_names(gradients) if color != B0_COLOR]
     parts += [
-        text(LEFT - 7, top + (n_slices - 0.5 - k) * step + 4, str(k), anchor="end", fill=FADED,
+        text(LEFT - 7, top + (n_slices - 0.5 - k) * step + 4, f"{k:g}", anchor="end", fill=FADED,
              size=11)
-        for k in range(0, n_slices, every)
+        for k in ticks(0, n_slices - 1, 6, whole=True)
     ]  # fmt: skip
     parts += [text(16, top + height / 2, "slice", anchor="middle", rotate=True),
               _legend(names, "□ outlier"), _color_bar(columns.right + 12, top, height),

@@ -25,7 +25,6 @@ from eddymotion.io.images import read_image
 from eddymotion.io.tsv import Table
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
 from eddymotion.reports.charts import three_lines
 from eddymotion.reports.layout import data_address
 from eddymotion.reports.slices import CUTS, PLANES, PlaneGrid
@@ -166,16 +165,26 @@ def html_of(value: Any) -> str:
 
 @html_of.register
 def _(motion: Motion) -> str:
-    parameters = rigid_parameters(motion.matrices, np.zeros(3))
-    displacement = framewise_displacement(rigid_parameters(motion.head, np.zeros(3)))
+    displacement = motion.framewise_displacement()
     fd = displacement[1:]
     text = f"Motion of {len(motion)} volumes"
     if len(fd):
         text += f": framewise displacement {fd.mean():.2f} mm on average, {fd.max():.2f} at most"
     if motion.eddy_currents is not None:
-        text += " (of the head alone; translations hold the offset of the eddy currents)"
-    where = "Translations are those of the scanner's origin."
-    return _figure(_traces(parameters, displacement, motion.standard_errors), f"{text}. {where}")
+        text += " (of the head alone" + _offsets(motion) + ")"
+    center = "scanner's origin" if motion.center is None else "centre of the image grid"
+    where = f"Translations are those of the {center}."
+    parameters = motion.parameters(of_head=True)
+    traces = _traces(parameters, displacement, motion.standard_errors)
+    return _figure(traces, f"{text}. {where}")
+
+
+def _offsets(motion: Motion) -> str:
+    """Say how far eddy currents displaced volumes as a whole, where that is known."""
+    eddy = motion.eddy_currents
+    if eddy is None or eddy.offsets is None:
+        return ""
+    return f"; eddy currents displaced the volumes by up to {np.abs(eddy.offsets).max():.2f} mm"
 
 
 @html_of.register
@@ -208,8 +217,8 @@ def _traces(parameters: np.ndarray, fd: np.ndarray, errors: np.ndarray | None) -
 
     bars = panel("FD (mm)", 0.0, max(1.1 * float(np.nanmax(fd, initial=0.0)), 0.1))
     parts = [
-        three_lines(panel, "translation (mm)", table, "trans", 1.0),
-        three_lines(panel, "rotation (°)", table, "rot", 180 / np.pi),
+        three_lines(panel, "translation (mm)", table, "trans"),
+        three_lines(panel, "rotation (°)", table, "rot", scale=180 / np.pi),
         bars.frame(),
         *(bars.bar(v, float(x), "#8A8A8A") for v, x in enumerate(fd) if np.isfinite(x)),
         columns.axis(364),

@@ -39,9 +39,9 @@ MOST_FLICKERS = 3
 @own_style()
 def field_figure(
     image: np.ndarray, hertz: np.ndarray, stretch: np.ndarray, mask: np.ndarray,
-    affine: np.ndarray, unit: str = "Hz",
+    affine: np.ndarray, unit: str = "Hz", measured: np.ndarray | None = None,
 ) -> Figure:  # fmt: skip
-    """Draw a corrected image, the field, and the stretch of the first image.
+    """Draw a corrected image, the field, the stretch of the first image, and a measured map.
 
     Parameters
     ----------
@@ -52,9 +52,11 @@ def field_figure(
         Of the grid, RAS+ mm.
     unit : str
         Of the field.
+    measured : (X, Y, Z) array, optional
+        A map (Hz) that is known besides; NaN where it is not. A constant apart is taken off.
     """
     view = Cuts.of(image, mask, affine)
-    figure, rows = view.panels(3, bar=True)
+    figure, rows = view.panels(3 if measured is None else 4, bar=True)
     white = float(np.percentile(image[mask], 99.5)) if mask.any() else float(image.max())
     view.show(rows[0], image, cmap="gray", vmin=0, vmax=max(white, 1e-6))
     reach = float(np.percentile(np.abs(hertz[mask]), 99)) if mask.any() else 1.0
@@ -62,12 +64,19 @@ def field_figure(
                       vmin=-max(reach, 1.0), vmax=max(reach, 1.0))  # fmt: skip
     shown = view.show(rows[2], np.where(mask, stretch, np.nan), cmap="PuOr",
                       vmin=SQUEEZED, vmax=STRETCHED)  # fmt: skip
+    bars = [(1, field, unit), (2, shown, "mm recorded a true mm")]
+    if measured is not None:
+        apart = np.nanmedian(measured - hertz) if np.isfinite(measured).any() else 0.0
+        beside = view.show(rows[3], measured - apart, cmap="RdBu_r",
+                           vmin=-max(reach, 1.0), vmax=max(reach, 1.0))  # fmt: skip
+        bars.append((3, beside, unit))
     for row in rows[1:]:
         for axes in row:
             axes.set_facecolor("#555555")
-    for axes, words in zip(rows[:, 0], ("corrected", "field", "stretch"), strict=True):
-        axes.set_ylabel(words, fontsize="large", color="#333333")
-    for row, picture, label in ((1, field, unit), (2, shown, "mm recorded a true mm")):
+    words = ("corrected", "field", "stretch", "measured map")
+    for axes, word in zip(rows[:, 0], words, strict=False):
+        axes.set_ylabel(word, fontsize="large", color="#333333")
+    for row, picture, label in bars:
         figure.colorbar(picture, ax=rows[row], shrink=0.8, pad=0.01).set_label(label)
     return figure
 

@@ -125,6 +125,33 @@ def before_after_figure(before: Slices, after: Slices) -> Figure:
 
 
 @own_style()
+def brain_figure(after: Slices) -> Figure:
+    """Draw the edge of the brain mask on the mean b=0 in three planes.
+
+    Parameters
+    ----------
+    after : Slices
+        Of the corrected series; without b=0, on the mean of the lowest shell.
+    """
+    gradients = after.gradients
+    volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
+    extents = [np.array(after.mask(name).shape) * after.sizes(name) for name in PLANES]
+    widths = [float(width / height) for width, height in extents]
+    figure = Figure(figsize=(EDGES_WIDTH, EDGES_WIDTH / sum(widths)))
+    panels = figure.subplots(1, len(PLANES), width_ratios=widths)
+    figure.subplots_adjust(0, 0, 1, 1, wspace=0.01)
+    means = {name: after.planes[name][..., volumes].mean(axis=-1, dtype=float) for name in PLANES}
+    inside = np.concatenate([means[name][after.mask(name)] for name in PLANES])
+    white = float(np.percentile(inside, 99)) if inside.size else 1.0
+    for axes, name in zip(panels, PLANES, strict=True):
+        _show(axes, means[name].T, after.sizes(name), vmin=0, vmax=white,
+              interpolation="bilinear")  # fmt: skip
+        if after.mask(name).any():
+            axes.contour(after.mask(name).T, [0.5], colors=EDGE_COLOR, linewidths=1.1)
+    return figure
+
+
+@own_style()
 def b0_edges_figure(before: Slices, after: Slices) -> Figure:
     """Draw the edges of b=0 on the mean of the lowest shell, before and after.
 

@@ -16,7 +16,14 @@ from eddymotion.derivatives.finished import refuse_changed
 from eddymotion.errors import EddymotionError
 from eddymotion.io.tsv import MISSING
 from eddymotion.reports.group_rule import DETAILS, RULE, MetricComparison, compare
-from eddymotion.reports.metrics import Value, describe_metric, in_order, quality_metrics
+from eddymotion.reports.metrics import (
+    Value,
+    describe_metric,
+    in_order,
+    quality_metrics,
+    rounded_bval,
+    with_common_shells,
+)
 from eddymotion.reports.participant import NO_ERRORS, finished_outputs, why_unreadable
 from eddymotion.reports.series import SeriesReport
 from eddymotion.wording import why
@@ -27,10 +34,6 @@ TABLE, DICTIONARY, PAGE = "group_dwi.tsv", "group_dwi.json", "group_dwi.html"
 
 READ = ("confounds", "outliers", "eddy", "report_data")
 """Outputs that the metrics are taken from; the images are left to the participant level."""
-
-BVAL_STEP = 50
-"""Shells whose b-values round to the same multiple of this share a column."""
-
 
 IDENTITY = {
     "participant_id": "Participant",
@@ -176,7 +179,7 @@ def data_dictionary(group: SeriesGroup) -> dict[str, Any]:
 def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
     outputs = series.outputs
     try:
-        metrics = _common_shells(quality_metrics(series))
+        metrics = with_common_shells(quality_metrics(series))
         in_order(metrics)
     except (KeyError, TypeError, ValueError) as error:
         raise EddymotionError(
@@ -197,19 +200,6 @@ def _is_wanted(session: str, sessions: Collection[str]) -> bool:
     return not wanted or session.removeprefix("ses-") in wanted
 
 
-def _common_shells(metrics: Mapping[str, Value]) -> dict[str, Value]:
-    """Name shells by rounded b-values, so that 995 and 1000 s/mm² share a column."""
-    found: dict[str, Value] = {}
-    for name, value in metrics.items():
-        rounded = re.sub(r"(?<=^cnr_b)\d+", lambda match: str(_rounded(match[0])), name)
-        found.setdefault(rounded, value)
-    return found
-
-
-def _rounded(bval: str | float) -> int:
-    return BVAL_STEP * round(float(bval) / BVAL_STEP)
-
-
 def _protocol(series: SeriesReport) -> str:
     """Name what series must share to be compared in signal: voxel size and b-values."""
     summary = series.sidecar.get("Summary")
@@ -218,9 +208,9 @@ def _protocol(series: SeriesReport) -> str:
     size = re.search(r"[\d.e+-]+(?:×[\d.e+-]+){2} mm", words)
     gradients = series.gradients
     if gradients.is_shelled:
-        bvals = "+".join(str(_rounded(bval)) for bval in gradients.shell_bvals)
+        bvals = "+".join(str(rounded_bval(bval)) for bval in gradients.shell_bvals)
     else:
-        bvals = f"0–{_rounded(gradients.bvals.max(initial=0))}"
+        bvals = f"0–{rounded_bval(gradients.bvals.max(initial=0))}"
     return f"{size[0] if size else 'unknown size'}, b={bvals}"
 
 

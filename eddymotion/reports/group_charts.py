@@ -14,7 +14,7 @@ from eddymotion.mapping.rigid import PARAMETERS
 from eddymotion.reports.group import SeriesGroup
 from eddymotion.reports.group_rule import MetricComparison
 from eddymotion.reports.metrics import metric_parts
-from eddymotion.reports.svg import FADED, INK, RULE, document, element, nice_step, text
+from eddymotion.reports.svg import FADED, INK, RULE, document, element, text, ticks
 
 WIDTH, HEIGHT = 330.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 28.0, 24.0
@@ -180,14 +180,12 @@ class _Axis:
 
     def ticks(self) -> list[float]:
         """Round values on the axis."""
-        if self.logarithmic:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-        else:
-            step = nice_step((self.high - self.low) / 5, whole=False)
-            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-            values = [k * step for k in range(first, last + 1)]
-        return [value for value in values if self.low <= value <= self.high]
+        if not self.logarithmic:
+            return ticks(self.low, self.high, 5)
+        from matplotlib.ticker import LogLocator
+
+        values = LogLocator(subs=(1, 2, 5)).tick_values(self.low, self.high)
+        return [float(value) for value in values if self.low <= value <= self.high]
 
     def frame(self) -> str:
         """Draw grid lines and numbers."""

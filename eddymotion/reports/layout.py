@@ -101,7 +101,7 @@ class Figure:
         link = [" ", tag("a", "as a file", href=self.file, class_="file")] if self.file else []
         return tag(
             "figure",
-            self.content,
+            tag("div", self.content, class_="content"),
             tag("figcaption", tag("b", f"{self.title}. "), self.caption, *link),
         )
 

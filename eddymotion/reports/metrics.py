@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from eddymotion.mapping.rigid import POWER_RADIUS_MM
 from eddymotion.reports.series import SeriesReport
+
+BVAL_STEP = 50
+"""Shells whose b-values round to the same multiple of this share a name."""
 
 FD_LIMITS_MM = (0.5, 1.0, 2.0)
 """Framewise displacements above which volumes are counted."""
@@ -134,6 +138,20 @@ def in_order(names: Iterable[str]) -> list[str]:
         return bases.index(base), float(detail or 0), which == "corrected"
 
     return sorted(names, key=place)
+
+
+def with_common_shells(metrics: Mapping[str, Value]) -> dict[str, Value]:
+    """Name shells by rounded b-values, so that 995 and 1000 s/mm² share a column."""
+    found: dict[str, Value] = {}
+    for name, value in metrics.items():
+        rounded = re.sub(r"(?<=^cnr_b)\d+", lambda match: str(rounded_bval(match[0])), name)
+        found.setdefault(rounded, value)
+    return found
+
+
+def rounded_bval(bval: str | float) -> int:
+    """Round a b-value, s/mm², to what names a shell."""
+    return BVAL_STEP * round(float(bval) / BVAL_STEP)
 
 
 def largest_motion(series: SeriesReport) -> tuple[str, float]:

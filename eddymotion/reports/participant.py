@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eddymotion import __version__
-from eddymotion.derivatives.names import Outputs
+from eddymotion.derivatives.names import CORRECTED, Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.reports.layout import Html, contents, join, tag, write_page
 from eddymotion.reports.sections import errors_section, series_sections, skipped_section
@@ -74,10 +74,9 @@ def write_report(
 
 def finished_outputs(folder: Path) -> list[Outputs]:
     """Find the finished series of a participant: those with a sidecar."""
-    suffix = "_desc-preproc_dwi.json"
     return [
-        Outputs(sidecar.parents[1], sidecar.name.removesuffix(suffix), folder / "figures")
-        for sidecar in sorted(folder.rglob(f"dwi/*{suffix}"))
+        Outputs.of_sidecar(sidecar, folder / "figures")
+        for sidecar in sorted(folder.rglob(f"dwi/*{CORRECTED}.json"))
     ]
 
 
@@ -118,7 +117,8 @@ def write_participant_page(
         try:
             series = SeriesReport.load(outputs)
             series.write_charts()
-            articles.append(_article(series, len(articles), page))
+            named = len(all_outputs) > 1
+            articles.append(_article(series, len(articles), page, named=named))
         except Exception as error:  # whatever is in its files, the others have a page
             log.debug("%s cannot be shown", outputs.src, exc_info=True)
             failed[outputs.src] = why_unreadable(outputs, error)
@@ -137,11 +137,11 @@ def why_unreadable(outputs: Outputs, error: Exception) -> str:
     )
 
 
-def _article(series: SeriesReport, number: int, page: Path) -> Html:
+def _article(series: SeriesReport, number: int, page: Path, *, named: bool) -> Html:
     prefix = f"s{number}"
     sections = series_sections(series, prefix, page)
     first, *rest = [section.html() for section in sections]
-    heading = tag("h2", series.outputs.src, class_="series-name")
+    heading = tag("h2", series.outputs.src, class_="series-name") if named else Html("")
     data, bar = series_data(series, f"{prefix}-data"), volume_bar(series)
     return tag(
         "article", heading, contents(sections), data, first, bar, *rest, id=prefix, class_="series"
@@ -163,7 +163,7 @@ def _body(
         for number, name in enumerate(names)
     ]  # fmt: skip
     return join([
-        tag("h1", title),
+        tag("h1", names[0] if len(names) == 1 and names[0].startswith(title) else title),
         tag("p", by, class_="by"),
         *([notice] if failed else []),
         *([tag("div", *tabs, class_="tabs", role="tablist")] if len(tabs) > 1 else []),

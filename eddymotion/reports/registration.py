@@ -178,6 +178,48 @@ def overlay_figure(
     return figure
 
 
+@own_style()
+def alignment_figure(
+    target: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    head: np.ndarray,
+    affine: np.ndarray,
+    white_matter: np.ndarray | None = None,
+) -> Figure:
+    """Draw outlines of a reference on its target, before and after, and then the other way round.
+
+    Parameters
+    ----------
+    target, before, after, head, affine
+        As for :func:`overlay_figure`; the reference of a series is the moving image.
+    white_matter : (X, Y, Z) array, optional
+        Of the target, 0 to 1: its edge is drawn on the reference instead of outlines.
+    """
+    view = Cuts.of(target, head, affine)
+    figure, rows = view.panels(3)
+    levels = outline_levels(after if np.ptp(after) > 0 else before)
+    edges = (target, outline_levels(np.where(head, target, target.min())))
+    if white_matter is not None:
+        edges = (white_matter, [0.5])
+    drawn = (
+        ("before", target, (before, levels)),
+        ("after", target, (after, levels)),
+        ("after, the other way", after, edges),
+    )
+    for axes, (label, grey, lines) in zip(rows, drawn, strict=True):
+        low, high = _window(grey, head)
+        view.show(axes, grey, cmap="gray", vmin=low, vmax=high)
+        view.outline(axes, *lines)
+        _label(axes[0], label)
+    what = "outlines" if white_matter is None else "the edge of the white matter"
+    _title(
+        figure,
+        f"target (grey) with outlines of the series; below, the series with {what} of the target",
+    )
+    return figure
+
+
 def outline_levels(volume: np.ndarray) -> list[float]:
     """Return the intensity of the head's edge, and one within the head."""
     from dipy.segment.threshold import otsu

@@ -15,6 +15,7 @@ import numpy as np
 
 from eddymotion.derivatives.citation import Methods, bibtex, boilerplate, references, version_of
 from eddymotion.derivatives.finished import RECORD, SELF
+from eddymotion.estimation.misfits import SPREADS
 from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
 from eddymotion.reports.layout import (
     Figure,
@@ -30,23 +31,20 @@ from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.summary import FRAME
 from eddymotion.reports.verdict import (
     JUMP_MM,
-    SPOILT_BELOW,
-    SPOILT_SPREADS,
     Severity,
 )
-from eddymotion.reports.viewer import viewer
+from eddymotion.reports.viewer import viewer, worst_volumes
 
 MARKS = {Severity.GOOD: "✓", Severity.CARE: "!", Severity.DOUBTFUL: "✕"}
-MANY_STEPS = 30
-"""More steps of an estimation are folded away."""
 
 CAPTIONS = {
     "motion": (
         "Head motion",
         "Relative to the first b=0 volume, or the first of all. Look for steps (the head moved "
         "between two volumes) and drifts. Orange bars: jumps, a framewise displacement (FD) "
-        f"above {JUMP_MM:g} mm; where eddy currents displaced the volumes, FD is that of the head "
-        "alone, while translations hold both. Bands: 95 % intervals. Correlation: of each volume, "
+        f"above {JUMP_MM:g} mm. Translations and FD are the head's; by how much eddy currents "
+        "displaced the volumes as a whole, in mm against the phase encoding, stands apart, while "
+        "the columns trans hold both. Bands: 95 % intervals. Correlation: of each volume, "
         "after correction, with its prediction; look for dots far below their shell. "
         "Lost slices: signal gone, mostly by motion during the diffusion gradients; resampling "
         "does not bring it back. Shaded: volumes beyond repair. The colours at the top are the "
@@ -57,6 +55,11 @@ CAPTIONS = {
         "The standard deviation over the volumes of the largest shell lights up at edges that "
         "move; after correction it should be thin and dark there. In the line through the head, "
         "look for steps before that are straight after.",
+    ),
+    "brain": (
+        "Mask of the brain",
+        "Orange: its edge, on the mean b=0. All that is estimated and measured is so inside. Look "
+        "for eyes, neck or skull within, and for brain left out.",
     ),
     "b0_edges": (
         "Frame of the diffusion-weighted volumes",
@@ -97,7 +100,12 @@ CAPTIONS = {
         "Output space",
         "The image that gave the space, with outlines of the reference of the series: before, as "
         "the files lie, and after the registration. Orange should follow the edge of the brain, "
-        "blue the brightest structures: the ventricles in a b=0, white matter in FA.",
+        "blue the brightest structures: the ventricles in a b=0, white matter in FA. In the last "
+        "row it is the other way round: the reference in that space, with outlines of the image, "
+        "or with the edge of its white matter, where that is known. Look at the ventricles, the "
+        "folds and the callosum; in front and at the ears an echo-planar image is distorted, and "
+        "no rigid registration follows. Where it is wrong, the words of the warning say what to "
+        "try.",
     ),
     "off_resonance": (
         "Off-resonance field",
@@ -132,7 +140,9 @@ def series_sections(series: SeriesReport, prefix: str, page: Path) -> list[Secti
         Section(f"{prefix}-motion", "Motion", join([
             _chart(series, "motion", page), _volume_table(series)])),
         Section(f"{prefix}-beforeafter", "Before and after", join([
-            viewer(series), _picture(series, "before_after", page), frame(series, page)])),
+            worst_volumes(series), _picture(series, "before_after", page), frame(series, page),
+            _picture(series, "brain", page)])),
+        Section(f"{prefix}-checks", "Checks", checks(series)),
         Section(f"{prefix}-carpet", "Slices", slices(series, page)),
         Section(f"{prefix}-heldout", "Held-out prediction", _picture(series, "heldout", page)),
         Section(f"{prefix}-shells", "Gradient directions", directions(series, page)),
@@ -150,7 +160,7 @@ def series_sections(series: SeriesReport, prefix: str, page: Path) -> list[Secti
 
 
 def summary(series: SeriesReport) -> Html:
-    """Write the verdict, the numbers behind it and what the run said."""
+    """Write the verdict, and beside it the volumes."""
     verdict = series.verdict
     level = verdict.level.name.lower()
     box = tag(
@@ -160,7 +170,12 @@ def summary(series: SeriesReport) -> Html:
         *([tag("p", "Why: " + "; ".join(verdict.reasons) + ".")] if verdict.reasons else ()),
         class_=f"verdict {level}",
     )
-    checks = table(
+    return tag("div", box, viewer(series), class_="overview")
+
+
+def checks(series: SeriesReport) -> Html:
+    """Write the numbers behind the verdict, and what the run said."""
+    numbers = table(
         [
             (
                 join([tag("span", MARKS[c.level], class_=f"mark {c.level.name.lower()}",
@@ -168,7 +183,7 @@ def summary(series: SeriesReport) -> Html:
                 c.text,
                 c.rule,
             )
-            for c in verdict.checks
+            for c in series.verdict.checks
         ],
         ("what", "found", "rule"),
         class_="checks",
@@ -177,15 +192,20 @@ def summary(series: SeriesReport) -> Html:
         "p",
         "The worst of these checks is the verdict. A volume is beyond repair if more than "
         f"{100 * MANY_LOST:g} % of its judged slices lost signal, if it shows less than "
-        f"{100 * WEAK_VOLUME:g} % of its predicted signal throughout, or if, beyond what lost "
-        f"slices explain, its correlation with its prediction is {SPOILT_BELOW:g} and "
-        f"{SPOILT_SPREADS:g} robust standard deviations below the median of its shell. Motion "
-        "between volumes is corrected; what it spoilt within a volume is not.",
+        f"{100 * WEAK_VOLUME:g} % of its predicted signal throughout, if it could not be placed, "
+        "or if no rigid pose explains it: where its slices kept their signal, its prediction "
+        "leaves so much more of it unexplained than is usual in its shell that a fit is better "
+        f"without it (about twice as much), and {SPREADS:g} robust standard deviations more. "
+        "Motion between volumes is corrected; what it spoilt within a volume is not.",
         class_="note",
     )
     facts = series.sidecar.get("Summary")
+    reasons = [
+        tag("li", f"volume {volume}: {reason}")
+        for volume, reason in series.reasons_beyond_repair.items()
+    ]
     return join([
-        box, checks, rule,
+        numbers, *([tag("ul", *reasons)] if reasons else []), rule,
         details("What the run said", table(_rows(facts), class_="facts"))
         if isinstance(facts, Mapping) else Html(""),
     ])  # fmt: skip
@@ -295,8 +315,7 @@ def estimation(series: SeriesReport) -> Html:
         columns = (series.steps.columns.get(name, []) for name in ("seconds", "step"))
         lines = [(f"{at} s", message) for at, message in zip(*columns, strict=False)]
         parts.append(details(f"Steps of the estimation ({len(lines)})",
-                             table(lines, ("at", "step"), class_="log"),
-                             open=len(lines) <= MANY_STEPS))  # fmt: skip
+                             table(lines, ("at", "step"), class_="log")))  # fmt: skip
     return join(parts)
 
 

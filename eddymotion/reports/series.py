@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,6 +67,7 @@ def draw_series(
     from eddymotion.reports.figures import (
         b0_edges_figure,
         before_after_figure,
+        brain_figure,
         heldout_figure,
         maps_figure,
     )
@@ -82,6 +83,7 @@ def draw_series(
     data.save(outputs["report_data"])
     write_text(outputs["report_steps"], table_text(_steps(log)))
     save_figure(before_after_figure(before, after), outputs["before_after_figure"])
+    save_figure(brain_figure(after), outputs["brain_figure"], dpi=100)
     if has_both_kinds(after.gradients):
         save_figure(b0_edges_figure(before, after), outputs["b0_edges_figure"], dpi=100)
     else:
@@ -96,7 +98,8 @@ def draw_series(
     )
     figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
     save_figure(figure, outputs["heldout_figure"], dpi=90)
-    chart = motion_chart(table, after.gradients, findings)
+    head = motion.parameters(dwi.center, of_head=True)[:, :3].T
+    chart = motion_chart(table, after.gradients, findings, head)
     write_text(outputs["motion_figure"], chart)
     return data
 
@@ -146,8 +149,14 @@ class SeriesReport:
     eddy_along: np.ndarray | None = None
 
     @classmethod
-    def load(cls, outputs: Outputs) -> SeriesReport:
+    def load(cls, outputs: Outputs, sidecar: Mapping[str, Any] | None = None) -> SeriesReport:
         """Read the tables, the sidecar and the data that a run left.
+
+        Parameters
+        ----------
+        outputs : Outputs
+        sidecar : mapping, optional
+            What the sidecar is going to hold, where it is not written yet.
 
         Raises
         ------
@@ -166,7 +175,7 @@ class SeriesReport:
             outputs,
             table,
             _table_if_there(outputs, "outliers"),
-            _sidecar(outputs),
+            _sidecar(outputs) if sidecar is None else dict(sidecar),
             data,
             _table_if_there(outputs, "eddy"),
             _table_if_there(outputs, "report_steps"),
@@ -194,6 +203,15 @@ class SeriesReport:
             [one for one in unusable if isinstance(one, int)] if isinstance(unusable, list) else ()
         )
         return Findings.of(self.confounds, self.gradients, self.n_slices, z, known)
+
+    @property
+    def reasons_beyond_repair(self) -> dict[int, str]:
+        """Volume → why it is better left out."""
+        given = self.sidecar.get("OutlierSlices")
+        told = given.get("ReasonsBeyondRepair") if isinstance(given, dict) else None
+        told = told if isinstance(told, dict) else {}
+        unnamed = "too many of its slices lost signal"
+        return {int(v): str(told.get(str(v), unnamed)) for v in self.findings.spoilt}
 
     @cached_property
     def head_translations(self) -> np.ndarray:
@@ -248,7 +266,8 @@ class SeriesReport:
     @cached_property
     def charts(self) -> dict[str, str]:
         """The charts that can be drawn, by the beginning of their key in :class:`Outputs`."""
-        drawn = {"motion": motion_chart(self.confounds, self.gradients, self.findings)}
+        moved = self.confounds, self.gradients, self.findings, self.head_translations
+        drawn = {"motion": motion_chart(*moved)}
         if self.data is not None:
             drawn["carpet"] = carpet_chart(self.data.z, self.outlier_list, self.gradients)
             directions = self.data.bvecs_before, self.data.bvecs_after

@@ -14,7 +14,7 @@ from eddymotion.estimation.outliers import describe_outliers
 from eddymotion.estimation.undetermined import describe_directions
 from eddymotion.images.axes import image_axes
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
+from eddymotion.mapping.rigid import framewise_displacement
 from eddymotion.models import Model
 
 FRAME = "frame of the diffusion-weighted volumes"
@@ -25,7 +25,7 @@ def summarise(
     dwi: DWI, motion: Motion, model: Model, before: Quality, after: Quality
 ) -> dict[str, str]:
     """Say in words and numbers what was found."""
-    reach = np.ptp(rigid_parameters(motion.head, dwi.center), axis=0)
+    reach = np.ptp(motion.parameters(dwi.center, of_head=True), axis=0)
     dwis, of = dwi.gradients.dwis, ", of the head" if _has_offset(motion) else ""
 
     def rise(name: str, function: Any) -> str:
@@ -69,10 +69,8 @@ def _has_offset(motion: Motion) -> bool:
 
 def _displacements(dwi: DWI, motion: Motion) -> str:
     """Tell the framewise displacement of the head, and beside it that of the poses."""
-    head, poses = (
-        framewise_displacement(rigid_parameters(matrices, dwi.center))[1:]
-        for matrices in (motion.head, motion.matrices)
-    )
+    head = motion.framewise_displacement(dwi.center)[1:]
+    poses = framewise_displacement(motion.parameters(dwi.center))[1:]
     text = f"mean {head.mean():.2f} mm, max {head.max():.2f} mm"
     if not _has_offset(motion):
         return text

@@ -9,7 +9,6 @@ volume each shows (``data-order``): that is all the script needs to link it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
@@ -117,9 +116,10 @@ class Columns:
 
     def axis(self, y: float, label: str = "volume") -> str:
         """Write the numbers of the columns below `y`."""
-        every = nice_step(len(self.order) / 14)
         in_time = self.order == sorted(self.order)
-        marks = [k for k, v in enumerate(self.order) if (v if in_time else k) % every == 0]
+        shown = self.order if in_time else range(len(self.order))
+        round_ones = set(ticks(min(shown), max(shown), 14, whole=True)) if shown else ()
+        marks = [k for k, number in enumerate(shown) if number in round_ones]
         numbers = "".join(
             text(LEFT + (k + 0.5) * self.step, y + 15, str(self.order[k]), anchor="middle",
                  fill=FADED)
@@ -166,12 +166,11 @@ class Panel:
 
     def frame(self) -> str:
         """Draw grid lines, numbers and the label."""
-        step, multiples = nice_ticks(self.low, self.high, max(2, self.height / 32))
         parts = []
-        for k in multiples:
-            y, value = self.y(k * step), k * step
+        for value in ticks(self.low, self.high, self.height / 24):
+            y, is_zero = self.y(value), abs(value) < 1e-9 * (self.high - self.low)
             parts.append(element("line", x1=LEFT, x2=self.columns.right, y1=y, y2=y,
-                                 stroke=FADED if k == 0 else RULE, stroke_width=1))  # fmt: skip
+                                 stroke=FADED if is_zero else RULE, stroke_width=1))  # fmt: skip
             parts.append(text(LEFT - 7, y + 4, f"{value:.6g}", anchor="end", fill=FADED, size=11))
         middle = self.top + self.height / 2
         parts.append(text(16, middle, self.label, anchor="middle", rotate=True))
@@ -212,23 +211,25 @@ class Panel:
         )  # fmt: skip
 
 
-def nice_ticks(low: float, high: float, about: float) -> tuple[float, range]:
-    """Return a step and which of its multiples are ticks of an axis: about so many, at least 3."""
-    step, multiples = nice_step((high - low) / about, whole=False), range(0)
-    while len(multiples) < LEAST_TICKS:
-        multiples = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-        if len(multiples) < LEAST_TICKS:
-            step = nice_step(0.4 * step, whole=False)
-    return step, multiples
+def ticks(low: float, high: float, most: float, *, whole: bool = False) -> list[float]:
+    """Choose round values between two ends, at least 3: Matplotlib's.
 
+    Parameters
+    ----------
+    low, high : float
+    most : float
+        So many steps are between them at most, if 3 values lie between them then.
+    whole : bool
+        Whole numbers only.
+    """
+    from matplotlib.ticker import MaxNLocator
 
-def nice_step(rough: float, *, whole: bool = True) -> float:
-    """Round up to 1, 2 or 5 times a power of ten; at least 1 when `whole`."""
-    if whole and rough <= 1:
-        return 1
-    power = 10.0 ** math.floor(math.log10(max(rough, 1e-12)))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    return round(step) if whole else step
+    locator = MaxNLocator(
+        max(1, round(most)), steps=[1, 2, 5, 10], integer=whole, min_n_ticks=LEAST_TICKS
+    )
+    slack = 1e-9 * (high - low)
+    found = (float(value) for value in locator.tick_values(low, high))
+    return [value for value in found if low - slack <= value <= high + slack]
 
 
 def spread_labels(heights: Sequence[float], apart: float) -> list[float]:

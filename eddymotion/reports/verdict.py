@@ -15,21 +15,13 @@ from enum import IntEnum
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.maps import map_groups
-from eddymotion.estimation.outliers import MANY_LOST, correlation_left
+from eddymotion.data.gradients import Gradients, comparable_groups
+from eddymotion.estimation.outliers import MANY_LOST
 from eddymotion.io.tsv import Table
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
 
 JUMP_MM = 1.0
 """Framewise displacement above which a volume is marked as a jump."""
-
-SPOILT_BELOW = 0.15
-"""A volume whose correlation with its prediction is so far below the median of its shell, and
-further than :data:`SPOILT_SPREADS` robust standard deviations, is beyond repair if its lost slices
-do not explain it; and so is a volume of which the estimation says so."""
-
-SPOILT_SPREADS = 6.0
 
 TENSOR_DIRECTIONS = 6
 
@@ -204,13 +196,9 @@ class Findings:
             [volume for volume in beyond_repair if 0 <= volume < len(is_beyond_repair)]
         ] = True
         deficit = _below_shell(correlation, gradients)
-        unexplained = deficit - 1 + correlation_left(outliers / np.maximum(judged, 1))
-        spoilt = is_beyond_repair | _far_below_shell(unexplained, gradients)
         jumps = np.flatnonzero(np.nan_to_num(fd) > JUMP_MM)
-        return cls(
-            fd, fd_with_offset, correlation, outliers, judged, deficit, jumps,
-            np.flatnonzero(spoilt),
-        )  # fmt: skip
+        spoilt = np.flatnonzero(is_beyond_repair)
+        return cls(fd, fd_with_offset, correlation, outliers, judged, deficit, jumps, spoilt)
 
     @property
     def has_offset(self) -> bool:
@@ -244,23 +232,11 @@ class Findings:
 def _below_shell(correlation: np.ndarray, gradients: Gradients) -> np.ndarray:
     """How far correlations are below the median of their shell, (N,); NaN where not known."""
     deficit = np.full(len(correlation), np.nan)
-    for group in (gradients.b0s, *map_groups(gradients)):
+    for group in (gradients.b0s, *comparable_groups(gradients)):
         values = correlation[group]
         if np.isfinite(values).any():
             deficit[group] = np.nanmedian(values) - values
     return deficit
-
-
-def _far_below_shell(deficit: np.ndarray, gradients: Gradients) -> np.ndarray:
-    """Whether volumes agree with their predictions far worse than others of their shell, (N,)."""
-    far = np.zeros(len(deficit), bool)
-    for shell in gradients.shells:
-        known = deficit[shell][np.isfinite(deficit[shell])]
-        if len(known) < TENSOR_DIRECTIONS:
-            continue
-        spread = 1.4826 * np.median(np.abs(known))
-        far[shell] = np.nan_to_num(deficit[shell]) > max(SPOILT_BELOW, SPOILT_SPREADS * spread)
-    return far
 
 
 def _largest(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from eddymotion.estimation.maps import map_groups
+from eddymotion.data.gradients import comparable_groups
 from eddymotion.reports.layout import (
     Figure,
     Html,
@@ -24,7 +24,7 @@ N_WORST = 6
 
 SHOWN_COLUMNS = (
     "trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement",
-    "framewise_displacement_head", "bval", "hmc_xcorr", "outlier_slices",
+    "framewise_displacement_head", "eddy_offset", "bval", "hmc_xcorr", "outlier_slices",
 )  # fmt: skip
 """Columns that the script shows for the volume under the pointer."""
 
@@ -55,7 +55,7 @@ def volume_bar(series: SeriesReport) -> Html:
 
 
 def viewer(series: SeriesReport) -> Html:
-    """Write what the script fills: all volumes before, after and predicted; the worst volumes."""
+    """Write what the script fills: all volumes before, after and predicted."""
     if series.data is None:
         return tag("p", "The run left no pictures of the original series.", class_="note")
     sprites = [
@@ -86,28 +86,32 @@ def viewer(series: SeriesReport) -> Html:
     canvas = tag("canvas", "A browser with a script shows the volumes here.", role="img",
                  aria_label="three planes of the chosen volume, before and after correction",
                  class_="main")  # fmt: skip
+    return Figure(
+        join([*sprites, tag("div", canvas, class_="viewer"), controls]),
+        "All volumes",
+        "Scrub with the bar below, the arrow keys, or the pointer over any chart. Orange: the "
+        "edge of the brain in the reference; the head may leave it before and should stay in it "
+        "after. Between after and prediction nothing should move. Left is left.",
+    ).html()
+
+
+def worst_volumes(series: SeriesReport) -> Html:
+    """Write what the script fills with the volumes worth a look."""
+    if series.data is None:
+        return Html("")
     worst = [
         tag("button", tag("canvas", role="img", aria_label=f"volume {volume}, {words}"),
             tag("span", f"volume {volume}: {words}"), type="button", data_go=volume)
         for volume, words in series.findings.worst(N_WORST)
     ]  # fmt: skip
-    return join([
-        Figure(
-            join([*sprites, tag("div", canvas, class_="viewer"), controls]),
-            "All volumes",
-            "Scrub with the bar at the top, the arrow keys, or the pointer over any chart. The "
-            "orange line is the edge of the brain in the reference: before correction the head "
-            "leaves it, afterwards it should stay. Flickering after/prediction, nothing should "
-            "move. Brightness is the same for all volumes of a shell; left is left.",
-        ).html(),
-        Figure(
-            tag("div", *worst, class_="gallery"),
-            "The volumes worth a look",
-            "Flickering before/after. In turn: beyond repair, a correlation with the prediction "
-            "far below the shell, the largest framewise displacements, the most outlier slices. "
-            "Look for dark slices and for what moves. Press one to see it above.",
-        ).html(),
-    ])  # fmt: skip
+    return Figure(
+        tag("div", *worst, class_="gallery"),
+        "The volumes worth a look",
+        "Flickering before/after. In turn: beyond repair, a correlation with the prediction "
+        "far below the shell, the largest framewise displacements, the most outlier slices. "
+        "Look for dark slices and for what moves; brightness is the same for all volumes of a "
+        "shell. Press one to see it at the top.",
+    ).html()
 
 
 def series_data(series: SeriesReport, name: str) -> Html:
@@ -116,10 +120,11 @@ def series_data(series: SeriesReport, name: str) -> Html:
         key: [None if math.isnan(v) else v for v in series.confounds.numbers(key)]
         for key in SHOWN_COLUMNS
     }
-    groups = series.gradients.b0s, *map_groups(series.gradients)
+    groups = series.gradients.b0s, *comparable_groups(series.gradients)
     content: dict[str, Any] = {
         "n": len(series.confounds),
         "columns": columns,
+        "head": [[None if math.isnan(v) else v for v in row] for row in series.head_translations],
         "groups": [[int(volume) for volume in group] for group in groups],
         "spoilt": [int(volume) for volume in series.findings.spoilt],
         "slices": _slices_of(series),

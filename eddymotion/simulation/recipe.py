@@ -305,8 +305,23 @@ class Simulation:
         return [words[self.recipe.coverage]] if self.recipe.coverage in words else []
 
 
-def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent) -> Simulation:
+def simulate(
+    recipe: Recipe,
+    *,
+    gradients: Gradients | None = None,
+    n_threads: int = 1,
+    progress: Progress = silent,
+) -> Simulation:
     """Follow a recipe; the result does not depend on `n_threads`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    gradients : Gradients, optional
+        RAS+, in place of those that the recipe names.
+    n_threads : int
+    progress : callable
+        See :class:`~eddymotion.machine.parallel.Progress`.
 
     Raises
     ------
@@ -320,7 +335,8 @@ def simulate(recipe: Recipe, *, n_threads: int = 1, progress: Progress = silent)
     grid = _grid(recipe, head)
     head = with_cavity(head, recipe.cavity)
     grid = covered(grid, head, recipe.coverage)
-    gradients = _gradients(recipe, own, grid)
+    if gradients is None:
+        gradients = _gradients(recipe, own, grid)
     trajectory = _trajectory(recipe, len(gradients), grid)
     motion = trajectory.mean(grid.center) if trajectory else _motion(recipe, len(gradients), grid)
     seed, eddy = recipe.seed, None

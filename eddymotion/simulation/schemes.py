@@ -114,6 +114,11 @@ def mirrored_scheme(shells: dict[float, int], n_b0: int = 1, *, seed: int = 0) -
     return Gradients(np.tile(once.bvals, 2), np.concatenate([once.bvecs, -once.bvecs]))
 
 
+def b0_scheme(n: int) -> Gradients:
+    """No diffusion weighting in any of `n` volumes."""
+    return Gradients(np.zeros(n), np.zeros((n, 3)))
+
+
 @dataclass(frozen=True)
 class Scheme:
     """A gradient scheme with a name."""
@@ -152,5 +157,6 @@ SCHEMES = {
         "12 directions at b=1000, 1 b=0",
         partial(shelled_scheme, {1000.0: 12}, 1),
     ),
+    "b0": Scheme("3 b=0 alone, as of reversed phase encoding", partial(b0_scheme, 3)),
 }
 """Schemes by name; each always the same, whatever the seed of a simulation."""

@@ -11,7 +11,7 @@ from eddymotion.derivatives.eddy import eddy_columns
 from eddymotion.io.tsv import Table, table_text
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.reports.charts import eddy_chart
-from eddymotion.reports.svg import Columns, Panel, nice_ticks
+from eddymotion.reports.svg import Columns, Panel, ticks
 
 NUMBER = re.compile(r'text-anchor="end"[^>]*>(-?[\d.e+-]+)</text>')
 
@@ -40,11 +40,13 @@ def test_axes_of_any_reach_have_few_round_ticks():
     for _ in range(2000):
         span = 10 ** rng.uniform(-4, 4)
         low = -span * rng.uniform(-1, 1)
-        step, multiples = nice_ticks(low, low + span, rng.uniform(2, 4))
-        assert 3 <= len(multiples) <= 10
-        assert f"{step:e}"[0] in "125"
-        assert low - 1e-6 * span <= multiples[0] * step
-        assert multiples[-1] * step <= low + span * (1 + 1e-6)
+        found = np.array(ticks(low, low + span, rng.uniform(2, 4)))
+        assert 3 <= len(found) <= 10
+        (step,) = {f"{step:.3e}" for step in np.diff(found)}
+        assert step[0] in "125"
+        np.testing.assert_allclose(found / float(step), np.round(found / float(step)), atol=1e-3)
+        assert low - 1e-6 * span <= found[0]
+        assert found[-1] <= low + span * (1 + 1e-6)
 
 
 def test_low_panel_has_a_scale():

@@ -52,7 +52,7 @@ def test_volumes_that_fit_nowhere_get_the_pose_of_their_neighbours(spoilt, caplo
 
     quality = assess(dwi, found, get_model("auto", dwi.gradients))
     assert set(bad) <= set(volumes_beyond_repair(quality.outliers))
-    assert "could not be placed" in describe_beyond_repair(quality.outliers)
+    assert "it could not be placed" in describe_beyond_repair(quality.outliers)
     table = table_text(confounds(dwi.gradients, found, dwi.center, quality)).splitlines()
     column = table[0].split("\t").index("trans_x_se")
     assert [row.split("\t")[column] for row in table[1:]].count("n/a") == len(bad)

@@ -53,16 +53,17 @@
       };
       const three = (kind, digits, turn) =>
         ["x", "y", "z"].map(axis => cell(`${kind}_${axis}`, digits, turn)).join(", ");
-      const whole = cell("framewise_displacement", 2);
-      const displaced = this.data.columns.framewise_displacement_head[volume] === null
-        ? `FD <b>${whole}</b> mm`
-        : `FD <b>${cell("framewise_displacement_head", 2)}</b> mm (${whole} with the eddy-current offset)`;
+      const offset = this.data.columns.eddy_offset[volume] === null ? [] :
+        [`eddy-current offset <b>${cell("eddy_offset", 2)}</b> mm`];
+      const head = this.data.columns.framewise_displacement_head[volume] !== null;
+      const displaced = `FD <b>${cell(head ? "framewise_displacement_head" : "framewise_displacement", 2)}</b> mm`;
       const slices = this.data.slices[volume] || [];
       const lost = slices.length ? ` (${slices.slice(0, 12).join(", ")}${slices.length > 12 ? "…" : ""})` : "";
       const parts = [
         `<b>b=${cell("bval", 0)}</b>`,
-        `translation <b>${three("trans", 2)}</b> mm`,
+        `translation <b>${this.data.head.map(row => fixed(row[volume], 2)).join(", ")}</b> mm`,
         `rotation <b>${three("rot", 2, true)}</b>°`,
+        ...offset,
         displaced,
         `correlation <b>${cell("hmc_xcorr", 3)}</b>`,
         `lost slices <b>${cell("outlier_slices", 0)}</b>${lost}`,
@@ -305,7 +306,10 @@
     if (target) target.scrollIntoView();
   }
 
-  if (tabs.length > 1) choose(tabs[0].dataset.series);
+  if (tabs.length > 1) {
+    document.body.classList.add("tabbed");  // the tab has the name
+    choose(tabs[0].dataset.series);
+  }
   for (const tab of tabs) tab.addEventListener("click", () => choose(tab.dataset.series));
   addEventListener("hashchange", follow);
   follow();

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes that no rigid pose explains: a head that moved between slices, ghosts, spikes.
+
+What the prediction of a volume leaves unexplained has the share ``u = 1 − r²`` of its variance,
+``r`` the correlation where the slices kept their signal. Noise, and what the model cannot say,
+give all volumes of a shell about the same. A volume with ``K`` times the usual is to be left out
+when a fit to the shell is better without it: of ``n`` volumes of variance 1, one of them of
+variance ``K``, a least-squares fit has the variance ``(n − 1 + K) / n²``, without that one
+``1 / (n − 1)``. It is better without from ::
+
+    K > (2 n − 1) / (n − 1)
+
+on, about two. Shares scatter as well, so that a volume is beyond repair if it is also
+:data:`SPREADS` robust standard deviations of ``log u`` from the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddymotion.data.gradients import Gradients, comparable_groups
+from eddymotion.wording import short_repr
+
+SPREADS = 6.0
+"""Robust standard deviations from the others."""
+
+ENOUGH_TO_COMPARE = 6
+"""Of fewer volumes nothing tells what is usual."""
+
+LEAST_SHARE = 0.01
+"""Added to all shares: with a hundredth of the variance unexplained no volume does harm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Misfits:
+    """How much more of each volume its prediction leaves unexplained than of others of its shell.
+
+    Parameters
+    ----------
+    times : (N,) array
+        Unexplained share of the variance over the median of the shell; NaN where not known.
+    beyond_repair : (N,) bool array
+        Volumes without which a fit is better.
+    """
+
+    times: np.ndarray
+    beyond_repair: np.ndarray
+
+    __repr__ = short_repr
+
+    @classmethod
+    def of(cls, correlation: np.ndarray, gradients: Gradients) -> Misfits:
+        """Compare correlations (N,) of volumes with their predictions; NaN where not known."""
+        share = 1 - np.clip(correlation, 0, 1) ** 2 + LEAST_SHARE
+        times, beyond_repair = np.full(len(share), np.nan), np.zeros(len(share), bool)
+        for group in (gradients.b0s, *comparable_groups(gradients)):
+            known = group[np.isfinite(share[group])]
+            if (n := len(known)) < ENOUGH_TO_COMPARE:
+                continue
+            away = np.log(share[known] / np.median(share[known]))
+            spread = 1.4826 * np.median(np.abs(away))
+            times[known] = np.exp(away)
+            harms = times[known] > (2 * n - 1) / (n - 1)
+            beyond_repair[known] = harms & (away > SPREADS * spread)
+        return cls(times, beyond_repair)

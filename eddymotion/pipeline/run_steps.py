@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of runs that belong together, each from files to files.
+
+:func:`list_runs` names their files, :func:`join` brings motions that were found in each run's own
+frame into that of the first, with the off-resonance field between the runs, as
+:mod:`eddymotion.pipeline.runs` does for the BIDS-App. :func:`fieldmap` makes a field alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.derivatives import Outputs
+from eddymotion.derivatives.session import SessionOutputs
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.runs import RunImage
+from eddymotion.fieldmaps import (
+    FieldmapOutputs,
+    FieldmapPaths,
+    FieldmapSettings,
+    make_fieldmap,
+)
+from eddymotion.io.images import write_image
+from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.pipeline.runs import RunTogether, image_of_b0s, joined_of
+from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.stages import load_series, tables_of
+
+Paths = dict[str, Any]
+"""Name of an output → its path, a list of paths, or a value; None where there is none."""
+
+
+def list_runs(runs: Sequence[SeriesFiles], out_dir: Path) -> Paths:
+    """Name the files of runs: where no tables are given, those beside each.
+
+    Returns
+    -------
+    dict
+        ``dwi_files``, ``bval_files`` and ``bvec_files``, one a run.
+    """
+    tables = [tables_of(run) for run in runs]
+    return {
+        "dwi_files": [run.dwi for run in runs],
+        "bval_files": [bval for bval, _ in tables],
+        "bvec_files": [bvec for _, bvec in tables],
+    }
+
+
+def join(
+    runs: Sequence[SeriesFiles],
+    xfm_files: Sequence[Path],
+    details_files: Sequence[Path],
+    settings: Settings,
+    out_dir: Path,
+    epi_files: Sequence[Path] = (),
+    phasediff_file: Path | None = None,
+    phase1_file: Path | None = None,
+    phase2_file: Path | None = None,
+    map_file: Path | None = None,
+    magnitude_file: Path | None = None,
+) -> Paths:
+    """Bring the motions of runs into one frame, and find the off-resonance field between them.
+
+    Parameters
+    ----------
+    runs : sequence of SeriesFiles
+        In the order of their acquisition; the frame is that of the first.
+    xfm_files, details_files : sequence of Path
+        The motion of each in its own frame, from
+        :func:`~eddymotion.pipeline.series_steps.estimate`.
+    settings : Settings
+    out_dir : Path
+    epi_files : sequence of Path, optional
+        Images without diffusion weighting that tell the field as well, such as ``fmap/*_epi``.
+    phasediff_file, phase1_file, phase2_file, map_file, magnitude_file : Path, optional
+        A measured map, used where no runs of different phase encodings tell the field.
+
+    Returns
+    -------
+    dict
+        One a run: ``xfm_files``, ``details_files`` (with the field) and ``mask_files``. Of all:
+        ``field_file`` (Hz), ``coefficients_file`` and ``epi_file``; None without a field.
+    """
+    _refuse_other_number(runs, xfm_files, "transforms")
+    _refuse_other_number(runs, details_files, "details")
+    motions = [read_motion(*both) for both in zip(xfm_files, details_files, strict=True)]
+    images = [
+        RunImage.of(load_series(run, settings), motion, settings.nprocs)
+        for run, motion in zip(runs, motions, strict=True)
+    ]
+    b0s = [SeriesFiles(path, is_b0=True) for path in epi_files]
+    images += [image_of_b0s(run, settings) for run in b0s]
+    given = {"phasediff": phasediff_file, "phase1": phase1_file, "phase2": phase2_file,
+             "fieldmap": map_file, "magnitude": magnitude_file}  # fmt: skip
+    measured = {kind: path for kind, path in given.items() if path is not None}
+    joined = joined_of(images, measured, settings)
+    names = tuple(run.dwi.name for run in (*runs, *b0s))
+    found: Paths = {"xfm_files": [], "details_files": [], "mask_files": []}
+    for number, (run, motion) in enumerate(zip(runs, motions, strict=True)):
+        together = RunTogether(names, joined, number)
+        outputs = Outputs.in_folder(out_dir / f"run_{number}", run.dwi)
+        dwi, moved = together.moved(load_series(run, settings), motion, settings)
+        details = outputs["xfm"].with_suffix(".json")
+        write_motion(outputs["xfm"], details, moved, whole=True)
+        write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
+        found["xfm_files"].append(outputs["xfm"])
+        found["details_files"].append(details)
+        found["mask_files"].append(outputs["mask"])
+    first = Outputs.in_folder(out_dir, runs[0].dwi)
+    RunTogether(names, joined, 0).write_field(first)
+    session, there = SessionOutputs.of(first), joined.field is not None
+    kinds = {"field_file": "preproc", "coefficients_file": "coeff", "epi_file": "epi"}
+    return found | {name: session.field(kind) if there else None for name, kind in kinds.items()}
+
+
+def _refuse_other_number(runs: Sequence[SeriesFiles], files: Sequence[Path], what: str) -> None:
+    if len(files) != len(runs):
+        raise EddymotionError(
+            f"{len(runs)} runs, but {what} of {len(files)}; give one file a run, in their order"
+        )
+
+
+def fieldmap(
+    image_files: Sequence[Path],
+    out_dir: Path,
+    phasediff_file: Path | None = None,
+    phase1_file: Path | None = None,
+    phase2_file: Path | None = None,
+    map_file: Path | None = None,
+    magnitude_file: Path | None = None,
+    mask_file: Path | None = None,
+    pe_axis: Sequence[str] = (),
+    readout_time: Sequence[float] = (),
+    echo_times: Sequence[float] = (),
+    units: str | None = None,
+    ignore: Sequence[str] = (),
+    random_seed: int = 0,
+) -> Paths:
+    """Find the off-resonance field of echo-planar images, or of a measured map, and correct them.
+
+    Parameters
+    ----------
+    image_files : sequence of Path
+        Echo-planar images, or series whose first b=0 volume counts; the field is in the frame and
+        on the grid of the first.
+    out_dir : Path
+    phasediff_file, phase1_file, phase2_file, map_file, magnitude_file, mask_file : Path, optional
+        As in :class:`~eddymotion.fieldmaps.FieldmapPaths`.
+    pe_axis, readout_time, echo_times, units, ignore, random_seed
+        As in :class:`~eddymotion.fieldmaps.FieldmapSettings`.
+
+    Returns
+    -------
+    dict
+        ``field_file`` (Hz), ``coefficients_file``, ``epi_file`` (all images corrected, as one),
+        ``corrected_files`` (each of them) and ``report_file``.
+    """
+    paths = FieldmapPaths(
+        tuple(image_files), phasediff_file, phase1_file, phase2_file, map_file, magnitude_file,
+        mask_file,
+    )  # fmt: skip
+    settings = FieldmapSettings(
+        tuple(pe_axis), tuple(readout_time), tuple(echo_times), units, tuple(ignore), random_seed
+    )
+    make_fieldmap(paths, out_dir, settings)
+    outputs = FieldmapOutputs(out_dir, paths.images)
+    return {
+        "field_file": outputs.field("preproc"),
+        "coefficients_file": outputs.field("coeff"),
+        "epi_file": outputs.field("epi"),
+        "corrected_files": outputs.corrected(),
+        "report_file": outputs.report,
+    }

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several runs by four ways: command, library, Nipype, Pydra."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eddymotion.workflows import nipype as graphs
+from eddymotion.workflows import pydra as flows
+from eddymotion.workflows.execution import run_workflow
+from runs import QUICK
+
+import eddymotion as em
+from eddymotion.cli import fieldmap, participant
+from eddymotion.errors import EddymotionError
+from eddymotion.interfaces import nipype as nodes
+from eddymotion.interfaces import pydra as tasks
+from eddymotion.io.images import read_image, write_image
+from eddymotion.io.itk import write_itk
+from eddymotion.io.tables import write_gradient_table
+from eddymotion.pipeline.limits import Plugin
+from eddymotion.pipeline.steps import STEPS
+from eddymotion.simulation import Recipe, shelled_scheme, simulate, write_simulation
+
+ONCE = {"model": "average", "n_iterations": 1}
+COMPARED = {
+    "dwi_files": "desc-preproc_dwi.nii.gz",
+    "bvec_files": "desc-preproc_dwi.bvec",
+    "xfm_files": "from-orig_to-dwiref_mode-image_desc-hmc_xfm.txt",
+    "confounds_files": "desc-confounds_timeseries.tsv",
+    "dwiref_files": "desc-hmc_dwiref.nii.gz",
+    "mask_files": "desc-brain_mask.nii.gz",
+}
+"""Output of the workflows → how the file of the command ends."""
+
+FIELD = "fmap/sub-01_fmapid-auto00000_desc-preproc_fieldmap.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Two small runs of opposite polarity."""
+    folder = tmp_path_factory.mktemp("opposed")
+    tables = folder / "scheme.bval", folder / "scheme.bvec"
+    write_gradient_table(*tables, shelled_scheme({1000.0: 8}, 2, seed=1), np.eye(4))
+    recipe = Recipe(bval=tables[0], bvec=tables[1], head="synthetic", susceptibility=0.7,
+                    rigid_field=True, voxel_size=(6.0, 6.0, 6.0))  # fmt: skip
+    for direction, axis in (("AP", "j-"), ("PA", "j")):
+        run = simulate(replace(recipe, direction=direction, pe_axis=axis), n_threads=2)
+        write_simulation(folder / "bids", "01", run)
+    return folder / "bids"
+
+
+@pytest.fixture(scope="module")
+def files(dataset):
+    return [str(dataset / f"sub-01/dwi/sub-01_dir-{d}_dwi.nii.gz") for d in ("AP", "PA")]
+
+
+@pytest.fixture(scope="module")
+def by_command(dataset, tmp_path_factory):
+    """Output → its content, a run each; and the field's."""
+    output = tmp_path_factory.mktemp("by-command")
+    assert participant.main([str(dataset), str(output), "participant", *QUICK]) == 0
+    folder = output / "sub-01"
+    contents = {
+        name: [(folder / f"dwi/sub-01_dir-{d}_{ending}").read_bytes() for d in ("AP", "PA")]
+        for name, ending in COMPARED.items()
+    }
+    return contents | {"field_file": (folder / FIELD).read_bytes()}
+
+
+def contents_of(outputs):
+    """What files hold, in the shape of `by_command`."""
+    found = {name: [Path(path).read_bytes() for path in outputs[name]] for name in COMPARED}
+    return found | {"field_file": Path(outputs["field_file"]).read_bytes()}
+
+
+@pytest.mark.slow
+def test_pydra_gives_what_the_command_gives(files, by_command, tmp_path):
+    found = flows.DwiRuns(dwi_files=files, **ONCE)(worker="debug", cache_root=tmp_path)
+    outputs = {name: getattr(found, name) for name in (*COMPARED, "field_file")}
+    assert contents_of(outputs) == by_command
+
+
+@pytest.mark.slow
+def test_nipype_gives_what_the_command_gives(files, by_command, tmp_path):
+    workflow = graphs.init_dwi_runs_wf(**ONCE)
+    workflow.inputs.inputnode.dwi_files = files
+    run_workflow(workflow, Plugin("MultiProc", {"n_procs": 2}), tmp_path)
+    sources = {"xfm_files": "join", "field_file": "join", "confounds_files": "measure"}
+    outputs = {}
+    for name in (*COMPARED, "field_file"):
+        pattern = FIELD.split("/")[1] if name == "field_file" else f"*_{COMPARED[name]}"
+        step = tmp_path / workflow.name / sources.get(name, "apply")
+        found = sorted({path for path in step.rglob(pattern) if not path.is_symlink()})
+        outputs[name] = found[0] if name == "field_file" else found
+    assert contents_of(outputs) == by_command
+
+
+@pytest.mark.slow
+def test_the_library_gives_what_the_command_gives(files, by_command, tmp_path):
+    runs = em.load(files)
+    motions = em.estimate_motion(runs, estimator=em.Joint(model="average", max_steps=1))
+    for number, motion in enumerate(motions):
+        write_itk(tmp_path / "xfm.txt", motion.matrices)
+        assert (tmp_path / "xfm.txt").read_bytes() == by_command["xfm_files"][number]
+    write_image(tmp_path / "field.nii.gz", motions[0].off_resonance.field.on_grid(
+        runs[0].shape, runs[0].affine), runs[0].affine)  # fmt: skip
+    ours, theirs = (tmp_path / name for name in ("field.nii.gz", "theirs.nii.gz"))
+    theirs.write_bytes(by_command["field_file"])
+    np.testing.assert_array_equal(read_image(ours)[0], read_image(theirs)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["nipype", "pydra"])
+def test_the_field_alone_is_that_of_its_command(engine, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "by-command"
+    assert fieldmap.main([*files, "-o", str(folder)]) == 0
+    given = {"image_files": files}
+    if engine == "nipype":
+        found = nodes.Fieldmap(**given).run().outputs
+    else:
+        found = tasks.Fieldmap(**given)(worker="debug", cache_root=tmp_path / "cache")
+    for path in (
+        found.field_file,
+        found.coefficients_file,
+        found.epi_file,
+        *found.corrected_files,
+    ):
+        assert Path(path).read_bytes() == (folder / Path(path).name).read_bytes()
+    assert Path(found.report_file).is_file()
+
+
+def test_ends_of_the_graph_of_runs_are_those_documented():
+    workflow = graphs.init_dwi_runs_wf()
+    inputs = workflow.get_node("inputnode").inputs.copyable_trait_names()
+    outputs = workflow.get_node("outputnode").inputs.copyable_trait_names()
+    for word in (*inputs, *outputs):
+        assert word in graphs.init_dwi_runs_wf.__doc__
+    assert set(outputs) == {*COMPARED, "bval_files", "field_file"}
+    assert {field.name for field in flows.DwiRuns.Outputs.__attrs_attrs__} >= set(outputs)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"bval_files": ["a.bval"]}, "bval_files: 1 given for 2 runs"),
+        ({"dwi_files": []}, "dwi_files: none given"),
+        ({"xfm_files": ["a.txt"]}, "2 runs, but transforms of 1"),
+    ],
+)
+def test_files_of_another_number_of_runs_are_refused(given, told, tmp_path):
+    files = {"dwi_files": ["a.nii.gz", "b.nii.gz"], "xfm_files": ["a.txt", "b.txt"],
+             "details_files": ["a.json", "b.json"]}  # fmt: skip
+    with pytest.raises(EddymotionError, match=told):
+        STEPS["Join"].run(files | given, tmp_path)
+
+
+def test_what_lies_beside_any_of_the_runs_counts_as_given(tmp_path):
+    files = [tmp_path / f"{name}_dwi.nii.gz" for name in ("a", "b")]
+    for path in files:
+        path.write_bytes(b"anything")
+
+    def identities():
+        node = nodes.ListRuns(dwi_files=[str(path) for path in files])
+        return node.inputs.get_hashval("content")[1], tasks.ListRuns(dwi_files=files)._hash
+
+    before = identities()
+    assert identities() == before
+    (tmp_path / "b_dwi.bval").write_text("0 1000")
+    with_table = identities()
+    (tmp_path / "b_dwi.json").write_text("{}")
+    for now, then in ((with_table, before), (identities(), with_table)):
+        assert all(one != other for one, other in zip(now, then, strict=True))
