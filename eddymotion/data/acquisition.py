@@ -18,6 +18,9 @@ from eddymotion.wording import PE_AXES, shown
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""
 
+LEAST_EXCITATIONS = 6
+"""With fewer different times, slices say little of a course within a volume."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slicing:
@@ -202,6 +205,25 @@ class Acquisition:
             )
         vector = phase_encoding_vector(affine, direction)
         return replace(self, phase_encoding=np.tile(vector, (len(self.gradients), 1)))
+
+    @property
+    def why_untimed(self) -> str:
+        """Why it is not known when slices were excited; empty where it is."""
+        slicing, repetition = self.slicing, self.repetition_time
+        if slicing.times is None:
+            return "the sidecar has no SliceTiming"
+        if len(slicing.groups) < LEAST_EXCITATIONS:
+            return (
+                f"SliceTiming has {len(slicing.groups)} different times, and it takes "
+                f"{LEAST_EXCITATIONS}"
+            )
+        last = float(np.ptp(slicing.times))
+        if repetition is not None and last >= repetition:
+            return (
+                f"SliceTiming goes on for {last:g} s, and a volume takes {repetition:g} s: it "
+                "should be seconds from the start of the volume"
+            )
+        return ""
 
     @property
     def repetition_time(self) -> float | None:

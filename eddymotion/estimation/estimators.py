@@ -115,9 +115,10 @@ class Joint:
         if self.within_volume == "none" or estimate.unrest is None:
             return None
         asked = self.within_volume != "auto"
-        if why := why_not_within(dwi, estimate):
+        if why := dwi.acquisition.why_untimed or why_not_within(dwi, estimate):
+            is_odd = dwi.acquisition.why_untimed and dwi.acquisition.slicing.times is not None
             log.log(
-                logging.WARNING if asked else logging.INFO,
+                logging.WARNING if asked or is_odd else logging.INFO,
                 "motion within volumes: not sought, since %s", why,
             )  # fmt: skip
             return None

@@ -17,13 +17,20 @@ a gap, and nothing is known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import PADDING, spline_coefficients
-from eddymotion.images.stack_kernels import N_NODES, find_slices, read_slices
+from eddymotion.images.stack_kernels import (
+    N_NODES,
+    REACH,
+    find_slices,
+    read_slices,
+    weigh_slices,
+)
 
 
 @dataclass(frozen=True)
@@ -38,46 +45,95 @@ class Kriging:
         ``ν``: variance of noise over that of the signal.
     most : float
         Largest variance, over that of the signal, at which a point is known.
+    nearest : float
+        Where the nearest slice is farther than this, in slices, nothing is known.
     """
 
     length: float = 0.9
     nugget: float = 0.05
     most: float = 0.6
+    nearest: float = 1.0
 
     def as_array(self) -> np.ndarray:
-        """Return what the kernel takes, (3,)."""
-        return np.array([self.length, self.nugget, self.most])
+        """Return what the kernels take, (4,)."""
+        return np.array([self.length, self.nugget, self.most, self.nearest])
+
+    @property
+    def filling(self) -> Kriging:
+        """The same where something is wanted everywhere: gaps show what kriging makes of them."""
+        return replace(self, most=np.inf, nearest=REACH)
 
 
 KRIGING = Kriging()
+"""Where the pose is sought: some noise is smoothed away."""
+
+REBUILDING = Kriging(nugget=0.02)
+"""Where the corrected series is made and judged."""
 
 
-@dataclass(frozen=True, eq=False)
-class StackReading:
-    """What a stack shows at points.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SliceWeights:
+    """How much each slice of a stack counts at points.
 
     Parameters
     ----------
-    values : (P,) float32 array
-        NaN where nothing is known.
-    slopes : (P, 3) float32 array
-        Per mm along the axes of the head; zero where nothing is known.
     weights : (P, 8) float32 array
-        How much each of the slices from `first` on counts.
+        Of the slices from `first` on.
     first : (P,) int array
     """
 
-    values: np.ndarray
-    slopes: np.ndarray
     weights: np.ndarray
     first: np.ndarray
+
+    @classmethod
+    def empty(cls, n_points: int, **others: np.ndarray) -> Self:
+        """Make room for the weights at so many points."""
+        weights = np.empty((n_points, N_NODES), np.float32)
+        return cls(weights=weights, first=np.empty(n_points, np.int64), **others)
 
     def mixed(self, of_slices: np.ndarray) -> np.ndarray:
         """Mix what belongs to the slices (Z, M) as their values are mixed: (P, M)."""
         n_slices, n_columns = of_slices.shape
         padded = np.zeros((n_slices + N_NODES, n_columns), np.float32)
         padded[:n_slices] = of_slices
-        return sum(self.weights[:, k, None] * padded[self.first + k] for k in range(N_NODES))
+        mixed = np.zeros((len(self.first), n_columns), np.float32)
+        for k in range(N_NODES):
+            mixed += self.weights[:, k, None] * padded[self.first + k]
+        return mixed
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KnownSlices(SliceWeights):
+    """How much each slice counts, and what is known.
+
+    Parameters
+    ----------
+    variances : (P,) float32 array
+        Of kriging, over that of the signal; infinite where no slice comes near, NaN outside the
+        stack.
+    """
+
+    variances: np.ndarray
+
+    def gaps(self, kriging: Kriging) -> np.ndarray:
+        """Where the slices left a gap within the stack, (P,) bool."""
+        return self.variances > kriging.most
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StackReading(SliceWeights):
+    """What a stack shows at points.
+
+    Parameters
+    ----------
+    values : (P,) float32 array
+        NaN where nothing is known; the weights are zero there.
+    slopes : (P, 3) float32 array
+        Per mm along the axes of the head; zero where nothing is known.
+    """
+
+    values: np.ndarray
+    slopes: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +168,6 @@ class SliceStack:
         none = np.zeros(len(slices), bool)
         return cls(planes, image.affine, axis, none if lost is None else np.array(lost, bool))
 
-    @property
-    def to_planes(self) -> np.ndarray:
-        """World mm → position in the kernels' order: two in the plane, then slices; (3, 4)."""
-        order = [*(k for k in (2, 1, 0) if k != self.axis), self.axis]
-        return np.linalg.inv(self.affine)[order]
-
     def read(
         self,
         points: np.ndarray,
@@ -138,17 +188,14 @@ class SliceStack:
         kriging : Kriging
         """
         n = len(points)
-        reading = StackReading(
-            np.empty(n, np.float32),
-            np.empty((n, 3), np.float32),
-            np.empty((n, N_NODES), np.float32),
-            np.empty(n, np.int64),
-        )
+        values, slopes = np.empty(n, np.float32), np.empty((n, 3), np.float32)
+        reading = StackReading.empty(n, values=values, slopes=slopes)
+        to_planes = world_to_planes(self.affine, self.axis)
         read_slices(
             self.coefficients,
-            self._mappings(poses),
+            np.ascontiguousarray(to_planes @ np.asarray(poses, float)),
             np.ascontiguousarray(points, dtype=np.float64),
-            self._shifts(moved),
+            _shifts(to_planes, moved),
             self.lost,
             kriging.as_array(),
             reading.values,
@@ -158,13 +205,47 @@ class SliceStack:
         )
         return reading
 
-    def _mappings(self, poses: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(self.to_planes @ np.asarray(poses, float))
 
-    def _shifts(self, moved: np.ndarray | None) -> np.ndarray:
-        if moved is None:
-            return np.empty((0, 3))
-        return np.ascontiguousarray(moved @ self.to_planes[:, :3].T, dtype=np.float64)
+def slice_weights(
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    axis: int,
+    points: np.ndarray,
+    poses: np.ndarray,
+    moved: np.ndarray | None = None,
+    kriging: Kriging = KRIGING,
+) -> KnownSlices:
+    """Say how much each slice of a volume of such a shape counts at points of the head.
+
+    Other parameters as of :class:`SliceStack` and :meth:`SliceStack.read`.
+    """
+    found = KnownSlices.empty(len(points), variances=np.empty(len(points), np.float32))
+    to_planes = world_to_planes(affine, axis)
+    a, b = (shape[k] for k in (2, 1, 0) if k != axis)
+    weigh_slices(
+        (a, b),
+        np.ascontiguousarray(to_planes @ np.asarray(poses, float)),
+        np.ascontiguousarray(points, dtype=np.float64),
+        _shifts(to_planes, moved),
+        np.zeros(shape[axis], bool),
+        kriging.as_array(),
+        found.weights,
+        found.first,
+        found.variances,
+    )
+    return found
+
+
+def world_to_planes(affine: np.ndarray, axis: int) -> np.ndarray:
+    """World mm → position in the kernels' order: two in the plane, then slices; (3, 4)."""
+    order = [*(k for k in (2, 1, 0) if k != axis), axis]
+    return np.linalg.inv(affine)[order]
+
+
+def _shifts(to_planes: np.ndarray, moved: np.ndarray | None) -> np.ndarray:
+    if moved is None:
+        return np.empty((0, 3))
+    return np.ascontiguousarray(moved @ to_planes[:, :3].T, dtype=np.float64)
 
 
 def recording_slices(

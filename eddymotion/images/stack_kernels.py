@@ -17,9 +17,6 @@ N_NODES = 8
 REACH = 2.6
 """Farther slices, in slices, say nothing."""
 
-NEAREST = 1.0
-"""Where the nearest slice is farther than this, in slices, nothing is known."""
-
 SLICE_STEPS = 6
 """At most so many steps find the slice that a point was recorded in."""
 
@@ -144,44 +141,89 @@ def _in_plane(plane, a, b):
 
 
 @compiled
-def _find_nodes(matrices, points, p, shifts, lost, low, nodes, distances):
-    """Fill the slices near a point and how far each is; return how many, and the least."""
-    n, least = 0, np.inf
-    for k in range(low, min(low + N_NODES, matrices.shape[0])):
-        distance = _height(matrices, points, p, k, shifts) - k
-        if abs(distance) < REACH and not lost[k]:
-            nodes[n], distances[n] = k, distance
-            least = min(least, abs(distance))
-            n += 1
-    return n, least
-
-
-@compiled
-def _place(matrix, points, p, shifts):
-    """Where a point is in the plane of a slice: a, b in voxels."""
-    m = matrix
-    a = m[0, 0] * points[p, 0] + m[0, 1] * points[p, 1] + m[0, 2] * points[p, 2] + m[0, 3]
-    b = m[1, 0] * points[p, 0] + m[1, 1] * points[p, 1] + m[1, 2] * points[p, 2] + m[1, 3]
+def _in_the_plane(matrices, points, p, k, shifts):
+    """Where a point is in the plane of slice `k` under its pose, in voxels."""
+    m = matrices[k]
+    x, y, z = points[p, 0], points[p, 1], points[p, 2]
+    a = m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]
+    b = m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]
     if shifts.shape[0]:
-        return a + shifts[p, 0], b + shifts[p, 1]
+        a += shifts[p, 0]
+        b += shifts[p, 1]
     return a, b
 
 
 @compiled
-def _mix(coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along):
-    """Read the slices and weigh them: value, and slopes along a, b and the slice axis.
+def _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances):
+    """Fill slices that come near a point, and how far it is from each, in slices.
 
-    NaN where one of them does not reach.
+    Returns
+    -------
+    n : int
+        How many.
+    near, low : int
+        The slice that the point was recorded in, and the first that may count.
+    least : float
+        Distance of the nearest; infinite in a gap that none comes near, NaN outside the stack.
     """
-    last_a = coefficients.shape[1] - 2 * PADDING - 0.5
-    last_b = coefficients.shape[2] - 2 * PADDING - 0.5
+    n_slices = matrices.shape[0]
+    near, height = _nearest(matrices, points, p, shifts)
+    low = max(0, min(near - N_NODES // 2 + 1, n_slices - N_NODES))
+    n, least, outside = 0, np.inf, False
+    if height < -0.5 or height > n_slices - 0.5:
+        return n, near, low, np.nan
+    for k in range(low, min(low + N_NODES, n_slices)):
+        distance = _height(matrices, points, p, k, shifts) - k
+        if abs(distance) < REACH and not lost[k]:
+            a, b = _in_the_plane(matrices, points, p, k, shifts)
+            if -0.5 <= a <= plane[0] - 0.5 and -0.5 <= b <= plane[1] - 0.5:
+                nodes[n], distances[n] = k, distance
+                least = min(least, abs(distance))
+                n += 1
+            else:
+                outside = True
+    return n, near, low, np.nan if outside and n == 0 else least
+
+
+@compiled
+def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first, variances):
+    """Say how much each slice of a stack counts at points of the head, and what is known there.
+
+    Parameters
+    ----------
+    plane : (int, int)
+        Voxels of a slice along a and b.
+    matrices, points, shifts, lost, kriging, weights, first
+        As of :func:`read_slices`; weights are zero only where no two slices come near.
+    variances : (P,) float32 array
+        Filled: of kriging, over that of the signal; infinite where no two slices come near, or
+        none as near as one has to be; NaN outside the stack.
+    """
+    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
+    work = np.empty((N_NODES + 1, N_NODES))
+    of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
+    for p in range(points.shape[0]):
+        weights[p] = np.float32(0)
+        n, _, low, least = _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances)
+        first[p] = low
+        variances[p] = np.nan if np.isnan(least) else np.inf
+        if n < 2:
+            continue
+        variance = _krige(distances, n, kriging[0], kriging[1], work, of_nodes, along)
+        if least <= kriging[3]:
+            variances[p] = variance
+        for i in range(n):
+            weights[p, nodes[i] - low] = of_nodes[i]
+
+
+@compiled
+def _mix(coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along):
+    """Read the slices and weigh them: value, and slopes along a, b and the slice axis."""
     total, by_a, by_b, by_c = 0.0, 0.0, 0.0, 0.0
     for i in range(n):
         if max(abs(of_nodes[i]), abs(along[i])) < LEAST_WEIGHT:
             continue
-        a, b = _place(matrices[nodes[i]], points, p, shifts)
-        if not (-0.5 <= a <= last_a and -0.5 <= b <= last_b):
-            return np.nan, 0.0, 0.0, 0.0
+        a, b = _in_the_plane(matrices, points, p, nodes[i], shifts)
         value, slope_a, slope_b = _in_plane(coefficients[nodes[i]], a, b)
         total += of_nodes[i] * value
         by_a += of_nodes[i] * slope_a
@@ -207,9 +249,9 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
         Added to a, b and the slice axis.
     lost : (Z,) bool array
         Slices that are not read.
-    kriging : (3,) float64 array
-        Length (slices), nugget and largest variance; see
-        :class:`~eddymotion.images.stack.Kriging`.
+    kriging : (4,) float64 array
+        Length (slices), nugget, largest variance, and distance (slices) within which a slice has
+        to be; see :class:`~eddymotion.images.stack.Kriging`.
     values : (P,) float32 array
         Filled; NaN where nothing is known.
     slopes : (P, 3) float32 array
@@ -219,21 +261,18 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
     first : (P,) int64 array
         Filled.
     """
-    n_slices = coefficients.shape[0]
-    length, nugget, most = kriging
-    nodes = np.empty(N_NODES, np.int64)
-    distances = np.empty(N_NODES)
+    plane = (coefficients.shape[1] - 2 * PADDING, coefficients.shape[2] - 2 * PADDING)
+    length, nugget, most, nearest = kriging
+    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
     work = np.empty((N_NODES + 1, N_NODES))
     of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
     for p in range(points.shape[0]):
         values[p], slopes[p], weights[p] = np.nan, np.float32(0), np.float32(0)
-        near, height = _nearest(matrices, points, p, shifts)
-        low = max(0, min(near - N_NODES // 2 + 1, n_slices - N_NODES))
+        n, near, low, least = _find_nodes(
+            matrices, plane, points, p, shifts, lost, nodes, distances
+        )
         first[p] = low
-        if height < -0.5 or height > n_slices - 0.5:
-            continue
-        n, least = _find_nodes(matrices, points, p, shifts, lost, low, nodes, distances)
-        if n < 2 or least > NEAREST:
+        if n < 2 or least > nearest:
             continue
         if _krige(distances, n, length, nugget, work, of_nodes, along) > most:
             continue

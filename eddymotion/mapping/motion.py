@@ -8,6 +8,7 @@ One direction everywhere: a matrix is 4×4, in RAS+ millimetres, and maps points
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,6 +180,11 @@ class Motion(HtmlValue):
         """The rotation part of each matrix, (N, 3, 3)."""
         return self.matrices[:, :3, :3]
 
+    @property
+    def moved_within(self) -> np.ndarray:
+        """Volumes within which the head moved, (N,) bool."""
+        return np.zeros(len(self), bool) if self.trajectory is None else self.trajectory.moving
+
     def mapping(self, volume: int) -> VolumeMapping:
         """Where points of the head were recorded in a volume."""
         eddy, known = self.eddy_currents, self.off_resonance
@@ -300,6 +306,14 @@ class Motion(HtmlValue):
             errors = errors.copy()
             errors[volumes] = np.nan
         return replace(self, matrices=new, standard_errors=errors)
+
+    def with_errors_of_slices(self, change: Callable[[np.ndarray], np.ndarray]) -> Motion:
+        """Return a copy in which the standard errors of slices (N, Z, 6) are changed, if any."""
+        course = self.trajectory
+        if course is None or course.standard_errors is None:
+            return self
+        changed = replace(course, standard_errors=change(course.standard_errors))
+        return replace(self, trajectory=changed)
 
     def relative_to(self, volume: int, center: np.ndarray | None = None) -> Motion:
         """Return the same motion with `volume` as the reference: that matrix is the identity.

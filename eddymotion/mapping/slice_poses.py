@@ -95,6 +95,25 @@ class SlicePoses:
             None if errors is None else np.repeat(errors[:, None], n_groups, axis=1),
         )
 
+    @classmethod
+    def of_course(
+        cls, motion: Motion, groups: Sequence[np.ndarray], times: np.ndarray
+    ) -> SlicePoses:
+        """Give each excitation the pose that a motion with a trajectory has there.
+
+        Parameters as of :meth:`of_volumes`.
+        """
+        course = motion.trajectory
+        if course is None:
+            raise EddymotionError("slice poses: this motion has no course within volumes")
+        first, errors = np.array([group[0] for group in groups]), course.standard_errors
+        return cls(
+            course.poses(motion.matrices)[:, first],
+            tuple(groups),
+            times,
+            None if errors is None else errors[:, first],
+        )
+
     def __len__(self) -> int:
         return len(self.matrices)
 

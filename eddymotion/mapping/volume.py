@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.images.image import Image, Spline
-from eddymotion.images.stack import KRIGING, Kriging
+from eddymotion.images.stack import KRIGING, REBUILDING, KnownSlices, Kriging, SliceStack
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import weigh_terms
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
@@ -153,13 +153,64 @@ class VolumeMapping:
     ) -> np.ndarray:
         """Read an image at points (P, 3) of the head, without the fields; NaN outside: (P,).
 
-        As :meth:`sample` of its spline, or slice by slice where the head moved within the volume.
+        As :meth:`sample` of its spline, or slice by slice where the head moved within the volume:
+        NaN in gaps between slices, too.
         """
         if self.slices is None:
             recorded, factor = self.displaced(points, there)
             return image.spline.sample(recorded) * factor
         moved, factor = self.moved_by_fields(points, there)
         return self.slices.read(image, points, moved, kriging).values * factor
+
+    def rebuild(
+        self,
+        image: Image,
+        points: np.ndarray,
+        there: FieldThere | None = None,
+        stack: SliceStack | None = None,
+    ) -> np.ndarray:
+        """Read as :meth:`read`, and gaps as well: NaN only outside the image, (P,).
+
+        In a gap kriging shows the slices around it. Where none comes near, the volume is read as
+        an image, at the pose of the nearest slice.
+
+        Parameters
+        ----------
+        image : Image
+        points : (P, 3) array
+        there
+            As of :meth:`displaced`.
+        stack : SliceStack, optional
+            The image taken apart, where that was done before.
+        """
+        if self.slices is None:
+            return self.read(image, points, there)
+        moved, factor = self.moved_by_fields(points, there)
+        stack = stack or SliceStack.of(image, self.slices.axis)
+        read = stack.read(points, self.slices.poses, moved, REBUILDING.filling).values * factor
+        lone = np.isnan(read)
+        if lone.any():
+            there = None if there is None else (there[0][lone], there[1][lone])
+            recorded, factor = self.displaced(points[lone], there)
+            read[lone] = image.spline.sample(recorded) * factor
+        return read
+
+    def weigh_slices(
+        self, shape: tuple[int, ...], points: np.ndarray, kriging: Kriging = REBUILDING
+    ) -> KnownSlices:
+        """Say how much each slice counts at points (P, 3), where the head moved within a volume.
+
+        Parameters
+        ----------
+        shape : (3,) tuple
+            Of the volume.
+        points : (P, 3) array
+            Of the reference, RAS+ mm.
+        kriging : Kriging
+        """
+        assert self.slices is not None
+        moved, _ = self.moved_by_fields(points)
+        return self.slices.weigh(shape, points, moved, kriging)
 
     def sample(self, image: Spline, points: np.ndarray) -> np.ndarray:
         """Read the signal at points (P, 3) of the head, without the fields; NaN outside: (P,)."""
