@@ -7,6 +7,14 @@ eddy-current field). There the volume is read once: cubic B-spline, volume by vo
 times the stretch of the field at the scanner position, since an echo-planar image conserves
 signal.
 
+Where the head moved within a volume, no image of the head on a grid was recorded. Such a volume is
+read slice by slice, each at its own pose, whatever engine reads the others: splines in the planes,
+kriging across them (:mod:`eddymotion.images.stack`). That is one interpolation as well. In a gap
+that the head left between slices, kriging shows the slices around it; where none comes near, the
+stack as it was recorded is read at the pose of the nearest. Predictions can take their place
+(:mod:`eddymotion.estimation.replacement`). Such a volume has one b-vector, turned by its mean
+pose: slices differ from it by as much as the head turned within the volume.
+
 Positions up to half a voxel outside the outermost voxel centres belong to the image (mirrored
 there), beyond it is zero: volumes that lie at the edge lose no slice to rounding. A cubic kernel
 has negative lobes and can undershoot beside bright edges; where the series has no negative values,
@@ -29,13 +37,14 @@ from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.images.grid import grid_points
-from eddymotion.images.image import Spline
+from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
+from eddymotion.images.stack import SliceStack
 from eddymotion.machine.parallel import Progress, parallel_iterate, silent
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import sample_grid_through_field
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.volume import VolumeMapping
+from eddymotion.mapping.volume import FieldThere, VolumeMapping
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:
@@ -201,7 +210,9 @@ class Resampled(Series):
         interpolate, where = _INTERPOLATE[self.engine], self._reading()
 
         def one_volume(index: int) -> np.ndarray:
-            resampled = interpolate(dwi.volume(index).data, where(index))
+            reading = where(index)
+            read = interpolate if reading.mapping.slices is None else _slice_by_slice
+            resampled = read(dwi.volume(index).data, reading)
             return np.maximum(resampled, floor, out=resampled)
 
         return parallel_iterate(one_volume, range(len(dwi)), n_threads=self.n_threads)
@@ -223,6 +234,7 @@ class Resampled(Series):
         """Whether both engines agree on the volume that moved most, its field included."""
         index = _most_displaced(self.original, self.motion)
         volume, where = self.original.volume(index).data, self._reading()(index)
+        where = replace(where, mapping=replace(where.mapping, slices=None))
         difference = np.abs(_with_kernel(volume, where) - _with_nitransforms(volume, where))
         return bool(difference.max() <= AGREEMENT * np.abs(volume).max())
 
@@ -288,16 +300,20 @@ class _Reading:
             x fastest.
         stretch : (P,) array, or 1
         """
+        for slab, points, there in self.places():
+            if compiled:
+                yield slab, *self.mapping.displaced(points, there)
+            else:
+                yield slab, *self.mapping.displaced_by_definition(points, there)
+
+    def places(self) -> Iterator[tuple[slice, np.ndarray, FieldThere | None]]:
+        """Give where the voxels are in the reference frame, slab by slab, and the field there."""
         for slab in _slabs(self.shape):
             if self.points is None:
                 points = grid_points(self.shape, self.affine, order="F", slab=slab)
             else:
                 points = self.points[slab].reshape(-1, 3)
-            there = None if self.field is None else self.field.of_slab(slab)
-            if compiled:
-                yield slab, *self.mapping.displaced(points, there)
-            else:
-                yield slab, *self.mapping.displaced_by_definition(points, there)
+            yield slab, points, None if self.field is None else self.field.of_slab(slab)
 
 
 @dataclass(frozen=True, eq=False)
@@ -444,6 +460,18 @@ def _through_field(
         stretch,
         resampled,
     )
+
+
+def _slice_by_slice(volume: np.ndarray, where: _Reading) -> np.ndarray:
+    """Read each slice at its own pose."""
+    image, mapping = Image(volume, where.image_affine), where.mapping
+    assert mapping.slices is not None
+    stack = SliceStack.of(image, mapping.slices.axis)
+    resampled = np.empty(where.shape[::-1], np.float32)
+    for slab, points, there in where.places():
+        read = mapping.rebuild(image, points, there, stack)
+        resampled[slab] = np.nan_to_num(read, copy=False).reshape(resampled[slab].shape)
+    return resampled.T
 
 
 _INTERPOLATE: dict[Engine, Callable[[np.ndarray, _Reading], np.ndarray]] = {

@@ -27,8 +27,8 @@ from eddymotion.io.tables import write_gradient_table
 from eddymotion.io.trajectory import read_trajectory, write_trajectory
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Readout
-from eddymotion.mapping.rigid import exp_rigid, rigid_matrix
-from eddymotion.mapping.slice_poses import SlicePoses, mean_pose
+from eddymotion.mapping.rigid import exp_rigid, mean_pose, rigid_matrix
+from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation import (
     COURSES,
     Distortion,

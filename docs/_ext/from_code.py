@@ -14,6 +14,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.confounds import confounds, descriptions
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.trajectory import Trajectory
 
 COMMANDS = {
     "eddymotion": participant.build_parser,
@@ -56,7 +57,9 @@ def described_columns():
     gradients = Gradients([0.0, 1000.0], np.eye(2, 3))
     fields = EddyCurrents(np.zeros((2, 3)), np.array([0.0, 1.0, 0.0]), np.zeros(3),
                           offsets=np.zeros(2), offset_errors=np.zeros(2))  # fmt: skip
-    motion = replace(Motion.identity(2), standard_errors=np.zeros((2, 6)), eddy_currents=fields)
+    course = Trajectory(np.tile(np.eye(4), (2, 4, 1, 1)), np.eye(4))
+    motion = replace(Motion.identity(2), standard_errors=np.zeros((2, 6)), eddy_currents=fields,
+                     trajectory=course)  # fmt: skip
     return descriptions(confounds(gradients, motion, np.zeros(3), None))
 
 

@@ -189,6 +189,9 @@ def add_setting(
         options["action"] = "store_true"
     elif kind == list[str]:
         options |= {"nargs": "+", "choices": about.choices, "default": []}
+    elif kind is str and about.least is not None:
+        options |= {"type": word_or_number(about.choices, int(about.least)),
+                    "metavar": about.metavar, "default": getattr(Settings, name)}  # fmt: skip
     else:
         converter: Any = existing_file if kind is Path else NUMBERS.get((kind, about.least))
         if about.unset or WORDS[name]:
@@ -277,6 +280,11 @@ def refuse_contradictions(settings: Settings) -> None:
             f"--eddy-current {settings.eddy_current}: fields are estimated by --estimator joint "
             "alone; leave one of them out"
         )
+    if loop and settings.within_volume not in ("auto", "none"):
+        raise EddymotionError(
+            f"--within-volume {settings.within_volume}: motion within volumes is followed by "
+            "--estimator joint alone; leave one of them out"
+        )
     if settings.eddy_fields and (loop or settings.eddy_current == "none"):
         raise EddymotionError(
             "--eddy-fields: no fields are estimated with "
@@ -358,6 +366,16 @@ def existing_file(text: str) -> Path:
     if not os.path.isfile(text):  # False, too, for names that no file can have
         raise argparse.ArgumentTypeError(absence(Path(text)))
     return Path(text)
+
+
+def word_or_number(words: Sequence[str], least: int) -> Callable[[str], str]:
+    """Make what takes one of some words, or a whole number from `least` on."""
+
+    def converted(text: str) -> str:
+        expected = f"{', '.join(words)}, or a whole number from {least} on"
+        return text if text in words else str(_number(text, int, least, expected))
+
+    return converted
 
 
 def positive(text: str) -> int:

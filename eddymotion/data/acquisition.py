@@ -18,6 +18,9 @@ from eddymotion.wording import PE_AXES, shown
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""
 
+LEAST_EXCITATIONS = 6
+"""With fewer different times, slices say little of a course within a volume."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slicing:
@@ -28,11 +31,14 @@ class Slicing:
     axis : int
         The image axis that counts the slices.
     groups : tuple of index arrays
-        Slices that were excited together; none where that is not known.
+        Slices that were excited together, in the order of time; none where that is not known.
+    times : (Z,) array, optional
+        Seconds from the start of the volume to the excitation of each slice.
     """
 
     axis: int = 2
     groups: tuple[np.ndarray, ...] = ()
+    times: np.ndarray | None = None
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any] | None, shape: Sequence[int]) -> Slicing:
@@ -77,7 +83,8 @@ class Slicing:
                 f"{direction[0]}; correct SliceTiming or SliceEncodingDirection in the sidecar"
             )
         timing = timing[::-1] if direction.endswith("-") else timing
-        return cls(axis, tuple(multiband_groups(timing, acceleration)))
+        groups = tuple(multiband_groups(timing, acceleration))
+        return cls(axis, groups, np.array(timing, float))
 
     def periods(self, n_slices: int, n_periods: int) -> np.ndarray:
         """Say in which part of a volume's time each slice was excited, (n_slices,).
@@ -198,6 +205,25 @@ class Acquisition:
             )
         vector = phase_encoding_vector(affine, direction)
         return replace(self, phase_encoding=np.tile(vector, (len(self.gradients), 1)))
+
+    @property
+    def why_untimed(self) -> str:
+        """Why it is not known when slices were excited; empty where it is."""
+        slicing, repetition = self.slicing, self.repetition_time
+        if slicing.times is None:
+            return "the sidecar has no SliceTiming"
+        if len(slicing.groups) < LEAST_EXCITATIONS:
+            return (
+                f"SliceTiming has {len(slicing.groups)} different times, and it takes "
+                f"{LEAST_EXCITATIONS}"
+            )
+        last = float(np.ptp(slicing.times))
+        if repetition is not None and last >= repetition:
+            return (
+                f"SliceTiming goes on for {last:g} s, and a volume takes {repetition:g} s: it "
+                "should be seconds from the start of the volume"
+            )
+        return ""
 
     @property
     def repetition_time(self) -> float | None:

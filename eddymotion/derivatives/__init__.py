@@ -13,6 +13,7 @@ from eddymotion import __version__
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.confounds import confounds, descriptions
+from eddymotion.derivatives.course import write_course
 from eddymotion.derivatives.eddy import write_eddy
 from eddymotion.derivatives.finished import recorded, stamp
 from eddymotion.derivatives.names import Outputs
@@ -122,11 +123,13 @@ def write_outputs(
     domain = original or corrected
     write_transforms(motion, outputs, outputs["motion"], domain)
     write_confounds(outputs, corrected.gradients, motion, domain.center, quality)
-    outliers, replaced = quality.outliers if quality else None, isinstance(corrected, Replaced)
+    outliers = quality.outliers if quality else None
+    replaced = isinstance(corrected, Replaced) and corrected.lost
     write_text(outputs["outliers"], outlier_table(outliers, replaced=replaced))
     write_json(outputs["outliers_sidecar"], outlier_descriptions(outliers, replaced=replaced))
     write_exclusions(outputs, quality)
     _write_fields(outputs, motion)
+    write_course(outputs, motion, domain)
     remove_on_demand(outputs)
     if on_demand is not None and original is not None:
         write_on_demand(on_demand, outputs, corrected, motion, original, quality, progress)

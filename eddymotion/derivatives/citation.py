@@ -41,6 +41,17 @@ DENOISING = {
 
 TRANSFORMS = {"rigid": "rigid", "affine": "affine", "syn": "affine and then nonlinear (SyN)"}
 
+FOLLOWED = (
+    " Where the head moved within a volume, its pose was followed from excitation to excitation "
+    "(cf. Andersson et al., 2017)."
+)
+REBUILT = (
+    " Volumes within which the head had moved were read slice by slice, each at its own pose, and "
+    "interpolated across the slices by ordinary kriging (Matheron, 1963); the b-vectors were "
+    "rotated by the mean pose of the volume."
+)
+"""What is said of motion within volumes."""
+
 
 @dataclass(frozen=True)
 class Methods:
@@ -67,6 +78,8 @@ class Methods:
     output_transform : {"none", "rigid", "affine", "syn", ""}
         How the series was registered to it.
     replaced_outliers : bool
+    followed_within : bool
+        Whether the head was followed within volumes.
     n_runs : int
         Runs of the session that lie in one frame; none where the series is alone.
     off_resonance : {"", "runs", "given"}
@@ -89,6 +102,7 @@ class Methods:
     output_space: str = ""
     output_transform: str = ""
     replaced_outliers: bool = False
+    followed_within: bool = False
     n_runs: int = 0
     off_resonance: str = ""
     denoised: str = "none"
@@ -137,10 +151,11 @@ def sentences(methods: Methods, version: str = __version__) -> list[str]:
 
 def _estimation(methods: Methods) -> str:
     if methods.estimator == "joint":
-        return (
+        words = (
             "The poses of all volumes were estimated together, by least squares on the misfit of "
             "each volume to its prediction from the others."
         )
+        return words + FOLLOWED * methods.followed_within
     if methods.estimator != "lovo":
         return ""
     passes = f", in {methods.passes} pass{'es' if methods.passes > 1 else ''}"
@@ -228,10 +243,11 @@ def _resampling(methods: Methods) -> str:
         "nitransforms": " by NiTransforms (Goncalves et al., 2021)",
         "fast": " by eddymotion's own kernel",
     }.get(methods.resampling, "")
-    return (
+    words = (
         f"{registered}The volumes were resampled once{onto}, with cubic B-splines{by}; the "
         "b-vectors were rotated accordingly (Leemans & Jones, 2009)."
     )
+    return words + REBUILT * methods.followed_within
 
 
 def citation_text(sidecars: Mapping[str, Mapping[str, Any]]) -> str:

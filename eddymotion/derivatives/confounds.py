@@ -15,6 +15,9 @@ from eddymotion.mapping.rigid import (
     rms_displacement,
 )
 
+EXCURSION = "rms_within"
+"""Column of the motion within volumes."""
+
 
 def confounds(
     gradients: Gradients, motion: Motion, center: np.ndarray, quality: Quality | None
@@ -38,6 +41,8 @@ def confounds(
     previous = rms_displacement(motion.matrices[1:], motion.matrices[:-1], center)
     columns["rmsd"] = np.concatenate([[np.nan], previous])
     columns["rms_abs"] = rms_displacement(motion.matrices, np.eye(4), center)
+    if motion.trajectory is not None:
+        columns[EXCURSION] = excursions(motion, center)
     if motion.eddy_currents is not None and motion.eddy_currents.offsets is not None:
         columns["framewise_displacement_head"] = motion.framewise_displacement(center)
         columns["eddy_offset"] = motion.eddy_currents.offsets + 0.0
@@ -53,6 +58,16 @@ def confounds(
         for name, values in zip(PARAMETERS, motion.standard_errors.T, strict=True):
             columns[f"{name}_se"] = values
     return columns
+
+
+def excursions(motion: Motion, center: np.ndarray) -> np.ndarray:
+    """Return how far the head was from the pose of each volume at most while it was recorded, mm.
+
+    Root-mean-square displacement over a sphere of 80 mm, of the slice that is farthest: (N,).
+    """
+    assert motion.trajectory is not None
+    poses, matrices = motion.trajectory.poses(motion.matrices), motion.matrices[:, None]
+    return rms_displacement(poses, matrices, center).max(axis=1)
 
 
 def descriptions(columns: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
@@ -71,6 +86,9 @@ def descriptions(columns: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
                  "(Jenkinson 1999)", "mm"),
         "rms_abs": ("Root-mean-square displacement to the reference (dwiref) over a sphere of "
                     "80 mm (Jenkinson 1999)", "mm"),
+        EXCURSION: (
+            "Motion within the volume: largest root-mean-square displacement of a slice from the "
+            "pose of the volume, over a sphere of 80 mm (Jenkinson 1999)", "mm"),
         "bval": ("b-value", "s/mm^2"),
         "hmc_r2": ("Part of the variance over the brain that the leave-one-out prediction of the "
                    "volume explains", "1"),

@@ -32,7 +32,8 @@ SMALL = 1_000_000
 """Bytes up to which a file is read in any case."""
 
 NOT_RECORDED = frozenset({
-    "sidecar", "motion_figure", "carpet_figure", "shells_figure", "eddy_figure", "report_steps",
+    "sidecar", "motion_figure", "within_figure", "carpet_figure", "shells_figure", "eddy_figure",
+    "report_steps",
 })  # fmt: skip
 """The sidecar itself, what every page draws again, and what tells seconds."""
 

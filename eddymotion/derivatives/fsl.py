@@ -11,6 +11,9 @@ the affine's determinant is positive; ``c`` is the middle of the grid there.
 where ``Rx(a)`` turns by −a in the right-handed sense: the angles are the extrinsic x-y-z angles
 of the inverse rotation.
 
+*Movement over time*, where it was followed within volumes: the same six parameters, a row an
+excitation, in the order of time, as eddy writes them with ``--mporder``.
+
 *Field.* In Hz, a polynomial of the scanner position ``s`` in mm from ``c``, the constant last.
 What is at ``s`` is recorded at ``s + Hz · readout time · voxel size`` along the phase-encoding
 vector of the acquisition parameters.
@@ -35,12 +38,14 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.data.gradients import Gradients, to_fsl
 from eddymotion.data.series import Series
+from eddymotion.derivatives.course import poses_of_excitations
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import fsl_coordinates
 from eddymotion.io.images import write_image
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.eddy_currents import N_TERMS, SCALE_MM, TERMS, polynomial_terms
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.slice_poses import SlicePoses
 
 EDDY_TERMS = (
     "x", "y", "z",
@@ -59,7 +64,10 @@ TITLES = {
 }
 """First lines, as eddy writes them."""
 
-OPTIONAL = (*TITLES, "outlier_report", "post_eddy_shell_alignment_parameters", "cnr_maps.nii.gz")
+OPTIONAL = (
+    *TITLES, "outlier_report", "movement_over_time", "post_eddy_shell_alignment_parameters",
+    "cnr_maps.nii.gz",
+)  # fmt: skip
 """Files that not every run has."""
 
 
@@ -127,6 +135,8 @@ def write_fsl_eddy(
     }
     if (between := _between_shells(parameters, original.gradients)) is not None:
         texts["post_eddy_shell_alignment_parameters"] = between
+    if (course := poses_of_excitations(motion, original.acquisition)) is not None:
+        texts["movement_over_time"] = _table(frame.course(course, motion))
     if outliers is not None:
         texts |= _outlier_texts(OutlierTables(*outliers), original)
     paths = {name: Path(f"{prefix}.eddy_{name}") for name in (*texts, *OPTIONAL)}
@@ -204,6 +214,14 @@ class _Frame:
     def poses(self, motion: Motion) -> np.ndarray:
         """Return the movement without the offsets of the fields, ``newimage`` mm: (N, 4, 4)."""
         return self.to_fsl @ motion.head @ np.linalg.inv(self.to_fsl)
+
+    def course(self, poses: SlicePoses, motion: Motion) -> np.ndarray:
+        """Return the parameters at each excitation, without the offsets of fields: (N G, 6)."""
+        head, eddy = poses.matrices, motion.eddy_currents
+        if eddy is not None:
+            head = np.linalg.inv(eddy.shifts)[:, None] @ head
+        matrices = self.to_fsl @ head.reshape(-1, 4, 4) @ np.linalg.inv(self.to_fsl)
+        return self.parameters(matrices)
 
     def parameters(self, poses: np.ndarray) -> np.ndarray:
         """Return translations (mm) and angles (rad), (N, 6)."""
@@ -346,6 +364,8 @@ def _conventions(name: str, frame: _Frame, readout_time: float | None) -> str:
         f"{name}.eddy_post_eddy_shell_alignment_parameters: from b=0 volumes and those beside "
         "them. Means of shells are not registered; there is no file of translations along the "
         "phase encoding.",
+        f"{name}.eddy_movement_over_time, where motion was followed within volumes: the same six "
+        "parameters, a row an excitation, volume by volume.",
         "Outliers: b=0 volumes are left out, as in eddy.",
     )
     command = (

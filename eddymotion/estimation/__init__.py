@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -119,18 +120,23 @@ def estimate_motion(
     for issue in found:
         log.warning("%s: %s", dwi.source.name if dwi.source else "series", issue.text)
     log.info("estimator: %s%s", chosen.name, chosen.why and f" ({chosen.why})")
-    estimate = chosen.estimate(dwi, Compute(n_threads, random_seed, progress))
+    compute = Compute(n_threads, random_seed, progress)
+    estimate = chosen.estimate(dwi, compute)
     groups = estimate.groups
     if groups is None and isinstance(chosen.model, AverageModel):
         groups = dwi.gradients.shells  # no frame is shared
-    motion = unite_frames(
+    unite = partial(
+        unite_frames,
         dwi,
-        estimate,
         groups=groups,
         align_shells=align_shells,
         seed=random_seed,
         n_threads=n_threads,
     )
+    motion = unite(estimate)
+    followed = chosen.follow(dwi, estimate, motion, compute)
+    if followed is not None:
+        motion = unite(followed)
     for issue in found:
         motion = with_larger_errors(motion, dwi.center, lost=issue.lost, factor=issue.factor)
     return replace(motion, center=dwi.center)

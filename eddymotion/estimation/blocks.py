@@ -17,6 +17,7 @@ from eddymotion.estimation.outliers import slice_heights
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import crop
+from eddymotion.images.stack import KnownSlices
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.resampling import Resampled
 
@@ -74,6 +75,21 @@ class Blocks:
         recorded = series.motion.recorded(volume, points)
         return slice_heights(recorded, series.original.affine, axis)
 
+    def moved_within(self, volume: int) -> bool:
+        """Whether the head moved within an original volume."""
+        series = self.series
+        return isinstance(series, Resampled) and bool(series.motion.moved_within[volume])
+
+    def slices(self, volume: int, points: np.ndarray) -> KnownSlices | None:
+        """Say how much each slice of an original volume counts at points (P, 3).
+
+        None where the head was at rest within the volume: it is one image.
+        """
+        series = self.series
+        if isinstance(series, DWI) or not self.moved_within(volume):
+            return None
+        return series.motion.mapping(volume).weigh_slices(series.original.shape, points)
+
     def read(self, slab: slice, voxels: np.ndarray) -> np.ndarray:
         """Read all volumes at some voxels (P,) of a slab: (P, N) float32, zero outside a volume.
 
@@ -91,9 +107,13 @@ class Blocks:
         margin = SPLINE_VOXELS * float(original.voxel_sizes.max())
 
         def read(volume: int) -> None:
-            recorded, factor = motion.displaced(volume, points)
-            image: Image = crop(original.volume(volume), recorded, margin)
-            read = image.spline.sample(recorded) * factor
+            mapping = motion.mapping(volume)
+            if mapping.slices is None:
+                recorded, factor = mapping.displaced(points)
+                image: Image = crop(original.volume(volume), recorded, margin)
+                read = image.spline.sample(recorded) * factor
+            else:
+                read = mapping.rebuild(original.volume(volume), points)
             values[volume] = np.maximum(np.nan_to_num(read), floor)
 
         if len(voxels):

@@ -227,8 +227,8 @@ class Course:
         When each was acquired, in volumes; ascending.
     in_group : (n,) bool array
         Which are of the second frame.
-    matrices : (n, 4, 4) array
-        Poses, each in its frame.
+    starts, ends : (n, 4, 4) array
+        Poses at the first and at the last excitation of each volume, each in its frame.
     center : (3,) array
         About which twists turn, RAS+ mm.
     size : float
@@ -237,7 +237,8 @@ class Course:
 
     times: np.ndarray
     in_group: np.ndarray
-    matrices: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
     center: np.ndarray
     size: float = 1.0
 
@@ -258,8 +259,11 @@ class Course:
 
     def steps(self, offset: np.ndarray) -> np.ndarray:
         """Return the steps in mm if `offset` takes the first frame to the second, (n − 1, 6)."""
-        poses = np.where(self.in_group[:, None, None], self.matrices @ offset, self.matrices)
-        return log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], self.center) * self.in_mm
+        ends, starts = (
+            np.where(self.in_group[:, None, None], poses @ offset, poses)
+            for poses in (self.ends, self.starts)
+        )
+        return log_rigid(np.linalg.inv(ends[:-1]) @ starts[1:], self.center) * self.in_mm
 
     def prior(self) -> MotionPrior:
         """Learn how the head moves from the steps within a frame."""
@@ -278,7 +282,7 @@ class Course:
 
     def _across(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Squared way (mm²) between volumes of one frame, and the time between."""
-        way = log_rigid(np.linalg.inv(self.matrices[before]) @ self.matrices[after], self.center)
+        way = log_rigid(np.linalg.inv(self.ends[before]) @ self.starts[after], self.center)
         return ((way * self.in_mm) ** 2).sum(axis=1), self.times[after] - self.times[before]
 
     def visits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -289,7 +293,7 @@ class Course:
 
     def proposals(self) -> np.ndarray:
         """Offsets at which the head rests during one change of frame, (k, 4, 4)."""
-        first, second = np.stack([self.matrices[:-1], self.matrices[1:]])
+        first, second = self.ends[:-1], self.starts[1:]
         forth, back = self.changes > 0, self.changes < 0
         return np.concatenate(
             [
@@ -432,9 +436,9 @@ class Course:
 
 def merged(
     first: np.ndarray,
-    first_matrices: np.ndarray,
+    first_poses: np.ndarray,
     second: np.ndarray,
-    second_matrices: np.ndarray,
+    second_poses: np.ndarray,
     center: np.ndarray,
     size: float = 1.0,
 ) -> Course:
@@ -444,8 +448,8 @@ def merged(
     ----------
     first, second : index arrays
         Positions in the series.
-    first_matrices, second_matrices : (…, 4, 4) arrays
-        Poses, each in its frame.
+    first_poses, second_poses : (…, 4, 4) or (2, …, 4, 4) arrays
+        Poses, each in its frame; or those at the first and those at the last excitation.
     center : (3,) array
         RAS+ mm.
     size : float
@@ -454,5 +458,9 @@ def merged(
     times = np.concatenate([first, second])
     order = np.argsort(times, kind="stable")
     in_group = np.repeat([False, True], [len(first), len(second)])
-    matrices = np.concatenate([first_matrices, second_matrices])
-    return Course(times[order], in_group[order], matrices[order], center, size)
+    starts, ends = (
+        np.concatenate([poses if poses.ndim == 3 else poses[end] for poses in
+                        (first_poses, second_poses)])
+        for end in (0, 1)
+    )  # fmt: skip
+    return Course(times[order], in_group[order], starts[order], ends[order], center, size)

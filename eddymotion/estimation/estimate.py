@@ -11,6 +11,7 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.unrest import Unrest
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.models import AverageModel, Model
@@ -35,6 +36,10 @@ class Estimate:
         Volumes that agree with their prediction nowhere.
     undetermined : (k, 6) array, optional
         Directions that the images do not show, as in :class:`~eddymotion.mapping.motion.Motion`.
+    unrest : Unrest, optional
+        How far the parts of each volume's time pull its pose apart.
+    within : (N, Z, 6, 6) array, optional
+        Covariances as `covariances`, of the pose of each slice.
     """
 
     motion: Motion
@@ -42,6 +47,8 @@ class Estimate:
     groups: Sequence[np.ndarray] | None = None
     unplaced: np.ndarray | None = None
     undetermined: np.ndarray | None = None
+    unrest: Unrest | None = None
+    within: np.ndarray | None = None
 
     def select(self, volumes: np.ndarray) -> Estimate:
         """Keep some of the volumes."""
@@ -55,6 +62,7 @@ class Estimate:
             None if self.covariances is None else self.covariances[volumes],
             groups and [group for group in groups if len(group)],
             undetermined=self.undetermined,
+            within=None if self.within is None else self.within[volumes],
         )
 
 

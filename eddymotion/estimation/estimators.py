@@ -18,8 +18,10 @@ from eddymotion.estimation.joint import (
     solve_jointly,
 )
 from eddymotion.estimation.lovo import leave_one_out_loop
+from eddymotion.estimation.within import check_within_volume, follow_head
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.eddy_currents import N_TERMS
+from eddymotion.mapping.motion import Motion
 from eddymotion.models import LinearModel, Model, get_model
 from eddymotion.registration import GaussNewton, Registrar, get_registrar
 from eddymotion.wording import shown
@@ -44,11 +46,15 @@ class Joint:
     eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
         Fields to estimate with the poses, from six diffusion-weighted volumes on. ``auto``: as
         many terms as the scheme allows and the data show.
+    within_volume : {"auto", "none"} or int
+        Motion within volumes (:mod:`eddymotion.estimation.within`): where slice timing is known
+        and the data show it, not at all, or so many knots in every volume.
     """
 
     model: Model | str = "auto"
     max_steps: int = FINE_ITERATIONS
     eddy_currents: str = "auto"
+    within_volume: int | str = "auto"
 
     name: ClassVar[str] = "joint"
 
@@ -59,6 +65,7 @@ class Joint:
                 f"eddy_currents is {shown(self.eddy_currents)}, expected one of "
                 f"{', '.join(FIELD_ORDERS)}"
             )
+        check_within_volume(self.within_volume)
         if not isinstance(self.model, str) and (needs_loop := why_loop(self.model, None)):
             raise EddymotionError(
                 f"estimator joint: {needs_loop}; use --estimator lovo, or --model gp and the "
@@ -70,7 +77,7 @@ class Joint:
     def for_scheme(self, gradients: Gradients) -> Joint:
         """Return the same with the model made for a scheme."""
         model = _made(self.model, gradients)
-        return Joint(model, self.max_steps, self.eddy_currents)
+        return Joint(model, self.max_steps, self.eddy_currents, self.within_volume)
 
     def seeks_fields(self, gradients: Gradients) -> bool:
         """Whether fields are estimated in such a scheme."""
@@ -90,6 +97,37 @@ class Joint:
             n_threads=compute.n_threads,
             progress=compute.progress,
         )
+
+    def follow(
+        self, dwi: DWI, estimate: Estimate, motion: Motion, compute: Compute
+    ) -> Estimate | None:
+        """Follow the head through volumes within which it moved; None where it did not.
+
+        Parameters
+        ----------
+        dwi : DWI
+        estimate : Estimate
+            From :meth:`estimate`.
+        motion : Motion
+            The same in one frame.
+        compute : Compute
+        """
+        if self.within_volume == "none" or estimate.unrest is None:
+            return None
+        asked = self.within_volume != "auto"
+        untimed = dwi.acquisition.why_untimed
+        undetermined = estimate.undetermined is not None
+        if why := untimed or undetermined * "the images do not determine all of the motion":
+            is_odd = untimed and dwi.acquisition.slicing.times is not None
+            log.log(
+                logging.WARNING if asked or is_odd else logging.INFO,
+                "motion within volumes: not sought, since %s", why,
+            )  # fmt: skip
+            return None
+        model = _made(self.model, dwi.gradients)
+        assert isinstance(model, LinearModel)
+        n_knots = int(self.within_volume) if asked else None
+        return follow_head(dwi, estimate, motion, model, n_knots=n_knots, compute=compute)
 
     def _warn_of_unused_options(self, dwi: DWI, model: Model) -> None:
         if self.eddy_currents != "none" and not self.seeks_fields(dwi.gradients):
@@ -141,6 +179,12 @@ class LeaveOneOut:
         """Whether fields are estimated: never."""
         return False
 
+    def follow(
+        self, dwi: DWI, estimate: Estimate, motion: Motion, compute: Compute
+    ) -> Estimate | None:
+        """Follow nothing: the loop has one pose a volume."""
+        return None
+
     def estimate(self, dwi: DWI, compute: Compute) -> Estimate:
         """Find the poses within groups, without standard errors."""
         log.info("eddy currents: no fields are estimated, since the leave-one-out loop has none")
@@ -168,6 +212,7 @@ def choose_estimator(
     gradients: Gradients,
     n_iterations: int | None = None,
     eddy_currents: str = "auto",
+    within_volume: int | str = "auto",
 ) -> Estimator:
     """Choose the estimator that model and registrar allow, where options are given one by one.
 
@@ -183,6 +228,8 @@ def choose_estimator(
     n_iterations : int, optional
         Passes of the loop, or the largest number of steps at each level of ``joint``.
     eddy_currents : str
+        As of :class:`Joint`.
+    within_volume : str or int
         As of :class:`Joint`.
 
     Raises
@@ -203,12 +250,19 @@ def choose_estimator(
         )
     chosen = name or ("lovo" if needs_loop else "joint")
     if chosen == "joint":
-        return Joint(model, _or_else(n_iterations, FINE_ITERATIONS), eddy_currents)
+        n_steps = _or_else(n_iterations, FINE_ITERATIONS)
+        return Joint(model, n_steps, eddy_currents, within_volume)
     if eddy_currents not in ("auto", "none"):
         Joint(eddy_currents=eddy_currents)  # an unknown word is answered by the known ones
         raise EddymotionError(
             f"eddy currents {eddy_currents}: only the estimator joint estimates fields; use "
             "--estimator joint, or --eddy-current none"
+        )
+    check_within_volume(within_volume)
+    if within_volume not in ("auto", "none"):
+        raise EddymotionError(
+            f"motion within volumes, {within_volume} knots: only the estimator joint follows the "
+            "head within volumes; use --estimator joint, or --within-volume none"
         )
     return LeaveOneOut(model, registrar, _or_else(n_iterations, N_PASSES))
 

@@ -35,6 +35,7 @@ from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.motion import FrameEvidence, Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid, rigid_parameters
+from eddymotion.mapping.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def unite_frames(
                 b0_matrices,
                 group,
                 motion.select(group),
-                placed=(placed, united.head[placed]),
+                placed=(placed, _begin_and_end(dwi, united)[:, placed]),
                 with_images=estimate.undetermined is None,
                 seed=seed,
                 n_threads=n_threads,
@@ -149,19 +150,34 @@ def unite_frames(
         log.warning("%s", united.frame_doubt)
     if covariances is None:
         return united
-    covariances = covariances + of_frame + covariances[dwi.reference]
+    common = of_frame + covariances[dwi.reference]
     if groups is not None:
-        covariances += of_few(united, groups, dwi)
+        common += of_few(united, groups, dwi)
+    covariances = covariances + common
     covariances[dwi.reference] = 0.0
-    return _with_errors(united, covariances, dwi)
+    within = None if estimate.within is None else estimate.within + common[:, None]
+    return _with_errors(united, covariances, within, dwi)
 
 
-def _with_errors(united: Motion, covariances: np.ndarray, dwi: DWI) -> Motion:
-    """Give the motion its standard errors, from covariances (N, 6, 6) in its frame."""
+def _with_errors(
+    united: Motion, covariances: np.ndarray, within: np.ndarray | None, dwi: DWI
+) -> Motion:
+    """Give the motion its standard errors, from covariances in its frame.
+
+    Of the volumes (N, 6, 6) and, with a trajectory, of the slices (N, Z, 6, 6).
+    """
     errors = standard_errors(united.matrices, covariances, dwi.brain_center, dwi.center)
     if united.undetermined is not None:
         errors[:, _affected(united.undetermined, dwi)] = np.nan
-    return replace(united, standard_errors=errors)
+    united = replace(united, standard_errors=errors)
+    if within is None or united.trajectory is None:
+        return united
+    poses = united.trajectory.poses(united.matrices)
+    flat = standard_errors(
+        poses.reshape(-1, 4, 4), within.reshape(-1, 6, 6), dwi.brain_center, dwi.center
+    )
+    course = replace(united.trajectory, standard_errors=flat.reshape(*poses.shape[:2], 6))
+    return replace(united, trajectory=course)
 
 
 def of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -> np.ndarray:
@@ -238,11 +254,25 @@ def _unite_placed(
         estimate.unplaced,
         estimate.undetermined,
         found.frame_evidence,
+        trajectory=_of_all(found.trajectory, placed, len(dwi)),
     )
     united = with_neighbours_poses(motion).relative_to(dwi.reference)
     if estimate.unplaced[dwi.reference]:  # at the pose of a neighbour, whose errors are known
         united = replace(united, standard_errors=errors)
     return united
+
+
+def _of_all(course: Trajectory | None, placed: np.ndarray, n: int) -> Trajectory | None:
+    """Give the volumes that were not placed a head at rest."""
+    if course is None:
+        return None
+    within = np.tile(np.eye(4), (n, course.n_slices, 1, 1))
+    within[placed] = course.within
+    errors = None
+    if course.standard_errors is not None:
+        errors = np.full((n, course.n_slices, 6), np.nan)
+        errors[placed] = course.standard_errors
+    return replace(course, within=within, standard_errors=errors)
 
 
 def _within_determined(offset: np.ndarray, directions: np.ndarray, dwi: DWI) -> np.ndarray:
@@ -292,9 +322,9 @@ def find_offset(
         Diffusion-weighted volumes.
     motion : Motion
         Theirs, in their frame. The offsets of the fields are no motion: time does not see them.
-    placed : (n,) index array and (n, 4, 4) array, optional
-        Volumes and poses in the frame of the b=0 volumes that time is to join the group to; the
-        b=0 volumes when not given.
+    placed : (n,) index array and (2, n, 4, 4) array, optional
+        Volumes and poses, at their first and last excitations, in the frame of the b=0 volumes
+        that time is to join the group to; the b=0 volumes when not given.
     with_images : bool
         Whether images have a say; what they do not determine would pull on the rest.
     seed : int
@@ -304,9 +334,9 @@ def find_offset(
     -------
     JoinedFrame
     """
-    volumes, matrices = placed or (dwi.gradients.b0s, b0_matrices)
+    volumes, poses = placed or (dwi.gradients.b0s, b0_matrices)
     size = head_scale(dwi.mask, dwi.voxel_sizes)
-    course = merged(volumes, matrices, group, motion.head, dwi.brain_center, size)
+    course = merged(volumes, poses, group, _begin_and_end(dwi, motion), dwi.brain_center, size)
     prior = course.prior()
     by_time = course.offset(prior)
     which = _lowest_shell(dwi, group)
@@ -345,6 +375,14 @@ def find_offset(
         bool(contradictions),
     )
     return JoinedFrame(both.offset, covariance, evidence)
+
+
+def _begin_and_end(dwi: DWI, motion: Motion) -> np.ndarray:
+    """Poses of the head at the first and at the last excitation of each volume, (2, N, 4, 4)."""
+    groups = dwi.acquisition.slicing.groups
+    if motion.trajectory is None or not groups:
+        return np.stack([motion.head, motion.head])
+    return np.stack([motion.head_at(groups[0][0]), motion.head_at(groups[-1][0])])
 
 
 def contradicting(

@@ -46,18 +46,15 @@ from eddymotion.estimation.fields import (
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
 from eddymotion.estimation.outliers import SliceOutliers, rescaled
 from eddymotion.estimation.quality import assess
-from eddymotion.estimation.ties import (
-    ENOUGH_DIRECTIONS,
-    joined_in_time,
-    tied_by_data,
-    tied_volumes,
-)
+from eddymotion.estimation.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.estimation.undetermined import (
     ENOUGH_SLICES,
     describe_directions,
     free_part,
     undetermined_directions,
 )
+from eddymotion.estimation.unrest import Unrest
+from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.axes import image_axes, phase_encoding_vector
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import (
@@ -69,12 +66,13 @@ from eddymotion.images.pyramid import (
     fine_widths,
     head_scale,
     jittered_points,
+    steepest,
 )
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
-from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
+from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 
 log = logging.getLogger(__name__)
@@ -86,8 +84,6 @@ the voxel, since that is the scale of noise and detail."""
 
 COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 20
-
-COARSE_MODEL = GaussianProcessModel(SphericalCovariance(signal=20.0, angle=1.2), fitted=True)
 
 COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
 """Root-mean-square step, in voxels over the points, at which a level ends."""
@@ -112,58 +108,6 @@ THICK = 1.3
 CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3.0
 """What is kept around the brain of a volume from the second level on: what a level's filter and
 its remaining motion reach."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Volumes that are solved together.
-
-    Parameters
-    ----------
-    name : str
-    volumes : (N,) index array
-    coarse, fine : LinearModel
-        What predicts them at the coarse and at the fine levels.
-    leave_one_out : bool
-        See :class:`~eddymotion.estimation.coupled.CoupledProblem`.
-    has_fields : bool
-        Whether eddy-current fields are estimated.
-    """
-
-    name: str
-    volumes: np.ndarray
-    coarse: LinearModel
-    fine: LinearModel
-    leave_one_out: bool
-    has_fields: bool = False
-
-    @classmethod
-    def all_of(cls, dwi: DWI, model: LinearModel, frames: Sequence[np.ndarray]) -> list[_Group]:
-        """Group the volumes of a series, the largest diffusion-weighted group last.
-
-        A few volumes cannot teach a covariance: theirs is the fixed one at all levels.
-        """
-        mean = AverageModel()
-        groups = [cls("b=0", dwi.gradients.b0s, mean, mean, leave_one_out=True)]
-        for volumes in frames:
-            few = len(frames) > 1 and len(volumes) < ENOUGH_DIRECTIONS
-            name = f"b={dwi.gradients.bvals[volumes].mean():.0f}"
-            groups.append(cls(name, volumes, COARSE_MODEL, COARSE_MODEL if few else model, False))
-        has_fields = len(frames) == 1 or len(frames[-1]) >= ENOUGH_DIRECTIONS
-        groups[-1] = replace(groups[-1], name="b>0", has_fields=has_fields)
-        return [group for group in groups if len(group.volumes) > 1]
-
-    def can_recover(self, volumes: np.ndarray) -> bool:
-        """Whether some of the volumes are here, and coarse levels know better where they belong.
-
-        They do not know of a few directions.
-        """
-        enough = self.leave_one_out or len(self.volumes) >= ENOUGH_DIRECTIONS
-        return enough and bool(np.isin(volumes, self.volumes).any())
-
-    def without(self, volumes: np.ndarray) -> _Group:
-        """Leave some of the volumes out."""
-        return replace(self, volumes=np.setdiff1d(self.volumes, volumes))
 
 
 def solve_jointly(
@@ -201,7 +145,7 @@ def solve_jointly(
     """
     solver = _Solver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
     frames = tied_volumes(dwi.gradients, model)
-    groups = _Group.all_of(dwi, model, frames)
+    groups = VolumeGroup.all_of(dwi, model, frames)
     covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
         motion, problems = _approach(solver, groups, eddy_currents)
@@ -209,7 +153,7 @@ def solve_jointly(
         if found is not None:
             del problems
             frames, solver = found
-            groups = _Group.all_of(dwi, model, frames)
+            groups = VolumeGroup.all_of(dwi, model, frames)
             motion = _approach(solver, groups, eddy_currents)[0]
         motion, problems = solver.solve(FINE[-1], groups, motion)
         motion = joined_in_time(motion, frames, dwi.brain_center)
@@ -236,19 +180,21 @@ def solve_jointly(
             by_noise[volumes] = problem.covariances(solved)[:, :6, :6]
             recovered.append(problem.recovered(solved))
             covariances[volumes] = by_noise[volumes] / recovered[-1] ** 2
+        by_misfit, apart = np.zeros_like(covariances), np.full_like(covariances, np.nan)
         for volumes in (dwi.gradients.b0s, *frames):
-            covariances[volumes] += misfit_covariances(dwi, volumes)
+            by_misfit[volumes] = misfit_covariances(dwi, volumes)
+        covariances += by_misfit
         for group, problem, share in zip(groups, problems, recovered, strict=True):
             solved, volumes = _of_group(motion, group), group.volumes
             factor = max(HALVES_FACTOR, 1 / share)
             scatter = factor**2 * problem.scatter_of_halves(solved)
             covariances[volumes] += excess_covariance(covariances[volumes], scatter)
             slicing = dwi.acquisition.slicing
-            within = problem.scatter_of_periods(solved, slicing, dwi.affine, dwi.n_slices)
-            covariances[volumes] += moved_within(by_noise[volumes], within)
+            apart[volumes] = problem.scatter_of_periods(solved, slicing, dwi.affine, dwi.n_slices)
             pulls = solver.pulls_of_slices(problem, group, motion)
             covariances[volumes] += pulled_by_slices(by_noise[volumes], pulls)
-    covariances += solver.untold(motion, groups[-1])
+        covariances += solver.untold(motion, groups[-1])
+        unrest = Unrest(covariances, apart, by_noise, by_misfit, judged.outliers.flagged)
     known = _known(dwi, groups, problems, frames)
     unplaced = np.zeros(len(dwi), bool)
     if retried is not None:
@@ -256,10 +202,11 @@ def solve_jointly(
     known &= ~unplaced
     return Estimate(
         fill_unpredicted(dwi, motion, known, model, groups=frames, unplaced=unplaced),
-        np.where(known[:, None, None], covariances, np.nan),
+        np.where(known[:, None, None], covariances + unrest.covariances, np.nan),
         frames if len(frames) > 1 else None,
         unplaced if unplaced.any() else None,
         solver.undetermined if len(solver.undetermined) else None,
+        unrest,
     )
 
 
@@ -270,7 +217,7 @@ def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
 
 
 def _approach(
-    solver: _Solver, groups: Sequence[_Group], eddy_currents: str
+    solver: _Solver, groups: Sequence[VolumeGroup], eddy_currents: str
 ) -> tuple[Motion, list[CoupledProblem]]:
     """Solve from rest up to the first fine level."""
     motion = Motion.identity(len(solver.dwi))
@@ -287,7 +234,7 @@ def _approach(
 
 def _determined(
     solver: _Solver,
-    groups: Sequence[_Group],
+    groups: Sequence[VolumeGroup],
     problems: Sequence[CoupledProblem],
     frames: Sequence[np.ndarray],
     motion: Motion,
@@ -318,7 +265,7 @@ def _determined(
 
 def with_fields(
     solver: _Solver,
-    groups: Sequence[_Group],
+    groups: Sequence[VolumeGroup],
     motion: Motion,
     eddy_currents: str,
 ) -> Motion:
@@ -341,14 +288,14 @@ def with_fields(
     return replace(motion, eddy_currents=motion.eddy_currents.of_order(order))
 
 
-def _of_group(motion: Motion, group: _Group) -> Motion:
+def _of_group(motion: Motion, group: VolumeGroup) -> Motion:
     """Motion of the volumes of a group; not all groups have fields."""
     found, eddy = motion.select(group.volumes), motion.eddy_currents
     has_some = eddy is not None and eddy.coefficients[group.volumes].any()
     return found if group.has_fields or has_some else replace(found, eddy_currents=None)
 
 
-def _with_group(motion: Motion, group: _Group, found: Motion) -> Motion:
+def _with_group(motion: Motion, group: VolumeGroup, found: Motion) -> Motion:
     """Put the motion of a group into that of the series."""
     eddy = motion.eddy_currents
     if eddy is not None and group.has_fields and found.eddy_currents is not None:
@@ -392,20 +339,6 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     return np.diag(np.maximum(np.nan_to_num(scatter - variances), 0.0))
 
 
-def moved_within(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarray:
-    """Return what the parts of each volume's time show beyond noise, (N, 6, 6).
-
-    Parameters
-    ----------
-    covariances : (N, 6, 6) array
-        Of the poses of a group, by noise alone.
-    scatter : (N, 6, 6) array
-        From :meth:`~eddymotion.estimation.coupled.CoupledProblem.scatter_of_periods`.
-    """
-    beyond = np.einsum("nkk->nk", scatter - covariances)
-    return np.maximum(np.nan_to_num(beyond), 0.0)[:, :, None] * np.eye(6)
-
-
 def pulled_by_slices(covariances: np.ndarray, pulls: np.ndarray) -> np.ndarray:
     """Return what thick slices pull the poses by, beyond noise, (N, 6, 6).
 
@@ -425,7 +358,7 @@ def pulled_by_slices(covariances: np.ndarray, pulls: np.ndarray) -> np.ndarray:
 
 def _known(
     dwi: DWI,
-    groups: Sequence[_Group],
+    groups: Sequence[VolumeGroup],
     problems: Sequence[CoupledProblem],
     frames: Sequence[np.ndarray],
 ) -> np.ndarray:
@@ -465,7 +398,7 @@ class _Solver:
         self.outliers, self.band = outliers, None
 
     def solve(
-        self, level: Level, groups: Sequence[_Group], motion: Motion
+        self, level: Level, groups: Sequence[VolumeGroup], motion: Motion
     ) -> tuple[Motion, list[CoupledProblem]]:
         """Solve each group at a level; return the motion and the problems as they were solved."""
         fine = level.highpass is not None
@@ -489,7 +422,7 @@ class _Solver:
             problems.append(problem)
         return new, problems
 
-    def problem(self, level: Level, group: _Group, motion: Motion) -> CoupledProblem:
+    def problem(self, level: Level, group: VolumeGroup, motion: Motion) -> CoupledProblem:
         """Set up the problem of a group at a level."""
         splines = self.splines(level, motion.matrices)
         own = [splines[volume] for volume in group.volumes]
@@ -508,7 +441,7 @@ class _Solver:
         )
 
     def pulls_of_slices(
-        self, problem: CoupledProblem, group: _Group, motion: Motion
+        self, problem: CoupledProblem, group: VolumeGroup, motion: Motion
     ) -> np.ndarray:
         """Find the way that a filter as narrow along thick slices as in them asks for, (n, 6)."""
         wide, plain = (fine_widths(self.dwi.voxel_sizes, p) for p in (THICKNESS_POWER, 0.0))
@@ -522,7 +455,7 @@ class _Solver:
             return np.full((len(group.volumes), 6), np.nan)
         return system.step()[:, :6] / narrow.recovered(found)
 
-    def phase_encoding_axis(self, group: _Group, motion: Motion) -> int:
+    def phase_encoding_axis(self, group: VolumeGroup, motion: Motion) -> int:
         """Find the image axis along which linear fields would lower the cost most."""
         state = self.random.bit_generator.state  # the result is that of an axis that was given
         problem = self.problem(COARSE[-1], group, motion)
@@ -537,7 +470,7 @@ class _Solver:
         return int(np.argmax(gains))
 
     def weigh(
-        self, motion: Motion, problem: CoupledProblem, group: _Group, by_evidence: bool
+        self, motion: Motion, problem: CoupledProblem, group: VolumeGroup, by_evidence: bool
     ) -> Motion:
         """Learn what the fields have in common, and leave out those that the data do not show."""
         found = _of_group(motion, group)
@@ -561,7 +494,7 @@ class _Solver:
             eddy = self.with_pose_response(eddy, poses, group)
         return replace(motion, eddy_currents=None if order == "none" else eddy)
 
-    def poses_followed(self, motion: Motion, group: _Group) -> np.ndarray | None:
+    def poses_followed(self, motion: Motion, group: VolumeGroup) -> np.ndarray | None:
         """Return the poses of all volumes (N, 5) if the fields follow them."""
         assert motion.eddy_currents is not None
         if not len(self.dwi.gradients.b0s):
@@ -576,7 +509,7 @@ class _Solver:
         log.info("off-resonance: %s", found)
         return poses if found.is_there else None
 
-    def untold(self, motion: Motion, group: _Group) -> np.ndarray:
+    def untold(self, motion: Motion, group: VolumeGroup) -> np.ndarray:
         """Covariance of what fields that follow the head leave open, (N, 6, 6); zero without."""
         poses, eddy, volumes = self.prior.poses, motion.eddy_currents, group.volumes
         nothing = np.zeros((len(motion), 6, 6))
@@ -588,7 +521,7 @@ class _Solver:
         return nothing if found is None else untold_covariances(eddy, found.response, poses, brain)
 
     def with_pose_response(
-        self, eddy: EddyCurrents, poses: np.ndarray, group: _Group
+        self, eddy: EddyCurrents, poses: np.ndarray, group: VolumeGroup
     ) -> EddyCurrents:
         """Give all volumes outside the group the fields that their poses ask for."""
         volumes = group.volumes
@@ -646,8 +579,4 @@ class _Solver:
             _, slopes = spline.sample_with_gradient(candidates, matrix)
             total += np.nan_to_num(slopes)
         steepness = np.linalg.norm(total, axis=1).astype(float)
-        cap = np.quantile(steepness, 0.9)
-        weights = np.minimum(steepness, cap) + 1e-6 * cap + np.finfo(float).tiny
-        n_points = min(level.n_points, len(candidates))
-        waiting = self.random.exponential(size=len(candidates)) / weights
-        return candidates[np.argpartition(waiting, n_points - 1)[:n_points]]
+        return candidates[steepest(steepness, level.n_points, self.random)]

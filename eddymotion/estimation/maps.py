@@ -154,10 +154,8 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 def _lost(
     blocks: Blocks, slab: slice, voxels: np.ndarray, outliers: SliceOutliers | None
 ) -> np.ndarray:
-    """Where a volume shows more of its lost slices than counts, (V, N)."""
+    """Where a volume shows more of its lost slices than counts, or has a gap, (V, N)."""
     lost = np.zeros((len(blocks.series), len(voxels)), bool)
-    if outliers is None:
-        return lost.T
     n_voxels = np.prod(blocks.series.shape[:2]) * (slab.stop - slab.start)
 
     def mark(volume: int) -> None:

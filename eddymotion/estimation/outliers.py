@@ -44,6 +44,7 @@ from scipy import ndimage
 from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.estimation.misfits import Misfits
 from eddymotion.images.image import Image
+from eddymotion.images.stack import SliceWeights
 from eddymotion.wording import short_repr
 
 Z_THRESHOLD = -3.5
@@ -319,7 +320,11 @@ def spline_through(values: np.ndarray, height: np.ndarray) -> np.ndarray:
 
 
 def fit_slices(
-    observed: np.ndarray, predicted: np.ndarray, height: np.ndarray, n_slices: int
+    observed: np.ndarray,
+    predicted: np.ndarray,
+    height: np.ndarray,
+    n_slices: int,
+    mixture: SliceWeights | None = None,
 ) -> SliceFit:
     """Fit the gain of each slice of a volume to its prediction.
 
@@ -330,6 +335,9 @@ def fit_slices(
     height : (V,) array
         Where the points are along the slice axis of the volume, in slices.
     n_slices : int
+    mixture : SliceWeights, optional
+        Which slices make up what is observed, where the head moved within the volume; as those
+        of an image are interpolated when not given.
     """
     index = np.rint(height).astype(int)
     counted = (np.abs(height - index) < OFF_MIDDLE) & (index >= 0) & (index < n_slices)
@@ -337,10 +345,13 @@ def fit_slices(
     index = index[counted]
     y, p, h = (values[counted].astype(float) for values in (observed, predicted, height))
     n_points = np.bincount(index, minlength=n_slices)
-    knots, weights = _spline_weights(h, n_slices)
+    if mixture is None:
+        (knots, weights), at_knots = _spline_weights(h, n_slices), _at_slices(n_slices)
+    else:
+        (knots, weights), at_knots = _mixed_weights(mixture, counted, n_slices), np.eye(n_slices)
     normal, slopes = np.zeros((n_slices, n_slices)), np.zeros(n_slices)
     power = p * p
-    for a in range(4):
+    for a in range(len(knots)):
         slopes += np.bincount(knots[a], weights[a] * p * (y - p), n_slices)
         for b in range(a + 1):
             cells = knots[a] * n_slices + knots[b]
@@ -351,7 +362,6 @@ def fit_slices(
     covariance = np.linalg.inv(normal)
     change = covariance @ slopes
     residual = y - p * (1 + np.einsum("kv,kv->v", weights, change[knots]))
-    at_knots = _at_slices(n_slices)
     error = np.sqrt(np.einsum("ij,jk,ik->i", at_knots, covariance, at_knots))
     error *= np.sqrt((residual**2).mean()) if len(y) else np.nan
     squares = np.bincount(index, (y - p) ** 2, n_slices) / np.maximum(n_points, 1)
@@ -373,6 +383,15 @@ def _spline_weights(height: np.ndarray, n_slices: int) -> tuple[np.ndarray, np.n
     ) / 6  # fmt: skip
     knots = np.abs(first + np.arange(-1, 3)[:, None])
     return last - np.abs(last - knots), weights
+
+
+def _mixed_weights(
+    mixture: SliceWeights, points: np.ndarray, n_slices: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which slices make up what is observed at some of the points, and how much: (8, V) each."""
+    weights = mixture.weights[points].T.astype(float)
+    slices = mixture.first[points] + np.arange(len(weights))[:, None]
+    return np.minimum(slices, n_slices - 1), weights
 
 
 def _at_slices(n_slices: int) -> np.ndarray:

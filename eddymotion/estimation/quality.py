@@ -26,6 +26,7 @@ from eddymotion.estimation.outliers import (
     slice_heights,
 )
 from eddymotion.images.pyramid import jittered_points
+from eddymotion.images.stack import REBUILDING, SliceWeights
 from eddymotion.machine.parallel import one_blas_thread, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, LinearModel, Model, get_model
@@ -122,7 +123,8 @@ def assess(
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
     gradients = dwi.gradients.rotated(motion.rotations)
-    observed, heights = _read(dwi, motion, random_seed, n_threads)
+    reading = _Reading.of(dwi, motion, random_seed, n_threads)
+    observed, heights = reading.values, reading.heights
     signal = filled_with_means(observed, gradients)
     flagged = np.zeros((len(dwi), dwi.n_slices), bool)
     unplaced = motion.unplaced
@@ -131,7 +133,7 @@ def assess(
         with one_blas_thread():
             used = fitted(model, signal, gradients)
             predicted = predict(signal, gradients, used)
-        outliers = _outlier_slices(dwi, observed, predicted, heights, n_threads)
+        outliers = _outlier_slices(dwi, reading, predicted, n_threads)
         outliers = replace(outliers, unplaced=unplaced)
         if not spoils and not (outliers.flagged & ~flagged).any():
             break
@@ -187,38 +189,64 @@ def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
     return signal
 
 
-def _read(dwi: DWI, motion: Motion, seed: int, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read all volumes at points that lie inside most of them: signal and slice heights (V, N).
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """All volumes at points that lie inside most of them.
 
-    NaN where a volume does not reach.
+    Parameters
+    ----------
+    points : (V, 3) array
+        Of the reference, RAS+ mm.
+    values : (V, N) float32 array
+        NaN where a volume does not reach, or its slices left a gap.
+    heights : (V, N) float32 array
+        Where the points are along the slice axis of each volume, in slices.
+    motion : Motion
+    shape : (3,) tuple
+        Of a volume.
     """
-    random = np.random.default_rng(seed)
-    points = jittered_points(dwi.mask, dwi.affine, N_POINTS, random)
-    values = np.empty((len(dwi), len(points)), np.float32)
-    heights = np.empty((len(dwi), len(points)), np.float32)
 
-    def read(volume: int) -> None:
-        recorded, factor = motion.displaced(volume, points)
-        values[volume] = dwi.volume_with_missing(volume).spline.sample(recorded) * factor
-        heights[volume] = slice_heights(recorded, dwi.affine, dwi.acquisition.slicing.axis)
+    points: np.ndarray
+    values: np.ndarray
+    heights: np.ndarray
+    motion: Motion
+    shape: tuple[int, ...]
 
-    parallel_map(read, range(len(dwi)), n_threads=n_threads)
-    covered = np.isfinite(values).mean(axis=0) >= MIN_COVERED
-    return values[:, covered].T, heights[:, covered].T
+    @classmethod
+    def of(cls, dwi: DWI, motion: Motion, seed: int, n_threads: int) -> _Reading:
+        """Draw the points, and read."""
+        random = np.random.default_rng(seed)
+        points = jittered_points(dwi.mask, dwi.affine, N_POINTS, random)
+        values = np.empty((len(dwi), len(points)), np.float32)
+        heights = np.empty((len(dwi), len(points)), np.float32)
+
+        def read(volume: int) -> None:
+            mapping, image = motion.mapping(volume), dwi.volume_with_missing(volume)
+            recorded, factor = mapping.displaced(points)
+            if mapping.slices is None:
+                values[volume] = image.spline.sample(recorded) * factor
+            else:
+                values[volume] = mapping.read(image, points, kriging=REBUILDING)
+            heights[volume] = slice_heights(recorded, dwi.affine, dwi.acquisition.slicing.axis)
+
+        parallel_map(read, range(len(dwi)), n_threads=n_threads)
+        covered = np.isfinite(values).mean(axis=0) >= MIN_COVERED
+        return cls(points[covered], values[:, covered].T, heights[:, covered].T, motion, dwi.shape)
+
+    def mixture(self, volume: int) -> SliceWeights | None:
+        """Which slices of a volume are mixed at the points; None where it is one image."""
+        mapping = self.motion.mapping(volume)
+        return None if mapping.slices is None else mapping.weigh_slices(self.shape, self.points)
 
 
 def _outlier_slices(
-    dwi: DWI,
-    observed: np.ndarray,
-    predicted: np.ndarray,
-    heights: np.ndarray,
-    n_threads: int,
+    dwi: DWI, reading: _Reading, predicted: np.ndarray, n_threads: int
 ) -> SliceOutliers:
     def judge(volume: int) -> SliceFit | None:
         if dwi.gradients.is_b0[volume]:
             return None
-        columns = observed[:, volume], predicted[:, volume], heights[:, volume]
-        return fit_slices(*columns, dwi.n_slices)
+        columns = reading.values[:, volume], predicted[:, volume], reading.heights[:, volume]
+        return fit_slices(*columns, dwi.n_slices, reading.mixture(volume))
 
     fits = parallel_map(judge, range(len(dwi)), n_threads=n_threads)
     return score_slices(fits, dwi.acquisition.slicing)

@@ -13,6 +13,10 @@ A voxel of a lost slice is prediction alone; half-way to the next slice there is
 ripple that interpolation makes of a dark slice within two slices of it is filled. All other voxels
 stay as they are to the last bit.
 
+Where the head moved within a volume, its voxels are mixtures of slices with weights of their own
+(:mod:`eddymotion.images.stack`), which take the place of the spline's; and where it left a gap
+between slices, nothing was recorded, and the voxel is prediction alone.
+
 The other volumes may have lost slices at the same voxel. They are held out there too
 (:func:`fill_in`).
 
@@ -35,6 +39,7 @@ from eddymotion.data.series import Series
 from eddymotion.estimation.blocks import Blocks
 from eddymotion.estimation.outliers import SliceOutliers, is_lost, spline_through
 from eddymotion.estimation.quality import filled_with_means, predict
+from eddymotion.images.stack import REBUILDING
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.models import LinearModel, Model
 from eddymotion.resampling import Resampled
@@ -57,7 +62,7 @@ where a model is not linear."""
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Replaced(Series):
-    """A corrected series that shows predictions where slices lost their signal.
+    """A corrected series that shows predictions where slices lost their signal, or left gaps.
 
     Parameters
     ----------
@@ -67,6 +72,8 @@ class Replaced(Series):
     predictions : tuple of N arrays
         For each volume, what the others predict for its affected voxels, float32, in the order of
         the grid (x fastest).
+    lost : bool
+        Whether they stand in for slices that lost signal, too, not for gaps alone.
     affine, acquisition, mask, source
         Those of `corrected`.
     """
@@ -77,6 +84,7 @@ class Replaced(Series):
     affine: np.ndarray
     acquisition: Acquisition
     mask: np.ndarray
+    lost: bool = True
     source: Path | None = None
 
     @classmethod
@@ -86,10 +94,11 @@ class Replaced(Series):
         model: Model,
         outliers: SliceOutliers,
         *,
+        lost: bool = True,
         n_threads: int = 1,
         progress: Progress = silent,
     ) -> Replaced:
-        """Predict what is lost.
+        """Predict what is lost, and what was not recorded.
 
         Parameters
         ----------
@@ -97,6 +106,8 @@ class Replaced(Series):
         model : Model
             Fitted: that of :class:`~eddymotion.estimation.quality.Quality`.
         outliers : SliceOutliers
+        lost : bool
+            Whether slices that lost signal are predicted; gaps are in any case.
         n_threads : int
             The result does not depend on it.
         progress : callable
@@ -104,10 +115,11 @@ class Replaced(Series):
         """
         blocks = Blocks.of(corrected, n_threads)
         parts: list[list[np.ndarray]] = [[] for _ in range(len(corrected))]
-        if outliers.flagged.any():
+        shown = outliers if lost else None
+        if (lost and outliers.flagged.any()) or corrected.motion.moved_within.any():
             slabs = list(blocks.slabs())
-            for slab in progress(slabs, "predicting lost slices", len(slabs)):
-                affected = _affected_in(blocks, slab, outliers)
+            for slab in progress(slabs, "predicting what is missing", len(slabs)):
+                affected = _affected_in(blocks, slab, shown)
                 for part, values in zip(
                     parts, _predict(blocks, slab, affected, model), strict=True
                 ):
@@ -122,6 +134,7 @@ class Replaced(Series):
             corrected.affine,
             corrected.acquisition,
             corrected.mask,
+            lost,
             corrected.source,
         )
 
@@ -138,9 +151,10 @@ class Replaced(Series):
     def _replaced(self, blocks: Blocks, index: int, volume: np.ndarray) -> np.ndarray:
         flat = volume.T.copy()
         gain = 1.0 if self.outliers.gain is None else self.outliers.gain[index]
-        start = 0
+        gain = gain if np.isfinite(gain) else 1.0
+        shown, start = self.outliers if self.lost else None, 0
         for slab in blocks.slabs():
-            where = affected_voxels(blocks, slab, index, self.outliers)
+            where = affected_voxels(blocks, slab, index, shown)
             predicted = self.predictions[index][start : start + len(where.voxels)]
             start += len(where.voxels)
             known = np.isfinite(predicted)
@@ -153,7 +167,7 @@ class Replaced(Series):
 
 @dataclass(frozen=True, eq=False)
 class Affected:
-    """The voxels of a slab in which a volume shows something of its lost slices.
+    """The voxels of a slab in which a volume shows something of its lost slices, or nothing.
 
     Parameters
     ----------
@@ -173,21 +187,44 @@ class Affected:
 NONE_AFFECTED = Affected(np.empty(0, int), *np.empty((2, 0), np.float32))
 
 
-def affected_voxels(blocks: Blocks, slab: slice, volume: int, outliers: SliceOutliers) -> Affected:
-    """Find the voxels of a slab in which a volume shows something of its lost slices."""
-    flags = outliers.flagged[volume]
-    if not flags.any():
+def affected_voxels(
+    blocks: Blocks, slab: slice, volume: int, outliers: SliceOutliers | None
+) -> Affected:
+    """Find the voxels of a slab in which a volume shows something of its lost slices, or nothing.
+
+    Without `outliers`, gaps alone.
+    """
+    lost = _lost_shares(outliers, volume)
+    if lost is None and not blocks.moved_within(volume):
         return NONE_AFFECTED
-    heights = blocks.heights(volume, blocks.points(slab), outliers.slicing.axis)
-    voxels = np.flatnonzero(is_lost(ndimage.binary_dilation(flags), heights))
-    lost = np.where(flags, np.clip(1 - outliers.ratio[volume], 0, 1), 0.0)
-    share, missing = spline_through(np.stack([flags, lost], axis=1), heights[voxels]).T
+    points = blocks.points(slab)
+    mixture = blocks.slices(volume, points)
+    if mixture is not None:
+        shares = np.zeros((len(points), 2)) if lost is None else mixture.mixed(lost)
+        shares[mixture.gaps(REBUILDING)] = 1.0, 0.0
+        voxels = np.flatnonzero(shares[:, 0])
+        share, missing = shares[voxels].T
+    else:
+        assert lost is not None
+        assert outliers is not None
+        heights = blocks.heights(volume, points, outliers.slicing.axis)
+        voxels = np.flatnonzero(is_lost(ndimage.binary_dilation(lost[:, 0] > 0), heights))
+        share, missing = spline_through(lost, heights[voxels]).T
     kept = np.abs(share) >= LEAST_SHARE
     weight = np.clip((share[kept] - FROM_SHARE) / (TO_SHARE - FROM_SHARE), 0, 1)
     return Affected(voxels[kept], weight.astype(np.float32), missing[kept].astype(np.float32))
 
 
-def _affected_in(blocks: Blocks, slab: slice, outliers: SliceOutliers) -> list[Affected]:
+def _lost_shares(outliers: SliceOutliers | None, volume: int) -> np.ndarray | None:
+    """Return which slices of a volume lost signal and how much of it, (Z, 2); None where none."""
+    if outliers is None or not outliers.flagged[volume].any():
+        return None
+    flags = outliers.flagged[volume]
+    lost = np.where(flags, np.clip(1 - outliers.ratio[volume], 0, 1), 0.0)
+    return np.stack([flags, lost], axis=1)
+
+
+def _affected_in(blocks: Blocks, slab: slice, outliers: SliceOutliers | None) -> list[Affected]:
     volumes = range(len(blocks.series))
     return parallel_map(
         lambda volume: affected_voxels(blocks, slab, volume, outliers),

@@ -124,12 +124,13 @@ class JoinedRuns:
         if self.field is not None and np.isfinite(self.shifts[run]).all():
             shifts = np.tile(self.shifts[run], (len(alone), 1))
             distortion = Distortion(self.field, shifts, self.modulated)
-        return replace(
+        moved = replace(
             alone,
             matrices=alone.matrices @ self.poses[run],
             standard_errors=None if errors is None else np.hypot(errors, self.errors[run]),
             off_resonance=distortion,
         )
+        return moved.with_errors_of_slices(lambda errors: np.hypot(errors, self.errors[run]))
 
     def stretch(self, run: int) -> np.ndarray:
         """Return recorded millimetres a millimetre along the phase encoding of a run, (X, Y, Z).
@@ -331,7 +332,7 @@ def mean_b0(run: DWI, motion: Motion, n_threads: int = 1) -> Image:
     points = apply_affine(run.affine, np.indices(run.shape).reshape(3, -1).T)
 
     def read(volume: int) -> np.ndarray:
-        return motion.mapping(volume).sample(run.volume(volume).spline, points)
+        return motion.mapping(volume).rebuild(run.volume(volume), points)
 
     read_all = np.stack(parallel_map(read, averaged.tolist(), n_threads=n_threads))
     known = np.isfinite(read_all)

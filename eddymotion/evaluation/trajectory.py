@@ -25,8 +25,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.motion import ABOVE, ALL, constant_offset, volume_groups
 from eddymotion.evaluation.transforms import MotionFile
 from eddymotion.images.grid import Grid
-from eddymotion.mapping.rigid import log_rigid, rigid_parameters
-from eddymotion.mapping.slice_poses import mean_pose
+from eddymotion.mapping.rigid import log_rigid, mean_pose, rigid_parameters
 from eddymotion.wording import short_repr
 
 LEAST_SHARE = 1 / 3

@@ -94,6 +94,18 @@ def jittered_points(
     return apply_affine(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
 
 
+def steepest(steepness: np.ndarray, n_points: int, random: np.random.Generator) -> np.ndarray:
+    """Draw points at random, more where an image is steep: indices into `steepness` (P,).
+
+    The steepest tenth counts alike.
+    """
+    cap = np.quantile(steepness, 0.9)
+    weights = np.minimum(steepness, cap) + 1e-6 * cap + np.finfo(float).tiny
+    n_points = min(n_points, len(steepness))
+    waiting = random.exponential(size=len(steepness)) / weights
+    return np.argpartition(waiting, n_points - 1)[:n_points]
+
+
 def blocks_of(points: np.ndarray, edge: float) -> np.ndarray:
     """Return the numbers, from zero on, of the cubes of `edge` mm that points (P, 3) lie in."""
     cubes = np.floor(points / edge).astype(int)

@@ -2,7 +2,8 @@
 """A motion as two files: its transforms, and all else that was estimated.
 
 The transforms are ITK text, which other programs read and write. What ITK has no place for
-(standard errors, the error of the frame, eddy-current fields) stands in a JSON file beside it.
+(standard errors, the error of the frame, eddy-current fields, motion within volumes) stands in a
+JSON file beside it.
 Both keep full precision: what is read equals what was written. An off-resonance field belongs to
 all runs of a session and has files of its own; steps between which it passes have it there, too.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from eddymotion.io.writing import replacing, together, write_json, write_text
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import FrameEvidence, Motion
 from eddymotion.mapping.off_resonance import Distortion, OffResonance
+from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.wording import why
 
 
@@ -45,9 +48,12 @@ def write_motion(
         With its off-resonance field.
     """
     write_itk(xfm_file, motion.matrices)
-    content = {"n_volumes": len(motion)}
-    left_out = ("matrices",) if whole else ("matrices", "off_resonance")
-    write_json(details_file, content | _plain(motion, without=left_out))
+    content: dict[str, Any] = {"n_volumes": len(motion)}
+    left_out = ("matrices", "trajectory") if whole else ("matrices", "trajectory", "off_resonance")
+    content |= _plain(motion, without=left_out)
+    if motion.trajectory is not None:
+        content["trajectory"] = _packed(motion.trajectory)
+    write_json(details_file, content)
 
 
 def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) -> Motion:
@@ -90,9 +96,12 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
             numbers = {k: np.nan if v is None else float(v) for k, v in evidence.items()}
             evidence = FrameEvidence(**numbers, contradicted=contradicted)
         distortion = _distortion(content.pop("off_resonance", None))
+        trajectory = content.pop("trajectory", None)
+        if trajectory is not None:
+            trajectory = _unpacked(n_volumes, **trajectory)
         parts = {name: _value(value) for name, value in content.items()}
         return Motion(matrices, eddy_currents=eddy, frame_evidence=evidence,
-                      off_resonance=distortion, **parts)  # fmt: skip
+                      off_resonance=distortion, trajectory=trajectory, **parts)  # fmt: skip
     except EddymotionError:
         raise
     except Exception as error:  # whatever somebody has put there
@@ -108,6 +117,44 @@ def _distortion(content: dict[str, Any] | None) -> Distortion | None:
         return None
     field = OffResonance(**{name: _value(value) for name, value in content["field"].items()})
     return Distortion(field, _value(content["shifts"]), bool(content["modulated"]))
+
+
+def _packed(trajectory: Trajectory) -> dict[str, Any]:
+    """Write a trajectory once for slices that share it, and for volumes that have one."""
+    errors, n_slices = trajectory.standard_errors, trajectory.n_slices
+    of_slices = [trajectory.within.swapaxes(0, 1).reshape(n_slices, -1)]
+    if errors is not None:
+        known = np.nan_to_num(errors, nan=-1.0)
+        of_slices.append(known.swapaxes(0, 1).reshape(n_slices, -1))
+    _, first, member = np.unique(
+        np.hstack(of_slices), axis=0, return_index=True, return_inverse=True
+    )
+    volumes = np.flatnonzero(trajectory.moving)
+    return {
+        "axis": trajectory.axis,
+        "affine": trajectory.affine.tolist(),
+        "excitation": member.ravel().tolist(),
+        "volumes": volumes.tolist(),
+        "within": trajectory.within[np.ix_(volumes, first)].tolist(),
+        "standard_errors": None if errors is None else _plain(errors[:, first]),
+    }
+
+
+def _unpacked(
+    n_volumes: int,
+    axis: int,
+    affine: Any,
+    excitation: Sequence[int],
+    volumes: Sequence[int],
+    within: Any,
+    standard_errors: Any,
+) -> Trajectory:
+    """Invert :func:`_packed`."""
+    matrices = np.tile(np.eye(4), (n_volumes, len(excitation), 1, 1))
+    if len(volumes):
+        matrices[volumes] = np.array(within, float)[:, excitation]
+    errors = None if standard_errors is None else _value(standard_errors)[:, excitation]
+    return Trajectory(matrices, np.array(affine, float), int(axis), errors)
 
 
 def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:

@@ -52,6 +52,29 @@ def write_trajectory(path: Path, motion: SlicePoses, center: np.ndarray) -> None
     write_text(path, table_text(trajectory_columns(motion, center)))
 
 
+def trajectory_descriptions(motion: SlicePoses) -> dict[str, dict[str, str]]:
+    """Describe the columns of the table, for its JSON sidecar."""
+    found = {
+        "volume": ("Volume, counted from 0", "1"),
+        "slices": ("Slices that were excited together, counted from 0 along the slice axis of the "
+                   "image, separated by commas", "1"),
+        "time": ("Time of the excitation from the start of the run", "s"),
+    }  # fmt: skip
+    for name in PARAMETERS:
+        kind, axis = name.split("_")
+        words = f"Rotation about {axis} (RAS+): extrinsic x-y-z angle"
+        if kind == "trans":
+            words = (
+                f"Translation along {axis} (RAS+): displacement of the centre of the image grid"
+            )
+        unit = "mm" if kind == "trans" else "rad"
+        found[name] = (f"{words}, from the reference to where the slices were", unit)
+    if motion.standard_errors is not None:
+        found |= {f"{name}_se": (f"Standard error of {name}", found[name][1])
+                  for name in PARAMETERS}  # fmt: skip
+    return {name: {"Description": words, "Units": unit} for name, (words, unit) in found.items()}
+
+
 def is_trajectory(path: Path) -> bool:
     """Whether a table has a row for each excitation, as its header says."""
     with path.open(encoding="utf-8-sig", errors="replace") as stream:

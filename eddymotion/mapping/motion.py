@@ -8,6 +8,7 @@ One direction everywhere: a matrix is 4×4, in RAS+ millimetres, and maps points
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import EddyCurrents, frozen_copy
 from eddymotion.mapping.off_resonance import Distortion
 from eddymotion.mapping.rigid import framewise_displacement, rigid_matrix, rigid_parameters
+from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.mapping.volume import VolumeMapping
 from eddymotion.wording import HtmlValue
 
@@ -85,6 +87,8 @@ class Motion(HtmlValue):
     center : (3,) array, optional
         Centre of the image grid of the series, RAS+ mm: where translations are measured. The
         scanner's origin where it is not known.
+    trajectory : Trajectory, optional
+        How the head moved within the volumes; `matrices` are the mean poses then.
     """
 
     matrices: np.ndarray
@@ -96,6 +100,7 @@ class Motion(HtmlValue):
     frame_evidence: FrameEvidence | None = None
     off_resonance: Distortion | None = None
     center: np.ndarray | None = None
+    trajectory: Trajectory | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -113,6 +118,10 @@ class Motion(HtmlValue):
             raise EddymotionError(
                 f"motion: {len(matrices)} poses but an off-resonance field for "
                 f"{len(self.off_resonance)} volumes"
+            )
+        if self.trajectory is not None and len(self.trajectory) != len(matrices):
+            raise EddymotionError(
+                f"motion: {len(matrices)} poses but a trajectory of {len(self.trajectory)} volumes"
             )
         object.__setattr__(self, "matrices", matrices)
         if self.standard_errors is not None:
@@ -159,6 +168,8 @@ class Motion(HtmlValue):
             known.append("with standard errors")
         if self.eddy_currents is not None:
             known.append(f"{self.eddy_currents.order} eddy-current fields")
+        if self.trajectory is not None:
+            known.append(f"motion within {int(self.trajectory.moving.sum())} of them")
         return f"Motion({', '.join(known)})"
 
     def __getitem__(self, volume: int) -> np.ndarray:
@@ -169,16 +180,29 @@ class Motion(HtmlValue):
         """The rotation part of each matrix, (N, 3, 3)."""
         return self.matrices[:, :3, :3]
 
+    @property
+    def moved_within(self) -> np.ndarray:
+        """Volumes within which the head moved, (N,) bool."""
+        return np.zeros(len(self), bool) if self.trajectory is None else self.trajectory.moving
+
     def mapping(self, volume: int) -> VolumeMapping:
         """Where points of the head were recorded in a volume."""
-        eddy = self.eddy_currents
-        own = None if eddy is None else eddy.select(slice(volume, volume + 1))
-        if self.off_resonance is None:
-            return VolumeMapping(self.matrices[volume], own)
-        known = self.off_resonance
-        return VolumeMapping(
-            self.matrices[volume], own, known.field, known.shifts[volume], known.modulated
+        eddy, known = self.eddy_currents, self.off_resonance
+        mapping = VolumeMapping(
+            self.matrices[volume],
+            None if eddy is None else eddy.select(slice(volume, volume + 1)),
         )
+        if known is not None:
+            mapping = replace(
+                mapping,
+                off_resonance=known.field,
+                shift=known.shifts[volume],
+                modulated=known.modulated,
+            )
+        if self.trajectory is not None:
+            slices = self.trajectory.of_volume(volume, self.matrices[volume])
+            mapping = replace(mapping, slices=slices)
+        return mapping
 
     def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in an original volume, RAS+ mm: (P, 3)."""
@@ -229,6 +253,7 @@ class Motion(HtmlValue):
             self.frame_evidence,
             None if self.off_resonance is None else self.off_resonance.select(volumes),
             self.center,
+            None if self.trajectory is None else self.trajectory.select(volumes),
         )
 
     @property
@@ -237,6 +262,16 @@ class Motion(HtmlValue):
         if self.eddy_currents is None:
             return self.matrices
         return np.linalg.inv(self.eddy_currents.shifts) @ self.matrices
+
+    def head_at(self, slice_: int) -> np.ndarray:
+        """Poses of the head alone while a slice of each volume was recorded, (N, 4, 4)."""
+        if self.trajectory is None:
+            return self.head
+        within = self.trajectory.within[:, slice_]
+        if self.eddy_currents is not None:
+            shifts = self.eddy_currents.shifts
+            within = np.linalg.inv(shifts) @ within @ shifts
+        return within @ self.head
 
     def parameters(self, center: np.ndarray | None = None, *, of_head: bool = False) -> np.ndarray:
         """Return translations (mm) and rotations (rad) as in the confounds, (N, 6).
@@ -271,6 +306,14 @@ class Motion(HtmlValue):
             errors = errors.copy()
             errors[volumes] = np.nan
         return replace(self, matrices=new, standard_errors=errors)
+
+    def with_errors_of_slices(self, change: Callable[[np.ndarray], np.ndarray]) -> Motion:
+        """Return a copy in which the standard errors of slices (N, Z, 6) are changed, if any."""
+        course = self.trajectory
+        if course is None or course.standard_errors is None:
+            return self
+        changed = replace(course, standard_errors=change(course.standard_errors))
+        return replace(self, trajectory=changed)
 
     def relative_to(self, volume: int, center: np.ndarray | None = None) -> Motion:
         """Return the same motion with `volume` as the reference: that matrix is the identity.

@@ -16,6 +16,10 @@ ROTATION_RADIUS_MM = 50.0
 """Millimetres for a radian, where rotations and translations are compared."""
 
 
+STEPS_TO_MEAN = 4
+"""Of the iteration for a mean pose; it converges quadratically."""
+
+
 def rigid_matrix(translation: np.ndarray, rotation: np.ndarray, center: np.ndarray) -> np.ndarray:
     """Build rigid matrices from parameters; the inverse of :func:`rigid_parameters`.
 
@@ -85,6 +89,24 @@ def log_rigid(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
     translation = rotation @ center + matrices[..., :3, 3] - center
     rotvec = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec()
     return np.concatenate([translation, rotvec.reshape(translation.shape)], axis=-1)
+
+
+def mean_pose(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the mean of rigid matrices over the last axis before theirs: (..., 4, 4).
+
+    That from which their logarithms (displacement of `center`, rotation vector) average to zero.
+
+    Parameters
+    ----------
+    matrices : (..., G, 4, 4) array
+    center : (3,) array
+        RAS+ mm.
+    """
+    mean = np.asarray(matrices, float)[..., 0, :, :]
+    for _ in range(STEPS_TO_MEAN):
+        apart = log_rigid(np.linalg.inv(mean)[..., None, :, :] @ matrices, center)
+        mean = mean @ exp_rigid(apart.mean(axis=-2), center)
+    return mean
 
 
 def _about(rotation: np.ndarray, translation: np.ndarray, center: np.ndarray) -> np.ndarray:

@@ -16,11 +16,8 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import frozen_copy
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid, log_rigid
+from eddymotion.mapping.rigid import mean_pose
 from eddymotion.wording import short_repr
-
-N_STEPS = 4
-"""Of the iteration for a mean pose; it converges quadratically."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +95,25 @@ class SlicePoses:
             None if errors is None else np.repeat(errors[:, None], n_groups, axis=1),
         )
 
+    @classmethod
+    def of_course(
+        cls, motion: Motion, groups: Sequence[np.ndarray], times: np.ndarray
+    ) -> SlicePoses:
+        """Give each excitation the pose that a motion with a trajectory has there.
+
+        Parameters as of :meth:`of_volumes`.
+        """
+        course = motion.trajectory
+        if course is None:
+            raise EddymotionError("slice poses: this motion has no course within volumes")
+        first, errors = np.array([group[0] for group in groups]), course.standard_errors
+        return cls(
+            course.poses(motion.matrices)[:, first],
+            tuple(groups),
+            times,
+            None if errors is None else errors[:, first],
+        )
+
     def __len__(self) -> int:
         return len(self.matrices)
 
@@ -135,21 +151,3 @@ class SlicePoses:
         Standard errors of what is relative to it are not known.
         """
         return SlicePoses(self.matrices @ pose, self.groups, self.times)
-
-
-def mean_pose(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Return the mean of rigid matrices over the last axis before theirs: (..., 4, 4).
-
-    That from which their logarithms (displacement of `center`, rotation vector) average to zero.
-
-    Parameters
-    ----------
-    matrices : (..., G, 4, 4) array
-    center : (3,) array
-        RAS+ mm.
-    """
-    mean = np.asarray(matrices, float)[..., 0, :, :]
-    for _ in range(N_STEPS):
-        apart = log_rigid(np.linalg.inv(mean)[..., None, :, :] @ matrices, center)
-        mean = mean @ exp_rigid(apart.mean(axis=-2), center)
-    return mean

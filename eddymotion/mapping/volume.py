@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.images.image import Spline
+from eddymotion.images.image import Image, Spline
+from eddymotion.images.stack import KRIGING, REBUILDING, KnownSlices, Kriging, SliceStack
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import weigh_terms
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
+from eddymotion.mapping.trajectory import SlicesOfVolume
 
 FieldThere = tuple[np.ndarray, np.ndarray]
 """Hertz (P,) and Hz/mm (P, 3) along the axes of the head, at points."""
@@ -40,6 +42,9 @@ class VolumeMapping:
         Where a spin that is off by one hertz is displaced, mm, RAS+ of the scanner.
     modulated : bool
         Whether the stretch of that field multiplies the signal, too.
+    slices : SlicesOfVolume, optional
+        Poses of the slices, where the head moved within the volume. What fields do is taken at
+        the pose of the volume: a millimetre of motion changes it by some hundredths.
     """
 
     pose: np.ndarray
@@ -47,10 +52,16 @@ class VolumeMapping:
     off_resonance: OffResonance | None = None
     shift: np.ndarray | None = None
     modulated: bool = True
+    slices: SlicesOfVolume | None = None
 
     @property
     def is_rigid(self) -> bool:
         """Whether the pose says all."""
+        return self.has_no_fields and self.slices is None
+
+    @property
+    def has_no_fields(self) -> bool:
+        """Whether nothing but the head moves what is recorded."""
         return self.eddy_currents is None and self.off_resonance is None
 
     @property
@@ -81,10 +92,26 @@ class VolumeMapping:
         factor : (P,) array, or 1
             Takes the fields out of the signal.
         """
+        if self.slices is not None:
+            moved, factor = self.moved_by_fields(points, there)
+            scanned = self.slices.scanned(points)
+            return scanned if moved is None else scanned + moved, factor
         if self.eddy_currents is None:
             return self._off_resonant(points, apply_affine(self.pose, points), 1.0, there)
         by_eddy = self.eddy_currents.displaced(0, points, self.pose)
         return self._off_resonant(points, *by_eddy, there)
+
+    def moved_by_fields(
+        self, points: np.ndarray, there: FieldThere | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray | float]:
+        """Return by how much fields displace points at the pose of the volume, and their factor.
+
+        None where there are no fields.
+        """
+        if self.has_no_fields:
+            return None, 1.0
+        recorded, factor = replace(self, slices=None).displaced(points, there)
+        return recorded - apply_affine(self.pose, points), factor
 
     def displaced_by_definition(
         self, points: np.ndarray, there: FieldThere | None = None
@@ -116,6 +143,74 @@ class VolumeMapping:
     def recorded(self, points: np.ndarray) -> np.ndarray:
         """Where points (P, 3) of the reference are in the volume, RAS+ mm: (P, 3)."""
         return self.displaced(points)[0]
+
+    def read(
+        self,
+        image: Image,
+        points: np.ndarray,
+        there: FieldThere | None = None,
+        kriging: Kriging = KRIGING,
+    ) -> np.ndarray:
+        """Read an image at points (P, 3) of the head, without the fields; NaN outside: (P,).
+
+        As :meth:`sample` of its spline, or slice by slice where the head moved within the volume:
+        NaN in gaps between slices, too.
+        """
+        if self.slices is None:
+            recorded, factor = self.displaced(points, there)
+            return image.spline.sample(recorded) * factor
+        moved, factor = self.moved_by_fields(points, there)
+        return self.slices.read(image, points, moved, kriging).values * factor
+
+    def rebuild(
+        self,
+        image: Image,
+        points: np.ndarray,
+        there: FieldThere | None = None,
+        stack: SliceStack | None = None,
+    ) -> np.ndarray:
+        """Read as :meth:`read`, and gaps as well: NaN only outside the image, (P,).
+
+        In a gap kriging shows the slices around it. Where none comes near, the volume is read as
+        an image, at the pose of the nearest slice.
+
+        Parameters
+        ----------
+        image : Image
+        points : (P, 3) array
+        there
+            As of :meth:`displaced`.
+        stack : SliceStack, optional
+            The image taken apart, where that was done before.
+        """
+        if self.slices is None:
+            return self.read(image, points, there)
+        moved, factor = self.moved_by_fields(points, there)
+        stack = stack or SliceStack.of(image, self.slices.axis)
+        read = stack.read(points, self.slices.poses, moved, REBUILDING.filling).values * factor
+        lone = np.isnan(read)
+        if lone.any():
+            there = None if there is None else (there[0][lone], there[1][lone])
+            recorded, factor = self.displaced(points[lone], there)
+            read[lone] = image.spline.sample(recorded) * factor
+        return read
+
+    def weigh_slices(
+        self, shape: tuple[int, ...], points: np.ndarray, kriging: Kriging = REBUILDING
+    ) -> KnownSlices:
+        """Say how much each slice counts at points (P, 3), where the head moved within a volume.
+
+        Parameters
+        ----------
+        shape : (3,) tuple
+            Of the volume.
+        points : (P, 3) array
+            Of the reference, RAS+ mm.
+        kriging : Kriging
+        """
+        assert self.slices is not None
+        moved, _ = self.moved_by_fields(points)
+        return self.slices.weigh(shape, points, moved, kriging)
 
     def sample(self, image: Spline, points: np.ndarray) -> np.ndarray:
         """Read the signal at points (P, 3) of the head, without the fields; NaN outside: (P,)."""

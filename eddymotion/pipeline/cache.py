@@ -131,7 +131,8 @@ def _alone(motion: Motion, sidecar: dict[str, Any]) -> Motion:
     errors = motion.standard_errors
     if errors is not None:
         errors = np.sqrt(np.maximum(errors**2 - of_pose**2, 0.0))
-    return replace(motion, matrices=motion.matrices @ np.linalg.inv(pose), standard_errors=errors)
+    alone = replace(motion, matrices=motion.matrices @ np.linalg.inv(pose), standard_errors=errors)
+    return alone.with_errors_of_slices(lambda e: np.sqrt(np.maximum(e**2 - of_pose**2, 0.0)))
 
 
 def _rigid_motion(xfm_file: Path, details_file: Path) -> Motion:

@@ -377,6 +377,11 @@ def refuse_settings_beyond_loop(settings: Settings) -> None:
             f"eddy currents {settings.eddy_current}: the leave-one-out loop estimates no fields; "
             "use the graph that is not spelled out, or eddy_current none"
         )
+    if settings.within_volume not in ("auto", "none"):
+        raise EddymotionError(
+            f"within volume {settings.within_volume}: the leave-one-out loop gives a volume one "
+            "pose; use the graph that is not spelled out, or within_volume none"
+        )
 
 
 def _motion_of(matrix_files: Sequence[Path]) -> Motion:

@@ -118,7 +118,7 @@ def apply(
     space = space_of(dwi, motion, target, settings)
     write_output_space(space, dwi, outputs)
     quality = None
-    if settings.replace_outliers:
+    if settings.replace_outliers or motion.moved_within.any():
         quality = judge(dwi, motion, model_for(dwi.gradients, settings), settings)
     prepared = prepare(dwi, settings, progress)
     write_noise(prepared, settings, outputs)

@@ -39,9 +39,9 @@ class Setting:
     shown_default : str
         What help of a command says about the default.
     choices : tuple of str
-        All values there are, where these can be counted.
+        All values there are, where these can be counted; of one that may be a number, the words.
     least : float, optional
-        Of a number.
+        Of a number, or of one that may stand in place of the words.
     metavar : str, optional
         Its value in the help of a command.
     group : str
@@ -135,6 +135,12 @@ class Settings:
         "auto", "motion", "eddy-current fields that joint estimates with the motion",
         shown_default="quadratic with enough directions, else linear, as far as the data show any",
         choices=("auto", "none", "linear", "quadratic", "cubic"),
+    )  # fmt: skip
+    within_volume: str = estimation(
+        "auto", "motion",
+        "motion within volumes, which joint follows slice by slice; auto: in volumes in which the "
+        "data show any; N: in all, by N poses a volume; needs SliceTiming in the sidecar",
+        shown_default="%(default)s", choices=("auto", "none"), least=2, metavar="{auto,none,N}",
     )  # fmt: skip
     pe_axis: str | None = estimation(
         None, "motion", "phase-encoding direction as in BIDS, such as j-",

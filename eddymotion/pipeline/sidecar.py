@@ -11,6 +11,7 @@ import numpy as np
 from eddymotion.data.checks import in_sidecar
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.citation import NONE_FOUND, Methods
+from eddymotion.derivatives.confounds import excursions
 from eddymotion.derivatives.grid_metadata import on_grid
 from eddymotion.estimation.estimators import LeaveOneOut
 from eddymotion.estimation.replacement import Replaced
@@ -63,8 +64,25 @@ def sidecar_of(
             "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
             "PackageVersions": software_versions(),
             "Warnings": in_sidecar(grids[0], motion.frame_doubt),
+            "MotionWithinVolumes": _within(grids[0], motion),
         }
     )
+
+
+def _within(dwi: DWI, motion: Motion) -> dict[str, Any]:
+    """Tell within which volumes the head moved, and how these were rebuilt."""
+    volumes = np.flatnonzero(motion.moved_within)
+    found: dict[str, Any] = {"Volumes": volumes.tolist()}
+    if why := dwi.acquisition.why_untimed:
+        found["NotSoughtSince"] = why
+    if motion.trajectory is None:
+        return found
+    return found | {
+        "LargestExcursion": round(float(excursions(motion, dwi.center).max()), 4),
+        "VoxelSize": round(float(dwi.voxel_sizes.min()), 4),
+        "Resampling": "slice by slice, each at its own pose: cubic splines in the plane, kriging "
+                      "across slices",
+    }  # fmt: skip
 
 
 def methods_of(
@@ -99,7 +117,9 @@ def methods_of(
     n_b0s, n_dwis = len(dwi.gradients.b0s), len(dwi.gradients.dwis)
     resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
     engine = resampled.engine if isinstance(resampled, Resampled) else engine_of(settings)
-    replaced = settings.replace_outliers if corrected is None else isinstance(corrected, Replaced)
+    replaced = settings.replace_outliers
+    if corrected is not None:
+        replaced = isinstance(corrected, Replaced) and corrected.lost
     transform = "none" if space is None else space.transform
     image = settings.output_space
     given = "" if registration[1] is None else f" with {registration[1].name}"
@@ -118,4 +138,5 @@ def methods_of(
         replaced_outliers=replaced,
         denoised=settings.denoise,
         without_ringing=settings.degibbs,
+        followed_within=bool(motion.moved_within.any()),
     )

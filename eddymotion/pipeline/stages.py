@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,9 @@ from eddymotion.registration.registry import chosen_registrar
 from eddymotion.resampling import Engine, Resampled
 
 log = logging.getLogger(__name__)
+
+ENGINES: Mapping[Engine, str] = {"nitransforms": "NiTransforms", "fast": "the compiled kernel"}
+"""What the engines are called."""
 
 
 class Stages:
@@ -113,6 +116,7 @@ def find_motion(dwi: DWI, model: Model, settings: Settings, progress: Progress) 
 
 def estimator_of(settings: Settings, model: Model, gradients: Gradients) -> Estimator:
     """Choose the estimator of a series as the settings say."""
+    within = settings.within_volume
     return choose_estimator(
         settings.estimator,
         model,
@@ -120,6 +124,7 @@ def estimator_of(settings: Settings, model: Model, gradients: Gradients) -> Esti
         gradients=gradients,
         n_iterations=settings.n_iterations,
         eddy_currents=settings.eddy_current,
+        within_volume=int(within) if within.isdecimal() else within,
     )
 
 
@@ -171,8 +176,20 @@ def corrected_series(
     if engine == "fast" and not resampled.kernel_agrees:
         log.warning("the compiled kernel disagrees with NiTransforms here; NiTransforms is used")
         resampled = replace(resampled, engine="nitransforms")
-    if not settings.replace_outliers or quality is None or quality.model is None:
+    n_moved = int(motion.moved_within.sum())
+    if n_moved:
+        log.info(
+            "the head moved within %d of %d volumes: these are rebuilt slice by slice, each at "
+            "its own pose, the others by %s", n_moved, len(dwi), ENGINES[resampled.engine],
+        )  # fmt: skip
+    wanted = settings.replace_outliers or n_moved > 0
+    if not wanted or quality is None or quality.model is None:
         return resampled
     return Replaced.of(
-        resampled, quality.model, quality.outliers, n_threads=n_threads, progress=progress
+        resampled,
+        quality.model,
+        quality.outliers,
+        lost=settings.replace_outliers,
+        n_threads=n_threads,
+        progress=progress,
     )

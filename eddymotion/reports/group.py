@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 TABLE, DICTIONARY, PAGE = "group_dwi.tsv", "group_dwi.json", "group_dwi.html"
 
-READ = ("confounds", "outliers", "eddy", "report_data")
+READ = ("confounds", "outliers", "eddy", "trajectory", "report_data")
 """Outputs that the metrics are taken from; the images are left to the participant level."""
 
 IDENTITY = {

@@ -23,6 +23,7 @@ LABELS = {
     "fd_mean": "mean FD (mm)",
     "fd_max": "largest FD (mm)",
     "fd_percent_over_": "volumes above an FD (%)",
+    "within_max": "motion within a volume (mm)",
     "outlier_slices": "lost slices (%)",
     "largest_motion": "largest motion (mm)",
     "residual": "residual (%)",

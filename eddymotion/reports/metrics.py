@@ -31,6 +31,9 @@ _DESCRIPTIONS = {
         "Largest framewise displacement of the head alone, where eddy currents were found and "
         "taken off", "mm"),
     "fd_percent_over_": ("Volumes with a framewise displacement above {limit} mm", "%"),
+    "within_max": (
+        "Largest way of the head within a volume, where it was followed: RMS displacement from "
+        "the pose of the volume over a sphere of 80 mm", "mm"),
     "outlier_slices": ("Slices that lost signal, of those that were judged", "%"),
     "beyond_repair": ("Volumes that lost too much to be used", "1"),
     "residual": (
@@ -76,6 +79,7 @@ def quality_metrics(series: SeriesReport) -> dict[str, Value]:
             for limit in FD_LIMITS_MM
         },
         **_head(series.confounds.numbers("framewise_displacement_head")),
+        **_within(series.excursions),
         "outlier_slices": 100 * int(findings.outliers.sum()) / judged if judged else np.nan,
         "beyond_repair": len(findings.spoilt),
         **_measured(series),
@@ -172,6 +176,12 @@ def _head(fd: np.ndarray) -> dict[str, Value]:
     if not len(known):
         return {}
     return {"fd_head_mean": float(known.mean()), "fd_head_max": float(known.max())}
+
+
+def _within(excursions: np.ndarray) -> dict[str, Value]:
+    """Name the largest motion within a volume, where it was followed."""
+    known = excursions[np.isfinite(excursions)]
+    return {"within_max": float(known.max())} if len(known) else {}
 
 
 def _measured(series: SeriesReport) -> dict[str, Value]:

@@ -28,7 +28,7 @@ from eddymotion.reports.layout import (
     tag,
 )
 from eddymotion.reports.series import SeriesReport
-from eddymotion.reports.summary import FRAME
+from eddymotion.reports.summary import FRAME, WITHIN
 from eddymotion.reports.verdict import (
     JUMP_MM,
     Severity,
@@ -49,6 +49,14 @@ CAPTIONS = {
         "Lost slices: signal gone, mostly by motion during the diffusion gradients; resampling "
         "does not bring it back. Shaded: volumes beyond repair. The colours at the top are the "
         "shells.",
+    ),
+    "within": (
+        "Course of the head within volumes",
+        "Each volume from its first excitation, at the left of its column, to its last. The "
+        "lowest panel: how far the head was from the pose of the volume at most. Orange: more "
+        "than a voxel. Volumes within which the head moved were rebuilt slice by slice, each at "
+        "its own pose. A course should be smooth, and quiet where the volumes before and after "
+        "are; look for single volumes in which it swings to both sides.",
     ),
     "before_after": (
         "Spread over volumes",
@@ -139,6 +147,7 @@ def series_sections(series: SeriesReport, prefix: str, page: Path) -> list[Secti
         Section(f"{prefix}-summary", "Summary", summary(series)),
         Section(f"{prefix}-motion", "Motion", join([
             _chart(series, "motion", page), _volume_table(series)])),
+        Section(f"{prefix}-within", "Motion within volumes", within(series, page)),
         Section(f"{prefix}-beforeafter", "Before and after", join([
             worst_volumes(series), _picture(series, "before_after", page), frame(series, page),
             _picture(series, "brain", page)])),
@@ -193,10 +202,11 @@ def checks(series: SeriesReport) -> Html:
         "The worst of these checks is the verdict. A volume is beyond repair if more than "
         f"{100 * MANY_LOST:g} % of its judged slices lost signal, if it shows less than "
         f"{100 * WEAK_VOLUME:g} % of its predicted signal throughout, if it could not be placed, "
-        "or if no rigid pose explains it: where its slices kept their signal, its prediction "
-        "leaves so much more of it unexplained than is usual in its shell that a fit is better "
-        f"without it (about twice as much), and {SPREADS:g} robust standard deviations more. "
-        "Motion between volumes is corrected; what it spoilt within a volume is not.",
+        "or if no pose explains it: where its slices kept their signal, its prediction leaves so "
+        "much more of it unexplained than is usual in its shell that a fit is better without it "
+        f"(about twice as much), and {SPREADS:g} robust standard deviations more. Motion is "
+        "corrected, between volumes and as far as the head was followed within them; signal that "
+        "it destroyed is not.",
         class_="note",
     )
     facts = series.sidecar.get("Summary")
@@ -242,6 +252,21 @@ def _describe_offset(series: SeriesReport) -> str:
         f" Eddy currents displaced the volumes by up to {np.nanmax(offsets):.1f} mm along the "
         "phase encoding, which is not counted as motion of the head."
     )
+
+
+def within(series: SeriesReport, page: Path) -> Html:
+    """Write how the head moved within volumes, and why it was followed or not."""
+    facts = series.sidecar.get("Summary")
+    text = facts.get(WITHIN) if isinstance(facts, Mapping) else None
+    steps = [] if series.steps is None else series.steps.columns.get("step", [])
+    said = [step for step in steps if step.startswith(f"{WITHIN}: ")]
+    notes = [f"{WITHIN.capitalize()}: {text}."] if isinstance(text, str) else []
+    if not notes:
+        return _chart(series, "within", page)
+    return join([
+        _chart(series, "within", page),
+        *(tag("p", note, class_="note") for note in (*notes, *said)),
+    ])  # fmt: skip
 
 
 def frame(series: SeriesReport, page: Path) -> Html:

@@ -12,7 +12,7 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.derivatives.confounds import confounds
+from eddymotion.derivatives.confounds import EXCURSION, confounds
 from eddymotion.derivatives.eddy import MODEL
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
@@ -23,10 +23,19 @@ from eddymotion.io.writing import read_json, write_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
 from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sphere_chart
+from eddymotion.reports.course_chart import course_chart
 from eddymotion.reports.data import ReportData
 from eddymotion.reports.maps import predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
-from eddymotion.reports.verdict import Findings, Notice, Severity, Verdict, judge, pose_errors
+from eddymotion.reports.verdict import (
+    Findings,
+    Notice,
+    Severity,
+    Verdict,
+    far_within,
+    judge,
+    pose_errors,
+)
 
 MAX_STEPS = 400
 """Of the estimation, in a report."""
@@ -135,6 +144,8 @@ class SeriesReport:
         Coefficients of the eddy-current fields.
     steps : Table, optional
         What the estimation reported, and when.
+    trajectory : Table, optional
+        The course of the head within volumes.
     eddy_along : (3,) array, optional
         Phase-encoding vector of the fields, RAS+.
     """
@@ -146,6 +157,7 @@ class SeriesReport:
     data: ReportData | None
     eddy: Table | None = None
     steps: Table | None = None
+    trajectory: Table | None = None
     eddy_along: np.ndarray | None = None
 
     @classmethod
@@ -179,6 +191,7 @@ class SeriesReport:
             data,
             _table_if_there(outputs, "eddy"),
             _table_if_there(outputs, "report_steps"),
+            _table_if_there(outputs, "trajectory"),
             _phase_encoding(outputs),
         )
 
@@ -222,6 +235,18 @@ class SeriesReport:
         offsets = np.nan_to_num(self.confounds.numbers("eddy_offset"))
         return moved + self.eddy_along[:, None] * offsets
 
+    @cached_property
+    def excursions(self) -> np.ndarray:
+        """How far the head moved within each volume, (N,) mm; NaN where it was not followed."""
+        return self.confounds.numbers(EXCURSION)
+
+    @property
+    def voxel(self) -> float:
+        """Shortest edge of a voxel of the original series, mm; NaN where that is not known."""
+        told = self.sidecar.get("MotionWithinVolumes")
+        size = told.get("VoxelSize") if isinstance(told, dict) else None
+        return float(size) if isinstance(size, int | float) else float("nan")
+
     @property
     def n_slices(self) -> int:
         """Slices of a volume; 0 where that is not known."""
@@ -236,7 +261,10 @@ class SeriesReport:
             known = np.isfinite(change) & ~self.gradients.is_b0
             gain = float(change[known].mean()) if known.any() else gain
         errors = pose_errors(self.confounds)
-        return judge(self.findings, self.gradients, gain, errors=errors, notices=self.notices)
+        within = far_within(self.excursions, self.voxel)
+        return judge(
+            self.findings, self.gradients, gain, errors=errors, within=within, notices=self.notices
+        )
 
     @property
     def notices(self) -> list[Notice]:
@@ -272,6 +300,10 @@ class SeriesReport:
             drawn["carpet"] = carpet_chart(self.data.z, self.outlier_list, self.gradients)
             directions = self.data.bvecs_before, self.data.bvecs_after
             drawn["shells"] = sphere_chart(self.gradients, *directions)
+        n, course = len(self.confounds), self.trajectory
+        followed = np.isfinite([*self.excursions, self.voxel]).all()
+        if course is not None and len(course) and len(course) % n == 0 and followed:
+            drawn["within"] = course_chart(course, self.excursions, self.voxel)
         if self.eddy is not None and len(self.eddy) == len(self.confounds):
             drawn["eddy"] = eddy_chart(self.eddy, self.gradients)
         return drawn
@@ -280,6 +312,8 @@ class SeriesReport:
         """Write the charts as files."""
         for kind, chart in self.charts.items():
             write_text(self.outputs[f"{kind}_figure"], chart)
+        if "within" not in self.charts:
+            self.outputs["within_figure"].unlink(missing_ok=True)
 
 
 def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:

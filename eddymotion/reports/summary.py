@@ -9,6 +9,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.data.series import DWI
+from eddymotion.derivatives.confounds import excursions
 from eddymotion.estimation import Quality
 from eddymotion.estimation.outliers import describe_outliers
 from eddymotion.estimation.undetermined import describe_directions
@@ -19,6 +20,9 @@ from eddymotion.models import Model
 
 FRAME = "frame of the diffusion-weighted volumes"
 """Label of what is known about it."""
+
+WITHIN = "motion within volumes"
+"""Label of what was found of it."""
 
 
 def summarise(
@@ -42,6 +46,7 @@ def summarise(
         "range of rotations (x, y, z)": ", ".join(f"{np.rad2deg(r):.2f}" for r in reach[3:]) + "°",
         FRAME: _frame(motion),
         "framewise displacement": _displacements(dwi, motion),
+        WITHIN: _within(dwi, motion),
         "eddy currents": _fields(dwi, motion),
         "mean correlation with the prediction": rise("correlation", np.mean),
         "lowest correlation with the prediction": rise("correlation", np.min),
@@ -77,6 +82,19 @@ def _displacements(dwi: DWI, motion: Motion) -> str:
     return (
         f"{text}, of the head; with the offset of the eddy currents mean {poses.mean():.2f} mm, "
         f"max {poses.max():.2f} mm"
+    )
+
+
+def _within(dwi: DWI, motion: Motion) -> str:
+    """Say within how many volumes the head moved, and how far."""
+    n_moved = int(motion.moved_within.sum())
+    if not n_moved:
+        why = dwi.acquisition.why_untimed
+        return f"not sought, since {why}" if why else "one pose a volume"
+    way = excursions(motion, dwi.center)
+    return (
+        f"in {n_moved} of {len(dwi)} volumes, by up to {way.max():.2f} mm (volume "
+        f"{int(way.argmax())}) from the pose of the volume; these were rebuilt slice by slice"
     )
 
 

@@ -250,6 +250,7 @@ def judge(
     gain: float = float("nan"),
     *,
     errors: np.ndarray | None = None,
+    within: Check | None = None,
     notices: Sequence[Notice] = (),
 ) -> Verdict:
     """Apply the rule.
@@ -262,6 +263,8 @@ def judge(
         Mean correlation with the prediction after correction less that before; NaN: not known.
     errors : (N,) array, optional
         From :func:`pose_errors`: NaN where a volume could not be placed.
+    within : Check, optional
+        From :func:`far_within`.
     notices : sequence of Notice
         What else was said about the series.
     """
@@ -289,6 +292,7 @@ def judge(
         Check("gain in correlation with the prediction", gain,
               "n/a" if np.isnan(gain) else f"{gain:+.3f}", -0.002, -0.02),
         *([] if errors is None else _checks_of_errors(errors[dwis])),
+        *([] if within is None else [within]),
         *notices,
     ))  # fmt: skip
 
@@ -303,6 +307,25 @@ def _checks_of_errors(errors: np.ndarray) -> tuple[Check, Check]:
         Check("volumes that could not be placed", 100 * len(lost) / max(len(errors), 1),
               f"{len(lost)} of {len(errors)}", 0.0, 10.0, " %"),
     )  # fmt: skip
+
+
+def far_within(excursions: np.ndarray, voxel: float) -> Check | None:
+    """Judge how many volumes the head moved far within; None where it was not followed.
+
+    Parameters
+    ----------
+    excursions : (N,) array
+        How far it moved within each volume, mm; NaN where that is not known.
+    voxel : float
+        Shortest edge of a voxel, mm.
+    """
+    known = excursions[np.isfinite(excursions)]
+    if not known.size or not np.isfinite(voxel):
+        return None
+    far = np.flatnonzero(np.nan_to_num(excursions) > voxel)
+    text = f"{len(far)} of {len(excursions)}{_listed(far)}; at most {known.max():.2f} mm"
+    return Check("moved by more than a voxel within a volume", 100 * len(far) / len(excursions),
+                 text, 10.0, 50.0, " %")  # fmt: skip
 
 
 def pose_errors(confounds: Table) -> np.ndarray | None:

@@ -12,8 +12,8 @@ from scipy.interpolate import CubicSpline
 
 from eddymotion.errors import EddymotionError
 from eddymotion.io.trajectory import read_trajectory
-from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
-from eddymotion.mapping.slice_poses import SlicePoses, mean_pose
+from eddymotion.mapping.rigid import mean_pose, rigid_matrix, rigid_parameters
+from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation.patterns import COURSES, Course
 from eddymotion.simulation.timing import SliceTiming
 

@@ -1,0 +1,626 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gauss-Newton on the course of the head through all volumes at once.
+
+As :mod:`eddymotion.estimation.coupled`, with the poses of knots in time in place of those of
+volumes. A point ``x`` of the head is read in all slices near it, each at its own pose
+(:mod:`eddymotion.images.stack`), ``y_i(x) = Σ_k w_k S_k(T_ik x)``. A displacement of the content
+of slice ``k`` by ``δ_k`` changes it by ``−w_k J_i δ_k``; with ``B_m(t_k)`` the part of knot ``m``
+in the pose of that slice, ::
+
+    J_im = β_im J_i,   β_im(x) = Σ_k w_k B_m(t_k)
+    G_im = Σ_x w β_im J_i (Py)_i,   H_(im)(jn) = P_ij Σ_x w β_im β_jn J_i J_jᵀ
+
+*What the data do not show.* A displacement of the slices that is the same in all volumes of a
+group only warps the frame of the head: the volumes agree as before. ``G`` and ``H`` are centred
+over the volumes of a group for each knot, before the knots of a volume at rest are put together,
+so that neither noise nor the approximations of ``J`` pull there; the prior alone decides, and
+holds still what it can. Levenberg's damping is centred likewise.
+
+*Units.* ``H`` counts points whose noise is correlated. It is divided by how much too small the
+covariances are that it tells: the sandwich over blocks of the brain over the inverse of ``H``,
+both with one pose a volume.
+
+``T ← T exp(−δ)`` are the twists of a step; the unknowns are twists ``ξ`` about the centre of the
+brain, ``T = exp(ξ)``, in which the head is interpolated between knots: ``δ = −A dξ`` with
+``A = blockdiag(Rᵀ, J_r(ω))``, ``J_r`` the right Jacobian of rotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+from scipy import linalg
+from scipy.linalg import blas
+from scipy.spatial.transform import Rotation
+
+from eddymotion.data.gradients import Gradients
+from eddymotion.estimation.coupled import MAX_MISSING, filled
+from eddymotion.estimation.increments import Increments
+from eddymotion.estimation.knots import Knots
+from eddymotion.images.pyramid import BLOCK_MM, blocks_of
+from eddymotion.images.stack import SliceStack
+from eddymotion.machine.parallel import parallel_map
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid
+from eddymotion.models import LinearModel
+from eddymotion.models.base import LEVERAGE_GUARD
+
+LEAST_PART = 0.02
+"""Knots of less part in all points of a slab are left out of its share of ``H``."""
+
+POINTS_FOR_HESSIAN = 6_000
+MOST_MISSING = 2 * MAX_MISSING
+
+DAMPING = 1e-6
+ABSOLUTE_DAMPING = 1e-3
+"""Precision (1/mm²) with which every unknown is held at its place."""
+
+LEAST_LEVENBERG, MOST_LEVENBERG = 1e-3, 3.0
+COST_SLACK = 0.02
+"""Rise of the cost of a volume that counts as one."""
+
+AXES = np.arange(6)
+
+TRIES = 3
+"""Of a step that is too long for its linearisation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A group of volumes that predict each other.
+
+    Parameters
+    ----------
+    volumes : (n,) index array
+    gradients : Gradients
+        Theirs.
+    model : LinearModel
+        Fitted.
+    leave_one_out : bool
+        As of :class:`~eddymotion.estimation.coupled.CoupledProblem`.
+    overcount : float
+        By which its normal equations are divided.
+    """
+
+    volumes: np.ndarray
+    gradients: Gradients
+    model: LinearModel
+    leave_one_out: bool = False
+    overcount: float = 1.0
+
+    def precision(self, twists: np.ndarray) -> np.ndarray:
+        """``P`` at the rotations of twists of the volumes of the series, (n, n)."""
+        turned = Rotation.from_rotvec(twists[self.volumes, 3:]).as_matrix()
+        return self.model.precision(self.gradients.rotated(turned))
+
+
+@dataclass(frozen=True, eq=False)
+class StackSamples:
+    """What the volumes of a group show at the points.
+
+    Parameters
+    ----------
+    values : (n, V) float32 array
+    slopes : (3, n, V) float32 array
+    missing : (n, V) bool array
+    parts : (n, V, M) float32 array
+        ``β``
+    """
+
+    values: np.ndarray
+    slopes: np.ndarray
+    missing: np.ndarray
+    parts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class CourseEquations:
+    """Normal equations of the knots, for steps ``δ``.
+
+    Parameters
+    ----------
+    gradient : (K, 6) array
+    hessian : (K, 6, K, 6) array
+    cost : (N,) array
+        Of each volume.
+    turn : (K, 6, 6) array
+        ``A``: changes of the twists → steps, ``δ = −A dξ``.
+    """
+
+    gradient: np.ndarray
+    hessian: np.ndarray
+    cost: np.ndarray
+    turn: np.ndarray
+
+    def of_twists(self, square: np.ndarray) -> np.ndarray:
+        """Turn a matrix (K, 6, K, 6) between steps into one between twists, (6 K, 6 K)."""
+        square = np.einsum("kac,kalb->kclb", self.turn, square, optimize=True)
+        square = np.einsum("kcla,lad->kcld", square, self.turn, optimize=True)
+        return square.reshape(6 * len(self.turn), -1)
+
+    def without_common(self, step: np.ndarray) -> np.ndarray:
+        """Take the motion that all have in common out of a change of the twists, (K, 6)."""
+        moved = np.einsum("kab,kb->ka", self.turn, step)
+        return np.linalg.solve(self.turn, (moved - moved.mean(axis=0))[..., None])[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class CourseProblem:
+    """All volumes of a series at one level.
+
+    Parameters
+    ----------
+    stacks : sequence of N SliceStack
+        The volumes, band-passed in the planes of their slices.
+    members : sequence of Member
+    knots : Knots
+    points : (V, 3) array
+        In the head's frame, RAS+ mm.
+    center : (3,) array
+        Centre of the brain, RAS+ mm.
+    fields : Motion
+        What else moves the volumes: the shifts of the eddy currents and the fields of this motion.
+    block_mm : float
+        Edge of the blocks between which errors count as independent.
+    n_threads : int
+        The result does not depend on it.
+    """
+
+    stacks: Sequence[SliceStack]
+    members: Sequence[Member]
+    knots: Knots
+    points: np.ndarray
+    center: np.ndarray
+    fields: Motion
+    block_mm: float = BLOCK_MM
+    n_threads: int = 1
+    slabs: list[slice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        stack = self.stacks[0]
+        row = np.linalg.inv(stack.affine)[stack.axis]
+        slab = np.rint(self.points @ row[:3] + row[3]).astype(int)
+        order = np.argsort(slab, kind="stable")  # a slice's knots are the same for all of a slab
+        object.__setattr__(self, "points", self.points[order])
+        edges = np.flatnonzero(np.diff(slab[order])) + 1
+        bounds = np.concatenate([[0], edges, [len(slab)]])
+        slabs = [slice(a, b) for a, b in pairwise(bounds)]
+        object.__setattr__(self, "slabs", slabs)
+
+    @property
+    def n_volumes(self) -> int:
+        """Number of volumes ``N``."""
+        return len(self.stacks)
+
+    def poses(self, twists: np.ndarray) -> np.ndarray:
+        """Poses of the slices, (N, Z, 4, 4), from the twists of the knots (K, 6)."""
+        poses = exp_rigid(self.knots.of_slices(twists), self.center)
+        eddy = self.fields.eddy_currents
+        return poses if eddy is None else eddy.shifts[:, None] @ poses
+
+    def sample(self, member: Member, twists: np.ndarray) -> StackSamples:
+        """Read the volumes of a group."""
+        poses, n_points = self.poses(twists), len(self.points)
+        n = len(member.volumes)
+        values = np.empty((n, n_points), np.float32)
+        slopes = np.empty((3, n, n_points), np.float32)
+        parts = np.empty((n, n_points, self.knots.n_knots), np.float32)
+        means = exp_rigid(self.knots.of_volumes(twists), self.center)
+        eddy = self.fields.eddy_currents
+        means = means if eddy is None else eddy.shifts @ means
+
+        def read(index: int) -> None:
+            volume = member.volumes[index]
+            mapping = replace(self.fields.mapping(volume), pose=means[volume], slices=None)
+            moved, factor = mapping.moved_by_fields(self.points)
+            reading = self.stacks[volume].read(self.points, poses[volume], moved)
+            values[index] = reading.values * factor
+            slopes[:, index] = reading.slopes.T
+            parts[index] = reading.mixed(self.knots.basis)
+
+        parallel_map(read, range(n), n_threads=self.n_threads)
+        missing = ~np.isfinite(values)
+        values[missing] = 0.0
+        return StackSamples(values, slopes, missing, parts)
+
+    def fitted(self, twists: np.ndarray, every: int) -> CourseProblem:
+        """Fit the models of the groups to what their volumes show, where they are not fitted."""
+        some = replace(self, points=self.points[::every])
+        means = self.knots.of_volumes(twists)
+        members = []
+        for member in self.members:
+            if not member.model.fitted:
+                samples = some.sample(member, twists)
+                usable = samples.missing.mean(axis=0) <= MOST_MISSING
+                turned = member.gradients.rotated(
+                    Rotation.from_rotvec(means[member.volumes, 3:]).as_matrix()
+                )
+                precision = member.precision(means)
+                whole = filled(samples.values[:, usable], samples.missing[:, usable], precision)
+                scatter = whole @ whole.T / whole.shape[1]
+                member = replace(member, model=member.model.fit(scatter, turned))
+            members.append(member)
+        return replace(self, members=members)
+
+    def linearise(self, twists: np.ndarray) -> CourseEquations:
+        """Set up the normal equations at the twists of the knots (K, 6)."""
+        knots = self.knots
+        gradient = np.zeros((knots.n_rows, 6))
+        hessian = np.zeros((knots.n_rows, 6, knots.n_rows, 6))
+        cost = np.zeros(self.n_volumes)
+        for member in self.members:
+            part = _Assembly(self, member, twists)
+            rows = np.unique(knots.row[member.volumes])
+            of_group, square = part.centred()
+            gradient[rows] = of_group / member.overcount
+            hessian[np.ix_(rows, AXES, rows, AXES)] = square / member.overcount
+            cost[member.volumes] = part.cost
+        return CourseEquations(gradient, hessian, cost, right_jacobians(twists))
+
+    def counted(self, twists: np.ndarray) -> CourseProblem:
+        """Find by how much the normal equations of each group count too much."""
+        at_rest = Knots(np.ones((len(self.knots.basis), 1)), np.zeros(self.n_volumes, bool))
+        means = self.knots.of_volumes(twists)
+        problem = replace(self, knots=at_rest)
+        members = [
+            replace(member, overcount=_Assembly(problem, member, means).overcount())
+            for member in self.members
+        ]
+        return replace(self, members=members)
+
+
+class _Assembly:
+    """The normal equations of one group, by slabs.
+
+    Parameters
+    ----------
+    problem : CourseProblem
+    member : Member
+    twists : (K, 6) array
+    """
+
+    def __init__(self, problem: CourseProblem, member: Member, twists: np.ndarray) -> None:
+        self.problem, self.member = problem, member
+        knots = problem.knots
+        samples = problem.sample(member, twists)
+        self.samples = samples
+        self.P = member.precision(knots.of_volumes(twists)).astype(np.float32)
+        self.leverage = np.maximum(np.diag(self.P), LEVERAGE_GUARD)[:, None]
+        self.smoother = self.P / self.leverage if member.leave_one_out else self.P
+        self.residual = np.empty_like(samples.values)
+        for slab in problem.slabs:
+            values, gone = samples.values[:, slab], samples.missing[:, slab]
+            if gone.any():
+                values = filled(values, gone, self.P)
+                samples.values[:, slab] = values
+            residual = self.P @ values
+            residual[gone] = 0.0
+            self.residual[:, slab] = residual
+        misfit = np.einsum("nv,nv->v", samples.values, self.residual) / len(samples.values)
+        misfit = np.maximum(misfit, 0.0)
+        usable = samples.missing.mean(axis=0) <= MOST_MISSING
+        scale = np.median(misfit[usable]) + np.finfo(np.float32).tiny
+        self.weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0).astype(np.float32)
+        square = self.residual**2 / self.leverage
+        limit = 4 * np.median(square[:, usable]) + np.finfo(np.float32).tiny
+        self.cost = np.log1p(square[:, usable] / limit).mean(axis=1)
+
+    def jacobian(self, slab: slice) -> np.ndarray:
+        """``J`` of the smoothed volumes, (n, 6, V)."""
+        slopes = self.samples.slopes[:, :, slab]
+        x, y, z = (self.problem.points[slab] - self.problem.center).T.astype(np.float32)
+        found = np.empty((slopes.shape[1], 6, slopes.shape[2]), np.float32)
+        for axis in range(3):
+            np.subtract(slopes[axis], self.smoother @ slopes[axis], out=found[:, axis])
+        found[:, :3].transpose(0, 2, 1)[self.samples.missing[:, slab]] = 0.0
+        gx, gy, gz = found[:, 0], found[:, 1], found[:, 2]
+        found[:, 3] = y * gz - z * gy
+        found[:, 4] = z * gx - x * gz
+        found[:, 5] = x * gy - y * gx
+        return found
+
+    def centred(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``G`` (k, 6) and ``H`` (k, 6, k, 6) of the k unknowns of the group."""
+        knots = Knots(self.problem.knots.basis, self.problem.knots.moving[self.member.volumes])
+        n, n_knots = len(self.member.volumes), knots.n_knots
+        every = max(1, round(len(self.problem.points) / POINTS_FOR_HESSIAN))
+        of_knots = np.zeros((n, n_knots, 6))
+        square = np.zeros((knots.n_rows, 6, knots.n_rows, 6), np.float32)
+        common = np.zeros((n, n_knots, 6, n_knots, 6))
+        for slab in self.problem.slabs:
+            jacobian, parts = self.jacobian(slab), self.samples.parts[:, slab]
+            weights = self.weights[slab]
+            pull = jacobian * (self.residual[:, slab] * weights)[:, None]
+            of_knots += np.einsum("nvm,nav->nma", parts, pull, optimize=True)
+            some = slice(None, None, every)
+            root = np.sqrt(every * weights[some])
+            jacobian = jacobian[:, :, some] * root
+            parts = _without_small(parts[:, some])
+            self._add_square(square, knots, jacobian, parts)
+            common += self._with_all(knots, jacobian, parts)
+        whole = square.astype(float)
+        whole = (whole + whole.transpose(2, 3, 0, 1)) / 2
+        own = np.flatnonzero(knots.moving)
+        if len(own):  # the same numbers: what all do alike has to vanish to the last digit
+            rows = knots.row[own]
+            among = whole[rows.ravel()[:, None], :, rows.ravel()]
+            among = among.reshape(len(own), n_knots, len(own), n_knots, 6, 6).sum(axis=2)
+            common[own] += among.transpose(0, 1, 3, 2, 4)
+        return _centred(knots, of_knots, whole, common)
+
+    def _add_square(
+        self, square: np.ndarray, knots: Knots, jacobian: np.ndarray, parts: np.ndarray
+    ) -> None:
+        """Add the share of a slab to ``H``."""
+        active = np.where(knots.moving[:, None], parts.any(axis=1), False)
+        active[~knots.moving, 0] = True
+        volume, knot = np.nonzero(active)
+        if not len(volume) or not jacobian.shape[2]:
+            return
+        whole = parts.sum(axis=2)
+        weight = np.where(knots.moving[volume][:, None], parts[volume, :, knot], whole[volume])
+        flat = (jacobian[volume] * weight[:, None]).reshape(6 * len(volume), -1)
+        lower = blas.ssyrk(1.0, np.ascontiguousarray(flat).T, trans=1, lower=1)
+        product = np.tril(lower) + np.tril(lower, -1).T
+        product = product.reshape(len(volume), 6, len(volume), 6)
+        product *= self.P[np.ix_(volume, volume)][:, None, :, None]
+        rows = knots.row[volume, knot]
+        square[np.ix_(rows, AXES, rows, AXES)] += product
+
+    def _with_all(self, knots: Knots, jacobian: np.ndarray, parts: np.ndarray) -> np.ndarray:
+        """Return how each knot answers to what all volumes do alike, ``Σ_j H_(im)(jn)``.
+
+        Without what volumes in which the head moved answer to each other.
+        """
+        n, _, n_points = jacobian.shape
+        n_knots = parts.shape[2]
+        found = np.zeros((n, n_knots, 6, n_knots, 6))
+        active = np.flatnonzero(parts.any(axis=(0, 1)))
+        at_rest = ~knots.moving
+        if not at_rest.any():
+            return found
+        coupled = np.where(at_rest[:, None] | at_rest, self.P, 0.0)
+        for knot in active:
+            alike = (jacobian * parts[:, None, :, knot]).reshape(n, -1)
+            alike = (coupled @ alike).reshape(n, 6, n_points)
+            for other in active:
+                own = jacobian * parts[:, None, :, other]
+                found[:, other, :, knot] = own @ alike.transpose(0, 2, 1)
+        return found
+
+    def overcount(self) -> float:
+        """Median over the unknowns of their variance by blocks over that by ``H``."""
+        problem, n = self.problem, len(self.member.volumes)
+        numbers = blocks_of(problem.points - problem.center, problem.block_mm)
+        pulls = np.zeros((numbers.max() + 1, n, 6))
+        for slab in problem.slabs:
+            pull = self.jacobian(slab) * (self.residual[:, slab] * self.weights[slab])[:, None]
+            np.add.at(pulls, numbers[slab], pull.transpose(2, 0, 1))
+        _, square = self.centred()
+        square = square.reshape(6 * n, 6 * n)
+        square[np.diag_indices(6 * n)] *= 1 + 1e-3
+        square[np.diag_indices(6 * n)] += 1e-9 * np.diag(square).max()
+        pulls -= pulls.mean(axis=1, keepdims=True)
+        steps = linalg.solve(square, pulls.reshape(len(pulls), -1).T, assume_a="pos")
+        by_blocks = (steps.reshape(n, 6, -1) ** 2).sum(axis=2)
+        return float(np.median(by_blocks / np.diag(linalg.inv(square)).reshape(n, 6)))
+
+
+def _without_small(parts: np.ndarray) -> np.ndarray:
+    """Leave out knots that have hardly a part at the points of a slab: of (n, V, M)."""
+    return parts * (np.abs(parts).max(axis=1, keepdims=True, initial=0.0) > LEAST_PART)
+
+
+def _centred(
+    knots: Knots, of_knots: np.ndarray, square: np.ndarray, common: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take what all n volumes do alike out of normal equations.
+
+    Parameters
+    ----------
+    knots : Knots
+        Of the volumes.
+    of_knots : (n, M, 6) array
+        ``G`` of every knot.
+    square : (k, 6, k, 6) array
+        ``H`` of the unknowns.
+    common : (n, M, 6, M, 6) array
+        ``H`` of every knot, summed over the volumes on the right.
+
+    Returns
+    -------
+    (k, 6) array
+    (k, 6, k, 6) array
+    """
+    n = len(of_knots)
+    gradient = knots.summed(of_knots - of_knots.mean(axis=0))
+    answered = knots.summed(common) / n  # (k, 6, M, 6)
+    total = common.sum(axis=0) / n**2
+    total = (total + total.transpose(2, 3, 0, 1)) / 2
+    once = np.einsum("kamb,lm->kalb", answered, knots.held, optimize=True)
+    twice = np.einsum("km,manb,ln->kalb", knots.held, total, knots.held, optimize=True)
+    return gradient, square - once - once.transpose(2, 3, 0, 1) + twice
+
+
+def right_jacobians(twists: np.ndarray) -> np.ndarray:
+    """Return ``A`` of twists (K, 6), ``δ = −A dξ``: (K, 6, 6)."""
+    found = np.zeros((len(twists), 6, 6))
+    found[:, :3, :3] = Rotation.from_rotvec(twists[:, 3:]).as_matrix().transpose(0, 2, 1)
+    found[:, 3:, 3:] = right_jacobian(twists[:, 3:])
+    return found
+
+
+def right_jacobian(rotations: np.ndarray) -> np.ndarray:
+    """Return the right Jacobian of rotation vectors (…, 3): (…, 3, 3).
+
+    ``exp(ω + dω) ≈ exp(ω) exp(J_r dω)`` (Chirikjian 2011, Stochastic models, information theory,
+    and Lie groups 2, §10.6.3).
+    """
+    rotations = np.asarray(rotations, float)
+    angle = np.linalg.norm(rotations, axis=-1)[..., None, None]
+    small = angle < 1e-6
+    safe = np.where(small, 1.0, angle)
+    cross = np.cross(np.eye(3), rotations[..., None, :])
+    one = np.where(small, 0.5, (1 - np.cos(safe)) / safe**2)
+    two = np.where(small, 1 / 6, (safe - np.sin(safe)) / safe**3)
+    return np.eye(3) - one * cross + two * cross @ cross
+
+
+@dataclass(frozen=True, eq=False)
+class FoundCourse:
+    """The course of the head.
+
+    Parameters
+    ----------
+    twists : (K, 6) array
+    increments : Increments
+        Their scales learnt.
+    covariance : (K, 6, K, 6) array
+        Of the posterior.
+    n_steps : int
+    step : float
+        The last one, mm.
+    """
+
+    twists: np.ndarray
+    increments: Increments
+    covariance: np.ndarray
+    n_steps: int
+    step: float
+
+    def __str__(self) -> str:
+        within, between, rest = (np.sqrt((scale**2).mean()) for scale in self.increments.scale)
+        return (
+            f"{self.n_steps} steps, the last of {self.step:.2g} mm; from knot to knot "
+            f"{within:.3f} mm within volumes, {between:.3f} between, {rest:.3f} beside rest"
+        )
+
+
+@dataclass(frozen=True)
+class CourseStepping:
+    """How far the steps of a level go.
+
+    Parameters
+    ----------
+    n_steps : int
+        At most.
+    tolerance : float
+        Root-mean-square step, mm, at which it ends.
+    longest : float
+        Of a knot, mm; longer ones are damped.
+    levenberg : float
+        Damping to begin with.
+    """
+
+    n_steps: int
+    tolerance: float
+    longest: float
+    levenberg: float
+
+
+def solve_course(
+    problem: CourseProblem,
+    twists: np.ndarray,
+    increments: Increments,
+    stepping: CourseStepping,
+) -> FoundCourse:
+    """Iterate from the twists (K, 6) of the knots.
+
+    A step is judged by its length alone, and by the misfit of each volume: what reading costs
+    depends on how the slices lie, so that the misfit of all does not tell a better course.
+    """
+    away = problem.points - problem.center
+    radius = np.sqrt((away**2).sum(axis=1).mean())
+    in_mm = np.array([1.0] * 3 + [radius] * 3)
+    damping = np.full(problem.n_volumes, stepping.levenberg)
+    least = np.full(problem.n_volumes, np.inf)
+    for n_steps in range(1, stepping.n_steps + 1):
+        equations = problem.linearise(twists)
+        worse = equations.cost > least + COST_SLACK
+        damping = np.where(worse, 4 * damping, damping / 4)
+        damping = np.clip(damping, LEAST_LEVENBERG, MOST_LEVENBERG)
+        least = np.minimum(equations.cost, least + COST_SLACK)
+        weights = increments.weights(twists)
+        step, covariance, damping = _step(
+            problem, equations, twists, increments, weights, damping, stepping.longest / in_mm
+        )
+        twists = twists + step
+        length = float(np.sqrt(((step * in_mm) ** 2).sum(axis=1).mean()))
+        if n_steps > 1:
+            increments = increments.learnt(twists, weights, covariance)
+        if length < stepping.tolerance:
+            break
+    return FoundCourse(twists, increments, covariance, n_steps, length)
+
+
+def _step(
+    problem: CourseProblem,
+    equations: CourseEquations,
+    twists: np.ndarray,
+    increments: Increments,
+    weights: np.ndarray,
+    damping: np.ndarray,
+    longest: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Take a step (K, 6), damped until no knot goes too far.
+
+    Returns
+    -------
+    step : (K, 6) array
+    covariance : (K, 6, K, 6) array
+    damping : (N,) array
+    """
+    n_rows = len(twists)
+    right = -np.einsum("kab,ka->kb", equations.turn, equations.gradient)
+    matrix = equations.of_twists(equations.hessian)
+    diagonal = np.diag(matrix)
+    held = DAMPING * np.maximum(diagonal, 1e-6 * diagonal.max())
+    held = held + np.tile(ABSOLUTE_DAMPING * increments.in_mm**2, n_rows)
+    matrix[np.diag_indices_from(matrix)] += held
+    blocks = matrix.reshape(n_rows, 6, n_rows, 6)
+    for axis, precision in enumerate(increments.precision(weights)):
+        right[:, axis] -= precision @ twists[:, axis]
+        blocks[:, axis, :, axis] += precision.toarray()
+    for _ in range(TRIES):
+        damped = matrix + equations.of_twists(_levenberg(problem, equations, damping))
+        factor = linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
+        step = linalg.cho_solve(factor, right.ravel(), check_finite=False).reshape(n_rows, 6)
+        step = equations.without_common(step)
+        far = np.sqrt(((step / longest) ** 2).sum(axis=1)) > 1
+        if not far.any():
+            break
+        ran = np.unique(problem.knots.volume[far])
+        damping = damping.copy()
+        damping[ran] = np.minimum(10 * damping[ran], MOST_LEVENBERG)
+    inverse, _ = linalg.lapack.dpotri(factor[0], lower=True)
+    covariance = np.tril(inverse) + np.tril(inverse, -1).T
+    return step, covariance.reshape(n_rows, 6, n_rows, 6), damping
+
+
+def _levenberg(
+    problem: CourseProblem, equations: CourseEquations, damping: np.ndarray
+) -> np.ndarray:
+    """Hold what a volume does unlike the others of its group, (K, 6, K, 6)."""
+    knots = problem.knots
+    n_rows = knots.n_rows
+    diagonal = np.einsum("kaka->ka", equations.hessian)
+    diagonal = np.maximum(diagonal, 1e-6 * diagonal.max(axis=0))
+    found = np.zeros((n_rows, 6, n_rows, 6))
+    for member in problem.members:
+        own = Knots(knots.basis, knots.moving[member.volumes])
+        rows = np.unique(knots.row[member.volumes])
+        shared = np.where(own.moving, 1, own.n_knots)[own.volume]
+        strength = (damping[member.volumes][own.volume] / shared)[:, None] * diagonal[rows]
+        of_knots = strength[own.row]  # (n, M, 6)
+        n = len(member.volumes)
+        common = own.summed(np.einsum("nma,mp->nmap", of_knots, np.eye(own.n_knots)))
+        total = of_knots.sum(axis=0)
+        for axis in range(6):
+            once = common[:, axis] @ own.held.T / n
+            twice = (own.held * total[:, axis]) @ own.held.T / n**2
+            block = np.diag(strength[:, axis] * shared) - once - once.T + twice
+            found[np.ix_(rows, AXES[[axis]], rows, AXES[[axis]])] += block[:, None, :, None]
+    return found

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes that are solved together, and what predicts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eddymotion.data.series import DWI
+from eddymotion.estimation.ties import ENOUGH_DIRECTIONS
+from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
+
+COARSE_MODEL = GaussianProcessModel(SphericalCovariance(signal=20.0, angle=1.2), fitted=True)
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeGroup:
+    """Volumes that are solved together.
+
+    Parameters
+    ----------
+    name : str
+    volumes : (N,) index array
+    coarse, fine : LinearModel
+        What predicts them at the coarse and at the fine levels.
+    leave_one_out : bool
+        See :class:`~eddymotion.estimation.coupled.CoupledProblem`.
+    has_fields : bool
+        Whether eddy-current fields are estimated.
+    """
+
+    name: str
+    volumes: np.ndarray
+    coarse: LinearModel
+    fine: LinearModel
+    leave_one_out: bool
+    has_fields: bool = False
+
+    @classmethod
+    def all_of(
+        cls, dwi: DWI, model: LinearModel, frames: Sequence[np.ndarray]
+    ) -> list[VolumeGroup]:
+        """Group the volumes of a series, the largest diffusion-weighted group last.
+
+        A few volumes cannot teach a covariance: theirs is the fixed one at all levels.
+        """
+        mean = AverageModel()
+        groups = [cls("b=0", dwi.gradients.b0s, mean, mean, leave_one_out=True)]
+        for volumes in frames:
+            few = len(frames) > 1 and len(volumes) < ENOUGH_DIRECTIONS
+            name = f"b={dwi.gradients.bvals[volumes].mean():.0f}"
+            groups.append(cls(name, volumes, COARSE_MODEL, COARSE_MODEL if few else model, False))
+        has_fields = len(frames) == 1 or len(frames[-1]) >= ENOUGH_DIRECTIONS
+        groups[-1] = replace(groups[-1], name="b>0", has_fields=has_fields)
+        return [group for group in groups if len(group.volumes) > 1]
+
+    def can_recover(self, volumes: np.ndarray) -> bool:
+        """Whether some of the volumes are here, and coarse levels know better where they belong.
+
+        They do not know of a few directions.
+        """
+        enough = self.leave_one_out or len(self.volumes) >= ENOUGH_DIRECTIONS
+        return enough and bool(np.isin(volumes, self.volumes).any())
+
+    def without(self, volumes: np.ndarray) -> VolumeGroup:
+        """Leave some of the volumes out."""
+        return replace(self, volumes=np.setdiff1d(self.volumes, volumes))

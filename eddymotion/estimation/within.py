@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Motion within volumes: from one pose a volume to a course of the head."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy import ndimage
+
+from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.continuous import (
+    CourseProblem,
+    CourseStepping,
+    FoundCourse,
+    Member,
+    right_jacobians,
+    solve_course,
+)
+from eddymotion.estimation.coupled import POINTS_FOR_MODEL
+from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.increments import Increments
+from eddymotion.estimation.knots import Knots
+from eddymotion.estimation.volume_groups import VolumeGroup
+from eddymotion.images.image import Image
+from eddymotion.images.pyramid import BLOCK_MM, head_scale, jittered_points, low_pass, steepest
+from eddymotion.images.stack import SliceStack
+from eddymotion.machine.parallel import Compute, one_blas_thread, parallel_map
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid
+from eddymotion.mapping.trajectory import Trajectory
+from eddymotion.models import LinearModel
+from eddymotion.wording import shown
+
+log = logging.getLogger(__name__)
+
+N_KNOTS, N_MIDDLE_KNOTS, N_COARSE_KNOTS = 12, 8, 4
+"""Of a volume in which the head moved: a jump is not over in less than a step between knots."""
+
+MOST_ROWS = 600
+"""Of unknown poses in volumes in which the head moved: the time of a step goes with their cube."""
+
+
+MANY_MOVED = 0.5
+"""Where more of the diffusion-weighted volumes moved, none is taken to be at rest: few that are
+would hold the slices of all others in the frame of their own small motion."""
+
+
+def check_within_volume(option: int | str) -> None:
+    """Raise unless it is ``auto``, ``none`` or a number of knots from two on."""
+    is_number = isinstance(option, int) and not isinstance(option, bool)
+    if option in ("auto", "none") or (is_number and option >= 2):  # type: ignore[operator]
+        return
+    raise EddymotionError(
+        f"within_volume is {shown(option)}, expected auto, none, or a number of knots a volume "
+        "from 2 on"
+    )
+
+
+@dataclass(frozen=True)
+class StackLevel:
+    """One step of the pyramid, in the planes of the slices.
+
+    Parameters
+    ----------
+    fwhm : float
+        Of the smoothing Gaussian, voxels.
+    highpass : float, optional
+        FWHM of the Gaussian whose smoothed image is subtracted, voxels.
+    n_points : int
+    n_knots : int
+        Of a volume in which the head moved, at most.
+    stepping : CourseStepping
+        Lengths in voxels.
+    """
+
+    fwhm: float
+    highpass: float | None
+    n_points: int
+    n_knots: int
+    stepping: CourseStepping
+
+    def filtered(self, image: Image, axis: int) -> Image:
+        """Filter an image."""
+        voxel = np.full(3, np.sqrt(np.delete(image.voxel_sizes, axis).prod()))
+        voxel[axis] = 0.0
+        narrow = low_pass(image, self.fwhm * voxel)
+        if self.highpass is None:
+            return narrow
+        wide = low_pass(image, self.highpass * voxel)
+        return Image(narrow.data - wide.data, image.affine, wide.missing)
+
+
+LEVELS = (
+    StackLevel(3.0, None, 8_000, N_COARSE_KNOTS, CourseStepping(4, 0.02, 4 / 3, 0.1)),
+    StackLevel(1.0, 2.5, 12_000, N_MIDDLE_KNOTS, CourseStepping(4, 0.002, 1.0, 0.01)),
+    StackLevel(1.0, 2.5, 40_000, N_KNOTS, CourseStepping(3, 0.002, 1.0, 0.01)),
+)
+
+
+@dataclass(eq=False)
+class CourseSolver:
+    """What all levels share.
+
+    Parameters
+    ----------
+    dwi : DWI
+    motion : Motion
+        Of the volumes, in one frame.
+    groups : sequence of VolumeGroup
+    moving : (N,) bool array
+        Volumes within which the head moved.
+    lost : (N, Z) bool array
+        Slices without signal.
+    n_knots : int, optional
+        Knots of a volume in which the head moved; as many as serve when not given.
+    compute : Compute
+    """
+
+    dwi: DWI
+    motion: Motion
+    groups: Sequence[VolumeGroup]
+    moving: np.ndarray
+    lost: np.ndarray
+    n_knots: int | None = None
+    compute: Compute = field(default_factory=Compute)
+
+    def __post_init__(self) -> None:
+        dwi = self.dwi
+        self.random = np.random.default_rng(self.compute.seed)
+        self.slicing = dwi.acquisition.slicing
+        self.mask = ndimage.binary_dilation(dwi.mask)
+        self.scale = head_scale(dwi.mask, dwi.voxel_sizes)
+        self.voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
+        self.in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.scale] * 3)
+        runs = dwi.acquisition.runs
+        self.follows = np.diff(runs) == 0 if runs is not None else np.ones(len(dwi) - 1, bool)
+
+    def solve(self) -> tuple[Knots, FoundCourse]:
+        """Go through the levels."""
+        dwi = self.dwi
+        knots = Knots.between(self.slicing, 2, np.zeros(len(dwi), bool))
+        twists = log_rigid(self.motion.head, dwi.brain_center)
+        found, scale, filters = None, None, None
+        stacks: list[SliceStack] = []
+        for level in LEVELS:
+            before = knots
+            knots = Knots.between(self.slicing, self.knots_at(level), self.moving)
+            twists = knots.taken_over(twists, before)
+            increments = Increments.of(knots, self.follows, self.in_mm)
+            if scale is not None:
+                scale = scale.copy()
+                scale[0] *= np.sqrt((before.n_knots - 1) / (knots.n_knots - 1))
+                increments = replace(increments, scale=scale)
+            if filters != (level.fwhm, level.highpass):
+                stacks, filters = self.stacks(level), (level.fwhm, level.highpass)
+            problem = self.problem(level, knots, stacks, twists)
+            stepping = replace(
+                level.stepping,
+                tolerance=level.stepping.tolerance * self.voxel,
+                longest=level.stepping.longest * self.voxel,
+            )
+            found = solve_course(problem, twists, increments, stepping)
+            log.debug("motion within volumes, %d points: %s", level.n_points, found)
+            twists, scale = found.twists, found.increments.scale
+        assert found is not None
+        return knots, found
+
+    def knots_at(self, level: StackLevel) -> int:
+        """Return the knots of a volume at a level: no more than can be solved for."""
+        most = int(MOST_ROWS / max(self.moving.sum(), 1))
+        if self.moving.all():
+            most = min(most, N_MIDDLE_KNOTS)
+        return max(2, min(level.n_knots, most, self.n_knots or level.n_knots))
+
+    def stacks(self, level: StackLevel) -> list[SliceStack]:
+        """Filter all volumes in the planes of their slices."""
+        axis = self.slicing.axis
+
+        def filtered(volume: int) -> SliceStack:
+            image = level.filtered(self.dwi.volume_with_missing(volume), axis)
+            return SliceStack.of(image, axis, self.lost[volume])
+
+        return parallel_map(filtered, range(len(self.dwi)), n_threads=self.compute.n_threads)
+
+    def problem(
+        self, level: StackLevel, knots: Knots, stacks: Sequence[SliceStack], twists: np.ndarray
+    ) -> CourseProblem:
+        """Set up a level."""
+        members = [
+            Member(
+                group.volumes,
+                self.dwi.gradients.select(group.volumes),
+                group.coarse if level.highpass is None else group.fine,
+                group.leave_one_out,
+            )
+            for group in self.groups
+        ]
+        points = self.points(level, knots, stacks, twists)
+        problem = CourseProblem(
+            stacks,
+            members,
+            knots,
+            points,
+            self.dwi.brain_center,
+            self.motion,
+            BLOCK_MM * self.scale,
+            self.compute.n_threads,
+        )
+        return problem.fitted(twists, -(-len(points) // POINTS_FOR_MODEL)).counted(twists)
+
+    def points(
+        self, level: StackLevel, knots: Knots, stacks: Sequence[SliceStack], twists: np.ndarray
+    ) -> np.ndarray:
+        """Draw random points of the brain; at fine levels more where the images have edges."""
+        affine, center = self.dwi.affine, self.dwi.brain_center
+        if level.highpass is None:
+            return jittered_points(self.mask, affine, level.n_points, self.random)
+        candidates = jittered_points(self.mask, affine, self.mask.sum(), self.random)
+        poses = exp_rigid(knots.of_slices(twists), center)
+        volumes = self.groups[-1].volumes
+        volumes = volumes[:: max(1, len(volumes) // 8)]
+        total = np.zeros((len(candidates), 3), np.float32)
+        for volume in volumes:
+            total += stacks[volume].read(candidates, poses[volume]).slopes
+        steepness = np.linalg.norm(total, axis=1).astype(float)
+        return candidates[steepest(steepness, level.n_points, self.random)]
+
+
+def follow_head(
+    dwi: DWI,
+    estimate: Estimate,
+    motion: Motion,
+    model: LinearModel,
+    *,
+    n_knots: int | None = None,
+    compute: Compute,
+) -> Estimate | None:
+    """Find the course of the head through the volumes in which it moved.
+
+    Parameters
+    ----------
+    dwi : DWI
+    estimate : Estimate
+        One pose a volume.
+    motion : Motion
+        The same in one frame.
+    model : LinearModel
+        Of the diffusion-weighted volumes.
+    n_knots : int, optional
+        Knots of every volume. When not given, the volumes that the data show to have moved, if
+        any, get as many as serve.
+    compute : Compute
+
+    Returns
+    -------
+    Estimate
+        Of poses a volume, with a trajectory; b=0 and diffusion-weighted volumes each consistent
+        among themselves. None where the head was at rest within volumes as far as one can tell.
+    """
+    unrest, slicing = estimate.unrest, dwi.acquisition.slicing
+    assert unrest is not None
+    scale = head_scale(dwi.mask, dwi.voxel_sizes)
+    moving = unrest.moving(dwi.gradients.is_b0, scale)
+    if n_knots is not None:
+        moving = np.ones(len(dwi), bool)
+    placed = np.ones(len(dwi), bool) if estimate.unplaced is None else ~estimate.unplaced
+    if moving[dwi.gradients.dwis].mean() > MANY_MOVED:
+        moving = np.ones(len(dwi), bool)
+    moving &= placed
+    log.info("motion within volumes: %s", _describe(unrest.evidence(scale), moving, n_knots))
+    if not moving.any():
+        return None
+    groups = VolumeGroup.all_of(dwi, model, estimate.groups or [dwi.gradients.dwis])
+    groups = [group.without(np.flatnonzero(~placed)) for group in groups]
+    groups = [group for group in groups if len(group.volumes) > 1]
+    solver = CourseSolver(dwi, motion, groups, moving, unrest.lost, n_knots, compute)
+    with one_blas_thread():
+        knots, found = solver.solve()
+    poses = exp_rigid(knots.of_slices(found.twists), dwi.brain_center)
+    eddy = motion.eddy_currents
+    poses = poses if eddy is None else eddy.shifts[:, None] @ poses
+    of_slices = _covariances(knots, found, groups)
+    once = np.array([group[0] for group in slicing.groups])
+    matrices, trajectory = Trajectory.of_poses(
+        poses, dwi.brain_center, dwi.affine, slicing.axis, once=once
+    )
+    assert estimate.covariances is not None
+    known = np.isfinite(estimate.covariances).all(axis=(1, 2))
+    of_volumes = of_slices[0] + unrest.at_rest
+    return replace(
+        estimate,
+        motion=replace(motion, matrices=matrices, trajectory=trajectory),
+        covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
+        within=of_slices[1] + unrest.at_rest[:, None],
+    )
+
+
+def _describe(evidence: np.ndarray, moving: np.ndarray, n_knots: int | None) -> str:
+    """Say why the head is followed within volumes, or not."""
+    if n_knots is not None:
+        return f"{n_knots} knots in every volume, as asked for"
+    most = int(np.argmax(evidence))
+    of_all = (
+        f"parts of volume {most} pull apart by {evidence[most]:.1f} times what noise and misfit do"
+    )
+    if not moving.any():
+        return f"no evidence, one pose a volume ({of_all})"
+    return f"{int(moving.sum())} of {len(moving)} volumes ({of_all})"
+
+
+def _covariances(
+    knots: Knots, found: FoundCourse, groups: Sequence[VolumeGroup]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return covariances of the poses of volumes and of slices.
+
+    Of steps about the centre of the brain, within each group of volumes: what a group has in
+    common is not told here. Zero for volumes of one pose, whose errors are known otherwise.
+
+    Returns
+    -------
+    of_volumes : (N, 6, 6) array
+    of_slices : (N, Z, 6, 6) array
+    """
+    n, n_slices = len(knots.moving), len(knots.basis)
+    of_volumes, of_slices = np.zeros((n, 6, 6)), np.zeros((n, n_slices, 6, 6))
+    turn = right_jacobians(found.twists)
+    whole = np.einsum("kac,kcld,lbd->kalb", turn, found.covariance, turn, optimize=True)
+    mean = knots.basis.mean(axis=0)
+    for group in groups:
+        rows = knots.row[group.volumes]  # (n, M)
+        own = whole[rows.ravel()[:, None], :, rows.ravel()]
+        own = own.reshape(*rows.shape, *rows.shape, 6, 6)
+        of_means = np.einsum("m,imjnab,n->ijab", mean, own, mean, optimize=True)
+        of_mean = of_means.mean(axis=(0, 1))
+        with_mean = of_means.mean(axis=1)
+        centred = of_means[np.arange(len(rows)), np.arange(len(rows))]
+        centred = centred - with_mean - with_mean.transpose(0, 2, 1) + of_mean
+        across = np.einsum("imjnab,n->imjab", own, mean, optimize=True).mean(axis=2)
+        for index, volume in enumerate(group.volumes):
+            if not knots.moving[volume]:
+                continue
+            of_volumes[volume] = centred[index]
+            among = np.einsum(
+                "zm,mnab,zn->zab", knots.basis, own[index, :, index], knots.basis, optimize=True
+            )
+            with_all = np.einsum("zm,mab->zab", knots.basis, across[index])
+            of_slices[volume] = among - with_all - with_all.transpose(0, 2, 1) + of_mean
+    return of_volumes, of_slices

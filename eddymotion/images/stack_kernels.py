@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled inner loop that reads a stack of slices, each at a pose of its own.
+
+As :mod:`eddymotion.images.kernels`: the kernel has a plain twin in the tests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eddymotion.images.kernels import PADDING, _slopes, _weights
+from eddymotion.machine.compiling import compiled
+
+N_NODES = 8
+"""Slices that may have a say at a point."""
+
+REACH = 2.6
+"""Farther slices, in slices, say nothing."""
+
+SLICE_STEPS = 6
+"""At most so many steps find the slice that a point was recorded in."""
+
+LEAST_WEIGHT = 1e-3
+"""Slices of less weight are not read."""
+
+
+@compiled
+def _height(matrices, points, p, k, shifts):
+    """Where a point is along the slice axis, in slices, under the pose of slice `k`."""
+    m = matrices[k, 2]
+    height = m[0] * points[p, 0] + m[1] * points[p, 1] + m[2] * points[p, 2] + m[3]
+    return height + shifts[p, 2] if shifts.shape[0] else height
+
+
+@compiled
+def _nearest(matrices, points, p, shifts):
+    """Return the slice that a point was recorded in, and the height there."""
+    last = matrices.shape[0] - 1
+    k = (last + 1) // 2
+    height = 0.0
+    for _ in range(SLICE_STEPS):
+        height = _height(matrices, points, p, k, shifts)
+        found = min(max(int(np.floor(height + 0.5)), 0), last)
+        if found == k:
+            break
+        k = found
+    return k, height
+
+
+@compiled
+def find_slices(matrices, points, shifts, slices, heights):
+    """Fill the slice that each point was recorded in, (P,) int, and its height there, (P,)."""
+    for p in range(points.shape[0]):
+        slices[p], heights[p] = _nearest(matrices, points, p, shifts)
+
+
+@compiled
+def _covariance(distance, length):
+    """Covariance of two slices so far apart, and its derivative."""
+    value = np.exp(-0.5 * (distance / length) ** 2)
+    return value, -distance / length**2 * value
+
+
+@compiled
+def _factor(matrix, n):
+    """Replace the lower triangle of a positive matrix by its Cholesky factor."""
+    for j in range(n):
+        for i in range(j, n):
+            value = matrix[i, j]
+            for q in range(j):
+                value -= matrix[i, q] * matrix[j, q]
+            matrix[i, j] = np.sqrt(max(value, 1e-12)) if i == j else value / matrix[j, j]
+
+
+@compiled
+def _solve(factor, n, right):
+    """Solve in place with the factor of :func:`_factor`."""
+    for i in range(n):
+        for q in range(i):
+            right[i] -= factor[i, q] * right[q]
+        right[i] /= factor[i, i]
+    for step in range(n):
+        i = n - 1 - step
+        for q in range(i + 1, n):
+            right[i] -= factor[q, i] * right[q]
+        right[i] /= factor[i, i]
+
+
+@compiled
+def _krige(distances, n, length, nugget, work, weights, slopes):
+    """Fill the weights of `n` nodes at such distances, their slopes; return the variance.
+
+    Ordinary kriging: the weights add up to one. The slopes are derivatives by the height of the
+    point, with which all distances grow.
+    """
+    ones = work[n]
+    for i in range(n):
+        for j in range(i + 1):
+            work[i, j] = _covariance(distances[i] - distances[j], length)[0]
+        work[i, i] += nugget
+        weights[i], slopes[i] = _covariance(distances[i], length)
+        ones[i] = 1.0
+    _factor(work, n)
+    variance = 1.0
+    _solve(work, n, ones)
+    sum_ones, sum_weights, sum_slopes = 0.0, 0.0, 0.0
+    for i in range(n):
+        slopes[i + n] = weights[i]  # the covariance, kept
+    _solve(work, n, weights)
+    _solve(work, n, slopes)
+    for i in range(n):
+        variance -= weights[i] * slopes[i + n]
+        sum_ones += ones[i]
+        sum_weights += weights[i]
+        sum_slopes += slopes[i]
+    variance += (1.0 - sum_weights) ** 2 / sum_ones
+    for i in range(n):
+        weights[i] += ones[i] * (1.0 - sum_weights) / sum_ones
+        slopes[i] -= ones[i] * sum_slopes / sum_ones
+    return variance
+
+
+@compiled
+def _in_plane(plane, a, b):
+    """Read a slice at (a, b) voxels: the value, and its slopes along a and b."""
+    ia, ib = int(np.floor(a)), int(np.floor(b))
+    ta, tb = np.float32(a - ia), np.float32(b - ib)
+    wa, wb, sa, sb = _weights(ta), _weights(tb), _slopes(ta), _slopes(tb)
+    value, slope_a, slope_b = np.float32(0), np.float32(0), np.float32(0)
+    first_a, first_b = ia + PADDING - 1, ib + PADDING - 1
+    for i in range(4):
+        row, along = np.float32(0), np.float32(0)
+        for j in range(4):
+            coefficient = plane[first_a + i, first_b + j]
+            row += wb[j] * coefficient
+            along += sb[j] * coefficient
+        value += wa[i] * row
+        slope_a += sa[i] * row
+        slope_b += wa[i] * along
+    return value, slope_a, slope_b
+
+
+@compiled
+def _in_the_plane(matrices, points, p, k, shifts):
+    """Where a point is in the plane of slice `k` under its pose, in voxels."""
+    m = matrices[k]
+    x, y, z = points[p, 0], points[p, 1], points[p, 2]
+    a = m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]
+    b = m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]
+    if shifts.shape[0]:
+        a += shifts[p, 0]
+        b += shifts[p, 1]
+    return a, b
+
+
+@compiled
+def _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances):
+    """Fill slices that come near a point, and how far it is from each, in slices.
+
+    Returns
+    -------
+    n : int
+        How many.
+    near, low : int
+        The slice that the point was recorded in, and the first that may count.
+    least : float
+        Distance of the nearest; infinite in a gap that none comes near, NaN outside the stack.
+    """
+    n_slices = matrices.shape[0]
+    near, height = _nearest(matrices, points, p, shifts)
+    low = max(0, min(near - N_NODES // 2 + 1, n_slices - N_NODES))
+    n, least, outside = 0, np.inf, False
+    if height < -0.5 or height > n_slices - 0.5:
+        return n, near, low, np.nan
+    for k in range(low, min(low + N_NODES, n_slices)):
+        distance = _height(matrices, points, p, k, shifts) - k
+        if abs(distance) < REACH and not lost[k]:
+            a, b = _in_the_plane(matrices, points, p, k, shifts)
+            if -0.5 <= a <= plane[0] - 0.5 and -0.5 <= b <= plane[1] - 0.5:
+                nodes[n], distances[n] = k, distance
+                least = min(least, abs(distance))
+                n += 1
+            else:
+                outside = True
+    return n, near, low, np.nan if outside and n == 0 else least
+
+
+@compiled
+def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first, variances):
+    """Say how much each slice of a stack counts at points of the head, and what is known there.
+
+    Parameters
+    ----------
+    plane : (int, int)
+        Voxels of a slice along a and b.
+    matrices, points, shifts, lost, kriging, weights, first
+        As of :func:`read_slices`; weights are zero only where no two slices come near.
+    variances : (P,) float32 array
+        Filled: of kriging, over that of the signal; infinite where no two slices come near, or
+        none as near as one has to be; NaN outside the stack.
+    """
+    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
+    work = np.empty((N_NODES + 1, N_NODES))
+    of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
+    for p in range(points.shape[0]):
+        weights[p] = np.float32(0)
+        n, _, low, least = _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances)
+        first[p] = low
+        variances[p] = np.nan if np.isnan(least) else np.inf
+        if n < 2:
+            continue
+        variance = _krige(distances, n, kriging[0], kriging[1], work, of_nodes, along)
+        if least <= kriging[3]:
+            variances[p] = variance
+        for i in range(n):
+            weights[p, nodes[i] - low] = of_nodes[i]
+
+
+@compiled
+def _mix(coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along):
+    """Read the slices and weigh them: value, and slopes along a, b and the slice axis."""
+    total, by_a, by_b, by_c = 0.0, 0.0, 0.0, 0.0
+    for i in range(n):
+        if max(abs(of_nodes[i]), abs(along[i])) < LEAST_WEIGHT:
+            continue
+        a, b = _in_the_plane(matrices, points, p, nodes[i], shifts)
+        value, slope_a, slope_b = _in_plane(coefficients[nodes[i]], a, b)
+        total += of_nodes[i] * value
+        by_a += of_nodes[i] * slope_a
+        by_b += of_nodes[i] * slope_b
+        by_c += along[i] * value
+    return total, by_a, by_b, by_c
+
+
+@compiled
+def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, slopes, weights,
+                first):  # fmt: skip
+    """Read a stack of slices at points of the head.
+
+    Parameters
+    ----------
+    coefficients : (Z, A + 4, B + 4) float32 array
+        Padded cubic B-spline coefficients of each slice in its plane.
+    matrices : (Z, 3, 4) float64 array
+        Points → a, b and the slice axis, in voxels, under the pose of each slice.
+    points : (P, 3) float64 array
+        Of the head, mm.
+    shifts : (P, 3) or (0, 3) float64 array
+        Added to a, b and the slice axis.
+    lost : (Z,) bool array
+        Slices that are not read.
+    kriging : (4,) float64 array
+        Length (slices), nugget, largest variance, and distance (slices) within which a slice has
+        to be; see :class:`~eddymotion.images.stack.Kriging`.
+    values : (P,) float32 array
+        Filled; NaN where nothing is known.
+    slopes : (P, 3) float32 array
+        Filled: per mm along the axes of the points; zero where nothing is known.
+    weights : (P, 8) float32 array
+        Filled: how much each of the slices from `first` on counts; zero likewise.
+    first : (P,) int64 array
+        Filled.
+    """
+    plane = (coefficients.shape[1] - 2 * PADDING, coefficients.shape[2] - 2 * PADDING)
+    length, nugget, most, nearest = kriging
+    nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
+    work = np.empty((N_NODES + 1, N_NODES))
+    of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
+    for p in range(points.shape[0]):
+        values[p], slopes[p], weights[p] = np.nan, np.float32(0), np.float32(0)
+        n, near, low, least = _find_nodes(
+            matrices, plane, points, p, shifts, lost, nodes, distances
+        )
+        first[p] = low
+        if n < 2 or least > nearest:
+            continue
+        if _krige(distances, n, length, nugget, work, of_nodes, along) > most:
+            continue
+        total, by_a, by_b, by_c = _mix(
+            coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along
+        )
+        if np.isnan(total):
+            continue
+        values[p] = total
+        for i in range(n):
+            weights[p, nodes[i] - low] = of_nodes[i]
+        m = matrices[near]
+        for axis in range(3):
+            slopes[p, axis] = m[0, axis] * by_a + m[1, axis] * by_b + m[2, axis] * by_c

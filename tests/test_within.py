@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head is followed through volumes within which it moved, and nowhere else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import eddymotion as em
+from eddymotion.data.acquisition import Slicing
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.continuous import _centred, right_jacobians
+from eddymotion.estimation.increments import Increments
+from eddymotion.estimation.knots import Knots
+from eddymotion.estimation.unrest import Unrest
+from eddymotion.evaluation.trajectory import compare_trajectory
+from eddymotion.images.grid import Grid
+from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters
+from eddymotion.simulation import procedural_head
+from eddymotion.simulation.within_volumes import simulate_within_volumes
+
+CENTER = np.array([3.0, -7.0, 12.0])
+RANDOM = np.random.default_rng(0)
+TIMES = np.array([0.0, 1.0, 2.0, 0.5, 1.5, 2.5, 0.0, 1.0, 2.0, 0.5, 1.5, 2.5])
+INTERLEAVED = Slicing.of({"SliceTiming": TIMES.tolist()}, (5, 5, 12))
+MOVING = np.array([False, True, True, False, True])
+
+
+def test_steps_in_twists_are_steps_of_the_pose():
+    """``T exp(−δ) = exp(ξ + dξ)`` with ``δ = −A dξ``, to first order."""
+    twists = RANDOM.normal(size=(4, 6)) * np.r_[5, 5, 5, 0.3, 0.3, 0.3]
+    change = 1e-6 * RANDOM.normal(size=(4, 6))
+    moved = exp_rigid(twists + change, CENTER)
+    steps = log_rigid(np.linalg.inv(exp_rigid(twists, CENTER)) @ moved, CENTER)
+    expected = np.einsum("kab,kb->ka", right_jacobians(twists), change)
+    np.testing.assert_allclose(steps, expected, atol=1e-11)
+
+
+def test_a_volume_at_rest_has_one_pose_and_others_a_line_between_knots():
+    knots = Knots.between(INTERLEAVED, 4, MOVING)
+    assert knots.n_rows == 2 + 3 * 4
+    twists = RANDOM.normal(size=(knots.n_rows, 6))
+    of_slices = knots.of_slices(twists)
+    assert np.ptp(of_slices[~MOVING], axis=1).max() < 1e-12
+    for volume in np.flatnonzero(MOVING):
+        own = twists[knots.row[volume]]
+        at = np.linspace(0, 2.5, 4)
+        line = np.stack([np.interp(TIMES, at, axis) for axis in own.T], axis=1)
+        np.testing.assert_allclose(of_slices[volume], line, atol=1e-12)
+
+
+def test_more_knots_leave_the_course_as_it_is():
+    few, many = (Knots.between(INTERLEAVED, n, MOVING) for n in (3, 5))
+    twists = RANDOM.normal(size=(few.n_rows, 6))
+    np.testing.assert_allclose(
+        many.of_slices(many.taken_over(twists, few)), few.of_slices(twists), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("moving", [np.ones(5, bool), MOVING])
+def test_what_all_volumes_do_alike_moves_nothing(moving):
+    """As the equations of all knots, centred over the volumes and then restricted."""
+    knots = Knots.between(INTERLEAVED, 3, moving)
+    n, m = len(moving), 3
+    root = RANDOM.normal(size=(n * m * 6, 40))
+    whole = (root @ root.T).reshape(n, m, 6, n, m, 6)
+    pull = RANDOM.normal(size=(n, m, 6))
+
+    def restricted(square):  # (n, m, 6, n, m, 6) → (k, 6, k, 6)
+        left = knots.summed(square)
+        return np.moveaxis(knots.summed(np.moveaxis(left, (2, 3, 4), (0, 1, 2))), (0, 1), (2, 3))
+
+    gradient, square = _centred(knots, pull, restricted(whole), whole.sum(axis=3))
+    between = np.eye(n) - 1 / n
+    centred = np.einsum("pi,imajnb,jq->pmaqnb", between, whole, between)
+    np.testing.assert_allclose(square, restricted(centred), atol=1e-9)
+    np.testing.assert_allclose(gradient, knots.summed(pull - pull.mean(axis=0)), atol=1e-12)
+    if moving.all():
+        alike = np.tile(RANDOM.normal(size=(m, 6)), (n, 1)).ravel()
+        flat = square.reshape(len(alike), -1)
+        assert np.abs(flat @ alike).max() < 1e-9 * np.abs(flat).max()
+
+
+def test_increments_stop_at_the_end_of_a_run():
+    knots = Knots.between(INTERLEAVED, 3, MOVING)
+    follows = np.array([True, True, False, True])
+    increments = Increments.of(knots, follows, np.ones(6))
+    place = np.arange(knots.n_rows, dtype=float)
+    assert set(increments.change @ place) == {1.0}
+    links = {tuple(row) for row in increments.change.indices.reshape(-1, 2)}
+    assert (knots.row[2, -1], knots.row[3, 0]) not in links
+    assert len(links) == knots.n_rows - 2
+
+
+def test_scales_of_increments_are_learnt_from_a_course_that_is_known():
+    knots = Knots.between(INTERLEAVED, 4, np.ones(200, bool))
+    increments = Increments.of(knots, np.ones(199, bool), np.ones(6))
+    true = np.array([0.05, 0.1, 0.2, 0.4, 0.8, 1.6])
+    steps = true * RANDOM.standard_t(1, size=(knots.n_rows, 1)).clip(-20, 20)
+    steps = steps * np.sign(RANDOM.normal(size=(knots.n_rows, 6)))
+    twists = np.cumsum(steps, axis=0)
+    known = np.zeros((knots.n_rows, 6, knots.n_rows, 6))
+    for _ in range(40):
+        increments = increments.learnt(twists, increments.weights(twists), known)
+    ratios = increments.scale[0] / increments.scale[0, 0]
+    np.testing.assert_allclose(ratios, true / true[0], rtol=0.02)
+
+
+def test_one_volume_beyond_noise_and_misfit_is_evidence():
+    noise = np.tile(np.diag([1e-4] * 3 + [4e-8] * 3), (6, 1, 1))
+    apart = noise * np.array([1.0, 1.5, 3.0, 1.0, 40.0, 3.0])[:, None, None]
+    is_b0 = np.array([True, False, False, False, False, True])
+    unrest = Unrest(noise, apart, noise, noise, np.zeros((6, 4), bool))
+    assert unrest.moving(is_b0, 1.0).tolist() == [False, False, True, False, True, False]
+    quiet = replace(unrest, apart=np.minimum(apart, 3 * noise))
+    assert not quiet.moving(is_b0, 1.0).any()
+    assert not replace(unrest, by_misfit=20 * noise).moving(is_b0, 1.0).any()
+
+
+@pytest.mark.parametrize("option", [1, 0, -3, True, "always", 2.5])
+def test_other_options_are_refused(option):
+    with pytest.raises(EddymotionError, match="expected auto, none, or a number of knots"):
+        em.Joint(within_volume=option)
+
+
+def displaced(motion, truth, dwi):
+    """Return the errors of the slices' own part of the brain."""
+    head = procedural_head(3.0)
+    points = np.argwhere(head.brain)[::5] @ head.affine[:3, :3].T + head.affine[:3, 3]
+    course = motion.trajectory
+    poses = (
+        np.repeat(motion.matrices[:, None], dwi.n_slices, axis=1)
+        if course is None
+        else course.poses(motion.matrices)
+    )
+    grid = Grid(dwi.shape, dwi.affine)
+    return compare_trajectory(poses, truth.poses, points, grid, bvals=dwi.gradients.bvals).score()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("course", "left"), [("nods", 0.35), ("jumps", 0.4)])
+def test_the_head_is_followed_through_volumes(course, left):
+    dwi, truth = simulate_within_volumes(course, seed=2)
+    one_pose = em.estimate_motion(dwi, estimator=em.Joint(within_volume="none"))
+    motion = em.estimate_motion(dwi, n_threads=2)
+    before, after = (displaced(m, truth, dwi) for m in (one_pose, motion))
+    assert after.rms_mm < left * before.rms_mm
+    assert one_pose.trajectory is None
+    errors = motion.trajectory.standard_errors
+    own = rigid_parameters(motion.trajectory.poses(motion.matrices), dwi.center)
+    off = np.abs(own - rigid_parameters(truth.poses, dwi.center)) / errors
+    inner = off[motion.trajectory.moving][:, 5:-5]
+    assert 0.85 < (inner < 1.96).mean() <= 1.0
+
+
+@pytest.mark.slow
+def test_a_head_at_rest_within_volumes_gets_the_answer_of_one_pose():
+    dwi, _ = simulate_within_volumes("moderate", seed=3)
+    auto = em.estimate_motion(dwi)
+    none = em.estimate_motion(dwi, estimator=em.Joint(within_volume="none"))
+    assert auto.trajectory is None
+    np.testing.assert_array_equal(auto.matrices, none.matrices)
+    np.testing.assert_array_equal(auto.standard_errors, none.standard_errors)
