@@ -81,8 +81,10 @@ class Knots:
         return total
 
     def of_slices(self, twists: np.ndarray) -> np.ndarray:
-        """Twists of the knots (K, 6) → of the slices, (N, Z, 6)."""
-        return np.einsum("zm,nma->nza", self.basis, twists[self.row])
+        """Twists of the knots (K, 6) → of the slices, (N, Z, 6); at rest all of them alike."""
+        found = np.einsum("zm,nma->nza", self.basis, twists[self.row])
+        found[~self.moving] = twists[self.row[~self.moving, :1]]
+        return found
 
     def of_volumes(self, twists: np.ndarray) -> np.ndarray:
         """Twists of the knots (K, 6) → their mean over the slices of each volume, (N, 6)."""
