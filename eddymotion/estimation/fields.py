@@ -56,6 +56,10 @@ LEAST_FOLLOWED = 0.15
 only turns with the head seems to follow it, too, since it displaces along a direction that turns
 against the head: by 0.05 on a simulated head, where one that changes does by 0.31."""
 
+FAR_AWAY = 4.0
+"""Poses farther from the middle one than so many times the median distance tell nothing of fields:
+volumes that went astray have fields that go with it."""
+
 UNTOLD_SHIFT, UNTOLD_TURN = 0.3, 0.02
 """Of fields that follow the head: the part of their displacement, and of the head's own turns, by
 which poses may be wrong since images tell it from nothing. On simulated heads 0.2 to 0.3, and
@@ -166,6 +170,12 @@ def pose_regressors(matrices: np.ndarray, center: np.ndarray, reference: int) ->
     there = (matrices[reference] @ np.append(center, 1.0))[:3]
     moved = rigid_parameters(matrices @ np.linalg.inv(matrices[reference]), there)
     return moved[:, :5] * [1, 1, 1, ROTATION_RADIUS_MM, ROTATION_RADIUS_MM]
+
+
+def usual_poses(poses: np.ndarray) -> np.ndarray:
+    """Find the poses that are not far from the others, of (N, 5): (N,) bool."""
+    away = np.linalg.norm(poses - np.median(poses, axis=0), axis=1)
+    return away <= FAR_AWAY * np.median(away)
 
 
 def response_part(gradients: Gradients) -> np.ndarray:

@@ -41,6 +41,7 @@ from eddymotion.estimation.fields import (
     response_gain,
     shown_order,
     untold_covariances,
+    usual_poses,
     weigh_fields,
 )
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
@@ -501,7 +502,7 @@ class _Solver:
             return None
         first = int(self.dwi.gradients.b0s[0])
         poses = pose_regressors(motion.matrices, self.dwi.brain_center, first)
-        volumes = group.volumes
+        volumes = group.volumes[usual_poses(poses[group.volumes])]
         found = follow_poses(motion.eddy_currents.coefficients[volumes],
                              self.dwi.gradients.select(volumes), poses[volumes])  # fmt: skip
         if found is None:
