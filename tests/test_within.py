@@ -13,6 +13,7 @@ from eddymotion.estimation.continuous import _centred, right_jacobians
 from eddymotion.estimation.increments import Increments
 from eddymotion.estimation.knots import Knots
 from eddymotion.estimation.unrest import Unrest
+from eddymotion.estimation.within import LEVELS, CourseSolver
 from eddymotion.evaluation.trajectory import compare_trajectory
 from eddymotion.images.grid import Grid
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters
@@ -121,6 +122,25 @@ def test_one_volume_beyond_noise_and_misfit_is_evidence():
 def test_other_options_are_refused(option):
     with pytest.raises(EddymotionError, match="expected auto, none, or a number of knots"):
         em.Joint(within_volume=option)
+
+
+@pytest.mark.parametrize(
+    ("asked", "moving", "expected"),
+    [
+        (None, 12, [4, 8, 12]),
+        (None, 36, [4, 8, 8]),
+        (5, 36, [4, 5, 5]),
+        (15, 36, [4, 8, 15]),
+        (30, 36, [4, 8, 16]),
+        (None, 280, [2, 2, 2]),
+    ],
+)
+def test_a_volume_gets_the_knots_that_were_asked_for_and_can_be_solved_for(
+    asked, moving, expected
+):
+    solver = CourseSolver.__new__(CourseSolver)
+    solver.n_knots, solver.moving = asked, np.arange(max(36, moving)) < moving
+    assert [solver.knots_at(level) for level in LEVELS] == expected
 
 
 def displaced(motion, truth, dwi):

@@ -101,6 +101,11 @@ LEVELS = (
 )
 
 
+def most_knots(moving: np.ndarray) -> int:
+    """Return how many knots each volume in which the head moved, of (N,) bool, may have."""
+    return max(2, int(MOST_ROWS / max(moving.sum(), 1)))
+
+
 @dataclass(eq=False)
 class CourseSolver:
     """What all levels share.
@@ -146,7 +151,7 @@ class CourseSolver:
         twists = log_rigid(self.motion.head, dwi.brain_center)
         found, scale, filters = None, None, None
         stacks: list[SliceStack] = []
-        for level in LEVELS:
+        for level in self.compute.progress(LEVELS, "motion within volumes", len(LEVELS)):
             before = knots
             knots = Knots.between(self.slicing, self.knots_at(level), self.moving)
             twists = knots.taken_over(twists, before)
@@ -171,10 +176,15 @@ class CourseSolver:
 
     def knots_at(self, level: StackLevel) -> int:
         """Return the knots of a volume at a level: no more than can be solved for."""
-        most = int(MOST_ROWS / max(self.moving.sum(), 1))
-        if self.moving.all():
-            most = min(most, N_MIDDLE_KNOTS)
-        return max(2, min(level.n_knots, most, self.n_knots or level.n_knots))
+        finest = self.n_knots or (N_MIDDLE_KNOTS if self.moving.all() else N_KNOTS)
+        wanted = finest if level is LEVELS[-1] else min(level.n_knots, finest)
+        most = most_knots(self.moving)
+        if self.n_knots and level is LEVELS[-1] and most < wanted:
+            log.warning(
+                "motion within volumes: %d knots in each of %d volumes, not %d: more would take "
+                "too long to solve for", most, self.moving.sum(), self.n_knots,
+            )  # fmt: skip
+        return min(wanted, most)
 
     def stacks(self, level: StackLevel) -> list[SliceStack]:
         """Filter all volumes in the planes of their slices."""
