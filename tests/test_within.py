@@ -9,11 +9,11 @@ import pytest
 import eddymotion as em
 from eddymotion.data.acquisition import Slicing
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.continuous import _centred, right_jacobians
+from eddymotion.estimation.continuous import FoundCourse, _centred, right_jacobians
 from eddymotion.estimation.increments import Increments
 from eddymotion.estimation.knots import Knots
 from eddymotion.estimation.unrest import Unrest
-from eddymotion.estimation.within import LEVELS, CourseSolver
+from eddymotion.estimation.within import LEVELS, CourseSolver, _between_knots
 from eddymotion.evaluation.trajectory import compare_trajectory
 from eddymotion.images.grid import Grid
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters
@@ -105,6 +105,20 @@ def test_scales_of_increments_are_learnt_from_a_course_that_is_known():
         increments = increments.learnt(twists, increments.weights(twists), known)
     ratios = increments.scale[0] / increments.scale[0, 0]
     np.testing.assert_allclose(ratios, true / true[0], rtol=0.02)
+
+
+def test_heads_stray_most_half_way_between_knots():
+    """A Brownian bridge: a quarter of the increment's variance in the middle, none at the knots."""
+    knots = Knots.between(INTERLEAVED, 3, MOVING)
+    increments = Increments.of(knots, np.ones(4, bool), np.full(6, 2.0))
+    still = FoundCourse(np.zeros((knots.n_rows, 6)), increments, np.zeros(0), 1, 0.0)
+    strayed = _between_knots(knots, still)
+    assert not strayed[~MOVING].any()
+    of_increment = (increments.scale[0, 0] / 2.0) ** 2 / increments.weights(still.twists)[0]
+    half_way = (TIMES / 1.25) % 1.0
+    expected = half_way * (1 - half_way) * of_increment
+    np.testing.assert_allclose(strayed[1, :, 0, 0], expected, atol=1e-15)
+    assert not strayed[1, TIMES == 0].any()
 
 
 def test_one_volume_beyond_noise_and_misfit_is_evidence():

@@ -176,7 +176,10 @@ def _with_errors(
     flat = standard_errors(
         poses.reshape(-1, 4, 4), within.reshape(-1, 6, 6), dwi.brain_center, dwi.center
     )
-    course = replace(united.trajectory, standard_errors=flat.reshape(*poses.shape[:2], 6))
+    of_slices = flat.reshape(*poses.shape[:2], 6)
+    at_rest = ~united.trajectory.moving
+    of_slices[at_rest] = errors[at_rest, None]
+    course = replace(united.trajectory, standard_errors=of_slices)
     return replace(united, trajectory=course)
 
 

@@ -22,7 +22,7 @@ from eddymotion.estimation.continuous import (
 )
 from eddymotion.estimation.coupled import POINTS_FOR_MODEL
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.increments import Increments
+from eddymotion.estimation.increments import WITHIN, Increments
 from eddymotion.estimation.knots import Knots
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.image import Image
@@ -359,4 +359,23 @@ def _covariances(
             )
             with_all = np.einsum("zm,mab->zab", knots.basis, across[index])
             of_slices[volume] = among - with_all - with_all.transpose(0, 2, 1) + of_mean
+    of_slices += _between_knots(knots, found)
     return of_volumes, of_slices
+
+
+def _between_knots(knots: Knots, found: FoundCourse) -> np.ndarray:
+    """Covariances of how far heads stray from the line between two knots, (N, Z, 6, 6).
+
+    Of a random walk that is known at both: at the part ``f`` of the way ``f (1 − f)`` times the
+    variance of the increment. Zero for volumes of one pose.
+    """
+    increments = found.increments
+    within = increments.kind == WITHIN
+    first = increments.change.indices.reshape(-1, 2)[within, 0]
+    variance = np.zeros((knots.n_rows, 6))
+    variance[first] = (increments.scale[WITHIN] / increments.in_mm) ** 2
+    variance[first] /= increments.weights(found.twists)[within, None]
+    parts = knots.basis[:, :-1] * knots.basis[:, 1:]
+    strayed = np.einsum("zm,nma->nza", parts, variance[knots.row[:, :-1]])
+    strayed[~knots.moving] = 0.0
+    return strayed[..., None] * np.eye(6)
