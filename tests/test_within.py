@@ -108,7 +108,7 @@ def test_scales_of_increments_are_learnt_from_a_course_that_is_known():
 
 
 def test_heads_stray_most_half_way_between_knots():
-    """A Brownian bridge: a quarter of the increment's variance in the middle, none at the knots."""
+    """A Brownian bridge: a quarter of the variance in the middle, none at the knots."""
     knots = Knots.between(INTERLEAVED, 3, MOVING)
     increments = Increments.of(knots, np.ones(4, bool), np.full(6, 2.0))
     still = FoundCourse(np.zeros((knots.n_rows, 6)), increments, np.zeros(0), 1, 0.0)
