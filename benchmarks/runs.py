@@ -31,8 +31,9 @@ from eddymotion.estimation.runs import JoinedRuns, RunImage, join_runs
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.rigid import log_rigid
 from eddymotion.simulation import Recipe, acquire, shelled_scheme, simulate
-from eddymotion.simulation.recipe import Simulation, true_mask
+from eddymotion.simulation.dataset import true_mask
 from eddymotion.simulation.schemes import b0_scheme
+from eddymotion.simulation.simulated import Simulation
 
 
 @dataclass(frozen=True)

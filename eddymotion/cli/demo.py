@@ -31,7 +31,7 @@ from eddymotion.simulation import (
     simulate_motion,
     write_bids,
 )
-from eddymotion.simulation.recipe import refuse_unsimulated
+from eddymotion.simulation.dataset import refuse_unsimulated
 
 VOXEL_SIZE_MM = 2.5
 SHELLS, N_B0 = {1000.0: 30}, 3

@@ -282,8 +282,8 @@ def find_contradiction(options: argparse.Namespace) -> str | None:
 def simulate_one(options: argparse.Namespace) -> int:
     """Simulate a series and write it with its truth."""
     from eddymotion.simulation import simulate, write_simulation
+    from eddymotion.simulation.dataset import check_destination
     from eddymotion.simulation.output import image_path
-    from eddymotion.simulation.recipe import check_destination
 
     folder, name, session = options.output_dir, options.participant_label, options.session_id
     image = image_path(folder, name, session, options.direction)

@@ -5,6 +5,7 @@ from .acquisition import coil_sensitivity as coil_sensitivity
 from .acquisition import dropped_slices as dropped_slices
 from .base import Head as Head
 from .courses import simulate_course as simulate_course
+from .dataset import write_simulation as write_simulation
 from .eddy_currents import EddyCurrents as EddyCurrents
 from .eddy_currents import simulate_eddy_currents as simulate_eddy_currents
 from .fitted import FittedHead as FittedHead
@@ -22,12 +23,11 @@ from .patterns import PATTERNS as PATTERNS
 from .phantom import Phantom as Phantom
 from .phantom import procedural_head as procedural_head
 from .recipe import Recipe as Recipe
-from .recipe import Simulation as Simulation
-from .recipe import simulate as simulate
-from .recipe import write_simulation as write_simulation
 from .schemes import SCHEMES as SCHEMES
 from .schemes import cartesian_scheme as cartesian_scheme
 from .schemes import shelled_scheme as shelled_scheme
+from .simulated import Simulation as Simulation
+from .simulated import simulate as simulate
 from .synthetic import SyntheticHead as SyntheticHead
 from .timing import SliceTiming as SliceTiming
 from .within_volumes import simulate_within_volumes as simulate_within_volumes
