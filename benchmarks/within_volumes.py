@@ -17,6 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ from eddymotion.evaluation.trajectory import TrajectoryComparison, compare_traje
 from eddymotion.images.grid import Grid
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.mapping.slice_poses import SlicePoses
-from eddymotion.simulation import Head, SliceTiming, procedural_head, shelled_scheme
-from eddymotion.simulation.within_volumes import simulate_within_volumes
+from eddymotion.simulation import Head, KSpace, Recipe, shelled_scheme, simulate
+
+MEASURED = KSpace(coil_variation=2.0, partial_fourier=0.75, ghost=0.02)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,28 @@ class Case:
     repetition_time: float = 4.0
     shells: tuple[tuple[float, int], ...] = ((1000.0, 30),)
     slice_profile: float | None = None
+    head: str = "built-in"
+    """``built-in``, averaged over voxels; ``synthetic``, another for each seed, in k-space."""
+    eddy_currents: bool = False
+    dropout: float = 0.0
+    susceptibility: float = 0.0
+    """Strength of an off-resonance field that changes with the pose; not in k-space."""
 
+    def recipe(self, seed: int) -> Recipe:
+        """Return how to simulate it."""
+        other = self.head == "synthetic"
+        in_kspace = other and not self.susceptibility
+        return Recipe(
+            motion=self.motion, multiband=self.multiband, repetition_time=self.repetition_time,
+            slice_profile=self.slice_profile, voxel_size=(VOXEL_MM,) * 3, coil_bias=0.0,
+            head="synthetic" if other else None, kspace=MEASURED if in_kspace else None,
+            eddy_currents="linear" if self.eddy_currents else "none", dropout=self.dropout,
+            susceptibility=self.susceptibility, random_seed=seed,
+        )  # fmt: skip
+
+
+OTHER = partial(Case, head="synthetic")
+"""Another head and other physics than those on which thresholds were set."""
 
 CASES = {
     "rest": Case("at rest", "none"),
@@ -57,6 +80,13 @@ CASES = {
     "shells": Case("nods, b=1000, 2000 and 3000", "nods",
                    shells=((1000.0, 12), (2000.0, 12), (3000.0, 12))),
     "many": Case("nods, 70 volumes", "nods", shells=((1000.0, 64),)),
+    "other-rest": OTHER("other head, at rest", "none"),
+    "other-fast": OTHER("other head, fast drift", "fast-drift"),
+    "other-jumps": OTHER("other head, jumps", "jumps"),
+    "other-nods": OTHER("other head, nods", "nods"),
+    "other-all": OTHER("other head, nods, eddy currents of 1 mm, 3 % of slices lost", "nods",
+                       eddy_currents=True, dropout=0.03),
+    "other-field": OTHER("other head, nods, off-resonance field", "nods", susceptibility=1.0),
 }  # fmt: skip
 
 N_B0S = 6
@@ -91,12 +121,9 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
 
 def measure(case: Case, seed: int, n_threads: int) -> tables.Row:
     gradients = shelled_scheme(dict(case.shells), N_B0S, seed=seed)
-    head = procedural_head(2.0)
-    dwi, truth = simulate_within_volumes(
-        case.motion, gradients=gradients, head=head, voxel_size=VOXEL_MM, seed=seed,
-        timing=SliceTiming(multiband=case.multiband, repetition_time=case.repetition_time),
-        slice_profile=case.slice_profile, n_threads=n_threads,
-    )  # fmt: skip
+    made = simulate(case.recipe(seed), gradients=gradients, n_threads=n_threads)
+    dwi, truth, head = made.dwi, made.trajectory, made.head
+    assert truth is not None
     row: tables.Row = {
         "excursion": compared(truth.mean(dwi.center), dwi, truth, head).score().rms_mm
     }

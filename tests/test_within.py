@@ -13,7 +13,7 @@ from eddymotion.estimation.continuous import FoundCourse, _centred, right_jacobi
 from eddymotion.estimation.increments import Increments
 from eddymotion.estimation.knots import Knots
 from eddymotion.estimation.unrest import Unrest
-from eddymotion.estimation.within import LEVELS, CourseSolver, _between_knots
+from eddymotion.estimation.within import LEVELS, CourseSolver, _between_knots, shown_to_move
 from eddymotion.evaluation.trajectory import compare_trajectory
 from eddymotion.images.grid import Grid
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters
@@ -120,6 +120,26 @@ def test_heads_stray_most_half_way_between_knots():
     expected = half_way * (1 - half_way) * of_increment
     np.testing.assert_allclose(strayed[1, :, 0, 0], expected, atol=1e-15)
     assert not strayed[1, TIMES == 0].any()
+
+
+def test_knots_are_kept_where_the_head_strays_by_more_than_errors():
+    """A volume that goes to and fro by 5.5 errors, one by 4.5, one that is merely elsewhere."""
+    knots = Knots.between(INTERLEAVED, 3, MOVING)
+    in_mm, error = np.array([1.0] * 3 + [50.0] * 3), 0.02
+    covariance = np.zeros((knots.n_rows, 6, knots.n_rows, 6))
+    rows = np.arange(knots.n_rows)
+    covariance[rows, :, rows] = np.diag((error / in_mm) ** 2)
+    away = knots.basis - knots.basis.mean(axis=0)
+    of_noise = np.sqrt(6 * (away**2).sum(axis=1).mean()) * error
+    shape = np.array([1.0, -1.0, 1.0])
+    by_one = np.sqrt(((away @ shape) ** 2).mean())
+    twists = np.zeros((knots.n_rows, 6))
+    for volume, times in ((1, 5.5), (2, 4.5)):
+        twists[knots.row[volume], 4] = times * of_noise / by_one * shape / 50.0
+    twists[knots.row[4]] = 1.0
+    increments = Increments.of(knots, np.ones(4, bool), in_mm)
+    found = FoundCourse(twists, increments, covariance, 1, 0.0)
+    assert shown_to_move(knots, found, in_mm).tolist() == [False, True, False, False, False]
 
 
 def test_one_volume_beyond_noise_and_misfit_is_evidence():
