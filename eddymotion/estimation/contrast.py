@@ -45,6 +45,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.data.series import DWI
+from eddymotion.images.grid import grid_indices
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import (
     BLOCK_MM,
@@ -349,7 +350,7 @@ def _products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _exponents(order: int) -> np.ndarray:
     """Exponents of x, y, z in the monomials of orders 1 to `order`, (M, 3)."""
-    every = np.indices([order + 1] * 3).reshape(3, -1).T
+    every = grid_indices([order + 1] * 3)
     total = every.sum(axis=1)
     return every[(total > 0) & (total <= order)]
 
