@@ -47,6 +47,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
+from eddymotion.robust import Cauchy, sandwich
 
 LEAST_PART = 0.02
 """Knots of less part in all points of a slab are left out of its share of ``H``."""
@@ -302,8 +303,8 @@ class _Assembly:
         misfit = np.einsum("nv,nv->v", samples.values, self.residual) / len(samples.values)
         misfit = np.maximum(misfit, 0.0)
         usable = samples.missing.mean(axis=0) <= MOST_MISSING
-        scale = np.median(misfit[usable]) + np.finfo(np.float32).tiny
-        self.weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0).astype(np.float32)
+        weights = Cauchy.of(misfit[usable]).weights(misfit)
+        self.weights = np.where(usable, weights, 0.0).astype(np.float32)
         square = self.residual**2 / self.leverage
         limit = 4 * np.median(square[:, usable]) + np.finfo(np.float32).tiny
         self.cost = np.log1p(square[:, usable] / limit).mean(axis=1)
@@ -405,7 +406,7 @@ class _Assembly:
         square[np.diag_indices(6 * n)] += 1e-9 * np.diag(square).max()
         pulls -= pulls.mean(axis=1, keepdims=True)
         steps = linalg.solve(square, pulls.reshape(len(pulls), -1).T, assume_a="pos")
-        by_blocks = (steps.reshape(n, 6, -1) ** 2).sum(axis=2)
+        by_blocks = np.einsum("nkk->nk", sandwich(steps.reshape(n, 6, -1)))
         return float(np.median(by_blocks / np.diag(linalg.inv(square)).reshape(n, 6)))
 
 

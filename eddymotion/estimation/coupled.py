@@ -54,6 +54,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
+from eddymotion.robust import Cauchy, sandwich
 
 COST_SLACK = 1e-3
 """Rise of the cost (−log-likelihood a value) that still counts as progress: the weights jitter."""
@@ -278,14 +279,14 @@ class CoupledProblem:
         usable = samples.missing.mean(axis=0) <= MAX_MISSING
         if usable.sum() < MIN_POINTS:
             return None
-        cost, scale = _cost_and_scale(misfit[usable])
-        weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0)
+        spread = Cauchy.of(misfit[usable])
+        weights = np.where(usable, spread.weights(misfit), 0.0)
         gradients, hessian = self.normal_equations(samples, residual, weights, precision)
         if self.free is not None:
             gradients, hessian = _within(gradients, hessian, self.free, len(precision))
         free = None if self.fields_held else motion.eddy_currents
         prior = self.prior.terms(free, self.gradients)
-        return NormalEquations(cost, gradients, hessian, *prior)
+        return NormalEquations(spread.cost(misfit[usable]), gradients, hessian, *prior)
 
     def cost(self, motion: Motion) -> float:
         """Return the cost alone; infinite where too few points lie inside the volumes."""
@@ -293,7 +294,8 @@ class CoupledProblem:
         samples = self.sample(motion)
         _, misfit = self.residuals(samples, precision)
         usable = samples.missing.mean(axis=0) <= MAX_MISSING
-        return np.inf if usable.sum() < MIN_POINTS else _cost_and_scale(misfit[usable])[0]
+        misfit = misfit[usable]
+        return np.inf if len(misfit) < MIN_POINTS else Cauchy.of(misfit).cost(misfit)
 
     def covariances(self, motion: Motion) -> np.ndarray:
         """Covariance of the error of each pose and field, (N, p, p).
@@ -375,8 +377,7 @@ class CoupledProblem:
         n = len(motion)
         if usable.sum() < MIN_POINTS:
             return np.full((n, 6, 6), np.nan)
-        scale = _cost_and_scale(misfit[usable])[1]
-        weights = np.where(usable, 1.0 / (1.0 + misfit / scale), 0.0)
+        weights = np.where(usable, Cauchy.of(misfit[usable]).weights(misfit), 0.0)
         smoother = self._smoother(precision)
         pulls, hessian = np.zeros((n, 6, PERIODS)), np.zeros((n, 6, 6))
         size = max(256, CHUNK_BYTES // (4 * n * len(self._lengths(motion))))
@@ -394,7 +395,7 @@ class CoupledProblem:
         if self.free is not None:
             pulls = self.free.T @ pulls
         steps = np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
-        return steps @ steps.swapaxes(1, 2) * (PERIODS / (PERIODS - 1))
+        return sandwich(steps, n_fitted=1)
 
     def sample(self, motion: Motion) -> Samples:
         """Read all volumes at the points."""
@@ -502,12 +503,6 @@ class CoupledProblem:
                 mapping = samples.motion.mapping(volume)
                 mapping.fill_field_columns(self.points[chunk], columns[:3], columns[6:])
         return jacobian
-
-
-def _cost_and_scale(misfit: np.ndarray) -> tuple[float, float]:
-    """Mean −log-likelihood of points (V,) with a misfit, and the scale of their t-distribution."""
-    scale = float(np.median(misfit)) + np.finfo(float).tiny
-    return float(np.log(misfit + scale).mean()), scale
 
 
 def _within(

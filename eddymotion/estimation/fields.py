@@ -37,6 +37,7 @@ from eddymotion.estimation.normal_equations import NormalEquations
 from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, rigid_parameters
+from eddymotion.robust import TINY, Cauchy, robust_deviation, sandwich
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,6 @@ UNTOLD_SHIFT, UNTOLD_TURN = 0.3, 0.02
 """Of fields that follow the head: the part of their displacement, and of the head's own turns, by
 which poses may be wrong since images tell it from nothing. On simulated heads 0.2 to 0.3, and
 0.01 to 0.03."""
-
-TINY = np.finfo(float).tiny
 
 LEAST_OWN_MM = 0.01
 """Fields keep at least so much freedom of their own: standard deviation of a coefficient, mm."""
@@ -436,8 +435,6 @@ def _regress_robustly(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarra
         normal = np.linalg.pinv(columns.T * weights @ columns, rcond=1e-3, hermitian=True)
         response = normal @ (columns.T @ (weights * steps))
         residual = steps - columns @ response
-        scale = 1.4826 * np.median(np.abs(residual)) + np.finfo(float).tiny
-        weights = 1.0 / (1.0 + (residual / scale) ** 2)
+        weights = Cauchy(np.float64(robust_deviation(residual) ** 2 + TINY)).weights(residual**2)
     scores = columns * (weights * residual)[:, None]
-    freedom = max(len(steps) - columns.shape[1], 1) / len(steps)
-    return response, normal @ (scores.T @ scores) @ normal / freedom
+    return response, sandwich(normal @ scores.T, n_fitted=columns.shape[1])

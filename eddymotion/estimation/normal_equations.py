@@ -10,6 +10,7 @@ import numpy as np
 from scipy import linalg
 
 from eddymotion.machine.parallel import parallel_map
+from eddymotion.robust import sandwich
 
 DAMPING = 1e-3
 """Added to the diagonal of the normal matrix, relative to it."""
@@ -118,16 +119,9 @@ class NormalEquations:
         return float(right @ self.solve(right))
 
     def covariances(self) -> np.ndarray:
-        """Covariance of the error of each volume's unknowns, (N, p, p), by a sandwich over blocks.
-
-        With ``G_b`` what block ``b`` adds to the right side, ``H⁻¹ G_b`` is what it adds to the
-        solution, and their scatter is the covariance of the solution (Liang & Zeger 1986,
-        Biometrika 73:13).
-        """
+        """Covariance of the error of each volume's unknowns, (N, p, p), by a sandwich."""
         parts = self.solve(self.gradients.T).reshape(self.n_volumes, -1, len(self.gradients))
-        parts = parts - parts.mean(axis=0)
-        n_blocks = parts.shape[2]
-        return np.einsum("nkb,nlb->nkl", parts, parts) * (n_blocks / max(n_blocks - 1, 1))
+        return sandwich(parts - parts.mean(axis=0), n_fitted=1)
 
     def _add_prior(self, matrix: np.ndarray) -> None:
         between = matrix.reshape(self.n_volumes, self.n_unknowns, self.n_volumes, -1)

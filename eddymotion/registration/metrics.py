@@ -27,7 +27,9 @@ from typing import Protocol
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.images.lattice import spline_matrix
 from eddymotion.images.pyramid import MIN_POINTS, jittered_points
+from eddymotion.robust import TINY, Cauchy
 
 METRICS: tuple[str, ...] = ("ssd", "lncc", "cr", "mi", "nmi")
 
@@ -116,13 +118,13 @@ class LinearFit:
             return None
         y = moved[inside].astype(float)
         intensities = np.column_stack([self.values[inside], np.ones(len(y))])
-        first, weights, scale, cost = _robust_fit(intensities, y)
+        first, weights, square, cost = _robust_fit(intensities, y)
         columns = np.column_stack([intensities, self.columns[inside]])
         solution, reduced = _solve_reduced(columns, y, weights, 2)
         gain = solution[0] if abs(solution[0]) > 1e-3 * abs(first[0]) else first[0]
         if gain == 0:
             return None
-        reweighted = reduced * (2 * gain**2 / (len(y) * scale**2))
+        reweighted = reduced * (gain**2 / (len(y) * square))
         return Step(cost, -reweighted @ solution[2:] / gain, INFORMATION * reweighted)
 
 
@@ -338,28 +340,8 @@ class Windows:
     def weights(self, values: np.ndarray, order: int = 0) -> np.ndarray:
         """Return the windows at values (P,), or their derivative of an order: (P, n) float32."""
         position = (np.asarray(values, float) - self.low) / self.width + 2.0
-        clipped = np.clip(position, 2.0, self.n - 3.0)
-        first = np.minimum(clipped.astype(int), self.n - 4) - 1
-        pieces = _bspline(clipped - first - 1, order) / self.width**order
-        if order:
-            pieces[:, clipped != position] = 0.0
-        dense = np.zeros((len(position), self.n), np.float32)
-        rows = np.arange(len(position))
-        for k in range(4):
-            dense[rows, first + k] = pieces[k]
-        return dense
-
-
-def _bspline(t: np.ndarray, order: int) -> np.ndarray:
-    """Return the four cubic B-splines that reach fraction `t` of a cell, or derivatives."""
-    u = 1 - t
-    if order == 0:
-        return np.stack(
-            [u**3 / 6, 2 / 3 - t**2 * (1 + u) / 2, 2 / 3 - u**2 * (1 + t) / 2, t**3 / 6]
-        )
-    if order == 1:
-        return np.stack([-(u**2) / 2, t * (1.5 * t - 2), u * (2 - 1.5 * u), t**2 / 2])
-    return np.stack([u, 3 * t - 2, 3 * u - 2, t])
+        found = spline_matrix(position, self.n, order, margin=2, dtype=np.float32)
+        return found / np.float32(self.width**order) if order else found
 
 
 def cluster_points(
@@ -418,15 +400,14 @@ def build_fit(
 
 
 def _robust_fit(basis: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Fit intensities: coefficients, Student-t weights, their scale, −log-likelihood a point."""
-    weights = np.ones_like(y)
-    floor = EXACT * y.std() + np.finfo(float).tiny
+    """Fit intensities: coefficients, weights, their squared scale, −log-likelihood a point."""
+    weights, floor = np.ones_like(y), Cauchy(np.float64((EXACT * y.std()) ** 2 + TINY))
     for _ in range(2):
         coefficients = _weighted_solution(basis, y, weights)
-        residual = y - basis @ coefficients
-        scale = float(max(np.median(np.abs(residual)), floor))  # that of a Cauchy distribution
-        weights = 1.0 / (1.0 + (residual / scale) ** 2)
-    return coefficients, weights, scale, float(np.log(scale) - np.log(weights).mean())
+        squares = (y - basis @ coefficients) ** 2
+        spread = max(Cauchy.of(squares), floor)
+        weights = spread.weights(squares)
+    return coefficients, weights, spread.square, spread.cost(squares) - np.log(spread.square) / 2
 
 
 def _weighted_solution(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
