@@ -13,9 +13,11 @@ from eddymotion.estimation import Joint, assess, estimate_motion
 from eddymotion.estimation.coupled import CoupledProblem
 from eddymotion.estimation.course import merged
 from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.fields import UnknownFields
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import register_unless_worse
 from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
+from eddymotion.estimation.unknowns import Poses
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.pyramid import jittered_points, low_pass
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
@@ -187,6 +189,8 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
         points,
         short.brain_center,
     )
+    fields = UnknownFields(problem.gradients, N_TERMS["quadratic"], short.center)
+    problem = replace(problem, blocks=[Poses(short.brain_center), fields])
     P = problem.model.precision(problem.gradients)
 
     def moved(motion, step):

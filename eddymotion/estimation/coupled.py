@@ -32,26 +32,29 @@ The stretch, which multiplies the signal, is held meanwhile: else the cost would
 volumes darker; and the slope of the fields (a hundredth) is left out of ``J``. A field common to
 all only warps the frame of the head: it is free as the common motion is, and the
 :class:`~eddymotion.estimation.fields.FieldPrior` fixes it.
+
+Poses and fields are blocks of unknowns (:mod:`eddymotion.estimation.unknowns`), whose columns of
+``J`` lie side by side; what is below knows nothing else of them, but that each volume has a pose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 
 from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.fields import NO_PRIOR, FieldPrior
 from eddymotion.estimation.normal_equations import DAMPING, GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
+from eddymotion.estimation.unknowns import POSES, Block, Poses, Unknowns
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.robust import Cauchy, sandwich
@@ -146,19 +149,14 @@ class CoupledProblem:
         Centre of the brain, RAS+ mm.
     lost : LostSlices, optional
         Slices without signal.
-    prior : FieldPrior
-        What is known of the fields before, where the motion has some.
-    block_mm : float
-        Edge of the blocks of :meth:`covariances`.
+    blocks : sequence of Block
+        What is solved for; the poses alone when not given.
+    part_mm : float
+        Edge of the parts of the brain of :meth:`covariances`.
     leave_one_out : bool
         Whether ``J`` comes from leave-one-out predictions instead of the posterior mean.
     n_threads : int
         The result does not depend on it.
-    fields_held : bool
-        Whether the fields that the motion has are known, and only the poses are estimated.
-    free : (6, 6) array, optional
-        Takes out of a pose's step what the images do not show
-        (:mod:`eddymotion.estimation.undetermined`).
     """
 
     splines: Sequence[Spline]
@@ -167,19 +165,22 @@ class CoupledProblem:
     points: np.ndarray
     center: np.ndarray
     lost: LostSlices | None = None
-    prior: FieldPrior = NO_PRIOR
-    block_mm: float = BLOCK_MM
+    blocks: Sequence[Block] = ()
+    part_mm: float = BLOCK_MM
     leave_one_out: bool = False
     n_threads: int = 1
-    free: np.ndarray | None = None
-    fields_held: bool = False
-    blocks: np.ndarray = field(init=False)
+    parts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        numbers = blocks_of(self.points - self.center, self.block_mm)
+        numbers = blocks_of(self.points - self.center, self.part_mm)
         order = np.argsort(numbers, kind="stable")  # neighbours in space are neighbours in memory
         object.__setattr__(self, "points", self.points[order])
-        object.__setattr__(self, "blocks", numbers[order])
+        object.__setattr__(self, "parts", numbers[order])
+
+    @cached_property
+    def unknowns(self) -> Unknowns:
+        """What is solved for."""
+        return Unknowns(self.blocks or [Poses(self.center)])
 
     def with_model_fitted(self, motion: Motion) -> CoupledProblem:
         """Fit the model to what the volumes show at the points, unless it is fitted already."""
@@ -215,7 +216,7 @@ class CoupledProblem:
         Parameters
         ----------
         motion : Motion
-            Where to start; its eddy-current fields, if it has some, are estimated, too.
+            Where to start.
         max_iterations : int
         tolerance : float
             Root-mean-square step, as mm at the points, at which it ends.
@@ -227,7 +228,7 @@ class CoupledProblem:
         motion : Motion
         course : Course
         """
-        in_mm = self._lengths(motion)
+        in_mm = self.unknowns.lengths(self.points)
         best, best_cost, delta = motion, np.inf, np.zeros((len(motion), len(in_mm)))
         first_cost = np.nan
         length, iteration = np.inf, 0
@@ -241,9 +242,7 @@ class CoupledProblem:
                 delta = delta / 2
             else:
                 best, best_cost, delta = motion, system.cost, system.step()
-                if self.free is not None:
-                    delta[:, :6] = delta[:, :6] @ self.free.T
-            motion = self._moved(best, delta)
+            motion = self.unknowns.moved(best, delta)
             length = float(np.sqrt(((delta * in_mm) ** 2).sum(axis=1).mean()))
             if length < tolerance:
                 break
@@ -251,25 +250,6 @@ class CoupledProblem:
         if not cost <= best_cost + COST_SLACK:  # the last step, which nothing has judged yet
             return best, Course(iteration, length, first_cost, best_cost)
         return motion, Course(iteration, length, first_cost, min(cost, best_cost))
-
-    def _lengths(self, motion: Motion) -> np.ndarray:
-        """Root-mean-square displacement (mm) at the points for each unknown of a volume, (p,)."""
-        away = self.points - self.center
-        radius = np.sqrt((away**2).sum(axis=1).mean())
-        lengths = np.array([1.0] * 3 + [radius] * 3)
-        if motion.eddy_currents is None or self.fields_held:
-            return lengths
-        terms = motion.eddy_currents.terms(self.points)
-        return np.concatenate([lengths, np.sqrt((terms**2).mean(axis=0))])
-
-    def _moved(self, motion: Motion, delta: np.ndarray) -> Motion:
-        """Take a step; the common part of the fields is as the prior has it."""
-        matrices = motion.matrices @ exp_rigid(-delta[:, :6], self.center)
-        eddy = motion.eddy_currents
-        if eddy is not None and not self.fields_held:
-            coefficients = self.prior.centred(eddy.coefficients - delta[:, 6:], self.gradients)
-            eddy = replace(eddy, coefficients=coefficients)
-        return replace(motion, matrices=matrices, eddy_currents=eddy)
 
     def linearise(self, motion: Motion) -> NormalEquations | None:
         """Set up the normal equations; None where too few points lie inside the volumes."""
@@ -282,11 +262,8 @@ class CoupledProblem:
         spread = Cauchy.of(misfit[usable])
         weights = np.where(usable, spread.weights(misfit), 0.0)
         gradients, hessian = self.normal_equations(samples, residual, weights, precision)
-        if self.free is not None:
-            gradients, hessian = _within(gradients, hessian, self.free, len(precision))
-        free = None if self.fields_held else motion.eddy_currents
-        prior = self.prior.terms(free, self.gradients)
-        return NormalEquations(spread.cost(misfit[usable]), gradients, hessian, *prior)
+        cost, priors = spread.cost(misfit[usable]), self.unknowns.priors(motion)
+        return NormalEquations(cost, gradients, hessian, self.unknowns, priors)
 
     def cost(self, motion: Motion) -> float:
         """Return the cost alone; infinite where too few points lie inside the volumes."""
@@ -298,16 +275,15 @@ class CoupledProblem:
         return np.inf if len(misfit) < MIN_POINTS else Cauchy.of(misfit).cost(misfit)
 
     def covariances(self, motion: Motion) -> np.ndarray:
-        """Covariance of the error of each pose and field, (N, p, p).
+        """Covariance of the error of each pose, (N, 6, 6).
 
         Noise is correlated from point to point and misfit from voxel to voxel, but little between
-        parts of the brain that are ``block_mm`` wide.
+        parts of the brain that are ``part_mm`` wide.
         """
         system = self.linearise(motion)
         if system is None:
-            n_unknowns = len(self._lengths(motion))
-            return np.full((len(motion), n_unknowns, n_unknowns), np.nan)
-        return system.covariances()
+            return np.full((len(motion), 6, 6), np.nan)
+        return system.covariances(POSES)
 
     def recovered(self, motion: Motion) -> float:
         """Share of a small displacement that one step takes back, at the solution.
@@ -322,13 +298,13 @@ class CoupledProblem:
             return 1.0
         signs = np.random.default_rng(0).choice([-1.0, 1.0], len(system.gradients))
         away = system.solve(system.gradients.T @ signs).reshape(len(motion), -1)
-        away = away - away.mean(axis=0)
-        away[:, 6:] = 0.0
-        there = self.linearise(self._moved(motion, away))
+        poses = self.unknowns.only(POSES)
+        away = (away - away.mean(axis=0))[:, self.unknowns.columns[POSES]]
+        there = self.linearise(poses.moved(motion, away))
         if there is None:
             return 1.0
-        in_mm = self._lengths(motion)
-        back, away = (system.step() - there.step()) * in_mm, away * in_mm
+        in_mm = poses.lengths(self.points)
+        back, away = (system.step(POSES) - there.step(POSES)) * in_mm, away * in_mm
         share = (back * away).sum() / max((away**2).sum(), np.finfo(float).tiny)
         return float(np.clip(share, LEAST_RECOVERED, 1.0))
 
@@ -348,7 +324,7 @@ class CoupledProblem:
             system = half.linearise(motion)
             if system is None or whole is None:
                 return np.full(6, np.nan)
-            squares.append((system.step() - whole.step())[:, :6] ** 2)
+            squares.append((system.step(POSES) - whole.step(POSES)) ** 2)
         return np.mean(squares, axis=(0, 1))
 
     def scatter_of_periods(
@@ -357,7 +333,7 @@ class CoupledProblem:
         """Covariance of each pose by how much the parts of its time pull apart, (N, 6, 6).
 
         As :meth:`covariances`, with what the slices of each of :data:`PERIODS` parts of the time
-        add in place of each block of the brain, and the other volumes held. Were there noise
+        add in place of each part of the brain, and the other volumes held. Were there noise
         alone, both would be alike; a head that moved within a volume shows here. NaN where too
         few points are left.
 
@@ -380,9 +356,9 @@ class CoupledProblem:
         weights = np.where(usable, Cauchy.of(misfit[usable]).weights(misfit), 0.0)
         smoother = self._smoother(precision)
         pulls, hessian = np.zeros((n, 6, PERIODS)), np.zeros((n, 6, 6))
-        size = max(256, CHUNK_BYTES // (4 * n * len(self._lengths(motion))))
-        for chunk in (slice(k, k + size) for k in range(0, len(self.points), size)):
-            jacobian = self.jacobian(samples, smoother, chunk)[:, :6]
+        poses = replace(self, blocks=self.unknowns.only(POSES).blocks)
+        for chunk in poses.chunks(n):
+            jacobian = poses.jacobian(samples, smoother, chunk)
             for volume, own in enumerate(jacobian):
                 recorded = motion.recorded(volume, self.points[chunk])
                 heights = np.rint(slice_heights(recorded, affine, slicing.axis)).astype(int)
@@ -392,9 +368,10 @@ class CoupledProblem:
                 pulls[volume] += (weighted * residual[volume, chunk]) @ inside
         diagonal = np.einsum("nkk->nk", hessian)
         diagonal += DAMPING * diagonal + np.finfo(float).tiny
-        if self.free is not None:
-            pulls = self.free.T @ pulls
-        steps = np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
+        (pose,) = poses.blocks
+        along = np.eye(6) if pose.directions is None else pose.directions
+        pulls, hessian = along.T @ pulls, along.T @ hessian @ along
+        steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
         return sandwich(steps, n_fitted=1)
 
     def sample(self, motion: Motion) -> Samples:
@@ -443,20 +420,19 @@ class CoupledProblem:
         weights: np.ndarray,
         precision: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``G`` by blocks (B, Np), and ``H`` (Np, Np)."""
-        n, n_unknowns = len(precision), len(self._lengths(samples.motion))
-        smoother = self._smoother(precision)
-        size = max(256, CHUNK_BYTES // (4 * n * n_unknowns))
-        chunks = [slice(k, k + size) for k in range(0, len(self.points), size)]
-        every = min(round((n_unknowns / 6) ** 2), max(1, len(self.points) // LEAST_FOR_HESSIAN))
+        """Return ``G`` by parts of the brain (B, Np), and ``H`` (Np, Np)."""
+        n, n_unknowns = len(precision), len(self.unknowns)
+        smoother, chunks = self._smoother(precision), self.chunks(n)
+        dear = round((n_unknowns / Poses.size) ** 2)
+        every = min(dear, max(1, len(self.points) // LEAST_FOR_HESSIAN))
 
-        gradients = np.zeros((self.blocks[-1] + 1, n * n_unknowns))
+        gradients = np.zeros((self.parts[-1] + 1, n * n_unknowns))
         hessian = GramMatrix(n * n_unknowns, self.n_threads)
 
         def partial(chunk: slice) -> tuple[np.ndarray, np.ndarray]:
             jacobian = self.jacobian(samples, smoother, chunk)
             w = weights[chunk].astype(np.float32)
-            starts = np.flatnonzero(np.diff(self.blocks[chunk], prepend=-1))
+            starts = np.flatnonzero(np.diff(self.parts[chunk], prepend=-1))
             flat = jacobian[:, :, ::every] * np.sqrt(every * w[::every])
             jacobian *= (residual[:, chunk] * w)[:, None]
             sums = np.add.reduceat(jacobian, starts, axis=2).reshape(n * n_unknowns, -1).T
@@ -467,13 +443,18 @@ class CoupledProblem:
             some = chunks[k : k + at_a_time]
             parts = parallel_map(partial, some, n_threads=self.n_threads)
             for chunk, (sums, _) in zip(some, parts, strict=True):
-                first = self.blocks[chunk.start]
+                first = self.parts[chunk.start]
                 gradients[first : first + len(sums)] += sums
             hessian.add([flat for _, flat in parts])
         products = hessian.whole()
-        blocks = products.reshape(n, n_unknowns, n, n_unknowns)
-        blocks *= precision[:, None, :, None]
+        between = products.reshape(n, n_unknowns, n, n_unknowns)
+        between *= precision[:, None, :, None]
         return gradients, products
+
+    def chunks(self, n_volumes: int) -> list[slice]:
+        """Return the points in pieces whose Jacobian a thread can hold."""
+        size = max(256, CHUNK_BYTES // (4 * n_volumes * len(self.unknowns)))
+        return [slice(k, k + size) for k in range(0, len(self.points), size)]
 
     def _smoother(self, precision: np.ndarray) -> np.ndarray:
         """Return what :meth:`jacobian` takes of the slopes away, (N, N)."""
@@ -485,41 +466,13 @@ class CoupledProblem:
     def jacobian(self, samples: Samples, smoother: np.ndarray, chunk: slice) -> np.ndarray:
         """``J`` of the smoothed volumes at some points, (N, p, V)."""
         slopes = samples.slopes[:, :, chunk]
-        x, y, z = (self.points[chunk] - self.center).T.astype(np.float32)
-        eddy = None if self.fields_held else samples.motion.eddy_currents
-        n_terms = 0 if eddy is None else eddy.coefficients.shape[1]
-        jacobian = np.empty((slopes.shape[1], 6 + n_terms, slopes.shape[2]), np.float32)
+        smooth = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)
         for axis in range(3):
-            np.subtract(slopes[axis], smoother @ slopes[axis], out=jacobian[:, axis])
+            np.subtract(slopes[axis], smoother @ slopes[axis], out=smooth[:, axis])
         gone = samples.missing[:, chunk]
         if gone.any():
-            jacobian[:, :3].transpose(0, 2, 1)[gone] = 0.0
-        gx, gy, gz = jacobian[:, 0], jacobian[:, 1], jacobian[:, 2]
-        jacobian[:, 3] = y * gz - z * gy
-        jacobian[:, 4] = z * gx - x * gz
-        jacobian[:, 5] = x * gy - y * gx
-        if eddy is not None:
-            for volume, columns in enumerate(jacobian):
-                mapping = samples.motion.mapping(volume)
-                mapping.fill_field_columns(self.points[chunk], columns[:3], columns[6:])
-        return jacobian
-
-
-def _within(
-    gradients: np.ndarray, hessian: np.ndarray, free: np.ndarray, n_volumes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Take directions of the poses out of normal equations: ``G`` (B, Np) and ``H`` (Np, Np)."""
-    n_unknowns = len(hessian) // n_volumes
-    whole = np.eye(n_unknowns)
-    whole[:6, :6] = free
-    gradients = gradients.reshape(len(gradients), n_volumes, n_unknowns) @ whole
-    blocks = hessian.reshape(n_volumes, n_unknowns, n_volumes, n_unknowns)
-    blocks = np.einsum("ka,ikjl,lb->iajb", whole, blocks, whole, optimize=True)
-    size = np.einsum("ikik->k", blocks) / n_volumes
-    held = (np.eye(n_unknowns) - whole).T * np.maximum(size, size.max() * 1e-6)
-    volumes = np.arange(n_volumes)
-    blocks[volumes, :, volumes] += held @ (np.eye(n_unknowns) - whole)
-    return gradients.reshape(len(gradients), -1), blocks.reshape(hessian.shape)
+            smooth.transpose(0, 2, 1)[gone] = 0.0
+        return self.unknowns.jacobian(samples.motion, self.points[chunk], smooth)
 
 
 def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:

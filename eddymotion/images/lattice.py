@@ -100,7 +100,7 @@ class Lattice:
         for n, spacing in zip(self.shape, self.spacing, strict=True):
             steps = GRAM_SAMPLES * (n - 3)
             at = 1 + (np.arange(steps) + 0.5) / GRAM_SAMPLES
-            tables = [spline_matrix(at, n, order) / spacing**order for order in range(3)]
+            tables = [spline_matrix(at, n, order, spacing=spacing) for order in range(3)]
             found.append([b.T @ b * spacing / GRAM_SAMPLES for b in tables])
         return found
 
@@ -146,15 +146,22 @@ class Lattice:
 
 
 def spline_matrix(
-    positions: np.ndarray, n: int, order: int = 0, *, margin: int = 1, dtype: type = float
+    positions: np.ndarray,
+    n: int,
+    order: int = 0,
+    *,
+    spacing: float = 1.0,
+    margin: int = 1,
+    dtype: type = float,
 ) -> np.ndarray:
     """Cubic B-splines at lattice coordinates, or their derivative of an order up to 2: (P, n).
 
     Beyond the ends, `margin` knots inside the first and last coefficient, functions are constant.
+    Derivatives are by what the knots are `spacing` apart in.
     """
     inside = np.clip(positions, margin, n - 1.0 - margin)
     cell = np.minimum(inside.astype(int), n - 2 - margin)
-    pieces = _bspline(inside - cell, order)
+    pieces = _bspline(inside - cell, order) / spacing**order
     if order:
         pieces[:, np.abs(inside - positions) > ON_THE_EDGE] = 0.0
     matrix: np.ndarray = np.zeros((len(inside), n), dtype)

@@ -340,8 +340,9 @@ class Windows:
     def weights(self, values: np.ndarray, order: int = 0) -> np.ndarray:
         """Return the windows at values (P,), or their derivative of an order: (P, n) float32."""
         position = (np.asarray(values, float) - self.low) / self.width + 2.0
-        found = spline_matrix(position, self.n, order, margin=2, dtype=np.float32)
-        return found / np.float32(self.width**order) if order else found
+        return spline_matrix(
+            position, self.n, order, spacing=self.width, margin=2, dtype=np.float32
+        )
 
 
 def cluster_points(
