@@ -46,7 +46,7 @@ def problem(p, seed=0):
 def test_each_block_gets_its_part_of_the_solution():
     columns, values = problem(5)
     gradients, hessian = least_squares(columns, values)
-    system = NormalEquations(0.0, gradients, hessian, Unknowns([Plain("a", 2), Plain("b", 3)]))
+    system = NormalEquations(0.0, 60, gradients, hessian, Unknowns([Plain("a", 2), Plain("b", 3)]))
     expected = np.linalg.lstsq(columns, values)[0].reshape(N, 5)
     expected -= expected.mean(axis=0)
     assert system.step("a") == pytest.approx(expected[:, :2])
@@ -60,7 +60,7 @@ def test_volumes_that_share_unknowns_step_by_their_design():
     design = np.random.default_rng(1).normal(size=(N, 2))
     shared = Plain("shared", 2, design=design)
     unknowns = Unknowns([Plain("own", 1), shared])
-    system = NormalEquations(0.0, *least_squares(columns, values), unknowns)
+    system = NormalEquations(0.0, 60, *least_squares(columns, values), unknowns)
     by_volume = columns.reshape(60, N, 3)
     summed = np.einsum("vnk,nd->vdk", by_volume[:, :, 1:], design).reshape(60, 4)
     found = np.linalg.lstsq(np.hstack([by_volume[:, :, 0], summed]), values)[0]
@@ -74,7 +74,7 @@ def test_steps_go_along_the_directions_of_a_block_only():
     columns, values = problem(4)
     directions = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 2)))[0]
     unknowns = Unknowns([Plain("free", 1), Plain("held", 3, directions)])
-    system = NormalEquations(0.0, *least_squares(columns, values), unknowns)
+    system = NormalEquations(0.0, 60, *least_squares(columns, values), unknowns)
     by_volume = columns.reshape(60, N, 4)
     along = np.concatenate([by_volume[:, :, :1], by_volume[:, :, 1:] @ directions], axis=2)
     found = np.linalg.lstsq(along.reshape(60, -1), values)[0].reshape(N, 3)
@@ -88,7 +88,7 @@ def test_what_is_known_before_pulls_its_own_block():
     hessian = np.eye(2 * N)
     terms = PriorTerms(np.ones((N, 1)), np.eye(N)[None])
     unknowns = Unknowns([Plain("a", 1), Plain("b", 1)])
-    system = NormalEquations(0.0, np.zeros((1, 2 * N)), hessian, unknowns, {"b": terms})
+    system = NormalEquations(0.0, 60, np.zeros((1, 2 * N)), hessian, unknowns, {"b": terms})
     steps = system.solve(system.right).reshape(N, 2)
     assert steps == pytest.approx(np.tile([0.0, 0.5], (N, 1)))
 

@@ -57,6 +57,7 @@ from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
+from eddymotion.registration.solver import Descent
 from eddymotion.robust import Cauchy, sandwich
 
 COST_SLACK = 1e-3
@@ -171,6 +172,8 @@ class CoupledProblem:
     n_threads: int = 1
     parts: np.ndarray = field(init=False)
 
+    slack = COST_SLACK
+
     def __post_init__(self) -> None:
         numbers = blocks_of(self.points - self.center, self.part_mm)
         order = np.argsort(numbers, kind="stable")  # neighbours in space are neighbours in memory
@@ -228,28 +231,28 @@ class CoupledProblem:
         motion : Motion
         course : Course
         """
+        descent = Descent(self, motion, tolerance)
+        descent.run(max_iterations, progress)
+        lowest, cost = min(descent.costs, default=np.inf), self.cost(descent.trial)
+        if cost <= lowest + self.slack:  # the last step, which nothing has judged yet
+            motion, lowest = descent.trial, min(cost, lowest)
+        else:
+            motion = descent.place
+        first = descent.costs[0] if descent.costs else np.nan
+        return motion, Course(descent.n_steps, descent.length, first, lowest)
+
+    def evaluate(self, motion: Motion) -> NormalEquations | None:
+        """See :class:`~eddymotion.registration.solver.Objective`."""
+        return self.linearise(motion)
+
+    def moved(self, motion: Motion, step: np.ndarray) -> Motion:
+        """Take a step (N, p)."""
+        return self.unknowns.moved(motion, step)
+
+    def length(self, motion: Motion, step: np.ndarray) -> float:
+        """Root-mean-square displacement of the points by a step (N, p), mm."""
         in_mm = self.unknowns.lengths(self.points)
-        best, best_cost, delta = motion, np.inf, np.zeros((len(motion), len(in_mm)))
-        first_cost = np.nan
-        length, iteration = np.inf, 0
-        steps: Iterable[int] = range(1, max_iterations + 1)
-        for iteration in progress(steps, total=max_iterations) if progress else steps:
-            system = self.linearise(motion)
-            if system is None:
-                return best, Course(iteration, length, first_cost, best_cost)
-            first_cost = system.cost if iteration == 1 else first_cost
-            if system.cost > best_cost + COST_SLACK:
-                delta = delta / 2
-            else:
-                best, best_cost, delta = motion, system.cost, system.step()
-            motion = self.unknowns.moved(best, delta)
-            length = float(np.sqrt(((delta * in_mm) ** 2).sum(axis=1).mean()))
-            if length < tolerance:
-                break
-        cost = self.cost(motion)
-        if not cost <= best_cost + COST_SLACK:  # the last step, which nothing has judged yet
-            return best, Course(iteration, length, first_cost, best_cost)
-        return motion, Course(iteration, length, first_cost, min(cost, best_cost))
+        return float(np.sqrt(((step * in_mm) ** 2).sum(axis=1).mean()))
 
     def linearise(self, motion: Motion) -> NormalEquations | None:
         """Set up the normal equations; None where too few points lie inside the volumes."""
@@ -263,7 +266,8 @@ class CoupledProblem:
         weights = np.where(usable, spread.weights(misfit), 0.0)
         gradients, hessian = self.normal_equations(samples, residual, weights, precision)
         cost, priors = spread.cost(misfit[usable]), self.unknowns.priors(motion)
-        return NormalEquations(cost, gradients, hessian, self.unknowns, priors)
+        n_points = int(usable.sum())
+        return NormalEquations(cost, n_points, gradients, hessian, self.unknowns, priors)
 
     def cost(self, motion: Motion) -> float:
         """Return the cost alone; infinite where too few points lie inside the volumes."""

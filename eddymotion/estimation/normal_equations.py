@@ -64,6 +64,7 @@ class NormalEquations:
     ----------
     cost : float
         Mean −log-likelihood of a point.
+    n_points : int
     gradients : (B, Np) array
         ``G``, what each part of the brain adds to it.
     hessian : (Np, Np) array
@@ -75,6 +76,7 @@ class NormalEquations:
     """
 
     cost: float
+    n_points: int
     gradients: np.ndarray
     hessian: np.ndarray
     unknowns: Unknowns

@@ -67,14 +67,24 @@ FLAT = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """A cost, and its slope (K,) and Hessian (K, K) in the parameters of a step."""
+class Expansion:
+    """A cost in second order of a step.
+
+    Parameters
+    ----------
+    cost : float
+    slope : (K,) array
+    hessian : (K, K) array
+    n_points : int
+        That both images show.
+    """
 
     cost: float
     slope: np.ndarray
     hessian: np.ndarray
+    n_points: int = 0
 
-    def solve(self) -> np.ndarray:
+    def step(self) -> np.ndarray:
         """Return the Gauss-Newton step."""
         scale = np.sqrt(np.diag(self.hessian)) + np.finfo(float).tiny
         scaled = self.hessian / np.outer(scale, scale)
@@ -90,7 +100,7 @@ class Fit(Protocol):
         """Rise of the cost that still counts as progress."""
         ...
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """Evaluate at the target's values (P,), NaN outside; None if there is nothing to see."""
         ...
 
@@ -111,7 +121,7 @@ class LinearFit:
     columns: np.ndarray
     slack: float = 1e-3  # near the optimum the robust scale jitters by more than a step gains
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
         if inside.sum() < MIN_POINTS:
@@ -125,7 +135,7 @@ class LinearFit:
         if gain == 0:
             return None
         reweighted = reduced * (gain**2 / (len(y) * square))
-        return Step(cost, -reweighted @ solution[2:] / gain, INFORMATION * reweighted)
+        return Expansion(cost, -reweighted @ solution[2:] / gain, INFORMATION * reweighted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +164,7 @@ class CurveFit:
         windows = Windows.over(values, N_KNOTS)
         return cls(windows.weights(values), windows.weights(values, 1), columns)
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
         if inside.sum() < MIN_POINTS:
@@ -170,7 +180,7 @@ class CurveFit:
         solution, reduced = _solve_reduced(columns, y, evenly, basis.shape[1])
         hessian = reduced / (len(y) * left)
         cost = 0.5 * float(np.log(left / y.var()))
-        return Step(cost, -hessian @ solution[basis.shape[1] :], hessian)
+        return Expansion(cost, -hessian @ solution[basis.shape[1] :], hessian)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +199,7 @@ class ClusterFit:
     columns: np.ndarray
     slack: float = 1e-4
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         f, m = (v.reshape(-1, CLUSTER_SIZE).astype(float) for v in (self.values, moved))
         known = np.isfinite(f) & np.isfinite(m)
@@ -213,7 +223,9 @@ class ClusterFit:
         columns -= f[..., None] * along[:, None]
         flat = (columns * (gain / np.sqrt(mm))[:, None, None]).reshape(-1, columns.shape[2])
         n = len(f)
-        return Step(float(1 - (fm**2 / (ff * mm)).mean()), -2 * right / n, 2 * flat.T @ flat / n)
+        return Expansion(
+            float(1 - (fm**2 / (ff * mm)).mean()), -2 * right / n, 2 * flat.T @ flat / n
+        )
 
 
 def _centred(values: np.ndarray, known: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -255,7 +267,7 @@ class HistogramFit:
         weights, slopes, curvatures = (windows.weights(values, order) for order in range(3))
         return cls(weights, slopes, curvatures, columns, moving, normalised)
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
         n = int(inside.sum())
@@ -273,7 +285,7 @@ class HistogramFit:
         hessian = (columns * curvature[:, None]).T @ columns
         if not hessian.any():
             return None
-        return Step(float(cost), -scale * (slope @ columns), scale * hessian)
+        return Expansion(float(cost), -scale * (slope @ columns), scale * hessian)
 
 
 @dataclass(frozen=True, eq=False)

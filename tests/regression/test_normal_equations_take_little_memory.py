@@ -64,7 +64,7 @@ def test_the_diagonal_of_the_inverse_is_that_of_the_solution():
     poses = Poses(np.zeros(3))
     for directions in None, np.eye(6)[:, 1:]:
         unknowns = Unknowns([replace(poses, directions=directions)])
-        system = NormalEquations(0.0, random.normal(size=(4, 12)), hessian, unknowns)
+        system = NormalEquations(0.0, 60, random.normal(size=(4, 12)), hessian, unknowns)
         expected = np.diag(system.solve(np.eye(12))).reshape(2, 6)
         assert system.inverse_diagonal("poses") == pytest.approx(expected)
         assert system.inverse_diagonal("poses")[0, 5] == 0
