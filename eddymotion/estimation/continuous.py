@@ -37,9 +37,10 @@ from scipy.linalg import blas
 from scipy.spatial.transform import Rotation
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.coupled import MAX_MISSING, filled
+from eddymotion.estimation.coupled import MAX_MISSING, filled, smoothed
 from eddymotion.estimation.increments import Increments
 from eddymotion.estimation.knots import Knots
+from eddymotion.estimation.unknowns import Poses
 from eddymotion.images.pyramid import BLOCK_MM, blocks_of
 from eddymotion.images.stack import SliceStack
 from eddymotion.machine.parallel import parallel_map
@@ -311,17 +312,9 @@ class _Assembly:
 
     def jacobian(self, slab: slice) -> np.ndarray:
         """``J`` of the smoothed volumes, (n, 6, V)."""
-        slopes = self.samples.slopes[:, :, slab]
-        x, y, z = (self.problem.points[slab] - self.problem.center).T.astype(np.float32)
-        found = np.empty((slopes.shape[1], 6, slopes.shape[2]), np.float32)
-        for axis in range(3):
-            np.subtract(slopes[axis], self.smoother @ slopes[axis], out=found[:, axis])
-        found[:, :3].transpose(0, 2, 1)[self.samples.missing[:, slab]] = 0.0
-        gx, gy, gz = found[:, 0], found[:, 1], found[:, 2]
-        found[:, 3] = y * gz - z * gy
-        found[:, 4] = z * gx - x * gz
-        found[:, 5] = x * gy - y * gx
-        return found
+        samples, problem = self.samples, self.problem
+        slopes = smoothed(samples.slopes[:, :, slab], samples.missing[:, slab], self.smoother)
+        return Poses(problem.center).columns(problem.fields, problem.points[slab], slopes)
 
     def centred(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``G`` (k, 6) and ``H`` (k, 6, k, 6) of the k unknowns of the group."""

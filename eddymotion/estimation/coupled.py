@@ -107,29 +107,46 @@ class Samples:
     missing: np.ndarray
 
 
-@dataclass(frozen=True)
-class Course:
-    """How a problem was solved.
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """How the samples depart from what the model says.
 
     Parameters
     ----------
-    n_iterations : int
-    step : float
-        The last one, mm.
-    first_cost, cost : float
-        Mean logarithm of the misfit where it began, and the lowest found.
+    samples : Samples
+        Missing values filled with predictions.
+    precision : (N, N) array
+        ``P``
+    values : (N, V) float32 array
+        ``Py``, zero where nothing was known.
+    misfit : (V,) array
+        ``q = yᵀPy / N``
     """
 
-    n_iterations: int
-    step: float
-    first_cost: float
-    cost: float
+    samples: Samples
+    precision: np.ndarray
+    values: np.ndarray
+    misfit: np.ndarray
 
-    def __str__(self) -> str:
-        return (
-            f"{self.n_iterations} steps, the last of {self.step:.2g} mm; "
-            f"cost {self.first_cost:.3f} → {self.cost:.3f}"
-        )
+    @cached_property
+    def usable(self) -> np.ndarray:
+        """Points that most volumes show, (V,) bool."""
+        return self.samples.missing.mean(axis=0) <= MAX_MISSING
+
+    @cached_property
+    def spread(self) -> Cauchy:
+        """Of the misfit."""
+        return Cauchy.of(self.misfit[self.usable])
+
+    @property
+    def cost(self) -> float:
+        """Mean −log-likelihood of a point."""
+        return self.spread.cost(self.misfit[self.usable])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Of the points, (V,)."""
+        return np.where(self.usable, self.spread.weights(self.misfit), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +230,7 @@ class CoupledProblem:
         max_iterations: int,
         tolerance: float,
         progress: Callable[..., Iterable[int]] | None = None,
-    ) -> tuple[Motion, Course]:
+    ) -> tuple[Motion, Descent[Motion]]:
         """Iterate; a step that raises the cost is halved.
 
         Parameters
@@ -229,21 +246,13 @@ class CoupledProblem:
         Returns
         -------
         motion : Motion
-        course : Course
+        descent : Descent
+            How it went.
         """
         descent = Descent(self, motion, tolerance)
         descent.run(max_iterations, progress)
-        lowest, cost = min(descent.costs, default=np.inf), self.cost(descent.trial)
-        if cost <= lowest + self.slack:  # the last step, which nothing has judged yet
-            motion, lowest = descent.trial, min(cost, lowest)
-        else:
-            motion = descent.place
-        first = descent.costs[0] if descent.costs else np.nan
-        return motion, Course(descent.n_steps, descent.length, first, lowest)
-
-    def evaluate(self, motion: Motion) -> NormalEquations | None:
-        """See :class:`~eddymotion.registration.solver.Objective`."""
-        return self.linearise(motion)
+        descent.judge_last(self.cost(descent.trial))
+        return descent.place, descent
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, p)."""
@@ -251,32 +260,32 @@ class CoupledProblem:
 
     def length(self, motion: Motion, step: np.ndarray) -> float:
         """Root-mean-square displacement of the points by a step (N, p), mm."""
-        in_mm = self.unknowns.lengths(self.points)
-        return float(np.sqrt(((step * in_mm) ** 2).sum(axis=1).mean()))
+        return float(np.sqrt(((step * self.in_mm) ** 2).sum(axis=1).mean()))
 
-    def linearise(self, motion: Motion) -> NormalEquations | None:
-        """Set up the normal equations; None where too few points lie inside the volumes."""
+    @cached_property
+    def in_mm(self) -> np.ndarray:
+        """Root-mean-square displacement (mm) of the points for each unknown of a volume, (p,)."""
+        return self.unknowns.lengths(self.points)
+
+    def look(self, motion: Motion) -> Residuals | None:
+        """Compare the volumes; None where too few points lie inside them."""
         precision = self.model.precision(self.gradients.rotated(motion.rotations))
-        samples = self.sample(motion)
-        residual, misfit = self.residuals(samples, precision)
-        usable = samples.missing.mean(axis=0) <= MAX_MISSING
-        if usable.sum() < MIN_POINTS:
-            return None
-        spread = Cauchy.of(misfit[usable])
-        weights = np.where(usable, spread.weights(misfit), 0.0)
-        gradients, hessian = self.normal_equations(samples, residual, weights, precision)
-        cost, priors = spread.cost(misfit[usable]), self.unknowns.priors(motion)
-        n_points = int(usable.sum())
-        return NormalEquations(cost, n_points, gradients, hessian, self.unknowns, priors)
+        found = self.residuals(self.sample(motion), precision)
+        return found if found.usable.sum() >= MIN_POINTS else None
 
     def cost(self, motion: Motion) -> float:
-        """Return the cost alone; infinite where too few points lie inside the volumes."""
-        precision = self.model.precision(self.gradients.rotated(motion.rotations))
-        samples = self.sample(motion)
-        _, misfit = self.residuals(samples, precision)
-        usable = samples.missing.mean(axis=0) <= MAX_MISSING
-        misfit = misfit[usable]
-        return np.inf if len(misfit) < MIN_POINTS else Cauchy.of(misfit).cost(misfit)
+        """Return the cost; infinite where too few points lie inside the volumes."""
+        found = self.look(motion)
+        return np.inf if found is None else found.cost
+
+    def evaluate(self, motion: Motion) -> NormalEquations | None:
+        """Set up the normal equations; None where too few points lie inside the volumes."""
+        found = self.look(motion)
+        if found is None:
+            return None
+        gradients, hessian = self.normal_equations(found, found.weights)
+        n_points, priors = int(found.usable.sum()), self.unknowns.priors(motion)
+        return NormalEquations(found.cost, n_points, hessian, gradients, self.unknowns, priors)
 
     def covariances(self, motion: Motion) -> np.ndarray:
         """Covariance of the error of each pose, (N, 6, 6).
@@ -284,7 +293,7 @@ class CoupledProblem:
         Noise is correlated from point to point and misfit from voxel to voxel, but little between
         parts of the brain that are ``part_mm`` wide.
         """
-        system = self.linearise(motion)
+        system = self.evaluate(motion)
         if system is None:
             return np.full((len(motion), 6, 6), np.nan)
         return system.covariances(POSES)
@@ -297,14 +306,14 @@ class CoupledProblem:
         smaller, by this share. The displacement is one that noise may well have caused: what the
         blocks add, with random signs. 1 where too few points are left.
         """
-        system = self.linearise(motion)
+        system = self.evaluate(motion)
         if system is None:
             return 1.0
         signs = np.random.default_rng(0).choice([-1.0, 1.0], len(system.gradients))
         away = system.solve(system.gradients.T @ signs).reshape(len(motion), -1)
         poses = self.unknowns.only(POSES)
         away = (away - away.mean(axis=0))[:, self.unknowns.columns[POSES]]
-        there = self.linearise(poses.moved(motion, away))
+        there = self.evaluate(poses.moved(motion, away))
         if there is None:
             return 1.0
         in_mm = poses.lengths(self.points)
@@ -319,13 +328,13 @@ class CoupledProblem:
         volumes. Were there noise alone, this would be the mean of :meth:`covariances`; what is
         alike over wide regions shows here only. NaN where a half is too small.
         """
-        whole = self.linearise(motion)
+        whole = self.evaluate(motion)
         away = self.points - self.center
         above = away > np.median(away, axis=0)
         squares = []
         for axis, side in product(range(3), (False, True)):
             half = replace(self, points=self.points[above[:, axis] == side])
-            system = half.linearise(motion)
+            system = half.evaluate(motion)
             if system is None or whole is None:
                 return np.full(6, np.nan)
             squares.append((system.step(POSES) - whole.step(POSES)) ** 2)
@@ -349,27 +358,21 @@ class CoupledProblem:
             Of the images.
         n_slices : int
         """
-        period = slicing.periods(n_slices, PERIODS)
-        precision = self.model.precision(self.gradients.rotated(motion.rotations))
-        samples = self.sample(motion)
-        residual, misfit = self.residuals(samples, precision)
-        usable = samples.missing.mean(axis=0) <= MAX_MISSING
-        n = len(motion)
-        if usable.sum() < MIN_POINTS:
+        found, n = self.look(motion), len(motion)
+        if found is None:
             return np.full((n, 6, 6), np.nan)
-        weights = np.where(usable, Cauchy.of(misfit[usable]).weights(misfit), 0.0)
-        smoother = self._smoother(precision)
+        period, weights = slicing.periods(n_slices, PERIODS), found.weights
         pulls, hessian = np.zeros((n, 6, PERIODS)), np.zeros((n, 6, 6))
         poses = replace(self, blocks=self.unknowns.only(POSES).blocks)
         for chunk in poses.chunks(n):
-            jacobian = poses.jacobian(samples, smoother, chunk)
+            jacobian = poses.jacobian(found, chunk)
             for volume, own in enumerate(jacobian):
                 recorded = motion.recorded(volume, self.points[chunk])
                 heights = np.rint(slice_heights(recorded, affine, slicing.axis)).astype(int)
                 inside = period[np.clip(heights, 0, n_slices - 1), None] == np.arange(PERIODS)
                 weighted = own * weights[chunk]
-                hessian[volume] += precision[volume, volume] * weighted @ own.T
-                pulls[volume] += (weighted * residual[volume, chunk]) @ inside
+                hessian[volume] += found.precision[volume, volume] * weighted @ own.T
+                pulls[volume] += (weighted * found.values[volume, chunk]) @ inside
         diagonal = np.einsum("nkk->nk", hessian)
         diagonal += DAMPING * diagonal + np.finfo(float).tiny
         (pose,) = poses.blocks
@@ -401,8 +404,8 @@ class CoupledProblem:
             return np.zeros(len(points), bool)
         return self.lost.at(volume, motion.recorded(volume, points))
 
-    def residuals(self, samples: Samples, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``Py`` (N, V) and ``q = yᵀPy / N`` (V,); fills missing values with predictions."""
+    def residuals(self, samples: Samples, precision: np.ndarray) -> Residuals:
+        """Compare samples with what the model says; fills missing values with predictions."""
         P = precision.astype(np.float32)
         values = samples.values
         residual = P @ values
@@ -415,18 +418,14 @@ class CoupledProblem:
             of_block[gone] = 0.0
             residual[:, holes] = of_block
         misfit = np.einsum("nv,nv->v", values, residual) / len(values)
-        return residual, np.maximum(misfit, 0.0)
+        return Residuals(samples, precision, residual, np.maximum(misfit, 0.0))
 
     def normal_equations(
-        self,
-        samples: Samples,
-        residual: np.ndarray,
-        weights: np.ndarray,
-        precision: np.ndarray,
+        self, found: Residuals, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ``G`` by parts of the brain (B, Np), and ``H`` (Np, Np)."""
-        n, n_unknowns = len(precision), len(self.unknowns)
-        smoother, chunks = self._smoother(precision), self.chunks(n)
+        n, n_unknowns = len(found.precision), len(self.unknowns)
+        chunks = self.chunks(n)
         dear = round((n_unknowns / Poses.size) ** 2)
         every = min(dear, max(1, len(self.points) // LEAST_FOR_HESSIAN))
 
@@ -434,11 +433,11 @@ class CoupledProblem:
         hessian = GramMatrix(n * n_unknowns, self.n_threads)
 
         def partial(chunk: slice) -> tuple[np.ndarray, np.ndarray]:
-            jacobian = self.jacobian(samples, smoother, chunk)
+            jacobian = self.jacobian(found, chunk)
             w = weights[chunk].astype(np.float32)
             starts = np.flatnonzero(np.diff(self.parts[chunk], prepend=-1))
             flat = jacobian[:, :, ::every] * np.sqrt(every * w[::every])
-            jacobian *= (residual[:, chunk] * w)[:, None]
+            jacobian *= (found.values[:, chunk] * w)[:, None]
             sums = np.add.reduceat(jacobian, starts, axis=2).reshape(n * n_unknowns, -1).T
             return sums, flat.reshape(n * n_unknowns, -1)
 
@@ -452,7 +451,7 @@ class CoupledProblem:
             hessian.add([flat for _, flat in parts])
         products = hessian.whole()
         between = products.reshape(n, n_unknowns, n, n_unknowns)
-        between *= precision[:, None, :, None]
+        between *= found.precision[:, None, :, None]
         return gradients, products
 
     def chunks(self, n_volumes: int) -> list[slice]:
@@ -460,23 +459,33 @@ class CoupledProblem:
         size = max(256, CHUNK_BYTES // (4 * n_volumes * len(self.unknowns)))
         return [slice(k, k + size) for k in range(0, len(self.points), size)]
 
-    def _smoother(self, precision: np.ndarray) -> np.ndarray:
-        """Return what :meth:`jacobian` takes of the slopes away, (N, N)."""
-        if not self.leave_one_out:
-            return precision.astype(np.float32)
-        held_out = np.maximum(np.diag(precision), LEVERAGE_GUARD)
-        return (precision / held_out[:, None]).astype(np.float32)
-
-    def jacobian(self, samples: Samples, smoother: np.ndarray, chunk: slice) -> np.ndarray:
+    def jacobian(self, found: Residuals, chunk: slice) -> np.ndarray:
         """``J`` of the smoothed volumes at some points, (N, p, V)."""
-        slopes = samples.slopes[:, :, chunk]
-        smooth = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)
-        for axis in range(3):
-            np.subtract(slopes[axis], smoother @ slopes[axis], out=smooth[:, axis])
-        gone = samples.missing[:, chunk]
-        if gone.any():
-            smooth.transpose(0, 2, 1)[gone] = 0.0
-        return self.unknowns.jacobian(samples.motion, self.points[chunk], smooth)
+        samples, smoother = found.samples, found.precision
+        if self.leave_one_out:
+            smoother = smoother / np.maximum(np.diag(smoother), LEVERAGE_GUARD)[:, None]
+        slopes = smoothed(samples.slopes[:, :, chunk], samples.missing[:, chunk], smoother)
+        return self.unknowns.jacobian(samples.motion, self.points[chunk], slopes)
+
+
+def smoothed(slopes: np.ndarray, missing: np.ndarray, smoother: np.ndarray) -> np.ndarray:
+    """Return the gradients of predictions, by those of the volumes: (N, 3, V) float32.
+
+    Parameters
+    ----------
+    slopes : (3, N, V) float32 array
+    missing : (N, V) bool array
+        Zero there.
+    smoother : (N, N) array
+        What it takes of the slopes away.
+    """
+    found = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)
+    smoother = smoother.astype(np.float32, copy=False)
+    for axis in range(3):
+        np.subtract(slopes[axis], smoother @ slopes[axis], out=found[:, axis])
+    if missing.any():
+        found.transpose(0, 2, 1)[missing] = 0.0
+    return found
 
 
 def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:

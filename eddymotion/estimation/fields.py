@@ -34,7 +34,7 @@ from scipy import stats
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.estimation.unknowns import PriorTerms
+from eddymotion.estimation.unknowns import Block, PriorTerms
 from eddymotion.mapping.eddy_currents import (
     N_TERMS,
     SCALE_MM,
@@ -127,10 +127,8 @@ NO_PRIOR = FieldPrior()
 
 
 @dataclass(frozen=True, eq=False)
-class UnknownFields:
-    """The coefficients of the eddy-current fields as unknowns: steps ``e ← e − ε``.
-
-    A :class:`~eddymotion.estimation.unknowns.Block`; its motion has fields.
+class UnknownFields(Block):
+    """The coefficients of the eddy-current fields of a motion as unknowns: steps ``e ← e − ε``.
 
     Parameters
     ----------
@@ -152,19 +150,18 @@ class UnknownFields:
     design: np.ndarray | None = None
 
     name = FIELDS
-    directions = None
 
     def lengths(self, points: np.ndarray) -> np.ndarray:
         """Root-mean-square displacement (mm) of points (V, 3) for each coefficient, (K,)."""
         terms = polynomial_terms((points - self.center) / SCALE_MM, self.size)
         return np.sqrt((terms**2).mean(axis=0))
 
-    def fill(
-        self, motion: Motion, points: np.ndarray, slopes: np.ndarray, columns: np.ndarray
-    ) -> None:
-        """Fill in how the volumes change; see :class:`~eddymotion.estimation.unknowns.Block`."""
-        for volume, (own, filled) in enumerate(zip(slopes, columns, strict=True)):
-            motion.mapping(volume).fill_field_columns(points, own, filled)
+    def columns(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Return the slopes along the phase encoding, times the terms."""
+        found = np.empty((len(slopes), self.size, len(points)), np.float32)
+        for volume, (own, columns) in enumerate(zip(slopes, found, strict=True)):
+            motion.mapping(volume).fill_field_columns(points, own, columns)
+        return found
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, K); the common part of the fields is as the prior has it."""

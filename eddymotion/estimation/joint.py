@@ -413,14 +413,14 @@ class _Solver:
                 problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine, axis))
             if fine:
                 problem = problem.with_model_fitted(start)
-            found, course = problem.solve(
+            found, descent = problem.solve(
                 start,
                 self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS),
                 (FINE_TOLERANCE if fine else COARSE_TOLERANCE) * self.voxel,
                 progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
             )
             new = _with_group(new, group, found)
-            log.debug("%s, %s, %d volumes: %s", group.name, level, len(start), course)
+            log.debug("%s, %s, %d volumes: %s", group.name, level, len(start), descent)
             problems.append(problem)
         return new, problems
 
@@ -463,7 +463,7 @@ class _Solver:
         splines = self.splines(FINE[-1], motion.matrices, thickness_power=0.0)
         narrow = replace(problem, splines=[splines[volume] for volume in group.volumes])
         found = _of_group(motion, group)
-        system = narrow.linearise(found)
+        system = narrow.evaluate(found)
         if system is None:
             return np.full((len(group.volumes), 6), np.nan)
         return system.step(POSES) / narrow.recovered(found)
@@ -478,7 +478,7 @@ class _Solver:
             eddy = EddyCurrents.none(len(self.dwi), "linear", pe, self.dwi.center)
             with_field = replace(motion, eddy_currents=eddy)
             shared = self.blocks(group, with_field, design=problem.gradients.qvecs)
-            system = replace(problem, blocks=shared).linearise(_of_group(with_field, group))
+            system = replace(problem, blocks=shared).evaluate(_of_group(with_field, group))
             gains.append(0.0 if system is None else system.gain())
         log.debug("gain of fields along i, j, k: %.3g, %.3g, %.3g", *gains)
         return int(np.argmax(gains))
@@ -488,7 +488,7 @@ class _Solver:
     ) -> Motion:
         """Learn what the fields have in common, and leave out those that the data do not show."""
         found = _of_group(motion, group)
-        eddy, system = motion.eddy_currents, problem.linearise(found)
+        eddy, system = motion.eddy_currents, problem.evaluate(found)
         assert eddy is not None
         assert found.eddy_currents is not None
         if system is None:

@@ -12,6 +12,7 @@ from scipy import linalg, sparse
 
 from eddymotion.estimation.unknowns import PriorTerms, Unknowns
 from eddymotion.machine.parallel import parallel_map
+from eddymotion.registration.solver import Evaluation
 from eddymotion.robust import sandwich
 
 DAMPING = 1e-3
@@ -57,7 +58,7 @@ class GramMatrix:
 
 
 @dataclass(frozen=True, eq=False)
-class NormalEquations:
+class NormalEquations(Evaluation):
     """The normal equations of N volumes with p columns each, at some motion.
 
     Parameters
@@ -65,20 +66,18 @@ class NormalEquations:
     cost : float
         Mean −log-likelihood of a point.
     n_points : int
-    gradients : (B, Np) array
-        ``G``, what each part of the brain adds to it.
+        That tell it.
     hessian : (Np, Np) array
         ``H``
+    gradients : (B, Np) array
+        ``G``, what each part of the brain adds to it.
     unknowns : Unknowns
         What the columns are.
     priors : dict of PriorTerms
         What is known of some blocks beforehand.
     """
 
-    cost: float
-    n_points: int
     gradients: np.ndarray
-    hessian: np.ndarray
     unknowns: Unknowns
     priors: Mapping[str, PriorTerms] = field(default_factory=dict)
 

@@ -78,12 +78,6 @@ def undetermined_directions(
     return vectors.T[values < LEAST_SHARE * values[-1]]
 
 
-def free_part(directions: np.ndarray, in_mm: np.ndarray) -> np.ndarray:
-    """Return the matrix (6, 6) that takes some directions (k, 6) out of a twist (mm, rad)."""
-    within = np.eye(6) - directions.T @ directions
-    return within * in_mm / in_mm[:, None]
-
-
 def free_directions(directions: np.ndarray, in_mm: np.ndarray) -> np.ndarray:
     """Return twists (mm, rad) along all that some directions (k, 6) leave over: (6, 6 − k)."""
     return null_space(directions) / in_mm[:, None]

@@ -11,10 +11,10 @@ share the unknowns, ``Σ_d X_id B z_d`` by a design ``X``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from scipy import sparse
@@ -40,37 +40,33 @@ class PriorTerms:
     precision: np.ndarray
 
 
-class Block(Protocol):
-    """Unknowns of one kind."""
+class Block(ABC):
+    """Unknowns of one kind.
 
-    @property
-    def name(self) -> str:
-        """By which their part of a solution is asked for."""
-        ...
+    Attributes
+    ----------
+    name : str
+        By which their part of a solution is asked for.
+    size : int
+        Columns ``k`` in each volume.
+    directions : (k, r) array, optional
+        Columns by the directions along which steps are taken, ``B``; all when there are none.
+    design : (N, D) array, optional
+        ``X``, where all volumes share the unknowns.
+    """
 
-    @property
-    def size(self) -> int:
-        """Columns in each volume."""
-        ...
+    name: str
+    size: int
+    directions: np.ndarray | None = None
+    design: np.ndarray | None = None
 
-    @property
-    def directions(self) -> np.ndarray | None:
-        """Columns by directions along which steps are taken, ``B`` (k, r); None for all."""
-        ...
-
-    @property
-    def design(self) -> np.ndarray | None:
-        """``X`` (N, D), where all volumes share the unknowns; None where each has its own."""
-        ...
-
+    @abstractmethod
     def lengths(self, points: np.ndarray) -> np.ndarray:
         """Root-mean-square displacement (mm) of points (V, 3) for each column, (k,)."""
-        ...
 
-    def fill(
-        self, motion: Motion, points: np.ndarray, slopes: np.ndarray, columns: np.ndarray
-    ) -> None:
-        """Fill in how the volumes change with a step.
+    @abstractmethod
+    def columns(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Return how the volumes change with a step, (N, k, V) float32.
 
         Parameters
         ----------
@@ -79,22 +75,18 @@ class Block(Protocol):
             In the head's frame, RAS+ mm.
         slopes : (N, 3, V) float32 array
             Of the volumes along the axes of that frame.
-        columns : (N, k, V) float32 array
-            Filled.
         """
-        ...
 
+    @abstractmethod
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, k) off the motion."""
-        ...
 
     def prior(self, motion: Motion) -> PriorTerms | None:
         """Return what is known beforehand; None for nothing."""
-        ...
+        return None
 
 
-@dataclass(frozen=True, eq=False)
-class Poses:
+class Poses(Block):
     """The pose of each volume: steps ``T ← T exp(−δ)``, translation (mm) and rotation (rad).
 
     Parameters
@@ -105,35 +97,30 @@ class Poses:
         The motion that the images show (:mod:`eddymotion.estimation.undetermined`).
     """
 
-    center: np.ndarray
-    directions: np.ndarray | None = None
+    name, size = POSES, 6
 
-    name = POSES
-    size = 6
-    design = None
+    def __init__(self, center: np.ndarray, directions: np.ndarray | None = None) -> None:
+        self.center, self.directions = center, directions
 
     def lengths(self, points: np.ndarray) -> np.ndarray:
-        """See :class:`Block`."""
+        """One for translations, the root-mean-square distance from the centre for rotations."""
         radius = np.sqrt(((points - self.center) ** 2).sum(axis=1).mean())
         return np.array([1.0] * 3 + [radius] * 3)
 
-    def fill(
-        self, motion: Motion, points: np.ndarray, slopes: np.ndarray, columns: np.ndarray
-    ) -> None:
-        """See :class:`Block`: the slopes, and their moments about the centre."""
+    def columns(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Return the slopes, and their moments about the centre."""
         x, y, z = (points - self.center).T.astype(np.float32)
         gx, gy, gz = slopes[:, 0], slopes[:, 1], slopes[:, 2]
-        columns[:, :3] = slopes
-        columns[:, 3] = y * gz - z * gy
-        columns[:, 4] = z * gx - x * gz
-        columns[:, 5] = x * gy - y * gx
+        found = np.empty((len(slopes), 6, len(points)), np.float32)
+        found[:, :3] = slopes
+        found[:, 3] = y * gz - z * gy
+        found[:, 4] = z * gx - x * gz
+        found[:, 5] = x * gy - y * gx
+        return found
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
-        """See :class:`Block`."""
+        """Move each volume."""
         return replace(motion, matrices=motion.matrices @ exp_rigid(-step, self.center))
-
-    def prior(self, motion: Motion) -> None:
-        """See :class:`Block`: nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +154,9 @@ class Unknowns:
         return np.concatenate([block.lengths(points) for block in self.blocks])
 
     def jacobian(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-        """Return how the volumes change with a step, (N, p, V); see :meth:`Block.fill`."""
-        found = np.empty((len(slopes), len(self), slopes.shape[2]), np.float32)
-        for block in self.blocks:
-            block.fill(motion, points, slopes, found[:, self.columns[block.name]])
-        return found
+        """Return how the volumes change with a step, (N, p, V); see :meth:`Block.columns`."""
+        found = [block.columns(motion, points, slopes) for block in self.blocks]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, p) off the motion."""

@@ -29,6 +29,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.images.lattice import spline_matrix
 from eddymotion.images.pyramid import MIN_POINTS, jittered_points
+from eddymotion.registration.solver import Evaluation
 from eddymotion.robust import TINY, Cauchy
 
 METRICS: tuple[str, ...] = ("ssd", "lncc", "cr", "mi", "nmi")
@@ -67,22 +68,17 @@ FLAT = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class Expansion:
+class Expansion(Evaluation):
     """A cost in second order of a step.
 
     Parameters
     ----------
-    cost : float
+    cost, n_points, hessian
+        See :class:`~eddymotion.registration.solver.Evaluation`.
     slope : (K,) array
-    hessian : (K, K) array
-    n_points : int
-        That both images show.
     """
 
-    cost: float
     slope: np.ndarray
-    hessian: np.ndarray
-    n_points: int = 0
 
     def step(self) -> np.ndarray:
         """Return the Gauss-Newton step."""
@@ -135,7 +131,8 @@ class LinearFit:
         if gain == 0:
             return None
         reweighted = reduced * (gain**2 / (len(y) * square))
-        return Expansion(cost, -reweighted @ solution[2:] / gain, INFORMATION * reweighted)
+        slope = -reweighted @ solution[2:] / gain
+        return Expansion(cost, len(y), INFORMATION * reweighted, slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +177,7 @@ class CurveFit:
         solution, reduced = _solve_reduced(columns, y, evenly, basis.shape[1])
         hessian = reduced / (len(y) * left)
         cost = 0.5 * float(np.log(left / y.var()))
-        return Expansion(cost, -hessian @ solution[basis.shape[1] :], hessian)
+        return Expansion(cost, len(y), hessian, -hessian @ solution[basis.shape[1] :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,10 +219,9 @@ class ClusterFit:
         along = np.einsum("cn,cnk->ck", f, columns) / ff[:, None]
         columns -= f[..., None] * along[:, None]
         flat = (columns * (gain / np.sqrt(mm))[:, None, None]).reshape(-1, columns.shape[2])
-        n = len(f)
-        return Expansion(
-            float(1 - (fm**2 / (ff * mm)).mean()), -2 * right / n, 2 * flat.T @ flat / n
-        )
+        n, cost = len(f), float(1 - (fm**2 / (ff * mm)).mean())
+        n_points = int(np.isfinite(moved).sum())
+        return Expansion(cost, n_points, 2 * flat.T @ flat / n, -2 * right / n)
 
 
 def _centred(values: np.ndarray, known: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -285,7 +281,7 @@ class HistogramFit:
         hessian = (columns * curvature[:, None]).T @ columns
         if not hessian.any():
             return None
-        return Expansion(float(cost), -scale * (slope @ columns), scale * hessian)
+        return Expansion(float(cost), n, scale * hessian, -scale * (slope @ columns))
 
 
 @dataclass(frozen=True, eq=False)

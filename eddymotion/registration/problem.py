@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -271,10 +271,9 @@ class Direction:
         if self.target.stated:
             moved[~self.target.counts(apply_affine(matrix, self.points))] = np.nan
         try:
-            found = self.fit.evaluate(moved)
+            return self.fit.evaluate(moved)
         except np.linalg.LinAlgError:  # nothing to see at this level
             return None
-        return found and replace(found, n_points=int(np.isfinite(moved).sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,9 +312,9 @@ class Problem:
         turn = self._turn(matrix)
         return Expansion(
             (there.cost + back.cost) / 2,
-            (there.slope + turn.T @ back.slope) / 2,
-            (there.hessian + turn.T @ back.hessian @ turn) / 2,
             there.n_points + back.n_points,
+            (there.hessian + turn.T @ back.hessian @ turn) / 2,
+            (there.slope + turn.T @ back.slope) / 2,
         )
 
     def _turn(self, matrix: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ One loop for a pair of images and for all volumes of a series
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -25,27 +26,27 @@ MIN_KEPT = 0.5
 Place = TypeVar("Place")
 
 
-class Evaluation(Protocol):
-    """The cost at a place, and the way from there."""
+@dataclass(frozen=True, eq=False)
+class Evaluation(ABC):
+    """The cost at a place, and the way from there.
 
-    @property
-    def cost(self) -> float:
-        """What is minimised."""
-        ...
+    Parameters
+    ----------
+    cost : float
+        What is minimised.
+    n_points : int
+        Points that tell it.
+    hessian : (K, K) array
+        Of the cost, in the parameters of a step.
+    """
 
-    @property
-    def hessian(self) -> np.ndarray:
-        """Of the cost, by which the directions of steps are compared."""
-        ...
+    cost: float
+    n_points: int
+    hessian: np.ndarray
 
-    @property
-    def n_points(self) -> int:
-        """Points that tell the cost."""
-        ...
-
+    @abstractmethod
     def step(self) -> np.ndarray:
         """Return the Gauss-Newton step."""
-        ...
 
 
 class Objective(Protocol[Place]):
@@ -152,6 +153,19 @@ class Descent(Generic[Place]):
             self._change, self.length = self._change / 2, self.length / 2
         self.trial = self.objective.moved(self.place, self._change)
         self.ended = self.length < self.tolerance
+
+    def judge_last(self, cost: float) -> None:
+        """Go to the trial, which nothing has judged yet, unless its cost is higher."""
+        if cost <= min(self.costs, default=np.inf) + self.objective.slack:
+            self.place = self.trial
+            self.costs.append(cost)
+
+    def __str__(self) -> str:
+        first, lowest = self.costs[0] if self.costs else np.nan, min(self.costs, default=np.inf)
+        return (
+            f"{self.n_steps} steps, the last of {self.length:.2g} mm; "
+            f"cost {first:.3f} → {lowest:.3f}"
+        )
 
     def accepts(self, cost: float, n_points: int) -> bool:
         """Whether another place is as good, but for the slack, and shows enough."""
