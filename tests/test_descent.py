@@ -6,17 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from eddymotion.registration.solver import FACTORS, Descent
+from eddymotion.registration.solver import FACTORS, Descent, Evaluation
 
 
-@dataclass
-class Expansion:
+@dataclass(frozen=True, eq=False)
+class Expansion(Evaluation):
     """A cost with a Hessian that may be wrong."""
 
-    cost: float
     slope: np.ndarray
-    hessian: np.ndarray
-    n_points: int = 100
 
     def step(self):
         return -np.linalg.solve(self.hessian, self.slope)
@@ -37,7 +34,7 @@ class Bowl:
         if np.linalg.norm(away) > self.rim:
             return None
         slope = self.hessian @ away
-        return Expansion(0.5 * away @ slope, slope, self.hessian / self.too_long)
+        return Expansion(0.5 * away @ slope, 100, self.hessian / self.too_long, slope)
 
     def moved(self, place, step):
         return place + step

@@ -205,7 +205,7 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
         for volume, values in enumerate(samples.values):  # brightness is held
             values *= start.displaced(volume, problem.points)[1]
             values /= motion.displaced(volume, problem.points)[1]
-        residual, _ = problem.residuals(samples, P)
+        residual = problem.residuals(samples, P).values
         return 0.5 * float(np.einsum("nv,nv->", samples.values.astype(float), residual))
 
     center, pe = short.center, np.array([0.6, 0.8, 0.0])
@@ -215,10 +215,10 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
         eddy_currents=EddyCurrents(weak, pe, center),
     )
     samples = problem.sample(start)
-    residual, _ = problem.residuals(samples, P)
-    raw_slopes = replace(problem, leave_one_out=False)
-    jacobian = raw_slopes.jacobian(samples, np.zeros_like(P, dtype=np.float32), slice(None))
-    analytic = np.einsum("nkv,nv->nk", jacobian, residual)
+    residual = problem.residuals(samples, P)
+    raw_slopes = replace(residual, precision=np.zeros_like(P))
+    jacobian = problem.jacobian(raw_slopes, slice(None))
+    analytic = np.einsum("nkv,nv->nk", jacobian, residual.values)
     for volume, parameter in ((0, 0), (2, 1), (3, 4), (1, 6), (0, 9), (2, 12)):
         step = np.zeros((len(dwis), 6 + N_TERMS["quadratic"]))
         step[volume, parameter] = 1e-3 if 3 <= parameter < 6 else 1e-2

@@ -29,7 +29,7 @@ class Plain:
 
 def least_squares(columns, values):
     """Normal equations of plain least squares, each value a part of its own."""
-    return columns * values[:, None], columns.T @ columns
+    return columns.T @ columns, columns * values[:, None]
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def problem(p, seed=0):
 @pytest.mark.usefixtures("undamped")
 def test_each_block_gets_its_part_of_the_solution():
     columns, values = problem(5)
-    gradients, hessian = least_squares(columns, values)
-    system = NormalEquations(0.0, 60, gradients, hessian, Unknowns([Plain("a", 2), Plain("b", 3)]))
+    unknowns = Unknowns([Plain("a", 2), Plain("b", 3)])
+    system = NormalEquations(0.0, 60, *least_squares(columns, values), unknowns)
     expected = np.linalg.lstsq(columns, values)[0].reshape(N, 5)
     expected -= expected.mean(axis=0)
     assert system.step("a") == pytest.approx(expected[:, :2])
@@ -88,7 +88,7 @@ def test_what_is_known_before_pulls_its_own_block():
     hessian = np.eye(2 * N)
     terms = PriorTerms(np.ones((N, 1)), np.eye(N)[None])
     unknowns = Unknowns([Plain("a", 1), Plain("b", 1)])
-    system = NormalEquations(0.0, 60, np.zeros((1, 2 * N)), hessian, unknowns, {"b": terms})
+    system = NormalEquations(0.0, 60, hessian, np.zeros((1, 2 * N)), unknowns, {"b": terms})
     steps = system.solve(system.right).reshape(N, 2)
     assert steps == pytest.approx(np.tile([0.0, 0.5], (N, 1)))
 
