@@ -120,8 +120,6 @@ class LinearFit:
     def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
-        if inside.sum() < MIN_POINTS:
-            return None
         y = moved[inside].astype(float)
         intensities = np.column_stack([self.values[inside], np.ones(len(y))])
         first, weights, square, cost = _robust_fit(intensities, y)
@@ -164,8 +162,6 @@ class CurveFit:
     def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
-        if inside.sum() < MIN_POINTS:
-            return None
         y, basis = moved[inside].astype(float), self.basis[inside]
         evenly = np.ones_like(y)
         curve = _weighted_solution(basis, y, evenly)
@@ -267,8 +263,6 @@ class HistogramFit:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
         n = int(inside.sum())
-        if n < MIN_POINTS:
-            return None
         target = self.moving.weights(moved[inside])
         found = Information.of((self.weights[inside].T @ target).astype(float) / n)
         nmi, ratio = found.normalised, found.normalised if self.normalised else 1.0

@@ -270,6 +270,8 @@ class Direction:
         moved = self.moving.spline.sample(self.points, matrix)
         if self.target.stated:
             moved[~self.target.counts(apply_affine(matrix, self.points))] = np.nan
+        if np.isfinite(moved).sum() < MIN_POINTS:
+            return None
         try:
             return self.fit.evaluate(moved)
         except np.linalg.LinAlgError:  # nothing to see at this level

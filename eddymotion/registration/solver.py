@@ -55,19 +55,15 @@ class Objective(Protocol[Place]):
     @property
     def slack(self) -> float:
         """Rise of the cost that still counts as progress."""
-        ...
 
     def evaluate(self, place: Place) -> Evaluation | None:
         """Evaluate at a place; None where there is nothing to see."""
-        ...
 
     def moved(self, place: Place, step: np.ndarray) -> Place:
         """Take a step."""
-        ...
 
     def length(self, place: Place, step: np.ndarray) -> float:
         """How far a step moves the points, mm."""
-        ...
 
 
 @dataclass(eq=False)
