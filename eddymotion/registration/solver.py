@@ -113,11 +113,7 @@ class Descent(Generic[Place]):
         self._change, self._n_points = np.zeros(0), 0
         self._last: ExtrapolatedStep | None = None
 
-    def run(
-        self,
-        max_steps: int,
-        progress: Callable[..., Iterable[int]] | None = None,
-    ) -> None:
+    def run(self, max_steps: int, progress: Callable[..., Iterable[int]] | None = None) -> None:
         """Step until it ends, at most so often.
 
         Parameters
