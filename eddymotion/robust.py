@@ -27,7 +27,7 @@ def student_weights(squares: np.ndarray, n_values: int = 1, freedom: float = 1.0
     return (freedom + n_values) / (freedom + squares)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Cauchy:
     """A Cauchy distribution: Student-t with one degree of freedom.
 
@@ -43,6 +43,11 @@ class Cauchy:
     def of(cls, squares: np.ndarray) -> Cauchy:
         """Take the scale within which half of the values are, from their squares."""
         return cls(np.float64(np.median(squares)) + TINY)
+
+    @classmethod
+    def within(cls, scale: float) -> Cauchy:
+        """Take a scale, the distance within which half of the values are."""
+        return cls(np.float64(scale) ** 2 + TINY)
 
     def weights(self, squares: np.ndarray) -> np.ndarray:
         """Weigh values by their squares: 2 in the middle, 1 at the scale."""

@@ -81,11 +81,12 @@ def test_a_step_that_raises_the_cost_is_halved_until_it_does_not():
     assert descent.place == pytest.approx(BOTTOM, abs=1e-5)
 
 
-def test_a_cost_may_not_creep_up_by_the_slack_again_and_again():
-    descent = Descent(Bowl(HESSIAN, BOTTOM), START, tolerance=1e-6)
+@pytest.mark.parametrize(("creeps", "highest"), [(False, 1.001), (True, 1.0015)])
+def test_a_cost_may_creep_up_by_the_slack_again_only_where_that_is_said(creeps, highest):
+    descent = Descent(Bowl(HESSIAN, BOTTOM), START, tolerance=1e-6, creeps=creeps)
     descent.costs = [1.0, 1.0005]
-    assert descent.accepts(1.0009, 100)
-    assert not descent.accepts(1.0011, 100)
+    assert descent.accepts(highest - 1e-6, 100)
+    assert not descent.accepts(highest + 1e-6, 100)
 
 
 def test_where_nothing_is_seen_a_step_is_halved_and_a_start_is_the_end():

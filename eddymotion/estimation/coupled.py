@@ -249,7 +249,7 @@ class CoupledProblem:
         descent : Descent
             How it went.
         """
-        descent = Descent(self, motion, tolerance)
+        descent = Descent(self, motion, tolerance, creeps=True)
         descent.run(max_iterations, progress)
         descent.judge_last(self.cost(descent.trial))
         return descent.place, descent

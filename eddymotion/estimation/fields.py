@@ -464,6 +464,6 @@ def _regress_robustly(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarra
         normal = np.linalg.pinv(columns.T * weights @ columns, rcond=1e-3, hermitian=True)
         response = normal @ (columns.T @ (weights * steps))
         residual = steps - columns @ response
-        weights = Cauchy(np.float64(robust_deviation(residual) ** 2 + TINY)).weights(residual**2)
+        weights = Cauchy.within(robust_deviation(residual)).weights(residual**2)
     scores = columns * (weights * residual)[:, None]
     return response, sandwich(normal @ scores.T, n_fitted=columns.shape[1])

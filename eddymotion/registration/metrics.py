@@ -404,11 +404,11 @@ def build_fit(
 
 def _robust_fit(basis: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Fit intensities: coefficients, weights, their squared scale, −log-likelihood a point."""
-    weights, floor = np.ones_like(y), Cauchy(np.float64((EXACT * y.std()) ** 2 + TINY))
+    weights, floor = np.ones_like(y), EXACT * y.std() + TINY
     for _ in range(2):
         coefficients = _weighted_solution(basis, y, weights)
-        squares = (y - basis @ coefficients) ** 2
-        spread = max(Cauchy.of(squares), floor)
+        residual = y - basis @ coefficients
+        spread, squares = Cauchy.within(max(np.median(np.abs(residual)), floor)), residual**2
         weights = spread.weights(squares)
     return coefficients, weights, spread.square, spread.cost(squares) - np.log(spread.square) / 2
 

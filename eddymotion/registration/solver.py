@@ -79,6 +79,9 @@ class Descent(Generic[Place]):
         Length of a step, mm, below which it is the last.
     reach : float, optional
         Up to which length, mm, steps that creep are lengthened; none is when not given.
+    creeps : bool
+        Whether a place is compared with the one before, not with the best: weights that follow the
+        residuals let the cost rise a little where the equations of a step lead.
 
     Attributes
     ----------
@@ -100,6 +103,7 @@ class Descent(Generic[Place]):
     place: Place
     tolerance: float
     reach: float | None = None
+    creeps: bool = False
     trial: Place = field(init=False)
     costs: list[float] = field(default_factory=list, init=False)
     length: float = field(default=np.inf, init=False)
@@ -148,7 +152,7 @@ class Descent(Generic[Place]):
 
     def judge_last(self, cost: float) -> None:
         """Go to the trial, which nothing has judged yet, unless its cost is higher."""
-        if cost <= min(self.costs, default=np.inf) + self.objective.slack:
+        if not cost > self._highest:
             self.place = self.trial
             self.costs.append(cost)
 
@@ -161,10 +165,13 @@ class Descent(Generic[Place]):
 
     def accepts(self, cost: float, n_points: int) -> bool:
         """Whether another place is as good, but for the slack, and shows enough."""
-        if not self.costs:
-            return True
-        enough = n_points >= MIN_KEPT * self._n_points
-        return cost <= min(self.costs) + self.objective.slack and enough
+        return cost <= self._highest and n_points >= MIN_KEPT * self._n_points
+
+    @property
+    def _highest(self) -> float:
+        """The cost that is still as good."""
+        best = self.costs[-1:] if self.creeps else self.costs
+        return min(best, default=np.inf) + self.objective.slack
 
     def _next(self, found: Evaluation) -> np.ndarray:
         """Return the step from the place, longer where the last ones went the same way."""
