@@ -30,8 +30,8 @@ def all_points(
     order : {"C", "F"}
         Which axis runs fastest: z, as in a C-ordered array (X, Y, Z), or x, as in NIfTI files.
     """
-    x, y, z = np.meshgrid(*along, indexing="ij")
-    return np.stack([axis.ravel(order) for axis in (x, y, z)], axis=1)
+    points = np.stack(np.meshgrid(*along, indexing="ij"))
+    return points.reshape(3, -1).T if order == "C" else points.T.reshape(-1, 3)
 
 
 def grid_indices(
