@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "eddymotion"
 ORDER = (
-    ("errors", "wording"),
+    ("errors", "robust", "wording"),
     ("machine",),
     ("images",),
     ("data", "mapping"),

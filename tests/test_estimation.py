@@ -13,9 +13,11 @@ from eddymotion.estimation import Joint, assess, estimate_motion
 from eddymotion.estimation.coupled import CoupledProblem
 from eddymotion.estimation.course import merged
 from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.fields import UnknownFields
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.lovo import register_unless_worse
 from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
+from eddymotion.estimation.unknowns import Poses
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.pyramid import jittered_points, low_pass
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
@@ -187,6 +189,8 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
         points,
         short.brain_center,
     )
+    fields = UnknownFields(problem.gradients, N_TERMS["quadratic"], short.center)
+    problem = replace(problem, blocks=[Poses(short.brain_center), fields])
     P = problem.model.precision(problem.gradients)
 
     def moved(motion, step):
@@ -201,7 +205,7 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
         for volume, values in enumerate(samples.values):  # brightness is held
             values *= start.displaced(volume, problem.points)[1]
             values /= motion.displaced(volume, problem.points)[1]
-        residual, _ = problem.residuals(samples, P)
+        residual = problem.residuals(samples, P).values
         return 0.5 * float(np.einsum("nv,nv->", samples.values.astype(float), residual))
 
     center, pe = short.center, np.array([0.6, 0.8, 0.0])
@@ -211,10 +215,10 @@ def test_joint_step_equals_finite_differences_of_the_likelihood(short):
         eddy_currents=EddyCurrents(weak, pe, center),
     )
     samples = problem.sample(start)
-    residual, _ = problem.residuals(samples, P)
-    raw_slopes = replace(problem, leave_one_out=False)
-    jacobian = raw_slopes.jacobian(samples, np.zeros_like(P, dtype=np.float32), slice(None))
-    analytic = np.einsum("nkv,nv->nk", jacobian, residual)
+    residual = problem.residuals(samples, P)
+    raw_slopes = replace(residual, precision=np.zeros_like(P))
+    jacobian = problem.jacobian(raw_slopes, slice(None))
+    analytic = np.einsum("nkv,nv->nk", jacobian, residual.values)
     for volume, parameter in ((0, 0), (2, 1), (3, 4), (1, 6), (0, 9), (2, 12)):
         step = np.zeros((len(dwis), 6 + N_TERMS["quadratic"]))
         step[volume, parameter] = 1e-3 if 3 <= parameter < 6 else 1e-2

@@ -104,12 +104,12 @@ def test_step_of_each_metric_leads_to_where_the_values_agree(metric):
     shift = np.array([0.02, -0.04, 0.03])
     target = 50.0 * (values + columns @ shift) + 3.0 * random.normal(size=9600)
     fit = build_fit(metric, values, columns, target)
-    step = fit.step(target)
-    np.testing.assert_allclose(step.solve(), shift, atol=0.01)
-    assert (np.linalg.eigvalsh(step.hessian) > 0).all()
-    exact = build_fit(metric, values + columns @ shift, columns, target).step(target)
-    assert exact.cost < step.cost
-    assert np.abs(exact.slope).max() < 0.2 * np.abs(step.slope).max()
+    found = fit.evaluate(target)
+    np.testing.assert_allclose(found.step(), shift, atol=0.01)
+    assert (np.linalg.eigvalsh(found.hessian) > 0).all()
+    exact = build_fit(metric, values + columns @ shift, columns, target).evaluate(target)
+    assert exact.cost < found.cost
+    assert np.abs(exact.slope).max() < 0.2 * np.abs(found.slope).max()
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -123,7 +123,7 @@ def test_slope_of_information_is_exact(normalised):
     def at(step):
         moved = values + step * columns[:, 0]
         weights = [windows.weights(moved, order) for order in range(3)]
-        return HistogramFit(*weights, columns, bins, normalised).step(target)
+        return HistogramFit(*weights, columns, bins, normalised).evaluate(target)
 
     numeric = (at(1e-2).cost - at(-1e-2).cost) / 2e-2
     assert at(0.0).slope[0] == pytest.approx(numeric, rel=0.01)

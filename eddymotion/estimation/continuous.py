@@ -37,9 +37,10 @@ from scipy.linalg import blas
 from scipy.spatial.transform import Rotation
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.coupled import MAX_MISSING, filled
+from eddymotion.estimation.coupled import MAX_MISSING, filled, smoothed
 from eddymotion.estimation.increments import Increments
 from eddymotion.estimation.knots import Knots
+from eddymotion.estimation.unknowns import Poses
 from eddymotion.images.pyramid import BLOCK_MM, blocks_of
 from eddymotion.images.stack import SliceStack
 from eddymotion.machine.parallel import parallel_map
@@ -47,6 +48,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
+from eddymotion.robust import Cauchy, sandwich
 
 LEAST_PART = 0.02
 """Knots of less part in all points of a slab are left out of its share of ``H``."""
@@ -302,25 +304,17 @@ class _Assembly:
         misfit = np.einsum("nv,nv->v", samples.values, self.residual) / len(samples.values)
         misfit = np.maximum(misfit, 0.0)
         usable = samples.missing.mean(axis=0) <= MOST_MISSING
-        scale = np.median(misfit[usable]) + np.finfo(np.float32).tiny
-        self.weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0).astype(np.float32)
+        weights = Cauchy.of(misfit[usable]).weights(misfit)
+        self.weights = np.where(usable, weights, 0.0).astype(np.float32)
         square = self.residual**2 / self.leverage
         limit = 4 * np.median(square[:, usable]) + np.finfo(np.float32).tiny
         self.cost = np.log1p(square[:, usable] / limit).mean(axis=1)
 
     def jacobian(self, slab: slice) -> np.ndarray:
         """``J`` of the smoothed volumes, (n, 6, V)."""
-        slopes = self.samples.slopes[:, :, slab]
-        x, y, z = (self.problem.points[slab] - self.problem.center).T.astype(np.float32)
-        found = np.empty((slopes.shape[1], 6, slopes.shape[2]), np.float32)
-        for axis in range(3):
-            np.subtract(slopes[axis], self.smoother @ slopes[axis], out=found[:, axis])
-        found[:, :3].transpose(0, 2, 1)[self.samples.missing[:, slab]] = 0.0
-        gx, gy, gz = found[:, 0], found[:, 1], found[:, 2]
-        found[:, 3] = y * gz - z * gy
-        found[:, 4] = z * gx - x * gz
-        found[:, 5] = x * gy - y * gx
-        return found
+        samples, problem = self.samples, self.problem
+        slopes = smoothed(samples.slopes[:, :, slab], samples.missing[:, slab], self.smoother)
+        return Poses(problem.center).columns(problem.fields, problem.points[slab], slopes)
 
     def centred(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``G`` (k, 6) and ``H`` (k, 6, k, 6) of the k unknowns of the group."""
@@ -405,7 +399,7 @@ class _Assembly:
         square[np.diag_indices(6 * n)] += 1e-9 * np.diag(square).max()
         pulls -= pulls.mean(axis=1, keepdims=True)
         steps = linalg.solve(square, pulls.reshape(len(pulls), -1).T, assume_a="pos")
-        by_blocks = (steps.reshape(n, 6, -1) ** 2).sum(axis=2)
+        by_blocks = np.einsum("nkk->nk", sandwich(steps.reshape(n, 6, -1)))
         return float(np.median(by_blocks / np.diag(linalg.inv(square)).reshape(n, 6)))
 
 

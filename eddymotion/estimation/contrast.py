@@ -45,6 +45,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.data.series import DWI
+from eddymotion.images.grid import grid_indices
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import (
     BLOCK_MM,
@@ -61,6 +62,7 @@ from eddymotion.images.pyramid import (
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid
+from eddymotion.robust import Cauchy, sandwich
 
 N_KNOTS, N_SPREAD_KNOTS = 10, 8
 """Hat functions of the mean and of the standard deviation."""
@@ -349,7 +351,7 @@ def _products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _exponents(order: int) -> np.ndarray:
     """Exponents of x, y, z in the monomials of orders 1 to `order`, (M, 3)."""
-    every = np.indices([order + 1] * 3).reshape(3, -1).T
+    every = grid_indices([order + 1] * 3)
     total = every.sum(axis=1)
     return every[(total > 0) & (total <= order)]
 
@@ -756,9 +758,9 @@ class _Solved:
         """Compare what is seen with what is predicted."""
         residual = seen.values - equations.predict(function)
         squares = residual.astype(float) ** 2
-        scale = np.median(squares[seen.usable]) + np.finfo(float).tiny
-        weights = np.where(seen.usable, 2.0 / (1.0 + squares / scale), 0.0).astype(np.float32)
-        cost = float(np.log(squares[seen.usable] + scale).mean())
+        spread = Cauchy.of(squares[seen.usable])
+        weights = np.where(seen.usable, spread.weights(squares), 0.0).astype(np.float32)
+        cost = spread.cost(squares[seen.usable])
         return cls(equations, to_b0, function, seen, residual, weights, normals, cost)
 
     @property
@@ -851,8 +853,7 @@ class _Solved:
                             (self.equations.functions, self.seen.derivatives)])
             for rows in np.split(order, starts[1:])
         ]  # fmt: skip
-        parts = _solve_scaled(self.matrix(), np.array(sums, float).T)[-6:]
-        return parts @ parts.T
+        return sandwich(_solve_scaled(self.matrix(), np.array(sums, float).T)[-6:])
 
 
 def _centred(clusters: np.ndarray) -> np.ndarray:

@@ -32,28 +32,33 @@ The stretch, which multiplies the signal, is held meanwhile: else the cost would
 volumes darker; and the slope of the fields (a hundredth) is left out of ``J``. A field common to
 all only warps the frame of the head: it is free as the common motion is, and the
 :class:`~eddymotion.estimation.fields.FieldPrior` fixes it.
+
+Poses and fields are blocks of unknowns (:mod:`eddymotion.estimation.unknowns`), whose columns of
+``J`` lie side by side; what is below knows nothing else of them, but that each volume has a pose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 
 from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.fields import NO_PRIOR, FieldPrior
 from eddymotion.estimation.normal_equations import DAMPING, GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
+from eddymotion.estimation.unknowns import POSES, Block, Poses, Unknowns
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
+from eddymotion.registration.solver import Descent
+from eddymotion.robust import Cauchy, sandwich
 
 COST_SLACK = 1e-3
 """Rise of the cost (−log-likelihood a value) that still counts as progress: the weights jitter."""
@@ -102,29 +107,46 @@ class Samples:
     missing: np.ndarray
 
 
-@dataclass(frozen=True)
-class Course:
-    """How a problem was solved.
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """How the samples depart from what the model says.
 
     Parameters
     ----------
-    n_iterations : int
-    step : float
-        The last one, mm.
-    first_cost, cost : float
-        Mean logarithm of the misfit where it began, and the lowest found.
+    samples : Samples
+        Missing values filled with predictions.
+    precision : (N, N) array
+        ``P``
+    values : (N, V) float32 array
+        ``Py``, zero where nothing was known.
+    misfit : (V,) array
+        ``q = yᵀPy / N``
     """
 
-    n_iterations: int
-    step: float
-    first_cost: float
-    cost: float
+    samples: Samples
+    precision: np.ndarray
+    values: np.ndarray
+    misfit: np.ndarray
 
-    def __str__(self) -> str:
-        return (
-            f"{self.n_iterations} steps, the last of {self.step:.2g} mm; "
-            f"cost {self.first_cost:.3f} → {self.cost:.3f}"
-        )
+    @cached_property
+    def usable(self) -> np.ndarray:
+        """Points that most volumes show, (V,) bool."""
+        return self.samples.missing.mean(axis=0) <= MAX_MISSING
+
+    @cached_property
+    def spread(self) -> Cauchy:
+        """Of the misfit."""
+        return Cauchy.of(self.misfit[self.usable])
+
+    @property
+    def cost(self) -> float:
+        """Mean −log-likelihood of a point."""
+        return self.spread.cost(self.misfit[self.usable])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Of the points, (V,)."""
+        return np.where(self.usable, self.spread.weights(self.misfit), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,19 +167,14 @@ class CoupledProblem:
         Centre of the brain, RAS+ mm.
     lost : LostSlices, optional
         Slices without signal.
-    prior : FieldPrior
-        What is known of the fields before, where the motion has some.
-    block_mm : float
-        Edge of the blocks of :meth:`covariances`.
+    blocks : sequence of Block
+        What is solved for; the poses alone when not given.
+    part_mm : float
+        Edge of the parts of the brain of :meth:`covariances`.
     leave_one_out : bool
         Whether ``J`` comes from leave-one-out predictions instead of the posterior mean.
     n_threads : int
         The result does not depend on it.
-    fields_held : bool
-        Whether the fields that the motion has are known, and only the poses are estimated.
-    free : (6, 6) array, optional
-        Takes out of a pose's step what the images do not show
-        (:mod:`eddymotion.estimation.undetermined`).
     """
 
     splines: Sequence[Spline]
@@ -166,19 +183,24 @@ class CoupledProblem:
     points: np.ndarray
     center: np.ndarray
     lost: LostSlices | None = None
-    prior: FieldPrior = NO_PRIOR
-    block_mm: float = BLOCK_MM
+    blocks: Sequence[Block] = ()
+    part_mm: float = BLOCK_MM
     leave_one_out: bool = False
     n_threads: int = 1
-    free: np.ndarray | None = None
-    fields_held: bool = False
-    blocks: np.ndarray = field(init=False)
+    parts: np.ndarray = field(init=False)
+
+    slack = COST_SLACK
 
     def __post_init__(self) -> None:
-        numbers = blocks_of(self.points - self.center, self.block_mm)
+        numbers = blocks_of(self.points - self.center, self.part_mm)
         order = np.argsort(numbers, kind="stable")  # neighbours in space are neighbours in memory
         object.__setattr__(self, "points", self.points[order])
-        object.__setattr__(self, "blocks", numbers[order])
+        object.__setattr__(self, "parts", numbers[order])
+
+    @cached_property
+    def unknowns(self) -> Unknowns:
+        """What is solved for."""
+        return Unknowns(self.blocks or [Poses(self.center)])
 
     def with_model_fitted(self, motion: Motion) -> CoupledProblem:
         """Fit the model to what the volumes show at the points, unless it is fitted already."""
@@ -208,13 +230,13 @@ class CoupledProblem:
         max_iterations: int,
         tolerance: float,
         progress: Callable[..., Iterable[int]] | None = None,
-    ) -> tuple[Motion, Course]:
+    ) -> tuple[Motion, Descent[Motion]]:
         """Iterate; a step that raises the cost is halved.
 
         Parameters
         ----------
         motion : Motion
-            Where to start; its eddy-current fields, if it has some, are estimated, too.
+            Where to start.
         max_iterations : int
         tolerance : float
             Root-mean-square step, as mm at the points, at which it ends.
@@ -224,88 +246,57 @@ class CoupledProblem:
         Returns
         -------
         motion : Motion
-        course : Course
+        descent : Descent
+            How it went.
         """
-        in_mm = self._lengths(motion)
-        best, best_cost, delta = motion, np.inf, np.zeros((len(motion), len(in_mm)))
-        first_cost = np.nan
-        length, iteration = np.inf, 0
-        steps: Iterable[int] = range(1, max_iterations + 1)
-        for iteration in progress(steps, total=max_iterations) if progress else steps:
-            system = self.linearise(motion)
-            if system is None:
-                return best, Course(iteration, length, first_cost, best_cost)
-            first_cost = system.cost if iteration == 1 else first_cost
-            if system.cost > best_cost + COST_SLACK:
-                delta = delta / 2
-            else:
-                best, best_cost, delta = motion, system.cost, system.step()
-                if self.free is not None:
-                    delta[:, :6] = delta[:, :6] @ self.free.T
-            motion = self._moved(best, delta)
-            length = float(np.sqrt(((delta * in_mm) ** 2).sum(axis=1).mean()))
-            if length < tolerance:
-                break
-        cost = self.cost(motion)
-        if not cost <= best_cost + COST_SLACK:  # the last step, which nothing has judged yet
-            return best, Course(iteration, length, first_cost, best_cost)
-        return motion, Course(iteration, length, first_cost, min(cost, best_cost))
+        descent = Descent(self, motion, tolerance, creeps=True)
+        descent.run(max_iterations, progress)
+        descent.judge_last(self.cost(descent.trial))
+        return descent.place, descent
 
-    def _lengths(self, motion: Motion) -> np.ndarray:
-        """Root-mean-square displacement (mm) at the points for each unknown of a volume, (p,)."""
-        away = self.points - self.center
-        radius = np.sqrt((away**2).sum(axis=1).mean())
-        lengths = np.array([1.0] * 3 + [radius] * 3)
-        if motion.eddy_currents is None or self.fields_held:
-            return lengths
-        terms = motion.eddy_currents.terms(self.points)
-        return np.concatenate([lengths, np.sqrt((terms**2).mean(axis=0))])
+    def moved(self, motion: Motion, step: np.ndarray) -> Motion:
+        """Take a step (N, p)."""
+        return self.unknowns.moved(motion, step)
 
-    def _moved(self, motion: Motion, delta: np.ndarray) -> Motion:
-        """Take a step; the common part of the fields is as the prior has it."""
-        matrices = motion.matrices @ exp_rigid(-delta[:, :6], self.center)
-        eddy = motion.eddy_currents
-        if eddy is not None and not self.fields_held:
-            coefficients = self.prior.centred(eddy.coefficients - delta[:, 6:], self.gradients)
-            eddy = replace(eddy, coefficients=coefficients)
-        return replace(motion, matrices=matrices, eddy_currents=eddy)
+    def length(self, motion: Motion, step: np.ndarray) -> float:
+        """Root-mean-square displacement of the points by a step (N, p), mm."""
+        return float(np.sqrt(((step * self.in_mm) ** 2).sum(axis=1).mean()))
 
-    def linearise(self, motion: Motion) -> NormalEquations | None:
-        """Set up the normal equations; None where too few points lie inside the volumes."""
+    @cached_property
+    def in_mm(self) -> np.ndarray:
+        """Root-mean-square displacement (mm) of the points for each unknown of a volume, (p,)."""
+        return self.unknowns.lengths(self.points)
+
+    def look(self, motion: Motion) -> Residuals | None:
+        """Compare the volumes; None where too few points lie inside them."""
         precision = self.model.precision(self.gradients.rotated(motion.rotations))
-        samples = self.sample(motion)
-        residual, misfit = self.residuals(samples, precision)
-        usable = samples.missing.mean(axis=0) <= MAX_MISSING
-        if usable.sum() < MIN_POINTS:
-            return None
-        cost, scale = _cost_and_scale(misfit[usable])
-        weights = np.where(usable, 2.0 / (1.0 + misfit / scale), 0.0)
-        gradients, hessian = self.normal_equations(samples, residual, weights, precision)
-        if self.free is not None:
-            gradients, hessian = _within(gradients, hessian, self.free, len(precision))
-        free = None if self.fields_held else motion.eddy_currents
-        prior = self.prior.terms(free, self.gradients)
-        return NormalEquations(cost, gradients, hessian, *prior)
+        found = self.residuals(self.sample(motion), precision)
+        return found if found.usable.sum() >= MIN_POINTS else None
 
     def cost(self, motion: Motion) -> float:
-        """Return the cost alone; infinite where too few points lie inside the volumes."""
-        precision = self.model.precision(self.gradients.rotated(motion.rotations))
-        samples = self.sample(motion)
-        _, misfit = self.residuals(samples, precision)
-        usable = samples.missing.mean(axis=0) <= MAX_MISSING
-        return np.inf if usable.sum() < MIN_POINTS else _cost_and_scale(misfit[usable])[0]
+        """Return the cost; infinite where too few points lie inside the volumes."""
+        found = self.look(motion)
+        return np.inf if found is None else found.cost
+
+    def evaluate(self, motion: Motion) -> NormalEquations | None:
+        """Set up the normal equations; None where too few points lie inside the volumes."""
+        found = self.look(motion)
+        if found is None:
+            return None
+        gradients, hessian = self.normal_equations(found, found.weights)
+        n_points, priors = int(found.usable.sum()), self.unknowns.priors(motion)
+        return NormalEquations(found.cost, n_points, hessian, gradients, self.unknowns, priors)
 
     def covariances(self, motion: Motion) -> np.ndarray:
-        """Covariance of the error of each pose and field, (N, p, p).
+        """Covariance of the error of each pose, (N, 6, 6).
 
         Noise is correlated from point to point and misfit from voxel to voxel, but little between
-        parts of the brain that are ``block_mm`` wide.
+        parts of the brain that are ``part_mm`` wide.
         """
-        system = self.linearise(motion)
+        system = self.evaluate(motion)
         if system is None:
-            n_unknowns = len(self._lengths(motion))
-            return np.full((len(motion), n_unknowns, n_unknowns), np.nan)
-        return system.covariances()
+            return np.full((len(motion), 6, 6), np.nan)
+        return system.covariances(POSES)
 
     def recovered(self, motion: Motion) -> float:
         """Share of a small displacement that one step takes back, at the solution.
@@ -315,18 +306,18 @@ class CoupledProblem:
         smaller, by this share. The displacement is one that noise may well have caused: what the
         blocks add, with random signs. 1 where too few points are left.
         """
-        system = self.linearise(motion)
+        system = self.evaluate(motion)
         if system is None:
             return 1.0
         signs = np.random.default_rng(0).choice([-1.0, 1.0], len(system.gradients))
         away = system.solve(system.gradients.T @ signs).reshape(len(motion), -1)
-        away = away - away.mean(axis=0)
-        away[:, 6:] = 0.0
-        there = self.linearise(self._moved(motion, away))
+        poses = self.unknowns.only(POSES)
+        away = (away - away.mean(axis=0))[:, self.unknowns.columns[POSES]]
+        there = self.evaluate(poses.moved(motion, away))
         if there is None:
             return 1.0
-        in_mm = self._lengths(motion)
-        back, away = (system.step() - there.step()) * in_mm, away * in_mm
+        in_mm = poses.lengths(self.points)
+        back, away = (system.step(POSES) - there.step(POSES)) * in_mm, away * in_mm
         share = (back * away).sum() / max((away**2).sum(), np.finfo(float).tiny)
         return float(np.clip(share, LEAST_RECOVERED, 1.0))
 
@@ -337,16 +328,16 @@ class CoupledProblem:
         volumes. Were there noise alone, this would be the mean of :meth:`covariances`; what is
         alike over wide regions shows here only. NaN where a half is too small.
         """
-        whole = self.linearise(motion)
+        whole = self.evaluate(motion)
         away = self.points - self.center
         above = away > np.median(away, axis=0)
         squares = []
         for axis, side in product(range(3), (False, True)):
             half = replace(self, points=self.points[above[:, axis] == side])
-            system = half.linearise(motion)
+            system = half.evaluate(motion)
             if system is None or whole is None:
                 return np.full(6, np.nan)
-            squares.append((system.step() - whole.step())[:, :6] ** 2)
+            squares.append((system.step(POSES) - whole.step(POSES)) ** 2)
         return np.mean(squares, axis=(0, 1))
 
     def scatter_of_periods(
@@ -355,7 +346,7 @@ class CoupledProblem:
         """Covariance of each pose by how much the parts of its time pull apart, (N, 6, 6).
 
         As :meth:`covariances`, with what the slices of each of :data:`PERIODS` parts of the time
-        add in place of each block of the brain, and the other volumes held. Were there noise
+        add in place of each part of the brain, and the other volumes held. Were there noise
         alone, both would be alike; a head that moved within a volume shows here. NaN where too
         few points are left.
 
@@ -367,34 +358,28 @@ class CoupledProblem:
             Of the images.
         n_slices : int
         """
-        period = slicing.periods(n_slices, PERIODS)
-        precision = self.model.precision(self.gradients.rotated(motion.rotations))
-        samples = self.sample(motion)
-        residual, misfit = self.residuals(samples, precision)
-        usable = samples.missing.mean(axis=0) <= MAX_MISSING
-        n = len(motion)
-        if usable.sum() < MIN_POINTS:
+        found, n = self.look(motion), len(motion)
+        if found is None:
             return np.full((n, 6, 6), np.nan)
-        scale = _cost_and_scale(misfit[usable])[1]
-        weights = np.where(usable, 1.0 / (1.0 + misfit / scale), 0.0)
-        smoother = self._smoother(precision)
+        period, weights = slicing.periods(n_slices, PERIODS), found.weights
         pulls, hessian = np.zeros((n, 6, PERIODS)), np.zeros((n, 6, 6))
-        size = max(256, CHUNK_BYTES // (4 * n * len(self._lengths(motion))))
-        for chunk in (slice(k, k + size) for k in range(0, len(self.points), size)):
-            jacobian = self.jacobian(samples, smoother, chunk)[:, :6]
+        poses = replace(self, blocks=self.unknowns.only(POSES).blocks)
+        for chunk in poses.chunks(n):
+            jacobian = poses.jacobian(found, chunk)
             for volume, own in enumerate(jacobian):
                 recorded = motion.recorded(volume, self.points[chunk])
                 heights = np.rint(slice_heights(recorded, affine, slicing.axis)).astype(int)
                 inside = period[np.clip(heights, 0, n_slices - 1), None] == np.arange(PERIODS)
                 weighted = own * weights[chunk]
-                hessian[volume] += precision[volume, volume] * weighted @ own.T
-                pulls[volume] += (weighted * residual[volume, chunk]) @ inside
+                hessian[volume] += found.precision[volume, volume] * weighted @ own.T
+                pulls[volume] += (weighted * found.values[volume, chunk]) @ inside
         diagonal = np.einsum("nkk->nk", hessian)
         diagonal += DAMPING * diagonal + np.finfo(float).tiny
-        if self.free is not None:
-            pulls = self.free.T @ pulls
-        steps = np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
-        return steps @ steps.swapaxes(1, 2) * (PERIODS / (PERIODS - 1))
+        (pose,) = poses.blocks
+        along = np.eye(6) if pose.directions is None else pose.directions
+        pulls, hessian = along.T @ pulls, along.T @ hessian @ along
+        steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
+        return sandwich(steps, n_fitted=1)
 
     def sample(self, motion: Motion) -> Samples:
         """Read all volumes at the points."""
@@ -419,8 +404,8 @@ class CoupledProblem:
             return np.zeros(len(points), bool)
         return self.lost.at(volume, motion.recorded(volume, points))
 
-    def residuals(self, samples: Samples, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``Py`` (N, V) and ``q = yᵀPy / N`` (V,); fills missing values with predictions."""
+    def residuals(self, samples: Samples, precision: np.ndarray) -> Residuals:
+        """Compare samples with what the model says; fills missing values with predictions."""
         P = precision.astype(np.float32)
         values = samples.values
         residual = P @ values
@@ -433,31 +418,26 @@ class CoupledProblem:
             of_block[gone] = 0.0
             residual[:, holes] = of_block
         misfit = np.einsum("nv,nv->v", values, residual) / len(values)
-        return residual, np.maximum(misfit, 0.0)
+        return Residuals(samples, precision, residual, np.maximum(misfit, 0.0))
 
     def normal_equations(
-        self,
-        samples: Samples,
-        residual: np.ndarray,
-        weights: np.ndarray,
-        precision: np.ndarray,
+        self, found: Residuals, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``G`` by blocks (B, Np), and ``H`` (Np, Np)."""
-        n, n_unknowns = len(precision), len(self._lengths(samples.motion))
-        smoother = self._smoother(precision)
-        size = max(256, CHUNK_BYTES // (4 * n * n_unknowns))
-        chunks = [slice(k, k + size) for k in range(0, len(self.points), size)]
-        every = min(round((n_unknowns / 6) ** 2), max(1, len(self.points) // LEAST_FOR_HESSIAN))
+        """Return ``G`` by parts of the brain (B, Np), and ``H`` (Np, Np)."""
+        n, n_unknowns = len(found.precision), len(self.unknowns)
+        chunks = self.chunks(n)
+        dear = round((n_unknowns / Poses.size) ** 2)
+        every = min(dear, max(1, len(self.points) // LEAST_FOR_HESSIAN))
 
-        gradients = np.zeros((self.blocks[-1] + 1, n * n_unknowns))
+        gradients = np.zeros((self.parts[-1] + 1, n * n_unknowns))
         hessian = GramMatrix(n * n_unknowns, self.n_threads)
 
         def partial(chunk: slice) -> tuple[np.ndarray, np.ndarray]:
-            jacobian = self.jacobian(samples, smoother, chunk)
+            jacobian = self.jacobian(found, chunk)
             w = weights[chunk].astype(np.float32)
-            starts = np.flatnonzero(np.diff(self.blocks[chunk], prepend=-1))
+            starts = np.flatnonzero(np.diff(self.parts[chunk], prepend=-1))
             flat = jacobian[:, :, ::every] * np.sqrt(every * w[::every])
-            jacobian *= (residual[:, chunk] * w)[:, None]
+            jacobian *= (found.values[:, chunk] * w)[:, None]
             sums = np.add.reduceat(jacobian, starts, axis=2).reshape(n * n_unknowns, -1).T
             return sums, flat.reshape(n * n_unknowns, -1)
 
@@ -466,65 +446,46 @@ class CoupledProblem:
             some = chunks[k : k + at_a_time]
             parts = parallel_map(partial, some, n_threads=self.n_threads)
             for chunk, (sums, _) in zip(some, parts, strict=True):
-                first = self.blocks[chunk.start]
+                first = self.parts[chunk.start]
                 gradients[first : first + len(sums)] += sums
             hessian.add([flat for _, flat in parts])
         products = hessian.whole()
-        blocks = products.reshape(n, n_unknowns, n, n_unknowns)
-        blocks *= precision[:, None, :, None]
+        between = products.reshape(n, n_unknowns, n, n_unknowns)
+        between *= found.precision[:, None, :, None]
         return gradients, products
 
-    def _smoother(self, precision: np.ndarray) -> np.ndarray:
-        """Return what :meth:`jacobian` takes of the slopes away, (N, N)."""
-        if not self.leave_one_out:
-            return precision.astype(np.float32)
-        held_out = np.maximum(np.diag(precision), LEVERAGE_GUARD)
-        return (precision / held_out[:, None]).astype(np.float32)
+    def chunks(self, n_volumes: int) -> list[slice]:
+        """Return the points in pieces whose Jacobian a thread can hold."""
+        size = max(256, CHUNK_BYTES // (4 * n_volumes * len(self.unknowns)))
+        return [slice(k, k + size) for k in range(0, len(self.points), size)]
 
-    def jacobian(self, samples: Samples, smoother: np.ndarray, chunk: slice) -> np.ndarray:
+    def jacobian(self, found: Residuals, chunk: slice) -> np.ndarray:
         """``J`` of the smoothed volumes at some points, (N, p, V)."""
-        slopes = samples.slopes[:, :, chunk]
-        x, y, z = (self.points[chunk] - self.center).T.astype(np.float32)
-        eddy = None if self.fields_held else samples.motion.eddy_currents
-        n_terms = 0 if eddy is None else eddy.coefficients.shape[1]
-        jacobian = np.empty((slopes.shape[1], 6 + n_terms, slopes.shape[2]), np.float32)
-        for axis in range(3):
-            np.subtract(slopes[axis], smoother @ slopes[axis], out=jacobian[:, axis])
-        gone = samples.missing[:, chunk]
-        if gone.any():
-            jacobian[:, :3].transpose(0, 2, 1)[gone] = 0.0
-        gx, gy, gz = jacobian[:, 0], jacobian[:, 1], jacobian[:, 2]
-        jacobian[:, 3] = y * gz - z * gy
-        jacobian[:, 4] = z * gx - x * gz
-        jacobian[:, 5] = x * gy - y * gx
-        if eddy is not None:
-            for volume, columns in enumerate(jacobian):
-                mapping = samples.motion.mapping(volume)
-                mapping.fill_field_columns(self.points[chunk], columns[:3], columns[6:])
-        return jacobian
+        samples, smoother = found.samples, found.precision
+        if self.leave_one_out:
+            smoother = smoother / np.maximum(np.diag(smoother), LEVERAGE_GUARD)[:, None]
+        slopes = smoothed(samples.slopes[:, :, chunk], samples.missing[:, chunk], smoother)
+        return self.unknowns.jacobian(samples.motion, self.points[chunk], slopes)
 
 
-def _cost_and_scale(misfit: np.ndarray) -> tuple[float, float]:
-    """Mean −log-likelihood of points (V,) with a misfit, and the scale of their t-distribution."""
-    scale = float(np.median(misfit)) + np.finfo(float).tiny
-    return float(np.log(misfit + scale).mean()), scale
+def smoothed(slopes: np.ndarray, missing: np.ndarray, smoother: np.ndarray) -> np.ndarray:
+    """Return the gradients of predictions, by those of the volumes: (N, 3, V) float32.
 
-
-def _within(
-    gradients: np.ndarray, hessian: np.ndarray, free: np.ndarray, n_volumes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Take directions of the poses out of normal equations: ``G`` (B, Np) and ``H`` (Np, Np)."""
-    n_unknowns = len(hessian) // n_volumes
-    whole = np.eye(n_unknowns)
-    whole[:6, :6] = free
-    gradients = gradients.reshape(len(gradients), n_volumes, n_unknowns) @ whole
-    blocks = hessian.reshape(n_volumes, n_unknowns, n_volumes, n_unknowns)
-    blocks = np.einsum("ka,ikjl,lb->iajb", whole, blocks, whole, optimize=True)
-    size = np.einsum("ikik->k", blocks) / n_volumes
-    held = (np.eye(n_unknowns) - whole).T * np.maximum(size, size.max() * 1e-6)
-    volumes = np.arange(n_volumes)
-    blocks[volumes, :, volumes] += held @ (np.eye(n_unknowns) - whole)
-    return gradients.reshape(len(gradients), -1), blocks.reshape(hessian.shape)
+    Parameters
+    ----------
+    slopes : (3, N, V) float32 array
+    missing : (N, V) bool array
+        Zero there.
+    smoother : (N, N) array
+        What it takes of the slopes away.
+    """
+    found = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)
+    smoother = smoother.astype(np.float32, copy=False)
+    for axis in range(3):
+        np.subtract(slopes[axis], smoother @ slopes[axis], out=found[:, axis])
+    if missing.any():
+        found.transpose(0, 2, 1)[missing] = 0.0
+    return found
 
 
 def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:

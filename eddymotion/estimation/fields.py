@@ -34,17 +34,24 @@ from scipy import stats
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.mapping.eddy_currents import N_TERMS, TERMS, EddyCurrents
+from eddymotion.estimation.unknowns import Block, PriorTerms
+from eddymotion.mapping.eddy_currents import (
+    N_TERMS,
+    SCALE_MM,
+    TERMS,
+    EddyCurrents,
+    polynomial_terms,
+)
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, rigid_parameters
+from eddymotion.robust import TINY, Cauchy, robust_deviation, sandwich
 
 log = logging.getLogger(__name__)
 
 SIGNIFICANT = 1e-3
 """Probability below which a response is not taken for chance."""
 
-STIFF = 1e3
-"""Of a prior that holds fields to the gradients, relative to the normal matrix."""
+FIELDS = "eddy currents"
 
 OFFSET_ITERATIONS = 50
 
@@ -64,8 +71,6 @@ UNTOLD_SHIFT, UNTOLD_TURN = 0.3, 0.02
 """Of fields that follow the head: the part of their displacement, and of the head's own turns, by
 which poses may be wrong since images tell it from nothing. On simulated heads 0.2 to 0.3, and
 0.01 to 0.03."""
-
-TINY = np.finfo(float).tiny
 
 LEAST_OWN_MM = 0.01
 """Fields keep at least so much freedom of their own: standard deviation of a coefficient, mm."""
@@ -109,28 +114,66 @@ class FieldPrior:
             return self
         return replace(self, precision=self.precision * factor)
 
-    def terms(
-        self, eddy: EddyCurrents | None, gradients: Gradients
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the prior adds to the normal equations of poses and fields.
-
-        Returns
-        -------
-        gradient : (N, p) array
-        precision : (p, N, N) array
-            For each unknown of a volume, between volumes.
-        """
-        n = len(gradients)
-        if eddy is None or self.precision is None:
-            n_unknowns = 6 + (0 if eddy is None else eddy.coefficients.shape[1])
-            return np.zeros((n, n_unknowns)), np.zeros((n_unknowns, 1, 1))
+    def terms(self, coefficients: np.ndarray, gradients: Gradients) -> PriorTerms | None:
+        """Return what the prior adds to the normal equations at coefficients (N, K)."""
+        if self.precision is None:
+            return None
         free = nonlinear_part(gradients, self.poses)
-        gradient = np.hstack([np.zeros((n, 6)), free @ eddy.coefficients * self.precision])
-        factors = np.concatenate([np.zeros(6), self.precision])
-        return gradient, factors[:, None, None] * free
+        gradient = free @ coefficients * self.precision
+        return PriorTerms(gradient, self.precision[:, None, None] * free)
 
 
 NO_PRIOR = FieldPrior()
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownFields(Block):
+    """The coefficients of the eddy-current fields of a motion as unknowns: steps ``e ← e − ε``.
+
+    Parameters
+    ----------
+    gradients : Gradients
+        Of the volumes, in the scanner's frame.
+    size : int
+        Terms of the fields.
+    center : (3,) array
+        Of the terms, RAS+ mm.
+    known : FieldPrior
+    design : (N, D) array, optional
+        What the fields of all volumes are linear in, if they share the unknowns.
+    """
+
+    gradients: Gradients
+    size: int
+    center: np.ndarray
+    known: FieldPrior = NO_PRIOR
+    design: np.ndarray | None = None
+
+    name = FIELDS
+
+    def lengths(self, points: np.ndarray) -> np.ndarray:
+        """Root-mean-square displacement (mm) of points (V, 3) for each coefficient, (K,)."""
+        terms = polynomial_terms((points - self.center) / SCALE_MM, self.size)
+        return np.sqrt((terms**2).mean(axis=0))
+
+    def columns(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Return the slopes along the phase encoding, times the terms."""
+        found = np.empty((len(slopes), self.size, len(points)), np.float32)
+        for volume, (own, columns) in enumerate(zip(slopes, found, strict=True)):
+            motion.mapping(volume).fill_field_columns(points, own, columns)
+        return found
+
+    def moved(self, motion: Motion, step: np.ndarray) -> Motion:
+        """Take a step (N, K); the common part of the fields is as the prior has it."""
+        eddy = motion.eddy_currents
+        assert eddy is not None
+        coefficients = self.known.centred(eddy.coefficients - step, self.gradients)
+        return replace(motion, eddy_currents=replace(eddy, coefficients=coefficients))
+
+    def prior(self, motion: Motion) -> PriorTerms | None:
+        """Return what is known of the fields before."""
+        assert motion.eddy_currents is not None
+        return self.known.terms(motion.eddy_currents.coefficients, self.gradients)
 
 
 def drivers_of(gradients: Gradients, poses: np.ndarray | None = None) -> np.ndarray:
@@ -182,21 +225,6 @@ def response_part(gradients: Gradients) -> np.ndarray:
     """Return the projector onto what is linear in the gradient, without the mean, (N, N)."""
     q = gradients.qvecs - gradients.qvecs.mean(axis=0)
     return q @ np.linalg.pinv(q, rcond=0.05)
-
-
-def response_gain(system: NormalEquations, gradients: Gradients) -> float:
-    """Return what one step is to take off the cost with fields that follow the gradients.
-
-    Parameters
-    ----------
-    system : NormalEquations
-        Linearised without fields.
-    gradients : Gradients
-    """
-    stiffness = np.zeros(system.n_unknowns)
-    stiffness[6:] = STIFF * np.diag(system.hessian).reshape(-1, system.n_unknowns)[:, 6:].max()
-    fixed = stiffness[:, None, None] * nonlinear_part(gradients)
-    return replace(system, prior_precision=fixed).gain()
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,8 +394,8 @@ def weigh_fields(
         For the next solution.
     """
     n_terms = eddy.coefficients.shape[1]
-    variances = np.einsum("nkk->nk", system.covariances())[:, 6:]
-    naive = system.inverse_diagonal()[:, 6:]
+    variances = np.einsum("nkk->nk", system.covariances(FIELDS))
+    naive = system.inverse_diagonal(FIELDS)
     moved = naive > 0  # not of volumes that nothing moves
     units = float(np.median(variances[moved] / naive[moved]))  # `H` counts correlated points
     own, response = nonlinear_part(gradients, poses), response_part(gradients)
@@ -436,8 +464,6 @@ def _regress_robustly(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarra
         normal = np.linalg.pinv(columns.T * weights @ columns, rcond=1e-3, hermitian=True)
         response = normal @ (columns.T @ (weights * steps))
         residual = steps - columns @ response
-        scale = 1.4826 * np.median(np.abs(residual)) + np.finfo(float).tiny
-        weights = 1.0 / (1.0 + (residual / scale) ** 2)
+        weights = Cauchy.within(robust_deviation(residual)).weights(residual**2)
     scores = columns * (weights * residual)[:, None]
-    freedom = max(len(steps) - columns.shape[1], 1) / len(steps)
-    return response, normal @ (scores.T @ scores) @ normal / freedom
+    return response, sandwich(normal @ scores.T, n_fitted=columns.shape[1])

@@ -30,7 +30,7 @@ from eddymotion.estimation.course import Course, MotionPrior, OffsetEstimate, me
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
 from eddymotion.estimation.outlier_volumes import with_neighbours_poses
-from eddymotion.estimation.undetermined import AFFECTED, free_part
+from eddymotion.estimation.undetermined import AFFECTED, free_directions
 from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.motion import FrameEvidence, Motion
@@ -281,7 +281,9 @@ def _of_all(course: Trajectory | None, placed: np.ndarray, n: int) -> Trajectory
 def _within_determined(offset: np.ndarray, directions: np.ndarray, dwi: DWI) -> np.ndarray:
     """Take out of an offset what the images do not show."""
     twist = log_rigid(offset, dwi.brain_center)
-    return exp_rigid(free_part(directions, in_millimetres(dwi)) @ twist, dwi.brain_center)
+    in_mm = in_millimetres(dwi)
+    free = free_directions(directions, in_mm)
+    return exp_rigid(free @ (free.T @ (twist * in_mm**2)), dwi.brain_center)
 
 
 def _affected(directions: np.ndarray, dwi: DWI) -> np.ndarray:

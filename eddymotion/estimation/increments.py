@@ -16,12 +16,10 @@ import numpy as np
 from scipy import sparse
 
 from eddymotion.estimation.knots import Knots
+from eddymotion.robust import student_weights
 
 WITHIN, BETWEEN, BESIDE_REST = range(3)
 """Kinds of increments."""
-
-FREEDOM = 1.0
-"""Degrees of freedom of an increment."""
 
 FIRST_SCALE_MM = 0.3
 LEAST_SCALE_MM, LARGEST_SCALE_MM = 1e-3, 20.0
@@ -78,7 +76,7 @@ class Increments:
     def weights(self, twists: np.ndarray) -> np.ndarray:
         """Student-t weight of each increment under twists (K, 6): (L,)."""
         size = (((self.change @ twists) * self.in_mm / self.scale[self.kind]) ** 2).sum(axis=1)
-        return (FREEDOM + 6) / (FREEDOM + size)
+        return student_weights(size, n_values=6)
 
     def precision(self, weights: np.ndarray) -> list[sparse.csr_array]:
         """Precision of each of the six parameters, (K, K) each."""

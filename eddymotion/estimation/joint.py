@@ -36,9 +36,9 @@ from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import (
     NO_PRIOR,
     FieldPrior,
+    UnknownFields,
     follow_poses,
     pose_regressors,
-    response_gain,
     shown_order,
     untold_covariances,
     usual_poses,
@@ -51,9 +51,10 @@ from eddymotion.estimation.ties import joined_in_time, tied_by_data, tied_volume
 from eddymotion.estimation.undetermined import (
     ENOUGH_SLICES,
     describe_directions,
-    free_part,
+    free_directions,
     undetermined_directions,
 )
+from eddymotion.estimation.unknowns import POSES, Block, Poses
 from eddymotion.estimation.unrest import Unrest
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.axes import image_axes, phase_encoding_vector
@@ -178,7 +179,7 @@ def solve_jointly(
         by_noise, recovered = np.zeros_like(covariances), []
         for group, problem in zip(groups, problems, strict=True):
             solved, volumes = _of_group(motion, group), group.volumes
-            by_noise[volumes] = problem.covariances(solved)[:, :6, :6]
+            by_noise[volumes] = problem.covariances(solved)
             recovered.append(problem.recovered(solved))
             covariances[volumes] = by_noise[volumes] / recovered[-1] ** 2
         by_misfit, apart = np.zeros_like(covariances), np.full_like(covariances, np.nan)
@@ -412,14 +413,14 @@ class _Solver:
                 problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine, axis))
             if fine:
                 problem = problem.with_model_fitted(start)
-            found, course = problem.solve(
+            found, descent = problem.solve(
                 start,
                 self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS),
                 (FINE_TOLERANCE if fine else COARSE_TOLERANCE) * self.voxel,
                 progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
             )
             new = _with_group(new, group, found)
-            log.debug("%s, %s, %d volumes: %s", group.name, level, len(start), course)
+            log.debug("%s, %s, %d volumes: %s", group.name, level, len(start), descent)
             problems.append(problem)
         return new, problems
 
@@ -433,13 +434,24 @@ class _Solver:
             group.coarse if level.highpass is None else group.fine,
             self.points(level, own, motion.matrices[group.volumes]),
             self.dwi.brain_center,
-            prior=self.prior.of_volumes(group.volumes),
-            fields_held=not group.has_fields,
-            block_mm=BLOCK_MM * self.scale,
+            blocks=self.blocks(group, motion),
+            part_mm=BLOCK_MM * self.scale,
             leave_one_out=group.leave_one_out,
-            free=free_part(self.undetermined, self.in_mm) if len(self.undetermined) else None,
             n_threads=self.n_threads,
         )
+
+    def blocks(
+        self, group: VolumeGroup, motion: Motion, design: np.ndarray | None = None
+    ) -> list[Block]:
+        """Return what is solved for in a group: poses, and fields where the motion has some."""
+        free = free_directions(self.undetermined, self.in_mm) if len(self.undetermined) else None
+        poses, eddy = Poses(self.dwi.brain_center, free), motion.eddy_currents
+        if eddy is None or not group.has_fields:
+            return [poses]
+        gradients, prior = self.dwi.gradients.select(group.volumes), self.prior
+        n_terms = eddy.coefficients.shape[1]
+        known = prior.of_volumes(group.volumes)
+        return [poses, UnknownFields(gradients, n_terms, eddy.center, known, design)]
 
     def pulls_of_slices(
         self, problem: CoupledProblem, group: VolumeGroup, motion: Motion
@@ -451,10 +463,10 @@ class _Solver:
         splines = self.splines(FINE[-1], motion.matrices, thickness_power=0.0)
         narrow = replace(problem, splines=[splines[volume] for volume in group.volumes])
         found = _of_group(motion, group)
-        system = narrow.linearise(found)
+        system = narrow.evaluate(found)
         if system is None:
             return np.full((len(group.volumes), 6), np.nan)
-        return system.step()[:, :6] / narrow.recovered(found)
+        return system.step(POSES) / narrow.recovered(found)
 
     def phase_encoding_axis(self, group: VolumeGroup, motion: Motion) -> int:
         """Find the image axis along which linear fields would lower the cost most."""
@@ -465,8 +477,9 @@ class _Solver:
         for pe in image_axes(self.dwi.affine).T:
             eddy = EddyCurrents.none(len(self.dwi), "linear", pe, self.dwi.center)
             with_field = replace(motion, eddy_currents=eddy)
-            system = problem.linearise(_of_group(with_field, group))
-            gains.append(0.0 if system is None else response_gain(system, problem.gradients))
+            shared = self.blocks(group, with_field, design=problem.gradients.qvecs)
+            system = replace(problem, blocks=shared).evaluate(_of_group(with_field, group))
+            gains.append(0.0 if system is None else system.gain())
         log.debug("gain of fields along i, j, k: %.3g, %.3g, %.3g", *gains)
         return int(np.argmax(gains))
 
@@ -475,7 +488,7 @@ class _Solver:
     ) -> Motion:
         """Learn what the fields have in common, and leave out those that the data do not show."""
         found = _of_group(motion, group)
-        eddy, system = motion.eddy_currents, problem.linearise(found)
+        eddy, system = motion.eddy_currents, problem.evaluate(found)
         assert eddy is not None
         assert found.eddy_currents is not None
         if system is None:

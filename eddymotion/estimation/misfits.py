@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.data.gradients import Gradients, comparable_groups
+from eddymotion.robust import robust_deviation
 from eddymotion.wording import short_repr
 
 SPREADS = 6.0
@@ -60,7 +61,7 @@ class Misfits:
             if (n := len(known)) < ENOUGH_TO_COMPARE:
                 continue
             away = np.log(share[known] / np.median(share[known]))
-            spread = 1.4826 * np.median(np.abs(away))
+            spread = robust_deviation(away)
             times[known] = np.exp(away)
             harms = times[known] > (2 * n - 1) / (n - 1)
             beyond_repair[known] = harms & (away > SPREADS * spread)

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, sparse
 
+from eddymotion.estimation.unknowns import PriorTerms, Unknowns
 from eddymotion.machine.parallel import parallel_map
+from eddymotion.registration.solver import Evaluation
+from eddymotion.robust import sandwich
 
 DAMPING = 1e-3
 """Added to the diagonal of the normal matrix, relative to it."""
@@ -54,40 +58,50 @@ class GramMatrix:
 
 
 @dataclass(frozen=True, eq=False)
-class NormalEquations:
-    """The normal equations of N volumes with p unknowns each, at some poses and fields.
+class NormalEquations(Evaluation):
+    """The normal equations of N volumes with p columns each, at some motion.
 
     Parameters
     ----------
     cost : float
         Mean −log-likelihood of a point.
-    gradients : (B, Np) array
-        ``G``, what each block of points adds to it.
+    n_points : int
+        That tell it.
     hessian : (Np, Np) array
         ``H``
-    prior_gradient : (N, p) array
-    prior_precision : (p, N, N) or (p, 1, 1) array
-        What is known beforehand adds to ``G`` and, for each unknown between volumes, to ``H``.
+    gradients : (B, Np) array
+        ``G``, what each part of the brain adds to it.
+    unknowns : Unknowns
+        What the columns are.
+    priors : dict of PriorTerms
+        What is known of some blocks beforehand.
     """
 
-    cost: float
     gradients: np.ndarray
-    hessian: np.ndarray
-    prior_gradient: np.ndarray
-    prior_precision: np.ndarray
+    unknowns: Unknowns
+    priors: Mapping[str, PriorTerms] = field(default_factory=dict)
 
     def solve(self, right: np.ndarray) -> np.ndarray:
-        """Solve for one or more right sides (Np, …), a little damped."""
+        """Solve for one or more right sides (Np, …), a little damped: steps (Np, …)."""
         factor, stiff = self._factored()
-        solution = linalg.cho_solve((factor, True), right)
+        if self.basis is None:
+            solution = linalg.cho_solve((factor, True), right)
+        else:
+            solution = self.basis @ linalg.cho_solve((factor, True), self.basis.T @ right)
         solution[stiff] = 0.0
         return solution
 
-    def inverse_diagonal(self) -> np.ndarray:
-        """Return the diagonal of what :meth:`solve` multiplies with, (N, p)."""
+    def inverse_diagonal(self, name: str) -> np.ndarray:
+        """Return the diagonal of what :meth:`solve` multiplies with, of a block: (N, k)."""
         factor, stiff = self._factored()
         inverse, _ = linalg.lapack.dpotri(factor, lower=True, overwrite_c=True)
-        return np.where(stiff, 0.0, np.diag(inverse)).reshape(self.n_volumes, -1)
+        if self.basis is None:
+            diagonal = np.diag(inverse)
+        else:
+            whole = np.tril(inverse) + np.tril(inverse, -1).T
+            diagonal = self.basis.multiply(self.basis @ whole).sum(axis=1)
+        found = np.where(stiff, 0.0, diagonal).reshape(self.n_volumes, -1)
+        return found[:, self.unknowns.columns[name]]
 
     def _factored(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the Cholesky factor (lower) of the damped matrix, and what nothing moves."""
@@ -100,47 +114,51 @@ class NormalEquations:
             self._add_prior(damped)
             damped[stiff] = damped[:, stiff] = 0.0
             damped[stiff, stiff] = 1.0
+            if self.basis is not None:
+                damped = self.basis.T @ damped @ self.basis
             try:  # transposed it has the order that LAPACK works in: no copy
                 return linalg.cholesky(damped.T, lower=True, overwrite_a=True), stiff
             except linalg.LinAlgError:  # rounding
                 continue
         raise linalg.LinAlgError("the normal equations of the motion are singular")
 
-    def step(self) -> np.ndarray:
-        """``δ`` of all volumes, (N, p), without what they have in common."""
-        right = self.gradients.sum(axis=0) + self.prior_gradient.ravel()
-        steps = self.solve(right).reshape(self.n_volumes, -1)
-        return steps - steps.mean(axis=0)
+    @cached_property
+    def right(self) -> np.ndarray:
+        """The right side, (Np,)."""
+        right = self.gradients.sum(axis=0)
+        for name, prior in self.priors.items():
+            right.reshape(self.n_volumes, -1)[:, self.unknowns.columns[name]] += prior.gradient
+        return right
+
+    def step(self, name: str | None = None) -> np.ndarray:
+        """``δ`` of all volumes, (N, p), or of a block, without what they have in common."""
+        steps = self.solve(self.right).reshape(self.n_volumes, -1)
+        steps -= steps.mean(axis=0)
+        return steps if name is None else steps[:, self.unknowns.columns[name]]
 
     def gain(self) -> float:
         """How much of the cost one step is to take away, in the units of ``H``."""
-        right = self.gradients.sum(axis=0) + self.prior_gradient.ravel()
-        return float(right @ self.solve(right))
+        return float(self.right @ self.solve(self.right))
 
-    def covariances(self) -> np.ndarray:
-        """Covariance of the error of each volume's unknowns, (N, p, p), by a sandwich over blocks.
-
-        With ``G_b`` what block ``b`` adds to the right side, ``H⁻¹ G_b`` is what it adds to the
-        solution, and their scatter is the covariance of the solution (Liang & Zeger 1986,
-        Biometrika 73:13).
-        """
+    def covariances(self, name: str) -> np.ndarray:
+        """Covariance of the error of a block in each volume, (N, k, k), by a sandwich."""
         parts = self.solve(self.gradients.T).reshape(self.n_volumes, -1, len(self.gradients))
-        parts = parts - parts.mean(axis=0)
-        n_blocks = parts.shape[2]
-        return np.einsum("nkb,nlb->nkl", parts, parts) * (n_blocks / max(n_blocks - 1, 1))
+        parts = parts[:, self.unknowns.columns[name]]
+        return sandwich(parts - parts.mean(axis=0), n_fitted=1)
 
     def _add_prior(self, matrix: np.ndarray) -> None:
-        between = matrix.reshape(self.n_volumes, self.n_unknowns, self.n_volumes, -1)
-        for unknown, precision in enumerate(self.prior_precision):
-            if precision.any():
-                between[:, unknown, :, unknown] += precision
+        between = matrix.reshape(self.n_volumes, len(self.unknowns), self.n_volumes, -1)
+        for name, prior in self.priors.items():
+            first = self.unknowns.columns[name].start
+            for column, precision in enumerate(prior.precision, first):
+                between[:, column, :, column] += precision
+
+    @cached_property
+    def basis(self) -> sparse.csr_array | None:
+        """Steps by unknowns, where these are fewer; see :meth:`Unknowns.basis`."""
+        return self.unknowns.basis(self.n_volumes)
 
     @property
     def n_volumes(self) -> int:
         """Number of volumes ``N``."""
-        return len(self.prior_gradient)
-
-    @property
-    def n_unknowns(self) -> int:
-        """Unknowns of one volume ``p``."""
-        return self.prior_gradient.shape[1]
+        return len(self.hessian) // len(self.unknowns)

@@ -28,6 +28,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import all_points, mask_center
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import smooth
 from eddymotion.images.lattice import Lattice, conjugate_gradients, separable
@@ -514,7 +515,7 @@ class _Problem:
             by_mm[axis] = by_mm[axis] / lattice.spacing[axis]
             matrices.append(_floats(by_mm))
         grown = ndimage.binary_dilation(brain, iterations=RIM_VOXELS)
-        voxels = np.stack(np.meshgrid(*at, indexing="ij"), axis=-1).reshape(-1, 3) + low
+        voxels = all_points(at) + low
         return cls(
             images,
             [Spline.of(_smoothed(image, level.fwhm)) for image in shown],
@@ -525,7 +526,7 @@ class _Problem:
             float(np.prod(reference.voxel_sizes * every)),
             stiffness,
             start,
-            apply_affine(reference.affine, np.argwhere(brain).mean(axis=0)),
+            mask_center(brain, reference.affine),
         )
 
     @property

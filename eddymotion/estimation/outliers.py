@@ -45,6 +45,7 @@ from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.estimation.misfits import Misfits
 from eddymotion.images.image import Image
 from eddymotion.images.stack import SliceWeights
+from eddymotion.robust import robust_deviation
 from eddymotion.wording import short_repr
 
 Z_THRESHOLD = -3.5
@@ -440,7 +441,7 @@ def _standardised(
     scatter = np.full(off.shape[1], np.nan)
     for index in np.flatnonzero(np.isfinite(size).any(axis=0)):
         near = size[:, max(0, index - SPREAD_SLICES) : index + SPREAD_SLICES + 1]
-        scatter[index] = 1.4826 * np.median(near[np.isfinite(near)])
+        scatter[index] = robust_deviation(near[np.isfinite(near)])
     spread = np.maximum(error * scatter, floor)
     return off / spread, spread
 

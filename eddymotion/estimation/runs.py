@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy.ndimage import affine_transform
 
 from eddymotion.data.series import DWI
@@ -31,6 +30,7 @@ from eddymotion.estimation.off_resonance import (
     estimate_off_resonance,
     rigid_start,
 )
+from eddymotion.images.grid import grid_points, mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Compute, parallel_map
@@ -201,7 +201,7 @@ class RunImage:
     @property
     def center(self) -> np.ndarray:
         """The centre of the brain, RAS+ mm."""
-        return apply_affine(self.image.affine, np.argwhere(self.brain).mean(axis=0))
+        return mask_center(self.brain, self.image.affine)
 
 
 def join_runs(
@@ -329,7 +329,7 @@ def mean_b0(run: DWI, motion: Motion, n_threads: int = 1) -> Image:
     """
     averaged = run.gradients.b0s if len(run.gradients.b0s) else run.gradients.shells[0]
     averaged = averaged[:VOLUMES_FOR_REFERENCE]
-    points = apply_affine(run.affine, np.indices(run.shape).reshape(3, -1).T)
+    points = grid_points(run.shape, run.affine)
 
     def read(volume: int) -> np.ndarray:
         return motion.mapping(volume).rebuild(run.volume(volume), points)

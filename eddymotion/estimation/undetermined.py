@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from scipy.linalg import null_space
 
 from eddymotion.estimation.coupled import MAX_MISSING, CoupledProblem
 from eddymotion.mapping.motion import Motion
@@ -77,10 +78,9 @@ def undetermined_directions(
     return vectors.T[values < LEAST_SHARE * values[-1]]
 
 
-def free_part(directions: np.ndarray, in_mm: np.ndarray) -> np.ndarray:
-    """Return the matrix (6, 6) that takes some directions (k, 6) out of a twist (mm, rad)."""
-    within = np.eye(6) - directions.T @ directions
-    return within * in_mm / in_mm[:, None]
+def free_directions(directions: np.ndarray, in_mm: np.ndarray) -> np.ndarray:
+    """Return twists (mm, rad) along all that some directions (k, 6) leave over: (6, 6 − k)."""
+    return null_space(directions) / in_mm[:, None]
 
 
 def describe_directions(directions: np.ndarray) -> str:

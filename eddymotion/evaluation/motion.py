@@ -30,6 +30,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.gradients import MAX_SHELLS, Gradients
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import all_points
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import (
     JENKINSON_RADIUS_MM,
@@ -263,7 +264,7 @@ def volume_groups(n_volumes: int, bvals: np.ndarray | None) -> dict[str, np.ndar
 def ball_points(center: np.ndarray) -> np.ndarray:
     """Return points that fill Jenkinson's sphere of 80 mm about `center`, (P, 3), RAS+ mm."""
     steps = np.arange(-JENKINSON_RADIUS_MM, JENKINSON_RADIUS_MM + 1, BALL_SPACING_MM)
-    cube = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    cube = all_points([steps] * 3)
     inside = np.linalg.norm(cube, axis=1) <= JENKINSON_RADIUS_MM + 1e-9
     return cube[inside] + center
 

@@ -19,8 +19,23 @@ SLACK = 1e-3
 """Of a voxel, by which a box may miss what it is to cover: rounding."""
 
 
+def all_points(
+    along: Sequence[np.ndarray | Sequence[float]], *, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
+    """Return all points whose coordinates are among those `along` each of the axes, (P, 3).
+
+    Parameters
+    ----------
+    along : three arrays
+    order : {"C", "F"}
+        Which axis runs fastest: z, as in a C-ordered array (X, Y, Z), or x, as in NIfTI files.
+    """
+    points = np.stack(np.meshgrid(*along, indexing="ij"))
+    return points.reshape(3, -1).T if order == "C" else points.T.reshape(-1, 3)
+
+
 def grid_indices(
-    shape: Sequence[int], *, order: Literal["C", "F"] = "C", slab: slice = ALL
+    shape: Sequence[int], *, order: Literal["C", "F"] = "C", slab: slice = ALL, axis: int = 2
 ) -> np.ndarray:
     """Return the indices (x, y, z) of all voxels of a grid, (P, 3).
 
@@ -28,14 +43,13 @@ def grid_indices(
     ----------
     shape : three int
     order : {"C", "F"}
-        Which axis runs fastest: z, as in a C-ordered array (X, Y, Z), or x, as in NIfTI files.
-    slab : slice
-        Of the third axis, if not all of it.
+        As of :func:`all_points`.
+    slab, axis : slice, int
+        What is kept, and along which axis; all voxels if not given.
     """
-    start, stop, _ = slab.indices(shape[2])
-    voxels = np.indices((shape[0], shape[1], stop - start))
-    voxels[2] += start
-    return voxels.reshape(3, -1).T if order == "C" else voxels.T.reshape(-1, 3)
+    along = [np.arange(n) for n in shape[:3]]
+    along[axis] = along[axis][slab]
+    return all_points(along, order=order)
 
 
 def grid_points(
@@ -44,9 +58,10 @@ def grid_points(
     *,
     order: Literal["C", "F"] = "C",
     slab: slice = ALL,
+    axis: int = 2,
 ) -> np.ndarray:
     """Return where an affine puts all voxels of a grid, (P, 3); see :func:`grid_indices`."""
-    return apply_affine(affine, grid_indices(shape, order=order, slab=slab))
+    return apply_affine(affine, grid_indices(shape, order=order, slab=slab, axis=axis))
 
 
 def grid_center(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
@@ -61,7 +76,7 @@ def mask_center(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def grid_distance(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
     """How far apart (mm) two affines put the corners of a grid of that shape."""
-    corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape[:3]])).reshape(3, -1).T
+    corners = all_points([(0, n - 1) for n in shape[:3]])
     return float(np.linalg.norm(apply_affine(a - b, corners), axis=1).max())
 
 

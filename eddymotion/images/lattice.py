@@ -100,7 +100,7 @@ class Lattice:
         for n, spacing in zip(self.shape, self.spacing, strict=True):
             steps = GRAM_SAMPLES * (n - 3)
             at = 1 + (np.arange(steps) + 0.5) / GRAM_SAMPLES
-            tables = [spline_matrix(at, n, order) / spacing**order for order in range(3)]
+            tables = [spline_matrix(at, n, order, spacing=spacing) for order in range(3)]
             found.append([b.T @ b * spacing / GRAM_SAMPLES for b in tables])
         return found
 
@@ -145,23 +145,42 @@ class Lattice:
         return solve
 
 
-def spline_matrix(positions: np.ndarray, n: int, order: int = 0) -> np.ndarray:
-    """Cubic B-splines at lattice coordinates, or their derivative: (P, n).
+def spline_matrix(
+    positions: np.ndarray,
+    n: int,
+    order: int = 0,
+    *,
+    spacing: float = 1.0,
+    margin: int = 1,
+    dtype: type = float,
+) -> np.ndarray:
+    """Cubic B-splines at lattice coordinates, or their derivative of an order up to 2: (P, n).
 
-    Beyond the ends, one knot inside the first and last coefficient, the function is constant.
+    Beyond the ends, `margin` knots inside the first and last coefficient, functions are constant.
+    Derivatives are by what the knots are `spacing` apart in.
     """
-    inside = np.clip(positions, 1.0, n - 2.0)
-    u = inside[:, None] - np.arange(n)
-    a = np.abs(u)
-    near, far = a < 1, a < 2
+    inside = np.clip(positions, margin, n - 1.0 - margin)
+    cell = np.minimum(inside.astype(int), n - 2 - margin)
+    pieces = _bspline(inside - cell, order) / spacing**order
+    if order:
+        pieces[:, np.abs(inside - positions) > ON_THE_EDGE] = 0.0
+    matrix: np.ndarray = np.zeros((len(inside), n), dtype)
+    rows = np.arange(len(inside))
+    for k, piece in enumerate(pieces, start=-1):
+        matrix[rows, cell + k] = piece
+    return matrix
+
+
+def _bspline(t: np.ndarray, order: int) -> np.ndarray:
+    """Return the four cubic B-splines that reach fraction `t` of a cell, or derivatives."""
+    u = 1 - t
     if order == 0:
-        values = np.where(near, 2 / 3 - a**2 + a**3 / 2, np.where(far, (2 - a) ** 3 / 6, 0))
-    elif order == 1:
-        slope = np.where(near, 1.5 * a**2 - 2 * a, np.where(far, -((2 - a) ** 2) / 2, 0))
-        values = np.sign(u) * slope * (np.abs(inside - positions) <= ON_THE_EDGE)[:, None]
-    else:
-        values = np.where(near, 3 * a - 2, np.where(far, 2 - a, 0))
-    return values
+        return np.stack(
+            [u**3 / 6, 2 / 3 - t**2 * (1 + u) / 2, 2 / 3 - u**2 * (1 + t) / 2, t**3 / 6]
+        )
+    if order == 1:
+        return np.stack([-(u**2) / 2, t * (1.5 * t - 2), u * (2 - 1.5 * u), t**2 / 2])
+    return np.stack([u, 3 * t - 2, 3 * u - 2, t])
 
 
 def separable(matrices: Matrices, coefficients: np.ndarray) -> np.ndarray:

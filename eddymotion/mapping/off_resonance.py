@@ -19,6 +19,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.axes import phase_encoding_vector
+from eddymotion.images.grid import all_points, grid_points
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import PADDING
 from eddymotion.images.lattice import ON_THE_EDGE, Lattice, conjugate_gradients, separable
@@ -218,8 +219,7 @@ class OffResonance:
     def coefficients_on(self, lattice: Lattice) -> np.ndarray:
         """Return the coefficients that show this field on another lattice, by least squares."""
         ends = [np.linspace(1, n - 2, 2 * n) for n in lattice.shape]
-        index = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
-        hertz = self.hertz(apply_affine(lattice.affine, index)).astype(float)
+        hertz = self.hertz(apply_affine(lattice.affine, all_points(ends))).astype(float)
         matrices = lattice.matrices(ends)
         inverses = [np.linalg.solve(m.T @ m + 1e-4 * np.eye(m.shape[1]), m.T) for m in matrices]
         return separable(inverses, hertz.reshape([len(m) for m in matrices]))
@@ -295,9 +295,8 @@ class OffResonance:
     def _by_points(self, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
         """Field and gradient on any grid, (X, Y, Z, 4) float32, plane by plane."""
         values = np.empty((*shape, 4), np.float32)
-        y, z = np.indices(shape[1:]).reshape(2, -1)
         for x, plane in enumerate(values):
-            points = apply_affine(affine, np.stack([np.full_like(y, x), y, z], axis=1))
+            points = grid_points(shape, affine, slab=slice(x, x + 1), axis=0)
             hertz, slopes = self.hertz_with_gradient(points)
             plane[...] = np.column_stack([hertz, slopes]).reshape(plane.shape)
         return values
@@ -368,9 +367,8 @@ def undistorted(
         The signal is multiplied by it, or by :data:`LEAST_STRETCH` where it is less.
     """
     corrected, stretch = np.empty(tuple(shape), np.float32), np.empty(tuple(shape), np.float32)
-    y, z = np.indices(shape[1:]).reshape(2, -1)
     for x in range(shape[0]):
-        points = apply_affine(affine, np.stack([np.full_like(y, x), y, z], axis=1))
+        points = grid_points(shape, affine, slab=slice(x, x + 1), axis=0)
         recorded, factor = readout.displaced(field, points, pose)
         values = image.spline.sample(recorded) * np.maximum(factor, LEAST_STRETCH)
         corrected[x], stretch[x] = values.reshape(shape[1:]), factor.reshape(shape[1:])

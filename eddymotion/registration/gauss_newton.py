@@ -33,6 +33,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from eddymotion.errors import EddymotionError
 from eddymotion.images.pyramid import Level
 from eddymotion.mapping.registration import Registration
@@ -41,7 +43,7 @@ from eddymotion.registration.groups import GROUPS, SHIFT, Group
 from eddymotion.registration.metrics import METRICS
 from eddymotion.registration.problem import Pair, Side
 from eddymotion.registration.request import Engine, Request
-from eddymotion.registration.solver import Solver, SolverState
+from eddymotion.registration.solver import Descent
 from eddymotion.wording import shown
 
 __all__ = ["COARSE_TO_FINE", "REFINE", "GaussNewton", "Level"]
@@ -62,6 +64,12 @@ and one of a volume with another diffusion weighting would be turned over."""
 
 RIGID_FROM = 12.0
 """Width from which on a level, unless it is the last, leaves sizes and shears alone."""
+
+MAX_REACH = 0.25
+"""Up to which share of the width (FWHM) of the level a step is lengthened."""
+
+SMALL = 20.0
+"""Up to so many tolerances a step that only raises the cost counts as none."""
 
 REFINE = COARSE_TO_FINE[-1:]
 """For a pair that is known to be within about two voxels."""
@@ -122,17 +130,38 @@ class GaussNewton(Engine):
         metric = asked.metric or self.metrics[0]
         pair = Pair(*sides, metric, self.symmetric)
         group = GROUPS[asked.transform]
-        state = SolverState(group.nearest(asked.start, pair.fixed.center))
+        matrix = group.nearest(asked.start, pair.fixed.center)
         n_iterations = 0
         for number, level in enumerate(self.levels):
             last = number == len(self.levels) - 1
             steps = group if last else steps_at(level, group)
-            problem = pair.at(level, steps, state.matrix, (asked.seed, number))
-            detail = pair.voxel if last else max(pair.voxel, problem.view.width)
-            solver = Solver(self.max_iterations, self.tolerance * detail)
-            state = solver.solve(problem, state.matrix)
-            n_iterations += len(state.costs)
-        return state.result(n_iterations, solver.tolerance)
+            problem = pair.at(level, steps, matrix, (asked.seed, number))
+            width = problem.view.width
+            detail = pair.voxel if last else max(pair.voxel, width)
+            descent = Descent(problem, matrix, self.tolerance * detail, MAX_REACH * width)
+            descent.run(self.max_iterations)
+            # what is shorter than the tolerance needs no judge
+            matrix = descent.trial if descent.ended and not descent.halved else descent.place
+            n_iterations += len(descent.costs)
+        return Registration(
+            matrix, *said(descent, n_iterations), tuple(descent.costs), n_iterations
+        )
+
+
+def said(descent: Descent[np.ndarray], n_iterations: int) -> tuple[bool, str]:
+    """Tell whether the last level converged, and how it ended, after so many at all levels."""
+    length, tolerance = descent.length, descent.tolerance
+    if not descent.costs:
+        return False, "stopped: the images do not overlap enough"
+    if descent.ended and descent.halved and descent.whole > SMALL * tolerance:
+        text = f"stopped: neither a step of {descent.whole:.2g} mm nor a part of it helps"
+    elif descent.ended:
+        text = f"converged: last step {length:.2g} mm is below {tolerance:.2g} mm"
+    else:
+        text = f"stopped at the iteration limit: last step {length:.2g} mm"
+    first, last = descent.costs[0], descent.costs[-1]
+    text += f" after {n_iterations} iterations; cost {first:.4f} → {last:.4f}"
+    return text.startswith("converged"), text
 
 
 def steps_at(level: Level, group: Group) -> Group:

@@ -27,7 +27,10 @@ from typing import Protocol
 import numpy as np
 from nibabel.affines import apply_affine
 
+from eddymotion.images.lattice import spline_matrix
 from eddymotion.images.pyramid import MIN_POINTS, jittered_points
+from eddymotion.registration.solver import Evaluation
+from eddymotion.robust import TINY, Cauchy
 
 METRICS: tuple[str, ...] = ("ssd", "lncc", "cr", "mi", "nmi")
 
@@ -65,14 +68,19 @@ FLAT = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """A cost, and its slope (K,) and Hessian (K, K) in the parameters of a step."""
+class Expansion(Evaluation):
+    """A cost in second order of a step.
 
-    cost: float
+    Parameters
+    ----------
+    cost, n_points, hessian
+        See :class:`~eddymotion.registration.solver.Evaluation`.
+    slope : (K,) array
+    """
+
     slope: np.ndarray
-    hessian: np.ndarray
 
-    def solve(self) -> np.ndarray:
+    def step(self) -> np.ndarray:
         """Return the Gauss-Newton step."""
         scale = np.sqrt(np.diag(self.hessian)) + np.finfo(float).tiny
         scaled = self.hessian / np.outer(scale, scale)
@@ -88,7 +96,7 @@ class Fit(Protocol):
         """Rise of the cost that still counts as progress."""
         ...
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """Evaluate at the target's values (P,), NaN outside; None if there is nothing to see."""
         ...
 
@@ -109,21 +117,20 @@ class LinearFit:
     columns: np.ndarray
     slack: float = 1e-3  # near the optimum the robust scale jitters by more than a step gains
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
-        if inside.sum() < MIN_POINTS:
-            return None
         y = moved[inside].astype(float)
         intensities = np.column_stack([self.values[inside], np.ones(len(y))])
-        first, weights, scale, cost = _robust_fit(intensities, y)
+        first, weights, square, cost = _robust_fit(intensities, y)
         columns = np.column_stack([intensities, self.columns[inside]])
         solution, reduced = _solve_reduced(columns, y, weights, 2)
         gain = solution[0] if abs(solution[0]) > 1e-3 * abs(first[0]) else first[0]
         if gain == 0:
             return None
-        reweighted = reduced * (2 * gain**2 / (len(y) * scale**2))
-        return Step(cost, -reweighted @ solution[2:] / gain, INFORMATION * reweighted)
+        reweighted = reduced * (gain**2 / (len(y) * square))
+        slope = -reweighted @ solution[2:] / gain
+        return Expansion(cost, len(y), INFORMATION * reweighted, slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,11 +159,9 @@ class CurveFit:
         windows = Windows.over(values, N_KNOTS)
         return cls(windows.weights(values), windows.weights(values, 1), columns)
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
-        if inside.sum() < MIN_POINTS:
-            return None
         y, basis = moved[inside].astype(float), self.basis[inside]
         evenly = np.ones_like(y)
         curve = _weighted_solution(basis, y, evenly)
@@ -168,7 +173,7 @@ class CurveFit:
         solution, reduced = _solve_reduced(columns, y, evenly, basis.shape[1])
         hessian = reduced / (len(y) * left)
         cost = 0.5 * float(np.log(left / y.var()))
-        return Step(cost, -hessian @ solution[basis.shape[1] :], hessian)
+        return Expansion(cost, len(y), hessian, -hessian @ solution[basis.shape[1] :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +192,7 @@ class ClusterFit:
     columns: np.ndarray
     slack: float = 1e-4
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         f, m = (v.reshape(-1, CLUSTER_SIZE).astype(float) for v in (self.values, moved))
         known = np.isfinite(f) & np.isfinite(m)
@@ -210,8 +215,9 @@ class ClusterFit:
         along = np.einsum("cn,cnk->ck", f, columns) / ff[:, None]
         columns -= f[..., None] * along[:, None]
         flat = (columns * (gain / np.sqrt(mm))[:, None, None]).reshape(-1, columns.shape[2])
-        n = len(f)
-        return Step(float(1 - (fm**2 / (ff * mm)).mean()), -2 * right / n, 2 * flat.T @ flat / n)
+        n, cost = len(f), float(1 - (fm**2 / (ff * mm)).mean())
+        n_points = int(np.isfinite(moved).sum())
+        return Expansion(cost, n_points, 2 * flat.T @ flat / n, -2 * right / n)
 
 
 def _centred(values: np.ndarray, known: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -253,12 +259,10 @@ class HistogramFit:
         weights, slopes, curvatures = (windows.weights(values, order) for order in range(3))
         return cls(weights, slopes, curvatures, columns, moving, normalised)
 
-    def step(self, moved: np.ndarray) -> Step | None:
+    def evaluate(self, moved: np.ndarray) -> Expansion | None:
         """See :class:`Fit`."""
         inside = np.isfinite(moved)
         n = int(inside.sum())
-        if n < MIN_POINTS:
-            return None
         target = self.moving.weights(moved[inside])
         found = Information.of((self.weights[inside].T @ target).astype(float) / n)
         nmi, ratio = found.normalised, found.normalised if self.normalised else 1.0
@@ -271,7 +275,7 @@ class HistogramFit:
         hessian = (columns * curvature[:, None]).T @ columns
         if not hessian.any():
             return None
-        return Step(float(cost), -scale * (slope @ columns), scale * hessian)
+        return Expansion(float(cost), n, scale * hessian, -scale * (slope @ columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,28 +342,9 @@ class Windows:
     def weights(self, values: np.ndarray, order: int = 0) -> np.ndarray:
         """Return the windows at values (P,), or their derivative of an order: (P, n) float32."""
         position = (np.asarray(values, float) - self.low) / self.width + 2.0
-        clipped = np.clip(position, 2.0, self.n - 3.0)
-        first = np.minimum(clipped.astype(int), self.n - 4) - 1
-        pieces = _bspline(clipped - first - 1, order) / self.width**order
-        if order:
-            pieces[:, clipped != position] = 0.0
-        dense = np.zeros((len(position), self.n), np.float32)
-        rows = np.arange(len(position))
-        for k in range(4):
-            dense[rows, first + k] = pieces[k]
-        return dense
-
-
-def _bspline(t: np.ndarray, order: int) -> np.ndarray:
-    """Return the four cubic B-splines that reach fraction `t` of a cell, or derivatives."""
-    u = 1 - t
-    if order == 0:
-        return np.stack(
-            [u**3 / 6, 2 / 3 - t**2 * (1 + u) / 2, 2 / 3 - u**2 * (1 + t) / 2, t**3 / 6]
+        return spline_matrix(
+            position, self.n, order, spacing=self.width, margin=2, dtype=np.float32
         )
-    if order == 1:
-        return np.stack([-(u**2) / 2, t * (1.5 * t - 2), u * (2 - 1.5 * u), t**2 / 2])
-    return np.stack([u, 3 * t - 2, 3 * u - 2, t])
 
 
 def cluster_points(
@@ -418,15 +403,14 @@ def build_fit(
 
 
 def _robust_fit(basis: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Fit intensities: coefficients, Student-t weights, their scale, −log-likelihood a point."""
-    weights = np.ones_like(y)
-    floor = EXACT * y.std() + np.finfo(float).tiny
+    """Fit intensities: coefficients, weights, their squared scale, −log-likelihood a point."""
+    weights, floor = np.ones_like(y), EXACT * y.std() + TINY
     for _ in range(2):
         coefficients = _weighted_solution(basis, y, weights)
         residual = y - basis @ coefficients
-        scale = float(max(np.median(np.abs(residual)), floor))  # that of a Cauchy distribution
-        weights = 1.0 / (1.0 + (residual / scale) ** 2)
-    return coefficients, weights, scale, float(np.log(scale) - np.log(weights).mean())
+        spread, squares = Cauchy.within(max(np.median(np.abs(residual)), floor)), residual**2
+        weights = spread.weights(squares)
+    return coefficients, weights, spread.square, spread.cost(squares) - np.log(spread.square) / 2
 
 
 def _weighted_solution(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from eddymotion.images.image import Image
 from eddymotion.images.pyramid import MIN_POINTS, Level, band_pass, head_scale, low_pass
 from eddymotion.registration.checks import inside_grid
 from eddymotion.registration.groups import Group
-from eddymotion.registration.metrics import CLUSTER_SIZE, Fit, Step, build_fit, draw_points
+from eddymotion.registration.metrics import CLUSTER_SIZE, Expansion, Fit, build_fit, draw_points
 
 MAX_OVERSAMPLING = 8.0
 """Where only one image has a mask, the other gets up to so many times more points: most of them
@@ -263,23 +263,24 @@ class Direction:
         """RMS distance of the points from the centre, mm."""
         return float(np.sqrt(((self.points - self.center) ** 2).sum(axis=1).mean()))
 
-    def step(self, matrix: np.ndarray) -> tuple[Step, int] | None:
-        """Evaluate the metric at `matrix`, points of the reference → target; and on how many."""
+    def evaluate(self, matrix: np.ndarray) -> Expansion | None:
+        """Evaluate the metric at `matrix`, points of the reference → target."""
         if self.fit is None:
             return None
         moved = self.moving.spline.sample(self.points, matrix)
         if self.target.stated:
             moved[~self.target.counts(apply_affine(matrix, self.points))] = np.nan
+        if np.isfinite(moved).sum() < MIN_POINTS:
+            return None
         try:
-            step = self.fit.step(moved)
+            return self.fit.evaluate(moved)
         except np.linalg.LinAlgError:  # nothing to see at this level
             return None
-        return None if step is None else (step, int(np.isfinite(moved).sum()))
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One level of a pair, in one direction or both."""
+    """One level of a pair, in one direction or both: an objective of the matrix."""
 
     view: LevelView
     there: Direction
@@ -298,22 +299,25 @@ class Problem:
         reversed_step = self._turn(matrix) @ parameters
         return (there + self.view.group.length(reversed_step, self.back.radius)) / 2
 
-    def step(self, matrix: np.ndarray) -> tuple[Step, int] | None:
-        """Evaluate at `matrix`: the step, and the number of points with a counterpart."""
-        there = self.there.step(matrix)
+    def moved(self, matrix: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Take a step."""
+        return matrix @ self.view.group.exp(parameters, self.there.center)
+
+    def evaluate(self, matrix: np.ndarray) -> Expansion | None:
+        """Expand the cost at `matrix`; None where the images do not overlap enough."""
+        there = self.there.evaluate(matrix)
         if self.back is None or there is None:
             return there
-        back = self.back.step(np.linalg.inv(matrix))
+        back = self.back.evaluate(np.linalg.inv(matrix))
         if back is None:
             return None
         turn = self._turn(matrix)
-        (one, n_there), (other, n_back) = there, back
-        both = Step(
-            (one.cost + other.cost) / 2,
-            (one.slope + turn.T @ other.slope) / 2,
-            (one.hessian + turn.T @ other.hessian @ turn) / 2,
+        return Expansion(
+            (there.cost + back.cost) / 2,
+            there.n_points + back.n_points,
+            (there.hessian + turn.T @ back.hessian @ turn) / 2,
+            (there.slope + turn.T @ back.slope) / 2,
         )
-        return both, n_there + n_back
 
     def _turn(self, matrix: np.ndarray) -> np.ndarray:
         assert self.back is not None

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gauss-Newton steps, halved where the cost rises and lengthened where they creep."""
+"""Gauss-Newton steps, halved where the cost rises and lengthened where they creep.
+
+One loop for a pair of images and for all volumes of a series
+(:mod:`eddymotion.estimation.coupled`): what differs is the objective.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-
-from eddymotion.mapping.registration import Registration
-from eddymotion.registration.metrics import Step
-from eddymotion.registration.problem import Problem
 
 PARALLEL = 0.8
 """Cosine between consecutive steps from which on they count as one way, there or back."""
@@ -17,110 +20,167 @@ PARALLEL = 0.8
 FACTORS = (0.3, 5.0)
 """By which a step is shortened or lengthened at most."""
 
-MAX_REACH = 0.25
-"""Up to which share of the width (FWHM) of the level a step is lengthened."""
-
 MIN_KEPT = 0.5
-"""A step may not lose more than this share of the points that both images show."""
+"""A step may not lose more than this share of the points that tell the cost."""
 
-
-SMALL = 20.0
-"""Up to so many tolerances a step that only raises the cost counts as none."""
+Place = TypeVar("Place")
 
 
 @dataclass(frozen=True, eq=False)
-class SolverState:
-    """Where a level is, and how it got there.
+class Evaluation(ABC):
+    """The cost at a place, and the way from there.
 
     Parameters
     ----------
-    matrix : (4, 4) array
-    costs : tuple of float
-        After each accepted step.
-    step : float
-        Length of the last step, mm.
+    cost : float
+        What is minimised.
     n_points : int
-        With a counterpart in the other image.
-    refused : float
-        Length of the step that was halved until nothing was left of it, mm.
+        Points that tell it.
+    hessian : (K, K) array
+        Of the cost, in the parameters of a step.
     """
 
-    matrix: np.ndarray
-    costs: tuple[float, ...] = ()
-    step: float = np.inf
-    n_points: int = 0
-    refused: float = 0.0
+    cost: float
+    n_points: int
+    hessian: np.ndarray
 
-    def accepts(self, step: Step, n_points: int, slack: float) -> bool:
-        """Whether another place is as good, but for `slack`, and shows enough in common."""
-        if not self.costs:
-            return True
-        return step.cost <= min(self.costs) + slack and n_points >= MIN_KEPT * self.n_points
-
-    def result(self, n_iterations: int, tolerance: float) -> Registration:
-        """Say it in words."""
-        if not self.costs:
-            converged, message = False, "stopped: the images do not overlap enough"
-        elif self.refused > SMALL * tolerance:
-            converged = False
-            message = f"stopped: neither a step of {self.refused:.2g} mm nor a part of it helps"
-        elif self.step < tolerance:
-            converged = True
-            message = f"converged: last step {self.step:.2g} mm is below {tolerance:.2g} mm"
-        else:
-            converged = False
-            message = f"stopped at the iteration limit: last step {self.step:.2g} mm"
-        if self.costs:
-            message += (
-                f" after {n_iterations} iterations; "
-                f"cost {self.costs[0]:.4f} → {self.costs[-1]:.4f}"
-            )
-        return Registration(self.matrix, converged, message, self.costs, n_iterations)
+    @abstractmethod
+    def step(self) -> np.ndarray:
+        """Return the Gauss-Newton step."""
 
 
-@dataclass(frozen=True)
-class Solver:
-    """Gauss-Newton with halved steps.
+class Objective(Protocol[Place]):
+    """What is minimised, as a function of a place: a matrix, or the motion of a series."""
+
+    @property
+    def slack(self) -> float:
+        """Rise of the cost that still counts as progress."""
+
+    def evaluate(self, place: Place) -> Evaluation | None:
+        """Evaluate at a place; None where there is nothing to see."""
+
+    def moved(self, place: Place, step: np.ndarray) -> Place:
+        """Take a step."""
+
+    def length(self, place: Place, step: np.ndarray) -> float:
+        """How far a step moves the points, mm."""
+
+
+@dataclass(eq=False)
+class Descent(Generic[Place]):
+    """Gauss-Newton, a step at a time: the next place is judged, and refused if it is worse.
 
     Parameters
     ----------
-    max_iterations : int
+    objective : Objective
+    place : matrix or Motion
+        Where to start, later the last place that was no worse than the best before.
     tolerance : float
-        Length of the last step, mm.
+        Length of a step, mm, below which it is the last.
+    reach : float, optional
+        Up to which length, mm, steps that creep are lengthened; none is when not given.
+    creeps : bool
+        Whether a place is compared with the one before, not with the best: weights that follow the
+        residuals let the cost rise a little where the equations of a step lead.
+
+    Attributes
+    ----------
+    trial : matrix or Motion
+        The next place.
+    costs : list of float
+        Of all places that were accepted.
+    length : float
+        Of the step from `place` to `trial`, mm.
+    whole : float
+        The same before it was halved.
+    halved : bool
+        Whether the last trial was refused.
+    ended : bool
+    n_steps : int
     """
 
-    max_iterations: int
+    objective: Objective[Place]
+    place: Place
     tolerance: float
+    reach: float | None = None
+    creeps: bool = False
+    trial: Place = field(init=False)
+    costs: list[float] = field(default_factory=list, init=False)
+    length: float = field(default=np.inf, init=False)
+    whole: float = field(default=0.0, init=False)
+    halved: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
+    n_steps: int = field(default=0, init=False)
 
-    def solve(self, problem: Problem, matrix: np.ndarray) -> SolverState:
-        """Iterate to convergence; a step that raises the cost is halved, then given up."""
-        group, center = problem.view.group, problem.there.center
-        reach = MAX_REACH * problem.view.width
-        best, length, whole = SolverState(matrix), np.inf, 0.0
-        parameters = np.zeros(group.basis.shape[1])
-        extrapolated: ExtrapolatedStep | None = None
-        for _ in range(self.max_iterations):
-            evaluated = problem.step(matrix)
-            if evaluated is None and not best.costs:
+    def __post_init__(self) -> None:
+        self.trial = self.place
+        self._change, self._n_points = np.zeros(0), 0
+        self._last: ExtrapolatedStep | None = None
+
+    def run(self, max_steps: int, progress: Callable[..., Iterable[int]] | None = None) -> None:
+        """Step until it ends, at most so often.
+
+        Parameters
+        ----------
+        max_steps : int
+        progress : callable, optional
+            A :class:`~eddymotion.machine.parallel.Progress` with its description.
+        """
+        steps: Iterable[int] = range(max_steps)
+        for _ in progress(steps, total=max_steps) if progress else steps:
+            self.step()
+            if self.ended:
                 break
-            accepted = evaluated is not None and best.accepts(*evaluated, problem.slack)
-            if evaluated is not None and accepted:
-                step = evaluated[0]
-                best = replace(best, matrix=matrix, n_points=evaluated[1],
-                               costs=(*best.costs, step.cost))  # fmt: skip
-                extrapolated = ExtrapolatedStep.of(step, extrapolated)
-                longest = max(1.0, reach / (problem.length(matrix, extrapolated.step) + 1e-12))
-                extrapolated = replace(extrapolated, factor=min(extrapolated.factor, longest))
-                parameters = extrapolated.factor * extrapolated.step
-                whole = length = problem.length(matrix, parameters)
-            else:
-                parameters, length, extrapolated = parameters / 2, length / 2, None
-            matrix = best.matrix @ group.exp(parameters, center)
-            if length < self.tolerance:
-                if accepted:
-                    return replace(best, matrix=matrix, step=length)
-                return replace(best, step=length, refused=whole)
-        return replace(best, step=length)
+
+    def step(self) -> None:
+        """Judge the trial, and choose the next one."""
+        found = self.objective.evaluate(self.trial)
+        self.n_steps += 1
+        if found is not None and self.accepts(found.cost, found.n_points):
+            self.halved, self.place, self._n_points = False, self.trial, found.n_points
+            self.costs.append(found.cost)
+            self._change = self._next(found)
+            self.whole = self.length = self.objective.length(self.place, self._change)
+        elif not self.costs:
+            self.ended = True
+            return
+        else:
+            self.halved, self._last = True, None
+            self._change, self.length = self._change / 2, self.length / 2
+        self.trial = self.objective.moved(self.place, self._change)
+        self.ended = self.length < self.tolerance
+
+    def judge_last(self, cost: float) -> None:
+        """Go to the trial, which nothing has judged yet, unless its cost is higher."""
+        if not cost > self._highest:
+            self.place = self.trial
+            self.costs.append(cost)
+
+    def __str__(self) -> str:
+        first, lowest = self.costs[0] if self.costs else np.nan, min(self.costs, default=np.inf)
+        return (
+            f"{self.n_steps} steps, the last of {self.length:.2g} mm; "
+            f"cost {first:.3f} → {lowest:.3f}"
+        )
+
+    def accepts(self, cost: float, n_points: int) -> bool:
+        """Whether another place is as good, but for the slack, and shows enough."""
+        return cost <= self._highest and n_points >= MIN_KEPT * self._n_points
+
+    @property
+    def _highest(self) -> float:
+        """The cost that is still as good."""
+        best = self.costs[-1:] if self.creeps else self.costs
+        return min(best, default=np.inf) + self.objective.slack
+
+    def _next(self, found: Evaluation) -> np.ndarray:
+        """Return the step from the place, longer where the last ones went the same way."""
+        step = found.step()
+        if self.reach is None:
+            return step
+        longest = max(1.0, self.reach / (self.objective.length(self.place, step) + 1e-12))
+        self._last = ExtrapolatedStep.of(step, found.hessian, self._last, longest)
+        return self._last.factor * step
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,14 +196,15 @@ class ExtrapolatedStep:
     factor: float = 1.0
 
     @classmethod
-    def of(cls, found: Step, last: ExtrapolatedStep | None) -> ExtrapolatedStep:
-        """Solve for the next step, after the `last` one."""
-        step = found.solve()
+    def of(
+        cls, step: np.ndarray, hessian: np.ndarray, last: ExtrapolatedStep | None, longest: float
+    ) -> ExtrapolatedStep:
+        """Lengthen a step by what the `last` one tells, at most by a factor."""
         if last is None:
             return cls(step)
-        across = step @ found.hessian @ last.step
-        before, now = (p @ found.hessian @ p for p in (last.step, step))
+        across = step @ hessian @ last.step
+        before, now = (p @ hessian @ p for p in (last.step, step))
         if before <= 0 or now <= 0 or abs(across) < PARALLEL * np.sqrt(before * now):
             return cls(step)
         left = max(1 - across / before, last.factor / FACTORS[1])
-        return cls(step, float(np.clip(last.factor / left, *FACTORS)))
+        return cls(step, min(float(np.clip(last.factor / left, *FACTORS)), longest))

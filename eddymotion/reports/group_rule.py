@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.reports.metrics import metric_parts
+from eddymotion.robust import robust_deviation
 
 MIN_SERIES = 8
 """With fewer comparable series nothing is suggested."""
@@ -147,7 +148,7 @@ def _comparable(
 def _scores(metric: str, values: np.ndarray, scale: Scale) -> list[MetricComparison]:
     badness = scale.badness(values)
     middle = float(np.median(badness))
-    spread = max(1.4826 * float(np.median(np.abs(badness - middle))), LEAST_SPREAD)
+    spread = max(robust_deviation(badness - middle), LEAST_SPREAD)
     limit = scale.value(middle + LIMIT * spread)
     return [
         MetricComparison(metric, float(value), scale.value(middle), limit,

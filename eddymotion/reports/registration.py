@@ -17,6 +17,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import gaussian_filter
 
+from eddymotion.images.grid import all_points
 from eddymotion.registration.intensities import intensity_curve
 from eddymotion.reports import own_style
 from eddymotion.reports.figures import FADED
@@ -333,7 +334,7 @@ def _arrows(view: Cuts, plane: int, head: np.ndarray) -> np.ndarray:
         else np.array([view.position[axis]])
         for axis in range(3)
     ]
-    voxels = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
+    voxels = all_points(ranges)
     turned = apply_orientation(head, view.turn).astype(bool)
     return voxels[turned[tuple(voxels.T)]]
 

@@ -15,6 +15,7 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from eddymotion.data.series import Series
+from eddymotion.images.grid import grid_points
 
 N_POINTS = 20_000
 """About as many voxels of the brain stand for all of it where something is measured."""
@@ -74,10 +75,9 @@ class PlaneGrid:
     def plane_points(self, name: str) -> np.ndarray:
         """Positions of the voxels of a plane, (…, 3), RAS+ mm."""
         axis = PLANES.index(name)
-        shape = [1 if k == axis else n for k, n in enumerate(self.mask.shape)]
-        indices = np.moveaxis(np.indices(shape), 0, -1)
-        indices[..., axis] = self.cuts[axis]
-        return apply_affine(self.affine, np.squeeze(indices, axis=axis))
+        shape, cut = self.mask.shape, self.cuts[axis]
+        points = grid_points(shape, self.affine, slab=slice(cut, cut + 1), axis=axis)
+        return points.reshape(*np.delete(shape, axis), 3)
 
 
 class Slices:

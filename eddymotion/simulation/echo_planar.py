@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from nibabel.affines import apply_affine
 
-from eddymotion.images.grid import Grid, block_means
+from eddymotion.images.grid import Grid, block_means, grid_points
 from eddymotion.images.image import Image
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.simulation.base import Head
@@ -82,9 +81,8 @@ def _shifts_of_faces(
     affine = fine.affine.copy()
     affine[:3, 3] -= fine.affine[:3, axis] / 2
     shifts = np.empty((*shape, 3), np.float32)
-    y, z = np.indices(shape[1:]).reshape(2, -1)
     for x, plane in enumerate(shifts):
-        points = apply_affine(affine, np.stack([np.full_like(y, x), y, z], axis=1))
+        points = grid_points(shape, affine, slab=slice(x, x + 1), axis=0)
         found = np.nan_to_num(hertz.spline.sample(points, view.pose))[:, None] * readout.shift
         if view.eddy is not None:
             found += view.eddy.recorded(view.index, points) - points

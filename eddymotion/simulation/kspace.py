@@ -17,7 +17,7 @@ import numpy as np
 from scipy import fft
 
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import Grid, block_means, grid_points
+from eddymotion.images.grid import Grid, all_points, block_means, grid_points
 
 MARGIN_MM = 24.0
 """How far the measured field of view reaches beyond the image within slices, as with oversampled
@@ -236,7 +236,7 @@ def _unit_vectors(n: int, random: np.random.Generator) -> np.ndarray:
 def _points_of_a_head() -> np.ndarray:
     """Points that fill :data:`HEAD_RADII_MM`, (P, 3) mm."""
     steps = np.linspace(-1, 1, 25)
-    ball = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+    ball = all_points([steps] * 3)
     return ball[np.linalg.norm(ball, axis=1) <= 1] * HEAD_RADII_MM
 
 

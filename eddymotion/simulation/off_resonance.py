@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.images.grid import Grid
+from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.simulation.acquisition import coil_sensitivity
@@ -81,9 +81,7 @@ class Magnetised:
     def _spectrum(self) -> np.ndarray:
         """Of the susceptibility."""
         grid = self.grid
-        axes = [start + self.voxel_size * np.arange(n)
-                for start, n in zip(grid.affine[:3, 3], grid.shape, strict=True)]  # fmt: skip
-        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        points = grid_points(grid.shape, grid.affine).reshape(*grid.shape, 3)
         near = (points[..., 2] < TOP_MM) & np.all(
             (points[..., :2] > BOX_MM[:, 0]) & (points[..., :2] < BOX_MM[:, 1]), axis=-1
         )
@@ -122,16 +120,14 @@ class Magnetised:
             Head → scanner; at rest when not given.
         """
         field = self.unshimmed(pose)
-        voxels = np.moveaxis(np.indices(field.data.shape), 0, -1).reshape(-1, 3)
-        points = apply_affine(field.affine, voxels)
+        points = grid_points(field.data.shape, field.affine)
         in_scanner = points if pose is None else apply_affine(pose, points)
         shimmed = field.data - (shim_terms(in_scanner) @ self.shims).reshape(field.data.shape)
         return Image(shimmed.astype(np.float32), field.affine)
 
     def hertz_on(self, grid: Grid) -> np.ndarray:
         """Field (Hz) of the head at rest on a grid: (X, Y, Z) float32."""
-        voxels = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
-        found = self.hertz().spline.sample(apply_affine(grid.affine, voxels))
+        found = self.hertz().spline.sample(grid_points(grid.shape, grid.affine))
         return np.nan_to_num(found).reshape(grid.shape)
 
     def distortion(self, readout: Readout, *, changing: bool = True) -> Distortion:
@@ -231,8 +227,7 @@ class OpposedPair:
     def truth_on_grid(self) -> np.ndarray:
         """Return the true field on the grid of the first image, (X, Y, Z) Hz."""
         image = self.images[0]
-        voxels = np.moveaxis(np.indices(image.data.shape), 0, -1).reshape(-1, 3)
-        found = self.hertz.spline.sample(apply_affine(image.affine, voxels))
+        found = self.hertz.spline.sample(grid_points(image.data.shape, image.affine))
         return np.nan_to_num(found).reshape(image.data.shape)
 
 
@@ -278,8 +273,8 @@ def simulate_pair(
             zip((field, there), readouts, (np.eye(4), pose), strict=True))
     )  # fmt: skip
     head = magnetised.head
-    voxels = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
-    at = apply_affine(np.linalg.inv(head.affine) @ grid.affine, voxels).round().astype(int)
+    to_head = np.linalg.inv(head.affine) @ grid.affine
+    at = grid_points(grid.shape, to_head).round().astype(int)
     inside = ((at >= 0) & (at < head.shape)).all(axis=1)
     brain = np.zeros(len(at), bool)
     brain[inside] = head.brain[tuple(at[inside].T)]

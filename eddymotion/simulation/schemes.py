@@ -11,6 +11,7 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import all_points
 
 LATTICE_RADIUS = 5
 """Lattice steps from the centre of q-space to its edge, as in DSI with 515 points."""
@@ -75,7 +76,7 @@ def cartesian_scheme(n: int, b_max: float, n_b0: int = 1, *, seed: int = 0) -> G
 def _half_lattice(radius: int) -> np.ndarray:
     """Lattice points in a ball, without the centre, of each antipodal pair one: (P, 3)."""
     steps = np.arange(-radius, radius + 1)
-    q = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    q = all_points([steps] * 3)
     q = q[len(q) // 2 + 1 :]  # in lexicographic order, antipodes mirror each other
     return q[(q**2).sum(axis=1) <= radius**2]
 

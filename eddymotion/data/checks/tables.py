@@ -17,6 +17,7 @@ import numpy as np
 
 from eddymotion.data.gradients import SHELL_GAP, Gradients
 from eddymotion.data.series import DWI, Series
+from eddymotion.robust import robust_deviation
 
 LEVEL_WIDTH = 0.15
 """b-values that differ by less than this part, or by :data:`SHELL_GAP`, should look alike."""
@@ -475,7 +476,7 @@ class _OfDirection:
         penalty = 1e-2 * len(shell) * (np.eye(6) - _ISOTROPIC)
         away = brightness - np.median(brightness)
         for _ in range(20):
-            scatter = max(1.4826 * float(np.median(abs(away))), 0.01)
+            scatter = max(robust_deviation(away), 0.01)
             weights = 1 / (1 + (away / (2 * scatter)) ** 2) ** 2
             weighted = design.T * weights
             normal = weighted @ design + penalty

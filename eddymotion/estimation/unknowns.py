@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a joint solution solves for: blocks of unknowns of each volume, or shared by all.
+
+A block says how the volumes change with its unknowns, how a step moves the motion, and what is
+known beforehand; the normal equations of all blocks together
+(:mod:`eddymotion.estimation.normal_equations`) know nothing of their meaning. Every block has the
+same number of columns in each volume. Its unknowns may be fewer: steps ``δ_i`` of volume ``i`` are
+``B z_i``, with ``B`` the directions of the block that the data determine; or, where all volumes
+share the unknowns, ``Σ_d X_id B z_d`` by a design ``X``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from scipy import sparse
+
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid
+
+POSES = "poses"
+
+
+@dataclass(frozen=True, eq=False)
+class PriorTerms:
+    """What is known beforehand adds to the normal equations of a block of k columns.
+
+    Parameters
+    ----------
+    gradient : (N, k) array
+    precision : (k, N, N) array
+        For each column, between volumes.
+    """
+
+    gradient: np.ndarray
+    precision: np.ndarray
+
+
+class Block(ABC):
+    """Unknowns of one kind.
+
+    Attributes
+    ----------
+    name : str
+        By which their part of a solution is asked for.
+    size : int
+        Columns ``k`` in each volume.
+    directions : (k, r) array, optional
+        Columns by the directions along which steps are taken, ``B``; all when there are none.
+    design : (N, D) array, optional
+        ``X``, where all volumes share the unknowns.
+    """
+
+    name: str
+    size: int
+    directions: np.ndarray | None = None
+    design: np.ndarray | None = None
+
+    @abstractmethod
+    def lengths(self, points: np.ndarray) -> np.ndarray:
+        """Root-mean-square displacement (mm) of points (V, 3) for each column, (k,)."""
+
+    @abstractmethod
+    def columns(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Return how the volumes change with a step, (N, k, V) float32.
+
+        Parameters
+        ----------
+        motion : Motion
+        points : (V, 3) array
+            In the head's frame, RAS+ mm.
+        slopes : (N, 3, V) float32 array
+            Of the volumes along the axes of that frame.
+        """
+
+    @abstractmethod
+    def moved(self, motion: Motion, step: np.ndarray) -> Motion:
+        """Take a step (N, k) off the motion."""
+
+    def prior(self, motion: Motion) -> PriorTerms | None:
+        """Return what is known beforehand; None for nothing."""
+        return None
+
+
+class Poses(Block):
+    """The pose of each volume: steps ``T ← T exp(−δ)``, translation (mm) and rotation (rad).
+
+    Parameters
+    ----------
+    center : (3,) array
+        About which heads turn, RAS+ mm.
+    directions : (6, r) array, optional
+        The motion that the images show (:mod:`eddymotion.estimation.undetermined`).
+    """
+
+    name, size = POSES, 6
+
+    def __init__(self, center: np.ndarray, directions: np.ndarray | None = None) -> None:
+        self.center, self.directions = center, directions
+
+    def lengths(self, points: np.ndarray) -> np.ndarray:
+        """One for translations, the root-mean-square distance from the centre for rotations."""
+        radius = np.sqrt(((points - self.center) ** 2).sum(axis=1).mean())
+        return np.array([1.0] * 3 + [radius] * 3)
+
+    def columns(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Return the slopes, and their moments about the centre."""
+        x, y, z = (points - self.center).T.astype(np.float32)
+        gx, gy, gz = slopes[:, 0], slopes[:, 1], slopes[:, 2]
+        found = np.empty((len(slopes), 6, len(points)), np.float32)
+        found[:, :3] = slopes
+        found[:, 3] = y * gz - z * gy
+        found[:, 4] = z * gx - x * gz
+        found[:, 5] = x * gy - y * gx
+        return found
+
+    def moved(self, motion: Motion, step: np.ndarray) -> Motion:
+        """Move each volume."""
+        return replace(motion, matrices=motion.matrices @ exp_rigid(-step, self.center))
+
+
+@dataclass(frozen=True, eq=False)
+class Unknowns:
+    """Blocks of unknowns side by side.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+    """
+
+    blocks: Sequence[Block]
+
+    def __len__(self) -> int:
+        return sum(block.size for block in self.blocks)
+
+    @cached_property
+    def columns(self) -> dict[str, slice]:
+        """Where each block is among the columns of a volume."""
+        found, first = {}, 0
+        for block in self.blocks:
+            found[block.name] = slice(first, first := first + block.size)
+        return found
+
+    def only(self, name: str) -> Unknowns:
+        """Return one of the blocks alone."""
+        return Unknowns([block for block in self.blocks if block.name == name])
+
+    def lengths(self, points: np.ndarray) -> np.ndarray:
+        """Root-mean-square displacement (mm) of points (V, 3) for each column, (p,)."""
+        return np.concatenate([block.lengths(points) for block in self.blocks])
+
+    def jacobian(self, motion: Motion, points: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Return how the volumes change with a step, (N, p, V); see :meth:`Block.columns`."""
+        found = [block.columns(motion, points, slopes) for block in self.blocks]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def moved(self, motion: Motion, step: np.ndarray) -> Motion:
+        """Take a step (N, p) off the motion."""
+        for block in self.blocks:
+            motion = block.moved(motion, step[:, self.columns[block.name]])
+        return motion
+
+    def priors(self, motion: Motion) -> dict[str, PriorTerms]:
+        """Return what is known beforehand of each block."""
+        found = {block.name: block.prior(motion) for block in self.blocks}
+        return {name: terms for name, terms in found.items() if terms is not None}
+
+    def basis(self, n_volumes: int) -> sparse.csr_array | None:
+        """Return the steps (N p) that unknowns amount to, (N p, M); None where it is the identity.
+
+        ``X ⊗ B`` of each block, side by side.
+        """
+        if all(block.design is None and block.directions is None for block in self.blocks):
+            return None
+        parts, every = [], sparse.eye_array(len(self), format="csc")
+        for block in self.blocks:
+            along = every[:, self.columns[block.name]]
+            if block.directions is not None:
+                along = along @ sparse.csc_array(block.directions)
+            design = sparse.eye_array(n_volumes) if block.design is None else block.design
+            parts.append(sparse.kron(design, along))
+        return sparse.hstack(parts, format="csr")
