@@ -4,6 +4,7 @@
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -109,6 +110,17 @@ def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     heads = list(heads)
     lines = [heads, ["---"] * len(heads), *(list(row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def over_rows(rows: list[Row], over: Callable[[list[float]], float]) -> dict[str, float]:
+    """Return e.g. the median or the largest of each column of numbers, NaN apart."""
+    columns = {
+        name: [row[name] for row in rows if isinstance(row[name], int | float)]
+        for name, value in rows[0].items()
+        if isinstance(value, int | float)
+    }
+    known = {name: [v for v in values if v == v] for name, values in columns.items()}
+    return {name: float(over(values)) if values else math.nan for name, values in known.items()}
 
 
 def pair(first: float, second: float, digits: int = 3) -> str:
