@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class Rows:
         return any(tuple(str(row[name]) for name in self.key) == wanted for row in self.rows)
 
     def add(self, row: Row) -> None:
-        """Keep a row, and say so."""
+        """Keep a row and the commit that was measured, and say so."""
+        row = {**row, "revision": revision()}
         self.rows.append(row)
         write_tsv(self.path, self.rows)
         print("\t".join(f"{name}={value}" for name, value in row.items()), flush=True)
@@ -159,6 +161,7 @@ def command() -> str:
     return " ".join(["python -m benchmarks." + module, *(Path(a).name for a in sys.argv[1:])])
 
 
+@cache
 def revision() -> str:
     """Return the commit that is measured, marked when there are changes on top of it."""
     try:
