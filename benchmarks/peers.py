@@ -81,7 +81,8 @@ def main() -> int:
     if not options.render:
         keep_provenance(options)
         measure_all(options, rows)
-    render(rows, options.rows.with_suffix(".json"))
+    if not options.no_page:
+        render(rows, options.rows.with_suffix(".json"))
     return 0
 
 
@@ -103,6 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="series are kept")
     parser.add_argument("--rows", type=Path, default=Path("build/peers/peers.tsv"))
     parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     parser.add_argument("--check", action="store_true", help="only check the conventions")
     options = parser.parse_args()
     tools = [tool.name for tool in TOOLS]
