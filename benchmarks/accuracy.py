@@ -376,12 +376,12 @@ def table(rows: list[tables.Row]) -> str:
     return tables.markdown(heads, lines)
 
 
-FIGURES = """RMSE (mm / °) over three axes and all volumes above b=100. *Volume 0's frame*: the absolute
-error. *Offset-free*: the error after one constant rigid offset is removed, which moves the
-corrected series as a whole and blurs nothing. *Largest*: the worst displacement of a volume over
-an 80 mm sphere. *Slopes*: of estimated on true motion. *Coverage*: how many of the 95 % intervals
-hold the truth. *s*: on a machine with other work; [speed](speed.md) is measured apart. *Revision*:
-of the program that was measured.
+FIGURES = """RMSE (mm / °) over three axes and all volumes above b=100. *Volume 0's frame*: the
+absolute error. *Offset-free*: the error after one constant rigid offset is removed, which moves
+the corrected series as a whole and blurs nothing. *Largest*: the worst displacement of a volume
+over an 80 mm sphere. *Slopes*: of estimated on true motion. *Coverage*: how many of the 95 %
+intervals hold the truth. *s*: on a machine with other work; [speed](speed.md) is measured apart.
+*Revision*: of the program that was measured.
 """
 
 PHANTOM = f"""# Accuracy on simulated series
@@ -407,8 +407,8 @@ the frame of b=0 was off ([decision 0019](../decisions/0019-frame-by-course-and-
 directions at b=1000 and 4 b=0, 3 mm, SNR 20, drift and three jumps, measured in k-space under the
 field of a coil array (2:1), with 6/8 partial Fourier and a ghost of 2 %
 ([how they are made](../explanation/simulated-heads.md)). No factor was set on them; that the slab
-held the truth in 70 % of its intervals is why errors within a contrast are now widened by halves of
-the brain.
+held the truth in 70 % of its intervals is why errors within a contrast are now widened by halves
+of the brain.
 
 {FIGURES}
 phantom: the head of the other page. b15, sag: fitted to real series by harmonics, joined by time.
@@ -417,12 +417,13 @@ cavity of 5 cm, filled or not. slab: 42 mm of slices. cropped: without the lowes
 brain. infant: grey and white matter reversed. b3000: 24 directions at b=3000. shells: 12, 16, 20
 at b=700, 1500, 2800. tiny: 12 directions, one b=0.
 
-A fitted head's own b=0 and diffusion-weighted maps lie within about 0.1 mm of each other, so that
-b15 and sag tell less of the frame than the others. sag, fitted to 20 directions at b=2000 that were
-aligned crudely, is displaced in itself, another way for each direction: its errors with other
-motion and noise are alike (correlation in the head's frame .94 to .98 along x, y, z and about z) and a
-quadratic function of the direction explains all but 0.02 to 0.035 of 0.12 mm. What two seeds do not
-share, the error of the estimate itself, is 0.025 mm. Its row stays as it is, as a bound.
+A fitted head's own b=0 and diffusion-weighted maps lie within about 0.1 mm of each other, so
+that b15 and sag tell less of the frame than the others. sag, fitted to 20 directions at b=2000
+that were aligned crudely, is displaced in itself, another way for each direction: its errors with
+other motion and noise are alike (correlation in the head's frame .94 to .98 along x, y, z and
+about z) and a quadratic function of the direction explains all but 0.02 to 0.035 of 0.12 mm. What
+two seeds do not share, the error of the estimate itself, is 0.025 mm. Its row stays as it is, as a
+bound.
 """
 
 PAGES = {"accuracy": PHANTOM, "other-heads": HEADS}

@@ -13,7 +13,6 @@ drift of the scanner's frequency, which the estimate has to find. So that axis i
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np

@@ -5,7 +5,8 @@
 a process of its own on the same files, with the same number of threads, and keeps a row as soon
 as it has one; the same command again goes on where it stopped. ``--render`` writes the page
 ``docs/benchmarks/peers.md`` from the rows. ANTs and NiFreeze run with PYTHON, an environment with
-``benchmarks/peers-requirements.txt`` (``make benchmark-peers`` makes it); without it they are left out.
+``benchmarks/peers-requirements.txt`` (``make benchmark-peers`` makes it); without it they are left
+out.
 
 ``--check`` runs all tools on a small series and fails if one of them reports motion in another
 direction than the simulated one: a wrong convention would look like a bad tool.

@@ -169,10 +169,10 @@ INTRODUCTION = f"""# Opposite polarities on real series
 Two real runs of one participant, of opposite phase encoding, corrected as the program does it:
 motion and eddy-current fields within each run, one frame for both, and the off-resonance field
 between them, from the b=0 images alone. The diffusion-weighted volumes were kept out of the
-field, and in each run nothing knew of the other's: correlation of pairs of them, over the brain but
-for {INSIDE_VOXELS} voxel at its edge. Median over the pairs / lowest pair. *Directions apart*: between the
-b-vectors of a pair in the frame of the head; a head that was turned between the runs shows each
-direction turned.
+field, and in each run nothing knew of the other's: correlation of pairs of them, over the brain
+but for {INSIDE_VOXELS} voxel at its edge. Median over the pairs / lowest pair. *Directions apart*:
+between the b-vectors of a pair in the frame of the head; a head that was turned between the runs
+shows each direction turned.
 
 What is left after correction is noise, other directions where the head was turned, signal that
 was squeezed into a place, and what the field lacks.

@@ -136,7 +136,9 @@ def with_volumes(dwi: DWI, signal: np.ndarray) -> DWI:
 
 def moved_volumes(dwi: DWI, applied: Motion) -> np.ndarray:
     """Move what each volume shows by a pose: what lay at p lies at ``T p``; RAS+ mm."""
-    shape = tuple(len(range(*cut.indices(n))) for cut, n in zip(within(dwi), dwi.shape, strict=True))
+    shape = tuple(
+        len(range(*cut.indices(n))) for cut, n in zip(within(dwi), dwi.shape, strict=True)
+    )
     moved = np.empty((*shape, len(dwi)), np.float32)
     to_voxels = np.linalg.inv(dwi.affine)
     for index, pose in enumerate(applied.matrices):

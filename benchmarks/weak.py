@@ -2,9 +2,9 @@
 """Where it is weak: one table of the results of all benchmarks, and what the README says of them.
 
 ``python -m benchmarks.weak`` reads the numbers beside the pages (``docs/benchmarks/*.tsv``) and
-writes the first table of ``docs/benchmarks/README.md`` and that of the README anew. Nothing in them
-is written by hand: of each figure the row that lies worst against its bound is shown, whichever
-that is. ``tests/test_benchmarks.py`` fails where a table is not that of the numbers.
+writes the first table of ``docs/benchmarks/README.md`` and that of the README anew. Nothing in
+them is written by hand: of each figure the row that lies worst against its bound is shown,
+whichever that is. ``tests/test_benchmarks.py`` fails where a table is not that of the numbers.
 """
 
 import statistics
@@ -67,6 +67,7 @@ class Figure:
         return Result(self, found)
 
     def shown(self, value: float) -> str:
+        """Return a value with its unit."""
         return f"{value:.{self.digits}f}{self.unit}"
 
 
@@ -135,11 +136,11 @@ def slope(*by: str):
     return lambda rows: ((name, abs(value - 1)) for name, value in both(rows))
 
 
-def ratio(above: str, below: str, *by: str, where: Callable[[Row], bool] = lambda row: True):
+def ratio(above: str, below: str, *by: str):
     """Return what reads one column as a part of another."""
     return lambda rows: (
         (", ".join(str(row[key]) for key in by), row[above] / row[below])
-        for row in rows if where(row) and isinstance(row.get(below), int | float) and row[below] > 0
+        for row in rows if isinstance(row.get(below), int | float) and row[below] > 0
     )  # fmt: skip
 
 
@@ -226,8 +227,12 @@ def within_coverage(rows: list[Row]) -> Named:
 
 def is_field(fields: str, *, there: bool) -> Callable[[Row], bool]:
     """Rows of simulated series with such fields estimated, with or without any in truth."""
-    return lambda row: (row["fields"] == fields and isinstance(row.get("true_field_mm"), int | float)
-                        and (row["true_field_mm"] > 0) is there)  # fmt: skip
+
+    def chosen(row: Row) -> bool:
+        true = row.get("true_field_mm")
+        return row["fields"] == fields and isinstance(true, int | float) and (true > 0) is there
+
+    return chosen
 
 
 def is_lossy(row: Row) -> bool:
@@ -274,8 +279,8 @@ FIGURES = (
     Figure("at-rest-worst", "at-rest", "a static object: its worst volume", " mm", 0.20,
            column("all_largest_mm", "object", "volumes",
                   where=lambda row: row["fields"] == "auto")),
-    Figure("real-mean", "real", "real series: mean correlation with the prediction, gain", "", 0.001,
-           change("before_mean", "after_mean", "series"), least=True),
+    Figure("real-mean", "real", "real series: mean correlation with the prediction, gain", "",
+           0.001, change("before_mean", "after_mean", "series"), least=True),
     Figure("real-lowest", "real", "real series: the same of the lowest volume", "", 0.001,
            change("before_lowest", "after_lowest", "series"), least=True),
     Figure("real-rescan-tensor", "real", "scan against rescan: distance of the tensors, of that "
@@ -295,8 +300,8 @@ FIGURES = (
            against_best("cpu_seconds"), digits=2),
     Figure("peers-memory", "peers", "memory, of the most frugal other tool's", " ×", 1.0,
            against_best("peak_mb"), digits=2),
-    Figure("registrars-loop", "registrars", "the leave-one-out loop, any engine: error of translation", " mm",
-           0.06, column("free_mm", "series", "registrar",
+    Figure("registrars-loop", "registrars", "the leave-one-out loop, any engine: error of "
+           "translation", " mm", 0.06, column("free_mm", "series", "registrar",
                         where=lambda row: row["registrar"] != "joint")),
     Figure("cieslak-frame-mm", "cieslak", "the protocol of Cieslak et al.: error of translation",
            " mm", 0.06, column("frame_mm", "scheme", "percent_moved")),
@@ -343,7 +348,7 @@ CLAIMS = {
     "accuracy-free-deg": "rotation, on that head",
     "replay-free-mm": "translation, known motion of real volumes",
     "replay-free-deg": "rotation, known motion of real volumes",
-    "peers-free-mm": "translation, as a multiple of the best other tool's error (DIPY, ANTs, NiFreeze)",
+    "peers-free-mm": "translation, of the best other tool's error (DIPY, ANTs, NiFreeze)",
 }
 """Figures that the README quotes, in its words."""
 
