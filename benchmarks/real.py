@@ -263,7 +263,7 @@ def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -
     for name in dict.fromkeys(row["series"] for row in rows if row["state"] in STATES):
         mine = {row["state"]: row for row in rows if row["series"] == name}
         parts += [f"## Scan against rescan: {name}\n", SCAN_RESCAN, table_of_halves(mine, STATES)]
-    turned = dict.fromkeys(row["series"] for row in rows if row["state"] in RESCANS)
+    turned = dict.fromkeys(row["series"] for row in rows if row["state"] == "turned")
     parts += [TURNED] * bool(turned)
     for name in turned:
         mine = {row["state"]: row for row in rows if row["series"] == name}
