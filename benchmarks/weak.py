@@ -196,14 +196,14 @@ def loop_against_best(rows: list[Row]) -> Named:
     return against_best("free_mm")(renamed)
 
 
-def rescan(name: str):
-    """Return what reads distances of halves, as a part of those after interpolation alone."""
+def between_states(name: str, after: str, beside: str):
+    """Return what reads a distance of tensors in one state, as a part of that in another."""
 
     def values(rows: list[Row]) -> Named:
         states = {(row["series"], row["state"]): row for row in rows}
         for (series, state), row in states.items():
-            if state == "after" and (series, "interpolated") in states:
-                yield series, row[name] / states[series, "interpolated"][name]
+            if state == after and (series, beside) in states:
+                yield series, row[name] / states[series, beside][name]
 
     return values
 
@@ -303,9 +303,14 @@ FIGURES = (
     Figure("real-lowest", "real", "real series: the same of the lowest volume", "", 0.001,
            change("before_lowest", "after_lowest", "series"), least=True),
     Figure("real-rescan-tensor", "real", "scan against rescan: distance of the tensors, of that "
-           "after interpolation alone", "", 0.95, rescan("tensor_rms"), digits=2),
+           "after interpolation alone", "", 0.95,
+           between_states("tensor_rms", "after", "interpolated"), digits=2),
     Figure("real-rescan-angle", "real", "scan against rescan: angle of the main directions, of "
-           "that after interpolation alone", "", 0.95, rescan("angle_median"), digits=2),
+           "that after interpolation alone", "", 0.95,
+           between_states("angle_median", "after", "interpolated"), digits=2),
+    Figure("real-turned-angle", "real", "a head turned between two scans: angle of the main "
+           "directions, of that without turning the b-vectors", "", 0.95,
+           between_states("angle_median", "turned", "not turned"), digits=2),
     Figure("polarities-field", "polarities", "real runs of opposite polarity: correlation of "
            "volumes kept out of the field", "", 0.955, column("field_r", "first", "second"),
            least=True),
