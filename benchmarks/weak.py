@@ -381,23 +381,22 @@ def weak_table(docs: Path = tables.DOCS) -> str:
     """Return the table of all figures, the weakest first."""
     results = [figure.of(docs) for figure in FIGURES]
     results.sort(key=lambda one: -one.excess(one.worst(one.weakest)))
-    heads = ["page", "what", "to hold", "weakest row", "seeds", "its median", "its worst seed",
-             "rows that hold", "median of all rows"]  # fmt: skip
+    heads = ["figure", "to hold", "rows that hold", "weakest row", "there"]
     return tables.markdown(heads, map(weak_line, results))
 
 
 def weak_line(result: Result) -> list[str]:
     figure, name = result.figure, result.weakest
     values = result.values[name]
-    worst = figure.shown(result.worst(name))
+    found = figure.shown(result.worst(name))
     held = f"{len(result.holding)} of {len(result.values)}"
     if len(result.holding) < len(result.values):
-        worst, held = f"**{worst}**", f"**{held}**"
+        found, held = f"**{found}**", f"**{held}**"
+    if len(values) > 1:
+        found += f", median {figure.shown(statistics.median(values))} of {len(values)}"
     return [
-        f'<a id="{figure.anchor}"></a>[{figure.page}]({figure.page}.md)', figure.what,
-        f"{'≥' if figure.least else '≤'}{NO_BREAK}{figure.shown(figure.bound)}", name,
-        str(len(values)), figure.shown(statistics.median(values)), worst, held,
-        figure.shown(result.median),
+        f'<a id="{figure.anchor}"></a>[{figure.what}]({figure.page}.md)',
+        f"{'≥' if figure.least else '≤'}{NO_BREAK}{figure.shown(figure.bound)}", held, name, found,
     ]  # fmt: skip
 
 

@@ -51,10 +51,10 @@ def test_a_number_that_becomes_worse_moves_the_row_up(tmp_path):
     rows[0]["all_mm"] = 7.654
     tables.write_tsv(tmp_path / "at-rest.tsv", rows)
     first = weak.weak_table(tmp_path).splitlines()[2]
-    assert first.startswith('| <a id="at-rest-all"></a>[at-rest](at-rest.md) |')
-    assert "| ≤ 0.200 mm | oil, all | 1 | 7.654 mm | **7.654 mm** | **2 of 3** |" in first.replace(
-        "\u00a0", " "
-    )
+    assert first == (
+        '| <a id="at-rest-all"></a>[a static object: displacement that is found](at-rest.md) '
+        "| ≤ 0.200 mm | **2 of 3** | oil, all | **7.654 mm** |"
+    ).replace("≤ 0.200 mm", "≤_0.200_mm").replace("7.654 mm", "7.654_mm").replace("_", "\u00a0")
 
 
 def test_the_worst_seed_decides_and_a_least_bound_is_one():
@@ -66,7 +66,7 @@ def test_the_worst_seed_decides_and_a_least_bound_is_one():
     assert result.median == 0.95
     assert list(result.with_seeds(3).values) == ["low"]
     line = weak.weak_line(result)
-    assert line[2:] == ["≥\u00a00.900", "low", "3", "0.950", "**0.850**", "**2 of 3**", "0.950"]
+    assert line[1:] == ["≥\u00a00.900", "**2 of 3**", "low", "**0.850**, median 0.950 of 3"]
 
 
 def test_ours_is_compared_with_the_best_that_ran_to_its_end():
