@@ -356,6 +356,7 @@ def table(rows: list[tables.Row]) -> str:
             continue
         m, worst = (tables.over_rows(mine, over) for over in (np.median, np.max))
         slopes = [row[column] for row in mine for column in ("slope_t", "slope_r")]
+        slopes = [slope for slope in slopes if slope == slope] or [np.nan]
         seeds = ", ".join(str(seed) for seed in sorted(row["seed"] for row in mine))
         lines.append([
             name, seeds,
