@@ -4,8 +4,8 @@
 ``python -m benchmarks.real BIDS_DIR`` writes ``docs/benchmarks/real.md``: for every series of the
 dataset the correlation of the held-out diffusion-weighted volumes with their prediction, the range
 of the motion, and the time; for series whose second half repeats the directions of the first, the
-distance between the tensors of the halves; for runs of one participant with the same gradients and
-the same phase encoding, between which the head was turned, the distance between the tensors of the
+distance between the tensors of the halves; for runs of one participant with as many volumes of the
+same phase encoding, between which the head was turned, the distance between the tensors of the
 runs. ``--render`` only writes the page.
 """
 
@@ -303,8 +303,8 @@ variance as under the estimated motion: only what goes beyond it is the correcti
 
 TURNED = """## Scan against rescan: a head that was turned
 
-Two runs of one person with the same table of gradients and the same phase encoding, between which
-the head was turned: the scanner's directions are then others in the head. The runs are brought
+Two runs of one person with as many directions and the same phase encoding, between which the head
+was turned: the scanner's directions are then others in the head. The runs are brought
 into one frame by their b=0 images, and their tensors compared as above, by the names there. If the
 b-vectors did not turn with the head, the principal directions would be wrong by about its turn
 (by less where it turned about them). Distortion along the phase encoding is not the same in both

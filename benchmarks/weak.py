@@ -230,7 +230,7 @@ OTHER_WITHIN_GOAL = 0.20
 def within_errors(rows: list[Row]) -> Named:
     """Errors of slices' poses as multiples of their goals."""
     for row in rows:
-        goal = WITHIN_GOALS.get(row["case"], OTHER_WITHIN_GOAL)
+        goal = WITHIN_GOALS.get(row["case"].removeprefix("other-"), OTHER_WITHIN_GOAL)
         yield motion_case(row), row["rms_auto"] / goal
 
 
