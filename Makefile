@@ -52,12 +52,16 @@ types: $(VENV)/.installed-test
 benchmark: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.weak
 
 benchmark-peers: $(VENV)/.installed-test $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.peers --check
 	$(BIN)/python -m benchmarks.peers $(PHANTOM)
 	$(BIN)/python -m benchmarks.cieslak $(PHANTOM)
 	$(BIN)/python -m benchmarks.real $(BIDS)
+	$(BIN)/python -m benchmarks.replay $(BIDS)
+	$(BIN)/python -m benchmarks.polarities $(BIDS)
+	$(BIN)/python -m benchmarks.weak
 
 $(PEERS)/.installed: benchmarks/peers-requirements.txt
 	$(PYTHON) -m venv $(PEERS)

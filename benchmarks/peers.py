@@ -5,7 +5,8 @@
 a process of its own on the same files, with the same number of threads, and keeps a row as soon
 as it has one; the same command again goes on where it stopped. ``--render`` writes the page
 ``docs/benchmarks/peers.md`` from the rows. ANTs and NiFreeze run with PYTHON, an environment with
-``benchmarks/peers-requirements.txt`` (``make peers`` makes it); without it they are left out.
+``benchmarks/peers-requirements.txt`` (``make benchmark-peers`` makes it); without it they are left
+out.
 
 ``--check`` runs all tools on a small series and fails if one of them reports motion in another
 direction than the simulated one: a wrong convention would look like a bad tool.
@@ -28,7 +29,7 @@ import psutil
 
 import eddymotion as em
 from benchmarks import tables
-from benchmarks.accuracy import NAMES, SERIES, Series, read_phantom, row_of, score
+from benchmarks.accuracy import NAMES, SERIES, Series, Sources, row_of, score
 from eddymotion.io.images import write_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.tables import write_gradient_table
@@ -81,7 +82,8 @@ def main() -> int:
     if not options.render:
         keep_provenance(options)
         measure_all(options, rows)
-    render(rows, options.rows.with_suffix(".json"))
+    if not options.no_page:
+        render(rows, options.rows.with_suffix(".json"))
     return 0
 
 
@@ -90,7 +92,10 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
-    parser.add_argument("--series", nargs="+", metavar="NAME", default=["single-moderate"])
+    parser.add_argument("--real", type=Path, metavar="BIDS_DIR",
+                        help="real series to which heads are fitted")  # fmt: skip
+    parser.add_argument("--series", nargs="+", metavar="NAME", default=["single-moderate"],
+                        help="of those of benchmarks.accuracy")  # fmt: skip
     parser.add_argument("--voxel-size", type=float, default=3.0, help="mm (3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tools", nargs="+", default=[tool.name for tool in TOOLS])
@@ -100,11 +105,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="series are kept")
     parser.add_argument("--rows", type=Path, default=Path("build/peers/peers.tsv"))
     parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     parser.add_argument("--check", action="store_true", help="only check the conventions")
     options = parser.parse_args()
     tools = [tool.name for tool in TOOLS]
-    series = [name for name, one in SERIES.items() if one.head == "phantom"]
-    for given, known in ((options.series, series), (options.tools, tools)):
+    for given, known in ((options.series, list(SERIES)), (options.tools, tools)):
         if unknown := set(given) - set(known):
             parser.error(f"unknown: {', '.join(sorted(unknown))}; use any of {', '.join(known)}")
     return options
@@ -137,19 +142,20 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
     for seed in options.seeds:
         for name in options.series:
             series = dataclasses.replace(SERIES[name], voxel_sizes=options.voxel_size)
-            folder = options.work / f"{name}_{seed}_{series.digest(options.phantom)}"
-            write_series(folder, series, options.phantom, seed, options.n_threads)
+            sources = Sources(options.phantom, options.real)
+            folder = options.work / f"{name}_{seed}_{series.digest(sources.files(series))}"
+            write_series(folder, series, sources, seed, options.n_threads)
             for tool in selected(options):
                 key = {"series": name, "voxel_mm": voxel, "seed": seed, "tool": tool.name}
                 if not rows.has(**key):
                     rows.add({**key, **measure(tool, folder, options)})
 
 
-def write_series(folder: Path, series: Series, phantom: list[str], seed: int, n: int) -> None:
+def write_series(folder: Path, series: Series, sources: Sources, seed: int, n: int) -> None:
     """Simulate the series as a scanner would store it, and the truth beside it."""
     if (folder / "truth.txt").is_file():  # written last
         return
-    dwi, truth = series.simulate(read_phantom(phantom), seed, n)
+    dwi, truth = series.simulate(sources.head(series, seed), seed, n)
     signal = np.round(dwi.signal).astype(np.int16)
     write_image(folder / "dwi.nii.gz", signal, dwi.affine)
     write_image(folder / "mask.nii.gz", dwi.mask.astype(np.uint8), dwi.affine)
@@ -250,7 +256,7 @@ def resident(process: psutil.Process) -> int:
 def check(options: argparse.Namespace) -> int:
     """Compare every tool's directions with the simulated ones on a small series."""
     folder = options.work / "check"
-    write_series(folder, CHECK, [], 1, options.n_threads)
+    write_series(folder, CHECK, Sources([]), 1, options.n_threads)
     wrong = []
     for tool in selected(options):
         row = measure(tool, folder, options)
@@ -285,7 +291,9 @@ INTRODUCTION = """# Other tools on the same series
 
 Simulated series with known motion, stored as int16 NIfTI with FSL tables; every tool reads the
 same files in a process of its own, one tool after the other on each series, then the next series.
-Figures are medians over the series (seeds).
+Figures are medians over the series (seeds). Series are those of [accuracy](accuracy.md) and
+[other heads](other-heads.md); the heads there share nothing with the phantom on which our
+estimator was tuned.
 
 - *offset-free*: RMSE over axes and the volumes above b=100, after one constant rigid offset is
   removed. This is what to compare with tools that drop the b=0 volumes (†): they cannot know
@@ -303,6 +311,11 @@ default ANTs settings except where said; its antsRegistration is that of antspyx
 the package's imports, which would cost it two more seconds a volume. A tool that fails is listed
 with its error. That every tool's matrices are read in the right direction is checked on a series
 with large known motion (`python -m benchmarks.peers --check`).
+
+FSL's `eddy` is not among them. The one build that this project has had is of third-party sources
+that had to be mended first. What it made of other series, and why that is not to be quoted as
+Oxford's program, is in [how to compare](../how-to/compare.md#what-to-be-fair-about), with all that
+it takes to run the comparison with a build of one's own.
 """
 
 

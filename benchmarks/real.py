@@ -4,25 +4,31 @@
 ``python -m benchmarks.real BIDS_DIR`` writes ``docs/benchmarks/real.md``: for every series of the
 dataset the correlation of the held-out diffusion-weighted volumes with their prediction, the range
 of the motion, and the time; for series whose second half repeats the directions of the first, the
-distance between the tensors of the halves. ``--render`` only writes the page.
+distance between the tensors of the halves; for runs of one participant with as many volumes of the
+same phase encoding, between which the head was turned, the distance between the tensors of the
+runs. ``--render`` only writes the page.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 import eddymotion as em
 from benchmarks import tables
 from eddymotion.bids.series import find_series
+from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation import assess
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
+from eddymotion.mapping.rigid import framewise_displacement, log_rigid, rigid_parameters
 
 KEY = ("series", "state")
 
@@ -34,6 +40,15 @@ STATES = {
     "interpolated": "interpolated as much, not aligned",
     "after": "after correction",
 }
+
+RESCANS = {
+    "apart": "each run alone",
+    "not turned": "one frame, b-vectors as in the tables",
+    "turned": "one frame, b-vectors turned",
+}
+
+LEAST_TURN_DEG = 5.0
+"""Between two runs, for what the turning of b-vectors does to be seen."""
 
 
 def main() -> None:
@@ -48,6 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n-threads", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=Path("build/real.tsv"))
     parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
 
 
@@ -55,11 +71,13 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
     found = find_series(options.bids_dir)
     for files in (one for series in found.values() for one in series):
         measure(files, options, rows)
+    for pair in (pair for series in found.values() for pair in combinations(series, 2)):
+        measure_rescan(pair, options, rows)
 
 
 def measure(files: SeriesFiles, options: argparse.Namespace, rows: tables.Rows) -> None:
     """Correct a series, judge it, compare its halves if they repeat each other."""
-    name = files.dwi.name.removesuffix(".nii.gz").removesuffix("_dwi")
+    name = name_of(files)
     if rows.has(series=name, state="motion"):
         return
     started = time.process_time()
@@ -77,6 +95,58 @@ def measure(files: SeriesFiles, options: argparse.Namespace, rows: tables.Rows) 
               "seconds": round(seconds, 1), **judged(dwi, motion, options.n_threads)})  # fmt: skip
 
 
+def name_of(files: SeriesFiles) -> str:
+    return files.dwi.name.removesuffix(".nii.gz").removesuffix("_dwi")
+
+
+def measure_rescan(
+    pair: Sequence[SeriesFiles], options: argparse.Namespace, rows: tables.Rows
+) -> None:
+    """Compare the tensors of two runs of one polarity, between which the head was turned."""
+    name = ", ".join(map(name_of, pair))
+    if not same_polarity(pair) or rows.has(series=name, state="turned"):
+        return
+    runs = [em.load(files.dwi, bval=files.bval, bvec=files.bvec) for files in pair]
+    motions = em.estimate_motion(runs, n_threads=options.n_threads)
+    between = motions[1][runs[1].reference] @ np.linalg.inv(motions[0][runs[0].reference])
+    turn = float(np.rad2deg(np.linalg.norm(log_rigid(between, np.zeros(3))[3:])))
+    if turn < LEAST_TURN_DEG:
+        return
+    for state, both in rescanned(runs, motions, options.n_threads):
+        whole = joined(both)
+        halves = np.split(np.arange(len(whole)), [len(both[0])])
+        rows.add({"series": name, "state": state, "turn_deg": turn,
+                  **tensor_distance(whole, whole, halves)})  # fmt: skip
+
+
+def same_polarity(pair: Sequence[SeriesFiles]) -> bool:
+    """Whether two runs have as many volumes and the same ``dir-`` in their names."""
+    polarities = [[e for e in name_of(files).split("_") if e.startswith("dir-")] for files in pair]
+    shapes = [nib.load(files.dwi).shape for files in pair]
+    return polarities[0] == polarities[1] != [] and shapes[0] == shapes[1]
+
+
+def rescanned(
+    runs: list[DWI], motions: list[Motion], n_threads: int
+) -> Iterator[tuple[str, list[DWI]]]:
+    """Yield the states of two runs, both on the grid of the first."""
+    options = {"engine": "fast", "n_threads": n_threads}
+    alone = [motion.relative_to(run.reference) for run, motion in zip(runs, motions, strict=True)]
+    yield "apart", em.resample(runs, alone, **options)
+    together = em.resample(runs, motions, **options)
+    yield "not turned", [replace(made, acquisition=run.acquisition)
+                         for made, run in zip(together, runs, strict=True)]  # fmt: skip
+    yield "turned", together
+
+
+def joined(runs: Sequence[DWI]) -> DWI:
+    """Return runs on one grid as one series, with the mask of the first."""
+    gradients = Gradients(np.concatenate([run.gradients.bvals for run in runs]),
+                          np.concatenate([run.gradients.bvecs for run in runs]))  # fmt: skip
+    signal = np.concatenate([run.signal for run in runs], axis=3)
+    return DWI(signal, runs[0].affine, gradients, runs[0].mask)
+
+
 def judged(dwi: DWI, motion: Motion, n_threads: int) -> tables.Row:
     """Return correlations with the prediction, before and after, and how far the head moved."""
     dwis = dwi.gradients.dwis
@@ -91,7 +161,17 @@ def judged(dwi: DWI, motion: Motion, n_threads: int) -> tables.Row:
     fd = framewise_displacement(parameters)[1:]
     names = ("range_x", "range_y", "range_z", "turn_x", "turn_y", "turn_z")
     row |= dict(zip(names, map(float, reach), strict=True))
-    return row | {"fd_mean": float(fd.mean()), "fd_max": float(fd.max())}
+    row |= {"fd_mean": float(fd.mean()), "fd_max": float(fd.max())}
+    return row | (evidence(motion) if motion.frame_evidence else {})
+
+
+def evidence(motion: Motion) -> tables.Row:
+    """Return how b=0 and diffusion-weighted volumes were joined, of the group that fits least."""
+    told = motion.frame_evidence
+    assert told is not None
+    return {"frame_bval": round(told.bval), "by_time": told.by_time, "by_images": told.by_images,
+            "apart_mm": told.apart_mm, "apart_deg": told.apart_degrees,
+            "contradicted": int(told.contradicted)}  # fmt: skip
 
 
 def repeated_halves(dwi: DWI) -> tuple[np.ndarray, np.ndarray] | None:
@@ -182,7 +262,15 @@ def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -
              "![correlation before and after](real.png)\n"]  # fmt: skip
     for name in dict.fromkeys(row["series"] for row in rows if row["state"] in STATES):
         mine = {row["state"]: row for row in rows if row["series"] == name}
-        parts += [f"## Scan against rescan: {name}\n", SCAN_RESCAN, table_of_halves(mine)]
+        parts += [f"## Scan against rescan: {name}\n", SCAN_RESCAN, table_of_halves(mine, STATES)]
+    turned = dict.fromkeys(row["series"] for row in rows if row["state"] == "turned")
+    parts += [TURNED] * bool(turned)
+    for name in turned:
+        mine = {row["state"]: row for row in rows if row["series"] == name}
+        parts += [f"{name}, turned by {mine['turned']['turn_deg']:.1f}°:\n",
+                  table_of_halves(mine, RESCANS)]  # fmt: skip
+    if told := [row for row in motion if isinstance(row.get("by_time"), float)]:
+        parts += [FRAMES, table_of_frames(told)]
     plot(motion, docs)
     tables.write_page("real", "\n".join(parts), rows, docs)
 
@@ -213,6 +301,25 @@ variance as under the estimated motion: only what goes beyond it is the correcti
 """
 
 
+TURNED = """## Scan against rescan: a head that was turned
+
+Two runs of one person with as many directions and the same phase encoding, between which the head
+was turned: the scanner's directions are then others in the head. The runs are brought
+into one frame by their b=0 images, and their tensors compared as above, by the names there. If the
+b-vectors did not turn with the head, the principal directions would be wrong by about its turn
+(by less where it turned about them). Distortion along the phase encoding is not the same in both
+runs, nothing corrects it without the opposite polarity, and it is part of what is left.
+"""
+
+FRAMES = """## Time and images beside each other
+
+Standard errors (mm an axis) of the offset between b=0 and diffusion-weighted volumes as each tells
+it alone, how far the two are apart, and whether that is more than chance would do, of the group
+of volumes that fits least
+([decision 0019](../decisions/0019-frame-by-course-and-place.md)).
+"""
+
+
 def table_of_motion(rows: list[tables.Row]) -> str:
     heads = ["series", "voxels", "mm", "mean r: before → after", "lowest r: before → after",
              "mean r²: before → after", "range x, y, z (mm)", "range x, y, z (°)",
@@ -229,7 +336,19 @@ def table_of_motion(rows: list[tables.Row]) -> str:
     return tables.markdown(heads, lines)
 
 
-def table_of_halves(rows: dict[str, tables.Row]) -> str:
+def table_of_frames(rows: list[tables.Row]) -> str:
+    heads = ["series", "b-value", "by time", "by images", "apart (mm)", "apart (°)",
+             "contradicted"]  # fmt: skip
+    lines = [
+        [row["series"], str(row["frame_bval"]), tables.number(row["by_time"]),
+         tables.number(row["by_images"]), tables.number(row["apart_mm"], 2),
+         tables.number(row["apart_deg"], 2), "yes" if row["contradicted"] else "no"]
+        for row in rows
+    ]  # fmt: skip
+    return tables.markdown(heads, lines)
+
+
+def table_of_halves(rows: dict[str, tables.Row], states: dict[str, str]) -> str:
     heads = ["", "tensor", "FA", "MD", "angle: median (°)", "angle: mean (°)",
              "voxels, of these FA > 0.3"]  # fmt: skip
     lines = [
@@ -237,7 +356,7 @@ def table_of_halves(rows: dict[str, tables.Row]) -> str:
                   ("tensor_rms", "fa_rms", "md_rms")),
          *(tables.number(rows[state][name], 2) for name in ("angle_median", "angle_mean")),
          f"{rows[state]['voxels']}, {rows[state]['white_voxels']}"]
-        for state, label in STATES.items() if state in rows
+        for state, label in states.items() if state in rows
     ]  # fmt: skip
     return tables.markdown(heads, lines)
 

@@ -4,12 +4,14 @@
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ class Rows:
         return any(tuple(str(row[name]) for name in self.key) == wanted for row in self.rows)
 
     def add(self, row: Row) -> None:
-        """Keep a row, and say so."""
+        """Keep a row and the commit that was measured, and say so."""
+        row = {**row, "revision": revision()}
         self.rows.append(row)
         write_tsv(self.path, self.rows)
         print("\t".join(f"{name}={value}" for name, value in row.items()), flush=True)
@@ -111,6 +114,17 @@ def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def over_rows(rows: list[Row], over: Callable[[list[float]], float]) -> dict[str, float]:
+    """Return e.g. the median or the largest of each column of numbers, NaN apart."""
+    columns = {
+        name: [row[name] for row in rows if isinstance(row[name], int | float)]
+        for name, value in rows[0].items()
+        if isinstance(value, int | float)
+    }
+    known = {name: [v for v in values if v == v] for name, values in columns.items()}
+    return {name: float(over(values)) if values else math.nan for name, values in known.items()}
+
+
 def pair(first: float, second: float, digits: int = 3) -> str:
     """Return two numbers as one cell, a dash where there is none."""
     return " / ".join(number(value, digits) for value in (first, second))
@@ -147,6 +161,7 @@ def command() -> str:
     return " ".join(["python -m benchmarks." + module, *(Path(a).name for a in sys.argv[1:])])
 
 
+@cache
 def revision() -> str:
     """Return the commit that is measured, marked when there are changes on top of it."""
     try:

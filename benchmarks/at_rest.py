@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects that did not move: every motion that is found in them is an error.
+
+``python -m benchmarks.at_rest SERIES …`` takes scans of static objects, whole and the b=0 volumes
+with one shell each, with eddy-current fields as the data show them and without. It keeps a row as
+soon as it has one, and goes on where it stopped; ``--render`` only writes
+``docs/benchmarks/at-rest.md``.
+
+Along the phase encoding an object at rest is displaced all the same: by eddy currents and by the
+drift of the scanner's frequency, which the estimate has to find. So that axis is told apart.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+import eddymotion as em
+from benchmarks import tables
+from eddymotion.data.series import DWI
+from eddymotion.estimation.undetermined import describe_directions
+from eddymotion.evaluation.motion import brain_points
+from eddymotion.io.images import image_stem
+from eddymotion.mapping.motion import Motion
+
+KEY = ("object", "volumes", "fields")
+
+FIELDS = ("auto", "none")
+
+FEWEST = 6
+"""Diffusion-weighted volumes of a shell that is looked at by itself."""
+
+
+def main() -> None:
+    tables.run(parse(), KEY, measure_all, render)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("series", nargs="+", type=Path, metavar="SERIES", help="4-D NIfTI files")
+    parser.add_argument("--n-threads", type=int, default=1)
+    parser.add_argument("--rows", type=Path, default=Path("build/at-rest.tsv"))
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
+    return parser.parse_args()
+
+
+def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
+    for path in options.series:
+        name = image_stem(path).removesuffix("_dwi")
+        for volumes, dwi in parts(em.load(path)):
+            for fields in FIELDS:
+                key = {"object": name, "volumes": volumes, "fields": fields}
+                if not rows.has(**key):
+                    rows.add({**key, **measure(dwi, fields, options.n_threads)})
+
+
+def parts(dwi: DWI) -> Iterator[tuple[str, DWI]]:
+    """Yield all volumes, and the b=0 volumes with one shell each, by name."""
+    yield "all", dwi
+    g = dwi.gradients
+    for bval, shell in zip(g.shell_bvals, g.shells, strict=True):
+        if len(g.b0s) and len(shell) >= FEWEST and len(g.shells) > 1:
+            yield f"b=0, {bval:.0f}", dwi.select(np.union1d(g.b0s, shell))
+
+
+def measure(dwi: DWI, fields: str, n_threads: int) -> tables.Row:
+    started = time.process_time()
+    motion = em.estimate_motion(dwi, estimator=em.Joint(eddy_currents=fields), n_threads=n_threads)
+    seconds = time.process_time() - started
+    eddy = motion.eddy_currents
+    errors = np.full((len(dwi), 6), np.nan)
+    errors = errors if motion.standard_errors is None else motion.standard_errors
+    told = np.nanmedian(errors[dwi.gradients.dwis][:, :3])
+    return {
+        "n": len(dwi), **displacements(motion, dwi),
+        "fd_mm": float(np.nanmax(motion.framewise_displacement())),
+        "turned_deg": float(np.rad2deg(np.abs(motion.parameters()[:, 3:]).max())),
+        "told_mm": float(told), "order": "none" if eddy is None else eddy.order,
+        "undetermined": describe_directions(motion.undetermined)
+        if motion.undetermined is not None else "", "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def displacements(motion: Motion, dwi: DWI) -> tables.Row:
+    """How far the points of the object are moved by the head's part of the motion, mm.
+
+    RMS over points and volumes, and of the worst volume; all of it, and without the component
+    along the phase encoding.
+    """
+    points = brain_points(dwi.mask, dwi.affine)
+    pe = dwi.acquisition.phase_encoding
+    away = np.stack([apply_affine(pose, points) - points for pose in motion.head])
+    across = away if pe is None else away - (away @ pe[0])[..., None] * pe[0]
+    found: tables.Row = {}
+    for name, vectors in (("all", away), ("across", across)):
+        squares = (vectors**2).sum(axis=2).mean(axis=1)
+        found |= {f"{name}_mm": float(np.sqrt(squares.mean())),
+                  f"{name}_largest_mm": float(np.sqrt(squares.max()))}  # fmt: skip
+    return found
+
+
+def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -> None:
+    """Write the page and the numbers."""
+    heads = ["object", "volumes", "fields", "RMS (mm): all", "across", "worst volume: all",
+             "across", "turned by (°)", "largest FD (mm)", "told (mm)", "fields found",
+             "told as not determined", "CPU (s)"]  # fmt: skip
+    lines = [
+        [row["object"], f"{row['volumes']} ({row['n']})", row["fields"],
+         *(tables.number(row[name]) for name in
+           ("all_mm", "across_mm", "all_largest_mm", "across_largest_mm", "turned_deg", "fd_mm")),
+         tables.number(row["told_mm"], 2), row["order"], row["undetermined"] or "–",
+         tables.number(row["seconds"], 1)]
+        for row in rows
+    ]  # fmt: skip
+    parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines)]
+    tables.write_page("at-rest", "\n".join(parts), rows, docs)
+
+
+INTRODUCTION = """# Objects at rest
+
+Scans of things that did not move, so that every motion found in them is an error. *RMS*:
+displacement of the points of the object over all volumes, without the offset of eddy-current
+fields; *across*: without what lies along the phase encoding, where eddy currents and the drift of
+the scanner's frequency displace an object that rests. *Told*: median standard error of
+a translation. Directions in which the object looks alike, a cylinder's axis, are not moved along,
+and are told.
+
+oil: a cylinder of oil on a 3 T Siemens, 2.4 mm, b=0 to 2000 (Szczepankiewicz et al. 2019, Data in
+Brief). It has no structure inside and no contrast that changes with the direction: the images
+join b=0 and diffusion-weighted volumes nowhere, and time alone does, which is why the standard
+errors are so large.
+
+Simulated heads at rest are in [accuracy](accuracy.md) (*single-none*, *abcd-none*, *high-none*,
+*dsi-none*), slice by slice in [within-volumes](within-volumes.md).
+"""
+
+
+if __name__ == "__main__":
+    main()
