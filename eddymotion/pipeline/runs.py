@@ -35,7 +35,7 @@ from eddymotion.estimation.runs import (
     tell_field,
 )
 from eddymotion.fieldmaps.inputs import FieldmapPaths, FieldmapSettings, read_measured
-from eddymotion.fieldmaps.topup import is_topup_coefficients, topup_field
+from eddymotion.io.topup import is_topup_coefficients, topup_field
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
@@ -159,10 +159,10 @@ class RunTogether:
             return None
         return Reference(Image(joined.mean, joined.affine), joined.mask)
 
-    def write_field(self, outputs: Outputs) -> None:
-        """Write the field, if there is one: the first run does so for all."""
+    def write_field(self, outputs: Outputs, *, fsl: bool = False) -> None:
+        """Write the field, if there is one: the first run does so for all; `fsl`: as topup, too."""
         if self.joined is not None and self.joined.field is not None and self.number == 0:
-            write_field(SessionOutputs.of(outputs), self.joined, self.names)
+            write_field(SessionOutputs.of(outputs), self.joined, self.names, fsl=fsl)
 
     def draw(self, outputs: Outputs) -> None:
         """Draw the field, and what it did to this series."""
