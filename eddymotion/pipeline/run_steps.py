@@ -122,7 +122,7 @@ def join(
         found["details_files"].append(details)
         found["mask_files"].append(outputs["mask"])
     first = Outputs.in_folder(out_dir, runs[0].dwi)
-    RunTogether(names, joined, 0).write_field(first, fsl=settings.fsl_outputs)
+    RunTogether(names, joined, 0).write_field(first)
     session, there = SessionOutputs.of(first), joined.field is not None
     kinds = {"field_file": "preproc", "coefficients_file": "coeff", "epi_file": "epi"}
     return found | {name: session.field(kind) if there else None for name, kind in kinds.items()}
