@@ -2,19 +2,21 @@
 """Fields that follow the head: found where they are there, and left out where they are not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from nibabel.affines import apply_affine
 
 import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.estimation.fields import (
+    NO_PRIOR,
     FieldPrior,
     follow_poses,
     pose_regressors,
     untold_covariances,
 )
+from eddymotion.estimation.joint import _Solver, with_cubic_fields
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
@@ -84,41 +86,69 @@ def test_poses_are_less_certain_along_the_phase_encoding(matrices, response):
     assert not found[:, [0, 2], [0, 2]].any()
 
 
+class Solved:
+    """A solver whose cubic fields are known."""
+
+    def __init__(self, dwi, coefficients):
+        self.dwi, self.coefficients, self.prior = dwi, coefficients, FieldPrior(np.ones(9))
+        self.weighed = False
+
+    def solve(self, level, groups, motion):
+        assert motion.eddy_currents.order == "cubic"
+        assert self.prior is NO_PRIOR
+        eddy = replace(motion.eddy_currents, coefficients=self.coefficients)
+        return replace(motion, eddy_currents=eddy), ["cubic"]
+
+    def weigh(self, motion, problem, group, *, by_evidence, follow):
+        assert by_evidence
+        self.weighed = follow
+        return motion
+
+    response, poses = _Solver.response, _Solver.poses
+
+
+@pytest.mark.parametrize(("size", "n_dwis", "order"), [
+    (1.0, 24, "cubic"), (0.0, 24, "quadratic"), (1.0, 18, "quadratic"),
+])  # fmt: skip
+def test_cubic_fields_are_for_those_that_follow_the_head(matrices, response, size, n_dwis, order):
+    random, n = np.random.default_rng(6), len(SCHEME)
+    poses = pose_regressors(matrices, CENTER, 0)
+    cubic = size * poses @ random.normal(scale=[[0.02]] * 3 + [[0.3]] * 2, size=(5, 10))
+    fields = np.hstack([poses @ response, cubic + random.normal(scale=0.3, size=(n, 10))])
+    dwi = SimpleNamespace(gradients=SCHEME, brain_center=CENTER)
+    solver, pe = Solved(dwi, fields), np.array([0.0, 1.0, 0.0])
+    known, groups = solver.prior, [SimpleNamespace(volumes=SCHEME.dwis[:n_dwis])]
+    motion = em.Motion(matrices, eddy_currents=EddyCurrents(fields[:, :9], pe, CENTER))
+    found, problems = with_cubic_fields(solver, groups, motion, ["quadratic"])
+    assert found.eddy_currents.order == order
+    assert problems == [order]
+    assert solver.weighed == (order == "cubic")
+    assert order == "cubic" or solver.prior is known
+
+
 @pytest.mark.slow
 def test_a_series_whose_field_changes_with_the_head_is_corrected(matrices, response):
-    """b=0 volumes, too; fields that only follow the gradients could not, quadratic ones less."""
+    """b=0 volumes, too; fields that only follow the gradients could not."""
     head = procedural_head(4.0)
     grid = Grid.covering(head, 4.0, "LAS")
+    motion = em.Motion(matrices)
     poses = pose_regressors(matrices, grid.center, 0)
-    cubic = np.random.default_rng(5).normal(scale=[[0.02]] * 3 + [[0.15]] * 2, size=(5, 10))
-    coefficients = poses @ np.hstack([response, cubic])
-    eddy = EddyCurrents(coefficients, grid.affine[:3, 1] / 4.0, grid.center)
-    acquisition = Acquisition.every(SCHEME, grid.affine, phase_encoding="j")
-
-    def scan(fields):
-        dwi = acquire(head, SCHEME, em.Motion(matrices), grid, snr=30, eddy=fields, n_threads=2)
-        return replace(dwi, acquisition=acquisition)
-
-    assert em.estimate_motion(scan(None), n_threads=2).eddy_currents is None
-    dwi = scan(eddy)
-    points = dwi.brain_center + np.random.default_rng(1).normal(scale=35, size=(300, 3))
-    true = np.stack([eddy.displaced(v, points, pose)[0] for v, pose in enumerate(matrices)])
-
-    def errors(recorded):
-        return np.stack(recorded) - true
-
-    def rms(wrong):
-        return np.sqrt((wrong**2).sum(axis=2).mean(axis=1))
-
-    def of_order(order):
-        found = em.estimate_motion(dwi, estimator=em.Joint(eddy_currents=order), n_threads=2)
-        assert found.eddy_currents.order == {"auto": "cubic"}.get(order, order)
-        return errors([found.displaced(volume, points)[0] for volume in range(len(dwi))])
-
-    b0, dwis = SCHEME.b0s[1], SCHEME.dwis
-    without = rms(errors([apply_affine(pose, points) for pose in matrices]))
-    auto, quadratic = of_order("auto"), of_order("quadratic")
-    assert rms(auto).mean() < 0.4 * without.mean()
-    assert rms(auto)[b0] < 0.5 * without[b0]
-    auto, quadratic = (wrong[dwis] - wrong[dwis].mean(axis=0) for wrong in (auto, quadratic))
-    assert rms(auto).mean() < 0.8 * rms(quadratic).mean()
+    eddy = EddyCurrents(poses @ response, grid.affine[:3, 1] / 4.0, grid.center)
+    for fields, there in ((eddy, True), (None, False)):
+        dwi = acquire(head, SCHEME, motion, grid, snr=30, eddy=fields, n_threads=2)
+        acquisition = Acquisition.every(SCHEME, grid.affine, phase_encoding="j")
+        found = em.estimate_motion(replace(dwi, acquisition=acquisition), n_threads=2)
+        assert (found.eddy_currents is not None) == there
+        if not there:
+            continue
+        points = dwi.brain_center + np.random.default_rng(1).normal(scale=35, size=(300, 3))
+        errors, without = [], []
+        for volume in range(len(dwi)):
+            true = eddy.displaced(volume, points, matrices[volume])[0]
+            errors.append(found.displaced(volume, points)[0] - true)
+            without.append(points @ matrices[volume][:3, :3].T + matrices[volume][:3, 3] - true)
+        rms, before = (np.sqrt((np.array(a) ** 2).sum(axis=2).mean(axis=1))
+                       for a in (errors, without))  # fmt: skip
+        b0 = int(dwi.gradients.b0s[1])
+        assert rms.mean() < 0.4 * before.mean()
+        assert rms[b0] < 0.5 * before[b0]

@@ -36,6 +36,7 @@ from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import (
     NO_PRIOR,
     FieldPrior,
+    PoseResponse,
     UnknownFields,
     follow_poses,
     pose_regressors,
@@ -71,7 +72,7 @@ from eddymotion.images.pyramid import (
     steepest,
 )
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
-from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
 from eddymotion.models import LinearModel
@@ -247,20 +248,24 @@ def with_cubic_fields(
     motion: Motion,
     problems: list[CoupledProblem],
 ) -> tuple[Motion, list[CoupledProblem]]:
-    """Go on with cubic fields, where fields follow the head and there are volumes enough.
+    """Go on with cubic fields, where these follow the head, too, and there are volumes enough.
 
     What eddy currents do is smooth, but a head that pitches changes the field beside its cavities:
-    of simulated ones quadratic fields leave a tenth, and the poses suffer from it.
+    quadratic fields leave a tenth of that, and the poses suffer from it.
     """
-    eddy = motion.eddy_currents
+    eddy, quadratic = motion.eddy_currents, solver.prior
     n_volumes = len(groups[-1].volumes)
     if eddy is None or not ENOUGH_FOR_CUBIC <= n_volumes <= MOST_FOR_CUBIC:
         return motion, problems
     solver.prior = NO_PRIOR
-    motion = replace(motion, eddy_currents=eddy.of_order("cubic"))
-    motion, problems = solver.solve(FINE[0], groups, motion)
-    motion = solver.weigh(motion, problems[-1], groups[-1], by_evidence=True, follow=True)
-    return motion, problems
+    finer = replace(motion, eddy_currents=eddy.of_order("cubic"))
+    finer, of_finer = solver.solve(FINE[0], groups, finer)
+    found = solver.response(finer, groups[-1], slice(N_TERMS["quadratic"], None))
+    if found is None or not found.is_shown:
+        solver.prior = quadratic
+        return motion, problems
+    finer = solver.weigh(finer, of_finer[-1], groups[-1], by_evidence=True, follow=True)
+    return finer, of_finer
 
 
 def _determined(
@@ -550,18 +555,28 @@ class _Solver:
         self, motion: Motion, group: VolumeGroup, *, known: bool = False
     ) -> np.ndarray | None:
         """Return the poses of all volumes (N, 5) if the fields follow them, or are known to."""
-        assert motion.eddy_currents is not None
-        if not len(self.dwi.gradients.b0s):
-            return None
-        first = int(self.dwi.gradients.b0s[0])
-        poses = pose_regressors(motion.matrices, self.dwi.brain_center, first)
-        volumes = group.volumes[usual_poses(poses[group.volumes])]
-        found = follow_poses(motion.eddy_currents.coefficients[volumes],
-                             self.dwi.gradients.select(volumes), poses[volumes])  # fmt: skip
+        found = self.response(motion, group)
         if found is None:
             return None
         log.info("off-resonance: %s", found)
-        return poses if known or found.is_there else None
+        return self.poses(motion) if known or found.is_there else None
+
+    def response(
+        self, motion: Motion, group: VolumeGroup, terms: slice = slice(None)
+    ) -> PoseResponse | None:
+        """Measure how some terms of the fields follow the poses; None where nothing tells."""
+        assert motion.eddy_currents is not None
+        if not len(self.dwi.gradients.b0s):
+            return None
+        poses = self.poses(motion)
+        volumes = group.volumes[usual_poses(poses[group.volumes])]
+        coefficients = motion.eddy_currents.coefficients[volumes, terms]
+        return follow_poses(coefficients, self.dwi.gradients.select(volumes), poses[volumes])
+
+    def poses(self, motion: Motion) -> np.ndarray:
+        """Return the poses of all volumes against the first b=0, as fields follow them: (N, 5)."""
+        first = int(self.dwi.gradients.b0s[0])
+        return pose_regressors(motion.matrices, self.dwi.brain_center, first)
 
     def untold(self, motion: Motion, group: VolumeGroup) -> np.ndarray:
         """Covariance of what fields that follow the head leave open, (N, 6, 6); zero without."""
