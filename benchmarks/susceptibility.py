@@ -392,9 +392,8 @@ def pitching_table(rows: list[tables.Row]) -> list[str]:
     """Return the section of series whose field changes, if there are some."""
     if not rows:
         return []
-    told = {"none": "none", "quadratic": "quadratic", "auto": "auto: cubic"}
     lines = [
-        [PITCHING[row["case"]], str(row["seed"]), told[order],
+        [PITCHING[row["case"]], str(row["seed"]), order,
          tables.number(row[f"{order}_turned_deg"]), tables.number(row[f"{order}_across_mm"]),
          tables.number(row[f"{order}_along_mm"]), tables.number(row[f"{order}_recorded_mm"]),
          tables.number(row[f"{order}_held"], 2)]
