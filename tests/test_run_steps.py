@@ -189,6 +189,18 @@ def test_files_of_another_number_of_runs_are_refused(given, told, tmp_path):
         STEPS["Join"].run(files | given, tmp_path)
 
 
+def test_a_merged_series_that_nobody_can_make_is_refused_or_none(tmp_path):
+    lists = ("corrected_files", "corrected_bval_files", "corrected_bvec_files", "mask_files",
+             "xfm_files", "details_files")  # fmt: skip
+    given = {name: ["a", "b"] for name in lists} | {"dwi_files": ["a.nii.gz", "b.nii.gz"]}
+    assert not any(STEPS["Merge"].run(given, tmp_path).values())
+    elsewhere = {"distortion_group_merge": "average", "output_space": "t1w.nii.gz"}
+    with pytest.raises(EddymotionError, match="average beside an output space"):
+        STEPS["Merge"].run(given | elsewhere, tmp_path)
+    alone = given | {"dwi_files": ["a.nii.gz"], "distortion_group_merge": "concat"}
+    assert not any(STEPS["Merge"].run(alone, tmp_path).values())
+
+
 def test_what_lies_beside_any_of_the_runs_counts_as_given(tmp_path):
     files = [tmp_path / f"{name}_dwi.nii.gz" for name in ("a", "b")]
     for path in files:
