@@ -22,22 +22,23 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, gaussian_filter1d
 
 import eddymotion as em
 from benchmarks import tables
+from eddymotion.data.acquisition import Acquisition
 from eddymotion.estimation.measured_field import MeasuredMap, radians
 from eddymotion.estimation.off_resonance import Distorted, FieldEstimate, estimate_off_resonance
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image
 from eddymotion.mapping.off_resonance import OffResonance, Readout
-from eddymotion.mapping.rigid import exp_rigid
-from eddymotion.simulation import Grid, SyntheticHead
+from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_matrix
+from eddymotion.simulation import Grid, SyntheticHead, acquire, shelled_scheme
 from eddymotion.simulation.off_resonance import Magnetised, OpposedPair, simulate_pair
 
 INSIDE_VOXELS = 2
@@ -78,6 +79,18 @@ CASES = {
     ),
 }
 
+PITCHING = {"pitch12": "28 directions, 3 mm, SNR 20, pitch of up to 12°"}
+"""Series of a head that moves in a field that changes with it."""
+
+ORDERS = ("none", "quadratic", "auto")
+"""Of the fields that are estimated with the motion."""
+
+NECK_MM = np.array([0.0, -20.0, -60.0])
+"""From the middle of the grid to where the head nods about, RAS+."""
+
+LARGEST = np.r_[1.5, 1.5, 2.0, np.deg2rad([12.0, 3.0, 4.0])]
+"""Of its motion: mm, rad."""
+
 REAL = {
     "xa30": "sub-xa30 against its measured map",
     "canon": "sub-canon, AP and PA",
@@ -95,8 +108,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="*", choices=[*CASES, *REAL], default=list(CASES))
+    parser.add_argument(
+        "--cases", nargs="*", choices=[*CASES, *PITCHING, *REAL], default=list(CASES)
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=2, help="of series that are simulated")
     parser.add_argument("--bids", type=Path, metavar="DIR", help="with sub-xa30 and sub-canon")
     parser.add_argument("--rows", type=Path, default=Path("build/susceptibility.tsv"))
     parser.add_argument("--render", action="store_true", help="only write the page")
@@ -106,11 +122,13 @@ def parse() -> argparse.Namespace:
 
 def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
     for name in options.cases:
-        for seed in options.seeds if name in CASES else [0]:
+        for seed in [0] if name in REAL else options.seeds:
             if rows.has(case=name, seed=seed):
                 continue
             if name in CASES:
                 row = measure_simulated(CASES[name], seed)
+            elif name in PITCHING:
+                row = measure_pitching(seed, options.threads)
             elif options.bids is None:
                 raise SystemExit(f"--cases {name} needs --bids")
             elif name == "xa30":
@@ -162,6 +180,77 @@ def errors(found: FieldEstimate, pair: OpposedPair) -> tables.Row:
         "inner_rms_mm": float(wrong[inner].std()),
         "pose_mm": float(np.linalg.norm(shift)),
         "pose_deg": float(np.rad2deg(angle)),
+    }
+
+
+def pitching_matrices(n_volumes: int, center: np.ndarray, seed: int) -> np.ndarray:
+    """Draw a slow course of the head that nods far, (N, 4, 4)."""
+    steps = np.random.default_rng(100 + seed).normal(size=(n_volumes, 6))
+    course = gaussian_filter1d(np.cumsum(steps, axis=0), 1.0, axis=0)
+    course -= course[0]
+    course *= LARGEST / np.abs(course).max(axis=0)
+    return rigid_matrix(course[:, :3], course[:, 3:], center + NECK_MM)
+
+
+def measure_pitching(seed: int, n_threads: int) -> tables.Row:
+    """Estimate the motion of a series in a field that changes, with fields of each order."""
+    magnetised = Magnetised(SyntheticHead(seed), strength=0.7)
+    grid, scheme = Grid.covering(magnetised.head, 3.0, "LAS"), shelled_scheme({1000.0: 28}, 4)
+    matrices = pitching_matrices(len(scheme), grid.center, seed)
+    readout = Readout.of(grid.affine, "j-", 0.045)
+    dwi = acquire(
+        magnetised.head, scheme, em.Motion(matrices), grid, coil_bias=0.13,
+        distortion=magnetised.distortion(readout), seed=seed, n_threads=n_threads,
+    )  # fmt: skip
+    acquisition = Acquisition.every(scheme, grid.affine, phase_encoding="j-", readout_time=0.045)
+    dwi = replace(dwi, acquisition=acquisition)
+    head = magnetised.head
+    points = apply_affine(head.affine, np.argwhere(head.brain)[::200])
+    recorded = np.stack([
+        apply_affine(pose, points)
+        + magnetised.hertz(pose).spline.sample(points)[:, None] * readout.shift
+        for pose in matrices
+    ])  # fmt: skip
+    row: tables.Row = {}
+    for order in ORDERS:
+        estimator = em.Joint(eddy_currents=order)
+        motion = em.estimate_motion(
+            dwi, estimator=estimator, random_seed=seed, n_threads=n_threads
+        )
+        found = motion_errors(motion, dwi, matrices, points, recorded, readout.direction)
+        row |= {f"{order}_{name}": value for name, value in found.items()}
+    return row
+
+
+def motion_errors(
+    motion: em.Motion,
+    dwi: em.DWI,
+    matrices: np.ndarray,
+    points: np.ndarray,
+    recorded: np.ndarray,
+    encoding: np.ndarray,
+) -> tables.Row:
+    """Return errors of diffusion-weighted volumes among themselves, and how many intervals hold.
+
+    Rotations, translations across the phase encoding and along it; where points of the head are
+    recorded, what is alike in all volumes removed: the field of the head at rest.
+    """
+    dwis = dwi.gradients.dwis
+    wrong = log_rigid(np.linalg.inv(matrices[dwis]) @ motion.matrices[dwis], points.mean(axis=0))
+    wrong -= wrong.mean(axis=0)
+    shifts = np.einsum("nij,nj->ni", matrices[dwis, :3, :3], wrong[:, :3])
+    along = shifts @ encoding
+    across = shifts - along[:, None] * encoding
+    there = np.stack([motion.recorded(volume, points) for volume in dwis]) - recorded[dwis]
+    there -= there.mean(axis=0)
+    off = motion.parameters(dwi.center) - em.Motion(matrices).parameters(dwi.center)
+    held = np.abs(off[1:]) < 1.96 * motion.standard_errors[1:]
+    return {
+        "turned_deg": float(np.rad2deg(np.sqrt((wrong[:, 3:] ** 2).sum(axis=1).mean()))),
+        "across_mm": float(np.sqrt((across**2).sum(axis=1).mean())),
+        "along_mm": float(np.sqrt((along**2).mean())),
+        "recorded_mm": float(np.sqrt((there**2).sum(axis=2).mean())),
+        "held": float(held.mean()),
     }
 
 
@@ -276,6 +365,7 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         for row in sorted(simulated, key=lambda row: (list(CASES).index(row["case"]), row["seed"]))
     ]  # fmt: skip
     parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines)]
+    parts += pitching_table([row for row in rows if row["case"] in PITCHING])
     real = {row["case"]: row for row in rows if row["case"] in REAL}
     if real:
         parts.append("## Real images\n")
@@ -297,6 +387,30 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         ))  # fmt: skip
     tables.write_page("susceptibility", "\n".join(parts), rows)
 
+
+def pitching_table(rows: list[tables.Row]) -> list[str]:
+    """Return the section of series whose field changes, if there are some."""
+    if not rows:
+        return []
+    lines = [
+        [PITCHING[row["case"]], str(row["seed"]), order,
+         tables.number(row[f"{order}_turned_deg"]), tables.number(row[f"{order}_across_mm"]),
+         tables.number(row[f"{order}_along_mm"]), tables.number(row[f"{order}_recorded_mm"]),
+         tables.number(row[f"{order}_held"], 2)]
+        for row in rows for order in ORDERS
+    ]  # fmt: skip
+    heads = ["series", "seed", "fields", "turned (°)", "across (mm)", "along (mm)",
+             "recorded (mm)", "95 % intervals that hold"]  # fmt: skip
+    return [PITCHED, tables.markdown(heads, lines)]
+
+
+PITCHED = """## A field that changes with the pose
+
+Motion of a series in a field that changes as the head nods, estimated with fields that may follow
+it: errors of the diffusion-weighted volumes among themselves, across the phase encoding and along
+it, where a constant of the change is not told from a translation; *recorded*: where points of the
+brain are recorded, the field of the head at rest removed.
+"""
 
 INTRODUCTION = f"""# Off-resonance fields
 

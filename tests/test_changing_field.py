@@ -2,6 +2,7 @@
 """Fields that follow the head: found where they are there, and left out where they are not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import pytest
 import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.estimation.fields import (
+    NO_PRIOR,
     FieldPrior,
     follow_poses,
     pose_regressors,
     untold_covariances,
 )
+from eddymotion.estimation.joint import _Solver, with_cubic_fields
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
@@ -81,6 +84,46 @@ def test_poses_are_less_certain_along_the_phase_encoding(matrices, response):
     assert not found[0].any()
     assert (found[5:, 1, 1] > 0).all()
     assert not found[:, [0, 2], [0, 2]].any()
+
+
+class Solved:
+    """A solver whose cubic fields are known."""
+
+    def __init__(self, dwi, coefficients):
+        self.dwi, self.coefficients, self.prior = dwi, coefficients, FieldPrior(np.ones(9))
+        self.weighed = False
+
+    def solve(self, level, groups, motion):
+        assert motion.eddy_currents.order == "cubic"
+        assert self.prior is NO_PRIOR
+        eddy = replace(motion.eddy_currents, coefficients=self.coefficients)
+        return replace(motion, eddy_currents=eddy), ["cubic"]
+
+    def weigh(self, motion, problem, group, *, by_evidence, follow):
+        assert by_evidence
+        self.weighed = follow
+        return motion
+
+    response, poses = _Solver.response, _Solver.poses
+
+
+@pytest.mark.parametrize(("size", "n_dwis", "order"), [
+    (1.0, 24, "cubic"), (0.0, 24, "quadratic"), (1.0, 18, "quadratic"),
+])  # fmt: skip
+def test_cubic_fields_are_for_those_that_follow_the_head(matrices, response, size, n_dwis, order):
+    random, n = np.random.default_rng(6), len(SCHEME)
+    poses = pose_regressors(matrices, CENTER, 0)
+    cubic = size * poses @ random.normal(scale=[[0.02]] * 3 + [[0.3]] * 2, size=(5, 10))
+    fields = np.hstack([poses @ response, cubic + random.normal(scale=0.3, size=(n, 10))])
+    dwi = SimpleNamespace(gradients=SCHEME, brain_center=CENTER)
+    solver, pe = Solved(dwi, fields), np.array([0.0, 1.0, 0.0])
+    known, groups = solver.prior, [SimpleNamespace(volumes=SCHEME.dwis[:n_dwis])]
+    motion = em.Motion(matrices, eddy_currents=EddyCurrents(fields[:, :9], pe, CENTER))
+    found, problems = with_cubic_fields(solver, groups, motion, ["quadratic"])
+    assert found.eddy_currents.order == order
+    assert problems == [order]
+    assert solver.weighed == (order == "cubic")
+    assert order == "cubic" or solver.prior is known
 
 
 @pytest.mark.slow

@@ -14,16 +14,20 @@ from runs import QUICK
 import eddymotion as em
 from eddymotion.cli import fieldmap, participant
 from eddymotion.errors import EddymotionError
+from eddymotion.images.grid import Grid
 from eddymotion.interfaces import nipype as nodes
 from eddymotion.interfaces import pydra as tasks
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import write_itk
+from eddymotion.io.other_programs import eddy_poses
 from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.topup import topup_field
+from eddymotion.io.writing import read_json
 from eddymotion.pipeline.limits import Plugin
 from eddymotion.pipeline.steps import STEPS
 from eddymotion.simulation import Recipe, shelled_scheme, simulate, write_simulation
 
-ONCE = {"model": "average", "n_iterations": 1}
+ONCE = {"model": "average", "n_iterations": 1, "distortion_group_merge": "average"}
 COMPARED = {
     "dwi_files": "desc-preproc_dwi.nii.gz",
     "bvec_files": "desc-preproc_dwi.bvec",
@@ -34,7 +38,13 @@ COMPARED = {
 }
 """Output of the workflows → how the file of the command ends."""
 
-FIELD = "fmap/sub-01_fmapid-auto00000_desc-preproc_fieldmap.nii.gz"
+OF_ALL = {
+    "field_file": "fmap/sub-01_fmapid-auto00000_desc-preproc_fieldmap.nii.gz",
+    "merged_file": "dwi/sub-01_desc-merged_dwi.nii.gz",
+    "merged_bval_file": "dwi/sub-01_desc-merged_dwi.bval",
+    "merged_bvec_file": "dwi/sub-01_desc-merged_dwi.bvec",
+}
+"""The same of what there is once for all runs."""
 
 
 @pytest.fixture(scope="module")
@@ -57,28 +67,34 @@ def files(dataset):
 
 
 @pytest.fixture(scope="module")
-def by_command(dataset, tmp_path_factory):
-    """Output → its content, a run each; and the field's."""
+def folder(dataset, tmp_path_factory):
+    """What the command writes of the participant."""
     output = tmp_path_factory.mktemp("by-command")
-    assert participant.main([str(dataset), str(output), "participant", *QUICK]) == 0
-    folder = output / "sub-01"
+    assert participant.main([str(dataset), str(output), "participant", *QUICK, "--fsl-outputs",
+                             "--distortion-group-merge", "average"]) == 0  # fmt: skip
+    return output / "sub-01"
+
+
+@pytest.fixture(scope="module")
+def by_command(folder):
+    """Output → its content, a run each; and what there is once."""
     contents = {
         name: [(folder / f"dwi/sub-01_dir-{d}_{ending}").read_bytes() for d in ("AP", "PA")]
         for name, ending in COMPARED.items()
     }
-    return contents | {"field_file": (folder / FIELD).read_bytes()}
+    return contents | {name: (folder / path).read_bytes() for name, path in OF_ALL.items()}
 
 
 def contents_of(outputs):
     """What files hold, in the shape of `by_command`."""
     found = {name: [Path(path).read_bytes() for path in outputs[name]] for name in COMPARED}
-    return found | {"field_file": Path(outputs["field_file"]).read_bytes()}
+    return found | {name: Path(outputs[name]).read_bytes() for name in OF_ALL}
 
 
 @pytest.mark.slow
 def test_pydra_gives_what_the_command_gives(files, by_command, tmp_path):
     found = flows.DwiRuns(dwi_files=files, **ONCE)(worker="debug", cache_root=tmp_path)
-    outputs = {name: getattr(found, name) for name in (*COMPARED, "field_file")}
+    outputs = {name: getattr(found, name) for name in (*COMPARED, *OF_ALL)}
     assert contents_of(outputs) == by_command
 
 
@@ -88,12 +104,13 @@ def test_nipype_gives_what_the_command_gives(files, by_command, tmp_path):
     workflow.inputs.inputnode.dwi_files = files
     run_workflow(workflow, Plugin("MultiProc", {"n_procs": 2}), tmp_path)
     sources = {"xfm_files": "join", "field_file": "join", "confounds_files": "measure"}
+    sources |= dict.fromkeys(("merged_file", "merged_bval_file", "merged_bvec_file"), "merge")
     outputs = {}
-    for name in (*COMPARED, "field_file"):
-        pattern = FIELD.split("/")[1] if name == "field_file" else f"*_{COMPARED[name]}"
+    for name in (*COMPARED, *OF_ALL):
+        pattern = Path(OF_ALL[name]).name if name in OF_ALL else f"*_{COMPARED[name]}"
         step = tmp_path / workflow.name / sources.get(name, "apply")
         found = sorted({path for path in step.rglob(pattern) if not path.is_symlink()})
-        outputs[name] = found[0] if name == "field_file" else found
+        outputs[name] = found[0] if name in OF_ALL else found
     assert contents_of(outputs) == by_command
 
 
@@ -109,6 +126,21 @@ def test_the_library_gives_what_the_command_gives(files, by_command, tmp_path):
     ours, theirs = (tmp_path / name for name in ("field.nii.gz", "theirs.nii.gz"))
     theirs.write_bytes(by_command["field_file"])
     np.testing.assert_array_equal(read_image(ours)[0], read_image(theirs)[0])
+
+
+@pytest.mark.slow
+def test_fsl_outputs_hold_the_field_as_topup_writes_it(folder):
+    hertz, affine, _ = read_image(folder / OF_ALL["field_file"])
+    base = folder / "fmap/sub-01_fmapid-auto00000_topup"
+    found = topup_field(Path(f"{base}_fieldcoef.nii.gz"), hertz.shape, affine)
+    np.testing.assert_allclose(found.on_grid(hertz.shape, affine), hertz, atol=1e-2)
+    sidecar = read_json(folder / "dwi/sub-01_dir-PA_desc-preproc_dwi.json")
+    rows = np.loadtxt(f"{base}_movpar.txt")
+    poses = eddy_poses(rows, Grid(hertz.shape, affine))
+    np.testing.assert_allclose(poses[0], np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(poses[1], np.linalg.inv(sidecar["RunPose"]), atol=1e-6)
+    readouts = np.loadtxt(f"{base}_acqparams.txt")
+    np.testing.assert_allclose(readouts, [[0, -1, 0, 0.05], [0, 1, 0, 0.05]], atol=1e-6)
 
 
 @pytest.mark.slow
@@ -138,7 +170,7 @@ def test_ends_of_the_graph_of_runs_are_those_documented():
     outputs = workflow.get_node("outputnode").inputs.copyable_trait_names()
     for word in (*inputs, *outputs):
         assert word in graphs.init_dwi_runs_wf.__doc__
-    assert set(outputs) == {*COMPARED, "bval_files", "field_file"}
+    assert set(outputs) == {*COMPARED, *OF_ALL, "bval_files"}
     assert {field.name for field in flows.DwiRuns.Outputs.__attrs_attrs__} >= set(outputs)
 
 
@@ -155,6 +187,18 @@ def test_files_of_another_number_of_runs_are_refused(given, told, tmp_path):
              "details_files": ["a.json", "b.json"]}  # fmt: skip
     with pytest.raises(EddymotionError, match=told):
         STEPS["Join"].run(files | given, tmp_path)
+
+
+def test_a_merged_series_that_nobody_can_make_is_refused_or_none(tmp_path):
+    lists = ("corrected_files", "corrected_bval_files", "corrected_bvec_files", "mask_files",
+             "xfm_files", "details_files")  # fmt: skip
+    given = {name: ["a", "b"] for name in lists} | {"dwi_files": ["a.nii.gz", "b.nii.gz"]}
+    assert not any(STEPS["Merge"].run(given, tmp_path).values())
+    elsewhere = {"distortion_group_merge": "average", "output_space": "t1w.nii.gz"}
+    with pytest.raises(EddymotionError, match="average beside an output space"):
+        STEPS["Merge"].run(given | elsewhere, tmp_path)
+    alone = given | {"dwi_files": ["a.nii.gz"], "distortion_group_merge": "concat"}
+    assert not any(STEPS["Merge"].run(alone, tmp_path).values())
 
 
 def test_what_lies_beside_any_of_the_runs_counts_as_given(tmp_path):

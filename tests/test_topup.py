@@ -4,12 +4,16 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.errors import EddymotionError
 from eddymotion.fieldmaps import FieldmapPaths, FieldmapSettings
 from eddymotion.fieldmaps.inputs import read_measured
-from eddymotion.fieldmaps.topup import is_topup_coefficients, topup_field
+from eddymotion.images.grid import Grid
+from eddymotion.io.other_programs import eddy_poses
+from eddymotion.io.topup import is_topup_coefficients, topup_field, write_topup
+from eddymotion.mapping.off_resonance import OffResonance, Readout
+from eddymotion.mapping.rigid import rigid_matrix
 
 SHAPE, KNOTS = (20, 24, 16), (2, 3, 4)
 LAS = np.array([[-2.0, 0, 0, 20], [0, 2.0, 0.1, -30], [0, -0.1, 2.5, 7], [0, 0, 0, 1]])
@@ -61,8 +65,6 @@ def test_what_cannot_be_placed_is_refused(coefficients, tmp_path):
     path = write(tmp_path / "a.nii.gz", coefficients)
     with pytest.raises(EddymotionError, match=r"made from images of shape \(20, 24, 16\)"):
         topup_field(path, (20, 24, 17), LAS)
-    with pytest.raises(EddymotionError, match="from left to right"):
-        topup_field(path, SHAPE, np.diag([2.0, 2.0, 2.5, 1.0]))
     quadratic = write(tmp_path / "b.nii.gz", coefficients, intent=2017)
     with pytest.raises(EddymotionError, match="quadratic splines"):
         topup_field(quadratic, SHAPE, LAS)
@@ -71,3 +73,52 @@ def test_what_cannot_be_placed_is_refused(coefficients, tmp_path):
     image = nib.Nifti1Image(coefficients, LAS)
     nib.save(image, tmp_path / "field.nii.gz")
     assert not is_topup_coefficients(tmp_path / "field.nii.gz")
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_one_spline_a_voxel_lies_in_it(tmp_path, flipped):
+    """topup stores no more than those, the first in the first voxel, counted from the right."""
+    coefficients = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    image = nib.Nifti1Image(coefficients, None)
+    qform = np.eye(4)
+    qform[:3, 3] = SHAPE
+    image.set_qform(qform, 1)
+    image.header["intent_code"] = 2016
+    nib.save(image, tmp_path / "x_fieldcoef.nii.gz")
+    affine = LAS @ np.diag([-1.0, 1, 1, 1]) if flipped else LAS
+    found = topup_field(tmp_path / "x_fieldcoef.nii.gz", SHAPE, affine).on_grid(SHAPE, affine)
+    basis = [cubic(np.arange(size)[:, None] - np.arange(size)) for size in SHAPE]
+    expected = np.einsum("xa,yb,zc,abc->xyz", *basis, coefficients)
+    np.testing.assert_allclose(found, expected[::-1] if flipped else expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_what_is_written_is_read_again(tmp_path, mirror):
+    """The field, wherever x is counted from, poses and polarity."""
+    turned = rigid_matrix(np.array([20.0, -30, 7]), np.array([0.1, 0, 0.05]), np.zeros(3))
+    affine = turned @ np.diag([-2.0 * mirror, 2.0, 2.5, 1.0])
+    smooth = np.random.default_rng(2).normal(size=(8, 10, 8)) * 40
+    knots = affine @ np.diag([4.0, 4, 4, 1])
+    knots[:3, 3] = apply_affine(affine, [-5.0, -6, -6])
+    field = OffResonance(smooth, knots)
+    turn = rigid_matrix(np.array([1.0, -2, 3]), np.array([0.1, -0.05, 0.2]), np.zeros(3))
+    readouts = [Readout.of(affine, pe, 0.05) for pe in ("j-", "j")]
+    written = write_topup(
+        tmp_path / "topup", field, np.stack([np.eye(4), turn]), readouts, SHAPE, affine
+    )
+    assert [path.name for path in written] == [
+        "topup_fieldcoef.nii.gz", "topup_movpar.txt", "topup_acqparams.txt"
+    ]  # fmt: skip
+    header = nib.load(written[0]).header
+    assert header["intent_code"] == 2016
+    assert [header[f"qoffset_{axis}"] for axis in "xyz"] == list(SHAPE)
+    np.testing.assert_allclose([header[f"intent_p{n}"] for n in (1, 2, 3)], voxel_sizes(affine))
+    assert header.get_data_shape() == SHAPE
+    np.testing.assert_array_equal(header["pixdim"][1:4], 1)  # voxels from knot to knot
+    found = topup_field(written[0], SHAPE, affine).on_grid(SHAPE, affine)
+    np.testing.assert_allclose(found, field.on_grid(SHAPE, affine), atol=1e-3)
+    rows = np.loadtxt(written[1])
+    np.testing.assert_allclose(rows[0], 0, atol=1e-9)
+    (as_eddy,) = eddy_poses(rows[1:], Grid(SHAPE, affine))
+    np.testing.assert_allclose(as_eddy, np.linalg.inv(turn), atol=1e-6)
+    np.testing.assert_allclose(np.loadtxt(written[2]), [[0, -1, 0, 0.05], [0, 1, 0, 0.05]])

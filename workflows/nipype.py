@@ -115,8 +115,8 @@ def init_dwi_runs_wf(
     n_threads, mem_gb, name
         As in :func:`init_dwi_hmc_wf`.
     **settings
-        As in :func:`init_dwi_hmc_wf`, and ``fieldmap``: a known field (Hz) in the frame of the
-        first run.
+        As in :func:`init_dwi_hmc_wf`, ``fieldmap``: a known field (Hz) in the frame of the first
+        run, and ``distortion_group_merge``: how the corrected runs are made one series, too.
 
     Inputs
     ------
@@ -138,8 +138,10 @@ def init_dwi_runs_wf(
         As of :func:`init_dwi_hmc_wf`, lists with one file a run.
     field_file
         The off-resonance field, Hz, where one was found.
+    merged_file, merged_bval_file, merged_bvec_file
+        The runs as one series, with ``distortion_group_merge``.
     """
-    chosen = checked_settings(settings, ACCEPTED | {"fieldmap"})
+    chosen = checked_settings(settings, ACCEPTED | {"fieldmap", "distortion_group_merge"})
     return _drawn(runs_graph(), name, chosen, n_threads, mem_gb)
 
 

@@ -29,7 +29,7 @@ from eddymotion.errors import with_present_names
 from eddymotion.interfaces import pydra as tasks  # sets NO_ET before Pydra is imported
 from eddymotion.interfaces.pydra import StepTask, inputs_of, outputs_of
 from eddymotion.pipeline.graphs import OF_RUNS, Graph, correction_graph, lovo_graph, runs_graph
-from eddymotion.pipeline.settings import APPLYING, JOINING, MOTION, settings_of
+from eddymotion.pipeline.settings import APPLYING, JOINING, MERGING, MOTION, settings_of
 from eddymotion.pipeline.steps import FORMER_NAMES, SERIES, STEPS, Field, setting_fields
 
 from pydra.compose import workflow  # isort: skip
@@ -70,7 +70,8 @@ def _dwi_runs(**given: Any) -> Any:
     """Correct the runs of a session in one frame, with the off-resonance field between them.
 
     Each run's motion is found in its own frame; the mean b=0 images tell how the runs lie to each
-    other and, where their phase encodings differ, the field that distorts them.
+    other and, where their phase encodings differ, the field that distorts them. With
+    ``distortion_group_merge`` they are made one series, too.
     """
     return _add(runs_graph(), given)
 
@@ -132,21 +133,24 @@ DwiHmc: Any = workflow.define(
 
 
 def _outputs_of_runs() -> list[Field]:
-    """Describe what the graph of runs gives: lists with one file a run, and the field."""
-    of_join = {field.name: field for field in STEPS["Join"].outputs}
+    """Describe what the graph of runs gives: lists with one file a run, field, merged series."""
+    of_all = {field.name: field for step in ("Join", "Merge") for field in STEPS[step].outputs}
     names = runs_graph().gives
     return [
-        of_join.get(name) or Field(name, list[Path], _FIELDS[name.removesuffix("s")].help)
+        of_all.get(name) or Field(name, list[Path], _FIELDS[name.removesuffix("s")].help)
         for name in names
     ]
 
+
+OF_ALL_STEPS = (*MOTION, *APPLYING, *JOINING, *MERGING)
+"""Settings of :data:`DwiRuns`."""
 
 DwiRuns: Any = workflow.define(
     _dwi_runs,
     name="DwiRuns",
     bases=(StepTask,),
     inputs=inputs_of(
-        (*OF_RUNS, SERIES[-1], *setting_fields(dict.fromkeys((*MOTION, *APPLYING, *JOINING)))),
+        (*OF_RUNS, SERIES[-1], *setting_fields(dict.fromkeys(OF_ALL_STEPS))),
         workflow.arg,
     ),
     outputs=outputs_of(_outputs_of_runs(), workflow.out),

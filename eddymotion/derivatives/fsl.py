@@ -34,7 +34,6 @@ from typing import NamedTuple
 
 import numpy as np
 from nibabel.affines import apply_affine
-from scipy.spatial.transform import Rotation
 
 from eddymotion.data.gradients import Gradients, to_fsl
 from eddymotion.data.series import Series
@@ -42,6 +41,7 @@ from eddymotion.derivatives.course import poses_of_excitations
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import fsl_coordinates
 from eddymotion.io.images import write_image
+from eddymotion.io.topup import movement_parameters, table
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.eddy_currents import N_TERMS, SCALE_MM, TERMS, polynomial_terms
 from eddymotion.mapping.motion import Motion
@@ -125,10 +125,10 @@ def write_fsl_eddy(
     poses = frame.poses(motion)
     parameters = frame.parameters(poses)
     texts = {
-        "parameters": _table(np.hstack([parameters, frame.fields(motion)])),
-        "movement_rms": _table(frame.movement_rms(poses)),
-        "restricted_movement_rms": _table(frame.movement_rms(poses, restricted=True)),
-        "rotated_bvecs": _table(to_fsl(corrected.gradients.bvecs, corrected.affine).T + 0.0),
+        "parameters": table(np.hstack([parameters, frame.fields(motion)])),
+        "movement_rms": table(frame.movement_rms(poses)),
+        "restricted_movement_rms": table(frame.movement_rms(poses, restricted=True)),
+        "rotated_bvecs": table(to_fsl(corrected.gradients.bvecs, corrected.affine).T + 0.0),
         "acqparams.txt": frame.acquisition,
         "index.txt": " ".join(["1"] * len(motion)) + "\n",
         "conventions.txt": _conventions(Path(prefix).name, frame, readout_time),
@@ -136,7 +136,7 @@ def write_fsl_eddy(
     if (between := _between_shells(parameters, original.gradients)) is not None:
         texts["post_eddy_shell_alignment_parameters"] = between
     if (course := poses_of_excitations(motion, original.acquisition)) is not None:
-        texts["movement_over_time"] = _table(frame.course(course, motion))
+        texts["movement_over_time"] = table(frame.course(course, motion))
     if outliers is not None:
         texts |= _outlier_texts(OutlierTables(*outliers), original)
     paths = {name: Path(f"{prefix}.eddy_{name}") for name in (*texts, *OPTIONAL)}
@@ -225,9 +225,7 @@ class _Frame:
 
     def parameters(self, poses: np.ndarray) -> np.ndarray:
         """Return translations (mm) and angles (rad), (N, 6)."""
-        translations = _moved(poses, self.center) - self.center
-        inverse = np.swapaxes(poses[:, :3, :3], 1, 2)
-        return np.hstack([translations, Rotation.from_matrix(inverse).as_euler("xyz")])
+        return movement_parameters(poses, self.center)
 
     def movement_rms(self, poses: np.ndarray, *, restricted: bool = False) -> np.ndarray:
         """Measure the brain's displacement to the reference and the volume before, RMS, (N, 2) mm.
@@ -270,21 +268,12 @@ class _Frame:
         return -coefficients / self.hz_to_mm / units
 
 
-def _moved(matrices: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Move one point (3,) by each of (N, 4, 4) matrices: (N, 3)."""
-    return matrices[:, :3, :3] @ point + matrices[:, :3, 3]
-
-
 def _offsets(motion: Motion) -> np.ndarray:
     """Displacement of the centre by the fields that the poses hold, mm against `pe`: (N,)."""
     eddy = motion.eddy_currents
     if eddy is None or eddy.offsets is None:
         return np.zeros(len(motion))
     return np.nan_to_num(eddy.offsets)
-
-
-def _table(rows: np.ndarray) -> str:
-    return "".join("  ".join(f"{value + 0.0:.10g}" for value in row) + "\n" for row in rows)
 
 
 def _outlier_texts(outliers: OutlierTables, original: Series) -> dict[str, str]:

@@ -21,7 +21,9 @@ from eddymotion.estimation.runs import JoinedRuns
 from eddymotion.images.grid import grid_distance
 from eddymotion.io.images import write_image
 from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.topup import topup_files, write_topup
 from eddymotion.io.writing import together, write_json
+from eddymotion.mapping.off_resonance import Readout
 
 FIELD_ID = "auto00000"
 
@@ -61,6 +63,11 @@ class SessionOutputs:
         name = f"{self.who}_fmapid-{FIELD_ID}_desc-{kind}_fieldmap{ending}"
         return self.folder / "fmap" / name
 
+    @property
+    def topup(self) -> Path:
+        """Base name of the field as FSL's topup writes it."""
+        return self.folder / "fmap" / f"{self.who}_fmapid-{FIELD_ID}_topup"
+
     def merged(self, ending: str) -> Path:
         """Path of the merged series."""
         space = f"_space-{self.space}" if self.space else ""
@@ -84,7 +91,9 @@ def remove_elsewhere(outputs: Outputs) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str]) -> None:
+def write_field(
+    outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str], *, fsl: bool = False
+) -> None:
     """Write the off-resonance field of a session, its coefficients, and the image it belongs to.
 
     Parameters
@@ -94,6 +103,8 @@ def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str
         With a field.
     names : sequence of str
         The runs, as BIDS URIs.
+    fsl : bool
+        Whether to write it as FSL's topup does, too.
     """
     field = joined.field
     if field is None:
@@ -139,6 +150,19 @@ def write_field(outputs: SessionOutputs, joined: JoinedRuns, names: Sequence[str
         write_json(outputs.field("epi", ".json"), {key: about[key] for key in shared})
         write_json(outputs.field("coeff", ".json"), about)
         write_json(outputs.field("preproc", ".json"), about)
+        _write_topup(outputs, joined, fsl=fsl)
+
+
+def _write_topup(outputs: SessionOutputs, joined: JoinedRuns, *, fsl: bool) -> None:
+    """Write what programs read that ask for the outputs of topup, if it is wanted and known."""
+    known = bool(np.isfinite(joined.shifts).all())
+    if not fsl or not known or joined.field is None:
+        for path in topup_files(outputs.topup):
+            path.unlink(missing_ok=True)
+        return
+    readouts = [Readout.of_shift(shift) for shift in joined.shifts]
+    write_topup(outputs.topup, joined.field, joined.poses, readouts, joined.mask.shape,
+                joined.affine)  # fmt: skip
 
 
 def write_merged(

@@ -252,10 +252,14 @@ class PoseResponse:
     p: float
 
     @property
+    def is_shown(self) -> bool:
+        """Whether the fields follow the poses: for sure, and more than they go their own way."""
+        return self.p < SIGNIFICANT and self.moved_mm > self.own_mm
+
+    @property
     def is_there(self) -> bool:
-        """Whether the fields follow the poses: for sure, more than nothing, and strongly."""
-        enough = max(self.own_mm, LEAST_FOLLOWED * self.pose_mm)
-        return self.p < SIGNIFICANT and self.moved_mm > enough
+        """Whether it is shown, and stronger than where a field only turns with the head."""
+        return self.is_shown and self.moved_mm > LEAST_FOLLOWED * self.pose_mm
 
     def __str__(self) -> str:
         return (

@@ -36,6 +36,7 @@ from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import (
     NO_PRIOR,
     FieldPrior,
+    PoseResponse,
     UnknownFields,
     follow_poses,
     pose_regressors,
@@ -71,7 +72,7 @@ from eddymotion.images.pyramid import (
     steepest,
 )
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
-from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
 from eddymotion.models import LinearModel
@@ -95,6 +96,10 @@ FEW_FOR_FIELDS = 6
 
 ENOUGH_FOR_QUADRATIC = 12
 """With fewer, ``auto`` estimates linear fields."""
+
+ENOUGH_FOR_CUBIC, MOST_FOR_CUBIC = 20, 150
+"""With fewer or more volumes, fields that follow the head stay quadratic: fewer tell too little,
+and normal equations grow with the square of the terms."""
 
 HALVES_FACTOR = 1.35
 """Standard errors over the scatter between halves of the brain: see
@@ -228,10 +233,39 @@ def _approach(
     motion = with_fields(solver, groups, motion, eddy_currents)
     motion, problems = solver.solve(FINE[0], groups, motion)
     if motion.eddy_currents is not None:
-        motion = solver.weigh(motion, problems[-1], groups[-1], eddy_currents == "auto")
+        auto = eddy_currents == "auto"
+        motion = solver.weigh(motion, problems[-1], groups[-1], by_evidence=auto)
         if motion.eddy_currents is None:
             motion, problems = solver.solve(FINE[0], groups, motion)
+        elif auto and solver.prior.poses is not None:
+            motion, problems = with_cubic_fields(solver, groups, motion, problems)
     return motion, problems
+
+
+def with_cubic_fields(
+    solver: _Solver,
+    groups: Sequence[VolumeGroup],
+    motion: Motion,
+    problems: list[CoupledProblem],
+) -> tuple[Motion, list[CoupledProblem]]:
+    """Go on with cubic fields, where these follow the head, too, and there are volumes enough.
+
+    What eddy currents do is smooth, but a head that pitches changes the field beside its cavities:
+    quadratic fields leave a tenth of that, and the poses suffer from it.
+    """
+    eddy, quadratic = motion.eddy_currents, solver.prior
+    n_volumes = len(groups[-1].volumes)
+    if eddy is None or not ENOUGH_FOR_CUBIC <= n_volumes <= MOST_FOR_CUBIC:
+        return motion, problems
+    solver.prior = NO_PRIOR
+    finer = replace(motion, eddy_currents=eddy.of_order("cubic"))
+    finer, of_finer = solver.solve(FINE[0], groups, finer)
+    found = solver.response(finer, groups[-1], slice(N_TERMS["quadratic"], None))
+    if found is None or not found.is_shown:
+        solver.prior = quadratic
+        return motion, problems
+    finer = solver.weigh(finer, of_finer[-1], groups[-1], by_evidence=True, follow=True)
+    return finer, of_finer
 
 
 def _determined(
@@ -484,9 +518,18 @@ class _Solver:
         return int(np.argmax(gains))
 
     def weigh(
-        self, motion: Motion, problem: CoupledProblem, group: VolumeGroup, by_evidence: bool
+        self,
+        motion: Motion,
+        problem: CoupledProblem,
+        group: VolumeGroup,
+        *,
+        by_evidence: bool,
+        follow: bool = False,
     ) -> Motion:
-        """Learn what the fields have in common, and leave out those that the data do not show."""
+        """Learn what the fields have in common, and leave out those that the data do not show.
+
+        Those that follow the head stay; with `follow` it is known that they do.
+        """
         found = _of_group(motion, group)
         eddy, system = motion.eddy_currents, problem.evaluate(found)
         assert eddy is not None
@@ -494,7 +537,7 @@ class _Solver:
         if system is None:
             log.warning("eddy currents: too few points lie inside the volumes; no fields")
             return replace(motion, eddy_currents=None)
-        poses = self.poses_followed(motion, group)
+        poses = self.poses_followed(motion, group, known=follow)
         own = None if poses is None else poses[group.volumes]
         evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system, own)
         for one in evidence:
@@ -508,20 +551,32 @@ class _Solver:
             eddy = self.with_pose_response(eddy, poses, group)
         return replace(motion, eddy_currents=None if order == "none" else eddy)
 
-    def poses_followed(self, motion: Motion, group: VolumeGroup) -> np.ndarray | None:
-        """Return the poses of all volumes (N, 5) if the fields follow them."""
-        assert motion.eddy_currents is not None
-        if not len(self.dwi.gradients.b0s):
-            return None
-        first = int(self.dwi.gradients.b0s[0])
-        poses = pose_regressors(motion.matrices, self.dwi.brain_center, first)
-        volumes = group.volumes[usual_poses(poses[group.volumes])]
-        found = follow_poses(motion.eddy_currents.coefficients[volumes],
-                             self.dwi.gradients.select(volumes), poses[volumes])  # fmt: skip
+    def poses_followed(
+        self, motion: Motion, group: VolumeGroup, *, known: bool = False
+    ) -> np.ndarray | None:
+        """Return the poses of all volumes (N, 5) if the fields follow them, or are known to."""
+        found = self.response(motion, group)
         if found is None:
             return None
         log.info("off-resonance: %s", found)
-        return poses if found.is_there else None
+        return self.poses(motion) if known or found.is_there else None
+
+    def response(
+        self, motion: Motion, group: VolumeGroup, terms: slice = slice(None)
+    ) -> PoseResponse | None:
+        """Measure how some terms of the fields follow the poses; None where nothing tells."""
+        assert motion.eddy_currents is not None
+        if not len(self.dwi.gradients.b0s):
+            return None
+        poses = self.poses(motion)
+        volumes = group.volumes[usual_poses(poses[group.volumes])]
+        coefficients = motion.eddy_currents.coefficients[volumes, terms]
+        return follow_poses(coefficients, self.dwi.gradients.select(volumes), poses[volumes])
+
+    def poses(self, motion: Motion) -> np.ndarray:
+        """Return the poses of all volumes against the first b=0, as fields follow them: (N, 5)."""
+        first = int(self.dwi.gradients.b0s[0])
+        return pose_regressors(motion.matrices, self.dwi.brain_center, first)
 
     def untold(self, motion: Motion, group: VolumeGroup) -> np.ndarray:
         """Covariance of what fields that follow the head leave open, (N, 6, 6); zero without."""

@@ -14,12 +14,12 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.measured_field import MeasuredMap, phase_difference, radians
 from eddymotion.estimation.off_resonance import Distorted
-from eddymotion.fieldmaps.topup import FIELD_OF_TOPUP, is_topup_coefficients
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.image import Image
 from eddymotion.io.images import image_stem, read_image
 from eddymotion.io.sidecars import metadata_beside, usable
 from eddymotion.io.tables import read_numbers
+from eddymotion.io.topup import FIELD_OF_TOPUP, is_topup_coefficients
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.wording import shown
 

@@ -36,6 +36,7 @@ __all__ = [
     "Join",
     "ListRuns",
     "Measure",
+    "Merge",
     "Plan",
     "PredictVolume",
     "RegisterPair",
@@ -133,5 +134,5 @@ def _trait(field: Field, *default: Any, **metadata: Any) -> Any:
 
 (
     Estimate, Apply, Measure, Report, Correct, Split, ResampleVolume, Plan, PredictVolume,
-    RegisterPair, Unite, ListRuns, Join, Fieldmap,
+    RegisterPair, Unite, ListRuns, Join, Merge, Fieldmap,
 ) = map(_interface, STEPS.values())  # fmt: skip

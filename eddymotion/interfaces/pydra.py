@@ -30,6 +30,7 @@ __all__ = [
     "Join",
     "ListRuns",
     "Measure",
+    "Merge",
     "Plan",
     "PredictVolume",
     "RegisterPair",
@@ -118,5 +119,5 @@ def _function(step: Step) -> Callable[..., Any]:
 
 (
     Estimate, Apply, Measure, Report, Correct, Split, ResampleVolume, Plan, PredictVolume,
-    RegisterPair, Unite, ListRuns, Join, Fieldmap,
+    RegisterPair, Unite, ListRuns, Join, Merge, Fieldmap,
 ) = map(_task, STEPS.values())  # fmt: skip

@@ -87,20 +87,24 @@ def write_image(
 ) -> None:
     """Write NIfTI-1, in the array's dtype, sform and qform alike; gzipped if `path` ends so."""
     volumes = np.moveaxis(data, 3, 0) if data.ndim == 4 else [data]
-    header = _header(data.shape, data.dtype, affine, repetition_time)
-    _write_volumes(path, header, volumes)
+    header = new_header(data.shape, data.dtype, affine, repetition_time)
+    write_volumes(path, header, volumes)
 
 
 def write_series(path: Path, series: Series, volumes: Iterable[np.ndarray]) -> None:
     """Write the volumes of a series as float32, each as it comes."""
     shape = (*series.shape, len(series))
-    header = _header(shape, np.dtype(np.float32), series.affine, series.repetition_time)
-    _write_volumes(path, header, volumes)
+    header = new_header(shape, np.dtype(np.float32), series.affine, series.repetition_time)
+    write_volumes(path, header, volumes)
 
 
-def _header(
-    shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, repetition_time: float | None
+def new_header(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    affine: np.ndarray,
+    repetition_time: float | None = None,
 ) -> nib.Nifti1Header:
+    """Return the header of a NIfTI-1 file, sform and qform alike."""
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
@@ -117,7 +121,8 @@ def _header(
     return header
 
 
-def _write_volumes(path: Path, header: nib.Nifti1Header, volumes: Iterable[np.ndarray]) -> None:
+def write_volumes(path: Path, header: nib.Nifti1Header, volumes: Iterable[np.ndarray]) -> None:
+    """Write volumes below a header, each as it comes."""
     shape = header.get_data_shape()
     with replacing(path) as temporary, _opened(temporary) as stream:
         header.write_to(stream)

@@ -100,6 +100,12 @@ class Readout:
         size = voxel_sizes(affine)["ijk".index(phase_encoding[0])]
         return cls(phase_encoding_vector(affine, phase_encoding), float(readout_time * size))
 
+    @classmethod
+    def of_shift(cls, shift: np.ndarray) -> Readout:
+        """Take where a spin that is off by one hertz is displaced, (3,), RAS+ mm."""
+        length = float(np.linalg.norm(shift))
+        return cls(shift / length, length)
+
     @property
     def shift(self) -> np.ndarray:
         """Where a spin that is off by one hertz is displaced, (3,), RAS+ mm."""

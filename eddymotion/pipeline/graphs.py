@@ -12,7 +12,7 @@ from typing import Any
 
 from eddymotion.pipeline.lovo_steps import n_passes, refuse_settings_beyond_loop
 from eddymotion.pipeline.settings import Settings
-from eddymotion.pipeline.steps import FOUND, LISTED, SERIES, STEPS, Field
+from eddymotion.pipeline.steps import FOUND, LISTED, MERGED, SERIES, STEPS, Field
 
 Source = tuple[str, str]
 """Name of a node and of its output."""
@@ -83,22 +83,29 @@ OF_RUNS = tuple(
 
 
 def runs_graph() -> Graph:
-    """Estimate each run, bring all into one frame, apply and measure each."""
+    """Estimate each run, bring all into one frame, apply and measure each, merge them."""
     tables = ("dwi", "bval", "bvec")
     each = {f"{name}_file": ("list", f"{name}_files") for name in tables}
     runs = {name: ("list", name) for name in LISTED}
     found = {f"{name}_files": ("estimate", f"{name}_file") for name in ("xfm", "details")}
     moved = {f"{name}_file": ("join", f"{name}_files") for name in ("xfm", "details", "mask")}
+    corrected = {"corrected_files": "dwi_file", "corrected_bval_files": "bval_file",
+                 "corrected_bvec_files": "bvec_file", "mask_files": "mask_file"}  # fmt: skip
+    merged = {name: ("apply", of_each) for name, of_each in corrected.items()}
+    merged |= {name: ("join", name) for name in ("xfm_files", "details_files")}
+    merged["dwi_files"] = ("list", "dwi_files")
     nodes = (
         GraphNode("list", "ListRuns"),
         GraphNode("estimate", "Estimate", each, over=tuple(each)),
         GraphNode("join", "Join", runs | found),
         GraphNode("apply", "Apply", each | moved, over=(*each, *moved)),
         GraphNode("measure", "Measure", each | moved, over=(*each, *moved)),
+        GraphNode("merge", "Merge", merged),
     )
     gives = {f"{name}_files": ("apply", f"{name}_file") for name in (*tables, "dwiref", "mask")}
     gives |= {"xfm_files": ("join", "xfm_files"), "field_file": ("join", "field_file"),
               "confounds_files": ("measure", "confounds_file")}  # fmt: skip
+    gives |= {name: ("merge", name) for name in MERGED}
     return Graph(nodes, gives, OF_RUNS)
 
 

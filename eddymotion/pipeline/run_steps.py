@@ -3,7 +3,8 @@
 
 :func:`list_runs` names their files, :func:`join` brings motions that were found in each run's own
 frame into that of the first, with the off-resonance field between the runs, as
-:mod:`eddymotion.pipeline.runs` does for the BIDS-App. :func:`fieldmap` makes a field alone.
+:mod:`eddymotion.pipeline.runs` does for the BIDS-App, :func:`merge` makes one series of the
+corrected runs. :func:`fieldmap` makes a field alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.session import SessionOutputs
 from eddymotion.errors import EddymotionError
@@ -27,7 +29,15 @@ from eddymotion.fieldmaps import (
 from eddymotion.io.images import write_image
 from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.io.sidecars import SeriesFiles
-from eddymotion.pipeline.runs import RunTogether, image_of_b0s, joined_of
+from eddymotion.mapping.motion import Motion
+from eddymotion.pipeline.runs import (
+    RunTogether,
+    image_of_b0s,
+    joined_of,
+    load_corrected,
+    stretch_on,
+    write_as_one,
+)
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import load_series, tables_of
 
@@ -123,6 +133,71 @@ def _refuse_other_number(runs: Sequence[SeriesFiles], files: Sequence[Path], wha
         raise EddymotionError(
             f"{len(runs)} runs, but {what} of {len(files)}; give one file a run, in their order"
         )
+
+
+def merge(
+    dwi_files: Sequence[Path],
+    corrected_files: Sequence[Path],
+    corrected_bval_files: Sequence[Path],
+    corrected_bvec_files: Sequence[Path],
+    mask_files: Sequence[Path],
+    xfm_files: Sequence[Path],
+    details_files: Sequence[Path],
+    settings: Settings,
+    out_dir: Path,
+) -> Paths:
+    """Write the corrected runs of a session as one series, as ``distortion_group_merge`` says.
+
+    Parameters
+    ----------
+    dwi_files : sequence of Path
+        The original runs, whose names are kept.
+    corrected_files, corrected_bval_files, corrected_bvec_files, mask_files : sequence of Path
+        Of each run, from :func:`~eddymotion.pipeline.series_steps.apply`.
+    xfm_files, details_files : sequence of Path
+        The motion of each in the common frame, from :func:`join`.
+    settings : Settings
+    out_dir : Path
+
+    Returns
+    -------
+    dict
+        ``merged_file``, ``merged_bval_file`` and ``merged_bvec_file``; None where nothing is to be
+        merged.
+    """
+    kinds = {"merged_file": ".nii.gz", "merged_bval_file": ".bval", "merged_bvec_file": ".bvec"}
+    if settings.distortion_group_merge == "none" or len(dwi_files) < 2:
+        return dict.fromkeys(kinds)
+    _refuse_merging_elsewhere(settings)
+    names = [path.name for path in dwi_files]
+    corrected = [
+        load_corrected(*files, settings)
+        for files in zip(corrected_files, corrected_bval_files, corrected_bvec_files, mask_files,
+                         strict=True)
+    ]  # fmt: skip
+    motions = [read_motion(*both) for both in zip(xfm_files, details_files, strict=True)]
+    stretched = (_stretch_of(*both) for both in zip(corrected, motions, strict=True))
+    session = SessionOutputs.of(Outputs.in_folder(out_dir, dwi_files[0]))
+    write_as_one(session, corrected, stretched, names, settings)
+    return {name: session.merged(ending) for name, ending in kinds.items()}
+
+
+def _refuse_merging_elsewhere(settings: Settings) -> None:
+    if settings.output_space is not None and settings.distortion_group_merge == "average":
+        raise EddymotionError(
+            "distortion_group_merge is average beside an output space: a workflow knows the "
+            "stretch of the runs in their own frame only; leave one of them out, or use the "
+            "command eddymotion, which does both"
+        )
+
+
+def _stretch_of(corrected: DWI, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
+    """Tell from a motion with a field how it stretched the run, and where a hertz displaced it."""
+    known = motion.off_resonance
+    if known is None:
+        return np.ones(corrected.shape, np.float32), np.zeros(3)
+    pose, shift = motion[corrected.reference], known.shifts[corrected.reference]
+    return stretch_on(corrected.shape, corrected.affine, known.field, pose, shift), shift
 
 
 def fieldmap(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ from eddymotion.estimation.runs import (
     tell_field,
 )
 from eddymotion.fieldmaps.inputs import FieldmapPaths, FieldmapSettings, read_measured
-from eddymotion.fieldmaps.topup import is_topup_coefficients, topup_field
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
+from eddymotion.io.itk import read_itk
 from eddymotion.io.series import load
 from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
+from eddymotion.io.topup import is_topup_coefficients, topup_field
 from eddymotion.io.transforms import read_linear
 from eddymotion.io.writing import read_json, replacing, write_json
 from eddymotion.machine.parallel import Compute
@@ -159,10 +160,10 @@ class RunTogether:
             return None
         return Reference(Image(joined.mean, joined.affine), joined.mask)
 
-    def write_field(self, outputs: Outputs) -> None:
-        """Write the field, if there is one: the first run does so for all."""
+    def write_field(self, outputs: Outputs, *, fsl: bool = False) -> None:
+        """Write the field, if there is one (`fsl`: as topup, too): the first run does."""
         if self.joined is not None and self.joined.field is not None and self.number == 0:
-            write_field(SessionOutputs.of(outputs), self.joined, self.names)
+            write_field(SessionOutputs.of(outputs), self.joined, self.names, fsl=fsl)
 
     def draw(self, outputs: Outputs) -> None:
         """Draw the field, and what it did to this series."""
@@ -358,18 +359,49 @@ def merge_runs(runs: Sequence[tuple[SeriesFiles, Outputs]], settings: Settings) 
     settings : Settings
     """
     corrected = [
-        load(
-            outputs["dwi"], bval=outputs["bval"], bvec=outputs["bvec"], mask=outputs["mask"],
-            b0_threshold=settings.b0_threshold, ignore=("tables",), metadata={},
-        )
+        load_corrected(outputs["dwi"], outputs["bval"], outputs["bvec"], outputs["mask"], settings)
         for _, outputs in runs
-    ]  # fmt: skip
-    how, names = settings.distortion_group_merge, [run.uri or run.dwi.name for run, _ in runs]
-    session = SessionOutputs.of(runs[0][1])
+    ]
+    names = [run.uri or run.dwi.name for run, _ in runs]
+    every = zip(corrected, runs, strict=True)
+    stretched = (_stretch_of(outputs, dwi) for dwi, (_, outputs) in every)
+    write_as_one(SessionOutputs.of(runs[0][1]), corrected, stretched, names, settings)
+
+
+def load_corrected(
+    dwi: Path, bval: Path, bvec: Path, mask: Path | None, settings: Settings
+) -> DWI:
+    """Load what a correction has written."""
+    return load(
+        dwi, bval=bval, bvec=bvec, mask=mask, b0_threshold=settings.b0_threshold,
+        ignore=("tables",), metadata={},
+    )  # fmt: skip
+
+
+def write_as_one(
+    session: SessionOutputs,
+    corrected: Sequence[DWI],
+    stretched: Iterable[tuple[np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    settings: Settings,
+) -> None:
+    """Write corrected runs as one series, as ``settings.distortion_group_merge`` says.
+
+    Parameters
+    ----------
+    session : SessionOutputs
+    corrected : sequence of DWI
+        In one frame, on one grid.
+    stretched : iterable of (X, Y, Z) and (3,) array
+        How the field stretched each, and where a hertz displaced it; asked for where they count.
+    names : sequence of str
+    settings : Settings
+    """
+    how = settings.distortion_group_merge
     if how == "concat":
         write_merged(session, concatenated(corrected), how, names, 0)
         return
-    stretches, shifts = zip(*(_stretch_of(outputs) for _, outputs in runs), strict=True)
+    stretches, shifts = zip(*stretched, strict=True)
     merged, pairs = averaged(corrected, stretches, np.array(shifts))
     if 2 * pairs < sum(map(len, corrected)):
         log.warning(
@@ -379,23 +411,37 @@ def merge_runs(runs: Sequence[tuple[SeriesFiles, Outputs]], settings: Settings) 
     write_merged(session, merged, how, names, pairs)
 
 
-def _stretch_of(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+def _stretch_of(outputs: Outputs, corrected: DWI) -> tuple[np.ndarray, np.ndarray]:
     """Recall from the outputs of a run how its field stretched it, and which way."""
     sidecar = read_json(outputs["sidecar"])
     shift = np.array(sidecar.get("MillimetresPerHertz") or [0.0] * 3, float)
-    pose = np.array(sidecar.get("RunPose", np.eye(4)), float)
-    image, affine, _ = read_image(outputs["dwiref"])
     session = SessionOutputs.of(outputs)
     if not sidecar.get("OffResonanceCorrected") or not session.field("coeff").is_file():
-        return np.ones(image.shape[:3], np.float32), shift
+        return np.ones(corrected.shape, np.float32), shift
     coefficients, lattice, _ = read_image(session.field("coeff"))
-    field = OffResonance(coefficients, lattice)
+    pose, affine = read_itk(outputs["xfm"])[corrected.reference], corrected.affine
     if outputs["space"].is_file():
-        grid = Image(image, affine)
+        grid = Image(np.empty(corrected.shape), affine)
         affine = read_linear(outputs["space"], grid, grid) @ affine
-    _, slopes = field.on_grid_with_gradient(image.shape[:3], affine)
+    field = OffResonance(coefficients, lattice)
+    return stretch_on(corrected.shape, affine, field, pose, shift), shift
+
+
+def stretch_on(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    field: OffResonance,
+    pose: np.ndarray,
+    shift: np.ndarray,
+) -> np.ndarray:
+    """Return recorded millimetres a millimetre on a grid, (X, Y, Z): of a head at rest at a pose.
+
+    Of coefficients in single precision, as they are written.
+    """
+    written = replace(field, coefficients=field.coefficients.astype(np.float32))
+    _, slopes = written.on_grid_with_gradient(tuple(shape), affine)
     along = (pose[:3, :3].T @ shift).astype(np.float32)
-    return np.maximum(1.0 + slopes @ along, LEAST_STRETCH), shift
+    return np.maximum(1.0 + slopes @ along, LEAST_STRETCH)
 
 
 def load_b0s(run: SeriesFiles) -> DWI:

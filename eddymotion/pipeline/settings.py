@@ -321,6 +321,9 @@ MOTION = tuple(name for name in of_stages(*typing.get_args(Stage)) if name not i
 JOINING = (*of_stages("gradients", "reading", "sampling"), "fieldmap")
 """Settings of a step that brings runs together."""
 
+MERGING = (*of_stages("gradients"), "distortion_group_merge", "output_space")
+"""Settings of a step that makes one series of corrected runs."""
+
 REGISTERING = of_stages("registering")
 """Settings of a step that registers one pair."""
 

@@ -25,7 +25,7 @@ from eddymotion.pipeline.lovo_steps import (
     split,
     unite,
 )
-from eddymotion.pipeline.run_steps import fieldmap, join, list_runs
+from eddymotion.pipeline.run_steps import fieldmap, join, list_runs, merge
 from eddymotion.pipeline.series_steps import Paths, apply, correct, estimate, measure, report
 from eddymotion.pipeline.settings import (
     ALL,
@@ -33,6 +33,7 @@ from eddymotion.pipeline.settings import (
     JOINING,
     JUDGING,
     KINDS,
+    MERGING,
     MOTION,
     PREDICTING,
     READING,
@@ -103,6 +104,9 @@ HELP = {
     "xfm_files": "transforms of each run, one a volume, reference → volume (ITK text)",
     "details_files": "standard errors and fields that belong to the transforms of each run (JSON)",
     "mask_files": "brain mask of each run",
+    "merged_file": "the corrected runs as one series, where that is asked for",
+    "merged_bval_file": "its b-values",
+    "merged_bvec_file": "its b-vectors",
     "image_files": "echo-planar images of different phase encodings, or series whose first b=0 "
     "volume counts; the field is in the frame and on the grid of the first",
     "epi_files": "images without diffusion weighting of other phase encodings, such as fmap/*_epi",
@@ -131,7 +135,10 @@ OTHER_OUTPUTS: Mapping[str, Any] = {
 }  # fmt: skip
 """Types of outputs that are neither a file nor a list of files."""
 
-NOT_ALWAYS = {"Join": ("field_file", "coefficients_file", "epi_file")}
+NOT_ALWAYS = {
+    "Join": ("field_file", "coefficients_file", "epi_file"),
+    "Merge": ("merged_file", "merged_bval_file", "merged_bvec_file"),
+}
 """Outputs that a step need not have."""
 
 
@@ -328,6 +335,7 @@ REGISTERED = _named("matrix_file", "converged", "message")
 LISTED = _named("dwi_files", "bval_files", "bvec_files")
 FIELD = _named("field_file", "coefficients_file", "epi_file")
 JOINED = _named("xfm_files", "details_files", "mask_files") | FIELD
+MERGED = _named("merged_file", "merged_bval_file", "merged_bvec_file")
 FIELDMAP = FIELD | _named("corrected_files", "report_file")
 
 _STEPS = (
@@ -344,6 +352,7 @@ _STEPS = (
     Step("Unite", unite, FOUND, MOTION),
     Step("ListRuns", list_runs, LISTED),
     Step("Join", join, JOINED, JOINING),
+    Step("Merge", merge, MERGED, MERGING),
     Step("Fieldmap", fieldmap, FIELDMAP),
 )
 STEPS: Mapping[str, Step] = {step.name: step for step in _STEPS}
