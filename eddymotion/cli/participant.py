@@ -260,6 +260,7 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
     """Find the series that the options choose, and set apart what is not corrected."""
     from eddymotion.bids.anatomy import AnatomyFinder, with_anatomy
     from eddymotion.bids.series import Sorted, find_series
+    from eddymotion.bids.sessions import with_runs
 
     database_dir = options.bids_database_dir
     if database_dir is not None:
@@ -275,7 +276,7 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
     )
     sorted_out = Sorted.of(found, options.b0_threshold)
     if not options.separate_all_dwis:
-        sorted_out = sorted_out.by_session()
+        sorted_out = with_runs(sorted_out)
     if options.output_space != "T1w":
         return sorted_out
     derivatives, filter_file = options.anat_derivatives, options.bids_filter_file

@@ -47,6 +47,29 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
+class MeasuredFiles:
+    """The files of a measured off-resonance map, and what has been read of their sidecars.
+
+    Parameters
+    ----------
+    files : mapping
+        ``phasediff``, ``phase1`` and ``phase2``, or ``fieldmap``, and ``magnitude``; none where
+        there is no map.
+    echo_times : tuple of float
+        Of the two echoes, s; those of the sidecars beside the files when not given.
+    units : str, optional
+        Of ``fieldmap``; likewise.
+    """
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    echo_times: tuple[float, ...] = ()
+    units: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.files)
+
+
+@dataclass(frozen=True)
 class SeriesFiles:
     """The files of one series.
 
@@ -63,9 +86,8 @@ class SeriesFiles:
         The runs of its session that it belongs with, itself among them; none where it is alone.
     is_b0 : bool
         Whether all volumes are b=0.
-    measured : mapping
-        Files of a measured off-resonance map that is meant for it: ``phasediff``, ``phase1`` and
-        ``phase2``, or ``fieldmap``, and ``magnitude``.
+    measured : MeasuredFiles
+        The measured map that is meant for it.
     anatomy : Anatomy, optional
         Where the output is to lie in its space.
     """
@@ -78,7 +100,7 @@ class SeriesFiles:
     problem: str = ""
     runs: tuple[SeriesFiles, ...] = ()
     is_b0: bool = False
-    measured: Mapping[str, Path] = field(default_factory=dict)
+    measured: MeasuredFiles = field(default_factory=MeasuredFiles)
     anatomy: Anatomy | None = None
 
 

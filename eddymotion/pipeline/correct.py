@@ -144,9 +144,9 @@ def correct_series(
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
-    if (doubt := together.doubt) is not None:
+    for doubt in together.doubts:
         log.warning("%s: %s", series.dwi.name, doubt)
-    doubts = {"runs": [doubt] if doubt else [], "output space": space.warnings if space else []}
+    doubts = {"runs": together.doubts, "output space": space.warnings if space else []}
     content["Warnings"] += [
         {"Subject": subject, "Text": text, "Severe": False}
         for subject, texts in doubts.items()

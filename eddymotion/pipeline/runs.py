@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from eddymotion.derivatives.session import (
     write_merged,
 )
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.measured_field import MeasuredMap
 from eddymotion.estimation.runs import (
     JoinedRuns,
     RunImage,
@@ -40,14 +41,21 @@ from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
 from eddymotion.io.series import load
-from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
+from eddymotion.io.sidecars import (
+    MeasuredFiles,
+    SeriesFiles,
+    acquisition_of,
+    metadata_beside,
+    metadata_of,
+    usable,
+)
 from eddymotion.io.transforms import read_linear
 from eddymotion.io.writing import read_json, replacing, write_json
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
 from eddymotion.pipeline.cache import DIGITS, MotionCache
-from eddymotion.pipeline.fingerprint import content_of, motion_fingerprint_of
+from eddymotion.pipeline.fingerprint import measured_fingerprint_of, motion_fingerprint_of
 from eddymotion.pipeline.output_space import Reference
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, load_series
@@ -59,6 +67,9 @@ log = logging.getLogger(__name__)
 AGREE = 0.8
 """Correlation of the runs' b=0 images below which their frame is doubted. Real ones of two
 scanners: 0.93 to 0.98; with a wrong polarity 0.5 to 0.84."""
+
+FAR_MM = 25.0
+"""Standard deviation of displacements above which a field is doubted: heads have 2 to 8."""
 
 OF_FIELD = ("fieldmaps", "fmap-jacobian")
 """Words of ``--ignore`` about the off-resonance field."""
@@ -184,10 +195,11 @@ class RunTogether:
             return {}
         if len(joined) > 1:
             before, after = joined.similarity
-            names = ", ".join(Path(name).name for name in self.names)
-            summary["runs in one frame"] = (
-                f"{names}; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
-            )
+            summary["runs in one frame"] = ", ".join(Path(name).name for name in self.names)
+            if np.isfinite(after):
+                summary["runs in one frame"] += (
+                    f"; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
+                )
         if joined.field is None:
             return summary
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
@@ -214,17 +226,31 @@ class RunTogether:
         return replace(methods, n_runs=n_runs, off_resonance=source if joined.field else "")
 
     @property
-    def doubt(self) -> str | None:
-        """What to say where the runs agree too little to be believed."""
+    def doubts(self) -> list[str]:
+        """What to say of runs that agree too little, or a field too strong, to be believed."""
+        joined, found = self.joined, []
+        if joined is not None and len(joined) > 1 and joined.similarity[1] < AGREE:
+            found.append(
+                f"the b=0 images of the runs of this session agree with r = "
+                f"{joined.similarity[1]:.2f} only, expected {AGREE:g}: their common frame may be "
+                "wrong; look at the corrected runs beside each other, or correct each on its own "
+                "with --separate-all-dwis"
+            )
+        if joined is not None and (spread := self._spread_mm()) > FAR_MM:
+            found.append(
+                f"the off-resonance field displaces the brain by {spread:.0f} mm (standard "
+                f"deviation), expected {FAR_MM:g} at most; check that the field is in Hz, and "
+                "TotalReadoutTime in seconds"
+            )
+        return found
+
+    def _spread_mm(self) -> float:
+        """Tell the standard deviation of the displacement in the brain of this run, mm."""
         joined = self.joined
-        if joined is None or len(joined) < 2 or joined.similarity[1] >= AGREE:
-            return None
-        return (
-            f"the b=0 images of the runs of this session agree with r = "
-            f"{joined.similarity[1]:.2f} only, expected {AGREE:g}: their common frame may be "
-            "wrong; look at the corrected runs beside each other, or correct each on its own with "
-            "--separate-all-dwis"
-        )
+        if joined is None or joined.field is None or np.isnan(joined.shifts[self.number]).any():
+            return 0.0
+        hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
+        return float(hertz.std() * np.linalg.norm(joined.shifts[self.number]))
 
     def in_sidecar(self) -> dict[str, Any]:
         """Return what the sidecar of the corrected series keeps of it."""
@@ -242,7 +268,7 @@ class RunTogether:
 
 
 def joined_of(
-    images: Sequence[RunImage], measured: Mapping[str, Path], settings: Settings
+    images: Sequence[RunImage], measured: MeasuredFiles, settings: Settings
 ) -> JoinedRuns:
     """Join runs as the settings say.
 
@@ -250,8 +276,8 @@ def joined_of(
     ----------
     images : sequence of RunImage
         In order, runs of b=0 alone last.
-    measured : mapping
-        Files of a measured map, as in :class:`~eddymotion.io.sidecars.SeriesFiles`.
+    measured : MeasuredFiles
+        A measured map.
     settings : Settings
     """
     field, usable = None, measured and "fieldmaps" not in settings.ignore
@@ -277,37 +303,44 @@ def joined_of(
 
 
 def _beside(
-    joined: JoinedRuns, files: Mapping[str, Path], settings: Settings
+    joined: JoinedRuns, files: MeasuredFiles, settings: Settings
 ) -> np.ndarray | None:
     """Bring a measured map to the runs that told a field without it, if that can be done."""
     try:
-        measured = read_measured(FieldmapPaths((), **files), FieldmapSettings())
+        measured = _read(files)
         mean = Image(joined.mean, joined.affine)
         return measured.beside(mean, joined.mask, settings.random_seed)
     except EddymotionError as error:
-        names = ", ".join(path.name for path in files.values())
-        log.warning("%s: not compared with the field of the runs (%s)", names, error)
+        log.warning("%s: not compared with the field of the runs (%s)", _names(files), error)
         return None
 
 
 def _measured_field(
-    first: RunImage, files: Mapping[str, Path], settings: Settings
+    first: RunImage, files: MeasuredFiles, settings: Settings
 ) -> OffResonance | None:
     """Make the field of a measured map in the frame of the first run, if that can be done."""
-    names = ", ".join(path.name for path in files.values())
     (readout,) = readouts_of([first])
     if readout is None:
         log.warning(
             "%s: not used, since the series does not say how far off-resonance displaces it; add "
-            "PhaseEncodingDirection and TotalReadoutTime to its sidecar", names
+            "PhaseEncodingDirection and TotalReadoutTime to its sidecar", _names(files)
         )  # fmt: skip
         return None
     try:
-        measured = read_measured(FieldmapPaths((), **files), FieldmapSettings())
+        measured = _read(files)
         return measured.field_for(first.image, readout, first.brain, settings.random_seed)
     except EddymotionError as error:
-        log.warning("%s: not used (%s)", names, error)
+        log.warning("%s: not used (%s)", _names(files), error)
         return None
+
+
+def _read(measured: MeasuredFiles) -> MeasuredMap:
+    settings = FieldmapSettings(echo_times=measured.echo_times, units=measured.units)
+    return read_measured(FieldmapPaths((), **measured.files), settings)
+
+
+def _names(measured: MeasuredFiles) -> str:
+    return ", ".join(path.name for path in measured.files.values())
 
 
 def _given_field(path: Path, first: Image) -> OffResonance:
@@ -319,7 +352,8 @@ def _given_field(path: Path, first: Image) -> OffResonance:
             f"{path}: found an image of shape {data.shape}, expected a field in Hz of three "
             "dimensions"
         )
-    return OffResonance.of_image(Image(data, affine))
+    units = usable(metadata_beside(path), "Units", owner=path.name).get("Units", "Hz")
+    return OffResonance.of_image(MeasuredMap.in_units(Image(data, affine), units).hertz)
 
 
 def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
@@ -410,10 +444,11 @@ def load_b0s(run: SeriesFiles) -> DWI:
     return DWI(signal, affine, acquisition, brain_mask(signal.mean(axis=3)), run.dwi)
 
 
-def _digest(runs: Sequence[SeriesFiles], measured: Mapping[str, Path], settings: Settings) -> str:
+def _digest(runs: Sequence[SeriesFiles], measured: MeasuredFiles, settings: Settings) -> str:
     words = [motion_fingerprint_of(run, settings) for run in runs]
-    words += [content_of(path) for path in measured.values()]
-    words += [str(settings.fieldmap), *sorted(set(OF_FIELD) & set(settings.ignore))]
+    given = {} if settings.fieldmap is None else {"fieldmap": settings.fieldmap}
+    words += [measured_fingerprint_of(one) for one in (measured, MeasuredFiles(given))]
+    words += sorted(set(OF_FIELD) & set(settings.ignore))
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGITS]
 
 
