@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.data.acquisition import Acquisition, Slicing
+from eddymotion.data.acquisition import LONGEST_VOLUME, Acquisition, Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError, absence, describe_pointer_file
 from eddymotion.io.images import image_stem
 from eddymotion.wording import PE_AXES, shown, why
 
 log = logging.getLogger(__name__)
+
+SAME_REPETITION = 0.02
+"""Part by which the repetition times of sidecar and header may differ unsaid."""
 
 SIDECAR_DEPTH = 3
 """How deep lists and objects of a sidecar are kept: no field that is read goes deeper."""
@@ -212,7 +215,8 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 SLICE_FIELDS = "SliceEncodingDirection", "SliceTiming", "MultibandAccelerationFactor"
 ACQUISITION_FIELDS = (
-    *SLICE_FIELDS, "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime",
+    *SLICE_FIELDS, "PhaseEncodingDirection", "PhaseEncodingAxis", "RepetitionTime",
+    "TotalReadoutTime",
 )  # fmt: skip
 """Fields that tell what the scanner did: what a result may depend on."""
 
@@ -264,7 +268,7 @@ def acquisition_of(
     affine : (4, 4) array
         Voxel indices → RAS+ mm.
     repetition_time : float, optional
-        Of the header, seconds.
+        Of the header, seconds; that of the sidecar goes before it.
     owner : str
         The series for which it is logged.
     """
@@ -274,10 +278,27 @@ def acquisition_of(
         gradients,
         affine,
         slicing=_slicing(fields, metadata, shape, owner),
-        repetition_time=repetition_time,
+        repetition_time=_repetition_time(fields, repetition_time, owner),
         phase_encoding=next((found for found in directions if found is not None), None),
         readout_time=fields.get("TotalReadoutTime"),
     )
+
+
+def _repetition_time(
+    fields: Mapping[str, Any], of_header: float | None, owner: str
+) -> float | None:
+    """Return the seconds between volumes: as the sidecar says, else as the header does."""
+    said = fields.get("RepetitionTime")
+    if said is None:
+        return of_header
+    if not 0 < said <= LONGEST_VOLUME:
+        log.warning("%s: RepetitionTime is %s, expected seconds, above 0 and at most %g; it is "
+                    "ignored", owner, shown(said), LONGEST_VOLUME)  # fmt: skip
+        return of_header
+    if of_header is not None and abs(of_header - said) > SAME_REPETITION * said:
+        log.warning("%s: RepetitionTime is %g s in the sidecar, %g s in the header; that of the "
+                    "sidecar is taken", owner, said, of_header)  # fmt: skip
+    return float(said)
 
 
 def _slicing(

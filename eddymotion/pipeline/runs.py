@@ -302,9 +302,7 @@ def joined_of(
     return replace(joined, modulated="fmap-jacobian" not in settings.ignore, beside=beside)
 
 
-def _beside(
-    joined: JoinedRuns, files: MeasuredFiles, settings: Settings
-) -> np.ndarray | None:
+def _beside(joined: JoinedRuns, files: MeasuredFiles, settings: Settings) -> np.ndarray | None:
     """Bring a measured map to the runs that told a field without it, if that can be done."""
     try:
         measured = _read(files)
