@@ -297,6 +297,11 @@ def test_pairs_are_averaged_by_the_squares_of_their_stretch():
         np.sqrt(np.mean((one - truth[..., 1]) ** 2)) for one in (merged.signal[..., 1], plain)
     )
     assert weighted < 0.8 * plain
+    signal = np.array(runs[1].signal)
+    signal[..., 0, :] = 0  # beyond the field of view of that run
+    cut, _ = averaged((runs[0], replace(runs[1], signal=signal)), stretches, SHIFTS)
+    np.testing.assert_allclose(cut.signal[..., 0, :], runs[0].signal[..., 0, :])
+    np.testing.assert_array_equal(cut.signal[..., 1:, :], merged.signal[..., 1:, :])
 
 
 def test_volumes_of_one_polarity_are_no_pairs():

@@ -192,7 +192,7 @@ def averaged(
     """Make one volume of each pair of opposite polarity, weighted by the squares of the stretch.
 
     Where an image was squeezed, little is known of what is where; where it was stretched, much.
-    Volumes without a partner stay as they are.
+    Volumes without a partner stay as they are, as do voxels that one run alone has seen.
 
     Parameters
     ----------
@@ -219,9 +219,11 @@ def averaged(
         kept.append(volume)
         if other is None:
             continue
-        weights = [stretches[run_of[one]] ** 2 for one in (volume, other)]
-        total = weights[0] * signal[..., volume] + weights[1] * signal[..., other]
-        signal[..., volume] = total / (weights[0] + weights[1])
+        both = signal[..., [volume, other]]
+        squares = [stretches[run_of[one]] ** 2 for one in (volume, other)]
+        weights = np.stack(squares, axis=-1) * (both != 0)  # zero: not seen by that run
+        total = weights.sum(axis=-1)
+        signal[..., volume] = (weights * both).sum(axis=-1) / np.where(total > 0, total, 1)
         pairs += 1
     merged = DWI(signal, whole.affine, whole.gradients, whole.mask, whole.source)
     return merged.select(np.array(kept)), pairs
