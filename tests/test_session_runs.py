@@ -226,7 +226,9 @@ def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):
     np.testing.assert_allclose(found.hertz(points), in_hertz / (2 * np.pi), rtol=1e-3, atol=0.05)
     assert _digest([], MeasuredFiles(), settings) != digest
     strong = join_runs([image], field=OffResonance(300 * found.coefficients, found.affine))
-    assert "check that the field is in Hz" in RunTogether(("a",), strong, 0).doubts[0]
+    (issue,) = RunTogether(("a",), strong, 0).issues
+    assert "check that the field is in Hz" in issue.text
+    assert issue.severe
 
 
 @pytest.mark.slow

@@ -161,6 +161,10 @@ def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
 
 
+def _is_readout(value: Any) -> bool:
+    return _is_positive(value) and value < 1
+
+
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_number, value))
 
@@ -185,6 +189,7 @@ NUMBER = _is_number, "a number"
 NUMBERS = _is_numbers, "a list of numbers"
 EITHER = _is_number_or_numbers, "a number or a list of numbers"
 POSITIVE = _is_positive, "a number above zero"
+READOUT = _is_readout, "seconds, above 0 and below 1"
 TEXT = _is_text, "text"
 TEXTS = _is_text_or_texts, "text or a list of texts"
 AXIS = _is_axis, f"one of {', '.join(PE_AXES)}"
@@ -207,7 +212,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "RepetitionTime": NUMBER,
     "SliceEncodingDirection": AXIS,
     "SliceTiming": NUMBERS,
-    "TotalReadoutTime": POSITIVE,
+    "TotalReadoutTime": READOUT,
     "Units": TEXT,
 }
 """The fields of a sidecar that are read, and what each has to be."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eddymotion.data.checks import DataIssue
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.finished import refuse_names
@@ -144,13 +145,12 @@ def correct_series(
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
-    for doubt in together.doubts:
-        log.warning("%s: %s", series.dwi.name, doubt)
-    doubts = {"runs": together.doubts, "output space": space.warnings if space else []}
+    for issue in together.issues:
+        log.warning("%s: %s", series.dwi.name, issue.text)
+    of_space = [DataIssue("output space", text) for text in (space.warnings if space else ())]
     content["Warnings"] += [
-        {"Subject": subject, "Text": text, "Severe": False}
-        for subject, texts in doubts.items()
-        for text in texts
+        {"Subject": issue.kind, "Text": issue.text, "Severe": issue.severe}
+        for issue in (*together.issues, *of_space)
     ]
     content |= together.in_sidecar() | {
         "OutlierSlices": outliers,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion.data.acquisition import Acquisition
+from eddymotion.data.checks import DataIssue
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
@@ -226,22 +227,26 @@ class RunTogether:
         return replace(methods, n_runs=n_runs, off_resonance=source if joined.field else "")
 
     @property
-    def doubts(self) -> list[str]:
+    def issues(self) -> list[DataIssue]:
         """What to say of runs that agree too little, or a field too strong, to be believed."""
-        joined, found = self.joined, []
+        joined = self.joined
+        found: list[DataIssue] = []
         if joined is not None and len(joined) > 1 and joined.similarity[1] < AGREE:
-            found.append(
+            found.append(DataIssue(
+                "runs",
                 f"the b=0 images of the runs of this session agree with r = "
                 f"{joined.similarity[1]:.2f} only, expected {AGREE:g}: their common frame may be "
                 "wrong; look at the corrected runs beside each other, or correct each on its own "
-                "with --separate-all-dwis"
-            )
+                "with --separate-all-dwis",
+            ))  # fmt: skip
         if joined is not None and (spread := self._spread_mm()) > FAR_MM:
-            found.append(
+            found.append(DataIssue(
+                "field",
                 f"the off-resonance field displaces the brain by {spread:.0f} mm (standard "
                 f"deviation), expected {FAR_MM:g} at most; check that the field is in Hz, and "
-                "TotalReadoutTime in seconds"
-            )
+                "TotalReadoutTime in seconds",
+                severe=True,
+            ))  # fmt: skip
         return found
 
     def _spread_mm(self) -> float:
