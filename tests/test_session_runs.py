@@ -219,12 +219,17 @@ def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):
     write_image(given, field.data[::4, ::4, ::4] * np.float32(2 * np.pi), coarse)
     settings = Settings(fieldmap=given)
     points = apply_affine(image.image.affine, np.argwhere(image.brain))
-    in_hertz = _given_field(given, image.image).hertz(points)
+    in_hertz = _given_field(given, image).hertz(points)
     digest = _digest([], MeasuredFiles(), settings)
     (tmp_path / "field.json").write_text('{"Units": "rad/s"}')
-    found = _given_field(given, image.image)
+    found = _given_field(given, image)
     np.testing.assert_allclose(found.hertz(points), in_hertz / (2 * np.pi), rtol=1e-3, atol=0.05)
     assert _digest([], MeasuredFiles(), settings) != digest
+    away = coarse.copy()
+    away[0, 3] += 400
+    write_image(given, field.data[::4, ::4, ::4], away)
+    with pytest.raises(em.EddymotionError, match="tells the field in 0% of the brain"):
+        _given_field(given, image)
     strong = join_runs([image], field=OffResonance(300 * found.coefficients, found.affine))
     (issue,) = RunTogether(("a",), strong, 0).issues
     assert "check that the field is in Hz" in issue.text

@@ -363,6 +363,7 @@ def readouts_of(runs: Sequence[RunImage]) -> list[Readout | None]:
 
 def tell_field(runs: Sequence[RunImage]) -> bool:
     """Whether the images of runs tell the off-resonance field."""
+    runs = [runs[run] for run in _of_one_contrast(runs)]
     unknown = sum(run.readout_time is None for run in runs)
     if unknown not in (0, len(runs)):
         return False

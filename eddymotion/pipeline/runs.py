@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.checks import DataIssue
@@ -60,6 +61,7 @@ from eddymotion.pipeline.fingerprint import measured_fingerprint_of, motion_fing
 from eddymotion.pipeline.output_space import Reference
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, load_series
+from eddymotion.registration.checks import inside_grid
 from eddymotion.reports import save_figure
 from eddymotion.reports.fieldmap import field_figure
 
@@ -71,6 +73,9 @@ scanners: 0.93 to 0.98; with a wrong polarity 0.5 to 0.84."""
 
 FAR_MM = 25.0
 """Standard deviation of displacements above which a field is doubted: heads have 2 to 8."""
+
+COVERED = 0.5
+"""Part of the brain in which a field has to be known: it is 0.8 and more where edges are cut."""
 
 OF_FIELD = ("fieldmaps", "fmap-jacobian")
 """Words of ``--ignore`` about the off-resonance field."""
@@ -285,10 +290,10 @@ def joined_of(
         A measured map.
     settings : Settings
     """
-    field, usable = None, measured and "fieldmaps" not in settings.ignore
+    field, wanted = None, measured and "fieldmaps" not in settings.ignore
     if settings.fieldmap is not None:
-        field = _given_field(settings.fieldmap, images[0].image)
-    elif usable and not tell_field(images):
+        field = _given_field(settings.fieldmap, images[0], settings.ignore)
+    elif wanted and not tell_field(images):
         field = _measured_field(images[0], measured, settings)
     joined = join_runs(
         images,
@@ -302,7 +307,7 @@ def joined_of(
             "in the sidecar of the series; add them"
         )
     beside = None
-    if usable and field is None and joined.field is not None:
+    if wanted and field is None and joined.field is not None:
         beside = _beside(joined, measured, settings)
     return replace(joined, modulated="fmap-jacobian" not in settings.ignore, beside=beside)
 
@@ -331,6 +336,8 @@ def _measured_field(
         return None
     try:
         measured = _read(files)
+        if measured.magnitude is None:
+            _refuse_elsewhere(measured, first)
         return measured.field_for(first.image, readout, first.brain, settings.random_seed)
     except EddymotionError as error:
         log.warning("%s: not used (%s)", _names(files), error)
@@ -346,17 +353,38 @@ def _names(measured: MeasuredFiles) -> str:
     return ", ".join(path.name for path in measured.files.values())
 
 
-def _given_field(path: Path, first: Image) -> OffResonance:
+def _given_field(path: Path, first: RunImage, ignore: Sequence[str] = ()) -> OffResonance:
+    """Read a field in the frame of the first run.
+
+    Raises
+    ------
+    EddymotionError
+        If it is none in three dimensions, or lies elsewhere.
+    """
     if is_topup_coefficients(path):
-        return topup_field(path, first.data.shape, first.affine)
-    data, affine, _ = read_image(path)
+        return topup_field(path, first.image.data.shape, first.image.affine)
+    data, affine, _ = read_image(path, ignore)
+    data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
     if data.ndim != 3:
         raise EddymotionError(
             f"{path}: found an image of shape {data.shape}, expected a field in Hz of three "
             "dimensions"
         )
     units = usable(metadata_beside(path), "Units", owner=path.name).get("Units", "Hz")
-    return OffResonance.of_image(MeasuredMap.in_units(Image(data, affine), units).hertz)
+    measured = MeasuredMap.in_units(Image(data, affine), units)
+    _refuse_elsewhere(replace(measured, known=np.isfinite(data)), first, f"{path}: ")
+    return OffResonance.of_image(measured.hertz)
+
+
+def _refuse_elsewhere(measured: MeasuredMap, first: RunImage, owner: str = "") -> None:
+    """Raise if a map that is not registered says nothing of most of the brain."""
+    points = apply_affine(first.image.affine, np.argwhere(first.brain))
+    covered = inside_grid(points, measured.hertz, measured.known).mean()
+    if covered < COVERED:
+        raise EddymotionError(
+            f"{owner}tells the field in {covered:.0%} of the brain of the first run, expected "
+            f"{COVERED:.0%} or more; give one in its frame"
+        )
 
 
 def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
