@@ -98,6 +98,9 @@ def test_one_run_that_fails_leaves_the_other(dataset, tmp_path, capsys):
     (log,) = (output / "logs").glob("*.log")
     assert "sub-01_run-1_dwi.nii.gz: left out of the runs of its session" in log.read_text()
     assert (output / "sub-01" / "dwi" / "sub-01_run-2_desc-preproc_dwi.nii.gz").is_file()
+    sidecar = json.loads((output / "sub-01/dwi/sub-01_run-2_desc-preproc_dwi.json").read_text())
+    (warning,) = (one for one in sidecar["Warnings"] if one["Subject"] == "runs")
+    assert "sub-01_run-1_dwi.nii.gz: could not be used" in warning["Text"]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image
-from eddymotion.io.sidecars import MeasuredFiles
+from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance, Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
@@ -34,9 +34,11 @@ from eddymotion.pipeline.runs import (
     RunTogether,
     _digest,
     _given_field,
+    _is_usable,
     _keep,
     _recalled,
     joined_of,
+    load_b0s,
 )
 from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
@@ -211,6 +213,21 @@ def test_a_field_that_is_given_is_not_sought(opposed, motions):
     moved = joined.motion(0, Motion.identity(2))
     assert moved.off_resonance.field is field
     np.testing.assert_array_equal(moved.matrices, Motion.identity(2).matrices)
+
+
+def test_images_of_no_use_are_left_out_and_named(opposed, tmp_path, caplog):
+    signal, affine = np.array(opposed[0].signal), opposed[0].affine
+    shown = {"blank": 0 * signal, "slice": signal[:, :, 10:11], "sound": signal}
+    for name, data in shown.items():
+        write_image(tmp_path / f"{name}.nii.gz", data, affine)
+    (tmp_path / "pointer.nii.gz").write_text("../.git/annex/objects/x/y/MD5E-s10--z.nii.gz")
+    for name in (*shown, "pointer"):
+        run = SeriesFiles(tmp_path / f"{name}.nii.gz", is_b0=True)
+        assert _is_usable(run, Settings(), tmp_path) == (name == "sound")
+        assert (f"{name}.nii.gz: left out of the runs" in caplog.text) == (name != "sound")
+    signal[:3] = np.nan
+    write_image(tmp_path / "nan.nii.gz", signal, affine)
+    assert np.isfinite(load_b0s(SeriesFiles(tmp_path / "nan.nii.gz", metadata={})).signal).all()
 
 
 def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):

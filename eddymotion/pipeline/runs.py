@@ -74,6 +74,9 @@ scanners: 0.93 to 0.98; with a wrong polarity 0.5 to 0.84."""
 FAR_MM = 25.0
 """Standard deviation of displacements above which a field is doubted: heads have 2 to 8."""
 
+LEAST_VOXELS = 4
+"""Of an image that tells the off-resonance field, along each axis."""
+
 COVERED = 0.5
 """Part of the brain in which a field has to be known: it is 0.8 and more where edges are cut."""
 
@@ -93,11 +96,14 @@ class RunTogether:
         How they lie; None where the series is alone and no field is given.
     number : int
         That of the series among them.
+    unused : tuple of str
+        Runs and field maps of the session that could not be used; the log tells why.
     """
 
     names: tuple[str, ...]
     joined: JoinedRuns | None
     number: int
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -126,7 +132,9 @@ class RunTogether:
             return cls((series.dwi.name,), None, 0)
         if work_dir is None or not series.runs:
             image = RunImage.of(dwi, motion, settings.nprocs)
-            return cls((series.dwi.name,), joined_of([image], series.measured, settings), 0)
+            alone = joined_of([image], series.measured, settings)
+            unused = _unused(series, [series], alone, settings)
+            return cls((series.dwi.name,), alone, 0, unused)
         known = [
             run
             for run in series.runs
@@ -146,7 +154,8 @@ class RunTogether:
             joined = joined_of(images, series.measured, settings)
             _keep(folder, joined)
         number = [run.dwi for run in known].index(series.dwi)
-        return cls(tuple(run.uri or run.dwi.name for run in known), joined, number)
+        unused = _unused(series, known, joined, settings)
+        return cls(tuple(run.uri or run.dwi.name for run in known), joined, number, unused)
 
     @classmethod
     def prepare(cls, series: SeriesFiles, settings: Settings, work_dir: Path) -> None:
@@ -236,6 +245,12 @@ class RunTogether:
         """What to say of runs that agree too little, or a field too strong, to be believed."""
         joined = self.joined
         found: list[DataIssue] = []
+        if self.unused:
+            found.append(DataIssue(
+                "runs",
+                f"{', '.join(self.unused)}: could not be used for the common frame and the "
+                "off-resonance field of the session; the log tells why",
+            ))  # fmt: skip
         if joined is not None and len(joined) > 1 and joined.similarity[1] < AGREE:
             found.append(DataIssue(
                 "runs",
@@ -275,6 +290,17 @@ class RunTogether:
             "MillimetresPerHertz": shift.tolist() if known else None,
             "OffResonanceCorrected": self.joined.field is not None and known,
         }
+
+
+def _unused(
+    series: SeriesFiles, known: Sequence[SeriesFiles], joined: JoinedRuns, settings: Settings
+) -> tuple[str, ...]:
+    """Name the runs of a session that were left out, and a measured map that gave no field."""
+    there = {run.dwi for run in known}
+    left = [run.dwi.name for run in series.runs if run.dwi not in there]
+    if joined.field is None and "fieldmaps" not in settings.ignore:
+        left += [path.name for path in series.measured.files.values()]
+    return tuple(left)
 
 
 def joined_of(
@@ -388,14 +414,23 @@ def _refuse_elsewhere(measured: MeasuredMap, first: RunImage, owner: str = "") -
 
 
 def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
-    """Whether the motion of another run is there; a run of b=0 alone needs none."""
+    """Whether another run can be read, and its motion is there; one of b=0 alone needs none."""
     if run.is_b0:
-        return True
+        return _is_readable(run)
     if MotionCache.of(run, settings, work_dir).recall(Stages()) is not None:
         return True
     log.warning("%s: left out of the runs of its session, since its motion is not there",
                 run.dwi.name)  # fmt: skip
     return False
+
+
+def _is_readable(run: SeriesFiles) -> bool:
+    try:
+        _signal_of_b0s(run)
+    except EddymotionError as error:
+        log.warning("%s: left out of the runs of its session (%s)", run.dwi.name, error)
+        return False
+    return True
 
 
 def image_of_b0s(run: SeriesFiles, settings: Settings) -> RunImage:
@@ -465,14 +500,34 @@ def _stretch_of(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
 
 def load_b0s(run: SeriesFiles) -> DWI:
     """Load a run of b=0 volumes alone, which needs no tables; a 3-D image is one."""
-    signal, affine, _ = read_image(run.dwi)
-    signal = signal if signal.ndim == 4 else signal[..., None]
+    signal, affine = _signal_of_b0s(run)
     n_volumes = signal.shape[3]
     gradients = Gradients(np.zeros(n_volumes), np.zeros((n_volumes, 3)))
     acquisition: Acquisition = acquisition_of(
         gradients, metadata_of(run), signal.shape[:3], affine, None, run.dwi.name
     )
     return DWI(signal, affine, acquisition, brain_mask(signal.mean(axis=3)), run.dwi)
+
+
+def _signal_of_b0s(run: SeriesFiles) -> tuple[np.ndarray, np.ndarray]:
+    """Read the volumes (X, Y, Z, N) of a run of b=0 alone, and their affine.
+
+    Raises
+    ------
+    EddymotionError
+        If it cannot be read, or shows nothing.
+    """
+    signal, affine, _ = read_image(run.dwi)
+    signal = np.nan_to_num(signal if signal.ndim == 4 else signal[..., None], posinf=0, neginf=0)
+    if signal.ndim != 4 or min(signal.shape[:3]) < LEAST_VOXELS:
+        raise EddymotionError(
+            f"{run.dwi}: found an image of shape {signal.shape}, expected volumes of "
+            f"{LEAST_VOXELS} or more voxels along each axis"
+        )
+    blank = np.flatnonzero(np.ptp(signal, axis=(0, 1, 2)) == 0)
+    if len(blank):
+        raise EddymotionError(f"{run.dwi}: all voxels of volume {blank[0]} have one value")
+    return signal, affine
 
 
 def _digest(runs: Sequence[SeriesFiles], measured: MeasuredFiles, settings: Settings) -> str:
