@@ -116,8 +116,16 @@ def test_runs_of_two_heads_are_doubted_on_log_and_page(dataset, tmp_path, monkey
 
 @pytest.mark.slow
 def test_separate_runs_keep_frames_of_their_own(dataset, tmp_path):
+    earlier = tmp_path / "sub-01"
+    stale = [earlier / "dwi" / f"sub-01_desc-merged_dwi{end}" for end in (".nii.gz", ".json")]
+    stale += [earlier / "fmap" / f"sub-01_fmapid-auto00000_desc-preproc_fieldmap{end}"
+              for end in (".nii.gz", ".json")]  # fmt: skip
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"B0FieldIdentifier": "auto00000"}')
     call = [dataset, tmp_path, "participant", *QUICK, "--separate-all-dwis"]
     assert participant.main([str(part) for part in call]) == 0
+    assert not any(path.exists() for path in stale)
     name = "sub-01_run-2_from-orig_to-dwiref_mode-image_desc-hmc_xfm.txt"
     found = read_itk(tmp_path / "sub-01" / "dwi" / name)[0]
     np.testing.assert_allclose(found, np.eye(4), atol=1e-12)

@@ -114,7 +114,7 @@ def correct_series(
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
         remove_elsewhere(outputs)
         write_output_space(space, dwi, outputs)
-        together.write_field(outputs)
+        together.write_field(outputs, apart=settings.separate_all_dwis)
         write_noise(prepared, settings, outputs)
         corrected = corrected_series(
             prepared.dwi, motion, settings, target, space, after, progress

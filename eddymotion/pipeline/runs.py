@@ -185,10 +185,20 @@ class RunTogether:
             return None
         return Reference(Image(joined.mean, joined.affine), joined.mask)
 
-    def write_field(self, outputs: Outputs) -> None:
-        """Write the field, if there is one: the first run does so for all."""
-        if self.joined is not None and self.joined.field is not None and self.number == 0:
-            write_field(SessionOutputs.of(outputs), self.joined, self.names)
+    def write_field(self, outputs: Outputs, *, apart: bool = False) -> None:
+        """Write the field, or remove that of an earlier run: the first run does so for all.
+
+        Parameters
+        ----------
+        outputs : Outputs
+        apart : bool
+            Whether runs of a session are left in frames of their own, without a field.
+        """
+        joined, session = self.joined, SessionOutputs.of(outputs)
+        if apart or (joined is not None and joined.field is None and self.number == 0):
+            session.remove_field()
+        elif joined is not None and joined.field is not None and self.number == 0:
+            write_field(session, joined, self.names)
 
     def draw(self, outputs: Outputs) -> None:
         """Draw the field, and what it did to this series."""
