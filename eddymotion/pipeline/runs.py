@@ -351,7 +351,7 @@ def joined_of(
 def _beside(joined: JoinedRuns, files: MeasuredFiles, settings: Settings) -> np.ndarray | None:
     """Bring a measured map to the runs that told a field without it, if that can be done."""
     try:
-        measured = _read(files)
+        measured = _read(files, settings.ignore)
         mean = Image(joined.mean, joined.affine)
         return measured.beside(mean, joined.mask, settings.random_seed)
     except EddymotionError as error:
@@ -371,7 +371,7 @@ def _measured_field(
         )  # fmt: skip
         return None
     try:
-        measured = _read(files)
+        measured = _read(files, settings.ignore)
         if measured.magnitude is None:
             _refuse_elsewhere(measured, first)
         return measured.field_for(first.image, readout, first.brain, settings.random_seed)
@@ -380,8 +380,10 @@ def _measured_field(
         return None
 
 
-def _read(measured: MeasuredFiles) -> MeasuredMap:
-    settings = FieldmapSettings(echo_times=measured.echo_times, units=measured.units)
+def _read(measured: MeasuredFiles, ignore: Sequence[str]) -> MeasuredMap:
+    settings = FieldmapSettings(
+        echo_times=measured.echo_times, units=measured.units, ignore=tuple(ignore)
+    )
     return read_measured(FieldmapPaths((), **measured.files), settings)
 
 
@@ -426,7 +428,7 @@ def _refuse_elsewhere(measured: MeasuredMap, first: RunImage, owner: str = "") -
 def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
     """Whether another run can be read, and its motion is there; one of b=0 alone needs none."""
     if run.is_b0:
-        return _is_readable(run)
+        return _is_readable(run, settings.ignore)
     if MotionCache.of(run, settings, work_dir).recall(Stages()) is not None:
         return True
     log.warning("%s: left out of the runs of its session, since its motion is not there",
@@ -434,9 +436,9 @@ def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
     return False
 
 
-def _is_readable(run: SeriesFiles) -> bool:
+def _is_readable(run: SeriesFiles, ignore: Sequence[str]) -> bool:
     try:
-        _signal_of_b0s(run)
+        _signal_of_b0s(run, ignore)
     except EddymotionError as error:
         log.warning("%s: left out of the runs of its session (%s)", run.dwi.name, error)
         return False
@@ -445,7 +447,7 @@ def _is_readable(run: SeriesFiles) -> bool:
 
 def image_of_b0s(run: SeriesFiles, settings: Settings) -> RunImage:
     """Take what counts from a run of b=0 volumes alone, its volumes aligned."""
-    dwi = load_b0s(run)
+    dwi = load_b0s(run, settings.ignore)
     compute = Compute(settings.nprocs, settings.random_seed)
     return RunImage.of(dwi, align_b0s(dwi, compute), settings.nprocs)
 
@@ -508,9 +510,9 @@ def _stretch_of(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(1.0 + slopes @ along, LEAST_STRETCH), shift
 
 
-def load_b0s(run: SeriesFiles) -> DWI:
+def load_b0s(run: SeriesFiles, ignore: Sequence[str] = ()) -> DWI:
     """Load a run of b=0 volumes alone, which needs no tables; a 3-D image is one."""
-    signal, affine = _signal_of_b0s(run)
+    signal, affine = _signal_of_b0s(run, ignore)
     n_volumes = signal.shape[3]
     gradients = Gradients(np.zeros(n_volumes), np.zeros((n_volumes, 3)))
     acquisition: Acquisition = acquisition_of(
@@ -519,7 +521,7 @@ def load_b0s(run: SeriesFiles) -> DWI:
     return DWI(signal, affine, acquisition, brain_mask(signal.mean(axis=3)), run.dwi)
 
 
-def _signal_of_b0s(run: SeriesFiles) -> tuple[np.ndarray, np.ndarray]:
+def _signal_of_b0s(run: SeriesFiles, ignore: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Read the volumes (X, Y, Z, N) of a run of b=0 alone, and their affine.
 
     Raises
@@ -527,7 +529,7 @@ def _signal_of_b0s(run: SeriesFiles) -> tuple[np.ndarray, np.ndarray]:
     EddymotionError
         If it cannot be read, or shows nothing.
     """
-    signal, affine, _ = read_image(run.dwi)
+    signal, affine, _ = read_image(run.dwi, ignore)
     signal = np.nan_to_num(signal if signal.ndim == 4 else signal[..., None], posinf=0, neginf=0)
     if signal.ndim != 4 or min(signal.shape[:3]) < LEAST_VOXELS:
         raise EddymotionError(
