@@ -388,6 +388,21 @@ def test_phases_become_hertz():
 
 
 @pytest.mark.parametrize(
+    ("stored", "tolerance"),
+    [
+        (lambda phase: np.round((phase + np.pi) / (2 * np.pi) * 4095), 4e-3),  # Siemens
+        (lambda phase: np.round(phase / np.pi * 2048) * 2, 3e-3),  # from -4096 on
+        (lambda phase: np.round(phase * 1000), 3e-3),  # GE: thousandths of a radian
+        (np.rad2deg, 3e-3),
+        (lambda phase: phase, 1e-6),
+    ],
+)
+def test_the_phase_zero_is_found_in_whatever_a_scanner_writes(stored, tolerance):
+    phase = np.linspace(-np.pi, np.pi, 3001)[:-1]
+    np.testing.assert_allclose(radians(stored(phase), "x"), phase, atol=tolerance)
+
+
+@pytest.mark.parametrize(
     ("units", "factor"), [("Hz", 1), ("rad/s", 1 / (2 * np.pi)), ("T", 42.577478518e6)]
 )
 def test_units_of_a_map(units, factor):

@@ -109,13 +109,13 @@ def test_mcflirt_moves_a_voxel_of_the_volume_into_the_reference(tmp_path, grid):
     folder = tmp_path / "x.mat"
     folder.mkdir()
     rotation = rigid_matrix(SMALL[:3], SMALL[3:], np.zeros(3))
-    for number, matrix in ((0, np.eye(4)), (10000, np.eye(4)), (1, rotation)):
-        written(folder / f"MAT_{number:04d}", matrix)
+    for number in range(11):  # the last has one digit more
+        written(folder / f"MAT_{number}", rotation if number == 2 else np.eye(4))
     reference = from_fsl(grid, rotation[:3, :3] @ in_fsl(grid, VOXEL) + rotation[:3, 3])
     found = read_motion(folder, grid).motion
-    assert len(found) == 3
-    np.testing.assert_allclose(there(found[1], grid, reference), VOXEL, atol=1e-6)
-    np.testing.assert_allclose(found[2], np.eye(4), atol=1e-12)
+    assert len(found) == 11
+    np.testing.assert_allclose(there(found[2], grid, reference), VOXEL, atol=1e-6)
+    np.testing.assert_allclose(found[10], np.eye(4), atol=1e-12)
 
 
 def in_afni(grid, voxel):
@@ -202,7 +202,7 @@ def test_eddy_tells_of_slices_in_the_order_of_time(tmp_path):
     assert np.abs(found.poses[0] - np.eye(4)).max() < 1e-9
     with pytest.raises(EddymotionError, match="8 rows for 3 volumes"):
         read_motion(path, grid, groups=timing.groups(12), n_volumes=3)
-    with pytest.raises(EddymotionError, match="nothing is known"):
+    with pytest.raises(EddymotionError, match="an unknown number of excitations"):
         read_motion(path, grid, n_volumes=2)
 
 
@@ -328,3 +328,20 @@ def test_wrong_calls_are_one_line(trajectories, arguments, message, capsys):
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_incomplete_files_are_told_as_what_they_are(tmp_path):
+    folder, grid = tmp_path / "x.mat", GRIDS[0]
+    folder.mkdir()
+    for volume in (0, 1, 3):
+        np.savetxt(folder / f"MAT_{volume:04d}", np.eye(4))
+    with pytest.raises(EddymotionError, match="MAT_0002 is not there, and later ones are"):
+        read_motion(folder, grid)
+    np.savetxt(tmp_path / "x.par", np.zeros((4, 6)))
+    with pytest.raises(EddymotionError, match=r"its \.par does not tell the centre"):
+        read_motion(tmp_path / "x.par", grid)
+    rows = np.zeros((4, 16))
+    rows[2, 5] = np.nan
+    np.savetxt(tmp_path / "x.eddy_parameters", rows)
+    with pytest.raises(EddymotionError, match="not all numbers of row 3 are finite"):
+        read_motion(tmp_path / "x.eddy_parameters", grid)

@@ -61,6 +61,8 @@ def scan(tiny, tmp_path):
         ("--eddy-current none --eddy-fields", "no fields are estimated"),
         ("--estimator lovo --eddy-fields", "no fields are estimated"),
         ("--ignore sform qform", "leaves no affine"),
+        ("--separate-all-dwis --distortion-group-merge concat", "leave one of them out"),
+        (f"--fieldmap {__file__}", "2 sessions match but one field is given"),
         ("--b0-threshold inf", "expected a number"),
         ("--session-id zz", "no session zz"),
     ],

@@ -11,6 +11,7 @@ from nibabel.affines import apply_affine
 from runs import QUICK
 
 from eddymotion.bids.series import Sorted, find_series
+from eddymotion.bids.sessions import with_runs
 from eddymotion.cli import participant
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.io.itk import read_itk
@@ -97,6 +98,9 @@ def test_one_run_that_fails_leaves_the_other(dataset, tmp_path, capsys):
     (log,) = (output / "logs").glob("*.log")
     assert "sub-01_run-1_dwi.nii.gz: left out of the runs of its session" in log.read_text()
     assert (output / "sub-01" / "dwi" / "sub-01_run-2_desc-preproc_dwi.nii.gz").is_file()
+    sidecar = json.loads((output / "sub-01/dwi/sub-01_run-2_desc-preproc_dwi.json").read_text())
+    (warning,) = (one for one in sidecar["Warnings"] if one["Subject"] == "runs")
+    assert "sub-01_run-1_dwi.nii.gz: could not be used" in warning["Text"]
 
 
 @pytest.mark.slow
@@ -112,8 +116,16 @@ def test_runs_of_two_heads_are_doubted_on_log_and_page(dataset, tmp_path, monkey
 
 @pytest.mark.slow
 def test_separate_runs_keep_frames_of_their_own(dataset, tmp_path):
+    earlier = tmp_path / "sub-01"
+    stale = [earlier / "dwi" / f"sub-01_desc-merged_dwi{end}" for end in (".nii.gz", ".json")]
+    stale += [earlier / "fmap" / f"sub-01_fmapid-auto00000_desc-preproc_fieldmap{end}"
+              for end in (".nii.gz", ".json")]  # fmt: skip
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"B0FieldIdentifier": "auto00000"}')
     call = [dataset, tmp_path, "participant", *QUICK, "--separate-all-dwis"]
     assert participant.main([str(part) for part in call]) == 0
+    assert not any(path.exists() for path in stale)
     name = "sub-01_run-2_from-orig_to-dwiref_mode-image_desc-hmc_xfm.txt"
     found = read_itk(tmp_path / "sub-01" / "dwi" / name)[0]
     np.testing.assert_allclose(found, np.eye(4), atol=1e-12)
@@ -132,7 +144,7 @@ def write_run(folder, name, metadata, bvals="0 1000 1000"):
 
 
 def runs_of(root, name):
-    (series,) = [one for one in Sorted.of(find_series(root), 50.0).by_session().series["01"]
+    (series,) = [one for one in with_runs(Sorted.of(find_series(root), 50.0)).series["01"]
                  if one.dwi.name.startswith(name)]  # fmt: skip
     return [run.dwi.name.split(".")[0] for run in series.runs], series
 
@@ -183,10 +195,57 @@ def test_measured_maps_serve_runs_of_one_polarity(tmp_path, maps, metadata, foun
     for kind in maps:
         write_run(folder / "fmap", f"sub-01_{kind}", metadata, bvals="0")
     _, series = runs_of(tmp_path, "sub-01_dir-AP")
-    assert set(series.measured) == found
+    assert set(series.measured.files) == found
     write_run(folder / "dwi", "sub-01_dir-PA_dwi", {"PhaseEncodingDirection": "j"})
     _, series = runs_of(tmp_path, "sub-01_dir-AP")
-    assert set(series.measured) == found  # compared with what opposite polarities tell
+    assert set(series.measured.files) == found  # compared with what opposite polarities tell
+
+
+def test_metadata_of_field_maps_are_inherited(tmp_path):
+    folder = tmp_path / "sub-01"
+    write_run(folder / "dwi", "sub-01_dwi", {"PhaseEncodingDirection": "j"})
+    for name in ("dir-AP_epi", "phasediff"):
+        write_run(folder / "fmap", f"sub-01_{name}", {}, bvals="0")
+    (tmp_path / "dir-AP_epi.json").write_text('{"PhaseEncodingDirection": "j-"}')
+    (tmp_path / "phasediff.json").write_text('{"EchoTime1": 0.005, "EchoTime2": 0.00746}')
+    names, series = runs_of(tmp_path, "sub-01_dwi")
+    assert names == ["sub-01_dwi", "sub-01_dir-AP_epi"]
+    assert series.runs[1].metadata["PhaseEncodingDirection"] == "j-"
+    assert series.measured.echo_times == (0.005, 0.00746)
+
+
+def test_of_several_maps_the_one_that_is_meant_is_taken_with_its_own_magnitude(tmp_path, caplog):
+    folder = tmp_path / "sub-01"
+    write_run(folder / "dwi", "sub-01_dwi", {"PhaseEncodingDirection": "j"})
+    for run, intended in ((1, {"IntendedFor": "func/sub-01_task-rest_bold.nii.gz"}), (2, {}),
+                          (3, {"IntendedFor": "dwi/sub-01_dwi.nii"}), (4, {})):  # fmt: skip
+        for kind in ("phasediff", "magnitude1"):
+            write_run(folder / "fmap", f"sub-01_run-{run}_{kind}", intended, bvals="0")
+    write_run(folder / "func", "sub-01_task-rest_bold", {})
+    _, series = runs_of(tmp_path, "sub-01_dwi")
+    assert {kind: path.name for kind, path in series.measured.files.items()} == {
+        "phasediff": "sub-01_run-3_phasediff.nii.gz",
+        "magnitude": "sub-01_run-3_magnitude1.nii.gz",
+    }
+    assert not caplog.text
+    (folder / "fmap" / "sub-01_run-3_phasediff.json").unlink()
+    _, series = runs_of(tmp_path, "sub-01_dwi")
+    assert series.measured.files["magnitude"].name == "sub-01_run-2_magnitude1.nii.gz"
+    assert "run-2_phasediff.nii.gz is taken for the off-resonance field, not" in caplog.text
+
+
+def test_field_maps_that_cannot_be_used_are_named(tmp_path, caplog):
+    folder = tmp_path / "sub-01"
+    write_run(folder / "dwi", "sub-01_dwi", {})
+    write_run(folder / "fmap", "sub-01_dir-AP_epi", {}, bvals="0")
+    write_run(folder / "fmap", "sub-01_phasediff", {"IntendedFor": "dwi/other_dwi.nii.gz"}, "0")
+    _, series = runs_of(tmp_path, "sub-01_dwi")
+    assert not series.measured
+    assert "no run of the session says its PhaseEncodingDirection" in caplog.text
+    assert "IntendedFor dwi/other_dwi.nii.gz, which is not there" in caplog.text
+    write_run(folder / "dwi", "sub-01_dwi", {"PhaseEncodingDirection": "j"})
+    assert runs_of(tmp_path, "sub-01_dwi")[0] == []
+    assert "no sidecar says its PhaseEncodingDirection" in caplog.text
 
 
 def test_names_tell_the_polarity_where_sidecars_name_the_axis(tmp_path, caplog):

@@ -25,11 +25,21 @@ from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image
+from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.off_resonance import Readout
+from eddymotion.mapping.off_resonance import OffResonance, Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
 from eddymotion.pipeline.cache import _alone
-from eddymotion.pipeline.runs import _keep, _recalled, joined_of
+from eddymotion.pipeline.runs import (
+    RunTogether,
+    _digest,
+    _given_field,
+    _is_usable,
+    _keep,
+    _recalled,
+    joined_of,
+    load_b0s,
+)
 from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 from eddymotion.simulation.synthetic import SyntheticHead
@@ -142,6 +152,43 @@ def test_runs_distorted_alike_lie_in_one_frame_without_a_field(head, grid, field
     assert (joined.errors[1] > 0).all()
 
 
+def inverted(image):
+    """As an image of a diffusion-weighted shell: fluid is dark."""
+    data = image.image.data
+    dark = np.clip(1.1 * np.percentile(data[image.brain], 99) - data, 0, None) / 2
+    shown = np.where(image.brain, dark, 0.1 * data).astype(np.float32)
+    return replace(image, image=Image(shown, image.image.affine), is_b0=False)
+
+
+def test_a_run_without_b0_is_placed_but_tells_neither_brain_nor_agreement(head, grid, field, pose):
+    images = [RunImage.of(scan(head, grid, field, "j-", where, seed), Motion.identity(2))
+              for where, seed in ((np.eye(4), 1), (pose, 5))]  # fmt: skip
+    joined = join_runs([images[0], inverted(images[1])])
+    wrong = log_rigid(np.linalg.inv(pose) @ joined.poses[1], grid.center)
+    assert np.abs(wrong[:3]).max() < 0.8
+    assert np.isnan(joined.similarity).all()
+    np.testing.assert_array_equal(joined.mask, brain_mask(images[0].image.data))
+
+
+@pytest.mark.slow
+def test_the_field_is_told_by_runs_of_one_contrast(opposed, motions, grid, pose):
+    images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
+    joined = join_runs([*images, inverted(images[1])])
+    np.testing.assert_allclose(
+        joined.field.coefficients, join_runs(images).field.coefficients, atol=1e-6
+    )
+    wrong = log_rigid(np.linalg.inv(pose) @ joined.poses[2], grid.center)
+    assert np.abs(wrong[[0, 2]]).max() < 1.0
+
+
+def test_runs_that_leave_the_field_unsought_are_named(opposed, caplog):
+    images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
+    joined = join_runs([images[0], replace(images[1], readout_time=None)])
+    assert joined.field is None
+    assert "run 2 of 2" in caplog.text
+    assert "the off-resonance field is not sought" in caplog.text
+
+
 def test_turned_slices_are_no_other_polarity(opposed):
     """What tells a field is another way of distortion, not a few degrees."""
     images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
@@ -168,17 +215,55 @@ def test_a_field_that_is_given_is_not_sought(opposed, motions):
     np.testing.assert_array_equal(moved.matrices, Motion.identity(2).matrices)
 
 
+def test_images_of_no_use_are_left_out_and_named(opposed, tmp_path, caplog):
+    signal, affine = np.array(opposed[0].signal), opposed[0].affine
+    shown = {"blank": 0 * signal, "slice": signal[:, :, 10:11], "sound": signal}
+    for name, data in shown.items():
+        write_image(tmp_path / f"{name}.nii.gz", data, affine)
+    (tmp_path / "pointer.nii.gz").write_text("../.git/annex/objects/x/y/MD5E-s10--z.nii.gz")
+    for name in (*shown, "pointer"):
+        run = SeriesFiles(tmp_path / f"{name}.nii.gz", is_b0=True)
+        assert _is_usable(run, Settings(), tmp_path) == (name == "sound")
+        assert (f"{name}.nii.gz: left out of the runs" in caplog.text) == (name != "sound")
+    signal[:3] = np.nan
+    write_image(tmp_path / "nan.nii.gz", signal, affine)
+    assert np.isfinite(load_b0s(SeriesFiles(tmp_path / "nan.nii.gz", metadata={})).signal).all()
+
+
+def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):
+    image, given = RunImage.of(opposed[0], Motion.identity(2)), tmp_path / "field.nii.gz"
+    coarse = field.affine @ np.diag([4.0, 4, 4, 1])
+    write_image(given, field.data[::4, ::4, ::4] * np.float32(2 * np.pi), coarse)
+    settings = Settings(fieldmap=given)
+    points = apply_affine(image.image.affine, np.argwhere(image.brain))
+    in_hertz = _given_field(given, image).hertz(points)
+    digest = _digest([], MeasuredFiles(), settings)
+    (tmp_path / "field.json").write_text('{"Units": "rad/s"}')
+    found = _given_field(given, image)
+    np.testing.assert_allclose(found.hertz(points), in_hertz / (2 * np.pi), rtol=1e-3, atol=0.05)
+    assert _digest([], MeasuredFiles(), settings) != digest
+    away = coarse.copy()
+    away[0, 3] += 400
+    write_image(given, field.data[::4, ::4, ::4], away)
+    with pytest.raises(em.EddymotionError, match="tells the field in 0% of the brain"):
+        _given_field(given, image)
+    strong = join_runs([image], field=OffResonance(300 * found.coefficients, found.affine))
+    (issue,) = RunTogether(("a",), strong, 0).issues
+    assert "check that the field is in Hz" in issue.text
+    assert issue.severe
+
+
 @pytest.mark.slow
 def test_a_measured_map_is_compared_where_polarities_tell_the_field(opposed, field, tmp_path):
     images = [RunImage.of(run, Motion.identity(2)) for run in opposed]
     assert tell_field(images)
     assert not tell_field(images[:1])
     assert not tell_field([images[0], replace(images[1], readout_time=None)])
-    files = {"fieldmap": tmp_path / "fieldmap.nii.gz"}
-    write_image(files["fieldmap"], 40.0 + 1.1 * field.data, field.affine)
+    files = MeasuredFiles({"fieldmap": tmp_path / "fieldmap.nii.gz"})
+    write_image(files.files["fieldmap"], 40.0 + 1.1 * field.data, field.affine)
     (tmp_path / "fieldmap.json").write_text('{"Units": "Hz"}')
     joined = joined_of(images, files, Settings())
-    without = joined_of(images, {}, Settings())
+    without = joined_of(images, MeasuredFiles(), Settings())
     assert not joined.measured
     np.testing.assert_array_equal(joined.field.coefficients, without.field.coefficients)
     assert without.comparison is None
@@ -236,6 +321,11 @@ def test_pairs_are_averaged_by_the_squares_of_their_stretch():
         np.sqrt(np.mean((one - truth[..., 1]) ** 2)) for one in (merged.signal[..., 1], plain)
     )
     assert weighted < 0.8 * plain
+    signal = np.array(runs[1].signal)
+    signal[..., 0, :] = 0  # beyond the field of view of that run
+    cut, _ = averaged((runs[0], replace(runs[1], signal=signal)), stretches, SHIFTS)
+    np.testing.assert_allclose(cut.signal[..., 0, :], runs[0].signal[..., 0, :])
+    np.testing.assert_array_equal(cut.signal[..., 1:, :], merged.signal[..., 1:, :])
 
 
 def test_volumes_of_one_polarity_are_no_pairs():

@@ -146,6 +146,13 @@ class Space:
         return apply_affine(self.matrix, points)
 
 
+def test_a_grid_that_is_too_large_is_refused_before_the_motion_is_sought(tmp_path):
+    path = tmp_path / "target.nii.gz"
+    write_image(path, np.arange(27, dtype=np.float32).reshape(3, 3, 3), np.diag([60, 60, 60, 1.0]))
+    with pytest.raises(EddymotionError, match=r"0\.05×0\.05×0\.05 mm make a grid of"):
+        Target.read(Settings(output_space=path, output_resolution=0.05))
+
+
 def test_a_linear_space_is_read_as_its_points_would_be():
     """By both engines, through eddy-current fields, too; the b-vectors turn alike."""
     phantom = procedural_head(10.0)
@@ -219,6 +226,18 @@ def test_a_t1w_of_another_head_is_doubted():
         space = _found(_Pair.of(target, None, Reference(shown, everywhere)), "rigid", 0)
         assert len(space.doubts) == expected
         assert space.transform == "rigid"
+
+
+@pytest.mark.slow
+def test_a_t1w_with_left_and_right_swapped_is_doubted():
+    target = anatomy(4.0, TURN)
+    shown = anatomy(4.0, np.eye(4), contrast=np.array([0.7, 0.85, 1.5]))
+    swapped = replace(target, data=np.ascontiguousarray(target.data[::-1]))
+    for image, words in ((target, ()), (swapped, ("left and right are swapped",))):
+        pair = _Pair.of(image, None, Reference(shown, shown.data > 0.3))
+        doubts = _found(pair, "rigid", 0).doubts
+        assert len(doubts) == len(words)
+        assert all(word in doubt for word, doubt in zip(words, doubts, strict=True))
 
 
 def test_white_matter_is_a_share_or_the_label_of_a_segmentation(tmp_path):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from eddymotion.io.headers import read_header, shape_of
 from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import FIELDS, SeriesFiles, read_sidecar
 from eddymotion.io.tables import read_numbers
-from eddymotion.wording import PE_AXES
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +31,6 @@ NOT_MAGNITUDE = ("phase", "real", "imag")
 """Values of the entity ``part`` of images that are not corrected."""
 
 URI = "bids:raw:"
-
-POLARITIES = {("AP", "LR", "SI", "HF"): "-", ("PA", "RL", "IS", "FH"): ""}
-"""What names say of the polarity along an axis of an image."""
 
 LISTED = 20
 """Labels that a message lists at most."""
@@ -82,7 +77,7 @@ def find_series(
     images = [image for image in tree.images() if image.labels["sub"] in wanted]
     if sessions:
         images = _of_sessions(images, sessions, bids_dir)
-    metadata = _Sidecars(bids_dir, tree)
+    metadata = Sidecars(bids_dir, tree)
     refuse_unknown(filters, images, metadata, filter_file)
     images = [
         image
@@ -247,7 +242,7 @@ def _ambiguous(files: Sequence[BidsFile], image: BidsFile, what: str = "") -> st
     )
 
 
-class _Sidecars:
+class Sidecars:
     """Metadata of images; each sidecar is read once."""
 
     def __init__(self, bids_dir: Path, tree: Tree) -> None:
@@ -334,123 +329,10 @@ class Sorted:
                     series[label].append(one)
         return cls(series, refused, skipped, b0s)
 
-    def by_session(self) -> Sorted:
-        """Tell each series which runs of its session it belongs with: the first is the frame's.
-
-        Runs of b=0 alone come last. Where no two runs have opposite polarity, ``fmap/*_epi`` of
-        the session may.
-        """
-        series: dict[str, list[SeriesFiles]] = {}
-        for label, of_participant in self.series.items():
-            sessions: dict[Path, list[SeriesFiles]] = {}
-            for one in (*of_participant, *self.b0s.get(label, ())):
-                sessions.setdefault(one.dwi.parent, []).append(one)
-            series[label] = []
-            for folder, found in sessions.items():
-                runs = with_epi(with_polarity(found), folder)
-                group = tuple(runs) if len(runs) > 1 else ()
-                measured = measured_map(runs, folder)
-                series[label] += [
-                    replace(run, runs=group, measured=measured) for run in runs if not run.is_b0
-                ]
-        return replace(self, series=series)
-
     @property
     def n_series(self) -> int:
         """How many there are, skipped ones left out."""
         return sum(map(len, self.series.values())) + len(flattened(self.refused))
-
-
-def with_polarity(runs: Sequence[SeriesFiles]) -> list[SeriesFiles]:
-    """Take the polarity of runs whose sidecars name the axis alone from their names, ``dir-``.
-
-    Of opposite runs it counts which of two is which, not which of two is the right way round: both
-    wrong correct the same, with a field of the other sign.
-    """
-    polarities = {run.dwi: _polarity_by_name(run) for run in runs}
-    if len(set(polarities.values()) - {None}) < 2 or any(map(_polarity, runs)):
-        return list(runs)
-    listed = ", ".join(f"{run.dwi.name}: {polarities[run.dwi]}" for run in runs)
-    log.warning("PhaseEncodingDirection is in none of these sidecars; polarity is taken from the "
-                "names: %s; the sign of the off-resonance field may be wrong, its correction is "
-                "not", listed)  # fmt: skip
-    return [
-        replace(run, metadata=(run.metadata or {}) | {"PhaseEncodingDirection": polarity})
-        if (polarity := polarities[run.dwi])
-        else run
-        for run in runs
-    ]
-
-
-def _polarity_by_name(run: SeriesFiles) -> str | None:
-    axis = (run.metadata or {}).get("PhaseEncodingAxis")
-    found = re.search(r"_dir-([A-Za-z]+)", run.dwi.name)
-    if axis not in ("i", "j", "k") or found is None:
-        return None
-    label = found.group(1).upper()
-    return next((axis + sign for names, sign in POLARITIES.items() if label in names), None)
-
-
-def with_epi(runs: Sequence[SeriesFiles], folder: Path) -> list[SeriesFiles]:
-    """Add echo-planar field maps of the session to runs that have one polarity alone."""
-    if not runs or len({_polarity(run) for run in runs} - {None}) != 1:
-        return list(runs)
-    own = _polarity(runs[0])
-    found = []
-    for image in sorted((folder.parent / "fmap").glob("*_epi.nii*")):
-        sidecar = image.with_name(image_stem(image) + ".json")
-        metadata = read_sidecar(sidecar) if sidecar.is_file() else {}
-        epi = SeriesFiles(image, metadata=metadata, is_b0=True, uri=f"{URI}fmap/{image.name}")
-        if _polarity(epi) not in (None, own) and _is_meant_for(metadata, runs):
-            found.append(epi)
-    return [*runs, *found]
-
-
-def measured_map(runs: Sequence[SeriesFiles], folder: Path) -> dict[str, Path]:
-    """Find a measured map of the session that is meant for its runs.
-
-    Where runs of opposite polarity tell the field, it is only compared with theirs.
-    """
-    for kinds in (("phasediff",), ("phase1", "phase2"), ("fieldmap",)):
-        found = {kind: sorted((folder.parent / "fmap").glob(f"*_{kind}.nii*")) for kind in kinds}
-        if not all(found.values()):
-            continue
-        files = {kind: images[0] for kind, images in found.items()}
-        sidecar = files[kinds[0]].with_name(image_stem(files[kinds[0]]) + ".json")
-        if not _is_meant_for(read_sidecar(sidecar) if sidecar.is_file() else {}, runs):
-            continue
-        name = "magnitude" if kinds == ("fieldmap",) else "magnitude1"
-        magnitudes = sorted((folder.parent / "fmap").glob(f"*_{name}.nii*"))
-        return files | ({"magnitude": magnitudes[0]} if magnitudes else {})
-    return {}
-
-
-def _polarity(run: SeriesFiles) -> str | None:
-    """Return the phase-encoding direction of a run, if its sidecar says it."""
-    direction = (run.metadata or {}).get("PhaseEncodingDirection")
-    return direction if direction in PE_AXES else None
-
-
-def _is_meant_for(metadata: Mapping[str, Any], runs: Sequence[SeriesFiles]) -> bool:
-    """Whether a field map is for some of the runs: as its sidecar says, for all where it doesn't.
-
-    `B0FieldIdentifier` goes before `IntendedFor`.
-    """
-    named = _texts(metadata.get("B0FieldIdentifier"))
-    sources = {text for run in runs for text in _texts((run.metadata or {}).get("B0FieldSource"))}
-    if named and sources:
-        return bool(named & sources)
-    intended = _texts(metadata.get("IntendedFor"))
-    names = {run.dwi.name for run in runs}
-    return not intended or any(Path(text.split(":")[-1]).name in names for text in intended)
-
-
-def _texts(value: Any) -> set[str]:
-    return {value} if isinstance(value, str) else set(filter(_is_text, value or ()))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def flattened(reasons: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

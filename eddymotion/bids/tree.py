@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,6 +145,13 @@ def read_tree(bids_dir: Path, participants: Sequence[str]) -> Tree:
     for label in participants:
         folders += _folders_of(bids_dir, Path(f"sub-{label}"))
     return Tree({folder: _files_in(bids_dir, folder) for folder in folders})
+
+
+def tree_of(bids_dir: Path, folders: Iterable[Path]) -> Tree:
+    """List the files of some folders, relative to the dataset; one that is not there is empty."""
+    there = {folder: os.path.isdir(bids_dir / folder) for folder in folders}
+    return Tree({folder: _files_in(bids_dir, folder) if is_there else []
+                 for folder, is_there in there.items()})  # fmt: skip
 
 
 def _folders_of(bids_dir: Path, owner: Path) -> list[Path]:

@@ -216,17 +216,13 @@ def correct_dataset(options: argparse.Namespace) -> int:
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
     refuse_foreign_dataset(output_dir)
-    refuse_unused_anatomy(options)
+    refuse_contradictions(options)
     run_options = run_from(options, output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)
         warn_of_missing_description(bids_dir)
     n_series = found.n_series
-    if options.brain_mask and n_series > 1:
-        raise EddymotionError(
-            f"--brain-mask: {n_series} series match but one mask is given; choose one series with "
-            "--participant-label, --session-id or --bids-filter-file"
-        )
+    refuse_shared_files(options, found)
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, list(found.series)) as locks:
         prepare_work_dir(run_options.work_dir)
@@ -248,8 +244,31 @@ def correct_dataset(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def refuse_unused_anatomy(options: argparse.Namespace) -> None:
-    """Raise if derivatives are given but no T1w is wanted."""
+def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
+    """Raise if a file that belongs to one head at one place is given for several."""
+    choose = "choose one with --participant-label, --session-id or --bids-filter-file"
+    if options.brain_mask and found.n_series > 1:
+        raise EddymotionError(
+            f"--brain-mask: {found.n_series} series match but one mask is given; {choose}"
+        )
+    if options.fieldmap is None:
+        return
+    series = [one for of_participant in found.series.values() for one in of_participant]
+    frames = {one.dwi if options.separate_all_dwis else one.dwi.parent for one in series}
+    if len(frames) > 1:
+        what = "series, each in a frame of its own," if options.separate_all_dwis else "sessions"
+        raise EddymotionError(
+            f"--fieldmap: {len(frames)} {what} match but one field is given; {choose}"
+        )
+
+
+def refuse_contradictions(options: argparse.Namespace) -> None:
+    """Raise if an option asks for what another leaves out."""
+    if options.separate_all_dwis and options.distortion_group_merge != "none":
+        raise EddymotionError(
+            "--separate-all-dwis leaves runs in frames of their own, and --distortion-group-merge "
+            "wants them in one; leave one of them out"
+        )
     if options.anat_derivatives is not None and options.output_space != "T1w":
         raise EddymotionError(
             "--anat-derivatives was given, but no --output-space T1w; add it, or leave it out"
@@ -260,6 +279,7 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
     """Find the series that the options choose, and set apart what is not corrected."""
     from eddymotion.bids.anatomy import AnatomyFinder, with_anatomy
     from eddymotion.bids.series import Sorted, find_series
+    from eddymotion.bids.sessions import with_runs
 
     database_dir = options.bids_database_dir
     if database_dir is not None:
@@ -275,7 +295,7 @@ def sorted_series(options: argparse.Namespace) -> Sorted:
     )
     sorted_out = Sorted.of(found, options.b0_threshold)
     if not options.separate_all_dwis:
-        sorted_out = sorted_out.by_session()
+        sorted_out = with_runs(sorted_out)
     if options.output_space != "T1w":
         return sorted_out
     derivatives, filter_file = options.anat_derivatives, options.bids_filter_file

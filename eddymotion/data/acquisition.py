@@ -18,6 +18,9 @@ from eddymotion.wording import PE_AXES, shown
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""
 
+LONGEST_VOLUME = 100.0
+"""No volume takes more seconds: a longer time is of another unit."""
+
 LEAST_EXCITATIONS = 6
 """With fewer different times, slices say little of a course within a volume."""
 
@@ -218,10 +221,11 @@ class Acquisition:
                 f"{LEAST_EXCITATIONS}"
             )
         last = float(np.ptp(slicing.times))
-        if repetition is not None and last >= repetition:
+        if last >= (longest := repetition or LONGEST_VOLUME):
+            takes = f"takes {repetition:g} s" if repetition else f"at most {longest:g} s"
             return (
-                f"SliceTiming goes on for {last:g} s, and a volume takes {repetition:g} s: it "
-                "should be seconds from the start of the volume"
+                f"SliceTiming goes on for {last:g} s, and a volume {takes}: it should be seconds "
+                "from the start of the volume"
             )
         return ""
 

@@ -22,10 +22,13 @@ from eddymotion.images.grid import grid_distance
 from eddymotion.io.images import write_image
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.io.topup import topup_files, write_topup
-from eddymotion.io.writing import together, write_json
+from eddymotion.io.writing import read_json, together, write_json
 from eddymotion.mapping.off_resonance import Readout
 
 FIELD_ID = "auto00000"
+
+MERGED = (".nii.gz", ".bval", ".bvec", ".json")
+"""How the files of a merged series end."""
 
 SAME_GRID_MM = 1e-3
 
@@ -73,19 +76,38 @@ class SessionOutputs:
         space = f"_space-{self.space}" if self.space else ""
         return self.folder / "dwi" / f"{self.who}{space}_desc-merged_dwi{ending}"
 
+    def remove_field(self) -> None:
+        """Remove the field that an earlier run has written; one of another program stays."""
+        if read_json(self.field("preproc", ".json")).get("B0FieldIdentifier") != FIELD_ID:
+            return
+        for kind in ("preproc", "coeff", "epi"):
+            for ending in (".nii.gz", ".json"):
+                self.field(kind, ending).unlink(missing_ok=True)
+        for path in topup_files(self.topup):
+            path.unlink(missing_ok=True)
+
+    def remove_merged(self) -> None:
+        """Remove the merged series of an earlier run: its runs are written again."""
+        for ending in MERGED:
+            self.merged(ending).unlink(missing_ok=True)
+
 
 def remove_elsewhere(outputs: Outputs) -> None:
     """Remove what an earlier run has written of the same series in another space.
+
+    And the runs of its session as one series: one of them is written again.
 
     Tables, transforms and pictures are of the last run: beside them, its images would be those of
     another one. The sidecar goes first. In a folder that is no dataset of ours nothing is removed
     that has not a sidecar of ours: other programs use such names, too.
     """
+    if not outputs.flat:
+        SessionOutputs.of(outputs).remove_merged()
     keep = {outputs[kind] for kind in outputs}
     for other in outputs.elsewhere():
         if other.flat and not read_sidecar(other):
             continue
-        merged = map(SessionOutputs.of(other).merged, (".nii.gz", ".bval", ".bvec", ".json"))
+        merged = map(SessionOutputs.of(other).merged, MERGED)
         paths = [other["sidecar"], *(other[kind] for kind in other), *fsl_files(other), *merged]
         for path in (path for path in paths if path not in keep):
             path.unlink(missing_ok=True)
@@ -216,7 +238,7 @@ def averaged(
     """Make one volume of each pair of opposite polarity, weighted by the squares of the stretch.
 
     Where an image was squeezed, little is known of what is where; where it was stretched, much.
-    Volumes without a partner stay as they are.
+    Volumes without a partner stay as they are, as do voxels that one run alone has seen.
 
     Parameters
     ----------
@@ -243,9 +265,11 @@ def averaged(
         kept.append(volume)
         if other is None:
             continue
-        weights = [stretches[run_of[one]] ** 2 for one in (volume, other)]
-        total = weights[0] * signal[..., volume] + weights[1] * signal[..., other]
-        signal[..., volume] = total / (weights[0] + weights[1])
+        both = signal[..., [volume, other]]
+        squares = [stretches[run_of[one]] ** 2 for one in (volume, other)]
+        weights = np.stack(squares, axis=-1) * (both != 0)  # zero: not seen by that run
+        total = weights.sum(axis=-1)
+        signal[..., volume] = (weights * both).sum(axis=-1) / np.where(total > 0, total, 1)
         pairs += 1
     merged = DWI(signal, whole.affine, whole.gradients, whole.mask, whole.source)
     return merged.select(np.array(kept)), pairs

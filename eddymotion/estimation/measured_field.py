@@ -252,7 +252,8 @@ def radians(phase: np.ndarray, owner: str) -> np.ndarray:
     """Scale a phase image as scanners write it to radians.
 
     What spans a full turn at most is in radians already; whole numbers span one from their least
-    to their largest value.
+    to their largest value. Where none is below zero, such as Siemens' 0 to 4095, their middle is
+    the phase 0 (as FSL's ``fsl_prepare_fieldmap`` has it).
 
     Raises
     ------
@@ -268,7 +269,8 @@ def radians(phase: np.ndarray, owner: str) -> np.ndarray:
         return values.astype(np.float32)
     power = 2.0 ** np.round(np.log2(span))
     whole = power if abs(span / power - 1) < SLACK else span
-    return (values * (FULL_TURN / whole)).astype(np.float32)
+    middle = whole / 2 if low >= 0 else 0.0
+    return ((values - middle) * (FULL_TURN / whole)).astype(np.float32)
 
 
 def phase_difference(earlier: np.ndarray, later: np.ndarray) -> np.ndarray:

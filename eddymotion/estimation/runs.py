@@ -171,6 +171,8 @@ class RunImage:
         Seconds.
     ends : (2, 4, 4) array
         Poses of the head in the first and the last volume.
+    is_b0 : bool
+        Whether it is of b=0 volumes; of a run without any, it is of the lowest shell.
     """
 
     image: Image
@@ -179,6 +181,7 @@ class RunImage:
     voxel_mm: float
     readout_time: float | None
     ends: np.ndarray
+    is_b0: bool = True
 
     __repr__ = short_repr
 
@@ -196,6 +199,7 @@ class RunImage:
             float(run.voxel_sizes[axis]),
             run.acquisition.common_readout_time,
             motion.head[[0, -1]],
+            bool(len(run.gradients.b0s)),
         )
 
     @property
@@ -238,28 +242,85 @@ def join_runs(
     first, brain, center = runs[0].image, runs[0].brain, runs[0].center
     start = rigid_start(distorted, brain, compute.seed)
     found, measured, gauge = field, field is not None, np.zeros(len(runs))
-    poses = start
-    if seeks_field and not measured and differ(readouts) and None not in readouts:
+    poses, alike = start, _of_one_contrast(runs)
+    telling = [readouts[run] for run in alike]
+    if seeks_field and not measured and differ(telling) and None not in readouts:
         start, gauge = _held_in_time(center, [run.ends for run in runs], start, distorted)
-        estimate = estimate_off_resonance(distorted, poses=start, seed=compute.seed)
-        found, poses = estimate.field, estimate.poses
+        estimate = estimate_off_resonance(
+            [distorted[run] for run in alike], poses=start[alike], seed=compute.seed
+        )
+        found, poses = estimate.field, start.copy()
+        poses[alike] = estimate.poses
+        poses = _with_others(poses, alike, distorted, found, brain, compute.seed)
+    elif seeks_field or measured:
+        _warn_of_unknown(runs, readouts, measured=measured)
     known = found or OffResonance.none()
     grid = first.data.shape, first.affine
     before, _ = corrected_images(distorted, OffResonance.none(), start, *grid)
     corrected, stretch = corrected_images(distorted, known, poses, *grid)
-    mean = combined(corrected, stretch)
+    mean = combined(corrected[alike], stretch[alike])
     joined = brain if len(runs) == 1 and found is None else brain_mask(mean)
     similarity = (np.nan, np.nan)
-    if len(runs) > 1:
-        similarity = agreement(before, joined), agreement(corrected, joined)
+    if len(alike) > 1:
+        similarity = agreement(before[alike], joined), agreement(corrected[alike], joined)
         log.info("%d runs together: their b=0 images agree with r = %.3f, before with %.3f",
-                 len(runs), *reversed(similarity))  # fmt: skip
+                 len(alike), *reversed(similarity))  # fmt: skip
     errors = _pose_errors(corrected, first.affine, joined, center, compute)
     for error, one, held in zip(errors, distorted, gauge, strict=True):
         error[:3] = np.hypot(error[:3], held * one.readout.direction)
     shifts = np.array([np.full(3, np.nan) if r is None else r.shift for r in readouts])
     return JoinedRuns(
         poses, errors, shifts, found, mean, joined, first.affine, similarity, measured
+    )  # fmt: skip
+
+
+def _of_one_contrast(runs: Sequence[RunImage]) -> list[int]:
+    """Choose the runs whose images have the contrast of the first, b=0 or not.
+
+    Others are placed by mutual information alone: they tell neither field nor brain.
+    """
+    return [n for n, run in enumerate(runs) if run.is_b0 == runs[0].is_b0]
+
+
+def _with_others(
+    poses: np.ndarray,
+    alike: Sequence[int],
+    images: Sequence[Distorted],
+    field: OffResonance,
+    brain: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """Register runs of another contrast than the first, as the field corrects them: (K, 4, 4)."""
+    first, placed = images[0].image, poses.copy()
+    grid = first.data.shape, first.affine
+    for run in sorted(set(range(len(poses))) - set(alike)):
+        both = [images[0], images[run]]
+        seen, _ = corrected_images(both, field, poses[[0, run]], *grid)
+        fixed, moving = (Image(np.nan_to_num(image), first.affine) for image in seen)
+        found = GaussNewton(symmetric=False).register(
+            fixed, moving, metric="nmi", fixed_mask=brain, seed=seed
+        )
+        placed[run] = poses[run] @ found.matrix
+    return placed
+
+
+def _warn_of_unknown(
+    runs: Sequence[RunImage], readouts: Sequence[Readout | None], *, measured: bool
+) -> None:
+    """Say which runs do not tell how the field displaces them, where that leaves it in."""
+    unknown = [n for n, readout in enumerate(readouts, start=1) if readout is None]
+    opposed = differ([Readout(r.encoding, r.voxel_mm) for r in runs if r.encoding is not None])
+    if opposed and not unknown and not measured:
+        log.warning("runs of different phase encodings have no contrast in common, b=0 or not: "
+                    "the off-resonance field is not sought")  # fmt: skip
+    if not unknown or len(unknown) == len(runs) or not (measured or opposed):
+        return
+    log.warning(
+        "run %s of %d in the order of their names: PhaseEncodingDirection or TotalReadoutTime is "
+        "not in its sidecar, so that %s; add them",
+        ", ".join(map(str, unknown)), len(runs),
+        "it is not corrected for the off-resonance field" if measured
+        else "the off-resonance field is not sought, which the others would tell",
     )  # fmt: skip
 
 
@@ -302,6 +363,7 @@ def readouts_of(runs: Sequence[RunImage]) -> list[Readout | None]:
 
 def tell_field(runs: Sequence[RunImage]) -> bool:
     """Whether the images of runs tell the off-resonance field."""
+    runs = [runs[run] for run in _of_one_contrast(runs)]
     unknown = sum(run.readout_time is None for run in runs)
     if unknown not in (0, len(runs)):
         return False

@@ -162,10 +162,10 @@ def _of_another(
     if program == "shard":
         groups = [np.arange(g, grid.shape[2], n_groups) for g in range(n_groups)]
     if rest or groups is None or len(groups) != n_groups:
-        known = "of which nothing is known" if groups is None else f"in {len(groups)} excitations"
+        known = "an unknown number of" if groups is None else f"{len(groups)}"
         raise EddymotionError(
-            f"{path}: holds {len(poses)} rows for {n_volumes} volumes, whose slices are excited "
-            f"{known}; expected one row a volume, or one an excitation of a volume"
+            f"{path}: holds {len(poses)} rows for {n_volumes} volumes with {known} excitations "
+            "each; expected one row a volume, or one an excitation"
         )
     matrices = poses.reshape(n_volumes, n_groups, 4, 4)
     slices = SlicePoses(matrices, tuple(groups), np.full((n_volumes, n_groups), np.nan))

@@ -62,6 +62,8 @@ def program_of(path: Path) -> str | None:
     name = path.name.lower()
     if path.is_dir():
         return "mcflirt" if any(path.glob("MAT_*")) else None
+    if name.endswith(".par"):
+        return "mcflirt"  # which refuses it, and says why
     if name.endswith((".eddy_parameters", ".eddy_movement_over_time")):
         return "eddy"
     if name.endswith(".1d"):
@@ -102,11 +104,16 @@ def read_rows(path: Path, program: str) -> np.ndarray:
         If there are others than such a table has.
     """
     rows = read_numbers(path)
-    if rows.shape[1] not in N_COLUMNS[program] or not np.isfinite(rows).all():
+    if rows.shape[1] not in N_COLUMNS[program]:
         expected = " or ".join(map(str, sorted(N_COLUMNS[program])))
         raise EddymotionError(
-            f"{path}: found rows of {rows.shape[1]} numbers, expected {expected} finite ones in a "
-            f"file of {program}; name the program with --format"
+            f"{path}: found rows of {rows.shape[1]} numbers, expected {expected} in a file of "
+            f"{program}; name the program with --format"
+        )
+    if not (finite := np.isfinite(rows).all(axis=1)).all():
+        raise EddymotionError(
+            f"{path}: not all numbers of row {np.argmin(finite) + 1} are finite; give a file that "
+            f"{program} has written to its end"
         )
     return rows
 
@@ -215,7 +222,16 @@ def _flirt_matrices(folder: Path) -> np.ndarray:
     files = sorted((path for path in found if path.name[4:].isdigit()),
                    key=lambda path: int(path.name[4:]))  # fmt: skip
     if not files:
-        raise EddymotionError(f"{folder}: expected a folder with MAT_0000, MAT_0001 … of MCFLIRT")
+        raise EddymotionError(
+            f"{folder}: expected the folder with MAT_0000, MAT_0001 … that MCFLIRT writes with "
+            "-mats (its .par does not tell the centre of the turns)"
+        )
+    missing = set(range(len(files))) - {int(file.name[4:]) for file in files}
+    if missing:
+        raise EddymotionError(
+            f"{folder}: MAT_{min(missing):04d} is not there, and later ones are; give the folder "
+            "as MCFLIRT wrote it"
+        )
     matrices = [read_numbers(file) for file in files]
     for file, matrix in zip(files, matrices, strict=True):
         if matrix.shape != (4, 4):

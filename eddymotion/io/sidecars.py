@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.data.acquisition import Acquisition, Slicing
+from eddymotion.data.acquisition import LONGEST_VOLUME, Acquisition, Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError, absence, describe_pointer_file
 from eddymotion.io.images import image_stem
 from eddymotion.wording import PE_AXES, shown, why
 
 log = logging.getLogger(__name__)
+
+SAME_REPETITION = 0.02
+"""Part by which the repetition times of sidecar and header may differ unsaid."""
 
 SIDECAR_DEPTH = 3
 """How deep lists and objects of a sidecar are kept: no field that is read goes deeper."""
@@ -47,6 +50,29 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
+class MeasuredFiles:
+    """The files of a measured off-resonance map, and what has been read of their sidecars.
+
+    Parameters
+    ----------
+    files : mapping
+        ``phasediff``, ``phase1`` and ``phase2``, or ``fieldmap``, and ``magnitude``; none where
+        there is no map.
+    echo_times : tuple of float
+        Of the two echoes, s; those of the sidecars beside the files when not given.
+    units : str, optional
+        Of ``fieldmap``; likewise.
+    """
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    echo_times: tuple[float, ...] = ()
+    units: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.files)
+
+
+@dataclass(frozen=True)
 class SeriesFiles:
     """The files of one series.
 
@@ -63,9 +89,8 @@ class SeriesFiles:
         The runs of its session that it belongs with, itself among them; none where it is alone.
     is_b0 : bool
         Whether all volumes are b=0.
-    measured : mapping
-        Files of a measured off-resonance map that is meant for it: ``phasediff``, ``phase1`` and
-        ``phase2``, or ``fieldmap``, and ``magnitude``.
+    measured : MeasuredFiles
+        The measured map that is meant for it.
     anatomy : Anatomy, optional
         Where the output is to lie in its space.
     """
@@ -78,7 +103,7 @@ class SeriesFiles:
     problem: str = ""
     runs: tuple[SeriesFiles, ...] = ()
     is_b0: bool = False
-    measured: Mapping[str, Path] = field(default_factory=dict)
+    measured: MeasuredFiles = field(default_factory=MeasuredFiles)
     anatomy: Anatomy | None = None
 
 
@@ -136,6 +161,10 @@ def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
 
 
+def _is_readout(value: Any) -> bool:
+    return _is_positive(value) and value < 1
+
+
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_number, value))
 
@@ -160,6 +189,7 @@ NUMBER = _is_number, "a number"
 NUMBERS = _is_numbers, "a list of numbers"
 EITHER = _is_number_or_numbers, "a number or a list of numbers"
 POSITIVE = _is_positive, "a number above zero"
+READOUT = _is_readout, "seconds, above 0 and below 1"
 TEXT = _is_text, "text"
 TEXTS = _is_text_or_texts, "text or a list of texts"
 AXIS = _is_axis, f"one of {', '.join(PE_AXES)}"
@@ -182,7 +212,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "RepetitionTime": NUMBER,
     "SliceEncodingDirection": AXIS,
     "SliceTiming": NUMBERS,
-    "TotalReadoutTime": POSITIVE,
+    "TotalReadoutTime": READOUT,
     "Units": TEXT,
 }
 """The fields of a sidecar that are read, and what each has to be."""
@@ -190,7 +220,8 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 SLICE_FIELDS = "SliceEncodingDirection", "SliceTiming", "MultibandAccelerationFactor"
 ACQUISITION_FIELDS = (
-    *SLICE_FIELDS, "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime",
+    *SLICE_FIELDS, "PhaseEncodingDirection", "PhaseEncodingAxis", "RepetitionTime",
+    "TotalReadoutTime",
 )  # fmt: skip
 """Fields that tell what the scanner did: what a result may depend on."""
 
@@ -242,7 +273,7 @@ def acquisition_of(
     affine : (4, 4) array
         Voxel indices → RAS+ mm.
     repetition_time : float, optional
-        Of the header, seconds.
+        Of the header, seconds; that of the sidecar goes before it.
     owner : str
         The series for which it is logged.
     """
@@ -252,10 +283,27 @@ def acquisition_of(
         gradients,
         affine,
         slicing=_slicing(fields, metadata, shape, owner),
-        repetition_time=repetition_time,
+        repetition_time=_repetition_time(fields, repetition_time, owner),
         phase_encoding=next((found for found in directions if found is not None), None),
         readout_time=fields.get("TotalReadoutTime"),
     )
+
+
+def _repetition_time(
+    fields: Mapping[str, Any], of_header: float | None, owner: str
+) -> float | None:
+    """Return the seconds between volumes: as the sidecar says, else as the header does."""
+    said = fields.get("RepetitionTime")
+    if said is None:
+        return of_header
+    if not 0 < said <= LONGEST_VOLUME:
+        log.warning("%s: RepetitionTime is %s, expected seconds, above 0 and at most %g; it is "
+                    "ignored", owner, shown(said), LONGEST_VOLUME)  # fmt: skip
+        return of_header
+    if of_header is not None and abs(of_header - said) > SAME_REPETITION * said:
+        log.warning("%s: RepetitionTime is %g s in the sidecar, %g s in the header; that of the "
+                    "sidecar is taken", owner, said, of_header)  # fmt: skip
+    return float(said)
 
 
 def _slicing(

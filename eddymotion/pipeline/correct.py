@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eddymotion.data.checks import DataIssue
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.finished import refuse_names
@@ -113,7 +114,7 @@ def correct_series(
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
         remove_elsewhere(outputs)
         write_output_space(space, dwi, outputs)
-        together.write_field(outputs, fsl=settings.fsl_outputs)
+        together.write_field(outputs, apart=settings.separate_all_dwis, fsl=settings.fsl_outputs)
         write_noise(prepared, settings, outputs)
         corrected = corrected_series(
             prepared.dwi, motion, settings, target, space, after, progress
@@ -144,13 +145,12 @@ def correct_series(
     outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
     grids = (dwi, corrected, space.linear if space else np.eye(4))
     content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
-    if (doubt := together.doubt) is not None:
-        log.warning("%s: %s", series.dwi.name, doubt)
-    doubts = {"runs": [doubt] if doubt else [], "output space": space.warnings if space else []}
+    for issue in together.issues:
+        log.warning("%s: %s", series.dwi.name, issue.text)
+    of_space = [DataIssue("output space", text) for text in (space.warnings if space else ())]
     content["Warnings"] += [
-        {"Subject": subject, "Text": text, "Severe": False}
-        for subject, texts in doubts.items()
-        for text in texts
+        {"Subject": issue.kind, "Text": issue.text, "Severe": issue.severe}
+        for issue in (*together.issues, *of_space)
     ]
     content |= together.in_sidecar() | {
         "OutlierSlices": outliers,

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from eddymotion import __version__
 from eddymotion.derivatives.finished import sha256
-from eddymotion.io.sidecars import ACQUISITION_FIELDS, SeriesFiles, metadata_of, usable
+from eddymotion.io.sidecars import (
+    ACQUISITION_FIELDS,
+    FIELDS,
+    MeasuredFiles,
+    SeriesFiles,
+    metadata_beside,
+    metadata_of,
+    usable,
+)
 from eddymotion.pipeline.settings import AFTER_MOTION, Settings
 from eddymotion.pipeline.sidecar import KEPT_METADATA
 from eddymotion.pipeline.stages import tables_of
@@ -25,6 +33,13 @@ def fingerprint_of(series: SeriesFiles, settings: Settings) -> str:
 def motion_fingerprint_of(series: SeriesFiles, settings: Settings) -> str:
     """Digest of all that determines the motion; what is only handed on does not count."""
     return _digest(series, settings, AFTER_MOTION, ACQUISITION_FIELDS)
+
+
+def measured_fingerprint_of(measured: MeasuredFiles) -> str:
+    """Digest of a measured map: its files, and what their sidecars say."""
+    told = {path.name: usable(metadata_beside(path), *FIELDS) for path in measured.files.values()}
+    words = [measured.echo_times, measured.units, told, *map(content_of, measured.files.values())]
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
 
 def content_of(path: Path) -> str:
@@ -52,8 +67,9 @@ def _digest(
         if path.is_file():
             digest.update(bytes.fromhex(content_of(path)))
     if "fieldmap" not in without:  # what the other runs of the session say counts, too
-        for path in series.measured.values():
-            digest.update(bytes.fromhex(content_of(path)))
+        given = {} if settings.fieldmap is None else {"fieldmap": settings.fieldmap}
+        for measured in (series.measured, MeasuredFiles(given)):
+            digest.update(measured_fingerprint_of(measured).encode())
         for run in series.runs:
             digest.update(motion_fingerprint_of(run, settings).encode())
     return digest.hexdigest()

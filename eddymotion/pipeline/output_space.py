@@ -71,6 +71,9 @@ that both images share their world coordinates."""
 ONE_PLACE_MM = 1.0
 """Between two registrations of the brain that have ended at one place, on average."""
 
+MIRRORED = 1.05
+"""Above so many times the information that both images share, their mirror images share more."""
+
 BRAIN_MARGIN_MM = 6.0
 """Around the brain mask: its edge tells much, the scalp of an echo-planar image misleads."""
 
@@ -272,7 +275,8 @@ def _found(pair: _Pair, transform: str, seed: int) -> OutputSpace | None:
     stretched = pair.register_linearly("affine", seed, found.matrix)
     scales = np.diag(polar(stretched.matrix[:3, :3])[1])
     if np.abs(scales - 1).max() < SAME_SIZE:
-        return pair.space(found, "rigid")
+        space = pair.space(found, "rigid")
+        return replace(space, doubts=_of_handedness(pair, space, seed))
     if transform == "auto":
         log.info("output space: scales %s, another head or a template", np.round(scales, 2))
         return pair.warped(stretched, seed)
@@ -282,6 +286,22 @@ def _found(pair: _Pair, transform: str, seed: int) -> OutputSpace | None:
         "right?"
     )
     return replace(pair.space(found, "rigid"), doubts=(doubt,))
+
+
+def _of_handedness(pair: _Pair, space: OutputSpace, seed: int) -> tuple[str, ...]:
+    """Say so where the mirror image of the series agrees better: left and right were swapped."""
+    mirrored, start = pair.mirrored(space.registration.matrix)
+    found = mirrored.register_linearly("rigid", seed, start)
+    own = space.quality.after.similarity
+    other = mirrored.space(found, "rigid").quality.after.similarity
+    log.debug("output space: mirrored %.3f, as it is %.3f", other, own)
+    if other - 1 < MIRRORED * (own - 1):
+        return ()
+    return (
+        f"the mirror image of the series agrees better with this image (normalised mutual "
+        f"information {other:.3f}, as it is {own:.3f}): left and right are swapped in one of the "
+        "two; compare both with the original scans",
+    )
 
 
 ROUNDING = 0.05
@@ -373,6 +393,20 @@ class _Pair:
                 return first
         return self._registered(transform, seed, self._start("multi", seed))
 
+    def mirrored(self, matrix: np.ndarray) -> tuple[_Pair, np.ndarray]:
+        """Mirror the reference from left to right: the pair, and where to start from.
+
+        Parameters
+        ----------
+        matrix : (4, 4) array
+            Target → reference, where the two lie on each other.
+        """
+        image, center = self.reference.image, self.reference.points.mean(axis=0)
+        there = _left_right(center)
+        here = _left_right(apply_affine(np.linalg.inv(matrix), center))
+        flipped = replace(self.reference, image=Image(image.data, there @ image.affine))
+        return replace(self, reference=flipped), there @ matrix @ here
+
     def _registered(self, transform: str, seed: int, start: np.ndarray) -> Registration:
         return GaussNewton().register(
             self.target, self.reference.image, transform=transform, metric="nmi", init=start,
@@ -436,6 +470,13 @@ class _Pair:
         )
         shown = Overlay(self.target, before.shown, after.shown, self.white_matter)
         return OutputSpace(self.target, registration, transform, quality, shown)
+
+
+def _left_right(center: np.ndarray) -> np.ndarray:
+    """Return the mirror from left to right through a point, (4, 4)."""
+    mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
+    mirror[0, 3] = 2 * center[0]
+    return mirror
 
 
 def coarsened(

@@ -28,7 +28,7 @@ from eddymotion.fieldmaps import (
 )
 from eddymotion.io.images import write_image
 from eddymotion.io.motion import read_motion, write_motion
-from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.mapping.motion import Motion
 from eddymotion.pipeline.runs import (
     RunTogether,
@@ -107,7 +107,7 @@ def join(
     images += [image_of_b0s(run, settings) for run in b0s]
     given = {"phasediff": phasediff_file, "phase1": phase1_file, "phase2": phase2_file,
              "fieldmap": map_file, "magnitude": magnitude_file}  # fmt: skip
-    measured = {kind: path for kind, path in given.items() if path is not None}
+    measured = MeasuredFiles({kind: path for kind, path in given.items() if path is not None})
     joined = joined_of(images, measured, settings)
     names = tuple(run.dwi.name for run in (*runs, *b0s))
     found: Paths = {"xfm_files": [], "details_files": [], "mask_files": []}

@@ -6,14 +6,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from eddymotion.data.acquisition import Acquisition
+from eddymotion.data.checks import DataIssue
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
@@ -26,6 +28,7 @@ from eddymotion.derivatives.session import (
     write_merged,
 )
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.measured_field import MeasuredMap
 from eddymotion.estimation.runs import (
     JoinedRuns,
     RunImage,
@@ -40,7 +43,14 @@ from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import image_stem, read_image
 from eddymotion.io.itk import read_itk
 from eddymotion.io.series import load
-from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
+from eddymotion.io.sidecars import (
+    MeasuredFiles,
+    SeriesFiles,
+    acquisition_of,
+    metadata_beside,
+    metadata_of,
+    usable,
+)
 from eddymotion.io.topup import is_topup_coefficients, topup_field
 from eddymotion.io.transforms import read_linear
 from eddymotion.io.writing import read_json, replacing, write_json
@@ -48,10 +58,11 @@ from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance
 from eddymotion.pipeline.cache import DIGITS, MotionCache
-from eddymotion.pipeline.fingerprint import content_of, motion_fingerprint_of
+from eddymotion.pipeline.fingerprint import measured_fingerprint_of, motion_fingerprint_of
 from eddymotion.pipeline.output_space import Reference
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, load_series
+from eddymotion.registration.checks import inside_grid
 from eddymotion.reports import save_figure
 from eddymotion.reports.fieldmap import field_figure
 
@@ -60,6 +71,15 @@ log = logging.getLogger(__name__)
 AGREE = 0.8
 """Correlation of the runs' b=0 images below which their frame is doubted. Real ones of two
 scanners: 0.93 to 0.98; with a wrong polarity 0.5 to 0.84."""
+
+FAR_MM = 25.0
+"""Standard deviation of displacements above which a field is doubted: heads have 2 to 8."""
+
+LEAST_VOXELS = 4
+"""Of an image that tells the off-resonance field, along each axis."""
+
+COVERED = 0.5
+"""Part of the brain in which a field has to be known: it is 0.8 and more where edges are cut."""
 
 OF_FIELD = ("fieldmaps", "fmap-jacobian")
 """Words of ``--ignore`` about the off-resonance field."""
@@ -77,11 +97,14 @@ class RunTogether:
         How they lie; None where the series is alone and no field is given.
     number : int
         That of the series among them.
+    unused : tuple of str
+        Runs and field maps of the session that could not be used; the log tells why.
     """
 
     names: tuple[str, ...]
     joined: JoinedRuns | None
     number: int
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -110,7 +133,9 @@ class RunTogether:
             return cls((series.dwi.name,), None, 0)
         if work_dir is None or not series.runs:
             image = RunImage.of(dwi, motion, settings.nprocs)
-            return cls((series.dwi.name,), joined_of([image], series.measured, settings), 0)
+            alone = joined_of([image], series.measured, settings)
+            unused = _unused(series, [series], alone, settings)
+            return cls((series.dwi.name,), alone, 0, unused)
         known = [
             run
             for run in series.runs
@@ -130,7 +155,8 @@ class RunTogether:
             joined = joined_of(images, series.measured, settings)
             _keep(folder, joined)
         number = [run.dwi for run in known].index(series.dwi)
-        return cls(tuple(run.uri or run.dwi.name for run in known), joined, number)
+        unused = _unused(series, known, joined, settings)
+        return cls(tuple(run.uri or run.dwi.name for run in known), joined, number, unused)
 
     @classmethod
     def prepare(cls, series: SeriesFiles, settings: Settings, work_dir: Path) -> None:
@@ -160,10 +186,22 @@ class RunTogether:
             return None
         return Reference(Image(joined.mean, joined.affine), joined.mask)
 
-    def write_field(self, outputs: Outputs, *, fsl: bool = False) -> None:
-        """Write the field, if there is one (`fsl`: as topup, too): the first run does."""
-        if self.joined is not None and self.joined.field is not None and self.number == 0:
-            write_field(SessionOutputs.of(outputs), self.joined, self.names, fsl=fsl)
+    def write_field(self, outputs: Outputs, *, apart: bool = False, fsl: bool = False) -> None:
+        """Write the field, or remove that of an earlier run: the first run does so for all.
+
+        Parameters
+        ----------
+        outputs : Outputs
+        apart : bool
+            Whether runs of a session are left in frames of their own, without a field.
+        fsl : bool
+            Write it as topup would, too.
+        """
+        joined, session = self.joined, SessionOutputs.of(outputs)
+        if apart or (joined is not None and joined.field is None and self.number == 0):
+            session.remove_field()
+        elif joined is not None and joined.field is not None and self.number == 0:
+            write_field(session, joined, self.names, fsl=fsl)
 
     def draw(self, outputs: Outputs) -> None:
         """Draw the field, and what it did to this series."""
@@ -185,10 +223,11 @@ class RunTogether:
             return {}
         if len(joined) > 1:
             before, after = joined.similarity
-            names = ", ".join(Path(name).name for name in self.names)
-            summary["runs in one frame"] = (
-                f"{names}; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
-            )
+            summary["runs in one frame"] = ", ".join(Path(name).name for name in self.names)
+            if np.isfinite(after):
+                summary["runs in one frame"] += (
+                    f"; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
+                )
         if joined.field is None:
             return summary
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
@@ -215,17 +254,41 @@ class RunTogether:
         return replace(methods, n_runs=n_runs, off_resonance=source if joined.field else "")
 
     @property
-    def doubt(self) -> str | None:
-        """What to say where the runs agree too little to be believed."""
+    def issues(self) -> list[DataIssue]:
+        """What to say of runs that agree too little, or a field too strong, to be believed."""
         joined = self.joined
-        if joined is None or len(joined) < 2 or joined.similarity[1] >= AGREE:
-            return None
-        return (
-            f"the b=0 images of the runs of this session agree with r = "
-            f"{joined.similarity[1]:.2f} only, expected {AGREE:g}: their common frame may be "
-            "wrong; look at the corrected runs beside each other, or correct each on its own with "
-            "--separate-all-dwis"
-        )
+        found: list[DataIssue] = []
+        if self.unused:
+            found.append(DataIssue(
+                "runs",
+                f"{', '.join(self.unused)}: could not be used for the common frame and the "
+                "off-resonance field of the session; the log tells why",
+            ))  # fmt: skip
+        if joined is not None and len(joined) > 1 and joined.similarity[1] < AGREE:
+            found.append(DataIssue(
+                "runs",
+                f"the b=0 images of the runs of this session agree with r = "
+                f"{joined.similarity[1]:.2f} only, expected {AGREE:g}: their common frame may be "
+                "wrong; look at the corrected runs beside each other, or correct each on its own "
+                "with --separate-all-dwis",
+            ))  # fmt: skip
+        if joined is not None and (spread := self._spread_mm()) > FAR_MM:
+            found.append(DataIssue(
+                "field",
+                f"the off-resonance field displaces the brain by {spread:.0f} mm (standard "
+                f"deviation), expected {FAR_MM:g} at most; check that the field is in Hz, and "
+                "TotalReadoutTime in seconds",
+                severe=True,
+            ))  # fmt: skip
+        return found
+
+    def _spread_mm(self) -> float:
+        """Tell the standard deviation of the displacement in the brain of this run, mm."""
+        joined = self.joined
+        if joined is None or joined.field is None or np.isnan(joined.shifts[self.number]).any():
+            return 0.0
+        hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
+        return float(hertz.std() * np.linalg.norm(joined.shifts[self.number]))
 
     def in_sidecar(self) -> dict[str, Any]:
         """Return what the sidecar of the corrected series keeps of it."""
@@ -242,8 +305,19 @@ class RunTogether:
         }
 
 
+def _unused(
+    series: SeriesFiles, known: Sequence[SeriesFiles], joined: JoinedRuns, settings: Settings
+) -> tuple[str, ...]:
+    """Name the runs of a session that were left out, and a measured map that gave no field."""
+    there = {run.dwi for run in known}
+    left = [run.dwi.name for run in series.runs if run.dwi not in there]
+    if joined.field is None and "fieldmaps" not in settings.ignore:
+        left += [path.name for path in series.measured.files.values()]
+    return tuple(left)
+
+
 def joined_of(
-    images: Sequence[RunImage], measured: Mapping[str, Path], settings: Settings
+    images: Sequence[RunImage], measured: MeasuredFiles, settings: Settings
 ) -> JoinedRuns:
     """Join runs as the settings say.
 
@@ -251,14 +325,14 @@ def joined_of(
     ----------
     images : sequence of RunImage
         In order, runs of b=0 alone last.
-    measured : mapping
-        Files of a measured map, as in :class:`~eddymotion.io.sidecars.SeriesFiles`.
+    measured : MeasuredFiles
+        A measured map.
     settings : Settings
     """
-    field, usable = None, measured and "fieldmaps" not in settings.ignore
+    field, wanted = None, measured and "fieldmaps" not in settings.ignore
     if settings.fieldmap is not None:
-        field = _given_field(settings.fieldmap, images[0].image)
-    elif usable and not tell_field(images):
+        field = _given_field(settings.fieldmap, images[0], settings.ignore)
+    elif wanted and not tell_field(images):
         field = _measured_field(images[0], measured, settings)
     joined = join_runs(
         images,
@@ -272,61 +346,92 @@ def joined_of(
             "in the sidecar of the series; add them"
         )
     beside = None
-    if usable and field is None and joined.field is not None:
+    if wanted and field is None and joined.field is not None:
         beside = _beside(joined, measured, settings)
     return replace(joined, modulated="fmap-jacobian" not in settings.ignore, beside=beside)
 
 
-def _beside(
-    joined: JoinedRuns, files: Mapping[str, Path], settings: Settings
-) -> np.ndarray | None:
+def _beside(joined: JoinedRuns, files: MeasuredFiles, settings: Settings) -> np.ndarray | None:
     """Bring a measured map to the runs that told a field without it, if that can be done."""
     try:
-        measured = read_measured(FieldmapPaths((), **files), FieldmapSettings())
+        measured = _read(files, settings.ignore)
         mean = Image(joined.mean, joined.affine)
         return measured.beside(mean, joined.mask, settings.random_seed)
     except EddymotionError as error:
-        names = ", ".join(path.name for path in files.values())
-        log.warning("%s: not compared with the field of the runs (%s)", names, error)
+        log.warning("%s: not compared with the field of the runs (%s)", _names(files), error)
         return None
 
 
 def _measured_field(
-    first: RunImage, files: Mapping[str, Path], settings: Settings
+    first: RunImage, files: MeasuredFiles, settings: Settings
 ) -> OffResonance | None:
     """Make the field of a measured map in the frame of the first run, if that can be done."""
-    names = ", ".join(path.name for path in files.values())
     (readout,) = readouts_of([first])
     if readout is None:
         log.warning(
             "%s: not used, since the series does not say how far off-resonance displaces it; add "
-            "PhaseEncodingDirection and TotalReadoutTime to its sidecar", names
+            "PhaseEncodingDirection and TotalReadoutTime to its sidecar", _names(files)
         )  # fmt: skip
         return None
     try:
-        measured = read_measured(FieldmapPaths((), **files), FieldmapSettings())
+        measured = _read(files, settings.ignore)
+        if measured.magnitude is None:
+            _refuse_elsewhere(measured, first)
         return measured.field_for(first.image, readout, first.brain, settings.random_seed)
     except EddymotionError as error:
-        log.warning("%s: not used (%s)", names, error)
+        log.warning("%s: not used (%s)", _names(files), error)
         return None
 
 
-def _given_field(path: Path, first: Image) -> OffResonance:
+def _read(measured: MeasuredFiles, ignore: Sequence[str]) -> MeasuredMap:
+    settings = FieldmapSettings(
+        echo_times=measured.echo_times, units=measured.units, ignore=tuple(ignore)
+    )
+    return read_measured(FieldmapPaths((), **measured.files), settings)
+
+
+def _names(measured: MeasuredFiles) -> str:
+    return ", ".join(path.name for path in measured.files.values())
+
+
+def _given_field(path: Path, first: RunImage, ignore: Sequence[str] = ()) -> OffResonance:
+    """Read a field in the frame of the first run.
+
+    Raises
+    ------
+    EddymotionError
+        If it is none in three dimensions, or lies elsewhere.
+    """
     if is_topup_coefficients(path):
-        return topup_field(path, first.data.shape, first.affine)
-    data, affine, _ = read_image(path)
+        return topup_field(path, first.image.data.shape, first.image.affine)
+    data, affine, _ = read_image(path, ignore)
+    data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
     if data.ndim != 3:
         raise EddymotionError(
             f"{path}: found an image of shape {data.shape}, expected a field in Hz of three "
             "dimensions"
         )
-    return OffResonance.of_image(Image(data, affine))
+    units = usable(metadata_beside(path), "Units", owner=path.name).get("Units", "Hz")
+    measured = MeasuredMap.in_units(Image(data, affine), units)
+    _refuse_elsewhere(replace(measured, known=np.isfinite(data)), first, f"{path}: ")
+    return OffResonance.of_image(measured.hertz)
+
+
+def _refuse_elsewhere(measured: MeasuredMap, first: RunImage, owner: str = "") -> None:
+    """Raise if a map that is not registered says nothing of most of the brain."""
+    points = apply_affine(first.image.affine, np.argwhere(first.brain))
+    covered = inside_grid(points, measured.hertz, measured.known).mean()
+    if covered < COVERED:
+        raise EddymotionError(
+            f"{owner}tells the field in {covered:.0%} of the brain of the first run, expected "
+            f"{COVERED:.0%} or more; give one in its frame"
+        )
 
 
 def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
-    """Whether the motion of another run is there; a run of b=0 alone needs none."""
+    """Whether another run can be read, and its motion is there; one of b=0 alone needs none."""
     if run.is_b0:
-        return True
+        return _is_readable(run, settings.ignore)
     if MotionCache.of(run, settings, work_dir).recall(Stages()) is not None:
         return True
     log.warning("%s: left out of the runs of its session, since its motion is not there",
@@ -334,9 +439,18 @@ def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
     return False
 
 
+def _is_readable(run: SeriesFiles, ignore: Sequence[str]) -> bool:
+    try:
+        _signal_of_b0s(run, ignore)
+    except EddymotionError as error:
+        log.warning("%s: left out of the runs of its session (%s)", run.dwi.name, error)
+        return False
+    return True
+
+
 def image_of_b0s(run: SeriesFiles, settings: Settings) -> RunImage:
     """Take what counts from a run of b=0 volumes alone, its volumes aligned."""
-    dwi = load_b0s(run)
+    dwi = load_b0s(run, settings.ignore)
     compute = Compute(settings.nprocs, settings.random_seed)
     return RunImage.of(dwi, align_b0s(dwi, compute), settings.nprocs)
 
@@ -444,10 +558,9 @@ def stretch_on(
     return np.maximum(1.0 + slopes @ along, LEAST_STRETCH)
 
 
-def load_b0s(run: SeriesFiles) -> DWI:
+def load_b0s(run: SeriesFiles, ignore: Sequence[str] = ()) -> DWI:
     """Load a run of b=0 volumes alone, which needs no tables; a 3-D image is one."""
-    signal, affine, _ = read_image(run.dwi)
-    signal = signal if signal.ndim == 4 else signal[..., None]
+    signal, affine = _signal_of_b0s(run, ignore)
     n_volumes = signal.shape[3]
     gradients = Gradients(np.zeros(n_volumes), np.zeros((n_volumes, 3)))
     acquisition: Acquisition = acquisition_of(
@@ -456,10 +569,32 @@ def load_b0s(run: SeriesFiles) -> DWI:
     return DWI(signal, affine, acquisition, brain_mask(signal.mean(axis=3)), run.dwi)
 
 
-def _digest(runs: Sequence[SeriesFiles], measured: Mapping[str, Path], settings: Settings) -> str:
+def _signal_of_b0s(run: SeriesFiles, ignore: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read the volumes (X, Y, Z, N) of a run of b=0 alone, and their affine.
+
+    Raises
+    ------
+    EddymotionError
+        If it cannot be read, or shows nothing.
+    """
+    signal, affine, _ = read_image(run.dwi, ignore)
+    signal = np.nan_to_num(signal if signal.ndim == 4 else signal[..., None], posinf=0, neginf=0)
+    if signal.ndim != 4 or min(signal.shape[:3]) < LEAST_VOXELS:
+        raise EddymotionError(
+            f"{run.dwi}: found an image of shape {signal.shape}, expected volumes of "
+            f"{LEAST_VOXELS} or more voxels along each axis"
+        )
+    blank = np.flatnonzero(np.ptp(signal, axis=(0, 1, 2)) == 0)
+    if len(blank):
+        raise EddymotionError(f"{run.dwi}: all voxels of volume {blank[0]} have one value")
+    return signal, affine
+
+
+def _digest(runs: Sequence[SeriesFiles], measured: MeasuredFiles, settings: Settings) -> str:
     words = [motion_fingerprint_of(run, settings) for run in runs]
-    words += [content_of(path) for path in measured.values()]
-    words += [str(settings.fieldmap), *sorted(set(OF_FIELD) & set(settings.ignore))]
+    given = {} if settings.fieldmap is None else {"fieldmap": settings.fieldmap}
+    words += [measured_fingerprint_of(one) for one in (measured, MeasuredFiles(given))]
+    words += sorted(set(OF_FIELD) & set(settings.ignore))
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGITS]
 
 

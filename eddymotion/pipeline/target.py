@@ -72,6 +72,8 @@ class Target:
                 f"{path}: all voxels have one value, so that there is nothing to register; give "
                 "an image of a head, or --output-space-transform none for its grid alone"
             )
+        if isinstance(settings.output_resolution, float):  # before the motion is sought
+            _regridded(image, np.full(3, settings.output_resolution))
         finite, mask = np.isfinite(image.data), settings.output_space_mask
         return cls(
             image,
@@ -94,13 +96,19 @@ class Target:
             sizes = np.round(sizes_along(affine, series.affine), DECIMALS)
         else:
             sizes = np.full(3, float(self.resolution))
-        shape, affine = regridded((x, y, z), affine, sizes)
-        if prod(shape) > MOST_VOXELS:
-            raise EddymotionError(
-                f"--output-resolution {self.resolution:g} makes a grid of {format_sizes(shape)} "
-                "voxels, more than can be handled; give a larger one"
-            )
-        return shape, affine
+        return _regridded(self.image, sizes)
+
+
+def _regridded(image: Image, sizes: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Fill the box of an image with voxels of some sizes (3,), mm."""
+    x, y, z = image.data.shape
+    shape, affine = regridded((x, y, z), image.affine, sizes)
+    if prod(shape) > MOST_VOXELS:
+        raise EddymotionError(
+            f"--output-resolution: voxels of {format_sizes(map(float, sizes))} mm make a grid of "
+            f"{format_sizes(shape)}, more than can be handled; give a larger one"
+        )
+    return shape, affine
 
 
 def read_target(path: Path) -> Image:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from eddymotion.data.checks.directions import mirrored_axis
 from eddymotion.data.checks.noise import is_denoised
 from eddymotion.data.checks.tables import compare_b0s, contradictions, listed, scaled_vectors
 from eddymotion.data.series import DWI
@@ -40,7 +41,7 @@ class DataIssue:
     Parameters
     ----------
     kind : str
-        One word: ``tables``, ``b0``, ``zeros``, ``denoised``, ``mask``.
+        One word: ``tables``, ``directions``, ``b0``, ``zeros``, ``denoised``, ``mask``.
     text : str
         What was found, and what to do.
     severe : bool
@@ -86,6 +87,13 @@ def _find_issues(dwi: DWI) -> list[DataIssue]:
     ]
     if (text := compare_b0s(dwi)) is not None:
         found.append(DataIssue("b0", text))
+    if (axis := mirrored_axis(dwi)) is not None:
+        found.append(DataIssue(
+            "directions",
+            "fibres go on from voxel to voxel better with the sign of the b-vectors changed along "
+            f"image axis {axis}: all directions may be mirrored, which the correction can neither "
+            f"see nor mend; look at row {'ijk'.index(axis) + 1} of the .bvec and how it was made",
+        ))  # fmt: skip
     if dwi.is_cut:
         found.append(DataIssue(
             "zeros",

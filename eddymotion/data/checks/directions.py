@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the b-vectors have the signs of the image axes.
+
+A wrong sign of one component mirrors all directions: angles between them stay what they are, so
+that no prediction of a volume from the others shows it. Fibres do: in a real brain they go on from
+voxel to voxel along themselves, mirrored ones less (Schilling et al. 2019, Magn Reson Imaging 58;
+MRtrix3's ``dwigradcheck``).
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from eddymotion.data.series import DWI
+from eddymotion.images.axes import image_axes
+
+LOWEST, HIGHEST = 300.0, 1600.0
+"""b-values (s/mm²) between which one tensor describes most of white matter; twice that without."""
+
+LEAST_DIRECTIONS = 12
+LEAST_VOXELS = 6000
+"""With fibres. Simulated heads with fewer agreed up to 1.05 times better with a wrong sign."""
+
+ANISOTROPIC = 0.2
+"""Fractional anisotropy from which on there is one direction of fibres."""
+
+ALONG_DEGREES = 30.0
+"""Between fibres and the way to a neighbour that they go on to."""
+
+BETTER = 1.06
+"""So many times better do fibres go on with another sign before that is said. In eleven real
+series the right signs were 1.07 to 1.28 times better than any with one changed."""
+
+FORWARD = np.array([way for way in product((-1, 0, 1), repeat=3) if way > (0, 0, 0)])
+"""To 13 of the 26 neighbours: the others are the same ways back."""
+
+
+def mirrored_axis(dwi: DWI) -> str | None:
+    """Say along which image axis the b-vectors seem to have the wrong sign; None where none does.
+
+    Parameters
+    ----------
+    dwi : DWI
+
+    Returns
+    -------
+    {"i", "j", "k"}, optional
+    """
+    volumes = _of_one_tensor(dwi)
+    if len(volumes) == 0:
+        return None
+    voxels, weights, fibres = _fibres(dwi, volumes)
+    if len(voxels) < LEAST_VOXELS:
+        return None
+    signs = [np.where(np.arange(3) == axis, -1.0, 1.0) for axis in (None, 0, 1, 2)]
+    own, *mirrored = _continuities(dwi, voxels, weights, [fibres * sign for sign in signs])
+    best = int(np.argmax(mirrored))
+    return "ijk"[best] if mirrored[best] > BETTER * own else None
+
+
+def _of_one_tensor(dwi: DWI) -> np.ndarray:
+    """Choose b=0 and low shells, or twice as high ones; none where directions are few."""
+    bvals = dwi.gradients.bvals
+    for highest in (HIGHEST, 2 * HIGHEST):
+        weighted = (bvals >= LOWEST) & (bvals <= highest)
+        directed = weighted & (np.linalg.norm(dwi.gradients.bvecs, axis=1) > 0.5)
+        if directed.sum() >= LEAST_DIRECTIONS and len(dwi.gradients.b0s):
+            return np.flatnonzero(directed | dwi.gradients.is_b0)
+    return np.zeros(0, int)
+
+
+def _fibres(dwi: DWI, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit a tensor to the logarithms where fibres are.
+
+    Returns
+    -------
+    voxels : (P, 3) int array
+    weights : (P,) array
+        Their fractional anisotropy.
+    fibres : (P, 3) array
+        Its first eigenvector, along the image axes.
+    """
+    gradients = dwi.gradients.select(volumes)
+    x, y, z = gradients.bvecs.T * np.sqrt(gradients.bvals / 1000)
+    design = -np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
+    to_tensor = np.linalg.pinv(np.column_stack([design, np.ones(len(design))]))[:6]
+    tensor = np.zeros((6, int(dwi.mask.sum())))
+    for weights, volume in zip(to_tensor.T, volumes, strict=True):
+        signal = np.asarray(dwi.signal[..., volume], float)[dwi.mask]
+        tensor += weights[:, None] * np.log(np.maximum(signal, max(signal.mean() * 1e-3, 1e-30)))
+    xx, yy, zz, xy, xz, yz = tensor
+    rows = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=1).reshape(-1, 3, 3)
+    values, vectors = np.linalg.eigh(rows)
+    values = np.clip(values, 0, None)
+    spread = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    anisotropy = np.sqrt(1.5 * spread / np.maximum((values**2).sum(axis=1), 1e-30))
+    good = anisotropy > ANISOTROPIC
+    along = vectors[good, :, 2] @ image_axes(dwi.affine)
+    return np.argwhere(dwi.mask)[good], anisotropy[good], along
+
+
+def _continuities(
+    dwi: DWI, voxels: np.ndarray, weights: np.ndarray, candidates: list[np.ndarray]
+) -> np.ndarray:
+    """Tell how much anisotropy lies in neighbours that fibres join, for each of some directions.
+
+    Two neighbours are joined where the fibres of both run along the way between them.
+    """
+    number = np.full(np.add(dwi.shape, 2), -1)
+    number[tuple((voxels + 1).T)] = np.arange(len(voxels))
+    limit, found = np.cos(np.deg2rad(ALONG_DEGREES)), np.zeros(len(candidates))
+    for step in FORWARD:
+        other = number[tuple((voxels + 1 + step).T)]
+        here = np.flatnonzero(other >= 0)
+        there, way = other[here], step * dwi.voxel_sizes
+        way = way / np.linalg.norm(way)
+        for index, fibres in enumerate(candidates):
+            along = np.abs(fibres @ way) > limit
+            joined = along[here] & along[there]
+            found[index] += (weights[here] + weights[there])[joined].sum()
+    return found
