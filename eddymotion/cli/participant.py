@@ -246,10 +246,11 @@ def correct_dataset(options: argparse.Namespace) -> int:
 
 def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
     """Raise if a file that belongs to one head at one place is given for several."""
-    choose = "choose one with --participant-label, --session-id or --bids-filter-file"
+    choose = "with --participant-label, --session-id or --bids-filter-file"
     if options.brain_mask and found.n_series > 1:
         raise EddymotionError(
-            f"--brain-mask: {found.n_series} series match but one mask is given; {choose}"
+            f"--brain-mask: {found.n_series} series match but one mask is given; choose one "
+            f"series {choose}"
         )
     if options.fieldmap is None:
         return
@@ -258,7 +259,7 @@ def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
     if len(frames) > 1:
         what = "series, each in a frame of its own," if options.separate_all_dwis else "sessions"
         raise EddymotionError(
-            f"--fieldmap: {len(frames)} {what} match but one field is given; {choose}"
+            f"--fieldmap: {len(frames)} {what} match but one field is given; choose one {choose}"
         )
 
 
