@@ -22,6 +22,54 @@ ROWS_OF_BAND = 128
 """Of a normal matrix, which a thread sums at a time."""
 
 
+LEAST_PART = 1e-6
+"""Eigenvalue of ``I − P`` below which its direction does not count."""
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Multiplies many columns with a precision matrix ``P``, in single precision.
+
+    A model of few degrees of freedom takes few directions out of the N volumes: ``P = I − L R``
+    with a few dozen columns ``L`` and rows ``R``, whatever N is.
+
+    Parameters
+    ----------
+    left : (N, r) float32 array
+        ``L``, or ``P`` itself where `right` is None.
+    right : (r, N) float32 array, optional
+        ``R``
+    divisor : (N, 1) float32 array, optional
+        By which the rows of the result are divided.
+    """
+
+    left: np.ndarray
+    right: np.ndarray | None = None
+    divisor: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, precision: np.ndarray, divisor: np.ndarray | None = None) -> Product:
+        """Find the directions of a precision matrix (N, N); it is used as it is if they are many.
+
+        With a `divisor` (N,) rows are divided by it.
+        """
+        by = None if divisor is None else divisor[:, None].astype(np.float32)
+        values, vectors = np.linalg.eigh(np.eye(len(precision)) - precision)
+        kept = np.abs(values) > LEAST_PART
+        if 2 * kept.sum() >= len(precision):
+            return cls(precision.astype(np.float32), None, by)
+        columns = vectors[:, kept].astype(np.float32)
+        return cls(columns * values[kept].astype(np.float32), columns.T.copy(), by)
+
+    def __matmul__(self, columns: np.ndarray) -> np.ndarray:
+        """Multiply with (N, V) float32."""
+        if self.right is None:
+            found = self.left @ columns
+        else:
+            found = columns - self.left @ (self.right @ columns)
+        return found if self.divisor is None else found / self.divisor
+
+
 class GramMatrix:
     """``Σ A Aᵀ`` of parts that come one after the other, without a copy for each.
 
