@@ -46,7 +46,7 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.normal_equations import GramMatrix, NormalEquations, Product
+from eddymotion.estimation.normal_equations import GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.unknowns import Block, Poses, Unknowns
 from eddymotion.images.image import Spline
@@ -69,10 +69,11 @@ FILL_ITERATIONS = 6
 POINTS_FOR_MODEL = 12_000
 """At most so many points tell the parameters of the model."""
 
-ENOUGH_FOR_HESSIAN, LEAST_FOR_HESSIAN = 8_000, 4_000
-"""So many points tell the normal matrix, which takes the square of the volumes a point, and not
-much more. With fields it is large: fewer points tell it, so that it takes no longer than for poses
-alone, but at least so many. Its error leaves where the steps end as it is."""
+VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN = 600_000, 2_000
+"""Values (of a volume at a point) that tell the normal matrix of poses, and points that do at
+least. It takes the square of the unknowns a point, so that the points become fewer as the volumes
+become more, or get fields: its time grows as the number of volumes does. Its error leaves where
+the steps end as it is."""
 
 CHUNK_BYTES = 2**23
 """Of the Jacobians that are held at a time by a thread."""
@@ -128,11 +129,6 @@ class Residuals:
         """Take some of the points (V,) bool."""
         values, misfit = self.values[:, inside], self.misfit[inside]
         return replace(self, samples=self.samples.at(inside), values=values, misfit=misfit)
-
-    @cached_property
-    def product(self) -> Product:
-        """Multiplies with ``P``."""
-        return Product.of(self.precision)
 
     @cached_property
     def usable(self) -> np.ndarray:
@@ -324,13 +320,13 @@ class CoupledProblem:
 
     def residuals(self, samples: Samples, precision: np.ndarray) -> Residuals:
         """Compare samples with what the model says; fills missing values with predictions."""
-        P = Product.of(precision)
+        P = precision.astype(np.float32)
         values = samples.values
         residual = P @ values
         holes = np.flatnonzero(samples.missing.any(axis=0))
         if len(holes):
             gone = samples.missing[:, holes]
-            block = filled(values[:, holes], gone, precision.astype(np.float32), P)
+            block = filled(values[:, holes], gone, P)
             values[:, holes] = block
             of_block = P @ block
             of_block[gone] = 0.0
@@ -344,9 +340,7 @@ class CoupledProblem:
         """Return ``G`` by parts of the brain (B, Np), and ``H`` (Np, Np)."""
         n, n_unknowns = len(found.precision), len(self.unknowns)
         chunks = self.chunks(n)
-        dear = round((n_unknowns / Poses.size) ** 2)
-        every = max(1, len(self.points) // ENOUGH_FOR_HESSIAN)
-        every = max(every, min(dear, len(self.points) // LEAST_FOR_HESSIAN))
+        every = self._every_so_many(n)
 
         gradients = np.zeros((self.parts[-1] + 1, n * n_unknowns))
         hessian = GramMatrix(n * n_unknowns, self.n_threads)
@@ -364,14 +358,20 @@ class CoupledProblem:
         for k in range(0, len(chunks), at_a_time):
             some = chunks[k : k + at_a_time]
             parts = parallel_map(partial, some, n_threads=self.n_threads)
-            for chunk, (sums, _) in zip(some, parts, strict=True):
+            for chunk, (sums, flat) in zip(some, parts, strict=True):
                 first = self.parts[chunk.start]
                 gradients[first : first + len(sums)] += sums
-            hessian.add([flat for _, flat in parts])
+                hessian.add(flat)
         products = hessian.whole()
         between = products.reshape(n, n_unknowns, n, n_unknowns)
         between *= found.precision[:, None, :, None]
         return gradients, products
+
+    def _every_so_many(self, n_volumes: int) -> int:
+        """Of how many points one tells the normal matrix."""
+        dear = (len(self.unknowns) / Poses.size) ** 2
+        enough = max(VALUES_FOR_HESSIAN / (n_volumes * dear), LEAST_FOR_HESSIAN)
+        return max(1, int(len(self.points) / enough))
 
     def chunks(self, n_volumes: int) -> list[slice]:
         """Return the points in pieces whose Jacobian a thread can hold."""
@@ -380,17 +380,14 @@ class CoupledProblem:
 
     def jacobian(self, found: Residuals, chunk: slice) -> np.ndarray:
         """``J`` of the smoothed volumes at some points, (N, p, V)."""
-        samples, smoother = found.samples, found.product
+        samples, smoother = found.samples, found.precision
         if self.leave_one_out:
-            held_out = np.maximum(np.diag(found.precision), LEVERAGE_GUARD)
-            smoother = replace(smoother, divisor=held_out[:, None].astype(np.float32))
+            smoother = smoother / np.maximum(np.diag(smoother), LEVERAGE_GUARD)[:, None]
         slopes = smoothed(samples.slopes[:, :, chunk], samples.missing[:, chunk], smoother)
         return self.unknowns.jacobian(samples.motion, self.points[chunk], slopes)
 
 
-def smoothed(
-    slopes: np.ndarray, missing: np.ndarray, smoother: Product | np.ndarray
-) -> np.ndarray:
+def smoothed(slopes: np.ndarray, missing: np.ndarray, smoother: np.ndarray) -> np.ndarray:
     """Return the gradients of predictions, by those of the volumes: (N, 3, V) float32.
 
     Parameters
@@ -398,10 +395,11 @@ def smoothed(
     slopes : (3, N, V) float32 array
     missing : (N, V) bool array
         Zero there.
-    smoother : Product or (N, N) float32 array
+    smoother : (N, N) array
         What it takes of the slopes away.
     """
     found = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)
+    smoother = smoother.astype(np.float32, copy=False)
     for axis in range(3):
         np.subtract(slopes[axis], smoother @ slopes[axis], out=found[:, axis])
     if missing.any():
@@ -409,18 +407,12 @@ def smoothed(
     return found
 
 
-def filled(
-    values: np.ndarray, gone: np.ndarray, precision: np.ndarray, product: Product | None = None
-) -> np.ndarray:
-    """Replace what is `gone` of the values (N, V) by what the others predict.
-
-    In the precision of the numbers of `precision`; with its `product` faster.
-    """
-    P = precision if product is None else product
+def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Replace what is `gone` of the values (N, V) by what the others predict."""
     leverage = np.maximum(np.diag(precision), LEVERAGE_GUARD)[:, None]
     values = np.where(gone, 0.0, values).astype(precision.dtype)
     for _ in range(FILL_ITERATIONS):
-        values = np.where(gone, values - (P @ values) / leverage, values)
+        values = np.where(gone, values - (precision @ values) / leverage, values)
     return values
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,52 +22,8 @@ ROWS_OF_BAND = 128
 """Of a normal matrix, which a thread sums at a time."""
 
 
-LEAST_PART = 1e-6
-"""Eigenvalue of ``I − P`` below which its direction does not count."""
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """Multiplies many columns with a precision matrix ``P``, in single precision.
-
-    A model of few degrees of freedom takes few directions out of the N volumes: ``P = I − L R``
-    with a few dozen columns ``L`` and rows ``R``, whatever N is.
-
-    Parameters
-    ----------
-    left : (N, r) float32 array
-        ``L``, or ``P`` itself where `right` is None.
-    right : (r, N) float32 array, optional
-        ``R``
-    divisor : (N, 1) float32 array, optional
-        By which the rows of the result are divided.
-    """
-
-    left: np.ndarray
-    right: np.ndarray | None = None
-    divisor: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, precision: np.ndarray, divisor: np.ndarray | None = None) -> Product:
-        """Find the directions of a precision matrix (N, N); it is used as it is if they are many.
-
-        With a `divisor` (N,) rows are divided by it.
-        """
-        by = None if divisor is None else divisor[:, None].astype(np.float32)
-        values, vectors = np.linalg.eigh(np.eye(len(precision)) - precision)
-        kept = np.abs(values) > LEAST_PART
-        if 2 * kept.sum() >= len(precision):
-            return cls(precision.astype(np.float32), None, by)
-        columns = vectors[:, kept].astype(np.float32)
-        return cls(columns * values[kept].astype(np.float32), columns.T.copy(), by)
-
-    def __matmul__(self, columns: np.ndarray) -> np.ndarray:
-        """Multiply with (N, V) float32."""
-        if self.right is None:
-            found = self.left @ columns
-        else:
-            found = columns - self.left @ (self.right @ columns)
-        return found if self.divisor is None else found / self.divisor
+COLUMNS_AT_A_TIME = 1024
+"""Of the parts that are multiplied together."""
 
 
 class GramMatrix:
@@ -85,20 +41,33 @@ class GramMatrix:
 
     def __init__(self, size: int, n_threads: int = 1) -> None:
         self.lower, self.n_threads = np.zeros((size, size)), n_threads
+        self._waiting: list[np.ndarray] = []
 
-    def add(self, parts: Sequence[np.ndarray]) -> None:
-        """Add the products of parts (size, …) with themselves, below the diagonal only."""
+    def add(self, part: np.ndarray) -> None:
+        """Add the product of a part (size, …) with itself.
+
+        Narrow parts wait for each other: the sum is written once for all of them.
+        """
+        self._waiting.append(part)
+        if sum(part.shape[1] for part in self._waiting) >= COLUMNS_AT_A_TIME:
+            self._sum()
+
+    def _sum(self) -> None:
+        """Sum what waits, below the diagonal only."""
+        part = np.concatenate(self._waiting, axis=1)
+        self._waiting.clear()
 
         def add_to(first: int) -> None:
             rows = slice(first, first + ROWS_OF_BAND)
-            for part in parts:
-                self.lower[rows, : rows.stop] += part[rows] @ part[: rows.stop].T
+            self.lower[rows, : rows.stop] += part[rows] @ part[: rows.stop].T
 
         bands = range(0, len(self.lower), ROWS_OF_BAND)
         parallel_map(add_to, reversed(bands), n_threads=self.n_threads)
 
     def whole(self) -> np.ndarray:
         """Return the sum, (size, size); nothing can be added afterwards."""
+        if self._waiting:
+            self._sum()
         for first in range(0, len(self.lower), ROWS_OF_BAND):
             rows = slice(first, first + ROWS_OF_BAND)
             self.lower[: rows.start, rows] = self.lower[rows, : rows.start].T
