@@ -21,7 +21,7 @@ the others. Here one Gauss-Newton step moves all volumes together
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -624,7 +624,7 @@ class _Solver:
         return self.band[1]
 
     def filtered(
-        self, level: Level, volumes: Sequence[int], matrices: np.ndarray, thickness_power: float
+        self, level: Level, volumes: Iterable[int], matrices: np.ndarray, thickness_power: float
     ) -> list[Spline]:
         """Band-pass some volumes."""
         brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
