@@ -189,15 +189,15 @@ def solve_jointly(
         slicing = dwi.acquisition.slicing
         for group, problem in zip(groups, problems, strict=True):
             solution, volumes = Solution(problem, _of_group(motion, group)), group.volumes
+            scatter = solution.scatter_of_halves()
+            apart[volumes] = solution.scatter_of_periods(slicing, dwi.affine, dwi.n_slices)
+            solution.release()
             by_noise[volumes] = solution.covariances()
             covariances[volumes] += by_noise[volumes] / solution.recovered**2
             factor = max(HALVES_FACTOR, 1 / solution.recovered)
-            scatter = factor**2 * solution.scatter_of_halves()
-            covariances[volumes] += excess_covariance(covariances[volumes], scatter)
-            apart[volumes] = solution.scatter_of_periods(slicing, dwi.affine, dwi.n_slices)
+            covariances[volumes] += excess_covariance(covariances[volumes], factor**2 * scatter)
             pulls = solver.pulls_of_slices(problem, group, motion)
             covariances[volumes] += pulled_by_slices(by_noise[volumes], pulls)
-            del solution  # it holds what all volumes show: memory
         covariances += solver.untold(motion, groups[-1])
         unrest = Unrest(covariances, apart, by_noise, by_misfit, judged.outliers.flagged)
     known = _known(dwi, groups, problems, frames)

@@ -55,6 +55,10 @@ class Solution:
         found = self.found
         return None if found is None else self.problem.equations(found, found.weights)
 
+    def release(self) -> None:
+        """Let go of what the volumes show; it is read again if it is asked for."""
+        self.__dict__.pop("found", None)
+
     def covariances(self) -> np.ndarray:
         """Covariance of the error of each pose, (N, 6, 6).
 
