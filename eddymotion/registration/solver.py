@@ -139,7 +139,7 @@ class Descent(Generic[Place]):
         if found is not None and self.accepts(found.cost, found.n_points):
             self.halved, self.place, self._n_points = False, self.trial, found.n_points
             self.costs.append(found.cost)
-            self._change, before = self._next(found), self.whole
+            self._change, before = self._next(found), self.length
             self.whole = self.length = self.objective.length(self.place, self._change)
             left = way_left(before, self.length) if self.reach is None else self.length
             self.ended = min(self.length, left) < self.tolerance
@@ -191,7 +191,7 @@ def way_left(before: float, length: float) -> float:
     The sum of a geometric series. Steps along what the data hardly determine shrink slowly, and
     the way that is left is longer than the last of them; others shrink tenfold each time.
     """
-    return length**2 / (before - length) if length < before else np.inf
+    return length**2 / (before - length) if length < before < np.inf else np.inf
 
 
 @dataclass(frozen=True, eq=False)
