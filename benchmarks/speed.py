@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wall time and peak memory of the whole command against size, processes and engine.
+"""Time and peak memory of the whole command against size, processes and engine.
 
 ``python -m benchmarks.speed [--cases NAME …]`` simulates each series once, runs
 ``eddymotion-correct`` on it in a process of its own (first with an empty cache of compiled kernels
-where *cold* is measured, then ``--runs`` times warm), keeps a row as soon as it has one, and goes
-on where it stopped. ``--render`` only writes ``docs/benchmarks/speed.md``.
+where *cold* is measured, then once to warm up, then ``--runs`` times), keeps a row as soon as it
+has one, and goes on where it stopped. ``--render`` only writes ``docs/benchmarks/speed.md``.
 
 The *floor* is what no motion correction can do without: reading the series, one interpolation of
-each volume with the compiled kernel, writing the result.
+each volume with the compiled kernel, writing the result. It runs next to each run of the command,
+and the ratio is the median over these pairs: of the times on the clock, and of the seconds of the
+processors (user and system), which others on the machine hardly change.
 """
 
 import argparse
@@ -54,22 +56,30 @@ class Case:
 
 
 SMALL, MIDDLE, LARGE, HCP = (64, 64, 40), (96, 96, 60), (128, 128, 80), (145, 174, 145)
+TYPICAL = (80, 100, 80)
 
 CASES = {
+    "typical": Case(TYPICAL, 70),
+    "typical-1": Case(TYPICAL, 70, nprocs=1),
+    "typical-nitransforms": Case(TYPICAL, 70, "nitransforms"),
     "engine-nitransforms": Case(MIDDLE, 64, "nitransforms", cold=True),
     "engine-fast": Case(MIDDLE, 64, cold=True),
     "processes-1": Case(MIDDLE, 64, nprocs=1),
     "processes-2": Case(MIDDLE, 64, nprocs=2),
-    "volumes-16": Case(SMALL, 16),
-    "volumes-32": Case(SMALL, 32),
-    "volumes-64": Case(SMALL, 64),
-    "volumes-128": Case(SMALL, 128),
+    "volumes-36": Case(SMALL, 36),
+    "volumes-72": Case(SMALL, 72),
+    "volumes-144": Case(SMALL, 144),
     "volumes-288": Case(SMALL, 288),
     "voxels-small": Case(SMALL, 64),
     "voxels-middle": Case(MIDDLE, 64),
     "voxels-large": Case(LARGE, 64),
-    "hcp": Case(HCP, 288, "nitransforms"),
+    "hcp": Case(HCP, 288),
+    "hcp-nitransforms": Case(HCP, 288, "nitransforms"),
+    "hcp-550": Case(HCP, 550),
 }
+
+LONG = ("hcp", "hcp-nitransforms", "hcp-550")
+"""Cases of minutes and gigabytes: only when asked for."""
 
 STAGES = ("reading", "motion", "quality", "resampling and writing", "pictures")
 
@@ -99,8 +109,8 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, metavar="NAME",
-                        default=[name for name in CASES if name != "hcp"],
-                        help=f"{', '.join(CASES)} (all but hcp)")  # fmt: skip
+                        default=[name for name in CASES if name not in LONG],
+                        help=f"{', '.join(CASES)} (all but {', '.join(LONG)})")  # fmt: skip
     parser.add_argument("--runs", type=int, default=3, help="warm runs of each case (3)")
     parser.add_argument("--rows", type=Path, default=Path("build/speed.tsv"))
     parser.add_argument("--render", action="store_true", help="only write the page")
@@ -120,12 +130,18 @@ def measure_case(case: Case, folder: Path, runs: int) -> tables.Row:
         with tempfile.TemporaryDirectory() as empty:
             row["cold_s"] = run(image, case, folder, Path(empty))["seconds"]
     run(image, case, folder, warm_cache)
-    measured = [run(image, case, folder, warm_cache) for _ in range(runs)]
+    pairs = [
+        (run(image, case, folder, warm_cache), run_floor(image, folder, warm_cache))
+        for _ in range(runs)
+    ]
+    measured, floors = zip(*pairs, strict=True)
     for name in measured[0]:
         over = max if name == "peak_mb" else statistics.median
         row[name] = over(one[name] for one in measured)
-    floors = [run_floor(image, folder, warm_cache) for _ in range(runs)]
-    return row | {"floor_s": statistics.median(floors)}
+    for name in ("seconds", "cpu_s"):
+        row[f"floor_{name}"] = statistics.median(floor[name] for floor in floors)
+        row[f"ratio_{name}"] = statistics.median(one[name] / floor[name] for one, floor in pairs)
+    return row
 
 
 def make_series(case: Case, folder: Path) -> Path:
@@ -150,59 +166,70 @@ def run(image: Path, case: Case, folder: Path, cache: Path) -> tables.Row:
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = [Path(sys.executable).parent / "eddymotion-correct", image, "-o", out]
         command += ["--resampling", case.engine, "--nprocs", case.nprocs]
-        seconds, peak = watched([str(part) for part in command], cache)
+        row = watched([str(part) for part in command], cache)
         sidecar = next(Path(out).glob("*_desc-preproc_dwi.json"))
         stages = json.loads(sidecar.read_text(encoding="utf-8"))["StageSeconds"]
-    return {"seconds": seconds, "peak_mb": round(peak / 1e6)} | {s: stages[s] for s in STAGES}
+    row["rest"] = row["seconds"] - sum(stages.values())
+    return row | {stage: stages[stage] for stage in STAGES}
 
 
-def watched(command: list[str], cache: Path) -> tuple[float, int]:
-    """Run a command; return its seconds and peak memory in bytes (children included)."""
-    started = time.perf_counter()
+def watched(command: list[str], cache: Path) -> tables.Row:
+    """Run a command; return its seconds, those of processors, and peak memory with children."""
+    started, peak = time.perf_counter(), 0
     process = subprocess.Popen(
-        command,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(cache)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        command, env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    peak = 0
+    family, ended = psutil.Process(process.pid), threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        family = psutil.Process(process.pid)
-        while process.poll() is None:
+        while not ended.wait(0.05):
             try:
                 members = [family, *family.children(recursive=True)]
                 peak = max(peak, sum(member.memory_info().rss for member in members))
             except psutil.NoSuchProcess:
                 return
-            time.sleep(0.05)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    if process.wait() != 0:
-        raise RuntimeError(f"{command} failed")
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    ended.set()
     watcher.join()
-    return time.perf_counter() - started, peak
+    if process.returncode != 0:
+        raise RuntimeError(f"{command} failed")
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "cpu_s": cpu, "peak_mb": round(peak / 1e6)}
 
 
-def run_floor(image: Path, folder: Path, cache: Path) -> float:
+def environment(cache: Path) -> dict[str, str]:
+    """Keep compiled kernels and modules in `cache`, as they are kept where one installs."""
+    own = {
+        "NUMBA_CACHE_DIR": str(cache / "kernels"),
+        "PYTHONPYCACHEPREFIX": str(cache / "modules"),
+    }
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | own
+
+
+def run_floor(image: Path, folder: Path, cache: Path) -> tables.Row:
     """Measure the floor in a process of its own, without its start."""
     truth = image.parents[2] / "truth" / (image.name.removesuffix("_dwi.nii.gz") + "_xfm.txt")
     command = [sys.executable, "-m", "benchmarks.speed", "--floor", image, truth, folder]
     done = subprocess.run([str(part) for part in command], check=True, capture_output=True,
-                          text=True, env=os.environ | {"NUMBA_CACHE_DIR": str(cache)})  # fmt: skip
-    return float(done.stdout)
+                          text=True, env=environment(cache))  # fmt: skip
+    return json.loads(done.stdout)
 
 
 def measure_floor(image: Path, truth: Path, folder: Path) -> None:
     """Read, interpolate once, write; print the seconds."""
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     dwi = em.load(image)
     motion = Motion(read_itk(truth))
     corrected = Resampled.of(dwi, motion, engine="fast", n_threads=os.cpu_count() or 1)
     write_series(folder / "floor.nii.gz", corrected, corrected.volumes())
-    print(time.perf_counter() - started)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - busy
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu}))
 
 
 def render(rows: list[tables.Row], provenance: Path) -> None:
@@ -213,11 +240,13 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         lines.append([
             row["case"], row["shape"], row["engine"], str(row["nprocs"]),
             tables.number(row.get("cold_s") or float("nan"), 1), tables.number(row["seconds"], 1),
-            tables.number(row["floor_s"], 1), tables.number(row["seconds"] / row["floor_s"], 1),
+            tables.number(row["rest"], 1), tables.number(row["floor_seconds"], 1),
+            tables.number(row["ratio_seconds"], 1), tables.number(row["ratio_cpu_s"], 1),
             str(row["peak_mb"]), tables.number(row["peak_mb"] / row["series_mb"], 1), shares,
         ])  # fmt: skip
-    heads = ["case", "size", "resampling", "children", "cold (s)", "warm (s)", "floor (s)",
-             "ratio", "peak (MB)", "copies", "shares (%)"]  # fmt: skip
+    heads = ["case", "size", "resampling", "children", "cold (s)", "warm (s)", "rest (s)",
+             "floor (s)", "ratio", "of processors", "peak (MB)", "copies",
+             "shares (%)"]  # fmt: skip
     parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines),
              "![seconds and memory against volumes and voxels](speed.png)\n"]  # fmt: skip
     plot(rows)
@@ -227,11 +256,13 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
 INTRODUCTION = f"""# Speed and memory
 
 The whole command `eddymotion-correct` on simulated series (b=1000, moderate motion, int16
-.nii.gz), medians of the warm runs; *cold*: with an empty cache of compiled kernels. *Floor*: one
-read, one interpolation with the compiled kernel, one write, in a process that has started. *Peak*:
-resident memory of the process, of which about 150 MB are the interpreter and its libraries and
-about 80 MB compiled code; *copies*: of the series as float32. *Shares*: {", ".join(STAGES)}; the
-rest is the start of the process.
+.nii.gz), medians of the warm runs; *cold*: with an empty cache of compiled kernels. *Rest*: what
+belongs to no stage: mostly the start of the process. *Floor*: one read, one interpolation with the
+compiled kernel, one write, in a process that has started; it runs beside each run of the command.
+*Ratio*: the median of these pairs on the clock; *of processors*: the same of the seconds that
+processors worked. *Peak*: resident memory of the process, of which about 150 MB are the
+interpreter and its libraries and about 80 MB compiled code; *copies*: of the series as float32.
+*Shares*: {", ".join(STAGES)}.
 """
 
 
@@ -250,7 +281,7 @@ def plot(rows: list[tables.Row]) -> None:
         case = [CASES[row["case"]] for row in mine]
         x = [c.n_volumes if family == "volumes" else np.prod(c.shape) / 1e6 for c in case]
         axis.plot(x, [row["seconds"] for row in mine], "o-", color="tab:blue", label="command (s)")
-        axis.plot(x, [row["floor_s"] for row in mine], "s--", color="0.5", label="floor (s)")
+        axis.plot(x, [row["floor_seconds"] for row in mine], "s--", color="0.5", label="floor (s)")
         memory = axis.twinx()
         memory.plot(x, [row["peak_mb"] for row in mine], "^:", color="tab:red", label="peak (MB)")
         memory.plot(x, [row["series_mb"] for row in mine], ":", color="tab:red", alpha=0.5,

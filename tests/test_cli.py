@@ -459,6 +459,18 @@ def test_help_loads_nothing_heavy(command):
     assert finished.stderr.strip() == "[]"
 
 
+def test_a_run_starts_without_what_it_draws_and_fits_with():
+    code = (
+        "import sys, eddymotion.pipeline.correct\n"
+        "late = ['matplotlib', 'scipy.stats', 'scipy.optimize', 'dipy', 'nitransforms', 'PIL']\n"
+        "print([name for name in late if name in sys.modules])"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.strip() == "[]"
+
+
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert participant.main(["--demo", "demo"]) == 0

@@ -132,6 +132,17 @@ def test_steps_are_lengthened_up_to_their_reach_and_by_no_more_than_a_factor():
     assert held.length == pytest.approx(0.1 * FAR)
 
 
+def test_it_ends_when_what_is_left_of_the_way_is_short():
+    """Steps of 90, 9 and 0.9 % of the way leave a tenth of the last."""
+    descent = Descent(Bowl(HESSIAN, BOTTOM, too_long=0.9), START, tolerance=2e-3 * FAR)
+    descent.step()
+    assert not descent.ended  # one step tells nothing of the next
+    descent.run(100)
+    assert descent.n_steps == 3
+    assert descent.length == pytest.approx(0.009 * FAR)
+    assert np.linalg.norm(descent.trial - BOTTOM) == pytest.approx(0.001 * FAR)
+
+
 def test_the_number_of_steps_is_limited_and_progress_is_told():
     told = []
 

@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from report_cases import LOST, TOLD, copy_series, with_lost_slices, write_large, write_series
 
+from eddymotion.data.gradients import dipy_table
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.citation import Methods, bibtex, boilerplate, references
 from eddymotion.errors import EddymotionError
@@ -23,11 +25,11 @@ from eddymotion.io.tsv import Table
 from eddymotion.mapping.motion import Motion
 from eddymotion.reports.data import ReportData, recorded_log
 from eddymotion.reports.layout import VOID, embedded_json, tag
-from eddymotion.reports.maps import local_correlation, tsnr
+from eddymotion.reports.maps import COLOR_GAIN, color_fa, local_correlation, tsnr
 from eddymotion.reports.metrics import describe_metric, quality_metrics
 from eddymotion.reports.participant import build_participant_report
 from eddymotion.reports.series import SeriesReport
-from eddymotion.reports.slices import PlaneGrid
+from eddymotion.reports.slices import PlaneGrid, Slices
 from eddymotion.reports.sprites import Frames
 from eddymotion.reports.summary import FRAME
 from eddymotion.reports.verdict import Check, Findings, Severity, judge
@@ -391,6 +393,22 @@ def test_measures_equal_their_definitions(scheme):
     assert contrast == pytest.approx(p.std() / (y - p).std())
     b0 = signal[voxel][scheme.b0s]
     assert tsnr(signal, scheme)[voxel] == pytest.approx(b0.mean() / b0.std(ddof=1))
+
+
+def test_colours_are_those_of_tensors_that_dipy_fits(moving):
+    from dipy.reconst.dti import TensorModel
+
+    view = Slices.of(moving)
+    signal = np.maximum(view.planes["axial"][view.mask("axial")].astype(float), 1.0)
+    view.planes["axial"][view.mask("axial")] = signal
+    fit = TensorModel(dipy_table(view.gradients), fit_method="WLS").fit(signal)
+    expected = np.clip(COLOR_GAIN * np.abs(fit.evecs[..., 0]) * fit.fa[:, None], 0, 1)
+    found = color_fa(view, "axial")[view.mask("axial")]
+    assert found.std() > 0.05
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    few = replace(view.gradients, bvecs=np.where(view.gradients.bvecs != 0, [1.0, 0, 0], 0))
+    view.gradients = few
+    assert not color_fa(view, "axial").any()
 
 
 def test_local_correlation_against_a_plain_sum():

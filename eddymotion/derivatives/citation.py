@@ -144,8 +144,8 @@ def sentences(methods: Methods, version: str = __version__) -> list[str]:
         f"{lost}{replaced} (cf. Andersson et al., 2016).",
         "Framewise displacement follows Power et al. (2012), root-mean-square displacement "
         "Jenkinson (1999), contrast-to-noise ratio Bastiani et al. (2019), neighbouring-DWI "
-        "correlation Yeh et al. (2019). Diffusion tensors in the report were fitted with DIPY "
-        "(Garyfallidis et al., 2014).",
+        "correlation Yeh et al. (2019). Diffusion tensors in the report were fitted by "
+        "weighted least squares (Salvador et al., 2005).",
     ]
 
 

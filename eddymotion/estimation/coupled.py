@@ -42,15 +42,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 
-from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.normal_equations import DAMPING, GramMatrix, NormalEquations
+from eddymotion.estimation.normal_equations import GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
-from eddymotion.estimation.unknowns import POSES, Block, Poses, Unknowns
+from eddymotion.estimation.unknowns import Block, Poses, Unknowns
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 from eddymotion.machine.parallel import parallel_map
@@ -58,7 +56,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.registration.solver import Descent
-from eddymotion.robust import Cauchy, sandwich
+from eddymotion.robust import Cauchy
 
 COST_SLACK = 1e-3
 """Rise of the cost (−log-likelihood a value) that still counts as progress: the weights jitter."""
@@ -71,17 +69,11 @@ FILL_ITERATIONS = 6
 POINTS_FOR_MODEL = 12_000
 """At most so many points tell the parameters of the model."""
 
-LEAST_RECOVERED = 0.1
-"""Steps are not taken as shorter than by this factor."""
-
-PERIODS = 8
-"""Parts of the time of a volume that are compared to find motion within it. On simulated nods of
-up to 1.5 mm the errors were 0.3 to 1.5 times what their scatter says; four parts told 1.4 times
-more."""
-
-LEAST_FOR_HESSIAN = 4_000
-"""With fields the normal matrix is large: fewer points tell it, so that it takes no longer than
-for poses alone, but at least so many. Its error leaves where the steps end as it is."""
+VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN = 600_000, 2_000
+"""Values (of a volume at a point) that tell the normal matrix of poses, and points that do at
+least. It takes the square of the unknowns a point, so that the points become fewer as the volumes
+become more, or get fields: its time grows as the number of volumes does. Its error leaves where
+the steps end as it is."""
 
 CHUNK_BYTES = 2**23
 """Of the Jacobians that are held at a time by a thread."""
@@ -106,6 +98,11 @@ class Samples:
     slopes: np.ndarray
     missing: np.ndarray
 
+    def at(self, inside: np.ndarray) -> Samples:
+        """Take some of the points (V,) bool."""
+        parts = (of[..., inside] for of in (self.values, self.slopes, self.missing))
+        return Samples(self.motion, *parts)
+
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
@@ -127,6 +124,11 @@ class Residuals:
     precision: np.ndarray
     values: np.ndarray
     misfit: np.ndarray
+
+    def at(self, inside: np.ndarray) -> Residuals:
+        """Take some of the points (V,) bool."""
+        values, misfit = self.values[:, inside], self.misfit[inside]
+        return replace(self, samples=self.samples.at(inside), values=values, misfit=misfit)
 
     @cached_property
     def usable(self) -> np.ndarray:
@@ -239,7 +241,7 @@ class CoupledProblem:
             Where to start.
         max_iterations : int
         tolerance : float
-            Root-mean-square step, as mm at the points, at which it ends.
+            Root-mean-square way that is left, as mm at the points, at which it ends.
         progress : callable, optional
             A :class:`~eddymotion.machine.parallel.Progress` with its description.
 
@@ -281,105 +283,17 @@ class CoupledProblem:
     def evaluate(self, motion: Motion) -> NormalEquations | None:
         """Set up the normal equations; None where too few points lie inside the volumes."""
         found = self.look(motion)
-        if found is None:
-            return None
-        gradients, hessian = self.normal_equations(found, found.weights)
-        n_points, priors = int(found.usable.sum()), self.unknowns.priors(motion)
+        return None if found is None else self.equations(found, found.weights)
+
+    def equations(self, found: Residuals, weights: np.ndarray) -> NormalEquations:
+        """Set up the normal equations of points with weights (V,)."""
+        gradients, hessian = self.normal_equations(found, weights)
+        n_points, priors = int(found.usable.sum()), self.unknowns.priors(found.samples.motion)
         return NormalEquations(found.cost, n_points, hessian, gradients, self.unknowns, priors)
 
-    def covariances(self, motion: Motion) -> np.ndarray:
-        """Covariance of the error of each pose, (N, 6, 6).
-
-        Noise is correlated from point to point and misfit from voxel to voxel, but little between
-        parts of the brain that are ``part_mm`` wide.
-        """
-        system = self.evaluate(motion)
-        if system is None:
-            return np.full((len(motion), 6, 6), np.nan)
-        return system.covariances(POSES)
-
-    def recovered(self, motion: Motion) -> float:
-        """Share of a small displacement that one step takes back, at the solution.
-
-        Noise in ``J`` makes ``H`` too large, the more the less signal there is: steps become
-        shorter, and what :meth:`covariances` and :meth:`scatter_of_halves` tell from one step
-        smaller, by this share. The displacement is one that noise may well have caused: what the
-        blocks add, with random signs. 1 where too few points are left.
-        """
-        system = self.evaluate(motion)
-        if system is None:
-            return 1.0
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], len(system.gradients))
-        away = system.solve(system.gradients.T @ signs).reshape(len(motion), -1)
-        poses = self.unknowns.only(POSES)
-        away = (away - away.mean(axis=0))[:, self.unknowns.columns[POSES]]
-        there = self.evaluate(poses.moved(motion, away))
-        if there is None:
-            return 1.0
-        in_mm = poses.lengths(self.points)
-        back, away = (system.step(POSES) - there.step(POSES)) * in_mm, away * in_mm
-        share = (back * away).sum() / max((away**2).sum(), np.finfo(float).tiny)
-        return float(np.clip(share, LEAST_RECOVERED, 1.0))
-
-    def scatter_of_halves(self, motion: Motion) -> np.ndarray:
-        """Mean square by which halves of the brain move the poses, axis by axis: (6,).
-
-        Left and right, front and back, top and bottom each take a step of their own, over all
-        volumes. Were there noise alone, this would be the mean of :meth:`covariances`; what is
-        alike over wide regions shows here only. NaN where a half is too small.
-        """
-        whole = self.evaluate(motion)
-        away = self.points - self.center
-        above = away > np.median(away, axis=0)
-        squares = []
-        for axis, side in product(range(3), (False, True)):
-            half = replace(self, points=self.points[above[:, axis] == side])
-            system = half.evaluate(motion)
-            if system is None or whole is None:
-                return np.full(6, np.nan)
-            squares.append((system.step(POSES) - whole.step(POSES)) ** 2)
-        return np.mean(squares, axis=(0, 1))
-
-    def scatter_of_periods(
-        self, motion: Motion, slicing: Slicing, affine: np.ndarray, n_slices: int
-    ) -> np.ndarray:
-        """Covariance of each pose by how much the parts of its time pull apart, (N, 6, 6).
-
-        As :meth:`covariances`, with what the slices of each of :data:`PERIODS` parts of the time
-        add in place of each part of the brain, and the other volumes held. Were there noise
-        alone, both would be alike; a head that moved within a volume shows here. NaN where too
-        few points are left.
-
-        Parameters
-        ----------
-        motion : Motion
-        slicing : Slicing
-        affine : (4, 4) array
-            Of the images.
-        n_slices : int
-        """
-        found, n = self.look(motion), len(motion)
-        if found is None:
-            return np.full((n, 6, 6), np.nan)
-        period, weights = slicing.periods(n_slices, PERIODS), found.weights
-        pulls, hessian = np.zeros((n, 6, PERIODS)), np.zeros((n, 6, 6))
-        poses = replace(self, blocks=self.unknowns.only(POSES).blocks)
-        for chunk in poses.chunks(n):
-            jacobian = poses.jacobian(found, chunk)
-            for volume, own in enumerate(jacobian):
-                recorded = motion.recorded(volume, self.points[chunk])
-                heights = np.rint(slice_heights(recorded, affine, slicing.axis)).astype(int)
-                inside = period[np.clip(heights, 0, n_slices - 1), None] == np.arange(PERIODS)
-                weighted = own * weights[chunk]
-                hessian[volume] += found.precision[volume, volume] * weighted @ own.T
-                pulls[volume] += (weighted * found.values[volume, chunk]) @ inside
-        diagonal = np.einsum("nkk->nk", hessian)
-        diagonal += DAMPING * diagonal + np.finfo(float).tiny
-        (pose,) = poses.blocks
-        along = np.eye(6) if pose.directions is None else pose.directions
-        pulls, hessian = along.T @ pulls, along.T @ hessian @ along
-        steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
-        return sandwich(steps, n_fitted=1)
+    def at(self, inside: np.ndarray) -> CoupledProblem:
+        """Take some of the points (V,) bool."""
+        return replace(self, points=self.points[inside])
 
     def sample(self, motion: Motion) -> Samples:
         """Read all volumes at the points."""
@@ -426,8 +340,7 @@ class CoupledProblem:
         """Return ``G`` by parts of the brain (B, Np), and ``H`` (Np, Np)."""
         n, n_unknowns = len(found.precision), len(self.unknowns)
         chunks = self.chunks(n)
-        dear = round((n_unknowns / Poses.size) ** 2)
-        every = min(dear, max(1, len(self.points) // LEAST_FOR_HESSIAN))
+        every = self._every_so_many(n)
 
         gradients = np.zeros((self.parts[-1] + 1, n * n_unknowns))
         hessian = GramMatrix(n * n_unknowns, self.n_threads)
@@ -445,14 +358,20 @@ class CoupledProblem:
         for k in range(0, len(chunks), at_a_time):
             some = chunks[k : k + at_a_time]
             parts = parallel_map(partial, some, n_threads=self.n_threads)
-            for chunk, (sums, _) in zip(some, parts, strict=True):
+            for chunk, (sums, flat) in zip(some, parts, strict=True):
                 first = self.parts[chunk.start]
                 gradients[first : first + len(sums)] += sums
-            hessian.add([flat for _, flat in parts])
+                hessian.add(flat)
         products = hessian.whole()
         between = products.reshape(n, n_unknowns, n, n_unknowns)
         between *= found.precision[:, None, :, None]
         return gradients, products
+
+    def _every_so_many(self, n_volumes: int) -> int:
+        """Of how many points one tells the normal matrix."""
+        dear = (len(self.unknowns) / Poses.size) ** 2
+        enough = max(VALUES_FOR_HESSIAN / (n_volumes * dear), LEAST_FOR_HESSIAN)
+        return max(1, int(len(self.points) / enough))
 
     def chunks(self, n_volumes: int) -> list[slice]:
         """Return the points in pieces whose Jacobian a thread can hold."""

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.normal_equations import NormalEquations
@@ -297,7 +297,7 @@ def follow_poses(
         float(np.sqrt(max(moved - n_moved * own / n_own, 0.0) / size)),
         float(np.sqrt(own / n_own / n_terms)),
         float(np.sqrt((centred**2).sum(axis=1).mean())),
-        float(stats.f.sf(ratio, n_moved, n_own)),  # terms are not independent: as one
+        float(special.fdtrc(n_moved, n_own, ratio)),  # terms are not independent: as one
     )
 
 
@@ -414,7 +414,7 @@ def weigh_fields(
         response_power = (e * (response @ e)).sum()
         own_variance = max(own_power - noise, 0.0)
         ratio = response_power / max(n_response * n_of_degree, 1) / max(own_power, noise)
-        p = stats.f.sf(ratio, n_response * n_of_degree, max(n_own, 1) * n_of_degree)
+        p = special.fdtrc(n_response * n_of_degree, max(n_own, 1) * n_of_degree, ratio)
         excess = response_power - n_response * n_of_degree * (noise + own_variance)
         evidence.append(
             FieldEvidence(

@@ -21,7 +21,7 @@ the others. Here one Gauss-Newton step moves all volumes together
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -48,6 +48,7 @@ from eddymotion.estimation.fields import (
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
 from eddymotion.estimation.outliers import SliceOutliers, rescaled
 from eddymotion.estimation.quality import assess
+from eddymotion.estimation.solution import Solution
 from eddymotion.estimation.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.estimation.undetermined import (
     ENOUGH_SLICES,
@@ -89,7 +90,7 @@ COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 20
 
 COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
-"""Root-mean-square step, in voxels over the points, at which a level ends."""
+"""Root-mean-square way that is left, in voxels over the points, at which a level ends."""
 
 FEW_FOR_FIELDS = 6
 """With fewer diffusion-weighted volumes fields are not estimated."""
@@ -153,7 +154,6 @@ def solve_jointly(
     solver = _Solver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
     frames = tied_volumes(dwi.gradients, model)
     groups = VolumeGroup.all_of(dwi, model, frames)
-    covariances = np.zeros((len(dwi), 6, 6))
     with one_blas_thread():
         motion, problems = _approach(solver, groups, eddy_currents)
         found = _determined(solver, groups, problems, frames, motion)
@@ -166,6 +166,7 @@ def solve_jointly(
         motion = joined_in_time(motion, frames, dwi.brain_center)
         judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
         retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
+        moved = np.empty(0, int)
         if retried is not None:
             motion, judged = retried.motion, retried.quality
             moved = np.union1d(retried.recovered, retried.unplaced)
@@ -179,25 +180,22 @@ def solve_jointly(
             groups = [group for group in groups if len(group.volumes) > 1]
         if judged.outliers.flagged.any() or retried is not None:
             del problems  # they hold the bands of all volumes: memory
-            solver.leave_out(judged.outliers)
+            solver.leave_out(judged.outliers, moved)
             motion, problems = solver.solve(FINE[-1], groups, motion)
-        by_noise, recovered = np.zeros_like(covariances), []
-        for group, problem in zip(groups, problems, strict=True):
-            solved, volumes = _of_group(motion, group), group.volumes
-            by_noise[volumes] = problem.covariances(solved)
-            recovered.append(problem.recovered(solved))
-            covariances[volumes] = by_noise[volumes] / recovered[-1] ** 2
-        by_misfit, apart = np.zeros_like(covariances), np.full_like(covariances, np.nan)
+        by_noise, by_misfit = np.zeros((len(dwi), 6, 6)), np.zeros((len(dwi), 6, 6))
         for volumes in (dwi.gradients.b0s, *frames):
             by_misfit[volumes] = misfit_covariances(dwi, volumes)
-        covariances += by_misfit
-        for group, problem, share in zip(groups, problems, recovered, strict=True):
-            solved, volumes = _of_group(motion, group), group.volumes
-            factor = max(HALVES_FACTOR, 1 / share)
-            scatter = factor**2 * problem.scatter_of_halves(solved)
-            covariances[volumes] += excess_covariance(covariances[volumes], scatter)
-            slicing = dwi.acquisition.slicing
-            apart[volumes] = problem.scatter_of_periods(solved, slicing, dwi.affine, dwi.n_slices)
+        covariances, apart = by_misfit.copy(), np.full_like(by_misfit, np.nan)
+        slicing = dwi.acquisition.slicing
+        for group, problem in zip(groups, problems, strict=True):
+            solution, volumes = Solution(problem, _of_group(motion, group)), group.volumes
+            scatter = solution.scatter_of_halves()
+            apart[volumes] = solution.scatter_of_periods(slicing, dwi.affine, dwi.n_slices)
+            solution.release()
+            by_noise[volumes] = solution.covariances()
+            covariances[volumes] += by_noise[volumes] / solution.recovered**2
+            factor = max(HALVES_FACTOR, 1 / solution.recovered)
+            covariances[volumes] += excess_covariance(covariances[volumes], factor**2 * scatter)
             pulls = solver.pulls_of_slices(problem, group, motion)
             covariances[volumes] += pulled_by_slices(by_noise[volumes], pulls)
         covariances += solver.untold(motion, groups[-1])
@@ -368,7 +366,7 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     covariances : (N, 6, 6) array
         Of the poses of a group.
     scatter : (6,) array
-        From :meth:`~eddymotion.estimation.coupled.CoupledProblem.scatter_of_halves`, times the
+        From :meth:`~eddymotion.estimation.solution.Solution.scatter_of_halves`, times the
         square of a factor: :data:`HALVES_FACTOR`, or by how much steps are too short.
     """
     variances = np.diagonal(covariances, axis1=1, axis2=2).mean(axis=0)
@@ -421,6 +419,7 @@ class _Solver:
     band: tuple[tuple[Level, float], list[Spline]] | None = None
     prior: FieldPrior = NO_PRIOR
     outliers: SliceOutliers | None = None
+    stale: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
 
     def __post_init__(self) -> None:
@@ -429,9 +428,13 @@ class _Solver:
         self.voxel = float(np.cbrt(np.prod(self.dwi.voxel_sizes)))
         self.in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.scale] * 3)
 
-    def leave_out(self, outliers: SliceOutliers) -> None:
-        """Give lost slices no weight from now on, and take their darkness out of the bands."""
-        self.outliers, self.band = outliers, None
+    def leave_out(self, outliers: SliceOutliers, moved: np.ndarray) -> None:
+        """Give lost slices no weight from now on, and take their darkness out of the bands.
+
+        Volumes that have `moved` far are filtered again, too: they are cut down to the brain.
+        """
+        self.outliers = outliers
+        self.stale = np.union1d(np.flatnonzero(outliers.flagged.any(axis=1)), moved)
 
     def solve(
         self, level: Level, groups: Sequence[VolumeGroup], motion: Motion
@@ -496,11 +499,10 @@ class _Solver:
             return np.zeros((len(group.volumes), 6))
         splines = self.splines(FINE[-1], motion.matrices, thickness_power=0.0)
         narrow = replace(problem, splines=[splines[volume] for volume in group.volumes])
-        found = _of_group(motion, group)
-        system = narrow.evaluate(found)
-        if system is None:
+        found = Solution(narrow, _of_group(motion, group))
+        if found.system is None:
             return np.full((len(group.volumes), 6), np.nan)
-        return system.step(POSES) / narrow.recovered(found)
+        return found.system.step(POSES) / found.recovered
 
     def phase_encoding_axis(self, group: VolumeGroup, motion: Motion) -> int:
         """Find the image axis along which linear fields would lower the cost most."""
@@ -610,31 +612,38 @@ class _Solver:
         wanted = replace(level, n_points=COARSE[0].n_points), thickness_power
         if self.band is None or self.band[0] != wanted:
             self.band = None  # one at a time: memory
-            brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
-            unit = fine_widths(self.dwi.voxel_sizes)
-            width = unit if level.highpass is not None else self.scale
-            margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
-
-            def filtered(volume: int) -> Spline:
-                image = self.dwi.volume_with_missing(volume)
-                if self.outliers is not None:
-                    image = rescaled(image, self.outliers, volume)
-                if level is not COARSE[0]:
-                    image = crop(image, apply_affine(matrices[volume], brain), margin)
-                return Spline.of(band_pass(image, level, self.scale, thickness_power))
-
-            volumes = range(len(self.dwi))
             self.band = (
                 wanted,
-                parallel_map(
-                    filtered,
-                    volumes,
-                    n_threads=self.n_threads,
-                    progress=self.progress,
-                    description=f"filtering for {level}",
-                ),
+                self.filtered(level, range(len(self.dwi)), matrices, thickness_power),
             )
+        elif len(self.stale):
+            again = self.filtered(level, self.stale, matrices, thickness_power)
+            for volume, spline in zip(self.stale, again, strict=True):
+                self.band[1][volume] = spline
+        self.stale = np.empty(0, int)
         return self.band[1]
+
+    def filtered(
+        self, level: Level, volumes: Iterable[int], matrices: np.ndarray, thickness_power: float
+    ) -> list[Spline]:
+        """Band-pass some volumes."""
+        brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
+        unit = fine_widths(self.dwi.voxel_sizes)
+        width = unit if level.highpass is not None else self.scale
+        margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
+
+        def one(volume: int) -> Spline:
+            image = self.dwi.volume_with_missing(volume)
+            if self.outliers is not None:
+                image = rescaled(image, self.outliers, volume)
+            if level is not COARSE[0]:
+                image = crop(image, apply_affine(matrices[volume], brain), margin)
+            return Spline.of(band_pass(image, level, self.scale, thickness_power))
+
+        return parallel_map(
+            one, volumes, n_threads=self.n_threads, progress=self.progress,
+            description=f"filtering for {level}",
+        )  # fmt: skip
 
     def points(self, level: Level, splines: Sequence[Spline], matrices: np.ndarray) -> np.ndarray:
         """Draw random points of the brain; at fine levels more where the images have edges."""

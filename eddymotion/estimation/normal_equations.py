@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,6 +22,10 @@ ROWS_OF_BAND = 128
 """Of a normal matrix, which a thread sums at a time."""
 
 
+COLUMNS_AT_A_TIME = 1024
+"""Of the parts that are multiplied together."""
+
+
 class GramMatrix:
     """``Σ A Aᵀ`` of parts that come one after the other, without a copy for each.
 
@@ -37,20 +41,33 @@ class GramMatrix:
 
     def __init__(self, size: int, n_threads: int = 1) -> None:
         self.lower, self.n_threads = np.zeros((size, size)), n_threads
+        self._waiting: list[np.ndarray] = []
 
-    def add(self, parts: Sequence[np.ndarray]) -> None:
-        """Add the products of parts (size, …) with themselves, below the diagonal only."""
+    def add(self, part: np.ndarray) -> None:
+        """Add the product of a part (size, …) with itself.
+
+        Narrow parts wait for each other: the sum is written once for all of them.
+        """
+        self._waiting.append(part)
+        if sum(part.shape[1] for part in self._waiting) >= COLUMNS_AT_A_TIME:
+            self._sum()
+
+    def _sum(self) -> None:
+        """Sum what waits, below the diagonal only."""
+        part = np.concatenate(self._waiting, axis=1)
+        self._waiting.clear()
 
         def add_to(first: int) -> None:
             rows = slice(first, first + ROWS_OF_BAND)
-            for part in parts:
-                self.lower[rows, : rows.stop] += part[rows] @ part[: rows.stop].T
+            self.lower[rows, : rows.stop] += part[rows] @ part[: rows.stop].T
 
         bands = range(0, len(self.lower), ROWS_OF_BAND)
         parallel_map(add_to, reversed(bands), n_threads=self.n_threads)
 
     def whole(self) -> np.ndarray:
         """Return the sum, (size, size); nothing can be added afterwards."""
+        if self._waiting:
+            self._sum()
         for first in range(0, len(self.lower), ROWS_OF_BAND):
             rows = slice(first, first + ROWS_OF_BAND)
             self.lower[: rows.start, rows] = self.lower[rows, : rows.start].T

@@ -139,17 +139,45 @@ def assess(
             break
         flagged, spoils = outliers.flagged, False
         signal = _replace_flagged(observed, predicted, heights, outliers)
+    correlation, r2, kept = _agreements(reading, predicted, outliers, n_threads)
+    outliers = replace(outliers, misfits=Misfits.of(kept, dwi.gradients))
+    return Quality(correlation, r2, outliers, used)
+
+
+def assess_as_acquired(
+    dwi: DWI, model: Model, outliers: SliceOutliers, *, random_seed: int = 0, n_threads: int = 1
+) -> Quality:
+    """Compare as :func:`assess` does before any motion is taken out.
+
+    A slice that lost signal is lost wherever the head was: those that were found after the
+    correction, `outliers`, are taken, and none are sought among edges that jump.
+    """
+    reading = _Reading.of(dwi, Motion.identity(len(dwi)), random_seed, n_threads)
+    signal = filled_with_means(reading.values, dwi.gradients)
+    with one_blas_thread():
+        used = fitted(model, signal, dwi.gradients)
+        predicted = predict(signal, dwi.gradients, used)
+        if outliers.flagged.any() or outliers.unplaced is not None:
+            signal = _replace_flagged(reading.values, predicted, reading.heights, outliers)
+            used = fitted(model, signal, dwi.gradients)
+            predicted = predict(signal, dwi.gradients, used)
+    correlation, r2, _ = _agreements(reading, predicted, outliers, n_threads)
+    return Quality(correlation, r2, outliers, used)
+
+
+def _agreements(
+    reading: _Reading, predicted: np.ndarray, outliers: SliceOutliers, n_threads: int
+) -> np.ndarray:
+    """Correlation of all volumes, their explained variance, and correlation of kept slices."""
 
     def compare(volume: int) -> tuple[float, float, float]:
-        shown, expected = observed[:, volume], predicted[:, volume]
-        lost = is_lost(outliers.flagged[volume], heights[:, volume])
+        shown, expected = reading.values[:, volume], predicted[:, volume]
+        lost = is_lost(outliers.flagged[volume], reading.heights[:, volume])
         kept, _ = agreement(np.where(lost, np.nan, shown), expected)
         return *agreement(shown, expected), kept
 
-    scores = parallel_map(compare, range(len(dwi)), n_threads=n_threads)
-    correlation, r2, kept = np.array(scores).T
-    outliers = replace(outliers, misfits=Misfits.of(kept, dwi.gradients))
-    return Quality(correlation, r2, outliers, used)
+    volumes = range(predicted.shape[1])
+    return np.array(parallel_map(compare, volumes, n_threads=n_threads)).T
 
 
 def described(dwi: DWI, *, pe_axis: str | None = None, slicing: Slicing | None = None) -> DWI:

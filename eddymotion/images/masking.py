@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -89,9 +90,18 @@ def _median_filtered(reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return an image without what is small in it, on a coarse grid, and voxels a block."""
     factors = np.maximum(np.round(np.array(reference.shape) / COARSE_VOXELS), 1).astype(int)
     coarse = _block_means(reference, factors)
+    size = tuple(np.where(factors > 1, 3, 5))
+    return _without_small(coarse.tobytes(), coarse.shape, size), factors
+
+
+@lru_cache(maxsize=1)
+def _without_small(voxels: bytes, shape: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
+    """Filter twice by a median; kept, since both opinions on a mask ask for the same."""
+    image = np.frombuffer(voxels, np.float32).reshape(shape)
     for _ in range(2):
-        coarse = ndimage.median_filter(coarse, size=np.where(factors > 1, 3, 5))
-    return coarse, factors
+        image = ndimage.median_filter(image, size=size)
+    image.flags.writeable = False
+    return image
 
 
 def _block_means(image: np.ndarray, factors: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from scipy.optimize import minimize
 
 from eddymotion.data.gradients import Gradients
 
@@ -162,6 +161,8 @@ def fit_covariance(
     design : (N, q) array
         ``X`` of the mean.
     """
+    from scipy.optimize import minimize
+
     if len(scatter) - design.shape[1] < 2 or not np.trace(scatter) > 0:
         return covariance  # nothing to learn from
 

@@ -157,3 +157,43 @@ def weighted_leave_one_out(design: np.ndarray, log_signal: np.ndarray) -> np.nda
         slack[slack <= LEVERAGE_GUARD] = np.nan
         predicted[:, chunk] = (y - (y - smooth) / slack).T
     return predicted
+
+
+def fit_tensors(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
+    """Fit diffusion tensors as :class:`TensorModel` with `weighted` does, to all volumes.
+
+    Parameters
+    ----------
+    signal : (V, N) array
+        Above zero.
+    gradients : Gradients
+
+    Returns
+    -------
+    (V, 3, 3) array
+        mm²/s where b-values are in s/mm², along the axes of the b-vectors.
+
+    Raises
+    ------
+    EddymotionError
+        If the scheme does not determine a tensor.
+    """
+    design = _tensor_rows(gradients.bvals, gradients.bvecs)
+    scale = np.maximum(np.linalg.norm(design, axis=0), np.finfo(float).tiny)
+    columns = design / scale
+    n, p = columns.shape
+    rank = np.linalg.matrix_rank(columns, rtol=DEPENDENT)
+    if rank < p:
+        raise EddymotionError(
+            f"a tensor has {p} parameters with the signal at b=0, and {len(gradients)} volumes "
+            f"determine {rank} of them"
+        )
+    products = np.einsum("np,nq->npq", columns, columns).reshape(n, p * p)
+    y = np.log(signal.astype(float))
+    basis = column_basis(design)
+    fitted = y @ basis @ basis.T
+    weights = np.exp(2 * (fitted - fitted.max(axis=1, keepdims=True)))
+    normal = (weights @ products).reshape(-1, p, p)
+    moments = (weights * y) @ columns
+    found = np.linalg.solve(normal, moments[:, :, None])[:, :, 0] / scale
+    return found[:, [0, 1, 3, 1, 2, 4, 3, 4, 5]].reshape(-1, 3, 3)

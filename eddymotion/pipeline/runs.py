@@ -63,8 +63,6 @@ from eddymotion.pipeline.output_space import Reference
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, load_series
 from eddymotion.registration.checks import inside_grid
-from eddymotion.reports import save_figure
-from eddymotion.reports.fieldmap import field_figure
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +207,9 @@ class RunTogether:
         joined = self.joined
         if joined is None or joined.field is None:
             return
+        from eddymotion.reports import save_figure
+        from eddymotion.reports.fieldmap import field_figure
+
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)
         stretch = joined.stretch(self.number)
         figure = field_figure(

@@ -21,6 +21,7 @@ from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Quality, assess, choose_estimator, estimate_motion
 from eddymotion.estimation.estimators import Estimator
+from eddymotion.estimation.quality import assess_as_acquired
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.io.images import image_stem
 from eddymotion.io.series import load
@@ -132,8 +133,11 @@ def judge_both(
     dwi: DWI, motion: Motion, model: Model, settings: Settings
 ) -> tuple[Quality, Quality]:
     """Compare volumes with their predictions, as they were acquired and as they were moved."""
-    unmoved = Motion.identity(len(dwi))
-    return judge(dwi, unmoved, model, settings), judge(dwi, motion, model, settings)
+    after = judge(dwi, motion, model, settings)
+    before = assess_as_acquired(
+        dwi, model, after.outliers, random_seed=settings.random_seed, n_threads=settings.nprocs
+    )
+    return before, after
 
 
 def judge(dwi: DWI, motion: Motion, model: Model, settings: Settings) -> Quality:

@@ -76,7 +76,7 @@ class Descent(Generic[Place]):
     place : matrix or Motion
         Where to start, later the last place that was no worse than the best before.
     tolerance : float
-        Length of a step, mm, below which it is the last.
+        Length of a step, or of the way that is left, mm, below which it is the last.
     reach : float, optional
         Up to which length, mm, steps that creep are lengthened; none is when not given.
     creeps : bool
@@ -139,16 +139,18 @@ class Descent(Generic[Place]):
         if found is not None and self.accepts(found.cost, found.n_points):
             self.halved, self.place, self._n_points = False, self.trial, found.n_points
             self.costs.append(found.cost)
-            self._change = self._next(found)
+            self._change, before = self._next(found), self.length
             self.whole = self.length = self.objective.length(self.place, self._change)
+            left = way_left(before, self.length) if self.reach is None else self.length
+            self.ended = min(self.length, left) < self.tolerance
         elif not self.costs:
             self.ended = True
             return
         else:
             self.halved, self._last = True, None
             self._change, self.length = self._change / 2, self.length / 2
+            self.ended = self.length < self.tolerance
         self.trial = self.objective.moved(self.place, self._change)
-        self.ended = self.length < self.tolerance
 
     def judge_last(self, cost: float) -> None:
         """Go to the trial, which nothing has judged yet, unless its cost is higher."""
@@ -181,6 +183,15 @@ class Descent(Generic[Place]):
         longest = max(1.0, self.reach / (self.objective.length(self.place, step) + 1e-12))
         self._last = ExtrapolatedStep.of(step, found.hessian, self._last, longest)
         return self._last.factor * step
+
+
+def way_left(before: float, length: float) -> float:
+    """Return what steps that go on shrinking as the last two did will add up to.
+
+    The sum of a geometric series. Steps along what the data hardly determine shrink slowly, and
+    the way that is left is longer than the last of them; others shrink tenfold each time.
+    """
+    return length**2 / (before - length) if length < before < np.inf else np.inf
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,13 +19,11 @@ from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
 from eddymotion.reports import own_style
 from eddymotion.reports.edges import b0_edges, lowest_shell
 from eddymotion.reports.maps import color_fa, local_correlation, tsnr
+from eddymotion.reports.panels import NOT_KNOWN, Box, Panels, cells
 from eddymotion.reports.slices import PLANES, Slices
 from eddymotion.reports.svg import AXIS_COLORS
 
 FADED = "#777777"
-
-NOT_KNOWN = "#4A4A4A"
-"""Outside the brain, or not predicted."""
 
 EDGE_COLOR = "#E69F00"
 """Okabe & Ito's orange, clear on grey."""
@@ -35,6 +33,9 @@ AROUND_MM = 6.0
 
 EDGES_WIDTH = 11.4
 """Of the figure of edges, inches."""
+
+BAR_WIDTH = 0.22
+"""Of a colour bar with its numbers, relative to that of a map."""
 
 
 @own_style()
@@ -99,29 +100,30 @@ def before_after_figure(before: Slices, after: Slices) -> Figure:
     Left to right: spread over the volumes of a shell, which is high at edges that move; and one
     line through the head over time, where motion makes edges jump.
     """
-    figure = Figure(figsize=(12.5, 6.6), layout="constrained")
-    panels = figure.subplots(2, 3, width_ratios=(1, 1.2, 2.6))
+    panels = Panels(12.5, 6.6)
+    rows = cells(Box(0.3, 0.27, 12.15, 5.83), 2, (1, 1.2, 2.6), gap=0.3)
     limit = white = None
-    for row, (name, view) in zip(panels, (("before", before), ("after", after)), strict=True):
+    for row, (name, view) in zip(rows, (("before", before), ("after", after)), strict=True):
         sizes = view.grid.sizes
         axial, sagittal = view.spread()
         limit = limit or view.bright(axial, sagittal)
-        _show(row[0], axial.T, sizes[[0, 1]], vmin=0, vmax=limit)
-        _show(row[1], sagittal.T, sizes[[1, 2]], vmin=0, vmax=limit)
+        panels.image(row[0], axial.T, sizes[[0, 1]], vmin=0, vmax=limit)
+        panels.image(row[1], sagittal.T, sizes[[1, 2]], vmin=0, vmax=limit)
         profile = view.profile()
         white = white or float(np.percentile(profile, 99))
-        row[2].imshow(profile, origin="lower", aspect="auto", cmap="gray", vmin=0, vmax=white,
-                      interpolation="nearest")  # fmt: skip
-        row[2].xaxis.set_major_locator(MaxNLocator(integer=True))
-        row[2].set_yticks([])
-        row[2].set_ylabel("inferior – superior")
-        row[0].set_ylabel(name, fontsize="x-large")
+        axes = panels.plot(row[2])
+        axes.imshow(profile, origin="lower", aspect="auto", cmap="gray", vmin=0, vmax=white,
+                    interpolation="nearest")  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_yticks([])
+        axes.set_ylabel("inferior – superior")
+        panels.label(row[0], name, fontsize="x-large")
     titles = ("SD over volumes, axial", "SD over volumes, sagittal",
               "one line through the head, over volumes")  # fmt: skip
-    for axes, title in zip(panels[0], titles, strict=True):
-        axes.set_title(title)
-    panels[1, 2].set_xlabel("diffusion-weighted volume")
-    return figure
+    for cell, title in zip(rows[0], titles, strict=True):
+        panels.title(cell, title)
+    axes.set_xlabel("diffusion-weighted volume")
+    return panels.figure
 
 
 @own_style()
@@ -208,44 +210,49 @@ def maps_figure(
         chosen = []
     stable = tsnr(after.planes["axial"], after.gradients) is not None
     n_columns = 2 + int(stable) + len(chosen)
-    figure = Figure(figsize=(2.55 * n_columns + 0.6, 6.2), layout="constrained")
-    panels = figure.subplots(2, n_columns, squeeze=False)
+    panels = Panels(2.55 * n_columns + 0.6, 6.2)
+    inside = Box(0.3, 0.27, panels.width - 0.3, panels.height - 0.3)
+    n_maps = n_columns - 2
+    columns = list(zip(*cells(inside, 2, (1, 1, *(1, BAR_WIDTH) * n_maps)), strict=True))
+    with_bars = iter(zip(columns[2::2], columns[3::2], strict=True))
     views = {"before": before, "after": after}
-    for row, (name, view) in zip(panels, views.items(), strict=True):
-        row[0].set_ylabel(name, fontsize="x-large")
-        for axes, plane, kept in ((row[0], "axial", [0, 1]), (row[1], "coronal", [0, 2])):
+    for plane, kept, cell in (("axial", [0, 1], columns[0]), ("coronal", [0, 2], columns[1])):
+        for one, view in zip(cell, views.values(), strict=True):
             box = _around(view.mask(plane))
             picture = color_fa(view, plane)[box].transpose(1, 0, 2)
-            _show(axes, picture, view.grid.sizes[kept])
-    panels[0, 0].set_title("colour FA, axial")
-    panels[0, 1].set_title("colour FA, coronal")
+            panels.image(one, picture, view.grid.sizes[kept])
+        panels.title(cell[0], f"colour FA, {plane}")
+    for cell, name in zip(columns[0], views, strict=True):
+        panels.label(cell, name, fontsize="x-large")
     if stable:
         maps = [tsnr(v.planes["axial"], v.gradients) for v in views.values()]
-        _pair(figure, panels[:, 2], maps, views, "tSNR of b=0", 60.0)
-    for column, shell in enumerate(chosen, 2 + int(stable)):
+        _pair(panels, *next(with_bars), maps, views, "tSNR of b=0", 60.0)
+    for shell in chosen:
         members = after.gradients.shells[shell]
         maps = []
         for name, view in views.items():
             fitted = predicted[name]["axial"]
             maps.append(cnr(fitted, view.planes["axial"] - fitted, members))
         title = f"CNR, b={after.gradients.shell_bvals[shell]:.0f}"
-        _pair(figure, panels[:, column], maps, views, title)
-    return figure
+        _pair(panels, *next(with_bars), maps, views, title)
+    return panels.figure
 
 
 def _pair(
-    figure: Figure, panels: Any, maps: Sequence[Any], views: Mapping[str, Slices], title: str,
-    most: float = np.inf,
+    panels: Panels, column: Sequence[Box], beside: Sequence[Box], maps: Sequence[Any],
+    views: Mapping[str, Slices], title: str, most: float = np.inf,
 ) -> None:  # fmt: skip
     """Show a map before and after, each in its brain, with one colour bar for both."""
     masks = [view.mask("axial") for view in views.values()]
     inside = np.concatenate([values[mask] for values, mask in zip(maps, masks, strict=True)])
     high = max(min(float(np.percentile(inside, 98)) if inside.size else 1.0, most), 1e-3)
-    for axes, values, mask, view in zip(panels, maps, masks, views.values(), strict=True):
-        shown = _show(axes, np.where(mask, values, np.nan)[_around(mask)].T,
-                      view.grid.sizes[[0, 1]], vmin=0, vmax=high, cmap="cividis")  # fmt: skip
-    panels[0].set_title(title)
-    figure.colorbar(shown, ax=list(panels), shrink=0.55, pad=0.02, aspect=22)
+    for cell, values, mask, view in zip(column, maps, masks, views.values(), strict=True):
+        picture = np.where(mask, values, np.nan)[_around(mask)].T
+        shown = panels.image(cell, picture, view.grid.sizes[[0, 1]], vmin=0, vmax=high,
+                             cmap="cividis")  # fmt: skip
+    panels.title(column[0], title)
+    bar = Box(beside[0].left, 0.27 * panels.height, 0.14, 0.5 * panels.height)
+    panels.figure.colorbar(shown, cax=panels.plot(bar))
 
 
 @own_style()
@@ -268,26 +275,27 @@ def heldout_figure(
     white : (N,) array
         The signal that is white in each volume.
     """
-    figure = Figure(figsize=(12.5, 1.62 * max(len(chosen), 1) + 0.4), layout="constrained")
-    ratios = (1.2, 1.0) * 4
-    panels = figure.subplots(max(len(chosen), 1), 8, squeeze=False, width_ratios=ratios)
-    for row, (volume, words) in zip(panels, chosen, strict=False):
-        for k, (plane, kept) in enumerate((("sagittal", [1, 2]), ("axial", [0, 1]))):
-            _one_heldout(row[k::2], after, predicted, plane, kept, volume, white[volume])
+    n_rows = max(len(chosen), 1)
+    panels = Panels(12.5, 1.62 * n_rows + 0.4)
+    inside = Box(0.65, 0.27, panels.width - 0.7, panels.height - 0.3)
+    rows = cells(inside, n_rows, (1.2, 1.0) * 4)
+    for row, (volume, words) in zip(rows, chosen, strict=False):
+        for k, plane in enumerate(("sagittal", "axial")):
+            _one_heldout(panels, row[k::2], after, predicted, plane, volume, white[volume])
         bval = after.gradients.bvals[volume]
-        row[0].set_ylabel(f"volume {volume}\nb={bval:.0f}\n{words}")
+        panels.label(row[0], f"volume {volume}\nb={bval:.0f}\n{words}")
     titles = ("observed", "predicted without it", "residual, ±25 % of white",
               "local correlation, 0 to 1")  # fmt: skip
-    for axes, title in zip(panels[0][::2], titles, strict=True):
-        axes.set_title(title, loc="left")
-    return figure
+    for cell, title in zip(rows[0][::2], titles, strict=True):
+        panels.title(cell, title, middle=False)
+    return panels.figure
 
 
 def _one_heldout(
-    panels: Any, after: Slices, predicted: Mapping[str, np.ndarray], plane: str, kept: list[int],
-    volume: int, white: float,
+    panels: Panels, row: Sequence[Box], after: Slices, predicted: Mapping[str, np.ndarray],
+    plane: str, volume: int, white: float,
 ) -> None:  # fmt: skip
-    mask, sizes = after.mask(plane), after.grid.sizes[kept]
+    mask, sizes = after.mask(plane), after.sizes(plane)
     observed, expected = after.planes[plane][..., volume], predicted[plane][..., volume]
     local = local_correlation(observed, expected, sizes, mask)
     residual = np.where(mask, observed - expected, np.nan)
@@ -299,10 +307,10 @@ def _one_heldout(
         {"vmin": -quarter, "vmax": quarter, "cmap": "RdBu"},
         {"vmin": 0, "vmax": 1, "cmap": "cividis"},
     )
-    for axes, picture, options in zip(
-        panels, (observed, expected, residual, local), shown, strict=True
+    for cell, picture, options in zip(
+        row, (observed, expected, residual, local), shown, strict=True
     ):
-        _show(axes, picture[box].T, sizes, **options)
+        panels.image(cell, picture[box].T, sizes, **options)
 
 
 def _around(mask: np.ndarray, margin: Sequence[float] | np.ndarray = (0, 0)) -> tuple[slice, ...]:

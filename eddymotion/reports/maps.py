@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients, dipy_table
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.maps import MIN_VOLUMES, cnr, snr
 from eddymotion.estimation.quality import predict
 from eddymotion.evaluation.series import nearest_neighbours, neighbour_correlations
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import LinearModel, Model, get_model
+from eddymotion.models.tensor import fit_tensors
 from eddymotion.reports.slices import Slices
 
 LOCAL_MM = 4.0
@@ -47,29 +48,39 @@ def predicted_planes(slices: Slices, model: Model) -> dict[str, np.ndarray]:
 
 
 def color_fa(slices: Slices, plane: str) -> np.ndarray:
-    """Fit tensors in a plane (DIPY, weighted least squares): FA-weighted colours (A, B, 3).
+    """Fit tensors in a plane (weighted least squares): FA-weighted colours (A, B, 3).
 
     Black where there are too few directions.
     """
-    from dipy.reconst.dti import TensorModel
-
     gradients, mask = slices.gradients, slices.mask(plane)
     picture = np.zeros((*mask.shape, 3))
     used = np.flatnonzero(~gradients.is_trace)
     directions = gradients.bvecs[used][~gradients.is_b0[used]]
     if len(directions) < MIN_FOR_TENSOR or not mask.any():
         return picture
-    products = np.einsum("ni,nj->nij", directions, directions).reshape(-1, 9)
-    if np.linalg.matrix_rank(products, tol=1e-3) < MIN_FOR_TENSOR:
-        return picture
-    table = dipy_table(gradients.select(used))
     signal = slices.planes[plane][mask][:, used].astype(float)
     seen = (signal > 0).all(axis=1)  # where the head left the image, zeros would look like fibres
-    fit = TensorModel(table, fit_method="WLS", min_signal=1e-4 * signal.max() + 1e-9).fit(signal)
-    fa = np.clip(np.nan_to_num(fit.fa), 0, 1)
-    colors = np.abs(np.nan_to_num(fit.evecs[..., 0])) * (fa * seen)[:, None]
-    picture[mask] = np.clip(COLOR_GAIN * colors, 0, 1)
+    signal = np.maximum(signal, 1e-4 * signal.max() + 1e-9)
+    try:
+        tensors = fit_tensors(signal, gradients.select(used))
+    except (EddymotionError, np.linalg.LinAlgError):  # too few directions that differ
+        return picture
+    along, fa = main_directions(tensors)
+    picture[mask] = np.clip(COLOR_GAIN * np.abs(along) * (fa * seen)[:, None], 0, 1)
     return picture
+
+
+def main_directions(tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return main directions (V, 3) and fractional anisotropies (V,) of tensors (V, 3, 3).
+
+    Diffusivities below zero count as zero.
+    """
+    diffusivities, directions = np.linalg.eigh(np.nan_to_num(tensors))
+    diffusivities = np.maximum(diffusivities, 0.0)
+    spread = diffusivities - diffusivities.mean(axis=1, keepdims=True)
+    power = np.maximum((diffusivities**2).sum(axis=1), np.finfo(float).tiny)
+    fa = np.sqrt(1.5 * (spread**2).sum(axis=1) / power)
+    return directions[:, :, -1], np.clip(fa, 0, 1)
 
 
 def tsnr(signal: np.ndarray, gradients: Gradients) -> np.ndarray | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from eddymotion.estimation.outliers import volumes_beyond_repair
 from eddymotion.estimation.quality import Quality
 from eddymotion.io.tsv import Table, table_text
 from eddymotion.io.writing import read_json, write_text
+from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
 from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sphere_chart
@@ -84,33 +86,36 @@ def draw_series(
 
     predictor = predictor_for(model, dwi.gradients)
     views = {"before": before, "after": after}
-    predicted = {name: predicted_planes(view, predictor) for name, view in views.items()}
-    data = ReportData.of(
-        dwi, model, before, after, quality_before, quality_after,
-        predicted=predicted["after"],
-    )  # fmt: skip
-    data.save(outputs["report_data"])
     write_text(outputs["report_steps"], table_text(_steps(log)))
-    save_figure(before_after_figure(before, after), outputs["before_after_figure"])
-    save_figure(brain_figure(after), outputs["brain_figure"], dpi=100)
-    if has_both_kinds(after.gradients):
-        save_figure(b0_edges_figure(before, after), outputs["b0_edges_figure"], dpi=100)
-    else:
-        outputs["b0_edges_figure"].unlink(missing_ok=True)  # of a run with another threshold
-    save_figure(maps_figure(before, after, predicted), outputs["maps_figure"], dpi=90)
-    columns = confounds(after.gradients, motion, dwi.center, quality_after)
-    table = Table.parse(table_text(columns))
-    unusable = volumes_beyond_repair(quality_after.outliers)
-    findings = Findings.of(table, after.gradients, dwi.shape[2], data.z, unusable)
-    white = white_levels(
-        after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
-    )
-    figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
-    save_figure(figure, outputs["heldout_figure"], dpi=90)
+    with one_blas_thread(), ThreadPoolExecutor(1) as beside:
+        predicted = {name: predicted_planes(view, predictor) for name, view in views.items()}
+        data = beside.submit(
+            ReportData.of, dwi, model, before, after, quality_before, quality_after,
+            predicted=predicted["after"],
+        )  # fmt: skip
+        save_figure(before_after_figure(before, after), outputs["before_after_figure"])
+        save_figure(brain_figure(after), outputs["brain_figure"], dpi=100)
+        if has_both_kinds(after.gradients):
+            save_figure(b0_edges_figure(before, after), outputs["b0_edges_figure"], dpi=100)
+        else:
+            outputs["b0_edges_figure"].unlink(missing_ok=True)  # of a run with another threshold
+        save_figure(maps_figure(before, after, predicted), outputs["maps_figure"], dpi=90)
+        columns = confounds(after.gradients, motion, dwi.center, quality_after)
+        table = Table.parse(table_text(columns))
+        z, unusable = quality_after.outliers.z, volumes_beyond_repair(quality_after.outliers)
+        findings = Findings.of(
+            table, after.gradients, dwi.shape[2], z.astype(np.float32), unusable
+        )
+        white = white_levels(
+            after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
+        )
+        figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
+        save_figure(figure, outputs["heldout_figure"], dpi=90)
+        data.result().save(outputs["report_data"])
     head = motion.parameters(dwi.center, of_head=True)[:, :3].T
     chart = motion_chart(table, after.gradients, findings, head)
     write_text(outputs["motion_figure"], chart)
-    return data
+    return data.result()
 
 
 def chosen_volumes(findings: Findings) -> list[tuple[int, str]]:

@@ -36,6 +36,9 @@ WHITE = 99.0
 QUALITY = 80
 """Of WebP."""
 
+EFFORT = 2
+"""Of its encoder: half the time of its default, 4, for 3 % more bytes."""
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -185,5 +188,5 @@ def white_levels(
 def encode(picture: Picture, quality: int = QUALITY) -> bytes:
     """Encode a picture as WebP."""
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=quality, method=4)
+    picture.save(buffer, "WEBP", quality=quality, method=EFFORT)
     return buffer.getvalue()
