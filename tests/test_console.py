@@ -6,8 +6,11 @@ import logging
 import os
 import pty
 import re
+import select
+import shutil
 import subprocess
 import sys
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -245,6 +248,66 @@ def test_bash_completes(words, expected, tmp_path, capsys):
     call = ["bash", "-c", COMPLETED, "bash", tmp_path / "script", "eddymotion", *words]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) >= expected
+
+
+AT_THE_PROMPT = [
+    (participant, "eddymotion --estimator ", {"joint", "lovo"}),
+    (participant, "eddymotion in out ", {"participant", "group"}),
+    (evaluate, "eddymotion-evaluate ", {"landmarks", "motion", "series"}),
+    (evaluate, "eddymotion-evaluate motion --mas", {"--mask"}),
+    (evaluate, "eddymotion-evaluate motion a b --format ", {"afni", "eddy", "mcflirt", "spm"}),
+    (participant, "eddymotion --work-dir only-a-f", {"only-a-folder"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["fish", "zsh"])
+@pytest.mark.parametrize(("command", "typed", "expected"), AT_THE_PROMPT)
+def test_fish_and_zsh_complete(shell, command, typed, expected, tmp_path, capsys):
+    """Options, choices and folders of a command, and of the commands below it."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--print-completion", shell])
+    (tmp_path / f"_{typed.split()[0]}").write_text(capsys.readouterr().out)
+    (tmp_path / "only-a-folder").mkdir()
+    (tmp_path / "only-a-file").touch()
+    shown = {"fish": offered_by_fish, "zsh": offered_by_zsh}[shell](typed, tmp_path, expected)
+    assert all(word in shown for word in expected), shown
+    assert "only-a-file" not in shown
+
+
+def offered_by_fish(typed, folder, _):
+    """What fish would offer, in its own words."""
+    script = f'source _{typed.split()[0]}; complete -C "{typed}"'
+    call = ["fish", "--no-config", "-c", script]
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def offered_by_zsh(typed, folder, expected):
+    """What zsh shows at a prompt after Tab is pressed twice."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        os.environ.update(TERM="dumb", PS1="", COLUMNS="100", LINES="50")
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+    set_up = "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D; print rea''dy\n"
+    os.write(terminal, set_up.encode())
+    shown = read_until(terminal, {"ready"})
+    os.write(terminal, f"{typed}\t\t".encode())
+    shown = read_until(terminal, expected)
+    os.close(terminal)
+    os.waitpid(child, 0)
+    return shown
+
+
+def read_until(terminal, words, seconds=20):
+    """Read from a terminal until all words are there, for some time at most."""
+    shown, ends = "", time.monotonic() + seconds
+    while time.monotonic() < ends and not all(word in shown for word in words):
+        if select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 65536).decode(errors="replace")
+    return shown
 
 
 @pytest.fixture(scope="module")
