@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
-from eddymotion.cli.board import Board, Line, Watch
+from eddymotion.cli.board import USUAL, Board, Course, Line, Watch
 from eddymotion.cli.closing import Row, folded, rows_of, show_table
 from eddymotion.cli.doctor import examine
 from eddymotion.cli.screen import Bar, shortened, wrapped
@@ -60,6 +60,41 @@ def relearnt(board, now, pace):
     for name, what in told("sub-02", 2000.0, until=now, pace=pace):
         board.hear(name, what)
     return board
+
+
+def heard(board, name, events, now):
+    for series, what in events:
+        if what["at"] <= now:
+            board.hear(series, what)
+    return board.lines[name]
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_part_that_lasts_longer_than_foreseen_is_not_soon_done(known):
+    """The pictures of a series that follows some others take five times as long as theirs."""
+    began, lasts = PARTS[-1][1], 5 * (SECONDS - PARTS[-1][1])
+    for waited in np.linspace(0.5, 0.8, 4) * lasts:
+        board = Board(["sub-01", "sub-02"], verbosity=-1)
+        for name, what in told("sub-01", 0.0) if known else ():
+            board.hear(name, what)
+        now = 1000.0 + began + waited
+        line = heard(board, "sub-02", told("sub-02", 1000.0, until=SECONDS - 1), now)
+        assert line.left(now, board.course) > 0.25 * (lasts - waited)
+
+
+def test_one_fast_beginning_does_not_shorten_what_all_series_took():
+    """The first series read slowly: disk and kernels were cold."""
+    cold, warm = (
+        {"reading": 0.0, "motion": 20.0, "pictures": 80.0},
+        {"reading": 0.0, "motion": 1.0},
+    )
+    course = Course(USUAL).with_series(cold, 100.0).with_series({**warm, "pictures": 70.0}, 80.0)
+    assert course.seconds == pytest.approx(90)
+    assert course.shares["motion"] == pytest.approx((0.2 + 1 / 80) / 2)
+    line = Line(3, "sub-03", began=0.0)
+    line.begin("reading", 0.0, course)
+    line.begin("motion", 1.0, course)
+    assert line.left(2.0, course) == pytest.approx(78, rel=0.25)
 
 
 def test_a_bar_never_goes_back_and_nothing_is_left_at_its_end():
