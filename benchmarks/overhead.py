@@ -3,18 +3,22 @@
 
 ``python -m benchmarks.overhead [--cases NAME …] [--runs N]`` simulates one series of 64 volumes
 and corrects it in each *way*, in a process of its own, rounds alternating between the ways; then
-it corrects several participants with one and with more processors. ``--render`` only writes
+it corrects several participants with one and with more processors. ``--cases array`` corrects many
+participants by a job array of SLURM and by one process (on this host: ``tests/cluster/slurm run
+python -m benchmarks.overhead --cases array``). ``--render`` only writes
 ``docs/benchmarks/overhead.md``. A run that was stopped goes on where it was.
 """
 
 import argparse
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks import tables
@@ -37,6 +41,7 @@ SMALL = (64, 64, 40, 24)
 TINY = (32, 32, 20, 16)
 N_PARTICIPANTS = 6
 PROCESSORS = (1, 2, 4)
+N_IN_ARRAY = 200
 
 KEY = ("case",)
 
@@ -56,6 +61,8 @@ def main() -> None:
                 measure_ways(rows, Path(folder), size, options.runs)
             if "scaling" in options.cases:
                 measure_scaling(rows, Path(folder), options.runs)
+            if "array" in options.cases:
+                measure_array(rows, Path(folder), options.participants)
     render(list(rows), provenance)
 
 
@@ -63,9 +70,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cases = ("overhead", "scaling")
-    parser.add_argument("--cases", nargs="+", choices=cases, default=cases, metavar="NAME",
-                        help=f"{', '.join(cases)} (both)")  # fmt: skip
+    cases = ("overhead", "scaling", "array")
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases[:2], metavar="NAME",
+                        help=f"{', '.join(cases)} (the first two)")  # fmt: skip
+    parser.add_argument("--participants", type=int, default=N_IN_ARRAY, metavar="N",
+                        help=f"of the array ({N_IN_ARRAY})")  # fmt: skip
     parser.add_argument("--size", nargs=4, type=int, default=SERIES, metavar="N",
                         help="of the series (96 96 60 64)")  # fmt: skip
     parser.add_argument("--runs", type=int, default=5, help="rounds (5)")
@@ -195,7 +204,7 @@ def measure_scaling(rows: tables.Rows, folder: Path, runs: int) -> None:
     missing = [n for n in available if not rows.has(case=f"processors-{n}")]
     if not missing:
         return
-    dataset = several_participants(folder)
+    dataset = several_participants(simulated(SMALL, folder), folder / "several", N_PARTICIPANTS)
     warm_up(["app"], folder)
     used = {n: [] for n in available}
     for _ in range(runs):
@@ -206,20 +215,82 @@ def measure_scaling(rows: tables.Rows, folder: Path, runs: int) -> None:
         rows.add({"case": f"processors-{n}", "size": size} | summary(used[n]))
 
 
-def several_participants(folder: Path) -> Path:
-    """Copy one small series under several labels; return the first image."""
-    image = simulated(SMALL, folder)
-    root, first = folder / "several", None
+def several_participants(image: Path, root: Path, number: int) -> Path:
+    """Copy a series under several labels; return the first image."""
     shutil.copytree(image.parents[2], root, ignore=shutil.ignore_patterns("sub-*", "truth"))
-    for number in range(1, N_PARTICIPANTS + 1):
-        label = f"sub-{number:02d}"
+    labels = [f"sub-{n:03d}" for n in range(1, number + 1)]
+    for label in labels:
         (root / label / "dwi").mkdir(parents=True)
         for path in image.parent.iterdir():
             name = label + path.name.removeprefix(image.parents[1].name)
             shutil.copy(path, root / label / "dwi" / name)
-        first = first or root / label / "dwi" / f"{label}_dwi.nii.gz"
-    assert first is not None
-    return first
+    return root / labels[0] / "dwi" / f"{labels[0]}_dwi.nii.gz"
+
+
+def measure_array(rows: tables.Rows, folder: Path, number: int) -> None:
+    """Correct many participants by one process, and by a job array with a job each."""
+    if rows.has(case="array"):
+        return
+    warm_up(["app"], folder)
+    image = several_participants(simulated(TINY, folder), folder / "many", number)
+    size = f"{number} participants, " + "×".join(map(str, TINY))
+    alone = timed("app", image, folder, threads=1)
+    together = timed_array(image.parents[2], folder / "of_array", folder / "cache")
+    for case, used in (("one-process", alone), ("array", together)):
+        rows.add({"case": case, "size": size, "participants": number} | summary([used]))
+
+
+def timed_array(dataset: Path, output: Path, cache: Path) -> tuple[float, float]:
+    """Run the script of the how-to to its end: wall seconds, processor seconds of all jobs.
+
+    Raises
+    ------
+    RuntimeError
+        If a job failed.
+    """
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(cache), "CPUS": "1", "MEM_GB": "1",
+        "AT_ONCE": str(os.cpu_count() or 1),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    script = Path(__file__).resolve().parents[1] / "examples" / "slurm_array.sh"
+    began = time.monotonic()
+    said = _output_of([script, dataset, output], environment)
+    numbers = re.search(r"array (\d+), then job (\d+)", said)
+    assert numbers is not None, said
+    jobs = ",".join(numbers.groups())
+    while _output_of(["squeue", "--noheader", "--states=all", f"--jobs={jobs}",
+                      "--format=%T"]).replace("COMPLETED", "").strip():  # fmt: skip
+        time.sleep(0.5)
+    wall = time.monotonic() - began
+    return wall, sum(_processor_seconds(jobs))
+
+
+def _processor_seconds(jobs: str, waits_s: float = 60) -> list[float]:
+    """Return what each job used, from SLURM's accounting, which lags behind."""
+    call = ["sacct", "-n", "-P", f"--jobs={jobs}", "--format=JobID,State,TotalCPU"]
+    ends = time.monotonic() + waits_s
+    while True:
+        rows = [line.split("|") for line in _output_of(call).splitlines()]
+        if all(state == "COMPLETED" for _, state, _ in rows):
+            return [_seconds(used) for step, _, used in rows if step.endswith(".batch")]
+        if time.monotonic() > ends:
+            raise RuntimeError(f"jobs {jobs}: {sorted({state for _, state, _ in rows})}")
+        time.sleep(0.5)
+
+
+def _seconds(text: str) -> float:
+    """Read SLURM's [hours:]minutes:seconds."""
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
+
+
+def _output_of(call: list[str | Path], environment: Mapping[str, str] | None = None) -> str:
+    return subprocess.run(
+        [str(part) for part in call], env=environment, check=True, capture_output=True, text=True
+    ).stdout
 
 
 INTRODUCTION = """# What workflow engines cost
@@ -262,7 +333,31 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         ]  # fmt: skip
         heads = ["processors", "size", *HEADS, "times faster"]
         parts.append(tables.markdown(heads, cells))
+    if "array" in found:
+        parts += ["\n## Many participants by a job array\n", ARRAY, array_table(found)]
     tables.write_page("overhead", "\n".join(parts), rows)
+
+
+ARRAY = """[A job a participant](../how-to/cluster.md#a-job-array), each of one processor, on the
+SLURM of the cluster tests, and all of them in one process one after the other. *More a
+participant*: processor seconds of the jobs, and of the last one that looks at all, beyond those of
+the one process, by the number of participants.
+"""
+
+
+def array_table(found: Mapping[str, tables.Row]) -> str:
+    """Compare the array with the one process."""
+    one, array = found["one-process"], found["array"]
+    number = array["participants"]
+    lines = [
+        [row["case"].replace("-", " "), row["size"], f"{row['seconds']:.0f}",
+         f"{60 * number / row['seconds']:.1f}", f"{row['processor'] / number:.2f}",
+         f"{(row['processor'] - one['processor']) / number:.2f}" if row is array else "–"]
+        for row in (one, array)
+    ]  # fmt: skip
+    heads = ["way", "size", "wall s", "participants a minute", "processor s a participant",
+             "more a participant"]  # fmt: skip
+    return tables.markdown(heads, lines)
 
 
 HEADS = ("wall s (fastest–slowest)", "processor s")

@@ -471,15 +471,19 @@ def test_a_run_starts_without_what_it_draws_and_fits_with():
     assert finished.stdout.strip() == "[]"
 
 
+def numbers_of(table):
+    """Return RMS of true motion and of its error, (2, 2) mm and degrees, that the demo prints."""
+    lines = re.findall(r"^RMS .* ([\d.]+) mm +([\d.]+)°$", table, re.MULTILINE)
+    assert len(lines) == 2
+    return np.array(lines, float)
+
+
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert participant.main(["--demo", "demo"]) == 0
-    table = capsys.readouterr().out
-    error = next(line for line in table.splitlines() if line.startswith("RMS error"))
-    printed, stated = (
-        np.array(line.replace("°", "").replace("mm", "").split()[-2:], float)
-        for line in (error, *re.findall("RMS error after.*", README.read_text(encoding="utf-8")))
-    )
-    np.testing.assert_allclose(printed, stated, atol=0.005)
+    printed = numbers_of(capsys.readouterr().out)
+    for page in (README, README.parent / "docs" / "tutorial" / "demo.md"):
+        stated = numbers_of(page.read_text(encoding="utf-8"))
+        np.testing.assert_allclose(printed, stated, atol=0.005, err_msg=str(page))
     assert (tmp_path / "demo" / "motion.png").is_file()
     assert (tmp_path / "demo" / "derivatives" / "sub-demo.html").is_file()

@@ -6,15 +6,18 @@ import logging
 import os
 import pty
 import re
+import select
+import shutil
 import subprocess
 import sys
+import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
-from eddymotion.cli.board import Board, Line, Watch
+from eddymotion.cli.board import USUAL, Board, Course, Line, Watch
 from eddymotion.cli.closing import Row, folded, rows_of, show_table
 from eddymotion.cli.doctor import examine
 from eddymotion.cli.screen import Bar, shortened, wrapped
@@ -57,6 +60,41 @@ def relearnt(board, now, pace):
     for name, what in told("sub-02", 2000.0, until=now, pace=pace):
         board.hear(name, what)
     return board
+
+
+def heard(board, name, events, now):
+    for series, what in events:
+        if what["at"] <= now:
+            board.hear(series, what)
+    return board.lines[name]
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_part_that_lasts_longer_than_foreseen_is_not_soon_done(known):
+    """The pictures of a series that follows some others take five times as long as theirs."""
+    began, lasts = PARTS[-1][1], 5 * (SECONDS - PARTS[-1][1])
+    for waited in np.linspace(0.5, 0.8, 4) * lasts:
+        board = Board(["sub-01", "sub-02"], verbosity=-1)
+        for name, what in told("sub-01", 0.0) if known else ():
+            board.hear(name, what)
+        now = 1000.0 + began + waited
+        line = heard(board, "sub-02", told("sub-02", 1000.0, until=SECONDS - 1), now)
+        assert line.left(now, board.course) > 0.25 * (lasts - waited)
+
+
+def test_one_fast_beginning_does_not_shorten_what_all_series_took():
+    """The first series read slowly: disk and kernels were cold."""
+    cold, warm = (
+        {"reading": 0.0, "motion": 20.0, "pictures": 80.0},
+        {"reading": 0.0, "motion": 1.0},
+    )
+    course = Course(USUAL).with_series(cold, 100.0).with_series({**warm, "pictures": 70.0}, 80.0)
+    assert course.seconds == pytest.approx(90)
+    assert course.shares["motion"] == pytest.approx((0.2 + 1 / 80) / 2)
+    line = Line(3, "sub-03", began=0.0)
+    line.begin("reading", 0.0, course)
+    line.begin("motion", 1.0, course)
+    assert line.left(2.0, course) == pytest.approx(78, rel=0.25)
 
 
 def test_a_bar_never_goes_back_and_nothing_is_left_at_its_end():
@@ -245,6 +283,66 @@ def test_bash_completes(words, expected, tmp_path, capsys):
     call = ["bash", "-c", COMPLETED, "bash", tmp_path / "script", "eddymotion", *words]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) >= expected
+
+
+AT_THE_PROMPT = [
+    (participant, "eddymotion --estimator ", {"joint", "lovo"}),
+    (participant, "eddymotion in out ", {"participant", "group"}),
+    (evaluate, "eddymotion-evaluate ", {"landmarks", "motion", "series"}),
+    (evaluate, "eddymotion-evaluate motion --mas", {"--mask"}),
+    (evaluate, "eddymotion-evaluate motion a b --format ", {"afni", "eddy", "mcflirt", "spm"}),
+    (participant, "eddymotion --work-dir only-a-f", {"only-a-folder"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["fish", "zsh"])
+@pytest.mark.parametrize(("command", "typed", "expected"), AT_THE_PROMPT)
+def test_fish_and_zsh_complete(shell, command, typed, expected, tmp_path, capsys):
+    """Options, choices and folders of a command, and of the commands below it."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--print-completion", shell])
+    (tmp_path / f"_{typed.split()[0]}").write_text(capsys.readouterr().out)
+    (tmp_path / "only-a-folder").mkdir()
+    (tmp_path / "only-a-file").touch()
+    shown = {"fish": offered_by_fish, "zsh": offered_by_zsh}[shell](typed, tmp_path, expected)
+    assert all(word in shown for word in expected), shown
+    assert "only-a-file" not in shown
+
+
+def offered_by_fish(typed, folder, _):
+    """What fish would offer, in its own words."""
+    script = f'source _{typed.split()[0]}; complete -C "{typed}"'
+    call = ["fish", "--no-config", "-c", script]
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def offered_by_zsh(typed, folder, expected):
+    """What zsh shows at a prompt after Tab is pressed twice."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        os.environ.update(TERM="dumb", PS1="", COLUMNS="100", LINES="50")
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+    set_up = "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D; print rea''dy\n"
+    os.write(terminal, set_up.encode())
+    shown = read_until(terminal, {"ready"})
+    os.write(terminal, f"{typed}\t\t".encode())
+    shown = read_until(terminal, expected)
+    os.close(terminal)
+    os.waitpid(child, 0)
+    return shown
+
+
+def read_until(terminal, words, seconds=20):
+    """Read from a terminal until all words are there, for some time at most."""
+    shown, ends = "", time.monotonic() + seconds
+    while time.monotonic() < ends and not all(word in shown for word in words):
+        if select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 65536).decode(errors="replace")
+    return shown
 
 
 @pytest.fixture(scope="module")

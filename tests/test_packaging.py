@@ -53,6 +53,15 @@ def test_without_tags_or_repository_there_is_a_version(checkout, tmp_path_factor
     assert version_of(bare) == PROJECT["tool"]["setuptools_scm"]["fallback_version"]
 
 
+def test_what_is_cited_is_the_last_release_of_the_changes():
+    changes = (ROOT / "CHANGES.md").read_text(encoding="utf-8")
+    released = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", changes, re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert released is not None
+    assert f"\nversion: {released[1]}\n" in citation
+    assert f'\ndate-released: "{released[2]}"\n' in citation
+
+
 def test_every_package_is_listed_and_every_file_goes_along():
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     found = {

@@ -19,6 +19,7 @@ from eddymotion.workflows.nipype import POLL_S  # sets NO_ET before Nipype is im
 
 from eddymotion.errors import EddymotionError
 from eddymotion.machine.children import PYTHON
+from eddymotion.pipeline.series_job import Job
 from eddymotion.wording import one_line, shown, why
 
 from nipype.pipeline.plugins import SLURMPlugin  # isort: skip
@@ -134,7 +135,7 @@ class SlurmPlugin(SLURMPlugin):
         reason = f"SLURM job {taskid} ended as {state} before it was done; {advice}"
         if (output := self._outputs[taskid]).is_file():
             reason += f". Its output: {output}"
-        if (job := getattr(node.inputs, "job", None)) is not None:
+        if isinstance(job := getattr(node.inputs, "of", None), Job):
             job.record_lost(reason)
         return found | {"traceback": [reason]}
 

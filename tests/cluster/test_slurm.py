@@ -101,13 +101,12 @@ def numbers(noted):
 
 def test_pydra_on_slurm_is_as_the_library(dataset, tmp_path):
     images = [dataset / f"sub-{label}" / "dwi" / f"sub-{label}_dwi.nii.gz" for label in LABELS]
-    settings = {"model": "average", "n_iterations": 1}
-    found = DwiHmc(**settings).split(dwi_file=[str(image) for image in images])(
-        worker="slurm", sbatch_args="--mem=1G --cpus-per-task=1", cache_root=tmp_path
-    )
+    found = DwiHmc(model="average", n_iterations=1).split(
+        dwi_file=[str(image) for image in images]
+    )(worker="slurm", sbatch_args="--mem=1G --cpus-per-task=1", cache_root=tmp_path)
     for image, xfm_file, dwi_file in zip(images, found.xfm_file, found.dwi_file, strict=True):
         dwi = em.load(image)
-        motion = em.estimate_motion(dwi, **settings)
+        motion = em.estimate_motion(dwi, estimator=em.Joint("average", max_steps=1))
         np.testing.assert_array_equal(read_itk(xfm_file), motion.matrices)
         corrected = em.resample(dwi, motion)
         expected = em.save(corrected, motion, tmp_path / "library")["dwi"]
