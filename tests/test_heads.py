@@ -48,13 +48,13 @@ def points(synthetic):
     return brain_points(synthetic)[::40]
 
 
-def test_only_the_recipe_of_old_knows_an_estimator():
+def test_only_the_head_of_old_knows_an_estimator():
     for path in Path(eddymotion.simulation.__file__).parent.glob("*.py"):
         imports = [
             n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
         ]
         found = {n.module.split(".")[1] for n in imports if n.module.startswith("eddymotion.")}
-        assert found & ESTIMATORS <= ({"estimation"} if path.name == "recipe.py" else set())
+        assert found & ESTIMATORS <= ({"estimation"} if path.name == "simulated.py" else set())
 
 
 @pytest.mark.parametrize("bval", [0.0, 1000.0])

@@ -15,12 +15,15 @@ from t1w import anatomy
 from eddymotion.bids.anatomy import AnatomyFinder, with_anatomy
 from eddymotion.bids.series import Sorted
 from eddymotion.cli import correct, participant
+from eddymotion.data.gradients import Gradients
+from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.session import SessionOutputs, remove_elsewhere
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import Grid, grid_points, regridded, sizes_along
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image, write_image
+from eddymotion.io.itk import write_itk
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import read_numbers
 from eddymotion.io.transforms import read_linear, write_linear
@@ -204,13 +207,15 @@ def test_runs_are_weighted_by_the_field_where_it_lies(tmp_path):
     field = OffResonance(random.normal(0, 40, (8, 8, 8)).astype(np.float32), affine)
     outputs = Outputs(tmp_path, "sub-x", tmp_path / "figures", space="T1w")
     grid = Image(np.zeros((8, 9, 7), np.float32), from_matvec(np.diag([9.0] * 3), [-30, -30, -20]))
-    write_image(outputs["dwiref"], grid.data, grid.affine)
+    b0 = Gradients([0.0], np.zeros((1, 3)))
+    corrected = DWI(grid.data[..., None], grid.affine, b0, np.ones(grid.data.shape, bool))
+    write_itk(outputs["xfm"], np.eye(4)[None])
     write_image(SessionOutputs.of(outputs).field("coeff"), field.coefficients, affine)
     write_linear(outputs["space"], TURN, grid, grid)
     shift = np.array([0.0, 0.03, 0.0])
-    write_json(outputs["sidecar"], {"OffResonanceCorrected": True, "RunPose": np.eye(4).tolist(),
+    write_json(outputs["sidecar"], {"OffResonanceCorrected": True,
                                     "MillimetresPerHertz": shift.tolist()})  # fmt: skip
-    stretch, _ = _stretch_of(outputs)
+    stretch, _ = _stretch_of(outputs, corrected)
     points = apply_affine(TURN, grid_points(grid.data.shape, grid.affine))
     expected = 1 + field.hertz_with_gradient(points)[1] @ shift
     assert np.ptp(expected) > 0.05

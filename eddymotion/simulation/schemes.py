@@ -11,7 +11,6 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import all_points
 
 LATTICE_RADIUS = 5
 """Lattice steps from the centre of q-space to its edge, as in DSI with 515 points."""
@@ -75,6 +74,8 @@ def cartesian_scheme(n: int, b_max: float, n_b0: int = 1, *, seed: int = 0) -> G
 
 def _half_lattice(radius: int) -> np.ndarray:
     """Lattice points in a ball, without the centre, of each antipodal pair one: (P, 3)."""
+    from eddymotion.images.grid import all_points
+
     steps = np.arange(-radius, radius + 1)
     q = all_points([steps] * 3)
     q = q[len(q) // 2 + 1 :]  # in lexicographic order, antipodes mirror each other
