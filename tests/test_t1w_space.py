@@ -206,7 +206,7 @@ def test_runs_are_weighted_by_the_field_where_it_lies(tmp_path):
     affine = from_matvec(np.diag([30.0] * 3), [-105, -105, -105])
     field = OffResonance(random.normal(0, 40, (8, 8, 8)).astype(np.float32), affine)
     outputs = Outputs(tmp_path, "sub-x", tmp_path / "figures", space="T1w")
-    grid = Image(np.zeros((8, 9, 7), np.float32), from_matvec(np.diag([9.0] * 3), [-30, -30, -20]))
+    grid = Image(np.ones((8, 9, 7), np.float32), from_matvec(np.diag([9.0] * 3), [-30, -30, -20]))
     b0 = Gradients([0.0], np.zeros((1, 3)))
     corrected = DWI(grid.data[..., None], grid.affine, b0, np.ones(grid.data.shape, bool))
     write_itk(outputs["xfm"], np.eye(4)[None])
