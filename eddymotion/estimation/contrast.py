@@ -159,6 +159,7 @@ def offset_from_images(
     motion: Motion,
     start: np.ndarray,
     *,
+    others: Sequence[np.ndarray] = (),
     seed: int = 0,
     n_threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -175,6 +176,8 @@ def offset_from_images(
         Theirs, in their frame.
     start : (4, 4) array
         b=0 frame → frame of the diffusion-weighted volumes.
+    others : sequence of (4, 4) array
+        Further starts, for the finest width alone.
     seed : int
     n_threads : int
 
@@ -201,7 +204,8 @@ def offset_from_images(
     fine = _Equations.at_width(FINE, *series, random, n_threads)
     few = fine.thinned()
     # what is coarse reaches far, but is wrong on some heads
-    starts = [few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in (at_start, to_b0)]
+    poses = [at_start, to_b0, *map(np.linalg.inv, others)]
+    starts = [few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in poses]
     solved = min((one for one in starts if one is not None), key=_cost, default=None)
     if solved is not None:
         solved = few.solve(solved.to_b0, solved.function, n_normals=N_NORMALS)

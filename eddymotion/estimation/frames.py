@@ -20,22 +20,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
 from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.course import Course, MotionPrior, OffsetEstimate, merged
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
 from eddymotion.estimation.outlier_volumes import with_neighbours_poses
 from eddymotion.estimation.undetermined import AFFECTED, free_directions
+from eddymotion.images.grid import grid_points
+from eddymotion.images.image import Image
 from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.motion import FrameEvidence, Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid, rigid_parameters
 from eddymotion.mapping.trajectory import Trajectory
+from eddymotion.registration import GaussNewton
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +54,12 @@ FAR_MM = 2.0
 """Way to the nearer neighbour, in a human head, from which on such a volume is reported."""
 
 Z_95 = 1.96
+
+REACH_MM = 2.0
+"""Standard error of time, in a human head, beyond which mean images are registered for a start."""
+
+FOR_MEAN = 16
+"""Volumes of a mean image, at most."""
 
 ENOUGH_VOLUMES = 6
 """The image term uses the lowest shell with so many volumes."""
@@ -344,20 +355,17 @@ def find_offset(
     course = merged(volumes, poses, group, _begin_and_end(dwi, motion), dwi.brain_center, size)
     prior = course.prior()
     by_time = course.offset(prior)
-    which = _lowest_shell(dwi, group)
-    image = None
+    error, which = _error_mm(by_time.covariance), _lowest_shell(dwi, group)
+    series, image = (dwi, b0_matrices, group[which], motion.select(which)), None
     if with_images:
         image = offset_from_images(
-            dwi,
-            b0_matrices,
-            group[which],
-            motion.select(which),
+            *series,
             by_time.offset,
+            others=[] if error < REACH_MM * size else _registered(*series, by_time.offset, seed),
             seed=seed,
             n_threads=n_threads,
         )
     bval = float(dwi.gradients.bvals[group].mean())
-    error = _error_mm(by_time.covariance)
     if image is None:
         evidence = FrameEvidence(bval, error, np.nan, np.nan, np.nan, False)
         return JoinedFrame(by_time.offset, by_time.covariance, evidence)
@@ -380,6 +388,38 @@ def find_offset(
         bool(contradictions),
     )
     return JoinedFrame(both.offset, covariance, evidence)
+
+
+def _registered(
+    dwi: DWI,
+    b0_matrices: np.ndarray,
+    volumes: np.ndarray,
+    motion: Motion,
+    start: np.ndarray,
+    seed: int,
+) -> list[np.ndarray]:
+    """Find an offset by mutual information of mean images; none where they share too little.
+
+    It is a tenth of a millimetre and more off, but found from as far as heads move.
+    """
+    means = (
+        _mean_image(dwi, dwi.gradients.b0s, Motion(b0_matrices)),
+        _mean_image(dwi, volumes, motion),
+    )
+    with suppress(EddymotionError):
+        found = GaussNewton().register(*means, metric="nmi", init=start, seed=seed)
+        return [found.matrix]
+    return []
+
+
+def _mean_image(dwi: DWI, volumes: np.ndarray, motion: Motion) -> Image:
+    """Average volumes, whose motion this is, in their frame."""
+    every = -(-len(volumes) // FOR_MEAN)
+    points, total = grid_points(dwi.shape, dwi.affine), np.zeros(dwi.mask.size)
+    for index in range(0, len(volumes), every):
+        spline = dwi.volume(volumes[index]).spline
+        total += np.nan_to_num(motion.mapping(index).sample(spline, points))
+    return Image(total.reshape(dwi.shape).astype(np.float32), dwi.affine)
 
 
 def _begin_and_end(dwi: DWI, motion: Motion) -> np.ndarray:
