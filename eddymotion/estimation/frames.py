@@ -55,7 +55,7 @@ FAR_MM = 2.0
 
 Z_95 = 1.96
 
-REACH_MM = 2.0
+REACH_MM = 1.0
 """Standard error of time, in a human head, beyond which mean images are registered for a start."""
 
 FOR_MEAN = 16
