@@ -109,6 +109,7 @@ def test_order_is_that_of_the_evidence():
     assert shown_order([evidence(1, sure, 1, 0), evidence(2, chance, 1, 0)]) == "linear"
     assert shown_order([evidence(1, chance, 1, 0), evidence(2, sure, 1, 0)]) == "quadratic"
     assert shown_order([evidence(1, sure, 0.2, 0.3)]) == "none"
+    assert shown_order([evidence(1, sure, 0.3, 0.1), evidence(2, sure, 0.1, 0)], 0.2) == "linear"
 
 
 def test_offset_is_what_follows_the_gradients(scheme, grid):

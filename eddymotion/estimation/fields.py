@@ -58,6 +58,11 @@ OFFSET_ITERATIONS = 50
 FEWEST_FREE = 6
 """Volumes beyond the drivers, from which on it is asked whether fields follow the poses."""
 
+LEAST_MOTION_MM = 1.0
+"""Root mean square of the motion (mm at 50 mm) that fields may follow. A field changes by a part
+of it; of heads at rest, and of some that nodded within volumes, fields seemed to follow 0.1 to 0.3
+mm of motion by 0.2 mm."""
+
 LEAST_FOLLOWED = 0.15
 """Part of the motion (mm at 50 mm) by which fields follow it at least, mm at 80 mm. A field that
 only turns with the head seems to follow it, too, since it displaces along a direction that turns
@@ -259,7 +264,8 @@ class PoseResponse:
     @property
     def is_there(self) -> bool:
         """Whether it is shown, and stronger than where a field only turns with the head."""
-        return self.is_shown and self.moved_mm > LEAST_FOLLOWED * self.pose_mm
+        far = self.pose_mm > LEAST_MOTION_MM
+        return far and self.is_shown and self.moved_mm > LEAST_FOLLOWED * self.pose_mm
 
     def __str__(self) -> str:
         return (
@@ -365,9 +371,9 @@ class FieldEvidence:
         )
 
 
-def shown_order(evidence: Sequence[FieldEvidence]) -> str:
-    """Return the highest order whose fields are there."""
-    there = [e.degree for e in evidence if e.is_there]
+def shown_order(evidence: Sequence[FieldEvidence], least_mm: float = 0.0) -> str:
+    """Return the highest order whose fields are there, and follow by so many millimetres."""
+    there = [e.degree for e in evidence if e.is_there and e.response_mm > least_mm]
     return list(N_TERMS)[max(there, default=0)]
 
 
