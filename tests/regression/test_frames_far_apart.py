@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames of b=0 and diffusion-weighted volumes that lie far apart, and time does not tell how.
 
 Of a head that was somewhere else in each volume the offset is unknown within centimetres; from
