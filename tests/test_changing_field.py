@@ -12,6 +12,7 @@ from eddymotion.data.acquisition import Acquisition
 from eddymotion.estimation.fields import (
     NO_PRIOR,
     FieldPrior,
+    PoseResponse,
     follow_poses,
     pose_regressors,
     untold_covariances,
@@ -152,3 +153,12 @@ def test_a_series_whose_field_changes_with_the_head_is_corrected(matrices, respo
         b0 = int(dwi.gradients.b0s[1])
         assert rms.mean() < 0.4 * before.mean()
         assert rms[b0] < 0.5 * before[b0]
+
+
+def test_nothing_follows_a_head_that_hardly_moved():
+    """What seemed to, of a head at rest and of one that nodded within volumes."""
+    for moved, own, pose in ((0.17, 0.08, 0.13), (0.15, 0.10, 0.34)):
+        seeming = PoseResponse(np.zeros((5, 9)), moved, own, pose, 1e-8)
+        assert seeming.is_shown
+        assert not seeming.is_there
+    assert PoseResponse(np.zeros((5, 9)), 1.0, 0.1, 3.0, 1e-8).is_there
