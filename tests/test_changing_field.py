@@ -17,7 +17,8 @@ from eddymotion.estimation.fields import (
     pose_regressors,
     untold_covariances,
 )
-from eddymotion.estimation.joint import _Solver, with_cubic_fields
+from eddymotion.estimation.joint import with_cubic_fields
+from eddymotion.estimation.joint.solver import JointSolver
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
@@ -105,7 +106,7 @@ class Solved:
         self.weighed = follow
         return motion
 
-    response, poses = _Solver.response, _Solver.poses
+    response, poses = JointSolver.response, JointSolver.poses
 
 
 @pytest.mark.parametrize(("size", "n_dwis", "order"), [

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from eddymotion.estimation.contrast import N_POINTS, _Basis, _Moments
+from eddymotion.estimation.contrast.basis import Basis, Moments
+from eddymotion.estimation.contrast.clusters import N_POINTS
 
 
 @pytest.mark.parametrize("with_spread", [True, False])
@@ -15,8 +16,8 @@ def test_predicted_gradient_equals_finite_differences(with_spread):
     mean, spread = random.uniform(1, 9, (2, n, N_POINTS))
     slopes = random.normal(size=(2, n, N_POINTS, 3))
     place = random.uniform(-1, 1, (n, N_POINTS, 3))
-    moments = _Moments(mean, spread if with_spread else None, slopes[0], slopes[1])
-    basis = _Basis.over(moments, 3)
+    moments = Moments(mean, spread if with_spread else None, slopes[0], slopes[1])
+    basis = Basis.over(moments, 3)
     function = random.normal(size=len(basis.ridge()))
     way, tiny = np.array([0.6, -0.5, 0.4]), 2e-4
 

@@ -14,16 +14,11 @@ from eddymotion.cli.fieldmap import main
 from eddymotion.cli.simulate import main as simulate_main
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.measured_field import MeasuredMap, phase_difference, radians
-from eddymotion.estimation.off_resonance import (
-    LEVELS,
-    Distorted,
-    Level,
-    _Equations,
-    _Problem,
-    _State,
-    combined,
-    estimate_off_resonance,
-)
+from eddymotion.estimation.off_resonance import estimate_off_resonance
+from eddymotion.estimation.off_resonance.descent import FieldEquations
+from eddymotion.estimation.off_resonance.images import Distorted, combined
+from eddymotion.estimation.off_resonance.problem import LEVELS, FieldLevel, FieldProblem
+from eddymotion.estimation.off_resonance.view import FieldState
 from eddymotion.fieldmaps import FieldmapPaths, FieldmapSettings
 from eddymotion.fieldmaps.inputs import read_inputs
 from eddymotion.images.image import Image
@@ -181,18 +176,18 @@ def small_problem():
     mask = images[0].image.data > 200
     start = np.stack([np.eye(4)] * 3)
     shown = [Image(one.image.data / 800, one.image.affine) for one in images]
-    problem = _Problem.at(Level(8.0, 14.0, 40.0, 0.1, 8), images, shown, mask, start, 0.3)
+    problem = FieldProblem.at(FieldLevel(8.0, 14.0, 40.0, 0.1, 8), images, shown, mask, start, 0.3)
     random = np.random.default_rng(0)
     c = random.normal(size=problem.lattice.shape).astype(np.float32) * 8
     poses = (np.eye(4), exp_rigid(np.full(6, 0.01), problem.center),
              exp_rigid(np.full(6, -0.01), problem.center))  # fmt: skip
-    return problem, _State(c, poses, np.array([0, 0.1, -0.05]))
+    return problem, FieldState(c, poses, np.array([0, 0.1, -0.05]))
 
 
 def test_the_gradient_of_the_cost():
     problem, state = small_problem()
     variance = 0.05
-    right = _Equations.of(problem, problem.view(state), state, variance).right
+    right = FieldEquations.of(problem, problem.view(state), state, variance).right
     random = np.random.default_rng(1)
     n = state.coefficients.size
     scale = np.concatenate([np.full(n, 1.0), np.tile([0.2, 0.2, 0.2, 4e-3, 4e-3, 4e-3, 0.02], 2)])
@@ -209,10 +204,10 @@ def test_the_gradient_of_the_cost():
 
 def test_the_normal_operator_is_that_of_the_plain_matrix(monkeypatch):
     """With all slopes in it, the operator is JᵀWJ of the differences, and the priors."""
-    monkeypatch.setattr("eddymotion.estimation.off_resonance.SEEN_SLOPE", -1.0)
+    monkeypatch.setattr("eddymotion.estimation.off_resonance.descent.SEEN_SLOPE", -1.0)
     problem, state = small_problem()
     view = problem.view(state)
-    equations = _Equations.of(problem, view, state, 0.05)
+    equations = FieldEquations.of(problem, view, state, 0.05)
     bases = [np.einsum("ia,jb,kc->ijkabc", *m).reshape(len(problem.points), -1)
              for m in problem.matrices]  # fmt: skip
     toward = view.shifts @ problem.to_axes.T

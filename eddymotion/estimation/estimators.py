@@ -11,12 +11,8 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.joint import (
-    FEW_FOR_FIELDS,
-    FINE_ITERATIONS,
-    fields_are_sought,
-    solve_jointly,
-)
+from eddymotion.estimation.joint import FEW_FOR_FIELDS, fields_are_sought, solve_jointly
+from eddymotion.estimation.joint.solver import FINE_ITERATIONS
 from eddymotion.estimation.lovo import leave_one_out_loop
 from eddymotion.estimation.within import check_within_volume, follow_head
 from eddymotion.machine.parallel import Compute

@@ -22,12 +22,12 @@ from scipy.ndimage import affine_transform
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.measured_field import Comparison
-from eddymotion.estimation.off_resonance import (
+from eddymotion.estimation.off_resonance import estimate_off_resonance
+from eddymotion.estimation.off_resonance.images import (
     Distorted,
     agreement,
     combined,
     corrected_images,
-    estimate_off_resonance,
     rigid_start,
 )
 from eddymotion.images.grid import grid_points, mask_center

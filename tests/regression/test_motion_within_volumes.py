@@ -8,7 +8,7 @@ import pytest
 
 from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.estimation import Joint, estimate_motion
-from eddymotion.estimation.joint import MISFIT_MM
+from eddymotion.estimation.joint.standard_errors import MISFIT_MM
 from eddymotion.images.pyramid import head_scale
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Least squares for the offset and the function together, and how sure the offset is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from eddymotion.data.series import DWI
+from eddymotion.estimation.contrast.basis import Basis, Moments
+from eddymotion.estimation.contrast.clusters import (
+    FINE,
+    N_POINTS,
+    ROWS_AT_A_TIME,
+    Clusters,
+    Width,
+    centred,
+)
+from eddymotion.images.image import Spline
+from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of, head_scale, low_pass
+from eddymotion.machine.parallel import parallel_map
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid
+from eddymotion.robust import Cauchy, sandwich
+
+THINNED_BY, LEAST_CLUSTERS = 4, 2_000
+"""On the way to the solution every so many-th cluster is enough, but no fewer clusters."""
+
+FIRST_STEPS, N_STEPS, LAST_STEPS = 4, 3, 8
+"""Steps with one normal matrix: to tell which start is better, with a part of the clusters, and
+with all."""
+
+COST_SLACK = 1e-3
+"""Rise of the cost that still counts as progress: the weights jitter."""
+
+EVERYWHERE = slice(None)
+
+HALVES_FACTOR = 2.5
+"""Standard errors over the scatter between halves of the brain: what differs from head to head is
+in part alike in all halves of one. Set on simulated heads; others confirmed it, see
+docs/decisions/0019."""
+
+OTHER_FACTOR = 2.0
+"""Standard errors over what the other equation differs by."""
+
+FLOOR_VOXELS = 0.01
+"""Standard error, in voxels an axis, below which no agreement between halves leads."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The b=0 signal at one offset.
+
+    Parameters
+    ----------
+    values : (R,) float32 array
+        Contrasts within clusters, a row a point; zero where it is not usable.
+    derivatives : (R, 6) float32 array
+        What an unknown of the offset takes away from them.
+    usable : (R,) bool array
+    """
+
+    values: np.ndarray
+    derivatives: np.ndarray
+    usable: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Normals:
+    """The part of the normal matrix that no offset changes, under some weights.
+
+    Parameters
+    ----------
+    by_octant : (8, K, K) array
+        ``XᵀWX`` of the functions, for each octant of the brain.
+    ridge : (K,) array
+    """
+
+    by_octant: np.ndarray
+    ridge: np.ndarray
+
+    def normal(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
+        """Sum over octants, with the ridge, (K, K)."""
+        return self.by_octant[octants].sum(axis=0) + np.diag(self.ridge)
+
+
+NO_NORMALS = _Normals(np.empty((8, 0, 0)), np.empty(0))
+
+
+@dataclass(frozen=True, eq=False)
+class ContrastEquations:
+    """The regression at one width, for any offset.
+
+    Parameters
+    ----------
+    clusters : Clusters
+    basis : Basis
+    moments : Moments
+    functions : (R, K) float32 array
+        Contrasts of the basis, a row a point.
+    splines : sequence of n Spline
+        The b=0 volumes, smoothed.
+    b0_matrices : (n, 4, 4) array
+        Their poses.
+    tolerance : float
+        Step (mm) at which a solution ends.
+    """
+
+    clusters: Clusters
+    basis: Basis
+    moments: Moments
+    functions: np.ndarray
+    splines: Sequence[Spline]
+    b0_matrices: np.ndarray
+    tolerance: float
+
+    @classmethod
+    def at_width(
+        cls,
+        width: Width,
+        dwi: DWI,
+        volumes: np.ndarray,
+        motion: Motion,
+        b0_matrices: np.ndarray,
+        random: np.random.Generator,
+        n_threads: int,
+    ) -> ContrastEquations:
+        """Draw points, read the volumes there and form the functions; others as above."""
+        clusters = Clusters.draw(dwi, width, random, n_threads)
+        every = -(-len(volumes) // width.n_volumes)
+        moments = clusters.moments(
+            volumes[::every],
+            motion.select(slice(None, None, every)),
+            with_gradients=width is FINE,
+        )
+        basis = Basis.over(moments, width.place_order)
+        return cls(
+            clusters,
+            basis,
+            moments,
+            clusters.functions(basis, moments),
+            [
+                Spline.of(low_pass(dwi.volume_with_missing(v), clusters.fwhm))
+                for v in dwi.gradients.b0s
+            ],
+            b0_matrices,
+            width.tolerance * float(clusters.fwhm.min()),
+        )
+
+    def thinned(self) -> ContrastEquations:
+        """Return the equations of a part of the clusters, for the way there."""
+        every = min(THINNED_BY, len(self.clusters.points) // LEAST_CLUSTERS)
+        if every < 2:
+            return self
+        part = slice(None, None, every)
+        rows = self.functions.reshape(-1, N_POINTS, self.functions.shape[1])[part]
+        return replace(
+            self,
+            clusters=self.clusters.select(part),
+            moments=self.moments.select(part),
+            functions=rows.reshape(-1, rows.shape[-1]),
+        )
+
+    def solve(
+        self,
+        to_b0: np.ndarray,
+        function: np.ndarray | None = None,
+        *,
+        n_normals: int,
+        n_steps: int = N_STEPS,
+    ) -> SolvedContrast | None:
+        """Solve for the offset and the function together; None with too few points.
+
+        Parameters
+        ----------
+        to_b0 : (4, 4) array
+            Where to start.
+        function : (K,) array, optional
+            Its residuals tell the first weights; all alike when not given.
+        n_normals : int
+            How often the normal matrix of the functions follows the weights.
+        n_steps : int
+            With each.
+        """
+        solved = None
+        for _ in range(n_normals):
+            seen = self.see(to_b0)
+            if seen is None:
+                return None
+            start = np.zeros(self.functions.shape[1]) if function is None else function
+            begun = SolvedContrast.at(self, to_b0, start, seen)
+            if function is None:
+                begun = replace(begun, weights=seen.usable.astype(np.float32))
+            solved = self.go_on(replace(begun, normals=self.weigh(begun.weights)), n_steps)
+            to_b0, function = solved.to_b0, solved.function
+        return solved
+
+    def go_on(self, solved: SolvedContrast, n_steps: int) -> SolvedContrast:
+        """Step until the offset rests: weights follow the residual, the normal matrix does not.
+
+        It shapes the steps alone: where they end does not depend on it. Where it fits the weights
+        no longer the cost rises, and another is needed.
+        """
+        for _ in range(n_steps):
+            step = solved.step()
+            to_b0 = solved.to_b0 @ exp_rigid(step[-6:], self.clusters.center)
+            seen = self.see(to_b0)
+            if seen is None:
+                break
+            further = SolvedContrast.at(
+                self, to_b0, solved.function + step[:-6], seen, solved.normals
+            )
+            if further.cost > solved.cost + COST_SLACK:
+                break
+            solved = further
+            if np.linalg.norm(step[-6:] * solved.in_mm) < self.tolerance:
+                break
+        return solved
+
+    def see(self, to_b0: np.ndarray) -> _Seen | None:
+        """Read the b=0 signal; None with too few points."""
+        values, jacobian = self._read_b0(to_b0)
+        inside = self.moments.known & np.isfinite(values).all(axis=1)
+        if (N_POINTS - 1) * inside.sum() < MIN_POINTS + self.functions.shape[1] + 6:
+            return None
+        values = np.where(inside[:, None], values, 0.0)[..., None]
+        jacobian = np.where(inside[:, None, None], jacobian, 0.0)
+        return _Seen(
+            centred(values).astype(np.float32)[:, 0],
+            -centred(jacobian).astype(np.float32),
+            np.repeat(inside, N_POINTS),
+        )
+
+    def weigh(self, weights: np.ndarray) -> _Normals:
+        """Sum what the functions have in common under these weights."""
+
+        def normal(rows: slice) -> np.ndarray:
+            found = np.zeros((self.functions.shape[1],) * 2)
+            for first in range(rows.start, rows.stop, ROWS_AT_A_TIME):
+                chunk = slice(first, min(first + ROWS_AT_A_TIME, rows.stop))
+                half = self.functions[chunk] * np.sqrt(weights[chunk, None])
+                found += half.T @ half
+            return found
+
+        clusters = self.clusters
+        normals = np.array(
+            parallel_map(normal, clusters.rows_of_octants, n_threads=clusters.n_threads)
+        )
+        sizes = np.einsum("rk,rk->k", self.functions, self.functions).astype(float)
+        sizes = np.maximum(sizes, 1e-12 * sizes.max() + np.finfo(float).tiny)
+        typical = (np.einsum("okk->k", normals) / sizes).mean()
+        return _Normals(normals, self.basis.ridge() * sizes * typical)
+
+    def predict(self, function: np.ndarray) -> np.ndarray:
+        """Return the contrasts that a function (K,) predicts, (R,)."""
+        return self.functions @ function.astype(np.float32)
+
+    def _read_b0(self, to_b0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean b=0 signal (C, N_POINTS), and its derivatives by the offset (C, N_POINTS, 6)."""
+        clusters = self.clusters
+        points = clusters.points.reshape(-1, 3)
+
+        def read(k: int) -> tuple[np.ndarray, np.ndarray]:
+            return self.splines[k].sample_with_gradient(points, self.b0_matrices[k] @ to_b0)
+
+        n = len(self.splines)
+        values, slopes = np.zeros(len(points)), np.zeros((len(points), 3))
+        for one, other in parallel_map(read, range(n), n_threads=clusters.n_threads):
+            values += one
+            slopes += other
+        shape = clusters.points.shape
+        return values.reshape(shape[:2]) / n, clusters.by_offset(slopes.reshape(shape) / n)
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedContrast:
+    """An offset and a function, with the equations for what is still wrong with them.
+
+    Parameters
+    ----------
+    equations : ContrastEquations
+    to_b0 : (4, 4) array
+        Diffusion-weighted frame → b=0 frame.
+    function : (K,) array
+        Coefficients of the functions.
+    seen : _Seen
+    residual, weights : (R,) float32 arrays
+    normals : _Normals
+    cost : float
+        Mean logarithm of the misfit.
+    """
+
+    equations: ContrastEquations
+    to_b0: np.ndarray
+    function: np.ndarray
+    seen: _Seen
+    residual: np.ndarray
+    weights: np.ndarray
+    normals: _Normals
+    cost: float
+
+    @classmethod
+    def at(
+        cls,
+        equations: ContrastEquations,
+        to_b0: np.ndarray,
+        function: np.ndarray,
+        seen: _Seen,
+        normals: _Normals = NO_NORMALS,
+    ) -> SolvedContrast:
+        """Compare what is seen with what is predicted."""
+        residual = seen.values - equations.predict(function)
+        squares = residual.astype(float) ** 2
+        spread = Cauchy.of(squares[seen.usable])
+        weights = np.where(seen.usable, spread.weights(squares), 0.0).astype(np.float32)
+        cost = spread.cost(squares[seen.usable])
+        return cls(equations, to_b0, function, seen, residual, weights, normals, cost)
+
+    @property
+    def clusters(self) -> Clusters:
+        """The points at which they are solved."""
+        return self.equations.clusters
+
+    @property
+    def in_mm(self) -> np.ndarray:
+        """Millimetres for each unit of a twist, (6,)."""
+        return np.array([1.0] * 3 + [self.clusters.reach] * 3)
+
+    @cached_property
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """``XᵀW[D, r]`` (8, K, 7) and ``DᵀW[D, r]`` (8, 6, 7) of each octant.
+
+        With functions ``X``, derivatives ``D`` and residual ``r``.
+        """
+        columns = self.seen.derivatives, self.residual
+        weighted = np.column_stack(columns) * self.weights[:, None]
+        functions, derivatives = self.equations.functions, self.seen.derivatives
+        rows = self.clusters.rows_of_octants
+        crossed = [functions[part].T @ weighted[part] for part in rows]
+        own = [derivatives[part].T @ weighted[part] for part in rows]
+        return np.array(crossed, float), np.array(own, float)
+
+    def matrix(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
+        """Return the normal matrix of function and offset, (K + 6, K + 6)."""
+        crossed, own = (part[octants, :, :6].sum(axis=0) for part in self.sums)
+        return np.block([[self.normals.normal(octants), crossed], [crossed.T, own]])
+
+    def step(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
+        """Return the step of function and offset that some octants ask for, (K + 6,)."""
+        of_function, of_offset = (part[octants, :, 6].sum(axis=0) for part in self.sums)
+        held = self.normals.ridge * self.function
+        return _solve_scaled(self.matrix(octants), np.concatenate([of_function - held, of_offset]))
+
+    def with_own_normals(self) -> SolvedContrast:
+        """Return the same with the normal matrix of its weights: halves have no other guard."""
+        return replace(self, normals=self.equations.weigh(self.weights))
+
+    def covariance(self) -> np.ndarray:
+        """Covariance of the offset's error, (6, 6): see the module."""
+        clusters = self.clusters
+        voxel = float(np.cbrt(np.prod(clusters.dwi.voxel_sizes)))
+        in_mm = self.in_mm
+        halves = self.of_halves() * in_mm
+        by_axis = (halves**2).mean(axis=0)
+        by_axis = (by_axis + by_axis.mean()) / 2  # six tell a variance poorly
+        other = self.of_predicted_gradient() * in_mm
+        variances = HALVES_FACTOR**2 * by_axis + (OTHER_FACTOR * other) ** 2
+        variances += (FLOOR_VOXELS * voxel) ** 2
+        return np.diag(variances / in_mm**2) + self.sampling()
+
+    def of_halves(self) -> np.ndarray:
+        """Offsets of six halves of the brain from that of the whole, (6, 6) twists."""
+        found = []
+        for axis in range(3):
+            for side in (0, 1):
+                octants = np.flatnonzero((np.arange(8) >> axis & 1) == side)
+                found.append(self.step(octants)[-6:])
+        return np.array(found) - self.step()[-6:]
+
+    def of_predicted_gradient(self) -> np.ndarray:
+        """One step to where the residual is orthogonal to the predicted gradient, (6,) twist."""
+        clusters, equations = self.clusters, self.equations
+        slopes = equations.basis.slopes(equations.moments, clusters.place, self.function)
+        slopes = np.where(equations.moments.known[:, None, None], slopes, 0.0)
+        weights, functions = self.weights[:, None], equations.functions
+        weighted = -centred(clusters.by_offset(slopes)).astype(np.float32) * weights
+        # instruments less what the functions can take up
+        crossed = (functions.T @ weighted).astype(float)
+        taken = _solve_scaled(self.normals.normal(), crossed)
+        left = weighted - weights * (functions @ taken.astype(np.float32))
+        hessian = (left.T @ self.seen.derivatives).astype(float)
+        try:
+            return np.linalg.solve(hessian, (left.T @ self.residual).astype(float))
+        except np.linalg.LinAlgError:
+            return np.full(6, np.inf)
+
+    def sampling(self) -> np.ndarray:
+        """Covariance by a sandwich over blocks of points, (6, 6): that of the noise."""
+        clusters = self.clusters
+        edge = BLOCK_MM * head_scale(clusters.dwi.mask, clusters.dwi.voxel_sizes)
+        blocks = np.repeat(blocks_of(clusters.points[:, 0], edge), N_POINTS)
+        order = np.argsort(blocks, kind="stable")
+        starts = np.flatnonzero(np.diff(blocks[order], prepend=-1))
+        scores = self.weights * self.residual
+        sums = [
+            np.concatenate([scores[rows] @ part[rows] for part in
+                            (self.equations.functions, self.seen.derivatives)])
+            for rows in np.split(order, starts[1:])
+        ]  # fmt: skip
+        return sandwich(_solve_scaled(self.matrix(), np.array(sums, float).T)[-6:])
+
+
+def _solve_scaled(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve normal equations whose unknowns differ in size; those without rows stay at zero."""
+    scale = np.sqrt(np.diag(normal))
+    scale[scale < 1e-12 * scale.max()] = np.inf
+    scaled = normal / np.outer(scale, scale)
+    scaled[np.diag_indices_from(scaled)] += np.where(np.isinf(scale), 1.0, 1e-12)
+    shape = (-1,) + (1,) * (right.ndim - 1)
+    return np.linalg.solve(scaled, right / scale.reshape(shape)) / scale.reshape(shape)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Least squares at one level of resolution: the cost, its priors, and the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy import ndimage
+
+from eddymotion.estimation.off_resonance.images import SAME_SHIFT, Distorted
+from eddymotion.estimation.off_resonance.view import FieldState, FieldView
+from eddymotion.images.grid import all_points, mask_center
+from eddymotion.images.image import Image, Spline
+from eddymotion.images.kernels import smooth
+from eddymotion.images.lattice import Lattice, separable
+from eddymotion.images.pyramid import FWHM_TO_SIGMA
+from eddymotion.mapping.off_resonance import OffResonance
+from eddymotion.mapping.rigid import exp_rigid
+
+MARGIN_VOXELS = 4
+"""Around the brain, on which the lattice lies."""
+
+RIM_VOXELS = 2
+"""Around the brain, which is compared as well: its edge tells most."""
+
+GAUGE_MM, GAIN_SPREAD = 0.1, 0.3
+"""How far the held part of the poses, and the logarithms of the gains, may go."""
+
+PRIOR_SHARE = 0.01
+"""Weight of these priors: that of so many mm³ of each of the brain, at one standard deviation."""
+
+MEDIAN_OF_CHI_SQUARE = 0.455
+
+LEAST_NOISE = 0.005
+"""Relative to the images' own brightness: they agree no better than their interpolation."""
+
+
+@dataclass(frozen=True)
+class FieldLevel:
+    """One step from coarse to fine.
+
+    Parameters
+    ----------
+    fwhm : float
+        Of the Gaussian that smooths the images, mm.
+    spacing : float
+        Of the points that are compared, mm, to the nearest number of voxels.
+    knots : float
+        Of the field, mm.
+    stiffness : float
+        Relative to that of the finest level.
+    steps : int
+        At most.
+    """
+
+    fwhm: float
+    spacing: float
+    knots: float
+    stiffness: float
+    steps: int
+
+
+LEVELS = (
+    FieldLevel(8.0, 5.0, 20.0, 0.1, 8),
+    FieldLevel(5.0, 5.0, 14.0, 0.1, 8),
+    FieldLevel(3.0, 5.0, 10.0, 0.3, 6),
+    FieldLevel(1.5, 2.0, 7.0, 1.0, 4),
+    FieldLevel(0.0, 2.0, 5.0, 1.0, 4),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FieldProblem:
+    """Least squares at one level.
+
+    Parameters
+    ----------
+    images : sequence of Distorted
+    splines : sequence of Spline
+        The images, smoothed and scaled.
+    lattice : Lattice
+    matrices : list of matrices
+        Of the field and of its derivatives by mm along the three axes of the lattice.
+    points : (P, 3) array
+        RAS+ mm of the reference frame.
+    counts : (P,) bool array
+        Whether a point is compared.
+    volume : float
+        Of a point, mm³.
+    stiffness : float
+    start : (K, 4, 4) array
+    center : (3,) array
+        About which heads turn, RAS+ mm.
+    """
+
+    images: Sequence[Distorted]
+    splines: Sequence[Spline]
+    lattice: Lattice
+    matrices: Sequence[Sequence[np.ndarray]]
+    points: np.ndarray
+    counts: np.ndarray
+    volume: float
+    stiffness: float
+    start: np.ndarray
+    center: np.ndarray
+
+    @classmethod
+    def at(
+        cls,
+        level: FieldLevel,
+        images: Sequence[Distorted],
+        shown: Sequence[Image],
+        brain: np.ndarray,
+        start: np.ndarray,
+        stiffness: float,
+    ) -> FieldProblem:
+        """Lay lattice and points over the brain, and smooth the images."""
+        reference = images[0].image
+        low, high = _box(brain, MARGIN_VOXELS)
+        affine = reference.affine.copy()
+        affine[:3, 3] = apply_affine(affine, low)
+        size = high - low
+        lattice = Lattice.covering(size, affine, level.knots)
+        every = np.maximum(np.round(level.spacing / reference.voxel_sizes), 1).astype(int)
+        at = [np.arange((n - 1) % step // 2, n, step) for n, step in zip(size, every, strict=True)]
+        in_lattice = np.linalg.inv(lattice.affine) @ affine  # diagonal: the same axes
+        positions = [in_lattice[axis, axis] * at[axis] + in_lattice[axis, 3] for axis in range(3)]
+        matrices = [_floats(lattice.matrices(positions))]
+        for axis in range(3):
+            orders = [int(other == axis) for other in range(3)]
+            by_mm = lattice.matrices(positions, orders)
+            by_mm[axis] = by_mm[axis] / lattice.spacing[axis]
+            matrices.append(_floats(by_mm))
+        grown = ndimage.binary_dilation(brain, iterations=RIM_VOXELS)
+        voxels = all_points(at) + low
+        return cls(
+            images,
+            [Spline.of(_smoothed(image, level.fwhm)) for image in shown],
+            lattice,
+            matrices,
+            apply_affine(reference.affine, voxels),
+            grown[tuple(voxels.T)],
+            float(np.prod(reference.voxel_sizes * every)),
+            stiffness,
+            start,
+            mask_center(brain, reference.affine),
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points along the axes of the lattice."""
+        return tuple(len(matrix) for matrix in self.matrices[0])
+
+    @cached_property
+    def to_axes(self) -> np.ndarray:
+        """Derivatives by mm along the axes of the lattice → along RAS+, by product from right."""
+        return np.linalg.inv(self.lattice.affine)[:3, :3] * self.lattice.spacing[:, None]
+
+    @cached_property
+    def prior_weight(self) -> float:
+        """Of a prior at one standard deviation, in units of the cost."""
+        return PRIOR_SHARE * self.volume * float(self.counts.sum())
+
+    def taking_over(self, state: FieldState, field: OffResonance | None) -> FieldState:
+        """Bring a field onto this lattice."""
+        if field is None:
+            return FieldState(np.zeros(self.lattice.shape, np.float32), state.poses, state.gains)
+        taken = field.coefficients_on(self.lattice)
+        return FieldState(taken.astype(np.float32), state.poses, state.gains)
+
+    def field_of(self, state: FieldState) -> np.ndarray:
+        """Return the coefficients of the field, in double precision."""
+        return state.coefficients.astype(float)
+
+    def view(self, state: FieldState) -> FieldView:
+        """Correct the images at a state."""
+        hertz = separable(self.matrices[0], state.coefficients).ravel()
+        along = [separable(m, state.coefficients).ravel() for m in self.matrices[1:]]
+        slopes = np.stack(along, axis=1) @ self.to_axes.astype(np.float32)
+        away = (self.points - self.center).astype(np.float32)
+        values, seen, by_field, by_slope, shifts, by_pose = [], [], [], [], [], []
+        for number, (one, spline, pose) in enumerate(
+            zip(self.images, self.splines, state.poses, strict=True)
+        ):
+            readout, gain = one.readout, np.float32(np.exp(state.gains[number]))
+            recorded = apply_affine(pose, self.points) + hertz[:, None] * readout.shift
+            found, gradient = spline.sample_with_gradient(recorded)
+            inside = np.isfinite(found)
+            found, gradient = np.nan_to_num(found) * gain, np.nan_to_num(gradient) * gain
+            shift = pose[:3, :3].T @ readout.direction
+            stretch = 1 + slopes @ (readout.mm_per_hertz * shift).astype(np.float32)
+            values.append(found * stretch)
+            seen.append(inside)
+            by_field.append(stretch * (gradient @ readout.shift.astype(np.float32)))
+            by_slope.append(np.float32(readout.mm_per_hertz) * found)
+            shifts.append(shift)
+            if number:
+                force = (gradient * stretch[:, None]) @ pose[:3, :3].astype(np.float32)
+                turn = np.cross(away, force)
+                turn += by_slope[-1][:, None] * np.cross(slopes, shift.astype(np.float32))
+                by_pose.append(np.concatenate([force.T, turn.T]))
+        return FieldView(np.stack(values), np.stack(seen), np.stack(by_field), np.stack(by_slope),
+                     np.stack(shifts), tuple(by_pose))  # fmt: skip
+
+    def cost(self, view: FieldView, state: FieldState, variance: float) -> float:
+        """Return the function that is minimised."""
+        data = float(view.squares[self.counts].sum(dtype=float)) * self.volume / variance
+        bent = float((state.coefficients * self.lattice.bent(state.coefficients)).sum(dtype=float))
+        held = self.gauge(state) / GAUGE_MM
+        gains = state.gains[1:] / GAIN_SPREAD
+        return data + self.stiffness * bent + self.prior_weight * (held**2 + float(gains @ gains))
+
+    @cached_property
+    def gauge_directions(self) -> np.ndarray:
+        """Along which a constant field moves each image against the first one, (K, 3) mean."""
+        shifts = np.array([one.readout.shift for one in self.images])
+        against = shifts - shifts[0]
+        length = np.linalg.norm(against, axis=1)
+        apart = length > SAME_SHIFT * np.linalg.norm(shifts, axis=1).max()
+        return np.where(apart, 1 / np.maximum(length, 1e-12), 0)[:, None] * against / apart.sum()
+
+    def gauge(self, state: FieldState) -> float:
+        """How far the poses went from their start along what a constant field would do, mm."""
+        moved = [apply_affine(pose, self.center) - apply_affine(start, self.center)
+                 for pose, start in zip(state.poses, self.start, strict=True)]  # fmt: skip
+        return float((np.array(moved) * self.gauge_directions).sum())
+
+    def variance(self, view: FieldView) -> float:
+        """Squared noise of the images, from the median of their differences."""
+        whole = self.counts & view.seen.all(axis=0)
+        squares = view.squares[whole] if whole.any() else view.squares
+        degrees = max(len(self.images) - 1, 1)
+        return float(np.median(squares)) / (MEDIAN_OF_CHI_SQUARE * degrees) + LEAST_NOISE**2
+
+    def gathered(self, maps: dict[int, np.ndarray]) -> np.ndarray:
+        """Sum maps over the points, by the splines or slopes of their numbers: (A, B, C)."""
+        total = np.zeros(self.lattice.shape, np.float32)
+        for term, values in maps.items():
+            back = [matrix.T for matrix in self.matrices[term]]
+            total += separable(back, values.reshape(self.shape))
+        return total
+
+    def prior(self, border: np.ndarray, state: FieldState) -> np.ndarray:
+        """Add the priors to the border, in place; return their part of the gradient."""
+        weight = self.prior_weight
+        held = np.zeros(len(border))
+        for number, pose in enumerate(state.poses[1:]):
+            held[7 * number :][:3] = pose[:3, :3].T @ self.gauge_directions[number + 1]
+        gain = np.arange(6, len(border), 7)
+        border += weight / GAUGE_MM**2 * np.outer(held, held)
+        border[gain, gain] += weight / GAIN_SPREAD**2
+        border[np.diag_indices(len(border))] += 1e-9 * np.trace(border)
+        pull = weight / GAUGE_MM**2 * self.gauge(state) * held
+        pull[gain] += weight / GAIN_SPREAD**2 * state.gains[1:]
+        return pull
+
+    def moved(self, state: FieldState, step: np.ndarray, length: float) -> FieldState:
+        """Take a step, or a part of it."""
+        n = state.coefficients.size
+        coefficients = state.coefficients + (length * step[:n]).reshape(self.lattice.shape)
+        border = (length * step[n:]).reshape(-1, 7)
+        poses = [pose @ exp_rigid(twist[:6], self.center)
+                 for pose, twist in zip(state.poses[1:], border, strict=True)]  # fmt: skip
+        gains = state.gains + np.concatenate([[0], border[:, 6]])
+        return FieldState(coefficients.astype(np.float32), (state.poses[0], *poses), gains)
+
+
+def _box(mask: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel, and one after the last, of a mask and a margin around it."""
+    voxels = np.argwhere(mask)
+    low = np.maximum(voxels.min(axis=0) - margin, 0)
+    return low, np.minimum(voxels.max(axis=0) + 1 + margin, mask.shape)
+
+
+def _smoothed(image: Image, fwhm: float) -> Image:
+    if not fwhm:
+        return image
+    sigmas = fwhm * FWHM_TO_SIGMA / image.voxel_sizes
+    return Image(smooth(image.data.T, sigmas[::-1]).T, image.affine)
+
+
+def _floats(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [matrix.astype(np.float32) for matrix in matrices]
