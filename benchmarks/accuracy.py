@@ -210,9 +210,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/accuracy.tsv", seeds=[0, 1, 2], n_threads=2)
     parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
     parser.add_argument(
         "--series", nargs="+", metavar="NAME", default=list(SERIES),
@@ -220,14 +218,9 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--real", type=Path, metavar="BIDS_DIR",
                         help="real series to which heads are fitted")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--estimator", default="joint")
     parser.add_argument("--model", default="auto")
     parser.add_argument("--cache", type=Path, help="folder that keeps the simulated series")
-    parser.add_argument("--n-threads", type=int, default=2)
-    parser.add_argument("--rows", type=Path, default=Path("build/accuracy.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     options = parser.parse_args()
     unknown = [name for name in options.series if not list(selected([name]))]
     if unknown:

@@ -48,18 +48,12 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/cieslak.tsv", seeds=[0, 1, 2], n_threads=1)
     parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--shares", nargs="+", type=int, choices=SHARES, default=list(SHARES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="permutations")
     parser.add_argument("--estimators", nargs="+", choices=("joint", "lovo"), default=["joint"])
     parser.add_argument("--voxel-size", type=float, default=2.0, help="mm (2)")
-    parser.add_argument("--n-threads", type=int, default=1)
-    parser.add_argument("--rows", type=Path, default=Path("build/cieslak.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
     return parser.parse_args()
 
 

@@ -100,9 +100,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/dropout.tsv", seeds=[0], n_threads=2)
     parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
     parser.add_argument("--series", nargs="*", choices=SERIES, default=list(SERIES))
     parser.add_argument("--real", nargs="+", type=Path, default=[], metavar="DWI",
@@ -110,12 +108,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.03, 0.1])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--depths", nargs="+", choices=DEPTHS, default=list(DEPTHS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--voxel-size", type=float, default=VOXEL_MM)
-    parser.add_argument("--n-threads", type=int, default=2)
-    parser.add_argument("--rows", type=Path, default=Path("build/dropout.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
 
 

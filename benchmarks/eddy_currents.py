@@ -101,19 +101,12 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/eddy-currents.tsv", seeds=[0, 1, 2], n_threads=2)
     parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
     parser.add_argument("--series", nargs="*", choices=SERIES, default=list(SERIES))
     parser.add_argument("--fields", nargs="+", choices=FIELDS, default=list(FIELDS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--real", nargs="+", type=Path, default=[], metavar="DWI")
     parser.add_argument("--voxel-size", type=float, default=VOXEL_MM)
-    parser.add_argument("--n-threads", type=int, default=2)
-    parser.add_argument("--rows", type=Path, default=Path("build/eddy-currents.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
 
 

@@ -51,25 +51,11 @@ def main() -> None:
     if options.way:
         WORK[options.way](Path(options.image), Path(options.folder), options.threads)
         return
-    rows, size = tables.Rows(options.rows, KEY), tuple(options.size)
-    provenance = options.rows.with_suffix(".json")
-    if not options.render:
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        tables.keep_provenance(provenance, tables.versions(("nipype", "pydra")))
-        with tempfile.TemporaryDirectory() as folder:
-            if "overhead" in options.cases:
-                measure_ways(rows, Path(folder), size, options.runs)
-            if "scaling" in options.cases:
-                measure_scaling(rows, Path(folder), options.runs)
-            if "array" in options.cases:
-                measure_array(rows, Path(folder), options.participants)
-    render(list(rows), provenance)
+    tables.run(options, KEY, measure_all, render, tables.versions(("nipype", "pydra")))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/overhead.tsv")
     cases = ("overhead", "scaling", "array")
     parser.add_argument("--cases", nargs="+", choices=cases, default=cases[:2], metavar="NAME",
                         help=f"{', '.join(cases)} (the first two)")  # fmt: skip
@@ -78,12 +64,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", nargs=4, type=int, default=SERIES, metavar="N",
                         help="of the series (96 96 60 64)")  # fmt: skip
     parser.add_argument("--runs", type=int, default=5, help="rounds (5)")
-    parser.add_argument("--rows", type=Path, default=Path("build/overhead.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
     for hidden in ("--way", "--image", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=2, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        if "overhead" in options.cases:
+            measure_ways(rows, Path(folder), tuple(options.size), options.runs)
+        if "scaling" in options.cases:
+            measure_scaling(rows, Path(folder), options.runs)
+        if "array" in options.cases:
+            measure_array(rows, Path(folder), options.participants)
 
 
 def measure_ways(

@@ -88,24 +88,17 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/peers/peers.tsv", seeds=[0, 1, 2], n_threads=1)
     parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
     parser.add_argument("--real", type=Path, metavar="BIDS_DIR",
                         help="real series to which heads are fitted")  # fmt: skip
     parser.add_argument("--series", nargs="+", metavar="NAME", default=["single-moderate"],
                         help="of those of benchmarks.accuracy")  # fmt: skip
     parser.add_argument("--voxel-size", type=float, default=3.0, help="mm (3)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tools", nargs="+", default=[tool.name for tool in TOOLS])
-    parser.add_argument("--n-threads", type=int, default=1, help="for every tool (1)")
     parser.add_argument("--timeout", type=float, default=7200, help="seconds a tool gets (7200)")
     parser.add_argument("--peers-python", type=Path, default=Path(".venv-peers/bin/python"))
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="series are kept")
-    parser.add_argument("--rows", type=Path, default=Path("build/peers/peers.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     parser.add_argument("--check", action="store_true", help="only check the conventions")
     options = parser.parse_args()
     tools = [tool.name for tool in TOOLS]

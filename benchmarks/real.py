@@ -56,14 +56,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/real.tsv", n_threads=1)
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR")
-    parser.add_argument("--n-threads", type=int, default=1)
-    parser.add_argument("--rows", type=Path, default=Path("build/real.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
 
 

@@ -47,16 +47,10 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/registrars.tsv", seeds=[0, 1], n_threads=2)
     parser.add_argument("--phantom", nargs=2, metavar=("TISSUE", "PEAKS"), default=[])
     parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--registrars", nargs="+", choices=REGISTRARS, default=list(REGISTRARS))
-    parser.add_argument("--n-threads", type=int, default=2)
-    parser.add_argument("--rows", type=Path, default=Path("build/registrars.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
     return parser.parse_args()
 
 

@@ -57,17 +57,10 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/replay.tsv", seeds=[0, 1, 2], n_threads=1)
     parser.add_argument("series", nargs="+", type=Path, metavar="SERIES",
                         help="4-D NIfTI files, or the root of a BIDS dataset")  # fmt: skip
     parser.add_argument("--patterns", nargs="+", default=["moderate"], choices=PATTERNS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--n-threads", type=int, default=1)
-    parser.add_argument("--rows", type=Path, default=Path("build/replay.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
 
 

@@ -68,15 +68,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/runs.tsv", seeds=[0], n_threads=2)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", type=Path, default=Path("build/runs.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
 
 
@@ -84,7 +77,7 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
     for name in options.cases:
         for seed in options.seeds:
             if not rows.has(case=name, seed=seed):
-                found = measure(CASES[name], seed, options.threads)
+                found = measure(CASES[name], seed, options.n_threads)
                 rows.add({"case": name, "seed": seed, **found})
 
 

@@ -91,31 +91,25 @@ def main() -> None:
     if options.floor:
         measure_floor(*map(Path, options.floor))
         return
-    rows = tables.Rows(options.rows, KEY)
-    provenance = options.rows.with_suffix(".json")
-    if not options.render:
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        tables.keep_provenance(provenance)
-        with tempfile.TemporaryDirectory() as folder:
-            for name in options.cases:
-                if not rows.has(case=name):
-                    measured = measure_case(CASES[name], Path(folder), options.runs)
-                    rows.add({"case": name} | measured)
-    render(list(rows), provenance)
+    tables.run(options, KEY, measure_all, render)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/speed.tsv")
     parser.add_argument("--cases", nargs="+", choices=CASES, metavar="NAME",
                         default=[name for name in CASES if name not in LONG],
                         help=f"{', '.join(CASES)} (all but {', '.join(LONG)})")  # fmt: skip
     parser.add_argument("--runs", type=int, default=3, help="warm runs of each case (3)")
-    parser.add_argument("--rows", type=Path, default=Path("build/speed.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
     parser.add_argument("--floor", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.cases:
+            if not rows.has(case=name):
+                measured = measure_case(CASES[name], Path(folder), options.runs)
+                rows.add({"case": name} | measured)
 
 
 def measure_case(case: Case, folder: Path, runs: int) -> tables.Row:

@@ -106,18 +106,11 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/susceptibility.tsv", seeds=[0], n_threads=2)
     parser.add_argument(
         "--cases", nargs="*", choices=[*CASES, *PITCHING, *REAL], default=list(CASES)
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--threads", type=int, default=2, help="of series that are simulated")
     parser.add_argument("--bids", type=Path, metavar="DIR", help="with sub-xa30 and sub-canon")
-    parser.add_argument("--rows", type=Path, default=Path("build/susceptibility.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
 
 
@@ -129,7 +122,7 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
             if name in CASES:
                 row = measure_simulated(CASES[name], seed)
             elif name in PITCHING:
-                row = measure_pitching(seed, options.threads)
+                row = measure_pitching(seed, options.n_threads)
             elif options.bids is None:
                 raise SystemExit(f"--cases {name} needs --bids")
             elif name == "xa30":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmarks share: rows kept as they come, tables with their provenance, plots."""
 
+import argparse
 import csv
 import importlib.metadata
 import json
@@ -52,8 +53,40 @@ class Rows:
         print("\t".join(f"{name}={value}" for name, value in row.items()), flush=True)
 
 
+def parser(
+    documentation: str | None, rows: str, *, seeds: Iterable[int] = (), n_threads: int = 0
+) -> argparse.ArgumentParser:
+    """Return a parser of what all benchmarks are told.
+
+    Parameters
+    ----------
+    documentation : str
+        Of the benchmark's module.
+    rows : str
+        Where its rows are kept unless another place is given.
+    seeds : iterable of int
+        By default; none where nothing is drawn.
+    n_threads : int
+        By default; none where a benchmark sets the threads itself.
+    """
+    parser = argparse.ArgumentParser(
+        description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if seeds := list(seeds):
+        parser.add_argument("--seeds", nargs="+", type=int, default=seeds, metavar="SEED",
+                            help="of what is drawn (default: %(default)s)")  # fmt: skip
+    if n_threads:
+        parser.add_argument("--n-threads", "--threads", type=int, default=n_threads, metavar="N",
+                            help="(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--rows", type=Path, default=Path(rows), metavar="TSV",
+                        help="where rows are kept (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
+    return parser
+
+
 def run(
-    options: Any,
+    options: argparse.Namespace,
     key: tuple[str, ...],
     measure: Callable[[Any, Rows], None],
     render: Callable[[list[Row], Path], None],
@@ -68,7 +101,7 @@ def run(
         options.rows.parent.mkdir(parents=True, exist_ok=True)
         keep_provenance(provenance, versions)
         measure(options, rows)
-    if options.render or not getattr(options, "no_page", False):
+    if options.render or not options.no_page:
         render(list(rows), provenance)
 
 

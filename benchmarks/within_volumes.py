@@ -99,15 +99,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "build/within-volumes.tsv", seeds=[21], n_threads=1)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[21])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rows", type=Path, default=Path("build/within-volumes.tsv"))
-    parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
     return parser.parse_args()
 
 
@@ -115,7 +108,7 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
     for name in options.cases:
         for seed in options.seeds:
             if not rows.has(case=name, seed=seed):
-                found = measure(CASES[name], seed, options.threads)
+                found = measure(CASES[name], seed, options.n_threads)
                 rows.add({"case": name, "seed": seed, **found})
 
 

@@ -74,6 +74,31 @@ def test_rows_are_kept_and_not_measured_again(tmp_path):
     assert again.rows[1]["error"] == "cannot read it"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["measured", "page of 1"]),
+        (["--no-page"], ["measured"]),
+        (["--render"], ["page of 0"]),
+        (["--seeds", "4", "5"], ["measured", "page of 2"]),
+    ],
+)
+def test_a_benchmark_measures_and_writes_as_it_is_told(tmp_path, words, expected, monkeypatch):
+    monkeypatch.setattr(tables.sys, "argv", ["benchmarks/some.py"])
+    parser = tables.parser("What is measured.", "some.tsv", seeds=[3], n_threads=2)
+    options = parser.parse_args([*words, "--rows", str(tmp_path / "new" / "rows.tsv")])
+    done = []
+
+    def measure(options, rows):
+        done.append("measured")
+        for seed in options.seeds:
+            rows.add({"seed": seed})
+
+    tables.run(options, ("seed",), measure, lambda rows, _: done.append(f"page of {len(rows)}"))
+    assert done == expected
+    assert options.n_threads == 2
+
+
 def test_peers_page_shows_medians_failures_and_no_paths(tmp_path, monkeypatch):
     monkeypatch.setattr(peers.sys, "argv", ["/work/benchmarks/peers.py", "--work", "/tmp/x"])
     rows = tables.Rows(tmp_path / "rows.tsv", peers.KEY)
