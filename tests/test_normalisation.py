@@ -24,17 +24,14 @@ from eddymotion.io.warps import read_displacements
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.pairs.measures import resampled_onto
-from eddymotion.pipeline.output_space import (
-    OutputSpace,
+from eddymotion.pipeline.output_space import find_output_space, write_output_space
+from eddymotion.pipeline.output_space.pair import SpacePair, _better, coarsened
+from eddymotion.pipeline.output_space.reference import (
     Reference,
-    _better,
-    _Pair,
-    coarsened,
-    find_output_space,
     fractional_anisotropy,
     reference_image,
-    write_output_space,
 )
+from eddymotion.pipeline.output_space.space import OutputSpace
 from eddymotion.registration import Registration, Warp
 from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
@@ -164,7 +161,7 @@ def test_reference_gets_the_contrast_of_the_target(series):
     target = anatomy(4.0, np.eye(4))
     reference = reference_image(dwi, motion)
     still = Registration(np.eye(4), True, "")
-    pair = _Pair.of(target, None, Reference(reference, dwi.mask))
+    pair = SpacePair.of(target, None, Reference(reference, dwi.mask))
     alike = pair.in_contrast_of_target(still)
     shown, inside = resampled_onto(target, alike, still, 1)
     before, _ = resampled_onto(target, reference, still, 1)
@@ -176,7 +173,7 @@ def test_reference_gets_the_contrast_of_the_target(series):
 def test_a_warp_that_makes_it_worse_is_left_out():
     target, reference = anatomy(4.0, np.eye(4)), anatomy(5.0, np.eye(4))
     everywhere = np.ones(reference.data.shape, bool)
-    pair = _Pair.of(target, None, Reference(reference, everywhere))
+    pair = SpacePair.of(target, None, Reference(reference, everywhere))
     still = Registration(np.eye(4), True, "")
     astray = replace(still, warp=a_warp(target.data.shape, target.affine))
     linear = pair.space(still, "affine")

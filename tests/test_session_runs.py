@@ -30,16 +30,10 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance, Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
 from eddymotion.pipeline.cache import _alone
-from eddymotion.pipeline.runs import (
-    RunTogether,
-    _digest,
-    _given_field,
-    _is_usable,
-    _keep,
-    _recalled,
-    joined_of,
-    load_b0s,
-)
+from eddymotion.pipeline.runs import RunTogether, _is_usable
+from eddymotion.pipeline.runs.b0s import load_b0s
+from eddymotion.pipeline.runs.cache import digest_of, keep, recalled
+from eddymotion.pipeline.runs.joining import _given_field, joined_of
 from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 from eddymotion.simulation.synthetic import SyntheticHead
@@ -237,11 +231,11 @@ def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):
     settings = Settings(fieldmap=given)
     points = apply_affine(image.image.affine, np.argwhere(image.brain))
     in_hertz = _given_field(given, image).hertz(points)
-    digest = _digest([], MeasuredFiles(), settings)
+    digest = digest_of([], MeasuredFiles(), settings)
     (tmp_path / "field.json").write_text('{"Units": "rad/s"}')
     found = _given_field(given, image)
     np.testing.assert_allclose(found.hertz(points), in_hertz / (2 * np.pi), rtol=1e-3, atol=0.05)
-    assert _digest([], MeasuredFiles(), settings) != digest
+    assert digest_of([], MeasuredFiles(), settings) != digest
     away = coarse.copy()
     away[0, 3] += 400
     write_image(given, field.data[::4, ::4, ::4], away)
@@ -273,8 +267,8 @@ def test_a_measured_map_is_compared_where_polarities_tell_the_field(opposed, fie
     ignoring = joined_of(images, files, Settings(ignore=("fieldmaps",)))
     assert ignoring.field is None
     assert ignoring.beside is None
-    _keep(tmp_path / "kept", joined)
-    again = _recalled(tmp_path / "kept")
+    keep(tmp_path / "kept", joined)
+    again = recalled(tmp_path / "kept")
     np.testing.assert_array_equal(again.beside, joined.beside)
     assert again.comparison == found
 

@@ -20,7 +20,7 @@ from eddymotion.io.series import load
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.eddy_currents import SCALE_MM
 from eddymotion.mapping.rigid import rigid_parameters
-from eddymotion.pipeline.runs import load_b0s
+from eddymotion.pipeline.runs.b0s import load_b0s
 from eddymotion.simulation import shelled_scheme
 
 SMALL = ["--scheme", "few", "--voxel-size", "6", "--random-seed", "5", "--nprocs", "1"]

@@ -32,8 +32,10 @@ from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance
 from eddymotion.mapping.rigid import rigid_matrix
-from eddymotion.pipeline.output_space import Reference, _found, _Pair
-from eddymotion.pipeline.runs import _stretch_of
+from eddymotion.pipeline.output_space import _found
+from eddymotion.pipeline.output_space.pair import SpacePair
+from eddymotion.pipeline.output_space.reference import Reference
+from eddymotion.pipeline.runs.merging import _stretch_of
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.target import Target, read_white_matter
 from eddymotion.registration import GaussNewton
@@ -228,7 +230,7 @@ def test_a_t1w_of_another_head_is_doubted():
     for scale, expected in ((1.0, 0), (1.15, 1)):
         shown = anatomy(5.0, np.diag([scale] * 3 + [1.0]), contrast=np.array([0.7, 0.85, 1.5]))
         everywhere = shown.data > 0.3
-        space = _found(_Pair.of(target, None, Reference(shown, everywhere)), "rigid", 0)
+        space = _found(SpacePair.of(target, None, Reference(shown, everywhere)), "rigid", 0)
         assert len(space.doubts) == expected
         assert space.transform == "rigid"
 
@@ -239,7 +241,7 @@ def test_a_t1w_with_left_and_right_swapped_is_doubted():
     shown = anatomy(4.0, np.eye(4), contrast=np.array([0.7, 0.85, 1.5]))
     swapped = replace(target, data=np.ascontiguousarray(target.data[::-1]))
     for image, words in ((target, ()), (swapped, ("left and right are swapped",))):
-        pair = _Pair.of(image, None, Reference(shown, shown.data > 0.3))
+        pair = SpacePair.of(image, None, Reference(shown, shown.data > 0.3))
         doubts = _found(pair, "rigid", 0).doubts
         assert len(doubts) == len(words)
         assert all(word in doubt for word, doubt in zip(words, doubts, strict=True))

@@ -30,14 +30,10 @@ from eddymotion.io.images import write_image
 from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.mapping.motion import Motion
-from eddymotion.pipeline.runs import (
-    RunTogether,
-    image_of_b0s,
-    joined_of,
-    load_corrected,
-    stretch_on,
-    write_as_one,
-)
+from eddymotion.pipeline.runs import RunTogether
+from eddymotion.pipeline.runs.b0s import image_of_b0s
+from eddymotion.pipeline.runs.joining import joined_of
+from eddymotion.pipeline.runs.merging import load_corrected, stretch_on, write_as_one
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import load_series, tables_of
 

@@ -28,7 +28,8 @@ from eddymotion.machine.locks import Lock, held
 from eddymotion.machine.logs import Console, LogFile
 from eddymotion.machine.parallel import logged
 from eddymotion.pipeline.correct import correct_series, estimate_series
-from eddymotion.pipeline.runs import RunTogether, merge_runs
+from eddymotion.pipeline.runs import RunTogether
+from eddymotion.pipeline.runs.merging import merge_runs
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.telling import WAITING, Teller
 from eddymotion.reports.participant import write_report

@@ -19,7 +19,7 @@ from eddymotion.io.sidecars import ACQUISITION_FIELDS, SeriesFiles, metadata_of,
 from eddymotion.machine.versions import software_versions
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model, name_of
-from eddymotion.pipeline.output_space import OutputSpace
+from eddymotion.pipeline.output_space.space import OutputSpace
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import Stages, engine_of, estimator_of
 from eddymotion.registration.registry import DEFAULT

@@ -29,7 +29,7 @@ from eddymotion.io.sidecars import SeriesFiles, metadata_of
 from eddymotion.machine.parallel import Progress
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model, get_model
-from eddymotion.pipeline.output_space import OutputSpace
+from eddymotion.pipeline.output_space.space import OutputSpace
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.target import Target
 from eddymotion.registration.registry import chosen_registrar

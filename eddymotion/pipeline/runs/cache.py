@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found of the runs of a session, kept in the work folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eddymotion.estimation.runs import JoinedRuns
+from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
+from eddymotion.io.writing import replacing, write_json
+from eddymotion.mapping.off_resonance import OffResonance
+from eddymotion.pipeline.cache import DIGITS
+from eddymotion.pipeline.fingerprint import measured_fingerprint_of, motion_fingerprint_of
+from eddymotion.pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+OF_FIELD = ("fieldmaps", "fmap-jacobian")
+"""Words of ``--ignore`` about the off-resonance field."""
+
+
+def digest_of(runs: Sequence[SeriesFiles], measured: MeasuredFiles, settings: Settings) -> str:
+    """Return what the files and settings of a session are told apart by."""
+    words = [motion_fingerprint_of(run, settings) for run in runs]
+    given = {} if settings.fieldmap is None else {"fieldmap": settings.fieldmap}
+    words += [measured_fingerprint_of(one) for one in (measured, MeasuredFiles(given))]
+    words += sorted(set(OF_FIELD) & set(settings.ignore))
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGITS]
+
+
+def keep(folder: Path, joined: JoinedRuns) -> None:
+    """Write what was found; the last file is the mark of completion."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {
+        name: getattr(joined, name)
+        for name in ("poses", "errors", "shifts", "mean", "mask", "affine")
+    }
+    if joined.beside is not None:
+        arrays["beside"] = joined.beside
+    if joined.field is not None:
+        arrays |= {"hertz": joined.field.coefficients, "lattice": joined.field.affine}
+    with replacing(folder / "runs.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)
+    told = {"similarity": [s if np.isfinite(s) else None for s in joined.similarity],
+            "measured": joined.measured, "modulated": joined.modulated}  # fmt: skip
+    write_json(folder / "runs.json", told)
+
+
+def recalled(folder: Path) -> JoinedRuns | None:
+    """Read what was found; None where nothing usable is there."""
+    try:
+        told = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+        with np.load(folder / "runs.npz") as stored:
+            arrays = dict(stored)
+        field = None
+        if "hertz" in arrays:
+            field = OffResonance(arrays.pop("hertz"), arrays.pop("lattice"))
+        before, after = (np.nan if s is None else float(s) for s in told["similarity"])
+        return JoinedRuns(
+            field=field, similarity=(before, after), measured=bool(told["measured"]),
+            modulated=bool(told["modulated"]), **arrays,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(error, FileNotFoundError):
+            log.warning("%s: cannot be used (%s); the runs are joined again", folder, error)
+        return None
