@@ -9,7 +9,8 @@ import pytest
 import eddymotion as em
 from eddymotion.data.acquisition import Slicing
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.continuous import FoundCourse, _centred, right_jacobians
+from eddymotion.estimation.continuous import _centred, right_jacobians
+from eddymotion.estimation.course_descent import FoundCourse
 from eddymotion.estimation.increments import Increments
 from eddymotion.estimation.knots import Knots
 from eddymotion.estimation.unrest import Unrest

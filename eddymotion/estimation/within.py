@@ -12,15 +12,9 @@ from scipy import ndimage
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.continuous import (
-    CourseProblem,
-    CourseStepping,
-    FoundCourse,
-    Member,
-    right_jacobians,
-    solve_course,
-)
+from eddymotion.estimation.continuous import CourseProblem, Member, right_jacobians
 from eddymotion.estimation.coupled import POINTS_FOR_MODEL
+from eddymotion.estimation.course_descent import CourseStepping, FoundCourse, solve_course
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.increments import WITHIN, Increments
 from eddymotion.estimation.knots import Knots

@@ -91,6 +91,22 @@ def log_rigid(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
     return np.concatenate([translation, rotvec.reshape(translation.shape)], axis=-1)
 
 
+def right_jacobian(rotations: np.ndarray) -> np.ndarray:
+    """Return the right Jacobian of rotation vectors (…, 3): (…, 3, 3).
+
+    ``exp(ω + dω) ≈ exp(ω) exp(J_r dω)`` (Chirikjian 2011, Stochastic models, information theory,
+    and Lie groups 2, §10.6.3).
+    """
+    rotations = np.asarray(rotations, float)
+    angle = np.linalg.norm(rotations, axis=-1)[..., None, None]
+    small = angle < 1e-6
+    safe = np.where(small, 1.0, angle)
+    cross = np.cross(np.eye(3), rotations[..., None, :])
+    one = np.where(small, 0.5, (1 - np.cos(safe)) / safe**2)
+    two = np.where(small, 1 / 6, (safe - np.sin(safe)) / safe**3)
+    return np.eye(3) - one * cross + two * cross @ cross
+
+
 def mean_pose(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
     """Return the mean of rigid matrices over the last axis before theirs: (..., 4, 4).
 
