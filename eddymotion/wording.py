@@ -77,6 +77,12 @@ def _shortened(text: str, longest: int) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
+def listed(values: Any, most: int = 12) -> str:
+    """Write the first values of a sequence, and how many more there are."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(str(value) for value in values[:most]) + more
+
+
 def duration(seconds: float) -> str:
     """Write a time as people say it: ``40 s``, ``12 min``, ``2 h 05 min``."""
     if seconds < 99.5:

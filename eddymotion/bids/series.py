@@ -24,6 +24,7 @@ from eddymotion.io.headers import read_header, shape_of
 from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import FIELDS, SeriesFiles, read_sidecar
 from eddymotion.io.tables import read_numbers
+from eddymotion.wording import listed
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _tree_of(
     wanted = [label.removeprefix("sub-") for label in participants] or known
     if missing := sorted(set(wanted) - set(known)):
         raise EddymotionError(
-            f"{bids_dir}: no participant {listed(missing)}; it has {listed(known)}"
+            f"{bids_dir}: no participant {labels_listed(missing)}; it has {labels_listed(known)}"
         )
     return tree or read_tree(bids_dir, wanted), set(wanted)
 
@@ -168,10 +169,9 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def listed(labels: Sequence[str]) -> str:
+def labels_listed(labels: Sequence[str]) -> str:
     """Write labels for a message, not more than one can read."""
-    more = f" and {len(labels) - LISTED} more" if len(labels) > LISTED else ""
-    return (", ".join(labels[:LISTED]) or "none at all") + more
+    return listed(labels, LISTED) or "none at all"
 
 
 def _of_sessions(
@@ -181,8 +181,8 @@ def _of_sessions(
     there = {image.labels["ses"] for image in images if "ses" in image.labels}
     if missing := sorted(wanted - there):
         raise EddymotionError(
-            f"{bids_dir}: no session {listed(missing)} of these participants; there are "
-            f"{listed(sorted(there))}"
+            f"{bids_dir}: no session {labels_listed(missing)} of these participants; there are "
+            f"{labels_listed(sorted(there))}"
         )
     return [image for image in images if image.labels.get("ses") in wanted]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids.series import NOT_MAGNITUDE, URI, Sidecars, Sorted, listed
+from eddymotion.bids.series import NOT_MAGNITUDE, URI, Sidecars, Sorted, labels_listed
 from eddymotion.bids.tree import IMAGE, BidsFile, tree_of
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
@@ -116,7 +116,7 @@ def _for_some(maps: Sequence[FieldMap], runs: Sequence[SeriesFiles]) -> list[Fie
         intended = sorted(_texts(one.metadata.get("IntendedFor")))
         if one.names(runs) is False and intended and not any(_exists(t, runs) for t in intended):
             log.warning("%s: not used, since its sidecar is IntendedFor %s, which is not there; "
-                        "correct it", one.file.path, listed(intended))  # fmt: skip
+                        "correct it", one.file.path, labels_listed(intended))  # fmt: skip
     return [one for one in maps if one.names(runs) is not False]
 
 
@@ -169,7 +169,8 @@ def with_epi(runs: Sequence[SeriesFiles], maps: Sequence[FieldMap]) -> list[Seri
         return list(runs)
     if not known:
         log.warning("%s: not used, since no run of the session says its PhaseEncodingDirection; "
-                    "add it to their sidecars", listed([i.file.name for i in images]))  # fmt: skip
+                    "add it to their sidecars",
+                    labels_listed([i.file.name for i in images]))  # fmt: skip
         return list(runs)
     for one in images:
         if _polarity(one.metadata) is None:
@@ -209,7 +210,8 @@ def measured_map(runs: Sequence[SeriesFiles], maps: Sequence[FieldMap]) -> Measu
     if rivals:
         log.warning("%s is taken for the off-resonance field, not %s; say in the sidecars which "
                     "is meant, with IntendedFor or B0FieldIdentifier",
-                    images[0].file.path, listed([one.file.name for one in rivals]))  # fmt: skip
+                    images[0].file.path,
+                    labels_listed([one.file.name for one in rivals]))  # fmt: skip
     return _measured([images[0], *images[1]], maps)
 
 

@@ -421,7 +421,7 @@ def has_finished(options: argparse.Namespace, output_dir: Path) -> bool:
 
 def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:
     """Raise if a participant or session is neither among the outputs nor in the dataset."""
-    from eddymotion.bids.series import listed
+    from eddymotion.bids.series import labels_listed
 
     for option, prefix, pattern in (
         ("participant_label", "sub-", "sub-*"), ("session_id", "ses-", "sub-*/ses-*"),
@@ -436,7 +436,7 @@ def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None
         if missing := sorted(wanted - known):
             raise EddymotionError(
                 f"--{option.replace('_', '-')}: no {prefix}{missing[0]} in {output_dir} or "
-                f"{options.bids_dir}; there are {listed(sorted(known))}"
+                f"{options.bids_dir}; there are {labels_listed(sorted(known))}"
             )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.axes import image_axes
+from eddymotion.wording import listed
 
 SHELL_GAP, SHELL_GAP_FLOOR, SHELL_GAP_SHARE = 100.0, 10.0, 0.1
 """b-values (s/mm²) closer than :func:`shell_gap` belong to one shell: 100, as in FSL eddy, but 10
@@ -60,8 +61,8 @@ class Gradients:
         if not np.isfinite(bvecs).all():
             rows = np.flatnonzero(~np.isfinite(bvecs).all(axis=1))
             raise EddymotionError(
-                f"gradients: the b-vectors of diffusion-weighted volumes {_listing(rows)} are not "
-                "finite numbers; correct the .bvec file"
+                f"gradients: the b-vectors of diffusion-weighted volumes {listed(rows, 8)} are "
+                "not finite numbers; correct the .bvec file"
             )
         norms = np.linalg.norm(bvecs, axis=1, keepdims=True)
         bvecs = np.divide(bvecs, norms, out=np.zeros_like(bvecs), where=norms > 1e-6)
@@ -201,11 +202,6 @@ def to_fsl(bvecs: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def _fsl_sign(affine: np.ndarray) -> np.ndarray:
     return np.array([-1.0 if np.linalg.det(affine[:3, :3]) > 0 else 1.0, 1.0, 1.0])
-
-
-def _listing(indices: np.ndarray, most: int = 8) -> str:
-    shown = ", ".join(str(i) for i in indices[:most])
-    return shown + (f" and {len(indices) - most} more" if len(indices) > most else "")
 
 
 def dipy_table(gradients: Gradients) -> Any:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from textwrap import fill
 from typing import Any
 
 from eddymotion import __version__
+from eddymotion.wording import listed
 
 MOST_NAMES = 6
 """Series that are named where they were treated differently."""
@@ -286,13 +287,9 @@ def _merged(sentence_of: Mapping[str, str]) -> str:
         names.setdefault(sentence, []).append(name)
     if len(names) == 1:
         return next(iter(names))
-    return " ".join(f"{_listed(of)}: {sentence}" for sentence, of in names.items() if sentence)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MOST_NAMES])
-    more = len(names) - MOST_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
+    return " ".join(
+        f"{listed(of, MOST_NAMES)}: {sentence}" for sentence, of in names.items() if sentence
+    )
 
 
 def bibtex() -> str:

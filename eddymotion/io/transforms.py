@@ -121,10 +121,13 @@ def _write_itk(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> N
 
 
 def _read_itk(path: Path, fixed: Image, moving: Image) -> np.ndarray:
-    matrices = read_itk(path)
+    return _only_one(path, read_itk(path), "ITK")
+
+
+def _only_one(path: Path, matrices: np.ndarray, kind: str) -> np.ndarray:
     if len(matrices) != 1:
         raise EddymotionError(
-            f"{path}: holds {len(matrices)} transforms of ITK, expected one; {READABLE}"
+            f"{path}: holds {len(matrices)} transforms of {kind}, expected one; {READABLE}"
         )
     return matrices[0]
 
@@ -137,12 +140,7 @@ def _write_x5(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> No
 
 
 def _read_x5(path: Path, fixed: Image, moving: Image) -> np.ndarray:
-    matrices = read_x5(path)
-    if len(matrices) != 1:
-        raise EddymotionError(
-            f"{path}: holds {len(matrices)} transforms of X5, expected one; {READABLE}"
-        )
-    return matrices[0]
+    return _only_one(path, read_x5(path), "X5")
 
 
 def read_x5(path: Path) -> np.ndarray:

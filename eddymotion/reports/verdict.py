@@ -19,6 +19,7 @@ from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.estimation.outliers import MANY_LOST
 from eddymotion.io.tsv import Table
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
+from eddymotion.wording import listed
 
 JUMP_MM = 1.0
 """Framewise displacement above which a volume is marked as a jump."""
@@ -338,9 +339,7 @@ def pose_errors(confounds: Table) -> np.ndarray | None:
     return np.sqrt((errors**2).sum(axis=1))
 
 
-def _listed(volumes: Sequence[int] | np.ndarray, most: int = 12) -> str:
+def _listed(volumes: Sequence[int] | np.ndarray) -> str:
     if not len(volumes):
         return ""
-    shown = ", ".join(str(volume) for volume in volumes[:most])
-    more = f" and {len(volumes) - most} more" if len(volumes) > most else ""
-    return f" (volume{'s' if len(volumes) > 1 else ''} {shown}{more})"
+    return f" (volume{'s' if len(volumes) > 1 else ''} {listed(volumes)})"

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.data.checks.tables import Appearance, _Labels, contradictions, scaled_vectors
+from eddymotion.data.checks.appearance import Appearance
+from eddymotion.data.checks.labels import Labels
+from eddymotion.data.checks.scales import scaled_vectors
+from eddymotion.data.checks.tables import contradictions
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.motion import Motion
@@ -99,7 +102,7 @@ def test_no_volume_is_named_twice(two_shells, step):
     old = two_shells.gradients
     shifted = labelled(two_shells, np.roll(old.bvals, step), np.roll(old.bvecs, step, axis=0))
     looks = Appearance.of(shifted)
-    found = _Labels.of(looks, shifted.gradients.bvals, 50.0, shelled=True).mislabelled()
+    found = Labels.of(looks, shifted.gradients.bvals, 50.0, shelled=True).mislabelled()
     volumes = [one.volume for one in found]
     assert len(volumes) == len(set(volumes))
 

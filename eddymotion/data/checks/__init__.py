@@ -15,10 +15,12 @@ import numpy as np
 
 from eddymotion.data.checks.directions import mirrored_axis
 from eddymotion.data.checks.noise import is_denoised
-from eddymotion.data.checks.tables import compare_b0s, contradictions, listed, scaled_vectors
+from eddymotion.data.checks.scales import scaled_vectors
+from eddymotion.data.checks.tables import compare_b0s, contradictions
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.masking import mask_issue
+from eddymotion.wording import listed
 
 __all__ = ["DataIssue", "find_issues", "in_sidecar", "refuse_contradictions"]
 

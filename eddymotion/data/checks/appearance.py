@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How bright the brain of a volume is, and which parts of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddymotion.data.series import Series
+
+BLOCKS_ACROSS = 14
+"""Blocks (8 mm in a human head) between which brightness is compared: coarser than the motion."""
+
+MIN_BLOCKS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Appearance:
+    """How the volumes look in the brain.
+
+    Parameters
+    ----------
+    brightness : (N,) array
+        Logarithm of the median signal.
+    patterns : (N, B) array
+        Signal of blocks, of mean zero and length one: products are correlations.
+    """
+
+    brightness: np.ndarray
+    patterns: np.ndarray
+
+    @classmethod
+    def of(cls, dwi: Series) -> Appearance | None:
+        """Look at a series; None where the brain is too small or a volume shows nothing."""
+        if not dwi.mask.any():
+            return None
+        box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(dwi.mask))
+        mask = dwi.mask[box]
+        edge = np.cbrt(dwi.mask.sum() * np.prod(dwi.voxel_sizes)) / BLOCKS_ACROSS
+        factors = np.maximum(np.round(edge / dwi.voxel_sizes).astype(int), 1)
+        factors = np.minimum(factors, mask.shape)
+        inside = _block_means(mask, factors) > 0.75
+        if inside.sum() < MIN_BLOCKS:
+            return None
+        blocks = np.stack([_block_means(v[box], factors)[inside] for v in dwi.volumes()])
+        signal = np.median(blocks, axis=1)
+        if not (signal > 0).all():
+            return None
+        patterns = blocks - blocks.mean(axis=1, keepdims=True)
+        lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
+        if not (lengths > 0).all():  # one value everywhere: reported when the motion is sought
+            return None
+        return cls(np.log(signal), patterns / lengths)
+
+    def similarity(self, volume: int, others: np.ndarray) -> float:
+        """Correlation of a volume's pattern with the mean of `others`, itself left out."""
+        others = others[others != volume]
+        mean = self.patterns[others].mean(axis=0) if len(others) else np.zeros(1)
+        length = np.linalg.norm(mean)
+        return float(self.patterns[volume] @ mean / length) if length > 0 else 0.0
+
+
+def _block_means(volume: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Average blocks of voxels, whole ones only; adding strided views copies no voxel first."""
+    means = volume
+    for axis in (2, 1, 0):  # the slowest of a NIfTI file first: what is added lies together
+        step = factors[axis]
+        whole = means.shape[axis] // step * step
+        views = [np.moveaxis(means, axis, 0)[first:whole:step] for first in range(step)]
+        added: np.ndarray = np.array(views[0], np.float32 if axis else np.float64)
+        for view in views[1:]:
+            added += view
+        means = np.moveaxis(added, 0, axis)
+    return means / np.prod(factors)

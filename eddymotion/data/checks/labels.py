@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes that do not look like others of their b-value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from eddymotion.data.checks.appearance import Appearance
+from eddymotion.data.checks.contradiction import Contradiction
+from eddymotion.data.gradients import SHELL_GAP
+from eddymotion.wording import listed
+
+LEVEL_WIDTH = 0.15
+"""b-values that differ by less than this part, or by :data:`SHELL_GAP`, should look alike."""
+
+GAP = 0.3
+"""Volumes of one b-value do not part in two by brightness (logarithm) further than this: the
+signal falls by that much from b=0 to 350 s/mm²."""
+
+SHELLS_APART = 0.5
+"""One shell is taken for another only where brightness is so far off: at b=5000 s/mm² and few
+directions it varies by 0.35."""
+
+CONTRAST_MARGIN = 0.1
+"""By so much the pattern of a volume has to agree better with that of another b-value."""
+
+STRANGE_BELOW = 0.15
+"""A pattern whose correlation with its level is so far below the usual does not belong to it."""
+
+
+@dataclass(frozen=True)
+class Mislabelled:
+    """A volume, its label, and what it looks like; None: like no other b-value of the table."""
+
+    volume: int
+    label: float
+    like: float | None
+    brighter: bool
+    certain: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Volumes under some table: by level, and those that do not belong to theirs.
+
+    Parameters
+    ----------
+    appearance : Appearance
+    bvals : (N,) array
+    levels : list of index arrays
+        Volumes of like b-values; the first are the b=0 volumes, which there may be none of.
+    cores : list of index arrays
+        Of each level, the volumes that look alike.
+    shelled : bool
+        Whether levels above b=0 are shells: points of a lattice are as unlike within a level as
+        between two.
+    """
+
+    appearance: Appearance
+    bvals: np.ndarray
+    levels: list[np.ndarray]
+    cores: list[np.ndarray]
+    shelled: bool
+
+    @classmethod
+    def of(
+        cls, appearance: Appearance, bvals: np.ndarray, threshold: float, *, shelled: bool
+    ) -> Labels:
+        """Put volumes of like b-values together, and find those that look alike."""
+        levels = levels_of(bvals, threshold)
+        cores = [
+            _largest_cluster(level, appearance.brightness, brightest=number == 0)
+            for number, level in enumerate(levels)
+        ]
+        return cls(appearance, bvals, levels, cores, shelled)
+
+    @property
+    def b0s(self) -> np.ndarray:
+        """Volumes labelled b=0."""
+        return self.levels[0]
+
+    def fit(self) -> bool:
+        """Whether all volumes look like their level, and b=0 is the brightest."""
+        if self.mislabelled() or not len(self.b0s):
+            return False
+        brightness = self.appearance.brightness
+        rest = np.concatenate([*self.levels[1:], np.empty(0, int)])
+        return bool(np.median(brightness[self.b0s]) > np.median(brightness[rest]) + GAP / 2)
+
+    def mislabelled(self) -> list[Mislabelled]:
+        """Find the volumes that do not belong to their level, in their order."""
+        found = [
+            one
+            for number, (level, core) in enumerate(zip(self.levels, self.cores, strict=True))
+            for volume in np.setdiff1d(level, core)
+            if (one := self._judged(int(volume), number)) is not None
+        ]
+        bright = np.array([one.volume for one in found if one.like is None], int)
+        if len(bright):
+            known = {one.volume for one in found}
+            found += [one for one in self._too_dark(bright) if one.volume not in known]
+        return sorted(found, key=lambda one: one.volume)
+
+    def out_of_order(self) -> list[Contradiction]:
+        """Find whole levels that are brighter than one of a lower b-value."""
+        if not self.shelled:
+            return []
+        levels = [level for level in self.levels if len(level)]
+        brightness = [np.median(self.appearance.brightness[level]) for level in levels]
+        found = []
+        for lower, higher in pairwise(range(len(levels))):
+            if brightness[higher] > brightness[lower] + GAP:
+                bvals = [self.bvals[levels[level]].mean() for level in (lower, higher)]
+                found.append(Contradiction(
+                    f"volumes {listed(levels[higher])} (b={bvals[1]:.0f}) are brighter than "
+                    f"volumes {listed(levels[lower])} (b={bvals[0]:.0f})",
+                    "the images fit if the two b-values are exchanged, or their gains differ",
+                    certain=False,
+                ))  # fmt: skip
+        return found
+
+    def _judged(self, volume: int, own: int) -> Mislabelled | None:
+        """Judge a volume that is brighter or darker than its level."""
+        brightness, similarity = self.appearance.brightness, self.appearance.similarity
+        label = float(self.bvals[volume])
+        distances = [
+            abs(brightness[volume] - np.median(brightness[core])) if len(core) else np.inf
+            for core in self.cores
+        ]
+        brighter = bool(brightness[volume] > np.median(brightness[self.cores[own]]))
+        at_home = similarity(volume, self.cores[own])
+        brightest = max(np.median(brightness[core]) for core in self.cores if len(core))
+        distances = distances if brightness[volume] < brightest + GAP else []
+        for other in np.argsort(distances, kind="stable"):
+            if other == own or not distances[other] < distances[own] / 2:
+                continue
+            if 0 not in (own, other) and not (self.shelled and distances[own] >= SHELLS_APART):
+                continue
+            if similarity(volume, self.cores[other]) > at_home + CONTRAST_MARGIN:
+                like = 0.0 if other == 0 else float(self.bvals[self.levels[other]].mean())
+                return Mislabelled(volume, label, like, brighter, 0 in (own, other))
+        usual = np.median([similarity(v, self.cores[own]) for v in self.cores[own]])
+        if own and brightness[volume] > brightest - GAP / 2 and at_home < usual - STRANGE_BELOW:
+            return Mislabelled(volume, label, None, brighter, certain=True)
+        return None
+
+    def _too_dark(self, bright: np.ndarray) -> Iterator[Mislabelled]:
+        """Find b=0 volumes that look like a shell, and not like those that must be b=0."""
+        brightness, similarity = self.appearance.brightness, self.appearance.similarity
+        for volume in self.b0s:
+            away = np.median(brightness[bright]) - brightness[volume]
+            for level, core in zip(self.levels[1:], self.cores[1:], strict=True):
+                near = abs(brightness[volume] - np.median(brightness[core])) < away / 2
+                if (
+                    near
+                    and similarity(volume, core) > similarity(volume, bright) + CONTRAST_MARGIN
+                ):
+                    like = float(self.bvals[level].mean())
+                    yield Mislabelled(
+                        int(volume), float(self.bvals[volume]), like, brighter=False, certain=True
+                    )
+                    break
+
+
+def levels_of(bvals: np.ndarray, threshold: float) -> list[np.ndarray]:
+    """Put volumes of like b-values together; those of b=0 come first."""
+    is_b0 = bvals <= threshold
+    levels = [np.flatnonzero(is_b0)]
+    rest = np.flatnonzero(~is_b0)
+    for volume in rest[np.argsort(bvals[rest], kind="stable")]:
+        first = bvals[levels[-1][0]] if len(levels) > 1 else -np.inf
+        if bvals[volume] - first <= max(SHELL_GAP, LEVEL_WIDTH * first):
+            levels[-1] = np.append(levels[-1], volume)
+        else:
+            levels.append(np.array([volume]))
+    return levels
+
+
+def _largest_cluster(level: np.ndarray, brightness: np.ndarray, *, brightest: bool) -> np.ndarray:
+    """Cut a level where its brightness leaves a gap; of equal parts the likelier one is kept."""
+    order = level[np.argsort(brightness[level], kind="stable")]
+    parts = np.split(order, np.flatnonzero(np.diff(brightness[order]) > GAP) + 1)
+    if brightest:
+        parts = parts[::-1]
+    return np.sort(max(parts, key=len))
