@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eddymotion.bids.filters import passes, read_filters
-from eddymotion.bids.series import NOT_MAGNITUDE, URI, Sorted, listed
+from eddymotion.bids.series import NOT_MAGNITUDE, URI, Sorted, labels_listed
 from eddymotion.bids.tree import IMAGE, BidsFile
 from eddymotion.errors import EddymotionError
 from eddymotion.io.sidecars import Anatomy, SeriesFiles, metadata_beside
@@ -110,7 +110,7 @@ class AnatomyFinder:
         if len(found) > 1:
             log.warning(
                 "%s is taken for the T1w space, not %s; choose with --bids-filter-file, such as "
-                '{"t1w": {"run": 2}}', image.path, listed([one.name for one in found[1:]])
+                '{"t1w": {"run": 2}}', image.path, labels_listed([one.name for one in found[1:]])
             )  # fmt: skip
         elif session != image.labels.get("ses"):
             log.info("ses-%s: no T1w of its own; %s is taken", session, image.path)
@@ -151,9 +151,10 @@ def with_anatomy(found: Sorted, finder: AnatomyFinder) -> Sorted:
             else:
                 series[label].append(replace(one, anatomy=anatomy))
     if any(found.series.values()) and not any(series.values()):
-        without = sorted(label for label, of_participant in found.series.items() if of_participant)
+        left = sorted(label for label, of_participant in found.series.items() if of_participant)
+        without = labels_listed([f"sub-{label}" for label in left])
         raise EddymotionError(
-            f"--output-space T1w: no T1w image of {listed([f'sub-{label}' for label in without])} "
+            f"--output-space T1w: no T1w image of {without} "
             f"in {finder.root} ({_expected(finder)}); give the folder that has them with "
             "--anat-derivatives, or one image for all with --output-space FILE"
         )

@@ -4,7 +4,10 @@
 A volume tells its b-value twice: by how bright the brain is, and by which parts of it are bright
 (fluid at b=0, white matter at high b). A volume counts as mislabelled only where both speak
 against its label: one that lost its signal is dark, but looks like the others of its shell; one
-of another receive gain is bright, but looks like them, too.
+of another receive gain is bright, but looks like them, too (:mod:`~eddymotion.data.checks.labels`,
+and of shells, whose brightness depends on the direction, :mod:`~eddymotion.data.checks.shells`).
+b-values that are wrong all together give the brain an impossible diffusivity
+(:mod:`~eddymotion.data.checks.scales`).
 """
 
 from __future__ import annotations

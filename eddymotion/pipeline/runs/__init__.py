@@ -22,7 +22,7 @@ from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.mapping.motion import Motion
 from eddymotion.pipeline.cache import MotionCache
-from eddymotion.pipeline.output_space import Reference
+from eddymotion.pipeline.output_space.reference import Reference
 from eddymotion.pipeline.runs.b0s import image_of_b0s, is_readable
 from eddymotion.pipeline.runs.cache import digest_of, keep, recalled
 from eddymotion.pipeline.runs.joining import joined_of
