@@ -75,6 +75,9 @@ least. It takes the square of the unknowns a point, so that the points become fe
 become more, or get fields: its time grows as the number of volumes does. Its error leaves where
 the steps end as it is."""
 
+POINTS_FOR_WAY = 50
+"""About so many points tell how far volumes have moved."""
+
 CHUNK_BYTES = 2**23
 """Of the Jacobians that are held at a time by a thread."""
 
@@ -130,6 +133,10 @@ class Residuals:
         values, misfit = self.values[:, inside], self.misfit[inside]
         return replace(self, samples=self.samples.at(inside), values=values, misfit=misfit)
 
+    def under(self, motion: Motion) -> Residuals:
+        """Return the same under a motion that differs in unknowns that are zero."""
+        return replace(self, samples=replace(self.samples, motion=motion))
+
     @cached_property
     def usable(self) -> np.ndarray:
         """Points that most volumes show, (V,) bool."""
@@ -175,6 +182,8 @@ class CoupledProblem:
         Edge of the parts of the brain of :meth:`covariances`.
     leave_one_out : bool
         Whether ``J`` comes from leave-one-out predictions instead of the posterior mean.
+    steady_mm : float
+        The normal matrix stays as it is while no volume moves further: at root mean square.
     n_threads : int
         The result does not depend on it.
     """
@@ -188,6 +197,7 @@ class CoupledProblem:
     blocks: Sequence[Block] = ()
     part_mm: float = BLOCK_MM
     leave_one_out: bool = False
+    steady_mm: float = 0.0
     n_threads: int = 1
     parts: np.ndarray = field(init=False)
 
@@ -251,9 +261,9 @@ class CoupledProblem:
         descent : Descent
             How it went.
         """
-        descent = Descent(self, motion, tolerance, creeps=True)
+        descent = Descent(KeptMatrix(self), motion, tolerance, creeps=True)
         descent.run(max_iterations, progress)
-        descent.judge_last(self.cost(descent.trial))
+        descent.go_to_last(self.cost)
         return descent.place, descent
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
@@ -285,11 +295,27 @@ class CoupledProblem:
         found = self.look(motion)
         return None if found is None else self.equations(found, found.weights)
 
-    def equations(self, found: Residuals, weights: np.ndarray) -> NormalEquations:
-        """Set up the normal equations of points with weights (V,)."""
-        gradients, hessian = self.normal_equations(found, weights)
+    def equations(
+        self, found: Residuals, weights: np.ndarray, like: NormalEquations | None = None
+    ) -> NormalEquations:
+        """Set up the normal equations of points with weights (V,); with the matrix of others."""
+        if like is None:
+            gradients, hessian = self.normal_equations(found, weights)
+        else:
+            gradients, hessian = self.gradients_by_part(found, weights), like.hessian
         n_points, priors = int(found.usable.sum()), self.unknowns.priors(found.samples.motion)
-        return NormalEquations(found.cost, n_points, hessian, gradients, self.unknowns, priors)
+        return NormalEquations(
+            found.cost, n_points, hessian, gradients, self.unknowns, priors, like
+        )
+
+    def farthest(self, motion: Motion, other: Motion) -> float:
+        """Root-mean-square way of some of the points from a motion to another, mm, at most."""
+        some = self.points[:: -(-len(self.points) // POINTS_FOR_WAY)]
+        ways = [
+            motion.recorded(volume, some) - other.recorded(volume, some)
+            for volume in range(len(motion))
+        ]
+        return float(np.sqrt(np.square(ways).sum(axis=2).mean(axis=1)).max())
 
     def at(self, inside: np.ndarray) -> CoupledProblem:
         """Take some of the points (V,) bool."""
@@ -339,33 +365,41 @@ class CoupledProblem:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ``G`` by parts of the brain (B, Np), and ``H`` (Np, Np)."""
         n, n_unknowns = len(found.precision), len(self.unknowns)
-        chunks = self.chunks(n)
-        every = self._every_so_many(n)
-
-        gradients = np.zeros((self.parts[-1] + 1, n * n_unknowns))
         hessian = GramMatrix(n * n_unknowns, self.n_threads)
+        gradients = self.gradients_by_part(found, weights, hessian)
+        products = hessian.whole()
+        between = products.reshape(n, n_unknowns, n, n_unknowns)
+        between *= found.precision[:, None, :, None]
+        return gradients, products
+
+    def gradients_by_part(
+        self, found: Residuals, weights: np.ndarray, hessian: GramMatrix | None = None
+    ) -> np.ndarray:
+        """Return ``G`` by parts of the brain, (B, Np); sum what ``H`` is made of, where asked."""
+        n, n_unknowns = len(found.precision), len(self.unknowns)
+        every = self._every_so_many(n)
+        gradients = np.zeros((self.parts[-1] + 1, n * n_unknowns))
 
         def partial(chunk: slice) -> tuple[np.ndarray, np.ndarray]:
             jacobian = self.jacobian(found, chunk)
             w = weights[chunk].astype(np.float32)
             starts = np.flatnonzero(np.diff(self.parts[chunk], prepend=-1))
-            flat = jacobian[:, :, ::every] * np.sqrt(every * w[::every])
+            some = slice(0, None if hessian is not None else 0, every)
+            flat = jacobian[:, :, some] * np.sqrt(every * w[some])
             jacobian *= (found.values[:, chunk] * w)[:, None]
             sums = np.add.reduceat(jacobian, starts, axis=2).reshape(n * n_unknowns, -1).T
             return sums, flat.reshape(n * n_unknowns, -1)
 
-        at_a_time = max(1, self.n_threads)
+        chunks, at_a_time = self.chunks(n), max(1, self.n_threads)
         for k in range(0, len(chunks), at_a_time):
-            some = chunks[k : k + at_a_time]
-            parts = parallel_map(partial, some, n_threads=self.n_threads)
-            for chunk, (sums, flat) in zip(some, parts, strict=True):
+            together = chunks[k : k + at_a_time]
+            parts = parallel_map(partial, together, n_threads=self.n_threads)
+            for chunk, (sums, flat) in zip(together, parts, strict=True):
                 first = self.parts[chunk.start]
                 gradients[first : first + len(sums)] += sums
-                hessian.add(flat)
-        products = hessian.whole()
-        between = products.reshape(n, n_unknowns, n, n_unknowns)
-        between *= found.precision[:, None, :, None]
-        return gradients, products
+                if hessian is not None:
+                    hessian.add(flat)
+        return gradients
 
     def _every_so_many(self, n_volumes: int) -> int:
         """Of how many points one tells the normal matrix."""
@@ -385,6 +419,46 @@ class CoupledProblem:
             smoother = smoother / np.maximum(np.diag(smoother), LEVERAGE_GUARD)[:, None]
         slopes = smoothed(samples.slopes[:, :, chunk], samples.missing[:, chunk], smoother)
         return self.unknowns.jacobian(samples.motion, self.points[chunk], slopes)
+
+
+@dataclass(eq=False)
+class KeptMatrix:
+    """The objective of a descent whose normal matrix is kept while the volumes hardly move.
+
+    Where the steps end is decided by the gradients alone.
+
+    Parameters
+    ----------
+    problem : CoupledProblem
+    """
+
+    problem: CoupledProblem
+    _last: tuple[Motion, NormalEquations] | None = field(default=None, init=False)
+
+    @property
+    def slack(self) -> float:
+        """Rise of the cost that still counts as progress."""
+        return self.problem.slack
+
+    def evaluate(self, motion: Motion) -> NormalEquations | None:
+        """Evaluate at a motion; None where too few points lie inside the volumes."""
+        found = self.problem.look(motion)
+        if found is None:
+            return None
+        if self._last and self.problem.farthest(motion, self._last[0]) > self.problem.steady_mm:
+            self._last = None  # before another one takes memory
+        if self._last is None:
+            self._last = motion, self.problem.equations(found, found.weights)
+            return self._last[1]
+        return self.problem.equations(found, found.weights, self._last[1])
+
+    def moved(self, motion: Motion, step: np.ndarray) -> Motion:
+        """Take a step (N, p)."""
+        return self.problem.moved(motion, step)
+
+    def length(self, motion: Motion, step: np.ndarray) -> float:
+        """Root-mean-square displacement of the points by a step (N, p), mm."""
+        return self.problem.length(motion, step)
 
 
 def smoothed(slopes: np.ndarray, missing: np.ndarray, smoother: np.ndarray) -> np.ndarray:

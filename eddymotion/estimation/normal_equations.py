@@ -92,15 +92,18 @@ class NormalEquations(Evaluation):
         What the columns are.
     priors : dict of PriorTerms
         What is known of some blocks beforehand.
+    like : NormalEquations, optional
+        Others with the same matrix, which is factored once.
     """
 
     gradients: np.ndarray
     unknowns: Unknowns
     priors: Mapping[str, PriorTerms] = field(default_factory=dict)
+    like: NormalEquations | None = None
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """Solve for one or more right sides (Np, …), a little damped: steps (Np, …)."""
-        factor, stiff = self._factored()
+        factor, stiff = self.factor
         if self.basis is None:
             solution = linalg.cho_solve((factor, True), right)
         else:
@@ -110,8 +113,8 @@ class NormalEquations(Evaluation):
 
     def inverse_diagonal(self, name: str) -> np.ndarray:
         """Return the diagonal of what :meth:`solve` multiplies with, of a block: (N, k)."""
-        factor, stiff = self._factored()
-        inverse, _ = linalg.lapack.dpotri(factor, lower=True, overwrite_c=True)
+        factor, stiff = self.factor
+        inverse, _ = linalg.lapack.dpotri(factor, lower=True)
         if self.basis is None:
             diagonal = np.diag(inverse)
         else:
@@ -120,8 +123,11 @@ class NormalEquations(Evaluation):
         found = np.where(stiff, 0.0, diagonal).reshape(self.n_volumes, -1)
         return found[:, self.unknowns.columns[name]]
 
-    def _factored(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the Cholesky factor (lower) of the damped matrix, and what nothing moves."""
+    @cached_property
+    def factor(self) -> tuple[np.ndarray, np.ndarray]:
+        """The Cholesky factor (lower) of the damped matrix, and what nothing moves."""
+        if self.like is not None:
+            return self.like.factor
         diagonal = np.diag(self.hessian).copy()
         diagonal[diagonal <= 1e-9 * diagonal.max()] = np.inf  # volumes that nothing moves
         stiff = np.isinf(diagonal)

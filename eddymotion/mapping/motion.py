@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -187,6 +188,17 @@ class Motion(HtmlValue):
 
     def mapping(self, volume: int) -> VolumeMapping:
         """Where points of the head were recorded in a volume."""
+        known = self._mappings.get(volume)
+        if known is None:
+            known = self._mappings[volume] = self._mapping(volume)
+        return known
+
+    @cached_property
+    def _mappings(self) -> dict[int, VolumeMapping]:
+        """Those that were asked for."""
+        return {}
+
+    def _mapping(self, volume: int) -> VolumeMapping:
         eddy, known = self.eddy_currents, self.off_resonance
         mapping = VolumeMapping(
             self.matrices[volume],

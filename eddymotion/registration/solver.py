@@ -152,11 +152,13 @@ class Descent(Generic[Place]):
             self.ended = self.length < self.tolerance
         self.trial = self.objective.moved(self.place, self._change)
 
-    def judge_last(self, cost: float) -> None:
-        """Go to the trial, which nothing has judged yet, unless its cost is higher."""
-        if not cost > self._highest:
+    def go_to_last(self, cost: Callable[[Place], float]) -> None:
+        """Go to the trial, which nothing has judged yet, unless it is far and its cost higher."""
+        if self.ended and not self.halved:
             self.place = self.trial
-            self.costs.append(cost)
+        elif not (found := cost(self.trial)) > self._highest:
+            self.place = self.trial
+            self.costs.append(found)
 
     def __str__(self) -> str:
         first, lowest = self.costs[0] if self.costs else np.nan, min(self.costs, default=np.inf)

@@ -62,6 +62,9 @@ FINE_ITERATIONS = 20
 COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
 """Root-mean-square way that is left, in voxels over the points, at which a level ends."""
 
+STEADY = 0.1
+"""Share of the width of a fine filter up to which volumes move without another normal matrix."""
+
 LEAST_FOUND_MM = 0.1
 """Fields of a human head count from this size on where the phase-encoding axis is not told: it is
 the one of three along which what the model gets wrong looks most like fields, by 0.07 mm in a head
@@ -159,6 +162,7 @@ class JointSolver:
             blocks=self.blocks(group, motion),
             part_mm=BLOCK_MM * self.scale,
             leave_one_out=group.leave_one_out,
+            steady_mm=0.0 if level.highpass is None else STEADY * level.fwhm * self.voxel,
             n_threads=self.n_threads,
         )
 
@@ -194,13 +198,16 @@ class JointSolver:
         state = self.random.bit_generator.state  # the result is that of an axis that was given
         problem = self.problem(COARSE[-1], group, motion)
         self.random.bit_generator.state = state
+        seen = problem.look(group_motion(motion, group))
+        if seen is None:
+            return 0
         gains = []
         for pe in image_axes(self.dwi.affine).T:
             eddy = EddyCurrents.none(len(self.dwi), "linear", pe, self.dwi.center)
             with_field = replace(motion, eddy_currents=eddy)
             shared = self.blocks(group, with_field, design=problem.gradients.qvecs)
-            system = replace(problem, blocks=shared).evaluate(group_motion(with_field, group))
-            gains.append(0.0 if system is None else system.gain())
+            there = seen.under(group_motion(with_field, group))
+            gains.append(replace(problem, blocks=shared).equations(there, seen.weights).gain())
         log.debug("gain of fields along i, j, k: %.3g, %.3g, %.3g", *gains)
         return int(np.argmax(gains))
 
