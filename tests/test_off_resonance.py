@@ -24,6 +24,7 @@ from eddymotion.fieldmaps.inputs import read_inputs
 from eddymotion.images.image import Image
 from eddymotion.images.lattice import Lattice, separable
 from eddymotion.io.images import read_image, write_image
+from eddymotion.io.topup import topup_field
 from eddymotion.mapping.off_resonance import OffResonance, Readout, undistorted
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.simulation import Grid, SyntheticHead, procedural_head
@@ -423,10 +424,17 @@ def written_pair(folder, **sidecar):
 def test_the_command_writes_field_images_and_page(tmp_path, capsys):
     paths = written_pair(tmp_path)
     out = tmp_path / "out"
-    assert main([*paths, "-o", str(out)]) == 0
+    assert main([*paths, "-o", str(out), "--fsl-outputs"]) == 0
     names = {path.name for path in out.iterdir()}
     stem = "sub-1_fmapid-auto00000"
+    topup = [out / f"{stem}_topup_{end}" for end in
+             ("fieldcoef.nii.gz", "movpar.txt", "acqparams.txt")]  # fmt: skip
+    hertz, affine, _ = read_image(out / f"{stem}_desc-preproc_fieldmap.nii.gz")
+    read = topup_field(topup[0], hertz.shape, affine).on_grid(hertz.shape, affine)
+    np.testing.assert_allclose(read, hertz, atol=1e-2)
+    assert topup[2].read_text() == "0 -1 0 0.04\n0 1 0 0.04\n"
     assert names == {
+        *(path.name for path in topup),
         *(f"{stem}_desc-{kind}_fieldmap{end}" for kind in ("preproc", "coeff", "epi")
           for end in (".nii.gz", ".json")),
         f"{stem}_fieldmap.html", "sub-1_dir-AP_desc-preproc_epi.nii.gz",
@@ -439,7 +447,9 @@ def test_the_command_writes_field_images_and_page(tmp_path, capsys):
     page = (out / f"{stem}_fieldmap.html").read_text()
     assert page.count('em-moving">') == 3
     assert "<script" not in page
-    assert "correlation" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "correlation" in said
+    assert all(f"written: {path}\n" in said for path in topup)
 
 
 def test_a_pair_without_readout_times_works_with_a_warning(tmp_path, caplog):
@@ -459,6 +469,7 @@ def test_a_pair_without_readout_times_works_with_a_warning(tmp_path, caplog):
          "PhaseEncodingAxis j tells no polarity"),
         ({"TotalReadoutTime": None}, ["A", "--fieldmap", "B", "--units", "Hz"],
          "add it to the sidecar"),
+        ({"TotalReadoutTime": None}, ["A", "B", "--fsl-outputs"], "give --readout-time"),
         ({}, ["A", "--fieldmap", "B"], "no Units beside it"),
         ({}, ["A", "--fieldmap", "B", "--units", "ppm"], "expected Hz, rad/s or T"),
         ({}, ["A", "--phasediff", "B"], "no EchoTime1 beside it"),

@@ -79,6 +79,11 @@ def build_parser() -> Parser:
     )  # fmt: skip
     group.add_argument("--units", metavar="UNITS",
                        help="of --fieldmap: Hz, rad/s or T (default: of the sidecar)")  # fmt: skip
+    parser.add_argument_group("outputs").add_argument(
+        "--fsl-outputs", action="store_true",
+        help="write the field as FSL's topup does as well, for --topup of eddy and of applytopup: "
+             "…_topup_fieldcoef.nii.gz, _movpar.txt, _acqparams.txt",
+    )  # fmt: skip
     add_running_options(parser, __version__, "the points of the rigid registration")
     return parser
 
@@ -109,12 +114,13 @@ def fieldmap(options: argparse.Namespace) -> None:
         settings = FieldmapSettings(
             tuple(options.pe_axis), tuple(options.readout_time), tuple(options.echo_times),
             options.units, tuple(options.ignore), options.random_seed,
+            options.fsl_outputs,
         )  # fmt: skip
         refuse_settings(paths, settings)
         prepare_output_dir(options.output_dir)
         summary = make_fieldmap(paths, options.output_dir, settings)
         print(told(summary))
-        written = FieldmapOutputs(options.output_dir, paths.images).all()
+        written = FieldmapOutputs(options.output_dir, paths.images, options.fsl_outputs).all()
         print("\n" + "\n".join(f"written: {path}" for path in written))
 
 

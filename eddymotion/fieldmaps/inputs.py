@@ -84,6 +84,7 @@ class FieldmapSettings:
     units: str | None = None
     ignore: tuple[str, ...] = ()
     random_seed: int = 0
+    fsl_outputs: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
+from eddymotion.errors import EddymotionError
 from eddymotion.estimation.measured_field import Comparison
 from eddymotion.estimation.off_resonance import (
     STIFFNESS,
@@ -28,6 +29,7 @@ from eddymotion.fieldmaps.outputs import FIELD_ID, FieldmapOutputs
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image
+from eddymotion.io.topup import topup_files, write_topup
 from eddymotion.io.writing import together, write_json
 
 log = logging.getLogger(__name__)
@@ -77,9 +79,14 @@ def make_fieldmap(
     from eddymotion.reports.fieldmap import write_fieldmap_page
 
     refuse_settings(paths, settings)
-    outputs = FieldmapOutputs(folder, paths.images)
+    outputs = FieldmapOutputs(folder, paths.images, settings.fsl_outputs)
     outputs.refuse_inputs(list(paths))
     inputs = read_inputs(paths, settings)
+    if inputs.nominal and outputs.fsl:
+        raise EddymotionError(
+            "--fsl-outputs: no TotalReadoutTime beside the images, without which the field has no "
+            "scale; give --readout-time"
+        )
     started = time.perf_counter()
     method, made = field_from(inputs, settings.random_seed)
     seconds, seed = time.perf_counter() - started, settings.random_seed
@@ -99,10 +106,21 @@ def make_fieldmap(
             made.hertz, made.stretch[0], made.mask, affine, summary,
         )  # fmt: skip
         write_json(outputs.field("coeff", ".json"), {**summary, "Units": "Hz"})
+        _write_topup(outputs, made)
         epi = {key: summary[key] for key in ("Sources", "GeneratedBy", "B0FieldIdentifier")}
         write_json(outputs.field("epi", ".json"), epi)
         write_json(outputs.field("preproc", ".json"), summary)
     return summary
+
+
+def _write_topup(outputs: FieldmapOutputs, made: FieldEstimate) -> None:
+    """Write the field as FSL's topup does, if that is wanted; that of an earlier run goes."""
+    if outputs.fsl:
+        readouts = [one.readout for one in made.images]
+        write_topup(outputs.topup, made.field, made.poses, readouts, *made.grid)
+        return
+    for path in topup_files(outputs.topup):
+        path.unlink(missing_ok=True)
 
 
 def summary_of(

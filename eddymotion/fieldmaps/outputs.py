@@ -10,6 +10,7 @@ from pathlib import Path
 
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
+from eddymotion.io.topup import topup_files
 
 FIELD_ID = "auto00000"
 
@@ -26,10 +27,13 @@ class FieldmapOutputs:
     folder : Path
     images : tuple of Path
         The inputs.
+    fsl : bool
+        Whether the field is written as FSL's topup does, too.
     """
 
     folder: Path
     images: tuple[Path, ...]
+    fsl: bool = False
 
     @property
     def stem(self) -> str:
@@ -45,6 +49,11 @@ class FieldmapOutputs:
         """The page with pictures."""
         return self.folder / f"{self.stem}_fmapid-{FIELD_ID}_fieldmap.html"
 
+    @property
+    def topup(self) -> Path:
+        """Base name of the field as FSL's topup writes it."""
+        return self.folder / f"{self.stem}_fmapid-{FIELD_ID}_topup"
+
     def corrected(self) -> list[Path]:
         """Paths of the corrected images, in the order of the inputs."""
         names = [_without_suffix(path) for path in self.images]
@@ -56,7 +65,8 @@ class FieldmapOutputs:
         """Return all that a run writes."""
         fields = [self.field(kind, ending) for kind in ("preproc", "coeff", "epi")
                   for ending in (".nii.gz", ".json")]  # fmt: skip
-        return [*fields, *self.corrected(), self.report]
+        topup = topup_files(self.topup) if self.fsl else []
+        return [*fields, *self.corrected(), *topup, self.report]
 
     def refuse_inputs(self, inputs: Sequence[Path]) -> None:
         """Raise if an output would have the path of an input."""
