@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several runs by four ways: command, library, Nipype, Pydra."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from eddymotion.interfaces import pydra as tasks
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import write_itk
 from eddymotion.io.other_programs import eddy_poses
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.io.topup import topup_field
 from eddymotion.io.writing import read_json
 from eddymotion.pipeline.limits import Plugin
+from eddymotion.pipeline.runs.mergeable import refuse_unmergeable
+from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.steps import STEPS
 from eddymotion.simulation import Recipe, shelled_scheme, simulate, write_simulation
 
@@ -194,11 +198,55 @@ def test_a_merged_series_that_nobody_can_make_is_refused_or_none(tmp_path):
              "xfm_files", "details_files")  # fmt: skip
     given = {name: ["a", "b"] for name in lists} | {"dwi_files": ["a.nii.gz", "b.nii.gz"]}
     assert not any(STEPS["Merge"].run(given, tmp_path).values())
-    elsewhere = {"distortion_group_merge": "average", "output_space": "t1w.nii.gz"}
+    image = tmp_path / "t1w.nii.gz"
+    image.write_bytes(b"anything")
+    elsewhere = {"distortion_group_merge": "average", "output_space": image}
     with pytest.raises(EddymotionError, match="average beside an output space"):
         STEPS["Merge"].run(given | elsewhere, tmp_path)
+    with pytest.raises(EddymotionError, match="average beside an output space"):
+        graphs.init_dwi_runs_wf(**elsewhere)
+    with pytest.raises(EddymotionError, match="average beside an output space"):
+        flows.DwiRuns(dwi_files=[image], **elsewhere)(worker="debug", cache_root=tmp_path)
     alone = given | {"dwi_files": ["a.nii.gz"], "distortion_group_merge": "concat"}
     assert not any(STEPS["Merge"].run(alone, tmp_path).values())
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory):
+    """A dataset whose two runs have voxels of other sizes, and an image to put them into."""
+    root = tmp_path_factory.mktemp("unlike")
+    for name, size in (("1", 3.0), ("2", 4.0)):
+        stem = root / f"sub-01/dwi/sub-01_run-{name}_dwi"
+        write_image(Path(f"{stem}.nii.gz"), np.ones((8, 8, 8, 4)), np.diag([size, size, size, 1]))
+        Path(f"{stem}.bval").write_text("0 1000 1000 1000\n")
+        Path(f"{stem}.bvec").write_text("0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+    write_image(root / "grid.nii.gz", np.ones((9, 9, 9)), np.diag([3.0, 3, 3, 1]))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("space", "resolution", "alike"),
+    [(None, None, False), ("grid.nii.gz", None, True), ("grid.nii.gz", "native", False)],
+)
+def test_runs_that_will_lie_on_other_grids_are_known_at_once(unlike, space, resolution, alike):
+    runs = [SeriesFiles(path) for path in sorted(unlike.glob("sub-01/dwi/*.nii.gz"))]
+    settings = Settings(distortion_group_merge="concat", output_resolution=resolution,
+                        output_space=None if space is None else unlike / space)  # fmt: skip
+    with nullcontext() if alike else pytest.raises(EddymotionError, match="another grid than"):
+        refuse_unmergeable(runs, settings)
+    refuse_unmergeable(runs, replace(settings, distortion_group_merge="none"))
+
+
+def test_a_session_that_cannot_be_merged_fails_before_it_is_corrected(unlike, tmp_path, capsys):
+    call = [str(unlike), str(tmp_path), "participant", "--distortion-group-merge", "concat"]
+    assert participant.main([*call, "--skip-bids-validation"]) == 1
+    said = capsys.readouterr().err
+    assert "2 of 2 series failed" in said
+    assert "lies on another grid than" in said
+    assert "estimating" not in said
+    with pytest.raises(EddymotionError, match="lies on another grid than"):
+        STEPS["ListRuns"].run({"dwi_files": sorted(unlike.glob("sub-01/dwi/*.nii.gz")),
+                               "distortion_group_merge": "concat"}, tmp_path)  # fmt: skip
 
 
 def test_what_lies_beside_any_of_the_runs_counts_as_given(tmp_path):

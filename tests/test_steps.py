@@ -49,7 +49,11 @@ def test_a_task_keeps_its_hash_in_another_process(tmp_path):
 
 @pytest.mark.parametrize(
     "graph",
-    [correction_graph(spelled_out=False), lovo_graph(Settings(n_iterations=2)), runs_graph()],
+    [
+        correction_graph(spelled_out=False),
+        lovo_graph(Settings(n_iterations=2)),
+        runs_graph(Settings()),
+    ],
 )
 def test_a_node_of_a_graph_takes_what_an_earlier_one_gives(graph):
     given = {}

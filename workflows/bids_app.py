@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eddymotion.bids.series import Sorted, flattened, outputs_of
+from eddymotion.bids.series import URI, Sorted, flattened, outputs_of
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import SeriesFiles
@@ -34,6 +34,7 @@ from eddymotion.pipeline.limits import (
     memory_gb,
     warn_if_disk_is_small,
 )
+from eddymotion.pipeline.runs.mergeable import refuse_unmergeable
 from eddymotion.pipeline.series_job import Job, Page, reason_of
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.telling import ENDING
@@ -122,6 +123,7 @@ def correct_participants(found: Sorted, run: Run) -> dict[str, str]:
     dict
         Series that failed → why.
     """
+    found = _mergeable(found, run.settings)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     folder = _own_folder(run, sorted(found.series))
     try:
@@ -130,6 +132,21 @@ def correct_participants(found: Sorted, run: Run) -> dict[str, str]:
         shutil.rmtree(folder, ignore_errors=True)
         remove_stale_temporaries(run.work_dir / "motion", deep=True)
         raise
+
+
+def _mergeable(found: Sorted, settings: Settings) -> Sorted:
+    """Refuse the runs of sessions that are to be merged and cannot be."""
+    refused = {label: dict(reasons) for label, reasons in found.refused.items()}
+    series: dict[str, list[SeriesFiles]] = {label: [] for label in found.series}
+    for label, of_participant in found.series.items():
+        for one in of_participant:
+            runs = [run for run in one.runs if not run.is_b0]
+            try:
+                refuse_unmergeable(runs, settings.in_space_of(one.anatomy))
+                series[label].append(one)
+            except EddymotionError as error:
+                refused[label][one.uri.removeprefix(URI)] = str(error)
+    return replace(found, series=series, refused=refused)
 
 
 def _own_folder(run: Run, participants: list[str]) -> Path:

@@ -142,7 +142,7 @@ def init_dwi_runs_wf(
         The runs as one series, with ``distortion_group_merge``.
     """
     chosen = checked_settings(settings, ACCEPTED | {"fieldmap", "distortion_group_merge"})
-    return _drawn(runs_graph(), name, chosen, n_threads, mem_gb)
+    return _drawn(runs_graph(chosen), name, chosen, n_threads, mem_gb)
 
 
 @renamed(**FORMER_NAMES)

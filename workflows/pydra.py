@@ -29,7 +29,14 @@ from eddymotion.errors import with_present_names
 from eddymotion.interfaces import pydra as tasks  # sets NO_ET before Pydra is imported
 from eddymotion.interfaces.pydra import StepTask, inputs_of, outputs_of
 from eddymotion.pipeline.graphs import OF_RUNS, Graph, correction_graph, lovo_graph, runs_graph
-from eddymotion.pipeline.settings import APPLYING, JOINING, MERGING, MOTION, settings_of
+from eddymotion.pipeline.settings import (
+    APPLYING,
+    JOINING,
+    MERGING,
+    MOTION,
+    Settings,
+    settings_of,
+)
 from eddymotion.pipeline.steps import FORMER_NAMES, SERIES, STEPS, Field, setting_fields
 
 from pydra.compose import workflow  # isort: skip
@@ -73,7 +80,8 @@ def _dwi_runs(**given: Any) -> Any:
     other and, where their phase encodings differ, the field that distorts them. With
     ``distortion_group_merge`` they are made one series, too.
     """
-    return _add(runs_graph(), given)
+    settings = settings_of({name: given[name] for name in MERGING})
+    return _add(runs_graph(settings), given)
 
 
 def _add(graph: Graph, given: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -135,7 +143,7 @@ DwiHmc: Any = workflow.define(
 def _outputs_of_runs() -> list[Field]:
     """Describe what the graph of runs gives: lists with one file a run, field, merged series."""
     of_all = {field.name: field for step in ("Join", "Merge") for field in STEPS[step].outputs}
-    names = runs_graph().gives
+    names = runs_graph(Settings()).gives
     return [
         of_all.get(name) or Field(name, list[Path], _FIELDS[name.removesuffix("s")].help)
         for name in names

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import fsl_files
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.runs import JoinedRuns
-from eddymotion.images.grid import grid_distance
+from eddymotion.images.grid import Box, grid_distance
 from eddymotion.io.images import write_image
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.io.topup import topup_files, write_topup
@@ -207,6 +207,20 @@ def write_merged(
         })  # fmt: skip
 
 
+def refuse_other_grids(grids: Mapping[str, Box]) -> None:
+    """Raise if the grids of runs, by their names, differ: such runs cannot be merged."""
+    if not grids:
+        return
+    (name, first), *others = grids.items()
+    for other, box in others:
+        apart = grid_distance(first.affine, box.affine, first.shape)
+        if box.shape != first.shape or apart > SAME_GRID_MM:
+            raise EddymotionError(
+                f"{other}: lies on another grid than {name}, so that the two cannot be merged; "
+                "leave --distortion-group-merge out, or give an --output-space"
+            )
+
+
 def concatenated(runs: Sequence[DWI]) -> DWI:
     """Put the volumes of corrected runs one after the other.
 
@@ -216,13 +230,7 @@ def concatenated(runs: Sequence[DWI]) -> DWI:
         If their grids differ.
     """
     first = runs[0]
-    for run in runs[1:]:
-        apart = grid_distance(first.affine, run.affine, first.shape)
-        if run.shape != first.shape or apart > SAME_GRID_MM:
-            raise EddymotionError(
-                f"{run.source}: lies on another grid than {first.source}, so that the two cannot "
-                "be merged; leave --distortion-group-merge out, or give an --output-space"
-            )
+    refuse_other_grids({str(run.source): run for run in runs})
     gradients = Gradients(
         np.concatenate([run.gradients.bvals for run in runs]),
         np.concatenate([run.gradients.bvecs for run in runs]),

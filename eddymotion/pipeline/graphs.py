@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eddymotion.pipeline.lovo_steps import n_passes, refuse_settings_beyond_loop
+from eddymotion.pipeline.runs.mergeable import refuse_averaging_elsewhere
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.steps import FOUND, LISTED, MERGED, SERIES, STEPS, Field
 
@@ -82,8 +83,15 @@ OF_RUNS = tuple(
 """What the whole of :func:`runs_graph` takes."""
 
 
-def runs_graph() -> Graph:
-    """Estimate each run, bring all into one frame, apply and measure each, merge them."""
+def runs_graph(settings: Settings) -> Graph:
+    """Estimate each run, bring all into one frame, apply and measure each, merge them.
+
+    Raises
+    ------
+    EddymotionError
+        If the settings ask for a merged series that no step can make.
+    """
+    refuse_averaging_elsewhere(settings)
     tables = ("dwi", "bval", "bvec")
     each = {f"{name}_file": ("list", f"{name}_files") for name in tables}
     runs = {name: ("list", name) for name in LISTED}

@@ -33,6 +33,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.pipeline.runs import RunTogether
 from eddymotion.pipeline.runs.b0s import image_of_b0s
 from eddymotion.pipeline.runs.joining import joined_of
+from eddymotion.pipeline.runs.mergeable import refuse_averaging_elsewhere, refuse_unmergeable
 from eddymotion.pipeline.runs.merging import load_corrected, stretch_on, write_as_one
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import load_series, tables_of
@@ -41,14 +42,30 @@ Paths = dict[str, Any]
 """Name of an output → its path, a list of paths, or a value; None where there is none."""
 
 
-def list_runs(runs: Sequence[SeriesFiles], out_dir: Path) -> Paths:
+def list_runs(
+    runs: Sequence[SeriesFiles],
+    out_dir: Path,
+    distortion_group_merge: str = "none",
+    output_space: Path | None = None,
+) -> Paths:
     """Name the files of runs: where no tables are given, those beside each.
+
+    Parameters
+    ----------
+    runs : sequence of SeriesFiles
+    out_dir : Path
+    distortion_group_merge, output_space
+        Settings of the whole: whether the corrected runs can be merged is told here, before
+        anything is computed.
 
     Returns
     -------
     dict
         ``dwi_files``, ``bval_files`` and ``bvec_files``, one a run.
     """
+    settings = Settings(distortion_group_merge=distortion_group_merge, output_space=output_space)
+    refuse_averaging_elsewhere(settings)
+    refuse_unmergeable(runs, settings)
     tables = [tables_of(run) for run in runs]
     return {
         "dwi_files": [run.dwi for run in runs],
@@ -164,7 +181,7 @@ def merge(
     kinds = {"merged_file": ".nii.gz", "merged_bval_file": ".bval", "merged_bvec_file": ".bvec"}
     if settings.distortion_group_merge == "none" or len(dwi_files) < 2:
         return dict.fromkeys(kinds)
-    _refuse_merging_elsewhere(settings)
+    refuse_averaging_elsewhere(settings)
     names = [path.name for path in dwi_files]
     corrected = [
         load_corrected(*files, settings)
@@ -176,15 +193,6 @@ def merge(
     session = SessionOutputs.of(Outputs.in_folder(out_dir, dwi_files[0]))
     write_as_one(session, corrected, stretched, names, settings)
     return {name: session.merged(ending) for name, ending in kinds.items()}
-
-
-def _refuse_merging_elsewhere(settings: Settings) -> None:
-    if settings.output_space is not None and settings.distortion_group_merge == "average":
-        raise EddymotionError(
-            "distortion_group_merge is average beside an output space: a workflow knows the "
-            "stretch of the runs in their own frame only; leave one of them out, or use the "
-            "command eddymotion, which does both"
-        )
 
 
 def _stretch_of(corrected: DWI, motion: Motion) -> tuple[np.ndarray, np.ndarray]:

@@ -126,6 +126,8 @@ HELP = {
     "given",
     "ignore": "sform, qform: which affine to disregard where the two disagree",
     "random_seed": SETTINGS["random_seed"].help,
+    "distortion_group_merge": SETTINGS["distortion_group_merge"].help,
+    "output_space": SETTINGS["output_space"].help,
 }
 """What each input and output is."""
 

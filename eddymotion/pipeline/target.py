@@ -11,7 +11,7 @@ import numpy as np
 
 from eddymotion.data.series import Series
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import regridded, sizes_along
+from eddymotion.images.grid import Grid, regridded, sizes_along
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image
 from eddymotion.pairs.inputs import read_mask
@@ -73,7 +73,8 @@ class Target:
                 "an image of a head, or --output-space-transform none for its grid alone"
             )
         if isinstance(settings.output_resolution, float):  # before the motion is sought
-            _regridded(image, np.full(3, settings.output_resolution))
+            x, y, z = image.data.shape
+            grid_of(Grid((x, y, z), image.affine), settings.output_resolution, image.affine)
         finite, mask = np.isfinite(image.data), settings.output_space_mask
         return cls(
             image,
@@ -89,26 +90,37 @@ class Target:
         native one is that of the series along the nearest of its axes, cubic or not.
         """
         x, y, z = self.image.data.shape
-        affine = self.image.affine
-        if self.resolution is None:
-            return (x, y, z), affine
-        if isinstance(self.resolution, str):
-            sizes = np.round(sizes_along(affine, series.affine), DECIMALS)
-        else:
-            sizes = np.full(3, float(self.resolution))
-        return _regridded(self.image, sizes)
+        found = grid_of(Grid((x, y, z), self.image.affine), self.resolution, series.affine)
+        return found.shape, found.affine
 
 
-def _regridded(image: Image, sizes: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Fill the box of an image with voxels of some sizes (3,), mm."""
-    x, y, z = image.data.shape
-    shape, affine = regridded((x, y, z), image.affine, sizes)
+def grid_of(box: Grid, resolution: float | str | None, affine: np.ndarray) -> Grid:
+    """Return the grid of the output in a box, as :meth:`Target.grid_for` does.
+
+    Parameters
+    ----------
+    box : Grid
+        Of the image of the output space.
+    resolution : float, "native" or None
+    affine : (4, 4) array
+        Of the series.
+    """
+    if resolution is None:
+        return box
+    if isinstance(resolution, str):
+        return _regridded(box, np.round(sizes_along(box.affine, affine), DECIMALS))
+    return _regridded(box, np.full(3, float(resolution)))
+
+
+def _regridded(box: Grid, sizes: np.ndarray) -> Grid:
+    """Fill a box with voxels of some sizes (3,), mm."""
+    shape, affine = regridded(box.shape, box.affine, sizes)
     if prod(shape) > MOST_VOXELS:
         raise EddymotionError(
             f"--output-resolution: voxels of {format_sizes(map(float, sizes))} mm make a grid of "
             f"{format_sizes(shape)}, more than can be handled; give a larger one"
         )
-    return shape, affine
+    return Grid(shape, affine)
 
 
 def read_target(path: Path) -> Image:
