@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
 from eddymotion.cli.board import USUAL, Board, Course, Line, Watch
 from eddymotion.cli.closing import Row, folded, rows_of, show_table
+from eddymotion.cli.console import logging_to
 from eddymotion.cli.doctor import examine
 from eddymotion.cli.screen import Bar, shortened, wrapped
 from eddymotion.machine.logs import NOTICE
@@ -148,6 +150,16 @@ def test_what_is_said_of_many_series_depends_on_v_and_q(verbosity, seen, capsys)
     assert printed[0] == "problem"
     assert [word for word in printed if word in ("problem", "reused", "detail")] == seen.split()
     assert ("1 of 2 · sub-01 · estimating" in printed) == (verbosity >= 0)
+
+
+def test_what_libraries_warn_of_goes_to_the_log_alone(tmp_path, capsys):
+    """Between bars, and from the worker of a series, it would stand in the middle of a line."""
+    with logging_to(tmp_path, 0) as path:
+        warnings.warn("divided\nby zero", RuntimeWarning, stacklevel=1)
+        warned = warnings.showwarning
+    assert warnings.showwarning is not warned
+    assert capsys.readouterr().err == ""
+    assert "RuntimeWarning: divided by zero (" in path.read_text()
 
 
 @pytest.mark.parametrize(

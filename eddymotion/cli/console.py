@@ -20,7 +20,7 @@ from eddymotion.cli.screen import Bar, Screen, is_terminal, wrapped
 from eddymotion.cli.streams import protect_streams
 from eddymotion.errors import EddymotionError, EngineError, LockLostError
 from eddymotion.machine.disk import prove_writable
-from eddymotion.machine.logs import Console, LogFile
+from eddymotion.machine.logs import Console, LogFile, warnings_in_log
 from eddymotion.machine.parallel import Progress, logged, silent
 from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.wording import duration, one_line
@@ -68,7 +68,7 @@ def messages(
     console = _Shown()
     console.setLevel(logging.DEBUG if verbosity > 0 else max(least, verbosity < 0 and PROBLEMS))
     console.setFormatter(logging.Formatter(pattern))
-    with _handled_by(console):
+    with _handled_by(console), warnings_in_log():
         yield
 
 

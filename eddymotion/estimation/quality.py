@@ -139,6 +139,7 @@ def assess(
             break
         flagged, spoils = outliers.flagged, False
         signal = _replace_flagged(observed, predicted, heights, outliers)
+        signal = filled_with_means(signal, gradients)
     correlation, r2, kept = _agreements(reading, predicted, outliers, n_threads)
     outliers = replace(outliers, misfits=Misfits.of(kept, dwi.gradients))
     return Quality(correlation, r2, outliers, used)
@@ -159,6 +160,7 @@ def assess_as_acquired(
         predicted = predict(signal, dwi.gradients, used)
         if outliers.flagged.any() or outliers.unplaced is not None:
             signal = _replace_flagged(reading.values, predicted, reading.heights, outliers)
+            signal = filled_with_means(signal, dwi.gradients)
             used = fitted(model, signal, dwi.gradients)
             predicted = predict(signal, dwi.gradients, used)
     correlation, r2, _ = _agreements(reading, predicted, outliers, n_threads)
@@ -204,7 +206,7 @@ def fitted(model: Model, signal: np.ndarray, gradients: Gradients) -> Model:
 
 
 def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
-    """Put the mean of the shell where a volume says nothing (NaN), (V, N)."""
+    """Put the mean of the shell where a volume says nothing (NaN), (V, N); zero if none does."""
     gone = np.isnan(signal)
     if not gone.any():
         return signal

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger("eddymotion")
 
@@ -55,3 +58,21 @@ class Console(logging.StreamHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Go on."""
+
+
+@contextmanager
+def warnings_in_log() -> Iterator[None]:
+    """Log what Python code warns of: on a terminal it would fall between the bars."""
+    before = warnings.showwarning
+    warnings.showwarning = _log_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+) -> None:
+    text = " ".join(str(message).split())
+    log.debug("%s: %s (%s:%d)", category.__name__, text, filename, lineno)

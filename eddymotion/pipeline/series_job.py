@@ -25,7 +25,7 @@ from eddymotion.io.writing import read_json, write_json
 from eddymotion.machine.children import end_with_parent
 from eddymotion.machine.disk import describe_disk_error
 from eddymotion.machine.locks import Lock, held
-from eddymotion.machine.logs import Console, LogFile
+from eddymotion.machine.logs import Console, LogFile, warnings_in_log
 from eddymotion.machine.parallel import logged
 from eddymotion.pipeline.correct import correct_series, estimate_series
 from eddymotion.pipeline.runs import RunTogether
@@ -322,7 +322,8 @@ def _logging_for(job: Job) -> Iterator[None]:
     for handler in handlers:
         handler.addFilter(named)
     try:
-        yield
+        with warnings_in_log():
+            yield
     finally:
         for handler in handlers:
             handler.removeFilter(named)
