@@ -453,7 +453,8 @@ def unfinished_series(
     if options.reports_only:
         why += " without --reports-only"
     try:
-        raw = sorted_series(options)
+        with messages(options.verbose, logging.ERROR):  # the run has told
+            raw = sorted_series(options)
     except EddymotionError as error:
         log.debug("reports without the raw dataset: %s", error)
         return {}, {}

@@ -255,10 +255,11 @@ def describe_beyond_repair(outliers: SliceOutliers) -> str | None:
     reasons = reasons_beyond_repair(outliers)
     if not reasons:
         return None
-    why = "; ".join(f"{volume}: {reason}" for volume, reason in reasons.items())
+    several = len(reasons) > 1
+    named = (f"{volume}: {why}" if several else why for volume, why in reasons.items())
     return (
-        f"volumes {', '.join(map(str, reasons))} (counted from 0): beyond repair; better left out "
-        f"of the analysis ({why})"
+        f"volume{'s' * several} {', '.join(map(str, reasons))} (counted from 0) beyond repair, "
+        f"better left out of the analysis ({'; '.join(named)})"
     )
 
 

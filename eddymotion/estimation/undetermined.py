@@ -74,7 +74,8 @@ def undetermined_directions(
     values, vectors = np.linalg.eigh((shared + shared.T) / 2)
     if not values[-1] > 0:
         return np.empty((0, 6))
-    log.debug("change of the images with motion, least to most: %s", values / values[-1])
+    shares = ", ".join(f"{value / values[-1]:.2g}" for value in values)
+    log.debug("change of the images with motion, least to most: %s", shares)
     return vectors.T[values < LEAST_SHARE * values[-1]]
 
 

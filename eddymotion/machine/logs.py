@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 log = logging.getLogger("eddymotion")
 
@@ -72,7 +72,12 @@ def warnings_in_log() -> Iterator[None]:
 
 
 def _log_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     text = " ".join(str(message).split())
     log.debug("%s: %s (%s:%d)", category.__name__, text, filename, lineno)

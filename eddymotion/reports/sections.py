@@ -259,13 +259,12 @@ def within(series: SeriesReport, page: Path) -> Html:
     facts = series.sidecar.get("Summary")
     text = facts.get(WITHIN) if isinstance(facts, Mapping) else None
     steps = [] if series.steps is None else series.steps.columns.get("step", [])
-    said = [step for step in steps if step.startswith(f"{WITHIN}: ")]
-    notes = [f"{WITHIN.capitalize()}: {text}."] if isinstance(text, str) else []
-    if not notes:
-        return _chart(series, "within", page)
+    said = [step.partition(": ")[2] for step in steps if step.startswith(f"{WITHIN}: ")]
+    is_new = isinstance(text, str) and not any(text in step for step in said)
     return join([
         _chart(series, "within", page),
-        *(tag("p", note, class_="note") for note in (*notes, *said)),
+        *(tag("p", f"{note[0].upper()}{note[1:]}.", class_="note")
+          for note in ([text] if is_new else []) + said if note),
     ])  # fmt: skip
 
 
@@ -327,7 +326,7 @@ def measures_table(series: SeriesReport) -> Html:
         *((f"CNR, b={bval}", pair, ".2f") for bval, pair in found["cnr"].items()),
     ]
     cells = [(label, *(_cell(value, form) for value in pair)) for label, pair, form in rows]
-    return table(cells, ("over the brain", "before", "after"))
+    return table(cells, ("over the brain", "before", "after"), class_="numbers")
 
 
 def estimation(series: SeriesReport) -> Html:
@@ -335,7 +334,8 @@ def estimation(series: SeriesReport) -> Html:
     seconds = series.sidecar.get("StageSeconds")
     parts: list[Html] = []
     if isinstance(seconds, Mapping):
-        parts.append(table(((str(k), f"{v} s") for k, v in seconds.items()), ("stage", "time")))
+        done = ((str(stage), f"{s} s") for stage, s in seconds.items() if s != 0)
+        parts.append(table(done, ("stage", "time")))
     if series.steps is not None and len(series.steps):
         columns = (series.steps.columns.get(name, []) for name in ("seconds", "step"))
         lines = [(f"{at} s", message) for at, message in zip(*columns, strict=False)]
