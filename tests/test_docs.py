@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,54 @@ def test_outputs_page_names_every_output():
         folder, _, file = pattern.partition("/")
         name = file.format(src="<src>", space="", target="target").partition(".")[0]
         assert folder == "figures" or f"`{name}" in text, (kind, pattern)
+
+
+def actions():
+    """Option → what the parser of one of our commands knows of it."""
+    commands = (simulate, fieldmap, register, correct, participant)  # the last word is the last's
+    parsers = [*evaluate.build_parsers()[1].values(), *(c.build_parser() for c in commands)]
+    known = [action for parser in parsers for action in parser._actions]
+    return {option: action for action in known for option in action.option_strings}
+
+
+def ours(page):
+    """What the tables of a page name as ours: second cells, and first ones that are the same."""
+    rows = [line.split("|") for line in page.read_text(encoding="utf-8").splitlines()]
+    cells = [row[1:3] for row in rows if len(row) > 3 and row[0] == "" and "---" not in row[1]]
+    return [theirs + here if here.startswith(" the same") else here for theirs, here in cells]
+
+
+COMPARISONS = sorted(DOCS.glob("how-to/coming-from-*.md"))
+in_comparisons = pytest.mark.parametrize("page", COMPARISONS, ids=name)
+
+
+@in_comparisons
+def test_options_beside_those_of_other_programs_are_ours(page):
+    known, named = actions(), re.findall(r"`(--[a-z0-9-]+)(?: (\S+))?`", " ".join(ours(page)))
+    assert len(named) > 5
+    for option, value in named:
+        assert option in known
+        choices = known[option].choices or (known[option].metavar or "").strip("{}").split(",")
+        if value.startswith("{"):
+            assert set(value.strip("{}").split(",")) <= set(choices)
+        elif value and known[option].choices:
+            assert value in choices
+
+
+@in_comparisons
+def test_files_beside_those_of_other_programs_are_ours(page):
+    patterns = json.loads((ROOT / "eddymotion/derivatives/outputs.json").read_text()).values()
+    files = {pattern.rpartition("/")[2].format(src="X", space="", target="T1w")
+             for pattern in patterns} | {"X_desc-preproc_dwi.eddy_parameters"}  # fmt: skip
+    field = "X_fmapid-auto00000"
+    files |= {f"{field}_desc-{kind}_fieldmap.nii.gz" for kind in ("preproc", "coeff", "epi")}
+    files |= {"X_desc-preproc_epi.nii.gz", f"{field}_topup"}
+    named = re.findall(r"`(?:\*|<src>|…)(_desc[^`]+?)/?`", " ".join(ours(page)))
+    assert named
+    for written in named:
+        stem, _, endings = written.partition("{")
+        for ending in endings.rstrip("}").split(","):
+            assert any(fnmatch(file, f"*{stem}{ending}") for file in files), written
 
 
 def length(source):
