@@ -28,6 +28,7 @@ from eddymotion.reports.layout import VOID, embedded_json, tag
 from eddymotion.reports.maps import COLOR_GAIN, color_fa, local_correlation, tsnr
 from eddymotion.reports.metrics import describe_metric, quality_metrics
 from eddymotion.reports.participant import build_participant_report
+from eddymotion.reports.sections import within
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.slices import PlaneGrid, Slices
 from eddymotion.reports.sprites import Frames
@@ -473,3 +474,21 @@ def test_static_files_are_packaged():
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert '"reports/static/*"' in text
     assert "$digest" in static_text("page.html")
+
+
+@pytest.mark.parametrize(
+    ("fact", "steps", "told"),
+    [
+        ("not sought, since X", ["not sought, since X"], ["Not sought, since X."]),
+        ("one pose a volume", ["no evidence, one pose a volume (a)"],
+         ["No evidence, one pose a volume (a)."]),
+        ("in 2 of 9 volumes", ["2 of 9 volumes (a)", "in 2 of them by more than errors"],
+         ["In 2 of 9 volumes.", "Followed: 2 of 9 volumes (a)."]),
+        (None, [], []),
+    ],
+)  # fmt: skip
+def test_motion_within_volumes_is_told_once(fact, steps, told, tmp_path):
+    name = "motion within volumes"
+    table = SimpleNamespace(columns={"step": [f"{name}: {step}" for step in steps]})
+    series = SimpleNamespace(sidecar={"Summary": {name: fact}}, steps=table, charts={})
+    assert re.findall(r"<p[^>]*>(.*?)</p>", within(series, tmp_path / "page.html")) == told

@@ -260,11 +260,12 @@ def within(series: SeriesReport, page: Path) -> Html:
     text = facts.get(WITHIN) if isinstance(facts, Mapping) else None
     steps = [] if series.steps is None else series.steps.columns.get("step", [])
     said = [step.partition(": ")[2] for step in steps if step.startswith(f"{WITHIN}: ")]
-    is_new = isinstance(text, str) and not any(text in step for step in said)
+    notes = said[:1]
+    if isinstance(text, str) and not any(text in step for step in said):
+        notes = [text, *(f"followed: {step}" for step in notes)]
     return join([
         _chart(series, "within", page),
-        *(tag("p", f"{note[0].upper()}{note[1:]}.", class_="note")
-          for note in ([text] if is_new else []) + said if note),
+        *(tag("p", f"{note[:1].upper()}{note[1:]}.", class_="note") for note in notes),
     ])  # fmt: skip
 
 
