@@ -115,7 +115,7 @@ def absence(path: Path, advice: str = "check the path") -> str:
 
 
 def describe_pointer_file(path: Path) -> str | None:
-    """Say how to fetch what a small file stands for: git-annex and Git LFS leave such ones."""
+    """Say how to get the content of a file without any: git-annex and Git LFS leave such ones."""
     try:
         with path.open("rb") as stream:
             start = stream.read(100).decode("utf-8", "replace")
@@ -125,4 +125,4 @@ def describe_pointer_file(path: Path) -> str | None:
         return f"{path}: its content is not here; get it with: datalad get {path}"
     if start.startswith(LFS):
         return f"{path}: its content is not here; get it with: git lfs pull"
-    return None
+    return None if start else f"{path}: is empty; copy or convert it again"

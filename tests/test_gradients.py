@@ -16,7 +16,7 @@ from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.images.axes import image_axes
 from eddymotion.io.images import write_image
 from eddymotion.io.series import load
-from eddymotion.io.tables import write_gradient_table
+from eddymotion.io.tables import read_numbers, write_gradient_table
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
 from eddymotion.resampling import resample
@@ -90,6 +90,18 @@ def test_table_is_normalised_and_special_rows_kept():
     np.testing.assert_allclose(np.linalg.norm(gradients.qvecs[6]), np.sqrt(2))
     with pytest.raises(EddymotionError, match="not finite"):
         Gradients([1000, 1000], [[np.nan, 0, 0], [1, 0, 0]])
+    for wrong, said in ((-5, "-5"), (np.inf, "inf")):
+        with pytest.raises(EddymotionError, match=f"volume 1 .counted from 0. is {said}, expect"):
+            Gradients([0, wrong, 1000], np.eye(3))
+
+
+def test_tables_that_editors_have_touched_are_read(tmp_path):
+    path = tmp_path / "dwi.bval"
+    path.write_bytes("\ufeff0\t1000  2000   \r\n\r\n  \r\n".encode())
+    np.testing.assert_array_equal(read_numbers(path), [[0, 1000, 2000]])
+    path.write_bytes("0,5 1000\n".encode("utf-16"))
+    with pytest.raises(EddymotionError, match="not a table of numbers"):
+        read_numbers(path)
 
 
 def principal_directions(series, brain):

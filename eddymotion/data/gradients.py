@@ -55,8 +55,12 @@ class Gradients:
                 f"gradients: expected b-values (N,) and b-vectors (N, 3), "
                 f"got {bvals.shape} and {bvecs.shape}"
             )
-        if not np.isfinite(bvals).all() or (bvals < 0).any():
-            raise EddymotionError("gradients: b-values must be finite and not negative")
+        wrong = np.flatnonzero(~np.isfinite(bvals) | (bvals < 0))
+        if len(wrong):
+            raise EddymotionError(
+                f"gradients: the b-value of volume {wrong[0]} (counted from 0) is "
+                f"{bvals[wrong[0]]:g}, expected numbers from 0 on; correct the .bval file"
+            )
         bvecs[bvals <= self.b0_threshold] = 0.0
         if not np.isfinite(bvecs).all():
             rows = np.flatnonzero(~np.isfinite(bvecs).all(axis=1))

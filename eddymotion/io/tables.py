@@ -64,7 +64,7 @@ def read_numbers(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the file is empty: reported below
-            numbers = np.loadtxt(path, ndmin=2)
+            numbers = np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
     except Exception as error:  # whatever a decoder raises: it unpacks by the name
         raise EddymotionError(
             describe_pointer_file(path)

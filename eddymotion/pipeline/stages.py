@@ -57,7 +57,8 @@ class Stages:
         self.seconds[name] = time.perf_counter() - started
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        told = {name: f"{seconds:.1f}" for name, seconds in self.seconds.items()}
+        parts = ", ".join(f"{name} {text}" for name, text in told.items() if text != "0.0")
         return f"{sum(self.seconds.values()):.1f} s ({parts})"
 
 

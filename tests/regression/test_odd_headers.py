@@ -135,6 +135,9 @@ def test_what_is_not_sound_is_still_refused(tmp_path, capfd):
         path = written(tmp_path / "bad.nii", change)
         with pytest.raises(EddymotionError, match=words):
             read_image(path)
+    (tmp_path / "empty.nii.gz").touch()
+    with pytest.raises(EddymotionError, match="is empty; copy or convert it again"):
+        read_image(tmp_path / "empty.nii.gz")
     assert capfd.readouterr().err == ""  # nibabel's own lines
     with pytest.raises(EddymotionError, match="half of a pair"):
         read_grid(written(tmp_path / "x.img"))
