@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,8 +111,12 @@ def absence(path: Path, advice: str = "check the path") -> str:
         return f"{path}: no such file; {advice}"
     target = os.readlink(path)
     if ANNEXED in Path(target).as_posix():
-        return f"{path}: its content is not here; get it with: datalad get {path}"
+        return _annexed(path)
     return f"{path}: a link to {target}, which is not there; restore that file, or {advice}"
+
+
+def _annexed(path: Path) -> str:
+    return f"{path}: its content is not here; get it with: datalad get {shlex.quote(str(path))}"
 
 
 def describe_pointer_file(path: Path) -> str | None:
@@ -122,7 +127,7 @@ def describe_pointer_file(path: Path) -> str | None:
     except OSError:
         return None
     if ANNEXED in start:
-        return f"{path}: its content is not here; get it with: datalad get {path}"
+        return _annexed(path)
     if start.startswith(LFS):
         return f"{path}: its content is not here; get it with: git lfs pull"
     return None if start else f"{path}: is empty; copy or convert it again"

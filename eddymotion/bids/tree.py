@@ -73,6 +73,11 @@ class BidsFile:
     def _stem(self) -> str:
         return self.name.removesuffix(self.extension)
 
+    @property
+    def seems_diffusion(self) -> bool:
+        """Whether a part of its name begins as the suffix of a diffusion series does."""
+        return any(part.casefold().startswith("dwi") for part in self._stem.split("_"))
+
     def belongs_here(self) -> bool:
         """Whether its name says what its folders say."""
         own = {key: label for key, _, label in (e.partition("-") for e in self.entities)}
@@ -102,9 +107,13 @@ class Tree:
         """Diffusion series, by their paths; misplaced ones are logged, and left out."""
         found = []
         for file in (file for folder in sorted(self.files) for file in self.files[folder]):
-            if file.folder.name != "dwi" or file.suffix != "dwi" or file.extension not in IMAGE:
+            if file.folder.name != "dwi" or file.extension not in IMAGE:
                 continue
-            if file.belongs_here():
+            if file.suffix != "dwi":
+                if file.seems_diffusion:
+                    log.warning("%s: left out, since the name of a diffusion series ends in "
+                                "_dwi%s; rename it if it is one", file.path, file.extension)  # fmt: skip
+            elif file.belongs_here():
                 found.append(file)
             else:
                 log.warning("%s: its name does not say what its folders say; left out: rename "

@@ -57,6 +57,17 @@ def test_only_the_folders_of_bids_are_read_and_no_link_is_followed_out_or_twice(
     assert images(root, participants=["03"]) == right[-1:]
 
 
+def test_names_that_are_nearly_right_are_told(tmp_path, caplog):
+    near = ["sub-01_DWI.nii.gz", "sub-01_dwi (1).nii.gz", "sub-01_dwi_old.nii"]
+    others = ["sub-01_dwi.nii.gz", "sub-01_sbref.nii.gz", "sub-01_acq-dwi_ADC.nii.gz"]
+    write(tmp_path, *(f"sub-01/dwi/{name}" for name in near + others))
+    assert images(tmp_path) == ["sub-01/dwi/sub-01_dwi.nii.gz"]
+    told = [line.getMessage() for line in caplog.records if "left out, since" in line.getMessage()]
+    assert sorted(line.partition(": ")[0] for line in told) == sorted(
+        f"sub-01/dwi/{name}" for name in near
+    )
+
+
 @pytest.mark.parametrize("link", ["ses-1", "ses-1/dwi"])
 def test_a_link_is_not_read_in_place_of_the_folder_that_it_leads_to(link, tmp_path, caplog):
     write(tmp_path, "sub-01/dwi/sub-01_dwi.nii.gz", "dataset_description.json")
