@@ -65,7 +65,7 @@ def parts(dwi: DWI) -> Iterator[tuple[str, DWI]]:
 
 def measure(dwi: DWI, fields: str, n_threads: int) -> tables.Row:
     started = time.process_time()
-    motion = em.estimate_motion(dwi, estimator=em.Joint(eddy_currents=fields), n_threads=n_threads)
+    motion = em.estimate_motion(dwi, estimator=em.Joint(eddy_current=fields), n_threads=n_threads)
     seconds = time.process_time() - started
     eddy = motion.eddy_currents
     errors = np.full((len(dwi), 6), np.nan)

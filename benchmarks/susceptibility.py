@@ -207,7 +207,7 @@ def measure_pitching(seed: int, n_threads: int) -> tables.Row:
     ])  # fmt: skip
     row: tables.Row = {}
     for order in ORDERS:
-        estimator = em.Joint(eddy_currents=order)
+        estimator = em.Joint(eddy_current=order)
         motion = em.estimate_motion(
             dwi, estimator=estimator, random_seed=seed, n_threads=n_threads
         )

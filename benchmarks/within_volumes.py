@@ -59,7 +59,7 @@ class Case:
             motion=self.motion, multiband=self.multiband, repetition_time=self.repetition_time,
             slice_profile=self.slice_profile, voxel_size=(VOXEL_MM,) * 3, coil_bias=0.0,
             head="synthetic" if other else None, kspace=MEASURED if in_kspace else None,
-            eddy_currents="linear" if self.eddy_currents else "none", dropout=self.dropout,
+            eddy_current="linear" if self.eddy_currents else "none", dropout=self.dropout,
             susceptibility=self.susceptibility, random_seed=seed,
         )  # fmt: skip
 

@@ -71,7 +71,7 @@ def test_fields_are_found_and_no_longer_taken_for_motion(
     distorted, found, distorted_truth, moving, estimated, truth
 ):
     """The motion is as good as that of the same head without fields."""
-    rigid = estimate_motion(distorted, estimator=Joint(eddy_currents="none"), n_threads=2)
+    rigid = estimate_motion(distorted, estimator=Joint(eddy_current="none"), n_threads=2)
     errors = np.sqrt((pose_errors(distorted, found, distorted_truth) ** 2).mean(axis=0))
     undistorted = np.sqrt((pose_errors(moving, estimated, truth) ** 2).mean(axis=0))
     other_axes = [0, 2]
@@ -188,7 +188,7 @@ def test_order_of_volumes_changes_nothing(distorted, found):
 
 def test_log_tells_why(distorted, caplog):
     with caplog.at_level(logging.INFO, logger="eddymotion"):
-        estimate_motion(distorted, estimator=Joint(eddy_currents="linear"), n_threads=2)
+        estimate_motion(distorted, estimator=Joint(eddy_current="linear"), n_threads=2)
     message = caplog.text
     assert "phase-encoding axis: j, found from the data" in message
     assert "follow the gradients" in message

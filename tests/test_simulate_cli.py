@@ -141,7 +141,7 @@ def test_dataset_of_others_is_left_alone(tmp_path, capsys):
         (["--motion", "none", "--amplitude", "2"], "--motion none"),
         (["--noise", "none", "--snr", "10"], "leave one out"),
         (["--coils", "8"], "--noise chi"),
-        (["--pe-axis", "j"], "--eddy-currents linear"),
+        (["--pe-axis", "j"], "--eddy-current linear"),
         (["--bval", __file__], "give both"),
         (["--bval", __file__, "--bvec", __file__, "--scheme", "few"], "give one"),
         (["--phantom", __file__, __file__, "--from", __file__], "give one"),

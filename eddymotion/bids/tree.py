@@ -111,8 +111,10 @@ class Tree:
                 continue
             if file.suffix != "dwi":
                 if file.seems_diffusion:
-                    log.warning("%s: left out, since the name of a diffusion series ends in "
-                                "_dwi%s; rename it if it is one", file.path, file.extension)  # fmt: skip
+                    log.warning(
+                        "%s: left out, since the name of a diffusion series ends in _dwi%s; "
+                        "rename it if it is one", file.path, file.extension
+                    )  # fmt: skip
             elif file.belongs_here():
                 found.append(file)
             else:

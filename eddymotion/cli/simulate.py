@@ -39,7 +39,7 @@ examples:
   eddymotion-simulate sim/
   eddymotion-simulate sim/ --scheme abcd --motion swap30 --participant-label 02
   eddymotion-simulate sim/ --from sub-01_dwi.nii.gz --motion sub-01_desc-confounds_timeseries.tsv
-  eddymotion-simulate sim/ --voxel-size 2.5 2.5 3 --oblique 10 0 5 --eddy-currents quadratic
+  eddymotion-simulate sim/ --voxel-size 2.5 2.5 3 --oblique 10 0 5 --eddy-current quadratic
   eddymotion-simulate sim/ --motion nods --voxel-size 3 --multiband 3 --slice-profile 3
   eddymotion-simulate sim/ --head synthetic --random-seed 3 --acquisition kspace --cavity fluid
 """
@@ -187,7 +187,7 @@ def _add_artefact_options(parser: Parser) -> None:
     group.add_argument("--dropout", type=_share, default=0.0, metavar="SHARE",
                        help="share of the slices of diffusion-weighted volumes that lose signal "
                             "(default: %(default)g)")  # fmt: skip
-    group.add_argument("--eddy-currents", "--eddy-current", default="none",
+    group.add_argument("--eddy-current", "--eddy-currents", default="none",
                        choices=("none", "linear", "quadratic"),
                        help="displacement along the phase-encoding axis in proportion to the "
                             "diffusion gradient (default: %(default)s)")  # fmt: skip
@@ -242,7 +242,7 @@ def carry_out(arguments: Sequence[str] | None) -> int:
 def find_contradiction(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or None."""
     tables, series = (options.bval, options.bvec), getattr(options, "from")
-    no_eddy, kspace = options.eddy_currents == "none", options.acquisition == "kspace"
+    no_eddy, kspace = options.eddy_current == "none", options.acquisition == "kspace"
     of_kspace = [name for name in KSPACE_OPTIONS if getattr(options, name) is not None]
     found = {
         "--phantom and --from name two heads; give one": options.phantom and series,
@@ -266,7 +266,7 @@ def find_contradiction(options: argparse.Namespace) -> str | None:
             options.snr and options.noise == "none",
         "--coils belongs to --noise chi; add that":
             options.coils and options.noise != "chi",
-        "--eddy-amplitude and --pe-axis belong to --eddy-currents; add --eddy-currents linear":
+        "--eddy-amplitude and --pe-axis belong to --eddy-current; add --eddy-current linear":
             no_eddy and (options.eddy_amplitude
                          or (options.pe_axis and not (kspace or options.susceptibility))),
         "--susceptibility needs a head whose air is known; add --head synthetic":
@@ -321,7 +321,7 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         coils=(options.coils or DEFAULT_CHI_COILS) if chi else 1,
         coil_bias=options.coil_bias,
         dropout=options.dropout,
-        eddy_currents=options.eddy_currents,
+        eddy_current=options.eddy_current,
         eddy_amplitude=options.eddy_amplitude or DEFAULT_EDDY_MM,
         pe_axis=options.pe_axis or DEFAULT_PE_AXIS,
         voxel_size=tuple(sizes * 3 if len(sizes) == 1 else sizes) if sizes else None,

@@ -79,7 +79,7 @@ def estimate_motion(
     align_shells : bool
         Whether to bring diffusion-weighted and b=0 volumes into one frame.
     n_iterations, eddy_currents
-        Deprecated: options of the estimator, ``Joint(max_steps=..., eddy_currents=...)`` and
+        Deprecated: options of the estimator, ``Joint(max_steps=..., eddy_current=...)`` and
         ``LeaveOneOut(n_passes=...)``.
     pe_axis, slicing
         Deprecated: what the scanner did is in ``dwi.acquisition``, which :func:`eddymotion.load`
@@ -163,7 +163,7 @@ def _chosen(
     if n_iterations is not None or eddy_currents is not None:
         warnings.warn(
             "n_iterations and eddy_currents of estimate_motion are deprecated and go in the next "
-            "release; give estimator=Joint(max_steps=..., eddy_currents=...) or "
+            "release; give estimator=Joint(max_steps=..., eddy_current=...) or "
             "LeaveOneOut(n_passes=...)",
             FutureWarning,
             stacklevel=4,
@@ -174,7 +174,7 @@ def _chosen(
         registrar,
         gradients=dwi.gradients,
         n_iterations=n_iterations,
-        eddy_currents="auto" if eddy_currents is None else eddy_currents,
+        eddy_current="auto" if eddy_currents is None else eddy_currents,
     )
 
 

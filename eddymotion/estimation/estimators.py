@@ -39,7 +39,7 @@ class Joint:
         ``auto`` chooses by the scheme.
     max_steps : int
         At most so many steps at each level.
-    eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
+    eddy_current : {"auto", "none", "linear", "quadratic", "cubic"}
         Fields to estimate with the poses, from six diffusion-weighted volumes on. ``auto``: as
         many terms as the scheme allows and the data show.
     within_volume : {"auto", "none"} or int
@@ -49,16 +49,16 @@ class Joint:
 
     model: Model | str = "auto"
     max_steps: int = FINE_ITERATIONS
-    eddy_currents: str = "auto"
+    eddy_current: str = "auto"
     within_volume: int | str = "auto"
 
     name: ClassVar[str] = "joint"
 
     def __post_init__(self) -> None:
         _refuse_none_at_all(self.max_steps)
-        if self.eddy_currents not in FIELD_ORDERS:
+        if self.eddy_current not in FIELD_ORDERS:
             raise EddymotionError(
-                f"eddy_currents is {shown(self.eddy_currents)}, expected one of "
+                f"eddy_current is {shown(self.eddy_current)}, expected one of "
                 f"{', '.join(FIELD_ORDERS)}"
             )
         check_within_volume(self.within_volume)
@@ -73,11 +73,11 @@ class Joint:
     def for_scheme(self, gradients: Gradients) -> Joint:
         """Return the same with the model made for a scheme."""
         model = _made(self.model, gradients)
-        return Joint(model, self.max_steps, self.eddy_currents, self.within_volume)
+        return Joint(model, self.max_steps, self.eddy_current, self.within_volume)
 
     def seeks_fields(self, gradients: Gradients) -> bool:
         """Whether fields are estimated in such a scheme."""
-        return fields_are_sought(gradients, self.eddy_currents)
+        return fields_are_sought(gradients, self.eddy_current)
 
     def estimate(self, dwi: DWI, compute: Compute) -> Estimate:
         """Find the poses within groups, with standard errors."""
@@ -88,7 +88,7 @@ class Joint:
             dwi,
             model=model,
             n_iterations=self.max_steps,
-            eddy_currents=self.eddy_currents,
+            eddy_currents=self.eddy_current,
             seed=compute.seed,
             n_threads=compute.n_threads,
             progress=compute.progress,
@@ -126,12 +126,12 @@ class Joint:
         return follow_head(dwi, estimate, motion, model, n_knots=n_knots, compute=compute)
 
     def _warn_of_unused_options(self, dwi: DWI, model: Model) -> None:
-        if self.eddy_currents != "none" and not self.seeks_fields(dwi.gradients):
+        if self.eddy_current != "none" and not self.seeks_fields(dwi.gradients):
             log.log(
-                logging.INFO if self.eddy_currents == "auto" else logging.WARNING,
+                logging.INFO if self.eddy_current == "auto" else logging.WARNING,
                 "eddy currents %s: no fields are estimated, since that takes %d "
                 "diffusion-weighted volumes and there are %d",
-                self.eddy_currents, FEW_FOR_FIELDS, len(dwi.gradients.dwis),
+                self.eddy_current, FEW_FOR_FIELDS, len(dwi.gradients.dwis),
             )  # fmt: skip
         if getattr(model, "min_q_distance", 0.0) > 0:
             log.info("min_q_distance: joint uses it where slices are judged, not for the motion")
@@ -207,7 +207,7 @@ def choose_estimator(
     *,
     gradients: Gradients,
     n_iterations: int | None = None,
-    eddy_currents: str = "auto",
+    eddy_current: str = "auto",
     within_volume: int | str = "auto",
 ) -> Estimator:
     """Choose the estimator that model and registrar allow, where options are given one by one.
@@ -223,7 +223,7 @@ def choose_estimator(
         The scheme, by which a model is chosen.
     n_iterations : int, optional
         Passes of the loop, or the largest number of steps at each level of ``joint``.
-    eddy_currents : str
+    eddy_current : str
         As of :class:`Joint`.
     within_volume : str or int
         As of :class:`Joint`.
@@ -247,11 +247,11 @@ def choose_estimator(
     chosen = name or ("lovo" if needs_loop else "joint")
     if chosen == "joint":
         n_steps = _or_else(n_iterations, FINE_ITERATIONS)
-        return Joint(model, n_steps, eddy_currents, within_volume)
-    if eddy_currents not in ("auto", "none"):
-        Joint(eddy_currents=eddy_currents)  # an unknown word is answered by the known ones
+        return Joint(model, n_steps, eddy_current, within_volume)
+    if eddy_current not in ("auto", "none"):
+        Joint(eddy_current=eddy_current)  # an unknown word is answered by the known ones
         raise EddymotionError(
-            f"eddy currents {eddy_currents}: only the estimator joint estimates fields; use "
+            f"eddy currents {eddy_current}: only the estimator joint estimates fields; use "
             "--estimator joint, or --eddy-current none"
         )
     check_within_volume(within_volume)

@@ -125,7 +125,7 @@ def estimator_of(settings: Settings, model: Model, gradients: Gradients) -> Esti
         chosen_registrar(settings.registration, settings.registration_settings),
         gradients=gradients,
         n_iterations=settings.n_iterations,
-        eddy_currents=settings.eddy_current,
+        eddy_current=settings.eddy_current,
         within_volume=int(within) if within.isdecimal() else within,
     )
 

@@ -57,7 +57,7 @@ class Recipe:
         their coil already; else :data:`DEFAULT_COIL_BIAS`.
     dropout : float
         See :func:`acquire`.
-    eddy_currents : {"none", "linear", "quadratic"}
+    eddy_current : {"none", "linear", "quadratic"}
     eddy_amplitude : float
     pe_axis : str
         See :func:`simulate_eddy_currents`.
@@ -114,7 +114,7 @@ class Recipe:
     coils: int = 1
     coil_bias: float | None = None
     dropout: float = 0.0
-    eddy_currents: str = "none"
+    eddy_current: str = "none"
     eddy_amplitude: float = 1.0
     pe_axis: str = "j"
     voxel_size: tuple[float, float, float] | None = None

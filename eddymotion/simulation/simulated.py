@@ -125,7 +125,7 @@ class Simulation:
         if recipe.dropout:
             parts.append(f"{(self.kept < 1).sum()} dropped slices")
         if self.eddy:
-            parts.append(f"{recipe.eddy_currents} eddy currents, {recipe.eddy_amplitude:g} mm")
+            parts.append(f"{recipe.eddy_current} eddy currents, {recipe.eddy_amplitude:g} mm")
         if self.magnetised:
             changing = "" if recipe.rigid_field else " that changes with the pose"
             parts.append(f"susceptibility × {recipe.susceptibility:g}{changing}")
@@ -186,9 +186,9 @@ def simulate(
     trajectory = _trajectory(recipe, len(gradients), grid)
     motion = trajectory.mean(grid.center) if trajectory else _motion(recipe, len(gradients), grid)
     seed, eddy = recipe.seed, None
-    if recipe.eddy_currents in get_args(Order):
+    if recipe.eddy_current in get_args(Order):
         eddy = simulate_eddy_currents(
-            gradients, grid, order=cast(Order, recipe.eddy_currents),
+            gradients, grid, order=cast(Order, recipe.eddy_current),
             amplitude=recipe.eddy_amplitude, pe_axis=recipe.pe_axis, seed=seed,
         )  # fmt: skip
     coil_bias = recipe.coil_bias

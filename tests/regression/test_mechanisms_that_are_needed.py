@@ -66,7 +66,7 @@ def test_what_stays_while_the_head_moves_does_not_hold_it_back(coarse_head):
     dwi = acquired(coarse_head, truth, seed=1)
     signal = with_something_fixed(dwi.signal, dwi.affine, dwi.brain_center, 10.0, 1400.0)
     spoiled = replace(dwi, signal=signal)
-    found = estimate_motion(spoiled, estimator=Joint(eddy_currents="none"))
+    found = estimate_motion(spoiled, estimator=Joint(eddy_current="none"))
     assert error_of_dwis(dwi, found, truth) < 0.5
 
 
@@ -94,7 +94,7 @@ def test_a_head_that_goes_back_and_forth_far_is_captured(coarse_head):
     sides = np.where(np.arange(14) % 2, 1.0, -1.0)
     truth = Motion([rigid_matrix(side * shift, side * turn, np.zeros(3)) for side in sides])
     dwi = acquired(coarse_head, truth, seed=1)
-    found = estimate_motion(dwi, estimator=Joint(eddy_currents="none"))
+    found = estimate_motion(dwi, estimator=Joint(eddy_current="none"))
     expected = truth.relative_to(dwi.reference)
     b0s = dwi.gradients.b0s
     apart = rms_displacement(found.matrices[b0s], expected.matrices[b0s], dwi.brain_center)

@@ -45,7 +45,7 @@ def nodded(still, interleaved, head, scheme, grid):
 def found(nodded, interleaved):
     acquisition = replace(nodded.acquisition, slicing=interleaved)
     nodded = replace(nodded, acquisition=acquisition)
-    return estimate_motion(nodded, estimator=Joint(eddy_currents="none"), n_threads=2)
+    return estimate_motion(nodded, estimator=Joint(eddy_current="none"), n_threads=2)
 
 
 def test_errors_grow_where_the_head_moved_within_a_volume(found, nodded, scheme):

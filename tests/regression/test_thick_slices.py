@@ -19,7 +19,7 @@ def nodding(head):
     turned = [rigid_matrix(np.zeros(3), [nod, -nod / 2, 0], np.zeros(3)) for nod in nods]
     truth = Motion.identity(len(scheme)).updated(scheme.b0s, np.array(turned))
     dwi = acquire(head, scheme, truth, Grid.covering(head, (2.5, 2.5, 7.5)), snr=30)
-    found = estimate_motion(dwi, estimator=Joint(eddy_currents="none"), n_threads=2)
+    found = estimate_motion(dwi, estimator=Joint(eddy_current="none"), n_threads=2)
     return (
         *(rigid_parameters(one.matrices, dwi.center)[scheme.b0s] for one in (truth, found)),
         found.standard_errors[scheme.b0s],

@@ -45,7 +45,7 @@ def test_options_beside_an_estimator_that_carries_its_own_are_refused(tiny, besi
 def test_estimators_as_values_and_options_one_by_one_are_the_same(tiny):
     with pytest.warns(FutureWarning, match="Joint"):
         one_by_one = em.estimate_motion(tiny, n_iterations=2, eddy_currents="none")
-    value = em.estimate_motion(tiny, estimator=em.Joint(max_steps=2, eddy_currents="none"))
+    value = em.estimate_motion(tiny, estimator=em.Joint(max_steps=2, eddy_current="none"))
     np.testing.assert_array_equal(value.matrices, one_by_one.matrices)
     loop = em.LeaveOneOut("average", "gauss-newton", n_passes=1)
     with pytest.warns(FutureWarning, match="LeaveOneOut"):
@@ -74,5 +74,5 @@ def test_too_few_volumes_for_fields_are_reported(tiny, caplog):
     few = em.DWI(tiny.signal[..., :6], tiny.affine, tiny.gradients.select(slice(6)), tiny.mask)
     assert len(few.gradients.dwis) < 6
     with caplog.at_level(logging.WARNING, "eddymotion"):
-        em.estimate_motion(few, estimator=em.Joint(max_steps=1, eddy_currents="linear"))
+        em.estimate_motion(few, estimator=em.Joint(max_steps=1, eddy_current="linear"))
     assert "eddy currents linear: no fields are estimated, since that takes 6" in caplog.text
