@@ -108,11 +108,22 @@ def absence(path: Path, advice: str = "check the path") -> str:
     if os.path.isdir(path):  # unlike Path.is_dir, never an error
         return f"{path}: a folder; {advice}"
     if not os.path.islink(path):
-        return f"{path}: no such file; {advice}"
+        return f"{path}: {_why_absent(path)}; {advice}"
     target = os.readlink(path)
     if ANNEXED in Path(target).as_posix():
         return _annexed(path)
     return f"{path}: a link to {target}, which is not there; restore that file, or {advice}"
+
+
+def _why_absent(path: Path) -> str:
+    """Say in the words of the system why a file is not there, where its name alone is no reason."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, ValueError):
+        return "no such file"
+    except OSError as error:
+        return error.strerror or "no such file"
+    return "no file"
 
 
 def _annexed(path: Path) -> str:

@@ -172,8 +172,8 @@ def quote_paths(pyscript: Path) -> None:
     """Quote the paths in a script that Nipype wrote: it puts them between quotation marks."""
     text, folder = pyscript.read_text(encoding="utf-8"), str(pyscript.parent)
     suffix = pyscript.stem.removeprefix("pyscript_")
-    for name, path in {"pklfile": f"{folder}/node_{suffix}.pklz", "batchdir": folder}.items():
-        text = text.replace(f"{name} = '{path}'\n", f"{name} = {path!r}\n")
+    for name, value in {"pklfile": f"{folder}/node_{suffix}.pklz", "batchdir": folder}.items():
+        text = text.replace(f"{name} = '{value}'\n", f"{name} = {value!r}\n")
     pyscript.write_text(text, encoding="utf-8")
 
 

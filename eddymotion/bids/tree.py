@@ -228,7 +228,7 @@ def indexed_tree(bids_dir: Path, database_dir: Path) -> Tree:
         )
     files: dict[Path, list[BidsFile]] = {}
     for path in (Path(path).relative_to(root) for path in sorted(paths)):
-        if _may_matter(path.parent.parts):
+        if _may_matter(path.parent.parts) and not path.name.startswith("."):
             files.setdefault(path.parent, []).append(BidsFile(path.parent, path.name))
     return Tree(files)
 

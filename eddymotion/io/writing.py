@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
 """What fsync says where a file system has nothing of the kind."""
+
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a name under which there is no file."""
 
 _waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_waiting", default=None)
 """Temporary and final names of what is given its name together with others."""
@@ -103,10 +107,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def refuse_name(path: Path) -> None:
     """Raise if a file cannot have this name: it is too long, or that of a folder."""
     try:
-        is_folder = path.is_dir()
+        mode = os.stat(path).st_mode  # which Path.is_dir keeps to itself from Python 3.14 on
     except OSError as error:
+        if error.errno in NOT_THERE:
+            return
         raise EddymotionError(describe_disk_error(error)) from error
-    if is_folder:
+    if stat.S_ISDIR(mode):
         raise EddymotionError(
             f"{path}: is a folder, and a file of this name is to be written; move it away"
         )

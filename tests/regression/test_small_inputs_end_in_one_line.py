@@ -110,7 +110,7 @@ LONG = "a" * 300
     ("command", "given"),
     [
         (correct, [LONG]),
-        (correct, ["fixed.nii.gz", "--bval", LONG]),
+        (correct, ["fixed.nii.gz", "--bval", LONG, "--bvec", "moving.nii.gz"]),
         (correct, ["fixed.nii.gz", "--mask", LONG]),
         (correct, ["fixed.nii.gz", "-o", LONG]),
         (register, ["fixed.nii.gz", "moving.nii.gz", "-o", LONG]),
