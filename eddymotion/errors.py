@@ -116,7 +116,7 @@ def absence(path: Path, advice: str = "check the path") -> str:
 
 
 def _why_absent(path: Path) -> str:
-    """Say in the words of the system why a file is not there, where its name alone is no reason."""
+    """Say why a file is not there: in the words of the system where it has a reason of its own."""
     try:
         os.lstat(path)
     except (FileNotFoundError, ValueError):
