@@ -87,6 +87,17 @@ def test_names_of_make_targets_and_modules_exist(page):
         assert (ROOT / path).is_file(), path
 
 
+def test_what_people_expect_is_tested():
+    lines = (DOCS / "project" / "expectations.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/\S+\.py)::(\w+)`", row)
+        assert named, row
+        for path, test in named:
+            assert f"\ndef {test}(" in (ROOT / path).read_text(encoding="utf-8"), test
+
+
 @in_pages
 def test_links_to_files_exist(page):
     for link in re.findall(r"\]\((?!\w+:)([^)#\s]+)", page.read_text(encoding="utf-8")):
