@@ -278,8 +278,8 @@ def test_hostile_text_runs_nothing(browser):
     assert not [event for event in browser.events if "Dialog" in event.get("method", "")]
 
 
-@pytest.mark.parametrize("width", [1024, 1280, 1920])
-def test_it_fits_a_laptop(browser, width):
+@pytest.mark.parametrize("width", [390, 1024, 1366, 1920])
+def test_it_fits_a_phone_and_a_laptop(browser, width):
     browser.call("Emulation.setDeviceMetricsOverride", width=width, height=700,
                  deviceScaleFactor=1, mobile=False)  # fmt: skip
     assert browser.evaluate("document.documentElement.scrollWidth") <= width

@@ -208,7 +208,7 @@ def test_links_and_dots_lead_to_the_reports(browser, site):
     assert browser.evaluate("document.title + location.hash") == "sub-04#s0"
 
 
-@pytest.mark.parametrize("width", [1024, 1280, 1920])
+@pytest.mark.parametrize("width", [390, 1024, 1366, 1920])
 def test_it_fits_a_laptop_and_a_picture_of_it_is_made(browser, tmp_path, width):
     browser.call("Emulation.setDeviceMetricsOverride", width=width, height=700,
                  deviceScaleFactor=1, mobile=False)  # fmt: skip
