@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Take the pictures of reports that the pages show, with a headless Chromium.
 
-``python docs/recordings/pictures_of_reports.py OUTPUT_DIR docs/images``, where OUTPUT_DIR is what
-``eddymotion`` has written, at both levels, of a dataset with sub-bangalore and sub-xa30.
+``python docs/recordings/pictures_of_reports.py OUTPUT_DIR DEMO_DIR docs/images``: OUTPUT_DIR is
+what ``eddymotion`` has written, at both levels, of a dataset with sub-bangalore and sub-xa30, and
+DEMO_DIR what ``eddymotion --demo`` has.
 """
 
 import base64
@@ -50,7 +51,7 @@ def save(found, path):
 
 
 if __name__ == "__main__":
-    output_dir, images = map(Path, sys.argv[1:])
+    output_dir, demo_dir, images = map(Path, sys.argv[1:])
     with Browser(find_chromium(), WIDTH, HEIGHT) as browser:
         still = [{"name": "prefers-reduced-motion", "value": "reduce"}]
         browser.call("Emulation.setEmulatedMedia", features=still)
@@ -58,6 +59,10 @@ if __name__ == "__main__":
         for name, (page, first, last) in CLIPS.items():
             found = picture(browser, output_dir / page, first, last)
             save(found, images / name)
-    figures = output_dir / "sub-bangalore" / "figures"
-    drawn = figures / "sub-bangalore_desc-beforeafter_dwi.png"
-    save(Image.open(drawn).convert("RGB"), images / "before-after.png")
+    name = "figures/sub-{0}_desc-beforeafter_dwi.png"
+    for drawn, target in (
+        (output_dir / "sub-bangalore" / name.format("bangalore"), "before-after.png"),
+        (demo_dir / "derivatives/sub-demo" / name.format("demo"), "demo-before-after.png"),
+        (demo_dir / "motion.png", "motion.png"),
+    ):
+        save(Image.open(drawn).convert("RGB"), images / target)
