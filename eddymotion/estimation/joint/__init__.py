@@ -8,7 +8,8 @@ the others. Here one Gauss-Newton step moves all volumes together
 1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself, and so
    is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
-2. Coarse levels use a fixed covariance; they cover 20 mm and 25°. Fine levels are band-passed,
+2. Coarse levels use a fixed covariance; they cover 20 mm and 25°, but for volumes far from their
+   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.search`). Fine levels are band-passed,
    since what a model gets wrong is smooth in space, and fit the covariance to the band.
 3. Slices that lost signal are found with the leave-one-out predictions and left out of a last
    solution at the finest level.
@@ -185,6 +186,7 @@ def _approach(
     motion = Motion.identity(len(solver.dwi))
     for level in COARSE:
         motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
+    motion = solver.seek(groups, motion)
     motion = with_fields(solver, groups, motion, eddy_currents)
     motion, problems = solver.solve(FINE[0], groups, motion)
     if motion.eddy_currents is not None:
