@@ -9,8 +9,8 @@ truth is far lower there; it only has to be looked at.
 
 A volume is therefore tried at turns all around the mean pose, its place kept or taken from where
 its signal is, against what all others predict *for the direction that it would have there*. Given
-them, with ``r`` the difference from the prediction and ``v`` its variance (:meth:`~eddymotion.\
-models.gaussian_process.GaussianProcessModel.predictors`), the cost of all volumes at a point is ::
+them, with ``r`` the difference from the prediction and ``v`` its variance
+(:func:`~eddymotion.models.gaussian_process.predictors`), the cost of all volumes at a point is ::
 
     q = q₋ᵢ + r² / v,    −log p ∝ log(q + s²) + log(v) / (N + 1)
 
@@ -37,13 +37,13 @@ from eddymotion.estimation.unknowns import Poses
 from eddymotion.images.pyramid import MIN_POINTS, Level
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rms_displacement
-from eddymotion.models.gaussian_process import GaussianProcessModel
+from eddymotion.models.gaussian_process import GaussianProcessModel, predictors
 from eddymotion.robust import Cauchy
 
 BAND_MM, N_POINTS = (9.0, 22.0), 4_000
-"""Widths of the band in which volumes are sought, in a human head. With 12 directions at b=3000 the
-cost at the truth was lower than where volumes had gone astray by 0.01 to 0.15 there, and higher by
-up to 0.2 with a fixed covariance, as coarse levels have, or without the high-pass."""
+"""Widths of the band in which volumes are sought, in a human head. With 12 directions at b=3000
+the cost at the truth was lower by 0.01 to 0.15 than where volumes had gone astray; with a fixed
+covariance, as coarse levels have, or without the high-pass, it was higher by up to 0.2."""
 
 STEP_DEGREES, N_STEPS, MOST_DEGREES = 15.0, 2, 47.0
 """Turns about each axis that are tried, from the mean pose; no more in all than the last."""
@@ -53,7 +53,8 @@ N_REFINED, N_REFINING = 4, 6
 
 SETTLED = 0.7
 """The share of the volumes that agree best with their predictions predicts the others, each of
-which joins it once it was tried: two astray with nearly one direction hold each other there."""
+which joins it once it was tried. Two astray with nearly one direction hold each other there
+otherwise: in three of six trials with all of them, in none with this share."""
 
 LEAST_GAIN = 1e-3
 """By which the cost has to fall for a volume to leave its place."""
@@ -92,9 +93,9 @@ def search(
     turns = turns_around(Rotation.from_matrix(motion.rotations).mean())
     values, slopes = found.samples.values, found.samples.slopes
     order = np.argsort(-agreement(found), kind="stable")
-    settled = order[: math.ceil(SETTLED * len(order))]
+    known = order[: math.ceil(SETTLED * len(order))]
     for volume in order[np.isin(order, volumes)]:
-        held = _HeldOut.of(problem, motion, volume, settled, values, slopes)
+        held = _HeldOut.of(problem, motion, volume, known, values, slopes)
         here = held.refined(motion[volume], held.cost(motion[volume]))
         tried = held.poses(turns, [_place(motion[volume], problem.center), places[volume]])
         costs = held.costs(tried)
@@ -106,7 +107,7 @@ def search(
         ways[volume] = rms_displacement(pose, motion[volume], problem.center)
         motion = motion.updated(np.array([volume]), pose[None])
         values[volume], slopes[:, volume] = held.shown(pose)
-        settled = np.union1d(settled, volume)
+        known = np.union1d(known, volume)
     return motion, ways
 
 
@@ -122,8 +123,8 @@ def agreement(found: Residuals) -> np.ndarray:
 
 def search_level(scale: float, voxel: float) -> Level:
     """Return the level at which to search, for a head of some size and voxels of some edge, mm."""
-    low, high = (max(width * scale / voxel, least) for width, least in zip(BAND_MM, (1.0, 2.5)))
-    return Level(low, N_POINTS, highpass=high)
+    low, high = np.maximum(np.array(BAND_MM) * scale / voxel, (1.0, 2.5))
+    return Level(float(low), N_POINTS, highpass=float(high))
 
 
 def turns_around(mean: Rotation) -> np.ndarray:
@@ -231,9 +232,8 @@ class _HeldOut:
         """Return how the others predict the volume at poses (K, 4, 4): (K, N − 1) and (K,)."""
         assert isinstance(self.problem.model, GaussianProcessModel)
         own = self.problem.gradients.select(np.full(len(poses), self.volume))
-        weights, variances = self.problem.model.predictors(
-            self.others, own.rotated(poses[:, :3, :3])
-        )
+        turned = own.rotated(poses[:, :3, :3])
+        weights, variances = predictors(self.problem.model.covariance, self.others, turned)
         return weights.astype(np.float32), variances
 
     def refined(self, pose: np.ndarray, cost: float) -> tuple[np.ndarray, float]:
