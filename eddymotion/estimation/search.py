@@ -221,12 +221,9 @@ class _HeldOut:
         inside = np.isfinite(shown)
         if inside.sum() < max(MIN_POINTS, LEAST_INSIDE * len(shown)):
             return np.inf
-        misfit = self._misfit((shown - predicted)[inside], inside, variance)
         n_volumes = len(self.values) + 1
+        misfit = (self.misfit + (shown - predicted) ** 2 / variance)[inside] / n_volumes
         return Cauchy.of(misfit).cost(misfit) + np.log(variance) / (n_volumes + 1)
-
-    def _misfit(self, rest: np.ndarray, inside: np.ndarray, variance: float) -> np.ndarray:
-        return (self.misfit[inside] + rest**2 / variance) / (len(self.values) + 1)
 
     def predictors(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how the others predict the volume at poses (K, 4, 4): (K, N − 1) and (K,)."""
@@ -252,7 +249,7 @@ class _HeldOut:
         shown = self.problem.splines[self.volume].sample(points, pose)
         inside = np.isfinite(shown)
         rest = np.where(inside, shown - weights @ self.values, 0.0)
-        misfit = self._misfit(rest, slice(None), variance)
+        misfit = (self.misfit + rest**2 / variance) / (len(self.values) + 1)
         used = Cauchy.of(misfit[inside]).weights(misfit) * inside
         slopes = np.einsum("n,anv->av", weights, self.slopes)[None]
         jacobian = Poses(center).columns(Motion.identity(1), points, slopes)[0].astype(float)

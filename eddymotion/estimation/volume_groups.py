@@ -66,7 +66,7 @@ class VolumeGroup:
 
     @property
     def can_be_sought(self) -> bool:
-        """Whether its volumes can be tried at other poses (:mod:`eddymotion.estimation.search`)."""
+        """Whether its volumes can be tried elsewhere (:mod:`eddymotion.estimation.search`)."""
         is_process = isinstance(self.fine, GaussianProcessModel)
         return is_process and len(self.volumes) >= ENOUGH_DIRECTIONS
 

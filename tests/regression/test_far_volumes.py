@@ -22,7 +22,7 @@ from eddymotion.simulation.motion import simulate_motion
 SCHEME = shelled_scheme({3000.0: 12}, 2)
 ASTRAY = np.array([2, 5, 9])
 TURNED = np.array([[0, 0, 0, 0, 1.2, 0], [6, 0, 9, 0.1, -0.7, 0.2], [-4, 9, 2, 0.3, 0.5, 0]])
-"""How these volumes are astray: mm and rad, two of them about the axis around which the head is round."""
+"""How these volumes are astray: mm and rad, two about the axis around which the head is round."""
 
 
 def scattered(voxel_sizes, seed):
