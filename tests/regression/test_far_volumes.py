@@ -25,15 +25,14 @@ TURNED = np.array([[0, 0, 0, 0, 1.2, 0], [6, 0, 9, 0.1, -0.7, 0.2], [-4, 9, 2, 0
 """How these volumes are astray: mm and rad, two about the axis around which the head is round."""
 
 
-def scattered(voxel_sizes, seed):
-    head = procedural_head(voxel_sizes)
+def scattered(head, voxel_sizes, seed):
     grid = Grid.covering(head, voxel_sizes)
     truth = simulate_motion("scattered", len(SCHEME), grid.center, seed=seed)
     return acquire(head, SCHEME, truth, grid, snr=20.0, coil_bias=0.13, seed=seed), truth
 
 
 def test_volumes_astray_are_found_again():
-    dwi, truth = scattered(4.0, 2)
+    dwi, truth = scattered(procedural_head(4.0), 4.0, 2)
     dwis, scale = SCHEME.dwis, head_scale(dwi.mask, dwi.voxel_sizes)
     there = truth.matrices[dwis]
     start = there.copy()
@@ -57,7 +56,7 @@ def test_volumes_astray_are_found_again():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [5, 6])
 def test_no_volume_of_few_at_high_b_is_left_astray(seed):
-    dwi, truth = scattered(3.0, seed)
+    dwi, truth = scattered(procedural_head(), 3.0, seed)
     found, dwis = em.estimate_motion(dwi), SCHEME.dwis
     apart = np.linalg.inv(truth.matrices[dwis]) @ found.matrices[dwis]
     between = rms_displacement(apart[:, None], apart, dwi.brain_center)
