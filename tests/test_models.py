@@ -21,7 +21,7 @@ from eddymotion.models import (
 )
 from eddymotion.models.covariance import fit_covariance, restricted_likelihood
 from eddymotion.models.dipy import DipyModel, find_model
-from eddymotion.models.gaussian_process import mean_design
+from eddymotion.models.gaussian_process import mean_design, predictors
 from eddymotion.models.harmonics import HarmonicCovariance, real_harmonics
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
 from eddymotion.simulation import shelled_scheme
@@ -163,6 +163,19 @@ def test_gaussian_process_equals_explicit_refits(two_shell_voxels, min_q_distanc
         voxels, gradients, covariance, groups_by_hand(gradients, min_q_distance)
     )
     np.testing.assert_allclose(model.leave_one_out(voxels, gradients), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("covariance", FAMILIES)
+def test_predictors_of_a_volume_are_its_row_of_the_precision(two_shells, covariance):
+    model, table = GaussianProcessModel(covariance, fitted=True), two_shells.gradients
+    precision = model.precision(table)
+    for volume in (0, table.dwis[3], table.dwis[-1]):
+        others = np.setdiff1d(np.arange(len(table)), volume)
+        known, sought = table.select(others), table.select([volume, volume])
+        weights, variances = predictors(covariance, known, sought)
+        row = precision[volume]
+        np.testing.assert_allclose(weights, [-row[others] / row[volume]] * 2, atol=1e-8)
+        np.testing.assert_allclose(variances, [1 / row[volume]] * 2)
 
 
 def test_average_is_the_mean_of_the_others(two_shell_voxels, min_q_distance):

@@ -64,6 +64,12 @@ class VolumeGroup:
         enough = self.leave_one_out or len(self.volumes) >= ENOUGH_DIRECTIONS
         return enough and bool(np.isin(volumes, self.volumes).any())
 
+    @property
+    def can_be_sought(self) -> bool:
+        """Whether its volumes can be tried elsewhere (:mod:`eddymotion.estimation.search`)."""
+        is_process = isinstance(self.fine, GaussianProcessModel)
+        return is_process and len(self.volumes) >= ENOUGH_DIRECTIONS
+
     def without(self, volumes: np.ndarray) -> VolumeGroup:
         """Leave some of the volumes out."""
         return replace(self, volumes=np.setdiff1d(self.volumes, volumes))

@@ -59,6 +59,45 @@ class GaussianProcessModel(LinearModel):
         return projected_precision(K, mean_design(gradients))
 
 
+def predictors(
+    covariance: Covariance, known: Gradients, sought: Gradients
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how known volumes predict others, were these measured.
+
+    Universal kriging (Cressie 1993, Statistics for Spatial Data, 3.4)::
+
+        [K + I  X] [λ]   [k]          v = 1 + k₀ − kᵀλ − xᵀμ
+        [Xᵀ     0] [μ] = [x]
+
+    Parameters
+    ----------
+    covariance : Covariance
+    known : Gradients
+        Of N volumes, some at the b-value of each that is sought.
+    sought : Gradients
+        Of M volumes; not as seen by each other.
+
+    Returns
+    -------
+    weights : (M, N) array
+        ``λ``
+    variances : (M,) array
+        ``v``, of the differences, in units of the noise variance.
+    """
+    n = len(known)
+    table = Gradients(
+        np.concatenate([known.bvals, sought.bvals]),
+        np.concatenate([known.bvecs, sought.bvecs]),
+        known.b0_threshold,
+    )
+    K, X = covariance.matrix(table), mean_design(table)
+    system = np.block([[K[:n, :n] + np.eye(n), X[:n]], [X[:n].T, np.zeros((X.shape[1],) * 2)]])
+    right = np.vstack([K[:n, n:], X[n:].T])
+    solved = np.linalg.solve(system, right)
+    variances = 1 + np.diag(K)[n:] - np.einsum("nm,nm->m", right, solved)
+    return solved[:n].T, variances
+
+
 def mean_design(gradients: Gradients) -> np.ndarray:
     """Design of the mean, (N, q), of full rank.
 

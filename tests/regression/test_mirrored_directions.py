@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""b-vectors with a wrong sign are told by fibres that do not go on: no prediction shows them."""
+"""b-vectors along wrong axes are told by fibres that do not go on: no prediction shows them."""
 
 from dataclasses import replace
 
@@ -8,19 +8,25 @@ import pytest
 
 import eddymotion as em
 from eddymotion.data.checks import find_issues
-from eddymotion.data.checks.directions import mirrored_axis
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.checks.directions import likelier_axes
+from eddymotion.data.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.images.axes import image_axes
 from eddymotion.simulation import shelled_scheme
 
 
-def mirrored(dwi, axis):
-    """The same series, its directions mirrored along an image axis."""
-    mirror, axes = np.diag(np.where(np.arange(3) == axis, -1.0, 1.0)), image_axes(dwi.affine)
-    bvecs = dwi.gradients.bvecs @ axes @ mirror @ axes.T
+def misread(dwi, order=(0, 1, 2), mirror=None):
+    """The same series, the components of its b-vectors on file exchanged, one of them negative."""
+    rows = to_fsl(dwi.gradients.bvecs, dwi.affine)[:, list(order)]
+    rows = rows * np.where(np.arange(3) == mirror, -1.0, 1.0)
+    bvecs = from_fsl(rows, dwi.affine)
     lengths = np.linalg.norm(bvecs, axis=1, keepdims=True)
     gradients = Gradients(dwi.gradients.bvals, bvecs / np.where(lengths > 0, lengths, 1))
     return replace(dwi, acquisition=replace(dwi.acquisition, gradients=gradients))
+
+
+def told(dwi):
+    (issue,) = (one.text for one in find_issues(dwi) if one.kind == "directions")
+    return issue
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +45,25 @@ def bundles():
 
 
 def test_bundles_that_are_mirrored_end_at_their_sides(bundles):
-    assert mirrored_axis(bundles) is None
-    wrong = mirrored(bundles, 1)
-    assert mirrored_axis(wrong) in ("i", "j")  # either puts them right
-    (issue,) = (one for one in find_issues(wrong) if one.kind == "directions")
-    assert "may be mirrored" in issue.text
+    assert likelier_axes(bundles) is None
+    wrong = misread(bundles, mirror=1)
+    assert likelier_axes(wrong).mirrored_axis in ("i", "j")  # either puts them right
+    assert "may be mirrored" in told(wrong)
     few = wrong.select(np.arange(9))
-    assert mirrored_axis(few) is None
+    assert likelier_axes(few) is None
 
 
 def test_each_axis_is_told_in_a_real_brain(public_series):
     dwi = public_series("ds000114_trunc")
-    assert mirrored_axis(dwi) is None
-    assert [mirrored_axis(mirrored(dwi, axis)) for axis in range(3)] == ["i", "j", "k"]
+    assert likelier_axes(dwi) is None
+    found = [likelier_axes(misread(dwi, mirror=axis)).mirrored_axis for axis in range(3)]
+    assert found == ["i", "j", "k"]
+
+
+@pytest.mark.parametrize(
+    ("order", "mirror", "rows"),
+    [((1, 0, 2), None, "2, 1, 3"), ((2, 1, 0), 0, "3, 2, -1"), ((1, 2, 0), None, "3, 1, 2")],
+)
+def test_exchanged_axes_are_told_in_a_real_brain(public_series, order, mirror, rows):
+    wrong = misread(public_series("ds000114_trunc"), order, mirror)
+    assert f"rows {rows} would fit best" in told(wrong)

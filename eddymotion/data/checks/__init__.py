@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from eddymotion.data.checks.directions import mirrored_axis
+from eddymotion.data.checks.directions import AxesReading, likelier_axes
 from eddymotion.data.checks.noise import is_denoised
 from eddymotion.data.checks.scales import scaled_vectors
 from eddymotion.data.checks.tables import compare_b0s, contradictions
@@ -89,13 +89,8 @@ def _find_issues(dwi: DWI) -> list[DataIssue]:
     ]
     if (text := compare_b0s(dwi)) is not None:
         found.append(DataIssue("b0", text))
-    if (axis := mirrored_axis(dwi)) is not None:
-        found.append(DataIssue(
-            "directions",
-            "fibres go on from voxel to voxel better with the sign of the b-vectors changed along "
-            f"image axis {axis}: all directions may be mirrored, which the correction can neither "
-            f"see nor mend; look at row {'ijk'.index(axis) + 1} of the .bvec and how it was made",
-        ))  # fmt: skip
+    if (reading := likelier_axes(dwi)) is not None:
+        found.append(DataIssue("directions", _wrong_axes(dwi, reading)))
     if dwi.is_cut:
         found.append(DataIssue(
             "zeros",
@@ -122,6 +117,22 @@ def _find_issues(dwi: DWI) -> list[DataIssue]:
     if (text := mask_issue(_reference(dwi), dwi.mask)) is not None:
         found.append(DataIssue("mask", text))
     return found
+
+
+def _wrong_axes(dwi: DWI, reading: AxesReading) -> str:
+    """Say how the b-vectors should be read."""
+    axis, look = reading.mirrored_axis, "which the correction can neither see nor mend; look at"
+    if axis is not None:
+        return (
+            "fibres go on from voxel to voxel better with the sign of the b-vectors changed along "
+            f"image axis {axis}: all directions may be mirrored, {look} row "
+            f"{'ijk'.index(axis) + 1} of the .bvec and how it was made"
+        )
+    return (
+        "fibres go on from voxel to voxel better with the components of the b-vectors exchanged: "
+        f"they may belong to other axes, {look} the .bvec and how it was made, whose rows "
+        f"{reading.rows(dwi.affine)} would fit best"
+    )
 
 
 def in_sidecar(dwi: DWI, frame_doubt: str | None = None) -> list[dict[str, Any]]:

@@ -8,13 +8,17 @@ the others. Here one Gauss-Newton step moves all volumes together
 1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself, and so
    is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
-2. Coarse levels use a fixed covariance; they cover 20 mm and 25°. Fine levels are band-passed,
-   since what a model gets wrong is smooth in space, and fit the covariance to the band.
+2. Coarse levels use a fixed covariance; they cover 20 mm and 25°, but for volumes far from their
+   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.search`). Fine levels
+   are band-passed, since what a model gets wrong is smooth in space, and fit the covariance to
+   the band.
 3. Slices that lost signal are found with the leave-one-out predictions and left out of a last
    solution at the finest level.
 4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
    their neighbours; those that fit nowhere are left out.
-5. Standard errors come from how much the solution differs between parts of the brain, and between
+5. What of the poses follows the direction of diffusion, which no image contradicts, is left to
+   the course of the head (:mod:`eddymotion.estimation.direction_pulls`).
+6. Standard errors come from how much the solution differs between parts of the brain, and between
    parts of a volume's time.
 """
 
@@ -29,6 +33,7 @@ import numpy as np
 from eddymotion.data.gradients import Gradients, forms_shells
 from eddymotion.data.series import DWI
 from eddymotion.estimation.coupled import CoupledProblem
+from eddymotion.estimation.direction_pulls import find_pulls, without_pulls
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import NO_PRIOR
 from eddymotion.estimation.joint.solver import (
@@ -155,6 +160,7 @@ def solve_jointly(
             covariances[volumes] += excess_covariance(covariances[volumes], factor**2 * scatter)
             pulls = solver.pulls_of_slices(problem, group, motion)
             covariances[volumes] += pulled_by_slices(by_noise[volumes], pulls)
+        motion = _smoothed_course(solver, groups, motion, covariances)
         covariances += solver.untold(motion, groups[-1])
         unrest = Unrest(covariances, apart, by_noise, by_misfit, judged.outliers.flagged)
     known = _known(dwi, groups, problems, frames)
@@ -185,6 +191,7 @@ def _approach(
     motion = Motion.identity(len(solver.dwi))
     for level in COARSE:
         motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
+    motion = solver.seek(groups, motion)
     motion = with_fields(solver, groups, motion, eddy_currents)
     motion, problems = solver.solve(FINE[0], groups, motion)
     if motion.eddy_currents is not None:
@@ -277,6 +284,21 @@ def with_fields(
     motion = solver.solve(COARSE[-1], groups, replace(motion, eddy_currents=eddy))[0]
     assert motion.eddy_currents is not None
     return replace(motion, eddy_currents=motion.eddy_currents.of_order(order))
+
+
+def _smoothed_course(
+    solver: JointSolver, groups: Sequence[VolumeGroup], motion: Motion, covariances: np.ndarray
+) -> Motion:
+    """Take out of the poses what follows the direction and not the course of the head."""
+    if len(solver.undetermined):
+        return motion
+    gradients, center = solver.dwi.gradients, solver.dwi.brain_center
+    for group in groups:
+        about = group.volumes, covariances, center, solver.in_mm
+        if (found := find_pulls(motion, gradients, *about)) is not None:
+            log.info("motion of %s: %s", group.name, found)
+            motion = without_pulls(motion, group.volumes, found, center, solver.in_mm)
+    return motion
 
 
 def _known(

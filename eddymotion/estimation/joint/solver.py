@@ -26,7 +26,9 @@ from eddymotion.estimation.fields import (
     usual_poses,
     weigh_fields,
 )
+from eddymotion.estimation.outlier_volumes import far_from_neighbours
 from eddymotion.estimation.outliers import SliceOutliers, rescaled
+from eddymotion.estimation.search import places_by_signal, search, search_level
 from eddymotion.estimation.solution import Solution
 from eddymotion.estimation.undetermined import free_directions
 from eddymotion.estimation.unknowns import POSES, Block, Poses
@@ -72,6 +74,10 @@ at rest without any."""
 
 THICK = 1.3
 """Filters that are wider along the slices by this factor tell something else than plain ones."""
+
+MAX_SWEEPS, AT_HOME_MM = 6, 4.0
+"""Times that volumes far from their neighbours are sought, until none moves so far, in a human
+head (root mean square)."""
 
 CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3.0
 """What is kept around the brain of a volume from the second level on: what a level's filter and
@@ -149,9 +155,44 @@ class JointSolver:
             problems.append(problem)
         return new, problems
 
-    def problem(self, level: Level, group: VolumeGroup, motion: Motion) -> CoupledProblem:
-        """Set up the problem of a group at a level."""
-        splines = self.splines(level, motion.matrices)
+    def seek(self, groups: Sequence[VolumeGroup], motion: Motion) -> Motion:
+        """Seek volumes that lie far from their neighbours in time, until all stay there."""
+        level = search_level(self.scale, self.voxel)
+        for group in groups:
+            for _ in range(MAX_SWEEPS):
+                far = self.to_seek(group, motion)
+                if not len(far):
+                    break
+                found = group_motion(motion, group)
+                problem = self.problem(level, group, motion, whole=group.volumes[far])
+                places = places_by_signal(self.dwi, group.volumes, found)
+                found, ways = search(problem.with_model_fitted(found), found, far, places)
+                log.debug("%s, sought %d: moved by %s mm", group.name, len(far), ways[far])
+                self.stale = group.volumes[far]
+                motion = self.solve(level, [group], _with_group(motion, group, found))[0]
+                if ways.max() < AT_HOME_MM * self.scale:
+                    break
+        return motion
+
+    def to_seek(self, group: VolumeGroup, motion: Motion) -> np.ndarray:
+        """Return which of the volumes of a group lie so far from their neighbours, (K,)."""
+        if len(self.undetermined) or not group.can_be_sought:
+            return np.empty(0, int)
+        return far_from_neighbours(group_motion(motion, group), self.dwi.brain_center)[0]
+
+    def problem(
+        self,
+        level: Level,
+        group: VolumeGroup,
+        motion: Motion,
+        *,
+        whole: Sequence[int] | np.ndarray = (),
+    ) -> CoupledProblem:
+        """Set up the problem of a group at a level, some volumes not cut down to the brain."""
+        splines = list(self.splines(level, motion.matrices))
+        uncut = self.filtered(level, whole, motion.matrices, THICKNESS_POWER, cut=False)
+        for volume, spline in zip(whole, uncut, strict=True):
+            splines[volume] = spline
         own = [splines[volume] for volume in group.volumes]
         return CoupledProblem(
             own,
@@ -319,9 +360,15 @@ class JointSolver:
         return self.band[1]
 
     def filtered(
-        self, level: Level, volumes: Iterable[int], matrices: np.ndarray, thickness_power: float
+        self,
+        level: Level,
+        volumes: Iterable[int],
+        matrices: np.ndarray,
+        thickness_power: float,
+        *,
+        cut: bool = True,
     ) -> list[Spline]:
-        """Band-pass some volumes."""
+        """Band-pass some volumes, cut down to where the brain is and the filter reaches."""
         brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
         unit = fine_widths(self.dwi.voxel_sizes)
         width = unit if level.highpass is not None else self.scale
@@ -331,7 +378,7 @@ class JointSolver:
             image = self.dwi.volume_with_missing(volume)
             if self.outliers is not None:
                 image = rescaled(image, self.outliers, volume)
-            if level is not COARSE[0]:
+            if cut and level is not COARSE[0]:
                 image = crop(image, apply_affine(matrices[volume], brain), margin)
             return Spline.of(band_pass(image, level, self.scale, thickness_power))
 
