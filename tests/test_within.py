@@ -9,12 +9,13 @@ import pytest
 import eddymotion as em
 from eddymotion.data.acquisition import Slicing
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.continuous import _centred, right_jacobians
-from eddymotion.estimation.course_descent import FoundCourse
-from eddymotion.estimation.increments import Increments
-from eddymotion.estimation.knots import Knots
 from eddymotion.estimation.unrest import Unrest
-from eddymotion.estimation.within import LEVELS, CourseSolver, _between_knots, shown_to_move
+from eddymotion.estimation.within_volumes.descent import FoundCourse
+from eddymotion.estimation.within_volumes.equations import _centred, right_jacobians
+from eddymotion.estimation.within_volumes.increments import Increments
+from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.estimation.within_volumes.solver import LEVELS, CourseSolver, shown_to_move
+from eddymotion.estimation.within_volumes.standard_errors import between_knots
 from eddymotion.evaluation.trajectory import compare_trajectory
 from eddymotion.images.grid import Grid
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters
@@ -39,7 +40,7 @@ def test_steps_in_twists_are_steps_of_the_pose():
     np.testing.assert_allclose(steps, expected, atol=1e-11)
 
 
-def test_a_volume_at_rest_has_one_pose_and_others_a_line_between_knots():
+def test_a_volume_at_rest_has_one_pose_and_others_a_linebetween_knots():
     knots = Knots.between(INTERLEAVED, 4, MOVING)
     assert knots.n_rows == 2 + 3 * 4
     twists = RANDOM.normal(size=(knots.n_rows, 6))
@@ -109,12 +110,12 @@ def test_scales_of_increments_are_learnt_from_a_course_that_is_known():
     np.testing.assert_allclose(ratios, true / true[0], rtol=0.02)
 
 
-def test_heads_stray_most_half_way_between_knots():
+def test_heads_stray_most_half_waybetween_knots():
     """A Brownian bridge: a quarter of the variance in the middle, none at the knots."""
     knots = Knots.between(INTERLEAVED, 3, MOVING)
     increments = Increments.of(knots, np.ones(4, bool), np.full(6, 2.0))
     still = FoundCourse(np.zeros((knots.n_rows, 6)), increments, np.zeros(0), 1, 0.0)
-    strayed = _between_knots(knots, still)
+    strayed = between_knots(knots, still)
     assert not strayed[~MOVING].any()
     of_increment = (increments.scale[0, 0] / 2.0) ** 2 / increments.weights(still.twists)[0]
     half_way = (TIMES / 1.25) % 1.0

@@ -14,7 +14,7 @@ from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.joint import FEW_FOR_FIELDS, fields_are_sought, solve_jointly
 from eddymotion.estimation.joint.solver import FINE_ITERATIONS
 from eddymotion.estimation.lovo import leave_one_out_loop
-from eddymotion.estimation.within import check_within_volume, follow_head
+from eddymotion.estimation.within_volumes import check_within_volume, follow_head
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.eddy_currents import N_TERMS
 from eddymotion.mapping.motion import Motion
@@ -43,8 +43,8 @@ class Joint:
         Fields to estimate with the poses, from six diffusion-weighted volumes on. ``auto``: as
         many terms as the scheme allows and the data show.
     within_volume : {"auto", "none"} or int
-        Motion within volumes (:mod:`eddymotion.estimation.within`): where slice timing is known
-        and the data show it, not at all, or so many knots in every volume.
+        Motion within volumes (:mod:`eddymotion.estimation.within_volumes`): where slice timing is
+        known and the data show it, not at all, or so many knots in every volume.
     """
 
     model: Model | str = "auto"

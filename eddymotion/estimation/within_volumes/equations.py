@@ -38,8 +38,8 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.coupled import MAX_MISSING, filled, smoothed
-from eddymotion.estimation.knots import Knots
 from eddymotion.estimation.unknowns import Poses
+from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.images.pyramid import BLOCK_MM, blocks_of
 from eddymotion.images.stack import SliceStack
 from eddymotion.machine.parallel import parallel_map

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import sparse
 
-from eddymotion.estimation.knots import Knots
+from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.robust import student_weights
 
 WITHIN, BETWEEN, BESIDE_REST = range(3)

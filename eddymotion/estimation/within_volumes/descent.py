@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-from eddymotion.estimation.continuous import AXES, CourseEquations, CourseProblem
-from eddymotion.estimation.increments import Increments
-from eddymotion.estimation.knots import Knots
+from eddymotion.estimation.within_volumes.equations import AXES, CourseEquations, CourseProblem
+from eddymotion.estimation.within_volumes.increments import Increments
+from eddymotion.estimation.within_volumes.knots import Knots
 
 DAMPING = 1e-6
 ABSOLUTE_DAMPING = 1e-3

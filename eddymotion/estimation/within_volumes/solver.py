@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Motion within volumes: from one pose a volume to a course of the head."""
+"""The course of the head, coarse to fine."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ import numpy as np
 from scipy import ndimage
 
 from eddymotion.data.series import DWI
-from eddymotion.errors import EddymotionError
-from eddymotion.estimation.continuous import CourseProblem, Member, right_jacobians
 from eddymotion.estimation.coupled import POINTS_FOR_MODEL
-from eddymotion.estimation.course_descent import CourseStepping, FoundCourse, solve_course
-from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.increments import WITHIN, Increments
-from eddymotion.estimation.knots import Knots
 from eddymotion.estimation.volume_groups import VolumeGroup
+from eddymotion.estimation.within_volumes.descent import CourseStepping, FoundCourse, solve_course
+from eddymotion.estimation.within_volumes.equations import CourseProblem, Member
+from eddymotion.estimation.within_volumes.increments import Increments
+from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import BLOCK_MM, head_scale, jittered_points, low_pass, steepest
 from eddymotion.images.stack import SliceStack
-from eddymotion.machine.parallel import Compute, one_blas_thread, parallel_map
+from eddymotion.machine.parallel import Compute, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid
-from eddymotion.mapping.trajectory import Trajectory
-from eddymotion.models import LinearModel
-from eddymotion.wording import shown
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +39,6 @@ at rest of simulated series, of four heads, strayed by up to 3.7, those of 0.27 
 MANY_MOVED = 0.5
 """Where more of the diffusion-weighted volumes moved, none is taken to be at rest: few that are
 would hold the slices of all others in the frame of their own small motion."""
-
-
-def check_within_volume(option: int | str) -> None:
-    """Raise unless it is ``auto``, ``none`` or a number of knots from two on."""
-    is_number = isinstance(option, int) and not isinstance(option, bool)
-    if option in ("auto", "none") or (is_number and option >= 2):  # type: ignore[operator]
-        return
-    raise EddymotionError(
-        f"within_volume is {shown(option)}, expected auto, none, or a number of knots a volume "
-        "from 2 on"
-    )
 
 
 @dataclass(frozen=True)
@@ -247,91 +231,6 @@ class CourseSolver:
         return candidates[steepest(steepness, level.n_points, self.random)]
 
 
-def follow_head(
-    dwi: DWI,
-    estimate: Estimate,
-    motion: Motion,
-    model: LinearModel,
-    *,
-    n_knots: int | None = None,
-    compute: Compute,
-) -> Estimate | None:
-    """Find the course of the head through the volumes in which it moved.
-
-    Parameters
-    ----------
-    dwi : DWI
-    estimate : Estimate
-        One pose a volume.
-    motion : Motion
-        The same in one frame.
-    model : LinearModel
-        Of the diffusion-weighted volumes.
-    n_knots : int, optional
-        Knots of every volume. When not given, the volumes that the data show to have moved, if
-        any, get as many as serve.
-    compute : Compute
-
-    Returns
-    -------
-    Estimate
-        Of poses a volume, with a trajectory; b=0 and diffusion-weighted volumes each consistent
-        among themselves. None where the head was at rest within volumes as far as one can tell.
-    """
-    unrest, slicing = estimate.unrest, dwi.acquisition.slicing
-    assert unrest is not None
-    scale = head_scale(dwi.mask, dwi.voxel_sizes)
-    moving = unrest.moving(dwi.gradients.is_b0, scale)
-    if n_knots is not None:
-        moving = np.ones(len(dwi), bool)
-    placed = np.ones(len(dwi), bool) if estimate.unplaced is None else ~estimate.unplaced
-    if moving[dwi.gradients.dwis].mean() > MANY_MOVED:
-        moving = np.ones(len(dwi), bool)
-    moving &= placed
-    log.info("motion within volumes: %s", _describe(unrest.evidence(scale), moving, n_knots))
-    if not moving.any():
-        return None
-    groups = VolumeGroup.all_of(dwi, model, estimate.groups or [dwi.gradients.dwis])
-    groups = [group.without(np.flatnonzero(~placed)) for group in groups]
-    groups = [group for group in groups if len(group.volumes) > 1]
-    solver = CourseSolver(dwi, motion, groups, moving, unrest.lost, n_knots, compute)
-    with one_blas_thread():
-        solved = solver.solve()
-    if solved is None:
-        return None
-    knots, found = solved
-    poses = exp_rigid(knots.of_slices(found.twists), dwi.brain_center)
-    eddy = motion.eddy_currents
-    poses = poses if eddy is None else eddy.shifts[:, None] @ poses
-    of_slices = _covariances(knots, found, groups)
-    once = np.array([group[0] for group in slicing.groups])
-    matrices, trajectory = Trajectory.of_poses(
-        poses, dwi.brain_center, dwi.affine, slicing.axis, once=once
-    )
-    assert estimate.covariances is not None
-    known = np.isfinite(estimate.covariances).all(axis=(1, 2))
-    of_volumes = of_slices[0] + unrest.at_rest
-    return replace(
-        estimate,
-        motion=replace(motion, matrices=matrices, trajectory=trajectory),
-        covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
-        within=of_slices[1] + unrest.at_rest[:, None],
-    )
-
-
-def _describe(evidence: np.ndarray, moving: np.ndarray, n_knots: int | None) -> str:
-    """Say why the head is followed within volumes, or not."""
-    if n_knots is not None:
-        return f"{n_knots} knots in every volume, as asked for"
-    most = int(np.argmax(evidence))
-    of_all = (
-        f"parts of volume {most} pull apart by {evidence[most]:.1f} times what noise and misfit do"
-    )
-    if not moving.any():
-        return f"no evidence, one pose a volume ({of_all})"
-    return f"{int(moving.sum())} of {len(moving)} volumes ({of_all})"
-
-
 def shown_to_move(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.ndarray:
     """Whether the course strays within a volume by more than its errors make it, (N,) bool.
 
@@ -348,62 +247,3 @@ def shown_to_move(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.nda
     own = found.covariance[knots.row[:, :, None], :, knots.row[:, None]]
     by_errors = np.einsum("km,nkmaa,a->n", away.T @ away / len(away), own, in_mm**2)
     return knots.moving & ~(square <= MOVED_BY**2 * by_errors)
-
-
-def _covariances(
-    knots: Knots, found: FoundCourse, groups: Sequence[VolumeGroup]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return covariances of the poses of volumes and of slices.
-
-    Of steps about the centre of the brain, within each group of volumes: what a group has in
-    common is not told here. Zero for volumes of one pose, whose errors are known otherwise.
-
-    Returns
-    -------
-    of_volumes : (N, 6, 6) array
-    of_slices : (N, Z, 6, 6) array
-    """
-    n, n_slices = len(knots.moving), len(knots.basis)
-    of_volumes, of_slices = np.zeros((n, 6, 6)), np.zeros((n, n_slices, 6, 6))
-    turn = right_jacobians(found.twists)
-    whole = np.einsum("kac,kcld,lbd->kalb", turn, found.covariance, turn, optimize=True)
-    mean = knots.basis.mean(axis=0)
-    for group in groups:
-        rows = knots.row[group.volumes]  # (n, M)
-        own = whole[rows.ravel()[:, None], :, rows.ravel()]
-        own = own.reshape(*rows.shape, *rows.shape, 6, 6)
-        of_means = np.einsum("m,imjnab,n->ijab", mean, own, mean, optimize=True)
-        of_mean = of_means.mean(axis=(0, 1))
-        with_mean = of_means.mean(axis=1)
-        centred = of_means[np.arange(len(rows)), np.arange(len(rows))]
-        centred = centred - with_mean - with_mean.transpose(0, 2, 1) + of_mean
-        across = np.einsum("imjnab,n->imjab", own, mean, optimize=True).mean(axis=2)
-        for index, volume in enumerate(group.volumes):
-            if not knots.moving[volume]:
-                continue
-            of_volumes[volume] = centred[index]
-            among = np.einsum(
-                "zm,mnab,zn->zab", knots.basis, own[index, :, index], knots.basis, optimize=True
-            )
-            with_all = np.einsum("zm,mab->zab", knots.basis, across[index])
-            of_slices[volume] = among - with_all - with_all.transpose(0, 2, 1) + of_mean
-    of_slices += _between_knots(knots, found)
-    return of_volumes, of_slices
-
-
-def _between_knots(knots: Knots, found: FoundCourse) -> np.ndarray:
-    """Covariances of how far heads stray from the line between two knots, (N, Z, 6, 6).
-
-    Of a random walk that is known at both: at the part ``f`` of the way ``f (1 − f)`` times the
-    variance of the increment. Zero for volumes of one pose.
-    """
-    increments = found.increments
-    within = increments.kind == WITHIN
-    first = increments.change.indices.reshape(-1, 2)[within, 0]
-    variance = np.zeros((knots.n_rows, 6))
-    variance[first] = (increments.scale[WITHIN] / increments.in_mm) ** 2
-    variance[first] /= increments.weights(found.twists)[within, None]
-    parts = knots.basis[:, :-1] * knots.basis[:, 1:]
-    strayed = np.einsum("zm,nma->nza", parts, variance[knots.row[:, :-1]])
-    strayed[~knots.moving] = 0.0
-    return strayed[..., None] * np.eye(6)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Motion within volumes: from one pose a volume to a course of the head.
+
+:func:`follow_head` goes from the volumes in which the data show the head to have moved
+(:mod:`eddymotion.estimation.unrest`) to a trajectory. The head is interpolated between knots in
+time (:mod:`~eddymotion.estimation.within_volumes.knots`), which a random walk with jumps holds
+together (:mod:`~eddymotion.estimation.within_volumes.increments`); all slices of all volumes
+speak for them at once (:mod:`~eddymotion.estimation.within_volumes.equations`), coarse to fine
+(:mod:`~eddymotion.estimation.within_volumes.solver`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
+from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.volume_groups import VolumeGroup
+from eddymotion.estimation.within_volumes.solver import MANY_MOVED, CourseSolver
+from eddymotion.estimation.within_volumes.standard_errors import covariances
+from eddymotion.images.pyramid import head_scale
+from eddymotion.machine.parallel import Compute, one_blas_thread
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid
+from eddymotion.mapping.trajectory import Trajectory
+from eddymotion.models import LinearModel
+from eddymotion.wording import shown
+
+log = logging.getLogger(__name__)
+
+
+def check_within_volume(option: int | str) -> None:
+    """Raise unless it is ``auto``, ``none`` or a number of knots from two on."""
+    is_number = isinstance(option, int) and not isinstance(option, bool)
+    if option in ("auto", "none") or (is_number and option >= 2):  # type: ignore[operator]
+        return
+    raise EddymotionError(
+        f"within_volume is {shown(option)}, expected auto, none, or a number of knots a volume "
+        "from 2 on"
+    )
+
+
+def follow_head(
+    dwi: DWI,
+    estimate: Estimate,
+    motion: Motion,
+    model: LinearModel,
+    *,
+    n_knots: int | None = None,
+    compute: Compute,
+) -> Estimate | None:
+    """Find the course of the head through the volumes in which it moved.
+
+    Parameters
+    ----------
+    dwi : DWI
+    estimate : Estimate
+        One pose a volume.
+    motion : Motion
+        The same in one frame.
+    model : LinearModel
+        Of the diffusion-weighted volumes.
+    n_knots : int, optional
+        Knots of every volume. When not given, the volumes that the data show to have moved, if
+        any, get as many as serve.
+    compute : Compute
+
+    Returns
+    -------
+    Estimate
+        Of poses a volume, with a trajectory; b=0 and diffusion-weighted volumes each consistent
+        among themselves. None where the head was at rest within volumes as far as one can tell.
+    """
+    unrest, slicing = estimate.unrest, dwi.acquisition.slicing
+    assert unrest is not None
+    scale = head_scale(dwi.mask, dwi.voxel_sizes)
+    moving = unrest.moving(dwi.gradients.is_b0, scale)
+    if n_knots is not None:
+        moving = np.ones(len(dwi), bool)
+    placed = np.ones(len(dwi), bool) if estimate.unplaced is None else ~estimate.unplaced
+    if moving[dwi.gradients.dwis].mean() > MANY_MOVED:
+        moving = np.ones(len(dwi), bool)
+    moving &= placed
+    log.info("motion within volumes: %s", _describe(unrest.evidence(scale), moving, n_knots))
+    if not moving.any():
+        return None
+    groups = VolumeGroup.all_of(dwi, model, estimate.groups or [dwi.gradients.dwis])
+    groups = [group.without(np.flatnonzero(~placed)) for group in groups]
+    groups = [group for group in groups if len(group.volumes) > 1]
+    solver = CourseSolver(dwi, motion, groups, moving, unrest.lost, n_knots, compute)
+    with one_blas_thread():
+        solved = solver.solve()
+    if solved is None:
+        return None
+    knots, found = solved
+    poses = exp_rigid(knots.of_slices(found.twists), dwi.brain_center)
+    eddy = motion.eddy_currents
+    poses = poses if eddy is None else eddy.shifts[:, None] @ poses
+    of_slices = covariances(knots, found, groups)
+    once = np.array([group[0] for group in slicing.groups])
+    matrices, trajectory = Trajectory.of_poses(
+        poses, dwi.brain_center, dwi.affine, slicing.axis, once=once
+    )
+    assert estimate.covariances is not None
+    known = np.isfinite(estimate.covariances).all(axis=(1, 2))
+    of_volumes = of_slices[0] + unrest.at_rest
+    return replace(
+        estimate,
+        motion=replace(motion, matrices=matrices, trajectory=trajectory),
+        covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
+        within=of_slices[1] + unrest.at_rest[:, None],
+    )
+
+
+def _describe(evidence: np.ndarray, moving: np.ndarray, n_knots: int | None) -> str:
+    """Say why the head is followed within volumes, or not."""
+    if n_knots is not None:
+        return f"{n_knots} knots in every volume, as asked for"
+    most = int(np.argmax(evidence))
+    of_all = (
+        f"parts of volume {most} pull apart by {evidence[most]:.1f} times what noise and misfit do"
+    )
+    if not moving.any():
+        return f"no evidence, one pose a volume ({of_all})"
+    return f"{int(moving.sum())} of {len(moving)} volumes ({of_all})"
