@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,3 +73,9 @@ class VolumeGroup:
     def without(self, volumes: np.ndarray) -> VolumeGroup:
         """Leave some of the volumes out."""
         return replace(self, volumes=np.setdiff1d(self.volumes, volumes))
+
+
+def groups_without(groups: Iterable[VolumeGroup], volumes: np.ndarray) -> list[VolumeGroup]:
+    """Leave some of the volumes out, and groups of which no two are left."""
+    left = [group.without(volumes) for group in groups]
+    return [group for group in left if len(group.volumes) > 1]

@@ -8,16 +8,14 @@ the others. Here one Gauss-Newton step moves all volumes together
 1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself, and so
    is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
-2. Coarse levels use a fixed covariance; they cover 20 mm and 25°, but for volumes far from their
-   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.search`). Fine levels
-   are band-passed, since what a model gets wrong is smooth in space, and fit the covariance to
-   the band.
-3. Slices that lost signal are found with the leave-one-out predictions and left out of a last
-   solution at the finest level.
+2. Coarse levels use a fixed covariance; they cover 20 mm and 25°. Fine levels are band-passed,
+   since what a model gets wrong is smooth in space, and fit the covariance to the band.
+3. Directions of motion that the images do not show are held at rest, and shells that turn out not
+   to be tied are parted; then all starts again.
 4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
    their neighbours; those that fit nowhere are left out.
-5. What of the poses follows the direction of diffusion, which no image contradicts, is left to
-   the course of the head (:mod:`eddymotion.estimation.direction_pulls`).
+5. Slices that lost signal are found with the leave-one-out predictions and left out of a last
+   solution at the finest level.
 6. Standard errors come from how much the solution differs between parts of the brain, and between
    parts of a volume's time.
 """
@@ -26,7 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -43,23 +41,16 @@ from eddymotion.estimation.joint.solver import (
     JointSolver,
     group_motion,
 )
-from eddymotion.estimation.joint.standard_errors import (
-    HALVES_FACTOR,
-    excess_covariance,
-    misfit_covariances,
-    pulled_by_slices,
-)
+from eddymotion.estimation.joint.standard_errors import PoseErrors, pose_errors
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
-from eddymotion.estimation.quality import assess
-from eddymotion.estimation.solution import Solution
+from eddymotion.estimation.quality import Quality, assess
 from eddymotion.estimation.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.estimation.undetermined import (
     ENOUGH_SLICES,
     describe_directions,
     undetermined_directions,
 )
-from eddymotion.estimation.unrest import Unrest
-from eddymotion.estimation.volume_groups import VolumeGroup
+from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.images.axes import phase_encoding_vector
 from eddymotion.machine.parallel import Progress, one_blas_thread, silent
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
@@ -114,68 +105,134 @@ def solve_jointly(
         b=0 and diffusion-weighted volumes each in a frame of their own; so may be single shells.
     """
     solver = JointSolver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
-    frames = tied_volumes(dwi.gradients, model)
-    groups = VolumeGroup.all_of(dwi, model, frames)
+    steps = JointSteps(solver, model, eddy_currents, seed)
     with one_blas_thread():
-        motion, problems = _approach(solver, groups, eddy_currents)
-        found = _determined(solver, groups, problems, frames, motion)
+        steps.approach()
+        steps.hold_what_is_not_determined()
+        steps.refine()
+        steps.judge()
+        steps.retry_doubtful_volumes()
+        steps.leave_out_lost_slices()
+        errors = steps.errors()
+    return steps.estimate(errors)
+
+
+@dataclass(eq=False)
+class JointSteps:
+    """The steps of :func:`solve_jointly`, and what flows from one to the next.
+
+    Parameters
+    ----------
+    solver : JointSolver
+    model : LinearModel
+    eddy_currents : str
+    seed : int
+        As there.
+
+    Attributes
+    ----------
+    frames : list of index arrays
+        Diffusion-weighted volumes that the data tie to each other.
+    groups : list of VolumeGroup
+        Volumes that are solved together; none that are not placed.
+    motion : Motion
+    problems : list of CoupledProblem
+        Of the groups, as they were solved last.
+    judged : Quality
+    moved, unplaced : index arrays
+        Volumes that were retried and are elsewhere now; those of them that fit nowhere.
+    """
+
+    solver: JointSolver
+    model: LinearModel
+    eddy_currents: str
+    seed: int
+    problems: list[CoupledProblem] = field(default_factory=list, init=False)
+    judged: Quality = field(init=False)
+    moved: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
+    unplaced: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
+
+    def __post_init__(self) -> None:
+        self.dwi = self.solver.dwi
+        self.motion = Motion.identity(len(self.dwi))
+        self._tie(tied_volumes(self.dwi.gradients, self.model))
+
+    def _tie(self, frames: list[np.ndarray]) -> None:
+        self.frames, self.groups = frames, VolumeGroup.all_of(self.dwi, self.model, frames)
+
+    def approach(self) -> None:
+        """Solve from rest up to the first fine level, fields included."""
+        self.motion, self.problems = _approach(self.solver, self.groups, self.eddy_currents)
+
+    def hold_what_is_not_determined(self) -> None:
+        """Start again where the data do not determine all directions, or tie fewer volumes."""
+        found = _determined(self.solver, self.groups, self.problems, self.frames, self.motion)
+        self.problems = []  # they hold the bands of all volumes: memory
         if found is not None:
-            del problems
-            frames, solver = found
-            groups = VolumeGroup.all_of(dwi, model, frames)
-            motion = _approach(solver, groups, eddy_currents)[0]
-        motion, problems = solver.solve(FINE[-1], groups, motion)
-        motion = joined_in_time(motion, frames, dwi.brain_center)
-        judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
-        retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
-        moved = np.empty(0, int)
-        if retried is not None:
-            motion, judged = retried.motion, retried.quality
-            moved = np.union1d(retried.recovered, retried.unplaced)
-            again = [
-                group.without(retried.unplaced) for group in groups if group.can_recover(moved)
-            ]
-            again = [group for group in again if len(group.volumes) > 1]
-            for level in COARSE[1:] if motion.eddy_currents is None else COARSE[-1:]:
-                motion = solver.solve(level, again, motion)[0]  # outlier volumes led others astray
-            groups = [group.without(retried.unplaced) for group in groups]
-            groups = [group for group in groups if len(group.volumes) > 1]
-        if judged.outliers.flagged.any() or retried is not None:
-            del problems  # they hold the bands of all volumes: memory
-            solver.leave_out(judged.outliers, moved)
-            motion, problems = solver.solve(FINE[-1], groups, motion)
-        by_noise, by_misfit = np.zeros((len(dwi), 6, 6)), np.zeros((len(dwi), 6, 6))
-        for volumes in (dwi.gradients.b0s, *frames):
-            by_misfit[volumes] = misfit_covariances(dwi, volumes)
-        covariances, apart = by_misfit.copy(), np.full_like(by_misfit, np.nan)
-        slicing = dwi.acquisition.slicing
-        for group, problem in zip(groups, problems, strict=True):
-            solution, volumes = Solution(problem, group_motion(motion, group)), group.volumes
-            scatter = solution.scatter_of_halves()
-            apart[volumes] = solution.scatter_of_periods(slicing, dwi.affine, dwi.n_slices)
-            solution.release()
-            by_noise[volumes] = solution.covariances()
-            covariances[volumes] += by_noise[volumes] / solution.recovered**2
-            factor = max(HALVES_FACTOR, 1 / solution.recovered)
-            covariances[volumes] += excess_covariance(covariances[volumes], factor**2 * scatter)
-            pulls = solver.pulls_of_slices(problem, group, motion)
-            covariances[volumes] += pulled_by_slices(by_noise[volumes], pulls)
-        motion = _smoothed_course(solver, groups, motion, covariances)
-        covariances += solver.untold(motion, groups[-1])
-        unrest = Unrest(covariances, apart, by_noise, by_misfit, judged.outliers.flagged)
-    known = _known(dwi, groups, problems, frames)
-    unplaced = np.zeros(len(dwi), bool)
-    if retried is not None:
-        unplaced[retried.unplaced] = True
-    known &= ~unplaced
-    return Estimate(
-        fill_unpredicted(dwi, motion, known, model, groups=frames, unplaced=unplaced),
-        np.where(known[:, None, None], covariances + unrest.covariances, np.nan),
-        frames if len(frames) > 1 else None,
-        unplaced if unplaced.any() else None,
-        solver.undetermined if len(solver.undetermined) else None,
-        unrest,
-    )
+            frames, self.solver = found
+            self._tie(frames)
+            self.motion = _approach(self.solver, self.groups, self.eddy_currents)[0]
+
+    def refine(self) -> None:
+        """Solve at the finest level."""
+        self.problems = []  # memory
+        self.motion, self.problems = self.solver.solve(FINE[-1], self.groups, self.motion)
+
+    def judge(self) -> None:
+        """Compare the volumes with their predictions, in frames that time joins."""
+        self.motion = joined_in_time(self.motion, self.frames, self.dwi.brain_center)
+        self.judged = assess(
+            self.dwi,
+            self.motion,
+            self.model,
+            random_seed=self.seed,
+            n_threads=self.solver.n_threads,
+        )
+
+    def retry_doubtful_volumes(self) -> None:
+        """Put volumes at the pose of their neighbours where they fit better.
+
+        The others were led astray by them, and go through coarse levels again.
+        """
+        retried = retry_outlier_volumes(
+            self.dwi, self.motion, self.judged, seed=self.seed, n_threads=self.solver.n_threads
+        )
+        if retried is None:
+            return
+        self.motion, self.judged = retried.motion, retried.quality
+        self.unplaced = retried.unplaced
+        self.moved = np.union1d(retried.recovered, retried.unplaced)
+        again = [group for group in self.groups if group.can_recover(self.moved)]
+        again = groups_without(again, self.unplaced)
+        for level in COARSE[1:] if self.motion.eddy_currents is None else COARSE[-1:]:
+            self.motion = self.solver.solve(level, again, self.motion)[0]
+        self.groups = groups_without(self.groups, self.unplaced)
+
+    def leave_out_lost_slices(self) -> None:
+        """Solve once more without slices that lost signal, and from where volumes are now."""
+        if self.judged.outliers.flagged.any() or len(self.moved):
+            self.solver.leave_out(self.judged.outliers, self.moved)
+            self.refine()
+
+    def errors(self) -> PoseErrors:
+        """Find how far off the poses may be."""
+        return pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
+
+    def estimate(self, errors: PoseErrors) -> Estimate:
+        """Put together what was found; volumes that nothing predicts get a neighbour's pose."""
+        unplaced = np.isin(np.arange(len(self.dwi)), self.unplaced)
+        known = _known(self.dwi, self.groups, self.problems, self.frames) & ~unplaced
+        unrest, held = errors.unrest(self.judged.outliers.flagged), self.solver.undetermined
+        return Estimate(
+            fill_unpredicted(
+                self.dwi, self.motion, known, self.model, groups=self.frames, unplaced=unplaced
+            ),
+            np.where(known[:, None, None], errors.covariances + unrest.covariances, np.nan),
+            self.frames if len(self.frames) > 1 else None,
+            unplaced if unplaced.any() else None,
+            held if len(held) else None,
+            unrest,
+        )
 
 
 def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard errors of poses beyond those of noise."""
+"""Standard errors of poses: what noise makes them, and what is beyond."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from eddymotion.data.series import DWI
+from eddymotion.estimation.coupled import CoupledProblem
+from eddymotion.estimation.joint.solver import JointSolver, group_motion
+from eddymotion.estimation.solution import Solution
+from eddymotion.estimation.unrest import Unrest
+from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.pyramid import head_scale
+from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
 
 HALVES_FACTOR = 1.35
@@ -16,6 +25,86 @@ scatter, of which steps that are too short explain 1.3; where they are shorter, 
 
 MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 """Standard error beyond that of noise; see :func:`misfit_covariances`."""
+
+
+@dataclass(frozen=True, eq=False)
+class PoseErrors:
+    """Covariances of the errors of N poses, and what makes them.
+
+    Twists as those of an :class:`~eddymotion.estimation.estimate.Estimate`.
+
+    Parameters
+    ----------
+    covariances : (N, 6, 6) array
+        All in all, of a head at rest within volumes.
+    by_noise, by_misfit : (N, 6, 6) array
+        What noise, and what the model gets wrong, have in them.
+    apart : (N, 6, 6) array
+        By what the parts of the time of a volume add; NaN where not known.
+    """
+
+    covariances: np.ndarray
+    by_noise: np.ndarray
+    by_misfit: np.ndarray
+    apart: np.ndarray
+
+    def unrest(self, lost: np.ndarray) -> Unrest:
+        """Tell how far the parts of a volume's time pull apart, and slices lost, (N, Z) bool."""
+        return Unrest(self.covariances, self.apart, self.by_noise, self.by_misfit, lost)
+
+
+def pose_errors(
+    solver: JointSolver,
+    frames: Sequence[np.ndarray],
+    groups: Sequence[VolumeGroup],
+    problems: Sequence[CoupledProblem],
+    motion: Motion,
+) -> PoseErrors:
+    """Find the errors of the poses of a series.
+
+    Parameters
+    ----------
+    solver : JointSolver
+    frames : sequence of index arrays
+        Diffusion-weighted volumes that share a frame.
+    groups : sequence of VolumeGroup
+    problems : sequence of CoupledProblem
+        Of the groups.
+    motion : Motion
+        Their solution.
+    """
+    dwi, n = solver.dwi, len(motion)
+    by_noise, by_misfit = np.zeros((n, 6, 6)), np.zeros((n, 6, 6))
+    for volumes in (dwi.gradients.b0s, *frames):
+        by_misfit[volumes] = misfit_covariances(dwi, volumes)
+    whole, apart = by_misfit.copy(), np.full_like(by_misfit, np.nan)
+    for group, problem in zip(groups, problems, strict=True):
+        own = group.volumes
+        whole[own], by_noise[own], apart[own] = _of_group(
+            solver, group, problem, motion, by_misfit[own]
+        )
+    whole += solver.untold(motion, groups[-1])
+    return PoseErrors(whole, by_noise, by_misfit, apart)
+
+
+def _of_group(
+    solver: JointSolver,
+    group: VolumeGroup,
+    problem: CoupledProblem,
+    motion: Motion,
+    by_misfit: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return covariances (n, 6, 6) of a group: all in all, by noise, and apart in time."""
+    dwi, solution = solver.dwi, Solution(problem, group_motion(motion, group))
+    scatter = solution.scatter_of_halves()
+    apart = solution.scatter_of_periods(dwi.acquisition.slicing, dwi.affine, dwi.n_slices)
+    solution.release()
+    by_noise = solution.covariances()
+    whole = by_misfit + by_noise / solution.recovered**2
+    factor = max(HALVES_FACTOR, 1 / solution.recovered)
+    whole += excess_covariance(whole, factor**2 * scatter)
+    whole += pulled_by_slices(by_noise, solver.pulls_of_slices(problem, group, motion))
+    return whole, by_noise, apart
 
 
 def misfit_covariances(dwi: DWI, volumes: np.ndarray) -> np.ndarray:

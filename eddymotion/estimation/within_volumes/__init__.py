@@ -19,7 +19,7 @@ import numpy as np
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.volume_groups import VolumeGroup
+from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.estimation.within_volumes.solver import MANY_MOVED, CourseSolver
 from eddymotion.estimation.within_volumes.standard_errors import covariances
 from eddymotion.images.pyramid import head_scale
@@ -89,8 +89,7 @@ def follow_head(
     if not moving.any():
         return None
     groups = VolumeGroup.all_of(dwi, model, estimate.groups or [dwi.gradients.dwis])
-    groups = [group.without(np.flatnonzero(~placed)) for group in groups]
-    groups = [group for group in groups if len(group.volumes) > 1]
+    groups = groups_without(groups, np.flatnonzero(~placed))
     solver = CourseSolver(dwi, motion, groups, moving, unrest.lost, n_knots, compute)
     with one_blas_thread():
         solved = solver.solve()
