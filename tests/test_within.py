@@ -40,7 +40,7 @@ def test_steps_in_twists_are_steps_of_the_pose():
     np.testing.assert_allclose(steps, expected, atol=1e-11)
 
 
-def test_a_volume_at_rest_has_one_pose_and_others_a_linebetween_knots():
+def test_a_volume_at_rest_has_one_pose_and_others_a_line_between_knots():
     knots = Knots.between(INTERLEAVED, 4, MOVING)
     assert knots.n_rows == 2 + 3 * 4
     twists = RANDOM.normal(size=(knots.n_rows, 6))
@@ -110,7 +110,7 @@ def test_scales_of_increments_are_learnt_from_a_course_that_is_known():
     np.testing.assert_allclose(ratios, true / true[0], rtol=0.02)
 
 
-def test_heads_stray_most_half_waybetween_knots():
+def test_heads_stray_most_half_way_between_knots():
     """A Brownian bridge: a quarter of the variance in the middle, none at the knots."""
     knots = Knots.between(INTERLEAVED, 3, MOVING)
     increments = Increments.of(knots, np.ones(4, bool), np.full(6, 2.0))
