@@ -2,6 +2,7 @@
 """The head is followed through volumes within which it moved, and nowhere else."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,18 +10,23 @@ import pytest
 import eddymotion as em
 from eddymotion.data.acquisition import Slicing
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.unrest import Unrest
-from eddymotion.estimation.within_volumes.descent import FoundCourse
-from eddymotion.estimation.within_volumes.equations import _centred, right_jacobians
+from eddymotion.estimation.volume_groups import VolumeGroup
+from eddymotion.estimation.within_volumes import follow_head, solver
+from eddymotion.estimation.within_volumes.descent import FoundCourse, _levenberg
+from eddymotion.estimation.within_volumes.equations import _Assembly, _centred, right_jacobians
 from eddymotion.estimation.within_volumes.increments import Increments
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.solver import LEVELS, CourseSolver, shown_to_move
-from eddymotion.estimation.within_volumes.standard_errors import between_knots
+from eddymotion.estimation.within_volumes.standard_errors import between_knots, covariances
 from eddymotion.evaluation.trajectory import compare_trajectory
 from eddymotion.images.grid import Grid
-from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters
+from eddymotion.machine.parallel import Compute
+from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters, rms_displacement
 from eddymotion.mapping.trajectory import Trajectory
-from eddymotion.simulation import procedural_head
+from eddymotion.models import get_model
+from eddymotion.simulation import procedural_head, shelled_scheme
 from eddymotion.simulation.within_volumes import simulate_within_volumes
 
 CENTER = np.array([3.0, -7.0, 12.0])
@@ -175,9 +181,131 @@ def test_other_options_are_refused(option):
 def test_a_volume_gets_the_knots_that_were_asked_for_and_can_be_solved_for(
     asked, moving, expected
 ):
-    solver = CourseSolver.__new__(CourseSolver)
-    solver.n_knots, solver.moving = asked, np.arange(max(36, moving)) < moving
-    assert [solver.knots_at(level) for level in LEVELS] == expected
+    course = CourseSolver.__new__(CourseSolver)
+    course.n_knots, course.moving = asked, np.arange(max(36, moving)) < moving
+    assert [course.knots_at(level) for level in LEVELS] == expected
+
+
+@pytest.fixture(scope="module")
+def nods():
+    """A few volumes that are scanned while the head nods in four of them, and the mean poses."""
+    gradients = shelled_scheme({1000.0: 10}, 2)
+    dwi, truth = simulate_within_volumes(
+        gradients=gradients, head=procedural_head(6.0), voxel_size=6.0, snr=60, seed=2
+    )
+    mean, own = Trajectory.of_poses(truth.poses, dwi.center, dwi.affine)
+    far = own.excursions(mean, dwi.center + 50 * np.r_[np.eye(3), -np.eye(3)]).max(axis=1)
+    return dwi, truth.poses, em.Motion(mean), far > 0.2
+
+
+def test_a_course_is_found_where_the_head_nods_and_nowhere_else(nods, monkeypatch):
+    """From the mean of each volume, and with doubts of one more volume, at rest."""
+    dwi, truth, motion, nodding = nods
+    few = [replace(at, n_points=n) for at, n in zip(LEVELS, (1500, 1500, 4000), strict=True)]
+    monkeypatch.setattr(solver, "LEVELS", tuple(few))
+    noise = np.tile(np.diag([1e-4] * 3 + [4e-8] * 3), (len(dwi), 1, 1))
+    doubted = nodding | (np.arange(len(dwi)) == 5)
+    apart, lost = noise * np.where(doubted, 40.0, 1.0)[:, None, None], np.zeros((len(dwi), 25))
+    estimate = Estimate(motion, noise, unrest=Unrest(noise, apart, noise, noise, lost > 0))
+    model = get_model("gp", dwi.gradients)
+    found = follow_head(dwi, estimate, motion, model, compute=Compute()).motion
+    np.testing.assert_array_equal(found.trajectory.moving, nodding)
+    off = rms_displacement(found.trajectory.poses(found.matrices), truth, dwi.center)[:, 3:-3]
+    before = rms_displacement(motion.matrices[:, None], truth, dwi.center)[:, 3:-3]
+    assert np.sqrt((off[nodding] ** 2).mean()) < 0.4 * np.sqrt((before[nodding] ** 2).mean())
+    assert np.sqrt((off[~nodding] ** 2).mean()) < 0.25
+
+
+@pytest.fixture(scope="module")
+def problem(nods):
+    """Its equations at a coarse level, and twists away from the solution."""
+    dwi, _, motion, nodding = nods
+    groups = VolumeGroup.all_of(dwi, get_model("gp", dwi.gradients), [dwi.gradients.dwis])
+    lost = np.zeros((len(dwi), dwi.n_slices), bool)
+    course = CourseSolver(dwi, motion, groups, nodding, lost, 3)
+    knots = Knots.between(course.slicing, 3, nodding)
+    volumes = log_rigid(motion.head, dwi.brain_center)
+    jitter = np.random.default_rng(5).normal(size=(knots.n_rows, 6)) * np.r_[[0.3] * 3, [6e-3] * 3]
+    level = replace(LEVELS[0], n_points=400)
+    stacks, twists = course.stacks(level), volumes[knots.volume] + jitter
+    return course.problem(level, knots, stacks, twists), twists
+
+
+def plainly(knots, square):
+    """Centre a matrix between all knots (n, M, 6, n, M, 6), and put those at rest together."""
+    n, m = len(knots.moving), knots.n_knots
+    between = np.eye(n) - 1 / n
+    square = np.einsum("in,nmakpb,jk->imajpb", between, square, between, optimize=True)
+    together = np.zeros((knots.n_rows, 6, n, m, 6))
+    for volume, knot in np.ndindex(n, m):
+        together[knots.row[volume, knot], range(6), volume, knot, range(6)] = 1.0
+    together = together.reshape(knots.n_rows * 6, -1)
+    return together @ square.reshape(n * m * 6, -1) @ together.T
+
+
+def test_equations_of_a_course_are_those_of_all_knots_of_all_volumes(problem):
+    problem, twists = problem
+    gaps = [problem.sample(one, twists).missing.any(axis=0) for one in problem.members]
+    problem = replace(problem, points=problem.points[~np.any(gaps, axis=0)])
+    found = problem.linearise(twists)
+    for member in problem.members:
+        part = _Assembly(problem, member, twists)
+        knots = Knots(problem.knots.basis, problem.knots.moving[member.volumes])
+        jacobian = np.einsum("nvm,nav->nmav", part.samples.parts, part.jacobian(slice(None)))
+        weighted, P = jacobian * part.weights, part.P.astype(float)
+        pull = np.einsum("nmav,nv->nma", weighted, P @ part.samples.values)
+        square = np.einsum("nmav,kpbv,nk->nmakpb", weighted, jacobian, P, optimize=True)
+        rows = np.unique(problem.knots.row[member.volumes])
+        gradient = knots.summed(pull - pull.mean(axis=0)) / member.overcount
+        close(found.gradient[rows], gradient, np.abs(gradient).max(axis=0), 1e-3)
+        square = plainly(knots, square) / member.overcount
+        size = np.sqrt(np.diag(square))
+        own = found.hessian[rows][:, :, rows].reshape(square.shape)
+        close(own, square, np.outer(size, size), 0.02)
+
+
+def close(found, expected, size, part):
+    np.testing.assert_allclose(found / size, expected / size, atol=part)
+
+
+def test_damping_holds_volumes_against_each_other_alone(problem):
+    problem, twists = problem
+    equations, damping = problem.linearise(twists), np.linspace(0.1, 1.2, problem.n_volumes)
+    found = _levenberg(problem, equations, damping)
+    diagonal = np.einsum("kaka->ka", equations.hessian)
+    for member in problem.members:
+        knots = Knots(problem.knots.basis, problem.knots.moving[member.volumes])
+        n, m = len(member.volumes), knots.n_knots
+        rows = np.unique(problem.knots.row[member.volumes])
+        share = np.where(knots.moving, 1.0, 1 / m)[:, None, None]
+        held = damping[member.volumes, None, None] * share * diagonal[rows][knots.row]
+        square = np.diag(held.ravel()).reshape(n, m, 6, n, m, 6)
+        own = found[rows][:, :, rows].reshape(len(rows) * 6, -1)
+        np.testing.assert_allclose(own, plainly(knots, square), atol=1e-9 * held.max())
+
+
+def test_errors_of_poses_are_those_of_the_knots_against_the_mean_of_the_group():
+    """As by the matrix that leads from the twists of all knots to the steps of all slices."""
+    knots = Knots.between(INTERLEAVED, 3, MOVING)
+    root = RANDOM.normal(size=(6 * knots.n_rows, 6 * knots.n_rows))
+    whole = root @ root.T
+    twists = RANDOM.normal(size=(knots.n_rows, 6)) * np.r_[[2.0] * 3, [0.2] * 3]
+    increments = Increments.of(knots, np.ones(4, bool), np.ones(6))
+    shape = (knots.n_rows, 6, knots.n_rows, 6)
+    found = FoundCourse(twists, increments, whole.reshape(shape), 1, 0.0)
+    group = SimpleNamespace(volumes=np.arange(5))
+    of_volumes, of_slices = covariances(knots, found, [group])
+    of_slices = of_slices - between_knots(knots, found)
+    steps = np.einsum("zm,nmk->nzk", knots.basis, np.eye(knots.n_rows)[knots.row])
+    steps = np.einsum("nzk,kab->nzakb", steps, right_jacobians(twists)).reshape(5, 12, 6, -1)
+    of_mean = steps.mean(axis=1) - steps.mean(axis=(0, 1))
+    of_slice = steps - steps.mean(axis=(0, 1))
+    for volume in range(5):
+        expected = of_mean[volume] @ whole @ of_mean[volume].T
+        np.testing.assert_allclose(of_volumes[volume], MOVING[volume] * expected, atol=1e-9)
+        for at in range(12):
+            expected = of_slice[volume, at] @ whole @ of_slice[volume, at].T
+            np.testing.assert_allclose(of_slices[volume, at], MOVING[volume] * expected, atol=1e-9)
 
 
 def displaced(motion, truth, dwi):
