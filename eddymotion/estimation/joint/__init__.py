@@ -216,7 +216,9 @@ class JointSteps:
 
     def errors(self) -> PoseErrors:
         """Find how far off the poses may be."""
-        return pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
+        found = pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
+        untold = self.solver.untold(self.motion, self.groups[-1])
+        return replace(found, covariances=found.covariances + untold)
 
     def estimate(self, errors: PoseErrors) -> Estimate:
         """Put together what was found; volumes that nothing predicts get a neighbour's pose."""

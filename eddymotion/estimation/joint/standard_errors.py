@@ -83,7 +83,6 @@ def pose_errors(
         whole[own], by_noise[own], apart[own] = _of_group(
             solver, group, problem, motion, by_misfit[own]
         )
-    whole += solver.untold(motion, groups[-1])
     return PoseErrors(whole, by_noise, by_misfit, apart)
 
 
