@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same images in voxels of another size: all lengths follow, and no angle changes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import eddymotion as em
+from eddymotion.simulation import (
+    Grid,
+    acquire,
+    procedural_head,
+    shelled_scheme,
+    simulate_eddy_currents,
+    simulate_motion,
+)
+from eddymotion.simulation.within_volumes import simulate_within_volumes
+
+SMALLER = 1 / 8  # a power of two: no digit is lost
+
+
+def shrunk(dwi):
+    return replace(dwi, affine=np.diag([SMALLER] * 3 + [1.0]) @ dwi.affine)
+
+
+def assert_alike(found, small):
+    """Poses of the small head are those of the large one, in its own millimetres."""
+    lengths = np.repeat([SMALLER, 1.0], 3)
+    expected = found.matrices.copy()
+    expected[:, :3, 3] *= SMALLER
+    np.testing.assert_allclose(small.matrices, expected, atol=1e-9)
+    np.testing.assert_allclose(small.standard_errors, found.standard_errors * lengths, rtol=1e-6)
+
+
+def test_a_mouse_is_corrected_as_a_man_is():
+    head, gradients = procedural_head(8.0), shelled_scheme({1000: 13}, 3)
+    grid = Grid.covering(head, 8.0)
+    motion = simulate_motion("moderate", len(gradients), grid.center, seed=1)
+    eddy = simulate_eddy_currents(gradients, grid, amplitude=2.0, seed=1)
+    dwi = acquire(head, gradients, motion, grid, snr=30, eddy=eddy)
+    found, small = em.estimate_motion(dwi), em.estimate_motion(shrunk(dwi))
+    assert np.abs(found.matrices[:, :3, 3]).max() > 1.0
+    assert_alike(found, small)
+    points = grid.center + np.random.default_rng(0).normal(scale=40, size=(50, 3))
+    for volume in range(len(dwi)):
+        expected = found.eddy_currents.recorded(volume, points) * SMALLER
+        recorded = small.eddy_currents.recorded(volume, points * SMALLER)
+        np.testing.assert_allclose(recorded, expected, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_mouse_that_nods_is_followed_as_a_man_is():
+    dwi, _ = simulate_within_volumes(head=procedural_head(6.0), voxel_size=6.0, snr=40, seed=2)
+    found, small = em.estimate_motion(dwi), em.estimate_motion(shrunk(dwi))
+    assert found.trajectory.moving.any()
+    assert_alike(found, small)
+    np.testing.assert_array_equal(small.trajectory.moving, found.trajectory.moving)
+    poses = found.trajectory.poses(found.matrices)
+    poses[..., :3, 3] *= SMALLER
+    np.testing.assert_allclose(small.trajectory.poses(small.matrices), poses, atol=1e-9)
+    lengths = np.repeat([SMALLER, 1.0], 3)
+    np.testing.assert_allclose(
+        small.trajectory.standard_errors, found.trajectory.standard_errors * lengths, rtol=1e-6
+    )
