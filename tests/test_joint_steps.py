@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of the joint solution, one at a time."""
+
+import numpy as np
+import pytest
+
+from eddymotion.estimation import joint
+from eddymotion.estimation.fields import usual_poses
+from eddymotion.estimation.joint.solver import JointSolver
+from eddymotion.machine.parallel import silent
+from eddymotion.mapping.rigid import rigid_parameters
+from eddymotion.models import get_model
+
+ALONG_Z = np.eye(6)[[2]]
+
+
+@pytest.fixture
+def steps(tiny):
+    solver = JointSolver(tiny, np.random.default_rng(0), 3, 1, silent)
+    taken = joint.JointSteps(solver, get_model("gp", tiny.gradients), "none", 0)
+    taken.approach()
+    return taken
+
+
+@pytest.mark.parametrize("held", [0, 1])
+@pytest.mark.parametrize("n_frames", [1, 2])
+def test_all_starts_again_where_something_is_not_determined(steps, held, n_frames, monkeypatch):
+    dwis = steps.dwi.gradients.dwis
+    parted = [dwis] if n_frames == 1 else [dwis[:2], dwis[2:]]
+    monkeypatch.setattr(joint, "ENOUGH_SLICES", 0)
+    monkeypatch.setattr(joint, "undetermined_directions", lambda *given: ALONG_Z[:held])
+    monkeypatch.setattr(joint, "tied_by_data", lambda *given: parted)
+    solver, motion = steps.solver, steps.motion
+    steps.hold_what_is_not_determined()
+    assert not steps.problems
+    if not held and n_frames == 1:
+        assert steps.solver is solver
+        assert steps.motion is motion
+        return
+    np.testing.assert_array_equal(steps.solver.undetermined, ALONG_Z[:held])
+    assert [len(group.volumes) for group in steps.groups][1:] == [len(one) for one in parted]
+    along_z = np.abs(rigid_parameters(steps.motion.matrices, steps.dwi.brain_center)[:, 2])
+    assert (along_z.max() < 0.05) == bool(held)
+
+
+def test_heads_that_went_away_are_not_usual_and_those_that_wander_are():
+    wander = np.cumsum(np.random.default_rng(0).normal(size=(40, 5)), axis=0)
+    assert usual_poses(wander).mean() > 0.9
+    visits = np.random.default_rng(1).normal(scale=0.1, size=(40, 5))
+    visits[[7, 8, 30]] += 9.0
+    assert np.flatnonzero(~usual_poses(visits)).tolist() == [7, 8, 30]
