@@ -121,7 +121,8 @@ class CourseSolver:
         self.mask = ndimage.binary_dilation(dwi.mask)
         self.scale = head_scale(dwi.mask, dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
-        self.in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.scale] * 3)
+        human = 1 / self.scale  # the prior's lengths are those of a human head
+        self.in_mm = np.array([human] * 3 + [ROTATION_RADIUS_MM] * 3)
         runs = dwi.acquisition.runs
         self.follows = np.diff(runs) == 0 if runs is not None else np.ones(len(dwi) - 1, bool)
 
