@@ -8,8 +8,10 @@ the others. Here one Gauss-Newton step moves all volumes together
 1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself, and so
    is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
-2. Coarse levels use a fixed covariance; they cover 20 mm and 25°. Fine levels are band-passed,
-   since what a model gets wrong is smooth in space, and fit the covariance to the band.
+2. Coarse levels use a fixed covariance; they cover 20 mm and 25°, but for volumes far from their
+   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.search`). Fine levels
+   are band-passed, since what a model gets wrong is smooth in space, and fit the covariance to
+   the band.
 3. Directions of motion that the images do not show are held at rest, and shells that turn out not
    to be tied are parted; then all starts again.
 4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
@@ -18,6 +20,8 @@ the others. Here one Gauss-Newton step moves all volumes together
    solution at the finest level.
 6. Standard errors come from how much the solution differs between parts of the brain, and between
    parts of a volume's time.
+7. What of the poses follows the direction of diffusion, which no image contradicts, is left to
+   the course of the head (:mod:`eddymotion.estimation.direction_pulls`).
 """
 
 from __future__ import annotations
@@ -114,6 +118,8 @@ def solve_jointly(
         steps.retry_doubtful_volumes()
         steps.leave_out_lost_slices()
         errors = steps.errors()
+        steps.leave_to_the_course(errors)
+        errors = steps.with_untold(errors)
     return steps.estimate(errors)
 
 
@@ -216,9 +222,16 @@ class JointSteps:
 
     def errors(self) -> PoseErrors:
         """Find how far off the poses may be."""
-        found = pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
+        return pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
+
+    def leave_to_the_course(self, errors: PoseErrors) -> None:
+        """Take out of the poses what follows the direction and not the course of the head."""
+        self.motion = _smoothed_course(self.solver, self.groups, self.motion, errors.covariances)
+
+    def with_untold(self, errors: PoseErrors) -> PoseErrors:
+        """Add what fields that follow the head leave open."""
         untold = self.solver.untold(self.motion, self.groups[-1])
-        return replace(found, covariances=found.covariances + untold)
+        return replace(errors, covariances=errors.covariances + untold)
 
     def estimate(self, errors: PoseErrors) -> Estimate:
         """Put together what was found; volumes that nothing predicts get a neighbour's pose."""
