@@ -70,6 +70,11 @@ FEW_FOR_FIELDS = 6
 ENOUGH_FOR_QUADRATIC = 12
 """With fewer, ``auto`` estimates linear fields."""
 
+CLEAR_GAIN = 1.2
+"""By how much fields along one axis lower the cost more than along another, where that axis is
+searched for. On simulated heads with fields of 0.1 mm or more it was 1.4 to 6 times, without any
+1.0 to 1.3."""
+
 ENOUGH_FOR_CUBIC, MOST_FOR_CUBIC = 20, 150
 """With fewer or more volumes, fields that follow the head stay quadratic: fewer tell too little,
 and normal equations grow with the square of the terms."""
@@ -349,7 +354,11 @@ def with_fields(
         order = "quadratic" if n_dwis >= ENOUGH_FOR_QUADRATIC else "linear"
     pe = dwi.acquisition.common_phase_encoding
     if pe is None:
-        axis = "ijk"[solver.phase_encoding_axis(groups[-1], motion)]
+        second, best = np.sort(gains := solver.gains_of_fields(groups[-1], motion))[1:]
+        if eddy_currents == "auto" and not best > CLEAR_GAIN * second:
+            log.info("eddy currents: none along any axis; the phase encoding is not told")
+            return motion
+        axis = "ijk"[int(np.argmax(gains))]
         log.info("phase-encoding axis: %s, found from the data", axis)
         pe = phase_encoding_vector(dwi.affine, axis)
     eddy = EddyCurrents.none(len(dwi), "linear", pe, dwi.center)

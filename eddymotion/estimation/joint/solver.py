@@ -234,14 +234,14 @@ class JointSolver:
             return np.full((len(group.volumes), 6), np.nan)
         return found.system.step(POSES) / found.recovered
 
-    def phase_encoding_axis(self, group: VolumeGroup, motion: Motion) -> int:
-        """Find the image axis along which linear fields would lower the cost most."""
+    def gains_of_fields(self, group: VolumeGroup, motion: Motion) -> np.ndarray:
+        """By how much linear fields would lower the cost along each image axis, (3,)."""
         state = self.random.bit_generator.state  # the result is that of an axis that was given
         problem = self.problem(COARSE[-1], group, motion)
         self.random.bit_generator.state = state
         seen = problem.look(group_motion(motion, group))
         if seen is None:
-            return 0
+            return np.zeros(3)
         gains = []
         for pe in image_axes(self.dwi.affine).T:
             eddy = EddyCurrents.none(len(self.dwi), "linear", pe, self.dwi.center)
@@ -250,7 +250,7 @@ class JointSolver:
             there = seen.under(group_motion(with_field, group))
             gains.append(replace(problem, blocks=shared).equations(there, seen.weights).gain())
         log.debug("gain of fields along i, j, k: %.3g, %.3g, %.3g", *gains)
-        return int(np.argmax(gains))
+        return np.array(gains)
 
     def weigh(
         self,
