@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid
+from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
 
 SCALES_MM = np.geomspace(0.01, 30.0, 20)
 """Steps that are told apart, for a human head."""
@@ -245,7 +245,7 @@ class Course:
     @property
     def in_mm(self) -> np.ndarray:
         """Millimetres for each unit of a twist (mm, rad), (6,)."""
-        return np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.size] * 3)
+        return twist_millimetres(self.size)
 
     @property
     def gaps(self) -> np.ndarray:

@@ -14,21 +14,24 @@ time::
 
 ``M`` (5 by 6, for each shell) is what makes the course smoothest. ``Π`` comes from the standard
 errors of the poses: half of their squares (:data:`SHARE`), as evenly over the five as there is
-room. Where the head moved too much to tell, ``s`` is large and ``M`` stays near zero. What is told of it
-is no longer part of the errors: at most half of their squares.
+room. Where the head moved too much to tell, ``s`` is large and ``M`` stays near zero. What is told
+of it is no longer part of the errors: at most half of their squares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid, log_rigid
+from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid
 from eddymotion.robust import robust_deviation, student_weights
+
+log = logging.getLogger(__name__)
 
 SHARE = 0.5
 """Of the variance of the poses that may follow the direction. Of 1, 1/2 and 1/4 the second was the
@@ -40,7 +43,7 @@ FEW_DIRECTIONS = 6
 FREEDOM, N_STEPS, SETTLED_MM = 3.0, 50, 1e-5
 
 LEAST_SCALE_MM = 1e-4
-"""Heads on a computer may not move at all."""
+"""Heads on a computer may not move at all. Lengths of a human head, as the one before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +124,11 @@ def find_pulls(
     prior = np.vstack([_prior(variances[shell]) for shell in shells])
     poses = motion.head[volumes]
     steps = log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], center) * in_mm
-    found = _smoothest(steps, np.diff(design, axis=0), np.diff(volumes), prior)
-    return DirectionPulls(design, *found)
+    size = in_mm[-1] / ROTATION_RADIUS_MM  # of the head, relative to a human one
+    pulls, told, scale = _smoothest(
+        steps / size, np.diff(design, axis=0), np.diff(volumes), prior / size**2
+    )
+    return DirectionPulls(design, size * pulls, size**2 * told, size * scale)
 
 
 def without_pulls(
@@ -135,6 +141,38 @@ def without_pulls(
     """Take out of the poses what follows the direction."""
     away = exp_rigid(-found.displacements / in_mm, center)
     return motion.updated(volumes, motion.matrices[volumes] @ away)
+
+
+def leave_to_the_course(
+    motion: Motion,
+    covariances: np.ndarray,
+    gradients: Gradients,
+    groups: Iterable[np.ndarray],
+    center: np.ndarray,
+    in_mm: np.ndarray,
+) -> tuple[Motion, np.ndarray]:
+    """Take out of the poses of groups what follows the direction, as far as time tells.
+
+    Parameters
+    ----------
+    motion, covariances, gradients, center, in_mm
+        As for :func:`find_pulls`.
+    groups : iterable of index arrays
+
+    Returns
+    -------
+    motion : Motion
+    told : (N, 6, 6) array
+        What the covariances need no longer contain.
+    """
+    told = np.zeros_like(covariances)
+    for volumes in groups:
+        found = find_pulls(motion, gradients, volumes, covariances, center, in_mm)
+        if found is not None:
+            log.info("motion of %d volumes: %s", len(volumes), found)
+            motion = without_pulls(motion, volumes, found, center, in_mm)
+            told[volumes] = found.told_of_volumes[:, :, None] * np.diag(1 / in_mm**2)
+    return motion, told
 
 
 def _products(gradients: Gradients, shell: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -38,7 +38,12 @@ from eddymotion.images.image import Image
 from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.motion import FrameEvidence, Motion
-from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid, rigid_parameters
+from eddymotion.mapping.rigid import (
+    exp_rigid,
+    log_rigid,
+    rigid_parameters,
+    twist_millimetres,
+)
 from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.registration import GaussNewton
 
@@ -307,8 +312,7 @@ def _affected(directions: np.ndarray, dwi: DWI) -> np.ndarray:
 
 def in_millimetres(dwi: DWI) -> np.ndarray:
     """Millimetres for each unit of a twist (mm, rad) of this head, (6,)."""
-    size = head_scale(dwi.mask, dwi.voxel_sizes)
-    return np.array([1.0] * 3 + [ROTATION_RADIUS_MM * size] * 3)
+    return twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes))
 
 
 def volumes_apart(group: np.ndarray, others: np.ndarray) -> int:

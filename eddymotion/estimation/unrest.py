@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
+from eddymotion.mapping.rigid import twist_millimetres
 from eddymotion.wording import short_repr
 
 BEYOND_MISFIT = 4.0
@@ -90,5 +90,5 @@ class Unrest:
 
 def _square(covariances: np.ndarray, scale: float) -> np.ndarray:
     """Sum of the variances, rotations at 50 mm for a human head, mm²: (N,)."""
-    in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * scale] * 3)
+    in_mm = twist_millimetres(scale)
     return np.einsum("nkk,k->n", covariances, in_mm**2)

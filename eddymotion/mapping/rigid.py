@@ -15,9 +15,13 @@ JENKINSON_RADIUS_MM = 80.0
 ROTATION_RADIUS_MM = 50.0
 """Millimetres for a radian, where rotations and translations are compared."""
 
-
 STEPS_TO_MEAN = 4
 """Of the iteration for a mean pose; it converges quadratically."""
+
+
+def twist_millimetres(size: float = 1.0) -> np.ndarray:
+    """Millimetres for each unit of a twist (mm, rad), of a head relative to a human one: (6,)."""
+    return np.array([1.0] * 3 + [ROTATION_RADIUS_MM * size] * 3)
 
 
 def rigid_matrix(translation: np.ndarray, rotation: np.ndarray, center: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.estimation.outliers import MANY_LOST
 from eddymotion.io.tsv import Table
-from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
+from eddymotion.mapping.rigid import twist_millimetres
 from eddymotion.wording import listed
 
 JUMP_MM = 1.0
@@ -334,7 +334,7 @@ def pose_errors(confounds: Table) -> np.ndarray | None:
     names = [f"{kind}_{axis}_se" for kind in ("trans", "rot") for axis in "xyz"]
     if not set(names) <= set(confounds.columns):
         return None
-    in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM] * 3)
+    in_mm = twist_millimetres()
     errors = np.stack([confounds.numbers(name) for name in names], axis=1) * in_mm
     return np.sqrt((errors**2).sum(axis=1))
 

@@ -35,7 +35,7 @@ import numpy as np
 from eddymotion.data.gradients import Gradients, forms_shells
 from eddymotion.data.series import DWI
 from eddymotion.estimation.coupled import CoupledProblem
-from eddymotion.estimation.direction_pulls import find_pulls, without_pulls
+from eddymotion.estimation.direction_pulls import leave_to_the_course
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import NO_PRIOR
 from eddymotion.estimation.joint.solver import (
@@ -123,7 +123,7 @@ def solve_jointly(
         steps.retry_doubtful_volumes()
         steps.leave_out_lost_slices()
         errors = steps.errors()
-        steps.leave_to_the_course(errors)
+        errors = steps.leave_to_the_course(errors)
         errors = steps.with_untold(errors)
     return steps.estimate(errors)
 
@@ -229,9 +229,19 @@ class JointSteps:
         """Find how far off the poses may be."""
         return pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
 
-    def leave_to_the_course(self, errors: PoseErrors) -> None:
+    def leave_to_the_course(self, errors: PoseErrors) -> PoseErrors:
         """Take out of the poses what follows the direction and not the course of the head."""
-        self.motion = _smoothed_course(self.solver, self.groups, self.motion, errors.covariances)
+        if len(self.solver.undetermined):
+            return errors
+        self.motion, told = leave_to_the_course(
+            self.motion,
+            errors.covariances,
+            self.dwi.gradients,
+            [group.volumes for group in self.groups],
+            self.dwi.brain_center,
+            self.solver.in_mm,
+        )
+        return replace(errors, told=told)
 
     def with_untold(self, errors: PoseErrors) -> PoseErrors:
         """Add what fields that follow the head leave open."""
@@ -247,7 +257,7 @@ class JointSteps:
             fill_unpredicted(
                 self.dwi, self.motion, known, self.model, groups=self.frames, unplaced=unplaced
             ),
-            np.where(known[:, None, None], errors.covariances + unrest.covariances, np.nan),
+            np.where(known[:, None, None], errors.left + unrest.covariances, np.nan),
             self.frames if len(self.frames) > 1 else None,
             unplaced if unplaced.any() else None,
             held if len(held) else None,
@@ -365,21 +375,6 @@ def with_fields(
     motion = solver.solve(COARSE[-1], groups, replace(motion, eddy_currents=eddy))[0]
     assert motion.eddy_currents is not None
     return replace(motion, eddy_currents=motion.eddy_currents.of_order(order))
-
-
-def _smoothed_course(
-    solver: JointSolver, groups: Sequence[VolumeGroup], motion: Motion, covariances: np.ndarray
-) -> Motion:
-    """Take out of the poses what follows the direction and not the course of the head."""
-    if len(solver.undetermined):
-        return motion
-    gradients, center = solver.dwi.gradients, solver.dwi.brain_center
-    for group in groups:
-        about = group.volumes, covariances, center, solver.in_mm
-        if (found := find_pulls(motion, gradients, *about)) is not None:
-            log.info("motion of %s: %s", group.name, found)
-            motion = without_pulls(motion, group.volumes, found, center, solver.in_mm)
-    return motion
 
 
 def _known(

@@ -49,7 +49,7 @@ from eddymotion.images.pyramid import (
 from eddymotion.machine.parallel import Progress, parallel_map
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
+from eddymotion.mapping.rigid import twist_millimetres
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class JointSolver:
         self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
         self.scale = head_scale(self.dwi.mask, self.dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(self.dwi.voxel_sizes)))
-        self.in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * self.scale] * 3)
+        self.in_mm = twist_millimetres(self.scale)
 
     def leave_out(self, outliers: SliceOutliers, moved: np.ndarray) -> None:
         """Give lost slices no weight from now on, and take their darkness out of the bands.

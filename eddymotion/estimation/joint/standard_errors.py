@@ -16,7 +16,7 @@ from eddymotion.estimation.unrest import Unrest
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.pyramid import head_scale
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import ROTATION_RADIUS_MM
+from eddymotion.mapping.rigid import twist_millimetres
 
 HALVES_FACTOR = 1.35
 """Standard errors over the scatter between halves of the brain: see
@@ -41,12 +41,20 @@ class PoseErrors:
         What noise, and what the model gets wrong, have in them.
     apart : (N, 6, 6) array
         By what the parts of the time of a volume add; NaN where not known.
+    told : (N, 6, 6) array, or zero
+        What the course of the head has told since.
     """
 
     covariances: np.ndarray
     by_noise: np.ndarray
     by_misfit: np.ndarray
     apart: np.ndarray
+    told: np.ndarray | float = 0.0
+
+    @property
+    def left(self) -> np.ndarray:
+        """Covariances without what was told since, (N, 6, 6)."""
+        return self.covariances - self.told
 
     def unrest(self, lost: np.ndarray) -> Unrest:
         """Tell how far the parts of a volume's time pull apart, and slices lost, (N, Z) bool."""
@@ -121,7 +129,7 @@ def misfit_covariances(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
     few = MISFIT_FEW / max(len(bvals), 1)
     size = MISFIT_MM * scale * np.where(dwi.gradients.is_b0[volumes], 1.0, 1 + few)
     size = size * np.maximum(1.0, bvals / 1000.0) ** MISFIT_B_POWER
-    in_mm = np.array([1.0] * 3 + [ROTATION_RADIUS_MM * scale] * 3)
+    in_mm = twist_millimetres(scale)
     return size[:, None, None] ** 2 * np.diag(1 / in_mm**2)
 
 

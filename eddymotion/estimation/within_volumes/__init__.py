@@ -18,6 +18,7 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.direction_pulls import leave_to_the_course
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.estimation.within_volumes.solver import MANY_MOVED, CourseSolver
@@ -25,7 +26,7 @@ from eddymotion.estimation.within_volumes.standard_errors import covariances
 from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.parallel import Compute, one_blas_thread
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid
+from eddymotion.mapping.rigid import exp_rigid, twist_millimetres
 from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.models import LinearModel
 from eddymotion.wording import shown
@@ -107,11 +108,19 @@ def follow_head(
     assert estimate.covariances is not None
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     of_volumes = of_slices[0] + unrest.at_rest
+    motion, told = leave_to_the_course(
+        replace(motion, matrices=matrices, trajectory=trajectory),
+        of_volumes,
+        dwi.gradients,
+        [group.volumes for group in groups],
+        dwi.brain_center,
+        twist_millimetres(scale),
+    )
     return replace(
         estimate,
-        motion=replace(motion, matrices=matrices, trajectory=trajectory),
-        covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
-        within=of_slices[1] + unrest.at_rest[:, None],
+        motion=motion,
+        covariances=of_volumes - told + np.where(known[:, None, None], 0.0, np.nan),
+        within=of_slices[1] + (unrest.at_rest - told)[:, None],
     )
 
 
