@@ -333,7 +333,8 @@ def test_the_head_is_followed_through_volumes(course, left):
     assert one_pose.trajectory is None
     mean, own = Trajectory.of_poses(truth.poses, dwi.center, dwi.affine)
     far = own.excursions(mean, dwi.center + 50 * np.r_[np.eye(3), -np.eye(3)]).max(axis=1)
-    assert motion.trajectory.moving[far > 1.0].all()
+    moved = dwi.gradients.dwis[far[dwi.gradients.dwis] > 1.0]  # b=0 volumes are few: more is asked
+    assert motion.trajectory.moving[moved].all()
     errors = motion.trajectory.standard_errors
     own = rigid_parameters(motion.trajectory.poses(motion.matrices), dwi.center)
     off = np.abs(own - rigid_parameters(truth.poses, dwi.center))
