@@ -221,7 +221,9 @@ over an 80 mm sphere, of all seeds, offset-free. *Slopes*: of found on applied m
 moderate: drift with 3 jumps. swap30: 30 % of the volumes moved by up to 5 mm and 8°.
 
 This shows how real contrast, noise and distortion bear on the estimate, with no phantom between.
-What it does not show: both series have the same noise, which the difference forgives in part;
+What it does not show: both series have the same noise, and the model gets the same wrong in both,
+which the difference forgives in part, so that what the course in time tells of poses that follow the
+direction gains nothing here;
 distortion along the phase encoding is moved with the volume, where in a scanner it would stay;
 and a moved volume is a little smoother than one that was scanned so.
 """
