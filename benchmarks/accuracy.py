@@ -413,11 +413,8 @@ at b=700, 1500, 2800. tiny: 12 directions, one b=0.
 
 A fitted head's own b=0 and diffusion-weighted maps lie within about 0.1 mm of each other, so
 that b15 and sag tell less of the frame than the others. sag, fitted to 20 directions at b=2000
-that were aligned crudely, is displaced in itself, another way for each direction: its errors with
-other motion and noise are alike (correlation in the head's frame .94 to .98 along x, y, z and
-about z) and a quadratic function of the direction explains all but 0.02 to 0.035 of 0.12 mm. What
-two seeds do not share, the error of the estimate itself, is 0.025 mm. Its row stays as it is, as a
-bound.
+that were aligned crudely, is displaced in itself, another way for each direction, by 0.12 mm: as
+long as poses followed the direction, that was its error.
 """
 
 PAGES = {"accuracy": PHANTOM, "other-heads": HEADS}

@@ -14,8 +14,8 @@ time::
 
 ``M`` (5 by 6, for each shell) is what makes the course smoothest. ``Π`` comes from the standard
 errors of the poses: half of their squares (:data:`SHARE`), as evenly over the five as there is
-room. Where the head moved too much to tell, ``s`` is large and ``M`` stays near zero. What is told
-of it is no longer part of the errors: at most half of their squares.
+room. Where the head moved too much to tell, ``s`` is large and ``M`` stays near zero. Standard
+errors stay what they are.
 """
 
 from __future__ import annotations
@@ -56,26 +56,18 @@ class DirectionPulls:
         Products of directions for each volume, five columns a shell, of mean zero.
     pulls : (C, 6) array
         mm; rotations at the radius at which they are compared.
-    told : (6, C, C) array
-        By how much less is unknown of each axis of `pulls` than was beforehand, mm².
     scale : (6,) array
         ``s``, mm: what the head does from one volume to the next.
     """
 
     design: np.ndarray
     pulls: np.ndarray
-    told: np.ndarray
     scale: np.ndarray
 
     @property
     def displacements(self) -> np.ndarray:
         """Of each volume, mm: (n, 6)."""
         return self.design @ self.pulls
-
-    @property
-    def told_of_volumes(self) -> np.ndarray:
-        """What the errors of each volume need no longer contain, mm²: (n, 6)."""
-        return np.einsum("nc,acd,nd->na", self.design, self.told, self.design)
 
     def __str__(self) -> str:
         size, steps = (float(np.sqrt(np.mean(of**2))) for of in (self.displacements, self.scale))
@@ -125,10 +117,10 @@ def find_pulls(
     poses = motion.head[volumes]
     steps = log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], center) * in_mm
     size = in_mm[-1] / ROTATION_RADIUS_MM  # of the head, relative to a human one
-    pulls, told, scale = _smoothest(
+    pulls, scale = _smoothest(
         steps / size, np.diff(design, axis=0), np.diff(volumes), prior / size**2
     )
-    return DirectionPulls(design, size * pulls, size**2 * told, size * scale)
+    return DirectionPulls(design, size * pulls, size * scale)
 
 
 def without_pulls(
@@ -150,7 +142,7 @@ def leave_to_the_course(
     groups: Iterable[np.ndarray],
     center: np.ndarray,
     in_mm: np.ndarray,
-) -> tuple[Motion, np.ndarray]:
+) -> Motion:
     """Take out of the poses of groups what follows the direction, as far as time tells.
 
     Parameters
@@ -158,21 +150,13 @@ def leave_to_the_course(
     motion, covariances, gradients, center, in_mm
         As for :func:`find_pulls`.
     groups : iterable of index arrays
-
-    Returns
-    -------
-    motion : Motion
-    told : (N, 6, 6) array
-        What the covariances need no longer contain.
     """
-    told = np.zeros_like(covariances)
     for volumes in groups:
         found = find_pulls(motion, gradients, volumes, covariances, center, in_mm)
         if found is not None:
             log.info("motion of %d volumes: %s", len(volumes), found)
             motion = without_pulls(motion, volumes, found, center, in_mm)
-            told[volumes] = found.told_of_volumes[:, :, None] * np.diag(1 / in_mm**2)
-    return motion, told
+    return motion
 
 
 def _products(gradients: Gradients, shell: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -196,16 +180,15 @@ def _prior(variances: np.ndarray) -> np.ndarray:
 
 def _smoothest(
     steps: np.ndarray, changes: np.ndarray, gaps: np.ndarray, prior: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the pulls without which the steps (n − 1, 6) are smallest.
 
     Returns
     -------
     pulls : (C, 6) array
-    told : (6, C, C) array
     scale : (6,) array
     """
-    known = np.maximum(prior.T, LEAST_SCALE_MM**2)[:, :, None] * np.eye(len(prior))
+    known = np.eye(len(prior)) / np.maximum(prior.T, LEAST_SCALE_MM**2)[:, :, None]
     slow, pulls = steps / np.sqrt(gaps)[:, None], np.zeros((changes.shape[1], 6))
     square = np.array([robust_deviation(axis) for axis in slow.T]) ** 2 + LEAST_SCALE_MM**2
     n_told = np.zeros(6)
@@ -217,10 +200,10 @@ def _smoothest(
         square = (weights[:, None] * rest**2).sum(axis=0) / left + LEAST_SCALE_MM**2
         before, weighted = pulls, changes.T * weights
         told = (weighted @ changes) / square[:, None, None]
-        normal = told + np.linalg.inv(known)
+        normal = told + known
         n_told = np.trace(np.linalg.solve(normal, told), axis1=1, axis2=2)
         right = (weighted @ steps / square).T[..., None]
         pulls = np.linalg.solve(normal, right)[..., 0].T
         if np.abs(pulls - before).max() < SETTLED_MM:
             break
-    return pulls, known - np.linalg.inv(normal), np.sqrt(square)
+    return pulls, np.sqrt(square)

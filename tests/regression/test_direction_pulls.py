@@ -51,26 +51,22 @@ def solved(step_mm, pulled, seed=3):
     about = SCHEME.dwis, covariances, CENTER, IN_MM
     found = find_pulls(motion, SCHEME, *about)
     after = without_pulls(motion, SCHEME.dwis, found, CENTER, IN_MM)
-    told = found.told_of_volumes / ERROR_MM**2
-    return errors(motion, truth), errors(after, truth), told
+    return errors(motion, truth), errors(after, truth)
 
 
 def test_a_smooth_course_takes_out_what_follows_the_direction():
-    before, after, told = solved(step_mm=0.03, pulled=1.0)
+    before, after = solved(step_mm=0.03, pulled=1.0)
     assert before > 0.9 * ERROR_MM
     assert after < 0.25 * before
-    assert (told >= 0.0).all()
-    assert told.mean() == pytest.approx(0.5, abs=0.05), "the half that may follow the direction"
 
 
 @pytest.mark.parametrize("step_mm", [0.03, 0.5, 20.0])
 def test_poses_that_do_not_follow_it_stay(step_mm):
-    before, after, _ = solved(step_mm, pulled=0.0)
+    before, after = solved(step_mm, pulled=0.0)
     assert after < max(1.5 * step_mm * np.sqrt(2 * 5 / 48), 0.2 * ERROR_MM) + before
     assert after < ERROR_MM / 2
 
 
 def test_a_head_that_is_everywhere_tells_nothing():
-    before, after, told = solved(step_mm=20.0, pulled=1.0)
+    before, after = solved(step_mm=20.0, pulled=1.0)
     assert 0.97 * before < after < 1.03 * before
-    assert told.max() < 0.01

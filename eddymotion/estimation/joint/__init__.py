@@ -123,7 +123,7 @@ def solve_jointly(
         steps.retry_doubtful_volumes()
         steps.leave_out_lost_slices()
         errors = steps.errors()
-        errors = steps.leave_to_the_course(errors)
+        steps.leave_to_the_course(errors)
         errors = steps.with_untold(errors)
     return steps.estimate(errors)
 
@@ -229,11 +229,11 @@ class JointSteps:
         """Find how far off the poses may be."""
         return pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
 
-    def leave_to_the_course(self, errors: PoseErrors) -> PoseErrors:
+    def leave_to_the_course(self, errors: PoseErrors) -> None:
         """Take out of the poses what follows the direction and not the course of the head."""
         if len(self.solver.undetermined):
-            return errors
-        self.motion, told = leave_to_the_course(
+            return
+        self.motion = leave_to_the_course(
             self.motion,
             errors.covariances,
             self.dwi.gradients,
@@ -241,7 +241,6 @@ class JointSteps:
             self.dwi.brain_center,
             self.solver.in_mm,
         )
-        return replace(errors, told=told)
 
     def with_untold(self, errors: PoseErrors) -> PoseErrors:
         """Add what fields that follow the head leave open."""
@@ -257,7 +256,7 @@ class JointSteps:
             fill_unpredicted(
                 self.dwi, self.motion, known, self.model, groups=self.frames, unplaced=unplaced
             ),
-            np.where(known[:, None, None], errors.left + unrest.covariances, np.nan),
+            np.where(known[:, None, None], errors.covariances + unrest.covariances, np.nan),
             self.frames if len(self.frames) > 1 else None,
             unplaced if unplaced.any() else None,
             held if len(held) else None,

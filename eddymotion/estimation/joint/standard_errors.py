@@ -41,20 +41,12 @@ class PoseErrors:
         What noise, and what the model gets wrong, have in them.
     apart : (N, 6, 6) array
         By what the parts of the time of a volume add; NaN where not known.
-    told : (N, 6, 6) array, or zero
-        What the course of the head has told since.
     """
 
     covariances: np.ndarray
     by_noise: np.ndarray
     by_misfit: np.ndarray
     apart: np.ndarray
-    told: np.ndarray | float = 0.0
-
-    @property
-    def left(self) -> np.ndarray:
-        """Covariances without what was told since, (N, 6, 6)."""
-        return self.covariances - self.told
 
     def unrest(self, lost: np.ndarray) -> Unrest:
         """Tell how far the parts of a volume's time pull apart, and slices lost, (N, Z) bool."""

@@ -108,7 +108,7 @@ def follow_head(
     assert estimate.covariances is not None
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     of_volumes = of_slices[0] + unrest.at_rest
-    motion, told = leave_to_the_course(
+    motion = leave_to_the_course(
         replace(motion, matrices=matrices, trajectory=trajectory),
         of_volumes,
         dwi.gradients,
@@ -119,8 +119,8 @@ def follow_head(
     return replace(
         estimate,
         motion=motion,
-        covariances=of_volumes - told + np.where(known[:, None, None], 0.0, np.nan),
-        within=of_slices[1] + (unrest.at_rest - told)[:, None],
+        covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
+        within=of_slices[1] + unrest.at_rest[:, None],
     )
 
 
