@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,11 +207,11 @@ def write_merged(
         })  # fmt: skip
 
 
-def refuse_other_grids(grids: Mapping[str, Box]) -> None:
-    """Raise if the grids of runs, by their names, differ: such runs cannot be merged."""
+def refuse_other_grids(grids: Sequence[tuple[str, Box]]) -> None:
+    """Raise if the grids of runs, each with its name, differ: such runs cannot be merged."""
     if not grids:
         return
-    (name, first), *others = grids.items()
+    (name, first), *others = grids
     for other, box in others:
         apart = grid_distance(first.affine, box.affine, first.shape)
         if box.shape != first.shape or apart > SAME_GRID_MM:
@@ -230,7 +230,7 @@ def concatenated(runs: Sequence[DWI]) -> DWI:
         If their grids differ.
     """
     first = runs[0]
-    refuse_other_grids({str(run.source): run for run in runs})
+    refuse_other_grids([(str(run.source), run) for run in runs])
     gradients = Gradients(
         np.concatenate([run.gradients.bvals for run in runs]),
         np.concatenate([run.gradients.bvecs for run in runs]),

@@ -23,10 +23,10 @@ def refuse_unmergeable(runs: Sequence[SeriesFiles], settings: Settings) -> None:
     """
     if settings.distortion_group_merge == "none":
         return
-    grids: dict[str, Grid] = {}
+    grids: list[tuple[str, Grid]] = []
     for run in runs:
         with suppress(EddymotionError):
-            grids[str(run.dwi)] = _corrected_grid(run, settings)
+            grids.append((str(run.dwi), _corrected_grid(run, settings)))
     refuse_other_grids(grids)
 
 
