@@ -11,7 +11,6 @@ would be seen without distortion, motion and noise at the place of the first b=0
 each volume with the gradient that it had in the head's frame.
 """
 
-import argparse
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -60,25 +59,10 @@ CASES = {
 
 READOUT_S = 0.045
 
-KEY = ("case", "seed")
-
 
 def main() -> None:
-    tables.run(parse(), KEY, measure_all, render)
-
-
-def parse() -> argparse.Namespace:
     parser = tables.parser(__doc__, "build/runs.tsv", seeds=[0], n_threads=2)
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
-    return parser.parse_args()
-
-
-def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
-    for name in options.cases:
-        for seed in options.seeds:
-            if not rows.has(case=name, seed=seed):
-                found = measure(CASES[name], seed, options.n_threads)
-                rows.add({"case": name, "seed": seed, **found})
+    tables.run_cases(parser, CASES, measure, render)
 
 
 @dataclass(frozen=True, eq=False)

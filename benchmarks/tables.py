@@ -10,9 +10,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,24 @@ def run(
         measure(options, rows)
     if options.render or not options.no_page:
         render(list(rows), provenance)
+
+
+def run_cases(
+    parser: argparse.ArgumentParser,
+    cases: Mapping[str, Any],
+    measure: Callable[[Any, int, int], Row],
+    render: Callable[[list[Row], Path], None],
+) -> None:
+    """Run a benchmark that measures each case with each seed, by so many threads."""
+    parser.add_argument("--cases", nargs="*", choices=cases, default=list(cases))
+
+    def measure_all(options: argparse.Namespace, rows: Rows) -> None:
+        for name, seed in product(options.cases, options.seeds):
+            if not rows.has(case=name, seed=seed):
+                found = measure(cases[name], seed, options.n_threads)
+                rows.add({"case": name, "seed": seed, **found})
+
+    run(parser.parse_args(), ("case", "seed"), measure_all, render)
 
 
 def read_tsv(path: Path) -> list[Row]:

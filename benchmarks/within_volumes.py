@@ -10,7 +10,6 @@ The error of a slice is the root mean square displacement of its own part of the
 offset that they have in common.
 """
 
-import argparse
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -91,25 +90,11 @@ CASES = {
 
 N_B0S = 6
 VOXEL_MM = 3.0
-KEY = ("case", "seed")
 
 
 def main() -> None:
-    tables.run(parse(), KEY, measure_all, render)
-
-
-def parse() -> argparse.Namespace:
     parser = tables.parser(__doc__, "build/within-volumes.tsv", seeds=[21], n_threads=1)
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
-    return parser.parse_args()
-
-
-def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
-    for name in options.cases:
-        for seed in options.seeds:
-            if not rows.has(case=name, seed=seed):
-                found = measure(CASES[name], seed, options.n_threads)
-                rows.add({"case": name, "seed": seed, **found})
+    tables.run_cases(parser, CASES, measure, render)
 
 
 def measure(case: Case, seed: int, n_threads: int) -> tables.Row:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small simulated series with known truth, made once, and the shared public data."""
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -13,7 +17,9 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation import estimate_motion
 from eddymotion.images.image import Image
+from eddymotion.io.images import write_image
 from eddymotion.io.series import load
+from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, simulate_motion
@@ -93,6 +99,33 @@ def tiny():
     return acquire(
         coarse, gradients, Motion.identity(len(gradients)), Grid.covering(coarse, 8.0), snr=30
     )
+
+
+@pytest.fixture(scope="module")
+def series(tiny, tmp_path_factory):
+    """The smallest series, on disk."""
+    folder = tmp_path_factory.mktemp("series")
+    write_image(folder / "dwi.nii.gz", np.round(tiny.signal).astype(np.int16), tiny.affine, 3.0)
+    tables = folder / "dwi.bval", folder / "dwi.bvec"
+    write_gradient_table(*tables, tiny.gradients, tiny.affine)
+    return folder / "dwi.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def bids_errors():
+    """What the BIDS validator calls errors in a dataset."""
+    program = shutil.which("bids-validator-deno", path=os.path.dirname(sys.executable))
+    if program is None:
+        pytest.skip("bids-validator-deno is not installed")
+
+    def of(dataset):
+        finished = subprocess.run(
+            [program, "--json", str(dataset)], capture_output=True, text=True, check=False
+        )
+        issues = json.loads(finished.stdout)["issues"]["issues"]
+        return [issue for issue in issues if issue["severity"] == "error"]
+
+    return of
 
 
 @pytest.fixture(scope="session")

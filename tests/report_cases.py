@@ -12,7 +12,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.models import get_model
 from eddymotion.pipeline.settings import Settings
 from eddymotion.reports.data import ReportData
-from eddymotion.reports.participant import build_participant_report
+from eddymotion.reports.participant import NO_ERRORS, write_report
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import PlaneGrid, Slices
 from eddymotion.reports.sprites import Frames
@@ -51,8 +51,14 @@ def write_series(folder, label, dwi, motion, src=None, **sidecar):
         "PackageVersions": {"numpy": np.__version__},
     }
     write_sidecar(outputs, content | sidecar)
-    build_participant_report(folder, label)
+    write_report(folder, label)
     return outputs
+
+
+def written_page(folder, label, errors=NO_ERRORS):
+    """Write the page of a participant, and return where it is."""
+    write_report(folder, label, errors)
+    return folder / f"sub-{label.removeprefix('sub-')}.html"
 
 
 def copy_series(outputs, folder, label, src):
@@ -91,5 +97,5 @@ def write_large(outputs, folder, label, n_volumes=64):
     ).save(large["report_data"])
     header, *rows = large["confounds"].read_text().splitlines()
     large["confounds"].write_text("\n".join([header, *(rows[k] for k in which)]) + "\n")
-    build_participant_report(folder, label)
+    write_report(folder, label)
     return folder / f"sub-{label}.html"

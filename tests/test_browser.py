@@ -17,7 +17,7 @@ from report_cases import copy_series, with_lost_slices, write_large, write_serie
 
 from eddymotion.io.tsv import Table
 from eddymotion.reports.data import ReportData
-from eddymotion.reports.participant import build_participant_report
+from eddymotion.reports.participant import write_report
 
 pytestmark = pytest.mark.browser
 
@@ -29,7 +29,7 @@ def site(moving, truth, tmp_path_factory):
     folder = tmp_path_factory.mktemp("a stick with spaces, ü")
     outputs = write_series(folder, "01", with_lost_slices(moving), truth, "sub-01_run-1")
     copy_series(outputs, folder, "01", "sub-01_run-2")
-    build_participant_report(folder, "01", {"sub-01_run-3_dwi.nii.gz": HOSTILE})
+    write_report(folder, "01", {"sub-01_run-3_dwi.nii.gz": HOSTILE})
     table = Table.read(outputs["confounds"])
     return SimpleNamespace(
         folder=folder, outputs=outputs, table=table, page=folder / "sub-01.html"

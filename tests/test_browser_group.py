@@ -19,7 +19,7 @@ from eddymotion.io.tsv import Table
 from eddymotion.reports.group import SeriesGroup, table_columns
 from eddymotion.reports.group_page import write_group_page
 from eddymotion.reports.group_report import build_group_report
-from eddymotion.reports.participant import build_participant_report
+from eddymotion.reports.participant import write_report
 
 pytestmark = pytest.mark.browser
 
@@ -36,7 +36,7 @@ def site(moving, truth, tmp_path_factory):
         outputs = copy_series(first, folder, label, name)
         scale_motion(outputs, 12 if name == WILD else 1.6 - 0.1 * number)
         if number in (2, 4):
-            build_participant_report(folder, label)
+            write_report(folder, label)
     build_group_report(folder, errors={"sub-99_dwi.nii.gz": HOSTILE})
     table = Table.read(folder / "group_dwi.tsv")
     return SimpleNamespace(folder=folder, page=folder / "group_dwi.html", table=table)

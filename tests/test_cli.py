@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -125,15 +124,8 @@ def test_the_figures_of_a_series_are_those_of_the_group(derivatives):
         assert listed == list(told["exclude_volumes"])
 
 
-def test_derivatives_are_valid_bids(derivatives):
-    program = shutil.which("bids-validator-deno", path=os.path.dirname(sys.executable))
-    if program is None:
-        pytest.skip("bids-validator-deno is not installed")
-    finished = subprocess.run(
-        [program, "--json", str(derivatives)], capture_output=True, text=True, check=False
-    )
-    issues = json.loads(finished.stdout)["issues"]["issues"]
-    assert [issue for issue in issues if issue["severity"] == "error"] == []
+def test_derivatives_are_valid_bids(derivatives, bids_errors):
+    assert bids_errors(derivatives) == []
 
 
 def test_motion_is_recovered_and_the_tables_agree(dataset, derivatives):

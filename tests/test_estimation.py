@@ -22,16 +22,13 @@ from eddymotion.images.image import Image, Spline
 from eddymotion.images.pyramid import jittered_points, low_pass
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid, rigid_matrix, rigid_parameters, rms_displacement
+from eddymotion.mapping.rigid import exp_rigid, rigid_parameters, rms_displacement
 from eddymotion.models import AverageModel, GaussianProcessModel, LegendreCovariance, TensorModel
 from eddymotion.registration import Registration
 from eddymotion.simulation import acquire, shelled_scheme, simulate_motion
+from eddymotion.testing.pairs import pose
 
 ORIGIN = np.zeros(3)
-
-
-def pose(millimetres, degrees):
-    return rigid_matrix(np.array(millimetres, float), np.deg2rad(degrees), ORIGIN)
 
 
 def test_moderate_motion_is_recovered(moving, truth, estimated, motion_rmse):

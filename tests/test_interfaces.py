@@ -18,7 +18,6 @@ from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.io.sidecars import SeriesFiles
-from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Distortion, OffResonance
@@ -30,16 +29,6 @@ from eddymotion.registration import GaussNewton
 
 QUICK = {"n_iterations": 1, "random_seed": 3}
 CORRECTED = ("dwi_file", "bval_file", "bvec_file", "dwiref_file", "mask_file")
-
-
-@pytest.fixture(scope="module")
-def series(tiny, tmp_path_factory):
-    """The smallest series, on disk."""
-    folder = tmp_path_factory.mktemp("series")
-    write_image(folder / "dwi.nii.gz", np.round(tiny.signal).astype(np.int16), tiny.affine, 3.0)
-    tables = folder / "dwi.bval", folder / "dwi.bvec"
-    write_gradient_table(*tables, tiny.gradients, tiny.affine)
-    return folder / "dwi.nii.gz"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from eddymotion.errors import EddymotionError, EngineError
 from eddymotion.images.image import Image
 from eddymotion.io.itk import LPS
 from eddymotion.io.warps import whole_displacements, write_displacements
-from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.registration import Registrar, get_registrar
 from eddymotion.registration.engines import ants, elastix, elastix_files, external
 from eddymotion.registration.engines.ants import AntsRegistrar
@@ -34,6 +33,7 @@ from eddymotion.registration.request import Request
 from eddymotion.registration.settings import preset_json, preset_names, preset_text
 from eddymotion.simulation import Grid
 from eddymotion.testing import RegistrarConformance
+from eddymotion.testing.pairs import pose
 from eddymotion.testing.registration import pair_for
 
 needs_ants = pytest.mark.skipif(
@@ -61,10 +61,6 @@ ENGINES = [
 ]  # fmt: skip
 ORIGIN = np.zeros(3)
 TURN = Rotation.from_euler("xyz", [12, -20, 15], degrees=True).as_matrix()
-
-
-def pose(millimetres, degrees):
-    return rigid_matrix(np.array(millimetres, float), np.deg2rad(degrees), ORIGIN)
 
 
 SMALL = pose([2, -1.5, 1], [2, 1, -3])

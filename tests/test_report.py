@@ -14,7 +14,15 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from PIL import Image
-from report_cases import LOST, TOLD, copy_series, with_lost_slices, write_large, write_series
+from report_cases import (
+    LOST,
+    TOLD,
+    copy_series,
+    with_lost_slices,
+    write_large,
+    write_series,
+    written_page,
+)
 
 from eddymotion.data.gradients import dipy_table
 from eddymotion.derivatives import Outputs
@@ -27,7 +35,7 @@ from eddymotion.reports.data import ReportData, recorded_log
 from eddymotion.reports.layout import VOID, embedded_json, tag
 from eddymotion.reports.maps import COLOR_GAIN, color_fa, local_correlation, tsnr
 from eddymotion.reports.metrics import describe_metric, quality_metrics
-from eddymotion.reports.participant import build_participant_report
+from eddymotion.reports.participant import write_report
 from eddymotion.reports.sections import within
 from eddymotion.reports.series import SeriesReport
 from eddymotion.reports.slices import PlaneGrid, Slices
@@ -147,7 +155,7 @@ def test_what_is_known_of_the_frame_stands_below_its_picture(site, tmp_path):
     text = "by time ± 0.050 mm, by images ± 0.020 mm, 0.10 mm and 0.05° apart"
     sidecar = json.loads(outputs["sidecar"].read_text())
     outputs["sidecar"].write_text(json.dumps(sidecar | {"Summary": {FRAME: text}}))
-    page = Page(build_participant_report(tmp_path, "02").read_text(encoding="utf-8"))
+    page = Page(written_page(tmp_path, "02").read_text(encoding="utf-8"))
     (section,) = page.all("section", id="s0-beforeafter")
     pictures = [one for one in page.all("img") if section in one.inside]
     edges, mask = pictures[-2:]
@@ -164,7 +172,7 @@ def test_eddy_current_fields_have_a_chart(site, tmp_path):
     values = np.random.default_rng(0).normal(0, 1, (n, len(names)))
     lines = ["\t".join(names), *("\t".join(f"{v:.6g}" for v in row) for row in values)]
     outputs["eddy"].write_text("\n".join(lines) + "\n")
-    page = Page(build_participant_report(tmp_path, "02").read_text(encoding="utf-8"))
+    page = Page(written_page(tmp_path, "02").read_text(encoding="utf-8"))
     names = [section.attributes["id"] for section in page.all("section")]
     assert names[names.index("s0-eddy") - 1 :][:3] == ["s0-maps", "s0-eddy", "s0-estimation"]
     assert outputs["eddy_figure"].read_text().count("<polyline") == 6
@@ -228,7 +236,7 @@ def test_derivatives_alone_give_the_same_page(site, tmp_path):
     for path in (tmp_path / "out").rglob("*"):
         if path.suffix in (".html", ".svg"):
             path.unlink()
-    again = build_participant_report(tmp_path / "out", "sub-01")
+    again = written_page(tmp_path / "out", "sub-01")
     assert again.read_bytes() == site.page.read_bytes()
     for path in (site.folder / "sub-01" / "figures").glob("*.svg"):
         copy = tmp_path / "out" / path.relative_to(site.folder)
@@ -243,7 +251,7 @@ def test_hostile_names_and_metadata_stay_text(site, tmp_path):
     parts = ("Summary", "Settings", "StageSeconds", "PackageVersions")
     sidecar = dict.fromkeys(keys, HOSTILE) | dict.fromkeys(parts, hostile)
     outputs["sidecar"].write_text(json.dumps(sidecar))
-    page = build_participant_report(tmp_path, "02", {HOSTILE: HOSTILE})
+    page = written_page(tmp_path, "02", {HOSTILE: HOSTILE})
     parsed = Page(page.read_text(encoding="utf-8"))
     assert len(parsed.all("script")) == 2
     assert not [one for one in parsed.elements for key in one.attributes if key.startswith("on")]
@@ -265,20 +273,20 @@ def test_failures_are_reported_last_and_at_the_top(site, tmp_path):
     broken = Outputs(tmp_path / "out" / "sub-01", "sub-01", tmp_path / "out" / "sub-01/figures")
     data = broken["report_data"]
     data.write_bytes(data.read_bytes()[:-5000])
-    page = build_participant_report(tmp_path / "out", "01", {"sub-01_run-2_dwi": "no b-values"})
+    page = written_page(tmp_path / "out", "01", {"sub-01_run-2_dwi": "no b-values"})
     parsed = Page(page.read_text(encoding="utf-8"))
     assert "2 series failed" in parsed.all("p", class_="errors")[0].text
     last = parsed.all("section")[-1]
     assert last.attributes["id"] == "errors"
     assert "no b-values" in last.text
     assert "sub-01_desc-hmc_report.npz: cannot be read" in last.text
-    assert build_participant_report(tmp_path / "nothing", "01") is None
+    assert write_report(tmp_path / "nothing", "01") == {}
 
 
 def test_without_the_data_of_a_run_the_tables_still_make_a_page(site, tmp_path):
     shutil.copytree(site.folder, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "sub-01" / "figures")
-    page = build_participant_report(tmp_path / "out", "01")
+    page = written_page(tmp_path / "out", "01")
     parsed = Page(page.read_text(encoding="utf-8"))
     assert not parsed.all("section", id="errors")
     assert "no pictures of the original" in parsed.all("section", id="s0-summary")[0].text

@@ -3,8 +3,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 
@@ -52,15 +50,8 @@ def dataset(tmp_path_factory):
     return root
 
 
-def test_dataset_is_valid_bids(dataset):
-    program = shutil.which("bids-validator-deno", path=os.path.dirname(sys.executable))
-    if program is None:
-        pytest.skip("bids-validator-deno is not installed")
-    finished = subprocess.run(
-        [program, "--json", str(dataset)], capture_output=True, text=True, check=False
-    )
-    issues = json.loads(finished.stdout)["issues"]["issues"]
-    assert [issue for issue in issues if issue["severity"] == "error"] == []
+def test_dataset_is_valid_bids(dataset, bids_errors):
+    assert bids_errors(dataset) == []
 
 
 def test_truth_lies_beside_the_series(dataset):

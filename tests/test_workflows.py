@@ -18,6 +18,7 @@ import pytest
 from eddymotion.workflows import nipype as graphs
 from eddymotion.workflows import pydra as flows
 from eddymotion.workflows.execution import KILLED, draw_graph, run_workflow
+from runs import wait_for
 from scipy.spatial.transform import Rotation
 
 import eddymotion as em
@@ -25,10 +26,9 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outlier_volumes import recover_outlier_volumes
 from eddymotion.interfaces import nipype as interfaces
 from eddymotion.interfaces import pydra as tasks
-from eddymotion.io.images import read_image, write_image
+from eddymotion.io.images import read_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.sidecars import SeriesFiles
-from eddymotion.io.tables import write_gradient_table
 from eddymotion.pipeline import lovo_steps
 from eddymotion.pipeline.limits import Plugin
 from eddymotion.pipeline.settings import Settings
@@ -41,15 +41,6 @@ LOOP = {"estimator": "lovo", "n_iterations": 2}
 OUTPUTS = {
     "dwi_file", "bval_file", "bvec_file", "xfm_file", "confounds_file", "dwiref_file", "mask_file",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def series(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("series")
-    write_image(folder / "dwi.nii.gz", np.round(tiny.signal).astype(np.int16), tiny.affine, 3.0)
-    tables = folder / "dwi.bval", folder / "dwi.bvec"
-    write_gradient_table(*tables, tiny.gradients, tiny.affine)
-    return folder / "dwi.nii.gz"
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +226,6 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     wait_for(lambda: not any(map(is_running, pids)))
-
-
-def wait_for(condition, seconds=30):
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.05)
 
 
 def is_running(pid):

@@ -154,11 +154,11 @@ def _what_instead(folder: Path) -> str:
     )
 
 
-def _first_files(folder: Path, most: int = 50) -> list[Path]:
-    """Return some files of a folder and of those in it, three deep."""
+def _first_files(folder: Path) -> list[Path]:
+    """Return fifty files of a folder and of those in it, three deep, at most."""
     patterns = ("*", "*/*", "*/*/*")
     found = (path for pattern in patterns for path in folder.glob(pattern) if os.path.isfile(path))
-    return [path for path, _ in zip(found, range(most), strict=False)]
+    return [path for path, _ in zip(found, range(50), strict=False)]
 
 
 def _is_dicom(path: Path) -> bool:

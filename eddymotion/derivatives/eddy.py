@@ -9,19 +9,16 @@ NiTransforms read it: five dimensions, vectors in LPS+ mm.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from eddymotion.data.series import Series
-from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import grid_points
 from eddymotion.io.tsv import table_text
 from eddymotion.io.warps import write_displacements
 from eddymotion.io.writing import write_json, write_text
 from eddymotion.mapping.eddy_currents import SCALE_MM, TERMS, EddyCurrents
-from eddymotion.wording import cut, why
 
 MODEL = "EddyCurrents"
 """Key of what the JSON file says about all columns together."""
@@ -87,52 +84,6 @@ def _model(eddy: EddyCurrents) -> dict[str, object]:
         "Scale": SCALE_MM,
         "Units": "mm",
     }
-
-
-def read_eddy(table: Path, sidecar: Path) -> EddyCurrents:
-    """Read what :func:`write_eddy` wrote.
-
-    Raises
-    ------
-    EddymotionError
-        If a file cannot be read, or they do not belong together.
-    """
-    try:
-        return _read_eddy(table, sidecar)
-    except EddymotionError:
-        raise
-    except Exception as error:  # whatever somebody has put there
-        raise EddymotionError(
-            f"{table}, {sidecar.name}: cannot be read as eddy currents ({why(error)}); "
-            "give a table of eddy currents with its JSON file"
-        ) from error
-
-
-def _read_eddy(table: Path, sidecar: Path) -> EddyCurrents:
-    model = json.loads(sidecar.read_text(encoding="utf-8")).get(MODEL)
-    header, *lines = table.read_text(encoding="utf-8").splitlines()
-    names = header.split("\t")
-    terms = [name for name in names if name.startswith("e_")]
-    if model is None or terms != [f"e_{term}" for term in TERMS[: len(terms)]]:
-        raise EddymotionError(
-            f"{table}: found columns {cut(', '.join(names))}, expected offset, offset_se, e_x, "
-            f"e_y …, and {MODEL} in {sidecar.name}; give a table of eddy currents with its JSON "
-            "file"
-        )
-    rows = np.array([[np.nan if cell == "n/a" else float(cell) for cell in line.split("\t")]
-                     for line in lines])  # fmt: skip
-    columns = dict(zip(names, rows.T, strict=True))
-    offsets, errors = (
-        None if np.isnan(columns[name]).all() else columns[name]
-        for name in ("offset", "offset_se")
-    )
-    return EddyCurrents(
-        rows[:, [names.index(name) for name in terms]],
-        np.array(model["PhaseEncodingVector"]),
-        np.array(model["Center"]),
-        offsets,
-        errors,
-    )
 
 
 def write_displacement_fields(folder: Path, eddy: EddyCurrents, original: Series) -> list[Path]:

@@ -120,7 +120,6 @@ class Trajectory:
         center: np.ndarray,
         affine: np.ndarray,
         axis: int = 2,
-        standard_errors: np.ndarray | None = None,
         *,
         once: np.ndarray | slice = slice(None),
     ) -> tuple[np.ndarray, Trajectory]:
@@ -132,7 +131,7 @@ class Trajectory:
             Reference → scanner, RAS+ mm.
         center : (3,) array
             About which means are taken, RAS+ mm.
-        affine, axis, standard_errors
+        affine, axis
             As of the class.
         once : (G,) index array
             One slice of each excitation: what means are taken over. All slices when not given.
@@ -147,7 +146,7 @@ class Trajectory:
         within = poses @ np.linalg.inv(mean)[:, None]
         at_rest = (poses == poses[:, :1]).all(axis=(1, 2, 3))
         mean[at_rest], within[at_rest] = poses[at_rest, 0], np.eye(4)
-        return mean, cls(within, affine, axis, standard_errors)
+        return mean, cls(within, affine, axis)
 
     def __len__(self) -> int:
         return len(self.within)

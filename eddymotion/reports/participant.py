@@ -21,13 +21,15 @@ log = logging.getLogger(__name__)
 NO_ERRORS: Mapping[str, str] = {}
 
 
-def build_participant_report(
+def write_report(
     output_dir: Path,
     participant: str,
     errors: Mapping[str, str] = NO_ERRORS,
     skipped: Mapping[str, str] = NO_ERRORS,
-) -> Path | None:
+) -> dict[str, str]:
     """Write ``OUTPUT_DIR/sub-X.html`` from the derivatives of all finished series.
+
+    Nothing is written without a finished series, errors, and skipped ones.
 
     Parameters
     ----------
@@ -36,33 +38,12 @@ def build_participant_report(
     participant : str
         Label, with or without ``sub-``.
     errors, skipped : mapping
-        Series that failed → what happened; series that were not corrected → why.
-
-    Returns
-    -------
-    Path or None
-        The page; None without a finished series, errors, and skipped ones.
-    """
-    failed = write_report(output_dir, participant, errors, skipped)
-    for name in failed.keys() - errors.keys():
-        log.warning("%s: %s", name, failed[name])
-    name = f"sub-{participant.removeprefix('sub-')}"
-    page = output_dir / f"{name}.html"
-    return page if failed or skipped or finished_outputs(output_dir / name) else None
-
-
-def write_report(
-    output_dir: Path,
-    participant: str,
-    errors: Mapping[str, str] = NO_ERRORS,
-    skipped: Mapping[str, str] = NO_ERRORS,
-) -> dict[str, str]:
-    """Write the page of a participant, as :func:`build_participant_report`.
+        As of :func:`write_participant_page`.
 
     Returns
     -------
     dict
-        As of :func:`write_participant_page`: all that the page calls failed.
+        All that the page calls failed.
     """
     name = f"sub-{participant.removeprefix('sub-')}"
     found = finished_outputs(output_dir / name)

@@ -173,11 +173,11 @@ def procedural_head(voxel_size: float = 2.0) -> Phantom:
     return Phantom(tissue, _fibres(x, y, z), affine)
 
 
-def _ellipsoid(x, y, z, center, axes, sharpness=1.2):
-    """Soft ellipsoid: 1 inside, 0 outside, with an edge of about `sharpness` mm."""
+def _ellipsoid(x, y, z, center, axes):
+    """Soft ellipsoid: 1 inside, 0 outside, with an edge of about a millimetre."""
     (cx, cy, cz), (ax, ay, az) = center, axes
     radius = np.sqrt(((x - cx) / ax) ** 2 + ((y - cy) / ay) ** 2 + ((z - cz) / az) ** 2)
-    return _step((1 - radius) * min(axes) / sharpness)
+    return _step((1 - radius) * min(axes) / 1.2)
 
 
 def _step(t):
@@ -206,9 +206,9 @@ def _tissue(x, y, z):
     return np.stack([wm, gm, csf], axis=-1)
 
 
-def _distance_to_sheets(x, y, z, period=44.0):
+def _distance_to_sheets(x, y, z):
     """Distance (mm, roughly) to the sheets of a gyroid, bent: the sulci."""
-    turn = 2 * np.pi / period
+    turn = 2 * np.pi / 44.0
     u, v, w = turn * (x + 0.12 * y), turn * (y - 0.1 * z), turn * (z + 0.15 * x)
     gyroid = np.sin(u) * np.cos(v) + np.sin(v) * np.cos(w) + np.sin(w) * np.cos(u)
     return np.abs(gyroid) / turn * 0.75

@@ -12,7 +12,7 @@ from eddymotion import simulation
 from eddymotion.cli import correct, participant, register, simulate
 from eddymotion.io import writing
 from eddymotion.io.writing import together, write_json, write_text
-from eddymotion.reports.participant import build_participant_report
+from eddymotion.reports.participant import write_report
 from eddymotion.simulation import Recipe
 from eddymotion.simulation import simulate as simulate_series
 
@@ -143,7 +143,8 @@ def test_names_that_are_no_utf8_can_be_reported(tmp_path):
     write_json(tmp_path / f"{name}.json", {"Sources": [name]})
     write_text(tmp_path / f"{name}.tsv", name)
     assert (tmp_path / f"{name}.json").read_text(encoding="utf-8").count(r"\udcff") == 1
-    page = build_participant_report(tmp_path, name, {name: "no b-values"})
+    write_report(tmp_path, name, {name: "no b-values"})
+    page = tmp_path / f"{name}.html"
     assert r"sub-\udcff" in page.read_text(encoding="utf-8")
 
 

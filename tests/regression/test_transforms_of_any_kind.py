@@ -14,7 +14,6 @@ from scipy.io import savemat
 from scipy.spatial.transform import Rotation
 
 from eddymotion.cli import register
-from eddymotion.derivatives.eddy import read_eddy, write_eddy
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_bvals, read_landmarks, read_motion
 from eddymotion.images.image import Image
@@ -23,7 +22,6 @@ from eddymotion.io.motion import read_motion as read_kept
 from eddymotion.io.motion import write_motion
 from eddymotion.io.tables import read_gradient_table
 from eddymotion.io.transforms import FORMATS, read_linear, write_linear
-from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.registration.engines.elastix_files import read_parameter_file
@@ -162,8 +160,6 @@ def test_damaged_tables_landmarks_and_details_are_one_line(tmp_path):
     bval, bvec = tmp_path / "x.bval", tmp_path / "x.bvec"
     motion = Motion(np.stack([np.eye(4), MATRIX]), np.full((2, 6), 0.1), 0.2)
     write_motion(tmp_path / "xfm.txt", tmp_path / "details.json", motion)
-    eddy = EddyCurrents(np.full((3, 3), 0.5), np.array([0.0, 1.0, 0.0]), np.zeros(3), np.ones(3))
-    write_eddy(tmp_path / "eddy.tsv", tmp_path / "eddy.json", eddy)
     files = {
         "x.tsv": (b"x\ty\tz\tlabel\n0.5\t0.2\t0.3\ta\n", read_landmarks),
         "x.fcsv": (b"# Markups fiducial file version = 4.10\n# CoordinateSystem = 0\n"
@@ -176,10 +172,6 @@ def test_damaged_tables_landmarks_and_details_are_one_line(tmp_path):
         "x.bvec.xz": (b"0 0.5 0.1\n", lambda p: read_gradient_table(p, p)),
         "details.json": ((tmp_path / "details.json").read_bytes(),
                          lambda p: read_kept(tmp_path / "xfm.txt", p)),
-        "e.json": ((tmp_path / "eddy.json").read_bytes(),
-                   lambda p: read_eddy(tmp_path / "eddy.tsv", p)),
-        "e.tsv": ((tmp_path / "eddy.tsv").read_bytes(),
-                  lambda p: read_eddy(p, tmp_path / "eddy.json")),
         "parameters.txt": (b'(Transform "EulerTransform")\n(Scales 0.5)\n', read_parameter_file),
     }  # fmt: skip
     bval.write_text("0 1000 1000")

@@ -153,9 +153,7 @@ def estimate_off_resonance(
     *,
     mask: np.ndarray | None = None,
     poses: np.ndarray | None = None,
-    field: OffResonance | None = None,
     levels: Sequence[FieldLevel] = LEVELS,
-    stiffness: float = STIFFNESS,
     seed: int = 0,
 ) -> FieldEstimate:
     """Find the off-resonance field from images whose phase encodings differ.
@@ -169,11 +167,7 @@ def estimate_off_resonance(
     poses : (K, 4, 4) array, optional
         Where to start, first image → each, RAS+ mm; a rigid registration of the distorted images
         when not given. What cannot be told from a constant field stays as it is there.
-    field : OffResonance, optional
-        Where to start; none when not given.
     levels : sequence of FieldLevel
-    stiffness : float
-        Weight λ of the bending energy, mm⁴/Hz².
     seed : int
         Of the registration's points.
 
@@ -193,10 +187,10 @@ def estimate_off_resonance(
         state = FieldState(np.zeros(0), tuple(start), np.zeros(len(images)))
         shown = [normalised(one.image, brain, first, pose)
                  for one, pose in zip(images, start, strict=True)]  # fmt: skip
-        found, noise = field, np.inf
+        found, noise = None, np.inf
         for level in levels:
             problem = FieldProblem.at(
-                level, images, shown, brain, start, stiffness * level.stiffness
+                level, images, shown, brain, start, STIFFNESS * level.stiffness
             )
             state = problem.taking_over(state, found)
             state, noise = descend(problem, state, level.steps)
