@@ -177,7 +177,7 @@ class Resampled(Series):
         space: SpaceMap | None = None,
         n_threads: int = 1,
     ) -> Resampled:
-        """Prepare what :func:`resample` does, with the same parameters."""
+        """Prepare to read each volume once, at the poses of the head; as :func:`resample`."""
         motion.check_length(len(dwi), "resample")
         if engine not in _INTERPOLATE:
             raise EddymotionError(

@@ -243,7 +243,7 @@ class CoupledProblem:
         tolerance: float,
         progress: Callable[..., Iterable[int]] | None = None,
     ) -> tuple[Motion, Descent[Motion]]:
-        """Iterate; a step that raises the cost is halved.
+        """Bring all volumes to their predictions; a step that raises the cost is halved.
 
         Parameters
         ----------

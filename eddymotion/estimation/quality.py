@@ -148,7 +148,7 @@ def assess(
 def assess_as_acquired(
     dwi: DWI, model: Model, outliers: SliceOutliers, *, random_seed: int = 0, n_threads: int = 1
 ) -> Quality:
-    """Compare as :func:`assess` does before any motion is taken out.
+    """Compare volumes with their predictions, as :func:`assess`, before any motion is removed.
 
     A slice that lost signal is lost wherever the head was: those that were found after the
     correction, `outliers`, are taken, and none are sought among edges that jump.

@@ -222,7 +222,7 @@ class VolumeMapping:
     def sample_with_gradient(
         self, image: Spline, points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Read as :meth:`sample`, and the slopes of the image: (P,), (P, 3).
+        """Read the signal at points of the head (P,), and its slopes (P, 3); as :meth:`sample`.
 
         The slopes are per mm along the axes of the head, at the recorded positions: of what is
         read there, not of the factor.

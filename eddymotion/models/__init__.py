@@ -57,7 +57,7 @@ BUILDERS: dict[str, Callable[..., Model]] = {
 def get_model(
     name: str, gradients: Gradients, *, min_q_distance: float = 0.0, n_procs: int = 1
 ) -> Model:
-    """Turn a name into a model.
+    """Turn a name into a model, which predicts a volume from the others.
 
     Parameters
     ----------
