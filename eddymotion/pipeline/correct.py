@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eddymotion.data.checks import DataIssue
-from eddymotion.data.series import DWI
+from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
 from eddymotion.derivatives.finished import refuse_names
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.derivatives.session import remove_elsewhere
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation import Quality
 from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import write_json
@@ -26,6 +29,7 @@ from eddymotion.models import Model
 from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
 from eddymotion.pipeline.fingerprint import fingerprint_of, motion_fingerprint_of
 from eddymotion.pipeline.output_space import space_of, write_output_space
+from eddymotion.pipeline.output_space.space import OutputSpace
 from eddymotion.pipeline.preparation import (
     Prepared,
     describe,
@@ -102,68 +106,152 @@ def correct_series(
         dwi, motion = together.moved(dwi, motion, settings)
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
-    prepared = Prepared(dwi)
-    if settings.prepares:
-        warn_of_partial_fourier(series, settings)
-        with stages("noise and ringing"):
-            prepared = prepare(dwi, settings, progress)
+    prepared = _prepared(series, dwi, settings, stages, progress)
     with stages("output space"):
         space = space_of(dwi, motion, target, settings, together.frame)
+    correction = Correction(
+        series, settings, dwi, motion, model, together, before, after, prepared, target, space
+    )
     with stages("resampling and writing"):
+        corrected, slices = correction.write(outputs, progress)
+    with stages("pictures"):
+        together.draw(outputs)
+        draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.log)
+    return correction.record(outputs, corrected, stages, fingerprint)
+
+
+def _prepared(
+    series: SeriesFiles, dwi: DWI, settings: Settings, stages: Stages, progress: Progress
+) -> Prepared:
+    if not settings.prepares:
+        return Prepared(dwi)
+    warn_of_partial_fourier(series, settings)
+    with stages("noise and ringing"):
+        return prepare(dwi, settings, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What is known of a series before it is resampled.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+    settings : Settings
+    dwi : DWI
+        The original series.
+    motion : Motion
+        In the frame, and with the field, of the runs that belong together.
+    model : Model
+    together : RunTogether
+        How the series lies among the runs of its session.
+    before, after : Quality
+    prepared : Prepared
+        What is resampled.
+    target : Target, optional
+    space : OutputSpace, optional
+        Where it is resampled, if not in the frame.
+    """
+
+    series: SeriesFiles
+    settings: Settings
+    dwi: DWI
+    motion: Motion
+    model: Model
+    together: RunTogether
+    before: Quality
+    after: Quality
+    prepared: Prepared
+    target: Target | None
+    space: OutputSpace | None
+
+    def write(self, outputs: Outputs, progress: Progress) -> tuple[Series, tuple[Slices, Slices]]:
+        """Resample the series, volume by volume, and write all files but pictures and sidecar.
+
+        Returns
+        -------
+        corrected : Series
+        slices : two Slices
+            Of the series before and after, for pictures.
+        """
+        settings, space = self.settings, self.space
         refuse_if_lost(outputs["sidecar"])
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
         remove_elsewhere(outputs)
-        write_output_space(space, dwi, outputs)
-        together.write_field(outputs, apart=settings.separate_all_dwis, fsl=settings.fsl_outputs)
-        write_noise(prepared, settings, outputs)
+        write_output_space(space, self.dwi, outputs)
+        apart = settings.separate_all_dwis
+        self.together.write_field(outputs, apart=apart, fsl=settings.fsl_outputs)
+        write_noise(self.prepared, settings, outputs)
         corrected = corrected_series(
-            prepared.dwi, motion, settings, target, space, after, progress
+            self.prepared.dwi, self.motion, settings, self.target, space, self.after, progress
         )
-        slices_before, slices_after = Slices.of(prepared.dwi), Slices(corrected)
-        volumes = progress(corrected.volumes(), "resampling", len(dwi))
+        slices = Slices.of(self.prepared.dwi), Slices(corrected)
+        volumes = progress(corrected.volumes(), "resampling", len(self.dwi))
         write_outputs(
             corrected,
-            motion,
+            self.motion,
             outputs,
-            volumes=slices_after.watching(volumes),
-            original=dwi,
-            quality=after,
+            volumes=slices[1].watching(volumes),
+            original=self.dwi,
+            quality=self.after,
             on_demand=on_demand(settings, in_frame=space is None),
             progress=progress,
         )
-    with stages("pictures"):
-        together.draw(outputs)
-        slices = slices_before, slices_after
-        draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.log)
-    methods = together.among(methods_of(dwi, motion, model, settings, corrected, space))
-    summary = {"estimator": methods.estimator}
-    summary |= summarise(dwi, motion, model, before, after)
-    summary |= together.summary()
-    if settings.prepares:
-        summary["taken off before resampling"] = describe(prepared, settings)
-    summary |= ({"output space": space.describe()} if space else {}) | {"time": str(stages)}
-    outliers = outlier_summary(after.outliers, replaced=settings.replace_outliers)
-    grids = (dwi, corrected, space.linear if space else np.eye(4))
-    content = sidecar_of(series, settings, summary, methods, motion, grids, stages)
-    for issue in together.issues:
-        log.warning("%s: %s", series.dwi.name, issue.text)
-    of_space = [DataIssue("output space", text) for text in (space.warnings if space else ())]
-    content["Warnings"] += [
-        {"Subject": issue.kind, "Text": issue.text, "Severe": issue.severe}
-        for issue in (*together.issues, *of_space)
-    ]
-    content |= together.in_sidecar() | {
-        "OutlierSlices": outliers,
-        "Fingerprint": fingerprint,
-        "MotionFingerprint": motion_fingerprint_of(series, settings),
-    }
-    write_json(outputs["qc"], quality_record(SeriesReport.load(outputs, content)))
-    write_sidecar(outputs, content, record=True)
-    for label, value in summary.items():
-        log.info("%s: %s: %s", series.dwi.name, label, value)
-    if (warning := describe_beyond_repair(after.outliers)) is not None:
-        log.warning("%s: %s", series.dwi.name, warning)
-    return summary
+        return corrected, slices
+
+    def record(
+        self, outputs: Outputs, corrected: Series, stages: Stages, fingerprint: str
+    ) -> dict[str, str]:
+        """Write the sidecar, with which the outputs are finished, and tell what is in it.
+
+        Returns
+        -------
+        dict
+            As :func:`correct_series`.
+        """
+        methods = methods_of(
+            self.dwi, self.motion, self.model, self.settings, corrected, self.space
+        )
+        methods = self.together.among(methods)
+        summary = {"estimator": methods.estimator} | self.summary() | {"time": str(stages)}
+        grids = (self.dwi, corrected, self.space.linear if self.space else np.eye(4))
+        content = sidecar_of(
+            self.series, self.settings, summary, methods, self.motion, grids, stages
+        )
+        content["Warnings"] += self.warnings()
+        outliers = self.after.outliers
+        content |= self.together.in_sidecar() | {
+            "OutlierSlices": outlier_summary(outliers, replaced=self.settings.replace_outliers),
+            "Fingerprint": fingerprint,
+            "MotionFingerprint": motion_fingerprint_of(self.series, self.settings),
+        }
+        write_json(outputs["qc"], quality_record(SeriesReport.load(outputs, content)))
+        write_sidecar(outputs, content, record=True)
+        name = self.series.dwi.name
+        for label, value in summary.items():
+            log.info("%s: %s: %s", name, label, value)
+        if (warning := describe_beyond_repair(outliers)) is not None:
+            log.warning("%s: %s", name, warning)
+        return summary
+
+    def summary(self) -> dict[str, str]:
+        """Tell what was found and done, label → value."""
+        told = summarise(self.dwi, self.motion, self.model, self.before, self.after)
+        told |= self.together.summary()
+        if self.settings.prepares:
+            told["taken off before resampling"] = describe(self.prepared, self.settings)
+        return told | ({"output space": self.space.describe()} if self.space else {})
+
+    def warnings(self) -> list[dict[str, Any]]:
+        """Warn of what joining the runs and finding the output space showed."""
+        for issue in self.together.issues:
+            log.warning("%s: %s", self.series.dwi.name, issue.text)
+        texts = self.space.warnings if self.space else ()
+        of_space = [DataIssue("output space", text) for text in texts]
+        return [
+            {"Subject": issue.kind, "Text": issue.text, "Severe": issue.severe}
+            for issue in (*self.together.issues, *of_space)
+        ]
 
 
 def estimate_series(
