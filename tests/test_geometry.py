@@ -107,6 +107,18 @@ def test_motion_changes_reference_and_stays_frozen(parameters):
         replace(motion, standard_errors=errors[1:])
 
 
+def test_parameters_tell_where_a_point_goes(parameters):
+    """The point that is asked for, else the centre that a motion has, else the origin."""
+    motion = Motion(rigid_matrix(parameters[:, :3], parameters[:, 3:], CENTER))
+    other = CENTER + np.array([30.0, -10.0, 5.0])
+    for known, asked, where in (
+        (None, None, np.zeros(3)), (CENTER, None, CENTER), (CENTER, other, other),
+    ):  # fmt: skip
+        found = replace(motion, center=known).parameters(asked)[:, :3]
+        went = motion.matrices[:, :3, :3] @ where + motion.matrices[:, :3, 3] - where
+        np.testing.assert_allclose(found, went, atol=1e-9)
+
+
 def test_grid_center_is_the_mean_voxel():
     affine = np.array([[0, -2, 0, 5], [3, 0, 0, -1], [0, 0.5, 2.5, 2], [0, 0, 0, 1.0]])
     voxels = np.argwhere(np.ones((4, 5, 7)))

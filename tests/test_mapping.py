@@ -10,6 +10,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
 from eddymotion.mapping.eddy_currents import SCALE_MM, EddyCurrents
 from eddymotion.mapping.motion import Motion
@@ -119,3 +120,18 @@ def test_a_space_of_another_image_reads_the_same_field(series, motion):
 def test_a_field_for_another_number_of_volumes_is_refused(motion, field):
     with pytest.raises(ValueError, match="4 poses but an off-resonance field for 3 volumes"):
         replace(motion, off_resonance=Distortion(field, np.zeros((3, 3))))
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 2), (4, 4), (2, 4, 3)])
+def test_fields_of_no_order_are_refused(shape):
+    with pytest.raises(EddymotionError, match=r"coefficients of shape .*, expected \(N, K\)"):
+        EddyCurrents(np.zeros(shape), READOUT.direction, np.zeros(3))
+
+
+def test_where_no_point_is_asked_for_none_is_displaced(motion):
+    nowhere = np.zeros((0, 3))
+    origins, stretch = motion.eddy_currents.origin(1, nowhere)
+    assert origins.shape == (0, 3)
+    assert stretch.shape == (0,)
+    recorded, _ = motion.displaced(1, nowhere)
+    assert recorded.shape == (0, 3)

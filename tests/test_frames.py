@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How frames are joined, piece by piece: what is asked of each, in heads of any size."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from eddymotion.data.gradients import Gradients
+from eddymotion.estimation.frames import (
+    FAR_MM,
+    Z_95,
+    _affected,
+    _lowest_shell,
+    _within_determined,
+    contradicting,
+    find_offset,
+    of_few,
+)
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid, log_rigid
+from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+
+SMALLER = 1 / 8
+
+
+@pytest.fixture(params=[1.0, SMALLER], ids=["man", "mouse"])
+def sized(request, tiny):
+    """A series of a large or of a small head, its size, and units of a twist in its lengths."""
+    size = request.param
+    dwi = replace(tiny, affine=np.diag([size] * 3 + [1.0]) @ tiny.affine)
+    return dwi, size, np.repeat([size, 1.0], 3)
+
+
+def poses_at(dwi, twists):
+    return Motion(exp_rigid(np.array(twists, float), dwi.brain_center))
+
+
+@pytest.mark.parametrize(("rotation", "nearest"), [(0.03, 4), (0.05, 2)])
+def test_few_volumes_are_known_as_well_as_they_lie_near_a_neighbour(sized, rotation, nearest):
+    """2 mm from the one before; from the one after by an angle that is 1.5 or 2.5 mm of a head."""
+    dwi, size, unit = sized
+    twists = np.zeros((len(dwi), 6))
+    twists[:3, 0] = -2.0 * size
+    twists[4:, 4] = rotation
+    covariances = of_few(poses_at(dwi, twists), [np.array([3])], dwi)
+    way = twists[nearest] / unit
+    expected = np.diag((way / Z_95) ** 2)
+    np.testing.assert_allclose(covariances[3] / np.outer(unit, unit), expected, atol=1e-9)
+    assert not np.delete(covariances, 3, axis=0).any()
+    enough = of_few(poses_at(dwi, twists), [np.arange(6)], dwi)
+    assert not enough.any()
+
+
+@pytest.mark.parametrize("way", [0.9, 1.1])
+def test_a_volume_far_from_both_neighbours_is_named(sized, way, caplog):
+    dwi, size, _ = sized
+    twists = np.zeros((len(dwi), 6))
+    twists[3, 2] = way * FAR_MM * size
+    of_few(poses_at(dwi, twists), [np.array([3])], dwi)
+    assert ("volumes 3: away from both" in caplog.text) == (way > 1)
+
+
+def test_an_offset_keeps_at_rest_what_is_not_determined(sized):
+    """A head that may slide along z and turn about it: what is left of an offset is the rest."""
+    dwi, _, unit = sized
+    free = np.eye(6)[[2, 5]]
+    twist = np.array([1.0, -2.0, 3.0, 0.02, 0.03, -0.01])
+    offset = exp_rigid(twist * unit, dwi.brain_center)
+    left = log_rigid(_within_determined(offset, free, dwi), dwi.brain_center) / unit
+    np.testing.assert_allclose(left, twist * [1, 1, 0, 1, 1, 0], atol=1e-9)
+
+
+def test_parameters_along_what_is_not_determined_are_not_known(sized):
+    """A screw: 1 mm along z with an angle that is 1 mm of a head; the rest is known."""
+    dwi, _, _ = sized
+    screw = np.array([[0, 0, 1.0, 0, 0, 1.0]]) / np.sqrt(2)
+    there = replace(dwi, mask=np.ones_like(dwi.mask))  # centre of the brain: that of the grid
+    np.testing.assert_array_equal(_affected(screw, there), [0, 0, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("image", "time", "rest", "expected"),
+    [(9, 9, 9, ""), (99, 9, 99, "images"), (9, 99, 9, ""), (9, 9, 99, ""), (9, 99, 99, "time"),
+     (99, 99, 99, "images time")],
+)  # fmt: skip
+def test_time_is_contradicted_by_the_images_and_by_the_rest_of_the_course(
+    image, time, rest, expected
+):
+    """A jump between two volumes alone, or images alone, are no contradiction yet."""
+    by_time, by_images = (
+        SimpleNamespace(name=name, offset=name, covariance=np.eye(6))
+        for name in ("time", "images")
+    )
+    both = SimpleNamespace(offset="both")
+    course = SimpleNamespace(
+        squared=lambda offset, _: {"both": image, "time": time}[offset],
+        rest_misfit=lambda *_: rest,
+    )
+    found = contradicting(course, None, by_time, by_images, both)
+    assert " ".join(one.name for one in found) == expected
+
+
+def test_images_are_asked_for_the_shell_whose_contrast_is_nearest():
+    bvals = np.repeat([0.0, 500, 1000, 3000], [2, 4, 8, 10])
+    vectors = np.random.default_rng(0).normal(size=(24, 3))
+    dwi = SimpleNamespace(gradients=Gradients(bvals, vectors))
+    group = dwi.gradients.dwis[::-1].copy()
+    np.testing.assert_array_equal(np.unique(bvals[group[_lowest_shell(dwi, group)]]), [1000])
+    few = group[bvals[group] < 1000]  # none has enough: the lowest
+    np.testing.assert_array_equal(_lowest_shell(dwi, few), np.arange(4))
+    scattered = SimpleNamespace(
+        gradients=Gradients(np.r_[0.0, np.linspace(300, 5000, 23)], vectors)
+    )
+    lowest = _lowest_shell(scattered, np.arange(1, 24))
+    np.testing.assert_array_equal(lowest, np.arange(23 // 3))
+
+
+def test_without_images_time_alone_is_told():
+    """A head at rest is where it was; nobody contradicts, and images are not mentioned."""
+    head, gradients = procedural_head(8.0), shelled_scheme({1000.0: 8}, 3)
+    dwi = acquire(head, gradients, Motion.identity(11), Grid.covering(head, 8.0), snr=30)
+    offset = exp_rigid(np.array([3.0, -1, 2, 0.04, 0.02, -0.03]), dwi.brain_center)
+    own = Motion(np.tile(np.linalg.inv(offset), (8, 1, 1)))
+    b0_poses = np.tile(np.eye(4), (3, 1, 1))
+    found = find_offset(dwi, b0_poses, gradients.dwis, own, with_images=False)
+    np.testing.assert_allclose(found.offset, offset, atol=1e-6)
+    evidence = found.evidence
+    assert not evidence.contradicted
+    assert np.isfinite(evidence.by_time)
+    assert np.isnan([evidence.by_images, evidence.apart_mm]).all()
+    assert evidence.bval == pytest.approx(1000)
