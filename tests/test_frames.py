@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 
 from eddymotion.data.gradients import Gradients
+from eddymotion.estimation import frames
+from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import (
     FAR_MM,
     Z_95,
+    JoinedFrame,
     _affected,
     _lowest_shell,
     _within_determined,
     contradicting,
     find_offset,
     of_few,
+    unite_frames,
 )
-from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.motion import FrameEvidence, Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
 
@@ -115,6 +119,34 @@ def test_images_are_asked_for_the_shell_whose_contrast_is_nearest():
     )
     lowest = _lowest_shell(scattered, np.arange(1, 24))
     np.testing.assert_array_equal(lowest, np.arange(23 // 3))
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([[1, 2, 3], [4, 5, 6, 7, 8, 9]], (1 + 4) ** 0.5),  # the second stands beside the first
+        ([[1, 2, 3], [5, 6, 7, 8, 9]], 2.0),  # beside a b=0
+    ],
+)
+def test_errors_of_frames_add_along_the_way_to_the_b0s(groups, expected, tiny, monkeypatch):
+    """Joined with 1 mm² and 4 mm²: each group to the volume that is nearest in time."""
+    b0s = [0] if expected > 2 else [0, 4]
+    bvals = np.where(np.isin(np.arange(10), b0s), 0.0, 1000.0)
+    gradients = Gradients(bvals, np.random.default_rng(0).normal(size=(10, 3)))
+    dwi = replace(tiny, acquisition=replace(tiny.acquisition, gradients=gradients))
+
+    def join(_dwi, _b0_poses, group, *_, **__):
+        evidence = FrameEvidence(1000.0, 0.1, np.nan, np.nan, np.nan, contradicted=False)
+        variance = np.diag([1.0 if 1 in group else 4.0] * 3 + [0.0] * 3)
+        return JoinedFrame(np.eye(4), variance, evidence)
+
+    monkeypatch.setattr(frames, "find_offset", join)
+    estimate = Estimate(Motion.identity(10), np.zeros((10, 6, 6)))
+    united = unite_frames(dwi, estimate, groups=[np.array(group) for group in groups])
+    assert united.frame_error == pytest.approx(expected)
+    errors = united.standard_errors[:, 0]
+    np.testing.assert_allclose(errors[b0s], 0, atol=1e-9)
+    np.testing.assert_allclose(errors[groups[1]], expected, rtol=1e-6)
 
 
 def test_without_images_time_alone_is_told():

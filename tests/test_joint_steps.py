@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of the joint solution, one at a time."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
 from eddymotion.estimation.fields import usual_poses
 from eddymotion.estimation.joint.solver import JointSolver
@@ -49,3 +52,24 @@ def test_heads_that_went_away_are_not_usual_and_those_that_wander_are():
     visits = np.random.default_rng(1).normal(scale=0.1, size=(40, 5))
     visits[[7, 8, 30]] += 9.0
     assert np.flatnonzero(~usual_poses(visits)).tolist() == [7, 8, 30]
+
+
+@pytest.mark.parametrize(
+    ("leverage", "frames", "known"),
+    [
+        ([0.5, 0.5, 0.5], [[1, 2, 3]], [1, 1, 1]),
+        ([0.5, 0.5, 0.0], [[1, 2, 3]], [1, 1, 0]),
+        ([0.5, 0.5, 0.0], [[1, 2], [3]], [1, 1, 1]),  # time and images join its frame
+        ([0.0, 0.0, 0.0], [[1, 2], [3]], [0, 0, 0]),  # nothing is known of any
+    ],
+)
+def test_who_is_alone_in_a_frame_is_known_by_time_and_images(leverage, frames, known):
+    """A leverage of zero: the others say nothing about a volume. An only b=0 is the frame."""
+    gradients = Gradients(np.array([0.0, 1000, 1000, 1000]), np.eye(4, 3, k=-1))
+    group = SimpleNamespace(volumes=gradients.dwis)
+    model = SimpleNamespace(precision=lambda _: np.diag(leverage))
+    problem = SimpleNamespace(model=model, gradients=None)
+    found = joint._known(
+        SimpleNamespace(gradients=gradients), [group], [problem], list(map(np.array, frames))
+    )
+    assert found.tolist() == [True, *map(bool, known)]

@@ -14,7 +14,13 @@ from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
 from eddymotion.mapping.eddy_currents import SCALE_MM, EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.off_resonance import Distortion, OffResonance, Readout, undistorted
+from eddymotion.mapping.off_resonance import (
+    LEAST_STRETCH,
+    Distortion,
+    OffResonance,
+    Readout,
+    undistorted,
+)
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.resampling import Resampled, resample
 
@@ -120,6 +126,24 @@ def test_a_space_of_another_image_reads_the_same_field(series, motion):
 def test_a_field_for_another_number_of_volumes_is_refused(motion, field):
     with pytest.raises(ValueError, match="4 poses but an off-resonance field for 3 volumes"):
         replace(motion, off_resonance=Distortion(field, np.zeros((3, 3))))
+
+
+def test_where_fields_fold_the_image_the_signal_keeps_its_sign(series, motion, field):
+    """However it is computed; the factor would be negative there."""
+    strong = replace(motion, off_resonance=Distortion(field, np.tile(25 * READOUT.shift, (4, 1))))
+    points = np.random.default_rng(0).uniform(-40, 40, (500, 3))
+    for volume in range(4):
+        factors = [
+            strong.displaced(volume, points)[1],
+            strong.mapping(volume).displaced_by_definition(points)[1],
+        ]
+        np.testing.assert_allclose(*factors, atol=1e-4)
+        assert factors[0].min() == pytest.approx(LEAST_STRETCH)
+    readout = Readout.of(AFFINE, "j-", 25 * 0.05)
+    alone, stretch = undistorted(series.volume(0), readout, field, np.eye(4), SHAPE, AFFINE)
+    folded = np.isfinite(alone) & (stretch < 0)
+    assert folded.any()
+    assert (alone[folded] > -20).all()
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 2), (4, 4), (2, 4, 3)])

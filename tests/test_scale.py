@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eddymotion as em
+from eddymotion.estimation.unrest import Unrest
 from eddymotion.simulation import (
     Grid,
     acquire,
@@ -49,6 +50,19 @@ def test_a_mouse_is_corrected_as_a_man_is():
         expected = found.eddy_currents.recorded(volume, points) * SMALLER
         recorded = small.eddy_currents.recorded(volume, points * SMALLER)
         np.testing.assert_allclose(recorded, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1.0, SMALLER])
+def test_a_mouse_that_turned_within_a_volume_is_seen_as_a_man_is(size):
+    """Parts of a volume 3 mm or 3 mm of a turn apart, where noise is half a millimetre of each."""
+    unit = np.repeat([size, 1.0], 3)
+    noise = np.tile(np.diag([0.25] * 3 + [1e-4] * 3), (4, 1, 1))  # 0.5 mm at 50 mm: 0.01 rad
+    apart = noise.copy()
+    apart[1, 0, 0], apart[2, 4, 4] = 9.0, (3 / 50) ** 2
+    noise, apart = noise * np.outer(unit, unit), apart * np.outer(unit, unit)
+    unrest = Unrest(noise, apart, noise, 1e-3 * noise, np.zeros((4, 5), bool))
+    expected = np.array([1.5, 1.25 + 9, 1.25 + 9, 1.5]) / (1.5 * 1.001)
+    np.testing.assert_allclose(unrest.evidence(size), expected)
 
 
 @pytest.mark.slow
