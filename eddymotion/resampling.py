@@ -36,7 +36,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError, check_kind
-from eddymotion.images.grid import grid_points
+from eddymotion.images.grid import grid_points, inside_shape
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
 from eddymotion.images.stack import SliceStack
@@ -406,7 +406,7 @@ def _with_nitransforms_in_slabs(volume: np.ndarray, where: _Reading) -> np.ndarr
         reference = nib.Nifti1Image(np.empty(part.shape, np.uint8), turned)
         transform = _deformation(recorded, reference)
         read = apply(transform, moving, order=3, mode="mirror", prefilter=False)
-        inside = _inside(volume.shape, apply_affine(to_voxels, recorded))
+        inside = inside_shape(apply_affine(to_voxels, recorded), volume.shape)
         part[:] = np.where(inside, np.ravel(read.dataobj) * stretch, 0.0).reshape(part.shape)
     return resampled.T
 
@@ -511,12 +511,6 @@ def inside_image(
     return inside
 
 
-def _inside(image_shape: tuple[int, ...], positions: np.ndarray) -> np.ndarray:
-    """Whether positions (P, 3), in voxels, lie within an image, up to half a voxel outside."""
-    within = (positions >= -EDGE) & (positions <= np.array(image_shape[:3]) - 1 + EDGE)
-    return np.all(within, axis=1)
-
-
 def covered_mask(dwi: DWI, motion: Motion) -> np.ndarray:
     """Return the part of the brain that lies inside the image in every volume.
 
@@ -528,7 +522,8 @@ def covered_mask(dwi: DWI, motion: Motion) -> np.ndarray:
     points, to_voxels = apply_affine(dwi.affine, brain), np.linalg.inv(dwi.affine)
     covered = np.ones(len(brain), bool)
     for volume in range(len(motion)):
-        covered &= _inside(dwi.shape, apply_affine(to_voxels, motion.recorded(volume, points)))
+        voxels = apply_affine(to_voxels, motion.recorded(volume, points))
+        covered &= inside_shape(voxels, dwi.shape)
     if covered.sum() < len(brain) / 2:
         return dwi.mask
     mask = np.zeros(dwi.shape, bool)

@@ -24,6 +24,9 @@ SHELL_GAP, SHELL_GAP_FLOOR, SHELL_GAP_SHARE = 100.0, 10.0, 0.1
 and a tenth of the b-value below b=900, where 100 make another contrast."""
 
 
+B0_THRESHOLD = 50.0
+"""Volumes at or below this b-value (s/mm²) count as b=0."""
+
 MAX_SHELLS = 8
 """A scheme with more distinct b-values is Cartesian or random q-space, not shells."""
 
@@ -45,7 +48,7 @@ class Gradients:
 
     bvals: np.ndarray
     bvecs: np.ndarray
-    b0_threshold: float = 50.0
+    b0_threshold: float = B0_THRESHOLD
 
     def __post_init__(self) -> None:
         bvals = np.array(self.bvals, dtype=float)

@@ -45,6 +45,7 @@ from eddymotion.io.topup import movement_parameters, table
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.eddy_currents import N_TERMS, SCALE_MM, TERMS, polynomial_terms
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import NOMINAL_READOUT_S
 from eddymotion.mapping.slice_poses import SlicePoses
 
 EDDY_TERMS = (
@@ -53,9 +54,6 @@ EDDY_TERMS = (
     "xxx", "yyy", "zzz", "xxy", "xxz", "xyz", "xyy", "yyz", "xzz", "yzz",
 )  # fmt: skip
 """eddy's order of the terms of a field, before the constant."""
-
-NOMINAL_READOUT_TIME = 0.05
-"""Seconds, where the series does not tell; any value gives the same mm with its own Hz."""
 
 TITLES = {
     "outlier_map": "One row per scan, one column per slice. Outlier: 1, Non-outlier: 0",
@@ -107,7 +105,7 @@ def write_fsl_eddy(
     motion : Motion
     original : Series
         Its grid is that of the parameters, its mask that of the movement RMS. Its readout time
-        makes hertz of the fields (:data:`NOMINAL_READOUT_TIME` when not known), its phase encoding
+        makes hertz of the fields (:data:`NOMINAL_READOUT_S` when not known), its phase encoding
         is that of a motion without fields (the second image axis when not known).
     corrected : Series
         Its gradients and grid are those of the rotated b-vectors and the CNR maps.
@@ -121,7 +119,7 @@ def write_fsl_eddy(
         What was written.
     """
     readout_time = original.acquisition.common_readout_time
-    frame = _Frame.of(original, motion, readout_time or NOMINAL_READOUT_TIME)
+    frame = _Frame.of(original, motion, readout_time or NOMINAL_READOUT_S)
     poses = frame.poses(motion)
     parameters = frame.parameters(poses)
     texts = {

@@ -35,16 +35,18 @@ from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Compute, parallel_map
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.off_resonance import LEAST_STRETCH, Distortion, OffResonance, Readout
+from eddymotion.mapping.off_resonance import (
+    LEAST_STRETCH,
+    NOMINAL_READOUT_S,
+    Distortion,
+    OffResonance,
+    Readout,
+)
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, log_rigid
 from eddymotion.registration.gauss_newton import GaussNewton
 from eddymotion.wording import short_repr
 
 log = logging.getLogger(__name__)
-
-NOMINAL_READOUT_TIME = 0.05
-"""Seconds, where none of the runs says its own: hertz are wrong by a factor then, displacements
-are not."""
 
 REGISTERED_MM = 1.0
 """Error of the registration of distorted images along the phase encoding: the mean field of a
@@ -350,9 +352,9 @@ def readouts_of(runs: Sequence[RunImage]) -> list[Readout | None]:
         log.warning(
             "TotalReadoutTime is in no sidecar of these runs: taken as %g s for all, so that the "
             "off-resonance field in Hz is right up to a factor, and the correction exact if their "
-            "times are equal; add it to the sidecars", NOMINAL_READOUT_TIME
+            "times are equal; add it to the sidecars", NOMINAL_READOUT_S
         )  # fmt: skip
-        times = [NOMINAL_READOUT_TIME] * len(runs)
+        times = [NOMINAL_READOUT_S] * len(runs)
     return [
         None
         if time is None or run.encoding is None
@@ -368,7 +370,7 @@ def tell_field(runs: Sequence[RunImage]) -> bool:
     if unknown not in (0, len(runs)):
         return False
     readouts = [
-        Readout(run.encoding, (run.readout_time or NOMINAL_READOUT_TIME) * run.voxel_mm)
+        Readout(run.encoding, (run.readout_time or NOMINAL_READOUT_S) * run.voxel_mm)
         for run in runs
         if run.encoding is not None
     ]

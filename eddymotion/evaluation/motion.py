@@ -299,10 +299,10 @@ def _score(
     angles = np.rad2deg(np.linalg.norm(turned[volumes, 3:], axis=1))
     return MotionScore(
         n_volumes=len(volumes),
-        rmse_translation_mm=_rms(millimetres),
-        rmse_rotation_deg=_rms(degrees),
-        rmse_translation_axes_mm=_axes(_rms(column) for column in millimetres.T),
-        rmse_rotation_axes_deg=_axes(_rms(column) for column in degrees.T),
+        rmse_translation_mm=root_mean_square(millimetres),
+        rmse_rotation_deg=root_mean_square(degrees),
+        rmse_translation_axes_mm=_axes(root_mean_square(column) for column in millimetres.T),
+        rmse_rotation_axes_deg=_axes(root_mean_square(column) for column in degrees.T),
         max_translation_mm=float(np.linalg.norm(millimetres, axis=1).max()),
         max_rotation_deg=float(angles.max()),
         rms_displacement_mean_mm=float(displacement.mean()),
@@ -345,7 +345,8 @@ def slopes(
     return (slope(slice(0, 3)), slope(slice(3, 6))), single
 
 
-def _rms(values: np.ndarray) -> float:
+def root_mean_square(values: np.ndarray) -> float:
+    """Return the root of the mean square of all values."""
     return float(np.sqrt((values**2).mean()))
 
 

@@ -22,7 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.evaluation.motion import ABOVE, ALL, constant_offset, volume_groups
+from eddymotion.evaluation.motion import (
+    ABOVE,
+    ALL,
+    constant_offset,
+    root_mean_square,
+    volume_groups,
+)
 from eddymotion.evaluation.transforms import MotionFile
 from eddymotion.images.grid import Grid
 from eddymotion.mapping.rigid import log_rigid, mean_pose, rigid_parameters
@@ -114,13 +120,13 @@ class TrajectoryComparison:
         means = np.array([e[u].mean(axis=0) for e, u in zip(errors, used, strict=True) if u.any()])
         return TrajectoryScore(
             n_slices=int(used.sum()),
-            rms_mm=_rms(displacement),
+            rms_mm=root_mean_square(displacement),
             p95_mm=float(np.percentile(displacement, 95)),
             worst_mm=float(displacement.max()),
-            rmse_translation_mm=_rms(errors[used][:, :3]),
-            rmse_rotation_deg=float(np.rad2deg(_rms(errors[used][:, 3:]))),
-            volume_rmse_translation_mm=_rms(means[:, :3]),
-            volume_rmse_rotation_deg=float(np.rad2deg(_rms(means[:, 3:]))),
+            rmse_translation_mm=root_mean_square(errors[used][:, :3]),
+            rmse_rotation_deg=float(np.rad2deg(root_mean_square(errors[used][:, 3:]))),
+            volume_rmse_translation_mm=root_mean_square(means[:, :3]),
+            volume_rmse_rotation_deg=float(np.rad2deg(root_mean_square(means[:, 3:]))),
         )
 
 
@@ -345,10 +351,6 @@ def _displacement(
     moved = ((deviation - np.eye(4)) @ shift)[..., :3, :]
     square = np.einsum("nzij,nzjk,nzik->nz", moved, moments, moved)
     return np.where(used, np.sqrt(np.maximum(square, 0.0)), np.nan)
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt((values**2).mean()))
 
 
 def _refuse_different(

@@ -27,8 +27,9 @@ from eddymotion.io.other_programs import (
 from eddymotion.io.tables import read_numbers
 from eddymotion.io.trajectory import is_trajectory, read_trajectory
 from eddymotion.io.transforms import read_x5
+from eddymotion.io.tsv import is_number
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import PARAMETERS, rigid_matrix
+from eddymotion.mapping.rigid import PARAMETERS, RIGID_TOLERANCE, far_from_rotations, rigid_matrix
 from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.wording import cut, short_repr, why
 
@@ -36,9 +37,6 @@ READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), a table (.tsv) with the "
     "columns " + " ".join(PARAMETERS) + ", or what another program wrote (--format)"
 )
-
-MAX_SHEAR = 1e-3
-"""Largest element of RᵀR − I that passes for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,25 +185,16 @@ def _refuse_bare_numbers(path: Path) -> None:
         return
     with path.open(encoding="utf-8", errors="replace") as stream:
         first = stream.readline().split()
-    if len(first) >= 6 and all(map(_is_number, first)):
+    if len(first) >= 6 and all(map(is_number, first)):
         raise EddymotionError(
             f"{path}: holds rows of {len(first)} numbers; say which program wrote them with "
             f"--format ({', '.join(PROGRAMS)})"
         )
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _refuse_shear(path: Path, matrices: np.ndarray) -> None:
-    linear = matrices[:, :3, :3]
-    shear = np.abs(np.swapaxes(linear, 1, 2) @ linear - np.eye(3)).max(axis=(1, 2))
-    if shear.max() > MAX_SHEAR or (np.linalg.det(linear) < 0).any():
+    shear = far_from_rotations(matrices)
+    if shear.max() > RIGID_TOLERANCE:
         raise EddymotionError(
             f"{path}: transform {int(shear.argmax())} (counted from 0) scales or shears, expected "
             "rigid transforms; give those of head motion alone"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from eddymotion.data.gradients import B0_THRESHOLD
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.measured_field import MeasuredMap, phase_difference, radians
 from eddymotion.estimation.off_resonance.images import Distorted
@@ -20,16 +21,10 @@ from eddymotion.io.images import image_stem, read_image
 from eddymotion.io.sidecars import metadata_beside, usable
 from eddymotion.io.tables import read_numbers
 from eddymotion.io.topup import FIELD_OF_TOPUP, is_topup_coefficients
-from eddymotion.mapping.off_resonance import Readout
+from eddymotion.mapping.off_resonance import NOMINAL_READOUT_S, Readout
 from eddymotion.wording import shown
 
 log = logging.getLogger(__name__)
-
-B0_THRESHOLD = 50.0
-"""b-values up to this (s/mm²) count as b=0 where a series is given."""
-
-NOMINAL_READOUT_S = 0.05
-"""Of a pair whose readout times are not known: they are taken to be alike."""
 
 SAME_GRID_MM = 0.5
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
+from eddymotion.derivatives.session import FIELD_ID
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.measured_field import Comparison
 from eddymotion.estimation.off_resonance import (
@@ -25,7 +26,7 @@ from eddymotion.fieldmaps.inputs import (
     read_inputs,
     refuse_settings,
 )
-from eddymotion.fieldmaps.outputs import FIELD_ID, FieldmapOutputs
+from eddymotion.fieldmaps.outputs import FieldmapOutputs
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eddymotion.derivatives.session import FIELD_ID
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
 from eddymotion.io.topup import topup_files
-
-FIELD_ID = "auto00000"
 
 SUFFIXES = ("_dwi", "_epi", "_bold", "_sbref", "_b0")
 """Of echo-planar images: what a name goes on with instead."""

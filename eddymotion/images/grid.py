@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from eddymotion.images.kernels import EDGE
 from eddymotion.wording import short_repr
 
 ALL = slice(None)
@@ -108,12 +109,17 @@ def block_means(
     return volume.reshape(shape).mean(axis=(1, 3, 5), dtype=dtype)
 
 
+def inside_shape(voxels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Whether voxel coordinates (P, 3) lie in an image, up to half a voxel outside: (P,)."""
+    return np.all((voxels >= -EDGE) & (voxels <= np.array(shape) - 1 + EDGE), axis=1)
+
+
 def fsl_coordinates(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     """Return RAS+ mm → FSL's scaled voxel coordinates of a grid, (4, 4).
 
     Voxel indices times voxel sizes, x flipped where the determinant of the affine is positive.
     """
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    sizes = voxel_sizes(affine)
     to_fsl = np.diag([*sizes, 1.0])
     if np.linalg.det(affine[:3, :3]) > 0:
         flip = np.diag([-1.0, 1.0, 1.0, 1.0])

@@ -32,7 +32,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import from_matvec
+from nibabel.affines import from_matvec, voxel_sizes
 from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
@@ -170,7 +170,7 @@ def eddy_offsets(
             f"them for each of {len(rows)} volumes"
         )
     own = acquisition[index - 1]
-    sizes = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    sizes = voxel_sizes(grid.affine)
     in_fsl = own[:, :3] * rows[:, -1:] * own[:, 3:] * sizes
     return in_fsl @ np.linalg.inv(fsl_coordinates(grid.shape, grid.affine))[:3, :3].T
 

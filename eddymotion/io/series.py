@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from eddymotion.data.checks import refuse_contradictions
-from eddymotion.data.gradients import Gradients, from_fsl
+from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.images.grid import grid_distance
@@ -40,7 +40,7 @@ def load(  # type: ignore[misc]  # options by name
     bval: str | Path | None = None,
     bvec: str | Path | None = None,
     mask: str | Path | None = None,
-    b0_threshold: float = 50.0,
+    b0_threshold: float = B0_THRESHOLD,
     ignore: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
 ) -> DWI | list[DWI]:

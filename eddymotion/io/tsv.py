@@ -68,11 +68,17 @@ class Table:
         return np.array([_number(cell) for cell in cells], dtype=float)
 
 
-def _number(cell: str) -> float:
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
     try:
-        return float(cell)
+        float(text)
     except ValueError:
-        return float("nan")
+        return False
+    return True
+
+
+def _number(cell: str) -> float:
+    return float(cell) if is_number(cell) else float("nan")
 
 
 def table_text(columns: Mapping[str, Iterable[object]]) -> str:

@@ -27,6 +27,9 @@ from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.eddy_currents import frozen_copy
 from eddymotion.wording import PE_AXES, short_repr, shown
 
+NOMINAL_READOUT_S = 0.05
+"""Where nobody tells: hertz are wrong by a factor then, millimetres are not."""
+
 LEAST_STRETCH = 0.05
 """Where more is squeezed together, or the image is folded, signal cannot be told apart."""
 

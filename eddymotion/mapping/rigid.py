@@ -15,6 +15,9 @@ JENKINSON_RADIUS_MM = 80.0
 ROTATION_RADIUS_MM = 50.0
 """Millimetres for a radian, where rotations and translations are compared."""
 
+RIGID_TOLERANCE = 1e-3
+"""Of :func:`far_from_rotations`, for transforms that were read: files round."""
+
 STEPS_TO_MEAN = 4
 """Of the iteration for a mean pose; it converges quadratically."""
 
@@ -22,6 +25,16 @@ STEPS_TO_MEAN = 4
 def twist_millimetres(size: float = 1.0) -> np.ndarray:
     """Millimetres for each unit of a twist (mm, rad), of a head relative to a human one: (6,)."""
     return np.array([1.0] * 3 + [ROTATION_RADIUS_MM * size] * 3)
+
+
+def far_from_rotations(matrices: np.ndarray) -> np.ndarray:
+    """How far the linear parts of (N, 4, 4) are from rotations: largest entry of ``|RᵀR − 1|``.
+
+    Infinite for those that mirror.
+    """
+    linear = matrices[:, :3, :3]
+    off = np.abs(np.swapaxes(linear, 1, 2) @ linear - np.eye(3)).max(axis=(1, 2))
+    return np.where(np.linalg.det(linear) < 0, np.inf, off)
 
 
 def rigid_matrix(translation: np.ndarray, rotation: np.ndarray, center: np.ndarray) -> np.ndarray:

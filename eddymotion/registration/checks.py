@@ -12,9 +12,8 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import grid_indices, mask_center
+from eddymotion.images.grid import grid_indices, inside_shape, mask_center
 from eddymotion.images.image import Image
-from eddymotion.images.kernels import EDGE
 from eddymotion.images.pyramid import MIN_POINTS
 from eddymotion.wording import shown, why
 
@@ -212,7 +211,7 @@ def _check_overlap(
 def inside_grid(points: np.ndarray, image: Image, mask: np.ndarray | None = None) -> np.ndarray:
     """Whether points (P, 3), RAS+ mm, lie in an image and in its mask, if it has one: (P,)."""
     voxels = apply_affine(np.linalg.inv(image.affine), points)
-    inside = ((voxels >= -EDGE) & (voxels <= np.array(image.data.shape) - 1 + EDGE)).all(axis=1)
+    inside = inside_shape(voxels, image.data.shape)
     if mask is not None:
         nearest = np.clip(np.rint(voxels[inside]).astype(int), 0, np.array(mask.shape) - 1)
         inside[inside] = np.asarray(mask, bool)[tuple(nearest.T)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import B0_THRESHOLD, Gradients
 from eddymotion.data.series import DWI
 from eddymotion.derivatives.confounds import EXCURSION, confounds
 from eddymotion.derivatives.eddy import MODEL
@@ -205,7 +205,11 @@ class SeriesReport:
         """b-values and rotated b-vectors, of the confounds."""
         directions = [self.confounds.numbers(f"grad_{axis}") for axis in "xyz"]
         settings = self.sidecar.get("Settings")
-        threshold = settings.get("b0_threshold", 50.0) if isinstance(settings, dict) else 50.0
+        threshold = (
+            settings.get("b0_threshold", B0_THRESHOLD)
+            if isinstance(settings, dict)
+            else B0_THRESHOLD
+        )
         if self.data is not None:
             threshold = self.data.b0_threshold
         bvals = np.nan_to_num(self.confounds.numbers("bval"))

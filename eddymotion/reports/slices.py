@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from eddymotion.data.series import Series
@@ -59,7 +59,7 @@ class PlaneGrid:
     @property
     def sizes(self) -> np.ndarray:
         """Edge lengths of a voxel, mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return voxel_sizes(self.affine)
 
     def same_as(self, other: PlaneGrid) -> bool:
         """Whether the voxels are the same."""

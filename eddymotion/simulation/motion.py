@@ -12,14 +12,17 @@ from scipy.interpolate import CubicSpline
 from eddymotion.errors import EddymotionError
 from eddymotion.io.itk import read_itk
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import PARAMETERS, rigid_matrix, rigid_parameters
+from eddymotion.mapping.rigid import (
+    PARAMETERS,
+    RIGID_TOLERANCE,
+    far_from_rotations,
+    rigid_matrix,
+    rigid_parameters,
+)
 from eddymotion.simulation.patterns import PATTERNS, Pattern
 from eddymotion.wording import why
 
 __all__ = ["PATTERNS", "Pattern", "amplified", "replayed_motion", "simulate_motion"]
-
-MAX_SHEAR = 1e-3
-"""Largest departure of a matrix from a rotation that counts as rounding."""
 
 _JUMPS = {
     "none": (0, 0.0, 0.0),
@@ -84,9 +87,7 @@ def rigid_matrices(path: Path, center: np.ndarray) -> np.ndarray:
             f"{path}: cannot be read as a motion ({why(error)}); give a .tsv with the columns "
             f"{' '.join(PARAMETERS)}, or an ITK text file"
         ) from error
-    rotations = matrices[:, :3, :3]
-    shear = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max()
-    if not shear < MAX_SHEAR or (np.linalg.det(rotations) < 0).any():
+    if not far_from_rotations(matrices).max() < RIGID_TOLERANCE:
         raise EddymotionError(f"{path}: the transforms are not rigid; a head only turns and moves")
     return matrices
 

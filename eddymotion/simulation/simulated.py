@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy.spatial.transform import Rotation
 
 from eddymotion.data.acquisition import Acquisition, Slicing
@@ -250,7 +251,7 @@ def _grid(recipe: Recipe, head: Head) -> Grid:
 def _sizes_in_ras(affine: np.ndarray) -> tuple[float, float, float]:
     """Voxel sizes in the order right-left, anterior-posterior, superior-inferior."""
     nearest = np.argmax(np.abs(image_axes(affine)), axis=1)
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)[nearest].tolist()
+    x, y, z = voxel_sizes(affine)[nearest].tolist()
     return x, y, z
 
 

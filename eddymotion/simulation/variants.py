@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.simulation.base import ContinuousHead, Head
@@ -116,7 +116,7 @@ def covered(grid: Grid, head: Head, coverage: Coverage) -> Grid:
         return grid
     voxels = apply_affine(np.linalg.inv(grid.affine), brain_points(head))
     least, most = voxels.min(axis=0), voxels.max(axis=0)
-    sizes = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    sizes = voxel_sizes(grid.affine)
     if coverage == "slab":
         n = round(SLAB_MM / sizes[2])
         start = int(np.clip(round((least[2] + most[2] - n + 1) / 2), 0, grid.shape[2] - 1))

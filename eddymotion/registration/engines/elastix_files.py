@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.io.itk import LPS
+from eddymotion.io.tsv import is_number
 from eddymotion.io.writing import write_text
 from eddymotion.wording import shown, why
 
@@ -66,17 +67,9 @@ def write_parameter_file(path: Path, parameters: ParameterMap) -> None:
     """Write parameters as elastix reads them: numbers bare, words in quotes."""
     lines = []
     for name, values in parameters.items():
-        shown = " ".join(value if _is_number(value) else f'"{value}"' for value in values)
+        shown = " ".join(value if is_number(value) else f'"{value}"' for value in values)
         lines.append(f"({name} {shown})\n")
     write_text(path, "".join(lines))
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def elastix_values(value: Any) -> list[str]:
