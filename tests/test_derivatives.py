@@ -2,15 +2,17 @@
 """Single tables and texts among the outputs: what they say is so, and of no other run."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.derivatives import Outputs, _write_fields
+from eddymotion.derivatives import OnDemand, Outputs, _write_fields, write_sidecar
 from eddymotion.derivatives.citation import Methods, boilerplate, references
 from eddymotion.derivatives.dataset import write_dataset_files
+from eddymotion.derivatives.on_demand import write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.derivatives.session import SessionOutputs, _partners, write_field
 from eddymotion.estimation.outliers import SliceOutliers
@@ -108,6 +110,43 @@ def test_fields_of_an_earlier_run_go_with_it(tmp_path):
     assert outputs["eddy_sidecar"].is_file()
     _write_fields(outputs, Motion(with_fields.matrices))
     assert not list(tmp_path.iterdir())
+
+
+def test_recorded_outputs_have_the_time_of_their_sidecar(tmp_path):
+    """So that the next run need not read them to know that they are as they were."""
+    outputs = Outputs.in_folder(tmp_path, tmp_path / "x_dwi.nii.gz")
+    outputs["bval"].write_text("0 1000\n")
+    os.utime(outputs["bval"], (1e9, 1e9))
+    write_sidecar(outputs, {}, record=True)
+    times = {path.stat().st_mtime_ns for path in (outputs["bval"], outputs["sidecar"])}
+    assert len(times) == 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_displacement_fields_are_written_on_demand(wanted, tiny, tmp_path, caplog):
+    outputs = Outputs.in_folder(tmp_path, tmp_path / "x_dwi.nii.gz")
+    eddy = EddyCurrents(np.full((len(tiny), 3), 2.0), np.eye(3)[1], tiny.center)
+    motion = Motion(np.tile(np.eye(4), (len(tiny), 1, 1)), eddy_currents=eddy)
+    demand = OnDemand(eddy_fields=wanted)
+    write_on_demand(demand, outputs, tiny, motion, tiny, quality=None)
+    fields = sorted(outputs["eddy_fields"].glob("*.nii.gz"))
+    assert len(fields) == (len(tiny) if wanted else 0)
+    write_on_demand(demand, outputs, tiny, Motion(motion.matrices), tiny, quality=None)
+    assert ("no eddy-current fields were found" in caplog.text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "unsaid"),
+    [
+        ("given", "found from a field map", "phase encoding"),
+        ("runs", "b=0 images of runs of different phase encoding", "field map"),
+        ("", "", "off-resonance"),
+    ],
+)
+def test_where_a_field_comes_from_is_said(source, said, unsaid):
+    text = boilerplate(Methods(estimator="joint", model="gp", off_resonance=source))
+    assert said in text
+    assert unsaid not in text
 
 
 def test_what_was_done_with_lost_slices_is_said():

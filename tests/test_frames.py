@@ -16,6 +16,7 @@ from eddymotion.estimation.frames import (
     JoinedFrame,
     _affected,
     _lowest_shell,
+    _misfit,
     _within_determined,
     contradicting,
     find_offset,
@@ -122,22 +123,22 @@ def test_images_are_asked_for_the_shell_whose_contrast_is_nearest():
 
 
 @pytest.mark.parametrize(
-    ("groups", "expected"),
+    ("b0s", "groups", "expected"),
     [
-        ([[1, 2, 3], [4, 5, 6, 7, 8, 9]], (1 + 4) ** 0.5),  # the second stands beside the first
-        ([[1, 2, 3], [5, 6, 7, 8, 9]], 2.0),  # beside a b=0
+        ([0], [[1, 2, 3], [4, 5, 6, 7, 8, 9]], (1 + 4) ** 0.5),  # the second beside the first
+        ([0, 4], [[1, 2, 3], [5, 6, 7, 8, 9]], 2.0),  # beside a b=0
+        ([5], [[4], [3, 9]], (1 + 4) ** 0.5),  # its nearest volume counts, not its middle
     ],
 )
-def test_errors_of_frames_add_along_the_way_to_the_b0s(groups, expected, tiny, monkeypatch):
+def test_errors_of_frames_add_along_the_way_to_the_b0s(b0s, groups, expected, tiny, monkeypatch):
     """Joined with 1 mm² and 4 mm²: each group to the volume that is nearest in time."""
-    b0s = [0] if expected > 2 else [0, 4]
     bvals = np.where(np.isin(np.arange(10), b0s), 0.0, 1000.0)
     gradients = Gradients(bvals, np.random.default_rng(0).normal(size=(10, 3)))
     dwi = replace(tiny, acquisition=replace(tiny.acquisition, gradients=gradients))
 
     def join(_dwi, _b0_poses, group, *_, **__):
         evidence = FrameEvidence(1000.0, 0.1, np.nan, np.nan, np.nan, contradicted=False)
-        variance = np.diag([1.0 if 1 in group else 4.0] * 3 + [0.0] * 3)
+        variance = np.diag([1.0 if groups[0][0] in group else 4.0] * 3 + [0.0] * 3)
         return JoinedFrame(np.eye(4), variance, evidence)
 
     monkeypatch.setattr(frames, "find_offset", join)
@@ -163,3 +164,14 @@ def test_without_images_time_alone_is_told():
     assert np.isfinite(evidence.by_time)
     assert np.isnan([evidence.by_images, evidence.apart_mm]).all()
     assert evidence.bval == pytest.approx(1000)
+    assert str(evidence).endswith("the images tell nothing")
+
+
+def test_of_several_frames_the_worst_is_told():
+    """What contradicts itself first, then what lies farthest apart, last what time alone tells."""
+    alone, near, far, contradicted = (
+        FrameEvidence(1000.0, 0.1, 0.1, apart, 0.0, contradicted=doubt)
+        for apart, doubt in ((np.nan, False), (0.1, False), (0.3, False), (0.2, True))
+    )
+    ranked = sorted((far, contradicted, alone, near), key=_misfit)
+    assert ranked == [alone, near, far, contradicted]

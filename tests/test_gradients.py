@@ -10,7 +10,7 @@ from dipy.core.gradients import gradient_table
 from dipy.reconst.dti import TensorModel as DipyTensor
 from scipy.spatial.transform import Rotation
 
-from eddymotion.data.gradients import Gradients, from_fsl, to_fsl
+from eddymotion.data.gradients import Gradients, describe_volumes, from_fsl, to_fsl
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.images.axes import image_axes
@@ -203,3 +203,20 @@ def test_bvecs_turn_with_the_head_and_in_the_right_sense(head, grid, caplog):
         assert wrong[0] > 2 * right[0]
         assert wrong[1] > 1.5 * right[1]
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("n_bvalues", "n_each", "said", "shelled"),
+    [
+        (8, 4, "1×b=0, 4×b=1000, 4×b=1300, ", True),
+        (8, 3, "1×b=0, 3×b=1000, 3×b=1300, ", False),  # too few directions each
+        (9, 4, "1×b=0, 36×b=1000…3400", False),  # too many b-values
+        (1, 2, "1×b=0, 2×b=1000", True),
+    ],
+)
+def test_shells_are_few_and_well_filled(n_bvalues, n_each, said, shelled):
+    bvals = np.r_[0.0, np.repeat(1000.0 + 300.0 * np.arange(n_bvalues), n_each)]
+    vectors = np.random.default_rng(0).normal(size=(len(bvals), 3))
+    table = Gradients(bvals, vectors)
+    assert table.is_shelled == shelled
+    assert describe_volumes(table).startswith(said)

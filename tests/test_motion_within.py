@@ -277,6 +277,16 @@ def test_comparison_refuses_other_slices(scored):
         compare_trajectory(estimated[:5], true, points, grid)
 
 
+def test_poses_of_slices_are_nobody_elses_arrays():
+    mine = course("nods")
+    given = mine.matrices.copy()
+    own = SlicePoses(given, mine.groups, mine.times)
+    given[:] = np.nan
+    np.testing.assert_array_equal(own.matrices, mine.matrices)
+    with pytest.raises(ValueError, match="read-only"):
+        own.matrices[0] = 0.0
+
+
 def test_table_gives_back_what_was_written(tmp_path):
     motion = course("nods")
     errors = np.random.default_rng(0).uniform(0.01, 1, (8, 6, 6))
