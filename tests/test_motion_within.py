@@ -287,6 +287,17 @@ def test_poses_of_slices_are_nobody_elses_arrays():
         own.matrices[0] = 0.0
 
 
+def test_slices_of_heads_at_rest_have_the_pose_of_their_volume_and_its_errors():
+    matrices = rigid_matrix(np.eye(3), 0.1 * np.eye(3), CENTER)
+    motion = Motion(matrices, np.arange(18.0).reshape(3, 6))
+    groups, times = [np.array([0, 2]), np.array([1, 3])], np.arange(6.0).reshape(3, 2)
+    poses = SlicePoses.of_volumes(motion, groups, times)
+    for group in range(2):
+        np.testing.assert_array_equal(poses.matrices[:, group], matrices)
+        np.testing.assert_array_equal(poses.standard_errors[:, group], motion.standard_errors)
+    assert SlicePoses.of_volumes(Motion(matrices), groups, times).standard_errors is None
+
+
 def test_table_gives_back_what_was_written(tmp_path):
     motion = course("nods")
     errors = np.random.default_rng(0).uniform(0.01, 1, (8, 6, 6))

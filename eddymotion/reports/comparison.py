@@ -217,7 +217,6 @@ def series_figure(
     between: np.ndarray | None = None,
     *,
     shaded: Sequence[int] | np.ndarray = (),
-    title: str = "",
 ) -> Figure:
     """Draw the quality of one or two series over the volumes, and NDC against smoothness.
 
@@ -229,7 +228,6 @@ def series_figure(
         Correlation of the two series, volume by volume.
     shaded : sequence of int
         Volumes to be marked: b=0.
-    title : str
     """
     rows = 2 if between is None else 3
     figure = Figure(figsize=(12.5, 2.0 + 1.9 * rows), layout="constrained")
@@ -252,7 +250,6 @@ def series_figure(
         mark_volumes(axes, shaded)
         axes.tick_params(labelbottom=axes is left[-1])
     left[-1].set_xlabel("volume" + (" (grey: b=0)" if len(shaded) else ""))
-    left[0].set_title(title, loc="left")
     left[0].legend(ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     _finish_smoothness(right)
     return figure
