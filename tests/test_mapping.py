@@ -22,6 +22,7 @@ from eddymotion.mapping.off_resonance import (
     undistorted,
 )
 from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.resampling import Resampled, resample
 
 SHAPE = (24, 26, 20)
@@ -121,6 +122,20 @@ def test_a_space_of_another_image_reads_the_same_field(series, motion):
         series, motion, engine="fast", grid=(SHAPE, AFFINE), space=lambda points: points + 2.0
     )
     np.testing.assert_allclose(space.signal, grid.signal, atol=1e-3 * grid.signal.max())
+
+
+def test_fields_displace_slices_that_moved_as_they_displace_volumes(motion):
+    """Every other slice a micrometre away: all is where it was, several millimetres by fields."""
+    within = np.tile(np.eye(4), (4, SHAPE[2], 1, 1))
+    within[:, ::2, 0, 3] = 1e-3
+    points = np.random.default_rng(0).uniform(-25, 25, (50, 3))
+    sliced = replace(motion, trajectory=Trajectory(within, AFFINE, 2))
+    for volume in range(4):
+        plain, factor = motion.displaced(volume, points)
+        recorded, same = sliced.displaced(volume, points)
+        np.testing.assert_allclose(recorded, plain, atol=2e-3)
+        np.testing.assert_allclose(same, factor, atol=1e-6)
+        assert np.abs(plain - apply_affine(motion[volume], points)).max() > 0.5
 
 
 def test_a_field_for_another_number_of_volumes_is_refused(motion, field):

@@ -28,23 +28,7 @@ from nipype.interfaces.base import (
 from eddymotion.interfaces import BESIDE, files_beside
 from eddymotion.pipeline.steps import REQUIRED, STEPS, Field, Step
 
-__all__ = [
-    "Apply",
-    "Correct",
-    "Estimate",
-    "Fieldmap",
-    "Join",
-    "ListRuns",
-    "Measure",
-    "Merge",
-    "Plan",
-    "PredictVolume",
-    "RegisterPair",
-    "Report",
-    "ResampleVolume",
-    "Split",
-    "Unite",
-]
+__all__ = list(STEPS)
 
 _TRAITS = {
     float: traits.Float, int: traits.Int, str: traits.Str, bool: traits.Bool,

@@ -22,23 +22,7 @@ from eddymotion.errors import with_present_names
 from eddymotion.interfaces import BESIDE, files_beside
 from eddymotion.pipeline.steps import FORMER_NAMES, REQUIRED, STEPS, Field, Step
 
-__all__ = [
-    "Apply",
-    "Correct",
-    "Estimate",
-    "Fieldmap",
-    "Join",
-    "ListRuns",
-    "Measure",
-    "Merge",
-    "Plan",
-    "PredictVolume",
-    "RegisterPair",
-    "Report",
-    "ResampleVolume",
-    "Split",
-    "Unite",
-]
+__all__ = list(STEPS)
 
 
 class StepTask:
