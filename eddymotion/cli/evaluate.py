@@ -15,7 +15,6 @@ from eddymotion import __version__
 from eddymotion.cli.completion import PrintCompletion
 from eddymotion.cli.console import messages, prepare_output_dir, run
 from eddymotion.cli.options import Parser, existing_file, not_negative, not_negative_integer
-from eddymotion.data.gradients import B0_THRESHOLD
 from eddymotion.errors import EddymotionError
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ def add_series_arguments(parser: argparse.ArgumentParser) -> None:
              "(default: %(default)s, by the scheme)",
     )  # fmt: skip
     parser.add_argument(
-        "--b0-threshold", type=not_negative, default=B0_THRESHOLD, metavar="B",
+        "--b0-threshold", type=not_negative, default=50.0, metavar="B",
         help="volumes at or below this b-value (s/mm²) count as b=0 (default: %(default)g)",
     )  # fmt: skip
 

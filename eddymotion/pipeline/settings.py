@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from eddymotion.data.gradients import B0_THRESHOLD
 from eddymotion.wording import PE_AXES
 
 if typing.TYPE_CHECKING:
@@ -87,7 +86,7 @@ class Settings:
     """Settings of a run. Names are those of the command-line options."""
 
     b0_threshold: float = estimation(
-        B0_THRESHOLD, "gradients", "volumes at or below this b-value (s/mm²) count as b=0",
+        50.0, "gradients", "volumes at or below this b-value (s/mm²) count as b=0",
         shown_default="%(default)g", least=0, metavar="B",
     )  # fmt: skip
     model: str = estimation(
