@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 
 def image_axes(affine: np.ndarray) -> np.ndarray:
@@ -13,7 +12,7 @@ def image_axes(affine: np.ndarray) -> np.ndarray:
     The orthogonal matrix nearest to the affine's normalised columns: exact for every affine
     without shears, whatever the voxel sizes.
     """
-    columns = affine[:3, :3] / voxel_sizes(affine)
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     u, _, vt = np.linalg.svd(columns)
     return u @ vt
 
