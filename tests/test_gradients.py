@@ -10,7 +10,7 @@ from dipy.core.gradients import gradient_table
 from dipy.reconst.dti import TensorModel as DipyTensor
 from scipy.spatial.transform import Rotation
 
-from eddymotion.data.gradients import Gradients, describe_volumes, from_fsl, to_fsl
+from eddymotion.data.gradients import Gradients, describe_volumes, from_fsl, in_thousands, to_fsl
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.images.axes import image_axes
@@ -220,3 +220,18 @@ def test_shells_are_few_and_well_filled(n_bvalues, n_each, said, shelled):
     table = Gradients(bvals, vectors)
     assert table.is_shelled == shelled
     assert describe_volumes(table).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("bvals", "expected"),
+    [
+        ([0, 1, 1, 1], False),  # s/mm²: hardly any weighting
+        ([0, 1, 1, 1, 1, 1, 1], True),  # so many of one value are a shell
+        ([0, 0.7, 2.5], True),  # a fraction of s/mm² is nobody's
+        ([0, 0.7, 35], False),
+        ([5, 5, 10], False),
+        ([0, 0, 0], False),
+    ],
+)
+def test_bvalues_in_thousands_are_told_from_those_of_b0_volumes(bvals, expected):
+    assert in_thousands(np.array(bvals, float)) == expected

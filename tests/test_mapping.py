@@ -12,7 +12,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
-from eddymotion.mapping.eddy_currents import SCALE_MM, EddyCurrents
+from eddymotion.mapping.eddy_currents import SCALE_MM, TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import (
     LEAST_STRETCH,
@@ -174,3 +174,30 @@ def test_where_no_point_is_asked_for_none_is_displaced(motion):
     assert stretch.shape == (0,)
     recorded, _ = motion.displaced(1, nowhere)
     assert recorded.shape == (0, 3)
+
+
+def test_where_an_eddy_current_field_folds_the_image_no_origin_is_made_up():
+    """A cubic that folds the far end alone; within, what is recorded leads back."""
+    coefficients = np.zeros((1, 19))
+    coefficients[0, TERMS.index("yyy")] = 60.0
+    pe = np.array([0.0, 1.0, 0.0])
+    eddy = EddyCurrents(coefficients, pe, np.zeros(3))
+    points = np.zeros((7, 3))
+    points[:, 1] = np.linspace(-30, 30, 7)
+    origins, stretch = eddy.origin(0, eddy.recorded(0, points))
+    np.testing.assert_allclose(origins, points, atol=1e-8)
+    np.testing.assert_allclose(stretch, eddy.stretch(0, points), atol=1e-9)
+    with pytest.raises(EddymotionError, match="volume 0 folds the image"):
+        eddy.origin(0, np.vstack([points, [0.0, -150.0, 0.0]]))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -0.05, np.nan, np.inf])
+def test_readout_times_that_none_can_be_are_refused(seconds):
+    with pytest.raises(EddymotionError, match="readout time is"):
+        Readout.of(AFFINE, "j-", seconds)
+
+
+def test_a_map_without_weight_is_refused():
+    hertz = Image(np.zeros(SHAPE), AFFINE)
+    with pytest.raises(EddymotionError, match="no voxel of the map has a weight above 0"):
+        OffResonance.of_image(hertz, weights=np.zeros(SHAPE), knots=6.0, stiffness=1e-3)

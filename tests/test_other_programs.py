@@ -22,6 +22,7 @@ from eddymotion.images.grid import Grid
 from eddymotion.io.images import write_image
 from eddymotion.io.itk import write_itk
 from eddymotion.io.motion import write_fsl_matrices
+from eddymotion.io.other_programs import eddy_offsets
 from eddymotion.io.trajectory import write_trajectory
 from eddymotion.mapping.rigid import exp_rigid, rigid_matrix
 from eddymotion.mapping.slice_poses import SlicePoses
@@ -188,6 +189,31 @@ def test_shard_moves_a_voxel_of_the_slice_into_the_reference(tmp_path, grid):
         back = apply_affine(found.poses[1, slice_], point)
         np.testing.assert_allclose(back, world(grid, VOXEL), atol=1e-5)
     np.testing.assert_allclose(found.poses[1, 1], np.eye(4), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("index", "n_columns", "fits"),
+    [
+        ([1, 2, 2], 4, True),
+        ([0, 1, 2], 4, False),  # eddy counts from 1
+        ([1, 2, 3], 4, False),
+        ([1, 2], 4, False),
+        ([1, 2, 2], 3, False),
+    ],
+)
+def test_acquisition_parameters_belong_to_the_volumes(index, n_columns, fits):
+    """The constant of a field, Hz, times the readout time of its row, in voxels along y."""
+    rows = np.zeros((3, 16))
+    rows[:, -1] = [10.0, 20.0, 30.0]
+    acquisition = np.array([[0, 1, 0, 0.05], [0, -1, 0, 0.1]])[:, :n_columns]
+    grid = Grid((8, 8, 8), np.diag([-2.0, 3.0, 2.0, 1.0]))
+    given = "x.eddy_parameters", rows, grid, acquisition, np.array(index)
+    if fits:
+        expected = 3.0 * np.array([0.5, -2.0, -3.0])
+        np.testing.assert_allclose(eddy_offsets(*given)[:, 1], expected)
+        return
+    with pytest.raises(EddymotionError, match="acquisition parameters of shape"):
+        eddy_offsets(*given)
 
 
 def test_eddy_tells_of_slices_in_the_order_of_time(tmp_path):
