@@ -3,6 +3,7 @@
 
 import json
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives import OnDemand, Outputs, _write_fields, write_sidecar
 from eddymotion.derivatives.citation import Methods, boilerplate, references
+from eddymotion.derivatives.course import write_course
 from eddymotion.derivatives.dataset import write_dataset_files
 from eddymotion.derivatives.on_demand import write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_summary
@@ -18,6 +20,7 @@ from eddymotion.derivatives.session import SessionOutputs, _partners, write_fiel
 from eddymotion.estimation.outliers import SliceOutliers
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.trajectory import Trajectory
 
 ALONG = np.array([0.6, 0.8, 0.0])
 OPPOSED = np.array([[0, -0.1, 0], [0, 0.1, 0]])
@@ -120,6 +123,20 @@ def test_recorded_outputs_have_the_time_of_their_sidecar(tmp_path):
     write_sidecar(outputs, {}, record=True)
     times = {path.stat().st_mtime_ns for path in (outputs["bval"], outputs["sidecar"])}
     assert len(times) == 1
+
+
+def test_the_course_of_an_earlier_run_goes_with_it(tiny, tmp_path):
+    outputs = Outputs.in_folder(tmp_path, tmp_path / "x_dwi.nii.gz")
+    within = np.tile(np.eye(4), (len(tiny), tiny.n_slices, 1, 1))
+    within[0, ::2, 0, 3] = 0.5
+    motion = Motion(np.tile(np.eye(4), (len(tiny), 1, 1)))
+    moved = replace(motion, trajectory=Trajectory(within, tiny.affine, 2))
+    write_course(outputs, moved, tiny)
+    table = np.genfromtxt(outputs["trajectory"], names=True, delimiter="\t")
+    np.testing.assert_allclose(table["trans_x"], within[..., 0, 3].ravel(), atol=1e-6)
+    assert outputs["trajectory_sidecar"].is_file()
+    write_course(outputs, motion, tiny)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("wanted", [True, False])

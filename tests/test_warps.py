@@ -117,3 +117,15 @@ def test_what_is_no_displacement_field_is_refused(tmp_path):
     write_displacements(tmp_path / "b.nii.gz", smooth_field((9, 9, 9)), grid.affine)
     with pytest.raises(EddymotionError, match="another grid"):
         read_warp(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+
+
+def test_points_go_there_and_back_each_by_its_own_field():
+    """Shifts in place of bends: the inverse need not be that of the other to be the one taken."""
+    grid = Grid((6, 6, 6), np.diag([3.0, 3.0, 3.0, 1.0]))
+    there, back = (np.full((6, 6, 6, 3), shift, np.float32) for shift in ([1, 0, 0], [0, 2, 0]))
+    matrix = np.diag([1.0, 1.0, 1.0, 1.0])
+    matrix[:3, 3] = (0.0, 0.0, 1.5)
+    found = Registration(matrix, True, "", warp=Warp(there, back, grid.affine))
+    points = np.array([[6.0, 7.0, 8.0]])
+    np.testing.assert_allclose(found.map(points), [[7.0, 7.0, 9.5]], atol=1e-5)
+    np.testing.assert_allclose(found.map(points, inverse=True), [[6.0, 9.0, 6.5]], atol=1e-5)
