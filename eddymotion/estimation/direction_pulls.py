@@ -13,9 +13,16 @@ time::
     p_{i+1} − p_i = d_i + (x_{i+1} − x_i) M,    d_i ~ Student-t(3, s² Δt),    M ~ N(0, Π)
 
 ``M`` (5 by 6, for each shell) is what makes the course smoothest. ``Π`` comes from the standard
-errors of the poses: half of their squares (:data:`SHARE`), as evenly over the five as there is
-room. Where the head moved too much to tell, ``s`` is large and ``M`` stays near zero. Standard
-errors stay what they are.
+errors of the poses: all of their squares, a quarter, a sixteenth or nothing (:data:`SIZES`), as
+evenly over the five as there is room. Neither that nor ``s`` is known. Axis by axis, ``M`` is the
+mean over both, weighed by how likely they make the steps (``M`` integrated out): a dozen
+directions may follow the steps of the head by chance, which a single best ``s`` takes for a head
+at rest. Where nothing follows the direction, or the head moved too much to tell, ``M`` stays near
+zero. Standard errors stay what they are.
+
+Eddy currents displace volumes as well, by up to millimetres along the phase encoding and linearly
+in ``q``. Directions on a half sphere have something of that in their products: along the phase
+encoding what is linear in ``q`` is taken out of steps and products first.
 """
 
 from __future__ import annotations
@@ -33,14 +40,22 @@ from eddymotion.robust import robust_deviation, student_weights
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.5
-"""Of the variance of the poses that may follow the direction. Of 1, 1/2 and 1/4 the second was the
-best or within 0.003 mm of it on most of 14 series; with 1 two of them got worse, by up to 18 %."""
+SIZES = np.array([0.0, 1 / 16, 1 / 4, 1.0])
+"""Of the variance of the poses that may follow the direction; alike likely at first."""
 
 FEW_DIRECTIONS = 6
 """Shells with fewer tell nothing of a quadratic function."""
 
-FREEDOM, N_STEPS, SETTLED_MM = 3.0, 50, 1e-5
+FREEDOM, N_STEPS, SETTLED_MM = 3.0, 50, 1e-4
+
+N_SCALES = 80
+"""Of ``s``, over four and a half decades of its square."""
+
+LEAST_SHOWN = 1e-6
+"""Directions of ``q`` that hardly change, relative to those that change most."""
+
+LEAST_ALONG = 0.02
+"""Sine of the angle from which on fields displace along an axis."""
 
 LEAST_SCALE_MM = 1e-4
 """Heads on a computer may not move at all. Lengths of a human head, as the one before."""
@@ -113,12 +128,17 @@ def find_pulls(
         return None
     variances = np.einsum("nkk->nk", covariances[volumes]) * in_mm**2
     design = np.hstack([_products(own, shell) for shell in shells])
-    prior = np.vstack([_prior(variances[shell]) for shell in shells])
+    prior = np.vstack([np.tile(variances[shell].mean(axis=0) / 5, (5, 1)) for shell in shells])
     poses = motion.head[volumes]
     steps = log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], center) * in_mm
     size = in_mm[-1] / ROTATION_RADIUS_MM  # of the head, relative to a human one
     pulls, scale = _smoothest(
-        steps / size, np.diff(design, axis=0), np.diff(volumes), prior / size**2
+        steps / size,
+        np.diff(design, axis=0),
+        np.diff(volumes),
+        prior / size**2,
+        np.diff(gradients.qvecs[volumes], axis=0),
+        _displaced_by_fields(motion),
     )
     return DirectionPulls(design, size * pulls, size * scale)
 
@@ -159,6 +179,14 @@ def leave_to_the_course(
     return motion
 
 
+def _displaced_by_fields(motion: Motion) -> np.ndarray:
+    """Axes of a twist along which fields displace volumes, (6,) bool."""
+    found = np.zeros(6, bool)
+    if motion.eddy_currents is not None:
+        found[:3] = np.abs(motion.eddy_currents.pe) > LEAST_ALONG
+    return found
+
+
 def _products(gradients: Gradients, shell: Sequence[int] | np.ndarray) -> np.ndarray:
     """Products of the directions of a shell, of trace zero and mean zero, (n, 5).
 
@@ -173,37 +201,102 @@ def _products(gradients: Gradients, shell: Sequence[int] | np.ndarray) -> np.nda
     return design
 
 
-def _prior(variances: np.ndarray) -> np.ndarray:
-    """Variances of the pulls of a shell, by those of its poses (n, 6): (5, 6)."""
-    return np.tile(SHARE / 5 * variances.mean(axis=0), (5, 1))
-
-
 def _smoothest(
-    steps: np.ndarray, changes: np.ndarray, gaps: np.ndarray, prior: np.ndarray
+    steps: np.ndarray,
+    changes: np.ndarray,
+    gaps: np.ndarray,
+    prior: np.ndarray,
+    fields: np.ndarray,
+    along: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the pulls without which the steps (n − 1, 6) are smallest.
+    """Find the pulls without which the steps (n − 1, 6) look most like those of a head.
+
+    Parameters
+    ----------
+    fields : (n − 1, 3) array
+        Changes of what the fields follow.
+    along : (6,) bool array
+        Axes along which fields displace.
 
     Returns
     -------
     pulls : (C, 6) array
     scale : (6,) array
     """
-    known = np.eye(len(prior)) / np.maximum(prior.T, LEAST_SCALE_MM**2)[:, :, None]
     slow, pulls = steps / np.sqrt(gaps)[:, None], np.zeros((changes.shape[1], 6))
     square = np.array([robust_deviation(axis) for axis in slow.T]) ** 2 + LEAST_SCALE_MM**2
-    n_told = np.zeros(6)
+    rest, nothing = slow, np.empty((len(steps), 0))
     for _ in range(N_STEPS):
-        rest = steps - changes @ pulls
-        away = (rest**2 / gaps[:, None] / square).sum(axis=1)
-        weights = student_weights(away, n_values=6, freedom=FREEDOM) / gaps
-        left = np.maximum(len(steps) - n_told, 1.0)
-        square = (weights[:, None] * rest**2).sum(axis=0) / left + LEAST_SCALE_MM**2
-        before, weighted = pulls, changes.T * weights
-        told = (weighted @ changes) / square[:, None, None]
-        normal = told + known
-        n_told = np.trace(np.linalg.solve(normal, told), axis1=1, axis2=2)
-        right = (weighted @ steps / square).T[..., None]
-        pulls = np.linalg.solve(normal, right)[..., 0].T
+        before = pulls
+        known = student_weights((rest**2 / square).sum(axis=1), n_values=6, freedom=FREEDOM)
+        weights = np.sqrt(known / gaps)[:, None]
+        axes = [
+            _Axis.of(values, changes, fields if displaced else nothing, weights, own)
+            for values, own, displaced in zip(steps.T, prior.T, along, strict=True)
+        ]
+        pulls, square = (np.array(of).T for of in zip(*(axis.mean for axis in axes), strict=True))
+        weighted_rest = [axis.rest(own) for axis, own in zip(axes, pulls.T, strict=True)]
+        rest = np.stack(weighted_rest, axis=1) / np.sqrt(known)[:, None]
         if np.abs(pulls - before).max() < SETTLED_MM:
             break
     return pulls, np.sqrt(square)
+
+
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """The steps along one axis, weighted, and what may explain them.
+
+    Parameters
+    ----------
+    values : (k,) array
+    columns : (k, C) array
+        What steps of each pull give.
+    spread : (C,) array
+        Standard deviations of the pulls, mm.
+    n_free : int
+        Degrees of freedom that the fields took.
+    """
+
+    values: np.ndarray
+    columns: np.ndarray
+    spread: np.ndarray
+    n_free: int
+
+    @classmethod
+    def of(
+        cls,
+        steps: np.ndarray,
+        changes: np.ndarray,
+        fields: np.ndarray,
+        weights: np.ndarray,
+        prior: np.ndarray,
+    ) -> _Axis:
+        """Weigh the steps, and take out of them what fields explain."""
+        both = weights * np.column_stack([steps, changes])
+        basis, sizes, _ = np.linalg.svd(weights * fields, full_matrices=False)
+        basis = basis[:, sizes > LEAST_SHOWN * sizes.max(initial=0.0)]
+        values, *columns = (both - basis @ (basis.T @ both)).T
+        return cls(values, np.array(columns).T, np.sqrt(prior), basis.shape[1])
+
+    @property
+    def mean(self) -> tuple[np.ndarray, float]:
+        """The mean of the pulls (C,) over the posterior of sizes and scales; ``s²``."""
+        left, seen, right = np.linalg.svd(self.columns * self.spread, full_matrices=False)
+        shown = left.T @ self.values
+        power = float((self.values**2).sum())
+        n_hidden = max(len(self.values) - self.n_free - len(shown), 0)
+        hidden = max(power - float((shown**2).sum()), 0.0)
+        typical = power / len(self.values)
+        scales = LEAST_SCALE_MM**2 + np.geomspace(1e-4, 4.0, N_SCALES) * typical
+        variances = scales[:, None, None] + SIZES[:, None] * seen**2
+        logs = (shown**2 / variances + np.log(variances)).sum(axis=-1)
+        logs += hidden / scales[:, None] + n_hidden * np.log(scales)[:, None]
+        posterior = np.exp((logs.min() - logs) / 2)
+        posterior /= posterior.sum()
+        taken = (posterior[..., None] * SIZES[:, None] * seen / variances).sum(axis=(0, 1))
+        square = np.exp(posterior.sum(axis=1) @ np.log(scales))
+        return self.spread * (right.T @ (taken * shown)), float(square)
+
+    def rest(self, pulls: np.ndarray) -> np.ndarray:
+        """Return what is left without the pulls, (k,)."""
+        return self.values - self.columns @ pulls
