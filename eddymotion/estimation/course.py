@@ -216,6 +216,29 @@ class OffsetEstimate:
     offset: np.ndarray
     covariance: np.ndarray
 
+    def widened(self, covariance: np.ndarray) -> OffsetEstimate:
+        """Add a covariance."""
+        return replace(self, covariance=self.covariance + covariance)
+
+    def given(
+        self, moved: OffsetEstimate, between: np.ndarray, center: np.ndarray
+    ) -> OffsetEstimate:
+        """Tell the offset where it is known with a displacement, from that and from this.
+
+        Parameters
+        ----------
+        moved : OffsetEstimate
+            With the displacement; what this tells is part of it.
+        between : (6, 6) array
+            Covariance of the displacement.
+        center : (3,) array
+            About which twists turn, RAS+ mm.
+        """
+        gain = np.linalg.solve(self.covariance + between, self.covariance).T
+        way = log_rigid(np.linalg.inv(self.offset) @ moved.offset, center)
+        covariance = gain @ moved.covariance @ gain.T + self.covariance - gain @ self.covariance
+        return OffsetEstimate(self.offset @ exp_rigid(gain @ way, center), covariance)
+
 
 @dataclass(frozen=True, eq=False)
 class Course:
@@ -233,6 +256,9 @@ class Course:
         About which twists turn, RAS+ mm.
     size : float
         Of the head relative to a human one.
+    beside : (6, 6) array, optional
+        Covariance (mm, rad) of what displaces the volumes of the second frame and is no motion:
+        images see it, time does not.
     """
 
     times: np.ndarray
@@ -241,6 +267,7 @@ class Course:
     ends: np.ndarray
     center: np.ndarray
     size: float = 1.0
+    beside: np.ndarray | None = None
 
     @property
     def in_mm(self) -> np.ndarray:
@@ -310,6 +337,15 @@ class Course:
         OffsetEstimate
             The intervals ``± 1.96`` standard errors hold 95 % of the posterior, axis by axis.
         """
+        if self.beside is None:
+            return self._offset(prior, estimate)
+        if estimate is None:
+            return self._offset(prior, None).widened(self.beside)
+        moved = self._offset(prior, estimate.widened(self.beside))
+        return estimate.given(moved, self.beside, self.center)
+
+    def _offset(self, prior: MotionPrior, estimate: OffsetEstimate | None) -> OffsetEstimate:
+        """Find the offset at which the head goes its way."""
         proposals = self.proposals()
         if estimate is not None:
             proposals = np.concatenate([proposals, estimate.offset[None]])

@@ -66,6 +66,11 @@ REACH_MM = 1.0
 FOR_MEAN = 16
 """Volumes of a mean image, at most."""
 
+COMMON_SHARE = 0.2
+"""What the fields of all directions have in common along the phase encoding, relative to their
+offsets (root mean square). Along it, time and images of six real series with offsets of 0.2 to 1
+mm were 0.01 to 0.62 mm apart, 0.2 times the offsets beyond their errors; along other axes 0.07."""
+
 ENOUGH_VOLUMES = 6
 """The image term uses the lowest shell with so many volumes."""
 
@@ -357,6 +362,7 @@ def find_offset(
     volumes, poses = placed or (dwi.gradients.b0s, b0_matrices)
     size = head_scale(dwi.mask, dwi.voxel_sizes)
     course = merged(volumes, poses, group, _begin_and_end(dwi, motion), dwi.brain_center, size)
+    course = replace(course, beside=beside_motion(motion, course.in_group, course.changes))
     prior = course.prior()
     by_time = course.offset(prior)
     error, which = _error_mm(by_time.covariance), _lowest_shell(dwi, group)
@@ -392,6 +398,33 @@ def find_offset(
         bool(contradictions),
     )
     return JoinedFrame(both.offset, covariance, evidence)
+
+
+def beside_motion(motion: Motion, in_group: np.ndarray, changes: np.ndarray) -> np.ndarray | None:
+    """Return the covariance (mm, rad) of what fields displace a group by; None without fields.
+
+    Steps along the phase encoding tell the offsets of the fields, as far as these turn with the
+    gradient, with an error, and not what they have in common.
+
+    Parameters
+    ----------
+    motion : Motion
+        Of the n volumes of the group.
+    in_group : (N,) bool array
+        Where these are in a course.
+    changes : (N − 1,) array
+        Where the course changes between the group and others.
+    """
+    eddy = motion.eddy_currents
+    if eddy is None or eddy.offsets is None or eddy.offset_errors is None:
+        return None
+    at_change = np.zeros(len(in_group), bool)
+    at_change[:-1] |= changes != 0
+    at_change[1:] |= changes != 0
+    errors = eddy.offset_errors[at_change[in_group]]
+    variance = np.mean(errors**2) + COMMON_SHARE**2 * np.mean(eddy.offsets**2)
+    along = np.append(eddy.pe, np.zeros(3))
+    return variance * np.outer(along, along)
 
 
 def _registered(
