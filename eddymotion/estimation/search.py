@@ -64,7 +64,13 @@ LEAST_INSIDE = 0.7
 
 
 def search(
-    problem: CoupledProblem, motion: Motion, volumes: np.ndarray, places: np.ndarray
+    problem: CoupledProblem,
+    motion: Motion,
+    volumes: np.ndarray,
+    places: np.ndarray,
+    *,
+    known: np.ndarray | None = None,
+    starts: np.ndarray | None = None,
 ) -> tuple[Motion, np.ndarray]:
     """Try volumes at many poses against what the others predict, one after another.
 
@@ -79,6 +85,10 @@ def search(
         Which to try.
     places : (N, 3) array
         Where else the centre of the brain may be in each volume, RAS+ mm.
+    known : index array, optional
+        Volumes that predict the first one; those that agree best when not given.
+    starts : (N, 4, 4) array, optional
+        One more pose to try of each volume.
 
     Returns
     -------
@@ -93,13 +103,14 @@ def search(
     turns = turns_around(Rotation.from_matrix(motion.rotations).mean())
     values, slopes = found.samples.values, found.samples.slopes
     order = np.argsort(-agreement(found), kind="stable")
-    known = order[: math.ceil(SETTLED * len(order))]
+    known = order[: math.ceil(SETTLED * len(order))] if known is None else known
     for volume in order[np.isin(order, volumes)]:
         held = _HeldOut.of(problem, motion, volume, known, values, slopes)
         here = held.refined(motion[volume], held.cost(motion[volume]))
         tried = held.poses(turns, [_place(motion[volume], problem.center), places[volume]])
         costs = held.costs(tried)
         best = [tried[k] for k in np.argsort(costs)[:N_REFINED] if np.isfinite(costs[k])]
+        best += [] if starts is None else [starts[volume]]
         pose, cost = min((held.refined(one, held.cost(one)) for one in best), key=_by_cost,
                          default=here)  # fmt: skip
         if not cost < here[1] - LEAST_GAIN:

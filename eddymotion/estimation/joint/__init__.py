@@ -243,8 +243,10 @@ class JointSteps:
         )
 
     def with_untold(self, errors: PoseErrors) -> PoseErrors:
-        """Add what fields that follow the head leave open."""
+        """Add what fields that follow the head leave open, and what b=0 finds elsewhere."""
         untold = self.solver.untold(self.motion, self.groups[-1])
+        untold = untold + self.solver.parted.covariances(len(self.dwi))
+        self.solver.parted.warn()
         return replace(errors, covariances=errors.covariances + untold)
 
     def estimate(self, errors: PoseErrors) -> Estimate:

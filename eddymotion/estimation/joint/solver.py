@@ -13,6 +13,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.data.series import DWI
+from eddymotion.estimation.anchors import LEAST_CORE, NONE_PARTED, Anchors, Parted
 from eddymotion.estimation.coupled import CoupledProblem, LostSlices
 from eddymotion.estimation.fields import (
     NO_PRIOR,
@@ -49,7 +50,7 @@ from eddymotion.images.pyramid import (
 from eddymotion.machine.parallel import Progress, parallel_map
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import twist_millimetres
+from eddymotion.mapping.rigid import rms_displacement, twist_millimetres
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,9 @@ THICK = 1.3
 MAX_SWEEPS, AT_HOME_MM = 6, 4.0
 """Times that volumes far from their neighbours are sought, until none moves so far, in a human
 head (root mean square)."""
+
+MAX_REUNIONS = 6
+"""Times that volumes which b=0 finds elsewhere are tried again."""
 
 CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3.0
 """What is kept around the brain of a volume from the second level on: what a level's filter and
@@ -115,6 +119,7 @@ class JointSolver:
     outliers: SliceOutliers | None = None
     stale: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
+    parted: Parted = NONE_PARTED
 
     def __post_init__(self) -> None:
         self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
@@ -172,6 +177,42 @@ class JointSolver:
                 motion = self.solve(level, [group], _with_group(motion, group, found))[0]
                 if ways.max() < AT_HOME_MM * self.scale:
                     break
+            if len(far) and len(self.dwi.gradients.b0s):
+                motion = self.reunite(group, motion)
+        return motion
+
+    def reunite(self, group: VolumeGroup, motion: Motion) -> Motion:
+        """Try volumes again that parted from the others as a whole."""
+        level = search_level(self.scale, self.voxel)
+        anchors = Anchors.of(self.dwi, group.volumes, self.n_threads)
+        for _ in range(MAX_REUNIONS):
+            found = group_motion(motion, group)
+            anchors = anchors.from_poses(found, self.n_threads)
+            core, offset = anchors.core(found)
+            outside = np.flatnonzero(~core)
+            if not len(outside) or core.sum() < LEAST_CORE:
+                break
+            problem = self.problem(level, group, motion, whole=group.volumes[outside])
+            by_b0 = anchors.matrices[outside] @ np.linalg.inv(offset)
+            elsewhere = found.updated(outside, by_b0)
+            before = found.matrices
+            found, _ = search(
+                problem.with_model_fitted(elsewhere),
+                elsewhere,
+                outside,
+                places_by_signal(self.dwi, group.volumes, elsewhere),
+                known=np.flatnonzero(core),
+                starts=before,
+            )
+            ways = rms_displacement(found.matrices, before, self.dwi.brain_center)
+            log.debug(
+                "%s, against b=0 %d: moved by %s mm", group.name, len(outside), ways[outside]
+            )
+            self.stale = group.volumes[outside]
+            motion = self.solve(level, [group], _with_group(motion, group, found))[0]
+            if ways.max() < AT_HOME_MM * self.scale:
+                break
+        self.parted = anchors.parted(group_motion(motion, group))
         return motion
 
     def to_seek(self, group: VolumeGroup, motion: Motion) -> np.ndarray:
