@@ -49,6 +49,10 @@ N_ITERATIONS = 60
 N_DRAWS = 4000
 """Of the posterior, for its intervals."""
 
+REACHES = np.array([1.0, 8.0, 64.0, 512.0])
+"""Widths of what is drawn, relative to the mode: a head that is everywhere has a mode at rest, of
+hundredths of a millimetre, and is nearly never there."""
+
 TAIL_DOF = 3.0
 """Degrees of freedom of the distribution that is drawn from."""
 
@@ -448,13 +452,13 @@ class Course:
         random = np.random.default_rng(0)
         root = np.linalg.cholesky(covariance * np.outer(self.in_mm, self.in_mm))
         normal = random.normal(size=(N_DRAWS, 6))
-        # a quarter far out, so that other modes are met
-        reach = np.where(np.arange(N_DRAWS) % 4 == 0, 8.0, 1.0)
+        shares = np.array([0.7, *np.full(len(REACHES) - 1, 0.3 / (len(REACHES) - 1))])
+        reach = np.repeat(REACHES, np.round(shares * N_DRAWS).astype(int))
         tails = np.sqrt(TAIL_DOF / random.chisquare(TAIL_DOF, N_DRAWS)) * reach
         draws = (normal * tails[:, None]) @ root.T
         distance = (normal**2).sum(axis=1) * tails**2
         density = np.zeros(N_DRAWS)
-        for scale, share in ((1.0, 0.75), (8.0, 0.25)):
+        for scale, share in zip(REACHES, shares, strict=True):
             density += (
                 share / scale**6 * (1 + distance / scale**2 / TAIL_DOF) ** (-(TAIL_DOF + 6) / 2)
             )

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from eddymotion.data.checks import find_issues
+from eddymotion.data.checks.appearance import Appearance
+from eddymotion.data.checks.tables import ALIKE
 from eddymotion.data.gradients import Gradients
+from eddymotion.images.grid import Grid
+from eddymotion.simulation import acquire, procedural_head, shelled_scheme
+from eddymotion.simulation.motion import simulate_motion
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +61,20 @@ def test_sound_ones_are_alike(weighted):
     assert not b0_issues(weighted)
     bvals = np.where(weighted.gradients.is_b0, 0, 3000.0)
     assert not b0_issues(replace(weighted, gradients=Gradients(bvals, weighted.gradients.bvecs)))
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_head_elsewhere_is_no_other_volume(seed):
+    """Both volumes of each series of a scattered head were said to be doubtful, or one."""
+    head, scheme = procedural_head(4.0), shelled_scheme({3000.0: 6}, 2)
+    grid = Grid.covering(head, 4.0)
+    motion = simulate_motion("scattered", len(scheme), grid.center, seed=seed)
+    moved = acquire(head, scheme, motion, grid, snr=20.0, coil_bias=0.13, seed=seed)
+    appearance = Appearance.of(moved.select(scheme.b0s))
+    assert appearance.patterns[0] @ appearance.patterns[1] < ALIKE  # where they are compared
+    assert not b0_issues(moved)
+    volume = scheme.b0s[1]
+    assert b0_issues(changed(moved, volume, 3 * moved.signal[..., volume]))
+    noise = np.random.default_rng(1).rayleigh(400, moved.shape)
+    assert b0_issues(changed(moved, volume, noise))
+    assert b0_issues(changed(moved, volume, moved.signal[..., scheme.dwis[0]]))

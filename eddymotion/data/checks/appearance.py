@@ -14,6 +14,9 @@ BLOCKS_ACROSS = 14
 
 MIN_BLOCKS = 20
 
+SHARES = (0.25, 0.5, 0.75, 0.95)
+"""Of the brain that is darker. The edge is among the darkest, and moves with the mask."""
+
 
 @dataclass(frozen=True, eq=False)
 class Appearance:
@@ -37,9 +40,7 @@ class Appearance:
             return None
         box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(dwi.mask))
         mask = dwi.mask[box]
-        edge = np.cbrt(dwi.mask.sum() * np.prod(dwi.voxel_sizes)) / BLOCKS_ACROSS
-        factors = np.maximum(np.round(edge / dwi.voxel_sizes).astype(int), 1)
-        factors = np.minimum(factors, mask.shape)
+        factors = np.minimum(_block_shape(dwi), mask.shape)
         inside = _block_means(mask, factors) > 0.75
         if inside.sum() < MIN_BLOCKS:
             return None
@@ -59,6 +60,30 @@ class Appearance:
         mean = self.patterns[others].mean(axis=0) if len(others) else np.zeros(1)
         length = np.linalg.norm(mean)
         return float(self.patterns[volume] @ mean / length) if length > 0 else 0.0
+
+
+def levels_anywhere(dwi: Series, volume: np.ndarray) -> np.ndarray | None:
+    """Return levels of the signal (logarithm) that do not ask where the head is.
+
+    The brain is taken to be the brightest blocks, as many as it has: :data:`SHARES` of them are
+    darker. The last level is that of the usual brain and the usual background together, which
+    noise all over the volume has twice as high. None where the brain is too small or the volume
+    shows nothing.
+    """
+    factors = np.minimum(_block_shape(dwi), dwi.shape)
+    n_blocks = round(dwi.mask.sum() / np.prod(factors))
+    blocks = np.sort(_block_means(volume, factors), axis=None)[::-1]
+    brain, beside = blocks[:n_blocks], blocks[n_blocks:]
+    if n_blocks < MIN_BLOCKS or not brain[-1] > 0:
+        return None
+    background = np.maximum(np.median(beside), 0.0) if len(beside) else 0.0
+    return np.log([*np.quantile(brain, SHARES), np.median(brain) + background])
+
+
+def _block_shape(dwi: Series) -> np.ndarray:
+    """Return the voxels of a block along each axis, (3,)."""
+    edge = np.cbrt(dwi.mask.sum() * np.prod(dwi.voxel_sizes)) / BLOCKS_ACROSS
+    return np.maximum(np.round(edge / dwi.voxel_sizes).astype(int), 1)
 
 
 def _block_means(volume: np.ndarray, factors: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eddymotion.data.checks.appearance import Appearance
+from eddymotion.data.checks.appearance import Appearance, levels_anywhere
 from eddymotion.data.checks.contradiction import Contradiction
 from eddymotion.data.checks.labels import GAP, Labels, Mislabelled, levels_of
 from eddymotion.data.checks.scales import scaled_bvals
@@ -34,6 +34,10 @@ WEIGHTED = 12
 ALIKE, UNLIKE = 0.15, 0.2
 """Patterns of two b=0 volumes agree at least so far, noise and motion included; and the one that
 has so much less to do with the diffusion-weighted volumes, alike or opposite, is the wrong one."""
+
+SAME_LEVELS = 0.07
+"""Levels of the signal (logarithm) against each other: of two b=0 volumes of a head that moved
+they differ by 0.03 at most, to diffusion-weighted ones or noise by 0.13 or more."""
 
 
 def contradictions(dwi: Series) -> list[Contradiction]:
@@ -99,7 +103,7 @@ def compare_b0s(dwi: DWI) -> str | None:
         return None
     lowest = dwis[np.argsort(dwi.gradients.bvals[dwis], kind="stable")][:WEIGHTED]
     appearance = Appearance.of(dwi.select(np.concatenate([b0s, lowest])))
-    if appearance is None:
+    if appearance is None or _moved_apart(dwi, b0s):
         return None
     weighted = np.arange(2, 2 + len(lowest))
     text = f"the two b=0 volumes ({listed(b0s)}) differ"
@@ -119,6 +123,16 @@ def compare_b0s(dwi: DWI) -> str | None:
         return None
     which = f"volume {b0s[wrong]} is the doubtful one" if known else "both are doubtful"
     return f"{text}; by the diffusion-weighted volumes {which}, look at them"
+
+
+def _moved_apart(dwi: DWI, pair: np.ndarray) -> bool:
+    """Whether two volumes show the same head, wherever it is in each."""
+    levels = [levels_anywhere(dwi, dwi.signal[..., volume]) for volume in pair]
+    if levels[0] is None or levels[1] is None:
+        return False
+    change = levels[1] - levels[0]
+    alike = np.ptp(change) < SAME_LEVELS
+    return bool(alike and abs(np.median(change)) < GAP)
 
 
 def _describe(wrong: Sequence[Mislabelled]) -> str:
