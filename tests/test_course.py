@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frame from time: heads that rest, drift, jump, go and come back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from eddymotion.estimation.course import MotionPrior, merged
+from eddymotion.estimation.course import MotionPrior, OffsetEstimate, merged
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.simulation import shelled_scheme
 from eddymotion.simulation.motion import simulate_motion
 
 CENTER = np.array([3.0, -2.0, 10.0])
+IN_MM = np.array([1.0] * 3 + [50.0] * 3)
 OFFSET = exp_rigid(np.array([0.5, -1.0, 0.3, 0.01, 0.02, -0.01]), CENTER)
 
 
@@ -55,6 +58,43 @@ def test_one_b0_at_the_start_is_not_believed_beyond_what_it_can_tell():
         strict=True,
     )
     assert (np.abs(errors) < 1.96 * np.array(sizes)).mean() > 0.85
+
+
+def test_a_head_that_is_everywhere_leaves_the_frame_open():
+    """The mode is at rest, where such a head never is: ± 3 mm was said of errors of 15 mm."""
+    gradients = shelled_scheme({1000: 12}, 1)
+    errors, sizes = zip(
+        *(
+            joined(simulate_motion("scattered", 13, CENTER, seed=s).matrices, gradients, s)
+            for s in range(12)
+        ),
+        strict=True,
+    )
+    assert (np.abs(errors) < 1.96 * np.array(sizes)).mean() > 0.85
+
+
+def test_what_is_no_motion_is_left_to_the_images():
+    """Fields displace by 0.4 mm along y: images see it, a head at rest tells all the rest."""
+    gradients = shelled_scheme({1000: 24}, 4)
+    poses = simulate_motion("none", len(gradients), CENTER).matrices
+    tremble = 0.01 * np.random.default_rng(1).normal(size=(len(poses), 6)) / IN_MM
+    poses = poses @ exp_rigid(tremble, CENTER)
+    along = np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    seen = exp_rigid(0.4 * along + 0.05 / IN_MM, CENTER)
+    by_images = OffsetEstimate(seen, np.diag(np.square(0.05 / IN_MM)))
+    b0s, dwis = gradients.b0s, gradients.dwis
+    plain = merged(b0s, poses[b0s], dwis, poses[dwis], CENTER)
+    course = replace(plain, beside=0.3**2 * np.outer(along, along))
+    prior = course.prior()
+    found = course.offset(prior, by_images)
+    twist = course.apart(np.eye(4), found.offset) * IN_MM
+    assert 0.38 < twist[1] < 0.46
+    assert np.abs(np.delete(twist, 1)).max() < 0.03
+    size = np.sqrt(np.diag(found.covariance)) * IN_MM
+    assert 0.04 < size[1] < 0.06
+    assert np.delete(size, 1).max() < 0.02
+    alone, before = (np.diag(one.offset(prior).covariance) for one in (course, plain))
+    assert np.allclose(alone - before, 0.3**2 * along)
 
 
 def test_two_steps_of_one_excursion_are_not_two_witnesses():

@@ -116,6 +116,14 @@ class Parted:
     volumes: np.ndarray
     ways: np.ndarray
 
+    def updated(self, anchors: Anchors, motion: Motion) -> Parted:
+        """Replace what is known of the volumes of a group, by their poses."""
+        new, others = anchors.parted(motion), ~np.isin(self.volumes, anchors.volumes)
+        return Parted(
+            np.concatenate([self.volumes[others], new.volumes]),
+            np.concatenate([self.ways[others], new.ways]),
+        )
+
     def covariances(self, n: int) -> np.ndarray:
         """Return what that adds to the errors of all n volumes, (n, 6, 6)."""
         found = np.zeros((n, 6, 6))

@@ -13,8 +13,8 @@ time::
     p_{i+1} − p_i = d_i + (x_{i+1} − x_i) M,    d_i ~ Student-t(3, s² Δt),    M ~ N(0, Π)
 
 ``M`` (5 by 6, for each shell) is what makes the course smoothest. ``Π`` comes from the standard
-errors of the poses: all of their squares, a quarter, a sixteenth or nothing (:data:`SIZES`), as
-evenly over the five as there is room. Neither that nor ``s`` is known. Axis by axis, ``M`` is the
+errors of the poses: twice their squares, once, a quarter or nothing (:data:`SIZES`), as evenly
+over the five as there is room. Neither that nor ``s`` is known. Axis by axis, ``M`` is the
 mean over both, weighed by how likely they make the steps (``M`` integrated out): a dozen
 directions may follow the steps of the head by chance, which a single best ``s`` takes for a head
 at rest. Where nothing follows the direction, or the head moved too much to tell, ``M`` stays near
@@ -40,8 +40,10 @@ from eddymotion.robust import robust_deviation, student_weights
 
 log = logging.getLogger(__name__)
 
-SIZES = np.array([0.0, 1 / 16, 1 / 4, 1.0])
-"""Of the variance of the poses that may follow the direction; alike likely at first."""
+SIZES = np.array([0.0, 0.25, 1.0, 2.0])
+"""Of the variance of the poses that may follow the direction; alike likely at first. Standard
+errors may tell less than there is. Without the last the errors of 12 simulated series were larger
+by 3 %; without the first what 12 directions of a real series follow by chance was taken for it."""
 
 FEW_DIRECTIONS = 6
 """Shells with fewer tell nothing of a quadratic function."""

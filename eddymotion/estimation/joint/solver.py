@@ -212,7 +212,7 @@ class JointSolver:
             motion = self.solve(level, [group], _with_group(motion, group, found))[0]
             if ways.max() < AT_HOME_MM * self.scale:
                 break
-        self.parted = anchors.parted(group_motion(motion, group))
+        self.parted = self.parted.updated(anchors, group_motion(motion, group))
         return motion
 
     def to_seek(self, group: VolumeGroup, motion: Motion) -> np.ndarray:
