@@ -223,7 +223,8 @@ moderate: drift with 3 jumps. swap30: 30 % of the volumes moved by up to 5 mm an
 This shows how real contrast, noise and distortion bear on the estimate, with no phantom between.
 What it does not show: both series have the same noise, and the model gets the same wrong in both,
 which the difference forgives in part, so that what time tells of poses that follow the direction
-gains nothing here; distortion along the phase encoding is moved with the volume, where in a
+gains nothing here, and counts as an error where it tells more of a head at rest than of the same
+head with jumps; distortion along the phase encoding is moved with the volume, where in a
 scanner it would stay; and a moved volume is a little smoother than one that was scanned so.
 """
 
