@@ -9,9 +9,9 @@ the others. Here one Gauss-Newton step moves all volumes together
    is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
 2. Coarse levels use a fixed covariance; they cover 20 mm and 25°, but for volumes far from their
-   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.search`). Fine levels
-   are band-passed, since what a model gets wrong is smooth in space, and fit the covariance to
-   the band.
+   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.search`), against b=0 as
+   well (:mod:`eddymotion.estimation.anchors`). Fine levels are band-passed, since what a model
+   gets wrong is smooth in space, and fit the covariance to the band.
 3. Directions of motion that the images do not show are held at rest, and shells that turn out not
    to be tied are parted; then all starts again.
 4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
