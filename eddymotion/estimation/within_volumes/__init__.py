@@ -93,6 +93,14 @@ def follow_head(
     groups = groups_without(groups, np.flatnonzero(~placed))
     solver = CourseSolver(dwi, motion, groups, moving, unrest.lost, n_knots, compute)
     with one_blas_thread():
+        order = solver.evidence_of_order()
+        log.info("motion within volumes: %s", order)
+        if order.contradicts:
+            log.warning(
+                "motion within volumes: not sought, since slices were hardly acquired in the "
+                "order that SliceTiming tells: %s; correct the sidecar", order,
+            )  # fmt: skip
+            return None
         solved = solver.solve()
     if solved is None:
         return None

@@ -42,6 +42,7 @@ from eddymotion.estimation.unknowns import Poses
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.images.pyramid import BLOCK_MM, blocks_of
 from eddymotion.images.stack import SliceStack
+from eddymotion.images.stack_kernels import N_NODES
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, right_jacobian
@@ -51,6 +52,12 @@ from eddymotion.robust import Cauchy, sandwich
 
 LEAST_PART = 0.02
 """Knots of less part in all points of a slab are left out of its share of ``H``."""
+
+SHOWS_ENOUGH = 0.1
+"""Slices that tell less than this part of what a usual one tells are left out of a median."""
+
+MEDIAN_OF_SIX = 5.35
+"""Of χ² with six degrees of freedom."""
 
 POINTS_FOR_HESSIAN = 6_000
 MOST_MISSING = 2 * MAX_MISSING
@@ -135,6 +142,54 @@ class CourseEquations:
         """Take the motion that all have in common out of a change of the twists, (K, 6)."""
         moved = np.einsum("kab,kb->ka", self.turn, step)
         return np.linalg.solve(self.turn, (moved - moved.mean(axis=0))[..., None])[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class SlicePulls:
+    """Normal equations of volumes each of whose slices has a pose of its own.
+
+    For changes of the twists, in millimetres of a human head.
+
+    Parameters
+    ----------
+    volumes : (n,) index array
+    twists : (n, 6) array
+        Of the one pose of each volume at which they are linearised.
+    gradient : (n, Z, 6) array
+    hessian : (n, Z, B, 6, 6) array
+        Of each slice with itself and those above it; others share no point.
+    """
+
+    volumes: np.ndarray
+    twists: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+
+    def calibrated(self) -> SlicePulls:
+        """Divide by how much farther most slices pull than noise would make them."""
+        own = self.hessian[:, :, 0]
+        size = np.trace(own, axis1=2, axis2=3)
+        seen = size > SHOWS_ENOUGH * np.median(size)
+        held = own[seen] + 1e-9 * size[seen, None, None] * np.eye(6)
+        steps = np.linalg.solve(held, self.gradient[seen][..., None])[..., 0]
+        square = np.einsum("sa,sa->s", steps, self.gradient[seen])
+        beyond = max(float(np.median(square)) / MEDIAN_OF_SIX, 1.0)
+        return replace(self, gradient=self.gradient / beyond, hessian=self.hessian / beyond)
+
+    def of_knots(self, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return gradient (n, 6 M) and normal matrix (n, 6 M, 6 M) of knots of basis (Z, M)."""
+        n, n_slices, reach = self.hessian.shape[:3]
+        n_knots = basis.shape[1]
+        gradient = np.einsum("zm,nza->nma", basis, self.gradient).reshape(n, -1)
+        whole = np.zeros((n, n_knots, 6, n_knots, 6))
+        for apart in range(reach):
+            below, above = basis[: n_slices - apart], basis[apart:]
+            both = np.einsum("zm,zl->zml", below, above).reshape(len(below), -1)
+            of_pairs = self.hessian[:, : n_slices - apart, apart].reshape(n, len(below), 36)
+            found = (both.T @ of_pairs).reshape(n, n_knots, n_knots, 6, 6)
+            found = found.transpose(0, 1, 3, 2, 4)
+            whole += found if apart == 0 else found + found.transpose(0, 3, 4, 1, 2)
+        return gradient, whole.reshape(n, 6 * n_knots, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,6 +305,31 @@ class CourseProblem:
             cost[member.volumes] = part.cost
         return CourseEquations(gradient, hessian, cost, right_jacobians(twists))
 
+    def pulls_of_slices(self, member: Member, twists: np.ndarray, in_mm: np.ndarray) -> SlicePulls:
+        """Linearise slice by slice at one pose a volume.
+
+        Parameters
+        ----------
+        member : Member
+        twists : (N, 6) array
+        in_mm : (6,) array
+            Millimetres for each unit of a twist.
+        """
+        n_slices = len(self.knots.basis)
+        problem = replace(self, knots=Knots(np.eye(n_slices), np.zeros(self.n_volumes, bool)))
+        part = _Assembly(problem, member, twists)
+        gradient, hessian = part.of_slices()
+        own = twists[member.volumes]
+        turn = right_jacobians(own) / in_mm
+        return SlicePulls(
+            member.volumes,
+            own * in_mm,
+            np.einsum("nab,nza->nzb", turn, gradient / member.overcount),
+            np.einsum(
+                "nac,nzoab,nbd->nzocd", turn, hessian / member.overcount, turn, optimize=True
+            ),
+        )
+
     def counted(self, twists: np.ndarray) -> CourseProblem:
         """Find by how much the normal equations of each group count too much."""
         at_rest = Knots(np.ones((len(self.knots.basis), 1)), np.zeros(self.n_volumes, bool))
@@ -332,6 +412,31 @@ class _Assembly:
             among = among.reshape(len(own), n_knots, len(own), n_knots, 6, 6).sum(axis=2)
             common[own] += among.transpose(0, 1, 3, 2, 4)
         return _centred(knots, of_knots, whole, common)
+
+    def of_slices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``G`` (n, Z, 6) and ``H`` (n, Z, B, 6, 6) as those of :class:`SlicePulls`."""
+        n, _, n_slices = self.samples.parts.shape
+        gradient = np.zeros((n, n_slices, 6))
+        hessian = np.zeros((n, n_slices, N_NODES, 6, 6))
+        own = np.diag(self.P)[:, None, None]
+        for slab in self.problem.slabs:
+            parts, weights = _without_small(self.samples.parts[:, slab]), self.weights[slab]
+            slices = np.flatnonzero(parts.any(axis=(0, 1)))
+            jacobian, near = self.jacobian(slab), parts[:, :, slices].transpose(0, 2, 1)
+            pull = jacobian * (self.residual[:, slab] * weights)[:, None]
+            gradient[:, slices] += near @ pull.transpose(0, 2, 1)
+            flat = (near[:, :, None] * (jacobian * np.sqrt(weights))[:, None]).reshape(
+                n, 6 * len(slices), -1
+            )
+            square = (own * (flat @ flat.transpose(0, 2, 1))).reshape(
+                n, len(slices), 6, len(slices), 6
+            )
+            apart = slices - slices[:, None]
+            below, above = np.nonzero((apart >= 0) & (apart < N_NODES))
+            hessian[:, slices[below], apart[below, above]] += square[:, below, :, above].transpose(
+                1, 0, 2, 3
+            )
+        return gradient - gradient.mean(axis=0), hessian
 
     def _add_square(
         self, square: np.ndarray, knots: Knots, jacobian: np.ndarray, parts: np.ndarray

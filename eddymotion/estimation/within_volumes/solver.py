@@ -17,6 +17,7 @@ from eddymotion.estimation.within_volumes.descent import CourseStepping, FoundCo
 from eddymotion.estimation.within_volumes.equations import CourseProblem, Member
 from eddymotion.estimation.within_volumes.increments import Increments
 from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.estimation.within_volumes.slice_order import OrderEvidence, weigh_orders
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import BLOCK_MM, head_scale, jittered_points, low_pass, steepest
 from eddymotion.images.stack import SliceStack
@@ -113,6 +114,9 @@ class CourseSolver:
     lost: np.ndarray
     n_knots: int | None = None
     compute: Compute = field(default_factory=Compute)
+    filtered: tuple[tuple[float, float | None], list[SliceStack]] | None = field(
+        default=None, init=False
+    )
 
     def __post_init__(self) -> None:
         dwi = self.dwi
@@ -128,11 +132,8 @@ class CourseSolver:
 
     def solve(self) -> tuple[Knots, FoundCourse] | None:
         """Go through the levels; None where the head turns out to have been at rest."""
-        dwi = self.dwi
-        knots = Knots.between(self.slicing, 2, np.zeros(len(dwi), bool))
-        twists = log_rigid(self.motion.head, dwi.brain_center)
-        found, scale, filters = None, None, None
-        stacks: list[SliceStack] = []
+        knots, twists = self.at_rest()
+        found, scale = None, None
         for level in self.compute.progress(LEVELS, "motion within volumes", len(LEVELS)):
             before = knots
             knots = Knots.between(self.slicing, self.knots_at(level), self.moving)
@@ -142,9 +143,7 @@ class CourseSolver:
                 scale = scale.copy()
                 scale[0] *= np.sqrt((before.n_knots - 1) / (knots.n_knots - 1))
                 increments = replace(increments, scale=scale)
-            if filters != (level.fwhm, level.highpass):
-                stacks, filters = self.stacks(level), (level.fwhm, level.highpass)
-            problem = self.problem(level, knots, stacks, twists)
+            problem = self.problem(level, knots, self.stacks(level), twists)
             stepping = replace(
                 level.stepping,
                 tolerance=level.stepping.tolerance * self.voxel,
@@ -178,8 +177,30 @@ class CourseSolver:
             )  # fmt: skip
         return min(wanted, most)
 
+    def at_rest(self) -> tuple[Knots, np.ndarray]:
+        """Return one knot a volume, and its twists (N, 6)."""
+        knots = Knots.between(self.slicing, 2, np.zeros(len(self.dwi), bool))
+        return knots, log_rigid(self.motion.head, self.dwi.brain_center)
+
+    def evidence_of_order(self) -> OrderEvidence:
+        """Ask the diffusion-weighted volumes in which order slices were acquired."""
+        state = self.random.bit_generator.state  # the course is that of an order not asked about
+        knots, twists = self.at_rest()
+        problem = self.problem(LEVELS[0], knots, self.stacks(LEVELS[0]), twists)
+        self.random.bit_generator.state = state
+        weighted = [one for one in problem.members if not one.gradients.is_b0.all()]
+        member = max(weighted, key=lambda one: len(one.volumes))
+        return weigh_orders(problem.pulls_of_slices(member, twists, self.in_mm), self.slicing)
+
     def stacks(self, level: StackLevel) -> list[SliceStack]:
-        """Filter all volumes in the planes of their slices."""
+        """Filter all volumes in the planes of their slices, unless they are."""
+        filters = level.fwhm, level.highpass
+        if self.filtered is None or self.filtered[0] != filters:
+            self.filtered = None  # one at a time: memory
+            self.filtered = filters, self._filter(level)
+        return self.filtered[1]
+
+    def _filter(self, level: StackLevel) -> list[SliceStack]:
         axis = self.slicing.axis
 
         def filtered(volume: int) -> SliceStack:

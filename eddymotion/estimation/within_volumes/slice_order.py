@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether slices were acquired in the order that SliceTiming tells.
+
+A head does not jump to and fro from one excitation to the next. With one pose a volume, each slice
+of a volume pulls that pose where the head was while it was excited, by the gradient ``g`` and with
+the normal matrix ``H`` of its own knot (:class:`SlicePulls`). In the order of acquisition these
+pulls belong to a course that goes on smoothly, or rests and jumps now and then; in a wrong one to
+a head that shakes. For an order with the knots ``x`` of all volumes in time, ::
+
+    log p(data | order) = log ∫ exp(−½ (x − x₀)ᵀ H (x − x₀) − gᵀ (x − x₀)) p(x) dx
+
+with ``p`` the random walk with jumps of :mod:`~eddymotion.estimation.within_volumes.increments`
+at one scale. The integral is Laplace's at the most likely course, whose jumps take little of the
+walk: Student-t weights, again and again. All of it is a banded system, a few milliseconds an
+order, so that the orders in which scanners acquire slices are tried beside the one that was told.
+``H`` is linear, and counts for less where slices pull apart by more than noise makes them
+(:meth:`SlicePulls.calibrated`); so what tells two orders apart are not the numbers but the shares:
+an order that explains a good part more of what moves slices is the better one.
+
+A head at rest within its volumes does not tell, nor do the few times at which it moves and comes
+back say whether time ran backwards: that makes no difference to the poses of the slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from eddymotion.data.acquisition import LEAST_EXCITATIONS, Slicing
+from eddymotion.estimation.within_volumes.equations import SlicePulls
+from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.robust import student_weights
+
+N_KNOTS = 6
+"""Of a volume: enough to tell orders apart."""
+
+SCALE_MM = 0.15
+"""Of the walk from knot to knot, in a human head."""
+
+AT_REST_MM = 0.003
+"""Of a walk that goes nowhere but where it jumps."""
+
+N_ROUNDS, SETTLED = 10, 0.5
+
+HELD = 1e-6
+"""Precision (1/mm²) with which every pose is held: of all together nothing tells."""
+
+MULTIBAND = (1, 2, 3, 4, 5, 6, 8)
+"""Slices at a time that are tried."""
+
+BETTER_BY, LEAST_GAIN = 0.1, 50.0
+"""Log odds by which another order has to be better: a part of what the order that was told
+explains, and at least so much."""
+
+
+@dataclass(frozen=True)
+class OrderEvidence:
+    """How much of what moves slices within volumes two orders explain.
+
+    Parameters
+    ----------
+    told : float
+        Log odds of the order that SliceTiming tells against a head at rest within volumes.
+    best : float
+        Of the best of the others.
+    order : str
+        That one, in words.
+    """
+
+    told: float
+    best: float
+    order: str
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether another order than the one that was told is the true one."""
+        return self.best - self.told > max(LEAST_GAIN, BETTER_BY * self.told)
+
+    def __str__(self) -> str:
+        return (
+            f"log odds of {self.told:.0f} for the order that SliceTiming tells, {self.best:.0f} "
+            f"for {self.order}"
+        )
+
+
+def weigh_orders(pulls: SlicePulls, slicing: Slicing) -> OrderEvidence:
+    """Compare the order that was told with those in which scanners acquire slices.
+
+    Parameters
+    ----------
+    pulls : SlicePulls
+    slicing : Slicing
+        As it was told.
+    """
+    known = pulls.calibrated()
+    at_rest = log_evidence(known, slicing, AT_REST_MM)
+    found = {
+        name: log_evidence(known, order, SCALE_MM) - at_rest for name, order in orders(slicing)
+    }
+    best = max(found, key=lambda name: found[name])
+    told = log_evidence(known, slicing, SCALE_MM) - at_rest
+    return OrderEvidence(told, found[best], best)
+
+
+def orders(slicing: Slicing) -> Iterator[tuple[str, Slicing]]:
+    """Go through the orders of a usual scanner, in words and as they would be told."""
+    assert slicing.times is not None
+    n_slices = len(slicing.times)
+    together = max(map(len, slicing.groups))
+    for at_a_time in sorted({*MULTIBAND, together}):
+        n = -(-n_slices // at_a_time)
+        if n < LEAST_EXCITATIONS:
+            continue
+        for name, first in _sequences(n):
+            groups = tuple(np.arange(slice_, n_slices, n) for slice_ in first)
+            times = np.empty(n_slices)
+            for time, group in enumerate(groups):
+                times[group] = time
+            beside = f", {at_a_time} at a time" * (at_a_time > 1)
+            yield name + beside, Slicing(slicing.axis, groups, times)
+
+
+def _sequences(n: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Go through the sequences of n excitations, from the first slice to the last and back."""
+    forward = {
+        "slices one after the other": np.arange(n),
+        "even slices before odd ones": np.r_[0:n:2, 1:n:2],
+        "odd slices before even ones": np.r_[1:n:2, 0:n:2],
+    }
+    for step in sorted({3, round(np.sqrt(n))} - {1, 2}):
+        name = f"every {step}th slice, then those beside"
+        forward[name] = np.argsort(np.arange(n) % step, kind="stable")
+    for name, first in forward.items():
+        yield f"{name}, upwards", first
+        yield f"{name}, downwards", first[::-1]
+
+
+def log_evidence(pulls: SlicePulls, slicing: Slicing, scale: float) -> float:
+    """Log odds of an order of acquisition, up to what all orders have in common.
+
+    Parameters
+    ----------
+    pulls : SlicePulls
+    slicing : Slicing
+        The order.
+    scale : float
+        Of the walk from knot to knot, mm.
+    """
+    basis = Knots.between(slicing, N_KNOTS, np.ones(1, bool)).basis
+    gradient, hessian = pulls.of_knots(basis)
+    n = len(gradient)
+    start = np.repeat(pulls.twists - pulls.twists.mean(axis=0), N_KNOTS, axis=0)
+    walk = _Walk.of(pulls.volumes, scale, 1 / len(slicing.groups))
+    flat = start.reshape(n, -1)
+    right = (np.einsum("nij,nj->ni", hessian, flat) - gradient).ravel()
+    banded = _banded(hessian)
+    poses, found = start, -np.inf
+    for _ in range(N_ROUNDS):
+        factor = linalg.cholesky_banded(
+            walk.added(banded, poses), lower=True, overwrite_ab=True, check_finite=False
+        )
+        poses = linalg.cho_solve_banded((factor, True), right, check_finite=False).reshape(-1, 6)
+        away = poses.reshape(n, -1) - flat
+        misfit = np.einsum("ni,nij,nj->", away, hessian, away) / 2 + (gradient * away).sum()
+        before, found = found, walk.log_density(poses) - misfit - np.log(factor[0]).sum()
+        if abs(found - before) < SETTLED:
+            break
+    return float(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """The random walk with jumps of the knots of all volumes.
+
+    Parameters
+    ----------
+    variance : (K - 1,) array
+        Of the increments, mm²: as the time from knot to knot.
+    """
+
+    variance: np.ndarray
+
+    @classmethod
+    def of(cls, volumes: np.ndarray, scale: float, excitation: float) -> _Walk:
+        """Walk through volumes (n,), of which each excitation takes such a part of its time."""
+        n_steps = N_KNOTS - 1
+        variance = np.full((len(volumes), N_KNOTS), scale**2)
+        between = excitation + np.diff(volumes, append=volumes[-1] + 1) - 1
+        variance[:, -1] *= between * n_steps
+        return cls(variance.ravel()[:-1])
+
+    def added(self, banded: np.ndarray, poses: np.ndarray) -> np.ndarray:
+        """Add the precision of the walk at the poses (K, 6) to a banded matrix."""
+        moved = (np.diff(poses, axis=0) ** 2).sum(axis=1)
+        precision = student_weights(moved / self.variance, n_values=6) / self.variance
+        both = np.append(precision, 0.0) + np.append(0.0, precision)
+        whole = banded.copy()
+        whole[0] += np.repeat(both, 6) + HELD
+        whole[6, : 6 * len(precision)] -= np.repeat(precision, 6)
+        return whole
+
+    def log_density(self, poses: np.ndarray) -> float:
+        """Logarithm of the density of the poses (K, 6), but for a constant."""
+        moved = (np.diff(poses, axis=0) ** 2).sum(axis=1)
+        each = 7 / 2 * np.log1p(moved / self.variance) + 3 * np.log(self.variance)
+        return -float(each.sum())
+
+
+def _banded(blocks: np.ndarray) -> np.ndarray:
+    """Lower bands of a matrix of symmetric blocks (n, m, m) on its diagonal, (m + 6, n m)."""
+    n, m, _ = blocks.shape
+    bands = np.zeros((m + 6, n, m))
+    for band in range(m):
+        bands[band, :, : m - band] = np.diagonal(blocks, -band, axis1=1, axis2=2)
+    return bands.reshape(m + 6, n * m)
