@@ -18,6 +18,7 @@ from eddymotion.estimation.within_volumes.descent import FoundCourse, _levenberg
 from eddymotion.estimation.within_volumes.equations import _Assembly, _centred, right_jacobians
 from eddymotion.estimation.within_volumes.increments import Increments
 from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.estimation.within_volumes.slice_order import OrderEvidence
 from eddymotion.estimation.within_volumes.solver import LEVELS, CourseSolver, shown_to_move
 from eddymotion.estimation.within_volumes.standard_errors import between_knots, covariances
 from eddymotion.evaluation.trajectory import compare_trajectory
@@ -216,6 +217,22 @@ def test_a_course_is_found_where_the_head_nods_and_nowhere_else(nods, monkeypatc
     assert np.sqrt((off[~nodding] ** 2).mean()) < 0.25
 
 
+def test_a_wrong_order_of_slices_gives_one_pose_a_volume_and_a_warning(nods, monkeypatch, caplog):
+    dwi, _, motion, nodding = nods
+    order = OrderEvidence(300.0, 3000.0, "slices in a true order")
+    monkeypatch.setattr(CourseSolver, "evidence_of_order", lambda solver: order)
+    noise = np.tile(np.diag([1e-4] * 3 + [4e-8] * 3), (len(dwi), 1, 1))
+    apart = noise * np.where(nodding, 40.0, 1.0)[:, None, None]
+    lost = np.zeros((len(dwi), dwi.n_slices), bool)
+    estimate = Estimate(motion, noise, unrest=Unrest(noise, apart, noise, noise, lost))
+    found = follow_head(dwi, estimate, motion, get_model("gp", dwi.gradients), compute=Compute())
+    assert found.motion.trajectory is None
+    np.testing.assert_array_equal(found.motion.matrices, motion.matrices)
+    assert "slices in a true order" in found.motion.order_doubt
+    assert found.motion.order_doubt in caplog.text
+    assert found.motion.select(slice(3)).order_doubt == found.motion.order_doubt
+
+
 @pytest.fixture(scope="module")
 def problem(nods):
     """Its equations at a coarse level, and twists away from the solution."""
@@ -340,6 +357,21 @@ def test_the_head_is_followed_through_volumes(course, left):
     off = np.abs(own - rigid_parameters(truth.poses, dwi.center))
     covered = (off < 1.96 * errors)[motion.trajectory.moving][:, 5:-5]
     assert 0.85 < covered.mean() <= 1.0
+
+
+@pytest.mark.slow
+def test_a_wrong_order_of_slices_is_noticed_in_images(caplog):
+    dwi, _ = simulate_within_volumes("jumps", seed=5)
+    orders = {"sequential": np.arange(dwi.n_slices), "reversed": -dwi.acquisition.slicing.times}
+    found = {}
+    for name, times in orders.items():
+        slicing = Slicing.of({"SliceTiming": (times - times.min()).tolist()}, dwi.shape)
+        told = replace(dwi, acquisition=replace(dwi.acquisition, slicing=slicing))
+        found[name] = em.estimate_motion(told, n_threads=2)
+    assert found["sequential"].trajectory is None
+    assert "3 at a time" in found["sequential"].order_doubt
+    assert found["reversed"].order_doubt is None  # nods back and forth look alike
+    assert found["reversed"].trajectory.moving.any()
 
 
 @pytest.mark.slow

@@ -279,6 +279,7 @@ def _unite_placed(
         estimate.undetermined,
         found.frame_evidence,
         trajectory=_of_all(found.trajectory, placed, len(dwi)),
+        order_doubt=found.order_doubt,
     )
     united = with_neighbours_poses(motion).relative_to(dwi.reference)
     if estimate.unplaced[dwi.reference]:  # at the pose of a neighbour, whose errors are known

@@ -99,9 +99,11 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
         trajectory = content.pop("trajectory", None)
         if trajectory is not None:
             trajectory = _unpacked(n_volumes, **trajectory)
+        order_doubt = content.pop("order_doubt", None)
         parts = {name: _value(value) for name, value in content.items()}
         return Motion(matrices, eddy_currents=eddy, frame_evidence=evidence,
-                      off_resonance=distortion, trajectory=trajectory, **parts)  # fmt: skip
+                      off_resonance=distortion, trajectory=trajectory,
+                      order_doubt=order_doubt and str(order_doubt), **parts)  # fmt: skip
     except EddymotionError:
         raise
     except Exception as error:  # whatever somebody has put there

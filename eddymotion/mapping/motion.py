@@ -90,6 +90,9 @@ class Motion(HtmlValue):
         scanner's origin where it is not known.
     trajectory : Trajectory, optional
         How the head moved within the volumes; `matrices` are the mean poses then.
+    order_doubt : str, optional
+        Why slices were hardly acquired in the order that SliceTiming tells, so that motion within
+        volumes was not followed; None where nothing speaks against it.
     """
 
     matrices: np.ndarray
@@ -102,6 +105,7 @@ class Motion(HtmlValue):
     off_resonance: Distortion | None = None
     center: np.ndarray | None = None
     trajectory: Trajectory | None = None
+    order_doubt: str | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -266,6 +270,7 @@ class Motion(HtmlValue):
             None if self.off_resonance is None else self.off_resonance.select(volumes),
             self.center,
             None if self.trajectory is None else self.trajectory.select(volumes),
+            self.order_doubt,
         )
 
     @property

@@ -63,7 +63,7 @@ def sidecar_of(
             "Methods": methods.plain(),
             "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
             "PackageVersions": software_versions(),
-            "Warnings": in_sidecar(grids[0], motion.frame_doubt),
+            "Warnings": in_sidecar(grids[0], motion.frame_doubt, motion.order_doubt),
             "MotionWithinVolumes": _within(grids[0], motion),
         }
     )
@@ -73,7 +73,7 @@ def _within(dwi: DWI, motion: Motion) -> dict[str, Any]:
     """Tell within which volumes the head moved, and how these were rebuilt."""
     volumes = np.flatnonzero(motion.moved_within)
     found: dict[str, Any] = {"Volumes": volumes.tolist()}
-    if why := dwi.acquisition.why_untimed:
+    if why := dwi.acquisition.why_untimed or motion.order_doubt:
         found["NotSoughtSince"] = why
     if motion.trajectory is None:
         return found

@@ -89,7 +89,7 @@ def _within(dwi: DWI, motion: Motion) -> str:
     """Say within how many volumes the head moved, and how far."""
     n_moved = int(motion.moved_within.sum())
     if not n_moved:
-        why = dwi.acquisition.why_untimed
+        why = dwi.acquisition.why_untimed or motion.order_doubt
         return f"not sought, since {why}" if why else "one pose a volume"
     way = excursions(motion, dwi.center)
     return (

@@ -135,7 +135,9 @@ def _wrong_axes(dwi: DWI, reading: AxesReading) -> str:
     )
 
 
-def in_sidecar(dwi: DWI, frame_doubt: str | None = None) -> list[dict[str, Any]]:
+def in_sidecar(
+    dwi: DWI, frame_doubt: str | None = None, order_doubt: str | None = None
+) -> list[dict[str, Any]]:
     """Return the issues of a series as the sidecar of the corrected one has them.
 
     Parameters
@@ -143,10 +145,14 @@ def in_sidecar(dwi: DWI, frame_doubt: str | None = None) -> list[dict[str, Any]]
     dwi : DWI
     frame_doubt : str, optional
         What the estimate says against the frame of its own volumes.
+    order_doubt : str, optional
+        What it says against the order of the slices.
     """
     found = list(find_issues(dwi))
     if frame_doubt is not None:
         found.append(DataIssue("frames", frame_doubt))
+    if order_doubt is not None:
+        found.append(DataIssue("slice timing", order_doubt))
     return [{"Subject": one.kind, "Text": one.text, "Severe": one.severe} for one in found]
 
 

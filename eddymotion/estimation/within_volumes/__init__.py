@@ -74,7 +74,9 @@ def follow_head(
     -------
     Estimate
         Of poses a volume, with a trajectory; b=0 and diffusion-weighted volumes each consistent
-        among themselves. None where the head was at rest within volumes as far as one can tell.
+        among themselves. The same as `estimate`, but for a doubt, where slices were acquired in
+        another order than was told. None where the head was at rest within volumes as far as one
+        can tell.
     """
     unrest, slicing = estimate.unrest, dwi.acquisition.slicing
     assert unrest is not None
@@ -95,12 +97,9 @@ def follow_head(
     with one_blas_thread():
         order = solver.evidence_of_order()
         log.info("motion within volumes: %s", order)
-        if order.contradicts:
-            log.warning(
-                "motion within volumes: not sought, since slices were hardly acquired in the "
-                "order that SliceTiming tells: %s; correct the sidecar", order,
-            )  # fmt: skip
-            return None
+        if order.doubt is not None:
+            log.warning("motion within volumes: not sought, since %s", order.doubt)
+            return replace(estimate, motion=replace(estimate.motion, order_doubt=order.doubt))
         solved = solver.solve()
     if solved is None:
         return None

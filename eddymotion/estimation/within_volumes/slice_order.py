@@ -13,9 +13,13 @@ with ``p`` the random walk with jumps of :mod:`~eddymotion.estimation.within_vol
 at one scale. The integral is Laplace's at the most likely course, whose jumps take little of the
 walk: Student-t weights, again and again. All of it is a banded system, a few milliseconds an
 order, so that the orders in which scanners acquire slices are tried beside the one that was told.
-``H`` is linear, and counts for less where slices pull apart by more than noise makes them
-(:meth:`SlicePulls.calibrated`); so what tells two orders apart are not the numbers but the shares:
-an order that explains a good part more of what moves slices is the better one.
+
+What the model gets wrong pulls slices, too. It makes ``H`` count for less, as far as most slices
+pull farther than noise would have it (:meth:`SlicePulls.calibrated`), and where it changes slowly
+along the slice axis it would speak for slices that were acquired one after the other: each volume
+may be displaced by a quadratic function of the place, as much as usual volumes seem to be
+(:class:`SmoothMisfit`), whatever the order. What is left of it makes numbers too large, in all
+orders; so another order has to be better by a good part of what the told one explains.
 
 A head at rest within its volumes does not tell, nor do the few times at which it moves and comes
 back say whether time ran backwards: that makes no difference to the poses of the slices.
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import linalg
@@ -42,6 +47,14 @@ SCALE_MM = 0.15
 
 AT_REST_MM = 0.003
 """Of a walk that goes nowhere but where it jumps."""
+
+SMOOTH = 2
+"""Degree of what the model gets wrong along the slice axis."""
+
+MEDIAN_SQUARE = 0.455
+"""Of a normal distribution."""
+
+LEAST_MISFIT_MM = 1e-3
 
 N_ROUNDS, SETTLED = 10, 0.5
 
@@ -79,6 +92,16 @@ class OrderEvidence:
         """Whether another order than the one that was told is the true one."""
         return self.best - self.told > max(LEAST_GAIN, BETTER_BY * self.told)
 
+    @property
+    def doubt(self) -> str | None:
+        """What to say where another order is the true one; None where it is not."""
+        if not self.contradicts:
+            return None
+        return (
+            "the motion of the head shows that slices were acquired in another order than "
+            f"SliceTiming tells ({self}); correct the sidecar"
+        )
+
     def __str__(self) -> str:
         return (
             f"log odds of {self.told:.0f} for the order that SliceTiming tells, {self.best:.0f} "
@@ -96,12 +119,11 @@ def weigh_orders(pulls: SlicePulls, slicing: Slicing) -> OrderEvidence:
         As it was told.
     """
     known = pulls.calibrated()
-    at_rest = log_evidence(known, slicing, AT_REST_MM)
-    found = {
-        name: log_evidence(known, order, SCALE_MM) - at_rest for name, order in orders(slicing)
-    }
+    odds = partial(log_evidence, known, SmoothMisfit.of(known))
+    at_rest = odds(slicing, AT_REST_MM)
+    found = {name: odds(order, SCALE_MM) - at_rest for name, order in orders(slicing)}
     best = max(found, key=lambda name: found[name])
-    told = log_evidence(known, slicing, SCALE_MM) - at_rest
+    told = odds(slicing, SCALE_MM) - at_rest
     return OrderEvidence(told, found[best], best)
 
 
@@ -138,19 +160,57 @@ def _sequences(n: int) -> Iterator[tuple[str, np.ndarray]]:
         yield f"{name}, downwards", first[::-1]
 
 
-def log_evidence(pulls: SlicePulls, slicing: Slicing, scale: float) -> float:
+@dataclass(frozen=True, eq=False)
+class SmoothMisfit:
+    """What pulls the slices of a volume smoothly along their axis, motion or not.
+
+    Parameters
+    ----------
+    shape : (Z, S) array
+        Functions of the place.
+    variance : (6 S,) array
+        Of what each volume has of them, mm².
+    """
+
+    shape: np.ndarray
+    variance: np.ndarray
+
+    @classmethod
+    def of(cls, pulls: SlicePulls) -> SmoothMisfit:
+        """Learn it from most of the volumes: few moved within."""
+        n_slices = pulls.gradient.shape[1]
+        shape = np.polynomial.legendre.legvander(np.linspace(-1, 1, n_slices), SMOOTH)
+        gradient, hessian = pulls.of_knots(shape)
+        size = np.trace(hessian, axis1=1, axis2=2)[:, None, None] / hessian.shape[1]
+        held = hessian + 1e-6 * size * np.eye(hessian.shape[1])
+        steps = np.linalg.solve(held, gradient[..., None])[:, 6:, 0]
+        return cls(shape[:, 1:], np.median(steps**2, axis=0) / MEDIAN_SQUARE)
+
+    def taken_out(self, pulls: SlicePulls, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return gradient (n, 6 M) and normal matrix of knots of basis (Z, M), whatever it is."""
+        gradient, hessian = pulls.of_knots(np.hstack([self.shape, basis]))
+        k = len(self.variance)
+        own = hessian[:, :k, :k] + np.diag(1 / np.maximum(self.variance, LEAST_MISFIT_MM**2))
+        right = np.dstack([hessian[:, :k, k:], gradient[:, :k, None]])
+        gone = hessian[:, k:, :k] @ np.linalg.solve(own, right)
+        left = hessian[:, k:, k:] - gone[..., :-1]
+        return gradient[:, k:] - gone[..., -1], (left + left.transpose(0, 2, 1)) / 2
+
+
+def log_evidence(pulls: SlicePulls, misfit: SmoothMisfit, slicing: Slicing, scale: float) -> float:
     """Log odds of an order of acquisition, up to what all orders have in common.
 
     Parameters
     ----------
     pulls : SlicePulls
+    misfit : SmoothMisfit
     slicing : Slicing
         The order.
     scale : float
         Of the walk from knot to knot, mm.
     """
     basis = Knots.between(slicing, N_KNOTS, np.ones(1, bool)).basis
-    gradient, hessian = pulls.of_knots(basis)
+    gradient, hessian = misfit.taken_out(pulls, basis)
     n = len(gradient)
     start = np.repeat(pulls.twists - pulls.twists.mean(axis=0), N_KNOTS, axis=0)
     walk = _Walk.of(pulls.volumes, scale, 1 / len(slicing.groups))
@@ -164,8 +224,8 @@ def log_evidence(pulls: SlicePulls, slicing: Slicing, scale: float) -> float:
         )
         poses = linalg.cho_solve_banded((factor, True), right, check_finite=False).reshape(-1, 6)
         away = poses.reshape(n, -1) - flat
-        misfit = np.einsum("ni,nij,nj->", away, hessian, away) / 2 + (gradient * away).sum()
-        before, found = found, walk.log_density(poses) - misfit - np.log(factor[0]).sum()
+        cost = np.einsum("ni,nij,nj->", away, hessian, away) / 2 + (gradient * away).sum()
+        before, found = found, walk.log_density(poses) - cost - np.log(factor[0]).sum()
         if abs(found - before) < SETTLED:
             break
     return float(found)
