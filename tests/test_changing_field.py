@@ -11,10 +11,12 @@ import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.estimation.fields import (
     NO_PRIOR,
+    UNSEEN_SHIFT,
     FieldPrior,
     PoseResponse,
     follow_poses,
     pose_regressors,
+    unseen_covariances,
     untold_covariances,
 )
 from eddymotion.estimation.joint import with_cubic_fields
@@ -86,6 +88,24 @@ def test_poses_are_less_certain_along_the_phase_encoding(matrices, response):
     assert not found[0].any()
     assert (found[5:, 1, 1] > 0).all()
     assert not found[:, [0, 2], [0, 2]].any()
+
+
+def test_fields_that_may_follow_a_head_that_moved_little_widen_the_errors(matrices, response):
+    poses = 0.1 * pose_regressors(matrices, CENTER, 0)
+    noise = np.random.default_rng(7).normal(scale=0.02, size=(len(SCHEME), 9))
+    found = follow_poses(poses @ response + noise, SCHEME, poses)
+    assert found.is_suspected
+    assert not found.is_there
+    assert not follow_poses(noise, SCHEME, poses).is_suspected
+    eddy = EddyCurrents(poses @ response, np.array([0.0, 1.0, 0.0]), CENTER)
+    points = CENTER + np.random.default_rng(0).normal(scale=50, size=(200, 3))
+    covariances = unseen_covariances(eddy, response, poses, points)
+    displaced = [eddy.displacement(volume, points) for volume in range(len(SCHEME))]
+    expected = UNSEEN_SHIFT**2 * np.square(displaced).mean(axis=1)
+    np.testing.assert_allclose(covariances[:, 1, 1], expected, rtol=1e-6)
+    assert not covariances[0].any()
+    assert not covariances[:, [0, 2, 4], [0, 2, 4]].any(), "displaced along y alone"
+    np.testing.assert_allclose(50**2 * covariances[:, 3, 3], expected, rtol=1e-6)
 
 
 class Solved:

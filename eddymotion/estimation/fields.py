@@ -77,6 +77,10 @@ UNTOLD_SHIFT, UNTOLD_TURN = 0.3, 0.02
 which poses may be wrong since images tell it from nothing. On simulated heads 0.2 to 0.3, and
 0.01 to 0.03."""
 
+UNSEEN_SHIFT = 0.5
+"""The part of the displacement by fields that seem to follow a head which moved too little to be
+sure, by which poses may be wrong: nothing takes them out. On simulated heads 0.3 to 0.5."""
+
 LEAST_OWN_MM = 0.01
 """Fields keep at least so much freedom of their own: standard deviation of a coefficient, mm."""
 
@@ -262,10 +266,14 @@ class PoseResponse:
         return self.p < SIGNIFICANT and self.moved_mm > self.own_mm
 
     @property
-    def is_there(self) -> bool:
+    def is_suspected(self) -> bool:
         """Whether it is shown, and stronger than where a field only turns with the head."""
-        far = self.pose_mm > LEAST_MOTION_MM
-        return far and self.is_shown and self.moved_mm > LEAST_FOLLOWED * self.pose_mm
+        return self.is_shown and self.moved_mm > LEAST_FOLLOWED * self.pose_mm
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is suspected, and the head moved enough to be sure."""
+        return self.is_suspected and self.pose_mm > LEAST_MOTION_MM
 
     def __str__(self) -> str:
         return (
@@ -330,6 +338,28 @@ def untold_covariances(
     covariances[:, :3, :3] = along[:, None, None] * np.outer(eddy.pe, eddy.pe)
     turned = UNTOLD_TURN * poses[:, 3:] / ROTATION_RADIUS_MM
     covariances[:, [3, 4], [3, 4]] = turned**2
+    return covariances
+
+
+def unseen_covariances(
+    eddy: EddyCurrents, response: np.ndarray, poses: np.ndarray, points: np.ndarray
+) -> np.ndarray:
+    """Covariance of what fields do that may follow the head, and are left out, (N, 6, 6).
+
+    A displacement along the phase encoding that is alike in all points is a translation, and one
+    that changes across the head a turn about the axes across it.
+
+    Parameters
+    ----------
+    eddy, response, poses, points
+        As for :func:`untold_covariances`.
+    """
+    displaced = eddy.terms(points) @ (poses @ response).T
+    square = UNSEEN_SHIFT**2 * (displaced**2).mean(axis=0)[:, None, None]
+    along = np.outer(eddy.pe, eddy.pe)
+    covariances = np.zeros((len(poses), 6, 6))
+    covariances[:, :3, :3] = square * along
+    covariances[:, 3:, 3:] = square / ROTATION_RADIUS_MM**2 * (np.eye(3) - along)
     return covariances
 
 

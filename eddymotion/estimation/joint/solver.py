@@ -23,6 +23,7 @@ from eddymotion.estimation.fields import (
     follow_poses,
     pose_regressors,
     shown_order,
+    unseen_covariances,
     untold_covariances,
     usual_poses,
     weigh_fields,
@@ -120,6 +121,7 @@ class JointSolver:
     stale: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
     parted: Parted = NONE_PARTED
+    suspected: tuple[EddyCurrents, PoseResponse] | None = None
 
     def __post_init__(self) -> None:
         self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
@@ -338,7 +340,11 @@ class JointSolver:
         if found is None:
             return None
         log.info("off-resonance: %s", found)
-        return self.poses(motion) if known or found.is_there else None
+        if known or found.is_there:
+            return self.poses(motion)
+        if found.is_suspected and motion.eddy_currents is not None:
+            self.suspected = motion.eddy_currents, found
+        return None
 
     def response(
         self, motion: Motion, group: VolumeGroup, terms: slice = slice(None)
@@ -358,14 +364,20 @@ class JointSolver:
         return pose_regressors(motion.matrices, self.dwi.brain_center, first)
 
     def untold(self, motion: Motion, group: VolumeGroup) -> np.ndarray:
-        """Covariance of what fields that follow the head leave open, (N, 6, 6); zero without."""
+        """Covariance of what fields that follow the head leave open, (N, 6, 6); zero without.
+
+        Or of what they do, where they seem to but are left out.
+        """
         poses, eddy, volumes = self.prior.poses, motion.eddy_currents, group.volumes
         nothing = np.zeros((len(motion), 6, 6))
+        brain = apply_affine(self.dwi.affine, np.argwhere(self.dwi.mask)[::7])
         if poses is None or eddy is None:
-            return nothing
+            if self.suspected is None:
+                return nothing
+            eddy, seen = self.suspected
+            return unseen_covariances(eddy, seen.response, self.poses(motion), brain)
         own = self.dwi.gradients.select(volumes)
         found = follow_poses(eddy.coefficients[volumes], own, poses[volumes])
-        brain = apply_affine(self.dwi.affine, np.argwhere(self.dwi.mask)[::7])
         return nothing if found is None else untold_covariances(eddy, found.response, poses, brain)
 
     def with_pose_response(

@@ -64,7 +64,7 @@ HELD = 1e-6
 MULTIBAND = (1, 2, 3, 4, 5, 6, 8)
 """Slices at a time that are tried."""
 
-BETTER_BY, LEAST_GAIN = 0.1, 50.0
+BETTER_BY, LEAST_GAIN = 0.05, 50.0
 """Log odds by which another order has to be better: a part of what the order that was told
 explains, and at least so much."""
 
