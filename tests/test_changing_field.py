@@ -11,6 +11,7 @@ import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.estimation.fields import (
     NO_PRIOR,
+    UNSEEN_PART,
     UNSEEN_SHIFT,
     FieldPrior,
     PoseResponse,
@@ -99,13 +100,21 @@ def test_fields_that_may_follow_a_head_that_moved_little_widen_the_errors(matric
     assert not follow_poses(noise, SCHEME, poses).is_suspected
     eddy = EddyCurrents(poses @ response, np.array([0.0, 1.0, 0.0]), CENTER)
     points = CENTER + np.random.default_rng(0).normal(scale=50, size=(200, 3))
-    covariances = unseen_covariances(eddy, response, poses, points)
+    moved = np.zeros((len(SCHEME), 6))
+    covariances = unseen_covariances(eddy, response, poses, moved, points)
     displaced = [eddy.displacement(volume, points) for volume in range(len(SCHEME))]
     expected = UNSEEN_SHIFT**2 * np.square(displaced).mean(axis=1)
     np.testing.assert_allclose(covariances[:, 1, 1], expected, rtol=1e-6)
     assert not covariances[0].any()
     assert not covariances[:, [0, 2, 4], [0, 2, 4]].any(), "displaced along y alone"
     np.testing.assert_allclose(50**2 * covariances[:, 3, 3], expected, rtol=1e-6)
+    moved[3] = [0.1, 0.2, 0.0, 0.0, 0.03, 0.0]
+    more = unseen_covariances(eddy, response, poses, moved, points) - covariances
+    assert not more[:3].any()
+    along = moved[3] / np.linalg.norm(moved[3])
+    assert np.sqrt(along @ more[3] @ along) == pytest.approx(
+        UNSEEN_PART * np.linalg.norm(moved[3])
+    )
 
 
 class Solved:

@@ -51,7 +51,7 @@ from eddymotion.images.pyramid import (
 from eddymotion.machine.parallel import Progress, parallel_map
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import rms_displacement, twist_millimetres
+from eddymotion.mapping.rigid import log_rigid, rms_displacement, twist_millimetres
 
 log = logging.getLogger(__name__)
 
@@ -375,7 +375,9 @@ class JointSolver:
             if self.suspected is None:
                 return nothing
             eddy, seen = self.suspected
-            return unseen_covariances(eddy, seen.response, self.poses(motion), brain)
+            first = motion.matrices[self.dwi.gradients.b0s[0]]
+            moved = log_rigid(np.linalg.inv(first) @ motion.matrices, self.dwi.brain_center)
+            return unseen_covariances(eddy, seen.response, self.poses(motion), moved, brain)
         own = self.dwi.gradients.select(volumes)
         found = follow_poses(eddy.coefficients[volumes], own, poses[volumes])
         return nothing if found is None else untold_covariances(eddy, found.response, poses, brain)

@@ -103,7 +103,7 @@ def follow_head(
         solved = solver.solve()
     if solved is None:
         return None
-    knots, found = solved
+    knots, found, discord = solved
     poses = exp_rigid(knots.of_slices(found.twists), dwi.brain_center)
     eddy = motion.eddy_currents
     poses = poses if eddy is None else eddy.shifts[:, None] @ poses
@@ -114,7 +114,8 @@ def follow_head(
     )
     assert estimate.covariances is not None
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
-    of_volumes = of_slices[0] + unrest.at_rest
+    more = np.where(knots.moving, discord, 1.0)[:, None, None]
+    of_volumes = more * (of_slices[0] + unrest.at_rest)
     motion = leave_to_the_course(
         replace(motion, matrices=matrices, trajectory=trajectory),
         of_volumes,
@@ -127,7 +128,7 @@ def follow_head(
         estimate,
         motion=motion,
         covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
-        within=of_slices[1] + unrest.at_rest[:, None],
+        within=more[:, None] * (of_slices[1] + unrest.at_rest[:, None]),
     )
 
 

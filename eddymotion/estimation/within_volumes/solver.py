@@ -130,8 +130,16 @@ class CourseSolver:
         runs = dwi.acquisition.runs
         self.follows = np.diff(runs) == 0 if runs is not None else np.ones(len(dwi) - 1, bool)
 
-    def solve(self) -> tuple[Knots, FoundCourse] | None:
-        """Go through the levels; None where the head turns out to have been at rest."""
+    def solve(self) -> tuple[Knots, FoundCourse, np.ndarray] | None:
+        """Go through the levels; None where the head turns out to have been at rest.
+
+        Returns
+        -------
+        knots : Knots
+        found : FoundCourse
+        discord : (N,) array
+            See :meth:`~eddymotion.estimation.within_volumes.equations.CourseProblem.discord`.
+        """
         knots, twists = self.at_rest()
         found, scale = None, None
         for level in self.compute.progress(LEVELS, "motion within volumes", len(LEVELS)):
@@ -157,7 +165,7 @@ class CourseSolver:
                 if not self.moving.any():
                     return None
         assert found is not None
-        return knots, found
+        return knots, found, problem.discord(found.twists)
 
     def sift(self, moved: np.ndarray) -> None:
         """Take those alone that have moved (N,) after all, unless few are left at rest."""
