@@ -245,7 +245,7 @@ def problem(nods):
     jitter = np.random.default_rng(5).normal(size=(knots.n_rows, 6)) * np.r_[[0.3] * 3, [6e-3] * 3]
     level = replace(LEVELS[0], n_points=400)
     stacks, twists = course.stacks(level), volumes[knots.volume] + jitter
-    return course.problem(level, knots, stacks, twists), twists
+    return course.problem(level, knots, stacks, twists).counted(twists), twists
 
 
 def plainly(knots, square):

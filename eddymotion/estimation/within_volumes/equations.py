@@ -326,10 +326,8 @@ class CourseProblem:
         return SlicePulls(
             member.volumes,
             own * in_mm,
-            np.einsum("nab,nza->nzb", turn, gradient / member.overcount),
-            np.einsum(
-                "nac,nzoab,nbd->nzocd", turn, hessian / member.overcount, turn, optimize=True
-            ),
+            np.einsum("nab,nza->nzb", turn, gradient),
+            np.einsum("nac,nzoab,nbd->nzocd", turn, hessian, turn, optimize=True),
         )
 
     def discord(self, twists: np.ndarray) -> np.ndarray:

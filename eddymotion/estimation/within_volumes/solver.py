@@ -151,7 +151,7 @@ class CourseSolver:
                 scale = scale.copy()
                 scale[0] *= np.sqrt((before.n_knots - 1) / (knots.n_knots - 1))
                 increments = replace(increments, scale=scale)
-            problem = self.problem(level, knots, self.stacks(level), twists)
+            problem = self.problem(level, knots, self.stacks(level), twists).counted(twists)
             stepping = replace(
                 level.stepping,
                 tolerance=level.stepping.tolerance * self.voxel,
@@ -241,7 +241,7 @@ class CourseSolver:
             BLOCK_MM * self.scale,
             self.compute.n_threads,
         )
-        return problem.fitted(twists, -(-len(points) // POINTS_FOR_MODEL)).counted(twists)
+        return problem.fitted(twists, -(-len(points) // POINTS_FOR_MODEL))
 
     def points(
         self, level: StackLevel, knots: Knots, stacks: Sequence[SliceStack], twists: np.ndarray
