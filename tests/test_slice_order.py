@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from eddymotion.data.acquisition import Slicing
+from eddymotion.data.checks import in_sidecar
 from eddymotion.estimation.within_volumes.equations import SlicePulls
-from eddymotion.estimation.within_volumes.slice_order import orders, weigh_orders
+from eddymotion.estimation.within_volumes.slice_order import (
+    OrderEvidence,
+    orders,
+    weigh_orders,
+)
+from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.mapping.motion import Motion
 
 N_VOLUMES, N_SLICES, REACH = 20, 36, 8
 TRUE = "even slices before odd ones, upwards, 3 at a time"
@@ -93,3 +100,15 @@ def test_knots_share_the_equations_of_their_slices():
     np.testing.assert_allclose(square, expected.reshape(n, 24, 24), atol=1e-10)
     expected = np.einsum("zm,nza->nma", basis, pulls.gradient)
     np.testing.assert_allclose(gradient, expected.reshape(n, -1), atol=1e-10)
+
+
+def test_the_doubt_is_kept_with_the_motion_and_reaches_the_sidecar(tmp_path, still):
+    doubt = str(OrderEvidence(100.0, 1000.0, TRUE).doubt)
+    motion = replace(Motion.identity(2), order_doubt=doubt)
+    files = tmp_path / "xfm.txt", tmp_path / "details.json"
+    write_motion(*files, motion)
+    kept = read_motion(*files)
+    assert kept.order_doubt == doubt
+    assert kept.relative_to(1).order_doubt == doubt
+    told = [one for one in in_sidecar(still, order_doubt=kept.order_doubt) if TRUE in one["Text"]]
+    assert [one["Subject"] for one in told] == ["slice timing"]

@@ -166,6 +166,8 @@ def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:
         return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, np.ndarray):
         return np.where(np.isfinite(value), value, None).tolist()  # type: ignore[call-overload]
+    if isinstance(value, str):
+        return value
     return float(value) if value is not None and np.isfinite(value) else None
 
 
