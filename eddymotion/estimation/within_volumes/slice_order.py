@@ -64,9 +64,11 @@ HELD = 1e-6
 MULTIBAND = (1, 2, 3, 4, 5, 6, 8)
 """Slices at a time that are tried."""
 
-BETTER_BY, LEAST_GAIN = 0.05, 50.0
+BETTER_BY, LEAST_GAIN = 0.08, 50.0
 """Log odds by which another order has to be better: a part of what the order that was told
-explains, and at least so much."""
+explains, and at least so much. The true order was behind by up to 0.6 % on simulated and real
+series, and by 3.6 % where the head breathed in step with the volumes; wrong ones by 12 % or more,
+but for those that only run backwards."""
 
 
 @dataclass(frozen=True)
