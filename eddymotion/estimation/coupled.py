@@ -49,7 +49,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.normal_equations import GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.unknowns import Block, Poses, Unknowns
-from eddymotion.images.image import Spline
+from eddymotion.images.image import Continuous
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
@@ -164,7 +164,7 @@ class CoupledProblem:
 
     Parameters
     ----------
-    splines : sequence of N Spline
+    splines : sequence of N Continuous
         The volumes, band-passed.
     gradients : Gradients
         Of the N volumes, in the scanner's frame.
@@ -188,7 +188,7 @@ class CoupledProblem:
         The result does not depend on it.
     """
 
-    splines: Sequence[Spline]
+    splines: Sequence[Continuous]
     gradients: Gradients
     model: LinearModel
     points: np.ndarray

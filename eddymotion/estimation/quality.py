@@ -8,6 +8,7 @@ aligned copy of the series nor one of its predictions is ever held.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -122,8 +123,27 @@ def assess(
         dwi = described(dwi, slicing=slicing)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
-    gradients = dwi.gradients.rotated(motion.rotations)
-    reading = _Reading.of(dwi, motion, random_seed, n_threads)
+    (reading,) = _Reading.of(dwi, [motion], random_seed, n_threads)
+    return _assessed(dwi, reading, model, n_threads)
+
+
+def assess_both(
+    dwi: DWI, motion: Motion, model: Model, *, random_seed: int = 0, n_threads: int = 1
+) -> tuple[Quality, Quality]:
+    """Compare as :func:`assess` does before any motion is taken out, and under a motion.
+
+    A slice that lost signal is lost wherever the head was: those that are found after the
+    correction count before it as well, and none are sought among edges that jump.
+    """
+    motions = [Motion.identity(len(dwi)), motion]
+    still, moved = _Reading.of(dwi, motions, random_seed, n_threads)
+    after = _assessed(dwi, moved, model, n_threads)
+    return _assessed_as_acquired(dwi, still, model, after.outliers, n_threads), after
+
+
+def _assessed(dwi: DWI, reading: _Reading, model: Model, n_threads: int) -> Quality:
+    """Assess what was read under a motion."""
+    motion, gradients = reading.motion, dwi.gradients.rotated(reading.motion.rotations)
     observed, heights = reading.values, reading.heights
     signal = filled_with_means(observed, gradients)
     flagged = np.zeros((len(dwi), dwi.n_slices), bool)
@@ -145,15 +165,10 @@ def assess(
     return Quality(correlation, r2, outliers, used)
 
 
-def assess_as_acquired(
-    dwi: DWI, model: Model, outliers: SliceOutliers, *, random_seed: int = 0, n_threads: int = 1
+def _assessed_as_acquired(
+    dwi: DWI, reading: _Reading, model: Model, outliers: SliceOutliers, n_threads: int
 ) -> Quality:
-    """Compare volumes with their predictions, as :func:`assess`, before any motion is removed.
-
-    A slice that lost signal is lost wherever the head was: those that were found after the
-    correction, `outliers`, are taken, and none are sought among edges that jump.
-    """
-    reading = _Reading.of(dwi, Motion.identity(len(dwi)), random_seed, n_threads)
+    """Assess what was read before any motion was taken out; see :func:`assess_both`."""
     signal = filled_with_means(reading.values, dwi.gradients)
     with one_blas_thread():
         used = fitted(model, signal, dwi.gradients)
@@ -243,25 +258,30 @@ class _Reading:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, dwi: DWI, motion: Motion, seed: int, n_threads: int) -> _Reading:
-        """Draw the points, and read."""
+    def of(cls, dwi: DWI, motions: Sequence[Motion], seed: int, n_threads: int) -> list[_Reading]:
+        """Draw the points, and read under each motion; a volume is interpolated once for all."""
         random = np.random.default_rng(seed)
         points = jittered_points(dwi.mask, dwi.affine, N_POINTS, random)
-        values = np.empty((len(dwi), len(points)), np.float32)
-        heights = np.empty((len(dwi), len(points)), np.float32)
+        values = np.empty((len(motions), len(dwi), len(points)), np.float32)
+        heights = np.empty_like(values)
 
         def read(volume: int) -> None:
-            mapping, image = motion.mapping(volume), dwi.volume_with_missing(volume)
-            recorded, factor = mapping.displaced(points)
-            if mapping.slices is None:
-                values[volume] = image.spline.sample(recorded) * factor
-            else:
-                values[volume] = mapping.read(image, points, kriging=REBUILDING)
-            heights[volume] = slice_heights(recorded, dwi.affine, dwi.acquisition.slicing.axis)
+            image, axis = dwi.volume_with_missing(volume), dwi.acquisition.slicing.axis
+            for k, motion in enumerate(motions):
+                mapping = motion.mapping(volume)
+                recorded, factor = mapping.displaced(points)
+                if mapping.slices is None:
+                    values[k, volume] = image.spline.sample(recorded) * factor
+                else:
+                    values[k, volume] = mapping.read(image, points, kriging=REBUILDING)
+                heights[k, volume] = slice_heights(recorded, dwi.affine, axis)
 
         parallel_map(read, range(len(dwi)), n_threads=n_threads)
-        covered = np.isfinite(values).mean(axis=0) >= MIN_COVERED
-        return cls(points[covered], values[:, covered].T, heights[:, covered].T, motion, dwi.shape)
+        covered = np.isfinite(values).mean(axis=1) >= MIN_COVERED
+        return [
+            cls(points[inside], shown[:, inside].T, where[:, inside].T, motion, dwi.shape)
+            for inside, shown, where, motion in zip(covered, values, heights, motions, strict=True)
+        ]
 
     def mixture(self, volume: int) -> SliceWeights | None:
         """Which slices of a volume are mixed at the points; None where it is one image."""

@@ -105,8 +105,15 @@ def block_means(
     volume: np.ndarray, factors: Sequence[int] | np.ndarray, dtype: type | None = None
 ) -> np.ndarray:
     """Average blocks of `factors` voxels along the axes, of which the volume has whole ones."""
-    shape = [n for size, f in zip(volume.shape, factors, strict=True) for n in (size // f, f)]
-    return volume.reshape(shape).mean(axis=(1, 3, 5), dtype=dtype)
+    kind = np.mean(np.empty(1, volume.dtype), dtype=dtype).dtype
+    total = volume
+    for axis, factor in reversed(list(enumerate(factors))):  # many times faster than np.mean
+        planes = np.moveaxis(total, axis, 0)
+        sums = planes[::factor].astype(kind)
+        for k in range(1, factor):
+            sums += planes[k::factor]
+        total = np.moveaxis(sums, 0, axis)
+    return total / kind.type(np.prod(factors))
 
 
 def inside_shape(voxels: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,8 +19,48 @@ from eddymotion.images.kernels import (
 from eddymotion.wording import format_sizes, short_repr
 
 
+class Continuous(ABC):
+    """A 3-D volume as a continuous function of world coordinates, however it is kept.
+
+    Attributes
+    ----------
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    """
+
+    affine: np.ndarray
+
+    @abstractmethod
+    def sample(self, points: np.ndarray, pose: np.ndarray | None = None) -> np.ndarray:
+        """Return samples (P,); NaN where nothing is known.
+
+        Parameters
+        ----------
+        points : (P, 3) array
+            mm
+        pose : (4, 4) array, optional
+            Frame of the points → world; the identity when not given.
+        """
+
+    @abstractmethod
+    def sample_with_gradient(
+        self, points: np.ndarray, pose: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return samples (P,) and gradients (P, 3), per mm along the axes of the points' frame."""
+
+    @cached_property
+    def _world_to_kernel(self) -> np.ndarray:
+        """World mm → voxel position in the kernels' (z, y, x) order."""
+        return np.linalg.inv(self.affine)[[2, 1, 0, 3]]  # rows only: points stay (x, y, z)
+
+    def mapping(self, pose: np.ndarray | None = None) -> np.ndarray:
+        """Points → positions in the kernels' order, (3, 4)."""
+        matrix = self._world_to_kernel if pose is None else self._world_to_kernel @ pose
+        return np.ascontiguousarray(matrix[:3])
+
+
 @dataclass(frozen=True, eq=False)
-class Spline:
+class Spline(Continuous):
     """A 3-D volume as a continuous function of world coordinates: a cubic B-spline.
 
     Parameters
@@ -45,23 +86,10 @@ class Spline:
             coefficients[inside][image.missing.T] = np.nan
         return cls(coefficients, image.affine)
 
-    @cached_property
-    def _world_to_kernel(self) -> np.ndarray:
-        """World mm → voxel position in the kernels' (z, y, x) order."""
-        return np.linalg.inv(self.affine)[[2, 1, 0, 3]]  # rows only: points stay (x, y, z)
-
     def sample(self, points: np.ndarray, pose: np.ndarray | None = None) -> np.ndarray:
-        """Return samples (P,); NaN outside the image.
-
-        Parameters
-        ----------
-        points : (P, 3) array
-            mm
-        pose : (4, 4) array, optional
-            Frame of the points → world; the identity when not given.
-        """
+        """Return samples (P,); NaN outside the image."""
         values = np.empty(len(points), np.float32)
-        sample_points(self.coefficients, self._mapping(pose), _contiguous(points), values)
+        sample_points(self.coefficients, self.mapping(pose), as_points(points), values)
         return values
 
     def sample_with_gradient(
@@ -74,14 +102,9 @@ class Spline:
         values = np.empty(len(points), np.float32)
         slopes = np.empty((len(points), 3), np.float32)
         sample_points_with_gradient(
-            self.coefficients, self._mapping(pose), _contiguous(points), values, slopes
+            self.coefficients, self.mapping(pose), as_points(points), values, slopes
         )
         return values, slopes
-
-    def _mapping(self, pose: np.ndarray | None) -> np.ndarray:
-        """Points → positions in the kernels' order, (3, 4)."""
-        matrix = self._world_to_kernel if pose is None else self._world_to_kernel @ pose
-        return np.ascontiguousarray(matrix[:3])
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,5 +139,6 @@ class Image:
         return Spline.of(self)
 
 
-def _contiguous(points: np.ndarray) -> np.ndarray:
+def as_points(points: np.ndarray) -> np.ndarray:
+    """See points as the one type that the kernels are compiled for."""
     return np.ascontiguousarray(points, dtype=np.float64)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from nibabel.affines import apply_affine
 
-from eddymotion.images.image import Image, Spline
+from eddymotion.images.image import Continuous, Image
 from eddymotion.images.stack import KRIGING, REBUILDING, KnownSlices, Kriging, SliceStack
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.field_kernels import weigh_terms
@@ -212,7 +212,7 @@ class VolumeMapping:
         moved, _ = self.moved_by_fields(points)
         return self.slices.weigh(shape, points, moved, kriging)
 
-    def sample(self, image: Spline, points: np.ndarray) -> np.ndarray:
+    def sample(self, image: Continuous, points: np.ndarray) -> np.ndarray:
         """Read the signal at points (P, 3) of the head, without the fields; NaN outside: (P,)."""
         recorded, factor = self.displaced(points)
         values = image.sample(recorded)
@@ -220,7 +220,7 @@ class VolumeMapping:
         return values
 
     def sample_with_gradient(
-        self, image: Spline, points: np.ndarray
+        self, image: Continuous, points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Read the signal at points of the head (P,), and its slopes (P, 3); as :meth:`sample`.
 

@@ -21,7 +21,7 @@ from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Quality, assess, choose_estimator, estimate_motion
 from eddymotion.estimation.estimators import Estimator
-from eddymotion.estimation.quality import assess_as_acquired
+from eddymotion.estimation.quality import assess_both
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.io.images import image_stem
 from eddymotion.io.series import load
@@ -134,23 +134,27 @@ def judge_both(
     dwi: DWI, motion: Motion, model: Model, settings: Settings
 ) -> tuple[Quality, Quality]:
     """Compare volumes with their predictions, as they were acquired and as they were moved."""
-    after = judge(dwi, motion, model, settings)
-    before = assess_as_acquired(
-        dwi, model, after.outliers, random_seed=settings.random_seed, n_threads=settings.nprocs
-    )
+    seed, n_threads = settings.random_seed, settings.nprocs
+    before, after = assess_both(dwi, motion, model, random_seed=seed, n_threads=n_threads)
+    _refuse_without_predictions(dwi, after, settings)
     return before, after
 
 
 def judge(dwi: DWI, motion: Motion, model: Model, settings: Settings) -> Quality:
     """Compare each volume with its prediction, as the settings say."""
     found = assess(dwi, motion, model, random_seed=settings.random_seed, n_threads=settings.nprocs)
+    _refuse_without_predictions(dwi, found, settings)
+    return found
+
+
+def _refuse_without_predictions(dwi: DWI, found: Quality, settings: Settings) -> None:
+    """Raise if no volume is left from which another one could be predicted."""
     correlations = found.correlation[dwi.gradients.dwis]
     if settings.min_q_distance > 0 and not np.isfinite(correlations).any():
         raise EddymotionError(
             f"--min-q-distance {settings.min_q_distance:g} leaves no volume from which another "
             "one could be predicted; choose a smaller one"
         )
-    return found
 
 
 def engine_of(settings: Settings) -> Engine:

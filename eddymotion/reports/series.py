@@ -85,10 +85,10 @@ def draw_series(
     from eddymotion.reports.sprites import white_levels
 
     predictor = predictor_for(model, dwi.gradients)
-    views = {"before": before, "after": after}
     write_text(outputs["report_steps"], table_text(_steps(log)))
     with one_blas_thread(), ThreadPoolExecutor(1) as beside:
-        predicted = {name: predicted_planes(view, predictor) for name, view in views.items()}
+        unmoved = beside.submit(predicted_planes, before, predictor)
+        predicted = {"after": predicted_planes(after, predictor), "before": unmoved.result()}
         data = beside.submit(
             ReportData.of, dwi, model, before, after, quality_before, quality_after,
             predicted=predicted["after"],

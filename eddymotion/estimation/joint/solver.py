@@ -36,7 +36,8 @@ from eddymotion.estimation.undetermined import free_directions
 from eddymotion.estimation.unknowns import POSES, Block, Poses
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.axes import image_axes
-from eddymotion.images.image import Spline
+from eddymotion.images.compact import CompactSpline
+from eddymotion.images.image import Continuous, Spline
 from eddymotion.images.pyramid import (
     BLOCK_MM,
     THICKNESS_POWER,
@@ -48,7 +49,7 @@ from eddymotion.images.pyramid import (
     jittered_points,
     steepest,
 )
-from eddymotion.machine.parallel import Progress, parallel_map
+from eddymotion.machine.parallel import Progress, parallel_iterate, parallel_map
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import log_rigid, rms_displacement, twist_millimetres
@@ -84,7 +85,7 @@ head (root mean square)."""
 MAX_REUNIONS = 6
 """Times that volumes which b=0 finds elsewhere are tried again."""
 
-CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3.0
+CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3
 """What is kept around the brain of a volume from the second level on: what a level's filter and
 its remaining motion reach."""
 
@@ -115,7 +116,7 @@ class JointSolver:
     n_iterations: int
     n_threads: int
     progress: Progress
-    band: tuple[tuple[Level, float], list[Spline]] | None = None
+    band: tuple[tuple[Level, float], list[Continuous]] | None = None
     prior: FieldPrior = NO_PRIOR
     outliers: SliceOutliers | None = None
     stale: np.ndarray = field(default_factory=lambda: np.empty(0, int))
@@ -125,6 +126,8 @@ class JointSolver:
 
     def __post_init__(self) -> None:
         self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
+        surface = self.mask & ~ndimage.binary_erosion(self.mask)
+        self.surface = apply_affine(self.dwi.affine, np.argwhere(surface))
         self.scale = head_scale(self.dwi.mask, self.dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(self.dwi.voxel_sizes)))
         self.in_mm = twist_millimetres(self.scale)
@@ -398,7 +401,7 @@ class JointSolver:
 
     def splines(
         self, level: Level, matrices: np.ndarray, *, thickness_power: float = THICKNESS_POWER
-    ) -> list[Spline]:
+    ) -> list[Continuous]:
         """Band-pass all volumes, unless it is the band of the level before."""
         wanted = replace(level, n_points=COARSE[0].n_points), thickness_power
         if self.band is None or self.band[0] != wanted:
@@ -422,36 +425,46 @@ class JointSolver:
         thickness_power: float,
         *,
         cut: bool = True,
-    ) -> list[Spline]:
-        """Band-pass some volumes, cut down to where the brain is and the filter reaches."""
-        brain = apply_affine(self.dwi.affine, np.argwhere(self.mask)[::7])
+    ) -> list[Continuous]:
+        """Band-pass some volumes, cut down to where the brain is and the filter reaches.
+
+        Of fine levels only the brain is kept, and what it reaches if it moves a little.
+        """
         unit = fine_widths(self.dwi.voxel_sizes)
         width = unit if level.highpass is not None else self.scale
         margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
 
-        def one(volume: int) -> Spline:
+        def one(volume: int) -> Continuous:
             image = self.dwi.volume_with_missing(volume)
             if self.outliers is not None:
                 image = rescaled(image, self.outliers, volume)
+            brain = apply_affine(matrices[volume], self.surface)
             if cut and level is not COARSE[0]:
-                image = crop(image, apply_affine(matrices[volume], brain), margin)
-            return Spline.of(band_pass(image, level, self.scale, thickness_power))
+                image = crop(image, brain, margin)
+            spline = Spline.of(band_pass(image, level, self.scale, thickness_power))
+            keep_all = not cut or level.highpass is None
+            return spline if keep_all else CompactSpline.around(brain, spline, CROP_MARGIN_VOXELS)
 
         return parallel_map(
             one, volumes, n_threads=self.n_threads, progress=self.progress,
             description=f"filtering for {level}",
         )  # fmt: skip
 
-    def points(self, level: Level, splines: Sequence[Spline], matrices: np.ndarray) -> np.ndarray:
+    def points(
+        self, level: Level, splines: Sequence[Continuous], matrices: np.ndarray
+    ) -> np.ndarray:
         """Draw random points of the brain; at fine levels more where the images have edges."""
         affine = self.dwi.affine
         if level.highpass is None:
             return jittered_points(self.mask, affine, level.n_points, self.random)
         candidates = jittered_points(self.mask, affine, self.mask.sum(), self.random)
-        every = max(1, len(splines) // 8)
         total = np.zeros((len(candidates), 3), np.float32)
-        for spline, matrix in zip(splines[::every], matrices[::every], strict=True):
-            _, slopes = spline.sample_with_gradient(candidates, matrix)
-            total += np.nan_to_num(slopes)
+
+        def slopes(volume: int) -> np.ndarray:
+            return splines[volume].sample_with_gradient(candidates, matrices[volume])[1]
+
+        some = range(0, len(splines), max(1, len(splines) // 8))
+        for one in parallel_iterate(slopes, some, n_threads=self.n_threads):
+            total += np.nan_to_num(one, copy=False)
         steepness = np.linalg.norm(total, axis=1).astype(float)
         return candidates[steepest(steepness, level.n_points, self.random)]

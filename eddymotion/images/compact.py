@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A volume as a continuous function, kept where points are read and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from eddymotion.images.compact_kernels import (
+    LARGEST,
+    largest_kept,
+    pack,
+    sample_kept,
+    sample_kept_with_gradient,
+    widen,
+)
+from eddymotion.images.image import Continuous, Spline, as_points
+from eddymotion.images.kernels import PADDING
+from eddymotion.wording import short_repr
+
+NOWHERE = 2**14
+"""Beyond all voxels of an image."""
+
+
+@dataclass(frozen=True, eq=False)
+class CompactSpline(Continuous):
+    """A :class:`Spline` that is kept around some points, in 16-bit integers.
+
+    Where the points are those of a brain, it takes about a quarter of the memory of the box around
+    it. A coefficient is off by at most half a unit, 1/65534 of the largest one.
+
+    Parameters
+    ----------
+    values : (K,) int16 array
+        The coefficients that are kept, row by row.
+    unit : float32
+        What an integer stands for.
+    starts : (Z + 4, Y + 4) int32 array
+        Where in `values` each row would start if it were there from its first coefficient on.
+    first, last : (Z + 1, Y + 1) int16 array
+        Of the cells along x that can be read, for each cell along z and y, counted from the one
+        before the first voxel.
+    size : three int
+        Z, Y, X
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    """
+
+    values: np.ndarray
+    unit: np.float32
+    starts: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    size: tuple[int, int, int]
+    affine: np.ndarray
+
+    __repr__ = short_repr
+
+    @classmethod
+    def around(cls, points: np.ndarray, spline: Spline, slack: int) -> CompactSpline:
+        """Keep what is read at world points (P, 3), and between those of a row.
+
+        Parameters
+        ----------
+        points : (P, 3) array
+            mm
+        spline : Spline
+        slack : int
+            They may move by so many voxels.
+        """
+        size = tuple(n - 2 * PADDING for n in spline.coefficients.shape)
+        first, last = _cells(size, spline.mapping(None), points, slack)
+        begin, end = _rows(first, last)
+        n_kept = np.maximum(end - begin, 0)
+        largest = largest_kept(spline.coefficients, begin, end)
+        unit = np.float32(max(largest / LARGEST, np.finfo(np.float32).tiny))
+        values = np.empty(n_kept.sum(), np.int16)
+        pack(spline.coefficients, begin, end, unit, values)
+        starts = (np.cumsum(n_kept).reshape(n_kept.shape) - n_kept - begin).astype(np.int32)
+        cells = (edge.astype(np.int16) for edge in (first, last))
+        return cls(values, unit, starts, *cells, size, spline.affine)
+
+    def sample(self, points: np.ndarray, pose: np.ndarray | None = None) -> np.ndarray:
+        """Return samples (P,), as of a :class:`Spline`; NaN also where nothing is kept."""
+        sampled = np.empty(len(points), np.float32)
+        sample_kept(*self._kept, self.mapping(pose), as_points(points), sampled)
+        return sampled
+
+    def sample_with_gradient(
+        self, points: np.ndarray, pose: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return samples (P,) and gradients (P, 3); NaN as of :meth:`sample`."""
+        sampled = np.empty(len(points), np.float32)
+        slopes = np.empty((len(points), 3), np.float32)
+        sample_kept_with_gradient(
+            *self._kept, self.mapping(pose), as_points(points), sampled, slopes
+        )
+        return sampled, slopes
+
+    @property
+    def _kept(self) -> tuple:
+        return self.values, self.starts, self.first, self.last, self.size, self.unit
+
+
+def _cells(
+    size: tuple[int, ...], to_voxels: np.ndarray, points: np.ndarray, slack: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the first and last cell along x for each cell along z and y: (Z + 1, Y + 1) int."""
+    cells = size[0] + 1, size[1] + 1
+    first, last = np.full(cells, NOWHERE, np.int32), np.full(cells, -NOWHERE, np.int32)
+    widen(to_voxels, as_points(points), first, last)
+    wide = 2 * slack + 1
+    first, last = minimum_filter(first, wide) - slack, maximum_filter(last, wide) + slack
+    return np.maximum(first, -1), np.minimum(last, size[2] - 1)
+
+
+def _rows(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find where the rows begin and end that the cells need, padding included."""
+    around = ((3, 3), (3, 3))
+    first, last = (
+        np.pad(first, around, constant_values=NOWHERE),
+        np.pad(last, around, constant_values=-NOWHERE),
+    )
+    first, last = (sliding_window_view(edge, (4, 4)) for edge in (first, last))
+    begin, end = first.min(axis=(2, 3)) + 1, last.max(axis=(2, 3)) + 5
+    return np.where(begin < end, begin, 0), np.where(begin < end, end, 0)

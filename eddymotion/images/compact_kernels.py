@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled inner loops: cubic B-splines of 16-bit coefficients, of which only some are kept.
+
+As :mod:`eddymotion.images.kernels`, but of each row along the fastest axis only one stretch is
+kept. Coefficient (a, b, c), padding included, is ``values[starts[a, b] + c]``. A cell can be read
+if ``first[a, b] <= c <= last[a, b]``: all sixteen rows around it are there then.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from eddymotion.images.kernels import (
+    EDGE,
+    FOUR_FLOATS,
+    _slopes,
+    _weigh_rows,
+    _weights,
+    mapped_component,
+)
+from eddymotion.machine.compiling import compiled
+
+MISSING = -(2**15)
+"""Stands for a coefficient that is not a number."""
+
+LARGEST = 2**15 - 1
+"""Of the integers that stand for coefficients."""
+
+
+@intrinsic
+def _weigh_kept(typing_context, values, starts, cell, stride, c, weights, slopes):
+    """Weigh the 4×4×4 integers whose rows start where `starts` says from `cell` on.
+
+    `stride` leads from one a to the next there, `c` along the rows. Returns the value and its
+    derivatives along a, b and c, and the smallest integer.
+    """
+    result = types.Tuple([types.float32] * 4 + [types.int16])
+    signature = result(values, starts, types.intp, types.intp, types.intp, weights, slopes)
+    four = ir.VectorType(ir.IntType(16), 4)
+
+    def generate(context, builder, signature, arguments):
+        values, starts, cell, stride, c, weights, slopes = arguments
+        data, where = (
+            context.make_array(kind)(context, builder, array).data
+            for kind, array in zip(signature.args, (values, starts), strict=False)
+        )
+        smallest = []
+
+        def row(a, b):
+            step = builder.add(builder.mul(stride, ir.Constant(stride.type, a)),
+                               ir.Constant(stride.type, b))  # fmt: skip
+            start = builder.load(builder.gep(where, [builder.add(cell, step)]))
+            first = builder.add(builder.sext(start, c.type), c)
+            address = builder.bitcast(builder.gep(data, [first]), four.as_pointer())
+            loaded = builder.load(address)
+            loaded.align = 2
+            smallest[:] = [_smaller(builder, loaded, *smallest)]
+            return builder.sitofp(loaded, FOUR_FLOATS)
+
+        sums = _weigh_rows(builder, row, weights, slopes)
+        lanes = [builder.extract_element(smallest[0], ir.Constant(ir.IntType(32), k))
+                 for k in range(4)]  # fmt: skip
+        least = lanes[0]
+        for lane in lanes[1:]:
+            least = _smaller(builder, lane, least)
+        return context.make_tuple(builder, signature.return_type, [*sums, least])
+
+    return signature, generate
+
+
+def _smaller(builder: ir.IRBuilder, one: ir.Value, other: ir.Value | None = None) -> ir.Value:
+    """Emit the smaller of two integers, lane by lane."""
+    if other is None:
+        return one
+    return builder.select(builder.icmp_signed("<", one, other), one, other)
+
+
+@compiled
+def widen(matrix, points, first, last):
+    """Widen the stretches of cells (A + 1, B + 1) so that they hold the cells of mapped points.
+
+    Row and column 0 are the cells before the first voxel. Points beyond the edges count there.
+    """
+    for p in range(points.shape[0]):
+        a = int(np.floor(mapped_component(matrix, points, p, 0))) + 1
+        b = int(np.floor(mapped_component(matrix, points, p, 1))) + 1
+        c = int(np.floor(mapped_component(matrix, points, p, 2)))
+        a = min(max(a, 0), first.shape[0] - 1)
+        b = min(max(b, 0), first.shape[1] - 1)
+        first[a, b] = min(first[a, b], c)
+        last[a, b] = max(last[a, b], c)
+
+
+@compiled
+def largest_kept(coefficients, begin, end):
+    """Return the largest coefficient, regardless of sign, of the stretches that are kept."""
+    largest = np.float32(0.0)
+    for a in range(coefficients.shape[0]):
+        for b in range(coefficients.shape[1]):
+            for c in range(begin[a, b], end[a, b]):
+                size = abs(coefficients[a, b, c])
+                if size > largest:
+                    largest = size
+    return largest
+
+
+@compiled
+def pack(coefficients, begin, end, unit, values):
+    """Fill `values` with the coefficients that are kept: of each row those before `end`."""
+    k, by = 0, np.float32(1.0) / unit
+    for a in range(coefficients.shape[0]):
+        for b in range(coefficients.shape[1]):
+            for c in range(begin[a, b], end[a, b]):
+                coefficient = coefficients[a, b, c]
+                if np.isnan(coefficient):
+                    values[k] = MISSING
+                else:
+                    values[k] = np.int16(np.rint(coefficient * by))
+                k += 1
+
+
+@compiled
+def _cell(size, first, last, a, b, c):
+    """Return the cell of a position (voxels), counted from the one before the edge; -1 if none."""
+    if not (
+        a >= -EDGE and a <= size[0] - 1 + EDGE
+        and b >= -EDGE and b <= size[1] - 1 + EDGE
+        and c >= -EDGE and c <= size[2] - 1 + EDGE
+    ):  # fmt: skip
+        return -1, -1, -1
+    ia, ib, ic = int(np.floor(a)) + 1, int(np.floor(b)) + 1, int(np.floor(c)) + 1
+    if ic - 1 < first[ia, ib] or ic - 1 > last[ia, ib]:
+        return -1, -1, -1
+    return ia, ib, ic
+
+
+@compiled
+def sample_kept(values, starts, first, last, size, unit, matrix, points, sampled):
+    """Sample at mapped points.
+
+    Parameters
+    ----------
+    values : (K,) int16 array
+    starts : (A + 4, B + 4) int32 array
+    first, last : (A + 1, B + 1) int16 array
+        Of the cells from the one before the edge on.
+    size : three int
+        (A, B, C)
+    unit : float32
+        What an integer stands for.
+    matrix, points
+        As of :func:`~eddymotion.images.kernels.sample_points`.
+    sampled : (P,) float32 array
+        Filled; NaN where a cell cannot be read.
+    """
+    for p in range(points.shape[0]):
+        a = mapped_component(matrix, points, p, 0)
+        b = mapped_component(matrix, points, p, 1)
+        c = mapped_component(matrix, points, p, 2)
+        ia, ib, ic = _cell(size, first, last, a, b, c)
+        if ia < 0:
+            sampled[p] = np.nan
+            continue
+        w = (
+            _weights(np.float32(a + 1 - ia))
+            + _weights(np.float32(b + 1 - ib))
+            + _weights(np.float32(c + 1 - ic))
+        )
+        stride = starts.shape[1]
+        found = _weigh_kept(values, starts, ia * stride + ib, stride, ic, w, w)
+        sampled[p] = np.nan if found[4] == MISSING else unit * found[0]
+
+
+@compiled
+def sample_kept_with_gradient(
+    values, starts, first, last, size, unit, matrix, points, sampled, gradients
+):
+    """Sample as :func:`sample_kept`; fill also the derivatives by the points' coordinates."""
+    stride = starts.shape[1]
+    for p in range(points.shape[0]):
+        a = mapped_component(matrix, points, p, 0)
+        b = mapped_component(matrix, points, p, 1)
+        c = mapped_component(matrix, points, p, 2)
+        ia, ib, ic = _cell(size, first, last, a, b, c)
+        if ia < 0:
+            sampled[p] = np.nan
+            gradients[p, :] = np.nan
+            continue
+        ta, tb, tc = np.float32(a + 1 - ia), np.float32(b + 1 - ib), np.float32(c + 1 - ic)
+        w = _weights(ta) + _weights(tb) + _weights(tc)
+        s = _slopes(ta) + _slopes(tb) + _slopes(tc)
+        found = _weigh_kept(values, starts, ia * stride + ib, stride, ic, w, s)
+        factor = np.float32(np.nan) if found[4] == MISSING else unit
+        sampled[p] = factor * found[0]
+        for k in range(3):
+            gradients[p, k] = factor * (
+                found[1] * matrix[0, k] + found[2] * matrix[1, k] + found[3] * matrix[2, k]
+            )
