@@ -26,6 +26,7 @@ from eddymotion.estimation.replacement import Replaced
 from eddymotion.io.images import image_stem
 from eddymotion.io.series import load
 from eddymotion.io.sidecars import SeriesFiles, metadata_of
+from eddymotion.machine.memory import give_back_memory
 from eddymotion.machine.parallel import Progress
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model, get_model
@@ -52,6 +53,7 @@ class Stages:
     def __call__(self, name: str) -> Iterator[None]:
         """Measure what is done inside."""
         log.debug("%s", name, extra={"stage": name})
+        give_back_memory()
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started

@@ -56,6 +56,7 @@ from eddymotion.estimation.undetermined import (
 )
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.images.axes import phase_encoding_vector
+from eddymotion.machine.memory import give_back_memory
 from eddymotion.machine.parallel import Progress, one_blas_thread, silent
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
@@ -191,6 +192,7 @@ class JointSteps:
 
     def judge(self) -> None:
         """Compare the volumes with their predictions, in frames that time joins."""
+        give_back_memory()
         self.motion = joined_in_time(self.motion, self.frames, self.dwi.brain_center)
         self.judged = assess(
             self.dwi,
@@ -227,6 +229,7 @@ class JointSteps:
 
     def errors(self) -> PoseErrors:
         """Find how far off the poses may be."""
+        give_back_memory()
         return pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
 
     def leave_to_the_course(self, errors: PoseErrors) -> None:

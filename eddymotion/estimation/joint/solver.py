@@ -49,6 +49,7 @@ from eddymotion.images.pyramid import (
     jittered_points,
     steepest,
 )
+from eddymotion.machine.memory import give_back_memory
 from eddymotion.machine.parallel import Progress, parallel_iterate, parallel_map
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
@@ -406,6 +407,7 @@ class JointSolver:
         wanted = replace(level, n_points=COARSE[0].n_points), thickness_power
         if self.band is None or self.band[0] != wanted:
             self.band = None  # one at a time: memory
+            give_back_memory()
             self.band = (
                 wanted,
                 self.filtered(level, range(len(self.dwi)), matrices, thickness_power),
