@@ -17,6 +17,7 @@ import numpy as np
 from eddymotion.data.gradients import to_fsl
 from eddymotion.data.series import DWI
 from eddymotion.images.axes import image_axes
+from eddymotion.machine.parallel import one_blas_thread
 
 LOWEST, HIGHEST = 300.0, 1600.0
 """b-values (s/mm²) between which one tensor describes most of white matter; twice that without."""
@@ -41,6 +42,8 @@ CLEARLY, ALIKE = 1.035, 0.999
 simulated heads, whose fibres end anywhere, some reading was up to 1.14 times better than the right
 one, but 1.024 times better than the next at most; in real series the right one is 1.047 to 1.2
 times better, but for that one series."""
+
+VOLUMES_AT_A_TIME = 8
 
 FORWARD = np.array([way for way in product((-1, 0, 1), repeat=3) if way > (0, 0, 0)])
 """To 13 of the 26 neighbours: the others are the same ways back."""
@@ -71,6 +74,12 @@ class AxesReading:
         """Read b-vectors (N, 3) along the image axes this way."""
         return bvecs[:, list(self.order)] * self.signs
 
+    def along_former_axes(self, way: np.ndarray) -> np.ndarray:
+        """Turn a way back (3,): ``applied(b) @ way == b @ along_former_axes(way)``."""
+        former = np.empty(3)
+        former[list(self.order)] = way * self.signs
+        return former
+
     def rows(self, affine: np.ndarray) -> str:
         """Say which rows of the .bvec of an image make a right one: ``2, -1, 3``."""
         sides = np.sign(np.diag(to_fsl(image_axes(affine).T, affine)))
@@ -97,10 +106,11 @@ def likelier_axes(dwi: DWI) -> AxesReading | None:
     volumes = _of_one_tensor(dwi)
     if len(volumes) == 0:
         return None
-    voxels, weights, fibres = _fibres(dwi, volumes)
-    if len(voxels) < LEAST_VOXELS:
-        return None
-    found = _continuities(dwi, voxels, weights, [one.applied(fibres) for one in READINGS])
+    with one_blas_thread():
+        voxels, weights, fibres = _fibres(dwi, volumes)
+        if len(voxels) < LEAST_VOXELS:
+            return None
+        found = _continuities(dwi, voxels, weights, fibres)
     for among in (found, found[: len(MIRRORS)]):  # the right order may not be known, the sign be
         best = int(np.argmax(among))
         others = among[among < ALIKE * among[best]]
@@ -136,10 +146,11 @@ def _fibres(dwi: DWI, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     x, y, z = gradients.bvecs.T * np.sqrt(gradients.bvals / 1000)
     design = -np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
     to_tensor = np.linalg.pinv(np.column_stack([design, np.ones(len(design))]))[:6]
-    tensor = np.zeros((6, int(dwi.mask.sum())))
-    for weights, volume in zip(to_tensor.T, volumes, strict=True):
-        signal = np.asarray(dwi.signal[..., volume], float)[dwi.mask]
-        tensor += weights[:, None] * np.log(np.maximum(signal, max(signal.mean() * 1e-3, 1e-30)))
+    voxels = np.argwhere(dwi.mask.T)[:, ::-1]  # in the order of a series from a file
+    tensor = np.zeros((6, len(voxels)))
+    for first in range(0, len(volumes), VOLUMES_AT_A_TIME):
+        some = slice(first, first + VOLUMES_AT_A_TIME)
+        tensor += to_tensor[:, some].astype(np.float32) @ _logarithms(dwi, volumes[some], voxels)
     xx, yy, zz, xy, xz, yz = tensor
     rows = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=1).reshape(-1, 3, 3)
     values, vectors = np.linalg.eigh(rows)
@@ -147,27 +158,38 @@ def _fibres(dwi: DWI, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     spread = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
     anisotropy = np.sqrt(1.5 * spread / np.maximum((values**2).sum(axis=1), 1e-30))
     good = anisotropy > ANISOTROPIC
-    along = vectors[good, :, 2] @ image_axes(dwi.affine)
-    return np.argwhere(dwi.mask)[good], anisotropy[good], along
+    along = (vectors[good, :, 2] @ image_axes(dwi.affine)).astype(np.float32)
+    return voxels[good], anisotropy[good], along
+
+
+def _logarithms(dwi: DWI, volumes: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Return logarithms of the signal at voxels (P, 3), a row a volume: (n, P) float32."""
+    where = np.ravel_multi_index(tuple(voxels.T[::-1]), dwi.shape[::-1])
+    shown = (dwi.signal[..., volume].T.reshape(-1)[where] for volume in volumes)
+    signal = np.stack([one.astype(np.float32) for one in shown])
+    least = signal.mean(axis=1, keepdims=True, dtype=float) * 1e-3
+    return np.log(np.maximum(signal, np.maximum(least, 1e-30).astype(np.float32)))
 
 
 def _continuities(
-    dwi: DWI, voxels: np.ndarray, weights: np.ndarray, candidates: list[np.ndarray]
+    dwi: DWI, voxels: np.ndarray, weights: np.ndarray, fibres: np.ndarray
 ) -> np.ndarray:
-    """Tell how much anisotropy lies in neighbours that fibres join, for each of some directions.
+    """Tell how much anisotropy lies in neighbours that fibres join, for each of the readings.
 
     Two neighbours are joined where the fibres of both run along the way between them.
     """
     number = np.full(np.add(dwi.shape, 2), -1)
     number[tuple((voxels + 1).T)] = np.arange(len(voxels))
-    limit, found = np.cos(np.deg2rad(ALONG_DEGREES)), np.zeros(len(candidates))
+    limit, found = np.cos(np.deg2rad(ALONG_DEGREES)), np.zeros(len(READINGS))
     for step in FORWARD:
         other = number[tuple((voxels + 1 + step).T)]
         here = np.flatnonzero(other >= 0)
-        there, way = other[here], step * dwi.voxel_sizes
-        way = way / np.linalg.norm(way)
-        for index, fibres in enumerate(candidates):
-            along = np.abs(fibres @ way) > limit
-            joined = along[here] & along[there]
-            found[index] += (weights[here] + weights[there])[joined].sum()
+        way = step * dwi.voxel_sizes
+        ways = np.stack([one.along_former_axes(way / np.linalg.norm(way)) for one in READINGS])
+        along = np.packbits(np.abs(fibres @ ways.T.astype(np.float32)) > limit, axis=1)
+        joined = along[here] & along[other[here]]
+        some = np.flatnonzero(joined.any(axis=1))
+        here, there = here[some], other[here[some]]
+        joined = np.unpackbits(joined[some], axis=1, count=len(READINGS))
+        found += (weights[here] + weights[there]) @ joined.astype(float)
     return found
