@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import grid_center
+from eddymotion.images.grid import block_means, grid_center
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import (
     exp_rigid,
@@ -125,3 +125,17 @@ def test_grid_center_is_the_mean_voxel():
     np.testing.assert_allclose(
         grid_center((4, 5, 7), affine), apply_affine(affine, voxels).mean(0)
     )
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16, bool, complex])
+@pytest.mark.parametrize("factors", [(2, 3, 1), (1, 1, 4), (3, 2, 2)])
+def test_blocks_are_averaged_as_numpy_does(kind, factors):
+    volume = (40 * np.random.default_rng(2).normal(size=(6, 12, 8))).astype(kind)
+    shape = [n for size, f in zip(volume.shape, factors, strict=True) for n in (size // f, f)]
+    expected = volume.reshape(shape).mean(axis=(1, 3, 5))
+    kept = volume.copy()
+    found = block_means(volume, factors)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(volume, kept)
+    assert block_means(volume, factors, np.complex64).dtype == np.complex64

@@ -24,6 +24,7 @@ from eddymotion.estimation.outliers import (
     spline_through,
     volumes_beyond_repair,
 )
+from eddymotion.estimation.quality import assess_both
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rms_displacement
 from eddymotion.models import get_model
@@ -113,6 +114,14 @@ def test_lost_slices_of_a_moving_head_are_found(dropped, judged, moving, truth):
     assert (flagged & lost).sum() > 0.95 * lost.sum()
     assert (flagged & lost).sum() > 0.95 * flagged.sum()
     assert assess(moving, truth).outliers.flagged.sum() <= 1
+
+
+def test_before_and_after_are_read_in_one_pass_as_each_alone(dropped, judged, truth):
+    dwi = dropped[0]
+    before, after = assess_both(dwi, truth, get_model("auto", dwi.gradients), n_threads=2)
+    np.testing.assert_array_equal(after.correlation, judged.correlation)
+    np.testing.assert_array_equal(after.outliers.z, judged.outliers.z)
+    assert np.nanmean(before.correlation) < np.nanmean(after.correlation)
 
 
 def test_shares_that_slices_have_kept_are_reported(dropped, judged, moving):

@@ -71,8 +71,8 @@ class CompactSpline(Continuous):
         slack : int
             They may move by so many voxels.
         """
-        size = tuple(n - 2 * PADDING for n in spline.coefficients.shape)
-        first, last = _cells(size, spline.mapping(None), points, slack)
+        z, y, x = (n - 2 * PADDING for n in spline.coefficients.shape)
+        first, last = _cells((z, y, x), spline.mapping(None), points, slack)
         begin, end = _rows(first, last)
         n_kept = np.maximum(end - begin, 0)
         largest = largest_kept(spline.coefficients, begin, end)
@@ -80,8 +80,8 @@ class CompactSpline(Continuous):
         values = np.empty(n_kept.sum(), np.int16)
         pack(spline.coefficients, begin, end, unit, values)
         starts = (np.cumsum(n_kept).reshape(n_kept.shape) - n_kept - begin).astype(np.int32)
-        cells = (edge.astype(np.int16) for edge in (first, last))
-        return cls(values, unit, starts, *cells, size, spline.affine)
+        first, last = first.astype(np.int16), last.astype(np.int16)
+        return cls(values, unit, starts, first, last, (z, y, x), spline.affine)
 
     def sample(self, points: np.ndarray, pose: np.ndarray | None = None) -> np.ndarray:
         """Return samples (P,), as of a :class:`Spline`; NaN also where nothing is kept."""

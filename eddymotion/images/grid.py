@@ -105,7 +105,7 @@ def block_means(
     volume: np.ndarray, factors: Sequence[int] | np.ndarray, dtype: type | None = None
 ) -> np.ndarray:
     """Average blocks of `factors` voxels along the axes, of which the volume has whole ones."""
-    kind = np.mean(np.empty(1, volume.dtype), dtype=dtype).dtype
+    kind = np.mean(np.zeros(1, volume.dtype), dtype=dtype).dtype
     total = volume
     for axis, factor in reversed(list(enumerate(factors))):  # many times faster than np.mean
         planes = np.moveaxis(total, axis, 0)
