@@ -30,7 +30,7 @@ LANDMARKS = (
     "mapping.volume:VolumeMapping.sample_with_gradient",
     "images.image:Spline.sample_with_gradient",
     "estimation.frames:unite_frames",
-    "estimation.quality:assess_as_acquired",
+    "estimation.quality:assess_both",
     "resampling:Resampled.of",
     "derivatives:write_outputs",
     "reports.series:draw_series",

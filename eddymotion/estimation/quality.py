@@ -130,7 +130,7 @@ def assess(
 def assess_both(
     dwi: DWI, motion: Motion, model: Model, *, random_seed: int = 0, n_threads: int = 1
 ) -> tuple[Quality, Quality]:
-    """Compare as :func:`assess` does before any motion is taken out, and under a motion.
+    """Compare volumes with their predictions, as :func:`assess`, without any motion and with it.
 
     A slice that lost signal is lost wherever the head was: those that are found after the
     correction count before it as well, and none are sought among edges that jump.
