@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -142,18 +141,3 @@ def parallel_iterate(
             finally:  # nobody takes the rest
                 for future in waiting:
                     future.cancel()
-
-
-def import_beside(modules: Iterable[str], n_threads: int) -> None:
-    """Import modules in a thread where there is one to spare, so that they are there in time.
-
-    What goes wrong is told by whoever imports them next.
-    """
-
-    def fetch() -> None:
-        for module in modules:
-            with suppress(Exception):
-                importlib.import_module(module)
-
-    if n_threads > 1:
-        threading.Thread(target=fetch, name="imports").start()

@@ -23,7 +23,7 @@ from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import write_json
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.logs import NOTICE
-from eddymotion.machine.parallel import Progress, import_beside, silent
+from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
 from eddymotion.pipeline.cache import MotionCache, finished_summary, known_motion
@@ -56,9 +56,6 @@ from eddymotion.reports.slices import Slices
 from eddymotion.reports.summary import summarise
 
 log = logging.getLogger(__name__)
-
-NEEDED_LATER = "eddymotion.reports.figures", "nitransforms.linear", "scipy.optimize"
-"""Modules whose import takes long, and which nothing needs while a series is read."""
 
 REUSED = "%s: motion found in an earlier run; reused"
 
@@ -94,7 +91,6 @@ def correct_series(
         return finished
     refuse_overwriting_inputs(series, outputs, settings)
     stages = Stages()
-    import_beside(NEEDED_LATER, settings.nprocs)
     with stages("reading"):
         dwi = load_series(series, settings)
         target = Target.read(settings)
