@@ -11,8 +11,8 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from eddymotion.images.compact_kernels import (
     LARGEST,
-    largest_kept,
-    pack,
+    MISSING,
+    gather,
     sample_kept,
     sample_kept_with_gradient,
     widen,
@@ -24,13 +24,18 @@ from eddymotion.wording import short_repr
 NOWHERE = 2**14
 """Beyond all voxels of an image."""
 
+MOST_OF_MEDIAN, EVERY_FOR_MEDIAN = 1000.0, 8
+"""Largest coefficient that is kept as it is, relative to the median size of every eighth. In
+heads the largest are 30 to 100 times as large."""
+
 
 @dataclass(frozen=True, eq=False)
 class CompactSpline(Continuous):
     """A :class:`Spline` that is kept around some points, in 16-bit integers.
 
     Where the points are those of a brain, it takes about a quarter of the memory of the box around
-    it. A coefficient is off by at most half a unit, 1/65534 of the largest one.
+    it. A coefficient is off by at most half a unit, 1/65534 of the largest one. A thousand times
+    the usual size is the largest: voxels that show no head may not make all others coarse.
 
     Parameters
     ----------
@@ -75,10 +80,9 @@ class CompactSpline(Continuous):
         first, last = _cells((z, y, x), spline.mapping(None), points, slack)
         begin, end = _rows(first, last)
         n_kept = np.maximum(end - begin, 0)
-        largest = largest_kept(spline.coefficients, begin, end)
-        unit = np.float32(max(largest / LARGEST, np.finfo(np.float32).tiny))
-        values = np.empty(n_kept.sum(), np.int16)
-        pack(spline.coefficients, begin, end, unit, values)
+        kept = np.empty(n_kept.sum(), np.float32)
+        gather(spline.coefficients, begin, end, kept)
+        values, unit = _as_integers(kept)
         starts = (np.cumsum(n_kept).reshape(n_kept.shape) - n_kept - begin).astype(np.int32)
         first, last = first.astype(np.int16), last.astype(np.int16)
         return cls(values, unit, starts, first, last, (z, y, x), spline.affine)
@@ -103,6 +107,18 @@ class CompactSpline(Continuous):
     @property
     def _kept(self) -> tuple:
         return self.values, self.starts, self.first, self.last, self.size, self.unit
+
+
+def _as_integers(kept: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """Round coefficients (K,) to multiples of a unit; NaN to what stands for it."""
+    known = np.isfinite(kept)
+    sizes = np.abs(kept[known])
+    largest = float(np.max(sizes, initial=0.0))
+    if len(sizes) and (usual := float(np.median(sizes[::EVERY_FOR_MEDIAN]))):
+        largest = min(largest, MOST_OF_MEDIAN * usual)
+    unit = np.float32(max(largest / LARGEST, np.finfo(np.float32).tiny))
+    rounded = np.rint(np.clip(kept / unit, -LARGEST, LARGEST))
+    return np.where(known, rounded, MISSING).astype(np.int16), unit
 
 
 def _cells(

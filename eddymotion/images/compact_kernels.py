@@ -95,30 +95,13 @@ def widen(matrix, points, first, last):
 
 
 @compiled
-def largest_kept(coefficients, begin, end):
-    """Return the largest coefficient, regardless of sign, of the stretches that are kept."""
-    largest = np.float32(0.0)
+def gather(coefficients, begin, end, kept):
+    """Fill `kept` with the coefficients of each row from `begin` on, before `end`."""
+    k = 0
     for a in range(coefficients.shape[0]):
         for b in range(coefficients.shape[1]):
             for c in range(begin[a, b], end[a, b]):
-                size = abs(coefficients[a, b, c])
-                if size > largest:
-                    largest = size
-    return largest
-
-
-@compiled
-def pack(coefficients, begin, end, unit, values):
-    """Fill `values` with the coefficients that are kept: of each row those before `end`."""
-    k, by = 0, np.float32(1.0) / unit
-    for a in range(coefficients.shape[0]):
-        for b in range(coefficients.shape[1]):
-            for c in range(begin[a, b], end[a, b]):
-                coefficient = coefficients[a, b, c]
-                if np.isnan(coefficient):
-                    values[k] = MISSING
-                else:
-                    values[k] = np.int16(np.rint(coefficient * by))
+                kept[k] = coefficients[a, b, c]
                 k += 1
 
 
