@@ -116,7 +116,7 @@ def _as_integers(kept: np.ndarray) -> tuple[np.ndarray, np.float32]:
     largest = float(np.max(sizes, initial=0.0))
     if len(sizes) and (usual := float(np.median(sizes[::EVERY_FOR_MEDIAN]))):
         largest = min(largest, MOST_OF_MEDIAN * usual)
-    unit = np.float32(max(largest / LARGEST, np.finfo(np.float32).tiny))
+    unit = np.float32(max(largest / LARGEST, float(np.finfo(np.float32).tiny)))
     rounded = np.rint(np.clip(kept / unit, -LARGEST, LARGEST))
     return np.where(known, rounded, MISSING).astype(np.int16), unit
 
