@@ -66,10 +66,11 @@ MULTIBAND = (1, 2, 3, 4, 5, 6, 8)
 
 BETTER_BY, LEAST_GAIN = 0.2, 50.0
 """Log odds by which another order has to be better: a part of what the order that was told
-explains, and at least so much. True orders were behind by up to 3.6 %, and by 12.5 % with one slice
-at a time, where the halves of a volume change places (odd before even slices). Slices one after
-the other, told of interleaved ones, were behind by 100 % or more; one at a time, told of three, by
-20 % or more; odd before even ones by 14 to 52 %; those that only run backwards by 2 to 12 %."""
+explains, and at least so much. True orders were behind by up to 3.6 %, and by 12.5 % with one
+slice at a time, where the halves of a volume change places (odd before even slices). Slices one
+after the other, told of interleaved ones, were behind by 100 % or more; one at a time, told of
+three, by 20 % or more; odd before even ones by 14 to 52 %; those that only run backwards by 2 to
+12 %."""
 
 
 @dataclass(frozen=True)
