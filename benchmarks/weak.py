@@ -134,14 +134,6 @@ def slope(*by: str):
     return values
 
 
-def ratio(above: str, below: str, *by: str):
-    """Return what reads one column as a part of another."""
-    return lambda rows: (
-        (", ".join(str(row[key]) for key in by), row[above] / row[below])
-        for row in rows if isinstance(row.get(below), int | float) and row[below] > 0
-    )  # fmt: skip
-
-
 def change(before: str, after: str, *by: str):
     """Return what reads how much larger one column is than another."""
     return lambda rows: (
@@ -358,7 +350,7 @@ FIGURES = (
     Figure("overhead-engines", "overhead", "processor time of workflow engines beyond the library",
            " %", 10.0, overhead, digits=0),
     Figure("speed-floor", "speed", "the whole command, of reading, one interpolation and writing",
-           " ×", 4.0, ratio("seconds", "floor_s", "case"), digits=1),
+           " ×", 4.0, column("ratio_seconds", "case"), digits=1),
 )  # fmt: skip
 """What is asked of each benchmark. Bounds are goals; none was moved to be held."""
 
