@@ -47,25 +47,16 @@ def test_several_b0s_tell_the_frame_of_a_head_in_motion(pattern, n_b0s, bound):
     assert np.median(sizes) < bound  # and not by being wide
 
 
-def test_one_b0_at_the_start_is_not_believed_beyond_what_it_can_tell():
-    """A drift adds to its only step, and that step may have been a jump."""
+@pytest.mark.parametrize("pattern", ["drift", "scattered"])
+def test_one_b0_at_the_start_is_not_believed_beyond_what_it_can_tell(pattern):
+    """A drift adds to its only step, which may have been a jump.
+
+    A head that is everywhere is never at rest, where its mode is: ± 3 mm was said of errors of 15.
+    """
     gradients = shelled_scheme({1000: 12}, 1)
     errors, sizes = zip(
         *(
-            joined(simulate_motion("drift", 13, CENTER, seed=s).matrices, gradients, s)
-            for s in range(12)
-        ),
-        strict=True,
-    )
-    assert (np.abs(errors) < 1.96 * np.array(sizes)).mean() > 0.85
-
-
-def test_a_head_that_is_everywhere_leaves_the_frame_open():
-    """The mode is at rest, where such a head never is: ± 3 mm was said of errors of 15 mm."""
-    gradients = shelled_scheme({1000: 12}, 1)
-    errors, sizes = zip(
-        *(
-            joined(simulate_motion("scattered", 13, CENTER, seed=s).matrices, gradients, s)
+            joined(simulate_motion(pattern, 13, CENTER, seed=s).matrices, gradients, s)
             for s in range(12)
         ),
         strict=True,
