@@ -25,3 +25,16 @@ def test_motion_is_recovered(motion):
     dwis = made.dwi.gradients.dwis  # in their own frame: its one error is shared by all of them
     errors = compared.deviations["estimated", "free"].errors[dwis] / found.standard_errors[dwis]
     assert 0.5 < np.sqrt((errors**2).mean()) < 1.5
+
+
+def test_a_slab_of_few_slices_is_not_held_at_rest_by_its_edges():
+    """A filter's guess of what lies beyond them stays with the scanner while the head moves."""
+    recipe = Recipe(scheme="few", head="synthetic", coverage="slab", voxel_size=(4.0,) * 3,
+                    snr=60.0, random_seed=3)  # fmt: skip
+    made = simulate(recipe)
+    found = em.estimate_motion(made.dwi)
+    center, dwis = np.append(made.dwi.center, 1.0), made.dwi.gradients.dwis
+    z, true = ((of.matrices[dwis] @ center)[:, 2] for of in (found, made.motion))
+    z, true = z - z.mean(), true - true.mean()
+    assert np.sqrt(((z - true) ** 2).mean()) < 0.1 < 1.0 < np.abs(true).max()
+    assert (z @ true) / (true @ true) > 0.97

@@ -443,9 +443,11 @@ class JointSolver:
             brain = apply_affine(matrices[volume], self.surface)
             if cut and level is not COARSE[0]:
                 image = crop(image, brain, margin)
-            spline = Spline.of(band_pass(image, level, self.scale, thickness_power))
-            keep_all = not cut or level.highpass is None
-            return spline if keep_all else CompactSpline.around(brain, spline, CROP_MARGIN_VOXELS)
+            shown = band_pass(image, level, self.scale, thickness_power)
+            if level.highpass is None:
+                return Spline.of(shown)
+            spline = Spline.of_filtered(shown)
+            return CompactSpline.around(brain, spline, CROP_MARGIN_VOXELS) if cut else spline
 
         return parallel_map(
             one, volumes, n_threads=self.n_threads, progress=self.progress,
