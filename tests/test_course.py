@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.estimation.course import MotionPrior, OffsetEstimate, merged
+from eddymotion.estimation.course import OffsetEstimate, merged
+from eddymotion.estimation.motion_prior import MotionPrior
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.simulation import shelled_scheme
 from eddymotion.simulation.motion import simulate_motion

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The course of a head in time, through volumes of both contrasts.
 
-A head mostly rests, trembles, drifts, and jumps now and then. From each volume ``t`` to the next
-it takes a step ``r_t``, and where it is at a moment departs from its course by a jitter ``ε_t``::
-
-    u_t = r_t + ε_{t+1} − ε_t,   r_t ~ Σ_c π_c N(0, σ_c² Δt),   ε_t ~ N(0, τ²)
-
-with steps as twists in the head's frame, rotations as millimetres at 50 mm from its centre. The
-scales ``σ_c`` are a fixed ladder from rest to jump; how often each is seen, ``π``, and ``τ`` are
-learnt from the steps within a contrast, so that a head that moves half of the time is judged by
-its quiet moments. No scale has to be chosen and no distribution of jumps assumed.
+A head mostly rests, trembles, drifts, and jumps now and then. How much of each it does is learnt
+from the steps within a contrast (:mod:`eddymotion.estimation.motion_prior`), so that a head that
+moves half of the time is judged by its quiet moments, and one that drifts is expected to go on.
+No scale has to be chosen and no distribution of jumps assumed. Steps are twists in the head's
+frame, rotations as millimetres at 50 mm from its centre.
 
 Some volumes are seen away from where those before and after them rest: the head went and came
 back. Such excursions have a probability of their own, learnt alike, or both steps would speak for
@@ -17,7 +13,8 @@ one wrong offset.
 
 Where a step leads from a b=0 volume to a diffusion-weighted one or back, an offset ``m`` of one
 frame against the other adds to it, with the sign of the change. Its likelihood is that of the
-steps; a drift through a b=0 volume cancels, since it is entered and left.
+steps, beyond what those within a contrast foretell; a drift through a b=0 volume cancels, since it
+is entered and left.
 """
 
 from __future__ import annotations
@@ -27,22 +24,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eddymotion.estimation.motion_prior import Foreseen, MotionPrior, Visits
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
-
-SCALES_MM = np.geomspace(0.01, 30.0, 20)
-"""Steps that are told apart, for a human head."""
-
-PRIOR_STEPS = 0.1
-"""So many steps of each scale are taken as seen before any is."""
-
-FIRST_JITTER_MM, LEAST_JITTER_MM = 0.03, 0.01
-
-FIRST_EXCURSIONS = 0.05
-
-FAR_MM = 0.5
-"""Scales of steps that an excursion begins with."""
-
-QUIET_SHARE = 1 / 6
 
 N_ITERATIONS = 60
 
@@ -57,153 +40,6 @@ TAIL_DOF = 3.0
 """Degrees of freedom of the distribution that is drawn from."""
 
 Z_95 = 1.96
-
-
-@dataclass(frozen=True, eq=False)
-class MotionPrior:
-    """How a head moves from volume to volume.
-
-    Parameters
-    ----------
-    shares : (C,) array
-        Of the scales among its steps.
-    variances : (C,) array
-        mm² an axis, for one volume of time.
-    jitter : float
-        Variance (mm² an axis) of where it is at a moment.
-    excursions : float
-        Share of the volumes that it is away for, before it comes back.
-    """
-
-    shares: np.ndarray
-    variances: np.ndarray
-    jitter: float
-    excursions: float = FIRST_EXCURSIONS
-
-    @property
-    def quiet(self) -> float:
-        """Variance (mm² an axis) of the steps in quiet moments: of the slowest sixth."""
-        return float(self.variances[np.searchsorted(np.cumsum(self.shares), QUIET_SHARE)])
-
-    @classmethod
-    def learn(cls, steps: np.ndarray, gaps: np.ndarray, size: float = 1.0) -> MotionPrior:
-        """Learn from runs of steps, by expectation-maximisation.
-
-        Parameters
-        ----------
-        steps : (n, 6) array
-            mm; NaN where one is not known. Neighbours share a moment.
-        gaps : (n,) array
-            Volumes of time that each takes.
-        size : float
-            Of the head relative to a human one.
-        """
-        variances = (SCALES_MM * size) ** 2
-        prior = cls(
-            np.full(len(variances), 1 / len(variances)), variances, (FIRST_JITTER_MM * size) ** 2
-        )
-        known = np.isfinite(steps).all(axis=1)
-        if not known.any():
-            return prior
-        steps, gaps = np.where(known[:, None], steps, 0.0), np.asarray(gaps, float)
-        quiet = known & ((steps**2).sum(axis=1) <= np.median((steps[known] ** 2).sum(axis=1)))
-        neighbours = quiet[:-1] & quiet[1:]
-        if neighbours.any():  # jitter turns back
-            back = -(steps[:-1] * steps[1:])[neighbours].mean()
-            prior = replace(prior, jitter=max(prior.jitter, float(back)))
-        typical = np.median((steps[known] ** 2).sum(axis=1) / gaps[known]) / 6
-        of_steps = np.full(len(steps), max(typical - 2 * prior.jitter, variances[0]))
-        for _ in range(N_ITERATIONS):
-            scatter = prior.scatter(of_steps, gaps)[np.ix_(known, known)]
-            inverse = np.linalg.inv(scatter)
-            pulled = inverse @ steps[known]
-            spread = (of_steps * gaps)[known]
-            taken = spread[:, None] * pulled
-            squares = (taken**2).sum(axis=1) + 6 * (spread - spread**2 * np.diag(inverse))
-            responsibilities = prior.responsibilities(squares / gaps[known])
-            of_steps = np.full(len(steps), of_steps[0])
-            of_steps[known] = 1 / (responsibilities @ (1 / variances))
-            change = _moments_of(len(steps))[known]
-            moved = prior.jitter * change.T @ pulled
-            left = prior.jitter - prior.jitter**2 * np.einsum(
-                "ka,kl,la->a", change, inverse, change
-            )
-            seen = (change != 0).any(axis=0)
-            jitter = float(((moved**2).sum(axis=1) / 6 + left)[seen].mean())
-            shares = responsibilities.sum(axis=0) + PRIOR_STEPS
-            prior = cls(
-                shares / shares.sum(), variances, max(jitter, (LEAST_JITTER_MM * size) ** 2)
-            )
-        return prior
-
-    def with_excursions(
-        self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
-    ) -> MotionPrior:
-        """Learn the share of excursions.
-
-        Parameters
-        ----------
-        forth, back, both : (n,) arrays
-            Squared lengths (mm²) of the step to a volume, of that from it, and of both together.
-        gaps : (n, 3) array
-            Time that each takes.
-        """
-        prior = self
-        for _ in range(N_ITERATIONS if len(forth) else 0):
-            away = 1 - prior.stays(forth, back, both, gaps)
-            share = (away.sum() + FIRST_EXCURSIONS) / (len(away) + 1)
-            prior = replace(prior, excursions=float(share))
-        return prior
-
-    def stays(
-        self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
-    ) -> np.ndarray:
-        """Probability that a volume is no excursion; parameters as above, any leading axes."""
-        stay, away = self._of_visits(forth, back, both, gaps)
-        return 1 / (1 + np.exp(np.clip(away - stay, -500, 500)))
-
-    def visit(
-        self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
-    ) -> np.ndarray:
-        """Logarithm of the density of the steps to and from volumes, (…, n)."""
-        return np.logaddexp(*self._of_visits(forth, back, both, gaps))
-
-    def _of_visits(
-        self, forth: np.ndarray, back: np.ndarray, both: np.ndarray, gaps: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        far = self.variances >= FAR_MM**2 * self.variances[0] / SCALES_MM[0] ** 2
-        away = replace(self, shares=np.where(far, 1 / far.sum(), 1e-300))
-        stay = self.log_density(forth, gaps[:, 0]) + self.log_density(back, gaps[:, 1])
-        gone = away.log_density(forth, gaps[:, 0]) + self.log_density(both, gaps[:, 2])
-        return np.log1p(-self.excursions) + stay, np.log(self.excursions) + gone
-
-    def scatter(self, of_steps: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-        """Covariance of an axis of consecutive steps of these variances, (n, n)."""
-        change = _moments_of(len(of_steps))
-        return np.diag(of_steps * gaps) + self.jitter * change @ change.T
-
-    def responsibilities(self, squares: np.ndarray) -> np.ndarray:
-        """Probability of each scale for steps of squared lengths (n,), (n, C)."""
-        logs = (
-            np.log(self.shares)
-            - 3 * np.log(self.variances)
-            - squares[:, None] / (2 * self.variances)
-        )
-        logs -= logs.max(axis=1, keepdims=True)
-        weights = np.exp(logs)
-        return weights / weights.sum(axis=1, keepdims=True)
-
-    def log_density(self, squares: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-        """Logarithm of the density of steps of squared lengths (…, n): (…, n)."""
-        variances = self.variances * gaps[:, None] + 2 * self.jitter
-        logs = np.log(self.shares) - 3 * np.log(variances) - squares[..., None] / (2 * variances)
-        top = logs.max(axis=-1, keepdims=True)
-        return top[..., 0] + np.log(np.exp(logs - top).sum(axis=-1))
-
-
-def _moments_of(n_steps: int) -> np.ndarray:
-    """Turn jitter of n + 1 moments into that of the steps between them, (n, n + 1)."""
-    return np.eye(n_steps, n_steps + 1, k=1) - np.eye(n_steps, n_steps + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,23 +134,43 @@ class Course:
 
     def prior(self) -> MotionPrior:
         """Learn how the head moves from the steps within a frame."""
-        steps = self.steps(np.eye(4))
-        steps[self.changes != 0] = np.nan
+        steps = self._steps_within()
         prior = MotionPrior.learn(steps, self.gaps, self.size)
         inner = 1 + np.flatnonzero((self.changes[:-1] == 0) & (self.changes[1:] == 0))
-        squares = (steps**2).sum(axis=1)
-        both, gaps = self._across(inner - 1, inner + 1)
-        gaps = np.stack([self.gaps[inner - 1], self.gaps[inner], gaps], axis=1)
-        visits = squares[inner - 1], squares[inner], both, gaps
-        prior = prior.with_excursions(*visits)
-        away = inner[prior.stays(*visits) < 0.5]  # their steps say nothing of the others
+        visits = self._visits_of(inner - 1, inner, steps, prior.foresee(steps, self.gaps))
+        prior = prior.with_excursions(visits)
+        away = inner[prior.stays(visits) < 0.5]  # their steps say nothing of the others
         steps[away - 1] = steps[away] = np.nan
         return replace(MotionPrior.learn(steps, self.gaps, self.size), excursions=prior.excursions)
 
-    def _across(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Squared way (mm²) between volumes of one frame, and the time between."""
-        way = log_rigid(np.linalg.inv(self.ends[before]) @ self.starts[after], self.center)
-        return ((way * self.in_mm) ** 2).sum(axis=1), self.times[after] - self.times[before]
+    def _steps_within(self) -> np.ndarray:
+        """Return the steps within a frame in mm, (n − 1, 6), NaN where the frame changes."""
+        steps = self.steps(np.eye(4))
+        steps[self.changes != 0] = np.nan
+        return steps
+
+    def foresee(self, prior: MotionPrior) -> Foreseen:
+        """Tell each step from those within a frame."""
+        return prior.foresee(self._steps_within(), self.gaps)
+
+    def _visits_of(
+        self, to: np.ndarray, back: np.ndarray, steps: np.ndarray, foreseen: Foreseen
+    ) -> Visits:
+        """Describe stays by the positions of the steps to them and back, (k,) both.
+
+        Parameters
+        ----------
+        steps : (…, n − 1, 6) array
+            mm.
+        """
+        way = log_rigid(np.linalg.inv(self.ends[to]) @ self.starts[back + 1], self.center)
+        both = way * self.in_mm - foreseen.steps[to] - foreseen.steps[back]
+        own = ((steps - foreseen.steps) ** 2).sum(axis=-1)
+        across = np.broadcast_to((both**2).sum(axis=1), own[..., to].shape)
+        squares = np.stack([own[..., to], own[..., back], across], axis=-1)
+        gaps = self.gaps[to], self.gaps[back], self.times[back + 1] - self.times[to]
+        one, other = foreseen.variances[to], foreseen.variances[back]
+        return Visits(squares, np.stack(gaps, axis=1), np.stack([one, other, one + other], axis=1))
 
     def visits(self) -> tuple[np.ndarray, np.ndarray]:
         """Find the steps into and out of each stay in the first frame, (k,) both."""
@@ -353,41 +209,37 @@ class Course:
         proposals = self.proposals()
         if estimate is not None:
             proposals = np.concatenate([proposals, estimate.offset[None]])
-        likelihood = self._likelihood(prior, estimate)
+        foreseen = self.foresee(prior)
+        likelihood = self._likelihood(prior, foreseen, estimate)
         start = max(proposals, key=lambda one: float(likelihood(one, np.zeros((1, 6)))[0]))
-        offset, covariance = self._find_mode(start, prior, estimate)
+        offset, covariance = self._find_mode(start, prior, foreseen, estimate)
         return OffsetEstimate(offset, self._intervals(offset, covariance, likelihood))
 
     def _likelihood(
-        self, prior: MotionPrior, estimate: OffsetEstimate | None
+        self, prior: MotionPrior, foreseen: Foreseen, estimate: OffsetEstimate | None
     ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         """Return a function of an offset and of small twists (k, 6; mm) after it: (k,)."""
-        sign, gaps = self.changes, self.gaps
-        forth, back = self.visits()
-        alone = np.setdiff1d(np.flatnonzero(sign), np.concatenate([forth, back]))
-        both, across = self._across(forth, back + 1)
-        of_visits = np.stack([gaps[forth], gaps[back], across], axis=1)
-        precision = np.zeros((6, 6))
-        if estimate is not None:
-            precision = np.linalg.inv(estimate.covariance * np.outer(self.in_mm, self.in_mm))
+        to, back = self.visits()
+        alone = np.setdiff1d(np.flatnonzero(self.changes), np.concatenate([to, back]))
+        precision = self._precision(estimate)
 
         def of(offset: np.ndarray, twists: np.ndarray) -> np.ndarray:
-            steps = self.steps(offset)
-
-            def squares(which: np.ndarray) -> np.ndarray:
-                moved = steps[which] + sign[which, None] * twists[:, None]
-                return (moved**2).sum(axis=-1)
-
-            total = prior.log_density(squares(alone), gaps[alone]).sum(axis=-1)
-            total = total + prior.visit(squares(forth), squares(back), both, of_visits).sum(
-                axis=-1
-            )
+            steps = self.steps(offset) + self.changes[:, None] * twists[:, None]
+            single = ((steps - foreseen.steps)[:, alone] ** 2).sum(axis=-1)
+            total = prior.log_density(single, self.gaps[alone], foreseen.variances[alone]).sum(-1)
+            total = total + prior.visit(self._visits_of(to, back, steps, foreseen)).sum(axis=-1)
             if estimate is not None:
                 apart = twists - self.apart(offset, estimate.offset) * self.in_mm
                 total = total - np.einsum("ki,ij,kj->k", apart, precision, apart) / 2
             return total
 
         return of
+
+    def _precision(self, estimate: OffsetEstimate | None) -> np.ndarray:
+        """Return what another estimate adds to the precision of an offset, (6, 6), in mm."""
+        if estimate is None:
+            return np.zeros((6, 6))
+        return np.linalg.inv(estimate.covariance * np.outer(self.in_mm, self.in_mm))
 
     def apart(self, offset: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Return the twist (mm, rad) from one offset to another, (6,)."""
@@ -400,37 +252,34 @@ class Course:
 
     def rest_misfit(self, estimate: OffsetEstimate, prior: MotionPrior) -> float:
         """Least squared step at the changes of frame, over the variance of a head at rest."""
-        change = self.changes != 0
-        steps = self.steps(estimate.offset)[change]
+        change, foreseen = self.changes != 0, self.foresee(prior)
+        steps = (self.steps(estimate.offset) - foreseen.steps)[change]
         known = np.diag(estimate.covariance) * self.in_mm**2
-        variances = prior.quiet * self.gaps[change, None] + 2 * prior.jitter + known
-        return float((steps**2 / variances).sum(axis=1).min())
+        alone = prior.quiet * self.gaps[change] + foreseen.variances[change]
+        return float((steps**2 / (alone[:, None] + known)).sum(axis=1).min())
 
     def _find_mode(
-        self, offset: np.ndarray, prior: MotionPrior, estimate: OffsetEstimate | None
+        self,
+        offset: np.ndarray,
+        prior: MotionPrior,
+        foreseen: Foreseen,
+        estimate: OffsetEstimate | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Go to the mode near an offset; return it with the covariance there (mm, rad)."""
-        sign = self.changes
-        gaps = self.gaps
-        forth, back = self.visits()
-        both, across = self._across(forth, back + 1)
-        of_visits = np.stack([gaps[forth], gaps[back], across], axis=1)
+        sign, precision = self.changes, self._precision(estimate)
+        to, back = self.visits()
         inside = np.ones((6, 6))
         for _ in range(N_ITERATIONS):
             steps = self.steps(offset)
-            squares = (steps**2).sum(axis=1)
-            expected = prior.responsibilities(squares / gaps) @ (1 / prior.variances)
-            stays = prior.stays(squares[forth], squares[back], both, of_visits)
-            for of_visit in (forth, back):
+            own = ((steps - foreseen.steps) ** 2).sum(axis=1)
+            expected = prior.responsibilities(own / self.gaps) @ (1 / prior.variances)
+            stays = prior.stays(self._visits_of(to, back, steps, foreseen))
+            for of_visit in (to, back):
                 expected[of_visit] = stays * expected[of_visit] + (1 - stays) / prior.variances[-1]
-            of_steps = 1 / expected
-            inverse = np.linalg.inv(prior.scatter(of_steps, gaps))
-            by_time = sign @ inverse @ sign
-            normal = by_time * np.eye(6)
+            inverse = np.linalg.inv(prior.scatter(1 / expected, self.gaps))
+            normal = sign @ inverse @ sign * np.eye(6) + precision
             right = -(sign @ inverse) @ steps
             if estimate is not None:
-                precision = np.linalg.inv(estimate.covariance * np.outer(self.in_mm, self.in_mm))
-                normal = normal + precision
                 right = right + precision @ (self.apart(offset, estimate.offset) * self.in_mm)
             inside = np.linalg.inv(normal)
             step = inside @ right

@@ -28,9 +28,10 @@ import numpy as np
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.contrast import offset_from_images
-from eddymotion.estimation.course import Course, MotionPrior, OffsetEstimate, merged
+from eddymotion.estimation.course import Course, OffsetEstimate, merged
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
+from eddymotion.estimation.motion_prior import MotionPrior
 from eddymotion.estimation.outlier_volumes import with_neighbours_poses
 from eddymotion.estimation.undetermined import AFFECTED, free_directions
 from eddymotion.images.grid import grid_points
