@@ -133,6 +133,7 @@ def unite_frames(
     united = motion.relative_to(dwi.reference)
     of_frame = np.zeros((len(dwi), 6, 6))
     frame_error: float | None = None
+    frame_covariance: np.ndarray | None = None
     evidence: list[FrameEvidence] = []
     if not len(b0s):
         log.warning("no b=0 volume: the reference frame is that of volume 0")
@@ -161,10 +162,13 @@ def unite_frames(
             united = united.updated(group, motion.matrices[group] @ offset)
             of_frame[group] = joined.covariance + of_frame[nearest]
             placed = np.concatenate([placed, group])
-        frame_error = float(np.sqrt(np.diagonal(of_frame, axis1=1, axis2=2)[:, :3].max()))
+        of_axes = np.diagonal(of_frame, axis1=1, axis2=2)[:, :3].max(axis=1)
+        frame_covariance = of_frame[of_axes.argmax()]
+        frame_error = float(np.sqrt(of_axes.max()))
     united = replace(
         united,
         frame_error=frame_error,
+        frame_covariance=None if estimate.undetermined is not None else frame_covariance,
         undetermined=estimate.undetermined,
         frame_evidence=max(evidence, key=_misfit, default=None),
     )
@@ -281,6 +285,7 @@ def _unite_placed(
         found.frame_evidence,
         trajectory=_of_all(found.trajectory, placed, len(dwi)),
         order_doubt=found.order_doubt,
+        frame_covariance=found.frame_covariance,
     )
     united = with_neighbours_poses(motion).relative_to(dwi.reference)
     if estimate.unplaced[dwi.reference]:  # at the pose of a neighbour, whose errors are known

@@ -30,6 +30,7 @@ from eddymotion.estimation.off_resonance.images import (
     corrected_images,
     rigid_start,
 )
+from eddymotion.estimation.run_ties import Brain, FrameTie, ShownDiffusion, tied_frames
 from eddymotion.images.grid import grid_points, mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
@@ -58,6 +59,10 @@ STILL_MM = 0.1
 OTHER_SHIFT = 0.5
 """Part of the larger displacement by which that of another run has to differ to tell the field:
 turned slices alone do not."""
+
+ALIKE = 0.85
+"""Correlation of the runs' b=0 images below which they do not show enough of one head to tie their
+diffusion-weighted volumes: distorted by unknown fields, say."""
 
 VOLUMES_FOR_REFERENCE = 6
 """At most so many b=0 volumes are averaged."""
@@ -94,6 +99,8 @@ class JoinedRuns:
     beside : (X, Y, Z) float32 array, optional
         A measured map (Hz) that the field is compared with, on that grid; NaN where it says
         nothing.
+    ties : tuple of FrameTie or None
+        What moves diffusion-weighted volumes besides, one a run; none where nothing ties them.
     """
 
     poses: np.ndarray
@@ -107,6 +114,7 @@ class JoinedRuns:
     measured: bool = False
     modulated: bool = True
     beside: np.ndarray | None = None
+    ties: tuple[FrameTie | None, ...] = ()
 
     __repr__ = short_repr
 
@@ -132,7 +140,9 @@ class JoinedRuns:
             standard_errors=None if errors is None else np.hypot(errors, self.errors[run]),
             off_resonance=distortion,
         )
-        return moved.with_errors_of_slices(lambda errors: np.hypot(errors, self.errors[run]))
+        moved = moved.with_errors_of_slices(lambda errors: np.hypot(errors, self.errors[run]))
+        tie = self.ties[run] if self.ties else None
+        return moved if tie is None else tie.applied(moved)
 
     def stretch(self, run: int) -> np.ndarray:
         """Return recorded millimetres a millimetre along the phase encoding of a run, (X, Y, Z).
@@ -175,6 +185,9 @@ class RunImage:
         Poses of the head in the first and the last volume.
     is_b0 : bool
         Whether it is of b=0 volumes; of a run without any, it is of the lowest shell.
+    diffusion : ShownDiffusion, optional
+        Diffusion-weighted volumes, where they lie in the frame of the b=0 volumes with an error
+        that is known.
     """
 
     image: Image
@@ -184,6 +197,7 @@ class RunImage:
     readout_time: float | None
     ends: np.ndarray
     is_b0: bool = True
+    diffusion: ShownDiffusion | None = None
 
     __repr__ = short_repr
 
@@ -202,6 +216,7 @@ class RunImage:
             run.acquisition.common_readout_time,
             motion.head[[0, -1]],
             bool(len(run.gradients.b0s)),
+            ShownDiffusion.of(run, motion, n_threads),
         )
 
     @property
@@ -268,11 +283,18 @@ def join_runs(
         log.info("%d runs together: their b=0 images agree with r = %.3f, before with %.3f",
                  len(alike), *reversed(similarity))  # fmt: skip
     errors = _pose_errors(corrected, first.affine, joined, center, compute)
+    shifts = np.array([np.full(3, np.nan) if r is None else r.shift for r in readouts])
+    ties: tuple[FrameTie | None, ...] = ()
+    if similarity[1] >= ALIKE and (found is not None or not differ(readouts)):
+        shown = [run.diffusion for run in runs]
+        seen = Brain(joined, first.affine)
+        tied = tied_frames(shown, poses, errors, shifts, found, seen, compute)
+        if tied is not None:
+            poses, errors, ties = tied.poses, tied.errors, tied.ties
     for error, one, held in zip(errors, distorted, gauge, strict=True):
         error[:3] = np.hypot(error[:3], held * one.readout.direction)
-    shifts = np.array([np.full(3, np.nan) if r is None else r.shift for r in readouts])
     return JoinedRuns(
-        poses, errors, shifts, found, mean, joined, first.affine, similarity, measured
+        poses, errors, shifts, found, mean, joined, first.affine, similarity, measured, ties=ties
     )  # fmt: skip
 
 

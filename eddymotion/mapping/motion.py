@@ -93,6 +93,9 @@ class Motion(HtmlValue):
     order_doubt : str, optional
         Why slices were hardly acquired in the order that SliceTiming tells, so that motion within
         volumes was not followed; None where nothing speaks against it.
+    frame_covariance : (6, 6) array, optional
+        Covariance of the offset that `frame_error` is of: mm and rad about the centre of the
+        brain.
     """
 
     matrices: np.ndarray
@@ -106,6 +109,7 @@ class Motion(HtmlValue):
     center: np.ndarray | None = None
     trajectory: Trajectory | None = None
     order_doubt: str | None = None
+    frame_covariance: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         matrices = frozen_copy(self.matrices)
@@ -137,12 +141,13 @@ class Motion(HtmlValue):
                     f"({len(matrices)}, 6)"
                 )
             object.__setattr__(self, "standard_errors", errors)
-        if self.center is not None:
-            object.__setattr__(self, "center", frozen_copy(self.center))
         self._check_what_is_not_known()
 
     def _check_what_is_not_known(self) -> None:
         """Check and freeze the volumes that are not placed and the undetermined directions."""
+        for name in ("center", "frame_covariance"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, frozen_copy(getattr(self, name)))
         if self.unplaced is not None:
             unplaced = np.array(self.unplaced, dtype=bool)
             if unplaced.shape != (len(self),):
@@ -271,6 +276,7 @@ class Motion(HtmlValue):
             self.center,
             None if self.trajectory is None else self.trajectory.select(volumes),
             self.order_doubt,
+            self.frame_covariance,
         )
 
     @property

@@ -236,11 +236,11 @@ class JointSolver:
         whole: Sequence[int] | np.ndarray = (),
     ) -> CoupledProblem:
         """Set up the problem of a group at a level, some volumes not cut down to the brain."""
-        splines = list(self.splines(level, motion.matrices))
+        own = self.splines_of(group, level, motion.matrices, THICKNESS_POWER)
         uncut = self.filtered(level, whole, motion.matrices, THICKNESS_POWER, cut=False)
         for volume, spline in zip(whole, uncut, strict=True):
-            splines[volume] = spline
-        own = [splines[volume] for volume in group.volumes]
+            own[int(np.flatnonzero(group.volumes == volume)[0])] = spline
+        level = group.at(level)
         return CoupledProblem(
             own,
             self.dwi.gradients.select(group.volumes),
@@ -274,8 +274,7 @@ class JointSolver:
         wide, plain = (fine_widths(self.dwi.voxel_sizes, p) for p in (THICKNESS_POWER, 0.0))
         if wide.max() < THICK * plain.max():
             return np.zeros((len(group.volumes), 6))
-        splines = self.splines(FINE[-1], motion.matrices, thickness_power=0.0)
-        narrow = replace(problem, splines=[splines[volume] for volume in group.volumes])
+        narrow = replace(problem, splines=self.splines_of(group, FINE[-1], motion.matrices, 0.0))
         found = Solution(narrow, group_motion(motion, group))
         if found.system is None:
             return np.full((len(group.volumes), 6), np.nan)
@@ -399,6 +398,16 @@ class JointSolver:
             eddy.coefficients[volumes], own
         )
         return replace(eddy, coefficients=coefficients)
+
+    def splines_of(
+        self, group: VolumeGroup, level: Level, matrices: np.ndarray, thickness_power: float
+    ) -> list[Continuous]:
+        """Band-pass the volumes of a group for a level, with the filters that serve it."""
+        own = group.at(level)
+        if own != level:
+            return self.filtered(own, group.volumes, matrices, thickness_power)
+        splines = self.splines(level, matrices, thickness_power=thickness_power)
+        return [splines[volume] for volume in group.volumes]
 
     def splines(
         self, level: Level, matrices: np.ndarray, *, thickness_power: float = THICKNESS_POWER
