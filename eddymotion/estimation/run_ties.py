@@ -28,10 +28,11 @@ widened until they do not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -201,45 +202,51 @@ class FrameTie:
             f"ask for: known within {now:.3f} mm, by the run alone {alone:.3f}"
         )
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> FrameTie:
+        """Take what :meth:`plain` returned."""
+        parts = {name: np.array(value) for name, value in content.items()}
+        return cls(**{name: parts[name] for name in (one.name for one in fields(cls))})
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as lists, by name."""
+        return {one.name: getattr(self, one.name).tolist() for one in fields(self)}
+
     def applied(self, motion: Motion) -> Motion:
         """Move the volumes, and let their errors tell what is known now."""
+        own = motion.matrices[self.volumes]
         matrices = motion.matrices.copy()
-        matrices[self.volumes] = matrices[self.volumes] @ self.offset
+        matrices[self.volumes] = own @ self.offset
+        about = self.center if motion.center is None else motion.center
+        taken = standard_errors(own, self._of_each(self.before), self.center, about)
+        given = standard_errors(own @ self.offset, self._of_each(self.after), self.center, about)
+
+        def changed(errors: np.ndarray, taken: np.ndarray, given: np.ndarray) -> np.ndarray:
+            new = errors.copy()
+            left = np.maximum(errors[self.volumes] ** 2 - taken**2, 0.0)
+            new[self.volumes] = np.sqrt(left + given**2)
+            return new
+
         errors = motion.standard_errors
-        if errors is not None:
-            errors = errors.copy()
-            errors[self.volumes] = self._with_change(errors[self.volumes], motion)
         moved = replace(
             motion,
             matrices=matrices,
-            standard_errors=errors,
+            standard_errors=None if errors is None else changed(errors, taken, given),
             frame_error=float(np.sqrt(np.diag(self.after)[:3].max())),
             frame_covariance=self.after,
         )
-        return moved.with_errors_of_slices(lambda of: self._of_slices(of, moved))
+        return moved.with_errors_of_slices(
+            lambda errors: changed(errors, taken[:, None], given[:, None])
+        )
 
     def undone(self, motion: Motion) -> Motion:
         """Return what :meth:`applied` was given."""
         back = np.linalg.inv(self.offset)
         return replace(self, offset=back, before=self.after, after=self.before).applied(motion)
 
-    def _of_slices(self, errors: np.ndarray, motion: Motion) -> np.ndarray:
-        """Change the errors of slices (N, Z, 6), as if the head were at rest within volumes."""
-        changed = errors.copy()
-        for slice_ in range(errors.shape[1]):
-            of_volumes = errors[self.volumes, slice_]
-            changed[self.volumes, slice_] = self._with_change(of_volumes, motion)
-        return changed
-
-    def _with_change(self, errors: np.ndarray, motion: Motion) -> np.ndarray:
-        """Replace what `before` adds to standard errors (n, 6) by what `after` does."""
-        matrices = motion.matrices[self.volumes]
-        about = self.center if motion.center is None else motion.center
-        taken, given = (
-            standard_errors(matrices, np.tile(one, (len(matrices), 1, 1)), self.center, about)
-            for one in (self.before, self.after)
-        )
-        return np.sqrt(np.maximum(errors**2 - taken**2, 0.0) + given**2)
+    def _of_each(self, covariance: np.ndarray) -> np.ndarray:
+        """Return a covariance for each of the volumes, (M, 6, 6)."""
+        return np.tile(covariance, (len(self.volumes), 1, 1))
 
 
 @dataclass(frozen=True, eq=False)

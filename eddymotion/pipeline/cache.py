@@ -15,6 +15,7 @@ import numpy as np
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.finished import damage, intact, is_damaged, read_sidecar, sha256
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.run_ties import FrameTie
 from eddymotion.io.images import image_stem
 from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.io.sidecars import SeriesFiles
@@ -126,6 +127,8 @@ def _alone(motion: Motion, sidecar: dict[str, Any]) -> Motion:
     """Take a motion back from the frame of a session's runs into that of its own."""
     if "RunPose" not in sidecar:
         return motion
+    if sidecar.get("RunTie"):
+        motion = FrameTie.of(sidecar["RunTie"]).undone(motion)
     pose = np.array(sidecar["RunPose"], float)
     of_pose = np.array(sidecar["RunPoseErrors"], float)
     errors = motion.standard_errors

@@ -16,6 +16,7 @@ from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.citation import Methods
 from eddymotion.derivatives.session import SessionOutputs, write_field
+from eddymotion.estimation.run_ties import FrameTie
 from eddymotion.estimation.runs import JoinedRuns, RunImage
 from eddymotion.images.image import Image
 from eddymotion.io.images import image_stem
@@ -140,6 +141,12 @@ class RunTogether:
             return None
         return Reference(Image(joined.mean, joined.affine), joined.mask)
 
+    @property
+    def tie(self) -> FrameTie | None:
+        """How the other runs move the diffusion-weighted volumes of this one, if they do."""
+        joined = self.joined
+        return joined.ties[self.number] if joined is not None and joined.ties else None
+
     def write_field(self, outputs: Outputs, *, apart: bool = False, fsl: bool = False) -> None:
         """Write the field, or remove that of an earlier run: the first run does so for all.
 
@@ -185,6 +192,8 @@ class RunTogether:
                 summary["runs in one frame"] += (
                     f"; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
                 )
+        if self.tie is not None:
+            summary["frame, by other runs"] = str(self.tie)
         if joined.field is None:
             return summary
         hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
@@ -257,6 +266,7 @@ class RunTogether:
             "Runs": list(self.names),
             "RunPose": self.joined.poses[self.number].tolist(),
             "RunPoseErrors": self.joined.errors[self.number].tolist(),
+            "RunTie": self.tie and self.tie.plain(),
             "MillimetresPerHertz": shift.tolist() if known else None,
             "OffResonanceCorrected": self.joined.field is not None and known,
         }

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from eddymotion.estimation.run_ties import FrameTie
 from eddymotion.estimation.runs import JoinedRuns
 from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.io.writing import replacing, write_json
@@ -49,7 +50,8 @@ def keep(folder: Path, joined: JoinedRuns) -> None:
     with replacing(folder / "runs.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
     told = {"similarity": [s if np.isfinite(s) else None for s in joined.similarity],
-            "measured": joined.measured, "modulated": joined.modulated}  # fmt: skip
+            "measured": joined.measured, "modulated": joined.modulated,
+            "ties": [tie and tie.plain() for tie in joined.ties]}  # fmt: skip
     write_json(folder / "runs.json", told)
 
 
@@ -59,13 +61,14 @@ def recalled(folder: Path) -> JoinedRuns | None:
         told = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
         with np.load(folder / "runs.npz") as stored:
             arrays = dict(stored)
+        ties = tuple(tie and FrameTie.of(tie) for tie in told["ties"])
         field = None
         if "hertz" in arrays:
             field = OffResonance(arrays.pop("hertz"), arrays.pop("lattice"))
         before, after = (np.nan if s is None else float(s) for s in told["similarity"])
         return JoinedRuns(
             field=field, similarity=(before, after), measured=bool(told["measured"]),
-            modulated=bool(told["modulated"]), **arrays,
+            modulated=bool(told["modulated"]), ties=ties, **arrays,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not isinstance(error, FileNotFoundError):
