@@ -122,3 +122,84 @@ def test_what_is_written_is_read_again(tmp_path, mirror):
     (as_eddy,) = eddy_poses(rows[1:], Grid(SHAPE, affine))
     np.testing.assert_allclose(as_eddy, np.linalg.inv(turn), atol=1e-6)
     np.testing.assert_allclose(np.loadtxt(written[2]), [[0, -1, 0, 0.05], [0, 1, 0, 0.05]])
+
+
+def turn_of_fsl(angle, axis, center):
+    """Turn about a point by the rule of FSL's rotation matrices: against the right hand."""
+    one, other = (axis + 1) % 3, (axis + 2) % 3
+    turn = np.eye(4)
+    turn[[one, other], [one, other]] = np.cos(angle)
+    turn[one, other], turn[other, one] = np.sin(angle), -np.sin(angle)
+    turn[:3, 3] = center - turn[:3, :3] @ center
+    return turn
+
+
+def read_by_the_rules_of_fsl(base):
+    """Read what topup's readers read, from the header and the rows alone.
+
+    The image grid is the offset of the qform, its voxels (mm) are the parameters of the intent,
+    the distance of the knots is the voxel size; a reader refuses another number of coefficients
+    than these ask for. Movements turn about the centre of the voxels, from the image to the field.
+
+    Returns
+    -------
+    hertz : (X, Y, Z) array
+        Voxels counted from right to left.
+    matrices : (K, 4, 4) array
+        Image → field, in millimetres of such voxels.
+    """
+    image = nib.load(f"{base}_fieldcoef.nii.gz")
+    header, coefficients = image.header, np.asarray(image.dataobj, float)
+    assert int(header["intent_code"]) == 2016
+    assert int(header["qform_code"]) == 1
+    assert int(header["sform_code"]) == 0
+    assert not any(header[f"quatern_{axis}"] for axis in "bcd")
+    size = [int(header[f"qoffset_{axis}"]) for axis in "xyz"]
+    mm = np.array([float(header[f"intent_p{n}"]) for n in (1, 2, 3)])
+    knots = [int(knot + 0.5) for knot in header["pixdim"][1:4]]
+    wanted = tuple(n if knot == 1 else -(-(n + 1) // knot) + 2
+                   for n, knot in zip(size, knots, strict=True))  # fmt: skip
+    assert coefficients.shape == wanted
+    first = [0 if knot == 1 else -1 for knot in knots]
+    basis = [
+        cubic(np.arange(n)[:, None] / knot - (np.arange(count) + start))
+        for n, knot, count, start in zip(size, knots, wanted, first, strict=True)
+    ]
+    hertz = np.einsum("xa,yb,zc,abc->xyz", *basis, coefficients)
+    center, matrices = (np.array(size) - 1) * mm / 2, []
+    for row in np.loadtxt(f"{base}_movpar.txt", ndmin=2):
+        matrix = np.eye(4)
+        for axis in range(3):
+            matrix = matrix @ turn_of_fsl(row[3 + axis], axis, center)
+        matrix[:3, 3] += row[:3]
+        matrices.append(matrix)
+    return hertz, np.stack(matrices)
+
+
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_readers_of_topup_find_the_field_and_the_poses(tmp_path, mirror):
+    """Where a point of the head is recorded, by FSL's rules and by ours."""
+    turned = rigid_matrix(np.array([20.0, -30, 7]), np.array([0.1, 0, 0.05]), np.zeros(3))
+    affine = turned @ np.diag([-2.0 * mirror, 2.0, 2.5, 1.0])
+    knots = affine @ np.diag([4.0, 4, 4, 1])
+    knots[:3, 3] = apply_affine(affine, [-5.0, -6, -6])
+    field = OffResonance(np.random.default_rng(3).normal(size=(8, 10, 8)) * 40, knots)
+    pose = rigid_matrix(np.array([1.0, -2, 3]), np.array([0.2, -0.15, 0.3]), np.zeros(3))
+    readouts = [Readout.of(affine, pe, 0.05) for pe in ("j-", "j")]
+    write_topup(tmp_path / "x", field, np.stack([np.eye(4), pose]), readouts, SHAPE, affine)
+    hertz, matrices = read_by_the_rules_of_fsl(tmp_path / "x")
+    *directions, seconds = np.loadtxt(tmp_path / "x_acqparams.txt").T
+    sizes = voxel_sizes(affine)
+    voxels = np.array([[4, 7, 3], [11, 16, 9], [15, 5, 12]])
+    flipped = voxels.copy()
+    if np.linalg.det(affine) > 0:  # FSL counts x from the right
+        flipped[:, 0] = SHAPE[0] - 1 - voxels[:, 0]
+    for image, readout in enumerate(readouts):
+        moved = apply_affine(np.linalg.inv(matrices[image]), flipped * sizes)
+        shift = hertz[tuple(flipped.T)][:, None] * seconds[image] * sizes
+        by_fsl = moved / sizes + shift * np.stack(directions, axis=1)[image] / sizes
+        if np.linalg.det(affine) > 0:
+            by_fsl[:, 0] = SHAPE[0] - 1 - by_fsl[:, 0]
+        at = apply_affine(affine, voxels)
+        ours, _ = readout.displaced(field, at, [np.eye(4), pose][image])
+        np.testing.assert_allclose(apply_affine(affine, by_fsl), ours, atol=2e-3)
