@@ -181,6 +181,19 @@ def test_runs_that_share_no_shell_are_not_tied(session):
     assert shared_shell([shown[0], few], poses, unknown) is None
 
 
+def test_of_several_shells_that_with_the_most_directions_is_taken(session):
+    """A few directions at a low b-value may lie in a frame of their own."""
+    both = []
+    for shown, low in zip(shown_of(session, OFF), ([0, 3], [1, 2]), strict=True):
+        bvals = np.array(shown.gradients.bvals)
+        bvals[low] = 400.0
+        both.append(replace(shown, gradients=Gradients(bvals, shown.gradients.bvecs)))
+    poses, unknown = np.tile(np.eye(4), (2, 1, 1)), np.full((2, 3), np.nan)
+    chosen = shared_shell(both, poses, unknown)
+    np.testing.assert_allclose(chosen.gradients.bvals, 1000)
+    assert [len(one.images) for one in chosen.shown] == [6, 6]
+
+
 def test_a_run_without_an_error_of_its_frame_is_not_shown(session):
     dwis, true = session
     assert ShownDiffusion.of(dwis[0], Motion(true[0])) is None

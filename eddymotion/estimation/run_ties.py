@@ -67,7 +67,7 @@ from eddymotion.wording import short_repr
 
 log = logging.getLogger(__name__)
 
-VOLUMES_OF_RUN = 24
+VOLUMES_OF_RUN = 16
 """Of a shell of each run, at most, evenly spread; more of them tie no better than the field is
 known."""
 
@@ -358,23 +358,22 @@ class SharedShell:
 def shared_shell(
     shown: Sequence[ShownDiffusion | None], poses: np.ndarray, shifts: np.ndarray
 ) -> SharedShell | None:
-    """Choose the shell that most runs show with enough directions, of several the lowest."""
+    """Choose the shell that most runs show with enough directions, and with the most of them."""
     runs = [k for k, one in enumerate(shown) if one is not None]
+    there = [one for one in shown if one is not None]
     if len(runs) < 2:
         return None
-    there = [one for one in shown if one is not None]
     pooled = SharedShell(np.array(runs), there, poses[runs], shifts[runs])
-    ends = np.cumsum([0, *(len(one.images) for one in there)])
-    found: tuple[list[int], list[np.ndarray]] = [], []
-    if not pooled.gradients.is_shelled:
+    table, ends = pooled.gradients, np.cumsum([0, *(len(one.images) for one in there)])
+    if not table.is_shelled:
         return None
-    for shell in pooled.gradients.shells:
-        parts = [shell[(shell >= a) & (shell < b)] - a for a, b in pairwise(ends)]
-        enough = [k for k, part in enumerate(parts) if len(part) >= ENOUGH_DIRECTIONS]
-        if len(enough) > max(len(found[0]), 1):
-            found = enough, parts
-    which, parts = found
-    if not which:
+    by_shell = [
+        [shell[(shell >= a) & (shell < b)] - a for a, b in pairwise(ends)]
+        for shell in table.shells
+    ]
+    parts = max(by_shell, key=_strength)
+    which = [k for k, part in enumerate(parts) if len(part) >= ENOUGH_DIRECTIONS]
+    if len(which) < 2:
         return None
     return SharedShell(
         pooled.runs[which],
@@ -382,6 +381,12 @@ def shared_shell(
         pooled.poses[which],
         pooled.shifts[which],
     )
+
+
+def _strength(parts: Sequence[np.ndarray]) -> tuple[int, int]:
+    """How many runs show a shell with enough directions, and with how many at least."""
+    enough = [len(part) for part in parts if len(part) >= ENOUGH_DIRECTIONS]
+    return len(enough), min(enough, default=0)
 
 
 @dataclass(frozen=True, eq=False)
