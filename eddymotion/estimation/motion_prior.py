@@ -36,7 +36,7 @@ LEAST_FORESEEN = 0.01
 
 DRIFT_MEMORY = 6.0
 """Volumes of time in which a drift is forgotten to a part of 1/e. With 3 and 12 the errors of
-drifting heads are a tenth larger at most, with a Gaussian of 2 volumes they are the same."""
+drifting heads are the same within a fifth, with a Gaussian of 2 volumes no smaller."""
 
 FIRST_DRIFT = 0.5
 """Share of the variance of the steps that is taken for drift at first."""
