@@ -20,6 +20,7 @@ a head that was seen to slow down is not taken to have stood still before.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -125,6 +126,11 @@ class KnownSteps:
         taken, known = across @ self.pulled, ((across @ self.inverse) * across).sum(axis=1)
         return (taken**2).sum(axis=1) + 6 * (variance - known)
 
+    def own_squares(self, spread: np.ndarray) -> np.ndarray:
+        """Return those (k,) of parts that each step has for itself, with variances (k,)."""
+        taken = spread[:, None] * self.pulled
+        return (taken**2).sum(axis=1) + 6 * (spread - spread**2 * np.diag(self.inverse))
+
     def others(self) -> tuple[np.ndarray, np.ndarray]:
         """Return how far each step is from what the others foretell, (k, 6), and its variance."""
         of_each = np.diag(self.inverse)
@@ -206,7 +212,8 @@ class MotionPrior:
         known = np.isfinite(steps).all(axis=1)
         covariance = self.scatter(of_steps, gaps)[np.ix_(known, known)]
         found = KnownSteps.of(steps[known], covariance)
-        seen = self._responsibilities_of(found, (of_steps * gaps)[known], gaps[known])
+        own = found.own_squares((of_steps * gaps)[known])
+        seen = self.responsibilities(own / gaps[known])
         shares = seen.sum(axis=0) + PRIOR_STEPS
         of_steps = np.full(len(steps), of_steps[0])
         of_steps[known] = 1 / (seen @ (1 / self.variances))
@@ -222,12 +229,6 @@ class MotionPrior:
         )
         return improved, of_steps
 
-    def _responsibilities_of(
-        self, found: KnownSteps, spread: np.ndarray, gaps: np.ndarray
-    ) -> np.ndarray:
-        """Probability of each scale for steps whose own part has variances `spread`, (k, C)."""
-        return self.responsibilities(found.squares(np.diag(spread), spread) / gaps)
-
     def foresee(self, steps: np.ndarray, gaps: np.ndarray) -> Foreseen:
         """Tell each step from the others that are known, (n, 6), NaN where one is not."""
         known = np.isfinite(steps).all(axis=1)
@@ -237,7 +238,7 @@ class MotionPrior:
         for _ in range(N_WEIGHINGS):
             covariance = (np.diag(spread) + lasting)[np.ix_(known, known)]
             found = KnownSteps.of(steps[known], covariance)
-            seen = self._responsibilities_of(found, spread[known], gaps[known])
+            seen = self.responsibilities(found.own_squares(spread[known]) / gaps[known])
             spread[known] = gaps[known] / (seen @ (1 / self.variances))
         away, variances = found.others()
         foretold, left = np.empty((len(steps), 6)), np.empty(len(steps))
@@ -316,10 +317,13 @@ def _moments_of(n_steps: int) -> np.ndarray:
 
 
 def _drifts_of(gaps: np.ndarray) -> np.ndarray:
-    """Turn independent numbers of one variance into the drift of steps, (n, n).
+    """Turn independent numbers of one variance into the drift of steps, (n, n)."""
+    return _drifts_of_times(tuple(gaps.tolist()))
 
-    From each to the next a drift keeps a part of itself and gets what is new.
-    """
-    middles = np.cumsum(gaps) - gaps / 2
+
+@lru_cache(maxsize=2)
+def _drifts_of_times(gaps: tuple[float, ...]) -> np.ndarray:
+    """From each to the next a drift keeps a part of itself and gets what is new."""
+    middles = np.cumsum(gaps) - np.array(gaps) / 2
     kept = np.exp(-np.abs(np.subtract.outer(middles, middles)) / DRIFT_MEMORY)
-    return gaps[:, None] * np.linalg.cholesky(kept)
+    return np.array(gaps)[:, None] * np.linalg.cholesky(kept)
