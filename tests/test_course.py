@@ -48,6 +48,34 @@ def test_several_b0s_tell_the_frame_of_a_head_in_motion(pattern, n_b0s, bound):
     assert np.median(sizes) < bound  # and not by being wide
 
 
+def test_a_drift_is_expected_to_go_on():
+    """The first volume of a drifting head and one more tell the frame: it has not rested there."""
+    gradients = shelled_scheme({1000: 12}, 2)
+    errors, sizes = zip(
+        *(
+            joined(simulate_motion("drift", 14, CENTER, seed=s).matrices, gradients, s)
+            for s in range(12)
+        ),
+        strict=True,
+    )
+    assert np.sqrt(np.square(errors).mean()) < 0.07
+    assert (np.abs(errors) < 1.96 * np.array(sizes)).mean() > 0.85
+    assert np.median(sizes) < 0.1
+
+
+def test_a_head_that_walks_at_random_is_not_taken_to_drift():
+    """What is foreseen of its steps is next to nothing."""
+    random = np.random.default_rng(5)
+    steps = random.normal(scale=0.1, size=(120, 6))
+    prior = MotionPrior.learn(steps, np.ones(120))
+    assert np.sqrt(prior.drift) < 0.06
+    foreseen = prior.foresee(steps, np.ones(120))
+    assert np.sqrt(np.square(foreseen.steps).mean()) < 0.05
+    goes_on = MotionPrior.learn(steps + 0.3, np.ones(120))
+    foreseen = goes_on.foresee(steps + 0.3, np.ones(120))
+    np.testing.assert_allclose(foreseen.steps.mean(axis=0), 0.3, atol=0.06)
+
+
 @pytest.mark.parametrize("pattern", ["drift", "scattered"])
 def test_one_b0_at_the_start_is_not_believed_beyond_what_it_can_tell(pattern):
     """A drift adds to its only step, which may have been a jump.
