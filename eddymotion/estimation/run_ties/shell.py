@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One shell that several runs show, and the poses of the runs by it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from scipy import ndimage
+
+from eddymotion.data.gradients import Gradients
+from eddymotion.estimation.coupled import CoupledProblem
+from eddymotion.estimation.normal_equations import NormalEquations
+from eddymotion.estimation.run_ties.shown import LEVELS, ShownDiffusion
+from eddymotion.estimation.ties import ENOUGH_DIRECTIONS
+from eddymotion.estimation.unknowns import Poses
+from eddymotion.images.grid import mask_center
+from eddymotion.images.image import Image, Spline
+from eddymotion.images.pyramid import Level, fine_widths, jittered_points, low_pass, steepest
+from eddymotion.machine.parallel import Compute, one_blas_thread, parallel_map
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import OffResonance
+from eddymotion.mapping.rigid import log_rigid
+from eddymotion.mapping.volume import VolumeMapping
+from eddymotion.models import GaussianProcessModel, LegendreCovariance
+from eddymotion.robust import sandwich
+
+log = logging.getLogger(__name__)
+
+MAX_STEPS, TOLERANCE_VOXELS, STEADY = 20, 0.001, 0.1
+"""Of the descent at a level: most steps, way that is left at its end, and share of the width of
+its filter up to which the normal matrix stays."""
+
+FOR_STEEPNESS = 8
+"""Volumes that tell where edges are."""
+
+BRIGHT = 90.0
+"""Percentile of an image, cut down to the brain, that tells how bright it is."""
+
+OCTANTS_FACTOR = 2.5
+"""Standard errors over the scatter of eight parts of the brain: what is wrong with a field is
+alike over wide regions."""
+
+NEGLIGIBLE = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class MotionOfRuns(Motion):
+    """Volumes of several runs, each with what distorts it there.
+
+    Parameters
+    ----------
+    mappings : tuple of VolumeMapping
+        Of each volume; the poses are those of `matrices`.
+    """
+
+    mappings: tuple[VolumeMapping, ...] = ()
+
+    def _mapping(self, volume: int) -> VolumeMapping:
+        return replace(self.mappings[volume], pose=self.matrices[volume])
+
+
+class PosesOfRuns(Poses):
+    """The pose of each run: one step for all of its volumes.
+
+    Parameters
+    ----------
+    center : (3,) array
+        RAS+ mm.
+    runs : (N,) int array
+        Which run each volume is of, from zero on.
+    """
+
+    def __init__(self, center: np.ndarray, runs: np.ndarray) -> None:
+        super().__init__(center)
+        self.design = np.eye(runs.max() + 1)[runs]
+
+
+@dataclass(frozen=True, eq=False)
+class SharedShell:
+    """Volumes of one shell in several runs, in the frame of the first run of the session.
+
+    Parameters
+    ----------
+    runs : (K,) index array
+        Which runs of the session show it.
+    shown : sequence of K ShownDiffusion
+        The volumes of the shell alone.
+    poses : (K, 4, 4) array
+        First run → frame of each.
+    shifts : (K, 3) array
+        Where a spin that is off by one hertz is displaced, mm; NaN where it is not known.
+    """
+
+    runs: np.ndarray
+    shown: Sequence[ShownDiffusion]
+    poses: np.ndarray
+    shifts: np.ndarray
+
+    @property
+    def of_volumes(self) -> np.ndarray:
+        """Which of the K runs each volume is of, (N,)."""
+        return np.repeat(np.arange(len(self.shown)), [len(one.images) for one in self.shown])
+
+    @property
+    def voxel(self) -> float:
+        """Mean edge of the voxels of the first run, mm."""
+        return float(np.cbrt(np.prod(self.shown[0].images[0].voxel_sizes)))
+
+    @property
+    def gradients(self) -> Gradients:
+        """Of all volumes, in the scanner's frame."""
+        tables = [one.gradients for one in self.shown]
+        return Gradients(
+            np.concatenate([table.bvals for table in tables]),
+            np.concatenate([table.bvecs for table in tables]),
+        )
+
+    def motion(self, field: OffResonance | None) -> MotionOfRuns:
+        """Return the motion of all volumes, from the first run, with the field (or None)."""
+        mappings = []
+        for one, shift in zip(self.shown, self.shifts, strict=True):
+            known = field is not None and np.isfinite(shift).all()
+            there = {"off_resonance": field, "shift": shift} if known else {}
+            mappings += [replace(mapping, **there) for mapping in one.mappings]
+        own = np.stack([mapping.pose for mapping in mappings])
+        return MotionOfRuns(own @ self.poses[self.of_volumes], mappings=tuple(mappings))
+
+    def banded(self, level: Level, n_threads: int) -> list[Spline]:
+        """Filter all volumes alike, whatever their voxels: the runs have to look the same."""
+        images = [image for one in self.shown for image in one.images]
+        unit = np.max([fine_widths(image.voxel_sizes) for image in images], axis=0)
+        assert level.highpass is not None
+        widths = level.fwhm * unit, level.highpass * unit
+        gains = self._gains()
+
+        def band(number: int) -> Spline:
+            narrow, wide = (low_pass(images[number], width) for width in widths)
+            data = np.float32(gains[number]) * (narrow.data - wide.data)
+            return Spline.of_filtered(Image(data, narrow.affine, wide.missing))
+
+        return parallel_map(band, range(len(images)), n_threads=n_threads)
+
+    def _gains(self) -> np.ndarray:
+        """By which volumes are multiplied so that the runs are as bright as each other, (N,)."""
+        brightness = np.array([
+            np.median([np.percentile(image.data, BRIGHT) for image in one.images])
+            for one in self.shown
+        ])  # fmt: skip
+        return (brightness[0] / np.maximum(brightness, NEGLIGIBLE))[self.of_volumes]
+
+
+def shared_shell(
+    shown: Sequence[ShownDiffusion | None], poses: np.ndarray, shifts: np.ndarray
+) -> SharedShell | None:
+    """Choose the shell that most runs show with enough directions, and with the most of them."""
+    runs = [k for k, one in enumerate(shown) if one is not None]
+    there = [one for one in shown if one is not None]
+    if len(runs) < 2:
+        return None
+    pooled = SharedShell(np.array(runs), there, poses[runs], shifts[runs])
+    table, ends = pooled.gradients, np.cumsum([0, *(len(one.images) for one in there)])
+    if not table.is_shelled:
+        return None
+    by_shell = [
+        [shell[(shell >= a) & (shell < b)] - a for a, b in pairwise(ends)]
+        for shell in table.shells
+    ]
+    parts = max(by_shell, key=_strength)
+    which = [k for k, part in enumerate(parts) if len(part) >= ENOUGH_DIRECTIONS]
+    if len(which) < 2:
+        return None
+    return SharedShell(
+        pooled.runs[which],
+        [there[k].select(parts[k]) for k in which],
+        pooled.poses[which],
+        pooled.shifts[which],
+    )
+
+
+def _strength(parts: Sequence[np.ndarray]) -> tuple[int, int]:
+    """How many runs show a shell with enough directions, and with how many at least."""
+    enough = [len(part) for part in parts if len(part) >= ENOUGH_DIRECTIONS]
+    return len(enough), min(enough, default=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Brain:
+    """Where the brain is in the frame of the first run.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool array
+    affine : (4, 4) array
+    """
+
+    mask: np.ndarray
+    affine: np.ndarray
+
+    @cached_property
+    def center(self) -> np.ndarray:
+        """Its centre, RAS+ mm."""
+        return mask_center(self.mask, self.affine)
+
+    def draw(self, random: np.random.Generator) -> np.ndarray:
+        """Draw a point of each voxel, those at its edge as well, (P, 3)."""
+        mask = ndimage.binary_dilation(self.mask)
+        return jittered_points(mask, self.affine, int(mask.sum()), random)
+
+
+@one_blas_thread()
+def tie_shell(
+    shell: SharedShell, field: OffResonance | None, brain: Brain, compute: Compute
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find how the runs lie to each other by their diffusion-weighted volumes.
+
+    Parameters
+    ----------
+    shell : SharedShell
+    field : OffResonance, optional
+        In the frame of the first run.
+    brain : Brain
+    compute : Compute
+
+    Returns
+    -------
+    steps : (K, 6) array
+        Twists after the matrices of each run; the first has none.
+    covariance : (6 K, 6 K) array
+        Of their errors; zero for the first, infinite where nothing is seen.
+    """
+    random = np.random.default_rng(compute.seed)
+    start = shell.motion(field)
+    motion: Motion = start
+    for level in LEVELS:
+        problem = _problem_at(level, shell, motion, brain.draw(random), brain.center, random,
+                              compute.n_threads)  # fmt: skip
+        motion, descent = problem.solve(motion, MAX_STEPS, TOLERANCE_VOXELS * shell.voxel)
+        log.debug("runs tied by b=%.0f, %s: %s", shell.gradients.bvals.mean(), level, descent)
+    first = [int(np.argmax(shell.of_volumes == run)) for run in range(len(shell.shown))]
+    ways = np.linalg.inv(start.matrices[first]) @ motion.matrices[first]
+    steps = log_rigid(ways, brain.center)
+    system = problem.evaluate(motion)
+    if system is None:
+        return np.zeros_like(steps), np.full((steps.size, steps.size), np.inf)
+    return steps - steps[0], _by_octants(problem, system, first)
+
+
+def _problem_at(
+    level: Level,
+    shell: SharedShell,
+    motion: Motion,
+    candidates: np.ndarray,
+    center: np.ndarray,
+    random: np.random.Generator,
+    n_threads: int,
+) -> CoupledProblem:
+    """Set up the equations of a level, at the steepest of some points (P, 3)."""
+    splines = shell.banded(level, n_threads)
+    steepness = _steepness(splines, motion, candidates)
+    return CoupledProblem(
+        splines,
+        shell.gradients,
+        GaussianProcessModel(LegendreCovariance()),
+        candidates[steepest(steepness, level.n_points, random)],
+        center,
+        blocks=[PosesOfRuns(center, shell.of_volumes)],
+        steady_mm=STEADY * level.fwhm * shell.voxel,
+        n_threads=n_threads,
+    ).with_model_fitted(motion)
+
+
+def _steepness(splines: Sequence[Spline], motion: Motion, points: np.ndarray) -> np.ndarray:
+    """How steep the mean of some of the volumes is, (P,)."""
+    total = np.zeros((len(points), 3))
+    for volume in range(0, len(splines), max(1, len(splines) // FOR_STEEPNESS)):
+        slopes = motion.mapping(volume).sample_with_gradient(splines[volume], points)[1]
+        total += np.nan_to_num(slopes)
+    return np.linalg.norm(total, axis=1)
+
+
+def _by_octants(
+    problem: CoupledProblem, system: NormalEquations, first: Sequence[int]
+) -> np.ndarray:
+    """Covariance of the steps of K runs against the first by eight parts of the brain, (6K, 6K).
+
+    Parameters
+    ----------
+    problem : CoupledProblem
+    system : NormalEquations
+        Where it was solved.
+    first : (K,) index sequence
+        A volume of each run.
+    """
+    counts = np.bincount(problem.parts)
+    middles = np.stack(
+        [np.bincount(problem.parts, axis) / np.maximum(counts, 1) for axis in problem.points.T],
+        axis=1,
+    )
+    octants = (middles > np.median(problem.points, axis=0)) @ [1, 2, 4]
+    sums = np.stack([system.gradients[octants == octant].sum(axis=0) for octant in range(8)])
+    steps = system.solve(sums.T).reshape(system.n_volumes, 6, -1)[list(first)]
+    apart = -(steps - steps[0]).reshape(6 * len(first), -1)
+    return OCTANTS_FACTOR**2 * sandwich(apart, n_fitted=1)
