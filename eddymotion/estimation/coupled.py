@@ -51,7 +51,7 @@ from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.unknowns import Block, Poses, Unknowns
 from eddymotion.images.image import Continuous
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
-from eddymotion.machine.parallel import parallel_map
+from eddymotion.machine.parallel import parallel_iterate, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
@@ -69,7 +69,7 @@ FILL_ITERATIONS = 6
 POINTS_FOR_MODEL = 12_000
 """At most so many points tell the parameters of the model."""
 
-VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN = 600_000, 2_000
+VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN = 250_000, 2_000
 """Values (of a volume at a point) that tell the normal matrix of poses, and points that do at
 least. It takes the square of the unknowns a point, so that the points become fewer as the volumes
 become more, or get fields: its time grows as the number of volumes does. Its error leaves where
@@ -364,61 +364,75 @@ class CoupledProblem:
         self, found: Residuals, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ``G`` by parts of the brain (B, Np), and ``H`` (Np, Np)."""
+        return self.gradients_by_part(found, weights), self.normal_matrix(found, weights)
+
+    def gradients_by_part(self, found: Residuals, weights: np.ndarray) -> np.ndarray:
+        """Return ``G`` by parts of the brain, (B, Np)."""
         n, n_unknowns = len(found.precision), len(self.unknowns)
-        hessian = GramMatrix(n * n_unknowns, self.n_threads)
-        gradients = self.gradients_by_part(found, weights, hessian)
-        products = hessian.whole()
+        gradients = np.zeros((self.parts[-1] + 1, n, n_unknowns))
+
+        def sums(chunk: slice) -> np.ndarray:
+            factors = found.values[:, chunk] * weights[chunk].astype(np.float32)
+            parts = self.parts[chunk] - self.parts[chunk.start]
+            slopes = self.slopes(found, chunk)
+            return self.unknowns.pulls(
+                found.samples.motion, self.points[chunk], slopes, factors, parts
+            )
+
+        chunks = self.chunks(n)
+        summed = parallel_iterate(sums, chunks, n_threads=self.n_threads)
+        for chunk, one in zip(chunks, summed, strict=True):
+            first = self.parts[chunk.start]
+            gradients[first : first + len(one)] += one
+        return gradients.reshape(len(gradients), -1)
+
+    def normal_matrix(
+        self, found: Residuals, weights: np.ndarray, inside: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return ``H`` (Np, Np), of all points or of those `inside` (V,) bool alone."""
+        n, n_unknowns = len(found.precision), len(self.unknowns)
+        points = np.arange(len(self.points)) if inside is None else np.flatnonzero(inside)
+        every = self._every_so_many(n, len(points))
+        points = points[::every]
+        roots = np.sqrt(every * weights[points]).astype(np.float32)
+        gram = GramMatrix(n * n_unknowns, self.n_threads)
+
+        def weighted(chunk: slice) -> np.ndarray:
+            jacobian = self.jacobian(found, points[chunk])
+            jacobian *= roots[chunk]
+            return jacobian.reshape(n * n_unknowns, -1)
+
+        chunks = self.chunks(n, len(points))
+        for part in parallel_iterate(weighted, chunks, n_threads=self.n_threads):
+            gram.add(part)
+        products = gram.whole()
         between = products.reshape(n, n_unknowns, n, n_unknowns)
         between *= found.precision[:, None, :, None]
-        return gradients, products
+        return products
 
-    def gradients_by_part(
-        self, found: Residuals, weights: np.ndarray, hessian: GramMatrix | None = None
-    ) -> np.ndarray:
-        """Return ``G`` by parts of the brain, (B, Np); sum what ``H`` is made of, where asked."""
-        n, n_unknowns = len(found.precision), len(self.unknowns)
-        every = self._every_so_many(n)
-        gradients = np.zeros((self.parts[-1] + 1, n * n_unknowns))
-
-        def partial(chunk: slice) -> tuple[np.ndarray, np.ndarray]:
-            jacobian = self.jacobian(found, chunk)
-            w = weights[chunk].astype(np.float32)
-            starts = np.flatnonzero(np.diff(self.parts[chunk], prepend=-1))
-            some = slice(0, None if hessian is not None else 0, every)
-            flat = jacobian[:, :, some] * np.sqrt(every * w[some])
-            jacobian *= (found.values[:, chunk] * w)[:, None]
-            sums = np.add.reduceat(jacobian, starts, axis=2).reshape(n * n_unknowns, -1).T
-            return sums, flat.reshape(n * n_unknowns, -1)
-
-        chunks, at_a_time = self.chunks(n), max(1, self.n_threads)
-        for k in range(0, len(chunks), at_a_time):
-            together = chunks[k : k + at_a_time]
-            parts = parallel_map(partial, together, n_threads=self.n_threads)
-            for chunk, (sums, flat) in zip(together, parts, strict=True):
-                first = self.parts[chunk.start]
-                gradients[first : first + len(sums)] += sums
-                if hessian is not None:
-                    hessian.add(flat)
-        return gradients
-
-    def _every_so_many(self, n_volumes: int) -> int:
+    def _every_so_many(self, n_volumes: int, n_points: int) -> int:
         """Of how many points one tells the normal matrix."""
         dear = (len(self.unknowns) / Poses.size) ** 2
         enough = max(VALUES_FOR_HESSIAN / (n_volumes * dear), LEAST_FOR_HESSIAN)
-        return max(1, int(len(self.points) / enough))
+        return max(1, int(n_points / enough))
 
-    def chunks(self, n_volumes: int) -> list[slice]:
-        """Return the points in pieces whose Jacobian a thread can hold."""
+    def chunks(self, n_volumes: int, n_points: int | None = None) -> list[slice]:
+        """Return so many points, or all, in pieces whose Jacobian a thread can hold."""
         size = max(256, CHUNK_BYTES // (4 * n_volumes * len(self.unknowns)))
-        return [slice(k, k + size) for k in range(0, len(self.points), size)]
+        stop = len(self.points) if n_points is None else n_points
+        return [slice(k, min(k + size, stop)) for k in range(0, stop, size)]
 
-    def jacobian(self, found: Residuals, chunk: slice) -> np.ndarray:
-        """``J`` of the smoothed volumes at some points, (N, p, V)."""
+    def slopes(self, found: Residuals, points: slice | np.ndarray) -> np.ndarray:
+        """Return the slopes of the smoothed volumes at some points, (N, 3, V)."""
         samples, smoother = found.samples, found.precision
         if self.leave_one_out:
             smoother = smoother / np.maximum(np.diag(smoother), LEVERAGE_GUARD)[:, None]
-        slopes = smoothed(samples.slopes[:, :, chunk], samples.missing[:, chunk], smoother)
-        return self.unknowns.jacobian(samples.motion, self.points[chunk], slopes)
+        return smoothed(samples.slopes[:, :, points], samples.missing[:, points], smoother)
+
+    def jacobian(self, found: Residuals, points: slice | np.ndarray) -> np.ndarray:
+        """``J`` of the smoothed volumes at some points, (N, p, V)."""
+        slopes = self.slopes(found, points)
+        return self.unknowns.jacobian(found.samples.motion, self.points[points], slopes)
 
 
 @dataclass(eq=False)

@@ -265,8 +265,13 @@ def describe_beyond_repair(outliers: SliceOutliers) -> str | None:
 
 def slice_heights(points: np.ndarray, affine: np.ndarray, axis: int = 2) -> np.ndarray:
     """Where points (P, 3) of an image, RAS+ mm, are along its slice axis, in slices: (P,)."""
-    row = np.linalg.inv(affine)[axis]
+    row = slice_row(affine, axis)
     return points @ row[:3] + row[3]
+
+
+def slice_row(affine: np.ndarray, axis: int = 2) -> np.ndarray:
+    """Return what takes a point of an image, RAS+ mm and 1, to its slice, (4,)."""
+    return np.linalg.inv(affine)[axis]
 
 
 def is_lost(flags: np.ndarray, height: np.ndarray) -> np.ndarray:

@@ -15,11 +15,15 @@ import numpy as np
 from eddymotion.data.acquisition import Slicing
 from eddymotion.estimation.coupled import CoupledProblem, Residuals
 from eddymotion.estimation.normal_equations import DAMPING, NormalEquations
-from eddymotion.estimation.outliers import slice_heights
+from eddymotion.estimation.outliers import slice_row
+from eddymotion.estimation.twist_kernels import sum_twists
 from eddymotion.estimation.unknowns import POSES
 from eddymotion.images.pyramid import MIN_POINTS
 from eddymotion.mapping.motion import Motion
 from eddymotion.robust import sandwich
+
+POINTS_FOR_SHARE = 10_000
+"""About so many points tell how short steps are."""
 
 LEAST_RECOVERED = 0.1
 """Steps are not taken as shorter than by this factor."""
@@ -79,19 +83,22 @@ class Solution:
         blocks add, with random signs. 1 where too few points are left.
         """
         system, unknowns = self.system, self.problem.unknowns
-        if system is None:
+        if self.found is None or system is None:
             return 1.0
         signs = np.random.default_rng(0).choice([-1.0, 1.0], len(system.gradients))
-        rights = np.stack([system.gradients.T @ signs, system.right], axis=1)
-        solved = system.solve(rights).reshape(len(self.motion), -1, 2)
-        solved = (solved - solved.mean(axis=0))[:, unknowns.columns[POSES]]
-        away, step = np.moveaxis(solved, 2, 0)
+        away = system.solve(system.gradients.T @ signs).reshape(len(self.motion), -1)
+        away = (away - away.mean(axis=0))[:, unknowns.columns[POSES]]
         poses = unknowns.only(POSES)
-        there = self.problem.evaluate(poses.moved(self.motion, away))
+        some = np.zeros(len(self.problem.points), bool)
+        some[:: max(1, len(some) // POINTS_FOR_SHARE)] = True
+        part, here = self.problem.at(some), self.found.at(some)
+        there = part.look(poses.moved(self.motion, away))
         if there is None:
             return 1.0
-        in_mm = poses.lengths(self.problem.points)
-        back, away = (step - there.step(POSES)) * in_mm, away * in_mm
+        before = part.equations(here, here.weights)
+        after = part.equations(there, there.weights, before)
+        in_mm = poses.lengths(part.points)
+        back, away = (before.step(POSES) - after.step(POSES)) * in_mm, away * in_mm
         share = (back * away).sum() / max((away**2).sum(), np.finfo(float).tiny)
         return float(np.clip(share, LEAST_RECOVERED, 1.0))
 
@@ -102,19 +109,24 @@ class Solution:
         volumes. Were there noise alone, this would be the mean of :meth:`covariances`; what is
         alike over wide regions shows here only. NaN where a half is too small.
         """
-        if self.found is None or self.system is None:
+        found, system, problem = self.found, self.system, self.problem
+        if found is None or system is None:
             return np.full(6, np.nan)
-        whole, weights = self.system.step(POSES), self.found.weights
-        away = self.problem.points - self.problem.center
-        above = away > np.median(away, axis=0)
+        whole, weights = system.step(POSES), found.weights
+        above = problem.points > problem.center  # parts lie on one side
+        firsts = np.searchsorted(problem.parts, np.arange(len(system.gradients)))
         squares = []
         for axis, side in product(range(3), (False, True)):
             inside = above[:, axis] == side
             if (weights[inside] > 0).sum() < MIN_POINTS:
                 return np.full(6, np.nan)
-            half = self.problem.at(inside)
-            system = half.equations(self.found.at(inside), weights[inside])
-            squares.append((system.step(POSES) - whole) ** 2)
+            half = replace(
+                system,
+                hessian=problem.normal_matrix(found, weights, inside),
+                gradients=system.gradients[inside[firsts]],
+                like=None,
+            )
+            squares.append((half.step(POSES) - whole) ** 2)
         return np.mean(squares, axis=(0, 1))
 
     def scatter_of_periods(
@@ -134,25 +146,45 @@ class Solution:
             Of the images.
         n_slices : int
         """
-        problem, found, n = self.problem, self.found, len(self.motion)
-        if found is None:
+        found, system, n = self.found, self.system, len(self.motion)
+        if found is None or system is None:
             return np.full((n, 6, 6), np.nan)
-        period, weights = slicing.periods(n_slices, PERIODS), found.weights
-        pulls, hessian = np.zeros((n, 6, PERIODS)), np.zeros((n, 6, 6))
-        poses = replace(problem, blocks=problem.unknowns.only(POSES).blocks)
-        for chunk in poses.chunks(n):
-            jacobian = poses.jacobian(found, chunk)
-            for volume, own in enumerate(jacobian):
-                recorded = self.motion.recorded(volume, problem.points[chunk])
-                heights = np.rint(slice_heights(recorded, affine, slicing.axis)).astype(int)
-                inside = period[np.clip(heights, 0, n_slices - 1), None] == np.arange(PERIODS)
-                weighted = own * weights[chunk]
-                hessian[volume] += found.precision[volume, volume] * weighted @ own.T
-                pulls[volume] += (weighted * found.values[volume, chunk]) @ inside
+        period = slicing.periods(n_slices, PERIODS)
+        pulls = self._pulls_of(period, slice_row(affine, slicing.axis))
+        poses = system.unknowns.columns[POSES]
+        blocks = system.hessian.reshape(n, len(system.unknowns), n, -1)
+        hessian = np.einsum("ikil->ikl", blocks)[:, poses, poses].copy()
         diagonal = np.einsum("nkk->nk", hessian)
         diagonal += DAMPING * diagonal + np.finfo(float).tiny
-        (pose,) = poses.blocks
+        (pose,) = system.unknowns.only(POSES).blocks
         along = np.eye(6) if pose.directions is None else pose.directions
         pulls, hessian = along.T @ pulls, along.T @ hessian @ along
         steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
         return sandwich(steps, n_fitted=1)
+
+    def _pulls_of(self, period: np.ndarray, height: np.ndarray) -> np.ndarray:
+        """Sum what points of each period pull a pose by, (N, 6, PERIODS).
+
+        Parameters
+        ----------
+        period : (Z,) int array
+            Of each slice.
+        height : (4,) array
+            World point → its slice.
+        """
+        problem, found, n = self.problem, self.found, len(self.motion)
+        assert found is not None
+        weights = found.weights.astype(np.float32)
+        pulls = np.zeros((PERIODS, n, 6))
+        for chunk in problem.chunks(n):
+            points = problem.points[chunk]
+            slices = np.stack([
+                self.motion.recorded(volume, points) @ height[:3] + height[3]
+                for volume in range(n)
+            ])  # fmt: skip
+            parts = period[np.clip(np.rint(slices).astype(int), 0, len(period) - 1)]
+            factors = found.values[:, chunk] * weights[chunk]
+            slopes = problem.slopes(found, chunk)
+            sums = sum_twists(points - problem.center, slopes, factors, parts)
+            pulls[: len(sums)] += sums
+        return pulls.transpose(1, 2, 0)

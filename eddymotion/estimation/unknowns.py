@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
+from eddymotion.estimation.twist_kernels import sum_twists
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid
 
@@ -77,6 +78,29 @@ class Block(ABC):
             Of the volumes along the axes of that frame.
         """
 
+    def pulls(
+        self,
+        motion: Motion,
+        points: np.ndarray,
+        slopes: np.ndarray,
+        factors: np.ndarray,
+        parts: np.ndarray,
+    ) -> np.ndarray:
+        """Sum :meth:`columns` times factors over the points of each part, (B, N, k).
+
+        Parameters
+        ----------
+        motion, points, slopes
+            As there.
+        factors : (N, V) float32 array
+        parts : (V,) int array
+            In which of B parts each point is: ascending, from zero on.
+        """
+        columns = self.columns(motion, points, slopes)
+        columns *= factors[:, None]
+        starts = np.flatnonzero(np.diff(parts, prepend=-1))
+        return np.add.reduceat(columns, starts, axis=2).transpose(2, 0, 1)
+
     @abstractmethod
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, k) off the motion."""
@@ -118,6 +142,17 @@ class Poses(Block):
         found[:, 5] = x * gy - y * gx
         return found
 
+    def pulls(
+        self,
+        motion: Motion,
+        points: np.ndarray,
+        slopes: np.ndarray,
+        factors: np.ndarray,
+        parts: np.ndarray,
+    ) -> np.ndarray:
+        """Sum forces and their moments about the centre, without the columns."""
+        return sum_twists(points - self.center, slopes, factors, parts)
+
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Move each volume."""
         return replace(motion, matrices=motion.matrices @ exp_rigid(-step, self.center))
@@ -157,6 +192,18 @@ class Unknowns:
         """Return how the volumes change with a step, (N, p, V); see :meth:`Block.columns`."""
         found = [block.columns(motion, points, slopes) for block in self.blocks]
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def pulls(
+        self,
+        motion: Motion,
+        points: np.ndarray,
+        slopes: np.ndarray,
+        factors: np.ndarray,
+        parts: np.ndarray,
+    ) -> np.ndarray:
+        """Sum :meth:`jacobian` times factors over parts, (B, N, p); see :meth:`Block.pulls`."""
+        given = motion, points, slopes, factors, parts
+        return np.concatenate([block.pulls(*given) for block in self.blocks], axis=2)
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, p) off the motion."""

@@ -97,10 +97,11 @@ def _of_group(
     dwi, solution = solver.dwi, Solution(problem, group_motion(motion, group))
     scatter = solution.scatter_of_halves()
     apart = solution.scatter_of_periods(dwi.acquisition.slicing, dwi.affine, dwi.n_slices)
+    recovered = solution.recovered
     solution.release()
     by_noise = solution.covariances()
-    whole = by_misfit + by_noise / solution.recovered**2
-    factor = max(HALVES_FACTOR, 1 / solution.recovered)
+    whole = by_misfit + by_noise / recovered**2
+    factor = max(HALVES_FACTOR, 1 / recovered)
     whole += excess_covariance(whole, factor**2 * scatter)
     whole += pulled_by_slices(by_noise, solver.pulls_of_slices(problem, group, motion))
     return whole, by_noise, apart
