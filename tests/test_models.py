@@ -263,7 +263,7 @@ def test_slope_of_the_likelihood_equals_finite_differences(covariance):
     def value(theta):
         return restricted_likelihood(scatter, total(covariance.replaced(theta), gradients), X)[0]
 
-    _, slope = restricted_likelihood(scatter, total(covariance, gradients), X)
+    _, slope, _ = restricted_likelihood(scatter, total(covariance, gradients), X)
     found = np.tensordot(covariance.derivatives(gradients), slope, axes=2)
     steps = 1e-5 * np.eye(len(theta))
     expected = [(value(theta + h) - value(theta - h)) / 2e-5 for h in steps]

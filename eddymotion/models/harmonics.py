@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import eval_legendre, sph_harm_y
+from numpy.polynomial.legendre import leg2poly
+from scipy.special import sph_harm_y
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.models.base import projected_precision
@@ -101,7 +102,7 @@ class LegendreCovariance(Covariance):
         """``c_l P_l`` of all pairs times what the b-values do, an order each."""
         cosines = np.clip(gradients.bvecs @ gradients.bvecs.T, -1, 1)
         by_order = dict(zip(ORDERS, self.variances, strict=True))
-        parts = [by_order[order] * eval_legendre(order, cosines) for order in orders]
+        parts = [by_order[order] * _legendre(order, cosines) for order in orders]
         return np.reshape(parts, (len(orders), *cosines.shape)) * self.resemblance(gradients)
 
 
@@ -199,6 +200,15 @@ def learn_directions(
             moments.append(gain @ scatter @ gain.T / noise + spread)
         coefficients = np.mean(moments, axis=0)
     return HarmonicCovariance(isotropic, coefficients)
+
+
+def _legendre(order: int, cosines: np.ndarray) -> np.ndarray:
+    """Evaluate the Legendre polynomial of an even order, by powers of the square."""
+    squares, found = cosines * cosines, np.zeros_like(cosines)
+    for coefficient in leg2poly([0] * order + [1])[::-2]:
+        found *= squares
+        found += coefficient
+    return found
 
 
 def real_harmonics(bvecs: np.ndarray, orders: tuple[int, ...]) -> np.ndarray:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["own_style", "save_figure"]
 
+COMPRESSION = 3
+"""Of PNG files: 5 to 12 % larger than the default makes them, in half of the time."""
+
 
 @contextmanager
 def own_style() -> Iterator[None]:
@@ -37,5 +40,6 @@ def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     FigureCanvasAgg(figure)
     dated = {".svg": {"Date": None}, ".webp": None}  # the latter never holds a date
     metadata = dated.get(path.suffix, {"Software": None})
+    packed = {"pil_kwargs": {"compress_level": COMPRESSION}} if path.suffix == ".png" else {}
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, metadata=metadata)
+        figure.savefig(temporary, dpi=dpi, metadata=metadata, **packed)

@@ -110,8 +110,9 @@ class ReportData:
         predicted : dict, optional
             Of :func:`~eddymotion.reports.maps.predicted_planes` after correction.
         """
-        predictor = predictor_for(model, dwi.gradients)
-        predicted = predicted_planes(after, predictor) if predicted is None else predicted
+        models = [predictor_for(quality.model or model, dwi.gradients)
+                  for quality in (quality_before, quality_after)]  # fmt: skip
+        predicted = predicted_planes(after, models[1]) if predicted is None else predicted
         frames = Frames.of(after.grid, len(dwi))
         masks = {name: after.mask(name) for name in after.planes}
         white = white_levels(after.planes, masks, after.gradients)
@@ -128,8 +129,8 @@ class ReportData:
             sheets={name: frames.sheet(planes, white) for name, planes in shown.items()},
             boxes=frames.boxes,
             outline=frames.outline(after.grid),
-            measures=asdict(Measures.of(before, after, predictor)),
-            predictor=type(predictor).__name__,
+            measures=asdict(Measures.of(before, after, models)),
+            predictor=type(models[1]).__name__,
         )
 
     @property

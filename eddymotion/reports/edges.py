@@ -84,6 +84,16 @@ def b0_edges(slices: Slices, volumes: np.ndarray) -> dict[str, list[np.ndarray]]
     return found
 
 
+def mask_edges(mask: np.ndarray) -> list[np.ndarray]:
+    """Trace the edge of a mask (A, B): lines (K, 2) in voxels along its axes."""
+    from contourpy import contour_generator
+
+    if min(mask.shape) < 2 or not mask.any():
+        return []
+    lines: Any = contour_generator(z=mask.T.astype(float)).lines(0.5)
+    return lines
+
+
 def _means(slices: Slices, volumes: np.ndarray) -> dict[str, np.ndarray]:
     return {
         name: np.nan_to_num(slices.planes[name][..., volumes].mean(axis=-1, dtype=float))

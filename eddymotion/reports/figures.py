@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -17,9 +16,9 @@ from eddymotion.estimation.maps import cnr
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
 from eddymotion.reports import own_style
-from eddymotion.reports.edges import b0_edges, lowest_shell
+from eddymotion.reports.edges import b0_edges, lowest_shell, mask_edges
 from eddymotion.reports.maps import color_fa, local_correlation, tsnr
-from eddymotion.reports.panels import NOT_KNOWN, Box, Panels, cells
+from eddymotion.reports.panels import Box, Panels, cells
 from eddymotion.reports.slices import PLANES, Slices
 from eddymotion.reports.svg import AXIS_COLORS
 
@@ -31,7 +30,7 @@ EDGE_COLOR = "#E69F00"
 AROUND_MM = 6.0
 """What is shown around the brain where edges are drawn."""
 
-EDGES_WIDTH = 11.4
+EDGES_WIDTH, GAP = 11.4, 0.035
 """Of the figure of edges, inches."""
 
 BAR_WIDTH = 0.22
@@ -137,20 +136,18 @@ def brain_figure(after: Slices) -> Figure:
     """
     gradients = after.gradients
     volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
-    extents = [np.array(after.mask(name).shape) * after.sizes(name) for name in PLANES]
-    widths = [float(width / height) for width, height in extents]
-    figure = Figure(figsize=(EDGES_WIDTH, EDGES_WIDTH / sum(widths)))
-    panels = figure.subplots(1, len(PLANES), width_ratios=widths)
-    figure.subplots_adjust(0, 0, 1, 1, wspace=0.01)
     means = {name: after.planes[name][..., volumes].mean(axis=-1, dtype=float) for name in PLANES}
-    inside = np.concatenate([means[name][after.mask(name)] for name in PLANES])
-    white = float(np.percentile(inside, 99)) if inside.size else 1.0
-    for axes, name in zip(panels, PLANES, strict=True):
-        _show(axes, means[name].T, after.sizes(name), vmin=0, vmax=white,
-              interpolation="bilinear")  # fmt: skip
-        if after.mask(name).any():
-            axes.contour(after.mask(name).T, [0.5], colors=EDGE_COLOR, linewidths=1.1)
-    return figure
+    panels, (row,) = _three_planes(after, {name: (slice(None),) * 2 for name in PLANES}, 1)
+    for cell, name in zip(row, PLANES, strict=True):
+        masks = [after.mask(one) for one in PLANES]
+        inside = np.concatenate(
+            [means[one][mask] for one, mask in zip(PLANES, masks, strict=True)]
+        )
+        white = float(np.percentile(inside, 99)) if inside.size else 1.0
+        mask, sizes = after.mask(name), after.sizes(name)
+        panels.image(cell, means[name].T, sizes, vmin=0, vmax=white, interpolation="bilinear")
+        panels.lines(cell, mask_edges(mask), mask.T.shape, sizes, colors=EDGE_COLOR)
+    return panels.figure
 
 
 @own_style()
@@ -166,30 +163,36 @@ def b0_edges_figure(before: Slices, after: Slices) -> Figure:
         With b=0 and with diffusion-weighted volumes.
     """
     rows = ("before", before, before.gradients.b0s[:1]), ("after", after, after.gradients.b0s)
-    boxes = [_around(after.mask(name), AROUND_MM / after.sizes(name)) for name in PLANES]
-    extents = [
-        np.array([part.stop - part.start for part in box]) * after.sizes(name)
-        for box, name in zip(boxes, PLANES, strict=True)
-    ]
-    widths = [float(width / height) for width, height in extents]
-    figure = Figure(figsize=(EDGES_WIDTH, 2 * EDGES_WIDTH / sum(widths)))
-    panels = figure.subplots(2, len(PLANES), width_ratios=widths)
-    figure.subplots_adjust(0.025, 0, 1, 1, wspace=0.01, hspace=0.015)
-    for row, (words, view, b0s) in zip(panels, rows, strict=True):
+    boxes = {name: _around(after.mask(name), AROUND_MM / after.sizes(name)) for name in PLANES}
+    panels, cells_of = _three_planes(after, boxes, 2, before=0.025 * EDGES_WIDTH)
+    for row, (words, view, b0s) in zip(cells_of, rows, strict=True):
         pictures, edges = lowest_shell(view), b0_edges(view, b0s)
         inside = np.concatenate([pictures[name][view.mask(name)] for name in PLANES])
         white = float(np.percentile(inside, 99)) if inside.size else 1.0
-        for axes, name in zip(row, PLANES, strict=True):
-            _show(axes, pictures[name].T, view.sizes(name), vmin=0, vmax=white,
-                  interpolation="bilinear")  # fmt: skip
-            axes.add_collection(
-                LineCollection(edges[name], colors=EDGE_COLOR, linewidths=1.1), autolim=False
-            )
-            right, up = _around(view.mask(name), AROUND_MM / view.sizes(name))
-            axes.set_xlim(right.start - 0.5, right.stop - 0.5)
-            axes.set_ylim(up.start - 0.5, up.stop - 0.5)
-        row[0].set_ylabel(words, fontsize="x-large")
-    return figure
+        for cell, name in zip(row, PLANES, strict=True):
+            box, sizes = boxes[name], view.sizes(name)
+            picture = pictures[name][box].T
+            panels.image(cell, picture, sizes, vmin=0, vmax=white, interpolation="bilinear")
+            corner = [part.start or 0 for part in box]
+            lines = [line - corner for line in edges[name]]
+            panels.lines(cell, lines, picture.shape, sizes, colors=EDGE_COLOR)
+        panels.label(row[0], words, fontsize="x-large")
+    return panels.figure
+
+
+def _three_planes(
+    view: Slices, boxes: Mapping[str, tuple[slice, ...]], n_rows: int, before: float = 0.0
+) -> tuple[Panels, list[list[Box]]]:
+    """Make room for parts of the three planes, all of one height, and for words before them."""
+    widths = []
+    for name in PLANES:
+        size = np.array(view.mask(name)[boxes[name]].shape) * view.sizes(name)
+        widths.append(float(size[0] / size[1]))
+    inner = EDGES_WIDTH - before
+    height = (inner - GAP * (len(widths) - 1)) / sum(widths)
+    tall = n_rows * height + (n_rows - 1) * GAP
+    panels = Panels(EDGES_WIDTH, tall)
+    return panels, cells(Box(before, 0.0, inner, tall), n_rows, widths, gap=GAP)
 
 
 @own_style()
@@ -321,16 +324,3 @@ def _around(mask: np.ndarray, margin: Sequence[float] | np.ndarray = (0, 0)) -> 
         slice(max(int(k.min() - more), 0), min(int(k.max() + more) + 1, n))
         for k, more, n in zip(np.nonzero(mask), margin, mask.shape, strict=True)
     )
-
-
-def _show(axes: Axes, picture: np.ndarray, sizes: np.ndarray, **options: Any) -> Any:
-    axes.set_facecolor(NOT_KNOWN)
-    shown = axes.imshow(
-        picture, origin="lower", aspect=sizes[1] / sizes[0], **({"cmap": "gray"} | options)
-    )
-    axes.set_anchor("N")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    return shown

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,10 +141,9 @@ class Measures:
     residual_percent: tuple[float, float]
 
     @classmethod
-    def of(cls, before: Slices, after: Slices, model: Model) -> Measures:
-        """Measure at points of the brain."""
-        pair = [_measure(slices, model) for slices in (before, after)]
-        first, second = pair
+    def of(cls, before: Slices, after: Slices, models: Sequence[Model]) -> Measures:
+        """Measure at points of the brain, with a model of each."""
+        first, second = map(_measure, (before, after), models)
         return cls(
             (first["ndc"], second["ndc"]),
             (first["tsnr"], second["tsnr"]),

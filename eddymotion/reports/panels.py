@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 
 NOT_KNOWN = "#4A4A4A"
 """Outside the brain, or not predicted."""
@@ -73,7 +75,7 @@ class Panels:
     ) -> AxesImage:
         """Show a picture (B, A) with its first row at the bottom; `sizes` (2,) are of its pixels.
 
-        Options are ``cmap``, ``vmin`` and ``vmax``.
+        Options are ``cmap``, ``vmin``, ``vmax`` and ``interpolation``.
         """
         box = cell.around(picture, sizes)
         limits = {name: options.pop(name, None) for name in ("vmin", "vmax")}
@@ -87,6 +89,29 @@ class Panels:
         shown.set_clim(**limits)
         self.axes.add_image(shown)
         return shown
+
+    def lines(
+        self,
+        cell: Box,
+        lines: Sequence[np.ndarray],
+        shape: Sequence[int],
+        sizes: Sequence[float] | np.ndarray,
+        **options: Any,
+    ) -> None:
+        """Draw lines (K, 2) on the picture of a cell: in its pixels, across and up, from 0 on.
+
+        The picture's `shape` and `sizes` are those of :meth:`image`.
+        """
+        box = cell.around(np.empty(shape), sizes)
+        scale = np.array([box.width, -box.height]) / shape[1::-1]
+        corner = np.array([box.left, box.top + box.height])
+        drawn = LineCollection(
+            [corner + (line + 0.5) * scale for line in lines], linewidths=1.1, **options
+        )
+        drawn.set_clip_path(
+            Rectangle((box.left, box.top), box.width, box.height, transform=self.axes.transData)
+        )
+        self.axes.add_collection(drawn, autolim=False)
 
     def title(self, cell: Box, words: str, *, middle: bool = True) -> None:
         """Write above a cell."""

@@ -84,11 +84,14 @@ def draw_series(
     )
     from eddymotion.reports.sprites import white_levels
 
-    predictor = predictor_for(model, dwi.gradients)
+    first, second = (
+        predictor_for(quality.model or model, dwi.gradients)
+        for quality in (quality_before, quality_after)
+    )
     write_text(outputs["report_steps"], table_text(_steps(log)))
     with one_blas_thread(), ThreadPoolExecutor(1) as beside:
-        unmoved = beside.submit(predicted_planes, before, predictor)
-        predicted = {"after": predicted_planes(after, predictor), "before": unmoved.result()}
+        unmoved = beside.submit(predicted_planes, before, first)
+        predicted = {"after": predicted_planes(after, second), "before": unmoved.result()}
         data = beside.submit(
             ReportData.of, dwi, model, before, after, quality_before, quality_after,
             predicted=predicted["after"],

@@ -14,11 +14,14 @@ TURNED_AXIS = {"sagittal": 0, "axial": 1}
 """Which axis of these planes is y."""
 
 
-def edge_shift(axes, axis):
+def edge_shift(image, lines, axis):
     """Shift of the lines, pixels, that puts them on the strongest edges of the picture."""
-    (lines,) = axes.collections
-    points = np.concatenate([path.vertices for path in lines.get_paths()])[:, ::-1]  # row, column
-    slope = np.hypot(*np.gradient(np.asarray(axes.images[0].get_array())))
+    points = np.concatenate([path.vertices for path in lines.get_paths()])
+    left, right, bottom, top = image.get_extent()
+    picture = np.asarray(image.get_array())
+    inside = (points - [left, bottom]) / [right - left, top - bottom]
+    points = (inside * picture.shape[::-1] - 0.5)[:, ::-1]  # row, column
+    slope = np.hypot(*np.gradient(picture))
     shifts = np.arange(-4, 4.5, 0.5)
     along = np.eye(2)[1 - axis]
     hit = [map_coordinates(slope, (points + s * along).T, order=1).mean() for s in shifts]
@@ -31,9 +34,10 @@ def test_lines_leave_the_edges_of_displaced_volumes(still, voxels):
     dwis = still.gradients.dwis
     signal[..., dwis] = np.roll(signal[..., dwis], voxels, axis=1)
     displaced = Slices.of(replace(still, signal=signal))
-    figure = b0_edges_figure(Slices.of(still), displaced)
-    rows = np.reshape(figure.axes, (2, len(PLANES)))
+    (axes,) = b0_edges_figure(Slices.of(still), displaced).axes
+    assert len(axes.images) == len(axes.collections) == 2 * len(PLANES)
     for name, axis in TURNED_AXIS.items():
-        at_rest, apart = (edge_shift(row[PLANES.index(name)], axis) for row in rows)
+        rows = (PLANES.index(name), len(PLANES) + PLANES.index(name))
+        at_rest, apart = (edge_shift(axes.images[k], axes.collections[k], axis) for k in rows)
         assert at_rest == pytest.approx(0, abs=0.5)
         assert apart - at_rest == pytest.approx(voxels, abs=0.5)
