@@ -16,7 +16,7 @@ from eddymotion.data.series import DWI, Series
 from eddymotion.estimation.outliers import slice_heights
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
-from eddymotion.images.pyramid import crop
+from eddymotion.images.pyramid import SPLINE_VOXELS, crop
 from eddymotion.images.stack import KnownSlices
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.resampling import Resampled
@@ -24,10 +24,6 @@ from eddymotion.resampling import Resampled
 SHARE_OF_SERIES = 1 / 8
 LEAST_BYTES, MOST_BYTES = 2**25, 2**28
 """A block is such a part of the series, as float32, within these limits."""
-
-SPLINE_VOXELS = 8.0
-"""What is kept around a slab of a volume to interpolate it: farther voxels count for less than
-1e-4 there."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,6 +43,7 @@ from scipy import ndimage
 
 from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.estimation.misfits import Misfits
+from eddymotion.estimation.slice_kernels import SliceSums
 from eddymotion.images.image import Image
 from eddymotion.images.stack import SliceWeights
 from eddymotion.robust import robust_deviation
@@ -346,37 +347,52 @@ def fit_slices(
         Which slices make up what is observed, where the head moved within the volume; as those
         of an image are interpolated when not given.
     """
-    index = np.rint(height).astype(int)
-    counted = (np.abs(height - index) < OFF_MIDDLE) & (index >= 0) & (index < n_slices)
-    counted &= np.isfinite(observed) & np.isfinite(predicted)
-    index = index[counted]
-    y, p, h = (values[counted].astype(float) for values in (observed, predicted, height))
-    n_points = np.bincount(index, minlength=n_slices)
     if mixture is None:
-        (knots, weights), at_knots = _spline_weights(h, n_slices), _at_slices(n_slices)
+        sums = SliceSums.of_spline(observed, predicted, height, n_slices, OFF_MIDDLE)
+        at_knots = _at_slices(n_slices)
     else:
-        (knots, weights), at_knots = _mixed_weights(mixture, counted, n_slices), np.eye(n_slices)
-    normal, slopes = np.zeros((n_slices, n_slices)), np.zeros(n_slices)
-    power = p * p
-    for a in range(len(knots)):
-        slopes += np.bincount(knots[a], weights[a] * p * (y - p), n_slices)
-        for b in range(a + 1):
-            cells = knots[a] * n_slices + knots[b]
-            entries = np.bincount(cells, weights[a] * weights[b] * power, n_slices**2)
-            entries = entries.reshape(n_slices, n_slices)
-            normal += entries if a == b else entries + entries.T
+        sums = _sums_of_mixture(observed, predicted, height, n_slices, mixture)
+        at_knots = np.eye(n_slices)
+    normal, n_points = sums.normal.copy(), sums.n_points
     normal[np.diag_indices(n_slices)] += RIDGE * max(normal.max(), np.finfo(float).tiny)
     covariance = np.linalg.inv(normal)
-    change = covariance @ slopes
-    residual = y - p * (1 + np.einsum("kv,kv->v", weights, change[knots]))
-    error = np.sqrt(np.einsum("ij,jk,ik->i", at_knots, covariance, at_knots))
-    error *= np.sqrt((residual**2).mean()) if len(y) else np.nan
-    squares = np.bincount(index, (y - p) ** 2, n_slices) / np.maximum(n_points, 1)
+    change = covariance @ sums.slopes
+    misfit = sums.squares.sum() - 2 * change @ sums.slopes + change @ sums.normal @ change
+    n_all = n_points.sum()
+    error = np.sqrt(np.einsum("ij,jk,ik->i", at_knots, covariance, at_knots, optimize=True))
+    error *= np.sqrt(max(misfit, 0.0) / n_all) if n_all else np.nan
+    squares = sums.squares / np.maximum(n_points, 1)
     enough = n_points >= MIN_POINTS_IN_SLICE
     gain, error, squares = (
         np.where(enough, column, np.nan) for column in (1 + at_knots @ change, error, squares)
     )
     return SliceFit(gain, error, squares, n_points)
+
+
+def _sums_of_mixture(
+    observed: np.ndarray,
+    predicted: np.ndarray,
+    height: np.ndarray,
+    n_slices: int,
+    mixture: SliceWeights,
+) -> SliceSums:
+    """Sum as :meth:`SliceSums.of_spline`, of points that are a mixture of slices."""
+    index = np.rint(height).astype(int)
+    counted = (np.abs(height - index) < OFF_MIDDLE) & (index >= 0) & (index < n_slices)
+    counted &= np.isfinite(observed) & np.isfinite(predicted)
+    index = index[counted]
+    y, p = (values[counted].astype(float) for values in (observed, predicted))
+    knots, weights = _mixed_weights(mixture, counted, n_slices)
+    normal, slopes = np.zeros((n_slices, n_slices)), np.zeros(n_slices)
+    for a in range(len(knots)):
+        slopes += np.bincount(knots[a], weights[a] * p * (y - p), n_slices)
+        for b in range(a + 1):
+            cells = knots[a] * n_slices + knots[b]
+            entries = np.bincount(cells, weights[a] * weights[b] * p * p, n_slices**2)
+            entries = entries.reshape(n_slices, n_slices)
+            normal += entries if a == b else entries + entries.T
+    squares = np.bincount(index, (y - p) ** 2, n_slices)
+    return SliceSums(normal, slopes, squares, np.bincount(index, minlength=n_slices))
 
 
 def _spline_weights(height: np.ndarray, n_slices: int) -> tuple[np.ndarray, np.ndarray]:

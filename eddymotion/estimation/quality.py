@@ -26,7 +26,7 @@ from eddymotion.estimation.outliers import (
     score_slices,
     slice_heights,
 )
-from eddymotion.images.pyramid import jittered_points
+from eddymotion.images.pyramid import SPLINE_VOXELS, crop, jittered_points
 from eddymotion.images.stack import REBUILDING, SliceWeights
 from eddymotion.machine.parallel import one_blas_thread, parallel_map
 from eddymotion.mapping.motion import Motion
@@ -264,12 +264,16 @@ class _Reading:
         points = jittered_points(dwi.mask, dwi.affine, N_POINTS, random)
         values = np.empty((len(motions), len(dwi), len(points)), np.float32)
         heights = np.empty_like(values)
+        margin = SPLINE_VOXELS * float(dwi.voxel_sizes.max())
 
         def read(volume: int) -> None:
             image, axis = dwi.volume_with_missing(volume), dwi.acquisition.slicing.axis
-            for k, motion in enumerate(motions):
-                mapping = motion.mapping(volume)
-                recorded, factor = mapping.displaced(points)
+            mappings = [motion.mapping(volume) for motion in motions]
+            placed = [mapping.displaced(points) for mapping in mappings]
+            if all(mapping.slices is None for mapping in mappings):
+                there = np.concatenate([recorded for recorded, _ in placed])
+                image = crop(image, there, margin)
+            for k, (mapping, (recorded, factor)) in enumerate(zip(mappings, placed, strict=True)):
                 if mapping.slices is None:
                     values[k, volume] = image.spline.sample(recorded) * factor
                 else:

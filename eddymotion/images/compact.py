@@ -111,14 +111,21 @@ class CompactSpline(Continuous):
 
 def _as_integers(kept: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """Round coefficients (K,) to multiples of a unit; NaN to what stands for it."""
-    known = np.isfinite(kept)
-    sizes = np.abs(kept[known])
-    largest = float(np.max(sizes, initial=0.0))
+    sizes = np.abs(kept)
+    largest, unknown = float(np.max(sizes, initial=0.0)), None
+    if not np.isfinite(largest):  # few volumes miss something
+        unknown = ~np.isfinite(kept)
+        sizes = sizes[~unknown]
+        largest = float(np.max(sizes, initial=0.0))
     if len(sizes) and (usual := float(np.median(sizes[::EVERY_FOR_MEDIAN]))):
         largest = min(largest, MOST_OF_MEDIAN * usual)
     unit = np.float32(max(largest / LARGEST, float(np.finfo(np.float32).tiny)))
-    rounded = np.rint(np.clip(kept / unit, -LARGEST, LARGEST))
-    return np.where(known, rounded, MISSING).astype(np.int16), unit
+    scaled = kept / unit
+    np.clip(scaled, -LARGEST, LARGEST, out=scaled)
+    np.rint(scaled, out=scaled)
+    if unknown is not None:
+        scaled[unknown] = MISSING
+    return scaled.astype(np.int16), unit
 
 
 def _cells(

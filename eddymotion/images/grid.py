@@ -35,6 +35,13 @@ def all_points(
     return points.reshape(3, -1).T if order == "C" else points.T.reshape(-1, 3)
 
 
+def transformed(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map points (P, 3) by a matrix (4, 4), as ``apply_affine`` does in four times the time."""
+    columns = matrix[:3, :3] @ points.T
+    columns += matrix[:3, 3:]
+    return np.ascontiguousarray(columns.T)
+
+
 def grid_indices(
     shape: Sequence[int], *, order: Literal["C", "F"] = "C", slab: slice = ALL, axis: int = 2
 ) -> np.ndarray:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine, from_matvec
+from nibabel.affines import from_matvec
 
 from eddymotion.errors import EddymotionError
-from eddymotion.images.grid import block_means
+from eddymotion.images.grid import block_means, transformed
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import smooth
 
@@ -27,6 +27,10 @@ BLOCK_MM = 15.0
 
 THICKNESS_POWER = 1.5
 """See :func:`fine_widths`."""
+
+SPLINE_VOXELS = 8.0
+"""What is kept around points to interpolate an image there: farther voxels count for less than
+1e-4."""
 
 KNOWN_SHARE, KNOWN_SHARE_COARSE, LEAST_SHARE = 0.9, 0.1, 1e-3
 """A filter's value holds where at least so much of its weight lies on what is known. Coarse levels
@@ -91,7 +95,7 @@ def jittered_points(
     """Draw random points of a mask, never on the grid: (P, 3), RAS+ mm."""
     voxels = np.argwhere(mask)
     chosen = voxels[random.choice(len(voxels), min(n_points, len(voxels)), replace=False)]
-    return apply_affine(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
+    return transformed(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
 
 
 def steepest(steepness: np.ndarray, n_points: int, random: np.random.Generator) -> np.ndarray:
@@ -183,10 +187,12 @@ def _ratio(weighted: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def crop(image: Image, points: np.ndarray, margin: float | np.ndarray) -> Image:
     """Cut an image down to a box around world points (P, 3), `margin` mm wider (by axis, (3,))."""
-    voxels = apply_affine(np.linalg.inv(image.affine), points)
+    to_voxels = np.linalg.inv(image.affine)
+    along = to_voxels[:3, :3] @ points.T
     wide = margin / image.voxel_sizes
-    low = np.maximum(np.floor(voxels.min(axis=0) - wide), 0).astype(int)
-    high = np.minimum(np.ceil(voxels.max(axis=0) + wide) + 1, image.data.shape).astype(int)
+    low, high = along.min(axis=1) + to_voxels[:3, 3], along.max(axis=1) + to_voxels[:3, 3]
+    low = np.maximum(np.floor(low - wide), 0).astype(int)
+    high = np.minimum(np.ceil(high + wide) + 1, image.data.shape).astype(int)
     if (high - low < 4).any():  # outside: nothing to be gained
         return image
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from nibabel.affines import apply_affine
 
+from eddymotion.images.grid import transformed
 from eddymotion.images.image import Continuous, Image
 from eddymotion.images.stack import KRIGING, REBUILDING, KnownSlices, Kriging, SliceStack
 from eddymotion.mapping.eddy_currents import EddyCurrents
@@ -97,7 +97,7 @@ class VolumeMapping:
             scanned = self.slices.scanned(points)
             return scanned if moved is None else scanned + moved, factor
         if self.eddy_currents is None:
-            return self._off_resonant(points, apply_affine(self.pose, points), 1.0, there)
+            return self._off_resonant(points, transformed(self.pose, points), 1.0, there)
         by_eddy = self.eddy_currents.displaced(0, points, self.pose)
         return self._off_resonant(points, *by_eddy, there)
 
@@ -111,13 +111,13 @@ class VolumeMapping:
         if self.has_no_fields:
             return None, 1.0
         recorded, factor = replace(self, slices=None).displaced(points, there)
-        return recorded - apply_affine(self.pose, points), factor
+        return recorded - transformed(self.pose, points), factor
 
     def displaced_by_definition(
         self, points: np.ndarray, there: FieldThere | None = None
     ) -> tuple[np.ndarray, np.ndarray | float]:
         """Return :meth:`displaced` in plain NumPy: what the compiled kernels are held against."""
-        scanner, eddy = apply_affine(self.pose, points), self.eddy_currents
+        scanner, eddy = transformed(self.pose, points), self.eddy_currents
         if eddy is None:
             return self._off_resonant(points, scanner, 1.0, there)
         by_eddy = eddy.recorded(0, scanner), eddy.stretch(0, scanner)
@@ -214,6 +214,8 @@ class VolumeMapping:
 
     def sample(self, image: Continuous, points: np.ndarray) -> np.ndarray:
         """Read the signal at points (P, 3) of the head, without the fields; NaN outside: (P,)."""
+        if self.is_rigid:
+            return image.sample(points, self.pose)
         recorded, factor = self.displaced(points)
         values = image.sample(recorded)
         values *= factor

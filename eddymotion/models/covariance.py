@@ -33,8 +33,8 @@ LONGEST_STEP = 2.0
 """Of a logarithm, in one step."""
 
 SETTLED = 1e-6
-"""What a step is to gain of −2 × log-likelihood a voxel when it is not taken any more: of 20,000 voxels
-together a fiftieth, where one is a chance."""
+"""What a step is to gain of −2 × log-likelihood a voxel when it is not taken any more: a fiftieth
+of 20,000 voxels together, where one is a chance."""
 
 _SPHERE_ANGLES = (np.arange(2000) + 0.5) * np.pi / 4000  # 0 … 90°, for averages over directions
 

@@ -137,6 +137,8 @@ def brain_figure(after: Slices) -> Figure:
     gradients = after.gradients
     volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
     means = {name: after.planes[name][..., volumes].mean(axis=-1, dtype=float) for name in PLANES}
+    inside = np.concatenate([means[name][after.mask(name)] for name in PLANES])
+    white = float(np.percentile(inside, 99)) if inside.size else 1.0
     panels, (row,) = _three_planes(after, {name: (slice(None),) * 2 for name in PLANES}, 1)
     for cell, name in zip(row, PLANES, strict=True):
         masks = [after.mask(one) for one in PLANES]

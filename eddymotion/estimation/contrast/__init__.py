@@ -40,7 +40,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.contrast.clusters import COARSE, FINE
+from eddymotion.estimation.contrast.clusters import COARSE, FINE, Clusters
 from eddymotion.estimation.contrast.equations import (
     FIRST_STEPS,
     LAST_STEPS,
@@ -49,8 +49,8 @@ from eddymotion.estimation.contrast.equations import (
 )
 from eddymotion.mapping.motion import Motion
 
-N_NORMALS, LAST_NORMALS = 3, 2
-"""How often the normal matrix is renewed, with a part of the clusters and with all."""
+N_NORMALS, LAST_NORMALS = 3, 1
+"""How many normal matrices there are, with a part of the clusters and with all."""
 
 
 def offset_from_images(
@@ -61,6 +61,7 @@ def offset_from_images(
     start: np.ndarray,
     *,
     others: Sequence[np.ndarray] = (),
+    near: bool = False,
     seed: int = 0,
     n_threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -79,6 +80,8 @@ def offset_from_images(
         b=0 frame → frame of the diffusion-weighted volumes.
     others : sequence of (4, 4) array
         Further starts, for the finest width alone.
+    near : bool
+        Whether the start is known to a part of a voxel, so that coarse widths add nothing.
     seed : int
     n_threads : int
 
@@ -93,19 +96,21 @@ def offset_from_images(
     None where too little of the head lies inside the volumes.
     """
     random = np.random.default_rng(seed)
-    series = (dwi, volumes, motion, b0_matrices)
+    series = (volumes, motion, b0_matrices)
     at_start = np.linalg.inv(start)
-    to_b0 = at_start
+    to_b0, poses = at_start, [at_start]
     for width in COARSE:
-        equations = ContrastEquations.at_width(width, *series, random, n_threads)
+        clusters = Clusters.draw(dwi, width, random, n_threads)
+        if near:  # drawn all the same: the finest points are those of a start that is not near
+            continue
+        equations = ContrastEquations.at(clusters, width, *series)
         solved = equations.solve(to_b0, n_normals=N_NORMALS)
         if solved is None:
             return None
-        to_b0 = solved.to_b0
-    fine = ContrastEquations.at_width(FINE, *series, random, n_threads)
+        poses = [at_start, to_b0 := solved.to_b0]  # coarse widths reach far; on some heads err
+    fine = ContrastEquations.at(Clusters.draw(dwi, FINE, random, n_threads), FINE, *series)
     few = fine.thinned()
-    # what is coarse reaches far, but is wrong on some heads
-    poses = [at_start, to_b0, *map(np.linalg.inv, others)]
+    poses = [*poses, *map(np.linalg.inv, others)]
     starts = [few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in poses]
     solved = min((one for one in starts if one is not None), key=_cost, default=None)
     if solved is not None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation.contrast.basis import Basis, Moments
+from eddymotion.images.grid import transformed
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import (
     BRAIN_SIZE_MM,
@@ -129,7 +129,7 @@ class Clusters:
     def shown(self, volume: int, matrix: np.ndarray) -> Spline:
         """Return a volume, smoothed, as far as the points reach in it."""
         image = self.dwi.volume_with_missing(volume)
-        there = apply_affine(matrix, self.points.reshape(-1, 3)[::BOX_EVERY])
+        there = transformed(matrix, self.points.reshape(-1, 3)[::BOX_EVERY])
         margin = MARGIN_FWHM * self.fwhm + MARGIN_VOXELS * self.dwi.voxel_sizes
         return Spline.of(low_pass(crop(image, there, margin), self.fwhm))
 

@@ -9,7 +9,6 @@ from functools import cached_property
 
 import numpy as np
 
-from eddymotion.data.series import DWI
 from eddymotion.estimation.contrast.basis import Basis, Moments
 from eddymotion.estimation.contrast.clusters import (
     FINE,
@@ -118,18 +117,15 @@ class ContrastEquations:
     tolerance: float
 
     @classmethod
-    def at_width(
+    def at(
         cls,
+        clusters: Clusters,
         width: Width,
-        dwi: DWI,
         volumes: np.ndarray,
         motion: Motion,
         b0_matrices: np.ndarray,
-        random: np.random.Generator,
-        n_threads: int,
     ) -> ContrastEquations:
-        """Draw points, read the volumes there and form the functions; others as above."""
-        clusters = Clusters.draw(dwi, width, random, n_threads)
+        """Read the volumes at the points and form the functions; others as above."""
         every = -(-len(volumes) // width.n_volumes)
         moments = clusters.moments(
             volumes[::every],
@@ -137,6 +133,7 @@ class ContrastEquations:
             with_gradients=width is FINE,
         )
         basis = Basis.over(moments, width.place_order)
+        dwi = clusters.dwi
         return cls(
             clusters,
             basis,

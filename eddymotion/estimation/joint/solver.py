@@ -37,6 +37,7 @@ from eddymotion.estimation.unknowns import POSES, Block, Poses
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.axes import image_axes
 from eddymotion.images.compact import CompactSpline
+from eddymotion.images.grid import transformed
 from eddymotion.images.image import Continuous, Spline
 from eddymotion.images.pyramid import (
     BLOCK_MM,
@@ -449,7 +450,7 @@ class JointSolver:
             image = self.dwi.volume_with_missing(volume)
             if self.outliers is not None:
                 image = rescaled(image, self.outliers, volume)
-            brain = apply_affine(matrices[volume], self.surface)
+            brain = transformed(matrices[volume], self.surface)
             if cut and level is not COARSE[0]:
                 image = crop(image, brain, margin)
             shown = band_pass(image, level, self.scale, thickness_power)
