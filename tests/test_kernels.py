@@ -6,7 +6,10 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 
+from eddymotion.estimation.slice_kernels import SliceSums
+from eddymotion.estimation.twist_kernels import sum_twists
 from eddymotion.images import kernels
+from eddymotion.images.grid import transformed
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import (
     sample_grid,
@@ -187,3 +190,48 @@ def test_a_pose_moves_points_and_turns_gradients(volume):
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     np.testing.assert_allclose(gradients, slopes @ pose[:3, :3], rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(spline.sample(points, pose), values)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_forces_and_moments_add_up_part_by_part(own):
+    random = np.random.default_rng(11)
+    points, slopes = random.normal(size=(50, 3)) * 30, random.normal(size=(4, 3, 50))
+    factors = random.normal(size=(4, 50)).astype(np.float32)
+    parts = random.integers(0, 3, (4, 50)) if own else np.sort(random.integers(0, 3, 50))
+    found = sum_twists(points, slopes.astype(np.float32), factors, parts)
+    forces = (slopes * factors[:, None]).transpose(0, 2, 1)
+    both = np.concatenate([forces, np.cross(points, forces)], axis=2)
+    for part in range(3):
+        inside = np.broadcast_to(parts, (4, 50)) == part
+        expected = (both * inside[..., None]).sum(axis=1)
+        np.testing.assert_allclose(found[part], expected, atol=1e-3, rtol=1e-4)
+
+
+def test_sums_over_slices_are_those_of_the_spline_at_the_points():
+    """Gains that change as hats of one coefficient, interpolated as an image; edges mirrored."""
+    random, n_slices = np.random.default_rng(12), 7
+    height = random.uniform(-1, n_slices, 400).astype(np.float32)
+    observed, predicted = random.uniform(1, 2, (2, 400)).astype(np.float32)
+    observed[::9], predicted[5::9] = np.nan, np.nan
+    found = SliceSums.of_spline(observed, predicted, height, n_slices, 0.3)
+    index = np.rint(height)
+    counted = (np.abs(height - index) < 0.3) & (index >= 0) & (index < n_slices)
+    counted &= np.isfinite(observed) & np.isfinite(predicted)
+    y, p, h = (of[counted].astype(float) for of in (observed, predicted, height))
+    columns = p * np.stack([
+        map_coordinates(one, h[None], order=3, mode="mirror", prefilter=False)
+        for one in np.eye(n_slices)
+    ])  # fmt: skip
+    np.testing.assert_allclose(found.normal, columns @ columns.T, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.slopes, columns @ (y - p), rtol=1e-6, atol=1e-9)
+    of_slice = index[counted].astype(int)
+    np.testing.assert_array_equal(found.n_points, np.bincount(of_slice, minlength=n_slices))
+    squares = np.bincount(of_slice, (y - p) ** 2, n_slices)
+    np.testing.assert_allclose(found.squares, squares, rtol=1e-6)
+
+
+def test_points_are_mapped_as_nibabel_maps_them():
+    matrix = rigid_matrix(np.array([3.0, -2, 1]), np.array([0.1, 0.2, -0.3]), np.ones(3))
+    points = np.random.default_rng(13).normal(size=(20, 3)) * 50
+    np.testing.assert_allclose(transformed(matrix, points), apply_affine(matrix, points))
+    assert transformed(matrix, points).flags.c_contiguous

@@ -292,6 +292,26 @@ def test_reml_recovers_the_parameters_of_the_data(covariance):
     np.testing.assert_allclose(found.theta(table), covariance.theta(table), atol=0.12)
 
 
+@pytest.mark.parametrize("covariance", FAMILIES)
+def test_no_other_descent_finds_likelier_parameters(covariance):
+    from scipy.optimize import minimize
+
+    gradients = shelled_scheme({1000: 20, 2500: 30}, 2)
+    table = gradients.select(gradients.dwis)
+    voxels = draw_voxels(covariance, table, 2000)
+    scatter, X = voxels.T @ voxels / len(voxels), mean_design(table)
+    found = fit_covariance(type(covariance)(), scatter, table, X)
+    found = getattr(found, "isotropic", found)
+
+    def value(theta):
+        return restricted_likelihood(scatter, total(covariance.replaced(theta), table), X)[0]
+
+    start = found.theta(table)
+    best = minimize(value, start, method="Nelder-Mead", bounds=covariance.bounds(table),
+                    options={"maxfev": 400, "fatol": 1e-9})  # fmt: skip
+    assert value(start) - best.fun < 1e-5
+
+
 def test_directions_that_are_not_alike_are_learnt():
     """A covariance with one preferred axis beats the isotropic one, and is found."""
     gradients = shelled_scheme({1000: 40, 2500: 40}, 1)

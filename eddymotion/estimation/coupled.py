@@ -39,7 +39,7 @@ Poses and fields are blocks of unknowns (:mod:`eddymotion.estimation.unknowns`),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -386,35 +386,43 @@ class CoupledProblem:
             gradients[first : first + len(one)] += one
         return gradients.reshape(len(gradients), -1)
 
-    def normal_matrix(
-        self, found: Residuals, weights: np.ndarray, inside: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return ``H`` (Np, Np), of all points or of those `inside` (V,) bool alone."""
+    def normal_matrix(self, found: Residuals, weights: np.ndarray) -> np.ndarray:
+        """Return ``H`` (Np, Np)."""
+        gram = GramMatrix(len(found.precision) * len(self.unknowns), self.n_threads)
+        for part in self.columns_by_chunk(found, weights, self.points_for_matrix(found)):
+            gram.add(part)
+        return self.between_volumes(found, gram.whole())
+
+    def points_for_matrix(self, found: Residuals) -> np.ndarray:
+        """Choose points that tell ``H``, (K,) int."""
+        return np.arange(0, len(self.points), self._every_so_many(len(found.precision)))
+
+    def columns_by_chunk(
+        self, found: Residuals, weights: np.ndarray, points: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Give ``√w J`` at points (K,) int, some of them at a time: (Np, …)."""
         n, n_unknowns = len(found.precision), len(self.unknowns)
-        points = np.arange(len(self.points)) if inside is None else np.flatnonzero(inside)
-        every = self._every_so_many(n, len(points))
-        points = points[::every]
-        roots = np.sqrt(every * weights[points]).astype(np.float32)
-        gram = GramMatrix(n * n_unknowns, self.n_threads)
+        roots = np.sqrt(weights[points] * (len(self.points) / len(points))).astype(np.float32)
 
         def weighted(chunk: slice) -> np.ndarray:
             jacobian = self.jacobian(found, points[chunk])
             jacobian *= roots[chunk]
             return jacobian.reshape(n * n_unknowns, -1)
 
-        chunks = self.chunks(n, len(points))
-        for part in parallel_iterate(weighted, chunks, n_threads=self.n_threads):
-            gram.add(part)
-        products = gram.whole()
-        between = products.reshape(n, n_unknowns, n, n_unknowns)
-        between *= found.precision[:, None, :, None]
+        return parallel_iterate(weighted, self.chunks(n, len(points)), n_threads=self.n_threads)
+
+    def between_volumes(self, found: Residuals, products: np.ndarray) -> np.ndarray:
+        """Turn ``Σ w J Jᵀ`` (Np, Np) into ``H``, in place."""
+        n, n_unknowns = len(found.precision), len(self.unknowns)
+        blocks = products.reshape(n, n_unknowns, n, n_unknowns)
+        blocks *= found.precision[:, None, :, None]
         return products
 
-    def _every_so_many(self, n_volumes: int, n_points: int) -> int:
+    def _every_so_many(self, n_volumes: int) -> int:
         """Of how many points one tells the normal matrix."""
         dear = (len(self.unknowns) / Poses.size) ** 2
         enough = max(VALUES_FOR_HESSIAN / (n_volumes * dear), LEAST_FOR_HESSIAN)
-        return max(1, int(n_points / enough))
+        return max(1, int(len(self.points) / enough))
 
     def chunks(self, n_volumes: int, n_points: int | None = None) -> list[slice]:
         """Return so many points, or all, in pieces whose Jacobian a thread can hold."""

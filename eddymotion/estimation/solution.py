@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 
 from eddymotion.data.acquisition import Slicing
 from eddymotion.estimation.coupled import CoupledProblem, Residuals
-from eddymotion.estimation.normal_equations import DAMPING, NormalEquations
+from eddymotion.estimation.normal_equations import DAMPING, GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import slice_row
 from eddymotion.estimation.twist_kernels import sum_twists
 from eddymotion.estimation.unknowns import POSES
@@ -114,20 +113,32 @@ class Solution:
             return np.full(6, np.nan)
         whole, weights = system.step(POSES), found.weights
         above = problem.points > problem.center  # parts lie on one side
+        if (
+            min((weights[side] > 0).sum() for axis in above.T for side in (axis, ~axis))
+            < MIN_POINTS
+        ):
+            return np.full(6, np.nan)
         firsts = np.searchsorted(problem.parts, np.arange(len(system.gradients)))
-        squares = []
-        for axis, side in product(range(3), (False, True)):
-            inside = above[:, axis] == side
-            if (weights[inside] > 0).sum() < MIN_POINTS:
-                return np.full(6, np.nan)
-            half = replace(
-                system,
-                hessian=problem.normal_matrix(found, weights, inside),
-                gradients=system.gradients[inside[firsts]],
-                like=None,
-            )
-            squares.append((half.step(POSES) - whole) ** 2)
+        some = problem.points_for_matrix(found)
+        columns = np.concatenate(list(problem.columns_by_chunk(found, weights, some)), axis=1)
+        together, squares = self._products(columns), []
+        for axis in above.T:
+            upper = self._products(columns[:, axis[some]])
+            for inside, products in ((axis, upper), (~axis, together - upper)):
+                half = replace(
+                    system,
+                    hessian=problem.between_volumes(found, products),
+                    gradients=system.gradients[inside[firsts]],
+                    like=None,
+                )
+                squares.append((half.step(POSES) - whole) ** 2)
         return np.mean(squares, axis=(0, 1))
+
+    def _products(self, columns: np.ndarray) -> np.ndarray:
+        """Return ``A Aᵀ`` of columns (K, …)."""
+        gram = GramMatrix(len(columns), self.problem.n_threads)
+        gram.add(columns)
+        return gram.whole()
 
     def scatter_of_periods(
         self, slicing: Slicing, affine: np.ndarray, n_slices: int

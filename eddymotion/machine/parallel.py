@@ -9,8 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -99,6 +100,20 @@ def one_blas_thread() -> Iterator[None]:
     """Keep BLAS to one thread: sums do not depend on the machine, our own threads run free."""
     with _one_blas_thread:
         yield
+
+
+def import_beside(*names: str) -> None:
+    """Import modules in a thread, so that they are there by the time that they are needed.
+
+    None of the package's own: two threads that import modules of a circle find parts of them.
+    """
+
+    def import_all() -> None:
+        with suppress(Exception):  # it is told where they are needed
+            for name in names:
+                import_module(name)
+
+    threading.Thread(target=import_all, daemon=True).start()
 
 
 def parallel_map(

@@ -51,7 +51,7 @@ from eddymotion.pipeline.stages import (
 from eddymotion.pipeline.target import Target
 from eddymotion.reports.data import recorded_log
 from eddymotion.reports.qc import quality_record
-from eddymotion.reports.series import SeriesReport, draw_series
+from eddymotion.reports.series import SeriesReport, draw_series, get_ready_to_draw
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.summary import summarise
 
@@ -94,6 +94,8 @@ def correct_series(
     with stages("reading"):
         dwi = load_series(series, settings)
         target = Target.read(settings)
+    if settings.nprocs > 1:
+        get_ready_to_draw()
     model = model_for(dwi.gradients, settings)
     cache = MotionCache.of(series, settings, work_dir) if work_dir else None
     motion = known_motion(series, outputs, settings, stages, cache)

@@ -66,11 +66,16 @@ the voxel, since that is the scale of noise and detail."""
 COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 20
 
-COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
-"""Root-mean-square way that is left, in voxels over the points, at which a level ends."""
+COARSE_TOLERANCE, FINE_TOLERANCE = 0.01, 0.001
+"""Root-mean-square way that is left over the points, at which a level ends: relative to the width
+of a coarse filter, of which the next level needs no more than to begin near; in voxels at fine
+levels."""
 
 STEADY = 0.1
-"""Share of the width of a fine filter up to which volumes move without another normal matrix."""
+"""Share of the width of a filter up to which volumes move without another normal matrix."""
+
+VOLUMES_FOR_AXIS = 100
+"""At most so many volumes tell along which axis fields displace."""
 
 LEAST_FOUND_MM = 0.1
 """Fields of a human head count from this size on where the phase-encoding axis is not told: it is
@@ -159,7 +164,7 @@ class JointSolver:
             found, descent = problem.solve(
                 start,
                 self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS),
-                (FINE_TOLERANCE if fine else COARSE_TOLERANCE) * self.voxel,
+                FINE_TOLERANCE * self.voxel if fine else COARSE_TOLERANCE * self.width(level),
                 progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
             )
             new = _with_group(new, group, found)
@@ -251,9 +256,13 @@ class JointSolver:
             blocks=self.blocks(group, motion),
             part_mm=BLOCK_MM * self.scale,
             leave_one_out=group.leave_one_out,
-            steady_mm=0.0 if level.highpass is None else STEADY * level.fwhm * self.voxel,
+            steady_mm=STEADY * self.width(level),
             n_threads=self.n_threads,
         )
+
+    def width(self, level: Level) -> float:
+        """Return the width of the filter of a level, mm."""
+        return level.fwhm * (self.scale if level.highpass is None else self.voxel)
 
     def blocks(
         self, group: VolumeGroup, motion: Motion, design: np.ndarray | None = None
@@ -283,6 +292,8 @@ class JointSolver:
 
     def gains_of_fields(self, group: VolumeGroup, motion: Motion) -> np.ndarray:
         """By how much linear fields would lower the cost along each image axis, (3,)."""
+        every = -(-len(group.volumes) // VOLUMES_FOR_AXIS)
+        group = replace(group, volumes=group.volumes[::every])
         state = self.random.bit_generator.state  # the result is that of an axis that was given
         problem = self.problem(COARSE[-1], group, motion)
         self.random.bit_generator.state = state
