@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eddymotion.io.writing import replacing
 
@@ -40,6 +40,8 @@ def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     FigureCanvasAgg(figure)
     dated = {".svg": {"Date": None}, ".webp": None}  # the latter never holds a date
     metadata = dated.get(path.suffix, {"Software": None})
-    packed = {"pil_kwargs": {"compress_level": COMPRESSION}} if path.suffix == ".png" else {}
+    options: dict[str, Any] = {"dpi": dpi, "metadata": metadata}
+    if path.suffix == ".png":
+        options["pil_kwargs"] = {"compress_level": COMPRESSION}
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, metadata=metadata, **packed)
+        figure.savefig(temporary, **options)
