@@ -4,8 +4,12 @@
 import numpy as np
 import pytest
 
+from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.contrast.basis import Basis, Moments
 from eddymotion.estimation.contrast.clusters import N_POINTS
+from eddymotion.estimation.contrast.equations import ContrastEquations
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rms_displacement
 
 
 @pytest.mark.parametrize("with_spread", [True, False])
@@ -29,3 +33,23 @@ def test_predicted_gradient_equals_finite_differences(with_spread):
     expected = (predict(tiny) - predict(-tiny)) / (2 * tiny)
     # the hats have corners, which a step in a hundred crosses
     assert np.median(np.abs(found - expected)) < 0.02 * np.std(expected)
+
+
+def test_a_near_start_needs_the_finest_width_alone_and_sees_it_at_the_same_points(
+    still, monkeypatch
+):
+    volumes, plain, seen = still.gradients.dwis, ContrastEquations.at, []
+    series = still, np.tile(np.eye(4), (len(still.gradients.b0s), 1, 1)), volumes
+
+    def at(clusters, width, *given):
+        seen.append((width.fwhm, clusters.points))
+        return plain(clusters, width, *given)
+
+    monkeypatch.setattr(ContrastEquations, "at", at)
+    far, near = (
+        offset_from_images(*series, Motion.identity(len(volumes)), np.eye(4), near=one)[0]
+        for one in (False, True)
+    )
+    assert [width for width, _ in seen] == [4.0, 2.0, 1.0, 1.0]
+    np.testing.assert_array_equal(seen[2][1], seen[3][1])
+    assert rms_displacement(far, near, still.brain_center) < 0.05
