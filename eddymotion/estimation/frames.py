@@ -64,8 +64,9 @@ Z_95 = 1.96
 REACH_MM = 1.0
 """Standard error of time, in a human head, beyond which mean images are registered for a start."""
 
-NEAR_VOXELS = 0.1
-"""Standard error of time, in voxels, up to which images are compared at their finest at once."""
+NEAR_VOXELS, CHANGES_FOR_NEAR = 0.1, 4
+"""Standard error of time, in voxels, up to which images are compared at their finest at once, and
+changes of contrast that it has to come from: a head may jump at one."""
 
 FOR_MEAN = 16
 """Volumes of a mean image, at most."""
@@ -376,14 +377,14 @@ def find_offset(
     prior = course.prior()
     by_time = course.offset(prior)
     error, which = _error_mm(by_time.covariance), _lowest_shell(dwi, group)
-    voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
+    voxel, n_changes = float(np.cbrt(np.prod(dwi.voxel_sizes))), np.count_nonzero(course.changes)
     series, image = (dwi, b0_matrices, group[which], motion.select(which)), None
     if with_images:
         image = offset_from_images(
             *series,
             by_time.offset,
             others=[] if error < REACH_MM * size else _registered(*series, by_time.offset, seed),
-            near=error < NEAR_VOXELS * voxel,
+            near=error < NEAR_VOXELS * voxel and n_changes >= CHANGES_FOR_NEAR,
             seed=seed,
             n_threads=n_threads,
         )
