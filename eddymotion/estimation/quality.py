@@ -189,9 +189,12 @@ def _agreements(
 
     def compare(volume: int) -> tuple[float, float, float]:
         shown, expected = reading.values[:, volume], predicted[:, volume]
-        lost = is_lost(outliers.flagged[volume], reading.heights[:, volume])
+        whole, flags = agreement(shown, expected), outliers.flagged[volume]
+        if not flags.any():
+            return *whole, whole[0]
+        lost = is_lost(flags, reading.heights[:, volume])
         kept, _ = agreement(np.where(lost, np.nan, shown), expected)
-        return *agreement(shown, expected), kept
+        return *whole, kept
 
     volumes = range(predicted.shape[1])
     return np.array(parallel_map(compare, volumes, n_threads=n_threads)).T
@@ -222,16 +225,19 @@ def fitted(model: Model, signal: np.ndarray, gradients: Gradients) -> Model:
 
 def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
     """Put the mean of the shell where a volume says nothing (NaN), (V, N); zero if none does."""
-    gone = np.isnan(signal)
-    if not gone.any():
+    rows = np.flatnonzero(np.isnan(signal).any(axis=1))
+    if not len(rows):
         return signal
-    signal = np.where(gone, 0.0, signal).astype(signal.dtype)
+    gone = np.isnan(signal[rows])
+    some = np.where(gone, 0.0, signal[rows]).astype(signal.dtype)
     for group in (gradients.b0s, *gradients.shells):
         if len(group):
             n_known = np.maximum((~gone[:, group]).sum(axis=1, keepdims=True), 1)
-            mean = signal[:, group].sum(axis=1, keepdims=True) / n_known
-            signal[:, group] += gone[:, group] * mean
-    return signal
+            mean = some[:, group].sum(axis=1, keepdims=True) / n_known
+            some[:, group] += gone[:, group] * mean
+    filled = signal.copy(order="K")
+    filled[rows] = some
+    return filled
 
 
 @dataclass(frozen=True, eq=False)
