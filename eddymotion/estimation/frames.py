@@ -377,7 +377,10 @@ def find_offset(
     prior = course.prior()
     by_time = course.offset(prior)
     error, which = _error_mm(by_time.covariance), _lowest_shell(dwi, group)
-    voxel, n_changes = float(np.cbrt(np.prod(dwi.voxel_sizes))), np.count_nonzero(course.changes)
+    voxel, n_changes = (
+        float(np.cbrt(np.prod(dwi.voxel_sizes))),
+        int(np.count_nonzero(course.changes)),
+    )
     series, image = (dwi, b0_matrices, group[which], motion.select(which)), None
     if with_images:
         image = offset_from_images(
