@@ -18,6 +18,7 @@ from eddymotion.derivatives.on_demand import write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.derivatives.session import SessionOutputs, _partners, write_field
 from eddymotion.estimation.outliers import SliceOutliers
+from eddymotion.io.trajectory import read_trajectory
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.trajectory import Trajectory
@@ -134,6 +135,9 @@ def test_the_course_of_an_earlier_run_goes_with_it(tiny, tmp_path):
     write_course(outputs, moved, tiny)
     table = np.genfromtxt(outputs["trajectory"], names=True, delimiter="\t")
     np.testing.assert_allclose(table["trans_x"], within[..., 0, 3].ravel(), atol=1e-6)
+    again = read_trajectory(outputs["trajectory"], tiny.center)
+    np.testing.assert_allclose(again.poses, within, atol=1e-6)
+    assert np.isnan(again.times).all()  # of a series without SliceTiming
     assert outputs["trajectory_sidecar"].is_file()
     write_course(outputs, motion, tiny)
     assert not list(tmp_path.iterdir())

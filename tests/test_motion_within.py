@@ -2,7 +2,7 @@
 """Motion within volumes: how it is simulated, written and measured."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -42,6 +42,7 @@ from eddymotion.simulation import (
     simulate_eddy_currents,
     simulate_within_volumes,
 )
+from eddymotion.simulation.courses import replayed_trajectory
 
 TIMING = SliceTiming(multiband=3)
 CENTER = np.array([2.0, -3.0, 5.0])
@@ -314,12 +315,25 @@ def test_table_gives_back_what_was_written(tmp_path):
     np.testing.assert_array_equal(again.group_of_slice, motion.group_of_slice)
 
 
+def test_table_without_times_is_read_and_can_be_compared_but_not_replayed(tmp_path):
+    motion = replace(course("nods"), times=np.full((8, 6), np.nan))
+    path = tmp_path / "sub-01_trajectory.tsv"
+    write_trajectory(path, motion, CENTER)
+    assert path.read_text().splitlines()[1].split("\t")[2] == "n/a"
+    again = read_trajectory(path, CENTER)
+    np.testing.assert_allclose(again.matrices, motion.matrices, atol=1e-6)
+    assert np.isnan(again.times).all()
+    with pytest.raises(EddymotionError, match="column time has n/a"):
+        replayed_trajectory(path, 8, 18, CENTER)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda rows: rows[:-1], "same excitations"),
         (lambda rows: [rows[0].replace("time", "when"), *rows[1:]], "no column time"),
-        (lambda rows: [*rows[:-1], rows[-1].replace("\t0", "\tn/a", 1)], "no number"),
+        (lambda rows: [*rows[:-1], rows[-1].replace("\t0", "\tsoon", 1)], "no number"),
+        (lambda rows: [*rows[:-1], "n/a".join(rows[-1].rsplit("0", 1))], "no number"),
         (lambda rows: [r.replace("0,6,12", "0,6") for r in rows], "expected each from 0 on once"),
         (lambda rows: rows[:1], "0 rows"),
     ],

@@ -7,6 +7,7 @@ the image; what is read from its file has to bring the voxel to the same place.
 
 import json
 import re
+from dataclasses import replace
 from math import cos, radians, sin
 
 import numpy as np
@@ -23,7 +24,8 @@ from eddymotion.io.images import write_image
 from eddymotion.io.itk import write_itk
 from eddymotion.io.motion import write_fsl_matrices
 from eddymotion.io.other_programs import eddy_offsets
-from eddymotion.io.trajectory import write_trajectory
+from eddymotion.io.trajectory import read_trajectory, write_trajectory
+from eddymotion.io.tsv import Table
 from eddymotion.mapping.rigid import exp_rigid, rigid_matrix
 from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation import SliceTiming, simulate_course
@@ -313,6 +315,18 @@ def test_tables_of_slices_are_scored(trajectories, capsys):
     assert header.startswith("volume\tslice\ttime\tused\tgiven_displacement_mm")
     assert len(rows) == 9 * SHAPE[2]
     assert (trajectories / "out.x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_times_are_those_that_either_motion_knows(trajectories):
+    center = GRIDS[3].center
+    true = read_trajectory(trajectories / "true.tsv", center)
+    untimed = replace(true, times=np.full(true.times.shape, np.nan))
+    write_trajectory(trajectories / "untimed.tsv", untimed, center)
+    assert call(trajectories, "estimated.tsv", "untimed.tsv", "-o", "out.x") == 0
+    times = Table.read(trajectories / "out.x_slices.tsv").numbers("time")
+    np.testing.assert_allclose(times, true.times[:, true.group_of_slice].ravel(), rtol=1e-5)
+    assert call(trajectories, "untimed.tsv", "untimed.tsv", "-o", "out.y") == 0
+    assert np.isnan(Table.read(trajectories / "out.y_slices.tsv").numbers("time")).all()
 
 
 def test_one_pose_a_volume_is_scored_by_slices_and_shows_what_it_cannot_do(trajectories, capsys):

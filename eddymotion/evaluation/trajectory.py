@@ -254,11 +254,11 @@ def compare_by_slices(
         errors = own.standard_errors[:, own.group_of_slice]
         used = found.used & main[:, None]
         coverage = trajectory_coverage(poses["estimated"], errors, truth, grid.center, used)
-    timed = true.slices or own
     times = np.full(truth.shape[:2], np.nan)
-    return SliceComparisons(
-        methods, times if timed is None else timed.times[:, timed.group_of_slice], coverage
-    )
+    for slices in filter(None, (own, true.slices)):
+        told = slices.times[:, slices.group_of_slice]
+        times = told if np.isfinite(told).all() else times
+    return SliceComparisons(methods, times, coverage)
 
 
 def motion_within(

@@ -2,8 +2,9 @@
 """Motion within volumes ⇄ a table, one row an excitation of a volume.
 
 ``volume``; ``slices``, comma-separated, 0-based along the slice axis; ``time``, seconds from the
-start of the run; ``trans_x`` … ``rot_z`` of that excitation's matrix, with direction, centre and
-units of the confounds; ``trans_x_se`` … ``rot_z_se`` where they are known.
+start of the run, ``n/a`` where it is not known; ``trans_x`` … ``rot_z`` of that excitation's
+matrix, with direction, centre and units of the confounds; ``trans_x_se`` … ``rot_z_se`` where they
+are known.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.io.tsv import Table, table_text
+from eddymotion.io.tsv import MISSING, Table, table_text
 from eddymotion.io.writing import write_text
 from eddymotion.mapping.rigid import PARAMETERS, rigid_matrix, rigid_parameters
 from eddymotion.mapping.slice_poses import SlicePoses
@@ -58,7 +59,8 @@ def trajectory_descriptions(motion: SlicePoses) -> dict[str, dict[str, str]]:
         "volume": ("Volume, counted from 0", "1"),
         "slices": ("Slices that were excited together, counted from 0 along the slice axis of the "
                    "image, separated by commas", "1"),
-        "time": ("Time of the excitation from the start of the run", "s"),
+        "time": ("Time of the excitation from the start of the run; n/a where it is not known",
+                 "s"),
     }  # fmt: skip
     for name in PARAMETERS:
         kind, axis = name.split("_")
@@ -105,7 +107,9 @@ def read_trajectory(path: Path, center: np.ndarray) -> SlicePoses:
         )
     values = {name: table.numbers(name) for name in (*COLUMNS, *(f"{n}_se" for n in PARAMETERS))}
     parameters = np.stack([values[name] for name in PARAMETERS], axis=1)
-    unknown = ~np.isfinite(np.column_stack([parameters, values["time"], values["volume"]]))
+    untimed = np.array(table.columns["time"]) == MISSING
+    times = np.where(untimed, 0.0, values["time"])
+    unknown = ~np.isfinite(np.column_stack([parameters, times, values["volume"]]))
     if unknown.any():
         raise EddymotionError(
             f"{path}: row {int(np.argmax(unknown.any(axis=1)))} (counted from 0) has no number "

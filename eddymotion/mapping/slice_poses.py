@@ -31,7 +31,7 @@ class SlicePoses:
     groups : tuple of G index arrays
         Slices of each excitation, 0-based along the slice axis; every slice is in one of them.
     times : (N, G) array
-        Of the excitations, seconds from the start of the run.
+        Of the excitations, seconds from the start of the run; NaN where they are not known.
     standard_errors : (N, G, 6) array, optional
         Of the three translations (mm) and angles (rad) of
         :func:`~eddymotion.mapping.rigid.rigid_parameters`.

@@ -88,9 +88,14 @@ def replayed_trajectory(
     Raises
     ------
     EddymotionError
-        If it cannot be read, or is of other volumes or slices.
+        If it cannot be read, does not tell all times, or is of other volumes or slices.
     """
     motion = read_trajectory(path, center)
+    if not np.isfinite(motion.times).all():
+        raise EddymotionError(
+            f"{path}: column time has n/a, and a scan is simulated slice by slice in time; "
+            "complete it"
+        )
     if (len(motion), motion.n_slices) != (n_volumes, n_slices):
         raise EddymotionError(
             f"{path}: holds the motion of {len(motion)} volumes of {motion.n_slices} slices, the "
