@@ -18,6 +18,7 @@ from eddymotion.estimation.within_volumes.descent import FoundCourse, _levenberg
 from eddymotion.estimation.within_volumes.equations import _Assembly, _centred, right_jacobians
 from eddymotion.estimation.within_volumes.increments import Increments
 from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.estimation.within_volumes.overcount import find_overcount
 from eddymotion.estimation.within_volumes.slice_order import OrderEvidence
 from eddymotion.estimation.within_volumes.solver import LEVELS, CourseSolver, shown_to_move
 from eddymotion.estimation.within_volumes.standard_errors import between_knots, covariances
@@ -132,7 +133,7 @@ def test_heads_stray_most_half_way_between_knots():
 
 
 def test_knots_are_kept_where_the_head_strays_by_more_than_errors():
-    """A volume that goes to and fro by 5.5 errors, one by 4.5, one that is merely elsewhere."""
+    """A volume that goes to and fro by 1.3 errors, one by 1.1, one that is merely elsewhere."""
     knots = Knots.between(INTERLEAVED, 3, MOVING)
     in_mm, error = np.array([1.0] * 3 + [50.0] * 3), 0.02
     covariance = np.zeros((knots.n_rows, 6, knots.n_rows, 6))
@@ -143,7 +144,7 @@ def test_knots_are_kept_where_the_head_strays_by_more_than_errors():
     shape = np.array([1.0, -1.0, 1.0])
     by_one = np.sqrt(((away @ shape) ** 2).mean())
     twists = np.zeros((knots.n_rows, 6))
-    for volume, times in ((1, 5.5), (2, 4.5)):
+    for volume, times in ((1, 1.3), (2, 1.1)):
         twists[knots.row[volume], 4] = times * of_noise / by_one * shape / 50.0
     twists[knots.row[4]] = 1.0
     increments = Increments.of(knots, np.ones(4, bool), in_mm)
@@ -245,7 +246,7 @@ def problem(nods):
     jitter = np.random.default_rng(5).normal(size=(knots.n_rows, 6)) * np.r_[[0.3] * 3, [6e-3] * 3]
     level = replace(LEVELS[0], n_points=400)
     stacks, twists = course.stacks(level), volumes[knots.volume] + jitter
-    return course.problem(level, knots, stacks, twists).counted(twists), twists
+    return course.problem(level, knots, stacks, twists), twists
 
 
 def plainly(knots, square):
@@ -273,12 +274,54 @@ def test_equations_of_a_course_are_those_of_all_knots_of_all_volumes(problem):
         pull = np.einsum("nmav,nv->nma", weighted, P @ part.samples.values)
         square = np.einsum("nmav,kpbv,nk->nmakpb", weighted, jacobian, P, optimize=True)
         rows = np.unique(problem.knots.row[member.volumes])
-        gradient = knots.summed(pull - pull.mean(axis=0)) / member.overcount
+        overcount = part.centred()[2]
+        gradient = knots.summed(pull - pull.mean(axis=0)) / overcount
         close(found.gradient[rows], gradient, np.abs(gradient).max(axis=0), 1e-3)
-        square = plainly(knots, square) / member.overcount
+        square = plainly(knots, square) / overcount
         size = np.sqrt(np.diag(square))
         own = found.hessian[rows][:, :, rows].reshape(square.shape)
         close(own, square, np.outer(size, size), 0.02)
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_points_that_say_the_same_count_once_whatever_all_volumes_do(n):
+    """Blocks of 40 equal points, of volumes that are fitted by their mean."""
+    random, n_blocks, copies = np.random.default_rng(n), 300, 40
+    jacobian = random.normal(size=(n_blocks, n, 6)) * np.r_[[1.0] * 3, [50.0] * 3]
+    between = np.eye(n) - 1 / n
+    noise = random.normal(size=(n_blocks, n)) @ between
+    pulls = copies * jacobian * noise[..., None]
+    square = copies * np.einsum("bia,ij,bjc->iajc", jacobian, between, jacobian)
+    found = find_overcount(pulls, square)
+    assert found == pytest.approx(copies, rel=0.3)
+    alike = 1e6 * np.cov(random.normal(size=(6, 9)))
+    common = pulls + random.normal(size=(n_blocks, 1, 6)) * 1e3
+    assert find_overcount(common, square + alike[:, None]) == pytest.approx(found, rel=1e-4)
+    apart = np.kron(between, np.eye(6))
+    inverse = np.linalg.pinv(apart @ square.reshape(6 * n, -1) @ apart, rcond=1e-9)
+    by_blocks = np.diag(inverse @ np.cov(pulls.reshape(n_blocks, -1).T, bias=True) @ inverse)
+    expected = np.median(n_blocks * by_blocks / np.diag(inverse))
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_motion_within_volumes_is_no_misfit(nods):
+    """Noise is: read at the course, as much is left as without motion; at mean poses, more."""
+    dwi, truth, motion, nodding = nods
+    groups = VolumeGroup.all_of(dwi, get_model("gp", dwi.gradients), [dwi.gradients.dwis])
+    lost = np.zeros((len(dwi), dwi.n_slices), bool)
+    course = CourseSolver(dwi, motion, groups, nodding, lost, 12)
+    means, level = log_rigid(motion.head, dwi.brain_center), replace(LEVELS[1], n_points=1500)
+    knots = Knots.between(course.slicing, 12, nodding)
+    at_means, rows = means[knots.volume], np.zeros((knots.n_rows, 6))
+    nearest = knots.basis.argmax(axis=0)
+    slices = log_rigid(truth.reshape(-1, 4, 4), dwi.brain_center).reshape(*truth.shape[:2], 6)
+    rows[knots.row] = slices[:, nearest]
+    stacks = course.stacks(level)
+    left = []
+    for twists in (rows, at_means):
+        problem = course.problem(level, knots, stacks, twists)
+        left.append(_Assembly(problem, problem.members[-1], twists).centred()[2])
+    assert left[0] < 0.6 * left[1]
 
 
 def close(found, expected, size, part):

@@ -16,9 +16,8 @@ over the volumes of a group for each knot, before the knots of a volume at rest 
 so that neither noise nor the approximations of ``J`` pull there; the prior alone decides, and
 holds still what it can. Levenberg's damping is centred likewise.
 
-*Units.* ``H`` counts points whose noise is correlated. It is divided by how much too small the
-covariances are that it tells: the sandwich over blocks of the brain over the inverse of ``H``,
-both with one pose a volume.
+*Units.* ``H`` counts points whose noise is correlated. Both are divided by how much too small the
+covariances are that it tells (:mod:`eddymotion.estimation.within_volumes.overcount`).
 
 ``T ← T exp(−δ)`` are the twists of a step; the unknowns are twists ``ξ`` about the centre of the
 brain, ``T = exp(ξ)``, in which the head is interpolated between knots: ``δ = −A dξ`` with
@@ -32,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
-from scipy import linalg
+from scipy import sparse
 from scipy.linalg import blas
 from scipy.spatial.transform import Rotation
 
@@ -40,6 +39,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.coupled import MAX_MISSING, filled, smoothed
 from eddymotion.estimation.unknowns import Poses
 from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.estimation.within_volumes.overcount import find_overcount, of_whole_volumes
 from eddymotion.images.pyramid import BLOCK_MM, blocks_of
 from eddymotion.images.stack import SliceStack
 from eddymotion.images.stack_kernels import N_NODES
@@ -80,15 +80,12 @@ class Member:
         Fitted.
     leave_one_out : bool
         As of :class:`~eddymotion.estimation.coupled.CoupledProblem`.
-    overcount : float
-        By which its normal equations are divided.
     """
 
     volumes: np.ndarray
     gradients: Gradients
     model: LinearModel
     leave_one_out: bool = False
-    overcount: float = 1.0
 
     def precision(self, twists: np.ndarray) -> np.ndarray:
         """``P`` at the rotations of twists of the volumes of the series, (n, n)."""
@@ -225,6 +222,7 @@ class CourseProblem:
     block_mm: float = BLOCK_MM
     n_threads: int = 1
     slabs: list[slice] = field(init=False)
+    block: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         stack = self.stacks[0]
@@ -236,6 +234,8 @@ class CourseProblem:
         bounds = np.concatenate([[0], edges, [len(slab)]])
         slabs = [slice(a, b) for a, b in pairwise(bounds)]
         object.__setattr__(self, "slabs", slabs)
+        block = blocks_of(self.points - self.center, self.block_mm)
+        object.__setattr__(self, "block", block)
 
     @property
     def n_volumes(self) -> int:
@@ -301,9 +301,9 @@ class CourseProblem:
         for member in self.members:
             part = _Assembly(self, member, twists)
             rows = np.unique(knots.row[member.volumes])
-            of_group, square = part.centred()
-            gradient[rows] = of_group / member.overcount
-            hessian[np.ix_(rows, AXES, rows, AXES)] = square / member.overcount
+            of_group, square, overcount = part.centred()
+            gradient[rows] = of_group / overcount
+            hessian[np.ix_(rows, AXES, rows, AXES)] = square / overcount
             cost[member.volumes] = part.cost
         return CourseEquations(gradient, hessian, cost, right_jacobians(twists))
 
@@ -343,17 +343,6 @@ class CourseProblem:
             own = _Assembly(some, member, twists).discord()
             found[member.volumes] = own / np.median(own)
         return np.maximum(found, 1.0)
-
-    def counted(self, twists: np.ndarray) -> CourseProblem:
-        """Find by how much the normal equations of each group count too much."""
-        at_rest = Knots(np.ones((len(self.knots.basis), 1)), np.zeros(self.n_volumes, bool))
-        means = self.knots.of_volumes(twists)
-        problem = replace(self, knots=at_rest)
-        members = [
-            replace(member, overcount=_Assembly(problem, member, means).overcount())
-            for member in self.members
-        ]
-        return replace(self, members=members)
 
 
 class _Assembly:
@@ -398,19 +387,24 @@ class _Assembly:
         slopes = smoothed(samples.slopes[:, :, slab], samples.missing[:, slab], self.smoother)
         return Poses(problem.center).columns(problem.fields, problem.points[slab], slopes)
 
-    def centred(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``G`` (k, 6) and ``H`` (k, 6, k, 6) of the k unknowns of the group."""
+    def centred(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return ``G`` (k, 6) and ``H`` (k, 6, k, 6) of the k unknowns of the group, centred.
+
+        And by how much both count too much.
+        """
         knots = Knots(self.problem.knots.basis, self.problem.knots.moving[self.member.volumes])
         n, n_knots = len(self.member.volumes), knots.n_knots
         every = max(1, round(len(self.problem.points) / POINTS_FOR_HESSIAN))
         of_knots = np.zeros((n, n_knots, 6))
         square = np.zeros((knots.n_rows, 6, knots.n_rows, 6), np.float32)
         common = np.zeros((n, n_knots, 6, n_knots, 6))
+        of_blocks = np.zeros((self.problem.block.max() + 1, n, 6))
         for slab in self.problem.slabs:
             jacobian, parts = self.jacobian(slab), self.samples.parts[:, slab]
             weights = self.weights[slab]
             pull = jacobian * (self.residual[:, slab] * weights)[:, None]
             of_knots += np.einsum("nvm,nav->nma", parts, pull, optimize=True)
+            of_blocks += self.by_blocks(slab, pull)
             some = slice(None, None, every)
             root = np.sqrt(every * weights[some])
             jacobian = jacobian[:, :, some] * root
@@ -425,7 +419,8 @@ class _Assembly:
             among = whole[rows.ravel()[:, None], :, rows.ravel()]
             among = among.reshape(len(own), n_knots, len(own), n_knots, 6, 6).sum(axis=2)
             common[own] += among.transpose(0, 1, 3, 2, 4)
-        return _centred(knots, of_knots, whole, common)
+        overcount = find_overcount(of_blocks, of_whole_volumes(whole, knots.row[:, 0]))
+        return *_centred(knots, of_knots, whole, common), overcount
 
     def of_slices(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``G`` (n, Z, 6) and ``H`` (n, Z, B, 6, 6) as those of :class:`SlicePulls`."""
@@ -492,16 +487,24 @@ class _Assembly:
                 found[:, other, :, knot] = own @ alike.transpose(0, 2, 1)
         return found
 
+    def by_blocks(self, slab: slice, pull: np.ndarray) -> np.ndarray:
+        """Sum what points of a slab pull, (n, 6, V), over blocks of the brain: (B, n, 6)."""
+        blocks = self.problem.block
+        member = sparse.csr_array(
+            (np.ones(pull.shape[2]), blocks[slab], np.arange(pull.shape[2] + 1)),
+            shape=(pull.shape[2], blocks.max() + 1),
+        )
+        return (member.T @ pull.reshape(-1, pull.shape[2]).T).reshape(-1, *pull.shape[:2])
+
     def of_blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``G`` of blocks of the brain (B, n, 6), and ``H`` (n, 6, 6) of each volume."""
         problem, n = self.problem, len(self.member.volumes)
-        numbers = blocks_of(problem.points - problem.center, problem.block_mm)
-        pulls, square = np.zeros((numbers.max() + 1, n, 6)), np.zeros((n, 6, 6))
+        pulls, square = np.zeros((problem.block.max() + 1, n, 6)), np.zeros((n, 6, 6))
         own = np.diag(self.P)[:, None, None]
         for slab in problem.slabs:
             jacobian, weights = self.jacobian(slab), self.weights[slab]
             pull = jacobian * (self.residual[:, slab] * weights)[:, None]
-            np.add.at(pulls, numbers[slab], pull.transpose(2, 0, 1))
+            pulls += self.by_blocks(slab, pull)
             square += own * (jacobian * weights @ jacobian.transpose(0, 2, 1))
         return pulls - pulls.mean(axis=1, keepdims=True), square
 
@@ -513,18 +516,6 @@ class _Assembly:
         ] * np.eye(6)
         by_blocks = sandwich(np.linalg.solve(square, pulls.transpose(1, 2, 0)))
         return np.einsum("nkk,nkk->nk", by_blocks, 1 / np.linalg.inv(square)).mean(axis=1)
-
-    def overcount(self) -> float:
-        """Median over the unknowns of their variance by blocks over that by ``H``."""
-        n = len(self.member.volumes)
-        pulls, _ = self.of_blocks()
-        _, square = self.centred()
-        square = square.reshape(6 * n, 6 * n)
-        square[np.diag_indices(6 * n)] *= 1 + 1e-3
-        square[np.diag_indices(6 * n)] += 1e-9 * np.diag(square).max()
-        steps = linalg.solve(square, pulls.reshape(len(pulls), -1).T, assume_a="pos")
-        by_blocks = np.einsum("nkk->nk", sandwich(steps.reshape(n, 6, -1)))
-        return float(np.median(by_blocks / np.diag(linalg.inv(square)).reshape(n, 6)))
 
 
 def _without_small(parts: np.ndarray) -> np.ndarray:
