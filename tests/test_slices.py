@@ -156,6 +156,32 @@ def test_slices_are_read_as_the_twin_reads_them(kriging):
     np.testing.assert_allclose(read.weights[known].sum(axis=1), 1.0, atol=4 * LEAST_WEIGHT)
 
 
+def test_slices_of_a_head_at_rest_are_read_as_those_of_any():
+    """Also next to slices that are lost, and where few are within reach."""
+    random = np.random.default_rng(4)
+    image, lost = Image(random.random(SHAPE).astype(np.float32), AFFINE), np.zeros(18, bool)
+    lost[[5, 9, 10]] = True
+    points = apply_affine(AFFINE, random.uniform(-1, np.array(SHAPE), (2000, 3)))
+    at_rest = still(1)[0]
+    nearly = at_rest.copy()
+    nearly[0, 0, 3] = 1e-9
+    one, other = (SliceStack.of(image, lost=lost).read(points, p) for p in (at_rest, nearly))
+    for name in ("values", "slopes", "weights", "first"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
+
+
+def test_what_belongs_to_slices_is_mixed_as_their_values_are():
+    random = np.random.default_rng(5)
+    points = apply_affine(AFFINE, random.uniform(-1, np.array(SHAPE), (300, 3)))
+    stack = SliceStack.of(Image(np.ones(SHAPE, np.float32), AFFINE))
+    reading, of_slices = stack.read(points, nod(1.5)), random.normal(size=(SHAPE[2], 5))
+    whole = np.zeros((len(points), SHAPE[2] + 8))
+    np.put_along_axis(whole, reading.first[:, None] + np.arange(8), reading.weights, axis=1)
+    mixed = reading.mixed(of_slices)
+    np.testing.assert_allclose(mixed, whole[:, : SHAPE[2]] @ of_slices, atol=1e-5)
+    assert 100 < mixed.any(axis=1).sum() < 300
+
+
 def test_slopes_are_those_of_the_values():
     poses, volume = nod(0.3), scanned(nod(0.3))
     stack = SliceStack.of(Image(volume, AFFINE))

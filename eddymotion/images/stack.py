@@ -28,6 +28,7 @@ from eddymotion.images.stack_kernels import (
     N_NODES,
     REACH,
     find_slices,
+    mix_slices,
     read_slices,
     weigh_slices,
 )
@@ -93,12 +94,9 @@ class SliceWeights:
 
     def mixed(self, of_slices: np.ndarray) -> np.ndarray:
         """Mix what belongs to the slices (Z, M) as their values are mixed: (P, M)."""
-        n_slices, n_columns = of_slices.shape
-        padded = np.zeros((n_slices + N_NODES, n_columns), np.float32)
-        padded[:n_slices] = of_slices
-        mixed = np.zeros((len(self.first), n_columns), np.float32)
-        for k in range(N_NODES):
-            mixed += self.weights[:, k, None] * padded[self.first + k]
+        mixed = np.empty((len(self.first), of_slices.shape[1]), np.float32)
+        own = np.ascontiguousarray(of_slices, dtype=np.float32)
+        mix_slices(self.weights, self.first, own, mixed)
         return mixed
 
 

@@ -63,13 +63,16 @@ def _covariance(distance, length):
 
 @compiled
 def _factor(matrix, n):
-    """Replace the lower triangle of a positive matrix by its Cholesky factor."""
+    """Replace the lower triangle of a positive matrix by its Cholesky factor.
+
+    With the inverse of the factor's diagonal in the diagonal.
+    """
     for j in range(n):
         for i in range(j, n):
             value = matrix[i, j]
             for q in range(j):
                 value -= matrix[i, q] * matrix[j, q]
-            matrix[i, j] = np.sqrt(max(value, 1e-12)) if i == j else value / matrix[j, j]
+            matrix[i, j] = 1 / np.sqrt(max(value, 1e-12)) if i == j else value * matrix[j, j]
 
 
 @compiled
@@ -78,36 +81,41 @@ def _solve(factor, n, right):
     for i in range(n):
         for q in range(i):
             right[i] -= factor[i, q] * right[q]
-        right[i] /= factor[i, i]
+        right[i] *= factor[i, i]
     for step in range(n):
         i = n - 1 - step
         for q in range(i + 1, n):
             right[i] -= factor[q, i] * right[q]
-        right[i] /= factor[i, i]
+        right[i] *= factor[i, i]
 
 
 @compiled
-def _krige(distances, n, length, nugget, work, weights, slopes):
-    """Fill the weights of `n` nodes at such distances, their slopes; return the variance.
-
-    Ordinary kriging: the weights add up to one. The slopes are derivatives by the height of the
-    point, with which all distances grow.
-    """
-    ones = work[n]
+def _relate(distances, n, length, nugget, work):
+    """Factor the covariance of `n` nodes at such distances; solve it for ones, in row `n`."""
     for i in range(n):
         for j in range(i + 1):
             work[i, j] = _covariance(distances[i] - distances[j], length)[0]
         work[i, i] += nugget
-        weights[i], slopes[i] = _covariance(distances[i], length)
-        ones[i] = 1.0
+        work[n, i] = 1.0
     _factor(work, n)
-    variance = 1.0
-    _solve(work, n, ones)
-    sum_ones, sum_weights, sum_slopes = 0.0, 0.0, 0.0
+    _solve(work, n, work[n])
+
+
+@compiled
+def _krige(distances, n, length, work, weights, slopes):
+    """Fill the weights of `n` nodes at such distances, their slopes; return the variance.
+
+    Ordinary kriging, with the `work` of :func:`_relate`: the weights add up to one. The slopes are
+    derivatives by the height of the point, with which all distances grow.
+    """
     for i in range(n):
+        weights[i], slopes[i] = _covariance(distances[i], length)
         slopes[i + n] = weights[i]  # the covariance, kept
+    variance = 1.0
     _solve(work, n, weights)
     _solve(work, n, slopes)
+    ones = work[n]
+    sum_ones, sum_weights, sum_slopes = 0.0, 0.0, 0.0
     for i in range(n):
         variance -= weights[i] * slopes[i + n]
         sum_ones += ones[i]
@@ -118,6 +126,17 @@ def _krige(distances, n, length, nugget, work, weights, slopes):
         weights[i] += ones[i] * (1.0 - sum_weights) / sum_ones
         slopes[i] -= ones[i] * sum_slopes / sum_ones
     return variance
+
+
+@compiled
+def _share_a_pose(matrices):
+    """Whether all slices have one pose: nodes that follow each other are one slice apart."""
+    for k in range(1, matrices.shape[0]):
+        for i in range(3):
+            for j in range(4):
+                if matrices[k, i, j] != matrices[0, i, j]:
+                    return False
+    return True
 
 
 @compiled
@@ -202,6 +221,7 @@ def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first,
     nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
     work = np.empty((N_NODES + 1, N_NODES))
     of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
+    at_rest, related = _share_a_pose(matrices), 0
     for p in range(points.shape[0]):
         weights[p] = np.float32(0)
         n, _, low, least = _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances)
@@ -209,7 +229,11 @@ def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first,
         variances[p] = np.nan if np.isnan(least) else np.inf
         if n < 2:
             continue
-        variance = _krige(distances, n, kriging[0], kriging[1], work, of_nodes, along)
+        in_a_row = at_rest and nodes[n - 1] - nodes[0] == n - 1
+        if not in_a_row or related != n:
+            _relate(distances, n, kriging[0], kriging[1], work)
+            related = n if in_a_row else 0
+        variance = _krige(distances, n, kriging[0], work, of_nodes, along)
         if least <= kriging[3]:
             variances[p] = variance
         for i in range(n):
@@ -266,6 +290,7 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
     nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
     work = np.empty((N_NODES + 1, N_NODES))
     of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
+    at_rest, related = _share_a_pose(matrices), 0
     for p in range(points.shape[0]):
         values[p], slopes[p], weights[p] = np.nan, np.float32(0), np.float32(0)
         n, near, low, least = _find_nodes(
@@ -274,7 +299,11 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
         first[p] = low
         if n < 2 or least > nearest:
             continue
-        if _krige(distances, n, length, nugget, work, of_nodes, along) > most:
+        in_a_row = at_rest and nodes[n - 1] - nodes[0] == n - 1
+        if not in_a_row or related != n:
+            _relate(distances, n, length, nugget, work)
+            related = n if in_a_row else 0
+        if _krige(distances, n, length, work, of_nodes, along) > most:
             continue
         total, by_a, by_b, by_c = _mix(
             coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along
@@ -287,3 +316,25 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
         m = matrices[near]
         for axis in range(3):
             slopes[p, axis] = m[0, axis] * by_a + m[1, axis] * by_b + m[2, axis] * by_c
+
+
+@compiled
+def mix_slices(weights, first, of_slices, mixed):
+    """Mix what belongs to slices as their values are mixed.
+
+    Parameters
+    ----------
+    weights : (P, 8) float32 array
+        How much each of the slices from `first` on counts.
+    first : (P,) int64 array
+    of_slices : (Z, M) float32 array
+    mixed : (P, M) float32 array
+        Filled.
+    """
+    for p in range(weights.shape[0]):
+        mixed[p] = np.float32(0)
+        for k in range(N_NODES):
+            weight = weights[p, k]
+            if weight != 0:
+                for m in range(of_slices.shape[1]):
+                    mixed[p, m] += weight * of_slices[first[p] + k, m]

@@ -38,6 +38,7 @@ from scipy.spatial.transform import Rotation
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.coupled import MAX_MISSING, filled, smoothed
 from eddymotion.estimation.unknowns import Poses
+from eddymotion.estimation.within_volumes.kernels import add_products
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.overcount import find_overcount, of_whole_volumes
 from eddymotion.images.pyramid import BLOCK_MM, blocks_of
@@ -411,8 +412,7 @@ class _Assembly:
             parts = _without_small(parts[:, some])
             self._add_square(square, knots, jacobian, parts)
             common += self._with_all(knots, jacobian, parts)
-        whole = square.astype(float)
-        whole = (whole + whole.transpose(2, 3, 0, 1)) / 2
+        whole = _from_upper(square)
         own = np.flatnonzero(knots.moving)
         if len(own):  # the same numbers: what all do alike has to vanish to the last digit
             rows = knots.row[own]
@@ -450,7 +450,7 @@ class _Assembly:
     def _add_square(
         self, square: np.ndarray, knots: Knots, jacobian: np.ndarray, parts: np.ndarray
     ) -> None:
-        """Add the share of a slab to ``H``."""
+        """Add the share of a slab to the upper triangle of ``H``."""
         active = np.where(knots.moving[:, None], parts.any(axis=1), False)
         active[~knots.moving, 0] = True
         volume, knot = np.nonzero(active)
@@ -460,11 +460,7 @@ class _Assembly:
         weight = np.where(knots.moving[volume][:, None], parts[volume, :, knot], whole[volume])
         flat = (jacobian[volume] * weight[:, None]).reshape(6 * len(volume), -1)
         lower = blas.ssyrk(1.0, np.ascontiguousarray(flat).T, trans=1, lower=1)
-        product = np.tril(lower) + np.tril(lower, -1).T
-        product = product.reshape(len(volume), 6, len(volume), 6)
-        product *= self.P[np.ix_(volume, volume)][:, None, :, None]
-        rows = knots.row[volume, knot]
-        square[np.ix_(rows, AXES, rows, AXES)] += product
+        add_products(square, lower.T, self.P, volume, knots.row[volume, knot])
 
     def _with_all(self, knots: Knots, jacobian: np.ndarray, parts: np.ndarray) -> np.ndarray:
         """Return how each knot answers to what all volumes do alike, ``Σ_j H_(im)(jn)``.
@@ -521,6 +517,13 @@ class _Assembly:
 def _without_small(parts: np.ndarray) -> np.ndarray:
     """Leave out knots that have hardly a part at the points of a slab: of (n, V, M)."""
     return parts * (np.abs(parts).max(axis=1, keepdims=True, initial=0.0) > LEAST_PART)
+
+
+def _from_upper(square: np.ndarray) -> np.ndarray:
+    """Complete a symmetric matrix (k, 6, k, 6) whose lower triangle is zero."""
+    whole = square.reshape(6 * len(square), -1).astype(float)
+    whole = whole + whole.T - np.diag(np.diag(whole))
+    return whole.reshape(square.shape)
 
 
 def _centred(
