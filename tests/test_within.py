@@ -172,7 +172,7 @@ def test_other_options_are_refused(option):
 @pytest.mark.parametrize(
     ("asked", "moving", "expected"),
     [
-        (None, 12, [4, 8, 12]),
+        (None, 12, [4, 8, 18]),
         (None, 36, [4, 8, 8]),
         (5, 36, [4, 5, 5]),
         (15, 36, [4, 8, 15]),

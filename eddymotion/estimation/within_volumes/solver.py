@@ -27,7 +27,7 @@ from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid
 
 log = logging.getLogger(__name__)
 
-N_KNOTS, N_MIDDLE_KNOTS, N_COARSE_KNOTS = 12, 8, 4
+N_KNOTS, N_MIDDLE_KNOTS, N_COARSE_KNOTS = 18, 8, 4
 """Of a volume in which the head moved: a jump is not over in less than a step between knots."""
 
 MOST_ROWS = 600
