@@ -80,7 +80,7 @@ class StackLevel:
 LEVELS = (
     StackLevel(3.0, None, 8_000, N_COARSE_KNOTS, CourseStepping(4, 0.02, 4 / 3, 0.1)),
     StackLevel(1.0, 2.5, 12_000, N_MIDDLE_KNOTS, CourseStepping(4, 0.002, 1.0, 0.01)),
-    StackLevel(1.0, 2.5, 30_000, N_KNOTS, CourseStepping(2, 0.002, 1.0, 0.01)),
+    StackLevel(1.0, 2.5, 30_000, N_KNOTS, CourseStepping(5, 0.02, 1.0, 0.01)),
 )
 
 
