@@ -192,8 +192,9 @@ and six b=0 where nothing else is said, SNR 20, interleaved, multiband 3, 4 s a 
 """
 
 REMARKS = """The method was set on other seeds (0 and 5) of `nods`, `jumps`, `fast-drift` and
-`none` of the built-in head, of a cruder simulation of the same, and of one other head (seed 31,
-nods, with and without a field). *Other head*: of exact geometry, another for each seed, seen in
+`none` of the built-in head, of a cruder simulation of the same, one slice at a time (seed 0, and
+21 for how many fine steps are taken), and of one other head (seed 31, nods, with and without a
+field); seed 23 came last of all. *Other head*: of exact geometry, another for each seed, seen in
 k-space under the field of a coil array (2:1), with 6/8 partial Fourier and a ghost of 2 %; with an
 off-resonance field, which changes with the pose, by voxels.
 [How it works](../explanation/within-volumes.md).
