@@ -141,11 +141,6 @@ def brain_figure(after: Slices) -> Figure:
     white = float(np.percentile(inside, 99)) if inside.size else 1.0
     panels, (row,) = _three_planes(after, {name: (slice(None),) * 2 for name in PLANES}, 1)
     for cell, name in zip(row, PLANES, strict=True):
-        masks = [after.mask(one) for one in PLANES]
-        inside = np.concatenate(
-            [means[one][mask] for one, mask in zip(PLANES, masks, strict=True)]
-        )
-        white = float(np.percentile(inside, 99)) if inside.size else 1.0
         mask, sizes = after.mask(name), after.sizes(name)
         panels.image(cell, means[name].T, sizes, vmin=0, vmax=white, interpolation="bilinear")
         panels.lines(cell, mask_edges(mask), mask.T.shape, sizes, colors=EDGE_COLOR)
