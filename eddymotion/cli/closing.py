@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table at the end of a run: what became of each series."""
+"""The end of a run: what became of each series, in a table and in the log."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eddymotion.cli.board import Watch
 from eddymotion.cli.screen import is_terminal
 from eddymotion.derivatives.names import source_name
+
+if TYPE_CHECKING:
+    from eddymotion.bids.series import Sorted
 
 log = logging.getLogger("eddymotion")
 
@@ -170,3 +173,28 @@ def _with(rows: Sequence[Row], columns: Sequence[str], folder: str) -> Any:
             cells[-1] = Text(f"{folder}/{row.report}")
         table.add_row(*cells)
     return table
+
+
+def log_skipped(found: Sorted) -> None:
+    """List the series that were skipped, those with the same reason together."""
+    from eddymotion.bids.series import flattened
+
+    for reason, names in by_reason(flattened(found.skipped)).items():
+        log.info("%d series skipped: %s: %s", len(names), ", ".join(names), reason)
+
+
+def log_failures(failures: dict[str, str], n_series: int, log_file: Path) -> None:
+    """List the series that failed, those with the same reason together."""
+    if not failures:
+        return
+    log.error("%d of %d series failed (log: %s):", len(failures), n_series, log_file)
+    for reason, names in by_reason(failures).items():
+        log.error("  %s: %s", ", ".join(names), reason)
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Turn name → reason into reason → names."""
+    grouped: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        grouped.setdefault(reason, []).append(name)
+    return grouped

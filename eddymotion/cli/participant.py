@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +29,9 @@ from eddymotion.cli.options import (
     refuse_t1w,
     settings_from,
 )
-from eddymotion.errors import EddymotionError
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:
-    from eddymotion.bids.series import Sorted
-    from eddymotion.derivatives import Outputs
     from eddymotion.workflows.bids_app import Run
 
 log = logging.getLogger("eddymotion")
@@ -165,9 +162,11 @@ def carry_out(arguments: Sequence[str] | None) -> int:
     if not all(given):
         parser.error(parser.misplaced_choice(options) or "write: eddymotion BIDS_DIR OUTPUT_DIR "
                      "participant (or group), or eddymotion --demo DIR")  # fmt: skip
-    if options.analysis_level == "group":
-        return gather_group(options)
-    return write_reports(options) if options.reports_only else correct_dataset(options)
+    if options.analysis_level == "participant" and not options.reports_only:
+        return correct_dataset(options)
+    from eddymotion.cli.finished import gather_group, write_reports
+
+    return gather_group(options) if options.analysis_level == "group" else write_reports(options)
 
 
 def examine_here(options: argparse.Namespace) -> int:
@@ -204,14 +203,15 @@ def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
     from eddymotion.bids.series import report_problems, warn_of_missing_description
     from eddymotion.cli.board import Watch
-    from eddymotion.cli.closing import rows_of, show_table
+    from eddymotion.cli.choice import refuse_contradictions, refuse_shared_files, sorted_series
+    from eddymotion.cli.closing import log_failures, log_skipped, rows_of, show_table
     from eddymotion.derivatives.dataset import (
         refuse_foreign_dataset,
         write_citation,
         write_dataset_files,
     )
     from eddymotion.reports.participant import finished_sidecars
-    from eddymotion.workflows.bids_app import prepare_work_dir, sole_writer
+    from eddymotion.workflows.bids_app import correct_participants, prepare_work_dir, sole_writer
 
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
@@ -235,74 +235,13 @@ def correct_dataset(options: argparse.Namespace) -> int:
             write_dataset_files(output_dir, bids_dir, options.anat_derivatives)
             watch = Watch(options.verbose)
             run_options = replace(run_options, log_file=log_file, locks=locks, watched=watch)
-            failures = correct_all(found, run_options)
+            failures = correct_participants(found, run_options)
             write_citation(output_dir, finished_sidecars(output_dir))
             if watch.board is not None and options.verbose >= 0:
                 show_table(rows_of(watch, failures), output_dir)
             log_skipped(found)
             log_failures(failures, n_series, log_file)
     return 1 if failures else 0
-
-
-def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
-    """Raise if a file that belongs to one head at one place is given for several."""
-    choose = "with --participant-label, --session-id or --bids-filter-file"
-    if options.brain_mask and found.n_series > 1:
-        raise EddymotionError(
-            f"--brain-mask: {found.n_series} series match but one mask is given; choose one "
-            f"series {choose}"
-        )
-    if options.fieldmap is None:
-        return
-    series = [one for of_participant in found.series.values() for one in of_participant]
-    frames = {one.dwi if options.separate_all_dwis else one.dwi.parent for one in series}
-    if len(frames) > 1:
-        what = "series, each in a frame of its own," if options.separate_all_dwis else "sessions"
-        raise EddymotionError(
-            f"--fieldmap: {len(frames)} {what} match but one field is given; choose one {choose}"
-        )
-
-
-def refuse_contradictions(options: argparse.Namespace) -> None:
-    """Raise if an option asks for what another leaves out."""
-    if options.separate_all_dwis and options.distortion_group_merge != "none":
-        raise EddymotionError(
-            "--separate-all-dwis leaves runs in frames of their own, and --distortion-group-merge "
-            "wants them in one; leave one of them out"
-        )
-    if options.anat_derivatives is not None and options.output_space != "T1w":
-        raise EddymotionError(
-            "--anat-derivatives was given, but no --output-space T1w; add it, or leave it out"
-        )
-
-
-def sorted_series(options: argparse.Namespace) -> Sorted:
-    """Find the series that the options choose, and set apart what is not corrected."""
-    from eddymotion.bids.anatomy import AnatomyFinder, with_anatomy
-    from eddymotion.bids.series import Sorted, find_series
-    from eddymotion.bids.sessions import with_runs
-
-    database_dir = options.bids_database_dir
-    if database_dir is not None:
-        database_dir = database_dir.resolve()
-        if not database_dir.is_dir():
-            refuse_output_in_input(options.bids_dir.resolve(), database_dir)
-    found = find_series(
-        options.bids_dir,
-        participants=options.participant_label,
-        sessions=options.session_id,
-        filter_file=options.bids_filter_file,
-        database_dir=database_dir,
-    )
-    sorted_out = Sorted.of(found, options.b0_threshold)
-    if not options.separate_all_dwis:
-        sorted_out = with_runs(sorted_out)
-    if options.output_space != "T1w":
-        return sorted_out
-    derivatives, filter_file = options.anat_derivatives, options.bids_filter_file
-    if derivatives is not None:
-        derivatives = derivatives.resolve()
-    return with_anatomy(sorted_out, AnatomyFinder.of(options.bids_dir, derivatives, filter_file))
 
 
 def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
@@ -332,170 +271,3 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
         write_graph=options.write_graph,
         verbosity=options.verbose,
     )
-
-
-def correct_all(found: Sorted, run: Run) -> dict[str, str]:
-    """Correct all series; return the failures, name → reason."""
-    from eddymotion.workflows.bids_app import correct_participants
-
-    return correct_participants(found, run)
-
-
-def write_reports(options: argparse.Namespace) -> int:
-    """Write the reports again, from the derivatives alone; 1 if a series has none."""
-    from eddymotion.reports.participant import finished_outputs, write_participant_page
-    from eddymotion.workflows.bids_app import sole_writer
-
-    output_dir = options.output_dir.resolve()
-    refuse_output_in_input(options.bids_dir.resolve(), output_dir)
-    refuse_unknown_labels(options, output_dir)
-    wanted = [label.removeprefix("sub-") for label in options.participant_label]
-    found = [path.name.removeprefix("sub-") for path in sorted(output_dir.glob("sub-*/"))]
-    labels = [
-        label
-        for label in found
-        if label in (wanted or found) and finished_outputs(output_dir / f"sub-{label}")
-    ]
-    unfinished, skipped = unfinished_series(options, output_dir)
-    if not labels and not unfinished and not skipped:
-        which = f" of {', '.join(wanted)}" if wanted else ""
-        raise EddymotionError(
-            f"{output_dir}: no finished series{which}; run without --reports-only"
-        )
-    labels = sorted({*labels, *unfinished, *skipped})
-    prepare_output_dir(output_dir)
-    with sole_writer(output_dir, labels), logging_to(output_dir / "logs", options.verbose) as file:
-        failures: dict[str, str] = {}
-        n_series = 0
-        for label in labels:
-            name, missing = f"sub-{label}", unfinished.get(label, {})
-            finished, page = finished_outputs(output_dir / name), output_dir / f"{name}.html"
-            beside = skipped.get(label, {})
-            failures |= write_participant_page(page, name, finished, missing, beside)
-            n_series += len(finished) + len(missing)
-            log.info("report: %s", page)
-        log_failures(failures, n_series, file)
-    return 1 if failures else 0
-
-
-def gather_group(options: argparse.Namespace) -> int:
-    """Write the table and the page of the group, from the derivatives; 1 if a series has none."""
-    from eddymotion.reports.group import TABLE
-    from eddymotion.reports.group_report import PAGE, build_group_report
-
-    output_dir = options.output_dir.resolve()
-    refuse_output_in_input(options.bids_dir.resolve(), output_dir)
-    if options.bids_filter_file:
-        raise EddymotionError(
-            "--bids-filter-file: the group level takes all series that were corrected; choose "
-            "with --participant-label and --session-id, or select rows of its table"
-        )
-    if not output_dir.is_dir():
-        raise EddymotionError(f"{output_dir}: no such folder; run the participant level first")
-    refuse_unknown_labels(options, output_dir)
-    missing, skipped = unfinished_series(options, output_dir)
-    if skipped and not missing and not has_finished(options, output_dir):
-        with messages(options.verbose):
-            log.info("group: nothing to gather, all series of these participants were skipped")
-        return 0
-    unfinished = {name: why for of_one in missing.values() for name, why in of_one.items()}
-    prepare_output_dir(output_dir)
-    with logging_to(output_dir / "logs", options.verbose) as file:
-        labels, sessions = options.participant_label, options.session_id
-        group = build_group_report(output_dir, labels, sessions, unfinished)
-        if group.rows:
-            log.info("group of %d series: %s, %s", len(group.rows), output_dir / TABLE,
-                     output_dir / PAGE)  # fmt: skip
-        log_failures(dict(group.errors), len(group.rows) + len(group.errors), file)
-    return 1 if group.errors else 0
-
-
-def has_finished(options: argparse.Namespace, output_dir: Path) -> bool:
-    """Whether one of the participants that the options choose has a finished series."""
-    from eddymotion.reports.participant import finished_outputs
-
-    wanted = [label.removeprefix("sub-") for label in options.participant_label] or ["*"]
-    folders = [folder for label in wanted for folder in output_dir.glob(f"sub-{label}/")]
-    return any(finished_outputs(folder) for folder in folders)
-
-
-def refuse_unknown_labels(options: argparse.Namespace, output_dir: Path) -> None:
-    """Raise if a participant or session is neither among the outputs nor in the dataset."""
-    from eddymotion.bids.series import labels_listed
-
-    for option, prefix, pattern in (
-        ("participant_label", "sub-", "sub-*"), ("session_id", "ses-", "sub-*/ses-*"),
-    ):  # fmt: skip
-        wanted = {label.removeprefix(prefix) for label in getattr(options, option)}
-        known = {
-            path.name.removeprefix(prefix)
-            for folder in (output_dir, options.bids_dir)
-            for path in folder.glob(pattern)
-            if path.is_dir()
-        }
-        if missing := sorted(wanted - known):
-            raise EddymotionError(
-                f"--{option.replace('_', '-')}: no {prefix}{missing[0]} in {output_dir} or "
-                f"{options.bids_dir}; there are {labels_listed(sorted(known))}"
-            )
-
-
-def unfinished_series(
-    options: argparse.Namespace, output_dir: Path
-) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
-    """Find the series of each participant that have no outputs, with what to do; those skipped.
-
-    None where the raw dataset is not there: reports do not need it.
-    """
-    from eddymotion.bids.series import outputs_of
-
-    why = "no finished outputs; run the participant level"
-    if options.reports_only:
-        why += " without --reports-only"
-    try:
-        with messages(options.verbose, logging.ERROR):  # the run has told
-            raw = sorted_series(options)
-    except EddymotionError as error:
-        log.debug("reports without the raw dataset: %s", error)
-        return {}, {}
-    unfinished = {
-        label: {
-            series.dwi.name: why
-            for series in of_participant
-            if not is_finished(outputs_of(series, label, output_dir))
-        }
-        | dict(raw.refused[label])
-        for label, of_participant in raw.series.items()
-    }
-    skipped = {label: dict(names) for label, names in raw.skipped.items() if names}
-    return {label: missing for label, missing in unfinished.items() if missing}, skipped
-
-
-def is_finished(outputs: Outputs) -> bool:
-    """Whether there are outputs of a series, in whatever space."""
-    return any(one["sidecar"].is_file() for one in (outputs, *outputs.elsewhere()))
-
-
-def log_skipped(found: Sorted) -> None:
-    """List the series that were skipped, those with the same reason together."""
-    from eddymotion.bids.series import flattened
-
-    for reason, names in by_reason(flattened(found.skipped)).items():
-        log.info("%d series skipped: %s: %s", len(names), ", ".join(names), reason)
-
-
-def log_failures(failures: dict[str, str], n_series: int, log_file: Path) -> None:
-    """List the series that failed, those with the same reason together."""
-    if not failures:
-        return
-    log.error("%d of %d series failed (log: %s):", len(failures), n_series, log_file)
-    for reason, names in by_reason(failures).items():
-        log.error("  %s: %s", ", ".join(names), reason)
-
-
-def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    """Turn name → reason into reason → names."""
-    grouped: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        grouped.setdefault(reason, []).append(name)
-    return grouped

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which series of a dataset the options of ``eddymotion`` choose."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from eddymotion.cli.console import refuse_output_in_input
+from eddymotion.errors import EddymotionError
+
+if TYPE_CHECKING:
+    from eddymotion.bids.series import Sorted
+
+
+def sorted_series(options: argparse.Namespace) -> Sorted:
+    """Find the series that the options choose, and set apart what is not corrected."""
+    from eddymotion.bids.anatomy import AnatomyFinder, with_anatomy
+    from eddymotion.bids.series import Sorted, find_series
+    from eddymotion.bids.sessions import with_runs
+
+    database_dir = options.bids_database_dir
+    if database_dir is not None:
+        database_dir = database_dir.resolve()
+        if not database_dir.is_dir():
+            refuse_output_in_input(options.bids_dir.resolve(), database_dir)
+    found = find_series(
+        options.bids_dir,
+        participants=options.participant_label,
+        sessions=options.session_id,
+        filter_file=options.bids_filter_file,
+        database_dir=database_dir,
+    )
+    sorted_out = Sorted.of(found, options.b0_threshold)
+    if not options.separate_all_dwis:
+        sorted_out = with_runs(sorted_out)
+    if options.output_space != "T1w":
+        return sorted_out
+    derivatives, filter_file = options.anat_derivatives, options.bids_filter_file
+    if derivatives is not None:
+        derivatives = derivatives.resolve()
+    return with_anatomy(sorted_out, AnatomyFinder.of(options.bids_dir, derivatives, filter_file))
+
+
+def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
+    """Raise if a file that belongs to one head at one place is given for several."""
+    choose = "with --participant-label, --session-id or --bids-filter-file"
+    if options.brain_mask and found.n_series > 1:
+        raise EddymotionError(
+            f"--brain-mask: {found.n_series} series match but one mask is given; choose one "
+            f"series {choose}"
+        )
+    if options.fieldmap is None:
+        return
+    series = [one for of_participant in found.series.values() for one in of_participant]
+    frames = {one.dwi if options.separate_all_dwis else one.dwi.parent for one in series}
+    if len(frames) > 1:
+        what = "series, each in a frame of its own," if options.separate_all_dwis else "sessions"
+        raise EddymotionError(
+            f"--fieldmap: {len(frames)} {what} match but one field is given; choose one {choose}"
+        )
+
+
+def refuse_contradictions(options: argparse.Namespace) -> None:
+    """Raise if an option asks for what another leaves out."""
+    if options.separate_all_dwis and options.distortion_group_merge != "none":
+        raise EddymotionError(
+            "--separate-all-dwis leaves runs in frames of their own, and --distortion-group-merge "
+            "wants them in one; leave one of them out"
+        )
+    if options.anat_derivatives is not None and options.output_space != "T1w":
+        raise EddymotionError(
+            "--anat-derivatives was given, but no --output-space T1w; add it, or leave it out"
+        )
