@@ -21,6 +21,7 @@ from eddymotion.estimation.off_resonance.problem import LEVELS, FieldLevel, Fiel
 from eddymotion.estimation.off_resonance.view import FieldState
 from eddymotion.fieldmaps import FieldmapPaths, FieldmapSettings
 from eddymotion.fieldmaps.inputs import read_inputs
+from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.lattice import Lattice, separable
 from eddymotion.io.images import read_image, write_image
@@ -28,7 +29,9 @@ from eddymotion.io.topup import topup_field
 from eddymotion.mapping.off_resonance import OffResonance, Readout, undistorted
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.simulation import Grid, SyntheticHead, procedural_head
-from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
+from eddymotion.simulation.echo_planar import pushed_means
+from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image, shim_terms
+from eddymotion.simulation.sampling import View
 
 TURN = exp_rigid(np.r_[1.0, 2.0, -1.5, np.deg2rad([4.0, -2.0, 3.0])], np.zeros(3))
 
@@ -363,6 +366,63 @@ def test_the_head_in_the_field_of_the_scanner():
     )
     assert 3 < changed.std() < 25
     assert same.std() < 0.01
+
+
+def test_the_field_of_a_pose_is_that_of_its_dipoles():
+    """The twin multiplies the spectrum of the head by the kernel of dipoles along the field."""
+    magnetised = Magnetised(SyntheticHead(2), strength=0.8, voxel_size=8.0)
+    shape, affine = magnetised.grid.shape, magnetised.grid.affine
+    points = grid_points(shape, affine)
+    pose = exp_rigid(np.r_[4, -2, 6, np.deg2rad([14, -9, 20])], np.array([0, -20, -60.0]))
+    main = pose[:3, :3].T @ [0, 0, 1]
+    k = np.stack(np.meshgrid(*[np.fft.fftfreq(shape[0])] * 2, np.fft.rfftfreq(shape[0]),
+                             indexing="ij"))  # fmt: skip
+    kernel = 1 / 3 - np.tensordot(main, k, 1) ** 2 / np.maximum((k**2).sum(0), 1e-12)
+    kernel[0, 0, 0] = 0
+    matter = magnetised.head.matter_at(points).reshape(shape)
+    field = np.fft.irfftn(kernel * np.fft.rfftn(matter), shape, axes=(0, 1, 2))
+    hertz = -9.4e-6 * 0.8 * 3 * 42.577478518e6 * field
+    np.testing.assert_allclose(magnetised.unshimmed(pose).data, hertz, atol=2e-3)
+    shims = shim_terms(apply_affine(pose, points)) @ magnetised.shims
+    np.testing.assert_allclose(magnetised.hertz(pose).data, hertz - shims.reshape(shape),
+                               atol=5e-3)  # fmt: skip
+
+
+def test_the_scanner_adds_up_what_each_cell_records():
+    """The twin cuts each cell into a thousand."""
+    grid, rest = Grid((1, 3, 12), np.diag([2.0, 2.0, 2.0, 1.0])), View(0.0, np.zeros(3), np.eye(4))
+    cells = np.random.default_rng(0).uniform(50, 100, (24, 3, 1)).astype(np.float32)
+
+    class Cells:
+        shape, affine, white_signal, brain = (1, 3, 24), np.diag([2.0, 2, 1, 1]), 1.0, None
+
+        def signal_at(self, points, bval, bvec):
+            at = np.floor(points[:, 2] + 1).astype(int)  # mm from the face of the first voxel
+            return cells[at, np.round(points[:, 1] / 2).astype(int), 0]
+
+        def signal(self, bval, bvec):
+            raise NotImplementedError
+
+    z = np.arange(-30, 60, 1.0)
+    wavy = np.tile((30 * np.sin(z / 1.5)).astype(np.float32), (8, 8, 1))
+    affine = np.eye(4)
+    affine[:3, 3] = -3, -3, -30
+    hertz = Image(wavy, affine)
+    readout = Readout.of(grid.affine, "k", 0.04)
+    found = pushed_means(Cells(), rest, grid, hertz, readout)
+    edges = np.arange(-1, 23 + 1e-9, 0.5)  # of the cells, mm
+    shifted = edges + readout.mm_per_hertz * hertz.spline.sample(
+        np.stack([0 * edges, 0 * edges, edges], axis=1)
+    )
+    assert (np.diff(shifted) < 0).any()  # folded somewhere
+    assert np.abs(np.diff(shifted)).max() > 2 * 0.5  # stretched elsewhere
+    expected = np.zeros((3, 12))
+    for start, stop, first in zip(shifted[:-1], shifted[1:], edges[:-1], strict=True):
+        places = start + (np.arange(1000) + 0.5) / 1000 * (stop - start)
+        voxels = np.floor((places + 1) / 2).astype(int)
+        for voxel in voxels[(voxels >= 0) & (voxels < 12)]:
+            expected[:, voxel] += cells[int(np.floor(first + 1)), :, 0] / 4 / 1000
+    np.testing.assert_allclose(found[0], expected, atol=0.3)
 
 
 def test_phases_become_hertz():

@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
-from eddymotion.images.grid import Grid, block_means, grid_points
+from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
+from eddymotion.images.kernels import kernel_order, sample_grid
+from eddymotion.machine.compiling import compiled
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.simulation.base import Head
 from eddymotion.simulation.sampling import View
 from eddymotion.wording import short_repr
 
-PE_FACTOR, OTHER_FACTOR = 8, 2
-"""Parts of a voxel along the phase encoding and across."""
+CELL_MM = 0.5
+"""Largest part of a voxel along the phase encoding; edges of the head are a few times as wide."""
+
+OTHER_FACTOR = 2
+"""Parts of a voxel across."""
+
+LEAST_WIDTH = 1e-6
+"""To which a cell is squeezed together, voxels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,49 +74,63 @@ def pushed_means(
     to_voxels = np.linalg.inv(grid.affine)[:3, :3]
     axis = int(np.abs(to_voxels @ readout.direction).argmax())
     factors = [OTHER_FACTOR, OTHER_FACTOR, layers]
-    factors[axis] = PE_FACTOR
+    factors[axis] = max(math.ceil(voxel_sizes(grid.affine)[axis] / CELL_MM), OTHER_FACTOR)
     fine = grid.refined(factors)
     signal = replace(view, eddy=None).sampled(head, fine).T
-    shifts = _shifts_of_faces(hertz, readout, view, fine, axis) @ to_voxels[axis]
-    recorded = _pushed(np.moveaxis(signal, axis, -1), np.moveaxis(shifts, axis, -1), PE_FACTOR)
-    across = [1 if other == axis else factors[other] for other in range(3)]
-    return block_means(np.moveaxis(recorded, -1, axis), (across[0], across[1], across[2]))
+    shifts = _shifts_of_faces(hertz, readout, view, fine, axis).T
+    recorded = np.zeros(grid.shape, np.float32)
+    across = [factor for other, factor in enumerate(factors) if other != axis]
+    in_lines = (np.moveaxis(values, axis, -1) for values in (signal, shifts, recorded))
+    _push(*in_lines, factors[axis], *across)
+    return recorded / np.float32(np.prod(factors))
 
 
 def _shifts_of_faces(
     hertz: Image, readout: Readout, view: View, fine: Grid, axis: int
 ) -> np.ndarray:
-    """Displacement (mm, last axis RAS+) of the faces between cells: one more there than cells."""
+    """Displacement (cells) of the faces between cells, of which there is one more: (Z, Y, X)."""
+    affine, to_cells = fine.affine.copy(), np.linalg.inv(fine.affine)[axis, :3]
+    affine[:3, 3] -= affine[:3, axis] / 2
     shape = np.array(fine.shape) + (np.arange(3) == axis)
-    affine = fine.affine.copy()
-    affine[:3, 3] -= fine.affine[:3, axis] / 2
-    shifts = np.empty((*shape, 3), np.float32)
-    for x, plane in enumerate(shifts):
-        points = grid_points(shape, affine, slab=slice(x, x + 1), axis=0)
-        found = np.nan_to_num(hertz.spline.sample(points, view.pose))[:, None] * readout.shift
-        if view.eddy is not None:
-            found += view.eddy.recorded(view.index, points) - points
-        plane[...] = found.reshape(plane.shape)
+    shifts = np.empty(shape[::-1], np.float32)
+    to_field = np.linalg.inv(hertz.affine) @ view.pose @ affine
+    sample_grid(hertz.spline.coefficients, kernel_order(to_field), 0.0, shifts)
+    shifts *= np.float32(to_cells @ readout.shift)
+    if view.eddy is not None:
+        against = np.float32(to_cells @ view.eddy.pe)
+        for z, plane in enumerate(shifts):
+            points = grid_points(shape, affine, order="F", slab=slice(z, z + 1))
+            plane -= against * view.eddy.displacement(view.index, points).reshape(plane.shape)
     return shifts
 
 
-def _pushed(signal: np.ndarray, shifts: np.ndarray, factor: int) -> np.ndarray:
-    """Add up cells (…, N) in voxels of `factor` cells, their faces displaced by voxels (…, N + 1).
+@compiled
+def _push(signal, shifts, recorded, along, first_across, second_across):
+    """Add up what cells record in the voxels of which there are so many a voxel.
 
-    A cell spreads evenly over what its faces enclose, which are less than two voxels. Signal that
-    leaves the image is lost.
+    A cell spreads evenly over what its faces enclose. Signal that leaves the image is lost.
+
+    Parameters
+    ----------
+    signal : (A, B, N) array
+        Of cells, the phase encoding last.
+    shifts : (A, B, N + 1) array
+        Displacement of their faces, cells.
+    recorded : (a, b, n) array
+        Sums of voxels, to which is added.
+    along, first_across, second_across : int
+        Cells a voxel.
     """
-    n_cells = signal.shape[-1]
-    n_lines, n_voxels = signal[..., 0].size, n_cells // factor
-    faces = np.arange(n_cells + 1) / factor + shifts.reshape(n_lines, -1)
-    low = np.minimum(faces[:, :-1], faces[:, 1:])
-    width = np.maximum(np.abs(np.diff(faces, axis=1)), 1e-6)
-    first = np.floor(low)
-    in_first = np.clip((first + 1 - low) / width, 0, 1)
-    mass = signal.reshape(n_lines, -1) / factor
-    line = np.arange(n_lines)[:, None] * (n_voxels + 2)
-    total = np.zeros(n_lines * (n_voxels + 2))
-    for offset, share in ((0, in_first), (1, 1 - in_first)):
-        voxel = np.clip(first + offset, -1, n_voxels).astype(int)  # two bins for what is lost
-        total += np.bincount((line + voxel + 1).ravel(), (mass * share).ravel(), total.size)
-    return total.reshape(n_lines, n_voxels + 2)[:, 1:-1].reshape(*signal.shape[:-1], n_voxels)
+    for a in range(signal.shape[0]):
+        for b in range(signal.shape[1]):
+            for n in range(signal.shape[2]):
+                mass = signal[a, b, n]
+                if mass == 0:
+                    continue
+                start, stop = (n + shifts[a, b, n]) / along, (n + 1 + shifts[a, b, n + 1]) / along
+                low, width = min(start, stop), max(abs(stop - start), LEAST_WIDTH)
+                first = max(int(np.floor(low)), 0)
+                last = min(int(np.floor(low + width)), recorded.shape[2] - 1)
+                for voxel in range(first, last + 1):
+                    inside = min(low + width, voxel + 1) - max(low, voxel)
+                    recorded[a // first_across, b // second_across, voxel] += mass * inside / width

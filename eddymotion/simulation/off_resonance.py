@@ -2,9 +2,10 @@
 """Susceptibility: the field of a head in the scanner, and echo-planar images of it.
 
 Matter is magnetised against the main field, air is not: each bit of the head is a dipole. Their
-field is a product in frequency space (Salomir et al. 2003; Marques & Bowtell 2005). The scanner
-shims it to second order where the brain lies at rest, and keeps the shims while the head moves:
-the field turns with the head, and changes.
+field is a product in frequency space (Salomir et al. 2003; Marques & Bowtell 2005), and so a sum
+of six maps of the head, weighed as the main field lies to it. The scanner shims it to second order
+where the brain lies at rest, and keeps the shims while the head moves: the field turns with the
+head, and changes.
 
 An echo-planar image conserves signal: what is displaced along the phase encoding is added up
 where it is recorded.
@@ -17,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 from nibabel.affines import apply_affine
+from scipy.fft import irfftn, rfftn
 
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
@@ -46,6 +48,9 @@ BOX_MM = np.array([[-100.0, 100.0], [-118.0, 112.0]])
 TOP_MM = 100.0
 
 SHIM_SCALE_MM = 80.0
+
+PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+"""Axes of the parts of a symmetric tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +83,8 @@ class Magnetised:
         return Grid((n, n, n), affine)
 
     @cached_property
-    def _spectrum(self) -> np.ndarray:
-        """Of the susceptibility."""
+    def _matter(self) -> np.ndarray:
+        """Share of each voxel that is no air."""
         grid = self.grid
         points = grid_points(grid.shape, grid.affine).reshape(*grid.shape, 3)
         near = (points[..., 2] < TOP_MM) & np.all(
@@ -87,22 +92,34 @@ class Magnetised:
         )
         matter = np.zeros(grid.shape, np.float32)
         matter[near] = self.head.matter_at(points[near])
-        return np.fft.rfftn(self.strength * SUSCEPTIBILITY * matter)
+        return matter
+
+    @cached_property
+    def _components(self) -> np.ndarray:
+        """Matter filtered by kₐ k_b / k² for each of :data:`PAIRS`, (6, X, Y, Z) float32.
+
+        A main field along the unit vector n magnetises it to Σ (δ_ab / 3 − nₐ n_b) of these.
+        """
+        n = self.grid.shape[0]
+        frequencies = [np.fft.fftfreq(n), np.fft.fftfreq(n), np.fft.rfftfreq(n)]
+        k = np.meshgrid(*frequencies, indexing="ij", sparse=True)
+        square = sum(along**2 for along in k)
+        square[0, 0, 0] = np.inf  # what is alike everywhere has no field
+        spectrum = rfftn(self._matter) / square.astype(np.float32)
+        return np.stack([
+            irfftn(spectrum * (k[a] * k[b]).astype(np.float32), self.grid.shape) for a, b in PAIRS
+        ])  # fmt: skip
 
     def unshimmed(self, pose: np.ndarray | None = None) -> Image:
         """Field (Hz) in the frame of the head, at a pose in the scanner (head → scanner)."""
-        rotation = np.eye(3) if pose is None else pose[:3, :3]
-        main = rotation.T @ np.array([0.0, 0.0, 1.0])  # as the head sees it
-        n = self.grid.shape[0]
-        whole, half = np.fft.fftfreq(n), np.fft.rfftfreq(n)
-        kx, ky, kz = np.meshgrid(whole, whole, half, indexing="ij", sparse=True)
-        square = kx**2 + ky**2 + kz**2
-        square[0, 0, 0] = 1.0
-        kernel = 1 / 3 - (main[0] * kx + main[1] * ky + main[2] * kz) ** 2 / square
-        kernel[0, 0, 0] = 0.0
-        field = np.fft.irfftn(kernel * self._spectrum, self.grid.shape, axes=(0, 1, 2))
-        hertz = (HERTZ_A_TESLA * self.tesla * field).astype(np.float32)
-        return Image(hertz, self.grid.affine)
+        main = np.array([0.0, 0.0, 1.0]) if pose is None else pose[2, :3]  # as the head sees it
+        tensor = np.eye(3) / 3 - np.outer(main, main)
+        weights = [tensor[a, b] * (1 if a == b else 2) for a, b in PAIRS]
+        scale = HERTZ_A_TESLA * self.tesla * self.strength * SUSCEPTIBILITY
+        field = np.zeros(self.grid.shape, np.float32)
+        for weight, component in zip(weights, self._components, strict=True):
+            field += np.float32(scale * weight) * component
+        return Image(field, self.grid.affine)
 
     @cached_property
     def shims(self) -> np.ndarray:
@@ -120,10 +137,9 @@ class Magnetised:
             Head → scanner; at rest when not given.
         """
         field = self.unshimmed(pose)
-        points = grid_points(field.data.shape, field.affine)
-        in_scanner = points if pose is None else apply_affine(pose, points)
-        shimmed = field.data - (shim_terms(in_scanner) @ self.shims).reshape(field.data.shape)
-        return Image(shimmed.astype(np.float32), field.affine)
+        to_scanner = field.affine if pose is None else pose @ field.affine
+        form = to_scanner.T @ shim_form(self.shims) @ to_scanner
+        return Image(field.data - quadratic(form, field.data.shape), field.affine)
 
     def hertz_on(self, grid: Grid) -> np.ndarray:
         """Field (Hz) of the head at rest on a grid: (X, Y, Z) float32."""
@@ -149,6 +165,31 @@ def shim_terms(points: np.ndarray) -> np.ndarray:
     ones = np.ones(len(points))
     return np.stack([ones, x, y, z, x * y, x * z, y * z, x * x - y * y,
                      2 * z * z - x * x - y * y], axis=1)  # fmt: skip
+
+
+def shim_form(weights: np.ndarray) -> np.ndarray:
+    """Return what :func:`shim_terms` so weighed (9,) are as a quadratic form of (x, y, z, 1)."""
+    one, x, y, z, xy, xz, yz, across, along = weights
+    twice = np.array([
+        [2 * (across - along), xy, xz, x],
+        [xy, -2 * (across + along), yz, y],
+        [xz, yz, 4 * along, z],
+        [x, y, z, 2 * one],
+    ])  # fmt: skip
+    units = np.diag([*[1 / SHIM_SCALE_MM] * 3, 1.0])
+    return units @ twice @ units / 2
+
+
+def quadratic(form: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Evaluate a quadratic form (4, 4) of (i, j, k, 1) at the voxels of a grid, float32."""
+    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    once = form[0, 0] * i**2 + form[1, 1] * j**2 + 2 * form[0, 1] * i * j + form[3, 3]
+    once = once + 2 * (form[0, 3] * i + form[1, 3] * j)
+    twice = 2 * (form[0, 2] * i + form[1, 2] * j + form[2, 3])
+    values = twice.astype(np.float32) * k.astype(np.float32)
+    values += once.astype(np.float32)
+    values += (form[2, 2] * k**2).astype(np.float32)
+    return values
 
 
 def echo_planar_image(

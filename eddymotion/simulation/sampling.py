@@ -8,9 +8,8 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
-from nibabel.affines import apply_affine
 
-from eddymotion.images.grid import Grid, grid_points
+from eddymotion.images.grid import Grid, grid_points, transformed
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import kernel_order, sample_grid
 from eddymotion.simulation.base import (
@@ -133,12 +132,13 @@ class View:
     def _by_slices(self, signal: Points, grid: Grid) -> np.ndarray:
         """Evaluate a function of points of the head, a slice after the other."""
         values = np.empty(grid.shape[::-1], np.float32)
+        first = grid_points(grid.shape, grid.affine, order="F", slab=slice(0, 1))
         for z, plane in enumerate(values):
-            recorded = grid_points(grid.shape, grid.affine, order="F", slab=slice(z, z + 1))
+            recorded = first + z * grid.affine[:3, 2]
             if self.eddy is None:
-                found = signal(apply_affine(self.pose, recorded))
+                found = signal(transformed(self.pose, recorded))
             else:
                 origins, stretch = self.eddy.origin(self.index, recorded)
-                found = signal(apply_affine(self.pose, origins)) / stretch
+                found = signal(transformed(self.pose, origins)) / stretch
             plane[...] = found.reshape(plane.shape)
         return values
