@@ -8,6 +8,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -169,6 +170,16 @@ def test_the_house_stays_small():
     said, _ = rooms()
     assert len(said) <= 24
     assert int(picture().split()[0]) <= 14
+
+
+def test_a_class_has_its_name_for_itself():
+    names = Counter(
+        node.name
+        for path in SOURCES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, number in names.items() if number > 1} == set()
 
 
 def test_importing_the_package_is_light():

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
-from eddymotion.cli.board import USUAL, Board, Course, Line, Watch
-from eddymotion.cli.closing import Row, folded, rows_of, show_table
+from eddymotion.cli.board import USUAL, Board, Line, Timetable, Watch
+from eddymotion.cli.closing import Ended, folded, rows_of, show_table
 from eddymotion.cli.console import logging_to
 from eddymotion.cli.doctor import examine
 from eddymotion.cli.screen import Bar, shortened, wrapped
@@ -90,7 +90,9 @@ def test_one_fast_beginning_does_not_shorten_what_all_series_took():
         {"reading": 0.0, "motion": 20.0, "pictures": 80.0},
         {"reading": 0.0, "motion": 1.0},
     )
-    course = Course(USUAL).with_series(cold, 100.0).with_series({**warm, "pictures": 70.0}, 80.0)
+    course = (
+        Timetable(USUAL).with_series(cold, 100.0).with_series({**warm, "pictures": 70.0}, 80.0)
+    )
     assert course.seconds == pytest.approx(90)
     assert course.shares["motion"] == pytest.approx((0.2 + 1 / 80) / 2)
     line = Line(3, "sub-03", began=0.0)
@@ -187,9 +189,9 @@ def test_the_closing_table_fits_and_says_where_the_reports_are(
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("eddymotion.cli.closing.is_terminal", lambda: True)
     rows = [
-        Row("sub-01_ses-01_acq-multiband_dir-AP_run-1", "Usable with care", "1.62 mm", "2 of 380",
-            "51", "sub-01.html", 1),
-        Row("sub-02", "failed"),
+        Ended("sub-01_ses-01_acq-multiband_dir-AP_run-1", "Usable with care", "1.62 mm",
+              "2 of 380", "51", "sub-01.html", 1),
+        Ended("sub-02", "failed"),
     ]  # fmt: skip
     show_table(rows, tmp_path)
     printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
@@ -202,7 +204,9 @@ def test_the_closing_table_fits_and_says_where_the_reports_are(
 
 
 def test_many_usable_series_are_counted_not_listed(caplog, tmp_path):
-    rows = [Row(f"sub-{n:03d}", "Usable", level=0) for n in range(80)] + [Row("sub-x", "failed")]
+    rows = [Ended(f"sub-{n:03d}", "Usable", level=0) for n in range(80)] + [
+        Ended("sub-x", "failed")
+    ]
     with caplog.at_level(logging.INFO, "eddymotion"):
         show_table(rows, tmp_path)
     assert "and 80 other series: Usable" in caplog.text
@@ -211,7 +215,7 @@ def test_many_usable_series_are_counted_not_listed(caplog, tmp_path):
 
 
 def test_a_series_refused_before_the_run_is_in_the_table():
-    assert rows_of(Watch(), {"sub-01/dwi/sub-01_dwi.nii.gz": "why"}) == [Row("sub-01", "failed")]
+    assert rows_of(Watch(), {"sub-01/dwi/sub-01_dwi.nii.gz": "why"}) == [Ended("sub-01", "failed")]
 
 
 ON_A_TERMINAL = """

@@ -20,7 +20,7 @@ from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.off_resonance import Distortion, OffResonance
+from eddymotion.mapping.off_resonance import OffResonance, SeriesField
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.models import get_model
 from eddymotion.pipeline import lovo_steps, series_steps
@@ -179,7 +179,7 @@ def test_a_motion_on_disk_is_the_motion(tmp_path):
     errors[2] = np.nan
     poses = rigid_matrix(random.normal(size=(4, 3)), random.normal(size=(4, 3)), np.zeros(3))
     field = OffResonance(random.normal(size=(4, 5, 6)), random.normal(size=(4, 4)))
-    distortion = Distortion(field, random.normal(size=(4, 3)), modulated=False)
+    distortion = SeriesField(field, random.normal(size=(4, 3)), modulated=False)
     motion = Motion(poses, errors, 0.123456789012345, eddy, off_resonance=distortion)
     files = tmp_path / "xfm.txt", tmp_path / "details.json"
     write_motion(*files, motion)

@@ -16,9 +16,9 @@ from eddymotion.mapping.eddy_currents import SCALE_MM, TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import (
     LEAST_STRETCH,
-    Distortion,
     OffResonance,
     Readout,
+    SeriesField,
     undistorted,
 )
 from eddymotion.mapping.rigid import rigid_matrix
@@ -70,7 +70,7 @@ def motion(field):
     eddy = EddyCurrents(random.uniform(-2, 2, (4, 3)), READOUT.direction, np.zeros(3))
     return Motion(
         poses, eddy_currents=eddy,
-        off_resonance=Distortion(field, np.tile(READOUT.shift, (4, 1))),
+        off_resonance=SeriesField(field, np.tile(READOUT.shift, (4, 1))),
     )  # fmt: skip
 
 
@@ -140,12 +140,12 @@ def test_fields_displace_slices_that_moved_as_they_displace_volumes(motion):
 
 def test_a_field_for_another_number_of_volumes_is_refused(motion, field):
     with pytest.raises(ValueError, match="4 poses but an off-resonance field for 3 volumes"):
-        replace(motion, off_resonance=Distortion(field, np.zeros((3, 3))))
+        replace(motion, off_resonance=SeriesField(field, np.zeros((3, 3))))
 
 
 def test_where_fields_fold_the_image_the_signal_keeps_its_sign(series, motion, field):
     """However it is computed; the factor would be negative there."""
-    strong = replace(motion, off_resonance=Distortion(field, np.tile(25 * READOUT.shift, (4, 1))))
+    strong = replace(motion, off_resonance=SeriesField(field, np.tile(25 * READOUT.shift, (4, 1))))
     points = np.random.default_rng(0).uniform(-40, 40, (500, 3))
     for volume in range(4):
         factors = [

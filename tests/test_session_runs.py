@@ -12,7 +12,7 @@ import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.session import averaged, concatenated
-from eddymotion.estimation.measured_field import Comparison
+from eddymotion.estimation.measured_field import MapAgreement
 from eddymotion.estimation.runs import (
     JoinedRuns,
     RunImage,
@@ -278,10 +278,10 @@ def test_maps_are_compared_but_for_a_constant():
     field = random.normal(size=(4, 5, 6)) * 20
     measured = 0.5 * field + 7.0
     measured[0] = np.nan
-    found = Comparison.of(field, measured)
+    found = MapAgreement.of(field, measured)
     np.testing.assert_allclose([found.correlation, found.slope], [1.0, 2.0])
     np.testing.assert_allclose(found.rms, 0.5 * field[1:].std())
-    assert Comparison.of(field, np.full_like(field, np.nan)) is None
+    assert MapAgreement.of(field, np.full_like(field, np.nan)) is None
 
 
 def corrected_pair():

@@ -32,7 +32,7 @@ from eddymotion.io.trajectory import read_trajectory, trajectory_descriptions
 from eddymotion.io.tsv import Table
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.off_resonance import Distortion, OffResonance
+from eddymotion.mapping.off_resonance import OffResonance, SeriesField
 from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.models import AverageModel, get_model
@@ -256,7 +256,7 @@ def test_fields_and_another_grid_are_heeded_in_the_same_interpolation():
     volumes = [scanned(one, eddy=eddy, shift=20 * shift) for one in poses]
     dwi = series(volumes)
     motion = motion_of(poses, eddy_currents=eddy,
-                       off_resonance=Distortion(constant, np.stack([shift] * 3)))  # fmt: skip
+                       off_resonance=SeriesField(constant, np.stack([shift] * 3)))  # fmt: skip
     grid = (16, 15, 14), AFFINE @ np.array([[1, 0, 0, 2.3], [0, 1, 0, 3.1], [0, 0, 1, 2.4],
                                             [0, 0, 0, 1]])  # fmt: skip
     read = em.resample(dwi, motion, engine="fast", grid=grid).signal

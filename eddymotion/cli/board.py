@@ -55,7 +55,7 @@ OVERRUN = 0.25
 
 
 @dataclass(frozen=True)
-class Course:
+class Timetable:
     """When the parts of a correction begin, as shares of the whole.
 
     Parameters
@@ -76,15 +76,15 @@ class Course:
         """Where the next part begins."""
         return min((other for other in self.shares.values() if other > share), default=ALMOST)
 
-    def with_series(self, begun: Mapping[str, float], seconds: float) -> Course:
+    def with_series(self, begun: Mapping[str, float], seconds: float) -> Timetable:
         """Learn from a series: part → seconds from its begin on, and how long it took."""
         n = self.n_series + 1
         shares = {part: at / seconds for part, at in begun.items()}
         if self.seconds is None:
-            return Course(shares, seconds, n)
+            return Timetable(shares, seconds, n)
         for part, before in self.shares.items():
             shares[part] = before + (shares.get(part, before) - before) / n
-        return Course(shares, self.seconds + (seconds - self.seconds) / n, n)
+        return Timetable(shares, self.seconds + (seconds - self.seconds) / n, n)
 
     def whole(self, share: float, taken: float) -> float:
         """Foresee how long a series takes of which a share is done."""
@@ -135,13 +135,13 @@ class Line:
         """Whether somebody works on it."""
         return self.began is not None and self.seconds is None
 
-    def begin(self, part: str, at: float, course: Course) -> None:
+    def begin(self, part: str, at: float, course: Timetable) -> None:
         """Note that a part begins."""
         self.begun.setdefault(part, at)
         if course.shares.get(part, -1.0) > self.share or part == "reading":
             self.share, self.since, self.within = course.shares[part], at, None
 
-    def done(self, now: float, course: Course) -> float:
+    def done(self, now: float, course: Timetable) -> float:
         """Return the share of the work that is done."""
         if self.began is None or self.stage == WAITING:
             return self.share
@@ -153,7 +153,7 @@ class Line:
         pace = self.share / (self.since - self.began)
         return min(self.share + pace * (now - self.since), end)
 
-    def left(self, now: float, course: Course) -> float | None:
+    def left(self, now: float, course: Timetable) -> float | None:
         """Return the seconds left, if that can be told."""
         if self.began is None or self.stage == WAITING:
             return None
@@ -181,7 +181,7 @@ class Board:
     def __init__(self, names: Sequence[str], verbosity: int = 0) -> None:
         self.lines = {name: Line(number + 1, name) for number, name in enumerate(names)}
         self.verbosity = verbosity
-        self.course = Course(USUAL)
+        self.course = Timetable(USUAL)
         self.screen = Screen() if verbosity >= 0 and is_terminal() else None
 
     def hear(self, name: str, what: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, err
 """What the system says where another path helps."""
 
 
-class _Shown(Console):
+class _ConsoleHandler(Console):
     """Writes to the console: above the bars, if there are any, and with no word broken."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -65,7 +65,7 @@ def messages(
 
     All of it with -v, problems alone with -q: `verbosity` is above or below zero then.
     """
-    console = _Shown()
+    console = _ConsoleHandler()
     console.setLevel(logging.DEBUG if verbosity > 0 else max(least, verbosity < 0 and PROBLEMS))
     console.setFormatter(logging.Formatter(pattern))
     with _handled_by(console), warnings_in_log():

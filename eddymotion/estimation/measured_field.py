@@ -196,7 +196,7 @@ class MeasuredMap:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MapAgreement:
     """How a measured map agrees with a field that images told, a constant apart.
 
     Parameters
@@ -213,7 +213,7 @@ class Comparison:
     rms: float
 
     @classmethod
-    def of(cls, field: np.ndarray, measured: np.ndarray) -> Comparison | None:
+    def of(cls, field: np.ndarray, measured: np.ndarray) -> MapAgreement | None:
         """Compare maps (Hz) of one shape where the second is known; None if that is nowhere."""
         both = np.isfinite(measured)
         here, there = field[both].astype(float), measured[both].astype(float)

@@ -123,7 +123,7 @@ def assess(
         dwi = described(dwi, slicing=slicing)
     if isinstance(model, str):
         model = get_model(model, dwi.gradients)
-    (reading,) = _Reading.of(dwi, [motion], random_seed, n_threads)
+    (reading,) = _ReadVolumes.of(dwi, [motion], random_seed, n_threads)
     return _assessed(dwi, reading, model, n_threads)
 
 
@@ -136,12 +136,12 @@ def assess_both(
     correction count before it as well, and none are sought among edges that jump.
     """
     motions = [Motion.identity(len(dwi)), motion]
-    still, moved = _Reading.of(dwi, motions, random_seed, n_threads)
+    still, moved = _ReadVolumes.of(dwi, motions, random_seed, n_threads)
     after = _assessed(dwi, moved, model, n_threads)
     return _assessed_as_acquired(dwi, still, model, after.outliers, n_threads), after
 
 
-def _assessed(dwi: DWI, reading: _Reading, model: Model, n_threads: int) -> Quality:
+def _assessed(dwi: DWI, reading: _ReadVolumes, model: Model, n_threads: int) -> Quality:
     """Assess what was read under a motion."""
     motion, gradients = reading.motion, dwi.gradients.rotated(reading.motion.rotations)
     observed, heights = reading.values, reading.heights
@@ -166,7 +166,7 @@ def _assessed(dwi: DWI, reading: _Reading, model: Model, n_threads: int) -> Qual
 
 
 def _assessed_as_acquired(
-    dwi: DWI, reading: _Reading, model: Model, outliers: SliceOutliers, n_threads: int
+    dwi: DWI, reading: _ReadVolumes, model: Model, outliers: SliceOutliers, n_threads: int
 ) -> Quality:
     """Assess what was read before any motion was taken out; see :func:`assess_both`."""
     signal = filled_with_means(reading.values, dwi.gradients)
@@ -183,7 +183,7 @@ def _assessed_as_acquired(
 
 
 def _agreements(
-    reading: _Reading, predicted: np.ndarray, outliers: SliceOutliers, n_threads: int
+    reading: _ReadVolumes, predicted: np.ndarray, outliers: SliceOutliers, n_threads: int
 ) -> np.ndarray:
     """Correlation of all volumes, their explained variance, and correlation of kept slices."""
 
@@ -241,7 +241,7 @@ def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class _Reading:
+class _ReadVolumes:
     """All volumes at points that lie inside most of them.
 
     Parameters
@@ -264,7 +264,9 @@ class _Reading:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, dwi: DWI, motions: Sequence[Motion], seed: int, n_threads: int) -> list[_Reading]:
+    def of(
+        cls, dwi: DWI, motions: Sequence[Motion], seed: int, n_threads: int
+    ) -> list[_ReadVolumes]:
         """Draw the points, and read under each motion; a volume is interpolated once for all."""
         random = np.random.default_rng(seed)
         points = jittered_points(dwi.mask, dwi.affine, N_POINTS, random)
@@ -300,7 +302,7 @@ class _Reading:
 
 
 def _outlier_slices(
-    dwi: DWI, reading: _Reading, predicted: np.ndarray, n_threads: int
+    dwi: DWI, reading: _ReadVolumes, predicted: np.ndarray, n_threads: int
 ) -> SliceOutliers:
     def judge(volume: int) -> SliceFit | None:
         if dwi.gradients.is_b0[volume]:

@@ -21,7 +21,7 @@ from scipy.ndimage import affine_transform
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.measured_field import Comparison
+from eddymotion.estimation.measured_field import MapAgreement
 from eddymotion.estimation.off_resonance import estimate_off_resonance
 from eddymotion.estimation.off_resonance.images import (
     Distorted,
@@ -39,9 +39,9 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import (
     LEAST_STRETCH,
     NOMINAL_READOUT_S,
-    Distortion,
     OffResonance,
     Readout,
+    SeriesField,
 )
 from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, log_rigid
 from eddymotion.registration.gauss_newton import GaussNewton
@@ -124,11 +124,11 @@ class JoinedRuns:
     __repr__ = short_repr
 
     @property
-    def comparison(self) -> Comparison | None:
+    def comparison(self) -> MapAgreement | None:
         """How the field agrees with the measured map beside it."""
         if self.beside is None or self.field is None:
             return None
-        return Comparison.of(self.field.on_grid(self.mask.shape, self.affine), self.beside)
+        return MapAgreement.of(self.field.on_grid(self.mask.shape, self.affine), self.beside)
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -138,7 +138,7 @@ class JoinedRuns:
         errors, distortion = alone.standard_errors, None
         if self.field is not None and np.isfinite(self.shifts[run]).all():
             shifts = np.tile(self.shifts[run], (len(alone), 1))
-            distortion = Distortion(self.field, shifts, self.modulated)
+            distortion = SeriesField(self.field, shifts, self.modulated)
         moved = replace(
             alone,
             matrices=alone.matrices @ self.poses[run],

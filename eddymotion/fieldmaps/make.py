@@ -13,7 +13,7 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.derivatives.session import FIELD_ID
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.measured_field import Comparison
+from eddymotion.estimation.measured_field import MapAgreement
 from eddymotion.estimation.off_resonance import (
     STIFFNESS,
     FieldEstimate,
@@ -178,7 +178,7 @@ def _compared(made: FieldEstimate, inputs: Inputs, seed: int) -> dict[str, float
     measured, affine = inputs.measured, made.grid[1]
     assert measured is not None
     there = measured.beside(Image(made.combined, affine), made.mask, seed)
-    found = Comparison.of(made.hertz, there)
+    found = MapAgreement.of(made.hertz, there)
     if found is None:
         log.warning("the measured map is known nowhere in the brain of the images; check both")
         return None

@@ -27,7 +27,7 @@ from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.writing import replacing, together, write_json, write_text
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import FrameEvidence, Motion
-from eddymotion.mapping.off_resonance import Distortion, OffResonance
+from eddymotion.mapping.off_resonance import OffResonance, SeriesField
 from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.wording import why
 
@@ -113,12 +113,12 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
         ) from error
 
 
-def _distortion(content: dict[str, Any] | None) -> Distortion | None:
+def _distortion(content: dict[str, Any] | None) -> SeriesField | None:
     """Turn what :func:`_plain` made of an off-resonance field into one again."""
     if content is None:
         return None
     field = OffResonance(**{name: _value(value) for name, value in content["field"].items()})
-    return Distortion(field, _value(content["shifts"]), bool(content["modulated"]))
+    return SeriesField(field, _value(content["shifts"]), bool(content["modulated"]))
 
 
 def _packed(trajectory: Trajectory) -> dict[str, Any]:

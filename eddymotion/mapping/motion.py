@@ -16,7 +16,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import EddyCurrents, frozen_copy
-from eddymotion.mapping.off_resonance import Distortion
+from eddymotion.mapping.off_resonance import SeriesField
 from eddymotion.mapping.rigid import framewise_displacement, rigid_matrix, rigid_parameters
 from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.mapping.volume import VolumeMapping
@@ -80,7 +80,7 @@ class Motion(HtmlValue):
         Directions that the images do not show: unit vectors of translation (mm) and rotation (mm
         at 50 mm from the centre of the brain, for a human head) in the reference frame. Nothing
         moves along them, and standard errors of parameters that they affect are NaN.
-    off_resonance : Distortion, optional
+    off_resonance : SeriesField, optional
         What displaces the volumes with the head: the off-resonance field.
     frame_evidence : FrameEvidence, optional
         How the frames of the b=0 and of the other volumes were joined; of several groups that
@@ -105,7 +105,7 @@ class Motion(HtmlValue):
     unplaced: np.ndarray | None = None
     undetermined: np.ndarray | None = None
     frame_evidence: FrameEvidence | None = None
-    off_resonance: Distortion | None = None
+    off_resonance: SeriesField | None = None
     center: np.ndarray | None = None
     trajectory: Trajectory | None = None
     order_doubt: str | None = None

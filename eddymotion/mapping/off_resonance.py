@@ -312,7 +312,7 @@ class OffResonance:
 
 
 @dataclass(frozen=True, eq=False)
-class Distortion:
+class SeriesField:
     """An off-resonance field, and how far it displaces in each volume of a series.
 
     Parameters
@@ -342,7 +342,7 @@ class Distortion:
     def __len__(self) -> int:
         return len(self.shifts)
 
-    def select(self, volumes: np.ndarray | slice) -> Distortion:
+    def select(self, volumes: np.ndarray | slice) -> SeriesField:
         """Keep some of the volumes."""
         return replace(self, shifts=self.shifts[volumes])
 

@@ -18,7 +18,7 @@ from eddymotion.images.image import Image
 from eddymotion.io import series as files
 from eddymotion.io.images import read_image
 from eddymotion.io.transforms import FORMATS
-from eddymotion.pairs.measures import Comparison
+from eddymotion.pairs.measures import PairOverlay
 from eddymotion.registration import Registration
 from eddymotion.registration.checks import MIN_THICKNESS
 from eddymotion.registration.problem import head_of
@@ -132,10 +132,10 @@ class FilePair:
         """Where the fixed image counts: its mask, or where it shows something."""
         return head_of(self.fixed, self.fixed_mask)
 
-    def compared(self, registration: Registration, order: int) -> Comparison:
+    def compared(self, registration: Registration, order: int) -> PairOverlay:
         """Resample the moving image once, by splines of that order, and compare."""
         masks = (self.fixed_mask, self.moving_mask)
-        return Comparison.of(self.fixed, self.moving, registration, self.head, order, masks)
+        return PairOverlay.of(self.fixed, self.moving, registration, self.head, order, masks)
 
 
 def read_volume(

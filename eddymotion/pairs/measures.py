@@ -144,7 +144,7 @@ def _clipped(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class PairOverlay:
     """The moving image on the grid of the fixed one.
 
     Parameters
@@ -168,7 +168,7 @@ class Comparison:
         head: np.ndarray,
         order: int = 1,
         masks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
-    ) -> Comparison:
+    ) -> PairOverlay:
         """Resample the moving image once, and compare.
 
         Parameters

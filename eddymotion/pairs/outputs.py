@@ -16,7 +16,7 @@ from eddymotion.io.tsv import table_text
 from eddymotion.io.warps import whole_displacements, write_displacements
 from eddymotion.io.writing import refuse_name, together, write_json, write_text
 from eddymotion.pairs.inputs import FilePair, PairPaths, PairSettings
-from eddymotion.pairs.measures import Comparison
+from eddymotion.pairs.measures import PairOverlay
 from eddymotion.registration import Registration
 
 WARPS = ("_warp.nii.gz", "_inversewarp.nii.gz")
@@ -82,7 +82,7 @@ def write_all(
     outputs: PairOutputs,
     settings: PairSettings,
     registration: Registration,
-    comparisons: tuple[Comparison, Comparison],
+    comparisons: tuple[PairOverlay, PairOverlay],
     errors: LandmarkErrors | None,
     summary: dict[str, Any],
 ) -> list[Path]:
@@ -129,7 +129,7 @@ def _write_pictures(
     pair: FilePair,
     outputs: PairOutputs,
     registration: Registration,
-    comparisons: tuple[Comparison, Comparison],
+    comparisons: tuple[PairOverlay, PairOverlay],
 ) -> list[Path]:
     from eddymotion.reports import save_figure
     from eddymotion.reports.registration import (

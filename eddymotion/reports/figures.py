@@ -18,7 +18,7 @@ from eddymotion.mapping.rigid import framewise_displacement, rigid_parameters
 from eddymotion.reports import own_style
 from eddymotion.reports.edges import b0_edges, lowest_shell, mask_edges
 from eddymotion.reports.maps import color_fa, local_correlation, tsnr
-from eddymotion.reports.panels import Box, Panels, cells
+from eddymotion.reports.panels import FigureBox, Panels, cells
 from eddymotion.reports.slices import PLANES, Slices
 from eddymotion.reports.svg import AXIS_COLORS
 
@@ -100,7 +100,7 @@ def before_after_figure(before: Slices, after: Slices) -> Figure:
     line through the head over time, where motion makes edges jump.
     """
     panels = Panels(12.5, 6.6)
-    rows = cells(Box(0.3, 0.27, 12.15, 5.83), 2, (1, 1.2, 2.6), gap=0.3)
+    rows = cells(FigureBox(0.3, 0.27, 12.15, 5.83), 2, (1, 1.2, 2.6), gap=0.3)
     limit = white = None
     for row, (name, view) in zip(rows, (("before", before), ("after", after)), strict=True):
         sizes = view.grid.sizes
@@ -179,7 +179,7 @@ def b0_edges_figure(before: Slices, after: Slices) -> Figure:
 
 def _three_planes(
     view: Slices, boxes: Mapping[str, tuple[slice, ...]], n_rows: int, before: float = 0.0
-) -> tuple[Panels, list[list[Box]]]:
+) -> tuple[Panels, list[list[FigureBox]]]:
     """Make room for parts of the three planes, all of one height, and for words before them."""
     widths = []
     for name in PLANES:
@@ -189,7 +189,7 @@ def _three_planes(
     height = (inner - GAP * (len(widths) - 1)) / sum(widths)
     tall = n_rows * height + (n_rows - 1) * GAP
     panels = Panels(EDGES_WIDTH, tall)
-    return panels, cells(Box(before, 0.0, inner, tall), n_rows, widths, gap=GAP)
+    return panels, cells(FigureBox(before, 0.0, inner, tall), n_rows, widths, gap=GAP)
 
 
 @own_style()
@@ -211,7 +211,7 @@ def maps_figure(
     stable = tsnr(after.planes["axial"], after.gradients) is not None
     n_columns = 2 + int(stable) + len(chosen)
     panels = Panels(2.55 * n_columns + 0.6, 6.2)
-    inside = Box(0.3, 0.27, panels.width - 0.3, panels.height - 0.3)
+    inside = FigureBox(0.3, 0.27, panels.width - 0.3, panels.height - 0.3)
     n_maps = n_columns - 2
     columns = list(zip(*cells(inside, 2, (1, 1, *(1, BAR_WIDTH) * n_maps)), strict=True))
     with_bars = iter(zip(columns[2::2], columns[3::2], strict=True))
@@ -239,7 +239,7 @@ def maps_figure(
 
 
 def _pair(
-    panels: Panels, column: Sequence[Box], beside: Sequence[Box], maps: Sequence[Any],
+    panels: Panels, column: Sequence[FigureBox], beside: Sequence[FigureBox], maps: Sequence[Any],
     views: Mapping[str, Slices], title: str, most: float = np.inf,
 ) -> None:  # fmt: skip
     """Show a map before and after, each in its brain, with one colour bar for both."""
@@ -251,7 +251,7 @@ def _pair(
         shown = panels.image(cell, picture, view.grid.sizes[[0, 1]], vmin=0, vmax=high,
                              cmap="cividis")  # fmt: skip
     panels.title(column[0], title)
-    bar = Box(beside[0].left, 0.27 * panels.height, 0.14, 0.5 * panels.height)
+    bar = FigureBox(beside[0].left, 0.27 * panels.height, 0.14, 0.5 * panels.height)
     panels.figure.colorbar(shown, cax=panels.plot(bar))
 
 
@@ -277,7 +277,7 @@ def heldout_figure(
     """
     n_rows = max(len(chosen), 1)
     panels = Panels(12.5, 1.62 * n_rows + 0.4)
-    inside = Box(0.65, 0.27, panels.width - 0.7, panels.height - 0.3)
+    inside = FigureBox(0.65, 0.27, panels.width - 0.7, panels.height - 0.3)
     rows = cells(inside, n_rows, (1.2, 1.0) * 4)
     for row, (volume, words) in zip(rows, chosen, strict=False):
         for k, plane in enumerate(("sagittal", "axial")):
@@ -292,7 +292,7 @@ def heldout_figure(
 
 
 def _one_heldout(
-    panels: Panels, row: Sequence[Box], after: Slices, predicted: Mapping[str, np.ndarray],
+    panels: Panels, row: Sequence[FigureBox], after: Slices, predicted: Mapping[str, np.ndarray],
     plane: str, volume: int, white: float,
 ) -> None:  # fmt: skip
     mask, sizes = after.mask(plane), after.sizes(plane)

@@ -52,7 +52,7 @@ VERDICTS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class GroupRow:
     """A series of a group.
 
     Parameters
@@ -86,12 +86,12 @@ class SeriesGroup:
 
     Parameters
     ----------
-    rows : sequence of Row
+    rows : sequence of GroupRow
     errors : dict
         Series that are missing or cannot be read → why.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[GroupRow]
     errors: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -124,7 +124,7 @@ def gather(
 ) -> SeriesGroup:
     """Collect the metrics of all finished series; see :func:`build_group_report`."""
     wanted = {label.removeprefix("sub-") for label in participants}
-    rows: list[Row] = []
+    rows: list[GroupRow] = []
     failed = dict(errors)
     for folder in sorted(output_dir.glob("sub-*/")):
         if wanted and folder.name.removeprefix("sub-") not in wanted:
@@ -176,7 +176,7 @@ def data_dictionary(group: SeriesGroup) -> dict[str, Any]:
     return dictionary
 
 
-def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
+def _row(series: SeriesReport, participant: str, page: str, part: str) -> GroupRow:
     outputs = series.outputs
     try:
         metrics = with_common_shells(quality_metrics(series))
@@ -187,7 +187,7 @@ def _row(series: SeriesReport, participant: str, page: str, part: str) -> Row:
             "series again"
         ) from error
     session = outputs.folder.name if outputs.folder.name.startswith("ses-") else ""
-    return Row(participant, session, outputs.src, _protocol(series), metrics, page, part)
+    return GroupRow(participant, session, outputs.src, _protocol(series), metrics, page, part)
 
 
 def _page_of(folder: Path) -> str:

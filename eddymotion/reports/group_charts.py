@@ -126,7 +126,7 @@ def distribution_chart(panel: Distribution, tones: Sequence[str], rings: Sequenc
     rings : (N,) sequence of bool
         Which series stand out.
     """
-    axis = _Axis.of(panel)
+    axis = _Scale.of(panel)
     step = (WIDTH - LEFT - RIGHT) / len(panel.strips)
     middles = [LEFT + (k + 0.5) * step for k in range(len(panel.strips))]
     parts = [text(4, 15, panel.label, weight="600", size=13), axis.frame()]
@@ -152,7 +152,7 @@ def _description(panel: Distribution) -> str:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _Scale:
     """A vertical axis, linear or logarithmic."""
 
     low: float
@@ -160,7 +160,7 @@ class _Axis:
     logarithmic: bool
 
     @classmethod
-    def of(cls, panel: Distribution) -> _Axis:
+    def of(cls, panel: Distribution) -> _Scale:
         """Cover all values of a panel."""
         values = np.concatenate(list(panel.strips.values()))
         values = values[np.isfinite(values)]
@@ -199,7 +199,7 @@ class _Axis:
 
 
 def _summary(
-    axis: _Axis, values: np.ndarray, x: float, reach: float, limit: float | None
+    axis: _Scale, values: np.ndarray, x: float, reach: float, limit: float | None
 ) -> list[str]:
     """Draw the middle half of the values, their median, and the limit."""
     known = values[np.isfinite(values)]
@@ -220,7 +220,7 @@ def _summary(
 
 
 def _dots(
-    axis: _Axis, values: np.ndarray, x: float, reach: float, strip: int,
+    axis: _Scale, values: np.ndarray, x: float, reach: float, strip: int,
     tones: Sequence[str], rings: Sequence[bool],
 ) -> str:  # fmt: skip
     known = [int(index) for index in np.flatnonzero(np.isfinite(values))]

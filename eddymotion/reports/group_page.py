@@ -13,7 +13,7 @@ import numpy as np
 
 from eddymotion import __version__
 from eddymotion.io.tsv import MISSING
-from eddymotion.reports.group import DICTIONARY, TABLE, Row, SeriesGroup
+from eddymotion.reports.group import DICTIONARY, TABLE, GroupRow, SeriesGroup
 from eddymotion.reports.group_charts import (
     TONES,
     digits_of,
@@ -95,7 +95,7 @@ def write_group_page(
     write_page(path, "Group report", _body(group, sections), script="group.js", styles=styles)
 
 
-def link_of(row: Row) -> str:
+def link_of(row: GroupRow) -> str:
     """Return the address of a series in its participant's report; empty where there is none."""
     return f"{quote(os.fsencode(row.page))}#{row.part}" if row.page else ""
 
@@ -156,7 +156,7 @@ def _reasons(standing: Sequence[MetricComparison]) -> str:
     )
 
 
-def _name(row: Row) -> Html:
+def _name(row: GroupRow) -> Html:
     address = link_of(row)
     return tag("a", row.series, href=address) if address else tag("span", row.series)
 
@@ -228,7 +228,7 @@ def _head(name: str, words: str, unit: str = "", class_: str | None = None) -> H
 
 def _row_html(
     index: int,
-    row: Row,
+    row: GroupRow,
     shown: Sequence[str],
     columns: Mapping[str, Sequence[str]],
     compared: Mapping[str, MetricComparison],

@@ -23,7 +23,7 @@ NOT_KNOWN = "#4A4A4A"
 
 
 @dataclass(frozen=True)
-class Box:
+class FigureBox:
     """A part of a figure, inches from its left and its upper edge."""
 
     left: float
@@ -31,22 +31,24 @@ class Box:
     width: float
     height: float
 
-    def around(self, picture: np.ndarray, sizes: Sequence[float] | np.ndarray) -> Box:
+    def around(self, picture: np.ndarray, sizes: Sequence[float] | np.ndarray) -> FigureBox:
         """Return the largest box inside that is as tall as a picture is: upper, centred."""
         tall, wide = picture.shape[:2] * np.asarray(sizes, float)[::-1]
         scale = min(self.width / wide, self.height / tall)
         left = self.left + (self.width - scale * wide) / 2
-        return Box(left, self.top, scale * wide, scale * tall)
+        return FigureBox(left, self.top, scale * wide, scale * tall)
 
 
-def cells(box: Box, n_rows: int, widths: Sequence[float], gap: float = 0.08) -> list[list[Box]]:
+def cells(
+    box: FigureBox, n_rows: int, widths: Sequence[float], gap: float = 0.08
+) -> list[list[FigureBox]]:
     """Divide a box into rows of equal height and columns whose widths have given ratios."""
     share = (box.width - gap * (len(widths) - 1)) / sum(widths)
     lefts = box.left + np.cumsum([0.0, *(share * width + gap for width in widths[:-1])])
     height = (box.height - gap * (n_rows - 1)) / n_rows
     return [
         [
-            Box(float(left), box.top + row * (height + gap), share * width, height)
+            FigureBox(float(left), box.top + row * (height + gap), share * width, height)
             for left, width in zip(lefts, widths, strict=True)
         ]
         for row in range(n_rows)
@@ -71,7 +73,11 @@ class Panels:
         self.axes.set_ylim(height, 0)
 
     def image(
-        self, cell: Box, picture: np.ndarray, sizes: Sequence[float] | np.ndarray, **options: Any
+        self,
+        cell: FigureBox,
+        picture: np.ndarray,
+        sizes: Sequence[float] | np.ndarray,
+        **options: Any,
     ) -> AxesImage:
         """Show a picture (B, A) with its first row at the bottom; `sizes` (2,) are of its pixels.
 
@@ -92,7 +98,7 @@ class Panels:
 
     def lines(
         self,
-        cell: Box,
+        cell: FigureBox,
         lines: Sequence[np.ndarray],
         shape: Sequence[int],
         sizes: Sequence[float] | np.ndarray,
@@ -113,7 +119,7 @@ class Panels:
         )
         self.axes.add_collection(drawn, autolim=False)
 
-    def title(self, cell: Box, words: str, *, middle: bool = True) -> None:
+    def title(self, cell: FigureBox, words: str, *, middle: bool = True) -> None:
         """Write above a cell."""
         left = cell.left + cell.width / 2 if middle else cell.left
         self.axes.text(
@@ -121,14 +127,14 @@ class Panels:
             fontsize="large",
         )  # fmt: skip
 
-    def label(self, cell: Box, words: str, **font: Any) -> None:
+    def label(self, cell: FigureBox, words: str, **font: Any) -> None:
         """Write upwards before a cell."""
         self.axes.text(
             cell.left - 0.06, cell.top + cell.height / 2, words, rotation=90, ha="right",
             va="center", multialignment="center", **font,
         )  # fmt: skip
 
-    def plot(self, cell: Box) -> Axes:
+    def plot(self, cell: FigureBox) -> Axes:
         """Give a cell axes of its own, with ticks."""
         bottom = self.height - cell.top - cell.height
         left, width = cell.left / self.width, cell.width / self.width

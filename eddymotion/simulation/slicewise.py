@@ -99,7 +99,7 @@ class SliceScan:
     def _views(self, index: int) -> Iterator[tuple[int, View, Image | None]]:
         """Yield each slice of a volume, how it sees the head, and the off-resonance field."""
         bval = 0.0 if self.gradients.is_b0[index] else self.gradients.bvals[index]
-        seen = _Seen(self.head, bval)
+        seen = _HeadSignals(self.head, bval)
         fields = _Fields(self.distortion, self.grid.center)
         for group, pose in zip(self.motion.groups, self.motion.matrices[index], strict=True):
             bvec = pose[:3, :3].T @ self.gradients.bvecs[index]
@@ -130,7 +130,7 @@ class SliceScan:
 
 
 @dataclass
-class _Seen:
+class _HeadSignals:
     """Signals of a head for the gradients of one volume, which turn with the head."""
 
     head: Head

@@ -15,7 +15,7 @@ from nibabel.affines import apply_affine
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import decimate
-from eddymotion.pairs.measures import Comparison, PairQuality, resampled_onto
+from eddymotion.pairs.measures import PairOverlay, PairQuality, resampled_onto
 from eddymotion.pipeline.output_space.reference import Reference, widened
 from eddymotion.pipeline.output_space.space import OutputSpace, Overlay
 from eddymotion.registration import GaussNewton, Registration, initial_transform
@@ -168,7 +168,7 @@ class SpacePair:
         masked = replace(image, data=np.where(self.reference.near_brain, image.data, 0))
         nothing = Registration(np.eye(4), True, "as the files lie")
         before, after = (
-            Comparison.of(self.target, masked, one, head) for one in (nothing, registration)
+            PairOverlay.of(self.target, masked, one, head) for one in (nothing, registration)
         )
         quality = PairQuality.of(
             registration, self.target, head, before.agreement, after.agreement
