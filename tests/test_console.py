@@ -19,7 +19,7 @@ import pytest
 
 from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
 from eddymotion.cli.board import USUAL, Board, Line, Timetable, Watch
-from eddymotion.cli.closing import Ended, folded, rows_of, show_table
+from eddymotion.cli.closing import Outcome, folded, rows_of, show_table
 from eddymotion.cli.console import logging_to
 from eddymotion.cli.doctor import examine
 from eddymotion.cli.screen import Bar, shortened, wrapped
@@ -189,9 +189,9 @@ def test_the_closing_table_fits_and_says_where_the_reports_are(
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("eddymotion.cli.closing.is_terminal", lambda: True)
     rows = [
-        Ended("sub-01_ses-01_acq-multiband_dir-AP_run-1", "Usable with care", "1.62 mm",
+        Outcome("sub-01_ses-01_acq-multiband_dir-AP_run-1", "Usable with care", "1.62 mm",
               "2 of 380", "51", "sub-01.html", 1),
-        Ended("sub-02", "failed"),
+        Outcome("sub-02", "failed"),
     ]  # fmt: skip
     show_table(rows, tmp_path)
     printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
@@ -204,8 +204,8 @@ def test_the_closing_table_fits_and_says_where_the_reports_are(
 
 
 def test_many_usable_series_are_counted_not_listed(caplog, tmp_path):
-    rows = [Ended(f"sub-{n:03d}", "Usable", level=0) for n in range(80)] + [
-        Ended("sub-x", "failed")
+    rows = [Outcome(f"sub-{n:03d}", "Usable", level=0) for n in range(80)] + [
+        Outcome("sub-x", "failed")
     ]
     with caplog.at_level(logging.INFO, "eddymotion"):
         show_table(rows, tmp_path)
@@ -215,7 +215,9 @@ def test_many_usable_series_are_counted_not_listed(caplog, tmp_path):
 
 
 def test_a_series_refused_before_the_run_is_in_the_table():
-    assert rows_of(Watch(), {"sub-01/dwi/sub-01_dwi.nii.gz": "why"}) == [Ended("sub-01", "failed")]
+    assert rows_of(Watch(), {"sub-01/dwi/sub-01_dwi.nii.gz": "why"}) == [
+        Outcome("sub-01", "failed")
+    ]
 
 
 ON_A_TERMINAL = """

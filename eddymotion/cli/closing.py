@@ -33,7 +33,7 @@ LOG_WIDTH = 1000
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """A series at the end of a run, in words.
 
     Parameters
@@ -60,7 +60,7 @@ class Ended:
 COLUMNS = ("series", "verdict", "head motion", "lost slices", "seconds", "report")
 
 
-def rows_of(watch: Watch, failures: Mapping[str, str]) -> list[Ended]:
+def rows_of(watch: Watch, failures: Mapping[str, str]) -> list[Outcome]:
     """Put together what is known of all series of a run that has ended.
 
     Parameters
@@ -78,26 +78,26 @@ def rows_of(watch: Watch, failures: Mapping[str, str]) -> list[Ended]:
         spent = "" if seconds is None else f"{seconds:.0f}"
         found = watch.found.get(job.name)
         if job.name in failures or found is None:
-            rows.append(Ended(job.outputs.src, FAILED, report=page.path.name))
+            rows.append(Outcome(job.outputs.src, FAILED, report=page.path.name))
         else:
             rows.append(_finished(job.outputs.src, found, spent, page.path.name))
     names = {job.name for _, job in jobs}
     refused = [source_name(Path(name)) for name in failures if name not in names]
-    return rows + [Ended(name, FAILED) for name in refused]
+    return rows + [Outcome(name, FAILED) for name in refused]
 
 
-def _finished(src: str, found: Mapping[str, Any], seconds: str, report: str) -> Ended:
+def _finished(src: str, found: Mapping[str, Any], seconds: str, report: str) -> Outcome:
     motion = "n/a" if found["fd_mean"] is None else f"{found['fd_mean']:.2f} mm"
     lost = f"{found['lost']} of {found['judged']}" if found["judged"] else "not judged"
-    return Ended(src, found["verdict"], motion, lost, seconds, report, found["level"])
+    return Outcome(src, found["verdict"], motion, lost, seconds, report, found["level"])
 
 
-def show_table(rows: Sequence[Ended], folder: Path) -> None:
+def show_table(rows: Sequence[Outcome], folder: Path) -> None:
     """Show the table on the console, and write it to the log.
 
     Parameters
     ----------
-    rows : sequence of Ended
+    rows : sequence of Outcome
     folder : Path
         Where the reports are.
     """
@@ -121,7 +121,7 @@ def show_table(rows: Sequence[Ended], folder: Path) -> None:
     log.info("\n%s", "\n".join(lines), extra={"is_shown": True})
 
 
-def _table(rows: Sequence[Ended], folder: Path, width: int) -> Any:
+def _table(rows: Sequence[Outcome], folder: Path, width: int) -> Any:
     """Make a table that fits; where the reports do not, they are named below it."""
     table = _with(rows, COLUMNS, str(folder))
     if _needs(table) <= width:
@@ -157,7 +157,7 @@ def _needs(table: Any) -> int:
     return Measurement.get(console, console.options, table).maximum
 
 
-def _with(rows: Sequence[Ended], columns: Sequence[str], folder: str) -> Any:
+def _with(rows: Sequence[Outcome], columns: Sequence[str], folder: str) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
