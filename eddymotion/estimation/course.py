@@ -137,7 +137,8 @@ class Course:
         steps = self._steps_within()
         prior = MotionPrior.learn(steps, self.gaps, self.size)
         inner = 1 + np.flatnonzero((self.changes[:-1] == 0) & (self.changes[1:] == 0))
-        visits = self._visits_of(inner - 1, inner, steps, prior.foresee(steps, self.gaps))
+        foreseen = prior.foresee(steps, self.gaps)
+        visits = self._visits_of(inner - 1, inner, steps, foreseen, prior.axes)
         prior = prior.with_excursions(visits)
         away = inner[prior.stays(visits) < 0.5]  # their steps say nothing of the others
         steps[away - 1] = steps[away] = np.nan
@@ -154,7 +155,12 @@ class Course:
         return prior.foresee(self._steps_within(), self.gaps)
 
     def _visits_of(
-        self, to: np.ndarray, back: np.ndarray, steps: np.ndarray, foreseen: Foreseen
+        self,
+        to: np.ndarray,
+        back: np.ndarray,
+        steps: np.ndarray,
+        foreseen: Foreseen,
+        axes: np.ndarray,
     ) -> Visits:
         """Describe stays by the positions of the steps to them and back, (k,) both.
 
@@ -162,12 +168,14 @@ class Course:
         ----------
         steps : (…, n − 1, 6) array
             mm.
+        axes : (6, 6) array
+            Of the prior.
         """
         way = log_rigid(np.linalg.inv(self.ends[to]) @ self.starts[back + 1], self.center)
         both = way * self.in_mm - foreseen.steps[to] - foreseen.steps[back]
-        own = ((steps - foreseen.steps) ** 2).sum(axis=-1)
-        across = np.broadcast_to((both**2).sum(axis=1), own[..., to].shape)
-        squares = np.stack([own[..., to], own[..., back], across], axis=-1)
+        own = ((steps - foreseen.steps) @ axes) ** 2
+        across = np.broadcast_to((both @ axes) ** 2, own[..., to, :].shape)
+        squares = np.stack([own[..., to, :], own[..., back, :], across], axis=-2)
         gaps = self.gaps[to], self.gaps[back], self.times[back + 1] - self.times[to]
         one, other = foreseen.variances[to], foreseen.variances[back]
         return Visits(squares, np.stack(gaps, axis=1), np.stack([one, other, one + other], axis=1))
@@ -225,9 +233,11 @@ class Course:
 
         def of(offset: np.ndarray, twists: np.ndarray) -> np.ndarray:
             steps = self.steps(offset) + self.changes[:, None] * twists[:, None]
-            single = ((steps - foreseen.steps)[:, alone] ** 2).sum(axis=-1)
+            single = ((steps - foreseen.steps)[:, alone] @ prior.axes) ** 2
             total = prior.log_density(single, self.gaps[alone], foreseen.variances[alone]).sum(-1)
-            total = total + prior.visit(self._visits_of(to, back, steps, foreseen)).sum(axis=-1)
+            total = total + prior.visit(
+                self._visits_of(to, back, steps, foreseen, prior.axes)
+            ).sum(axis=-1)
             if estimate is not None:
                 apart = twists - self.apart(offset, estimate.offset) * self.in_mm
                 total = total - np.einsum("ki,ij,kj->k", apart, precision, apart) / 2
@@ -254,9 +264,10 @@ class Course:
         """Least squared step at the changes of frame, over the variance of a head at rest."""
         change, foreseen = self.changes != 0, self.foresee(prior)
         steps = (self.steps(estimate.offset) - foreseen.steps)[change]
-        known = np.diag(estimate.covariance) * self.in_mm**2
-        alone = prior.quiet * self.gaps[change] + foreseen.variances[change]
-        return float((steps**2 / (alone[:, None] + known)).sum(axis=1).min())
+        known = estimate.covariance * np.outer(self.in_mm, self.in_mm)
+        alone = prior.quiet * self.gaps[change, None] + foreseen.variances[change]
+        spread = (prior.axes * alone[:, None]) @ prior.axes.T + known
+        return float(np.einsum("ni,nij,nj->n", steps, np.linalg.inv(spread), steps).min())
 
     def _find_mode(
         self,
@@ -273,12 +284,13 @@ class Course:
             steps = self.steps(offset)
             own = ((steps - foreseen.steps) ** 2).sum(axis=1)
             expected = prior.responsibilities(own / self.gaps) @ (1 / prior.variances)
-            stays = prior.stays(self._visits_of(to, back, steps, foreseen))
+            stays = prior.stays(self._visits_of(to, back, steps, foreseen, prior.axes))
             for of_visit in (to, back):
                 expected[of_visit] = stays * expected[of_visit] + (1 - stays) / prior.variances[-1]
             inverse = np.linalg.inv(prior.scatter(1 / expected, self.gaps))
-            normal = sign @ inverse @ sign * np.eye(6) + precision
-            right = -(sign @ inverse) @ steps
+            pull = sign @ inverse  # (6, n)
+            normal = (prior.axes * (pull @ sign)) @ prior.axes.T + precision
+            right = -prior.axes @ np.einsum("an,na->a", pull, steps @ prior.axes)
             if estimate is not None:
                 right = right + precision @ (self.apart(offset, estimate.offset) * self.in_mm)
             inside = np.linalg.inv(normal)

@@ -20,7 +20,7 @@ a head that was seen to slow down is not taken to have stood still before.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -41,6 +41,9 @@ drifting heads are the same within a fifth, with a Gaussian of 2 volumes no smal
 
 FIRST_DRIFT = 0.5
 """Share of the variance of the steps that is taken for drift at first."""
+
+EVEN_DRIFTS = 6.0
+"""So many independent drifts, alike along all axes, are taken as seen before any is."""
 
 FIRST_JUMPS = 3.0
 """Steps so many times as long as the usual ones are taken for jumps at first: neither drift nor
@@ -65,8 +68,8 @@ class Foreseen:
     ----------
     steps : (n, 6) array
         mm.
-    variances : (n,) array
-        Of an axis, mm², besides that of steps of its own.
+    variances : (n, 6) array
+        Along the axes of the prior, mm², besides that of steps of its own.
     """
 
     steps: np.ndarray
@@ -79,11 +82,12 @@ class Visits:
 
     Parameters
     ----------
-    squares : (…, n, 3) array
-        Squared lengths (mm²) of the step to a volume, of that from it, and of both together.
+    squares : (…, n, 3, 6) array
+        Squares (mm²) along the axes of the prior, of the step to a volume, of that from it, and of
+        both together.
     gaps : (n, 3) array
         Time that each takes.
-    variances : (n, 3) array
+    variances : (n, 3, 6) array
         Of each, as in :class:`Foreseen`.
     """
 
@@ -94,12 +98,12 @@ class Visits:
 
 @dataclass(frozen=True, eq=False)
 class KnownSteps:
-    """Steps that are known, and their covariance under some variances of all parts.
+    """Steps that are known, and their covariances under some variances of all parts.
 
     Parameters
     ----------
-    inverse : (k, k) array
-        Of the covariance of an axis.
+    inverse : (6, k, k) array
+        Of the covariance along each axis of the prior.
     pulled : (k, 6) array
         The inverse times the steps.
     """
@@ -109,12 +113,12 @@ class KnownSteps:
 
     @classmethod
     def of(cls, steps: np.ndarray, covariance: np.ndarray) -> KnownSteps:
-        """Take the steps (k, 6) and their covariance (k, k)."""
+        """Take the steps (k, 6) along the axes, and their covariances (6, k, k)."""
         inverse = np.linalg.inv(covariance)
-        return cls(inverse, inverse @ steps)
+        return cls(inverse, _by_axis(inverse, steps))
 
     def squares(self, across: np.ndarray, variance: np.ndarray | float) -> np.ndarray:
-        """Return expected squared lengths (m,) of m quantities that the steps are made of.
+        """Return expected squared lengths (m,) of m quantities alike along all axes.
 
         Parameters
         ----------
@@ -123,18 +127,37 @@ class KnownSteps:
         variance : (m,) array or float
             Theirs.
         """
-        taken, known = across @ self.pulled, ((across @ self.inverse) * across).sum(axis=1)
-        return (taken**2).sum(axis=1) + 6 * (variance - known)
+        taken = across @ self.pulled
+        known = ((across @ self.inverse.sum(axis=0)) * across).sum(axis=1)
+        return (taken**2).sum(axis=1) + 6 * variance - known
 
     def own_squares(self, spread: np.ndarray) -> np.ndarray:
         """Return those (k,) of parts that each step has for itself, with variances (k,)."""
-        taken = spread[:, None] * self.pulled
-        return (taken**2).sum(axis=1) + 6 * (spread - spread**2 * np.diag(self.inverse))
+        taken, known = spread[:, None] * self.pulled, self._of_each.sum(axis=1)
+        return (taken**2).sum(axis=1) + 6 * spread - spread**2 * known
+
+    def products(self, parts: np.ndarray, variances: np.ndarray) -> np.ndarray:
+        """Return the expected mean product (6, 6) of m independent twists.
+
+        Parameters
+        ----------
+        parts : (k, m) array
+            What each adds to the steps.
+        variances : (6,) array
+            Theirs, along the axes.
+        """
+        n_twists = parts.shape[1]
+        taken = variances * (parts.T @ self.pulled)
+        known = np.einsum("akl,kl->a", self.inverse, parts @ parts.T)
+        return taken.T @ taken / n_twists + np.diag(variances - variances**2 * known / n_twists)
 
     def others(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return how far each step is from what the others foretell, (k, 6), and its variance."""
-        of_each = np.diag(self.inverse)
-        return self.pulled / of_each[:, None], 1 / of_each
+        """Return how far each step is from what the others foretell, and its variance: (k, 6)."""
+        return self.pulled / self._of_each, 1 / self._of_each
+
+    @property
+    def _of_each(self) -> np.ndarray:
+        return np.diagonal(self.inverse, axis1=1, axis2=2).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,15 +174,25 @@ class MotionPrior:
         Variance (mm² an axis) of where it is at a moment.
     excursions : float
         Share of the volumes that it is away for, before it comes back.
-    drift : float
-        Variance (mm² an axis) of how far it drifts in one volume of time.
+    drift : (6, 6) array
+        Covariance (mm²) of how far it drifts in one volume of time.
     """
 
     shares: np.ndarray
     variances: np.ndarray
     jitter: float
+    drift: np.ndarray
     excursions: float = FIRST_EXCURSIONS
-    drift: float = 0.0
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """Those along which the head drifts independently: the columns, (6, 6)."""
+        return np.linalg.eigh(self.drift)[1]
+
+    @cached_property
+    def drifts(self) -> np.ndarray:
+        """Variances (mm²) of the drift along them, (6,)."""
+        return np.einsum("ia,ij,ja->a", self.axes, self.drift, self.axes)
 
     @property
     def quiet(self) -> float:
@@ -181,14 +214,14 @@ class MotionPrior:
         """
         variances = (SCALES_MM * size) ** 2
         shares = np.full(len(variances), 1 / len(variances))
-        prior = cls(shares, variances, (FIRST_JITTER_MM * size) ** 2)
+        prior = cls(shares, variances, (FIRST_JITTER_MM * size) ** 2, np.zeros((6, 6)))
         known, gaps = np.isfinite(steps).all(axis=1), np.asarray(gaps, float)
         if not known.any():
             return prior
         prior = prior._with_jitter(np.where(known[:, None], steps, 0.0), known)
         own = np.where(known, np.nan_to_num(steps**2).sum(axis=1) / gaps / 6, 0.0)
         typical = float(np.median(own[known]))
-        prior = replace(prior, drift=FIRST_DRIFT * typical)
+        prior = replace(prior, drift=FIRST_DRIFT * typical * np.eye(6))
         left = max((1 - FIRST_DRIFT) * typical - 2 * prior.jitter, variances[0])
         of_steps = np.where(own > FIRST_JUMPS**2 * typical, own, left)
         for _ in range(N_ITERATIONS):
@@ -210,51 +243,63 @@ class MotionPrior:
     ) -> tuple[MotionPrior, np.ndarray]:
         """Learn once more, with the variances (n,) of each step that the last time told."""
         known = np.isfinite(steps).all(axis=1)
-        covariance = self.scatter(of_steps, gaps)[np.ix_(known, known)]
-        found = KnownSteps.of(steps[known], covariance)
+        found = self._seen(steps, gaps, of_steps * gaps, known)
         own = found.own_squares((of_steps * gaps)[known])
         seen = self.responsibilities(own / gaps[known])
         shares = seen.sum(axis=0) + PRIOR_STEPS
         of_steps = np.full(len(steps), of_steps[0])
         of_steps[known] = 1 / (seen @ (1 / self.variances))
-
-        def variance(of: float, parts: np.ndarray) -> float:
-            parts = parts[:, (parts != 0).any(axis=0)]
-            return float(found.squares(of * parts.T, of).mean() / 6)
-
-        jitter = variance(self.jitter, _moments_of(len(gaps))[known])
-        drift = variance(self.drift, _drifts_of(gaps)[known])
+        moments = _shown(_moments_of(len(gaps))[known])
+        jitter = float(found.squares(self.jitter * moments.T, self.jitter).mean() / 6)
         improved = replace(
-            self, shares=shares / shares.sum(), jitter=max(jitter, least_jitter), drift=drift
+            self,
+            shares=shares / shares.sum(),
+            jitter=max(jitter, least_jitter),
+            drift=self._drift(found, _shown(_drifts_of(gaps)[known])),
         )
         return improved, of_steps
+
+    def _drift(self, found: KnownSteps, parts: np.ndarray) -> np.ndarray:
+        """Learn the covariance of the drift: that of a drift alike along all axes is the prior."""
+        seen = self.axes @ found.products(parts, self.drifts) @ self.axes.T
+        n_seen, alike = parts.shape[1], np.trace(seen) / 6 * np.eye(6)
+        return (n_seen * seen + EVEN_DRIFTS * alike) / (n_seen + EVEN_DRIFTS)
+
+    def _seen(
+        self, steps: np.ndarray, gaps: np.ndarray, spread: np.ndarray, known: np.ndarray
+    ) -> KnownSteps:
+        """Take the steps (n, 6) that are known, if those of their own have variances (n,)."""
+        covariance = self.lasting(gaps) + np.diag(spread)
+        return KnownSteps.of(steps[known] @ self.axes, covariance[:, known][:, :, known])
 
     def foresee(self, steps: np.ndarray, gaps: np.ndarray) -> Foreseen:
         """Tell each step from the others that are known, (n, 6), NaN where one is not."""
         known = np.isfinite(steps).all(axis=1)
         lasting, spread = self.lasting(gaps), self.quiet * gaps
+        alone = np.diagonal(lasting, axis1=1, axis2=2).T
         if not known.any():
-            return Foreseen(np.zeros((len(steps), 6)), np.diag(lasting))
+            return Foreseen(np.zeros((len(steps), 6)), alone)
         for _ in range(N_WEIGHINGS):
-            covariance = (np.diag(spread) + lasting)[np.ix_(known, known)]
-            found = KnownSteps.of(steps[known], covariance)
+            found = self._seen(steps, gaps, spread, known)
             seen = self.responsibilities(found.own_squares(spread[known]) / gaps[known])
             spread[known] = gaps[known] / (seen @ (1 / self.variances))
         away, variances = found.others()
-        foretold, left = np.empty((len(steps), 6)), np.empty(len(steps))
-        foretold[known], left[known] = steps[known] - away, variances - spread[known]
-        across = lasting[np.ix_(~known, known)]
-        foretold[~known] = across @ found.pulled
-        left[~known] = np.diag(lasting)[~known] - ((across @ found.inverse) * across).sum(axis=1)
+        foretold, left = np.empty((len(steps), 6)), np.empty((len(steps), 6))
+        foretold[known] = steps[known] - away @ self.axes.T
+        left[known] = variances - spread[known, None]
+        across = lasting[:, ~known][:, :, known]
+        foretold[~known] = _by_axis(across, found.pulled) @ self.axes.T
+        left[~known] = alone[~known] - np.einsum("amk,akl,aml->ma", across, found.inverse, across, optimize=True)
         return Foreseen(foretold, np.maximum(left, LEAST_FORESEEN * self.jitter))
 
     def lasting(self, gaps: np.ndarray) -> np.ndarray:
-        """Covariance (n, n) of an axis of consecutive steps by drift and jitter."""
+        """Covariances (6, n, n) of consecutive steps by drift and jitter, along each axis."""
         drifts, moments = _drifts_of(gaps), _moments_of(len(gaps))
-        return self.drift * drifts @ drifts.T + self.jitter * moments @ moments.T
+        jitter = self.jitter * moments @ moments.T
+        return self.drifts[:, None, None] * (drifts @ drifts.T) + jitter
 
     def scatter(self, of_steps: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-        """Covariance of an axis of consecutive steps of these variances, (n, n)."""
+        """Covariances (6, n, n) of consecutive steps of these variances, along each axis."""
         return np.diag(of_steps * gaps) + self.lasting(gaps)
 
     def with_excursions(self, visits: Visits) -> MotionPrior:
@@ -280,7 +325,7 @@ class MotionPrior:
         away = replace(self, shares=np.where(far, 1 / far.sum(), 1e-300))
 
         def density(prior: MotionPrior, which: int) -> np.ndarray:
-            squares, gaps = visits.squares[..., which], visits.gaps[:, which]
+            squares, gaps = visits.squares[..., which, :], visits.gaps[:, which]
             return prior.log_density(squares, gaps, visits.variances[:, which])
 
         stay = density(self, 0) + density(self, 1)
@@ -301,14 +346,25 @@ class MotionPrior:
     def log_density(
         self, squares: np.ndarray, gaps: np.ndarray, foreseen: np.ndarray
     ) -> np.ndarray:
-        """Logarithm of the density of steps of squared lengths (…, n): (…, n).
+        """Logarithm of the density of steps of squares (…, n, 6) along the axes: (…, n).
 
-        Beyond what was foreseen with variances (n,).
+        Beyond what was foreseen with variances (n, 6).
         """
-        variances = self.variances * gaps[:, None] + foreseen[:, None]
-        logs = np.log(self.shares) - 3 * np.log(variances) - squares[..., None] / (2 * variances)
+        variances = (self.variances * gaps[:, None])[:, None] + foreseen[..., None]
+        logs = np.log(self.shares) - np.log(variances).sum(axis=-2) / 2
+        logs = logs - np.einsum("...na,nac->...nc", squares, 1 / (2 * variances))
         top = logs.max(axis=-1, keepdims=True)
         return top[..., 0] + np.log(np.exp(logs - top).sum(axis=-1))
+
+
+def _by_axis(matrices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Multiply a matrix (m, k) for each axis with the values (k, 6) along it: (m, 6)."""
+    return np.einsum("amk,ka->ma", matrices, values)
+
+
+def _shown(parts: np.ndarray) -> np.ndarray:
+    """Leave out what adds to no step."""
+    return parts[:, (parts != 0).any(axis=0)]
 
 
 def _moments_of(n_steps: int) -> np.ndarray:
