@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import linalg
 
 from eddymotion.estimation.course import OffsetEstimate, merged
-from eddymotion.estimation.motion_prior import MotionPrior
-from eddymotion.mapping.rigid import exp_rigid
+from eddymotion.estimation.motion_prior import KnownSteps, MotionPrior
+from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.simulation import shelled_scheme
 from eddymotion.simulation.motion import simulate_motion
 
@@ -19,6 +20,12 @@ OFFSET = exp_rigid(np.array([0.5, -1.0, 0.3, 0.01, 0.02, -0.01]), CENTER)
 
 def joined(poses, gradients, seed=0):
     """Poses with errors of 0.02 mm, each group in its frame, joined by time: error, its error."""
+    error, covariance = joined_with(poses, gradients, seed)
+    return error, np.sqrt(np.diag(covariance))
+
+
+def joined_with(poses, gradients, seed):
+    """The same, with the covariance of the error; mm."""
     random = np.random.default_rng(seed)
     errors = random.normal(size=(len(poses), 6)) * ([0.02] * 3 + [4e-4] * 3)
     poses = poses @ exp_rigid(errors, CENTER)
@@ -26,7 +33,7 @@ def joined(poses, gradients, seed=0):
     course = merged(b0s, poses[b0s], dwis, poses[dwis] @ np.linalg.inv(OFFSET), CENTER)
     found = course.offset(course.prior())
     error = course.apart(found.offset, OFFSET) * course.in_mm
-    return error, np.sqrt(np.diag(found.covariance)) * course.in_mm
+    return error, found.covariance * np.outer(course.in_mm, course.in_mm)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +70,74 @@ def test_a_drift_is_expected_to_go_on():
     assert np.median(sizes) < 0.1
 
 
+def drifting_one_way(seed, way, n_volumes=14):
+    """A drift along a way (6,) in mm, ten times as far as along all others."""
+    drift = simulate_motion("drift", n_volumes, CENTER, seed=seed).matrices
+    steps = log_rigid(np.linalg.inv(drift[0]) @ drift, CENTER) * IN_MM
+    along = np.outer(way, way) / (way @ way)
+    return exp_rigid(steps @ (along + (np.eye(6) - along) / 10) / IN_MM, CENTER)
+
+
+def test_a_drift_is_known_across_its_way_better_than_along():
+    """One way only: what is claimed along it is not claimed across, and the other way round."""
+    gradients, way = shelled_scheme({1000: 12}, 2), np.array([1.0, 0.0, 2.0, -1.0, 0.0, 1.0])
+    way /= np.linalg.norm(way)
+    along, across = [], []
+    for seed in range(12):
+        error, covariance = joined_with(drifting_one_way(seed, way), gradients, seed)
+        along.append([error @ way, np.sqrt(way @ covariance @ way)])
+        others = linalg.null_space(way[None])
+        spread = np.sqrt(np.diag(others.T @ covariance @ others))
+        across += list(zip(error @ others, spread, strict=True))
+    for told in (along, across):
+        errors, sizes = np.array(told).T
+        assert (np.abs(errors) < 1.96 * sizes).mean() > 0.85
+        assert np.sqrt(np.square(errors / sizes).mean()) > 0.4
+    assert np.median(np.array(across)[:, 1]) < 0.8 * np.median(np.array(along)[:, 1])
+
+
+def test_what_is_learnt_turns_with_the_axes():
+    """Of translations as of rotations: no axis is known beforehand."""
+    random = np.random.default_rng(2)
+    turn = np.linalg.qr(random.normal(size=(6, 6)))[0]
+    steps = np.cumsum(random.normal(scale=0.02, size=(20, 6)) * [9, 1, 1, 3, 1, 1], axis=0)
+    steps[7] = np.nan
+    one, other = (MotionPrior.learn(s, np.ones(20)) for s in (steps, steps @ turn))
+    np.testing.assert_allclose(turn.T @ one.drift @ turn, other.drift, rtol=1e-6, atol=1e-9)
+    assert one.drifts.max() > 4 * one.drifts.min()
+    foreseen, turned = one.foresee(steps, np.ones(20)), other.foresee(steps @ turn, np.ones(20))
+    np.testing.assert_allclose(foreseen.steps @ turn, turned.steps, atol=1e-6)
+    np.testing.assert_allclose(foreseen.variances, turned.variances, rtol=1e-5)
+
+
+def test_modes_are_the_inverses_of_all_covariances():
+    """Against the plain inverse along each axis."""
+    random = np.random.default_rng(3)
+    roots, steps = random.normal(size=(2, 9, 12)), random.normal(size=(9, 6))
+    rest, drift = (root @ root.T for root in roots)
+    drifts = np.array([0.0, 0.1, 0.5, 1.0, 2.0, 9.0])
+    found = KnownSteps.of(steps, rest, drift, drifts)
+    inverse = np.linalg.inv(rest + drifts[:, None, None] * drift)
+    across = random.normal(size=(4, 9))
+    known = np.einsum("mk,akl,ml->ma", across, inverse, across)
+    np.testing.assert_allclose(found.known(across), known)
+    pulled = np.einsum("akl,la->ka", inverse, steps)
+    np.testing.assert_allclose(found.pulled, pulled, atol=1e-12)
+    parts = roots[1]
+    taken = drifts * (parts.T @ pulled)
+    left = [12 * v - v**2 * np.trace(parts.T @ one @ parts) for v, one in
+            zip(drifts, inverse, strict=True)]  # fmt: skip
+    product = (taken.T @ taken + np.diag(left)) / 12
+    np.testing.assert_allclose(found.drift(parts, drifts), product, atol=1e-12)
+
+
 def test_a_head_that_walks_at_random_is_not_taken_to_drift():
     """What is foreseen of its steps is next to nothing."""
     random = np.random.default_rng(5)
     steps = random.normal(scale=0.1, size=(120, 6))
     prior = MotionPrior.learn(steps, np.ones(120))
-    assert np.sqrt(prior.drift) < 0.06
     foreseen = prior.foresee(steps, np.ones(120))
-    assert np.sqrt(np.square(foreseen.steps).mean()) < 0.05
+    assert np.sqrt(np.square(foreseen.steps).mean()) < 0.035
     goes_on = MotionPrior.learn(steps + 0.3, np.ones(120))
     foreseen = goes_on.foresee(steps + 0.3, np.ones(120))
     np.testing.assert_allclose(foreseen.steps.mean(axis=0), 0.3, atol=0.06)

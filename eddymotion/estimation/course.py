@@ -287,10 +287,9 @@ class Course:
             stays = prior.stays(self._visits_of(to, back, steps, foreseen, prior.axes))
             for of_visit in (to, back):
                 expected[of_visit] = stays * expected[of_visit] + (1 - stays) / prior.variances[-1]
-            inverse = np.linalg.inv(prior.scatter(1 / expected, self.gaps))
-            pull = sign @ inverse  # (6, n)
+            pull = np.linalg.solve(prior.scatter(1 / expected, self.gaps), sign[:, None])[..., 0]
             normal = (prior.axes * (pull @ sign)) @ prior.axes.T + precision
-            right = -prior.axes @ np.einsum("an,na->a", pull, steps @ prior.axes)
+            right = -prior.axes @ (pull.T * (steps @ prior.axes)).sum(axis=0)
             if estimate is not None:
                 right = right + precision @ (self.apart(offset, estimate.offset) * self.in_mm)
             inside = np.linalg.inv(normal)
