@@ -39,7 +39,7 @@ def test_a_near_start_needs_the_finest_width_alone_and_sees_it_at_the_same_point
     still, monkeypatch
 ):
     volumes, plain, seen = still.gradients.dwis, ContrastEquations.at, []
-    series = still, np.tile(np.eye(4), (len(still.gradients.b0s), 1, 1)), volumes
+    series = still, Motion.identity(len(still.gradients.b0s)), volumes
 
     def at(clusters, width, *given):
         seen.append((width.fwhm, clusters.points))

@@ -156,8 +156,7 @@ def test_without_images_time_alone_is_told():
     dwi = acquire(head, gradients, Motion.identity(11), Grid.covering(head, 8.0), snr=30)
     offset = exp_rigid(np.array([3.0, -1, 2, 0.04, 0.02, -0.03]), dwi.brain_center)
     own = Motion(np.tile(np.linalg.inv(offset), (8, 1, 1)))
-    b0_poses = np.tile(np.eye(4), (3, 1, 1))
-    found = find_offset(dwi, b0_poses, gradients.dwis, own, with_images=False)
+    found = find_offset(dwi, Motion.identity(3), gradients.dwis, own, with_images=False)
     np.testing.assert_allclose(found.offset, offset, atol=1e-6)
     evidence = found.evidence
     assert not evidence.contradicted

@@ -142,14 +142,13 @@ def unite_frames(
     if not len(b0s):
         log.warning("no b=0 volume: the reference frame is that of volume 0")
     elif align_shells:
-        to_reference = np.linalg.inv(motion[dwi.reference])
-        b0_matrices = motion.matrices[b0s] @ to_reference
+        b0_motion = united.select(b0s)
         placed, waiting = b0s, [dwis] if groups is None else sorted(groups, key=len, reverse=True)
         while waiting:
             group = waiting.pop(int(np.argmin([volumes_apart(one, placed) for one in waiting])))
             joined = find_offset(
                 dwi,
-                b0_matrices,
+                b0_motion,
                 group,
                 motion.select(group),
                 placed=(placed, _begin_and_end(dwi, united)[:, placed]),
@@ -338,7 +337,7 @@ def volumes_apart(group: np.ndarray, others: np.ndarray) -> int:
 
 def find_offset(
     dwi: DWI,
-    b0_matrices: np.ndarray,
+    b0_motion: Motion,
     group: np.ndarray,
     motion: Motion,
     *,
@@ -352,8 +351,8 @@ def find_offset(
     Parameters
     ----------
     dwi : DWI
-    b0_matrices : (n, 4, 4) array
-        Poses of the b=0 volumes in their frame.
+    b0_motion : Motion
+        Of the b=0 volumes, in their frame.
     group : (k,) index array
         Diffusion-weighted volumes.
     motion : Motion
@@ -370,7 +369,7 @@ def find_offset(
     -------
     JoinedFrame
     """
-    volumes, poses = placed or (dwi.gradients.b0s, b0_matrices)
+    volumes, poses = placed or (dwi.gradients.b0s, b0_motion.matrices)
     size = head_scale(dwi.mask, dwi.voxel_sizes)
     course = merged(volumes, poses, group, _begin_and_end(dwi, motion), dwi.brain_center, size)
     course = replace(course, beside=beside_motion(motion, course.in_group, course.changes))
@@ -381,7 +380,7 @@ def find_offset(
         float(np.cbrt(np.prod(dwi.voxel_sizes))),
         int(np.count_nonzero(course.changes)),
     )
-    series, image = (dwi, b0_matrices, group[which], motion.select(which)), None
+    series, image = (dwi, b0_motion, group[which], motion.select(which)), None
     if with_images:
         image = offset_from_images(
             *series,
@@ -445,7 +444,7 @@ def beside_motion(motion: Motion, in_group: np.ndarray, changes: np.ndarray) -> 
 
 def _registered(
     dwi: DWI,
-    b0_matrices: np.ndarray,
+    b0_motion: Motion,
     volumes: np.ndarray,
     motion: Motion,
     start: np.ndarray,
@@ -456,7 +455,7 @@ def _registered(
     It is a tenth of a millimetre and more off, but found from as far as heads move.
     """
     means = (
-        _mean_image(dwi, dwi.gradients.b0s, Motion(b0_matrices)),
+        _mean_image(dwi, dwi.gradients.b0s, b0_motion),
         _mean_image(dwi, volumes, motion),
     )
     with suppress(EddymotionError):

@@ -55,7 +55,7 @@ N_NORMALS, LAST_NORMALS = 3, 1
 
 def offset_from_images(
     dwi: DWI,
-    b0_matrices: np.ndarray,
+    b0_motion: Motion,
     volumes: np.ndarray,
     motion: Motion,
     start: np.ndarray,
@@ -70,8 +70,8 @@ def offset_from_images(
     Parameters
     ----------
     dwi : DWI
-    b0_matrices : (n, 4, 4) array
-        Poses of the b=0 volumes, in their frame.
+    b0_motion : Motion
+        Of the n b=0 volumes, in their frame, with what fields do to them.
     volumes : (k,) index array
         Diffusion-weighted volumes of like b-value.
     motion : Motion
@@ -96,7 +96,7 @@ def offset_from_images(
     None where too little of the head lies inside the volumes.
     """
     random = np.random.default_rng(seed)
-    series = (volumes, motion, b0_matrices)
+    series = (volumes, motion, b0_motion)
     at_start = np.linalg.inv(start)
     to_b0, poses = at_start, [at_start]
     for width in COARSE:

@@ -102,8 +102,8 @@ class ContrastEquations:
         Contrasts of the basis, a row a point.
     splines : sequence of n Spline
         The b=0 volumes, smoothed.
-    b0_matrices : (n, 4, 4) array
-        Their poses.
+    b0_motion : Motion
+        Theirs.
     tolerance : float
         Step (mm) at which a solution ends.
     """
@@ -113,7 +113,7 @@ class ContrastEquations:
     moments: Moments
     functions: np.ndarray
     splines: Sequence[Spline]
-    b0_matrices: np.ndarray
+    b0_motion: Motion
     tolerance: float
 
     @classmethod
@@ -123,7 +123,7 @@ class ContrastEquations:
         width: Width,
         volumes: np.ndarray,
         motion: Motion,
-        b0_matrices: np.ndarray,
+        b0_motion: Motion,
     ) -> ContrastEquations:
         """Read the volumes at the points and form the functions; others as above."""
         every = -(-len(volumes) // width.n_volumes)
@@ -143,7 +143,7 @@ class ContrastEquations:
                 Spline.of(low_pass(dwi.volume_with_missing(v), clusters.fwhm))
                 for v in dwi.gradients.b0s
             ],
-            b0_matrices,
+            b0_motion,
             width.tolerance * float(clusters.fwhm.min()),
         )
 
@@ -261,7 +261,9 @@ class ContrastEquations:
         points = clusters.points.reshape(-1, 3)
 
         def read(k: int) -> tuple[np.ndarray, np.ndarray]:
-            return self.splines[k].sample_with_gradient(points, self.b0_matrices[k] @ to_b0)
+            there = self.b0_motion.mapping(k).effective
+            there = replace(there, pose=there.pose @ to_b0, slices=None)
+            return there.sample_with_gradient(self.splines[k], points)
 
         n = len(self.splines)
         values, slopes = np.zeros(len(points)), np.zeros((len(points), 3))
