@@ -103,7 +103,7 @@ def follow_head(
         solved = solver.solve()
     if solved is None:
         return None
-    knots, found, discord = solved
+    knots, found = solved
     poses = exp_rigid(knots.of_slices(found.twists), dwi.brain_center)
     eddy = motion.eddy_currents
     poses = poses if eddy is None else eddy.shifts[:, None] @ poses
@@ -114,7 +114,7 @@ def follow_head(
     )
     assert estimate.covariances is not None
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
-    more = np.where(knots.moving, discord, 1.0)[:, None, None]
+    more = np.where(knots.moving, found.discord, 1.0)[:, None, None]
     of_volumes = more * (of_slices[0] + unrest.at_rest)
     motion = leave_to_the_course(
         replace(motion, matrices=matrices, trajectory=trajectory),

@@ -6,15 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
 
-from eddymotion.estimation.within_volumes.equations import AXES, CourseEquations, CourseProblem
+from eddymotion.estimation.within_volumes.equations import CourseEquations, CourseProblem
 from eddymotion.estimation.within_volumes.increments import Increments
-from eddymotion.estimation.within_volumes.knots import Knots
-
-DAMPING = 1e-6
-ABSOLUTE_DAMPING = 1e-3
-"""Precision (1/mm²) with which every unknown is held at its place."""
+from eddymotion.estimation.within_volumes.system import CourseSystem, Posterior
 
 LEAST_LEVENBERG, MOST_LEVENBERG = 1e-3, 3.0
 COST_SLACK = 0.02
@@ -33,8 +28,9 @@ class FoundCourse:
     twists : (K, 6) array
     increments : Increments
         Their scales learnt.
-    covariance : (K, 6, K, 6) array
-        Of the posterior.
+    posterior : Posterior
+    discord : (N,) array
+        As of :class:`~eddymotion.estimation.within_volumes.equations.CourseEquations`.
     n_steps : int
     step : float
         The last one, mm.
@@ -42,7 +38,8 @@ class FoundCourse:
 
     twists: np.ndarray
     increments: Increments
-    covariance: np.ndarray
+    posterior: Posterior
+    discord: np.ndarray
     n_steps: int
     step: float
 
@@ -99,16 +96,16 @@ def solve_course(
         damping = np.clip(damping, LEAST_LEVENBERG, MOST_LEVENBERG)
         least = np.minimum(equations.cost, least + COST_SLACK)
         weights = increments.weights(twists)
-        step, covariance, damping = _step(
+        step, posterior, damping = _step(
             problem, equations, twists, increments, weights, damping, stepping.longest / in_mm
         )
         twists = twists + step
         length = float(np.sqrt(((step * in_mm) ** 2).sum(axis=1).mean()))
         if n_steps > 1:
-            increments = increments.learnt(twists, weights, covariance)
+            increments = increments.learnt(twists, weights, posterior.of_increments)
         if length < stepping.tolerance:
             break
-    return FoundCourse(twists, increments, covariance, n_steps, length)
+    return FoundCourse(twists, increments, posterior, equations.discord, n_steps, length)
 
 
 def _step(
@@ -119,63 +116,25 @@ def _step(
     weights: np.ndarray,
     damping: np.ndarray,
     longest: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Posterior, np.ndarray]:
     """Take a step (K, 6), damped until no knot goes too far.
 
     Returns
     -------
     step : (K, 6) array
-    covariance : (K, 6, K, 6) array
+    posterior : Posterior
     damping : (N,) array
     """
-    n_rows = len(twists)
     right = -np.einsum("kab,ka->kb", equations.turn, equations.gradient)
-    matrix = equations.of_twists(equations.hessian)
-    diagonal = np.diag(matrix)
-    held = DAMPING * np.maximum(diagonal, 1e-6 * diagonal.max())
-    held = held + np.tile(ABSOLUTE_DAMPING * increments.in_mm**2, n_rows)
-    matrix[np.diag_indices_from(matrix)] += held
-    blocks = matrix.reshape(n_rows, 6, n_rows, 6)
     for axis, precision in enumerate(increments.precision(weights)):
         right[:, axis] -= precision @ twists[:, axis]
-        blocks[:, axis, :, axis] += precision.toarray()
     for _ in range(TRIES):
-        damped = matrix + equations.of_twists(_levenberg(problem, equations, damping))
-        factor = linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
-        step = linalg.cho_solve(factor, right.ravel(), check_finite=False).reshape(n_rows, 6)
-        step = equations.without_common(step)
+        system = CourseSystem(equations, increments, weights, damping)
+        step = equations.without_common(system.solve(right))
         far = np.sqrt(((step / longest) ** 2).sum(axis=1)) > 1
         if not far.any():
             break
         ran = np.unique(problem.knots.volume[far])
         damping = damping.copy()
         damping[ran] = np.minimum(10 * damping[ran], MOST_LEVENBERG)
-    inverse, _ = linalg.lapack.dpotri(factor[0], lower=True)
-    covariance = np.tril(inverse) + np.tril(inverse, -1).T
-    return step, covariance.reshape(n_rows, 6, n_rows, 6), damping
-
-
-def _levenberg(
-    problem: CourseProblem, equations: CourseEquations, damping: np.ndarray
-) -> np.ndarray:
-    """Hold what a volume does unlike the others of its group, (K, 6, K, 6)."""
-    knots = problem.knots
-    n_rows = knots.n_rows
-    diagonal = np.einsum("kaka->ka", equations.hessian)
-    diagonal = np.maximum(diagonal, 1e-6 * diagonal.max(axis=0))
-    found = np.zeros((n_rows, 6, n_rows, 6))
-    for member in problem.members:
-        own = Knots(knots.basis, knots.moving[member.volumes])
-        rows = np.unique(knots.row[member.volumes])
-        shared = np.where(own.moving, 1, own.n_knots)[own.volume]
-        strength = (damping[member.volumes][own.volume] / shared)[:, None] * diagonal[rows]
-        of_knots = strength[own.row]  # (n, M, 6)
-        n = len(member.volumes)
-        common = own.summed(np.einsum("nma,mp->nmap", of_knots, np.eye(own.n_knots)))
-        total = of_knots.sum(axis=0)
-        for axis in range(6):
-            once = common[:, axis] @ own.held.T / n
-            twice = (own.held * total[:, axis]) @ own.held.T / n**2
-            block = np.diag(strength[:, axis] * shared) - once - once.T + twice
-            found[np.ix_(rows, AXES[[axis]], rows, AXES[[axis]])] += block[:, None, :, None]
-    return found
+    return step, system.posterior, damping

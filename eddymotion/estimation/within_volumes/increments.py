@@ -73,6 +73,11 @@ class Increments:
         change = sparse.csr_array((np.tile([-1.0, 1.0], n), places), shape=shape)
         return cls(change, kind[linked], in_mm)
 
+    @property
+    def first(self) -> np.ndarray:
+        """From which knot each increment goes to the next one, (L,)."""
+        return self.change.indices.reshape(-1, 2)[:, 0]
+
     def weights(self, twists: np.ndarray) -> np.ndarray:
         """Student-t weight of each increment under twists (K, 6): (L,)."""
         size = (((self.change @ twists) * self.in_mm / self.scale[self.kind]) ** 2).sum(axis=1)
@@ -87,7 +92,7 @@ class Increments:
         return found
 
     def learnt(
-        self, twists: np.ndarray, weights: np.ndarray, covariance: np.ndarray
+        self, twists: np.ndarray, weights: np.ndarray, variances: np.ndarray
     ) -> Increments:
         """Learn the scales.
 
@@ -95,15 +100,13 @@ class Increments:
         ----------
         twists : (K, 6) array
         weights : (L,) array
-        covariance : (K, 6, K, 6) array
-            Of the posterior.
+        variances : (K - 1, 6) array
+            Of each knot less the one before it, by the posterior.
         """
         moved = (self.change @ twists) * self.in_mm
         scale = self.scale.copy()
         for axis in range(6):
-            spread = self.change @ np.ascontiguousarray(covariance[:, axis, :, axis])
-            left = np.asarray(self.change.multiply(spread).sum(axis=1)).ravel()
-            left = left * self.in_mm[axis] ** 2
+            left = variances[self.first, axis] * self.in_mm[axis] ** 2
             for kind in range(3):
                 of_kind = self.kind == kind
                 n = of_kind.sum()

@@ -24,18 +24,6 @@ DAMPING = 1e-6
 """Relative, for directions that a group does not show."""
 
 
-def of_whole_volumes(square: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Sum a matrix (k, 6, k, 6) over the unknowns of each of n volumes, (n, 6, n, 6).
-
-    Parameters
-    ----------
-    square : (k, 6, k, 6) array
-    first : (n,) array
-        The first of the unknowns of each volume.
-    """
-    return np.add.reduceat(np.add.reduceat(square, first, axis=0), first, axis=2)
-
-
 def find_overcount(pulls: np.ndarray, square: np.ndarray) -> float:
     """Return the median, over all parameters, of variances by blocks over those by ``H``.
 

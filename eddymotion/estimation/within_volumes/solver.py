@@ -30,9 +30,6 @@ log = logging.getLogger(__name__)
 N_KNOTS, N_MIDDLE_KNOTS, N_COARSE_KNOTS = 18, 8, 4
 """Of a volume in which the head moved: a jump is not over in less than a step between knots."""
 
-MOST_ROWS = 600
-"""Of unknown poses in volumes in which the head moved: the time of a step goes with their cube."""
-
 MOVED_BY = 1.2
 """Standard errors by which a head has to stray within a volume for its knots to be kept. The prior
 holds volumes at rest: those of simulated series, of three heads, strayed by up to 1.1, those of
@@ -84,11 +81,6 @@ LEVELS = (
 )
 
 
-def most_knots(moving: np.ndarray) -> int:
-    """Return how many knots each volume in which the head moved, of (N,) bool, may have."""
-    return max(2, int(MOST_ROWS / max(moving.sum(), 1)))
-
-
 @dataclass(eq=False)
 class CourseSolver:
     """What all levels share.
@@ -131,15 +123,13 @@ class CourseSolver:
         runs = dwi.acquisition.runs
         self.follows = np.diff(runs) == 0 if runs is not None else np.ones(len(dwi) - 1, bool)
 
-    def solve(self) -> tuple[Knots, FoundCourse, np.ndarray] | None:
+    def solve(self) -> tuple[Knots, FoundCourse] | None:
         """Go through the levels; None where the head turns out to have been at rest.
 
         Returns
         -------
         knots : Knots
         found : FoundCourse
-        discord : (N,) array
-            See :meth:`~eddymotion.estimation.within_volumes.equations.CourseProblem.discord`.
         """
         knots, twists = self.at_rest()
         found, scale = None, None
@@ -166,7 +156,7 @@ class CourseSolver:
                 if not self.moving.any():
                     return None
         assert found is not None
-        return knots, found, problem.discord(found.twists)
+        return knots, found
 
     def sift(self, moved: np.ndarray) -> None:
         """Take those alone that have moved (N,) after all, unless few are left at rest."""
@@ -175,16 +165,9 @@ class CourseSolver:
             log.info("motion within volumes: in %d of them by more than errors", moved.sum())
 
     def knots_at(self, level: StackLevel) -> int:
-        """Return the knots of a volume at a level: no more than can be solved for."""
+        """Return the knots at a level of a volume in which the head moved."""
         finest = self.n_knots or (N_MIDDLE_KNOTS if self.moving.all() else N_KNOTS)
-        wanted = finest if level is LEVELS[-1] else min(level.n_knots, finest)
-        most = most_knots(self.moving)
-        if self.n_knots and level is LEVELS[-1] and most < wanted:
-            log.warning(
-                "motion within volumes: %d knots in each of %d volumes, not %d: more would take "
-                "too long to solve for", most, self.moving.sum(), self.n_knots,
-            )  # fmt: skip
-        return min(wanted, most)
+        return finest if level is LEVELS[-1] else min(level.n_knots, finest)
 
     def at_rest(self) -> tuple[Knots, np.ndarray]:
         """Return one knot a volume, and its twists (N, 6)."""
@@ -275,6 +258,9 @@ def shown_to_move(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.nda
     away = knots.basis - knots.basis.mean(axis=0)
     strayed = np.einsum("zm,nma->nza", away, found.twists[knots.row] * in_mm)
     square = (strayed**2).sum(axis=2).mean(axis=1)
-    own = found.covariance[knots.row[:, :, None], :, knots.row[:, None]]
-    by_errors = np.einsum("km,nkmaa,a->n", away.T @ away / len(away), own, in_mm**2)
+    among = away.T @ away / len(away)
+    by_errors = np.zeros(len(square))
+    for volume in np.flatnonzero(knots.moving):
+        own = np.einsum("kama->km", found.posterior.of_volume(volume) * (in_mm**2)[:, None, None])
+        by_errors[volume] = (among * own).sum()
     return knots.moving & ~(square <= MOVED_BY**2 * by_errors)

@@ -29,30 +29,52 @@ def covariances(
     """
     n, n_slices = len(knots.moving), len(knots.basis)
     of_volumes, of_slices = np.zeros((n, 6, 6)), np.zeros((n, n_slices, 6, 6))
-    turn = right_jacobians(found.twists)
-    whole = np.einsum("kac,kcld,lbd->kalb", turn, found.covariance, turn, optimize=True)
-    mean = knots.basis.mean(axis=0)
+    turn, mean = right_jacobians(found.twists), knots.basis.mean(axis=0)
     for group in groups:
-        rows = knots.row[group.volumes]  # (n, M)
-        own = whole[rows.ravel()[:, None], :, rows.ravel()]
-        own = own.reshape(*rows.shape, *rows.shape, 6, 6)
-        of_means = np.einsum("m,imjnab,n->ijab", mean, own, mean, optimize=True)
-        of_mean = of_means.mean(axis=(0, 1))
-        with_mean = of_means.mean(axis=1)
-        centred = of_means[np.arange(len(rows)), np.arange(len(rows))]
-        centred = centred - with_mean - with_mean.transpose(0, 2, 1) + of_mean
-        across = np.einsum("imjnab,n->imjab", own, mean, optimize=True).mean(axis=2)
-        for index, volume in enumerate(group.volumes):
+        own = [turned(found, knots, turn, volume) for volume in group.volumes]
+        of_means = np.array([_mean(one, mean) for one in own])
+        of_mean = of_means.sum(axis=0) / len(own) ** 2
+        for volume, square, of_own in zip(group.volumes, own, of_means, strict=True):
             if not knots.moving[volume]:
                 continue
-            of_volumes[volume] = centred[index]
-            among = np.einsum(
-                "zm,mnab,zn->zab", knots.basis, own[index, :, index], knots.basis, optimize=True
-            )
-            with_all = np.einsum("zm,mab->zab", knots.basis, across[index])
-            of_slices[volume] = among - with_all - with_all.transpose(0, 2, 1) + of_mean
+            of_volumes[volume] = of_own * (1 - 2 / len(own)) + of_mean
+            among = np.einsum("zm,manb,zn->zab", knots.basis, square, knots.basis, optimize=True)
+            with_own = np.einsum("zm,manb,n->zab", knots.basis, square, mean, optimize=True)
+            with_own = (with_own + with_own.transpose(0, 2, 1)) / len(own)
+            of_slices[volume] = among - with_own + of_mean
+        moving = group.volumes[knots.moving[group.volumes]]
+        of_slices[moving] += of_warp(found, knots, turn, moving)
     of_slices += between_knots(knots, found)
     return of_volumes, of_slices
+
+
+def turned(
+    found: FoundCourse, knots: Knots, turn: np.ndarray, volume: int
+) -> np.ndarray:
+    """Covariance of the steps of the knots of a volume, the other volumes held: (s, 6, s, 6)."""
+    rows = np.unique(knots.row[volume])
+    own = found.posterior.chain.covariances[volume].reshape(len(rows), 6, len(rows), 6)
+    return np.einsum("kac,kcld,lbd->kalb", turn[rows], own, turn[rows], optimize=True)
+
+
+def of_warp(
+    found: FoundCourse, knots: Knots, turn: np.ndarray, moving: np.ndarray
+) -> np.ndarray:
+    """Covariance of the slices by what all volumes of a group may do alike, (Z, 6, 6).
+
+    Their mean is what the group has in common; so only where all moved is there something.
+    """
+    if not len(moving):
+        return np.zeros((len(knots.basis), 6, 6))
+    rows, posterior = knots.row[moving[0]], found.posterior
+    alike = turn[rows] @ posterior.common[rows]
+    away = np.einsum("zm,mac->zac", knots.basis - knots.basis.mean(axis=0), alike)
+    return np.einsum("zac,cd,zbd->zab", away, posterior.of_common, away, optimize=True)
+
+
+def _mean(own: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Covariance of the mean over the slices of a volume, (6, 6)."""
+    return own[0, :, 0] if len(own) == 1 else np.einsum("m,manb,n->ab", mean, own, mean)
 
 
 def between_knots(knots: Knots, found: FoundCourse) -> np.ndarray:
@@ -63,7 +85,7 @@ def between_knots(knots: Knots, found: FoundCourse) -> np.ndarray:
     """
     increments = found.increments
     within = increments.kind == WITHIN
-    first = increments.change.indices.reshape(-1, 2)[within, 0]
+    first = increments.first[within]
     variance = np.zeros((knots.n_rows, 6))
     variance[first] = (increments.scale[WITHIN] / increments.in_mm) ** 2
     variance[first] /= increments.weights(found.twists)[within, None]

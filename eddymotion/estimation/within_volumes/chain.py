@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normal equations in which volumes meet in time alone: a chain of blocks.
+
+The knots of a volume meet in the images; the last knot of a volume and the first of the next one
+in the prior of the increments, axis by axis. Such a matrix is banded, so that solving with it is
+quick. Covariances of single volumes come from messages along the chain, as in a Kalman smoother:
+with ``D_i`` the block of a volume and ``−diag(p_i)`` what its last knot and the first of the next
+one have in common, all that comes before leaves ``−p L⁻¹ p`` on the first knot, ``L`` the precision
+of the last knot before by what came before; all that follows does so on the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import linalg
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A block of the unknowns of each of N volumes, and links between neighbours.
+
+    Parameters
+    ----------
+    blocks : sequence of (6 s, 6 s) arrays
+        Of s knots each.
+    links : (N - 1, 6) array
+        Precision with which the last knot of a volume and the first of the next one hold each
+        other; it is in the blocks already.
+    """
+
+    blocks: Sequence[np.ndarray]
+    links: np.ndarray
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """Its Cholesky factor, as lower bands."""
+        sizes = [len(block) for block in self.blocks]
+        bands = np.zeros((max(*sizes, 7), sum(sizes)))
+        first = np.cumsum([0, *sizes])
+        for start, block in zip(first, self.blocks, strict=False):
+            for band in range(len(block)):
+                bands[band, start : start + len(block) - band] = np.diagonal(block, -band)
+        for end, link in zip(first[1:], self.links, strict=False):
+            bands[6, end - 6 : end] = -link
+        return linalg.cholesky_banded(bands, lower=True, overwrite_ab=True, check_finite=False)
+
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """Solve for a right side (K, 6)."""
+        flat = linalg.cho_solve_banded((self.factor, True), right.ravel(), check_finite=False)
+        return flat.reshape(-1, 6)
+
+    @cached_property
+    def covariances(self) -> list[np.ndarray]:
+        """Blocks of its inverse, one a volume."""
+        before, after = self._before[1], self._after[1]
+        return [
+            linalg.inv(_with(_with(block, 0, first), -1, last), assume_a="pos")
+            for block, first, last in zip(self.blocks, before, after, strict=True)
+        ]
+
+    @cached_property
+    def across(self) -> np.ndarray:
+        """Covariance of the last knot of each volume with the first of the next: (N - 1, 6)."""
+        last, first = self._before[0], self._after[0]
+        found = np.zeros_like(self.links)
+        for volume in np.flatnonzero(self.links.any(axis=1)):
+            link = np.diag(-self.links[volume])
+            pair = linalg.inv(np.block([[last[volume], link], [link, first[volume + 1]]]))
+            found[volume] = np.diag(pair[:6, 6:])
+        return found
+
+    @cached_property
+    def _before(self) -> tuple[list, list]:
+        """Precision of each last knot by what comes before it, and messages to each block."""
+        return _messages(self.blocks, self.links, 0, -1)
+
+    @cached_property
+    def _after(self) -> tuple[list, list]:
+        """Precision of each first knot by what follows, and messages to each block."""
+        found = _messages(self.blocks[::-1], self.links[::-1], -1, 0)
+        return found[0][::-1], found[1][::-1]
+
+
+def _messages(
+    blocks: Sequence[np.ndarray], links: np.ndarray, enters: int, leaves: int
+) -> tuple[list, list]:
+    """Go along the blocks, from the knot at which a message enters to the one that it leaves."""
+    precisions, messages, message = [], [], np.zeros((6, 6))
+    for volume, block in enumerate(blocks):
+        messages.append(message)
+        inverse = linalg.inv(_with(block, enters, message), assume_a="pos")
+        precisions.append(linalg.inv(_of_knot(inverse, leaves), assume_a="pos"))
+        if volume < len(links):
+            link = links[volume]
+            message = -link[:, None] * _of_knot(inverse, leaves) * link
+    return precisions, messages
+
+
+def _of_knot(block: np.ndarray, knot: int) -> np.ndarray:
+    """View the first (0) or the last knot (-1) of a block, (6, 6)."""
+    return block[:6, :6] if knot == 0 else block[-6:, -6:]
+
+
+def _with(block: np.ndarray, knot: int, message: np.ndarray) -> np.ndarray:
+    """Add a message (6, 6) to the first or the last knot of a block."""
+    block = block.copy()
+    _of_knot(block, knot)[...] += message
+    return block

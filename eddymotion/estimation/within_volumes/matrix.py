@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The normal matrix of the knots of a group of volumes, which is never written down.
+
+``H`` has as many entries as the square of the knots, nearly all of them small: volumes meet in the
+precision ``P`` of the model alone. What it makes of a step takes three products, ::
+
+    H v = Cᵀ Bᵀ Jᵀ w P J B C v
+
+from knots to slices (``B``), from slices to points (``J``), between volumes (``P``), and back; ``C``
+takes out what all volumes do alike. Its time grows with volumes and points, however many knots
+there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from eddymotion.estimation.within_volumes.kernels import add_products, add_pulls, see_steps
+from eddymotion.estimation.within_volumes.knots import Knots
+from eddymotion.images.stack_kernels import N_NODES
+from eddymotion.machine.parallel import parallel_map
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMatrix:
+    """``H`` of the k unknowns of a group of n volumes.
+
+    Parameters
+    ----------
+    knots : Knots
+        Of its volumes.
+    precision : (n, n) float32 array
+        ``P``
+    jacobian : (n, V, 6) float32 array
+        ``√w J`` at points that tell it.
+    weights : (n, V, 8) float32 array
+        Of the slices at each, from `first` on.
+    first : (n, V) int32 array
+    overcount : float
+        By what it is divided.
+    n_threads : int
+        The result does not depend on it.
+    """
+
+    knots: Knots
+    precision: np.ndarray
+    jacobian: np.ndarray
+    weights: np.ndarray
+    first: np.ndarray
+    overcount: float = 1.0
+    n_threads: int = 1
+
+    def times(self, steps: np.ndarray) -> np.ndarray:
+        """Multiply with steps of the unknowns, (k, 6)."""
+        n, n_points = self.first.shape
+        of_knots = without_common(self.knots.of_knots(steps))
+        of_slices = np.einsum("zm,nma->nza", self.knots.basis, of_knots).astype(np.float32)
+        seen = np.empty((n, n_points), np.float32)
+        pulls = np.zeros(of_slices.shape)
+
+        def see(volume: int) -> None:
+            see_steps(*self._of(volume), of_slices[volume], seen[volume])
+
+        def pull(volume: int) -> None:
+            add_pulls(*self._of(volume), left[volume], pulls[volume])
+
+        parallel_map(see, range(n), n_threads=self.n_threads)
+        left = self.precision @ seen
+        parallel_map(pull, range(n), n_threads=self.n_threads)
+        of_knots = np.einsum("zm,nza->nma", self.knots.basis, pulls)
+        return self.knots.summed(without_common(of_knots)) / self.overcount
+
+    def _of(self, volume: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.jacobian[volume], self.weights[volume], self.first[volume]
+
+    @cached_property
+    def own(self) -> list[np.ndarray]:
+        """What the unknowns of each volume have with each other: (6 M, 6 M), at rest (6, 6)."""
+        found = [square / self.overcount for square in self.of_volumes]
+        moving = np.flatnonzero(self.knots.moving)
+
+        def of_knots(volume: int) -> np.ndarray:
+            bands = self.precision[volume, volume] * slice_products(*self._of(volume), len(basis))
+            return knots_of_bands(basis, bands[None])[0] / self.overcount
+
+        basis = self.knots.basis
+        squares = parallel_map(of_knots, moving, n_threads=self.n_threads)
+        for volume, square in zip(moving, squares, strict=True):
+            found[volume] = square
+        return found
+
+    @cached_property
+    def of_volumes(self) -> np.ndarray:
+        """``P_ii Σ w J Jᵀ`` of each volume as a whole, not divided: (n, 6, 6)."""
+        square = self.jacobian.transpose(0, 2, 1) @ self.jacobian
+        return np.diag(self.precision)[:, None, None] * square.astype(float)
+
+    def between_volumes(self, every: int) -> np.ndarray:
+        """``P_ij Σ w J_i J_jᵀ`` of volumes as a whole, by every so many points: (n, 6, n, 6)."""
+        n = len(self.precision)
+        flat = self.jacobian[:, ::every].transpose(0, 2, 1).reshape(6 * n, -1)
+        square = (every * (flat @ flat.T)).reshape(n, 6, n, 6)
+        return (self.precision[:, None, :, None] * square).astype(float)
+
+
+def without_common(of_knots: np.ndarray) -> np.ndarray:
+    """Take what all n volumes do alike out of what belongs to their knots, (n, M, 6)."""
+    return of_knots - of_knots.mean(axis=0)
+
+
+def slice_products(
+    jacobian: np.ndarray, weights: np.ndarray, first: np.ndarray, n_slices: int
+) -> np.ndarray:
+    """``Σ w_k w_l J Jᵀ`` of the slices of a volume with themselves and those above.
+
+    Parameters as of :mod:`eddymotion.estimation.within_volumes.kernels`.
+
+    Returns
+    -------
+    (Z, 8, 6, 6) array
+        Slices that are farther apart share no point.
+    """
+    bands = np.zeros((n_slices, N_NODES, 6, 6))
+    add_products(jacobian, weights, first, bands)
+    return bands + np.triu(bands, 1).swapaxes(2, 3)
+
+
+def knots_of_bands(basis: np.ndarray, bands: np.ndarray) -> np.ndarray:
+    """Lead normal matrices of slices over to knots.
+
+    Parameters
+    ----------
+    basis : (Z, M) array
+        Part of each knot in the pose of each slice.
+    bands : (n, Z, B, 6, 6) array
+        Of each slice with itself and those above it.
+
+    Returns
+    -------
+    (n, 6 M, 6 M) array
+    """
+    n, n_slices, reach = bands.shape[:3]
+    n_knots = basis.shape[1]
+    whole = np.zeros((n, n_knots, 6, n_knots, 6))
+    for apart in range(min(reach, n_slices)):
+        below, above = basis[: n_slices - apart], basis[apart:]
+        both = np.einsum("zm,zl->zml", below, above).reshape(len(below), -1)
+        of_pairs = bands[:, : n_slices - apart, apart].reshape(n, len(below), 36)
+        found = (both.T @ of_pairs).reshape(n, n_knots, n_knots, 6, 6)
+        found = found.transpose(0, 1, 3, 2, 4)
+        whole += found if apart == 0 else found + found.transpose(0, 3, 4, 1, 2)
+    return whole.reshape(n, 6 * n_knots, -1)
