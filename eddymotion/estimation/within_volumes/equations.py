@@ -67,7 +67,11 @@ DISCORD_DAMPING = 1e-9
 MEDIAN_OF_SIX = 5.35
 """Of χ² with six degrees of freedom."""
 
-POINTS_FOR_HESSIAN, POINTS_FOR_OVERCOUNT = 6_000, 1_500
+VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN, MOST_FOR_HESSIAN = 500_000, 3_000, 6_000
+"""Values (of a volume at a point) that tell the normal matrix, and points that do. Its error leaves
+where the steps end as it is."""
+
+POINTS_FOR_OVERCOUNT = 1_500
 MOST_MISSING = 2 * MAX_MISSING
 
 
@@ -410,7 +414,8 @@ class _Assembly:
         """
         problem, n = self.problem, len(self.member.volumes)
         knots = Knots(problem.knots.basis, problem.knots.moving[self.member.volumes])
-        every = max(1, round(len(problem.points) / POINTS_FOR_HESSIAN))
+        n_points = np.clip(VALUES_FOR_HESSIAN // n, LEAST_FOR_HESSIAN, MOST_FOR_HESSIAN)
+        every = max(1, round(len(problem.points) / n_points))
         of_slices = np.zeros((n, len(knots.basis), 6))
         of_blocks = np.zeros((problem.block.max() + 1, n, 6))
         columns = []

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 N_KNOTS, N_MIDDLE_KNOTS, N_COARSE_KNOTS = 18, 8, 4
 """Of a volume in which the head moved: a jump is not over in less than a step between knots."""
 
+ASKED = 72
+"""Volumes that tell the order of the slices, at most: more would only be more certain."""
+
 MOVED_BY = 1.2
 """Standard errors by which a head has to stray within a volume for its knots to be kept. The prior
 holds volumes at rest: those of simulated series, of three heads, strayed by up to 1.1, those of
@@ -178,11 +181,22 @@ class CourseSolver:
         """Ask the diffusion-weighted volumes in which order slices were acquired."""
         state = self.random.bit_generator.state  # the course is that of an order not asked about
         knots, twists = self.at_rest()
-        problem = self.problem(LEVELS[0], knots, self.stacks(LEVELS[0]), twists)
+        is_b0 = self.dwi.gradients.is_b0
+        weighted = [group for group in self.groups if not is_b0[group.volumes].all()]
+        group = max(weighted, key=lambda one: len(one.volumes))
+        group = replace(group, volumes=self.some_of(group.volumes))
+        problem = self.problem(LEVELS[0], knots, self.stacks(LEVELS[0]), twists, [group])
         self.random.bit_generator.state = state
-        weighted = [one for one in problem.members if not one.gradients.is_b0.all()]
-        member = max(weighted, key=lambda one: len(one.volumes))
+        (member,) = problem.members
         return weigh_orders(problem.pulls_of_slices(member, twists, self.in_mm), self.slicing)
+
+    def some_of(self, volumes: np.ndarray) -> np.ndarray:
+        """Choose volumes that tell the order: half of them, where there are, moved within."""
+        moved = self.moving[volumes]
+        n_moved = min(moved.sum(), max(ASKED // 2, ASKED - (~moved).sum()))
+        chosen = [volumes[moved][_evenly(moved.sum(), n_moved)]]
+        chosen.append(volumes[~moved][_evenly((~moved).sum(), ASKED - n_moved)])
+        return np.sort(np.concatenate(chosen))
 
     def stacks(self, level: StackLevel) -> list[SliceStack]:
         """Filter all volumes in the planes of their slices, unless they are."""
@@ -202,9 +216,14 @@ class CourseSolver:
         return parallel_map(filtered, range(len(self.dwi)), n_threads=self.compute.n_threads)
 
     def problem(
-        self, level: StackLevel, knots: Knots, stacks: Sequence[SliceStack], twists: np.ndarray
+        self,
+        level: StackLevel,
+        knots: Knots,
+        stacks: Sequence[SliceStack],
+        twists: np.ndarray,
+        groups: Sequence[VolumeGroup] | None = None,
     ) -> CourseProblem:
-        """Set up a level."""
+        """Set up a level; of all groups when none are given."""
         members = [
             Member(
                 group.volumes,
@@ -212,7 +231,7 @@ class CourseSolver:
                 group.coarse if level.highpass is None else group.fine,
                 group.leave_one_out,
             )
-            for group in self.groups
+            for group in groups or self.groups
         ]
         points = self.points(level, knots, stacks, twists)
         problem = CourseProblem(
@@ -243,6 +262,11 @@ class CourseSolver:
             total += stacks[volume].read(candidates, poses[volume]).slopes
         steepness = np.linalg.norm(total, axis=1).astype(float)
         return candidates[steepest(steepness, level.n_points, self.random)]
+
+
+def _evenly(n: int, most: int) -> np.ndarray:
+    """Choose at most so many of n, evenly."""
+    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(int)
 
 
 def shown_to_move(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.ndarray:
