@@ -79,6 +79,8 @@ CASES = {
     "shells": Case("nods, b=1000, 2000 and 3000", "nods",
                    shells=((1000.0, 12), (2000.0, 12), (3000.0, 12))),
     "many": Case("nods, 70 volumes", "nods", shells=((1000.0, 64),)),
+    "nods-140": Case("nods, 140 volumes", "nods", shells=((1000.0, 134),)),
+    "nods-280": Case("nods, 280 volumes", "nods", shells=((1000.0, 274),)),
     "other-rest": OTHER("other head, at rest", "none"),
     "other-fast": OTHER("other head, fast drift", "fast-drift"),
     "other-jumps": OTHER("other head, jumps", "jumps"),
