@@ -74,7 +74,7 @@ def test_more_knots_leave_the_course_as_it_is():
 
 
 def matrix_of(knots, random, n_points=60):
-    """A group of volumes that are seen in eight slices at each point, in some of them not at all."""
+    """A group of volumes whose points are seen in up to eight slices."""
     n, n_slices = len(knots.moving), len(knots.basis)
     root = random.normal(size=(n, n))
     weights = random.normal(size=(n, n_points, 8)).astype(np.float32)
@@ -104,13 +104,17 @@ def test_the_matrix_multiplies_as_if_it_were_written_down(moving):
     square = plainly(knots, written_down(matrix))
     steps = RANDOM.normal(size=(knots.n_rows, 6))
     expected = square @ steps.ravel()
-    np.testing.assert_allclose(matrix.times(steps).ravel(), expected, atol=1e-5 * np.abs(square).max())
+    np.testing.assert_allclose(
+        matrix.times(steps).ravel(), expected, atol=1e-5 * np.abs(square).max()
+    )
     apart = written_down(matrix)
     for volume, own in enumerate(matrix.own):
         block = apart[volume, :, :, volume]
         block = block if moving[volume] else block.sum(axis=(0, 2))[None, :, None]
         if moving[volume]:
-            np.testing.assert_allclose(own, block.reshape(len(own), -1), atol=1e-5 * np.abs(own).max())
+            np.testing.assert_allclose(
+                own, block.reshape(len(own), -1), atol=1e-5 * np.abs(own).max()
+            )
 
 
 @pytest.mark.parametrize("moving", [np.ones(5, bool), MOVING])
@@ -242,9 +246,7 @@ def test_other_options_are_refused(option):
         (30, 36, [4, 8, 30]),
     ],
 )
-def test_a_volume_gets_the_knots_that_were_asked_for(
-    asked, moving, expected
-):
+def test_a_volume_gets_the_knots_that_were_asked_for(asked, moving, expected):
     course = CourseSolver.__new__(CourseSolver)
     course.n_knots, course.moving = asked, np.arange(max(36, moving)) < moving
     assert [course.knots_at(level) for level in LEVELS] == expected

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eddymotion.images.kernels import PADDING, _slopes, _weigh_block, _weights
+from eddymotion.images.kernels import PADDING, _slopes, _weights
 from eddymotion.machine.compiling import compiled
 
 N_NODES = 8
@@ -27,10 +27,8 @@ LEAST_WEIGHT = 1e-3
 @compiled
 def _height(matrices, points, p, k, shifts):
     """Where a point is along the slice axis, in slices, under the pose of slice `k`."""
-    height = (
-        matrices[k, 2, 0] * points[p, 0] + matrices[k, 2, 1] * points[p, 1]
-        + matrices[k, 2, 2] * points[p, 2] + matrices[k, 2, 3]
-    )  # fmt: skip
+    m = matrices[k, 2]
+    height = m[0] * points[p, 0] + m[1] * points[p, 1] + m[2] * points[p, 2] + m[3]
     return height + shifts[p, 2] if shifts.shape[0] else height
 
 
@@ -164,9 +162,10 @@ def _in_plane(plane, a, b):
 @compiled
 def _in_the_plane(matrices, points, p, k, shifts):
     """Where a point is in the plane of slice `k` under its pose, in voxels."""
+    m = matrices[k]
     x, y, z = points[p, 0], points[p, 1], points[p, 2]
-    a = matrices[k, 0, 0] * x + matrices[k, 0, 1] * y + matrices[k, 0, 2] * z + matrices[k, 0, 3]
-    b = matrices[k, 1, 0] * x + matrices[k, 1, 1] * y + matrices[k, 1, 2] * z + matrices[k, 1, 3]
+    a = m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]
+    b = m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]
     if shifts.shape[0]:
         a += shifts[p, 0]
         b += shifts[p, 1]
@@ -258,98 +257,6 @@ def _mix(coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along):
 
 
 @compiled
-def _invert(distances, n, length, nugget, work, inverse):
-    """Do the work of :func:`_relate`, and fill the inverse of the covariance."""
-    _relate(distances, n, length, nugget, work)
-    for i in range(n):
-        for j in range(n):
-            inverse[i, j] = 1.0 if i == j else 0.0
-        _solve(work, n, inverse[i])
-
-
-@compiled
-def _krige_in_a_row(distances, n, length, work, inverse, weights, slopes):
-    """As :func:`_krige`, by the inverse of :func:`_invert`; weights beyond `n` are left alone."""
-    variance, ones, sum_ones = 1.0, work[n], 0.0
-    sum_weights, sum_slopes = 0.0, 0.0
-    for i in range(n):
-        weights[i], slopes[i] = 0.0, 0.0
-        sum_ones += ones[i]
-    for j in range(n):
-        value, slope = _covariance(distances[j], length)
-        sum_weights += ones[j] * value
-        sum_slopes += ones[j] * slope
-        for i in range(n):
-            weights[i] += inverse[j, i] * value
-            slopes[i] += inverse[j, i] * slope
-        slopes[j + n] = value  # the covariance, kept
-    for i in range(n):
-        variance -= weights[i] * slopes[i + n]
-    variance += (1.0 - sum_weights) ** 2 / sum_ones
-    for i in range(n):
-        weights[i] += ones[i] * (1.0 - sum_weights) / sum_ones
-        slopes[i] -= ones[i] * sum_slopes / sum_ones
-    return variance
-
-
-@compiled
-def _find_row(height, lost, distances):
-    """Fill how far slices that share a pose are from a height; return the first, and how many.
-
-    None where one of them is lost, or they are fewer than four: not for :func:`_mix_in_a_row`.
-    """
-    first = max(int(np.ceil(height - REACH)), 0)
-    last = min(int(np.floor(height + REACH)), len(lost) - 1)
-    n = last - first + 1
-    if n < 4:
-        return first, 0
-    for i in range(n):
-        if lost[first + i]:
-            return first, 0
-        distances[i] = height - (first + i)
-    return first, n
-
-
-@compiled
-def _mix_in_a_row(coefficients, a, b, first, n, of_nodes, along):
-    """As :func:`_mix`, for four to six slices from `first` on that share a pose."""
-    ia, ib = int(np.floor(a)), int(np.floor(b))
-    ta, tb = np.float32(a - ia), np.float32(b - ib)
-    in_plane, by_plane = _weights(ta) + _weights(tb), _slopes(ta) + _slopes(tb)
-    stride_b = coefficients.shape[2]
-    stride_a = coefficients.shape[1] * stride_b
-    offset = first * stride_a + (ia + PADDING - 1) * stride_b + ib + PADDING - 1
-    w = _four(of_nodes, 0, n) + in_plane
-    s = _four(along, 0, n) + by_plane
-    total, by_c, by_a, by_b = _weigh_block(coefficients, offset, stride_a, stride_b, w, s)
-    if n > 4:  # the last four, of which those seen already count nothing
-        zero = np.float32(0)
-        rest_w, rest_s = _four(of_nodes, n - 4, n), _four(along, n - 4, n)
-        rest_w, rest_s = (zero, zero) + rest_w[2:], (zero, zero) + rest_s[2:]
-        if n < 6:
-            rest_w, rest_s = (zero, zero, zero) + rest_w[3:], (zero, zero, zero) + rest_s[3:]
-        more = _weigh_block(
-            coefficients, offset + (n - 4) * stride_a, stride_a, stride_b,
-            rest_w + in_plane, rest_s + by_plane,
-        )  # fmt: skip
-        total, by_c, by_a, by_b = (
-            total + more[0], by_c + more[1], by_a + more[2], by_b + more[3],
-        )  # fmt: skip
-    return total, by_a, by_b, by_c
-
-
-@compiled
-def _four(values, first, n):
-    """Four values, single precision."""
-    return (
-        np.float32(values[first]),
-        np.float32(values[first + 1]),
-        np.float32(values[first + 2]),
-        np.float32(values[first + 3]),
-    )
-
-
-@compiled
 def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, slopes, weights,
                 first):  # fmt: skip
     """Read a stack of slices at points of the head.
@@ -383,51 +290,32 @@ def read_slices(coefficients, matrices, points, shifts, lost, kriging, values, s
     nodes, distances = np.empty(N_NODES, np.int64), np.empty(N_NODES)
     work = np.empty((N_NODES + 1, N_NODES))
     of_nodes, along = np.empty(N_NODES), np.empty(2 * N_NODES)
-    inverse = np.empty((N_NODES, N_NODES))
-    values[:], slopes[:], weights[:] = np.nan, np.float32(0), np.float32(0)
     at_rest, related = _share_a_pose(matrices), 0
     for p in range(points.shape[0]):
-        row = 0
-        if at_rest:
-            height = _height(matrices, points, p, 0, shifts)
-            a, b = _in_the_plane(matrices, points, p, 0, shifts)
-            row, n = _find_row(height, lost, distances)
-            inside = -0.5 <= a <= plane[0] - 0.5 and -0.5 <= b <= plane[1] - 0.5
-            inside &= -0.5 <= height <= len(lost) - 0.5
-        if at_rest and inside and n:
-            if related != n:
-                _invert(distances, n, length, nugget, work, inverse)
-                related = n
-            if _krige_in_a_row(distances, n, length, work, inverse, of_nodes, along) > most:
-                first[p] = 0
-                continue
-            total, by_a, by_b, by_c = _mix_in_a_row(coefficients, a, b, row, n, of_nodes, along)
-            near, low = row, min(row, max(len(lost) - N_NODES, 0))
-            first[p] = low
-            for i in range(n):
-                nodes[i] = row + i
-        else:
-            n, near, low, least = _find_nodes(
-                matrices, plane, points, p, shifts, lost, nodes, distances
-            )
-            first[p] = low
-            if n < 2 or least > nearest:
-                continue
+        values[p], slopes[p], weights[p] = np.nan, np.float32(0), np.float32(0)
+        n, near, low, least = _find_nodes(
+            matrices, plane, points, p, shifts, lost, nodes, distances
+        )
+        first[p] = low
+        if n < 2 or least > nearest:
+            continue
+        in_a_row = at_rest and nodes[n - 1] - nodes[0] == n - 1
+        if not in_a_row or related != n:
             _relate(distances, n, length, nugget, work)
-            related = 0
-            if _krige(distances, n, length, work, of_nodes, along) > most:
-                continue
-            total, by_a, by_b, by_c = _mix(
-                coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along
-            )
+            related = n if in_a_row else 0
+        if _krige(distances, n, length, work, of_nodes, along) > most:
+            continue
+        total, by_a, by_b, by_c = _mix(
+            coefficients, matrices, points, p, shifts, nodes, n, of_nodes, along
+        )
         if np.isnan(total):
             continue
         values[p] = total
         for i in range(n):
             weights[p, nodes[i] - low] = of_nodes[i]
+        m = matrices[near]
         for axis in range(3):
-            along_axis = matrices[near, 0, axis] * by_a + matrices[near, 1, axis] * by_b
-            slopes[p, axis] = along_axis + matrices[near, 2, axis] * by_c
+            slopes[p, axis] = m[0, axis] * by_a + m[1, axis] * by_b + m[2, axis] * by_c
 
 
 @compiled

@@ -4,9 +4,9 @@
 The knots of a volume meet in the images; the last knot of a volume and the first of the next one
 in the prior of the increments, axis by axis. Such a matrix is banded, so that solving with it is
 quick. Covariances of single volumes come from messages along the chain, as in a Kalman smoother:
-with ``D_i`` the block of a volume and ``−diag(p_i)`` what its last knot and the first of the next
-one have in common, all that comes before leaves ``−p L⁻¹ p`` on the first knot, ``L`` the precision
-of the last knot before by what came before; all that follows does so on the last one.
+with ``−diag(p)`` what the last knot of a volume and the first of the next one have in common, all
+that comes before a volume leaves ``−p L⁻¹ p`` on its first knot, ``L`` the precision of the knot
+before by what came before; all that follows leaves as much on its last knot.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ MEDIAN_OF_SIX = 5.35
 """Of χ² with six degrees of freedom."""
 
 VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN, MOST_FOR_HESSIAN = 500_000, 3_000, 6_000
-"""Values (of a volume at a point) that tell the normal matrix, and points that do. Its error leaves
-where the steps end as it is."""
+"""Values (of a volume at a point) that tell the normal matrix, and points that do. Its error
+leaves where the steps end as it is."""
 
 POINTS_FOR_OVERCOUNT = 1_500
 MOST_MISSING = 2 * MAX_MISSING
@@ -440,7 +440,11 @@ class _Assembly:
         overcount = find_overcount(of_blocks, matrix.between_volumes(few))
         of_knots = np.einsum("zm,nza->nma", knots.basis, of_slices)
         gradient = knots.summed(without_common(of_knots)) / overcount
-        return gradient, replace(matrix, overcount=overcount), discord(of_blocks, matrix.of_volumes)
+        return (
+            gradient,
+            replace(matrix, overcount=overcount),
+            discord(of_blocks, matrix.of_volumes),
+        )
 
     def add_pulls(
         self, of_slices: np.ndarray, slab: slice, jacobian: np.ndarray, factors: np.ndarray

@@ -91,9 +91,7 @@ class Increments:
             found.append(self.change.T @ sparse.diags_array(of_increments) @ self.change)
         return found
 
-    def learnt(
-        self, twists: np.ndarray, weights: np.ndarray, variances: np.ndarray
-    ) -> Increments:
+    def learnt(self, twists: np.ndarray, weights: np.ndarray, variances: np.ndarray) -> Increments:
         """Learn the scales.
 
         Parameters

@@ -6,9 +6,9 @@ precision ``P`` of the model alone. What it makes of a step takes three products
 
     H v = Cᵀ Bᵀ Jᵀ w P J B C v
 
-from knots to slices (``B``), from slices to points (``J``), between volumes (``P``), and back; ``C``
-takes out what all volumes do alike. Its time grows with volumes and points, however many knots
-there are.
+from knots to slices (``B``), from slices to points (``J``), between volumes (``P``), and back;
+``C`` takes out what all volumes do alike. Its time grows with volumes and points, however many
+knots there are.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class GroupMatrix:
     def own(self) -> list[np.ndarray]:
         """What the unknowns of each volume have with each other: (6 M, 6 M), at rest (6, 6)."""
         found = [square / self.overcount for square in self.of_volumes]
-        moving = np.flatnonzero(self.knots.moving)
+        moving = np.flatnonzero(self.knots.moving).tolist()
 
         def of_knots(volume: int) -> np.ndarray:
             bands = self.precision[volume, volume] * slice_products(*self._of(volume), len(basis))

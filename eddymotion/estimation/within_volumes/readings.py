@@ -15,8 +15,8 @@ from eddymotion.images.stack import StackReading
 from eddymotion.images.stack_kernels import N_NODES
 
 NEAR_VOXELS = 0.05
-"""A volume that has moved by less, at its points (root mean square), is not read again. Band-passed
-volumes are straight over such a way within a hundredth of their slopes."""
+"""A volume that has moved by less, at its points (root mean square), is not read again: over such
+a way band-passed volumes are straight within a hundredth."""
 
 
 @dataclass(eq=False)
@@ -60,7 +60,7 @@ class Readings:
         self.poses[index] = poses
 
     def shown(self, index: int, poses: np.ndarray) -> np.ndarray | None:
-        """What a volume shows at poses (Z, 4, 4), (V,); None where it has to be read again."""
+        """Return what a volume shows at poses (Z, 4, 4), (V,); None where it has to be read again."""
         if np.array_equal(poses, self.poses[index]):
             return self.values[index].copy()
         if np.ptp(poses, axis=0).any() or not np.isfinite(self.poses[index]).all():

@@ -284,7 +284,7 @@ def shown_to_move(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.nda
     square = (strayed**2).sum(axis=2).mean(axis=1)
     among = away.T @ away / len(away)
     by_errors = np.zeros(len(square))
-    for volume in np.flatnonzero(knots.moving):
+    for volume in np.flatnonzero(knots.moving).tolist():
         own = np.einsum("kama->km", found.posterior.of_volume(volume) * (in_mm**2)[:, None, None])
         by_errors[volume] = (among * own).sum()
     return knots.moving & ~(square <= MOVED_BY**2 * by_errors)

@@ -48,18 +48,14 @@ def covariances(
     return of_volumes, of_slices
 
 
-def turned(
-    found: FoundCourse, knots: Knots, turn: np.ndarray, volume: int
-) -> np.ndarray:
+def turned(found: FoundCourse, knots: Knots, turn: np.ndarray, volume: int) -> np.ndarray:
     """Covariance of the steps of the knots of a volume, the other volumes held: (s, 6, s, 6)."""
     rows = np.unique(knots.row[volume])
     own = found.posterior.chain.covariances[volume].reshape(len(rows), 6, len(rows), 6)
     return np.einsum("kac,kcld,lbd->kalb", turn[rows], own, turn[rows], optimize=True)
 
 
-def of_warp(
-    found: FoundCourse, knots: Knots, turn: np.ndarray, moving: np.ndarray
-) -> np.ndarray:
+def of_warp(found: FoundCourse, knots: Knots, turn: np.ndarray, moving: np.ndarray) -> np.ndarray:
     """Covariance of the slices by what all volumes of a group may do alike, (Z, 6, 6).
 
     Their mean is what the group has in common; so only where all moved is there something.
