@@ -383,15 +383,12 @@ class _Assembly:
         self.P = member.precision(knots.of_volumes(twists)).astype(np.float32)
         self.leverage = np.maximum(np.diag(self.P), LEVERAGE_GUARD)[:, None]
         self.smoother = self.P / self.leverage if member.leave_one_out else self.P
-        self.residual = np.empty_like(samples.values)
-        for slab in problem.slabs:
-            values, gone = samples.values[:, slab], samples.missing[:, slab]
-            if gone.any():
-                values = filled(values, gone, self.P)
-                samples.values[:, slab] = values
-            residual = self.P @ values
-            residual[gone] = 0.0
-            self.residual[:, slab] = residual
+        holes = np.flatnonzero(samples.missing.any(axis=0))
+        samples.values[:, holes] = filled(
+            samples.values[:, holes], samples.missing[:, holes], self.P
+        )
+        self.residual = self.P @ samples.values
+        self.residual[samples.missing] = 0.0
         misfit = np.einsum("nv,nv->v", samples.values, self.residual) / len(samples.values)
         misfit = np.maximum(misfit, 0.0)
         usable = samples.missing.mean(axis=0) <= MOST_MISSING

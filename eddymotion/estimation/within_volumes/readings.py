@@ -60,7 +60,7 @@ class Readings:
         self.poses[index] = poses
 
     def shown(self, index: int, poses: np.ndarray) -> np.ndarray | None:
-        """Return what a volume shows at poses (Z, 4, 4), (V,); None where it has to be read again."""
+        """Return what a volume shows at poses (Z, 4, 4), (V,); None if it has to be read."""
         if np.array_equal(poses, self.poses[index]):
             return self.values[index].copy()
         if np.ptp(poses, axis=0).any() or not np.isfinite(self.poses[index]).all():

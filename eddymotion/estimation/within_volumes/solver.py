@@ -145,13 +145,7 @@ class CourseSolver:
                 scale = scale.copy()
                 scale[0] *= np.sqrt((before.n_knots - 1) / (knots.n_knots - 1))
                 increments = replace(increments, scale=scale)
-            problem = self.problem(level, knots, self.stacks(level), twists)
-            stepping = replace(
-                level.stepping,
-                tolerance=level.stepping.tolerance * self.voxel,
-                longest=level.stepping.longest * self.voxel,
-            )
-            found = solve_course(problem, twists, increments, stepping)
+            found = self.solve_at(level, knots, twists, increments)
             log.debug("motion within volumes, %d points: %s", level.n_points, found)
             twists, scale = found.twists, found.increments.scale
             if self.n_knots is None and level is LEVELS[1]:
@@ -160,6 +154,18 @@ class CourseSolver:
                     return None
         assert found is not None
         return knots, found
+
+    def solve_at(
+        self, level: StackLevel, knots: Knots, twists: np.ndarray, increments: Increments
+    ) -> FoundCourse:
+        """Solve a level, from the twists (K, 6) of its knots."""
+        problem = self.problem(level, knots, self.stacks(level), twists)
+        stepping = replace(
+            level.stepping,
+            tolerance=level.stepping.tolerance * self.voxel,
+            longest=level.stepping.longest * self.voxel,
+        )
+        return solve_course(problem, twists, increments, stepping)
 
     def sift(self, moved: np.ndarray) -> None:
         """Take those alone that have moved (N,) after all, unless few are left at rest."""
