@@ -28,6 +28,7 @@ from eddymotion.estimation.within_volumes.standard_errors import between_knots, 
 from eddymotion.estimation.within_volumes.system import CourseSystem, Posterior
 from eddymotion.evaluation.trajectory import compare_trajectory
 from eddymotion.images.grid import Grid
+from eddymotion.images.stack import SliceStack
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters, rms_displacement
 from eddymotion.mapping.trajectory import Trajectory
@@ -252,6 +253,17 @@ def test_a_volume_gets_the_knots_that_were_asked_for(asked, moving, expected):
     assert [course.knots_at(level) for level in LEVELS] == expected
 
 
+@pytest.mark.parametrize(
+    ("n_moved", "n_asked"), [(0, 0), (20, 20), (60, 36), (160, 36), (190, 62), (200, 72)]
+)
+def test_the_order_of_slices_is_asked_of_volumes_that_moved_and_of_some_at_rest(n_moved, n_asked):
+    course = CourseSolver.__new__(CourseSolver)
+    course.moving = np.random.default_rng(0).permutation(np.arange(200) < n_moved)
+    asked = course.some_of(np.arange(200))
+    assert len(np.unique(asked)) == 72
+    assert course.moving[asked].sum() == n_asked
+
+
 @pytest.fixture(scope="module")
 def nods():
     """A few volumes that are scanned while the head nods in four of them, and the mean poses."""
@@ -311,6 +323,36 @@ def problem(nods):
     level = replace(LEVELS[0], n_points=400)
     stacks, twists = course.stacks(level), volumes[knots.volume] + jitter
     return course.problem(level, knots, stacks, twists), twists
+
+
+def test_a_volume_at_rest_is_read_again_only_where_it_has_moved_far(problem, monkeypatch):
+    """A little further on it shows what its slopes tell: nearly what it is read as there."""
+    problem, twists = problem
+    problem, member = replace(problem), problem.members[-1]
+    before, read = problem.sample(member, twists), []
+    of_stack = SliceStack.read
+
+    def spied(stack, *given, **options):
+        read.append([one is stack for one in problem.stacks].index(True))
+        return of_stack(stack, *given, **options)
+
+    monkeypatch.setattr(SliceStack, "read", spied)
+    still = member.volumes[~problem.knots.moving[member.volumes]]
+    moving = member.volumes[problem.knots.moving[member.volumes]]
+    near, far = twists.copy(), twists.copy()
+    near[:, 0] += 0.25  # of 0.3 mm
+    far[:, 0] += 0.4
+    problem.sample(member, twists)
+    assert not read
+    shown = problem.sample(member, near)
+    assert sorted(read) == moving.tolist()
+    afresh = replace(problem).sample(member, near)
+    known, at = ~(shown.missing | afresh.missing), np.isin(member.volumes, still)
+    off, way = ((shown.values - one.values)[at][known[at]] for one in (afresh, before))
+    assert np.sqrt((off**2).mean()) < 0.1 * np.sqrt((way**2).mean())
+    read.clear()
+    problem.sample(member, far)
+    assert sorted(read) == member.volumes.tolist()
 
 
 def plainly(knots, square):

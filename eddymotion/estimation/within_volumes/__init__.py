@@ -5,7 +5,8 @@
 (:mod:`eddymotion.estimation.unrest`) to a trajectory. The head is interpolated between knots in
 time (:mod:`~eddymotion.estimation.within_volumes.knots`), which a random walk with jumps holds
 together (:mod:`~eddymotion.estimation.within_volumes.increments`); all slices of all volumes
-speak for them at once (:mod:`~eddymotion.estimation.within_volumes.equations`), coarse to fine
+speak for them at once (:mod:`~eddymotion.estimation.within_volumes.equations`), in a linear system
+that is never written down (:mod:`~eddymotion.estimation.within_volumes.system`), coarse to fine
 (:mod:`~eddymotion.estimation.within_volumes.solver`).
 """
 

@@ -255,7 +255,7 @@ class CourseProblem:
         stack = self.stacks[0]
         row = np.linalg.inv(stack.affine)[stack.axis]
         slab = np.rint(self.points @ row[:3] + row[3]).astype(int)
-        order = np.argsort(slab, kind="stable")  # a slice's knots are the same for all of a slab
+        order = np.argsort(slab, kind="stable")  # neighbours lie in the same slices
         object.__setattr__(self, "points", self.points[order])
         edges = np.flatnonzero(np.diff(slab[order])) + 1
         bounds = np.concatenate([[0], edges, [len(slab)]])

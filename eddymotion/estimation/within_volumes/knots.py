@@ -67,13 +67,6 @@ class Knots:
         """The volume of each unknown, (K,)."""
         return np.repeat(np.arange(len(self.moving)), np.where(self.moving, self.n_knots, 1))
 
-    @cached_property
-    def held(self) -> np.ndarray:
-        """How many of the knots at each place are each unknown, (K, M)."""
-        held = np.zeros((self.n_rows, self.n_knots))
-        np.add.at(held, (self.row, np.arange(self.n_knots)), 1.0)
-        return held
-
     def summed(self, of_knots: np.ndarray) -> np.ndarray:
         """Sum what belongs to the knots (N, M, …) over those that are one unknown, (K, …)."""
         total = np.zeros((self.n_rows, *of_knots.shape[2:]))
