@@ -23,7 +23,7 @@ from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.matrix import GroupMatrix
 from eddymotion.estimation.within_volumes.overcount import find_overcount
 from eddymotion.estimation.within_volumes.slice_order import OrderEvidence
-from eddymotion.estimation.within_volumes.solver import LEVELS, CourseSolver, shown_to_move
+from eddymotion.estimation.within_volumes.solver import LEVELS, CourseSolver, strayed
 from eddymotion.estimation.within_volumes.standard_errors import between_knots, covariances
 from eddymotion.estimation.within_volumes.system import CourseSystem, Posterior
 from eddymotion.evaluation.trajectory import compare_trajectory
@@ -201,7 +201,7 @@ def test_heads_stray_most_half_way_between_knots():
     assert not strayed[1, TIMES == 0].any()
 
 
-def test_knots_are_kept_where_the_head_strays_by_more_than_errors():
+def test_how_far_a_head_strays_is_told_in_errors_of_its_course():
     """A volume that goes to and fro by 1.3 errors, one by 1.1, one that is merely elsewhere."""
     knots = Knots.between(INTERLEAVED, 3, MOVING)
     in_mm, error = np.array([1.0] * 3 + [50.0] * 3), 0.02
@@ -218,7 +218,19 @@ def test_knots_are_kept_where_the_head_strays_by_more_than_errors():
     twists[knots.row[4]] = 1.0
     increments = Increments.of(knots, np.ones(4, bool), in_mm)
     found = FoundCourse(twists, increments, posterior, np.ones(5), 1, 0.0)
-    assert shown_to_move(knots, found, in_mm).tolist() == [False, True, False, False, False]
+    by_errors = strayed(knots, found, in_mm)
+    np.testing.assert_allclose(by_errors, [0.0, 1.3, 1.1, 0.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("by", "left"), [(1.5, 17), (2.5, 36)])
+def test_volumes_that_merely_seem_to_move_do_not_make_all_of_them_move(by, left):
+    """Sixteen in 30 beyond 1.2 standard errors: of all of them only where half move clearly."""
+    course = CourseSolver.__new__(CourseSolver)
+    is_dwi = np.arange(36) >= 6
+    course.dwi = SimpleNamespace(gradients=SimpleNamespace(dwis=np.flatnonzero(is_dwi)))
+    course.moving = np.ones(36, bool)
+    course.sift(np.where(np.arange(36) < 19, 0.8, by))
+    assert course.moving.sum() == left
 
 
 def test_one_volume_beyond_noise_and_misfit_is_evidence():

@@ -38,9 +38,10 @@ MOVED_BY = 1.2
 holds volumes at rest: those of simulated series, of three heads, strayed by up to 1.1, those of
 0.1 mm by 1.3, of 0.2 mm by 1.9 and more."""
 
-MANY_MOVED = 0.5
-"""Where more of the diffusion-weighted volumes moved, none is taken to be at rest: few that are
-would hold the slices of all others in the frame of their own small motion."""
+MANY_MOVED, CLEARLY_MOVED_BY = 0.5, 2.0
+"""Where more of the diffusion-weighted volumes moved, by so many standard errors, none is taken to
+be at rest: few that are would hold the slices of all others in the frame of their own small motion.
+With eddy currents and lost slices volumes at rest strayed by up to 1.9, a seventh of them by 1.2."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class CourseSolver:
             log.debug("motion within volumes, %d points: %s", level.n_points, found)
             twists, scale = found.twists, found.increments.scale
             if self.n_knots is None and level is LEVELS[1]:
-                self.sift(shown_to_move(knots, found, self.in_mm))
+                self.sift(strayed(knots, found, self.in_mm))
                 if not self.moving.any():
                     return None
         assert found is not None
@@ -167,11 +168,13 @@ class CourseSolver:
         )
         return solve_course(problem, twists, increments, stepping)
 
-    def sift(self, moved: np.ndarray) -> None:
-        """Take those alone that have moved (N,) after all, unless few are left at rest."""
-        if moved[self.dwi.gradients.dwis].mean() <= MANY_MOVED:
-            self.moving = moved
-            log.info("motion within volumes: in %d of them by more than errors", moved.sum())
+    def sift(self, strayed: np.ndarray) -> None:
+        """Take those alone that strayed (N,) standard errors, unless few are left at rest."""
+        clearly = strayed > CLEARLY_MOVED_BY
+        if clearly[self.dwi.gradients.dwis].mean() <= MANY_MOVED:
+            self.moving = self.moving & (strayed > MOVED_BY)
+            n_moved = self.moving.sum()
+            log.info("motion within volumes: in %d of them by more than errors", n_moved)
 
     def knots_at(self, level: StackLevel) -> int:
         """Return the knots at a level of a volume in which the head moved."""
@@ -275,8 +278,8 @@ def _evenly(n: int, most: int) -> np.ndarray:
     return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(int)
 
 
-def shown_to_move(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.ndarray:
-    """Whether the course strays within a volume by more than its errors make it, (N,) bool.
+def strayed(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.ndarray:
+    """By how many standard errors the course strays within each volume, (N,).
 
     Parameters
     ----------
@@ -286,11 +289,10 @@ def shown_to_move(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.nda
         Millimetres for each unit of a twist.
     """
     away = knots.basis - knots.basis.mean(axis=0)
-    strayed = np.einsum("zm,nma->nza", away, found.twists[knots.row] * in_mm)
-    square = (strayed**2).sum(axis=2).mean(axis=1)
-    among = away.T @ away / len(away)
-    by_errors = np.zeros(len(square))
+    far = np.einsum("zm,nma->nza", away, found.twists[knots.row] * in_mm)
+    square = (far**2).sum(axis=2).mean(axis=1)
+    among, errors = away.T @ away / len(away), np.zeros(len(square))
     for volume in np.flatnonzero(knots.moving).tolist():
         own = np.einsum("kama->km", found.posterior.of_volume(volume) * (in_mm**2)[:, None, None])
-        by_errors[volume] = (among * own).sum()
-    return knots.moving & ~(square <= MOVED_BY**2 * by_errors)
+        errors[volume] = np.sqrt(square[volume] / (among * own).sum())
+    return errors
