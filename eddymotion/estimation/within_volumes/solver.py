@@ -40,8 +40,8 @@ holds volumes at rest: those of simulated series, of three heads, strayed by up 
 
 MANY_MOVED, CLEARLY_MOVED_BY = 0.5, 2.0
 """Where more of the diffusion-weighted volumes moved, by so many standard errors, none is taken to
-be at rest: few that are would hold the slices of all others in the frame of their own small motion.
-With eddy currents and lost slices volumes at rest strayed by up to 1.9, a seventh of them by 1.2."""
+be at rest: few that are would hold the slices of all others in the frame of their own small
+motion. With eddy currents and lost slices volumes at rest strayed by up to 1.9."""
 
 
 @dataclass(frozen=True)
