@@ -342,3 +342,16 @@ def test_synthetic_box_is_the_grid():
     corners = apply_affine(head.affine, np.array([[-0.5] * 3, np.array(head.shape) - 0.5]))
     np.testing.assert_allclose(corners.T, BOX_MM)
     assert replace(head, seed=3).seed == 3
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bone_lies_between_the_brain_and_air(seed):
+    head = SyntheticHead(seed)
+    around = 2 * np.vstack([np.eye(3), -np.eye(3)])
+    covered_by = brain_points(head)[::5, None] + around
+    assert head.matter_at(covered_by.reshape(-1, 3)).min() > 0.99
+    beside = np.stack(np.meshgrid(np.arange(46, 72), [-22], np.arange(-56, -36)), axis=-1)
+    for side in (-1, 1):
+        cells = head.matter_at(beside.reshape(-1, 3) * [side, 1, 1])
+        assert (np.abs(cells - 0.5) < 0.01).sum() > 40
+    assert head.matter_at(np.array([[0.0, 66.0, -40.0]])) == 0

@@ -27,6 +27,10 @@ VOXEL_MM = 2.0
 EDGE_MM = 1.8
 """From one tissue to all of the next."""
 
+LEAST_BONE_MM, LEAST_COVER_MM = 3.0, 8.0
+"""Between the brain and air: 2 mm of fluid and the thinnest bone, above the ear; and what covers
+the skull besides."""
+
 POINTS_AT_A_TIME = 32768
 
 N_WAVES = 9
@@ -363,9 +367,13 @@ class Place:
 
     @property
     def matter(self) -> np.ndarray:
-        """Share that is no air; the cells behind the ears are half bone."""
+        """Share that is no air; the cells behind the ears are half bone.
+
+        Air stays away from the brain: :data:`LEAST_BONE_MM`, :data:`LEAST_COVER_MM`.
+        """
         sinus, ear = self._cavities
-        return within(self.outline) * (1 - np.maximum(sinus, ear / 2))
+        cavity = np.maximum(sinus, ear / 2) * (1 - within(self.brain + LEAST_BONE_MM))
+        return within(np.maximum(self.outline, self.brain + LEAST_COVER_MM)) * (1 - cavity)
 
     @cached_property
     def cortex(self) -> np.ndarray:
