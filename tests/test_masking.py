@@ -4,9 +4,10 @@
 import numpy as np
 import pytest
 from dipy.segment.mask import median_otsu
+from scipy import ndimage
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.images.masking import COARSE_VOXELS, brain_mask
+from eddymotion.images.masking import COARSE_VOXELS, brain_mask, median_filtered
 from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import Grid, acquire
 
@@ -66,3 +67,10 @@ def test_mask_is_never_empty_and_the_image_stays_unchanged():
         before = image.copy()
         assert brain_mask(image).any()
         np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("size", [(5, 5, 5), (3, 5, 3)])
+def test_median_is_that_of_scipy(size):
+    image = np.random.default_rng(0).normal(size=(11, 9, 14)).round(1).astype(np.float32)
+    expected = ndimage.median_filter(image, size=size)
+    np.testing.assert_array_equal(median_filtered(image, size), expected)

@@ -443,6 +443,23 @@ def test_phases_become_hertz():
     assert abs(np.median(found.hertz.data[found.known])) < period / 2
 
 
+def test_what_is_dark_in_the_magnitude_says_little():
+    """Its phases are noise; the magnitude lies on a grid of its own."""
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    x, y, _ = np.indices((24, 24, 20))
+    hertz, dark = (2.0 * x - 3.0 * y + 10).astype(np.float32), x // 2 == 6
+    noisy = hertz + dark * np.random.default_rng(0).normal(30, 100, hertz.shape)
+    finer = np.diag([2.0, 2.0, 2.0, 1.0])
+    finer[:3, 3] = -1
+    shown = np.kron(np.where(dark, 12.0, 400.0), np.ones((2, 2, 2))).astype(np.float32)
+    measured = MeasuredMap(Image(noisy.astype(np.float32), affine), np.ones(hertz.shape, bool),
+                           Image(shown, finer))  # fmt: skip
+    wrong = measured.field().on_grid(hertz.shape, affine) - hertz
+    assert np.sqrt(np.mean(wrong**2)) < 4
+    blind = MeasuredMap(measured.hertz, measured.known)
+    assert np.sqrt(np.mean((blind.field().on_grid(hertz.shape, affine) - hertz) ** 2)) > 15
+
+
 @pytest.mark.parametrize(
     ("stored", "tolerance"),
     [

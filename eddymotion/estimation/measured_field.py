@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from eddymotion.errors import EddymotionError
@@ -121,9 +122,25 @@ class MeasuredMap:
         return replace(self, hertz=Image(moved, self.hertz.affine))
 
     @cached_property
+    def certainty(self) -> np.ndarray:
+        """How much each voxel says, (X, Y, Z): 0 where nothing is known, 1 at most.
+
+        Phases are as uncertain as their magnitude is small, so that they count by its square, up
+        to its median.
+        """
+        if self.magnitude is None:
+            return self.known.astype(float)
+        points = apply_affine(self.hertz.affine, np.argwhere(self.known))
+        shown = np.nan_to_num(self.magnitude.spline.sample(points).astype(float))
+        relative = np.clip(shown / max(np.median(shown), np.finfo(float).tiny), 0, 1)
+        weights = np.zeros(self.known.shape)
+        weights[self.known] = relative**2
+        return weights
+
+    @cached_property
     def _fitted(self) -> OffResonance:
         """Splines through what is known; they go on beyond it."""
-        return OffResonance.of_image(self.hertz, self.known)
+        return OffResonance.of_image(self.hertz, self.certainty)
 
     def field(self, pose: np.ndarray | None = None) -> OffResonance:
         """Return the field in the frame of the map, or of a reference.

@@ -20,6 +20,9 @@ CONVERGED_VOXELS = 0.01
 
 HALVINGS = 5
 
+CG_TOLERANCE, CG_STEPS = 0.04, 30
+"""Where conjugate gradients end. With 60 or 120 steps fields are no better, with 20 some worse."""
+
 
 @dataclass(frozen=True, eq=False)
 class FieldEquations:
@@ -114,7 +117,9 @@ class FieldEquations:
             field = of_field(x[:n].reshape(problem.lattice.shape))
             return np.concatenate([field.ravel(), of_border @ x[n:]])
 
-        return conjugate_gradients(self.normal, self.right, precondition, tolerance=0.04, limit=60)
+        return conjugate_gradients(
+            self.normal, self.right, precondition, tolerance=CG_TOLERANCE, limit=CG_STEPS
+        )
 
 
 def _columns(view: FieldView) -> tuple[np.ndarray, np.ndarray]:
