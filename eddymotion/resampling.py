@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -36,7 +37,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError, check_kind
-from eddymotion.images.grid import grid_points, inside_shape
+from eddymotion.images.grid import grid_points, inside_shape, transformed
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
 from eddymotion.images.stack import SliceStack
@@ -447,18 +448,15 @@ def _with_nitransforms_in_slabs(volume: np.ndarray, where: _Reading) -> np.ndarr
     resampled = np.empty(where.shape[::-1], np.float32)
     for slab, recorded, stretch in where.slabs():
         part = resampled[slab]
-        turned = where.affine[:, [2, 1, 0, 3]]  # the slab is (z, y, x)
-        turned[:, 3] += turned[:, 0] * slab.start
-        reference = nib.Nifti1Image(np.empty(part.shape, np.uint8), turned)
-        transform = _deformation(recorded, reference)
-        read = apply(transform, moving, order=3, mode="mirror", prefilter=False)
-        inside = inside_shape(apply_affine(to_voxels, recorded), volume.shape)
+        read = apply(_deformation(recorded, part.shape), moving, order=3, mode="mirror",
+                     prefilter=False)  # fmt: skip
+        inside = inside_shape(transformed(to_voxels, recorded), volume.shape)
         part[:] = np.where(inside, np.ravel(read.dataobj) * stretch, 0.0).reshape(part.shape)
     return resampled.T
 
 
-def _deformation(points: np.ndarray, reference: nib.Nifti1Image) -> TransformBase:
-    """Make a NiTransforms transform of where the voxels of a reference go, (P, 3).
+def _deformation(points: np.ndarray, shape: tuple[int, ...]) -> TransformBase:
+    """Make a NiTransforms transform of where the voxels of a grid go, (P, 3).
 
     ``DenseFieldTransform`` looks positions up in float32 and falls back on interpolating them.
     """
@@ -472,7 +470,22 @@ def _deformation(points: np.ndarray, reference: nib.Nifti1Image) -> TransformBas
                 raise NotImplementedError("only the voxels of the reference, forwards")
             return points
 
-    return Deformation(reference)
+    deformation = Deformation()
+    deformation._reference = _grid_anywhere(shape)
+    return deformation
+
+
+@lru_cache(maxsize=4)
+def _grid_anywhere(shape: tuple[int, ...]) -> ImageGrid:
+    """Return a grid for transforms that know where its voxels go: nobody asks where they lie."""
+    from nitransforms.base import ImageGrid
+
+    class Anywhere(ImageGrid):
+        @property
+        def ndcoords(self) -> np.ndarray:
+            return np.broadcast_to(np.nan, (int(np.prod(shape)), 3))
+
+    return Anywhere(nib.Nifti1Image(np.empty(shape, np.uint8), np.eye(4)))
 
 
 def _with_kernel(volume: np.ndarray, where: _Reading) -> np.ndarray:

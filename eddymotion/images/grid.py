@@ -125,7 +125,10 @@ def block_means(
 
 def inside_shape(voxels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Whether voxel coordinates (P, 3) lie in an image, up to half a voxel outside: (P,)."""
-    return np.all((voxels >= -EDGE) & (voxels <= np.array(shape) - 1 + EDGE), axis=1)
+    inside = np.ones(len(voxels), bool)
+    for along, n in zip(voxels.T, shape, strict=True):
+        inside &= (along >= -EDGE) & (along <= n - 1 + EDGE)
+    return inside
 
 
 def fsl_coordinates(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
