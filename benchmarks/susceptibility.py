@@ -412,8 +412,7 @@ Errors of fields from two b=0 images of opposite polarity, mm along the phase en
 brain, a constant removed (no such pair tells it): RMS and 95th percentile. *None*: without any
 correction. *Inside*: the brain but for {INSIDE_VOXELS} voxels. *s*: processor seconds of one
 thread, rigid start and brain mask included. The head is synthetic, its field that of dipoles with
-shims of second order; at sinuses and ears it is steeper than any knots follow, so that one or two
-voxels in a hundred carry most of the RMS.
+shims of second order, steepest above the sinuses and the cells behind the ears.
 
 *Measured map*: compared inside the brain, where both are known, after registration of its
 magnitude. *Held out*: diffusion-weighted volumes of both polarities, corrected for motion, eddy
