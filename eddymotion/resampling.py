@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -49,7 +48,7 @@ from eddymotion.mapping.volume import FieldThere, VolumeMapping
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:
-    from nitransforms.base import ImageGrid, TransformBase
+    from nitransforms.base import TransformBase
 
 Engine = Literal["nitransforms", "fast"]
 """``nitransforms``: the reference. ``fast``: the compiled kernel, equal to it within rounding."""
@@ -61,8 +60,9 @@ If it has an attribute ``rotation`` (3, 3), the b-vectors are turned with it: th
 the output space by its inverse. If it has one ``linear`` (4, 4), that matrix is the whole of it,
 and the points are never written out."""
 
-SLAB_POINTS = 2**16
-"""Positions are computed for about so many points at a time."""
+SLAB_POINTS = 2**15
+"""Positions are computed for about so many points at a time: with twice as many their arrays are
+asked of the system anew each time, which takes longer than what is computed."""
 
 
 @overload
@@ -221,14 +221,11 @@ class Resampled(Series):
     def _reading(self) -> Callable[[int], _Reading]:
         """Prepare what tells where a volume is read."""
         field = _FieldOnGrid.of(self.motion, self.shape, self.to_reference, self.points)
-        listed = None
-        if self.engine == "nitransforms" and self.points is None:
-            listed = _listed_grid(self.shape, self.to_reference)
 
         def of_volume(index: int) -> _Reading:
             mapping, image_affine = self.motion.mapping(index).effective, self.original.affine
             return _Reading(
-                self.shape, self.to_reference, image_affine, mapping, self.points, field, listed
+                self.shape, self.to_reference, image_affine, mapping, self.points, field
             )
 
         return of_volume
@@ -264,8 +261,6 @@ class _Reading:
         As in :class:`Resampled`.
     field : _FieldOnGrid, optional
         The off-resonance field at the voxels of the grid.
-    listed : ImageGrid, optional
-        The grid as NiTransforms knows it, its voxels listed: the same for all volumes.
     """
 
     shape: tuple[int, int, int]
@@ -274,7 +269,6 @@ class _Reading:
     mapping: VolumeMapping
     points: np.ndarray | None = None
     field: _FieldOnGrid | None = None
-    listed: ImageGrid | None = None
 
     def thinned(self, every: int) -> _Reading:
         """Return the same at every so many-th voxel of the output grid along each axis."""
@@ -286,7 +280,6 @@ class _Reading:
             affine=self.affine @ np.diag([every, every, every, 1.0]),
             points=None if self.points is None else self.points[some],
             field=None if self.field is None else self.field.at(some),
-            listed=None,
         )
 
     @property
@@ -402,90 +395,69 @@ def _mapped_grid(shape: tuple[int, int, int], affine: np.ndarray, space: SpaceMa
 
 
 def _with_nitransforms(volume: np.ndarray, where: _Reading) -> np.ndarray:
-    from nitransforms.linear import Affine
     from nitransforms.resampling import apply
 
     if not where.is_affine:
         return _with_nitransforms_in_slabs(volume, where)
-    transform = Affine(where.mapping.pose)
-    transform._reference = where.listed or _listed_grid(where.shape, where.affine)
     moving = nib.Nifti1Image(volume, where.image_affine)
-    resampled = apply(transform, moving, order=3, mode="mirror")
-    data = np.asarray(resampled.dataobj, dtype=np.float32).reshape(where.shape)
+    to_volume = where.mapping.pose @ where.affine
+    transform = _to_points(_mapped_indices(where.shape, to_volume))
+    data = apply(transform, moving, order=3, mode="mirror", output_dtype=np.float32)
+    data = data.reshape(where.shape)
     data[~inside_image(volume.shape, where.voxels, where.shape)] = 0.0
     return data
 
 
-def _listed_grid(shape: tuple[int, int, int], affine: np.ndarray) -> ImageGrid:
-    """List where the voxels of a grid are, once for all volumes.
-
-    NiTransforms finds them anew for each, and copies them to put a one behind: an eighth of the
-    time that a volume takes.
-    """
-    from nitransforms.base import ImageGrid
-
-    class Listed(ImageGrid):
-        @property
-        def ndcoords(self) -> np.ndarray:
-            return homogeneous
-
-    found = Listed(nib.Nifti1Image(np.empty(shape, np.uint8), affine))
-    points = found.ras(found.ndindex)
-    found._ndindex = None
-    homogeneous = np.concatenate([points.T, np.ones((1, len(points)))]).T
-    homogeneous.flags.writeable = False
-    return found
-
-
 def _with_nitransforms_in_slabs(volume: np.ndarray, where: _Reading) -> np.ndarray:
-    """Filter the volume once, and let NiTransforms interpolate slab by slab: memory."""
+    """Filter the volume once, and let NiTransforms interpolate slab by slab: memory.
+
+    The volume is turned to (z, y, x): voxels that follow each other then lie beside each other in
+    it, and take three quarters of the time.
+    """
     from nitransforms.resampling import apply
     from scipy.ndimage import spline_filter
 
-    filtered = spline_filter(volume, order=3, output=np.float64, mode="mirror")
-    moving = nib.Nifti1Image(filtered, where.image_affine)
+    filtered = spline_filter(volume.T, order=3, output=np.float64, mode="mirror")
+    moving = nib.Nifti1Image(filtered, where.image_affine[:, [2, 1, 0, 3]])
     to_voxels = np.linalg.inv(where.image_affine)
     resampled = np.empty(where.shape[::-1], np.float32)
     for slab, recorded, stretch in where.slabs():
         part = resampled[slab]
-        read = apply(_deformation(recorded, part.shape), moving, order=3, mode="mirror",
-                     prefilter=False)  # fmt: skip
+        points = np.concatenate([recorded.T, np.ones((1, len(recorded)))])
+        read = apply(_to_points(points), moving, order=3, mode="mirror", prefilter=False)
         inside = inside_shape(transformed(to_voxels, recorded), volume.shape)
-        part[:] = np.where(inside, np.ravel(read.dataobj) * stretch, 0.0).reshape(part.shape)
+        part[:] = np.where(inside, read * stretch, 0.0).reshape(part.shape)
     return resampled.T
 
 
-def _deformation(points: np.ndarray, shape: tuple[int, ...]) -> TransformBase:
-    """Make a NiTransforms transform of where the voxels of a grid go, (P, 3).
+def _mapped_indices(shape: tuple[int, int, int], matrix: np.ndarray) -> np.ndarray:
+    """Map all voxel indices of a grid by a matrix (4, 4), z fastest: (4, P) float32."""
+    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    mapped = np.ones((4, *shape), np.float32)
+    for row, found in zip(matrix[:3], mapped, strict=False):
+        np.add(row[0] * i + row[1] * j, row[2] * k + row[3], out=found, casting="same_kind")
+    return mapped.reshape(4, -1)
 
-    ``DenseFieldTransform`` looks positions up in float32 and falls back on interpolating them.
+
+def _to_points(points: np.ndarray) -> TransformBase:
+    """Make a NiTransforms transform onto irregular points, in homogeneous coordinates (4, P).
+
+    From a grid NiTransforms finds its voxels anew for each volume, and copies them to put a one
+    behind: an eighth of the time that a volume takes. ``DenseFieldTransform`` looks positions up
+    and falls back on interpolating them.
     """
-    from nitransforms.base import TransformBase
+    from nitransforms.base import SampledSpatialData, TransformBase
 
-    class Deformation(TransformBase):
+    class Points(SampledSpatialData):
+        def __init__(self) -> None:
+            self._coords, self._ndim, self._npoints, self._shape = points.T, 3, len(points.T), None
+
+    class InPlace(TransformBase):
         ndim = 3
 
-        def map(self, x: np.ndarray, inverse: bool = False) -> np.ndarray:
-            if inverse or len(x) != len(points):
-                raise NotImplementedError("only the voxels of the reference, forwards")
-            return points
-
-    deformation = Deformation()
-    deformation._reference = _grid_anywhere(shape)
-    return deformation
-
-
-@lru_cache(maxsize=4)
-def _grid_anywhere(shape: tuple[int, ...]) -> ImageGrid:
-    """Return a grid for transforms that know where its voxels go: nobody asks where they lie."""
-    from nitransforms.base import ImageGrid
-
-    class Anywhere(ImageGrid):
-        @property
-        def ndcoords(self) -> np.ndarray:
-            return np.broadcast_to(np.nan, (int(np.prod(shape)), 3))
-
-    return Anywhere(nib.Nifti1Image(np.empty(shape, np.uint8), np.eye(4)))
+    transform = InPlace()
+    transform._reference = Points()
+    return transform
 
 
 def _with_kernel(volume: np.ndarray, where: _Reading) -> np.ndarray:

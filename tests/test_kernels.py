@@ -79,7 +79,7 @@ def test_filters_are_compiled_once(volume):
         smooth(given, (1, 1, 1))
         spline_coefficients(given)
     for kernel in (kernels._prefilter, kernels._smooth):
-        assert len(kernel.signatures) == 1
+        assert len(kernel.made.signatures) == 1
 
 
 def test_samples_equal_map_coordinates_up_to_half_a_voxel_outside(volume):

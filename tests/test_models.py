@@ -19,10 +19,17 @@ from eddymotion.models import (
     choose_model,
     get_model,
 )
+from eddymotion.models.base import projected_precision
 from eddymotion.models.covariance import fit_covariance, restricted_likelihood
 from eddymotion.models.dipy import DipyModel, find_model
 from eddymotion.models.gaussian_process import mean_design, predictors
-from eddymotion.models.harmonics import HarmonicCovariance, real_harmonics
+from eddymotion.models.harmonics import (
+    EM_ITERATIONS,
+    ORDERS,
+    HarmonicCovariance,
+    learn_directions,
+    real_harmonics,
+)
 from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
 from eddymotion.simulation import shelled_scheme
 
@@ -328,6 +335,32 @@ def test_directions_that_are_not_alike_are_learnt():
     assert learnt < isotropic - 1
     K, expected = total(found, table), total(true, table)
     assert np.linalg.norm(K - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_learning_directions_is_expectation_maximisation():
+    """Against the same with the precision of all volumes, formed anew each time."""
+    scheme = shelled_scheme({1000: 60, 2500: 60}, 0)
+    random = np.random.default_rng(0)
+    isotropic, design = LegendreCovariance((3.0, 0.8, 0.2, 0.1)), mean_design(scheme)
+    values = random.normal(size=(len(scheme), 300))
+    values += np.linalg.cholesky(isotropic.matrix(scheme) + 1e-6 * np.eye(len(scheme))) @ values
+    scatter = values @ values.T / 300
+    found = learn_directions(isotropic, scatter, scheme, design)
+    orders = {5: (2,), 14: (2, 4), 27: (2, 4, 6), 44: (2, 4, 6, 8)}[len(found.coefficients)]
+    basis = real_harmonics(scheme.bvecs, orders)
+    sizes, vectors = np.linalg.eigh(isotropic.resemblance(scheme))
+    factors = [basis * (np.sqrt(size) * vector)[:, None]
+               for size, vector in zip(sizes, vectors.T, strict=True)
+               if size > 1e-3 * sizes[-1]]  # fmt: skip
+    rest = isotropic.matrix(scheme, ORDERS[len(orders) :]) + np.eye(len(scheme))
+    by_order = zip(isotropic.variances, orders, strict=False)
+    C = np.diag([c / (2 * order + 1) for c, order in by_order for _ in range(2 * order + 1)])
+    for _ in range(EM_ITERATIONS):
+        P = projected_precision(rest + sum(F @ C @ F.T for F in factors), design)
+        noise = np.trace(P @ scatter) / (len(scheme) - design.shape[1])
+        C = np.mean([C @ F.T @ P @ scatter @ P @ F @ C / noise + C - C @ F.T @ P @ F @ C
+                     for F in factors], axis=0)  # fmt: skip
+    np.testing.assert_allclose(found.coefficients, C, rtol=1e-8, atol=1e-10)
 
 
 def test_harmonics_add_up_to_legendre_polynomials():

@@ -116,7 +116,7 @@ def estimate_motion(
     dwi = described(dwi, pe_axis=pe_axis, slicing=slicing)
     chosen = _chosen(dwi, estimator, model, registrar, n_iterations, eddy_currents)
     _refuse_unusable(dwi)
-    found = find_issues(dwi)
+    found = find_issues(dwi, n_threads)
     for issue in found:
         log.warning("%s: %s", dwi.source.name if dwi.source else "series", issue.text)
     log.info("estimator: %s%s", chosen.name, chosen.why and f" ({chosen.why})")

@@ -46,6 +46,7 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
+from eddymotion.estimation.few_terms import Filter
 from eddymotion.estimation.normal_equations import GramMatrix, NormalEquations
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.unknowns import Block, Poses, Unknowns
@@ -74,6 +75,9 @@ VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN = 250_000, 2_000
 least. It takes the square of the unknowns a point, so that the points become fewer as the volumes
 become more, or get fields: its time grows as the number of volumes does. Its error leaves where
 the steps end as it is."""
+
+COMPARED_AT_A_TIME = 4096
+"""Points at which a thread compares volumes with what the model says."""
 
 POINTS_FOR_WAY = 50
 """About so many points tell how far volumes have moved."""
@@ -136,6 +140,11 @@ class Residuals:
     def under(self, motion: Motion) -> Residuals:
         """Return the same under a motion that differs in unknowns that are zero."""
         return replace(self, samples=replace(self.samples, motion=motion))
+
+    @cached_property
+    def filter(self) -> Filter:
+        """What multiplies by the precision."""
+        return Filter.of(self.precision)
 
     @cached_property
     def usable(self) -> np.ndarray:
@@ -231,8 +240,10 @@ class CoupledProblem:
         if not usable.any():
             return self
         rotated = self.gradients.rotated(motion.rotations)
-        # with many lost slices hardly a point is whole
-        whole = filled(values[:, usable], gone[:, usable], self.model.precision(rotated))
+        whole, gone = values[:, usable].astype(float), gone[:, usable]
+        holes = np.flatnonzero(gone.any(axis=0))  # many, where slices are lost
+        precision = Filter.of(self.model.precision(rotated))
+        whole[:, holes] = filled(whole[:, holes], gone[:, holes], precision)
         scatter = whole @ whole.T / whole.shape[1]
         return replace(self, model=self.model.fit(scatter, rotated))
 
@@ -346,18 +357,25 @@ class CoupledProblem:
 
     def residuals(self, samples: Samples, precision: np.ndarray) -> Residuals:
         """Compare samples with what the model says; fills missing values with predictions."""
-        P = precision.astype(np.float32)
-        values = samples.values
-        residual = P @ values
-        holes = np.flatnonzero(samples.missing.any(axis=0))
-        if len(holes):
-            gone = samples.missing[:, holes]
-            block = filled(values[:, holes], gone, P)
-            values[:, holes] = block
-            of_block = P @ block
-            of_block[gone] = 0.0
-            residual[:, holes] = of_block
-        misfit = np.einsum("nv,nv->v", values, residual) / len(values)
+        P, values = Filter.of(precision), samples.values
+        residual, misfit = np.empty_like(values), np.empty(values.shape[1], np.float32)
+
+        def compare(some: slice) -> None:
+            own, gone = values[:, some], samples.missing[:, some]
+            residual[:, some] = P @ own
+            holes = np.flatnonzero(gone.any(axis=0))
+            if len(holes):
+                gone = gone[:, holes]
+                own[:, holes] = block = filled(own[:, holes], gone, P)
+                of_block = P @ block
+                of_block[gone] = 0.0
+                residual[:, some][:, holes] = of_block
+            misfit[some] = np.einsum("nv,nv->v", own, residual[:, some]) / len(values)
+
+        stop = values.shape[1]
+        pieces = [slice(k, min(k + COMPARED_AT_A_TIME, stop))
+                  for k in range(0, stop, COMPARED_AT_A_TIME)]  # fmt: skip
+        parallel_map(compare, pieces, n_threads=self.n_threads)
         return Residuals(samples, precision, residual, np.maximum(misfit, 0.0))
 
     def normal_equations(
@@ -432,10 +450,10 @@ class CoupledProblem:
 
     def slopes(self, found: Residuals, points: slice | np.ndarray) -> np.ndarray:
         """Return the slopes of the smoothed volumes at some points, (N, 3, V)."""
-        samples, smoother = found.samples, found.precision
-        if self.leave_one_out:
-            smoother = smoother / np.maximum(np.diag(smoother), LEVERAGE_GUARD)[:, None]
-        return smoothed(samples.slopes[:, :, points], samples.missing[:, points], smoother)
+        samples, smoother = found.samples, found.filter
+        leverage = np.maximum(smoother.leverage, LEVERAGE_GUARD) if self.leave_one_out else None
+        slopes, missing = samples.slopes[:, :, points], samples.missing[:, points]
+        return smoothed(slopes, missing, smoother, leverage)
 
     def jacobian(self, found: Residuals, points: slice | np.ndarray) -> np.ndarray:
         """``J`` of the smoothed volumes at some points, (N, p, V)."""
@@ -483,7 +501,12 @@ class KeptMatrix:
         return self.problem.length(motion, step)
 
 
-def smoothed(slopes: np.ndarray, missing: np.ndarray, smoother: np.ndarray) -> np.ndarray:
+def smoothed(
+    slopes: np.ndarray,
+    missing: np.ndarray,
+    smoother: Filter,
+    leverage: np.ndarray | None = None,
+) -> np.ndarray:
     """Return the gradients of predictions, by those of the volumes: (N, 3, V) float32.
 
     Parameters
@@ -491,22 +514,26 @@ def smoothed(slopes: np.ndarray, missing: np.ndarray, smoother: np.ndarray) -> n
     slopes : (3, N, V) float32 array
     missing : (N, V) bool array
         Zero there.
-    smoother : (N, N) array
-        What it takes of the slopes away.
+    smoother : Filter
+        What it takes of the slopes away,
+    leverage : (N,) array, optional
+        divided by this.
     """
     found = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)
-    smoother = smoother.astype(np.float32, copy=False)
     for axis in range(3):
-        np.subtract(slopes[axis], smoother @ slopes[axis], out=found[:, axis])
+        taken = smoother @ slopes[axis]
+        if leverage is not None:
+            taken /= leverage[:, None]
+        np.subtract(slopes[axis], taken, out=found[:, axis])
     if missing.any():
         found.transpose(0, 2, 1)[missing] = 0.0
     return found
 
 
-def filled(values: np.ndarray, gone: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """Replace what is `gone` of the values (N, V) by what the others predict."""
-    leverage = np.maximum(np.diag(precision), LEVERAGE_GUARD)[:, None]
-    values = np.where(gone, 0.0, values).astype(precision.dtype)
+def filled(values: np.ndarray, gone: np.ndarray, precision: Filter) -> np.ndarray:
+    """Replace what is `gone` of the values (N, V) by what the others predict: float32."""
+    leverage = np.maximum(precision.leverage, LEVERAGE_GUARD)[:, None]
+    values = np.where(gone, 0.0, values).astype(np.float32)
     for _ in range(FILL_ITERATIONS):
         values = np.where(gone, values - (precision @ values) / leverage, values)
     return values

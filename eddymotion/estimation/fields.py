@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
+import scipy
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.normal_equations import NormalEquations
@@ -313,7 +313,7 @@ def follow_poses(
         float(np.sqrt(max(moved - n_moved * own / n_own, 0.0) / size)),
         float(np.sqrt(own / n_own / n_terms)),
         float(np.sqrt((centred**2).sum(axis=1).mean())),
-        float(special.fdtrc(n_moved, n_own, ratio)),  # terms are not independent: as one
+        float(scipy.special.fdtrc(n_moved, n_own, ratio)),  # terms are not independent: as one
     )
 
 
@@ -459,7 +459,7 @@ def weigh_fields(
         response_power = (e * (response @ e)).sum()
         own_variance = max(own_power - noise, 0.0)
         ratio = response_power / max(n_response * n_of_degree, 1) / max(own_power, noise)
-        p = special.fdtrc(n_response * n_of_degree, max(n_own, 1) * n_of_degree, ratio)
+        p = scipy.special.fdtrc(n_response * n_of_degree, max(n_own, 1) * n_of_degree, ratio)
         excess = response_power - n_response * n_of_degree * (noise + own_variance)
         evidence.append(
             FieldEvidence(

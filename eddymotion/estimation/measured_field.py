@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
@@ -170,7 +170,7 @@ class MeasuredMap:
         """
         if self.magnitude is None:
             return np.eye(4)
-        head = ndimage.binary_dilation(mask, iterations=AROUND_VOXELS)
+        head = scipy.ndimage.binary_dilation(mask, iterations=AROUND_VOXELS)
         found = GaussNewton(symmetric=False).register(
             corrected, self.magnitude, metric="cr", fixed_mask=head, init=init, seed=seed
         )
@@ -249,7 +249,7 @@ def trusted(values: Image, magnitude: Image | None) -> np.ndarray:
     brain = brain_mask(np.nan_to_num(magnitude.data))
     to_magnitude = np.linalg.inv(magnitude.affine) @ values.affine
     moved = moved_mask(brain, to_magnitude, values.data.shape)
-    inner = ndimage.binary_erosion(moved, iterations=RIM_VOXELS)
+    inner = scipy.ndimage.binary_erosion(moved, iterations=RIM_VOXELS)
     return finite & (inner if inner.any() else moved)
 
 

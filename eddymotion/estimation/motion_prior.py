@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 SCALES_MM = np.geomspace(0.01, 30.0, 20)
 """Steps that are told apart, for a human head."""
@@ -142,7 +142,7 @@ class KnownSteps:
         drifts : (6,) array
             ``ν``
         """
-        sizes, modes = linalg.eigh(drift, rest)
+        sizes, modes = scipy.linalg.eigh(drift, rest)
         gains = 1 / (1 + sizes[:, None] * drifts)
         return cls(modes, sizes, gains, modes @ (gains * (modes.T @ steps)))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy import linalg, sparse
+import scipy
 
 from eddymotion.estimation.unknowns import PriorTerms, Unknowns
 from eddymotion.machine.parallel import parallel_map
@@ -105,16 +105,16 @@ class NormalEquations(Evaluation):
         """Solve for one or more right sides (Np, …), a little damped: steps (Np, …)."""
         factor, stiff = self.factor
         if self.basis is None:
-            solution = linalg.cho_solve((factor, True), right)
+            solution = scipy.linalg.cho_solve((factor, True), right)
         else:
-            solution = self.basis @ linalg.cho_solve((factor, True), self.basis.T @ right)
+            solution = self.basis @ scipy.linalg.cho_solve((factor, True), self.basis.T @ right)
         solution[stiff] = 0.0
         return solution
 
     def inverse_diagonal(self, name: str) -> np.ndarray:
         """Return the diagonal of what :meth:`solve` multiplies with, of a block: (N, k)."""
         factor, stiff = self.factor
-        inverse, _ = linalg.lapack.dpotri(factor, lower=True)
+        inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=True)
         if self.basis is None:
             diagonal = np.diag(inverse)
         else:
@@ -140,10 +140,10 @@ class NormalEquations(Evaluation):
             if self.basis is not None:
                 damped = self.basis.T @ damped @ self.basis
             try:  # transposed it has the order that LAPACK works in: no copy
-                return linalg.cholesky(damped.T, lower=True, overwrite_a=True), stiff
-            except linalg.LinAlgError:  # rounding
+                return scipy.linalg.cholesky(damped.T, lower=True, overwrite_a=True), stiff
+            except scipy.linalg.LinAlgError:  # rounding
                 continue
-        raise linalg.LinAlgError("the normal equations of the motion are singular")
+        raise scipy.linalg.LinAlgError("the normal equations of the motion are singular")
 
     @cached_property
     def right(self) -> np.ndarray:
@@ -177,7 +177,7 @@ class NormalEquations(Evaluation):
                 between[:, column, :, column] += precision
 
     @cached_property
-    def basis(self) -> sparse.csr_array | None:
+    def basis(self) -> scipy.sparse.csr_array | None:
         """Steps by unknowns, where these are fewer; see :meth:`Unknowns.basis`."""
         return self.unknowns.basis(self.n_volumes)
 

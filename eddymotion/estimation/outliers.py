@@ -39,7 +39,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.estimation.misfits import Misfits
@@ -287,7 +287,7 @@ def is_lost(flags: np.ndarray, height: np.ndarray) -> np.ndarray:
     """
     index = np.rint(height).astype(int)
     inside = (index >= 0) & (index < len(flags))
-    return inside & ndimage.binary_dilation(flags)[np.clip(index, 0, len(flags) - 1)]
+    return inside & scipy.ndimage.binary_dilation(flags)[np.clip(index, 0, len(flags) - 1)]
 
 
 def rescaled(image: Image, outliers: SliceOutliers, volume: int) -> Image:

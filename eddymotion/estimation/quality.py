@@ -291,14 +291,20 @@ class _ReadVolumes:
         parallel_map(read, range(len(dwi)), n_threads=n_threads)
         covered = np.isfinite(values).mean(axis=1) >= MIN_COVERED
         return [
-            cls(points[inside], shown[:, inside].T, where[:, inside].T, motion, dwi.shape)
+            cls(points[inside], _chosen(shown, inside).T, _chosen(where, inside).T, motion,
+                dwi.shape)
             for inside, shown, where, motion in zip(covered, values, heights, motions, strict=True)
-        ]
+        ]  # fmt: skip
 
     def mixture(self, volume: int) -> SliceWeights | None:
         """Which slices of a volume are mixed at the points; None where it is one image."""
         mapping = self.motion.mapping(volume)
         return None if mapping.slices is None else mapping.weigh_slices(self.shape, self.points)
+
+
+def _chosen(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Choose columns (V,) bool of rows (N, V): all of them are no copy."""
+    return rows if columns.all() else rows.take(np.flatnonzero(columns), axis=1)
 
 
 def _outlier_slices(

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
@@ -208,7 +208,7 @@ def affected_voxels(
         assert lost is not None
         assert outliers is not None
         heights = blocks.heights(volume, points, outliers.slicing.axis)
-        voxels = np.flatnonzero(is_lost(ndimage.binary_dilation(lost[:, 0] > 0), heights))
+        voxels = np.flatnonzero(is_lost(scipy.ndimage.binary_dilation(lost[:, 0] > 0), heights))
         share, missing = spline_through(lost, heights[voxels]).T
     kept = np.abs(share) >= LEAST_SHARE
     weight = np.clip((share[kept] - FROM_SHARE) / (TO_SHARE - FROM_SHARE), 0, 1)

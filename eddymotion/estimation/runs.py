@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from scipy.ndimage import affine_transform
+import scipy
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
@@ -165,7 +165,7 @@ class JoinedRuns:
         if tuple(shape) == self.mask.shape and np.array_equal(affine, self.affine):
             return self.mask
         to_own = np.linalg.inv(self.affine) @ affine
-        moved = affine_transform(
+        moved = scipy.ndimage.affine_transform(
             self.mask.astype(np.float32), to_own[:3, :3], to_own[:3, 3], tuple(shape), order=1
         )
         return moved > 0.5

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+import scipy
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
@@ -100,7 +100,7 @@ def search(
     found = problem.look(motion)
     if found is None:
         return motion, ways
-    turns = turns_around(Rotation.from_matrix(motion.rotations).mean())
+    turns = turns_around(scipy.spatial.transform.Rotation.from_matrix(motion.rotations).mean())
     values, slopes = found.samples.values, found.samples.slopes
     order = np.argsort(-agreement(found), kind="stable")
     known = order[: math.ceil(SETTLED * len(order))] if known is None else known
@@ -138,12 +138,12 @@ def search_level(scale: float, voxel: float) -> Level:
     return Level(float(low), N_POINTS, highpass=float(high))
 
 
-def turns_around(mean: Rotation) -> np.ndarray:
+def turns_around(mean: scipy.spatial.transform.Rotation) -> np.ndarray:
     """Return the rotations that are tried, (K, 3, 3)."""
     degrees = STEP_DEGREES * np.arange(-N_STEPS, N_STEPS + 1)
     grid = np.array(list(product(degrees, repeat=3)))
     grid = grid[np.linalg.norm(grid, axis=1) <= MOST_DEGREES]
-    return (mean * Rotation.from_rotvec(grid, degrees=True)).as_matrix()
+    return (mean * scipy.spatial.transform.Rotation.from_rotvec(grid, degrees=True)).as_matrix()
 
 
 def places_by_signal(dwi: DWI, volumes: np.ndarray, motion: Motion) -> np.ndarray:

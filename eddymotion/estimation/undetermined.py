@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-from scipy.linalg import null_space
+import scipy
 
 from eddymotion.estimation.coupled import MAX_MISSING, CoupledProblem
 from eddymotion.mapping.motion import Motion
@@ -81,7 +81,7 @@ def undetermined_directions(
 
 def free_directions(directions: np.ndarray, in_mm: np.ndarray) -> np.ndarray:
     """Return twists (mm, rad) along all that some directions (k, 6) leave over: (6, 6 − k)."""
-    return null_space(directions) / in_mm[:, None]
+    return scipy.linalg.null_space(directions) / in_mm[:, None]
 
 
 def describe_directions(directions: np.ndarray) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from eddymotion.estimation.twist_kernels import sum_twists
 from eddymotion.mapping.motion import Motion
@@ -216,18 +216,18 @@ class Unknowns:
         found = {block.name: block.prior(motion) for block in self.blocks}
         return {name: terms for name, terms in found.items() if terms is not None}
 
-    def basis(self, n_volumes: int) -> sparse.csr_array | None:
+    def basis(self, n_volumes: int) -> scipy.sparse.csr_array | None:
         """Return the steps (N p) that unknowns amount to, (N p, M); None where it is the identity.
 
         ``X ⊗ B`` of each block, side by side.
         """
         if all(block.design is None and block.directions is None for block in self.blocks):
             return None
-        parts, every = [], sparse.eye_array(len(self), format="csc")
+        parts, every = [], scipy.sparse.eye_array(len(self), format="csc")
         for block in self.blocks:
             along = every[:, self.columns[block.name]]
             if block.directions is not None:
-                along = along @ sparse.csc_array(block.directions)
-            design = sparse.eye_array(n_volumes) if block.design is None else block.design
-            parts.append(sparse.kron(design, along))
-        return sparse.hstack(parts, format="csr")
+                along = along @ scipy.sparse.csc_array(block.directions)
+            design = scipy.sparse.eye_array(n_volumes) if block.design is None else block.design
+            parts.append(scipy.sparse.kron(design, along))
+        return scipy.sparse.hstack(parts, format="csr")

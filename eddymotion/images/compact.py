@@ -6,13 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from scipy.ndimage import maximum_filter, minimum_filter
+import scipy
 
 from eddymotion.images.compact_kernels import (
     LARGEST,
     MISSING,
     gather,
+    round_to_integers,
     sample_kept,
     sample_kept_with_gradient,
     widen,
@@ -24,8 +24,8 @@ from eddymotion.wording import short_repr
 NOWHERE = 2**14
 """Beyond all voxels of an image."""
 
-MOST_OF_MEDIAN, EVERY_FOR_MEDIAN = 1000.0, 8
-"""Largest coefficient that is kept as it is, relative to the median size of every eighth. In
+MOST_OF_MEDIAN, EVERY_FOR_MEDIAN = 1000.0, 32
+"""Largest coefficient that is kept as it is, relative to the median size of every 32nd. In
 heads the largest are 30 to 100 times as large."""
 
 
@@ -111,21 +111,24 @@ class CompactSpline(Continuous):
 
 def _as_integers(kept: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """Round coefficients (K,) to multiples of a unit; NaN to what stands for it."""
-    sizes = np.abs(kept)
-    largest, unknown = float(np.max(sizes, initial=0.0)), None
+    largest, unknown, known = _largest(kept), None, kept
     if not np.isfinite(largest):  # few volumes miss something
         unknown = ~np.isfinite(kept)
-        sizes = sizes[~unknown]
-        largest = float(np.max(sizes, initial=0.0))
-    if len(sizes) and (usual := float(np.median(sizes[::EVERY_FOR_MEDIAN]))):
+        known = kept[~unknown]
+        largest = _largest(known)
+    if len(known) and (usual := float(np.median(np.abs(known[::EVERY_FOR_MEDIAN])))):
         largest = min(largest, MOST_OF_MEDIAN * usual)
     unit = np.float32(max(largest / LARGEST, float(np.finfo(np.float32).tiny)))
-    scaled = kept / unit
-    np.clip(scaled, -LARGEST, LARGEST, out=scaled)
-    np.rint(scaled, out=scaled)
+    values = np.empty(len(kept), np.int16)
+    round_to_integers(kept, unit, values)
     if unknown is not None:
-        scaled[unknown] = MISSING
-    return scaled.astype(np.int16), unit
+        values[unknown] = MISSING
+    return values, unit
+
+
+def _largest(values: np.ndarray) -> float:
+    """Return the largest size; NaN where one is."""
+    return float(max(np.max(values, initial=0.0), -np.min(values, initial=0.0)))
 
 
 def _cells(
@@ -136,7 +139,10 @@ def _cells(
     first, last = np.full(cells, NOWHERE, np.int32), np.full(cells, -NOWHERE, np.int32)
     widen(to_voxels, as_points(points), first, last)
     wide = 2 * slack + 1
-    first, last = minimum_filter(first, wide) - slack, maximum_filter(last, wide) + slack
+    first, last = (
+        scipy.ndimage.minimum_filter(first, wide) - slack,
+        scipy.ndimage.maximum_filter(last, wide) + slack,
+    )
     return np.maximum(first, -1), np.minimum(last, size[2] - 1)
 
 
@@ -147,6 +153,12 @@ def _rows(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         np.pad(first, around, constant_values=NOWHERE),
         np.pad(last, around, constant_values=-NOWHERE),
     )
-    first, last = (sliding_window_view(edge, (4, 4)) for edge in (first, last))
-    begin, end = first.min(axis=(2, 3)) + 1, last.max(axis=(2, 3)) + 5
+    begin, end = _of_four_by_four(first, np.minimum) + 1, _of_four_by_four(last, np.maximum) + 5
     return np.where(begin < end, begin, 0), np.where(begin < end, end, 0)
+
+
+def _of_four_by_four(edge: np.ndarray, choose: np.ufunc) -> np.ndarray:
+    """Choose among the values of each 4×4 window of an edge (A + 3, B + 3): (A, B)."""
+    rows = choose.reduce([edge[k : len(edge) - 3 + k] for k in range(4)])
+    columns = rows.T
+    return choose.reduce([columns[k : len(columns) - 3 + k] for k in range(4)]).T

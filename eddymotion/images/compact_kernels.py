@@ -9,19 +9,14 @@ if ``first[a, b] <= c <= last[a, b]``: all sixteen rows around it are there then
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from eddymotion.images.kernels import (
     EDGE,
-    FOUR_FLOATS,
     _slopes,
-    _weigh_rows,
     _weights,
     mapped_component,
 )
-from eddymotion.machine.compiling import compiled
+from eddymotion.machine.compiling import compiled, emitted
 
 MISSING = -(2**15)
 """Stands for a coefficient that is not a number."""
@@ -30,52 +25,16 @@ LARGEST = 2**15 - 1
 """Of the integers that stand for coefficients."""
 
 
-@intrinsic
+@emitted
 def _weigh_kept(typing_context, values, starts, cell, stride, c, weights, slopes):
     """Weigh the 4×4×4 integers whose rows start where `starts` says from `cell` on.
 
     `stride` leads from one a to the next there, `c` along the rows. Returns the value and its
     derivatives along a, b and c, and the smallest integer.
     """
-    result = types.Tuple([types.float32] * 4 + [types.int16])
-    signature = result(values, starts, types.intp, types.intp, types.intp, weights, slopes)
-    four = ir.VectorType(ir.IntType(16), 4)
+    from eddymotion.images.emission import weighing_kept
 
-    def generate(context, builder, signature, arguments):
-        values, starts, cell, stride, c, weights, slopes = arguments
-        data, where = (
-            context.make_array(kind)(context, builder, array).data
-            for kind, array in zip(signature.args, (values, starts), strict=False)
-        )
-        smallest = []
-
-        def row(a, b):
-            step = builder.add(builder.mul(stride, ir.Constant(stride.type, a)),
-                               ir.Constant(stride.type, b))  # fmt: skip
-            start = builder.load(builder.gep(where, [builder.add(cell, step)]))
-            first = builder.add(builder.sext(start, c.type), c)
-            address = builder.bitcast(builder.gep(data, [first]), four.as_pointer())
-            loaded = builder.load(address)
-            loaded.align = 2
-            smallest[:] = [_smaller(builder, loaded, *smallest)]
-            return builder.sitofp(loaded, FOUR_FLOATS)
-
-        sums = _weigh_rows(builder, row, weights, slopes)
-        lanes = [builder.extract_element(smallest[0], ir.Constant(ir.IntType(32), k))
-                 for k in range(4)]  # fmt: skip
-        least = lanes[0]
-        for lane in lanes[1:]:
-            least = _smaller(builder, lane, least)
-        return context.make_tuple(builder, signature.return_type, [*sums, least])
-
-    return signature, generate
-
-
-def _smaller(builder: ir.IRBuilder, one: ir.Value, other: ir.Value | None = None) -> ir.Value:
-    """Emit the smaller of two integers, lane by lane."""
-    if other is None:
-        return one
-    return builder.select(builder.icmp_signed("<", one, other), one, other)
+    return weighing_kept(values, starts, weights, slopes)
 
 
 @compiled
@@ -100,9 +59,22 @@ def gather(coefficients, begin, end, kept):
     k = 0
     for a in range(coefficients.shape[0]):
         for b in range(coefficients.shape[1]):
-            for c in range(begin[a, b], end[a, b]):
-                kept[k] = coefficients[a, b, c]
-                k += 1
+            row = coefficients[a, b, begin[a, b] : end[a, b]]
+            out = kept[k : k + row.size]
+            for c in range(row.size):
+                out[c] = row[c]
+            k += row.size
+
+
+@compiled
+def round_to_integers(kept, unit, values):
+    """Fill `values` (K,) int16 with multiples of a unit; too large ones with the largest.
+
+    What is not a number becomes any integer.
+    """
+    largest = np.float32(LARGEST)
+    for k in range(kept.size):
+        values[k] = np.int16(np.rint(min(max(kept[k] / unit, -largest), largest)))
 
 
 @compiled

@@ -16,15 +16,11 @@ at ``start + i * step``. Slices, not index sums: the compiler then sees that no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from eddymotion.machine.compiling import compiled
+from eddymotion.machine.compiling import compiled, emitted
 
 PADDING = 2
 """Mirrored coefficients on each side: half a voxel beyond the edge stays addressable."""
@@ -100,102 +96,16 @@ def kernel_order(mapping: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(mapping[[2, 1, 0]][:, [2, 1, 0, 3]])
 
 
-FOUR_FLOATS = ir.VectorType(ir.FloatType(), 4)
-
-
-def _lane(index: int) -> ir.Constant:
-    return ir.Constant(ir.IntType(32), index)
-
-
-def _weigh_rows(
-    builder: ir.IRBuilder, row: Callable[[int, int], Any], weights: Any, slopes: Any
-) -> list[Any]:
-    """Emit the weighted sum of sixteen rows of four coefficients, and its derivatives.
-
-    Parameters
-    ----------
-    builder
-    row : callable
-        Emits what loads the row at (a, b) of the block.
-    weights, slopes
-        Twelve float32 each: four for axis a, four for b, four for c.
-
-    Returns
-    -------
-    list of four values
-        The sum and its derivatives along a, b and c.
-    """
-
-    def vector(scalars):
-        packed = ir.Constant(FOUR_FLOATS, ir.Undefined)
-        for index, scalar in enumerate(scalars):
-            packed = builder.insert_element(packed, scalar, _lane(index))
-        return packed
-
-    def add_product(total, factor, values):
-        product = builder.fmul(factor, values, flags=("contract",))
-        return product if total is None else builder.fadd(total, product, flags=("contract",))
-
-    def dot(a, b):
-        product = builder.fmul(a, b)
-        low, high = (
-            builder.fadd(
-                builder.extract_element(product, _lane(k)),
-                builder.extract_element(product, _lane(k + 1)),
-            )
-            for k in (0, 2)
-        )
-        return builder.fadd(low, high)
-
-    w = [builder.extract_value(weights, k) for k in range(12)]
-    s = [builder.extract_value(slopes, k) for k in range(12)]
-    value = slope_a = slope_b = None
-    for a in range(4):
-        plane = plane_slope = None
-        for b in range(4):
-            coefficients_ab = row(a, b)
-            plane = add_product(plane, vector([w[4 + b]] * 4), coefficients_ab)
-            plane_slope = add_product(plane_slope, vector([s[4 + b]] * 4), coefficients_ab)
-        value = add_product(value, vector([w[a]] * 4), plane)
-        slope_a = add_product(slope_a, vector([s[a]] * 4), plane)
-        slope_b = add_product(slope_b, vector([w[a]] * 4), plane_slope)
-    along_c, along_c_slope = vector(w[8:]), vector(s[8:])
-    return [
-        dot(value, along_c),
-        dot(slope_a, along_c),
-        dot(slope_b, along_c),
-        dot(value, along_c_slope),
-    ]
-
-
-@intrinsic
+@emitted
 def _weigh_block(typing_context, coefficients, offset, stride_a, stride_b, weights, slopes):
     """Weigh the 4×4×4 coefficients that start at `offset`.
 
     `weights` and `slopes` hold twelve float32: four for axis a, four for b, four for c.
     Returns the value and its derivatives along a, b and c.
     """
-    result = types.UniTuple(types.float32, 4)
-    signature = result(coefficients, types.intp, types.intp, types.intp, weights, slopes)
+    from eddymotion.images.emission import weighing_block
 
-    def generate(context, builder, signature, arguments):
-        array, offset, stride_a, stride_b, weights, slopes = arguments
-        data = context.make_array(signature.args[0])(context, builder, array).data
-
-        def row(a, b):
-            step = builder.add(
-                builder.mul(stride_a, ir.Constant(stride_a.type, a)),
-                builder.mul(stride_b, ir.Constant(stride_b.type, b)),
-            )
-            address = builder.gep(data, [builder.add(offset, step)])
-            loaded = builder.load(builder.bitcast(address, FOUR_FLOATS.as_pointer()))
-            loaded.align = 4
-            return loaded
-
-        results = _weigh_rows(builder, row, weights, slopes)
-        return context.make_tuple(builder, signature.return_type, results)
-
-    return signature, generate
+    return weighing_block(coefficients, weights, slopes)
 
 
 @compiled

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy
 from nibabel.affines import voxel_sizes
-from scipy.linalg import eigh
 
 from eddymotion.wording import short_repr
 
@@ -118,7 +118,7 @@ class Lattice:
 
         Along an axis ``V.T @ G0 @ V = 1`` and ``V.T @ G1 @ V`` holds the squared frequencies.
         """
-        pairs = [eigh(slope, mass) for mass, slope, _ in self.grams]
+        pairs = [scipy.linalg.eigh(slope, mass) for mass, slope, _ in self.grams]
         return [v for _, v in pairs], [np.maximum(w, 0) for w, _ in pairs]
 
     def preconditioner(

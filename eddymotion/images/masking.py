@@ -8,7 +8,7 @@ import warnings
 from functools import lru_cache
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from eddymotion.images.grid import block_means
 
@@ -127,13 +127,13 @@ def _on_full_grid(coarse: np.ndarray, factors: np.ndarray, shape: tuple[int, ...
         return coarse
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The behavior of affine_transform with a 1-D array")
-        return ndimage.affine_transform(
+        return scipy.ndimage.affine_transform(
             coarse, 1 / factors, (1 / factors - 1) / 2, shape, order=1, mode="nearest"
         )
 
 
 def _smoothed_threshold(reference: np.ndarray) -> np.ndarray:
-    smooth = ndimage.gaussian_filter(np.asarray(reference, dtype=float), 2.0)
+    smooth = scipy.ndimage.gaussian_filter(np.asarray(reference, dtype=float), 2.0)
     low, high = np.percentile(smooth, [5, 98])
     return smooth > low + 0.25 * (high - low)
 
@@ -148,22 +148,24 @@ def _solid(mask: np.ndarray) -> np.ndarray:
     Holes are filled slice by slice, along all axes: where the coils leave the middle of the head
     dark, the brainstem is a hole that opens downwards. Eyes, mouth and nose hang on a brain.
     """
-    solid = ndimage.binary_fill_holes(_largest_piece(mask))
+    solid = scipy.ndimage.binary_fill_holes(_largest_piece(mask))
     filled = solid.copy()
     for axis in range(3):
         filled |= _holes_in_slices(solid, axis)
     width = round(BRIDGE_PART * float(np.cbrt(filled.sum())))
-    core = ndimage.binary_erosion(filled, iterations=width, border_value=1) if width else filled
-    if ndimage.label(core)[1] < 2:
+    core = (
+        scipy.ndimage.binary_erosion(filled, iterations=width, border_value=1) if width else filled
+    )
+    if scipy.ndimage.label(core)[1] < 2:
         return filled
-    return ndimage.binary_dilation(_largest_piece(core), iterations=width + 2, mask=filled)
+    return scipy.ndimage.binary_dilation(_largest_piece(core), iterations=width + 2, mask=filled)
 
 
 def _holes_in_slices(mask: np.ndarray, axis: int) -> np.ndarray:
     """Find what is enclosed in each slice across an axis; all slices at once, they are many."""
-    neighbours = ndimage.generate_binary_structure(3, 1)
+    neighbours = scipy.ndimage.generate_binary_structure(3, 1)
     np.moveaxis(neighbours, axis, 0)[[0, 2]] = False
-    pieces, n_pieces = ndimage.label(~mask, neighbours)
+    pieces, n_pieces = scipy.ndimage.label(~mask, neighbours)
     enclosed = np.arange(n_pieces + 1) > 0
     for other in {0, 1, 2} - {axis}:
         enclosed[np.take(pieces, [0, -1], axis=other)] = False
@@ -171,7 +173,7 @@ def _holes_in_slices(mask: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _largest_piece(mask: np.ndarray) -> np.ndarray:
-    labels, n_pieces = ndimage.label(mask)
+    labels, n_pieces = scipy.ndimage.label(mask)
     if n_pieces == 0:
         raise ValueError("empty mask")
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
@@ -180,7 +182,7 @@ def _largest_piece(mask: np.ndarray) -> np.ndarray:
 def moved_mask(mask: np.ndarray, mapping: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Read a mask on a grid whose voxels a matrix maps to its own: (X, Y, Z) bool."""
     shares = mask.astype(np.float32)
-    moved = ndimage.affine_transform(shares, mapping[:3, :3], mapping[:3, 3], shape, order=1)
+    moved = scipy.ndimage.affine_transform(shares, mapping[:3, :3], mapping[:3, 3], shape, order=1)
     return moved > 0.5
 
 
@@ -219,7 +221,7 @@ def _without_shading(reference: np.ndarray) -> np.ndarray:
     head = (coarse > threshold).astype(np.float32)
     coarse = np.maximum(coarse - np.median(coarse[coarse <= threshold]), 0.0)  # noise floor
     sigma = SHADING_PART * np.cbrt(head.sum())
-    weights = np.maximum(ndimage.gaussian_filter(head, sigma), 1e-3)
-    shading = ndimage.gaussian_filter(coarse * head, sigma) / weights
+    weights = np.maximum(scipy.ndimage.gaussian_filter(head, sigma), 1e-3)
+    shading = scipy.ndimage.gaussian_filter(coarse * head, sigma) / weights
     flat = coarse / np.maximum(shading, 0.1 * shading.max())
     return _on_full_grid(flat, factors, reference.shape) > FLAT_THRESHOLD

@@ -9,7 +9,7 @@ estimator that sees it takes the head to be at rest. What is cut so is missing, 
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 SOLID_VOXELS = 3
 """Equal values that fill a cube of so many voxels an edge are no noise that was rounded off."""
@@ -50,8 +50,8 @@ def _solid(equal: np.ndarray) -> np.ndarray:
     if np.count_nonzero(equal) < SOLID_VOXELS:
         return np.zeros(equal.shape, bool)
     size = [SOLID_VOXELS if n > 2 * SOLID_VOXELS else 1 for n in equal.shape]
-    cubes = ndimage.minimum_filter(equal, size=size, mode="nearest")
-    return ndimage.maximum_filter(cubes, size=size) & equal if cubes.any() else cubes
+    cubes = scipy.ndimage.minimum_filter(equal, size=size, mode="nearest")
+    return scipy.ndimage.maximum_filter(cubes, size=size) & equal if cubes.any() else cubes
 
 
 def have_same_edges(volume: np.ndarray, other: np.ndarray) -> bool:
@@ -60,7 +60,9 @@ def have_same_edges(volume: np.ndarray, other: np.ndarray) -> bool:
     Where a scanner sets dark voxels to zero, those of a darker volume reach further.
     """
     first, second = solid_constants(volume), solid_constants(other)
-    edge = ndimage.binary_dilation(first) & ~ndimage.binary_erosion(first, border_value=1)
+    edge = scipy.ndimage.binary_dilation(first) & ~scipy.ndimage.binary_erosion(
+        first, border_value=1
+    )
     return bool(edge.any() and (first == second)[edge].mean() > ONE_EDGE)
 
 
@@ -80,7 +82,7 @@ def cut_share(volume: np.ndarray, mask: np.ndarray) -> float:
         return 0.0
     signal = np.where(constant, 0, volume)
     level = np.median(signal[mask & ~constant]) if (mask & ~constant).any() else np.inf
-    tissue = ndimage.uniform_filter(signal, 3, float) > TISSUE * level
-    cut = ndimage.binary_dilation(constant) & ~constant & tissue
-    surface = mask & ~ndimage.binary_erosion(mask)
+    tissue = scipy.ndimage.uniform_filter(signal, 3, float) > TISSUE * level
+    cut = scipy.ndimage.binary_dilation(constant) & ~constant & tissue
+    surface = mask & ~scipy.ndimage.binary_erosion(mask)
     return float(cut.sum() / surface.sum())

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import scipy
 from nibabel.affines import from_matvec
-from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.io.writing import write_text
@@ -98,12 +98,15 @@ def linear_transform(
         elif kind == "TranslationTransform":
             translation = numbers[:3]
         elif kind == "Euler3DTransform":
-            x, y, z = (Rotation.from_euler(a, n) for a, n in zip("xyz", numbers[:3], strict=True))
+            x, y, z = (
+                scipy.spatial.transform.Rotation.from_euler(a, n)
+                for a, n in zip("xyz", numbers[:3], strict=True)
+            )
             zyx = len(fixed) > 3 and fixed[3] != 0
             linear, translation = (z * y * x if zyx else z * x * y).as_matrix(), numbers[3:6]
         elif kind in ("VersorRigid3DTransform", "Similarity3DTransform"):
             scalar = np.sqrt(max(1 - (numbers[:3] ** 2).sum(), 0.0))
-            turn = Rotation.from_quat([*numbers[:3], scalar]).as_matrix()
+            turn = scipy.spatial.transform.Rotation.from_quat([*numbers[:3], scalar]).as_matrix()
             linear, translation = turn * (*numbers[6:7], 1.0)[0], numbers[3:6]
         else:
             raise EddymotionError(f"{path}: holds ITK's {cut(kind)}; {EXPECTED}")

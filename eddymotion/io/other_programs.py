@@ -32,9 +32,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import scipy
 from nibabel.affines import from_matvec, voxel_sizes
-from scipy.linalg import expm
-from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import Grid, fsl_coordinates
@@ -122,7 +121,9 @@ def eddy_poses(rows: np.ndarray, grid: Grid) -> np.ndarray:
     """Turn rows of FSL's eddy into matrices; the field takes no part."""
     to_fsl = fsl_coordinates(grid.shape, grid.affine)
     center = (to_fsl @ np.append(grid.center, 1.0))[:3]
-    turn = Rotation.from_euler("xyz", rows[:, 3:MOVEMENT]).inv().as_matrix()
+    turn = (
+        scipy.spatial.transform.Rotation.from_euler("xyz", rows[:, 3:MOVEMENT]).inv().as_matrix()
+    )
     moved = center + rows[:, :3] - turn @ center
     return np.linalg.inv(to_fsl) @ _matrices(turn, moved) @ to_fsl
 
@@ -190,7 +191,7 @@ def afni_poses(rows: np.ndarray, grid: Grid) -> np.ndarray:
     else:
         roll, pitch, yaw, up, left, back = rows[:, -8:-2].T if rows.shape[1] == 9 else rows.T
         angles = np.stack([roll, pitch, yaw], axis=1)
-        turn = Rotation.from_euler("zxy", angles, degrees=True).as_matrix()
+        turn = scipy.spatial.transform.Rotation.from_euler("zxy", angles, degrees=True).as_matrix()
         center = (to_afni @ np.append(grid.center, 1.0))[:3]
         shift = np.stack([left, back, up], axis=1)
         to_volume = np.linalg.inv(_matrices(turn, center + shift - turn @ center))
@@ -199,7 +200,9 @@ def afni_poses(rows: np.ndarray, grid: Grid) -> np.ndarray:
 
 def spm_poses(rows: np.ndarray) -> np.ndarray:
     """Turn rows of SPM into matrices."""
-    turn = Rotation.from_euler("XYZ", rows[:, 3:] * [-1, 1, -1]).as_matrix()
+    turn = scipy.spatial.transform.Rotation.from_euler(
+        "XYZ", rows[:, 3:] * [-1, 1, -1]
+    ).as_matrix()
     return np.linalg.inv(_matrices(turn, rows[:, :3]))
 
 
@@ -210,7 +213,7 @@ def shard_poses(rows: np.ndarray) -> np.ndarray:
     generator[:, :3, 3] = rows[:, :3]
     for (i, j), angle in (((2, 1), x), ((0, 2), y), ((1, 0), z)):
         generator[:, i, j], generator[:, j, i] = angle, -angle
-    return np.linalg.inv(expm(generator))
+    return np.linalg.inv(scipy.linalg.expm(generator))
 
 
 def _matrices(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:

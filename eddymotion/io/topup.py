@@ -19,9 +19,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import scipy
 from nibabel.affines import voxel_sizes
-from scipy.linalg import toeplitz
-from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import fsl_coordinates
@@ -140,7 +139,7 @@ def _header(shape: Sequence[int], sizes: np.ndarray) -> nib.Nifti1Header:
 def interpolating(values: np.ndarray) -> np.ndarray:
     """Return coefficients of cubic B-splines in the voxels that show values (X, Y, Z) there."""
     columns = [np.array([2 / 3, 1 / 6, *np.zeros(max(n - 2, 0))])[:n] for n in values.shape]
-    return separable([np.linalg.inv(toeplitz(column)) for column in columns], values)
+    return separable([np.linalg.inv(scipy.linalg.toeplitz(column)) for column in columns], values)
 
 
 def movement_parameters(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -156,7 +155,7 @@ def movement_parameters(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
         ``c``, in them.
     """
     inverse = np.swapaxes(matrices[:, :3, :3], 1, 2)
-    angles = Rotation.from_matrix(inverse).as_euler("xyz")
+    angles = scipy.spatial.transform.Rotation.from_matrix(inverse).as_euler("xyz")
     moved = matrices[:, :3, :3] @ center + matrices[:, :3, 3]
     return np.hstack([moved - center, angles])
 

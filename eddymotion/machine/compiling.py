@@ -1,25 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile inner loops with Numba and keep their machine code for the next run."""
+"""Compile inner loops with Numba and keep their machine code for the next run.
+
+Numba takes half a second to import and to get ready, which a command needs for better things: it
+is imported when the first kernel is called, or by :func:`get_ready` beside something else.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import update_wrapper
 from typing import Any
-
-import numba
-from numba.core import caching, config
 
 _FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}  # all that keeps NaN meaningful
 
 
-def compiled(function: Callable) -> Callable:
+class Kernel:
+    """A function that is compiled when it is called for the first time, by Python or by another.
+
+    Parameters
+    ----------
+    function : callable
+    compiler : callable
+        Makes of it what Numba calls.
+    """
+
+    def __init__(self, function: Callable, compiler: Callable[[Callable], Any]) -> None:
+        update_wrapper(self, function)
+        self._function, self._compiler, self._made = function, compiler, None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call what Numba has made of it."""
+        return (self._made or self.made)(*arguments)
+
+    @property
+    def made(self) -> Any:
+        """What Numba has made of it: a dispatcher, or an intrinsic."""
+        if self._made is None:
+            from numba.core.compiler_lock import global_compiler_lock
+
+            with global_compiler_lock:  # under which Numba asks for others
+                if self._made is None:
+                    self._made = self._compiler(self._function)
+        return self._made
+
+    @property
+    def _numba_type_(self) -> Any:
+        """What Numba takes it for where another kernel names it."""
+        from numba.core.registry import cpu_target
+
+        return cpu_target.typing_context.resolve_value_type(self.made)
+
+
+def compiled(function: Callable) -> Kernel:
     """Compile `function`, keeping the machine code on disk where some folder allows it.
 
     Where ``NUMBA_CACHE_DIR`` is a folder that cannot be written, as in a container, the code in it
     is used and nothing is saved. Numba alone would pass such a folder by and compile in every run.
     """
+    return Kernel(function, _compiled)
+
+
+def emitted(function: Callable) -> Kernel:
+    """Let kernels call what `function` emits, a :func:`numba.extending.intrinsic`."""
+    return Kernel(function, _intrinsic)
+
+
+def get_ready() -> None:
+    """Have Numba imported, and what it needs to load a kernel."""
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
+
+    with global_compiler_lock:
+        cpu_target.target_context.refresh()
+        cpu_target.typing_context.refresh()
+
+
+def _intrinsic(function: Callable) -> Any:
+    from numba.extending import intrinsic
+
+    made = intrinsic(function)
+    get_ready()  # Numba has looked for intrinsics before
+    return made
+
+
+def _compiled(function: Callable) -> Any:
+    import numba
+    from numba.core import config
+
     options: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH}
     if is_read_only(config.CACHE_DIR):  # type: ignore[attr-defined]
         dispatcher = numba.njit(**options)(function)
@@ -57,6 +126,8 @@ def is_read_only(folder: str) -> bool:
 
 def _read_only_cache(function: Callable) -> Any:
     """Return the cache of a function in ``NUMBA_CACHE_DIR``, which is read and never written."""
+    from numba.core import caching
+
     files: Any = caching.FunctionCache._impl_class
     folder: Any = files._locator_classes[0]  # the one of NUMBA_CACHE_DIR
 

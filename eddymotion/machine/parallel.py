@@ -102,16 +102,19 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def import_beside(*names: str) -> None:
+def import_beside(*names: str, then: Callable[[], object] | None = None) -> None:
     """Import modules in a thread, so that they are there by the time that they are needed.
 
     None of the package's own: two threads that import modules of a circle find parts of them.
+    What is done `then`, in the thread as well, imports none either.
     """
 
     def import_all() -> None:
         with suppress(Exception):  # it is told where they are needed
             for name in names:
                 import_module(name)
+            if then is not None:
+                then()
 
     threading.Thread(target=import_all, daemon=True).start()
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+import scipy
 
 POWER_RADIUS_MM = 50.0
 """Radius of the sphere on which Power et al. (2012) measure rotations."""
@@ -54,7 +54,7 @@ def rigid_matrix(translation: np.ndarray, rotation: np.ndarray, center: np.ndarr
     (..., 4, 4) array
     """
     rotation = np.asarray(rotation, dtype=float)
-    turn = Rotation.from_euler("xyz", rotation.reshape(-1, 3)).as_matrix()
+    turn = scipy.spatial.transform.Rotation.from_euler("xyz", rotation.reshape(-1, 3)).as_matrix()
     return _about(turn.reshape(*rotation.shape, 3), translation, center)
 
 
@@ -77,7 +77,9 @@ def rigid_parameters(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
     matrices = np.asarray(matrices, dtype=float)
     rotation = matrices[..., :3, :3]
     translation = rotation @ center + matrices[..., :3, 3] - center
-    angles = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_euler("xyz")
+    angles = scipy.spatial.transform.Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_euler(
+        "xyz"
+    )
     return np.concatenate([translation, angles.reshape(translation.shape)], axis=-1)
 
 
@@ -96,7 +98,7 @@ def exp_rigid(twist: np.ndarray, center: np.ndarray) -> np.ndarray:
     (..., 4, 4) array
     """
     twist = np.asarray(twist, dtype=float)
-    turn = Rotation.from_rotvec(twist[..., 3:].reshape(-1, 3)).as_matrix()
+    turn = scipy.spatial.transform.Rotation.from_rotvec(twist[..., 3:].reshape(-1, 3)).as_matrix()
     return _about(turn.reshape(*twist.shape[:-1], 3, 3), twist[..., :3], center)
 
 
@@ -104,7 +106,7 @@ def log_rigid(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:
     """Invert :func:`exp_rigid`."""
     rotation = matrices[..., :3, :3]
     translation = rotation @ center + matrices[..., :3, 3] - center
-    rotvec = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec()
+    rotvec = scipy.spatial.transform.Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec()
     return np.concatenate([translation, rotvec.reshape(translation.shape)], axis=-1)
 
 

@@ -30,6 +30,7 @@ from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import scipy
 
 from eddymotion.data.gradients import Gradients
 
@@ -186,9 +187,18 @@ def column_basis(design: np.ndarray, tolerance: float = 1e-10) -> np.ndarray:
 
 def projected_precision(covariance: np.ndarray, design: np.ndarray) -> np.ndarray:
     """Return ``P`` of a Gaussian process with a flat prior on the coefficients of `design`."""
-    inverse = np.linalg.inv(covariance)
+    try:
+        inverse = inverse_from(np.linalg.cholesky(covariance))
+    except np.linalg.LinAlgError:  # not to rounding
+        inverse = np.linalg.inv(covariance)
     weighted = inverse @ design
     return inverse - weighted @ np.linalg.solve(design.T @ weighted, weighted.T)
+
+
+def inverse_from(factor: np.ndarray) -> np.ndarray:
+    """Return the inverse of a matrix from its Cholesky factor (N, N)."""
+    half, _ = scipy.linalg.lapack.dtrtri(factor, lower=True)
+    return half.T @ half
 
 
 def as_rows(signal: np.ndarray) -> np.ndarray:

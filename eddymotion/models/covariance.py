@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from scipy import linalg
 
 from eddymotion.data.gradients import Gradients
+from eddymotion.models.base import inverse_from
 
 log = logging.getLogger(__name__)
 
@@ -281,8 +281,7 @@ def restricted_likelihood(
         If `K` is not positive definite.
     """
     factor = np.linalg.cholesky(K)
-    half, _ = linalg.lapack.dtrtri(factor, lower=True)
-    inverse = half.T @ half
+    inverse = inverse_from(factor)
     weighted = inverse @ X
     information = X.T @ weighted
     precision = inverse - weighted @ np.linalg.solve(information, weighted.T)

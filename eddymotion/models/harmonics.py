@@ -10,10 +10,11 @@ pose. So the coefficients of the low orders get a covariance of their own, learn
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
+import scipy
 from numpy.polynomial.legendre import leg2poly
-from scipy.special import sph_harm_y
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.models.base import projected_precision
@@ -182,33 +183,62 @@ def learn_directions(
     basis = real_harmonics(gradients.bvecs, orders)
     values, vectors = np.linalg.eigh(isotropic.resemblance(gradients))
     roots = (vectors * np.sqrt(np.maximum(values, 0.0)))[:, values > 1e-3 * values[-1]]
-    factors = [basis * root[:, None] for root in roots.T]
+    factors = np.concatenate([basis * root[:, None] for root in roots.T], axis=1)
     rest = isotropic.matrix(gradients, ORDERS[n_orders:]) + np.eye(len(gradients))
+    precision = projected_precision(rest, design)
     by_order = dict(zip(ORDERS, isotropic.variances, strict=True))
-    coefficients = np.diag(
-        np.concatenate([[by_order[order] / (2 * order + 1)] * (2 * order + 1) for order in orders])
+    start = [by_order[order] / (2 * order + 1) for order in orders for _ in range(2 * order + 1)]
+    taken = precision @ factors
+    coefficients = _maximised(
+        np.diag(start),
+        taken.T @ factors,
+        taken.T @ scatter @ taken,
+        float(np.trace(precision @ scatter)),
+        len(gradients) - design.shape[1],
     )
-    n_free = len(gradients) - design.shape[1]
-    for _ in range(EM_ITERATIONS):
-        K = rest + sum(factor @ coefficients @ factor.T for factor in factors)
-        precision = projected_precision(K, design)
-        noise = np.trace(precision @ scatter) / n_free
-        moments = []
-        for factor in factors:
-            gain = coefficients @ factor.T @ precision
-            spread = coefficients - gain @ factor @ coefficients
-            moments.append(gain @ scatter @ gain.T / noise + spread)
-        coefficients = np.mean(moments, axis=0)
     return HarmonicCovariance(isotropic, coefficients)
+
+
+def _maximised(
+    coefficients: np.ndarray, gram: np.ndarray, seen: np.ndarray, left: float, n_free: int
+) -> np.ndarray:
+    """Maximise the expectation over latent coefficients; see :func:`learn_directions`.
+
+    Parameters
+    ----------
+    coefficients : (k, k) array
+        ``C`` to begin with.
+    gram, seen : (R k, R k) array
+        ``A`` and ``B``.
+    left : float
+        ``tr(P S)``
+    n_free : int
+        Degrees of freedom of the noise.
+    """
+    size, n_factors = len(coefficients), len(gram) // len(coefficients)
+    for _ in range(EM_ITERATIONS):
+        every = np.kron(np.eye(n_factors), coefficients)
+        gain = np.linalg.solve(np.eye(len(gram)) + every @ gram, every)  # C M
+        noise = (left - np.trace(gain @ seen)) / n_free
+        moments = gain @ seen @ gain.T / noise + gain
+        blocks = moments.reshape(n_factors, size, n_factors, size)
+        coefficients = np.einsum("rirj->ij", blocks) / n_factors
+    return coefficients
 
 
 def _legendre(order: int, cosines: np.ndarray) -> np.ndarray:
     """Evaluate the Legendre polynomial of an even order, by powers of the square."""
     squares, found = cosines * cosines, np.zeros_like(cosines)
-    for coefficient in leg2poly([0] * order + [1])[::-2]:
+    for coefficient in _powers_of_legendre(order):
         found *= squares
         found += coefficient
     return found
+
+
+@cache
+def _powers_of_legendre(order: int) -> np.ndarray:
+    """Coefficients of the even powers of a Legendre polynomial of even order, highest first."""
+    return leg2poly([0] * order + [1])[::-2]
 
 
 def real_harmonics(bvecs: np.ndarray, orders: tuple[int, ...]) -> np.ndarray:
@@ -231,7 +261,7 @@ def real_harmonics(bvecs: np.ndarray, orders: tuple[int, ...]) -> np.ndarray:
     columns = []
     for order in orders:
         for m in range(-order, order + 1):
-            values = sph_harm_y(order, abs(m), polar, azimuth)
+            values = scipy.special.sph_harm_y(order, abs(m), polar, azimuth)
             part = values.imag if m < 0 else values.real
             columns.append(part * (np.sqrt(2) if m else 1.0))
     directed = np.linalg.norm(bvecs, axis=1, keepdims=True) > 0

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine, voxel_sizes
-from scipy.linalg import polar
-from scipy.spatial.transform import Rotation
 
 from eddymotion.images.grid import grid_center, grid_points
 from eddymotion.images.image import Image
@@ -59,8 +58,10 @@ class Parameters:
     def of(cls, matrix: np.ndarray, center: np.ndarray) -> Parameters:
         """Decompose a (4, 4) matrix, RAS+ mm; the rotation is the one nearest to it."""
         linear = np.asarray(matrix, float)[:3, :3]
-        turn, stretch = polar(linear)
-        rotation = Rotation.from_matrix(turn * np.sign(np.linalg.det(turn)))
+        turn, stretch = scipy.linalg.polar(linear)
+        rotation = scipy.spatial.transform.Rotation.from_matrix(
+            turn * np.sign(np.linalg.det(turn))
+        )
         return cls(
             apply_affine(matrix, center) - center,
             np.rad2deg(rotation.as_euler("xyz")),

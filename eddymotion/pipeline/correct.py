@@ -44,6 +44,8 @@ from eddymotion.pipeline.stages import (
     Stages,
     corrected_series,
     find_motion,
+    get_ready_to_estimate,
+    get_ready_to_write,
     judge_both,
     load_series,
     model_for,
@@ -51,7 +53,7 @@ from eddymotion.pipeline.stages import (
 from eddymotion.pipeline.target import Target
 from eddymotion.reports.data import recorded_log
 from eddymotion.reports.qc import quality_record
-from eddymotion.reports.series import SeriesReport, draw_series, get_ready_to_draw
+from eddymotion.reports.series import SeriesReport, draw_series
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.summary import summarise
 
@@ -91,11 +93,13 @@ def correct_series(
         return finished
     refuse_overwriting_inputs(series, outputs, settings)
     stages = Stages()
+    if settings.nprocs > 1:
+        get_ready_to_estimate()
     with stages("reading"):
         dwi = load_series(series, settings)
         target = Target.read(settings)
     if settings.nprocs > 1:
-        get_ready_to_draw()
+        get_ready_to_write()
     model = model_for(dwi.gradients, settings)
     cache = MotionCache.of(series, settings, work_dir) if work_dir else None
     motion = known_motion(series, outputs, settings, stages, cache)
@@ -187,7 +191,7 @@ class Correction:
         corrected = corrected_series(
             self.prepared.dwi, self.motion, settings, self.target, space, self.after, progress
         )
-        slices = Slices.of(self.prepared.dwi), Slices(corrected)
+        slices = Slices.of(self.prepared.dwi, n_threads=settings.nprocs), Slices(corrected)
         volumes = progress(corrected.volumes(), "resampling", len(self.dwi))
         write_outputs(
             corrected,

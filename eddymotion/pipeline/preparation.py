@@ -27,7 +27,7 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+import scipy
 
 from eddymotion.data.series import DWI
 from eddymotion.derivatives.names import Outputs
@@ -112,7 +112,10 @@ def without_noise_mppca(
             f"{dwi!r}: MP-PCA looks at {2 * radius + 1} voxels along each axis at a time, which "
             "is more than there are; leave --denoise out"
         )
-    near = distance_transform_edt(~dwi.mask, sampling=dwi.voxel_sizes) <= AROUND_BRAIN_MM
+    near = (
+        scipy.ndimage.distance_transform_edt(~dwi.mask, sampling=dwi.voxel_sizes)
+        <= AROUND_BRAIN_MM
+    )
     signal = np.array(dwi.signal, np.float32)
     sigma = np.full(dwi.shape, np.nan, np.float32)
     x, y = (_around(near.any(axis=axes), 2 * radius) for axes in ((1, 2), (0, 2)))

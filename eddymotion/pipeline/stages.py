@@ -26,14 +26,16 @@ from eddymotion.estimation.replacement import Replaced
 from eddymotion.io.images import image_stem
 from eddymotion.io.series import load
 from eddymotion.io.sidecars import SeriesFiles, metadata_of
+from eddymotion.machine.compiling import get_ready
 from eddymotion.machine.memory import give_back_memory
-from eddymotion.machine.parallel import Progress
+from eddymotion.machine.parallel import Progress, import_beside
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model, get_model
 from eddymotion.pipeline.output_space.space import OutputSpace
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.target import Target
 from eddymotion.registration.registry import chosen_registrar
+from eddymotion.reports.series import DRAWN_WITH
 from eddymotion.resampling import Engine, Resampled
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,16 @@ class Stages:
         told = {name: f"{seconds:.1f}" for name, seconds in self.seconds.items()}
         parts = ", ".join(f"{name} {text}" for name, text in told.items() if text != "0.0")
         return f"{sum(self.seconds.values()):.1f} s ({parts})"
+
+
+def get_ready_to_estimate() -> None:
+    """Have what estimates imported while the series is decompressed, and its mask found."""
+    import_beside("scipy.ndimage", "scipy.linalg", "scipy.spatial.transform", then=get_ready)
+
+
+def get_ready_to_write() -> None:
+    """Have what resamples and draws imported while the motion is sought."""
+    import_beside("nitransforms.resampling", *DRAWN_WITH)
 
 
 def load_series(series: SeriesFiles, settings: Settings) -> DWI:

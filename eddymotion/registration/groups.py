@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine, from_matvec
-from scipy.linalg import expm, polar
 
 from eddymotion.mapping.rigid import exp_rigid
 
@@ -57,7 +57,7 @@ class Group:
         if self.name in ("shift", "rigid"):
             return exp_rigid(np.pad(parameters, (0, 6 - len(parameters))), center)
         translation, linear = self._split(parameters)
-        linear = expm(linear)
+        linear = scipy.linalg.expm(linear)
         return from_matvec(linear, center + translation - linear @ center)
 
     def length(self, parameters: np.ndarray, radius: float) -> float:
@@ -87,7 +87,7 @@ class Group:
         """Return the matrix of the group that is nearest; `center` goes where it went."""
         if self.name == "affine":
             return matrix
-        rotation = polar(matrix[:3, :3])[0]
+        rotation = scipy.linalg.polar(matrix[:3, :3])[0]
         if self.name == "similarity":
             rotation = rotation * np.cbrt(np.linalg.det(matrix[:3, :3]))
         if np.abs(rotation - matrix[:3, :3]).max() < SLACK:

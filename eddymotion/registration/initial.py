@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine, from_matvec
-from scipy.spatial.transform import Rotation
 
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
@@ -101,7 +101,11 @@ def initial_transform(
     score = _Score.of(fixed, moving, here.mask, moving_mask, seed, LOOK)
     if method == "axes":
         return max((_about(turn, here, there) for turn in turns), key=score)
-    spread = Rotation.identity().as_matrix()[None], turns, even_rotations(N_TURNS)
+    spread = (
+        scipy.spatial.transform.Rotation.identity().as_matrix()[None],
+        turns,
+        even_rotations(N_TURNS),
+    )
     starts = [np.eye(4), *(_about(turn, here, there) for turn in np.concatenate(spread))]
     first = apart(sorted(starts, key=score, reverse=True), APART)[:N_REFINED]
     engine = GaussNewton(levels=REFINING, symmetric=False)
@@ -177,7 +181,7 @@ def even_rotations(n: int) -> np.ndarray:
     inner, outer = np.sqrt(s / n), np.sqrt(1 - s / n)
     a, b = 2 * np.pi * s / np.sqrt(2), 2 * np.pi * s / 1.533751168755204288118041
     spiral = [inner * np.sin(a), inner * np.cos(a), outer * np.sin(b), outer * np.cos(b)]
-    return Rotation.from_quat(np.stack(spiral, axis=1)).as_matrix()
+    return scipy.spatial.transform.Rotation.from_quat(np.stack(spiral, axis=1)).as_matrix()
 
 
 def _about(rotation: np.ndarray, fixed: _Body, moving: _Body) -> np.ndarray:

@@ -21,7 +21,7 @@ from eddymotion.estimation.outliers import volumes_beyond_repair
 from eddymotion.estimation.quality import Quality
 from eddymotion.io.tsv import Table, table_text
 from eddymotion.io.writing import read_json, write_text
-from eddymotion.machine.parallel import import_beside, one_blas_thread
+from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
 from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sphere_chart
@@ -39,16 +39,14 @@ from eddymotion.reports.verdict import (
     pose_errors,
 )
 
+DRAWN_WITH = "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.WebPImagePlugin"
+"""Modules that take half of the time of pictures to import."""
+
 MAX_STEPS = 400
 """Of the estimation, in a report."""
 
 N_CHOSEN = 5
 """Volumes whose held-out prediction is drawn, a typical one among them."""
-
-
-def get_ready_to_draw() -> None:
-    """Have what draws imported beside what computes: half of the time that pictures took."""
-    import_beside("matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.WebPImagePlugin")
 
 
 def draw_series(

@@ -16,6 +16,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from eddymotion.data.series import Series
 from eddymotion.images.grid import grid_points
+from eddymotion.machine.parallel import parallel_iterate
 
 N_POINTS = 20_000
 """About as many voxels of the brain stand for all of it where something is measured."""
@@ -114,21 +115,26 @@ class Slices:
         self.points = np.zeros((len(self._points[0]), n), np.float32)
 
     @classmethod
-    def of(cls, series: Series, grid: PlaneGrid | None = None) -> Slices:
+    def of(cls, series: Series, grid: PlaneGrid | None = None, n_threads: int = 1) -> Slices:
         """Keep the planes of all volumes."""
         slices = cls(series, grid)
-        for _ in slices.watching(series.volumes()):
+        for _ in parallel_iterate(slices._keep, enumerate(series.volumes()), n_threads=n_threads):
             pass
         return slices
 
     def watching(self, volumes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Pass all volumes of the series through, and keep their planes."""
         for index, volume in enumerate(volumes):
-            turned = apply_orientation(volume, self._turn)
-            for name in PLANES:
-                self.planes[name][..., index] = self._cut(name, turned)
-            self.points[:, index] = turned[self._points]
+            self._keep((index, volume))
             yield volume
+
+    def _keep(self, numbered: tuple[int, np.ndarray]) -> None:
+        """Keep the planes of one volume."""
+        index, volume = numbered
+        turned = apply_orientation(volume, self._turn)
+        for name in PLANES:
+            self.planes[name][..., index] = self._cut(name, turned)
+        self.points[:, index] = turned[self._points]
 
     def mask(self, plane: str) -> np.ndarray:
         """Cut the mask of the brain."""

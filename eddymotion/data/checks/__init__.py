@@ -20,6 +20,7 @@ from eddymotion.data.checks.tables import compare_b0s, contradictions
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.masking import mask_issue
+from eddymotion.machine.parallel import parallel_map
 from eddymotion.wording import listed
 
 __all__ = ["DataIssue", "find_issues", "in_sidecar", "refuse_contradictions"]
@@ -65,12 +66,14 @@ _FOUND: WeakKeyDictionary[DWI, list[DataIssue]] = WeakKeyDictionary()
 """A series never changes: what was found is kept as long as it lives."""
 
 
-def find_issues(dwi: DWI) -> list[DataIssue]:
+def find_issues(dwi: DWI, n_threads: int = 1) -> list[DataIssue]:
     """Find what is suspicious about a series.
 
     Parameters
     ----------
     dwi : DWI
+    n_threads : int
+        Checks at a time; the result does not depend on it.
 
     Returns
     -------
@@ -78,19 +81,30 @@ def find_issues(dwi: DWI) -> list[DataIssue]:
         Empty for most.
     """
     if dwi not in _FOUND:
-        _FOUND[dwi] = _find_issues(dwi)
+        found = parallel_map(lambda check: check(dwi), CHECKS, n_threads=n_threads)
+        _FOUND[dwi] = [issue for of_check in found for issue in of_check]
     return _FOUND[dwi]
 
 
-def _find_issues(dwi: DWI) -> list[DataIssue]:
-    found = [
-        DataIssue("tables", f"the b-values do not fit the images: {one}", severe=one.certain)
-        for one in contradictions(dwi)
+def _of_tables(dwi: DWI) -> list[DataIssue]:
+    text = "the b-values do not fit the images: {}"
+    return [
+        DataIssue("tables", text.format(one), severe=one.certain) for one in contradictions(dwi)
     ]
-    if (text := compare_b0s(dwi)) is not None:
-        found.append(DataIssue("b0", text))
-    if (reading := likelier_axes(dwi)) is not None:
-        found.append(DataIssue("directions", _wrong_axes(dwi, reading)))
+
+
+def _of_b0s(dwi: DWI) -> list[DataIssue]:
+    text = compare_b0s(dwi)
+    return [] if text is None else [DataIssue("b0", text)]
+
+
+def _of_axes(dwi: DWI) -> list[DataIssue]:
+    reading = likelier_axes(dwi)
+    return [] if reading is None else [DataIssue("directions", _wrong_axes(dwi, reading))]
+
+
+def _of_zeros(dwi: DWI) -> list[DataIssue]:
+    found = []
     if dwi.is_cut:
         found.append(DataIssue(
             "zeros",
@@ -106,17 +120,24 @@ def _find_issues(dwi: DWI) -> list[DataIssue]:
             f"volume{'s' if some else ''} {listed(dwi.cut_volumes)}: tissue that other volumes "
             "show was set to zero, or to another constant (cropped?); it is left out there",
         ))  # fmt: skip
-    if is_denoised(dwi):
-        found.append(DataIssue(
-            "denoised",
-            "far less noise than the noise floor tells: denoised before the correction, which at "
-            "low SNR removes the motion, too; better estimate the motion on the raw series and "
-            "apply it to the denoised one",
-            lost=DENOISED_PART,
-        ))  # fmt: skip
-    if (text := mask_issue(_reference(dwi), dwi.mask)) is not None:
-        found.append(DataIssue("mask", text))
     return found
+
+
+def _of_noise(dwi: DWI) -> list[DataIssue]:
+    text = (
+        "far less noise than the noise floor tells: denoised before the correction, which at "
+        "low SNR removes the motion, too; better estimate the motion on the raw series and "
+        "apply it to the denoised one"
+    )
+    return [DataIssue("denoised", text, lost=DENOISED_PART)] if is_denoised(dwi) else []
+
+
+def _of_mask(dwi: DWI) -> list[DataIssue]:
+    text = mask_issue(_reference(dwi), dwi.mask)
+    return [] if text is None else [DataIssue("mask", text)]
+
+
+CHECKS = (_of_tables, _of_b0s, _of_axes, _of_zeros, _of_noise, _of_mask)
 
 
 def _wrong_axes(dwi: DWI, reading: AxesReading) -> str:

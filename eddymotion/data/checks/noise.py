@@ -12,7 +12,7 @@ any noise in the least of the patterns.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from eddymotion.data.series import DWI
 from eddymotion.images.zeros import solid_constants
@@ -90,7 +90,7 @@ def _tail(patch: np.ndarray) -> tuple[float, float]:
 
 def _air(dwi: DWI, group: np.ndarray) -> float | None:
     """Usual magnitude far from the brain; None where nothing was recorded there."""
-    outside = ~ndimage.binary_dilation(dwi.mask, iterations=AIR_VOXELS)
+    outside = ~scipy.ndimage.binary_dilation(dwi.mask, iterations=AIR_VOXELS)
     volume = dwi.signal[..., group[0]]
     values = np.asarray(volume, float)[outside]
     recorded = values[(values > 0) & ~solid_constants(volume)[outside]]

@@ -13,6 +13,7 @@ b-values that are wrong all together give the brain an impossible diffusivity
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -40,6 +41,10 @@ SAME_LEVELS = 0.07
 they differ by 0.03 at most, to diffusion-weighted ones or noise by 0.13 or more."""
 
 
+_FOUND: WeakKeyDictionary[Series, list[Contradiction]] = WeakKeyDictionary()
+"""Reading asks first, the estimation again."""
+
+
 def contradictions(dwi: Series) -> list[Contradiction]:
     """Compare the b-values of a series with its images.
 
@@ -52,6 +57,12 @@ def contradictions(dwi: Series) -> list[Contradiction]:
     list of Contradiction
         Empty where the table fits, or the images do not tell (a phantom without diffusion).
     """
+    if dwi not in _FOUND:
+        _FOUND[dwi] = _contradictions(dwi)
+    return _FOUND[dwi]
+
+
+def _contradictions(dwi: Series) -> list[Contradiction]:
     appearance = Appearance.of(dwi)
     if appearance is None:
         return []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation.contrast.basis import Basis, Moments
@@ -104,7 +104,7 @@ class Clusters:
     def draw(cls, dwi: DWI, width: Width, random: np.random.Generator, n_threads: int) -> Clusters:
         """Draw clusters from the brain and its edge."""
         voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
-        mask = ndimage.binary_dilation(dwi.mask)
+        mask = scipy.ndimage.binary_dilation(dwi.mask)
         n_clusters = min(width.n_clusters, int(mask.sum()) // N_POINTS)
         middles = jittered_points(mask, dwi.affine, n_clusters, random)
         middles = middles[np.lexsort(middles.T)]

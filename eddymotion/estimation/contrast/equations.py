@@ -83,7 +83,14 @@ class _Normals:
 
     def normal(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
         """Sum over octants, with the ridge, (K, K)."""
+        if octants is EVERYWHERE:
+            return self.everywhere
         return self.by_octant[octants].sum(axis=0) + np.diag(self.ridge)
+
+    @cached_property
+    def everywhere(self) -> np.ndarray:
+        """The sum over all octants, which each step asks for."""
+        return self.by_octant.sum(axis=0) + np.diag(self.ridge)
 
 
 NO_NORMALS = _Normals(np.empty((8, 0, 0)), np.empty(0))
@@ -253,7 +260,13 @@ class ContrastEquations:
 
     def predict(self, function: np.ndarray) -> np.ndarray:
         """Return the contrasts that a function (K,) predicts, (R,)."""
-        return self.functions @ function.astype(np.float32)
+        wanted, clusters = function.astype(np.float32), self.clusters
+        parts = parallel_map(
+            lambda rows: self.functions[rows] @ wanted,
+            clusters.rows_of_octants,
+            n_threads=clusters.n_threads,
+        )
+        return np.concatenate(parts)
 
     def _read_b0(self, to_b0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean b=0 signal (C, N_POINTS), and its derivatives by the offset (C, N_POINTS, 6)."""
@@ -337,10 +350,14 @@ class SolvedContrast:
         columns = self.seen.derivatives, self.residual
         weighted = np.column_stack(columns) * self.weights[:, None]
         functions, derivatives = self.equations.functions, self.seen.derivatives
-        rows = self.clusters.rows_of_octants
-        crossed = [functions[part].T @ weighted[part] for part in rows]
-        own = [derivatives[part].T @ weighted[part] for part in rows]
-        return np.array(crossed, float), np.array(own, float)
+
+        def crossed(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+            return functions[rows].T @ weighted[rows], derivatives[rows].T @ weighted[rows]
+
+        clusters = self.clusters
+        found = parallel_map(crossed, clusters.rows_of_octants, n_threads=clusters.n_threads)
+        of_functions, own = zip(*found, strict=True)
+        return np.array(of_functions, float), np.array(own, float)
 
     def matrix(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
         """Return the normal matrix of function and offset, (K + 6, K + 6)."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation.anchors import LEAST_CORE, NONE_PARTED, Anchors, Parted
@@ -132,8 +132,10 @@ class JointSolver:
     suspected: tuple[EddyCurrents, PoseResponse] | None = None
 
     def __post_init__(self) -> None:
-        self.mask = ndimage.binary_dilation(self.dwi.mask)  # the edge of the brain has contrast
-        surface = self.mask & ~ndimage.binary_erosion(self.mask)
+        self.mask = scipy.ndimage.binary_dilation(
+            self.dwi.mask
+        )  # the edge of the brain has contrast
+        surface = self.mask & ~scipy.ndimage.binary_erosion(self.mask)
         self.surface = apply_affine(self.dwi.affine, np.argwhere(surface))
         self.scale = head_scale(self.dwi.mask, self.dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(self.dwi.voxel_sizes)))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from eddymotion.estimation.off_resonance.images import SAME_SHIFT, Distorted
 from eddymotion.estimation.off_resonance.view import FieldState, FieldView
@@ -135,7 +135,7 @@ class FieldProblem:
             by_mm = lattice.matrices(positions, orders)
             by_mm[axis] = by_mm[axis] / lattice.spacing[axis]
             matrices.append(_floats(by_mm))
-        grown = ndimage.binary_dilation(brain, iterations=RIM_VOXELS)
+        grown = scipy.ndimage.binary_dilation(brain, iterations=RIM_VOXELS)
         voxels = all_points(at) + low
         return cls(
             images,

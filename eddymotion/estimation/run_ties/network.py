@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import block_diag, sqrtm
+import scipy
 
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 
@@ -63,7 +63,7 @@ class Network:
         generalised least squares.
         """
         n_runs = len(self.of_b0)
-        of_b0 = block_diag(*self.of_b0)
+        of_b0 = scipy.linalg.block_diag(*self.of_b0)
         before = np.block([[of_b0, of_b0], [of_b0, of_b0 + widened * self._within()]])
         difference = np.zeros((6 * (len(self.runs) - 1), 12 * n_runs))
         for row, run in enumerate(self.runs[1:]):
@@ -79,9 +79,11 @@ class Network:
     def _within(self) -> np.ndarray:
         """Covariance of ``f`` of all runs, (6 K, 6 K): in part shared by them."""
         nothing = np.zeros((6, 6))
-        roots = [nothing if one is None else np.real(sqrtm(one)) for one in self.within]
+        roots = [
+            nothing if one is None else np.real(scipy.linalg.sqrtm(one)) for one in self.within
+        ]
         stacked = np.concatenate(roots)
-        own = block_diag(*(root @ root.T for root in roots))
+        own = scipy.linalg.block_diag(*(root @ root.T for root in roots))
         return SHARED * stacked @ stacked.T + (1 - SHARED) * own
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.coupled import CoupledProblem
@@ -208,7 +208,7 @@ class Brain:
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         """Draw a point of each voxel, those at its edge as well, (P, 3)."""
-        mask = ndimage.binary_dilation(self.mask)
+        mask = scipy.ndimage.binary_dilation(self.mask)
         return jittered_points(mask, self.affine, int(mask.sum()), random)
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
@@ -69,7 +69,7 @@ class ShownDiffusion:
         chosen = np.sort(np.concatenate([_spread(shell) for shell in shells]))
         if not len(chosen):
             return None
-        brain = apply_affine(run.affine, np.argwhere(ndimage.binary_dilation(run.mask)))
+        brain = apply_affine(run.affine, np.argwhere(scipy.ndimage.binary_dilation(run.mask)))
         margin = MARGIN_FWHM * LEVELS[0].fwhm * fine_widths(run.voxel_sizes)
         margin = margin + MARGIN_VOXELS * run.voxel_sizes
 

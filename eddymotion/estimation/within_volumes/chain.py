@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +46,15 @@ class Chain:
                 bands[band, start : start + len(block) - band] = np.diagonal(block, -band)
         for end, link in zip(first[1:], self.links, strict=False):
             bands[6, end - 6 : end] = -link
-        return linalg.cholesky_banded(bands, lower=True, overwrite_ab=True, check_finite=False)
+        return scipy.linalg.cholesky_banded(
+            bands, lower=True, overwrite_ab=True, check_finite=False
+        )
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """Solve for a right side (K, 6)."""
-        flat = linalg.cho_solve_banded((self.factor, True), right.ravel(), check_finite=False)
+        flat = scipy.linalg.cho_solve_banded(
+            (self.factor, True), right.ravel(), check_finite=False
+        )
         return flat.reshape(-1, 6)
 
     @cached_property
@@ -58,7 +62,7 @@ class Chain:
         """Blocks of its inverse, one a volume."""
         before, after = self._before[1], self._after[1]
         return [
-            linalg.inv(_with(_with(block, 0, first), -1, last), assume_a="pos")
+            scipy.linalg.inv(_with(_with(block, 0, first), -1, last), assume_a="pos")
             for block, first, last in zip(self.blocks, before, after, strict=True)
         ]
 
@@ -69,7 +73,7 @@ class Chain:
         found = np.zeros_like(self.links)
         for volume in np.flatnonzero(self.links.any(axis=1)):
             link = np.diag(-self.links[volume])
-            pair = linalg.inv(np.block([[last[volume], link], [link, first[volume + 1]]]))
+            pair = scipy.linalg.inv(np.block([[last[volume], link], [link, first[volume + 1]]]))
             found[volume] = np.diag(pair[:6, 6:])
         return found
 
@@ -92,8 +96,8 @@ def _messages(
     precisions, messages, message = [], [], np.zeros((6, 6))
     for volume, block in enumerate(blocks):
         messages.append(message)
-        inverse = linalg.inv(_with(block, enters, message), assume_a="pos")
-        precisions.append(linalg.inv(_of_knot(inverse, leaves), assume_a="pos"))
+        inverse = scipy.linalg.inv(_with(block, enters, message), assume_a="pos")
+        precisions.append(scipy.linalg.inv(_of_knot(inverse, leaves), assume_a="pos"))
         if volume < len(links):
             link = links[volume]
             message = -link[:, None] * _of_knot(inverse, leaves) * link

@@ -34,11 +34,11 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from scipy import sparse
-from scipy.spatial.transform import Rotation
+import scipy
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation.coupled import MAX_MISSING, filled, smoothed
+from eddymotion.estimation.few_terms import Filter
 from eddymotion.estimation.unknowns import Poses
 from eddymotion.estimation.within_volumes.kernels import add_pulls
 from eddymotion.estimation.within_volumes.knots import Knots
@@ -97,7 +97,7 @@ class Member:
 
     def precision(self, twists: np.ndarray) -> np.ndarray:
         """``P`` at the rotations of twists of the volumes of the series, (n, n)."""
-        turned = Rotation.from_rotvec(twists[self.volumes, 3:]).as_matrix()
+        turned = scipy.spatial.transform.Rotation.from_rotvec(twists[self.volumes, 3:]).as_matrix()
         return self.model.precision(self.gradients.rotated(turned))
 
 
@@ -319,10 +319,12 @@ class CourseProblem:
                 values, missing = samples.values[:, ::every], samples.missing[:, ::every]
                 usable = missing.mean(axis=0) <= MOST_MISSING
                 turned = member.gradients.rotated(
-                    Rotation.from_rotvec(means[member.volumes, 3:]).as_matrix()
+                    scipy.spatial.transform.Rotation.from_rotvec(
+                        means[member.volumes, 3:]
+                    ).as_matrix()
                 )
-                precision = member.precision(means)
-                whole = filled(values[:, usable], missing[:, usable], precision)
+                precision = Filter.of(member.precision(means))
+                whole = filled(values[:, usable], missing[:, usable], precision).astype(float)
                 scatter = whole @ whole.T / whole.shape[1]
                 member = replace(member, model=member.model.fit(scatter, turned))
             members.append(member)
@@ -380,14 +382,14 @@ class _Assembly:
         knots = problem.knots
         samples = problem.sample(member, twists)
         self.samples = samples
-        self.P = member.precision(knots.of_volumes(twists)).astype(np.float32)
+        precision = member.precision(knots.of_volumes(twists))
+        self.P, self.filter = precision.astype(np.float32), Filter.of(precision)
         self.leverage = np.maximum(np.diag(self.P), LEVERAGE_GUARD)[:, None]
-        self.smoother = self.P / self.leverage if member.leave_one_out else self.P
         holes = np.flatnonzero(samples.missing.any(axis=0))
         samples.values[:, holes] = filled(
-            samples.values[:, holes], samples.missing[:, holes], self.P
+            samples.values[:, holes], samples.missing[:, holes], self.filter
         )
-        self.residual = self.P @ samples.values
+        self.residual = self.filter @ samples.values
         self.residual[samples.missing] = 0.0
         misfit = np.einsum("nv,nv->v", samples.values, self.residual) / len(samples.values)
         misfit = np.maximum(misfit, 0.0)
@@ -401,7 +403,9 @@ class _Assembly:
     def jacobian(self, slab: slice) -> np.ndarray:
         """``J`` of the smoothed volumes, (n, 6, V)."""
         samples, problem = self.samples, self.problem
-        slopes = smoothed(samples.slopes[:, :, slab], samples.missing[:, slab], self.smoother)
+        leverage = self.leverage[:, 0] if self.member.leave_one_out else None
+        slopes, missing = samples.slopes[:, :, slab], samples.missing[:, slab]
+        slopes = smoothed(slopes, missing, self.filter, leverage)
         return Poses(problem.center).columns(problem.fields, problem.points[slab], slopes)
 
     def linearised(self) -> tuple[np.ndarray, GroupMatrix, np.ndarray]:
@@ -475,7 +479,7 @@ class _Assembly:
     def by_blocks(self, slab: slice, pull: np.ndarray) -> np.ndarray:
         """Sum what points of a slab pull, (n, 6, V), over blocks of the brain: (B, n, 6)."""
         blocks = self.problem.block
-        member = sparse.csr_array(
+        member = scipy.sparse.csr_array(
             (np.ones(pull.shape[2]), blocks[slab], np.arange(pull.shape[2] + 1)),
             shape=(pull.shape[2], blocks.max() + 1),
         )
@@ -502,6 +506,8 @@ def discord(pulls: np.ndarray, square: np.ndarray) -> np.ndarray:
 def right_jacobians(twists: np.ndarray) -> np.ndarray:
     """Return ``A`` of twists (K, 6), ``δ = −A dξ``: (K, 6, 6)."""
     found = np.zeros((len(twists), 6, 6))
-    found[:, :3, :3] = Rotation.from_rotvec(twists[:, 3:]).as_matrix().transpose(0, 2, 1)
+    found[:, :3, :3] = (
+        scipy.spatial.transform.Rotation.from_rotvec(twists[:, 3:]).as_matrix().transpose(0, 2, 1)
+    )
     found[:, 3:, 3:] = right_jacobian(twists[:, 3:])
     return found

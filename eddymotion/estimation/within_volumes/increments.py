@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.robust import student_weights
@@ -46,7 +46,7 @@ class Increments:
         ``σ`` of each kind and parameter, mm.
     """
 
-    change: sparse.csr_array
+    change: scipy.sparse.csr_array
     kind: np.ndarray
     in_mm: np.ndarray
     scale: np.ndarray = field(default_factory=lambda: np.full((3, 6), FIRST_SCALE_MM))
@@ -70,7 +70,7 @@ class Increments:
         n = len(linked)
         places = np.repeat(np.arange(n), 2), (linked[:, None] + [0, 1]).ravel()
         shape = (n, knots.n_rows)
-        change = sparse.csr_array((np.tile([-1.0, 1.0], n), places), shape=shape)
+        change = scipy.sparse.csr_array((np.tile([-1.0, 1.0], n), places), shape=shape)
         return cls(change, kind[linked], in_mm)
 
     @property
@@ -83,12 +83,12 @@ class Increments:
         size = (((self.change @ twists) * self.in_mm / self.scale[self.kind]) ** 2).sum(axis=1)
         return student_weights(size, n_values=6)
 
-    def precision(self, weights: np.ndarray) -> list[sparse.csr_array]:
+    def precision(self, weights: np.ndarray) -> list[scipy.sparse.csr_array]:
         """Precision of each of the six parameters, (K, K) each."""
         found = []
         for axis in range(6):
             of_increments = weights * (self.in_mm[axis] / self.scale[self.kind, axis]) ** 2
-            found.append(self.change.T @ sparse.diags_array(of_increments) @ self.change)
+            found.append(self.change.T @ scipy.sparse.diags_array(of_increments) @ self.change)
         return found
 
     def learnt(self, twists: np.ndarray, weights: np.ndarray, variances: np.ndarray) -> Increments:

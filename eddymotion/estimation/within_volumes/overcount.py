@@ -16,7 +16,7 @@ takes one step as a whole.
 from __future__ import annotations
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 from eddymotion.robust import sandwich
 
@@ -54,4 +54,4 @@ def _inverse(square: np.ndarray) -> np.ndarray:
     held = square + np.diag(size)[:, None] / n
     held = held.reshape(6 * n, 6 * n)
     held[np.diag_indices_from(held)] *= 1 + DAMPING
-    return linalg.inv(held, assume_a="pos", check_finite=False).reshape(square.shape)
+    return scipy.linalg.inv(held, assume_a="pos", check_finite=False).reshape(square.shape)

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 from eddymotion.data.acquisition import LEAST_EXCITATIONS, Slicing
 from eddymotion.estimation.within_volumes.equations import SlicePulls
@@ -223,10 +223,12 @@ def log_evidence(pulls: SlicePulls, misfit: SmoothMisfit, slicing: Slicing, scal
     banded = _banded(hessian)
     poses, found = start, -np.inf
     for _ in range(N_ROUNDS):
-        factor = linalg.cholesky_banded(
+        factor = scipy.linalg.cholesky_banded(
             walk.added(banded, poses), lower=True, overwrite_ab=True, check_finite=False
         )
-        poses = linalg.cho_solve_banded((factor, True), right, check_finite=False).reshape(-1, 6)
+        poses = scipy.linalg.cho_solve_banded((factor, True), right, check_finite=False).reshape(
+            -1, 6
+        )
         away = poses.reshape(n, -1) - flat
         cost = np.einsum("ni,nij,nj->", away, hessian, away) / 2 + (gradient * away).sum()
         before, found = found, walk.log_density(poses) - cost - np.log(factor[0]).sum()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation.coupled import POINTS_FOR_MODEL
@@ -119,7 +119,7 @@ class CourseSolver:
         dwi = self.dwi
         self.random = np.random.default_rng(self.compute.seed)
         self.slicing = dwi.acquisition.slicing
-        self.mask = ndimage.binary_dilation(dwi.mask)
+        self.mask = scipy.ndimage.binary_dilation(dwi.mask)
         self.scale = head_scale(dwi.mask, dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
         human = 1 / self.scale  # the prior's lengths are those of a human head

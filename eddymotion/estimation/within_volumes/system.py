@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import linalg, sparse
+import scipy
 
 from eddymotion.estimation.within_volumes.chain import Chain
 from eddymotion.estimation.within_volumes.equations import CourseEquations
@@ -100,7 +100,7 @@ class CourseSystem:
     damping: np.ndarray
 
     @cached_property
-    def prior(self) -> list[sparse.csr_array]:
+    def prior(self) -> list[scipy.sparse.csr_array]:
         """Precision of the increments, (K, K) for each of the six parameters."""
         return self.increments.precision(self.weights)
 
@@ -170,7 +170,7 @@ class CourseSystem:
         for axis, precision in enumerate(self.prior):
             held += common[:, axis].T @ (precision @ common[:, axis])
         held[np.diag_indices_from(held)] *= 1 + 1e-12
-        return linalg.inv(held, assume_a="pos", check_finite=False)
+        return scipy.linalg.inv(held, assume_a="pos", check_finite=False)
 
     @property
     def posterior(self) -> Posterior:

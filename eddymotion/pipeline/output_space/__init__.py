@@ -24,8 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine
-from scipy.linalg import polar
 
 from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
@@ -137,7 +137,7 @@ def _found(pair: SpacePair, transform: str, seed: int) -> OutputSpace | None:
     if transform == "auto" and _is_same_place(found.matrix, pair):
         return None
     stretched = pair.register_linearly("affine", seed, found.matrix)
-    scales = np.diag(polar(stretched.matrix[:3, :3])[1])
+    scales = np.diag(scipy.linalg.polar(stretched.matrix[:3, :3])[1])
     if np.abs(scales - 1).max() < SAME_SIZE:
         space = pair.space(found, "rigid")
         return replace(space, doubts=_of_handedness(pair, space, seed))

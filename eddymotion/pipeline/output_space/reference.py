@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from nibabel.affines import apply_affine
-from scipy.ndimage import binary_dilation
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
@@ -51,7 +51,9 @@ class Reference:
 
 def widened(mask: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Add :data:`BRAIN_MARGIN_MM` to a mask of voxels of some sizes (3,), mm."""
-    return binary_dilation(mask, iterations=int(np.ceil(BRAIN_MARGIN_MM / sizes.min())))
+    return scipy.ndimage.binary_dilation(
+        mask, iterations=int(np.ceil(BRAIN_MARGIN_MM / sizes.min()))
+    )
 
 
 def reference_image(dwi: DWI, motion: Motion, contrast: str = "dwiref") -> Image:

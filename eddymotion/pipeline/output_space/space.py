@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import polar
+import scipy
 
 from eddymotion.images.image import Image
 from eddymotion.pairs.advice import advise
@@ -71,7 +71,7 @@ class OutputSpace:
     @cached_property
     def rotation(self) -> np.ndarray:
         """The rotation nearest to the linear part, target → reference frame, (3, 3)."""
-        return polar(self.registration.matrix[:3, :3])[0]
+        return scipy.linalg.polar(self.registration.matrix[:3, :3])[0]
 
     @property
     def linear(self) -> np.ndarray | None:
