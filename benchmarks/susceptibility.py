@@ -230,16 +230,18 @@ def motion_errors(
     recorded, what is alike in all volumes removed: the field of the head at rest.
     """
     dwis = dwi.gradients.dwis
-    wrong = log_rigid(np.linalg.inv(matrices[dwis]) @ motion.matrices[dwis], points.mean(axis=0))
+    wrong = log_rigid(np.linalg.inv(matrices[dwis]) @ motion.head[dwis], points.mean(axis=0))
+    from_b0 = float(np.rad2deg(np.sqrt((wrong[:, 3:] ** 2).sum(axis=1).mean())))
     wrong -= wrong.mean(axis=0)
     shifts = np.einsum("nij,nj->ni", matrices[dwis, :3, :3], wrong[:, :3])
     along = shifts @ encoding
     across = shifts - along[:, None] * encoding
     there = np.stack([motion.recorded(volume, points) for volume in dwis]) - recorded[dwis]
     there -= there.mean(axis=0)
-    off = motion.parameters(dwi.center) - em.Motion(matrices).parameters(dwi.center)
+    off = motion.parameters(dwi.center, of_head=True) - em.Motion(matrices).parameters(dwi.center)
     held = np.abs(off[1:]) < 1.96 * motion.standard_errors[1:]
     return {
+        "from_b0_deg": from_b0,
         "turned_deg": float(np.rad2deg(np.sqrt((wrong[:, 3:] ** 2).sum(axis=1).mean()))),
         "across_mm": float(np.sqrt((across**2).sum(axis=1).mean())),
         "along_mm": float(np.sqrt((along**2).mean())),
@@ -388,12 +390,14 @@ def pitching_table(rows: list[tables.Row]) -> list[str]:
         return []
     lines = [
         [PITCHING[row["case"]], str(row["seed"]), order,
-         tables.number(row[f"{order}_turned_deg"]), tables.number(row[f"{order}_across_mm"]),
-         tables.number(row[f"{order}_along_mm"]), tables.number(row[f"{order}_recorded_mm"]),
+         tables.number(row[f"{order}_turned_deg"]),
+         tables.number(row.get(f"{order}_from_b0_deg") or np.nan),
+         tables.number(row[f"{order}_across_mm"]), tables.number(row[f"{order}_along_mm"]),
+         tables.number(row[f"{order}_recorded_mm"]),
          tables.number(row[f"{order}_held"], 2)]
         for row in rows for order in ORDERS
     ]  # fmt: skip
-    heads = ["series", "seed", "fields", "turned (°)", "across (mm)", "along (mm)",
+    heads = ["series", "seed", "fields", "turned (°)", "from b=0 (°)", "across (mm)", "along (mm)",
              "recorded (mm)", "95 % intervals that hold"]  # fmt: skip
     return [PITCHED, tables.markdown(heads, lines)]
 
@@ -401,9 +405,10 @@ def pitching_table(rows: list[tables.Row]) -> list[str]:
 PITCHED = """## A field that changes with the pose
 
 Motion of a series in a field that changes as the head nods, estimated with fields that may follow
-it: errors of the diffusion-weighted volumes among themselves, across the phase encoding and along
-it, where a constant of the change is not told from a translation; *recorded*: where points of the
-brain are recorded, the field of the head at rest removed.
+it: errors of the head in the diffusion-weighted volumes among themselves, across the phase
+encoding and along it, where a constant of the change is not told from a translation, and rotations
+from the first b=0; *recorded*: where points of the brain are recorded, the field of the head at
+rest removed.
 """
 
 INTRODUCTION = f"""# Off-resonance fields

@@ -19,10 +19,13 @@ from eddymotion.estimation.fields import (
     pose_regressors,
     unseen_covariances,
     untold_covariances,
+    with_offsets,
+    with_offsets_of_poses,
 )
 from eddymotion.estimation.joint import with_cubic_fields
 from eddymotion.estimation.joint.solver import JointSolver
 from eddymotion.mapping.eddy_currents import EddyCurrents
+from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
 
@@ -89,6 +92,41 @@ def test_poses_are_less_certain_along_the_phase_encoding(matrices, response):
     assert not found[0].any()
     assert (found[5:, 1, 1] > 0).all()
     assert not found[:, [0, 2], [0, 2]].any()
+
+
+def test_what_is_linear_in_fields_that_follow_the_head_is_none_in_the_middle(matrices, response):
+    """The constant that goes with them; of the gradients' nothing is in it."""
+    poses = pose_regressors(matrices, CENTER, 0)
+    by_gradients = SCHEME.qvecs @ np.ones((3, 9))
+    eddy = EddyCurrents(by_gradients + poses @ response, np.array([0.0, 1.0, 0.0]), CENTER)
+    points = CENTER + np.random.default_rng(0).normal(scale=40, size=(500, 3)) + [0, 0, 20]
+    found = with_offsets_of_poses(eddy, response, poses, matrices, points)
+    assert found.offsets[0] == pytest.approx(0, abs=1e-9)
+    assert np.abs(found.offsets).max() > 0.2
+    for volume in (3, 11, 25):
+        scanner = points @ matrices[volume, :3, :3].T + matrices[volume, :3, 3]
+        displaced = eddy.terms(scanner) @ (poses[volume] @ response) + found.offsets[volume]
+        linear = np.column_stack([np.ones(len(points)), scanner - CENTER])
+        assert np.linalg.lstsq(linear, displaced)[0][0] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("driven", "kept"), [(0.01, 0.3), (1.0, 0.9)])
+def test_a_head_that_moves_far_is_not_taken_for_eddy_currents(matrices, response, driven, kept):
+    """What its steps have of the gradients, by chance or not, if fields do not change so."""
+    pe, poses = np.array([0.0, 1.0, 0.0]), pose_regressors(matrices, CENTER, 0)
+    follows = SCHEME.qvecs @ np.array([0.5, -0.3, 0.6])
+    moved = matrices.copy()
+    moved[:, 1, 3] -= follows
+    by_gradients = driven * SCHEME.qvecs @ np.random.default_rng(8).normal(size=(3, 9))
+    by_turns = poses[:, 3:] @ response[3:]
+    eddy = EddyCurrents(by_gradients + by_turns, pe, CENTER, np.zeros(len(SCHEME)))
+    alone, known = (
+        with_offsets(Motion(moved, eddy_currents=one), SCHEME).eddy_currents
+        for one in (replace(eddy, offsets=None), eddy)
+    )
+    size = np.abs(known.offsets).max() / np.abs(alone.offsets).max()
+    assert size < kept if driven < 0.1 else size > kept
+    assert (known.offset_errors <= alone.offset_errors + 1e-12).all()
 
 
 def test_fields_that_may_follow_a_head_that_moved_little_widen_the_errors(matrices, response):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The b=0 signal as a function of the diffusion-weighted one and of the place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,10 @@ from eddymotion.estimation.contrast import offset_from_images
 from eddymotion.estimation.contrast.basis import Basis, Moments
 from eddymotion.estimation.contrast.clusters import N_POINTS
 from eddymotion.estimation.contrast.equations import ContrastEquations
+from eddymotion.images.grid import grid_points
+from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import rms_displacement
+from eddymotion.mapping.rigid import log_rigid, rms_displacement
 
 
 @pytest.mark.parametrize("with_spread", [True, False])
@@ -53,3 +57,23 @@ def test_a_near_start_needs_the_finest_width_alone_and_sees_it_at_the_same_point
     assert [width for width, _ in seen] == [4.0, 2.0, 1.0, 1.0]
     np.testing.assert_array_equal(seen[2][1], seen[3][1])
     assert rms_displacement(far, near, still.brain_center) < 0.05
+
+
+def test_b0_volumes_are_read_without_their_fields(still):
+    """A field that shears them by 5 % along y looks like a turn where it is not known."""
+    b0s, volumes = still.gradients.b0s, still.gradients.dwis
+    shear = np.tile([0.0, 0.0, 4.0], (len(b0s), 1))  # mm at 80 mm, against z
+    eddy = EddyCurrents(shear, np.array([0.0, 1.0, 0.0]), still.center)
+    origins, stretch = eddy.origin(0, grid_points(still.shape, still.affine))
+    signal = still.signal.copy()
+    for volume in b0s:
+        shown = still.volume(volume).spline.sample(origins) / stretch
+        signal[..., volume] = np.nan_to_num(shown).reshape(still.shape)
+    dwi, rest = replace(still, signal=signal), Motion.identity(len(b0s))
+    own = Motion.identity(len(volumes))
+    turned = []
+    for known in (rest, replace(rest, eddy_currents=eddy)):
+        offset, _ = offset_from_images(dwi, known, volumes, own, np.eye(4), near=True)
+        turned.append(np.rad2deg(log_rigid(offset, still.brain_center)[3:]))
+    assert np.abs(turned[0]).max() > 0.3
+    assert np.abs(turned[1]).max() < 0.1

@@ -80,7 +80,8 @@ def descriptions(columns: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
             "Framewise displacement of the head alone: without eddy_offset", "mm"),
         "eddy_offset": (
             "Part of the translation, against the phase-encoding vector, that follows the "
-            "diffusion gradients: the eddy currents' rather than the head's", "mm"),
+            "diffusion gradients, or goes with a field that changes with the pose: the fields' "
+            "rather than the head's", "mm"),
         "eddy_offset_se": ("Standard error of eddy_offset", "mm"),
         "rmsd": ("Root-mean-square displacement to the previous volume over a sphere of 80 mm "
                  "(Jenkinson 1999)", "mm"),

@@ -59,7 +59,7 @@ class EddyCurrents:
         Where the fields vanish, RAS+ mm: the centre of the image grid.
     offsets : (N,) array, optional
         Displacement of the centre by the fields, mm along `pe` (signed as ``d``): the part of the
-        poses' translation that follows the gradients.
+        poses' translation that follows the gradients, or goes with fields that follow the head.
     offset_errors : (N,) array, optional
         Their standard errors, mm.
     """

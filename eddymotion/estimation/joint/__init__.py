@@ -257,9 +257,10 @@ class JointSteps:
         unplaced = np.isin(np.arange(len(self.dwi)), self.unplaced)
         known = _known(self.dwi, self.groups, self.problems, self.frames) & ~unplaced
         unrest, held = errors.unrest(self.judged.outliers.flagged), self.solver.undetermined
+        motion = self.solver.with_offsets_of_poses(self.motion, self.groups[-1])
         return Estimate(
             fill_unpredicted(
-                self.dwi, self.motion, known, self.model, groups=self.frames, unplaced=unplaced
+                self.dwi, motion, known, self.model, groups=self.frames, unplaced=unplaced
             ),
             np.where(known[:, None, None], errors.covariances + unrest.covariances, np.nan),
             self.frames if len(self.frames) > 1 else None,

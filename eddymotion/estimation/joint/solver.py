@@ -27,6 +27,7 @@ from eddymotion.estimation.fields import (
     untold_covariances,
     usual_poses,
     weigh_fields,
+    with_offsets_of_poses,
 )
 from eddymotion.estimation.outlier_volumes import far_from_neighbours
 from eddymotion.estimation.outliers import SliceOutliers, rescaled
@@ -88,6 +89,9 @@ THICK = 1.3
 MAX_SWEEPS, AT_HOME_MM = 6, 4.0
 """Times that volumes far from their neighbours are sought, until none moves so far, in a human
 head (root mean square)."""
+
+SOME_OF_BRAIN = 7
+"""Every so many voxels of the brain show what fields displace it by."""
 
 MAX_REUNIONS = 6
 """Times that volumes which b=0 finds elsewhere are tried again."""
@@ -387,7 +391,7 @@ class JointSolver:
         """
         poses, eddy, volumes = self.prior.poses, motion.eddy_currents, group.volumes
         nothing = np.zeros((len(motion), 6, 6))
-        brain = apply_affine(self.dwi.affine, np.argwhere(self.dwi.mask)[::7])
+        brain = apply_affine(self.dwi.affine, np.argwhere(self.dwi.mask)[::SOME_OF_BRAIN])
         if poses is None or eddy is None:
             if self.suspected is None:
                 return nothing
@@ -398,6 +402,19 @@ class JointSolver:
         own = self.dwi.gradients.select(volumes)
         found = follow_poses(eddy.coefficients[volumes], own, poses[volumes])
         return nothing if found is None else untold_covariances(eddy, found.response, poses, brain)
+
+    def with_offsets_of_poses(self, motion: Motion, group: VolumeGroup) -> Motion:
+        """Tell what of the translations is of fields that follow the head, where these do."""
+        poses, eddy, volumes = self.prior.poses, motion.eddy_currents, group.volumes
+        if poses is None or eddy is None:
+            return motion
+        own = self.dwi.gradients.select(volumes)
+        found = follow_poses(eddy.coefficients[volumes], own, poses[volumes])
+        if found is None:
+            return motion
+        brain = apply_affine(self.dwi.affine, np.argwhere(self.dwi.mask)[::SOME_OF_BRAIN])
+        eddy = with_offsets_of_poses(eddy, found.response, poses, motion.matrices, brain)
+        return replace(motion, eddy_currents=eddy)
 
     def with_pose_response(
         self, eddy: EddyCurrents, poses: np.ndarray, group: VolumeGroup
