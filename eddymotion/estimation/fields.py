@@ -64,10 +64,11 @@ LEAST_MOTION_MM = 1.0
 of it; of heads at rest, and of some that nodded within volumes, fields seemed to follow 0.1 to 0.3
 mm of motion by 0.2 mm."""
 
-LEAST_FOLLOWED = 0.15
+LEAST_FOLLOWED = 0.1
 """Part of the motion (mm at 50 mm) by which fields follow it at least, mm at 80 mm. A field that
 only turns with the head seems to follow it, too, since it displaces along a direction that turns
-against the head: by 0.05 on a simulated head, where one that changes does by 0.31."""
+against the head: by 0.005 to 0.05 on simulated heads, where one that changes does by 0.147 to
+0.31."""
 
 FAR_AWAY = 4.0
 """Poses farther from the middle one than so many times the median distance tell nothing of fields:
