@@ -21,7 +21,7 @@ from nibabel.affines import apply_affine
 import eddymotion as em
 from benchmarks import tables
 from eddymotion.data.series import DWI
-from eddymotion.estimation.undetermined import describe_directions
+from eddymotion.estimation.equations.undetermined import describe_directions
 from eddymotion.evaluation.motion import brain_points
 from eddymotion.io.images import image_stem
 from eddymotion.mapping.motion import Motion

@@ -32,9 +32,9 @@ from scipy.ndimage import binary_erosion, gaussian_filter1d
 import eddymotion as em
 from benchmarks import tables
 from eddymotion.data.acquisition import Acquisition
-from eddymotion.estimation.measured_field import MeasuredMap, radians
 from eddymotion.estimation.off_resonance import FieldEstimate, estimate_off_resonance
 from eddymotion.estimation.off_resonance.images import Distorted
+from eddymotion.estimation.off_resonance.measured import MeasuredMap, radians
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image
 from eddymotion.mapping.off_resonance import OffResonance, Readout

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.estimation.contrast import offset_from_images
-from eddymotion.estimation.contrast.basis import Basis, Moments
-from eddymotion.estimation.contrast.clusters import N_POINTS
-from eddymotion.estimation.contrast.equations import ContrastEquations
+from eddymotion.estimation.frames.contrast import offset_from_images
+from eddymotion.estimation.frames.contrast.basis import Basis, Moments
+from eddymotion.estimation.frames.contrast.clusters import N_POINTS
+from eddymotion.estimation.frames.contrast.equations import ContrastEquations
 from eddymotion.images.grid import grid_points
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion

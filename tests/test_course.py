@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from eddymotion.estimation.course import OffsetEstimate, merged
-from eddymotion.estimation.motion_prior import KnownSteps, MotionPrior
+from eddymotion.estimation.frames.course import OffsetEstimate, merged
+from eddymotion.estimation.frames.motion_prior import KnownSteps, MotionPrior
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.simulation import shelled_scheme
 from eddymotion.simulation.motion import simulate_motion

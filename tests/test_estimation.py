@@ -10,14 +10,14 @@ import pytest
 from eddymotion.data.checks import in_sidecar
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Joint, assess, estimate_motion
-from eddymotion.estimation.coupled import CoupledProblem
-from eddymotion.estimation.course import merged
+from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import UnknownFields
 from eddymotion.estimation.frames import unite_frames
+from eddymotion.estimation.frames.course import merged
 from eddymotion.estimation.lovo import register_unless_worse
 from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
-from eddymotion.estimation.unknowns import Poses
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.pyramid import jittered_points, low_pass
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from eddymotion.estimation.few_terms import Filter
+from eddymotion.estimation.equations.few_terms import Filter
 from eddymotion.models import AverageModel, get_model
 from eddymotion.simulation import shelled_scheme
 

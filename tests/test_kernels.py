@@ -6,8 +6,8 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 
-from eddymotion.estimation.slice_kernels import SliceSums
-from eddymotion.estimation.twist_kernels import sum_twists
+from eddymotion.estimation.equations.twist_kernels import sum_twists
+from eddymotion.estimation.outliers.slice_kernels import SliceSums
 from eddymotion.images import kernels
 from eddymotion.images.grid import transformed
 from eddymotion.images.image import Image

@@ -13,10 +13,10 @@ from nibabel.affines import apply_affine
 from eddymotion.cli.fieldmap import main
 from eddymotion.cli.simulate import main as simulate_main
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.measured_field import MeasuredMap, phase_difference, radians
 from eddymotion.estimation.off_resonance import estimate_off_resonance
 from eddymotion.estimation.off_resonance.descent import FieldEquations
 from eddymotion.estimation.off_resonance.images import Distorted, combined
+from eddymotion.estimation.off_resonance.measured import MeasuredMap, phase_difference, radians
 from eddymotion.estimation.off_resonance.problem import LEVELS, FieldLevel, FieldProblem
 from eddymotion.estimation.off_resonance.view import FieldState
 from eddymotion.fieldmaps import FieldmapPaths, FieldmapSettings

@@ -9,7 +9,7 @@ from scipy.linalg import block_diag
 
 import eddymotion as em
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.run_ties import (
+from eddymotion.estimation.runs.ties import (
     Brain,
     FrameTie,
     Network,
@@ -36,7 +36,7 @@ def covariance(random, size):
 @pytest.mark.parametrize("shared", [0.0, 0.5])
 def test_a_network_is_solved_as_all_its_edges_together(shared, monkeypatch):
     """The plain twin: one least-squares problem whose rows are the edges."""
-    monkeypatch.setattr("eddymotion.estimation.run_ties.network.SHARED", shared)
+    monkeypatch.setattr("eddymotion.estimation.runs.ties.network.SHARED", shared)
     random = np.random.default_rng(0)
     within = [covariance(random, 0.1) for _ in range(3)]
     of_b0 = np.stack([np.zeros((6, 6)), *(covariance(random, 0.04) for _ in range(2))])

@@ -12,7 +12,7 @@ import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.session import averaged, concatenated
-from eddymotion.estimation.measured_field import MapAgreement
+from eddymotion.estimation.off_resonance.measured import MapAgreement
 from eddymotion.estimation.runs import (
     JoinedRuns,
     RunImage,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from eddymotion.estimation import normal_equations
+from eddymotion.estimation.equations import normal_equations
+from eddymotion.estimation.equations.normal_equations import NormalEquations
+from eddymotion.estimation.equations.unknowns import POSES, Poses, PriorTerms, Unknowns
 from eddymotion.estimation.fields import FIELDS, UnknownFields
-from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.estimation.unknowns import POSES, Poses, PriorTerms, Unknowns
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import shelled_scheme

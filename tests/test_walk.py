@@ -26,7 +26,7 @@ LANDMARKS = (
     "estimation:estimate_motion",
     "data.checks:find_issues",
     "estimation.joint:solve_jointly",
-    "estimation.coupled:CoupledProblem.solve",
+    "estimation.equations.coupled:CoupledProblem.solve",
     "mapping.volume:VolumeMapping.sample_with_gradient",
     "images.image:Spline.sample_with_gradient",
     "estimation.frames:unite_frames",

@@ -33,8 +33,8 @@ import numpy as np
 import scipy
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.estimation.unknowns import Block, PriorTerms
+from eddymotion.estimation.equations.normal_equations import NormalEquations
+from eddymotion.estimation.equations.unknowns import Block, PriorTerms
 from eddymotion.images.grid import transformed
 from eddymotion.mapping.eddy_currents import (
     N_TERMS,

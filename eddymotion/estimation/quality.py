@@ -17,7 +17,6 @@ from eddymotion.data.acquisition import Slicing
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind, renamed
-from eddymotion.estimation.misfits import Misfits
 from eddymotion.estimation.outliers import (
     SliceFit,
     SliceOutliers,
@@ -26,6 +25,7 @@ from eddymotion.estimation.outliers import (
     score_slices,
     slice_heights,
 )
+from eddymotion.estimation.outliers.misfits import Misfits
 from eddymotion.images.pyramid import SPLINE_VOXELS, crop, jittered_points
 from eddymotion.images.stack import REBUILDING, SliceWeights
 from eddymotion.machine.parallel import one_blas_thread, parallel_map

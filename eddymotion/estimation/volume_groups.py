@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.ties import ENOUGH_DIRECTIONS
+from eddymotion.estimation.frames.ties import ENOUGH_DIRECTIONS
 from eddymotion.images.pyramid import Level
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
 
@@ -32,7 +32,7 @@ class VolumeGroup:
     coarse, fine : LinearModel
         What predicts them at the coarse and at the fine levels.
     leave_one_out : bool
-        See :class:`~eddymotion.estimation.coupled.CoupledProblem`.
+        See :class:`~eddymotion.estimation.equations.coupled.CoupledProblem`.
     has_fields : bool
         Whether eddy-current fields are estimated.
     widening : float
@@ -83,7 +83,7 @@ class VolumeGroup:
 
     @property
     def can_be_sought(self) -> bool:
-        """Whether its volumes can be tried elsewhere (:mod:`eddymotion.estimation.search`)."""
+        """Whether its volumes can be tried elsewhere (`equations.search`)."""
         is_process = isinstance(self.fine, GaussianProcessModel)
         return is_process and len(self.volumes) >= ENOUGH_DIRECTIONS
 

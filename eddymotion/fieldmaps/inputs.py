@@ -13,8 +13,8 @@ import numpy as np
 
 from eddymotion.data.gradients import B0_THRESHOLD
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.measured_field import MeasuredMap, phase_difference, radians
 from eddymotion.estimation.off_resonance.images import Distorted
+from eddymotion.estimation.off_resonance.measured import MeasuredMap, phase_difference, radians
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.image import Image
 from eddymotion.io.images import image_stem, read_image

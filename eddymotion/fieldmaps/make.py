@@ -13,12 +13,12 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.derivatives.session import FIELD_ID
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.measured_field import MapAgreement
 from eddymotion.estimation.off_resonance import (
     STIFFNESS,
     FieldEstimate,
     estimate_off_resonance,
 )
+from eddymotion.estimation.off_resonance.measured import MapAgreement
 from eddymotion.fieldmaps.inputs import (
     FieldmapPaths,
     FieldmapSettings,

@@ -15,7 +15,7 @@ import numpy as np
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.finished import damage, intact, is_damaged, read_sidecar, sha256
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.run_ties import FrameTie
+from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.io.images import image_stem
 from eddymotion.io.motion import read_motion, write_motion
 from eddymotion.io.sidecars import SeriesFiles

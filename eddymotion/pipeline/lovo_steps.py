@@ -29,9 +29,9 @@ from eddymotion.estimation.lovo import (
     lost_voxels,
     register_unless_worse,
 )
+from eddymotion.estimation.lovo.schedule import Pass, plan_passes, registrar_at
 from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
 from eddymotion.estimation.quality import ENOUGH, predict
-from eddymotion.estimation.schedule import Pass, plan_passes, registrar_at
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.io.images import image_stem, read_image, write_image

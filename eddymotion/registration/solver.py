@@ -2,7 +2,7 @@
 """Gauss-Newton steps, halved where the cost rises and lengthened where they creep.
 
 One loop for a pair of images and for all volumes of a series
-(:mod:`eddymotion.estimation.coupled`): what differs is the objective.
+(:mod:`eddymotion.estimation.equations.coupled`): what differs is the objective.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import numpy as np
 
 from eddymotion.derivatives.citation import Methods, bibtex, boilerplate, references, version_of
 from eddymotion.derivatives.finished import RECORD, SELF
-from eddymotion.estimation.misfits import SPREADS
 from eddymotion.estimation.outliers import MANY_LOST, WEAK_VOLUME
+from eddymotion.estimation.outliers.misfits import SPREADS
 from eddymotion.reports.layout import (
     Figure,
     Html,

@@ -11,8 +11,8 @@ from nibabel.affines import apply_affine
 from eddymotion.data.series import DWI
 from eddymotion.derivatives.confounds import excursions
 from eddymotion.estimation import Quality
+from eddymotion.estimation.equations.undetermined import describe_directions
 from eddymotion.estimation.outliers import describe_outliers
-from eddymotion.estimation.undetermined import describe_directions
 from eddymotion.images.axes import image_axes
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import framewise_displacement

@@ -7,7 +7,7 @@ On a head fitted to a real series 0.95 of the error within the shell was of this
 import numpy as np
 import pytest
 
-from eddymotion.estimation.direction_pulls import find_pulls, without_pulls
+from eddymotion.estimation.frames.direction_pulls import find_pulls, without_pulls
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.estimation.coupled import CoupledProblem
-from eddymotion.estimation.search import places_by_signal, search, search_level
+from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.search import places_by_signal, search, search_level
 from eddymotion.images.grid import Grid
 from eddymotion.images.pyramid import band_pass, head_scale, jittered_points
 from eddymotion.mapping.motion import Motion

@@ -8,7 +8,7 @@ import pytest
 from nibabel.affines import apply_affine
 
 from eddymotion.estimation import Joint, estimate_motion
-from eddymotion.estimation.coupled import CoupledProblem
+from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.pyramid import jittered_points, low_pass
 from eddymotion.mapping.motion import Motion

@@ -8,8 +8,8 @@ import pytest
 from report_cases import with_lost_slices
 
 from eddymotion.estimation import assess
-from eddymotion.estimation.misfits import LEAST_SHARE, Misfits
 from eddymotion.estimation.outliers import reasons_beyond_repair
+from eddymotion.estimation.outliers.misfits import LEAST_SHARE, Misfits
 from eddymotion.simulation import shelled_scheme
 
 COMB = 10

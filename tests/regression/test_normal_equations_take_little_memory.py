@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.estimation import coupled
-from eddymotion.estimation.coupled import CoupledProblem, Residuals, Samples
+from eddymotion.estimation.equations import coupled
+from eddymotion.estimation.equations.coupled import CoupledProblem, Residuals, Samples
+from eddymotion.estimation.equations.normal_equations import NormalEquations
+from eddymotion.estimation.equations.unknowns import Poses, Unknowns
 from eddymotion.estimation.fields import UnknownFields
-from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.estimation.unknowns import Poses, Unknowns
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import jittered_points
 from eddymotion.machine.parallel import one_blas_thread

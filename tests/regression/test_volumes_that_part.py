@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.estimation.anchors import Anchors
+from eddymotion.estimation.frames.anchors import Anchors
 from eddymotion.images.grid import Grid
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rms_displacement

@@ -10,7 +10,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation import estimate_motion
 from eddymotion.estimation.frames import of_few
-from eddymotion.estimation.ties import joined_in_time, tied_by_data, tied_volumes
+from eddymotion.estimation.frames.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rigid_parameters, rms_displacement
 from eddymotion.models import get_model

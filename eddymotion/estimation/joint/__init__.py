@@ -3,15 +3,15 @@
 
 The loop of :mod:`eddymotion.estimation.lovo` creeps: each prediction is blurred by the motion of
 the others. Here one Gauss-Newton step moves all volumes together
-(:mod:`eddymotion.estimation.coupled`), coarse to fine, at random points off the grid:
+(:mod:`eddymotion.estimation.equations.coupled`), coarse to fine, at random points off the grid:
 
 1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself, and so
-   is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.ties`).
+   is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.frames.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
 2. Coarse levels use a fixed covariance; they cover 20 mm and 25°, but for volumes far from their
-   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.search`), against b=0 as
-   well (:mod:`eddymotion.estimation.anchors`). Fine levels are band-passed, since what a model
-   gets wrong is smooth in space, and fit the covariance to the band.
+   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.equations.search`),
+   against b=0 as well (:mod:`eddymotion.estimation.frames.anchors`). Fine levels are band-passed,
+   since what a model gets wrong is smooth in space, and fit the covariance to the band.
 3. Directions of motion that the images do not show are held at rest, and shells that turn out not
    to be tied are parted; then all starts again.
 4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
@@ -21,7 +21,7 @@ the others. Here one Gauss-Newton step moves all volumes together
 6. Standard errors come from how much the solution differs between parts of the brain, and between
    parts of a volume's time.
 7. What of the poses follows the direction of diffusion, which no image contradicts, is left to
-   the course of the head (:mod:`eddymotion.estimation.direction_pulls`).
+   the course of the head (:mod:`eddymotion.estimation.frames.direction_pulls`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,16 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients, forms_shells
 from eddymotion.data.series import DWI
-from eddymotion.estimation.coupled import CoupledProblem
-from eddymotion.estimation.direction_pulls import leave_to_the_course
+from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.undetermined import (
+    ENOUGH_SLICES,
+    describe_directions,
+    undetermined_directions,
+)
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.fields import NO_PRIOR
+from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
+from eddymotion.estimation.frames.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.estimation.joint.solver import (
     COARSE,
     FINE,
@@ -48,12 +54,6 @@ from eddymotion.estimation.joint.solver import (
 from eddymotion.estimation.joint.standard_errors import PoseErrors, pose_errors
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
 from eddymotion.estimation.quality import Quality, assess
-from eddymotion.estimation.ties import joined_in_time, tied_by_data, tied_volumes
-from eddymotion.estimation.undetermined import (
-    ENOUGH_SLICES,
-    describe_directions,
-    undetermined_directions,
-)
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.images.axes import phase_encoding_vector
 from eddymotion.machine.memory import give_back_memory

@@ -13,8 +13,11 @@ import scipy
 from nibabel.affines import apply_affine
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.anchors import LEAST_CORE, NONE_PARTED, Anchors, Parted
-from eddymotion.estimation.coupled import CoupledProblem, LostSlices
+from eddymotion.estimation.equations.coupled import CoupledProblem, LostSlices
+from eddymotion.estimation.equations.search import places_by_signal, search, search_level
+from eddymotion.estimation.equations.solution import Solution
+from eddymotion.estimation.equations.undetermined import free_directions
+from eddymotion.estimation.equations.unknowns import POSES, Block, Poses
 from eddymotion.estimation.fields import (
     NO_PRIOR,
     FieldPrior,
@@ -29,12 +32,9 @@ from eddymotion.estimation.fields import (
     weigh_fields,
     with_offsets_of_poses,
 )
+from eddymotion.estimation.frames.anchors import LEAST_CORE, NONE_PARTED, Anchors, Parted
 from eddymotion.estimation.outlier_volumes import far_from_neighbours
 from eddymotion.estimation.outliers import SliceOutliers, rescaled
-from eddymotion.estimation.search import places_by_signal, search, search_level
-from eddymotion.estimation.solution import Solution
-from eddymotion.estimation.undetermined import free_directions
-from eddymotion.estimation.unknowns import POSES, Block, Poses
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.axes import image_axes
 from eddymotion.images.compact import CompactSpline

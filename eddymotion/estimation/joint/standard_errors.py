@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.coupled import CoupledProblem
+from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.joint.solver import JointSolver, group_motion
-from eddymotion.estimation.solution import Solution
 from eddymotion.estimation.unrest import Unrest
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.pyramid import head_scale
@@ -134,8 +134,8 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     covariances : (N, 6, 6) array
         Of the poses of a group.
     scatter : (6,) array
-        From :meth:`~eddymotion.estimation.solution.Solution.scatter_of_halves`, times the
-        square of a factor: :data:`HALVES_FACTOR`, or by how much steps are too short.
+        From :meth:`~eddymotion.estimation.equations.solution.Solution.scatter_of_halves`, times
+        the square of a factor: :data:`HALVES_FACTOR`, or by how much steps are too short.
     """
     variances = np.diagonal(covariances, axis1=1, axis2=2).mean(axis=0)
     return np.diag(np.maximum(np.nan_to_num(scatter - variances), 0.0))

@@ -19,8 +19,8 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.direction_pulls import leave_to_the_course
 from eddymotion.estimation.estimate import Estimate
+from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.estimation.within_volumes.solver import MANY_MOVED, CourseSolver
 from eddymotion.estimation.within_volumes.standard_errors import covariances

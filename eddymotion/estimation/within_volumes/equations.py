@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gauss-Newton on the course of the head through all volumes at once.
 
-As :mod:`eddymotion.estimation.coupled`, with the poses of knots in time in place of those of
-volumes. A point ``x`` of the head is read in all slices near it, each at its own pose
+As :mod:`eddymotion.estimation.equations.coupled`, with the poses of knots in time in place of
+those of volumes. A point ``x`` of the head is read in all slices near it, each at its own pose
 (:mod:`eddymotion.images.stack`), ``y_i(x) = Σ_k w_k S_k(T_ik x)``. A displacement of the content
 of slice ``k`` by ``δ_k`` changes it by ``−w_k J_i δ_k``; with ``B_m(t_k)`` the part of knot ``m``
 in the pose of that slice, ::
@@ -37,9 +37,9 @@ import numpy as np
 import scipy
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.coupled import MAX_MISSING, filled, smoothed
-from eddymotion.estimation.few_terms import Filter
-from eddymotion.estimation.unknowns import Poses
+from eddymotion.estimation.equations.coupled import MAX_MISSING, filled, smoothed
+from eddymotion.estimation.equations.few_terms import Filter
+from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.estimation.within_volumes.kernels import add_pulls
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.matrix import (
@@ -87,7 +87,7 @@ class Member:
     model : LinearModel
         Fitted.
     leave_one_out : bool
-        As of :class:`~eddymotion.estimation.coupled.CoupledProblem`.
+        As of :class:`~eddymotion.estimation.equations.coupled.CoupledProblem`.
     """
 
     volumes: np.ndarray

@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.coupled import POINTS_FOR_MODEL
+from eddymotion.estimation.equations.coupled import POINTS_FOR_MODEL
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.estimation.within_volumes.descent import CourseStepping, FoundCourse, solve_course
 from eddymotion.estimation.within_volumes.equations import CourseProblem, Member

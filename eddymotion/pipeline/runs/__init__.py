@@ -16,8 +16,8 @@ from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.citation import Methods
 from eddymotion.derivatives.session import SessionOutputs, write_field
-from eddymotion.estimation.run_ties import FrameTie
 from eddymotion.estimation.runs import JoinedRuns, RunImage
+from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.images.image import Image
 from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import SeriesFiles

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.estimation.run_ties import FrameTie
 from eddymotion.estimation.runs import JoinedRuns
+from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.io.writing import replacing, write_json
 from eddymotion.mapping.off_resonance import OffResonance

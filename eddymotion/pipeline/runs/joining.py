@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.measured_field import MeasuredMap
+from eddymotion.estimation.off_resonance.measured import MeasuredMap
 from eddymotion.estimation.runs import JoinedRuns, RunImage, join_runs, readouts_of, tell_field
 from eddymotion.fieldmaps.inputs import FieldmapPaths, FieldmapSettings, read_measured
 from eddymotion.images.image import Image

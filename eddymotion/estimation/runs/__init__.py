@@ -21,7 +21,6 @@ import scipy
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.measured_field import MapAgreement
 from eddymotion.estimation.off_resonance import estimate_off_resonance
 from eddymotion.estimation.off_resonance.images import (
     Distorted,
@@ -30,7 +29,8 @@ from eddymotion.estimation.off_resonance.images import (
     corrected_images,
     rigid_start,
 )
-from eddymotion.estimation.run_ties import Brain, FrameTie, ShownDiffusion, tied_frames
+from eddymotion.estimation.off_resonance.measured import MapAgreement
+from eddymotion.estimation.runs.ties import Brain, FrameTie, ShownDiffusion, tied_frames
 from eddymotion.images.grid import grid_points, mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask

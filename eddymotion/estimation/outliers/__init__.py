@@ -42,8 +42,8 @@ import numpy as np
 import scipy
 
 from eddymotion.data.acquisition import PLAIN, Slicing
-from eddymotion.estimation.misfits import Misfits
-from eddymotion.estimation.slice_kernels import SliceSums
+from eddymotion.estimation.outliers.misfits import Misfits
+from eddymotion.estimation.outliers.slice_kernels import SliceSums
 from eddymotion.images.image import Image
 from eddymotion.images.stack import SliceWeights
 from eddymotion.robust import robust_deviation

@@ -11,9 +11,9 @@ the nodes; what is known of two of them is an edge with a covariance:
 
 *Diffusion-weighted volumes of runs that share a shell*, by each other: all of them are volumes of
 one model, whatever their directions, and the poses of whole runs are the unknowns of the same
-Gauss-Newton steps that find the poses of volumes (:mod:`eddymotion.estimation.coupled`). They have
-one contrast, so that this edge is ten times as strong as the first; off-resonance has to be known
-where runs are distorted differently.
+Gauss-Newton steps that find the poses of volumes (:mod:`eddymotion.estimation.equations.coupled`).
+They have one contrast, so that this edge is ten times as strong as the first; off-resonance has to
+be known where runs are distorted differently.
 
 With ``b_k`` and ``d_k`` the errors of the nodes, twists of the head in the frame of the first run,
 and ``b_1 = 0``::
@@ -33,10 +33,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.estimation.run_ties.frame_tie import FrameTie
-from eddymotion.estimation.run_ties.network import Network, seen_from_first
-from eddymotion.estimation.run_ties.shell import Brain, shared_shell, tie_shell
-from eddymotion.estimation.run_ties.shown import ShownDiffusion
+from eddymotion.estimation.runs.ties.frame_tie import FrameTie
+from eddymotion.estimation.runs.ties.network import Network, seen_from_first
+from eddymotion.estimation.runs.ties.shell import Brain, shared_shell, tie_shell
+from eddymotion.estimation.runs.ties.shown import ShownDiffusion
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.off_resonance import OffResonance
 from eddymotion.mapping.rigid import exp_rigid

@@ -40,8 +40,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.contrast.clusters import COARSE, FINE, Clusters
-from eddymotion.estimation.contrast.equations import (
+from eddymotion.estimation.frames.contrast.clusters import COARSE, FINE, Clusters
+from eddymotion.estimation.frames.contrast.equations import (
     FIRST_STEPS,
     LAST_STEPS,
     ContrastEquations,

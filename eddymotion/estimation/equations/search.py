@@ -31,9 +31,9 @@ import scipy
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.estimation.coupled import CoupledProblem, Residuals
-from eddymotion.estimation.normal_equations import DAMPING
-from eddymotion.estimation.unknowns import Poses
+from eddymotion.estimation.equations.coupled import CoupledProblem, Residuals
+from eddymotion.estimation.equations.normal_equations import DAMPING
+from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.images.pyramid import MIN_POINTS, Level
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rms_displacement

@@ -12,11 +12,11 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.data.acquisition import Slicing
-from eddymotion.estimation.coupled import CoupledProblem, Residuals
-from eddymotion.estimation.normal_equations import DAMPING, GramMatrix, NormalEquations
+from eddymotion.estimation.equations.coupled import CoupledProblem, Residuals
+from eddymotion.estimation.equations.normal_equations import DAMPING, GramMatrix, NormalEquations
+from eddymotion.estimation.equations.twist_kernels import sum_twists
+from eddymotion.estimation.equations.unknowns import POSES
 from eddymotion.estimation.outliers import slice_row
-from eddymotion.estimation.twist_kernels import sum_twists
-from eddymotion.estimation.unknowns import POSES
 from eddymotion.images.pyramid import MIN_POINTS
 from eddymotion.machine.parallel import parallel_iterate, parallel_map
 from eddymotion.mapping.motion import Motion

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import scipy
 
-from eddymotion.estimation.unknowns import PriorTerms, Unknowns
+from eddymotion.estimation.equations.unknowns import PriorTerms, Unknowns
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.registration.solver import Evaluation
 from eddymotion.robust import sandwich

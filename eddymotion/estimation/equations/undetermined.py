@@ -22,7 +22,7 @@ import logging
 import numpy as np
 import scipy
 
-from eddymotion.estimation.coupled import MAX_MISSING, CoupledProblem
+from eddymotion.estimation.equations.coupled import MAX_MISSING, CoupledProblem
 from eddymotion.mapping.motion import Motion
 
 log = logging.getLogger(__name__)

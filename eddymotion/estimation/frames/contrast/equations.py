@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from eddymotion.estimation.contrast.basis import Basis, Moments
-from eddymotion.estimation.contrast.clusters import (
+from eddymotion.estimation.frames.contrast.basis import Basis, Moments
+from eddymotion.estimation.frames.contrast.clusters import (
     FINE,
     N_POINTS,
     ROWS_AT_A_TIME,

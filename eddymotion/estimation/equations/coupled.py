@@ -33,8 +33,9 @@ volumes darker; and the slope of the fields (a hundredth) is left out of ``J``. 
 all only warps the frame of the head: it is free as the common motion is, and the
 :class:`~eddymotion.estimation.fields.FieldPrior` fixes it.
 
-Poses and fields are blocks of unknowns (:mod:`eddymotion.estimation.unknowns`), whose columns of
-``J`` lie side by side; what is below knows nothing else of them, but that each volume has a pose.
+Poses and fields are blocks of unknowns (:mod:`eddymotion.estimation.equations.unknowns`), whose
+columns of ``J`` lie side by side; what is below knows nothing else of them, but that each volume
+has a pose.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.few_terms import Filter
-from eddymotion.estimation.normal_equations import GramMatrix, NormalEquations
+from eddymotion.estimation.equations.few_terms import Filter
+from eddymotion.estimation.equations.normal_equations import GramMatrix, NormalEquations
+from eddymotion.estimation.equations.unknowns import Block, Poses, Unknowns
 from eddymotion.estimation.outliers import is_lost, slice_heights
-from eddymotion.estimation.unknowns import Block, Poses, Unknowns
 from eddymotion.images.image import Continuous
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of
 from eddymotion.machine.parallel import parallel_iterate, parallel_map

@@ -3,10 +3,10 @@
 
 A block says how the volumes change with its unknowns, how a step moves the motion, and what is
 known beforehand; the normal equations of all blocks together
-(:mod:`eddymotion.estimation.normal_equations`) know nothing of their meaning. Every block has the
-same number of columns in each volume. Its unknowns may be fewer: steps ``δ_i`` of volume ``i`` are
-``B z_i``, with ``B`` the directions of the block that the data determine; or, where all volumes
-share the unknowns, ``Σ_d X_id B z_d`` by a design ``X``.
+(:mod:`eddymotion.estimation.equations.normal_equations`) know nothing of their meaning. Every
+block has the same number of columns in each volume. Its unknowns may be fewer: steps ``δ_i`` of
+volume ``i`` are ``B z_i``, with ``B`` the directions of the block that the data determine; or,
+where all volumes share the unknowns, ``Σ_d X_id B z_d`` by a design ``X``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import scipy
 
-from eddymotion.estimation.twist_kernels import sum_twists
+from eddymotion.estimation.equations.twist_kernels import sum_twists
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid
 
@@ -118,7 +118,7 @@ class Poses(Block):
     center : (3,) array
         About which heads turn, RAS+ mm.
     directions : (6, r) array, optional
-        The motion that the images show (:mod:`eddymotion.estimation.undetermined`).
+        The motion that the images show (:mod:`eddymotion.estimation.equations.undetermined`).
     """
 
     name, size = POSES, 6

@@ -5,12 +5,12 @@ An estimator aligns volumes of like contrast to each other. What remains unknown
 offset ``M`` between the frame of a diffusion-weighted group and that of the b=0 volumes. Two
 things tell it, and the better known counts more:
 
-*Time.* A head does not know which contrast is on. :mod:`eddymotion.estimation.course` learns from
-each group how it moves from volume to volume, and finds the offset at which the changes from b=0
-to diffusion-weighted volumes and back look like that.
+*Time.* A head does not know which contrast is on. :mod:`eddymotion.estimation.frames.course`
+learns from each group how it moves from volume to volume, and finds the offset at which the
+changes from b=0 to diffusion-weighted volumes and back look like that.
 
-*Images.* :mod:`eddymotion.estimation.contrast` predicts the b=0 image from the diffusion-weighted
-ones; the offset at which that goes best is one more guess, with a covariance.
+*Images.* :mod:`eddymotion.estimation.frames.contrast` predicts the b=0 image from the
+diffusion-weighted ones; the offset at which that goes best is one more guess, with a covariance.
 
 Where the two contradict each other beyond their errors, the error becomes as large as they are
 apart, and it is said.
@@ -27,13 +27,13 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.contrast import offset_from_images
-from eddymotion.estimation.course import Course, OffsetEstimate, merged
+from eddymotion.estimation.equations.undetermined import AFFECTED, free_directions
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.fields import with_offsets
-from eddymotion.estimation.motion_prior import MotionPrior
+from eddymotion.estimation.frames.contrast import offset_from_images
+from eddymotion.estimation.frames.course import Course, OffsetEstimate, merged
+from eddymotion.estimation.frames.motion_prior import MotionPrior
 from eddymotion.estimation.outlier_volumes import with_neighbours_poses
-from eddymotion.estimation.undetermined import AFFECTED, free_directions
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import head_scale

@@ -9,8 +9,8 @@ rest reaches; others end anywhere.
 With ``A_i`` from there and ``T_i`` the pose within the group, ``D_i = T_i⁻¹ A_i`` is what both
 frames differ by, alike for all volumes that are where they belong. The most that agree, the core,
 are right; the others are tried again, predicted by the core alone, at ``A_i D⁻¹`` among many poses
-(:mod:`eddymotion.estimation.search`). Volumes that still agree among themselves on another ``D``
-have parted.
+(:mod:`eddymotion.estimation.equations.search`). Volumes that still agree among themselves on
+another ``D`` have parted.
 """
 
 from __future__ import annotations

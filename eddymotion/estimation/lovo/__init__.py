@@ -7,7 +7,7 @@ likelihood of the series). Each pass starts from the original volumes and from t
 pass before, of which volumes that went astray are recovered
 (:mod:`eddymotion.estimation.outlier_volumes`).
 
-Once the model itself predicts (:mod:`eddymotion.estimation.schedule`), slices that lost their
+Once the model itself predicts (:mod:`eddymotion.estimation.lovo.schedule`), slices that lost their
 signal are sought before each pass: the others are predicted without them, and their volume is
 registered without them.
 """
@@ -23,10 +23,10 @@ from nibabel.affines import apply_affine
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
+from eddymotion.estimation.lovo.schedule import plan_passes
 from eddymotion.estimation.outlier_volumes import recover_outlier_volumes, retry_outlier_volumes
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
-from eddymotion.estimation.schedule import plan_passes
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import jittered_points

@@ -13,11 +13,11 @@ import numpy as np
 import scipy
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.coupled import CoupledProblem
-from eddymotion.estimation.normal_equations import NormalEquations
-from eddymotion.estimation.run_ties.shown import LEVELS, ShownDiffusion
-from eddymotion.estimation.ties import ENOUGH_DIRECTIONS
-from eddymotion.estimation.unknowns import Poses
+from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.normal_equations import NormalEquations
+from eddymotion.estimation.equations.unknowns import Poses
+from eddymotion.estimation.frames.ties import ENOUGH_DIRECTIONS
+from eddymotion.estimation.runs.ties.shown import LEVELS, ShownDiffusion
 from eddymotion.images.grid import mask_center
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.pyramid import Level, fine_widths, jittered_points, low_pass, steepest

@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.contrast.basis import Basis, Moments
+from eddymotion.estimation.frames.contrast.basis import Basis, Moments
 from eddymotion.images.grid import transformed
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import (

@@ -2,9 +2,9 @@
 """The course of a head in time, through volumes of both contrasts.
 
 A head mostly rests, trembles, drifts, and jumps now and then. How much of each it does is learnt
-from the steps within a contrast (:mod:`eddymotion.estimation.motion_prior`), so that a head that
-moves half of the time is judged by its quiet moments, and one that drifts is expected to go on.
-No scale has to be chosen and no distribution of jumps assumed. Steps are twists in the head's
+from the steps within a contrast (:mod:`eddymotion.estimation.frames.motion_prior`), so that a head
+that moves half of the time is judged by its quiet moments, and one that drifts is expected to go
+on. No scale has to be chosen and no distribution of jumps assumed. Steps are twists in the head's
 frame, rotations as millimetres at 50 mm from its centre.
 
 Some volumes are seen away from where those before and after them rest: the head went and came
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.estimation.motion_prior import Foreseen, MotionPrior, Visits
+from eddymotion.estimation.frames.motion_prior import Foreseen, MotionPrior, Visits
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
 
 N_ITERATIONS = 60
