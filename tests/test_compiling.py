@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 
+import numba
+
+from eddymotion.machine.compiling import Kernel, cache_folder, compiled
+
 KERNELS = """
 import os, sys
 refused = sys.argv[1]
@@ -70,3 +74,10 @@ def test_threads_that_call_a_kernel_first_share_what_is_compiled(tmp_path):
         check=True,
     )
     assert done.stdout.strip() == "1.0"
+
+
+def test_where_code_is_kept_is_known_and_whether_it_is():
+    kept = compiled(lambda x: x + 1)
+    assert kept(1) == 2
+    assert list(cache_folder(kept).glob("test_compiling*.nbi"))
+    assert cache_folder(Kernel(lambda x: x, numba.njit)) is None

@@ -94,10 +94,12 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 def _kernels() -> str:
     """Say where compiled code is kept, and whether that works."""
-    from eddymotion.images import kernels
+    from eddymotion.images.kernels import sample_grid
+    from eddymotion.machine.compiling import cache_folder
 
-    dispatcher = next(value for value in vars(kernels).values() if hasattr(value, "_cache"))
-    folder = Path(dispatcher._cache.cache_path)
+    folder = cache_folder(sample_grid)
+    if folder is None:
+        return "compiled in every run: no folder can be written; set NUMBA_CACHE_DIR to one"
     kept = len(list(folder.glob("*.nbi"))) if folder.is_dir() else 0
     writable = "writable" if os.access(folder, os.W_OK) else "not writable"
     return f"{folder}: {writable}, {kept} kept"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any
 
 _FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}  # all that keeps NaN meaningful
@@ -75,6 +76,12 @@ def get_ready() -> None:
     with global_compiler_lock:
         cpu_target.target_context.refresh()
         cpu_target.typing_context.refresh()
+
+
+def cache_folder(kernel: Kernel) -> Path | None:
+    """Return where the machine code of a kernel is kept; None where no folder can be written."""
+    path = kernel.made._cache.cache_path
+    return None if path is None else Path(path)
 
 
 def _intrinsic(function: Callable) -> Any:
