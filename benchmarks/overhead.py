@@ -297,9 +297,8 @@ with other work: only the processor time tells then.
 """
 
 NOTES = """
-The BIDS-App finds its series and reads each twice: the motion is found by one node and
-kept, so that an interrupted run need not find it again; another node writes the outputs. The three
-nodes of the Nipype and Pydra workflows read it three times.
+The BIDS-App finds its series, and a node corrects each. The three nodes of the Nipype and Pydra
+workflows read it three times.
 """
 
 
