@@ -79,7 +79,7 @@ def test_one_volume_alone_is_no_part(moderate, anchors):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [0, 2, 3])
 def test_halves_are_brought_together(seed):
     """25° and 54° apart before."""
     scheme, head = shelled_scheme({3000.0: 12}, 1), procedural_head()

@@ -16,12 +16,12 @@ another ``D`` have parted.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.images.pyramid import head_scale
+from eddymotion.images.pyramid import Level, head_scale
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import log_rigid, rms_displacement
@@ -36,6 +36,9 @@ b=3000 36 were registered to b=0 within 5 mm, the others 12 to 60 mm away."""
 
 LEAST_CORE = 4
 """Fewer predict nothing of the others."""
+
+FROM_REST, NEAR = COARSE_TO_FINE[:-1], COARSE_TO_FINE[2:-1]
+"""Levels at which the b=0 volume is registered."""
 
 TOLERANCE = 0.005
 
@@ -52,19 +55,17 @@ class Anchors:
     volumes : (n,) index array
     matrices : (n, 4, 4) array
         b=0 volume → volume.
-    costs : (n,) array
     """
 
     dwi: DWI
     volumes: np.ndarray
     matrices: np.ndarray
-    costs: np.ndarray
 
     @classmethod
     def of(cls, dwi: DWI, volumes: np.ndarray, n_threads: int = 1) -> Anchors:
         """Register the b=0 volume to each volume, from rest."""
         starts = np.tile(np.eye(4), (len(volumes), 1, 1))
-        return cls(dwi, volumes, *_registered(dwi, volumes, starts, n_threads))
+        return cls(dwi, volumes, _registered(dwi, volumes, starts, n_threads, FROM_REST)[0])
 
     def offsets(self, motion: Motion) -> np.ndarray:
         """Return ``D_i`` (n, 4, 4) for poses of the volumes within the group."""
@@ -83,15 +84,18 @@ class Anchors:
         return near[first], self.offsets(motion)[first]
 
     def from_poses(self, motion: Motion, n_threads: int = 1) -> Anchors:
-        """Start those outside the core once more, at their poses; the lower cost counts."""
+        """Look at those outside the core once more, from their poses and from where they are.
+
+        The lower cost counts. Widths that reach far would lead either away from where it starts.
+        """
         core, offset = self.core(motion)
         outside = np.flatnonzero(~core)
-        starts = motion.matrices[outside] @ offset
-        again, new_costs = _registered(self.dwi, self.volumes[outside], starts, n_threads)
-        matrices, costs = self.matrices.copy(), self.costs.copy()
-        better = new_costs < costs[outside]
-        matrices[outside[better]], costs[outside[better]] = again[better], new_costs[better]
-        return Anchors(self.dwi, self.volumes, matrices, costs)
+        some = self.dwi, self.volumes[outside]
+        there, costs = _registered(*some, motion.matrices[outside] @ offset, n_threads, NEAR)
+        here, own_costs = _registered(*some, self.matrices[outside], n_threads, NEAR)
+        matrices = self.matrices.copy()
+        matrices[outside] = np.where((costs <= own_costs)[:, None, None], there, here)
+        return replace(self, matrices=matrices)
 
     def parted(self, motion: Motion) -> Parted:
         """Find the volumes that agree with others on another ``D``, and how far off it is."""
@@ -145,10 +149,10 @@ NONE_PARTED = Parted(np.empty(0, int), np.empty((0, 6)))
 
 
 def _registered(
-    dwi: DWI, volumes: np.ndarray, starts: np.ndarray, n_threads: int
+    dwi: DWI, volumes: np.ndarray, starts: np.ndarray, n_threads: int, levels: tuple[Level, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Register the b=0 volume to volumes: matrices (n, 4, 4) and costs (n,)."""
-    engine = GaussNewton(COARSE_TO_FINE[:-1], tolerance=TOLERANCE, symmetric=False)
+    engine = GaussNewton(levels, tolerance=TOLERANCE, symmetric=False)
     fixed = dwi.volume(dwi.reference)
 
     def one(item: int) -> tuple[np.ndarray, float]:

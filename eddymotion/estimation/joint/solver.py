@@ -93,6 +93,10 @@ head (root mean square)."""
 SOME_OF_BRAIN = 7
 """Every so many voxels of the brain show what fields displace it by."""
 
+WHOLE = 0.5
+"""Where no larger share of a group agrees with b=0 on where the others are, coarse levels have led
+it astray; alone, two of three volumes of a scattered head find b=0 within some millimetres."""
+
 MAX_REUNIONS = 6
 """Times that volumes which b=0 finds elsewhere are tried again."""
 
@@ -182,6 +186,12 @@ class JointSolver:
         """Seek volumes that lie far from their neighbours in time, until all stay there."""
         level = search_level(self.scale, self.voxel)
         for group in groups:
+            if not len(self.to_seek(group, motion)):
+                continue
+            anchors = None
+            if len(self.dwi.gradients.b0s):
+                anchors = Anchors.of(self.dwi, group.volumes, self.n_threads)
+                motion = self.started_anew(group, motion, anchors)
             for _ in range(MAX_SWEEPS):
                 far = self.to_seek(group, motion)
                 if not len(far):
@@ -195,14 +205,25 @@ class JointSolver:
                 motion = self.solve(level, [group], _with_group(motion, group, found))[0]
                 if ways.max() < AT_HOME_MM * self.scale:
                     break
-            if len(far) and len(self.dwi.gradients.b0s):
-                motion = self.reunite(group, motion)
+            if len(far) and anchors is not None:
+                motion = self.reunite(group, motion, anchors)
         return motion
 
-    def reunite(self, group: VolumeGroup, motion: Motion) -> Motion:
+    def started_anew(self, group: VolumeGroup, motion: Motion, anchors: Anchors) -> Motion:
+        """Start at what b=0 finds of each volume alone, where coarse levels left no whole."""
+        found = group_motion(motion, group)
+        core, _ = anchors.core(found)
+        if core.mean() > WHOLE:
+            return motion
+        log.debug("%s, %d of %d agree with b=0: from there", group.name, core.sum(), len(core))
+        found = found.updated(np.arange(len(found)), anchors.matrices)
+        self.stale = group.volumes
+        level = search_level(self.scale, self.voxel)
+        return self.solve(level, [group], _with_group(motion, group, found))[0]
+
+    def reunite(self, group: VolumeGroup, motion: Motion, anchors: Anchors) -> Motion:
         """Try volumes again that parted from the others as a whole."""
         level = search_level(self.scale, self.voxel)
-        anchors = Anchors.of(self.dwi, group.volumes, self.n_threads)
         for _ in range(MAX_REUNIONS):
             found = group_motion(motion, group)
             anchors = anchors.from_poses(found, self.n_threads)
