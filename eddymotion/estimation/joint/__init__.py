@@ -205,7 +205,8 @@ class JointSteps:
     def retry_doubtful_volumes(self) -> None:
         """Put volumes at the pose of their neighbours where they fit better.
 
-        The others were led astray by them, and go through coarse levels again.
+        The others were led astray by them, and go through coarse levels again. These would
+        lose volumes that lie far from their neighbours: a group with such is sought again.
         """
         retried = retry_outlier_volumes(
             self.dwi, self.motion, self.judged, seed=self.seed, n_threads=self.solver.n_threads
@@ -217,8 +218,10 @@ class JointSteps:
         self.moved = np.union1d(retried.recovered, retried.unplaced)
         again = [group for group in self.groups if group.can_recover(self.moved)]
         again = groups_without(again, self.unplaced)
+        near = [group for group in again if not len(self.solver.to_seek(group, self.motion))]
         for level in COARSE[1:] if self.motion.eddy_currents is None else COARSE[-1:]:
-            self.motion = self.solver.solve(level, again, self.motion)[0]
+            self.motion = self.solver.solve(level, near, self.motion)[0]
+        self.motion = self.solver.seek(again, self.motion)
         self.groups = groups_without(self.groups, self.unplaced)
 
     def leave_out_lost_slices(self) -> None:
