@@ -25,6 +25,8 @@ from eddymotion.cli.options import (
     settings_from,
 )
 from eddymotion.errors import EddymotionError, absence
+from eddymotion.io.ahead import decompressing_ahead
+from eddymotion.machine.garbage import search_put_off
 
 log = logging.getLogger("eddymotion")
 
@@ -64,18 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
-    from eddymotion.cli.board import alone
-    from eddymotion.derivatives import Outputs
-    from eddymotion.derivatives.dataset import write_citation
-    from eddymotion.io.sidecars import SeriesFiles
-    from eddymotion.machine.locks import locked
-    from eddymotion.machine.temporaries import remove_stale_temporaries
-    from eddymotion.pipeline.correct import correct_series
-    from eddymotion.pipeline.series_job import reason_of
-    from eddymotion.reports.participant import write_participant_page
-
     if not options.dwi.is_file():
         raise EddymotionError(absence(options.dwi, "give a 4-D NIfTI image"))
+    with decompressing_ahead(*[options.dwi] * (options.nprocs > 1)):
+        return _corrected(options)
+
+
+def _corrected(options: argparse.Namespace) -> int:
+    with search_put_off:
+        from eddymotion.cli.board import alone
+        from eddymotion.derivatives import Outputs
+        from eddymotion.derivatives.dataset import write_citation
+        from eddymotion.io.sidecars import SeriesFiles
+        from eddymotion.machine.locks import locked
+        from eddymotion.machine.temporaries import remove_stale_temporaries
+        from eddymotion.pipeline.correct import correct_series
+        from eddymotion.pipeline.series_job import reason_of
+        from eddymotion.reports.participant import write_participant_page
+
     if dataset := raw_dataset_of(options.dwi.resolve()):
         refuse_output_in_input(dataset, options.output_dir.resolve())
     settings = settings_from(options)

@@ -25,6 +25,7 @@ from nibabel.volumeutils import shape_zoom_affine
 
 from eddymotion.errors import EddymotionError, absence, describe_pointer_file
 from eddymotion.images.grid import grid_distance
+from eddymotion.io.ahead import begun, is_gzipped
 from eddymotion.wording import why
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,6 @@ DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
 
 NIFTI2 = (540, 0x1C020000)
 """First four bytes of NIfTI-2, of either byte order; of NIfTI-1 they are others."""
-
-GZIP = b"\x1f\x8b"
 
 MAX_AFFINE_DISAGREEMENT = 0.1
 """Largest distance (voxels) between sform and qform over the grid that counts as rounding."""
@@ -104,23 +103,24 @@ def refusing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open an image for reading; whether it is gzipped says its content, not its name."""
-    with path.open("rb") as raw:
-        gzipped = raw.read(2) == GZIP
-        raw.seek(0)
-        if gzipped:
-            with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:
-                yield cast(BinaryIO, stream)
-        else:
-            yield raw
+    """Open an image to be read from front to back; if gzipped says its content, not its name."""
+    if (ahead := begun(path)) is not None:
+        with ahead:
+            yield ahead
+    elif is_gzipped(path):
+        with igzip.open(path, "rb") as stream:
+            yield cast(BinaryIO, stream)
+    else:
+        with path.open("rb") as stream:
+            yield stream
 
 
 def header_of(stream: BinaryIO) -> nib.Nifti1Header:
     """Read a header without its extensions, and repair what nibabel can repair."""
-    magic = int.from_bytes(stream.read(4), "little")
-    stream.seek(0)
-    kind = nib.Nifti2Header if magic in NIFTI2 else nib.Nifti1Header
-    header = kind(stream.read(kind.template_dtype.itemsize), check=False)
+    magic = stream.read(4)
+    is_second = int.from_bytes(magic, "little") in NIFTI2
+    kind = nib.Nifti2Header if is_second else nib.Nifti1Header
+    header = kind(magic + stream.read(kind.template_dtype.itemsize - len(magic)), check=False)
     given = {name: header[name].copy() for name in ("qform_code", "sform_code", "pixdim")}
     header.check_fix(SILENT)
     for name, value in given.items():  # the repair of these is a guess: see `affine_of`

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from isal import igzip
-from nibabel.volumeutils import apply_read_scaling, array_from_file
+from nibabel.volumeutils import apply_read_scaling
 
 from eddymotion.data.series import KEPT_TYPES, Series
 from eddymotion.errors import EddymotionError
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 VOXEL_OFFSET = 352
 """Bytes before the voxels of a NIfTI-1 file without extensions."""
+
+IN_BETWEEN = 2**16
+"""Bytes of extensions that are passed over at a time."""
 
 
 def read_image(
@@ -52,7 +55,7 @@ def read_image(
 
 
 def _decode(path: Path, keep_integers: bool) -> tuple[np.ndarray, nib.Nifti1Header]:
-    """Read a volume at a time: nibabel decodes, isal decompresses, one copy alone stays."""
+    """Read a volume at a time; integers that are kept go where they stay."""
     with opened(path) as stream:
         header = header_of(stream)
         stored_type = header.get_data_dtype()
@@ -65,13 +68,32 @@ def _decode(path: Path, keep_integers: bool) -> tuple[np.ndarray, nib.Nifti1Head
         exact = keep_integers and kept in KEPT_TYPES and scaling == (1, 0)
         *volume, n_volumes = shape_of(header)
         data = np.empty((*volume, n_volumes), kept if exact else np.float32, order="F")
-        offset, size = header.get_data_offset(), stored_type.itemsize * math.prod(volume)
-        source = cast(io.IOBase, stream)
+        _skip_to(stream, header.get_data_offset())
         for index in range(n_volumes):
-            where = offset + index * size
-            raw = array_from_file(tuple(volume), stored_type, source, where, mmap=False)
-            data[..., index] = raw if exact else apply_read_scaling(raw, *scaling)
+            kept_here = data[..., index]
+            raw = kept_here if exact else np.empty(volume, stored_type, order="F")
+            _fill(raw, stream)
+            if not exact:
+                kept_here[...] = apply_read_scaling(raw, *scaling)
+            elif not stored_type.isnative:
+                raw.byteswap(inplace=True)
     return data, header
+
+
+def _skip_to(stream: BinaryIO, offset: int) -> None:
+    """Go to a byte that was not read yet."""
+    while (left := offset - stream.tell()) > 0 and stream.read(min(left, IN_BETWEEN)):
+        pass
+
+
+def _fill(volume: np.ndarray, stream: BinaryIO) -> None:
+    """Read all voxels of a volume, x fastest."""
+    wanted, n_read = volume.T.reshape(-1).view(np.uint8).data, 0
+    while n_read < len(wanted):
+        n_more = cast(io.BufferedIOBase, stream).readinto(wanted[n_read:])
+        if not n_more:
+            raise EOFError(f"{n_read} of the {len(wanted)} bytes of a volume are there")
+        n_read += n_more
 
 
 def image_stem(path: Path) -> str:

@@ -16,6 +16,8 @@ from typing import Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from eddymotion.machine.garbage import search_put_off
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -110,7 +112,7 @@ def import_beside(*names: str, then: Callable[[], object] | None = None) -> None
     """
 
     def import_all() -> None:
-        with suppress(Exception):  # it is told where they are needed
+        with search_put_off, suppress(Exception):  # it is told where they are needed
             for name in names:
                 import_module(name)
             if then is not None:
