@@ -105,13 +105,28 @@ def _without_small(voxels: bytes, shape: tuple[int, ...], size: tuple[int, ...])
 
 
 def median_filtered(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Take the median of a box of an odd number of voxels; as SciPy's, in half its time."""
+    """Take the median of a box of an odd number of voxels (float32); SciPy takes five times as long.
+
+    Integers in the order of the numbers are divided faster than the numbers.
+    """
     margins = [(n // 2, n // 2) for n in size]
-    boxes = np.lib.stride_tricks.sliding_window_view(np.pad(image, margins, "symmetric"), size)
-    middle = int(np.prod(size)) // 2
-    planes = [np.partition(plane.reshape(*image.shape[1:], -1), middle)[..., middle]
-              for plane in boxes]  # fmt: skip
-    return np.stack(planes)
+    padded = np.pad(_in_order(image.view(np.int32)), margins, "symmetric")
+    boxes = np.lib.stride_tricks.sliding_window_view(padded, size)
+    middle, medians = int(np.prod(size)) // 2, np.empty(image.shape, np.int32)
+    row = np.empty((*image.shape[1:], int(np.prod(size))), np.int32)
+    for median, box in zip(medians, boxes, strict=True):
+        row.reshape(box.shape)[...] = box
+        row.partition(middle, axis=-1)
+        median[...] = row[..., middle]
+    return _in_order(medians).view(np.float32)
+
+
+def _in_order(bits: np.ndarray) -> np.ndarray:
+    """Turn the bits of float32 numbers into integers of the same order, or back again.
+
+    Those of negative numbers grow with their size: all but the sign are inverted.
+    """
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _block_means(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
