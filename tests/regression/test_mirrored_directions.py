@@ -8,7 +8,7 @@ import pytest
 
 import eddymotion as em
 from eddymotion.data.checks import find_issues
-from eddymotion.data.checks.directions import likelier_axes
+from eddymotion.data.checks.directions import ANISOTROPIC, _may_be_anisotropic, likelier_axes
 from eddymotion.data.gradients import Gradients, from_fsl, to_fsl
 from eddymotion.images.axes import image_axes
 from eddymotion.simulation import shelled_scheme
@@ -67,3 +67,18 @@ def test_each_axis_is_told_in_a_real_brain(public_series):
 def test_exchanged_axes_are_told_in_a_real_brain(public_series, order, mirror, rows):
     wrong = misread(public_series("ds000114_trunc"), order, mirror)
     assert f"rows {rows} would fit best" in told(wrong)
+
+
+def test_no_tensor_is_passed_over_whose_anisotropy_counts():
+    """Also where noise has made eigenvalues negative; few others are looked at."""
+    rows = np.random.default_rng(0).normal(size=(20_000, 3, 3)) * 0.3
+    tensors = (
+        rows + rows.transpose(0, 2, 1) + np.eye(3) * np.linspace(-1, 3, 20_000)[:, None, None]
+    )
+    values = np.clip(np.linalg.eigvalsh(tensors), 0, None)
+    spread = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    counts = 1.5 * spread > ANISOTROPIC**2 * (values**2).sum(axis=1)
+    asked = _may_be_anisotropic(tensors[:, [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]].T)
+    assert asked[counts].all()
+    assert (~asked).mean() > 0.01
+    assert (asked & ~counts & (np.trace(tensors, axis1=1, axis2=2) > 0)).mean() < 0.05
