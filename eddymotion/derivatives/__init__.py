@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ __all__ = [
     "write_sidecar",
     "write_transforms",
 ]
+
+NONE_KNOWN: Mapping[Path, str] = {}
 
 
 def save(
@@ -186,13 +188,18 @@ def _write_fields(outputs: Outputs, motion: Motion) -> None:
 
 
 def write_sidecar(
-    outputs: Outputs, content: dict[str, Any] | None = None, *, record: bool = False
+    outputs: Outputs,
+    content: dict[str, Any] | None = None,
+    *,
+    record: bool = False,
+    digests: Mapping[Path, str] = NONE_KNOWN,
 ) -> None:
     """Write the sidecar of the image, last of all: it is the mark of completion.
 
-    With `record`, it holds what the other outputs are recognised by.
+    With `record`, it holds what the other outputs are recognised by; `digests` are those of
+    outputs that are known.
     """
     whole = {"SkullStripped": False, "EddymotionVersion": __version__} | (content or {})
-    write_json(outputs["sidecar"], recorded(outputs, whole) if record else whole)
+    write_json(outputs["sidecar"], recorded(outputs, whole, digests) if record else whole)
     if record:
         stamp(outputs)

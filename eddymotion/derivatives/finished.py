@@ -41,7 +41,9 @@ FOLDERS = frozenset({"fsl_matrices", "eddy_fields"})
 """Outputs of many files."""
 
 
-def recorded(outputs: Outputs, content: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(
+    outputs: Outputs, content: Mapping[str, Any], digests: Mapping[Path, str]
+) -> dict[str, Any]:
     """Add to the content of a sidecar what proves that the outputs are whole.
 
     Parameters
@@ -50,8 +52,10 @@ def recorded(outputs: Outputs, content: Mapping[str, Any]) -> dict[str, Any]:
         All written but the sidecar.
     content : mapping
         JSON-ready.
+    digests : mapping
+        Those of files that are known.
     """
-    record = {path.name: _measured(path) for path in _written(outputs)}
+    record = {path.name: _measured(path, digests.get(path)) for path in _written(outputs)}
     whole = {**content, RECORD: record}
     return whole | {SELF: _own_digest(whole)}
 
@@ -165,8 +169,8 @@ def _known(outputs: Outputs) -> list[Path]:
     return [outputs[kind] for kind in outputs if kind not in NOT_RECORDED] + fsl_files(outputs)
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    recorded = {"Size": _size(path), "SHA256": _digest(path)}
+def _measured(path: Path, digest: str | None) -> dict[str, Any]:
+    recorded = {"Size": _size(path), "SHA256": digest or _digest(path)}
     return recorded | ({"Folder": True} if path.is_dir() else {})
 
 

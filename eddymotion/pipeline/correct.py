@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 from eddymotion.data.checks import DataIssue
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
-from eddymotion.derivatives.finished import refuse_names
+from eddymotion.derivatives.finished import refuse_names, sha256
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.derivatives.session import remove_elsewhere
 from eddymotion.errors import EddymotionError
@@ -120,10 +122,12 @@ def correct_series(
     )
     with stages("resampling and writing"):
         corrected, slices = correction.write(outputs, progress)
-    with stages("pictures"):
+    with stages("pictures"), ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(sha256, outputs["dwi"])
         together.draw(outputs)
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.log)
-    return correction.record(outputs, corrected, stages, fingerprint)
+    digests = {outputs["dwi"]: digest.result()}
+    return correction.record(outputs, corrected, stages, fingerprint, digests)
 
 
 def _prepared(
@@ -206,7 +210,12 @@ class Correction:
         return corrected, slices
 
     def record(
-        self, outputs: Outputs, corrected: Series, stages: Stages, fingerprint: str
+        self,
+        outputs: Outputs,
+        corrected: Series,
+        stages: Stages,
+        fingerprint: str,
+        digests: Mapping[Path, str],
     ) -> dict[str, str]:
         """Write the sidecar, with which the outputs are finished, and tell what is in it.
 
@@ -232,7 +241,7 @@ class Correction:
             "MotionFingerprint": motion_fingerprint_of(self.series, self.settings),
         }
         write_json(outputs["qc"], quality_record(SeriesReport.load(outputs, content)))
-        write_sidecar(outputs, content, record=True)
+        write_sidecar(outputs, content, record=True, digests=digests)
         name = self.series.dwi.name
         for label, value in summary.items():
             log.info("%s: %s: %s", name, label, value)

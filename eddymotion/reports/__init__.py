@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from eddymotion.io.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["own_style", "save_figure"]
+__all__ = ["own_style", "pixels_of", "save_figure", "save_pixels"]
+
+DPI = 110
 
 COMPRESSION = 3
 """Of PNG files: 5 to 12 % larger than the default makes them, in half of the time."""
@@ -32,16 +36,37 @@ def own_style() -> Iterator[None]:
         yield
 
 
-@own_style()
-def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Write a figure as the kind its name says; the same figure gives the same bytes."""
+    if path.suffix == ".svg":
+        _save_drawing(figure, path)
+    else:
+        save_pixels(pixels_of(figure, dpi), path, dpi)
+
+
+@own_style()
+def _save_drawing(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, metadata={"Date": None})
+
+
+@own_style()
+def pixels_of(figure: Figure, dpi: int = DPI) -> np.ndarray:
+    """Draw a figure: (height, width, 4) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure)
-    dated = {".svg": {"Date": None}, ".webp": None}  # the latter never holds a date
-    metadata = dated.get(path.suffix, {"Software": None})
-    options: dict[str, Any] = {"dpi": dpi, "metadata": metadata}
-    if path.suffix == ".png":
-        options["pil_kwargs"] = {"compress_level": COMPRESSION}
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def save_pixels(pixels: np.ndarray, path: Path, dpi: int = DPI) -> None:
+    """Write what was drawn, in any thread: that leaves the interpreter to others."""
+    from matplotlib.image import imsave
+
+    kinds: dict[str, dict[str, Any]] = {
+        ".png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": COMPRESSION}},
+    }
     with replacing(path) as temporary:
-        figure.savefig(temporary, **options)
+        imsave(temporary, pixels, origin="upper", dpi=dpi, **kinds.get(path.suffix, {}))

@@ -160,7 +160,7 @@ class ReportData:
         }
         text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
         with replacing(path) as temporary:
-            np.savez_compressed(temporary, allow_pickle=False, rest=text, **arrays)
+            np.savez(temporary, allow_pickle=False, rest=text, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> ReportData:

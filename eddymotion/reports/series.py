@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from eddymotion.io.writing import read_json, write_text
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import Model
+from eddymotion.reports import DPI
 from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sphere_chart
 from eddymotion.reports.course_chart import course_chart
 from eddymotion.reports.data import ReportData
@@ -39,8 +40,14 @@ from eddymotion.reports.verdict import (
     pose_errors,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DRAWN_WITH = "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.WebPImagePlugin"
 """Modules that take half of the time of pictures to import."""
+
+N_BESIDE = 2
+"""Threads that encode pictures and measure while the interpreter draws figures."""
 
 MAX_STEPS = 400
 """Of the estimation, in a report."""
@@ -76,7 +83,7 @@ def draw_series(
     log : sequence of (seconds, message)
         From :func:`~eddymotion.reports.data.recorded_log`.
     """
-    from eddymotion.reports import save_figure
+    from eddymotion.reports import pixels_of, save_pixels
     from eddymotion.reports.edges import has_both_kinds
     from eddymotion.reports.figures import (
         b0_edges_figure,
@@ -92,20 +99,25 @@ def draw_series(
         for quality in (quality_before, quality_after)
     )
     write_text(outputs["report_steps"], table_text(_steps(log)))
-    with one_blas_thread(), ThreadPoolExecutor(1) as beside:
+    with one_blas_thread(), ThreadPoolExecutor(N_BESIDE) as beside:
+
+        def save(figure: Figure, kind: str, dpi: int = DPI) -> None:
+            saved.append(beside.submit(save_pixels, pixels_of(figure, dpi), outputs[kind], dpi))
+
+        saved: list[Future[None]] = []
         unmoved = beside.submit(predicted_planes, before, first)
         predicted = {"after": predicted_planes(after, second), "before": unmoved.result()}
         data = beside.submit(
             ReportData.of, dwi, model, before, after, quality_before, quality_after,
             predicted=predicted["after"],
         )  # fmt: skip
-        save_figure(before_after_figure(before, after), outputs["before_after_figure"])
-        save_figure(brain_figure(after), outputs["brain_figure"], dpi=100)
+        save(before_after_figure(before, after), "before_after_figure")
+        save(brain_figure(after), "brain_figure", dpi=100)
         if has_both_kinds(after.gradients):
-            save_figure(b0_edges_figure(before, after), outputs["b0_edges_figure"], dpi=100)
+            save(b0_edges_figure(before, after), "b0_edges_figure", dpi=100)
         else:
             outputs["b0_edges_figure"].unlink(missing_ok=True)  # of a run with another threshold
-        save_figure(maps_figure(before, after, predicted), outputs["maps_figure"], dpi=90)
+        save(maps_figure(before, after, predicted), "maps_figure", dpi=90)
         columns = confounds(after.gradients, motion, dwi.center, quality_after)
         table = Table.parse(table_text(columns))
         z, unusable = quality_after.outliers.z, volumes_beyond_repair(quality_after.outliers)
@@ -116,8 +128,10 @@ def draw_series(
             after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
         )
         figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
-        save_figure(figure, outputs["heldout_figure"], dpi=90)
+        save(figure, "heldout_figure", dpi=90)
         data.result().save(outputs["report_data"])
+        for one in saved:
+            one.result()
     head = motion.parameters(dwi.center, of_head=True)[:, :3].T
     chart = motion_chart(table, after.gradients, findings, head)
     write_text(outputs["motion_figure"], chart)

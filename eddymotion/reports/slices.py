@@ -71,7 +71,7 @@ class PlaneGrid:
     def plane(self, name: str, volume: np.ndarray) -> np.ndarray:
         """Cut a turned volume; the axes that are left stay in the order x, y, z."""
         axis = PLANES.index(name)
-        return np.take(volume, self.cuts[axis], axis=axis)
+        return np.moveaxis(volume, axis, 0)[self.cuts[axis]]
 
     def plane_points(self, name: str) -> np.ndarray:
         """Positions of the voxels of a plane, (…, 3), RAS+ mm."""
