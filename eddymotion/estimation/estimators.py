@@ -13,8 +13,6 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.joint import FEW_FOR_FIELDS, fields_are_sought, solve_jointly
 from eddymotion.estimation.joint.solver import FINE_ITERATIONS
-from eddymotion.estimation.lovo import leave_one_out_loop
-from eddymotion.estimation.within_volumes import check_within_volume, follow_head
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.eddy_currents import N_TERMS
 from eddymotion.mapping.motion import Motion
@@ -61,7 +59,7 @@ class Joint:
                 f"eddy_current is {shown(self.eddy_current)}, expected one of "
                 f"{', '.join(FIELD_ORDERS)}"
             )
-        check_within_volume(self.within_volume)
+        _check_within_volume(self.within_volume)
         if not isinstance(self.model, str) and (needs_loop := why_loop(self.model, None)):
             raise EddymotionError(
                 f"estimator joint: {needs_loop}; use --estimator lovo, or --model gp and the "
@@ -120,6 +118,8 @@ class Joint:
                 "motion within volumes: not sought, since %s", why,
             )  # fmt: skip
             return None
+        from eddymotion.estimation.within_volumes import follow_head  # few series need it
+
         model = _made(self.model, dwi.gradients)
         assert isinstance(model, LinearModel)
         n_knots = int(self.within_volume) if asked else None
@@ -183,6 +183,8 @@ class LeaveOneOut:
 
     def estimate(self, dwi: DWI, compute: Compute) -> Estimate:
         """Find the poses within groups, without standard errors."""
+        from eddymotion.estimation.lovo import leave_one_out_loop  # few runs need it
+
         log.info("eddy currents: no fields are estimated, since the leave-one-out loop has none")
         registrar = self.registrar or GaussNewton()
         return leave_one_out_loop(
@@ -254,7 +256,7 @@ def choose_estimator(
             f"eddy currents {eddy_current}: only the estimator joint estimates fields; use "
             "--estimator joint, or --eddy-current none"
         )
-    check_within_volume(within_volume)
+    _check_within_volume(within_volume)
     if within_volume not in ("auto", "none"):
         raise EddymotionError(
             f"motion within volumes, {within_volume} knots: only the estimator joint follows the "
@@ -272,6 +274,17 @@ def why_loop(model: Model, registrar: Registrar | str | None) -> str:
 
 def _made(model: Model | str, gradients: Gradients) -> Model:
     return get_model(model, gradients) if isinstance(model, str) else model
+
+
+def _check_within_volume(option: int | str) -> None:
+    """Raise unless it is ``auto``, ``none`` or a number of knots from two on."""
+    is_number = isinstance(option, int) and not isinstance(option, bool)
+    if option in ("auto", "none") or (is_number and option >= 2):  # type: ignore[operator]
+        return
+    raise EddymotionError(
+        f"within_volume is {shown(option)}, expected auto, none, or a number of knots a volume "
+        "from 2 on"
+    )
 
 
 def _or_else(given: int | None, default: int) -> int:

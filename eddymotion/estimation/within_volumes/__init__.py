@@ -18,7 +18,6 @@ from dataclasses import replace
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
@@ -30,20 +29,8 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, twist_millimetres
 from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.models import LinearModel
-from eddymotion.wording import shown
 
 log = logging.getLogger(__name__)
-
-
-def check_within_volume(option: int | str) -> None:
-    """Raise unless it is ``auto``, ``none`` or a number of knots from two on."""
-    is_number = isinstance(option, int) and not isinstance(option, bool)
-    if option in ("auto", "none") or (is_number and option >= 2):  # type: ignore[operator]
-        return
-    raise EddymotionError(
-        f"within_volume is {shown(option)}, expected auto, none, or a number of knots a volume "
-        "from 2 on"
-    )
 
 
 def follow_head(
