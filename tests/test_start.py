@@ -16,7 +16,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.io import ahead
 from eddymotion.io.ahead import decompressing_ahead
 from eddymotion.io.images import read_image
-from eddymotion.machine.garbage import search_put_off
+from eddymotion.machine.importing import importing
 from eddymotion.machine.parallel import import_beside
 
 
@@ -101,21 +101,24 @@ def test_garbage_is_sought_again_after_the_last_import():
         begun.set()
         may_end.wait()
 
-    with search_put_off:
+    patience = sys.getswitchinterval()
+    with importing:
         import_beside(then=wait)
         begun.wait()
     assert not gc.isenabled()
+    assert sys.getswitchinterval() < patience
     may_end.set()
     for _ in range(500):
         if gc.isenabled():
             break
         time.sleep(0.01)
     assert gc.isenabled()
+    assert sys.getswitchinterval() == patience
     assert gc.get_freeze_count() > 1000  # what was imported is not looked through either
     gc.unfreeze()
     gc.disable()
     try:
-        with search_put_off:
+        with importing:
             pass
         assert not gc.isenabled()
         assert gc.get_freeze_count() == 0

@@ -26,7 +26,7 @@ from eddymotion.cli.options import (
 )
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.io.ahead import decompressing_ahead
-from eddymotion.machine.garbage import search_put_off
+from eddymotion.machine.importing import importing
 
 log = logging.getLogger("eddymotion")
 
@@ -73,7 +73,7 @@ def correct_one(options: argparse.Namespace) -> int:
 
 
 def _corrected(options: argparse.Namespace) -> int:
-    with search_put_off:
+    with importing:
         from eddymotion.cli.board import alone
         from eddymotion.derivatives import Outputs
         from eddymotion.derivatives.dataset import write_citation

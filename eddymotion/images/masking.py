@@ -105,7 +105,7 @@ def _without_small(voxels: bytes, shape: tuple[int, ...], size: tuple[int, ...])
 
 
 def median_filtered(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Take the median of a box of an odd number of voxels (float32); SciPy takes five times as long.
+    """Take the median of a box of an odd number of voxels (float32), in a fifth of SciPy's time.
 
     Integers in the order of the numbers are divided faster than the numbers.
     """

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from eddymotion.machine.garbage import search_put_off
+from eddymotion.machine.importing import importing
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -112,7 +112,7 @@ def import_beside(*names: str, then: Callable[[], object] | None = None) -> None
     """
 
     def import_all() -> None:
-        with search_put_off, suppress(Exception):  # it is told where they are needed
+        with importing, suppress(Exception):  # it is told where they are needed
             for name in names:
                 import_module(name)
             if then is not None:

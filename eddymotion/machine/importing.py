@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search for garbage, which is put off while modules are imported.
+"""What Python does besides while modules are imported: less.
 
 Importing makes some hundred thousand objects that stay. Python looks through them again and again
 for cycles that nobody needs, which takes a third of the time and finds next to none. What is there
 when the last import has ended is never looked through: it is freed when nothing refers to it.
+
+A thread that imports lets go of the interpreter only when another has waited for it so long. One
+that reads an image meanwhile needs it for moments, thousands of times.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from types import TracebackType
 
+PATIENCE_S = 5e-4
+"""How long another thread waits for the interpreter; a tenth of what Python is used to."""
 
-class _PutOff:
-    """The search, which is off for the process: from its first user to its last."""
+
+class _Importing:
+    """Settings of the process, which hold from the first user to the last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._was_on = False
+        self._was_on, self._patience = False, PATIENCE_S
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._users:
-                self._was_on = gc.isenabled()
+                self._was_on, self._patience = gc.isenabled(), sys.getswitchinterval()
                 gc.disable()
+                sys.setswitchinterval(min(PATIENCE_S, self._patience))
             self._users += 1
 
     def __exit__(
@@ -36,10 +44,13 @@ class _PutOff:
     ) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users and self._was_on:
+            if self._users:
+                return
+            sys.setswitchinterval(self._patience)
+            if self._was_on:
                 gc.freeze()
                 gc.enable()
 
 
-search_put_off = _PutOff()
+importing = _Importing()
 """A context, for any thread."""
