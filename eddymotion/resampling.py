@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -36,7 +37,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError, check_kind
-from eddymotion.images.grid import grid_points, inside_shape, transformed
+from eddymotion.images.grid import ALL, grid_points, inside_shape, transformed
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
 from eddymotion.images.stack import SliceStack
@@ -63,6 +64,9 @@ and the points are never written out."""
 SLAB_POINTS = 2**15
 """Positions are computed for about so many points at a time: with twice as many their arrays are
 asked of the system anew each time, which takes longer than what is computed."""
+
+SLABS_OF_MATRIX = 4
+"""Slabs are so many times as large where a matrix says all: few arrays are needed there."""
 
 
 @overload
@@ -322,6 +326,22 @@ class _Reading:
             else:
                 yield slab, *self.mapping.displaced_by_definition(points, there)
 
+    def homogeneous_slabs(
+        self, image_shape: tuple[int, ...]
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | float, np.ndarray]]:
+        """Give what :meth:`slabs` does, homogeneous (4, P), and which lie in the image (P,)."""
+        if self.is_affine:
+            matrix, voxels = self.mapping.pose @ self.affine, self.voxels
+            for slab in _slabs(self.shape, SLABS_OF_MATRIX * SLAB_POINTS):
+                inside = inside_image(image_shape, voxels, self.shape, slab)
+                yield slab, _mapped_indices(self.shape, matrix, slab), 1.0, inside.T.ravel()
+            return
+        to_voxels = np.linalg.inv(self.image_affine)
+        for slab, recorded, stretch in self.slabs():
+            points = np.concatenate([recorded.T, np.ones((1, len(recorded)))])
+            inside = inside_shape(transformed(to_voxels, recorded), image_shape)
+            yield slab, points, stretch, inside
+
     def places(self) -> Iterator[tuple[slice, np.ndarray, FieldThere | None]]:
         """Give where the voxels are in the reference frame, slab by slab, and the field there."""
         for slab in _slabs(self.shape):
@@ -378,9 +398,9 @@ class _FieldOnGrid:
         return self.hertz[slab].ravel(), self.slopes[slab].reshape(-1, 3)
 
 
-def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
-    """Split the third axis of a grid into slabs of about :data:`SLAB_POINTS`."""
-    thickness = max(1, SLAB_POINTS // (shape[0] * shape[1]))
+def _slabs(shape: tuple[int, int, int], n_points: int | None = None) -> Iterator[slice]:
+    """Split the third axis of a grid into slabs of about so many points: :data:`SLAB_POINTS`."""
+    thickness = max(1, (n_points or SLAB_POINTS) // (shape[0] * shape[1]))
     for start in range(0, shape[2], thickness):
         yield slice(start, min(start + thickness, shape[2]))
 
@@ -395,45 +415,29 @@ def _mapped_grid(shape: tuple[int, int, int], affine: np.ndarray, space: SpaceMa
 
 
 def _with_nitransforms(volume: np.ndarray, where: _Reading) -> np.ndarray:
-    from nitransforms.resampling import apply
-
-    if not where.is_affine:
-        return _with_nitransforms_in_slabs(volume, where)
-    moving = nib.Nifti1Image(volume, where.image_affine)
-    to_volume = where.mapping.pose @ where.affine
-    transform = _to_points(_mapped_indices(where.shape, to_volume))
-    data = apply(transform, moving, order=3, mode="mirror", output_dtype=np.float32)
-    data = data.reshape(where.shape)
-    data[~inside_image(volume.shape, where.voxels, where.shape)] = 0.0
-    return data
-
-
-def _with_nitransforms_in_slabs(volume: np.ndarray, where: _Reading) -> np.ndarray:
     """Filter the volume once, and let NiTransforms interpolate slab by slab: memory.
 
-    The volume is turned to (z, y, x): voxels that follow each other then lie beside each other in
-    it, and take three quarters of the time.
+    The volume is turned to (z, y, x), the order of files: voxels that follow each other lie beside
+    each other in it, too, and take three quarters of the time.
     """
     from nitransforms.resampling import apply
     from scipy.ndimage import spline_filter
 
     filtered = spline_filter(volume.T, order=3, output=np.float64, mode="mirror")
-    moving = nib.Nifti1Image(filtered, where.image_affine[:, [2, 1, 0, 3]])
-    to_voxels = np.linalg.inv(where.image_affine)
+    moving = nib.spatialimages.SpatialImage(filtered, where.image_affine[:, [2, 1, 0, 3]])
     resampled = np.empty(where.shape[::-1], np.float32)
-    for slab, recorded, stretch in where.slabs():
-        part = resampled[slab]
-        points = np.concatenate([recorded.T, np.ones((1, len(recorded)))])
+    for slab, points, stretch, inside in where.homogeneous_slabs(volume.shape):
         read = apply(_to_points(points), moving, order=3, mode="mirror", prefilter=False)
-        inside = inside_shape(transformed(to_voxels, recorded), volume.shape)
-        part[:] = np.where(inside, read * stretch, 0.0).reshape(part.shape)
+        read *= stretch
+        read[~inside] = 0.0
+        resampled[slab] = read.reshape(resampled[slab].shape)
     return resampled.T
 
 
-def _mapped_indices(shape: tuple[int, int, int], matrix: np.ndarray) -> np.ndarray:
-    """Map all voxel indices of a grid by a matrix (4, 4), z fastest: (4, P) float32."""
-    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
-    mapped = np.ones((4, *shape), np.float32)
+def _mapped_indices(shape: tuple[int, int, int], matrix: np.ndarray, slab: slice) -> np.ndarray:
+    """Map the voxel indices of a slab by a matrix (4, 4), x fastest: (4, P) float32."""
+    k, j, i = np.ogrid[slab, : shape[1], : shape[0]]
+    mapped = np.ones((4, len(k), shape[1], shape[0]), np.float32)
     for row, found in zip(matrix[:3], mapped, strict=False):
         np.add(row[0] * i + row[1] * j, row[2] * k + row[3], out=found, casting="same_kind")
     return mapped.reshape(4, -1)
@@ -446,18 +450,25 @@ def _to_points(points: np.ndarray) -> TransformBase:
     behind: an eighth of the time that a volume takes. ``DenseFieldTransform`` looks positions up
     and falls back on interpolating them.
     """
+    points_type, transform_type = _types_of_points()
+    transform = transform_type()
+    transform._reference = points_type(points)
+    return transform
+
+
+@cache
+def _types_of_points() -> tuple[type[Any], type[TransformBase]]:
+    """Derive points, and a transform that leaves them where they are, from NiTransforms."""
     from nitransforms.base import SampledSpatialData, TransformBase
 
     class Points(SampledSpatialData):
-        def __init__(self) -> None:
+        def __init__(self, points: np.ndarray) -> None:
             self._coords, self._ndim, self._npoints, self._shape = points.T, 3, len(points.T), None
 
     class InPlace(TransformBase):
         ndim = 3
 
-    transform = InPlace()
-    transform._reference = Points()
-    return transform
+    return Points, InPlace
 
 
 def _with_kernel(volume: np.ndarray, where: _Reading) -> np.ndarray:
@@ -531,15 +542,18 @@ def voxel_mapping(
 
 
 def inside_image(
-    image_shape: tuple[int, ...], mapping: np.ndarray, shape: tuple[int, int, int]
+    image_shape: tuple[int, ...],
+    mapping: np.ndarray,
+    shape: tuple[int, int, int],
+    slab: slice = ALL,
 ) -> np.ndarray:
-    """Where the mapped voxels of a grid lie within an image, up to half a voxel outside."""
-    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
-    inside = np.ones(shape, bool)
+    """Where the mapped voxels of a slab of a grid lie within an image, or half a voxel outside."""
+    k, j, i = np.ix_(np.arange(shape[2])[slab], np.arange(shape[1]), np.arange(shape[0]))
+    inside = np.ones((k.size, *shape[1::-1]), bool)
     for row, n in zip(mapping, image_shape, strict=True):
-        position = row[0] * i + row[1] * j + row[2] * k + row[3]
+        position = row[0] * i + row[1] * j + (row[2] * k + row[3])
         inside &= (position >= -EDGE) & (position <= n - 1 + EDGE)
-    return inside
+    return inside.T
 
 
 def covered_mask(dwi: DWI, motion: Motion) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.io.images import write_image
+from eddymotion.io.images import new_header, write_volumes
 from eddymotion.io.itk import write_itk
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.io.tsv import table_text
@@ -125,8 +125,8 @@ def write_bids(
         stem.with_suffix(".bval"), stem.with_suffix(".bvec"), dwi.gradients, dwi.affine
     )
     write_json(stem.with_suffix(".json"), dict(metadata))
-    rounded = np.round(dwi.signal if gain == 1 else dwi.signal * np.float32(gain))
-    write_image(image, rounded.astype(np.int16), dwi.affine, dwi.repetition_time)
+    header = new_header(dwi.signal.shape, np.dtype(np.int16), dwi.affine, dwi.repetition_time)
+    write_volumes(image, header, (np.round(volume * np.float32(gain)) for volume in dwi.volumes()))
     return image
 
 
