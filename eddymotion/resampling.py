@@ -100,8 +100,8 @@ def resample(  # type: ignore[misc]  # options by name
         given. One that is not linear is evaluated once, and three float32 volumes of the output
         grid hold the result.
     n_threads : int
-        Volumes at a time. Each needs about twenty float64 volumes with NiTransforms (through
-        fields or a `space` three and 70 MB), two float32 volumes otherwise.
+        Volumes at a time. Each needs two float64 volumes and up to 70 MB with NiTransforms, two
+        float32 volumes otherwise.
     progress : callable
         See :class:`~eddymotion.machine.parallel.Progress`.
 

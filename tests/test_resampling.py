@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One interpolation, two engines."""
 
+import tracemalloc
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
+from nitransforms.linear import Affine
+from nitransforms.resampling import apply
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
@@ -13,7 +17,12 @@ from eddymotion import resampling
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.resampling import Resampled, covered_mask, resample
+from eddymotion.resampling import (
+    Resampled,
+    _with_nitransforms,
+    covered_mask,
+    resample,
+)
 from eddymotion.simulation import Grid, acquire, simulate_eddy_currents
 
 VOLUMES = np.array([0, 5, 14, 26])
@@ -83,6 +92,37 @@ def test_fast_engine_equals_nitransforms(head, short, other_grid):
     assert reference.signal.shape == (*(target.shape if other_grid else dwi.shape), len(dwi))
     assert np.abs(fast.signal - reference.signal).max() < 1e-3 * np.ptp(reference.signal)
     np.testing.assert_array_equal(fast.mask, reference.mask)
+
+
+@pytest.mark.parametrize("other_grid", [False, True])
+def test_slabs_are_what_nitransforms_makes_of_the_whole_grid(head, short, other_grid, monkeypatch):
+    dwi, motion = short
+    grid = Grid.covering(head, (5.0, 4.0, 3.0), "PSL") if other_grid else dwi
+    monkeypatch.setattr(resampling, "SLAB_POINTS", 1200)
+    found = resample(dwi, motion, grid=(grid.shape, grid.affine)).signal
+    reference = nib.Nifti1Image(np.zeros(grid.shape, np.float32), grid.affine)
+    indices = np.moveaxis(np.indices(grid.shape), 0, -1)
+    for index in range(len(dwi)):
+        volume = nib.Nifti1Image(dwi.volume(index).data, dwi.affine)
+        transform = Affine(motion[index], reference=reference)
+        whole = apply(transform, volume, order=3, mode="mirror").get_fdata()
+        voxels = apply_affine(np.linalg.inv(dwi.affine) @ motion[index] @ grid.affine, indices)
+        inside = ((voxels >= -0.5) & (voxels <= np.array(dwi.shape) - 0.5)).all(axis=-1)
+        expected = np.where(inside, np.maximum(whole, 0), 0)
+        np.testing.assert_allclose(found[..., index], expected, atol=1e-5 * whole.max(), rtol=0)
+
+
+def test_nitransforms_holds_few_copies_of_a_volume(short, monkeypatch):
+    dwi, motion = short
+    monkeypatch.setattr(resampling, "SLAB_POINTS", 1200)
+    where = Resampled.of(dwi, motion)._reading()(1)
+    volume = dwi.volume(1).data
+    _with_nitransforms(volume, where)  # what is made once
+    tracemalloc.start()
+    _with_nitransforms(volume, where)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * 8 * volume.size  # all positions at once took seven times as much
 
 
 def test_unknown_engines_are_refused_before_anything_is_read(short):

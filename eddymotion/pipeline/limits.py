@@ -26,9 +26,9 @@ VOLUME_GB = 0.002
 PAIR_GB = 4e-6
 """Normal equations and their factor with quadratic fields, for each pair of volumes."""
 
-RESAMPLING_BYTES = 80
-"""NiTransforms holds about ten float64 values for each voxel of a volume."""
-
+RESAMPLING_BYTES = 24
+"""A voxel of a volume that NiTransforms resamples: its coefficients in float64, the volume itself
+and the result, and those that wait to be written. Nothing is solved meanwhile."""
 
 PREPARED_BYTES = 4
 """A voxel of the series without noise and ringing, float32."""
@@ -59,13 +59,12 @@ def memory_gb(image: Path, n_threads: int = 1, *, prepared: bool = False) -> flo
     scaled = scaling_of(header) != (1.0, 0.0)
     stored = 4 if scaled or dtype.kind == "f" else min(dtype.itemsize, 4)
     volume, n_volumes = math.prod(shape[:3]), math.prod(shape[3:])
-    series = volume * n_volumes * (stored + SPLINE_BYTES)
-    resampling = volume * RESAMPLING_BYTES * n_threads
-    solving = VOLUME_GB * n_volumes + PAIR_GB * n_volumes**2
+    voxels_gb = volume * n_volumes / 1e9
+    solving = SPLINE_BYTES * voxels_gb + VOLUME_GB * n_volumes + PAIR_GB * n_volumes**2
+    resampling = volume * RESAMPLING_BYTES * n_threads / 1e9
     if prepared:
-        each = PREPARED_BYTES + SLAB_SHARE * SLAB_BYTES * n_threads
-        series += volume * n_volumes * each
-    return LIBRARIES_GB + solving + (series + resampling) / 1e9
+        stored += PREPARED_BYTES + SLAB_SHARE * SLAB_BYTES * n_threads
+    return LIBRARIES_GB + stored * voxels_gb + max(solving, resampling)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 """Sums over points need no copy of the normal matrix a chunk, and no step goes unjudged."""
 
 import tracemalloc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from eddymotion.estimation.equations import coupled
 from eddymotion.estimation.equations.coupled import CoupledProblem, Residuals, Samples
 from eddymotion.estimation.equations.normal_equations import NormalEquations
+from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.unknowns import Poses, Unknowns
 from eddymotion.estimation.fields import UnknownFields
 from eddymotion.images.image import Spline
@@ -68,6 +70,25 @@ def test_the_diagonal_of_the_inverse_is_that_of_the_solution():
         expected = np.diag(system.solve(np.eye(12))).reshape(2, 6)
         assert system.inverse_diagonal("poses") == pytest.approx(expected)
         assert system.inverse_diagonal("poses")[0, 5] == 0
+
+
+def test_what_volumes_show_is_let_go_of_before_halves_are_solved(still, monkeypatch):
+    volumes = still.gradients.dwis[:5]
+    splines = [Spline.of(still.volume(volume)) for volume in volumes]
+    points = jittered_points(still.mask, still.affine, 4000, np.random.default_rng(0))
+    problem = CoupledProblem(
+        splines, still.gradients.select(volumes), AverageModel(), points, still.brain_center
+    )
+    solution = Solution(problem, Motion.identity(5))
+    shown, held, plain = weakref.ref(solution.found.samples.slopes), [], NormalEquations.step
+    monkeypatch.setattr(
+        NormalEquations,
+        "step",
+        lambda self, *name: held.append(shown() is not None) or plain(self, *name),
+    )
+    assert np.isfinite(solution.scatter_of_halves()).all()
+    assert held == [True] + 6 * [False]
+    assert 0.1 < solution.recovered <= 1
 
 
 def test_a_last_step_that_fits_worse_is_not_returned(still, monkeypatch):

@@ -106,11 +106,6 @@ class Samples:
     slopes: np.ndarray
     missing: np.ndarray
 
-    def at(self, inside: np.ndarray) -> Samples:
-        """Take some of the points (V,) bool."""
-        parts = (of[..., inside] for of in (self.values, self.slopes, self.missing))
-        return Samples(self.motion, *parts)
-
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
@@ -132,11 +127,6 @@ class Residuals:
     precision: np.ndarray
     values: np.ndarray
     misfit: np.ndarray
-
-    def at(self, inside: np.ndarray) -> Residuals:
-        """Take some of the points (V,) bool."""
-        values, misfit = self.values[:, inside], self.misfit[inside]
-        return replace(self, samples=self.samples.at(inside), values=values, misfit=misfit)
 
     def under(self, motion: Motion) -> Residuals:
         """Return the same under a motion that differs in unknowns that are zero."""
@@ -410,11 +400,20 @@ class CoupledProblem:
         gram = GramMatrix(len(found.precision) * len(self.unknowns), self.n_threads)
         for part in self.columns_by_chunk(found, weights, self.points_for_matrix(found)):
             gram.add(part)
-        return self.between_volumes(found, gram.whole())
+        return self.between_volumes(found.precision, gram.whole())
 
     def points_for_matrix(self, found: Residuals) -> np.ndarray:
         """Choose points that tell ``H``, (K,) int."""
         return np.arange(0, len(self.points), self._every_so_many(len(found.precision)))
+
+    def columns(self, found: Residuals, weights: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Return ``√w J`` at points (K,) int: (Np, K) float32."""
+        columns = np.empty((len(found.precision) * len(self.unknowns), len(points)), np.float32)
+        first = 0
+        for part in self.columns_by_chunk(found, weights, points):
+            columns[:, first : first + part.shape[1]] = part
+            first += part.shape[1]
+        return columns
 
     def columns_by_chunk(
         self, found: Residuals, weights: np.ndarray, points: np.ndarray
@@ -430,11 +429,11 @@ class CoupledProblem:
 
         return parallel_iterate(weighted, self.chunks(n, len(points)), n_threads=self.n_threads)
 
-    def between_volumes(self, found: Residuals, products: np.ndarray) -> np.ndarray:
-        """Turn ``Σ w J Jᵀ`` (Np, Np) into ``H``, in place."""
-        n, n_unknowns = len(found.precision), len(self.unknowns)
+    def between_volumes(self, precision: np.ndarray, products: np.ndarray) -> np.ndarray:
+        """Turn ``Σ w J Jᵀ`` (Np, Np) into ``H`` by ``P`` (N, N), in place."""
+        n, n_unknowns = len(precision), len(self.unknowns)
         blocks = products.reshape(n, n_unknowns, n, n_unknowns)
-        blocks *= found.precision[:, None, :, None]
+        blocks *= precision[:, None, :, None]
         return products
 
     def _every_so_many(self, n_volumes: int) -> int:

@@ -62,7 +62,7 @@ class Solution:
         found = self.found
         return None if found is None else self.problem.equations(found, found.weights)
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Let go of what the volumes show; it is read again if it is asked for."""
         self.__dict__.pop("found", None)
 
@@ -86,7 +86,7 @@ class Solution:
         blocks add, with random signs. 1 where too few points are left.
         """
         system, unknowns = self.system, self.problem.unknowns
-        if self.found is None or system is None:
+        if system is None:
             return 1.0
         signs = np.random.default_rng(0).choice([-1.0, 1.0], len(system.gradients))
         away = system.solve(system.gradients.T @ signs).reshape(len(self.motion), -1)
@@ -94,9 +94,9 @@ class Solution:
         poses = unknowns.only(POSES)
         some = np.zeros(len(self.problem.points), bool)
         some[:: max(1, len(some) // POINTS_FOR_SHARE)] = True
-        part, here = self.problem.at(some), self.found.at(some)
-        there = part.look(poses.moved(self.motion, away))
-        if there is None:
+        part = self.problem.at(some)
+        here, there = part.look(self.motion), part.look(poses.moved(self.motion, away))
+        if here is None or there is None:
             return 1.0
         before = part.equations(here, here.weights)
         after = part.equations(there, there.weights, before)
@@ -110,28 +110,27 @@ class Solution:
 
         Left and right, front and back, top and bottom each take a step of their own, over all
         volumes. Were there noise alone, this would be the mean of :meth:`covariances`; what is
-        alike over wide regions shows here only. NaN where a half is too small.
+        alike over wide regions shows here only. NaN where a half is too small. What the volumes
+        show is let go of: it has to be read again afterwards.
         """
-        found, system, problem = self.found, self.system, self.problem
-        if found is None or system is None:
+        system, problem = self.system, self.problem
+        if self.found is None or system is None:
             return np.full(6, np.nan)
-        whole, weights = system.step(POSES), found.weights
         above = problem.points > problem.center  # parts lie on one side
-        if (
-            min((weights[side] > 0).sum() for axis in above.T for side in (axis, ~axis))
-            < MIN_POINTS
-        ):
+        if self._least_seen(above) < MIN_POINTS:
             return np.full(6, np.nan)
+        whole, precision = system.step(POSES), self.found.precision
         firsts = np.searchsorted(problem.parts, np.arange(len(system.gradients)))
-        some = problem.points_for_matrix(found)
-        columns = np.concatenate(list(problem.columns_by_chunk(found, weights, some)), axis=1)
+        some = problem.points_for_matrix(self.found)
+        columns = problem.columns(self.found, self.found.weights, some)
+        self._release()  # several matrices take its place
         together, squares = self._products(columns), []
 
         def square(half: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
             inside, products = half
             half_system = replace(
                 system,
-                hessian=problem.between_volumes(found, products),
+                hessian=problem.between_volumes(precision, products),
                 gradients=system.gradients[inside[firsts]],
                 like=None,
             )
@@ -143,6 +142,12 @@ class Solution:
             halves = (axis, upper), (~axis, together - upper)
             squares += parallel_map(square, halves, n_threads=at_once)
         return np.mean(squares, axis=(0, 1))
+
+    def _least_seen(self, above: np.ndarray) -> int:
+        """Return how many points tell of the half that fewest tell of; `above` (V, 3) bool."""
+        assert self.found is not None
+        seen = self.found.weights > 0
+        return min(int(seen[side].sum()) for axis in above.T for side in (axis, ~axis))
 
     def _products(self, columns: np.ndarray) -> np.ndarray:
         """Return ``A Aᵀ`` of columns (K, …)."""

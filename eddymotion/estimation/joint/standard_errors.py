@@ -95,10 +95,9 @@ def _of_group(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return covariances (n, 6, 6) of a group: all in all, by noise, and apart in time."""
     dwi, solution = solver.dwi, Solution(problem, group_motion(motion, group))
-    scatter = solution.scatter_of_halves()
     apart = solution.scatter_of_periods(dwi.acquisition.slicing, dwi.affine, dwi.n_slices)
+    scatter = solution.scatter_of_halves()
     recovered = solution.recovered
-    solution.release()
     by_noise = solution.covariances()
     whole = by_misfit + by_noise / recovered**2
     factor = max(HALVES_FACTOR, 1 / recovered)
