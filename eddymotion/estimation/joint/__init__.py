@@ -188,6 +188,7 @@ class JointSteps:
     def refine(self) -> None:
         """Solve at the finest level."""
         self.problems = []  # memory
+        give_back_memory()
         self.motion, self.problems = self.solver.solve(FINE[-1], self.groups, self.motion)
 
     def judge(self) -> None:
@@ -232,7 +233,6 @@ class JointSteps:
 
     def errors(self) -> PoseErrors:
         """Find how far off the poses may be."""
-        give_back_memory()
         return pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
 
     def leave_to_the_course(self, errors: PoseErrors) -> None:

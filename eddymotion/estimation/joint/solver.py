@@ -473,6 +473,7 @@ class JointSolver:
                 wanted,
                 self.filtered(level, range(len(self.dwi)), matrices, thickness_power),
             )
+            give_back_memory()  # of filtering
         elif len(self.stale):
             again = self.filtered(level, self.stale, matrices, thickness_power)
             for volume, spline in zip(self.stale, again, strict=True):

@@ -15,6 +15,7 @@ from eddymotion.estimation.joint.solver import JointSolver, group_motion
 from eddymotion.estimation.unrest import Unrest
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.pyramid import head_scale
+from eddymotion.machine.memory import give_back_memory
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
 
@@ -94,6 +95,7 @@ def _of_group(
     by_misfit: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return covariances (n, 6, 6) of a group: all in all, by noise, and apart in time."""
+    give_back_memory()  # of the group before, too
     dwi, solution = solver.dwi, Solution(problem, group_motion(motion, group))
     apart = solution.scatter_of_periods(dwi.acquisition.slicing, dwi.affine, dwi.n_slices)
     scatter = solution.scatter_of_halves()
