@@ -5,15 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from eddymotion.estimation.frames.contrast import offset_from_images
 from eddymotion.estimation.frames.contrast.basis import Basis, Moments
-from eddymotion.estimation.frames.contrast.clusters import N_POINTS
+from eddymotion.estimation.frames.contrast.clusters import COARSE, FINE, N_POINTS, Clusters
 from eddymotion.estimation.frames.contrast.equations import ContrastEquations
 from eddymotion.images.grid import grid_points
+from eddymotion.images.image import Image
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import log_rigid, rms_displacement
+from eddymotion.mapping.off_resonance import OffResonance, SeriesField
+from eddymotion.mapping.rigid import exp_rigid, log_rigid, rms_displacement
 
 
 @pytest.mark.parametrize("with_spread", [True, False])
@@ -77,3 +80,49 @@ def test_b0_volumes_are_read_without_their_fields(still):
         turned.append(np.rad2deg(log_rigid(offset, still.brain_center)[3:]))
     assert np.abs(turned[0]).max() > 0.3
     assert np.abs(turned[1]).max() < 0.1
+
+
+def test_a_field_of_the_head_lies_where_the_head_does_in_each_frame(still):
+    """A shear of the head along y by 10 %; the frames are 5 mm apart along z."""
+    b0s, volumes = still.gradients.b0s, still.gradients.dwis
+    shift, center = np.array([0.0, 1.0, 0.0]), still.brain_center
+    height = grid_points(still.shape, still.affine)[:, 2].reshape(still.shape)
+    field = OffResonance.of_image(Image(0.1 * (height - center[2]), still.affine))
+    points = grid_points(still.shape, still.affine)
+    origins = points - field.hertz(points)[:, None] * shift
+    signal = np.empty_like(still.signal)
+    for volume in range(len(still)):
+        shown = still.volume(volume).spline.sample(origins)
+        signal[..., volume] = np.nan_to_num(shown).reshape(still.shape)
+    apart = exp_rigid(np.r_[1.0, -1.0, 5.0, np.deg2rad([1.0, -2.0, 1.0])], center)
+
+    def seen(frame, n):
+        there = OffResonance(field.coefficients, np.linalg.inv(frame) @ field.affine)
+        return Motion(np.tile(frame, (n, 1, 1)), off_resonance=SeriesField(there, [shift] * n))
+
+    own = seen(apart, len(volumes))
+    offset, _ = offset_from_images(
+        replace(still, signal=signal), seen(np.eye(4), len(b0s)), volumes, own,
+        np.linalg.inv(apart), near=True,
+    )  # fmt: skip
+    assert abs(log_rigid(offset @ apart, center)[1]) < 0.1  # 0.5 if it were at rest
+
+
+@pytest.mark.parametrize("width", [*COARSE, FINE])
+def test_only_coarse_clusters_reach_beyond_the_edge_of_the_brain(still, width):
+    """The fine ones begin a voxel inside it, but where the field of view cuts the brain."""
+    cut = replace(still, signal=still.signal[:, :, 20:], mask=still.mask[:, :, 20:])
+    clusters = Clusters.draw(cut, width, np.random.default_rng(0), 1)
+    index = np.linalg.solve(
+        cut.affine, np.c_[clusters.points[:, 0], np.ones(len(clusters.points))].T
+    )
+    x, y, z = index[:3].round().astype(int)
+    outside = ~cut.mask[x, y, z]
+    at_edge = outside | ~binary_erosion(cut.mask, border_value=1)[x, y, z]
+    assert outside.any() == at_edge.any() == width.with_edge
+    assert z.min() == 0
+
+
+def test_a_brain_that_is_mostly_edge_keeps_it(tiny):
+    few = Clusters.draw(tiny, replace(FINE, n_clusters=10**6), np.random.default_rng(0), 1)
+    assert len(few.points) == binary_dilation(tiny.mask).sum() // N_POINTS

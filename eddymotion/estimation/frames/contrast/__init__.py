@@ -20,6 +20,8 @@ take up a misplacement (variable projection). What keeps it unbiased:
 - *Contrasts within clusters of points* instead of a band-pass: from each of four neighbouring
   points their mean is subtracted, on both sides. What is smooth in space drops out, and no image
   of any basis function is ever formed.
+- *Points inside the brain*, at the finest width: at its edge is what no function of its contrast
+  predicts, alike in all halves of a brain, and where fields squeeze signal together.
 - *Evenly spaced knots*: between knots at quantiles the function is too stiff just where fluid
   begins, which displaced it by several tenths of a millimetre.
 

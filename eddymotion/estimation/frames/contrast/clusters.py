@@ -37,6 +37,9 @@ ROWS_AT_A_TIME = 2048
 MARGIN_FWHM, MARGIN_VOXELS = 2.0, 3.0
 """What is kept of a volume around the points that are read: the reach of its filters."""
 
+LEAST_INSIDE = 0.6
+"""Part of brain and edge from which on what lies inside the edge is enough."""
+
 BOX_EVERY = 16
 """Every so many-th point tells what is read of a volume."""
 
@@ -57,6 +60,9 @@ class Width:
         At most so many volumes give mean and standard deviation.
     tolerance : float
         Step, relative to `fwhm`, at which it ends.
+    with_edge : bool
+        Whether clusters are drawn from the edge of the brain as well: an outline reaches far, but
+        what lies around a brain is not of its contrast.
     """
 
     fwhm: float
@@ -64,6 +70,7 @@ class Width:
     place_order: int
     n_volumes: int
     tolerance: float
+    with_edge: bool = True
 
     @property
     def neighbours(self) -> float:
@@ -75,7 +82,7 @@ COARSE = (
     Width(4.0, 3_000, place_order=2, n_volumes=24, tolerance=0.01),
     Width(2.0, 5_000, place_order=2, n_volumes=24, tolerance=0.01),
 )
-FINE = Width(1.0, 10_000, place_order=3, n_volumes=1000, tolerance=0.002)
+FINE = Width(1.0, 10_000, place_order=3, n_volumes=1000, tolerance=0.002, with_edge=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +109,9 @@ class Clusters:
 
     @classmethod
     def draw(cls, dwi: DWI, width: Width, random: np.random.Generator, n_threads: int) -> Clusters:
-        """Draw clusters from the brain and its edge."""
+        """Draw clusters from the brain, with its edge or without."""
         voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
-        mask = scipy.ndimage.binary_dilation(dwi.mask)
+        mask = _brain_and_edge(dwi.mask) if width.with_edge else _inside(dwi.mask)
         n_clusters = min(width.n_clusters, int(mask.sum()) // N_POINTS)
         middles = jittered_points(mask, dwi.affine, n_clusters, random)
         middles = middles[np.lexsort(middles.T)]
@@ -214,6 +221,23 @@ class Clusters:
         """Turn gradients (C, N_POINTS, 3) into derivatives by a twist, (C, N_POINTS, 6)."""
         turning = np.cross(self.points - self.center, slopes)
         return np.concatenate([slopes, turning], axis=-1)
+
+
+def _brain_and_edge(brain: np.ndarray) -> np.ndarray:
+    """Return a brain (X, Y, Z) and the voxels next to it."""
+    return scipy.ndimage.binary_dilation(brain)
+
+
+def _inside(brain: np.ndarray) -> np.ndarray:
+    """Return a brain (X, Y, Z) without its outermost voxels, if enough is left of it.
+
+    Where the field of view cuts it, it goes on.
+    """
+    inside, all_of_it = (
+        scipy.ndimage.binary_erosion(brain, border_value=1),
+        _brain_and_edge(brain),
+    )
+    return inside if inside.sum() >= LEAST_INSIDE * all_of_it.sum() else all_of_it
 
 
 def centred(clusters: np.ndarray) -> np.ndarray:

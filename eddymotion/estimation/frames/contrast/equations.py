@@ -18,6 +18,7 @@ from eddymotion.estimation.frames.contrast.clusters import (
     Width,
     centred,
 )
+from eddymotion.images.grid import transformed
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of, head_scale, low_pass
 from eddymotion.machine.parallel import parallel_map
@@ -273,10 +274,11 @@ class ContrastEquations:
         clusters = self.clusters
         points = clusters.points.reshape(-1, 3)
 
+        there = transformed(to_b0, points)  # fields are those of the b=0 frame
+
         def read(k: int) -> tuple[np.ndarray, np.ndarray]:
-            there = self.b0_motion.mapping(k).effective
-            there = replace(there, pose=there.pose @ to_b0, slices=None)
-            return there.sample_with_gradient(self.splines[k], points)
+            mapping = replace(self.b0_motion.mapping(k).effective, slices=None)
+            return mapping.sample_with_gradient(self.splines[k], there)
 
         n = len(self.splines)
         values, slopes = np.zeros(len(points)), np.zeros((len(points), 3))
@@ -284,6 +286,7 @@ class ContrastEquations:
             values += one
             slopes += other
         shape = clusters.points.shape
+        slopes = slopes @ to_b0[:3, :3]  # along the axes of the points' frame
         return values.reshape(shape[:2]) / n, clusters.by_offset(slopes.reshape(shape) / n)
 
 
