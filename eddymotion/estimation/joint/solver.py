@@ -212,7 +212,7 @@ class JointSolver:
     def started_anew(self, group: VolumeGroup, motion: Motion, anchors: Anchors) -> Motion:
         """Start at what b=0 finds of each volume alone, where coarse levels left no whole."""
         found = group_motion(motion, group)
-        core, _ = anchors.core(found)
+        core, _ = anchors.from_poses(found, self.n_threads).core(found)
         if core.mean() > WHOLE:
             return motion
         log.debug("%s, %d of %d agree with b=0: from there", group.name, core.sum(), len(core))
