@@ -8,7 +8,7 @@ import pytest
 from scipy import linalg
 
 from eddymotion.estimation.frames.course import OffsetEstimate, merged
-from eddymotion.estimation.frames.motion_prior import KnownSteps, MotionPrior
+from eddymotion.estimation.frames.motion_prior import DRIFT_MEMORY, KnownSteps, MotionPrior
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.simulation import shelled_scheme
 from eddymotion.simulation.motion import simulate_motion
@@ -110,25 +110,42 @@ def test_what_is_learnt_turns_with_the_axes():
     np.testing.assert_allclose(foreseen.variances, turned.variances, rtol=1e-5)
 
 
-def test_modes_are_the_inverses_of_all_covariances():
-    """Against the plain inverse along each axis."""
+def test_what_steps_tell_is_that_of_all_their_covariances():
+    """Against the plain matrices of all steps, of which a few are not known."""
     random = np.random.default_rng(3)
-    roots, steps = random.normal(size=(2, 9, 12)), random.normal(size=(9, 6))
-    rest, drift = (root @ root.T for root in roots)
-    drifts = np.array([0.0, 0.1, 0.5, 1.0, 2.0, 9.0])
-    found = KnownSteps.of(steps, rest, drift, drifts)
-    inverse = np.linalg.inv(rest + drifts[:, None, None] * drift)
-    across = random.normal(size=(4, 9))
-    known = np.einsum("mk,akl,ml->ma", across, inverse, across)
-    np.testing.assert_allclose(found.known(across), known)
-    pulled = np.einsum("akl,la->ka", inverse, steps)
-    np.testing.assert_allclose(found.pulled, pulled, atol=1e-12)
-    parts = roots[1]
+    n, jitter, drifts = 9, 0.4, np.array([0.0, 0.1, 0.5, 1.0, 2.0, 9.0])
+    steps, spread, gaps = random.normal(size=(n, 6)), random.uniform(0.1, 2, n), np.ones(n)
+    gaps[2], steps[[3, 7, 8]] = 2.5, np.nan
+    found = KnownSteps.of(steps, spread, gaps, drifts, jitter)
+    middles = np.cumsum(gaps) - gaps / 2
+    roots = gaps[:, None] * np.linalg.cholesky(
+        np.exp(-np.abs(np.subtract.outer(middles, middles)) / DRIFT_MEMORY)
+    )
+    moments = np.eye(n, n + 1, k=1) - np.eye(n, n + 1)
+    known = np.isfinite(steps[:, 0])
+    lasting = drifts[:, None, None] * (roots @ roots.T) + jitter * moments @ moments.T
+    inverse = np.linalg.inv((np.diag(spread) + lasting)[:, known][:, :, known])
+    pulled = np.einsum("akl,la->ka", inverse, steps[known])
+    np.testing.assert_allclose(found.pulled[known], pulled)
+    across = lasting[:, :, known]
+    np.testing.assert_allclose(found.lasting, np.einsum("ank,ka->na", across, pulled))
+    left = lasting - across @ inverse @ across.transpose(0, 2, 1)
+    np.testing.assert_allclose(found.uncertain, np.einsum("ann->na", left))
+    of_each = np.einsum("akk->ka", inverse)
+    for one, other in zip(found.others(), (pulled / of_each, 1 / of_each), strict=True):
+        np.testing.assert_allclose(one[known], other)
+    of_moments = jitter * moments[known].T
+    squares = (of_moments @ pulled) ** 2 + jitter
+    squares -= np.einsum("mk,akl,ml->ma", of_moments, inverse, of_moments)
+    beside = (moments[known] != 0).any(axis=0)
+    np.testing.assert_allclose(found.jitter_square(), squares[beside].mean())
+    parts = roots[known][:, :7]  # what comes later is in no step that is known
     taken = drifts * (parts.T @ pulled)
-    left = [12 * v - v**2 * np.trace(parts.T @ one @ parts) for v, one in
-            zip(drifts, inverse, strict=True)]  # fmt: skip
-    product = (taken.T @ taken + np.diag(left)) / 12
-    np.testing.assert_allclose(found.drift(parts, drifts), product, atol=1e-12)
+    new = [7 * v - v**2 * np.trace(parts.T @ one @ parts) for v, one in
+           zip(drifts, inverse, strict=True)]  # fmt: skip
+    product, n_new = found.drift(drifts)
+    assert n_new == 7
+    np.testing.assert_allclose(product, (taken.T @ taken + np.diag(new)) / 7, atol=1e-12)
 
 
 def test_a_head_that_walks_at_random_is_not_taken_to_drift():

@@ -279,7 +279,7 @@ class Course:
         """Go to the mode near an offset; return it with the covariance there (mm, rad)."""
         sign, precision = self.changes, self._precision(estimate)
         to, back = self.visits()
-        inside = np.ones((6, 6))
+        inside, every_axis = np.ones((6, 6)), np.tile(sign[:, None].astype(float), 6)
         for _ in range(N_ITERATIONS):
             steps = self.steps(offset)
             own = ((steps - foreseen.steps) ** 2).sum(axis=1)
@@ -287,9 +287,9 @@ class Course:
             stays = prior.stays(self._visits_of(to, back, steps, foreseen, prior.axes))
             for of_visit in (to, back):
                 expected[of_visit] = stays * expected[of_visit] + (1 - stays) / prior.variances[-1]
-            pull = np.linalg.solve(prior.scatter(1 / expected, self.gaps), sign[:, None])[..., 0]
-            normal = (prior.axes * (pull @ sign)) @ prior.axes.T + precision
-            right = -prior.axes @ (pull.T * (steps @ prior.axes)).sum(axis=0)
+            pull = prior.weighed(every_axis, self.gaps / expected, self.gaps)
+            normal = (prior.axes * (sign @ pull)) @ prior.axes.T + precision
+            right = -prior.axes @ (pull * (steps @ prior.axes)).sum(axis=0)
             if estimate is not None:
                 right = right + precision @ (self.apart(offset, estimate.offset) * self.in_mm)
             inside = np.linalg.inv(normal)

@@ -26,10 +26,11 @@ a head that was seen to slow down is not taken to have stood still before.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
-import scipy
+
+from eddymotion.estimation.frames.state_kernels import PADDING, infer_states
 
 SCALES_MM = np.geomspace(0.01, 30.0, 20)
 """Steps that are told apart, for a human head."""
@@ -106,89 +107,126 @@ class Visits:
 
 @dataclass(frozen=True, eq=False)
 class KnownSteps:
-    """Steps that are known, and their covariances under some variances of all parts.
+    """What the known ones of n steps tell of all, under some variances of all parts.
 
-    With ``D`` of a drift of unit variance and ``S`` of all else, the covariance along axis ``a``
-    is ``S + ν_a D``. One basis of modes ``W`` makes both diagonal, ``Wᵀ S W = 1`` and
-    ``Wᵀ D W = λ``, so that all inverses are ``W diag(g_a) Wᵀ`` with gains
-    ``g_a = 1 / (1 + ν_a λ)``.
+    Along each axis, ``v`` and ``ε`` of unit variance, steps are ``b v + c (ε_{t+1} − ε_t) + r``.
+    What is between neighbours in time alone is all that is between any
+    (:mod:`eddymotion.estimation.frames.state_kernels`): no matrix of all steps is needed.
 
     Parameters
     ----------
-    modes : (k, k) array
-    sizes : (k,) array
-        ``λ``
-    gains : (k, 6) array
-        Of each mode along each axis of the prior.
-    pulled : (k, 6) array
-        The inverses times the steps.
+    steps : (n, 6) array
+        Along the axes of the prior; NaN where not known.
+    spread : (n,) array
+        Variances of ``r``.
+    drifts : (6, n) array
+        ``b``
+    jitter : float
+        ``c``
+    kept : (n,) array
+        How much of the drift before is in each.
+    means : (6, 2 n + 1) array
+        Of ``ε`` and ``v`` in turn.
+    bands : (6, 2 n + 1, 3) array
+        Their covariances with themselves and with the next two.
     """
 
-    modes: np.ndarray
-    sizes: np.ndarray
-    gains: np.ndarray
-    pulled: np.ndarray
+    steps: np.ndarray
+    spread: np.ndarray
+    drifts: np.ndarray
+    jitter: float
+    kept: np.ndarray
+    means: np.ndarray
+    bands: np.ndarray
 
     @classmethod
     def of(
-        cls, steps: np.ndarray, rest: np.ndarray, drift: np.ndarray, drifts: np.ndarray
+        cls,
+        steps: np.ndarray,
+        spread: np.ndarray,
+        gaps: np.ndarray,
+        drifts: np.ndarray,
+        jitter: float,
     ) -> KnownSteps:
-        """Take the steps along the axes, (k, 6).
+        """Take the steps (n, 6) along the axes, NaN where one is not known.
 
         Parameters
         ----------
-        rest, drift : (k, k) arrays
-            ``S`` and ``D``.
+        spread : (n,) array
+            Variances of what each step has for itself.
+        gaps : (n,) array
+            Volumes of time that each takes.
         drifts : (6,) array
-            ``ν``
+            Variances of the drift along the axes, for one volume of time.
+        jitter : float
+            Variance of where the head is at a moment.
         """
-        sizes, modes = scipy.linalg.eigh(drift, rest)
-        gains = 1 / (1 + sizes[:, None] * drifts)
-        return cls(modes, sizes, gains, modes @ (gains * (modes.T @ steps)))
+        known = np.isfinite(steps).all(axis=1)
+        size = 2 * len(steps) + 1 + PADDING
+        given = np.where(known[:, None], steps, 0.0).T
+        along, root, kept = np.sqrt(drifts)[:, None] * gaps, float(np.sqrt(jitter)), _kept(gaps)
+        means, bands = np.empty((6, size)), np.empty((6, size, 3))
+        precisions = np.where(known, 1 / spread, 0.0)
+        infer_states(np.ascontiguousarray(given), precisions, along, root, kept, means, bands)
+        return cls(steps, spread, along, root, kept, means[:, :-PADDING], bands[:, :-PADDING])
 
-    def squares(self, across: np.ndarray, variance: float) -> np.ndarray:
-        """Return expected squared lengths (m,) of m quantities alike along all axes.
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Which are known, (n,) bool."""
+        return np.isfinite(self.steps).all(axis=1)
 
-        Parameters
-        ----------
-        across : (m, k) array
-            Their covariance with the steps.
-        variance : float
-            Theirs.
-        """
-        taken, known = across @ self.pulled, self.known(across).sum(axis=1)
-        return (taken**2).sum(axis=1) + 6 * variance - known
+    @cached_property
+    def lasting(self) -> np.ndarray:
+        """What drift and jitter are expected to have in each step, (n, 6)."""
+        moments, drift = self.means[:, ::2], self.means[:, 1::2]
+        return (self.drifts * drift + self.jitter * np.diff(moments)).T
 
-    def own_squares(self, spread: np.ndarray) -> np.ndarray:
-        """Return those (k,) of parts that each step has for itself, with variances (k,)."""
-        taken, known = spread[:, None] * self.pulled, self._of_each.sum(axis=1)
-        return (taken**2).sum(axis=1) + 6 * spread - spread**2 * known
-
-    def known(self, across: np.ndarray) -> np.ndarray:
-        """How much of the variances along the axes is known, (m, 6), by covariances (m, k)."""
-        return (across @ self.modes) ** 2 @ self.gains
-
-    def drift(self, parts: np.ndarray, drifts: np.ndarray) -> np.ndarray:
-        """Return the expected mean product (6, 6) of the m independent twists of a drift.
-
-        Parameters
-        ----------
-        parts : (k, m) array
-            What each adds to the steps.
-        drifts : (6,) array
-            Their variances along the axes.
-        """
-        taken, n_twists = drifts * (parts.T @ self.pulled), parts.shape[1]
-        known = drifts**2 * (self.sizes @ self.gains)
-        return taken.T @ taken / n_twists + np.diag(drifts - known / n_twists)
-
-    def others(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return how far each step is from what the others foretell, and its variance: (k, 6)."""
-        return self.pulled / self._of_each, 1 / self._of_each
+    @cached_property
+    def uncertain(self) -> np.ndarray:
+        """The variance of that, (n, 6)."""
+        own, next_, second = np.moveaxis(self.bands, 2, 0)
+        moments = own[:, :-1:2] + own[:, 2::2] - 2 * second[:, :-1:2]
+        across = next_[:, 1::2] - next_[:, :-1:2]
+        b, c = self.drifts, self.jitter
+        return (b**2 * own[:, 1::2] + c**2 * moments + 2 * b * c * across).T
 
     @property
-    def _of_each(self) -> np.ndarray:
-        return self.modes**2 @ self.gains
+    def pulled(self) -> np.ndarray:
+        """The inverses of the covariances times the steps, (n, 6); NaN where not known."""
+        return (self.steps - self.lasting) / self.spread[:, None]
+
+    def own_squares(self) -> np.ndarray:
+        """Return the expected squared lengths (n,) of ``r``; NaN where a step is not known."""
+        return ((self.steps - self.lasting) ** 2 + self.uncertain).sum(axis=1)
+
+    def jitter_square(self) -> float:
+        """Return the expected mean square of the jitter, over moments beside known steps."""
+        beside = np.append(self.known, False) | np.append(False, self.known)
+        squares = self.means[:, ::2] ** 2 + self.bands[:, ::2, 0]
+        return self.jitter**2 * float(squares[:, beside].mean())
+
+    def drift(self, variances: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return the expected mean product (6, 6) of what is new in a drift, and of how many.
+
+        Parameters
+        ----------
+        variances : (6,) array
+            Of the drift, along the axes.
+        """
+        drift, own, next_ = self.means[:, 1::2], self.bands[:, 1::2, 0], self.bands[:, 1::2, 2]
+        before, left = np.roll(drift, 1, axis=1), 1 - self.kept**2
+        new = (drift - self.kept * before) / np.sqrt(left)
+        of_before, between = (np.roll(of, 1, axis=1) for of in (own, next_))
+        unknown = (own - 2 * self.kept * between + self.kept**2 * of_before) / left
+        n_new = int(np.flatnonzero(self.known)[-1]) + 1  # later ones are in no step that is known
+        new = np.sqrt(variances)[:, None] * new[:, :n_new]
+        product = new @ new.T + np.diag(variances * unknown[:, :n_new].sum(axis=1))
+        return product / n_new, n_new
+
+    def others(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return how far each step is from what the others foretell, and its variance: (n, 6)."""
+        precision = (1 - self.uncertain / self.spread[:, None]) / self.spread[:, None]
+        return self.pulled / precision, 1 / precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +263,7 @@ class MotionPrior:
     @cached_property
     def drifts(self) -> np.ndarray:
         """Variances (mm²) of the drift along them, (6,)."""
-        return np.einsum("ia,ij,ja->a", self.axes, self.drift, self.axes)
+        return np.maximum(np.einsum("ia,ij,ja->a", self.axes, self.drift, self.axes), 0.0)
 
     @property
     def quiet(self) -> float:
@@ -276,66 +314,53 @@ class MotionPrior:
     ) -> tuple[MotionPrior, np.ndarray]:
         """Learn once more, with the variances (n,) of each step that the last time told."""
         known = np.isfinite(steps).all(axis=1)
-        found = self._seen(steps, gaps, of_steps * gaps, known)
-        own = found.own_squares((of_steps * gaps)[known])
-        seen = self.responsibilities(own / gaps[known])
+        found = self._seen(steps, gaps, of_steps * gaps)
+        seen = self.responsibilities(found.own_squares()[known] / gaps[known])
         shares = seen.sum(axis=0) + PRIOR_STEPS
         of_steps = np.full(len(steps), of_steps[0])
         of_steps[known] = 1 / (seen @ (1 / self.variances))
-        moments = _shown(_moments_of(len(gaps))[known])
-        jitter = float(found.squares(self.jitter * moments.T, self.jitter).mean() / 6)
         improved = replace(
             self,
             shares=shares / shares.sum(),
-            jitter=max(jitter, least_jitter),
-            drift=self._drift(found, _shown(_drifts_of(gaps)[known])),
+            jitter=max(found.jitter_square(), least_jitter),
+            drift=self._drift(found),
         )
         return improved, of_steps
 
-    def _drift(self, found: KnownSteps, parts: np.ndarray) -> np.ndarray:
+    def _drift(self, found: KnownSteps) -> np.ndarray:
         """Learn the covariance of the drift; before, it is taken as alike along all axes."""
-        seen = self.axes @ found.drift(parts, self.drifts) @ self.axes.T
-        n_seen, alike = parts.shape[1], np.trace(seen) / 6 * np.eye(6)
+        product, n_seen = found.drift(self.drifts)
+        seen = self.axes @ product @ self.axes.T
+        alike = np.trace(seen) / 6 * np.eye(6)
         return (n_seen * seen + EVEN_DRIFTS * alike) / (n_seen + EVEN_DRIFTS)
 
-    def _seen(
-        self, steps: np.ndarray, gaps: np.ndarray, spread: np.ndarray, known: np.ndarray
-    ) -> KnownSteps:
-        """Take the steps (n, 6) that are known, if those of their own have variances (n,)."""
-        parts, moments = _drifts_of(gaps)[known], _moments_of(len(gaps))[known]
-        rest = np.diag(spread[known]) + self.jitter * moments @ moments.T
-        return KnownSteps.of(steps[known] @ self.axes, rest, parts @ parts.T, self.drifts)
+    def _seen(self, steps: np.ndarray, gaps: np.ndarray, spread: np.ndarray) -> KnownSteps:
+        """Take the steps (n, 6), if those of their own have variances (n,)."""
+        return KnownSteps.of(steps @ self.axes, spread, gaps, self.drifts, self.jitter)
 
     def foresee(self, steps: np.ndarray, gaps: np.ndarray) -> Foreseen:
         """Tell each step from the others that are known, (n, 6), NaN where one is not."""
-        known = np.isfinite(steps).all(axis=1)
-        lasting, spread = self.lasting(gaps), self.quiet * gaps
-        alone = np.diagonal(lasting, axis1=1, axis2=2).T
-        if not known.any():
-            return Foreseen(np.zeros((len(steps), 6)), alone)
+        known, spread = np.isfinite(steps).all(axis=1)[:, None], self.quiet * gaps
+        found = self._seen(steps, gaps, spread)
         for _ in range(N_WEIGHINGS):
-            found = self._seen(steps, gaps, spread, known)
-            seen = self.responsibilities(found.own_squares(spread[known]) / gaps[known])
-            spread[known] = gaps[known] / (seen @ (1 / self.variances))
+            own = np.where(known[:, 0], found.own_squares(), 0.0)
+            of_steps = 1 / (self.responsibilities(own / gaps) @ (1 / self.variances))
+            found = self._seen(steps, gaps, np.where(known[:, 0], gaps * of_steps, spread))
         away, variances = found.others()
-        foretold, left = np.empty((len(steps), 6)), np.empty((len(steps), 6))
-        foretold[known] = steps[known] - away @ self.axes.T
-        left[known] = variances - spread[known, None]
-        for axis, across in enumerate(lasting[:, ~known][:, :, known]):
-            foretold[~known, axis] = across @ found.pulled[:, axis]
-            left[~known, axis] = alone[~known, axis] - found.known(across)[:, axis]
-        foretold[~known] = foretold[~known] @ self.axes.T
+        foretold = np.where(known, steps - away @ self.axes.T, found.lasting @ self.axes.T)
+        left = np.where(known, variances - found.spread[:, None], found.uncertain)
         return Foreseen(foretold, np.maximum(left, LEAST_FORESEEN * self.jitter))
 
-    def lasting(self, gaps: np.ndarray) -> np.ndarray:
-        """Covariances (6, n, n) of consecutive steps by drift and jitter, along each axis."""
-        drifts, moments = _drifts_of(gaps), _moments_of(len(gaps))
-        jitter = self.jitter * moments @ moments.T
-        return self.drifts[:, None, None] * (drifts @ drifts.T) + jitter
+    def weighed(self, steps: np.ndarray, spread: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+        """Multiply steps (n, 6) along the axes by the inverses of their covariances.
 
-    def scatter(self, of_steps: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-        """Covariances (6, n, n) of consecutive steps of these variances, along each axis."""
-        return np.diag(of_steps * gaps) + self.lasting(gaps)
+        Parameters
+        ----------
+        spread : (n,) array
+            Variances of what each step has for itself.
+        gaps : (n,) array
+        """
+        return KnownSteps.of(steps, spread, gaps, self.drifts, self.jitter).pulled
 
     def with_excursions(self, visits: Visits) -> MotionPrior:
         """Learn the share of excursions."""
@@ -392,24 +417,7 @@ class MotionPrior:
         return top[..., 0] + np.log(np.exp(logs - top).sum(axis=-1))
 
 
-def _shown(parts: np.ndarray) -> np.ndarray:
-    """Leave out what adds to no step."""
-    return parts[:, (parts != 0).any(axis=0)]
-
-
-def _moments_of(n_steps: int) -> np.ndarray:
-    """Turn jitter of n + 1 moments into that of the steps between them, (n, n + 1)."""
-    return np.eye(n_steps, n_steps + 1, k=1) - np.eye(n_steps, n_steps + 1)
-
-
-def _drifts_of(gaps: np.ndarray) -> np.ndarray:
-    """Turn independent numbers of one variance into the drift of steps, (n, n)."""
-    return _drifts_of_times(tuple(gaps.tolist()))
-
-
-@lru_cache(maxsize=2)
-def _drifts_of_times(gaps: tuple[float, ...]) -> np.ndarray:
-    """From each to the next a drift keeps a part of itself and gets what is new."""
-    middles = np.cumsum(gaps) - np.array(gaps) / 2
-    kept = np.exp(-np.abs(np.subtract.outer(middles, middles)) / DRIFT_MEMORY)
-    return np.array(gaps)[:, None] * np.linalg.cholesky(kept)
+def _kept(gaps: np.ndarray) -> np.ndarray:
+    """How much of a drift is left from the middle of one step to that of the next, (n,)."""
+    apart = (gaps[1:] + gaps[:-1]) / 2
+    return np.append(0.0, np.exp(-apart / DRIFT_MEMORY))
