@@ -35,7 +35,7 @@ def test_all_starts_again_where_something_is_not_determined(steps, held, n_frame
     monkeypatch.setattr(joint, "tied_by_data", lambda *given: parted)
     solver, motion = steps.solver, steps.motion
     steps.hold_what_is_not_determined()
-    assert not steps.problems
+    assert not steps.solutions
     if not held and n_frames == 1:
         assert steps.solver is solver
         assert steps.motion is motion
@@ -68,8 +68,8 @@ def test_who_is_alone_in_a_frame_is_known_by_time_and_images(leverage, frames, k
     gradients = Gradients(np.array([0.0, 1000, 1000, 1000]), np.eye(4, 3, k=-1))
     group = SimpleNamespace(volumes=gradients.dwis)
     model = SimpleNamespace(precision=lambda _: np.diag(leverage))
-    problem = SimpleNamespace(model=model, gradients=None)
+    solution = SimpleNamespace(problem=SimpleNamespace(model=model, gradients=None))
     found = joint._known(
-        SimpleNamespace(gradients=gradients), [group], [problem], list(map(np.array, frames))
+        SimpleNamespace(gradients=gradients), [group], [solution], list(map(np.array, frames))
     )
     assert found.tolist() == [True, *map(bool, known)]

@@ -120,7 +120,7 @@ def test_steps_of_a_series_that_are_too_long_are_halved(tiny):
         tiny.brain_center,
         leave_one_out=True,
     )
-    found, descent = problem.solve(poses, 40, 1e-3)
+    found, descent, _ = problem.solve(poses, 40, 1e-3)
     assert rms_displacement(found[0], found[1], tiny.brain_center) < 0.2
     assert min(descent.costs) < descent.costs[0]
 

@@ -102,7 +102,7 @@ def test_a_last_step_that_fits_worse_is_not_returned(still, monkeypatch):
     far[:, 0] = [9, -9, 9, -9, 0]
     monkeypatch.setattr(NormalEquations, "step", lambda _: far)
     start = Motion.identity(5)
-    found, descent = problem.solve(start, 1, 1e-3)
+    found, descent, _ = problem.solve(start, 1, 1e-3)
     assert np.array_equal(found.matrices, start.matrices)
     assert len(descent.costs) == 1
 

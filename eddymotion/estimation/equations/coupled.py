@@ -244,7 +244,7 @@ class CoupledProblem:
         max_iterations: int,
         tolerance: float,
         progress: Callable[..., Iterable[int]] | None = None,
-    ) -> tuple[Motion, Descent[Motion]]:
+    ) -> tuple[Motion, Descent[Motion], Evaluated | None]:
         """Bring all volumes to their predictions; a step that raises the cost is halved.
 
         Parameters
@@ -262,11 +262,16 @@ class CoupledProblem:
         motion : Motion
         descent : Descent
             How it went.
+        seen : Evaluated, optional
+            What was seen last, where that is as good as there: less than the tolerance away.
         """
-        descent = Descent(KeptMatrix(self), motion, tolerance, creeps=True)
+        kept = KeptMatrix(self)
+        descent = Descent(kept, motion, tolerance, creeps=True)
         descent.run(max_iterations, progress)
+        if descent.halved or not descent.ended:
+            kept.seen = None
         descent.go_to_last(self.cost)
-        return descent.place, descent
+        return descent.place, descent, kept.seen
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, p)."""
@@ -461,6 +466,21 @@ class CoupledProblem:
         return self.unknowns.jacobian(found.samples.motion, self.points[points], slopes)
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """What a problem shows under a motion.
+
+    Parameters
+    ----------
+    found : Residuals
+    system : NormalEquations
+        Its matrix may be that of another motion near by.
+    """
+
+    found: Residuals
+    system: NormalEquations
+
+
 @dataclass(eq=False)
 class KeptMatrix:
     """The objective of a descent whose normal matrix is kept while the volumes hardly move.
@@ -470,9 +490,15 @@ class KeptMatrix:
     Parameters
     ----------
     problem : CoupledProblem
+
+    Attributes
+    ----------
+    seen : Evaluated, optional
+        What it was asked for last.
     """
 
     problem: CoupledProblem
+    seen: Evaluated | None = field(default=None, init=False)
     _last: tuple[Motion, NormalEquations] | None = field(default=None, init=False)
 
     @property
@@ -482,15 +508,16 @@ class KeptMatrix:
 
     def evaluate(self, motion: Motion) -> NormalEquations | None:
         """Evaluate at a motion; None where too few points lie inside the volumes."""
+        self.seen = None  # before another one takes memory, as below
         found = self.problem.look(motion)
         if found is None:
             return None
         if self._last and self.problem.farthest(motion, self._last[0]) > self.problem.steady_mm:
-            self._last = None  # before another one takes memory
-        if self._last is None:
-            self._last = motion, self.problem.equations(found, found.weights)
-            return self._last[1]
-        return self.problem.equations(found, found.weights, self._last[1])
+            self._last = None
+        system = self.problem.equations(found, found.weights, self._last and self._last[1])
+        self._last = self._last or (motion, system)
+        self.seen = Evaluated(found, system)
+        return system
 
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, p)."""

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.data.acquisition import Slicing
-from eddymotion.estimation.equations.coupled import CoupledProblem, Residuals
+from eddymotion.estimation.equations.coupled import CoupledProblem, Evaluated, Residuals, Samples
 from eddymotion.estimation.equations.normal_equations import DAMPING, GramMatrix, NormalEquations
 from eddymotion.estimation.equations.twist_kernels import sum_twists
 from eddymotion.estimation.equations.unknowns import POSES
@@ -51,10 +51,27 @@ class Solution:
     problem: CoupledProblem
     motion: Motion
 
+    @classmethod
+    def of(cls, problem: CoupledProblem, motion: Motion, seen: Evaluated | None) -> Solution:
+        """Take what the steps to a motion saw last, less than their tolerance away from it.
+
+        Nothing has to be read again then.
+        """
+        if seen is None:
+            return cls(problem, motion)
+        there = cls(problem, seen.found.samples.motion)
+        there.__dict__.update(found=seen.found, system=seen.system)  # what is cached below
+        return there
+
     @cached_property
     def found(self) -> Residuals | None:
         """How the volumes depart from the model there; None where too few points are inside."""
         return self.problem.look(self.motion)
+
+    @property
+    def samples(self) -> Samples:
+        """What the volumes show there."""
+        return self.problem.sample(self.motion) if self.found is None else self.found.samples
 
     @cached_property
     def system(self) -> NormalEquations | None:

@@ -22,8 +22,7 @@ import logging
 import numpy as np
 import scipy
 
-from eddymotion.estimation.equations.coupled import MAX_MISSING, CoupledProblem
-from eddymotion.mapping.motion import Motion
+from eddymotion.estimation.equations.coupled import MAX_MISSING, CoupledProblem, Samples
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ is not determined."""
 
 
 def undetermined_directions(
-    problem: CoupledProblem, motion: Motion, in_mm: np.ndarray
+    problem: CoupledProblem, samples: Samples, in_mm: np.ndarray
 ) -> np.ndarray:
     """Find the directions that the volumes of a problem do not show.
 
@@ -51,8 +50,8 @@ def undetermined_directions(
     ----------
     problem : CoupledProblem
         At a fine level.
-    motion : Motion
-        Of its volumes.
+    samples : Samples
+        What its volumes show.
     in_mm : (6,) array
         Millimetres for each unit of a twist.
 
@@ -61,7 +60,6 @@ def undetermined_directions(
     (k, 6) array
         Orthonormal, translation and rotation about the centre of the brain, in mm.
     """
-    samples = problem.sample(motion)
     seen = samples.missing.mean(axis=0) <= MAX_MISSING
     away = (problem.points - problem.center)[seen].T
     halves = []

@@ -16,8 +16,8 @@ the others. Here one Gauss-Newton step moves all volumes together
    to be tied are parted; then all starts again.
 4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
    their neighbours; those that fit nowhere are left out.
-5. Slices that lost signal are found with the leave-one-out predictions and left out of a last
-   solution at the finest level.
+5. Slices that lost signal are found with the leave-one-out predictions and left out of the
+   solution at the finest level, which is the last.
 6. Standard errors come from how much the solution differs between parts of the brain, and between
    parts of a volume's time.
 7. What of the poses follows the direction of diffusion, which no image contradicts, is left to
@@ -34,7 +34,7 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients, forms_shells
 from eddymotion.data.series import DWI
-from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.undetermined import (
     ENOUGH_SLICES,
     describe_directions,
@@ -49,7 +49,6 @@ from eddymotion.estimation.joint.solver import (
     FINE,
     FINE_ITERATIONS,
     JointSolver,
-    group_motion,
 )
 from eddymotion.estimation.joint.standard_errors import PoseErrors, pose_errors
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
@@ -119,10 +118,10 @@ def solve_jointly(
     with one_blas_thread():
         steps.approach()
         steps.hold_what_is_not_determined()
-        steps.refine()
         steps.judge()
         steps.retry_doubtful_volumes()
         steps.leave_out_lost_slices()
+        steps.refine()
         errors = steps.errors()
         steps.leave_to_the_course(errors)
         errors = steps.with_untold(errors)
@@ -148,7 +147,7 @@ class JointSteps:
     groups : list of VolumeGroup
         Volumes that are solved together; none that are not placed.
     motion : Motion
-    problems : list of CoupledProblem
+    solutions : list of Solution
         Of the groups, as they were solved last.
     judged : Quality
     moved, unplaced : index arrays
@@ -159,7 +158,7 @@ class JointSteps:
     model: LinearModel
     eddy_currents: str
     seed: int
-    problems: list[CoupledProblem] = field(default_factory=list, init=False)
+    solutions: list[Solution] = field(default_factory=list, init=False)
     judged: Quality = field(init=False)
     moved: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
     unplaced: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
@@ -174,22 +173,16 @@ class JointSteps:
 
     def approach(self) -> None:
         """Solve from rest up to the first fine level, fields included."""
-        self.motion, self.problems = _approach(self.solver, self.groups, self.eddy_currents)
+        self.motion, self.solutions = _approach(self.solver, self.groups, self.eddy_currents)
 
     def hold_what_is_not_determined(self) -> None:
         """Start again where the data do not determine all directions, or tie fewer volumes."""
-        found = _determined(self.solver, self.groups, self.problems, self.frames, self.motion)
-        self.problems = []  # they hold the bands of all volumes: memory
+        found = _determined(self.solver, self.groups, self.solutions, self.frames, self.motion)
+        self.solutions = []  # they hold the bands of all volumes: memory
         if found is not None:
             frames, self.solver = found
             self._tie(frames)
             self.motion = _approach(self.solver, self.groups, self.eddy_currents)[0]
-
-    def refine(self) -> None:
-        """Solve at the finest level."""
-        self.problems = []  # memory
-        give_back_memory()
-        self.motion, self.problems = self.solver.solve(FINE[-1], self.groups, self.motion)
 
     def judge(self) -> None:
         """Compare the volumes with their predictions, in frames that time joins."""
@@ -226,14 +219,18 @@ class JointSteps:
         self.groups = groups_without(self.groups, self.unplaced)
 
     def leave_out_lost_slices(self) -> None:
-        """Solve once more without slices that lost signal, and from where volumes are now."""
+        """Go on without slices that lost signal, and from where volumes are now."""
         if self.judged.outliers.flagged.any() or len(self.moved):
             self.solver.leave_out(self.judged.outliers, self.moved)
-            self.refine()
+
+    def refine(self) -> None:
+        """Solve at the finest level."""
+        give_back_memory()
+        self.motion, self.solutions = self.solver.solve(FINE[-1], self.groups, self.motion)
 
     def errors(self) -> PoseErrors:
-        """Find how far off the poses may be."""
-        return pose_errors(self.solver, self.frames, self.groups, self.problems, self.motion)
+        """Find how far off the poses may be, by what the last steps saw."""
+        return pose_errors(self.solver, self.frames, self.groups, self.solutions, self.motion)
 
     def leave_to_the_course(self, errors: PoseErrors) -> None:
         """Take out of the poses what follows the direction and not the course of the head."""
@@ -258,7 +255,7 @@ class JointSteps:
     def estimate(self, errors: PoseErrors) -> Estimate:
         """Put together what was found; volumes that nothing predicts get a neighbour's pose."""
         unplaced = np.isin(np.arange(len(self.dwi)), self.unplaced)
-        known = _known(self.dwi, self.groups, self.problems, self.frames) & ~unplaced
+        known = _known(self.dwi, self.groups, self.solutions, self.frames) & ~unplaced
         unrest, held = errors.unrest(self.judged.outliers.flagged), self.solver.undetermined
         motion = self.solver.with_offsets_of_poses(self.motion, self.groups[-1])
         return Estimate(
@@ -281,30 +278,30 @@ def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
 
 def _approach(
     solver: JointSolver, groups: Sequence[VolumeGroup], eddy_currents: str
-) -> tuple[Motion, list[CoupledProblem]]:
+) -> tuple[Motion, list[Solution]]:
     """Solve from rest up to the first fine level."""
     motion = Motion.identity(len(solver.dwi))
     for level in COARSE:
         motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
     motion = solver.seek(groups, motion)
     motion = with_fields(solver, groups, motion, eddy_currents)
-    motion, problems = solver.solve(FINE[0], groups, motion)
+    motion, solutions = solver.solve(FINE[0], groups, motion)
     if motion.eddy_currents is not None:
         auto = eddy_currents == "auto"
-        motion = solver.weigh(motion, problems[-1], groups[-1], by_evidence=auto)
+        motion = solver.weigh(motion, solutions[-1], groups[-1], by_evidence=auto)
         if motion.eddy_currents is None:
-            motion, problems = solver.solve(FINE[0], groups, motion)
+            motion, solutions = solver.solve(FINE[0], groups, motion)
         elif auto and solver.prior.poses is not None:
-            motion, problems = with_cubic_fields(solver, groups, motion, problems)
-    return motion, problems
+            motion, solutions = with_cubic_fields(solver, groups, motion, solutions)
+    return motion, solutions
 
 
 def with_cubic_fields(
     solver: JointSolver,
     groups: Sequence[VolumeGroup],
     motion: Motion,
-    problems: list[CoupledProblem],
-) -> tuple[Motion, list[CoupledProblem]]:
+    solutions: list[Solution],
+) -> tuple[Motion, list[Solution]]:
     """Go on with cubic fields, where these follow the head, too, and there are volumes enough.
 
     What eddy currents do is smooth, but a head that pitches changes the field beside its cavities:
@@ -313,14 +310,14 @@ def with_cubic_fields(
     eddy, quadratic = motion.eddy_currents, solver.prior
     n_volumes = len(groups[-1].volumes)
     if eddy is None or not ENOUGH_FOR_CUBIC <= n_volumes <= MOST_FOR_CUBIC:
-        return motion, problems
+        return motion, solutions
     solver.prior = NO_PRIOR
     finer = replace(motion, eddy_currents=eddy.of_order("cubic"))
     finer, of_finer = solver.solve(FINE[0], groups, finer)
     found = solver.response(finer, groups[-1], slice(N_TERMS["quadratic"], None))
     if found is None or not found.is_shown:
         solver.prior = quadratic
-        return motion, problems
+        return motion, solutions
     finer = solver.weigh(finer, of_finer[-1], groups[-1], by_evidence=True, follow=True)
     return finer, of_finer
 
@@ -328,7 +325,7 @@ def with_cubic_fields(
 def _determined(
     solver: JointSolver,
     groups: Sequence[VolumeGroup],
-    problems: Sequence[CoupledProblem],
+    solutions: Sequence[Solution],
     frames: Sequence[np.ndarray],
     motion: Motion,
 ) -> tuple[list[np.ndarray], JointSolver] | None:
@@ -340,12 +337,12 @@ def _determined(
     solver : JointSolver
         With which to start again; None where all is determined.
     """
-    problem, of_group = problems[-1], group_motion(motion, groups[-1])
+    solution = solutions[-1]
     directions = solver.undetermined
     if min(solver.dwi.shape) >= ENOUGH_SLICES:
-        directions = undetermined_directions(problem, of_group, solver.in_mm)
+        directions = undetermined_directions(solution.problem, solution.samples, solver.in_mm)
     table = solver.dwi.gradients.rotated(motion.rotations)
-    parted = tied_by_data(frames, table, problem.model)
+    parted = tied_by_data(frames, table, solution.problem.model)
     if not len(directions) and len(parted) == len(frames):
         return None
     if len(directions):
@@ -388,12 +385,13 @@ def with_fields(
 def _known(
     dwi: DWI,
     groups: Sequence[VolumeGroup],
-    problems: Sequence[CoupledProblem],
+    solutions: Sequence[Solution],
     frames: Sequence[np.ndarray],
 ) -> np.ndarray:
     """Whether the others say anything about a volume, (N,)."""
     known = dwi.gradients.is_b0.copy()  # an only b=0 is the frame itself
-    for group, problem in zip(groups, problems, strict=True):
+    for group, solution in zip(groups, solutions, strict=True):
+        problem = solution.problem
         leverage = np.diag(problem.model.precision(problem.gradients))
         known[group.volumes] = leverage > LEVERAGE_GUARD * max(1.0, leverage.max())
     if known[dwi.gradients.dwis].any():

@@ -159,10 +159,10 @@ class JointSolver:
 
     def solve(
         self, level: Level, groups: Sequence[VolumeGroup], motion: Motion
-    ) -> tuple[Motion, list[CoupledProblem]]:
-        """Solve each group at a level; return the motion and the problems as they were solved."""
+    ) -> tuple[Motion, list[Solution]]:
+        """Solve each group at a level; return the motion and the solutions of the groups."""
         fine = level.highpass is not None
-        new, problems = motion, []
+        new, solutions = motion, []
         for group in groups:
             start = group_motion(motion, group)
             problem = self.problem(level, group, motion)
@@ -171,7 +171,7 @@ class JointSolver:
                 problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine, axis))
             if fine:
                 problem = problem.with_model_fitted(start)
-            found, descent = problem.solve(
+            found, descent, seen = problem.solve(
                 start,
                 self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS),
                 FINE_TOLERANCE * self.voxel if fine else COARSE_TOLERANCE * self.width(level),
@@ -179,8 +179,8 @@ class JointSolver:
             )
             new = _with_group(new, group, found)
             log.debug("%s, %s, %d volumes: %s", group.name, level, len(start), descent)
-            problems.append(problem)
-        return new, problems
+            solutions.append(Solution.of(problem, found, seen))
+        return new, solutions
 
     def seek(self, groups: Sequence[VolumeGroup], motion: Motion) -> Motion:
         """Seek volumes that lie far from their neighbours in time, until all stay there."""
@@ -340,7 +340,7 @@ class JointSolver:
     def weigh(
         self,
         motion: Motion,
-        problem: CoupledProblem,
+        solution: Solution,
         group: VolumeGroup,
         *,
         by_evidence: bool,
@@ -351,7 +351,7 @@ class JointSolver:
         Those that follow the head stay; with `follow` it is known that they do.
         """
         found = group_motion(motion, group)
-        eddy, system = motion.eddy_currents, problem.evaluate(found)
+        eddy, system = motion.eddy_currents, solution.system
         assert eddy is not None
         assert found.eddy_currents is not None
         if system is None:
@@ -359,7 +359,9 @@ class JointSolver:
             return replace(motion, eddy_currents=None)
         poses = self.poses_followed(motion, group, known=follow)
         own = None if poses is None else poses[group.volumes]
-        evidence, prior = weigh_fields(found.eddy_currents, problem.gradients, system, own)
+        evidence, prior = weigh_fields(
+            found.eddy_currents, solution.problem.gradients, system, own
+        )
         for one in evidence:
             log.info("eddy currents: %s", one)
         axis_is_known = self.dwi.acquisition.common_phase_encoding is not None

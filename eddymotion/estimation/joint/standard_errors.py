@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.solution import Solution
-from eddymotion.estimation.joint.solver import JointSolver, group_motion
+from eddymotion.estimation.joint.solver import JointSolver
 from eddymotion.estimation.unrest import Unrest
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.pyramid import head_scale
@@ -58,7 +57,7 @@ def pose_errors(
     solver: JointSolver,
     frames: Sequence[np.ndarray],
     groups: Sequence[VolumeGroup],
-    problems: Sequence[CoupledProblem],
+    solutions: Sequence[Solution],
     motion: Motion,
 ) -> PoseErrors:
     """Find the errors of the poses of a series.
@@ -69,20 +68,20 @@ def pose_errors(
     frames : sequence of index arrays
         Diffusion-weighted volumes that share a frame.
     groups : sequence of VolumeGroup
-    problems : sequence of CoupledProblem
+    solutions : sequence of Solution
         Of the groups.
     motion : Motion
-        Their solution.
+        To which they led.
     """
     dwi, n = solver.dwi, len(motion)
     by_noise, by_misfit = np.zeros((n, 6, 6)), np.zeros((n, 6, 6))
     for volumes in (dwi.gradients.b0s, *frames):
         by_misfit[volumes] = misfit_covariances(dwi, volumes)
     whole, apart = by_misfit.copy(), np.full_like(by_misfit, np.nan)
-    for group, problem in zip(groups, problems, strict=True):
+    for group, solution in zip(groups, solutions, strict=True):
         own = group.volumes
         whole[own], by_noise[own], apart[own] = _of_group(
-            solver, group, problem, motion, by_misfit[own]
+            solver, group, solution, motion, by_misfit[own]
         )
     return PoseErrors(whole, by_noise, by_misfit, apart)
 
@@ -90,13 +89,14 @@ def pose_errors(
 def _of_group(
     solver: JointSolver,
     group: VolumeGroup,
-    problem: CoupledProblem,
+    solution: Solution,
     motion: Motion,
     by_misfit: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return covariances (n, 6, 6) of a group: all in all, by noise, and apart in time."""
     give_back_memory()  # of the group before, too
-    dwi, solution = solver.dwi, Solution(problem, group_motion(motion, group))
+    dwi = solver.dwi
+    scatter = solution.scatter_of_halves()
     apart = solution.scatter_of_periods(dwi.acquisition.slicing, dwi.affine, dwi.n_slices)
     scatter = solution.scatter_of_halves()
     recovered = solution.recovered
@@ -104,7 +104,7 @@ def _of_group(
     whole = by_misfit + by_noise / recovered**2
     factor = max(HALVES_FACTOR, 1 / recovered)
     whole += excess_covariance(whole, factor**2 * scatter)
-    whole += pulled_by_slices(by_noise, solver.pulls_of_slices(problem, group, motion))
+    whole += pulled_by_slices(by_noise, solver.pulls_of_slices(solution.problem, group, motion))
     return whole, by_noise, apart
 
 

@@ -239,7 +239,7 @@ def tie_shell(
     for level in LEVELS:
         problem = _problem_at(level, shell, motion, brain.draw(random), brain.center, random,
                               compute.n_threads)  # fmt: skip
-        motion, descent = problem.solve(motion, MAX_STEPS, TOLERANCE_VOXELS * shell.voxel)
+        motion, descent, _ = problem.solve(motion, MAX_STEPS, TOLERANCE_VOXELS * shell.voxel)
         log.debug("runs tied by b=%.0f, %s: %s", shell.gradients.bvals.mean(), level, descent)
     first = [int(np.argmax(shell.of_volumes == run)) for run in range(len(shell.shown))]
     ways = np.linalg.inv(start.matrices[first]) @ motion.matrices[first]
