@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eddymotion.images.kernels import (
-    EDGE,
-    _slopes,
-    _weights,
-    mapped_component,
-)
+from eddymotion.images.kernels import EDGE, mapped_component
 from eddymotion.machine.compiling import compiled, emitted
 
 MISSING = -(2**15)
@@ -26,15 +21,16 @@ LARGEST = 2**15 - 1
 
 
 @emitted
-def _weigh_kept(typing_context, values, starts, cell, stride, c, weights, slopes):
+def _weigh_kept(typing_context, values, starts, cell, stride, c, along_a, along_b, along_c):
     """Weigh the 4×4×4 integers whose rows start where `starts` says from `cell` on.
 
-    `stride` leads from one a to the next there, `c` along the rows. Returns the value and its
-    derivatives along a, b and c, and the smallest integer.
+    `stride` leads from one a to the next there, `c` along the rows; the last three say which
+    fraction of the cell the position has passed. Returns the value and its derivatives along a, b
+    and c, and the smallest integer.
     """
     from eddymotion.images.emission import weighing_kept
 
-    return weighing_kept(values, starts, weights, slopes)
+    return weighing_kept(values, starts, along_a)
 
 
 @compiled
@@ -119,13 +115,9 @@ def sample_kept(values, starts, first, last, size, unit, matrix, points, sampled
         if ia < 0:
             sampled[p] = np.nan
             continue
-        w = (
-            _weights(np.float32(a + 1 - ia))
-            + _weights(np.float32(b + 1 - ib))
-            + _weights(np.float32(c + 1 - ic))
-        )
+        ta, tb, tc = np.float32(a + 1 - ia), np.float32(b + 1 - ib), np.float32(c + 1 - ic)
         stride = starts.shape[1]
-        found = _weigh_kept(values, starts, ia * stride + ib, stride, ic, w, w)
+        found = _weigh_kept(values, starts, ia * stride + ib, stride, ic, ta, tb, tc)
         sampled[p] = np.nan if found[4] == MISSING else unit * found[0]
 
 
@@ -145,9 +137,7 @@ def sample_kept_with_gradient(
             gradients[p, :] = np.nan
             continue
         ta, tb, tc = np.float32(a + 1 - ia), np.float32(b + 1 - ib), np.float32(c + 1 - ic)
-        w = _weights(ta) + _weights(tb) + _weights(tc)
-        s = _slopes(ta) + _slopes(tb) + _slopes(tc)
-        found = _weigh_kept(values, starts, ia * stride + ib, stride, ic, w, s)
+        found = _weigh_kept(values, starts, ia * stride + ib, stride, ic, ta, tb, tc)
         factor = np.float32(np.nan) if found[4] == MISSING else unit
         sampled[p] = factor * found[0]
         for k in range(3):
