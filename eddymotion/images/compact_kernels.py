@@ -74,18 +74,13 @@ def round_to_integers(kept, unit, values):
 
 
 @compiled
-def _cell(size, first, last, a, b, c):
-    """Return the cell of a position (voxels), counted from the one before the edge; -1 if none."""
-    if not (
+def _is_inside(size, a, b, c):
+    """Whether a position (voxels) lies in the image, up to half a voxel outside."""
+    return (
         a >= -EDGE and a <= size[0] - 1 + EDGE
         and b >= -EDGE and b <= size[1] - 1 + EDGE
         and c >= -EDGE and c <= size[2] - 1 + EDGE
-    ):  # fmt: skip
-        return -1, -1, -1
-    ia, ib, ic = int(np.floor(a)) + 1, int(np.floor(b)) + 1, int(np.floor(c)) + 1
-    if ic - 1 < first[ia, ib] or ic - 1 > last[ia, ib]:
-        return -1, -1, -1
-    return ia, ib, ic
+    )  # fmt: skip
 
 
 @compiled
@@ -107,17 +102,20 @@ def sample_kept(values, starts, first, last, size, unit, matrix, points, sampled
     sampled : (P,) float32 array
         Filled; NaN where a cell cannot be read.
     """
+    stride = starts.shape[1]
     for p in range(points.shape[0]):
         a = mapped_component(matrix, points, p, 0)
         b = mapped_component(matrix, points, p, 1)
         c = mapped_component(matrix, points, p, 2)
-        ia, ib, ic = _cell(size, first, last, a, b, c)
-        if ia < 0:
-            sampled[p] = np.nan
+        sampled[p] = np.nan
+        if not _is_inside(size, a, b, c):
             continue
-        ta, tb, tc = np.float32(a + 1 - ia), np.float32(b + 1 - ib), np.float32(c + 1 - ic)
-        stride = starts.shape[1]
-        found = _weigh_kept(values, starts, ia * stride + ib, stride, ic, ta, tb, tc)
+        ia, ib, ic = int(np.floor(a)), int(np.floor(b)), int(np.floor(c))
+        if ic < first[ia + 1, ib + 1] or ic > last[ia + 1, ib + 1]:
+            continue
+        ta, tb, tc = np.float32(a - ia), np.float32(b - ib), np.float32(c - ic)
+        cell = (ia + 1) * stride + ib + 1
+        found = _weigh_kept(values, starts, cell, stride, ic + 1, ta, tb, tc)
         sampled[p] = np.nan if found[4] == MISSING else unit * found[0]
 
 
@@ -126,21 +124,23 @@ def sample_kept_with_gradient(
     values, starts, first, last, size, unit, matrix, points, sampled, gradients
 ):
     """Sample as :func:`sample_kept`; fill also the derivatives by the points' coordinates."""
-    stride = starts.shape[1]
+    stride, turn = starts.shape[1], matrix[:, :3].astype(np.float32)
     for p in range(points.shape[0]):
         a = mapped_component(matrix, points, p, 0)
         b = mapped_component(matrix, points, p, 1)
         c = mapped_component(matrix, points, p, 2)
-        ia, ib, ic = _cell(size, first, last, a, b, c)
-        if ia < 0:
-            sampled[p] = np.nan
-            gradients[p, :] = np.nan
+        sampled[p] = gradients[p, 0] = gradients[p, 1] = gradients[p, 2] = np.nan
+        if not _is_inside(size, a, b, c):
             continue
-        ta, tb, tc = np.float32(a + 1 - ia), np.float32(b + 1 - ib), np.float32(c + 1 - ic)
-        found = _weigh_kept(values, starts, ia * stride + ib, stride, ic, ta, tb, tc)
+        ia, ib, ic = int(np.floor(a)), int(np.floor(b)), int(np.floor(c))
+        if ic < first[ia + 1, ib + 1] or ic > last[ia + 1, ib + 1]:
+            continue
+        ta, tb, tc = np.float32(a - ia), np.float32(b - ib), np.float32(c - ic)
+        cell = (ia + 1) * stride + ib + 1
+        found = _weigh_kept(values, starts, cell, stride, ic + 1, ta, tb, tc)
         factor = np.float32(np.nan) if found[4] == MISSING else unit
         sampled[p] = factor * found[0]
         for k in range(3):
             gradients[p, k] = factor * (
-                found[1] * matrix[0, k] + found[2] * matrix[1, k] + found[3] * matrix[2, k]
+                found[1] * turn[0, k] + found[2] * turn[1, k] + found[3] * turn[2, k]
             )

@@ -7,7 +7,7 @@ and what emits its code. This module is imported when a kernel is compiled, sinc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -23,78 +23,15 @@ SLOPE_TERMS = ((-3, 9, -9, 3), (6, -12, 6, 0), (-3, 0, 3, 0))
 highest power on."""
 
 
-def _lane(index: int) -> ir.Constant:
-    return ir.Constant(ir.IntType(32), index)
-
-
-def _weigh_rows(
-    builder: ir.IRBuilder, row: Callable[[int, int], Any], weights: Any, slopes: Any
-) -> list[Any]:
-    """Emit the weighted sum of sixteen rows of four coefficients, and its derivatives.
-
-    Parameters
-    ----------
-    builder
-    row : callable
-        Emits what loads the row at (a, b) of the block.
-    weights, slopes
-        Twelve float32 each: four for axis a, four for b, four for c.
-
-    Returns
-    -------
-    list of four values
-        The sum and its derivatives along a, b and c.
-    """
-
-    def vector(scalars):
-        packed = ir.Constant(FOUR_FLOATS, ir.Undefined)
-        for index, scalar in enumerate(scalars):
-            packed = builder.insert_element(packed, scalar, _lane(index))
-        return packed
-
-    def add_product(total, factor, values):
-        product = builder.fmul(factor, values, flags=("contract",))
-        return product if total is None else builder.fadd(total, product, flags=("contract",))
-
-    def dot(a, b):
-        product = builder.fmul(a, b)
-        low, high = (
-            builder.fadd(
-                builder.extract_element(product, _lane(k)),
-                builder.extract_element(product, _lane(k + 1)),
-            )
-            for k in (0, 2)
-        )
-        return builder.fadd(low, high)
-
-    w = [builder.extract_value(weights, k) for k in range(12)]
-    s = [builder.extract_value(slopes, k) for k in range(12)]
-    value = slope_a = slope_b = None
-    for a in range(4):
-        plane = plane_slope = None
-        for b in range(4):
-            coefficients_ab = row(a, b)
-            plane = add_product(plane, vector([w[4 + b]] * 4), coefficients_ab)
-            plane_slope = add_product(plane_slope, vector([s[4 + b]] * 4), coefficients_ab)
-        value = add_product(value, vector([w[a]] * 4), plane)
-        slope_a = add_product(slope_a, vector([s[a]] * 4), plane)
-        slope_b = add_product(slope_b, vector([w[a]] * 4), plane_slope)
-    along_c, along_c_slope = vector(w[8:]), vector(s[8:])
-    return [
-        dot(value, along_c),
-        dot(slope_a, along_c),
-        dot(slope_b, along_c),
-        dot(value, along_c_slope),
-    ]
-
-
-def weighing_block(coefficients: Any, weights: Any, slopes: Any) -> Emitted:
+def weighing_block(coefficients: Any, fraction: Any) -> Emitted:
     """Emit :func:`~eddymotion.images.kernels._weigh_block`."""
     result = types.UniTuple(types.float32, 4)
-    signature = result(coefficients, types.intp, types.intp, types.intp, weights, slopes)
+    signature = result(
+        coefficients, types.intp, types.intp, types.intp, fraction, fraction, fraction
+    )
 
     def generate(context, builder, signature, arguments):
-        array, offset, stride_a, stride_b, weights, slopes = arguments
+        array, offset, stride_a, stride_b, *fractions = arguments
         data = context.make_array(signature.args[0])(context, builder, array).data
 
         def row(a, b):
@@ -107,18 +44,15 @@ def weighing_block(coefficients: Any, weights: Any, slopes: Any) -> Emitted:
             loaded.align = 4
             return loaded
 
-        results = _weigh_rows(builder, row, weights, slopes)
+        planes = (_side_by_side(builder, [row(a, b) for b in range(4)]) for a in range(4))
+        results = _weigh_planes(builder, planes, fractions)
         return context.make_tuple(builder, signature.return_type, results)
 
     return signature, generate
 
 
 def weighing_kept(values: Any, starts: Any, fraction: Any) -> Emitted:
-    """Emit :func:`~eddymotion.images.compact_kernels._weigh_kept`.
-
-    Four rows are one vector: with weights ``u``, ``v``, ``w`` along a, b and c the sum is
-    ``Σ_bc v_b w_c Σ_a u_a k_abc``, of which the inner one takes a product for each vector.
-    """
+    """Emit :func:`~eddymotion.images.compact_kernels._weigh_kept`."""
     result = types.Tuple([types.float32] * 4 + [types.int16])
     signature = result(
         values, starts, types.intp, types.intp, types.intp, fraction, fraction, fraction
@@ -142,35 +76,57 @@ def weighing_kept(values: Any, starts: Any, fraction: Any) -> Emitted:
             loaded.align = 2
             return loaded
 
-        (u, du), (v, dv), (w, dw) = (_cubic_weights(builder, one) for one in fractions)
-        total = slope = least = None
-        for a in range(4):
-            rows = _side_by_side(builder, [row(a, b) for b in range(4)])
-            least = _smaller(builder, rows, least)
-            numbers = builder.sitofp(rows, SIXTEEN_FLOATS)
-            total = _add_product(builder, total, _spread(builder, u, [a] * 16), numbers)
-            slope = _add_product(builder, slope, _spread(builder, du, [a] * 16), numbers)
-        along_b, along_c = [k // 4 for k in range(16)], [k % 4 for k in range(16)]
-        v, dv = (_spread(builder, one, along_b) for one in (v, dv))
-        w, dw = (_spread(builder, one, along_c) for one in (w, dw))
-        both = builder.fmul(v, w)
-        products = [
-            builder.fmul(total, both),
-            builder.fmul(slope, both),
-            builder.fmul(total, builder.fmul(dv, w)),
-            builder.fmul(total, builder.fmul(v, dw)),
-        ]
-        sums = [_folded(builder, one, _plus) for one in products]
-        least = _folded(builder, least, _smaller)
+        planes = [_side_by_side(builder, [row(a, b) for b in range(4)]) for a in range(4)]
+        least = planes[0]
+        for plane in planes[1:]:
+            least = _smaller(builder, plane, least)
+        numbers = (builder.sitofp(plane, SIXTEEN_FLOATS) for plane in planes)
+        sums = _weigh_planes(builder, numbers, fractions)
+        least = _first(builder, _folded(builder, least, _smaller))
         return context.make_tuple(builder, signature.return_type, [*sums, least])
 
     return signature, generate
 
 
+def _weigh_planes(
+    builder: ir.IRBuilder, planes: Iterable[ir.Value], fractions: list[ir.Value]
+) -> list[ir.Value]:
+    """Emit the weighted sum of 4×4×4 coefficients, and its derivatives.
+
+    With weights ``u``, ``v``, ``w`` along a, b and c the sum is ``Σ_bc v_b w_c Σ_a u_a k_abc``, of
+    which the inner one takes a product for each vector of a plane.
+
+    Parameters
+    ----------
+    builder
+    planes
+        Four vectors of sixteen, rows of four coefficients side by side.
+    fractions
+        How much of the cell the position has passed along a, b and c.
+
+    Returns
+    -------
+    list of four values
+        The sum and its derivatives along a, b and c.
+    """
+    (u, du), (v, dv), (w, dw) = (_cubic_weights(builder, one) for one in fractions)
+    total = slope = None
+    for a, plane in enumerate(planes):
+        total = _add_product(builder, total, _spread(builder, u, [a] * 16), plane)
+        slope = _add_product(builder, slope, _spread(builder, du, [a] * 16), plane)
+    v, dv = (_spread(builder, one, [k // 4 for k in range(16)]) for one in (v, dv))
+    row, row_a, row_b = (
+        _folded(builder, builder.fmul(of, by), _plus, 4)
+        for of, by in ((total, v), (slope, v), (total, dv))
+    )
+    products = [builder.fmul(of, by) for of, by in ((row, w), (row_a, w), (row_b, w), (row, dw))]
+    return [_first(builder, _folded(builder, one, _plus)) for one in products]
+
+
 def _cubic_weights(builder: ir.IRBuilder, fraction: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Emit the weights of four coefficients around a fraction of a cell, and their derivatives."""
-    t = _spread(builder, builder.insert_element(ir.Constant(FOUR_FLOATS, ir.Undefined), fraction,
-                                                _lane(0)), [0] * 4)  # fmt: skip
+    unknown, first = ir.Constant(FOUR_FLOATS, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    t = _spread(builder, builder.insert_element(unknown, fraction, first), [0] * 4)
     weights, slopes = (
         [ir.Constant(FOUR_FLOATS, [k / 6 for k in one]) for one in terms]
         for terms in (CUBIC_TERMS, SLOPE_TERMS)
@@ -211,20 +167,24 @@ def _side_by_side(builder: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
     return parts[0]
 
 
-def _folded(builder: ir.IRBuilder, vector: ir.Value, together: Callable) -> ir.Value:
-    """Emit what the lanes of a vector make together: of half as many each time."""
-    while (n := vector.type.count) > 1:
+def _folded(
+    builder: ir.IRBuilder, vector: ir.Value, together: Callable, left: int = 1
+) -> ir.Value:
+    """Emit what the lanes of a vector make together, of half as many each time."""
+    while (n := vector.type.count) > left:
         halves = (_spread(builder, vector, list(range(k, k + n // 2))) for k in (0, n // 2))
         vector = together(builder, *halves)
-    return builder.extract_element(vector, _lane(0))
+    return vector
+
+
+def _first(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
 def _plus(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
     return builder.fadd(one, other)
 
 
-def _smaller(builder: ir.IRBuilder, one: ir.Value, other: ir.Value | None = None) -> ir.Value:
+def _smaller(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
     """Emit the smaller of two integers, lane by lane."""
-    if other is None:
-        return one
     return builder.select(builder.icmp_signed("<", one, other), one, other)
