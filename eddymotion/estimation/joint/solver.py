@@ -67,7 +67,7 @@ the voxel, since that is the scale of noise and detail."""
 COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 20
 
-COARSE_TOLERANCE, FINE_TOLERANCE = 0.01, 0.001
+COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
 """Root-mean-square way that is left over the points, at which a level ends: relative to the width
 of a coarse filter, of which the next level needs no more than to begin near; in voxels at fine
 levels."""
@@ -89,6 +89,9 @@ THICK = 1.3
 MAX_SWEEPS, AT_HOME_MM = 6, 4.0
 """Times that volumes far from their neighbours are sought, until none moves so far, in a human
 head (root mean square)."""
+
+MOST_CANDIDATES = 320_000
+"""Of points, among which those of fine levels are chosen; one a voxel of the brain otherwise."""
 
 SOME_OF_BRAIN = 7
 """Every so many voxels of the brain show what fields displace it by."""
@@ -138,6 +141,7 @@ class JointSolver:
     undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
     parted: Parted = NONE_PARTED
     suspected: tuple[EddyCurrents, PoseResponse] | None = None
+    steepness: dict[tuple, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.mask = scipy.ndimage.binary_dilation(
@@ -278,7 +282,7 @@ class JointSolver:
             own,
             self.dwi.gradients.select(group.volumes),
             group.coarse if level.highpass is None else group.fine,
-            self.points(level, own, motion.matrices[group.volumes]),
+            self.points(level, group, own, motion.matrices[group.volumes]),
             self.dwi.brain_center,
             blocks=self.blocks(group, motion),
             part_mm=BLOCK_MM * self.scale,
@@ -519,13 +523,28 @@ class JointSolver:
         )  # fmt: skip
 
     def points(
-        self, level: Level, splines: Sequence[Continuous], matrices: np.ndarray
+        self,
+        level: Level,
+        group: VolumeGroup,
+        splines: Sequence[Continuous],
+        matrices: np.ndarray,
     ) -> np.ndarray:
         """Draw random points of the brain; at fine levels more where the images have edges."""
-        affine = self.dwi.affine
         if level.highpass is None:
-            return jittered_points(self.mask, affine, level.n_points, self.random)
-        candidates = jittered_points(self.mask, affine, self.mask.sum(), self.random)
+            return jittered_points(self.mask, self.dwi.affine, level.n_points, self.random)
+        shown = group.name, level.fwhm, level.highpass
+        if shown not in self.steepness:
+            n_points = min(int(self.mask.sum()), MOST_CANDIDATES)
+            candidates = jittered_points(self.mask, self.dwi.affine, n_points, self.random)
+            steep = self.steepness_at(candidates, splines, matrices)
+            self.steepness[shown] = candidates, steep
+        candidates, steep = self.steepness[shown]
+        return candidates[steepest(steep, level.n_points, self.random)]
+
+    def steepness_at(
+        self, candidates: np.ndarray, splines: Sequence[Continuous], matrices: np.ndarray
+    ) -> np.ndarray:
+        """Tell how steep the mean of some volumes is at points (P, 3), (P,)."""
         total = np.zeros((len(candidates), 3), np.float32)
 
         def slopes(volume: int) -> np.ndarray:
@@ -534,5 +553,4 @@ class JointSolver:
         some = range(0, len(splines), max(1, len(splines) // 8))
         for one in parallel_iterate(slopes, some, n_threads=self.n_threads):
             total += np.nan_to_num(one, copy=False)
-        steepness = np.linalg.norm(total, axis=1).astype(float)
-        return candidates[steepest(steepness, level.n_points, self.random)]
+        return np.linalg.norm(total, axis=1).astype(float)
