@@ -243,6 +243,7 @@ class CoupledProblem:
         motion: Motion,
         max_iterations: int,
         tolerance: float,
+        share: float = 0.0,
         progress: Callable[..., Iterable[int]] | None = None,
     ) -> tuple[Motion, Descent[Motion], Evaluated | None]:
         """Bring all volumes to their predictions; a step that raises the cost is halved.
@@ -254,6 +255,8 @@ class CoupledProblem:
         max_iterations : int
         tolerance : float
             Root-mean-square way that is left, as mm at the points, at which it ends.
+        share : float
+            The same relative to what noise displaces the solution by, if that is more.
         progress : callable, optional
             A :class:`~eddymotion.machine.parallel.Progress` with its description.
 
@@ -267,7 +270,12 @@ class CoupledProblem:
         """
         kept = KeptMatrix(self)
         descent = Descent(kept, motion, tolerance, creeps=True)
-        descent.run(max_iterations, progress)
+        descent.step()
+        if share and kept.seen is not None:
+            noise = self.length(motion, kept.seen.system.chance())
+            descent.tolerance = max(tolerance, share * noise)
+        if not descent.ended:
+            descent.run(max_iterations - 1, progress)
         if descent.halved or not descent.ended:
             kept.seen = None
         descent.go_to_last(self.cost)

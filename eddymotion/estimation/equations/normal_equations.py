@@ -159,6 +159,12 @@ class NormalEquations(Evaluation):
         steps -= steps.mean(axis=0)
         return steps if name is None else steps[:, self.unknowns.columns[name]]
 
+    def chance(self) -> np.ndarray:
+        """Return a step (N, p) that noise may cause: what the parts add, with random signs."""
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], len(self.gradients))
+        steps = self.solve(self.gradients.T @ signs).reshape(self.n_volumes, -1)
+        return steps - steps.mean(axis=0)
+
     def gain(self) -> float:
         """How much of the cost one step is to take away, in the units of ``H``."""
         return float(self.right @ self.solve(self.right))

@@ -105,9 +105,7 @@ class Solution:
         system, unknowns = self.system, self.problem.unknowns
         if system is None:
             return 1.0
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], len(system.gradients))
-        away = system.solve(system.gradients.T @ signs).reshape(len(self.motion), -1)
-        away = (away - away.mean(axis=0))[:, unknowns.columns[POSES]]
+        away = system.chance()[:, unknowns.columns[POSES]]
         poses = unknowns.only(POSES)
         some = np.zeros(len(self.problem.points), bool)
         some[:: max(1, len(some) // POINTS_FOR_SHARE)] = True

@@ -72,6 +72,10 @@ COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
 of a coarse filter, of which the next level needs no more than to begin near; in voxels at fine
 levels."""
 
+NEGLIGIBLE = {FINE[0]: 0.25, FINE[1]: 0.1}
+"""The same, relative to what noise displaces the volumes by at these points: of the first it is
+twice as much, and the last level goes on from there."""
+
 STEADY = 0.1
 """Share of the width of a filter up to which volumes move without another normal matrix."""
 
@@ -179,6 +183,7 @@ class JointSolver:
                 start,
                 self.n_iterations if fine else min(self.n_iterations, COARSE_ITERATIONS),
                 FINE_TOLERANCE * self.voxel if fine else COARSE_TOLERANCE * self.width(level),
+                NEGLIGIBLE.get(level, 0.0),
                 progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
             )
             new = _with_group(new, group, found)
