@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel.affines import from_matvec
@@ -93,9 +93,10 @@ def jittered_points(
     mask: np.ndarray, affine: np.ndarray, n_points: int, random: np.random.Generator
 ) -> np.ndarray:
     """Draw random points of a mask, never on the grid: (P, 3), RAS+ mm."""
-    voxels = np.argwhere(mask)
+    voxels = np.flatnonzero(mask)
     chosen = voxels[random.choice(len(voxels), min(n_points, len(voxels)), replace=False)]
-    return transformed(affine, chosen + random.uniform(-0.5, 0.5, chosen.shape))
+    indices = np.stack(np.unravel_index(chosen, mask.shape), axis=1)  # of all it takes long
+    return transformed(affine, indices + random.uniform(-0.5, 0.5, indices.shape))
 
 
 def steepest(steepness: np.ndarray, n_points: int, random: np.random.Generator) -> np.ndarray:
@@ -134,8 +135,10 @@ def band_pass(
     """
     if level.highpass is not None:
         unit = fine_widths(image.voxel_sizes, thickness_power)
+        image = replace(image, data=np.asfortranarray(image.data, dtype=np.float32))  # once
         narrow, wide = (low_pass(image, width * unit) for width in (level.fwhm, level.highpass))
-        return Image(narrow.data - wide.data, image.affine, wide.missing)
+        band = np.subtract(narrow.data, wide.data, out=narrow.data)
+        return Image(band, image.affine, wide.missing)
     fwhm = level.fwhm * scale
     factors = np.clip((fwhm / 2 / image.voxel_sizes).astype(int), 1, None)
     factors = np.minimum(factors, np.maximum(np.array(image.data.shape) // 8, 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over points need no copy of the normal matrix a chunk, and no step goes unjudged."""
+"""Sums need no copy of the normal matrix a chunk; no step goes unjudged, or is in vain."""
 
 import tracemalloc
 import weakref
@@ -19,6 +19,7 @@ from eddymotion.images.pyramid import jittered_points
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import log_rigid
 from eddymotion.models import AverageModel
 from eddymotion.simulation import shelled_scheme
 
@@ -127,3 +128,47 @@ def test_a_matrix_that_is_kept_leads_to_the_same_poses(still, monkeypatch):
     assert problem.farthest(anew, start) > 0.1
     assert problem.farthest(anew, kept) < 2e-3
     assert matrices.count(1) == 1 < matrices.count(0)
+
+
+@pytest.fixture
+def displaced(still):
+    """Six volumes at rest, and a motion that is tenths of a millimetre off."""
+    volumes = still.gradients.dwis[:6]
+    splines = [Spline.of(still.volume(volume)) for volume in volumes]
+    points = jittered_points(still.mask, still.affine, 2000, np.random.default_rng(0))
+    problem = CoupledProblem(
+        splines, still.gradients.select(volumes), AverageModel(), points, still.brain_center
+    )
+    away = np.random.default_rng(1).normal(scale=[0.1] * 3 + [0.002] * 3, size=(6, 6))
+    return problem, problem.moved(Motion.identity(6), away - away.mean(axis=0))
+
+
+def test_what_the_last_step_saw_tells_the_errors(displaced, monkeypatch):
+    problem, start = displaced
+    found, _, seen = problem.solve(start, 20, 1e-3)
+    anew = Solution(problem, found)
+    expected, share = anew.covariances(), anew.recovered
+    monkeypatch.setattr(CoupledProblem, "sample", None)  # nothing is read again
+    told = Solution.of(problem, found, seen)
+    assert problem.farthest(told.motion, found) < 5e-3
+    np.testing.assert_allclose(told.covariances(), expected, atol=0.02 * np.abs(expected).max())
+    monkeypatch.undo()
+    assert told.recovered == pytest.approx(share, abs=0.02)
+
+
+def test_steps_that_do_not_end_leave_the_errors_to_another_reading(displaced):
+    problem, start = displaced
+    found, descent, seen = problem.solve(start, 1, 1e-6)
+    assert not descent.ended
+    assert seen is None
+    assert Solution.of(problem, found, seen).motion is found
+
+
+def test_steps_end_where_noise_does_more(displaced):
+    problem, start = displaced
+    exact, descent, _ = problem.solve(start, 20, 1e-5)
+    near, short, _ = problem.solve(start, 20, 1e-5, 0.2)
+    noise = problem.length(exact, problem.evaluate(exact).chance())
+    assert short.n_steps < descent.n_steps
+    left = log_rigid(np.linalg.inv(near.matrices) @ exact.matrices, problem.center)
+    assert 0 < problem.length(exact, left) < 0.2 * noise
