@@ -145,7 +145,7 @@ class JointSolver:
     undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
     parted: Parted = NONE_PARTED
     suspected: tuple[EddyCurrents, PoseResponse] | None = None
-    steepness: dict[tuple, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
+    candidates: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.mask = scipy.ndimage.binary_dilation(
@@ -537,19 +537,19 @@ class JointSolver:
         """Draw random points of the brain; at fine levels more where the images have edges."""
         if level.highpass is None:
             return jittered_points(self.mask, self.dwi.affine, level.n_points, self.random)
-        shown = group.name, level.fwhm, level.highpass
-        if shown not in self.steepness:
-            n_points = min(int(self.mask.sum()), MOST_CANDIDATES)
-            candidates = jittered_points(self.mask, self.dwi.affine, n_points, self.random)
-            steep = self.steepness_at(candidates, splines, matrices)
-            self.steepness[shown] = candidates, steep
-        candidates, steep = self.steepness[shown]
-        return candidates[steepest(steep, level.n_points, self.random)]
+        is_found = replace(level, n_points=FINE[0].n_points) == group.at(FINE[0])
+        known = self.candidates.get(group.name) if is_found else None  # searched for, it is not
+        candidates, steepness = known or self.drawn(splines, matrices)
+        if is_found:
+            self.candidates[group.name] = candidates, steepness
+        return candidates[steepest(steepness, level.n_points, self.random)]
 
-    def steepness_at(
-        self, candidates: np.ndarray, splines: Sequence[Continuous], matrices: np.ndarray
-    ) -> np.ndarray:
-        """Tell how steep the mean of some volumes is at points (P, 3), (P,)."""
+    def drawn(
+        self, splines: Sequence[Continuous], matrices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw points (P, 3) of the brain; tell how steep the mean of some volumes is, (P,)."""
+        n_points = min(int(self.mask.sum()), MOST_CANDIDATES)
+        candidates = jittered_points(self.mask, self.dwi.affine, n_points, self.random)
         total = np.zeros((len(candidates), 3), np.float32)
 
         def slopes(volume: int) -> np.ndarray:
@@ -558,4 +558,4 @@ class JointSolver:
         some = range(0, len(splines), max(1, len(splines) // 8))
         for one in parallel_iterate(slopes, some, n_threads=self.n_threads):
             total += np.nan_to_num(one, copy=False)
-        return np.linalg.norm(total, axis=1).astype(float)
+        return candidates, np.linalg.norm(total, axis=1).astype(float)
