@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of the joint solution, one at a time."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
 from eddymotion.estimation.fields import usual_poses
-from eddymotion.estimation.joint.solver import JointSolver
+from eddymotion.estimation.joint.solver import FINE, JointSolver
 from eddymotion.machine.parallel import silent
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.models import get_model
@@ -44,6 +45,27 @@ def test_all_starts_again_where_something_is_not_determined(steps, held, n_frame
     assert [len(group.volumes) for group in steps.groups][1:] == [len(one) for one in parted]
     along_z = np.abs(rigid_parameters(steps.motion.matrices, steps.dwi.brain_center)[:, 2])
     assert (along_z.max() < 0.05) == bool(held)
+
+
+def test_fine_levels_choose_their_points_among_the_same_candidates(steps):
+    candidates, _ = steps.solver.candidates["b>0"]
+    steps.refine()
+    points = steps.solutions[-1].problem.points
+    assert set(map(tuple, points)) <= set(map(tuple, candidates))
+
+
+def test_lost_slices_are_left_out_of_the_one_solution_at_the_last_level(tiny, monkeypatch):
+    signal, plain, solved = tiny.signal.copy(), JointSolver.solve, []
+    signal[:, :, tiny.shape[2] // 2, tiny.gradients.dwis[2]] *= 0.05
+
+    def solve(self, level, *given):
+        solved.append((level, self.outliers is not None))
+        return plain(self, level, *given)
+
+    monkeypatch.setattr(JointSolver, "solve", solve)
+    spoilt = replace(tiny, signal=signal)
+    joint.solve_jointly(spoilt, model=get_model("gp", tiny.gradients), eddy_currents="none")
+    assert [known for level, known in solved if level == FINE[-1]] == [True]
 
 
 def test_heads_that_went_away_are_not_usual_and_those_that_wander_are():
