@@ -154,7 +154,7 @@ def test_a_bomb_is_not_unpacked(finished, tmp_path, monkeypatch):
 def test_the_group_compares_what_it_reads_with_the_record(finished, tmp_path):
     outputs = copy_series(finished, tmp_path, "01", finished.src)
     sidecar = json.loads(outputs["sidecar"].read_text())
-    outputs["sidecar"].write_text(json.dumps(recorded(outputs, sidecar)))
+    outputs["sidecar"].write_text(json.dumps(recorded(outputs, sidecar, {})))
     assert not gather(tmp_path).errors
     table = outputs["confounds"].read_text()
     outputs["confounds"].write_text(table.replace("0", "1", 1))

@@ -27,12 +27,14 @@ take up a misplacement (variable projection). What keeps it unbiased:
 
 The noise of the images tells the offset to some hundredths of a millimetre. What a voxel holds
 besides ``m`` and ``s`` is the larger error, and alike over wide regions, so that no resampling of
-points shows it. Two things do, and make up the covariance:
+points shows it. Three things do, and make up the covariance:
 
 - *Halves.* Left, right, front, back, top and bottom of the brain each have an offset of their own.
 - *Another equation.* Gauss-Newton asks that the residual be orthogonal to the gradient of the b=0
   image; it should be so to the gradient of its prediction as well, which knows only structure that
   both contrasts share. Where one of them has structure of its own the two equations part.
+- *Another start* that ends elsewhere. With three directions at a b-value at which fluid is as dark
+  as tissue, one series in twenty ended 2 mm away, where the cost was a little lower.
 """
 
 from __future__ import annotations
@@ -114,16 +116,25 @@ def offset_from_images(
     few = fine.thinned()
     poses = [*poses, *map(np.linalg.inv, others)]
     starts = [few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in poses]
-    solved = min((one for one in starts if one is not None), key=_cost, default=None)
-    if solved is not None:
-        solved = few.solve(solved.to_b0, solved.function, n_normals=N_NORMALS)
-    if solved is not None:
-        solved = fine.solve(
-            solved.to_b0, solved.function, n_normals=LAST_NORMALS, n_steps=LAST_STEPS
-        )
+    begun = sorted((one for one in starts if one is not None), key=_cost)
+    if not begun or (solved := _finished(few, fine, begun[0])) is None:
+        return None
+    covariance = solved.with_own_normals().covariance()
+    elsewhere = [one for one in begun if fine.clusters.are_apart(one.to_b0, begun[0].to_b0)]
+    rival = _finished(few, fine, elsewhere[0]) if elsewhere else None
+    if rival is not None:
+        covariance = covariance + solved.doubt(rival)
+    return np.linalg.inv(solved.to_b0), covariance
+
+
+def _finished(
+    few: ContrastEquations, fine: ContrastEquations, begun: SolvedContrast
+) -> SolvedContrast | None:
+    """Go on from the first steps to the end."""
+    solved = few.solve(begun.to_b0, begun.function, n_normals=N_NORMALS)
     if solved is None:
         return None
-    return np.linalg.inv(solved.to_b0), solved.with_own_normals().covariance()
+    return fine.solve(solved.to_b0, solved.function, n_normals=LAST_NORMALS, n_steps=LAST_STEPS)
 
 
 def _cost(solved: SolvedContrast) -> float:

@@ -24,6 +24,7 @@ from eddymotion.images.pyramid import (
 )
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rms_displacement
 
 N_POINTS = 4
 """Points of a cluster."""
@@ -39,6 +40,9 @@ MARGIN_FWHM, MARGIN_VOXELS = 2.0, 3.0
 
 LEAST_INSIDE = 0.6
 """Part of brain and edge from which on what lies inside the edge is enough."""
+
+APART_VOXELS = 0.1
+"""Offsets that differ by less belong to one minimum of the cost; others found were 0.3 or more."""
 
 BOX_EVERY = 16
 """Every so many-th point tells what is read of a volume."""
@@ -192,6 +196,11 @@ class Clusters:
     def reach(self) -> float:
         """Distance from the centre (mm) in which positions and rotations are measured."""
         return 0.5 * BRAIN_SIZE_MM * head_scale(self.dwi.mask, self.dwi.voxel_sizes)
+
+    def are_apart(self, one: np.ndarray, other: np.ndarray) -> bool:
+        """Whether two offsets are more than details of one solution."""
+        way = rms_displacement(one, other, self.center)
+        return bool(way > APART_VOXELS * np.cbrt(np.prod(self.dwi.voxel_sizes)))
 
     @property
     def place(self) -> np.ndarray:

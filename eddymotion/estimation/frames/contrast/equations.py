@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy.special import stdtr
 
 from eddymotion.estimation.frames.contrast.basis import Basis, Moments
 from eddymotion.estimation.frames.contrast.clusters import (
@@ -23,7 +24,7 @@ from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import BLOCK_MM, MIN_POINTS, blocks_of, head_scale, low_pass
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid
+from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.robust import Cauchy, sandwich
 
 THINNED_BY, LEAST_CLUSTERS = 4, 2_000
@@ -389,6 +390,28 @@ class SolvedContrast:
         variances = HALVES_FACTOR**2 * by_axis + (OTHER_FACTOR * other) ** 2
         variances += (FLOOR_VOXELS * voxel) ** 2
         return np.diag(variances / in_mm**2) + self.sampling()
+
+    def doubt(self, rival: SolvedContrast) -> np.ndarray:
+        """Return what another place, which may be right, adds to the covariance of the offset.
+
+        With a chance of ``p`` the rival is right: ``p d dᵀ``, ``d`` the way there. ``p`` is that
+        of Student's t of what the octants of the brain gain here, their errors widened as those of
+        halves are.
+        """
+        both = self.seen.usable & rival.seen.usable
+        gains = rival.misfits - self.misfits
+        octants = [gains[rows][both[rows]] for rows in self.clusters.rows_of_octants]
+        by_octant = np.array([one.mean() for one in octants if len(one)])
+        error = max(by_octant.std(ddof=1), np.finfo(float).tiny) / np.sqrt(len(by_octant))
+        share = stdtr(len(by_octant) - 1, -by_octant.mean() / (HALVES_FACTOR * error))
+        way = log_rigid(np.linalg.inv(self.to_b0) @ rival.to_b0, self.clusters.center)
+        return share * np.outer(way, way)
+
+    @property
+    def misfits(self) -> np.ndarray:
+        """What each row adds to the cost, (R,)."""
+        squares = self.residual.astype(float) ** 2
+        return np.log(squares + Cauchy.of(squares[self.seen.usable]).square)
 
     def of_halves(self) -> np.ndarray:
         """Offsets of six halves of the brain from that of the whole, (6, 6) twists."""
