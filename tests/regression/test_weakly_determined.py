@@ -98,7 +98,7 @@ def test_several_pairs_near_in_time_join_frames_better_than_the_nearest():
 
 @pytest.mark.parametrize("seed", [0, 36])
 def test_a_head_at_rest_stays_where_three_directions_a_shell_are_given(seed):
-    """At b=400 fluid is as dark as tissue: images tell two frames, 2 mm apart, as well (seed 36)."""
+    """Fluid is as dark as tissue at b=400: images tell two frames, 2 mm apart (seed 36)."""
     head = procedural_head(5.0)
     gradients = blocks([50, 100, 200, 400, 800], n_b0=2)
     grid = Grid.covering(head, 5.0)
