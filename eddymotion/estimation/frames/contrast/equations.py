@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.special import stdtr
+import scipy
 
 from eddymotion.estimation.frames.contrast.basis import Basis, Moments
 from eddymotion.estimation.frames.contrast.clusters import (
@@ -403,7 +403,9 @@ class SolvedContrast:
         octants = [gains[rows][both[rows]] for rows in self.clusters.rows_of_octants]
         by_octant = np.array([one.mean() for one in octants if len(one)])
         error = max(by_octant.std(ddof=1), np.finfo(float).tiny) / np.sqrt(len(by_octant))
-        share = stdtr(len(by_octant) - 1, -by_octant.mean() / (HALVES_FACTOR * error))
+        share = scipy.special.stdtr(
+            len(by_octant) - 1, -by_octant.mean() / (HALVES_FACTOR * error)
+        )
         way = log_rigid(np.linalg.inv(self.to_b0) @ rival.to_b0, self.clusters.center)
         return share * np.outer(way, way)
 
