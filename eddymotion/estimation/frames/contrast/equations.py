@@ -401,11 +401,10 @@ class SolvedContrast:
         both = self.seen.usable & rival.seen.usable
         gains = rival.misfits - self.misfits
         octants = [gains[rows][both[rows]] for rows in self.clusters.rows_of_octants]
-        by_octant = np.array([one.mean() for one in octants if len(one)])
-        error = max(by_octant.std(ddof=1), np.finfo(float).tiny) / np.sqrt(len(by_octant))
-        share = scipy.special.stdtr(
-            len(by_octant) - 1, -by_octant.mean() / (HALVES_FACTOR * error)
-        )
+        gain = np.array([one.mean() for one in octants if len(one)])
+        error = HALVES_FACTOR * gain.std() / np.sqrt(max(len(gain) - 1, 1))
+        t = gain.mean() / max(error, np.finfo(float).tiny)
+        share = scipy.special.stdtr(max(len(gain) - 1, 1), -t)
         way = log_rigid(np.linalg.inv(self.to_b0) @ rival.to_b0, self.clusters.center)
         return share * np.outer(way, way)
 
