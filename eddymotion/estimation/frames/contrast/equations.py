@@ -47,6 +47,9 @@ docs/decisions/0019."""
 OTHER_FACTOR = 2.0
 """Standard errors over what the other equation differs by."""
 
+REJECTED = 0.025
+"""Chance of a rival below which it is none: a far start that was wrong is centimetres away."""
+
 FLOOR_VOXELS = 0.01
 """Standard error, in voxels an axis, below which no agreement between halves leads."""
 
@@ -396,7 +399,7 @@ class SolvedContrast:
 
         With a chance of ``p`` the rival is right: ``p d dᵀ``, ``d`` the way there. ``p`` is that
         of Student's t of what the octants of the brain gain here, their errors widened as those of
-        halves are.
+        halves are; a rival that they reject counts for nothing.
         """
         both = self.seen.usable & rival.seen.usable
         gains = rival.misfits - self.misfits
@@ -406,7 +409,7 @@ class SolvedContrast:
         t = gain.mean() / max(error, np.finfo(float).tiny)
         share = scipy.special.stdtr(max(len(gain) - 1, 1), -t)
         way = log_rigid(np.linalg.inv(self.to_b0) @ rival.to_b0, self.clusters.center)
-        return share * np.outer(way, way)
+        return np.outer(way, way) * (share if share > REJECTED else 0.0)
 
     @property
     def misfits(self) -> np.ndarray:
