@@ -161,18 +161,50 @@ def test_series_without_b0_is_read(write_series, tiny):
     assert dwi.mask.any()
 
 
-def test_voxels_that_are_not_finite_are_masked_and_reported(write_series, tiny, caplog):
+def test_specks_without_a_number_are_filled_masked_and_reported(write_series, tiny, caplog):
     data = np.array(tiny.signal)
-    first, second = np.argwhere(tiny.mask)[[50, 100]]
+    first, second = (tuple(voxel) for voxel in np.argwhere(tiny.mask)[[50, 100]])
     data[(*first, 3)] = np.nan
     data[(*second, 5)] = np.inf
     with caplog.at_level(logging.WARNING):
         dwi = load(write_series(data=data))
     assert "2 voxels are NaN or infinite" in caplog.text
-    for voxel in (first, second):
-        assert not dwi.mask[tuple(voxel)]
-        assert not dwi.signal[tuple(voxel)].any()
+    for voxel, volume in ((first, 3), (second, 5)):
+        assert not dwi.mask[voxel]
+        around = tiny.signal[(*(slice(i - 1, i + 2) for i in voxel), volume)]
+        assert around.min() < dwi.signal[(*voxel, volume)] < around.max()
+        others = np.arange(len(tiny)) != volume
+        np.testing.assert_array_equal(dwi.signal[voxel][others], tiny.signal[voxel][others])
     assert dwi.mask.sum() > 0.9 * tiny.mask.sum()
+
+
+def test_pieces_without_a_number_are_zero_in_all_volumes(write_series, tiny):
+    data = np.array(tiny.signal)
+    piece = tuple(slice(i - 1, i + 2) for i in np.argwhere(tiny.mask)[50])
+    data[(*piece, 3)] = np.nan
+    dwi = load(write_series(data=data))
+    assert not dwi.signal[piece].any()
+    assert not dwi.mask[piece].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_specks_that_no_volume_shows_are_filled_and_cut_tissue_is_not(
+    write_series, tiny, caplog, dtype
+):
+    data = np.array(tiny.signal).astype(dtype)
+    speck = tuple(np.round(np.argwhere(tiny.mask).mean(axis=0)).astype(int))
+    data[speck] = 0
+    data[:4] = 0
+    once = (*np.add(speck, (2, 0, 0)), 4)
+    data[once] = 0
+    with caplog.at_level(logging.WARNING):
+        dwi = load(write_series(data=data))
+    assert "1 voxels of the brain are zero" in caplog.text
+    assert not dwi.mask[speck]
+    around = np.array(tiny.signal)[tuple(slice(i - 1, i + 2) for i in speck)]
+    assert (dwi.signal[speck] > around.min(axis=(0, 1, 2)) - 1).all()
+    assert dwi.signal[once] == 0
+    assert not dwi.signal[:4].any()
 
 
 def test_given_mask_is_used(write_series, tmp_path, tiny):

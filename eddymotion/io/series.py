@@ -17,6 +17,7 @@ from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.masking import brain_mask
+from eddymotion.images.zeros import fill_gaps, solid_gaps, zero_specks
 from eddymotion.io.headers import (
     repetition_time_of,
 )
@@ -66,7 +67,8 @@ def load(  # type: ignore[misc]  # options by name
     Returns
     -------
     DWI, or list of DWI
-        Voxels that are NaN or infinite in any volume are zero in all and outside the mask.
+        Voxels that are NaN or infinite in any volume, or zero in all of them, are outside the
+        mask. Specks of them are filled from around them; pieces are zero in all volumes.
 
     Raises
     ------
@@ -104,16 +106,18 @@ def load(  # type: ignore[misc]  # options by name
     finite = _finite_voxels(path, signal)
     if not finite.all():
         log.warning(
-            "%s: %d voxels are NaN or infinite in some volume; they are set to zero and left out "
-            "of the mask", path.name, (~finite).sum()
+            "%s: %d voxels are NaN or infinite in some volume; they are left out of the mask, and "
+            "filled from around them, or set to zero where many lie together",
+            path.name, (~finite).sum(),
         )  # fmt: skip
-        signal[~finite] = 0.0
+        _give_numbers(signal)
     brain = _brain(mask, signal, gradients, affine, path.name)
+    known = finite & ~_fill_zero_specks(path, signal, brain)
     metadata = metadata_beside(path) if metadata is None else metadata
     acquisition = acquisition_of(
         gradients, metadata, signal.shape[:3], affine, repetition_time_of(header), path.name
     )
-    dwi = DWI(signal, affine, acquisition, brain & finite, path)
+    dwi = DWI(signal, affine, acquisition, brain & known, path)
     refuse_contradictions(dwi, np.linalg.norm(bvecs, axis=1), ignore)
     return dwi
 
@@ -148,6 +152,33 @@ def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
             )
         finite &= in_volume
     return finite
+
+
+def _give_numbers(signal: np.ndarray) -> None:
+    """Fill specks that hold no number; what holds none in a piece is zero in all volumes.
+
+    A piece is zero in all of them, whichever it is missing in, so that it is found to be cut.
+    """
+    pieces = np.zeros(signal.shape[:3], bool)
+    for volume in np.moveaxis(signal, 3, 0):
+        gaps = ~np.isfinite(volume)
+        if gaps.any():
+            pieces |= solid_gaps(gaps)
+            fill_gaps(volume, gaps)
+    signal[pieces] = 0.0
+
+
+def _fill_zero_specks(path: Path, signal: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Fill voxels that no volume shows from around them, and say which they are."""
+    specks = zero_specks(np.moveaxis(signal, 3, 0), brain)
+    if specks.any():
+        log.warning(
+            "%s: %d voxels of the brain are zero in all volumes; they are left out of the mask, "
+            "and filled from around them", path.name, specks.sum(),
+        )  # fmt: skip
+        for volume in np.moveaxis(signal, 3, 0):
+            fill_gaps(volume, specks)
+    return specks
 
 
 def read_mask(
