@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is added to the errors that noise makes: as large as it has to be, and not larger."""
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from eddymotion.data.series import DWI
+from eddymotion.estimation import estimate_motion
 from eddymotion.estimation.joint.standard_errors import (
     excess_covariance,
     misfit_covariances,
@@ -71,3 +74,16 @@ def test_thick_slices_add_what_they_pull_by_beyond_noise(pull, left):
     noise = np.array([0.1, 0.2, 0.3, 0.001, 0.002, 0.003])
     found = pulled_by_slices(np.diag(noise**2)[None], pull * noise[None])
     np.testing.assert_allclose(found[0], left * np.diag(noise**2))
+
+
+def test_volumes_that_are_too_thin_to_be_refined_have_no_standard_errors_and_are_named(
+    tiny, caplog
+):
+    middle = tiny.shape[2] // 2
+    thin = slice(middle - 1, middle + 2)
+    dwi = DWI(tiny.signal[:, :, thin], tiny.affine, tiny.gradients, tiny.mask[:, :, thin])
+    with caplog.at_level(logging.WARNING):
+        motion = estimate_motion(dwi)
+    assert "too little of the brain is inside the images" in caplog.text
+    assert np.isfinite(motion.matrices).all()
+    assert np.isnan(motion.standard_errors[1:]).all()

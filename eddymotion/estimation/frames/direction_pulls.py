@@ -122,13 +122,13 @@ def find_pulls(
     Returns
     -------
     DirectionPulls
-        None where there are no shells, or all are too small.
+        None where there are no shells, all are too small, or errors are not known.
     """
     own = gradients.rotated(motion.rotations).select(volumes)
     shells = [shell for shell in own.shells if len(shell) >= FEW_DIRECTIONS]
-    if not own.is_shelled or not shells:
-        return None
     variances = np.einsum("nkk->nk", covariances[volumes]) * in_mm**2
+    if not own.is_shelled or not shells or not np.isfinite(variances).all():
+        return None
     design = np.hstack([_products(own, shell) for shell in shells])
     prior = np.vstack([np.tile(variances[shell].mean(axis=0) / 5, (5, 1)) for shell in shells])
     poses = motion.head[volumes]

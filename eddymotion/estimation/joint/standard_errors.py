@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
+from eddymotion.wording import listed
+
+log = logging.getLogger(__name__)
 
 HALVES_FACTOR = 1.35
 """Standard errors over the scatter between halves of the brain: see
@@ -83,7 +87,18 @@ def pose_errors(
         whole[own], by_noise[own], apart[own] = _of_group(
             solver, group, solution, motion, by_misfit[own]
         )
+    _warn_of_untold(whole)
     return PoseErrors(whole, by_noise, by_misfit, apart)
+
+
+def _warn_of_untold(covariances: np.ndarray) -> None:
+    """Name the volumes of whose poses (N, 6, 6) nothing tells the errors."""
+    untold = np.flatnonzero(~np.isfinite(covariances).all(axis=(1, 2)))
+    if len(untold):
+        log.warning(
+            "volumes %s: too little of the brain is inside the images to refine their poses, "
+            "which may be off by a millimetre, and have no standard errors", listed(untold),
+        )  # fmt: skip
 
 
 def _of_group(
