@@ -8,16 +8,11 @@ estimator that sees it takes the head to be at rest. What is cut so is missing, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import scipy
 
 SOLID_VOXELS = 3
 """Equal values that fill a cube of so many voxels an edge are no noise that was rounded off."""
-
-NEIGHBOURS = 0.7
-"""Voxels: width of the mean that fills a speck."""
 
 TISSUE = 0.25
 """A voxel beside the constant is tissue if it has, with its neighbours, more than this part of the
@@ -41,7 +36,7 @@ def solid_constants(volume: np.ndarray) -> np.ndarray:
     volume = np.asarray(volume)
     found = np.zeros(volume.shape, bool)
     for value in _background_values(volume):
-        found |= _solid(volume == value)
+        found |= solid(volume == value)
     return found
 
 
@@ -51,60 +46,8 @@ def _background_values(volume: np.ndarray) -> list[float]:
     return list(dict.fromkeys((0.0, float(volume.min()), float(values[np.argmax(counts)]))))
 
 
-def fill_gaps(volume: np.ndarray, gaps: np.ndarray) -> None:
-    """Give specks of a volume that hold no number the mean of what lies around them, in place.
-
-    A speck set to zero is an edge that stays with the scanner. What fills a cube
-    (:func:`solid_gaps`) is left alone.
-
-    Parameters
-    ----------
-    volume : (X, Y, Z) array
-        Changed.
-    gaps : (X, Y, Z) bool array
-        Where it holds no number.
-    """
-    specks = gaps & ~solid_gaps(gaps)
-    known = _smooth(~gaps)
-    around = _smooth(np.where(gaps, 0, volume))[specks]
-    volume[specks] = around / np.maximum(known[specks], np.finfo(np.float32).tiny)
-
-
-def zero_specks(volumes: Iterable[np.ndarray], brain: np.ndarray) -> np.ndarray:
-    """Find voxels of the brain that no volume shows: zero in all, and cut off from the background.
-
-    Parameters
-    ----------
-    volumes : iterable of (X, Y, Z) array
-    brain : (X, Y, Z) bool array
-
-    Returns
-    -------
-    (X, Y, Z) bool array
-        A piece of such voxels that fills a cube anywhere is none of them.
-    """
-    zero = np.ones(brain.shape, bool)
-    for volume in volumes:
-        zero &= volume == 0
-        if not (zero & brain).any():
-            return zero & brain
-    pieces, _ = scipy.ndimage.label(zero)
-    cut = np.unique(pieces[_solid(zero) | (zero & ~brain)])
-    return zero & ~np.isin(pieces, cut)
-
-
-def solid_gaps(gaps: np.ndarray) -> np.ndarray:
-    """Find where voxels (X, Y, Z) that hold no number lie together, as :func:`solid_constants`."""
-    return _solid(gaps)
-
-
-def _smooth(image: np.ndarray) -> np.ndarray:
-    """Weigh each voxel's neighbours by their distance; nothing lies beyond the box."""
-    single = np.asarray(image, np.float32)
-    return scipy.ndimage.gaussian_filter(single, NEIGHBOURS, mode="constant", radius=1)
-
-
-def _solid(equal: np.ndarray) -> np.ndarray:
+def solid(equal: np.ndarray) -> np.ndarray:
+    """Find the voxels (X, Y, Z) that lie together: those in cubes of :data:`SOLID_VOXELS`."""
     if np.count_nonzero(equal) < SOLID_VOXELS:
         return np.zeros(equal.shape, bool)
     size = [SOLID_VOXELS if n > 2 * SOLID_VOXELS else 1 for n in equal.shape]

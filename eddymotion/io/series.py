@@ -15,15 +15,17 @@ from eddymotion.data.checks import refuse_contradictions
 from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, absence
+from eddymotion.images.gaps import fill_gaps, spikes, zero_specks
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.masking import brain_mask
-from eddymotion.images.zeros import fill_gaps, solid_gaps, zero_specks
+from eddymotion.images.zeros import solid
 from eddymotion.io.headers import (
     repetition_time_of,
 )
 from eddymotion.io.images import read_image
 from eddymotion.io.sidecars import acquisition_of, metadata_beside
 from eddymotion.io.tables import _table_beside, read_gradient_table
+from eddymotion.wording import listed
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +69,9 @@ def load(  # type: ignore[misc]  # options by name
     Returns
     -------
     DWI, or list of DWI
-        Voxels that are NaN or infinite in any volume, or zero in all of them, are outside the
-        mask. Specks of them are filled from around them; pieces are zero in all volumes.
+        Voxels that are NaN, infinite or far too bright in any volume, or zero in all of them, are
+        outside the mask. Specks of them are filled from around them; pieces without a number are
+        zero in all volumes.
 
     Raises
     ------
@@ -111,6 +114,7 @@ def load(  # type: ignore[misc]  # options by name
             path.name, (~finite).sum(),
         )  # fmt: skip
         _give_numbers(signal)
+    finite &= ~_fill_spikes(path, signal)
     brain = _brain(mask, signal, gradients, affine, path.name)
     known = finite & ~_fill_zero_specks(path, signal, brain)
     metadata = metadata_beside(path) if metadata is None else metadata
@@ -163,9 +167,26 @@ def _give_numbers(signal: np.ndarray) -> None:
     for volume in np.moveaxis(signal, 3, 0):
         gaps = ~np.isfinite(volume)
         if gaps.any():
-            pieces |= solid_gaps(gaps)
+            pieces |= solid(gaps)
             fill_gaps(volume, gaps)
     signal[pieces] = 0.0
+
+
+def _fill_spikes(path: Path, signal: np.ndarray) -> np.ndarray:
+    """Fill voxels that are far too bright from around them, and say which they are."""
+    found, volumes = np.zeros(signal.shape[:3], bool), []
+    for index, volume in enumerate(np.moveaxis(signal, 3, 0)):
+        if (single := spikes(volume)) is not None:
+            found |= single
+            volumes.append(index)
+            fill_gaps(volume, single)
+    if volumes:
+        log.warning(
+            "%s: volumes %s have single voxels (%d) far brighter than all others; they are left "
+            "out of the mask, and filled from around them",
+            path.name, listed(volumes), found.sum(),
+        )  # fmt: skip
+    return found
 
 
 def _fill_zero_specks(path: Path, signal: np.ndarray, brain: np.ndarray) -> np.ndarray:
