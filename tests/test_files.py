@@ -208,19 +208,22 @@ def test_specks_that_no_volume_shows_are_filled_and_cut_tissue_is_not(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
-def test_single_voxels_far_too_bright_are_filled_and_bright_tissue_is_not(
-    write_series, tiny, caplog, dtype
+@pytest.mark.parametrize("n_beside", [1, 2, 5])
+def test_voxels_far_too_bright_are_filled_and_bright_tissue_is_not(
+    write_series, tiny, caplog, dtype, n_beside
 ):
     data = np.array(tiny.signal).astype(dtype)
     middle = np.round(np.argwhere(tiny.mask).mean(axis=0)).astype(int)
-    spike, tissue = (*middle, 5), (*np.add(middle, (3, 0, 0)), 5)
     around = data[(*(slice(i - 1, i + 2) for i in middle), 5)].copy()
-    data[spike], data[tissue] = 65000, 3 * data[..., 5].max()
+    spike = (middle[0], slice(middle[1], middle[1] + n_beside), middle[2])
+    tissue = (*np.add(middle, (3, 0, 0)), 5)
+    data[(*spike, 5)], data[tissue] = 65000, 3 * data[..., 5].max()
     with caplog.at_level(logging.WARNING):
         dwi = load(write_series(data=data))
-    assert "volumes 5 have single voxels (1)" in caplog.text
-    assert around.min() < dwi.signal[spike] < around.max()
-    assert not dwi.mask[tuple(middle)]
+    assert f"volumes 5 have voxels ({n_beside}) far brighter" in caplog.text
+    assert around.min() < dwi.signal[(*middle, 5)] < around.max()
+    assert dwi.signal[(*spike, 5)].max() < data[tissue]
+    assert not dwi.mask[spike].any()
     assert dwi.signal[tissue] == data[tissue]
     assert dwi.mask.sum() > 0.9 * tiny.mask.sum()
 

@@ -18,14 +18,16 @@ BRIGHTEST, SPIKE_TIMES = 0.999, 10.0
 the brightest voxel of a volume has at most 4.2 times that signal."""
 
 ABOVE_NEIGHBOURS = 4.0
-"""And so many times that of any voxel beside it: no image is so sharp."""
+"""And so many times that of any voxel around it: no image is so sharp."""
 
 EVERY = 3
 """Of the voxels along each axis, those that tell what is bright."""
 
 
 def spikes(volume: np.ndarray) -> np.ndarray | None:
-    """Find single voxels that are far brighter than all others, (X, Y, Z) bool; None for none.
+    """Find voxels that are far brighter than all around them, (X, Y, Z) bool; None for none.
+
+    Those that touch are one spike, and are compared with what lies around all of them.
 
     Parameters
     ----------
@@ -36,12 +38,34 @@ def spikes(volume: np.ndarray) -> np.ndarray | None:
     bright = np.quantile(some[some != 0], BRIGHTEST) if some.any() else np.inf
     if not 0 < SPIKE_TIMES * bright < volume.max():
         return None
-    beside = np.ones((3, 3, 3), bool)
-    beside[1, 1, 1] = False
-    neighbours = scipy.ndimage.maximum_filter(volume, footprint=beside, mode="nearest")
-    least = np.maximum(SPIKE_TIMES * bright, ABOVE_NEIGHBOURS * neighbours.astype(float))
-    found = volume > least
+    above = volume > SPIKE_TIMES * bright
+    around = scipy.ndimage.maximum_filter(np.where(above, 0, volume), size=3, mode="nearest")
+    pieces, _ = scipy.ndimage.label(above, np.ones((3, 3, 3), bool))
+    tissue = np.unique(pieces[above & (volume <= ABOVE_NEIGHBOURS * around.astype(float))])
+    found = above & ~np.isin(pieces, tissue)
     return found if found.any() else None
+
+
+def fill_missing(volume: np.ndarray) -> np.ndarray:
+    """Fill specks of a volume that hold no number, in place, and set pieces to zero.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+        Changed.
+
+    Returns
+    -------
+    (X, Y, Z) bool array
+        The pieces (:func:`~eddymotion.images.zeros.solid`).
+    """
+    gaps = ~np.isfinite(volume)
+    if not gaps.any():
+        return gaps
+    fill_gaps(volume, gaps)
+    pieces = solid(gaps)
+    volume[pieces] = 0
+    return pieces
 
 
 def fill_gaps(volume: np.ndarray, gaps: np.ndarray) -> None:

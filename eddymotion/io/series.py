@@ -15,10 +15,9 @@ from eddymotion.data.checks import refuse_contradictions
 from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, absence
-from eddymotion.images.gaps import fill_gaps, spikes, zero_specks
+from eddymotion.images.gaps import fill_gaps, fill_missing, spikes, zero_specks
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.masking import brain_mask
-from eddymotion.images.zeros import solid
 from eddymotion.io.headers import (
     repetition_time_of,
 )
@@ -165,10 +164,7 @@ def _give_numbers(signal: np.ndarray) -> None:
     """
     pieces = np.zeros(signal.shape[:3], bool)
     for volume in np.moveaxis(signal, 3, 0):
-        gaps = ~np.isfinite(volume)
-        if gaps.any():
-            pieces |= solid(gaps)
-            fill_gaps(volume, gaps)
+        pieces |= fill_missing(volume)
     signal[pieces] = 0.0
 
 
@@ -176,14 +172,14 @@ def _fill_spikes(path: Path, signal: np.ndarray) -> np.ndarray:
     """Fill voxels that are far too bright from around them, and say which they are."""
     found, volumes = np.zeros(signal.shape[:3], bool), []
     for index, volume in enumerate(np.moveaxis(signal, 3, 0)):
-        if (single := spikes(volume)) is not None:
-            found |= single
+        if (bright := spikes(volume)) is not None:
+            found |= bright
             volumes.append(index)
-            fill_gaps(volume, single)
+            fill_gaps(volume, bright)
     if volumes:
         log.warning(
-            "%s: volumes %s have single voxels (%d) far brighter than all others; they are left "
-            "out of the mask, and filled from around them",
+            "%s: volumes %s have voxels (%d) far brighter than all others; they are left out of "
+            "the mask, and filled from around them",
             path.name, listed(volumes), found.sum(),
         )  # fmt: skip
     return found

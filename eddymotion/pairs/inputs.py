@@ -14,6 +14,7 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import Landmarks, pair_landmarks, read_landmarks
 from eddymotion.evaluation.transforms import numbers, read_table
+from eddymotion.images.gaps import fill_missing
 from eddymotion.images.image import Image
 from eddymotion.io import series as files
 from eddymotion.io.images import read_image
@@ -141,7 +142,7 @@ class FilePair:
 def read_volume(
     path: Path, name: str, volume: int | None = None, ignore: tuple[str, ...] = ()
 ) -> tuple[Image, np.ndarray]:
-    """Read one volume; what is NaN or infinite becomes zero, with a warning.
+    """Read one volume; what is NaN or infinite is filled or becomes zero, with a warning.
 
     Parameters
     ----------
@@ -185,9 +186,11 @@ def read_volume(
         raise EddymotionError(f"{path}: holds no finite number (all are NaN); check the file")
     if not finite.all():
         log.warning(
-            "%s: %d voxels are NaN or infinite; they are set to zero", path.name, (~finite).sum()
-        )
-        data = np.where(finite, data, np.float32(0))
+            "%s: %d voxels are NaN or infinite; they are filled from around them, or set to zero "
+            "where many lie together", path.name, (~finite).sum(),
+        )  # fmt: skip
+        data = np.array(data)
+        fill_missing(data)
     if data.min() == data.max():
         raise EddymotionError(
             f"{path}: all voxels are {float(data.flat[0]):g}, so that there is nothing to "

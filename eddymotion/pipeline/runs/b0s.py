@@ -13,6 +13,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.runs import RunImage, align_b0s
+from eddymotion.images.gaps import fill_missing
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import read_image
 from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
@@ -62,12 +63,14 @@ def _signal_of_b0s(run: SeriesFiles, ignore: Sequence[str]) -> tuple[np.ndarray,
         If it cannot be read, or shows nothing.
     """
     signal, affine, _ = read_image(run.dwi, ignore)
-    signal = np.nan_to_num(signal if signal.ndim == 4 else signal[..., None], posinf=0, neginf=0)
+    signal = np.array(signal if signal.ndim == 4 else signal[..., None])
     if signal.ndim != 4 or min(signal.shape[:3]) < LEAST_VOXELS:
         raise EddymotionError(
             f"{run.dwi}: found an image of shape {signal.shape}, expected volumes of "
             f"{LEAST_VOXELS} or more voxels along each axis"
         )
+    for volume in np.moveaxis(signal, 3, 0):
+        fill_missing(volume)
     blank = np.flatnonzero(np.ptp(signal, axis=(0, 1, 2)) == 0)
     if len(blank):
         raise EddymotionError(f"{run.dwi}: all voxels of volume {blank[0]} have one value")
