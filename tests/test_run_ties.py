@@ -76,7 +76,9 @@ def test_edges_that_contradict_each_other_widen_the_weakest():
     assert (np.sqrt(np.diag(after)[12:]) * np.tile(IN_MM, 2) > 0.1).all()
 
 
-def test_a_tie_moves_its_volumes_alone_and_is_undone():
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_tie_moves_its_volumes_alone_and_is_undone(alike):
+    """Be they moved alike or each its own way."""
     center, n = np.array([3.0, -5.0, 10.0]), 4
     random = np.random.default_rng(1)
     poses = exp_rigid(random.normal(size=(n, 6)) / IN_MM, center)
@@ -84,6 +86,8 @@ def test_a_tie_moves_its_volumes_alone_and_is_undone():
     errors = np.sqrt(np.full((n, 6), 0.03**2) / IN_MM**2 + np.diag(before).max())
     motion = Motion(poses, errors, 0.1, center=center, frame_covariance=before)
     offset = rigid_matrix(np.array([0.1, 0.2, -0.1]), np.array([0.01, 0, 0.02]), center)
+    if not alike:
+        offset = offset @ exp_rigid(random.normal(size=(2, 6)) / 20 / IN_MM, center)
     tie = FrameTie.of(FrameTie(np.array([1, 3]), offset, before, after, center).plain())
     moved = tie.applied(motion)
     np.testing.assert_allclose(moved.matrices[[0, 2]], poses[[0, 2]])
@@ -144,11 +148,11 @@ def test_runs_of_other_directions_tie_each_other(session):
     poses, unknown = np.tile(np.eye(4), (3, 1, 1)), np.full((3, 3), np.nan)
     shell = shared_shell([shown[0], None, shown[1]], poses, unknown)
     np.testing.assert_array_equal(shell.runs, [0, 2])
-    steps, spread = tie_shell(shell, None, brain, Compute(1, 0))
-    errors = np.sqrt(np.diag(spread)).reshape(2, 6)
-    assert not steps[0].any()
+    tied = tie_shell(shell, None, brain, Compute(1, 0))
+    errors = np.sqrt(np.diag(tied.covariance)).reshape(2, 6)
+    assert not tied.steps[0].any()
     assert not errors[0].any()
-    wrong = (steps[1] - OFF) * IN_MM
+    wrong = (tied.steps[1] - OFF) * IN_MM
     assert np.abs(wrong).max() < 0.12
     assert (np.abs(wrong) < 4 * errors[1] * IN_MM).all()
     assert (errors[1] * IN_MM < 0.15).all()
@@ -163,11 +167,77 @@ def test_the_weaker_of_two_frames_follows(session):
     errors = np.stack([np.zeros(6), 0.02 / IN_MM])
     brain = Brain(dwis[0].mask, dwis[0].affine)
     tied = tied_frames([sure, unsure], poses, errors, unknown, None, brain, Compute(1, 0))
-    first, second = (log_rigid(tie.offset, brain.center) * IN_MM for tie in tied.ties)
+    first, second = (log_rigid(tie.offset, brain.center).mean(axis=0) * IN_MM for tie in tied.ties)
     assert np.abs(first).max() < 0.03
     assert np.abs(second - OFF * IN_MM).max() < 0.15
     assert (np.diag(tied.ties[1].after) < np.diag(TOLD) / 4).all()
     np.testing.assert_array_equal(tied.ties[1].volumes, dwis[1].gradients.dwis)
+
+
+def scattered(session):
+    """The runs at their true poses but for their diffusion-weighted volumes, each moved away."""
+    random, shown, ways = np.random.default_rng(3), [], []
+    for dwi, poses in zip(*session, strict=True):
+        away = random.normal(scale=0.4, size=(len(dwi.gradients.dwis), 6)) / IN_MM
+        ways.append(away - away.mean(axis=0))
+        matrices = poses[dwi.gradients.dwis] @ exp_rigid(-ways[-1], dwi.brain_center)
+        moved = Motion(poses).updated(dwi.gradients.dwis, matrices)
+        shown.append(ShownDiffusion.of(dwi, replace(moved, frame_covariance=TOLD)))
+    return shown, ways
+
+
+def tied_at_rest(dwis, shown):
+    """Tie the runs of a session whose frames are known."""
+    poses, unknown = np.tile(np.eye(4), (2, 1, 1)), np.full((2, 3), np.nan)
+    errors = np.stack([np.zeros(6), 0.02 / IN_MM])
+    brain = Brain(dwis[0].mask, dwis[0].affine)
+    return tied_frames(shown, poses, errors, unknown, None, brain, Compute(1, 0))
+
+
+def test_volumes_of_all_runs_predict_each_other(session):
+    """Volumes of either run are brought back to where they were seen, and the frame stays."""
+    dwis, _ = session
+    shown, ways = scattered(session)
+    center = dwis[0].brain_center
+    for tie, away in zip(tied_at_rest(dwis, shown).ties, ways, strict=True):
+        found = log_rigid(tie.offset, center) * IN_MM
+        own = found - found.mean(axis=0)
+        left = own - away * IN_MM
+        assert np.sqrt((left**2).mean()) < 0.15
+        assert np.sqrt((left**2).mean()) < 0.4 * np.sqrt((own**2).mean())
+
+
+def test_volumes_stay_where_their_run_has_them_if_not_all_of_them_are_shown(session):
+    dwis, _ = session
+    shown, _ = scattered(session)
+    shown[0] = shown[0].select(np.arange(7))
+    first, second = tied_at_rest(dwis, shown).ties
+    assert first.offset.shape == (4, 4)
+    assert second.offset.shape == (len(dwis[1].gradients.dwis), 4, 4)
+
+
+def darkened(dwi):
+    """Two slices of every other diffusion-weighted volume keep a fifth of their signal."""
+    dark = dwi.signal.copy()
+    for number, volume in enumerate(dwi.gradients.dwis[::2]):
+        first = 12 + 2 * number
+        dark[:, :, first : first + 2, volume] *= 0.2
+    return replace(dwi, signal=dark)
+
+
+def test_slices_without_signal_do_not_move_their_volumes(session):
+    """Left out, darkness and all; with it the volumes go three times as far elsewhere."""
+    whole, true = session
+    spoilt, found = [darkened(dwi) for dwi in whole], []
+    for dwis in (whole, spoilt):
+        shown = [
+            ShownDiffusion.of(dwi, Motion(poses, frame_covariance=TOLD))
+            for dwi, poses in zip(dwis, true, strict=True)
+        ]
+        offsets = [tie.offset for tie in tied_at_rest(dwis, shown).ties]
+        found.append(log_rigid(np.concatenate(offsets), dwis[0].brain_center) * IN_MM)
+    assert [one.lost.flagged.sum() for one in shown] == [8, 8]
+    assert np.sqrt(((found[1] - found[0]) ** 2).mean()) < 0.02
 
 
 def test_runs_that_share_no_shell_are_not_tied(session):

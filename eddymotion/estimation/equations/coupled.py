@@ -43,6 +43,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -174,7 +175,7 @@ class CoupledProblem:
         In the head's frame, RAS+ mm.
     center : (3,) array
         Centre of the brain, RAS+ mm.
-    lost : LostSlices, optional
+    lost : Lost, optional
         Slices without signal.
     blocks : sequence of Block
         What is solved for; the poses alone when not given.
@@ -193,7 +194,7 @@ class CoupledProblem:
     model: LinearModel
     points: np.ndarray
     center: np.ndarray
-    lost: LostSlices | None = None
+    lost: Lost | None = None
     blocks: Sequence[Block] = ()
     part_mm: float = BLOCK_MM
     leave_one_out: bool = False
@@ -572,6 +573,13 @@ def filled(values: np.ndarray, gone: np.ndarray, precision: Filter) -> np.ndarra
     for _ in range(FILL_ITERATIONS):
         values = np.where(gone, values - (precision @ values) / leverage, values)
     return values
+
+
+class Lost(Protocol):
+    """Where volumes have no signal."""
+
+    def at(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Whether a volume has lost its signal at world points (V, 3), or within a slice of it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.joint.solver import JointSolver
@@ -126,18 +127,25 @@ def _of_group(
 def misfit_covariances(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
     """Covariance of what the model gets wrong alike all over the brain, (n, 6, 6), of `volumes`.
 
+    b=0 volumes are predicted by a mean, which takes no directions: theirs is ``MISFIT_MM`` alone.
+    Without it 25 to 75 % of their intervals held the truth.
+    """
+    scale = head_scale(dwi.mask, dwi.voxel_sizes)
+    return misfit_of(dwi.gradients.select(volumes), scale)
+
+
+def misfit_of(gradients: Gradients, scale: float) -> np.ndarray:
+    """Covariance of what the model gets wrong in n volumes of a head of a size, (n, 6, 6).
+
     The scatter between blocks does not show it. On simulated series the errors were 1.4 (64
     directions at b=1000) to 4 times (b=3000, 12 directions, random q-space) what the blocks say.
     The rest was about alike in millimetres for voxels of 1.2 to 4 mm, and, with ``n`` volumes,
     close to ``MISFIT_MM (1 + MISFIT_FEW / n) max(1, b / 1000)^MISFIT_B_POWER`` an axis (rotations
-    at 50 mm), for a human head. b=0 volumes are predicted by a mean, which takes no directions:
-    theirs is ``MISFIT_MM`` alone. Without it 25 to 75 % of their intervals held the truth.
+    at 50 mm), for a human head.
     """
-    bvals = dwi.gradients.bvals[volumes]
-    scale = head_scale(dwi.mask, dwi.voxel_sizes)
-    few = MISFIT_FEW / max(len(bvals), 1)
-    size = MISFIT_MM * scale * np.where(dwi.gradients.is_b0[volumes], 1.0, 1 + few)
-    size = size * np.maximum(1.0, bvals / 1000.0) ** MISFIT_B_POWER
+    few = MISFIT_FEW / max(len(gradients), 1)
+    size = MISFIT_MM * scale * np.where(gradients.is_b0, 1.0, 1 + few)
+    size = size * np.maximum(1.0, gradients.bvals / 1000.0) ** MISFIT_B_POWER
     in_mm = twist_millimetres(scale)
     return size[:, None, None] ** 2 * np.diag(1 / in_mm**2)
 

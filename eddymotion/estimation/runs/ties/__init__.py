@@ -23,6 +23,9 @@ and ``b_1 = 0``::
 Time is new in each run, but the contrast of one head misleads all of its runs alike: half of the
 variance of ``F_k`` counts as shared. Where edges contradict each other beyond chance, ``F`` is
 widened until they do not.
+
+Runs of few directions predict their volumes poorly. Where all volumes of a run are shown, they go
+their own ways besides, to where all runs together predict them; the mean of these ways is zero.
 """
 
 from __future__ import annotations
@@ -35,7 +38,13 @@ import numpy as np
 
 from eddymotion.estimation.runs.ties.frame_tie import FrameTie
 from eddymotion.estimation.runs.ties.network import Network, seen_from_first
-from eddymotion.estimation.runs.ties.shell import Brain, shared_shell, tie_shell
+from eddymotion.estimation.runs.ties.shell import (
+    Brain,
+    SharedShell,
+    TiedShell,
+    shared_shell,
+    tie_shell,
+)
 from eddymotion.estimation.runs.ties.shown import ShownDiffusion
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.off_resonance import OffResonance
@@ -90,20 +99,22 @@ def tied_frames(
     shell = shared_shell(shown, poses, shifts)
     if shell is None:
         return None
-    steps, covariance = tie_shell(shell, field, brain, compute)
-    if not np.isfinite(covariance).all():
+    tied = tie_shell(shell, field, brain, compute)
+    if not np.isfinite(tied.covariance).all():
         return None
     within = [
         None if one is None else seen_from_first(one.covariance, pose, one.center, brain.center)
         for one, pose in zip(shown, poses, strict=True)
     ]
     of_b0 = np.square(errors)[:, :, None] * np.eye(6)
-    found, after, widened = Network(of_b0, within, shell.runs, steps, covariance).solve()
+    found, after, widened = Network(of_b0, within, shell.runs, tied.steps, tied.covariance).solve()
     of_runs, of_diffusion = np.split(exp_rigid(found, brain.center), 2)
     ties: list[FrameTie | None] = [None] * len(shown)
     for run, (one, own) in enumerate(zip(shown, within, strict=True)):
         if one is not None and own is not None:
             offset = np.linalg.inv(of_runs[run]) @ of_diffusion[run]
+            if (ways := _own_ways(shell, tied, run)) is not None:
+                offset = offset @ exp_rigid(ways, brain.center)
             left = _of_difference(after, run, len(shown))
             ties[run] = FrameTie(one.all_volumes, offset, own, left, brain.center)
             log.info("run %d, %s", run + 1, ties[run])
@@ -111,10 +122,18 @@ def tied_frames(
         "runs %s: their volumes with b=%.0f tie them within %.3f mm; that differs from what each "
         "tells alone by %.1f times what was expected",
         ", ".join(map(str, shell.runs + 1)), shell.gradients.bvals.mean(),
-        np.sqrt(np.diag(covariance).reshape(-1, 6)[:, :3].max()), np.sqrt(widened),
+        np.sqrt(np.diag(tied.covariance).reshape(-1, 6)[:, :3].max()), np.sqrt(widened),
     )  # fmt: skip
     of_poses = np.diag(after)[: found.size // 2].reshape(-1, 6)
     return TiedFrames(poses @ of_runs, np.sqrt(np.maximum(of_poses, 0.0)), tuple(ties))
+
+
+def _own_ways(shell: SharedShell, tied: TiedShell, run: int) -> np.ndarray | None:
+    """Return the ways of the volumes of a run, (M, 6); None where they do not go their own."""
+    number = int(np.searchsorted(shell.runs, run))
+    if not (run in shell.runs and shell.shown[number].apart):
+        return None
+    return tied.ways[shell.of_volumes == number]
 
 
 def _of_difference(covariance: np.ndarray, run: int, n_runs: int) -> np.ndarray:

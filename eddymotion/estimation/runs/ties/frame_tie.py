@@ -22,8 +22,8 @@ class FrameTie:
     ----------
     volumes : (M,) index array
         Which these are.
-    offset : (4, 4) array
-        After their matrices in the frame of the first run.
+    offset : (4, 4) or (M, 4, 4) array
+        After their matrices in the frame of the first run, of all alike or of each.
     before, after : (6, 6) array
         Covariances of their frame, mm and rad about the centre: as the run alone tells it, and
         with the others.
@@ -38,7 +38,7 @@ class FrameTie:
     center: np.ndarray
 
     def __str__(self) -> str:
-        way = log_rigid(self.offset, self.center)
+        way = log_rigid(self.offset, self.center).reshape(-1, 6).mean(axis=0)
         alone, now = (np.sqrt(np.diag(one)[:3].max()) for one in (self.before, self.after))
         return (
             f"volumes with b>0 moved by {np.linalg.norm(way[:3]):.2f} mm and "

@@ -11,20 +11,31 @@ from itertools import pairwise
 
 import numpy as np
 import scipy
+from nibabel.affines import voxel_sizes
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.coupled import CoupledProblem, LostSlices
 from eddymotion.estimation.equations.normal_equations import NormalEquations
+from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.unknowns import Poses
+from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
 from eddymotion.estimation.frames.ties import ENOUGH_DIRECTIONS
+from eddymotion.estimation.joint.standard_errors import misfit_of
 from eddymotion.estimation.runs.ties.shown import LEVELS, ShownDiffusion
 from eddymotion.images.grid import mask_center
 from eddymotion.images.image import Image, Spline
-from eddymotion.images.pyramid import Level, fine_widths, jittered_points, low_pass, steepest
+from eddymotion.images.pyramid import (
+    Level,
+    fine_widths,
+    head_scale,
+    jittered_points,
+    low_pass,
+    steepest,
+)
 from eddymotion.machine.parallel import Compute, one_blas_thread, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance
-from eddymotion.mapping.rigid import log_rigid
+from eddymotion.mapping.rigid import log_rigid, twist_millimetres
 from eddymotion.mapping.volume import VolumeMapping
 from eddymotion.models import GaussianProcessModel, LegendreCovariance
 from eddymotion.robust import sandwich
@@ -62,6 +73,24 @@ class MotionOfRuns(Motion):
 
     def _mapping(self, volume: int) -> VolumeMapping:
         return replace(self.mappings[volume], pose=self.matrices[volume])
+
+
+@dataclass(frozen=True, eq=False)
+class LostInRuns:
+    """Slices without signal of volumes of several runs.
+
+    Parameters
+    ----------
+    parts : sequence of N (LostSlices or None, int)
+        Those of the run of each volume, and which of its volumes it is.
+    """
+
+    parts: Sequence[tuple[LostSlices | None, int]]
+
+    def at(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Whether a volume has lost its signal at points (V, 3)."""
+        lost, own = self.parts[volume]
+        return np.zeros(len(points), bool) if lost is None else lost.at(own, points)
 
 
 class PosesOfRuns(Poses):
@@ -119,6 +148,11 @@ class SharedShell:
             np.concatenate([table.bvals for table in tables]),
             np.concatenate([table.bvecs for table in tables]),
         )
+
+    @property
+    def lost(self) -> LostInRuns:
+        """Slices without signal."""
+        return LostInRuns([(one.lost, k) for one in self.shown for k in range(len(one.images))])
 
     def motion(self, field: OffResonance | None) -> MotionOfRuns:
         """Return the motion of all volumes, from the first run, with the field (or None)."""
@@ -206,17 +240,43 @@ class Brain:
         """Its centre, RAS+ mm."""
         return mask_center(self.mask, self.affine)
 
+    @cached_property
+    def scale(self) -> float:
+        """Its size relative to a human one."""
+        return head_scale(self.mask, voxel_sizes(self.affine))
+
     def draw(self, random: np.random.Generator) -> np.ndarray:
         """Draw a point of each voxel, those at its edge as well, (P, 3)."""
         mask = scipy.ndimage.binary_dilation(self.mask)
         return jittered_points(mask, self.affine, int(mask.sum()), random)
 
 
+@dataclass(frozen=True, eq=False)
+class TiedShell:
+    """How K runs lie to each other by their N volumes of a shell.
+
+    Parameters
+    ----------
+    steps : (K, 6) array
+        Twists after the matrices of each run; the first has none.
+    covariance : (6 K, 6 K) array
+        Of their errors; zero for the first, infinite where nothing is seen.
+    ways : (N, 6) array
+        Twists of the volumes beyond those of their runs, whose mean is zero in each.
+    """
+
+    steps: np.ndarray
+    covariance: np.ndarray
+    ways: np.ndarray
+
+
 @one_blas_thread()
 def tie_shell(
     shell: SharedShell, field: OffResonance | None, brain: Brain, compute: Compute
-) -> tuple[np.ndarray, np.ndarray]:
+) -> TiedShell:
     """Find how the runs lie to each other by their diffusion-weighted volumes.
+
+    Then the volumes go their own ways: all runs together predict each of them.
 
     Parameters
     ----------
@@ -225,13 +285,6 @@ def tie_shell(
         In the frame of the first run.
     brain : Brain
     compute : Compute
-
-    Returns
-    -------
-    steps : (K, 6) array
-        Twists after the matrices of each run; the first has none.
-    covariance : (6 K, 6 K) array
-        Of their errors; zero for the first, infinite where nothing is seen.
     """
     random = np.random.default_rng(compute.seed)
     start = shell.motion(field)
@@ -246,8 +299,38 @@ def tie_shell(
     steps = log_rigid(ways, brain.center)
     system = problem.evaluate(motion)
     if system is None:
-        return np.zeros_like(steps), np.full((steps.size, steps.size), np.inf)
-    return steps - steps[0], _by_octants(problem, system, first)
+        unknown = np.full((steps.size, steps.size), np.inf)
+        return TiedShell(np.zeros_like(steps), unknown, np.zeros((len(motion), 6)))
+    ways = _own_ways(problem, motion, shell, brain)
+    return TiedShell(steps - steps[0], _by_octants(problem, system, first), ways)
+
+
+def _own_ways(
+    problem: CoupledProblem, motion: Motion, shell: SharedShell, brain: Brain
+) -> np.ndarray:
+    """Return twists of the volumes (N, 6) to where all runs together predict them.
+
+    What follows the direction of diffusion is left to the course of the head again, here that of
+    all runs: the one step between two runs counts for little among the others.
+    """
+    single = replace(problem, blocks=())
+    found, descent, seen = single.solve(motion, MAX_STEPS, TOLERANCE_VOXELS * shell.voxel)
+    log.debug("volumes of all runs together: %s", descent)
+    solution = Solution.of(single, found, seen)
+    by_noise = solution.covariances() / solution.recovered**2
+    found = leave_to_the_course(
+        found,
+        by_noise + misfit_of(shell.gradients, brain.scale),
+        shell.gradients,
+        [np.arange(len(found))],
+        brain.center,
+        twist_millimetres(brain.scale),
+    )
+    ways = log_rigid(np.linalg.inv(motion.matrices) @ found.matrices, brain.center)
+    for run in range(len(shell.shown)):
+        own = shell.of_volumes == run
+        ways[own] -= ways[own].mean(axis=0)
+    return ways
 
 
 def _problem_at(
@@ -268,6 +351,7 @@ def _problem_at(
         GaussianProcessModel(LegendreCovariance()),
         candidates[steepest(steepness, level.n_points, random)],
         center,
+        lost=shell.lost,
         blocks=[PosesOfRuns(center, shell.of_volumes)],
         steady_mm=STEADY * level.fwhm * shell.voxel,
         n_threads=n_threads,

@@ -11,6 +11,9 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.estimation.equations.coupled import LostSlices
+from eddymotion.estimation.outliers import SliceOutliers, rescaled
+from eddymotion.estimation.quality import assess
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import Level, crop, fine_widths
 from eddymotion.machine.parallel import parallel_map
@@ -46,6 +49,11 @@ class ShownDiffusion:
         Of what brings them into the frame of b=0, mm and rad about the centre.
     center : (3,) array
         Of the brain, RAS+ mm.
+    apart : bool
+        Whether other runs may move each of the volumes by itself: all of them are here, and the
+        head moved between them alone.
+    lost : LostSlices, optional
+        Slices without signal of the n volumes.
     """
 
     all_volumes: np.ndarray
@@ -54,6 +62,8 @@ class ShownDiffusion:
     mappings: tuple[VolumeMapping, ...]
     covariance: np.ndarray
     center: np.ndarray
+    apart: bool = False
+    lost: LostSlices | None = None
 
     __repr__ = short_repr
 
@@ -69,13 +79,17 @@ class ShownDiffusion:
         chosen = np.sort(np.concatenate([_spread(shell) for shell in shells]))
         if not len(chosen):
             return None
+        apart = len(chosen) == len(placed) and motion.trajectory is None
+        outliers = assess(run, motion, n_threads=n_threads).outliers if apart else None
         brain = apply_affine(run.affine, np.argwhere(scipy.ndimage.binary_dilation(run.mask)))
         margin = MARGIN_FWHM * LEVELS[0].fwhm * fine_widths(run.voxel_sizes)
         margin = margin + MARGIN_VOXELS * run.voxel_sizes
 
         def cut(volume: int) -> Image:
             there = motion.mapping(volume).recorded(brain)
-            return crop(run.volume_with_missing(volume), there, margin)
+            image = run.volume_with_missing(volume)
+            return crop(image if outliers is None else rescaled(image, outliers, volume),
+                        there, margin)  # fmt: skip
 
         images = parallel_map(cut, chosen.tolist(), n_threads=n_threads)
         return cls(
@@ -85,6 +99,8 @@ class ShownDiffusion:
             tuple(replace(motion.mapping(volume), slices=None) for volume in chosen.tolist()),
             covariance,
             run.brain_center,
+            apart,
+            None if outliers is None else _lost_slices(run, outliers, chosen),
         )
 
     def select(self, which: np.ndarray) -> ShownDiffusion:
@@ -94,9 +110,17 @@ class ShownDiffusion:
             images=tuple(self.images[k] for k in which),
             gradients=self.gradients.select(which),
             mappings=tuple(self.mappings[k] for k in which),
+            lost=self.lost and replace(self.lost, flagged=self.lost.flagged[which]),
+            apart=self.apart and len(which) == len(self.images),
         )
 
 
 def _spread(shell: np.ndarray) -> np.ndarray:
     """Choose volumes of a shell, evenly spread."""
     return shell[:: max(1, -(-len(shell) // VOLUMES_OF_RUN))]
+
+
+def _lost_slices(run: DWI, outliers: SliceOutliers, volumes: np.ndarray) -> LostSlices | None:
+    """Return the slices without signal of some volumes; None where there are none."""
+    flagged = outliers.flagged[volumes]
+    return LostSlices(flagged, run.affine, outliers.slicing.axis) if flagged.any() else None
