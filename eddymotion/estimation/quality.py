@@ -26,6 +26,7 @@ from eddymotion.estimation.outliers import (
     slice_heights,
 )
 from eddymotion.estimation.outliers.misfits import Misfits
+from eddymotion.images.grid import transformed
 from eddymotion.images.pyramid import SPLINE_VOXELS, crop, jittered_points
 from eddymotion.images.stack import REBUILDING, SliceWeights
 from eddymotion.machine.parallel import one_blas_thread, parallel_map
@@ -269,7 +270,7 @@ class _ReadVolumes:
     ) -> list[_ReadVolumes]:
         """Draw the points, and read under each motion; a volume is interpolated once for all."""
         random = np.random.default_rng(seed)
-        points = jittered_points(dwi.mask, dwi.affine, N_POINTS, random)
+        points = _in_order(jittered_points(dwi.mask, dwi.affine, N_POINTS, random), dwi)
         values = np.empty((len(motions), len(dwi), len(points)), np.float32)
         heights = np.empty_like(values)
         margin = SPLINE_VOXELS * float(dwi.voxel_sizes.max())
@@ -300,6 +301,12 @@ class _ReadVolumes:
         """Which slices of a volume are mixed at the points; None where it is one image."""
         mapping = self.motion.mapping(volume)
         return None if mapping.slices is None else mapping.weigh_slices(self.shape, self.points)
+
+
+def _in_order(points: np.ndarray, dwi: DWI) -> np.ndarray:
+    """Order points (V, 3) as voxels lie in a file: neighbours are read from the same memory."""
+    voxels = np.rint(transformed(np.linalg.inv(dwi.affine), points)).astype(int)
+    return points[np.argsort(np.ravel_multi_index(voxels.T[::-1], dwi.shape[::-1], mode="clip"))]
 
 
 def _chosen(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

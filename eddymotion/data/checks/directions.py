@@ -156,15 +156,53 @@ def _fibres(dwi: DWI, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
         tensor += to_tensor[:, some].astype(np.float32) @ _logarithms(dwi, volumes[some], voxels)
     asked = np.flatnonzero(_may_be_anisotropic(tensor))
     voxels = voxels[asked]
-    xx, yy, zz, xy, xz, yz = tensor[:, asked]
-    rows = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=1).reshape(-1, 3, 3)
-    values, vectors = np.linalg.eigh(rows)
+    values, first = principal_directions(tensor[:, asked])
     values = np.clip(values, 0, None)
-    spread = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
-    anisotropy = np.sqrt(1.5 * spread / np.maximum((values**2).sum(axis=1), 1e-30))
+    spread = ((values - values.mean(axis=0)) ** 2).sum(axis=0)
+    anisotropy = np.sqrt(1.5 * spread / np.maximum((values**2).sum(axis=0), 1e-30))
     good = anisotropy > ANISOTROPIC
-    along = (vectors[good, :, 2] @ image_axes(dwi.affine)).astype(np.float32)
+    along = (first[:, good].T @ image_axes(dwi.affine)).astype(np.float32)
     return voxels[good], anisotropy[good], along
+
+
+def principal_directions(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues of symmetric tensors, descending, and the first eigenvectors: (3, P) each.
+
+    With ``q`` a third of the trace and ``6 p²`` the squared norm of ``A - q``, the eigenvalues are
+    ``q + 2 p cos(φ + 2πk/3)``, where ``cos 3φ = det(A - q) / 2p³``. All columns of
+    ``(A - v₂)(A - v₃) = (v₁ - v₂)(v₁ - v₃) e₁ e₁ᵀ`` are the first eigenvector; the one with the
+    largest entry of the diagonal is the longest.
+
+    Parameters
+    ----------
+    tensor : (6, P) array
+        xx, yy, zz, xy, xz, yz.
+    """
+    mean = tensor[:3].mean(axis=0)
+    xx, yy, zz = tensor[:3] - mean
+    xy, xz, yz = tensor[3:]
+    size = np.sqrt((xx**2 + yy**2 + zz**2 + 2 * (xy**2 + xz**2 + yz**2)) / 6)
+    size = np.maximum(size, np.finfo(float).tiny)
+    determinant = xx * (yy * zz - yz**2) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz)
+    angle = np.arccos(np.clip(determinant / size / size / size / 2, -1, 1)) / 3
+    largest, least = 2 * size * np.cos(angle), 2 * size * np.cos(angle + 2 * np.pi / 3)
+    # of trace zero: v₂ + v₃ = -v₁
+    product = -(largest + least) * least
+    of_xy = xy * (xx + yy + largest) + xz * yz
+    of_xz = xz * (xx + zz + largest) + xy * yz
+    of_yz = yz * (yy + zz + largest) + xy * xz
+    columns = np.array(
+        [
+            [xx * (xx + largest) + xy**2 + xz**2 + product, of_xy, of_xz],
+            [of_xy, yy * (yy + largest) + xy**2 + yz**2 + product, of_yz],
+            [of_xz, of_yz, zz * (zz + largest) + xz**2 + yz**2 + product],
+        ]
+    )
+    longest = np.einsum("kkp->kp", columns).argmax(axis=0)
+    first = np.take_along_axis(columns, longest[None, None], axis=0)[0]
+    length = np.sqrt((first**2).sum(axis=0))
+    values = mean + np.stack([largest, -(largest + least), least])
+    return values, first / np.maximum(length, np.finfo(float).tiny)
 
 
 def _may_be_anisotropic(tensor: np.ndarray) -> np.ndarray:
@@ -197,18 +235,30 @@ def _continuities(
 
     Two neighbours are joined where the fibres of both run along the way between them.
     """
-    number = np.full(np.add(dwi.shape, 2), -1)
-    number[tuple((voxels + 1).T)] = np.arange(len(voxels))
+    shape = np.add(dwi.shape, 2)
+    number, places = np.full(shape.prod(), -1), np.ravel_multi_index(tuple((voxels + 1).T), shape)
+    number[places] = np.arange(len(voxels))
     limit, found = np.cos(np.deg2rad(ALONG_DEGREES)), np.zeros(len(READINGS))
     for step in FORWARD:
-        other = number[tuple((voxels + 1 + step).T)]
-        here = np.flatnonzero(other >= 0)
+        other = number[places + step @ [shape[1] * shape[2], shape[2], 1]]
         way = step * dwi.voxel_sizes
         ways = np.stack([one.along_former_axes(way / np.linalg.norm(way)) for one in READINGS])
-        along = np.packbits(np.abs(fibres @ ways.T.astype(np.float32)) > limit, axis=1)
+        along = _bits(np.abs(fibres @ ways.T.astype(np.float32)) > limit)
+        here = np.flatnonzero(other >= 0)
         joined = along[here] & along[other[here]]
-        some = np.flatnonzero(joined.any(axis=1))
+        some = np.flatnonzero(joined)
         here, there = here[some], other[here[some]]
-        joined = np.unpackbits(joined[some], axis=1, count=len(READINGS))
-        found += (weights[here] + weights[there]) @ joined.astype(float)
+        found += (weights[here] + weights[there]) @ _from_bits(joined[some])
     return found
+
+
+def _bits(rows: np.ndarray) -> np.ndarray:
+    """Write each row (P, 24) bool as one number: (P,) uint32, which float32 hold exactly."""
+    return (rows @ np.exp2(np.arange(rows.shape[1], dtype=np.float32))).astype("<u4")
+
+
+def _from_bits(bits: np.ndarray) -> np.ndarray:
+    """Return the rows of :func:`_bits` as numbers, (P, 24)."""
+    columns = bits[:, None].view(np.uint8)
+    rows = np.unpackbits(columns, axis=1, count=len(READINGS), bitorder="little")
+    return rows.astype(float)

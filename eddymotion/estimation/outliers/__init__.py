@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +77,10 @@ MIN_SPREAD = 0.01
 
 SPREAD_SLICES = 2
 """So many slices to each side tell the scatter of a slice."""
+
+VOLUMES_FOR_OWN_SPREAD = 30
+"""So many volumes tell it of a single slice. That in which the brain ends shows another part of it
+at each pose, and scatters more than those beside it."""
 
 GAIN_QUANTILE, GAIN_MARGIN = 0.8, 0.1
 """Slices within this part of that quantile of a volume tell its gain."""
@@ -359,7 +363,7 @@ def fit_slices(
     change = covariance @ sums.slopes
     misfit = sums.squares.sum() - 2 * change @ sums.slopes + change @ sums.normal @ change
     n_all = n_points.sum()
-    error = np.sqrt(np.einsum("ij,jk,ik->i", at_knots, covariance, at_knots, optimize=True))
+    error = np.sqrt(((at_knots @ covariance) * at_knots).sum(axis=1))
     error *= np.sqrt(max(misfit, 0.0) / n_all) if n_all else np.nan
     squares = sums.squares / np.maximum(n_points, 1)
     enough = n_points >= MIN_POINTS_IN_SLICE
@@ -417,11 +421,13 @@ def _mixed_weights(
     return np.minimum(slices, n_slices - 1), weights
 
 
+@lru_cache(maxsize=1)
 def _at_slices(n_slices: int) -> np.ndarray:
     """Coefficients of the spline → its values at the slices, (Z, Z)."""
     knots, weights = _spline_weights(np.arange(n_slices, dtype=float), n_slices)
     values = np.zeros((n_slices, n_slices))
     np.add.at(values, (np.broadcast_to(np.arange(n_slices), knots.shape), knots), weights)
+    values.flags.writeable = False
     return values
 
 
@@ -464,6 +470,9 @@ def _standardised(
     for index in np.flatnonzero(np.isfinite(size).any(axis=0)):
         near = size[:, max(0, index - SPREAD_SLICES) : index + SPREAD_SLICES + 1]
         scatter[index] = robust_deviation(near[np.isfinite(near)])
+        own = size[np.isfinite(size[:, index]), index]
+        if len(own) >= VOLUMES_FOR_OWN_SPREAD:
+            scatter[index] = max(scatter[index], robust_deviation(own))
     spread = np.maximum(error * scatter, floor)
     return off / spread, spread
 

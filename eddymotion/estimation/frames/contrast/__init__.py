@@ -44,7 +44,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.frames.contrast.clusters import COARSE, FINE, Clusters
+from eddymotion.estimation.frames.contrast.clusters import COARSE, FINE, FINE_NEAR, Clusters
 from eddymotion.estimation.frames.contrast.equations import (
     FIRST_STEPS,
     LAST_STEPS,
@@ -52,9 +52,6 @@ from eddymotion.estimation.frames.contrast.equations import (
     SolvedContrast,
 )
 from eddymotion.mapping.motion import Motion
-
-N_NORMALS, LAST_NORMALS = 3, 1
-"""How many normal matrices there are, with a part of the clusters and with all."""
 
 
 def offset_from_images(
@@ -108,33 +105,34 @@ def offset_from_images(
         if near:  # drawn all the same: the finest points are those of a start that is not near
             continue
         equations = ContrastEquations.at(clusters, width, *series)
-        solved = equations.solve(to_b0, n_normals=N_NORMALS)
+        solved = equations.solve(to_b0, n_normals=width.n_normals)
         if solved is None:
             return None
         poses = [at_start, to_b0 := solved.to_b0]  # coarse widths reach far; on some heads err
-    fine = ContrastEquations.at(Clusters.draw(dwi, FINE, random, n_threads), FINE, *series)
+    width = FINE_NEAR if near else FINE
+    fine = ContrastEquations.at(Clusters.draw(dwi, width, random, n_threads), width, *series)
     few = fine.thinned()
     poses = [*poses, *map(np.linalg.inv, others)]
     starts = [few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in poses]
     begun = sorted((one for one in starts if one is not None), key=_cost)
-    if not begun or (solved := _finished(few, fine, begun[0])) is None:
+    if not begun or (solved := _finished(few, fine, begun[0], width.n_normals)) is None:
         return None
     covariance = solved.with_own_normals().covariance()
     elsewhere = [one for one in begun if fine.clusters.are_apart(one.to_b0, begun[0].to_b0)]
-    rival = _finished(few, fine, elsewhere[0]) if elsewhere else None
+    rival = _finished(few, fine, elsewhere[0], width.n_normals) if elsewhere else None
     if rival is not None:
         covariance = covariance + solved.doubt(rival)
     return np.linalg.inv(solved.to_b0), covariance
 
 
 def _finished(
-    few: ContrastEquations, fine: ContrastEquations, begun: SolvedContrast
+    few: ContrastEquations, fine: ContrastEquations, begun: SolvedContrast, n_normals: int
 ) -> SolvedContrast | None:
     """Go on from the first steps to the end."""
-    solved = few.solve(begun.to_b0, begun.function, n_normals=N_NORMALS)
+    solved = few.solve(begun.to_b0, begun.function, n_normals=n_normals)
     if solved is None:
         return None
-    return fine.solve(solved.to_b0, solved.function, n_normals=LAST_NORMALS, n_steps=LAST_STEPS)
+    return fine.solve(solved.to_b0, solved.function, n_normals=1, n_steps=LAST_STEPS)
 
 
 def _cost(solved: SolvedContrast) -> float:

@@ -67,6 +67,8 @@ class Width:
     with_edge : bool
         Whether clusters are drawn from the edge of the brain as well: an outline reaches far, but
         what lies around a brain is not of its contrast.
+    n_normals : int
+        How many normal matrices there are on the way, with a part of the clusters.
     """
 
     fwhm: float
@@ -75,6 +77,12 @@ class Width:
     n_volumes: int
     tolerance: float
     with_edge: bool = True
+    n_normals: int = 2
+
+    @property
+    def is_finest(self) -> bool:
+        """Whether it ends there, so that errors are asked for."""
+        return self.fwhm == FINE.fwhm
 
     @property
     def neighbours(self) -> float:
@@ -87,6 +95,8 @@ COARSE = (
     Width(2.0, 5_000, place_order=2, n_volumes=24, tolerance=0.01),
 )
 FINE = Width(1.0, 10_000, place_order=3, n_volumes=1000, tolerance=0.002, with_edge=False)
+FINE_NEAR = replace(FINE, n_clusters=5_000, n_volumes=24, n_normals=1)
+"""Where time tells the offset to a part of a voxel, so that images add little to it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ import scipy
 
 from eddymotion.estimation.frames.contrast.basis import Basis, Moments
 from eddymotion.estimation.frames.contrast.clusters import (
-    FINE,
     N_POINTS,
     ROWS_AT_A_TIME,
     Clusters,
@@ -86,16 +85,46 @@ class _Normals:
     by_octant: np.ndarray
     ridge: np.ndarray
 
-    def normal(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
-        """Sum over octants, with the ridge, (K, K)."""
+    def factor(self, octants: np.ndarray | slice = EVERYWHERE) -> _Factor:
+        """Factor the sum over octants, with the ridge."""
         if octants is EVERYWHERE:
             return self.everywhere
-        return self.by_octant[octants].sum(axis=0) + np.diag(self.ridge)
+        return _Factor.of(self.by_octant[octants].sum(axis=0) + np.diag(self.ridge))
 
     @cached_property
-    def everywhere(self) -> np.ndarray:
-        """The sum over all octants, which each step asks for."""
-        return self.by_octant.sum(axis=0) + np.diag(self.ridge)
+    def everywhere(self) -> _Factor:
+        """That of all octants, which each step asks for."""
+        return _Factor.of(self.by_octant.sum(axis=0) + np.diag(self.ridge))
+
+
+@dataclass(frozen=True, eq=False)
+class _Factor:
+    """Normal equations whose unknowns differ in size; those without rows stay at zero.
+
+    Parameters
+    ----------
+    scale : (K,) array
+        Sizes of the unknowns, by which the matrix was divided on both sides.
+    lower : (K, K) array
+        Its Cholesky factor.
+    """
+
+    scale: np.ndarray
+    lower: np.ndarray
+
+    @classmethod
+    def of(cls, normal: np.ndarray) -> _Factor:
+        scale = np.sqrt(np.diag(normal))
+        scale[scale < 1e-12 * scale.max()] = np.inf
+        scaled = normal / scale[:, None] / scale
+        scaled[np.diag_indices_from(scaled)] += np.where(np.isinf(scale), 1.0, 1e-12)
+        # transposed it has the order that LAPACK works in: no copy
+        return cls(scale, scipy.linalg.cholesky(scaled.T, lower=True, overwrite_a=True))
+
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """Solve for right sides (K, m)."""
+        scale = self.scale[:, None]
+        return scipy.linalg.cho_solve((self.lower, True), right / scale) / scale
 
 
 NO_NORMALS = _Normals(np.empty((8, 0, 0)), np.empty(0))
@@ -142,7 +171,7 @@ class ContrastEquations:
         moments = clusters.moments(
             volumes[::every],
             motion.select(slice(None, None, every)),
-            with_gradients=width is FINE,
+            with_gradients=width.is_finest,
         )
         basis = Basis.over(moments, width.place_order)
         dwi = clusters.dwi
@@ -359,23 +388,37 @@ class SolvedContrast:
         functions, derivatives = self.equations.functions, self.seen.derivatives
 
         def crossed(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-            return functions[rows].T @ weighted[rows], derivatives[rows].T @ weighted[rows]
+            here = weighted[
+                rows
+            ].T  # in front: a product of few rows is faster than of few columns
+            return (here @ functions[rows]).T, (here @ derivatives[rows]).T
 
         clusters = self.clusters
         found = parallel_map(crossed, clusters.rows_of_octants, n_threads=clusters.n_threads)
         of_functions, own = zip(*found, strict=True)
         return np.array(of_functions, float), np.array(own, float)
 
-    def matrix(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
-        """Return the normal matrix of function and offset, (K + 6, K + 6)."""
+    def solve(
+        self,
+        of_function: np.ndarray,
+        of_offset: np.ndarray,
+        octants: np.ndarray | slice = EVERYWHERE,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Solve for right sides (K, m) and (6, m) of the equations of some octants.
+
+        The function is eliminated, since its normal matrix stays the same for many steps.
+        """
         crossed, own = (part[octants, :, :6].sum(axis=0) for part in self.sums)
-        return np.block([[self.normals.normal(octants), crossed], [crossed.T, own]])
+        taken = self.normals.factor(octants).solve(np.hstack([crossed, of_function]))
+        left = np.hstack([own, of_offset]) - crossed.T @ taken
+        offset = _solve_scaled(left[:, :6], left[:, 6:])
+        return taken[:, 6:] - taken[:, :6] @ offset, offset
 
     def step(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
         """Return the step of function and offset that some octants ask for, (K + 6,)."""
-        of_function, of_offset = (part[octants, :, 6].sum(axis=0) for part in self.sums)
-        held = self.normals.ridge * self.function
-        return _solve_scaled(self.matrix(octants), np.concatenate([of_function - held, of_offset]))
+        of_function, of_offset = (part[octants, :, 6:].sum(axis=0) for part in self.sums)
+        held = (self.normals.ridge * self.function)[:, None]
+        return np.concatenate(self.solve(of_function - held, of_offset, octants))[:, 0]
 
     def with_own_normals(self) -> SolvedContrast:
         """Return the same with the normal matrix of its weights: halves have no other guard."""
@@ -434,8 +477,8 @@ class SolvedContrast:
         weights, functions = self.weights[:, None], equations.functions
         weighted = -centred(clusters.by_offset(slopes)).astype(np.float32) * weights
         # instruments less what the functions can take up
-        crossed = (functions.T @ weighted).astype(float)
-        taken = _solve_scaled(self.normals.normal(), crossed)
+        crossed = (weighted.T @ functions).T.astype(float)
+        taken = self.normals.factor().solve(crossed)
         left = weighted - weights * (functions @ taken.astype(np.float32))
         hessian = (left.T @ self.seen.derivatives).astype(float)
         try:
@@ -451,19 +494,14 @@ class SolvedContrast:
         order = np.argsort(blocks, kind="stable")
         starts = np.flatnonzero(np.diff(blocks[order], prepend=-1))
         scores = self.weights * self.residual
-        sums = [
-            np.concatenate([scores[rows] @ part[rows] for part in
-                            (self.equations.functions, self.seen.derivatives)])
-            for rows in np.split(order, starts[1:])
-        ]  # fmt: skip
-        return sandwich(_solve_scaled(self.matrix(), np.array(sums, float).T)[-6:])
+        sums = (
+            np.array([scores[rows] @ part[rows] for rows in np.split(order, starts[1:])], float).T
+            for part in (self.equations.functions, self.seen.derivatives)
+        )
+        return sandwich(self.solve(*sums)[1])
 
 
 def _solve_scaled(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve normal equations whose unknowns differ in size; those without rows stay at zero."""
-    scale = np.sqrt(np.diag(normal))
-    scale[scale < 1e-12 * scale.max()] = np.inf
-    scaled = normal / np.outer(scale, scale)
-    scaled[np.diag_indices_from(scaled)] += np.where(np.isinf(scale), 1.0, 1e-12)
-    shape = (-1,) + (1,) * (right.ndim - 1)
-    return np.linalg.solve(scaled, right / scale.reshape(shape)) / scale.reshape(shape)
+    """Solve for an offset, whose unknowns differ in size: right sides (6, m)."""
+    scale = np.sqrt(np.abs(np.diag(normal)))[:, None]
+    return np.linalg.solve(normal / (scale * scale.T), right / scale) / scale
