@@ -42,14 +42,12 @@ def test_predicted_gradient_equals_finite_differences(with_spread):
     assert np.median(np.abs(found - expected)) < 0.02 * np.std(expected)
 
 
-def test_a_near_start_needs_the_finest_width_alone_and_sees_it_at_the_same_points(
-    still, monkeypatch
-):
+def test_a_near_start_needs_the_finest_width_alone(still, monkeypatch):
     volumes, plain, seen = still.gradients.dwis, ContrastEquations.at, []
     series = still, Motion.identity(len(still.gradients.b0s)), volumes
 
     def at(clusters, width, *given):
-        seen.append((width.fwhm, clusters.points))
+        seen.append(width.fwhm)
         return plain(clusters, width, *given)
 
     monkeypatch.setattr(ContrastEquations, "at", at)
@@ -57,9 +55,34 @@ def test_a_near_start_needs_the_finest_width_alone_and_sees_it_at_the_same_point
         offset_from_images(*series, Motion.identity(len(volumes)), np.eye(4), near=one)[0]
         for one in (False, True)
     )
-    assert [width for width, _ in seen] == [4.0, 2.0, 1.0, 1.0]
-    np.testing.assert_array_equal(seen[2][1], seen[3][1])
+    assert seen == [4.0, 2.0, 1.0, 1.0]
     assert rms_displacement(far, near, still.brain_center) < 0.05
+
+
+@pytest.mark.parametrize("octants", [slice(None), np.array([0, 2, 5])], ids=["all", "some"])
+def test_steps_solve_the_equations_of_function_and_offset_together(still, octants):
+    """Their plain twin writes down the matrix of both."""
+    volumes, b0s = still.gradients.dwis, still.gradients.b0s
+    clusters = Clusters.draw(still, COARSE[1], np.random.default_rng(0), 1)
+    equations = ContrastEquations.at(
+        clusters, COARSE[1], volumes, Motion.identity(len(volumes)), Motion.identity(len(b0s))
+    )
+    solved = equations.solve(exp_rigid([0.3, 0, 0.1, 0, 0.005, 0], np.zeros(3)), n_normals=1)
+    rows = np.concatenate(
+        [np.arange(len(solved.residual))[part] for part in
+         np.array(clusters.rows_of_octants)[octants]]
+    )  # fmt: skip
+    unknowns = np.hstack([equations.functions, solved.seen.derivatives])[rows].astype(float)
+    weighted = unknowns * solved.weights[rows, None]
+    solved = replace(solved, normals=equations.weigh(solved.weights))
+    ridge = np.append(solved.normals.ridge, np.zeros(6))
+    right = weighted.T @ solved.residual[rows] - ridge * np.append(solved.function, np.zeros(6))
+    expected = np.linalg.solve(weighted.T @ unknowns + np.diag(ridge), right)
+    found = solved.step(octants)
+    np.testing.assert_allclose(found[-6:], expected[-6:], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        unknowns @ found, unknowns @ expected, atol=1e-3 * np.ptp(unknowns @ expected)
+    )
 
 
 def test_b0_volumes_are_read_without_their_fields(still):

@@ -82,7 +82,8 @@ def offset_from_images(
     others : sequence of (4, 4) array
         Further starts, for the finest width alone.
     near : bool
-        Whether the start is known to a part of a voxel, so that coarse widths add nothing.
+        Whether the start is known to a part of a voxel, so that coarse widths add nothing, and
+        images as a whole little: fewer points and volumes are enough.
     seed : int
     n_threads : int
 
@@ -102,7 +103,7 @@ def offset_from_images(
     to_b0, poses = at_start, [at_start]
     for width in COARSE:
         clusters = Clusters.draw(dwi, width, random, n_threads)
-        if near:  # drawn all the same: the finest points are those of a start that is not near
+        if near:  # drawn all the same: the finest points do not depend on it
             continue
         equations = ContrastEquations.at(clusters, width, *series)
         solved = equations.solve(to_b0, n_normals=width.n_normals)
