@@ -156,12 +156,12 @@ def _fibres(dwi: DWI, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
         tensor += to_tensor[:, some].astype(np.float32) @ _logarithms(dwi, volumes[some], voxels)
     asked = np.flatnonzero(_may_be_anisotropic(tensor))
     voxels = voxels[asked]
-    values, first = principal_directions(tensor[:, asked])
+    values, vectors = principal_directions(tensor[:, asked])
     values = np.clip(values, 0, None)
     spread = ((values - values.mean(axis=0)) ** 2).sum(axis=0)
     anisotropy = np.sqrt(1.5 * spread / np.maximum((values**2).sum(axis=0), 1e-30))
     good = anisotropy > ANISOTROPIC
-    along = (first[:, good].T @ image_axes(dwi.affine)).astype(np.float32)
+    along = (vectors[:, good].T @ image_axes(dwi.affine)).astype(np.float32)
     return voxels[good], anisotropy[good], along
 
 

@@ -77,7 +77,7 @@ class Width:
     n_volumes: int
     tolerance: float
     with_edge: bool = True
-    n_normals: int = 2
+    n_normals: int = 3
 
     @property
     def is_finest(self) -> bool:
