@@ -95,15 +95,15 @@ def test_only_half_a_voxel_beyond_the_edge_counts_as_inside(volume, axis):
     points[:, axis] = -0.5, -0.5001, SHAPE[axis] - 0.5, SHAPE[axis] - 0.4999
     expected = [False, True, False, True]
     np.testing.assert_array_equal(np.isnan(sampled(volume, points)), expected)
-    values, gradients = np.empty(4, np.float32), np.empty((4, 3), np.float32)
+    values, gradients = np.empty(4, np.float32), np.empty((3, 4), np.float32)
     sample_points_with_gradient(spline_coefficients(volume), IN_PLACE, points, values, gradients)
     np.testing.assert_array_equal(np.isnan(values), expected)
-    np.testing.assert_array_equal(np.isnan(gradients).all(axis=1), expected)
+    np.testing.assert_array_equal(np.isnan(gradients).all(axis=0), expected)
 
 
 def test_gradients_equal_finite_differences_of_scipy(volume):
     points = np.random.default_rng(2).uniform(0.5, SHAPE - 1.5, (500, 3))
-    values, gradients = np.empty(500, np.float32), np.empty((500, 3), np.float32)
+    values, gradients = np.empty(500, np.float32), np.empty((3, 500), np.float32)
     sample_points_with_gradient(spline_coefficients(volume), IN_PLACE, points, values, gradients)
     h = 1e-4
     for axis in range(3):
@@ -112,7 +112,7 @@ def test_gradients_equal_finite_differences_of_scipy(volume):
             map_coordinates(volume.astype(float), p.T, order=3, mode="mirror")
             for p in (points + step, points - step)
         )
-        np.testing.assert_allclose(gradients[:, axis], (ahead - behind) / (2 * h), atol=5e-3)
+        np.testing.assert_allclose(gradients[axis], (ahead - behind) / (2 * h), atol=5e-3)
     np.testing.assert_array_equal(values, sampled(volume, points))
 
 

@@ -98,11 +98,11 @@ class CompactSpline(Continuous):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return samples (P,) and gradients (P, 3); NaN as of :meth:`sample`."""
         sampled = np.empty(len(points), np.float32)
-        slopes = np.empty((len(points), 3), np.float32)
+        slopes = np.empty((3, len(points)), np.float32)
         sample_kept_with_gradient(
             *self._kept, self.mapping(pose), as_points(points), sampled, slopes
         )
-        return sampled, slopes
+        return sampled, slopes.T
 
     @property
     def _kept(self) -> tuple:

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from eddymotion.images.kernels import EDGE, mapped_component
+from eddymotion.images.kernels import (
+    AHEAD,
+    AT_A_TIME,
+    OUTSIDE,
+    mapped_component,
+    place_points,
+)
 from eddymotion.machine.compiling import compiled, emitted
 
 MISSING = -(2**15)
@@ -73,14 +79,25 @@ def round_to_integers(kept, unit, values):
         values[k] = np.int16(np.rint(min(max(kept[k] / unit, -largest), largest)))
 
 
+@emitted
+def _fetch_kept(typing_context, values, starts, cell, stride, c):
+    """Have the 4×4×4 integers of :func:`_weigh_kept` brought near."""
+    from eddymotion.images.emission import fetching_kept
+
+    return fetching_kept(values, starts)
+
+
 @compiled
-def _is_inside(size, a, b, c):
-    """Whether a position (voxels) lies in the image, up to half a voxel outside."""
-    return (
-        a >= -EDGE and a <= size[0] - 1 + EDGE
-        and b >= -EDGE and b <= size[1] - 1 + EDGE
-        and c >= -EDGE and c <= size[2] - 1 + EDGE
-    )  # fmt: skip
+def _find_kept(cells, n, first, last, stride, corners):
+    """Fill the corners (2, …) of the first `n` cells: among `starts`, and along the rows.
+
+    :data:`~eddymotion.images.kernels.OUTSIDE` along the rows where a cell cannot be read.
+    """
+    for k in range(n):
+        a, b, c = cells[0, k] + 1, cells[1, k] + 1, cells[2, k]
+        corners[0, k], corners[1, k] = 0, OUTSIDE
+        if cells[0, k] != OUTSIDE and first[a, b] <= c <= last[a, b]:
+            corners[0, k], corners[1, k] = a * stride + b, c + 1
 
 
 @compiled
@@ -103,44 +120,50 @@ def sample_kept(values, starts, first, last, size, unit, matrix, points, sampled
         Filled; NaN where a cell cannot be read.
     """
     stride = starts.shape[1]
-    for p in range(points.shape[0]):
-        a = mapped_component(matrix, points, p, 0)
-        b = mapped_component(matrix, points, p, 1)
-        c = mapped_component(matrix, points, p, 2)
-        sampled[p] = np.nan
-        if not _is_inside(size, a, b, c):
-            continue
-        ia, ib, ic = int(np.floor(a)), int(np.floor(b)), int(np.floor(c))
-        if ic < first[ia + 1, ib + 1] or ic > last[ia + 1, ib + 1]:
-            continue
-        ta, tb, tc = np.float32(a - ia), np.float32(b - ib), np.float32(c - ic)
-        cell = (ia + 1) * stride + ib + 1
-        found = _weigh_kept(values, starts, cell, stride, ic + 1, ta, tb, tc)
-        sampled[p] = np.nan if found[4] == MISSING else unit * found[0]
+    cells, t = np.empty((3, AT_A_TIME), np.int64), np.empty((3, AT_A_TIME), np.float32)
+    corners = np.zeros((2, AT_A_TIME + AHEAD), np.int64)
+    for start in range(0, points.shape[0], AT_A_TIME):
+        n = place_points(matrix, points, start, size, cells, t)
+        _find_kept(cells, n, first, last, stride, corners)
+        for k in range(n):
+            _fetch_kept(values, starts, corners[0, k + AHEAD], stride, corners[1, k + AHEAD])
+            sampled[start + k] = np.nan
+            if corners[1, k] == OUTSIDE:
+                continue
+            found = _weigh_kept(
+                values, starts, corners[0, k], stride, corners[1, k], t[0, k], t[1, k], t[2, k]
+            )
+            if found[4] != MISSING:
+                sampled[start + k] = unit * found[0]
 
 
 @compiled
 def sample_kept_with_gradient(
     values, starts, first, last, size, unit, matrix, points, sampled, gradients
 ):
-    """Sample as :func:`sample_kept`; fill also the derivatives by the points' coordinates."""
-    stride, turn = starts.shape[1], matrix[:, :3].astype(np.float32)
-    for p in range(points.shape[0]):
-        a = mapped_component(matrix, points, p, 0)
-        b = mapped_component(matrix, points, p, 1)
-        c = mapped_component(matrix, points, p, 2)
-        sampled[p] = gradients[p, 0] = gradients[p, 1] = gradients[p, 2] = np.nan
-        if not _is_inside(size, a, b, c):
-            continue
-        ia, ib, ic = int(np.floor(a)), int(np.floor(b)), int(np.floor(c))
-        if ic < first[ia + 1, ib + 1] or ic > last[ia + 1, ib + 1]:
-            continue
-        ta, tb, tc = np.float32(a - ia), np.float32(b - ib), np.float32(c - ic)
-        cell = (ia + 1) * stride + ib + 1
-        found = _weigh_kept(values, starts, cell, stride, ic + 1, ta, tb, tc)
-        factor = np.float32(np.nan) if found[4] == MISSING else unit
-        sampled[p] = factor * found[0]
-        for k in range(3):
-            gradients[p, k] = factor * (
-                found[1] * turn[0, k] + found[2] * turn[1, k] + found[3] * turn[2, k]
+    """Sample as :func:`sample_kept`; fill also the derivatives by the points' coordinates.
+
+    `gradients` is (3, P) float32.
+    """
+    stride, turn = starts.shape[1], unit * matrix[:, :3].astype(np.float32)
+    cells, t = np.empty((3, AT_A_TIME), np.int64), np.empty((3, AT_A_TIME), np.float32)
+    corners = np.zeros((2, AT_A_TIME + AHEAD), np.int64)
+    for start in range(0, points.shape[0], AT_A_TIME):
+        n = place_points(matrix, points, start, size, cells, t)
+        _find_kept(cells, n, first, last, stride, corners)
+        for k in range(n):
+            p = start + k
+            _fetch_kept(values, starts, corners[0, k + AHEAD], stride, corners[1, k + AHEAD])
+            sampled[p] = gradients[0, p] = gradients[1, p] = gradients[2, p] = np.nan
+            if corners[1, k] == OUTSIDE:
+                continue
+            found = _weigh_kept(
+                values, starts, corners[0, k], stride, corners[1, k], t[0, k], t[1, k], t[2, k]
             )
+            if found[4] == MISSING:
+                continue
+            sampled[p] = unit * found[0]
+            for axis in range(3):
+                gradients[axis, p] = (
+                    found[1] * turn[0, axis] + found[2] * turn[1, axis] + found[3] * turn[2, axis]
+                )

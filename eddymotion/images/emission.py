@@ -15,6 +15,9 @@ from numba import types
 
 Emitted = tuple[Any, Callable]
 
+ROWS = [(a, b) for a in range(4) for b in range(4)]
+"""Of the coefficients around a position."""
+
 FOUR_FLOATS, SIXTEEN_FLOATS = (ir.VectorType(ir.FloatType(), n) for n in (4, 16))
 
 CUBIC_TERMS = ((-1, 3, -3, 1), (3, -6, 3, 0), (-3, 0, 3, 0), (1, 4, 1, 0))
@@ -35,11 +38,7 @@ def weighing_block(coefficients: Any, fraction: Any) -> Emitted:
         data = context.make_array(signature.args[0])(context, builder, array).data
 
         def row(a, b):
-            step = builder.add(
-                builder.mul(stride_a, ir.Constant(stride_a.type, a)),
-                builder.mul(stride_b, ir.Constant(stride_b.type, b)),
-            )
-            address = builder.gep(data, [builder.add(offset, step)])
+            address = _row_of_block(builder, data, offset, (stride_a, a), (stride_b, b))
             loaded = builder.load(builder.bitcast(address, FOUR_FLOATS.as_pointer()))
             loaded.align = 4
             return loaded
@@ -67,12 +66,8 @@ def weighing_kept(values: Any, starts: Any, fraction: Any) -> Emitted:
         )
 
         def row(a, b):
-            step = builder.add(builder.mul(stride, ir.Constant(stride.type, a)),
-                               ir.Constant(stride.type, b))  # fmt: skip
-            start = builder.load(builder.gep(where, [builder.add(cell, step)]))
-            first = builder.add(builder.sext(start, c.type), c)
-            address = builder.bitcast(builder.gep(data, [first]), four.as_pointer())
-            loaded = builder.load(address)
+            address = _row_kept(builder, data, where, (cell, stride, c), a, b)
+            loaded = builder.load(builder.bitcast(address, four.as_pointer()))
             loaded.align = 2
             return loaded
 
@@ -86,6 +81,71 @@ def weighing_kept(values: Any, starts: Any, fraction: Any) -> Emitted:
         return context.make_tuple(builder, signature.return_type, [*sums, least])
 
     return signature, generate
+
+
+def fetching_block(coefficients: Any) -> Emitted:
+    """Emit :func:`~eddymotion.images.kernels._fetch_block`."""
+    signature = types.void(coefficients, types.intp, types.intp, types.intp)
+
+    def generate(context, builder, signature, arguments):
+        array, offset, stride_a, stride_b = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        for a, b in ROWS:
+            _fetch(builder, _row_of_block(builder, data, offset, (stride_a, a), (stride_b, b)))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def fetching_kept(values: Any, starts: Any) -> Emitted:
+    """Emit :func:`~eddymotion.images.compact_kernels._fetch_kept`."""
+    signature = types.void(values, starts, types.intp, types.intp, types.intp)
+
+    def generate(context, builder, signature, arguments):
+        values, starts, cell, stride, c = arguments
+        data, where = (
+            context.make_array(kind)(context, builder, array).data
+            for kind, array in zip(signature.args, (values, starts), strict=False)
+        )
+        for a, b in ROWS:
+            _fetch(builder, _row_kept(builder, data, where, (cell, stride, c), a, b))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _row_of_block(
+    builder: ir.IRBuilder, data: ir.Value, offset: ir.Value, *steps: tuple[ir.Value, int]
+) -> ir.Value:
+    """Emit where a row of coefficients is: so many strides from the first one."""
+    for stride, n in steps:
+        offset = builder.add(offset, builder.mul(stride, ir.Constant(stride.type, n)))
+    return builder.gep(data, [offset])
+
+
+def _row_kept(
+    builder: ir.IRBuilder,
+    data: ir.Value,
+    where: ir.Value,
+    corner: tuple[ir.Value, ir.Value, ir.Value],
+    a: int,
+    b: int,
+) -> ir.Value:
+    """Emit where a row of integers is, by where the rows start."""
+    cell, stride, c = corner
+    step = builder.add(builder.mul(stride, ir.Constant(stride.type, a)),
+                       ir.Constant(stride.type, b))  # fmt: skip
+    start = builder.load(builder.gep(where, [builder.add(cell, step)]))
+    return builder.gep(data, [builder.add(builder.sext(start, c.type), c)])
+
+
+def _fetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Emit that what is at an address, read soon and kept near, is asked for."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+    to_read, nearest, of_data = number(0), number(3), number(1)
+    builder.call(prefetch, [builder.bitcast(address, pointer), to_read, nearest, of_data])
 
 
 def _weigh_planes(

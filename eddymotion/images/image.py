@@ -115,11 +115,11 @@ class Spline(Continuous):
         As :meth:`sample`; NaN outside the image.
         """
         values = np.empty(len(points), np.float32)
-        slopes = np.empty((len(points), 3), np.float32)
+        slopes = np.empty((3, len(points)), np.float32)
         sample_points_with_gradient(
             self.coefficients, self.mapping(pose), as_points(points), values, slopes
         )
-        return values, slopes
+        return values, slopes.T
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,11 @@ scalar, so :func:`_weigh_block` emits it as sixteen four-wide loads, and product
 time, which is more than ten times faster. The gradient reuses the loads; where it is not used the
 compiler drops it.
 
-Filters run along one axis for many lines side by side, with the innermost loop across the lines,
-which the compiler vectorises by itself. Lines side by side are rows of a flat array: row i starts
-at ``start + i * step``. Slices, not index sums: the compiler then sees that no index is negative.
+Filters run along one axis for many lines side by side, whose numbers of one place are a row of a
+flat array: row i starts at ``start + i * step``. The compiler spends more on the bounds of short
+rows than on their numbers, so that :mod:`eddymotion.images.row_emission` emits what is done to
+them. Lines along the fastest axis lie one after the other with their ends extended, and are one
+long row: neighbours along it are rows one number apart.
 """
 
 from __future__ import annotations
@@ -29,14 +31,30 @@ PADDING = 2
 EDGE = 0.5
 """Positions up to this far (voxels) outside the outermost voxel centres belong to the image."""
 
+OUTSIDE = -2
+"""Stands for a cell of no image."""
+
+AT_A_TIME, AHEAD = 256, 8
+"""Points that are placed together, and how far ahead their coefficients are asked for: by the time
+that they are weighed they have come from memory."""
+
 _POLE = np.sqrt(3.0) - 2.0
 """Of the recursive filter that turns samples into cubic B-spline coefficients."""
 
 _HORIZON = 12
 """Samples after which the pole's power is below the rounding of float32."""
 
+_DOUBLINGS = 4
+"""Factors of the filter along lines: the next one would change less than rounding does."""
+
+_REACH = 2**_DOUBLINGS - 1
+"""Samples on each side that these take in."""
+
+_GAIN_OF_LINES = float(-6 * _POLE * np.prod([1 + _POLE ** (2 * 2**k) for k in range(_DOUBLINGS)]))
+"""Of that filter, and of a spline."""
+
 _LANES = 16
-"""Lines filtered together where they are not side by side in memory."""
+"""Numbers that are filtered side by side."""
 
 
 def spline_coefficients(volume: np.ndarray) -> np.ndarray:
@@ -170,6 +188,64 @@ def mapped_component(matrix, points, p, row):
     )  # fmt: skip
 
 
+@emitted
+def _fetch_block(typing_context, coefficients, offset, stride_a, stride_b):
+    """Have the 4×4×4 coefficients that start at `offset` brought near."""
+    from eddymotion.images.emission import fetching_block
+
+    return fetching_block(coefficients)
+
+
+@compiled
+def place_points(matrix, points, first, size, cells, fractions):
+    """Find where mapped points are, as many at a time as there is room for.
+
+    Parameters
+    ----------
+    matrix, points
+        As of :func:`sample_points`.
+    first : int
+        The first of them.
+    size : three int
+        (A, B, C)
+    cells : (3, K) int64 array
+        Filled: the voxel before each point; :data:`OUTSIDE` along a outside the image.
+    fractions : (3, K) float32 array
+        Filled: how much of the cell it has passed.
+
+    Returns
+    -------
+    int
+        How many.
+    """
+    n = min(cells.shape[1], points.shape[0] - first)
+    for k in range(n):
+        a = mapped_component(matrix, points, first + k, 0)
+        b = mapped_component(matrix, points, first + k, 1)
+        c = mapped_component(matrix, points, first + k, 2)
+        is_inside = (
+            (a >= -EDGE) & (a <= size[0] - 1 + EDGE)
+            & (b >= -EDGE) & (b <= size[1] - 1 + EDGE)
+            & (c >= -EDGE) & (c <= size[2] - 1 + EDGE)
+        )  # fmt: skip
+        below_a, below_b, below_c = np.floor(a), np.floor(b), np.floor(c)
+        cells[0, k] = int(below_a) if is_inside else OUTSIDE
+        cells[1, k] = int(below_b)
+        cells[2, k] = int(below_c)
+        fractions[0, k] = a - below_a
+        fractions[1, k] = b - below_b
+        fractions[2, k] = c - below_c
+    return n
+
+
+@compiled
+def _find_blocks(cells, n, stride_a, stride_b, offsets):
+    """Fill where the coefficients around the first `n` cells start; :data:`OUTSIDE` outside."""
+    for k in range(n):
+        offset = (cells[0, k] + 1) * stride_a + (cells[1, k] + 1) * stride_b + cells[2, k] + 1
+        offsets[k] = OUTSIDE if cells[0, k] == OUTSIDE else offset
+
+
 @compiled
 def sample_points(coefficients, matrix, points, values):
     """Sample at mapped points.
@@ -184,41 +260,53 @@ def sample_points(coefficients, matrix, points, values):
     values : (P,) float32 array
         Filled; NaN outside the volume.
     """
-    for p in range(points.shape[0]):
-        values[p] = sample_at(
-            coefficients,
-            mapped_component(matrix, points, p, 0),
-            mapped_component(matrix, points, p, 1),
-            mapped_component(matrix, points, p, 2),
-            np.nan,
-        )
+    shape = coefficients.shape
+    size = shape[0] - 2 * PADDING, shape[1] - 2 * PADDING, shape[2] - 2 * PADDING
+    stride_a, stride_b = shape[1] * shape[2], shape[2]
+    cells, t = np.empty((3, AT_A_TIME), np.int64), np.empty((3, AT_A_TIME), np.float32)
+    offsets = np.zeros(AT_A_TIME + AHEAD, np.int64)
+    for first in range(0, points.shape[0], AT_A_TIME):
+        n = place_points(matrix, points, first, size, cells, t)
+        _find_blocks(cells, n, stride_a, stride_b, offsets)
+        for k in range(n):
+            _fetch_block(coefficients, offsets[k + AHEAD], stride_a, stride_b)
+            values[first + k] = np.nan
+            if offsets[k] != OUTSIDE:
+                values[first + k] = _weigh_block(
+                    coefficients, offsets[k], stride_a, stride_b, t[0, k], t[1, k], t[2, k]
+                )[0]
 
 
 @compiled
 def sample_points_with_gradient(coefficients, matrix, points, values, gradients):
     """Sample as :func:`sample_points`; fill also the derivatives by the points' coordinates.
 
-    `gradients` is (P, 3) float32, NaN outside the volume.
+    `gradients` is (3, P) float32, NaN outside the volume.
     """
     shape = coefficients.shape
+    size = shape[0] - 2 * PADDING, shape[1] - 2 * PADDING, shape[2] - 2 * PADDING
     stride_a, stride_b = shape[1] * shape[2], shape[2]
     turn = matrix[:, :3].astype(np.float32)
-    for p in range(points.shape[0]):
-        a = mapped_component(matrix, points, p, 0)
-        b = mapped_component(matrix, points, p, 1)
-        c = mapped_component(matrix, points, p, 2)
-        if not _is_inside(shape, a, b, c):
-            values[p] = gradients[p, 0] = gradients[p, 1] = gradients[p, 2] = np.nan
-            continue
-        ia, ib, ic = int(np.floor(a)), int(np.floor(b)), int(np.floor(c))
-        ta, tb, tc = np.float32(a - ia), np.float32(b - ib), np.float32(c - ic)
-        offset = (ia + 1) * stride_a + (ib + 1) * stride_b + ic + 1
-        sampled = _weigh_block(coefficients, offset, stride_a, stride_b, ta, tb, tc)
-        values[p] = sampled[0]
-        for k in range(3):
-            gradients[p, k] = (
-                sampled[1] * turn[0, k] + sampled[2] * turn[1, k] + sampled[3] * turn[2, k]
+    cells, t = np.empty((3, AT_A_TIME), np.int64), np.empty((3, AT_A_TIME), np.float32)
+    offsets = np.zeros(AT_A_TIME + AHEAD, np.int64)
+    for first in range(0, points.shape[0], AT_A_TIME):
+        n = place_points(matrix, points, first, size, cells, t)
+        _find_blocks(cells, n, stride_a, stride_b, offsets)
+        for k in range(n):
+            p = first + k
+            _fetch_block(coefficients, offsets[k + AHEAD], stride_a, stride_b)
+            if offsets[k] == OUTSIDE:
+                values[p] = gradients[0, p] = gradients[1, p] = gradients[2, p] = np.nan
+                continue
+            sampled = _weigh_block(
+                coefficients, offsets[k], stride_a, stride_b, t[0, k], t[1, k], t[2, k]
             )
+            values[p] = sampled[0]
+            for axis in range(3):
+                gradients[axis, p] = (
+                    sampled[1] * turn[0, axis] + sampled[2] * turn[1, axis]
+                    + sampled[3] * turn[2, axis]
+                )  # fmt: skip
 
 
 @compiled
@@ -251,48 +339,85 @@ def sample_grid(coefficients, matrix, outside, values):
                 )
 
 
-@compiled
-def _filter_lines(flat, start, step, n, width):
-    """Replace `n` rows of samples by B-spline coefficients, but for the gain; mirrored edges."""
-    if n < 2:
-        return
-    period = 2 * n - 2
-    pole, end = np.float32(_POLE), np.float32(_POLE / (_POLE * _POLE - 1.0))
-    scale = 1.0 / (1.0 - _POLE**period)
-    row = flat[start : start + width]
-    for k in range(width):
-        row[k] *= np.float32(scale)
-    for i in range(1, min(n, _HORIZON)):
-        weight = np.float32(scale * (_POLE**i + (_POLE ** (period - i) if i < n - 1 else 0.0)))
-        other = flat[start + i * step : start + i * step + width]
-        for k in range(width):
-            row[k] += weight * other[k]
-    for i in range(1, n):
-        row = flat[start + i * step : start + i * step + width]
-        other = flat[start + (i - 1) * step : start + (i - 1) * step + width]
-        for k in range(width):
-            row[k] += pole * other[k]
-    for k in range(width):
-        row[k] = end * (pole * other[k] + row[k])
-    for i in range(n - 2, -1, -1):
-        row = flat[start + i * step : start + i * step + width]
-        other = flat[start + (i + 1) * step : start + (i + 1) * step + width]
-        for k in range(width):
-            row[k] = pole * (other[k] - row[k])
+@emitted
+def _recurse_rows(typing_context, flat, start, step, n, width, firsts):
+    """Replace `n` rows of samples by B-spline coefficients, but for the gain; mirrored edges.
+
+    Row i starts at ``start + i * step`` and has `width` numbers; `firsts` are the weights of
+    :func:`_first_weights`. There are two rows at least.
+    """
+    from eddymotion.images.row_emission import recursing_rows
+
+    return recursing_rows(flat, firsts, _POLE)
+
+
+@emitted
+def _smooth_rows(
+    typing_context, source, at, along, n, low, high, width, weights, flat, start, step
+):
+    """Smooth rows `low` to `high` of the `n` of `source`; edge rows repeat beyond the edges.
+
+    Row i starts at ``at + i * along`` there, and at ``start + i * step`` where it is written.
+    """
+    from eddymotion.images.row_emission import smoothing_rows
+
+    return smoothing_rows(source, weights, flat)
 
 
 @compiled
-def _mirror_rows(flat, start, step, n, width):
-    """Fill the padding rows before and after `n` rows."""
+def _first_weights(n):
+    """Weights by which the first of `n` samples and those after it start the recursion."""
     period = max(2 * n - 2, 1)
-    for outside in range(1, PADDING + 1):
-        inside = outside % period
-        inside = min(inside, period - inside) if n > 1 else 0
-        for origin, to in ((inside, -outside), (n - 1 - inside, n - 1 + outside)):
-            source = flat[start + origin * step : start + origin * step + width]
-            row = flat[start + to * step : start + to * step + width]
-            for k in range(width):
-                row[k] = source[k]
+    weights = np.empty(min(n, _HORIZON), np.float32)
+    for i in range(weights.size):
+        mirrored = _POLE ** (period - i) if 0 < i < n - 1 else 0.0
+        weights[i] = (_POLE**i + mirrored) / (1.0 - _POLE**period)
+    return weights
+
+
+@compiled
+def _mirrored(i, n):
+    """Which of `n` samples is seen at `i`, before or beyond them."""
+    period = max(2 * n - 2, 1)
+    i = abs(i) % period
+    return min(i, period - i)
+
+
+@compiled
+def _extend_lines(plane, gain, mirrored, lines, stride):
+    """Fill lines, `stride` from one to the next, with those of a plane, and both their ends.
+
+    `mirrored` tells which samples are seen beyond the first, the nearest first, and beyond the
+    last.
+    """
+    reach = mirrored.shape[1]
+    for b in range(plane.shape[0]):
+        line, start = plane[b], b * stride + reach
+        row = lines[start : start + line.size]
+        for c in range(line.size):
+            row[c] = gain * line[c]
+        for k in range(reach):
+            lines[start - 1 - k] = row[mirrored[0, k]]
+            lines[start + line.size + k] = row[mirrored[1, k]]
+
+
+@compiled
+def _filter_lines(lines, other):
+    """Replace samples side by side by B-spline coefficients, but for the gain, in place.
+
+    With ``S`` for the next sample and ``p`` for the pole, ``1 / (1 − pS) = Π (1 + p^s S^s)`` over
+    ``s = 1, 2, 4, …``, of which four factors leave out less than rounding; and the same backwards.
+    Both together are ``1 + p^(2s) + p^s (S^s + S^−s)``: a weighted sum of three samples, which
+    needs no sample before it. What is beyond the ends of a line reaches 15 samples into it.
+    """
+    weights = np.ones(2, np.float32)
+    first, second = lines, other
+    for k in range(_DOUBLINGS):
+        step = 2**k
+        weights[1] = _POLE**step / (1.0 + _POLE ** (2 * step))
+        width = lines.size - 2 * step
+        _smooth_rows(first, 0, step, 3, 1, 2, width, weights, second, step, 0)
+        first, second = second, first
 
 
 @compiled
@@ -300,74 +425,64 @@ def _prefilter(volume, flat):
     """Fill the padded coefficients, flat, of `volume`: along c and b plane by plane, then a."""
     size_a, size_b, size_c = volume.shape
     rows, columns = size_b + 2 * PADDING, size_c + 2 * PADDING
-    stride = np.intp(_LANES)  # a literal would have the helpers compiled again for that number
-    block = np.empty(columns * stride, np.float32)
-    gain = np.float32(6.0 ** ((size_a > 1) + (size_b > 1) + (size_c > 1)))
+    plane = rows * columns
+    reach = PADDING + _REACH
+    mirrored = np.empty((2, reach), np.int64)
+    for k in range(reach):
+        mirrored[0, k] = _mirrored(-1 - k, size_c)
+        mirrored[1, k] = _mirrored(size_c + k, size_c)
+    stride = size_c + 2 * reach
+    lines, other = np.zeros(size_b * stride, np.float32), np.zeros(size_b * stride, np.float32)
+    gain = _GAIN_OF_LINES if size_c > 1 else 1.0
+    gain = np.float32(gain * 6.0 ** ((size_a > 1) + (size_b > 1)))
+    firsts = _first_weights(size_b)
     for a in range(size_a):
-        plane = (a + PADDING) * rows * columns
-        for first in range(0, size_b, stride):
-            lanes = min(stride, size_b - first)
-            for lane in range(lanes):
-                line = volume[a, first + lane]
-                for c in range(size_c):
-                    block[(c + PADDING) * stride + lane] = gain * line[c]
-            _filter_lines(block, PADDING * stride, stride, size_c, lanes)
-            _mirror_rows(block, PADDING * stride, stride, size_c, lanes)
-            for lane in range(lanes):
-                start = plane + (first + lane + PADDING) * columns
-                line = flat[start : start + columns]
-                for c in range(columns):
-                    line[c] = block[c * stride + lane]
-        _filter_lines(flat, plane + PADDING * columns, columns, size_b, columns)
-        _mirror_rows(flat, plane + PADDING * columns, columns, size_b, columns)
-    for b in range(rows):
-        start = (PADDING * rows + b) * columns
-        _filter_lines(flat, start, rows * columns, size_a, columns)
-        _mirror_rows(flat, start, rows * columns, size_a, columns)
+        _extend_lines(volume[a], gain, mirrored, lines, stride)
+        if size_c > 1:
+            _filter_lines(lines, other)
+        if size_b > 1:
+            _recurse_rows(lines, _REACH, stride, size_b, _rounded(columns), firsts)
+        for b in range(rows):
+            start = _REACH + _mirrored(b - PADDING, size_b) * stride
+            line = lines[start : start + columns]
+            start = (a + PADDING) * plane + b * columns
+            row = flat[start : start + columns]
+            for c in range(columns):
+                row[c] = line[c]
+    if size_a > 1:
+        _recurse_rows(flat, PADDING * plane, plane, size_a, plane, _first_weights(size_a))
+    for outside in range(1, PADDING + 1):
+        for a in (-outside, size_a - 1 + outside):
+            start = (_mirrored(a, size_a) + PADDING) * plane
+            inside = flat[start : start + plane]
+            start = (a + PADDING) * plane
+            row = flat[start : start + plane]
+            for k in range(plane):
+                row[k] = inside[k]
 
 
 @compiled
-def _smooth_lines(source, weights, flat, start, step, n, width):
-    """Smooth the `n` rows of `source`, one after another there, into rows of `flat`."""
-    for i in range(n):
-        row = flat[start + i * step : start + i * step + width]
-        centre = source[i * width : (i + 1) * width]
-        for k in range(width):
-            row[k] = weights[0] * centre[k]
-        for j in range(1, weights.size):
-            weight, before, after = weights[j], max(i - j, 0), min(i + j, n - 1)
-            left = source[before * width : (before + 1) * width]
-            right = source[after * width : (after + 1) * width]
-            for k in range(width):
-                row[k] += weight * (left[k] + right[k])
+def _rounded(width):
+    """Round a width up to whole vectors."""
+    return (width + _LANES - 1) // _LANES * _LANES
 
 
 @compiled
 def _smooth(volume, weights_a, weights_b, weights_c, flat):
-    """Fill the smoothed volume, flat: along c and b plane by plane, then along a."""
+    """Fill the smoothed volume, flat: along a, then along b and c plane by plane."""
     size_a, size_b, size_c = volume.shape
-    plane = size_b * size_c
-    radius = weights_c.size - 1
-    padded = np.empty(size_c + 2 * radius, np.float32)
-    lines = np.empty(max(size_a, size_b) * size_c, np.float32)
+    plane, radius = size_b * size_c, weights_c.size - 1
+    stride = size_c + 2 * radius
+    source, lines = volume.reshape(-1), np.empty(size_b * stride + _LANES, np.float32)
+    _smooth_rows(source, 0, plane, size_a, 0, size_a, plane, weights_a, flat, 0, plane)
     for a in range(size_a):
+        start = a * plane
+        _smooth_rows(flat, start, size_c, size_b, 0, size_b, size_c, weights_b,
+                     lines, radius, stride)  # fmt: skip
         for b in range(size_b):
-            line = volume[a, b]
-            for c in range(padded.size):
-                padded[c] = line[min(max(c - radius, 0), size_c - 1)]
-            row = lines[b * size_c : (b + 1) * size_c]
-            for c in range(size_c):
-                row[c] = weights_c[0] * line[c]
-            for j in range(1, radius + 1):
-                left = padded[radius - j : radius - j + size_c]
-                right = padded[radius + j : radius + j + size_c]
-                for c in range(size_c):
-                    row[c] += weights_c[j] * (left[c] + right[c])
-        _smooth_lines(lines, weights_b, flat, a * plane, size_c, size_b, size_c)
-    for b in range(size_b):
-        for a in range(size_a):
-            line = flat[a * plane + b * size_c : a * plane + (b + 1) * size_c]
-            row = lines[a * size_c : (a + 1) * size_c]
-            for c in range(size_c):
-                row[c] = line[c]
-        _smooth_lines(lines, weights_a, flat, b * size_c, plane, size_a, size_c)
+            line = lines[b * stride : (b + 1) * stride]
+            for k in range(radius):
+                line[k] = line[radius]
+                line[radius + size_c + k] = line[radius + size_c - 1]
+            _smooth_rows(lines, b * stride, 1, 2 * radius + 1, radius, radius + 1, size_c,
+                         weights_c, flat, start + b * size_c, 0)  # fmt: skip

@@ -234,7 +234,7 @@ class VolumeMapping:
         recorded, factor = self.displaced(points)
         values, slopes = image.sample_with_gradient(recorded)
         values *= factor
-        return values, slopes @ self.pose[:3, :3].astype(np.float32)
+        return values, (self.pose[:3, :3].T.astype(np.float32) @ slopes.T).T
 
     def fill_field_columns(
         self, points: np.ndarray, slopes: np.ndarray, columns: np.ndarray

@@ -348,8 +348,9 @@ class CoupledProblem:
             mapping = motion.mapping(volume)
             value, slope = mapping.sample_with_gradient(self.splines[volume], self.points)
             gone = ~np.isfinite(value) | self._is_lost(motion, volume, self.points)
-            value[gone] = 0.0
-            slope[gone] = 0.0
+            holes = np.flatnonzero(gone)  # few
+            value[holes] = 0.0
+            slope[holes] = 0.0
             missing[volume], values[volume], slopes[:, volume] = gone, value, slope.T
 
         parallel_map(read, range(n), n_threads=self.n_threads)
