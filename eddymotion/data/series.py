@@ -178,8 +178,11 @@ class DWI(Series, HtmlValue):
         return Image(np.asarray(self.signal[..., index], dtype=np.float32), self.affine)
 
     def volume_with_missing(self, index: int) -> Image:
-        """Return one volume that marks the voxels set to a constant as missing, for estimation."""
-        image = self.volume(index)
+        """Return one volume, for estimation: voxels set to a constant are marked as missing.
+
+        In the type that the signal is kept in: what is cut out of it is all that needs converting.
+        """
+        image = Image(self.signal[..., index], self.affine)
         is_cut = self.is_cut or index in self.cut_volumes
         return replace(image, missing=solid_constants(image.data)) if is_cut else image
 

@@ -116,8 +116,10 @@ def _as_integers(kept: np.ndarray) -> tuple[np.ndarray, np.float32]:
         unknown = ~np.isfinite(kept)
         known = kept[~unknown]
         largest = _largest(known)
-    if len(known) and (usual := float(np.median(np.abs(known[::EVERY_FOR_MEDIAN])))):
-        largest = min(largest, MOST_OF_MEDIAN * usual)
+    some = np.abs(known[::EVERY_FOR_MEDIAN])
+    if 2 * np.count_nonzero(some * MOST_OF_MEDIAN >= largest) < len(some):  # a median takes long
+        usual = float(np.median(some))
+        largest = min(largest, MOST_OF_MEDIAN * usual) if usual else largest
     unit = np.float32(max(largest / LARGEST, float(np.finfo(np.float32).tiny)))
     values = np.empty(len(kept), np.int16)
     round_to_integers(kept, unit, values)

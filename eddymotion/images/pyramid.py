@@ -153,7 +153,7 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
     whole = tuple(slice(0, n * f) for n, f in zip(size, factors, strict=True))
 
     def means(data: np.ndarray) -> np.ndarray:
-        return block_means(data[whole].T, factors[::-1], np.float32).T
+        return block_means(data[whole], factors, np.float32)
 
     to_fine = np.diag([*factors, 1.0])
     to_fine[:3, 3] = (factors - 1) / 2
