@@ -550,7 +550,7 @@ class JointSolver:
         """Draw points (P, 3) of the brain; tell how steep the mean of some volumes is, (P,)."""
         n_points = min(int(self.mask.sum()), MOST_CANDIDATES)
         candidates = jittered_points(self.mask, self.dwi.affine, n_points, self.random)
-        total = np.zeros((len(candidates), 3), np.float32)
+        total = np.zeros((len(candidates), 3), np.float32, order="F")  # as slopes are
 
         def slopes(volume: int) -> np.ndarray:
             return splines[volume].sample_with_gradient(candidates, matrices[volume])[1]
