@@ -10,8 +10,10 @@ import pytest
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
 from eddymotion.estimation.fields import usual_poses
-from eddymotion.estimation.joint.solver import FINE, JointSolver
+from eddymotion.estimation.joint.solver import COARSE, FINE, JointSolver
+from eddymotion.images.pyramid import THICKNESS_POWER
 from eddymotion.machine.parallel import silent
+from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.models import get_model
 
@@ -95,3 +97,18 @@ def test_who_is_alone_in_a_frame_is_known_by_time_and_images(leverage, frames, k
         SimpleNamespace(gradients=gradients), [group], [solution], list(map(np.array, frames))
     )
     assert found.tolist() == [True, *map(bool, known)]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16])
+@pytest.mark.parametrize("level", [COARSE[0], COARSE[-1], FINE[0]])
+def test_bands_of_integers_are_those_of_the_same_numbers_as_floats(tiny, kind, level):
+    whole = np.round(tiny.signal / tiny.signal.max() * np.iinfo(kind).max)
+    shown = []
+    for signal in (whole.astype(kind), whole.astype(np.float32)):
+        dwi = replace(tiny, signal=signal)
+        solver = JointSolver(dwi, np.random.default_rng(0), 3, 1, silent)
+        matrices = Motion.identity(len(dwi)).matrices
+        bands = solver.filtered(level, [0, 3], matrices, THICKNESS_POWER)
+        shown.append([band.sample(solver.surface) for band in bands])
+    assert np.isfinite(shown[0]).mean() > 0.5
+    np.testing.assert_array_equal(*shown)
