@@ -11,7 +11,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
 from eddymotion.estimation.fields import usual_poses
 from eddymotion.estimation.joint.solver import COARSE, FINE, JointSolver
-from eddymotion.images.pyramid import THICKNESS_POWER
+from eddymotion.images.pyramid import THICKNESS_POWER, steepest
 from eddymotion.machine.parallel import silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
@@ -112,3 +112,11 @@ def test_bands_of_integers_are_those_of_the_same_numbers_as_floats(tiny, kind, l
         shown.append([band.sample(solver.surface) for band in bands])
     assert np.isfinite(shown[0]).mean() > 0.5
     np.testing.assert_array_equal(*shown)
+
+
+@pytest.mark.parametrize("n_points", [3_000, 20_000])
+def test_points_and_their_order_do_not_hang_on_rounding(n_points):
+    steepness = np.random.default_rng(1).exponential(size=20_000)
+    one = steepest(steepness, n_points, np.random.default_rng(0))
+    rounded = (steepness * 7.3).astype(np.float32).astype(float)
+    np.testing.assert_array_equal(one, steepest(rounded, n_points, np.random.default_rng(0)))
