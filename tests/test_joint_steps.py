@@ -56,6 +56,33 @@ def test_fine_levels_choose_their_points_among_the_same_candidates(steps):
     assert set(map(tuple, points)) <= set(map(tuple, candidates))
 
 
+@pytest.mark.parametrize(
+    ("chance_mm", "voxels", "n_volumes", "n_points"),
+    [
+        (0.02, 300_000, 60, 40_000),  # the signal is high
+        (0.03 * np.sqrt(2), 300_000, 60, 80_000),
+        (0.20, 300_000, 60, 120_000),
+        (0.20, 150_000, 60, 75_000),  # half of the voxels
+        (0.20, 60_000, 60, 40_000),
+        (0.20, 300_000, 100, 80_000),  # memory
+        (0.20, 300_000, 288, 40_000),
+    ],
+)
+def test_noise_asks_for_points(steps, chance_mm, voxels, n_volumes, n_points):
+    solver = steps.solver
+    group = replace(steps.groups[-1], volumes=np.arange(n_volumes))
+    solver.mask = np.broadcast_to(True, (voxels, 1, 1))
+    solver.scale, solver.chance[group.name] = 0.5, 0.5 * chance_mm  # a head of half the size
+    assert solver.enough_points(group) == pytest.approx(n_points, rel=1e-6)
+
+
+def test_the_last_level_has_the_points_that_noise_asks_for(steps, monkeypatch):
+    assert 0.001 < steps.solver.chance["b>0"] < 1.0
+    monkeypatch.setattr(JointSolver, "enough_points", lambda solver, group: 1_234)
+    steps.refine()
+    assert len(steps.solutions[-1].problem.points) == 1_234
+
+
 def test_lost_slices_are_left_out_of_the_one_solution_at_the_last_level(tiny, monkeypatch):
     signal, plain, solved = tiny.signal.copy(), JointSolver.solve, []
     signal[:, :, tiny.shape[2] // 2, tiny.gradients.dwis[2]] *= 0.05

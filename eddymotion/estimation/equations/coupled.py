@@ -273,8 +273,7 @@ class CoupledProblem:
         descent = Descent(kept, motion, tolerance, creeps=True)
         descent.step()
         if share and kept.seen is not None:
-            noise = self.length(motion, kept.seen.system.chance())
-            descent.tolerance = max(tolerance, share * noise)
+            descent.tolerance = max(tolerance, share * self.chance(motion, kept.seen))
         if not descent.ended:
             descent.run(max_iterations - 1, progress)
         if descent.halved or not descent.ended:
@@ -285,6 +284,10 @@ class CoupledProblem:
     def moved(self, motion: Motion, step: np.ndarray) -> Motion:
         """Take a step (N, p)."""
         return self.unknowns.moved(motion, step)
+
+    def chance(self, motion: Motion, seen: Evaluated) -> float:
+        """Root-mean-square displacement of the points by what noise may do, mm."""
+        return self.length(motion, seen.system.chance())
 
     def length(self, motion: Motion, step: np.ndarray) -> float:
         """Root-mean-square displacement of the points by a step (N, p), mm."""

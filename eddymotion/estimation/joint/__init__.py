@@ -307,7 +307,7 @@ def with_cubic_fields(
     What eddy currents do is smooth, but a head that pitches changes the field beside its cavities:
     quadratic fields leave a tenth of that, and the poses suffer from it.
     """
-    eddy, quadratic = motion.eddy_currents, solver.prior
+    eddy, quadratic = motion.eddy_currents, (solver.prior, solver.chance.copy())
     n_volumes = len(groups[-1].volumes)
     if eddy is None or not ENOUGH_FOR_CUBIC <= n_volumes <= MOST_FOR_CUBIC:
         return motion, solutions
@@ -316,7 +316,7 @@ def with_cubic_fields(
     finer, of_finer = solver.solve(FINE[0], groups, finer)
     found = solver.response(finer, groups[-1], slice(N_TERMS["quadratic"], None))
     if found is None or not found.is_shown:
-        solver.prior = quadratic
+        solver.prior, solver.chance = quadratic
         return motion, solutions
     finer = solver.weigh(finer, of_finer[-1], groups[-1], by_evidence=True, follow=True)
     return finer, of_finer

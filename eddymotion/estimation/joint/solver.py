@@ -76,6 +76,11 @@ NEGLIGIBLE = {FINE[0]: 0.25, FINE[1]: 0.1}
 """The same, relative to what noise displaces the volumes by at these points: of the first it is
 twice as much, and the last level goes on from there."""
 
+CHANCE_MM, MOST_POINTS, MOST_VALUES = 0.03, 120_000, 8_000_000
+"""Where noise displaces the volumes at the first fine level by more, in a human head (root mean
+square), the last level has more points, in proportion to its square: up to so many, to half of the
+voxels, and to so many values of all volumes. Points left out are signal that is wasted."""
+
 STEADY = 0.1
 """Share of the width of a filter up to which volumes move without another normal matrix."""
 
@@ -146,6 +151,7 @@ class JointSolver:
     parted: Parted = NONE_PARTED
     suspected: tuple[EddyCurrents, PoseResponse] | None = None
     candidates: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
+    chance: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.mask = scipy.ndimage.binary_dilation(
@@ -186,6 +192,9 @@ class JointSolver:
                 NEGLIGIBLE.get(level, 0.0),
                 progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
             )
+            is_free = motion.eddy_currents is None or self.prior is NO_PRIOR
+            if level == FINE[0] and is_free and seen is not None:
+                self.chance[group.name] = problem.chance(found, seen)
             new = _with_group(new, group, found)
             log.debug("%s, %s, %d volumes: %s", group.name, level, len(start), descent)
             solutions.append(Solution.of(problem, found, seen))
@@ -282,7 +291,8 @@ class JointSolver:
         uncut = self.filtered(level, whole, motion.matrices, THICKNESS_POWER, cut=False)
         for volume, spline in zip(whole, uncut, strict=True):
             own[int(np.flatnonzero(group.volumes == volume)[0])] = spline
-        level = group.at(level)
+        n_points = self.enough_points(group) if level == FINE[-1] else level.n_points
+        level = replace(group.at(level), n_points=n_points)
         return CoupledProblem(
             own,
             self.dwi.gradients.select(group.volumes),
@@ -295,6 +305,13 @@ class JointSolver:
             steady_mm=STEADY * self.width(level),
             n_threads=self.n_threads,
         )
+
+    def enough_points(self, group: VolumeGroup) -> int:
+        """Return how many points the last level has: more where noise displaces volumes far."""
+        fewest = FINE[-1].n_points
+        excess = self.chance.get(group.name, 0.0) / (CHANCE_MM * self.scale)
+        most = min(MOST_POINTS, int(self.mask.sum()) // 2, MOST_VALUES // len(group.volumes))
+        return max(fewest, min(int(fewest * excess**2), most))
 
     def width(self, level: Level) -> float:
         """Return the width of the filter of a level, mm."""
@@ -378,7 +395,7 @@ class JointSolver:
         shown = shown_order(evidence, least_mm)
         order = shown if by_evidence and poses is None else eddy.order
         log.info("eddy currents: %s%s", order, ", by evidence" if by_evidence else "")
-        scale = FINE[1].n_points / FINE[0].n_points
+        scale = self.enough_points(group) / FINE[0].n_points
         self.prior = replace(prior.of_order(order).scaled(scale), poses=poses)
         eddy = eddy.of_order(order)
         if poses is not None:
