@@ -7,21 +7,20 @@ from typing import Any
 
 from eddymotion.estimation.outliers import (
     MEMBER_Z_THRESHOLD,
-    RATIO_THRESHOLD,
-    Z_THRESHOLD,
     SliceOutliers,
     percent_lost,
     reasons_beyond_repair,
     volumes_beyond_repair,
 )
+from eddymotion.estimation.outliers.profiles import RATIO_THRESHOLD, Z_THRESHOLD
 from eddymotion.io.tsv import table_text
 
 DESCRIPTIONS = {
     "volume": {"Description": "Volume, counted from 0"},
     "slice": {"Description": "Slice, counted from 0 along the slice axis of the original image"},
     "z_score": {
-        "Description": "Robust z-score of the share of its predicted signal that the slice shows; "
-        "negative where signal is lost"
+        "Description": "Robust z-score of the share of its predicted signal that the slice shows, "
+        "against what the other slices of the volume let expect; negative where signal is lost"
     },
     "replaced": {
         "Description": "Whether the corrected series shows the prediction there",

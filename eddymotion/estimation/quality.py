@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eddymotion.data.acquisition import Slicing
-from eddymotion.data.gradients import Gradients
+from eddymotion.data.gradients import Gradients, comparable_groups
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError, check_kind, renamed
 from eddymotion.estimation.outliers import (
@@ -324,7 +324,7 @@ def _outlier_slices(
         return fit_slices(*columns, dwi.n_slices, reading.mixture(volume))
 
     fits = parallel_map(judge, range(len(dwi)), n_threads=n_threads)
-    return score_slices(fits, dwi.acquisition.slicing)
+    return score_slices(fits, dwi.acquisition.slicing, comparable_groups(dwi.gradients))
 
 
 def _replace_flagged(

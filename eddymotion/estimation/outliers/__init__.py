@@ -14,14 +14,17 @@ error.
 
 - *Gain*. ``r`` is divided by the gain of its volume: the median of the slices near the best ones,
   so that a volume may lose most of its slices.
-- *Scores*. ``z = (r − median over volumes) / spread``. The spread is the standard error times the
-  robust scatter of the standardised differences, over all volumes and the slices near by: a slice
-  with few voxels scatters by noise, one near the skull base or an eye by more than that.
+- *Scores*. ``z = (r − expected) / spread``. The spread is the standard error times the robust
+  scatter of the standardised differences, over the volumes of the shell and the slices near by: a
+  slice with few voxels scatters by noise, one near the skull base or an eye by more than that.
+- *Profile*. Expected is the median over the volumes of the shell, and what the other slices of the
+  volume differ from it (:mod:`.profiles`): a model that cannot predict a volume is wrong in slices
+  side by side, by a smooth profile, and a slice that lost signal falls out of it.
 - *Edges*. Points near the middle of a slice are used, where interpolation mixes in little, and a
   slice beside a much worse one is not flagged.
-- *Threshold*. An outlier has ``z`` below :data:`Z_THRESHOLD` and ``r`` below
-  :data:`RATIO_THRESHOLD`. Slices that were excited together are judged together as well: a group
-  whose weighted mean is an outlier flags those of its slices that are below
+- *Threshold*. An outlier has ``z`` below ``Z_THRESHOLD`` and ``r`` below ``RATIO_THRESHOLD`` of
+  what is expected (:mod:`.profiles`). Slices that were excited together are judged together as
+  well: a group whose weighted mean is an outlier flags those of its slices that are below
   :data:`MEMBER_Z_THRESHOLD` themselves.
 - *Mean square*. ``z_square`` compares the mean square of the residual in a slice with that of the
   other volumes, in units of what it scatters with so many points. It tells of spikes, ghosts and
@@ -43,16 +46,16 @@ import scipy
 
 from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.estimation.outliers.misfits import Misfits
+from eddymotion.estimation.outliers.profiles import (
+    MIN_SPREAD,
+    Profiles,
+    is_low,
+    standardised,
+)
 from eddymotion.estimation.outliers.slice_kernels import SliceSums
 from eddymotion.images.image import Image
 from eddymotion.images.stack import SliceWeights
-from eddymotion.robust import robust_deviation
 from eddymotion.wording import short_repr
-
-Z_THRESHOLD = -3.5
-RATIO_THRESHOLD = 0.9
-"""A slice is an outlier below both: far from what is usual for it, and at least 10 % of its
-signal gone."""
 
 MEMBER_Z_THRESHOLD = -2.0
 """What a slice of a group that is an outlier as a whole has to be below."""
@@ -71,16 +74,6 @@ MIN_POINTS_IN_SLICE = 25
 
 MIN_VOLUMES = 6
 """With fewer volumes a robust spread over them means nothing."""
-
-MIN_SPREAD = 0.01
-"""Shares are not known better than this, however little they scatter."""
-
-SPREAD_SLICES = 2
-"""So many slices to each side tell the scatter of a slice."""
-
-VOLUMES_FOR_OWN_SPREAD = 30
-"""So many volumes tell it of a single slice. That in which the brain ends shows another part of it
-at each pose, and scatters more than those beside it."""
 
 GAIN_QUANTILE, GAIN_MARGIN = 0.8, 0.1
 """Slices within this part of that quantile of a volume tell its gain."""
@@ -128,7 +121,8 @@ class SliceOutliers:
     z : (N, Z) array
         Robust z-score, negative where signal is lost; NaN where not judged.
     ratio : (N, Z) array
-        Observed over predicted signal, normalised by volume; NaN where not judged.
+        Observed over expected signal; NaN where not judged. What is expected is the prediction,
+        times the gain of the volume and what the slices near by differ from it.
     spread : (N, Z) array, optional
         Standard deviation of `ratio` in a slice that lost nothing.
     z_square : (N, Z) array, optional
@@ -160,14 +154,13 @@ class SliceOutliers:
     @cached_property
     def flagged(self) -> np.ndarray:
         """True for outliers, (N, Z)."""
+        low = is_low(self.z, self.ratio)
         with np.errstate(invalid="ignore"):
-            low = (self.z < Z_THRESHOLD) & (self.ratio < RATIO_THRESHOLD)
             member = self.z < MEMBER_Z_THRESHOLD
         for group in self.slicing.groups:
             if len(group) > 1:
                 z, ratio = self.of_group(group)
-                out = (z < Z_THRESHOLD) & (ratio < RATIO_THRESHOLD)
-                low[:, group] |= out[:, None] & member[:, group]
+                low[:, group] |= is_low(z, ratio)[:, None] & member[:, group]
         lost = np.where(low, 1 - self.ratio, 0.0)
         beside = np.zeros_like(lost)
         beside[:, 1:] = lost[:, :-1]
@@ -431,10 +424,20 @@ def _at_slices(n_slices: int) -> np.ndarray:
     return values
 
 
-def score_slices(fits: Sequence[SliceFit | None], slicing: Slicing = PLAIN) -> SliceOutliers:
+def score_slices(
+    fits: Sequence[SliceFit | None],
+    slicing: Slicing = PLAIN,
+    groups: Sequence[np.ndarray] | None = None,
+) -> SliceOutliers:
     """Turn the fits of N volumes into scores; those that are None have none.
 
-    At least one volume must have been fitted.
+    Parameters
+    ----------
+    fits : sequence
+        At least one volume must have been fitted.
+    slicing : Slicing
+    groups : sequence of index arrays, optional
+        Volumes of like contrast, which scatter alike; all when not given, or too small.
     """
     n_slices = next(len(fit.gain) for fit in fits if fit is not None)
     unknown = np.full(n_slices, np.nan)
@@ -443,14 +446,23 @@ def score_slices(fits: Sequence[SliceFit | None], slicing: Slicing = PLAIN) -> S
         np.array, zip(*(fit or blank for fit in fits), strict=True)
     )
     volume_gain = _volume_gains(gain)
-    ratio, error = gain / volume_gain[:, None], error / volume_gain[:, None]
-    usual = _usual(ratio)
-    z, spread = _standardised(ratio - usual, error, MIN_SPREAD)
-    ratio = np.where(np.isfinite(z), ratio, np.nan)
+    share, error = gain / volume_gain[:, None], error / volume_gain[:, None]
+    z, ratio, spread = (np.full(share.shape, np.nan) for _ in range(3))
+    for group in _large_enough(groups, len(fits)):
+        off = share[group] - _usual(share[group])
+        judgement = Profiles.of(off, error[group], share[group]).judge()
+        z[group], ratio[group], spread[group] = judgement.z, judgement.ratio, judgement.spread
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = square / _row_median(square)
-        z_square, _ = _standardised(relative - _usual(relative), np.sqrt(2 / n_points), MIN_SPREAD)
+        z_square, _ = standardised(relative - _usual(relative), np.sqrt(2 / n_points), MIN_SPREAD)
     return SliceOutliers(z, ratio, spread, z_square, n_points, volume_gain, slicing)
+
+
+def _large_enough(groups: Sequence[np.ndarray] | None, n: int) -> Sequence[np.ndarray]:
+    """Return groups that each tell what is usual; all N volumes where one of them does not."""
+    if groups and min(map(len, groups)) >= MIN_VOLUMES:
+        return groups
+    return [np.arange(n)]
 
 
 def _usual(values: np.ndarray) -> np.ndarray:
@@ -459,22 +471,6 @@ def _usual(values: np.ndarray) -> np.ndarray:
     usual = np.full(values.shape[1], np.nan)
     usual[enough] = np.nanmedian(values[:, enough], axis=0)
     return usual
-
-
-def _standardised(
-    off: np.ndarray, error: np.ndarray, floor: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Divide by the standard error times how much larger the robust scatter is, (N, Z) each."""
-    size = np.abs(off) / error
-    scatter = np.full(off.shape[1], np.nan)
-    for index in np.flatnonzero(np.isfinite(size).any(axis=0)):
-        near = size[:, max(0, index - SPREAD_SLICES) : index + SPREAD_SLICES + 1]
-        scatter[index] = robust_deviation(near[np.isfinite(near)])
-        own = size[np.isfinite(size[:, index]), index]
-        if len(own) >= VOLUMES_FOR_OWN_SPREAD:
-            scatter[index] = max(scatter[index], robust_deviation(own))
-    spread = np.maximum(error * scatter, floor)
-    return off / spread, spread
 
 
 def _volume_gains(gain: np.ndarray) -> np.ndarray:
