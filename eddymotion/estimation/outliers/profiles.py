@@ -185,12 +185,18 @@ def expected_from(
     expected, deviation : (N, Z) array
         And the standard deviation of what is left.
     """
-    values, extra = np.where(known, away, 0.0), np.where(known, 0.0, UNKNOWN)
+    values = np.where(known, away, 0.0)
+    expected, deviation = np.empty_like(values), np.empty_like(values)
+    patterns, of_volumes = np.unique(known, axis=0, return_inverse=True)
     with one_blas_thread():
-        precision = np.linalg.inv(kernel + extra[:, :, None] * np.eye(len(kernel)))
-    diagonal = np.einsum("nkk->nk", precision)
-    left = np.einsum("njk,nk->nj", precision, values) / diagonal
-    return values - left, np.sqrt(1 / diagonal - extra)
+        for number, pattern in enumerate(patterns):  # few: most volumes lack the same slices
+            rows = of_volumes == number
+            extra = np.where(pattern, 0.0, UNKNOWN)
+            precision = np.linalg.inv(kernel + np.diag(extra))
+            diagonal = np.diag(precision)
+            expected[rows] = values[rows] - values[rows] @ precision / diagonal
+            deviation[rows] = np.sqrt(1 / diagonal - extra)
+    return expected, deviation
 
 
 def chosen_kernel(away: np.ndarray, fine: np.ndarray) -> np.ndarray:
