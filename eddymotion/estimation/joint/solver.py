@@ -150,7 +150,6 @@ class JointSolver:
     undetermined: np.ndarray = field(default_factory=lambda: np.empty((0, 6)))
     parted: Parted = NONE_PARTED
     suspected: tuple[EddyCurrents, PoseResponse] | None = None
-    candidates: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
     chance: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -297,7 +296,7 @@ class JointSolver:
             own,
             self.dwi.gradients.select(group.volumes),
             group.coarse if level.highpass is None else group.fine,
-            self.points(level, group, own, motion.matrices[group.volumes]),
+            self.points(level, own, motion.matrices[group.volumes]),
             self.dwi.brain_center,
             blocks=self.blocks(group, motion),
             part_mm=BLOCK_MM * self.scale,
@@ -545,26 +544,15 @@ class JointSolver:
         )  # fmt: skip
 
     def points(
-        self,
-        level: Level,
-        group: VolumeGroup,
-        splines: Sequence[Continuous],
-        matrices: np.ndarray,
+        self, level: Level, splines: Sequence[Continuous], matrices: np.ndarray
     ) -> np.ndarray:
-        """Draw random points of the brain; at fine levels more where the images have edges."""
+        """Draw random points of the brain; at fine levels more where the images have edges.
+
+        Each level asks anew where they are: with the poses of coarse levels, and fields that are
+        not known yet, the mean of the volumes is blurred.
+        """
         if level.highpass is None:
             return jittered_points(self.mask, self.dwi.affine, level.n_points, self.random)
-        is_found = replace(level, n_points=FINE[0].n_points) == group.at(FINE[0])
-        known = self.candidates.get(group.name) if is_found else None  # searched for, it is not
-        candidates, steepness = known or self.drawn(splines, matrices)
-        if is_found:
-            self.candidates[group.name] = candidates, steepness
-        return candidates[steepest(steepness, level.n_points, self.random)]
-
-    def drawn(
-        self, splines: Sequence[Continuous], matrices: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw points (P, 3) of the brain; tell how steep the mean of some volumes is, (P,)."""
         n_points = min(int(self.mask.sum()), MOST_CANDIDATES)
         candidates = jittered_points(self.mask, self.dwi.affine, n_points, self.random)
         total = np.zeros((len(candidates), 3), np.float32, order="F")  # as slopes are
@@ -575,4 +563,5 @@ class JointSolver:
         some = range(0, len(splines), max(1, len(splines) // 8))
         for one in parallel_iterate(slopes, some, n_threads=self.n_threads):
             total += np.nan_to_num(one, copy=False)
-        return candidates, np.linalg.norm(total, axis=1).astype(float)
+        steepness = np.linalg.norm(total, axis=1).astype(float)
+        return candidates[steepest(steepness, level.n_points, self.random)]
