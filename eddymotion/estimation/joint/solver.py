@@ -548,8 +548,8 @@ class JointSolver:
     ) -> np.ndarray:
         """Draw random points of the brain; at fine levels more where the images have edges.
 
-        Each level asks anew where they are: with the poses of coarse levels, and fields that are
-        not known yet, the mean of the volumes is blurred.
+        Each level draws its own: the last one would else see again the noise that the first has
+        learnt fields and covariances from.
         """
         if level.highpass is None:
             return jittered_points(self.mask, self.dwi.affine, level.n_points, self.random)
