@@ -160,11 +160,12 @@ class Solved:
 
     def __init__(self, dwi, coefficients):
         self.dwi, self.coefficients, self.prior = dwi, coefficients, FieldPrior(np.ones(9))
-        self.weighed = False
+        self.weighed, self.chance = False, {"b>0": 0.02}
 
     def solve(self, level, groups, motion):
         assert motion.eddy_currents.order == "cubic"
         assert self.prior is NO_PRIOR
+        self.chance["b>0"] = 0.04
         eddy = replace(motion.eddy_currents, coefficients=self.coefficients)
         return replace(motion, eddy_currents=eddy), ["cubic"]
 
@@ -193,6 +194,7 @@ def test_cubic_fields_are_for_those_that_follow_the_head(matrices, response, siz
     assert problems == [order]
     assert solver.weighed == (order == "cubic")
     assert order == "cubic" or solver.prior is known
+    assert solver.chance["b>0"] == (0.04 if solver.weighed else 0.02)
 
 
 @pytest.mark.slow
