@@ -16,15 +16,19 @@ from nitransforms.linear import load as load_with_nitransforms
 
 from eddymotion.data.gradients import to_fsl
 from eddymotion.errors import EddymotionError
+from eddymotion.fieldmaps import inputs as fieldmap_inputs
 from eddymotion.images.grid import grid_center
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.motion import write_fsl_matrices, write_x5
 from eddymotion.io.series import load, mean_b0
+from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import write_gradient_table
 from eddymotion.io.writing import replacing
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
+from eddymotion.pairs.inputs import read_volume
+from eddymotion.pipeline.runs.b0s import load_b0s
 from eddymotion.simulation import Grid
 
 SCALE, OFFSET = 0.05, 10.0
@@ -176,6 +180,20 @@ def test_specks_without_a_number_are_filled_masked_and_reported(write_series, ti
         others = np.arange(len(tiny)) != volume
         np.testing.assert_array_equal(dwi.signal[voxel][others], tiny.signal[voxel][others])
     assert dwi.mask.sum() > 0.9 * tiny.mask.sum()
+
+
+@pytest.mark.parametrize("reader", [
+    lambda path: read_volume(path, "fixed")[0].data,
+    lambda path: fieldmap_inputs._volume(path, ()).data,
+    lambda path: load_b0s(SeriesFiles(path, metadata={})).signal[..., 0],
+], ids=["pair", "field map", "run of b=0"])  # fmt: skip
+def test_specks_of_single_images_are_filled_too(tmp_path, tiny, reader):
+    data = np.array(tiny.signal[..., 0], np.float32)
+    speck = tuple(np.argwhere(tiny.mask)[50])
+    around = data[tuple(slice(i - 1, i + 2) for i in speck)].copy()
+    data[speck] = np.nan
+    write_image(tmp_path / "image.nii.gz", data, tiny.affine)
+    assert around.min() < reader(tmp_path / "image.nii.gz")[speck] < around.max()
 
 
 def test_pieces_without_a_number_are_zero_in_all_volumes(write_series, tiny):

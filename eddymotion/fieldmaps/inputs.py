@@ -15,7 +15,7 @@ from eddymotion.data.gradients import B0_THRESHOLD
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.off_resonance.images import Distorted
 from eddymotion.estimation.off_resonance.measured import MeasuredMap, phase_difference, radians
-from eddymotion.images.gaps import fill_missing
+from eddymotion.images.gaps import filled_volume
 from eddymotion.images.grid import grid_distance
 from eddymotion.images.image import Image
 from eddymotion.io.images import image_stem, read_image
@@ -202,14 +202,7 @@ def _volume(path: Path, ignore: Sequence[str]) -> Image:
             f"{path}: found an image of shape {data.shape}, expected three dimensions of four or "
             "more voxels each; give the whole volume"
         )
-    finite = np.isfinite(data)
-    if not finite.all():
-        log.warning(
-            "%s: %d voxels are NaN or infinite; they are filled from around them, or set to zero "
-            "where many lie together", path.name, (~finite).sum(),
-        )  # fmt: skip
-        data = np.array(data)
-        fill_missing(data)
+    data = filled_volume(data, path.name)
     if data.min() == data.max():
         raise EddymotionError(
             f"{path}: all voxels are {float(data.flat[0]):g}, so that nothing is to be seen; "

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import numpy as np
 import scipy
 
 from eddymotion.images.zeros import solid
+
+log = logging.getLogger(__name__)
 
 NEIGHBOURS = 0.7
 """Voxels: width of the mean that fills a speck."""
@@ -44,6 +47,20 @@ def spikes(volume: np.ndarray) -> np.ndarray | None:
     tissue = np.unique(pieces[above & (volume <= ABOVE_NEIGHBOURS * around.astype(float))])
     found = above & ~np.isin(pieces, tissue)
     return found if found.any() else None
+
+
+def filled_volume(volume: np.ndarray, name: str) -> np.ndarray:
+    """Return an image of one volume (X, Y, Z) without gaps, and say how many voxels were some."""
+    n_gaps = volume.size - int(np.isfinite(volume).sum())
+    if not n_gaps:
+        return volume
+    log.warning(
+        "%s: %d voxels are NaN or infinite; they are filled from around them, or set to zero "
+        "where many lie together", name, n_gaps,
+    )  # fmt: skip
+    filled = np.array(volume)
+    fill_missing(filled)
+    return filled
 
 
 def fill_missing(volume: np.ndarray) -> np.ndarray:

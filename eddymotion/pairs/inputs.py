@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ import numpy as np
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import Landmarks, pair_landmarks, read_landmarks
 from eddymotion.evaluation.transforms import numbers, read_table
-from eddymotion.images.gaps import fill_missing
+from eddymotion.images.gaps import filled_volume
 from eddymotion.images.image import Image
 from eddymotion.io import series as files
 from eddymotion.io.images import read_image
@@ -23,8 +22,6 @@ from eddymotion.pairs.measures import PairOverlay
 from eddymotion.registration import Registration
 from eddymotion.registration.checks import MIN_THICKNESS
 from eddymotion.registration.problem import head_of
-
-log = logging.getLogger(__name__)
 
 MIN_MASK_VOXELS = 100
 """With fewer there is nothing to register."""
@@ -184,13 +181,7 @@ def read_volume(
     finite = np.isfinite(data)
     if not finite.any():
         raise EddymotionError(f"{path}: holds no finite number (all are NaN); check the file")
-    if not finite.all():
-        log.warning(
-            "%s: %d voxels are NaN or infinite; they are filled from around them, or set to zero "
-            "where many lie together", path.name, (~finite).sum(),
-        )  # fmt: skip
-        data = np.array(data)
-        fill_missing(data)
+    data = filled_volume(data, path.name)
     if data.min() == data.max():
         raise EddymotionError(
             f"{path}: all voxels are {float(data.flat[0]):g}, so that there is nothing to "

@@ -191,6 +191,7 @@ class JointSolver:
                 NEGLIGIBLE.get(level, 0.0),
                 progress=partial(self.progress, description=f"motion of {group.name}, {level}"),
             )
+            # fields that a prior holds are known for as many points as `weigh` reckoned with
             is_free = motion.eddy_currents is None or self.prior is NO_PRIOR
             if level == FINE[0] and is_free and seen is not None:
                 self.chance[group.name] = problem.chance(found, seen)
@@ -548,8 +549,8 @@ class JointSolver:
     ) -> np.ndarray:
         """Draw random points of the brain; at fine levels more where the images have edges.
 
-        Each level draws its own: the last one would else see again the noise that the first has
-        learnt fields and covariances from.
+        Each level draws its own: with the same points at both fine levels real series were a sixth
+        worse (docs/decisions/0028).
         """
         if level.highpass is None:
             return jittered_points(self.mask, self.dwi.affine, level.n_points, self.random)
