@@ -285,6 +285,7 @@ FIGURES = (
     *errors_of_motion("other-heads", "simulated heads it was not tuned on"),
     coverage("other-heads", "simulated heads it was not tuned on"),
     *errors_of_motion("replay", "known motion on real volumes"),
+    coverage("replay", "known motion on real volumes"),
     Figure("at-rest-all", "at-rest", "a static object: displacement that is found", " mm", 0.20,
            column("all_mm", "object", "volumes", where=lambda row: row["fields"] == "auto")),
     Figure("at-rest-worst", "at-rest", "a static object: its worst volume", " mm", 0.20,
