@@ -9,21 +9,20 @@ import pytest
 
 import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
-from eddymotion.estimation.fields import (
-    NO_PRIOR,
-    UNSEEN_PART,
-    UNSEEN_SHIFT,
-    FieldPrior,
+from eddymotion.estimation.fields.following import (
+    NEGLECTED_PART,
+    NEGLECTED_SHIFT,
     PoseResponse,
+    covariances_by_ambiguity,
+    covariances_by_neglect,
     follow_poses,
     pose_regressors,
-    unseen_covariances,
-    untold_covariances,
-    with_offsets,
     with_offsets_of_poses,
 )
-from eddymotion.estimation.joint import with_cubic_fields
-from eddymotion.estimation.joint.solver import JointSolver
+from eddymotion.estimation.fields.offsets import with_offsets
+from eddymotion.estimation.fields.prior import NO_PRIOR, FieldPrior
+from eddymotion.estimation.joint.approach import with_cubic_fields
+from eddymotion.estimation.joint.known_fields import KnownFields
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
@@ -88,7 +87,7 @@ def test_poses_are_less_certain_along_the_phase_encoding(matrices, response):
     poses = pose_regressors(matrices, CENTER, 0)
     eddy = EddyCurrents(poses @ response, np.array([0.0, 1.0, 0.0]), CENTER)
     points = CENTER + np.random.default_rng(0).normal(scale=50, size=(200, 3))
-    found = untold_covariances(eddy, response, poses, points)
+    found = covariances_by_ambiguity(eddy, response, poses, points)
     assert not found[0].any()
     assert (found[5:, 1, 1] > 0).all()
     assert not found[:, [0, 2], [0, 2]].any()
@@ -139,19 +138,19 @@ def test_fields_that_may_follow_a_head_that_moved_little_widen_the_errors(matric
     eddy = EddyCurrents(poses @ response, np.array([0.0, 1.0, 0.0]), CENTER)
     points = CENTER + np.random.default_rng(0).normal(scale=50, size=(200, 3))
     moved = np.zeros((len(SCHEME), 6))
-    covariances = unseen_covariances(eddy, response, poses, moved, points)
+    covariances = covariances_by_neglect(eddy, response, poses, moved, points)
     displaced = [eddy.displacement(volume, points) for volume in range(len(SCHEME))]
-    expected = UNSEEN_SHIFT**2 * np.square(displaced).mean(axis=1)
+    expected = NEGLECTED_SHIFT**2 * np.square(displaced).mean(axis=1)
     np.testing.assert_allclose(covariances[:, 1, 1], expected, rtol=1e-6)
     assert not covariances[0].any()
     assert not covariances[:, [0, 2, 4], [0, 2, 4]].any(), "displaced along y alone"
     np.testing.assert_allclose(50**2 * covariances[:, 3, 3], expected, rtol=1e-6)
     moved[3] = [0.1, 0.2, 0.0, 0.0, 0.03, 0.0]
-    more = unseen_covariances(eddy, response, poses, moved, points) - covariances
+    more = covariances_by_neglect(eddy, response, poses, moved, points) - covariances
     assert not more[:3].any()
     along = moved[3] / np.linalg.norm(moved[3])
     assert np.sqrt(along @ more[3] @ along) == pytest.approx(
-        UNSEEN_PART * np.linalg.norm(moved[3])
+        NEGLECTED_PART * np.linalg.norm(moved[3])
     )
 
 
@@ -159,22 +158,28 @@ class Solved:
     """A solver whose cubic fields are known."""
 
     def __init__(self, dwi, coefficients):
-        self.dwi, self.coefficients, self.prior = dwi, coefficients, FieldPrior(np.ones(9))
-        self.weighed, self.chance = False, {"b>0": 0.02}
+        self.coefficients, self.chance = coefficients, {"b>0": 0.02}
+        self.fields = WeighedFields(dwi, FieldPrior(np.ones(9)))
 
     def solve(self, level, groups, motion):
         assert motion.eddy_currents.order == "cubic"
-        assert self.prior is NO_PRIOR
+        assert self.fields.prior is NO_PRIOR
         self.chance["b>0"] = 0.04
         eddy = replace(motion.eddy_currents, coefficients=self.coefficients)
         return replace(motion, eddy_currents=eddy), ["cubic"]
 
-    def weigh(self, motion, problem, group, *, by_evidence, follow):
+    def enough_points(self, group):
+        return 12_000
+
+
+class WeighedFields(KnownFields):
+    weighed = False
+
+    def weigh(self, motion, solution, group, *, by_evidence, points, follow):
         assert by_evidence
+        assert points == 1
         self.weighed = follow
         return motion
-
-    response, poses = JointSolver.response, JointSolver.poses
 
 
 @pytest.mark.parametrize(("size", "n_dwis", "order"), [
@@ -187,14 +192,14 @@ def test_cubic_fields_are_for_those_that_follow_the_head(matrices, response, siz
     fields = np.hstack([poses @ response, cubic + random.normal(scale=0.3, size=(n, 10))])
     dwi = SimpleNamespace(gradients=SCHEME, brain_center=CENTER)
     solver, pe = Solved(dwi, fields), np.array([0.0, 1.0, 0.0])
-    known, groups = solver.prior, [SimpleNamespace(volumes=SCHEME.dwis[:n_dwis])]
+    known, groups = solver.fields.prior, [SimpleNamespace(volumes=SCHEME.dwis[:n_dwis])]
     motion = em.Motion(matrices, eddy_currents=EddyCurrents(fields[:, :9], pe, CENTER))
     found, problems = with_cubic_fields(solver, groups, motion, ["quadratic"])
     assert found.eddy_currents.order == order
     assert problems == [order]
-    assert solver.weighed == (order == "cubic")
-    assert order == "cubic" or solver.prior is known
-    assert solver.chance["b>0"] == (0.04 if solver.weighed else 0.02)
+    assert solver.fields.weighed == (order == "cubic")
+    assert order == "cubic" or solver.fields.prior is known
+    assert solver.chance["b>0"] == (0.04 if solver.fields.weighed else 0.02)
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Joint, estimate_motion
-from eddymotion.estimation.fields import FieldEvidence, shown_order, with_offsets
+from eddymotion.estimation.fields.evidence import FieldEvidence, shown_order
+from eddymotion.estimation.fields.offsets import with_offsets
 from eddymotion.images.axes import phase_encoding_vector
 from eddymotion.io.sidecars import SeriesFiles, acquisition_of, metadata_of
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents

@@ -13,7 +13,7 @@ from eddymotion.estimation import Joint, assess, estimate_motion
 from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.fields import UnknownFields
+from eddymotion.estimation.fields.unknowns import UnknownFields
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.frames.course import merged
 from eddymotion.estimation.lovo import register_unless_worse

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from eddymotion.estimation.fields import weigh_fields
+from eddymotion.estimation.fields.evidence import weigh_fields
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.simulation import shelled_scheme
 

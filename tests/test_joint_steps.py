@@ -9,10 +9,12 @@ import pytest
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
-from eddymotion.estimation.fields import usual_poses
-from eddymotion.estimation.joint.solver import COARSE, FINE, JointSolver
-from eddymotion.images.pyramid import THICKNESS_POWER, steepest
-from eddymotion.machine.parallel import silent
+from eddymotion.estimation.fields.following import usual_poses
+from eddymotion.estimation.joint.bands import Bands
+from eddymotion.estimation.joint.levels import COARSE, FINE
+from eddymotion.estimation.joint.solver import JointSolver
+from eddymotion.images.pyramid import steepest
+from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.models import get_model
@@ -22,8 +24,8 @@ ALONG_Z = np.eye(6)[[2]]
 
 @pytest.fixture
 def steps(tiny):
-    solver = JointSolver(tiny, np.random.default_rng(0), 3, 1, silent)
-    taken = joint.JointSteps(solver, get_model("gp", tiny.gradients), "none", 0)
+    solver = JointSolver(tiny, 3, Compute())
+    taken = joint.JointSteps(solver, get_model("gp", tiny.gradients), "none")
     taken.approach()
     return taken
 
@@ -36,11 +38,10 @@ def test_all_starts_again_where_something_is_not_determined(steps, held, n_frame
     monkeypatch.setattr(joint, "ENOUGH_SLICES", 0)
     monkeypatch.setattr(joint, "undetermined_directions", lambda *given: ALONG_Z[:held])
     monkeypatch.setattr(joint, "tied_by_data", lambda *given: parted)
-    solver, motion = steps.solver, steps.motion
+    motion = steps.motion
     steps.hold_what_is_not_determined()
     assert not steps.solutions
     if not held and n_frames == 1:
-        assert steps.solver is solver
         assert steps.motion is motion
         return
     np.testing.assert_array_equal(steps.solver.undetermined, ALONG_Z[:held])
@@ -72,8 +73,8 @@ def test_fine_levels_draw_points_of_their_own(steps):
 def test_noise_asks_for_points(steps, chance_mm, voxels, n_volumes, n_points):
     solver = steps.solver
     group = replace(steps.groups[-1], volumes=np.arange(n_volumes))
-    solver.mask = np.broadcast_to(True, (voxels, 1, 1))
-    solver.scale, solver.chance[group.name] = 0.5, 0.5 * chance_mm  # a head of half the size
+    solver.bands.mask = np.broadcast_to(True, (voxels, 1, 1))
+    solver.bands.scale, solver.chance[group.name] = 0.5, 0.5 * chance_mm  # half the size
     assert solver.enough_points(group) == pytest.approx(n_points, rel=1e-6)
 
 
@@ -89,7 +90,7 @@ def test_lost_slices_are_left_out_of_the_one_solution_at_the_last_level(tiny, mo
     signal[:, :, tiny.shape[2] // 2, tiny.gradients.dwis[2]] *= 0.05
 
     def solve(self, level, *given):
-        solved.append((level, self.outliers is not None))
+        solved.append((level, self.bands.outliers is not None))
         return plain(self, level, *given)
 
     monkeypatch.setattr(JointSolver, "solve", solve)
@@ -134,10 +135,9 @@ def test_bands_of_integers_are_those_of_the_same_numbers_as_floats(tiny, kind, l
     shown = []
     for signal in (whole.astype(kind), whole.astype(np.float32)):
         dwi = replace(tiny, signal=signal)
-        solver = JointSolver(dwi, np.random.default_rng(0), 3, 1, silent)
-        matrices = Motion.identity(len(dwi)).matrices
-        bands = solver.filtered(level, [0, 3], matrices, THICKNESS_POWER)
-        shown.append([band.sample(solver.surface) for band in bands])
+        bands = Bands(dwi, Compute())
+        filtered = bands.filtered(level, [0, 3], Motion.identity(len(dwi)).matrices)
+        shown.append([band.sample(bands.surface) for band in filtered])
     assert np.isfinite(shown[0]).mean() > 0.5
     np.testing.assert_array_equal(*shown)
 

@@ -9,7 +9,7 @@ import pytest
 from eddymotion.estimation.equations import normal_equations
 from eddymotion.estimation.equations.normal_equations import NormalEquations
 from eddymotion.estimation.equations.unknowns import POSES, Poses, PriorTerms, Unknowns
-from eddymotion.estimation.fields import FIELDS, UnknownFields
+from eddymotion.estimation.fields.unknowns import FIELDS, UnknownFields
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import shelled_scheme

@@ -11,8 +11,9 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.joint import FEW_FOR_FIELDS, fields_are_sought, solve_jointly
-from eddymotion.estimation.joint.solver import FINE_ITERATIONS
+from eddymotion.estimation.joint import solve_jointly
+from eddymotion.estimation.joint.approach import FEW_FOR_FIELDS, fields_are_sought
+from eddymotion.estimation.joint.levels import FINE_ITERATIONS
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.eddy_currents import N_TERMS
 from eddymotion.mapping.motion import Motion
@@ -85,11 +86,9 @@ class Joint:
         return solve_jointly(
             dwi,
             model=model,
-            n_iterations=self.max_steps,
+            max_steps=self.max_steps,
             eddy_currents=self.eddy_current,
-            seed=compute.seed,
-            n_threads=compute.n_threads,
-            progress=compute.progress,
+            compute=compute,
         )
 
     def follow(

@@ -11,11 +11,12 @@ import numpy as np
 
 import eddymotion as em
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.joint.solver import FINE, JointSolver
+from eddymotion.estimation.joint.levels import FINE
+from eddymotion.estimation.joint.solver import JointSolver
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.grid import Grid
 from eddymotion.images.masking import brain_mask
-from eddymotion.machine.parallel import silent
+from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
 from eddymotion.models import GaussianProcessModel, LegendreCovariance
@@ -36,7 +37,7 @@ def test_the_grid_does_not_pull_b0_volumes_to_rest():
     (b0s,) = VolumeGroup.all_of(dwi, model, [np.array([0])])
 
     def wrong(group: VolumeGroup) -> float:
-        solver = JointSolver(dwi, np.random.default_rng(0), 20, 1, silent)
+        solver = JointSolver(dwi, 20, Compute())
         found, _ = solver.solve(FINE[0], [group], truth)
         way = found.matrices[1] @ np.linalg.inv(found.matrices[0])
         return float(np.abs(log_rigid(np.linalg.inv(pose) @ way, dwi.brain_center) * IN_MM).max())

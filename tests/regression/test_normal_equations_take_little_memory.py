@@ -13,7 +13,7 @@ from eddymotion.estimation.equations.coupled import CoupledProblem, Residuals, S
 from eddymotion.estimation.equations.normal_equations import NormalEquations
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.unknowns import Poses, Unknowns
-from eddymotion.estimation.fields import UnknownFields
+from eddymotion.estimation.fields.unknowns import UnknownFields
 from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import jittered_points
 from eddymotion.machine.parallel import one_blas_thread

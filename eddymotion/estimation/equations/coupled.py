@@ -31,7 +31,7 @@ to the scanner while the head moves. With ``e ← e − ε`` the volume changes 
 The stretch, which multiplies the signal, is held meanwhile: else the cost would fall by making the
 volumes darker; and the slope of the fields (a hundredth) is left out of ``J``. A field common to
 all only warps the frame of the head: it is free as the common motion is, and the
-:class:`~eddymotion.estimation.fields.FieldPrior` fixes it.
+:class:`~eddymotion.estimation.fields.prior.FieldPrior` fixes it.
 
 Poses and fields are blocks of unknowns (:mod:`eddymotion.estimation.equations.unknowns`), whose
 columns of ``J`` lie side by side; what is below knows nothing else of them, but that each volume

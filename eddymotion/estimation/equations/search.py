@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 
 import numpy as np
 import scipy
@@ -36,7 +37,7 @@ from eddymotion.estimation.equations.normal_equations import DAMPING
 from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.images.pyramid import MIN_POINTS, Level
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid, rms_displacement
+from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.models.gaussian_process import GaussianProcessModel, predictors
 from eddymotion.robust import Cauchy
 
@@ -71,7 +72,7 @@ def search(
     *,
     known: np.ndarray | None = None,
     starts: np.ndarray | None = None,
-) -> tuple[Motion, np.ndarray]:
+) -> Motion:
     """Try volumes at many poses against what the others predict, one after another.
 
     Parameters
@@ -92,14 +93,12 @@ def search(
 
     Returns
     -------
-    motion : Motion
-    ways : (N,) array
-        How far each was moved, mm (root mean square over a head).
+    Motion
+        With those that are better off elsewhere there.
     """
-    ways = np.zeros(len(motion))
     found = problem.look(motion)
     if found is None:
-        return motion, ways
+        return motion
     turns = turns_around(scipy.spatial.transform.Rotation.from_matrix(motion.rotations).mean())
     values, slopes = found.samples.values, found.samples.slopes
     order = np.argsort(-agreement(found), kind="stable")
@@ -111,15 +110,14 @@ def search(
         costs = held.costs(tried)
         best = [tried[k] for k in np.argsort(costs)[:N_REFINED] if np.isfinite(costs[k])]
         best += [] if starts is None else [starts[volume]]
-        pose, cost = min((held.refined(one, held.cost(one)) for one in best), key=_by_cost,
-                         default=here)  # fmt: skip
+        refined = (held.refined(one, held.cost(one)) for one in best)
+        pose, cost = min(refined, key=itemgetter(1), default=here)
         if not cost < here[1] - LEAST_GAIN:
             pose = here[0]
-        ways[volume] = rms_displacement(pose, motion[volume], problem.center)
         motion = motion.updated(np.array([volume]), pose[None])
         values[volume], slopes[:, volume] = held.shown(pose)
         known = np.union1d(known, volume)
-    return motion, ways
+    return motion
 
 
 def agreement(found: Residuals) -> np.ndarray:
@@ -280,7 +278,3 @@ class _HeldOut:
 
 def _place(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
     return matrix[:3, :3] @ center + matrix[:3, 3]
-
-
-def _by_cost(found: tuple[np.ndarray, float]) -> float:
-    return found[1]

@@ -29,7 +29,7 @@ from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.equations.undetermined import AFFECTED, free_directions
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.fields import with_offsets
+from eddymotion.estimation.fields.offsets import with_offsets
 from eddymotion.estimation.frames.contrast import offset_from_images
 from eddymotion.estimation.frames.course import Course, OffsetEstimate, merged
 from eddymotion.estimation.frames.motion_prior import MotionPrior

@@ -32,7 +32,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients, forms_shells
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.undetermined import (
@@ -41,54 +40,32 @@ from eddymotion.estimation.equations.undetermined import (
     undetermined_directions,
 )
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
-from eddymotion.estimation.fields import NO_PRIOR
 from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
 from eddymotion.estimation.frames.ties import joined_in_time, tied_by_data, tied_volumes
-from eddymotion.estimation.joint.solver import (
-    COARSE,
-    FINE,
-    FINE_ITERATIONS,
-    JointSolver,
-)
+from eddymotion.estimation.joint.approach import approach
+from eddymotion.estimation.joint.levels import COARSE, FINE, FINE_ITERATIONS
+from eddymotion.estimation.joint.seeking import Seeking
+from eddymotion.estimation.joint.solver import JointSolver
 from eddymotion.estimation.joint.standard_errors import PoseErrors, pose_errors
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
 from eddymotion.estimation.quality import Quality, assess
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
-from eddymotion.images.axes import phase_encoding_vector
 from eddymotion.machine.memory import give_back_memory
-from eddymotion.machine.parallel import Progress, one_blas_thread, silent
-from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
+from eddymotion.machine.parallel import Compute, one_blas_thread
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 
 log = logging.getLogger(__name__)
 
-FEW_FOR_FIELDS = 6
-"""With fewer diffusion-weighted volumes fields are not estimated."""
-
-ENOUGH_FOR_QUADRATIC = 12
-"""With fewer, ``auto`` estimates linear fields."""
-
-CLEAR_GAIN = 1.2
-"""By how much fields along one axis lower the cost more than along another, where that axis is
-searched for. On simulated heads with fields of 0.1 mm or more it was 1.4 to 6 times, without any
-1.0 to 1.3."""
-
-ENOUGH_FOR_CUBIC, MOST_FOR_CUBIC = 20, 150
-"""With fewer or more volumes, fields that follow the head stay quadratic: fewer tell too little,
-and normal equations grow with the square of the terms."""
-
 
 def solve_jointly(
     dwi: DWI,
     *,
     model: LinearModel,
-    n_iterations: int = FINE_ITERATIONS,
+    max_steps: int = FINE_ITERATIONS,
     eddy_currents: str = "auto",
-    seed: int = 0,
-    n_threads: int = 1,
-    progress: Progress = silent,
+    compute: Compute | None = None,
 ) -> Estimate:
     """Estimate the poses of all volumes together, and their eddy-current fields.
 
@@ -97,24 +74,18 @@ def solve_jointly(
     dwi : DWI
     model : LinearModel
         Of the diffusion-weighted volumes; b=0 volumes are predicted by their mean.
-    n_iterations : int
+    max_steps : int
         At most so many steps at a level.
     eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
         Fields to estimate. ``auto``: as many terms as the scheme allows and the data show.
-    seed : int
-        Of the random points.
-    n_threads : int
-        The result does not depend on it.
-    progress : callable
-        See :class:`~eddymotion.machine.parallel.Progress`.
+    compute : Compute, optional
 
     Returns
     -------
     Estimate
         b=0 and diffusion-weighted volumes each in a frame of their own; so may be single shells.
     """
-    solver = JointSolver(dwi, np.random.default_rng(seed), n_iterations, n_threads, progress)
-    steps = JointSteps(solver, model, eddy_currents, seed)
+    steps = JointSteps(JointSolver(dwi, max_steps, compute or Compute()), model, eddy_currents)
     with one_blas_thread():
         steps.approach()
         steps.hold_what_is_not_determined()
@@ -124,7 +95,7 @@ def solve_jointly(
         steps.refine()
         errors = steps.errors()
         steps.leave_to_the_course(errors)
-        errors = steps.with_untold(errors)
+        errors = steps.with_ambiguities(errors)
     return steps.estimate(errors)
 
 
@@ -137,7 +108,6 @@ class JointSteps:
     solver : JointSolver
     model : LinearModel
     eddy_currents : str
-    seed : int
         As there.
 
     Attributes
@@ -157,14 +127,14 @@ class JointSteps:
     solver: JointSolver
     model: LinearModel
     eddy_currents: str
-    seed: int
     solutions: list[Solution] = field(default_factory=list, init=False)
     judged: Quality = field(init=False)
     moved: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
     unplaced: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
 
     def __post_init__(self) -> None:
-        self.dwi = self.solver.dwi
+        self.dwi, self.compute = self.solver.dwi, self.solver.compute
+        self.seeking = Seeking(self.solver)
         self.motion = Motion.identity(len(self.dwi))
         self._tie(tied_volumes(self.dwi.gradients, self.model))
 
@@ -173,16 +143,37 @@ class JointSteps:
 
     def approach(self) -> None:
         """Solve from rest up to the first fine level, fields included."""
-        self.motion, self.solutions = _approach(self.solver, self.groups, self.eddy_currents)
+        self.motion, self.solutions = approach(
+            self.solver, self.seeking, self.groups, self.eddy_currents
+        )
 
     def hold_what_is_not_determined(self) -> None:
         """Start again where the data do not determine all directions, or tie fewer volumes."""
-        found = _determined(self.solver, self.groups, self.solutions, self.frames, self.motion)
+        directions, frames = self._undetermined(), self._tied_by_data()
         self.solutions = []  # they hold the bands of all volumes: memory
-        if found is not None:
-            frames, self.solver = found
-            self._tie(frames)
-            self.motion = _approach(self.solver, self.groups, self.eddy_currents)[0]
+        if not len(directions) and len(frames) == len(self.frames):
+            return
+        if len(directions):
+            log.warning(
+                "the images hardly change with %s: not determined, and taken as at rest",
+                describe_directions(directions),
+            )
+        self.solver.hold(directions)
+        self._tie(frames)
+        self.approach()
+        self.solutions = []
+
+    def _undetermined(self) -> np.ndarray:
+        """Directions that the images do not show, once they are close to each other, (k, 6)."""
+        solution = self.solutions[-1]
+        if min(self.dwi.shape) < ENOUGH_SLICES:
+            return self.solver.undetermined
+        return undetermined_directions(solution.problem, solution.samples, self.solver.in_mm)
+
+    def _tied_by_data(self) -> list[np.ndarray]:
+        """Diffusion-weighted volumes that the data tie to each other, after what they show."""
+        table = self.dwi.gradients.rotated(self.motion.rotations)
+        return tied_by_data(self.frames, table, self.solutions[-1].problem.model)
 
     def judge(self) -> None:
         """Compare the volumes with their predictions, in frames that time joins."""
@@ -192,8 +183,8 @@ class JointSteps:
             self.dwi,
             self.motion,
             self.model,
-            random_seed=self.seed,
-            n_threads=self.solver.n_threads,
+            random_seed=self.compute.seed,
+            n_threads=self.compute.n_threads,
         )
 
     def retry_doubtful_volumes(self) -> None:
@@ -202,8 +193,9 @@ class JointSteps:
         The others were led astray by them, and go through coarse levels again. These would
         lose volumes that lie far from their neighbours: a group with such is sought again.
         """
+        seed, n_threads = self.compute.seed, self.compute.n_threads
         retried = retry_outlier_volumes(
-            self.dwi, self.motion, self.judged, seed=self.seed, n_threads=self.solver.n_threads
+            self.dwi, self.motion, self.judged, seed=seed, n_threads=n_threads
         )
         if retried is None:
             return
@@ -212,16 +204,16 @@ class JointSteps:
         self.moved = np.union1d(retried.recovered, retried.unplaced)
         again = [group for group in self.groups if group.can_recover(self.moved)]
         again = groups_without(again, self.unplaced)
-        near = [group for group in again if not len(self.solver.to_seek(group, self.motion))]
+        near = [group for group in again if not len(self.seeking.far(group, self.motion))]
         for level in COARSE[1:] if self.motion.eddy_currents is None else COARSE[-1:]:
             self.motion = self.solver.solve(level, near, self.motion)[0]
-        self.motion = self.solver.seek(again, self.motion)
+        self.motion = self.seeking.seek(again, self.motion)
         self.groups = groups_without(self.groups, self.unplaced)
 
     def leave_out_lost_slices(self) -> None:
         """Go on without slices that lost signal, and from where volumes are now."""
         if self.judged.outliers.flagged.any() or len(self.moved):
-            self.solver.leave_out(self.judged.outliers, self.moved)
+            self.solver.bands.leave_out(self.judged.outliers, self.moved)
 
     def refine(self) -> None:
         """Solve at the finest level."""
@@ -245,19 +237,20 @@ class JointSteps:
             self.solver.in_mm,
         )
 
-    def with_untold(self, errors: PoseErrors) -> PoseErrors:
+    def with_ambiguities(self, errors: PoseErrors) -> PoseErrors:
         """Add what fields that follow the head leave open, and what b=0 finds elsewhere."""
-        untold = self.solver.untold(self.motion, self.groups[-1])
-        untold = untold + self.solver.parted.covariances(len(self.dwi))
-        self.solver.parted.warn()
-        return replace(errors, covariances=errors.covariances + untold)
+        parted = self.seeking.parted
+        parted.warn()
+        more = self.solver.fields.covariances(self.motion, self.groups[-1])
+        more = more + parted.covariances(len(self.dwi))
+        return replace(errors, covariances=errors.covariances + more)
 
     def estimate(self, errors: PoseErrors) -> Estimate:
         """Put together what was found; volumes that nothing predicts get a neighbour's pose."""
         unplaced = np.isin(np.arange(len(self.dwi)), self.unplaced)
         known = _known(self.dwi, self.groups, self.solutions, self.frames) & ~unplaced
         unrest, held = errors.unrest(self.judged.outliers.flagged), self.solver.undetermined
-        motion = self.solver.with_offsets_of_poses(self.motion, self.groups[-1])
+        motion = self.solver.fields.with_offsets(self.motion, self.groups[-1])
         return Estimate(
             fill_unpredicted(
                 self.dwi, motion, known, self.model, groups=self.frames, unplaced=unplaced
@@ -268,118 +261,6 @@ class JointSteps:
             held if len(held) else None,
             unrest,
         )
-
-
-def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
-    """Whether fields are estimated at all, where they are asked for."""
-    together = gradients.shells if forms_shells(gradients) else [gradients.dwis]
-    return eddy_currents != "none" and max(map(len, together), default=0) >= FEW_FOR_FIELDS
-
-
-def _approach(
-    solver: JointSolver, groups: Sequence[VolumeGroup], eddy_currents: str
-) -> tuple[Motion, list[Solution]]:
-    """Solve from rest up to the first fine level."""
-    motion = Motion.identity(len(solver.dwi))
-    for level in COARSE:
-        motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
-    motion = solver.seek(groups, motion)
-    motion = with_fields(solver, groups, motion, eddy_currents)
-    motion, solutions = solver.solve(FINE[0], groups, motion)
-    if motion.eddy_currents is not None:
-        auto = eddy_currents == "auto"
-        motion = solver.weigh(motion, solutions[-1], groups[-1], by_evidence=auto)
-        if motion.eddy_currents is None:
-            motion, solutions = solver.solve(FINE[0], groups, motion)
-        elif auto and solver.prior.poses is not None:
-            motion, solutions = with_cubic_fields(solver, groups, motion, solutions)
-    return motion, solutions
-
-
-def with_cubic_fields(
-    solver: JointSolver,
-    groups: Sequence[VolumeGroup],
-    motion: Motion,
-    solutions: list[Solution],
-) -> tuple[Motion, list[Solution]]:
-    """Go on with cubic fields, where these follow the head, too, and there are volumes enough.
-
-    What eddy currents do is smooth, but a head that pitches changes the field beside its cavities:
-    quadratic fields leave a tenth of that, and the poses suffer from it.
-    """
-    eddy, quadratic = motion.eddy_currents, (solver.prior, solver.chance.copy())
-    n_volumes = len(groups[-1].volumes)
-    if eddy is None or not ENOUGH_FOR_CUBIC <= n_volumes <= MOST_FOR_CUBIC:
-        return motion, solutions
-    solver.prior = NO_PRIOR
-    finer = replace(motion, eddy_currents=eddy.of_order("cubic"))
-    finer, of_finer = solver.solve(FINE[0], groups, finer)
-    found = solver.response(finer, groups[-1], slice(N_TERMS["quadratic"], None))
-    if found is None or not found.is_shown:
-        solver.prior, solver.chance = quadratic
-        return motion, solutions
-    finer = solver.weigh(finer, of_finer[-1], groups[-1], by_evidence=True, follow=True)
-    return finer, of_finer
-
-
-def _determined(
-    solver: JointSolver,
-    groups: Sequence[VolumeGroup],
-    solutions: Sequence[Solution],
-    frames: Sequence[np.ndarray],
-    motion: Motion,
-) -> tuple[list[np.ndarray], JointSolver] | None:
-    """Look for what the data do not determine, once they have been brought close to each other.
-
-    Returns
-    -------
-    frames : list of index arrays
-    solver : JointSolver
-        With which to start again; None where all is determined.
-    """
-    solution = solutions[-1]
-    directions = solver.undetermined
-    if min(solver.dwi.shape) >= ENOUGH_SLICES:
-        directions = undetermined_directions(solution.problem, solution.samples, solver.in_mm)
-    table = solver.dwi.gradients.rotated(motion.rotations)
-    parted = tied_by_data(frames, table, solution.problem.model)
-    if not len(directions) and len(parted) == len(frames):
-        return None
-    if len(directions):
-        log.warning(
-            "the images hardly change with %s: not determined, and taken as at rest",
-            describe_directions(directions),
-        )
-    return parted, replace(solver, undetermined=directions, prior=NO_PRIOR)
-
-
-def with_fields(
-    solver: JointSolver,
-    groups: Sequence[VolumeGroup],
-    motion: Motion,
-    eddy_currents: str,
-) -> Motion:
-    """Start the fields at the last coarse level."""
-    dwi = solver.dwi
-    n_dwis = len(groups[-1].volumes)
-    if eddy_currents == "none" or not groups[-1].has_fields or n_dwis < FEW_FOR_FIELDS:
-        return motion
-    order = eddy_currents
-    if order == "auto":
-        order = "quadratic" if n_dwis >= ENOUGH_FOR_QUADRATIC else "linear"
-    pe = dwi.acquisition.common_phase_encoding
-    if pe is None:
-        second, best = np.sort(gains := solver.gains_of_fields(groups[-1], motion))[1:]
-        if eddy_currents == "auto" and not best > CLEAR_GAIN * second:
-            log.info("eddy currents: none along any axis; the phase encoding is not told")
-            return motion
-        axis = "ijk"[int(np.argmax(gains))]
-        log.info("phase-encoding axis: %s, found from the data", axis)
-        pe = phase_encoding_vector(dwi.affine, axis)
-    eddy = EddyCurrents.none(len(dwi), "linear", pe, dwi.center)
-    motion = solver.solve(COARSE[-1], groups, replace(motion, eddy_currents=eddy))[0]
-    assert motion.eddy_currents is not None
-    return replace(motion, eddy_currents=motion.eddy_currents.of_order(order))
 
 
 def _known(

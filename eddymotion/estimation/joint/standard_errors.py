@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.solution import Solution
-from eddymotion.estimation.joint.solver import JointSolver
+from eddymotion.estimation.equations.unknowns import POSES
+from eddymotion.estimation.joint.levels import FINE
+from eddymotion.estimation.joint.solver import JointSolver, group_motion
 from eddymotion.estimation.unrest import Unrest
 from eddymotion.estimation.volume_groups import VolumeGroup
-from eddymotion.images.pyramid import head_scale
+from eddymotion.images.pyramid import THICKNESS_POWER, fine_widths, head_scale
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
@@ -27,6 +30,9 @@ HALVES_FACTOR = 1.35
 """Standard errors over the scatter between halves of the brain: see
 :func:`excess_covariance`. On ten simulated heads at b=1000 the errors were 0.8 to 1.5 times the
 scatter, of which steps that are too short explain 1.3; where they are shorter, that counts."""
+
+THICK = 1.3
+"""Filters that are wider along the slices by this factor tell something else than plain ones."""
 
 MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 """Standard error beyond that of noise; see :func:`misfit_covariances`."""
@@ -112,7 +118,6 @@ def _of_group(
     """Return covariances (n, 6, 6) of a group: all in all, by noise, and apart in time."""
     give_back_memory()  # of the group before, too
     dwi = solver.dwi
-    scatter = solution.scatter_of_halves()
     apart = solution.scatter_of_periods(dwi.acquisition.slicing, dwi.affine, dwi.n_slices)
     scatter = solution.scatter_of_halves()
     recovered = solution.recovered
@@ -120,7 +125,7 @@ def _of_group(
     whole = by_misfit + by_noise / recovered**2
     factor = max(HALVES_FACTOR, 1 / recovered)
     whole += excess_covariance(whole, factor**2 * scatter)
-    whole += pulled_by_slices(by_noise, solver.pulls_of_slices(solution.problem, group, motion))
+    whole += pulled_by_slices(by_noise, pulls_of_slices(solver, solution.problem, group, motion))
     return whole, by_noise, apart
 
 
@@ -163,6 +168,20 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     """
     variances = np.diagonal(covariances, axis1=1, axis2=2).mean(axis=0)
     return np.diag(np.maximum(np.nan_to_num(scatter - variances), 0.0))
+
+
+def pulls_of_slices(
+    solver: JointSolver, problem: CoupledProblem, group: VolumeGroup, motion: Motion
+) -> np.ndarray:
+    """Find the way that a filter as narrow along thick slices as in them asks for, (n, 6)."""
+    wide, plain = (fine_widths(solver.dwi.voxel_sizes, p) for p in (THICKNESS_POWER, 0.0))
+    if wide.max() < THICK * plain.max():
+        return np.zeros((len(group.volumes), 6))
+    splines = solver.bands.of_group(group, FINE[-1], motion.matrices, thickness_power=0.0)
+    found = Solution(replace(problem, splines=splines), group_motion(motion, group))
+    if found.system is None:
+        return np.full((len(group.volumes), 6), np.nan)
+    return found.system.step(POSES) / found.recovered
 
 
 def pulled_by_slices(covariances: np.ndarray, pulls: np.ndarray) -> np.ndarray:

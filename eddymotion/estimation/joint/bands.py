@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The volumes of a series, band-passed for a level, and the points at which they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy
+from nibabel.affines import apply_affine
+
+from eddymotion.data.series import DWI
+from eddymotion.estimation.joint.levels import COARSE
+from eddymotion.estimation.outliers import SliceOutliers, rescaled
+from eddymotion.estimation.volume_groups import VolumeGroup
+from eddymotion.images.compact import CompactSpline
+from eddymotion.images.grid import transformed
+from eddymotion.images.image import Continuous, Spline
+from eddymotion.images.pyramid import (
+    THICKNESS_POWER,
+    Level,
+    band_pass,
+    crop,
+    fine_widths,
+    head_scale,
+    jittered_points,
+    steepest,
+)
+from eddymotion.machine.memory import give_back_memory
+from eddymotion.machine.parallel import Compute, parallel_iterate, parallel_map
+
+Band = tuple[float, float | None]
+"""Widths of the filters of a level."""
+
+MOST_CANDIDATES = 320_000
+"""Of points, among which those of fine levels are chosen; one a voxel of the brain otherwise."""
+
+CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3
+"""What is kept around the brain of a volume from the second level on: what a level's filter and
+its remaining motion reach."""
+
+
+@dataclass(eq=False)
+class Bands:
+    """The volumes at the level that was asked for last.
+
+    Parameters
+    ----------
+    dwi : DWI
+    compute : Compute
+
+    Attributes
+    ----------
+    outliers : SliceOutliers, optional
+        Slices that lost signal: they are brightened before they are filtered.
+    stale : index array
+        Volumes to be filtered again when they are asked for next.
+    """
+
+    dwi: DWI
+    compute: Compute
+    outliers: SliceOutliers | None = field(default=None, init=False)
+    stale: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
+    _kept: tuple[Band, list[Continuous]] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        dwi = self.dwi
+        self.mask = scipy.ndimage.binary_dilation(dwi.mask)  # the edge of the brain has contrast
+        surface = self.mask & ~scipy.ndimage.binary_erosion(self.mask)
+        self.surface = apply_affine(dwi.affine, np.argwhere(surface))
+        self.scale = head_scale(dwi.mask, dwi.voxel_sizes)
+        self.voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
+
+    def leave_out(self, outliers: SliceOutliers, moved: np.ndarray) -> None:
+        """Take the darkness of lost slices out of the bands.
+
+        Volumes that have `moved` far are filtered again, too: they are cut down to the brain.
+        """
+        self.outliers = outliers
+        self.stale = np.union1d(np.flatnonzero(outliers.flagged.any(axis=1)), moved)
+
+    def width(self, level: Level) -> float:
+        """Return the width of the filter of a level, mm."""
+        return level.fwhm * (self.scale if level.highpass is None else self.voxel)
+
+    def of_group(
+        self,
+        group: VolumeGroup,
+        level: Level,
+        matrices: np.ndarray,
+        thickness_power: float = THICKNESS_POWER,
+    ) -> list[Continuous]:
+        """Return the volumes of a group at a level, with the filters that serve it."""
+        own = group.at(level)
+        if own != level or thickness_power != THICKNESS_POWER:
+            return self.filtered(own, group.volumes, matrices, thickness_power=thickness_power)
+        splines = self.splines(level, matrices)
+        return [splines[volume] for volume in group.volumes]
+
+    def splines(self, level: Level, matrices: np.ndarray) -> list[Continuous]:
+        """Band-pass all volumes, unless it is the band of the level before."""
+        band = level.fwhm, level.highpass
+        if self._kept is None or self._kept[0] != band:
+            self._kept = None  # one at a time: memory
+            give_back_memory()
+            self._kept = band, self.filtered(level, range(len(self.dwi)), matrices)
+            give_back_memory()  # of filtering
+        elif len(self.stale):
+            again = self.filtered(level, self.stale, matrices)
+            for volume, spline in zip(self.stale, again, strict=True):
+                self._kept[1][volume] = spline
+        self.stale = np.empty(0, int)
+        return self._kept[1]
+
+    def filtered(
+        self,
+        level: Level,
+        volumes: Iterable[int],
+        matrices: np.ndarray,
+        *,
+        thickness_power: float = THICKNESS_POWER,
+        cut: bool = True,
+    ) -> list[Continuous]:
+        """Band-pass some volumes, cut down to where the brain is and the filter reaches.
+
+        Of fine levels only the brain is kept, and what it reaches if it moves a little.
+        """
+        unit = fine_widths(self.dwi.voxel_sizes)
+        width = unit if level.highpass is not None else self.scale
+        margin = CROP_MARGIN_FWHM * level.fwhm * width + CROP_MARGIN_VOXELS * self.voxel
+
+        def one(volume: int) -> Continuous:
+            image = self.dwi.volume_with_missing(volume)
+            if self.outliers is not None:
+                image = rescaled(image, self.outliers, volume)
+            brain = transformed(matrices[volume], self.surface)
+            if cut and level is not COARSE[0]:
+                image = crop(image, brain, margin)
+            shown = band_pass(image, level, self.scale, thickness_power)
+            if level.highpass is None:
+                return Spline.of(shown)
+            spline = Spline.of_filtered(shown)
+            return CompactSpline.around(brain, spline, CROP_MARGIN_VOXELS) if cut else spline
+
+        return parallel_map(
+            one, volumes, n_threads=self.compute.n_threads, progress=self.compute.progress,
+            description=f"filtering for {level}",
+        )  # fmt: skip
+
+    def points(
+        self,
+        level: Level,
+        splines: Sequence[Continuous],
+        matrices: np.ndarray,
+        random: np.random.Generator,
+    ) -> np.ndarray:
+        """Draw random points of the brain; at fine levels more where the images have edges.
+
+        Each level draws its own: with the same points at both fine levels real series were a sixth
+        worse (docs/decisions/0028).
+        """
+        if level.highpass is None:
+            return jittered_points(self.mask, self.dwi.affine, level.n_points, random)
+        n_points = min(int(self.mask.sum()), MOST_CANDIDATES)
+        candidates = jittered_points(self.mask, self.dwi.affine, n_points, random)
+        total = np.zeros((len(candidates), 3), np.float32, order="F")  # as slopes are
+
+        def slopes(volume: int) -> np.ndarray:
+            return splines[volume].sample_with_gradient(candidates, matrices[volume])[1]
+
+        some = range(0, len(splines), max(1, len(splines) // 8))
+        for one in parallel_iterate(slopes, some, n_threads=self.compute.n_threads):
+            total += np.nan_to_num(one, copy=False)
+        steepness = np.linalg.norm(total, axis=1).astype(float)
+        return candidates[steepest(steepness, level.n_points, random)]

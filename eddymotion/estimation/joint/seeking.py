@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes that coarse levels left far from their neighbours in time, sought at many poses.
+
+They are tried against what the others predict (:mod:`eddymotion.estimation.equations.search`),
+until all stay; then those that parted from the others as a whole are held against the b=0 volume
+(:mod:`eddymotion.estimation.frames.anchors`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eddymotion.estimation.equations.search import places_by_signal, search, search_level
+from eddymotion.estimation.frames.anchors import LEAST_CORE, NONE_PARTED, Anchors, Parted
+from eddymotion.estimation.joint.solver import JointSolver, group_motion, with_group
+from eddymotion.estimation.outlier_volumes import far_from_neighbours
+from eddymotion.estimation.volume_groups import VolumeGroup
+from eddymotion.images.pyramid import Level
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import rms_displacement
+
+log = logging.getLogger(__name__)
+
+MAX_SWEEPS, AT_HOME_MM = 6, 4.0
+"""Times that volumes far from their neighbours are sought, until none moves so far, in a human
+head (root mean square)."""
+
+WHOLE = 0.5
+"""Where no larger share of a group agrees with b=0 on where the others are, coarse levels have led
+it astray; alone, two of three volumes of a scattered head find b=0 within some millimetres."""
+
+MAX_REUNIONS = 6
+"""Times that volumes which b=0 finds elsewhere are tried again."""
+
+
+@dataclass(eq=False)
+class Seeking:
+    """The search for volumes that are far from where they belong.
+
+    Parameters
+    ----------
+    solver : JointSolver
+    parted : Parted
+        Volumes that b=0 finds elsewhere.
+    """
+
+    solver: JointSolver
+    parted: Parted = NONE_PARTED
+
+    def seek(self, groups: Sequence[VolumeGroup], motion: Motion) -> Motion:
+        """Seek volumes that lie far from their neighbours in time, until all stay there."""
+        for group in groups:
+            if len(self.far(group, motion)):
+                motion = self._seek_in(group, motion)
+        return motion
+
+    def far(self, group: VolumeGroup, motion: Motion) -> np.ndarray:
+        """Return which of the volumes of a group lie so far from their neighbours, (K,)."""
+        if len(self.solver.undetermined) or not group.can_be_sought:
+            return np.empty(0, int)
+        center = self.solver.dwi.brain_center
+        return far_from_neighbours(group_motion(motion, group), center)[0]
+
+    def _seek_in(self, group: VolumeGroup, motion: Motion) -> Motion:
+        dwi, anchors = self.solver.dwi, None
+        if len(dwi.gradients.b0s):
+            anchors = Anchors.of(dwi, group.volumes, self.solver.compute.n_threads)
+            motion = self._started_anew(group, motion, anchors)
+        for _ in range(MAX_SWEEPS):
+            far = self.far(group, motion)
+            if not len(far):
+                return motion
+            motion, farthest = self._tried(group, motion, group_motion(motion, group), far)
+            if farthest < self._at_home:
+                break
+        return motion if anchors is None else self._reunited(group, motion, anchors)
+
+    def _started_anew(self, group: VolumeGroup, motion: Motion, anchors: Anchors) -> Motion:
+        """Start at what b=0 finds of each volume alone, where coarse levels left no whole."""
+        found = group_motion(motion, group)
+        core, _ = anchors.from_poses(found, self.solver.compute.n_threads).core(found)
+        if core.mean() > WHOLE:
+            return motion
+        log.debug("%s, %d of %d agree with b=0: from there", group.name, core.sum(), len(core))
+        found = found.updated(np.arange(len(found)), anchors.matrices)
+        return self._solved(group, motion, found, group.volumes)
+
+    def _reunited(self, group: VolumeGroup, motion: Motion, anchors: Anchors) -> Motion:
+        """Try volumes again that parted from the others as a whole."""
+        for _ in range(MAX_REUNIONS):
+            found = group_motion(motion, group)
+            anchors = anchors.from_poses(found, self.solver.compute.n_threads)
+            core, offset = anchors.core(found)
+            outside = np.flatnonzero(~core)
+            if not len(outside) or core.sum() < LEAST_CORE:
+                break
+            by_b0 = anchors.matrices[outside] @ np.linalg.inv(offset)
+            elsewhere, leaders = found.updated(outside, by_b0), np.flatnonzero(core)
+            motion, farthest = self._tried(group, motion, elsewhere, outside, leaders)
+            if farthest < self._at_home:
+                break
+        self.parted = self.parted.updated(anchors, group_motion(motion, group))
+        return motion
+
+    def _tried(
+        self,
+        group: VolumeGroup,
+        motion: Motion,
+        start: Motion,
+        volumes: np.ndarray,
+        core: np.ndarray | None = None,
+    ) -> tuple[Motion, float]:
+        """Try some volumes of a group at many poses, and solve the group from where they are best.
+
+        Parameters
+        ----------
+        group : VolumeGroup
+        motion : Motion
+            Of the series.
+        start : Motion
+            Of the group.
+        volumes : index array
+            Of the group.
+        core : index array, optional
+            Volumes of it that predict the others: these may stay where they were as well.
+
+        Returns
+        -------
+        motion : Motion
+        farthest : float
+            How far the search moved a volume at most, mm.
+        """
+        dwi, before = self.solver.dwi, group_motion(motion, group).matrices
+        whole = group.volumes[volumes]
+        problem = self.solver.problem(self._level, group, motion, whole=whole)
+        found = search(
+            problem.with_model_fitted(start),
+            start,
+            volumes,
+            places_by_signal(dwi, group.volumes, start),
+            known=core,
+            starts=None if core is None else before,
+        )
+        ways = rms_displacement(found.matrices, before, dwi.brain_center)
+        log.debug("%s, sought %d: moved by %s mm", group.name, len(volumes), ways[volumes])
+        return self._solved(group, motion, found, whole), float(ways.max())
+
+    def _solved(
+        self, group: VolumeGroup, motion: Motion, found: Motion, moved: np.ndarray
+    ) -> Motion:
+        """Solve a group at the level of the search, from what was found; `moved` have gone far."""
+        self.solver.bands.stale = moved
+        return self.solver.solve(self._level, [group], with_group(motion, group, found))[0]
+
+    @property
+    def _at_home(self) -> float:
+        """How far volumes move that stay where they are, mm."""
+        return AT_HOME_MM * self.solver.bands.scale
+
+    @property
+    def _level(self) -> Level:
+        bands = self.solver.bands
+        return search_level(bands.scale, bands.voxel)
