@@ -13,6 +13,7 @@ import numpy as np
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.images.axes import phase_encoding_vector
+from eddymotion.machine.frozen import freeze, selected
 from eddymotion.wording import PE_AXES, shown
 
 SAME_TIME = 1e-4
@@ -144,20 +145,10 @@ class Acquisition:
 
     def __post_init__(self) -> None:
         n = len(self.gradients)
-        runs = np.zeros(n, int) if self.runs is None else self.runs
-        shapes = {"runs": (n,), "start_times": (n,), "phase_encoding": (n, 3),
-                  "readout_times": (n,)}  # fmt: skip
-        for name, shape in shapes.items():
-            value = runs if name == "runs" else getattr(self, name)
-            if value is None:
-                continue
-            kept = np.array(value)
-            if kept.shape != shape:
-                raise EddymotionError(
-                    f"acquisition: {name} has shape {kept.shape}, expected {shape}: one a volume"
-                )
-            kept.flags.writeable = False
-            object.__setattr__(self, name, kept)
+        if self.runs is None:
+            object.__setattr__(self, "runs", np.zeros(n, int))
+        freeze(self, "acquisition", None, runs=f"{n}", start_times=f"{n}",
+               phase_encoding=f"{n} 3", readout_times=f"{n}")  # fmt: skip
 
     @classmethod
     def every(
@@ -254,10 +245,9 @@ class Acquisition:
 
     def select(self, volumes: np.ndarray | slice) -> Acquisition:
         """Keep some of the volumes."""
-        of_volumes = ("runs", "start_times", "phase_encoding", "readout_times")
-        given = {name: getattr(self, name) for name in of_volumes}
-        kept = {name: None if value is None else value[volumes] for name, value in given.items()}
-        return Acquisition(self.gradients.select(volumes), self.slicing, **kept)
+        return selected(
+            self, volumes, "gradients", "runs", "start_times", "phase_encoding", "readout_times"
+        )
 
 
 def multiband_groups(

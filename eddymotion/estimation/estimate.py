@@ -12,6 +12,7 @@ import numpy as np
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.unrest import Unrest
+from eddymotion.machine.frozen import selected
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.models import AverageModel, Model
@@ -57,13 +58,11 @@ class Estimate:
             np.array([new[old] for old in group.tolist() if old in new], int)
             for group in self.groups
         ]
-        return Estimate(
-            self.motion.select(volumes),
-            None if self.covariances is None else self.covariances[volumes],
-            groups and [group for group in groups if len(group)],
-            undetermined=self.undetermined,
-            within=None if self.within is None else self.within[volumes],
-        )
+        groups = groups and [group for group in groups if len(group)]
+        return selected(
+            replace(self, groups=groups, unplaced=None, unrest=None),
+            volumes, "motion", "covariances", "within",
+        )  # fmt: skip
 
 
 def fill_unpredicted(

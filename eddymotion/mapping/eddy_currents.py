@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eddymotion.errors import EddymotionError
+from eddymotion.machine.frozen import freeze, selected
 from eddymotion.mapping.field_kernels import displace_points
 from eddymotion.wording import short_repr
 
@@ -35,13 +36,6 @@ SCALE_MM = 80.0
 """Unit of length: about the radius of a head. A coefficient is the displacement there."""
 
 NEWTON_STEPS = 20
-
-
-def frozen_copy(array: np.ndarray) -> np.ndarray:
-    """Return a copy in double precision that nobody can change."""
-    copy = np.array(array, dtype=float)
-    copy.flags.writeable = False
-    return copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,26 +67,17 @@ class EddyCurrents:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        coefficients = frozen_copy(self.coefficients)
-        if coefficients.ndim != 2 or coefficients.shape[1] not in N_TERMS.values():
+        freeze(self, "eddy currents", coefficients="N K", pe="3", center="3", offsets="N",
+               offset_errors="N")  # fmt: skip
+        if self.coefficients.shape[1] not in N_TERMS.values():
             raise EddymotionError(
-                f"eddy currents: coefficients of shape {coefficients.shape}, expected (N, K) "
+                f"eddy currents: coefficients of shape {self.coefficients.shape}, expected (N, K) "
                 f"with K one of {', '.join(map(str, N_TERMS.values()))}"
             )
-        for name, shape in (("pe", (3,)), ("center", (3,)), ("offsets", (len(coefficients),)),
-                            ("offset_errors", (len(coefficients),))):  # fmt: skip
-            if (value := getattr(self, name)) is not None:
-                array = frozen_copy(value)
-                if array.shape != shape:
-                    raise EddymotionError(
-                        f"eddy currents: {name} of shape {array.shape}, expected {shape}"
-                    )
-                object.__setattr__(self, name, array)
         if abs(np.linalg.norm(self.pe) - 1) > 1e-6:
             raise EddymotionError(
                 f"eddy currents: the phase-encoding direction {self.pe} has not the length 1"
             )
-        object.__setattr__(self, "coefficients", coefficients)
 
     def __len__(self) -> int:
         return len(self.coefficients)
@@ -112,13 +97,7 @@ class EddyCurrents:
 
     def select(self, volumes: np.ndarray | slice) -> EddyCurrents:
         """Keep the fields of some of the volumes."""
-        offsets, errors = self.offsets, self.offset_errors
-        return replace(
-            self,
-            coefficients=self.coefficients[volumes],
-            offsets=None if offsets is None else offsets[volumes],
-            offset_errors=None if errors is None else errors[volumes],
-        )
+        return selected(self, volumes, "coefficients", "offsets", "offset_errors")
 
     def of_order(self, order: str) -> EddyCurrents:
         """Leave out the terms beyond an order, or add those it has more, as zero."""

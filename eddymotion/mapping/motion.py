@@ -15,7 +15,8 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.mapping.eddy_currents import EddyCurrents, frozen_copy
+from eddymotion.machine.frozen import freeze, selected
+from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.off_resonance import SeriesField
 from eddymotion.mapping.rigid import framewise_displacement, rigid_matrix, rigid_parameters
 from eddymotion.mapping.trajectory import Trajectory
@@ -112,57 +113,18 @@ class Motion(HtmlValue):
     frame_covariance: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        matrices = frozen_copy(self.matrices)
-        if matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
-            raise EddymotionError(
-                f"motion: expected matrices of shape (N, 4, 4), got {matrices.shape}"
-            )
-        if not np.isfinite(matrices).all():
+        freeze(self, "motion", matrices="N 4 4", standard_errors="N 6", undetermined="k 6",
+               center="3", frame_covariance="6 6")  # fmt: skip
+        freeze(self, "motion", bool, unplaced=f"{len(self)}")
+        if not np.isfinite(self.matrices).all():
             raise EddymotionError("motion: the matrices hold NaN or Inf")
-        if self.eddy_currents is not None and len(self.eddy_currents) != len(matrices):
-            raise EddymotionError(
-                f"motion: {len(matrices)} poses but {len(self.eddy_currents)} eddy-current fields"
-            )
-        if self.off_resonance is not None and len(self.off_resonance) != len(matrices):
-            raise EddymotionError(
-                f"motion: {len(matrices)} poses but an off-resonance field for "
-                f"{len(self.off_resonance)} volumes"
-            )
-        if self.trajectory is not None and len(self.trajectory) != len(matrices):
-            raise EddymotionError(
-                f"motion: {len(matrices)} poses but a trajectory of {len(self.trajectory)} volumes"
-            )
-        object.__setattr__(self, "matrices", matrices)
-        if self.standard_errors is not None:
-            errors = frozen_copy(self.standard_errors)
-            if errors.shape != (len(matrices), 6):
-                raise EddymotionError(
-                    f"motion: standard errors of shape {errors.shape}, expected "
-                    f"({len(matrices)}, 6)"
-                )
-            object.__setattr__(self, "standard_errors", errors)
-        self._check_what_is_not_known()
-
-    def _check_what_is_not_known(self) -> None:
-        """Check and freeze the volumes that are not placed and the undetermined directions."""
-        for name in ("center", "frame_covariance"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, frozen_copy(getattr(self, name)))
-        if self.unplaced is not None:
-            unplaced = np.array(self.unplaced, dtype=bool)
-            if unplaced.shape != (len(self),):
-                raise EddymotionError(
-                    f"motion: unplaced has shape {unplaced.shape}, expected ({len(self)},)"
-                )
-            unplaced.flags.writeable = False
-            object.__setattr__(self, "unplaced", unplaced)
-        if self.undetermined is not None:
-            directions = frozen_copy(self.undetermined)
-            if directions.ndim != 2 or directions.shape[1] != 6:
-                raise EddymotionError(
-                    f"motion: undetermined has shape {directions.shape}, expected (k, 6)"
-                )
-            object.__setattr__(self, "undetermined", directions)
+        for part, what in (
+            (self.eddy_currents, "eddy-current fields for"),
+            (self.off_resonance, "an off-resonance field for"),
+            (self.trajectory, "a trajectory of"),
+        ):
+            if part is not None and len(part) != len(self):
+                raise EddymotionError(f"motion: {len(self)} poses but {what} {len(part)} volumes")
 
     @classmethod
     def identity(cls, n_volumes: int) -> Motion:
@@ -263,21 +225,10 @@ class Motion(HtmlValue):
 
     def select(self, volumes: np.ndarray | slice) -> Motion:
         """Poses, their errors and fields of some of the volumes."""
-        eddy, errors = self.eddy_currents, self.standard_errors
-        return Motion(
-            self.matrices[volumes],
-            None if errors is None else errors[volumes],
-            self.frame_error,
-            None if eddy is None else eddy.select(volumes),
-            None if self.unplaced is None else self.unplaced[volumes],
-            self.undetermined,
-            self.frame_evidence,
-            None if self.off_resonance is None else self.off_resonance.select(volumes),
-            self.center,
-            None if self.trajectory is None else self.trajectory.select(volumes),
-            self.order_doubt,
-            self.frame_covariance,
-        )
+        return selected(
+            self, volumes, "matrices", "standard_errors", "eddy_currents", "unplaced",
+            "off_resonance", "trajectory",
+        )  # fmt: skip
 
     @property
     def head(self) -> np.ndarray:

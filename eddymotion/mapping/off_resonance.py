@@ -11,7 +11,7 @@ stretch ``1 + a (Rᵀp) · ∇h``. Signs are those of sdcflows and FSL.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,8 +23,8 @@ from eddymotion.images.grid import all_points, grid_points
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import PADDING
 from eddymotion.images.lattice import ON_THE_EDGE, Lattice, conjugate_gradients, separable
+from eddymotion.machine.frozen import freeze, selected
 from eddymotion.machine.parallel import one_blas_thread
-from eddymotion.mapping.eddy_currents import frozen_copy
 from eddymotion.wording import PE_AXES, short_repr, shown
 
 NOMINAL_READOUT_S = 0.05
@@ -72,7 +72,7 @@ class Readout:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "direction", frozen_copy(self.direction))
+        freeze(self, "readout", direction="3")
 
     @classmethod
     def of(cls, affine: np.ndarray, phase_encoding: str, readout_time: float) -> Readout:
@@ -159,19 +159,12 @@ class OffResonance:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        coefficients, affine = frozen_copy(self.coefficients), frozen_copy(self.affine)
-        if coefficients.ndim != 3 or min(coefficients.shape) < 4:
+        freeze(self, "off-resonance field", coefficients="X Y Z", affine="4 4")
+        if min(self.coefficients.shape) < 4 or not np.isfinite(self.coefficients).all():
             raise EddymotionError(
-                f"off-resonance field: coefficients of shape {coefficients.shape}, expected three "
-                "dimensions with four or more of them along each"
+                f"off-resonance field: coefficients of shape {self.coefficients.shape}, expected "
+                "four or more along each axis, all of them finite"
             )
-        if affine.shape != (4, 4) or not np.isfinite(coefficients).all():
-            raise EddymotionError(
-                f"off-resonance field: affine of shape {affine.shape}, expected (4, 4), and "
-                "coefficients that are all finite"
-            )
-        object.__setattr__(self, "coefficients", coefficients)
-        object.__setattr__(self, "affine", affine)
 
     @classmethod
     def none(cls) -> OffResonance:
@@ -332,19 +325,14 @@ class SeriesField:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        shifts = frozen_copy(self.shifts)
-        if shifts.ndim != 2 or shifts.shape[1] != 3:
-            raise EddymotionError(
-                f"off-resonance field: shifts of shape {shifts.shape}, expected (N, 3)"
-            )
-        object.__setattr__(self, "shifts", shifts)
+        freeze(self, "off-resonance field", shifts="N 3")
 
     def __len__(self) -> int:
         return len(self.shifts)
 
     def select(self, volumes: np.ndarray | slice) -> SeriesField:
         """Keep some of the volumes."""
-        return replace(self, shifts=self.shifts[volumes])
+        return selected(self, volumes, "shifts")
 
 
 def undistorted(

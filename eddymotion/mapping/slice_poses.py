@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.mapping.eddy_currents import frozen_copy
+from eddymotion.machine.frozen import freeze
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import mean_pose
 from eddymotion.wording import short_repr
@@ -58,18 +58,9 @@ class SlicePoses:
                 "from 0 on once"
             )
         object.__setattr__(self, "groups", groups)
-        n = len(self.matrices)
-        shapes = {"matrices": (4, 4), "times": (), "standard_errors": (6,)}
-        for name, own in shapes.items():
-            if getattr(self, name) is None:
-                continue
-            value, expected = frozen_copy(getattr(self, name)), (n, len(groups), *own)
-            if value.shape != expected:
-                raise EddymotionError(
-                    f"slice poses: {name} have shape {value.shape}, expected {expected}: one an "
-                    "excitation of a volume"
-                )
-            object.__setattr__(self, name, value)
+        one_each = f"N {len(groups)}"  # excitation of a volume
+        freeze(self, "slice poses", matrices=f"{one_each} 4 4", times=one_each,
+               standard_errors=f"{one_each} 6")  # fmt: skip
         if not np.isfinite(self.matrices).all():
             raise EddymotionError("slice poses: the matrices hold NaN or Inf")
 

@@ -8,7 +8,7 @@ of the scanner. A change of the reference, ``T_i → T_i M``, leaves ``W`` as it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +23,7 @@ from eddymotion.images.stack import (
     recording_slices,
     slice_weights,
 )
-from eddymotion.mapping.eddy_currents import frozen_copy
+from eddymotion.machine.frozen import freeze, selected
 from eddymotion.mapping.rigid import mean_pose
 from eddymotion.wording import short_repr
 
@@ -95,23 +95,9 @@ class Trajectory:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        within = frozen_copy(self.within)
-        if within.ndim != 4 or within.shape[2:] != (4, 4):
-            raise EddymotionError(
-                f"trajectory: expected matrices of shape (N, Z, 4, 4), got {within.shape}"
-            )
-        if not np.isfinite(within).all():
+        freeze(self, "trajectory", within="N Z 4 4", affine="4 4", standard_errors="N Z 6")
+        if not np.isfinite(self.within).all():
             raise EddymotionError("trajectory: the matrices hold NaN or Inf")
-        object.__setattr__(self, "within", within)
-        object.__setattr__(self, "affine", frozen_copy(self.affine))
-        if self.standard_errors is not None:
-            errors = frozen_copy(self.standard_errors)
-            if errors.shape != (*within.shape[:2], 6):
-                raise EddymotionError(
-                    f"trajectory: standard errors of shape {errors.shape}, expected "
-                    f"{(*within.shape[:2], 6)}"
-                )
-            object.__setattr__(self, "standard_errors", errors)
 
     @classmethod
     def of_poses(
@@ -167,12 +153,7 @@ class Trajectory:
 
     def select(self, volumes: np.ndarray | slice) -> Trajectory:
         """Keep some of the volumes."""
-        errors = self.standard_errors
-        return replace(
-            self,
-            within=self.within[volumes],
-            standard_errors=None if errors is None else errors[volumes],
-        )
+        return selected(self, volumes, "within", "standard_errors")
 
     def of_volume(self, volume: int, pose: np.ndarray) -> SlicesOfVolume | None:
         """Poses of the slices of a volume at `pose` (4, 4); None where the head was at rest."""

@@ -80,5 +80,5 @@ def test_a_sound_series_has_none(moving, estimated):
 
 
 def test_the_mask_of_unplaced_volumes_fits_the_poses():
-    with pytest.raises(ValueError, match=r"unplaced has shape \(2,\), expected \(3,\)"):
+    with pytest.raises(ValueError, match=r"unplaced of shape \(2,\), expected \(3\)"):
         replace(Motion.identity(3), unplaced=np.zeros(2, bool))

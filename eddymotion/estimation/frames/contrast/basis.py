@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.images.grid import grid_indices
+from eddymotion.machine.frozen import selected
 
 N_KNOTS, N_SPREAD_KNOTS = 10, 8
 """Hat functions of the mean and of the standard deviation."""
@@ -44,16 +45,7 @@ class Moments:
 
     def select(self, clusters: slice) -> Moments:
         """Return those of some clusters."""
-
-        def part(of: np.ndarray | None) -> np.ndarray | None:
-            return None if of is None else of[clusters]
-
-        return Moments(
-            self.mean[clusters],
-            part(self.spread),
-            part(self.mean_gradient),
-            part(self.spread_gradient),
-        )
+        return selected(self, clusters, "mean", "spread", "mean_gradient", "spread_gradient")
 
 
 @dataclass(frozen=True, eq=False)
