@@ -20,6 +20,7 @@ from eddymotion.estimation.lovo import register_unless_worse
 from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.pyramid import jittered_points, low_pass
+from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rigid_parameters, rms_displacement
@@ -149,12 +150,12 @@ def test_images_find_the_frame_offset_where_time_tells_nothing(head, grid):
     dwi = acquire(head, gradients, truth, grid, snr=20, coil_bias=0.13)
     raw = Motion.identity(25)
     assert apart(dwi, united_by_time(dwi, raw), truth) > 4
-    assert apart(dwi, unite_frames(dwi, Estimate(raw), n_threads=2), truth) < 0.5
+    assert apart(dwi, unite_frames(dwi, Estimate(raw), compute=Compute(2)), truth) < 0.5
 
 
 def test_images_do_not_pull_where_time_is_certain(still):
     truth = Motion.identity(len(still))
-    found = unite_frames(still, Estimate(planted(still, truth)), n_threads=2)
+    found = unite_frames(still, Estimate(planted(still, truth)), compute=Compute(2))
     assert apart(still, found, truth) < 0.1
 
 
@@ -163,7 +164,7 @@ def test_what_time_and_images_contradict_each_other_in_is_said(head, grid, caplo
     gradients = shelled_scheme({1000: 24}, 4)
     truth = Motion.identity(28).updated(gradients.dwis, pose([0, 2, 0], [0, 0, 0]))
     dwi = acquire(head, gradients, truth, grid, snr=20)
-    found = unite_frames(dwi, Estimate(Motion.identity(28)), n_threads=2)
+    found = unite_frames(dwi, Estimate(Motion.identity(28)), compute=Compute(2))
     assert "time and images tell different frames" in caplog.text
     assert found.frame_error > 1
     assert found.frame_evidence.contradicted

@@ -10,18 +10,18 @@ import pytest
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import frames
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.frames import (
+from eddymotion.estimation.frames import _misfit, _within_determined, unite_frames
+from eddymotion.estimation.frames.errors import (
     FAR_MM,
     Z_95,
+    affected_parameters,
+    covariances_of_few,
+)
+from eddymotion.estimation.frames.offset import (
     JoinedFrame,
-    _affected,
     _lowest_shell,
-    _misfit,
-    _within_determined,
     contradicting,
     find_offset,
-    of_few,
-    unite_frames,
 )
 from eddymotion.mapping.motion import FrameEvidence, Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
@@ -49,12 +49,12 @@ def test_few_volumes_are_known_as_well_as_they_lie_near_a_neighbour(sized, rotat
     twists = np.zeros((len(dwi), 6))
     twists[:3, 0] = -2.0 * size
     twists[4:, 4] = rotation
-    covariances = of_few(poses_at(dwi, twists), [np.array([3])], dwi)
+    covariances = covariances_of_few(poses_at(dwi, twists), [np.array([3])], dwi)
     way = twists[nearest] / unit
     expected = np.diag((way / Z_95) ** 2)
     np.testing.assert_allclose(covariances[3] / np.outer(unit, unit), expected, atol=1e-9)
     assert not np.delete(covariances, 3, axis=0).any()
-    enough = of_few(poses_at(dwi, twists), [np.arange(6)], dwi)
+    enough = covariances_of_few(poses_at(dwi, twists), [np.arange(6)], dwi)
     assert not enough.any()
 
 
@@ -63,7 +63,7 @@ def test_a_volume_far_from_both_neighbours_is_named(sized, way, caplog):
     dwi, size, _ = sized
     twists = np.zeros((len(dwi), 6))
     twists[3, 2] = way * FAR_MM * size
-    of_few(poses_at(dwi, twists), [np.array([3])], dwi)
+    covariances_of_few(poses_at(dwi, twists), [np.array([3])], dwi)
     assert ("volumes 3: away from both" in caplog.text) == (way > 1)
 
 
@@ -82,7 +82,7 @@ def test_parameters_along_what_is_not_determined_are_not_known(sized):
     dwi, _, _ = sized
     screw = np.array([[0, 0, 1.0, 0, 0, 1.0]]) / np.sqrt(2)
     there = replace(dwi, mask=np.ones_like(dwi.mask))  # centre of the brain: that of the grid
-    np.testing.assert_array_equal(_affected(screw, there), [0, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(affected_parameters(screw, there), [0, 0, 1, 0, 0, 1])
 
 
 @pytest.mark.parametrize(

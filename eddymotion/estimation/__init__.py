@@ -130,8 +130,7 @@ def estimate_motion(
         dwi,
         groups=groups,
         align_shells=align_shells,
-        seed=random_seed,
-        n_threads=n_threads,
+        compute=compute,
     )
     motion = unite(estimate)
     followed = chosen.follow(dwi, estimate, motion, compute)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,7 @@ from eddymotion.io.itk import read_itk, write_itk
 from eddymotion.io.motion import read_motion
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import read_gradient_table
-from eddymotion.machine.parallel import one_blas_thread
+from eddymotion.machine.parallel import Compute, one_blas_thread
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.models import AverageModel, Model
@@ -348,13 +347,14 @@ def unite(
     dwi = load_series(series, settings)
     known = is_predicted(_stack(predicted_files)[0], dwi.mask)
     model = model_for(dwi.gradients, settings)
-    how: dict[str, Any] = {"seed": settings.random_seed, "n_threads": settings.nprocs}
+    seed, n_threads = settings.random_seed, settings.nprocs
+    found = _motion_of(matrix_files)
     motion = unite_frames(
         dwi,
-        conclude(dwi, _motion_of(matrix_files), known, model, **how),
+        conclude(dwi, found, known, model, seed=seed, n_threads=n_threads),
         groups=dwi.gradients.shells if isinstance(model, AverageModel) else None,
         align_shells=not settings.no_shell_alignment,
-        **how,
+        compute=Compute(n_threads, seed),
     )
     motion = replace(motion, center=dwi.center)
     return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))

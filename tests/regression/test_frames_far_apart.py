@@ -7,8 +7,9 @@ there the image term alone went nowhere and was off by 13 mm and 14°.
 
 import numpy as np
 
-from eddymotion.estimation.frames import find_offset
+from eddymotion.estimation.frames.offset import find_offset
 from eddymotion.images.grid import Grid
+from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.simulation import acquire, procedural_head, shelled_scheme
@@ -24,7 +25,7 @@ def test_an_offset_is_found_from_afar():
     truth, group = truth.relative_to(dwi.reference), scheme.dwis
     offset = exp_rigid(np.array([14.0, -9.0, 6.0, 0.3, 0.1, -0.3]), dwi.brain_center)
     own = Motion(truth.matrices[group] @ np.linalg.inv(offset))
-    found = find_offset(dwi, truth.select(scheme.b0s), group, own, seed=seed)
+    found = find_offset(dwi, truth.select(scheme.b0s), group, own, compute=Compute(seed=seed))
     off = log_rigid(np.linalg.inv(offset) @ found.offset, dwi.brain_center)
     assert np.linalg.norm(off[:3]) < 0.25
     assert np.rad2deg(np.linalg.norm(off[3:])) < 0.25

@@ -9,7 +9,7 @@ import pytest
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation import estimate_motion
-from eddymotion.estimation.frames import of_few
+from eddymotion.estimation.frames.errors import covariances_of_few
 from eddymotion.estimation.frames.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rigid_parameters, rms_displacement
@@ -50,11 +50,13 @@ def test_a_volume_of_few_is_known_no_better_than_it_lies_near_a_neighbour(caplog
                   Grid.covering(procedural_head(8.0), 8.0))  # fmt: skip
     twist = np.array([0.0, 0.0, 0.0, 0.0, 0.0, np.deg2rad(10)])
     motion = Motion.identity(6).updated(np.array([3]), exp_rigid(twist, dwi.brain_center)[None])
-    few = of_few(motion, [np.arange(1, 6)], dwi)
+    few = covariances_of_few(motion, [np.arange(1, 6)], dwi)
     assert 1.96 * np.sqrt(few[3, 5, 5]) >= np.deg2rad(9.99)
     assert np.abs(np.delete(few, 3, axis=0)).max() < 1e-12  # they lie at a neighbour's pose
     assert "volumes 3: away from both their neighbours" in caplog.text
-    assert not of_few(motion, [np.arange(6)], dwi).any()  # enough volumes speak for themselves
+    assert not covariances_of_few(
+        motion, [np.arange(6)], dwi
+    ).any()  # enough volumes speak for themselves
 
 
 def test_a_scheme_without_shells_is_one_frame():

@@ -40,6 +40,7 @@ points shows it. Three things do, and make up the covariance:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import numpy as np
 
@@ -51,6 +52,7 @@ from eddymotion.estimation.frames.contrast.equations import (
     ContrastEquations,
     SolvedContrast,
 )
+from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 
 
@@ -63,8 +65,7 @@ def offset_from_images(
     *,
     others: Sequence[np.ndarray] = (),
     near: bool = False,
-    seed: int = 0,
-    n_threads: int = 1,
+    compute: Compute | None = None,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Find the frame offset at which the diffusion-weighted signal explains the b=0 signal best.
 
@@ -84,8 +85,7 @@ def offset_from_images(
     near : bool
         Whether the start is known to a part of a voxel, so that coarse widths add nothing, and
         images as a whole little: fewer points and volumes are enough.
-    seed : int
-    n_threads : int
+    compute : Compute, optional
 
     Returns
     -------
@@ -97,7 +97,8 @@ def offset_from_images(
 
     None where too little of the head lies inside the volumes.
     """
-    random = np.random.default_rng(seed)
+    compute = compute or Compute()
+    random, n_threads = np.random.default_rng(compute.seed), compute.n_threads
     series = (volumes, motion, b0_motion)
     at_start = np.linalg.inv(start)
     to_b0, poses = at_start, [at_start]
@@ -115,7 +116,7 @@ def offset_from_images(
     few = fine.thinned()
     poses = [*poses, *map(np.linalg.inv, others)]
     starts = [few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in poses]
-    begun = sorted((one for one in starts if one is not None), key=_cost)
+    begun = sorted((one for one in starts if one is not None), key=attrgetter("cost"))
     if not begun or (solved := _finished(few, fine, begun[0], width.n_normals)) is None:
         return None
     covariance = solved.with_own_normals().covariance()
@@ -134,7 +135,3 @@ def _finished(
     if solved is None:
         return None
     return fine.solve(solved.to_b0, solved.function, n_normals=1, n_steps=LAST_STEPS)
-
-
-def _cost(solved: SolvedContrast) -> float:
-    return solved.cost

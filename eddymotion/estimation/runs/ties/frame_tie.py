@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.estimation.frames import standard_errors
+from eddymotion.estimation.frames.errors import standard_errors
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import log_rigid
 
