@@ -26,7 +26,9 @@ from scipy.ndimage import binary_erosion
 import eddymotion as em
 from benchmarks import tables
 from eddymotion.derivatives.session import averaged
-from eddymotion.estimation.runs import JoinedRuns, RunImage, join_runs
+from eddymotion.estimation.runs import join_runs
+from eddymotion.estimation.runs.joined import JoinedRuns
+from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.rigid import log_rigid
 from eddymotion.simulation import Recipe, acquire, shelled_scheme, simulate

@@ -13,14 +13,10 @@ from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.derivatives.session import averaged, concatenated
 from eddymotion.estimation.off_resonance.measured import MapAgreement
-from eddymotion.estimation.runs import (
-    JoinedRuns,
-    RunImage,
-    differ,
-    join_runs,
-    readouts_of,
-    tell_field,
-)
+from eddymotion.estimation.runs import join_runs
+from eddymotion.estimation.runs.joined import JoinedRuns
+from eddymotion.estimation.runs.readouts import differ, readouts_of, tell_field
+from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask

@@ -17,7 +17,7 @@ from eddymotion.derivatives.finished import read_sidecar
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import fsl_files
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.runs import JoinedRuns
+from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.images.grid import Box, grid_distance
 from eddymotion.io.images import write_image
 from eddymotion.io.tables import write_gradient_table

@@ -20,7 +20,8 @@ from eddymotion.estimation.estimate import with_larger_errors
 from eddymotion.estimation.estimators import Estimator, Joint, LeaveOneOut, choose_estimator
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.quality import Quality, assess, described
-from eddymotion.estimation.runs import RunImage, align_b0s, join_runs
+from eddymotion.estimation.runs import join_runs
+from eddymotion.estimation.runs.run_image import RunImage, align_b0s
 from eddymotion.machine.parallel import Compute, Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, Model

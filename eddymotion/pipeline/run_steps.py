@@ -19,7 +19,7 @@ from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.session import SessionOutputs
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.runs import RunImage
+from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.fieldmaps import (
     FieldmapOutputs,
     FieldmapPaths,

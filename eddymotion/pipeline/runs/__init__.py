@@ -16,7 +16,8 @@ from eddymotion.data.series import DWI
 from eddymotion.derivatives import Outputs
 from eddymotion.derivatives.citation import Methods
 from eddymotion.derivatives.session import SessionOutputs, write_field
-from eddymotion.estimation.runs import JoinedRuns, RunImage
+from eddymotion.estimation.runs.joined import JoinedRuns
+from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.images.image import Image
 from eddymotion.io.images import image_stem

@@ -12,7 +12,7 @@ from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.runs import RunImage, align_b0s
+from eddymotion.estimation.runs.run_image import RunImage, align_b0s
 from eddymotion.images.gaps import fill_missing
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import read_image

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion.estimation.runs import JoinedRuns
+from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.io.writing import replacing, write_json

@@ -13,7 +13,10 @@ from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.off_resonance.measured import MeasuredMap
-from eddymotion.estimation.runs import JoinedRuns, RunImage, join_runs, readouts_of, tell_field
+from eddymotion.estimation.runs import join_runs
+from eddymotion.estimation.runs.joined import JoinedRuns
+from eddymotion.estimation.runs.readouts import readouts_of, tell_field
+from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.fieldmaps.inputs import FieldmapPaths, FieldmapSettings, read_measured
 from eddymotion.images.image import Image
 from eddymotion.io.images import read_image

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How runs lie in one frame, and what distorts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy
+
+from eddymotion.estimation.off_resonance.measured import MapAgreement
+from eddymotion.estimation.runs.ties import FrameTie
+from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import LEAST_STRETCH, OffResonance, SeriesField
+from eddymotion.wording import short_repr
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedRuns:
+    """How runs lie in one frame, and what distorts them.
+
+    Parameters
+    ----------
+    poses : (K, 4, 4) array
+        First run → the frame of each, RAS+ mm.
+    errors : (K, 6) array
+        Standard errors of the poses, mm and rad; zero for the first run, whose frame it is.
+    shifts : (K, 3) array
+        Where a spin that is off by one hertz is displaced in each run, mm, RAS+; NaN where the
+        readout of a run is not known.
+    field : OffResonance, optional
+        In the frame of the first run.
+    mean : (X, Y, Z) float32 array
+        The runs' mean b=0 images without distortion as one, in that frame, on the grid of the
+        first run.
+    mask : (X, Y, Z) bool array
+        The brain there.
+    affine : (4, 4) array
+        Of that grid.
+    similarity : (float, float)
+        Correlation of the runs' mean b=0 images in the brain before and after.
+    measured : bool
+        Whether the field was given.
+    modulated : bool
+        Whether signal that was squeezed is stretched again in brightness, too.
+    beside : (X, Y, Z) float32 array, optional
+        A measured map (Hz) that the field is compared with, on that grid; NaN where it says
+        nothing.
+    ties : tuple of FrameTie or None
+        What moves diffusion-weighted volumes besides, one a run; none where nothing ties them.
+    """
+
+    poses: np.ndarray
+    errors: np.ndarray
+    shifts: np.ndarray
+    field: OffResonance | None
+    mean: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+    similarity: tuple[float, float] = (np.nan, np.nan)
+    measured: bool = False
+    modulated: bool = True
+    beside: np.ndarray | None = None
+    ties: tuple[FrameTie | None, ...] = ()
+
+    __repr__ = short_repr
+
+    @property
+    def comparison(self) -> MapAgreement | None:
+        """How the field agrees with the measured map beside it."""
+        if self.beside is None or self.field is None:
+            return None
+        return MapAgreement.of(self.field.on_grid(self.mask.shape, self.affine), self.beside)
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def motion(self, run: int, alone: Motion) -> Motion:
+        """Bring a motion that was found in a run's own frame into that of the first."""
+        errors, distortion = alone.standard_errors, None
+        if self.field is not None and np.isfinite(self.shifts[run]).all():
+            shifts = np.tile(self.shifts[run], (len(alone), 1))
+            distortion = SeriesField(self.field, shifts, self.modulated)
+        moved = replace(
+            alone,
+            matrices=alone.matrices @ self.poses[run],
+            standard_errors=None if errors is None else np.hypot(errors, self.errors[run]),
+            off_resonance=distortion,
+        )
+        moved = moved.with_errors_of_slices(lambda errors: np.hypot(errors, self.errors[run]))
+        tie = self.ties[run] if self.ties else None
+        return moved if tie is None else tie.applied(moved)
+
+    def stretch(self, run: int) -> np.ndarray:
+        """Return recorded millimetres a millimetre along the phase encoding of a run, (X, Y, Z).
+
+        On the grid of the first run, for the run's head at rest; one without a field.
+        """
+        if self.field is None or not np.isfinite(self.shifts[run]).all():
+            return np.ones(self.mask.shape, np.float32)
+        _, slopes = self.field.on_grid_with_gradient(self.mask.shape, self.affine)
+        along = (self.poses[run][:3, :3].T @ self.shifts[run]).astype(np.float32)
+        return np.maximum(1.0 + slopes @ along, LEAST_STRETCH)
+
+    def mask_on(self, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+        """Return the brain on another grid of the same frame, (X, Y, Z) bool."""
+        if tuple(shape) == self.mask.shape and np.array_equal(affine, self.affine):
+            return self.mask
+        to_own = np.linalg.inv(self.affine) @ affine
+        moved = scipy.ndimage.affine_transform(
+            self.mask.astype(np.float32), to_own[:3, :3], to_own[:3, 3], tuple(shape), order=1
+        )
+        return moved > 0.5

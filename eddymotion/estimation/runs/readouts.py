@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How runs were read out, and whether that tells the off-resonance field."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from eddymotion.estimation.runs.run_image import RunImage
+from eddymotion.mapping.off_resonance import NOMINAL_READOUT_S, Readout
+
+log = logging.getLogger(__name__)
+
+OTHER_SHIFT = 0.5
+"""Part of the larger displacement by which that of another run has to differ to tell the field:
+turned slices alone do not."""
+
+
+def of_one_contrast(runs: Sequence[RunImage]) -> list[int]:
+    """Choose the runs whose images have the contrast of the first, b=0 or not.
+
+    Others are placed by mutual information alone: they tell neither field nor brain.
+    """
+    return [n for n, run in enumerate(runs) if run.is_b0 == runs[0].is_b0]
+
+
+def readouts_of(runs: Sequence[RunImage]) -> list[Readout | None]:
+    """Tell how each run was read out; None where its phase encoding is not known.
+
+    Where no run says its readout time, all are taken to have a nominal one: that is enough for
+    runs of opposite polarity. A run that says none beside others that do is not taken for known.
+    """
+    times = [run.readout_time for run in runs]
+    known = sum(run.encoding is not None for run in runs)
+    if all(time is None for time in times) and known > 1:
+        log.warning(
+            "TotalReadoutTime is in no sidecar of these runs: taken as %g s for all, so that the "
+            "off-resonance field in Hz is right up to a factor, and the correction exact if their "
+            "times are equal; add it to the sidecars", NOMINAL_READOUT_S
+        )  # fmt: skip
+        times = [NOMINAL_READOUT_S] * len(runs)
+    return [
+        None
+        if time is None or run.encoding is None
+        else Readout(run.encoding, time * run.voxel_mm)
+        for run, time in zip(runs, times, strict=True)
+    ]
+
+
+def tell_field(runs: Sequence[RunImage]) -> bool:
+    """Whether the images of runs tell the off-resonance field."""
+    runs = [runs[run] for run in of_one_contrast(runs)]
+    unknown = sum(run.readout_time is None for run in runs)
+    if unknown not in (0, len(runs)):
+        return False
+    readouts = [
+        Readout(run.encoding, (run.readout_time or NOMINAL_READOUT_S) * run.voxel_mm)
+        for run in runs
+        if run.encoding is not None
+    ]
+    return len(readouts) == len(runs) and differ(readouts)
+
+
+def differ(readouts: Sequence[Readout | None]) -> bool:
+    """Whether runs of known readout are distorted differently."""
+    shifts = np.array([readout.shift for readout in readouts if readout is not None])
+    if len(shifts) < 2:
+        return False
+    largest = np.linalg.norm(shifts, axis=1).max()
+    return bool(np.linalg.norm(shifts - shifts[0], axis=1).max() >= OTHER_SHIFT * largest)
+
+
+def warn_of_unknown(
+    runs: Sequence[RunImage], readouts: Sequence[Readout | None], *, measured: bool
+) -> None:
+    """Say which runs do not tell how the field displaces them, where that leaves it in."""
+    unknown = [n for n, readout in enumerate(readouts, start=1) if readout is None]
+    opposed = differ([Readout(r.encoding, r.voxel_mm) for r in runs if r.encoding is not None])
+    if opposed and not unknown and not measured:
+        log.warning("runs of different phase encodings have no contrast in common, b=0 or not: "
+                    "the off-resonance field is not sought")  # fmt: skip
+    if not unknown or len(unknown) == len(runs) or not (measured or opposed):
+        return
+    log.warning(
+        "run %s of %d in the order of their names: PhaseEncodingDirection or TotalReadoutTime is "
+        "not in its sidecar, so that %s; add them",
+        ", ".join(map(str, unknown)), len(runs),
+        "it is not corrected for the off-resonance field" if measured
+        else "the off-resonance field is not sought, which the others would tell",
+    )  # fmt: skip
