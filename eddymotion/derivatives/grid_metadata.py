@@ -26,6 +26,10 @@ DIRECTIONS = ("PhaseEncodingDirection", "PhaseEncodingAxis")
 OF_SLICES = ("MultibandAccelerationFactor", "SliceTiming", "SliceEncodingDirection")
 """Fields about slices as they were acquired."""
 
+TIMES = ("TotalReadoutTime", "EffectiveEchoSpacing")
+"""Fields that go with the length of a voxel along the phase encoding; the last with the number of
+lines, too."""
+
 MAX_TILT = 5.0
 """Degrees between a direction and an image axis that may still stand for it."""
 
@@ -60,28 +64,26 @@ def on_grid(
     """
     if to_reference is not None and _is_same_grid(original, corrected, to_reference):
         return dict(metadata)
-    tied = {*DIRECTIONS, *OF_SLICES, "TotalReadoutTime", "EffectiveEchoSpacing"}
+    tied = {*DIRECTIONS, *OF_SLICES, *TIMES}
     kept = {name: value for name, value in metadata.items() if name not in tied}
     if to_reference is None:
         return kept
     steps = np.linalg.inv(to_reference @ corrected.affine)[:3, :3] @ original.affine[:3, :3]
     for name in DIRECTIONS:
-        if metadata.get(name) not in PE_AXES:
+        if (told := metadata.get(name)) not in PE_AXES:
             continue
-        axis = "ijk".index(metadata[name][0])
+        axis = "ijk".index(told[0])
         step = steps[:, axis]  # of one original voxel, in new voxels
         new_axis, tilt = _nearest_axis(step, corrected.voxel_sizes)
         if tilt > MAX_TILT:
             continue
-        backwards = (step[new_axis] < 0) != metadata[name].endswith("-")
-        signed = name == "PhaseEncodingDirection" or metadata[name].endswith("-")
+        backwards = (step[new_axis] < 0) != told.endswith("-")
+        signed = name == "PhaseEncodingDirection" or told.endswith("-")
         kept[name] = "ijk"[new_axis] + ("-" if backwards and signed else "")
-        if abs(abs(step[new_axis]) - 1) > SAME_LENGTH:
-            continue
-        lines = original.shape[axis] == corrected.shape[new_axis]
-        for time in ("TotalReadoutTime", *(("EffectiveEchoSpacing",) if lines else ())):
-            if time in metadata:
-                kept[time] = metadata[time]
+        if abs(abs(step[new_axis]) - 1) <= SAME_LENGTH:
+            lines = original.shape[axis] == corrected.shape[new_axis]
+            times = TIMES if lines else TIMES[:1]
+            kept |= {time: metadata[time] for time in times if time in metadata}
     return kept
 
 

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -99,47 +98,49 @@ def estimate_motion(
     Motion, or list of Motion
         Reference → volume; the identity for the first b=0. With standard errors from ``joint``.
     """
+    compute = Compute(n_threads, random_seed, progress)
     if isinstance(dwi, list | tuple):
-        options = {
-            "model": model, "registrar": registrar, "estimator": estimator,
-            "n_iterations": n_iterations, "align_shells": align_shells,
-            "eddy_currents": eddy_currents, "random_seed": random_seed, "n_threads": n_threads,
-            "progress": progress,
-        }  # fmt: skip
-        alone = [estimate_motion(run, **options) for run in dwi]
-        images = [RunImage.of(*both, n_threads) for both in zip(dwi, alone, strict=True)]
-        joined = join_runs(images, compute=Compute(n_threads, random_seed))
-        return [joined.motion(number, motion) for number, motion in enumerate(alone)]
+        return _estimate_together(
+            dwi, compute, model=model, registrar=registrar, estimator=estimator,
+            n_iterations=n_iterations, align_shells=align_shells, eddy_currents=eddy_currents,
+        )  # fmt: skip
     check_kind(dwi, DWI, "estimate_motion")
     assert isinstance(dwi, DWI)
     if not len(dwi.gradients.dwis):
-        return replace(align_b0s(dwi, Compute(n_threads, random_seed)), center=dwi.center)
+        return replace(align_b0s(dwi, compute), center=dwi.center)
     dwi = described(dwi, pe_axis=pe_axis, slicing=slicing)
     chosen = _chosen(dwi, estimator, model, registrar, n_iterations, eddy_currents)
     _refuse_unusable(dwi)
-    found = find_issues(dwi, n_threads)
-    for issue in found:
+    issues = find_issues(dwi, n_threads)
+    for issue in issues:
         log.warning("%s: %s", dwi.source.name if dwi.source else "series", issue.text)
     log.info("estimator: %s%s", chosen.name, chosen.why and f" ({chosen.why})")
-    compute = Compute(n_threads, random_seed, progress)
-    estimate = chosen.estimate(dwi, compute)
-    groups = estimate.groups
-    if groups is None and isinstance(chosen.model, AverageModel):
-        groups = dwi.gradients.shells  # no frame is shared
-    unite = partial(
-        unite_frames,
-        dwi,
-        groups=groups,
-        align_shells=align_shells,
-        compute=compute,
-    )
-    motion = unite(estimate)
-    followed = chosen.follow(dwi, estimate, motion, compute)
-    if followed is not None:
-        motion = unite(followed)
-    for issue in found:
+    motion = _estimate(dwi, chosen, compute, align_shells=align_shells)
+    for issue in issues:
         motion = with_larger_errors(motion, dwi.center, lost=issue.lost, factor=issue.factor)
     return replace(motion, center=dwi.center)
+
+
+def _estimate(dwi: DWI, estimator: Estimator, compute: Compute, *, align_shells: bool) -> Motion:
+    """Find the poses within groups, join these, and follow the head through volumes."""
+    estimate = estimator.estimate(dwi, compute)
+    groups = estimate.groups
+    if groups is None and isinstance(estimator.model, AverageModel):
+        groups = dwi.gradients.shells  # no frame is shared
+    how: dict[str, Any] = {"groups": groups, "align_shells": align_shells, "compute": compute}
+    motion = unite_frames(dwi, estimate, **how)
+    followed = estimator.follow(dwi, estimate, motion, compute)
+    return motion if followed is None else unite_frames(dwi, followed, **how)
+
+
+def _estimate_together(runs: Sequence[DWI], compute: Compute, **options: Any) -> list[Motion]:
+    """Find the motion of each run, and bring them into one frame."""
+    n_threads, seed = compute.n_threads, compute.seed
+    options |= {"random_seed": seed, "n_threads": n_threads, "progress": compute.progress}
+    alone = [estimate_motion(run, **options) for run in runs]
+    images = [RunImage.of(*both, n_threads) for both in zip(runs, alone, strict=True)]
+    joined = join_runs(images, compute=compute)
+    return [joined.motion(number, motion) for number, motion in enumerate(alone)]
 
 
 def _chosen(

@@ -65,6 +65,11 @@ class Estimate:
         )  # fmt: skip
 
 
+def nearest_in_time(volumes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the nearest of others (n,) for each of some volumes, the earlier of two: (k,)."""
+    return others[np.abs(volumes[:, None] - others).argmin(axis=1)]
+
+
 def fill_unpredicted(
     dwi: DWI,
     motion: Motion,
@@ -106,8 +111,8 @@ def fill_unpredicted(
         if not len(found) and group is not b0s:
             found = dwis[known[dwis]]
         if len(missing) and len(found):
-            nearest = found[np.abs(found[None] - missing[:, None]).argmin(axis=1)]
-            motion = motion.updated(missing, motion.matrices[nearest])
+            there = motion.matrices[nearest_in_time(missing, found)]
+            motion = motion.updated(missing, there)
     lost = np.zeros(len(dwi), bool) if unplaced is None else unplaced
     if lost.any():
         log.warning(

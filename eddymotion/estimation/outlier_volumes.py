@@ -20,6 +20,7 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.estimation.estimate import nearest_in_time
 from eddymotion.estimation.outliers import correlation_left, share_lost
 from eddymotion.estimation.quality import Quality, assess
 from eddymotion.mapping.motion import Motion
@@ -219,9 +220,7 @@ def _at_neighbours(
             certain[group] = True
     lost |= certain
     if (~lost).any():
-        sound = np.flatnonzero(~lost)
-        nearest = sound[np.abs(np.flatnonzero(lost)[:, None] - sound).argmin(axis=1)]
-        poses[lost] = poses[nearest]
+        poses[lost] = poses[nearest_in_time(np.flatnonzero(lost), np.flatnonzero(~lost))]
     suspect = np.flatnonzero(lost | far)
     return motion.updated(suspect, poses[suspect]), suspect, certain
 
@@ -277,6 +276,5 @@ def with_neighbours_poses(motion: Motion) -> Motion:
     """
     if motion.unplaced is None or motion.unplaced.all():
         return motion
-    placed, lost = np.flatnonzero(~motion.unplaced), np.flatnonzero(motion.unplaced)
-    nearest = placed[np.abs(lost[:, None] - placed).argmin(axis=1)]
-    return motion.updated(lost, motion.matrices[nearest])
+    lost, placed = np.flatnonzero(motion.unplaced), np.flatnonzero(~motion.unplaced)
+    return motion.updated(lost, motion.matrices[nearest_in_time(lost, placed)])

@@ -239,10 +239,15 @@ def coverage_percent(
     """Share (%) of the parameters within 1.96 standard errors of the truth; NaN without any."""
     if estimated.standard_errors is None:
         return np.nan
-    bounds = 1.96 * np.asarray(estimated.standard_errors)[volumes]
     found, wanted = (rigid_parameters(m.matrices[volumes], center) for m in (estimated, true))
+    return percent_covered(found - wanted, estimated.standard_errors[volumes])
+
+
+def percent_covered(errors: np.ndarray, standard_errors: np.ndarray) -> float:
+    """Share (%) of errors within 1.96 standard errors; NaN where none of these is known."""
+    bounds = 1.96 * np.asarray(standard_errors)
     known = np.isfinite(bounds) & (bounds > 0)  # zero: the reference, known by definition
-    inside = np.abs(found - wanted) <= bounds
+    inside = np.abs(errors) <= bounds
     return float(100 * inside[known].mean()) if known.any() else np.nan
 
 

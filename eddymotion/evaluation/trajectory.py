@@ -26,6 +26,7 @@ from eddymotion.evaluation.motion import (
     ABOVE,
     ALL,
     constant_offset,
+    percent_covered,
     root_mean_square,
     volume_groups,
 )
@@ -294,10 +295,8 @@ def trajectory_coverage(
     used : (N, Z) bool array
         Slices that count.
     """
-    bounds = 1.96 * standard_errors[used]
     apart = rigid_parameters(estimated[used], center) - rigid_parameters(true[used], center)
-    known = np.isfinite(bounds) & (bounds > 0)
-    return float(100 * (np.abs(apart) <= bounds)[known].mean()) if known.any() else np.nan
+    return percent_covered(apart, standard_errors[used])
 
 
 def _poses_of(file: MotionFile, n_slices: int) -> np.ndarray:

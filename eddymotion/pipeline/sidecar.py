@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives.citation import NONE_FOUND, Methods
 from eddymotion.derivatives.confounds import excursions
 from eddymotion.derivatives.grid_metadata import on_grid
-from eddymotion.estimation.estimators import LeaveOneOut
+from eddymotion.estimation.estimators import Estimator, LeaveOneOut
 from eddymotion.estimation.replacement import Replaced
 from eddymotion.io.sidecars import ACQUISITION_FIELDS, SeriesFiles, metadata_of, usable
 from eddymotion.machine.versions import software_versions
@@ -110,33 +111,49 @@ def methods_of(
     estimated : bool
         Whether the motion was found under these settings: it may be given by somebody else.
     """
-    registration = settings.registration, settings.registration_settings
-    estimator = estimator_of(settings, model, dwi.gradients)
-    eddy, loop = motion.eddy_currents, estimated and isinstance(estimator, LeaveOneOut)
-    none = (NONE_FOUND if estimator.seeks_fields(dwi.gradients) else "none") if estimated else ""
-    n_b0s, n_dwis = len(dwi.gradients.b0s), len(dwi.gradients.dwis)
-    resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
-    engine = resampled.engine if isinstance(resampled, Resampled) else engine_of(settings)
-    replaced = settings.replace_outliers
-    if corrected is not None:
-        replaced = isinstance(corrected, Replaced) and corrected.lost
-    transform = "none" if space is None else space.transform
-    image = settings.output_space
-    given = "" if registration[1] is None else f" with {registration[1].name}"
-    return Methods(
-        estimator=estimator.name if estimated else "",
+    image, eddy = settings.output_space, motion.eddy_currents
+    described = Methods(
         model=name_of(model),
         min_q_distance=settings.min_q_distance,
-        registration=(registration[0] or DEFAULT) + given if loop else "",
-        passes=estimator.n_passes if loop and isinstance(estimator, LeaveOneOut) else 0,
-        eddy_currents=none if eddy is None else eddy.order,
-        reference="b0" if n_b0s else "first",
-        aligned=not estimated or motion.frame_error is not None or not (n_b0s and n_dwis),
-        resampling=engine,
+        eddy_currents="" if eddy is None else eddy.order,
+        reference="b0" if len(dwi.gradients.b0s) else "first",
+        resampling=engine_of(settings),
         output_space=image.name if isinstance(image, Path) else "",
-        output_transform="" if corrected is None else transform,
-        replaced_outliers=replaced,
+        replaced_outliers=settings.replace_outliers,
         denoised=settings.denoise,
         without_ringing=settings.degibbs,
         followed_within=bool(motion.moved_within.any()),
     )
+    if corrected is not None:
+        transform = "none" if space is None else space.transform
+        described = replace(described, output_transform=transform, **_as_written(corrected))
+    if estimated:
+        estimator = estimator_of(settings, model, dwi.gradients)
+        described = replace(described, **_as_estimated(dwi, motion, settings, estimator))
+    return described
+
+
+def _as_written(corrected: Series) -> dict[str, Any]:
+    """Tell what made the volumes of a series, which may differ from the settings."""
+    resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
+    found: dict[str, Any] = {
+        "replaced_outliers": isinstance(corrected, Replaced) and corrected.lost
+    }
+    return found | ({"resampling": resampled.engine} if isinstance(resampled, Resampled) else {})
+
+
+def _as_estimated(
+    dwi: DWI, motion: Motion, settings: Settings, estimator: Estimator
+) -> dict[str, Any]:
+    """Tell how the motion was found under these settings."""
+    gradients = dwi.gradients
+    one_frame = motion.frame_error is not None or not (len(gradients.b0s) and len(gradients.dwis))
+    found: dict[str, Any] = {"estimator": estimator.name, "aligned": one_frame}
+    if motion.eddy_currents is None:
+        found["eddy_currents"] = NONE_FOUND if estimator.seeks_fields(gradients) else "none"
+    if isinstance(estimator, LeaveOneOut):
+        options = settings.registration_settings
+        given = "" if options is None else f" with {options.name}"
+        found["registration"] = (settings.registration or DEFAULT) + given
+        found["passes"] = estimator.n_passes
+    return found

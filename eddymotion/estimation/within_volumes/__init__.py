@@ -13,6 +13,7 @@ that is never written down (:mod:`~eddymotion.estimation.within_volumes.system`)
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,8 @@ from eddymotion.data.series import DWI
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
+from eddymotion.estimation.within_volumes.descent import FoundCourse
+from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.solver import MANY_MOVED, CourseSolver
 from eddymotion.estimation.within_volumes.standard_errors import covariances
 from eddymotion.images.pyramid import head_scale
@@ -66,22 +69,13 @@ def follow_head(
         another order than was told. None where the head was at rest within volumes as far as one
         can tell.
     """
-    unrest, slicing = estimate.unrest, dwi.acquisition.slicing
-    assert unrest is not None
-    scale = head_scale(dwi.mask, dwi.voxel_sizes)
-    moving = unrest.moving(dwi.gradients.is_b0, scale)
-    if n_knots is not None:
-        moving = np.ones(len(dwi), bool)
-    placed = np.ones(len(dwi), bool) if estimate.unplaced is None else ~estimate.unplaced
-    if moving[dwi.gradients.dwis].mean() > MANY_MOVED:
-        moving = np.ones(len(dwi), bool)
-    moving &= placed
-    log.info("motion within volumes: %s", _describe(unrest.evidence(scale), moving, n_knots))
+    moving = _moving(dwi, estimate, n_knots)
     if not moving.any():
         return None
     groups = VolumeGroup.all_of(dwi, model, estimate.groups or [dwi.gradients.dwis])
-    groups = groups_without(groups, np.flatnonzero(~placed))
-    solver = CourseSolver(dwi, motion, groups, moving, unrest.lost, n_knots, compute)
+    groups = groups_without(groups, np.flatnonzero(~_placed(estimate)))
+    assert estimate.unrest is not None
+    solver = CourseSolver(dwi, motion, groups, moving, estimate.unrest.lost, n_knots, compute)
     with one_blas_thread():
         order = solver.evidence_of_order()
         log.info("motion within volumes: %s", order)
@@ -89,18 +83,48 @@ def follow_head(
             log.warning("motion within volumes: not sought, since %s", order.doubt)
             return replace(estimate, motion=replace(estimate.motion, order_doubt=order.doubt))
         solved = solver.solve()
-    if solved is None:
-        return None
-    knots, found = solved
-    poses = exp_rigid(knots.of_slices(found.twists), dwi.brain_center)
-    eddy = motion.eddy_currents
+    return None if solved is None else _along_course(dwi, estimate, motion, groups, *solved)
+
+
+def _placed(estimate: Estimate) -> np.ndarray:
+    """Volumes that agree with their prediction somewhere, (N,) bool."""
+    if estimate.unplaced is None:
+        return np.ones(len(estimate.motion), bool)
+    return ~estimate.unplaced
+
+
+def _moving(dwi: DWI, estimate: Estimate, n_knots: int | None) -> np.ndarray:
+    """Find the volumes within which the head is taken to have moved, (N,) bool."""
+    assert estimate.unrest is not None
+    scale = head_scale(dwi.mask, dwi.voxel_sizes)
+    moving = estimate.unrest.moving(dwi.gradients.is_b0, scale)
+    if n_knots is not None or moving[dwi.gradients.dwis].mean() > MANY_MOVED:
+        moving = np.ones(len(dwi), bool)
+    moving &= _placed(estimate)
+    evidence = estimate.unrest.evidence(scale)
+    log.info("motion within volumes: %s", _describe(evidence, moving, n_knots))
+    return moving
+
+
+def _along_course(
+    dwi: DWI,
+    estimate: Estimate,
+    motion: Motion,
+    groups: Sequence[VolumeGroup],
+    knots: Knots,
+    found: FoundCourse,
+) -> Estimate:
+    """Return the estimate with the poses of slices that a course puts them at."""
+    unrest, slicing = estimate.unrest, dwi.acquisition.slicing
+    assert unrest is not None
+    assert estimate.covariances is not None
+    poses, eddy = exp_rigid(knots.of_slices(found.twists), dwi.brain_center), motion.eddy_currents
     poses = poses if eddy is None else eddy.shifts[:, None] @ poses
     of_slices = covariances(knots, found, groups)
     once = np.array([group[0] for group in slicing.groups])
     matrices, trajectory = Trajectory.of_poses(
         poses, dwi.brain_center, dwi.affine, slicing.axis, once=once
     )
-    assert estimate.covariances is not None
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     more = np.where(knots.moving, found.discord, 1.0)[:, None, None]
     of_volumes = more * (of_slices[0] + unrest.at_rest)
@@ -110,7 +134,7 @@ def follow_head(
         dwi.gradients,
         [group.volumes for group in groups],
         dwi.brain_center,
-        twist_millimetres(scale),
+        twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes)),
     )
     return replace(
         estimate,

@@ -90,29 +90,25 @@ class RunTogether:
         if work_dir is None or not series.runs:
             image = RunImage.of(dwi, motion, settings.nprocs)
             alone = joined_of([image], series.measured, settings)
-            unused = _unused(series, [series], alone, settings)
-            return cls((series.dwi.name,), alone, 0, unused)
+            return cls((series.dwi.name,), alone, 0, _unused(series, [series], alone, settings))
         known = [
-            run
-            for run in series.runs
+            run for run in series.runs
             if run.dwi == series.dwi or _is_usable(run, settings, work_dir)
-        ]
+        ]  # fmt: skip
         digest = digest_of(known, series.measured, settings)
-        stem = f"{image_stem(known[0].dwi)}_runs_{digest}"
-        folder = work_dir / "motion" / stem
+        folder = work_dir / "motion" / f"{image_stem(known[0].dwi)}_runs_{digest}"
         joined = recalled(folder)
         if joined is None:
             images = [
-                RunImage.of(dwi, motion, settings.nprocs)
-                if run.dwi == series.dwi
+                RunImage.of(dwi, motion, settings.nprocs) if run.dwi == series.dwi
                 else _image_of(run, settings, work_dir)
                 for run in known
-            ]
+            ]  # fmt: skip
             joined = joined_of(images, series.measured, settings)
             keep(folder, joined)
         number = [run.dwi for run in known].index(series.dwi)
-        unused = _unused(series, known, joined, settings)
-        return cls(tuple(run.uri or run.dwi.name for run in known), joined, number, unused)
+        names = tuple(run.uri or run.dwi.name for run in known)
+        return cls(names, joined, number, _unused(series, known, joined, settings))
 
     @classmethod
     def prepare(cls, series: SeriesFiles, settings: Settings, work_dir: Path) -> None:
