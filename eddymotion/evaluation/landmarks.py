@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from eddymotion.errors import EddymotionError, absence
-from eddymotion.evaluation.transforms import numbers, read_table
+from eddymotion.io.given_tables import GivenTable
 from eddymotion.wording import cut, short_repr, why
 
 log = logging.getLogger(__name__)
@@ -159,9 +159,9 @@ def _read_markups(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _read_tsv(path: Path) -> tuple[np.ndarray, list[str]]:
-    table = read_table(path)
-    points = np.stack([numbers(path, table, axis) for axis in "xyz"], axis=1)
-    return points, table.get("label", [""] * len(points))
+    table = GivenTable.read(path)
+    points = table.numbers(*"xyz")
+    return points, table.columns.get("label", [""] * len(points))
 
 
 def _to_ras(path: Path, system: object) -> np.ndarray:

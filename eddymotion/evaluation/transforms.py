@@ -14,6 +14,7 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.images.grid import Grid
+from eddymotion.io.given_tables import GivenTable
 from eddymotion.io.headers import affine_of, read_header, shape_of
 from eddymotion.io.images import read_image
 from eddymotion.io.itk import read_itk
@@ -31,7 +32,7 @@ from eddymotion.io.tsv import is_number
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import PARAMETERS, RIGID_TOLERANCE, far_from_rotations, rigid_matrix
 from eddymotion.mapping.slice_poses import SlicePoses
-from eddymotion.wording import cut, short_repr, why
+from eddymotion.wording import short_repr, why
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), a table (.tsv) with the "
@@ -106,7 +107,7 @@ def read_motion(
         if path.is_file() and is_trajectory(path):
             slices = read_trajectory(path, _demanded(path, grid).center)
             return MotionFile(slices.mean(_demanded(path, grid).center), slices=slices)
-        return _from_parameters(path, read_table(path), grid)
+        return _from_parameters(GivenTable.read(path), grid)
     _refuse_bare_numbers(path)
     matrices = read_transforms(path)
     _refuse_shear(path, matrices)
@@ -265,55 +266,13 @@ def _read_x5(path: Path) -> np.ndarray:
         ) from error
 
 
-def _from_parameters(path: Path, table: dict[str, list[str]], grid: Grid | None) -> MotionFile:
-    grid = _demanded(path, grid)
-    values = np.stack([numbers(path, table, name) for name in PARAMETERS], axis=1)
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-        raise EddymotionError(
-            f"{path}: row {row} (counted from 0) has no number for some of "
-            f"{', '.join(PARAMETERS)}; complete it"
-        )
-    errors = [f"{name}_se" for name in PARAMETERS]
-    standard_errors = None
-    if all(name in table for name in errors):
-        standard_errors = np.stack([numbers(path, table, name) for name in errors], axis=1)
-    matrices = rigid_matrix(values[:, :3], values[:, 3:], grid.center)
-    bvals = numbers(path, table, "bval") if "bval" in table else None
-    return MotionFile(Motion(matrices, standard_errors), bvals)
-
-
-def read_table(path: Path) -> dict[str, list[str]]:
-    """Read a table with a header row: column name → cells; tabs, else commas, else blanks."""
-    if not path.is_file():
-        raise EddymotionError(absence(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise EddymotionError(f"{path}: not a text file; expected a table") from error
-    separator = "\t" if "\t" in text else "," if "," in text else None
-    rows = [[cell.strip() for cell in line.split(separator)] for line in text.splitlines() if line]
-    if len(rows) < 2:
-        raise EddymotionError(f"{path}: found {len(rows)} row(s), expected a header and values")
-    for number, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            raise EddymotionError(
-                f"{path}: row {number} has {len(row)} cells, the header {len(rows[0])}; "
-                "expected as many in each row"
-            )
-    return dict(zip(rows[0], map(list, zip(*rows[1:], strict=True)), strict=True))
-
-
-def numbers(path: Path, table: dict[str, list[str]], name: str) -> np.ndarray:
-    """Return a column of a table as numbers; ``n/a`` becomes NaN."""
-    if name not in table:
-        raise EddymotionError(
-            f"{path}: no column {name}; found {cut(', '.join(table))}; name the columns so"
-        )
-    try:
-        return np.array([np.nan if cell in ("n/a", "") else float(cell) for cell in table[name]])
-    except ValueError as error:
-        raise EddymotionError(f"{path}: column {name}: {why(error)}; expected numbers") from error
+def _from_parameters(table: GivenTable, grid: Grid | None) -> MotionFile:
+    center, values = _demanded(table.path, grid).center, table.parameters()
+    names = [f"{name}_se" for name in PARAMETERS]
+    errors = table.numbers(*names) if all(name in table for name in names) else None
+    matrices = rigid_matrix(values[:, :3], values[:, 3:], center)
+    bvals = table.numbers("bval")[:, 0] if "bval" in table else None
+    return MotionFile(Motion(matrices, errors), bvals)
 
 
 def read_grid(path: str | Path) -> Grid:

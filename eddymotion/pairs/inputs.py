@@ -12,10 +12,10 @@ import numpy as np
 
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import Landmarks, pair_landmarks, read_landmarks
-from eddymotion.evaluation.transforms import numbers, read_table
 from eddymotion.images.gaps import filled_volume
 from eddymotion.images.image import Image
 from eddymotion.io import series as files
+from eddymotion.io.given_tables import GivenTable
 from eddymotion.io.images import read_image
 from eddymotion.io.transforms import FORMATS
 from eddymotion.pairs.measures import PairOverlay
@@ -228,13 +228,12 @@ def read_paired_landmarks(files: tuple[Path, ...]) -> tuple[Landmarks, Landmarks
             f"{path}: points of one image; give those of the moving one as a second file, or a "
             "table (.tsv) with fixed_x … moving_z"
         )
-    table = {name.removesuffix("_mm"): cells for name, cells in read_table(path).items()}
+    table = GivenTable.read(path).renamed(lambda name: name.removesuffix("_mm"))
     points = [
-        np.stack([numbers(path, table, f"{image}_{axis}") for axis in "xyz"], axis=1)
-        for image in ("fixed", "moving")
+        table.numbers(*(f"{image}_{axis}" for axis in "xyz")) for image in ("fixed", "moving")
     ]
     if not np.isfinite(points).all():
         raise EddymotionError(f"{path}: some coordinates are not numbers; correct them")
-    labels = tuple(table.get("label", map(str, range(len(points[0])))))
+    labels = tuple(table.columns.get("label", map(str, range(len(points[0])))))
     fixed, moving = (Landmarks(p, labels, str(path)) for p in points)
     return fixed, moving

@@ -12,7 +12,7 @@ from scipy.interpolate import CubicSpline
 
 from eddymotion.errors import EddymotionError
 from eddymotion.io.trajectory import read_trajectory
-from eddymotion.mapping.rigid import mean_pose, rigid_matrix, rigid_parameters
+from eddymotion.mapping.rigid import mean_pose, rigid_matrix
 from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation.patterns import COURSES, Course
 from eddymotion.simulation.timing import SliceTiming
@@ -102,14 +102,6 @@ def replayed_trajectory(
             f"scan has {n_volumes} of {n_slices}; give the scheme and voxel size that belong to it"
         )
     return replace(motion, standard_errors=None)
-
-
-def amplified_trajectory(motion: SlicePoses, factor: float, center: np.ndarray) -> SlicePoses:
-    """Scale the translations of `center` (RAS+ mm) and the angles of a motion."""
-    if factor == 1:
-        return motion
-    scaled = factor * rigid_parameters(motion.matrices, center)
-    return replace(motion, matrices=rigid_matrix(scaled[..., :3], scaled[..., 3:], center))
 
 
 def _drift(interval: float, millimetres: float, degrees: float) -> Draw:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
 from eddymotion.errors import EddymotionError
+from eddymotion.io.given_tables import GivenTable
 from eddymotion.io.itk import read_itk
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import (
@@ -19,10 +21,13 @@ from eddymotion.mapping.rigid import (
     rigid_matrix,
     rigid_parameters,
 )
+from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation.patterns import PATTERNS, Pattern
 from eddymotion.wording import why
 
 __all__ = ["PATTERNS", "Pattern", "amplified", "replayed_motion", "simulate_motion"]
+
+Poses = TypeVar("Poses", Motion, SlicePoses)
 
 _JUMPS = {
     "none": (0, 0.0, 0.0),
@@ -65,10 +70,12 @@ def simulate_motion(
     return Motion(rigid_matrix(parameters[:, :3], parameters[:, 3:], center))
 
 
-def amplified(motion: Motion, factor: float, center: np.ndarray) -> Motion:
+def amplified(motion: Poses, factor: float, center: np.ndarray) -> Poses:
     """Scale the translations of `center` (RAS+ mm) and the angles of a motion."""
-    scaled = rigid_parameters(motion.matrices, center) * factor
-    return Motion(rigid_matrix(scaled[:, :3], scaled[:, 3:], center))
+    if factor == 1:
+        return motion
+    scaled = factor * rigid_parameters(motion.matrices, center)
+    return replace(motion, matrices=rigid_matrix(scaled[..., :3], scaled[..., 3:], center))
 
 
 def rigid_matrices(path: Path, center: np.ndarray) -> np.ndarray:
@@ -78,7 +85,7 @@ def rigid_matrices(path: Path, center: np.ndarray) -> np.ndarray:
     """
     try:
         if path.suffix == ".tsv":
-            values = _motion_table(path)
+            values = GivenTable.read(path).parameters()
             matrices = rigid_matrix(values[:, :3], values[:, 3:], center)
         else:
             matrices = read_itk(path)
@@ -121,25 +128,6 @@ def replayed_motion(path: Path, n_volumes: int, center: np.ndarray) -> Motion:
             "give the scheme that belongs to it, with --scheme or --bval and --bvec"
         )
     return Motion(matrices)
-
-
-def _motion_table(path: Path) -> np.ndarray:
-    """Read the six parameters of each volume, (N, 6)."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    missing = [name for name in PARAMETERS if not rows or name not in rows[0]]
-    if missing:
-        raise EddymotionError(
-            f"{path}: has no column {', '.join(missing)}; expected {' '.join(PARAMETERS)} "
-            "(mm, rad), separated by tabs"
-        )
-    try:
-        values = np.array([[float(row[name]) for name in PARAMETERS] for row in rows])
-    except (TypeError, ValueError) as error:
-        raise EddymotionError(
-            f"{path}: holds something else than numbers ({why(error)}); every volume needs six"
-        ) from error
-    return values
 
 
 def _wander(pattern: Pattern, n_volumes: int, random: np.random.Generator) -> np.ndarray:

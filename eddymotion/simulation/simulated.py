@@ -27,11 +27,7 @@ from eddymotion.mapping.off_resonance import Readout
 from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation.acquisition import acquire, dropped_slices
 from eddymotion.simulation.base import Head
-from eddymotion.simulation.courses import (
-    amplified_trajectory,
-    replayed_trajectory,
-    simulate_course,
-)
+from eddymotion.simulation.courses import replayed_trajectory, simulate_course
 from eddymotion.simulation.eddy_currents import (
     EddyCurrents,
     Order,
@@ -270,7 +266,7 @@ def _motion(recipe: Recipe, n_volumes: int, grid: Grid) -> Motion:
         motion = replayed_motion(recipe.motion, n_volumes, center)
     else:
         motion = simulate_motion(cast(Pattern, recipe.motion), n_volumes, center, seed=recipe.seed)
-    return motion if recipe.amplitude == 1 else amplified(motion, recipe.amplitude, center)
+    return amplified(motion, recipe.amplitude, center)
 
 
 def _trajectory(recipe: Recipe, n_volumes: int, grid: Grid) -> SlicePoses | None:
@@ -288,7 +284,7 @@ def _trajectory(recipe: Recipe, n_volumes: int, grid: Grid) -> SlicePoses | None
                 "multiband factor and the repetition time"
             )
         replayed = replayed_trajectory(recipe.motion, n_volumes, n_slices, grid.center)
-        return amplified_trajectory(replayed, recipe.amplitude, grid.center)
+        return amplified(replayed, recipe.amplitude, grid.center)
     return simulate_course(
         cast(Course, recipe.motion), n_volumes, n_slices, timing, grid.center,
         amplitude=recipe.amplitude, seed=recipe.seed,
