@@ -207,8 +207,8 @@ def conjugate_gradients(
     Parameters
     ----------
     normal, precondition : callable
-        Of vectors (M,).
-    right : (M,) array
+        Of arrays as `right`.
+    right : array
     tolerance : float
         Of the residual, in the measure of the preconditioner, as a part of the first.
     limit : int
@@ -216,16 +216,16 @@ def conjugate_gradients(
     """
     x, residual = np.zeros_like(right), right.copy()
     z = precondition(residual)
-    direction, power = z, float(residual @ z)
+    direction, power = z, float(np.vdot(residual, z))
     enough = tolerance**2 * power
     for _ in range(limit):
         if power <= enough:
             break
         turned = normal(direction)
-        length = power / float(direction @ turned)
+        length = power / float(np.vdot(direction, turned))
         x = x + length * direction
         residual = residual - length * turned
         z = precondition(residual)
-        power, before = float(residual @ z), power
+        power, before = float(np.vdot(residual, z)), power
         direction = z + power / before * direction
     return x

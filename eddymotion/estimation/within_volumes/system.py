@@ -28,6 +28,7 @@ from eddymotion.estimation.within_volumes.equations import CourseEquations
 from eddymotion.estimation.within_volumes.increments import Increments
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.matrix import without_common
+from eddymotion.images.lattice import conjugate_gradients
 
 DAMPING = 1e-6
 ABSOLUTE_DAMPING = 1e-3
@@ -205,17 +206,6 @@ class CourseSystem:
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """Solve for a right side (K, 6) by conjugate gradients."""
-        found = np.zeros_like(right)
-        toward = direction = self.precondition(right)
-        size = start = float((right * toward).sum())
-        for _ in range(MOST_ROUNDS):
-            if size <= TOLERANCE**2 * start:
-                break
-            product = self.times(direction)
-            length = size / float((direction * product).sum())
-            found = found + length * direction
-            right = right - length * product
-            toward = self.precondition(right)
-            before, size = size, float((right * toward).sum())
-            direction = toward + size / before * direction
-        return found
+        return conjugate_gradients(
+            self.times, right, self.precondition, tolerance=TOLERANCE, limit=MOST_ROUNDS
+        )
