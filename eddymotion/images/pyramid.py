@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -111,6 +112,17 @@ def steepest(steepness: np.ndarray, n_points: int, random: np.random.Generator) 
     n_points = min(n_points, len(steepness))
     waiting = random.exponential(size=len(steepness)) / weights
     return np.sort(np.argpartition(waiting, n_points - 1)[:n_points])
+
+
+def steepest_points(
+    points: np.ndarray, slopes: Iterable[np.ndarray], n_points: int, random: np.random.Generator
+) -> np.ndarray:
+    """Draw some of the points (P, 3), more where the sum of images is steep: their slopes (P, 3).
+
+    NaN counts as flat. Random as in :func:`steepest`.
+    """
+    total: np.ndarray = sum(np.nan_to_num(one, copy=False) for one in slopes)
+    return points[steepest(np.linalg.norm(total, axis=1).astype(float), n_points, random)]
 
 
 def blocks_of(points: np.ndarray, edge: float) -> np.ndarray:

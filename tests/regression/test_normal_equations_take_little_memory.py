@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from eddymotion.estimation.equations import coupled
-from eddymotion.estimation.equations.coupled import CoupledProblem, Residuals, Samples
+from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.normal_equations import NormalEquations
+from eddymotion.estimation.equations.samples import Residuals, Samples
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.unknowns import Poses, Unknowns
 from eddymotion.estimation.fields.unknowns import UnknownFields

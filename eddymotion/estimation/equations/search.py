@@ -32,8 +32,9 @@ import scipy
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.estimation.equations.coupled import CoupledProblem, Residuals
+from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.normal_equations import DAMPING
+from eddymotion.estimation.equations.samples import Residuals
 from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.images.pyramid import MIN_POINTS, Level
 from eddymotion.mapping.motion import Motion

@@ -12,8 +12,9 @@ from functools import cached_property
 import numpy as np
 
 from eddymotion.data.acquisition import Slicing
-from eddymotion.estimation.equations.coupled import CoupledProblem, Evaluated, Residuals, Samples
+from eddymotion.estimation.equations.coupled import CoupledProblem, Evaluated
 from eddymotion.estimation.equations.normal_equations import DAMPING, GramMatrix, NormalEquations
+from eddymotion.estimation.equations.samples import Residuals, Samples
 from eddymotion.estimation.equations.twist_kernels import sum_twists
 from eddymotion.estimation.equations.unknowns import POSES
 from eddymotion.estimation.outliers import slice_row

@@ -22,7 +22,8 @@ import logging
 import numpy as np
 import scipy
 
-from eddymotion.estimation.equations.coupled import MAX_MISSING, CoupledProblem, Samples
+from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.samples import MAX_MISSING, Samples
 
 log = logging.getLogger(__name__)
 

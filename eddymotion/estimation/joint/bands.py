@@ -25,7 +25,7 @@ from eddymotion.images.pyramid import (
     fine_widths,
     head_scale,
     jittered_points,
-    steepest,
+    steepest_points,
 )
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.machine.parallel import Compute, parallel_iterate, parallel_map
@@ -164,13 +164,10 @@ class Bands:
             return jittered_points(self.mask, self.dwi.affine, level.n_points, random)
         n_points = min(int(self.mask.sum()), MOST_CANDIDATES)
         candidates = jittered_points(self.mask, self.dwi.affine, n_points, random)
-        total = np.zeros((len(candidates), 3), np.float32, order="F")  # as slopes are
 
         def slopes(volume: int) -> np.ndarray:
             return splines[volume].sample_with_gradient(candidates, matrices[volume])[1]
 
         some = range(0, len(splines), max(1, len(splines) // 8))
-        for one in parallel_iterate(slopes, some, n_threads=self.compute.n_threads):
-            total += np.nan_to_num(one, copy=False)
-        steepness = np.linalg.norm(total, axis=1).astype(float)
-        return candidates[steepest(steepness, level.n_points, random)]
+        seen = parallel_iterate(slopes, some, n_threads=self.compute.n_threads)
+        return steepest_points(candidates, seen, level.n_points, random)

@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.equations.coupled import CoupledProblem, LostSlices
+from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.samples import LostSlices
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.undetermined import free_directions
 from eddymotion.estimation.equations.unknowns import Block, Poses

@@ -37,8 +37,8 @@ import numpy as np
 import scipy
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.equations.coupled import MAX_MISSING, filled, smoothed
 from eddymotion.estimation.equations.few_terms import Filter
+from eddymotion.estimation.equations.samples import MAX_MISSING, filled, smoothed
 from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.estimation.within_volumes.kernels import add_pulls
 from eddymotion.estimation.within_volumes.knots import Knots

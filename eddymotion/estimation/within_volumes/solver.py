@@ -19,7 +19,13 @@ from eddymotion.estimation.within_volumes.increments import Increments
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.slice_order import OrderEvidence, weigh_orders
 from eddymotion.images.image import Image
-from eddymotion.images.pyramid import BLOCK_MM, head_scale, jittered_points, low_pass, steepest
+from eddymotion.images.pyramid import (
+    BLOCK_MM,
+    head_scale,
+    jittered_points,
+    low_pass,
+    steepest_points,
+)
 from eddymotion.images.stack import SliceStack
 from eddymotion.machine.parallel import Compute, parallel_map
 from eddymotion.mapping.motion import Motion
@@ -266,11 +272,8 @@ class CourseSolver:
         poses = exp_rigid(knots.of_slices(twists), center)
         volumes = self.groups[-1].volumes
         volumes = volumes[:: max(1, len(volumes) // 8)]
-        total = np.zeros((len(candidates), 3), np.float32)
-        for volume in volumes:
-            total += stacks[volume].read(candidates, poses[volume]).slopes
-        steepness = np.linalg.norm(total, axis=1).astype(float)
-        return candidates[steepest(steepness, level.n_points, self.random)]
+        slopes = (stacks[volume].read(candidates, poses[volume]).slopes for volume in volumes)
+        return steepest_points(candidates, slopes, level.n_points, self.random)
 
 
 def _evenly(n: int, most: int) -> np.ndarray:

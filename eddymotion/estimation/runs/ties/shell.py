@@ -14,8 +14,9 @@ import scipy
 from nibabel.affines import voxel_sizes
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.estimation.equations.coupled import CoupledProblem, LostSlices
+from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.normal_equations import NormalEquations
+from eddymotion.estimation.equations.samples import LostSlices
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
@@ -30,7 +31,7 @@ from eddymotion.images.pyramid import (
     head_scale,
     jittered_points,
     low_pass,
-    steepest,
+    steepest_points,
 )
 from eddymotion.machine.parallel import Compute, one_blas_thread, parallel_map
 from eddymotion.mapping.motion import Motion
@@ -344,27 +345,22 @@ def _problem_at(
 ) -> CoupledProblem:
     """Set up the equations of a level, at the steepest of some points (P, 3)."""
     splines = shell.banded(level, n_threads)
-    steepness = _steepness(splines, motion, candidates)
+    some = range(0, len(splines), max(1, len(splines) // FOR_STEEPNESS))
+    slopes = (
+        motion.mapping(volume).sample_with_gradient(splines[volume], candidates)[1].astype(float)
+        for volume in some
+    )
     return CoupledProblem(
         splines,
         shell.gradients,
         GaussianProcessModel(LegendreCovariance()),
-        candidates[steepest(steepness, level.n_points, random)],
+        steepest_points(candidates, slopes, level.n_points, random),
         center,
         lost=shell.lost,
         blocks=[PosesOfRuns(center, shell.of_volumes)],
         steady_mm=STEADY * level.fwhm * shell.voxel,
         n_threads=n_threads,
     ).with_model_fitted(motion)
-
-
-def _steepness(splines: Sequence[Spline], motion: Motion, points: np.ndarray) -> np.ndarray:
-    """How steep the mean of some of the volumes is, (P,)."""
-    total = np.zeros((len(points), 3))
-    for volume in range(0, len(splines), max(1, len(splines) // FOR_STEEPNESS)):
-        slopes = motion.mapping(volume).sample_with_gradient(splines[volume], points)[1]
-        total += np.nan_to_num(slopes)
-    return np.linalg.norm(total, axis=1)
 
 
 def _by_octants(

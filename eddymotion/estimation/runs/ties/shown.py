@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.estimation.equations.coupled import LostSlices
+from eddymotion.estimation.equations.samples import LostSlices
 from eddymotion.estimation.outliers import SliceOutliers, rescaled
 from eddymotion.estimation.quality import assess
 from eddymotion.images.image import Image

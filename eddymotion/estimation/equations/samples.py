@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the volumes of a group show at points of the head, and how that departs from the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from eddymotion.estimation.equations.few_terms import Filter
+from eddymotion.estimation.outliers import is_lost, slice_heights
+from eddymotion.mapping.motion import Motion
+from eddymotion.models.base import LEVERAGE_GUARD
+from eddymotion.robust import Cauchy
+
+MAX_MISSING = 0.25
+"""A point at which more of the volumes say nothing is left out."""
+
+FILL_ITERATIONS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What the volumes show at the points, under some motion.
+
+    Parameters
+    ----------
+    motion : Motion
+    values : (N, V) float32 array
+    slopes : (3, N, V) float32 array
+        Gradients along the axes of the head's frame, per mm.
+    missing : (N, V) bool array
+        Where a volume says nothing.
+    """
+
+    motion: Motion
+    values: np.ndarray
+    slopes: np.ndarray
+    missing: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """How the samples depart from what the model says.
+
+    Parameters
+    ----------
+    samples : Samples
+        Missing values filled with predictions.
+    precision : (N, N) array
+        ``P``
+    values : (N, V) float32 array
+        ``Py``, zero where nothing was known.
+    misfit : (V,) array
+        ``q = yᵀPy / N``
+    """
+
+    samples: Samples
+    precision: np.ndarray
+    values: np.ndarray
+    misfit: np.ndarray
+
+    def under(self, motion: Motion) -> Residuals:
+        """Return the same under a motion that differs in unknowns that are zero."""
+        return replace(self, samples=replace(self.samples, motion=motion))
+
+    @cached_property
+    def filter(self) -> Filter:
+        """What multiplies by the precision."""
+        return Filter.of(self.precision)
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        """Points that most volumes show, (V,) bool."""
+        return self.samples.missing.mean(axis=0) <= MAX_MISSING
+
+    @cached_property
+    def spread(self) -> Cauchy:
+        """Of the misfit."""
+        return Cauchy.of(self.misfit[self.usable])
+
+    @property
+    def cost(self) -> float:
+        """Mean −log-likelihood of a point."""
+        return self.spread.cost(self.misfit[self.usable])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Of the points, (V,)."""
+        return np.where(self.usable, self.spread.weights(self.misfit), 0.0)
+
+
+def smoothed(
+    slopes: np.ndarray,
+    missing: np.ndarray,
+    smoother: Filter,
+    leverage: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the gradients of predictions, by those of the volumes: (N, 3, V) float32.
+
+    Parameters
+    ----------
+    slopes : (3, N, V) float32 array
+    missing : (N, V) bool array
+        Zero there.
+    smoother : Filter
+        What it takes of the slopes away,
+    leverage : (N,) array, optional
+        divided by this.
+    """
+    found = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)
+    for axis in range(3):
+        taken = smoother @ slopes[axis]
+        if leverage is not None:
+            taken /= leverage[:, None]
+        np.subtract(slopes[axis], taken, out=found[:, axis])
+    if missing.any():
+        found.transpose(0, 2, 1)[missing] = 0.0
+    return found
+
+
+def filled(values: np.ndarray, gone: np.ndarray, precision: Filter) -> np.ndarray:
+    """Replace what is `gone` of the values (N, V) by what the others predict: float32."""
+    leverage = np.maximum(precision.leverage, LEVERAGE_GUARD)[:, None]
+    values = np.where(gone, 0.0, values).astype(np.float32)
+    for _ in range(FILL_ITERATIONS):
+        values = np.where(gone, values - (precision @ values) / leverage, values)
+    return values
+
+
+class Lost(Protocol):
+    """Where volumes have no signal."""
+
+    def at(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Whether a volume has lost its signal at world points (V, 3), or within a slice of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LostSlices:
+    """Slices without signal.
+
+    Parameters
+    ----------
+    flagged : (N, Z) bool array
+    affine : (4, 4) array
+        Of the images.
+    axis : int
+        Which of their axes counts the slices.
+    """
+
+    flagged: np.ndarray
+    affine: np.ndarray
+    axis: int = 2
+
+    def at(self, volume: int, points: np.ndarray) -> np.ndarray:
+        """Whether a volume has lost its signal at world points (V, 3), or within a slice of it."""
+        return is_lost(self.flagged[volume], slice_heights(points, self.affine, self.axis))
