@@ -11,7 +11,7 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.evaluation.landmarks import LandmarkErrors, summary_of
-from eddymotion.evaluation.motion import ALL, MotionComparison
+from eddymotion.evaluation.motion import ALL, MotionComparison, MotionScore
 from eddymotion.evaluation.series import SeriesQuality
 from eddymotion.evaluation.trajectory import SliceComparisons, TrajectoryScore
 
@@ -20,6 +20,11 @@ DECIMALS = 9
 """Significant digits of what is written, and how many decimals at most."""
 
 METHODS, FRAMES = ("estimated", "nothing"), ("free", "given")
+
+MOTION_HEADER = [
+    "", "frame", "volumes", "n", "RMSE mm", "RMSE °", "max mm", "max °", "TRE mm", "TRE 95 %",
+    "TRE max", "slope t", "slope r", "bias mm", "bias °",
+]  # fmt: skip
 
 MOTION_DESCRIPTION = {
     "frames": "given: as the files say; free: without the constant rigid offset between the two "
@@ -102,17 +107,15 @@ def motion_summary(
         Where the target registration error was measured, in words.
     bvals : (N,) array, optional
     """
-    combinations = [(method, frame) for frame in FRAMES for method in METHODS]
+    groups, main = comparison.groups, comparison.main_group
     scores = {
         (method, frame, group): comparison.score(method, frame, group)
-        for method, frame in combinations
-        for group in comparison.groups
-    }
+        for frame in FRAMES for method in METHODS for group in groups
+    }  # fmt: skip
     rows = [
         {"method": method, "frame": frame, "volumes": group, **_flat(asdict(score))}
         for (method, frame, group), score in scores.items()
     ]
-    main = comparison.main_group
     figures = {
         "n_volumes": len(comparison.true),
         "main_group": main,
@@ -121,33 +124,31 @@ def motion_summary(
         "coverage_percent": comparison.coverage_percent,
         "offset_matrix_ras_mm": comparison.offset,
         "scores": {
-            method: {
-                frame: {group: asdict(scores[method, frame, group]) for group in comparison.groups}
-                for frame in FRAMES
-            }
+            method: {frame: {group: asdict(scores[method, frame, group]) for group in groups}
+                     for frame in FRAMES}
             for method in METHODS
         },
         "description": MOTION_DESCRIPTION,
-    }
+    }  # fmt: skip
     tables = {
         "volumes": _motion_volumes(comparison, bvals),
         "scores": {key: [row[key] for row in rows] for key in rows[0]},
     }
-    shown = [(m, f, main) for m, f in combinations]
-    others = [group for group in comparison.groups if group not in (main, ALL)]
+    shown = [(method, frame, main) for frame in FRAMES for method in METHODS]
+    others = [group for group in groups if group not in (main, ALL)]
     shown += [("estimated", "free", group) for group in others if len(others) > 1]
-    header = ["", "frame", "volumes", "n", "RMSE mm", "RMSE °", "max mm", "max °", "TRE mm",
-              "TRE 95 %", "TRE max", "slope t", "slope r", "bias mm", "bias °"]  # fmt: skip
-    printed = [header]
-    for method, frame, group in shown:
-        s = scores[method, frame, group]
-        numbers = (
-            s.rmse_translation_mm, s.rmse_rotation_deg, s.max_translation_mm, s.max_rotation_deg,
-            s.tre_mean_mm, s.tre_p95_mm, s.tre_max_mm, s.slope_translation, s.slope_rotation,
-            s.bias_translation_mm, s.bias_rotation_deg,
-        )  # fmt: skip
-        printed.append([method, frame, group, str(s.n_volumes), *map(_cell, numbers)])
+    printed = [MOTION_HEADER, *([*key, *_motion_cells(scores[key])] for key in shown)]
     return Summary(printed, _columns(tables), rounded(figures))
+
+
+def _motion_cells(score: MotionScore) -> list[str]:
+    numbers = (
+        score.rmse_translation_mm, score.rmse_rotation_deg, score.max_translation_mm,
+        score.max_rotation_deg, score.tre_mean_mm, score.tre_p95_mm, score.tre_max_mm,
+        score.slope_translation, score.slope_rotation, score.bias_translation_mm,
+        score.bias_rotation_deg,
+    )  # fmt: skip
+    return [str(score.n_volumes), *map(_cell, numbers)]
 
 
 def _motion_volumes(comparison: MotionComparison, bvals: np.ndarray | None) -> dict[str, Any]:

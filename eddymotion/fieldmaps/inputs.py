@@ -238,33 +238,42 @@ def read_measured(paths: FieldmapPaths, settings: FieldmapSettings) -> MeasuredM
             "it is not zero"
         )
     if paths.fieldmap is not None:
-        if is_topup_coefficients(paths.fieldmap):
-            raise EddymotionError(
-                f"{paths.fieldmap}: holds spline coefficients of topup, not a map; "
-                f"{FIELD_OF_TOPUP}, and --units Hz"
-            )
-        values = _volume(paths.fieldmap, settings.ignore)
-        units = settings.units or _sidecar(paths.fieldmap).get("Units")
-        if units is None:
-            raise EddymotionError(
-                f"{paths.fieldmap}: no Units beside it; add Hz, rad/s or T to the sidecar, or "
-                "give --units"
-            )
-        return MeasuredMap.in_units(values, units, magnitude)
+        return _in_units(paths.fieldmap, magnitude, settings)
     if paths.phasediff is not None:
         phases = _phases(paths.phasediff, settings.ignore)
         times = settings.echo_times or _times(paths.phasediff, ("EchoTime1", "EchoTime2"))
-        return MeasuredMap.of_phases(phases, magnitude, abs(times[1] - times[0]))
-    if paths.phase1 is None or paths.phase2 is None:
+    elif paths.phase1 is not None and paths.phase2 is not None:
+        phases, times = _of_two_echoes(paths.phase1, paths.phase2, settings)
+    else:
         raise EddymotionError("--phase1 and --phase2 belong together; give both, or --phasediff")
-    first, second = (_phases(p, settings.ignore) for p in (paths.phase1, paths.phase2))
-    _refuse_other_grid(paths.phase2, second.data, second.affine, paths.phase1, first)
-    times = settings.echo_times or (
-        *_times(paths.phase1, ("EchoTime",)), *_times(paths.phase2, ("EchoTime",))
-    )  # fmt: skip
+    return MeasuredMap.of_phases(phases, magnitude, abs(times[1] - times[0]))
+
+
+def _in_units(path: Path, magnitude: Image | None, settings: FieldmapSettings) -> MeasuredMap:
+    """Read a map in Hz, rad/s or T."""
+    if is_topup_coefficients(path):
+        raise EddymotionError(
+            f"{path}: holds spline coefficients of topup, not a map; {FIELD_OF_TOPUP}, and "
+            "--units Hz"
+        )
+    values = _volume(path, settings.ignore)
+    units = settings.units or _sidecar(path).get("Units")
+    if units is None:
+        raise EddymotionError(
+            f"{path}: no Units beside it; add Hz, rad/s or T to the sidecar, or give --units"
+        )
+    return MeasuredMap.in_units(values, units, magnitude)
+
+
+def _of_two_echoes(
+    one: Path, other: Path, settings: FieldmapSettings
+) -> tuple[Image, tuple[float, ...]]:
+    """Read the phases of two echoes: their difference, later less earlier, and their times (s)."""
+    first, second = (_phases(path, settings.ignore) for path in (one, other))
+    _refuse_other_grid(other, second.data, second.affine, one, first)
+    times = settings.echo_times or (*_times(one, ("EchoTime",)), *_times(other, ("EchoTime",)))
     early, late = (first, second) if times[0] < times[1] else (second, first)
-    difference = Image(phase_difference(early.data, late.data), first.affine)
-    return MeasuredMap.of_phases(difference, magnitude, abs(times[1] - times[0]))
+    return Image(phase_difference(early.data, late.data), first.affine), times
 
 
 def _phases(path: Path, ignore: Sequence[str]) -> Image:

@@ -94,21 +94,23 @@ def write_simulation(
 
 def _write_truth(truth: Path, made: Simulation, gain: float, ideal: bool, n_threads: int) -> None:
     """Write what is true beside the motion."""
-    write_dropped_table(truth.with_name(f"{truth.name}_dropped.tsv"), made.kept)
+
+    def path(ending: str) -> Path:
+        return truth.with_name(f"{truth.name}_{ending}")
+
+    affine = made.grid.affine
+    write_dropped_table(path("dropped.tsv"), made.kept)
     if made.trajectory:
-        path = truth.with_name(f"{truth.name}_trajectory.tsv")
-        write_trajectory(path, made.trajectory, made.grid.center)
+        write_trajectory(path("trajectory.tsv"), made.trajectory, made.grid.center)
     if made.eddy:
-        write_eddy_table(truth.with_name(f"{truth.name}_eddy.tsv"), made.eddy)
+        write_eddy_table(path("eddy.tsv"), made.eddy)
     if made.magnetised:
-        hertz = made.magnetised.hertz_on(made.grid)
-        write_image(truth.with_name(f"{truth.name}_fieldmap.nii.gz"), hertz, made.grid.affine)
-    write_image(truth.with_name(f"{truth.name}_mask.nii.gz"), true_mask(made), made.grid.affine)
+        write_image(path("fieldmap.nii.gz"), made.magnetised.hertz_on(made.grid), affine)
+    write_image(path("mask.nii.gz"), true_mask(made), affine)
     if ideal:
-        at_rest = ideal_series(made, n_threads)
-        scaled = at_rest.signal * np.float32(gain)
-        write_image(truth.with_name(f"{truth.name}_ideal_dwi.nii.gz"), scaled, at_rest.affine)
-    write_json(truth.with_name(f"{truth.name}_settings.json"), _settings(made, gain))
+        scaled = ideal_series(made, n_threads).signal * np.float32(gain)
+        write_image(path("ideal_dwi.nii.gz"), scaled, affine)
+    write_json(path("settings.json"), _settings(made, gain))
 
 
 def ideal_series(made: Simulation, n_threads: int = 1) -> DWI:

@@ -182,25 +182,17 @@ def simulate(
         gradients = _gradients(recipe, own, grid)
     trajectory = _trajectory(recipe, len(gradients), grid)
     motion = trajectory.mean(grid.center) if trajectory else _motion(recipe, len(gradients), grid)
-    seed, eddy = recipe.seed, None
-    if recipe.eddy_current in get_args(Order):
-        eddy = simulate_eddy_currents(
-            gradients, grid, order=cast(Order, recipe.eddy_current),
-            amplitude=recipe.eddy_amplitude, pe_axis=recipe.pe_axis, seed=seed,
-        )  # fmt: skip
-    coil_bias = recipe.coil_bias
-    if coil_bias is None:
-        coil_bias = 0.0 if recipe.series or recipe.kspace else DEFAULT_COIL_BIAS
-    magnetised = _magnetised(recipe, head)
+    eddy, magnetised = _eddy_currents(recipe, gradients, grid), _magnetised(recipe, head)
     distortion = None
     if magnetised:
         readout = Readout.of(grid.affine, recipe.pe_axis, recipe.readout_time)
         distortion = magnetised.distortion(readout, changing=not recipe.rigid_field)
+    coil_bias = _coil_bias(recipe)
     dwi = acquire(
         head, gradients, trajectory if recipe.moves_within and trajectory else motion, grid,
         snr=recipe.snr, coils=recipe.coils, coil_bias=coil_bias, dropout=recipe.dropout, eddy=eddy,
         kspace=recipe.measurement, distortion=distortion, slice_profile=recipe.slice_profile,
-        seed=seed, n_threads=n_threads, progress=progress,
+        seed=recipe.seed, n_threads=n_threads, progress=progress,
     )  # fmt: skip
     metadata = timing_metadata(recipe, trajectory)
     acquisition = Acquisition.every(
@@ -210,10 +202,25 @@ def simulate(
         readout_time=recipe.readout_time if distortion else None,
     )  # fmt: skip
     dwi = replace(dwi, acquisition=acquisition)
-    kept = dropped_slices(gradients, grid.shape[2], recipe.dropout, seed)
+    kept = dropped_slices(gradients, grid.shape[2], recipe.dropout, recipe.seed)
     return Simulation(
         recipe, head, grid, dwi, motion, kept, eddy, coil_bias, magnetised, trajectory
     )
+
+
+def _eddy_currents(recipe: Recipe, gradients: Gradients, grid: Grid) -> EddyCurrents | None:
+    if recipe.eddy_current not in get_args(Order):
+        return None
+    return simulate_eddy_currents(
+        gradients, grid, order=cast(Order, recipe.eddy_current), amplitude=recipe.eddy_amplitude,
+        pe_axis=recipe.pe_axis, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def _coil_bias(recipe: Recipe) -> float:
+    if recipe.coil_bias is not None:
+        return recipe.coil_bias
+    return 0.0 if recipe.series or recipe.kspace else DEFAULT_COIL_BIAS
 
 
 def _head_and_scheme(recipe: Recipe, n_threads: int) -> tuple[Head, Gradients | None]:
