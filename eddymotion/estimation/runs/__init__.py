@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -91,41 +92,93 @@ def join_runs(
         Distorted(run.image, readout or unknown)
         for run, readout in zip(runs, readouts, strict=True)
     ]
-    first, alike = runs[0], of_one_contrast(runs)
-    grid = first.image.data.shape, first.image.affine
-    start = rigid_start(images, first.brain, compute.seed)
-    poses, gauge, found, measured = start, np.zeros(len(runs)), field, field is not None
-    told = differ([readouts[run] for run in alike]) and None not in readouts
-    if seeks_field and told and not measured:
-        start, gauge = _held_in_time(first.center, [run.ends for run in runs], start, images)
-        poses, found = _with_field(images, alike, start, first.brain, compute)
-    elif seeks_field or measured:
-        warn_of_unknown(runs, readouts, measured=measured)
-    before, _ = corrected_images(images, OffResonance.none(), start, *grid)
-    corrected, stretch = corrected_images(images, found or OffResonance.none(), poses, *grid)
-    mean = combined(corrected[alike], stretch[alike])
-    brain = first.brain if len(runs) == 1 and found is None else brain_mask(mean)
-    similarity = (np.nan, np.nan)
-    if len(alike) > 1:
-        similarity = agreement(before[alike], brain), agreement(corrected[alike], brain)
-        log.info("%d runs together: their b=0 images agree with r = %.3f, before with %.3f",
-                 len(alike), *reversed(similarity))  # fmt: skip
-    errors = _pose_errors(corrected, first.image.affine, brain, first.center, compute)
-    if found is not None and not measured:
+    placed = _placed(runs, images, readouts, field, seeks_field, compute)
+    corrected, mean, brain, similarity = _shown_together(runs, images, placed)
+    affine, poses, found = runs[0].image.affine, placed.poses, placed.field
+    errors = _pose_errors(corrected, affine, brain, runs[0].center, compute)
+    if found is not None and field is None:
         errors *= WITH_FIELD
     shifts = np.array([np.full(3, np.nan) if r is None else r.shift for r in readouts])
     ties: tuple[FrameTie | None, ...] = ()
     if similarity[1] >= ALIKE and (found is not None or not differ(readouts)):
-        seen = Brain(brain, first.image.affine)
-        shown = [run.diffusion for run in runs]
-        tied = tied_frames(shown, poses, errors, shifts, found, seen, compute)
+        diffusion, seen = [run.diffusion for run in runs], Brain(brain, affine)
+        tied = tied_frames(diffusion, poses, errors, shifts, found, seen, compute)
         if tied is not None:
             poses, errors, ties = tied.poses, tied.errors, tied.ties
-    for error, image, held in zip(errors, images, gauge, strict=True):
+    for error, image, held in zip(errors, images, placed.gauge, strict=True):
         error[:3] = np.hypot(error[:3], held * image.readout.direction)
     return JoinedRuns(
-        poses, errors, shifts, found, mean, brain, grid[1], similarity, measured, ties=ties
+        poses, errors, shifts, found, mean, brain, affine, similarity,
+        measured=field is not None, ties=ties,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedRuns:
+    """Where K runs lie by their b=0 images, and the field between them.
+
+    Parameters
+    ----------
+    start, poses : (K, 4, 4) array
+        First run → each, RAS+ mm: by registration of the distorted images, and in the end.
+    gauge : (K,) array
+        Errors along the phase encoding that a field leaves open, mm.
+    field : OffResonance, optional
+    """
+
+    start: np.ndarray
+    poses: np.ndarray
+    gauge: np.ndarray
+    field: OffResonance | None = None
+
+
+def _placed(
+    runs: Sequence[RunImage],
+    images: Sequence[Distorted],
+    readouts: Sequence[Readout | None],
+    field: OffResonance | None,
+    seeks_field: bool,
+    compute: Compute,
+) -> PlacedRuns:
+    """Register the runs to the first, together with a field where one is sought and shown."""
+    first, alike = runs[0], of_one_contrast(runs)
+    start = rigid_start(images, first.brain, compute.seed)
+    shown = differ([readouts[run] for run in alike]) and None not in readouts
+    if seeks_field and field is None and shown:
+        start, gauge = _held_in_time(first.center, [run.ends for run in runs], start, images)
+        poses, found = _with_field(images, alike, start, first.brain, compute)
+        return PlacedRuns(start, poses, gauge, found)
+    if seeks_field or field is not None:
+        warn_of_unknown(runs, readouts, measured=field is not None)
+    return PlacedRuns(start, start, np.zeros(len(runs)), field)
+
+
+def _shown_together(
+    runs: Sequence[RunImage], images: Sequence[Distorted], placed: PlacedRuns
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+    """Correct the images of the runs, on the grid of the first.
+
+    Returns
+    -------
+    corrected : (K, X, Y, Z) array
+    mean : (X, Y, Z) float32 array
+        Of those of the contrast of the first.
+    brain : (X, Y, Z) bool array
+    similarity : (float, float)
+        Correlation of these in the brain without a field and with it; NaN of one alone.
+    """
+    first, alike = runs[0], of_one_contrast(runs)
+    grid, none = (first.image.data.shape, first.image.affine), OffResonance.none()
+    before, _ = corrected_images(images, none, placed.start, *grid)
+    corrected, stretch = corrected_images(images, placed.field or none, placed.poses, *grid)
+    mean = combined(corrected[alike], stretch[alike])
+    brain = first.brain if len(runs) == 1 and placed.field is None else brain_mask(mean)
+    if len(alike) < 2:
+        return corrected, mean, brain, (np.nan, np.nan)
+    similarity = agreement(before[alike], brain), agreement(corrected[alike], brain)
+    log.info("%d runs together: their b=0 images agree with r = %.3f, before with %.3f",
+             len(alike), *reversed(similarity))  # fmt: skip
+    return corrected, mean, brain, similarity
 
 
 def _with_field(
