@@ -70,12 +70,10 @@ class JointSolver:
     Attributes
     ----------
     bands : Bands
-        The volumes, filtered.
+        The volumes, filtered; slices that lost signal have no weight.
     fields : KnownFields
     undetermined : (k, 6) array
         Directions of motion that the images do not show: nothing moves along them.
-    outliers : SliceOutliers, optional
-        Slices without weight.
     chance : dict
         Name of a group → how far noise displaces its volumes at the first fine level, mm.
     """
@@ -111,24 +109,18 @@ class JointSolver:
     def _solve_group(
         self, level: Level, group: VolumeGroup, motion: Motion
     ) -> tuple[Solution, Motion]:
-        fine, start = level.highpass is not None, group_motion(motion, group)
-        problem = self.problem(level, group, motion)
+        start, problem = group_motion(motion, group), self.problem(level, group, motion)
         if (outliers := self.bands.outliers) is not None:
             flagged, axis = outliers.flagged[group.volumes], outliers.slicing.axis
             problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine, axis))
-        if fine:
+        max_steps = min(self.max_steps, COARSE_ITERATIONS)
+        tolerance = COARSE_TOLERANCE * self.bands.width(level)
+        if level.highpass is not None:
             problem = problem.with_model_fitted(start)
-        found, descent, seen = problem.solve(
-            start,
-            self.max_steps if fine else min(self.max_steps, COARSE_ITERATIONS),
-            FINE_TOLERANCE * self.bands.voxel
-            if fine
-            else COARSE_TOLERANCE * self.bands.width(level),
-            NEGLIGIBLE.get(level, 0.0),
-            progress=partial(
-                self.compute.progress, description=f"motion of {group.name}, {level}"
-            ),
-        )
+            max_steps, tolerance = self.max_steps, FINE_TOLERANCE * self.bands.voxel
+        progress = partial(self.compute.progress, description=f"motion of {group.name}, {level}")
+        share = NEGLIGIBLE.get(level, 0.0)
+        found, descent, seen = problem.solve(start, max_steps, tolerance, share, progress=progress)
         # fields that a prior holds are known for as many points as `weigh` reckoned with
         is_free = motion.eddy_currents is None or self.fields.prior is NO_PRIOR
         if level == FINE[0] and is_free and seen is not None:

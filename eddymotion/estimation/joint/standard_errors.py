@@ -94,17 +94,17 @@ def pose_errors(
         whole[own], by_noise[own], apart[own] = _of_group(
             solver, group, solution, motion, by_misfit[own]
         )
-    _warn_of_untold(whole)
+    _warn_of_unknown(whole)
     return PoseErrors(whole, by_noise, by_misfit, apart)
 
 
-def _warn_of_untold(covariances: np.ndarray) -> None:
+def _warn_of_unknown(covariances: np.ndarray) -> None:
     """Name the volumes of whose poses (N, 6, 6) nothing tells the errors."""
-    untold = np.flatnonzero(~np.isfinite(covariances).all(axis=(1, 2)))
-    if len(untold):
+    unknown = np.flatnonzero(~np.isfinite(covariances).all(axis=(1, 2)))
+    if len(unknown):
         log.warning(
             "volumes %s: too little of the brain is inside the images to refine their poses, "
-            "which may be off by a millimetre, and have no standard errors", listed(untold),
+            "which may be off by a millimetre, and have no standard errors", listed(unknown),
         )  # fmt: skip
 
 
