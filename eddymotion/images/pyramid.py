@@ -150,13 +150,20 @@ def band_pass(
     if level.highpass is not None:
         unit = fine_widths(image.voxel_sizes, thickness_power)
         image = replace(image, data=np.asfortranarray(image.data, dtype=np.float32))  # once
-        narrow, wide = (low_pass(image, width * unit) for width in (level.fwhm, level.highpass))
-        band = np.subtract(narrow.data, wide.data, out=narrow.data)
-        return Image(band, image.affine, wide.missing)
+        return difference_of_gaussians(image, level.fwhm * unit, level.highpass * unit)
     fwhm = level.fwhm * scale
     factors = np.clip((fwhm / 2 / image.voxel_sizes).astype(int), 1, None)
     factors = np.minimum(factors, np.maximum(np.array(image.data.shape) // 8, 1))
     return low_pass(decimate(image, factors), fwhm, KNOWN_SHARE_COARSE)
+
+
+def difference_of_gaussians(image: Image, narrow: np.ndarray, wide: np.ndarray) -> Image:
+    """Smooth an image with a narrow Gaussian, less with a wide one; FWHM along its axes, mm (3,).
+
+    Missing is what is so after the wide one.
+    """
+    near, far = low_pass(image, narrow), low_pass(image, wide)
+    return Image(np.subtract(near.data, far.data, out=near.data), image.affine, far.missing)
 
 
 def decimate(image: Image, factors: np.ndarray) -> Image:

@@ -21,6 +21,7 @@ from eddymotion.estimation.within_volumes.slice_order import OrderEvidence, weig
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import (
     BLOCK_MM,
+    difference_of_gaussians,
     head_scale,
     jittered_points,
     low_pass,
@@ -77,11 +78,9 @@ class StackLevel:
         """Filter an image."""
         voxel = np.full(3, np.sqrt(np.delete(image.voxel_sizes, axis).prod()))
         voxel[axis] = 0.0
-        narrow = low_pass(image, self.fwhm * voxel)
         if self.highpass is None:
-            return narrow
-        wide = low_pass(image, self.highpass * voxel)
-        return Image(narrow.data - wide.data, image.affine, wide.missing)
+            return low_pass(image, self.fwhm * voxel)
+        return difference_of_gaussians(image, self.fwhm * voxel, self.highpass * voxel)
 
 
 LEVELS = (

@@ -24,13 +24,13 @@ from eddymotion.estimation.frames.ties import ENOUGH_DIRECTIONS
 from eddymotion.estimation.joint.standard_errors import misfit_of
 from eddymotion.estimation.runs.ties.shown import LEVELS, ShownDiffusion
 from eddymotion.images.grid import mask_center
-from eddymotion.images.image import Image, Spline
+from eddymotion.images.image import Spline
 from eddymotion.images.pyramid import (
     Level,
+    difference_of_gaussians,
     fine_widths,
     head_scale,
     jittered_points,
-    low_pass,
     steepest_points,
 )
 from eddymotion.machine.parallel import Compute, one_blas_thread, parallel_map
@@ -171,12 +171,11 @@ class SharedShell:
         unit = np.max([fine_widths(image.voxel_sizes) for image in images], axis=0)
         assert level.highpass is not None
         widths = level.fwhm * unit, level.highpass * unit
-        gains = self._gains()
+        gains = self._gains().astype(np.float32)
 
         def band(number: int) -> Spline:
-            narrow, wide = (low_pass(images[number], width) for width in widths)
-            data = np.float32(gains[number]) * (narrow.data - wide.data)
-            return Spline.of_filtered(Image(data, narrow.affine, wide.missing))
+            shown = difference_of_gaussians(images[number], *widths)
+            return Spline.of_filtered(replace(shown, data=gains[number] * shown.data))
 
         return parallel_map(band, range(len(images)), n_threads=n_threads)
 
