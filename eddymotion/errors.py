@@ -69,6 +69,9 @@ def with_present_names(
     return present
 
 
+SERIES_WANTED = "give a 4-D NIfTI image (of DICOM, dcm2niix makes one and its tables)"
+"""What to do where there is no diffusion series."""
+
 REMEDIES = {
     "DWI": "load it first: eddymotion.load({path!r})",
     "Motion": "read it first: eddymotion.evaluation.read_motion({path!r}).motion",

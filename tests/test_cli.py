@@ -304,6 +304,14 @@ def wrong_calls(dataset, tmp_path):
     (tmp_path / "config.toml").write_text("modle = 'gp'\n")
     return {
         "unknown option": (["in", "out", "participant", "--n-iteration", "3"], "--n-iterations"),
+        "option of eddy": (["in", "out", "participant", "--repol"], "; write --replace-outliers"),
+        "option of fMRIPrep": (["in", "out", "participant", "--notrack"], "; leave it out: "),
+        "an image": ([next(dataset.rglob("*.nii.gz")), tmp_path / "o", "participant"],
+                     "eddymotion-correct "),
+        "commas": ([dataset, tmp_path / "o", "participant", "--participant-label", "01,02"],
+                   "separate labels by blanks"),
+        "name of a template": (
+            ["in", "out", "participant", "--output-space", "MNI152Lin"], "or write T1w or dwi"),
         "nothing": ([], "BIDS_DIR OUTPUT_DIR participant"),
         "demo and dataset": (["in", "out", "participant", "--demo", "x"], "leave them out"),
         "no dataset": ([tmp_path / "nowhere", tmp_path / "o", "participant"], "no such folder"),

@@ -150,6 +150,26 @@ def test_options_beside_those_of_other_programs_are_ours(page):
 
 
 @in_comparisons
+def test_options_of_other_programs_lead_to_ours(page, capsys):
+    """A call with an option of a first cell says what stands in the second one."""
+    text, led = page.read_text(encoding="utf-8"), 0
+    for theirs, here in re.findall(r"^\| (`-.*?) \| (.*?) \|", text, flags=re.MULTILINE):
+        there = re.findall(r"`(--?[a-zA-Z0-9_-]+)", theirs)
+        instead = re.findall(r"`(--[a-z0-9-]+)", here)
+        for option in there if not here.startswith("the same") else ():
+            if option.replace("_", "-") in actions():
+                continue
+            with pytest.raises(SystemExit):
+                correct.build_parser().parse(["dwi.nii.gz", option])
+            said = capsys.readouterr().err
+            assert "; write " in said or "; leave it out: " in said, said
+            if here.startswith("`-"):
+                assert any(name in said for name in instead), said
+            led += 1
+    assert led > 5
+
+
+@in_comparisons
 def test_files_beside_those_of_other_programs_are_ours(page):
     patterns = json.loads((ROOT / "eddymotion/derivatives/outputs.json").read_text()).values()
     files = {pattern.rpartition("/")[2].format(src="X", space="", target="T1w")

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nitransforms.io.fsl import FSLLinearTransform
 from nitransforms.linear import load as load_with_nitransforms
 
@@ -253,6 +254,71 @@ def test_given_mask_is_used(write_series, tmp_path, tiny):
     np.testing.assert_array_equal(
         load(write_series(), mask=tmp_path / "mask.nii.gz").mask, given > 0
     )
+
+
+def test_a_mask_may_be_stored_along_other_axes(write_series, tmp_path, tiny):
+    given = np.zeros(tiny.shape, np.uint8)
+    given[2:5, 8:12, 9:16] = 1
+    image = nib.Nifti1Image(given, tiny.affine)
+    for codes in ("LAS", "PSR", "IRP"):
+        change = ornt_transform(io_orientation(tiny.affine), axcodes2ornt(codes))
+        image.as_reoriented(change).to_filename(tmp_path / f"{codes}.nii.gz")
+        found = load(write_series(), mask=tmp_path / f"{codes}.nii.gz").mask
+        np.testing.assert_array_equal(found, given > 0, err_msg=codes)
+    shift = nib.affines.from_matvec(np.eye(3), [9, 0, 0])
+    nib.Nifti1Image(given[::-1], shift @ tiny.affine).to_filename(tmp_path / "away.nii.gz")
+    with pytest.raises(EddymotionError, match=r"away\.nii\.gz: lies up to"):
+        load(write_series(), mask=tmp_path / "away.nii.gz")
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_fifth_axis_of_length_one_is_left_out(write_series, tiny, at):
+    def time_unknown(header):
+        header["pixdim"][4:6] = 7, 9
+
+    image = write_series(
+        data=np.expand_dims(np.array(tiny.signal), at), change_header=time_unknown
+    )
+    dwi = load(image)
+    np.testing.assert_array_equal(dwi.signal, tiny.signal)
+    assert dwi.repetition_time == (7 if at == 4 else None)
+
+
+def test_tables_of_other_names_are_pointed_at(write_series, tmp_path):
+    path = write_series()
+    bval = path.with_name("a_dwi.bval").rename(tmp_path / "bvals")
+    bvec = path.with_name("a_dwi.bvec").rename(tmp_path / "bvecs")
+    with pytest.raises(EddymotionError, match=r"if .*bvals is the table of a_dwi\.nii\.gz"):
+        load(path)
+    assert len(load(path, bval=bval, bvec=bvec)) == 10
+    with pytest.raises(EddymotionError, match="the other way round"):
+        load(path, bval=bvec, bvec=bval)
+
+
+def test_single_volumes_are_to_be_joined(write_series, tiny):
+    path = write_series(data=tiny.signal[..., 0])
+    path.with_name("a_dwi.bval").unlink()
+    with pytest.raises(EddymotionError, match=r"a_dwi\.bval: .* this is one volume: join"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dwi.mif.gz", "mrconvert dwi.mif.gz dwi.nii.gz -export_grad_fsl"),
+        ("0001.IMA", "dcm2niix"),
+        ("dwi.bval", "give the image"),
+    ],
+)
+def test_other_formats_are_told_by_their_names(name, message, tmp_path):
+    (tmp_path / name).write_text("0")
+    with pytest.raises(EddymotionError, match=message):
+        load(tmp_path / name)
+
+
+def test_arrays_are_told_what_they_can_be(tiny):
+    with pytest.raises(EddymotionError, match=r"got a ndarray, expected a path.*eddymotion\.DWI"):
+        load(tiny.signal)
 
 
 def truncate(path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,11 @@ def find_series(
     EddymotionError
         If there are none, or labels that do not exist.
     """
+    if bids_dir.is_file():
+        raise EddymotionError(
+            f"{bids_dir}: a file; give the root of a BIDS dataset, or correct it by itself: "
+            f"eddymotion-correct {shlex.quote(str(bids_dir))}"
+        )
     if not bids_dir.is_dir():
         raise EddymotionError(f"{bids_dir}: no such folder; give the root of a BIDS dataset")
     bids_dir = bids_dir.resolve()
@@ -117,6 +123,7 @@ def _tree_of(
     if missing := sorted(set(wanted) - set(known)):
         raise EddymotionError(
             f"{bids_dir}: no participant {labels_listed(missing)}; it has {labels_listed(known)}"
+            + "; separate labels by blanks" * any("," in label for label in missing)
         )
     return tree or read_tree(bids_dir, wanted), set(wanted)
 

@@ -24,7 +24,7 @@ from eddymotion.cli.options import (
     refuse_t1w,
     settings_from,
 )
-from eddymotion.errors import EddymotionError, absence
+from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.io.ahead import decompressing_ahead
 from eddymotion.machine.importing import importing
 
@@ -42,9 +42,18 @@ examples:
 """
 
 
+ONE_IMAGE = (
+    "one image too many: join single volumes to one 4-D file (mrcat -axis 3, fslmerge -t), and "
+    "correct several series in calls of their own, or as a BIDS dataset with eddymotion"
+)
+"""What to say of a second image."""
+
+
 def build_parser() -> Parser:
     """Return the parser of ``eddymotion-correct``."""
-    parser = Parser(prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES)
+    parser = Parser(
+        prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES, surplus=ONE_IMAGE
+    )
     parser.add_argument("dwi", type=Path, help="4-D NIfTI image")
     parser.add_argument("--bval", type=Path, metavar="FILE", help="b-values (default: beside DWI)")
     parser.add_argument(
@@ -67,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def correct_one(options: argparse.Namespace) -> int:
     """Correct the series and write its report."""
     if not options.dwi.is_file():
-        raise EddymotionError(absence(options.dwi, "give a 4-D NIfTI image"))
+        raise EddymotionError(absence(options.dwi, SERIES_WANTED))
     with decompressing_ahead(*[options.dwi] * (options.nprocs > 1)):
         return _corrected(options)
 

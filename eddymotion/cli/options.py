@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eddymotion.cli.completion import PrintCompletion
+from eddymotion.cli.foreign import advice
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.machine.cgroups import available_cpus
 from eddymotion.pipeline.settings import KINDS, SETTINGS, WORDS, Settings
@@ -25,15 +26,28 @@ NOT_SET = ("help", "version", "config_file", argparse.SUPPRESS)
 """What the command line alone can ask for."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line that says what to write instead."""
+WORDS_MISSING = "the following arguments are required"
+"""How argparse begins to say so."""
 
-    def __init__(self, **options: Any) -> None:
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line that says what to write instead.
+
+    Parameters
+    ----------
+    surplus : str
+        What to say of a word that is one too many.
+    **options
+        Of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, surplus: str = "", **options: Any) -> None:
         super().__init__(
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
+        self.surplus = surplus
         self._arguments: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -95,12 +109,19 @@ class Parser(argparse.ArgumentParser):
         for action in self._greedy():
             used = any(name in self._arguments for name in action.option_strings)
             named = message.startswith(f"argument {'/'.join(action.option_strings)}: ")
-            if named or (used and message.startswith("the following arguments are required")):
+            if named or (used and message.startswith(WORDS_MISSING)):
                 name = action.option_strings[0]
                 return f"; {name} takes all words that follow it: put other words before it"
+        foreign = [word for word in self._arguments if advice(word)]
+        if foreign and message.startswith(WORDS_MISSING):
+            return f"; for {foreign[0].partition('=')[0]} {advice(foreign[0])}"
         return ""
 
     def _suggest(self, unknown: str) -> str:
+        if not unknown.startswith("-") and self.surplus:
+            return f"{unknown}: {self.surplus}"
+        if (known := advice(unknown)) is not None:
+            return f"unknown argument {unknown}; {known}"
         options = [name for name in self._option_string_actions if name.startswith("--")]
         close = difflib.get_close_matches(unknown.split("=")[0], options, n=1)
         return f"unknown argument {unknown}" + (f"; did you mean {close[0]}?" if close else "")
@@ -214,7 +235,13 @@ class Words:
         """Convert; ``./word`` is a file all the same."""
         if text in self.known:
             return text
-        return None if text == self.unset else self.otherwise(text)
+        if text == self.unset:
+            return None
+        try:
+            return self.otherwise(text)
+        except argparse.ArgumentTypeError as error:
+            words = " or ".join(filter(None, (*self.known, self.unset)))
+            raise argparse.ArgumentTypeError(f"{error}, or write {words}") from error
 
 
 def add_running_options(

@@ -9,7 +9,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
 from eddymotion.images.kernels import EDGE
 from eddymotion.wording import short_repr
@@ -150,6 +156,21 @@ def sizes_along(affine: np.ndarray, other: np.ndarray) -> np.ndarray:
     sizes = np.empty(3)
     sizes[io_orientation(other)[:, 0].astype(int)] = voxel_sizes(other)
     return sizes[io_orientation(affine)[:, 0].astype(int)]
+
+
+def reoriented(
+    data: np.ndarray, affine: np.ndarray, other: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flip and permute the axes of an image to be those next to another grid's; no voxel moves.
+
+    Returns
+    -------
+    data : array
+        (X, Y, Z), or with further axes, which stay.
+    affine : (4, 4) array
+    """
+    change = ornt_transform(io_orientation(affine), io_orientation(other))
+    return apply_orientation(data, change), affine @ inv_ornt_aff(change, data.shape[:3])
 
 
 def regridded(

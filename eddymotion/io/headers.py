@@ -73,13 +73,38 @@ def read_header(path: Path) -> nib.Nifti1Header:
         return header_of(stream)
 
 
+OTHER_FORMATS = {
+    (".mif", ".mif.gz", ".mih"): "an image of MRtrix; write NIfTI and its tables with: mrconvert "
+    "{name} dwi.nii.gz -export_grad_fsl dwi.bvec dwi.bval -json_export dwi.json",
+    (".dcm", ".ima"): "DICOM; dcm2niix makes an image and its tables of the folder it lies in",
+    (".hdr", ".img", ".hdr.gz", ".img.gz"): "one half of a pair of files; convert it to .nii.gz",
+    (".nrrd", ".nhdr"): "an image in NRRD; convert it to .nii.gz, .bval and .bvec",
+    (".mgz", ".mgh"): "an image of FreeSurfer; convert it with: mri_convert {name} dwi.nii.gz",
+    (".head", ".brik", ".brik.gz"): "an image of AFNI; convert it with: 3dAFNItoNIFTI {name}",
+    (".bval", ".bvec", ".json"): "goes with an image; give the image",
+}
+"""Ends of names that tell of something else than NIfTI → what it is, and what to do."""
+
+
+def refuse_other_formats(path: Path) -> None:
+    """Raise where the name tells that it is no NIfTI file.
+
+    Raises
+    ------
+    EddymotionError
+        Saying how to make one of it.
+    """
+    for ends, advice in OTHER_FORMATS.items():
+        if path.name.lower().endswith(ends):
+            raise EddymotionError(f"{path}: {advice.format(name=path.name)}")
+
+
 @contextmanager
 def refusing(path: Path) -> Iterator[None]:
     """Turn what decoders raise into one line about `path`."""
     if not path.is_file():
         raise EddymotionError(absence(path, "give a NIfTI image"))
-    if path.suffix in (".hdr", ".img"):
-        raise EddymotionError(f"{path}: one half of a pair of files; convert it to .nii.gz")
+    refuse_other_formats(path)
     try:
         yield
     except EddymotionError:
@@ -129,11 +154,18 @@ def header_of(stream: BinaryIO) -> nib.Nifti1Header:
 
 
 def shape_of(header: nib.Nifti1Header) -> tuple[int, ...]:
-    """Return the shape, without axes of length one after the fourth."""
+    """Return the shape, with axes of length one left out where there are more than four.
+
+    Volumes are along the fourth axis, or the fifth where the fourth has a length of one, as in
+    vector images of ITK.
+    """
     shape = tuple(map(int, header.get_data_shape()))
-    while len(shape) > 4 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+    return shape if len(shape) <= 4 else _volumes_fourth(shape)
+
+
+def _volumes_fourth(shape: tuple[int, ...]) -> tuple[int, ...]:
+    longer = tuple(length for length in shape[3:] if length > 1)
+    return (*shape[:3], *(longer or (1,)))
 
 
 def scaling_of(header: nib.Nifti1Header) -> tuple[float, float]:
@@ -146,8 +178,8 @@ def scaling_of(header: nib.Nifti1Header) -> tuple[float, float]:
 
 def repetition_time_of(header: nib.Nifti1Header) -> float | None:
     """Return the seconds between volumes, where the header tells."""
-    if int(header["dim"][0]) < 4:
-        return None
+    if len(header.get_data_shape()) < 4 or shape_of(header)[3] != header["dim"][4]:
+        return None  # no axis of time
     time = float(header["pixdim"][4]) * TIME_UNITS.get(int(header["xyzt_units"]) & TIME_MASK, 1.0)
     return time if np.isfinite(time) and time > 0 else None
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -14,13 +15,11 @@ from nibabel.affines import voxel_sizes
 from eddymotion.data.checks import refuse_contradictions
 from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl
 from eddymotion.data.series import DWI
-from eddymotion.errors import EddymotionError, absence
+from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.images.gaps import fill_gaps, fill_missing, spikes, zero_specks
-from eddymotion.images.grid import grid_distance
+from eddymotion.images.grid import grid_distance, reoriented
 from eddymotion.images.masking import brain_mask
-from eddymotion.io.headers import (
-    repetition_time_of,
-)
+from eddymotion.io.headers import refuse_other_formats, repetition_time_of
 from eddymotion.io.images import read_image
 from eddymotion.io.sidecars import acquisition_of, metadata_beside
 from eddymotion.io.tables import _table_beside, read_gradient_table
@@ -84,9 +83,7 @@ def load(  # type: ignore[misc]  # options by name
                 "load: one bval, bvec, mask or metadata for several series; load those one by one"
             )
         return [load(one, b0_threshold=b0_threshold, ignore=ignore) for one in path]
-    path = Path(path)  # type: ignore[arg-type]
-    if not path.is_file():
-        raise EddymotionError(absence(path, "give a 4-D NIfTI image"))
+    path = _image_path(path)
     bval = Path(bval) if bval else _table_beside(path, "bval")
     bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
     bvals, bvecs = read_gradient_table(bval, bvec)
@@ -123,6 +120,20 @@ def load(  # type: ignore[misc]  # options by name
     dwi = DWI(signal, affine, acquisition, brain & known, path)
     refuse_contradictions(dwi, np.linalg.norm(bvecs, axis=1), ignore)
     return dwi
+
+
+def _image_path(path: Any) -> Path:
+    """Return the path of an image that is there; what cannot be one is refused."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise EddymotionError(
+            f"load: got a {type(path).__name__}, expected a path; make a series of arrays with "
+            "eddymotion.DWI(signal, affine, eddymotion.Gradients(bvals, bvecs), mask)"
+        )
+    path = Path(path)
+    if not path.is_file():
+        raise EddymotionError(absence(path, SERIES_WANTED))
+    refuse_other_formats(path)
+    return path
 
 
 def _brain(
@@ -205,9 +216,13 @@ def read_mask(
     owner: str,
     ignore: Sequence[str] = (),
 ) -> np.ndarray:
-    """Read a mask (X, Y, Z) and make sure that it lies on the grid of its image, the `owner`."""
+    """Read a mask (X, Y, Z) and make sure that it lies on the grid of its image, the `owner`.
+
+    Its axes may be stored in another order or direction.
+    """
     data, mask_affine, _ = read_image(path, ignore)
     data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
+    data, mask_affine = reoriented(data, mask_affine, affine)
     if data.shape != shape:
         raise EddymotionError(
             f"{path}: found shape {data.shape}, expected that of {owner}, {shape}; "
@@ -217,7 +232,7 @@ def read_mask(
     if apart > MASK_TOLERANCE * voxel_sizes(affine).min():
         raise EddymotionError(
             f"{path}: lies up to {apart:.3g} mm from the voxels of {owner}; "
-            "give a mask with the orientation and position of its image"
+            "give a mask that lies where its image does"
         )
     return np.nan_to_num(data) > 0
 

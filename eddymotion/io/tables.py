@@ -11,6 +11,7 @@ import numpy as np
 
 from eddymotion.data.gradients import Gradients, to_fsl
 from eddymotion.errors import EddymotionError, absence, describe_pointer_file
+from eddymotion.io.headers import read_header, shape_of
 from eddymotion.io.images import image_stem
 from eddymotion.io.writing import write_text
 from eddymotion.wording import why
@@ -21,19 +22,38 @@ log = logging.getLogger(__name__)
 def _table_beside(path: Path, suffix: str) -> Path:
     candidate = path.parent / f"{image_stem(path)}.{suffix}"
     if not candidate.is_file():
-        add = f"add it beside {path.name}, or name another one (in Python {suffix}=, "
-        raise EddymotionError(absence(candidate, f"{add}in eddymotion-correct --{suffix})"))
+        raise EddymotionError(absence(candidate, _advice(path, suffix)))
     return candidate
+
+
+def _advice(path: Path, suffix: str) -> str:
+    """Say what to do where an image has no table of its name: which one is there, if any."""
+    named = f"(in Python {suffix}=, in eddymotion-correct --{suffix})"
+    if len(shape_of(read_header(path))) < 4:
+        return "this is one volume: join all of the series (mrcat -axis 3, fslmerge -t), in order"
+    found = [file for file in _other_tables(path, suffix) if file.is_file()]
+    if len(found) == 1:
+        return f"if {found[0]} is the table of {path.name}, name it {named}"
+    return f"add it beside {path.name}, or name another one {named}"
+
+
+def _other_tables(path: Path, suffix: str) -> list[Path]:
+    """Return where a table may be that has another name: ``bvals`` as in FSL, ``dwi.bvals``."""
+    names = f"{image_stem(path)}.{suffix}s", f"{suffix}s", suffix
+    others = [path.with_name(name) for name in names]
+    return others + sorted(path.parent.glob(f"*.{suffix}"))
 
 
 def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read FSL tables: b-values (N,) and image-axes b-vectors (N, 3), from 3×N or N×3 text."""
-    bvals = read_numbers(bval).ravel()
+    b_values = read_numbers(bval)
+    bvals = b_values.ravel()
     bvecs = read_numbers(bvec)
     if 3 not in bvecs.shape:
         raise EddymotionError(
-            f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, "
-            "expected 3 rows (or 3 columns)"
+            f"{bvec}: found {bvecs.shape[0]} row(s) of {bvecs.shape[1]} numbers, expected 3 rows (or 3 columns)"
+            + (", which are in the table of b-values: give the two the other way round"
+               if 3 in b_values.shape and bvals.size > 3 else "")
         )
     if bvecs.shape[0] == 3:  # FSL's layout, a row an axis; so are three rows of three
         bvecs = bvecs.T
