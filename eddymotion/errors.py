@@ -73,6 +73,7 @@ SERIES_WANTED = "give a 4-D NIfTI image (of DICOM, dcm2niix makes one and its ta
 """What to do where there is no diffusion series."""
 
 REMEDIES = {
+    "Acquisition": "make it first: eddymotion.Acquisition(eddymotion.Gradients(bvals, bvecs))",
     "DWI": "load it first: eddymotion.load({path!r})",
     "Motion": "read it first: eddymotion.evaluation.read_motion({path!r}).motion",
 }

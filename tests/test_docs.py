@@ -155,12 +155,13 @@ def test_options_of_other_programs_lead_to_ours(page, capsys):
     text, led = page.read_text(encoding="utf-8"), 0
     for theirs, here in re.findall(r"^\| (`-.*?) \| (.*?) \|", text, flags=re.MULTILINE):
         there = re.findall(r"`(--?[a-zA-Z0-9_-]+)", theirs)
-        instead = re.findall(r"`(--[a-z0-9-]+)", here)
+        instead = re.findall(r"`(--?[a-z0-9-]+)", here)
         for option in there if not here.startswith("the same") else ():
             if option.replace("_", "-") in actions():
                 continue
-            with pytest.raises(SystemExit):
-                correct.build_parser().parse(["dwi.nii.gz", option])
+            for command, call in ((correct, ["x"]), (participant, ["x", "y", "participant"])):
+                with pytest.raises(SystemExit):
+                    command.build_parser().parse([*call, option])
             said = capsys.readouterr().err
             assert "; write " in said or "; leave it out: " in said, said
             if here.startswith("`-"):

@@ -42,6 +42,7 @@ RUN = (
     ("how-to/without-bids",),
     ("how-to/another-model",),
     ("how-to/another-engine",),
+    ("how-to/go-on",),
     ("how-to/lost-slices",),
     ("how-to/denoise",),
     ("how-to/bids", "how-to/runs"),

@@ -92,6 +92,7 @@ def _corrected(options: argparse.Namespace) -> int:
         from eddymotion.pipeline.correct import correct_series
         from eddymotion.pipeline.series_job import reason_of
         from eddymotion.reports.participant import write_participant_page
+        from eddymotion.reports.series import SeriesReport
 
     if dataset := raw_dataset_of(options.dwi.resolve()):
         refuse_output_in_input(dataset, options.output_dir.resolve())
@@ -122,6 +123,8 @@ def _corrected(options: argparse.Namespace) -> int:
         if options.verbose == 0:  # with -v they were among the messages
             say("\n".join(f"{label}: {value}" for label, value in facts.items()))
         log.info("corrected series: %s", outputs["dwi"])
+        if not failed:
+            log.info("verdict: %s", SeriesReport.load(outputs).verdict)
         log.info("report: %s", report)
         for why in failed.values():
             log.error("%s: the report cannot show it: %s", options.dwi, why)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 AXIS = "--pe-axis, where no sidecar has PhaseEncodingDirection"
 BIAS = "bias is left to others, such as dwibiascorrect, afterwards"
@@ -53,7 +53,7 @@ INSTEAD: Mapping[str, str] = {
     "-noise": "--denoise mppca",
     "-nthreads": "--nprocs",
     "-pe-dir": "--pe-axis",
-    "-scratch": "--work-dir",
+    "-scratch": "-w",
     "-topup-files": "--fieldmap",
 }
 """Option of another program → what to write in its place."""
@@ -102,9 +102,25 @@ NEEDLESS: Mapping[str, str] = {
 """Option of another program → why there is none here."""
 
 
-def advice(argument: str) -> str | None:
-    """Say what to do with an option of another program; None if it is of none that is known."""
+def advice(argument: str, known: Collection[str]) -> str | None:
+    """Say what to do with an option of another program.
+
+    Parameters
+    ----------
+    argument : str
+    known : collection of str
+        The options of the command: what it does not know is not recommended.
+
+    Returns
+    -------
+    str or None
+        None where nothing is known of it.
+    """
     name = argument.partition("=")[0].replace("_", "-")
-    if name in INSTEAD:
-        return f"write {INSTEAD[name]}"
-    return f"leave it out: {NEEDLESS[name]}" if name in NEEDLESS else None
+    if name in NEEDLESS:
+        return f"leave it out: {NEEDLESS[name]}"
+    if name not in INSTEAD:
+        return None
+    option = INSTEAD[name].partition(" ")[0].rstrip(";,")
+    is_ours = option in known or not option.startswith("-")
+    return f"write {INSTEAD[name]}" if is_ours else None

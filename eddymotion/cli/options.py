@@ -112,16 +112,15 @@ class Parser(argparse.ArgumentParser):
             if named or (used and message.startswith(WORDS_MISSING)):
                 name = action.option_strings[0]
                 return f"; {name} takes all words that follow it: put other words before it"
-        foreign = [word for word in self._arguments if advice(word)]
-        if foreign and message.startswith(WORDS_MISSING):
-            return f"; for {foreign[0].partition('=')[0]} {advice(foreign[0])}"
-        return ""
+        told = {word: advice(word, self._option_string_actions) for word in self._arguments}
+        foreign = [f"; for {word} {what}" for word, what in told.items() if what]
+        return "".join(foreign[:1]) if message.startswith(WORDS_MISSING) else ""
 
     def _suggest(self, unknown: str) -> str:
         if not unknown.startswith("-") and self.surplus:
             return f"{unknown}: {self.surplus}"
-        if (known := advice(unknown)) is not None:
-            return f"unknown argument {unknown}; {known}"
+        if (told := advice(unknown, self._option_string_actions)) is not None:
+            return f"unknown argument {unknown}; {told}"
         options = [name for name in self._option_string_actions if name.startswith("--")]
         close = difflib.get_close_matches(unknown.split("=")[0], options, n=1)
         return f"unknown argument {unknown}" + (f"; did you mean {close[0]}?" if close else "")

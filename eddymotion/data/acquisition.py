@@ -14,7 +14,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.images.axes import phase_encoding_vector
 from eddymotion.machine.frozen import freeze, selected
-from eddymotion.wording import PE_AXES, shown
+from eddymotion.wording import PE_AXES, short_repr, shown
 
 SAME_TIME = 1e-4
 """Slices that were excited within so many seconds were excited together."""
@@ -142,6 +142,8 @@ class Acquisition:
     start_times: np.ndarray | None = None
     phase_encoding: np.ndarray | None = None
     readout_times: np.ndarray | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         n = len(self.gradients)

@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients, describe_volumes, in_thousands, unit_hint
-from eddymotion.errors import EddymotionError
+from eddymotion.errors import EddymotionError, check_kind
 from eddymotion.images.grid import grid_center, mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.zeros import (
@@ -275,6 +275,7 @@ def _acquisition(
         given = replace(given, gradients=gradients) if given and same else Acquisition(gradients)
     if given is None:
         raise EddymotionError(f"{name}: no gradients; give an Acquisition, or Gradients")
+    check_kind(given, Acquisition, "DWI")
     if repetition_time is not None:
         warnings.warn(
             "repetition_time of a DWI is deprecated and goes in the next release; give "

@@ -33,6 +33,8 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
 - `*_desc-hmc_outliers.{{tsv,json}}`: slices that lost signal.
 - `*_desc-exclude_volumes.txt`: volumes that are better left out, counted from 0.
 - `*_desc-hmc_qc.json`: figures of quality, with what they mean.
+- `*_desc-hmc_trajectory.{{tsv,json}}`: where the head moved within volumes, its pose at each
+  excitation.
 - `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, where they were estimated; on demand
   as displacement fields in `*_desc-eddy_xfm/`.
 - Where the output lies in the space of the participant's T1w, these images are called
@@ -41,6 +43,11 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
 - On demand: `*_desc-cnr_dwimap.nii.gz`, signal- and contrast-to-noise ratios;
   `*_desc-residuals_dwi.nii.gz`; `*_desc-noise_dwimap.nii.gz`, noise that was taken off;
   `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
+
+Under `sub-X/[ses-Y/]fmap/`, where runs of a session or a map told the off-resonance field:
+`*_desc-preproc_fieldmap.nii.gz`, the field in Hz; `*_desc-coeff_fieldmap.nii.gz`, its spline
+coefficients; `*_desc-epi_fieldmap.nii.gz`, the mean b=0 without distortion.
+`dwi/*_desc-merged_dwi.*` holds the runs of a session as one series, where that was asked for.
 
 `sub-X.html` shows it. `logs/` holds a log of each run and a citation text.
 """

@@ -106,7 +106,8 @@ def _input(field: Field) -> Any:
 
 def _setting(field: Field) -> Any:
     """Return a trait for a setting; undefined means its default."""
-    return _trait(field, desc=f"{field.help} (default: {field.default})")
+    default = "" if field.default is None else f" (default: {field.default})"
+    return _trait(field, desc=field.help + default)
 
 
 def _trait(field: Field, *default: Any, **metadata: Any) -> Any:

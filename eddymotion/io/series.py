@@ -226,7 +226,8 @@ def read_mask(
     if data.shape != shape:
         raise EddymotionError(
             f"{path}: found shape {data.shape}, expected that of {owner}, {shape}; "
-            "give a mask on the grid of its image"
+            "give a mask on the grid of its image, such as by: mrgrid MASK regrid -template DWI "
+            "-interp nearest OUT"
         )
     apart = grid_distance(affine, mask_affine, shape)
     if apart > MASK_TOLERANCE * voxel_sizes(affine).min():

@@ -50,10 +50,12 @@ def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]
     bvals = b_values.ravel()
     bvecs = read_numbers(bvec)
     if 3 not in bvecs.shape:
+        swapped = 3 in b_values.shape and bvals.size > 3
         raise EddymotionError(
-            f"{bvec}: found {bvecs.shape[0]} row(s) of {bvecs.shape[1]} numbers, expected 3 rows (or 3 columns)"
-            + (", which are in the table of b-values: give the two the other way round"
-               if 3 in b_values.shape and bvals.size > 3 else "")
+            f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, expected 3 rows "
+            "(or 3 columns)"
+            + f"; {bval.name} has them: give the two the other way round"
+            * swapped
         )
     if bvecs.shape[0] == 3:  # FSL's layout, a row an axis; so are three rows of three
         bvecs = bvecs.T

@@ -44,7 +44,7 @@ COLOR_MAP = "RdBu"
 """Red: signal lost; blue: signal gained. Told apart by colour-blind readers."""
 
 
-OFFSET = "eddy offset"
+OFFSET = "eddy (mm)"
 """Panel of what eddy currents displace a volume by as a whole, mm."""
 
 

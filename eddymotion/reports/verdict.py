@@ -69,10 +69,17 @@ class Check:
     @property
     def rule(self) -> str:
         """The limits in words."""
+        return f"care {self._beyond(self.care)}, doubtful {self._beyond(self.doubtful)}"
+
+    @property
+    def reason(self) -> str:
+        """What was found, and which limit that is beyond."""
+        limit = self.doubtful if self.level == Severity.DOUBTFUL else self.care
+        return f"{self.label}: {self.text} ({self._beyond(limit)})"
+
+    def _beyond(self, limit: float) -> str:
         side = "above" if self.doubtful >= self.care else "below"
-        return (
-            f"care {side} {self.care:g}{self.unit}, doubtful {side} {self.doubtful:g}{self.unit}"
-        )
+        return f"{side} {limit:g}{self.unit}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,11 @@ class Notice:
     def rule(self) -> str:
         """What follows, in words."""
         return f"{self.level.name.lower()} where it is found"
+
+    @property
+    def reason(self) -> str:
+        """What was said."""
+        return f"{self.label}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -124,9 +136,10 @@ class Verdict:
     def reasons(self) -> list[str]:
         """What is not good, worst first."""
         bad = [check for check in self.checks if check.level > Severity.GOOD]
-        return [
-            f"{check.label}: {check.text}" for check in sorted(bad, key=lambda check: -check.level)
-        ]
+        return [check.reason for check in sorted(bad, key=lambda check: -check.level)]
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.headline, "; ".join(self.reasons))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +302,7 @@ def judge(
         Check("volumes beyond repair", spoilt,
               f"{len(findings.spoilt)} of {len(dwis)}" + _listed(findings.spoilt),
               0.0, 10.0, " %"),
-        Check("diffusion-weighted volumes left", left, f"{left}", 15, TENSOR_DIRECTIONS),
+        Check("usable diffusion-weighted volumes", left, f"{left}", 15, TENSOR_DIRECTIONS),
         Check("gain in correlation with the prediction", gain,
               "n/a" if np.isnan(gain) else f"{gain:+.3f}", -0.002, -0.02),
         *([] if errors is None else _checks_of_errors(errors[dwis])),
