@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from eddymotion.data.checks import in_sidecar
+from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation import Joint, assess, estimate_motion
+from eddymotion.estimation import Joint, LeaveOneOut, assess, estimate_motion
 from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.unknowns import Poses
 from eddymotion.estimation.estimate import Estimate
@@ -103,6 +104,15 @@ def test_series_without_b0_takes_volume_0_as_reference(moving, truth, motion_rms
     millimetres, degrees = motion_rmse(found, true, moving.center)
     assert millimetres < 0.4
     assert degrees < 0.35
+
+
+def test_low_b_values_without_b0_lead_to_the_threshold(tiny, caplog):
+    g = tiny.gradients
+    low = Gradients(
+        np.where(g.is_b0, 60, g.bvals), np.where(g.is_b0[:, None], [1.0, 0, 0], g.bvecs)
+    )
+    estimate_motion(tiny.with_gradients(low), estimator=LeaveOneOut("average", n_passes=1))
+    assert "the lowest b-value is 60: if that is meant as b=0, write --b0-threshold" in caplog.text
 
 
 def apart(dwi, found, truth):

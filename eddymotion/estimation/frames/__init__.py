@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.undetermined import free_directions
 from eddymotion.estimation.estimate import Estimate
@@ -41,6 +42,9 @@ from eddymotion.mapping.motion import FrameEvidence, Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 
 log = logging.getLogger(__name__)
+
+ALMOST_B0 = 100.0
+"""Lowest b-value, s/mm², up to which it may be meant as b=0, as by other programs."""
 
 
 @one_blas_thread()
@@ -77,7 +81,9 @@ def unite_frames(
     estimate = replace(estimate, motion=with_offsets(estimate.motion, dwi.gradients))
     frame = CommonFrame(dwi, estimate, compute)
     if not len(dwi.gradients.b0s):
-        log.warning("no b=0 volume: the reference frame is that of volume 0")
+        log.warning(
+            "no b=0 volume: the reference frame is that of volume 0%s", _hint(dwi.gradients)
+        )
     elif align_shells:
         frame.join([dwi.gradients.dwis] if groups is None else groups)
     united = frame.motion()
@@ -92,6 +98,17 @@ def unite_frames(
     covariances[dwi.reference] = 0.0
     within = None if estimate.within is None else estimate.within + common[:, None]
     return with_standard_errors(united, covariances, within, dwi)
+
+
+def _hint(gradients: Gradients) -> str:
+    """Say how to have volumes taken for b=0 that may be meant so."""
+    lowest = float(gradients.bvals.min())
+    if lowest > ALMOST_B0:
+        return ""
+    return (
+        f"; the lowest b-value is {lowest:g}: if that is meant as b=0, write --b0-threshold "
+        f"{ALMOST_B0:g} (in Python b0_threshold=)"
+    )
 
 
 @dataclass(eq=False)
