@@ -100,6 +100,30 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(browser, site):
     assert dark == "rgb(34, 34, 34)rgb(255, 255, 255)"
 
 
+def luminance(color):
+    """Of a colour as the browser writes it, by the rule of WCAG."""
+    parts = np.array([int(part) for part in re.findall(r"\d+", color)[:3]]) / 255
+    linear = np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("tone", ["light", "dark"])
+def test_text_is_legible_in_light_and_dark(browser, site, tone):
+    wanted = [{"name": "prefers-color-scheme", "value": tone}]
+    browser.call("Emulation.setEmulatedMedia", features=wanted)
+    style = "getComputedStyle(document.querySelector({!r})).{}"
+    try:
+        paper = luminance(browser.evaluate(style.format("body", "backgroundColor")))
+        assert (paper < 0.05) == (tone == "dark")
+        for element in ("h1", ".by", "figcaption", "a", ".headline", ".readout", ".readout b"):
+            ink = luminance(browser.evaluate(style.format(element, "color")))
+            assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 4.5, element
+        chart = browser.evaluate(style.format("svg.chart", "backgroundColor"))
+        assert tone == "light" or luminance(chart) == 1.0  # its ink is dark
+    finally:
+        browser.call("Emulation.setEmulatedMedia", features=[])
+
+
 @pytest.mark.parametrize("kind", ["motion", "carpet"])
 def test_hovering_shows_the_volume_everywhere(browser, site, kind):
     go_to(browser, 3)
