@@ -16,6 +16,7 @@ from eddymotion.cli.console import (
     run,
     say,
 )
+from eddymotion.cli.foreign import NEEDLESS
 from eddymotion.cli.options import (
     Parser,
     add_estimation_options,
@@ -52,8 +53,9 @@ ONE_IMAGE = (
 def build_parser() -> Parser:
     """Return the parser of ``eddymotion-correct``."""
     parser = Parser(
-        prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES, surplus=ONE_IMAGE
-    )
+        prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES, surplus=ONE_IMAGE,
+        needless=NEEDLESS,
+    )  # fmt: skip
     parser.add_argument("dwi", type=Path, help="4-D NIfTI image")
     parser.add_argument("--bval", type=Path, metavar="FILE", help="b-values (default: beside DWI)")
     parser.add_argument(

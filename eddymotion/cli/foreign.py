@@ -5,16 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+ANATOMY = "nothing of anatomy is needed but for --output-space T1w"
 AXIS = "--pe-axis, where no sidecar has PhaseEncodingDirection"
 BIAS = "bias is left to others, such as dwibiascorrect, afterwards"
 EDDY_FILES = "--fsl-outputs; the report and the tables are always written"
 FIELD = "field and corrected images are always written"
 FREESURFER = "FreeSurfer is not needed"
 OPPOSITE = "opposite phase encodings of a session are used where they are there"
+OVERWRITE = "outputs of other settings or inputs are made again by themselves"
 SEQUENCE = "SliceTiming of the sidecar is taken"
 SMALL_STEPS = "it goes from coarse to fine by itself"
 
 INSTEAD: Mapping[str, str] = {
+    # any
+    "--debug": "-v",
+    "--jobs": "--nprocs",
+    "--threads": "--nprocs",
+    "-j": "--nprocs",
+    "-n": "--nprocs",
     # FSL
     "--acqp": AXIS,
     "--bvals": "--bval",
@@ -59,6 +67,11 @@ INSTEAD: Mapping[str, str] = {
 """Option of another program → what to write in its place."""
 
 NEEDLESS: Mapping[str, str] = {
+    # any
+    "--cuda": "no GPU is used",
+    "--force": OVERWRITE,
+    "--gpu": "no GPU is used",
+    "--overwrite": OVERWRITE,
     # FSL
     "--data-is-shelled": "any scheme is taken",
     "--estimate-move-by-susceptibility": "the field follows the head",
@@ -74,20 +87,25 @@ NEEDLESS: Mapping[str, str] = {
     "--slm": "the model of the scheme regularises",
     "--slspec": SEQUENCE,
     # fMRIPrep, QSIPrep
-    "--anat-modality": "nothing of anatomy is needed but for --output-space T1w",
+    "--anat-only": ANATOMY,
+    "--anat-modality": ANATOMY,
+    "--boilerplate-only": "the text to cite is in logs/CITATION.md",
     "--b0-motion-corr-to": "all volumes are brought to the first b=0",
     "--b1-biascorrect-stage": BIAS,
     "--clean-workdir": "the work folder of a finished run is removed, unless it was named",
     "--dwi-denoise-window": "patches grow with the number of volumes",
-    "--dwi-only": "nothing of anatomy is needed but for --output-space T1w",
+    "--dwi-only": ANATOMY,
+    "--dwi-no-biascorr": BIAS,
     "--eddy-config": "options take its place",
     "--fs-license-file": FREESURFER,
     "--fs-no-reconall": FREESURFER,
+    "--fs-subjects-dir": FREESURFER,
     "--hmc-transform": "the motion is rigid, and eddy currents are apart (--eddy-current)",
     "--notrack": "nothing is sent anywhere",
     "--pepolar-method": OPPOSITE,
     "--use-syn-sdc": OPPOSITE,
     # MRtrix
+    "-force": OVERWRITE,
     "-align-seepi": "the motion between the images is found",
     "-eddy-options": "its options are options here",
     "-eddy-slspec": SEQUENCE,
@@ -99,10 +117,10 @@ NEEDLESS: Mapping[str, str] = {
     "-rpe-pair": OPPOSITE,
     "-se-epi": OPPOSITE,
 }
-"""Option of another program → why there is none here."""
+"""Option of another program → why commands that correct series have none."""
 
 
-def advice(argument: str, known: Collection[str]) -> str | None:
+def advice(argument: str, known: Collection[str], needless: Mapping[str, str]) -> str | None:
     """Say what to do with an option of another program.
 
     Parameters
@@ -110,6 +128,8 @@ def advice(argument: str, known: Collection[str]) -> str | None:
     argument : str
     known : collection of str
         The options of the command: what it does not know is not recommended.
+    needless : mapping
+        Options that it has no need of → why.
 
     Returns
     -------
@@ -117,8 +137,8 @@ def advice(argument: str, known: Collection[str]) -> str | None:
         None where nothing is known of it.
     """
     name = argument.partition("=")[0].replace("_", "-")
-    if name in NEEDLESS:
-        return f"leave it out: {NEEDLESS[name]}"
+    if name in needless:
+        return f"leave it out: {needless[name]}"
     if name not in INSTEAD:
         return None
     option = INSTEAD[name].partition(" ")[0].rstrip(";,")

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from eddymotion.cli.completion import PrintCompletion
@@ -37,17 +38,21 @@ class Parser(argparse.ArgumentParser):
     ----------
     surplus : str
         What to say of a word that is one too many.
+    needless : mapping
+        Options of other programs that there is no need of → why.
     **options
         Of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, surplus: str = "", **options: Any) -> None:
+    def __init__(
+        self, surplus: str = "", needless: Mapping[str, str] = MappingProxyType({}), **options: Any
+    ) -> None:
         super().__init__(
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
-        self.surplus = surplus
+        self.surplus, self.needless = surplus, needless
         self._arguments: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -112,14 +117,17 @@ class Parser(argparse.ArgumentParser):
             if named or (used and message.startswith(WORDS_MISSING)):
                 name = action.option_strings[0]
                 return f"; {name} takes all words that follow it: put other words before it"
-        told = {word: advice(word, self._option_string_actions) for word in self._arguments}
+        told = {word: self._advice(word) for word in self._arguments}
         foreign = [f"; for {word} {what}" for word, what in told.items() if what]
         return "".join(foreign[:1]) if message.startswith(WORDS_MISSING) else ""
+
+    def _advice(self, argument: str) -> str | None:
+        return advice(argument, self._option_string_actions, self.needless)
 
     def _suggest(self, unknown: str) -> str:
         if not unknown.startswith("-") and self.surplus:
             return f"{unknown}: {self.surplus}"
-        if (told := advice(unknown, self._option_string_actions)) is not None:
+        if (told := self._advice(unknown)) is not None:
             return f"unknown argument {unknown}; {told}"
         options = [name for name in self._option_string_actions if name.startswith("--")]
         close = difflib.get_close_matches(unknown.split("=")[0], options, n=1)

@@ -18,6 +18,7 @@ from eddymotion.cli.console import (
     refuse_output_in_input,
     run,
 )
+from eddymotion.cli.foreign import NEEDLESS
 from eddymotion.cli.options import (
     Parser,
     add_estimation_options,
@@ -63,7 +64,7 @@ examples:
 
 def build_parser() -> Parser:
     """Return the parser of ``eddymotion``."""
-    parser = Parser(prog="eddymotion", description=DESCRIPTION, epilog=EXAMPLES)
+    parser = Parser(prog="eddymotion", description=DESCRIPTION, epilog=EXAMPLES, needless=NEEDLESS)
     parser.add_argument("bids_dir", type=Path, nargs="?", help="root of the BIDS dataset")
     parser.add_argument("output_dir", type=Path, nargs="?", help="where the derivatives go")
     parser.add_argument("analysis_level", choices=("participant", "group"), nargs="?",
