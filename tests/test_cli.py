@@ -15,10 +15,12 @@ import pytest
 
 from eddymotion.bids.series import find_series
 from eddymotion.cli import correct, participant
+from eddymotion.cli.demo import comparison_table
 from eddymotion.errors import EddymotionError
 from eddymotion.io.itk import read_itk
 from eddymotion.io.sidecars import SeriesFiles, metadata_of
 from eddymotion.io.tsv import Table
+from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.reports.group import gather
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
@@ -489,3 +491,14 @@ def test_demo(tmp_path, capsys, monkeypatch):
         np.testing.assert_allclose(printed, stated, atol=0.005, err_msg=str(page))
     assert (tmp_path / "demo" / "motion.png").is_file()
     assert (tmp_path / "demo" / "derivatives" / "sub-demo.html").is_file()
+
+
+def test_the_table_of_the_demo_fits_a_terminal():
+    truth = simulate_motion("high", 33, np.zeros(3), seed=1)
+    found = Motion.identity(33).updated(np.arange(33), truth.matrices)
+    lines = comparison_table(truth, found, np.zeros(3)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("-0.00" in line for line in lines)
+    for true, recovered in zip(lines[1:-3:2], lines[2:-3:2], strict=True):
+        assert true.partition("true")[2].split() == recovered.partition("recovered")[2].split()
+    assert lines[-1].split()[-2:] == ["mm", "0.000°"]

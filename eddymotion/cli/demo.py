@@ -96,19 +96,15 @@ def comparison_table(truth: Motion, found: Motion, center: np.ndarray) -> str:
     """Format true and recovered parameters of every few volumes, and the errors over all."""
     true, recovered = (rigid_parameters(motion.matrices, center) for motion in (truth, found))
     true[:, 3:], recovered[:, 3:] = np.rad2deg(true[:, 3:]), np.rad2deg(recovered[:, 3:])
-    lines = [
-        "        translation x, y, z (mm)                     rotation x, y, z (°)",
-        "volume   true                 recovered               true                 recovered",
-    ]
+    lines = ["volume             translation x, y, z (mm)   rotation x, y, z (°)"]
 
     def cells(values: np.ndarray) -> str:
-        return " ".join(f"{value:6.2f}" for value in values)
+        return " ".join(f"{value:7.2f}" for value in np.round(values, 2) + 0.0)
 
     for volume in range(0, len(true), max(1, len(true) // 8)):
-        t, r = true[volume], recovered[volume]
-        lines.append(
-            f"{volume:6d}   {cells(t[:3])} {cells(r[:3])}   {cells(t[3:])} {cells(r[3:])}"
-        )
+        for number, name, of in ((str(volume), "true", true), ("", "recovered", recovered)):
+            values = of[volume]
+            lines.append(f"{number:>6} {name:9} {cells(values[:3])}    {cells(values[3:])}")
     errors = np.sqrt(((recovered - true) ** 2).reshape(len(true), 2, 3).mean(axis=(0, 2)))
     motion = np.sqrt((true**2).reshape(len(true), 2, 3).mean(axis=(0, 2)))
     lines += [

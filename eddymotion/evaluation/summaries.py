@@ -21,7 +21,7 @@ DECIMALS = 9
 
 METHODS, FRAMES = ("estimated", "nothing"), ("free", "given")
 
-MOTION_HEADER = [
+MOTION_LABELS = [
     "", "frame", "volumes", "n", "RMSE mm", "RMSE °", "max mm", "max °", "TRE mm", "TRE 95 %",
     "TRE max", "slope t", "slope r", "bias mm", "bias °",
 ]  # fmt: skip
@@ -137,7 +137,8 @@ def motion_summary(
     shown = [(method, frame, main) for frame in FRAMES for method in METHODS]
     others = [group for group in groups if group not in (main, ALL)]
     shown += [("estimated", "free", group) for group in others if len(others) > 1]
-    printed = [MOTION_HEADER, *([*key, *_motion_cells(scores[key])] for key in shown)]
+    compared = [MOTION_LABELS, *([*key, *_motion_cells(scores[key])] for key in shown)]
+    printed = [list(row) for row in zip(*compared, strict=True)]
     return Summary(printed, _columns(tables), rounded(figures))
 
 
