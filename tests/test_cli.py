@@ -250,7 +250,7 @@ def test_results_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
     assert one == two
 
 
-def test_correct_without_bids(dataset, tmp_path):
+def test_correct_without_bids(dataset, tmp_path, capsys):
     source = dataset / "sub-01" / "dwi"
     shutil.copy(source / "sub-01_dwi.nii.gz", tmp_path / "scan.nii.gz")
     shutil.copy(source / "sub-01_dwi.bval", tmp_path / "table.bval")
@@ -261,6 +261,8 @@ def test_correct_without_bids(dataset, tmp_path):
     assert correct.main([*call, "--n-iterations", "1", "--model", "average"]) == 0
     for name in ("scan_desc-preproc_dwi.nii.gz", "scan_desc-preproc_dwi.bvec", "scan.html"):
         assert (tmp_path / "out" / name).is_file()
+    figures = json.loads((tmp_path / "out" / "scan_desc-hmc_qc.json").read_text())
+    assert f"\nverdict: {figures['verdict']}" in capsys.readouterr().err
 
 
 def test_fast_engine_and_output_space(dataset, tmp_path):
