@@ -18,6 +18,17 @@ def robust_deviation(away: np.ndarray) -> float:
     return MAD_TO_SIGMA * float(np.median(np.abs(away)))
 
 
+def known_medians(values: np.ndarray) -> np.ndarray:
+    """Return the medians of the finite values along the last axis, (…); NaN where there are none.
+
+    All rows at once: they are sorted, what is not finite behind the others.
+    """
+    known = np.isfinite(values)
+    ordered, n = np.sort(np.where(known, values, np.nan), axis=-1), known.sum(axis=-1)
+    middle = np.stack([np.maximum(n - 1, 0) // 2, n // 2], -1)
+    return np.take_along_axis(ordered, middle, axis=-1).mean(axis=-1)
+
+
 def student_weights(squares: np.ndarray, n_values: int = 1, freedom: float = 1.0) -> np.ndarray:
     """Weights of a Student-t distribution by the squared distances, in units of its scale.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -12,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from eddymotion.machine.importing import importing
 
@@ -73,18 +74,30 @@ class Compute:
 
 
 class _OneBlasThread:
-    """The limit of BLAS, which holds for the process: from its first user to its last."""
+    """The limit of BLAS, which holds for the process: from its first user to its last.
+
+    Looking for the libraries takes milliseconds, the more the more are loaded. Modules bring them:
+    they are looked for again where there are other modules.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._limits: threadpool_limits | None = None
+        self._limits: Any = None
+        self._libraries: ThreadpoolController | None = None
+        self._n_modules = 0
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._users:  # looking for the libraries takes milliseconds
-                self._limits = threadpool_limits(1)
+            if not self._users:
+                self._limits = self._found().limit(limits=1)
             self._users += 1
+
+    def _found(self) -> ThreadpoolController:
+        n_modules = len(sys.modules)
+        if self._libraries is None or n_modules != self._n_modules:
+            self._libraries, self._n_modules = ThreadpoolController(), n_modules
+        return self._libraries
 
     def __exit__(self, *error: object) -> None:
         with self._lock:

@@ -55,6 +55,7 @@ from eddymotion.estimation.outliers.profiles import (
 from eddymotion.estimation.outliers.slice_kernels import SliceSums
 from eddymotion.images.image import Image
 from eddymotion.images.stack import SliceWeights
+from eddymotion.robust import known_medians
 from eddymotion.wording import short_repr
 
 MEMBER_Z_THRESHOLD = -2.0
@@ -453,7 +454,7 @@ def score_slices(
         judgement = Profiles.of(off, error[group], share[group]).judge()
         z[group], ratio[group], spread[group] = judgement.z, judgement.ratio, judgement.spread
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = square / _row_median(square)
+        relative = square / known_medians(square)[:, None]
         z_square, _ = standardised(relative - _usual(relative), np.sqrt(2 / n_points), MIN_SPREAD)
     return SliceOutliers(z, ratio, spread, z_square, n_points, volume_gain, slicing)
 
@@ -482,9 +483,3 @@ def _volume_gains(gain: np.ndarray) -> np.ndarray:
         near = known[np.abs(known - best) <= GAIN_MARGIN * best]
         gains[volume] = np.median(near if near.size else known)
     return gains
-
-
-def _row_median(values: np.ndarray) -> np.ndarray:
-    medians = [np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan
-               for row in values]  # fmt: skip
-    return np.array(medians)[:, None]

@@ -33,7 +33,7 @@ import numpy as np
 import scipy
 
 from eddymotion.machine.parallel import one_blas_thread
-from eddymotion.robust import robust_deviation
+from eddymotion.robust import MAD_TO_SIGMA, known_medians, robust_deviation
 
 Z_THRESHOLD = -3.5
 RATIO_THRESHOLD = 0.9
@@ -237,20 +237,16 @@ def standardised(
 
 def scatter_of_slices(size: np.ndarray) -> np.ndarray:
     """Robust scatter of sizes (N, Z) over the volumes and the slices near by, (Z,)."""
-    scatter = np.full(size.shape[1], np.nan)
-    for index in np.flatnonzero(np.isfinite(size).any(axis=0)):
-        near = size[:, max(0, index - SPREAD_SLICES) : index + SPREAD_SLICES + 1]
-        scatter[index] = robust_deviation(near[np.isfinite(near)])
-        own = size[np.isfinite(size[:, index]), index]
-        if len(own) >= VOLUMES_FOR_OWN_SPREAD:
-            scatter[index] = max(scatter[index], robust_deviation(own))
-    return scatter
+    known = np.isfinite(size)
+    margins = np.pad(size, ((0, 0), (SPREAD_SLICES, SPREAD_SLICES)), constant_values=np.nan)
+    near = np.lib.stride_tricks.sliding_window_view(margins, 2 * SPREAD_SLICES + 1, axis=1)
+    scatter = MAD_TO_SIGMA * known_medians(near.swapaxes(0, 1).reshape(size.shape[1], -1))
+    own = MAD_TO_SIGMA * known_medians(size.T)
+    scatter = np.where(known.sum(axis=0) >= VOLUMES_FOR_OWN_SPREAD, np.fmax(scatter, own), scatter)
+    return np.where(known.any(axis=0), scatter, np.nan)
 
 
 def scatter_of_volumes(size: np.ndarray) -> np.ndarray:
     """Robust scatter of sizes (N, Z) over the slices of each volume, (N,); at least one."""
-    scatter = np.ones(len(size))
-    for volume in np.flatnonzero(np.isfinite(size).sum(axis=1) >= SLICES_FOR_SCATTER):
-        row = size[volume]
-        scatter[volume] = max(1.0, robust_deviation(row[np.isfinite(row)]))
-    return scatter
+    enough = np.isfinite(size).sum(axis=1) >= SLICES_FOR_SCATTER
+    return np.where(enough, np.fmax(1.0, MAD_TO_SIGMA * known_medians(size)), 1.0)
