@@ -9,6 +9,7 @@ import pytest
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
+from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.fields.following import usual_poses
 from eddymotion.estimation.joint.bands import Bands
 from eddymotion.estimation.joint.levels import COARSE, FINE
@@ -48,6 +49,19 @@ def test_all_starts_again_where_something_is_not_determined(steps, held, n_frame
     assert [len(group.volumes) for group in steps.groups][1:] == [len(one) for one in parted]
     along_z = np.abs(rigid_parameters(steps.motion.matrices, steps.dwi.brain_center)[:, 2])
     assert (along_z.max() < 0.05) == bool(held)
+
+
+def test_errors_are_told_by_what_the_last_step_saw(steps, monkeypatch):
+    """At all points of the last level, volumes are read once, and not even that if it has."""
+    steps.refine()
+    read, plain = [], CoupledProblem.sample
+    monkeypatch.setattr(
+        CoupledProblem, "sample", lambda self, motion: read.append(self) or plain(self, motion)
+    )
+    unseen = ["found" not in vars(solution) for solution in steps.solutions]
+    assert np.isfinite(steps.errors().covariances).all()
+    for solution, once in zip(steps.solutions, unseen, strict=True):
+        assert sum(problem is solution.problem for problem in read) == once
 
 
 def test_fine_levels_draw_points_of_their_own(steps):

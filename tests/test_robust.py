@@ -8,7 +8,7 @@ from scipy.interpolate import BSpline
 from scipy.optimize import minimize_scalar
 
 from eddymotion.images.lattice import spline_matrix
-from eddymotion.robust import Cauchy, robust_deviation, sandwich
+from eddymotion.robust import Cauchy, known_medians, robust_deviation, sandwich
 
 
 def test_weights_lead_to_the_most_likely_middle():
@@ -56,3 +56,14 @@ def test_splines_are_those_of_scipy_between_the_ends_and_constant_beyond(margin,
     assert found == pytest.approx(basis(within, order), abs=1e-12)
     beyond = spline_matrix(np.array([ends[0] - 3.3, ends[1] + 0.4]), n, order, margin=margin)
     assert beyond == pytest.approx(0 * beyond if order else basis(np.array(ends)), abs=1e-12)
+
+
+def test_medians_of_rows_are_those_of_what_is_known_of_each():
+    random = np.random.default_rng(4)
+    values = random.normal(size=(5, 40, 7))
+    values[random.random(values.shape) < 0.4] = np.nan
+    values[0, 0], values[0, 1, :3], values[0, 2] = np.nan, [np.inf, -np.inf, 1.0], 1.0
+    found = known_medians(values)
+    for row, median in zip(values.reshape(-1, 7), found.ravel(), strict=True):
+        known = row[np.isfinite(row)]
+        assert median == np.median(known) if len(known) else np.isnan(median)

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from eddymotion.estimation.outliers import SliceFit, score_slices
-from eddymotion.estimation.outliers.profiles import correlation_of, expected_from
+from eddymotion.estimation.outliers.profiles import (
+    correlation_of,
+    expected_from,
+    scatter_of_slices,
+    scatter_of_volumes,
+)
+from eddymotion.robust import robust_deviation
 
 N_VOLUMES, N_SLICES, ERROR = 6, 36, 0.006
 HEIGHT = np.arange(N_SLICES)
@@ -63,3 +69,25 @@ def test_slices_are_expected_as_by_explicit_regression():
         counted = away[volume, index] if known[volume, index] else 0.0
         assert expected[volume, index] == pytest.approx(value, abs=1e-5 * (1 + abs(counted)))
         assert deviation[volume, index] ** 2 == pytest.approx(variance, rel=1e-4)
+
+
+def known(values):
+    return values[np.isfinite(values)]
+
+
+@pytest.mark.parametrize("n_volumes", [6, 29, 30, 66])
+def test_scatter_is_that_of_each_slice_and_of_each_volume_alone(n_volumes):
+    """From 30 volumes on a slice has its own, where that is more than its neighbourhood's."""
+    random = np.random.default_rng(n_volumes)
+    size = np.abs(random.normal(size=(n_volumes, N_SLICES))) * random.uniform(0.2, 5, N_SLICES)
+    size[random.random(size.shape) < 0.1] = np.nan
+    size[:, 20:27] = size[3] = size[4, 4:] = np.nan
+    found = scatter_of_slices(size)
+    assert np.isnan(found[20:27]).all()
+    for index in np.flatnonzero(np.isfinite(found)):
+        near, own = known(size[:, max(0, index - 2) : index + 3]), known(size[:, index])
+        among = [near, own] if len(own) >= 30 else [near]
+        assert found[index] == max(map(robust_deviation, among))
+    of_rows = [max(1.0, robust_deviation(known(row))) if len(known(row)) >= 5 else 1.0
+               for row in size]  # fmt: skip
+    np.testing.assert_array_equal(scatter_of_volumes(size), of_rows)

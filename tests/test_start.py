@@ -3,6 +3,8 @@
 
 import gc
 import gzip
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.io import ahead
 from eddymotion.io.ahead import decompressing_ahead
 from eddymotion.io.images import read_image
+from eddymotion.machine import memory
 from eddymotion.machine.importing import importing
 from eddymotion.machine.parallel import import_beside
 
@@ -147,3 +150,52 @@ def test_a_command_ends_without_a_search_for_garbage():
         [sys.executable, "-c", ENDING], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (3, "")
+
+
+LIMITED = """
+import numpy as np
+from threadpoolctl import threadpool_info
+from eddymotion.machine.parallel import one_blas_thread
+
+def n_threads():
+    return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+with one_blas_thread():
+    print(n_threads())
+import scipy.linalg  # brings a library of its own
+with one_blas_thread():
+    with one_blas_thread():
+        pass
+    print(n_threads())
+print(n_threads())
+"""
+
+
+def test_libraries_that_a_module_brings_later_have_one_thread_as_well():
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second, after = map(json.loads, done.stdout.splitlines())
+    assert {*first, *second} == {1}
+    assert len(second) > len(first)
+    assert set(after) == {2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+@pytest.mark.parametrize("is_little", [True, False])
+def test_memory_that_is_free_is_given_back_by_a_process_that_holds_much(is_little, monkeypatch):
+    """Small pieces below one that is still held are free, but the process keeps them."""
+    monkeypatch.setattr(memory, "LITTLE_BYTES", 10**12 if is_little else 0)
+    pieces = [np.ones(8_000) for _ in range(1_000)]
+    last = pieces.pop()
+    pieces.clear()
+    before = memory.resident_bytes()
+    memory.give_back_memory()
+    given_back = before - memory.resident_bytes()
+    assert last.all()
+    assert given_back < 1e6 if is_little else given_back > 3e7
