@@ -10,6 +10,10 @@ pass before, of which volumes that went astray are recovered
 Once the model itself predicts (:mod:`eddymotion.estimation.lovo.schedule`), slices that lost their
 signal are sought before each pass: the others are predicted without them, and their volume is
 registered without them.
+
+After the last pass, what of the poses follows the direction of diffusion is left to the course of
+the head (:mod:`eddymotion.estimation.frames.direction_pulls`): no registration to a prediction
+shows it.
 """
 
 from __future__ import annotations
@@ -23,17 +27,19 @@ from nibabel.affines import apply_affine
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
+from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
+from eddymotion.estimation.joint.standard_errors import misfit_of
 from eddymotion.estimation.lovo.schedule import plan_passes
 from eddymotion.estimation.outlier_volumes import recover_outlier_volumes, retry_outlier_volumes
 from eddymotion.estimation.outliers import is_lost, slice_heights
 from eddymotion.estimation.quality import ENOUGH, assess, predict
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
-from eddymotion.images.pyramid import jittered_points
+from eddymotion.images.pyramid import head_scale, jittered_points
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid, log_rigid
-from eddymotion.models import Model
+from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
+from eddymotion.models import AverageModel, Model
 from eddymotion.registration import Registrar, Registration
 from eddymotion.resampling import covered_mask, resample
 
@@ -45,6 +51,10 @@ FAR_VOXELS = 2.0
 """Root-mean-square way over the brain from which on a registration is compared with its start."""
 
 N_TO_COMPARE = 5_000
+
+MISFIT_FACTOR = 4.0
+"""Errors of the loop that follow the direction, relative to what the model gets wrong in the joint
+solution: see :func:`without_direction_pulls`."""
 
 LEAST_LEFT = 0.1
 """Part of the brain that must not be lost for a volume to be registered."""
@@ -119,7 +129,7 @@ def conclude(
     seed: int = 0,
     n_threads: int = 1,
 ) -> Estimate:
-    """Find volumes that fit nowhere after the last pass.
+    """End the loop: find volumes that fit nowhere, and take out what follows the direction.
 
     Parameters
     ----------
@@ -135,11 +145,42 @@ def conclude(
     """
     judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
     retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
-    if retried is None:
-        return Estimate(fill_unpredicted(dwi, motion, known, model))
-    unplaced = np.isin(np.arange(len(dwi)), retried.unplaced)
-    motion = fill_unpredicted(dwi, retried.motion, known & ~unplaced, model, unplaced=unplaced)
+    unplaced = np.zeros(len(dwi), bool)
+    if retried is not None:
+        motion, unplaced[retried.unplaced] = retried.motion, True
+    placed = known & ~unplaced
+    motion = without_direction_pulls(dwi, motion, placed, model)
+    motion = fill_unpredicted(dwi, motion, placed, model, unplaced=unplaced)
     return Estimate(motion, unplaced=unplaced if unplaced.any() else None)
+
+
+def without_direction_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model: Model) -> Motion:
+    """Take out of the poses what follows the direction and not the course of the head.
+
+    A displacement that is a quadratic function of the direction looks like anatomy to a model of
+    the signal, and to the mean of a shell anatomy looks like a displacement: passes with means
+    leave such errors, and those with a model keep them. The loop knows no standard errors. As the
+    size that the pulls may have it takes that of the misfit of the joint solution, times
+    :data:`MISFIT_FACTOR`.
+
+    Parameters
+    ----------
+    dwi : DWI
+    motion : Motion
+        b=0 and diffusion-weighted volumes may be in frames of their own; so are single shells of
+        means.
+    placed : (N,) bool array
+        Volumes whose poses were found.
+    model : Model
+    """
+    gradients, scale = dwi.gradients, head_scale(dwi.mask, dwi.voxel_sizes)
+    covariances = np.zeros((len(dwi), 6, 6))
+    groups = gradients.shells if isinstance(model, AverageModel) else [gradients.dwis]
+    groups = [group[placed[group]] for group in groups if placed[group].any()]
+    for group in groups:
+        covariances[group] = MISFIT_FACTOR**2 * misfit_of(gradients.select(group), scale)
+    in_mm = twist_millimetres(scale)
+    return leave_to_the_course(motion, covariances, gradients, groups, dwi.brain_center, in_mm)
 
 
 def lost_voxels(

@@ -12,6 +12,11 @@ from eddymotion.models import AverageModel, Model
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.gauss_newton import REFINE
 
+POINTS_FACTOR = 2
+"""On the points of the finest level in the second half of the passes, where noise decides: of a
+brain in voxels of 3 mm nearly all of them. Three series of 24 directions at b=3000 ended at .069
+to .087 mm with it, at .079 to .107 mm without."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pass:
@@ -76,7 +81,8 @@ def registrar_at(registrar: Registrar, number: int, n_iterations: int) -> Regist
 
     Against the blurred predictions of the first pass the finest level converges slowly to the
     wrong place. Predictions have less noise than volumes: they are the reference, one way only.
-    Other engines than ours are used as they are.
+    The finest level has more points in the second half of the passes (:data:`POINTS_FACTOR`),
+    unless levels were given. Other engines than ours are used as they are.
     """
     if not isinstance(registrar, GaussNewton):
         return registrar
@@ -85,4 +91,6 @@ def registrar_at(registrar: Registrar, number: int, n_iterations: int) -> Regist
         return registrar
     n_fine = len(REFINE)
     levels = registrar.levels[:-n_fine] if number == 1 else registrar.levels[-n_fine:]
+    if levels == REFINE and number > (n_iterations + 1) // 2:
+        levels = tuple(replace(one, n_points=POINTS_FACTOR * one.n_points) for one in REFINE)
     return replace(registrar, levels=levels)
