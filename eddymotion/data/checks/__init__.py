@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from eddymotion.data.checks.directions import AxesReading, likelier_axes
+from eddymotion.data.checks.fat import fat_over_brain
 from eddymotion.data.checks.noise import is_denoised
 from eddymotion.data.checks.scales import scaled_vectors
 from eddymotion.data.checks.tables import compare_b0s, contradictions
@@ -44,7 +45,8 @@ class DataIssue:
     Parameters
     ----------
     kind : str
-        One word: ``tables``, ``directions``, ``b0``, ``zeros``, ``denoised``, ``mask``.
+        One word: ``tables``, ``directions``, ``b0``, ``zeros``, ``denoised``, ``mask``,
+        ``fat``.
     text : str
         What was found, and what to do.
     severe : bool
@@ -137,7 +139,19 @@ def _of_mask(dwi: DWI) -> list[DataIssue]:
     return [] if text is None else [DataIssue("mask", text)]
 
 
-CHECKS = (_of_tables, _of_b0s, _of_axes, _of_zeros, _of_noise, _of_mask)
+def _of_fat(dwi: DWI) -> list[DataIssue]:
+    percent = 100 * dwi.mask[fat_over_brain(dwi)].sum() / dwi.mask.sum()
+    if not percent:
+        return []
+    return [DataIssue(
+        "fat",
+        f"{percent:.0f} % of the brain lie under or beside signal that diffusion hardly "
+        "attenuates: fat that was not suppressed, and that is shifted along the phase encoding "
+        "whatever the head does; they are left out, and errors are larger",
+    )]  # fmt: skip
+
+
+CHECKS = (_of_tables, _of_b0s, _of_axes, _of_zeros, _of_noise, _of_mask, _of_fat)
 
 
 def _wrong_axes(dwi: DWI, reading: AxesReading) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import scipy
 from nibabel.affines import apply_affine
 
+from eddymotion.data.checks.fat import fat_over_brain
 from eddymotion.data.series import DWI
 from eddymotion.estimation.joint.levels import COARSE
 from eddymotion.estimation.outliers import SliceOutliers, rescaled
@@ -67,6 +68,7 @@ class Bands:
     def __post_init__(self) -> None:
         dwi = self.dwi
         self.mask = scipy.ndimage.binary_dilation(dwi.mask)  # the edge of the brain has contrast
+        self.reliable = self.mask & ~fat_over_brain(dwi)
         surface = self.mask & ~scipy.ndimage.binary_erosion(self.mask)
         self.surface = apply_affine(dwi.affine, np.argwhere(surface))
         self.scale = head_scale(dwi.mask, dwi.voxel_sizes)
@@ -162,8 +164,8 @@ class Bands:
         """
         if level.highpass is None:
             return jittered_points(self.mask, self.dwi.affine, level.n_points, random)
-        n_points = min(int(self.mask.sum()), MOST_CANDIDATES)
-        candidates = jittered_points(self.mask, self.dwi.affine, n_points, random)
+        n_points = min(int(self.reliable.sum()), MOST_CANDIDATES)
+        candidates = jittered_points(self.reliable, self.dwi.affine, n_points, random)
 
         def slopes(volume: int) -> np.ndarray:
             return splines[volume].sample_with_gradient(candidates, matrices[volume])[1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import scipy
 
+from eddymotion.data.checks.fat import fat_over_brain
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.coupled import POINTS_FOR_MODEL
 from eddymotion.estimation.volume_groups import VolumeGroup
@@ -125,6 +126,7 @@ class CourseSolver:
         self.random = np.random.default_rng(self.compute.seed)
         self.slicing = dwi.acquisition.slicing
         self.mask = scipy.ndimage.binary_dilation(dwi.mask)
+        self.reliable = self.mask & ~fat_over_brain(dwi)
         self.scale = head_scale(dwi.mask, dwi.voxel_sizes)
         self.voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
         human = 1 / self.scale  # the prior's lengths are those of a human head
@@ -267,7 +269,7 @@ class CourseSolver:
         affine, center = self.dwi.affine, self.dwi.brain_center
         if level.highpass is None:
             return jittered_points(self.mask, affine, level.n_points, self.random)
-        candidates = jittered_points(self.mask, affine, self.mask.sum(), self.random)
+        candidates = jittered_points(self.reliable, affine, self.reliable.sum(), self.random)
         poses = exp_rigid(knots.of_slices(twists), center)
         volumes = self.groups[-1].volumes
         volumes = volumes[:: max(1, len(volumes) // 8)]

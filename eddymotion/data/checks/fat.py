@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where fat that was not suppressed lies over the brain.
+
+Its protons resonate 3.4 ppm lower, so that an echo-planar image shows it shifted along the phase
+encoding, by some voxels. The shift stays with the scanner: of a head that is turned by θ the ring
+of fat lies ``shift · sin θ`` beside where a rigid head would have it. Fat hardly diffuses. It
+fades beside tissue at b=0, outshines it at high b-values, and pulls the poses of the
+diffusion-weighted volumes.
+"""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import scipy
+
+from eddymotion.data.series import DWI
+from eddymotion.images.pyramid import head_scale
+
+LEAST_BVALUE = 400.0
+"""Below, tissue itself is hardly attenuated (s/mm²)."""
+
+LEAST_LOST = 0.05
+"""Attenuation (logarithm) of the brain, below which it tells tissue from nothing else."""
+
+SMOOTHING = 0.8
+"""Standard deviation, in voxels, of the filter that keeps noise from looking like fat."""
+
+HARDLY, LESS = 0.4, 0.7
+"""Attenuation (logarithm) as part of that of the brain. Below the first nothing but fat is left;
+where it is there, what is below the second has some."""
+
+BRIGHT, SHOWN = 0.5, 0.4
+"""Signal as part of that of the brain near by, above the background: of fat, and where it has a
+share."""
+
+UNDIMINISHED = 0.7
+"""Signal as part of that of the brain near by at b=0: of fat over fluid, which takes part in the
+attenuation but not in the signal."""
+
+NEAR_MM = 25.0
+"""Width (standard deviation, for a human head) of what is near by: coils shade less than that."""
+
+LEAST_SHARE = 0.01
+"""Of fat within reach of the brain, as part of its size, below which it does not matter. In ten
+real series with fat suppressed it was 0.001 at most."""
+
+REACH, AROUND = 2, 5
+"""Voxels to which the filters of the fine levels spread fat, and up to which it is looked for."""
+
+DARK = 0.05
+"""Quantile of the signal that is background."""
+
+INSIDE = 3
+"""Voxels from the edge of the mask on that tell how tissue is attenuated."""
+
+_FOUND: WeakKeyDictionary[DWI, np.ndarray] = WeakKeyDictionary()
+
+
+def fat_over_brain(dwi: DWI) -> np.ndarray:
+    """Return where fat lies in or beside the brain and the filters spread it, (X, Y, Z) bool.
+
+    Parameters
+    ----------
+    dwi : DWI
+
+    Returns
+    -------
+    (X, Y, Z) bool array
+        Nowhere if fat is suppressed, or if the series has no b=0 volumes or no high b-values.
+    """
+    if dwi not in _FOUND:
+        _FOUND[dwi] = _search(dwi)
+    return _FOUND[dwi]
+
+
+def _search(dwi: DWI) -> np.ndarray:
+    within_reach, around = (
+        scipy.ndimage.binary_dilation(dwi.mask, iterations=n) for n in (REACH, AROUND)
+    )
+    certain, some = _suspects(dwi)
+    certain &= around
+    if (certain & within_reach).sum() < LEAST_SHARE * dwi.mask.sum():
+        return np.zeros(dwi.shape, bool)
+    fat = scipy.ndimage.binary_propagation(certain, mask=certain | some & around)
+    return scipy.ndimage.binary_dilation(fat, iterations=REACH)
+
+
+def _suspects(dwi: DWI) -> tuple[np.ndarray, np.ndarray]:
+    """Return where there is nothing but fat, and where some of the signal may be."""
+    bvals, b0s = dwi.gradients.bvals, dwi.gradients.b0s
+    high = np.flatnonzero(bvals >= max(LEAST_BVALUE, bvals.max() / 2))
+    inside = scipy.ndimage.binary_erosion(dwi.mask, iterations=INSIDE)
+    if not len(b0s) or not len(high) or not inside.any():
+        return np.zeros(dwi.shape, bool), np.zeros(dwi.shape, bool)
+    b0, weighted = (
+        scipy.ndimage.gaussian_filter(_mean(dwi, volumes), SMOOTHING) for volumes in (b0s, high)
+    )
+    near = NEAR_MM * head_scale(dwi.mask, dwi.voxel_sizes) / dwi.voxel_sizes
+    of_b0, brightness = (
+        _above(weighted) / _level(image, inside, near) for image in (b0, weighted)
+    )
+    attenuation = _attenuation(b0, weighted, inside)
+    has_some = (attenuation < LESS) & (brightness > SHOWN)
+    return (attenuation < HARDLY) & (brightness > BRIGHT), has_some | (of_b0 > UNDIMINISHED)
+
+
+def _mean(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
+    """Average some volumes, one at a time: memory."""
+    total = np.zeros(dwi.shape, np.float32)
+    for volume in volumes:
+        total += dwi.signal[..., volume]
+    return total / len(volumes)
+
+
+def _attenuation(b0: np.ndarray, weighted: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the attenuation, in units of its median in the brain."""
+    least = 1e-9 * b0.max()
+    lost = np.log(np.maximum(b0, least) / np.maximum(weighted, least))
+    usual = np.median(lost[inside])
+    return lost / usual if usual > LEAST_LOST else np.full_like(lost, np.inf)
+
+
+def _above(image: np.ndarray) -> np.ndarray:
+    """Return the signal above the background."""
+    above: np.ndarray = image - np.quantile(image, DARK)
+    return above
+
+
+def _level(image: np.ndarray, inside: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return how far the brain within `near` voxels is above the background."""
+    above = _above(image)
+    brain = np.where(inside, np.minimum(above, 2 * np.median(above[inside])), 0.0)
+    total, known = (
+        scipy.ndimage.gaussian_filter(part.astype(np.float32), near) for part in (brain, inside)
+    )
+    return np.maximum(total, 1e-9 * total.max()) / np.maximum(known, 1e-9)
