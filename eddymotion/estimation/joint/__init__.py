@@ -44,6 +44,7 @@ from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
 from eddymotion.estimation.frames.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.estimation.joint.approach import approach
 from eddymotion.estimation.joint.levels import COARSE, FINE, FINE_ITERATIONS
+from eddymotion.estimation.joint.restarts import depends_on_start, restart_covariances
 from eddymotion.estimation.joint.seeking import Seeking
 from eddymotion.estimation.joint.solver import JointSolver
 from eddymotion.estimation.joint.standard_errors import PoseErrors, pose_errors
@@ -93,7 +94,7 @@ def solve_jointly(
         steps.retry_doubtful_volumes()
         steps.leave_out_lost_slices()
         steps.refine()
-        errors = steps.errors()
+        errors = steps.with_restarts(steps.errors())
         steps.leave_to_the_course(errors)
         errors = steps.with_ambiguities(errors)
     return steps.estimate(errors)
@@ -223,6 +224,14 @@ class JointSteps:
     def errors(self) -> PoseErrors:
         """Find how far off the poses may be, by what the last steps saw."""
         return pose_errors(self.solver, self.frames, self.groups, self.solutions, self.motion)
+
+    def with_restarts(self, errors: PoseErrors) -> PoseErrors:
+        """Add how far another start leads, where there is so little signal that it may."""
+        covariances = errors.covariances.copy()
+        for group, solution in zip(self.groups, self.solutions, strict=True):
+            if depends_on_start(group, solution) and not len(self.solver.undetermined):
+                covariances[group.volumes] += restart_covariances(self.solver, group, self.motion)
+        return replace(errors, covariances=covariances)
 
     def leave_to_the_course(self, errors: PoseErrors) -> None:
         """Take out of the poses what follows the direction and not the course of the head."""
