@@ -12,7 +12,7 @@ from eddymotion.data.checks.fat import fat_over_brain
 from eddymotion.estimation import estimate_motion
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rms_displacement
-from eddymotion.simulation import Phantom, acquire
+from eddymotion.simulation import Phantom, acquire, shelled_scheme
 
 SHIFT_MM, FROM_MM, TO_MM = 16.0, 4.0, 9.0
 
@@ -73,3 +73,9 @@ def test_fat_that_is_shifted_does_not_pull_the_poses(fatty, nods):
 def test_suppressed_fat_leaves_all_of_the_brain(moving):
     assert not fat_over_brain(moving).any()
     assert "fat" not in [issue.kind for issue in find_issues(moving)]
+
+
+def test_a_noise_floor_is_no_fat(head, grid):
+    scheme = shelled_scheme({2500: 12}, 2)
+    dwi = acquire(head, scheme, Motion.identity(len(scheme)), grid, snr=5, coils=8)
+    assert not fat_over_brain(dwi).any()

@@ -49,8 +49,9 @@ real series with fat suppressed it was 0.001 at most."""
 REACH, AROUND = 2, 5
 """Voxels to which the filters of the fine levels spread fat, and up to which it is looked for."""
 
-DARK = 0.05
-"""Quantile of the signal that is background."""
+DARK, ABOVE_DARK = 0.05, 1.5
+"""Quantile of the signal that is background, and times that fat is as bright: a noise floor is not
+attenuated either."""
 
 INSIDE = 3
 """Voxels from the edge of the mask on that tell how tissue is attenuated."""
@@ -102,8 +103,10 @@ def _suspects(dwi: DWI) -> tuple[np.ndarray, np.ndarray]:
         _above(weighted) / _level(image, inside, near) for image in (b0, weighted)
     )
     attenuation = _attenuation(b0, weighted, inside)
-    has_some = (attenuation < LESS) & (brightness > SHOWN)
-    return (attenuation < HARDLY) & (brightness > BRIGHT), has_some | (of_b0 > UNDIMINISHED)
+    is_shown = weighted > ABOVE_DARK * np.quantile(weighted, DARK)
+    certain = is_shown & (attenuation < HARDLY) & (brightness > BRIGHT)
+    has_some = (attenuation < LESS) & (brightness > SHOWN) | (of_b0 > UNDIMINISHED)
+    return certain, is_shown & has_some
 
 
 def _mean(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
