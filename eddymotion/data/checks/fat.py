@@ -77,36 +77,46 @@ def fat_over_brain(dwi: DWI) -> np.ndarray:
 
 
 def _search(dwi: DWI) -> np.ndarray:
-    within_reach, around = (
-        scipy.ndimage.binary_dilation(dwi.mask, iterations=n) for n in (REACH, AROUND)
-    )
-    certain, some = _suspects(dwi)
-    certain &= around
-    if (certain & within_reach).sum() < LEAST_SHARE * dwi.mask.sum():
+    inside = scipy.ndimage.binary_erosion(dwi.mask, iterations=INSIDE)
+    images = _images(dwi)
+    if images is None or not inside.any():
         return np.zeros(dwi.shape, bool)
-    fat = scipy.ndimage.binary_propagation(certain, mask=certain | some & around)
+    b0, weighted = images
+    attenuation = _attenuation(b0, weighted, inside)
+    shown = _near_brain(dwi, AROUND) & (weighted > ABOVE_DARK * np.quantile(weighted, DARK))
+    certain = shown & (attenuation < HARDLY)
+    if not _matters(certain, dwi):  # brightness takes longer to tell
+        return np.zeros(dwi.shape, bool)
+    near = NEAR_MM * head_scale(dwi.mask, dwi.voxel_sizes) / dwi.voxel_sizes
+    of_b0, brightness = (_above(weighted) / _level(image, inside, near) for image in images)
+    certain &= brightness > BRIGHT
+    if not _matters(certain, dwi):
+        return np.zeros(dwi.shape, bool)
+    some = (attenuation < LESS) & (brightness > SHOWN) | (of_b0 > UNDIMINISHED)
+    fat = scipy.ndimage.binary_propagation(certain, mask=certain | shown & some)
     return scipy.ndimage.binary_dilation(fat, iterations=REACH)
 
 
-def _suspects(dwi: DWI) -> tuple[np.ndarray, np.ndarray]:
-    """Return where there is nothing but fat, and where some of the signal may be."""
+def _images(dwi: DWI) -> tuple[np.ndarray, np.ndarray] | None:
+    """Average the b=0 volumes and those of high b-value; None without either."""
     bvals, b0s = dwi.gradients.bvals, dwi.gradients.b0s
     high = np.flatnonzero(bvals >= max(LEAST_BVALUE, bvals.max() / 2))
-    inside = scipy.ndimage.binary_erosion(dwi.mask, iterations=INSIDE)
-    if not len(b0s) or not len(high) or not inside.any():
-        return np.zeros(dwi.shape, bool), np.zeros(dwi.shape, bool)
+    if not len(b0s) or not len(high):
+        return None
     b0, weighted = (
         scipy.ndimage.gaussian_filter(_mean(dwi, volumes), SMOOTHING) for volumes in (b0s, high)
     )
-    near = NEAR_MM * head_scale(dwi.mask, dwi.voxel_sizes) / dwi.voxel_sizes
-    of_b0, brightness = (
-        _above(weighted) / _level(image, inside, near) for image in (b0, weighted)
-    )
-    attenuation = _attenuation(b0, weighted, inside)
-    is_shown = weighted > ABOVE_DARK * np.quantile(weighted, DARK)
-    certain = is_shown & (attenuation < HARDLY) & (brightness > BRIGHT)
-    has_some = (attenuation < LESS) & (brightness > SHOWN) | (of_b0 > UNDIMINISHED)
-    return certain, is_shown & has_some
+    return b0, weighted
+
+
+def _near_brain(dwi: DWI, n_voxels: int) -> np.ndarray:
+    near: np.ndarray = scipy.ndimage.binary_dilation(dwi.mask, iterations=n_voxels)
+    return near
+
+
+def _matters(fat: np.ndarray, dwi: DWI) -> bool:
+    """Whether enough of it lies within reach of the brain."""
+    return bool((fat & _near_brain(dwi, REACH)).sum() >= LEAST_SHARE * dwi.mask.sum())
 
 
 def _mean(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
