@@ -74,10 +74,10 @@ def read_displacements(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from nitransforms.io.base import TransformFileError
     from nitransforms.io.itk import ITKDisplacementsField
 
-    data, affine, _ = read_image(path)
-    stored = nib.Nifti1Image(data, affine)
-    stored.header.set_intent("vector")  # some programs leave it out
+    data, affine, header = read_image(path)
     try:
+        stored = nib.Nifti1Image(data.reshape(header.get_data_shape()[:5]), affine)
+        stored.header.set_intent("vector")  # some programs leave it out
         field = np.array(ITKDisplacementsField.from_image(stored).dataobj, dtype=np.float32)
     except (TransformFileError, ValueError) as error:
         raise EddymotionError(
