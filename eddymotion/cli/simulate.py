@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,42 +242,72 @@ def carry_out(arguments: Sequence[str] | None) -> int:
 
 def find_contradiction(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or None."""
-    tables, series = (options.bval, options.bvec), getattr(options, "from")
-    no_eddy, kspace = options.eddy_current == "none", options.acquisition == "kspace"
-    of_kspace = [name for name in KSPACE_OPTIONS if getattr(options, name) is not None]
-    found = {
-        "--phantom and --from name two heads; give one": options.phantom and series,
-        "--head synthetic and --phantom or --from name two heads; give one":
-            options.head == "synthetic" and (options.phantom or series),
-        "--head fitted needs a real series; add --from DWI":
-            options.head == "fitted" and not series,
-        "--contrast belongs to --head synthetic; add that":
-            options.contrast and options.head != "synthetic",
-        f"{' '.join(map(_flag, of_kspace))} without k-space; add --acquisition kspace":
-            of_kspace and not kspace,
-        "--acquisition kspace goes slice by slice; give a --pe-axis of i, i-, j or j-":
-            kspace and (options.pe_axis or DEFAULT_PE_AXIS)[0] == "k",
-        "--bval and --bvec belong together; give both": any(tables) and not all(tables),
-        "--scheme and --bval give two schemes; give one": options.scheme and any(tables),
-        "--voxel-size takes one number or three":
-            options.voxel_size and len(options.voxel_size) not in (1, 3),
-        "--amplitude has nothing to multiply with --motion none":
-            options.amplitude and options.motion == "none",
-        "--snr contradicts --noise none; leave one out":
-            options.snr and options.noise == "none",
-        "--coils belongs to --noise chi; add that":
-            options.coils and options.noise != "chi",
-        "--eddy-amplitude and --pe-axis belong to --eddy-current; add --eddy-current linear":
-            no_eddy and (options.eddy_amplitude
-                         or (options.pe_axis and not (kspace or options.susceptibility))),
-        "--susceptibility needs a head whose air is known; add --head synthetic":
-            options.susceptibility and (options.head != "synthetic" or options.cavity),
-        "--susceptibility is not simulated in k-space; leave one of them out":
-            options.susceptibility and kspace,
-        "--readout-time and --rigid-field belong to --susceptibility; add that":
-            not options.susceptibility and (options.readout_time or options.rigid_field),
-    }  # fmt: skip
-    return next((message for message, holds in found.items() if holds), None)
+    contradictions = chain(
+        _about_head(options),
+        _about_kspace(options),
+        _about_sampling(options),
+        _about_motion_and_noise(options),
+        _about_eddy_currents(options),
+        _about_susceptibility(options),
+    )
+    return next(contradictions, None)
+
+
+def _about_head(options: argparse.Namespace) -> Iterator[str]:
+    series = getattr(options, "from")
+    if options.phantom and series:
+        yield "--phantom and --from name two heads; give one"
+    if options.head == "synthetic" and (options.phantom or series):
+        yield "--head synthetic and --phantom or --from name two heads; give one"
+    if options.head == "fitted" and not series:
+        yield "--head fitted needs a real series; add --from DWI"
+    if options.contrast and options.head != "synthetic":
+        yield "--contrast belongs to --head synthetic; add that"
+
+
+def _about_kspace(options: argparse.Namespace) -> Iterator[str]:
+    kspace, given = options.acquisition == "kspace", _given_of_kspace(options)
+    if given and not kspace:
+        yield f"{' '.join(map(_flag, given))} without k-space; add --acquisition kspace"
+    if kspace and (options.pe_axis or DEFAULT_PE_AXIS)[0] == "k":
+        yield "--acquisition kspace goes slice by slice; give a --pe-axis of i, i-, j or j-"
+
+
+def _about_sampling(options: argparse.Namespace) -> Iterator[str]:
+    tables = options.bval, options.bvec
+    if any(tables) and not all(tables):
+        yield "--bval and --bvec belong together; give both"
+    if options.scheme and any(tables):
+        yield "--scheme and --bval give two schemes; give one"
+    if options.voxel_size and len(options.voxel_size) not in (1, 3):
+        yield "--voxel-size takes one number or three"
+
+
+def _about_motion_and_noise(options: argparse.Namespace) -> Iterator[str]:
+    if options.amplitude and options.motion == "none":
+        yield "--amplitude has nothing to multiply with --motion none"
+    if options.snr and options.noise == "none":
+        yield "--snr contradicts --noise none; leave one out"
+    if options.coils and options.noise != "chi":
+        yield "--coils belongs to --noise chi; add that"
+
+
+def _about_eddy_currents(options: argparse.Namespace) -> Iterator[str]:
+    uses_pe_axis = options.acquisition == "kspace" or options.susceptibility
+    unused = options.eddy_amplitude or (options.pe_axis and not uses_pe_axis)
+    if unused and options.eddy_current == "none":
+        yield "--eddy-amplitude and --pe-axis belong to --eddy-current; add --eddy-current linear"
+
+
+def _about_susceptibility(options: argparse.Namespace) -> Iterator[str]:
+    if not options.susceptibility:
+        if options.readout_time or options.rigid_field:
+            yield "--readout-time and --rigid-field belong to --susceptibility; add that"
+        return
+    if options.head != "synthetic" or options.cavity:
+        yield "--susceptibility needs a head whose air is known; add --head synthetic"
+    if options.acquisition == "kspace":
+        yield "--susceptibility is not simulated in k-space; leave one of them out"
 
 
 def simulate_one(options: argparse.Namespace) -> int:
@@ -350,8 +381,12 @@ def _kspace(options: argparse.Namespace) -> KSpace | None:
 
     if options.acquisition != "kspace":
         return None
-    given = {name: getattr(options, name) for name in KSPACE_OPTIONS}
-    return KSpace(**{name: value for name, value in given.items() if value is not None})
+    return KSpace(**_given_of_kspace(options))
+
+
+def _given_of_kspace(options: argparse.Namespace) -> dict[str, Any]:
+    values = {name: getattr(options, name) for name in KSPACE_OPTIONS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _flag(name: str) -> str:
