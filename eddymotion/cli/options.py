@@ -9,7 +9,6 @@ import math
 import os
 import shlex
 import sys
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from eddymotion.cli.completion import PrintCompletion
+from eddymotion.cli.config_file import read_config
 from eddymotion.cli.foreign import advice
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.machine.cgroups import available_cpus
 from eddymotion.pipeline.settings import KINDS, SETTINGS, WORDS, Settings
-from eddymotion.wording import one_line, shown, why
+from eddymotion.wording import one_line, shown
 
 NOT_SET = ("help", "version", "config_file", argparse.SUPPRESS)
 """What the command line alone can ask for."""
@@ -137,50 +137,17 @@ class Parser(argparse.ArgumentParser):
         path = _value_of("--config-file", arguments)
         if path is None:
             return
-        try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self.error(f"--config-file {path}: no such file")
-        except (OSError, ValueError) as error:
-            self.error(f"--config-file {path}: cannot be read as TOML ({why(error)})")
-        known = {
+        options = {
             name.removeprefix("--").replace("-", "_"): action
             for name, action in self._option_string_actions.items()
             if name.startswith("--") and action.dest not in NOT_SET
         }  # positional arguments stay on the command line
-        for key, value in content.items():
-            name = key.replace("-", "_")
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
-                self.error(f"--config-file {path}: unknown option {key}{hint}")
-            action = known[name]
-            action.required = False
-            self.set_defaults(**{action.dest: self._converted(action, value, path)})
-
-    def _converted(self, action: argparse.Action, value: Any, path: str) -> Any:
-        """Check a value of the configuration file as if it stood on the command line."""
-        if isinstance(value, bool) or action.nargs == 0:
-            if not (isinstance(value, bool) and action.nargs == 0):
-                self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
-            return getattr(action, "const", None) or value if value else action.default
-        several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
-        if isinstance(value, (list, dict)) and (not several or not value):
-            self.error(f"--config-file {path}: {action.dest}: unexpected value {shown(value)}")
-        values = value if isinstance(value, list) else [value]
-        if isinstance(action.nargs, int) and len(values) != action.nargs:
-            self.error(f"--config-file {path}: {action.dest}: {action.nargs} values expected")
         try:
-            converted = [action.type(str(v)) if action.type else str(v) for v in values]  # type: ignore[operator]
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            self.error(f"--config-file {path}: {action.dest}: {error}")
-        for item in converted:
-            if action.choices is not None and item not in action.choices:
-                self.error(
-                    f"--config-file {path}: {action.dest}: {shown(item)} is not one of "
-                    f"{', '.join(map(str, action.choices))}"
-                )
-        return converted if several else converted[0]
+            for action, value in read_config(path, options):
+                action.required = False
+                self.set_defaults(**{action.dest: value})
+        except EddymotionError as error:
+            self.error(f"--config-file {path}: {error}")
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
