@@ -6,7 +6,7 @@ import pytest
 
 import eddymotion as em
 from eddymotion.estimation.estimate import fill_unpredicted
-from eddymotion.estimation.outliers import _volume_gains
+from eddymotion.estimation.outliers.scores import _volume_gains
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import AverageModel, GaussianProcessModel, get_model
 from eddymotion.models.covariance import SphericalCovariance, fit_covariance
