@@ -95,7 +95,7 @@ def test_left_never_imports_right(path):
 @pytest.mark.parametrize(
     ("part", "source", "expected"),
     [
-        ("mapping", "from eddymotion.io.motion import read_motion", ["io"]),
+        ("mapping", "from eddymotion.io.motion import read_written_motion", ["io"]),
         ("data", "def f():\n    import eddymotion.io.series as f", ["io"]),
         ("wording", 'import_module("eddymotion.reports.display").html_of', ["reports"]),
         ("models", "from ..resampling import resample", ["resampling"]),

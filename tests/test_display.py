@@ -16,7 +16,7 @@ from PIL import Image as Pictures
 
 import eddymotion as em
 from eddymotion.derivatives.confounds import confounds
-from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.mapping.rigid import framewise_displacement, rigid_matrix, rigid_parameters
 from eddymotion.reports.display import MOST_TILES, WIDTH, html_of
 from eddymotion.reports.slices import PlaneGrid
@@ -148,7 +148,7 @@ def test_a_notebook_and_the_confounds_tell_one_displacement(estimated, moving, t
     columns = confounds(moving.gradients, estimated, moving.center, None)
     head = columns.get("framewise_displacement_head", columns["framewise_displacement"])
     write_motion(tmp_path / "xfm.txt", tmp_path / "xfm.json", estimated)
-    for motion in (estimated, read_motion(tmp_path / "xfm.txt", tmp_path / "xfm.json")):
+    for motion in (estimated, read_written_motion(tmp_path / "xfm.txt", tmp_path / "xfm.json")):
         np.testing.assert_allclose(motion.framewise_displacement(), head, atol=1e-9)
         html = motion._repr_html_()
         assert f"{head[1:].mean():.2f} mm on average, {head[1:].max():.2f} at most" in html

@@ -16,7 +16,7 @@ from eddymotion.interfaces import nipype as nodes
 from eddymotion.interfaces import pydra as tasks
 from eddymotion.io.images import read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
-from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
@@ -183,9 +183,9 @@ def test_a_motion_on_disk_is_the_motion(tmp_path):
     motion = Motion(poses, errors, 0.123456789012345, eddy, off_resonance=distortion)
     files = tmp_path / "xfm.txt", tmp_path / "details.json"
     write_motion(*files, motion)
-    assert read_motion(*files).off_resonance is None
+    assert read_written_motion(*files).off_resonance is None
     write_motion(*files, motion, whole=True)
-    again = read_motion(*files)
+    again = read_written_motion(*files)
     for name in ("coefficients", "affine"):
         found = getattr(again.off_resonance.field, name)
         np.testing.assert_array_equal(found, getattr(field, name))
@@ -200,7 +200,7 @@ def test_a_motion_on_disk_is_the_motion(tmp_path):
         np.testing.assert_array_equal(getattr(again.eddy_currents, entry.name), expected)
     write_itk(tmp_path / "other.txt", poses[:3])
     with pytest.raises(EddymotionError, match="4 volumes"):
-        read_motion(tmp_path / "other.txt", files[1])
+        read_written_motion(tmp_path / "other.txt", files[1])
 
 
 def test_each_setting_is_an_input_with_a_description():

@@ -14,7 +14,7 @@ from eddymotion.estimation.within_volumes.slice_order import (
     orders,
     weigh_orders,
 )
-from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.mapping.motion import Motion
 
 N_VOLUMES, N_SLICES, REACH = 20, 36, 8
@@ -112,7 +112,7 @@ def test_the_doubt_is_kept_with_the_motion_and_reaches_the_sidecar(tmp_path, sti
     motion = replace(Motion.identity(2), order_doubt=doubt)
     files = tmp_path / "xfm.txt", tmp_path / "details.json"
     write_motion(*files, motion)
-    kept = read_motion(*files)
+    kept = read_written_motion(*files)
     assert kept.order_doubt == doubt
     assert kept.relative_to(1).order_doubt == doubt
     told = [one for one in in_sidecar(still, order_doubt=kept.order_doubt) if TRUE in one["Text"]]

@@ -25,7 +25,7 @@ from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.stack import KRIGING, REBUILDING, SliceStack, slice_weights
 from eddymotion.images.stack_kernels import LEAST_WEIGHT, REACH
-from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.other_programs import read_poses
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.trajectory import read_trajectory, trajectory_descriptions
@@ -339,7 +339,7 @@ def test_a_course_survives_its_files(nods, tmp_path):
     course = replace(motion.trajectory, standard_errors=errors)
     told = replace(motion, trajectory=course, standard_errors=np.ones((len(dwi), 6)))
     write_motion(tmp_path / "xfm.txt", tmp_path / "xfm.json", told)
-    again = read_motion(tmp_path / "xfm.txt", tmp_path / "xfm.json").trajectory
+    again = read_written_motion(tmp_path / "xfm.txt", tmp_path / "xfm.json").trajectory
     assert again.within.tobytes() == course.within.tobytes()
     np.testing.assert_array_equal(again.standard_errors, errors)
     assert again.axis == 2
@@ -456,7 +456,7 @@ def test_command_follows_the_head_where_it_is_asked_to(nodding, tmp_path):
         table = out / "sub-01_desc-hmc_trajectory.tsv"
         assert table.exists() == (option != "none")
         if option == "none":
-            matrices = read_motion(next(out.glob("*_xfm.txt"))).matrices
+            matrices = read_written_motion(next(out.glob("*_xfm.txt"))).matrices
             poses = np.repeat(matrices[:, None], dwi.n_slices, axis=1)
         else:
             poses = read_trajectory(table, dwi.center).poses

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def write_motion(
     write_json(details_file, content)
 
 
-def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) -> Motion:
+def read_written_motion(xfm_file: str | Path, details_file: str | Path | None = None) -> Motion:
     """Read what :func:`write_motion` wrote, or transforms alone.
 
     Parameters
@@ -70,40 +70,18 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
     EddymotionError
         If a file cannot be read, or the two do not belong together.
     """
-    try:
-        matrices = read_itk(xfm_file)
-    except (OSError, ValueError, IndexError) as error:
-        raise EddymotionError(
-            f"{xfm_file}: cannot be read as transforms ({error}); give an ITK text file with one "
-            "transform a volume"
-        ) from error
+    matrices = _matrices(xfm_file)
     if details_file is None:
         return Motion(matrices)
     try:
         content = json.loads(Path(details_file).read_text(encoding="utf-8"))
         n_volumes = content.pop("n_volumes")
-        eddy = content.pop("eddy_currents", None)
         if n_volumes != len(matrices):
             raise EddymotionError(
                 f"{details_file}: belongs to {n_volumes} volumes, {xfm_file} has {len(matrices)} "
                 "transforms; give the pair that was written together"
             )
-        if eddy is not None:
-            eddy = EddyCurrents(**{name: _value(value) for name, value in eddy.items()})
-        evidence = content.pop("frame_evidence", None)
-        if evidence is not None:
-            contradicted = bool(evidence.pop("contradicted"))
-            numbers = {k: np.nan if v is None else float(v) for k, v in evidence.items()}
-            evidence = FrameEvidence(**numbers, contradicted=contradicted)
-        distortion = _distortion(content.pop("off_resonance", None))
-        trajectory = content.pop("trajectory", None)
-        if trajectory is not None:
-            trajectory = _unpacked(n_volumes, **trajectory)
-        order_doubt = content.pop("order_doubt", None)
-        parts = {name: _value(value) for name, value in content.items()}
-        return Motion(matrices, eddy_currents=eddy, frame_evidence=evidence,
-                      off_resonance=distortion, trajectory=trajectory,
-                      order_doubt=order_doubt and str(order_doubt), **parts)  # fmt: skip
+        return _motion(matrices, content)
     except EddymotionError:
         raise
     except Exception as error:  # whatever somebody has put there
@@ -113,10 +91,43 @@ def read_motion(xfm_file: str | Path, details_file: str | Path | None = None) ->
         ) from error
 
 
-def _distortion(content: dict[str, Any] | None) -> SeriesField | None:
-    """Turn what :func:`_plain` made of an off-resonance field into one again."""
-    if content is None:
-        return None
+def _matrices(xfm_file: str | Path) -> np.ndarray:
+    try:
+        return read_itk(xfm_file)
+    except (OSError, ValueError, IndexError) as error:
+        raise EddymotionError(
+            f"{xfm_file}: cannot be read as transforms ({error}); give an ITK text file with one "
+            "transform a volume"
+        ) from error
+
+
+def _motion(matrices: np.ndarray, content: dict[str, Any]) -> Motion:
+    """Turn what :func:`write_motion` made of all but the matrices into a motion again."""
+    readers: dict[str, Callable[[Any], Any]] = {
+        "eddy_currents": _eddy_currents,
+        "frame_evidence": _frame_evidence,
+        "off_resonance": _distortion,
+        "order_doubt": str,
+        "trajectory": lambda packed: _unpacked(len(matrices), **packed),
+    }
+    parts = {
+        name: None if value is None else readers.get(name, _value)(value)
+        for name, value in content.items()
+    }
+    return Motion(matrices, **parts)
+
+
+def _eddy_currents(content: dict[str, Any]) -> EddyCurrents:
+    return EddyCurrents(**{name: _value(value) for name, value in content.items()})
+
+
+def _frame_evidence(content: dict[str, Any]) -> FrameEvidence:
+    contradicted = bool(content.pop("contradicted"))
+    numbers = {name: np.nan if x is None else float(x) for name, x in content.items()}
+    return FrameEvidence(**numbers, contradicted=contradicted)
+
+
+def _distortion(content: dict[str, Any]) -> SeriesField:
     field = OffResonance(**{name: _value(value) for name, value in content["field"].items()})
     return SeriesField(field, _value(content["shifts"]), bool(content["modulated"]))
 

@@ -17,7 +17,7 @@ from eddymotion.derivatives.finished import damage, intact, is_damaged, read_sid
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.runs.ties import FrameTie
 from eddymotion.io.images import image_stem
-from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tsv import Table
 from eddymotion.io.writing import write_json
@@ -139,7 +139,7 @@ def _alone(motion: Motion, sidecar: dict[str, Any]) -> Motion:
 
 
 def _rigid_motion(xfm_file: Path, details_file: Path) -> Motion:
-    motion = read_motion(xfm_file, details_file)
+    motion = read_written_motion(xfm_file, details_file)
     turns = motion.matrices[:, :3, :3]
     products = turns @ np.swapaxes(turns, 1, 2)
     off = np.abs(products - np.eye(3)).max(axis=(1, 2), initial=0.0) > RIGID_TOLERANCE

@@ -35,7 +35,7 @@ from eddymotion.images.image import Image
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.io.images import image_stem, read_image, write_image
 from eddymotion.io.itk import read_itk, write_itk
-from eddymotion.io.motion import read_motion
+from eddymotion.io.motion import read_written_motion
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.tables import read_gradient_table
 from eddymotion.machine.parallel import Compute, one_blas_thread
@@ -234,7 +234,7 @@ def predict_volume(
         raise EddymotionError(
             f"volume {volume}: {aligned_file} has volumes 0 to {len(original) - 1}"
         )
-    turns = None if xfm_file is None else read_motion(xfm_file).rotations
+    turns = None if xfm_file is None else read_written_motion(xfm_file).rotations
     gradients = original if turns is None else original.rotated(turns)
     model = model_for(original, settings)
     if pass_number is not None:

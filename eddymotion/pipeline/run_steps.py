@@ -27,7 +27,7 @@ from eddymotion.fieldmaps import (
     make_fieldmap,
 )
 from eddymotion.io.images import write_image
-from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.mapping.motion import Motion
 from eddymotion.pipeline.runs import RunTogether
@@ -111,7 +111,7 @@ def join(
     """
     _refuse_other_number(runs, xfm_files, "transforms")
     _refuse_other_number(runs, details_files, "details")
-    motions = [read_motion(*both) for both in zip(xfm_files, details_files, strict=True)]
+    motions = [read_written_motion(*both) for both in zip(xfm_files, details_files, strict=True)]
     images = [
         RunImage.of(load_series(run, settings), motion, settings.nprocs)
         for run, motion in zip(runs, motions, strict=True)
@@ -188,7 +188,7 @@ def merge(
         for files in zip(corrected_files, corrected_bval_files, corrected_bvec_files, mask_files,
                          strict=True)
     ]  # fmt: skip
-    motions = [read_motion(*both) for both in zip(xfm_files, details_files, strict=True)]
+    motions = [read_written_motion(*both) for both in zip(xfm_files, details_files, strict=True)]
     stretched = (_stretch_of(*both) for both in zip(corrected, motions, strict=True))
     session = SessionOutputs.of(Outputs.in_folder(out_dir, dwi_files[0]))
     write_as_one(session, corrected, stretched, names, settings)

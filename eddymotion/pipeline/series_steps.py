@@ -32,7 +32,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
 from eddymotion.images.grid import grid_distance
 from eddymotion.io.images import write_image
-from eddymotion.io.motion import read_motion
+from eddymotion.io.motion import read_written_motion
 from eddymotion.io.series import MASK_TOLERANCE, load
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import write_text
@@ -261,7 +261,7 @@ def _paths(outputs: Outputs, *kinds: str) -> Paths:
 def _with_motion(
     series: SeriesFiles, xfm_file: Path, details_file: Path | None, settings: Settings
 ) -> tuple[DWI, Motion]:
-    dwi, motion = load_series(series, settings), read_motion(xfm_file, details_file)
+    dwi, motion = load_series(series, settings), read_written_motion(xfm_file, details_file)
     if len(motion) != len(dwi):
         raise EddymotionError(
             f"{xfm_file}: found {len(motion)} transforms for the {len(dwi)} volumes of "

@@ -18,8 +18,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_bvals, read_landmarks, read_motion
 from eddymotion.images.image import Image
 from eddymotion.io.images import write_image
-from eddymotion.io.motion import read_motion as read_kept
-from eddymotion.io.motion import write_motion
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.tables import read_gradient_table
 from eddymotion.io.transforms import FORMATS, read_linear, write_linear
 from eddymotion.mapping.motion import Motion
@@ -171,7 +170,7 @@ def test_damaged_tables_landmarks_and_details_are_one_line(tmp_path):
         "x.bvec.gz": (b"0 0.5 0.1\n", lambda p: read_gradient_table(p, p)),
         "x.bvec.xz": (b"0 0.5 0.1\n", lambda p: read_gradient_table(p, p)),
         "details.json": ((tmp_path / "details.json").read_bytes(),
-                         lambda p: read_kept(tmp_path / "xfm.txt", p)),
+                         lambda p: read_written_motion(tmp_path / "xfm.txt", p)),
         "parameters.txt": (b'(Transform "EulerTransform")\n(Scales 0.5)\n', read_parameter_file),
     }  # fmt: skip
     bval.write_text("0 1000 1000")
@@ -184,7 +183,7 @@ def test_damaged_tables_landmarks_and_details_are_one_line(tmp_path):
                     {"n_volumes": 2, "standard_errors": [[1, 2], [3]]}, [1], None):  # fmt: skip
         (tmp_path / "details.json").write_text(json.dumps(content))
         with pytest.raises(EddymotionError, match="cannot be read as the details"):
-            read_kept(tmp_path / "xfm.txt", tmp_path / "details.json")
+            read_written_motion(tmp_path / "xfm.txt", tmp_path / "details.json")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from eddymotion.estimation import assess, estimate_motion
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.frames import unite_frames
 from eddymotion.estimation.outliers import describe_beyond_repair, volumes_beyond_repair
-from eddymotion.io.motion import read_motion, write_motion
+from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.tsv import table_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rms_displacement
@@ -57,7 +57,7 @@ def test_volumes_that_fit_nowhere_get_the_pose_of_their_neighbours(spoilt, caplo
     column = table[0].split("\t").index("trans_x_se")
     assert [row.split("\t")[column] for row in table[1:]].count("n/a") == len(bad)
     write_motion(tmp_path / "xfm.txt", tmp_path / "details.json", found)
-    again = read_motion(tmp_path / "xfm.txt", tmp_path / "details.json")
+    again = read_written_motion(tmp_path / "xfm.txt", tmp_path / "details.json")
     np.testing.assert_array_equal(again.unplaced, found.unplaced)
 
 
