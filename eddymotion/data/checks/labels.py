@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -123,47 +124,67 @@ class Labels:
                 ))  # fmt: skip
         return found
 
+    @cached_property
+    def _brightness(self) -> np.ndarray:
+        """Median brightness of each core; NaN where there is none."""
+        brightness = self.appearance.brightness
+        return np.array([np.median(brightness[core]) if len(core) else np.nan
+                         for core in self.cores])  # fmt: skip
+
     def _judged(self, volume: int, own: int) -> Mislabelled | None:
         """Judge a volume that is brighter or darker than its level."""
-        brightness, similarity = self.appearance.brightness, self.appearance.similarity
         label = float(self.bvals[volume])
-        distances = [
-            abs(brightness[volume] - np.median(brightness[core])) if len(core) else np.inf
-            for core in self.cores
-        ]
-        brighter = bool(brightness[volume] > np.median(brightness[self.cores[own]]))
-        at_home = similarity(volume, self.cores[own])
-        brightest = max(np.median(brightness[core]) for core in self.cores if len(core))
-        distances = distances if brightness[volume] < brightest + GAP else []
-        for other in np.argsort(distances, kind="stable"):
-            if other == own or not distances[other] < distances[own] / 2:
-                continue
-            if 0 not in (own, other) and not (self.shelled and distances[own] >= SHELLS_APART):
-                continue
-            if similarity(volume, self.cores[other]) > at_home + CONTRAST_MARGIN:
-                like = 0.0 if other == 0 else float(self.bvals[self.levels[other]].mean())
-                return Mislabelled(volume, label, like, brighter, 0 in (own, other))
-        usual = np.median([similarity(v, self.cores[own]) for v in self.cores[own]])
-        if own and brightness[volume] > brightest - GAP / 2 and at_home < usual - STRANGE_BELOW:
+        brighter = bool(self.appearance.brightness[volume] > self._brightness[own])
+        if (other := self._likelier_level(volume, own)) is not None:
+            like = 0.0 if other == 0 else float(self.bvals[self.levels[other]].mean())
+            return Mislabelled(volume, label, like, brighter, certain=0 in (own, other))
+        if own and self._is_strange(volume, own):
             return Mislabelled(volume, label, None, brighter, certain=True)
         return None
 
+    def _likelier_level(self, volume: int, own: int) -> int | None:
+        """Find the level, of those nearer in brightness, whose pattern fits a volume better."""
+        brightness, similarity = self.appearance.brightness[volume], self.appearance.similarity
+        if brightness >= np.nanmax(self._brightness) + GAP:
+            return None
+        distances = np.abs(brightness - self._brightness)
+        at_home = similarity(volume, self.cores[own])
+        between_shells = self.shelled and distances[own] >= SHELLS_APART
+        for other in np.argsort(distances, kind="stable"):
+            if other == own or not distances[other] < distances[own] / 2:
+                continue
+            if 0 not in (own, other) and not between_shells:
+                continue
+            if similarity(volume, self.cores[other]) > at_home + CONTRAST_MARGIN:
+                return int(other)
+        return None
+
+    def _is_strange(self, volume: int, own: int) -> bool:
+        """Whether a volume is as bright as b=0, with a pattern that its level does not have."""
+        if self.appearance.brightness[volume] <= np.nanmax(self._brightness) - GAP / 2:
+            return False
+        core, similarity = self.cores[own], self.appearance.similarity
+        usual = np.median([similarity(member, core) for member in core])
+        return bool(similarity(volume, core) < usual - STRANGE_BELOW)
+
     def _too_dark(self, bright: np.ndarray) -> Iterator[Mislabelled]:
         """Find b=0 volumes that look like a shell, and not like those that must be b=0."""
+        for volume in map(int, self.b0s):
+            shells = zip(self.levels[1:], self.cores[1:], strict=True)
+            level = next(
+                (level for level, core in shells if self._fits(volume, core, bright)), None
+            )
+            if level is not None:
+                label, like = float(self.bvals[volume]), float(self.bvals[level].mean())
+                yield Mislabelled(volume, label, like, brighter=False, certain=True)
+
+    def _fits(self, volume: int, core: np.ndarray, bright: np.ndarray) -> bool:
+        """Whether a volume fits better among those of a core than among the bright ones."""
         brightness, similarity = self.appearance.brightness, self.appearance.similarity
-        for volume in self.b0s:
-            away = np.median(brightness[bright]) - brightness[volume]
-            for level, core in zip(self.levels[1:], self.cores[1:], strict=True):
-                near = abs(brightness[volume] - np.median(brightness[core])) < away / 2
-                if (
-                    near
-                    and similarity(volume, core) > similarity(volume, bright) + CONTRAST_MARGIN
-                ):
-                    like = float(self.bvals[level].mean())
-                    yield Mislabelled(
-                        int(volume), float(self.bvals[volume]), like, brighter=False, certain=True
-                    )
-                    break
+        away = np.median(brightness[bright]) - brightness[volume]
+        if not abs(brightness[volume] - np.median(brightness[core])) < away / 2:
+            return False
+        return similarity(volume, core) > similarity(volume, bright) + CONTRAST_MARGIN
 
 
 def levels_of(bvals: np.ndarray, threshold: float) -> list[np.ndarray]:
