@@ -15,6 +15,7 @@ from eddymotion import __version__
 from eddymotion.cli.completion import PrintCompletion
 from eddymotion.cli.console import messages, prepare_output_dir, run
 from eddymotion.cli.options import Parser, existing_file, not_negative, not_negative_integer
+from eddymotion.cli.results import print_written, refuse_folder
 from eddymotion.errors import EddymotionError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from eddymotion.evaluation import MotionComparison, SliceComparisons
+    from eddymotion.evaluation.landmarks import LandmarkErrors
+    from eddymotion.evaluation.series import SeriesQuality
     from eddymotion.evaluation.summaries import Summary
     from eddymotion.evaluation.transforms import MotionFile
     from eddymotion.images.grid import Grid
@@ -213,53 +216,84 @@ def carry_out(given: Sequence[str]) -> int:
 
 def evaluate_motion(options: argparse.Namespace) -> None:
     """Compare two motions."""
-    from eddymotion.evaluation import (
-        ball_points,
-        brain_points,
-        compare_by_slices,
-        compare_motion,
-        read_bvals,
-        read_grid,
-        read_mask,
-    )
+    from eddymotion.evaluation import compare_motion, read_grid
     from eddymotion.evaluation.summaries import motion_summary, slices_summary
 
     refuse_overwriting(options, (options.estimated, options.true))
     image = options.reference or options.mask
     grid = read_grid(image) if image else None
     estimated, true = read_motions(options, grid)
-    bvals = read_bvals(options.bval) if options.bval else estimated.bvals
-    bvals = true.bvals if bvals is None else bvals
+    bvals = bvals_of(options, estimated, true)
+    points = head_points(options)
     center = grid.center if grid else None
-    points, where = None, "ball of 80 mm about the centre"
-    if options.mask:
-        points = brain_points(*read_mask(options.mask), options.random_seed)
-        center, where = points.mean(axis=0), "brain mask"
     comparison = compare_motion(
-        estimated.motion, true.motion, center=center, points=points, bvals=bvals,
-        grid_center=grid.center if grid else None,
+        estimated.motion, true.motion, points=points, bvals=bvals, grid_center=center,
+        center=center if points is None else points.mean(axis=0),
     )  # fmt: skip
-    summary = motion_summary(comparison, where, bvals)
+    where = "ball of 80 mm about the centre" if points is None else "brain mask"
+    summary, plot = motion_summary(comparison, where, bvals), partial(motion_plot, comparison)
     show(summary)
     if (coverage := summary.figures["coverage_percent"]) is not None:
         print(f"\n95 % intervals that hold the truth: {coverage:.1f} %")
-    by_slices = None
     if grid and (estimated.slices or true.slices):
-        by_slices = compare_by_slices(
-            estimated, true, ball_points(grid.center) if points is None else points, grid,
-            bvals=bvals, axis="ijk".index(options.slice_axis),
-        )  # fmt: skip
-        slices = slices_summary(by_slices)
+        by_slices = compare_slices(options, estimated, true, grid, points, bvals)
+        slices, plot = slices_summary(by_slices), partial(slices_plot, by_slices)
         print()
         show(slices)
         summary = summary.joined(slices, "slices")
     if options.output:
-        plot = partial(slices_plot, by_slices) if by_slices else partial(motion_plot, comparison)
         write(options, summary, plot)
+
+
+def bvals_of(
+    options: argparse.Namespace, estimated: MotionFile, true: MotionFile
+) -> np.ndarray | None:
+    """Return the b-values that were given, or those of a table."""
+    from eddymotion.evaluation import read_bvals
+
+    if options.bval:
+        return read_bvals(options.bval)
+    return true.bvals if estimated.bvals is None else estimated.bvals
+
+
+def head_points(options: argparse.Namespace) -> np.ndarray | None:
+    """Return points of the brain mask, if there is one."""
+    from eddymotion.evaluation import brain_points, read_mask
+
+    return brain_points(*read_mask(options.mask), options.random_seed) if options.mask else None
+
+
+def compare_slices(
+    options: argparse.Namespace,
+    estimated: MotionFile,
+    true: MotionFile,
+    grid: Grid,
+    points: np.ndarray | None,
+    bvals: np.ndarray | None,
+) -> SliceComparisons:
+    """Compare two motions slice by slice, at points of the head or of a ball."""
+    from eddymotion.evaluation import ball_points, compare_by_slices
+
+    points = ball_points(grid.center) if points is None else points
+    axis = "ijk".index(options.slice_axis)
+    return compare_by_slices(estimated, true, points, grid, bvals=bvals, axis=axis)
 
 
 def read_motions(options: argparse.Namespace, grid: Grid | None) -> tuple[MotionFile, MotionFile]:
     """Read the estimated and the true motion, both in the frame that is asked for."""
+    from eddymotion.evaluation import read_motion
+
+    true = read_motion(options.true, grid)
+    estimated = read_estimated(options, grid, true)
+    if options.relative_to is None:
+        return estimated, true
+    about = grid.center if grid else None
+    first, second = (in_frame_of(options.relative_to, file, about) for file in (estimated, true))
+    return first, second
+
+
+def read_estimated(options: argparse.Namespace, grid: Grid | None, true: MotionFile) -> MotionFile:
+    """Read the estimated motion, of as many volumes and excitations as the true one."""
     from dataclasses import replace
 
     from eddymotion.evaluation import read_motion
@@ -268,25 +302,20 @@ def read_motions(options: argparse.Namespace, grid: Grid | None) -> tuple[Motion
 
     given = None if options.format == "auto" else options.format
     program = given or program_of(options.estimated)
-    true = read_motion(options.true, grid)
     estimated = read_motion(
         options.estimated, grid, program=program,
         groups=true.slices.groups if true.slices else None, n_volumes=len(true.motion),
     )  # fmt: skip
     if options.index and not options.acqp:
         raise EddymotionError("--index says which row of --acqp belongs to a volume; add --acqp")
-    if options.acqp:
-        if grid is None or estimated.slices or program != "eddy":
-            raise EddymotionError("--acqp belongs to eddy's .eddy_parameters; leave it out")
-        motion = eddy_motion_with_offsets(
-            options.estimated, estimated.motion, grid, options.acqp, options.index
-        )
-        estimated = replace(estimated, motion=motion)
-    if options.relative_to is None:
-        return estimated, true
-    about = grid.center if grid else None
-    first, second = (in_frame_of(options.relative_to, file, about) for file in (estimated, true))
-    return first, second
+    if not options.acqp:
+        return estimated
+    if grid is None or estimated.slices or program != "eddy":
+        raise EddymotionError("--acqp belongs to eddy's .eddy_parameters; leave it out")
+    motion = eddy_motion_with_offsets(
+        options.estimated, estimated.motion, grid, options.acqp, options.index
+    )
+    return replace(estimated, motion=motion)
 
 
 def in_frame_of(volume: int, file: MotionFile, center: np.ndarray | None) -> MotionFile:
@@ -359,17 +388,26 @@ def evaluate_landmarks(options: argparse.Namespace) -> None:
     errors = landmark_errors(fixed, moving, matrix)
     summary = landmark_summary(errors, matrix is not None)
     show(summary)
+    warn_of_inverse(errors)
+    if options.output:
+        write(options, summary, partial(landmarks_plot, errors, matrix is not None))
+
+
+def warn_of_inverse(errors: LandmarkErrors) -> None:
+    """Warn where the inverse of a transform brings landmarks together, rather than itself."""
     if errors.inverse_mean_mm < 0.8 * min(errors.after.mean(), errors.before.mean()):
         log.warning(
             "the inverse of the transform leaves only %.3g mm on average; is it in the direction "
             "that maps points of FIXED to points of MOVING?", errors.inverse_mean_mm
         )  # fmt: skip
-    if options.output:
-        from eddymotion.reports.comparison import landmarks_figure
 
-        after = None if matrix is None else errors.after
-        write(options, summary, lambda: landmarks_figure(
-            errors.labels, errors.before, after, "Landmarks"))  # fmt: skip
+
+def landmarks_plot(errors: LandmarkErrors, transformed: bool) -> Figure:
+    """Draw how far landmarks are apart, before and after a transform if there is one."""
+    from eddymotion.reports.comparison import landmarks_figure
+
+    after = errors.after if transformed else None
+    return landmarks_figure(errors.labels, errors.before, after, "Landmarks")
 
 
 def evaluate_series(options: argparse.Namespace) -> None:
@@ -404,18 +442,24 @@ def evaluate_series(options: argparse.Namespace) -> None:
     summary = series_summary(qualities, first.gradients, between, about)
     show(summary)
     if options.output:
-        from eddymotion.reports.comparison import series_figure
+        judged = [(files[name].name, quality) for name, quality in qualities.items()]
+        write(options, summary, partial(series_plot, judged, between, first.gradients.b0s))
 
-        drawn = {
-            files[name].name.removesuffix(".gz").removesuffix(".nii"): {
-                "loo_r2": quality.loo_r2, "ndc": quality.ndc, "fwhm_mm": quality.fwhm_mean_mm
-            }
-            for name, quality in qualities.items()
-        }  # fmt: skip
-        if len(drawn) < len(qualities):  # alike but for their folders
-            drawn = dict(zip(("A", "B"), drawn.values(), strict=False))
-        write(options, summary, lambda: series_figure(
-            drawn, between, shaded=first.gradients.b0s))  # fmt: skip
+
+def series_plot(
+    judged: Sequence[tuple[str, SeriesQuality]], between: np.ndarray | None, b0s: np.ndarray
+) -> Figure:
+    """Draw the figures of merit of files, named alike but for their folders perhaps."""
+    from eddymotion.reports.comparison import series_figure
+
+    names = [name.removesuffix(".gz").removesuffix(".nii") for name, _ in judged]
+    if len(set(names)) < len(names):
+        names = ["A", "B"]
+    drawn = {
+        name: {"loo_r2": quality.loo_r2, "ndc": quality.ndc, "fwhm_mm": quality.fwhm_mean_mm}
+        for name, (_, quality) in zip(names, judged, strict=True)
+    }
+    return series_figure(drawn, between, shaded=b0s)
 
 
 def show(summary: Summary) -> None:
@@ -448,10 +492,7 @@ def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None
     """Raise, before anything is computed, if outputs would replace inputs or cannot be written."""
     if not options.output:
         return
-    if not options.output.name or options.output.is_dir():
-        raise EddymotionError(
-            f"-o {options.output}: a folder; add how the names begin: {options.output / 'result'}"
-        )
+    refuse_folder(options.output)
     given = {path.resolve() for path in inputs if path}
     for path in written_files(options).values():
         if path.is_dir():
@@ -475,5 +516,4 @@ def write(options: argparse.Namespace, summary: Summary, plot: Callable[[], Figu
             write_text(paths[name], table_text(columns))
         save_figure(plot(), paths["plot"])
         write_json(paths["figures"], summary.figures)
-    written = (*summary.tables, "figures", "plot")
-    print("\n" + "\n".join(f"written: {paths[name]}" for name in written))
+    print_written(paths[name] for name in (*summary.tables, "figures", "plot"))

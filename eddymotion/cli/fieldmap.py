@@ -7,13 +7,17 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eddymotion import __version__
 from eddymotion.cli.console import messages, prepare_output_dir, run
 from eddymotion.cli.options import Parser, add_running_options, existing_file, not_negative
+from eddymotion.cli.results import named_values, print_written
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.wording import PE_AXES
+
+if TYPE_CHECKING:
+    from eddymotion.fieldmaps import FieldmapPaths, FieldmapSettings
 
 log = logging.getLogger("eddymotion")
 
@@ -90,41 +94,53 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-fieldmap``; return its exit code."""
-    return run("eddymotion-fieldmap", lambda: fieldmap(build_parser().parse(arguments)))
+    return run("eddymotion-fieldmap", lambda: carry_out(arguments))
 
 
-def fieldmap(options: argparse.Namespace) -> None:
-    """Make the field and tell of it."""
+def carry_out(arguments: Sequence[str] | None) -> None:
+    """Do what the options say."""
+    options = build_parser().parse(arguments)
     with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
-        for path in options.images:
-            if not path.is_file():
-                raise EddymotionError(absence(path, "give a NIfTI image"))
-        from eddymotion.fieldmaps import (
-            FieldmapOutputs,
-            FieldmapPaths,
-            FieldmapSettings,
-            make_fieldmap,
-        )
-        from eddymotion.fieldmaps.inputs import refuse_settings
-
-        paths = FieldmapPaths(
-            tuple(options.images), options.phasediff, options.phase1, options.phase2,
-            options.fieldmap, options.magnitude, options.mask,
-        )  # fmt: skip
-        settings = FieldmapSettings(
-            tuple(options.pe_axis), tuple(options.readout_time), tuple(options.echo_times),
-            options.units, tuple(options.ignore), options.random_seed,
-            options.fsl_outputs,
-        )  # fmt: skip
-        refuse_settings(paths, settings)
-        prepare_output_dir(options.output_dir)
-        summary = make_fieldmap(paths, options.output_dir, settings)
-        print(told(summary))
-        written = FieldmapOutputs(options.output_dir, paths.images, options.fsl_outputs).all()
-        print("\n" + "\n".join(f"written: {path}" for path in written))
+        make_field(options)
 
 
-def told(summary: dict[str, Any]) -> str:
+def make_field(options: argparse.Namespace) -> None:
+    """Make the field, once all is checked, and print what came of it."""
+    for path in options.images:
+        if not path.is_file():
+            raise EddymotionError(absence(path, "give a NIfTI image"))
+    from eddymotion.fieldmaps import FieldmapOutputs, make_fieldmap
+    from eddymotion.fieldmaps.inputs import refuse_settings
+
+    paths, settings = paths_from(options), settings_from(options)
+    refuse_settings(paths, settings)
+    prepare_output_dir(options.output_dir)
+    summary = make_fieldmap(paths, options.output_dir, settings)
+    print(console_text(summary))
+    print_written(FieldmapOutputs(options.output_dir, paths.images, options.fsl_outputs).all())
+
+
+def paths_from(options: argparse.Namespace) -> FieldmapPaths:
+    """Collect the files that were given."""
+    from eddymotion.fieldmaps import FieldmapPaths
+
+    return FieldmapPaths(
+        tuple(options.images), options.phasediff, options.phase1, options.phase2,
+        options.fieldmap, options.magnitude, options.mask,
+    )  # fmt: skip
+
+
+def settings_from(options: argparse.Namespace) -> FieldmapSettings:
+    """Collect what else was given."""
+    from eddymotion.fieldmaps import FieldmapSettings
+
+    return FieldmapSettings(
+        tuple(options.pe_axis), tuple(options.readout_time), tuple(options.echo_times),
+        options.units, tuple(options.ignore), options.random_seed, options.fsl_outputs,
+    )  # fmt: skip
+
+
+def console_text(summary: dict[str, Any]) -> str:
     """Return the short text for the console."""
     low, high = (summary["FieldPercentiles"][q] for q in ("1", "99"))
     unit = "" if summary["ReadoutTimesKnown"] else " (no scale: readout times are not known)"
@@ -140,8 +156,7 @@ def told(summary: dict[str, Any]) -> str:
         lines.append(("measured map", f"correlation {found['Correlation']:.3f}, slope "
                                       f"{found['Slope']:.2f}, {found['RMSDifference']:.2f} mm "
                                       "RMS apart"))  # fmt: skip
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)
+    return named_values(lines)
 
 
 if __name__ == "__main__":

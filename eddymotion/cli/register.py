@@ -7,7 +7,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eddymotion import __version__
 from eddymotion.cli.console import messages, prepare_output_dir, run
@@ -17,7 +17,11 @@ from eddymotion.cli.options import (
     existing_file,
     not_negative_integer,
 )
+from eddymotion.cli.results import named_values, print_written, refuse_folder
 from eddymotion.errors import EddymotionError, absence
+
+if TYPE_CHECKING:
+    from eddymotion.pairs import PairPaths, PairSettings
 
 log = logging.getLogger("eddymotion")
 
@@ -130,25 +134,43 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-register``; return its exit code."""
-    return run("eddymotion-register", lambda: register(build_parser().parse(arguments)))
+    return run("eddymotion-register", lambda: carry_out(arguments))
+
+
+def carry_out(arguments: Sequence[str] | None) -> None:
+    """Do what the options say."""
+    options = build_parser().parse(arguments)
+    with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
+        register(options)
 
 
 def register(options: argparse.Namespace) -> None:
-    """Register the pair and tell of it."""
-    with messages(options.verbose, logging.WARNING, "%(levelname)s: %(message)s"):
-        register_and_report(options)
-
-
-def register_and_report(options: argparse.Namespace) -> None:
-    """Register the pair, once all is checked."""
+    """Register the pair, once all is checked, and print what came of it."""
     check(options)
-    from eddymotion.pairs import PairOutputs, PairPaths, PairSettings, register_pair
+    from eddymotion.pairs import PairOutputs, register_pair
 
-    paths = PairPaths(
+    summary = register_pair(paths_from(options), options.output, settings_from(options))
+    print(console_text(summary))
+    outputs = PairOutputs(options.output)
+    images = [outputs.prefix.with_name(name) for name in summary["outputs"]]
+    print_written([*images, outputs.summary])
+
+
+def paths_from(options: argparse.Namespace) -> PairPaths:
+    """Collect the files that were given."""
+    from eddymotion.pairs import PairPaths
+
+    return PairPaths(
         options.fixed, options.moving, options.fixed_mask, options.moving_mask, options.init,
         tuple(options.landmarks or ()),
     )  # fmt: skip
-    settings = PairSettings(
+
+
+def settings_from(options: argparse.Namespace) -> PairSettings:
+    """Collect what else was given."""
+    from eddymotion.pairs import PairSettings
+
+    return PairSettings(
         transform=options.transform,
         backend=options.backend,
         settings=options.settings,
@@ -162,11 +184,6 @@ def register_and_report(options: argparse.Namespace) -> None:
         random_seed=options.random_seed,
         nprocs=min(options.nprocs, options.omp_nthreads or options.nprocs),
     )
-    summary = register_pair(paths, options.output, settings)
-    outputs = PairOutputs(options.output)
-    print(console_text(summary))
-    written = [outputs.prefix.with_name(name) for name in summary["outputs"]]
-    print("\n" + "\n".join(f"written: {path}" for path in (*written, outputs.summary)))
 
 
 def check(options: argparse.Namespace) -> None:
@@ -183,10 +200,7 @@ def check(options: argparse.Namespace) -> None:
             f"--landmarks: {len(options.landmarks)} files given, expected one for FIXED and one "
             "for MOVING, or one table with both"
         )
-    if not options.output.name or options.output.is_dir():
-        raise EddymotionError(
-            f"-o {options.output}: a folder; add how the names begin: {options.output / 'result'}"
-        )
+    refuse_folder(options.output)
     prepare_output_dir(options.output.parent)
 
 
@@ -222,10 +236,8 @@ def console_text(summary: dict[str, Any]) -> str:
                  for when in ("before", "after")}  # fmt: skip
         n = summary["landmarks"]["n_landmarks"]
         lines.append(("landmarks", _change(means, unit=f" mm (mean error of {n})")))
-    width = max(len(name) for name, _ in lines)
-    text = [f"{name.ljust(width)}  {value}" for name, value in lines]
-    text += [f"\nadvice: {advice}" for advice in summary["advice"]]
-    return "\n".join(text)
+    advice = [f"\nadvice: {advice}" for advice in summary["advice"]]
+    return "\n".join([named_values(lines), *advice])
 
 
 def _change(

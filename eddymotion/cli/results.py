@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands print of their results, and the prefix with which names of outputs begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from eddymotion.errors import EddymotionError
+
+
+def refuse_folder(prefix: Path) -> None:
+    """Raise if a prefix says where outputs go, but not how their names begin."""
+    if not prefix.name or prefix.is_dir():
+        raise EddymotionError(
+            f"-o {prefix}: a folder; add how the names begin: {prefix / 'result'}"
+        )
+
+
+def named_values(rows: Sequence[tuple[str, str]]) -> str:
+    """Write names and their values, one a line, in two columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def print_written(paths: Iterable[Path]) -> None:
+    """List the files that were written, below what was printed before."""
+    print("\n" + "\n".join(f"written: {path}" for path in paths))
