@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eddymotion as em
-from eddymotion.estimation.unrest import Unrest
+from eddymotion.estimation.period_scatter import PeriodScatter
 from eddymotion.simulation import (
     Grid,
     acquire,
@@ -60,9 +60,9 @@ def test_a_mouse_that_turned_within_a_volume_is_seen_as_a_man_is(size):
     apart = noise.copy()
     apart[1, 0, 0], apart[2, 4, 4] = 9.0, (3 / 50) ** 2
     noise, apart = noise * np.outer(unit, unit), apart * np.outer(unit, unit)
-    unrest = Unrest(noise, apart, noise, 1e-3 * noise, np.zeros((4, 5), bool))
+    scatter = PeriodScatter(noise, apart, noise, 1e-3 * noise, np.zeros((4, 5), bool))
     expected = np.array([1.5, 1.25 + 9, 1.25 + 9, 1.5]) / (1.5 * 1.001)
-    np.testing.assert_allclose(unrest.evidence(size), expected)
+    np.testing.assert_allclose(scatter.evidence(size), expected)
 
 
 @pytest.mark.slow

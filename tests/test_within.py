@@ -12,7 +12,7 @@ import eddymotion as em
 from eddymotion.data.acquisition import Slicing
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.unrest import Unrest
+from eddymotion.estimation.period_scatter import PeriodScatter
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.estimation.within_volumes import follow_head, solver
 from eddymotion.estimation.within_volumes.chain import Chain
@@ -237,11 +237,11 @@ def test_one_volume_beyond_noise_and_misfit_is_evidence():
     noise = np.tile(np.diag([1e-4] * 3 + [4e-8] * 3), (6, 1, 1))
     apart = noise * np.array([1.0, 1.5, 3.0, 1.0, 40.0, 3.0])[:, None, None]
     is_b0 = np.array([True, False, False, False, False, True])
-    unrest = Unrest(noise, apart, noise, noise, np.zeros((6, 4), bool))
-    assert unrest.moving(is_b0, 1.0).tolist() == [False, False, True, False, True, False]
-    quiet = replace(unrest, apart=np.minimum(apart, 3 * noise))
+    scatter = PeriodScatter(noise, apart, noise, noise, np.zeros((6, 4), bool))
+    assert scatter.moving(is_b0, 1.0).tolist() == [False, False, True, False, True, False]
+    quiet = replace(scatter, apart=np.minimum(apart, 3 * noise))
     assert not quiet.moving(is_b0, 1.0).any()
-    assert not replace(unrest, by_misfit=20 * noise).moving(is_b0, 1.0).any()
+    assert not replace(scatter, by_misfit=20 * noise).moving(is_b0, 1.0).any()
 
 
 @pytest.mark.parametrize("option", [1, 0, -3, True, "always", 2.5])
@@ -296,7 +296,9 @@ def test_a_course_is_found_where_the_head_nods_and_nowhere_else(nods, monkeypatc
     noise = np.tile(np.diag([1e-4] * 3 + [4e-8] * 3), (len(dwi), 1, 1))
     doubted = nodding | (np.arange(len(dwi)) == 5)
     apart, lost = noise * np.where(doubted, 40.0, 1.0)[:, None, None], np.zeros((len(dwi), 25))
-    estimate = Estimate(motion, noise, unrest=Unrest(noise, apart, noise, noise, lost > 0))
+    estimate = Estimate(
+        motion, noise, period_scatter=PeriodScatter(noise, apart, noise, noise, lost > 0)
+    )
     model = get_model("gp", dwi.gradients)
     found = follow_head(dwi, estimate, motion, model, compute=Compute()).motion
     np.testing.assert_array_equal(found.trajectory.moving, nodding)
@@ -313,7 +315,9 @@ def test_a_wrong_order_of_slices_gives_one_pose_a_volume_and_a_warning(nods, mon
     noise = np.tile(np.diag([1e-4] * 3 + [4e-8] * 3), (len(dwi), 1, 1))
     apart = noise * np.where(nodding, 40.0, 1.0)[:, None, None]
     lost = np.zeros((len(dwi), dwi.n_slices), bool)
-    estimate = Estimate(motion, noise, unrest=Unrest(noise, apart, noise, noise, lost))
+    estimate = Estimate(
+        motion, noise, period_scatter=PeriodScatter(noise, apart, noise, noise, lost)
+    )
     found = follow_head(dwi, estimate, motion, get_model("gp", dwi.gradients), compute=Compute())
     assert found.motion.trajectory is None
     np.testing.assert_array_equal(found.motion.matrices, motion.matrices)

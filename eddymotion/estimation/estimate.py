@@ -11,7 +11,7 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.unrest import Unrest
+from eddymotion.estimation.period_scatter import PeriodScatter
 from eddymotion.machine.frozen import selected
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
@@ -37,7 +37,7 @@ class Estimate:
         Volumes that agree with their prediction nowhere.
     undetermined : (k, 6) array, optional
         Directions that the images do not show, as in :class:`~eddymotion.mapping.motion.Motion`.
-    unrest : Unrest, optional
+    period_scatter : PeriodScatter, optional
         How far the parts of each volume's time pull its pose apart.
     within : (N, Z, 6, 6) array, optional
         Covariances as `covariances`, of the pose of each slice.
@@ -48,7 +48,7 @@ class Estimate:
     groups: Sequence[np.ndarray] | None = None
     unplaced: np.ndarray | None = None
     undetermined: np.ndarray | None = None
-    unrest: Unrest | None = None
+    period_scatter: PeriodScatter | None = None
     within: np.ndarray | None = None
 
     def select(self, volumes: np.ndarray) -> Estimate:
@@ -60,7 +60,7 @@ class Estimate:
         ]
         groups = groups and [group for group in groups if len(group)]
         return selected(
-            replace(self, groups=groups, unplaced=None, unrest=None),
+            replace(self, groups=groups, unplaced=None, period_scatter=None),
             volumes, "motion", "covariances", "within",
         )  # fmt: skip
 

@@ -105,7 +105,7 @@ class Joint:
             The same in one frame.
         compute : Compute
         """
-        if self.within_volume == "none" or estimate.unrest is None:
+        if self.within_volume == "none" or estimate.period_scatter is None:
             return None
         asked = self.within_volume != "auto"
         untimed = dwi.acquisition.why_untimed

@@ -258,17 +258,18 @@ class JointSteps:
         """Put together what was found; volumes that nothing predicts get a neighbour's pose."""
         unplaced = np.isin(np.arange(len(self.dwi)), self.unplaced)
         known = _known(self.dwi, self.groups, self.solutions, self.frames) & ~unplaced
-        unrest, held = errors.unrest(self.judged.outliers.flagged), self.solver.undetermined
+        scatter = errors.period_scatter(self.judged.outliers.flagged)
+        held = self.solver.undetermined
         motion = self.solver.fields.with_offsets(self.motion, self.groups[-1])
         return Estimate(
             fill_unpredicted(
                 self.dwi, motion, known, self.model, groups=self.frames, unplaced=unplaced
             ),
-            np.where(known[:, None, None], errors.covariances + unrest.covariances, np.nan),
+            np.where(known[:, None, None], errors.covariances + scatter.covariances, np.nan),
             self.frames if len(self.frames) > 1 else None,
             unplaced if unplaced.any() else None,
             held if len(held) else None,
-            unrest,
+            scatter,
         )
 
 

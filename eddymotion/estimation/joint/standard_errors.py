@@ -16,7 +16,7 @@ from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.unknowns import POSES
 from eddymotion.estimation.joint.levels import FINE
 from eddymotion.estimation.joint.solver import JointSolver, group_motion
-from eddymotion.estimation.unrest import Unrest
+from eddymotion.estimation.period_scatter import PeriodScatter
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.pyramid import THICKNESS_POWER, fine_widths, head_scale
 from eddymotion.machine.memory import give_back_memory
@@ -59,9 +59,9 @@ class PoseErrors:
     by_misfit: np.ndarray
     apart: np.ndarray
 
-    def unrest(self, lost: np.ndarray) -> Unrest:
+    def period_scatter(self, lost: np.ndarray) -> PeriodScatter:
         """Tell how far the parts of a volume's time pull apart, and slices lost, (N, Z) bool."""
-        return Unrest(self.covariances, self.apart, self.by_noise, self.by_misfit, lost)
+        return PeriodScatter(self.covariances, self.apart, self.by_noise, self.by_misfit, lost)
 
 
 def pose_errors(

@@ -2,9 +2,9 @@
 """Motion within volumes: from one pose a volume to a course of the head.
 
 :func:`follow_head` goes from the volumes in which the data show the head to have moved
-(:mod:`eddymotion.estimation.unrest`) to a trajectory. The head is interpolated between knots in
-time (:mod:`~eddymotion.estimation.within_volumes.knots`), which a random walk with jumps holds
-together (:mod:`~eddymotion.estimation.within_volumes.increments`); all slices of all volumes
+(:mod:`eddymotion.estimation.period_scatter`) to a trajectory. The head is interpolated between
+knots in time (:mod:`~eddymotion.estimation.within_volumes.knots`), which a random walk with jumps
+holds together (:mod:`~eddymotion.estimation.within_volumes.increments`); all slices of all volumes
 speak for them at once (:mod:`~eddymotion.estimation.within_volumes.equations`), in a linear system
 that is never written down (:mod:`~eddymotion.estimation.within_volumes.system`), coarse to fine
 (:mod:`~eddymotion.estimation.within_volumes.solver`).
@@ -74,8 +74,10 @@ def follow_head(
         return None
     groups = VolumeGroup.all_of(dwi, model, estimate.groups or [dwi.gradients.dwis])
     groups = groups_without(groups, np.flatnonzero(~_placed(estimate)))
-    assert estimate.unrest is not None
-    solver = CourseSolver(dwi, motion, groups, moving, estimate.unrest.lost, n_knots, compute)
+    assert estimate.period_scatter is not None
+    solver = CourseSolver(
+        dwi, motion, groups, moving, estimate.period_scatter.lost, n_knots, compute
+    )
     with one_blas_thread():
         order = solver.evidence_of_order()
         log.info("motion within volumes: %s", order)
@@ -95,13 +97,13 @@ def _placed(estimate: Estimate) -> np.ndarray:
 
 def _moving(dwi: DWI, estimate: Estimate, n_knots: int | None) -> np.ndarray:
     """Find the volumes within which the head is taken to have moved, (N,) bool."""
-    assert estimate.unrest is not None
+    assert estimate.period_scatter is not None
     scale = head_scale(dwi.mask, dwi.voxel_sizes)
-    moving = estimate.unrest.moving(dwi.gradients.is_b0, scale)
+    moving = estimate.period_scatter.moving(dwi.gradients.is_b0, scale)
     if n_knots is not None or moving[dwi.gradients.dwis].mean() > MANY_MOVED:
         moving = np.ones(len(dwi), bool)
     moving &= _placed(estimate)
-    evidence = estimate.unrest.evidence(scale)
+    evidence = estimate.period_scatter.evidence(scale)
     log.info("motion within volumes: %s", _describe(evidence, moving, n_knots))
     return moving
 
@@ -115,8 +117,8 @@ def _along_course(
     found: FoundCourse,
 ) -> Estimate:
     """Return the estimate with the poses of slices that a course puts them at."""
-    unrest, slicing = estimate.unrest, dwi.acquisition.slicing
-    assert unrest is not None
+    scatter, slicing = estimate.period_scatter, dwi.acquisition.slicing
+    assert scatter is not None
     assert estimate.covariances is not None
     poses, eddy = exp_rigid(knots.of_slices(found.twists), dwi.brain_center), motion.eddy_currents
     poses = poses if eddy is None else eddy.shifts[:, None] @ poses
@@ -127,7 +129,7 @@ def _along_course(
     )
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     more = np.where(knots.moving, found.discord, 1.0)[:, None, None]
-    of_volumes = more * (of_slices[0] + unrest.at_rest)
+    of_volumes = more * (of_slices[0] + scatter.at_rest)
     motion = leave_to_the_course(
         replace(motion, matrices=matrices, trajectory=trajectory),
         of_volumes,
@@ -140,7 +142,7 @@ def _along_course(
         estimate,
         motion=motion,
         covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
-        within=more[:, None] * (of_slices[1] + unrest.at_rest[:, None]),
+        within=more[:, None] * (of_slices[1] + scatter.at_rest[:, None]),
     )
 
 

@@ -31,7 +31,7 @@ mm."""
 
 
 @dataclass(frozen=True, eq=False)
-class Unrest:
+class PeriodScatter:
     """How far the parts of each volume's time pull its pose apart.
 
     Parameters
