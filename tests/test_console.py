@@ -24,7 +24,7 @@ from eddymotion.cli.console import logging_to
 from eddymotion.cli.doctor import examine
 from eddymotion.cli.screen import Bar, shortened, wrapped
 from eddymotion.machine.logs import NOTICE
-from eddymotion.pipeline.telling import News, Teller
+from eddymotion.pipeline.events import EventReader, EventWriter
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
 from eddymotion.wording import duration
 
@@ -46,7 +46,7 @@ def test_time_left_is_learnt_from_the_series_before(pace, capsys):
     """On a machine of any speed, and for a series that takes three times as long."""
     board = Board(["sub-01", "sub-02"])
     for name, what in told("sub-01", 1000.0):
-        board.hear(name, what)
+        board.update(name, what)
     for now in (10.0, 30.0, 44.0, 60.0, 75.0):
         board = relearnt(board, now, pace)
         line = board.lines["sub-02"]
@@ -60,14 +60,14 @@ def test_time_left_is_learnt_from_the_series_before(pace, capsys):
 def relearnt(board, now, pace):
     board.lines["sub-02"] = Line(2, "sub-02")
     for name, what in told("sub-02", 2000.0, until=now, pace=pace):
-        board.hear(name, what)
+        board.update(name, what)
     return board
 
 
 def heard(board, name, events, now):
     for series, what in events:
         if what["at"] <= now:
-            board.hear(series, what)
+            board.update(series, what)
     return board.lines[name]
 
 
@@ -78,7 +78,7 @@ def test_a_part_that_lasts_longer_than_foreseen_is_not_soon_done(known):
     for waited in np.linspace(0.5, 0.8, 4) * lasts:
         board = Board(["sub-01", "sub-02"], verbosity=-1)
         for name, what in told("sub-01", 0.0) if known else ():
-            board.hear(name, what)
+            board.update(name, what)
         now = 1000.0 + began + waited
         line = heard(board, "sub-02", told("sub-02", 1000.0, until=SECONDS - 1), now)
         assert line.left(now, board.course) > 0.25 * (lasts - waited)
@@ -106,33 +106,33 @@ def test_a_bar_never_goes_back_and_nothing_is_left_at_its_end():
     events, shares = told("sub-01", 0.0, until=79.0), []
     for second in range(80):
         while events and events[0][1]["at"] <= second:
-            board.hear(*events.pop(0))
+            board.update(*events.pop(0))
         shares.append(board.lines["sub-01"].done(second, board.course))
     assert all(late >= early for early, late in pairwise(shares))
     assert 0.85 < shares[-1] <= 1.0
     assert shares[0] == 0
 
 
-def test_what_is_told_is_heard_once_and_half_a_line_later(tmp_path):
+def test_each_event_is_read_once_and_half_a_line_later(tmp_path):
     log = logging.getLogger("eddymotion.test_console")
     log.setLevel(logging.DEBUG)
-    teller, news = Teller(tmp_path / "sub-01.jsonl"), News(tmp_path)
-    log.addHandler(teller)
+    writer, reader = EventWriter(tmp_path / "sub-01.jsonl"), EventReader(tmp_path)
+    log.addHandler(writer)
     log.warning("odd: %s", "ö")
     log.debug("motion", extra={"stage": "motion"})
-    assert list(teller.progress(range(3), "filtering", 3)) == [0, 1, 2]
-    heard = [what for name, what in news.take() if name == "sub-01"]
-    assert [set(what) - {"at"} for what in heard] == [{"level", "text"}, {"stage"},
+    assert list(writer.progress(range(3), "filtering", 3)) == [0, 1, 2]
+    events = [event for name, event in reader.read() if name == "sub-01"]
+    assert [set(event) - {"at"} for event in events] == [{"level", "text"}, {"stage"},
                                                       {"step", "done", "total"}]  # fmt: skip
-    assert heard[0]["text"] == "odd: ö"
+    assert events[0]["text"] == "odd: ö"
     line = json.dumps({"at": 1.0, "outcome": ""})
-    with teller.path.open("a") as stream:
+    with writer.path.open("a") as stream:
         stream.write(line[:5])
         stream.flush()
-        assert list(news.take()) == []
+        assert list(reader.read()) == []
         stream.write(line[5:] + "\n")
-    assert list(news.take()) == [("sub-01", json.loads(line))]
-    log.removeHandler(teller)
+    assert list(reader.read()) == [("sub-01", json.loads(line))]
+    log.removeHandler(writer)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_what_is_said_of_many_series_depends_on_v_and_q(verbosity, seen, capsys)
         (NOTICE, "reused"),
         (logging.INFO, "detail"),
     ):
-        board.hear("sub-01", {"at": 0.0, "level": level, "text": text})
+        board.update("sub-01", {"at": 0.0, "level": level, "text": text})
     board.tell(board.lines["sub-01"], "estimating")
     printed = capsys.readouterr().err.split("\n")
     assert printed[0] == "problem"

@@ -27,6 +27,7 @@ from eddymotion.machine.locks import Lock, locked
 from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.machine.versions import software_versions
 from eddymotion.pipeline.cache import DIGITS, finished_summary
+from eddymotion.pipeline.events import ENDING
 from eddymotion.pipeline.limits import (
     LIBRARIES_GB,
     Limits,
@@ -37,7 +38,6 @@ from eddymotion.pipeline.limits import (
 from eddymotion.pipeline.runs.mergeable import refuse_unmergeable
 from eddymotion.pipeline.series_job import Job, Page, reason_of
 from eddymotion.pipeline.settings import Settings
-from eddymotion.pipeline.telling import ENDING
 
 log = logging.getLogger("eddymotion")
 
@@ -242,7 +242,7 @@ def _job(series: SeriesFiles, label: str, settings: Settings, run: Run, folder: 
     settings = settings.in_space_of(series.anatomy)
     return Job(
         series, outputs, settings, run.work_dir, record, run.log_file,
-        folder / "told" / f"{outputs.src}{ENDING}" if run.watched else None,
+        folder / "events" / f"{outputs.src}{ENDING}" if run.watched else None,
         run.verbosity,
         tuple(lock for lock in run.locks if lock.guards(outputs["dwi"])),
         run.stop_on_first_crash,

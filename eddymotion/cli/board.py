@@ -17,7 +17,7 @@ from eddymotion.cli.screen import Bar, Screen, is_terminal
 from eddymotion.io.writing import read_json
 from eddymotion.machine.logs import NOTICE, Console
 from eddymotion.machine.parallel import Progress
-from eddymotion.pipeline.telling import WAITING, News, Teller
+from eddymotion.pipeline.events import WAITING, EventReader, EventWriter
 from eddymotion.wording import duration
 
 if TYPE_CHECKING:
@@ -184,19 +184,19 @@ class Board:
         self.course = Timetable(USUAL)
         self.screen = Screen() if verbosity >= 0 and is_terminal() else None
 
-    def hear(self, name: str, what: Mapping[str, Any]) -> None:
-        """Take in what is told of a series."""
-        line, at = self.lines[name], what["at"]
-        if "text" in what:
-            self._message(what["level"], what["text"])
-        elif "stage" in what:
-            self._stage(line, what["stage"], at)
-        elif "step" in what:
-            line.begin(f"{line.stage}/{what['step']}", at, self.course)
-            if line.stage != "motion" and what["total"]:
-                line.within = max(line.within or 0.0, what["done"] / what["total"])
-        elif "outcome" in what:
-            self._outcome(line, what["outcome"], at)
+    def update(self, name: str, event: Mapping[str, Any]) -> None:
+        """Take in an event of a series."""
+        line, at = self.lines[name], event["at"]
+        if "text" in event:
+            self._message(event["level"], event["text"])
+        elif "stage" in event:
+            self._stage(line, event["stage"], at)
+        elif "step" in event:
+            line.begin(f"{line.stage}/{event['step']}", at, self.course)
+            if line.stage != "motion" and event["total"]:
+                line.within = max(line.within or 0.0, event["done"] / event["total"])
+        elif "outcome" in event:
+            self._outcome(line, event["outcome"], at)
 
     def _message(self, level: int, text: str) -> None:
         least = logging.DEBUG if self.verbosity > 0 else NOTICE
@@ -291,11 +291,11 @@ class Watch:
         """Show how far the series of some pages are, as long as the context lasts."""
         self.pages = pages
         names = [job.outputs.src for page in pages for job in page.jobs]
-        folders = {job.told.parent for page in pages for job in page.jobs if job.told}
+        folders = {job.events.parent for page in pages for job in page.jobs if job.events}
         self.board = Board(names, self.verbosity)
         with ExitStack() as stack:
             for folder in folders:
-                stack.enter_context(watching(self.board, News(folder).take))
+                stack.enter_context(watching(self.board, EventReader(folder).read))
             yield
         for page in pages:
             self.found |= read_json(page.record).get("found", {}) if page.record else {}
@@ -303,14 +303,14 @@ class Watch:
 
 @contextmanager
 def watching(
-    board: Board, take: Callable[[], Iterator[tuple[str, dict[str, Any]]]] | None = None
+    board: Board, read: Callable[[], Iterator[tuple[str, dict[str, Any]]]] | None = None
 ) -> Iterator[None]:
-    """Keep a board up to date: what `take` yields is new each time it is called."""
+    """Keep a board up to date: what `read` yields is new each time it is called."""
     over = threading.Event()
 
     def look() -> None:
-        for name, what in take() if take is not None else ():
-            board.hear(name, what)
+        for name, event in read() if read is not None else ():
+            board.update(name, event)
         board.draw()
 
     def keep_looking() -> None:
@@ -333,27 +333,27 @@ def watching(
             look()
 
 
-class _Direct(Teller):
-    """Tells a board of this process."""
+class _BoardUpdater(EventWriter):
+    """Updates a board of this process in place of a file."""
 
     def __init__(self, board: Board, name: str) -> None:
         super().__init__(Path(name))
         self._board, self._name = board, name
 
-    def tell(self, **what: Any) -> None:
-        self._board.hear(self._name, {"at": time.time(), **what})
+    def write(self, **event: Any) -> None:
+        self._board.update(self._name, {"at": time.time(), **event})
 
 
 @contextmanager
 def alone(name: str, verbosity: int) -> Iterator[Progress]:
     """Show how far a single series is that is worked on in this process; yields its progress."""
     board = Board([name], verbosity)
-    teller = _Direct(board, name)
+    updater = _BoardUpdater(board, name)
     before = list(log.handlers)
-    log.handlers[:] = [h for h in before if not isinstance(h, Console)] + [teller]
+    log.handlers[:] = [h for h in before if not isinstance(h, Console)] + [updater]
     try:
         with watching(board):
-            yield teller.progress
+            yield updater.progress
     finally:
         log.handlers[:] = before
-        teller.close()
+        updater.close()

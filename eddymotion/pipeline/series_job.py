@@ -28,10 +28,10 @@ from eddymotion.machine.locks import Lock, held
 from eddymotion.machine.logs import Console, LogFile, warnings_in_log
 from eddymotion.machine.parallel import logged
 from eddymotion.pipeline.correct import correct_series, estimate_series
+from eddymotion.pipeline.events import WAITING, EventWriter
 from eddymotion.pipeline.runs import RunTogether
 from eddymotion.pipeline.runs.merging import merge_runs
 from eddymotion.pipeline.settings import Settings
-from eddymotion.pipeline.telling import WAITING, Teller
 from eddymotion.reports.participant import write_report
 from eddymotion.reports.series import SeriesReport
 from eddymotion.wording import one_line
@@ -57,8 +57,8 @@ class Job:
         JSON, written when a step ends.
     log_file : Path, optional
         The run's log: other processes append to it.
-    told : Path, optional
-        What whoever watches the run reads; the console is left to him then.
+    events : Path, optional
+        File of events that whoever watches the run reads; the console is left to him then.
     verbosity : int
     locks : tuple of Lock
         Under which the outputs are written.
@@ -72,7 +72,7 @@ class Job:
     work_dir: Path
     record: Path
     log_file: Path | None = None
-    told: Path | None = None
+    events: Path | None = None
     verbosity: int = 0
     locks: tuple[Lock, ...] = ()
     stop_on_first_crash: bool = False
@@ -99,7 +99,7 @@ class Job:
             estimate_series(
                 self.series, self.outputs, self.settings, self.work_dir, self._progress
             )
-            self.tell(stage=WAITING)
+            self.write_event(stage=WAITING)
 
     def join(self) -> None:
         """Find how the runs of its session lie; what goes wrong is for :meth:`correct` to say."""
@@ -114,26 +114,26 @@ class Job:
             correct_series(
                 self.series, self.outputs, self.settings, self._progress, work_dir=self.work_dir
             )
-            self.tell(outcome="")
+            self.write_event(outcome="")
 
     def record_lost(self, reason: str) -> None:
         """Record that whoever worked on it is gone, and could not tell why."""
         _record(self, "outputs", "failed", reason, time.time())
 
     @property
-    def _teller(self) -> Teller | None:
-        return Teller(self.told) if self.told else None
+    def _event_writer(self) -> EventWriter | None:
+        return EventWriter(self.events) if self.events else None
 
-    def tell(self, **what: Any) -> None:
-        """Tell whoever watches."""
-        if (teller := self._teller) is not None:
-            teller.tell(**what)
+    def write_event(self, **event: Any) -> None:
+        """Write an event for whoever watches."""
+        if (writer := self._event_writer) is not None:
+            writer.write(**event)
 
     def _progress(self, iterable: Iterable[Item], description: str, total: int) -> Iterable[Item]:
-        """Tell of progress, and log it: several series share the console."""
+        """Write how far it is, and log it: several series share the console."""
         lines = in_log(iterable, description, total)
-        teller = self._teller
-        return lines if teller is None else teller.progress(lines, description, total)
+        writer = self._event_writer
+        return lines if writer is None else writer.progress(lines, description, total)
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def _recording(job: Job, step: str) -> Iterator[None]:
         except Exception as error:
             log.debug("%s failed", job.name, exc_info=True)
             recorded = _record(job, step, "failed", reason_of(error), started)
-            job.tell(outcome=reason_of(error))
+            job.write_event(outcome=reason_of(error))
             if job.stop_on_first_crash or not recorded:
                 raise
         else:
@@ -303,7 +303,7 @@ in_log = logged(log, logging.DEBUG)
 def _logging_for(job: Job) -> Iterator[None]:
     """Append to the run's log where nobody does so yet, and put the series before each line.
 
-    Where somebody watches, he is told, and the console is his.
+    Where somebody watches, events are written, and the console is left to him.
     """
     before = list(log.handlers)
     handlers = list(before)
@@ -313,10 +313,10 @@ def _logging_for(job: Job) -> Iterator[None]:
         console.setFormatter(logging.Formatter("%(message)s"))
         handlers = [console, LogFile(job.log_file)]
         log.setLevel(logging.DEBUG)
-    elif job.told is not None:
+    elif job.events is not None:
         handlers = [handler for handler in before if not isinstance(handler, Console)]
-    if (teller := job._teller) is not None:
-        handlers.append(teller)
+    if (writer := job._event_writer) is not None:
+        handlers.append(writer)
     named = _Naming(job.name)
     log.handlers[:] = handlers
     for handler in handlers:

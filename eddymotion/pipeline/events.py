@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a job tells whoever watches it, in whatever process or on whatever host it runs.
+"""Events of a job for whoever watches it, in whatever process or on whatever host it runs.
 
-A series has a file, to which its jobs append a line of JSON for each thing they tell. A file
-reaches all hosts that a job reaches, and nothing waits for whoever reads it.
+A series has a file, to which its jobs append a line of JSON for each event. A file reaches all
+hosts that a job reaches, and nothing waits for whoever reads it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WAITING = "waiting"
 """Stage of a run between its motion and those of the other runs of its session."""
 
 
-class Teller(logging.Handler):
+class EventWriter(logging.Handler):
     """Appends to the file of a series: what is logged, which stage begins, how far it is.
 
     Parameters
@@ -39,33 +39,33 @@ class Teller(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell a message, or the stage that begins."""
+        """Write a message, or the stage that begins."""
         if stage := getattr(record, "stage", None):
-            self.tell(stage=stage)
+            self.write(stage=stage)
         else:
-            self.tell(level=record.levelno, text=record.getMessage())
+            self.write(level=record.levelno, text=record.getMessage())
 
-    def tell(self, **what: Any) -> None:
+    def write(self, **event: Any) -> None:
         """Append a line; nothing is lost but the line if that fails."""
-        line = json.dumps({"at": round(time.time(), 2), **what})
+        line = json.dumps({"at": round(time.time(), 2), **event})
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
 
     def progress(self, iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-        """Tell how far an iteration is: a :class:`~eddymotion.machine.parallel.Progress`."""
-        told = time.monotonic()
-        self.tell(step=description, done=0, total=total)
+        """Write how far an iteration is: a :class:`~eddymotion.machine.parallel.Progress`."""
+        written = time.monotonic()
+        self.write(step=description, done=0, total=total)
         for done, item in enumerate(iterable, start=1):
             yield item
-            if time.monotonic() - told > EVERY_S:
-                told = time.monotonic()
-                self.tell(step=description, done=done, total=total)
+            if time.monotonic() - written > EVERY_S:
+                written = time.monotonic()
+                self.write(step=description, done=done, total=total)
 
 
-class News:
-    """What is new in the files of a folder.
+class EventReader:
+    """Reads the files of a folder as they grow.
 
     Parameters
     ----------
@@ -76,8 +76,8 @@ class News:
         self.folder = folder
         self._read: dict[Path, int] = {}
 
-    def take(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield what has been told since the last call: name of the file, and what."""
+    def read(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the events since the last call: name of the file, and event."""
         for path in sorted(self.folder.glob(f"*{ENDING}")):
             for line in self._new_lines(path):
                 with suppress(ValueError):  # half a line of a job that was killed
