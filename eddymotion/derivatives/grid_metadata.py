@@ -70,21 +70,43 @@ def on_grid(
         return kept
     steps = np.linalg.inv(to_reference @ corrected.affine)[:3, :3] @ original.affine[:3, :3]
     for name in DIRECTIONS:
-        if (told := metadata.get(name)) not in PE_AXES:
-            continue
-        axis = "ijk".index(told[0])
-        step = steps[:, axis]  # of one original voxel, in new voxels
-        new_axis, tilt = _nearest_axis(step, corrected.voxel_sizes)
-        if tilt > MAX_TILT:
-            continue
-        backwards = (step[new_axis] < 0) != told.endswith("-")
-        signed = name == "PhaseEncodingDirection" or told.endswith("-")
-        kept[name] = "ijk"[new_axis] + ("-" if backwards and signed else "")
-        if abs(abs(step[new_axis]) - 1) <= SAME_LENGTH:
-            lines = original.shape[axis] == corrected.shape[new_axis]
-            times = TIMES if lines else TIMES[:1]
-            kept |= {time: metadata[time] for time in times if time in metadata}
+        if metadata.get(name) in PE_AXES:
+            kept |= _direction(name, metadata, original, corrected, steps)
     return kept
+
+
+def _direction(
+    name: str,
+    metadata: Mapping[str, Any],
+    original: Series,
+    corrected: Series,
+    steps: np.ndarray,
+) -> dict[str, Any]:
+    """Express a direction, and the times that still hold along it; nothing between two axes.
+
+    Parameters
+    ----------
+    name : str
+        Of the field.
+    metadata : mapping
+    original, corrected : Series
+    steps : (3, 3) array
+        What a step of one original voxel along each axis is in voxels of the corrected series.
+    """
+    direction = metadata[name]
+    axis = "ijk".index(direction[0])
+    step = steps[:, axis]
+    new_axis, tilt = _nearest_axis(step, corrected.voxel_sizes)
+    if tilt > MAX_TILT:
+        return {}
+    backwards = (step[new_axis] < 0) != direction.endswith("-")
+    signed = name == "PhaseEncodingDirection" or direction.endswith("-")
+    found = {name: "ijk"[new_axis] + ("-" if backwards and signed else "")}
+    if abs(abs(step[new_axis]) - 1) <= SAME_LENGTH:
+        lines = original.shape[axis] == corrected.shape[new_axis]
+        times = TIMES if lines else TIMES[:1]
+        found |= {time: metadata[time] for time in times if time in metadata}
+    return found
 
 
 def _is_same_grid(original: Series, corrected: Series, to_reference: np.ndarray) -> bool:

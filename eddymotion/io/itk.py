@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,6 @@ from eddymotion.wording import cut, why
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ ⇄ LPS+, the world coordinates of ITK."""
-
-N_PARAMETERS = {
-    "MatrixOffsetTransformBase": 12,
-    "AffineTransform": 12,
-    "TranslationTransform": 3,
-    "Euler3DTransform": 6,
-    "VersorRigid3DTransform": 6,
-    "Similarity3DTransform": 7,
-}
-"""Kinds of transforms that are read → their parameters."""
 
 EXPECTED = "expected an ITK text file with linear transforms (affine, rigid, similarity)"
 
@@ -87,36 +78,55 @@ def linear_transform(
 
     `path` is named where they are not those of such a transform.
     """
-    linear = np.eye(3)
-    if len(numbers) != (expected := N_PARAMETERS.get(kind, len(numbers))):
+    n_expected, parts = KINDS.get(kind, (len(numbers), None))
+    if len(numbers) != n_expected:
         raise EddymotionError(
-            f"{path}: {len(numbers)} numbers are no {kind} (expected {expected}); {EXPECTED}"
+            f"{path}: {len(numbers)} numbers are no {kind} (expected {n_expected}); {EXPECTED}"
         )
+    if parts is None:
+        raise EddymotionError(f"{path}: holds ITK's {cut(kind)}; {EXPECTED}")
     try:
-        if kind in ("MatrixOffsetTransformBase", "AffineTransform"):
-            linear, translation = numbers[:9].reshape(3, 3), numbers[9:12]
-        elif kind == "TranslationTransform":
-            translation = numbers[:3]
-        elif kind == "Euler3DTransform":
-            x, y, z = (
-                scipy.spatial.transform.Rotation.from_euler(a, n)
-                for a, n in zip("xyz", numbers[:3], strict=True)
-            )
-            zyx = len(fixed) > 3 and fixed[3] != 0
-            linear, translation = (z * y * x if zyx else z * x * y).as_matrix(), numbers[3:6]
-        elif kind in ("VersorRigid3DTransform", "Similarity3DTransform"):
-            scalar = np.sqrt(max(1 - (numbers[:3] ** 2).sum(), 0.0))
-            turn = scipy.spatial.transform.Rotation.from_quat([*numbers[:3], scalar]).as_matrix()
-            linear, translation = turn * (*numbers[6:7], 1.0)[0], numbers[3:6]
-        else:
-            raise EddymotionError(f"{path}: holds ITK's {cut(kind)}; {EXPECTED}")
-        if len(fixed) not in (0, 3, 4):
-            raise EddymotionError(f"{path}: {len(fixed)} numbers are no centre; {EXPECTED}")
-        center = fixed[:3] if len(fixed) else np.zeros(3)
-        return LPS @ from_matvec(linear, translation + center - linear @ center) @ LPS
-    except EddymotionError:
-        raise
+        linear, translation = parts(numbers, fixed)
     except ValueError as error:
         raise EddymotionError(
             f"{path}: {len(numbers)} numbers are no {kind} ({why(error)}); {EXPECTED}"
         ) from error
+    if len(fixed) not in (0, 3, 4):
+        raise EddymotionError(f"{path}: {len(fixed)} numbers are no centre; {EXPECTED}")
+    center = fixed[:3] if len(fixed) else np.zeros(3)
+    return LPS @ from_matvec(linear, translation + center - linear @ center) @ LPS
+
+
+def _affine(numbers: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return numbers[:9].reshape(3, 3), numbers[9:12]
+
+
+def _translation(numbers: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.eye(3), numbers[:3]
+
+
+def _euler(numbers: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Angles about x, y and z; a fourth number beside the centre tells the order of the turns."""
+    from_euler = scipy.spatial.transform.Rotation.from_euler
+    x, y, z = (from_euler(axis, angle) for axis, angle in zip("xyz", numbers[:3], strict=True))
+    zyx = len(fixed) > 3 and fixed[3] != 0
+    return (z * y * x if zyx else z * x * y).as_matrix(), numbers[3:6]
+
+
+def _versor(numbers: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vector part of a unit quaternion, translation, and a scale if there is one."""
+    scalar = np.sqrt(max(1 - (numbers[:3] ** 2).sum(), 0.0))
+    rotation = scipy.spatial.transform.Rotation.from_quat([*numbers[:3], scalar]).as_matrix()
+    return rotation * (*numbers[6:7], 1.0)[0], numbers[3:6]
+
+
+KINDS: Mapping[str, tuple[int, Callable[..., tuple[np.ndarray, np.ndarray]]]] = {
+    "MatrixOffsetTransformBase": (12, _affine),
+    "AffineTransform": (12, _affine),
+    "TranslationTransform": (3, _translation),
+    "Euler3DTransform": (6, _euler),
+    "VersorRigid3DTransform": (6, _versor),
+    "Similarity3DTransform": (7, _versor),
+}
+"""Kinds of transforms that are read → how many parameters each has, and what makes of them and of
+the fixed parameters a linear map (3, 3) and a translation (3,) about the centre."""
