@@ -16,15 +16,15 @@ from eddymotion.cli.console import (
     run,
     say,
 )
+from eddymotion.cli.contradictions import refuse_t1w
 from eddymotion.cli.foreign import NEEDLESS
 from eddymotion.cli.options import (
-    Parser,
     add_estimation_options,
     add_running_options,
     add_setting,
-    refuse_t1w,
     settings_from,
 )
+from eddymotion.cli.parser import Parser
 from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.io.ahead import decompressing_ahead
 from eddymotion.machine.importing import importing

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from eddymotion import __version__
 from eddymotion.cli.completion import PrintCompletion
 from eddymotion.cli.console import messages, prepare_output_dir, run
-from eddymotion.cli.options import Parser, existing_file, not_negative, not_negative_integer
+from eddymotion.cli.converters import existing_file, not_negative, not_negative_integer
+from eddymotion.cli.parser import Parser
 from eddymotion.cli.results import print_written, refuse_folder
 from eddymotion.errors import EddymotionError
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from eddymotion import __version__
 from eddymotion.cli.console import messages, prepare_output_dir, run
-from eddymotion.cli.options import Parser, add_running_options, existing_file, not_negative
+from eddymotion.cli.converters import existing_file, not_negative
+from eddymotion.cli.options import add_running_options
+from eddymotion.cli.parser import Parser
 from eddymotion.cli.results import named_values, print_written
 from eddymotion.errors import EddymotionError, absence
 from eddymotion.wording import PE_AXES

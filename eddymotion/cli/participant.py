@@ -18,18 +18,17 @@ from eddymotion.cli.console import (
     refuse_output_in_input,
     run,
 )
+from eddymotion.cli.contradictions import refuse_t1w
+from eddymotion.cli.converters import existing_file, not_negative
 from eddymotion.cli.foreign import NEEDLESS
 from eddymotion.cli.options import (
-    Parser,
     add_estimation_options,
     add_running_options,
     add_setting,
     add_settings,
-    existing_file,
-    not_negative,
-    refuse_t1w,
     settings_from,
 )
+from eddymotion.cli.parser import Parser
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:

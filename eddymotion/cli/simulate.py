@@ -13,13 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from eddymotion import __version__
 from eddymotion.cli.console import messages, prepare_output_dir, progress_for_console, run
-from eddymotion.cli.options import (
-    Parser,
-    add_running_options,
-    existing_file,
-    not_negative,
-    positive,
-)
+from eddymotion.cli.converters import above_zero, existing_file, not_negative, positive, share
+from eddymotion.cli.options import add_running_options
+from eddymotion.cli.parser import Parser
 from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.simulation import COURSES, PATTERNS, SCHEMES
 from eddymotion.wording import PE_AXES, shown
@@ -100,7 +96,7 @@ def _add_scan_options(parser: Parser) -> None:
                        help="b-values instead of a scheme by name")  # fmt: skip
     group.add_argument("--bvec", type=existing_file, metavar="FILE",
                        help="b-vectors, along the axes of the simulated image")  # fmt: skip
-    group.add_argument("--voxel-size", nargs="+", type=_above_zero, metavar="MM",
+    group.add_argument("--voxel-size", nargs="+", type=above_zero, metavar="MM",
                        help="one size, or three: right-left, anterior-posterior, "
                             "superior-inferior (default: 2, or those of --from)")  # fmt: skip
     group.add_argument("--orientation", type=_orientation, metavar="CODE",
@@ -116,7 +112,7 @@ def _add_scan_options(parser: Parser) -> None:
 
 
 def _add_slice_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--repetition-time", type=_above_zero, metavar="S",
+    group.add_argument("--repetition-time", type=above_zero, metavar="S",
                        help="from volume to volume "
                             f"(default: {DEFAULT_REPETITION_S:g})")  # fmt: skip
     group.add_argument("--slice-order", choices=("interleaved", "sequential"),
@@ -126,7 +122,7 @@ def _add_slice_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--multiband", type=positive, metavar="N",
                        help="slices that are excited together, likewise "
                             f"(default: {DEFAULT_MULTIBAND})")  # fmt: skip
-    group.add_argument("--slice-profile", type=_above_zero, metavar="MM",
+    group.add_argument("--slice-profile", type=above_zero, metavar="MM",
                        help="a slice sees the head as a Gaussian of this full width at half its "
                             "height (default: all between its faces alike)")  # fmt: skip
 
@@ -143,13 +139,13 @@ def _add_kspace_options(parser: Parser) -> None:
         metavar="N",
         help="points of the head along each axis of a voxel (default: 2)",
     )
-    group.add_argument("--coil-variation", type=_above_zero, metavar="RATIO",
+    group.add_argument("--coil-variation", type=above_zero, metavar="RATIO",
                        help="largest over least sensitivity of the array in a head, real ones "
                             "have 1.7 to 3 (default: 2)")  # fmt: skip
-    group.add_argument("--partial-fourier", type=_share, metavar="SHARE",
+    group.add_argument("--partial-fourier", type=share, metavar="SHARE",
                        help="of the phase-encoding lines that are measured, the others are zero "
                             "(default: 1)")  # fmt: skip
-    group.add_argument("--ghost", type=_share, metavar="SHARE",
+    group.add_argument("--ghost", type=share, metavar="SHARE",
                        help="Nyquist ghost relative to the image (default: 0)")  # fmt: skip
 
 
@@ -160,7 +156,7 @@ def _add_motion_options(parser: Parser) -> None:
                             "with trans_x … rot_z (mm, rad) such as a confounds file or the "
                             "trajectory of slices, or an ITK text file "
                             "(default: %(default)s)")  # fmt: skip
-    group.add_argument("--amplitude", type=_above_zero, metavar="FACTOR",
+    group.add_argument("--amplitude", type=above_zero, metavar="FACTOR",
                        help="multiply the motion (default: 1)")  # fmt: skip
 
 
@@ -172,7 +168,7 @@ def _add_artefact_options(parser: Parser) -> None:
         default="rician",
         help="chi: non-central, of several coils (default: %(default)s)",
     )
-    group.add_argument("--snr", type=_above_zero, metavar="RATIO",
+    group.add_argument("--snr", type=above_zero, metavar="RATIO",
                        help="b=0 signal of white matter over the noise in a channel "
                             f"(default: {DEFAULT_SNR:g})")  # fmt: skip
     group.add_argument(
@@ -185,21 +181,21 @@ def _add_artefact_options(parser: Parser) -> None:
                        help="receive sensitivity that stays with the scanner: change of its "
                             "logarithm in 90 mm (default: 0.13, or 0 with --from or in "
                             "k-space)")  # fmt: skip
-    group.add_argument("--dropout", type=_share, default=0.0, metavar="SHARE",
+    group.add_argument("--dropout", type=share, default=0.0, metavar="SHARE",
                        help="share of the slices of diffusion-weighted volumes that lose signal "
                             "(default: %(default)g)")  # fmt: skip
     group.add_argument("--eddy-current", "--eddy-currents", default="none",
                        choices=("none", "linear", "quadratic"),
                        help="displacement along the phase-encoding axis in proportion to the "
                             "diffusion gradient (default: %(default)s)")  # fmt: skip
-    group.add_argument("--eddy-amplitude", type=_above_zero, metavar="MM",
+    group.add_argument("--eddy-amplitude", type=above_zero, metavar="MM",
                        help="root-mean-square displacement in a head at b=1000 "
                             f"(default: {DEFAULT_EDDY_MM:g})")  # fmt: skip
-    group.add_argument("--susceptibility", type=_above_zero, metavar="STRENGTH",
+    group.add_argument("--susceptibility", type=above_zero, metavar="STRENGTH",
                        help="off-resonance field of --head synthetic at 3 T, which displaces "
                             "along the phase-encoding axis; 1: as strong as tissue makes it "
                             "(default: none)")  # fmt: skip
-    group.add_argument("--readout-time", type=_above_zero, metavar="S",
+    group.add_argument("--readout-time", type=above_zero, metavar="S",
                        help="of images with such a field, s "
                             f"(default: {DEFAULT_READOUT_S:g})")  # fmt: skip
     group.add_argument("--rigid-field", action="store_true",
@@ -419,21 +415,3 @@ def _label(text: str) -> str:
     if not (label.isascii() and label.isalnum()):
         raise argparse.ArgumentTypeError(f"{shown(text)} given, expected letters and digits only")
     return label
-
-
-def _above_zero(text: str) -> float:
-    return _number(text, "a number above zero", lambda value: 0 < value < float("inf"))
-
-
-def _share(text: str) -> float:
-    return _number(text, "a share from 0 to 1", lambda value: 0 <= value <= 1)
-
-
-def _number(text: str, expected: str, fits: Any) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not fits(value):
-        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected {expected}")
-    return value
