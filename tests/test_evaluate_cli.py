@@ -2,8 +2,6 @@
 """``eddymotion-evaluate`` from outside: files, numbers, messages."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -157,18 +155,3 @@ def test_wrong_calls_are_one_line(folder, tmp_path, capsys):
         assert message.count("\n") == 1, message
         assert hint in message
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_help_loads_nothing_heavy():
-    code = (
-        "import sys; from eddymotion.cli.evaluate import main\n"
-        "for call in (['--help'], ['motion', '-h'], ['landmarks', '-h'], ['series', '-h']):\n"
-        "    try: main(call)\n    except SystemExit as e: assert e.code == 0\n"
-        "heavy = {'numpy', 'scipy', 'numba', 'nibabel', 'dipy', 'matplotlib'}\n"
-        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert finished.stdout.count("usage: eddymotion-evaluate") == 4
-    assert finished.stderr.strip() == "[]"
