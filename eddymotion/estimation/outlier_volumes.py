@@ -211,8 +211,8 @@ def _at_neighbours(
     for group in (dwi.gradients.b0s, dwi.gradients.dwis):
         if len(sound := group[~weak[group]]):
             theirs = neighbour_poses(motion.select(sound), dwi.brain_center)
-            way = rms_displacement(motion.matrices[sound], theirs, dwi.brain_center)
-            far[sound], poses[sound] = way > limits[sound], theirs
+            distances = rms_displacement(motion.matrices[sound], theirs, dwi.brain_center)
+            far[sound], poses[sound] = distances > limits[sound], theirs
     lost = weak | (far & np.isnan(quality.correlation))  # outside the image
     certain = np.zeros(len(dwi), bool)
     for group in (dwi.gradients.b0s, *dwi.gradients.shells):

@@ -118,16 +118,16 @@ def _about_contrast(quality: PairQuality, metric: str) -> Iterator[Advice]:
 
 
 def _about_the_way(p: Parameters, started: str) -> Iterator[Advice]:
-    way = float(np.linalg.norm(p.translation))
+    distance = float(np.linalg.norm(p.translation))
     if p.angle > TOO_FAR_DEG:
         yield Advice(
             f"turned by {p.angle:.0f}°, which heads in scanners hardly are",
             "look at the overlay; try --initialize multi or mass, masks that reach some "
             "millimetres beyond both brains, or --init",
         )
-    elif started in ("header", "mass") and (way > FAR_MM or p.angle > FAR_DEG):
+    elif started in ("header", "mass") and (distance > FAR_MM or p.angle > FAR_DEG):
         yield Advice(
-            f"the images lay far apart ({way:.0f} mm, {p.angle:.0f}°)",
+            f"the images lay far apart ({distance:.0f} mm, {p.angle:.0f}°)",
             "look at the overlay; --initialize multi searches from many places",
         )
 

@@ -313,8 +313,8 @@ def register_pair(
             found = register_unless_worse(registrar, *images, where & known, init, seed)
         matrix, converged, message = found.matrix, found.converged, found.message
         if center is not None:
-            way = log_rigid(np.linalg.inv(init) @ matrix, np.asarray(center))
-            matrix = init @ exp_rigid(relaxation * way, np.asarray(center))
+            twist = log_rigid(np.linalg.inv(init) @ matrix, np.asarray(center))
+            matrix = init @ exp_rigid(relaxation * twist, np.asarray(center))
     out_file = out_dir / f"{image_stem(moving_file)}_xfm.txt"
     write_itk(out_file, matrix[None])
     return {"matrix_file": out_file, "converged": converged, "message": message}

@@ -91,10 +91,10 @@ def _within(dwi: DWI, motion: Motion) -> str:
     if not n_moved:
         why = dwi.acquisition.why_untimed or motion.order_doubt
         return f"not sought, since {why}" if why else "one pose a volume"
-    way = excursions(motion, dwi.center)
+    reach = excursions(motion, dwi.center)
     return (
-        f"in {n_moved} of {len(dwi)} volumes, by up to {way.max():.2f} mm (volume "
-        f"{int(way.argmax())}) from the pose of the volume; these were rebuilt slice by slice"
+        f"in {n_moved} of {len(dwi)} volumes, by up to {reach.max():.2f} mm (volume "
+        f"{int(reach.argmax())}) from the pose of the volume; these were rebuilt slice by slice"
     )
 
 

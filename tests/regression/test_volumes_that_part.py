@@ -51,7 +51,7 @@ def test_b0_finds_each_volume_alone(moderate, anchors):
     assert core.sum() >= len(core) - 1
     assert np.array_equal(core, apart < 6.0)
     assert rms_displacement(offset, FRAME, dwi.brain_center) < 6.0
-    assert not len(anchors.parted(found).volumes)
+    assert not len(anchors.disagreement(found).volumes)
 
 
 def test_the_smaller_part_is_named_and_its_errors_hold_the_way(moderate, anchors, caplog):
@@ -60,14 +60,14 @@ def test_the_smaller_part_is_named_and_its_errors_hold_the_way(moderate, anchors
     found = in_group(truth)
     found = found.updated(some, found.matrices[some] @ AWAY)
     assert not anchors.core(found)[0][some].any()
-    parted = anchors.parted(found)
-    assert np.array_equal(parted.volumes, SCHEME.dwis[some])
-    errors = np.sqrt(np.einsum("nkk->nk", parted.covariances(len(SCHEME))))
-    assert not errors[np.setdiff1d(np.arange(len(SCHEME)), parted.volumes)].any()
-    angles = np.linalg.norm(errors[parted.volumes, 3:], axis=1)
+    disagreement = anchors.disagreement(found)
+    assert np.array_equal(disagreement.volumes, SCHEME.dwis[some])
+    errors = np.sqrt(np.einsum("nkk->nk", disagreement.covariances(len(SCHEME))))
+    assert not errors[np.setdiff1d(np.arange(len(SCHEME)), disagreement.volumes)].any()
+    angles = np.linalg.norm(errors[disagreement.volumes, 3:], axis=1)
     assert (1.96 * angles > np.deg2rad(20)).all()
     with caplog.at_level(logging.WARNING):
-        parted.warn()
+        disagreement.warn()
     assert ", ".join(map(str, SCHEME.dwis[some])) in caplog.text
 
 
@@ -75,7 +75,7 @@ def test_one_volume_alone_is_no_part(moderate, anchors):
     """Its registration may have failed."""
     found = in_group(moderate[1])
     found = found.updated(np.array([2]), found.matrices[[2]] @ AWAY)
-    assert not len(anchors.parted(found).volumes)
+    assert not len(anchors.disagreement(found).volumes)
 
 
 def scattered(seed):

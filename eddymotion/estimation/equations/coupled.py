@@ -257,13 +257,13 @@ class CoupledProblem:
         )
 
     def farthest(self, motion: Motion, other: Motion) -> float:
-        """Root-mean-square way of some of the points from a motion to another, mm, at most."""
+        """Largest root-mean-square displacement of points of a volume between two motions, mm."""
         some = self.points[:: -(-len(self.points) // POINTS_FOR_WAY)]
-        ways = [
+        displacements = [
             motion.recorded(volume, some) - other.recorded(volume, some)
             for volume in range(len(motion))
         ]
-        return float(np.sqrt(np.square(ways).sum(axis=2).mean(axis=1)).max())
+        return float(np.sqrt(np.square(displacements).sum(axis=2).mean(axis=1)).max())
 
     def at(self, inside: np.ndarray) -> CoupledProblem:
         """Take some of the points (V,) bool."""

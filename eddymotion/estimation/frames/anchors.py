@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes that part from the others as a whole, held against the b=0 volume.
+"""Volumes that disagree with the others as a whole, held against the b=0 volume.
 
 Where a head is somewhere else in each volume, diffusion-weighted volumes may end as two or more
 halves: each predicts its own, and no volume alone is better off elsewhere. The b=0 volume takes no
@@ -10,7 +10,7 @@ With ``A_i`` from there and ``T_i`` the pose within the group, ``D_i = T_i⁻¹ 
 frames differ by, alike for all volumes that are where they belong. The most that agree, the core,
 are right; the others are tried again, predicted by the core alone, at ``A_i D⁻¹`` among many poses
 (:mod:`eddymotion.estimation.equations.search`). Volumes that still agree among themselves on
-another ``D`` have parted.
+another ``D`` disagree with the core.
 """
 
 from __future__ import annotations
@@ -97,41 +97,41 @@ class Anchors:
         matrices[outside] = np.where((costs <= own_costs)[:, None, None], there, here)
         return replace(self, matrices=matrices)
 
-    def parted(self, motion: Motion) -> Parted:
+    def disagreement(self, motion: Motion) -> Disagreement:
         """Find the volumes that agree with others on another ``D``, and how far off it is."""
         core, offset = self.core(motion)
         near = self.near(motion)[~core][:, ~core]
         some = np.flatnonzero(~core)[near.sum(axis=1) > 1] if core.sum() > 1 else np.empty(0, int)
-        ways = np.linalg.inv(offset) @ self.offsets(motion)[some]
-        return Parted(self.volumes[some], log_rigid(ways, self.dwi.brain_center))
+        from_core = np.linalg.inv(offset) @ self.offsets(motion)[some]
+        return Disagreement(self.volumes[some], log_rigid(from_core, self.dwi.brain_center))
 
 
 @dataclass(frozen=True, eq=False)
-class Parted:
-    """Volumes that may lie elsewhere.
+class Disagreement:
+    """Volumes that agree with each other, but not with the core: they may lie elsewhere.
 
     Parameters
     ----------
     volumes : (k,) index array
-    ways : (k, 6) array
-        How far, mm and rad.
+    twists : (k, 6) array
+        How far from where the core is, mm and rad.
     """
 
     volumes: np.ndarray
-    ways: np.ndarray
+    twists: np.ndarray
 
-    def updated(self, anchors: Anchors, motion: Motion) -> Parted:
+    def updated(self, anchors: Anchors, motion: Motion) -> Disagreement:
         """Replace what is known of the volumes of a group, by their poses."""
-        new, others = anchors.parted(motion), ~np.isin(self.volumes, anchors.volumes)
-        return Parted(
+        new, others = anchors.disagreement(motion), ~np.isin(self.volumes, anchors.volumes)
+        return Disagreement(
             np.concatenate([self.volumes[others], new.volumes]),
-            np.concatenate([self.ways[others], new.ways]),
+            np.concatenate([self.twists[others], new.twists]),
         )
 
     def covariances(self, n: int) -> np.ndarray:
         """Return what that adds to the errors of all n volumes, (n, 6, 6)."""
         found = np.zeros((n, 6, 6))
-        found[self.volumes] = np.square(self.ways / Z_95)[:, :, None] * np.eye(6)
+        found[self.volumes] = np.square(self.twists / Z_95)[:, :, None] * np.eye(6)
         return found
 
     def warn(self) -> None:
@@ -145,7 +145,7 @@ class Parted:
             )
 
 
-NONE_PARTED = Parted(np.empty(0, int), np.empty((0, 6)))
+NO_DISAGREEMENT = Disagreement(np.empty(0, int), np.empty((0, 6)))
 
 
 def _registered(

@@ -75,9 +75,9 @@ class OffsetEstimate:
             About which twists turn, RAS+ mm.
         """
         gain = np.linalg.solve(self.covariance + between, self.covariance).T
-        way = log_rigid(np.linalg.inv(self.offset) @ moved.offset, center)
+        twist = log_rigid(np.linalg.inv(self.offset) @ moved.offset, center)
         covariance = gain @ moved.covariance @ gain.T + self.covariance - gain @ self.covariance
-        return OffsetEstimate(self.offset @ exp_rigid(gain @ way, center), covariance)
+        return OffsetEstimate(self.offset @ exp_rigid(gain @ twist, center), covariance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +171,8 @@ class Course:
         axes : (6, 6) array
             Of the prior.
         """
-        way = log_rigid(np.linalg.inv(self.ends[to]) @ self.starts[back + 1], self.center)
-        both = way * self.in_mm - foreseen.steps[to] - foreseen.steps[back]
+        twist = log_rigid(np.linalg.inv(self.ends[to]) @ self.starts[back + 1], self.center)
+        both = twist * self.in_mm - foreseen.steps[to] - foreseen.steps[back]
         own = ((steps - foreseen.steps) @ axes) ** 2
         across = np.broadcast_to((both @ axes) ** 2, own[..., to, :].shape)
         squares = np.stack([own[..., to, :], own[..., back, :], across], axis=-2)

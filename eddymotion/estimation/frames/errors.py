@@ -63,12 +63,12 @@ def covariances_of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -
     far = []
     for volume in few.astype(int):
         beside = [other for other in (volume - 1, volume + 1) if 0 <= other < len(motion)]
-        ways = log_rigid(
+        twists = log_rigid(
             np.linalg.inv(motion.head[volume]) @ motion.head[beside], dwi.brain_center
         )
-        lengths = np.linalg.norm(ways * in_mm, axis=1)
+        lengths = np.linalg.norm(twists * in_mm, axis=1)
         nearest = lengths.argmin()
-        found[volume] = np.diag(np.square(ways[nearest] / Z_95))
+        found[volume] = np.diag(np.square(twists[nearest] / Z_95))
         if lengths[nearest] > limit:
             far.append(volume)
     if far:

@@ -13,7 +13,7 @@ the others. Here one Gauss-Newton step moves all volumes together
    against b=0 as well (:mod:`eddymotion.estimation.frames.anchors`). Fine levels are band-passed,
    since what a model gets wrong is smooth in space, and fit the covariance to the band.
 3. Directions of motion that the images do not show are held at rest, and shells that turn out not
-   to be tied are parted; then all starts again.
+   to be tied are solved apart; then all starts again.
 4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
    their neighbours; those that fit nowhere are left out.
 5. Slices that lost signal are found with the leave-one-out predictions and left out of the
@@ -248,10 +248,10 @@ class JointSteps:
 
     def with_ambiguities(self, errors: PoseErrors) -> PoseErrors:
         """Add what fields that follow the head leave open, and what b=0 finds elsewhere."""
-        parted = self.seeking.parted
-        parted.warn()
+        disagreement = self.seeking.disagreement
+        disagreement.warn()
         more = self.solver.fields.covariances(self.motion, self.groups[-1])
-        more = more + parted.covariances(len(self.dwi))
+        more = more + disagreement.covariances(len(self.dwi))
         return replace(errors, covariances=errors.covariances + more)
 
     def estimate(self, errors: PoseErrors) -> Estimate:

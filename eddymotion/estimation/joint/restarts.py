@@ -61,9 +61,9 @@ def restart_covariances(solver: JointSolver, group: VolumeGroup, motion: Motion)
     own, center = group.volumes, solver.dwi.brain_center
     start = motion.updated(own, smooth_course(motion.matrices[own], center))
     again = solver.solve(FINE[-1], [group], start)[0]
-    ways = log_rigid(np.linalg.inv(motion.matrices[own]) @ again.matrices[own], center)
-    ways -= np.median(ways, axis=0)  # all together may go anywhere
-    squares = pooled(ways**2, solver.dwi.gradients.bvals[own])
+    twists = log_rigid(np.linalg.inv(motion.matrices[own]) @ again.matrices[own], center)
+    twists -= np.median(twists, axis=0)  # all together may go anywhere
+    squares = pooled(twists**2, solver.dwi.gradients.bvals[own])
     _warn(group, np.sqrt((squares * solver.in_mm**2).sum(axis=1)) / solver.bands.scale)
     return squares[:, :, None] * np.eye(6)
 
@@ -83,12 +83,12 @@ def pooled(squares: np.ndarray, bvals: np.ndarray) -> np.ndarray:
     return means
 
 
-def _warn(group: VolumeGroup, ways: np.ndarray) -> None:
+def _warn(group: VolumeGroup, distances: np.ndarray) -> None:
     """Tell of volumes that another start leads elsewhere by (n,) mm."""
-    if (far := ways > TOLD_MM).any():
+    if (far := distances > TOLD_MM).any():
         log.warning(
             "%d volumes of %s show too little signal to tell their pose: where they are found "
             "depends on where the search begins, by %.1f mm; their standard errors have grown; "
             "better leave them out, or acquire them with more signal",
-            far.sum(), group.name, ways.max(),
+            far.sum(), group.name, distances.max(),
         )  # fmt: skip

@@ -2,7 +2,7 @@
 """Volumes that coarse levels left far from their neighbours in time, sought at many poses.
 
 They are tried against what the others predict (:mod:`eddymotion.estimation.equations.search`),
-until all stay; then those that parted from the others as a whole are held against the b=0 volume
+until all stay; then those that disagree with the others as a whole are held against the b=0 volume
 (:mod:`eddymotion.estimation.frames.anchors`).
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eddymotion.estimation.equations.search import places_by_signal, search, search_level
-from eddymotion.estimation.frames.anchors import LEAST_CORE, NONE_PARTED, Anchors, Parted
+from eddymotion.estimation.frames.anchors import LEAST_CORE, NO_DISAGREEMENT, Anchors, Disagreement
 from eddymotion.estimation.joint.solver import JointSolver, group_motion, with_group
 from eddymotion.estimation.outlier_volumes import far_from_neighbours
 from eddymotion.estimation.volume_groups import VolumeGroup
@@ -44,12 +44,12 @@ class Seeking:
     Parameters
     ----------
     solver : JointSolver
-    parted : Parted
+    disagreement : Disagreement
         Volumes that b=0 finds elsewhere.
     """
 
     solver: JointSolver
-    parted: Parted = NONE_PARTED
+    disagreement: Disagreement = NO_DISAGREEMENT
 
     def seek(self, groups: Sequence[VolumeGroup], motion: Motion) -> Motion:
         """Seek volumes that lie far from their neighbours in time, until all stay there."""
@@ -90,7 +90,7 @@ class Seeking:
         return self._solved(group, motion, found, group.volumes)
 
     def _reunited(self, group: VolumeGroup, motion: Motion, anchors: Anchors) -> Motion:
-        """Try volumes again that parted from the others as a whole."""
+        """Try volumes again that disagree with the others as a whole."""
         for _ in range(MAX_REUNIONS):
             found = group_motion(motion, group)
             anchors = anchors.from_poses(found, self.solver.compute.n_threads)
@@ -103,7 +103,8 @@ class Seeking:
             motion, farthest = self._tried(group, motion, elsewhere, outside, leaders)
             if farthest < self._at_home:
                 break
-        self.parted = self.parted.updated(anchors, group_motion(motion, group))
+        found = group_motion(motion, group)
+        self.disagreement = self.disagreement.updated(anchors, found)
         return motion
 
     def _tried(
@@ -145,9 +146,9 @@ class Seeking:
             known=core,
             starts=None if core is None else before,
         )
-        ways = rms_displacement(found.matrices, before, dwi.brain_center)
-        log.debug("%s, sought %d: moved by %s mm", group.name, len(volumes), ways[volumes])
-        return self._solved(group, motion, found, whole), float(ways.max())
+        distances = rms_displacement(found.matrices, before, dwi.brain_center)
+        log.debug("%s, sought %d: moved by %s mm", group.name, len(volumes), distances[volumes])
+        return self._solved(group, motion, found, whole), float(distances.max())
 
     def _solved(
         self, group: VolumeGroup, motion: Motion, found: Motion, moved: np.ndarray

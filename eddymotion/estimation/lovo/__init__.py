@@ -292,8 +292,8 @@ def register_volumes(
     for volume, registration in enumerate(found):
         if registration is None:
             continue
-        way = log_rigid(np.linalg.inv(init[volume]) @ registration.matrix, dwi.brain_center)
-        matrices[volume] = init[volume] @ exp_rigid(parts[volume] * way, dwi.brain_center)
+        twist = log_rigid(np.linalg.inv(init[volume]) @ registration.matrix, dwi.brain_center)
+        matrices[volume] = init[volume] @ exp_rigid(parts[volume] * twist, dwi.brain_center)
         log.debug("volume %d: %s", volume, registration.message)
     return Motion(matrices)
 
@@ -314,9 +314,9 @@ def register_unless_worse(
     """
     found = registrar.register(predicted, moving, fixed_mask=mask, init=init, seed=seed)
     points = jittered_points(mask, predicted.affine, N_TO_COMPARE, np.random.default_rng(seed))
-    way = apply_affine(found.matrix, points) - apply_affine(init, points)
+    displacement = apply_affine(found.matrix, points) - apply_affine(init, points)
     far = FAR_VOXELS * np.cbrt(np.prod(predicted.voxel_sizes))
-    if np.sqrt((way**2).sum(axis=1).mean()) < far:
+    if np.sqrt((displacement**2).sum(axis=1).mean()) < far:
         return found
     expected = predicted.spline.sample(points)
     before, after = (

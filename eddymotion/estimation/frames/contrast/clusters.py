@@ -209,8 +209,8 @@ class Clusters:
 
     def are_apart(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two offsets are more than details of one solution."""
-        way = rms_displacement(one, other, self.center)
-        return bool(way > APART_VOXELS * np.cbrt(np.prod(self.dwi.voxel_sizes)))
+        distance = rms_displacement(one, other, self.center)
+        return bool(distance > APART_VOXELS * np.cbrt(np.prod(self.dwi.voxel_sizes)))
 
     @property
     def place(self) -> np.ndarray:

@@ -451,8 +451,8 @@ class SolvedContrast:
         error = HALVES_FACTOR * gain.std() / np.sqrt(max(len(gain) - 1, 1))
         t = gain.mean() / max(error, np.finfo(float).tiny)
         share = scipy.special.stdtr(max(len(gain) - 1, 1), -t)
-        way = log_rigid(np.linalg.inv(self.to_b0) @ rival.to_b0, self.clusters.center)
-        return np.outer(way, way) * (share if share > REJECTED else 0.0)
+        twist = log_rigid(np.linalg.inv(self.to_b0) @ rival.to_b0, self.clusters.center)
+        return np.outer(twist, twist) * (share if share > REJECTED else 0.0)
 
     @property
     def misfits(self) -> np.ndarray:

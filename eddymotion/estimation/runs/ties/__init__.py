@@ -24,8 +24,8 @@ Time is new in each run, but the contrast of one head misleads all of its runs a
 variance of ``F_k`` counts as shared. Where edges contradict each other beyond chance, ``F`` is
 widened until they do not.
 
-Runs of few directions predict their volumes poorly. Where all volumes of a run are shown, they go
-their own ways besides, to where all runs together predict them; the mean of these ways is zero.
+Runs of few directions predict their volumes poorly. Where all volumes of a run are shown, each
+moves by a twist of its own besides, to where all runs together predict it; their mean is zero.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def tied_frames(
     for run, (one, own) in enumerate(zip(shown, within, strict=True)):
         if one is not None and own is not None:
             offset = np.linalg.inv(of_runs[run]) @ of_diffusion[run]
-            if (ways := _own_ways(shell, tied, run)) is not None:
-                offset = offset @ exp_rigid(ways, brain.center)
+            if (twists := _twists_of_run(shell, tied, run)) is not None:
+                offset = offset @ exp_rigid(twists, brain.center)
             left = _of_difference(after, run, len(shown))
             ties[run] = FrameTie(one.all_volumes, offset, own, left, brain.center)
             log.info("run %d, %s", run + 1, ties[run])
@@ -128,12 +128,12 @@ def tied_frames(
     return TiedFrames(poses @ of_runs, np.sqrt(np.maximum(of_poses, 0.0)), tuple(ties))
 
 
-def _own_ways(shell: SharedShell, tied: TiedShell, run: int) -> np.ndarray | None:
-    """Return the ways of the volumes of a run, (M, 6); None where they do not go their own."""
+def _twists_of_run(shell: SharedShell, tied: TiedShell, run: int) -> np.ndarray | None:
+    """Return the twists of the volumes of a run, (M, 6); None where none have their own."""
     number = int(np.searchsorted(shell.runs, run))
     if not (run in shell.runs and shell.shown[number].apart):
         return None
-    return tied.ways[shell.of_volumes == number]
+    return tied.twists[shell.of_volumes == number]
 
 
 def _of_difference(covariance: np.ndarray, run: int, n_runs: int) -> np.ndarray:

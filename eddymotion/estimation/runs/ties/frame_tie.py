@@ -38,11 +38,11 @@ class FrameTie:
     center: np.ndarray
 
     def __str__(self) -> str:
-        way = log_rigid(self.offset, self.center).reshape(-1, 6).mean(axis=0)
+        twist = log_rigid(self.offset, self.center).reshape(-1, 6).mean(axis=0)
         alone, now = (np.sqrt(np.diag(one)[:3].max()) for one in (self.before, self.after))
         return (
-            f"volumes with b>0 moved by {np.linalg.norm(way[:3]):.2f} mm and "
-            f"{np.rad2deg(np.linalg.norm(way[3:])):.2f}° against those with b=0, as other runs "
+            f"volumes with b>0 moved by {np.linalg.norm(twist[:3]):.2f} mm and "
+            f"{np.rad2deg(np.linalg.norm(twist[3:])):.2f}° against those with b=0, as other runs "
             f"ask for: known within {now:.3f} mm, by the run alone {alone:.3f}"
         )
 

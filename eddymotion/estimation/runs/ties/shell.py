@@ -261,13 +261,13 @@ class TiedShell:
         Twists after the matrices of each run; the first has none.
     covariance : (6 K, 6 K) array
         Of their errors; zero for the first, infinite where nothing is seen.
-    ways : (N, 6) array
+    twists : (N, 6) array
         Twists of the volumes beyond those of their runs, whose mean is zero in each.
     """
 
     steps: np.ndarray
     covariance: np.ndarray
-    ways: np.ndarray
+    twists: np.ndarray
 
 
 @one_blas_thread()
@@ -276,7 +276,7 @@ def tie_shell(
 ) -> TiedShell:
     """Find how the runs lie to each other by their diffusion-weighted volumes.
 
-    Then the volumes go their own ways: all runs together predict each of them.
+    Then each volume has a pose of its own: all runs together predict it.
 
     Parameters
     ----------
@@ -295,17 +295,17 @@ def tie_shell(
         motion, descent, _ = problem.solve(motion, MAX_STEPS, TOLERANCE_VOXELS * shell.voxel)
         log.debug("runs tied by b=%.0f, %s: %s", shell.gradients.bvals.mean(), level, descent)
     first = [int(np.argmax(shell.of_volumes == run)) for run in range(len(shell.shown))]
-    ways = np.linalg.inv(start.matrices[first]) @ motion.matrices[first]
-    steps = log_rigid(ways, brain.center)
+    moved = np.linalg.inv(start.matrices[first]) @ motion.matrices[first]
+    steps = log_rigid(moved, brain.center)
     system = problem.evaluate(motion)
     if system is None:
         unknown = np.full((steps.size, steps.size), np.inf)
         return TiedShell(np.zeros_like(steps), unknown, np.zeros((len(motion), 6)))
-    ways = _own_ways(problem, motion, shell, brain)
-    return TiedShell(steps - steps[0], _by_octants(problem, system, first), ways)
+    twists = _own_twists(problem, motion, shell, brain)
+    return TiedShell(steps - steps[0], _by_octants(problem, system, first), twists)
 
 
-def _own_ways(
+def _own_twists(
     problem: CoupledProblem, motion: Motion, shell: SharedShell, brain: Brain
 ) -> np.ndarray:
     """Return twists of the volumes (N, 6) to where all runs together predict them.
@@ -326,11 +326,11 @@ def _own_ways(
         brain.center,
         twist_millimetres(brain.scale),
     )
-    ways = log_rigid(np.linalg.inv(motion.matrices) @ found.matrices, brain.center)
+    twists = log_rigid(np.linalg.inv(motion.matrices) @ found.matrices, brain.center)
     for run in range(len(shell.shown)):
         own = shell.of_volumes == run
-        ways[own] -= ways[own].mean(axis=0)
-    return ways
+        twists[own] -= twists[own].mean(axis=0)
+    return twists
 
 
 def _problem_at(
