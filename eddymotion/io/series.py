@@ -88,28 +88,12 @@ def load(  # type: ignore[misc]  # options by name
     bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
     bvals, bvecs = read_gradient_table(bval, bvec)
     signal, affine, header = read_image(path, ignore, keep_integers=True)
-    if signal.ndim != 4:
-        raise EddymotionError(
-            f"{path}: found an image of shape {signal.shape}, expected four dimensions "
-            "(x, y, z, volumes); give the whole diffusion series"
-        )
-    if signal.shape[3] != len(bvals):
-        raise EddymotionError(
-            f"{bval}: found {len(bvals)} b-values for the {signal.shape[3]} volumes of "
-            f"{path.name}; give the table that belongs to it"
-        )
+    _refuse_other_sizes(path, signal, bval, len(bvals))
     try:
         gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
     except EddymotionError as error:
         raise EddymotionError(f"{bval}, {bvec.name}: {error}") from error
-    finite = _finite_voxels(path, signal)
-    if not finite.all():
-        log.warning(
-            "%s: %d voxels are NaN or infinite in some volume; they are left out of the mask, and "
-            "filled from around them, or set to zero where many lie together",
-            path.name, (~finite).sum(),
-        )  # fmt: skip
-        _give_numbers(signal)
+    finite = _fill_missing(path, signal)
     finite &= ~_fill_spikes(path, signal)
     brain = _brain(mask, signal, gradients, affine, path.name)
     known = finite & ~_fill_zero_specks(path, signal, brain)
@@ -134,6 +118,20 @@ def _image_path(path: Any) -> Path:
         raise EddymotionError(absence(path, SERIES_WANTED))
     refuse_other_formats(path)
     return path
+
+
+def _refuse_other_sizes(path: Path, signal: np.ndarray, bval: Path, n_bvals: int) -> None:
+    """Raise if an image is no series, or one of another length than its table."""
+    if signal.ndim != 4:
+        raise EddymotionError(
+            f"{path}: found an image of shape {signal.shape}, expected four dimensions "
+            "(x, y, z, volumes); give the whole diffusion series"
+        )
+    if signal.shape[3] != n_bvals:
+        raise EddymotionError(
+            f"{bval}: found {n_bvals} b-values for the {signal.shape[3]} volumes of "
+            f"{path.name}; give the table that belongs to it"
+        )
 
 
 def _brain(
@@ -165,6 +163,19 @@ def _finite_voxels(path: Path, signal: np.ndarray) -> np.ndarray:
                 "the image, the .bval and the .bvec"
             )
         finite &= in_volume
+    return finite
+
+
+def _fill_missing(path: Path, signal: np.ndarray) -> np.ndarray:
+    """Fill voxels that are NaN or infinite in some volume; return which are not, (X, Y, Z)."""
+    finite = _finite_voxels(path, signal)
+    if not finite.all():
+        log.warning(
+            "%s: %d voxels are NaN or infinite in some volume; they are left out of the mask, and "
+            "filled from around them, or set to zero where many lie together",
+            path.name, (~finite).sum(),
+        )  # fmt: skip
+        _give_numbers(signal)
     return finite
 
 
