@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import Grid
@@ -97,13 +99,7 @@ class HarmonicHead(SeriesHead):
             If the series has no shells of six directions or more, or no b=0.
         """
         dwi = dwi.select(np.flatnonzero(~dwi.gradients.is_trace))
-        shells = [s for s in dwi.gradients.shells if len(s) >= min(ORDERS)]
-        if not (dwi.gradients.is_shelled and shells and len(dwi.gradients.b0s)):
-            raise EddymotionError(
-                f"fit: found {len(dwi.gradients.b0s)} b=0 volumes and shells of "
-                f"{', '.join(str(len(s)) for s in dwi.gradients.shells) or 'no'} directions; give "
-                "a series with a b=0 and six directions or more at one b-value"
-            )
+        shells = _shells_to_fit(dwi.gradients)
         motion = motion or align_crudely(dwi)
         aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
         signal, gradients = np.maximum(aligned.signal, 0), aligned.gradients
@@ -112,14 +108,9 @@ class HarmonicHead(SeriesHead):
         fits = [_fit_shell(signal[..., s][region], gradients.bvecs[s]) for s in shells]
         variance = float(np.mean([noise for _, _, noise in fits]))
         log.info("fit: harmonics in %d voxels of %d shells", region.sum(), len(shells))
-        maps = [np.where(region, shrunk(b0, variance / len(gradients.b0s)), 0)]
-        for coefficients, gains, noise in fits:
-            for values, gain in zip(coefficients, gains, strict=True):
-                volume = np.zeros(dwi.shape, np.float32)
-                volume[region] = values
-                maps.append(np.where(region, shrunk(volume, gain * noise), 0))
+        maps = _shrunk_maps(b0, variance / len(gradients.b0s), fits, region)
         seen = common_field_of_view(dwi, motion)
-        wider, affine, around = with_margin(np.stack(maps, axis=-1), dwi, seen)
+        wider, affine, around = with_margin(maps, dwi, seen)
         head = cls(
             wider[..., 0],
             np.array([gradients.bvals[s].mean() for s in shells]),
@@ -167,6 +158,45 @@ def harmonics(bvecs: np.ndarray, n: int) -> np.ndarray:
     _, theta, phi = cart2sphere(*bvecs.T)
     order = next(order for order in (0, 2, 4) if (order + 1) * (order + 2) // 2 >= n)
     return real_sh_descoteaux(order, theta, phi, legacy=False)[0][:, :n]
+
+
+def _shells_to_fit(gradients: Gradients) -> list[np.ndarray]:
+    """Return the shells with enough directions; a series without any, or b=0, is an error."""
+    shells = [shell for shell in gradients.shells if len(shell) >= min(ORDERS)]
+    if not (gradients.is_shelled and shells and len(gradients.b0s)):
+        raise EddymotionError(
+            f"fit: found {len(gradients.b0s)} b=0 volumes and shells of "
+            f"{', '.join(str(len(shell)) for shell in gradients.shells) or 'no'} directions; give "
+            "a series with a b=0 and six directions or more at one b-value"
+        )
+    return shells
+
+
+def _shrunk_maps(
+    b0: np.ndarray,
+    b0_variance: float,
+    fits: Sequence[tuple[np.ndarray, np.ndarray, float]],
+    region: np.ndarray,
+) -> np.ndarray:
+    """Return b=0 and the coefficients of all shells as maps (X, Y, Z, 1 + C) with less noise.
+
+    Parameters
+    ----------
+    b0 : (X, Y, Z) array
+    b0_variance : float
+        Of its noise.
+    fits : sequence
+        What :func:`_fit_shell` returns of each shell.
+    region : (X, Y, Z) bool array
+        Voxels that were fitted.
+    """
+    maps = [np.where(region, shrunk(b0, b0_variance), 0)]
+    for coefficients, gains, noise in fits:
+        for values, gain in zip(coefficients, gains, strict=True):
+            volume = np.zeros(region.shape, np.float32)
+            volume[region] = values
+            maps.append(np.where(region, shrunk(volume, gain * noise), 0))
+    return np.stack(maps, axis=-1)
 
 
 def _fit_shell(voxels: np.ndarray, bvecs: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
