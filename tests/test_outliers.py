@@ -14,6 +14,7 @@ from eddymotion.estimation import assess
 from eddymotion.estimation.lovo import lost_voxels, predict_without, register_volumes
 from eddymotion.estimation.outliers import (
     SliceOutliers,
+    correlation_left,
     describe_beyond_repair,
     describe_outliers,
     fit_slices,
@@ -24,6 +25,7 @@ from eddymotion.estimation.outliers import (
     spline_through,
     volumes_beyond_repair,
 )
+from eddymotion.estimation.outliers.volumes import VARIATION
 from eddymotion.estimation.quality import assess_both
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rms_displacement
@@ -319,3 +321,12 @@ def test_table_lists_the_outliers():
     assert lines == ["volume\tslice\tz_score\treplaced", "0\t1\t-6.25\ttrue", "1\t0\t-9\ttrue"]
     assert outlier_table(outliers).splitlines()[1].endswith("\tfalse")
     assert outlier_table(None).splitlines() == lines[:1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4])
+def test_what_lost_slices_leave_of_a_correlation(share):
+    random = np.random.default_rng(5)
+    predicted = 1 + VARIATION * random.standard_normal(400_000)
+    observed = predicted * (random.random(predicted.size) >= share)
+    left = np.corrcoef(predicted, observed)[0, 1]
+    assert correlation_left(np.array([share])) == pytest.approx([left], abs=0.005)

@@ -45,6 +45,16 @@ def test_one_volume_under_the_wrong_label_is_named(moving, b0_is_lost):
     assert f"volume {wrong} is labelled b={kind}" in only(labelled(moving, bvals))
 
 
+def test_the_only_b0_under_the_label_of_another_volume(moving):
+    """The label b=0 tells nothing then: what is bright, and unlike its shell, is found first."""
+    few = moving.select(np.array([moving.gradients.b0s[0], *moving.gradients.dwis]))
+    rows = np.arange(len(few))
+    rows[[0, 7]] = 7, 0
+    found = only(labelled(few, few.gradients.bvals[rows], few.gradients.bvecs[rows]))
+    assert "volume 0 is labelled b=1000 but as bright as b=0" in found
+    assert "volume 7 is labelled b=0 but as dark as b=1000" in found
+
+
 @pytest.mark.parametrize(("step", "back"), [(1, "earlier"), (-1, "later")])
 def test_a_table_shifted_by_a_volume_is_found(moving, step, back):
     old = moving.gradients
