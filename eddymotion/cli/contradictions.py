@@ -37,25 +37,37 @@ def refuse_contradictions(settings: Settings) -> None:
             f"--estimator joint needs a model that is linear in the signal, and {settings.model} "
             "is not; write --estimator lovo, or --model gp"
         )
-    engine = settings.registration, settings.registration_settings
-    chosen = engine != (Settings.registration, Settings.registration_settings)
-    loop = settings.estimator == "lovo" or not linear or chosen
-    if loop and settings.eddy_current not in ("auto", "none"):
+    if settings.estimator == "lovo" or not linear or _chooses_registration(settings):
+        _refuse_what_joint_alone_finds(settings)
+    if settings.eddy_fields and settings.eddy_current == "none":
+        raise EddymotionError(
+            "--eddy-fields: no fields are estimated with --eddy-current none; leave one of them "
+            "out"
+        )
+
+
+def _refuse_what_joint_alone_finds(settings: Settings) -> None:
+    """Refuse what the leave-one-out loop does not estimate."""
+    if settings.eddy_current not in ("auto", "none"):
         raise EddymotionError(
             f"--eddy-current {settings.eddy_current}: fields are estimated by --estimator joint "
             "alone; leave one of them out"
         )
-    if loop and settings.within_volume not in ("auto", "none"):
+    if settings.within_volume not in ("auto", "none"):
         raise EddymotionError(
             f"--within-volume {settings.within_volume}: motion within volumes is followed by "
             "--estimator joint alone; leave one of them out"
         )
-    if settings.eddy_fields and (loop or settings.eddy_current == "none"):
+    if settings.eddy_fields:
         raise EddymotionError(
-            "--eddy-fields: no fields are estimated with "
-            + ("the leave-one-out loop (--estimator lovo)" if loop else "--eddy-current none")
-            + "; leave one of them out"
-        )  # fmt: skip
+            "--eddy-fields: no fields are estimated with the leave-one-out loop (--estimator "
+            "lovo); leave one of them out"
+        )
+
+
+def _chooses_registration(settings: Settings) -> bool:
+    own = Settings.registration, Settings.registration_settings
+    return (settings.registration, settings.registration_settings) != own
 
 
 def refuse_unused_space_options(settings: Settings) -> None:
@@ -99,12 +111,11 @@ def refuse_unusable_registration(settings: Settings) -> None:
         If it is unknown or not installed, its settings are wrong, or the estimator has no use for
         it.
     """
-    chosen = (settings.registration, settings.registration_settings)
-    if chosen == (Settings.registration, Settings.registration_settings):
+    if not _chooses_registration(settings):
         return
     from eddymotion.registration.registry import chosen_registrar
 
-    chosen_registrar(*chosen)
+    chosen_registrar(settings.registration, settings.registration_settings)
     if settings.estimator == "joint":
         raise EddymotionError(
             "--estimator joint aligns all volumes at once and takes no registration, but "
