@@ -32,33 +32,47 @@ def write_reports(options: argparse.Namespace) -> int:
     output_dir = options.output_dir.resolve()
     refuse_output_in_input(options.bids_dir.resolve(), output_dir)
     refuse_unknown_labels(options, output_dir)
-    wanted = [label.removeprefix("sub-") for label in options.participant_label]
-    found = [path.name.removeprefix("sub-") for path in sorted(output_dir.glob("sub-*/"))]
-    labels = [
-        label
-        for label in found
-        if label in (wanted or found) and finished_outputs(output_dir / f"sub-{label}")
-    ]
+    finished_labels = labels_with_outputs(options, output_dir)
     unfinished, skipped = unfinished_series(options, output_dir)
-    if not labels and not unfinished and not skipped:
-        which = f" of {', '.join(wanted)}" if wanted else ""
+    labels = sorted({*finished_labels, *unfinished, *skipped})
+    if not labels:
+        which = f" of {', '.join(wanted_labels(options))}" if options.participant_label else ""
         raise EddymotionError(
             f"{output_dir}: no finished series{which}; run without --reports-only"
         )
-    labels = sorted({*labels, *unfinished, *skipped})
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, labels), logging_to(output_dir / "logs", options.verbose) as file:
         failures: dict[str, str] = {}
         n_series = 0
         for label in labels:
-            name, missing = f"sub-{label}", unfinished.get(label, {})
-            finished, page = finished_outputs(output_dir / name), output_dir / f"{name}.html"
+            name, page = f"sub-{label}", output_dir / f"sub-{label}.html"
+            finished, missing = finished_outputs(output_dir / name), unfinished.get(label, {})
             beside = skipped.get(label, {})
             failures |= write_participant_page(page, name, finished, missing, beside)
             n_series += len(finished) + len(missing)
             log.info("report: %s", page)
         log_failures(failures, n_series, file)
     return 1 if failures else 0
+
+
+def wanted_labels(options: argparse.Namespace) -> list[str]:
+    """Return the labels of the participants that were asked for."""
+    return [label.removeprefix("sub-") for label in options.participant_label]
+
+
+def labels_with_outputs(options: argparse.Namespace, output_dir: Path) -> list[str]:
+    """Find the participants with finished series; those that were asked for, if any were."""
+    from eddymotion.reports.participant import finished_outputs
+
+    wanted = wanted_labels(options)
+    folders = {
+        folder.name.removeprefix("sub-"): folder for folder in sorted(output_dir.glob("sub-*/"))
+    }
+    return [
+        label
+        for label, folder in folders.items()
+        if (label in wanted or not wanted) and finished_outputs(folder)
+    ]
 
 
 def gather_group(options: argparse.Namespace) -> int:
@@ -97,7 +111,7 @@ def has_finished(options: argparse.Namespace, output_dir: Path) -> bool:
     """Whether one of the participants that the options choose has a finished series."""
     from eddymotion.reports.participant import finished_outputs
 
-    wanted = [label.removeprefix("sub-") for label in options.participant_label] or ["*"]
+    wanted = wanted_labels(options) or ["*"]
     folders = [folder for label in wanted for folder in output_dir.glob(f"sub-{label}/")]
     return any(finished_outputs(folder) for folder in folders)
 
