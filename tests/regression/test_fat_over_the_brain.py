@@ -9,7 +9,8 @@ import scipy
 
 from eddymotion.data.checks import find_issues
 from eddymotion.data.checks.fat import fat_over_brain
-from eddymotion.estimation import estimate_motion
+from eddymotion.data.series import DWI
+from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rms_displacement
 from eddymotion.simulation import Phantom, acquire, shelled_scheme
@@ -64,7 +65,7 @@ def _wider(affine, n_voxels):
 
 
 def test_fat_that_is_shifted_does_not_pull_the_poses(fatty, nods):
-    found = estimate_motion(fatty, eddy_currents="none", n_threads=2)
+    found = estimate_motion(fatty, estimator=Joint(eddy_current="none"), n_threads=2)
     errors = rms_displacement(found.matrices, nods.matrices, fatty.brain_center)
     assert np.sqrt(np.mean(errors**2)) < 0.25
     assert "fat" in [issue.kind for issue in find_issues(fatty)]
@@ -79,3 +80,16 @@ def test_a_noise_floor_is_no_fat(head, grid):
     scheme = shelled_scheme({2500: 12}, 2)
     dwi = acquire(head, scheme, Motion.identity(len(scheme)), grid, snr=3, coils=8)
     assert not fat_over_brain(dwi).any()
+
+
+def test_what_takes_most_of_the_brain_is_no_fat():
+    """A ball, of which only the core is attenuated: without its rind no points would be left."""
+    scheme = shelled_scheme({1000.0: 6}, 1)
+    radius = np.linalg.norm(np.indices((24, 24, 24)) - 11.5, axis=0)
+    ball, core = radius < 10, radius < 7.5
+    signal = np.full((24, 24, 24, len(scheme)), 1.0, np.float32)
+    signal[ball] = 1000.0
+    signal[..., scheme.dwis] *= np.where(core, 0.4, 1.0)[..., None]
+    dwi = DWI(signal, np.diag([2.0, 2.0, 2.0, 1.0]), scheme, ball)
+    assert not fat_over_brain(dwi).any()
+    assert "fat" not in {issue.kind for issue in find_issues(dwi)}

@@ -147,7 +147,7 @@ def _of_fat(dwi: DWI) -> list[DataIssue]:
         "fat",
         f"{percent:.0f} % of the brain lie under or beside signal that diffusion hardly "
         "attenuates: fat that was not suppressed, and that is shifted along the phase encoding "
-        "whatever the head does; they are left out, and errors are larger",
+        "whatever the head does; the joint estimator leaves them out, and errors are larger",
     )]  # fmt: skip
 
 
