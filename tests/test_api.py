@@ -5,11 +5,13 @@ import argparse
 import importlib
 import inspect
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
+from eddymotion.simulation import Recipe
 
 HERE = Path(__file__).resolve().parent
 FROZEN = HERE / "public_api.txt"
@@ -130,6 +132,27 @@ def options_of(parser):
         names = " ".join(sorted(action.option_strings, reverse=True)) or action.dest
         choices = action.choices if isinstance(action.choices, (tuple, list)) else ()
         yield f"{parser.prog}: {names} {' | '.join(map(str, choices))}".rstrip()
+
+
+def paths_of(found):
+    """Return the annotations of what may be a path; of a class, those of its constructors too."""
+    makers = [getattr(found, name) for name in vars(found)] if inspect.isclass(found) else []
+    for maker in (found, *filter(inspect.ismethod, makers)):
+        with suppress(TypeError, ValueError):  # no function, or one without a signature
+            yield from (str(p.annotation) for p in inspect.signature(maker).parameters.values())
+
+
+def test_a_path_can_be_given_as_a_string():
+    """But to a class that turns strings into paths itself, and to `DWI`, which `load` makes."""
+    functions = [(module, name, found) for module in MODULES for name, found in exports(module)]
+    assert [
+        f"{module}.{name}: {annotation}"
+        for module, name, found in functions if name not in {"DWI", "Recipe"}
+        for annotation in paths_of(found) if "Path" in annotation and "str" not in annotation
+    ] == []  # fmt: skip
+    recipe = Recipe(bval="x.bval", phantom=("tissue.nii", "peaks.nii"), motion="replayed.tsv")
+    assert (recipe.bval, recipe.motion) == (Path("x.bval"), Path("replayed.tsv"))
+    assert recipe.phantom == (Path("tissue.nii"), Path("peaks.nii"))
 
 
 def test_public_names_and_signatures_are_those_written_down():

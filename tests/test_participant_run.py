@@ -349,3 +349,4 @@ def test_memory_of_what_is_no_image(tmp_path):
         memory_gb(tmp_path / "x.nii.gz")
     write_image(tmp_path / "small.nii", np.zeros((4, 4, 4), np.int16), np.eye(4))
     assert 0.4 < memory_gb(tmp_path / "small.nii") < 0.6
+    assert memory_gb(str(tmp_path / "small.nii")) == memory_gb(tmp_path / "small.nii")

@@ -174,7 +174,7 @@ def find_plugin(plugin: Plugin, folder: Path) -> Any:
 def run_workflow(
     workflow: Workflow,
     plugin: Plugin,
-    folder: Path,
+    folder: str | Path,
     *,
     stop_on_first_crash: bool = False,
     verbosity: int = 0,
@@ -185,7 +185,7 @@ def run_workflow(
     ----------
     workflow : Workflow
     plugin : Plugin
-    folder : Path
+    folder : path
         Where nodes work and crashes are described.
     stop_on_first_crash : bool
         End all others when a node fails.
@@ -197,6 +197,7 @@ def run_workflow(
     RuntimeError
         If nodes failed.
     """
+    folder = Path(folder)
     workflow.base_dir = str(folder)
     workflow.config["execution"] = {
         "poll_sleep_duration": str(POLL_S),

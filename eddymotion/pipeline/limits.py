@@ -37,12 +37,12 @@ SLAB_SHARE, SLAB_BYTES = 0.3, 12
 """Part of the image that MP-PCA looks at in a thread, and bytes that a voxel of it takes."""
 
 
-def memory_gb(image: Path, n_threads: int = 1, *, prepared: bool = False) -> float:
+def memory_gb(image: str | Path, n_threads: int = 1, *, prepared: bool = False) -> float:
     """Estimate the memory (GB) that correcting a series takes at most, from its header.
 
     Parameters
     ----------
-    image : Path
+    image : path
     n_threads : int
     prepared : bool
         Whether noise or ringing is taken off.
@@ -54,7 +54,7 @@ def memory_gb(image: Path, n_threads: int = 1, *, prepared: bool = False) -> flo
     """
     from eddymotion.io.headers import read_header, scaling_of
 
-    header = read_header(image)
+    header = read_header(Path(image))
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     scaled = scaling_of(header) != (1.0, 0.0)
     stored = 4 if scaled or dtype.kind == "f" else min(dtype.itemsize, 4)

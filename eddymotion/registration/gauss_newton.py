@@ -116,10 +116,11 @@ class GaussNewton(Engine):
             raise EddymotionError("registration: no levels given, expected at least one")
 
     @classmethod
-    def from_settings(cls, path: Path | None) -> GaussNewton:
+    def from_settings(cls, path: str | Path | None) -> GaussNewton:
         """Read the parameters from a JSON file; the defaults without one."""
         if path is None:
             return cls()
+        path = Path(path)
         settings = read_settings(path, [entry.name for entry in fields(cls)])
         if "levels" in settings:
             settings["levels"] = _levels_of(path, settings["levels"])

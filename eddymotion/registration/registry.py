@@ -43,7 +43,7 @@ def chosen_registrar(name: str | None, settings_file: Path | None = None) -> Reg
     return get_registrar(name or DEFAULT, settings_file)
 
 
-def get_registrar(name: str, settings_file: Path | None = None) -> Registrar:
+def get_registrar(name: str, settings_file: str | Path | None = None) -> Registrar:
     """Turn a name, and a JSON file of the engine's parameters, into a registrar.
 
     Parameters

@@ -41,7 +41,7 @@ OTHERS = ("_ses-", "_dir-")
 
 
 def write_simulation(
-    folder: Path,
+    folder: str | Path,
     name: str,
     made: Simulation,
     *,
@@ -56,7 +56,7 @@ def write_simulation(
 
     Parameters
     ----------
-    folder : Path
+    folder : path
     name : str
         Participant label.
     made : Simulation
@@ -71,7 +71,7 @@ def write_simulation(
     Path
         The image.
     """
-    direction = made.recipe.direction
+    folder, direction = Path(folder), made.recipe.direction
     image = image_path(folder, name, session, direction)
     truth = truth_stem(folder, name, session, direction)
     gain = integer_gain(made.dwi.signal)

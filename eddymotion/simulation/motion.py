@@ -99,12 +99,12 @@ def rigid_matrices(path: Path, center: np.ndarray) -> np.ndarray:
     return matrices
 
 
-def replayed_motion(path: Path, n_volumes: int, center: np.ndarray) -> Motion:
+def replayed_motion(path: str | Path, n_volumes: int, center: np.ndarray) -> Motion:
     """Read a motion to replay.
 
     Parameters
     ----------
-    path : Path
+    path : path
         A table with the columns :data:`PARAMETERS` among others (a confounds file, say), or an
         ITK text file with rigid transforms, reference → volume.
     n_volumes : int
@@ -121,6 +121,7 @@ def replayed_motion(path: Path, n_volumes: int, center: np.ndarray) -> Motion:
     EddymotionError
         If it cannot be read, is of another length, or not rigid.
     """
+    path = Path(path)
     matrices = rigid_matrices(path, center)
     if len(matrices) != n_volumes:
         raise EddymotionError(

@@ -69,7 +69,7 @@ What is true lies in `truth/`, which is not part of BIDS:
 
 
 def write_bids(
-    folder: Path,
+    folder: str | Path,
     name: str,
     dwi: DWI,
     motion: Motion,
@@ -83,7 +83,7 @@ def write_bids(
 
     Parameters
     ----------
-    folder : Path
+    folder : path
         Becomes the dataset's root; what describes an earlier dataset there stays as it is.
     name : str
         Participant label.
@@ -110,6 +110,7 @@ def write_bids(
     EddymotionError
         If the signal does not fit 16-bit integers.
     """
+    folder = Path(folder)
     image = image_path(folder, name, session, direction)
     stem = image.with_name(image.name.removesuffix(".nii.gz"))
     peak = gain * float(np.max(dwi.signal))

@@ -32,18 +32,20 @@ DEFAULT_MULTIBAND = 3
 class Recipe:
     """What to simulate. Names are those of the options of ``eddymotion-simulate``.
 
+    Strings that name files become paths.
+
     Parameters
     ----------
     scheme : str, optional
         A name of :data:`~eddymotion.simulation.schemes.SCHEMES`. Default: that of `series`, or
         :data:`DEFAULT_SCHEME`.
-    bval, bvec : Path, optional
+    bval, bvec : path, optional
         FSL tables instead, with components along the image axes of the simulated grid.
-    phantom : (Path, Path), optional
+    phantom : (path, path), optional
         NIfTI maps; see :meth:`Phantom.from_files`. Default: :func:`procedural_head`.
-    series : Path, optional
+    series : path, optional
         A real series to fit instead, after its motion is corrected; see `head`.
-    motion : str or Path
+    motion : str or path
         Between volumes a :data:`~eddymotion.simulation.patterns.Pattern`, or a file to replay; see
         :func:`~eddymotion.simulation.motion.replayed_motion`; or, slice by slice, a
         :data:`~eddymotion.simulation.patterns.Course` or a table of
@@ -134,6 +136,15 @@ class Recipe:
     slice_order: SliceOrder | None = None
     multiband: int | None = None
     slice_profile: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("bval", "bvec", "series"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, None if given is None else Path(given))
+        if self.phantom:
+            object.__setattr__(self, "phantom", tuple(map(Path, self.phantom)))
+        if Path(self.motion).suffix:
+            object.__setattr__(self, "motion", Path(self.motion))
 
     @property
     def moves_within(self) -> bool:
