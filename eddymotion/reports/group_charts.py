@@ -13,26 +13,14 @@ import numpy as np
 from eddymotion.mapping.rigid import PARAMETERS
 from eddymotion.reports.group import SeriesGroup
 from eddymotion.reports.group_rule import MetricComparison
-from eddymotion.reports.metrics import metric_parts
+from eddymotion.reports.metrics import METRICS, Metric, metric_parts
 from eddymotion.reports.svg import FADED, INK, RULE, document, element, text, ticks
 
 WIDTH, HEIGHT = 330.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 28.0, 24.0
 
-LABELS = {
-    "fd_mean": "mean FD (mm)",
-    "fd_max": "largest FD (mm)",
-    "fd_percent_over_": "volumes above an FD (%)",
-    "within_max": "motion within a volume (mm)",
-    "outlier_slices": "lost slices (%)",
-    "largest_motion": "largest motion (mm)",
-    "residual": "residual (%)",
-    "ndc": "neighbouring correlation",
-    "tsnr_b0": "tSNR of b=0",
-    "cnr": "CNR",
-}
-
-LOGARITHMIC = frozenset({"fd_mean", "fd_max", "largest_motion"})
+Strips = dict[str, tuple[str, np.ndarray]]
+"""Label → column of the table that is judged, and values (N,)."""
 
 TONES = {"Usable": "good", "Usable with care": "care", "Doubtful": "doubtful"}
 
@@ -44,18 +32,17 @@ class Distribution:
     Parameters
     ----------
     name, label : str
+    metric : Metric
     strips : dict
         Label → values (N,), NaN where not known.
-    digits : int
-        Decimals that are shown.
     limits : dict
         Strip → the value beyond which a series stands out, where all are compared.
     """
 
     name: str
     label: str
+    metric: Metric
     strips: dict[str, np.ndarray]
-    digits: int
     limits: dict[str, float]
 
 
@@ -63,26 +50,8 @@ def distributions(
     group: SeriesGroup, comparisons: Sequence[Mapping[str, MetricComparison]]
 ) -> list[Distribution]:
     """Choose what is drawn: each thing that is measured once, with its variants side by side."""
-    panels: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
-    for metric in group.metrics:
-        base, detail, which = metric_parts(metric)
-        name = f"{base}_b{detail}" if base == "cnr" else base.replace("fd_head_", "fd_")
-        strip = which or (f"> {detail} mm" if base == "fd_percent_over_" else "")
-        if base in LABELS and base != "largest_motion":
-            panels.setdefault(name, {})[strip] = (metric, group.column(metric))
-    for name in ("fd_mean", "fd_max"):
-        if name.replace("fd_", "fd_head_") in group.metrics:
-            volumes = group.column(name)
-            panels[name] = {
-                "head alone": (name, group.head_column(name)),
-                "and eddy currents": ("", volumes),
-            }
-    directions = [row.metrics.get("largest_motion") for row in group.rows]
-    reach = group.column("largest_motion_range")
-    panels["largest_motion"] = {
-        name: ("", np.where([one == name for one in directions], reach, np.nan))
-        for name in PARAMETERS
-    }
+    panels = _strips_of_metrics(group) | _displacements(group)
+    panels["largest_motion"] = _largest_motions(group)
     return [
         _distribution(name, strips, comparisons)
         for name, strips in panels.items()
@@ -90,29 +59,52 @@ def distributions(
     ]
 
 
+def _strips_of_metrics(group: SeriesGroup) -> dict[str, Strips]:
+    """Put raw and corrected beside each other, and the limits of displacements."""
+    panels: dict[str, Strips] = {}
+    for metric in group.metrics:
+        base, detail, which = metric_parts(metric)
+        name = f"{base}_b{detail}" if base == "cnr" else base
+        strip = which or (f"> {detail} mm" if base == "fd_percent_over_" else "")
+        if METRICS[base].panel:
+            panels.setdefault(name, {})[strip] = (metric, group.column(metric))
+    return panels
+
+
+def _displacements(group: SeriesGroup) -> dict[str, Strips]:
+    """Tell displacements of the head alone from those with eddy currents, where both are known."""
+    return {
+        name: {
+            "head alone": (name, group.head_column(name)),
+            "and eddy currents": ("", group.column(name)),
+        }
+        for name in ("fd_mean", "fd_max")
+        if name.replace("fd_", "fd_head_") in group.metrics
+    }
+
+
+def _largest_motions(group: SeriesGroup) -> Strips:
+    """Sort the largest motions by the parameter of the transforms that they are in."""
+    parameters = [row.metrics.get("largest_motion") for row in group.rows]
+    ranges = group.column("largest_motion_range")
+    return {
+        name: ("", np.where([one == name for one in parameters], ranges, np.nan))
+        for name in PARAMETERS
+    }
+
+
 def _distribution(
-    name: str,
-    strips: Mapping[str, tuple[str, np.ndarray]],
-    comparisons: Sequence[Mapping[str, MetricComparison]],
+    name: str, strips: Strips, comparisons: Sequence[Mapping[str, MetricComparison]]
 ) -> Distribution:
-    base, _, bval = name.partition("_b") if name.startswith("cnr") else (name, "", "")
-    label = LABELS[base] + (f" of b={bval}" if bval else "")
-    limits = {}
-    for strip, (metric, _) in strips.items():
-        found = {one[metric].limit for one in comparisons if metric in one}
+    base, bval, _ = metric_parts(name)
+    metric, limits = METRICS[base], {}
+    for strip, (column, _) in strips.items():
+        found = {one[column].limit for one in comparisons if column in one}
         if len(found) == 1:
             limits[strip] = found.pop()
     values = {strip: values for strip, (_, values) in strips.items()}
-    return Distribution(name, label, values, digits_of(base), limits)
-
-
-def digits_of(base: str) -> int:
-    """Decimals that a metric is shown with, by its base."""
-    if base in ("n_volumes", "n_dwi", "beyond_repair"):
-        return 0
-    if base == "ndc":
-        return 3
-    return 1 if base in ("fd_percent_over_", "residual", "tsnr_b0") else 2
+    label = metric.panel + (f" of b={bval}" if bval else "")
+    return Distribution(name, label, metric, values, limits)
 
 
 def distribution_chart(panel: Distribution, tones: Sequence[str], rings: Sequence[bool]) -> str:
@@ -137,14 +129,15 @@ def distribution_chart(panel: Distribution, tones: Sequence[str], rings: Sequenc
         parts.append(_dots(axis, values, x, reach, number, tones, rings))
     return document(
         WIDTH, HEIGHT, parts, _description(panel), class_="distribution", data_name=panel.name,
-        data_digits=panel.digits, data_strips=json.dumps(list(panel.strips)),
+        data_digits=panel.metric.digits, data_strips=json.dumps(list(panel.strips)),
     )  # fmt: skip
 
 
 def _description(panel: Distribution) -> str:
+    digits = panel.metric.digits
     parts = [
-        f"{name or 'all'}: median {np.median(known):.{panel.digits}f}, "
-        f"{known.min():.{panel.digits}f} to {known.max():.{panel.digits}f}, {len(known)} series"
+        f"{name or 'all'}: median {np.median(known):.{digits}f}, "
+        f"{known.min():.{digits}f} to {known.max():.{digits}f}, {len(known)} series"
         for name, values in panel.strips.items()
         if len(known := values[np.isfinite(values)])
     ]
@@ -165,12 +158,12 @@ class _Scale:
         values = np.concatenate(list(panel.strips.values()))
         values = values[np.isfinite(values)]
         low, high = float(values.min()), float(values.max())
-        if panel.name in LOGARITHMIC and low > 0 and high > 5 * low:
+        if panel.metric.logarithmic and low > 0 and high > 5 * low:
             return cls(low / 1.15, high * 1.15, True)
-        if panel.name != "ndc" and low >= 0:  # a bounded scale is read from zero
+        if np.isinf(panel.metric.most) and low >= 0:  # read from zero
             return cls(0.0, max(high * 1.06, 1e-3), False)
         space = max(0.06 * (high - low), 0.005)
-        return cls(low - space, min(high + space, 1.0) if panel.name == "ndc" else high, False)
+        return cls(low - space, min(high + space, panel.metric.most), False)
 
     def y(self, value: float) -> float:
         """Where a value is, not beyond the panel."""

@@ -14,12 +14,7 @@ import numpy as np
 from eddymotion import __version__
 from eddymotion.io.tsv import MISSING
 from eddymotion.reports.group import DICTIONARY, TABLE, GroupRow, SeriesGroup
-from eddymotion.reports.group_charts import (
-    TONES,
-    digits_of,
-    distribution_chart,
-    distributions,
-)
+from eddymotion.reports.group_charts import TONES, distribution_chart, distributions
 from eddymotion.reports.group_rule import DETAILS, MIN_SERIES, RULE, MetricComparison
 from eddymotion.reports.layout import (
     Figure,
@@ -32,7 +27,7 @@ from eddymotion.reports.layout import (
     tag,
     write_page,
 )
-from eddymotion.reports.metrics import describe_metric, metric_parts
+from eddymotion.reports.metrics import METRICS, describe_metric, metric_parts
 from eddymotion.reports.sections import errors_section
 
 MANY = 25
@@ -42,22 +37,6 @@ N_WORDS = 4
 """Columns before the metrics: series, verdict, outlier, protocol."""
 
 TEXTS = ("largest_motion", "verdict")
-
-NAMES = {
-    "n_volumes": "volumes", "n_dwi": "DWIs", "fd_mean": "mean FD", "fd_max": "largest FD",
-    "fd_head_mean": "mean FD, head", "fd_head_max": "largest FD, head",
-    "fd_percent_over_": "FD > {detail} mm", "outlier_slices": "lost slices",
-    "beyond_repair": "beyond repair", "residual": "residual", "ndc": "neighb. corr.",
-    "tsnr_b0": "tSNR", "cnr": "CNR b={detail}", "largest_motion": "largest motion",
-    "largest_motion_range": "motion range", "verdict": "verdict",
-}  # fmt: skip
-"""Short names of the columns."""
-
-FEW = frozenset({
-    "fd_mean", "fd_head_mean", "fd_max", "fd_head_max", "outlier_slices", "beyond_repair",
-    "residual", "ndc", "cnr", "largest_motion", "largest_motion_range",
-})  # fmt: skip
-"""Columns that are shown before one asks for all."""
 
 CAPTION = (
     "Each dot is a series, its colour the verdict of its report; rings stand out by the rule. "
@@ -262,7 +241,7 @@ def _text(name: str, cell: str) -> str:
 
 
 def _shown(name: str, value: float, *, unit: bool = True) -> str:
-    words = f"{value:.{digits_of(metric_parts(name)[0])}f}"
+    words = f"{value:.{METRICS[metric_parts(name)[0]].digits}f}"
     return f"{words} {_unit(name)}".strip() if unit else words
 
 
@@ -273,13 +252,13 @@ def _unit(name: str) -> str:
 
 def _heading(name: str) -> str:
     base, detail, which = metric_parts(name)
-    words = NAMES[base].format(detail=detail)
+    words = METRICS[base].column.format(detail=detail)
     return f"{words}, {which}" if which else words
 
 
 def _column_class(name: str) -> str | None:
     base, _, which = metric_parts(name)
-    return None if base in FEW and (which != "raw" or base == "ndc") else "more"
+    return None if METRICS[base].shown and (which != "raw" or base == "ndc") else "more"
 
 
 def _json_numbers(values: np.ndarray) -> list[float | None]:
@@ -288,8 +267,7 @@ def _json_numbers(values: np.ndarray) -> list[float | None]:
 
 def _dictionary(group: SeriesGroup) -> Html:
     rows = [
-        (_heading(name), name, "".join(describe_metric(name)[:1]), _unit(name))
-        for name in group.metrics
+        (_heading(name), name, describe_metric(name)[0], _unit(name)) for name in group.metrics
     ]
     columns = table(rows, ("column", "in the table", "meaning", "unit"))
     return details("All columns", columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,38 +20,89 @@ FD_LIMITS_MM = (0.5, 1.0, 2.0)
 
 Value = float | int | str
 
-_DESCRIPTIONS = {
-    "n_volumes": ("Volumes of the series", "1"),
-    "n_dwi": ("Diffusion-weighted volumes", "1"),
-    "fd_mean": ("Mean framewise displacement (Power et al. 2012)", "mm"),
-    "fd_max": ("Largest framewise displacement (Power et al. 2012)", "mm"),
-    "fd_head_mean": (
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of a metric, whatever its ``detail``: a b-value, or a limit in mm.
+
+    Parameters
+    ----------
+    words : str
+        What it is.
+    unit : str
+    column : str
+        The same in a few words, at the head of a column.
+    digits : int
+        Decimals that are shown.
+    shown : bool
+        Whether a page shows its column before one asks for all.
+    panel : str
+        Label of its distribution; none is drawn without.
+    logarithmic : bool
+        Whether the distribution is drawn so where it is wide.
+    most : float
+        Largest value that there is.
+    """
+
+    words: str
+    unit: str
+    column: str
+    digits: int = 2
+    shown: bool = False
+    panel: str = ""
+    logarithmic: bool = False
+    most: float = np.inf
+
+
+METRICS = {
+    "n_volumes": Metric("Volumes of the series", "1", "volumes", 0),
+    "n_dwi": Metric("Diffusion-weighted volumes", "1", "DWIs", 0),
+    "fd_mean": Metric(
+        "Mean framewise displacement (Power et al. 2012)", "mm",
+        "mean FD", shown=True, panel="mean FD (mm)", logarithmic=True),
+    "fd_max": Metric(
+        "Largest framewise displacement (Power et al. 2012)", "mm",
+        "largest FD", shown=True, panel="largest FD (mm)", logarithmic=True),
+    "fd_head_mean": Metric(
         "Mean framewise displacement of the head alone, where eddy currents were found and taken "
-        "off", "mm"),
-    "fd_head_max": (
+        "off", "mm", "mean FD, head", shown=True),
+    "fd_head_max": Metric(
         "Largest framewise displacement of the head alone, where eddy currents were found and "
-        "taken off", "mm"),
-    "fd_percent_over_": ("Volumes with a framewise displacement above {limit} mm", "%"),
-    "within_max": (
+        "taken off", "mm", "largest FD, head", shown=True),
+    "fd_percent_over_": Metric(
+        "Volumes with a framewise displacement above {detail} mm", "%",
+        "FD > {detail} mm", 1, panel="volumes above an FD (%)"),
+    "within_max": Metric(
         "Largest way of the head within a volume, where it was followed: RMS displacement from "
-        "the pose of the volume over a sphere of 80 mm", "mm"),
-    "outlier_slices": ("Slices that lost signal, of those that were judged", "%"),
-    "beyond_repair": ("Volumes that lost too much to be used", "1"),
-    "residual": (
+        "the pose of the volume over a sphere of 80 mm", "mm",
+        "motion within", panel="motion within a volume (mm)"),
+    "outlier_slices": Metric(
+        "Slices that lost signal, of those that were judged", "%",
+        "lost slices", shown=True, panel="lost slices (%)"),
+    "beyond_repair": Metric(
+        "Volumes that lost too much to be used", "1", "beyond repair", 0, shown=True),
+    "residual": Metric(
         "Root-mean-square difference of diffusion-weighted volumes from their leave-one-out "
-        "predictions, of the mean signal, median over volumes", "%"),
-    "ndc": (
+        "predictions, of the mean signal, median over volumes", "%",
+        "residual", 1, shown=True, panel="residual (%)"),
+    "ndc": Metric(
         "Mean Pearson correlation of each diffusion-weighted volume with the one nearest in "
-        "q-space (Yeh et al. 2019)", "1"),
-    "tsnr_b0": ("Mean over standard deviation of the b=0 volumes, median over the brain", "1"),
-    "cnr": (
+        "q-space (Yeh et al. 2019)", "1",
+        "neighb. corr.", 3, shown=True, panel="neighbouring correlation", most=1.0),
+    "tsnr_b0": Metric(
+        "Mean over standard deviation of the b=0 volumes, median over the brain", "1",
+        "tSNR", 1, panel="tSNR of b=0"),
+    "cnr": Metric(
         "Standard deviation of the predicted signal over that of the residual in a shell, median "
-        "over the brain (Bastiani et al. 2019)", "1"),
-    "largest_motion": (
-        "Parameter of the transforms with the widest range; rotations in mm at 50 mm", "n/a"),
-    "largest_motion_range": ("Range of that parameter", "mm"),
-    "verdict": ("Verdict of the participant's report", "n/a"),
+        "over the brain (Bastiani et al. 2019)", "1",
+        "CNR b={detail}", shown=True, panel="CNR"),
+    "largest_motion": Metric(
+        "Parameter of the transforms with the widest range; rotations in mm at 50 mm", "n/a",
+        "largest motion", shown=True, panel="largest motion (mm)", logarithmic=True),
+    "largest_motion_range": Metric("Range of that parameter", "mm", "motion range", shown=True),
+    "verdict": Metric("Verdict of the participant's report", "n/a", "verdict"),
 }  # fmt: skip
+"""Base of a name → what is known, in the order of a table's columns."""
 
 _WHICH = {"raw": "of the original series", "corrected": "of the corrected series"}
 
@@ -98,11 +150,11 @@ def describe_metric(name: str) -> tuple[str, str]:
         If there is no metric of that name.
     """
     base, detail, which = metric_parts(name)
-    words, unit = _DESCRIPTIONS[base]
+    metric = METRICS[base]
     details = [f"b={detail}" if base == "cnr" else "", _WHICH.get(which, "")]
     suffix = ", ".join(filter(None, details))
-    words = words.format(limit=detail)
-    return (f"{words}; {suffix}" if suffix else words), unit
+    words = metric.words.format(detail=detail)
+    return (f"{words}; {suffix}" if suffix else words), metric.unit
 
 
 def metric_parts(name: str) -> tuple[str, str, str]:
@@ -128,14 +180,14 @@ def metric_parts(name: str) -> tuple[str, str, str]:
     if which not in _WHICH:
         base, which = name, ""
     base, _, bval = base.partition("_b") if base.startswith("cnr_b") else (base, "", "")
-    if base not in _DESCRIPTIONS:
+    if base not in METRICS:
         raise KeyError(name)
     return base, bval, which
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Sort names of metrics as :func:`quality_metrics` gives them, shells by their b-value."""
-    bases = list(_DESCRIPTIONS)
+    bases = list(METRICS)
 
     def place(name: str) -> tuple[int, float, bool]:
         base, detail, which = metric_parts(name)
