@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,12 @@ TINY = float(np.finfo(float).tiny)
 def robust_deviation(away: np.ndarray) -> float:
     """Return the standard deviation by the median of absolute distances from the middle."""
     return MAD_TO_SIGMA * float(np.median(np.abs(away)))
+
+
+def over_known(statistic: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
+    """Return a statistic of the values that are finite; NaN where none is."""
+    known = values[np.isfinite(values)]
+    return float(statistic(known)) if known.size else np.nan
 
 
 def known_medians(values: np.ndarray) -> np.ndarray:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,16 @@ from eddymotion.evaluation.landmarks import LandmarkErrors, summary_of
 from eddymotion.evaluation.motion import ALL, MotionComparison, MotionScore
 from eddymotion.evaluation.series import SeriesQuality
 from eddymotion.evaluation.trajectory import SliceComparisons, TrajectoryScore
+from eddymotion.robust import over_known
 
 DIGITS = 6
 DECIMALS = 9
 """Significant digits of what is written, and how many decimals at most."""
 
 METHODS, FRAMES = ("estimated", "nothing"), ("free", "given")
+
+MotionScores = Mapping[tuple[str, str, str], MotionScore]
+"""Method, frame and group of volumes → score."""
 
 MOTION_LABELS = [
     "", "frame", "volumes", "n", "RMSE mm", "RMSE °", "max mm", "max °", "TRE mm", "TRE 95 %",
@@ -107,39 +112,49 @@ def motion_summary(
         Where the target registration error was measured, in words.
     bvals : (N,) array, optional
     """
-    groups, main = comparison.groups, comparison.main_group
     scores = {
         (method, frame, group): comparison.score(method, frame, group)
-        for frame in FRAMES for method in METHODS for group in groups
-    }  # fmt: skip
+        for frame, method, group in product(FRAMES, METHODS, comparison.groups)
+    }
     rows = [
         {"method": method, "frame": frame, "volumes": group, **_flat(asdict(score))}
         for (method, frame, group), score in scores.items()
     ]
-    figures = {
-        "n_volumes": len(comparison.true),
-        "main_group": main,
-        "center_ras_mm": comparison.center,
-        "tre_points": points_are,
-        "coverage_percent": comparison.coverage_percent,
-        "offset_matrix_ras_mm": comparison.offset,
-        "scores": {
-            method: {frame: {group: asdict(scores[method, frame, group]) for group in groups}
-                     for frame in FRAMES}
-            for method in METHODS
-        },
-        "description": MOTION_DESCRIPTION,
-    }  # fmt: skip
     tables = {
         "volumes": _motion_volumes(comparison, bvals),
         "scores": {key: [row[key] for row in rows] for key in rows[0]},
     }
-    shown = [(method, frame, main) for frame in FRAMES for method in METHODS]
-    others = [group for group in groups if group not in (main, ALL)]
-    shown += [("estimated", "free", group) for group in others if len(others) > 1]
+    figures = {"tre_points": points_are} | _motion_figures(comparison, scores)
+    return Summary(_motion_printed(comparison, scores), _columns(tables), rounded(figures))
+
+
+def _motion_figures(comparison: MotionComparison, scores: MotionScores) -> dict[str, Any]:
+    return {
+        "n_volumes": len(comparison.true),
+        "main_group": comparison.main_group,
+        "center_ras_mm": comparison.center,
+        "coverage_percent": comparison.coverage_percent,
+        "offset_matrix_ras_mm": comparison.offset,
+        "scores": {
+            method: {
+                frame: {group: asdict(scores[method, frame, group]) for group in comparison.groups}
+                for frame in FRAMES
+            }
+            for method in METHODS
+        },
+        "description": MOTION_DESCRIPTION,
+    }
+
+
+def _motion_printed(comparison: MotionComparison, scores: MotionScores) -> list[list[str]]:
+    """Put the scores of the main group beside each other, and of other groups if several."""
+    main = comparison.main_group
+    shown = [(method, frame, main) for frame, method in product(FRAMES, METHODS)]
+    others = [group for group in comparison.groups if group not in (main, ALL)]
+    if len(others) > 1:
+        shown += [("estimated", "free", group) for group in others]
     compared = [MOTION_LABELS, *([*key, *_motion_cells(scores[key])] for key in shown)]
-    printed = [list(row) for row in zip(*compared, strict=True)]
-    return Summary(printed, _columns(tables), rounded(figures))
+    return [list(row) for row in zip(*compared, strict=True)]
 
 
 def _motion_cells(score: MotionScore) -> list[str]:
@@ -302,25 +317,25 @@ def series_summary(
             f"{name}_fwhm_mm": quality.fwhm_mean_mm,
         }
         summary = {
-            "loo_r2_mean": _of(np.nanmean, quality.loo_r2[dwis]),
-            "loo_correlation_mean": _of(np.nanmean, quality.loo_correlation[dwis]),
-            "loo_residual_percent_mean": _of(np.nanmean, quality.loo_residual_percent[dwis]),
-            "ndc_mean": _of(np.nanmean, quality.ndc[dwis]),
-            "ndc_min": _of(np.nanmin, quality.ndc[dwis]),
-            "fwhm_mm": _of(np.nanmedian, quality.fwhm_mean_mm[dwis]),
-            **{f"fwhm_{axis}_mm": _of(np.nanmedian, values[dwis])
+            "loo_r2_mean": over_known(np.mean, quality.loo_r2[dwis]),
+            "loo_correlation_mean": over_known(np.mean, quality.loo_correlation[dwis]),
+            "loo_residual_percent_mean": over_known(np.mean, quality.loo_residual_percent[dwis]),
+            "ndc_mean": over_known(np.mean, quality.ndc[dwis]),
+            "ndc_min": over_known(np.min, quality.ndc[dwis]),
+            "fwhm_mm": over_known(np.median, quality.fwhm_mean_mm[dwis]),
+            **{f"fwhm_{axis}_mm": over_known(np.median, values[dwis])
                for axis, values in zip("ijk", quality.fwhm_mm.T, strict=True)},
         }  # fmt: skip
         figures[name] = {**summary, "n_dwis": len(dwis)}
         printed.append([name, *map(_cell, summary.values())])
     if between is not None:
         columns["between_correlation"] = between
-        figures["between_correlation_mean"] = _of(np.nanmean, between)
-        figures["between_correlation_min"] = _of(np.nanmin, between)
+        figures["between_correlation_mean"] = over_known(np.mean, between)
+        figures["between_correlation_min"] = over_known(np.min, between)
         printed += [
             [],
-            [f"correlation of the two series: mean {_cell(_of(np.nanmean, between))}, "
-             f"least {_cell(_of(np.nanmin, between))}"],
+            [f"correlation of the two series: mean {_cell(over_known(np.mean, between))}, "
+             f"least {_cell(over_known(np.min, between))}"],
         ]  # fmt: skip
     figures["description"] = SERIES_DESCRIPTION
     return Summary(printed, _columns({"volumes": columns}), rounded(figures))
@@ -369,11 +384,6 @@ def _columns(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, lis
         }
         for name, columns in tables.items()
     }
-
-
-def _of(known: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
-    """Summarise values of which some may be NaN, or all."""
-    return float(known(values)) if np.isfinite(values).any() else np.nan
 
 
 def _cell(value: float | None) -> str:

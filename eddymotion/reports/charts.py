@@ -392,13 +392,10 @@ def eddy_chart(table: Table, gradients: Gradients) -> str:
     parts, top = [_legend(shell_names(gradients))], 54.0
     parts += [columns.band(v, 30.0, 14, c) for v, c in enumerate(shell_colors(gradients))]
     for label, members in groups.items():
-        if not members:
-            continue
         values = np.array([table.numbers(name) for name in members])
-        known = values[np.isfinite(values)]
-        if not known.size:
+        if not np.isfinite(values).any():
             continue
-        low, high = min(known.min(), -0.1), max(known.max(), 0.1)
+        low, high = min(np.nanmin(values), -0.1), max(np.nanmax(values), 0.1)
         panel = Panel(columns, top, 100.0, low * 1.06, high * 1.06, label)
         parts.append(panel.frame())
         parts.append(_terms(panel, members, values))

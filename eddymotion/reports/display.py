@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, io_orientation
 
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
@@ -27,7 +27,7 @@ from eddymotion.io.writing import write_text
 from eddymotion.mapping.motion import Motion
 from eddymotion.reports.charts import three_lines
 from eddymotion.reports.layout import data_address
-from eddymotion.reports.slices import CUTS, PLANES, PlaneGrid
+from eddymotion.reports.slices import PLANES, PlaneGrid
 from eddymotion.reports.sprites import WHITE, Frames, encode
 from eddymotion.reports.svg import Columns, Panel
 from eddymotion.wording import shown
@@ -272,14 +272,8 @@ def _image(given: Any) -> Image:
 
 def _grid(image: Image) -> PlaneGrid:
     """Turn the grid of an image to RAS+ and lay the planes through the head, roughly."""
-    turn = io_orientation(image.affine)
-    turned = apply_orientation(image.data, turn)
-    head = turned > HEAD_SHARE * np.percentile(turned, WHITE)
-    head = head if head.any() else np.ones(turned.shape, bool)
-    inside = np.argwhere(head)
-    low, high = inside.min(axis=0), inside.max(axis=0)
-    x, y, z = (int(a + part * (b - a)) for a, b, part in zip(low, high, CUTS, strict=True))
-    return PlaneGrid(image.affine @ inv_ornt_aff(turn, image.data.shape), head, (x, y, z))
+    head = image.data > HEAD_SHARE * np.percentile(image.data, WHITE)
+    return PlaneGrid.through(head if head.any() else np.ones(head.shape, bool), image.affine)
 
 
 def _sampled(image: Image, grid: PlaneGrid, plane: str, pose: np.ndarray | None) -> np.ndarray:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import combinations
@@ -16,8 +15,9 @@ from matplotlib.figure import Figure
 
 from eddymotion.images.image import Image
 from eddymotion.io.writing import write_text
-from eddymotion.reports import own_style
+from eddymotion.reports import DPI, own_style
 from eddymotion.reports.display import show
+from eddymotion.reports.layout import data_address, tag
 from eddymotion.reports.registration import Cuts
 
 STYLE = """\
@@ -26,7 +26,6 @@ body { margin: 0 auto; padding: 1em; max-width: 1100px; color: #222; background:
 h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin: 1.4em 0 .4em; }
 table { border-collapse: collapse; } td { padding: .15em 1.2em .15em 0; vertical-align: top; }
 img.figure { width: 100%; max-width: 1060px; }
-.pair { display: grid; grid-template-columns: 1fr; gap: .6em; }
 """
 
 SQUEEZED, STRETCHED = 0.3, 1.7
@@ -154,7 +153,6 @@ def _table(names: Sequence[str], labels: Sequence[str], summary: Mapping[str, An
 
 def _picture(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    data = b64encode(buffer.getvalue()).decode("ascii")
+    figure.savefig(buffer, format="png", dpi=DPI)
     words = "corrected image, field and stretch in three planes"
-    return f'<img class="figure" alt="{words}" src="data:image/png;base64,{data}">'
+    return tag("img", class_="figure", alt=words, src=data_address(buffer.getvalue(), ".png"))

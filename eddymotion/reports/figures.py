@@ -137,8 +137,7 @@ def brain_figure(after: Slices) -> Figure:
     gradients = after.gradients
     volumes = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
     means = {name: after.planes[name][..., volumes].mean(axis=-1, dtype=float) for name in PLANES}
-    inside = np.concatenate([means[name][after.mask(name)] for name in PLANES])
-    white = float(np.percentile(inside, 99)) if inside.size else 1.0
+    white = _white(means, after)
     panels, (row,) = _three_planes(after, {name: (slice(None),) * 2 for name in PLANES}, 1)
     for cell, name in zip(row, PLANES, strict=True):
         mask, sizes = after.mask(name), after.sizes(name)
@@ -164,8 +163,7 @@ def b0_edges_figure(before: Slices, after: Slices) -> Figure:
     panels, cells_of = _three_planes(after, boxes, 2, before=0.025 * EDGES_WIDTH)
     for row, (words, view, b0s) in zip(cells_of, rows, strict=True):
         pictures, edges = lowest_shell(view), b0_edges(view, b0s)
-        inside = np.concatenate([pictures[name][view.mask(name)] for name in PLANES])
-        white = float(np.percentile(inside, 99)) if inside.size else 1.0
+        white = _white(pictures, view)
         for cell, name in zip(row, PLANES, strict=True):
             box, sizes = boxes[name], view.sizes(name)
             picture = pictures[name][box].T
@@ -175,6 +173,12 @@ def b0_edges_figure(before: Slices, after: Slices) -> Figure:
             panels.lines(cell, lines, picture.shape, sizes, colors=EDGE_COLOR)
         panels.label(row[0], words, fontsize="x-large")
     return panels.figure
+
+
+def _white(pictures: Mapping[str, np.ndarray], view: Slices) -> float:
+    """Return what few pixels of the brain exceed, in the three planes together."""
+    inside = np.concatenate([pictures[name][view.mask(name)] for name in PLANES])
+    return float(np.percentile(inside, 99)) if inside.size else 1.0
 
 
 def _three_planes(

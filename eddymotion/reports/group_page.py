@@ -68,8 +68,9 @@ def write_group_page(
         Section("distributions", "Distributions", _distributions(group, comparisons)),
         Section("series", "All series", _series(group, comparisons, columns)),
         Section("columns", "What the columns mean", _dictionary(group)),
-        *([errors_section(group.errors)] if group.errors else []),
     ]
+    if group.errors:
+        sections.append(errors_section(group.errors))
     styles = ("report.css", "group.css")
     write_page(path, "Group report", _body(group, sections), script="group.js", styles=styles)
 
@@ -94,7 +95,7 @@ def _body(group: SeriesGroup, sections: Sequence[Section]) -> Html:
         tag("p", by, class_="by"),
         tag("p", head + _number(participants, "participant", "participants") + ": ", *pills,
             class_="counts"),
-        *([tag("p", tag("a", failed, href="#errors"), class_="errors")] if group.errors else []),
+        tag("p", tag("a", failed, href="#errors"), class_="errors") if group.errors else None,
         *[section.html() for section in sections],
         tag("div", "", id="tip", role="status", hidden=True),
     ])  # fmt: skip

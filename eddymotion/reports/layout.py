@@ -35,8 +35,8 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *content: str, **attributes: object) -> Html:
-    """Write an element; what is not :class:`Html` is escaped.
+def tag(name: str, *content: str | None, **attributes: object) -> Html:
+    """Write an element; its content as of :func:`join`.
 
     ``class_`` stands for ``class``, other underscores for hyphens; ``True`` is an attribute
     without a value, ``None`` and ``False`` none.
@@ -47,13 +47,13 @@ def tag(name: str, *content: str, **attributes: object) -> Html:
         for key, value in attributes.items()
         if value is not None and value is not False
     )
-    inside = "".join(part if isinstance(part, Html) else escape(part) for part in content)
-    return Html(f"<{name}{written}>" + ("" if name in VOID else f"{inside}</{name}>"))
+    return Html(f"<{name}{written}>" + ("" if name in VOID else f"{join(content)}</{name}>"))
 
 
-def join(parts: Iterable[str]) -> Html:
-    """Put pieces of HTML after each other."""
-    return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
+def join(parts: Iterable[str | None]) -> Html:
+    """Put pieces after each other; what is not :class:`Html` is escaped, None left out."""
+    written = (part if isinstance(part, Html) else escape(part) for part in parts if part)
+    return Html("".join(written))
 
 
 def table(
@@ -65,7 +65,7 @@ def table(
         tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in rest))
         for first, *rest in rows
     ]
-    return tag("table", *([head] if header else []), tag("tbody", *body), **attributes)
+    return tag("table", head if header else None, tag("tbody", *body), **attributes)
 
 
 def details(summary: str, *content: str, **attributes: object) -> Html:
@@ -98,11 +98,11 @@ class Figure:
 
     def html(self) -> Html:
         """Write it."""
-        link = [" ", tag("a", "as a file", href=self.file, class_="file")] if self.file else []
+        link = tag("a", "as a file", href=self.file, class_="file") if self.file else None
         return tag(
             "figure",
             tag("div", self.content, class_="content"),
-            tag("figcaption", tag("b", f"{self.title}. "), self.caption, *link),
+            tag("figcaption", tag("b", f"{self.title}. "), self.caption, link and " ", link),
         )
 
 

@@ -17,6 +17,7 @@ from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import LinearModel, Model, get_model
 from eddymotion.models.tensor import fit_tensors
 from eddymotion.reports.slices import Slices
+from eddymotion.robust import over_known
 
 LOCAL_MM = 4.0
 """Standard deviation of the Gaussian window of the local correlation."""
@@ -183,9 +184,7 @@ def mean_neighbour_correlation(signal: np.ndarray, gradients: Gradients) -> floa
     ----------
     Yeh et al. (2019), NeuroImage 202:116131.
     """
-    values = neighbour_correlations(signal, nearest_neighbours(gradients))
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    return over_known(np.mean, neighbour_correlations(signal, nearest_neighbours(gradients)))
 
 
 def _residual_percent(signal: np.ndarray, predicted: np.ndarray, volumes: np.ndarray) -> float:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eddymotion.mapping.rigid import POWER_RADIUS_MM
+from eddymotion.mapping.rigid import PARAMETERS, POWER_RADIUS_MM
 from eddymotion.reports.series import SeriesReport
+from eddymotion.robust import over_known
 
 BVAL_STEP = 50
 """Shells whose b-values round to the same multiple of this share a name."""
@@ -117,25 +118,28 @@ def quality_metrics(series: SeriesReport) -> dict[str, Value]:
         after end in ``_raw`` and ``_corrected``; those of a shell hold its b-value, as in
         ``cnr_b1000_raw``.
     """
-    findings = series.findings
-    fd = findings.fd_with_offset[np.isfinite(findings.fd_with_offset)]
-    judged = int(findings.judged.sum())
-    axis, reach = largest_motion(series)
+    findings, fd = series.findings, series.findings.fd_with_offset
+    head, n_known = series.confounds.numbers("framewise_displacement_head"), np.isfinite(fd).sum()
+    parameter, reach = largest_motion(series)
+    if_known = {
+        "fd_head_mean": over_known(np.mean, head),
+        "fd_head_max": over_known(np.max, head),
+        "within_max": over_known(np.max, series.excursions),
+    }
     return {
         "n_volumes": len(series.confounds),
         "n_dwi": len(series.gradients.dwis),
-        "fd_mean": float(fd.mean()) if len(fd) else np.nan,
-        "fd_max": float(fd.max()) if len(fd) else np.nan,
+        "fd_mean": over_known(np.mean, fd),
+        "fd_max": over_known(np.max, fd),
         **{
-            f"fd_percent_over_{limit:g}mm": 100 * float((fd > limit).mean()) if len(fd) else np.nan
+            f"fd_percent_over_{limit:g}mm": percent((fd > limit).sum(), n_known)
             for limit in FD_LIMITS_MM
         },
-        **_head(series.confounds.numbers("framewise_displacement_head")),
-        **_within(series.excursions),
-        "outlier_slices": 100 * int(findings.outliers.sum()) / judged if judged else np.nan,
+        **{name: value for name, value in if_known.items() if np.isfinite(value)},
+        "outlier_slices": percent(findings.outliers.sum(), findings.judged.sum()),
         "beyond_repair": len(findings.spoilt),
         **_measured(series),
-        "largest_motion": axis,
+        "largest_motion": parameter,
         "largest_motion_range": reach,
         "verdict": series.verdict.headline,
     }
@@ -212,28 +216,19 @@ def rounded_bval(bval: str | float) -> int:
 
 def largest_motion(series: SeriesReport) -> tuple[str, float]:
     """Find the parameter with the widest range, and that range in mm (rotations at 50 mm)."""
-    scales = {"trans": 1.0, "rot": POWER_RADIUS_MM}
+    in_mm = {"trans": 1.0, "rot": POWER_RADIUS_MM}
+    columns = {name: series.confounds.numbers(name) for name in PARAMETERS}
     ranges = {
-        f"{kind}_{axis}": scale * _range(series.confounds.numbers(f"{kind}_{axis}"))
-        for kind, scale in scales.items()
-        for axis in "xyz"
+        name: in_mm[name.partition("_")[0]] * float(np.nan_to_num(over_known(np.ptp, values)))
+        for name, values in columns.items()
     }
     name = max(ranges, key=lambda key: ranges[key])
     return name, ranges[name]
 
 
-def _head(fd: np.ndarray) -> dict[str, Value]:
-    """Name the displacement of the head alone, where it is known."""
-    known = fd[np.isfinite(fd)]
-    if not len(known):
-        return {}
-    return {"fd_head_mean": float(known.mean()), "fd_head_max": float(known.max())}
-
-
-def _within(excursions: np.ndarray) -> dict[str, Value]:
-    """Name the largest motion within a volume, where it was followed."""
-    known = excursions[np.isfinite(excursions)]
-    return {"within_max": float(known.max())} if len(known) else {}
+def percent(part: int, whole: int) -> float:
+    """Return a part as a percentage of the whole; NaN of nothing."""
+    return 100 * int(part) / int(whole) if whole else np.nan
 
 
 def _measured(series: SeriesReport) -> dict[str, Value]:
@@ -249,8 +244,3 @@ def _measured(series: SeriesReport) -> dict[str, Value]:
         for name, pair in pairs.items()
         for which, value in zip(_WHICH, pair, strict=True)
     }
-
-
-def _range(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.ptp(known)) if len(known) else 0.0

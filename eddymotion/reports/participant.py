@@ -122,7 +122,7 @@ def _article(series: SeriesReport, number: int, page: Path, *, named: bool) -> H
     prefix = f"s{number}"
     sections = series_sections(series, prefix, page)
     first, *rest = [section.html() for section in sections]
-    heading = tag("h2", series.outputs.src, class_="series-name") if named else Html("")
+    heading = tag("h2", series.outputs.src, class_="series-name") if named else None
     data, bar = series_data(series, f"{prefix}-data"), volume_bar(series)
     return tag(
         "article", heading, contents(sections), data, first, bar, *rest, id=prefix, class_="series"
@@ -146,9 +146,9 @@ def _body(
     return join([
         tag("h1", names[0] if len(names) == 1 and names[0].startswith(title) else title),
         tag("p", by, class_="by"),
-        *([notice] if failed else []),
-        *([tag("div", *tabs, class_="tabs", role="tablist")] if len(tabs) > 1 else []),
+        notice if failed else None,
+        tag("div", *tabs, class_="tabs", role="tablist") if len(tabs) > 1 else None,
         *articles,
-        *([skipped_section(skipped).html()] if skipped else []),
-        *([errors_section(failed).html()] if failed else []),
+        skipped_section(skipped).html() if skipped else None,
+        errors_section(failed).html() if failed else None,
     ])  # fmt: skip

@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 
 from eddymotion import __version__
-from eddymotion.reports.metrics import describe_metric, quality_metrics, with_common_shells
+from eddymotion.reports.metrics import (
+    describe_metric,
+    percent,
+    quality_metrics,
+    with_common_shells,
+)
 from eddymotion.reports.series import SeriesReport
+from eddymotion.robust import over_known
 
 MRIQC_FD_MM = 0.2
 """Framewise displacement above which MRIQC counts volumes."""
@@ -63,9 +69,8 @@ def quality_record(series: SeriesReport) -> dict[str, Any]:
 
 def _as_mriqc(series: SeriesReport) -> dict[str, Any]:
     fd = series.findings.fd_with_offset
-    fd = fd[np.isfinite(fd)]
-    count = int((fd > MRIQC_FD_MM).sum())
-    figures: dict[str, Any] = {"fd_num": count, "fd_perc": 100 * count / max(len(fd), 1)}
+    count, n_known = int((fd > MRIQC_FD_MM).sum()), int(np.isfinite(fd).sum())
+    figures: dict[str, Any] = {"fd_num": count, "fd_perc": 100 * count / max(n_known, 1)}
     if series.data is not None:
         figures["ndc"] = series.data.measures["ndc"][0]
     return figures
@@ -79,13 +84,13 @@ def _as_quad(series: SeriesReport) -> dict[str, Any]:
         "data_no_dw_vols": len(gradients.dwis),
         "data_no_shells": len(shells),
         "data_unique_bvals": [round(float(gradients.bvals[shell].mean())) for shell in shells],
-        "qc_mot_abs": _mean(series.confounds.numbers("rms_abs")),
-        "qc_mot_rel": _mean(series.confounds.numbers("rmsd")),
+        "qc_mot_abs": over_known(np.mean, series.confounds.numbers("rms_abs")),
+        "qc_mot_rel": over_known(np.mean, series.confounds.numbers("rmsd")),
     }
     lost, judged = findings.outliers, findings.judged
-    figures["qc_outliers_tot"] = _percent(lost.sum(), judged.sum())
+    figures["qc_outliers_tot"] = percent(lost.sum(), judged.sum())
     figures["qc_outliers_b"] = [
-        _percent(lost[shell].sum(), judged[shell].sum()) for shell in shells
+        percent(lost[shell].sum(), judged[shell].sum()) for shell in shells
     ]
     if series.data is not None:
         measures = series.data.measures
@@ -93,15 +98,6 @@ def _as_quad(series: SeriesReport) -> dict[str, Any]:
         cnr = [measures["cnr"].get(bval, (np.nan, np.nan))[1] for bval in bvals]
         figures["qc_cnr_avg"] = [measures["tsnr_b0"][1], *cnr]
     return figures
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else np.nan
-
-
-def _percent(part: int, whole: int) -> float:
-    return 100 * int(part) / int(whole) if whole else np.nan
 
 
 def _plain(value: Any) -> Any:

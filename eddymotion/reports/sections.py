@@ -176,7 +176,7 @@ def summary(series: SeriesReport) -> Html:
         "div",
         tag("p", f"{MARKS[verdict.level]} {verdict.headline}", class_="headline"),
         tag("p", describe_motion(series)),
-        *([tag("p", "Why: " + "; ".join(verdict.reasons) + ".")] if verdict.reasons else ()),
+        tag("p", "Why: " + "; ".join(verdict.reasons) + ".") if verdict.reasons else None,
         class_=f"verdict {level}",
     )
     return tag("div", box, viewer(series), class_="overview")
@@ -215,9 +215,9 @@ def checks(series: SeriesReport) -> Html:
         for volume, reason in series.reasons_beyond_repair.items()
     ]
     return join([
-        numbers, *([tag("ul", *reasons)] if reasons else []), rule,
+        numbers, tag("ul", *reasons) if reasons else None, rule,
         details("What the run said", table(_rows(facts), class_="facts"))
-        if isinstance(facts, Mapping) else Html(""),
+        if isinstance(facts, Mapping) else None,
     ])  # fmt: skip
 
 
@@ -289,7 +289,7 @@ def slices(series: SeriesReport, page: Path) -> Html:
         f"{len(replaced)} lost slices.",
         class_="note",
     )
-    return join([_chart(series, "carpet", page), *([note] if "true" in replaced else [])])
+    return join([_chart(series, "carpet", page), note if "true" in replaced else None])
 
 
 def directions(series: SeriesReport, page: Path) -> Html:

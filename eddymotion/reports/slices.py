@@ -50,12 +50,17 @@ class PlaneGrid:
     @classmethod
     def of(cls, series: Series) -> PlaneGrid:
         """Turn the grid of a series and lay the planes through its brain."""
-        turn = io_orientation(series.affine)
-        mask = apply_orientation(series.mask, turn).astype(bool)
-        brain = np.argwhere(mask)
-        low, high = brain.min(axis=0), brain.max(axis=0)
+        return cls.through(series.mask, series.affine)
+
+    @classmethod
+    def through(cls, mask: np.ndarray, affine: np.ndarray) -> PlaneGrid:
+        """Turn a grid and lay the planes through what a mask (X, Y, Z) marks in it."""
+        turn = io_orientation(affine)
+        turned = apply_orientation(mask, turn).astype(bool)
+        inside = np.argwhere(turned)
+        low, high = inside.min(axis=0), inside.max(axis=0)
         x, y, z = (int(a + part * (b - a)) for a, b, part in zip(low, high, CUTS, strict=True))
-        return cls(series.affine @ inv_ornt_aff(turn, series.shape), mask, (x, y, z))
+        return cls(affine @ inv_ornt_aff(turn, mask.shape), turned, (x, y, z))
 
     @property
     def sizes(self) -> np.ndarray:

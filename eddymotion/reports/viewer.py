@@ -49,7 +49,7 @@ def volume_bar(series: SeriesReport) -> Html:
             class_="row",
         ),
         tag("div", "", class_="readout", aria_live="off"),
-        tag("div", tag("span", "Worth a look:"), *chips, class_="chips") if chips else Html(""),
+        tag("div", tag("span", "Worth a look:"), *chips, class_="chips") if chips else None,
         class_="bar",
     )  # fmt: skip
 
