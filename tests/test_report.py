@@ -499,5 +499,5 @@ def test_static_files_are_packaged():
 def test_motion_within_volumes_is_told_once(fact, steps, told, tmp_path):
     name = "motion within volumes"
     table = SimpleNamespace(columns={"step": [f"{name}: {step}" for step in steps]})
-    series = SimpleNamespace(sidecar={"Summary": {name: fact}}, steps=table, charts={})
+    series = SimpleNamespace(summary={name: fact}, steps=table, charts={})
     assert re.findall(r"<p[^>]*>(.*?)</p>", within(series, tmp_path / "page.html")) == told

@@ -19,7 +19,7 @@ from eddymotion.io.tables import write_gradient_table
 from eddymotion.mapping.eddy_currents import SCALE_MM
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.pipeline.runs.b0s import load_b0s
-from eddymotion.simulation import shelled_scheme
+from eddymotion.simulation import Recipe, shelled_scheme
 
 SMALL = ["--scheme", "few", "--voxel-size", "6", "--random-seed", "5", "--nprocs", "1"]
 EVERYTHING = [
@@ -236,6 +236,18 @@ def test_options_can_come_from_a_file(tmp_path):
     settings = json.loads((root / "truth" / "sub-01_settings.json").read_text())["settings"]
     assert settings["motion"] == "swap50"
     assert settings["voxel_size"] == [8.0, 8.0, 8.0]
+
+
+def test_what_is_not_given_is_as_in_a_recipe():
+    """Help tells the defaults; those of a recipe hold."""
+    parser = simulate.build_parser()
+    assert simulate.recipe_from(parser.parse(["sim"])) == Recipe()
+    told = (simulate.DEFAULT_SNR, simulate.DEFAULT_EDDY_MM, simulate.DEFAULT_PE_AXIS,
+            simulate.DEFAULT_READOUT_S, simulate.DEFAULT_REPETITION_S,
+            simulate.DEFAULT_MULTIBAND)  # fmt: skip
+    timing = Recipe().timing
+    assert told == (Recipe.snr, Recipe.eddy_amplitude, Recipe.pe_axis, Recipe.readout_time,
+                    timing.repetition_time, timing.multiband)  # fmt: skip
 
 
 def test_help_lists_schemes_and_motions_and_comes_at_once():

@@ -85,7 +85,7 @@ def test_noise_that_is_larger_than_told_changes_no_verdict():
     pulls = pulls_of(jumps(told(TRUE), random), 0.5, random)
     sharp = replace(pulls, gradient=30 * pulls.gradient, hessian=30 * pulls.hessian)
     plain, louder = (weigh_orders(one, told(TRUE)) for one in (pulls, sharp))
-    assert louder.told == pytest.approx(plain.told, rel=0.1)
+    assert louder.given == pytest.approx(plain.given, rel=0.1)
 
 
 def test_knots_share_the_equations_of_their_slices():

@@ -236,10 +236,10 @@ def _measured(images: Sequence[FieldMap], maps: Sequence[FieldMap]) -> MeasuredF
     if (magnitude := _beside(images[0], MAGNITUDES, maps)) is not None:
         files["magnitude"] = magnitude.path
     names = ("EchoTime",) if len(images) == 2 else ("EchoTime1", "EchoTime2")
-    said = [usable(image.metadata, *names, "Units") for image in images]
-    times = tuple(one[name] for one in said for name in names if name in one)
+    sidecars = [usable(image.metadata, *names, "Units") for image in images]
+    times = tuple(one[name] for one in sidecars for name in names if name in one)
     is_pair = len(times) == 2 and all(isinstance(time, int | float) for time in times)
-    return MeasuredFiles(files, times if is_pair else (), said[0].get("Units"))
+    return MeasuredFiles(files, times if is_pair else (), sidecars[0].get("Units"))
 
 
 def _polarity(metadata: Mapping[str, Any] | None) -> str | None:

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from eddymotion.errors import EddymotionError
+from eddymotion.wording import why
 
 log = logging.getLogger(__name__)
 
@@ -218,9 +219,9 @@ def indexed_tree(bids_dir: Path, database_dir: Path) -> Tree:
         layout = BIDSLayout(bids_dir, validate=False, database_path=database_dir)
         root, paths = Path(layout.root), layout.get(suffix="dwi", return_type="filename")
     except Exception as error:  # whatever PyBIDS, SQLAlchemy and SQLite raise
-        said = " ".join(str(error).split())[:200]
         raise EddymotionError(
-            f"{database_dir / INDEX}: cannot be read as an index of PyBIDS ({said}); {advice}"
+            f"{database_dir / INDEX}: cannot be read as an index of PyBIDS ({why(error)}); "
+            f"{advice}"
         ) from error
     if root.resolve() != bids_dir:
         raise EddymotionError(
@@ -266,10 +267,9 @@ def _make_index(bids_dir: Path, database_dir: Path) -> None:
                 make(Path(temporary), metadata=False)
             os.replace(Path(temporary) / INDEX, database_dir / INDEX)
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
         raise EddymotionError(
-            f"{database_dir}: PyBIDS cannot make its index there ({said}); give another folder, "
-            "or leave --bids-database-dir out"
+            f"{database_dir}: PyBIDS cannot make its index there ({why(error)}); give another "
+            "folder, or leave --bids-database-dir out"
         ) from error
 
 

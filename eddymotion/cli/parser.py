@@ -109,8 +109,8 @@ class Parser(argparse.ArgumentParser):
             if named or (used and message.startswith(WORDS_MISSING)):
                 name = action.option_strings[0]
                 return f"; {name} takes all words that follow it: put other words before it"
-        told = {word: self._advice(word) for word in self._arguments}
-        foreign = [f"; for {word} {what}" for word, what in told.items() if what]
+        advices = {word: self._advice(word) for word in self._arguments}
+        foreign = [f"; for {word} {instead}" for word, instead in advices.items() if instead]
         return "".join(foreign[:1]) if message.startswith(WORDS_MISSING) else ""
 
     def _advice(self, argument: str) -> str | None:
@@ -119,8 +119,8 @@ class Parser(argparse.ArgumentParser):
     def _suggest(self, unknown: str) -> str:
         if not unknown.startswith("-") and self.surplus:
             return f"{unknown}: {self.surplus}"
-        if (told := self._advice(unknown)) is not None:
-            return f"unknown argument {unknown}; {told}"
+        if (instead := self._advice(unknown)) is not None:
+            return f"unknown argument {unknown}; {instead}"
         options = [name for name in self._option_string_actions if name.startswith("--")]
         close = difflib.get_close_matches(unknown.split("=")[0], options, n=1)
         return f"unknown argument {unknown}" + (f"; did you mean {close[0]}?" if close else "")

@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def _add_scan_options(parser: Parser) -> None:
     group.add_argument("--phantom", nargs=2, type=existing_file, metavar=("TISSUE", "PEAKS"),
                        help="NIfTI maps: fractions of white matter, grey matter and fluid; "
                             "three fibre directions")  # fmt: skip
-    group.add_argument("--from", type=existing_file, metavar="DWI",
+    group.add_argument("--from", dest="series", type=existing_file, metavar="DWI",
                        help="real series with .bval and .bvec beside it, to which a head is "
                             "fitted, once its motion is corrected (a ball and a stick "
                             "a voxel)")  # fmt: skip
@@ -250,7 +251,7 @@ def find_contradiction(options: argparse.Namespace) -> str | None:
 
 
 def _about_head(options: argparse.Namespace) -> Iterator[str]:
-    series = getattr(options, "from")
+    series = options.series
     if options.phantom and series:
         yield "--phantom and --from name two heads; give one"
     if options.head == "synthetic" and (options.phantom or series):
@@ -331,44 +332,22 @@ def simulate_one(options: argparse.Namespace) -> int:
 
 
 def recipe_from(options: argparse.Namespace) -> Recipe:
-    """Collect the options into a recipe."""
+    """Collect the options into a recipe, whose defaults hold where nothing was given."""
     from eddymotion.simulation import Recipe
 
-    sizes = options.voxel_size
-    chi = options.noise == "chi"
-    return Recipe(
-        scheme=options.scheme,
-        bval=options.bval,
-        bvec=options.bvec,
-        phantom=tuple(options.phantom) if options.phantom else None,
-        series=getattr(options, "from"),
-        motion=options.motion,
-        amplitude=options.amplitude or 1.0,
-        snr=None if options.noise == "none" else options.snr or DEFAULT_SNR,
-        coils=(options.coils or DEFAULT_CHI_COILS) if chi else 1,
-        coil_bias=options.coil_bias,
-        dropout=options.dropout,
-        eddy_current=options.eddy_current,
-        eddy_amplitude=options.eddy_amplitude or DEFAULT_EDDY_MM,
-        pe_axis=options.pe_axis or DEFAULT_PE_AXIS,
-        voxel_size=tuple(sizes * 3 if len(sizes) == 1 else sizes) if sizes else None,
-        orientation=options.orientation,
-        oblique=tuple(options.oblique) if options.oblique else None,
-        random_seed=options.random_seed,
-        head=options.head,
-        contrast=options.contrast or "adult",
-        cavity=options.cavity or "none",
-        coverage=options.coverage or "whole",
-        kspace=_kspace(options),
-        susceptibility=options.susceptibility or 0.0,
-        readout_time=options.readout_time or DEFAULT_READOUT_S,
-        rigid_field=options.rigid_field,
-        direction=options.direction,
-        repetition_time=options.repetition_time,
-        slice_order=options.slice_order,
-        multiband=options.multiband,
-        slice_profile=options.slice_profile,
-    )
+    names = {entry.name for entry in fields(Recipe)}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(options).items()
+        if name in names and value is not None
+    }
+    if len(given.get("voxel_size", ())) == 1:
+        given["voxel_size"] *= 3
+    if options.noise == "none":
+        given["snr"] = None
+    if options.noise == "chi":
+        given.setdefault("coils", DEFAULT_CHI_COILS)
+    return Recipe(**given, kspace=_kspace(options))
 
 
 def _kspace(options: argparse.Namespace) -> KSpace | None:

@@ -107,13 +107,13 @@ class Joint:
         """
         if self.within_volume == "none" or estimate.period_scatter is None:
             return None
-        asked = self.within_volume != "auto"
+        demanded = self.within_volume != "auto"
         untimed = dwi.acquisition.why_untimed
         undetermined = estimate.undetermined is not None
         if why := untimed or undetermined * "the images do not determine all of the motion":
             is_odd = untimed and dwi.acquisition.slicing.times is not None
             log.log(
-                logging.WARNING if asked or is_odd else logging.INFO,
+                logging.WARNING if demanded or is_odd else logging.INFO,
                 "motion within volumes: not sought, since %s", why,
             )  # fmt: skip
             return None
@@ -121,7 +121,7 @@ class Joint:
 
         model = _made(self.model, dwi.gradients)
         assert isinstance(model, LinearModel)
-        n_knots = int(self.within_volume) if asked else None
+        n_knots = int(self.within_volume) if demanded else None
         return follow_head(dwi, estimate, motion, model, n_knots=n_knots, compute=compute)
 
     def _warn_of_unused_options(self, dwi: DWI, model: Model) -> None:

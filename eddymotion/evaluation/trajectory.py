@@ -257,8 +257,8 @@ def compare_by_slices(
         coverage = trajectory_coverage(poses["estimated"], errors, truth, grid.center, used)
     times = np.full(truth.shape[:2], np.nan)
     for slices in filter(None, (own, true.slices)):
-        told = slices.times[:, slices.group_of_slice]
-        times = told if np.isfinite(told).all() else times
+        excited = slices.times[:, slices.group_of_slice]
+        times = excited if np.isfinite(excited).all() else times
     return SliceComparisons(methods, times, coverage)
 
 

@@ -134,10 +134,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"found a {type(content).__name__}, expected an object")
     except (OSError, ValueError, RecursionError) as error:
-        said = (
+        problem = (
             f"cannot be read as JSON ({why(error)}); slice timing and phase encoding are not known"
         )
-        log.warning("%s", describe_pointer_file(path) or f"{path}: {said}")
+        log.warning("%s", describe_pointer_file(path) or f"{path}: {problem}")
         return {}
     return {key: _shallow(value, SIDECAR_DEPTH) for key, value in content.items()}
 
@@ -293,17 +293,17 @@ def _repetition_time(
     fields: Mapping[str, Any], of_header: float | None, owner: str
 ) -> float | None:
     """Return the seconds between volumes: as the sidecar says, else as the header does."""
-    said = fields.get("RepetitionTime")
-    if said is None:
+    seconds = fields.get("RepetitionTime")
+    if seconds is None:
         return of_header
-    if not 0 < said <= LONGEST_VOLUME:
+    if not 0 < seconds <= LONGEST_VOLUME:
         log.warning("%s: RepetitionTime is %s, expected seconds, above 0 and at most %g; it is "
-                    "ignored", owner, shown(said), LONGEST_VOLUME)  # fmt: skip
+                    "ignored", owner, shown(seconds), LONGEST_VOLUME)  # fmt: skip
         return of_header
-    if of_header is not None and abs(of_header - said) > SAME_REPETITION * said:
+    if of_header is not None and abs(of_header - seconds) > SAME_REPETITION * seconds:
         log.warning("%s: RepetitionTime is %g s in the sidecar, %g s in the header; that of the "
-                    "sidecar is taken", owner, said, of_header)  # fmt: skip
-    return float(said)
+                    "sidecar is taken", owner, seconds, of_header)  # fmt: skip
+    return float(seconds)
 
 
 def _slicing(

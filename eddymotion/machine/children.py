@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from eddymotion.wording import why
+
 PYTHON = (sys.executable, "-P")
 """Starts a Python that imports nothing from the current folder."""
 
@@ -46,8 +48,9 @@ def why_alone() -> str | None:
     try:
         multiprocessing.get_context().Lock()
     except (ImportError, OSError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        return f"no semaphore can be made ({said}); is /dev/shm there, writable and not full?"
+        return (
+            f"no semaphore can be made ({why(error)}); is /dev/shm there, writable and not full?"
+        )
     return None
 
 

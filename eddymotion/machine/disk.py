@@ -17,13 +17,13 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def describe_disk_error(error: OSError) -> str:
     """Say in one line what the system refused, of which file, and what to do."""
     of = error.filename2 or error.filename
-    said = " ".join((error.strerror or str(error)).split())
-    if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in said:  # HDF5 tells it in words
+    reason = " ".join((error.strerror or str(error)).split())
+    if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in reason:  # HDF5 tells it in words
         where = f" ({of})" if of else ""
         return f"the disk is full{where}; free some room and run again: what is finished is kept"
     if error.errno == errno.ENAMETOOLONG:
-        return f"{of}: {said}; names have at most 255 bytes: give a shorter one"
-    return f"{of}: {said}; check the path, its permissions and its disk" if of else said
+        return f"{of}: {reason}; names have at most 255 bytes: give a shorter one"
+    return f"{of}: {reason}; check the path, its permissions and its disk" if of else reason
 
 
 def prove_writable(folder: Path, remedy: str) -> None:

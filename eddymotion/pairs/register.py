@@ -79,7 +79,7 @@ def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dic
     errors = None
     if pair.landmarks:
         points = pair.landmarks[0].points
-        mapped, wrong_way = (registration.map(points, inverse=way) for way in (False, True))
+        mapped, wrong_way = registration.map(points), registration.map(points, inverse=True)
         errors = errors_of(*pair.landmarks, mapped, wrong_way)
     summary = summary_of_pair(paths, settings, how, quality, errors, seconds)
     write_all(pair, outputs, settings, registration, (before, after), errors, summary)

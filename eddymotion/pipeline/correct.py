@@ -251,11 +251,11 @@ class Correction:
 
     def summary(self) -> dict[str, str]:
         """Tell what was found and done, label → value."""
-        told = summarise(self.dwi, self.motion, self.model, self.before, self.after)
-        told |= self.together.summary()
+        summary = summarise(self.dwi, self.motion, self.model, self.before, self.after)
+        summary |= self.together.summary()
         if self.settings.prepares:
-            told["taken off before resampling"] = describe(self.prepared, self.settings)
-        return told | ({"output space": self.space.describe()} if self.space else {})
+            summary["taken off before resampling"] = describe(self.prepared, self.settings)
+        return summary | ({"output space": self.space.describe()} if self.space else {})
 
     def warnings(self) -> list[dict[str, Any]]:
         """Warn of what joining the runs and finding the output space showed."""
@@ -263,10 +263,7 @@ class Correction:
             log.warning("%s: %s", self.series.dwi.name, issue.text)
         texts = self.space.warnings if self.space else ()
         of_space = [DataIssue("output space", text) for text in texts]
-        return [
-            {"Subject": issue.kind, "Text": issue.text, "Severe": issue.severe}
-            for issue in (*self.together.issues, *of_space)
-        ]
+        return [issue.plain() for issue in (*self.together.issues, *of_space)]
 
 
 def estimate_series(

@@ -37,9 +37,10 @@ def motion_fingerprint_of(series: SeriesFiles, settings: Settings) -> str:
 
 def measured_fingerprint_of(measured: MeasuredFiles) -> str:
     """Digest of a measured map: its files, and what their sidecars say."""
-    told = {path.name: usable(metadata_beside(path), *FIELDS) for path in measured.files.values()}
-    words = [measured.echo_times, measured.units, told, *map(content_of, measured.files.values())]
-    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+    files = measured.files.values()
+    sidecars = {path.name: usable(metadata_beside(path), *FIELDS) for path in files}
+    values = [measured.echo_times, measured.units, sidecars, *map(content_of, files)]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def content_of(path: Path) -> str:

@@ -61,8 +61,8 @@ class Stages:
         self.seconds[name] = time.perf_counter() - started
 
     def __str__(self) -> str:
-        told = {name: f"{seconds:.1f}" for name, seconds in self.seconds.items()}
-        parts = ", ".join(f"{name} {text}" for name, text in told.items() if text != "0.0")
+        rounded = {name: f"{seconds:.1f}" for name, seconds in self.seconds.items()}
+        parts = ", ".join(f"{name} {text}" for name, text in rounded.items() if text != "0.0")
         return f"{sum(self.seconds.values()):.1f} s ({parts})"
 
 

@@ -126,17 +126,17 @@ class GaussNewton(Engine):
             settings["levels"] = _levels_of(path, settings["levels"])
         return cls(**settings)
 
-    def _register(self, asked: Request) -> Registration:
-        sides = Side(asked.fixed, asked.fixed_mask), Side(asked.moving, asked.moving_mask)
-        metric = asked.metric or self.metrics[0]
+    def _register(self, request: Request) -> Registration:
+        sides = Side(request.fixed, request.fixed_mask), Side(request.moving, request.moving_mask)
+        metric = request.metric or self.metrics[0]
         pair = Pair(*sides, metric, self.symmetric)
-        group = GROUPS[asked.transform]
-        matrix = group.nearest(asked.start, pair.fixed.center)
+        group = GROUPS[request.transform]
+        matrix = group.nearest(request.start, pair.fixed.center)
         n_iterations = 0
         for number, level in enumerate(self.levels):
             last = number == len(self.levels) - 1
             steps = group if last else steps_at(level, group)
-            problem = pair.at(level, steps, matrix, (asked.seed, number))
+            problem = pair.at(level, steps, matrix, (request.seed, number))
             width = problem.view.width
             detail = pair.voxel if last else max(pair.voxel, width)
             descent = Descent(problem, matrix, self.tolerance * detail, MAX_REACH * width)

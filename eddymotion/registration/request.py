@@ -83,7 +83,7 @@ class Engine(ABC):
         """Raise for a transform that the engine lacks, where more can be said than that."""
 
     @abstractmethod
-    def _register(self, asked: Request) -> Registration:
+    def _register(self, request: Request) -> Registration:
         """Register what was checked."""
 
 
@@ -92,5 +92,5 @@ def ending(
 ) -> str:
     """Say how an engine ended: after how many iterations `of` what, and at which cost."""
     how = "converged" if converged else "stopped at the iteration limit"
-    told = f"{how} after {n_iterations} iterations{of}"
-    return f"{told}; cost {costs[0]:{form}} → {costs[-1]:{form}}" if len(costs) else told
+    text = f"{how} after {n_iterations} iterations{of}"
+    return f"{text}; cost {costs[0]:{form}} → {costs[-1]:{form}}" if len(costs) else text

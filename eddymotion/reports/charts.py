@@ -259,9 +259,9 @@ def carpet_chart(
     parts += [columns.band(v, top - 16, 12, shell_colors(gradients)[v]) for v in columns.order]
     for volume, index, score in outliers:
         if volume in columns.column:
-            said = f"volume {volume}, slice {index}: z = {score:.1f}"
+            tooltip = title(f"volume {volume}, slice {index}: z = {score:.1f}")
             parts.append(element(
-                "rect", title(said), x=LEFT + columns.column[volume] * columns.step,
+                "rect", tooltip, x=LEFT + columns.column[volume] * columns.step,
                 y=top + (n_slices - 1 - index) * step, width=columns.step, height=step,
                 fill="none", stroke="#000000", stroke_width=1.4, pointer_events="all",
             ))  # fmt: skip
@@ -354,10 +354,10 @@ def sphere_chart(gradients: Gradients, before: np.ndarray, after: np.ndarray) ->
         x0, y0, x1, y1 = (middle + radius * a[0], middle - radius * a[1],
                           middle + radius * b[0], middle - radius * b[1])  # fmt: skip
         turn = np.rad2deg(np.arccos(np.clip(before[volume] @ after[volume], -1, 1)))
-        said = f"volume {volume}, b={gradients.bvals[volume]:.0f}: turned by {turn:.2f}°"
+        words = f"volume {volume}, b={gradients.bvals[volume]:.0f}: turned by {turn:.2f}°"
         parts.append(element(
             "g",
-            title(said)
+            title(words)
             + element("line", x1=x0, y1=y0, x2=x1, y2=y1, stroke=colors[volume], stroke_width=1.5)
             + element("circle", cx=x0, cy=y0, r=4.6, fill="none", stroke=colors[volume],
                       stroke_width=1.3)

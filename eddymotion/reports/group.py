@@ -202,9 +202,7 @@ def _is_wanted(session: str, sessions: Collection[str]) -> bool:
 
 def _protocol(series: SeriesReport) -> str:
     """Name what series must share to be compared in signal: voxel size and b-values."""
-    summary = series.sidecar.get("Summary")
-    described = summary.get("series") if isinstance(summary, dict) else None
-    words = series.data.series if series.data is not None else str(described)
+    words = series.data.series if series.data is not None else str(series.summary.get("series"))
     size = re.search(r"[\d.e+-]+(?:×[\d.e+-]+){2} mm", words)
     gradients = series.gradients
     if gradients.is_shelled:

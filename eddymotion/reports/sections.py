@@ -209,15 +209,14 @@ def checks(series: SeriesReport) -> Html:
         "it destroyed is not.",
         class_="note",
     )
-    facts = series.sidecar.get("Summary")
     reasons = [
         tag("li", f"volume {volume}: {reason}")
         for volume, reason in series.reasons_beyond_repair.items()
     ]
     return join([
         numbers, tag("ul", *reasons) if reasons else None, rule,
-        details("What the run said", table(_rows(facts), class_="facts"))
-        if isinstance(facts, Mapping) else None,
+        details("What the run said", table(_rows(series.summary), class_="facts"))
+        if series.summary else None,
     ])  # fmt: skip
 
 
@@ -256,12 +255,11 @@ def _describe_offset(series: SeriesReport) -> str:
 
 def within(series: SeriesReport, page: Path) -> Html:
     """Write how the head moved within volumes, and why it was followed or not."""
-    facts = series.sidecar.get("Summary")
-    text = facts.get(WITHIN) if isinstance(facts, Mapping) else None
+    text = series.summary.get(WITHIN)
     steps = [] if series.steps is None else series.steps.columns.get("step", [])
-    said = [step.partition(": ")[2] for step in steps if step.startswith(f"{WITHIN}: ")]
-    notes = said[:1]
-    if isinstance(text, str) and not any(text in step for step in said):
+    logged = [step.partition(": ")[2] for step in steps if step.startswith(f"{WITHIN}: ")]
+    notes = logged[:1]
+    if isinstance(text, str) and not any(text in step for step in logged):
         notes = [text, *(f"followed: {step}" for step in notes)]
     return join([
         _chart(series, "within", page),
@@ -272,8 +270,7 @@ def within(series: SeriesReport, page: Path) -> Html:
 def frame(series: SeriesReport, page: Path) -> Html:
     """Write how diffusion-weighted volumes lie on b=0, and what is known about it."""
     picture = _picture(series, "b0_edges", page)
-    facts = series.sidecar.get("Summary")
-    text = facts.get(FRAME) if isinstance(facts, Mapping) else None
+    text = series.summary.get(FRAME)
     if not picture or not isinstance(text, str):
         return picture
     return join([picture, tag("p", f"{FRAME.capitalize()}: {text}.", class_="note")])

@@ -224,12 +224,7 @@ class SeriesReport:
     def gradients(self) -> Gradients:
         """b-values and rotated b-vectors, of the confounds."""
         directions = [self.confounds.numbers(f"grad_{axis}") for axis in "xyz"]
-        settings = self.sidecar.get("Settings")
-        threshold = (
-            settings.get("b0_threshold", B0_THRESHOLD)
-            if isinstance(settings, dict)
-            else B0_THRESHOLD
-        )
+        threshold = _mapping(self.sidecar, "Settings").get("b0_threshold", B0_THRESHOLD)
         if self.data is not None:
             threshold = self.data.b0_threshold
         bvals = np.nan_to_num(self.confounds.numbers("bval"))
@@ -239,21 +234,20 @@ class SeriesReport:
     def findings(self) -> Findings:
         """What stands out."""
         z = None if self.data is None else self.data.z
-        given = self.sidecar.get("OutlierSlices")
-        unusable = given.get("VolumesBeyondRepair", ()) if isinstance(given, dict) else ()
-        known = (
-            [one for one in unusable if isinstance(one, int)] if isinstance(unusable, list) else ()
-        )
-        return Findings.of(self.confounds, self.gradients, self.n_slices, z, known)
+        volumes = _list(_mapping(self.sidecar, "OutlierSlices"), "VolumesBeyondRepair", int)
+        return Findings.of(self.confounds, self.gradients, self.n_slices, z, volumes)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the run said of it, label → value; empty where that is not known."""
+        return _mapping(self.sidecar, "Summary")
 
     @property
     def reasons_beyond_repair(self) -> dict[int, str]:
         """Volume → why it is better left out."""
-        given = self.sidecar.get("OutlierSlices")
-        told = given.get("ReasonsBeyondRepair") if isinstance(given, dict) else None
-        told = told if isinstance(told, dict) else {}
+        reasons = _mapping(_mapping(self.sidecar, "OutlierSlices"), "ReasonsBeyondRepair")
         unnamed = "too many of its slices lost signal"
-        return {int(v): str(told.get(str(v), unnamed)) for v in self.findings.spoilt}
+        return {int(v): str(reasons.get(str(v), unnamed)) for v in self.findings.spoilt}
 
     @cached_property
     def head_translations(self) -> np.ndarray:
@@ -272,8 +266,7 @@ class SeriesReport:
     @property
     def voxel(self) -> float:
         """Shortest edge of a voxel of the original series, mm; NaN where that is not known."""
-        told = self.sidecar.get("MotionWithinVolumes")
-        size = told.get("VoxelSize") if isinstance(told, dict) else None
+        size = _mapping(self.sidecar, "MotionWithinVolumes").get("VoxelSize")
         return float(size) if isinstance(size, int | float) else float("nan")
 
     @property
@@ -298,17 +291,13 @@ class SeriesReport:
     @property
     def notices(self) -> list[Notice]:
         """What the run said against the series itself."""
-        given = self.sidecar.get("Warnings")
-        entries = (
-            [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
-        )
         return [
             Notice(
                 str(one.get("Subject", "warning")),
                 str(one.get("Text", "")),
                 Severity.DOUBTFUL if one.get("Severe") else Severity.CARE,
             )
-            for one in entries
+            for one in _list(self.sidecar, "Warnings", dict)
         ]
 
     @cached_property
@@ -343,6 +332,18 @@ class SeriesReport:
             write_text(self.outputs[f"{kind}_figure"], chart)
         if "within" not in self.charts:
             self.outputs["within_figure"].unlink(missing_ok=True)
+
+
+def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return an object in a sidecar, which may hold anything; empty where there is none."""
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(content: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+    """Return the entries of a kind of a list in a sidecar; none where there is no list."""
+    value = content.get(key)
+    return [one for one in value if isinstance(one, kind)] if isinstance(value, list) else []
 
 
 def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:

@@ -300,8 +300,8 @@ def _trajectory(recipe: Recipe, n_volumes: int, grid: Grid) -> SlicePoses | None
 
 def timing_metadata(recipe: Recipe, trajectory: SlicePoses | None) -> dict[str, Any]:
     """Return what the sidecar tells of times."""
-    told = slice_metadata(trajectory) if trajectory else {}
-    return {"RepetitionTime": recipe.timing.repetition_time} | told
+    of_slices = slice_metadata(trajectory) if trajectory else {}
+    return {"RepetitionTime": recipe.timing.repetition_time} | of_slices
 
 
 def _magnetised(recipe: Recipe, head: Head) -> Magnetised | None:

@@ -63,6 +63,10 @@ class DataIssue:
     lost: float = 0.0
     factor: float = 1.0
 
+    def plain(self) -> dict[str, Any]:
+        """Return what the sidecar of the corrected series tells of it, JSON-ready."""
+        return {"Subject": self.kind, "Text": self.text, "Severe": self.severe}
+
 
 _FOUND: WeakKeyDictionary[DWI, list[DataIssue]] = WeakKeyDictionary()
 """A series never changes: what was found is kept as long as it lives."""
@@ -188,7 +192,7 @@ def in_sidecar(
         found.append(DataIssue("frames", frame_doubt))
     if order_doubt is not None:
         found.append(DataIssue("slice timing", order_doubt))
-    return [{"Subject": one.kind, "Text": one.text, "Severe": one.severe} for one in found]
+    return [one.plain() for one in found]
 
 
 def _reference(dwi: DWI) -> np.ndarray:

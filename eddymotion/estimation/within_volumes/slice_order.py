@@ -87,14 +87,14 @@ class OrderEvidence:
         That one, in words.
     """
 
-    told: float
+    given: float
     best: float
     order: str
 
     @property
     def contradicts(self) -> bool:
-        """Whether another order than the one that was told is the true one."""
-        return self.best - self.told > max(LEAST_GAIN, BETTER_BY * self.told)
+        """Whether another order than that of SliceTiming is the true one."""
+        return self.best - self.given > max(LEAST_GAIN, BETTER_BY * self.given)
 
     @property
     def doubt(self) -> str | None:
@@ -108,31 +108,31 @@ class OrderEvidence:
 
     def __str__(self) -> str:
         return (
-            f"log odds of {self.told:.0f} for the order that SliceTiming tells, {self.best:.0f} "
+            f"log odds of {self.given:.0f} for the order that SliceTiming tells, {self.best:.0f} "
             f"for {self.order}"
         )
 
 
 def weigh_orders(pulls: SlicePulls, slicing: Slicing) -> OrderEvidence:
-    """Compare the order that was told with those in which scanners acquire slices.
+    """Compare the order of SliceTiming with those in which scanners acquire slices.
 
     Parameters
     ----------
     pulls : SlicePulls
     slicing : Slicing
-        As it was told.
+        As the sidecar has it.
     """
     known = pulls.calibrated()
     odds = partial(log_evidence, known, SmoothMisfit.of(known))
     at_rest = odds(slicing, AT_REST_MM)
     found = {name: odds(order, SCALE_MM) - at_rest for name, order in orders(slicing)}
     best = max(found, key=lambda name: found[name])
-    told = odds(slicing, SCALE_MM) - at_rest
-    return OrderEvidence(told, found[best], best)
+    given = odds(slicing, SCALE_MM) - at_rest
+    return OrderEvidence(given, found[best], best)
 
 
 def orders(slicing: Slicing) -> Iterator[tuple[str, Slicing]]:
-    """Go through the orders of a usual scanner, in words and as they would be told."""
+    """Go through the orders of a usual scanner, in words and as slicings."""
     assert slicing.times is not None
     n_slices = len(slicing.times)
     together = max(map(len, slicing.groups))

@@ -49,26 +49,26 @@ def keep(folder: Path, joined: JoinedRuns) -> None:
         arrays |= {"hertz": joined.field.coefficients, "lattice": joined.field.affine}
     with replacing(folder / "runs.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
-    told = {"similarity": [s if np.isfinite(s) else None for s in joined.similarity],
+    rest = {"similarity": [s if np.isfinite(s) else None for s in joined.similarity],
             "measured": joined.measured, "modulated": joined.modulated,
             "ties": [tie and tie.plain() for tie in joined.ties]}  # fmt: skip
-    write_json(folder / "runs.json", told)
+    write_json(folder / "runs.json", rest)
 
 
 def recalled(folder: Path) -> JoinedRuns | None:
     """Read what was found; None where nothing usable is there."""
     try:
-        told = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+        rest = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
         with np.load(folder / "runs.npz") as stored:
             arrays = dict(stored)
-        ties = tuple(tie and FrameTie.of(tie) for tie in told["ties"])
+        ties = tuple(tie and FrameTie.of(tie) for tie in rest["ties"])
         field = None
         if "hertz" in arrays:
             field = OffResonance(arrays.pop("hertz"), arrays.pop("lattice"))
-        before, after = (np.nan if s is None else float(s) for s in told["similarity"])
+        before, after = (np.nan if s is None else float(s) for s in rest["similarity"])
         return JoinedRuns(
-            field=field, similarity=(before, after), measured=bool(told["measured"]),
-            modulated=bool(told["modulated"]), ties=ties, **arrays,
+            field=field, similarity=(before, after), measured=bool(rest["measured"]),
+            modulated=bool(rest["modulated"]), ties=ties, **arrays,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not isinstance(error, FileNotFoundError):

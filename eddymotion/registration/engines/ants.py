@@ -143,15 +143,15 @@ class AntsRegistrar(Engine):
             del settings[key]
         return refusing_with(path, lambda: cls(settings=settings, **ours))
 
-    def _register(self, asked: Request) -> Registration:
+    def _register(self, request: Request) -> Registration:
         """Register; a metric that is given replaces that of the last stage."""
-        fixed, nonlinear = asked.fixed, asked.transform == "syn"
-        stages = self._stages(asked.transform, asked.metric)
-        n_voxels = fixed.data.size if asked.fixed_mask is None else int(asked.fixed_mask.sum())
+        fixed, nonlinear = request.fixed, request.transform == "syn"
+        stages = self._stages(request.transform, request.metric)
+        n_voxels = fixed.data.size if request.fixed_mask is None else int(request.fixed_mask.sum())
         self._fit_to_size(stages, min(fixed.data.shape), n_voxels)
         with work_folder() as folder:
-            pair = PairFiles.write(folder, asked)
-            command = self._command(pair, stages, asked.seed)
+            pair = PairFiles.write(folder, request)
+            command = self._command(pair, stages, request.seed)
             matrix_file = folder / "found0GenericAffine.mat"
             warp_files = [folder / f"found1{name}Warp.nii.gz" for name in ("", "Inverse")]
             printed = run_program(

@@ -113,23 +113,23 @@ class DipyRegistrar(Engine):
         """Read the parameters from a JSON file; the defaults without one."""
         return engine_from(cls, path)
 
-    def _register(self, asked: Request) -> Registration:
+    def _register(self, request: Request) -> Registration:
         """Register; see :meth:`~eddymotion.registration.request.Engine.register`.
 
         The linear stages maximise the mutual information (``mi``); the other metrics are those of
         SyN, which takes ``cc`` when none is given.
         """
-        transform, start = asked.transform, asked.start
-        chosen = _metric_for(transform, asked.metric)
-        pair = _Clipped.of(asked)
+        transform, start = request.transform, request.start
+        chosen = _metric_for(transform, request.metric)
+        pair = _Clipped.of(request)
         if transform == "syn" and self.prealignment == "init":
             linear = Registration(start, True, "pre-aligned by the start")
         else:
-            linear = self._register_linearly(pair, STAGES[transform], start, asked.seed)
+            linear = self._register_linearly(pair, STAGES[transform], start, request.seed)
         if transform != "syn":
             return linear
         settings = SynSettings(chosen, self.syn_iterations, self.syn_step, self.syn_radius)
-        masks = (asked.fixed_mask, asked.moving_mask)
+        masks = (request.fixed_mask, request.moving_mask)
         return run_syn(pair.fixed, pair.moving, masks, linear, settings)
 
     def _register_linearly(
@@ -187,9 +187,10 @@ class _Clipped:
     moving_mask: np.ndarray | None
 
     @classmethod
-    def of(cls, asked: Request) -> _Clipped:
-        fixed, moving = clipped(asked.fixed, asked.head), clipped(asked.moving, asked.moving_mask)
-        return cls(fixed, moving, asked.head, asked.moving_mask)
+    def of(cls, request: Request) -> _Clipped:
+        fixed = clipped(request.fixed, request.head)
+        moving = clipped(request.moving, request.moving_mask)
+        return cls(fixed, moving, request.head, request.moving_mask)
 
     def coordinates(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """World mm → coordinates for the optimiser, of the fixed and of the moving image."""

@@ -157,14 +157,14 @@ class ElastixRegistrar(Engine):
                 "ants or dipy for it, or one of rigid, similarity, affine"
             )
 
-    def _register(self, asked: Request) -> Registration:
-        parameters = self._parameters(asked.transform, asked.metric, asked.seed)
+    def _register(self, request: Request) -> Registration:
+        parameters = self._parameters(request.transform, request.metric, request.seed)
         with work_folder() as folder:
-            pair = PairFiles.write(folder, asked)
+            pair = PairFiles.write(folder, request)
             write_parameter_file(folder / "parameters.txt", parameters)
             write_parameter_file(folder / "start.txt", start_parameters(pair.start))
             output = folder / "TransformParameters.0.txt"
-            if _program_serves(asked.transform):
+            if _program_serves(request.transform):
                 command = _command(pair, self.n_threads)
                 run_program(command, folder=folder, outputs=[output], n_threads=self.n_threads)
             else:

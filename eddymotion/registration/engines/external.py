@@ -77,16 +77,16 @@ class PairFiles:
     origins: np.ndarray
 
     @classmethod
-    def write(cls, folder: Path, asked: Request) -> PairFiles:
+    def write(cls, folder: Path, request: Request) -> PairFiles:
         """Write the images as float32 and the masks as uint8, each with its affine."""
-        origins = np.stack([asked.middle, apply_affine(asked.start, asked.middle)])
+        origins = np.stack([request.middle, apply_affine(request.start, request.middle)])
         fixed, fixed_mask = _write_image_and_mask(
-            folder, "fixed", asked.fixed, asked.fixed_mask, origins[0]
+            folder, "fixed", request.fixed, request.fixed_mask, origins[0]
         )
         moving, moving_mask = _write_image_and_mask(
-            folder, "moving", asked.moving, asked.moving_mask, origins[1]
+            folder, "moving", request.moving, request.moving_mask, origins[1]
         )
-        start = from_matvec(asked.start[:3, :3])
+        start = from_matvec(request.start[:3, :3])
         return cls(folder, fixed, moving, fixed_mask, moving_mask, start, origins)
 
     def to_world(self, matrix: np.ndarray) -> np.ndarray:

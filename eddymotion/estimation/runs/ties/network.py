@@ -70,11 +70,11 @@ class Network:
             rows = slice(6 * row, 6 * row + 6)
             for sign, node in ((1.0, n_runs + run), (-1.0, n_runs + self.runs[0])):
                 difference[rows, 6 * node : 6 * node + 6] += sign * np.eye(6)
-        told, noise = self.steps[1:].ravel(), self.covariance[6:, 6:]
+        steps, noise = self.steps[1:].ravel(), self.covariance[6:, 6:]
         spread = difference @ before @ difference.T + noise
         gain = np.linalg.solve(spread, difference @ before).T
         after = before - gain @ difference @ before
-        return (gain @ told).reshape(-1, 6), after, float(told @ np.linalg.solve(spread, told))
+        return (gain @ steps).reshape(-1, 6), after, float(steps @ np.linalg.solve(spread, steps))
 
     def _within(self) -> np.ndarray:
         """Covariance of ``f`` of all runs, (6 K, 6 K): in part shared by them."""
