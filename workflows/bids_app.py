@@ -208,11 +208,7 @@ def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> t
     ]
     if run.plugin is not None and run.plugin.name not in LOCAL:
         return run.plugin, run.limits.series_threads or 1
-    alone = run.limits.n_procs == 1 or len(waiting) < 2
-    chosen = run.plugin or Plugin("Linear" if alone else "MultiProc")
-    if chosen.name != "Linear" and (reason := why_alone()):
-        log.warning("one series after the other instead of side by side: %s", reason)
-        chosen = Plugin("Linear")
+    chosen = _local_plugin(run, len(waiting))
     if chosen.name == "Linear":
         return chosen, run.limits.series_threads or run.limits.n_procs
     readable = [image for image in waiting if _need(image, 1) is not None]
@@ -224,6 +220,16 @@ def _resources(participants: Mapping[str, Sequence[SeriesFiles]], run: Run) -> t
         "raise_insufficient": False,
     }
     return Plugin("MultiProc", resources | chosen.arguments), threads
+
+
+def _local_plugin(run: Run, n_waiting: int) -> Plugin:
+    """Choose whether series run side by side on this machine, where it can do so."""
+    alone = run.limits.n_procs == 1 or n_waiting < 2
+    chosen = run.plugin or Plugin("Linear" if alone else "MultiProc")
+    if chosen.name != "Linear" and (reason := why_alone()):
+        log.warning("one series after the other instead of side by side: %s", reason)
+        return Plugin("Linear")
+    return chosen
 
 
 def _manner(plugin: Plugin, threads: int) -> str:

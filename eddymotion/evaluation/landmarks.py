@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,11 +127,7 @@ def read_landmarks(path: str | Path) -> Landmarks:
 def _read_fcsv(path: Path) -> tuple[np.ndarray, list[str]]:
     """Read Slicer's legacy table, of version 3 (no header) and 4."""
     text = path.read_text(encoding="utf-8-sig").splitlines()
-    header = {}
-    for line in text:
-        if line.startswith("#") and "=" in line:
-            key, _, value = line[1:].partition("=")
-            header[key.strip()] = value.strip().rstrip(",").strip()
+    header = _fcsv_header(text)
     versioned = "Markups fiducial file version" in header
     columns = header.get("columns", FCSV_COLUMNS if versioned else SLICER3_COLUMNS).split(",")
     system = header.get("CoordinateSystem", "" if versioned else "RAS")
@@ -140,6 +137,12 @@ def _read_fcsv(path: Path) -> tuple[np.ndarray, list[str]]:
     points = np.array([[float(row[i]) for i in where] for row in rows]).reshape(-1, 3)
     labels = [row[name].strip() if len(row) > name else "" for row in rows]
     return points * _to_ras(path, system), labels
+
+
+def _fcsv_header(text: Sequence[str]) -> dict[str, str]:
+    """Return what comments say: ``# CoordinateSystem = LPS``, and so on."""
+    said = (line[1:].partition("=") for line in text if line.startswith("#") and "=" in line)
+    return {key.strip(): value.strip().rstrip(",").strip() for key, _, value in said}
 
 
 def _read_markups(path: Path) -> tuple[np.ndarray, list[str]]:

@@ -204,12 +204,8 @@ def affine_of(
     EddymotionError
         If they disagree, or none can be inverted.
     """
-    sizes = _voxel_sizes(header)
-    forms = {"sform": header.get_sform(), "qform": _qform(header, sizes)}
-    there = {name: form for name, form in forms.items() if header[f"{name}_code"] > 0}
-    if not there:
-        there = {"grid": shape_zoom_affine(header.get_data_shape()[:3], sizes)}
-    wanted = {name: form for name, form in there.items() if name not in ignore} or there
+    known = _known_forms(header)
+    wanted = {name: form for name, form in known.items() if name not in ignore} or known
     usable = {name: form for name, form in wanted.items() if _is_invertible(form)}
     if not usable:
         raise EddymotionError(
@@ -219,18 +215,32 @@ def affine_of(
         (bad,), (good,) = {*wanted} - {*usable}, usable
         log.warning("%s: its %s cannot be inverted; the %s is used", path.name, bad, good)
     if len(usable) == 2 and strict:
-        sform, qform = usable["sform"], usable["qform"]
-        apart = grid_distance(sform, qform, header.get_data_shape())
-        if apart > MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min():
-            raise EddymotionError(
-                f"{path}: sform and qform disagree by up to {apart:.3g} mm, expected the same "
-                "orientation from both; say which one to disregard with '--ignore qform' (what "
-                "FSL and nibabel do) or '--ignore sform'"
-            )
+        _refuse_disagreement(path, **usable, shape=header.get_data_shape())
     if "sform" in usable:
         return usable["sform"]
     _warn_of_assumptions(path, header)
     return usable.popitem()[1]
+
+
+def _known_forms(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
+    """Return what the header says of the affine: sform, qform or both; else the mere grid."""
+    sizes = _voxel_sizes(header)
+    forms = {"sform": header.get_sform(), "qform": _qform(header, sizes)}
+    known = {name: form for name, form in forms.items() if header[f"{name}_code"] > 0}
+    return known or {"grid": shape_zoom_affine(header.get_data_shape()[:3], sizes)}
+
+
+def _refuse_disagreement(
+    path: Path, sform: np.ndarray, qform: np.ndarray, shape: tuple[int, ...]
+) -> None:
+    """Raise where the two put voxels of a grid to different places."""
+    apart = grid_distance(sform, qform, shape)
+    if apart > MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min():
+        raise EddymotionError(
+            f"{path}: sform and qform disagree by up to {apart:.3g} mm, expected the same "
+            "orientation from both; say which one to disregard with '--ignore qform' (what "
+            "FSL and nibabel do) or '--ignore sform'"
+        )
 
 
 def _warn_of_assumptions(path: Path, header: nib.Nifti1Header) -> None:

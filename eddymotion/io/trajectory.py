@@ -105,7 +105,7 @@ def read_trajectory(path: Path, center: np.ndarray) -> SlicePoses:
             f"{path}: found {len(table)} rows and no column {', '.join(missing) or 'missing'}; "
             f"expected a row for each excitation with {' '.join(COLUMNS)}"
         )
-    values = {name: table.numbers(name) for name in (*COLUMNS, *(f"{n}_se" for n in PARAMETERS))}
+    values = {name: table.numbers(name) for name in COLUMNS}
     parameters = np.stack([values[name] for name in PARAMETERS], axis=1)
     untimed = np.array(table.columns["time"]) == MISSING
     times = np.where(untimed, 0.0, values["time"])
@@ -120,8 +120,8 @@ def read_trajectory(path: Path, center: np.ndarray) -> SlicePoses:
     matrices = rigid_matrix(parameters[:, :3], parameters[:, 3:], center)
     errors = None
     if all(f"{name}_se" in table for name in PARAMETERS):
-        columns = [values[f"{name}_se"] for name in PARAMETERS]
-        errors = np.stack(columns, axis=1).reshape(*shape, 6)
+        errors = np.stack([table.numbers(f"{name}_se") for name in PARAMETERS], axis=1)
+        errors = errors.reshape(*shape, 6)
     return SlicePoses(
         matrices.reshape(*shape, 4, 4), groups, values["time"].reshape(shape), errors
     )

@@ -60,7 +60,7 @@ from eddymotion.simulation.variants import (
     covered,
     with_cavity,
 )
-from eddymotion.wording import short_repr
+from eddymotion.wording import format_sizes, short_repr
 
 log = logging.getLogger(__name__)
 
@@ -104,19 +104,7 @@ class Simulation:
     def summary(self) -> str:
         """What it is, in a line."""
         recipe = self.recipe
-        scheme = recipe.bval.name if recipe.bval else recipe.scheme
-        scheme = scheme or ("own" if recipe.series else DEFAULT_SCHEME)
-        sizes = "×".join(f"{size:.3g}" for size in self.dwi.voxel_sizes)
-        shape = "×".join(map(str, self.grid.shape))
-        parts = [f"{len(self.motion)} volumes (scheme {scheme}) of {shape} voxels, {sizes} mm"]
-        parts.append(f"motion {Path(recipe.motion).name}")
-        if recipe.amplitude != 1:
-            parts[-1] += f" × {recipe.amplitude:g}"
-        if recipe.snr is None:
-            parts.append("no noise")
-        else:
-            kind = "Rician" if recipe.coils == 1 else f"{recipe.coils}-coil chi"
-            parts.append(f"SNR {recipe.snr:g} ({kind} noise)")
+        parts = [self._size(), self._motion(), self._noise()]
         if self.coil_bias:
             parts.append(f"coil bias {self.coil_bias:g}")
         if recipe.dropout:
@@ -131,6 +119,25 @@ class Simulation:
         if recipe.kspace:
             parts.append(f"in k-space, coil field {recipe.kspace.coil_variation:g}:1")
         return f"{recipe.head_name}; " + ", ".join(parts)
+
+    def _size(self) -> str:
+        scheme = self.recipe.bval.name if self.recipe.bval else self.recipe.scheme
+        scheme = scheme or ("own" if self.recipe.series else DEFAULT_SCHEME)
+        shape, sizes = (
+            format_sizes(self.grid.shape),
+            format_sizes(map(float, self.dwi.voxel_sizes)),
+        )
+        return f"{len(self.motion)} volumes (scheme {scheme}) of {shape} voxels, {sizes} mm"
+
+    def _motion(self) -> str:
+        name, amplitude = Path(self.recipe.motion).name, self.recipe.amplitude
+        return f"motion {name}" + (f" × {amplitude:g}" if amplitude != 1 else "")
+
+    def _noise(self) -> str:
+        if self.recipe.snr is None:
+            return "no noise"
+        kind = "Rician" if self.recipe.coils == 1 else f"{self.recipe.coils}-coil chi"
+        return f"SNR {self.recipe.snr:g} ({kind} noise)"
 
     def _slices(self) -> list[str]:
         """Say when slices are excited and what they see, if that is simulated."""

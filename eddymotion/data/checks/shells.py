@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,22 +92,30 @@ def of_other_shells(appearance: Appearance, gradients: Gradients) -> list[Mislab
     if not gradients.is_shelled:
         return []
     fits = [_OfDirection.of(appearance, shell, gradients) for shell in gradients.shells]
-    found = []
+    found: list[Mislabelled | None] = []
     for shell, own in zip(gradients.shells, fits, strict=True):
-        if own is None:
-            continue
         others = [one for one in fits if one is not None and one is not own]
-        for volume in map(int, shell):
-            bvec = gradients.bvecs[volume]
-            away = own.distance(appearance, volume, bvec)
-            if not others or abs(away) < max(MISPLACED_LEAST, MISPLACED_SCATTER * own.scatter):
-                continue
-            like = min(others, key=lambda one: abs(one.distance(appearance, volume, bvec)))
-            if abs(like.distance(appearance, volume, bvec)) < abs(away) / 3 and (
-                like.similarity(appearance, volume, bvec)
-                > own.similarity(appearance, volume, bvec) - MISPLACED_MARGIN
-            ):
-                found.append(Mislabelled(
-                    volume, float(gradients.bvals[volume]), like.bval, away > 0, certain=False
-                ))  # fmt: skip
-    return found
+        if own is not None and others:
+            found += [_judged(appearance, gradients, int(v), own, others) for v in shell]
+    return [one for one in found if one is not None]
+
+
+def _judged(
+    appearance: Appearance,
+    gradients: Gradients,
+    volume: int,
+    own: _OfDirection,
+    others: Sequence[_OfDirection],
+) -> Mislabelled | None:
+    """Compare a volume with its own shell and the nearest other; None where it fits."""
+    bvec = gradients.bvecs[volume]
+    away = own.distance(appearance, volume, bvec)
+    if abs(away) < max(MISPLACED_LEAST, MISPLACED_SCATTER * own.scatter):
+        return None
+    like = min(others, key=lambda one: abs(one.distance(appearance, volume, bvec)))
+    is_near = abs(like.distance(appearance, volume, bvec)) < abs(away) / 3
+    at_home = own.similarity(appearance, volume, bvec)
+    if not is_near or like.similarity(appearance, volume, bvec) <= at_home - MISPLACED_MARGIN:
+        return None
+    label = float(gradients.bvals[volume])
+    return Mislabelled(volume, label, like.bval, away > 0, certain=False)
