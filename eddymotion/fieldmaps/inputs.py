@@ -167,12 +167,7 @@ def _readout_times(
     """Return the readout time of each image (s), and whether they are not known."""
     images = paths.images
     if given:
-        if len(given) not in (1, len(images)):
-            raise EddymotionError(
-                f"--readout-time: {len(given)} given, expected one, or one for each of "
-                f"{len(images)} images"
-            )
-        return list(given) * (len(images) if len(given) == 1 else 1), False
+        return _one_each(given, len(images)), False
     found = [sidecar.get("TotalReadoutTime") for sidecar in sidecars]
     known = [time for time in found if time is not None]
     if len(known) == len(images):
@@ -190,6 +185,15 @@ def _readout_times(
         "" if known else ": corrected images are right then, the field in Hz has no scale",
     )  # fmt: skip
     return [used] * len(images), not known
+
+
+def _one_each(times: Sequence[float], n_images: int) -> list[float]:
+    if len(times) not in (1, n_images):
+        raise EddymotionError(
+            f"--readout-time: {len(times)} given, expected one, or one for each of "
+            f"{n_images} images"
+        )
+    return list(times) * (n_images // len(times))
 
 
 def _volume(path: Path, ignore: Sequence[str]) -> Image:

@@ -146,12 +146,8 @@ def summary_of(
         "Encodings": list(inputs.encodings),
         "ReadoutTimesKnown": not inputs.nominal,
         "RMSDisplacement": _rounded(np.sqrt(np.mean(moved**2))),
-        "DisplacementPercentiles": {
-            str(q): _rounded(np.percentile(moved, q)) for q in (1, 5, 50, 95, 99)
-        },
-        "FieldPercentiles": {
-            str(q): _rounded(np.percentile(made.hertz[made.mask], q)) for q in (1, 5, 50, 95, 99)
-        },
+        "DisplacementPercentiles": _percentiles(moved),
+        "FieldPercentiles": _percentiles(made.hertz[made.mask]),
         "FoldedShare": _rounded(made.folded),
         "DarkShare": _rounded(made.dark),
         "KnotSpacing": [_rounded(size) for size in made.field.lattice.spacing],
@@ -208,6 +204,10 @@ def advise(made: FieldEstimate, summary: dict[str, Any]) -> None:
             "%.1f %% of the brain is dark in the corrected images: signal that was lost does not "
             "come back", 100 * made.dark,
         )  # fmt: skip
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    return {str(q): _rounded(np.percentile(values, q)) for q in (1, 5, 50, 95, 99)}
 
 
 def _rounded(value: Any) -> float:

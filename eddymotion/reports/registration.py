@@ -301,20 +301,19 @@ def displacement_figure(
     view.show(rows[0], fixed, cmap="gray", vmin=window[0], vmax=1.6 * window[1] - 0.6 * window[0])
     grids = [_arrows(view, plane, head) for plane in range(3)]
     moves = [displacements(apply_affine(view.affine, voxels)) for voxels in grids]
-    lengths = [np.linalg.norm(move, axis=1) for move in moves]
-    largest = max((float(length.max()) for length in lengths if length.size), default=0.0)
+    lengths = np.linalg.norm(np.concatenate(moves), axis=1)
+    largest = lengths.max(initial=0.0)
+    smallest = lengths.min(initial=largest)
     step = max(view.extents()[0]) / N_ARROWS
-    in_plane = [move @ view.affine[:3, :3] / view.sizes for move in moves]
     factor = _round_factor(LONGEST * step / largest) if largest > 0 else 1.0
     picture: Any = None
-    for axes, (_, _, (right, up)), voxels, arrows, length in zip(
-        rows[0], PLANES, grids, in_plane, lengths, strict=True
-    ):
-        x, y = ((voxels[:, axis] + 0.5) * view.sizes[axis] for axis in (right, up))
+    for axes, (_, _, shown), voxels, move in zip(rows[0], PLANES, grids, moves, strict=True):
+        x, y = ((voxels[:, axis] + 0.5) * view.sizes[axis] for axis in shown)
+        right, up = (factor * move @ view.affine[:3, :3] / view.sizes)[:, shown].T
         picture = axes.quiver(
-            x, y, factor * arrows[:, right], factor * arrows[:, up], length, cmap=ARROWS,
-            clim=(min((float(v.min()) for v in lengths if v.size), default=0.0), largest or 1.0),
-            angles="xy", scale_units="xy", scale=1, width=0.004, minlength=0.5, pivot="tail",
+            x, y, right, up, np.linalg.norm(move, axis=1), cmap=ARROWS,
+            clim=(smallest, largest or 1.0), angles="xy", scale_units="xy", scale=1,
+            width=0.004, minlength=0.5, pivot="tail",
         )  # fmt: skip
     bar = figure.colorbar(picture, ax=rows, shrink=0.8, pad=0.01, panchor=False)
     bar.set_label("displacement (mm)")

@@ -95,17 +95,18 @@ class RunTogether:
             run for run in series.runs
             if run.dwi == series.dwi or _is_usable(run, settings, work_dir)
         ]  # fmt: skip
-        number = [run.dwi for run in known].index(series.dwi)
         digest = digest_of(known, series.measured, settings)
         folder = work_dir / "motion" / f"{image_stem(known[0].dwi)}_runs_{digest}"
         joined = recalled(folder)
         if joined is None:
-            others = (_image_of(run, settings, work_dir) for run in known if run.dwi != series.dwi)
-            images = list(others)
-            images.insert(number, RunImage.of(dwi, motion, settings.nprocs))
+            images = [
+                RunImage.of(dwi, motion, settings.nprocs) if run.dwi == series.dwi
+                else _image_of(run, settings, work_dir) for run in known
+            ]  # fmt: skip
             joined = joined_of(images, series.measured, settings)
             keep(folder, joined)
         names = tuple(run.uri or run.dwi.name for run in known)
+        number = [run.dwi for run in known].index(series.dwi)
         return cls(names, joined, number, _unused(series, known, joined, settings))
 
     @classmethod
