@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from eddymotion.cli.console import refuse_output_in_input
@@ -52,8 +53,8 @@ def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
         )
     if options.fieldmap is None:
         return
-    series = [one for of_participant in found.series.values() for one in of_participant]
-    frames = {one.dwi if options.separate_all_dwis else one.dwi.parent for one in series}
+    paths = [series.dwi for series in chain.from_iterable(found.series.values())]
+    frames = {path if options.separate_all_dwis else path.parent for path in paths}
     if len(frames) > 1:
         what = "series, each in a frame of its own," if options.separate_all_dwis else "sessions"
         raise EddymotionError(

@@ -59,10 +59,9 @@ def _action_of(key: str, options: Mapping[str, argparse.Action]) -> argparse.Act
 def _converted(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, bool) or action.nargs == 0:
         return _switched(action, value)
-    texts = [str(one) for one in _listed(action, value)]
-    converted = [_from_text(action, text) for text in texts]
-    for one in converted:
-        _check_choice(action, one)
+    converted = [_from_text(action, str(item)) for item in _listed(action, value)]
+    for item in converted:
+        _check_choice(action, item)
     return converted if _takes_several(action) else converted[0]
 
 

@@ -137,19 +137,19 @@ def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
     try:
         with ending:
             ignore_external_settings()
-            code, said = body() or 0, ""
+            code, message = body() or 0, ""
     except KeyboardInterrupt:
-        code, said = ending.code, ending.message
+        code, message = ending.code, ending.message
     except BaseException as error:
         failed = _user_error(error)
-        if failed is None and ending.asked is None:
+        if failed is None and ending.received is None:
             raise
-        code, said = failed or (1, "")
-        said = f"{program}: error: {one_line(said)}"
-    if ending.asked is not None:  # whatever has become of it on its way
-        code, said = ending.code, ending.message
-    if said:
-        say(said)
+        code, message = failed or (1, "")
+        message = f"{program}: error: {one_line(message)}"
+    if ending.received is not None:  # whatever has become of it on its way
+        code, message = ending.code, ending.message
+    if message:
+        say(message)
     return code
 
 

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,9 +116,11 @@ def _dataset(bids_dir: Path) -> Iterator[tuple[str, str]]:
     except EddymotionError as error:
         yield "dataset", str(error)
         return
-    of_all = [one for of_participant in found.series.values() for one in of_participant]
     refused, skipped = flattened(found.refused), flattened(found.skipped)
-    refused |= {one.dwi.name: why for one in of_all if (why := _trouble(one))}
+    all_series = list(chain.from_iterable(found.series.values()))
+    for series in all_series:
+        if why := _trouble(series):
+            refused[series.dwi.name] = why
     yield (
         "dataset",
         (
@@ -129,7 +132,7 @@ def _dataset(bids_dir: Path) -> Iterator[tuple[str, str]]:
         yield "  problem", f"{name}: {why}"
     if len(refused) > FEW:
         yield "  problem", f"and {len(refused) - FEW} more"
-    yield "  metadata", _metadata(of_all)
+    yield "  metadata", _metadata(all_series)
     counts = problems_of(bids_dir)
     if counts is None:
         yield "  validator", "not run: bids-validator-deno is not installed or does not answer"

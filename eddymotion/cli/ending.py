@@ -55,18 +55,18 @@ class EndOnRequest:
 
     def __init__(self, program: str) -> None:
         self.program = program
-        self.asked: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
     def code(self) -> int:
         """Exit code of a command that was ended, as a shell has it."""
-        return 128 + (self.asked or signal.SIGINT)
+        return 128 + (self.received or signal.SIGINT)
 
     @property
     def message(self) -> str:
         """What to say at the end."""
-        reason = REASONS[self.asked or signal.SIGINT]
+        reason = REASONS[self.received or signal.SIGINT]
         return f"{self.program}: {reason}; what is complete is kept"
 
     def __enter__(self) -> EndOnRequest:
@@ -102,9 +102,9 @@ class EndOnRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a child that has not yet its own ways
             os._exit(128 + number)
-        first = self.asked is None
+        first = self.received is None
         if first:
-            self.asked, self._since = signal.Signals(number), time.monotonic()
+            self.received, self._since = signal.Signals(number), time.monotonic()
         if first or self._again:
             self._again = False
             raise Ended
@@ -130,7 +130,7 @@ class EndOnRequest:
             if self._dropped:
                 self._dropped, self._again = False, True
                 signal.pthread_kill(threading.main_thread().ident or 0, byte)
-        self.asked = self.asked or signal.Signals(byte)
+        self.received = self.received or signal.Signals(byte)
         self._end_now()
 
     def _end_now(self) -> None:

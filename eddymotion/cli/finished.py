@@ -170,4 +170,4 @@ def unfinished_series(
 
 def is_finished(outputs: Outputs) -> bool:
     """Whether there are outputs of a series, in whatever space."""
-    return any(one["sidecar"].is_file() for one in (outputs, *outputs.elsewhere()))
+    return any(place["sidecar"].is_file() for place in (outputs, *outputs.elsewhere()))

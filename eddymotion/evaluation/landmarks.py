@@ -141,8 +141,8 @@ def _read_fcsv(path: Path) -> tuple[np.ndarray, list[str]]:
 
 def _fcsv_header(text: Sequence[str]) -> dict[str, str]:
     """Return what comments say: ``# CoordinateSystem = LPS``, and so on."""
-    said = (line[1:].partition("=") for line in text if line.startswith("#") and "=" in line)
-    return {key.strip(): value.strip().rstrip(",").strip() for key, _, value in said}
+    fields = (line[1:].partition("=") for line in text if line.startswith("#") and "=" in line)
+    return {key.strip(): value.strip().rstrip(",").strip() for key, _, value in fields}
 
 
 def _read_markups(path: Path) -> tuple[np.ndarray, list[str]]:

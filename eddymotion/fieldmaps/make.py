@@ -48,9 +48,9 @@ def field_from(inputs: Inputs, seed: int) -> tuple[str, FieldEstimate]:
         found = estimate_off_resonance(inputs.images, mask=inputs.mask, seed=seed)
         return "opposite phase encodings", found
     assert inputs.measured is not None
-    one = inputs.images[0]
-    mask = brain_mask(one.image.data) if inputs.mask is None else inputs.mask
-    field = inputs.measured.field_for(one.image, one.readout, mask, seed)
+    first = inputs.images[0]
+    mask = brain_mask(first.image.data) if inputs.mask is None else inputs.mask
+    field = inputs.measured.field_for(first.image, first.readout, mask, seed)
     still = np.eye(4)[None]
     return "measured map", FieldEstimate(field, inputs.images, still, still, np.ones(1), mask)
 
@@ -117,7 +117,7 @@ def make_fieldmap(
 def _write_topup(outputs: FieldmapOutputs, made: FieldEstimate) -> None:
     """Write the field as FSL's topup does, if that is wanted; that of an earlier run goes."""
     if outputs.fsl:
-        readouts = [one.readout for one in made.images]
+        readouts = [image.readout for image in made.images]
         write_topup(outputs.topup, made.field, made.poses, readouts, *made.grid)
         return
     for path in topup_files(outputs.topup):

@@ -121,7 +121,7 @@ def steepest_points(
 
     NaN counts as flat. Random as in :func:`steepest`.
     """
-    total: np.ndarray = sum(np.nan_to_num(one, copy=False) for one in slopes)
+    total: np.ndarray = sum(np.nan_to_num(slope, copy=False) for slope in slopes)
     return points[steepest(np.linalg.norm(total, axis=1).astype(float), n_points, random)]
 
 

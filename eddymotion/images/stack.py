@@ -159,7 +159,7 @@ class SliceStack:
     def of(cls, image: Image, axis: int = 2, lost: np.ndarray | None = None) -> SliceStack:
         """Take an image apart; NaN wherever something that is missing has a say."""
         slices = np.moveaxis(image.data, axis, 2).T.astype(np.float32)
-        planes = np.stack([spline_coefficients(one[None])[PADDING] for one in slices])
+        planes = np.stack([spline_coefficients(plane[None])[PADDING] for plane in slices])
         if image.missing is not None:
             inside = (slice(None), *(slice(PADDING, -PADDING),) * 2)
             planes[inside][np.moveaxis(image.missing, axis, 2).T] = np.nan

@@ -43,7 +43,7 @@ class StepTask:
 
 def _are_files(value: Any) -> bool:
     """Whether a value is a file or files, not the promise of some."""
-    return all(isinstance(one, File) for one in (value if isinstance(value, list) else [value]))
+    return all(isinstance(item, File) for item in (value if isinstance(value, list) else [value]))
 
 
 def inputs_of(fields: Iterable[Field], field: Any = python.arg) -> dict[str, Any]:

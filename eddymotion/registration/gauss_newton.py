@@ -145,11 +145,11 @@ class GaussNewton(Engine):
             matrix = descent.trial if descent.ended and not descent.halved else descent.place
             n_iterations += len(descent.costs)
         return Registration(
-            matrix, *said(descent, n_iterations), tuple(descent.costs), n_iterations
+            matrix, *_outcome(descent, n_iterations), tuple(descent.costs), n_iterations
         )
 
 
-def said(descent: Descent[np.ndarray], n_iterations: int) -> tuple[bool, str]:
+def _outcome(descent: Descent[np.ndarray], n_iterations: int) -> tuple[bool, str]:
     """Tell whether the last level converged, and how it ended, after so many at all levels."""
     length, tolerance = descent.length, descent.tolerance
     if not descent.costs:

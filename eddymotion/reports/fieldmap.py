@@ -107,8 +107,8 @@ def write_fieldmap_page(
         The sidecar of the field.
     """
     names = [source.name for source in sources]
-    labels = [f"{number}: {one['PhaseEncodingDirection']}"
-              for number, one in enumerate(summary["Encodings"], start=1)]  # fmt: skip
+    labels = [f"{number}: {encoding['PhaseEncodingDirection']}"
+              for number, encoding in enumerate(summary["Encodings"], start=1)]  # fmt: skip
     pairs = list(combinations(range(len(names)), 2))[:MOST_FLICKERS]
     parts = [f"<h1>Off-resonance field: {escape(names[0])}</h1>", _table(names, labels, summary)]
     for first, second in pairs:

@@ -41,14 +41,14 @@ BAR_WIDTH = 0.22
 def motion_figure(dwi: DWI, motion: Motion, truth: Motion | None = None) -> Figure:
     """Draw translations, rotations and framewise displacement over the volumes.
 
+    Error bars are 95 % intervals, where the motion has standard errors.
+
     Parameters
     ----------
     dwi : DWI
     motion : Motion
     truth : Motion, optional
         Drawn as dashed black lines.
-
-    Error bars are 95 % intervals, where the motion has standard errors.
     """
     parameters = rigid_parameters(motion.matrices, dwi.center)
     figure = Figure(figsize=(10, 6.2), layout="constrained")

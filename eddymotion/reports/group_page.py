@@ -107,9 +107,9 @@ def _number(count: int, one: str, many: str) -> str:
 
 def _outliers(group: SeriesGroup, comparisons: Sequence[Mapping[str, MetricComparison]]) -> Html:
     found = [
-        (max(one.score for one in standing), index, standing)
+        (max(comparison.score for comparison in standing), index, standing)
         for index, compared in enumerate(comparisons)
-        if (standing := [one for one in compared.values() if one.is_outlier])
+        if (standing := _standing_out(compared))
     ]
     found.sort(key=lambda item: (-item[0], item[1]))
     rule = join([tag("p", RULE, class_="note"), details("The rule in full", tag("p", DETAILS))])
@@ -127,13 +127,18 @@ def _outliers(group: SeriesGroup, comparisons: Sequence[Mapping[str, MetricCompa
     return join([tag("p", heading), tag("ol", *items), tag("p", more), rule])
 
 
+def _standing_out(compared: Mapping[str, MetricComparison]) -> list[MetricComparison]:
+    return [comparison for comparison in compared.values() if comparison.is_outlier]
+
+
 def _reasons(standing: Sequence[MetricComparison]) -> str:
-    ordered = sorted(standing, key=lambda one: -one.score)
-    return "; ".join(
-        f"{_heading(one.metric)} {_shown(one.metric, one.value)} "
-        f"(median {_shown(one.metric, one.median)})"
-        for one in ordered
-    )
+    ordered = sorted(standing, key=lambda comparison: -comparison.score)
+    return "; ".join(_reason(comparison) for comparison in ordered)
+
+
+def _reason(found: MetricComparison) -> str:
+    name = found.metric
+    return f"{_heading(name)} {_shown(name, found.value)} (median {_shown(name, found.median)})"
 
 
 def _name(row: GroupRow) -> Html:
@@ -145,7 +150,7 @@ def _distributions(
     group: SeriesGroup, comparisons: Sequence[Mapping[str, MetricComparison]]
 ) -> Html:
     tones = [TONES.get(row.verdict, "unknown") for row in group.rows]
-    rings = [any(one.is_outlier for one in found.values()) for found in comparisons]
+    rings = [bool(_standing_out(compared)) for compared in comparisons]
     charts = [
         Html(distribution_chart(panel, tones, rings))
         for panel in distributions(group, comparisons)
@@ -213,7 +218,8 @@ def _row_html(
     columns: Mapping[str, Sequence[str]],
     compared: Mapping[str, MetricComparison],
 ) -> Html:
-    standing = {name for name, one in compared.items() if one.is_outlier}
+    standing = {comparison.metric for comparison in _standing_out(compared)}
+    n_standing = len(standing)
     standing |= {f"fd_head_{name[3:]}" for name in standing if name in ("fd_mean", "fd_max")}
     cells = [
         tag("td", _text(name, columns[name][index]),
@@ -221,7 +227,6 @@ def _row_html(
             or None)
         for name in shown
     ]  # fmt: skip
-    n_standing = sum(one.is_outlier for one in compared.values())
     return tag(
         "tr",
         tag("th", _name(row), scope="row"),

@@ -102,9 +102,9 @@ def _as_quad(series: SeriesReport) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, float | np.floating):
         return round(float(value), 6) if np.isfinite(value) else None
     return value

@@ -105,22 +105,24 @@ class Cuts:
         figure = Figure(figsize=size, layout=layout)
         axes = figure.subplots(n_rows, 3, squeeze=False, width_ratios=widths)
         for row in axes:
-            for one, (_, _, (right, up)), (width, tall) in zip(row, PLANES, extents, strict=True):
-                one.set(xticks=[], yticks=[], xlim=(0, width), ylim=(0, tall), aspect="equal")
-                one.set(facecolor="black", anchor="N")
-                one.spines[:].set_visible(False)
-                _name_ends(one, ENDS[right], ENDS[up])
-        for one, (name, _, _) in zip(axes[0], PLANES, strict=True):
-            one.set_title(name, color=FADED, fontsize="medium")
+            for panel, (_, _, (right, up)), (width, tall) in zip(
+                row, PLANES, extents, strict=True
+            ):
+                panel.set(xticks=[], yticks=[], xlim=(0, width), ylim=(0, tall), aspect="equal")
+                panel.set(facecolor="black", anchor="N")
+                panel.spines[:].set_visible(False)
+                _name_ends(panel, ENDS[right], ENDS[up])
+        for panel, (name, _, _) in zip(axes[0], PLANES, strict=True):
+            panel.set_title(name, color=FADED, fontsize="medium")
         return figure, axes
 
     def show(self, axes: Sequence[Axes], volume: np.ndarray, **options: Any) -> Any:
         """Draw the three slices; return the last picture."""
         picture = None
-        for one, piece, (width, height) in zip(
+        for panel, piece, (width, height) in zip(
             axes, self.slices(volume), self.extents(), strict=True
         ):
-            picture = one.imshow(
+            picture = panel.imshow(
                 piece, origin="lower", extent=(0, width, 0, height), interpolation="nearest",
                 **options,
             )  # fmt: skip
@@ -129,7 +131,7 @@ class Cuts:
     def outline(self, axes: Sequence[Axes], volume: np.ndarray, levels: Sequence[float]) -> None:
         """Draw lines of equal intensity over the three slices."""
         smooth = gaussian_filter(volume, SMOOTHING_MM / voxel_sizes(self.affine).max() + 0.3)
-        for one, piece, (width, height) in zip(
+        for panel, piece, (width, height) in zip(
             axes, self.slices(smooth), self.extents(), strict=True
         ):
             x = (np.arange(piece.shape[1]) + 0.5) * width / piece.shape[1]
@@ -137,7 +139,7 @@ class Cuts:
             reached = [level for level in levels if piece.min() < level < piece.max()]
             if reached and min(piece.shape) > 1:
                 colors = [OUTLINES[list(levels).index(level)] for level in reached]
-                one.contour(x, y, piece, levels=reached, colors=colors, linewidths=1.0)
+                panel.contour(x, y, piece, levels=reached, colors=colors, linewidths=1.0)
 
 
 def _name_ends(axes: Axes, right: tuple[str, str], up: tuple[str, str]) -> None:

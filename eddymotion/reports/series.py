@@ -130,8 +130,8 @@ def draw_series(
         figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
         save(figure, "heldout_figure", dpi=90)
         data.result().save(outputs["report_data"])
-        for one in saved:
-            one.result()
+        for pending in saved:
+            pending.result()
     head = motion.parameters(dwi.center, of_head=True)[:, :3].T
     chart = motion_chart(table, after.gradients, findings, head)
     write_text(outputs["motion_figure"], chart)
@@ -293,11 +293,11 @@ class SeriesReport:
         """What the run said against the series itself."""
         return [
             Notice(
-                str(one.get("Subject", "warning")),
-                str(one.get("Text", "")),
-                Severity.DOUBTFUL if one.get("Severe") else Severity.CARE,
+                str(warning.get("Subject", "warning")),
+                str(warning.get("Text", "")),
+                Severity.DOUBTFUL if warning.get("Severe") else Severity.CARE,
             )
-            for one in _list(self.sidecar, "Warnings", dict)
+            for warning in _list(self.sidecar, "Warnings", dict)
         ]
 
     @cached_property

@@ -192,7 +192,7 @@ def in_sidecar(
         found.append(DataIssue("frames", frame_doubt))
     if order_doubt is not None:
         found.append(DataIssue("slice timing", order_doubt))
-    return [one.plain() for one in found]
+    return [issue.plain() for issue in found]
 
 
 def _reference(dwi: DWI) -> np.ndarray:

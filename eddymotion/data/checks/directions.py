@@ -48,8 +48,8 @@ ROUNDING = 1e-9
 
 VOLUMES_AT_A_TIME = 8
 
-FORWARD = np.array([way for way in product((-1, 0, 1), repeat=3) if way > (0, 0, 0)])
-"""To 13 of the 26 neighbours: the others are the same ways back."""
+FORWARD = np.array([step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0)])
+"""To 13 of the 26 neighbours: the others are the same steps back."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class AxesReading:
         """Read b-vectors (N, 3) along the image axes this way."""
         return bvecs[:, list(self.order)] * self.signs
 
-    def along_former_axes(self, way: np.ndarray) -> np.ndarray:
-        """Turn a way back (3,): ``applied(b) @ way == b @ along_former_axes(way)``."""
+    def along_former_axes(self, vector: np.ndarray) -> np.ndarray:
+        """Turn a vector back (3,): ``applied(b) @ vector == b @ along_former_axes(vector)``."""
         former = np.empty(3)
-        former[list(self.order)] = way * self.signs
+        former[list(self.order)] = vector * self.signs
         return former
 
     def rows(self, affine: np.ndarray) -> str:
@@ -95,7 +95,9 @@ class AxesReading:
 
 MIRRORS = [AxesReading((0, 1, 2), signs) for signs in
            ((1.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, -1.0))]  # fmt: skip
-READINGS = [AxesReading(order, one.signs) for order in permutations(range(3)) for one in MIRRORS]
+READINGS = [
+    AxesReading(order, mirror.signs) for order in permutations(range(3)) for mirror in MIRRORS
+]
 """All 24; first the own one, then those of one other sign."""
 
 
@@ -154,9 +156,9 @@ def _fibres(dwi: DWI, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     for first in range(0, len(volumes), VOLUMES_AT_A_TIME):
         some = slice(first, first + VOLUMES_AT_A_TIME)
         tensor += to_tensor[:, some].astype(np.float32) @ _logarithms(dwi, volumes[some], voxels)
-    asked = np.flatnonzero(_may_be_anisotropic(tensor))
-    voxels = voxels[asked]
-    values, vectors = principal_directions(tensor[:, asked])
+    candidates = np.flatnonzero(_may_be_anisotropic(tensor))
+    voxels = voxels[candidates]
+    values, vectors = principal_directions(tensor[:, candidates])
     values = np.clip(values, 0, None)
     spread = ((values - values.mean(axis=0)) ** 2).sum(axis=0)
     anisotropy = np.sqrt(1.5 * spread / np.maximum((values**2).sum(axis=0), 1e-30))
@@ -214,7 +216,7 @@ def _may_be_anisotropic(tensor: np.ndarray) -> np.ndarray:
     """
     xx, yy, zz, *others = tensor
     trace = xx + yy + zz
-    norm = xx**2 + yy**2 + zz**2 + 2 * sum(one**2 for one in others)
+    norm = xx**2 + yy**2 + zz**2 + 2 * sum(component**2 for component in others)
     least = ANISOTROPIC**2 / 1.5 - ROUNDING
     return (trace <= 0) | (norm - trace**2 / 3 > least * norm)
 
@@ -223,7 +225,7 @@ def _logarithms(dwi: DWI, volumes: np.ndarray, voxels: np.ndarray) -> np.ndarray
     """Return logarithms of the signal at voxels (P, 3), a row a volume: (n, P) float32."""
     where = np.ravel_multi_index(tuple(voxels.T[::-1]), dwi.shape[::-1])
     shown = (dwi.signal[..., volume].T.reshape(-1)[where] for volume in volumes)
-    signal = np.stack([one.astype(np.float32) for one in shown])
+    signal = np.stack([values.astype(np.float32) for values in shown])
     least = signal.mean(axis=1, keepdims=True, dtype=float) * 1e-3
     return np.log(np.maximum(signal, np.maximum(least, 1e-30).astype(np.float32)))
 
@@ -241,9 +243,9 @@ def _continuities(
     limit, found = np.cos(np.deg2rad(ALONG_DEGREES)), np.zeros(len(READINGS))
     for step in FORWARD:
         other = number[places + step @ [shape[1] * shape[2], shape[2], 1]]
-        way = step * dwi.voxel_sizes
-        ways = np.stack([one.along_former_axes(way / np.linalg.norm(way)) for one in READINGS])
-        along = _bits(np.abs(fibres @ ways.T.astype(np.float32)) > limit)
+        joining = step * dwi.voxel_sizes / np.linalg.norm(step * dwi.voxel_sizes)
+        read = np.stack([reading.along_former_axes(joining) for reading in READINGS])
+        along = _bits(np.abs(fibres @ read.T.astype(np.float32)) > limit)
         here = np.flatnonzero(other >= 0)
         joined = along[here] & along[other[here]]
         some = np.flatnonzero(joined)

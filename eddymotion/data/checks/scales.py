@@ -41,7 +41,7 @@ def scaled_bvals(
     """
     levels = [level for level in levels if len(level)]
     places = np.array([np.median(bvals[level]) for level in levels])
-    decays = np.median(brightness[levels[0]]) - [np.median(brightness[one]) for one in levels]
+    decays = np.median(brightness[levels[0]]) - [np.median(brightness[level]) for level in levels]
     clear = decays > DECAY
     if not clear.any():
         return None

@@ -79,8 +79,8 @@ class OrderEvidence:
 
     Parameters
     ----------
-    told : float
-        Log odds of the order that SliceTiming tells against a head at rest within volumes.
+    given : float
+        Log odds of the order that SliceTiming gives against a head at rest within volumes.
     best : float
         Of the best of the others.
     order : str

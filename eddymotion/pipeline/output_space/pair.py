@@ -34,7 +34,7 @@ ROUNDING = 0.05
 
 def _better(warped: OutputSpace, linear: OutputSpace) -> OutputSpace:
     """Keep the linear part alone if the images agree less through the warp."""
-    before, after = (one.quality.after.similarity for one in (linear, warped))
+    before, after = (found.quality.after.similarity for found in (linear, warped))
     if after >= before:
         return warped
     log.warning("output space: the images agree less with the warp (normalised mutual information "

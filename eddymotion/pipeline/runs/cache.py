@@ -31,7 +31,7 @@ def digest_of(runs: Sequence[SeriesFiles], measured: MeasuredFiles, settings: Se
     """Return what the files and settings of a session are told apart by."""
     words = [motion_fingerprint_of(run, settings) for run in runs]
     given = {} if settings.fieldmap is None else {"fieldmap": settings.fieldmap}
-    words += [measured_fingerprint_of(one) for one in (measured, MeasuredFiles(given))]
+    words += [measured_fingerprint_of(files) for files in (measured, MeasuredFiles(given))]
     words += sorted(set(OF_FIELD) & set(settings.ignore))
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:DIGITS]
 

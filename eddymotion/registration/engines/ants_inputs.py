@@ -8,7 +8,7 @@ from typing import Any
 
 from eddymotion.errors import EddymotionError
 from eddymotion.registration.engines.external import nipype_interface
-from eddymotion.wording import shown
+from eddymotion.wording import shown, why
 
 PER_STAGE = (
     "transforms", "transform_parameters", "metric", "metric_weight", "radius_or_number_of_bins",
@@ -98,10 +98,9 @@ def assign(interface: Any, inputs: dict[str, Any]) -> None:
         try:
             setattr(interface.inputs, key, _tupled(value) if _is_tuples(key) else value)
         except (TraitError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
             raise EddymotionError(
-                f"registration ants: {key!r} cannot be {shown(value)} ({said})"
-            ) from (error)
+                f"registration ants: {key!r} cannot be {shown(value)} ({why(error)})"
+            ) from error
 
 
 def _is_tuples(key: str) -> bool:
