@@ -75,19 +75,17 @@ def _contradictions(dwi: Series) -> list[Contradiction]:
     wrong, without_b0 = _mislabelled(appearance, labels, dwi.gradients), not len(labels.b0s)
     if not wrong:
         return labels.out_of_order()
-    certain = any(one.certain for one in wrong)
+    certain = [volume for volume in wrong if volume.certain]
     if len(wrong) > 1 and certain and not without_b0:
         for step, words in ((-1, "earlier"), (1, "later")):
             if Labels.of(appearance, np.roll(bvals, step), threshold, shelled=shelled).fit():
-                found = _describe(wrong)
                 reading = f"the b-values fit the images if each stands one volume {words}"
-                return [Contradiction(found, reading)]
-    by_kind = []
-    for of_kind in (True, False):
-        some = [one for one in wrong if one.certain is of_kind]
-        if some:
-            by_kind.append(Contradiction(_describe(some), _relabelling(some), of_kind))
-    return by_kind
+                return [Contradiction(_describe(wrong), reading)]
+    doubtful = [volume for volume in wrong if not volume.certain]
+    return [
+        Contradiction(_describe(some), _relabelling(some), some is certain)
+        for some in (certain, doubtful) if some
+    ]  # fmt: skip
 
 
 def _mislabelled(
@@ -95,12 +93,11 @@ def _mislabelled(
 ) -> list[Mislabelled]:
     """Find volumes under the label of others, those of another shell among them."""
     wrong = labels.mislabelled()
-    if any(one.certain for one in wrong):
+    if any(found.certain for found in wrong):
         return wrong
-    misplaced = of_other_shells(appearance, gradients)
-    named = {one.volume for one in misplaced}
-    wrong = misplaced + [one for one in wrong if one.volume not in named]
-    return sorted(wrong, key=lambda one: one.volume)
+    by_volume = {found.volume: found for found in wrong}
+    by_volume |= {found.volume: found for found in of_other_shells(appearance, gradients)}
+    return [by_volume[volume] for volume in sorted(by_volume)]
 
 
 def compare_b0s(dwi: DWI) -> str | None:
@@ -149,14 +146,12 @@ def _moved_apart(dwi: DWI, pair: np.ndarray) -> bool:
 def _describe(wrong: Sequence[Mislabelled]) -> str:
     """Say which volumes look like what."""
     kinds: dict[str, list[int]] = {}
-    for one in wrong:
-        like = "all others and unlike them" if one.like is None else f"b={one.like:.0f}"
-        side = "bright" if one.brighter else "dark"
-        if one.like is None:
-            words = f"labelled b={one.label:.0f} but as bright as b=0 or brighter"
+    for found in wrong:
+        if found.like is None:
+            looks = "as bright as b=0 or brighter"
         else:
-            words = f"labelled b={one.label:.0f} but as {side} as {like}"
-        kinds.setdefault(words, []).append(one.volume)
+            looks = f"as {'bright' if found.brighter else 'dark'} as b={found.like:.0f}"
+        kinds.setdefault(f"labelled b={found.label:.0f} but {looks}", []).append(found.volume)
     return "; ".join(
         f"volume{'s' if len(volumes) > 1 else ''} {listed(volumes)} "
         f"{'are' if len(volumes) > 1 else 'is'} {words}"
@@ -166,8 +161,8 @@ def _describe(wrong: Sequence[Mislabelled]) -> str:
 
 def _relabelling(wrong: Sequence[Mislabelled]) -> str:
     kinds: dict[float, list[int]] = {}
-    for one in wrong:
-        kinds.setdefault(one.like or 0.0, []).append(one.volume)
+    for found in wrong:
+        kinds.setdefault(found.like or 0.0, []).append(found.volume)
     return "the images fit " + ", ".join(
         f"b={bval:.0f} for {listed(volumes)}" for bval, volumes in kinds.items()
     )
