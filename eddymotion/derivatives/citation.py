@@ -21,17 +21,17 @@ NONE_FOUND = "none found"
 
 PREDICTIONS = {
     "gp-legendre": "a Gaussian process over the gradient scheme, with a covariance by spherical "
-                   "harmonics (cf. Andersson & Sotiropoulos, 2015)",
+    "harmonics (cf. Andersson & Sotiropoulos, 2015)",
     "gp-spherical": "a Gaussian process over the gradient scheme, with a spherical covariance "
-                    "(Andersson & Sotiropoulos, 2015)",
+    "(Andersson & Sotiropoulos, 2015)",
     "gp-qspace": "a Gaussian process over q-space, with a Matérn covariance (cf. Andersson & "
-                 "Sotiropoulos, 2015)",
+    "Sotiropoulos, 2015)",
     "average": "the mean of the other volumes of the shell",
     "dti": "the diffusion tensor, fitted to the logarithm of the signal",
     "wls-dti": "the diffusion tensor, fitted to the logarithm of the signal by weighted least "
-               "squares",
+    "squares",
     "dki": "diffusional kurtosis, fitted to the logarithm of the signal",
-}  # fmt: skip
+}
 """Name of a model → what predicted."""
 
 DENOISING = {

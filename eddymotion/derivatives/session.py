@@ -136,7 +136,7 @@ def write_field(
     before, after = joined.similarity
     about: dict[str, Any] = {
         "Description": "Off-resonance field in the frame of the first source, which moves with "
-                       "the head",
+        "the head",
         "Units": "Hz",
         "B0FieldIdentifier": FIELD_ID,
         "Sources": list(names),
@@ -149,13 +149,13 @@ def write_field(
         ],
         "RMSDisplacement": round(float(np.sqrt((mm**2).mean())), 4),
         "Gauge": "a constant field is not told from a translation along the phase encoding: each "
-                 "run is held where registration, and the head at rest between runs, put it",
+        "run is held where registration, and the head at rest between runs, put it",
         "Similarity": {
             "Before": None if np.isnan(before) else round(before, 4),
             "After": None if np.isnan(after) else round(after, 4),
         },
         "Poses": joined.poses.round(8).tolist(),
-    }  # fmt: skip
+    }
     if (found := joined.comparison) is not None:
         about["MeasuredComparison"] = {
             "Correlation": round(found.correlation, 4),

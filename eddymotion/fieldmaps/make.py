@@ -158,10 +158,10 @@ def summary_of(
             "Similarity": {"Before": _rounded(before), "After": _rounded(after)},
             "Stiffness": STIFFNESS,
             "Gauge": "the poses keep their translation along the phase encoding, that of a rigid "
-                     "registration of the distorted images: a constant field is not known",
+            "registration of the distorted images: a constant field is not known",
             "Poses": [pose.round(6).tolist() for pose in made.poses],
             "Gains": [_rounded(gain) for gain in made.gains],
-        }  # fmt: skip
+        }
     if inputs.measured is not None:
         summary["MeasuredMap"] = [path.name for path in paths.measured]
         if len(made.images) > 1 and (found := _compared(made, inputs, seed)) is not None:

@@ -182,8 +182,7 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
     if image.missing is None:
         return Image(means(image.data), affine)
     known = means(~image.missing)
-    return Image(_ratio(means(np.where(image.missing, 0, image.data)), known), affine,
-                 known < 0.5)  # fmt: skip
+    return Image(_ratio(means(np.where(image.missing, 0, image.data)), known), affine, known < 0.5)
 
 
 def low_pass(image: Image, fwhm: float | np.ndarray, known_share: float = KNOWN_SHARE) -> Image:

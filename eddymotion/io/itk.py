@@ -66,9 +66,9 @@ def read_itk(path: str | Path) -> np.ndarray:
             f"{path}: holds {len(kinds)} transforms, {len(parameters)} times their parameters and "
             f"{len(fixed)} times their centre; {EXPECTED}"
         )
-    return np.array([
-        linear_transform(path, *given) for given in zip(kinds, parameters, fixed, strict=True)
-    ])  # fmt: skip
+    return np.array(
+        [linear_transform(path, *given) for given in zip(kinds, parameters, fixed, strict=True)]
+    )
 
 
 def linear_transform(

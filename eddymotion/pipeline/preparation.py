@@ -242,8 +242,8 @@ def write_noise(prepared: Prepared, settings: Settings, outputs: Outputs) -> Non
     meaning = {
         "mppca": "Standard deviation of the noise by MP-PCA (Veraart et al. 2016)",
         "patch2self": "Root mean square over the volumes of what Patch2Self took off (Fadnavis et "
-                      "al. 2020)",
-    }[settings.denoise]  # fmt: skip
+        "al. 2020)",
+    }[settings.denoise]
     write_json(outputs["noise_sidecar"], {
         "Description": f"{meaning}, in units of the signal, on the grid of the original series "
                        "and in the frame of the scanner; zero where nothing was taken off",

@@ -226,15 +226,13 @@ class Settings:
     fsl_outputs: bool = output(
         False, "writing", "write the text files and CNR maps of FSL's eddy and FLIRT matrices, too"
     )
-    cnr_maps: bool = output(
-        False, "writing", "map SNR of the b=0 volumes and CNR of each shell"
-    )  # fmt: skip
+    cnr_maps: bool = output(False, "writing", "map SNR of the b=0 volumes and CNR of each shell")
     residuals: bool = output(
         False, "writing", "write what each volume shows beyond its prediction"
-    )  # fmt: skip
+    )
     eddy_fields: bool = output(
         False, "writing", "write the eddy-current fields as displacement fields"
-    )  # fmt: skip
+    )
     ignore: tuple[str, ...] = output(
         (), "reading",
         "sform, qform: which affine to disregard where the two disagree; tables: that the images "

@@ -40,8 +40,8 @@ IDENTITY = {
     "session_id": "Session; n/a without",
     "series": "Name of the series: that of its file without _dwi.nii.gz",
     "protocol": "Voxel size (mm) and b-values (s/mm^2) of the series; some metrics are compared "
-                "within a protocol only",
-}  # fmt: skip
+    "within a protocol only",
+}
 
 
 VERDICTS = {

@@ -135,9 +135,7 @@ def compare(
     return found
 
 
-def _comparable(
-    values: np.ndarray, protocols: Sequence[str], scale: Scale
-) -> list[np.ndarray]:  # fmt: skip
+def _comparable(values: np.ndarray, protocols: Sequence[str], scale: Scale) -> list[np.ndarray]:
     """Return the groups of series that are compared, as indices."""
     names = np.array(protocols if scale.by_protocol else [""] * len(protocols))
     known = np.isfinite(values)

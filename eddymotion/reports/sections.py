@@ -383,9 +383,7 @@ def _chart(series: SeriesReport, kind: str, page: Path) -> Html:
     if kind not in series.charts:
         return Html("")
     title, caption = CAPTIONS[kind]
-    return Figure(
-        Html(series.charts[kind]), title, caption, _relative(series, kind, page)
-    ).html()  # fmt: skip
+    return Figure(Html(series.charts[kind]), title, caption, _relative(series, kind, page)).html()
 
 
 def _picture(series: SeriesReport, kind: str, page: Path) -> Html:

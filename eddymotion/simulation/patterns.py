@@ -14,11 +14,11 @@ PATTERNS: dict[Pattern, str] = {
     "moderate": "drift with three jumps of about 2° and 3 mm",
     "high": "drift with eight larger jumps",
     "swap15": "at rest, but 15 % of the volumes are replaced by moved copies, up to 5 mm and 8° "
-              "along and about each axis (after Cieslak et al. 2024)",
+    "along and about each axis (after Cieslak et al. 2024)",
     "swap30": "30 % of the volumes replaced",
     "swap50": "50 % of the volumes replaced",
     "scattered": "each volume displaced by itself, up to 20 mm and 25° along and about each axis",
-}  # fmt: skip
+}
 """Motion between volumes: each is scanned at one pose."""
 
 Course = Literal["slow-drift", "fast-drift", "nods", "jumps", "breathing"]
