@@ -21,6 +21,7 @@ from typing import Any
 
 from eddymotion import __version__
 from eddymotion.io.writing import write_text
+from eddymotion.reports.svg import attributes_text
 
 MIME = {
     ".svg": "image/svg+xml", ".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg",
@@ -36,17 +37,8 @@ class Html(str):
 
 
 def tag(name: str, *content: str | None, **attributes: object) -> Html:
-    """Write an element; its content as of :func:`join`.
-
-    ``class_`` stands for ``class``, other underscores for hyphens; ``True`` is an attribute
-    without a value, ``None`` and ``False`` none.
-    """
-    written = "".join(
-        f" {key.rstrip('_').replace('_', '-')}"
-        + ("" if value is True else f'="{escape(str(value))}"')
-        for key, value in attributes.items()
-        if value is not None and value is not False
-    )
+    """Write an element of HTML; its content as of :func:`join`, its attributes as in SVG."""
+    written = attributes_text(attributes)
     return Html(f"<{name}{written}>" + ("" if name in VOID else f"{join(content)}</{name}>"))
 
 

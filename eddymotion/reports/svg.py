@@ -9,7 +9,7 @@ volume each shows (``data-order``): that is all the script needs to link it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -36,13 +36,23 @@ LEFT, RIGHT = 62.0, 92.0
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:
-    """Write an element; underscores in the names of attributes stand for hyphens."""
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
+    """Write an element of SVG, whose content is written already."""
+    written = attributes_text(attributes)
     return f"<{name}{written}>{content}</{name}>" if content else f"<{name}{written}/>"
+
+
+def attributes_text(attributes: Mapping[str, object]) -> str:
+    """Write the attributes of an element of SVG or HTML.
+
+    ``class_`` stands for ``class``, other underscores for hyphens; ``True`` is an attribute
+    without a value, ``None`` and ``False`` none.
+    """
+    return "".join(
+        f" {key.rstrip('_').replace('_', '-')}"
+        + ("" if value is True else f'="{escape(_value(value))}"')
+        for key, value in attributes.items()
+        if value is not None and value is not False
+    )
 
 
 def _value(value: object) -> str:
