@@ -6,10 +6,10 @@ import pytest
 
 from eddymotion.estimation.outliers import SliceFit, score_slices
 from eddymotion.estimation.outliers.profiles import (
-    correlation_of,
     expected_from,
     scatter_of_slices,
     scatter_of_volumes,
+    slice_correlation,
 )
 from eddymotion.robust import robust_deviation
 
@@ -28,7 +28,7 @@ def fits_of(shares):
 def shares(request):
     """Shares of six volumes that their model predicts badly, one of them worst."""
     random, size = np.random.default_rng(request.param), (N_VOLUMES, N_SLICES)
-    smooth = np.linalg.cholesky(correlation_of(N_SLICES, 3.0, 1e-6))
+    smooth = np.linalg.cholesky(slice_correlation(N_SLICES, 3.0, 1e-6))
     shares = 1 + 0.04 * random.standard_normal(size) @ smooth.T
     shares += ERROR * random.standard_normal(size)
     shares[3] -= BUNDLE
@@ -59,7 +59,7 @@ def test_what_is_usual_in_a_shell_is_no_lost_signal():
 def test_slices_are_expected_as_by_explicit_regression():
     random = np.random.default_rng(1)
     away, known = random.normal(size=(2, 9)), random.random((2, 9)) < 0.6
-    kernel = correlation_of(9, 2.0, 0.1)
+    kernel = slice_correlation(9, 2.0, 0.1)
     expected, deviation = expected_from(away, known, kernel)
     for volume, index in np.ndindex(away.shape):
         others = np.flatnonzero(known[volume] & (np.arange(9) != index))

@@ -62,7 +62,7 @@ def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
         )
 
 
-def refuse_contradictions(options: argparse.Namespace) -> None:
+def refuse_contradicting_options(options: argparse.Namespace) -> None:
     """Raise if an option asks for what another leaves out."""
     if options.separate_all_dwis and options.distortion_group_merge != "none":
         raise EddymotionError(

@@ -203,7 +203,11 @@ def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
     from eddymotion.bids.series import report_problems, warn_of_missing_description
     from eddymotion.cli.board import Watch
-    from eddymotion.cli.choice import refuse_contradictions, refuse_shared_files, sorted_series
+    from eddymotion.cli.choice import (
+        refuse_contradicting_options,
+        refuse_shared_files,
+        sorted_series,
+    )
     from eddymotion.cli.closing import log_failures, log_skipped, rows_of, show_table
     from eddymotion.derivatives.dataset import (
         refuse_foreign_dataset,
@@ -216,7 +220,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
     refuse_foreign_dataset(output_dir)
-    refuse_contradictions(options)
+    refuse_contradicting_options(options)
     run_options = run_from(options, output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)

@@ -260,7 +260,7 @@ def errors_of(
     )
 
 
-def summary_of(distances: np.ndarray) -> dict[str, float]:
+def distance_summary(distances: np.ndarray) -> dict[str, float]:
     """Return mean, median, 95th percentile and maximum of distances in mm."""
     return {
         "mean_mm": float(distances.mean()),

@@ -135,17 +135,17 @@ def nearest_neighbours(gradients: Gradients) -> np.ndarray:
 def neighbour_correlations(signal: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     """Correlation of each volume of a signal (V, N) with its nearest, (N,); NaN without one."""
     return np.array([
-        np.nan if other < 0 else correlation_of(signal[:, volume], signal[:, other])
+        np.nan if other < 0 else pearson(signal[:, volume], signal[:, other])
         for volume, other in enumerate(nearest)
     ])  # fmt: skip
 
 
 def correlation_between(a: DWI, b: DWI, mask: np.ndarray) -> np.ndarray:
     """Pearson correlation of each volume of one series with that of another, (N,)."""
-    return np.array([correlation_of(a.signal[mask, i], b.signal[mask, i]) for i in range(len(a))])
+    return np.array([pearson(a.signal[mask, i], b.signal[mask, i]) for i in range(len(a))])
 
 
-def correlation_of(a: np.ndarray, b: np.ndarray) -> float:
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson correlation of two (V,) arrays; NaN if one is constant."""
     a, b = a - a.mean(dtype=float), b - b.mean(dtype=float)
     spread = np.sqrt((a @ a) * (b @ b))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.evaluation.landmarks import LandmarkErrors, summary_of
+from eddymotion.evaluation.landmarks import LandmarkErrors, distance_summary
 from eddymotion.evaluation.motion import ALL, MotionComparison, MotionScore
 from eddymotion.evaluation.series import SeriesQuality
 from eddymotion.evaluation.trajectory import SliceComparisons, TrajectoryScore
@@ -263,11 +263,11 @@ def landmark_summary(errors: LandmarkErrors, has_transform: bool) -> Summary:
     columns["tre_before_mm"] = errors.before
     figures: dict[str, Any] = {
         "n_landmarks": len(errors.labels),
-        "tre_before": summary_of(errors.before),
+        "tre_before": distance_summary(errors.before),
     }
     if has_transform:
         columns["tre_after_mm"] = errors.after
-        figures["tre_after"] = summary_of(errors.after)
+        figures["tre_after"] = distance_summary(errors.after)
         figures["tre_after_inverse_mean_mm"] = errors.inverse_mean_mm
     figures["description"] = {
         "tre": "distance in mm between a landmark of the moving image and the same landmark of "

@@ -91,7 +91,7 @@ def make_fieldmap(
     started = time.perf_counter()
     method, made = field_from(inputs, settings.random_seed)
     seconds, seed = time.perf_counter() - started, settings.random_seed
-    summary = summary_of(made, method, inputs, paths, seconds, seed)
+    summary = sidecar_of(made, method, inputs, paths, seconds, seed)
     advise(made, summary)
     affine = made.grid[1]
     with together():
@@ -124,7 +124,7 @@ def _write_topup(outputs: FieldmapOutputs, made: FieldEstimate) -> None:
         path.unlink(missing_ok=True)
 
 
-def summary_of(
+def sidecar_of(
     made: FieldEstimate,
     method: str,
     inputs: Inputs,

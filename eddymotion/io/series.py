@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from eddymotion.data.checks import refuse_contradictions
+from eddymotion.data.checks import refuse_wrong_tables
 from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl
 from eddymotion.data.series import DWI
 from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
@@ -102,7 +102,7 @@ def load(  # type: ignore[misc]  # options by name
         gradients, metadata, signal.shape[:3], affine, repetition_time_of(header), path.name
     )
     dwi = DWI(signal, affine, acquisition, brain & known, path)
-    refuse_contradictions(dwi, np.linalg.norm(bvecs, axis=1), ignore)
+    refuse_wrong_tables(dwi, np.linalg.norm(bvecs, axis=1), ignore)
     return dwi
 
 

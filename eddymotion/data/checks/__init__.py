@@ -24,7 +24,7 @@ from eddymotion.images.masking import mask_issue
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.wording import listed
 
-__all__ = ["DataIssue", "find_issues", "in_sidecar", "refuse_contradictions"]
+__all__ = ["DataIssue", "find_issues", "in_sidecar", "refuse_wrong_tables"]
 
 IGNORED = "tables"
 """What to ignore so that a table is used although the images contradict it."""
@@ -202,7 +202,7 @@ def _reference(dwi: DWI) -> np.ndarray:
     return np.mean([dwi.volume(volume).data for volume in averaged], axis=0)
 
 
-def refuse_contradictions(
+def refuse_wrong_tables(
     dwi: DWI, norms: np.ndarray | None = None, ignore: Sequence[str] = ()
 ) -> None:
     """Refuse a table that no head could have been scanned with.

@@ -26,12 +26,12 @@ import numpy as np
 from eddymotion.estimation.off_resonance.descent import descend
 from eddymotion.estimation.off_resonance.images import (
     Distorted,
-    agreement,
     brain_of_all,
     check_images,
     check_overlap,
     combined,
     corrected_images,
+    mean_correlation,
     normalised,
     rigid_start,
 )
@@ -138,7 +138,7 @@ class FieldEstimate:
         NaN of one image.
         """
         before, after = (
-            agreement(images, self.mask) for images in (self.uncorrected, self.corrected)
+            mean_correlation(images, self.mask) for images in (self.uncorrected, self.corrected)
         )
         return before, after
 

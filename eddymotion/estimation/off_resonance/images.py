@@ -71,7 +71,7 @@ def combined(corrected: np.ndarray, stretch: np.ndarray) -> np.ndarray:
     return mean.astype(np.float32)
 
 
-def agreement(images: np.ndarray, mask: np.ndarray) -> float:
+def mean_correlation(images: np.ndarray, mask: np.ndarray) -> float:
     """Correlation of images (K, X, Y, Z) within a mask, the mean of all pairs."""
     if len(images) < 2:
         return np.nan

@@ -135,7 +135,7 @@ class Profiles:
 
         A volume of which a smooth profile explains several slices more than the usual one has it.
         """
-        smooth = correlation_of(len(self.kernel), *SMOOTHEST)
+        smooth = slice_correlation(len(self.kernel), *SMOOTHEST)
         usual, other = self._flooded(), replace(self, kernel=smooth)._flooded()
         fewer = usual.low.sum(axis=1) - other.low.sum(axis=1)
         better = (fewer >= SLICES_OF_BUNDLE)[:, None]
@@ -206,7 +206,7 @@ def chosen_kernel(away: np.ndarray, fine: np.ndarray) -> np.ndarray:
     away, known = away[some], known[some]
     chosen = np.eye(away.shape[1])
     for profile in PROFILES if known.any() else ():
-        kernel = correlation_of(away.shape[1], *profile)
+        kernel = slice_correlation(away.shape[1], *profile)
         expected, _ = expected_from(away, known, kernel)
         left = robust_deviation((away - expected)[known])
         if left < CLEARLY_BETTER * best:
@@ -214,7 +214,7 @@ def chosen_kernel(away: np.ndarray, fine: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def correlation_of(n_slices: int, length: float, noise: float) -> np.ndarray:
+def slice_correlation(n_slices: int, length: float, noise: float) -> np.ndarray:
     """Correlation of slices (Z, Z): Matérn's of order 3/2, and what is each slice's own."""
     if not length:
         return np.eye(n_slices)

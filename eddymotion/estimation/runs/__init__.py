@@ -22,9 +22,9 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.off_resonance import estimate_off_resonance
 from eddymotion.estimation.off_resonance.images import (
     Distorted,
-    agreement,
     combined,
     corrected_images,
+    mean_correlation,
     rigid_start,
 )
 from eddymotion.estimation.runs.joined import JoinedRuns
@@ -175,7 +175,7 @@ def _shown_together(
     brain = first.brain if len(runs) == 1 and placed.field is None else brain_mask(mean)
     if len(alike) < 2:
         return corrected, mean, brain, (np.nan, np.nan)
-    similarity = agreement(before[alike], brain), agreement(corrected[alike], brain)
+    similarity = mean_correlation(before[alike], brain), mean_correlation(corrected[alike], brain)
     log.info("%d runs together: their b=0 images agree with r = %.3f, before with %.3f",
              len(alike), *reversed(similarity))  # fmt: skip
     return corrected, mean, brain, similarity
