@@ -102,10 +102,7 @@ def make_fieldmap(
         write_image(outputs.field("epi"), made.combined, affine)
         for path, image in zip(outputs.corrected(), made.corrected, strict=True):
             write_image(path, np.nan_to_num(image), affine)
-        write_fieldmap_page(
-            outputs.report, paths.images, made.uncorrected, made.corrected, made.combined,
-            made.hertz, made.stretch[0], made.mask, affine, summary,
-        )  # fmt: skip
+        write_fieldmap_page(outputs.report, paths.images, made, summary)
         write_json(outputs.field("coeff", ".json"), {**summary, "Units": "Hz"})
         _write_topup(outputs, made)
         epi = {key: summary[key] for key in ("Sources", "GeneratedBy", "B0FieldIdentifier")}

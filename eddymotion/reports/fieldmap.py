@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from html import escape
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,8 +16,11 @@ from eddymotion.images.image import Image
 from eddymotion.io.writing import write_text
 from eddymotion.reports import DPI, own_style
 from eddymotion.reports.display import show
-from eddymotion.reports.layout import data_address, tag
+from eddymotion.reports.layout import Html, data_address, join, tag
 from eddymotion.reports.registration import Cuts
+
+if TYPE_CHECKING:
+    from eddymotion.estimation.off_resonance import FieldEstimate
 
 STYLE = """\
 body { margin: 0 auto; padding: 1em; max-width: 1100px; color: #222; background: #fff;
@@ -81,16 +83,7 @@ def field_figure(
 
 
 def write_fieldmap_page(
-    path: Path,
-    sources: Sequence[Path],
-    before: np.ndarray,
-    after: np.ndarray,
-    combined: np.ndarray,
-    hertz: np.ndarray,
-    stretch: np.ndarray,
-    mask: np.ndarray,
-    affine: np.ndarray,
-    summary: Mapping[str, Any],
+    path: Path, sources: Sequence[Path], made: FieldEstimate, summary: Mapping[str, Any]
 ) -> None:
     """Write the page: one file without a script and without an address.
 
@@ -98,42 +91,47 @@ def write_fieldmap_page(
     ----------
     path : Path
     sources : sequence of Path
-    before, after : (K, X, Y, Z) array
-        The images without and with the field.
-    combined, hertz, stretch : (X, Y, Z) array
-    mask : (X, Y, Z) bool array
-    affine : (4, 4) array
+        Of the images.
+    made : FieldEstimate
     summary : mapping
         The sidecar of the field.
     """
     names = [source.name for source in sources]
     labels = [f"{number}: {encoding['PhaseEncodingDirection']}"
               for number, encoding in enumerate(summary["Encodings"], start=1)]  # fmt: skip
-    pairs = list(combinations(range(len(names)), 2))[:MOST_FLICKERS]
-    parts = [f"<h1>Off-resonance field: {escape(names[0])}</h1>", _table(names, labels, summary)]
-    for first, second in pairs:
-        for words, images in (("before", before), ("after", after)):
-            a, b = (Image(np.nan_to_num(images[k]), affine) for k in (first, second))
-            flicker = show(a, b, contour=mask, labels=(labels[first], labels[second]))
-            parts.append(f"<h2>Images {labels[first]} and {labels[second]}, {words}</h2>")
-            parts.append(flicker._repr_html_())
-    parts.append("<h2>The first image before and after</h2>")
-    parts.append(show(Image(np.nan_to_num(before[0]), affine), Image(combined, affine),
-                      contour=mask, labels=("before", "after"))._repr_html_())  # fmt: skip
-    figure = field_figure(combined, hertz, stretch, mask, affine,
+    affine = made.grid[1]
+    figure = field_figure(made.combined, made.hertz, made.stretch[0], made.mask, affine,
                           "Hz" if summary["ReadoutTimesKnown"] else "arbitrary")  # fmt: skip
-    parts.append("<h2>The field, and the stretch of the first image</h2>")
-    parts.append(_picture(figure))
-    parts.append(
-        "<p>Orange in the stretch: squeezed (signal piles up); purple: stretched. A constant "
-        "field is not known from images alone.</p>"
-    )
-    title = f"<title>{escape(names[0])}</title>"
-    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8">{title}'
-    write_text(path, f"{head}<style>{STYLE}</style>{''.join(parts)}</html>\n")
+    first = _flicker(made, made.uncorrected[0], made.combined, ("before", "after"))
+    heading = f"Off-resonance field: {names[0]}"
+    body = join([
+        tag("h1", heading), _table(names, labels, summary), *_pairs(made, labels),
+        tag("h2", "The first image before and after"), first,
+        tag("h2", "The field, and the stretch of the first image"), _picture(figure),
+        tag("p", "Orange in the stretch: squeezed (signal piles up); purple: stretched. A "
+                 "constant field is not known from images alone."),
+    ])  # fmt: skip
+    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8">{tag("title", names[0])}'
+    write_text(path, f"{head}<style>{STYLE}</style>{body}</html>\n")
 
 
-def _table(names: Sequence[str], labels: Sequence[str], summary: Mapping[str, Any]) -> str:
+def _pairs(made: FieldEstimate, labels: Sequence[str]) -> Iterator[Html]:
+    """Show images beside each other, before and after."""
+    for pair in islice(combinations(range(len(labels)), 2), MOST_FLICKERS):
+        of_both = labels[pair[0]], labels[pair[1]]
+        for words, images in (("before", made.uncorrected), ("after", made.corrected)):
+            yield tag("h2", f"Images {of_both[0]} and {of_both[1]}, {words}")
+            yield _flicker(made, images[pair[0]], images[pair[1]], of_both)
+
+
+def _flicker(
+    made: FieldEstimate, one: np.ndarray, other: np.ndarray, labels: tuple[str, str]
+) -> Html:
+    first, second = (Image(np.nan_to_num(image), made.grid[1]) for image in (one, other))
+    return Html(show(first, second, contour=made.mask, labels=labels)._repr_html_())
+
+
+def _table(names: Sequence[str], labels: Sequence[str], summary: Mapping[str, Any]) -> Html:
     rows = [(f"image {label}", name) for label, name in zip(labels, names, strict=True)]
     rows.append(("made from", summary["Method"]))
     rows.append(("displacement", f"{summary['RMSDisplacement']:.2f} mm RMS in the brain"))
@@ -147,11 +145,10 @@ def _table(names: Sequence[str], labels: Sequence[str], summary: Mapping[str, An
         ))  # fmt: skip
     rows.append(("folded", f"{100 * summary['FoldedShare']:.2f} % of the brain"))
     rows.append(("dark", f"{100 * summary['DarkShare']:.2f} % of the brain"))
-    cells = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f"<table>{''.join(cells)}</table>"
+    return tag("table", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows))
 
 
-def _picture(figure: Figure) -> str:
+def _picture(figure: Figure) -> Html:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     words = "corrected image, field and stretch in three planes"

@@ -118,12 +118,10 @@ def draw_series(
         else:
             outputs["b0_edges_figure"].unlink(missing_ok=True)  # of a run with another threshold
         save(maps_figure(before, after, predicted), "maps_figure", dpi=90)
-        columns = confounds(after.gradients, motion, dwi.center, quality_after)
-        table = Table.parse(table_text(columns))
-        z, unusable = quality_after.outliers.z, volumes_beyond_repair(quality_after.outliers)
-        findings = Findings.of(
-            table, after.gradients, dwi.shape[2], z.astype(np.float32), unusable
+        table = Table.parse(
+            table_text(confounds(after.gradients, motion, dwi.center, quality_after))
         )
+        findings = _findings(table, after, quality_after, dwi.shape[2])
         white = white_levels(
             after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
         )
@@ -136,6 +134,12 @@ def draw_series(
     chart = motion_chart(table, after.gradients, findings, head)
     write_text(outputs["motion_figure"], chart)
     return data.result()
+
+
+def _findings(table: Table, after: Slices, quality: Quality, n_slices: int) -> Findings:
+    scores = quality.outliers.z.astype(np.float32)
+    unusable = volumes_beyond_repair(quality.outliers)
+    return Findings.of(table, after.gradients, n_slices, scores, unusable)
 
 
 def chosen_volumes(findings: Findings) -> list[tuple[int, str]]:
