@@ -75,7 +75,7 @@ def test_a_field_is_told_in_millimetres_of_the_run_that_it_displaces_most(tmp_pa
     )  # fmt: skip
     outputs = SessionOutputs.of(Outputs(tmp_path / "sub-1", "sub-1", tmp_path / "figures"))
     write_field(outputs, joined, ["a", "b", "c"], fsl=True)
-    told = json.loads(outputs.field("preproc", ".json").read_text())
+    told = json.loads(outputs.field.path("preproc", ".json").read_text())
     assert told["RMSDisplacement"] == pytest.approx(30 * 0.05, rel=1e-3)
     assert told["MillimetresPerHertz"] == [pytest.approx(0.05), pytest.approx(0.02), None]
     assert told["Similarity"] == {"Before": 0.5, "After": None}

@@ -212,7 +212,7 @@ def test_runs_are_weighted_by_the_field_where_it_lies(tmp_path):
     b0 = Gradients([0.0], np.zeros((1, 3)))
     corrected = DWI(grid.data[..., None], grid.affine, b0, np.ones(grid.data.shape, bool))
     write_itk(outputs["xfm"], np.eye(4)[None])
-    write_image(SessionOutputs.of(outputs).field("coeff"), field.coefficients, affine)
+    write_image(SessionOutputs.of(outputs).field.path("coeff"), field.coefficients, affine)
     write_linear(outputs["space"], TURN, grid, grid)
     shift = np.array([0.0, 0.03, 0.0])
     write_json(outputs["sidecar"], {"OffResonanceCorrected": True,

@@ -6,26 +6,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from eddymotion import __version__
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.derivatives.field_files import FieldFiles, field_sidecar
 from eddymotion.derivatives.finished import read_sidecar
 from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import fsl_files
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.images.grid import Box, grid_distance
+from eddymotion.images.image import Image
 from eddymotion.io.images import write_image
 from eddymotion.io.tables import write_gradient_table
-from eddymotion.io.topup import topup_files, write_topup
-from eddymotion.io.writing import read_json, together, write_json
+from eddymotion.io.writing import together, write_json
 from eddymotion.mapping.off_resonance import Readout
-
-FIELD_ID = "auto00000"
 
 MERGED = (".nii.gz", ".bval", ".bvec", ".json")
 """How the files of a merged series end."""
@@ -61,30 +59,15 @@ class SessionOutputs:
         kept = [part for part in outputs.src.split("_") if part.startswith(("sub-", "ses-"))]
         return cls(outputs.folder, "_".join(kept) or outputs.src, outputs.space)
 
-    def field(self, kind: str, ending: str = ".nii.gz") -> Path:
-        """Path of the field: ``preproc`` (Hz), ``coeff`` or ``epi``."""
-        name = f"{self.who}_fmapid-{FIELD_ID}_desc-{kind}_fieldmap{ending}"
-        return self.folder / "fmap" / name
-
     @property
-    def topup(self) -> Path:
-        """Base name of the field as FSL's topup writes it."""
-        return self.folder / "fmap" / f"{self.who}_fmapid-{FIELD_ID}_topup"
+    def field(self) -> FieldFiles:
+        """Files of the off-resonance field."""
+        return FieldFiles(self.folder / "fmap", self.who)
 
     def merged(self, ending: str) -> Path:
         """Path of the merged series."""
         space = f"_space-{self.space}" if self.space else ""
         return self.folder / "dwi" / f"{self.who}{space}_desc-merged_dwi{ending}"
-
-    def remove_field(self) -> None:
-        """Remove the field that an earlier run has written; one of another program stays."""
-        if read_json(self.field("preproc", ".json")).get("B0FieldIdentifier") != FIELD_ID:
-            return
-        for kind in ("preproc", "coeff", "epi"):
-            for ending in (".nii.gz", ".json"):
-                self.field(kind, ending).unlink(missing_ok=True)
-        for path in topup_files(self.topup):
-            path.unlink(missing_ok=True)
 
     def remove_merged(self) -> None:
         """Remove the merged series of an earlier run: its runs are written again."""
@@ -134,15 +117,9 @@ def write_field(
     hertz = field.on_grid(joined.mask.shape, joined.affine)
     mm = np.nanmax(np.linalg.norm(joined.shifts, axis=1)) * hertz[joined.mask]
     before, after = joined.similarity
-    about: dict[str, Any] = {
-        "Description": "Off-resonance field in the frame of the first source, which moves with "
-        "the head",
-        "Units": "Hz",
-        "B0FieldIdentifier": FIELD_ID,
-        "Sources": list(names),
-        "IntendedFor": list(names),
-        "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
-        "Method": "field map" if joined.measured else "opposite phase encodings",
+    sidecar = field_sidecar(names, "field map" if joined.measured else "opposite phase encodings")
+    sidecar["Description"] += ", which moves with the head"
+    sidecar |= {
         "MillimetresPerHertz": [
             float(np.linalg.norm(shift)) if np.isfinite(shift).all() else None
             for shift in joined.shifts
@@ -157,34 +134,19 @@ def write_field(
         "Poses": joined.poses.round(8).tolist(),
     }
     if (found := joined.comparison) is not None:
-        about["MeasuredComparison"] = {
+        sidecar["MeasuredComparison"] = {
             "Correlation": round(found.correlation, 4),
             "Slope": round(found.slope, 4),
             "RMSDifference": round(
                 found.rms * float(np.nanmax(np.linalg.norm(joined.shifts, axis=1))), 4
             ),
         }
-    with together():
-        write_image(outputs.field("preproc"), hertz, joined.affine)
-        write_image(outputs.field("coeff"), field.coefficients.astype(np.float32), field.affine)
-        write_image(outputs.field("epi"), joined.mean, joined.affine)
-        shared = ("B0FieldIdentifier", "Sources", "GeneratedBy")
-        write_json(outputs.field("epi", ".json"), {key: about[key] for key in shared})
-        write_json(outputs.field("coeff", ".json"), about)
-        write_json(outputs.field("preproc", ".json"), about)
-        _write_topup(outputs, joined, fsl=fsl)
-
-
-def _write_topup(outputs: SessionOutputs, joined: JoinedRuns, *, fsl: bool) -> None:
-    """Write what programs read that ask for the outputs of topup, if it is wanted and known."""
     known = bool(np.isfinite(joined.shifts).all())
-    if not fsl or not known or joined.field is None:
-        for path in topup_files(outputs.topup):
-            path.unlink(missing_ok=True)
-        return
-    readouts = [Readout.of_shift(shift) for shift in joined.shifts]
-    write_topup(outputs.topup, joined.field, joined.poses, readouts, joined.mask.shape,
-                joined.affine)  # fmt: skip
+    readouts = [Readout.of_shift(shift) for shift in joined.shifts] if fsl and known else []
+    image = Image(joined.mean, joined.affine)
+    with together():
+        outputs.field.write(field, hertz, image, sidecar)
+        outputs.field.write_topup(field, joined.poses, readouts, image)
 
 
 def write_merged(

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eddymotion import __version__
-from eddymotion.derivatives.session import FIELD_ID
+from eddymotion.derivatives.field_files import field_sidecar
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.off_resonance import (
     STIFFNESS,
@@ -30,8 +29,7 @@ from eddymotion.fieldmaps.outputs import FieldmapOutputs
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image
-from eddymotion.io.topup import topup_files, write_topup
-from eddymotion.io.writing import together, write_json
+from eddymotion.io.writing import together
 
 log = logging.getLogger(__name__)
 
@@ -93,32 +91,15 @@ def make_fieldmap(
     seconds, seed = time.perf_counter() - started, settings.random_seed
     summary = sidecar_of(made, method, inputs, paths, seconds, seed)
     advise(made, summary)
-    affine = made.grid[1]
+    combined = Image(made.combined, made.grid[1])
+    readouts = [image.readout for image in made.images] if outputs.fsl else []
     with together():
-        write_image(outputs.field("preproc"), made.hertz, affine)
-        write_image(
-            outputs.field("coeff"), made.field.coefficients.astype(np.float32), made.field.affine
-        )
-        write_image(outputs.field("epi"), made.combined, affine)
         for path, image in zip(outputs.corrected(), made.corrected, strict=True):
-            write_image(path, np.nan_to_num(image), affine)
-        write_fieldmap_page(outputs.report, paths.images, made, summary)
-        write_json(outputs.field("coeff", ".json"), {**summary, "Units": "Hz"})
-        _write_topup(outputs, made)
-        epi = {key: summary[key] for key in ("Sources", "GeneratedBy", "B0FieldIdentifier")}
-        write_json(outputs.field("epi", ".json"), epi)
-        write_json(outputs.field("preproc", ".json"), summary)
+            write_image(path, np.nan_to_num(image), combined.affine)
+        write_fieldmap_page(outputs.field.page, paths.images, made, summary)
+        outputs.field.write_topup(made.field, made.poses, readouts, combined)
+        outputs.field.write(made.field, made.hertz, combined, summary)
     return summary
-
-
-def _write_topup(outputs: FieldmapOutputs, made: FieldEstimate) -> None:
-    """Write the field as FSL's topup does, if that is wanted; that of an earlier run goes."""
-    if outputs.fsl:
-        readouts = [image.readout for image in made.images]
-        write_topup(outputs.topup, made.field, made.poses, readouts, *made.grid)
-        return
-    for path in topup_files(outputs.topup):
-        path.unlink(missing_ok=True)
 
 
 def sidecar_of(
@@ -132,14 +113,8 @@ def sidecar_of(
     """Return the sidecar of the field."""
     moved = made.displacement[made.mask]
     before, after = made.similarity
-    summary: dict[str, Any] = {
-        "Description": "Off-resonance field in the frame of the first source",
-        "Units": "arbitrary" if inputs.nominal else "Hz",
-        "B0FieldIdentifier": FIELD_ID,
-        "Sources": [path.name for path in paths.images],
-        "IntendedFor": [path.name for path in paths.images],
-        "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
-        "Method": method,
+    names = [path.name for path in paths.images]
+    summary = field_sidecar(names, method, "arbitrary" if inputs.nominal else "Hz") | {
         "Encodings": list(inputs.encodings),
         "ReadoutTimesKnown": not inputs.nominal,
         "RMSDisplacement": _rounded(np.sqrt(np.mean(moved**2))),

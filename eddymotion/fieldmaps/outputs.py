@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eddymotion.derivatives.session import FIELD_ID
+from eddymotion.derivatives.field_files import FieldFiles
 from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
 from eddymotion.io.topup import topup_files
@@ -39,19 +39,10 @@ class FieldmapOutputs:
         """Name of the first image without its polarity and its suffix."""
         return re.sub(r"_dir-[A-Za-z0-9]+", "", _without_suffix(self.images[0]))
 
-    def field(self, kind: str, ending: str = ".nii.gz") -> Path:
-        """Path of a fieldmap: ``preproc`` (Hz), ``coeff`` or ``epi``."""
-        return self.folder / f"{self.stem}_fmapid-{FIELD_ID}_desc-{kind}_fieldmap{ending}"
-
     @property
-    def report(self) -> Path:
-        """The page with pictures."""
-        return self.folder / f"{self.stem}_fmapid-{FIELD_ID}_fieldmap.html"
-
-    @property
-    def topup(self) -> Path:
-        """Base name of the field as FSL's topup writes it."""
-        return self.folder / f"{self.stem}_fmapid-{FIELD_ID}_topup"
+    def field(self) -> FieldFiles:
+        """Files of the field."""
+        return FieldFiles(self.folder, self.stem)
 
     def corrected(self) -> list[Path]:
         """Paths of the corrected images, in the order of the inputs."""
@@ -62,10 +53,8 @@ class FieldmapOutputs:
 
     def all(self) -> Sequence[Path]:
         """Return all that a run writes."""
-        fields = [self.field(kind, ending) for kind in ("preproc", "coeff", "epi")
-                  for ending in (".nii.gz", ".json")]  # fmt: skip
-        topup = topup_files(self.topup) if self.fsl else []
-        return [*fields, *self.corrected(), *topup, self.report]
+        topup = topup_files(self.field.topup) if self.fsl else []
+        return [*self.field.all(), *self.corrected(), *topup, self.field.page]
 
     def refuse_inputs(self, inputs: Sequence[Path]) -> None:
         """Raise if an output would have the path of an input."""

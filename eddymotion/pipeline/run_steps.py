@@ -136,9 +136,9 @@ def join(
         found["mask_files"].append(outputs["mask"])
     first = Outputs.in_folder(out_dir, runs[0].dwi)
     RunTogether(names, joined, 0).write_field(first)
-    session, there = SessionOutputs.of(first), joined.field is not None
+    files, there = SessionOutputs.of(first).field, joined.field is not None
     kinds = {"field_file": "preproc", "coefficients_file": "coeff", "epi_file": "epi"}
-    return found | {name: session.field(kind) if there else None for name, kind in kinds.items()}
+    return found | {name: files.path(kind) if there else None for name, kind in kinds.items()}
 
 
 def _refuse_other_number(runs: Sequence[SeriesFiles], files: Sequence[Path], what: str) -> None:
@@ -249,9 +249,9 @@ def fieldmap(
     make_fieldmap(paths, out_dir, settings)
     outputs = FieldmapOutputs(out_dir, paths.images)
     return {
-        "field_file": outputs.field("preproc"),
-        "coefficients_file": outputs.field("coeff"),
-        "epi_file": outputs.field("epi"),
+        "field_file": outputs.field.path("preproc"),
+        "coefficients_file": outputs.field.path("coeff"),
+        "epi_file": outputs.field.path("epi"),
         "corrected_files": outputs.corrected(),
-        "report_file": outputs.report,
+        "report_file": outputs.field.page,
     }

@@ -156,7 +156,7 @@ class RunTogether:
         """
         joined, session = self.joined, SessionOutputs.of(outputs)
         if apart or (joined is not None and joined.field is None and self.number == 0):
-            session.remove_field()
+            session.field.remove()
         elif joined is not None and joined.field is not None and self.number == 0:
             write_field(session, joined, self.names, fsl=fsl)
 

@@ -93,9 +93,9 @@ def _stretch_of(outputs: Outputs, corrected: DWI) -> tuple[np.ndarray, np.ndarra
     sidecar = read_json(outputs["sidecar"])
     shift = np.array(sidecar.get("MillimetresPerHertz") or [0.0] * 3, float)
     session = SessionOutputs.of(outputs)
-    if not sidecar.get("OffResonanceCorrected") or not session.field("coeff").is_file():
+    if not sidecar.get("OffResonanceCorrected") or not session.field.path("coeff").is_file():
         return np.ones(corrected.shape, np.float32), shift
-    coefficients, lattice, _ = read_image(session.field("coeff"))
+    coefficients, lattice, _ = read_image(session.field.path("coeff"))
     pose, affine = read_itk(outputs["xfm"])[corrected.reference], corrected.affine
     if outputs["space"].is_file():
         grid = Image(np.empty(corrected.shape), affine)
