@@ -220,7 +220,7 @@ def evaluate_motion(options: argparse.Namespace) -> None:
     from eddymotion.evaluation import compare_motion, read_grid
     from eddymotion.evaluation.summaries import motion_summary, slices_summary
 
-    refuse_overwriting(options, (options.estimated, options.true))
+    prepare_outputs(options, (options.estimated, options.true))
     image = options.reference or options.mask
     grid = read_grid(image) if image else None
     estimated, true = read_motions(options, grid)
@@ -379,7 +379,7 @@ def evaluate_landmarks(options: argparse.Namespace) -> None:
     )
     from eddymotion.evaluation.summaries import landmark_summary
 
-    refuse_overwriting(options, (options.fixed, options.moving, options.xfm))
+    prepare_outputs(options, (options.fixed, options.moving, options.xfm))
     if options.volume is not None and not options.xfm:
         raise EddymotionError("--volume chooses a transform; give the file with --xfm")
     matrix = read_transform(options.xfm, options.volume) if options.xfm else None
@@ -424,7 +424,7 @@ def evaluate_series(options: argparse.Namespace) -> None:
     from eddymotion.models import get_model
 
     files = {"a": options.a} | ({"b": options.b} if options.b else {})
-    refuse_overwriting(options, files.values())
+    prepare_outputs(options, files.values())
     series = {
         name: load(path, mask=options.mask, b0_threshold=options.b0_threshold, ignore=("tables",))
         for name, path in files.items()
@@ -489,19 +489,14 @@ def written_files(options: argparse.Namespace) -> dict[str, Path]:
     }
 
 
-def refuse_overwriting(options: argparse.Namespace, inputs: Iterable[Path | None]) -> None:
-    """Raise, before anything is computed, if outputs would replace inputs or cannot be written."""
+def prepare_outputs(options: argparse.Namespace, inputs: Iterable[Path | None]) -> None:
+    """Make room for the outputs; raise if they would replace inputs or cannot be written."""
+    from eddymotion.io.writing import refuse_overwriting
+
     if not options.output:
         return
     refuse_folder(options.output)
-    given = {path.resolve() for path in inputs if path}
-    for path in written_files(options).values():
-        if path.is_dir():
-            raise EddymotionError(f"{path}: a folder has the name of an output; choose another -o")
-        if path.resolve() in given:
-            raise EddymotionError(
-                f"{path}: is an input and would be overwritten; choose another -o"
-            )
+    refuse_overwriting(written_files(options).values(), inputs)
     prepare_output_dir(options.output.parent)
 
 

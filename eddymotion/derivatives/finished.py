@@ -20,7 +20,7 @@ from eddymotion.derivatives.names import Outputs
 from eddymotion.derivatives.on_demand import fsl_files
 from eddymotion.errors import EddymotionError
 from eddymotion.io.tsv import Table
-from eddymotion.io.writing import read_json, refuse_name
+from eddymotion.io.writing import read_json
 
 RECORD = "Outputs"
 """Field of the sidecar: name of a file or folder → size and digest."""
@@ -132,15 +132,9 @@ def refuse_changed(outputs: Outputs, kinds: Iterable[str]) -> None:
         )
 
 
-def refuse_names(outputs: Outputs) -> None:
-    """Raise if a file that may be written cannot have its name.
-
-    Raises
-    ------
-    EddymotionError
-    """
-    for path in (*(outputs[kind] for kind in outputs if kind not in FOLDERS), *fsl_files(outputs)):
-        refuse_name(path)
+def files_of(outputs: Outputs) -> list[Path]:
+    """Return all files that may be written."""
+    return [*(outputs[kind] for kind in outputs if kind not in FOLDERS), *fsl_files(outputs)]
 
 
 def _compared(path: Path, recorded: Mapping[str, Any], time: int | None) -> str:

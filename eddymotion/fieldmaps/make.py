@@ -29,7 +29,7 @@ from eddymotion.fieldmaps.outputs import FieldmapOutputs
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image
-from eddymotion.io.writing import together
+from eddymotion.io.writing import refuse_overwriting, together
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def make_fieldmap(
 
     refuse_settings(paths, settings)
     outputs = FieldmapOutputs(folder, paths.images, settings.fsl_outputs)
-    outputs.refuse_inputs(list(paths))
+    refuse_overwriting(outputs.all(), paths)
     inputs = read_inputs(paths, settings)
     if inputs.nominal and outputs.fsl:
         raise EddymotionError(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eddymotion.derivatives.field_files import FieldFiles
-from eddymotion.errors import EddymotionError
 from eddymotion.io.images import image_stem
 from eddymotion.io.topup import topup_files
 
@@ -55,15 +54,6 @@ class FieldmapOutputs:
         """Return all that a run writes."""
         topup = topup_files(self.field.topup) if self.fsl else []
         return [*self.field.all(), *self.corrected(), *topup, self.field.page]
-
-    def refuse_inputs(self, inputs: Sequence[Path]) -> None:
-        """Raise if an output would have the path of an input."""
-        written = {path.resolve() for path in self.all()}
-        for given in inputs:
-            if given.resolve() in written:
-                raise EddymotionError(
-                    f"{given}: is an input and would be overwritten; choose another -o"
-                )
 
 
 def _without_suffix(path: Path) -> str:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -116,6 +116,17 @@ def refuse_name(path: Path) -> None:
         raise EddymotionError(
             f"{path}: is a folder, and a file of this name is to be written; move it away"
         )
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Raise if a file that is to be written is an input, or cannot have its name."""
+    given = {path.resolve() for path in inputs if path is not None}
+    for path in outputs:
+        refuse_name(path)
+        if path.resolve() in given:
+            raise EddymotionError(
+                f"{path}: is an input and would be overwritten; write the outputs elsewhere"
+            )
 
 
 def _rename(temporary: Path, path: Path) -> None:

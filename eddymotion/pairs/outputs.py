@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import LandmarkErrors
 from eddymotion.evaluation.summaries import landmark_summary
 from eddymotion.io.images import write_image
 from eddymotion.io.transforms import FORMATS, write_linear
 from eddymotion.io.tsv import table_text
 from eddymotion.io.warps import whole_displacements, write_displacements
-from eddymotion.io.writing import refuse_name, together, write_json, write_text
-from eddymotion.pairs.inputs import FilePair, PairPaths, PairSettings
+from eddymotion.io.writing import together, write_json, write_text
+from eddymotion.pairs.inputs import FilePair, PairSettings
 from eddymotion.pairs.measures import PairOverlay
 from eddymotion.registration import Registration
 
@@ -63,18 +62,6 @@ class PairOutputs:
         for transform in ("affine", "syn"):
             everything |= set(self.linear(transform, tuple(FORMATS)))
         return everything
-
-
-def refuse_overwriting_inputs(paths: PairPaths, outputs: PairOutputs) -> None:
-    """Raise if an output could have the path of an input, or has that of a folder."""
-    for path in outputs.all():
-        refuse_name(path)
-    written = {path.resolve(): path for path in outputs.all()}
-    for given in (*paths,):
-        if given.resolve() in written:
-            raise EddymotionError(
-                f"{given}: is an input and would be overwritten; choose another -o"
-            )
 
 
 def write_all(

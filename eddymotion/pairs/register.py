@@ -15,9 +15,10 @@ from eddymotion.errors import EddymotionError
 from eddymotion.evaluation.landmarks import errors_of
 from eddymotion.images.grid import grid_center
 from eddymotion.io.transforms import read_linear
+from eddymotion.io.writing import refuse_overwriting
 from eddymotion.pairs.inputs import FilePair, PairPaths, PairSettings
 from eddymotion.pairs.measures import PairQuality
-from eddymotion.pairs.outputs import PairOutputs, refuse_overwriting_inputs, write_all
+from eddymotion.pairs.outputs import PairOutputs, write_all
 from eddymotion.pairs.summary import summary_of_pair
 from eddymotion.registration import Registrar, Registration, get_registrar, initial_transform
 from eddymotion.registration.checks import inside_grid
@@ -50,7 +51,7 @@ def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dic
         If the files or options cannot be used, or the engine fails; nothing is written then.
     """
     outputs = PairOutputs(prefix)
-    refuse_overwriting_inputs(paths, outputs)
+    refuse_overwriting(outputs.all(), paths)
     registrar = registrar_for(settings)
     pair = FilePair.read(paths, settings)
     started = time.perf_counter()

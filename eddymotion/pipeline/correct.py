@@ -15,14 +15,13 @@ import numpy as np
 from eddymotion.data.checks import DataIssue
 from eddymotion.data.series import DWI, Series
 from eddymotion.derivatives import OnDemand, Outputs, write_outputs, write_sidecar
-from eddymotion.derivatives.finished import refuse_names, sha256
+from eddymotion.derivatives.finished import files_of, sha256
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.derivatives.session import remove_elsewhere
-from eddymotion.errors import EddymotionError
 from eddymotion.estimation import Quality
 from eddymotion.estimation.outliers import describe_beyond_repair
 from eddymotion.io.sidecars import SeriesFiles
-from eddymotion.io.writing import write_json
+from eddymotion.io.writing import refuse_overwriting, write_json
 from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.logs import NOTICE
 from eddymotion.machine.parallel import Progress, silent
@@ -93,7 +92,7 @@ def correct_series(
     if (finished := finished_summary(outputs, fingerprint, name=series.dwi.name)) is not None:
         log.log(NOTICE, "%s: outputs with the same settings are there; reused", series.dwi.name)
         return finished
-    refuse_overwriting_inputs(series, outputs, settings)
+    _refuse_overwriting(series, outputs, settings)
     stages = Stages()
     if settings.nprocs > 1:
         get_ready_to_estimate()
@@ -279,7 +278,7 @@ def estimate_series(
     """
     if finished_summary(outputs, fingerprint_of(series, settings)) is not None:
         return
-    refuse_overwriting_inputs(series, outputs, settings)
+    _refuse_overwriting(series, outputs, settings)
     Target.read(settings)  # a wrong one is better known before
     stages, cache = Stages(), MotionCache.of(series, settings, work_dir)
     if known_motion(series, outputs, settings, stages, cache) is not None:
@@ -317,14 +316,6 @@ def on_demand(settings: Settings, *, in_frame: bool = True) -> OnDemand:
     )
 
 
-def refuse_overwriting_inputs(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:
-    """Raise if an output has the path of an input or a folder, or too long a name."""
+def _refuse_overwriting(series: SeriesFiles, outputs: Outputs, settings: Settings) -> None:
     given = series.dwi, series.bval, series.bvec, *settings.files().values()
-    inputs = {path.resolve() for path in given if path is not None}
-    refuse_names(outputs)
-    for kind in outputs:
-        if outputs[kind].resolve() in inputs:
-            raise EddymotionError(
-                f"{outputs[kind]}: is an input and would be overwritten; "
-                "give another output folder"
-            )
+    refuse_overwriting(files_of(outputs), given)
