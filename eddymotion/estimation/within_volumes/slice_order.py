@@ -127,12 +127,12 @@ def weigh_orders(pulls: SlicePulls, slicing: Slicing) -> OrderEvidence:
     at_rest = odds(slicing, AT_REST_MM)
     found = {name: odds(order, SCALE_MM) - at_rest for name, order in orders(slicing)}
     best = max(found, key=lambda name: found[name])
-    given = odds(slicing, SCALE_MM) - at_rest
-    return OrderEvidence(given, found[best], best)
+    told = odds(slicing, SCALE_MM) - at_rest
+    return OrderEvidence(told, found[best], best)
 
 
 def orders(slicing: Slicing) -> Iterator[tuple[str, Slicing]]:
-    """Go through the orders of a usual scanner, in words and as slicings."""
+    """Go through the orders of a usual scanner, in words and as they would be told."""
     assert slicing.times is not None
     n_slices = len(slicing.times)
     together = max(map(len, slicing.groups))
