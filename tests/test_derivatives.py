@@ -18,6 +18,7 @@ from eddymotion.derivatives.on_demand import write_on_demand
 from eddymotion.derivatives.outlier_table import outlier_summary
 from eddymotion.derivatives.session import SessionOutputs, _partners, write_field
 from eddymotion.estimation.outliers import SliceOutliers
+from eddymotion.estimation.runs.joined import JoinedRuns
 from eddymotion.io.trajectory import read_trajectory
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
@@ -67,11 +68,10 @@ def test_a_field_is_told_in_millimetres_of_the_run_that_it_displaces_most(tmp_pa
         coefficients=np.zeros((2, 2, 2)),
         affine=np.eye(4),
     )
-    joined = SimpleNamespace(
-        field=field, mask=mask, affine=np.eye(4), mean=np.zeros(mask.shape, np.float32),
-        similarity=(0.5, np.nan), measured=False, comparison=None,
-        shifts=np.array([[0, -0.03, 0.04], [0.02, 0, 0], [np.nan] * 3]),
-        poses=np.tile(np.eye(4), (3, 1, 1)),
+    joined = JoinedRuns(
+        poses=np.tile(np.eye(4), (3, 1, 1)), errors=np.zeros((3, 6)), field=field, mask=mask,
+        shifts=np.array([[0, -0.03, 0.04], [0.02, 0, 0], [np.nan] * 3]), affine=np.eye(4),
+        mean=np.zeros(mask.shape, np.float32), similarity=(0.5, np.nan),
     )  # fmt: skip
     outputs = SessionOutputs.of(Outputs(tmp_path / "sub-1", "sub-1", tmp_path / "figures"))
     write_field(outputs, joined, ["a", "b", "c"], fsl=True)

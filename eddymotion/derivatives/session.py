@@ -111,11 +111,10 @@ def write_field(
     fsl : bool
         Whether to write it as FSL's topup does, too.
     """
-    field = joined.field
-    if field is None:
+    field, hertz = joined.field, joined.hertz
+    if field is None or hertz is None:
         raise EddymotionError("write_field: these runs have no off-resonance field")
-    hertz = field.on_grid(joined.mask.shape, joined.affine)
-    mm = np.nanmax(np.linalg.norm(joined.shifts, axis=1)) * hertz[joined.mask]
+    mm = joined.mm_per_hertz * hertz[joined.mask]
     before, after = joined.similarity
     sidecar = field_sidecar(names, "field map" if joined.measured else "opposite phase encodings")
     sidecar["Description"] += ", which moves with the head"
@@ -137,9 +136,7 @@ def write_field(
         sidecar["MeasuredComparison"] = {
             "Correlation": round(found.correlation, 4),
             "Slope": round(found.slope, 4),
-            "RMSDifference": round(
-                found.rms * float(np.nanmax(np.linalg.norm(joined.shifts, axis=1))), 4
-            ),
+            "RMSDifference": round(float(found.rms * joined.mm_per_hertz), 4),
         }
     known = bool(np.isfinite(joined.shifts).all())
     readouts = [Readout.of_shift(shift) for shift in joined.shifts] if fsl and known else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import scipy
@@ -66,12 +67,22 @@ class JoinedRuns:
 
     __repr__ = short_repr
 
+    @cached_property
+    def hertz(self) -> np.ndarray | None:
+        """The field on the grid of the first run, (X, Y, Z) Hz."""
+        return None if self.field is None else self.field.on_grid(self.mask.shape, self.affine)
+
+    @property
+    def mm_per_hertz(self) -> np.float64:
+        """Displacement by one hertz in the run that it displaces most, mm."""
+        return np.nanmax(np.linalg.norm(self.shifts, axis=1))
+
     @property
     def comparison(self) -> MapAgreement | None:
         """How the field agrees with the measured map beside it."""
-        if self.beside is None or self.field is None:
+        if self.beside is None or self.hertz is None:
             return None
-        return MapAgreement.of(self.field.on_grid(self.mask.shape, self.affine), self.beside)
+        return MapAgreement.of(self.hertz, self.beside)
 
     def __len__(self) -> int:
         return len(self.poses)

@@ -164,15 +164,14 @@ class RunTogether:
         """Draw the field, and what it did to this series."""
         outputs["off_resonance_figure"].unlink(missing_ok=True)
         joined = self.joined
-        if joined is None or joined.field is None:
+        if joined is None or joined.hertz is None:
             return
         from eddymotion.reports import save_figure
         from eddymotion.reports.fieldmap import field_figure
 
-        hertz = joined.field.on_grid(joined.mask.shape, joined.affine)
         stretch = joined.stretch(self.number)
         figure = field_figure(
-            joined.mean, hertz, stretch, joined.mask, joined.affine, measured=joined.beside
+            joined.mean, joined.hertz, stretch, joined.mask, joined.affine, measured=joined.beside
         )
         save_figure(figure, outputs["off_resonance_figure"])
 
@@ -190,16 +189,16 @@ class RunTogether:
                 )
         if self.tie is not None:
             summary["frame, by other runs"] = str(self.tie)
-        if joined.field is None:
+        if joined.hertz is None:
             return summary
-        hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
-        mm = hertz.std() * np.nanmax(np.linalg.norm(joined.shifts, axis=1))
+        spread = joined.hertz[joined.mask].std()
         source = "from a field map" if joined.measured else "from images of other phase encodings"
         summary["off-resonance field"] = (
-            f"{hertz.std():.1f} Hz, {mm:.2f} mm (standard deviation in the brain), {source}"
+            f"{spread:.1f} Hz, {spread * joined.mm_per_hertz:.2f} mm (standard deviation in the "
+            f"brain), {source}"
         )
         if (found := joined.comparison) is not None:
-            apart = found.rms * np.nanmax(np.linalg.norm(joined.shifts, axis=1))
+            apart = found.rms * joined.mm_per_hertz
             summary["measured map"] = (
                 f"not used, since the runs tell the field; beside it r = {found.correlation:.3f}, "
                 f"slope {found.slope:.2f}, {apart:.2f} mm RMS apart"
@@ -247,10 +246,10 @@ class RunTogether:
     def _spread_mm(self) -> float:
         """Tell the standard deviation of the displacement in the brain of this run, mm."""
         joined = self.joined
-        if joined is None or joined.field is None or np.isnan(joined.shifts[self.number]).any():
+        if joined is None or joined.hertz is None or np.isnan(joined.shifts[self.number]).any():
             return 0.0
-        hertz = joined.field.on_grid(joined.mask.shape, joined.affine)[joined.mask]
-        return float(hertz.std() * np.linalg.norm(joined.shifts[self.number]))
+        spread = joined.hertz[joined.mask].std()
+        return float(spread * np.linalg.norm(joined.shifts[self.number]))
 
     def in_sidecar(self) -> dict[str, Any]:
         """Return what the sidecar of the corrected series keeps of it."""
