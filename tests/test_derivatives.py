@@ -59,6 +59,11 @@ def test_each_volume_has_one_partner():
     assert _partners(gradients, np.array([0, 0, 0, 1, 1]), OPPOSED) == [3, 4, None, 0, 1]
 
 
+def units_of(field):
+    sidecars = [field.path(kind, ".json") for kind in ("preproc", "coeff")]
+    return {json.loads(path.read_text())["Units"] for path in sidecars}
+
+
 def test_a_field_is_told_in_millimetres_of_the_run_that_it_displaces_most(tmp_path):
     """30 Hz everywhere in the brain; a run of unknown readout among them tells nothing."""
     mask = np.zeros((4, 4, 4), bool)
@@ -79,6 +84,9 @@ def test_a_field_is_told_in_millimetres_of_the_run_that_it_displaces_most(tmp_pa
     assert told["RMSDisplacement"] == pytest.approx(30 * 0.05, rel=1e-3)
     assert told["MillimetresPerHertz"] == [pytest.approx(0.05), pytest.approx(0.02), None]
     assert told["Similarity"] == {"Before": 0.5, "After": None}
+    assert units_of(outputs.field) == {"Hz"}
+    write_field(outputs, replace(joined, nominal=True), ["a", "b", "c"])
+    assert units_of(outputs.field) == {"arbitrary"}
     assert not list(tmp_path.rglob("*topup*"))  # of a readout that nobody knows
 
 

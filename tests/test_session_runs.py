@@ -15,7 +15,7 @@ from eddymotion.derivatives.session import averaged, concatenated
 from eddymotion.estimation.off_resonance.measured import MapAgreement
 from eddymotion.estimation.runs import join_runs
 from eddymotion.estimation.runs.joined import JoinedRuns
-from eddymotion.estimation.runs.readouts import differ, readouts_of, tell_field
+from eddymotion.estimation.runs.readouts import differ, readouts_of, tell_field, without_times
 from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.images.grid import Grid, grid_points
 from eddymotion.images.image import Image
@@ -36,6 +36,8 @@ from eddymotion.simulation.synthetic import SyntheticHead
 
 READOUT_TIME = 0.045
 SIZE = 5.0
+QUARTER = np.diag([4.0, 4, 4, 1])
+"""From a grid to one of every fourth voxel."""
 SHIFTED = np.array([1.5, 0.0, -2.0])
 TURNED = np.deg2rad([3.0, -2.0, 4.0])
 
@@ -195,6 +197,16 @@ def test_readout_times_that_no_run_says_are_taken_as_equal(opposed, caplog):
     assert "TotalReadoutTime is in no sidecar" in caplog.text
     one_says = [images[0], replace(images[1], readout_time=0.03)]
     assert readouts_of(one_says)[0] is None
+    assert without_times(images)
+    assert not without_times(one_says)
+
+
+def test_a_field_in_hertz_is_refused_where_no_run_says_its_readout_time(opposed, field, tmp_path):
+    """Nor may a nominal time stand for it, which images of opposite polarity alone can do with."""
+    images = [replace(RunImage.of(run, Motion.identity(2)), readout_time=None) for run in opposed]
+    write_image(tmp_path / "field.nii.gz", field.data[::4, ::4, ::4], field.affine @ QUARTER)
+    with pytest.raises(em.EddymotionError, match="of no use without"):
+        joined_of(images, MeasuredFiles(), Settings(fieldmap=tmp_path / "field.nii.gz"))
 
 
 def test_a_field_that_is_given_is_not_sought(opposed, motions):
@@ -222,7 +234,7 @@ def test_images_of_no_use_are_left_out_and_named(opposed, tmp_path, caplog):
 
 def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):
     image, given = RunImage.of(opposed[0], Motion.identity(2)), tmp_path / "field.nii.gz"
-    coarse = field.affine @ np.diag([4.0, 4, 4, 1])
+    coarse = field.affine @ QUARTER
     write_image(given, field.data[::4, ::4, ::4] * np.float32(2 * np.pi), coarse)
     settings = Settings(fieldmap=given)
     points = apply_affine(image.image.affine, np.argwhere(image.brain))

@@ -67,7 +67,7 @@ class FieldFiles:
         write_image(self.path("epi"), image.data, image.affine)
         of_image = {key: sidecar[key] for key in ("B0FieldIdentifier", "Sources", "GeneratedBy")}
         write_json(self.path("epi", ".json"), of_image)
-        write_json(self.path("coeff", ".json"), sidecar | {"Units": "Hz"})
+        write_json(self.path("coeff", ".json"), sidecar)
         write_json(self.path("preproc", ".json"), sidecar)
 
     def write_topup(

@@ -116,7 +116,8 @@ def write_field(
         raise EddymotionError("write_field: these runs have no off-resonance field")
     mm = joined.mm_per_hertz * hertz[joined.mask]
     before, after = joined.similarity
-    sidecar = field_sidecar(names, "field map" if joined.measured else "opposite phase encodings")
+    method = "field map" if joined.measured else "opposite phase encodings"
+    sidecar = field_sidecar(names, method, joined.unit)
     sidecar["Description"] += ", which moves with the head"
     sidecar |= {
         "MillimetresPerHertz": [

@@ -33,6 +33,7 @@ from eddymotion.estimation.runs.readouts import (
     of_one_contrast,
     readouts_of,
     warn_of_unknown,
+    without_times,
 )
 from eddymotion.estimation.runs.run_image import RunImage
 from eddymotion.estimation.runs.ties import Brain, FrameTie, tied_frames
@@ -86,7 +87,8 @@ def join_runs(
     EddymotionError
         If the runs do not show the same head.
     """
-    compute, readouts = compute or Compute(), readouts_of(runs)
+    compute, measured = compute or Compute(), field is not None
+    readouts = readouts_of(runs, measured=measured)
     unknown = Readout(np.array([0.0, 1.0, 0.0]), 0.0)
     images = [
         Distorted(run.image, readout or unknown)
@@ -109,7 +111,7 @@ def join_runs(
         error[:3] = np.hypot(error[:3], held * image.readout.direction)
     return JoinedRuns(
         poses, errors, shifts, found, mean, brain, affine, similarity,
-        measured=field is not None, ties=ties,
+        measured=measured, nominal=without_times(runs) and not measured, ties=ties,
     )  # fmt: skip
 
 

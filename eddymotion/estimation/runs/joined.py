@@ -43,6 +43,8 @@ class JoinedRuns:
         Correlation of the runs' mean b=0 images in the brain before and after.
     measured : bool
         Whether the field was given.
+    nominal : bool
+        Whether no run says its readout time, so that the field is known up to a factor.
     modulated : bool
         Whether signal that was squeezed is stretched again in brightness, too.
     beside : (X, Y, Z) float32 array, optional
@@ -61,6 +63,7 @@ class JoinedRuns:
     affine: np.ndarray
     similarity: tuple[float, float] = (np.nan, np.nan)
     measured: bool = False
+    nominal: bool = False
     modulated: bool = True
     beside: np.ndarray | None = None
     ties: tuple[FrameTie | None, ...] = ()
@@ -71,6 +74,11 @@ class JoinedRuns:
     def hertz(self) -> np.ndarray | None:
         """The field on the grid of the first run, (X, Y, Z) Hz."""
         return None if self.field is None else self.field.on_grid(self.mask.shape, self.affine)
+
+    @property
+    def unit(self) -> str:
+        """Of the field."""
+        return "arbitrary" if self.nominal else "Hz"
 
     @property
     def mm_per_hertz(self) -> np.float64:

@@ -26,15 +26,21 @@ def of_one_contrast(runs: Sequence[RunImage]) -> list[int]:
     return [n for n, run in enumerate(runs) if run.is_b0 == runs[0].is_b0]
 
 
-def readouts_of(runs: Sequence[RunImage]) -> list[Readout | None]:
+def without_times(runs: Sequence[RunImage]) -> bool:
+    """Whether several runs say their phase encoding, and none its readout time."""
+    known = sum(run.encoding is not None for run in runs)
+    return known > 1 and all(run.readout_time is None for run in runs)
+
+
+def readouts_of(runs: Sequence[RunImage], *, measured: bool = False) -> list[Readout | None]:
     """Tell how each run was read out; None where its phase encoding is not known.
 
-    Where no run says its readout time, all are taken to have a nominal one: that is enough for
-    runs of opposite polarity. A run that says none beside others that do is not taken for known.
+    Where no run says its readout time, all are taken to have a nominal one: that is enough to
+    find the field from runs of opposite polarity, but not for one that was measured in hertz. A
+    run that says none beside others that do is not taken for known.
     """
     times = [run.readout_time for run in runs]
-    known = sum(run.encoding is not None for run in runs)
-    if all(time is None for time in times) and known > 1:
+    if without_times(runs) and not measured:
         log.warning(
             "TotalReadoutTime is in no sidecar of these runs: taken as %g s for all, so that the "
             "off-resonance field in Hz is right up to a factor, and the correction exact if their "

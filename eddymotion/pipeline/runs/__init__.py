@@ -171,8 +171,9 @@ class RunTogether:
 
         stretch = joined.stretch(self.number)
         figure = field_figure(
-            joined.mean, joined.hertz, stretch, joined.mask, joined.affine, measured=joined.beside
-        )
+            joined.mean, joined.hertz, stretch, joined.mask, joined.affine, joined.unit,
+            joined.beside,
+        )  # fmt: skip
         save_figure(figure, outputs["off_resonance_figure"])
 
     def summary(self) -> dict[str, str]:
@@ -193,9 +194,10 @@ class RunTogether:
             return summary
         spread = joined.hertz[joined.mask].std()
         source = "from a field map" if joined.measured else "from images of other phase encodings"
+        hertz = "" if joined.nominal else f"{spread:.1f} Hz, "
         summary["off-resonance field"] = (
-            f"{spread:.1f} Hz, {spread * joined.mm_per_hertz:.2f} mm (standard deviation in the "
-            f"brain), {source}"
+            f"{hertz}{spread * joined.mm_per_hertz:.2f} mm (standard deviation in the brain), "
+            f"{source}"
         )
         if (found := joined.comparison) is not None:
             apart = found.rms * joined.mm_per_hertz

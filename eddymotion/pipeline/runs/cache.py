@@ -50,7 +50,7 @@ def keep(folder: Path, joined: JoinedRuns) -> None:
     with replacing(folder / "runs.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
     rest = {"similarity": [s if np.isfinite(s) else None for s in joined.similarity],
-            "measured": joined.measured, "modulated": joined.modulated,
+            "measured": joined.measured, "nominal": joined.nominal, "modulated": joined.modulated,
             "ties": [tie and tie.plain() for tie in joined.ties]}  # fmt: skip
     write_json(folder / "runs.json", rest)
 
@@ -68,6 +68,7 @@ def recalled(folder: Path) -> JoinedRuns | None:
         before, after = (np.nan if s is None else float(s) for s in rest["similarity"])
         return JoinedRuns(
             field=field, similarity=(before, after), measured=bool(rest["measured"]),
+            nominal=bool(rest["nominal"]),
             modulated=bool(rest["modulated"]), ties=ties, **arrays,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
