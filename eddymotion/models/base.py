@@ -130,10 +130,15 @@ def held_out_operator(precision: np.ndarray, groups: list[np.ndarray]) -> np.nda
         Row ``i`` is zero within ``groups[i]``, or NaN where the rest does not determine volume
         ``i``.
     """
-    n = len(precision)
-    guard = LEVERAGE_GUARD * max(1.0, np.abs(np.diag(precision)).max())
-    operator = np.empty((n, n))
+    diagonal = np.diag(precision)
+    guard = LEVERAGE_GUARD * max(1.0, np.abs(diagonal).max())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        operator = -precision / diagonal[:, None]
+    operator[np.abs(diagonal) <= guard] = np.nan
+    np.fill_diagonal(operator, np.where(np.isnan(operator[:, 0]), np.nan, 0.0))
     for i, group in enumerate(groups):
+        if len(group) == 1:
+            continue
         block = precision[np.ix_(group, group)]
         if np.linalg.svd(block, compute_uv=False)[-1] <= guard:
             operator[i] = np.nan

@@ -56,6 +56,19 @@ class Filter:
         left, right = self.factors
         return values - left @ (right @ values)
 
+    def predictors(self, leverage: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        """Return what takes volumes to predictions, ``I − P``: matrices to multiply by, last first.
+
+        Parameters
+        ----------
+        leverage : (N,) array, optional
+            ``P`` is divided by it, row by row.
+        """
+        if leverage is None and self.factors is not None:
+            return self.factors
+        taken = self.matrix if leverage is None else self.matrix / leverage[:, None]
+        return ((np.eye(len(taken)) - taken).astype(np.float32),)
+
     @property
     def leverage(self) -> np.ndarray:
         """The diagonal of the matrix, (N,)."""

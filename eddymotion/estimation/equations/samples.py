@@ -106,16 +106,17 @@ def smoothed(
     missing : (N, V) bool array
         Zero there.
     smoother : Filter
-        What it takes of the slopes away,
+        What it leaves is no part of a prediction,
     leverage : (N,) array, optional
         divided by this.
     """
+    last, *others = smoother.predictors(leverage)
     found = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)
     for axis in range(3):
-        taken = smoother @ slopes[axis]
-        if leverage is not None:
-            taken /= leverage[:, None]
-        np.subtract(slopes[axis], taken, out=found[:, axis])
+        shown = slopes[axis]
+        for matrix in reversed(others):
+            shown = matrix @ shown
+        np.matmul(last, shown, out=found[:, axis])
     if missing.any():
         found.transpose(0, 2, 1)[missing] = 0.0
     return found

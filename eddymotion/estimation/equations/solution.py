@@ -218,17 +218,18 @@ class Solution:
         assert found is not None
         weights = found.weights.astype(np.float32)
         pulls = np.zeros((PERIODS, n, 6))
+        period = period.astype(np.int8)
+
+        def periods_of(volume: int) -> np.ndarray:
+            slices = self.motion.recorded(volume, problem.points) @ height[:3] + height[3]
+            return period[np.clip(np.rint(slices).astype(int), 0, len(period) - 1)]
+
+        parts = np.stack(parallel_map(periods_of, range(n), n_threads=problem.n_threads))
 
         def sums(chunk: slice) -> np.ndarray:
-            points = problem.points[chunk]
-            slices = np.stack([
-                self.motion.recorded(volume, points) @ height[:3] + height[3]
-                for volume in range(n)
-            ])  # fmt: skip
-            parts = period[np.clip(np.rint(slices).astype(int), 0, len(period) - 1)]
+            points = problem.points[chunk] - problem.center
             factors = found.values[:, chunk] * weights[chunk]
-            slopes = problem.slopes(found, chunk)
-            return sum_twists(points - problem.center, slopes, factors, parts)
+            return sum_twists(points, problem.slopes(found, chunk), factors, parts[:, chunk])
 
         for one in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
             pulls[: len(one)] += one

@@ -30,12 +30,20 @@ def sum_twists(
     (B, N, 6) array
     """
     sums = np.zeros((int(parts.max()) + 1, len(slopes), 6))
-    x, y, z = np.ascontiguousarray(points.T, dtype=np.float32)
-    parts = np.ascontiguousarray(parts, dtype=np.int32)
-    for volume in range(len(slopes)):
-        own = parts if parts.ndim == 1 else parts[volume]
-        _sum_twists(x, y, z, *slopes[volume], factors[volume], own, sums[:, volume])
+    places = np.ascontiguousarray(points.T, dtype=np.float32)
+    parts = np.atleast_2d(np.ascontiguousarray(parts, dtype=np.int32))
+    slopes, factors = np.ascontiguousarray(slopes), np.ascontiguousarray(factors)
+    _sum_all(places, slopes, factors, parts, sums)
     return sums
+
+
+@compiled
+def _sum_all(places, slopes, factors, parts, sums):
+    """Add to `sums` (B, N, 6); `parts` are those of all volumes in one row, or a row for each."""
+    x, y, z = places[0], places[1], places[2]
+    for volume in range(slopes.shape[0]):
+        own, of = slopes[volume], parts[volume % parts.shape[0]]
+        _sum_twists(x, y, z, own[0], own[1], own[2], factors[volume], of, sums[:, volume])
 
 
 @compiled

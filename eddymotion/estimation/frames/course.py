@@ -138,7 +138,8 @@ class Course:
         prior = MotionPrior.learn(steps, self.gaps, self.size)
         inner = 1 + np.flatnonzero((self.changes[:-1] == 0) & (self.changes[1:] == 0))
         foreseen = prior.foresee(steps, self.gaps)
-        visits = self._visits_of(inner - 1, inner, steps, foreseen, prior.axes)
+        own = steps[inner - 1], steps[inner]
+        visits = self._visits_of(inner - 1, inner, own, foreseen, prior.axes)
         prior = prior.with_excursions(visits)
         away = inner[prior.stays(visits) < 0.5]  # their steps say nothing of the others
         steps[away - 1] = steps[away] = np.nan
@@ -158,7 +159,7 @@ class Course:
         self,
         to: np.ndarray,
         back: np.ndarray,
-        steps: np.ndarray,
+        steps: tuple[np.ndarray, np.ndarray],
         foreseen: Foreseen,
         axes: np.ndarray,
     ) -> Visits:
@@ -166,16 +167,19 @@ class Course:
 
         Parameters
         ----------
-        steps : (…, n − 1, 6) array
-            mm.
+        steps : two (…, k, 6) arrays
+            These steps, mm.
         axes : (6, 6) array
             Of the prior.
         """
         twist = log_rigid(np.linalg.inv(self.ends[to]) @ self.starts[back + 1], self.center)
         both = twist * self.in_mm - foreseen.steps[to] - foreseen.steps[back]
-        own = ((steps - foreseen.steps) @ axes) ** 2
-        across = np.broadcast_to((both @ axes) ** 2, own[..., to, :].shape)
-        squares = np.stack([own[..., to, :], own[..., back, :], across], axis=-2)
+        first, second = (
+            ((own - foreseen.steps[at]) @ axes) ** 2
+            for own, at in zip(steps, (to, back), strict=True)
+        )
+        across = np.broadcast_to((both @ axes) ** 2, first.shape)
+        squares = np.stack([first, second, across], axis=-2)
         gaps = self.gaps[to], self.gaps[back], self.times[back + 1] - self.times[to]
         one, other = foreseen.variances[to], foreseen.variances[back]
         return Visits(squares, np.stack(gaps, axis=1), np.stack([one, other, one + other], axis=1))
@@ -232,11 +236,14 @@ class Course:
         precision = self._precision(estimate)
 
         def of(offset: np.ndarray, twists: np.ndarray) -> np.ndarray:
-            steps = self.steps(offset) + self.changes[:, None] * twists[:, None]
-            single = ((steps - foreseen.steps)[:, alone] @ prior.axes) ** 2
+            steps = self.steps(offset)
+            lone, there, away = (  # where the frame does not change a twist moves no step
+                steps[at] + self.changes[at, None] * twists[:, None] for at in (alone, to, back)
+            )
+            single = ((lone - foreseen.steps[alone]) @ prior.axes) ** 2
             total = prior.log_density(single, self.gaps[alone], foreseen.variances[alone]).sum(-1)
             total = total + prior.visit(
-                self._visits_of(to, back, steps, foreseen, prior.axes)
+                self._visits_of(to, back, (there, away), foreseen, prior.axes)
             ).sum(axis=-1)
             if estimate is not None:
                 apart = twists - self.apart(offset, estimate.offset) * self.in_mm
@@ -284,7 +291,8 @@ class Course:
             steps = self.steps(offset)
             own = ((steps - foreseen.steps) ** 2).sum(axis=1)
             expected = prior.responsibilities(own / self.gaps) @ (1 / prior.variances)
-            stays = prior.stays(self._visits_of(to, back, steps, foreseen, prior.axes))
+            own_steps = steps[to], steps[back]
+            stays = prior.stays(self._visits_of(to, back, own_steps, foreseen, prior.axes))
             for of_visit in (to, back):
                 expected[of_visit] = stays * expected[of_visit] + (1 - stays) / prior.variances[-1]
             pull = prior.weighed(every_axis, self.gaps / expected, self.gaps)
