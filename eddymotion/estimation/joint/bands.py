@@ -44,7 +44,7 @@ its remaining motion reach."""
 
 @dataclass(eq=False)
 class Bands:
-    """The volumes at the level that was asked for last.
+    """The volumes, each at the level that it was asked for last.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Bands:
     compute: Compute
     outliers: SliceOutliers | None = field(default=None, init=False)
     stale: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
-    _kept: tuple[Band, list[Continuous]] | None = field(default=None, init=False)
+    _kept: dict[int, tuple[Band, Continuous]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         dwi = self.dwi
@@ -95,25 +95,25 @@ class Bands:
     ) -> list[Continuous]:
         """Return the volumes of a group at a level, with the filters that serve it."""
         own = group.at(level)
-        if own != level or thickness_power != THICKNESS_POWER:
+        if thickness_power != THICKNESS_POWER:
             return self.filtered(own, group.volumes, matrices, thickness_power=thickness_power)
-        splines = self.splines(level, matrices)
-        return [splines[volume] for volume in group.volumes]
+        self._ask_for(own, group.volumes, matrices)
+        return [self._kept[volume][1] for volume in group.volumes]
 
-    def splines(self, level: Level, matrices: np.ndarray) -> list[Continuous]:
-        """Band-pass all volumes, unless it is the band of the level before."""
+    def _ask_for(self, level: Level, volumes: np.ndarray, matrices: np.ndarray) -> None:
+        """Band-pass some volumes, but for those whose band is that of the level before."""
         band = level.fwhm, level.highpass
-        if self._kept is None or self._kept[0] != band:
-            self._kept = None  # one at a time: memory
-            give_back_memory()
-            self._kept = band, self.filtered(level, range(len(self.dwi)), matrices)
-            give_back_memory()  # of filtering
-        elif len(self.stale):
-            again = self.filtered(level, self.stale, matrices)
-            for volume, spline in zip(self.stale, again, strict=True):
-                self._kept[1][volume] = spline
-        self.stale = np.empty(0, int)
-        return self._kept[1]
+        kept = [v for v, (width, _) in self._kept.items() if width == band]
+        missing = np.setdiff1d(volumes, np.setdiff1d(kept, self.stale)).tolist()
+        if not missing:
+            return
+        for volume in missing:
+            self._kept.pop(volume, None)  # one band at a time: memory
+        give_back_memory()
+        found = self.filtered(level, missing, matrices)
+        self._kept |= {v: (band, spline) for v, spline in zip(missing, found, strict=True)}
+        self.stale = np.setdiff1d(self.stale, missing)
+        give_back_memory()  # of filtering
 
     def filtered(
         self,
