@@ -148,7 +148,7 @@ class CoupledProblem:
         """Fit the model to what the volumes show at the points, unless it is fitted already."""
         if self.model.fitted:
             return self
-        points = self.points[:: -(-len(self.points) // POINTS_FOR_MODEL)]
+        points = self.points[:: self._every_for_model]
 
         def read(volume: int) -> np.ndarray:
             values = motion.mapping(volume).sample(self.splines[volume], points)
@@ -156,7 +156,26 @@ class CoupledProblem:
             return values
 
         values = np.stack(parallel_map(read, range(len(motion)), n_threads=self.n_threads))
-        gone = ~np.isfinite(values)
+        return self._with_model_fitted(motion, values, ~np.isfinite(values))
+
+    def with_model_fitted_to(self, samples: Samples) -> CoupledProblem:
+        """Fit the model as :meth:`with_model_fitted`, to what was read at all points."""
+        if self.model.fitted:
+            return self
+        some = slice(None, None, self._every_for_model)
+        return self._with_model_fitted(
+            samples.motion, samples.values[:, some], samples.missing[:, some]
+        )
+
+    @property
+    def _every_for_model(self) -> int:
+        """Of how many points one tells the parameters of the model."""
+        return -(-len(self.points) // POINTS_FOR_MODEL)
+
+    def _with_model_fitted(
+        self, motion: Motion, values: np.ndarray, gone: np.ndarray
+    ) -> CoupledProblem:
+        """Fit the model to values (N, …), some of which are `gone`."""
         usable = gone.mean(axis=0) <= MAX_MISSING
         if not usable.any():
             return self
@@ -175,6 +194,7 @@ class CoupledProblem:
         tolerance: float,
         share: float = 0.0,
         progress: Callable[..., Iterable[int]] | None = None,
+        kept: KeptMatrix | None = None,
     ) -> tuple[Motion, Descent[Motion], Evaluated | None]:
         """Bring all volumes to their predictions; a step that raises the cost is halved.
 
@@ -189,6 +209,8 @@ class CoupledProblem:
             The same relative to what noise displaces the solution by, if that is more.
         progress : callable, optional
             A :class:`~eddymotion.machine.parallel.Progress` with its description.
+        kept : KeptMatrix, optional
+            Of this problem, begun at the start.
 
         Returns
         -------
@@ -198,7 +220,7 @@ class CoupledProblem:
         seen : Evaluated, optional
             What was seen last, where that is as good as there: less than the tolerance away.
         """
-        kept = KeptMatrix(self)
+        kept = kept or KeptMatrix(self)
         descent = Descent(kept, motion, tolerance, creeps=True)
         descent.step()
         if share and kept.seen is not None:
@@ -227,10 +249,13 @@ class CoupledProblem:
         """Root-mean-square displacement (mm) of the points for each unknown of a volume, (p,)."""
         return self.unknowns.lengths(self.points)
 
-    def look(self, motion: Motion) -> Residuals | None:
-        """Compare the volumes; None where too few points lie inside them."""
+    def look(self, motion: Motion, samples: Samples | None = None) -> Residuals | None:
+        """Compare the volumes; None where too few points lie inside them.
+
+        The `samples` under the motion are read when not given.
+        """
         precision = self.model.precision(self.gradients.rotated(motion.rotations))
-        found = self.residuals(self.sample(motion), precision)
+        found = self.residuals(samples or self.sample(motion), precision)
         return found if found.usable.sum() >= MIN_POINTS else None
 
     def cost(self, motion: Motion) -> float:
@@ -432,6 +457,8 @@ class KeptMatrix:
     Parameters
     ----------
     problem : CoupledProblem
+    first : Samples, optional
+        What the volumes show at the first motion; let go of then.
 
     Attributes
     ----------
@@ -440,8 +467,15 @@ class KeptMatrix:
     """
 
     problem: CoupledProblem
+    first: Samples | None = None
     seen: Evaluated | None = field(default=None, init=False)
     _last: tuple[Motion, NormalEquations] | None = field(default=None, init=False)
+
+    @classmethod
+    def begun(cls, problem: CoupledProblem, motion: Motion, *, fit: bool) -> KeptMatrix:
+        """Read the volumes at a start, and `fit` the model of the problem to what they show."""
+        first = problem.sample(motion)
+        return cls(problem.with_model_fitted_to(first) if fit else problem, first)
 
     @property
     def slack(self) -> float:
@@ -451,7 +485,8 @@ class KeptMatrix:
     def evaluate(self, motion: Motion) -> NormalEquations | None:
         """Evaluate at a motion; None where too few points lie inside the volumes."""
         self.seen = None  # before another one takes memory, as below
-        found = self.problem.look(motion)
+        first, self.first = self.first, None
+        found = self.problem.look(motion, first)
         if found is None:
             return None
         if self._last and self.problem.farthest(motion, self._last[0]) > self.problem.steady_mm:

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.coupled import CoupledProblem, KeptMatrix
 from eddymotion.estimation.equations.samples import LostSlices
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.undetermined import free_directions
@@ -115,12 +115,15 @@ class JointSolver:
             problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine, axis))
         max_steps = min(self.max_steps, COARSE_ITERATIONS)
         tolerance = COARSE_TOLERANCE * self.bands.width(level)
+        kept = KeptMatrix.begun(problem, start, fit=level.highpass is not None)
+        problem = kept.problem
         if level.highpass is not None:
-            problem = problem.with_model_fitted(start)
             max_steps, tolerance = self.max_steps, FINE_TOLERANCE * self.bands.voxel
         progress = partial(self.compute.progress, description=f"motion of {group.name}, {level}")
         share = NEGLIGIBLE.get(level, 0.0)
-        found, descent, seen = problem.solve(start, max_steps, tolerance, share, progress=progress)
+        found, descent, seen = problem.solve(
+            start, max_steps, tolerance, share, progress=progress, kept=kept
+        )
         # fields that a prior holds are known for as many points as `weigh` reckoned with
         is_free = motion.eddy_currents is None or self.fields.prior is NO_PRIOR
         if level == FINE[0] and is_free and seen is not None:
