@@ -290,8 +290,8 @@ class CoupledProblem:
         ]
         return float(np.sqrt(np.square(displacements).sum(axis=2).mean(axis=1)).max())
 
-    def at(self, inside: np.ndarray) -> CoupledProblem:
-        """Take some of the points (V,) bool."""
+    def at(self, inside: np.ndarray | slice) -> CoupledProblem:
+        """Take some of the points, (V,) bool or a slice."""
         return replace(self, points=self.points[inside])
 
     def sample(self, motion: Motion) -> Samples:
