@@ -57,7 +57,7 @@ class Filter:
         return values - left @ (right @ values)
 
     def predictors(self, leverage: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Return what takes volumes to predictions, ``I − P``: matrices, the last to be used first.
+        """Return what takes volumes to predictions, ``I − P``: matrices, the last is used first.
 
         Parameters
         ----------

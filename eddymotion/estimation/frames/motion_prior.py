@@ -364,23 +364,33 @@ class MotionPrior:
 
     def with_excursions(self, visits: Visits) -> MotionPrior:
         """Learn the share of excursions."""
-        prior = self
-        for _ in range(N_ITERATIONS if len(visits.gaps) else 0):
-            away = 1 - prior.stays(visits)
+        if not len(visits.gaps):
+            return self
+        prior, densities = self, self._densities(visits)
+        for _ in range(N_ITERATIONS):
+            away = 1 - prior._stay(*densities)
             share = (away.sum() + FIRST_EXCURSIONS) / (len(away) + 1)
             prior = replace(prior, excursions=float(share))
         return prior
 
     def stays(self, visits: Visits) -> np.ndarray:
         """Probability that a volume is no excursion, (…, n)."""
-        stay, away = self._of_visits(visits)
-        return 1 / (1 + np.exp(np.clip(away - stay, -500, 500)))
+        return self._stay(*self._densities(visits))
 
     def visit(self, visits: Visits) -> np.ndarray:
         """Logarithm of the density of the steps to and from volumes, (…, n)."""
-        return np.logaddexp(*self._of_visits(visits))
+        return np.logaddexp(*self._by_share(*self._densities(visits)))
 
-    def _of_visits(self, visits: Visits) -> tuple[np.ndarray, np.ndarray]:
+    def _stay(self, stay: np.ndarray, gone: np.ndarray) -> np.ndarray:
+        """Probability that a volume is no excursion, by the densities of both, (…, n)."""
+        stay, gone = self._by_share(stay, gone)
+        return 1 / (1 + np.exp(np.clip(gone - stay, -500, 500)))
+
+    def _by_share(self, stay: np.ndarray, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.log1p(-self.excursions) + stay, np.log(self.excursions) + gone
+
+    def _densities(self, visits: Visits) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the densities of steps to and from volumes that stay, and that do not."""
         far = self.variances >= FAR_MM**2 * self.variances[0] / SCALES_MM[0] ** 2
         away = replace(self, shares=np.where(far, 1 / far.sum(), 1e-300))
 
@@ -389,8 +399,7 @@ class MotionPrior:
             return prior.log_density(squares, gaps, visits.variances[:, which])
 
         stay = density(self, 0) + density(self, 1)
-        gone = density(away, 0) + density(self, 2)
-        return np.log1p(-self.excursions) + stay, np.log(self.excursions) + gone
+        return stay, density(away, 0) + density(self, 2)
 
     def responsibilities(self, squares: np.ndarray) -> np.ndarray:
         """Probability of each scale for steps of squared lengths (n,), (n, C)."""

@@ -133,7 +133,9 @@ class Basis:
 
     def _powers(self, place: np.ndarray) -> np.ndarray:
         """Return the monomials of places (…, 3), (…, M)."""
-        powers = place[..., None, :] ** np.arange(self.place_order + 1)[:, None]
+        powers = np.ones((*place.shape[:-1], self.place_order + 1, 3))
+        for order in range(self.place_order):
+            powers[..., order + 1, :] = powers[..., order, :] * place
         i, j, k = _exponents(self.place_order).T
         return powers[..., i, 0] * powers[..., j, 1] * powers[..., k, 2]
 
