@@ -104,10 +104,13 @@ class NormalEquations(Evaluation):
     def solve(self, right: np.ndarray) -> np.ndarray:
         """Solve for one or more right sides (Np, …), a little damped: steps (Np, …)."""
         factor, stiff = self.factor
+        right = np.asarray_chkfinite(right)  # SciPy would look through the factor each time
         if self.basis is None:
-            solution = scipy.linalg.cho_solve((factor, True), right)
+            solution = scipy.linalg.cho_solve((factor, True), right, check_finite=False)
         else:
-            solution = self.basis @ scipy.linalg.cho_solve((factor, True), self.basis.T @ right)
+            own = self.basis.T @ right
+            own = scipy.linalg.cho_solve((factor, True), own, check_finite=False)
+            solution = self.basis @ own
         solution[stiff] = 0.0
         return solution
 
@@ -140,7 +143,10 @@ class NormalEquations(Evaluation):
             if self.basis is not None:
                 damped = self.basis.T @ damped @ self.basis
             try:  # transposed it has the order that LAPACK works in: no copy
-                return scipy.linalg.cholesky(damped.T, lower=True, overwrite_a=True), stiff
+                factor = scipy.linalg.cholesky(
+                    damped.T, lower=True, overwrite_a=True, check_finite=False
+                )
+                return factor, stiff
             except scipy.linalg.LinAlgError:  # rounding
                 continue
         raise scipy.linalg.LinAlgError("the normal equations of the motion are singular")

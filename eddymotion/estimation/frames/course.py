@@ -124,13 +124,18 @@ class Course:
         """1 where the next volume is of the second frame and this is not, −1 back: (n − 1,)."""
         return np.diff(self.in_group.astype(int))
 
-    def steps(self, offset: np.ndarray) -> np.ndarray:
-        """Return the steps in mm if `offset` takes the first frame to the second, (n − 1, 6)."""
+    def steps(self, offset: np.ndarray, some: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the steps in mm if `offset` takes the first frame to the second, (n − 1, 6).
+
+        All, or `some` of them.
+        """
         ends, starts = (
-            np.where(self.in_group[:, None, None], poses @ offset, poses)
-            for poses in (self.ends, self.starts)
-        )
-        return log_rigid(np.linalg.inv(ends[:-1]) @ starts[1:], self.center) * self.in_mm
+            np.where(in_group[some, None, None], poses[some] @ offset, poses[some])
+            for in_group, poses in (
+                (self.in_group[:-1], self.ends[:-1]), (self.in_group[1:], self.starts[1:]),
+            )
+        )  # fmt: skip
+        return log_rigid(np.linalg.inv(ends) @ starts, self.center) * self.in_mm
 
     def prior(self) -> MotionPrior:
         """Learn how the head moves from the steps within a frame."""
@@ -236,9 +241,9 @@ class Course:
         precision = self._precision(estimate)
 
         def of(offset: np.ndarray, twists: np.ndarray) -> np.ndarray:
-            steps = self.steps(offset)
             lone, there, away = (  # where the frame does not change a twist moves no step
-                steps[at] + self.changes[at, None] * twists[:, None] for at in (alone, to, back)
+                self.steps(offset, at) + self.changes[at, None] * twists[:, None]
+                for at in (alone, to, back)
             )
             single = ((lone - foreseen.steps[alone]) @ prior.axes) ** 2
             total = prior.log_density(single, self.gaps[alone], foreseen.variances[alone]).sum(-1)
