@@ -12,7 +12,7 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,6 +96,7 @@ class ReportData:
         quality_after: Quality,
         *,
         predicted: dict[str, np.ndarray] | None = None,
+        measures: Callable[[], Measures] | None = None,
     ) -> ReportData:
         """Collect what a run has in memory.
 
@@ -109,6 +110,8 @@ class ReportData:
         quality_before, quality_after : Quality
         predicted : dict, optional
             Of :func:`~eddymotion.reports.maps.predicted_planes` after correction.
+        measures : callable, optional
+            Returns the measures of both, where they are taken beside this.
         """
         models = [predictor_for(quality.model or model, dwi.gradients)
                   for quality in (quality_before, quality_after)]  # fmt: skip
@@ -129,7 +132,7 @@ class ReportData:
             sheets={name: frames.sheet(planes, white) for name, planes in shown.items()},
             boxes=frames.boxes,
             outline=frames.outline(after.grid),
-            measures=asdict(Measures.of(before, after, models)),
+            measures=asdict(measures() if measures else Measures.of(before, after, models)),
             predictor=type(models[1]).__name__,
         )
 

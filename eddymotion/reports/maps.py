@@ -156,7 +156,8 @@ class Measures:
 def _measure(slices: Slices, model: Model) -> dict:
     signal, gradients = slices.points, slices.gradients
     seen = (signal > 0).all(axis=1)  # where the head left the image there is nothing to measure
-    signal = signal[seen] if seen.mean() > 0.5 else signal
+    if not seen.all() and seen.mean() > 0.5:
+        signal = signal.T.take(np.flatnonzero(seen), axis=1).T  # a volume stays in one piece
     try:
         with one_blas_thread():
             predicted = predict(signal, gradients, model)

@@ -28,7 +28,7 @@ from eddymotion.reports import DPI
 from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sphere_chart
 from eddymotion.reports.course_chart import course_chart
 from eddymotion.reports.data import ReportData
-from eddymotion.reports.maps import predicted_planes, predictor_for
+from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
 from eddymotion.reports.slices import Slices
 from eddymotion.reports.verdict import (
     Findings,
@@ -107,9 +107,10 @@ def draw_series(
         saved: list[Future[None]] = []
         unmoved = beside.submit(predicted_planes, before, first)
         predicted = {"after": predicted_planes(after, second), "before": unmoved.result()}
+        measured = beside.submit(Measures.of, before, after, (first, second))
         data = beside.submit(
             ReportData.of, dwi, model, before, after, quality_before, quality_after,
-            predicted=predicted["after"],
+            predicted=predicted["after"], measures=measured.result,
         )  # fmt: skip
         save(before_after_figure(before, after), "before_after_figure")
         save(brain_figure(after), "brain_figure", dpi=100)

@@ -117,7 +117,7 @@ class Slices:
             name: np.zeros((*self.grid.plane(name, self.grid.mask).shape, n), np.float32)
             for name in PLANES
         }
-        self.points = np.zeros((len(self._points[0]), n), np.float32)
+        self.points = np.zeros((len(self._points[0]), n), np.float32, order="F")
 
     @classmethod
     def of(cls, series: Series, grid: PlaneGrid | None = None, n_threads: int = 1) -> Slices:
