@@ -34,3 +34,19 @@ def test_a_matrix_of_more_terms_is_used_as_it_is():
     assert whole.factors is None
     values = random.normal(size=(40, 7)).astype(np.float32)
     np.testing.assert_allclose(whole @ values, precision @ values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("n", [2, 40])
+def test_predictions_are_what_the_precision_leaves(n, alone):
+    """With factors, and with a whole matrix, which few volumes have."""
+    precision = AverageModel().precision(MANY.select(MANY.shells[0][:n]))
+    smoother = Filter.of(precision)
+    assert (smoother.factors is None) == (n == 2)
+    shown = np.random.default_rng(1).normal(size=(n, 50)).astype(np.float32)
+    leverage = np.diag(precision) if alone else None
+    taken = precision @ shown / (1.0 if leverage is None else leverage[:, None])
+    found = shown
+    for matrix in reversed(smoother.predictors(leverage)):
+        found = matrix @ found
+    np.testing.assert_allclose(found, shown - taken, atol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eddymotion.estimation.equations import coupled
-from eddymotion.estimation.equations.coupled import CoupledProblem
+from eddymotion.estimation.equations.coupled import CoupledProblem, KeptMatrix
 from eddymotion.estimation.equations.normal_equations import NormalEquations
 from eddymotion.estimation.equations.samples import Residuals, Samples
 from eddymotion.estimation.equations.solution import Solution
@@ -21,7 +21,7 @@ from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import log_rigid
-from eddymotion.models import AverageModel
+from eddymotion.models import AverageModel, get_model
 from eddymotion.simulation import shelled_scheme
 
 N, N_POINTS = 60, 20_000
@@ -166,3 +166,25 @@ def test_steps_end_where_noise_does_more(displaced):
     assert short.n_steps < descent.n_steps
     left = log_rigid(np.linalg.inv(near.matrices) @ exact.matrices, problem.center)
     assert 0 < problem.length(exact, left) < 0.2 * noise
+
+
+def test_what_is_read_to_fit_the_model_tells_the_first_step_and_is_let_go_of(
+    displaced, monkeypatch
+):
+    """The model sees the same as when the volumes are read for it alone."""
+    problem, start = displaced
+    problem = replace(problem, model=get_model("gp", problem.gradients))
+    read, plain = [], CoupledProblem.sample
+    monkeypatch.setattr(
+        CoupledProblem, "sample", lambda self, motion: read.append(motion) or plain(self, motion)
+    )
+    kept = KeptMatrix.begun(problem, start, fit=True)
+    alone = problem.with_model_fitted(start)
+    assert kept.problem.model == alone.model
+    shown = weakref.ref(kept.first)
+    found, _, _ = kept.problem.solve(start, 5, 1e-3, kept=kept)
+    assert sum(motion is start for motion in read) == 1
+    assert kept.first is None
+    del kept
+    assert shown() is None
+    np.testing.assert_array_equal(found.matrices, alone.solve(start, 5, 1e-3)[0].matrices)
