@@ -178,7 +178,7 @@ def test_what_is_read_to_fit_the_model_tells_the_first_step_and_is_let_go_of(
     monkeypatch.setattr(
         CoupledProblem, "sample", lambda self, motion: read.append(motion) or plain(self, motion)
     )
-    kept = KeptMatrix.begun(problem, start, fit=True)
+    kept = KeptMatrix.begun(problem, start)
     alone = problem.with_model_fitted(start)
     assert kept.problem.model == alone.model
     shown = weakref.ref(kept.first)

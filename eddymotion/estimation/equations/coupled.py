@@ -472,10 +472,10 @@ class KeptMatrix:
     _last: tuple[Motion, NormalEquations] | None = field(default=None, init=False)
 
     @classmethod
-    def begun(cls, problem: CoupledProblem, motion: Motion, *, fit: bool) -> KeptMatrix:
-        """Read the volumes at a start, and `fit` the model of the problem to what they show."""
+    def begun(cls, problem: CoupledProblem, motion: Motion) -> KeptMatrix:
+        """Read the volumes at a start, and fit the model of the problem to what they show."""
         first = problem.sample(motion)
-        return cls(problem.with_model_fitted_to(first) if fit else problem, first)
+        return cls(problem.with_model_fitted_to(first), first)
 
     @property
     def slack(self) -> float:

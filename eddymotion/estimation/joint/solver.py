@@ -115,9 +115,10 @@ class JointSolver:
             problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine, axis))
         max_steps = min(self.max_steps, COARSE_ITERATIONS)
         tolerance = COARSE_TOLERANCE * self.bands.width(level)
-        kept = KeptMatrix.begun(problem, start, fit=level.highpass is not None)
-        problem = kept.problem
+        kept = KeptMatrix(problem)
         if level.highpass is not None:
+            kept = KeptMatrix.begun(problem, start)
+            problem = kept.problem
             max_steps, tolerance = self.max_steps, FINE_TOLERANCE * self.bands.voxel
         progress = partial(self.compute.progress, description=f"motion of {group.name}, {level}")
         share = NEGLIGIBLE.get(level, 0.0)
