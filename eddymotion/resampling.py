@@ -37,7 +37,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.series import DWI, Series
 from eddymotion.errors import EddymotionError, check_kind
-from eddymotion.images.grid import ALL, grid_points, inside_shape, transformed
+from eddymotion.images.grid import ALL, Box, grid_points, inside_shape, transformed
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import EDGE, kernel_order, sample_grid, spline_coefficients
 from eddymotion.images.stack import SliceStack
@@ -201,7 +201,9 @@ class Resampled(Series):
             engine,
             affine,
             replace(dwi.acquisition, gradients=turned),
-            dwi.mask if in_place else _mask_on_grid(dwi, shape, to_reference, points),
+            dwi.mask
+            if in_place
+            else mask_on_grid(Image(dwi.mask, dwi.affine), shape, to_reference, points),
             to_reference,
             points,
             n_threads,
@@ -556,34 +558,56 @@ def inside_image(
     return inside.T
 
 
-def covered_mask(dwi: DWI, motion: Motion) -> np.ndarray:
+def covered_mask(brain: Image, motion: Motion, recorded: Box) -> np.ndarray:
     """Return the part of the brain that lies inside the image in every volume.
 
     Where the head has moved out of the field of view there is no signal to compare. If that is
     true of more than half of the brain in some volume, the whole mask is returned: one volume
     must not decide for all.
+
+    Parameters
+    ----------
+    brain : Image
+        A mask of the reference, bool, on any grid.
+    motion : Motion
+        Reference → volume.
+    recorded : Box
+        The grid of the original volumes.
     """
-    brain = np.argwhere(dwi.mask)
-    points, to_voxels = apply_affine(dwi.affine, brain), np.linalg.inv(dwi.affine)
-    covered = np.ones(len(brain), bool)
+    voxels = np.argwhere(brain.data)
+    points, to_volume = apply_affine(brain.affine, voxels), np.linalg.inv(recorded.affine)
+    covered = np.ones(len(voxels), bool)
     for volume in range(len(motion)):
-        voxels = apply_affine(to_voxels, motion.recorded(volume, points))
-        covered &= inside_shape(voxels, dwi.shape)
-    if covered.sum() < len(brain) / 2:
-        return dwi.mask
-    mask = np.zeros(dwi.shape, bool)
-    mask[tuple(brain[covered].T)] = True
+        there = apply_affine(to_volume, motion.recorded(volume, points))
+        covered &= inside_shape(there, recorded.shape)
+    if covered.sum() < len(voxels) / 2:
+        return brain.data
+    mask = np.zeros(brain.data.shape, bool)
+    mask[tuple(voxels[covered].T)] = True
     return mask
 
 
-def _mask_on_grid(
-    dwi: DWI, shape: tuple[int, int, int], affine: np.ndarray, points: np.ndarray | None
+def mask_on_grid(
+    mask: Image, shape: tuple[int, int, int], affine: np.ndarray, points: np.ndarray | None = None
 ) -> np.ndarray:
-    where = _Reading(shape, affine, dwi.affine, VolumeMapping(np.eye(4)), points)
-    mask = _with_kernel(dwi.mask.astype(np.float32, order="F"), where) > 0.5
-    if not mask.any():
+    """Read a mask on another grid, (X, Y, Z) bool.
+
+    Parameters
+    ----------
+    mask : Image
+        Bool.
+    shape : three int
+        Of the grid.
+    affine : (4, 4) array
+        Its voxel indices → the points of the mask, RAS+ mm.
+    points : (Z, Y, X, 3) array, optional
+        Where its voxels lie, if no matrix tells.
+    """
+    where = _Reading(shape, affine, mask.affine, VolumeMapping(np.eye(4)), points)
+    found = _with_kernel(mask.data.astype(np.float32, order="F"), where) > 0.5
+    if not found.any():
         raise EddymotionError(
             "output space: the given grid does not overlap the brain; "
             "give an image in the world coordinates of the series"
         )
-    return mask
+    return found

@@ -10,6 +10,7 @@ import pytest
 
 from eddymotion.cli import correct, participant
 from eddymotion.data.gradients import Gradients
+from eddymotion.images.image import Image
 from eddymotion.io.images import write_image
 from eddymotion.io.itk import read_itk
 from eddymotion.io.tables import write_gradient_table
@@ -148,9 +149,10 @@ def test_threads_do_not_change_what_an_engine_finds(series, tmp_path):
     _, dwi, _ = series
     few = dwi.select(slice(3))
     predicted = np.repeat(few.signal.mean(axis=3, keepdims=True), 3, axis=3)
+    brain = Image(few.mask, few.affine)
     engine = DipyRegistrar(n_points=2000, iterations=(8,), sigmas=(1.0,))
     one, two = (
-        register_volumes(few, predicted, engine, init=Motion.identity(3), n_threads=n)
+        register_volumes(few, predicted, engine, init=Motion.identity(3), brain=brain, n_threads=n)
         for n in (1, 2)
     )
     np.testing.assert_array_equal(one.matrices, two.matrices)

@@ -11,7 +11,7 @@ from eddymotion.data.acquisition import Acquisition, Slicing, multiband_groups
 from eddymotion.derivatives.outlier_table import outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation import assess
-from eddymotion.estimation.lovo import lost_voxels, predict_without, register_volumes
+from eddymotion.estimation.lovo import fill_lost, lost_voxels, register_volumes
 from eddymotion.estimation.outliers import (
     SliceOutliers,
     correlation_left,
@@ -26,7 +26,8 @@ from eddymotion.estimation.outliers import (
     volumes_beyond_repair,
 )
 from eddymotion.estimation.outliers.volumes import VARIATION
-from eddymotion.estimation.quality import assess_both
+from eddymotion.estimation.quality import assess_both, predict
+from eddymotion.images.image import Image
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rms_displacement
 from eddymotion.models import get_model
@@ -279,11 +280,11 @@ def holed(still):
 
 def test_lost_slices_get_no_weight_in_the_predictions_of_the_loop(holed, still):
     dwi, model = holed[0], get_model("auto", still.gradients)
-    where = lost_voxels(dwi, Motion.identity(len(dwi)), model)
-    ideal = predict_without(still, model, None)
+    where = lost_voxels(dwi, Motion.identity(len(dwi)), model, dwi)
+    ideal = predict(still.signal, still.gradients, model)
     errors = []
     for known in (where, None):
-        off = predict_without(dwi, model, known) - ideal
+        off = predict(fill_lost(dwi, model, known), dwi.gradients, model) - ideal
         errors.append(np.sqrt(np.nanmean(off[still.mask] ** 2)))
     assert errors[0] < 0.4 * errors[1]
 
@@ -292,11 +293,19 @@ def test_lost_slices_get_no_weight_in_the_registrations_of_the_loop(holed, still
     chosen = still.gradients.dwis[:6:2]
     dwi, nothing = holed[0], Motion.identity(len(chosen))
     few = replace(dwi, signal=dwi.signal[..., chosen], gradients=dwi.gradients.select(chosen))
-    where = lost_voxels(dwi, Motion.identity(len(dwi)), get_model("auto", still.gradients))
-    predicted = predict_without(dwi, get_model("auto", still.gradients), where)[..., chosen]
+    where = lost_voxels(dwi, Motion.identity(len(dwi)), get_model("auto", still.gradients), dwi)
+    model = get_model("auto", still.gradients)
+    predicted = predict(fill_lost(dwi, model, where), dwi.gradients, model)[..., chosen]
     errors = []
     for known in ([where[volume] for volume in chosen], None):
-        found = register_volumes(few, predicted, GaussNewton(), init=nothing, lost=known)
+        found = register_volumes(
+            few,
+            predicted,
+            GaussNewton(),
+            init=nothing,
+            brain=Image(few.mask, few.affine),
+            lost=known,
+        )
         displacements = rms_displacement(found.matrices, nothing.matrices, still.center)
         errors.append(np.sqrt((displacements**2).mean()))
     assert errors[0] < 0.6 * errors[1]

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from eddymotion import resampling
 from eddymotion.errors import EddymotionError
+from eddymotion.images.image import Image
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.resampling import (
@@ -311,17 +312,17 @@ def test_kernel_is_compared_where_the_field_displaces_most(distorted, monkeypatc
 
 def test_covered_brain_is_what_the_fields_leave_in_the_image(moving):
     dwi = moving.select(VOLUMES)
-    still = Motion.identity(len(dwi))
-    np.testing.assert_array_equal(covered_mask(dwi, still), dwi.mask)
+    brain, still = Image(dwi.mask, dwi.affine), Motion.identity(len(dwi))
+    np.testing.assert_array_equal(covered_mask(brain, still, dwi), dwi.mask)
     shear = np.zeros((len(dwi), N_TERMS["linear"]))
     shear[2, 2] = 80.0  # a millimetre along z for each one of height
     pe = np.array([0.0, 0.0, -1.0])
     stretched = replace(still, eddy_currents=EddyCurrents(shear, pe, dwi.center))
-    covered = covered_mask(dwi, stretched)
+    covered = covered_mask(brain, stretched, dwi)
     height = apply_affine(dwi.affine, np.argwhere(dwi.mask))[:, 2] - dwi.center[2]
     reach = (dwi.shape[2] / 2) * 4.0
     np.testing.assert_array_equal(covered[dwi.mask], 2 * np.abs(height) <= reach)
     assert 0.5 < covered.sum() / dwi.mask.sum() < 0.98
     shear[2, 2] = 800.0
     away = replace(still, eddy_currents=EddyCurrents(shear, pe, dwi.center))
-    np.testing.assert_array_equal(covered_mask(dwi, away), dwi.mask)
+    np.testing.assert_array_equal(covered_mask(brain, away, dwi), dwi.mask)

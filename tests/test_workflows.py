@@ -23,6 +23,7 @@ from scipy.spatial.transform import Rotation
 
 import eddymotion as em
 from eddymotion.errors import EddymotionError
+from eddymotion.estimation.lovo.prediction_grid import prediction_grid
 from eddymotion.estimation.outlier_volumes import recover_outlier_volumes
 from eddymotion.interfaces import nipype as interfaces
 from eddymotion.interfaces import pydra as tasks
@@ -111,7 +112,9 @@ def test_a_pass_begins_with_outlier_volumes_recovered_as_in_the_library(series, 
     write_itk(split["matrix_files"][5], outlier[None])
     astray = em.Motion(np.concatenate([read_itk(path) for path in split["matrix_files"]]))
     aligned = [
-        lovo_steps.resample_volume(volume, matrix, tmp_path, nonnegative=split["nonnegative"])
+        lovo_steps.resample_volume(
+            volume, matrix, tmp_path, nonnegative=split["nonnegative"], to_predict=True
+        )
         for volume, matrix in zip(split["volume_files"], split["matrix_files"], strict=True)
     ]
     planned = lovo_steps.plan([each["out_file"] for each in aligned], split["matrix_files"], files,
@@ -121,7 +124,8 @@ def test_a_pass_begins_with_outlier_volumes_recovered_as_in_the_library(series, 
     np.testing.assert_array_equal(called[5], np.eye(4))
     starts = np.concatenate([read_itk(path) for path in planned["init_files"]])
     np.testing.assert_array_equal(starts, called.matrices)
-    expected = em.resample(dwi, called, engine="fast").signal
+    grid = prediction_grid(dwi)
+    expected = em.resample(dwi, called, engine="fast", grid=(grid.shape, grid.affine)).signal
     np.testing.assert_array_equal(read_image(planned["aligned_file"])[0], expected)
 
 

@@ -119,5 +119,5 @@ def _trait(field: Field, *default: Any, **metadata: Any) -> Any:
 
 (
     Estimate, Apply, Measure, Report, Correct, Split, ResampleVolume, Plan, PredictVolume,
-    RegisterPair, Unite, ListRuns, Join, Merge, Fieldmap,
+    RegisterPair, MoveAll, Unite, ListRuns, Join, Merge, Fieldmap,
 ) = map(_interface, STEPS.values())  # fmt: skip

@@ -103,5 +103,5 @@ def _function(step: Step) -> Callable[..., Any]:
 
 (
     Estimate, Apply, Measure, Report, Correct, Split, ResampleVolume, Plan, PredictVolume,
-    RegisterPair, Unite, ListRuns, Join, Merge, Fieldmap,
+    RegisterPair, MoveAll, Unite, ListRuns, Join, Merge, Fieldmap,
 ) = map(_task, STEPS.values())  # fmt: skip

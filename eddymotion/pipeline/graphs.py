@@ -118,7 +118,7 @@ def runs_graph(settings: Settings) -> Graph:
 
 
 def lovo_graph(settings: Settings) -> Graph:
-    """In each pass: resample all volumes, plan, predict each from the others, register each.
+    """In each pass: resample all, plan, predict each from the others, register each, move all.
 
     Raises
     ------
@@ -130,8 +130,8 @@ def lovo_graph(settings: Settings) -> Graph:
     mask = {"mask_file": ("split", "mask_file")}
     predicted = matrices  # there is a pass
     for number in range(1, n_passes(settings) + 1):
-        resample, plan, predict, register = (
-            f"{what}_{number}" for what in ("resample", "plan", "predict", "register")
+        resample, plan, predict, register, move = (
+            f"{what}_{number}" for what in ("resample", "plan", "predict", "register", "move")
         )
         this = {"pass_number": number}
         to_resample = {"volume_file": ("split", "volume_files"), "matrix_file": matrices}
@@ -144,19 +144,24 @@ def lovo_graph(settings: Settings) -> Graph:
         paired = {
             "fixed_file": (predict, "predicted_file"), "moving_file": ("split", "volume_files"),
             "lost_file": (plan, "lost_files"), "init_file": (plan, "init_files"),
-            "relaxation": (plan, "relaxation"),
         }  # fmt: skip
-        shared = {"fixed_mask_file": (plan, "mask_file"), "center": (plan, "center")}
+        shared = {"fixed_mask_file": (plan, "mask_file")}
+        to_move = shared | {
+            "aligned_file": (plan, "aligned_file"), "xfm_file": (plan, "xfm_file"),
+            "predicted_files": (predict, "predicted_file"),
+            "matrix_files": (register, "matrix_file"),
+        }  # fmt: skip
         nonnegative = {"nonnegative": ("split", "nonnegative")}
         seed = {"seed": settings.random_seed + number}
         nodes += [
-            GraphNode(resample, "ResampleVolume", to_resample | nonnegative, {},
-                      tuple(to_resample)),
+            GraphNode(resample, "ResampleVolume", to_resample | nonnegative,
+                      {"to_predict": True}, tuple(to_resample)),
             GraphNode(plan, "Plan", to_plan | mask, this),
             GraphNode(predict, "PredictVolume", to_predict, this, ("volume",)),
             GraphNode(register, "RegisterPair", paired | shared, this | seed, tuple(paired)),
+            GraphNode(move, "MoveAll", to_move | mask, this),
         ]  # fmt: skip
-        matrices, predicted = (register, "matrix_file"), (predict, "predicted_file")
+        matrices, predicted = (move, "matrix_files"), (predict, "predicted_file")
     last = mask | {"matrix_files": matrices, "predicted_files": predicted}
     nodes.append(GraphNode("unite", "Unite", last))
     return Graph(tuple(nodes), {name: ("unite", name) for name in FOUND})

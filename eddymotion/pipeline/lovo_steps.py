@@ -2,7 +2,7 @@
 """The leave-one-out loop by single volumes, each step from files to files.
 
 :func:`split`, then in each pass :func:`resample_volume` → :func:`plan` → :func:`predict_volume` →
-:func:`register_pair`, and :func:`unite` at the end. The transforms are those of
+:func:`register_pair` → :func:`move_all`, and :func:`unite` at the end. The transforms are those of
 ``estimator="lovo"`` of :func:`eddymotion.estimate_motion`.
 """
 
@@ -28,9 +28,12 @@ from eddymotion.estimation.lovo import (
     lost_voxels,
     register_unless_worse,
 )
+from eddymotion.estimation.lovo.moving_together import Following, move_together, reach_of
+from eddymotion.estimation.lovo.prediction_grid import prediction_grid
 from eddymotion.estimation.lovo.schedule import Pass, plan_passes, registrar_at
 from eddymotion.estimation.outlier_volumes import far_from_neighbours, recover_outlier_volumes
-from eddymotion.estimation.quality import ENOUGH, predict
+from eddymotion.estimation.quality import ENOUGH, fitted, predict
+from eddymotion.images.grid import Box, Grid, mask_center
 from eddymotion.images.image import Image
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.io.images import image_stem, read_image, write_image
@@ -48,7 +51,7 @@ from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import load_series, model_for, tables_of
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.registry import chosen_registrar
-from eddymotion.resampling import covered_mask, voxel_mapping
+from eddymotion.resampling import covered_mask, mask_on_grid, voxel_mapping
 
 
 def split(series: SeriesFiles, settings: Settings, out_dir: Path) -> Paths:
@@ -76,9 +79,14 @@ def split(series: SeriesFiles, settings: Settings, out_dir: Path) -> Paths:
 
 
 def resample_volume(
-    volume_file: Path, matrix_file: Path, out_dir: Path, *, nonnegative: bool = False
+    volume_file: Path,
+    matrix_file: Path,
+    out_dir: Path,
+    *,
+    nonnegative: bool = False,
+    to_predict: bool = False,
 ) -> Paths:
-    """Resample one volume on its own grid, by the compiled kernel.
+    """Resample one volume, by the compiled kernel.
 
     Parameters
     ----------
@@ -89,23 +97,36 @@ def resample_volume(
     out_dir : Path
     nonnegative : bool
         Whether to clip at zero where the kernel undershoots.
+    to_predict : bool
+        Whether the grid is that of the predictions of the leave-one-out loop
+        (:mod:`eddymotion.estimation.lovo.prediction_grid`), and not that of the volume.
 
     Returns
     -------
     dict
         ``out_file``.
     """
-    volume, affine, _ = read_image(volume_file)
-    resampled = _resampled(Image(volume, affine), read_itk(matrix_file)[0], nonnegative)
+    data, affine, _ = read_image(volume_file)
+    volume = Image(data, affine)
+    grid = _grid_of(volume)
+    if to_predict:
+        grid = prediction_grid(grid)
+    resampled = _resampled(volume, read_itk(matrix_file)[0], grid, nonnegative)
     out_file = out_dir / f"{image_stem(volume_file)}_aligned.nii"
-    write_image(out_file, resampled, affine)
+    write_image(out_file, resampled, grid.affine)
     return {"out_file": out_file}
 
 
-def _resampled(volume: Image, pose: np.ndarray, nonnegative: bool) -> np.ndarray:
-    resampled = np.empty(volume.data.shape[::-1], np.float32)
+def _grid_of(image: Image) -> Grid:
+    x, y, z = image.data.shape
+    return Grid((x, y, z), image.affine)
+
+
+def _resampled(volume: Image, pose: np.ndarray, grid: Box, nonnegative: bool) -> np.ndarray:
+    resampled = np.empty(grid.shape[::-1], np.float32)
     coefficients = spline_coefficients(np.ascontiguousarray(volume.data.T))
-    sample_grid(coefficients, kernel_order(voxel_mapping(volume.affine, pose)), 0.0, resampled)
+    mapping = voxel_mapping(volume.affine, pose, grid.affine)
+    sample_grid(coefficients, kernel_order(mapping), 0.0, resampled)
     if nonnegative:
         np.maximum(resampled, 0.0, out=resampled)
     return resampled.T
@@ -129,7 +150,7 @@ def plan(
     Parameters
     ----------
     aligned_files, matrix_files : sequences of Path
-        A volume each: resampled, and by which transform.
+        A volume each: resampled to predict, and by which transform.
     series : SeriesFiles
         The original one.
     settings : Settings
@@ -145,13 +166,13 @@ def plan(
         volume each: the transform to start from, which is another one for volumes that went
         astray), ``xfm_file`` (all of them), ``mask_file`` (what all volumes show of the brain),
         ``lost_files`` (a volume each: where it lost its signal); ``volumes`` (their indices),
-        ``relaxation`` (which part of the way to its prediction each should go) and ``center`` (of
-        the brain, about which that is measured).
+        ``relaxation`` (which part of the way to its prediction each should go alone) and
+        ``center`` (of the brain, about which that is measured).
     """
-    if settings.brain_mask is None:
-        raise EddymotionError("no brain mask was given: the loop needs a brain mask")
     signal, affine = _stack(aligned_files)
-    mask = read_image(settings.brain_mask)[0] > 0
+    brain = _brain(settings.brain_mask)
+    grid = prediction_grid(_grid_of(brain))
+    mask = mask_on_grid(brain, grid.shape, grid.affine)
     motion = _motion_of(matrix_files)
     aligned = DWI(signal, affine, _gradients(*tables_of(series), affine, settings), mask)
     model = model_for(aligned.gradients, settings)
@@ -159,7 +180,7 @@ def plan(
     seeks_lost = pass_number > 1 and step.model is model
     stem = f"{image_stem(series.dwi)}_pass-{pass_number}"
     init_files, lost = list(matrix_files), None
-    if seeks_lost or len(far_from_neighbours(motion, aligned.brain_center)[0]):
+    if seeks_lost or len(far_from_neighbours(motion, _center(brain))[0]):
         dwi = load_series(series, settings)
         found, motion = motion, recover_outlier_volumes(dwi, motion, seed=settings.random_seed)
         nonnegative = _is_nonnegative(dwi)
@@ -167,9 +188,9 @@ def plan(
         for volume in np.flatnonzero(moved).tolist():
             init_files[volume] = out_dir / f"{stem}_vol-{volume:04d}_xfm.txt"
             write_itk(init_files[volume], motion[volume][None])
-            signal[..., volume] = _resampled(dwi.volume(volume), motion[volume], nonnegative)
+            signal[..., volume] = _resampled(dwi.volume(volume), motion[volume], grid, nonnegative)
         if seeks_lost:
-            lost = lost_voxels(dwi, motion, model, seed=settings.random_seed)
+            lost = lost_voxels(dwi, motion, model, grid, seed=settings.random_seed)
             turned = aligned.with_gradients(aligned.gradients.rotated(motion.rotations))
             signal = fill_lost(turned, model, lost)
     written = {
@@ -179,14 +200,14 @@ def plan(
     }
     write_image(written["aligned_file"], signal, affine)
     write_itk(written["xfm_file"], motion.matrices)
-    covered = covered_mask(aligned, motion)
+    covered = covered_mask(Image(mask, affine), motion, _grid_of(brain))
     write_image(written["mask_file"], covered.astype(np.uint8), affine)
     return written | {
         "init_files": init_files,
         "lost_files": _write_lost(lost, aligned, out_dir / stem),
         "volumes": list(range(len(aligned))),
         "relaxation": step.relaxation.tolist(),
-        "center": aligned.brain_center.tolist(),
+        "center": _center(brain).tolist(),
     }
 
 
@@ -320,6 +341,73 @@ def register_pair(
     return {"matrix_file": out_file, "converged": converged, "message": message}
 
 
+def move_all(
+    series: SeriesFiles,
+    aligned_file: Path,
+    predicted_files: Sequence[Path],
+    fixed_mask_file: Path,
+    xfm_file: Path,
+    matrix_files: Sequence[Path],
+    settings: Settings,
+    out_dir: Path,
+    *,
+    pass_number: int,
+) -> Paths:
+    """Let all volumes take their steps at the end of a pass of the leave-one-out loop.
+
+    Parameters
+    ----------
+    series : SeriesFiles
+        The original one.
+    aligned_file : Path
+        From :func:`plan`, as the mask and `xfm_file`.
+    predicted_files : sequence of Path
+        A volume each.
+    fixed_mask_file : Path
+        What all volumes show of the brain.
+    xfm_file : Path
+        All transforms that registration started from.
+    matrix_files : sequence of Path
+        A volume each: where it led.
+    settings : Settings
+        With the brain mask.
+    out_dir : Path
+    pass_number : int
+        From one on.
+
+    Returns
+    -------
+    dict
+        ``matrix_files``, a volume each.
+    """
+    head = _brain(settings.brain_mask)
+    signal, affine, _ = read_image(aligned_file)
+    original, init = _gradients(*tables_of(series), affine, settings), _motion_of([xfm_file])
+    step = _pass(model_for(original, settings), original, settings, pass_number)
+    turned = original.rotated(init.rotations)
+    with one_blas_thread():
+        following = Following.of(fitted(step.model, signal, turned), turned)
+    motion = move_together(
+        init,
+        _motion_of(matrix_files),
+        _stack(predicted_files)[0],
+        _brain(fixed_mask_file),
+        following,
+        relaxation=step.relaxation,
+        center=_center(head),
+        reach=reach_of(_grid_of(head)),
+        seed=settings.random_seed,
+        n_threads=settings.nprocs,
+    )
+    stem = f"{image_stem(series.dwi)}_pass-{pass_number}"
+    moved_files = [
+        out_dir / f"{stem}_vol-{index:04d}_moved_xfm.txt" for index in range(len(motion))
+    ]
+    for path, matrix in zip(moved_files, motion.matrices, strict=True):
+        write_itk(path, matrix[None])
+    return {"matrix_files": moved_files}
+
+
 def unite(
     series: SeriesFiles,
     matrix_files: Sequence[Path],
@@ -345,7 +433,9 @@ def unite(
         As :func:`estimate`.
     """
     dwi = load_series(series, settings)
-    known = is_predicted(_stack(predicted_files)[0], dwi.mask)
+    grid = prediction_grid(dwi)
+    mask = mask_on_grid(Image(dwi.mask, dwi.affine), grid.shape, grid.affine)
+    known = is_predicted(_stack(predicted_files)[0], mask)
     model = model_for(dwi.gradients, settings)
     seed, n_threads = settings.random_seed, settings.nprocs
     found = _motion_of(matrix_files)
@@ -382,6 +472,17 @@ def refuse_settings_beyond_loop(settings: Settings) -> None:
             f"within volume {settings.within_volume}: the leave-one-out loop gives a volume one "
             "pose; use the graph that is not spelled out, or within_volume none"
         )
+
+
+def _brain(mask_file: Path | None) -> Image:
+    if mask_file is None:
+        raise EddymotionError("no brain mask was given: the loop needs a brain mask")
+    data, affine, _ = read_image(mask_file)
+    return Image(data > 0, affine)
+
+
+def _center(brain: Image) -> np.ndarray:
+    return mask_center(brain.data, brain.affine)
 
 
 def _motion_of(matrix_files: Sequence[Path]) -> Motion:

@@ -18,6 +18,7 @@ from typing import Any
 from eddymotion.errors import EddymotionError
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.pipeline.lovo_steps import (
+    move_all,
     plan,
     predict_volume,
     register_pair,
@@ -73,6 +74,7 @@ HELP = {
     "nonnegative": "whether the series has no voxel below zero: resampled volumes are clipped",
     "volume_file": "one original volume (3-D)",
     "matrix_file": "its transform, reference → volume (ITK text)",
+    "to_predict": "whether to resample on the grid of the predictions of the leave-one-out loop",
     "out_file": "the volume in the frame of the reference",
     "aligned_files": "resampled volumes, one file each",
     "pass_number": "pass of the leave-one-out loop, from 1 on",
@@ -351,6 +353,7 @@ _STEPS = (
     Step("Plan", plan, PLANNED, MOTION),
     Step("PredictVolume", predict_volume, _named("predicted_file"), PREDICTING),
     Step("RegisterPair", register_pair, REGISTERED, REGISTERING),
+    Step("MoveAll", move_all, _named("matrix_files"), MOTION),
     Step("Unite", unite, FOUND, MOTION),
     Step("ListRuns", list_runs, LISTED),
     Step("Join", join, JOINED, JOINING),
@@ -358,5 +361,5 @@ _STEPS = (
     Step("Fieldmap", fieldmap, FIELDMAP),
 )
 STEPS: Mapping[str, Step] = {step.name: step for step in _STEPS}
-"""All of them by name: those of a series, six of the leave-one-out loop by single volumes, those
+"""All of them by name: those of a series, seven of the leave-one-out loop by single volumes, those
 of several runs."""

@@ -5,7 +5,9 @@ Each volume is predicted from all the others and registered to its prediction; t
 others are aligned, the sharper the prediction, so it is repeated (block coordinate descent on the
 likelihood of the series). Each pass starts from the original volumes and from the motion of the
 pass before, of which volumes that went astray are recovered
-(:mod:`eddymotion.estimation.outlier_volumes`).
+(:mod:`eddymotion.estimation.outlier_volumes`). Predictions are made on a grid of their own
+(:mod:`eddymotion.estimation.lovo.prediction_grid`), and what the volumes of a pass found becomes
+one step of all (:mod:`eddymotion.estimation.lovo.moving_together`).
 
 Once the model itself predicts (:mod:`eddymotion.estimation.lovo.schedule`), slices that lost their
 signal are sought before each pass: the others are predicted without them, and their volume is
@@ -29,16 +31,18 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
 from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
 from eddymotion.estimation.joint.standard_errors import misfit_of
+from eddymotion.estimation.lovo.moving_together import Following, move_together, reach_of
+from eddymotion.estimation.lovo.prediction_grid import prediction_grid
 from eddymotion.estimation.lovo.schedule import plan_passes
 from eddymotion.estimation.outlier_volumes import recover_outlier_volumes, retry_outlier_volumes
 from eddymotion.estimation.outliers import is_lost, slice_heights
-from eddymotion.estimation.quality import ENOUGH, assess, predict
-from eddymotion.images.grid import grid_points
+from eddymotion.estimation.quality import ENOUGH, assess, fitted, predict
+from eddymotion.images.grid import Box, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import head_scale, jittered_points
 from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
+from eddymotion.mapping.rigid import twist_millimetres
 from eddymotion.models import AverageModel, Model
 from eddymotion.registration import Registrar, Registration
 from eddymotion.resampling import covered_mask, resample
@@ -95,28 +99,46 @@ def leave_one_out_loop(
         Without standard errors.
     """
     motion, known = Motion.identity(len(dwi)), np.ones(len(dwi), bool)
+    grid = prediction_grid(dwi)
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
         motion = recover_outlier_volumes(dwi, motion, seed=seed, n_threads=n_threads)
         lost = None
         if step.number > 1 and step.model is model:
-            lost = lost_voxels(dwi, motion, model, seed=seed, n_threads=n_threads)
-        aligned = resample(dwi, motion, engine="fast", n_threads=n_threads)
-        predicted = predict_without(aligned, step.model, lost)
-        motion = register_volumes(
+            lost = lost_voxels(dwi, motion, model, grid, seed=seed, n_threads=n_threads)
+        aligned = resample(
+            dwi, motion, engine="fast", grid=(grid.shape, grid.affine), n_threads=n_threads
+        )
+        signal = fill_lost(aligned, step.model, lost)
+        with one_blas_thread():
+            used = fitted(step.model, signal, aligned.gradients)
+            predicted = predict(signal, aligned.gradients, used)
+        brain = Image(covered_mask(Image(aligned.mask, grid.affine), motion, dwi), grid.affine)
+        found = register_volumes(
             dwi,
             predicted,
             step.registrar,
             init=motion,
-            relaxation=step.relaxation,
-            mask=covered_mask(dwi, motion),
+            brain=brain,
             lost=lost,
             seed=seed + step.number,
             n_threads=n_threads,
             progress=progress,
             description=f"pass {step.number} of {n_iterations}",
         )
-        known = is_predicted(predicted, dwi.mask)
-        del aligned, predicted, lost  # or two copies of the series would outlive the pass
+        motion = move_together(
+            motion,
+            found,
+            predicted,
+            brain,
+            Following.of(used, aligned.gradients),
+            relaxation=step.relaxation,
+            center=dwi.brain_center,
+            reach=reach_of(dwi),
+            seed=seed,
+            n_threads=n_threads,
+        )
+        known = is_predicted(predicted, aligned.mask)
+        del aligned, signal, predicted, lost  # or two copies of the series would outlive the pass
     return conclude(dwi, motion, known, model, seed=seed, n_threads=n_threads)
 
 
@@ -187,11 +209,12 @@ def lost_voxels(
     dwi: DWI,
     motion: Motion,
     model: Model,
+    grid: Box,
     *,
     seed: int = 0,
     n_threads: int = 1,
 ) -> list[np.ndarray] | None:
-    """Find the voxels of the reference grid at which each volume shows slices without signal.
+    """Find the voxels of a grid of the reference at which each volume lost its signal.
 
     Returns
     -------
@@ -202,7 +225,7 @@ def lost_voxels(
     outliers = judged.outliers
     if not outliers.flagged.any():
         return None
-    points = grid_points(dwi.shape, dwi.affine, order="F")
+    points = grid_points(grid.shape, grid.affine, order="F")
 
     def find(volume: int) -> np.ndarray:
         flags = outliers.flagged[volume]
@@ -213,13 +236,6 @@ def lost_voxels(
         return np.flatnonzero(is_lost(flags, heights))
 
     return parallel_map(find, range(len(dwi)), n_threads=n_threads)
-
-
-def predict_without(aligned: DWI, model: Model, lost: list[np.ndarray] | None) -> np.ndarray:
-    """Predict each volume of an aligned series from what the others have not lost."""
-    signal = fill_lost(aligned, model, lost)
-    with one_blas_thread():
-        return predict(signal, aligned.gradients, model)
 
 
 def fill_lost(aligned: DWI, model: Model, lost: list[np.ndarray] | None) -> np.ndarray:
@@ -244,8 +260,7 @@ def register_volumes(
     registrar: Registrar,
     *,
     init: Motion,
-    relaxation: np.ndarray | float = 1.0,
-    mask: np.ndarray | None = None,
+    brain: Image,
     lost: list[np.ndarray] | None = None,
     seed: int = 0,
     n_threads: int = 1,
@@ -254,26 +269,26 @@ def register_volumes(
 ) -> Motion:
     """Register each original volume to its prediction, starting from `init`.
 
-    Each goes the part `relaxation` (N,) of the way it found. Voxels of the `mask` (the brain when
-    not given) without a prediction are left out, and those that are `lost`
-    (:func:`lost_voxels`); volumes of which too little is left (the only b=0, say) keep their pose.
+    The predictions are on the grid of the mask `brain`. Its voxels without a prediction are left
+    out, and those that are `lost` (:func:`lost_voxels`); volumes of which too little is left (the
+    only b=0, say) keep their pose.
     """
-    where = dwi.mask if mask is None else mask
+    mask = brain.data
 
     def register(volume: int) -> Registration | None:
         known = np.isfinite(predicted[..., volume])
-        if not known[where].mean() > ENOUGH:
+        if not known[mask].mean() > ENOUGH:
             return None
         if lost is not None:
             known[np.unravel_index(lost[volume], known.shape, order="F")] = False
-            if not known[where].mean() > LEAST_LEFT:
+            if not known[mask].mean() > LEAST_LEFT:
                 return None
         try:
             return register_unless_worse(
                 registrar,
-                Image(np.nan_to_num(predicted[..., volume]), dwi.affine),
+                Image(np.nan_to_num(predicted[..., volume]), brain.affine),
                 dwi.volume(volume),
-                where & known,
+                mask & known,
                 init[volume],
                 seed,
             )
@@ -287,14 +302,11 @@ def register_volumes(
         progress=progress,
         description=description,
     )
-    parts = np.broadcast_to(relaxation, len(dwi))
     matrices = init.matrices.copy()
     for volume, registration in enumerate(found):
-        if registration is None:
-            continue
-        twist = log_rigid(np.linalg.inv(init[volume]) @ registration.matrix, dwi.brain_center)
-        matrices[volume] = init[volume] @ exp_rigid(parts[volume] * twist, dwi.brain_center)
-        log.debug("volume %d: %s", volume, registration.message)
+        if registration is not None:
+            matrices[volume] = registration.matrix
+            log.debug("volume %d: %s", volume, registration.message)
     return Motion(matrices)
 
 
@@ -315,7 +327,7 @@ def register_unless_worse(
     found = registrar.register(predicted, moving, fixed_mask=mask, init=init, seed=seed)
     points = jittered_points(mask, predicted.affine, N_TO_COMPARE, np.random.default_rng(seed))
     displacement = apply_affine(found.matrix, points) - apply_affine(init, points)
-    far = FAR_VOXELS * np.cbrt(np.prod(predicted.voxel_sizes))
+    far = FAR_VOXELS * np.cbrt(np.prod(moving.voxel_sizes))
     if np.sqrt((displacement**2).sum(axis=1).mean()) < far:
         return found
     expected = predicted.spline.sample(points)

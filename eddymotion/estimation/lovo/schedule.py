@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eddymotion.data.gradients import Gradients
+from eddymotion.estimation.lovo.shading import Shaded
 from eddymotion.models import AverageModel, Model
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.gauss_newton import REFINE
@@ -82,15 +83,17 @@ def registrar_at(registrar: Registrar, number: int, n_iterations: int) -> Regist
     Against the blurred predictions of the first pass the finest level converges slowly to the
     wrong place. Predictions have less noise than volumes: they are the reference, one way only.
     The finest level has more points in the second half of the passes (:data:`POINTS_FACTOR`),
-    unless levels were given. Other engines than ours are used as they are.
+    unless levels were given. Other engines than ours are used as they are, at first, and then with
+    predictions that are as bright as the volumes (:mod:`eddymotion.estimation.lovo.shading`).
     """
+    late = number > (n_iterations + 1) // 2
     if not isinstance(registrar, GaussNewton):
-        return registrar
+        return Shaded(registrar) if late else registrar
     registrar = replace(registrar, symmetric=False)
     if len(registrar.levels) < 2 or n_iterations == 1:
         return registrar
     n_fine = len(REFINE)
     levels = registrar.levels[:-n_fine] if number == 1 else registrar.levels[-n_fine:]
-    if levels == REFINE and number > (n_iterations + 1) // 2:
+    if levels == REFINE and late:
         levels = tuple(replace(one, n_points=POINTS_FACTOR * one.n_points) for one in REFINE)
     return replace(registrar, levels=levels)
