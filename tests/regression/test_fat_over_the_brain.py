@@ -82,6 +82,22 @@ def test_a_noise_floor_is_no_fat(head, grid):
     assert not fat_over_brain(dwi).any()
 
 
+def test_fibres_that_one_high_b_value_runs_across_are_no_fat():
+    """A ball with a bundle that only directions along it attenuate; one volume has a higher b."""
+    scheme = shelled_scheme({1000.0: 12}, 1, seed=2)
+    i, j, k = np.indices((24, 24, 24)) - 11.5
+    ball, bundle = i**2 + j**2 + k**2 < 100, (np.abs(i) < 4) & (np.abs(j) < 3) & (np.abs(k) < 8)
+    signal = np.full((24, 24, 24, len(scheme)), 1.0, np.float32)
+    signal[ball] = 1000.0
+    for volume in scheme.dwis:
+        along = scheme.bvecs[volume, 2] ** 2
+        signal[..., volume] *= np.where(bundle, np.exp(-0.1 - 2.0 * along), 0.45)
+    bvals = scheme.bvals.copy()
+    bvals[scheme.dwis[np.argmin(np.abs(scheme.bvecs[scheme.dwis, 2]))]] = 3000.0
+    for table in (scheme, replace(scheme, bvals=bvals)):
+        assert not fat_over_brain(DWI(signal, np.diag([2.0, 2.0, 2.0, 1.0]), table, ball)).any()
+
+
 def test_what_takes_most_of_the_brain_is_no_fat():
     """A ball, of which only the core is attenuated: without its rind no points would be left."""
     scheme = shelled_scheme({1000.0: 6}, 1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eddymotion as em
+from eddymotion.data.checks import find_issues
 from eddymotion.data.checks.appearance import Appearance
 from eddymotion.data.checks.labels import Labels
 from eddymotion.data.checks.scales import scaled_vectors
@@ -115,6 +116,57 @@ def test_no_volume_is_named_twice(two_shells, step):
     found = Labels.of(looks, shifted.gradients.bvals, 50.0, shelled=True).mislabelled()
     volumes = [one.volume for one in found]
     assert len(volumes) == len(set(volumes))
+
+
+def looks_of_shells(brightness, bvals, like):
+    """Volumes as bright as told, whose patterns are those of the b-values `like`, nearly."""
+    random = np.random.default_rng(0)
+    kinds = {bval: random.normal(size=60) for bval in np.unique(like)}
+    patterns = np.stack([kinds[bval] + 0.3 * random.normal(size=60) for bval in like])
+    patterns -= patterns.mean(axis=1, keepdims=True)
+    patterns /= np.linalg.norm(patterns, axis=1, keepdims=True)
+    return Labels.of(Appearance(np.array(brightness), patterns), bvals, 50.0, shelled=True)
+
+
+@pytest.mark.parametrize(("off", "told"), [(0.4, False), (0.45, False), (0.55, True), (0.9, True)])
+def test_one_shell_is_taken_for_another_only_where_brightness_is_far_off(off, told):
+    """With few directions a shell scatters by 0.35, and some look like those of another one."""
+    bvals = np.repeat([0.0, 2000.0, 5000.0], [2, 6, 7])
+    brightness, like = np.repeat([0.0, off - 2.0, -2.0], [2, 6, 7]), bvals.copy()
+    brightness[-1], like[-1] = off - 2.0, 2000.0
+    found = looks_of_shells(brightness, bvals, like).mislabelled()
+    assert [(one.volume, one.label, one.like, one.certain) for one in found] == (
+        [(14, 5000.0, 2000.0, False)] if told else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "lost", "told"),
+    [(3000.0, 0.8, True), (3000.0, 1.3, False), (300.0, 0.8, True), (300.0, 0.3, False),
+     (2000.0, 0.85, False), (2000.0, 0.75, True), (1500.0, 0.75, False)],
+)  # fmt: skip
+def test_the_only_volume_of_a_shell_is_compared_with_others(label, lost, told):
+    """One wrong b-value is a shell of its own; no tissue loses less than half for each of it."""
+    bvals = np.repeat([0.0, 1000.0, label], [2, 8, 1])
+    brightness, like = np.repeat([0.0, -0.8, -lost], [2, 8, 1]), np.minimum(bvals, 1000.0)
+    found = looks_of_shells(brightness, bvals, np.where(bvals > 50, 1000.0, like)).mislabelled()
+    expected = [(10, label, 1000.0, label > 1000, False)] if told else []
+    assert [(v.volume, v.label, v.like, v.brighter, v.certain) for v in found] == expected
+
+
+def test_an_object_without_diffusion_has_no_wrong_bvalue():
+    bvals = np.repeat([0.0, 700.0, 100.0, 3000.0], [2, 8, 1, 1])
+    like = np.where(bvals > 50, 700.0, 0.0)
+    assert looks_of_shells(np.zeros(12), bvals, like).mislabelled() == []
+
+
+def test_one_wrong_bvalue_is_named(moving):
+    bvals, wrong = moving.gradients.bvals.copy(), int(moving.gradients.dwis[5])
+    bvals[wrong] = 3000.0
+    issues = find_issues(labelled(moving, bvals))
+    assert [issue.kind for issue in issues] == ["tables"]
+    assert f"volume {wrong} is labelled b=3000 but as bright as b=1000" in issues[0].text
+    assert not issues[0].severe
 
 
 def test_loading_refuses_and_can_be_told_not_to(moving, tmp_path):

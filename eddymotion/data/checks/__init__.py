@@ -16,6 +16,7 @@ import numpy as np
 from eddymotion.data.checks.directions import AxesReading, likelier_axes
 from eddymotion.data.checks.fat import fat_over_brain
 from eddymotion.data.checks.noise import is_denoised
+from eddymotion.data.checks.order import exchanged_vectors, likelier_order
 from eddymotion.data.checks.scales import scaled_vectors
 from eddymotion.data.checks.tables import compare_b0s, contradictions
 from eddymotion.data.series import DWI
@@ -38,6 +39,11 @@ CUT_PART, CUT_FACTOR = 0.05, 1.5
 besides: what is left has fewer edges."""
 
 
+NEGATIVE = 0.5
+"""Signal below zero, as part of the largest of the series, that neither noise nor ringing of
+filters reaches."""
+
+
 @dataclass(frozen=True)
 class DataIssue:
     """Why a result may be worse than it looks.
@@ -45,8 +51,8 @@ class DataIssue:
     Parameters
     ----------
     kind : str
-        One word: ``tables``, ``directions``, ``b0``, ``zeros``, ``denoised``, ``mask``,
-        ``fat``.
+        One word: ``tables``, ``directions``, ``b0``, ``zeros``, ``negative``,
+        ``denoised``, ``mask``, ``fat``.
     text : str
         What was found, and what to do.
     severe : bool
@@ -109,6 +115,18 @@ def _of_axes(dwi: DWI) -> list[DataIssue]:
     return [] if reading is None else [DataIssue("directions", _wrong_axes(dwi, reading))]
 
 
+def _of_order(dwi: DWI) -> list[DataIssue]:
+    look = "look at the .bvec and how it was made, on which depends what is fitted to the series"
+    if (order := likelier_order(dwi)) is not None:
+        return [DataIssue("directions", f"the b-vectors fit the images if {order}; {look}")]
+    pairs = exchanged_vectors(dwi)
+    if not pairs:
+        return []
+    named = "; ".join(f"{one} and {other}" for one, other in pairs)
+    text = f"volumes {named}: the images fit with their b-vectors exchanged; {look}"
+    return [DataIssue("directions", text)]
+
+
 def _of_zeros(dwi: DWI) -> list[DataIssue]:
     found = []
     if dwi.is_cut:
@@ -127,6 +145,20 @@ def _of_zeros(dwi: DWI) -> list[DataIssue]:
             "show was set to zero, or to another constant (cropped?); it is left out there",
         ))  # fmt: skip
     return found
+
+
+def _of_negatives(dwi: DWI) -> list[DataIssue]:
+    ends = np.array([(volume.min(), volume.max()) for volume in dwi.volumes()], float)
+    wrong = np.flatnonzero(ends[:, 0] < -NEGATIVE * ends[:, 1].max())
+    if not len(wrong):
+        return []
+    return [DataIssue(
+        "negative",
+        f"volume{'s' if len(wrong) > 1 else ''} {listed(wrong)}: the signal is as far below zero "
+        "as above, which no magnitude is: integers that overflowed, or phase images; look at how "
+        "the image was converted",
+        severe=True,
+    )]  # fmt: skip
 
 
 def _of_noise(dwi: DWI) -> list[DataIssue]:
@@ -155,7 +187,17 @@ def _of_fat(dwi: DWI) -> list[DataIssue]:
     )]  # fmt: skip
 
 
-CHECKS = (_of_tables, _of_b0s, _of_axes, _of_zeros, _of_noise, _of_mask, _of_fat)
+CHECKS = (
+    _of_tables,
+    _of_b0s,
+    _of_axes,
+    _of_order,
+    _of_zeros,
+    _of_negatives,
+    _of_noise,
+    _of_mask,
+    _of_fat,
+)
 
 
 def _wrong_axes(dwi: DWI, reading: AxesReading) -> str:
@@ -175,7 +217,10 @@ def _wrong_axes(dwi: DWI, reading: AxesReading) -> str:
 
 
 def in_sidecar(
-    dwi: DWI, frame_doubt: str | None = None, order_doubt: str | None = None
+    dwi: DWI,
+    frame_doubt: str | None = None,
+    order_doubt: str | None = None,
+    within_doubt: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return the issues of a series as the sidecar of the corrected one has them.
 
@@ -186,12 +231,16 @@ def in_sidecar(
         What the estimate says against the frame of its own volumes.
     order_doubt : str, optional
         What it says against the order of the slices.
+    within_doubt : str, optional
+        Within which volumes it shows motion that cannot be followed.
     """
     found = list(find_issues(dwi))
     if frame_doubt is not None:
         found.append(DataIssue("frames", frame_doubt))
     if order_doubt is not None:
         found.append(DataIssue("slice timing", order_doubt))
+    if within_doubt is not None:
+        found.append(DataIssue("motion within volumes", within_doubt))
     return [issue.plain() for issue in found]
 
 

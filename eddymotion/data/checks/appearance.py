@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -36,6 +37,12 @@ class Appearance:
     @classmethod
     def of(cls, dwi: Series) -> Appearance | None:
         """Look at a series; None where the brain is too small or a volume shows nothing."""
+        if dwi not in _SEEN:
+            _SEEN[dwi] = cls._of(dwi)
+        return _SEEN[dwi]
+
+    @classmethod
+    def _of(cls, dwi: Series) -> Appearance | None:
         if not dwi.mask.any():
             return None
         box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(dwi.mask))
@@ -60,6 +67,10 @@ class Appearance:
         mean = self.patterns[others].mean(axis=0) if len(others) else np.zeros(1)
         length = np.linalg.norm(mean)
         return float(self.patterns[volume] @ mean / length) if length > 0 else 0.0
+
+
+_SEEN: WeakKeyDictionary[Series, Appearance | None] = WeakKeyDictionary()
+"""Several checks ask for it."""
 
 
 def levels_anywhere(dwi: Series, volume: np.ndarray) -> np.ndarray | None:

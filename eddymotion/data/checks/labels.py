@@ -26,6 +26,12 @@ SHELLS_APART = 0.5
 """One shell is taken for another only where brightness is so far off: at b=5000 s/mm² and few
 directions it varies by 0.35."""
 
+LONE, MANY = 2, 6
+"""So few volumes of a b-value may all have its label by mistake; so many of another one do not."""
+
+APART = 2.0
+"""b-values by so much larger or smaller do not look alike."""
+
 CONTRAST_MARGIN = 0.1
 """By so much the pattern of a volume has to agree better with that of another b-value."""
 
@@ -100,6 +106,8 @@ class Labels:
             for volume in np.setdiff1d(level, core)
             if (one := self._judged(int(volume), number)) is not None
         ]
+        known = {one.volume for one in found}
+        found += [one for one in self._lone() if one.volume not in known]
         bright = np.array([one.volume for one in found if one.like is None], int)
         if len(bright):
             known = {one.volume for one in found}
@@ -166,6 +174,38 @@ class Labels:
         core, similarity = self.cores[own], self.appearance.similarity
         usual = np.median([similarity(member, core) for member in core])
         return bool(similarity(volume, core) < usual - STRANGE_BELOW)
+
+    def _lone(self) -> Iterator[Mislabelled]:
+        """Find the few volumes of a shell that look like one of quite another b-value."""
+        for level in self.levels[1:] if self.shelled and len(self.b0s) else ():
+            for volume in map(int, level) if len(level) <= LONE else ():
+                others = range(1, len(self.levels))
+                other = next((k for k in others if self._is_alike_though_apart(volume, k)), None)
+                if other is not None:
+                    label = float(self.bvals[volume])
+                    like = float(self.bvals[self.levels[other]].mean())
+                    yield Mislabelled(volume, label, like, label > like, certain=False)
+
+    def _is_alike_though_apart(self, volume: int, other: int) -> bool:
+        """Whether a volume looks like a level of a far larger or smaller b-value.
+
+        Its own b-value has to be so much larger that no tissue is attenuated so little: it lost
+        less than half of what that level lost, for as much of it. An object without diffusion
+        looks alike at all of them.
+        """
+        core, similarity = self.cores[other], self.appearance.similarity
+        times = self.bvals[volume] / self.bvals[self.levels[other]].mean()
+        if len(core) < MANY or 1 / APART < times < APART:
+            return False
+        lost = self._brightness[0] - self.appearance.brightness[volume]
+        of_other = self._brightness[0] - self._brightness[other]
+        alike = (
+            of_other > GAP
+            and abs(lost - of_other) < GAP / 2
+            and not lost > of_other * max(1.0, times / 2)
+        )
+        usual = np.median([similarity(member, core) for member in core])
+        return bool(alike and similarity(volume, core) > usual - STRANGE_BELOW)
 
     def _too_dark(self, bright: np.ndarray) -> Iterator[Mislabelled]:
         """Find b=0 volumes that look like a shell, and not like those that must be b=0."""

@@ -52,7 +52,7 @@ class _OfDirection:
         """Fit the volumes of a shell, misplaced ones left out; None if they are too few."""
         if len(shell) < DIRECTIONS or gradients.is_trace[shell].any():
             return None
-        design = _products(gradients.bvecs[shell])
+        design = direction_products(gradients.bvecs[shell])
         brightness = appearance.brightness[shell]
         penalty = 1e-2 * len(shell) * (np.eye(6) - _ISOTROPIC)
         away = brightness - np.median(brightness)
@@ -68,11 +68,11 @@ class _OfDirection:
 
     def distance(self, appearance: Appearance, volume: int, bvec: np.ndarray) -> float:
         """Brightness of a volume above that of a volume of this shell and its direction."""
-        return float(appearance.brightness[volume] - _products(bvec) @ self.brightness)
+        return float(appearance.brightness[volume] - direction_products(bvec) @ self.brightness)
 
     def similarity(self, appearance: Appearance, volume: int, bvec: np.ndarray) -> float:
         """Correlation of its pattern with that of such a volume."""
-        expected = _products(bvec) @ self.patterns
+        expected = direction_products(bvec) @ self.patterns
         return float(appearance.patterns[volume] @ expected / max(np.linalg.norm(expected), 1e-12))
 
 
@@ -80,7 +80,7 @@ _ISOTROPIC = np.outer([1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]) / 3
 """Of the products, the part that no direction changes."""
 
 
-def _products(bvecs: np.ndarray) -> np.ndarray:
+def direction_products(bvecs: np.ndarray) -> np.ndarray:
     """Products of the components of directions, (..., 6)."""
     x, y, z = np.moveaxis(bvecs, -1, 0)
     root = np.sqrt(2.0)
