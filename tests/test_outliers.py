@@ -225,6 +225,19 @@ def test_the_slice_beside_a_worse_one_is_not_flagged(clean_fits):
     assert np.argwhere(score_slices(fits).flagged).tolist() == [[5, 9], [5, 10]]
 
 
+def test_slices_that_half_of_the_volumes_lost_are_those_of_the_darker_half(clean_fits):
+    """Predictions lie between: volumes that kept them are brighter, the others darker."""
+    fits, random, slices = clean_fits[:24], np.random.default_rng(5), [7, 8, 9, 10]
+    lost = np.arange(24) % 2 == 0
+    for volume in range(24):
+        share = random.uniform(0.2, 0.7, 4) if lost[volume] else random.uniform(1.05, 1.6, 4)
+        fits = lowered(fits, volume, slices, 1 - share)
+    flagged = score_slices(fits).flagged
+    assert not flagged[~lost].any()
+    assert flagged[lost][:, slices].sum() >= 20
+    assert flagged.sum() == flagged[:, slices].sum()
+
+
 def test_brighter_slices_are_not_flagged(clean_fits):
     outliers = score_slices(lowered(clean_fits, 5, [9], -0.6))
     assert outliers.z[5, 9] > 5

@@ -54,6 +54,9 @@ one on the other."""
 MIN_VOLUMES = 6
 """With fewer volumes a robust spread over them means nothing."""
 
+PARTED = 0.25
+"""Gap between the shares of volumes that kept a slice and those that lost it."""
+
 GAIN_QUANTILE, GAIN_MARGIN = 0.8, 0.1
 """Slices within this part of that quantile of a volume tell its gain."""
 
@@ -154,7 +157,7 @@ def score_slices(
     share, error = gain / volume_gain[:, None], error / volume_gain[:, None]
     z, ratio, spread = (np.full(share.shape, np.nan) for _ in range(3))
     for group in _large_enough(groups, len(fits)):
-        off = share[group] - _usual(share[group])
+        off = share[group] - _usual_of_whole(share[group])
         judgement = Profiles.of(off, error[group], share[group]).judge()
         z[group], ratio[group], spread[group] = judgement.z, judgement.ratio, judgement.spread
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -175,6 +178,22 @@ def _usual(values: np.ndarray) -> np.ndarray:
     enough = np.isfinite(values).sum(axis=0) >= MIN_VOLUMES
     usual = np.full(values.shape[1], np.nan)
     usual[enough] = np.nanmedian(values[:, enough], axis=0)
+    return usual
+
+
+def _usual_of_whole(share: np.ndarray) -> np.ndarray:
+    """Usual share of slices that kept their signal, (Z,).
+
+    Where many volumes lost the same slice, predictions lie between, and shares part in two: those
+    that are brighter kept it.
+    """
+    usual = _usual(share)
+    for slice_ in np.flatnonzero(np.isfinite(usual)):
+        known = np.sort(share[np.isfinite(share[:, slice_]), slice_])
+        first, last = MIN_VOLUMES // 2, len(known) - MIN_VOLUMES // 2
+        gaps = np.diff(known)[first - 1 : last]
+        if len(gaps) and gaps.max() > PARTED:
+            usual[slice_] = np.median(known[first + gaps.argmax() :])
     return usual
 
 
