@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,13 @@ class Tree:
         return found
 
 
+def by_number(name: str) -> list[str | int]:
+    """Sort names as people count: run-2 before run-10, which was acquired after it."""
+    parts: list[str | int] = [*re.split(r"([0-9]+)", name)]
+    parts[1::2] = map(int, parts[1::2])
+    return parts
+
+
 def participants_of(bids_dir: Path) -> list[str]:
     """Labels of the participants that have a folder, in order."""
     folders = (path for path in bids_dir.glob("sub-*") if os.path.isdir(path))
@@ -195,7 +203,7 @@ def _is_by_link(bids_dir: Path, folder: Path) -> bool:
 
 def _files_in(bids_dir: Path, folder: Path) -> list[BidsFile]:
     try:
-        names = sorted(os.listdir(bids_dir / folder))
+        names = sorted(os.listdir(bids_dir / folder), key=by_number)
     except OSError as error:
         log.warning("%s: cannot be read (%s)", bids_dir / folder, error.strerror)
         return []
@@ -228,7 +236,7 @@ def indexed_tree(bids_dir: Path, database_dir: Path) -> Tree:
             f"{database_dir / INDEX}: the index of {root}, not of {bids_dir}; {advice}"
         )
     files: dict[Path, list[BidsFile]] = {}
-    for path in (Path(path).relative_to(root) for path in sorted(paths)):
+    for path in (Path(path).relative_to(root) for path in sorted(paths, key=by_number)):
         if _may_matter(path.parent.parts) and not path.name.startswith("."):
             files.setdefault(path.parent, []).append(BidsFile(path.parent, path.name))
     return Tree(files)

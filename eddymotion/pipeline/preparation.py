@@ -109,8 +109,8 @@ def without_noise_mppca(
     radius = patch_radius(len(dwi))
     if min(dwi.shape) <= 2 * radius:
         raise EddymotionError(
-            f"{dwi!r}: MP-PCA looks at {2 * radius + 1} voxels along each axis at a time, which "
-            "is more than there are; leave --denoise out"
+            f"{dwi.source or dwi}: MP-PCA looks at {2 * radius + 1} voxels along each axis at a "
+            "time, which is more than there are; leave --denoise out"
         )
     near = (
         scipy.ndimage.distance_transform_edt(~dwi.mask, sampling=dwi.voxel_sizes)
