@@ -6,14 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eddymotion.data.acquisition import Slicing
+from eddymotion.data.acquisition import usual_orders
 from eddymotion.data.checks import in_sidecar
 from eddymotion.estimation.within_volumes.equations import SlicePulls
-from eddymotion.estimation.within_volumes.slice_order import (
-    OrderEvidence,
-    orders,
-    weigh_orders,
-)
+from eddymotion.estimation.within_volumes.slice_order import OrderEvidence, weigh_orders
 from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.mapping.motion import Motion
 
@@ -23,8 +19,7 @@ TRUE = "even slices before odd ones, upwards, 3 at a time"
 
 def told(name):
     """Slices as a sidecar tells them in an order, of which it is not told how many at a time."""
-    plain = Slicing(2, tuple(np.arange(N_SLICES).reshape(-1, 1)), np.arange(N_SLICES))
-    return dict(orders(plain))[name]
+    return dict(usual_orders(N_SLICES))[name]
 
 
 def pulls_of(poses, noise_mm, random):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,6 +90,12 @@ class Slicing:
         groups = tuple(multiband_groups(timing, acceleration))
         return cls(axis, groups, np.array(timing, float))
 
+    def possible(self, n_slices: int) -> list[Slicing]:
+        """Orders in which slices may have been acquired: the one that was told, or usual ones."""
+        if self.groups:
+            return [self]
+        return [order for _, order in usual_orders(n_slices, self.axis)] or [self]
+
     def periods(self, n_slices: int, n_periods: int) -> np.ndarray:
         """Say in which part of a volume's time each slice was excited, (n_slices,).
 
@@ -100,6 +106,49 @@ class Slicing:
         for time, group in enumerate(groups):
             period[group] = time * n_periods // len(groups)
         return period
+
+
+MULTIBAND = (1, 2, 3, 4, 5, 6, 8)
+"""Slices that scanners acquire at a time."""
+
+
+def usual_orders(n_slices: int, axis: int = 2, together: int = 1) -> Iterator[tuple[str, Slicing]]:
+    """Go through the orders of a usual scanner, in words and as they would be told.
+
+    Parameters
+    ----------
+    n_slices : int
+    axis : int
+        The image axis that counts the slices.
+    together : int
+        Slices at a time, besides the usual numbers.
+    """
+    for at_a_time in sorted({*MULTIBAND, together}):
+        n = -(-n_slices // at_a_time)
+        if n < LEAST_EXCITATIONS:
+            continue
+        for name, first in _sequences(n):
+            groups = tuple(np.arange(slice_, n_slices, n) for slice_ in first)
+            times = np.empty(n_slices)
+            for time, group in enumerate(groups):
+                times[group] = time
+            beside = f", {at_a_time} at a time" * (at_a_time > 1)
+            yield name + beside, Slicing(axis, groups, times)
+
+
+def _sequences(n: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Go through the sequences of n excitations, from the first slice to the last and back."""
+    forward = {
+        "slices one after the other": np.arange(n),
+        "even slices before odd ones": np.r_[0:n:2, 1:n:2],
+        "odd slices before even ones": np.r_[1:n:2, 0:n:2],
+    }
+    for step in sorted({3, round(np.sqrt(n))} - {1, 2}):
+        name = f"every {step}th slice, then those beside"
+        forward[name] = np.argsort(np.arange(n) % step, kind="stable")
+    for name, first in forward.items():
+        yield f"{name}, upwards", first
+        yield f"{name}, downwards", first[::-1]
 
 
 def _are_numbers(values: Any) -> bool:

@@ -54,12 +54,6 @@ class PeriodScatter:
 
     __repr__ = short_repr
 
-    @property
-    def covariances(self) -> np.ndarray:
-        """What motion within volumes adds to the covariances of their poses, (N, 6, 6)."""
-        beyond = np.einsum("nkk->nk", self.apart - self.by_noise)
-        return np.maximum(np.nan_to_num(beyond), 0.0)[:, :, None] * np.eye(6)
-
     def evidence(self, scale: float) -> np.ndarray:
         """Mean square of the parts over that of noise and misfit, (N,); zero where not known.
 

@@ -108,6 +108,7 @@ def _motion(matrices: np.ndarray, content: dict[str, Any]) -> Motion:
         "frame_evidence": _frame_evidence,
         "off_resonance": _distortion,
         "order_doubt": str,
+        "within_doubt": str,
         "trajectory": lambda packed: _unpacked(len(matrices), **packed),
     }
     parts = {

@@ -97,6 +97,8 @@ class Motion(HtmlValue):
     frame_covariance : (6, 6) array, optional
         Covariance of the offset that `frame_error` is of: mm and rad about the centre of the
         brain.
+    within_doubt : str, optional
+        Within which volumes the head moved while nothing tells when slices were excited.
     """
 
     matrices: np.ndarray
@@ -111,6 +113,7 @@ class Motion(HtmlValue):
     trajectory: Trajectory | None = None
     order_doubt: str | None = None
     frame_covariance: np.ndarray | None = None
+    within_doubt: str | None = None
 
     def __post_init__(self) -> None:
         freeze(self, "motion", matrices="N 4 4", standard_errors="N 6", undetermined="k 6",

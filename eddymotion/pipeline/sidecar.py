@@ -64,7 +64,9 @@ def sidecar_of(
             "Methods": methods.plain(),
             "StageSeconds": {name: round(spent, 2) for name, spent in seconds.items()},
             "PackageVersions": software_versions(),
-            "Warnings": in_sidecar(grids[0], motion.frame_doubt, motion.order_doubt),
+            "Warnings": in_sidecar(
+                grids[0], motion.frame_doubt, motion.order_doubt, motion.within_doubt
+            ),
             "MotionWithinVolumes": _within(grids[0], motion),
         }
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import scipy
 
 from eddymotion.data.acquisition import Slicing
 from eddymotion.estimation.equations.coupled import CoupledProblem, Evaluated
@@ -21,6 +22,7 @@ from eddymotion.estimation.outliers import slice_row
 from eddymotion.images.pyramid import MIN_POINTS
 from eddymotion.machine.parallel import parallel_iterate, parallel_map
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import twist_millimetres
 from eddymotion.robust import sandwich
 
 POINTS_FOR_SHARE = 10_000
@@ -192,33 +194,86 @@ class Solution:
         if found is None or system is None:
             return np.full((n, 6, 6), np.nan)
         period = slicing.periods(n_slices, PERIODS)
-        pulls = self._pulls_of(period, slice_row(affine, slicing.axis))
+        pulls = self._pulls_of(period, slice_row(affine, slicing.axis), found.weights)
         poses = system.unknowns.columns[POSES]
         blocks = system.hessian.reshape(n, len(system.unknowns), n, -1)
         hessian = np.einsum("ikil->ikl", blocks)[:, poses, poses].copy()
         diagonal = np.einsum("nkk->nk", hessian)
         diagonal += DAMPING * diagonal + np.finfo(float).tiny
-        (pose,) = system.unknowns.only(POSES).blocks
-        along = np.eye(6) if pose.directions is None else pose.directions
+        along = self._directions_of_poses()
         pulls, hessian = along.T @ pulls, along.T @ hessian @ along
         steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
         return sandwich(steps, n_fitted=1)
 
-    def _pulls_of(self, period: np.ndarray, height: np.ndarray) -> np.ndarray:
-        """Sum what points of each period pull a pose by, (N, 6, PERIODS).
+    def contradictions(
+        self, slicing: Slicing, affine: np.ndarray, n_slices: int, scale: float = 1.0
+    ) -> np.ndarray:
+        """Covariance of each pose by what its slices say against it, (N, 6, 6).
+
+        A head that moves and comes back leaves a few slices that no pose of the volume explains.
+        Where the model is sure, as of b=0 volumes, they hardly count, so that the pose is that of
+        the others and all agree with it. Here all count alike: how far they would take the pose
+        (its square), and how far the parts of its time pull apart. What most volumes of the group
+        do alike is the model's. Where the times of slices are not known, those count by which a
+        volume is pulled farthest apart, of :func:`~eddymotion.data.slice_orders.usual_orders`.
+        NaN where too few points are left.
+
+        Parameters
+        ----------
+        slicing : Slicing
+        affine : (4, 4) array
+            Of the images.
+        n_slices : int
+        scale : float
+            Size of the head relative to a human one.
+        """
+        found, n = self.found, len(self.motion)
+        if found is None or self.system is None:
+            return np.full((n, 6, 6), np.nan)
+        height = slice_row(affine, slicing.axis)
+        pulls = self._pulls_of(np.arange(n_slices), height, found.usable.astype(float))
+        steps = self._steps_of_poses(pulls, found.usable.astype(float))
+        periods = [one.periods(n_slices, PERIODS) for one in slicing.possible(n_slices)]
+        asked = np.stack([_asked_for(steps, period) for period in periods])
+        farthest = np.einsum("onkk,k->on", asked, twist_millimetres(scale) ** 2).argmax(axis=0)
+        return asked[farthest, np.arange(n)]
+
+    def _directions_of_poses(self) -> np.ndarray:
+        """Directions in which poses are free to move, (6, k)."""
+        (pose,) = self.problem.unknowns.only(POSES).blocks
+        return np.eye(6) if pose.directions is None else pose.directions
+
+    def _steps_of_poses(self, pulls: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Solve for the steps that pulls (N, 6, B) of points with weights (V,) ask for."""
+        assert self.found is not None
+        n, along = len(self.motion), self._directions_of_poses()
+        poses = replace(self.problem, blocks=self.problem.unknowns.only(POSES).blocks)
+        hessian = poses.normal_matrix(self.found, weights).reshape(n, 6, n, 6)
+        hessian = np.einsum("ak,iajb,bl->ikjl", along, hessian, along, optimize=True)
+        hessian = hessian.reshape(n * along.shape[1], -1)
+        diagonal = np.einsum("kk->k", hessian)
+        diagonal += DAMPING * diagonal + np.finfo(float).tiny
+        right = (along.T @ pulls).reshape(len(hessian), -1)
+        steps = scipy.linalg.solve(hessian, right, assume_a="pos")
+        return along @ steps.reshape(n, -1, pulls.shape[2])
+
+    def _pulls_of(self, period: np.ndarray, height: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Sum what points of each period pull a pose by, (N, 6, B).
 
         Parameters
         ----------
         period : (Z,) int array
-            Of each slice.
+            Of each slice, below B.
         height : (4,) array
             World point → its slice.
+        weights : (V,) array
+            Of the points.
         """
         problem, found, n = self.problem, self.found, len(self.motion)
         assert found is not None
-        weights = found.weights.astype(np.float32)
-        pulls = np.zeros((PERIODS, n, 6))
-        period = period.astype(np.int8)
+        weights = weights.astype(np.float32)
+        pulls = np.zeros((int(period.max()) + 1, n, 6))
+        period = period.astype(np.int16)
 
         def periods_of(volume: int) -> np.ndarray:
             slices = self.motion.recorded(volume, problem.points) @ height[:3] + height[3]
@@ -234,3 +289,20 @@ class Solution:
         for one in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
             pulls[: len(one)] += one
         return pulls.transpose(1, 2, 0)
+
+
+def _asked_for(steps: np.ndarray, period: np.ndarray) -> np.ndarray:
+    """Square of what all slices ask for and scatter of what those of each period do, (N, 6, 6).
+
+    Parameters
+    ----------
+    steps : (N, 6, Z) array
+        That each slice asks for.
+    period : (Z,) int array
+        Of each slice.
+    """
+    parts = np.stack([steps[..., period == one].sum(axis=2) for one in np.unique(period)], axis=2)
+    parts -= np.median(parts, axis=0)
+    whole = parts.sum(axis=2)
+    apart = sandwich(parts - parts.mean(axis=2, keepdims=True), n_fitted=1)
+    return apart + whole[:, :, None] * whole[:, None]

@@ -56,6 +56,7 @@ from eddymotion.machine.parallel import Compute, one_blas_thread
 from eddymotion.mapping.motion import Motion
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
+from eddymotion.wording import listed
 
 log = logging.getLogger(__name__)
 
@@ -260,17 +261,36 @@ class JointSteps:
         known = _known(self.dwi, self.groups, self.solutions, self.frames) & ~unplaced
         scatter = errors.period_scatter(self.judged.outliers.flagged)
         held = self.solver.undetermined
-        motion = self.solver.fields.with_offsets(self.motion, self.groups[-1])
+        doubt = _within_doubt(self.dwi, errors)
+        motion = self.solver.fields.with_offsets(
+            replace(self.motion, within_doubt=doubt), self.groups[-1]
+        )
         return Estimate(
             fill_unpredicted(
                 self.dwi, motion, known, self.model, groups=self.frames, unplaced=unplaced
             ),
-            np.where(known[:, None, None], errors.covariances + scatter.covariances, np.nan),
+            np.where(known[:, None, None], errors.covariances + errors.by_slices, np.nan),
             self.frames if len(self.frames) > 1 else None,
             unplaced if unplaced.any() else None,
             held if len(held) else None,
             scatter,
         )
+
+
+def _within_doubt(dwi: DWI, errors: PoseErrors) -> str | None:
+    """Name volumes within which the head moved while nothing tells when slices were excited."""
+    volumes, why = errors.contradicted, dwi.acquisition.why_untimed
+    if not len(volumes) or not why:
+        return None
+    some = len(volumes) > 1
+    doubt = (
+        f"volume{'s' if some else ''} {listed(volumes)}: slices contradict the pose of their "
+        f"volume by up to {errors.contradictions_mm[volumes].max():.1f} mm; the head moved "
+        f"while {'they were' if some else 'it was'} acquired, which cannot be followed, since "
+        f"{why}; no pose fits, and standard errors there are larger"
+    )
+    log.warning("motion within volumes: %s", doubt)
+    return doubt
 
 
 def _known(

@@ -27,14 +27,13 @@ back say whether time ran backwards: that makes no difference to the poses of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import scipy
 
-from eddymotion.data.acquisition import LEAST_EXCITATIONS, Slicing
+from eddymotion.data.acquisition import Slicing, usual_orders
 from eddymotion.estimation.within_volumes.equations import SlicePulls
 from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.robust import student_weights
@@ -60,9 +59,6 @@ N_ROUNDS, SETTLED = 10, 0.5
 
 HELD = 1e-6
 """Precision (1/mm²) with which every pose is held: of all together nothing tells."""
-
-MULTIBAND = (1, 2, 3, 4, 5, 6, 8)
-"""Slices at a time that are tried."""
 
 BETTER_BY, LEAST_GAIN = 0.2, 50.0
 """Log odds by which another order has to be better: a part of what the order that was told
@@ -125,43 +121,12 @@ def weigh_orders(pulls: SlicePulls, slicing: Slicing) -> OrderEvidence:
     known = pulls.calibrated()
     odds = partial(log_evidence, known, SmoothMisfit.of(known))
     at_rest = odds(slicing, AT_REST_MM)
-    found = {name: odds(order, SCALE_MM) - at_rest for name, order in orders(slicing)}
+    assert slicing.times is not None
+    others = usual_orders(len(slicing.times), slicing.axis, max(map(len, slicing.groups)))
+    found = {name: odds(order, SCALE_MM) - at_rest for name, order in others}
     best = max(found, key=lambda name: found[name])
     told = odds(slicing, SCALE_MM) - at_rest
     return OrderEvidence(told, found[best], best)
-
-
-def orders(slicing: Slicing) -> Iterator[tuple[str, Slicing]]:
-    """Go through the orders of a usual scanner, in words and as they would be told."""
-    assert slicing.times is not None
-    n_slices = len(slicing.times)
-    together = max(map(len, slicing.groups))
-    for at_a_time in sorted({*MULTIBAND, together}):
-        n = -(-n_slices // at_a_time)
-        if n < LEAST_EXCITATIONS:
-            continue
-        for name, first in _sequences(n):
-            groups = tuple(np.arange(slice_, n_slices, n) for slice_ in first)
-            times = np.empty(n_slices)
-            for time, group in enumerate(groups):
-                times[group] = time
-            beside = f", {at_a_time} at a time" * (at_a_time > 1)
-            yield name + beside, Slicing(slicing.axis, groups, times)
-
-
-def _sequences(n: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Go through the sequences of n excitations, from the first slice to the last and back."""
-    forward = {
-        "slices one after the other": np.arange(n),
-        "even slices before odd ones": np.r_[0:n:2, 1:n:2],
-        "odd slices before even ones": np.r_[1:n:2, 0:n:2],
-    }
-    for step in sorted({3, round(np.sqrt(n))} - {1, 2}):
-        name = f"every {step}th slice, then those beside"
-        forward[name] = np.argsort(np.arange(n) % step, kind="stable")
-    for name, first in forward.items():
-        yield f"{name}, upwards", first
-        yield f"{name}, downwards", first[::-1]
 
 
 @dataclass(frozen=True, eq=False)
