@@ -183,7 +183,8 @@ def _refuse_unusable(dwi: DWI) -> None:
     if min(dwi.shape) < MIN_SLICES:
         raise EddymotionError(
             f"{dwi.source or dwi}: found {min(dwi.shape)} voxels along one axis, expected at "
-            f"least {MIN_SLICES}; rigid motion in 3-D cannot be seen in less: give the whole series"
+            f"least {MIN_SLICES}; rigid motion in 3-D cannot be seen in less: give the whole "
+            "series"
         )
     ends = np.array([(volume.min(), volume.max()) for volume in dwi.volumes()], float)
     largest = np.abs(ends).max()
