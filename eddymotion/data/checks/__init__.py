@@ -39,6 +39,10 @@ CUT_PART, CUT_FACTOR = 0.05, 1.5
 besides: what is left has fewer edges."""
 
 
+INVERTED = 1.2
+"""Signal of the darkest face of an image over that of its middle. Of an inverted head it is 1.5;
+of a part of a body that fills the image a coil lights up one side."""
+
 NEGATIVE = 0.5
 """Signal below zero, as part of the largest of the series, that neither noise nor ringing of
 filters reaches."""
@@ -52,7 +56,7 @@ class DataIssue:
     ----------
     kind : str
         One word: ``tables``, ``directions``, ``b0``, ``zeros``, ``negative``,
-        ``denoised``, ``mask``, ``fat``.
+        ``contrast``, ``denoised``, ``mask``, ``fat``.
     text : str
         What was found, and what to do.
     severe : bool
@@ -161,6 +165,21 @@ def _of_negatives(dwi: DWI) -> list[DataIssue]:
     )]  # fmt: skip
 
 
+def _of_background(dwi: DWI) -> list[DataIssue]:
+    image = _reference(dwi)
+    middle = image[tuple(slice(n // 4, n - n // 4) for n in image.shape)]
+    faces = [np.median(image.take(end, axis)) for axis in range(3) for end in (0, -1)]
+    if min(faces) <= INVERTED * np.median(middle):
+        return []
+    return [DataIssue(
+        "contrast",
+        "all faces of the image are brighter than its middle, as background is where the contrast "
+        "is inverted: poses may be off by several standard errors; give the signal as it was "
+        "acquired",
+        severe=True,
+    )]  # fmt: skip
+
+
 def _of_noise(dwi: DWI) -> list[DataIssue]:
     text = (
         "far less noise than the noise floor tells: denoised before the correction, which at "
@@ -194,6 +213,7 @@ CHECKS = (
     _of_order,
     _of_zeros,
     _of_negatives,
+    _of_background,
     _of_noise,
     _of_mask,
     _of_fat,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integers that overflowed are below zero: poses were half a millimetre off, without a word."""
+"""Signal that is no magnitude: integers that overflowed, or an inverted contrast.
+
+Poses were 0.45 mm and 0.2 mm off, told as 0.3 and 0.14, without a word.
+"""
 
 from dataclasses import replace
 
@@ -21,3 +24,13 @@ def test_noise_below_zero_is_none(moving):
     noise = np.random.default_rng(0).normal(size=moving.signal.shape).astype(np.float32)
     real = moving.signal + 0.2 * np.median(moving.signal[moving.mask]) * noise
     assert not [one for one in find_issues(replace(moving, signal=real)) if one.severe]
+
+
+def test_an_inverted_contrast_is_told(moving):
+    inverted = replace(moving, signal=moving.signal.max() - moving.signal)
+    assert [one.kind for one in find_issues(inverted) if one.severe] == ["contrast"]
+    upper = moving.signal.shape[2] // 3
+    slab = replace(
+        moving, signal=moving.signal[:, :, upper:-upper], mask=moving.mask[:, :, upper:-upper]
+    )
+    assert "contrast" not in [one.kind for one in find_issues(slab)]
