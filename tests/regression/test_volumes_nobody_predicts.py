@@ -8,6 +8,7 @@ import pytest
 
 import eddymotion as em
 from eddymotion.estimation.lovo import fill_unpredicted, register_volumes
+from eddymotion.images.image import Image
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.registration import GaussNewton
@@ -40,7 +41,8 @@ def test_single_voxels_without_prediction_do_not_lose_the_volume(still):
     predicted = np.array(still.signal)
     predicted[still.mask & (np.random.default_rng(0).random(still.mask.shape) < 0.05), 3] = np.nan
     start = Motion(rigid_matrix(np.full((7, 3), 1.0), np.zeros((7, 3)), still.center))
-    found = register_volumes(still, predicted, GaussNewton(), init=start)
+    brain = Image(still.mask, still.affine)
+    found = register_volumes(still, predicted, GaussNewton(), init=start, brain=brain)
     np.testing.assert_allclose(found[3][:3, 3], 0, atol=0.3)
 
 
