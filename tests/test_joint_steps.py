@@ -11,7 +11,6 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
 from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.fields.following import usual_poses
-from eddymotion.estimation.joint.approach import is_passed
 from eddymotion.estimation.joint.bands import Bands
 from eddymotion.estimation.joint.levels import COARSE, FINE
 from eddymotion.estimation.joint.solver import JointSolver
@@ -19,7 +18,7 @@ from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.pyramid import steepest
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid, rigid_parameters
+from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.models import get_model
 
 ALONG_Z = np.eye(6)[[2]]
@@ -186,23 +185,3 @@ def test_volumes_are_filtered_for_their_group_alone_and_again_only_if_they_are_s
     same = [[one is other for one, other in zip(*pair, strict=True)]
             for pair in zip(first, again, strict=True)]  # fmt: skip
     assert same == [[True] * 2, [k not in (1, 4) for k in range(8)]]
-
-
-@pytest.mark.parametrize(
-    ("farthest", "n", "passed"), [(7.5, 20, True), (8.5, 20, False), (7.5, 19, False)]
-)
-def test_heads_near_rest_pass_the_level_between_which_draws_its_points_all_the_same(
-    tiny, farthest, n, passed
-):
-    one, other = (JointSolver(tiny, 3, Compute()) for _ in range(2))
-    steps = np.zeros((len(tiny), 6))
-    steps[-1, 0] = farthest * one.bands.scale
-    motion = Motion(exp_rigid(steps, tiny.brain_center))
-    group = VolumeGroup.all_of(tiny, get_model("gp", tiny.gradients), [tiny.gradients.dwis])[-1]
-    many = replace(group, volumes=np.resize(group.volumes, n))
-    assert is_passed(COARSE[1], one, many, motion) == passed
-    assert not any(is_passed(level, one, many, motion) for level in (COARSE[0], COARSE[2]))
-    if not passed:
-        one.problem(COARSE[1], group, motion)
-    other.problem(COARSE[1], group, motion)
-    assert one.random.random() == other.random.random()

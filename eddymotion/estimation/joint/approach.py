@@ -17,17 +17,10 @@ from eddymotion.estimation.joint.seeking import Seeking
 from eddymotion.estimation.joint.solver import JointSolver, group_motion
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.axes import image_axes, phase_encoding_vector
-from eddymotion.images.pyramid import Level
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import rms_displacement
 
 log = logging.getLogger(__name__)
-
-PASSED_WIDTHS, LEAST_PASSED = 0.5, 20
-"""Widths of the coarsest filter, within which it found all volumes of a group, so many at least:
-it left them near enough for the finest coarse one, which takes as many steps without the level
-between them. That moved such volumes by 0.1 to 1.6 mm."""
 
 FEW_FOR_FIELDS = 6
 """With fewer diffusion-weighted volumes fields are not estimated."""
@@ -77,8 +70,7 @@ def approach(
     """
     motion = Motion.identity(len(solver.dwi))
     for level in COARSE:
-        some = [group for group in groups if not is_passed(level, solver, group, motion)]
-        motion = solver.solve(level, some, motion)[0]  # nothing else kept: memory
+        motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
     motion = seeking.seek(groups, motion)
     motion = with_first_fields(solver, groups, motion, eddy_currents)
     motion, solutions = solver.solve(FINE[0], groups, motion)
@@ -91,20 +83,6 @@ def approach(
     if auto and solver.fields.prior.poses is not None:
         return with_cubic_fields(solver, groups, motion, solutions)
     return motion, solutions
-
-
-def is_passed(level: Level, solver: JointSolver, group: VolumeGroup, motion: Motion) -> bool:
-    """Whether a group goes from the coarsest level to the finest coarse one, without this.
-
-    Its points are drawn all the same: those of the others do not depend on it.
-    """
-    if level != COARSE[1] or len(group.volumes) < LEAST_PASSED:
-        return False
-    moved = rms_displacement(motion.matrices[group.volumes], np.eye(4), solver.dwi.brain_center)
-    if moved.max() > PASSED_WIDTHS * solver.bands.width(COARSE[0]):
-        return False
-    solver.bands.points(level, (), motion.matrices, solver.random)
-    return True
 
 
 def with_first_fields(
