@@ -11,7 +11,6 @@ Model and passes are the same for all engines. *joint* aligns all volumes at onc
 
 import argparse
 import importlib.metadata
-import resource
 import shutil
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 import eddymotion as em
 from benchmarks import tables
@@ -111,9 +112,11 @@ def engine_of(name: str) -> Registrar:
 
 
 def processor_seconds() -> float:
-    """Return the processor time of this process and of those that it has started and awaited."""
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in spent)
+    """Return the processor time of this process and of those that it has started."""
+    here = psutil.Process()
+    family = (here, *here.children(recursive=True))
+    times = [process.cpu_times() for process in family]
+    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
 
 
 def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -> None:
