@@ -215,7 +215,7 @@ class Solution:
         the others and all agree with it. Here all count alike: how far they would take the pose
         (its square), and how far the parts of its time pull apart. What most volumes of the group
         do alike is the model's. Where the times of slices are not known, those count by which a
-        volume is pulled farthest apart, of :func:`~eddymotion.data.slice_orders.usual_orders`.
+        volume is pulled farthest apart, of :func:`~eddymotion.data.acquisition.usual_orders`.
         NaN where too few points are left.
 
         Parameters
