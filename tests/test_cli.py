@@ -310,6 +310,14 @@ def wrong_calls(dataset, tmp_path):
         "unknown option": (["in", "out", "participant", "--n-iteration", "3"], "--n-iterations"),
         "option of eddy": (["in", "out", "participant", "--repol"], "; write --replace-outliers"),
         "option of fMRIPrep": (["in", "out", "participant", "--notrack"], "; leave it out: "),
+        "option of eddymotion-correct": (
+            ["in", "out", "participant", "--bval", "x"], "eddymotion-correct takes others"),
+        "its folder": (["in", "out", "participant", "-o", "x"], "second word of the call is OUTPUT"),
+        "its mask": (["in", "out", "participant", "--mask", "x"], "; write --brain-mask"),
+        "dry run": (["in", "out", "participant", "--dry-run"], "; write --doctor BIDS_DIR"),
+        "alike by its dashes": (["in", "out", "participant", "--info"], "unknown argument --info ("),
+        "value of a flag": (["in", "out", "participant", "--verbose=1"], "takes no value, not '1'"),
+        "no memory": (["in", "out", "participant", "--mem-gb", "all"], "'all' given, expected an"),
         "an image": ([next(dataset.rglob("*.nii.gz")), tmp_path / "o", "participant"],
                      "eddymotion-correct "),
         "commas": ([dataset, tmp_path / "o", "participant", "--participant-label", "01,02"],
@@ -349,6 +357,24 @@ def test_wrong_calls_exit_with_2_and_one_line(dataset, tmp_path, capsys):
         assert hint in message, name
         assert checksums(dataset) == before, name
         assert not (tmp_path / "o").exists(), name
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--participant-label", "; leave it out: it chooses in a dataset: eddymotion BIDS_DIR"),
+        ("--mem-gb", "; leave it out: it shares out memory"),
+        ("-w", "; leave it out: no intermediate results"),
+        ("-scratch", "; leave it out: no intermediate results"),
+        ("--dry-run", "unknown argument --dry-run (see"),
+        ("--ol_sqr", "; leave it out: the limits of lost slices are fixed"),
+        ("--t1w", "; write --output-space FILE"),
+    ],
+)
+def test_options_of_datasets_are_answered_by_the_command_for_one_series(option, answer, capsys):
+    with pytest.raises(SystemExit):
+        correct.main(["dwi.nii.gz", option])
+    assert answer in capsys.readouterr().err
 
 
 def test_unknown_model_is_one_line_that_lists_the_known(dataset, tmp_path, capsys):

@@ -17,7 +17,7 @@ from eddymotion.cli.console import (
     say,
 )
 from eddymotion.cli.contradictions import refuse_t1w
-from eddymotion.cli.foreign import NEEDLESS
+from eddymotion.cli.foreign import NEEDLESS, OF_DATASETS
 from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     """Return the parser of ``eddymotion-correct``."""
     parser = Parser(
         prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES, surplus=ONE_IMAGE,
-        needless=NEEDLESS,
+        needless={**NEEDLESS, **OF_DATASETS},
     )  # fmt: skip
     parser.add_argument("dwi", type=Path, help="4-D NIfTI image")
     parser.add_argument("--bval", type=Path, metavar="FILE", help="b-values (default: beside DWI)")

@@ -6,20 +6,29 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 ANATOMY = "nothing of anatomy is needed but for --output-space T1w"
+ARRIVED = "poses of b=0 and other volumes are found together"
 AXIS = "--pe-axis, where no sidecar has PhaseEncodingDirection"
 BIAS = "bias is left to others, such as dwibiascorrect, afterwards"
 EDDY_FILES = "--fsl-outputs; the report and the tables are always written"
 FIELD = "field and corrected images are always written"
 FREESURFER = "FreeSurfer is not needed"
+JUDGED = "the limits of lost slices are fixed"
 OPPOSITE = "opposite phase encodings of a session are used where they are there"
 OVERWRITE = "outputs of other settings or inputs are made again by themselves"
 SEQUENCE = "SliceTiming of the sidecar is taken"
 SMALL_STEPS = "it goes from coarse to fine by itself"
+SMOOTHED = "the model of the scheme regularises"
+WHOLE = "all of the image is written, and the mask beside it"
 
 INSTEAD: Mapping[str, str] = {
     # any
+    "--anat": "--output-space FILE",
     "--debug": "-v",
+    "--dry-run": "--doctor BIDS_DIR, which tells what can be corrected",
     "--jobs": "--nprocs",
+    "--mask": "--brain-mask",
+    "--t1": "--output-space FILE",
+    "--t1w": "--output-space FILE",
     "--threads": "--nprocs",
     "-j": "--nprocs",
     "-n": "--nprocs",
@@ -43,6 +52,7 @@ INSTEAD: Mapping[str, str] = {
     "--repol": "--replace-outliers",
     "--s2v-niter": "--within-volume",
     "--topup": "--fieldmap",
+    "--very-verbose": "-v",
     # fMRIPrep, QSIPrep
     "--denoise-method": "--denoise",
     "--hmc-model": "--model, and --estimator lovo for a loop over the volumes",
@@ -73,7 +83,10 @@ NEEDLESS: Mapping[str, str] = {
     "--gpu": "no GPU is used",
     "--overwrite": OVERWRITE,
     # FSL
+    "--b0-flm": "fields are those of diffusion weighting",
+    "--b0-peas": ARRIVED,
     "--data-is-shelled": "any scheme is taken",
+    "--dont-mask-output": WHOLE,
     "--estimate-move-by-susceptibility": "the field follows the head",
     "--fout": FIELD,
     "--fwhm": SMALL_STEPS,
@@ -82,9 +95,14 @@ NEEDLESS: Mapping[str, str] = {
     "--json": SEQUENCE,
     "--mb": SEQUENCE,
     "--nvoxhp": SMALL_STEPS,
-    "--ol-nstd": "the limits of lost slices are fixed",
+    "--ol-ec": JUDGED,
+    "--ol-nstd": JUDGED,
+    "--ol-nvox": JUDGED,
+    "--ol-pos": JUDGED,
+    "--ol-sqr": JUDGED,
     "--ol-type": SEQUENCE,
-    "--slm": "the model of the scheme regularises",
+    "--s2v-lambda": "the course of the head in time regularises",
+    "--slm": SMOOTHED,
     "--slspec": SEQUENCE,
     # fMRIPrep, QSIPrep
     "--anat-only": ANATOMY,
@@ -118,6 +136,42 @@ NEEDLESS: Mapping[str, str] = {
     "-se-epi": OPPOSITE,
 }
 """Option of another program → why commands that correct series have none."""
+
+CHOSEN = "it chooses in a dataset: eddymotion BIDS_DIR OUTPUT_DIR participant"
+KEPT = "no intermediate results of a single series are kept"
+SHARED = "it shares out memory where several series run side by side"
+TABLES = "tables lie beside the images of a dataset; eddymotion-correct takes others"
+SECOND = "the second word of the call is OUTPUT_DIR"
+
+OF_DATASETS: Mapping[str, str] = {
+    "--bids-filter-file": CHOSEN,
+    "--participant-label": CHOSEN,
+    "--session-id": CHOSEN,
+    "--session-label": CHOSEN,
+    "--mem": SHARED,
+    "--mem-gb": SHARED,
+    "--mem-mb": SHARED,
+    "--low-mem": SHARED,
+    "--work-dir": KEPT,
+    "-nocleanup": KEPT,
+    "-scratch": KEPT,
+    "-w": KEPT,
+}
+"""Option of ``eddymotion`` → why ``eddymotion-correct`` has none."""
+
+OF_ONE_SERIES: Mapping[str, str] = {
+    "--bval": TABLES,
+    "--bvals": TABLES,
+    "--bvec": TABLES,
+    "--bvecs": TABLES,
+    "--out": SECOND,
+    "--outdir": SECOND,
+    "--output-dir": SECOND,
+    "-fslgrad": TABLES,
+    "-grad": TABLES,
+    "-o": SECOND,
+}
+"""Option of ``eddymotion-correct`` → why ``eddymotion`` has none."""
 
 
 def advice(argument: str, known: Collection[str], needless: Mapping[str, str]) -> str | None:

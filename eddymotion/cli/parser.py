@@ -19,6 +19,9 @@ from eddymotion.wording import one_line
 NOT_SET = ("help", "version", "config_file", argparse.SUPPRESS)
 """What the command line alone can ask for."""
 
+ALIKE = 0.65
+"""How alike a name has to be to be meant, of 1: "dry-run" is no "eddy-current"."""
+
 WORDS_MISSING = "the following arguments are required"
 """How argparse begins to say so."""
 
@@ -49,7 +52,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        message = one_line(message + self._hint(message))
+        plain = message.replace("ignored explicit argument", "it takes no value, not")
+        message = one_line(plain + self._hint(message))
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -121,9 +125,9 @@ class Parser(argparse.ArgumentParser):
             return f"{unknown}: {self.surplus}"
         if (instead := self._advice(unknown)) is not None:
             return f"unknown argument {unknown}; {instead}"
-        options = [name for name in self._option_string_actions if name.startswith("--")]
-        close = difflib.get_close_matches(unknown.split("=")[0], options, n=1)
-        return f"unknown argument {unknown}" + (f"; did you mean {close[0]}?" if close else "")
+        options = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+        close = difflib.get_close_matches(_name_of(unknown), options, n=1, cutoff=ALIKE)
+        return f"unknown argument {unknown}" + (f"; did you mean --{close[0]}?" if close else "")
 
     def _read_config(self, arguments: Sequence[str]) -> None:
         path = _value_of("--config-file", arguments)
@@ -140,6 +144,10 @@ class Parser(argparse.ArgumentParser):
                 self.set_defaults(**{action.dest: value})
         except EddymotionError as error:
             self.error(f"--config-file {path}: {error}")
+
+
+def _name_of(option: str) -> str:
+    return option.partition("=")[0].strip("-").replace("_", "-")
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

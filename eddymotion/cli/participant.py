@@ -19,8 +19,8 @@ from eddymotion.cli.console import (
     run,
 )
 from eddymotion.cli.contradictions import refuse_t1w
-from eddymotion.cli.converters import existing_file, not_negative
-from eddymotion.cli.foreign import NEEDLESS
+from eddymotion.cli.converters import above_zero, existing_file
+from eddymotion.cli.foreign import NEEDLESS, OF_ONE_SERIES
 from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
@@ -63,7 +63,10 @@ examples:
 
 def build_parser() -> Parser:
     """Return the parser of ``eddymotion``."""
-    parser = Parser(prog="eddymotion", description=DESCRIPTION, epilog=EXAMPLES, needless=NEEDLESS)
+    parser = Parser(
+        prog="eddymotion", description=DESCRIPTION, epilog=EXAMPLES,
+        needless={**NEEDLESS, **OF_ONE_SERIES},
+    )  # fmt: skip
     parser.add_argument("bids_dir", type=Path, nargs="?", help="root of the BIDS dataset")
     parser.add_argument("output_dir", type=Path, nargs="?", help="where the derivatives go")
     parser.add_argument("analysis_level", choices=("participant", "group"), nargs="?",
@@ -132,10 +135,11 @@ def gigabytes(text: str) -> float:
     number, unit = text.upper().removesuffix("B"), "G"
     if number[-1:] in MEMORY_GB:
         number, unit = number[:-1], number[-1]
-    value = not_negative(number)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected memory above zero")
-    return value * MEMORY_GB[unit]
+    try:
+        return above_zero(number) * MEMORY_GB[unit]
+    except argparse.ArgumentTypeError as error:
+        expected = "an amount of memory such as 16 or 16G"
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, expected {expected}") from error
 
 
 def megabytes(text: str) -> float:
