@@ -312,11 +312,11 @@ def wrong_calls(dataset, tmp_path):
         "option of fMRIPrep": (["in", "out", "participant", "--notrack"], "; leave it out: "),
         "option of eddymotion-correct": (
             ["in", "out", "participant", "--bval", "x"], "eddymotion-correct takes others"),
-        "its folder": (["in", "out", "participant", "-o", "x"], "second word of the call is OUTPUT"),
+        "its folder": (["in", "out", "participant", "-o", "x"], "second word of the call is"),
         "its mask": (["in", "out", "participant", "--mask", "x"], "; write --brain-mask"),
         "dry run": (["in", "out", "participant", "--dry-run"], "; write --doctor BIDS_DIR"),
-        "alike by its dashes": (["in", "out", "participant", "--info"], "unknown argument --info ("),
-        "value of a flag": (["in", "out", "participant", "--verbose=1"], "takes no value, not '1'"),
+        "alike by its dashes": (["in", "out", "participant", "--info"], "argument --info (see"),
+        "value of a flag": (["in", "out", "participant", "--verbose=1"], "no value, not '1'"),
         "no memory": (["in", "out", "participant", "--mem-gb", "all"], "'all' given, expected an"),
         "an image": ([next(dataset.rglob("*.nii.gz")), tmp_path / "o", "participant"],
                      "eddymotion-correct "),
@@ -368,6 +368,7 @@ def test_wrong_calls_exit_with_2_and_one_line(dataset, tmp_path, capsys):
         ("-scratch", "; leave it out: no intermediate results"),
         ("--dry-run", "unknown argument --dry-run (see"),
         ("--ol_sqr", "; leave it out: the limits of lost slices are fixed"),
+        ("--readout-time", "; leave it out: TotalReadoutTime of the sidecar is taken"),
         ("--t1w", "; write --output-space FILE"),
     ],
 )

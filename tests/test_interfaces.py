@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nipype.interfaces.base import isdefined
+from nipype.interfaces.utility import Merge
+from nipype.pipeline.engine import Node, Workflow
 
 import eddymotion as em
 from eddymotion.errors import EddymotionError
@@ -100,6 +103,35 @@ def test_correct_is_all_of_them_and_report_needs_no_network(
     page = Path(drawn.report_file).read_text()
     assert "mean correlation with the prediction" in page
     assert "://" not in page.replace("http://www.w3.org", "")
+
+
+ASKED_FOR = {
+    "cnr_file": "dwi_desc-cnr_dwimap.nii.gz",
+    "residuals_file": "dwi_desc-residuals_dwi.nii.gz",
+    "eddy_currents_file": "dwi_desc-eddy_timeseries.tsv",
+    "eddy_field_files": "dwi_desc-eddy_xfm/*",
+    "fsl_files": "dwi_desc-preproc_dwi.eddy_*",
+    "fsl_matrix_files": "dwi_desc-hmc_xfm.mat/MAT_*",
+}
+
+
+def test_what_is_asked_for_is_an_output_that_nipype_keeps(series, tmp_path, monkeypatch):
+    """Nipype removes from a node's folder what is no output that another node takes."""
+    monkeypatch.chdir(tmp_path)
+    plain = nodes.Correct(dwi_file=series, **QUICK).run().outputs
+    assert not any(isdefined(getattr(plain, name)) for name in ASKED_FOR)
+    assert digest(plain.details_file) == digest(Path(plain.xfm_file).with_suffix(".json"))
+    wanted = nodes.Correct(dwi_file=series, fsl_outputs=True, cnr_maps=True, residuals=True,
+                           eddy_fields=True, eddy_current="linear", **QUICK)  # fmt: skip
+    node, taker = Node(wanted, "correct"), Node(Merge(len(ASKED_FOR)), "taker")
+    workflow = Workflow("kept", base_dir=tmp_path)
+    workflow.connect([(node, taker, [(name, f"in{n + 1}") for n, name in enumerate(ASKED_FOR)])])
+    ran = {node.name: node.result for node in workflow.run().nodes}
+    kept, folder = ran["correct"].outputs.trait_get(), tmp_path / "kept" / "correct"
+    for name, pattern in ASKED_FOR.items():
+        expected = sorted(str(path) for path in folder.glob(pattern))
+        assert expected == np.ravel(kept[name]).tolist(), name
+        assert expected, name
 
 
 def test_the_report_of_a_series_in_another_space_has_a_mask_of_its_own(

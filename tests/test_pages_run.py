@@ -103,7 +103,16 @@ def stage(tmp_path_factory):
         )
     for image in ("dwi", "sub-01_dwi", "a_dwi", "b_dwi", "straight", "turned"):
         write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal), dwi.affine)
-    for image in ("T1w", "dwiref", "template", "straight_b0", "turned_b0", "fixed", "moving"):
+    for image in (
+        "b0_pa",
+        "T1w",
+        "dwiref",
+        "template",
+        "straight_b0",
+        "turned_b0",
+        "fixed",
+        "moving",
+    ):
         write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal[..., 0]), dwi.affine)
     write_image(folder / "brain.nii.gz", dwi.mask.astype(np.uint8), dwi.affine)
     for label in ("01", "02"):
@@ -200,8 +209,23 @@ def output_of_eddy(folder, dwi):
     return {}
 
 
+def text_files_of_eddy(folder, dwi):
+    """Volumes of both polarities in one file, and what eddy and topup are told of them."""
+    Path("acqparams.txt").write_text("0 -1 0 0.05\n0 1 0 0.04\n")
+    index = np.r_[np.ones(len(dwi)), np.full(len(dwi), 2)]
+    np.savetxt("index.txt", index[None], fmt="%d")
+    n_slices = dwi.shape[2]
+    np.savetxt("slspec.txt", np.r_[0:n_slices:2, 1:n_slices:2], fmt="%d")
+    signal = np.concatenate([np.asarray(dwi.signal)] * 2, axis=-1)
+    write_image(Path("both.nii.gz"), signal, dwi.affine)
+    for kind in ("bval", "bvec"):
+        np.savetxt(f"both.{kind}", np.hstack([np.loadtxt(f"dwi.{kind}", ndmin=2)] * 2))
+    return {}
+
+
 PREPARE = {
     "how-to/compare": output_of_eddy,
+    "how-to/coming-from-eddy": text_files_of_eddy,
     "how-to/coming-from": engine_that_is_here,
     "../README": nodes_of_ones_own,
     "how-to/nipype": nodes_of_ones_own,
@@ -237,7 +261,25 @@ def one_volume_as_by_the_library(names):
     assert np.abs(ours - theirs)[dwi.mask].max() < 1e-3 * ours.max()
 
 
-HOLDS = {"how-to/coming-from": one_volume_as_by_the_library}
+def runs_as_eddy_was_told(names):
+    """Encodings and order of slices are those of the text files, and each run has its volumes."""
+    dwi = names["dwi"]
+    first, second = (em.load(f"runs/sub-01/dwi/sub-01_run-{n}_dwi.nii.gz") for n in (1, 2))
+    assert [run.acquisition.common_readout_time for run in (first, second)] == [0.05, 0.04]
+    encodings = [run.acquisition.common_phase_encoding for run in (first, second)]
+    np.testing.assert_allclose(encodings[0], -encodings[1])
+    np.testing.assert_allclose(second.gradients.bvecs, dwi.gradients.bvecs, atol=1e-5)
+    np.testing.assert_allclose(second.signal, dwi.signal, rtol=1e-5)
+    slicing = em.load("dwi.nii.gz").acquisition.slicing
+    np.testing.assert_array_equal(np.ravel(slicing.groups), np.loadtxt("slspec.txt"))
+    merged = Path("joined/sub-01/dwi/sub-01_desc-merged_dwi.nii.gz")
+    assert em.load(merged).signal.shape[-1] == 2 * len(dwi)
+
+
+HOLDS = {
+    "how-to/coming-from": one_volume_as_by_the_library,
+    "how-to/coming-from-eddy": runs_as_eddy_was_told,
+}
 """What is true after a page."""
 
 

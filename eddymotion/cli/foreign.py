@@ -15,6 +15,7 @@ FREESURFER = "FreeSurfer is not needed"
 JUDGED = "the limits of lost slices are fixed"
 OPPOSITE = "opposite phase encodings of a session are used where they are there"
 OVERWRITE = "outputs of other settings or inputs are made again by themselves"
+READOUT = "TotalReadoutTime of the sidecar is taken, where it matters"
 SEQUENCE = "SliceTiming of the sidecar is taken"
 SMALL_STEPS = "it goes from coarse to fine by itself"
 SMOOTHED = "the model of the scheme regularises"
@@ -121,6 +122,7 @@ NEEDLESS: Mapping[str, str] = {
     "--hmc-transform": "the motion is rigid, and eddy currents are apart (--eddy-current)",
     "--notrack": "nothing is sent anywhere",
     "--pepolar-method": OPPOSITE,
+    "--readout-time": READOUT,
     "--use-syn-sdc": OPPOSITE,
     # MRtrix
     "-force": OVERWRITE,
@@ -128,7 +130,7 @@ NEEDLESS: Mapping[str, str] = {
     "-eddy-options": "its options are options here",
     "-eddy-slspec": SEQUENCE,
     "-nocleanup": "the work folder is kept where --work-dir names it",
-    "-readout-time": "TotalReadoutTime of the sidecar is taken, where it matters",
+    "-readout-time": READOUT,
     "-rpe-all": OPPOSITE,
     "-rpe-header": OPPOSITE,
     "-rpe-none": "one series needs no partner",

@@ -27,6 +27,7 @@ from eddymotion.derivatives import (
     write_sidecar,
     write_transforms,
 )
+from eddymotion.derivatives.on_demand import fsl_files
 from eddymotion.derivatives.outlier_table import outlier_summary, outlier_table
 from eddymotion.errors import EddymotionError
 from eddymotion.evaluation import read_grid
@@ -59,6 +60,19 @@ from eddymotion.reports.summary import summarise
 
 Paths = dict[str, Any]
 """Name of an output → its path, a list of paths, or a value."""
+
+ON_OCCASION = {
+    "cnr_file": "cnr",
+    "residuals_file": "residuals",
+    "noise_file": "noise",
+    "trajectory_file": "trajectory",
+    "eddy_currents_file": "eddy",
+    "eddy_field_files": "eddy_fields",
+    "fsl_matrix_files": "fsl_matrices",
+    "output_space_xfm_file": "space",
+    "output_space_warp_file": "space_warp",
+}
+"""What :func:`correct` writes when there is a reason for it: output → key of its path."""
 
 
 def estimate(
@@ -224,8 +238,9 @@ def correct(
     Returns
     -------
     dict
-        All of :func:`estimate` (but the details), :func:`apply`, :func:`measure` and
-        :func:`report`, and ``sidecar_file``, ``outliers_file`` and ``qc_file``.
+        All of :func:`estimate`, :func:`apply`, :func:`measure` and :func:`report`, and
+        ``sidecar_file``, ``outliers_file`` and ``qc_file``; what is not in every run is None
+        where it is not in this one.
     """
     outputs = Outputs.in_folder(out_dir, series.dwi)
     correct_series(series, outputs, settings, progress)
@@ -235,7 +250,17 @@ def correct(
         "confounds_sidecar", "exclude_volumes", "outliers", "qc", "motion_figure",
         "before_after_figure",
     )  # fmt: skip
-    return {"report_file": page} | _paths(outputs, *kinds)
+    occasional = {name: _found(outputs[kind]) for name, kind in ON_OCCASION.items()}
+    occasional["fsl_files"] = fsl_files(outputs) or None
+    always = {"report_file": page, "details_file": outputs["motion"]} | _paths(outputs, *kinds)
+    return always | occasional
+
+
+def _found(path: Path) -> Path | list[Path] | None:
+    """Return a file, the files of a folder, or None where there is nothing."""
+    if path.is_dir():
+        return sorted(path.iterdir())
+    return path if path.exists() else None
 
 
 def write_found(dwi: DWI, motion: Motion, outputs: Outputs) -> Paths:

@@ -27,7 +27,15 @@ from eddymotion.pipeline.lovo_steps import (
     unite,
 )
 from eddymotion.pipeline.run_steps import fieldmap, join, list_runs, merge
-from eddymotion.pipeline.series_steps import Paths, apply, correct, estimate, measure, report
+from eddymotion.pipeline.series_steps import (
+    ON_OCCASION,
+    Paths,
+    apply,
+    correct,
+    estimate,
+    measure,
+    report,
+)
 from eddymotion.pipeline.settings import (
     ALL,
     APPLYING,
@@ -67,6 +75,16 @@ HELP = {
     "before_after_figure_file": "slices before and after (PNG)",
     "sidecar_file": "source, settings, versions and timings (JSON)",
     "outliers_file": "slices that lost signal (TSV)",
+    "cnr_file": "SNR of the b=0 volumes and CNR of each shell, with cnr_maps (4-D)",
+    "residuals_file": "what each volume shows beyond its prediction, with residuals (4-D)",
+    "noise_file": "what was taken off, with denoise (3-D)",
+    "trajectory_file": "pose at each excitation, where it was followed within volumes (TSV)",
+    "eddy_currents_file": "coefficients of eddy-current fields, where some were found (TSV)",
+    "eddy_field_files": "eddy-current fields as displacements, with eddy_fields, one a volume",
+    "fsl_files": "text files and CNR maps of FSL's eddy, with fsl_outputs",
+    "fsl_matrix_files": "FLIRT matrices, original volume → reference, with fsl_outputs",
+    "output_space_xfm_file": "reference frame → output_space, affine part (ITK text)",
+    "output_space_warp_file": "reference frame → output_space, warp",
     "exclude_volumes_file": "volumes beyond repair, counted from 0 (text)",
     "qc_file": "figures of quality, with what they mean (JSON)",
     "volume_files": "the volumes, one file each",
@@ -140,6 +158,7 @@ OTHER_OUTPUTS: Mapping[str, Any] = {
 """Types of outputs that are neither a file nor a list of files."""
 
 NOT_ALWAYS = {
+    "Correct": (*ON_OCCASION, "fsl_files"),
     "Join": ("field_file", "coefficients_file", "epi_file"),
     "Merge": ("merged_file", "merged_bval_file", "merged_bvec_file"),
 }
@@ -327,7 +346,8 @@ TABLES = _named("confounds_file", "confounds_sidecar_file", "exclude_volumes_fil
 PICTURES = _named("report_file", "motion_figure_file", "before_after_figure_file")
 EVERYTHING = {
     **CORRECTED, **TABLES, **PICTURES,
-    **_named("xfm_file", "x5_file", "sidecar_file", "outliers_file", "qc_file"),
+    **_named("xfm_file", "x5_file", "details_file", "sidecar_file", "outliers_file", "qc_file"),
+    **_named(*NOT_ALWAYS["Correct"]),
 }  # fmt: skip
 VOLUMES = _named(
     "volume_files", "matrix_files", "mask_file", "bval_file", "bvec_file", "nonnegative"

@@ -29,6 +29,9 @@ from eddymotion.registration.checks import inside_grid
 
 log = logging.getLogger(__name__)
 
+SIDECAR = '{"PhaseEncodingDirection": "j-", "TotalReadoutTime": 0.05}'
+"""What a sidecar tells of off-resonance, for example."""
+
 COVERED = 0.5
 """Part of the brain in which a field has to be known: it is 0.8 and more where edges are cut."""
 
@@ -60,7 +63,8 @@ def joined_of(
     if settings.fieldmap is not None and not np.isfinite(joined.shifts).any():
         raise EddymotionError(
             f"{settings.fieldmap}: of no use without PhaseEncodingDirection and TotalReadoutTime "
-            "in the sidecar of the series; add them"
+            f"in the sidecar of the series; add them, as {SIDECAR} in a file beside it that is "
+            "named as the image, with .json"
         )
     beside = None
     if wanted and field is None and joined.field is not None:
