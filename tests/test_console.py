@@ -203,6 +203,21 @@ def test_the_closing_table_fits_and_says_where_the_reports_are(
     assert "run-1" in joined or "run-1" in printed
 
 
+def test_a_narrow_table_leaves_out_columns_and_breaks_no_word(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("eddymotion.cli.closing.is_terminal", lambda: True)
+    name = "sub-01_ses-1_dir-AP"
+    finished = Outcome(name, "Usable with care", "1.62 mm", "2 of 380", "51", "sub-01.html", 1)
+    show_table([finished], tmp_path)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    table = printed[: printed.index("reports: ")]
+    assert max(map(len, table.splitlines())) <= 40
+    assert "Usable with care" in table
+    broken = {word for line in table.splitlines()[3:] for word in line.split()[:1]}
+    assert "".join(sorted(broken, key=name.find)) == name
+    assert "seconds" not in table
+
+
 def test_many_usable_series_are_counted_not_listed(caplog, tmp_path):
     rows = [Outcome(f"sub-{n:03d}", "Usable", level=0) for n in range(80)] + [
         Outcome("sub-x", "failed")

@@ -29,6 +29,9 @@ FAILED = "failed"
 MOST_ROWS = 60
 """Of a table that somebody reads; of more series, those that are usable are only counted."""
 
+LEAST = 2
+"""Columns that the narrowest table has: series and verdict."""
+
 LOG_WIDTH = 1000
 
 
@@ -130,19 +133,34 @@ def _table(rows: Sequence[Outcome], folder: Path, width: int) -> Any:
     table.caption = f"reports: {folder}/"
     if _needs(table) <= width:
         return table
-    table = _with(rows, COLUMNS[:-1], "")
-    if (beyond := _needs(table) - width) > 0:
-        room = max((len(row.series) for row in rows), default=0) - beyond
-        rows = [replace(row, series=folded(row.series, room)) for row in rows]
-        table = _with(rows, COLUMNS[:-1], "")
+    columns = COLUMNS[:-1]
+    while len(columns) > LEAST and _room(rows, columns, width) < _longest_part(rows):
+        columns = columns[:-1]
+    room = _room(rows, columns, width)
+    table = _with([replace(row, series=folded(row.series, room)) for row in rows], columns, "")
     table.caption = f"reports: {folder}/sub-*.html"
     return table
+
+
+def _room(rows: Sequence[Outcome], columns: Sequence[str], width: int) -> int:
+    """How many letters of a series' name fit into a line of the table."""
+    beyond = max(_needs(_with(rows, columns, "")) - width, 0)
+    return max((len(row.series) for row in rows), default=0) - beyond
+
+
+def _longest_part(rows: Sequence[Outcome]) -> int:
+    return max((len(part) for row in rows for part in parts(row.series)), default=0)
+
+
+def parts(name: str) -> list[str]:
+    """Break a BIDS name behind each of its entities."""
+    return re.findall(r"[^_]+_?", name)
 
 
 def folded(name: str, room: int) -> str:
     """Break a BIDS name into lines, between its entities."""
     lines = [""]
-    for part in re.findall(r"[^_]+_?", name):
+    for part in parts(name):
         if lines[-1] and len(lines[-1]) + len(part) > room:
             lines.append("")
         lines[-1] += part
