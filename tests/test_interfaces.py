@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eddymotion.workflows.nipype import init_dwi_hmc_wf
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import Merge
-from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine import MapNode, Node, Workflow
 
 import eddymotion as em
 from eddymotion.errors import EddymotionError
@@ -132,6 +133,26 @@ def test_what_is_asked_for_is_an_output_that_nipype_keeps(series, tmp_path, monk
         expected = sorted(str(path) for path in folder.glob(pattern))
         assert expected == np.ravel(kept[name]).tolist(), name
         assert expected, name
+
+
+@pytest.mark.parametrize("how", ["node", "nodes of a list", "workflow"])
+def test_paths_are_those_of_whoever_builds_the_graph(how, series, tmp_path, monkeypatch):
+    """Nodes run elsewhere; a link, as of git-annex, keeps the name beside which tables lie."""
+    for path in series.parent.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    if how == "workflow":
+        workflow = init_dwi_hmc_wf(n_iterations=1)
+        workflow.base_dir = "work"
+        workflow.inputs.inputnode.dwi_file = series.name
+        workflow.run()
+    elif how == "node":
+        Node(nodes.Estimate(dwi_file=series.name, **QUICK), "each", base_dir="work").run()
+    else:
+        node = MapNode(nodes.Estimate(**QUICK), "dwi_file", "each", base_dir="work")
+        node.inputs.dwi_file = [series.name]
+        node.run()
+    assert list(Path("work").rglob("*_desc-hmc_xfm.txt"))
 
 
 def test_the_report_of_a_series_in_another_space_has_a_mask_of_its_own(

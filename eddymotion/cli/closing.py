@@ -133,7 +133,7 @@ def _table(rows: Sequence[Outcome], folder: Path, width: int) -> Any:
     table.caption = f"reports: {folder}/"
     if _needs(table) <= width:
         return table
-    columns = COLUMNS[:-1]
+    columns: tuple[str, ...] = COLUMNS[:-1]
     while len(columns) > LEAST and _room(rows, columns, width) < _longest_part(rows):
         columns = columns[:-1]
     room = _room(rows, columns, width)

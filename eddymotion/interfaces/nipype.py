@@ -30,9 +30,19 @@ from eddymotion.pipeline.steps import REQUIRED, STEPS, Field, Step
 
 __all__ = list(STEPS)
 
+
+class _File(File):
+    """A file by its absolute path: nodes run in folders of their own. Links are not followed."""
+
+    def validate(self, objekt: Any, name: str, value: Any, return_pathlike: bool = False) -> Any:
+        """Validate a value that is set."""
+        path = super().validate(objekt, name, value, return_pathlike=True).absolute()
+        return path if return_pathlike else str(path)
+
+
 _TRAITS = {
     float: traits.Float, int: traits.Int, str: traits.Str, bool: traits.Bool,
-    Path: partial(File, exists=True),
+    Path: partial(_File, exists=True),
 }  # fmt: skip
 
 
