@@ -296,7 +296,9 @@ def test_what_is_found_beside_counts_as_given(series, tmp_path, monkeypatch):
         other = nodes.Estimate(dwi_file=image, n_threads=4)
         in_nipype = node.inputs.get_hashval("content")[1]
         assert in_nipype == other.inputs.get_hashval("content")[1], "threads do not count"
-        return in_nipype, tasks.Estimate(dwi_file=image)._hash
+        in_pydra = tasks.Estimate(dwi_file=image, n_threads=1)._hash
+        assert in_pydra == tasks.Estimate(dwi_file=image, n_threads=4)._hash, "nor here"
+        return in_nipype, in_pydra
 
     before = identities()
     assert identities() == before

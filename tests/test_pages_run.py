@@ -13,6 +13,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from pages import CONTRIBUTING, DOCS, ROOT, as_script, blocks, shown_class
@@ -276,7 +277,19 @@ def runs_as_eddy_was_told(names):
     assert em.load(merged).signal.shape[-1] == 2 * len(dwi)
 
 
+def table_as_mrtrix_has_it(names):
+    """From FSL's table, as MRtrix does it: x is negated where the axes are right-handed."""
+    image = nib.load("out/dwi_desc-preproc_dwi.nii.gz")
+    along = np.loadtxt("out/dwi_desc-preproc_dwi.bvec").T
+    axes = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    along[:, 0] *= -np.sign(np.linalg.det(axes))
+    found = np.loadtxt("dwi.b")
+    np.testing.assert_allclose(found[:, :3], along @ axes.T, atol=1e-4)
+    np.testing.assert_allclose(found[:, 3], np.loadtxt("out/dwi_desc-preproc_dwi.bval"))
+
+
 HOLDS = {
+    "how-to/go-on": table_as_mrtrix_has_it,
     "how-to/coming-from": one_volume_as_by_the_library,
     "how-to/coming-from-eddy": runs_as_eddy_was_told,
 }

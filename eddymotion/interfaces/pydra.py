@@ -25,6 +25,10 @@ from eddymotion.pipeline.steps import FORMER_NAMES, REQUIRED, STEPS, Field, Step
 __all__ = list(STEPS)
 
 
+THREADS = ("n_threads", *FORMER_NAMES)
+"""Inputs on which results do not depend."""
+
+
 class StepTask:
     """A task of a step, or a workflow of them, told apart from others by its name.
 
@@ -34,6 +38,7 @@ class StepTask:
 
     def _compute_hashes(self) -> tuple[Any, dict[str, Any]]:
         hashes = super()._compute_hashes()[1]  # type: ignore[misc]
+        hashes = {name: value for name, value in hashes.items() if name not in THREADS}
         hashes["step"] = hash_function(type(self).__name__)
         given = {name: value for name in BESIDE if _are_files(value := getattr(self, name, None))}
         for number, path in enumerate(files_beside(given)):
