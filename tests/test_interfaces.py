@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from eddymotion.mapping.rigid import rigid_matrix
 from eddymotion.models import get_model
 from eddymotion.pipeline import lovo_steps, series_steps
 from eddymotion.pipeline.settings import MOTION, SETTINGS, Settings, settings_of
+from eddymotion.pipeline.steps import STEPS
 from eddymotion.registration import GaussNewton
 
 QUICK = {"n_iterations": 1, "random_seed": 3}
@@ -266,6 +268,16 @@ def test_each_setting_is_an_input_with_a_description():
     given = {"mask_file": "m.nii", "n_threads": 3, "ignore": ["qform"], "model": None}
     settings = settings_of(given)
     assert (settings.nprocs, settings.ignore, settings.model) == (3, ("qform",), "auto")
+
+
+def test_the_values_of_a_setting_are_told_where_no_command_line_shows_them():
+    described = {field.name: field.help for field in STEPS["Correct"].settings}
+    for name, help_ in described.items():
+        told = set(re.split(r"[\s,;:()]+", help_))
+        assert told >= set(SETTINGS[name].choices), name
+    assert described["eddy_current"].endswith("; one of auto, none, linear, quadratic, cubic")
+    assert described["estimator"] == SETTINGS["estimator"].help
+    assert described["within_volume"].endswith("; one of auto, none, N")
 
 
 def test_every_field_is_explained_by_both_engines(capsys):

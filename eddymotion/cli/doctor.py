@@ -121,10 +121,11 @@ def _dataset(bids_dir: Path) -> Iterator[tuple[str, str]]:
     for series in all_series:
         if why := _trouble(series):
             refused[series.dwi.name] = why
+    people = len(found.series)
     yield (
         "dataset",
         (
-            f"{bids_dir.resolve()}: {len(found.series)} participants, {found.n_series} series, "
+            f"{bids_dir.resolve()}: {people} participant{'s' * (people != 1)}, {found.n_series} series, "
             f"{len(skipped)} skipped, {len(refused)} that cannot be corrected"
         ),
     )

@@ -8,6 +8,7 @@ takes; what it gives, and which settings it heeds, stands in the table.
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from eddymotion.pipeline.settings import (
     READING,
     REGISTERING,
     SETTINGS,
+    Setting,
     Settings,
     kind_of,
     settings_of,
@@ -327,9 +329,20 @@ def setting_fields(names: Iterable[str]) -> tuple[Field, ...]:
     """Describe settings as inputs."""
     defaults = {name: getattr(Settings, name) for name in names}
     return tuple(
-        Field(name, KINDS[name], SETTINGS[name].help, list(v) if isinstance(v, tuple) else v)
+        Field(name, KINDS[name], explained(SETTINGS[name]), list(v) if isinstance(v, tuple) else v)
         for name, v in defaults.items()
     )
+
+
+def explained(setting: Setting) -> str:
+    """Say what a setting means, and its values if that does not name them all.
+
+    Help of commands shows them beside the option.
+    """
+    values = [*setting.choices, *(["N"] if setting.least is not None and setting.choices else [])]
+    if all(re.search(rf"\b{re.escape(value)}(?!\w)", setting.help) for value in values):
+        return setting.help
+    return f"{setting.help}; one of {', '.join(values)}"
 
 
 def _named(*names: str) -> dict[str, str]:
