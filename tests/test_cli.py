@@ -317,6 +317,7 @@ def wrong_calls(dataset, tmp_path):
         "dry run": (["in", "out", "participant", "--dry-run"], "; write --doctor BIDS_DIR"),
         "alike by its dashes": (["in", "out", "participant", "--info"], "argument --info (see"),
         "value of a flag": (["in", "out", "participant", "--verbose=1"], "no value, not '1'"),
+        "another word for an axis": (["in", "out", "participant", "--pe-axis", "AP"], "AP is j-"),
         "no memory": (["in", "out", "participant", "--mem-gb", "all"], "'all' given, expected an"),
         "an image": ([next(dataset.rglob("*.nii.gz")), tmp_path / "o", "participant"],
                      "eddymotion-correct "),

@@ -125,8 +125,9 @@ def _dataset(bids_dir: Path) -> Iterator[tuple[str, str]]:
     yield (
         "dataset",
         (
-            f"{bids_dir.resolve()}: {people} participant{'s' * (people != 1)}, {found.n_series} series, "
-            f"{len(skipped)} skipped, {len(refused)} that cannot be corrected"
+            f"{bids_dir.resolve()}: {people} participant{'s' * (people != 1)}, "
+            f"{found.n_series} series, {len(skipped)} skipped, "
+            f"{len(refused)} that cannot be corrected"
         ),
     )
     for name, why in list(refused.items())[:FEW]:

@@ -21,6 +21,9 @@ SMALL_STEPS = "it goes from coarse to fine by itself"
 SMOOTHED = "the model of the scheme regularises"
 WHOLE = "all of the image is written, and the mask beside it"
 
+AXES = "j is the second axis of the image: AP is j- and PA j where it leads to the front"
+"""What those who know other words for a phase encoding want to know."""
+
 INSTEAD: Mapping[str, str] = {
     # any
     "--anat": "--output-space FILE",

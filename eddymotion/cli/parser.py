@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from eddymotion.cli.config_file import read_config
-from eddymotion.cli.foreign import advice
+from eddymotion.cli.foreign import AXES, advice
 from eddymotion.errors import EddymotionError
 from eddymotion.wording import one_line
 
@@ -106,13 +106,15 @@ class Parser(argparse.ArgumentParser):
         return [action for action in self._actions if action.nargs == "+"]
 
     def _hint(self, message: str) -> str:
-        """Say that an option took words that were not meant for it, where that may be so."""
+        """Say which words an option took that were not meant for it, or what others call so."""
         for action in self._greedy():
             used = any(name in self._arguments for name in action.option_strings)
             named = message.startswith(f"argument {'/'.join(action.option_strings)}: ")
             if named or (used and message.startswith(WORDS_MISSING)):
                 name = action.option_strings[0]
                 return f"; {name} takes all words that follow it: put other words before it"
+        if message.startswith("argument --pe-axis: "):
+            return f"; {AXES}"
         advices = {word: self._advice(word) for word in self._arguments}
         foreign = [f"; for {word} {instead}" for word, instead in advices.items() if instead]
         return "".join(foreign[:1]) if message.startswith(WORDS_MISSING) else ""
