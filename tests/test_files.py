@@ -288,11 +288,15 @@ def test_tables_of_other_names_are_pointed_at(write_series, tmp_path):
     path = write_series()
     bval = path.with_name("a_dwi.bval").rename(tmp_path / "bvals")
     bvec = path.with_name("a_dwi.bvec").rename(tmp_path / "bvecs")
-    with pytest.raises(EddymotionError, match=r"if .*bvals is the table of a_dwi\.nii\.gz"):
+    with pytest.raises(EddymotionError, match=r"bvecs are the tables of a_dwi\.nii\.gz") as both:
         load(path)
+    assert f"--bval {bval} --bvec {bvec}" in str(both.value)
     assert len(load(path, bval=bval, bvec=bvec)) == 10
     with pytest.raises(EddymotionError, match="the other way round"):
         load(path, bval=bvec, bvec=bval)
+    bval.rename(path.with_name("a_dwi.bval"))
+    with pytest.raises(EddymotionError, match=r"if .*bvecs is the table of a_dwi\.nii\.gz"):
+        load(path)
 
 
 def test_single_volumes_are_to_be_joined(write_series, tiny):

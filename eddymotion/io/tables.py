@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from pathlib import Path
 
@@ -19,29 +20,45 @@ from eddymotion.wording import why
 log = logging.getLogger(__name__)
 
 
+TABLES = ("bval", "bvec")
+"""Suffixes of the two tables of a series."""
+
+
 def _table_beside(path: Path, suffix: str) -> Path:
-    candidate = path.parent / f"{image_stem(path)}.{suffix}"
+    candidate = _of_same_name(path, suffix)
     if not candidate.is_file():
         raise EddymotionError(absence(candidate, _advice(path, suffix)))
     return candidate
 
 
+def _of_same_name(path: Path, suffix: str) -> Path:
+    return path.parent / f"{image_stem(path)}.{suffix}"
+
+
 def _advice(path: Path, suffix: str) -> str:
-    """Say what to do where an image has no table of its name: which one is there, if any."""
-    named = f"(in Python {suffix}=, in eddymotion-correct --{suffix})"
+    """Say what to do where an image has no table of its name: which ones are there, if any."""
     if len(shape_of(read_header(path))) < 4:
         return "this is one volume: join all of the series (mrcat -axis 3, fslmerge -t), in order"
-    found = [file for file in _other_tables(path, suffix) if file.is_file()]
-    if len(found) == 1:
-        return f"if {found[0]} is the table of {path.name}, name it {named}"
-    return f"add it beside {path.name}, or name another one {named}"
+    missing = [table for table in TABLES if not _of_same_name(path, table).is_file()]
+    found = {table: file for table in missing if (file := _other_table(path, table))}
+    if suffix not in found:
+        named = f"(in Python {suffix}=, in eddymotion-correct --{suffix})"
+        return f"add it beside {path.name}, or name another one {named}"
+    files, keywords = " and ".join(map(str, found.values())), " ".join(f"{t}=" for t in found)
+    options = " ".join(f"--{table} {shlex.quote(str(file))}" for table, file in found.items())
+    belong = "are the tables" if len(found) > 1 else "is the table"
+    return (
+        f"if {files} {belong} of {path.name}, say so (in Python {keywords}, in eddymotion-correct "
+        f"{options})"
+    )
 
 
-def _other_tables(path: Path, suffix: str) -> list[Path]:
-    """Return where a table may be that has another name: ``bvals`` as in FSL, ``dwi.bvals``."""
+def _other_table(path: Path, suffix: str) -> Path | None:
+    """Find the only table that has another name: ``bvals`` as in FSL, ``dwi.bvals``."""
     names = f"{image_stem(path)}.{suffix}s", f"{suffix}s", suffix
-    others = [path.with_name(name) for name in names]
-    return others + sorted(path.parent.glob(f"*.{suffix}"))
+    others = [path.with_name(name) for name in names] + sorted(path.parent.glob(f"*.{suffix}"))
+    found = [file for file in others if file.is_file()]
+    return found[0] if len(found) == 1 else None
 
 
 def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]:
