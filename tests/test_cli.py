@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from eddymotion.bids.series import find_series
-from eddymotion.cli import correct, participant
+from eddymotion.cli import correct, fieldmap, participant
 from eddymotion.cli.demo import comparison_table
 from eddymotion.errors import EddymotionError
 from eddymotion.io.itk import read_itk
@@ -377,6 +377,14 @@ def test_options_of_datasets_are_answered_by_the_command_for_one_series(option, 
     with pytest.raises(SystemExit):
         correct.main(["dwi.nii.gz", option])
     assert answer in capsys.readouterr().err
+
+
+def test_axes_in_other_words_are_told_where_several_are_taken(capsys):
+    with pytest.raises(SystemExit):
+        fieldmap.main(["ap.nii.gz", "pa.nii.gz", "-o", "out", "--pe-axis", "AP", "PA"])
+    message = capsys.readouterr().err
+    assert "AP is j- and PA j" in message
+    assert "put other words before it" in message
 
 
 def test_unknown_model_is_one_line_that_lists_the_known(dataset, tmp_path, capsys):

@@ -107,17 +107,16 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, message: str) -> str:
         """Say which words an option took that were not meant for it, or what others call so."""
+        axes = f"; {AXES}" if message.startswith("argument --pe-axis: ") else ""
         for action in self._greedy():
             used = any(name in self._arguments for name in action.option_strings)
             named = message.startswith(f"argument {'/'.join(action.option_strings)}: ")
             if named or (used and message.startswith(WORDS_MISSING)):
                 name = action.option_strings[0]
-                return f"; {name} takes all words that follow it: put other words before it"
-        if message.startswith("argument --pe-axis: "):
-            return f"; {AXES}"
+                return f"{axes}; {name} takes all words that follow it: put other words before it"
         advices = {word: self._advice(word) for word in self._arguments}
         foreign = [f"; for {word} {instead}" for word, instead in advices.items() if instead]
-        return "".join(foreign[:1]) if message.startswith(WORDS_MISSING) else ""
+        return "".join(foreign[:1]) if message.startswith(WORDS_MISSING) else axes
 
     def _advice(self, argument: str) -> str | None:
         return advice(argument, self._option_string_actions, self.needless)
