@@ -44,8 +44,13 @@ def nods(scheme):
 
 @pytest.fixture(scope="module")
 def fatty(head, grid, scheme, nods):
+    return with_fat(head, grid, scheme, nods)
+
+
+def with_fat(head, grid, scheme, motion):
+    """Measure a head with a shifted ring of fat."""
     padded = replace(grid, shape=tuple(n + 8 for n in grid.shape), affine=_wider(grid.affine, 4))
-    shifted = np.array(nods.matrices)
+    shifted = np.array(motion.matrices)
     shifted[:, 1, 3] += SHIFT_MM
     wide = replace(
         head,
@@ -54,8 +59,15 @@ def fatty(head, grid, scheme, nods):
         affine=_wider(head.affine, 6),
     )
     fat = acquire(Scalp(wide), scheme, Motion(shifted), padded, snr=None)
-    dwi = acquire(wide, scheme, nods, padded, snr=20)
+    dwi = acquire(wide, scheme, motion, padded, snr=20)
     return replace(dwi, signal=dwi.signal + fat.signal)
+
+
+def turned_once(n_volumes, degrees, axis):
+    """A head that turns, and slides, after the first volume."""
+    twists = np.zeros((n_volumes, 6))
+    twists[1:, [1, axis]] = degrees / 3, np.radians(degrees)
+    return Motion(exp_rigid(twists, np.zeros(3)))
 
 
 def _wider(affine, n_voxels):
@@ -74,6 +86,19 @@ def test_fat_that_is_shifted_does_not_pull_the_poses(fatty, nods):
 def test_suppressed_fat_leaves_all_of_the_brain(moving):
     assert not fat_over_brain(moving).any()
     assert "fat" not in [issue.kind for issue in find_issues(moving)]
+
+
+@pytest.mark.parametrize(("degrees", "axis"), [(14, 3), (14, 5), (20, 3), (20, 4), (20, 5)])
+def test_tissue_that_was_not_there_at_b0_is_no_fat(head, grid, degrees, axis):
+    scheme = shelled_scheme({700: 8}, 1)
+    dwi = acquire(head, scheme, turned_once(len(scheme), degrees, axis), grid, snr=25)
+    assert not fat_over_brain(dwi).any()
+
+
+@pytest.mark.parametrize("axis", [3, 5])
+def test_fat_of_a_head_that_turned_is_found(head, grid, axis):
+    scheme = shelled_scheme({700: 8}, 1)
+    assert fat_over_brain(with_fat(head, grid, scheme, turned_once(len(scheme), 14, axis))).any()
 
 
 def test_a_noise_floor_is_no_fat(head, grid):
