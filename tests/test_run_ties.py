@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from scipy.linalg import block_diag
 
 import eddymotion as em
@@ -19,8 +20,11 @@ from eddymotion.estimation.runs.ties import (
     tie_shell,
     tied_frames,
 )
+from eddymotion.images.grid import grid_points
+from eddymotion.images.image import Image
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.off_resonance import OffResonance, Readout
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_matrix
 from eddymotion.simulation import Recipe, shelled_scheme, simulate
 
@@ -238,6 +242,45 @@ def test_slices_without_signal_do_not_move_their_volumes(session):
         found.append(log_rigid(np.concatenate(offsets), dwis[0].brain_center) * IN_MM)
     assert [one.lost.flagged.sum() for one in shown] == [8, 8]
     assert np.sqrt(((found[1] - found[0]) ** 2).mean()) < 0.02
+
+
+def dip(shape, affine):
+    """A field that curves as above a cavity: by 6 mm in front, low in the brain."""
+    away = (grid_points(shape, affine) - [0.0, 35.0, -20.0]) / 30.0
+    hertz = -200 * np.exp(-(away**2).sum(axis=1)).reshape(shape)
+    return OffResonance.of_image(Image(hertz.astype(np.float32), affine))
+
+
+def squeezed(dwi, poses, field, shift):
+    """Record each volume through a field of the head: what is at ``y`` goes to ``y + d(y)``."""
+    recorded = np.empty_like(dwi.signal)
+    points = grid_points(dwi.shape, dwi.affine)
+    for volume, pose in enumerate(poses):
+        origins, to_head = points.copy(), np.linalg.inv(pose)
+        for _ in range(30):
+            origins = points - field.hertz(apply_affine(to_head, origins))[:, None] * shift
+        readout = Readout.of_shift(shift)
+        stretch = readout.displaced(field, apply_affine(to_head, origins), pose)[1]
+        data = np.nan_to_num(dwi.volume(volume).spline.sample(origins)) / stretch
+        recorded[..., volume] = data.reshape(dwi.shape)
+    return replace(dwi, signal=recorded)
+
+
+def test_volumes_are_filtered_without_their_distortion(session):
+    """Else runs of opposite polarity are moved against each other by where the field curves."""
+    dwis, true = session
+    field, along = dip(dwis[0].shape, dwis[0].affine), np.array([0.0, 0.03, 0.0])
+    poses, shifts = np.tile(np.eye(4), (2, 1, 1)), np.stack([along, -along])
+    brain, found = Brain(dwis[0].mask, dwis[0].affine), []
+    for known in (None, field):
+        runs = dwis if known is None else map(squeezed, dwis, true, [field] * 2, shifts)
+        shown = [
+            ShownDiffusion.of(dwi, Motion(own, frame_covariance=TOLD))
+            for dwi, own in zip(runs, true, strict=True)
+        ]
+        tied = tie_shell(shared_shell(shown, poses, shifts), known, brain, Compute(1, 0))
+        found.append(tied.steps[1] * IN_MM)
+    assert np.abs(found[1] - found[0]).max() < 0.01
 
 
 def test_runs_that_share_no_shell_are_not_tied(session):

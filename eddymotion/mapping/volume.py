@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.images.grid import transformed
+from eddymotion.images.grid import grid_points, transformed
 from eddymotion.images.image import Continuous, Image
 from eddymotion.images.stack import KRIGING, REBUILDING, KnownSlices, Kriging, SliceStack
 from eddymotion.mapping.eddy_currents import EddyCurrents
@@ -235,6 +235,19 @@ class VolumeMapping:
         values, slopes = image.sample_with_gradient(recorded)
         values *= factor
         return values, (self.pose[:3, :3].T.astype(np.float32) @ slopes.T).T
+
+    def undistorted(self, image: Image) -> Image:
+        """Return what the image would be without fields, on its grid; missing where it ends.
+
+        Filters belong after that. Where the stretch ``J`` changes along the phase encoding, one of
+        variance ``σ²`` displaces what was recorded by about ``σ² J′ / J``, to opposite sides in
+        runs of opposite polarity.
+        """
+        shape = image.data.shape
+        there = transformed(np.linalg.inv(self.pose), grid_points(shape, image.affine))
+        data = self.sample(image.spline, there).reshape(shape)
+        missing = np.isnan(data)
+        return Image(np.where(missing, np.float32(0), data), image.affine, missing)
 
     def fill_field_columns(
         self, points: np.ndarray, slopes: np.ndarray, columns: np.ndarray

@@ -155,15 +155,25 @@ class SharedShell:
         """Slices without signal."""
         return LostInRuns([(one.lost, k) for one in self.shown for k in range(len(one.images))])
 
-    def motion(self, field: OffResonance | None) -> MotionOfRuns:
-        """Return the motion of all volumes, from the first run, with the field (or None)."""
-        mappings = []
-        for one, shift in zip(self.shown, self.shifts, strict=True):
-            known = field is not None and np.isfinite(shift).all()
-            there = {"off_resonance": field, "shift": shift} if known else {}
-            mappings += [replace(mapping, **there) for mapping in one.mappings]
+    @property
+    def motion(self) -> MotionOfRuns:
+        """The motion of all volumes, from the first run."""
+        mappings = tuple(mapping for one in self.shown for mapping in one.mappings)
         own = np.stack([mapping.pose for mapping in mappings])
-        return MotionOfRuns(own @ self.poses[self.of_volumes], mappings=tuple(mappings))
+        return MotionOfRuns(own @ self.poses[self.of_volumes], mappings=mappings)
+
+    def undistorted(self, field: OffResonance | None, n_threads: int) -> SharedShell:
+        """Take the field (or None) out of the volumes of runs whose readout is known.
+
+        As it is at the poses given: a tenth of a millimetre changes it by some thousandths.
+        """
+        if field is None:
+            return self
+        parts = zip(self.shown, self.shifts, self.poses, strict=True)
+        return replace(self, shown=[
+            one.undistorted(field, shift, pose, n_threads) if np.isfinite(shift).all() else one
+            for one, shift, pose in parts
+        ])  # fmt: skip
 
     def banded(self, level: Level, n_threads: int) -> list[Spline]:
         """Filter all volumes alike, whatever their voxels: the runs have to look the same."""
@@ -287,7 +297,8 @@ def tie_shell(
     compute : Compute
     """
     random = np.random.default_rng(compute.seed)
-    start = shell.motion(field)
+    shell = shell.undistorted(field, compute.n_threads)
+    start = shell.motion
     motion: Motion = start
     for level in LEVELS:
         problem = _problem_at(level, shell, motion, brain.draw(random), brain.center, random,
