@@ -19,7 +19,7 @@ from eddymotion.models import (
     choose_model,
     get_model,
 )
-from eddymotion.models.base import projected_precision
+from eddymotion.models.base import held_out_operator, projected_precision
 from eddymotion.models.covariance import fit_covariance, restricted_likelihood
 from eddymotion.models.dipy import DipyModel, find_model
 from eddymotion.models.gaussian_process import mean_design, predictors
@@ -317,6 +317,24 @@ def test_no_other_descent_finds_likelier_parameters(covariance):
     best = minimize(value, start, method="Nelder-Mead", bounds=covariance.bounds(table),
                     options={"maxfev": 400, "fatol": 1e-9})  # fmt: skip
     assert value(start) - best.fun < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("true", "n", "seed"),
+    [(LegendreCovariance((20.0, 4.0, 1.5, 1.0)), 20, 0), (SphericalCovariance(20.0, 1.5), 12, 0)],
+)
+def test_few_directions_are_not_believed_to_be_without_noise(true, n, seed):
+    """The likelihood hardly tells fine signal from noise, whose share ran to nothing."""
+    scheme = shelled_scheme({1000: n}, 2)
+    table = scheme.select(scheme.dwis)
+    factor, X = np.linalg.cholesky(total(true, table)), mean_design(table)
+    voxels = factor @ np.random.default_rng(seed).normal(size=(n, 400))
+    found = fit_covariance(type(true)(), voxels @ voxels.T / 400, table, X)
+    learnt, known = (projected_precision(total(one, table), X) for one in (found, true))
+    assert np.diag(learnt).min() > np.diag(known).min() / 2
+    alone = list(np.arange(n)[:, None])
+    learnt, known = (held_out_operator(one, alone) for one in (learnt, known))
+    assert np.linalg.norm(learnt - known) < 0.05 * np.linalg.norm(known)
 
 
 def test_directions_that_are_not_alike_are_learnt():

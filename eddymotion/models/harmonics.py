@@ -18,7 +18,12 @@ from numpy.polynomial.legendre import leg2poly
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.models.base import projected_precision
-from eddymotion.models.covariance import Covariance, across_shells, log_b_distance
+from eddymotion.models.covariance import (
+    MOST_SIGNAL,
+    Covariance,
+    across_shells,
+    log_b_distance,
+)
 
 ORDERS = (2, 4, 6, 8)
 
@@ -70,7 +75,7 @@ class LegendreCovariance(Covariance):
 
     def bounds(self, gradients: Gradients) -> list[tuple[float, float]]:
         """Return the bounds of :meth:`theta`."""
-        log_variance = (-9.0, 12.0)
+        log_variance = (-9.0, np.log(MOST_SIGNAL))
         across = [(np.log(0.05), np.log(20.0)), (-3.0, 3.0)] if len(gradients.shells) > 1 else []
         return [log_variance] * len(ORDERS) + across
 
