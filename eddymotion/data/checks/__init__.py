@@ -16,7 +16,7 @@ import numpy as np
 from eddymotion.data.checks.directions import AxesReading, likelier_axes
 from eddymotion.data.checks.fat import fat_over_brain
 from eddymotion.data.checks.noise import is_denoised
-from eddymotion.data.checks.order import exchanged_vectors, likelier_order
+from eddymotion.data.checks.order import exchanged_vectors, in_no_order, likelier_order
 from eddymotion.data.checks.scales import scaled_vectors
 from eddymotion.data.checks.tables import compare_b0s, contradictions
 from eddymotion.data.series import DWI
@@ -124,6 +124,9 @@ def _of_order(dwi: DWI) -> list[DataIssue]:
     if (order := likelier_order(dwi)) is not None:
         return [DataIssue("directions", f"the b-vectors fit the images if {order}; {look}")]
     pairs = exchanged_vectors(dwi)
+    if not pairs and in_no_order(dwi):
+        text = f"the b-vectors fit the images no better than in any order; {look}"
+        return [DataIssue("directions", text)]
     if not pairs:
         return []
     named = "; ".join(f"{one} and {other}" for one, other in pairs)

@@ -20,6 +20,46 @@ SHARES = (0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True, eq=False)
+class BrainBlocks:
+    """Blocks of voxels in the brain.
+
+    Parameters
+    ----------
+    box : tuple of slices
+        Of the image, around the brain.
+    factors : (3,) int array
+        Voxels of a block along each axis.
+    inside : bool array
+        Blocks of the box that are brain.
+    """
+
+    box: tuple[slice, ...]
+    factors: np.ndarray
+    inside: np.ndarray
+
+    @classmethod
+    def of(cls, dwi: Series) -> BrainBlocks | None:
+        """Divide the brain of a series; None where it is too small."""
+        if not dwi.mask.any():
+            return None
+        box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(dwi.mask))
+        mask = dwi.mask[box]
+        factors = np.minimum(_block_shape(dwi), mask.shape)
+        inside = _block_means(mask, factors) > 0.75
+        return cls(box, factors, inside) if inside.sum() >= MIN_BLOCKS else None
+
+    @property
+    def places(self) -> np.ndarray:
+        """Middle of each, in the voxels of the box from its middle, (3, B)."""
+        middles = np.argwhere(self.inside).T * self.factors[:, None]
+        return np.asarray(middles - middles.mean(axis=1, keepdims=True))
+
+    def means(self, boxed: np.ndarray) -> np.ndarray:
+        """Average each, of an image that is cut to the box: (B,)."""
+        return _block_means(boxed, self.factors)[self.inside]
+
+
+@dataclass(frozen=True, eq=False)
 class Appearance:
     """How the volumes look in the brain.
 
@@ -43,19 +83,14 @@ class Appearance:
 
     @classmethod
     def _of(cls, dwi: Series) -> Appearance | None:
-        if not dwi.mask.any():
+        blocks = BrainBlocks.of(dwi)
+        if blocks is None:
             return None
-        box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(dwi.mask))
-        mask = dwi.mask[box]
-        factors = np.minimum(_block_shape(dwi), mask.shape)
-        inside = _block_means(mask, factors) > 0.75
-        if inside.sum() < MIN_BLOCKS:
-            return None
-        blocks = np.stack([_block_means(v[box], factors)[inside] for v in dwi.volumes()])
-        signal = np.median(blocks, axis=1)
+        shown = np.stack([blocks.means(volume[blocks.box]) for volume in dwi.volumes()])
+        signal = np.median(shown, axis=1)
         if not (signal > 0).all():
             return None
-        patterns = blocks - blocks.mean(axis=1, keepdims=True)
+        patterns = shown - shown.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
         if not (lengths > 0).all():  # one value everywhere: reported when the motion is sought
             return None
