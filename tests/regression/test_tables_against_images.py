@@ -15,7 +15,14 @@ from eddymotion.data.checks.tables import contradictions
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.mapping.motion import Motion
-from eddymotion.simulation import SCHEMES, Grid, acquire, procedural_head, write_bids
+from eddymotion.simulation import (
+    SCHEMES,
+    Grid,
+    acquire,
+    procedural_head,
+    shelled_scheme,
+    write_bids,
+)
 
 
 def labelled(dwi, bvals, bvecs=None):
@@ -212,3 +219,12 @@ def test_a_dark_volume_is_of_its_shell(two_shells):
     signal = np.array(two_shells.signal)
     signal[..., two_shells.gradients.shells[0][3]] *= 0.2
     assert contradictions(replace(two_shells, signal=signal)) == []
+
+
+@pytest.mark.parametrize("bvals", [(3000, 10_000, 4), (4000, 10_000, 8)])
+def test_a_lone_volume_at_the_noise_floor_is_not_blamed(head, grid, bvals):
+    """It looks like the shell that nearly reached the floor as well."""
+    low, high, snr = bvals
+    gradients = shelled_scheme({low: 15, high: 1}, 2)
+    dwi = acquire(head, gradients, Motion.identity(len(gradients)), grid, snr=snr)
+    assert not contradictions(dwi)

@@ -15,6 +15,9 @@ BLOCKS_ACROSS = 14
 
 MIN_BLOCKS = 20
 
+FLOOR_VOXELS = 5000
+"""So many tell the level of what is no brain."""
+
 SHARES = (0.25, 0.5, 0.75, 0.95)
 """Of the brain that is darker. The edge is among the darkest, and moves with the mask."""
 
@@ -69,10 +72,13 @@ class Appearance:
         Logarithm of the median signal.
     patterns : (N, B) array
         Signal of blocks, of mean zero and length one: products are correlations.
+    floor : float
+        Median signal of what is no brain, in the darkest volume: hardly any brain is darker.
     """
 
     brightness: np.ndarray
     patterns: np.ndarray
+    floor: float = 0.0
 
     @classmethod
     def of(cls, dwi: Series) -> Appearance | None:
@@ -94,7 +100,7 @@ class Appearance:
         lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
         if not (lengths > 0).all():  # one value everywhere: reported when the motion is sought
             return None
-        return cls(np.log(signal), patterns / lengths)
+        return cls(np.log(signal), patterns / lengths, _floor(dwi))
 
     def similarity(self, volume: int, others: np.ndarray) -> float:
         """Correlation of a volume's pattern with the mean of `others`, itself left out."""
@@ -106,6 +112,15 @@ class Appearance:
 
 _SEEN: WeakKeyDictionary[Series, Appearance | None] = WeakKeyDictionary()
 """Several checks ask for it."""
+
+
+def _floor(dwi: Series) -> float:
+    """Return the median signal outside the brain, of the volume where it is least."""
+    outside = np.flatnonzero(~dwi.mask.ravel())
+    if not len(outside):
+        return 0.0
+    some = np.unravel_index(outside[:: -(-len(outside) // FLOOR_VOXELS)], dwi.mask.shape)
+    return float(min(np.median(volume[some]) for volume in dwi.volumes()))
 
 
 def levels_anywhere(dwi: Series, volume: np.ndarray) -> np.ndarray | None:

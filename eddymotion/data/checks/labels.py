@@ -191,11 +191,13 @@ class Labels:
 
         Its own b-value has to be so much larger that no tissue is attenuated so little: it lost
         less than half of what that level lost, for as much of it. An object without diffusion
-        looks alike at all of them.
+        looks alike at all of them, and so does what has reached the noise floor.
         """
         core, similarity = self.cores[other], self.appearance.similarity
         times = self.bvals[volume] / self.bvals[self.levels[other]].mean()
         if len(core) < MANY or 1 / APART < times < APART:
+            return False
+        if np.exp(self._brightness[other] - GAP) < self.appearance.floor:
             return False
         lost = self._brightness[0] - self.appearance.brightness[volume]
         of_other = self._brightness[0] - self._brightness[other]
