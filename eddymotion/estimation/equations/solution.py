@@ -12,14 +12,14 @@ from functools import cached_property
 import numpy as np
 import scipy
 
-from eddymotion.data.acquisition import Slicing
+from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.coupled import CoupledProblem, Evaluated
 from eddymotion.estimation.equations.normal_equations import DAMPING, GramMatrix, NormalEquations
 from eddymotion.estimation.equations.samples import Residuals, Samples
 from eddymotion.estimation.equations.twist_kernels import sum_twists
 from eddymotion.estimation.equations.unknowns import POSES
 from eddymotion.estimation.outliers import slice_row
-from eddymotion.images.pyramid import MIN_POINTS
+from eddymotion.images.pyramid import MIN_POINTS, head_scale
 from eddymotion.machine.parallel import parallel_iterate, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
@@ -173,9 +173,7 @@ class Solution:
         gram.add(columns)
         return gram.whole()
 
-    def scatter_of_periods(
-        self, slicing: Slicing, affine: np.ndarray, n_slices: int
-    ) -> np.ndarray:
+    def scatter_of_periods(self, dwi: DWI) -> np.ndarray:
         """Covariance of each pose by how much the parts of its time pull apart, (N, 6, 6).
 
         As :meth:`covariances`, with what the slices of each of :data:`PERIODS` parts of the time
@@ -185,16 +183,15 @@ class Solution:
 
         Parameters
         ----------
-        slicing : Slicing
-        affine : (4, 4) array
-            Of the images.
-        n_slices : int
+        dwi : DWI
+            The series that these volumes are of: when its slices were excited, and where they lie.
         """
         found, system, n = self.found, self.system, len(self.motion)
         if found is None or system is None:
             return np.full((n, 6, 6), np.nan)
-        period = slicing.periods(n_slices, PERIODS)
-        pulls = self._pulls_of(period, slice_row(affine, slicing.axis), found.weights)
+        slicing = dwi.acquisition.slicing
+        period = slicing.periods(dwi.n_slices, PERIODS)
+        pulls = self._pulls_of(period, slice_row(dwi.affine, slicing.axis), found.weights)
         poses = system.unknowns.columns[POSES]
         blocks = system.hessian.reshape(n, len(system.unknowns), n, -1)
         hessian = np.einsum("ikil->ikl", blocks)[:, poses, poses].copy()
@@ -205,9 +202,7 @@ class Solution:
         steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
         return sandwich(steps, n_fitted=1)
 
-    def contradictions(
-        self, slicing: Slicing, affine: np.ndarray, n_slices: int, scale: float = 1.0
-    ) -> np.ndarray:
+    def contradictions(self, dwi: DWI) -> np.ndarray:
         """Covariance of each pose by what its slices say against it, (N, 6, 6).
 
         A head that moves and comes back leaves a few slices that no pose of the volume explains.
@@ -220,22 +215,19 @@ class Solution:
 
         Parameters
         ----------
-        slicing : Slicing
-        affine : (4, 4) array
-            Of the images.
-        n_slices : int
-        scale : float
-            Size of the head relative to a human one.
+        dwi : DWI
+            As in :meth:`scatter_of_periods`.
         """
         found, n = self.found, len(self.motion)
         if found is None or self.system is None:
             return np.full((n, 6, 6), np.nan)
-        height = slice_row(affine, slicing.axis)
-        pulls = self._pulls_of(np.arange(n_slices), height, found.usable.astype(float))
-        steps = self._steps_of_poses(pulls, found.usable.astype(float))
-        periods = [one.periods(n_slices, PERIODS) for one in slicing.possible(n_slices)]
+        slicing, n_slices = dwi.acquisition.slicing, dwi.n_slices
+        alike, height = found.usable.astype(float), slice_row(dwi.affine, slicing.axis)
+        steps = self._steps_of_poses(self._pulls_of(np.arange(n_slices), height, alike), alike)
+        periods = [order.periods(n_slices, PERIODS) for order in slicing.possible(n_slices)]
         asked = np.stack([_asked_for(steps, period) for period in periods])
-        farthest = np.einsum("onkk,k->on", asked, twist_millimetres(scale) ** 2).argmax(axis=0)
+        in_mm = twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes))
+        farthest = np.einsum("onkk,k->on", asked, in_mm**2).argmax(axis=0)
         return asked[farthest, np.arange(n)]
 
     def _directions_of_poses(self) -> np.ndarray:

@@ -158,10 +158,8 @@ def _of_group(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return covariances (n, 6, 6) of a group: all, by noise, apart in time, against."""
     give_back_memory()  # of the group before, too
-    dwi = solver.dwi
-    slices = dwi.acquisition.slicing, dwi.affine, dwi.n_slices
-    apart = solution.scatter_of_periods(*slices)
-    against = solution.contradictions(*slices, head_scale(dwi.mask, dwi.voxel_sizes))
+    apart = solution.scatter_of_periods(solver.dwi)
+    against = solution.contradictions(solver.dwi)
     scatter = solution.scatter_of_halves()
     recovered = solution.recovered
     by_noise = solution.covariances()
