@@ -105,7 +105,9 @@ def test_one_run_that_fails_leaves_the_other(dataset, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_runs_of_two_heads_are_doubted_on_log_and_page(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("eddymotion.pipeline.runs.AGREE", 0.9999)  # as heads of two people would
+    monkeypatch.setattr(
+        "eddymotion.pipeline.runs.account.AGREE", 0.9999
+    )  # as heads of two people would
     call = [dataset, tmp_path, "participant", *QUICK, "--nprocs", "1"]
     assert participant.main([str(part) for part in call]) == 0
     sidecar = tmp_path / "sub-01" / "dwi" / "sub-01_run-1_desc-preproc_dwi.json"

@@ -26,7 +26,8 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance, Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
 from eddymotion.pipeline.cache import _alone
-from eddymotion.pipeline.runs import RunTogether, _is_usable
+from eddymotion.pipeline.runs import SessionRun, _is_usable
+from eddymotion.pipeline.runs.account import issues_of
 from eddymotion.pipeline.runs.b0s import load_b0s
 from eddymotion.pipeline.runs.cache import digest_of, keep, recalled
 from eddymotion.pipeline.runs.joining import _given_field, joined_of
@@ -250,7 +251,7 @@ def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):
     with pytest.raises(em.EddymotionError, match="tells the field in 0% of the brain"):
         _given_field(given, image)
     strong = join_runs([image], field=OffResonance(300 * found.coefficients, found.affine))
-    (issue,) = RunTogether(("a",), strong, 0).issues
+    (issue,) = issues_of(SessionRun(("a",), strong, 0))
     assert "check that the field is in Hz" in issue.text
     assert issue.severe
 

@@ -38,7 +38,9 @@ from eddymotion.pipeline.preparation import (
     warn_of_partial_fourier,
     write_noise,
 )
-from eddymotion.pipeline.runs import RunTogether
+from eddymotion.pipeline.runs import SessionRun
+from eddymotion.pipeline.runs.account import issues_of, methods_with, sidecar_of_run, summary_of
+from eddymotion.pipeline.runs.field_outputs import draw_session_field, write_session_field
 from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.sidecar import methods_of, sidecar_of
 from eddymotion.pipeline.stages import (
@@ -109,21 +111,21 @@ def correct_series(
     elif cache is None or not series.runs:  # of those, `estimate_series` has said so
         log.log(NOTICE, REUSED, series.dwi.name)
     with stages("runs"):
-        together = RunTogether.of(series, dwi, motion, settings, work_dir)
-        dwi, motion = together.moved(dwi, motion, settings)
+        run = SessionRun.of(series, dwi, motion, settings, work_dir)
+        dwi, motion = run.moved(dwi, motion, settings)
     with stages("quality"):
         before, after = judge_both(dwi, motion, model, settings)
     prepared = _prepared(series, dwi, settings, stages, progress)
     with stages("output space"):
-        space = space_of(dwi, motion, target, settings, together.frame)
+        space = space_of(dwi, motion, target, settings, run.frame)
     correction = Correction(
-        series, settings, dwi, motion, model, together, before, after, prepared, target, space
+        series, settings, dwi, motion, model, run, before, after, prepared, target, space
     )
     with stages("resampling and writing"):
         corrected, slices = correction.write(outputs, progress)
     with stages("pictures"), ThreadPoolExecutor(1) as beside:
         digest = beside.submit(sha256, outputs["dwi"])
-        together.draw(outputs)
+        draw_session_field(run, outputs)
         draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.log)
     digests = {outputs["dwi"]: digest.result()}
     return correction.record(outputs, corrected, stages, fingerprint, digests)
@@ -152,7 +154,7 @@ class Correction:
     motion : Motion
         In the frame, and with the field, of the runs that belong together.
     model : Model
-    together : RunTogether
+    run : SessionRun
         How the series lies among the runs of its session.
     before, after : Quality
     prepared : Prepared
@@ -167,7 +169,7 @@ class Correction:
     dwi: DWI
     motion: Motion
     model: Model
-    together: RunTogether
+    run: SessionRun
     before: Quality
     after: Quality
     prepared: Prepared
@@ -188,8 +190,8 @@ class Correction:
         outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
         remove_elsewhere(outputs)
         write_output_space(space, self.dwi, outputs)
-        apart = settings.separate_all_dwis
-        self.together.write_field(outputs, apart=apart, fsl=settings.fsl_outputs)
+        apart, fsl = settings.separate_all_dwis, settings.fsl_outputs
+        write_session_field(self.run, outputs, apart=apart, fsl=fsl)
         write_noise(self.prepared, settings, outputs)
         corrected = corrected_series(
             self.prepared.dwi, self.motion, settings, self.target, space, self.after, progress
@@ -226,7 +228,7 @@ class Correction:
         methods = methods_of(
             self.dwi, self.motion, self.model, self.settings, corrected, self.space
         )
-        methods = self.together.among(methods)
+        methods = methods_with(self.run, methods)
         summary = {"estimator": methods.estimator} | self.summary() | {"time": str(stages)}
         grids = (self.dwi, corrected, self.space.linear if self.space else np.eye(4))
         content = sidecar_of(
@@ -234,7 +236,7 @@ class Correction:
         )
         content["Warnings"] += self.warnings()
         outliers = self.after.outliers
-        content |= self.together.in_sidecar() | {
+        content |= sidecar_of_run(self.run) | {
             "OutlierSlices": outlier_summary(outliers, replaced=self.settings.replace_outliers),
             "Fingerprint": fingerprint,
             "MotionFingerprint": motion_fingerprint_of(self.series, self.settings),
@@ -251,18 +253,19 @@ class Correction:
     def summary(self) -> dict[str, str]:
         """Tell what was found and done, label → value."""
         summary = summarise(self.dwi, self.motion, self.model, self.before, self.after)
-        summary |= self.together.summary()
+        summary |= summary_of(self.run)
         if self.settings.prepares:
             summary["taken off before resampling"] = describe(self.prepared, self.settings)
         return summary | ({"output space": self.space.describe()} if self.space else {})
 
     def warnings(self) -> list[dict[str, Any]]:
         """Warn of what joining the runs and finding the output space showed."""
-        for issue in self.together.issues:
+        of_runs = issues_of(self.run)
+        for issue in of_runs:
             log.warning("%s: %s", self.series.dwi.name, issue.text)
         texts = self.space.warnings if self.space else ()
         of_space = [DataIssue("output space", text) for text in texts]
-        return [issue.plain() for issue in (*self.together.issues, *of_space)]
+        return [issue.plain() for issue in (*of_runs, *of_space)]
 
 
 def estimate_series(

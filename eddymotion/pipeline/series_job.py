@@ -29,7 +29,7 @@ from eddymotion.machine.logs import Console, LogFile, warnings_in_log
 from eddymotion.machine.parallel import logged
 from eddymotion.pipeline.correct import correct_series, estimate_series
 from eddymotion.pipeline.events import WAITING, EventWriter
-from eddymotion.pipeline.runs import RunTogether
+from eddymotion.pipeline.runs import SessionRun
 from eddymotion.pipeline.runs.merging import merge_runs
 from eddymotion.pipeline.settings import Settings
 from eddymotion.reports.participant import write_report
@@ -104,7 +104,7 @@ class Job:
     def join(self) -> None:
         """Find how the runs of its session lie; what goes wrong is for :meth:`correct` to say."""
         with _logging_for(self), held(self.locks), suppress(Exception):
-            RunTogether.prepare(self.series, self.settings, self.work_dir)
+            SessionRun.prepare(self.series, self.settings, self.work_dir)
 
     def correct(self) -> None:
         """Write the outputs, with the motion that is there; find it where there is none."""
