@@ -30,8 +30,9 @@ from eddymotion.io.images import write_image
 from eddymotion.io.motion import read_written_motion, write_motion
 from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.mapping.motion import Motion
-from eddymotion.pipeline.runs import RunTogether
+from eddymotion.pipeline.runs import SessionRun
 from eddymotion.pipeline.runs.b0s import image_of_b0s
+from eddymotion.pipeline.runs.field_outputs import write_session_field
 from eddymotion.pipeline.runs.joining import joined_of
 from eddymotion.pipeline.runs.mergeable import refuse_averaging_elsewhere, refuse_unmergeable
 from eddymotion.pipeline.runs.merging import load_corrected, stretch_on, write_as_one
@@ -40,6 +41,12 @@ from eddymotion.pipeline.stages import load_series, tables_of
 
 Paths = dict[str, Any]
 """Name of an output → its path, a list of paths, or a value; None where there is none."""
+
+NO_MAP = MeasuredFiles()
+
+FIELD_FILES = {"field_file": "preproc", "coefficients_file": "coeff", "epi_file": "epi"}
+"""Output of a step that makes a field → its name in
+:class:`~eddymotion.derivatives.field_files.FieldFiles`."""
 
 
 def list_runs(
@@ -81,11 +88,7 @@ def join(
     settings: Settings,
     out_dir: Path,
     epi_files: Sequence[Path] = (),
-    phasediff_file: Path | None = None,
-    phase1_file: Path | None = None,
-    phase2_file: Path | None = None,
-    map_file: Path | None = None,
-    magnitude_file: Path | None = None,
+    measured: MeasuredFiles = NO_MAP,
 ) -> Paths:
     """Bring the motions of runs into one frame, and find the off-resonance field between them.
 
@@ -100,8 +103,8 @@ def join(
     out_dir : Path
     epi_files : sequence of Path, optional
         Images without diffusion weighting that tell the field as well, such as ``fmap/*_epi``.
-    phasediff_file, phase1_file, phase2_file, map_file, magnitude_file : Path, optional
-        A measured map, used where no runs of different phase encodings tell the field.
+    measured : MeasuredFiles
+        A map of the field, used where no runs of different phase encodings tell it.
 
     Returns
     -------
@@ -118,27 +121,30 @@ def join(
     ]
     b0s = [SeriesFiles(path, is_b0=True) for path in epi_files]
     images += [image_of_b0s(run, settings) for run in b0s]
-    given = {"phasediff": phasediff_file, "phase1": phase1_file, "phase2": phase2_file,
-             "fieldmap": map_file, "magnitude": magnitude_file}  # fmt: skip
-    measured = MeasuredFiles({kind: path for kind, path in given.items() if path is not None})
     joined = joined_of(images, measured, settings)
     names = tuple(run.dwi.name for run in (*runs, *b0s))
     found: Paths = {"xfm_files": [], "details_files": [], "mask_files": []}
     for number, (run, motion) in enumerate(zip(runs, motions, strict=True)):
-        together = RunTogether(names, joined, number)
         outputs = Outputs.in_folder(out_dir / f"run_{number}", run.dwi)
-        dwi, moved = together.moved(load_series(run, settings), motion, settings)
+        dwi = load_series(run, settings)
+        dwi, moved = SessionRun(names, joined, number).moved(dwi, motion, settings)
         details = outputs["xfm"].with_suffix(".json")
         write_motion(outputs["xfm"], details, moved, whole=True)
         write_image(outputs["mask"], dwi.mask.astype(np.uint8), dwi.affine)
         found["xfm_files"].append(outputs["xfm"])
         found["details_files"].append(details)
         found["mask_files"].append(outputs["mask"])
-    first = Outputs.in_folder(out_dir, runs[0].dwi)
-    RunTogether(names, joined, 0).write_field(first)
-    files, there = SessionOutputs.of(first).field, joined.field is not None
-    kinds = {"field_file": "preproc", "coefficients_file": "coeff", "epi_file": "epi"}
-    return found | {name: files.path(kind) if there else None for name, kind in kinds.items()}
+    return found | _write_field(SessionRun(names, joined, 0), runs[0], out_dir)
+
+
+def _write_field(run: SessionRun, series: SeriesFiles, out_dir: Path) -> Paths:
+    """Write the field of a session, of which `run` and `series` are the first; name its files."""
+    outputs = Outputs.in_folder(out_dir, series.dwi)
+    write_session_field(run, outputs)
+    if run.joined is None or run.joined.field is None:
+        return dict.fromkeys(FIELD_FILES)
+    files = SessionOutputs.of(outputs).field
+    return {name: files.path(kind) for name, kind in FIELD_FILES.items()}
 
 
 def _refuse_other_number(runs: Sequence[SeriesFiles], files: Sequence[Path], what: str) -> None:
@@ -207,11 +213,7 @@ def _stretch_of(corrected: DWI, motion: Motion) -> tuple[np.ndarray, np.ndarray]
 def fieldmap(
     image_files: Sequence[Path],
     out_dir: Path,
-    phasediff_file: Path | None = None,
-    phase1_file: Path | None = None,
-    phase2_file: Path | None = None,
-    map_file: Path | None = None,
-    magnitude_file: Path | None = None,
+    measured: MeasuredFiles = NO_MAP,
     mask_file: Path | None = None,
     pe_axis: Sequence[str] = (),
     readout_time: Sequence[float] = (),
@@ -228,8 +230,10 @@ def fieldmap(
         Echo-planar images, or series whose first b=0 volume counts; the field is in the frame and
         on the grid of the first.
     out_dir : Path
-    phasediff_file, phase1_file, phase2_file, map_file, magnitude_file, mask_file : Path, optional
-        As in :class:`~eddymotion.fieldmaps.FieldmapPaths`.
+    measured : MeasuredFiles
+        A map of the field.
+    mask_file : Path, optional
+        The brain, on the grid of the first image.
     pe_axis, readout_time, echo_times, units, ignore, random_seed
         As in :class:`~eddymotion.fieldmaps.FieldmapSettings`.
 
@@ -239,19 +243,11 @@ def fieldmap(
         ``field_file`` (Hz), ``coefficients_file``, ``epi_file`` (all images corrected, as one),
         ``corrected_files`` (each of them) and ``report_file``.
     """
-    paths = FieldmapPaths(
-        tuple(image_files), phasediff_file, phase1_file, phase2_file, map_file, magnitude_file,
-        mask_file,
-    )  # fmt: skip
+    paths = FieldmapPaths(tuple(image_files), **measured.files, mask=mask_file)
     settings = FieldmapSettings(
         tuple(pe_axis), tuple(readout_time), tuple(echo_times), units, tuple(ignore), random_seed
     )
     make_fieldmap(paths, out_dir, settings)
     outputs = FieldmapOutputs(out_dir, paths.images)
-    return {
-        "field_file": outputs.field.path("preproc"),
-        "coefficients_file": outputs.field.path("coeff"),
-        "epi_file": outputs.field.path("epi"),
-        "corrected_files": outputs.corrected(),
-        "report_file": outputs.field.page,
-    }
+    found: Paths = {name: outputs.field.path(kind) for name, kind in FIELD_FILES.items()}
+    return found | {"corrected_files": outputs.corrected(), "report_file": outputs.field.page}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eddymotion.errors import EddymotionError
-from eddymotion.io.sidecars import SeriesFiles
+from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
 from eddymotion.pipeline.lovo_steps import (
     move_all,
     plan,
@@ -207,6 +207,9 @@ SERIES = (
 FORMER_NAMES = {"num_threads": "n_threads"}
 """Keywords of workflows and tasks: former name → present one."""
 
+TO_READ = SERIES[-2:]
+"""Inputs that say how a series is read; they are settings."""
+
 CORRECTED_SERIES = (
     Field("corrected_file", Path, HELP["corrected_file"]),
     Field("corrected_bval_file", Path, HELP["corrected_bval_file"], None),
@@ -219,11 +222,49 @@ RUNS = (
     Field("bvec_files", list[Path], HELP["bvec_files"], None),
 )
 
-RUNS_TO_READ = (*RUNS, *SERIES[-2:])
-"""Inputs of a step that reads them."""
+MEASURED = {
+    "phasediff_file": "phasediff", "phase1_file": "phase1", "phase2_file": "phase2",
+    "map_file": "fieldmap", "magnitude_file": "magnitude",
+}  # fmt: skip
+"""Inputs of a step that reads a measured map → their names in :class:`MeasuredFiles`."""
 
-SEVERAL = {"series": SERIES, "corrected": CORRECTED_SERIES, "runs": RUNS}
-"""Parameters that stand for an image with its tables, or for several."""
+
+def runs_of(
+    dwis: Sequence[Path], bvals: Sequence[Path] | None, bvecs: Sequence[Path] | None
+) -> list[SeriesFiles]:
+    """Put runs together with their tables.
+
+    Raises
+    ------
+    EddymotionError
+        If there is another number of tables than of runs, or no run at all.
+    """
+    for what, tables in (("bval_files", bvals), ("bvec_files", bvecs)):
+        if tables and len(tables) != len(dwis):
+            raise EddymotionError(
+                f"{what}: {len(tables)} given for {len(dwis)} runs; give one a run, or none where "
+                "they lie beside the images"
+            )
+    if not dwis:
+        raise EddymotionError("dwi_files: none given, expected one or more series")
+    nothing = [None] * len(dwis)
+    return [SeriesFiles(*files) for files in zip(dwis, bvals or nothing, bvecs or nothing,
+                                                 strict=True)]  # fmt: skip
+
+
+def measured_of(*paths: Path | None) -> MeasuredFiles:
+    """Put the files of a measured map together, given in the order of :data:`MEASURED`."""
+    given = zip(MEASURED.values(), paths, strict=True)
+    return MeasuredFiles({kind: path for kind, path in given if path is not None})
+
+
+COMPOSED: Mapping[str, tuple[Callable[..., Any], tuple[Field, ...]]] = {
+    "series": (SeriesFiles, SERIES[:3]),
+    "corrected": (SeriesFiles, CORRECTED_SERIES),
+    "runs": (runs_of, RUNS),
+    "measured": (measured_of, tuple(Field(name, Path, HELP[name], None) for name in MEASURED)),
+}
+"""Parameter of a step's function → what makes its value, and of which inputs."""
 
 
 @dataclass(frozen=True)
@@ -235,8 +276,8 @@ class Step:
     name : str
         Of the interface and the task.
     function : callable
-        From files to files. Its parameters are the inputs, but ``settings``, ``out_dir`` and
-        ``progress``; one for a series stands for :data:`SERIES`.
+        From files to files. Its parameters are the inputs, except ``settings``, ``out_dir`` and
+        ``progress``; one of :data:`COMPOSED` stands for several inputs.
     gives : mapping
         Output → the name under which :data:`HELP` explains it.
     heeds : tuple of str
@@ -261,9 +302,10 @@ class Step:
         hints = typing.get_type_hints(self.function)
         found: list[Field] = []
         for name, parameter in inspect.signature(self.function).parameters.items():
-            if name in SEVERAL:
-                reads = name == "runs" and "settings" in hints
-                found += RUNS_TO_READ if reads else SEVERAL[name]
+            if name in COMPOSED:
+                found += COMPOSED[name][1]
+                if name in ("series", "runs") and "settings" in hints:
+                    found += TO_READ
             elif name not in ("settings", "out_dir", "progress"):
                 default = [] if parameter.default == () else parameter.default
                 found.append(Field(name, kind_of(hints[name]), HELP[name], default))
@@ -296,33 +338,10 @@ class Step:
         converted: dict[str, Any] = {f.name: f.converted(given.get(f.name)) for f in self.inputs}
         converted |= {"settings": settings_of(given), "out_dir": out_dir}
         names = inspect.signature(self.function).parameters
-        for name in SEVERAL.keys() & names:
-            files = (converted[f.name] for f in SEVERAL[name][:3])
-            converted[name] = runs_of(*files) if name == "runs" else SeriesFiles(*files)
+        for name in COMPOSED.keys() & names:
+            make, inputs = COMPOSED[name]
+            converted[name] = make(*(converted[field.name] for field in inputs))
         return self.function(**{name: converted[name] for name in names if name in converted})
-
-
-def runs_of(
-    dwis: Sequence[Path], bvals: Sequence[Path] | None, bvecs: Sequence[Path] | None
-) -> list[SeriesFiles]:
-    """Put runs together with their tables.
-
-    Raises
-    ------
-    EddymotionError
-        If there is another number of tables than of runs, or no run at all.
-    """
-    for what, tables in (("bval_files", bvals), ("bvec_files", bvecs)):
-        if tables and len(tables) != len(dwis):
-            raise EddymotionError(
-                f"{what}: {len(tables)} given for {len(dwis)} runs; give one a run, or none where "
-                "they lie beside the images"
-            )
-    if not dwis:
-        raise EddymotionError("dwi_files: none given, expected one or more series")
-    nothing = [None] * len(dwis)
-    return [SeriesFiles(*files) for files in zip(dwis, bvals or nothing, bvecs or nothing,
-                                                 strict=True)]  # fmt: skip
 
 
 def setting_fields(names: Iterable[str]) -> tuple[Field, ...]:
