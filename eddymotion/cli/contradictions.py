@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from eddymotion.errors import EddymotionError
-from eddymotion.pipeline.settings import SETTINGS, Settings
+from eddymotion.pipeline.settings import FOR_JOINT_ALONE, SETTINGS, Settings
 
 OF_IMAGE_WORDS = {
     "--output-space-mask": "brain mask",
@@ -37,31 +37,16 @@ def refuse_contradictions(settings: Settings) -> None:
             f"--estimator joint needs a model that is linear in the signal, and {settings.model} "
             "is not; write --estimator lovo, or --model gp"
         )
-    if settings.estimator == "lovo" or not linear or _chooses_registration(settings):
-        _refuse_what_joint_alone_finds(settings)
-    if settings.eddy_fields and settings.eddy_current == "none":
+    loop = settings.estimator == "lovo" or not linear or _chooses_registration(settings)
+    if loop and (asked := settings.for_joint_alone):
         raise EddymotionError(
-            "--eddy-fields: no fields are estimated with --eddy-current none; leave one of them "
-            "out"
-        )
-
-
-def _refuse_what_joint_alone_finds(settings: Settings) -> None:
-    """Refuse what the leave-one-out loop does not estimate."""
-    if settings.eddy_current not in ("auto", "none"):
-        raise EddymotionError(
-            f"--eddy-current {settings.eddy_current}: fields are estimated by --estimator joint "
-            "alone; leave one of them out"
-        )
-    if settings.within_volume not in ("auto", "none"):
-        raise EddymotionError(
-            f"--within-volume {settings.within_volume}: motion within volumes is followed by "
+            f"{_option(asked[0])} {getattr(settings, asked[0])}: {FOR_JOINT_ALONE[asked[0]]} by "
             "--estimator joint alone; leave one of them out"
         )
-    if settings.eddy_fields:
+    without = "the leave-one-out loop (--estimator lovo)" if loop else "--eddy-current none"
+    if settings.eddy_fields and (loop or settings.eddy_current == "none"):
         raise EddymotionError(
-            "--eddy-fields: no fields are estimated with the leave-one-out loop (--estimator "
-            "lovo); leave one of them out"
+            f"--eddy-fields: no fields are estimated with {without}; leave one of them out"
         )
 
 
@@ -70,10 +55,14 @@ def _chooses_registration(settings: Settings) -> bool:
     return (settings.registration, settings.registration_settings) != own
 
 
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def refuse_unused_space_options(settings: Settings) -> None:
     """Raise if something is said about an output space that is not given or not sought."""
     given = {
-        name: f"--{name.replace('_', '-')}"
+        name: _option(name)
         for name in SETTINGS
         if name.startswith("output_") and getattr(settings, name) != getattr(Settings, name)
     }

@@ -47,7 +47,7 @@ from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.models import AverageModel, Model
 from eddymotion.models.dipy import DipyModel
 from eddymotion.pipeline.series_steps import Paths, write_found
-from eddymotion.pipeline.settings import Settings
+from eddymotion.pipeline.settings import FOR_JOINT_ALONE, Settings
 from eddymotion.pipeline.stages import load_series, model_for, tables_of
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.registry import chosen_registrar
@@ -175,24 +175,23 @@ def plan(
     mask = mask_on_grid(brain, grid.shape, grid.affine)
     motion = _motion_of(matrix_files)
     aligned = DWI(signal, affine, _gradients(*tables_of(series), affine, settings), mask)
-    model = model_for(aligned.gradients, settings)
-    step = _pass(model, aligned.gradients, settings, pass_number)
-    seeks_lost = pass_number > 1 and step.model is model
+    step = _pass(aligned.gradients, settings, pass_number)
     stem = f"{image_stem(series.dwi)}_pass-{pass_number}"
     init_files, lost = list(matrix_files), None
-    if seeks_lost or len(far_from_neighbours(motion, _center(brain))[0]):
-        dwi = load_series(series, settings)
-        found, motion = motion, recover_outlier_volumes(dwi, motion, seed=settings.random_seed)
+    if step.seeks_lost or len(far_from_neighbours(motion, _center(brain))[0]):
+        dwi, seed = load_series(series, settings), settings.random_seed
+        found, motion = motion, recover_outlier_volumes(dwi, motion, seed=seed)
         nonnegative = _is_nonnegative(dwi)
-        moved = (motion.matrices != found.matrices).any(axis=(1, 2))
-        for volume in np.flatnonzero(moved).tolist():
+        for volume in np.flatnonzero(
+            (motion.matrices != found.matrices).any(axis=(1, 2))
+        ).tolist():
             init_files[volume] = out_dir / f"{stem}_vol-{volume:04d}_xfm.txt"
             write_itk(init_files[volume], motion[volume][None])
             signal[..., volume] = _resampled(dwi.volume(volume), motion[volume], grid, nonnegative)
-        if seeks_lost:
-            lost = lost_voxels(dwi, motion, model, grid, seed=settings.random_seed)
+        if step.seeks_lost:
+            lost = lost_voxels(dwi, motion, step.model, grid, seed=seed)
             turned = aligned.with_gradients(aligned.gradients.rotated(motion.rotations))
-            signal = fill_lost(turned, model, lost)
+            signal = fill_lost(turned, step.model, lost)
     written = {
         "aligned_file": out_dir / f"{stem}_aligned.nii",
         "xfm_file": out_dir / f"{stem}_xfm.txt",
@@ -257,9 +256,10 @@ def predict_volume(
         )
     turns = None if xfm_file is None else read_written_motion(xfm_file).rotations
     gradients = original if turns is None else original.rotated(turns)
-    model = model_for(original, settings)
-    if pass_number is not None:
-        model = _pass(model, original, settings, pass_number).model
+    if pass_number is None:
+        model = model_for(original, settings)
+    else:
+        model = _pass(original, settings, pass_number).model
     predicted = _held_out(signal, gradients, model, volume)
     stem = image_stem(aligned_file).removesuffix("_aligned")
     out_file = out_dir / f"{stem}_vol-{volume:04d}_predicted.nii"
@@ -383,7 +383,7 @@ def move_all(
     head = _brain(settings.brain_mask)
     signal, affine, _ = read_image(aligned_file)
     original, init = _gradients(*tables_of(series), affine, settings), _motion_of([xfm_file])
-    step = _pass(model_for(original, settings), original, settings, pass_number)
+    step = _pass(original, settings, pass_number)
     turned = original.rotated(init.rotations)
     with one_blas_thread():
         following = Following.of(fitted(step.model, signal, turned), turned)
@@ -462,15 +462,11 @@ def refuse_settings_beyond_loop(settings: Settings) -> None:
             "estimator joint: the spelled-out graph is the leave-one-out loop; use the estimator "
             "lovo, or the graph that is not spelled out"
         )
-    if settings.eddy_current not in ("auto", "none"):
+    for name in settings.for_joint_alone:
         raise EddymotionError(
-            f"eddy currents {settings.eddy_current}: the leave-one-out loop estimates no fields; "
-            "use the graph that is not spelled out, or eddy_current none"
-        )
-    if settings.within_volume not in ("auto", "none"):
-        raise EddymotionError(
-            f"within volume {settings.within_volume}: the leave-one-out loop gives a volume one "
-            "pose; use the graph that is not spelled out, or within_volume none"
+            f"{name} {getattr(settings, name)}: {FOR_JOINT_ALONE[name]} by the joint estimator, "
+            "not by the leave-one-out loop; use the graph that is not spelled out, or "
+            f"{name} none"
         )
 
 
@@ -494,8 +490,9 @@ def _gradients(bval: Path, bvec: Path, affine: np.ndarray, settings: Settings) -
     return Gradients(bvals, from_fsl(bvecs, affine), settings.b0_threshold)
 
 
-def _pass(model: Model, gradients: Gradients, settings: Settings, number: int) -> Pass:
-    """Return a pass of the loop."""
+def _pass(gradients: Gradients, settings: Settings, number: int) -> Pass:
+    """Return a pass of the loop; `gradients` of the original series."""
+    model = model_for(gradients, settings)
     passes = plan_passes(model, _registrar(settings), gradients, n_passes(settings))
     if not 1 <= number <= len(passes):
         raise EddymotionError(

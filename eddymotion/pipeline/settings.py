@@ -81,6 +81,13 @@ def setting(default: Any, stage: Stage, help: str, **known: Any) -> Any:
     return field(default=default, metadata={"setting": Setting(stage, help, **known)})
 
 
+FOR_JOINT_ALONE = {
+    "eddy_current": "fields are estimated",
+    "within_volume": "motion within volumes is followed",
+}
+"""Settings of the joint estimator alone → what it does then."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings of a run. Names are those of the command-line options."""
@@ -276,6 +283,11 @@ class Settings:
     def prepares(self) -> bool:
         """Whether noise or ringing is taken off what is resampled."""
         return self.denoise != "none" or self.degibbs
+
+    @property
+    def for_joint_alone(self) -> list[str]:
+        """Settings that ask for what the leave-one-out loop does not estimate."""
+        return [name for name in FOR_JOINT_ALONE if getattr(self, name) not in ("auto", "none")]
 
     def with_absolute_paths(self) -> Settings:
         """Return the same with absolute paths: workflow nodes run in folders of their own."""

@@ -103,7 +103,7 @@ def leave_one_out_loop(
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
         motion = recover_outlier_volumes(dwi, motion, seed=seed, n_threads=n_threads)
         lost = None
-        if step.number > 1 and step.model is model:
+        if step.seeks_lost:
             lost = lost_voxels(dwi, motion, model, grid, seed=seed, n_threads=n_threads)
         aligned = resample(
             dwi, motion, engine="fast", grid=(grid.shape, grid.affine), n_threads=n_threads

@@ -31,12 +31,15 @@ class Pass:
     registrar : Registrar
     relaxation : (N,) array
         Which part of the way to its prediction each volume goes.
+    seeks_lost : bool
+        Whether slices that lost their signal are sought before it.
     """
 
     number: int
     model: Model
     registrar: Registrar
     relaxation: np.ndarray
+    seeks_lost: bool
 
 
 def plan_passes(
@@ -57,6 +60,7 @@ def plan_passes(
             used,
             registrar_at(registrar, number, n_iterations),
             relaxation(used, gradients),
+            seeks_lost=number > 1 and used is model,
         )
         for number, used in enumerate(models, start=1)
     ]
