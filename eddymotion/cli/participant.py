@@ -32,6 +32,8 @@ from eddymotion.cli.parser import Parser
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:
+    from eddymotion.bids.series import Sorted
+    from eddymotion.cli.board import Watch
     from eddymotion.workflows.bids_app import Run
 
 log = logging.getLogger("eddymotion")
@@ -78,6 +80,15 @@ def build_parser() -> Parser:
     parser.add_argument("--doctor", type=Path, metavar="BIDS_DIR", nargs="?", const=NOWHERE,
                         help="tell versions, what the machine gives, and the problems of a "
                              "dataset, to be pasted into a question")  # fmt: skip
+    _add_choosing_options(parser)
+    add_estimation_options(parser)
+    add_settings(parser, "runs of a session")
+    add_running_options(parser, __version__)
+    _add_workflow_options(parser)
+    return parser
+
+
+def _add_choosing_options(parser: Parser) -> None:
     group = parser.add_argument_group("what to process")
     group.add_argument("--participant-label", "--participant_label", nargs="+", default=[],
                        metavar="LABEL", help="participants, with or without sub-")  # fmt: skip
@@ -99,9 +110,9 @@ def build_parser() -> Parser:
                             "logged)")  # fmt: skip
     add_setting(group, "brain_mask",
                 help="brain mask on the grid of the series, when there is just one")  # fmt: skip
-    add_estimation_options(parser)
-    add_settings(parser, "runs of a session")
-    add_running_options(parser, __version__)
+
+
+def _add_workflow_options(parser: Parser) -> None:
     group = parser.add_argument_group("workflow")
     group.add_argument("-w", "--work-dir", type=Path, metavar="DIR",
                        help="where intermediate results are kept, so that an interrupted run goes "
@@ -123,7 +134,6 @@ def build_parser() -> Parser:
     group.add_argument(
         "--reports-only", action="store_true", help="write the reports of finished series again"
     )
-    return parser
 
 
 MEMORY_GB = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
@@ -205,21 +215,15 @@ def demonstrate(options: argparse.Namespace) -> int:
 
 def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
-    from eddymotion.bids.series import report_problems, warn_of_missing_description
+    from eddymotion.bids.series import warn_of_missing_description
     from eddymotion.cli.board import Watch
     from eddymotion.cli.choice import (
         refuse_contradicting_options,
         refuse_shared_files,
         sorted_series,
     )
-    from eddymotion.cli.closing import log_failures, log_skipped, rows_of, show_table
-    from eddymotion.derivatives.dataset import (
-        refuse_foreign_dataset,
-        write_citation,
-        write_dataset_files,
-    )
-    from eddymotion.reports.participant import finished_sidecars
-    from eddymotion.workflows.bids_app import correct_participants, prepare_work_dir, sole_writer
+    from eddymotion.derivatives.dataset import refuse_foreign_dataset
+    from eddymotion.workflows.bids_app import prepare_work_dir, sole_writer
 
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
@@ -229,26 +233,38 @@ def correct_dataset(options: argparse.Namespace) -> int:
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)
         warn_of_missing_description(bids_dir)
-    n_series = found.n_series
     refuse_shared_files(options, found)
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, list(found.series)) as locks:
         prepare_work_dir(run_options.work_dir)
         with logging_to(output_dir / "logs", options.verbose) as log_file:
-            n_participants = len(found.series)
-            log.info("eddymotion %s: %d series of %d participant%s", __version__, n_series,
-                     n_participants, "s" * (n_participants > 1))  # fmt: skip
-            if not options.skip_bids_validation:
-                report_problems(bids_dir)
-            write_dataset_files(output_dir, bids_dir, options.anat_derivatives)
             watch = Watch(options.verbose)
             run_options = replace(run_options, log_file=log_file, locks=locks, watched=watch)
-            failures = correct_participants(found, run_options)
-            write_citation(output_dir, finished_sidecars(output_dir))
-            if watch.board is not None and options.verbose >= 0:
-                show_table(rows_of(watch, failures), output_dir)
-            log_skipped(found)
-            log_failures(failures, n_series, log_file)
+            return _correct_found(found, run_options, watch, options)
+
+
+def _correct_found(
+    found: Sorted, run_options: Run, watch: Watch, options: argparse.Namespace
+) -> int:
+    """Correct the series that were found, and tell how it ended; 1 if some failed."""
+    from eddymotion.bids.series import report_problems
+    from eddymotion.cli.closing import log_failures, log_skipped, rows_of, show_table
+    from eddymotion.derivatives.dataset import write_citation, write_dataset_files
+    from eddymotion.reports.participant import finished_sidecars
+    from eddymotion.workflows.bids_app import correct_participants
+
+    bids_dir, n_participants = options.bids_dir.resolve(), len(found.series)
+    log.info("eddymotion %s: %d series of %d participant%s", __version__, found.n_series,
+             n_participants, "s" * (n_participants > 1))  # fmt: skip
+    if not options.skip_bids_validation:
+        report_problems(bids_dir)
+    write_dataset_files(run_options.output_dir, bids_dir, options.anat_derivatives)
+    failures = correct_participants(found, run_options)
+    write_citation(run_options.output_dir, finished_sidecars(run_options.output_dir))
+    if watch.board is not None and options.verbose >= 0:
+        show_table(rows_of(watch, failures), run_options.output_dir)
+    log_skipped(found)
+    log_failures(failures, found.n_series, run_options.log_file)
     return 1 if failures else 0
 
 

@@ -64,7 +64,9 @@ def build_parser() -> Parser:
                         help="root of the dataset; other participants there stay")  # fmt: skip
     _add_scan_options(parser)
     _add_motion_options(parser)
-    _add_artefact_options(parser)
+    artefacts = parser.add_argument_group("what goes wrong beside motion")
+    _add_noise_options(artefacts)
+    _add_distortion_options(artefacts)
     _add_output_options(parser)
     add_running_options(parser, __version__, "motion, noise, dropout and eddy currents")
     return parser
@@ -161,8 +163,7 @@ def _add_motion_options(parser: Parser) -> None:
                        help="multiply the motion (default: 1)")  # fmt: skip
 
 
-def _add_artefact_options(parser: Parser) -> None:
-    group = parser.add_argument_group("what goes wrong beside motion")
+def _add_noise_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--noise",
         choices=("rician", "chi", "none"),
@@ -185,6 +186,9 @@ def _add_artefact_options(parser: Parser) -> None:
     group.add_argument("--dropout", type=share, default=0.0, metavar="SHARE",
                        help="share of the slices of diffusion-weighted volumes that lose signal "
                             "(default: %(default)g)")  # fmt: skip
+
+
+def _add_distortion_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--eddy-current", "--eddy-currents", default="none",
                        choices=("none", "linear", "quadratic"),
                        help="displacement along the phase-encoding axis in proportion to the "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from eddymotion.wording import shown
 log = logging.getLogger(__name__)
 
 SAME_GRID_MM = 0.5
+
+INCOMPLETE_PHASES = "--phase1 and --phase2 belong together; give both, or --phasediff"
 
 FIELDS = (
     "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime", "EchoTime", "EchoTime1",
@@ -126,14 +129,19 @@ def read_inputs(paths: FieldmapPaths, settings: FieldmapSettings) -> Inputs:
         for direction, time in zip(directions, times, strict=True)
     )
     measured = read_measured(paths, settings) if paths.measured else None
-    mask = None
-    if paths.mask is not None:
-        data, affine, _ = read_image(paths.mask, settings.ignore)
-        _refuse_other_grid(paths.mask, data, affine, paths.images[0], images[0])
-        mask = data.reshape(images[0].data.shape) > 0
-        if not mask.any():
-            raise EddymotionError(f"{paths.mask}: marks no voxel; give the brain of the image")
+    mask = None if paths.mask is None else _mask(paths, images[0], settings.ignore)
     return Inputs(distorted, encodings, nominal, measured, mask)
+
+
+def _mask(paths: FieldmapPaths, first: Image, ignore: Sequence[str]) -> np.ndarray:
+    """Read the brain mask, on the grid of the first image."""
+    assert paths.mask is not None
+    data, affine, _ = read_image(paths.mask, ignore)
+    _refuse_other_grid(paths.mask, data, affine, paths.images[0], first)
+    mask = data.reshape(first.data.shape) > 0
+    if not mask.any():
+        raise EddymotionError(f"{paths.mask}: marks no voxel; give the brain of the image")
+    return mask
 
 
 def _directions(
@@ -249,7 +257,7 @@ def read_measured(paths: FieldmapPaths, settings: FieldmapSettings) -> MeasuredM
     elif paths.phase1 is not None and paths.phase2 is not None:
         phases, times = _of_two_echoes(paths.phase1, paths.phase2, settings)
     else:
-        raise EddymotionError("--phase1 and --phase2 belong together; give both, or --phasediff")
+        raise EddymotionError(INCOMPLETE_PHASES)
     return MeasuredMap.of_phases(phases, magnitude, abs(times[1] - times[0]))
 
 
@@ -316,26 +324,32 @@ def _refuse_other_grid(
 
 def refuse_settings(paths: FieldmapPaths, settings: FieldmapSettings) -> None:
     """Raise if the options contradict each other, before anything is read."""
-    kinds = [name for name, path in (("--phasediff", paths.phasediff),
-             ("--phase1", paths.phase1 or paths.phase2), ("--fieldmap", paths.fieldmap))
-             if path is not None]  # fmt: skip
-    if len(kinds) > 1:
-        raise EddymotionError(f"{kinds[0]} and {kinds[1]} are two measured maps; leave one out")
+    for contradiction in chain(_about_files(paths), _about_values(paths, settings)):
+        raise EddymotionError(contradiction)
+
+
+def _about_files(paths: FieldmapPaths) -> Iterator[str]:
+    maps = {"--phasediff": paths.phasediff, "--phase1": paths.phase1 or paths.phase2,
+            "--fieldmap": paths.fieldmap}  # fmt: skip
+    given = [option for option, path in maps.items() if path is not None]
+    if len(given) > 1:
+        yield f"{given[0]} and {given[1]} are two measured maps; leave one out"
     if (paths.phase1 is None) != (paths.phase2 is None):
-        raise EddymotionError("--phase1 and --phase2 belong together; give both, or --phasediff")
-    if paths.magnitude is not None and not kinds:
-        raise EddymotionError(
+        yield INCOMPLETE_PHASES
+    if paths.magnitude is not None and not given:
+        yield (
             "--magnitude belongs to a measured map; add --phasediff, --phase1 and --phase2, or "
             "--fieldmap"
         )
-    if settings.units is not None and paths.fieldmap is None:
-        raise EddymotionError(f"--units {shown(settings.units)}: only --fieldmap has units")
-    if len(paths.images) == 1 and not kinds:
-        raise EddymotionError(
+    if len(paths.images) == 1 and not given:
+        yield (
             f"{paths.images[0]}: one image tells nothing of its own distortion; add one of the "
             "opposite polarity, or a measured map (--phasediff, --phase1 and --phase2, --fieldmap)"
         )
+
+
+def _about_values(paths: FieldmapPaths, settings: FieldmapSettings) -> Iterator[str]:
+    if settings.units is not None and paths.fieldmap is None:
+        yield f"--units {shown(settings.units)}: only --fieldmap has units"
     if settings.echo_times and settings.echo_times[0] == settings.echo_times[1]:
-        raise EddymotionError(
-            f"--echo-times: both are {settings.echo_times[0]:g} s; give two that differ, in s"
-        )
+        yield f"--echo-times: both are {settings.echo_times[0]:g} s; give two that differ, in s"
