@@ -12,6 +12,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.models import get_model
 from eddymotion.pipeline.settings import Settings
 from eddymotion.reports.data import ReportData
+from eddymotion.reports.maps import JudgedSlices
 from eddymotion.reports.participant import NO_ERRORS, write_report
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import PlaneGrid, Slices
@@ -42,7 +43,8 @@ def write_series(folder, label, dwi, motion, src=None, **sidecar):
     slices = Slices(corrected)
     volumes = slices.watching(corrected.volumes())
     write_outputs(corrected, motion, outputs, volumes=volumes, original=dwi, quality=after)
-    draw_series(outputs, dwi, motion, model, Slices.of(dwi), slices, before, after, log=TOLD)
+    drawn = JudgedSlices(Slices.of(dwi), before), JudgedSlices(slices, after)
+    draw_series(outputs, dwi, motion, model, *drawn, log=TOLD)
     content = {
         "Sources": [f"bids:raw:{name}/dwi/{name}_dwi.nii.gz"],
         "Settings": Settings().effective(),

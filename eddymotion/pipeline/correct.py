@@ -55,6 +55,7 @@ from eddymotion.pipeline.stages import (
 )
 from eddymotion.pipeline.target import Target
 from eddymotion.reports.data import recorded_log
+from eddymotion.reports.maps import JudgedSlices
 from eddymotion.reports.qc import quality_record
 from eddymotion.reports.series import SeriesReport, draw_series
 from eddymotion.reports.slices import Slices
@@ -122,11 +123,11 @@ def correct_series(
         series, settings, dwi, motion, model, run, before, after, prepared, target, space
     )
     with stages("resampling and writing"):
-        corrected, slices = correction.write(outputs, progress)
+        corrected, *drawn = correction.write(outputs, progress)
     with stages("pictures"), ThreadPoolExecutor(1) as beside:
         digest = beside.submit(sha256, outputs["dwi"])
         draw_session_field(run, outputs)
-        draw_series(outputs, dwi, motion, model, *slices, before, after, log=stages.log)
+        draw_series(outputs, dwi, motion, model, *drawn, log=stages.log)
     digests = {outputs["dwi"]: digest.result()}
     return correction.record(outputs, corrected, stages, fingerprint, digests)
 
@@ -176,14 +177,16 @@ class Correction:
     target: Target | None
     space: OutputSpace | None
 
-    def write(self, outputs: Outputs, progress: Progress) -> tuple[Series, tuple[Slices, Slices]]:
+    def write(
+        self, outputs: Outputs, progress: Progress
+    ) -> tuple[Series, JudgedSlices, JudgedSlices]:
         """Resample the series, volume by volume, and write all files but pictures and sidecar.
 
         Returns
         -------
         corrected : Series
-        slices : two Slices
-            Of the series before and after, for pictures.
+        before, after : JudgedSlices
+            What is drawn of the original and of the corrected series.
         """
         settings, space = self.settings, self.space
         refuse_if_lost(outputs["sidecar"])
@@ -196,19 +199,20 @@ class Correction:
         corrected = corrected_series(
             self.prepared.dwi, self.motion, settings, self.target, space, self.after, progress
         )
-        slices = Slices.of(self.prepared.dwi, n_threads=settings.nprocs), Slices(corrected)
+        original = Slices.of(self.prepared.dwi, n_threads=settings.nprocs)
+        written = Slices(corrected)
         volumes = progress(corrected.volumes(), "resampling", len(self.dwi))
         write_outputs(
             corrected,
             self.motion,
             outputs,
-            volumes=slices[1].watching(volumes),
+            volumes=written.watching(volumes),
             original=self.dwi,
             quality=self.after,
             on_demand=on_demand(settings, in_frame=space is None),
             progress=progress,
         )
-        return corrected, slices
+        return corrected, JudgedSlices(original, self.before), JudgedSlices(written, self.after)
 
     def record(
         self,

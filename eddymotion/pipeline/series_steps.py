@@ -53,6 +53,7 @@ from eddymotion.pipeline.stages import (
     model_for,
 )
 from eddymotion.pipeline.target import Target
+from eddymotion.reports.maps import JudgedSlices
 from eddymotion.reports.participant import write_participant_page
 from eddymotion.reports.series import draw_series
 from eddymotion.reports.slices import Slices
@@ -207,7 +208,8 @@ def report(
     outputs = Outputs.in_folder(out_dir, series.dwi)
     model = model_for(dwi.gradients, settings)
     before, quality = judge_both(dwi, motion, model, settings)
-    draw_series(outputs, dwi, motion, model, Slices.of(dwi), Slices.of(after), before, quality)
+    drawn = JudgedSlices(Slices.of(dwi), before), JudgedSlices(Slices.of(after), quality)
+    draw_series(outputs, dwi, motion, model, *drawn)
     write_confounds(outputs, after.gradients, motion, dwi.center, quality)
     write_text(outputs["outliers"], outlier_table(quality.outliers))
     summary = summarise(dwi, motion, model, before, quality)

@@ -23,11 +23,8 @@ import numpy as np
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.quality import Quality
 from eddymotion.io.writing import replacing
-from eddymotion.models import Model
-from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
-from eddymotion.reports.slices import Slices
+from eddymotion.reports.maps import JudgedSlices, Measures
 from eddymotion.reports.sprites import Frames, Sheet, white_levels
 from eddymotion.wording import why
 
@@ -89,14 +86,11 @@ class ReportData:
     def of(
         cls,
         dwi: DWI,
-        model: Model,
-        before: Slices,
-        after: Slices,
-        quality_before: Quality,
-        quality_after: Quality,
-        *,
-        predicted: dict[str, np.ndarray] | None = None,
-        measures: Callable[[], Measures] | None = None,
+        before: JudgedSlices,
+        after: JudgedSlices,
+        predicted: dict[str, np.ndarray],
+        predictor: str,
+        measures: Callable[[], Measures],
     ) -> ReportData:
         """Collect what a run has in memory.
 
@@ -104,36 +98,32 @@ class ReportData:
         ----------
         dwi : DWI
             The original series.
-        model : Model
-        before, after : Slices
+        before, after : JudgedSlices
             Of the original and of the corrected series, on the same planes.
-        quality_before, quality_after : Quality
-        predicted : dict, optional
+        predicted : dict
             Of :func:`~eddymotion.reports.maps.predicted_planes` after correction.
-        measures : callable, optional
-            Returns the measures of both, where they are taken beside this.
+        predictor : str
+            By which model.
+        measures : callable
+            Returns the measures of both; they may be taken meanwhile.
         """
-        models = [predictor_for(quality.model or model, dwi.gradients)
-                  for quality in (quality_before, quality_after)]  # fmt: skip
-        predicted = predicted_planes(after, models[1]) if predicted is None else predicted
-        frames = Frames.of(after.grid, len(dwi))
-        masks = {name: after.mask(name) for name in after.planes}
-        white = white_levels(after.planes, masks, after.gradients)
-        shown = {"before": before.planes, "after": after.planes, "predicted": predicted}
+        old, new = before.slices, after.slices
+        frames, white = Frames.of(new.grid, len(dwi)), white_levels(new)
+        shown = {"before": old.planes, "after": new.planes, "predicted": predicted}
         return cls(
             series=repr(dwi),
             b0_threshold=dwi.gradients.b0_threshold,
-            bvals=after.gradients.bvals,
-            bvecs_before=before.gradients.bvecs,
-            bvecs_after=after.gradients.bvecs,
-            z=quality_after.outliers.z.astype(np.float32),
-            ratio=quality_after.outliers.ratio.astype(np.float32),
-            correlation_before=quality_before.correlation,
+            bvals=new.gradients.bvals,
+            bvecs_before=old.gradients.bvecs,
+            bvecs_after=new.gradients.bvecs,
+            z=after.quality.outliers.z.astype(np.float32),
+            ratio=after.quality.outliers.ratio.astype(np.float32),
+            correlation_before=before.quality.correlation,
             sheets={name: frames.sheet(planes, white) for name, planes in shown.items()},
             boxes=frames.boxes,
-            outline=frames.outline(after.grid),
-            measures=asdict(measures() if measures else Measures.of(before, after, models)),
-            predictor=type(models[1]).__name__,
+            outline=frames.outline(new.grid),
+            measures=asdict(measures()),
+            predictor=predictor,
         )
 
     @property

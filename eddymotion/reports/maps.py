@@ -11,7 +11,7 @@ import numpy as np
 from eddymotion.data.gradients import Gradients
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.maps import MIN_VOLUMES, cnr, snr
-from eddymotion.estimation.quality import predict
+from eddymotion.estimation.quality import Quality, predict
 from eddymotion.evaluation.series import nearest_neighbours, neighbour_correlations
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.models import LinearModel, Model, get_model
@@ -27,9 +27,27 @@ MIN_FOR_TENSOR = 6
 COLOR_GAIN = 1.4
 
 
-def predictor_for(model: Model, gradients: Gradients) -> Model:
-    """Return the model of a run, or a Gaussian process where that refits each voxel: too slow."""
-    return model if isinstance(model, LinearModel) else get_model("auto", gradients)
+@dataclass(frozen=True, eq=False)
+class JudgedSlices:
+    """A series before or after its correction: its planes, and how well its volumes fit.
+
+    Parameters
+    ----------
+    slices : Slices
+    quality : Quality
+        Of the volumes, compared with their predictions.
+    """
+
+    slices: Slices
+    quality: Quality
+
+    def predictor(self, model: Model, gradients: Gradients) -> Model:
+        """Choose what predicts the planes: the model of the run, unless it refits each voxel.
+
+        That would be too slow; a Gaussian process takes its place then.
+        """
+        used = self.quality.model or model
+        return used if isinstance(used, LinearModel) else get_model("auto", gradients)
 
 
 def predicted_planes(slices: Slices, model: Model) -> dict[str, np.ndarray]:

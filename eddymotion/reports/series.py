@@ -18,7 +18,6 @@ from eddymotion.derivatives.eddy import MODEL
 from eddymotion.derivatives.names import Outputs
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.outliers import volumes_beyond_repair
-from eddymotion.estimation.quality import Quality
 from eddymotion.io.tsv import Table, table_text
 from eddymotion.io.writing import read_json, write_text
 from eddymotion.machine.parallel import one_blas_thread
@@ -28,8 +27,7 @@ from eddymotion.reports import DPI
 from eddymotion.reports.charts import carpet_chart, eddy_chart, motion_chart, sphere_chart
 from eddymotion.reports.course_chart import course_chart
 from eddymotion.reports.data import ReportData
-from eddymotion.reports.maps import Measures, predicted_planes, predictor_for
-from eddymotion.reports.slices import Slices
+from eddymotion.reports.maps import JudgedSlices, Measures, predicted_planes
 from eddymotion.reports.verdict import (
     Findings,
     Notice,
@@ -61,10 +59,8 @@ def draw_series(
     dwi: DWI,
     motion: Motion,
     model: Model,
-    before: Slices,
-    after: Slices,
-    quality_before: Quality,
-    quality_after: Quality,
+    before: JudgedSlices,
+    after: JudgedSlices,
     *,
     log: Sequence[tuple[float, str]] = (),
 ) -> ReportData:
@@ -77,11 +73,37 @@ def draw_series(
         The original series.
     motion : Motion
     model : Model
-    before, after : Slices
+    before, after : JudgedSlices
         Of the original and of the corrected series, on the same planes.
-    quality_before, quality_after : Quality
     log : sequence of (seconds, message)
         From :func:`~eddymotion.reports.data.recorded_log`.
+    """
+    gradients = after.slices.gradients
+    write_text(outputs["report_steps"], table_text(_steps(log)))
+    with one_blas_thread():
+        columns = confounds(gradients, motion, dwi.center, after.quality)
+        table = Table.parse(table_text(columns))
+        outliers = after.quality.outliers
+        findings = Findings.of(table, gradients, dwi.shape[2], outliers.z.astype(np.float32),
+                               volumes_beyond_repair(outliers))  # fmt: skip
+        data = _draw_pictures(outputs, dwi, model, before, after, findings)
+        data.save(outputs["report_data"])
+    head = motion.parameters(dwi.center, of_head=True)[:, :3].T
+    write_text(outputs["motion_figure"], motion_chart(table, gradients, findings, head))
+    return data
+
+
+def _draw_pictures(
+    outputs: Outputs,
+    dwi: DWI,
+    model: Model,
+    before: JudgedSlices,
+    after: JudgedSlices,
+    findings: Findings,
+) -> ReportData:
+    """Write the figures that are made of pixels, and collect the data of the page.
+
+    The interpreter draws one figure after the other; other threads encode them, and measure.
     """
     from eddymotion.reports import pixels_of, save_pixels
     from eddymotion.reports.edges import has_both_kinds
@@ -94,53 +116,34 @@ def draw_series(
     )
     from eddymotion.reports.sprites import white_levels
 
-    first, second = (
-        predictor_for(quality.model or model, dwi.gradients)
-        for quality in (quality_before, quality_after)
-    )
-    write_text(outputs["report_steps"], table_text(_steps(log)))
-    with one_blas_thread(), ThreadPoolExecutor(N_BESIDE) as beside:
+    first, second = (side.predictor(model, dwi.gradients) for side in (before, after))
+    old, new = before.slices, after.slices
+    with ThreadPoolExecutor(N_BESIDE) as beside:
 
         def save(figure: Figure, kind: str, dpi: int = DPI) -> None:
             saved.append(beside.submit(save_pixels, pixels_of(figure, dpi), outputs[kind], dpi))
 
         saved: list[Future[None]] = []
-        unmoved = beside.submit(predicted_planes, before, first)
-        predicted = {"after": predicted_planes(after, second), "before": unmoved.result()}
-        measured = beside.submit(Measures.of, before, after, (first, second))
+        unmoved = beside.submit(predicted_planes, old, first)
+        predicted = {"after": predicted_planes(new, second), "before": unmoved.result()}
+        measured = beside.submit(Measures.of, old, new, (first, second))
         data = beside.submit(
-            ReportData.of, dwi, model, before, after, quality_before, quality_after,
-            predicted=predicted["after"], measures=measured.result,
+            ReportData.of, dwi, before, after, predicted["after"], type(second).__name__,
+            measured.result,
         )  # fmt: skip
-        save(before_after_figure(before, after), "before_after_figure")
-        save(brain_figure(after), "brain_figure", dpi=100)
-        if has_both_kinds(after.gradients):
-            save(b0_edges_figure(before, after), "b0_edges_figure", dpi=100)
+        save(before_after_figure(old, new), "before_after_figure")
+        save(brain_figure(new), "brain_figure", dpi=100)
+        if has_both_kinds(new.gradients):
+            save(b0_edges_figure(old, new), "b0_edges_figure", dpi=100)
         else:
             outputs["b0_edges_figure"].unlink(missing_ok=True)  # of a run with another threshold
-        save(maps_figure(before, after, predicted), "maps_figure", dpi=90)
-        table = Table.parse(
-            table_text(confounds(after.gradients, motion, dwi.center, quality_after))
-        )
-        findings = _findings(table, after, quality_after, dwi.shape[2])
-        white = white_levels(
-            after.planes, {name: after.mask(name) for name in after.planes}, after.gradients
-        )
-        figure = heldout_figure(after, predicted["after"], chosen_volumes(findings), white)
-        save(figure, "heldout_figure", dpi=90)
-        data.result().save(outputs["report_data"])
+        save(maps_figure(old, new, predicted), "maps_figure", dpi=90)
+        chosen = chosen_volumes(findings)
+        heldout = heldout_figure(new, predicted["after"], chosen, white_levels(new))
+        save(heldout, "heldout_figure", dpi=90)
         for pending in saved:
             pending.result()
-    head = motion.parameters(dwi.center, of_head=True)[:, :3].T
-    chart = motion_chart(table, after.gradients, findings, head)
-    write_text(outputs["motion_figure"], chart)
-    return data.result()
-
-
-def _findings(table: Table, after: Slices, quality: Quality, n_slices: int) -> Findings:
-    scores = quality.outliers.z.astype(np.float32)
-    unusable = volumes_beyond_repair(quality.outliers)
-    return Findings.of(table, after.gradients, n_slices, scores, unusable)
+        return data.result()
 
 
 def chosen_volumes(findings: Findings) -> list[tuple[int, str]]:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eddymotion.data.gradients import Gradients
-from eddymotion.reports.slices import PLANES, PlaneGrid
+from eddymotion.reports.slices import PLANES, PlaneGrid, Slices
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -170,11 +169,10 @@ def _edges(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
     return level + upright
 
 
-def white_levels(
-    planes: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], gradients: Gradients
-) -> np.ndarray:
+def white_levels(slices: Slices) -> np.ndarray:
     """Return the signal that is white in each volume: one level for a shell, (N,)."""
-    inside = np.concatenate([planes[name][masks[name]] for name in planes])
+    gradients = slices.gradients
+    inside = np.concatenate([plane[slices.mask(name)] for name, plane in slices.planes.items()])
     groups = [gradients.b0s, *gradients.shells] if gradients.is_shelled else [
         np.array([volume]) for volume in range(len(gradients))
     ]  # fmt: skip
