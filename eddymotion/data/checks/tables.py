@@ -70,22 +70,30 @@ def _contradictions(dwi: Series) -> list[Contradiction]:
     scaled = scaled_bvals(appearance.brightness, levels_of(bvals, threshold), bvals)
     if scaled is not None:
         return [scaled]
-    shelled = dwi.gradients.is_shelled
-    labels = Labels.of(appearance, bvals, threshold, shelled=shelled)
-    wrong, without_b0 = _mislabelled(appearance, labels, dwi.gradients), not len(labels.b0s)
+    labels = Labels.of(appearance, bvals, threshold, shelled=dwi.gradients.is_shelled)
+    wrong = _mislabelled(appearance, labels, dwi.gradients)
     if not wrong:
         return labels.out_of_order()
+    if (words := _one_volume_off(labels, wrong, threshold)) is not None:
+        reading = f"the b-values fit the images if each stands one volume {words}"
+        return [Contradiction(_describe(wrong), reading)]
     certain = [volume for volume in wrong if volume.certain]
-    if len(wrong) > 1 and certain and not without_b0:
-        for step, words in ((-1, "earlier"), (1, "later")):
-            if Labels.of(appearance, np.roll(bvals, step), threshold, shelled=shelled).fit():
-                reading = f"the b-values fit the images if each stands one volume {words}"
-                return [Contradiction(_describe(wrong), reading)]
     doubtful = [volume for volume in wrong if not volume.certain]
     return [
         Contradiction(_describe(some), _relabelling(some), some is certain)
         for some in (certain, doubtful) if some
     ]  # fmt: skip
+
+
+def _one_volume_off(labels: Labels, wrong: Sequence[Mislabelled], threshold: float) -> str | None:
+    """Say to which side the whole table is shifted by one volume, if it is."""
+    if len(wrong) < 2 or not len(labels.b0s) or not any(volume.certain for volume in wrong):
+        return None
+    for step, words in ((-1, "earlier"), (1, "later")):
+        shifted = np.roll(labels.bvals, step)
+        if Labels.of(labels.appearance, shifted, threshold, shelled=labels.shelled).fit():
+            return words
+    return None
 
 
 def _mislabelled(
