@@ -40,6 +40,7 @@ points shows it. Three things do, and make up the covariance:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
@@ -100,38 +101,71 @@ def offset_from_images(
     compute = compute or Compute()
     random, n_threads = np.random.default_rng(compute.seed), compute.n_threads
     series = (volumes, motion, b0_motion)
-    at_start = np.linalg.inv(start)
-    to_b0, poses = at_start, [at_start]
-    for width in COARSE:
-        clusters = Clusters.draw(dwi, width, random, n_threads)
-        if near:  # drawn all the same: the finest points do not depend on it
-            continue
-        equations = ContrastEquations.at(clusters, width, *series)
-        solved = equations.solve(to_b0, n_normals=width.n_normals)
-        if solved is None:
-            return None
-        poses = [at_start, to_b0 := solved.to_b0]  # coarse widths reach far; on some heads err
+    coarse = [Clusters.draw(dwi, width, random, n_threads) for width in COARSE]
     width = FINE_NEAR if near else FINE
-    fine = ContrastEquations.at(Clusters.draw(dwi, width, random, n_threads), width, *series)
-    few = fine.thinned()
-    poses = [*poses, *map(np.linalg.inv, others)]
-    starts = [few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in poses]
-    begun = sorted((one for one in starts if one is not None), key=attrgetter("cost"))
-    if not begun or (solved := _finished(few, fine, begun[0], width.n_normals)) is None:
+    finest = Clusters.draw(dwi, width, random, n_threads)  # the same whether `near` or not
+    poses = [np.linalg.inv(start)]
+    if not near:
+        reached = _from_coarse(coarse, series, poses[0])
+        if reached is None:
+            return None
+        poses.append(reached)  # coarse widths reach far; on some heads err
+    search = _FinestSearch.of(ContrastEquations.at(finest, width, *series), width.n_normals)
+    begun = search.begun([*poses, *map(np.linalg.inv, others)])
+    if not begun or (solved := search.finished(begun[0])) is None:
         return None
     covariance = solved.with_own_normals().covariance()
-    elsewhere = [one for one in begun if fine.clusters.are_apart(one.to_b0, begun[0].to_b0)]
-    rival = _finished(few, fine, elsewhere[0], width.n_normals) if elsewhere else None
+    elsewhere = [one for one in begun if finest.are_apart(one.to_b0, begun[0].to_b0)]
+    rival = search.finished(elsewhere[0]) if elsewhere else None
     if rival is not None:
         covariance = covariance + solved.doubt(rival)
     return np.linalg.inv(solved.to_b0), covariance
 
 
-def _finished(
-    few: ContrastEquations, fine: ContrastEquations, begun: SolvedContrast, n_normals: int
-) -> SolvedContrast | None:
-    """Go on from the first steps to the end."""
-    solved = few.solve(begun.to_b0, begun.function, n_normals=n_normals)
-    if solved is None:
-        return None
-    return fine.solve(solved.to_b0, solved.function, n_normals=1, n_steps=LAST_STEPS)
+def _from_coarse(
+    clusters: Sequence[Clusters],
+    series: tuple[np.ndarray, Motion, Motion],
+    to_b0: np.ndarray,
+) -> np.ndarray | None:
+    """Solve at one width after the other, from a pose on; None with too few points."""
+    for width, drawn in zip(COARSE, clusters, strict=True):
+        equations = ContrastEquations.at(drawn, width, *series)
+        solved = equations.solve(to_b0, n_normals=width.n_normals)
+        if solved is None:
+            return None
+        to_b0 = solved.to_b0
+    return to_b0
+
+
+@dataclass(frozen=True, eq=False)
+class _FinestSearch:
+    """Solves at the finest width, from several starts.
+
+    Parameters
+    ----------
+    fine : ContrastEquations
+    few : ContrastEquations
+        Those of a part of the clusters, for the way there.
+    n_normals : int
+        Normal matrices on that way.
+    """
+
+    fine: ContrastEquations
+    few: ContrastEquations
+    n_normals: int
+
+    @classmethod
+    def of(cls, fine: ContrastEquations, n_normals: int) -> _FinestSearch:
+        return cls(fine, fine.thinned(), n_normals)
+
+    def begun(self, poses: Sequence[np.ndarray]) -> list[SolvedContrast]:
+        """Take the first steps from each pose; what fits best comes first."""
+        starts = [self.few.solve(pose, n_normals=1, n_steps=FIRST_STEPS) for pose in poses]
+        return sorted((one for one in starts if one is not None), key=attrgetter("cost"))
+
+    def finished(self, begun: SolvedContrast) -> SolvedContrast | None:
+        """Go on from the first steps to the end; None with too few points."""
+        solved = self.few.solve(begun.to_b0, begun.function, n_normals=self.n_normals)
+        if solved is None:
+            return None
+        return self.fine.solve(solved.to_b0, solved.function, n_normals=1, n_steps=LAST_STEPS)
