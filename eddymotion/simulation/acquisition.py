@@ -12,7 +12,6 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
-from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import Grid, block_means, grid_points
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
@@ -23,6 +22,7 @@ from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation.base import ContinuousHead, Head, signal_of_volume
 from eddymotion.simulation.echo_planar import Distortion, pushed_means
 from eddymotion.simulation.eddy_currents import EddyCurrents
+from eddymotion.simulation.encoding import Encoding
 from eddymotion.simulation.kspace import KSpace, Scanner
 from eddymotion.simulation.output import write_bids, write_motion_table
 from eddymotion.simulation.sampling import SliceProfile, View
@@ -123,15 +123,14 @@ def acquire(
     EddymotionError
         If a distortion is asked for in k-space, or a motion within volumes does not fit the grid.
     """
-    if kspace is not None and distortion is not None:
-        raise EddymotionError("acquire: a distortion is not simulated in k-space; leave one out")
+    scanner = None if kspace is None else Scanner(kspace, grid)
+    encoding = Encoding(eddy, distortion, scanner)
     sigma = 0.0 if snr is None else phantom.white_signal / snr
     signal = np.empty((*grid.shape, len(gradients)), np.float32, order="F")
     streams = np.random.SeedSequence(seed).spawn(len(gradients))
     sensitivity = coil_sensitivity(grid, coil_bias).T
     kept = dropped_slices(gradients, grid.shape[2], dropout, seed)
-    scanner = None if kspace is None else Scanner(kspace, grid)
-    means = _volumes(phantom, gradients, motion, grid, eddy, distortion, scanner, slice_profile)
+    means = _volumes(phantom, gradients, motion, grid, encoding, slice_profile)
 
     def scan(index: int) -> None:
         random = np.random.default_rng(streams[index])
@@ -153,14 +152,13 @@ def _volumes(
     gradients: Gradients,
     motion: Motion | SlicePoses,
     grid: Grid,
-    eddy: EddyCurrents | None,
-    distortion: Distortion | None,
-    scanner: Scanner | None,
+    encoding: Encoding,
     slice_profile: float | None,
 ) -> Volumes:
     """Return what gives the noise-free volumes: whole ones, where nothing moves within them."""
     if isinstance(motion, Motion) and slice_profile is None:
-        return WholeVolumes(head, gradients, motion, grid, eddy, distortion, scanner).means
+        return WholeVolumes(head, gradients, motion, grid, encoding).means
+    scanner = encoding.scanner
     if isinstance(motion, Motion):
         groups = (np.arange(grid.shape[2]),)
         motion = SlicePoses.of_volumes(motion, groups, np.zeros((len(motion), 1)))
@@ -169,7 +167,7 @@ def _volumes(
     else:
         thickness = float(np.linalg.norm(grid.affine[:3, 2]))
         profile = SliceProfile.gaussian(slice_profile / thickness)
-    scan = SliceScan(head, gradients, motion, grid, profile, eddy, distortion, scanner)
+    scan = SliceScan(head, gradients, motion, grid, profile, encoding)
     if scanner:
         _ = scan.receive_fields  # before many threads ask for it
     return scan.means
@@ -183,13 +181,11 @@ class WholeVolumes:
     gradients: Gradients
     motion: Motion
     grid: Grid
-    eddy: EddyCurrents | None
-    distortion: Distortion | None
-    scanner: Scanner | None
+    encoding: Encoding
 
     def __post_init__(self) -> None:
-        if self.scanner:
-            _ = self.scanner.receive_field  # before many threads ask for it
+        if self.encoding.scanner:
+            _ = self.encoding.scanner.receive_field  # before many threads ask for it
 
     @cached_property
     def _bvecs(self) -> np.ndarray:
@@ -200,12 +196,13 @@ class WholeVolumes:
         """Means over the voxels of a volume, (Z, Y, X); in k-space its complex image."""
         bval = 0.0 if self.gradients.is_b0[index] else self.gradients.bvals[index]
         pose = self.motion[index]
-        view = View(bval, self._bvecs[index], np.linalg.inv(pose), self.eddy, index)
-        if self.scanner:
-            return self.scanner.image(view.sampled(self.head, self.scanner.fine_grid))
-        if self.distortion:
-            hertz = self.distortion.field(pose)
-            return pushed_means(self.head, view, self.grid, hertz, self.distortion.readout).T
+        scanner, distortion = self.encoding.scanner, self.encoding.distortion
+        view = View(bval, self._bvecs[index], np.linalg.inv(pose), self.encoding.eddy, index)
+        if scanner:
+            return scanner.image(view.sampled(self.head, scanner.fine_grid))
+        if distortion:
+            hertz = distortion.field(pose)
+            return pushed_means(self.head, view, self.grid, hertz, distortion.readout).T
         return np.maximum(_means(self.head, view, self.grid), 0.0)
 
 

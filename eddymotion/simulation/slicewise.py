@@ -17,7 +17,7 @@ from eddymotion.mapping.rigid import rms_displacement
 from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation.base import ContinuousHead, Head
 from eddymotion.simulation.echo_planar import Distortion, pushed_means
-from eddymotion.simulation.eddy_currents import EddyCurrents
+from eddymotion.simulation.encoding import Encoding
 from eddymotion.simulation.kspace import Scanner
 from eddymotion.simulation.sampling import Points, SliceProfile, View, signal_function
 
@@ -46,11 +46,8 @@ class SliceScan:
     grid : Grid
         Slices lie along its third axis.
     profile : SliceProfile
-    eddy : EddyCurrents, optional
-    distortion : Distortion, optional
-        Its phase encoding lies within slices.
-    scanner : Scanner, optional
-        Of k-space.
+    encoding : Encoding
+        Phase is encoded within slices.
 
     Raises
     ------
@@ -63,9 +60,7 @@ class SliceScan:
     motion: SlicePoses
     grid: Grid
     profile: SliceProfile
-    eddy: EddyCurrents | None = None
-    distortion: Distortion | None = None
-    scanner: Scanner | None = None
+    encoding: Encoding
 
     def __post_init__(self) -> None:
         if self.motion.n_slices != self.grid.shape[2]:
@@ -73,8 +68,9 @@ class SliceScan:
                 f"slice by slice: the motion is of {self.motion.n_slices} slices, the grid has "
                 f"{self.grid.shape[2]} along its third axis"
             )
-        directions = [self.distortion.readout.direction] if self.distortion else []
-        directions += [self.eddy.pe] if self.eddy else []
+        distortion, eddy = self.encoding.distortion, self.encoding.eddy
+        directions = [distortion.readout.direction] if distortion else []
+        directions += [eddy.pe] if eddy else []
         across = self.grid.affine[:3, 2] / np.linalg.norm(self.grid.affine[:3, 2])
         if any(abs(direction @ across) > 0.5 for direction in directions):
             raise EddymotionError(
@@ -84,9 +80,10 @@ class SliceScan:
     @cached_property
     def receive_fields(self) -> list[np.ndarray]:
         """Sensitivity at the points of each slice in k-space, (J, Y, X) each."""
-        assert self.scanner is not None
+        scanner = self.encoding.scanner
+        assert scanner is not None
         slices = range(self.grid.shape[2])
-        return [self.scanner.sensitivity(self._points_of(slice_)) for slice_ in slices]
+        return [scanner.sensitivity(self._points_of(scanner, slice_)) for slice_ in slices]
 
     def means(self, index: int) -> np.ndarray:
         """Means over the voxels of a volume, (Z, Y, X) float32; in k-space its complex image."""
@@ -94,39 +91,39 @@ class SliceScan:
         for slice_, view, hertz in self._views(index):
             slices[slice_] = self._slice(slice_, view, hertz)
         stacked = np.stack(slices)
-        return self.scanner.reconstructed(stacked) if self.scanner else stacked
+        scanner = self.encoding.scanner
+        return scanner.reconstructed(stacked) if scanner else stacked
 
     def _views(self, index: int) -> Iterator[tuple[int, View, Image | None]]:
         """Yield each slice of a volume, how it sees the head, and the off-resonance field."""
         bval = 0.0 if self.gradients.is_b0[index] else self.gradients.bvals[index]
         seen = _HeadSignals(self.head, bval)
-        fields = _Fields(self.distortion, self.grid.center)
+        fields = _Fields(self.encoding.distortion, self.grid.center)
         for group, pose in zip(self.motion.groups, self.motion.matrices[index], strict=True):
             bvec = pose[:3, :3].T @ self.gradients.bvecs[index]
             signal = seen.with_gradient(bvec)
-            view = View(bval, bvec, np.linalg.inv(pose), self.eddy, index, signal)
+            view = View(bval, bvec, np.linalg.inv(pose), self.encoding.eddy, index, signal)
             hertz = fields.at(pose)
             for slice_ in group:
                 yield slice_, view, hertz
 
     def _slice(self, slice_: int, view: View, hertz: Image | None) -> np.ndarray:
         """One slice (Y, X); in k-space finer, and weighed with the receive field."""
-        if self.scanner:
-            layers = view.sampled(self.head, self._points_of(slice_))
+        scanner, distortion = self.encoding.scanner, self.encoding.distortion
+        if scanner:
+            layers = view.sampled(self.head, self._points_of(scanner, slice_))
             return self.profile.mean(layers * self.receive_fields[slice_])
         slab = self.profile.slab(self.grid, slice_)
-        if hertz is not None and self.distortion:
-            readout = self.distortion.readout
-            layers = pushed_means(self.head, view, slab, hertz, readout, layers=1).T
+        if hertz is not None and distortion:
+            layers = pushed_means(self.head, view, slab, hertz, distortion.readout, layers=1).T
         else:
             fine = view.read(self.head, slab.refined((IN_PLANE, IN_PLANE, 1)))
             layers = block_means(fine, (1, IN_PLANE, IN_PLANE))
         return np.maximum(self.profile.mean(layers.astype(np.float32)), 0.0)
 
-    def _points_of(self, slice_: int) -> Grid:
-        """Where the scanner of k-space samples the head for a slice."""
-        assert self.scanner is not None
-        return self.scanner.refined(self.profile.slab(self.grid, slice_))
+    def _points_of(self, scanner: Scanner, slice_: int) -> Grid:
+        """Where a scanner that measures in k-space samples the head for a slice."""
+        return scanner.refined(self.profile.slab(self.grid, slice_))
 
 
 @dataclass
