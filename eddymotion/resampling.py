@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One interpolation of the original data.
+"""Resampling the original volumes into one frame, with a single interpolation.
 
-A voxel of the output grid is a point of the reference frame (through a :data:`SpaceMap`, where the
-grid lies in another space), of the scanner (the rigid pose), and of the recorded volume (the
-eddy-current field). There the volume is read once: cubic B-spline, volume by volume, in float32,
+Each voxel of the output grid is mapped to a point of the reference frame (by a :data:`SpaceMap` if
+the grid lies in another space), by the pose to the scanner, and by the fields to the position at
+which it was recorded. There the volume is read once: cubic B-spline, volume by volume, in float32,
 times the stretch of the field at the scanner position, since an echo-planar image conserves
 signal.
 
-Where the head moved within a volume, no image of the head on a grid was recorded. Such a volume is
-read slice by slice, each at its own pose, whatever engine reads the others: splines in the planes,
-kriging across them (:mod:`eddymotion.images.stack`). That is one interpolation as well. In a gap
-that the head left between slices, kriging shows the slices around it; where none comes near, the
-stack as it was recorded is read at the pose of the nearest. Predictions can take their place
-(:mod:`eddymotion.estimation.replacement`). Such a volume has one b-vector, turned by its mean
-pose: slices differ from it by as much as the head turned within the volume.
+If the head moved within a volume, the slices do not form an image of the head on a grid. Such a
+volume is read slice by slice, each at its own pose, whatever engine reads the others: splines in
+the planes, kriging across them (:mod:`eddymotion.images.stack`). That is a single interpolation as
+well. Kriging fills gaps that the head left between slices from the slices around them; where none
+is near, the volume as it was recorded is read at the pose of the nearest slice. Predictions can
+take the place of such values (:mod:`eddymotion.estimation.replacement`). The volume has one
+b-vector, rotated by its mean pose: slices differ from it by as much as the head turned within the
+volume.
 
 Positions up to half a voxel outside the outermost voxel centres belong to the image (mirrored
-there), beyond it is zero: volumes that lie at the edge lose no slice to rounding. A cubic kernel
-has negative lobes and can undershoot beside bright edges; where the series has no negative values,
-the resampled one is clipped at zero.
+there); beyond that it is zero. So volumes that lie at the edge lose no slice to rounding. A cubic
+kernel has negative lobes and can undershoot beside bright edges; if the series has no negative
+values, the resampled one is clipped at zero.
 """
 
 from __future__ import annotations
@@ -57,16 +58,16 @@ Engine = Literal["nitransforms", "fast"]
 SpaceMap = Callable[[np.ndarray], np.ndarray]
 """Points (P, 3) of the output grid → points (P, 3) of the reference frame, both RAS+ mm.
 
-If it has an attribute ``rotation`` (3, 3), the b-vectors are turned with it: they are expressed in
-the output space by its inverse. If it has one ``linear`` (4, 4), that matrix is the whole of it,
-and the points are never written out."""
+If it has an attribute ``rotation`` (3, 3), its inverse expresses the b-vectors in the output
+space. If it has an attribute ``linear`` (4, 4), that matrix is the whole map, and no array of
+points is made."""
 
 SLAB_POINTS = 2**15
-"""Positions are computed for about so many points at a time: with twice as many their arrays are
-asked of the system anew each time, which takes longer than what is computed."""
+"""Positions are computed for about so many points at a time. With twice as many, the arrays are
+allocated anew by the operating system each time, which takes longer than the computation."""
 
 SLABS_OF_MATRIX = 4
-"""Slabs are so many times as large where a matrix says all: few arrays are needed there."""
+"""Slabs are so many times as large for a purely affine mapping, which needs few arrays."""
 
 
 @overload
@@ -96,9 +97,9 @@ def resample(  # type: ignore[misc]  # options by name
     grid : (shape, affine), optional
         The output grid; that of `dwi`, or of the first run, when not given.
     space : callable, optional
-        What takes points of the output grid to the reference frame; they are the same when not
-        given. One that is not linear is evaluated once, and three float32 volumes of the output
-        grid hold the result.
+        Maps points of the output grid to the reference frame; the identity when not given. A map
+        that is not linear is evaluated once, and three float32 volumes of the output grid hold the
+        result.
     n_threads : int
         Volumes at a time. Each needs two float64 volumes and up to 70 MB with NiTransforms, two
         float32 volumes otherwise.
@@ -137,7 +138,7 @@ def resample(  # type: ignore[misc]  # options by name
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Resampled(Series):
-    """A series in the reference frame, of which few volumes exist at a time.
+    """A series in the reference frame, whose volumes are resampled as they are asked for.
 
     Parameters
     ----------
@@ -153,7 +154,7 @@ class Resampled(Series):
     to_reference : (4, 4) array
         Voxel indices of the new grid → the reference frame, RAS+ mm.
     points : (Z, Y, X, 3) float32 array, optional
-        Where the voxels of the grid lie in the reference frame, RAS+ mm, if no matrix tells.
+        Where the voxels of the grid lie in the reference frame, RAS+ mm, if the map is not linear.
     n_threads : int
         As in :func:`resample`.
     source
@@ -225,7 +226,7 @@ class Resampled(Series):
         return parallel_iterate(one_volume, range(len(dwi)), n_threads=self.n_threads)
 
     def _reading(self) -> Callable[[int], _Reading]:
-        """Prepare what tells where a volume is read."""
+        """Return what tells, for the index of a volume, where that is read."""
         field = _FieldOnGrid.of(self.motion, self.shape, self.to_reference, self.points)
 
         def of_volume(index: int) -> _Reading:
@@ -290,24 +291,24 @@ class _Reading:
 
     @property
     def is_affine(self) -> bool:
-        """Whether :attr:`voxels` says all."""
+        """Whether the matrix :attr:`voxels` is the whole mapping."""
         return self.mapping.is_rigid and self.points is None
 
     @property
     def polynomial(self) -> EddyCurrents | None:
-        """The eddy-current field, where it alone comes on top of :attr:`voxels`."""
+        """The eddy-current field, if nothing else adds to :attr:`voxels`."""
         alone = self.points is None and self.mapping.off_resonance is None
         return self.mapping.eddy_currents if alone else None
 
     @property
     def voxels(self) -> np.ndarray:
-        """Voxels of the grid → voxels of the volume but for fields and space, (3, 4)."""
+        """Voxels of the grid → voxels of the volume, without fields and space: (3, 4)."""
         return voxel_mapping(self.image_affine, self.mapping.pose, self.affine)
 
     def slabs(
         self, *, compiled: bool = False
     ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | float]]:
-        """Give the positions to read, RAS+ mm, and what is to multiply the signal, slab by slab.
+        """Yield the positions to read, RAS+ mm, and the factor of the signal, slab by slab.
 
         Parameters
         ----------
@@ -331,7 +332,7 @@ class _Reading:
     def homogeneous_slabs(
         self, image_shape: tuple[int, ...]
     ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | float, np.ndarray]]:
-        """Give what :meth:`slabs` does, homogeneous (4, P), and which lie in the image (P,)."""
+        """Yield as :meth:`slabs` does, homogeneous (4, P), and which lie in the image (P,)."""
         if self.is_affine:
             matrix, voxels = self.mapping.pose @ self.affine, self.voxels
             for slab in _slabs(self.shape, SLABS_OF_MATRIX * SLAB_POINTS):
@@ -345,7 +346,7 @@ class _Reading:
             yield slab, points, stretch, inside
 
     def places(self) -> Iterator[tuple[slice, np.ndarray, FieldThere | None]]:
-        """Give where the voxels are in the reference frame, slab by slab, and the field there."""
+        """Yield where voxels are in the reference frame, slab by slab, and the field there."""
         for slab in _slabs(self.shape):
             if self.points is None:
                 points = grid_points(self.shape, self.affine, order="F", slab=slab)
@@ -408,7 +409,7 @@ def _slabs(shape: tuple[int, int, int], n_points: int | None = None) -> Iterator
 
 
 def _mapped_grid(shape: tuple[int, int, int], affine: np.ndarray, space: SpaceMap) -> np.ndarray:
-    """Take all voxels of a grid through `space`: (Z, Y, X, 3) float32."""
+    """Map all voxels of a grid by `space`: (Z, Y, X, 3) float32."""
     points = np.empty((*shape[::-1], 3), np.float32)
     for slab in _slabs(shape):
         mapped = space(grid_points(shape, affine, order="F", slab=slab))
@@ -417,10 +418,10 @@ def _mapped_grid(shape: tuple[int, int, int], affine: np.ndarray, space: SpaceMa
 
 
 def _with_nitransforms(volume: np.ndarray, where: _Reading) -> np.ndarray:
-    """Filter the volume once, and let NiTransforms interpolate slab by slab: memory.
+    """Filter the volume once, and let NiTransforms interpolate slab by slab, to save memory.
 
-    The volume is turned to (z, y, x), the order of files: voxels that follow each other lie beside
-    each other in it, too, and take three quarters of the time.
+    The volume is turned to (z, y, x), the order of files, so that successive voxels lie side by
+    side in memory: that takes a quarter off the time.
     """
     from nitransforms.resampling import apply
     from scipy.ndimage import spline_filter
@@ -448,9 +449,9 @@ def _mapped_indices(shape: tuple[int, int, int], matrix: np.ndarray, slab: slice
 def _to_points(points: np.ndarray) -> TransformBase:
     """Make a NiTransforms transform onto irregular points, in homogeneous coordinates (4, P).
 
-    From a grid NiTransforms finds its voxels anew for each volume, and copies them to put a one
-    behind: an eighth of the time that a volume takes. ``DenseFieldTransform`` looks positions up
-    and falls back on interpolating them.
+    Given a grid, NiTransforms would compute the coordinates of its voxels for each volume, and
+    copy them to make them homogeneous, which takes an eighth of the time of a volume.
+    ``DenseFieldTransform`` would look positions up on its grid, and interpolate between them.
     """
     points_type, transform_type = _types_of_points()
     transform = transform_type()
@@ -491,7 +492,7 @@ def _with_kernel(volume: np.ndarray, where: _Reading) -> np.ndarray:
 def _through_field(
     coefficients: np.ndarray, where: _Reading, fields: EddyCurrents, resampled: np.ndarray
 ) -> None:
-    """Fill `resampled` by the kernel that evaluates the field itself."""
+    """Fill `resampled` with the kernel that evaluates the field on the way."""
     units = fields.units_of(where.mapping.pose @ where.affine)
     to_voxels = np.linalg.inv(where.image_affine)[:3, :3]
     displacement, stretch = fields.polynomials(0)

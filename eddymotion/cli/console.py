@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command shows while it works: log lines, progress with time left."""
+"""What a command shows while it runs: log lines, and progress with the time left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROBLEMS = logging.WARNING
 DRAWN_EVERY_S = 0.1
 
 WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
-"""What the system says where another path helps."""
+"""Errors of the operating system that another path would avoid."""
 
 
 class _ConsoleHandler(Console):
@@ -63,9 +63,9 @@ def say(text: str) -> None:
 def messages(
     verbosity: int, least: int = logging.INFO, pattern: str = "%(message)s"
 ) -> Iterator[None]:
-    """Show what the package logs on the console: from `least` on.
+    """Show the package's log on the console, from the level `least` on.
 
-    All of it with -v, problems alone with -q: `verbosity` is above or below zero then.
+    A positive `verbosity` (-v) shows all of it, a negative one (-q) problems only.
     """
     console = _ConsoleHandler()
     console.setLevel(logging.DEBUG if verbosity > 0 else max(least, verbosity < 0 and PROBLEMS))
@@ -117,15 +117,14 @@ def _bar(iterable: Iterable[Item], description: str, total: int) -> Iterator[Ite
 
 
 def run(program: str, body: Callable[[], int | None]) -> int:
-    """Run a command, from its options on; turn user errors into one line and exit code 2.
+    """Run a command and return its exit code: 0 on success, 2 for an error of the user.
 
-    A command that returns nothing is done, exit code 0. A program that fails beneath it, outputs
-    taken over by another run, what the system refuses (a full disk) and too little memory are one
-    line as well, and exit code 1; a request to end is one line, and 128 and the number of the
-    signal.
+    Errors are reported in one line. Exit code 1 stands for an external program that failed,
+    outputs taken over by another run, and what the operating system refuses, such as writing to a
+    full disk or more memory; a request to stop gives 128 plus the number of the signal.
 
-    What is in memory when the process ends is left to the system: searching it for garbage, as
-    Python does, would take half a second.
+    Memory is left to the operating system when the process ends: Python's last garbage collection
+    would take half a second.
     """
     atexit.register(gc.freeze)
     with protect_streams() as streams:
@@ -146,7 +145,7 @@ def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
             raise
         code, message = failed or (1, "")
         message = f"{program}: error: {one_line(message)}"
-    if ending.received is not None:  # whatever has become of it on its way
+    if ending.received is not None:  # whatever error it may have caused
         code, message = ending.code, ending.message
     if message:
         say(message)
@@ -154,7 +153,7 @@ def _run_to_end(program: str, body: Callable[[], int | None]) -> int:
 
 
 def _user_error(error: BaseException) -> tuple[int, str] | None:
-    """Return exit code and message of what no traceback is needed for, None for the rest."""
+    """Return exit code and message of an error that needs no traceback, None for others."""
     if isinstance(error, EddymotionError):
         return 1 if isinstance(error, (EngineError, LockLostError)) else 2, str(error)
     if isinstance(error, (OSError, MemoryError)):
@@ -167,7 +166,7 @@ def _user_error(error: BaseException) -> tuple[int, str] | None:
 
 
 def prepare_output_dir(folder: Path) -> None:
-    """Make a folder, prove that it can be written to, and remove what killed runs left half-done.
+    """Make a folder, prove that it is writable, and remove half-written files of killed runs.
 
     Raises
     ------
@@ -179,7 +178,7 @@ def prepare_output_dir(folder: Path) -> None:
 
 
 def refuse_output_in_input(bids_dir: Path, output_dir: Path) -> None:
-    """Raise if the output would be mixed with the raw data (``derivatives/`` is its place)."""
+    """Raise if the output would be mixed with the raw data; ``derivatives/`` is allowed."""
     if not output_dir.is_relative_to(bids_dir):
         return
     inside = output_dir.relative_to(bids_dir).parts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Series → motion."""
+"""Estimating the motion of the head: :func:`estimate_motion` turns a series into a motion."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def estimate_motion(
         ``LeaveOneOut(n_passes=...)``.
     pe_axis, slicing
         Deprecated: what the scanner did is in ``dwi.acquisition``, which :func:`eddymotion.load`
-        reads from the sidecar. Without a phase encoding there its axis is found from the data;
-        slices that lost signal are sought one by one, and together where they were excited
+        reads from the sidecar. If that holds no phase encoding, its axis is found from the data;
+        slices that lost signal are sought one by one, or together where they were excited
         together.
     random_seed : int
         Of the random sampling points.
@@ -122,7 +122,7 @@ def estimate_motion(
 
 
 def _estimate(dwi: DWI, estimator: Estimator, compute: Compute, *, align_shells: bool) -> Motion:
-    """Find the poses within groups, join these, and follow the head through volumes."""
+    """Find poses within groups, join the groups, and follow the head within volumes."""
     estimate = estimator.estimate(dwi, compute)
     groups = estimate.groups
     if groups is None and isinstance(estimator.model, AverageModel):
@@ -151,7 +151,7 @@ def _chosen(
     n_iterations: int | None,
     eddy_currents: str | None,
 ) -> Estimator:
-    """Return the estimator, made of what was given one by one where it is no value."""
+    """Return the estimator that was given, or make one of options given one by one."""
     if isinstance(estimator, Joint | LeaveOneOut):
         given = {"model": model, "registrar": registrar, "n_iterations": n_iterations,
                  "eddy_currents": eddy_currents}  # fmt: skip

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the held-out volumes agree with their predictions.
+"""How well held-out volumes agree with their predictions.
 
-Judged at random points of the brain, off the grid, at which all volumes are read: neither an
-aligned copy of the series nor one of its predictions is ever held.
+They are compared at random points of the brain, off the grid, at which all volumes are read, so
+that neither an aligned copy of the series nor its predictions have to be held in memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ MIN_COVERED = 0.5
 N_POINTS = 60_000
 
 MAX_PASSES = 3
-"""Outlier slices spoil the predictions of the others; they are replaced and sought again."""
+"""Outlier slices spoil the predictions of other volumes; so they are replaced by predictions, and
+all are sought again, up to so many times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +57,11 @@ class Quality:
     correlation : (N,) array
         Pearson, over the brain; NaN without a prediction.
     r2 : (N,) array
-        Part of the variance over the brain that the prediction explains; NaN without one.
+        Share of the variance over the brain that the prediction explains; NaN without one.
     outliers : SliceOutliers
         Slices that lost signal.
     model : Model, optional
-        What predicted them, its parameters fitted.
+        The fitted model that predicted the volumes.
     """
 
     correlation: np.ndarray
@@ -72,7 +73,7 @@ class Quality:
 
 
 def predict(signal: np.ndarray, gradients: Gradients, model: Model) -> np.ndarray:
-    """Predict each volume of an aligned signal (…, N) from the others; NaN where they do not tell.
+    """Predict each volume of an aligned signal (…, N) from the others; NaN where impossible.
 
     b=0 volumes are predicted by the mean of the other b=0 volumes, the others by `model`.
     """
@@ -131,10 +132,10 @@ def assess(
 def assess_both(
     dwi: DWI, motion: Motion, model: Model, *, random_seed: int = 0, n_threads: int = 1
 ) -> tuple[Quality, Quality]:
-    """Compare volumes with their predictions, as :func:`assess`, without any motion and with it.
+    """Compare volumes with their predictions, before and after correction, as :func:`assess`.
 
-    A slice that lost signal is lost wherever the head was: those that are found after the
-    correction count before it as well, and none are sought among edges that jump.
+    A slice has lost its signal wherever the head was. The slices found after correction therefore
+    count before it as well, where none are sought: displaced edges would look like lost signal.
     """
     motions = [Motion.identity(len(dwi)), motion]
     still, moved = _ReadVolumes.of(dwi, motions, random_seed, n_threads)
@@ -143,7 +144,7 @@ def assess_both(
 
 
 def _assessed(dwi: DWI, reading: _ReadVolumes, model: Model, n_threads: int) -> Quality:
-    """Assess what was read under a motion."""
+    """Assess volumes that were read under a motion."""
     motion, gradients = reading.motion, dwi.gradients.rotated(reading.motion.rotations)
     observed, heights = reading.values, reading.heights
     signal = filled_with_means(observed, gradients)
@@ -169,7 +170,7 @@ def _assessed(dwi: DWI, reading: _ReadVolumes, model: Model, n_threads: int) -> 
 def _assessed_as_acquired(
     dwi: DWI, reading: _ReadVolumes, model: Model, outliers: SliceOutliers, n_threads: int
 ) -> Quality:
-    """Assess what was read before any motion was taken out; see :func:`assess_both`."""
+    """Assess volumes that were read without any correction; see :func:`assess_both`."""
     signal = filled_with_means(reading.values, dwi.gradients)
     with one_blas_thread():
         used = fitted(model, signal, dwi.gradients)
@@ -186,7 +187,7 @@ def _assessed_as_acquired(
 def _agreements(
     reading: _ReadVolumes, predicted: np.ndarray, outliers: SliceOutliers, n_threads: int
 ) -> np.ndarray:
-    """Correlation of all volumes, their explained variance, and correlation of kept slices."""
+    """Correlations of the volumes, explained variances, and correlations without lost slices."""
 
     def compare(volume: int) -> tuple[float, float, float]:
         shown, expected = reading.values[:, volume], predicted[:, volume]
@@ -202,7 +203,7 @@ def _agreements(
 
 
 def described(dwi: DWI, *, pe_axis: str | None = None, slicing: Slicing | None = None) -> DWI:
-    """Put what was given beside a series into it, as long as that is allowed."""
+    """Put the deprecated arguments `pe_axis` and `slicing` into the series, with a warning."""
     if pe_axis is None and slicing is None:
         return dwi
     warnings.warn(
@@ -218,14 +219,14 @@ def described(dwi: DWI, *, pe_axis: str | None = None, slicing: Slicing | None =
 
 
 def fitted(model: Model, signal: np.ndarray, gradients: Gradients) -> Model:
-    """Fit the parameters of a model to an aligned signal (…, N), where it has some to fit."""
+    """Fit a model to an aligned signal (…, N), unless it is fitted or has no parameters."""
     if not isinstance(model, LinearModel) or model.fitted:
         return model
     return model.fit(scatter_of_bright(as_rows(signal)), gradients)
 
 
 def filled_with_means(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
-    """Put the mean of the shell where a volume says nothing (NaN), (V, N); zero if none does."""
+    """Fill missing values (NaN) with the mean of the shell, or zero if none is known: (V, N)."""
     rows = np.flatnonzero(np.isnan(signal).any(axis=1))
     if not len(rows):
         return signal
@@ -268,7 +269,7 @@ class _ReadVolumes:
     def of(
         cls, dwi: DWI, motions: Sequence[Motion], seed: int, n_threads: int
     ) -> list[_ReadVolumes]:
-        """Draw the points, and read under each motion; a volume is interpolated once for all."""
+        """Draw the points and read under each motion; each volume is prefiltered once for all."""
         random = np.random.default_rng(seed)
         points = _in_order(jittered_points(dwi.mask, dwi.affine, N_POINTS, random), dwi)
         values = np.empty((len(motions), len(dwi), len(points)), np.float32)
@@ -298,19 +299,19 @@ class _ReadVolumes:
         ]  # fmt: skip
 
     def mixture(self, volume: int) -> SliceWeights | None:
-        """Which slices of a volume are mixed at the points; None where it is one image."""
+        """Weights of the slices at the points; None if the volume is read as one image."""
         mapping = self.motion.mapping(volume)
         return None if mapping.slices is None else mapping.weigh_slices(self.shape, self.points)
 
 
 def _in_order(points: np.ndarray, dwi: DWI) -> np.ndarray:
-    """Order points (V, 3) as voxels lie in a file: neighbours are read from the same memory."""
+    """Sort points (V, 3) by voxel as in a file, so that neighbours are read from close memory."""
     voxels = np.rint(transformed(np.linalg.inv(dwi.affine), points)).astype(int)
     return points[np.argsort(np.ravel_multi_index(voxels.T[::-1], dwi.shape[::-1], mode="clip"))]
 
 
 def _chosen(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Choose columns (V,) bool of rows (N, V): all of them are no copy."""
+    """Choose columns (V,) bool of rows (N, V), without a copy if these are all."""
     return rows if columns.all() else rows.take(np.flatnonzero(columns), axis=1)
 
 
@@ -330,7 +331,7 @@ def _outlier_slices(
 def _replace_flagged(
     observed: np.ndarray, predicted: np.ndarray, heights: np.ndarray, outliers: SliceOutliers
 ) -> np.ndarray:
-    """Put the prediction where a volume has lost its signal, (V, N)."""
+    """Replace values where a volume has lost its signal by its prediction, (V, N)."""
     signal = observed.copy()
     for volume in range(signal.shape[1]):
         lost = is_lost(outliers.flagged[volume], heights[:, volume])
@@ -343,7 +344,7 @@ def _replace_flagged(
 
 
 def agreement(observed: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """Pearson correlation of two (V,) arrays, and the variance of one that the other explains.
+    """Pearson correlation of two (V,) arrays, and the share of variance that is explained.
 
     NaN where less than half of the voxels have a prediction.
     """

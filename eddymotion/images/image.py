@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A 3-D volume, and the continuous function of world coordinates that it is."""
+"""3-D volumes, as arrays and as continuous functions of world coordinates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eddymotion.wording import format_sizes, short_repr
 
 
 class Continuous(ABC):
-    """A 3-D volume as a continuous function of world coordinates, however it is kept.
+    """A 3-D volume as a continuous function of world coordinates, in whatever representation.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Spline(Continuous):
 
     @classmethod
     def of(cls, image: Image) -> Spline:
-        """Interpolate an image; NaN wherever something that is missing has a say."""
+        """Interpolate an image; NaN wherever a missing voxel contributes."""
         volume = np.ascontiguousarray(image.data.T, dtype=np.float32)
         coefficients = spline_coefficients(volume)
         if image.missing is not None:
@@ -88,12 +88,12 @@ class Spline(Continuous):
 
     @classmethod
     def of_filtered(cls, image: Image) -> Spline:
-        """Interpolate an image that a filter was over; NaN also beside the edges of its box.
+        """Interpolate a filtered image; NaN also near the borders of its grid.
 
-        The filter knew nothing of what lies beyond, and what it takes to be there stays with the
-        scanner while the head moves: of a slab of 14 slices, 2 to 3 % of all pitch, roll and
-        shifts through the slices were missing for it. Positions are left out in which the voxel
-        beyond has a say, within one voxel of the outermost centres.
+        The filter had to assume values beyond the border, and these stay with the scanner while
+        the head moves, which pulls estimates towards rest: for a slab of 14 slices, 2 to 3 % of
+        all pitch, roll and shifts through the slices were missing. Positions within one voxel of
+        the outermost centres, to which the voxels beyond would contribute, are therefore left out.
         """
         spline = cls.of(image)
         for axis in range(3):
@@ -132,7 +132,7 @@ class Image:
     affine : (4, 4) array
         Voxel indices → RAS+ mm.
     missing : (X, Y, Z) bool array, optional
-        Voxels that say nothing, whatever their value.
+        Voxels to be ignored, whatever their value.
     """
 
     data: np.ndarray
@@ -155,5 +155,5 @@ class Image:
 
 
 def as_points(points: np.ndarray) -> np.ndarray:
-    """See points as the one type that the kernels are compiled for."""
+    """Convert points to the one type for which the kernels are compiled."""
     return np.ascontiguousarray(points, dtype=np.float64)

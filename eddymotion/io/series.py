@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Series ⇄ files."""
+"""Reading a diffusion series: image, gradient tables, sidecar and brain mask → :class:`DWI`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def load(  # type: ignore[misc]  # options by name
     Parameters
     ----------
     path : path or sequence of paths
-        4-D NIfTI, plain or gzipped. Of several, tables and sidecars lie beside each.
+        4-D NIfTI, plain or gzipped. Several series are read with the tables and sidecars beside
+        each.
     bval, bvec : path, optional
         FSL tables, 3×N or N×3. Searched beside `path` when not given.
     mask : path, optional
@@ -58,8 +59,8 @@ def load(  # type: ignore[misc]  # options by name
     b0_threshold : float
         Volumes at or below this b-value count as b=0.
     ignore : sequence of {"sform", "qform", "tables"}
-        Which of the two affines to disregard when they disagree; with ``tables``, that the images
-        contradict the b-values.
+        ``sform`` or ``qform``: which of the two affines to disregard when they disagree.
+        ``tables``: load the series even if its images contradict the b-values.
     metadata : mapping, optional
         BIDS metadata of the series: slice timing, phase encoding and readout time are used. The
         sidecar beside `path` when not given.
@@ -67,15 +68,15 @@ def load(  # type: ignore[misc]  # options by name
     Returns
     -------
     DWI, or list of DWI
-        Voxels that are NaN, infinite or far too bright in any volume, or zero in all of them, are
-        outside the mask. Specks of them are filled from around them; pieces without a number are
-        zero in all volumes.
+        The mask leaves out voxels that are NaN, infinite or far too bright in any volume, or zero
+        in all of them. Small groups of such voxels are filled from their surroundings; larger
+        regions of NaN or infinite values become zero in all volumes.
 
     Raises
     ------
     EddymotionError
-        If a file is missing, damaged or does not fit the others, or if no head could look so with
-        these b-values (:mod:`eddymotion.data.checks.tables`).
+        If a file is missing, damaged or does not fit the others, or if the images contradict the
+        b-values (:mod:`eddymotion.data.checks.tables`).
     """
     if isinstance(path, list | tuple):
         if bval or bvec or mask or metadata:
@@ -180,9 +181,9 @@ def _fill_missing(path: Path, signal: np.ndarray) -> np.ndarray:
 
 
 def _give_numbers(signal: np.ndarray) -> None:
-    """Fill specks that hold no number; what holds none in a piece is zero in all volumes.
+    """Fill small groups of voxels without numbers; set larger regions to zero in all volumes.
 
-    A piece is zero in all of them, whichever it is missing in, so that it is found to be cut.
+    In all of them, even if one alone lacks numbers there: the region then counts as not imaged.
     """
     pieces = np.zeros(signal.shape[:3], bool)
     for volume in np.moveaxis(signal, 3, 0):
@@ -258,24 +259,24 @@ def mean_b0(signal: np.ndarray, gradients: Gradients) -> np.ndarray:
 
 
 class MeanB0:
-    """The average of the b=0 volumes, or without any of the lowest shell, as they come."""
+    """The average of the b=0 volumes (or of the lowest shell if there are none), one by one."""
 
     def __init__(self, gradients: Gradients) -> None:
         self.averaged = gradients.b0s if len(gradients.b0s) else gradients.shells[0]
         self._total: np.ndarray | float = 0.0
 
     def add(self, index: int, volume: np.ndarray) -> None:
-        """Take notice of a volume."""
+        """Add a volume, if it is one of those that are averaged."""
         if index in self.averaged:
             self._total = self._total + volume.astype(float)
 
     def watching(self, volumes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass all volumes of a series through, and take notice of them."""
+        """Yield all volumes of a series unchanged, averaging on the way."""
         for index, volume in enumerate(volumes):
             self.add(index, volume)
             yield volume
 
     @property
     def image(self) -> np.ndarray:
-        """What has been averaged, (X, Y, Z) float32."""
+        """The average so far, (X, Y, Z) float32."""
         return np.asarray(self._total / len(self.averaged), dtype=np.float32)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where points of the head were recorded in one volume, and what multiplies the signal there.
+"""Where points of the head were recorded in one volume, and by what factor the signal changed.
 
-A point of the head lies at ``s = T x`` in the scanner, ``T`` being the pose. Fields shift what is
-recorded along the phase encoding; they are offsets of the frequency of one spin, so that their
-displacements at ``s`` add, and nothing has to be composed or inverted. What multiplies the signal
-that is read is the recorded length of a millimetre along the phase encoding. All that reads a
-volume in the frame of the head asks here.
+A point ``x`` of the head lies at ``s = T x`` in the scanner, ``T`` being the pose. Fields displace
+the signal along the phase encoding. Each field offsets the frequency of the same spin, so that
+their displacements at ``s`` simply add: nothing has to be composed or inverted. The signal that is
+read is multiplied by the recorded length of a millimetre along the phase encoding. All code that
+reads a volume in the frame of the head goes through this module.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FieldThere = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class VolumeMapping:
-    """The head → one volume.
+    """The mapping from points of the head to positions in one volume.
 
     Parameters
     ----------
@@ -41,10 +41,10 @@ class VolumeMapping:
     shift : (3,) array, optional
         Where a spin that is off by one hertz is displaced, mm, RAS+ of the scanner.
     modulated : bool
-        Whether the stretch of that field multiplies the signal, too.
+        Whether the stretch by that field multiplies the signal, too.
     slices : SlicesOfVolume, optional
-        Poses of the slices, where the head moved within the volume. What fields do is taken at
-        the pose of the volume: a millimetre of motion changes it by some hundredths.
+        Poses of the slices, if the head moved within the volume. Fields are still evaluated at the
+        pose of the volume: a millimetre of motion changes their displacement by a few hundredths.
     """
 
     pose: np.ndarray
@@ -56,12 +56,12 @@ class VolumeMapping:
 
     @property
     def is_rigid(self) -> bool:
-        """Whether the pose says all."""
+        """Whether the pose alone describes the mapping."""
         return self.has_no_fields and self.slices is None
 
     @property
     def has_no_fields(self) -> bool:
-        """Whether nothing but the head moves what is recorded."""
+        """Whether no field displaces the signal."""
         return self.eddy_currents is None and self.off_resonance is None
 
     @property
@@ -75,22 +75,22 @@ class VolumeMapping:
     def displaced(
         self, points: np.ndarray, there: FieldThere | None = None
     ) -> tuple[np.ndarray, np.ndarray | float]:
-        """Return where points (P, 3) of the reference are, and what multiplies the signal there.
+        """Return where points (P, 3) of the reference were recorded, and the factor of the signal.
 
         Parameters
         ----------
         points : (P, 3) array
             RAS+ mm.
         there : (P,) and (P, 3) array, optional
-            The off-resonance field and its gradient at the points, if they are known already: they
-            are the same for all volumes.
+            The off-resonance field and its gradient at the points, if already computed: they are
+            the same for all volumes.
 
         Returns
         -------
         recorded : (P, 3) array
             In the volume, RAS+ mm.
         factor : (P,) array, or 1
-            Takes the fields out of the signal.
+            Multiplies the recorded signal, to undo the effect of the fields.
         """
         if self.slices is not None:
             moved, factor = self.moved_by_fields(points, there)
@@ -104,9 +104,9 @@ class VolumeMapping:
     def moved_by_fields(
         self, points: np.ndarray, there: FieldThere | None = None
     ) -> tuple[np.ndarray | None, np.ndarray | float]:
-        """Return by how much fields displace points at the pose of the volume, and their factor.
+        """Return the displacement of points by fields at the pose of the volume, and the factor.
 
-        None where there are no fields.
+        The displacement is None if there are no fields.
         """
         if self.has_no_fields:
             return None, 1.0
@@ -116,7 +116,7 @@ class VolumeMapping:
     def displaced_by_definition(
         self, points: np.ndarray, there: FieldThere | None = None
     ) -> tuple[np.ndarray, np.ndarray | float]:
-        """Return :meth:`displaced` in plain NumPy: what the compiled kernels are held against."""
+        """Return the same as :meth:`displaced` in plain NumPy: the reference of the kernels."""
         scanner, eddy = transformed(self.pose, points), self.eddy_currents
         if eddy is None:
             return self._off_resonant(points, scanner, 1.0, there)
@@ -130,7 +130,7 @@ class VolumeMapping:
         factor: np.ndarray | float,
         there: FieldThere | None,
     ) -> tuple[np.ndarray, np.ndarray | float]:
-        """Add what the off-resonance field does to what the eddy currents do."""
+        """Add the effect of the off-resonance field to that of the eddy currents."""
         if self.off_resonance is None or self.shift is None:
             return recorded, factor
         hertz, slopes = there or self.off_resonance.hertz_with_gradient(points)
@@ -151,10 +151,10 @@ class VolumeMapping:
         there: FieldThere | None = None,
         kriging: Kriging = KRIGING,
     ) -> np.ndarray:
-        """Read an image at points (P, 3) of the head, without the fields; NaN outside: (P,).
+        """Read an image at points (P, 3) of the head, fields undone; NaN outside: (P,).
 
-        As :meth:`sample` of its spline, or slice by slice where the head moved within the volume:
-        NaN in gaps between slices, too.
+        As :meth:`sample` does from its spline; or slice by slice, if the head moved within the
+        volume, with NaN in gaps between slices, too.
         """
         if self.slices is None:
             recorded, factor = self.displaced(points, there)
@@ -169,10 +169,10 @@ class VolumeMapping:
         there: FieldThere | None = None,
         stack: SliceStack | None = None,
     ) -> np.ndarray:
-        """Read as :meth:`read`, and gaps as well: NaN only outside the image, (P,).
+        """Read as :meth:`read`, but fill gaps between slices: NaN only outside the image, (P,).
 
-        In a gap kriging shows the slices around it. Where none comes near, the volume is read as
-        an image, at the pose of the nearest slice.
+        Kriging fills a gap from the slices around it. Where no slice is near, the volume is read
+        as one image, at the pose of the nearest slice.
 
         Parameters
         ----------
@@ -181,7 +181,7 @@ class VolumeMapping:
         there
             As of :meth:`displaced`.
         stack : SliceStack, optional
-            The image taken apart, where that was done before.
+            The slices of the image, if already prepared.
         """
         if self.slices is None:
             return self.read(image, points, there)
@@ -198,7 +198,7 @@ class VolumeMapping:
     def weigh_slices(
         self, shape: tuple[int, ...], points: np.ndarray, kriging: Kriging = REBUILDING
     ) -> KnownSlices:
-        """Say how much each slice counts at points (P, 3), where the head moved within a volume.
+        """Return the weight of each slice at points (P, 3), if the head moved within the volume.
 
         Parameters
         ----------
@@ -213,7 +213,7 @@ class VolumeMapping:
         return self.slices.weigh(shape, points, moved, kriging)
 
     def sample(self, image: Continuous, points: np.ndarray) -> np.ndarray:
-        """Read the signal at points (P, 3) of the head, without the fields; NaN outside: (P,)."""
+        """Read the signal at points (P, 3) of the head, fields undone; NaN outside: (P,)."""
         if self.is_rigid:
             return image.sample(points, self.pose)
         recorded, factor = self.displaced(points)
@@ -224,10 +224,10 @@ class VolumeMapping:
     def sample_with_gradient(
         self, image: Continuous, points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Read the signal at points of the head (P,), and its slopes (P, 3); as :meth:`sample`.
+        """Read the signal (P,) at points of the head and its gradient (P, 3), as :meth:`sample`.
 
-        The slopes are per mm along the axes of the head, at the recorded positions: of what is
-        read there, not of the factor.
+        The gradient is per mm along the axes of the head, and that of the recorded image at the
+        recorded positions; that of the factor is left out.
         """
         if self.is_rigid:
             return image.sample_with_gradient(points, self.pose)
@@ -252,7 +252,7 @@ class VolumeMapping:
     def fill_field_columns(
         self, points: np.ndarray, slopes: np.ndarray, columns: np.ndarray
     ) -> None:
-        """Fill in how the signal at points changes with the coefficients of the field.
+        """Fill in the derivatives of the signal at points by the coefficients of the field.
 
         Parameters
         ----------

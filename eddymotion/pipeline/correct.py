@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run in one go: a series in, all its outputs written."""
+"""Correcting one series: from its files to all its outputs, in one process."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def correct_series(
     *,
     work_dir: Path | None = None,
 ) -> dict[str, str]:
-    """Correct one series and write all its outputs, unless they are there already.
+    """Correct one series and write all its outputs, unless they are up to date.
 
     Parameters
     ----------
@@ -84,12 +84,12 @@ def correct_series(
     progress : callable
         See :class:`~eddymotion.machine.parallel.Progress`.
     work_dir : Path, optional
-        Where the motion is kept, and sought, so that an interrupted run need not find it again.
+        Where the motion is kept, so that an interrupted run need not estimate it again.
 
     Returns
     -------
     dict
-        Label → value: what the report tells in its summary.
+        Label → value: the summary of the report.
     """
     fingerprint = fingerprint_of(series, settings)
     if (finished := finished_summary(outputs, fingerprint, name=series.dwi.name)) is not None:
@@ -109,7 +109,7 @@ def correct_series(
     motion = known_motion(series, outputs, settings, stages, cache)
     if motion is None:
         motion = new_motion(dwi, model, settings, stages, cache, progress)
-    elif cache is None or not series.runs:  # of those, `estimate_series` has said so
+    elif cache is None or not series.runs:  # for runs of a session `estimate_series` said so
         log.log(NOTICE, REUSED, series.dwi.name)
     with stages("runs"):
         run = SessionRun.of(series, dwi, motion, settings, work_dir)
@@ -144,7 +144,7 @@ def _prepared(
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What is known of a series before it is resampled.
+    """A series whose motion is known, and all that is needed to write its outputs.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ class Correction:
     def write(
         self, outputs: Outputs, progress: Progress
     ) -> tuple[Series, JudgedSlices, JudgedSlices]:
-        """Resample the series, volume by volume, and write all files but pictures and sidecar.
+        """Resample the series, volume by volume, and write all files except pictures and sidecar.
 
         Returns
         -------
@@ -190,7 +190,7 @@ class Correction:
         """
         settings, space = self.settings, self.space
         refuse_if_lost(outputs["sidecar"])
-        outputs["sidecar"].unlink(missing_ok=True)  # from here to its writing it is not finished
+        outputs["sidecar"].unlink(missing_ok=True)  # without it the outputs count as unfinished
         remove_elsewhere(outputs)
         write_output_space(space, self.dwi, outputs)
         apart, fsl = settings.separate_all_dwis, settings.fsl_outputs
@@ -222,7 +222,7 @@ class Correction:
         fingerprint: str,
         digests: Mapping[Path, str],
     ) -> dict[str, str]:
-        """Write the sidecar, with which the outputs are finished, and tell what is in it.
+        """Write the sidecar, which marks the outputs as finished, and log the summary.
 
         Returns
         -------
@@ -255,7 +255,7 @@ class Correction:
         return summary
 
     def summary(self) -> dict[str, str]:
-        """Tell what was found and done, label → value."""
+        """Summarise what was found and done, label → value."""
         summary = summarise(self.dwi, self.motion, self.model, self.before, self.after)
         summary |= summary_of(self.run)
         if self.settings.prepares:
@@ -263,7 +263,7 @@ class Correction:
         return summary | ({"output space": self.space.describe()} if self.space else {})
 
     def warnings(self) -> list[dict[str, Any]]:
-        """Warn of what joining the runs and finding the output space showed."""
+        """Collect the warnings about the runs and the output space; log those about the runs."""
         of_runs = issues_of(self.run)
         for issue in of_runs:
             log.warning("%s: %s", self.series.dwi.name, issue.text)
@@ -279,14 +279,14 @@ def estimate_series(
     work_dir: Path,
     progress: Progress = silent,
 ) -> None:
-    """Find the motion of one series and keep it in `work_dir`, unless it or the outputs are there.
+    """Estimate the motion of one series and keep it in `work_dir`, unless it is known already.
 
-    The first half of :func:`correct_series`, which takes it from there.
+    The first half of :func:`correct_series`, which reads it from there.
     """
     if finished_summary(outputs, fingerprint_of(series, settings)) is not None:
         return
     _refuse_overwriting(series, outputs, settings)
-    Target.read(settings)  # a wrong one is better known before
+    Target.read(settings)  # raises if it is wrong, before the estimation takes its time
     stages, cache = Stages(), MotionCache.of(series, settings, work_dir)
     if known_motion(series, outputs, settings, stages, cache) is not None:
         log.log(NOTICE, REUSED, series.dwi.name)
@@ -312,7 +312,7 @@ def new_motion(
 
 
 def on_demand(settings: Settings, *, in_frame: bool = True) -> OnDemand:
-    """Collect what is wanted besides the outputs of every run; `in_frame` as of its result."""
+    """Collect which optional outputs the settings ask for; `in_frame` as in :class:`OnDemand`."""
     return OnDemand(
         fsl=settings.fsl_outputs,
         cnr_maps=settings.cnr_maps,

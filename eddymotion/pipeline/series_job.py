@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a BIDS-App run, in whatever process or on whatever host they are worked on.
+"""The jobs of a BIDS-App run, whatever process or host works on them.
 
 A series is a :class:`Job`; several runs of a session make a :class:`Session`, and all series of a
-participant a :class:`Page`. What fails is recorded, and the others go on.
+participant a :class:`Page`. A failure is recorded, and the other jobs go on.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Job:
     log_file : Path, optional
         The run's log: other processes append to it.
     events : Path, optional
-        File of events that whoever watches the run reads; the console is left to him then.
+        File of events, for the process that watches the run and then owns the console.
     verbosity : int
     locks : tuple of Lock
         Under which the outputs are written.
     stop_on_first_crash : bool
-        Let errors through, which end the run.
+        Let an error end the run.
     """
 
     series: SeriesFiles
@@ -94,7 +94,7 @@ class Job:
         return failed[0] if failed else None
 
     def estimate(self) -> None:
-        """Find the motion; among the runs of a session only, which wait for one another."""
+        """Estimate the motion; only for runs of a session, which wait for one another."""
         with _recording(self, "motion"):
             estimate_series(
                 self.series, self.outputs, self.settings, self.work_dir, self._progress
@@ -102,12 +102,12 @@ class Job:
             self.write_event(stage=WAITING)
 
     def join(self) -> None:
-        """Find how the runs of its session lie; what goes wrong is for :meth:`correct` to say."""
+        """Find how the runs of its session lie; :meth:`correct` reports what went wrong."""
         with _logging_for(self), held(self.locks), suppress(Exception):
             SessionRun.prepare(self.series, self.settings, self.work_dir)
 
     def correct(self) -> None:
-        """Write the outputs, with the motion that is there; find it where there is none."""
+        """Write the outputs, with the motion that is kept, or estimated now if there is none."""
         with _recording(self, "outputs"):
             if (reason := self.failure) is not None:
                 raise EddymotionError(reason)
@@ -117,7 +117,7 @@ class Job:
             self.write_event(outcome="")
 
     def record_lost(self, reason: str) -> None:
-        """Record that whoever worked on it is gone, and could not tell why."""
+        """Record that the process that worked on it ended without telling why."""
         _record(self, "outputs", "failed", reason, time.time())
 
     @property
@@ -125,7 +125,7 @@ class Job:
         return EventWriter(self.events) if self.events else None
 
     def write_event(self, **event: Any) -> None:
-        """Write an event for whoever watches."""
+        """Write an event for the process that watches, if there is one."""
         if (writer := self._event_writer) is not None:
             writer.write(**event)
 
@@ -228,7 +228,7 @@ class Page:
         return {**recorded["unreadable"], **failed}
 
     def _found(self) -> dict[str, dict[str, Any]]:
-        """Name of a finished series → what a table of all tells of it."""
+        """Name of a finished series → its row in the table of all series."""
         return {job.name: found for job in self.jobs if (found := _told_of(job.outputs))}
 
 
@@ -262,7 +262,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def _recording(job: Job, step: str) -> Iterator[None]:
-    """Log to the run's log, and record how it went; a failure ends there."""
+    """Log to the run's log and record how a step went; a failure is recorded, not raised."""
     end_with_parent()
     started = time.time()
     with _logging_for(job), held(job.locks):
@@ -279,7 +279,7 @@ def _recording(job: Job, step: str) -> Iterator[None]:
 
 
 def _record(job: Job, step: str, state: str, reason: str, started: float) -> bool:
-    """Record how a step went; whether that could be done."""
+    """Record how a step went; False if that could not be written."""
     entry = {
         "state": state,
         "reason": reason,
@@ -301,9 +301,9 @@ in_log = logged(log, logging.DEBUG)
 
 @contextmanager
 def _logging_for(job: Job) -> Iterator[None]:
-    """Append to the run's log where nobody does so yet, and put the series before each line.
+    """Append to the run's log, unless that is set up already; each line begins with the series.
 
-    Where somebody watches, events are written, and the console is left to him.
+    If another process watches the run, events are written instead of console lines.
     """
     before = list(log.handlers)
     handlers = list(before)

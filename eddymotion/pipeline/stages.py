@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done in each stage of a run, as the settings say: one function a stage, for all runs.
+"""The stages of correcting a series, as the settings say: one function each.
 
-:mod:`eddymotion.pipeline.correct` goes through them in one go, the steps of workflow nodes one by
-one, with files between them.
+:mod:`eddymotion.pipeline.correct` runs them in one process, the nodes of a workflow one by one,
+with files in between.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from eddymotion.resampling import Engine, Resampled
 log = logging.getLogger(__name__)
 
 ENGINES: Mapping[Engine, str] = {"nitransforms": "NiTransforms", "fast": "the compiled kernel"}
-"""What the engines are called."""
+"""Engine → its name in messages."""
 
 
 class Stages:
@@ -53,7 +53,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure what is done inside."""
+        """Measure how long the code inside takes."""
         log.debug("%s", name, extra={"stage": name})
         give_back_memory()
         started = time.perf_counter()
@@ -67,12 +67,12 @@ class Stages:
 
 
 def get_ready_to_estimate() -> None:
-    """Have what estimates imported while the series is decompressed, and its mask found."""
+    """Import the modules of the estimation while the series is read and its mask computed."""
     import_beside("scipy.ndimage", "scipy.linalg", "scipy.spatial.transform", then=get_ready)
 
 
 def get_ready_to_write() -> None:
-    """Have what resamples and draws imported while the motion is sought."""
+    """Import the modules that resample and draw while the motion is estimated."""
     import_beside("nitransforms.resampling", *DRAWN_WITH)
 
 
@@ -147,7 +147,7 @@ def estimator_of(settings: Settings, model: Model, gradients: Gradients) -> Esti
 def judge_both(
     dwi: DWI, motion: Motion, model: Model, settings: Settings
 ) -> tuple[Quality, Quality]:
-    """Compare volumes with their predictions, as they were acquired and as they were moved."""
+    """Compare volumes with their predictions, before and after correction."""
     seed, n_threads = settings.random_seed, settings.nprocs
     before, after = assess_both(dwi, motion, model, random_seed=seed, n_threads=n_threads)
     _refuse_without_predictions(dwi, after, settings)
@@ -172,7 +172,7 @@ def _refuse_without_predictions(dwi: DWI, found: Quality, settings: Settings) ->
 
 
 def engine_of(settings: Settings) -> Engine:
-    """Choose who interpolates as the settings say."""
+    """Choose the engine of interpolation as the settings say."""
     default = "nitransforms" if settings.output_space is None else "fast"
     return "fast" if (settings.resampling or default) == "fast" else "nitransforms"
 
@@ -186,10 +186,11 @@ def corrected_series(
     quality: Quality | None,
     progress: Progress,
 ) -> Series:
-    """Return the corrected series, yet to be read, with predictions where these are asked for.
+    """Return the corrected series, resampled when its volumes are read.
 
-    The compiled kernel must agree with NiTransforms on one volume. It is the default where the
-    output has a grid of its own, which has many voxels more.
+    Predictions take the place of lost slices if the settings ask for that. The compiled kernel,
+    the default for an output grid of its own (which has many more voxels), must agree with
+    NiTransforms on one volume.
     """
     grid, n_threads = None if target is None else target.grid_for(dwi), settings.nprocs
     engine = engine_of(settings)

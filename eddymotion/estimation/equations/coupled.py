@@ -18,24 +18,24 @@ residual of volume ``i`` against its prediction from the others.
 - ``J`` is built from the model's own estimate of each volume, ``∇(y − Py)`` (the posterior mean,
   as noise has unit variance here), or from its leave-one-out prediction, ``∇(y − Py/P_ii)``: with
   the gradients of the noisy volumes the normal matrix is too large and the steps too short.
-- ``w`` are Student-t weights with one degree of freedom of ``q = yᵀPy / N``, a weight a point.
-- Where a volume says nothing (outside its image, in a slice that lost its signal) its value is the
-  one that the others predict, and its ``J`` is zero: it is left out of that point.
-- A motion common to all changes nothing: the mean step is removed.
+- ``w`` holds one Student-t weight (one degree of freedom) a point, of ``q = yᵀPy / N``.
+- Where a volume has no value (outside its image, in a slice that lost its signal), the one that
+  the others predict takes its place and its ``J`` is zero: the volume does not count there.
+- A motion common to all volumes changes nothing: the mean step is removed.
 
 Eddy currents (:mod:`eddymotion.mapping.eddy_currents`) are further unknowns of each volume, fixed
 to the scanner while the head moves. With ``e ← e − ε`` the volume changes by ``−J_e ε``, ::
 
     J_e = −(∂y/∂pe) P(u(T x))
 
-The stretch, which multiplies the signal, is held meanwhile: else the cost would fall by making the
-volumes darker; and the slope of the fields (a hundredth) is left out of ``J``. A field common to
-all only warps the frame of the head: it is free as the common motion is, and the
-:class:`~eddymotion.estimation.fields.prior.FieldPrior` fixes it.
+The stretch, which multiplies the signal, is held during a step, or the cost would fall by making
+the volumes darker; and the slope of the fields (a hundredth) is left out of ``J``. A field common
+to all volumes only warps the frame of the head. Like the common motion it is not determined, and
+the :class:`~eddymotion.estimation.fields.prior.FieldPrior` fixes it.
 
 Poses and fields are blocks of unknowns (:mod:`eddymotion.estimation.equations.unknowns`), whose
-columns of ``J`` lie side by side; what is below knows nothing else of them, but that each volume
-has a pose.
+columns of ``J`` lie side by side. The code below knows nothing else of them, except that each
+volume has a pose.
 """
 
 from __future__ import annotations
@@ -67,25 +67,25 @@ from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.registration.solver import Descent
 
 COST_SLACK = 1e-3
-"""Rise of the cost (−log-likelihood a value) that still counts as progress: the weights jitter."""
+"""Rise of the cost (−log-likelihood a value) that a step may bring, since the weights change."""
 
 POINTS_FOR_MODEL = 12_000
-"""At most so many points tell the parameters of the model."""
+"""The model is fitted at this many points at most."""
 
 VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN = 250_000, 2_000
-"""Values (of a volume at a point) that tell the normal matrix of poses, and points that do at
-least. It takes the square of the unknowns a point, so that the points become fewer as the volumes
-become more, or get fields: its time grows as the number of volumes does. Its error leaves where
-the steps end as it is."""
+"""The normal matrix of poses is summed over so many values (of a volume at a point), and over so
+many points at least. Each point costs the square of the number of unknowns; with fewer points for
+more volumes, or for volumes with fields, the time grows in proportion to the number of volumes. An
+error of this matrix does not change where the steps end."""
 
 COMPARED_AT_A_TIME = 4096
-"""Points at which a thread compares volumes with what the model says."""
+"""Points at which a thread compares volumes with the model at a time."""
 
 POINTS_FOR_WAY = 50
-"""About so many points tell how far volumes have moved."""
+"""How far volumes have moved is measured at about so many points."""
 
 CHUNK_BYTES = 2**23
-"""Of the Jacobians that are held at a time by a thread."""
+"""Size of the Jacobians that a thread holds at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class CoupledProblem:
     leave_one_out : bool
         Whether ``J`` comes from leave-one-out predictions instead of the posterior mean.
     steady_mm : float
-        The normal matrix stays as it is while no volume moves further: at root mean square.
+        The normal matrix is kept while no volume moves farther than this (root mean square).
     n_threads : int
         The result does not depend on it.
     """
@@ -169,7 +169,7 @@ class CoupledProblem:
 
     @property
     def _every_for_model(self) -> int:
-        """Of how many points one tells the parameters of the model."""
+        """Stride of the points to which the model is fitted."""
         return -(-len(self.points) // POINTS_FOR_MODEL)
 
     def _with_model_fitted(
@@ -196,7 +196,7 @@ class CoupledProblem:
         progress: Callable[..., Iterable[int]] | None = None,
         kept: KeptMatrix | None = None,
     ) -> tuple[Motion, Descent[Motion], Evaluated | None]:
-        """Bring all volumes to their predictions; a step that raises the cost is halved.
+        """Align all volumes with their predictions; a step that raises the cost is halved.
 
         Parameters
         ----------
@@ -204,9 +204,9 @@ class CoupledProblem:
             Where to start.
         max_iterations : int
         tolerance : float
-            Root-mean-square way that is left, as mm at the points, at which it ends.
+            Ends once the root-mean-square displacement still to go is smaller, mm at the points.
         share : float
-            The same relative to what noise displaces the solution by, if that is more.
+            The same, relative to the displacement that noise causes, if that is more.
         progress : callable, optional
             A :class:`~eddymotion.machine.parallel.Progress` with its description.
         kept : KeptMatrix, optional
@@ -216,9 +216,9 @@ class CoupledProblem:
         -------
         motion : Motion
         descent : Descent
-            How it went.
+            Its steps.
         seen : Evaluated, optional
-            What was seen last, where that is as good as there: less than the tolerance away.
+            The last evaluation, if it was less than the tolerance away from the solution.
         """
         kept = kept or KeptMatrix(self)
         descent = Descent(kept, motion, tolerance, creeps=True)
@@ -237,7 +237,7 @@ class CoupledProblem:
         return self.unknowns.moved(motion, step)
 
     def chance(self, motion: Motion, seen: Evaluated) -> float:
-        """Root-mean-square displacement of the points by what noise may do, mm."""
+        """Root-mean-square displacement of the points that noise may cause, mm."""
         return self.length(motion, seen.system.chance())
 
     def length(self, motion: Motion, step: np.ndarray) -> float:
@@ -250,9 +250,9 @@ class CoupledProblem:
         return self.unknowns.lengths(self.points)
 
     def look(self, motion: Motion, samples: Samples | None = None) -> Residuals | None:
-        """Compare the volumes; None where too few points lie inside them.
+        """Compare the volumes with the model; None if too few points lie inside them.
 
-        The `samples` under the motion are read when not given.
+        The `samples` under the motion are read if they are not given.
         """
         precision = self.model.precision(self.gradients.rotated(motion.rotations))
         found = self.residuals(samples or self.sample(motion), precision)
@@ -271,7 +271,7 @@ class CoupledProblem:
     def equations(
         self, found: Residuals, weights: np.ndarray, like: NormalEquations | None = None
     ) -> NormalEquations:
-        """Set up the normal equations of points with weights (V,); with the matrix of others."""
+        """Set up the normal equations of weighted points (V,), or take the matrix of `like`."""
         if like is None:
             gradients, hessian = self.normal_equations(found, weights)
         else:
@@ -319,7 +319,7 @@ class CoupledProblem:
         return self.lost.at(volume, motion.recorded(volume, points))
 
     def residuals(self, samples: Samples, precision: np.ndarray) -> Residuals:
-        """Compare samples with what the model says; fills missing values with predictions."""
+        """Compare samples with the model; missing values are filled with predictions, in place."""
         P, values = Filter.of(precision), samples.values
         residual, misfit = np.empty_like(values), np.empty(values.shape[1], np.float32)
 
@@ -375,7 +375,7 @@ class CoupledProblem:
         return self.between_volumes(found.precision, gram.whole())
 
     def points_for_matrix(self, found: Residuals) -> np.ndarray:
-        """Choose points that tell ``H``, (K,) int."""
+        """Choose the points over which ``H`` is summed, (K,) int."""
         return np.arange(0, len(self.points), self._every_so_many(len(found.precision)))
 
     def columns(self, found: Residuals, weights: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -390,7 +390,7 @@ class CoupledProblem:
     def columns_by_chunk(
         self, found: Residuals, weights: np.ndarray, points: np.ndarray
     ) -> Iterator[np.ndarray]:
-        """Give ``√w J`` at points (K,) int, some of them at a time: (Np, …)."""
+        """Yield ``√w J`` at points (K,) int, some of them at a time: (Np, …)."""
         n, n_unknowns = len(found.precision), len(self.unknowns)
         roots = np.sqrt(weights[points] * (len(self.points) / len(points))).astype(np.float32)
 
@@ -409,13 +409,13 @@ class CoupledProblem:
         return products
 
     def _every_so_many(self, n_volumes: int) -> int:
-        """Of how many points one tells the normal matrix."""
-        dear = (len(self.unknowns) / Poses.size) ** 2
-        enough = max(VALUES_FOR_HESSIAN / (n_volumes * dear), LEAST_FOR_HESSIAN)
+        """Stride of the points over which the normal matrix is summed."""
+        cost = (len(self.unknowns) / Poses.size) ** 2
+        enough = max(VALUES_FOR_HESSIAN / (n_volumes * cost), LEAST_FOR_HESSIAN)
         return max(1, int(len(self.points) / enough))
 
     def chunks(self, n_volumes: int, n_points: int | None = None) -> list[slice]:
-        """Return so many points, or all, in pieces whose Jacobian a thread can hold."""
+        """Split so many points, or all, into pieces whose Jacobian a thread can hold."""
         size = max(256, CHUNK_BYTES // (4 * n_volumes * len(self.unknowns)))
         stop = len(self.points) if n_points is None else n_points
         return [slice(k, min(k + size, stop)) for k in range(0, stop, size)]
@@ -435,13 +435,13 @@ class CoupledProblem:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """What a problem shows under a motion.
+    """A problem evaluated under a motion.
 
     Parameters
     ----------
     found : Residuals
     system : NormalEquations
-        Its matrix may be that of another motion near by.
+        Its matrix may be that of a motion close by.
     """
 
     found: Residuals
@@ -450,20 +450,20 @@ class Evaluated:
 
 @dataclass(eq=False)
 class KeptMatrix:
-    """The objective of a descent whose normal matrix is kept while the volumes hardly move.
+    """The objective of a descent that keeps its normal matrix while the volumes hardly move.
 
-    Where the steps end is decided by the gradients alone.
+    That does not change where the steps end: the gradients alone decide it.
 
     Parameters
     ----------
     problem : CoupledProblem
     first : Samples, optional
-        What the volumes show at the first motion; let go of then.
+        Of the first motion; released once they are used.
 
     Attributes
     ----------
     seen : Evaluated, optional
-        What it was asked for last.
+        The last evaluation.
     """
 
     problem: CoupledProblem
@@ -484,7 +484,7 @@ class KeptMatrix:
 
     def evaluate(self, motion: Motion) -> NormalEquations | None:
         """Evaluate at a motion; None where too few points lie inside the volumes."""
-        self.seen = None  # before another one takes memory, as below
+        self.seen = None  # release its memory before the next is made
         first, self.first = self.first, None
         found = self.problem.look(motion, first)
         if found is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the volumes of a group show at points of the head, and how that departs from the model."""
+"""Values of the volumes of a group at points of the head, and their residuals from the model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.robust import Cauchy
 
 MAX_MISSING = 0.25
-"""A point at which more of the volumes say nothing is left out."""
+"""A point at which a larger share of the volumes has no value is left out."""
 
 FILL_ITERATIONS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What the volumes show at the points, under some motion.
+    """Values and gradients of the volumes at the points, under some motion.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Samples:
     slopes : (3, N, V) float32 array
         Gradients along the axes of the head's frame, per mm.
     missing : (N, V) bool array
-        Where a volume says nothing.
+        Where a volume has no value.
     """
 
     motion: Motion
@@ -43,7 +43,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """How the samples depart from what the model says.
+    """Residuals of the samples from the model.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Residuals:
 
     @cached_property
     def filter(self) -> Filter:
-        """What multiplies by the precision."""
+        """The precision as an operator."""
         return Filter.of(self.precision)
 
     @cached_property
@@ -98,17 +98,18 @@ def smoothed(
     smoother: Filter,
     leverage: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the gradients of predictions, by those of the volumes: (N, 3, V) float32.
+    """Return the gradients of the predictions, made of those of the volumes: (N, 3, V) float32.
 
     Parameters
     ----------
     slopes : (3, N, V) float32 array
+        Of the volumes.
     missing : (N, V) bool array
-        Zero there.
+        Where the result is zero.
     smoother : Filter
-        What it leaves is no part of a prediction,
+        The precision ``P``: a prediction is ``y − Py``.
     leverage : (N,) array, optional
-        divided by this.
+        Divides ``Py``; with the diagonal of ``P`` the predictions are the leave-one-out ones.
     """
     last, *others = smoother.predictors(leverage)
     found = np.empty((slopes.shape[1], 3, slopes.shape[2]), np.float32)

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""b=0 and diffusion-weighted volumes into one frame.
+"""Bringing b=0 and diffusion-weighted volumes into one frame.
 
 An estimator aligns volumes of like contrast to each other. What remains unknown is one rigid
 offset ``M`` between the frame of a diffusion-weighted group and that of the b=0 volumes. Two
-things tell it, and the better known counts more:
+sources determine it, weighted by how certain they are:
 
-*Time.* A head does not know which contrast is on. :mod:`eddymotion.estimation.frames.course`
-learns from each group how it moves from volume to volume, and finds the offset at which the
-changes from b=0 to diffusion-weighted volumes and back look like that.
+*Time.* How a head moves does not depend on the contrast of a volume.
+:mod:`eddymotion.estimation.frames.course` learns from each group how the head moves from volume to
+volume, and finds the offset at which the changes from b=0 to diffusion-weighted volumes and back
+look alike.
 
 *Images.* :mod:`eddymotion.estimation.frames.contrast` predicts the b=0 image from the
-diffusion-weighted ones; the offset at which that goes best is one more guess, with a covariance.
+diffusion-weighted ones; the offset at which the prediction is best is a second estimate, with a
+covariance.
 
-Where the two contradict each other beyond their errors, the error becomes as large as they are
-apart, and it is said.
+If the two contradict each other beyond their errors, their distance becomes the error, and a
+warning says so.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from eddymotion.mapping.rigid import exp_rigid, log_rigid
 log = logging.getLogger(__name__)
 
 ALMOST_B0 = 100.0
-"""Lowest b-value, s/mm², up to which it may be meant as b=0, as by other programs."""
+"""A lowest b-value (s/mm²) up to this one may be meant as b=0, as in other programs."""
 
 
 @one_blas_thread()
@@ -62,18 +64,18 @@ def unite_frames(
     ----------
     dwi : DWI
     estimate : Estimate
-        From an estimator: b=0 and diffusion-weighted volumes each consistent among themselves.
+        From an estimator: consistent within the b=0 and within the diffusion-weighted volumes.
     groups : sequence of index arrays, optional
         Diffusion-weighted volumes that share a frame; all of them when not given.
     align_shells : bool
-        Whether to estimate the offset of each group; otherwise it is taken as none.
+        Whether to estimate the offset of each group; it is taken as zero otherwise.
     compute : Compute, optional
 
     Returns
     -------
     Motion
         The identity for the reference volume: the first b=0, or volume 0 of a series without.
-        With standard errors if the estimate has covariances.
+        It has standard errors if the estimate has covariances.
     """
     compute = compute or Compute()
     if estimate.unplaced is not None:
@@ -101,7 +103,7 @@ def unite_frames(
 
 
 def _hint(gradients: Gradients) -> str:
-    """Say how to have volumes taken for b=0 that may be meant so."""
+    """Advise which option makes the lowest b-value count as b=0, if it may be meant so."""
     lowest = float(gradients.bvals.min())
     if lowest > ALMOST_B0:
         return ""
@@ -113,7 +115,7 @@ def _hint(gradients: Gradients) -> str:
 
 @dataclass(eq=False)
 class CommonFrame:
-    """The frame of the reference, and what has been joined to it.
+    """The frame of the reference volume, and the groups joined to it so far.
 
     Parameters
     ----------
@@ -124,9 +126,10 @@ class CommonFrame:
     Attributes
     ----------
     united : Motion
-        In this frame, as far as volumes have been joined to it.
+        In this frame, for the volumes that have been joined to it.
     covariances : (N, 6, 6) array
-        Of the offsets of the volumes, along the way to the b=0 volumes.
+        Of the offset of each volume, summed over the groups by which it is joined to the b=0
+        volumes.
     evidence : list of FrameEvidence
         Of each group.
     """
@@ -141,7 +144,7 @@ class CommonFrame:
         self.covariances = np.zeros((len(self.dwi), 6, 6))
 
     def join(self, groups: Sequence[np.ndarray]) -> None:
-        """Join groups of volumes to the b=0 volumes, those that are near in time first."""
+        """Join groups of volumes to the b=0 volumes, those nearest in time first."""
         b0s = self.dwi.gradients.b0s
         b0_motion, placed = self.united.select(b0s), b0s
         waiting = sorted(groups, key=len, reverse=True)
@@ -171,7 +174,7 @@ class CommonFrame:
         self.covariances[group] = joined.covariance + self.covariances[nearest]
 
     def motion(self) -> Motion:
-        """Return the motion in this frame, with what is known of the frame itself."""
+        """Return the motion in this frame, with the error of the frame and the evidence for it."""
         error, covariance = None, None
         if self.evidence:
             of_axes = np.diagonal(self.covariances, axis1=1, axis2=2)[:, :3].max(axis=1)
@@ -187,7 +190,7 @@ class CommonFrame:
 
 
 def _apart(group: np.ndarray, others: np.ndarray) -> int:
-    """How many volumes lie between two groups at least, plus one."""
+    """Smallest distance in time between two groups, in volumes."""
     return int(np.abs(group[:, None] - others).min())
 
 
@@ -228,7 +231,7 @@ def _unite_placed(
 
 
 def _of_all(value: object, placed: np.ndarray, n: int, **others: Any) -> dict[str, Any]:
-    """Extend arrays of a value to n volumes: name → what those have that were not placed."""
+    """Extend arrays of `value` to n volumes; `others`: name → value for those not placed."""
     extended: dict[str, Any] = {}
     for name, other in others.items():
         if (known := getattr(value, name)) is not None:
@@ -239,7 +242,7 @@ def _of_all(value: object, placed: np.ndarray, n: int, **others: Any) -> dict[st
 
 
 def _within_determined(offset: np.ndarray, directions: np.ndarray, dwi: DWI) -> np.ndarray:
-    """Take out of an offset what the images do not show."""
+    """Remove from an offset the directions that the images do not determine."""
     twist = log_rigid(offset, dwi.brain_center)
     in_mm = in_millimetres(dwi)
     free = free_directions(directions, in_mm)

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All volumes at once.
+"""The joint estimator: all volumes at once.
 
-The loop of :mod:`eddymotion.estimation.lovo` creeps: each prediction is blurred by the motion of
-the others. Here one Gauss-Newton step moves all volumes together
+The loop of :mod:`eddymotion.estimation.lovo` converges slowly, since each prediction is blurred by
+the motion of the other volumes. Here one Gauss-Newton step moves all volumes together
 (:mod:`eddymotion.estimation.equations.coupled`), coarse to fine, at random points off the grid:
 
 1. b=0 volumes and diffusion-weighted ones are two groups, each consistent within itself, and so
    is each shell that the data do not tie to the others (:mod:`eddymotion.estimation.frames.ties`).
    :mod:`eddymotion.estimation.frames` joins them.
-2. Coarse levels use a fixed covariance; they cover 20 mm and 25°, but for volumes far from their
-   neighbours, which are tried at many poses (:mod:`eddymotion.estimation.equations.search`),
-   against b=0 as well (:mod:`eddymotion.estimation.frames.anchors`). Fine levels are band-passed,
+2. Coarse levels use a fixed covariance and reach 20 mm and 25°. Volumes farther from their
+   neighbours are tried at many poses (:mod:`eddymotion.estimation.equations.search`), against the
+   b=0 volumes as well (:mod:`eddymotion.estimation.frames.anchors`). Fine levels are band-passed,
    since what a model gets wrong is smooth in space, and fit the covariance to the band.
-3. Directions of motion that the images do not show are held at rest, and shells that turn out not
-   to be tied are solved apart; then all starts again.
-4. Volumes that neither their prediction nor their neighbours support are tried at the pose of
-   their neighbours; those that fit nowhere are left out.
+3. If the images do not determine all directions of motion, the others are held at rest; shells
+   that turn out not to be tied are solved apart. In both cases the estimation starts again.
+4. Volumes whose pose neither their prediction nor their neighbours support are tried at the pose
+   of the neighbours; those that fit nowhere are left out.
 5. Slices that lost signal are found with the leave-one-out predictions and left out of the
    solution at the finest level, which is the last.
 6. Standard errors come from how much the solution differs between parts of the brain, and between
-   parts of a volume's time.
-7. What of the poses follows the direction of diffusion, which no image contradicts, is left to
-   the course of the head (:mod:`eddymotion.estimation.frames.direction_pulls`).
+   parts of the time in which a volume was acquired.
+7. No image contradicts a part of the poses that follows the direction of diffusion; there the
+   course of the head decides (:mod:`eddymotion.estimation.frames.direction_pulls`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def solve_jointly(
     Returns
     -------
     Estimate
-        b=0 and diffusion-weighted volumes each in a frame of their own; so may be single shells.
+        b=0 and diffusion-weighted volumes, and possibly single shells, each have a frame of their
+        own.
     """
     steps = JointSteps(JointSolver(dwi, max_steps, compute or Compute()), model, eddy_currents)
     with one_blas_thread():
@@ -173,12 +174,12 @@ class JointSteps:
         return undetermined_directions(solution.problem, solution.samples, self.solver.in_mm)
 
     def _tied_by_data(self) -> list[np.ndarray]:
-        """Diffusion-weighted volumes that the data tie to each other, after what they show."""
+        """Group the diffusion-weighted volumes that the data, as aligned so far, tie together."""
         table = self.dwi.gradients.rotated(self.motion.rotations)
         return tied_by_data(self.frames, table, self.solutions[-1].problem.model)
 
     def judge(self) -> None:
-        """Compare the volumes with their predictions, in frames that time joins."""
+        """Compare the volumes with their predictions, frames joined by the course of the head."""
         give_back_memory()
         self.motion = joined_in_time(self.motion, self.frames, self.dwi.brain_center)
         self.judged = assess(
@@ -192,8 +193,8 @@ class JointSteps:
     def retry_doubtful_volumes(self) -> None:
         """Put volumes at the pose of their neighbours where they fit better.
 
-        The others were led astray by them, and go through coarse levels again. These would
-        lose volumes that lie far from their neighbours: a group with such is sought again.
+        They have led the other volumes astray, which go through the coarse levels again; a group
+        with volumes far from their neighbours, which coarse levels would lose, is searched again.
         """
         seed, n_threads = self.compute.seed, self.compute.n_threads
         retried = retry_outlier_volumes(
@@ -223,11 +224,11 @@ class JointSteps:
         self.motion, self.solutions = self.solver.solve(FINE[-1], self.groups, self.motion)
 
     def errors(self) -> PoseErrors:
-        """Find how far off the poses may be, by what the last steps saw."""
+        """Estimate the errors of the poses from what the last steps have read."""
         return pose_errors(self.solver, self.frames, self.groups, self.solutions, self.motion)
 
     def with_restarts(self, errors: PoseErrors) -> PoseErrors:
-        """Add how far another start leads, where there is so little signal that it may."""
+        """Add how far the solution depends on its start, where the signal is weak enough."""
         covariances = errors.covariances.copy()
         for group, solution in zip(self.groups, self.solutions, strict=True):
             if depends_on_start(group, solution) and not len(self.solver.undetermined):
@@ -235,7 +236,7 @@ class JointSteps:
         return replace(errors, covariances=covariances)
 
     def leave_to_the_course(self, errors: PoseErrors) -> None:
-        """Take out of the poses what follows the direction and not the course of the head."""
+        """Remove from the poses what follows the diffusion direction, not the head's course."""
         if len(self.solver.undetermined):
             return
         self.motion = leave_to_the_course(
@@ -248,7 +249,7 @@ class JointSteps:
         )
 
     def with_ambiguities(self, errors: PoseErrors) -> PoseErrors:
-        """Add what fields that follow the head leave open, and what b=0 finds elsewhere."""
+        """Add what fields leave open that follow the head, and where b=0 images disagree."""
         disagreement = self.seeking.disagreement
         disagreement.warn()
         more = self.solver.fields.covariances(self.motion, self.groups[-1])
@@ -299,13 +300,13 @@ def _known(
     solutions: Sequence[Solution],
     frames: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Whether the others say anything about a volume, (N,)."""
-    known = dwi.gradients.is_b0.copy()  # an only b=0 is the frame itself
+    """Whether the other volumes determine the pose of each volume, (N,)."""
+    known = dwi.gradients.is_b0.copy()  # the pose of a single b=0 is the frame itself
     for group, solution in zip(groups, solutions, strict=True):
         problem = solution.problem
         leverage = np.diag(problem.model.precision(problem.gradients))
         known[group.volumes] = leverage > LEVERAGE_GUARD * max(1.0, leverage.max())
     if known[dwi.gradients.dwis].any():
         for frame in frames:
-            known[frame] |= len(frame) == 1  # alone in a frame that time and images join
+            known[frame] |= len(frame) == 1  # a frame of its own, joined by time and images
     return known

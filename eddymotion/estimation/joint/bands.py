@@ -38,13 +38,13 @@ MOST_CANDIDATES = 320_000
 """Of points, among which those of fine levels are chosen; one a voxel of the brain otherwise."""
 
 CROP_MARGIN_FWHM, CROP_MARGIN_VOXELS = 2.0, 3
-"""What is kept around the brain of a volume from the second level on: what a level's filter and
-its remaining motion reach."""
+"""Margin around the brain of a volume that is kept from the second level on: it covers the reach
+of the filter and the motion that remains."""
 
 
 @dataclass(eq=False)
 class Bands:
-    """The volumes, each at the level that it was asked for last.
+    """The volumes of a series, filtered, each kept at the level that it was last asked for.
 
     Parameters
     ----------
@@ -75,9 +75,10 @@ class Bands:
         self.voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
 
     def leave_out(self, outliers: SliceOutliers, moved: np.ndarray) -> None:
-        """Take the darkness of lost slices out of the bands.
+        """Filter volumes with lost slices again, these brightened.
 
-        Volumes that have `moved` far are filtered again, too: they are cut down to the brain.
+        Volumes that have `moved` far are filtered again as well, since they are cropped to where
+        the brain was.
         """
         self.outliers = outliers
         self.stale = np.union1d(np.flatnonzero(outliers.flagged.any(axis=1)), moved)
@@ -101,7 +102,7 @@ class Bands:
         return [self._kept[volume][1] for volume in group.volumes]
 
     def _ask_for(self, level: Level, volumes: np.ndarray, matrices: np.ndarray) -> None:
-        """Band-pass some volumes, but for those whose band is that of the level before."""
+        """Filter some volumes, except those that are kept with the same filter."""
         band = level.fwhm, level.highpass
         kept = [v for v, (width, _) in self._kept.items() if width == band]
         missing = np.setdiff1d(volumes, np.setdiff1d(kept, self.stale)).tolist()
@@ -124,9 +125,9 @@ class Bands:
         thickness_power: float = THICKNESS_POWER,
         cut: bool = True,
     ) -> list[Continuous]:
-        """Band-pass some volumes, cut down to where the brain is and the filter reaches.
+        """Filter some volumes, cropped to the brain and the reach of the filter.
 
-        Of fine levels only the brain is kept, and what it reaches if it moves a little.
+        At fine levels only the brain is kept, with a margin for a little more motion.
         """
         unit = fine_widths(self.dwi.voxel_sizes)
         width = unit if level.highpass is not None else self.scale

@@ -14,18 +14,20 @@ COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 20
 
 COARSE_TOLERANCE, FINE_TOLERANCE = 0.02, 0.001
-"""Root-mean-square way that is left over the points, at which a level ends: relative to the width
-of a coarse filter, of which the next level needs no more than to begin near; in voxels at fine
-levels."""
+"""A level ends once the root-mean-square displacement still to go, over the points, is smaller. At
+coarse levels it is relative to the width of the filter, since the next level only needs to begin
+near; at fine levels in voxels."""
 
 NEGLIGIBLE = {FINE[0]: 0.25, FINE[1]: 0.1}
-"""The same, relative to what noise displaces the volumes by at these points: of the first it is
-twice as much, and the last level goes on from there."""
+"""The same, relative to the displacement that noise causes at these points. Noise displaces the
+volumes twice as far at the first fine level as at the last, which goes on from there."""
 
 CHANCE_MM, MOST_POINTS, MOST_VALUES = 0.03, 120_000, 8_000_000
-"""Where noise displaces the volumes at the first fine level by more, in a human head (root mean
-square), the last level has more points, in proportion to its square: up to so many, to half of the
-voxels, and to so many values of all volumes. Points left out are signal that is wasted."""
+"""If noise displaces the volumes at the first fine level by more than `CHANCE_MM` (root mean
+square, in a human head), the last level gets more points, in proportion to the square of the
+excess, since signal at points left out is wasted: at most `MOST_POINTS`, half of the voxels, and
+`MOST_VALUES` values of all volumes."""
 
 STEADY = 0.1
-"""Share of the width of a filter up to which volumes move without another normal matrix."""
+"""Volumes may move by this share of the width of the filter before the normal matrix is computed
+again."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All groups of volumes at one level of resolution."""
+"""Solving all groups of volumes at one level of resolution."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def group_motion(motion: Motion, group: VolumeGroup) -> Motion:
-    """Motion of the volumes of a group; not all groups have fields."""
+    """Motion of the volumes of a group, with fields if the group has some."""
     found, eddy = motion.select(group.volumes), motion.eddy_currents
     has_some = eddy is not None and eddy.coefficients[group.volumes].any()
     return found if group.has_fields or has_some else replace(found, eddy_currents=None)
@@ -58,7 +58,7 @@ def with_group(motion: Motion, group: VolumeGroup, found: Motion) -> Motion:
 
 @dataclass(eq=False)
 class JointSolver:
-    """What all levels share.
+    """Solves groups of volumes at any level, and keeps what all levels share.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ class JointSolver:
         *,
         whole: Sequence[int] | np.ndarray = (),
     ) -> CoupledProblem:
-        """Set up the problem of a group at a level, some volumes not cut down to the brain."""
+        """Set up the problem of a group at a level; the volumes `whole` are not cropped."""
         own = self.bands.of_group(group, level, motion.matrices)
         uncut = self.bands.filtered(level, whole, motion.matrices, cut=False)
         for volume, spline in zip(whole, uncut, strict=True):
