@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimating the motion of the head: :func:`estimate_motion` turns a series into a motion."""
+"""Estimation of the motion of the head: diffusion series → poses and fields."""
 
 from __future__ import annotations
 
