@@ -13,17 +13,13 @@ from nitransforms.resampling import apply
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from eddymotion import resampling
 from eddymotion.errors import EddymotionError
 from eddymotion.images.image import Image
 from eddymotion.mapping.eddy_currents import N_TERMS, EddyCurrents
 from eddymotion.mapping.motion import Motion
-from eddymotion.resampling import (
-    Resampled,
-    _with_nitransforms,
-    covered_mask,
-    resample,
-)
+from eddymotion.resampling import Resampled, reading, resample
+from eddymotion.resampling.engines import with_nitransforms
+from eddymotion.resampling.masks import covered_mask
 from eddymotion.simulation import Grid, acquire, simulate_eddy_currents
 
 VOLUMES = np.array([0, 5, 14, 26])
@@ -99,7 +95,7 @@ def test_fast_engine_equals_nitransforms(head, short, other_grid):
 def test_slabs_are_what_nitransforms_makes_of_the_whole_grid(head, short, other_grid, monkeypatch):
     dwi, motion = short
     grid = Grid.covering(head, (5.0, 4.0, 3.0), "PSL") if other_grid else dwi
-    monkeypatch.setattr(resampling, "SLAB_POINTS", 1200)
+    monkeypatch.setattr(reading, "SLAB_POINTS", 1200)
     found = resample(dwi, motion, grid=(grid.shape, grid.affine)).signal
     reference = nib.Nifti1Image(np.zeros(grid.shape, np.float32), grid.affine)
     indices = np.moveaxis(np.indices(grid.shape), 0, -1)
@@ -115,12 +111,12 @@ def test_slabs_are_what_nitransforms_makes_of_the_whole_grid(head, short, other_
 
 def test_nitransforms_holds_few_copies_of_a_volume(short, monkeypatch):
     dwi, motion = short
-    monkeypatch.setattr(resampling, "SLAB_POINTS", 1200)
+    monkeypatch.setattr(reading, "SLAB_POINTS", 1200)
     where = Resampled.of(dwi, motion)._reading()(1)
     volume = dwi.volume(1).data
-    _with_nitransforms(volume, where)  # what is made once
+    with_nitransforms(volume, where)  # what is made once
     tracemalloc.start()
-    _with_nitransforms(volume, where)
+    with_nitransforms(volume, where)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * 8 * volume.size  # all positions at once took seven times as much
@@ -216,7 +212,7 @@ def test_both_engines_equal_scipy_through_fields_and_space(
     target = (
         Grid.covering(head, (5.0, 4.0, 3.0), "PSL") if other_grid else Grid(dwi.shape, dwi.affine)
     )
-    monkeypatch.setattr(resampling, "SLAB_POINTS", 5000)
+    monkeypatch.setattr(reading, "SLAB_POINTS", 5000)
     found = resample(
         dwi, motion, engine=engine, grid=(target.shape, target.affine), space=space
     ).signal

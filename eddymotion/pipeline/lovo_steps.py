@@ -51,7 +51,8 @@ from eddymotion.pipeline.settings import FOR_JOINT_ALONE, Settings
 from eddymotion.pipeline.stages import load_series, model_for, tables_of
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.registry import chosen_registrar
-from eddymotion.resampling import covered_mask, mask_on_grid, voxel_mapping
+from eddymotion.resampling.masks import covered_mask, mask_on_grid
+from eddymotion.resampling.reading import voxel_mapping
 
 
 def split(series: SeriesFiles, settings: Settings, out_dir: Path) -> Paths:

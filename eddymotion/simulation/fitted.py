@@ -17,7 +17,8 @@ from eddymotion.images.grid import Grid
 from eddymotion.io.series import mean_b0
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.mapping.motion import Motion
-from eddymotion.resampling import inside_image, resample
+from eddymotion.resampling import resample
+from eddymotion.resampling.reading import inside_image
 from eddymotion.simulation.phantom import S0
 from eddymotion.wording import short_repr
 

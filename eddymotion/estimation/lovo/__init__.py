@@ -45,7 +45,8 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
 from eddymotion.models import AverageModel, Model
 from eddymotion.registration import Registrar, Registration
-from eddymotion.resampling import covered_mask, resample
+from eddymotion.resampling import resample
+from eddymotion.resampling.masks import covered_mask
 
 log = logging.getLogger(__name__)
 

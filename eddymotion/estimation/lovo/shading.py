@@ -19,7 +19,7 @@ from eddymotion.images.image import Image
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
 from eddymotion.images.pyramid import low_pass
 from eddymotion.registration import Registrar, Registration
-from eddymotion.resampling import voxel_mapping
+from eddymotion.resampling.reading import voxel_mapping
 
 SMOOTH_VOXELS = 4.0
 """FWHM of ``s``. A pass of 24 directions at b=3000 with DIPY, from poses .3 mm and .3° off an
