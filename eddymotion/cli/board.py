@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of the series of a run: how far each is, what became of it."""
+"""The board of a run on the terminal: the progress of each series, and how it ended."""
 
 from __future__ import annotations
 

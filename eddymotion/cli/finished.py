@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``eddymotion`` makes of corrected series: their reports again, and that of the group."""
+"""What ``eddymotion`` does with corrected series: writing their reports again, and the group's."""
 
 from __future__ import annotations
 

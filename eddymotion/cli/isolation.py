@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other programs' settings of the user or of the current folder would change in a command.
+"""Shielding a command from settings of other programs in the user's or the current folder.
 
-A result depends on the input and on the options, not on who runs it where.
+A result depends on the input and on the options, not on who runs the command, and where.
 """
 
 from __future__ import annotations

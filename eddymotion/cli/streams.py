@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard output and error that never end a command: full, closed, or without our letters."""
+"""Output streams that never stop a command: full, closed, or of an encoding without some signs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)
-"""Whoever read it is gone: nobody misses the rest."""
+"""The reader of the stream is gone, so that the rest may be dropped."""
 
 PLAIN = {
     "→": "->", "–": "-", "−": "-", "…": "...", "×": "x", "°": " deg", "±": "+/-", "²": "^2",

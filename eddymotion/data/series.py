@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diffusion series."""
+"""The diffusion series: :class:`DWI`, all in memory, and what other series share with it."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from eddymotion.images.zeros import (
 from eddymotion.wording import HtmlValue, format_sizes
 
 KEPT_TYPES = tuple(np.dtype(name) for name in ("float32", "int8", "uint8", "int16", "uint16"))
-"""What a series keeps its signal in: scanners store integers, half as large as float32."""
+"""Types in which a series keeps its signal: integers of scanners are half as large as float32."""
 
 VOLUMES_TO_LOOK_AT = 4
-"""Diffusion-weighted volumes that tell whether tissue was set to zero."""
+"""Diffusion-weighted volumes in which tissue that was set to zero is looked for."""
 
 CUT_OUT = 0.002
 """Solid constants in a brain, as a part of it and beyond the usual, that need a closer look."""
 
 
 class Series(ABC):
-    """What a series is, wherever its volumes come from.
+    """A diffusion series, wherever its volumes come from.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Series(ABC):
 
     @abstractmethod
     def volumes(self) -> Iterator[np.ndarray]:
-        """Give the volumes one after the other, (X, Y, Z) each."""
+        """Yield the volumes one after the other, (X, Y, Z) each."""
 
     @property
     def gradients(self) -> Gradients:
@@ -180,7 +180,7 @@ class DWI(Series, HtmlValue):
     def volume_with_missing(self, index: int) -> Image:
         """Return one volume, for estimation: voxels set to a constant are marked as missing.
 
-        In the type that the signal is kept in: what is cut out of it is all that needs converting.
+        The data keep the type of the signal: only a part cut out of them needs to be converted.
         """
         image = Image(self.signal[..., index], self.affine)
         is_cut = self.is_cut or index in self.cut_volumes

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the outputs of a series are those that were written.
+"""Whether the outputs of a series are complete and unchanged since they were written.
 
 The sidecar of the image, written last, holds the size and the digest of every other output, and a
-digest of itself. All files are given its time of modification: one that has another time has been
-touched since, and is read to see whether it is still the same.
+digest of itself. All files get its time of modification. A file with another time has been touched
+since, and is read to see whether its content is still the same.
 """
 
 from __future__ import annotations

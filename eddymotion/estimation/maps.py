@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large signal and contrast are beside what the model leaves over, voxel by voxel.
+"""Maps of SNR and CNR: signal and contrast relative to the residual of the model.
 
 As FSL eddy's maps: for b=0 the signal-to-noise ratio, the mean over the standard deviation of the
 residual; for each shell the contrast-to-noise ratio, the standard deviation of the prediction over
-the directions over that of the residual. Predictions are those of held-out volumes, so the
-residual is neither flattered by the fit nor free of what the prediction itself is off by. Lost
+the directions over that of the residual. Volumes are held out when they are predicted, so that
+the residual is not too small by the fit; it contains the error of the prediction itself. Lost
 slices count neither as signal nor as residual.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coarse to fine: what an image shows at a level, and where it is looked at."""
+"""Levels of resolution, coarse to fine: filtered images, and the points at which they are read."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ THICKNESS_POWER = 1.5
 """See :func:`fine_widths`."""
 
 SPLINE_VOXELS = 8.0
-"""What is kept around points to interpolate an image there: farther voxels count for less than
-1e-4."""
+"""Margin that is kept around points to interpolate an image there: voxels farther away contribute
+less than 1e-4."""
 
 KNOWN_SHARE, KNOWN_SHARE_COARSE, LEAST_SHARE = 0.9, 0.1, 1e-3
-"""A filter's value holds where at least so much of its weight lies on what is known. Coarse levels
-need not be as exact, and splines of few voxels would leave little of the brain. Beyond, values are
-carried on where at least the last part does, so that splines find no step there."""
+"""A filtered value is used where at least `KNOWN_SHARE` of the filter's weight lies on known
+voxels, at coarse levels `KNOWN_SHARE_COARSE`: these need not be as exact, and on their few voxels
+little of the brain would be left. Unused values are still computed down to `LEAST_SHARE`, so that
+splines find no step there."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,12 @@ def head_scale(mask: np.ndarray, voxel_sizes: np.ndarray) -> float:
 
 
 def fine_widths(voxel_sizes: np.ndarray, power: float = THICKNESS_POWER) -> np.ndarray:
-    """Length (mm) along each image axis that the widths of fine levels are multiples of, (3,).
+    """Unit (mm) of the widths of fine levels along each image axis, (3,).
 
-    The mean edge of a voxel; along thick slices more than their thickness. Detail finer than a
-    slice is not lost in it but shows as a pattern that stays with the slices while the head moves,
-    and pulls the poses towards rest: with voxels of 2×2×6 mm and a filter as narrow along the
-    slices as in them, 7 to 25 % of pitch, roll and shifts through the slices were missing.
+    The mean edge of a voxel; across thick slices more than their thickness. Detail finer than a
+    slice is not lost but becomes a pattern that stays with the slices while the head moves, and
+    pulls the poses towards rest. With voxels of 2×2×6 mm and a filter as narrow across the slices
+    as in them, 7 to 25 % of pitch, roll and shifts through the slices were missing.
     """
     mean = np.cbrt(np.prod(voxel_sizes))
     return mean * np.maximum(voxel_sizes / mean, 1.0) ** power
@@ -96,16 +97,16 @@ def jittered_points(
     """Draw random points of a mask, never on the grid: (P, 3), RAS+ mm."""
     voxels = np.flatnonzero(mask)
     chosen = voxels[random.choice(len(voxels), min(n_points, len(voxels)), replace=False)]
-    indices = np.stack(np.unravel_index(chosen, mask.shape), axis=1)  # of all it takes long
+    indices = np.stack(np.unravel_index(chosen, mask.shape), axis=1)  # fast: of the chosen alone
     return transformed(affine, indices + random.uniform(-0.5, 0.5, indices.shape))
 
 
 def steepest(steepness: np.ndarray, n_points: int, random: np.random.Generator) -> np.ndarray:
     """Draw points at random, more where an image is steep: indices into `steepness` (P,).
 
-    The steepest tenth counts alike, and so do all where nine tenths are flat. Indices ascend: the
-    order in which a partition leaves them hangs on rounding, and parts of the points are taken by
-    their order.
+    The steepest tenth has the same chance, and so have all if nine tenths are flat. The indices
+    are sorted, since a partition leaves them in an order that depends on rounding, and parts of
+    the points are taken by their order.
     """
     cap = np.quantile(steepness, 0.9)
     weights = np.minimum(steepness, cap) + 1e-6 * cap if cap > 0 else np.ones(len(steepness))
@@ -158,9 +159,9 @@ def band_pass(
 
 
 def difference_of_gaussians(image: Image, narrow: np.ndarray, wide: np.ndarray) -> Image:
-    """Smooth an image with a narrow Gaussian, less with a wide one; FWHM along its axes, mm (3,).
+    """Subtract an image smoothed by a wide Gaussian from one smoothed by a narrow Gaussian.
 
-    Missing is what is so after the wide one.
+    FWHM along the image axes, mm (3,). Voxels are missing where the wide one leaves them missing.
     """
     near, far = low_pass(image, narrow), low_pass(image, wide)
     return Image(np.subtract(near.data, far.data, out=near.data), image.affine, far.missing)
@@ -188,8 +189,8 @@ def decimate(image: Image, factors: np.ndarray) -> Image:
 def low_pass(image: Image, fwhm: float | np.ndarray, known_share: float = KNOWN_SHARE) -> Image:
     """Smooth with a Gaussian of `fwhm` mm, or as many along each image axis, (3,).
 
-    What is missing has no weight, and missing is then where less than `known_share` of the weight
-    lies on the rest.
+    Missing voxels have no weight. A smoothed voxel is missing if less than `known_share` of its
+    weight lies on the others.
     """
     sigma = fwhm * FWHM_TO_SIGMA / image.voxel_sizes
 

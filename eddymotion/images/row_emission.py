@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLVM code of filters along rows: what the compiler makes of slices spends most on their bounds.
+"""LLVM code of filters along rows, since compiled slices spend most of their time on bounds.
 
 As :mod:`eddymotion.images.emission`, and imported when a kernel is compiled as well. Rows are
 taken in blocks of 64 or 16 numbers side by side, and what goes from row to row stays in registers.

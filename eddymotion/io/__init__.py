@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values ⇄ files."""
+"""Reading and writing: values ⇄ files."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What FSL's topup writes with ``--out``: coefficients of the field, and how images lie.
+"""Files that FSL's topup writes with ``--out``: coefficients of the field, poses of images.
 
 ``…_fieldcoef.nii.gz``: coefficients of cubic B-splines, Hz, on the grid of the images that topup
 was given, in FSL's coordinates: voxels are counted from right to left, however the images are

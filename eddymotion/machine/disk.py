@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a disk refuses, in words."""
+"""Errors of a disk, in words."""
 
 from __future__ import annotations
 

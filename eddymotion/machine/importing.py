@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Python does besides while modules are imported: less.
+"""Importing modules faster: less of what Python does besides.
 
 Importing makes some hundred thousand objects that stay. Python looks through them again and again
 for cycles that nobody needs, which takes a third of the time and finds next to none. What is there

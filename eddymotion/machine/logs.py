@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log files that never end the work they tell of."""
+"""Log files whose errors never stop the work that they report."""
 
 from __future__ import annotations
 

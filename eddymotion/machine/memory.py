@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that is free within the process, but not yet for others."""
+"""Giving memory back that is free within the process, but not yet for others."""
 
 from __future__ import annotations
 

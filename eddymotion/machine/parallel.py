@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class Progress(Protocol):
-    """Passes `iterable` through and shows how far it is."""
+    """Yields the items of `iterable` and shows the progress."""
 
     def __call__(
         self, iterable: Iterable[Result], description: str, total: int
@@ -56,7 +56,7 @@ def logged(logger: logging.Logger, level: int) -> Progress:
 
 @dataclass(frozen=True)
 class Compute:
-    """How a result is computed. What it is depends on the seed alone.
+    """How a result is computed. Of these, only the seed changes the result.
 
     Parameters
     ----------
@@ -74,10 +74,10 @@ class Compute:
 
 
 class _OneBlasThread:
-    """The limit of BLAS, which holds for the process: from its first user to its last.
+    """Limits BLAS to one thread in this process, from the first user to the last.
 
-    Looking for the libraries takes milliseconds, the more the more are loaded. Modules bring them:
-    they are looked for again where there are other modules.
+    Finding the loaded libraries takes milliseconds. Modules bring them, so that they are sought
+    again only if other modules have been imported.
     """
 
     def __init__(self) -> None:
@@ -112,20 +112,20 @@ _one_blas_thread = _OneBlasThread()
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keep BLAS to one thread: sums do not depend on the machine, our own threads run free."""
+    """Keep BLAS to one thread: sums do not depend on the machine, and do not compete with ours."""
     with _one_blas_thread:
         yield
 
 
 def import_beside(*names: str, then: Callable[[], object] | None = None) -> None:
-    """Import modules in a thread, so that they are there by the time that they are needed.
+    """Import modules in a thread, so that they are loaded by the time they are needed.
 
-    None of the package's own: two threads that import modules of a circle find parts of them.
-    What is done `then`, in the thread as well, imports none either.
+    No modules of the package itself, and none by `then`, which the thread calls afterwards: if two
+    threads import modules that depend on each other, they see half-initialised ones.
     """
 
     def import_all() -> None:
-        with importing, suppress(Exception):  # it is told where they are needed
+        with importing, suppress(Exception):  # raised again where they are needed
             for name in names:
                 import_module(name)
             if then is not None:
@@ -154,9 +154,9 @@ def parallel_map(
 def parallel_iterate(
     function: Callable[[Item], Result], items: Iterable[Item], *, n_threads: int = 1
 ) -> Iterator[Result]:
-    """Map as :func:`parallel_map`, but give each result as its turn comes.
+    """Map as :func:`parallel_map`, but yield each result in turn.
 
-    The threads are at most two items each ahead of who takes the results.
+    The threads run ahead of the consumer by two items each at most.
     """
     with one_blas_thread():
         if n_threads <= 1:
@@ -171,6 +171,6 @@ def parallel_iterate(
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
-            finally:  # nobody takes the rest
+            finally:  # the consumer may stop early
                 for future in waiting:
                     future.cancel()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process wrote something, and whether it still lives.
+"""Identifying the process that wrote something, and whether it is still alive.
 
 The number of a process says that only on its own machine (boot and process namespace), and only
 together with the time when the process started, since numbers are given away again.

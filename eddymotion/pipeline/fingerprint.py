@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By what a result is recognised: a digest of all that determines it."""
+"""The fingerprint of a result: a digest of all that determines it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise and Gibbs ringing, taken off the series that is resampled, not the one motion is found in.
+"""Denoising and removal of Gibbs ringing, applied to the series that is resampled.
 
-Denoising wants the data as they were acquired, since interpolation ties the noise of neighbouring
-voxels; so does the removal of ringing, which depends on where edges lie between voxels. Motion is
-found in the series as acquired as well: what denoising takes off holds a part of the motion. So
+Denoising needs the data as they were acquired, since interpolation correlates the noise of
+neighbouring voxels; so does the removal of ringing, which depends on where edges lie between
+voxels. Motion, too, is found in the series as acquired, since denoising removes a part of it. So
 the order is ::
 
     acquired ─┬─────────────────────────────▶ motion ─┐

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sidecar of a corrected series tells: what was done, by which settings and programs."""
+"""The sidecar of a corrected series: what was done, with which settings and programs."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gauss-Newton on the poses of all volumes at once: unknowns, equations, what they tell."""
+"""Gauss-Newton on the poses of all volumes at once: unknowns, equations, errors."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a precision matrix makes of volumes, where few combinations of them are predictable.
+"""A precision matrix as an operator, fast where few combinations of volumes are predictable.
 
 A signal model knows a few dozen functions of the direction. However many volumes there are, what
 it predicts of them is a combination of so many: ``P = I − L R`` with few columns, which takes in

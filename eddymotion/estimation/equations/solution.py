@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the solution of a joint problem tells of its own errors.
+"""The solution of a joint problem, and its errors.
 
-All of it comes from one reading of the volumes at the solution.
+All errors come from a single reading of the volumes at the solution.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from eddymotion.mapping.rigid import twist_millimetres
 from eddymotion.robust import sandwich
 
 POINTS_FOR_SHARE = 10_000
-"""About so many points tell how short steps are."""
+"""How much too short steps are is measured at about so many points."""
 
 LEAST_RECOVERED = 0.1
-"""Steps are not taken as shorter than by this factor."""
+"""Steps are assumed to cover at least this share of the way."""
 
 PERIODS = 8
 """Parts of the time of a volume that are compared to find motion within it. On simulated nods of
-up to 1.5 mm the errors were 0.3 to 1.5 times what their scatter says; four parts told 1.4 times
-more."""
+up to 1.5 mm the errors were 0.3 to 1.5 times what the scatter of the parts says; with four parts
+that was 1.4 times more."""
 
 SMALL_BYTES = 2**26
-"""Of a normal matrix: halves of a brain are solved side by side where copies are small."""
+"""Halves of a brain are solved side by side while a copy of the normal matrix is smaller."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +56,9 @@ class Solution:
 
     @classmethod
     def of(cls, problem: CoupledProblem, motion: Motion, seen: Evaluated | None) -> Solution:
-        """Take what the steps to a motion saw last, less than their tolerance away from it.
+        """Reuse the last evaluation of the steps, less than their tolerance away from the motion.
 
-        Nothing has to be read again then.
+        Nothing has to be read again then. Without it the solution is evaluated at `motion`.
         """
         if seen is None:
             return cls(problem, motion)
@@ -68,12 +68,12 @@ class Solution:
 
     @cached_property
     def found(self) -> Residuals | None:
-        """How the volumes depart from the model there; None where too few points are inside."""
+        """Residuals of the volumes there; None if too few points lie inside them."""
         return self.problem.look(self.motion)
 
     @property
     def samples(self) -> Samples:
-        """What the volumes show there."""
+        """Values of the volumes there."""
         return self.problem.sample(self.motion) if self.found is None else self.found.samples
 
     @cached_property
@@ -83,7 +83,7 @@ class Solution:
         return None if found is None else self.problem.equations(found, found.weights)
 
     def _release(self) -> None:
-        """Let go of what the volumes show; it is read again if it is asked for."""
+        """Release the values of the volumes; they are read again if they are asked for."""
         self.__dict__.pop("found", None)
 
     def covariances(self) -> np.ndarray:
@@ -100,10 +100,10 @@ class Solution:
     def recovered(self) -> float:
         """Share of a small displacement that one step takes back.
 
-        Noise in ``J`` makes ``H`` too large, the more the less signal there is: steps become
-        shorter, and what :meth:`covariances` and :meth:`scatter_of_halves` tell from one step
-        smaller, by this share. The displacement is one that noise may well have caused: what the
-        blocks add, with random signs. 1 where too few points are left.
+        Noise in ``J`` makes ``H`` too large, more so with less signal. By this share steps become
+        too short, and the errors that :meth:`covariances` and :meth:`scatter_of_halves` infer from
+        one step too small. The displacement is a plausible effect of noise: the sum of what the
+        blocks contribute, with random signs. 1 if too few points are left.
         """
         system, unknowns = self.system, self.problem.unknowns
         if system is None:
@@ -127,9 +127,9 @@ class Solution:
         """Mean square by which halves of the brain move the poses, axis by axis: (6,).
 
         Left and right, front and back, top and bottom each take a step of their own, over all
-        volumes. Were there noise alone, this would be the mean of :meth:`covariances`; what is
-        alike over wide regions shows here only. NaN where a half is too small. What the volumes
-        show is let go of: it has to be read again afterwards.
+        volumes. With noise alone, this would be the mean of :meth:`covariances`; errors that are
+        alike over wide regions show only here. NaN if a half is too small. The values of the
+        volumes are released, and have to be read again afterwards.
         """
         system, problem = self.system, self.problem
         if self.found is None or system is None:
@@ -162,7 +162,7 @@ class Solution:
         return np.mean(squares, axis=(0, 1))
 
     def _least_seen(self, above: np.ndarray) -> int:
-        """Return how many points tell of the half that fewest tell of; `above` (V, 3) bool."""
+        """Return the number of points in the smallest of the halves; `above` (V, 3) bool."""
         assert self.found is not None
         seen = self.found.weights > 0
         return min(int(seen[side].sum()) for axis in above.T for side in (axis, ~axis))
@@ -174,17 +174,17 @@ class Solution:
         return gram.whole()
 
     def scatter_of_periods(self, dwi: DWI) -> np.ndarray:
-        """Covariance of each pose by how much the parts of its time pull apart, (N, 6, 6).
+        """Covariance of each pose by the scatter between parts of its time, (N, 6, 6).
 
-        As :meth:`covariances`, with what the slices of each of :data:`PERIODS` parts of the time
-        add in place of each part of the brain, and the other volumes held. Were there noise
-        alone, both would be alike; a head that moved within a volume shows here. NaN where too
-        few points are left.
+        As :meth:`covariances`, but summed over the slices of each of :data:`PERIODS` parts of the
+        time instead of parts of the brain, with the other volumes held. With noise alone, both
+        would be alike; motion within a volume makes this one larger. NaN if too few points are
+        left.
 
         Parameters
         ----------
         dwi : DWI
-            The series that these volumes are of: when its slices were excited, and where they lie.
+            The series that the volumes belong to, for the order and the place of its slices.
         """
         found, system, n = self.found, self.system, len(self.motion)
         if found is None or system is None:
@@ -203,15 +203,16 @@ class Solution:
         return sandwich(steps, n_fitted=1)
 
     def contradictions(self, dwi: DWI) -> np.ndarray:
-        """Covariance of each pose by what its slices say against it, (N, 6, 6).
+        """Covariance of each pose by the slices that contradict it, (N, 6, 6).
 
         A head that moves and comes back leaves a few slices that no pose of the volume explains.
-        Where the model is sure, as of b=0 volumes, they hardly count, so that the pose is that of
-        the others and all agree with it. Here all count alike: how far they would take the pose
-        (its square), and how far the parts of its time pull apart. What most volumes of the group
-        do alike is the model's. Where the times of slices are not known, those count by which a
-        volume is pulled farthest apart, of :func:`~eddymotion.data.acquisition.usual_orders`.
-        NaN where too few points are left.
+        If the model is certain, as for b=0 volumes, their weights are small: the pose is that of
+        the other slices, and all of these agree with it. Here all slices have the same weight. The
+        covariance is the square of the step that they ask for together, plus the scatter between
+        the parts of the time; steps that most volumes of the group have in common are attributed
+        to the model and taken out. If the times of slices are not known, each volume takes the
+        order of :func:`~eddymotion.data.acquisition.usual_orders` with the largest covariance. NaN
+        if too few points are left.
 
         Parameters
         ----------
@@ -231,12 +232,12 @@ class Solution:
         return asked[farthest, np.arange(n)]
 
     def _directions_of_poses(self) -> np.ndarray:
-        """Directions in which poses are free to move, (6, k)."""
+        """Directions along which poses are solved for, (6, k)."""
         (pose,) = self.problem.unknowns.only(POSES).blocks
         return np.eye(6) if pose.directions is None else pose.directions
 
     def _steps_of_poses(self, pulls: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Solve for the steps that pulls (N, 6, B) of points with weights (V,) ask for."""
+        """Solve for the steps by the pulls (N, 6, B) of points with weights (V,)."""
         assert self.found is not None
         n, along = len(self.motion), self._directions_of_poses()
         poses = replace(self.problem, blocks=self.problem.unknowns.only(POSES).blocks)
@@ -250,7 +251,7 @@ class Solution:
         return along @ steps.reshape(n, -1, pulls.shape[2])
 
     def _pulls_of(self, period: np.ndarray, height: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Sum what points of each period pull a pose by, (N, 6, B).
+        """Sum the pulls of the points of each period on each pose, (N, 6, B).
 
         Parameters
         ----------
@@ -284,7 +285,7 @@ class Solution:
 
 
 def _asked_for(steps: np.ndarray, period: np.ndarray) -> np.ndarray:
-    """Square of what all slices ask for and scatter of what those of each period do, (N, 6, 6).
+    """Square of the step of all slices, plus the scatter of the steps by period: (N, 6, 6).
 
     Parameters
     ----------

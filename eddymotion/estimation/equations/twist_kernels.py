@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled inner loop: what forces at points add up to, and their moments.
+"""Compiled inner loop: sums of forces at points, and of their moments.
 
 As :mod:`eddymotion.images.kernels`: it has a plain twin in the tests.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directions of motion that the images do not show.
+"""Directions of motion that the images do not determine.
 
 A cylinder may slide along its axis and turn about it, a spinal cord in thick slices as well: no
 image changes. An estimator that is asked for such a motion finds one all the same, since noise has

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The levels of the joint solution, coarse to fine, and when each has come near enough."""
+"""The levels of the joint solution, coarse to fine, and when each has converged."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard errors of poses: what noise makes them, and what is beyond."""
+"""Standard errors of poses: by noise, and by what adds to it."""
 
 from __future__ import annotations
 

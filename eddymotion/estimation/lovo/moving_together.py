@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the volumes found in a pass, turned into one step of all of them.
+"""One step of all volumes, made of what each of them found in a pass.
 
 Each volume was registered to what the others predicted *where they lay*, and now all move. Let
 ``L`` be the held-out operator (:mod:`eddymotion.models.base`), ``w_i`` the way that volume ``i``

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid that predictions are made on, whose voxels are not quite as large as those recorded.
+"""The grid on which predictions are made, with voxels a little smaller than those recorded.
 
-A spline does not know what lay between the voxels of a volume. Read by a part ``u`` of a voxel
-beside them, what is as fine as the voxels seems displaced, by a function of ``u`` of period one
-that is odd about a half. On the grid on which it was recorded a volume that moved by three and a
-quarter voxels is read at ``u = ¼`` *everywhere*: all that it adds to the predictions is displaced
-alike, and they pull the other volumes after it. On a grid of :data:`VOXEL_SHARE` of the voxel
-edge, ``u`` goes through all of its range every ten voxels, and the displacements cancel over the
-brain. (A registration that reads at random points cancels those of its own reading.)
+A spline does not know what lay between the voxels of a volume. Where it is read at a fraction
+``u`` of a voxel from their centres, detail as fine as the voxels appears displaced, by a function
+of ``u`` with period one that is odd about a half. On the grid on which it was recorded, a volume
+that moved by three and a quarter voxels is read at ``u = ¼`` *everywhere*: all that it contributes
+to the predictions is displaced alike, and they pull the other volumes after it. On a grid of
+:data:`VOXEL_SHARE` of the voxel edge, ``u`` runs through its whole range every ten voxels, and the
+displacements cancel over the brain. (A registration at random points cancels those of its own
+reading.)
 
 Errors of one pass of 24 directions from the true poses, from a prediction at the points
 themselves, mm / °: .010/.016 and .009/.011 (b=1000, b=3000) on the grid of the volumes, .027/.051

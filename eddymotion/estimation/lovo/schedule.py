@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passes of the loop: what each predicts with, registers with, and how far volumes go."""
+"""The passes of the loop: with which model and registrar, and how far volumes go."""
 
 from __future__ import annotations
 
