@@ -146,7 +146,7 @@ def plan(
     *,
     pass_number: int,
 ) -> Paths:
-    """Gather the volumes for a pass of the leave-one-out loop, and say how it goes.
+    """Gather the volumes for a pass of the leave-one-out loop, and plan it.
 
     Parameters
     ----------
@@ -163,12 +163,12 @@ def plan(
     Returns
     -------
     dict
-        ``aligned_file`` (4-D, with what was lost filled by the prediction), ``init_files`` (a
-        volume each: the transform to start from, which is another one for volumes that went
-        astray), ``xfm_file`` (all of them), ``mask_file`` (what all volumes show of the brain),
-        ``lost_files`` (a volume each: where it lost its signal); ``volumes`` (their indices),
-        ``relaxation`` (which part of the way to its prediction each should go alone) and
-        ``center`` (of the brain, about which that is measured).
+        ``aligned_file`` (4-D, with lost signal filled by the prediction); ``init_files`` (one a
+        volume: the transform to start from, a new one for volumes that went astray); ``xfm_file``
+        (all of these); ``mask_file`` (the part of the brain inside all volumes); ``lost_files``
+        (one a volume: where it lost its signal); ``volumes`` (their indices); ``relaxation``
+        (which part of the way to its prediction each volume should go on its own) and ``center``
+        (of the brain, about which the way is measured).
     """
     signal, affine = _stack(aligned_files)
     brain = _brain(settings.brain_mask)
@@ -301,15 +301,15 @@ def register_pair(
     pass_number : int, optional
         Register as in that pass of the leave-one-out loop.
     relaxation : float
-        Which part of the way from the start to what was found is gone.
+        Part of the way from the start to the transform found that is taken.
     center : (3,) sequence, optional
-        About which the way is measured, RAS+ mm.
+        The point about which the way is measured, RAS+ mm.
 
     Returns
     -------
     dict
-        ``matrix_file`` (ITK text, fixed → moving), ``converged`` and ``message``. Where less than
-        half of the mask is known, or a tenth is left of it, the start is kept.
+        ``matrix_file`` (ITK text, fixed → moving), ``converged`` and ``message``. The start is
+        kept if less than half of the mask is known, or less than a tenth of it shows signal.
     """
     fixed, affine, _ = read_image(fixed_file)
     moving, moving_affine, _ = read_image(moving_file)
@@ -354,7 +354,7 @@ def move_all(
     *,
     pass_number: int,
 ) -> Paths:
-    """Let all volumes take their steps at the end of a pass of the leave-one-out loop.
+    """Move all volumes at the end of a pass of the leave-one-out loop.
 
     Parameters
     ----------
@@ -365,11 +365,11 @@ def move_all(
     predicted_files : sequence of Path
         A volume each.
     fixed_mask_file : Path
-        What all volumes show of the brain.
+        The part of the brain inside all volumes.
     xfm_file : Path
-        All transforms that registration started from.
+        The transforms from which the registrations started.
     matrix_files : sequence of Path
-        A volume each: where it led.
+        One a volume: the transform that its registration found.
     settings : Settings
         With the brain mask.
     out_dir : Path

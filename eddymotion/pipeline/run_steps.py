@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of runs that belong together, each from files to files.
 
-:func:`list_runs` names their files, :func:`join` brings motions that were found in each run's own
+:func:`list_runs` names their files. :func:`join` brings motions that were found in each run's own
 frame into that of the first, with the off-resonance field between the runs, as
-:mod:`eddymotion.pipeline.runs` does for the BIDS-App, :func:`merge` makes one series of the
-corrected runs. :func:`fieldmap` makes a field alone.
+:mod:`eddymotion.pipeline.runs` does for the BIDS-App. :func:`merge` makes one series of the
+corrected runs. :func:`fieldmap` makes a field on its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a correction, each from files to files: what workflow nodes call.
+"""The steps of a correction, each from files to files, as called by the nodes of a workflow.
 
-:mod:`eddymotion.pipeline.correct` corrects a series in one go, and little of it is ever on disk.
-Here every step is a function of its own that reads what it needs and returns the paths that it
-wrote, so that another program can stand between any two of them. Both go through the same
+:mod:`eddymotion.pipeline.correct` corrects a series in one process, with hardly any intermediate
+file. Here each step is a function that reads its inputs from files and returns the paths that it
+wrote, so that other programs can be inserted between any two steps. Both run the same
 :mod:`~eddymotion.pipeline.stages`, with equal results.
 
 :func:`estimate`, :func:`apply`, :func:`measure`, :func:`report`; :func:`correct` is all of them.
@@ -203,7 +203,7 @@ def report(
         bvec=corrected.bvec,
         mask=_mask_on(corrected.dwi, settings.brain_mask),
         b0_threshold=settings.b0_threshold,
-        ignore=("tables",),  # the original's were judged
+        ignore=("tables",),  # those of the original were checked
     )
     outputs = Outputs.in_folder(out_dir, series.dwi)
     model = model_for(dwi.gradients, settings)
@@ -215,7 +215,7 @@ def report(
     summary = summarise(dwi, motion, model, before, quality)
     methods = methods_of(dwi, motion, model, settings, estimated=False)
     registered = settings.output_space and settings.output_space_transform != "none"
-    grids = (dwi, after, None if registered else np.eye(4))  # by what, only `apply` knows
+    grids = (dwi, after, None if registered else np.eye(4))  # only `apply` knows the transform
     content = sidecar_of(series, settings, summary, methods, motion, grids)
     write_sidecar(outputs, content | {"OutlierSlices": outlier_summary(quality.outliers)})
     page = _page(out_dir, outputs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From rest to the first fine level: poses coarse to fine, then fields as far as there are any."""
+"""The way to the first fine level: poses, coarse to fine, and then fields, if there are any."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ ENOUGH_FOR_QUADRATIC = 12
 """With fewer, ``auto`` estimates linear fields."""
 
 CLEAR_GAIN = 1.2
-"""By how much fields along one axis lower the cost more than along another, where that axis is
-searched for. On simulated heads with fields of 0.1 mm or more it was 1.4 to 6 times, without any
-1.0 to 1.3."""
+"""If the phase-encoding axis is not known, fields along it must lower the cost by this factor more
+than along any other axis. On simulated heads the factor was 1.4 to 6 with fields of 0.1 mm or
+more, and 1.0 to 1.3 without fields."""
 
 VOLUMES_FOR_AXIS, VALUES_FOR_AXIS = 100, 400_000
-"""At most so many volumes tell along which axis fields displace, and about so many values of them
-at points."""
+"""The axis is found from so many volumes at most, and about so many of their values at points."""
 
 ENOUGH_FOR_CUBIC, MOST_FOR_CUBIC = 20, 150
-"""With fewer or more volumes, fields that follow the head stay quadratic: fewer tell too little,
-and normal equations grow with the square of the terms."""
+"""With fewer or more volumes, fields that follow the head stay quadratic: fewer volumes do not
+determine cubic terms, and normal equations grow with the square of the number of terms."""
 
 
 def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
@@ -70,7 +69,7 @@ def approach(
     """
     motion = Motion.identity(len(solver.dwi))
     for level in COARSE:
-        motion = solver.solve(level, groups, motion)[0]  # nothing else kept: memory
+        motion = solver.solve(level, groups, motion)[0]  # solutions would take memory
     motion = seeking.seek(groups, motion)
     motion = with_first_fields(solver, groups, motion, eddy_currents)
     motion, solutions = solver.solve(FINE[0], groups, motion)
@@ -110,7 +109,7 @@ def with_first_fields(
 def found_phase_encoding(
     solver: JointSolver, group: VolumeGroup, motion: Motion, *, clearly: bool
 ) -> np.ndarray | None:
-    """Find the image axis along which fields explain most; None where it has to be clear."""
+    """Find the image axis along which fields explain most; None if it must be clear and is not."""
     gains = gains_of_fields(solver, group, motion)
     second, best = np.sort(gains)[1:]
     if clearly and not best > CLEAR_GAIN * second:
@@ -122,10 +121,10 @@ def found_phase_encoding(
 
 
 def gains_of_fields(solver: JointSolver, group: VolumeGroup, motion: Motion) -> np.ndarray:
-    """By how much linear fields would lower the cost along each image axis, (3,)."""
+    """Decrease of the cost by linear fields along each image axis, (3,)."""
     dwi, every = solver.dwi, -(-len(group.volumes) // VOLUMES_FOR_AXIS)
     group = replace(group, volumes=group.volumes[::every])
-    state = solver.random.bit_generator.state  # the result is that of an axis that was given
+    state = solver.random.bit_generator.state  # so that an axis found gives the same as one given
     problem = solver.problem(COARSE[-1], group, motion)
     solver.random.bit_generator.state = state
     n_values = len(problem.points) * len(group.volumes)
@@ -150,10 +149,10 @@ def with_cubic_fields(
     motion: Motion,
     solutions: list[Solution],
 ) -> tuple[Motion, list[Solution]]:
-    """Go on with cubic fields, where these follow the head, too, and there are volumes enough.
+    """Go on with cubic fields, if their cubic terms follow the head and volumes are enough.
 
-    What eddy currents do is smooth, but a head that pitches changes the field beside its cavities:
-    quadratic fields leave a tenth of that, and the poses suffer from it.
+    Fields of eddy currents are smooth, but a head that pitches changes the field near its
+    cavities. Quadratic fields leave a tenth of that change, and bias the poses.
     """
     eddy, group, fields = motion.eddy_currents, groups[-1], solver.fields
     if eddy is None or not ENOUGH_FOR_CUBIC <= len(group.volumes) <= MOST_FOR_CUBIC:

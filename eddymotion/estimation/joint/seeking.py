@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that coarse levels left far from their neighbours in time, sought at many poses.
 
-They are tried against what the others predict (:mod:`eddymotion.estimation.equations.search`),
-until all stay; then those that disagree with the others as a whole are held against the b=0 volume
+They are compared with the predictions from the others at many poses
+(:mod:`eddymotion.estimation.equations.search`) until all stay where they are. Then volumes that
+disagree with the others as a whole are compared with the b=0 volume
 (:mod:`eddymotion.estimation.frames.anchors`).
 """
 
@@ -26,15 +27,16 @@ from eddymotion.mapping.rigid import rms_displacement
 log = logging.getLogger(__name__)
 
 MAX_SWEEPS, AT_HOME_MM = 6, 4.0
-"""Times that volumes far from their neighbours are sought, until none moves so far, in a human
-head (root mean square)."""
+"""How often volumes far from their neighbours are searched at most, and the displacement (root
+mean square, in a human head) below which a volume counts as staying where it is."""
 
 WHOLE = 0.5
-"""Where no larger share of a group agrees with b=0 on where the others are, coarse levels have led
-it astray; alone, two of three volumes of a scattered head find b=0 within some millimetres."""
+"""Unless a larger share of a group agrees with the b=0 volume on the poses relative to each other,
+coarse levels have led the group astray, and it starts anew from the registrations to b=0. Two of
+three single volumes of a scattered head find b=0 within a few millimetres."""
 
 MAX_REUNIONS = 6
-"""Times that volumes which b=0 finds elsewhere are tried again."""
+"""How often volumes that the registration to b=0 puts elsewhere are tried again at most."""
 
 
 @dataclass(eq=False)
@@ -45,21 +47,21 @@ class Seeking:
     ----------
     solver : JointSolver
     disagreement : Disagreement
-        Volumes that b=0 finds elsewhere.
+        Volumes that the registration to b=0 puts elsewhere.
     """
 
     solver: JointSolver
     disagreement: Disagreement = NO_DISAGREEMENT
 
     def seek(self, groups: Sequence[VolumeGroup], motion: Motion) -> Motion:
-        """Seek volumes that lie far from their neighbours in time, until all stay there."""
+        """Search volumes that lie far from their neighbours in time, until all stay in place."""
         for group in groups:
             if len(self.far(group, motion)):
                 motion = self._seek_in(group, motion)
         return motion
 
     def far(self, group: VolumeGroup, motion: Motion) -> np.ndarray:
-        """Return which of the volumes of a group lie so far from their neighbours, (K,)."""
+        """Return which volumes of a group lie far from their neighbours in time, (K,)."""
         if len(self.solver.undetermined) or not group.can_be_sought:
             return np.empty(0, int)
         center = self.solver.dwi.brain_center
@@ -80,7 +82,7 @@ class Seeking:
         return motion if anchors is None else self._reunited(group, motion, anchors)
 
     def _started_anew(self, group: VolumeGroup, motion: Motion, anchors: Anchors) -> Motion:
-        """Start at what b=0 finds of each volume alone, where coarse levels left no whole."""
+        """Start from the registration of each volume to b=0, if coarse levels led most astray."""
         found = group_motion(motion, group)
         core, _ = anchors.from_poses(found, self.solver.compute.n_threads).core(found)
         if core.mean() > WHOLE:
@@ -115,7 +117,7 @@ class Seeking:
         volumes: np.ndarray,
         core: np.ndarray | None = None,
     ) -> tuple[Motion, float]:
-        """Try some volumes of a group at many poses, and solve the group from where they are best.
+        """Try some volumes of a group at many poses, and solve the group from the best of them.
 
         Parameters
         ----------
@@ -127,7 +129,7 @@ class Seeking:
         volumes : index array
             Of the group.
         core : index array, optional
-            Volumes of it that predict the others: these may stay where they were as well.
+            Volumes of it that predict the others. If given, the poses before count as starts, too.
 
         Returns
         -------
@@ -153,13 +155,13 @@ class Seeking:
     def _solved(
         self, group: VolumeGroup, motion: Motion, found: Motion, moved: np.ndarray
     ) -> Motion:
-        """Solve a group at the level of the search, from what was found; `moved` have gone far."""
+        """Solve a group at the level of the search from the poses found; `moved` moved far."""
         self.solver.bands.stale = moved
         return self.solver.solve(self._level, [group], with_group(motion, group, found))[0]
 
     @property
     def _at_home(self) -> float:
-        """How far volumes move that stay where they are, mm."""
+        """Displacement (mm) below which a volume counts as staying where it is."""
         return AT_HOME_MM * self.solver.bands.scale
 
     @property
