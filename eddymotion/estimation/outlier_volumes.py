@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outlier volumes: those that an estimator has led astray, and how they are recovered.
 
-Against the blurred predictions of the first pass a registration may end far from the truth, at
-high b-values above all, and what is predicted for the direction in which the volume then lies does
-not lead it back. Where a volume lies far from its neighbours in time, their pose is tried: with
-the direction that it has there, its prediction is another one, and the better fit tells.
+A registration to the blurred predictions of the first pass may end far from the truth, above all
+at high b-values. Its diffusion direction is then rotated with the wrong pose, and the prediction
+for that direction does not lead it back. If a volume lies far from its neighbours in time, their
+pose is tried: the rotated direction, and so the prediction, is another one there, and the better
+fit decides.
 
-A volume of noise fits its prediction nowhere. Its pose means nothing: it is not placed, and gets
-the pose of its neighbours.
+A volume of noise fits its prediction nowhere, and its pose is meaningless: it counts as not
+placed, and gets the pose of its neighbours.
 """
 
 from __future__ import annotations

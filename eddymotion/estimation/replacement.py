@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prediction in place of what slices have lost.
+"""Replacing lost signal by predictions.
 
-Where the voxels of the corrected series come from slices that lost their signal, it shows what the
-other volumes predict for them, with the gain of the volume. Interpolation mixes the slices beside
-a voxel: let ``a`` be the share of lost slices in it, a cubic spline through the flags, and ``m``
-the share of the signal that is missing because of them, the spline through ``flag · (1 − r)``
-(:mod:`eddymotion.estimation.outliers`). Then ::
+Voxels of the corrected series that come from slices without signal are replaced by their
+prediction from the other volumes, with the gain of the volume. Interpolation mixes the slices
+beside a voxel: let ``a`` be the share of lost slices in it, a cubic spline through the flags, and
+``m`` the share of the signal that is missing because of them, the spline through ``flag · (1 −
+r)`` (:mod:`eddymotion.estimation.outliers`). Then ::
 
     y ← (1 − w) (y + m ŷ) + w ŷ,    w from 0 at a = 0.1 to 1 at a = 0.3
 
 A voxel of a lost slice is prediction alone; half-way to the next slice there is no seam; and the
 ripple that interpolation makes of a dark slice within two slices of it is filled. All other voxels
-stay as they are to the last bit.
+stay the same to the last bit.
 
-Where the head moved within a volume, its voxels are mixtures of slices with weights of their own
-(:mod:`eddymotion.images.stack`), which take the place of the spline's; and where it left a gap
-between slices, nothing was recorded, and the voxel is prediction alone.
+If the head moved within a volume, its voxels are mixtures of slices with other weights
+(:mod:`eddymotion.images.stack`), which take the place of those of the spline. In a gap between
+slices nothing was recorded, and the voxel is prediction alone.
 
-The other volumes may have lost slices at the same voxel. They are held out there too
+Other volumes may have lost slices at the same voxel. They are held out there, too
 (:func:`fill_in`).
 
-First the predictions are made, block by block; they alone are kept, four bytes for each affected
-voxel of each volume. The corrected volumes then pass through one by one.
+The predictions are made first, block by block; only they are kept, four bytes for each affected
+voxel of each volume. Then the corrected volumes are read one by one.
 """
 
 from __future__ import annotations

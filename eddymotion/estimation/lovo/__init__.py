@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The leave-one-out loop.
 
-Each volume is predicted from all the others and registered to its prediction; the better the
-others are aligned, the sharper the prediction, so it is repeated (block coordinate descent on the
-likelihood of the series). Each pass starts from the original volumes and from the motion of the
-pass before, of which volumes that went astray are recovered
+Each volume is predicted from all the others and registered to its prediction. The better the
+others are aligned, the sharper is the prediction, so this is repeated (block coordinate descent on
+the likelihood of the series). Each pass starts from the original volumes and the motion of the
+pass before, in which volumes that went astray are recovered
 (:mod:`eddymotion.estimation.outlier_volumes`). Predictions are made on a grid of their own
-(:mod:`eddymotion.estimation.lovo.prediction_grid`), and what the volumes of a pass found becomes
-one step of all (:mod:`eddymotion.estimation.lovo.moving_together`).
+(:mod:`eddymotion.estimation.lovo.prediction_grid`), and the registrations of a pass are combined
+into one step of all volumes (:mod:`eddymotion.estimation.lovo.moving_together`).
 
 Once the model itself predicts (:mod:`eddymotion.estimation.lovo.schedule`), slices that lost their
-signal are sought before each pass: the others are predicted without them, and their volume is
-registered without them.
+signal are sought before each pass. They are left out when other volumes are predicted, and when
+their own volume is registered.
 
-After the last pass, what of the poses follows the direction of diffusion is left to the course of
-the head (:mod:`eddymotion.estimation.frames.direction_pulls`): no registration to a prediction
-shows it.
+No registration to a prediction shows the part of the poses that follows the direction of
+diffusion. After the last pass, the course of the head decides about it
+(:mod:`eddymotion.estimation.frames.direction_pulls`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 REPEATS = 2
 
 FAR_VOXELS = 2.0
-"""Root-mean-square way over the brain from which on a registration is compared with its start."""
+"""A registration that moves the brain farther (root mean square) is compared with its start."""
 
 N_TO_COMPARE = 5_000
 
@@ -78,7 +78,7 @@ def leave_one_out_loop(
     """Estimate the motion: predict from the others, register, repeat.
 
     b=0 volumes are predicted by the mean of the other b=0 volumes, diffusion-weighted ones by
-    `model`. The two groups therefore end each in a frame of its own;
+    `model`. Each of the two groups therefore ends in a frame of its own;
     :func:`eddymotion.estimation.frames.unite_frames` joins them.
 
     Parameters
@@ -152,7 +152,7 @@ def conclude(
     seed: int = 0,
     n_threads: int = 1,
 ) -> Estimate:
-    """End the loop: find volumes that fit nowhere, and take out what follows the direction.
+    """End the loop: find volumes that fit nowhere, and remove pulls of the diffusion direction.
 
     Parameters
     ----------
@@ -178,12 +178,12 @@ def conclude(
 
 
 def without_direction_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model: Model) -> Motion:
-    """Take out of the poses what follows the direction and not the course of the head.
+    """Remove from the poses what follows the diffusion direction, not the course of the head.
 
     A displacement that is a quadratic function of the direction looks like anatomy to a model of
-    the signal, and to the mean of a shell anatomy looks like a displacement: passes with means
-    leave such errors, and those with a model keep them. The loop knows no standard errors. As the
-    size that the pulls may have it takes that of the misfit of the joint solution, times
+    the signal, and anatomy looks like such a displacement to the mean of a shell: passes with
+    means leave such errors, and passes with a model keep them. The loop has no standard errors;
+    the expected size of the pulls is that of the misfit of the joint solution times
     :data:`MISFIT_FACTOR`.
 
     Parameters
@@ -240,7 +240,7 @@ def lost_voxels(
 
 
 def fill_lost(aligned: DWI, model: Model, lost: list[np.ndarray] | None) -> np.ndarray:
-    """Return the signal with what the volumes have lost as the others predict it."""
+    """Return the signal, with predictions from the others where volumes lost theirs."""
     if lost is None:
         return aligned.signal
     signal = aligned.signal.copy(order="K")
@@ -270,9 +270,9 @@ def register_volumes(
 ) -> Motion:
     """Register each original volume to its prediction, starting from `init`.
 
-    The predictions are on the grid of the mask `brain`. Its voxels without a prediction are left
-    out, and those that are `lost` (:func:`lost_voxels`); volumes of which too little is left (the
-    only b=0, say) keep their pose.
+    The predictions are on the grid of the mask `brain`. Voxels without a prediction are left out,
+    and those that are `lost` (:func:`lost_voxels`). Volumes of which too little is left (a single
+    b=0, say) keep their pose.
     """
     mask = brain.data
 
@@ -319,11 +319,11 @@ def register_unless_worse(
     init: np.ndarray,
     seed: int,
 ) -> Registration:
-    """Register a volume to its prediction; keep the start where a long way leads to a worse fit.
+    """Register a volume to its prediction; keep the start if the fit is worse after a long way.
 
     At high b-values a volume is mostly noise, and a registration may end where little of the brain
-    is left to disagree. Both have the same contrast, so that the correlation tells, read off the
-    grid, where interpolation favours neither.
+    is left to disagree. Volume and prediction have the same contrast, so that their correlation
+    measures the fit. It is taken off the grid, where interpolation favours neither.
     """
     found = registrar.register(predicted, moving, fixed_mask=mask, init=init, seed=seed)
     points = jittered_points(mask, predicted.affine, N_TO_COMPARE, np.random.default_rng(seed))

@@ -47,9 +47,9 @@ def plan_passes(
 ) -> list[Pass]:
     """Plan the passes.
 
-    The first half predicts with shell means: every volume then leans on all others alike and the
-    loop contracts fast, where a model with few effective neighbours hands each volume the errors
-    of just those. The rest uses `model`, which is sharper. The last pass always does. Our own
+    The first half predicts with shell means. Every volume then depends equally on all others, and
+    the loop converges fast; a model with few effective neighbours would pass their errors on to
+    each volume. The other passes, at least the last, use `model`, which is sharper. Our own
     registrar works coarse to fine in the first pass, and only at its finest level afterwards.
     """
     n_means = min((n_iterations + 1) // 2, n_iterations - 1) if gradients.is_shelled else 0
@@ -69,9 +69,9 @@ def plan_passes(
 def relaxation(model: Model, gradients: Gradients) -> np.ndarray:
     """Which part of the way to its prediction each volume should go, (N,).
 
-    Volumes that are predicted by the mean of the others of their group all move at once: two of
-    them would swap places for ever. The way to the mean of *all* n, which is the joint solution,
-    is ``(n − 1)/n`` of the way to the mean of the others.
+    Volumes that are predicted by the mean of the others all move at once, so that two of them
+    would swap places for ever. The way to the mean of *all* n volumes, which is the joint
+    solution, is ``(n − 1)/n`` of the way to the mean of the others.
     """
     groups = [gradients.b0s, *(gradients.shells if isinstance(model, AverageModel) else ())]
     parts = np.ones(len(gradients))
@@ -82,13 +82,14 @@ def relaxation(model: Model, gradients: Gradients) -> np.ndarray:
 
 
 def registrar_at(registrar: Registrar, number: int, n_iterations: int) -> Registrar:
-    """Coarse levels in the first pass, the finest afterwards, all where there is one pass only.
+    """Coarse levels in the first pass, the finest afterwards; all if there is only one pass.
 
-    Against the blurred predictions of the first pass the finest level converges slowly to the
-    wrong place. Predictions have less noise than volumes: they are the reference, one way only.
-    The finest level has more points in the second half of the passes (:data:`POINTS_FACTOR`),
-    unless levels were given. Other engines than ours are used as they are, at first, and then with
-    predictions that are as bright as the volumes (:mod:`eddymotion.estimation.lovo.shading`).
+    With the blurred predictions of the first pass the finest level would converge slowly, and to
+    the wrong place. Predictions have less noise than volumes, so that they are the reference, and
+    the registration is not symmetric. The finest level has more points in the second half of the
+    passes (:data:`POINTS_FACTOR`), unless levels were given. Other engines than ours register to
+    the predictions as they are at first, later to predictions that are as bright as the volumes
+    (:mod:`eddymotion.estimation.lovo.shading`).
     """
     late = number > (n_iterations + 1) // 2
     if not isinstance(registrar, GaussNewton):
