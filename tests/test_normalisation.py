@@ -32,6 +32,7 @@ from eddymotion.pipeline.output_space.reference import (
     reference_image,
 )
 from eddymotion.pipeline.output_space.space import OutputSpace
+from eddymotion.pipeline.target import Target
 from eddymotion.registration import Registration, Warp
 from eddymotion.resampling import Resampled
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, write_bids
@@ -111,7 +112,7 @@ def test_t1w_of_the_same_head_is_found(series):
     dwi, motion = series
     true = rigid_matrix([9.0, -14.0, 6.0], np.deg2rad([6, -9, 12]), np.zeros(3))
     target = anatomy(4.0, true)
-    space = find_output_space(dwi, motion, target)
+    space = find_output_space(dwi, motion, Target(target))
     assert space.transform == "rigid"
     assert brain_error(space, true, dwi) < 1.0
     assert space.quality.after.similarity > space.quality.before.similarity
@@ -126,10 +127,10 @@ def brain_error(space, true, dwi):
 
 def test_image_at_the_same_place_and_blank_grid_keep_the_world(series):
     dwi, motion = series
-    assert find_output_space(dwi, motion, anatomy(4.0, np.eye(4))) is None
+    assert find_output_space(dwi, motion, Target(anatomy(4.0, np.eye(4)))) is None
     blank = Image(np.zeros((30, 30, 30), np.float32), np.diag([5, 5, 5, 1.0]))
-    assert find_output_space(dwi, motion, blank) is None
-    assert find_output_space(dwi, motion, blank, transform="none") is None
+    assert find_output_space(dwi, motion, Target(blank)) is None
+    assert find_output_space(dwi, motion, Target(blank), transform="none") is None
 
 
 @pytest.mark.slow
@@ -148,11 +149,11 @@ def test_template_is_found_by_affine_and_warp(series):
     expected = apply_affine(true, bend(points))
     errors = {}
     for transform in ("affine", "syn"):
-        space = find_output_space(dwi, motion, target, transform=transform)
+        space = find_output_space(dwi, motion, Target(target), transform=transform)
         errors[transform] = np.linalg.norm(space(points) - expected, axis=1).mean()
     assert errors["syn"] < 0.7 * errors["affine"]
     assert errors["syn"] < 0.5 * dwi.voxel_sizes.min()
-    assert find_output_space(dwi, motion, target).transform == "syn"
+    assert find_output_space(dwi, motion, Target(target)).transform == "syn"
 
 
 def test_reference_gets_the_contrast_of_the_target(series):
@@ -241,9 +242,9 @@ def test_unknown_names_list_the_known(series):
     dwi, motion = series
     blank = Image(np.zeros((4, 4, 4)), np.eye(4))
     with pytest.raises(EddymotionError, match="use one of auto, none, rigid, affine, syn"):
-        find_output_space(dwi, motion, blank, transform="nonlinear")
+        find_output_space(dwi, motion, Target(blank), transform="nonlinear")
     with pytest.raises(EddymotionError, match="use one of dwiref, fa"):
-        find_output_space(dwi, motion, blank, contrast="T2")
+        find_output_space(dwi, motion, Target(blank), contrast="T2")
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def head_scale(mask: np.ndarray, voxel_sizes: np.ndarray) -> float:
 
 
 def fine_widths(voxel_sizes: np.ndarray, power: float = THICKNESS_POWER) -> np.ndarray:
-    """Unit (mm) of the widths of fine levels along each image axis, (3,).
+    """Return the unit (mm) of the widths of fine levels along each image axis, (3,).
 
     The mean edge of a voxel; across thick slices more than their thickness. Detail finer than a
     slice is not lost but becomes a pattern that stays with the slices while the head moves, and

@@ -67,12 +67,10 @@ MIRRORED = 1.05
 def find_output_space(
     dwi: DWI,
     motion: Motion,
-    target: Image,
+    target: Target,
     *,
     transform: str = "auto",
     contrast: str = "dwiref",
-    target_mask: np.ndarray | None = None,
-    white_matter: np.ndarray | None = None,
     frame: Reference | None = None,
     seed: int = 0,
 ) -> OutputSpace | None:
@@ -84,17 +82,13 @@ def find_output_space(
         The original series.
     motion : Motion
         Reference → volume.
-    target : Image
+    target : Target
     transform : {"auto", "none", "rigid", "affine", "syn"}
         ``auto``: nothing where the target is blank, a mere grid, or the images are at the same
         place already (within :data:`SAME_PLACE`); ``rigid`` where both heads have the same size
         (within :data:`SAME_SIZE`), ``syn`` otherwise. ``syn`` is affine, and then a warp.
     contrast : {"dwiref", "fa"}
         What is registered: the mean b=0, or the fractional anisotropy.
-    target_mask : (X, Y, Z) bool array, optional
-        The brain of the target.
-    white_matter : (X, Y, Z) array, optional
-        Its white matter, 0 to 1: for the eye.
     frame : Reference, optional
         Registered instead of the mean b=0 of this series, of which it shares the frame.
     seed : int
@@ -112,17 +106,18 @@ def find_output_space(
     """
     _check_name("transform", transform, TRANSFORMS)
     _check_name("contrast", contrast, CONTRASTS)
-    target = Image(np.nan_to_num(target.data, posinf=0.0, neginf=0.0), target.affine)
-    blank = np.ptp(target.data) == 0
+    given = target.image
+    image = Image(np.nan_to_num(given.data, posinf=0.0, neginf=0.0), given.affine)
+    blank = np.ptp(image.data) == 0
     if transform == "none" or (transform == "auto" and blank):
         return None
     if frame is None or contrast == "fa":
         frame = Reference(reference_image(dwi, motion, contrast), dwi.mask)
-    pair = SpacePair.of(target, target_mask, frame, white_matter)
+    pair = SpacePair.of(image, target.mask, frame, target.white_matter)
     found = _found(pair, transform, seed)
     if found is None:
         return None
-    space = replace(found, target=target)
+    space = replace(found, target=image)
     log.info("output space: %s; %s", space.describe(), space.registration.message)
     for warning in space.warnings:
         log.warning("output space: %s; %s", warning, REMEDY)
@@ -201,14 +196,14 @@ def space_of(
     if target is None:
         return None
     return find_output_space(
-        dwi, motion, target.image,
+        dwi,
+        motion,
+        target,
         transform=settings.output_space_transform,
         contrast=settings.output_space_contrast,
-        target_mask=target.mask,
-        white_matter=target.white_matter,
         frame=frame,
         seed=settings.random_seed,
-    )  # fmt: skip
+    )
 
 
 def write_output_space(space: OutputSpace | None, dwi: DWI, outputs: Outputs) -> None:
