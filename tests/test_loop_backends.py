@@ -14,6 +14,7 @@ from eddymotion.images.image import Image
 from eddymotion.io.images import write_image
 from eddymotion.io.itk import read_itk
 from eddymotion.io.tables import write_gradient_table
+from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
 from eddymotion.registration.engines import ants, elastix, external
 from eddymotion.simulation import Grid, acquire, procedural_head, simulate_motion
@@ -152,8 +153,9 @@ def test_threads_do_not_change_what_an_engine_finds(series, tmp_path):
     brain = Image(few.mask, few.affine)
     engine = DipyRegistrar(n_points=2000, iterations=(8,), sigmas=(1.0,))
     one, two = (
-        register_volumes(few, predicted, engine, init=Motion.identity(3), brain=brain, n_threads=n)
+        register_volumes(few, predicted, engine, init=Motion.identity(3), brain=brain,
+                         compute=Compute(n))
         for n in (1, 2)
-    )
+    )  # fmt: skip
     np.testing.assert_array_equal(one.matrices, two.matrices)
     assert not np.allclose(one.matrices, np.eye(4))

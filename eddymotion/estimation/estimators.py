@@ -191,9 +191,7 @@ class LeaveOneOut:
             model=_made(self.model, dwi.gradients),
             registrar=get_registrar(registrar) if isinstance(registrar, str) else registrar,
             n_iterations=self.n_passes,
-            seed=compute.seed,
-            n_threads=compute.n_threads,
-            progress=compute.progress,
+            compute=compute,
         )
 
 

@@ -73,6 +73,10 @@ class Compute:
     progress: Progress = silent
 
 
+ALONE = Compute()
+"""One thread, the first seed, no progress."""
+
+
 class _OneBlasThread:
     """Limits BLAS to one thread in this process, from the first user to the last.
 

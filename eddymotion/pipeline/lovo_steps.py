@@ -190,7 +190,7 @@ def plan(
             write_itk(init_files[volume], motion[volume][None])
             signal[..., volume] = _resampled(dwi.volume(volume), motion[volume], grid, nonnegative)
         if step.seeks_lost:
-            lost = lost_voxels(dwi, motion, step.model, grid, seed=seed)
+            lost = lost_voxels(dwi, motion, step.model, grid, Compute(seed=seed))
             turned = aligned.with_gradients(aligned.gradients.rotated(motion.rotations))
             signal = fill_lost(turned, step.model, lost)
     written = {
@@ -397,8 +397,7 @@ def move_all(
         relaxation=step.relaxation,
         center=_center(head),
         reach=reach_of(_grid_of(head)),
-        seed=settings.random_seed,
-        n_threads=settings.nprocs,
+        compute=Compute(settings.nprocs, settings.random_seed),
     )
     stem = f"{image_stem(series.dwi)}_pass-{pass_number}"
     moved_files = [
@@ -438,14 +437,13 @@ def unite(
     mask = mask_on_grid(Image(dwi.mask, dwi.affine), grid.shape, grid.affine)
     known = is_predicted(_stack(predicted_files)[0], mask)
     model = model_for(dwi.gradients, settings)
-    seed, n_threads = settings.random_seed, settings.nprocs
-    found = _motion_of(matrix_files)
+    compute = Compute(settings.nprocs, settings.random_seed)
     motion = unite_frames(
         dwi,
-        conclude(dwi, found, known, model, seed=seed, n_threads=n_threads),
+        conclude(dwi, _motion_of(matrix_files), known, model, compute),
         groups=dwi.gradients.shells if isinstance(model, AverageModel) else None,
         align_shells=not settings.no_shell_alignment,
-        compute=Compute(n_threads, seed),
+        compute=compute,
     )
     motion = replace(motion, center=dwi.center)
     return write_found(dwi, motion, Outputs.in_folder(out_dir, series.dwi))

@@ -40,7 +40,7 @@ from eddymotion.estimation.quality import ENOUGH, assess, fitted, predict
 from eddymotion.images.grid import Box, grid_points
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import head_scale, jittered_points
-from eddymotion.machine.parallel import Progress, one_blas_thread, parallel_map, silent
+from eddymotion.machine.parallel import ALONE, Compute, one_blas_thread, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
 from eddymotion.models import AverageModel, Model
@@ -71,9 +71,7 @@ def leave_one_out_loop(
     model: Model,
     registrar: Registrar,
     n_iterations: int = 5,
-    seed: int = 0,
-    n_threads: int = 1,
-    progress: Progress = silent,
+    compute: Compute = ALONE,
 ) -> Estimate:
     """Estimate the motion: predict from the others, register, repeat.
 
@@ -88,24 +86,21 @@ def leave_one_out_loop(
     registrar : Registrar
     n_iterations : int
         Passes over the series.
-    seed : int
-    n_threads : int
-        Volumes at a time; the result does not depend on it.
-    progress : callable
-        See :class:`~eddymotion.machine.parallel.Progress`.
+    compute : Compute, optional
 
     Returns
     -------
     Estimate
         Without standard errors.
     """
+    seed, n_threads = compute.seed, compute.n_threads
     motion, known = Motion.identity(len(dwi)), np.ones(len(dwi), bool)
     grid = prediction_grid(dwi)
     for step in plan_passes(model, registrar, dwi.gradients, n_iterations):
         motion = recover_outlier_volumes(dwi, motion, seed=seed, n_threads=n_threads)
         lost = None
         if step.seeks_lost:
-            lost = lost_voxels(dwi, motion, model, grid, seed=seed, n_threads=n_threads)
+            lost = lost_voxels(dwi, motion, model, grid, compute)
         aligned = resample(
             dwi, motion, engine="fast", grid=(grid.shape, grid.affine), n_threads=n_threads
         )
@@ -121,9 +116,7 @@ def leave_one_out_loop(
             init=motion,
             brain=brain,
             lost=lost,
-            seed=seed + step.number,
-            n_threads=n_threads,
-            progress=progress,
+            compute=replace(compute, seed=seed + step.number),
             description=f"pass {step.number} of {n_iterations}",
         )
         motion = move_together(
@@ -135,12 +128,11 @@ def leave_one_out_loop(
             relaxation=step.relaxation,
             center=dwi.brain_center,
             reach=reach_of(dwi),
-            seed=seed,
-            n_threads=n_threads,
+            compute=compute,
         )
         known = is_predicted(predicted, aligned.mask)
         del aligned, signal, predicted, lost  # or two copies of the series would outlive the pass
-    return conclude(dwi, motion, known, model, seed=seed, n_threads=n_threads)
+    return conclude(dwi, motion, known, model, compute)
 
 
 def conclude(
@@ -148,9 +140,7 @@ def conclude(
     motion: Motion,
     known: np.ndarray,
     model: Model,
-    *,
-    seed: int = 0,
-    n_threads: int = 1,
+    compute: Compute = ALONE,
 ) -> Estimate:
     """End the loop: find volumes that fit nowhere, and remove pulls of the diffusion direction.
 
@@ -163,9 +153,9 @@ def conclude(
     known : (N,) bool array
         Volumes that it predicted.
     model : Model
-    seed : int
-    n_threads : int
+    compute : Compute, optional
     """
+    seed, n_threads = compute.seed, compute.n_threads
     judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
     retried = retry_outlier_volumes(dwi, motion, judged, seed=seed, n_threads=n_threads)
     unplaced = np.zeros(len(dwi), bool)
@@ -211,9 +201,7 @@ def lost_voxels(
     motion: Motion,
     model: Model,
     grid: Box,
-    *,
-    seed: int = 0,
-    n_threads: int = 1,
+    compute: Compute = ALONE,
 ) -> list[np.ndarray] | None:
     """Find the voxels of a grid of the reference at which each volume lost its signal.
 
@@ -222,7 +210,8 @@ def lost_voxels(
     list of N index arrays, or None
         Flat, in the order of NIfTI (x fastest). None where nothing is lost.
     """
-    judged = assess(dwi, motion, model, random_seed=seed, n_threads=n_threads)
+    n_threads = compute.n_threads
+    judged = assess(dwi, motion, model, random_seed=compute.seed, n_threads=n_threads)
     outliers = judged.outliers
     if not outliers.flagged.any():
         return None
@@ -263,9 +252,7 @@ def register_volumes(
     init: Motion,
     brain: Image,
     lost: list[np.ndarray] | None = None,
-    seed: int = 0,
-    n_threads: int = 1,
-    progress: Progress = silent,
+    compute: Compute = ALONE,
     description: str = "registration",
 ) -> Motion:
     """Register each original volume to its prediction, starting from `init`.
@@ -291,7 +278,7 @@ def register_volumes(
                 dwi.volume(volume),
                 mask & known,
                 init[volume],
-                seed,
+                compute.seed,
             )
         except EddymotionError as error:
             raise type(error)(f"volume {volume}: {error}") from error
@@ -299,8 +286,8 @@ def register_volumes(
     found = parallel_map(
         register,
         range(len(dwi)),
-        n_threads=n_threads,
-        progress=progress,
+        n_threads=compute.n_threads,
+        progress=compute.progress,
         description=description,
     )
     matrices = init.matrices.copy()

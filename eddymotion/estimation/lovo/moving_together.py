@@ -32,7 +32,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.images.grid import Box
 from eddymotion.images.image import Image
 from eddymotion.images.pyramid import band_pass, jittered_points
-from eddymotion.machine.parallel import one_blas_thread, parallel_map
+from eddymotion.machine.parallel import ALONE, Compute, one_blas_thread, parallel_map
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
 from eddymotion.models import AverageModel, LinearModel, Model
@@ -123,29 +123,28 @@ def move_together(
     relaxation: np.ndarray,
     center: np.ndarray,
     reach: float,
-    seed: int = 0,
-    n_threads: int = 1,
+    compute: Compute = ALONE,
 ) -> Motion:
-    """Let all volumes take their steps at the end of a pass.
+    """Move all volumes at the end of a pass.
 
     Parameters
     ----------
     init, found : Motion
-        From where, and where registration led each alone; equal where it kept its pose.
+        The poses before the pass, and those that registration found for each volume on its own;
+        equal for volumes that kept their pose.
     predicted : (X, Y, Z, N) array
     brain : Image
-        What all volumes show of it, bool, on the grid of the predictions.
+        The part of it inside all volumes, bool, on the grid of the predictions.
     following : Following, optional
-        Without, each goes its own way.
+        How predictions follow the other volumes; each volume moves on its own if not given.
     relaxation : (N,) array
-        Which part of its own way each goes.
+        Which part of its own way each volume goes.
     center : (3,) array
-        About which twists turn, RAS+ mm.
+        Centre of the rotations of twists, RAS+ mm.
     reach : float
         Way (mm) up to which volumes follow each other.
-    seed : int
-        Of the points at which predictions are compared.
-    n_threads : int
+    compute : Compute, optional
+        Its seed is that of the points at which predictions are compared.
     """
     ways = log_rigid(np.linalg.inv(init.matrices) @ found.matrices, center)
     steps = relaxation[:, None] * ways
@@ -153,7 +152,7 @@ def move_together(
     if following is not None:
         short = np.linalg.norm(ways * twist_millimetres(), axis=1) < reach
         near = np.flatnonzero(moves & short & following.concerned)
-        slopes = slopes_of_predictions(predicted, near, brain, center, seed, n_threads)
+        slopes = slopes_of_predictions(predicted, near, brain, center, compute)
         steps[near] = following.joined(ways, slopes, near)
     return init.updated(moves, init.matrices[moves] @ exp_rigid(steps[moves], center))
 
@@ -168,14 +167,14 @@ def slopes_of_predictions(
     volumes: np.ndarray,
     brain: Image,
     center: np.ndarray,
-    seed: int = 0,
-    n_threads: int = 1,
+    compute: Compute = ALONE,
 ) -> np.ndarray:
     """Return ``J`` of some volumes at random points of the brain, (n, 6, P) float32.
 
     In the band in which our own registration compares volumes at last, whoever registers.
     """
-    points = jittered_points(brain.data, brain.affine, N_POINTS, np.random.default_rng(seed))
+    random = np.random.default_rng(compute.seed)
+    points = jittered_points(brain.data, brain.affine, N_POINTS, random)
 
     def slopes(volume: int) -> np.ndarray:
         image = Image(np.nan_to_num(predicted[..., volume]), brain.affine)
@@ -183,7 +182,7 @@ def slopes_of_predictions(
         known = np.nan_to_num(slope)
         return np.hstack([known, np.cross(points - center, known)]).T
 
-    found = parallel_map(slopes, volumes.tolist(), n_threads=n_threads)
+    found = parallel_map(slopes, volumes.tolist(), n_threads=compute.n_threads)
     return np.array(found, np.float32).reshape(len(volumes), 6, len(points))
 
 
