@@ -12,6 +12,7 @@ from nibabel.affines import apply_affine
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
+from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import Grid, block_means, grid_points
 from eddymotion.images.image import Image, Spline
 from eddymotion.images.kernels import kernel_order, sample_grid, spline_coefficients
@@ -123,28 +124,74 @@ def acquire(
     EddymotionError
         If a distortion is asked for in k-space, or a motion within volumes does not fit the grid.
     """
-    scanner = None if kspace is None else Scanner(kspace, grid)
-    encoding = Encoding(eddy, distortion, scanner)
-    sigma = 0.0 if snr is None else phantom.white_signal / snr
-    signal = np.empty((*grid.shape, len(gradients)), np.float32, order="F")
-    streams = np.random.SeedSequence(seed).spawn(len(gradients))
-    sensitivity = coil_sensitivity(grid, coil_bias).T
-    kept = dropped_slices(gradients, grid.shape[2], dropout, seed)
-    means = _volumes(phantom, gradients, motion, grid, encoding, slice_profile)
+    imaging = Imaging(
+        snr=snr, coils=coils, coil_bias=coil_bias, dropout=dropout, eddy=eddy, kspace=kspace,
+        distortion=distortion, slice_profile=slice_profile,
+    )  # fmt: skip
+    return imaging.scan(
+        phantom, gradients, motion, grid, seed=seed, n_threads=n_threads, progress=progress
+    )
 
-    def scan(index: int) -> None:
-        random = np.random.default_rng(streams[index])
-        image = means(index) * (sensitivity * kept[index][:, None, None])
-        if scanner:
-            image = scanner.magnitude(image, sigma, coils, random)
-        elif sigma:
-            image = _magnitude(image, sigma, coils, random)
-        signal[..., index] = image.T
 
-    parallel_map(scan, range(len(gradients)), n_threads=n_threads, progress=progress,
-                 description="scan")  # fmt: skip
-    reference = signal[..., gradients.b0s] if len(gradients.b0s) else signal
-    return DWI(signal, grid.affine, gradients, brain_mask(reference.mean(axis=3)))
+@dataclass(frozen=True, eq=False)
+class Imaging:
+    """How a scanner makes images of a head, and what goes wrong; parameters as of :func:`acquire`.
+
+    Raises
+    ------
+    EddymotionError
+        If a distortion is asked for in k-space.
+    """
+
+    snr: float | None = 20.0
+    coils: int = 1
+    coil_bias: float = 0.0
+    dropout: float = 0.0
+    eddy: EddyCurrents | None = None
+    kspace: KSpace | None = None
+    distortion: Distortion | None = None
+    slice_profile: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kspace is not None and self.distortion is not None:
+            raise EddymotionError(
+                "acquire: a distortion is not simulated in k-space; leave one out"
+            )
+
+    def scan(
+        self,
+        head: Head,
+        gradients: Gradients,
+        motion: Motion | SlicePoses,
+        grid: Grid,
+        *,
+        seed: int = 0,
+        n_threads: int = 1,
+        progress: Progress = silent,
+    ) -> DWI:
+        """Scan a moving head; parameters and result as of :func:`acquire`."""
+        scanner = None if self.kspace is None else Scanner(self.kspace, grid)
+        sigma = 0.0 if self.snr is None else head.white_signal / self.snr
+        signal = np.empty((*grid.shape, len(gradients)), np.float32, order="F")
+        streams = np.random.SeedSequence(seed).spawn(len(gradients))
+        sensitivity = coil_sensitivity(grid, self.coil_bias).T
+        kept = dropped_slices(gradients, grid.shape[2], self.dropout, seed)
+        encoding = Encoding(self.eddy, self.distortion, scanner)
+        means = _volumes(head, gradients, motion, grid, encoding, self.slice_profile)
+
+        def scan_volume(index: int) -> None:
+            random = np.random.default_rng(streams[index])
+            image = means(index) * (sensitivity * kept[index][:, None, None])
+            if scanner:
+                image = scanner.magnitude(image, sigma, self.coils, random)
+            elif sigma:
+                image = _magnitude(image, sigma, self.coils, random)
+            signal[..., index] = image.T
+
+        parallel_map(scan_volume, range(len(gradients)), n_threads=n_threads, progress=progress,
+                     description="scan")  # fmt: skip
+        reference = signal[..., gradients.b0s] if len(gradients.b0s) else signal
+        return DWI(signal, grid.affine, gradients, brain_mask(reference.mean(axis=3)))
 
 
 def _volumes(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eddymotion.errors import EddymotionError
 from eddymotion.simulation.echo_planar import Distortion
 from eddymotion.simulation.eddy_currents import EddyCurrents
 from eddymotion.simulation.kspace import Scanner
@@ -19,22 +18,11 @@ class Encoding:
     ----------
     eddy : EddyCurrents, optional
     distortion : Distortion, optional
-        By an off-resonance field.
+        By an off-resonance field; not in k-space.
     scanner : Scanner, optional
         Measures in k-space; when not given, the signal is averaged over each voxel.
-
-    Raises
-    ------
-    EddymotionError
-        If a distortion is asked for in k-space.
     """
 
     eddy: EddyCurrents | None = None
     distortion: Distortion | None = None
     scanner: Scanner | None = None
-
-    def __post_init__(self) -> None:
-        if self.scanner is not None and self.distortion is not None:
-            raise EddymotionError(
-                "acquire: a distortion is not simulated in k-space; leave one out"
-            )

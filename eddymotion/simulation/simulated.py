@@ -25,7 +25,7 @@ from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import Readout
 from eddymotion.mapping.slice_poses import SlicePoses
-from eddymotion.simulation.acquisition import acquire, dropped_slices
+from eddymotion.simulation.acquisition import Imaging, dropped_slices
 from eddymotion.simulation.base import Head
 from eddymotion.simulation.courses import replayed_trajectory, simulate_course
 from eddymotion.simulation.eddy_currents import (
@@ -195,10 +195,12 @@ def simulate(
         readout = Readout.of(grid.affine, recipe.pe_axis, recipe.readout_time)
         distortion = magnetised.distortion(readout, changing=not recipe.rigid_field)
     coil_bias = _coil_bias(recipe)
-    dwi = acquire(
-        head, gradients, trajectory if recipe.moves_within and trajectory else motion, grid,
+    imaging = Imaging(
         snr=recipe.snr, coils=recipe.coils, coil_bias=coil_bias, dropout=recipe.dropout, eddy=eddy,
         kspace=recipe.measurement, distortion=distortion, slice_profile=recipe.slice_profile,
+    )  # fmt: skip
+    dwi = imaging.scan(
+        head, gradients, trajectory if recipe.moves_within and trajectory else motion, grid,
         seed=recipe.seed, n_threads=n_threads, progress=progress,
     )  # fmt: skip
     metadata = timing_metadata(recipe, trajectory)
