@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of a series: BIDS names, tables, sidecars."""
+"""Writing the outputs of a series: BIDS names, images, tables, sidecars."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def save(
     Parameters
     ----------
     corrected : DWI
-        From :func:`eddymotion.resample`; its source names the files. Motion is told about the
-        centre of its grid, so that it is to lie in the reference frame, not in another `space`.
+        From :func:`eddymotion.resample`; its source names the files. Motion is written relative to
+        the centre of its grid, so that it must lie in the reference frame, not in another `space`.
     motion : Motion
     folder : path
         Made if needed.
     quality : Quality, optional
-        From ``eddymotion.assess(dwi, motion)``, dwi the series as acquired; fills the columns
-        about the predictions (``hmc_r2``, ``hmc_xcorr``), which are ``n/a`` without.
+        From ``eddymotion.assess(dwi, motion)``, with `dwi` the series as acquired. Fills the
+        columns about the predictions (``hmc_r2``, ``hmc_xcorr``), which are ``n/a`` without it.
 
     Returns
     -------
@@ -101,24 +101,24 @@ def write_outputs(
     on_demand: OnDemand | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Write all files of a series but the sidecar of the image and the pictures.
+    """Write all files of a series, except the sidecar of the image and the pictures.
 
     Parameters
     ----------
     corrected : Series
     motion : Motion
     outputs : Outputs
-        Where to.
+        Paths of the files.
     volumes : iterable of (X, Y, Z) arrays, optional
-        Those of `corrected`, if somebody else watches them pass.
+        The volumes of `corrected`, if they are used elsewhere on their way.
     original : DWI, optional
-        The original series, where the corrected one lies on another grid: motion is measured at
+        The original series, if the corrected one lies on another grid: motion is measured at
         its centre, and its grid is that of the reference frame, the domain of the transforms.
     quality : Quality, optional
     on_demand : OnDemand, optional
-        What else is wanted.
+        Which optional outputs to write.
     progress : callable
-        Of what takes long besides the volumes.
+        Shows the progress of other outputs that take long.
     """
     write_corrected(corrected, outputs, volumes)
     write_json(outputs["mask_sidecar"], {"Type": "Brain"})
@@ -140,7 +140,7 @@ def write_outputs(
 def write_corrected(
     corrected: Series, outputs: Outputs, volumes: Iterable[np.ndarray] | None = None
 ) -> None:
-    """Write the images of a corrected series, and its gradient table; `volumes` as above."""
+    """Write the images and the gradient table; `volumes` as in :func:`write_outputs`."""
     affine = corrected.affine
     reference = MeanB0(corrected.gradients)
     passing = reference.watching(corrected.volumes() if volumes is None else volumes)
@@ -151,7 +151,7 @@ def write_corrected(
 
 
 def write_transforms(motion: Motion, outputs: Outputs, details: Path, domain: Series) -> None:
-    """Write transforms, and what goes with them into `details`; they map points of `domain`."""
+    """Write transforms, which map points of `domain`, and errors and fields into `details`."""
     write_motion(outputs["xfm"], details, motion)
     write_x5(outputs["x5"], motion, domain)
 
@@ -163,7 +163,7 @@ def write_confounds(
     center: np.ndarray,
     quality: Quality | None,
 ) -> None:
-    """Write the table of motion, measured at `center` (RAS+ mm), and what its columns mean."""
+    """Write the table of motion, measured at `center` (RAS+ mm), and its data dictionary."""
     columns = confounds(gradients, motion, center, quality)
     write_text(outputs["confounds"], table_text(columns))
     write_json(outputs["confounds_sidecar"], descriptions(columns))
@@ -194,10 +194,10 @@ def write_sidecar(
     record: bool = False,
     digests: Mapping[Path, str] = NONE_KNOWN,
 ) -> None:
-    """Write the sidecar of the image, last of all: it is the mark of completion.
+    """Write the sidecar of the image, last of all: it marks the outputs as complete.
 
-    With `record`, it holds what the other outputs are recognised by; `digests` are those of
-    outputs that are known.
+    With `record`, it holds sizes and digests of the other outputs; `digests` are those that are
+    known already.
     """
     whole = {"SkullStripped": False, "EddymotionVersion": __version__} | (content or {})
     write_json(outputs["sidecar"], recorded(outputs, whole, digests) if record else whole)

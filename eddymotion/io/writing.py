@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all."""
+"""Writing files atomically: a file is complete, or not there at all."""
 
 from __future__ import annotations
 
@@ -21,6 +21,18 @@ from eddymotion.machine.temporaries import temporary_name
 from eddymotion.wording import ESCAPED
 
 
+log = logging.getLogger(__name__)
+
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
+"""Errors of fsync on file systems that do not support it."""
+
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Errors of the operating system for a name without a file."""
+
+_waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_waiting", default=None)
+"""Temporary and final names of files that get their names together."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty if there is none."""
     try:
@@ -30,23 +42,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-log = logging.getLogger(__name__)
-
-CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
-"""What fsync says where a file system has nothing of the kind."""
-
-NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What the system says of a name under which there is no file."""
-
-_waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_waiting", default=None)
-"""Temporary and final names of what is given its name together with others."""
-
-
 @contextmanager
 def together() -> Iterator[set[Path]]:
-    """Give all files that are written inside their final names at the end, or none of them.
+    """Give all files that are written in the block their final names at its end, or none of them.
 
-    Yields the final names, which are complete then.
+    Yields the set of final names, which is filled by then.
     """
     waiting: list[tuple[Path, Path]] = []
     written: set[Path] = set()
@@ -68,9 +68,9 @@ def together() -> Iterator[set[Path]]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` if the block succeeds.
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
-    What was written is on the disk before it gets its name.
+    The content is flushed to the disk before the file gets its name.
 
     Raises
     ------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an earlier run has found, and whether it can be used again."""
+"""Results of earlier runs, and whether they can be used again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def known_motion(
     stages: Stages,
     cache: MotionCache | None,
 ) -> Motion | None:
-    """Return the motion that a run with these settings has found, from `cache` or its outputs."""
+    """Return the motion found by an earlier run with these settings, from `cache` or outputs."""
     motion = None if cache is None else cache.recall(stages)
     if motion is None:
         motion = _motion_of_outputs(series, outputs, settings, stages)
@@ -67,12 +67,12 @@ class MotionCache:
 
     @classmethod
     def of(cls, series: SeriesFiles, settings: Settings, work_dir: Path) -> MotionCache:
-        """Where the motion of a series under these settings is kept."""
+        """Return the cache of a series under these settings."""
         digest = motion_fingerprint_of(series, settings)[:DIGITS]
         return cls(work_dir / "motion" / f"{image_stem(series.dwi)}_{digest}")
 
     def keep(self, motion: Motion, stages: Stages) -> None:
-        """Write it; what it took comes last and is the mark of completion."""
+        """Write the motion; the file of timings, written last, marks it as complete."""
         xfm, details = self.folder / "xfm.txt", self.folder / "details.json"
         write_motion(xfm, details, motion)
         content = {"motion": stages.seconds["motion"], "log": stages.log}
@@ -80,7 +80,7 @@ class MotionCache:
         write_json(self.folder / "stages.json", content | {"files": digests})
 
     def recall(self, stages: Stages) -> Motion | None:
-        """Read it with what it took and what was logged, if it is there and as it was written."""
+        """Read the motion, its timings and its log, if they are there and unchanged."""
         if not (self.folder / "stages.json").is_file():
             return None
         try:
@@ -102,7 +102,7 @@ class MotionCache:
 def _motion_of_outputs(
     series: SeriesFiles, outputs: Outputs, settings: Settings, stages: Stages
 ) -> Motion | None:
-    """Read the motion of a finished run, if these settings give the same and it is as written."""
+    """Read the motion of a finished run, if its settings match and the files are unchanged."""
     candidates = map(read_sidecar, (outputs, *outputs.elsewhere()))
     sidecar: dict[str, Any] = next(filter(None, candidates), {})
     if sidecar.get("MotionFingerprint") != motion_fingerprint_of(series, settings):

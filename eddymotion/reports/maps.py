@@ -51,7 +51,7 @@ class JudgedSlices:
 
 
 def predicted_planes(slices: Slices, model: Model) -> dict[str, np.ndarray]:
-    """Predict the planes of each volume from the others; NaN where they do not tell.
+    """Predict the planes of each volume from the others; NaN where that is impossible.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def color_fa(slices: Slices, plane: str) -> np.ndarray:
     if len(directions) < MIN_FOR_TENSOR or not mask.any():
         return picture
     signal = slices.planes[plane][mask][:, used].astype(float)
-    seen = (signal > 0).all(axis=1)  # where the head left the image, zeros would look like fibres
+    seen = (signal > 0).all(axis=1)  # zeros outside the field of view would look like fibres
     signal = np.maximum(signal, 1e-4 * signal.max() + 1e-9)
     try:
         tensors = fit_tensors(signal, gradients.select(used))

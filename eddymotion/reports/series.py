@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A series as its report sees it: drawn by a run, read again from the derivatives."""
+"""What a report is made of: pictures drawn by a run, and a series read from its derivatives."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWN_WITH = "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.WebPImagePlugin"
-"""Modules that take half of the time of pictures to import."""
+"""Modules whose import takes half of the time of the pictures."""
 
 N_BESIDE = 2
-"""Threads that encode pictures and measure while the interpreter draws figures."""
+"""Threads that encode pictures and compute measures while the main thread draws figures."""
 
 MAX_STEPS = 400
 """Of the estimation, in a report."""
@@ -64,7 +64,7 @@ def draw_series(
     *,
     log: Sequence[tuple[float, str]] = (),
 ) -> ReportData:
-    """Leave under ``figures/`` what the report of a series is made of besides the tables.
+    """Draw the pictures of a series' report, and write its data, into ``figures/``.
 
     Parameters
     ----------
@@ -101,9 +101,10 @@ def _draw_pictures(
     after: JudgedSlices,
     findings: Findings,
 ) -> ReportData:
-    """Write the figures that are made of pixels, and collect the data of the page.
+    """Write the pixel images, and collect the data of the page.
 
-    The interpreter draws one figure after the other; other threads encode them, and measure.
+    The main thread draws one figure after the other; other threads encode them, and compute the
+    measures.
     """
     from eddymotion.reports import pixels_of, save_pixels
     from eddymotion.reports.edges import has_both_kinds
@@ -172,11 +173,11 @@ class SeriesReport:
     sidecar : dict
         Of the corrected image; empty without one.
     data : ReportData, optional
-        None where no run left any: the page goes without pictures of the original then.
+        None if no run left any; the page then has no pictures of the original.
     eddy : Table, optional
         Coefficients of the eddy-current fields.
     steps : Table, optional
-        What the estimation reported, and when.
+        Log of the estimation, with times.
     trajectory : Table, optional
         The course of the head within volumes.
     eddy_along : (3,) array, optional
@@ -201,7 +202,7 @@ class SeriesReport:
         ----------
         outputs : Outputs
         sidecar : mapping, optional
-            What the sidecar is going to hold, where it is not written yet.
+            Content of the sidecar, if that is not written yet.
 
         Raises
         ------
@@ -240,14 +241,14 @@ class SeriesReport:
 
     @cached_property
     def findings(self) -> Findings:
-        """What stands out."""
+        """Volumes and slices that stand out."""
         z = None if self.data is None else self.data.z
         volumes = _list(_mapping(self.sidecar, "OutlierSlices"), "VolumesBeyondRepair", int)
         return Findings.of(self.confounds, self.gradients, self.n_slices, z, volumes)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the run said of it, label → value; empty where that is not known."""
+        """The summary of the run, label → value; empty if not known."""
         return _mapping(self.sidecar, "Summary")
 
     @property
@@ -298,7 +299,7 @@ class SeriesReport:
 
     @property
     def notices(self) -> list[Notice]:
-        """What the run said against the series itself."""
+        """Warnings of the run about the series."""
         return [
             Notice(
                 str(warning.get("Subject", "warning")),
@@ -355,7 +356,7 @@ def _list(content: Mapping[str, Any], key: str, kind: type) -> list[Any]:
 
 
 def _steps(log: Sequence[tuple[float, str]]) -> dict[str, Any]:
-    """Return the columns of the table of steps: seconds since the beginning, what was reported."""
+    """Return the columns of the table of steps: seconds since the start, and messages."""
     kept = log[:MAX_STEPS]
     return {
         "seconds": [f"{seconds:.2f}" for seconds, _ in kept],
