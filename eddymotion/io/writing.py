@@ -20,7 +20,6 @@ from eddymotion.machine.locks import refuse_if_lost
 from eddymotion.machine.temporaries import temporary_name
 from eddymotion.wording import ESCAPED
 
-
 log = logging.getLogger(__name__)
 
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)
