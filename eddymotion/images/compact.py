@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A volume as a continuous function, kept where points are read and nowhere else."""
+"""A volume as a continuous function, kept only where points are read."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The brain mask where none is given."""
+"""Computing a brain mask, if none is given."""
 
 from __future__ import annotations
 

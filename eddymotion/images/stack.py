@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A volume as a stack of slices, each recorded while the head had a pose of its own.
 
-A head that moves while a volume is recorded leaves slices that are no samples of one image on a
-grid: neighbours lie askew, overlap, and leave gaps. Interpolating the stack along its slice axis
-mixes slices of different poses, even at the right positions. Here each slice is a continuous
-function in its own plane, and a point of the head is read in all slices that come near it, each
-under its own pose. Their values are put together by ordinary kriging along the slice axis: at
+If a head moves while a volume is recorded, the slices are not samples of one image on a grid:
+neighbours are tilted against each other, overlap, and leave gaps. Interpolating the stack along
+its slice axis would mix slices of different poses, even at the right positions. Here each slice is
+a continuous function in its own plane, and a point of the head is read in all slices near it, each
+under its own pose. Their values are combined by ordinary kriging along the slice axis: at
 distances ``d_k`` (slices) with covariance ``κ(d) = exp(−d²/2ℓ²)`` and nugget ``ν``, the weights ::
 
     w = C⁻¹ (c + λ 1),   C_kl = κ(d_k − d_l) + ν δ_kl,   c_k = κ(d_k),   λ from Σ w = 1
 
 are those of least variance among all that leave a constant unchanged (Matheron 1963, Economic
 Geology 58:1246; Cressie 1990, Mathematical Geology 22:239). Where that variance is large there is
-a gap, and nothing is known.
+a gap between slices.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decompressing an image while what is to read it is being imported.
+"""Decompressing an image while modules are imported.
 
-A command knows which image it will read half a second before it can: so long it imports modules,
-which keeps one processor busy. A thread decompresses the image meanwhile, some way ahead of its
-reader; the decompressor leaves the interpreter to others.
+A command knows which image it will read half a second before it can, since importing modules takes
+so long, on one processor. Meanwhile a thread decompresses the image, some way ahead of its reader;
+the decompressor releases the interpreter.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A motion as two files: its transforms, and all else that was estimated.
 
-The transforms are ITK text, which other programs read and write. What ITK has no place for
-(standard errors, the error of the frame, eddy-current fields, motion within volumes) stands in a
-JSON file beside it.
-Both keep full precision: what is read equals what was written. An off-resonance field belongs to
-all runs of a session and has files of its own; steps between which it passes have it there, too.
+The transforms are ITK text, which other programs read and write. What does not fit there (standard
+errors, the error of the frame, eddy-current fields, motion within volumes) is in a JSON file
+beside it. Both keep full precision: what is read equals what was written. An off-resonance field
+belongs to all runs of a session and has files of its own; between steps that pass it on, the JSON
+file holds it, too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile inner loops with Numba and keep their machine code for the next run.
 
-Numba takes half a second to import and to get ready, which a command needs for better things: it
-is imported when the first kernel is called, or by :func:`get_ready` beside something else.
+Importing Numba takes half a second. It is therefore imported when the first kernel is called, or
+by :func:`get_ready` in parallel with other work.
 """
 
 from __future__ import annotations

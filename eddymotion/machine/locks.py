@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run at a time writes the outputs of a participant.
 
-A lock is a file that exists while a run holds it. It says who holds it, and its time of
-modification says that the holder lives: a thread renews it. A lock is stale, and taken over, when
+A lock is a file that exists while a run holds it. It names its holder, and a thread renews its
+time of modification as a sign of life. A lock is stale, and taken over, if
 
-- its holder was a process of this very machine (boot and process namespace are the same) that no
-  longer exists; that of a process that exists is never taken, however long it sleeps, or
-- nothing can be known of its holder (another host, another container), it has not been renewed
-  for :data:`STALE_AFTER_S` by the clock of the file system, and is not renewed while we watch.
+- its holder was a process of this very machine (same boot, same process namespace) that no longer
+  exists (the lock of an existing process is never taken over, however long it sleeps), or
+- its holder cannot be checked (another host, another container), it has not been renewed for
+  :data:`STALE_AFTER_S` by the clock of the file system, and is not renewed while we watch.
 
-A holder of the second kind may have been asleep: whoever writes looks first whether the lock is
-still its own (:func:`refuse_if_lost`), in whatever process (:func:`held`).
+A holder of the second kind may have been asleep. Each writer therefore first checks whether the
+lock is still its own (:func:`refuse_if_lost`), in whatever process (:func:`held`).
 """
 
 from __future__ import annotations

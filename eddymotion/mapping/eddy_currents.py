@@ -3,12 +3,13 @@
 
 The field of volume ``i`` at scanner position ``s`` displaces by ``d_i(s) = e_i · P(u)`` mm, with
 ``u = (s − centre) / 80 mm`` in RAS+ and ``P`` the terms of :data:`TERMS`. What is at ``s`` is
-recorded at ``s − pe · d_i(s)``: the volume is to be sampled there. As an echo-planar image
-conserves signal, what is recorded is brighter where it is squeezed: it is to be multiplied by the
-stretch ``1 − ∂d/∂pe``.
+recorded at ``s − pe · d_i(s)``, and the volume has to be sampled there. An echo-planar image
+conserves signal, so that it is brighter where it is squeezed; the values sampled have to be
+multiplied by the stretch ``1 − ∂d/∂pe``.
 
-There is no constant term: no image could tell it from a translation of the head. Both are in the
-translation of the pose; :attr:`EddyCurrents.offsets` is the part of it that belongs to the fields.
+There is no constant term, which could not be distinguished from a translation of the head. Both
+are in the translation of the pose; :attr:`EddyCurrents.offsets` is the part that belongs to the
+fields.
 """
 
 from __future__ import annotations

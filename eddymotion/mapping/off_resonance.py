@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The off-resonance field: what susceptibility does to where a spin is recorded.
+"""The off-resonance field of susceptibility, and where it displaces the signal.
 
 At the point ``x`` of the head the field is ``h(x)`` Hz. With the head at pose ``T``, what is at
 ``T x`` is recorded at ``T x + p a h(x)``: ``p`` is the unit vector of BIDS'

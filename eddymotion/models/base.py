@@ -12,16 +12,16 @@ formula gives the refitted prediction without a refit::
 ``P = K⁻¹ − K⁻¹X (XᵀK⁻¹X)⁻¹ XᵀK⁻¹``; conditioning on all but ``yᵢ`` gives the mean
 ``yᵢ − (P y)ᵢ / Pᵢᵢ`` (Dubrule 1983; Rasmussen & Williams 2006, eq. 5.12).
 
-**Both are one formula.** With ``P = I − H`` the first is the second. A model therefore only names
-its ``P``; :func:`held_out_operator` turns it into the matrix ``L``, zero on the diagonal, with
-``L y`` the prediction of each volume from the others, for all voxels in a single product.
+**Both are one formula.** With ``P = I − H`` the first is the second. A model therefore only
+defines its ``P``; :func:`held_out_operator` turns it into the matrix ``L``, zero on the diagonal,
+with ``L y`` the prediction of each volume from the others, for all voxels in a single product.
 
-**Several at a time.** Volumes that nearly coincide in q-space with the held-out one would give it
-away (``min_q_distance``). For a group ``G ∋ i`` left out together, block elimination gives
-``y_G − (P_GG)⁻¹ (P y)_G``; row ``i`` of it is the prediction that saw nobody in ``G``.
+**Several at a time.** Volumes that nearly coincide in q-space with the held-out one would reveal
+it (``min_q_distance``). For a group ``G ∋ i`` left out together, block elimination gives
+``y_G − (P_GG)⁻¹ (P y)_G``; row ``i`` of it is the prediction from the volumes outside ``G``.
 
-**Leverage.** Where ``Pᵢᵢ → 0`` the other volumes say nothing about volume ``i`` (the only b=0 of
-a tensor fit, the only volume of a shell): its prediction is NaN, never a number by accident.
+**Leverage.** Where ``Pᵢᵢ → 0`` the other volumes do not determine volume ``i`` (the only b=0 of
+a tensor fit, the only volume of a shell): its prediction is NaN, never an arbitrary number.
 """
 
 from __future__ import annotations

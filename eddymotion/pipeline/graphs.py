@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the steps of :mod:`eddymotion.pipeline.steps` are joined; each workflow engine draws it.
+"""The graphs of the steps of :mod:`eddymotion.pipeline.steps`, from which engines make workflows.
 
-A step gets what it takes from the step named, else from the series and settings of the whole.
+A step gets its inputs from the steps named, and all others from the inputs of the whole graph.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: RUF009 - what declares a setting returns a field
-"""What a user can set, as one frozen value, and all that is known of each setting.
+"""The settings of a run, as one frozen value, and the description of each setting.
 
-Options of the commands, inputs of the workflow nodes and what counts for a result follow from it.
+From these follow the options of the commands, the inputs of the workflow nodes, and which settings
+count for a result.
 """
 
 from __future__ import annotations

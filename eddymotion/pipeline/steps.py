@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All steps of a run, in one table, each from files to files.
 
-The Nipype interfaces and the Pydra tasks are made from it. What a step takes is what its function
-takes; what it gives, and which settings it heeds, stands in the table.
+The Nipype interfaces and the Pydra tasks are made from it. The parameters of its function are the
+inputs of a step; its outputs, and the settings that it uses, are in the table.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A precision matrix as an operator, fast where few combinations of volumes are predictable.
 
-A signal model knows a few dozen functions of the direction. However many volumes there are, what
-it predicts of them is a combination of so many: ``P = I − L R`` with few columns, which takes in
-proportion to the number of volumes what ``P`` takes in proportion to its square.
+A signal model consists of a few dozen functions of the direction. However many volumes there are,
+their predictions are combinations of these functions: ``P = I − L R`` with few columns in ``L``.
+Applying that takes a time in proportion to the number of volumes, and ``P`` itself in proportion
+to its square.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Poses sought among many starts, for volumes that coarse levels may have led astray.
 
-Coarse to fine ends in the nearest minimum. Where heads lie far from each other the first
-predictions are mixtures of many poses, and at high b-values, where each direction shows another
-image, some volumes end 10° to 100° away in minima of their own: on a simulated head with 12
-directions at b=3000, each displaced by up to 20 mm and 25°, up to eight of twelve. The cost at the
-truth is far lower there; it only has to be looked at.
+A search from coarse to fine ends in the nearest minimum. If volumes lie far from each other, the
+first predictions are mixtures of many poses. At high b-values, where images of different
+directions differ most, some volumes then end 10° to 100° away in other minima: on a simulated head
+with 12 directions at b=3000, each displaced by up to 20 mm and 25°, up to eight of twelve. The
+cost at the truth is far lower, but the search has to get there.
 
-A volume is therefore tried at turns all around the mean pose, its place kept or taken from where
-its signal is, against what all others predict *for the direction that it would have there*. Given
-them, with ``r`` the difference from the prediction and ``v`` its variance
+A volume is therefore tried at rotations all around the mean pose, at its own place or where its
+signal is, and compared with the prediction from all others *for the direction that it would have
+there*. Given them, with ``r`` the difference from the prediction and ``v`` its variance
 (:func:`~eddymotion.models.gaussian_process.predictors`), the cost of all volumes at a point is ::
 
     q = q₋ᵢ + r² / v,    −log p ∝ log(q + s²) + log(v) / (N + 1)
 
 with ``q₋ᵢ`` that of the others, which does not depend on the candidate. The best few are refined
-by Gauss-Newton steps of their own. Volumes are tried one after another, those that agree best with
-their predictions first, each with the others where they are by then; those near their neighbours
-in time stay.
+by Gauss-Newton steps. Volumes are tried one after another, those that agree best with their
+predictions first, each with the others at their poses by then; volumes near their neighbours in
+time are not moved.
 """
 
 from __future__ import annotations

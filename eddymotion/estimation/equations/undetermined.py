@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Directions of motion that the images do not determine.
 
-A cylinder may slide along its axis and turn about it, a spinal cord in thick slices as well: no
-image changes. An estimator that is asked for such a motion finds one all the same, since noise has
-gradients, too, and books it with a small standard error.
+A cylinder may slide along its axis and turn about it, and so may a spinal cord in thick slices: no
+image changes. An estimator finds such a motion all the same, since noise has gradients, too, and
+with a small standard error.
 
-Let ``J`` be how an image changes with the six unknowns of a pose, in mm (rotations at 50 mm), from
-the mean of every other volume (``a``) and from that of the rest (``b``). Noise of the two has
-nothing in common, so that ::
+Let ``J`` be the derivatives of an image by the six unknowns of a pose, in mm (rotations at 50 mm),
+of the mean of every other volume (``a``) and of that of the rest (``b``). The noise of the two is
+independent, so that ::
 
     C = Σ_x J_a J_bᵀ
 
-holds only what the volumes share. A direction whose eigenvalue is small beside the largest changes
-nothing: it is held where it is, and reported.
+contains only what the volumes share. A direction whose eigenvalue is small relative to the largest
+does not change the images: it is held at rest, and reported.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a joint solution solves for: blocks of unknowns of each volume, or shared by all.
+"""The unknowns of a joint solution, in blocks: of each volume, or shared by all.
 
-A block says how the volumes change with its unknowns, how a step moves the motion, and what is
-known beforehand; the normal equations of all blocks together
-(:mod:`eddymotion.estimation.equations.normal_equations`) know nothing of their meaning. Every
+A block defines how the volumes change with its unknowns, how a step changes the motion, and what
+is known beforehand; the normal equations of all blocks together
+(:mod:`eddymotion.estimation.equations.normal_equations`) do not depend on their meaning. Every
 block has the same number of columns in each volume. Its unknowns may be fewer: steps ``δ_i`` of
-volume ``i`` are ``B z_i``, with ``B`` the directions of the block that the data determine; or,
-where all volumes share the unknowns, ``Σ_d X_id B z_d`` by a design ``X``.
+volume ``i`` are ``B z_i``, with ``B`` the directions of the block that the data determine; or, if
+all volumes share the unknowns, ``Σ_d X_id B z_d`` with a design ``X``.
 """
 
 from __future__ import annotations

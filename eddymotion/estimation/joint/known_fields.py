@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the eddy-current fields of a series while it is solved."""
+"""Knowledge about the eddy-current fields of a series while it is solved."""
 
 from __future__ import annotations
 

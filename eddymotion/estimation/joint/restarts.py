@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Poses that depend on where their search began.
 
-Standard errors are those of a small step from the solution. Where there is hardly any signal, as
-at b=5000 and SNR 10, the cost has many shallow pits within some millimetres, and no step tells how
-far the right one is. So the search is made again, from a course that is smooth in time: a volume
-that the images determine comes back to its pose. How far others end from it is what the errors of
-volumes of like b-value have besides, in each direction.
+Standard errors are inferred from small steps at the solution. With hardly any signal, as at b=5000
+and SNR 10, the cost has many shallow minima within some millimetres, and no step shows how far
+away the right one is. The search is therefore repeated from a course that is smooth in time. A
+volume that the images determine returns to its pose. How far the others end from theirs is added
+to the errors of volumes of similar b-value, in each direction.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 """Slices that lost signal.
 
 A head that moves during the diffusion gradients dephases whole slices, or all slices that were
-excited together. What a volume shows is compared with its leave-one-out prediction:
+excited together. Each volume is compared with its leave-one-out prediction:
 
-- :mod:`.gains`: what each slice has kept of its signal, and how well that is known;
-- :mod:`.profiles`: what a slice that lost nothing would show, by the others of its volume;
-- :mod:`.scores`: how far it is from that, and which slices are outliers;
+- :mod:`.gains`: the share of its signal that each slice has kept, with its standard error;
+- :mod:`.profiles`: the share expected of an intact slice, from the other slices of its volume;
+- :mod:`.scores`: how far the share is from that, and which slices are outliers;
 - :mod:`.misfits`: volumes that no pose of the head explains;
-- :mod:`.volumes`: what is lost of whole volumes, which are beyond repair, and that in words;
-- :mod:`.slices`: where slices are, and what becomes of those that lost signal.
+- :mod:`.volumes`: how much whole volumes have lost, and which are beyond repair, also in words;
+- :mod:`.slices`: where slices are, and how those that lost signal are treated.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each slice of a volume has kept of its signal.
+"""The share of its signal that each slice of a volume has kept.
 
-At random points ``x`` of the brain, at height ``h`` (in slices) of a volume, what the volume shows
-is compared with its leave-one-out prediction::
+The values of a volume at random points ``x`` of the brain, at height ``h`` (in slices), are
+compared with its leave-one-out prediction::
 
     y(x) = g(h) ŷ(x) + noise,    g a cubic spline
 
-Where a volume is interpolated by a cubic spline, so is the gain of its slices: ``r_k = g(k)`` is
-the share of its signal that slice ``k`` has kept, whatever the slices beside it have lost. Least
+A volume is interpolated by a cubic spline, and so is the gain of its slices: ``r_k = g(k)`` is the
+share of its signal that slice ``k`` has kept, whatever the slices beside it have lost. Least
 squares give ``r`` and, from the residual and the number of points in the slice, its standard
 error.
 """

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that no rigid pose explains: a head that moved between slices, ghosts, spikes.
 
-What the prediction of a volume leaves unexplained has the share ``u = 1 − r²`` of its variance,
-``r`` the correlation where the slices kept their signal. Noise, and what the model cannot say,
-give all volumes of a shell about the same. A volume with ``K`` times the usual is to be left out
-when a fit to the shell is better without it: of ``n`` volumes of variance 1, one of them of
-variance ``K``, a least-squares fit has the variance ``(n − 1 + K) / n²``, without that one
-``1 / (n − 1)``. It is better without from ::
+The prediction of a volume leaves the share ``u = 1 − r²`` of its variance unexplained, with ``r``
+the correlation where the slices kept their signal. By noise and errors of the model, this share is
+about the same for all volumes of a shell. A volume with ``K`` times that share should be left out
+if a fit to the shell is better without it. A least-squares fit to ``n`` volumes, one of variance
+``K`` and the others of variance 1, has the variance ``(n − 1 + K) / n²``; without that volume it
+is ``1 / (n − 1)``. That is smaller if ::
 
     K > (2 n − 1) / (n − 1)
 
-on, about two. Shares scatter as well, so that a volume is beyond repair if it is also
+which is about two. Since shares scatter, a volume is beyond repair only if it is also
 :data:`SPREADS` robust standard deviations of ``log u`` from the others.
 """
 

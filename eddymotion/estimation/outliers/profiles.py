@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a slice that lost nothing would show, by the other slices of its volume.
+"""The share expected of a slice that lost nothing, from the other slices of its volume.
 
-What a model cannot predict, a bundle that only this direction runs along, darkens or brightens
-the slices that it passes through: points of a slice are wrong together, and so are slices side by
-side. Such a volume differs from its prediction by a profile that is smooth along the slice axis.
-A head that moves takes signal from the slices that were excited at that moment, and leaves those
-beside them whole. A slice is therefore compared with what the others of its volume let expect.
+A structure that the model cannot predict, such as a bundle along just this direction, darkens or
+brightens all slices that it passes through: the points of a slice are wrong together, and so are
+neighbouring slices. Such a volume differs from its prediction by a profile that is smooth along
+the slice axis. A head that moves, however, takes signal from the slices excited at that moment,
+and leaves those beside them intact. A slice is therefore compared with the share expected from
+the other slices of its volume.
 
 Let ``x_k`` be how far the share of slice ``k`` is from the usual one, in units of the scatter
 there. As a Gaussian process along the axis, of the covariance::
