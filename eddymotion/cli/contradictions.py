@@ -15,6 +15,8 @@ OF_IMAGE_WORDS = {
 OF_IMAGE = ("output_space_mask", "output_space_white_matter")
 """Settings that say something of one image alone."""
 
+NO_FIELDS = "--eddy-fields: no fields are estimated with {}; leave one of them out"
+
 SOUGHT = ("output_space_contrast", *OF_IMAGE)
 """Settings that are of use where something is registered."""
 
@@ -37,17 +39,21 @@ def refuse_contradictions(settings: Settings) -> None:
             f"--estimator joint needs a model that is linear in the signal, and {settings.model} "
             "is not; write --estimator lovo, or --model gp"
         )
-    loop = settings.estimator == "lovo" or not linear or _chooses_registration(settings)
-    if loop and (asked := settings.for_joint_alone):
+    if settings.estimator == "lovo" or not linear or _chooses_registration(settings):
+        _refuse_beyond_loop(settings)
+    elif settings.eddy_fields and settings.eddy_current == "none":
+        raise EddymotionError(NO_FIELDS.format("--eddy-current none"))
+
+
+def _refuse_beyond_loop(settings: Settings) -> None:
+    """Refuse what the leave-one-out loop does not estimate."""
+    for name in settings.for_joint_alone:
         raise EddymotionError(
-            f"{_option(asked[0])} {getattr(settings, asked[0])}: {FOR_JOINT_ALONE[asked[0]]} by "
-            "--estimator joint alone; leave one of them out"
+            f"{_option(name)} {getattr(settings, name)}: {FOR_JOINT_ALONE[name]} by --estimator "
+            "joint alone; leave one of them out"
         )
-    without = "the leave-one-out loop (--estimator lovo)" if loop else "--eddy-current none"
-    if settings.eddy_fields and (loop or settings.eddy_current == "none"):
-        raise EddymotionError(
-            f"--eddy-fields: no fields are estimated with {without}; leave one of them out"
-        )
+    if settings.eddy_fields:
+        raise EddymotionError(NO_FIELDS.format("the leave-one-out loop (--estimator lovo)"))
 
 
 def _chooses_registration(settings: Settings) -> bool:
