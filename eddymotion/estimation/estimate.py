@@ -41,6 +41,10 @@ class Estimate:
         How far the parts of each volume's time pull its pose apart.
     within : (N, Z, 6, 6) array, optional
         Covariances as `covariances`, of the pose of each slice.
+    followed : (N, 6, 6) array, optional
+        Covariance of what a head that follows the gradients may have moved in all volumes of a
+        group alike; see
+        :func:`~eddymotion.estimation.frames.direction_pulls.leave_to_the_course`.
     """
 
     motion: Motion
@@ -50,6 +54,13 @@ class Estimate:
     undetermined: np.ndarray | None = None
     period_scatter: PeriodScatter | None = None
     within: np.ndarray | None = None
+    followed: np.ndarray | None = None
+
+    def followed_by(self, group: np.ndarray) -> np.ndarray | None:
+        """Covariance (6, 6) of what a group followed alike; None where it did not."""
+        if self.followed is None or not self.followed[group].any():
+            return None
+        return self.followed[group].mean(axis=0)
 
     def select(self, volumes: np.ndarray) -> Estimate:
         """Keep some of the volumes."""
@@ -61,7 +72,7 @@ class Estimate:
         groups = groups and [group for group in groups if len(group)]
         return selected(
             replace(self, groups=groups, unplaced=None, period_scatter=None),
-            volumes, "motion", "covariances", "within",
+            volumes, "motion", "covariances", "within", "followed",
         )  # fmt: skip
 
 

@@ -7,7 +7,13 @@ On a head fitted to a real series 0.95 of the error within the shell was of this
 import numpy as np
 import pytest
 
-from eddymotion.estimation.frames.direction_pulls import find_pulls, without_pulls
+from eddymotion.estimation.frames.direction_pulls import (
+    COMMON,
+    find_pulls,
+    leave_to_the_course,
+    without_pulls,
+)
+from eddymotion.estimation.frames.offset import find_offset
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
@@ -71,6 +77,37 @@ def test_poses_that_do_not_follow_it_stay(step_mm):
 def test_a_head_that_is_everywhere_tells_nothing():
     before, after = solved(step_mm=20.0, pulled=1.0)
     assert 0.97 * before < after < 1.03 * before
+
+
+@pytest.mark.parametrize("times", [2.5, 4.0, 6.0])
+def test_a_head_that_follows_the_direction_by_more_than_errors_do_is_left_alone(times):
+    """A bed that vibrates: images had told 0.8 of it, and all of that was taken out."""
+    random = np.random.default_rng(5)
+    followed = times * quadratic_pulls(random)
+    truth = exp_rigid((course(random, 0.03) + followed) / IN_MM, CENTER)
+    motion = Motion(truth @ exp_rigid(0.01 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
+    covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
+    about = SCHEME, [SCHEME.dwis], CENTER, IN_MM
+    after, common = leave_to_the_course(motion, covariances, *about)
+    assert errors(after, truth) < 1.2 * ERROR_MM
+    told = np.einsum("nkk->nk", common[SCHEME.dwis]) * IN_MM**2
+    assert 0.6 < np.sqrt(told.mean() / COMMON) / (times * ERROR_MM) < 1.1
+    assert not common[SCHEME.b0s].any()
+    at_rest = Motion(exp_rigid(0.1 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
+    assert not leave_to_the_course(at_rest, covariances, *about)[1].any()
+
+
+def test_steps_in_time_do_not_tell_what_all_volumes_followed_alike(moving):
+    """A head that follows the gradients is elsewhere in all of these volumes, by their mean."""
+    dwis, b0s = moving.gradients.dwis, moving.gradients.b0s
+    still = Motion.identity(len(moving))
+    series = moving, still.select(b0s), dwis, still.select(dwis)
+    plain, widened = (
+        find_offset(*series, followed=followed, with_images=False).covariance
+        for followed in (None, np.diag((0.4 / IN_MM) ** 2))
+    )
+    more = np.diag(widened - plain) * IN_MM**2
+    np.testing.assert_allclose(more, 0.4**2, rtol=1e-6)
 
 
 FEW = shelled_scheme({1500.0: 12}, 1)

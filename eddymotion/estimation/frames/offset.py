@@ -67,6 +67,7 @@ def find_offset(
     motion: Motion,
     *,
     placed: tuple[np.ndarray, np.ndarray] | None = None,
+    followed: np.ndarray | None = None,
     with_images: bool = True,
     compute: Compute | None = None,
 ) -> JoinedFrame:
@@ -84,6 +85,9 @@ def find_offset(
     placed : (n,) index array and (2, n, 4, 4) array, optional
         Volumes and poses, at their first and last excitations, in the frame of the b=0 volumes
         that time is to join the group to; the b=0 volumes when not given.
+    followed : (6, 6) array, optional
+        Covariance (mm, rad) of what the head moved in all volumes of the group alike and in no
+        b=0, as it followed the gradients: time does not see it either.
     with_images : bool
         Whether images have a say; what they do not determine would pull on the rest.
     compute : Compute, optional
@@ -96,7 +100,9 @@ def find_offset(
     volumes, poses = placed or (dwi.gradients.b0s, b0_motion.matrices)
     size = head_scale(dwi.mask, dwi.voxel_sizes)
     course = merged(volumes, poses, group, begin_and_end(dwi, motion), dwi.brain_center, size)
-    course = replace(course, beside=beside_motion(motion, course.in_group, course.changes))
+    fields = beside_motion(motion, course.in_group, course.changes)
+    unseen = [one for one in (fields, followed) if one is not None]
+    course = replace(course, beside=np.sum(unseen, axis=0) if unseen else None)
     prior = course.prior()
     by_time, by_images = course.offset(prior), None
     if with_images:

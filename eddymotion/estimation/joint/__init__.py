@@ -123,6 +123,8 @@ class JointSteps:
     solutions : list of Solution
         Of the groups, as they were solved last.
     judged : Quality
+    followed : (N, 6, 6) array or None
+        Covariance of what all volumes of a group followed alike.
     moved, unplaced : index arrays
         Volumes that were retried and are elsewhere now; those of them that fit nowhere.
     """
@@ -132,6 +134,7 @@ class JointSteps:
     eddy_currents: str
     solutions: list[Solution] = field(default_factory=list, init=False)
     judged: Quality = field(init=False)
+    followed: np.ndarray | None = field(default=None, init=False)
     moved: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
     unplaced: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
 
@@ -239,7 +242,7 @@ class JointSteps:
         """Remove from the poses what follows the diffusion direction, not the head's course."""
         if len(self.solver.undetermined):
             return
-        self.motion = leave_to_the_course(
+        self.motion, self.followed = leave_to_the_course(
             self.motion,
             errors.covariances,
             self.dwi.gradients,
@@ -247,6 +250,7 @@ class JointSteps:
             self.dwi.brain_center,
             self.solver.in_mm,
         )
+        _warn_of_followed(self.followed, self.solver.in_mm)
 
     def with_ambiguities(self, errors: PoseErrors) -> PoseErrors:
         """Add what fields leave open that follow the head, and where b=0 images disagree."""
@@ -275,7 +279,21 @@ class JointSteps:
             unplaced if unplaced.any() else None,
             held if len(held) else None,
             scatter,
+            followed=self.followed,
         )
+
+
+def _warn_of_followed(common: np.ndarray, in_mm: np.ndarray) -> None:
+    """Say that the head follows the gradients, by such covariances (N, 6, 6) of mm and rad."""
+    farthest = float(np.sqrt(np.einsum("nkk,k->n", common, in_mm**2).max()))
+    if farthest > 0:
+        log.warning(
+            "the head follows the direction of the gradients by about %.2f mm, more than its "
+            "poses are wrong, as on a bed that vibrates (or it nods as these change, by chance): "
+            "images tell a part of it only, and standard errors of how diffusion-weighted volumes "
+            "lie against b=0 are larger",
+            farthest,
+        )  # fmt: skip
 
 
 def _within_doubt(dwi: DWI, errors: PoseErrors) -> str | None:

@@ -193,7 +193,8 @@ def without_direction_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model:
     for group in groups:
         covariances[group] = MISFIT_FACTOR**2 * misfit_of(gradients.select(group), scale)
     in_mm = twist_millimetres(scale)
-    return leave_to_the_course(motion, covariances, gradients, groups, dwi.brain_center, in_mm)
+    about = groups, dwi.brain_center, in_mm
+    return leave_to_the_course(motion, covariances, gradients, *about)[0]
 
 
 def lost_voxels(

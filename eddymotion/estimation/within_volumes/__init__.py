@@ -130,7 +130,7 @@ def _along_course(
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     more = np.where(knots.moving, found.discord, 1.0)[:, None, None]
     of_volumes = more * (of_slices[0] + scatter.at_rest)
-    motion = leave_to_the_course(
+    motion, _ = leave_to_the_course(
         replace(motion, matrices=matrices, trajectory=trajectory),
         of_volumes,
         dwi.gradients,

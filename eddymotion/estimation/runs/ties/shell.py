@@ -329,7 +329,7 @@ def _own_twists(
     log.debug("volumes of all runs together: %s", descent)
     solution = Solution.of(single, found, seen)
     by_noise = solution.covariances() / solution.recovered**2
-    found = leave_to_the_course(
+    found, _ = leave_to_the_course(
         found,
         by_noise + misfit_of(shell.gradients, brain.scale),
         shell.gradients,
