@@ -18,6 +18,7 @@ from eddymotion.simulation import (
     Grid,
     HarmonicHead,
     KSpace,
+    Recipe,
     SyntheticHead,
     acquire,
     shelled_scheme,
@@ -221,6 +222,12 @@ def test_noise_in_k_space_has_the_asked_deviation_in_the_image():
     np.testing.assert_allclose([noise.real.std(), noise.imag.std()], 3.0, rtol=0.02)
     zero = scanner.magnitude(np.zeros((20, 40, 40)), 3.0, 4, np.random.default_rng(1))
     np.testing.assert_allclose((zero**2).mean(), 8 * 9, rtol=0.02)  # four coils, two channels
+
+
+def test_runs_of_one_scanner_are_received_by_the_same_coils():
+    runs = [Recipe(kspace=KSpace(), direction=name) for name in ("AP", "PA")]
+    assert runs[0].seed != runs[1].seed
+    assert runs[0].measurement == runs[1].measurement
 
 
 def test_k_space_and_voxel_means_agree_on_level_and_place(synthetic, head):

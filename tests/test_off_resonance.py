@@ -2,6 +2,7 @@
 """The off-resonance field: as a value, from images of opposite polarity, and from maps."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -174,18 +175,32 @@ def coarse_pair():
 
 
 @cache
+def pair_without_field():
+    first = coarse_pair()[0].image
+    grid = Grid(first.data.shape, first.affine)
+    return [
+        replace(one, image=echo_planar_image(head(), grid, _constant(0.0), one.readout, snr=50,
+                                             seed=seed))
+        for seed, one in enumerate(coarse_pair())
+    ]  # fmt: skip
+
+
+@cache
 def small_problem():
     """Three images of two axes at a coarse level, off the minimum."""
     images = tuple(pair(("j-", "j", "i"), voxel=7.0, pose=TURN))
     mask = images[0].image.data > 200
     start = np.stack([np.eye(4)] * 3)
     shown = [Image(one.image.data / 800, one.image.affine) for one in images]
-    problem = FieldProblem.at(FieldLevel(8.0, 14.0, 40.0, 0.1, 8), images, shown, mask, start, 0.3)
+    problem = FieldProblem.at(
+        FieldLevel(8.0, 14.0, 40.0, 0.1, 8), images, shown, mask, start, 0.3, n_shades=4
+    )
     random = np.random.default_rng(0)
     c = random.normal(size=problem.lattice.shape).astype(np.float32) * 8
     poses = (np.eye(4), exp_rigid(np.full(6, 0.01), problem.center),
              exp_rigid(np.full(6, -0.01), problem.center))  # fmt: skip
-    return problem, FieldState(c, poses, np.array([0, 0.1, -0.05]))
+    gains = np.outer([0, 0.1, -0.05], [1.0, 0.5, -0.3, 0.8])
+    return problem, FieldState(c, poses, gains)
 
 
 def test_the_gradient_of_the_cost():
@@ -194,7 +209,7 @@ def test_the_gradient_of_the_cost():
     right = FieldEquations.of(problem, problem.view(state), state, variance).right
     random = np.random.default_rng(1)
     n = state.coefficients.size
-    scale = np.concatenate([np.full(n, 1.0), np.tile([0.2, 0.2, 0.2, 4e-3, 4e-3, 4e-3, 0.02], 2)])
+    scale = np.concatenate([np.full(n, 1.0), np.tile([0.2] * 3 + [4e-3] * 3 + [0.02] * 4, 2)])
     for part in (slice(0, n), slice(n, n + 3), slice(n + 3, n + 6), slice(n + 6, None)):
         step = np.zeros(len(right))
         step[part] = random.normal(size=len(step[part])) * scale[part]
@@ -215,16 +230,18 @@ def test_the_normal_operator_is_that_of_the_plain_matrix(monkeypatch):
     bases = [np.einsum("ia,jb,kc->ijkabc", *m).reshape(len(problem.points), -1)
              for m in problem.matrices]  # fmt: skip
     toward = view.shifts @ problem.to_axes.T
-    n, k = state.coefficients.size, len(problem.images)
-    jacobian = np.zeros((k, len(problem.points), n + 7 * (k - 1)))
+    n, k, each = state.coefficients.size, len(problem.images), 6 + len(problem.shading)
+    jacobian = np.zeros((k, len(problem.points), n + each * (k - 1)))
     for image in range(k):
         jacobian[image, :, :n] = view.by_field[image][:, None] * bases[0]
         for axis in range(3):
             slope = view.by_slope[image] * toward[image, axis]
             jacobian[image, :, :n] += slope[:, None] * bases[axis + 1]
         if image:
-            columns = np.concatenate([view.by_pose[image - 1], view.values[image][None]])
-            jacobian[image, :, n + 7 * (image - 1) : n + 7 * image] = columns.T
+            columns = np.concatenate(
+                [view.by_pose[image - 1], view.values[image] * problem.shading]
+            )
+            jacobian[image, :, n + each * (image - 1) : n + each * image] = columns.T
     jacobian *= view.seen[:, :, None]
     centred = (jacobian - jacobian.sum(0) / view.n_seen[:, None]) * view.seen[:, :, None]
     weight = problem.counts * problem.volume / 0.05
@@ -237,7 +254,7 @@ def test_the_normal_operator_is_that_of_the_plain_matrix(monkeypatch):
         expected[:n] += (
             problem.stiffness * problem.lattice.bent(x[:n].reshape(problem.lattice.shape)).ravel()
         )
-        prior = np.zeros((7 * (k - 1),) * 2)
+        prior = np.zeros((each * (k - 1),) * 2)
         problem.prior(prior, state)
         expected[n:] += prior @ x[n:]
         found = equations.normal(x)
@@ -296,6 +313,37 @@ def test_registration_is_the_start_and_polarities_exchanged_give_the_opposite():
     other = estimate_off_resonance(opposite, poses=found.start)
     np.testing.assert_allclose(other.hertz, -found.hertz, atol=0.05)
     np.testing.assert_allclose(other.combined, found.combined, rtol=1e-3, atol=1)
+
+
+@cache
+def brightness():
+    """Smooth over the head, about 2 : 1."""
+    first = coarse_pair()[0].image
+    x, y, z = grid_points(first.data.shape, first.affine).T / 80
+    return np.exp(0.3 * y - 0.24 * y * z + 0.2 * x * x - 0.16 * y**3).reshape(first.data.shape)
+
+
+@pytest.mark.parametrize("hertz", ["none", "bumps"])
+def test_brightness_that_differs_smoothly_is_no_field(hertz):
+    images = coarse_pair() if hertz == "bumps" else pair_without_field()
+    shaded = Image(np.float32(images[1].image.data * brightness()), images[1].image.affine)
+    found = estimate_off_resonance([images[0], replace(images[1], image=shaded)],
+                                   poses=np.stack([np.eye(4)] * 2))  # fmt: skip
+    wrong = found.displacement[found.mask]
+    if hertz == "bumps":
+        wrong = error_mm(found.field, images[0].readout)
+    assert wrong.std() < 0.4  # 1.5 mm where a ratio is taken for stretch
+    ratio = np.log(found.brightness[1] * brightness())[found.mask]
+    assert ratio.std() < 0.05
+    assert found.shading > 0.08
+    assert min(found.similarity) == found.similarity[0]
+    assert found.similarity[1] > 0.97
+
+
+def test_brightness_that_does_not_differ_is_a_number():
+    found = estimate_off_resonance(coarse_pair(), levels=LEVELS[:3])
+    assert found.shading < 1e-6
+    assert found.log_gains.shape == (2, 1)
 
 
 def test_the_constant_is_that_of_the_start():

@@ -186,7 +186,10 @@ class Recipe:
 
     @property
     def measurement(self) -> KSpace | None:
-        """Settings of k-space, with axis and seed; None of means over voxels."""
+        """Settings of k-space, with axis and seed; None of means over voxels.
+
+        Coils are those of the scanner: all runs are received by the same.
+        """
         if self.kspace is None:
             return None
-        return replace(self.kspace, pe_axis=self.pe_axis, seed=self.seed)
+        return replace(self.kspace, pe_axis=self.pe_axis, seed=self.random_seed)

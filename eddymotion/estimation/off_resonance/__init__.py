@@ -3,7 +3,8 @@
 
 Every image k is corrected to ``C_k(x) = g_k J_k(x) I_k(r_k(x))``, ``r_k = T_k x + p_k a_k h(x)``
 (:mod:`eddymotion.mapping.off_resonance`), with poses ``T_k`` and gains ``g_k`` of its own, except
-for the first. The field is the one with which they agree::
+for the first; gains vary over the brain where that is shown (:mod:`.shading`). The field is the
+one with which they agree::
 
     ∫ Σ_k |C_k − mean_k C|² / σ² dV + λ ∫ |D²h|² dV
 
@@ -17,6 +18,7 @@ the poses is held where they start.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,15 +38,23 @@ from eddymotion.estimation.off_resonance.images import (
     rigid_start,
 )
 from eddymotion.estimation.off_resonance.problem import LEVELS, FieldLevel, FieldProblem
+from eddymotion.estimation.off_resonance.shading import LESS_NOISE, N_SHADES, shading_terms
 from eddymotion.estimation.off_resonance.view import FieldState
+from eddymotion.images.grid import grid_points, mask_center
+from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.mapping.off_resonance import OffResonance
 from eddymotion.wording import short_repr
 
+log = logging.getLogger(__name__)
+
 STIFFNESS = 3.0
 """Weight λ of the bending energy, mm⁴/Hz². The least and the largest of three tried, 0.1 and 10,
 agree less on held-out volumes of a real series."""
+
+N_ASKED = 2
+"""Levels, the coarsest, that are solved with a brightness that varies and without."""
 
 DARK_PART = 0.1
 """Of the median signal of the brain, below which an image shows nothing."""
@@ -63,8 +73,9 @@ class FieldEstimate:
         First image → each, RAS+ mm; along the phase encoding they hold what they started with.
     start : (K, 4, 4) array
         Where they started.
-    gains : (K,) array
-        By which the images are multiplied to be alike.
+    log_gains : (K, G) array
+        Of the logarithms of what the images are multiplied by to be alike: a number, or
+        coefficients of :func:`.shading.shading_terms` about the centre of the mask.
     mask : (X, Y, Z) bool array
         The brain, on the grid of the first image.
     noise : float
@@ -75,7 +86,7 @@ class FieldEstimate:
     images: tuple[Distorted, ...]
     poses: np.ndarray
     start: np.ndarray
-    gains: np.ndarray
+    log_gains: np.ndarray
     mask: np.ndarray
     noise: float = np.nan
 
@@ -115,10 +126,27 @@ class FieldEstimate:
         return corrected_images(self.images, OffResonance.none(), self.start, *self.grid)[0]
 
     @cached_property
+    def brightness(self) -> np.ndarray:
+        """By what the images are multiplied to be alike: (K, X, Y, Z) float32."""
+        shape, affine = self.grid
+        points, center = grid_points(shape, affine), mask_center(self.mask, affine)
+        terms = shading_terms(points, center, self.log_gains.shape[1])
+        return np.exp(self.log_gains.astype(np.float32) @ terms).reshape(-1, *shape)
+
+    @property
+    def gains(self) -> np.ndarray:
+        """Their means over the brain, (K,)."""
+        return self.brightness[:, self.mask].mean(axis=1)
+
+    @property
+    def shading(self) -> float:
+        """By what part the ratio of brightness of two images varies: the largest deviation."""
+        return float(np.log(self.brightness[:, self.mask]).std(axis=1).max())
+
+    @cached_property
     def combined(self) -> np.ndarray:
         """All images as one, (X, Y, Z): what is stretched most counts most."""
-        alike = self.corrected * self.gains[:, None, None, None]
-        return combined(alike.astype(np.float32), self.stretch)
+        return combined(self.corrected * self.brightness, self.stretch)
 
     @property
     def folded(self) -> float:
@@ -135,10 +163,11 @@ class FieldEstimate:
     def similarity(self) -> tuple[float, float]:
         """Correlation of the images within the brain before and after, mean of all pairs.
 
-        NaN of one image.
+        A brightness in which they differ is taken off both. NaN of one image.
         """
         before, after = (
-            mean_correlation(images, self.mask) for images in (self.uncorrected, self.corrected)
+            mean_correlation(images * self.brightness, self.mask)
+            for images in (self.uncorrected, self.corrected)
         )
         return before, after
 
@@ -184,18 +213,56 @@ def estimate_off_resonance(
         start = rigid_start(images, own, seed) if poses is None else np.array(poses, float)
         check_overlap(images, own, start)
         brain = own if mask is not None else brain_of_all(images, own, start)
-        state = FieldState(np.zeros(0), tuple(start), np.zeros(len(images)))
         shown = [normalised(one.image, brain, first, pose)
                  for one, pose in zip(images, start, strict=True)]  # fmt: skip
-        found, noise = None, np.inf
+        fit = _Fit(images, shown, brain, start)
+        early, late = levels[:N_ASKED], levels[N_ASKED:]
+        plain, shaded = (fit.solved(early, fit.at_start(n)) for n in (1, N_SHADES))
+        there = fit.solved(late, shaded if shaded.noise < LESS_NOISE * plain.noise else plain)
+    found = FieldEstimate(
+        there.field, images, np.stack(there.state.poses), start, there.state.gains, brain,
+        float(there.noise),
+    )  # fmt: skip
+    if there.state.gains.shape[1] > 1:
+        log.info(
+            "off-resonance field: the brightness of the images differs smoothly, by %.0f %% over "
+            "the brain, which was told apart from the field", 100 * found.shading,
+        )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """State, field and noise after some levels."""
+
+    state: FieldState
+    field: OffResonance
+    noise: float = np.inf
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """Images, the same scaled, the brain, and where poses start."""
+
+    images: tuple[Distorted, ...]
+    shown: list[Image]
+    brain: np.ndarray
+    start: np.ndarray
+
+    def at_start(self, n_shades: int) -> _Found:
+        """No field, and gains of so many terms."""
+        gains = np.zeros((len(self.images), n_shades))
+        return _Found(FieldState(np.zeros(0), tuple(self.start), gains), OffResonance.none())
+
+    def solved(self, levels: Sequence[FieldLevel], before: _Found) -> _Found:
+        """Go on through some levels."""
         for level in levels:
             problem = FieldProblem.at(
-                level, images, shown, brain, start, STIFFNESS * level.stiffness
-            )
-            state = problem.taking_over(state, found)
+                level, self.images, self.shown, self.brain, self.start,
+                STIFFNESS * level.stiffness, before.state.gains.shape[1],
+            )  # fmt: skip
+            state = problem.taking_over(before.state, before.field)
             state, noise = descend(problem, state, level.steps)
-            found = OffResonance(problem.field_of(state), problem.lattice.affine)
-    assert found is not None
-    return FieldEstimate(
-        found, images, np.stack(state.poses), start, np.exp(state.gains), brain, float(noise)
-    )
+            field = OffResonance(problem.field_of(state), problem.lattice.affine)
+            before = _Found(state, field, noise)
+        return before

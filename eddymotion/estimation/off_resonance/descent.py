@@ -26,7 +26,7 @@ CG_TOLERANCE, CG_STEPS = 0.04, 30
 
 @dataclass(frozen=True, eq=False)
 class FieldEquations:
-    """The Gauss-Newton equations at a state: field first, then seven a border image.
+    """The Gauss-Newton equations at a state: field first, then B of pose and gain an image.
 
     Parameters
     ----------
@@ -35,10 +35,10 @@ class FieldEquations:
         Which matrices of the problem the operator uses: the field, and slopes along some axes.
     maps : dict
         Pairs of these → (X, Y, Z) weights.
-    coupling : (7 (K − 1), M) array
+    coupling : (B (K − 1), M) array
         Border against field.
-    border : (7 (K − 1), 7 (K − 1)) array
-    right : (M + 7 (K − 1),) array
+    border : (B (K − 1), B (K − 1)) array
+    right : (M + B (K − 1),) array
         Minus half the gradient of the cost.
     """
 
@@ -72,7 +72,7 @@ class FieldEquations:
         forces = [(derivative * view.residuals).sum(axis=0) * weight for derivative in by_term]
         right = problem.stiffness * problem.lattice.bent(state.coefficients)
         right = right + problem.gathered(dict(enumerate(forces)))
-        columns, owners = _columns(view)
+        columns, owners = _columns(view, problem.shading)
         weighed = columns * weight
         border = (weighed @ columns.T) * (owners[:, None] == owners)
         shared = columns / np.sqrt(view.n_seen)
@@ -88,7 +88,7 @@ class FieldEquations:
                    -np.concatenate([right.ravel(), pull]).astype(float))  # fmt: skip
 
     def normal(self, x: np.ndarray) -> np.ndarray:
-        """Apply the operator to a vector (M + 7 (K − 1),)."""
+        """Apply the operator to a vector (M + B (K − 1),)."""
         problem, n = self.problem, self.coupling.shape[1]
         c, rest = x[:n].reshape(problem.lattice.shape).astype(np.float32), x[n:]
         values = {term: separable(problem.matrices[term], c) for term in self.terms}
@@ -122,12 +122,12 @@ class FieldEquations:
         )
 
 
-def _columns(view: FieldView) -> tuple[np.ndarray, np.ndarray]:
+def _columns(view: FieldView, shading: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """List derivatives by the pose and gain of all images but the first, and whose they are."""
     parts, owners = [], []
     for number, by_pose in enumerate(view.by_pose, start=1):
-        parts += [by_pose, view.values[number][None]]
-        owners += [number] * 7
+        parts += [by_pose, view.values[number] * shading]
+        owners += [number] * (len(by_pose) + len(shading))
     return np.concatenate(parts) * view.seen[owners], np.array(owners)
 
 

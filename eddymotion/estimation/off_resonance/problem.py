@@ -12,6 +12,7 @@ import scipy
 from nibabel.affines import apply_affine
 
 from eddymotion.estimation.off_resonance.images import SAME_SHIFT, Distorted
+from eddymotion.estimation.off_resonance.shading import gain_spreads, shading_terms
 from eddymotion.estimation.off_resonance.view import FieldState, FieldView
 from eddymotion.images.grid import all_points, mask_center
 from eddymotion.images.image import Image, Spline
@@ -27,8 +28,8 @@ MARGIN_VOXELS = 4
 RIM_VOXELS = 2
 """Around the brain, which is compared as well: its edge tells most."""
 
-GAUGE_MM, GAIN_SPREAD = 0.1, 0.3
-"""How far the held part of the poses, and the logarithms of the gains, may go."""
+GAUGE_MM = 0.1
+"""How far the held part of the poses may go."""
 
 PRIOR_SHARE = 0.01
 """Weight of these priors: that of so many mm³ of each of the brain, at one standard deviation."""
@@ -95,6 +96,8 @@ class FieldProblem:
     start : (K, 4, 4) array
     center : (3,) array
         About which heads turn, RAS+ mm.
+    shading : (G, P) array
+        Terms of the logarithms of gains at the points; see :func:`shading_terms`.
     """
 
     images: Sequence[Distorted]
@@ -107,6 +110,7 @@ class FieldProblem:
     stiffness: float
     start: np.ndarray
     center: np.ndarray
+    shading: np.ndarray
 
     @classmethod
     def at(
@@ -117,6 +121,7 @@ class FieldProblem:
         brain: np.ndarray,
         start: np.ndarray,
         stiffness: float,
+        n_shades: int = 1,
     ) -> FieldProblem:
         """Lay lattice and points over the brain, and smooth the images."""
         reference = images[0].image
@@ -137,17 +142,22 @@ class FieldProblem:
             matrices.append(_floats(by_mm))
         grown = scipy.ndimage.binary_dilation(brain, iterations=RIM_VOXELS)
         voxels = all_points(at) + low
+        points, center = (
+            apply_affine(reference.affine, voxels),
+            mask_center(brain, reference.affine),
+        )
         return cls(
             images,
             [Spline.of(_smoothed(image, level.fwhm)) for image in shown],
             lattice,
             matrices,
-            apply_affine(reference.affine, voxels),
+            points,
             grown[tuple(voxels.T)],
             float(np.prod(reference.voxel_sizes * every)),
             stiffness,
             start,
-            mask_center(brain, reference.affine),
+            center,
+            shading_terms(points, center, n_shades),
         )
 
     @property
@@ -186,11 +196,12 @@ class FieldProblem:
         for number, (one, spline, pose) in enumerate(
             zip(self.images, self.splines, state.poses, strict=True)
         ):
-            readout, gain = one.readout, np.float32(np.exp(state.gains[number]))
+            gain = np.exp(state.gains[number].astype(np.float32) @ self.shading)
+            readout = one.readout
             recorded = apply_affine(pose, self.points) + hertz[:, None] * readout.shift
             found, gradient = spline.sample_with_gradient(recorded)
             inside = np.isfinite(found)
-            found, gradient = np.nan_to_num(found) * gain, np.nan_to_num(gradient) * gain
+            found, gradient = np.nan_to_num(found) * gain, np.nan_to_num(gradient) * gain[:, None]
             shift = pose[:3, :3].T @ readout.direction
             stretch = 1 + slopes @ (readout.mm_per_hertz * shift).astype(np.float32)
             values.append(found * stretch)
@@ -211,8 +222,10 @@ class FieldProblem:
         data = float(view.squares[self.counts].sum(dtype=float)) * self.volume / variance
         bent = float((state.coefficients * self.lattice.bent(state.coefficients)).sum(dtype=float))
         held = self.gauge(state) / GAUGE_MM
-        gains = state.gains[1:] / GAIN_SPREAD
-        return data + self.stiffness * bent + self.prior_weight * (held**2 + float(gains @ gains))
+        gains = state.gains[1:] / gain_spreads(len(self.shading))
+        return (
+            data + self.stiffness * bent + self.prior_weight * (held**2 + float((gains**2).sum()))
+        )
 
     @cached_property
     def gauge_directions(self) -> np.ndarray:
@@ -247,25 +260,26 @@ class FieldProblem:
     def prior(self, border: np.ndarray, state: FieldState) -> np.ndarray:
         """Add the priors to the border, in place; return their part of the gradient."""
         weight = self.prior_weight
-        held = np.zeros(len(border))
+        held, n_each = np.zeros(len(border)), 6 + len(self.shading)
         for number, pose in enumerate(state.poses[1:]):
-            held[7 * number :][:3] = pose[:3, :3].T @ self.gauge_directions[number + 1]
-        gain = np.arange(6, len(border), 7)
+            held[n_each * number :][:3] = pose[:3, :3].T @ self.gauge_directions[number + 1]
+        gain = np.flatnonzero(np.arange(len(border)) % n_each >= 6)
         border += weight / GAUGE_MM**2 * np.outer(held, held)
-        border[gain, gain] += weight / GAIN_SPREAD**2
+        tight = np.tile(gain_spreads(len(self.shading)) ** -2, len(state.poses) - 1)
+        border[gain, gain] += weight * tight
         border[np.diag_indices(len(border))] += 1e-9 * np.trace(border)
         pull = weight / GAUGE_MM**2 * self.gauge(state) * held
-        pull[gain] += weight / GAIN_SPREAD**2 * state.gains[1:]
+        pull[gain] += weight * tight * state.gains[1:].ravel()
         return pull
 
     def moved(self, state: FieldState, step: np.ndarray, length: float) -> FieldState:
         """Take a step, or a part of it."""
         n = state.coefficients.size
         coefficients = state.coefficients + (length * step[:n]).reshape(self.lattice.shape)
-        border = (length * step[n:]).reshape(-1, 7)
+        border = (length * step[n:]).reshape(len(state.poses) - 1, -1)
         poses = [pose @ exp_rigid(twist[:6], self.center)
                  for pose, twist in zip(state.poses[1:], border, strict=True)]  # fmt: skip
-        gains = state.gains + np.concatenate([[0], border[:, 6]])
+        gains = state.gains + np.pad(border[:, 6:], ((1, 0), (0, 0)))
         return FieldState(coefficients.astype(np.float32), (state.poses[0], *poses), gains)
 
 

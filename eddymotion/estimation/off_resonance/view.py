@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class FieldState:
-    """Coefficients of the field, poses, and the logarithms of the gains."""
+    """Coefficients of the field, poses, and of the logarithms of the gains, (K, G)."""
 
     coefficients: np.ndarray
     poses: tuple[np.ndarray, ...]

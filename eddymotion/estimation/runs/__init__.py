@@ -19,7 +19,7 @@ from itertools import product
 import numpy as np
 
 from eddymotion.errors import EddymotionError
-from eddymotion.estimation.off_resonance import estimate_off_resonance
+from eddymotion.estimation.off_resonance import FieldEstimate, estimate_off_resonance
 from eddymotion.estimation.off_resonance.images import (
     Distorted,
     combined,
@@ -126,12 +126,15 @@ class PlacedRuns:
     gauge : (K,) array
         Errors along the phase encoding that a field leaves open, mm.
     field : OffResonance, optional
+    brightness : (K, X, Y, Z) array, or a number
+        By what images are multiplied to be alike, on the grid of the first.
     """
 
     start: np.ndarray
     poses: np.ndarray
     gauge: np.ndarray
     field: OffResonance | None = None
+    brightness: np.ndarray | float = 1.0
 
 
 def _placed(
@@ -149,7 +152,9 @@ def _placed(
     if seeks_field and field is None and shown:
         start, gauge = _held_in_time(first.center, [run.ends for run in runs], start, images)
         poses, found = _with_field(images, alike, start, first.brain, compute)
-        return PlacedRuns(start, poses, gauge, found)
+        brightness = np.ones((len(runs), *first.image.data.shape), np.float32)
+        brightness[alike] = found.brightness
+        return PlacedRuns(start, poses, gauge, found.field, brightness)
     if seeks_field or field is not None:
         warn_of_unknown(runs, readouts, measured=field is not None)
     return PlacedRuns(start, start, np.zeros(len(runs)), field)
@@ -163,6 +168,7 @@ def _shown_together(
     Returns
     -------
     corrected : (K, X, Y, Z) array
+        Alike in brightness.
     mean : (X, Y, Z) float32 array
         Of those of the contrast of the first.
     brain : (X, Y, Z) bool array
@@ -171,8 +177,9 @@ def _shown_together(
     """
     first, alike = runs[0], of_one_contrast(runs)
     grid, none = (first.image.data.shape, first.image.affine), OffResonance.none()
-    before, _ = corrected_images(images, none, placed.start, *grid)
+    before = corrected_images(images, none, placed.start, *grid)[0] * placed.brightness
     corrected, stretch = corrected_images(images, placed.field or none, placed.poses, *grid)
+    corrected *= placed.brightness
     mean = combined(corrected[alike], stretch[alike])
     brain = first.brain if len(runs) == 1 and placed.field is None else brain_mask(mean)
     if len(alike) < 2:
@@ -189,13 +196,13 @@ def _with_field(
     start: np.ndarray,
     brain: np.ndarray,
     compute: Compute,
-) -> tuple[np.ndarray, OffResonance]:
+) -> tuple[np.ndarray, FieldEstimate]:
     """Find the field together with the poses (K, 4, 4) of the runs, from some of like contrast."""
     telling = [images[run] for run in alike]
     found = estimate_off_resonance(telling, poses=start[alike], seed=compute.seed)
     poses = start.copy()
     poses[alike] = found.poses
-    return _with_others(poses, alike, images, found.field, brain, compute.seed), found.field
+    return _with_others(poses, alike, images, found.field, brain, compute.seed), found
 
 
 def _with_others(
