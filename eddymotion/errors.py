@@ -43,7 +43,10 @@ def renamed(**names: str) -> Callable[[Function], Function]:
         def call(*args: Any, **given: Any) -> Any:
             for former, name in names.items():
                 if former in given and name in given:
-                    raise TypeError(f"{function.__name__}: {former} is {name}; give one of both")
+                    raise TypeError(
+                        f"{function.__name__}: {former} is another name of {name}; "
+                        "give only one of them"
+                    )
             return function(*args, **with_present_names(given, names, function.__name__))
 
         return cast(Function, call)
@@ -61,7 +64,8 @@ def with_present_names(
         if value is None:
             continue
         warnings.warn(
-            f"{where}: {former} is {name} now; the former name goes in the next release",
+            f"{where}: {former} is now {name}; the former name will be removed in the next "
+            "release",
             DeprecationWarning,
             stacklevel=3,
         )
@@ -69,11 +73,11 @@ def with_present_names(
     return present
 
 
-SERIES_WANTED = "give a 4-D NIfTI image (of DICOM, dcm2niix makes one and its tables)"
+SERIES_WANTED = "give a 4-D NIfTI image (from DICOM, dcm2niix makes one with its tables)"
 """What to do where there is no diffusion series."""
 
 REMEDIES = {
-    "Acquisition": "make it first: eddymotion.Acquisition(eddymotion.Gradients(bvals, bvecs))",
+    "Acquisition": "create it first: eddymotion.Acquisition(eddymotion.Gradients(bvals, bvecs))",
     "DWI": "load it first: eddymotion.load({path!r})",
     "Motion": "read it first: eddymotion.evaluation.read_motion({path!r}).motion",
 }
@@ -116,7 +120,7 @@ def absence(path: Path, advice: str = "check the path") -> str:
     target = os.readlink(path)
     if ANNEXED in Path(target).as_posix():
         return _annexed(path)
-    return f"{path}: a link to {target}, which is not there; restore that file, or {advice}"
+    return f"{path}: a link to {target}, which does not exist; restore that file, or {advice}"
 
 
 def _why_absent(path: Path) -> str:
@@ -131,7 +135,7 @@ def _why_absent(path: Path) -> str:
 
 
 def _annexed(path: Path) -> str:
-    return f"{path}: its content is not here; get it with: datalad get {shlex.quote(str(path))}"
+    return f"{path}: its content is not present; get it with: datalad get {shlex.quote(str(path))}"
 
 
 def describe_pointer_file(path: Path) -> str | None:
@@ -144,5 +148,5 @@ def describe_pointer_file(path: Path) -> str | None:
     if ANNEXED in start:
         return _annexed(path)
     if start.startswith(LFS):
-        return f"{path}: its content is not here; get it with: git lfs pull"
+        return f"{path}: its content is not present; get it with: git lfs pull"
     return None if start else f"{path}: is empty; copy or convert it again"

@@ -311,7 +311,7 @@ def wrong_calls(dataset, tmp_path):
         "option of eddy": (["in", "out", "participant", "--repol"], "; write --replace-outliers"),
         "option of fMRIPrep": (["in", "out", "participant", "--notrack"], "; leave it out: "),
         "option of eddymotion-correct": (
-            ["in", "out", "participant", "--bval", "x"], "eddymotion-correct takes others"),
+            ["in", "out", "participant", "--bval", "x"], "eddymotion-correct accepts others"),
         "its folder": (["in", "out", "participant", "-o", "x"], "second word of the call is"),
         "its mask": (["in", "out", "participant", "--mask", "x"], "; write --brain-mask"),
         "dry run": (["in", "out", "participant", "--dry-run"], "; write --doctor BIDS_DIR"),
@@ -322,7 +322,7 @@ def wrong_calls(dataset, tmp_path):
         "an image": ([next(dataset.rglob("*.nii.gz")), tmp_path / "o", "participant"],
                      "eddymotion-correct "),
         "commas": ([dataset, tmp_path / "o", "participant", "--participant-label", "01,02"],
-                   "separate labels by blanks"),
+                   "separate labels by spaces"),
         "name of a template": (
             ["in", "out", "participant", "--output-space", "MNI152Lin"], "or write T1w or dwi"),
         "nothing": ([], "BIDS_DIR OUTPUT_DIR participant"),
@@ -341,7 +341,7 @@ def wrong_calls(dataset, tmp_path):
             "did you mean model"),
         "one mask for many": (
             [dataset, tmp_path / "o", "participant", "--brain-mask",
-             next(dataset.rglob("*.nii.gz"))], "choose one series"),
+             next(dataset.rglob("*.nii.gz"))], "select one series"),
     }  # fmt: skip
 
 
@@ -383,8 +383,8 @@ def test_axes_in_other_words_are_told_where_several_are_taken(capsys):
     with pytest.raises(SystemExit):
         fieldmap.main(["ap.nii.gz", "pa.nii.gz", "-o", "out", "--pe-axis", "AP", "PA"])
     message = capsys.readouterr().err
-    assert "AP is j- and PA j" in message
-    assert "put other words before it" in message
+    assert "AP is j- and PA is j" in message
+    assert "put other arguments before it" in message
 
 
 def test_unknown_model_is_one_line_that_lists_the_known(dataset, tmp_path, capsys):

@@ -142,7 +142,7 @@ def test_wrong_calls_are_one_line(folder, tmp_path, capsys):
         "a folder; add": ["motion", true, true, "-o", tmp_path],
         "use one of": ["series", raw, "--model", "nothing"],
         "cannot be written": ["motion", true, true, "-o", tmp_path / "short.txt" / "x"],
-        "landmarks are read from": ["landmarks", true, true],
+        "landmarks must be in": ["landmarks", true, true],
     }
     before = sorted(tmp_path.iterdir())
     for hint, arguments in wrong.items():

@@ -92,7 +92,7 @@ def test_each_engine_corrects_a_series(series, tmp_path, motion_rmse, name, sett
         (["--registration", "elastx"], "did you mean 'elastix'"),
         (["--registration", "dipy", "--registration-settings", "FILE"],
          "settings.json: unknown key 'n_bin'; did you mean 'n_bins'"),
-        (["--registration", "dipy", "--estimator", "joint"], "write --estimator lovo"),
+        (["--registration", "dipy", "--estimator", "joint"], "use --estimator lovo"),
         (["--registration", "ants"], "pip install 'eddymotion[ants]'"),
         (["--registration", "elastix"], "pip install 'eddymotion[elastix]'"),
     ],

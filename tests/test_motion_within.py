@@ -334,7 +334,10 @@ def test_table_without_times_is_read_and_can_be_compared_but_not_replayed(tmp_pa
         (lambda rows: [rows[0].replace("time", "when"), *rows[1:]], "no column time"),
         (lambda rows: [*rows[:-1], rows[-1].replace("\t0", "\tsoon", 1)], "no number"),
         (lambda rows: [*rows[:-1], "n/a".join(rows[-1].rsplit("0", 1))], "no number"),
-        (lambda rows: [r.replace("0,6,12", "0,6") for r in rows], "expected each from 0 on once"),
+        (
+            lambda rows: [r.replace("0,6,12", "0,6") for r in rows],
+            "expected each from 0 upwards once",
+        ),
         (lambda rows: rows[:1], "0 rows"),
     ],
 )
@@ -413,7 +416,7 @@ def test_timing_of_a_head_that_rests_within_volumes_changes_no_voxel(tmp_path, s
     ("options", "message"),
     [
         (["--motion", "nods", "--eddy-currents", "linear", "--pe-axis", "k"], "across slices"),
-        (["--motion", "table", "--multiband", "2"], "tells the slice timing itself"),
+        (["--motion", "table", "--multiband", "2"], "has its own slice timing"),
         (["--motion", "table", "--voxel-size", "20"], "18 slices, the scan has"),
     ],
 )

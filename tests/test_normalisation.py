@@ -318,7 +318,7 @@ def test_another_space_is_computed_anew_and_leaves_nothing_old(corrected):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--output-space-transform", "syn"], "no --output-space"),
+        (["--output-space-transform", "syn"], "without --output-space"),
         (["--output-space", "flat.nii.gz"], "flat.nii.gz"),
         (["--output-space", "t1w.nii.gz", "--output-space-mask", "flat.nii.gz"], "flat.nii.gz"),
         (["--output-space", "t1w.nii.gz", "--output-space-transform", "none",

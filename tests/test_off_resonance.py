@@ -581,25 +581,25 @@ def test_a_pair_without_readout_times_works_with_a_warning(tmp_path, caplog):
     paths = tuple(map(Path, written_pair(tmp_path, TotalReadoutTime=None)))
     inputs = read_inputs(FieldmapPaths(paths), FieldmapSettings())
     assert inputs.nominal
-    assert "no TotalReadoutTime beside it" in caplog.text
+    assert "no TotalReadoutTime next to it" in caplog.text
     assert len({one.readout.mm_per_hertz for one in inputs.images}) == 1
 
 
 @pytest.mark.parametrize(
     ("sidecar", "arguments", "words"),
     [
-        ({}, ["A"], "one image tells nothing of its own distortion"),
+        ({}, ["A"], "one image alone does not show its distortion"),
         ({"PhaseEncodingDirection": "j"}, ["A", "B"], "same phase encoding in space"),
         ({"PhaseEncodingDirection": None, "PhaseEncodingAxis": "j"}, ["A", "B"],
          "PhaseEncodingAxis j tells no polarity"),
         ({"TotalReadoutTime": None}, ["A", "--fieldmap", "B", "--units", "Hz"],
          "add it to the sidecar"),
         ({"TotalReadoutTime": None}, ["A", "B", "--fsl-outputs"], "give --readout-time"),
-        ({}, ["A", "--fieldmap", "B"], "no Units beside it"),
+        ({}, ["A", "--fieldmap", "B"], "no Units next to it"),
         ({}, ["A", "--fieldmap", "B", "--units", "ppm"], "expected Hz, rad/s or T"),
         ({}, ["A", "--phasediff", "B"], "no EchoTime1 beside it"),
         ({}, ["A", "--phase1", "B"], "belong together"),
-        ({}, ["A", "B", "--magnitude", "B"], "belongs to a measured map"),
+        ({}, ["A", "B", "--magnitude", "B"], "applies to a measured map"),
         ({}, ["A", "B", "--pe-axis", "j"], "--pe-axis: 1 given, expected one for each of 2"),
         ({}, ["A", "B", "--pe-axis", "x", "j"], "invalid choice"),
     ],

@@ -247,7 +247,7 @@ def test_what_is_written_for_fsl_is_read_again(tmp_path, moving, truth):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("motion.txt", "0 0 0 0 0 0\n", "which program wrote them with --format"),
+        ("motion.txt", "0 0 0 0 0 0\n", "name the program that wrote them with --format"),
         ("x.eddy_parameters", "0 0 0 0 0 0 7\n", "rows of 7 numbers"),
         ("x.1D", "0 0 0 0 0\n", "rows of 5 numbers"),
         ("rp_x.txt", "0 0 0 0 0 nan\n", "finite"),
@@ -378,7 +378,7 @@ def test_incomplete_files_are_told_as_what_they_are(tmp_path):
     with pytest.raises(EddymotionError, match="MAT_0002 is not there, and later ones are"):
         read_motion(folder, grid)
     np.savetxt(tmp_path / "x.par", np.zeros((4, 6)))
-    with pytest.raises(EddymotionError, match=r"its \.par does not tell the centre"):
+    with pytest.raises(EddymotionError, match=r"its \.par does not give the centre"):
         read_motion(tmp_path / "x.par", grid)
     rows = np.zeros((4, 16))
     rows[2, 5] = np.nan

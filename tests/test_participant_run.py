@@ -257,7 +257,7 @@ def test_work_folder_that_cannot_be_written(dataset, tmp_path, capsys):
     assert message.count("\n") == 1
     assert "--work-dir" in message
     assert correct(dataset, tmp_path / "out", "-w", str(dataset / "sub-01")) == 2
-    assert "never written to" in capsys.readouterr().err
+    assert "where nothing is written" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -288,7 +288,7 @@ def test_a_full_disk_is_one_message(dataset, tmp_path):
         ("plugin: [", "cannot be read"),
         ("sbatch", "names no plugin"),
         ("plugin: SLURM\nsbatch_args: -p long\n", "unknown entry sbatch_args"),
-        ("plugin: SLURM\nplugin_args: 3\n", "no mapping"),
+        ("plugin: SLURM\nplugin_args: 3\n", "not a mapping"),
     ],
 )
 def test_plugin_files(content, expected, tmp_path):

@@ -54,8 +54,8 @@ def scan(tiny, tmp_path):
     ("options", "hint"),
     [
         ("--model bogus", "model 'bogus' is unknown"),
-        ("--model dipy:bogus", "DIPY has no model of that name"),
-        ("--estimator joint --model dti", "write --estimator lovo"),
+        ("--model dipy:bogus", "DIPY has no such model"),
+        ("--estimator joint --model dti", "use --estimator lovo"),
         ("--estimator lovo --eddy-current quadratic", "--estimator joint"),
         ("--model dti --eddy-current linear", "--estimator joint"),
         ("--eddy-current none --eddy-fields", "no fields are estimated"),
@@ -85,7 +85,7 @@ def test_a_series_that_is_there_twice_is_refused_and_stops_no_other(dataset, tmp
     nib.load(image).to_filename(image.with_suffix(""))
     call = [str(dataset), str(tmp_path / "out"), "participant", *QUICK]
     assert participant.main(call) == 1
-    assert "are one series; remove one of the two" in capsys.readouterr().err
+    assert "are the same series; remove one of them" in capsys.readouterr().err
     assert (tmp_path / "out" / "sub-02" / "dwi" / "sub-02_desc-preproc_dwi.json").is_file()
     (tmp_path / "filter.json").write_text('{"dwi": {"extension": ".nii.gz"}}')
     assert participant.main([*call, "--bids-filter-file", str(tmp_path / "filter.json")]) == 0
@@ -162,7 +162,7 @@ def test_what_cannot_be_used_is_named(scan, tiny, tmp_path):
     shutil.copy(tmp_path / "dwi.bvec", tmp_path / "complex.bvec")
     for half in ("pair.hdr", "pair.img"):
         (tmp_path / half).write_bytes(b"x" * 400)
-        with pytest.raises(EddymotionError, match="one half of a pair of files"):
+        with pytest.raises(EddymotionError, match="one file of a pair of files"):
             em.load(tmp_path / half, bval=tmp_path / "dwi.bval", bvec=tmp_path / "dwi.bvec")
     with pytest.raises(EddymotionError, match="complex64, expected real numbers; give the magni"):
         em.load(tmp_path / "complex.nii.gz")
@@ -179,7 +179,7 @@ def test_an_empty_table_is_one_message(scan, tmp_path):
 def test_a_distance_that_leaves_nothing_is_refused(scan, tmp_path, capsys):
     call = [str(scan()), "-o", str(tmp_path / "out"), "--min-q-distance", "100"]
     assert correct.main(call) == 2
-    assert "choose a smaller one" in capsys.readouterr().err
+    assert "use a smaller value" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 

@@ -85,7 +85,7 @@ def test_a_second_run_finds_all_finished(dataset, corrected, capsys):
     call = [dataset, corrected.parents[1], "participant", *QUICK, "--resampling", "fast",
             "--distortion-group-merge", "concat"]  # fmt: skip
     assert participant.main([str(part) for part in call]) == 0
-    assert capsys.readouterr().err.count("are there; reused") == 2
+    assert capsys.readouterr().err.count("exist; reused") == 2
 
 
 def test_one_run_that_fails_leaves_the_other(dataset, tmp_path, capsys):
@@ -243,11 +243,11 @@ def test_field_maps_that_cannot_be_used_are_named(tmp_path, caplog):
     write_run(folder / "fmap", "sub-01_phasediff", {"IntendedFor": "dwi/other_dwi.nii.gz"}, "0")
     _, series = runs_of(tmp_path, "sub-01_dwi")
     assert not series.measured
-    assert "no run of the session says its PhaseEncodingDirection" in caplog.text
+    assert "no run of the session has PhaseEncodingDirection" in caplog.text
     assert "IntendedFor dwi/other_dwi.nii.gz, which is not there" in caplog.text
     write_run(folder / "dwi", "sub-01_dwi", {"PhaseEncodingDirection": "j"})
     assert runs_of(tmp_path, "sub-01_dwi")[0] == []
-    assert "no sidecar says its PhaseEncodingDirection" in caplog.text
+    assert "no sidecar has PhaseEncodingDirection" in caplog.text
 
 
 def test_names_tell_the_polarity_where_sidecars_name_the_axis(tmp_path, caplog):

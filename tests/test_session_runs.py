@@ -206,7 +206,7 @@ def test_a_field_in_hertz_is_refused_where_no_run_says_its_readout_time(opposed,
     """Nor may a nominal time stand for it, which images of opposite polarity alone can do with."""
     images = [replace(RunImage.of(run, Motion.identity(2)), readout_time=None) for run in opposed]
     write_image(tmp_path / "field.nii.gz", field.data[::4, ::4, ::4], field.affine @ QUARTER)
-    with pytest.raises(em.EddymotionError, match=r"of no use without .*\{\"Phase.* \.json"):
+    with pytest.raises(em.EddymotionError, match=r"cannot be used without .*\{\"Phase.* \.json"):
         joined_of(images, MeasuredFiles(), Settings(fieldmap=tmp_path / "field.nii.gz"))
 
 

@@ -372,7 +372,7 @@ def test_a_course_survives_its_files(nods, tmp_path):
     [
         (["--within-volume", "1"], "a whole number from 2 on"),
         (["--within-volume", "nods"], "auto, none, or"),
-        (["--within-volume", "6", "--estimator", "lovo"], "--estimator joint alone"),
+        (["--within-volume", "6", "--estimator", "lovo"], "--estimator joint only"),
     ],
 )
 def test_option_is_refused_where_it_cannot_be_heeded(given, words, tmp_path, capsys):

@@ -136,7 +136,7 @@ def test_native_voxels_fill_the_box_of_the_t1w():
         assert (np.abs(old - new) <= 0.5 * np.max(sizes) * np.sqrt(3)).all()
         np.testing.assert_allclose(old.mean(axis=0), new.mean(axis=0), atol=1e-6)
     assert regridded((10, 10, 10), np.eye(4), np.full(3, 1.0 + 1e-6))[0] == (10, 10, 10)
-    with pytest.raises(EddymotionError, match="give a larger one"):
+    with pytest.raises(EddymotionError, match="give larger voxels"):
         Target(t1w, resolution=0.1).grid_for(series)
 
 
@@ -268,12 +268,12 @@ def test_white_matter_is_a_share_or_the_label_of_a_segmentation(tmp_path):
     ("options", "words"),
     [
         (["--output-space", "T1w"], "no T1w image of sub-x"),
-        (["--output-space", "T1w", "--output-space-mask", "here.nii"], "each participant's own"),
-        (["--output-resolution", "2"], "no --output-space"),
-        (["--output-space", "dwi", "--output-resolution", "native"], "no --output-space"),
+        (["--output-space", "T1w", "--output-space-mask", "here.nii"], "of each participant"),
+        (["--output-resolution", "2"], "without --output-space"),
+        (["--output-space", "dwi", "--output-resolution", "native"], "without --output-space"),
         (["--output-space", "T1w", "--output-resolution", "0"], "above zero"),
         (["--output-space", "T2w"], "no such file"),
-        (["--anat-derivatives", "."], "no --output-space T1w"),
+        (["--anat-derivatives", "."], "without --output-space T1w"),
         (["--output-space", "T1w", "--anat-derivatives", "nowhere"], "no such folder"),
     ],
 )

@@ -168,7 +168,7 @@ def test_binary_mat_of_ants(tmp_path):
         ("x.aff12.1D", "1 0 0 0 0 1 0 0 0 0 1 0\n" * 2, "holds 2 rows"),
         ("x.lta", "type = 1\n", "cannot be read"),
         ("x.x5", "no HDF5\n", "cannot be read"),
-        ("x.nii.gz", "", "not the name of a linear transform"),
+        ("x.nii.gz", "", "not a linear transform by its name"),
     ],
 )  # fmt: skip
 def test_bad_files_are_named_with_what_is_expected(tmp_path, name, content, expected):

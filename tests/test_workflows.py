@@ -270,7 +270,7 @@ def test_threads_have_one_name_and_others_are_heeded(series, tmp_path):
     with pytest.warns(DeprecationWarning, match="num_threads is n_threads now"):
         workflow = graphs.init_dwi_hmc_wf(num_threads=3)
     assert workflow.get_node("apply").inputs.n_threads == 3
-    with pytest.raises(TypeError, match="give one of both"):
+    with pytest.raises(TypeError, match="give only one of them"):
         graphs.init_dwi_hmc_wf(num_threads=3, n_threads=2)
     seen = []
     node = interfaces.Measure(num_threads=5)

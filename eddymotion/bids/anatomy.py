@@ -109,11 +109,11 @@ class AnatomyFinder:
         image = found[0]
         if len(found) > 1:
             log.warning(
-                "%s is taken for the T1w space, not %s; choose with --bids-filter-file, such as "
+                "%s is used for the T1w space, not %s; select with --bids-filter-file, such as "
                 '{"t1w": {"run": 2}}', image.path, labels_listed([one.name for one in found[1:]])
             )  # fmt: skip
         elif session != image.labels.get("ses"):
-            log.info("ses-%s: no T1w of its own; %s is taken", session, image.path)
+            log.info("ses-%s: no T1w of its own; %s is used", session, image.path)
         path = self.root / image.path
         uri = f"{DERIVED_URI if self.derivatives else URI}{image.path.as_posix()}"
         if self.derivatives is None:

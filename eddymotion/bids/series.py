@@ -123,7 +123,7 @@ def _tree_of(
     if missing := sorted(set(wanted) - set(known)):
         raise EddymotionError(
             f"{bids_dir}: no participant {labels_listed(missing)}; it has {labels_listed(known)}"
-            + "; separate labels by blanks" * any("," in label for label in missing)
+            + "; separate labels by spaces" * any("," in label for label in missing)
         )
     return tree or read_tree(bids_dir, wanted), set(wanted)
 
@@ -132,8 +132,8 @@ def warn_of_missing_description(bids_dir: Path) -> None:
     """Warn about a dataset without a description, once where its series are corrected."""
     if not (bids_dir / "dataset_description.json").exists():
         log.warning(
-            "%s: no dataset_description.json, which every BIDS dataset has; it is read all the "
-            'same: add one, such as {"Name": "…", "BIDSVersion": "1.10.0"}', bids_dir
+            "%s: no dataset_description.json, which every BIDS dataset has; it is read "
+            'anyway: add one, such as {"Name": "…", "BIDSVersion": "1.10.0"}', bids_dir
         )  # fmt: skip
 
 
@@ -143,13 +143,13 @@ def _what_instead(folder: Path) -> str:
     of = next((n for n, part in reversed([*enumerate(parts)]) if part.startswith("sub-")), None)
     if of is not None and all(p == "dwi" or p.startswith("ses-") for p in parts[of + 1 :]):
         return (
-            f"a part of a dataset; give {Path(*parts[:of])} and "
-            f"--participant-label {parts[of].removeprefix('sub-')}"
+            f"part of a dataset; give {Path(*parts[:of])} and --participant-label "
+            f"{parts[of].removeprefix('sub-')}"
         )
     for path in _first_files(folder):
         if path.suffix.lower() in (".dcm", ".ima") or _is_dicom(path):
             return (
-                "DICOM files; convert them to BIDS before (dcm2bids or HeuDiConv, which run "
+                "DICOM files; convert them to BIDS first (dcm2bids or HeuDiConv, which run "
                 "dcm2niix)"
             )
     for inside in sorted(folder.glob("*/dataset_description.json")):
@@ -206,11 +206,11 @@ def _same_names(images: Sequence[BidsFile]) -> dict[BidsFile, str]:
         names = " and ".join(str(image.path) for image in alike)
         if len({image.folder for image in alike}) == 1:
             why = (
-                f"{names} are one series; remove one of the two, or choose with "
+                f"{names} are the same series; remove one of the two, or select with "
                 '--bids-filter-file: {"dwi": {"extension": ".nii.gz"}}'
             )
         else:
-            why = f"{names} would have outputs of the same name; rename one of them"
+            why = f"{names} would give outputs of the same name; rename one of them"
         problems |= dict.fromkeys(alike, why)
     return problems
 
@@ -417,6 +417,6 @@ def problems_of(bids_dir: Path) -> dict[str, list[str]] | None:
         for issue in errors:
             places.setdefault(issue["code"], []).append(issue.get("location", ""))
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
-        log.debug("BIDS validation: the validator did not answer (%s)", error)
+        log.debug("BIDS validation: the validator did not respond (%s)", error)
         return None
     return places

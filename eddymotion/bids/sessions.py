@@ -115,7 +115,8 @@ def _for_some(maps: Sequence[FieldMap], runs: Sequence[SeriesFiles]) -> list[Fie
     for one in maps:
         intended = sorted(_texts(one.metadata.get("IntendedFor")))
         if one.names(runs) is False and intended and not any(_exists(t, runs) for t in intended):
-            log.warning("%s: not used, since its sidecar is IntendedFor %s, which is not there; "
+            log.warning("%s: not used, since IntendedFor in its sidecar names %s, which does "
+                        "not exist; "
                         "correct it", one.file.path, labels_listed(intended))  # fmt: skip
     return [one for one in maps if one.names(runs) is not False]
 
@@ -141,9 +142,9 @@ def with_polarity(runs: Sequence[SeriesFiles]) -> list[SeriesFiles]:
     if len(set(polarities.values()) - {None}) < 2 or any(_polarity(r.metadata) for r in runs):
         return list(runs)
     listed = ", ".join(f"{run.dwi.name}: {polarities[run.dwi]}" for run in runs)
-    log.warning("PhaseEncodingDirection is in none of these sidecars; polarity is taken from the "
-                "names: %s; the sign of the off-resonance field may be wrong, its correction is "
-                "not", listed)  # fmt: skip
+    log.warning("PhaseEncodingDirection is in none of these sidecars; polarity is taken from "
+                "the names: %s; the sign of the off-resonance field may be wrong, the "
+                "correction is not affected", listed)  # fmt: skip
     return [
         replace(run, metadata=(run.metadata or {}) | {"PhaseEncodingDirection": polarity})
         if (polarity := polarities[run.dwi])
@@ -168,13 +169,13 @@ def with_epi(runs: Sequence[SeriesFiles], maps: Sequence[FieldMap]) -> list[Seri
     if len(known) > 1 or not images:
         return list(runs)
     if not known:
-        log.warning("%s: not used, since no run of the session says its PhaseEncodingDirection; "
-                    "add it to their sidecars",
+        log.warning("%s: not used, since no run of the session has PhaseEncodingDirection; add "
+                    "it to the sidecars",
                     labels_listed([i.file.name for i in images]))  # fmt: skip
         return list(runs)
     for one in images:
         if _polarity(one.metadata) is None:
-            log.warning("%s: not used, since no sidecar says its PhaseEncodingDirection; add it",
+            log.warning("%s: not used, since no sidecar has PhaseEncodingDirection; add it",
                         one.file.path)  # fmt: skip
     opposed = [one for one in images if _polarity(one.metadata) not in (None, *known)]
     return [*runs, *(_as_run(one) for one in opposed)]
@@ -208,8 +209,8 @@ def measured_map(runs: Sequence[SeriesFiles], maps: Sequence[FieldMap]) -> Measu
     rivals = [one for one, _ in others if one.names(runs) == images[0].names(runs)
               and one.file.suffix == images[0].file.suffix]  # fmt: skip
     if rivals:
-        log.warning("%s is taken for the off-resonance field, not %s; say in the sidecars which "
-                    "is meant, with IntendedFor or B0FieldIdentifier",
+        log.warning("%s is used for the off-resonance field, not %s; state in the sidecars "
+                    "which to use, with IntendedFor or B0FieldIdentifier",
                     images[0].file.path,
                     labels_listed([one.file.name for one in rivals]))  # fmt: skip
     return _measured([images[0], *images[1]], maps)

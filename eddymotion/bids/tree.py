@@ -114,14 +114,14 @@ class Tree:
             if file.suffix != "dwi":
                 if file.seems_diffusion:
                     log.warning(
-                        "%s: left out, since the name of a diffusion series ends in _dwi%s; "
-                        "rename it if it is one", file.path, file.extension
+                        "%s: skipped, since names of diffusion series end in _dwi%s; rename it "
+                        "if it is one", file.path, file.extension
                     )  # fmt: skip
             elif file.belongs_here():
                 found.append(file)
             else:
-                log.warning("%s: its name does not say what its folders say; left out: rename "
-                            "or move it", file.path)  # fmt: skip
+                log.warning("%s: its name does not match its folders; skipped: rename or "
+                            "move it", file.path)  # fmt: skip
         return found
 
     def applicable(self, image: BidsFile, extension: str) -> list[list[BidsFile]]:
@@ -188,7 +188,7 @@ def _folders_of(bids_dir: Path, owner: Path) -> list[Path]:
         there = path.resolve()
         if there in visited or not there.is_relative_to(home):
             log.warning("%s: leads to %s, %s; not followed: move the files here, or link each",
-                        folder, there, "which is read already" if there in visited
+                        folder, there, "which is already read" if there in visited
                         else "out of the participant's folder")  # fmt: skip
             continue
         visited.add(there)
@@ -222,7 +222,7 @@ def indexed_tree(bids_dir: Path, database_dir: Path) -> Tree:
 
     if not (database_dir / INDEX).is_file():
         _make_index(bids_dir, database_dir)
-    advice = "remove it to have it made again, or give another folder with --bids-database-dir"
+    advice = "remove it to have it rebuilt, or give another folder with --bids-database-dir"
     try:
         layout = BIDSLayout(bids_dir, validate=False, database_path=database_dir)
         root, paths = Path(layout.root), layout.get(suffix="dwi", return_type="filename")
@@ -269,14 +269,14 @@ def _make_index(bids_dir: Path, database_dir: Path) -> None:
             try:
                 make(Path(temporary), metadata=True)
             except Exception as error:  # a sidecar that PyBIDS cannot stand; not needed here
-                log.warning("%s: PyBIDS cannot index the sidecars (%s: %s); the index is made "
+                log.warning("%s: PyBIDS cannot index the sidecars (%s: %s); the index is built "
                             "without them", bids_dir, type(error).__name__,
                             " ".join(str(error).split())[:200])  # fmt: skip
                 make(Path(temporary), metadata=False)
             os.replace(Path(temporary) / INDEX, database_dir / INDEX)
     except Exception as error:
         raise EddymotionError(
-            f"{database_dir}: PyBIDS cannot make its index there ({why(error)}); give another "
+            f"{database_dir}: PyBIDS cannot build its index there ({why(error)}); give another "
             "folder, or leave --bids-database-dir out"
         ) from error
 

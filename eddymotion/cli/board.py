@@ -318,7 +318,7 @@ def watching(
             try:
                 look()
             except Exception:  # what is shown never ends the work
-                log.debug("the console cannot be kept up to date", exc_info=True)
+                log.debug("the progress display failed", exc_info=True)
 
     with ExitStack() as stack:
         if board.screen is not None:

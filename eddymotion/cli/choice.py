@@ -48,8 +48,7 @@ def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
     choose = "with --participant-label, --session-id or --bids-filter-file"
     if options.brain_mask and found.n_series > 1:
         raise EddymotionError(
-            f"--brain-mask: {found.n_series} series match but one mask is given; choose one "
-            f"series {choose}"
+            f"--brain-mask: one mask given for {found.n_series} series; select one series {choose}"
         )
     if options.fieldmap is None:
         return
@@ -58,7 +57,7 @@ def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
     if len(frames) > 1:
         what = "series, each in a frame of its own," if options.separate_all_dwis else "sessions"
         raise EddymotionError(
-            f"--fieldmap: {len(frames)} {what} match but one field is given; choose one {choose}"
+            f"--fieldmap: {len(frames)} {what} match, but one field is given; select one {choose}"
         )
 
 
@@ -66,10 +65,11 @@ def refuse_contradicting_options(options: argparse.Namespace) -> None:
     """Raise if an option asks for what another leaves out."""
     if options.separate_all_dwis and options.distortion_group_merge != "none":
         raise EddymotionError(
-            "--separate-all-dwis leaves runs in frames of their own, and --distortion-group-merge "
-            "wants them in one; leave one of them out"
+            "--separate-all-dwis keeps each run in its own frame, --distortion-group-merge "
+            "needs a common one; leave one of them out"
         )
     if options.anat_derivatives is not None and options.output_space != "T1w":
         raise EddymotionError(
-            "--anat-derivatives was given, but no --output-space T1w; add it, or leave it out"
+            "--anat-derivatives has no effect without --output-space T1w; add that, or leave "
+            "--anat-derivatives out"
         )

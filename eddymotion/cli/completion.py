@@ -20,8 +20,8 @@ class PrintCompletion(argparse.Action):
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, metavar="SHELL", choices=SHELLS,
-                         help="print what makes bash, zsh or fish complete the options of this "
-                              "command, and exit")  # fmt: skip
+                         help="print a completion script for bash, zsh or fish, "
+                              "and exit")  # fmt: skip
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None

@@ -159,7 +159,7 @@ def _user_error(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, (OSError, MemoryError)):
         from eddymotion.pipeline.series_job import reason_of
 
-        log.debug("the system refused", exc_info=True)
+        log.debug("the operating system refused", exc_info=True)
         wrong = isinstance(error, OSError) and error.errno in WRONG_PATH
         return 2 if wrong else 1, reason_of(error)
     return None
@@ -184,6 +184,6 @@ def refuse_output_in_input(bids_dir: Path, output_dir: Path) -> None:
     inside = output_dir.relative_to(bids_dir).parts
     if len(inside) < 2 or inside[0] != "derivatives":
         raise EddymotionError(
-            f"{output_dir}: lies inside the input {bids_dir}, which is never written to; give a "
+            f"{output_dir}: lies inside the input {bids_dir}, where nothing is written; give a "
             f"folder outside it, or {bids_dir / 'derivatives' / 'eddymotion'}"
         )

@@ -36,8 +36,8 @@ def refuse_contradictions(settings: Settings) -> None:
     linear = settings.model == Settings.model or serves_joint(settings.model)
     if settings.estimator == "joint" and not linear:
         raise EddymotionError(
-            f"--estimator joint needs a model that is linear in the signal, and {settings.model} "
-            "is not; write --estimator lovo, or --model gp"
+            "--estimator joint needs a model that is linear in the signal, which "
+            f"{settings.model} is not; use --estimator lovo, or --model gp"
         )
     if settings.estimator == "lovo" or not linear or _chooses_registration(settings):
         _refuse_beyond_loop(settings)
@@ -50,7 +50,7 @@ def _refuse_beyond_loop(settings: Settings) -> None:
     for name in settings.for_joint_alone:
         raise EddymotionError(
             f"{_option(name)} {getattr(settings, name)}: {FOR_JOINT_ALONE[name]} by --estimator "
-            "joint alone; leave one of them out"
+            "joint only; leave one of them out"
         )
     if settings.eddy_fields:
         raise EddymotionError(NO_FIELDS.format("the leave-one-out loop (--estimator lovo)"))
@@ -75,17 +75,20 @@ def refuse_unused_space_options(settings: Settings) -> None:
     space = given.pop("output_space", None)
     if given and space is None:
         (first, *_) = given.values()
-        raise EddymotionError(f"{first} was given, but no --output-space; add it, T1w or an image")
+        raise EddymotionError(
+            f"{first} has no effect without --output-space; add --output-space T1w or an image"
+        )
     of_image = [given[name] for name in OF_IMAGE if name in given]
     if of_image and settings.output_space == "T1w":
         raise EddymotionError(
-            f"--output-space T1w has each participant's own {OF_IMAGE_WORDS[of_image[0]]} from "
-            f"--anat-derivatives; leave {of_image[0]} out, or give one image as --output-space"
+            f"--output-space T1w takes the {OF_IMAGE_WORDS[of_image[0]]} of each participant "
+            f"from --anat-derivatives; leave {of_image[0]} out, or give one image as "
+            "--output-space"
         )
     unused = [given[name] for name in SOUGHT if name in given]
     if settings.output_space_transform == "none" and unused:
         raise EddymotionError(
-            f"--output-space-transform none registers nothing; leave {unused[-1]} out"
+            f"--output-space-transform none does not register; leave {unused[-1]} out"
         )
 
 
@@ -113,7 +116,7 @@ def refuse_unusable_registration(settings: Settings) -> None:
     chosen_registrar(settings.registration, settings.registration_settings)
     if settings.estimator == "joint":
         raise EddymotionError(
-            "--estimator joint aligns all volumes at once and takes no registration, but "
-            f"{settings.registration or 'its settings'} was chosen; write --estimator lovo, or "
+            "--estimator joint aligns all volumes at once and uses no registration backend, but "
+            f"{settings.registration or 'its settings'} was given; use --estimator lovo, or "
             "leave --registration and --registration-settings out"
         )

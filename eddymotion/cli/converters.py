@@ -47,7 +47,7 @@ class Words:
 
 def word_or_number(words: Sequence[str], least: int) -> Callable[[str], str]:
     """Make what takes one of some words, or a whole number from `least` on."""
-    expected = f"{', '.join(words)}, or a whole number from {least} on"
+    expected = f"{', '.join(words)}, or a whole number of at least {least}"
 
     def converted(text: str) -> str:
         return text if text in words else str(_number(text, int, lambda n: n >= least, expected))
@@ -62,12 +62,12 @@ def positive(text: str) -> int:
 
 def not_negative_integer(text: str) -> int:
     """Convert to a whole number from zero on."""
-    return _number(text, int, lambda number: number >= 0, "a whole number from zero on")
+    return _number(text, int, lambda number: number >= 0, "a whole number of at least zero")
 
 
 def not_negative(text: str) -> float:
     """Convert to a number from zero on."""
-    return _number(text, float, lambda number: number >= 0, "a number from zero on")
+    return _number(text, float, lambda number: number >= 0, "a number of at least zero")
 
 
 def above_zero(text: str) -> float:
@@ -77,7 +77,7 @@ def above_zero(text: str) -> float:
 
 def share(text: str) -> float:
     """Convert to a number from zero to one."""
-    return _number(text, float, lambda number: 0 <= number <= 1, "a share from 0 to 1")
+    return _number(text, float, lambda number: 0 <= number <= 1, "a fraction from 0 to 1")
 
 
 NUMBERS: Mapping[Any, Any] = {

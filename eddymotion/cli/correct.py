@@ -44,8 +44,8 @@ examples:
 
 
 ONE_IMAGE = (
-    "one image too many: join single volumes to one 4-D file (mrcat -axis 3, fslmerge -t), and "
-    "correct several series in calls of their own, or as a BIDS dataset with eddymotion"
+    "one image too many: join single volumes into one 4-D file (mrcat -axis 3, fslmerge -t); "
+    "correct several series one call each, or as a BIDS dataset with eddymotion"
 )
 """What to say of a second image."""
 
@@ -57,14 +57,16 @@ def build_parser() -> Parser:
         needless={**NEEDLESS, **OF_DATASETS},
     )  # fmt: skip
     parser.add_argument("dwi", type=Path, help="4-D NIfTI image")
-    parser.add_argument("--bval", type=Path, metavar="FILE", help="b-values (default: beside DWI)")
     parser.add_argument(
-        "--bvec", type=Path, metavar="FILE", help="b-vectors (default: beside DWI)"
+        "--bval", type=Path, metavar="FILE", help="b-values (default: file next to DWI)"
+    )
+    parser.add_argument(
+        "--bvec", type=Path, metavar="FILE", help="b-vectors (default: file next to DWI)"
     )
     add_setting(parser, "brain_mask", "--mask", "--brain-mask",
-                help="brain mask (default: from the mean b=0)")  # fmt: skip
+                help="brain mask (default: computed from the mean b=0)")  # fmt: skip
     parser.add_argument("-o", "--output-dir", type=Path, default=Path("corrected"), metavar="DIR",
-                        help="where the outputs go (default: ./%(default)s)")  # fmt: skip
+                        help="output folder (default: ./%(default)s)")  # fmt: skip
     add_estimation_options(parser)
     add_running_options(parser, __version__)
     return parser
@@ -99,7 +101,7 @@ def _corrected(options: argparse.Namespace) -> int:
     if dataset := raw_dataset_of(options.dwi.resolve()):
         refuse_output_in_input(dataset, options.output_dir.resolve())
     settings = settings_from(options)
-    refuse_t1w(settings, "a series outside a BIDS dataset has none")
+    refuse_t1w(settings, "a single series has none")
     prepare_output_dir(options.output_dir)
     series = SeriesFiles(options.dwi, options.bval, options.bvec)
     outputs = Outputs.in_folder(options.output_dir, options.dwi)
@@ -129,7 +131,7 @@ def _corrected(options: argparse.Namespace) -> int:
             log.info("verdict: %s", SeriesReport.load(outputs).verdict)
         log.info("report: %s", report)
         for why in failed.values():
-            log.error("%s: the report cannot show it: %s", options.dwi, why)
+            log.error("%s: cannot be shown in the report: %s", options.dwi, why)
     return 1 if failed else 0
 
 

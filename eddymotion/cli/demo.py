@@ -59,7 +59,7 @@ def run_demo(folder: Path, settings: Settings, progress: Progress = silent) -> s
     refuse_foreign_dataset(output_dir)
     if (folder / "motion.png").exists() and not bids_dir.exists():
         raise EddymotionError(
-            f"{folder}: holds a motion.png but no demo; give a folder of its own"
+            f"{folder}: holds a motion.png but no demo; give an empty or new folder"
         )
     simulate_demo(bids_dir, settings.random_seed, settings.nprocs)
     write_dataset_files(output_dir, bids_dir.resolve())

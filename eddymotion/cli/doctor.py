@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OPTIONAL = {
     "antspyx": "--registration ants", "itk-elastix": "--registration elastix",
-    "scikit-image": "phases of field maps", "bids-validator-deno": "BIDS validation",
+    "scikit-image": "unwrapping of field-map phases", "bids-validator-deno": "BIDS validation",
 }  # fmt: skip
 """Distribution that need not be installed → what it is for."""
 
@@ -100,7 +100,10 @@ def _kernels() -> str:
 
     folder = cache_folder(sample_grid)
     if folder is None:
-        return "compiled in every run: no folder can be written; set NUMBA_CACHE_DIR to one"
+        return (
+            "compiled anew in every run: no cache folder is writable; set NUMBA_CACHE_DIR to "
+            "one that is"
+        )
     kept = len(list(folder.glob("*.nbi"))) if folder.is_dir() else 0
     writable = "writable" if os.access(folder, os.W_OK) else "not writable"
     return f"{folder}: {writable}, {kept} kept"
@@ -137,7 +140,7 @@ def _dataset(bids_dir: Path) -> Iterator[tuple[str, str]]:
     yield "  metadata", _metadata(all_series)
     counts = problems_of(bids_dir)
     if counts is None:
-        yield "  validator", "not run: bids-validator-deno is not installed or does not answer"
+        yield "  validator", "not run: bids-validator-deno is not installed or does not respond"
     else:
         listed = ", ".join(f"{code} ({len(where)}×)" for code, where in sorted(counts.items()))
         yield "  validator", listed or "no errors"

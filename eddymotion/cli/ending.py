@@ -25,7 +25,7 @@ from eddymotion.machine.children import end_descendants
 REASONS = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "ended on request",
-    signal.SIGHUP: "its terminal is gone",
+    signal.SIGHUP: "its terminal was closed",
 }
 
 GRACE_S = 8.0

@@ -37,7 +37,7 @@ COMMANDS = ("motion", "landmarks", "series")
 DESCRIPTION = """\
 Measure how good a correction is: against known motion, against landmarks, or
 from the corrected series alone. Prints a short table; with -o PREFIX also writes
-PREFIX_*.tsv (one row a volume or landmark), PREFIX.json (the figures) and a plot."""
+PREFIX_*.tsv (one row per volume or landmark), PREFIX.json (the figures) and a plot."""
 
 EXAMPLES = """\
 examples:
@@ -46,28 +46,28 @@ examples:
   eddymotion-evaluate landmarks fixed.fcsv moving.mrk.json --xfm xfm.txt --volume 12
   eddymotion-evaluate series raw_dwi.nii.gz desc-preproc_dwi.nii.gz -o out/sub-01
 
-eddymotion-evaluate COMMAND --help tells the options of a command.
+eddymotion-evaluate COMMAND --help lists the options of a command.
 """
 
 MOTION = """\
 Compare estimated with true transforms of the same volumes.
 
-Each is an ITK text file or X5 with one transform a volume (reference to volume), or
+Each is an ITK text file or X5 with one transform per volume (reference to volume), or
 a table with the columns trans_x trans_y trans_z (mm) rot_x rot_y rot_z (rad), such
-as the confounds; translations in a table are those of the grid's centre, so say
-which grid with --reference. A table with volume, slices and time beside them has a
-row an excitation, and each slice is judged at its own pose.
+as the confounds; translations in a table are those of the grid's centre, so give
+that grid with --reference. A table that also has volume, slices and time has one
+row per excitation, and each slice is judged at its own pose.
 
 What other programs write is read as well, on the grid of --reference: FSL's
 .eddy_parameters, .eddy_movement_over_time and MCFLIRT's .mat folder, AFNI's .1D of
 3dvolreg, SPM's rp_*.txt, and the motion that SHARD exports (--format shard).
 
-Errors are told as the files give them, and free of the constant rigid offset between
+Errors are reported as the files give them, and without the constant rigid offset between
 the two reference frames, which moves the whole corrected series and blurs nothing.
 With b-values the main figures (and the offset) are of the volumes with b > 100."""
 
 LANDMARKS = """\
-Measure how far landmarks marked in two images are apart, before and after a transform.
+Measure the distance between landmarks marked in two images, before and after a transform.
 
 Each file is .fcsv or .mrk.json of 3D Slicer, or a .tsv with columns x y z [label] in
 RAS+ mm. Landmarks are paired by label where all labels are unique in both, else by
@@ -75,7 +75,7 @@ order. The transform maps points of FIXED (the reference) to points of MOVING.""
 
 SERIES = """\
 Judge one series, or two that hold the same volumes on the same grid: before and after
-a correction, or corrected by two programs. The .bval and .bvec lie beside each.
+a correction, or corrected by two programs. Each needs its .bval and .bvec next to it.
 
 For each volume: the part of its variance that a model fitted to the other volumes
 explains; its correlation with its neighbour in q-space (NDC); the smoothness of the
@@ -111,7 +111,7 @@ def add_motion_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--mask", "--brain-mask", type=existing_file, metavar="FILE",
-        help="brain mask in the reference: where the target registration error is measured "
+        help="brain mask in the reference: in which the target registration error is measured "
              "(default: a ball of 80 mm about the centre of the grid, or about the origin)",
     )  # fmt: skip
     parser.add_argument(
@@ -120,7 +120,7 @@ def add_motion_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--relative-to", type=not_negative_integer, metavar="I",
-        help="express both in the frame of volume I, counted from 0, first",
+        help="first express both in the frame of volume I, counted from 0",
     )  # fmt: skip
     add_format_arguments(parser)
 
@@ -129,12 +129,13 @@ def add_format_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what files of other programs need."""
     parser.add_argument(
         "--format", choices=("auto", "eddy", "mcflirt", "afni", "spm", "shard"), default="auto",
-        help="which program wrote ESTIMATED (default: %(default)s, by its name)",
+        help="the program that wrote ESTIMATED (default: %(default)s, from the file name)",
     )  # fmt: skip
     parser.add_argument(
         "--acqp", type=existing_file, metavar="FILE",
         help="eddy's acquisition parameters: the constant of its field, which looks like a "
-             "translation along the phase encoding, is given to the head (default: left out)",
+             "translation along the phase encoding, is counted as head motion (default: left "
+             "out)",
     )  # fmt: skip
     parser.add_argument(
         "--index", type=existing_file, metavar="FILE",
@@ -142,7 +143,7 @@ def add_format_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--slice-axis", choices=("i", "j", "k"), default="k",
-        help="the image axis that counts slices (default: %(default)s)",
+        help="the slice axis of the image (default: %(default)s)",
     )  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def add_series_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--model", default="auto",
-        help="predicts a volume from the others; names as in eddymotion-correct "
+        help="model that predicts a volume from the others; names as in eddymotion-correct "
              "(default: %(default)s, by the scheme)",
     )  # fmt: skip
     parser.add_argument(
@@ -185,10 +186,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-o", "--output", type=Path, metavar="PREFIX",
                        help="write PREFIX_*.tsv, PREFIX.json and PREFIX.png")  # fmt: skip
     group.add_argument("--plot-format", choices=("png", "svg"), default="png",
-                       help="of the plot (default: %(default)s)")  # fmt: skip
+                       help="format of the plot (default: %(default)s)")  # fmt: skip
     group.add_argument(
         "--random-seed", type=not_negative_integer, default=0, metavar="SEED",
-        help="of the points that are drawn from a large mask (default: %(default)d)",
+        help="seed for drawing points from a large mask (default: %(default)d)",
     )  # fmt: skip
     group.add_argument("--version", action="version", version=f"eddymotion {__version__}")
 
@@ -308,7 +309,7 @@ def read_estimated(options: argparse.Namespace, grid: Grid | None, true: MotionF
         groups=true.slices.groups if true.slices else None, n_volumes=len(true.motion),
     )  # fmt: skip
     if options.index and not options.acqp:
-        raise EddymotionError("--index says which row of --acqp belongs to a volume; add --acqp")
+        raise EddymotionError("--index selects rows of --acqp; add --acqp")
     if not options.acqp:
         return estimated
     if grid is None or estimated.slices or program != "eddy":
@@ -327,7 +328,7 @@ def in_frame_of(volume: int, file: MotionFile, center: np.ndarray | None) -> Mot
 
     if volume >= len(file.motion):
         raise EddymotionError(
-            f"--relative-to {volume}: there are {len(file.motion)} volumes; give one from 0 to "
+            f"--relative-to {volume}: {len(file.motion)} volumes found; give one from 0 to "
             f"{len(file.motion) - 1}"
         )
     to_reference = np.linalg.inv(file.motion[volume])
@@ -381,7 +382,7 @@ def evaluate_landmarks(options: argparse.Namespace) -> None:
 
     prepare_outputs(options, (options.fixed, options.moving, options.xfm))
     if options.volume is not None and not options.xfm:
-        raise EddymotionError("--volume chooses a transform; give the file with --xfm")
+        raise EddymotionError("--volume selects a transform of --xfm; add --xfm")
     matrix = read_transform(options.xfm, options.volume) if options.xfm else None
     fixed, moving = pair_landmarks(
         read_landmarks(options.fixed), read_landmarks(options.moving), by_order=options.by_order
@@ -398,8 +399,8 @@ def warn_of_inverse(errors: LandmarkErrors) -> None:
     """Warn where the inverse of a transform brings landmarks together, rather than itself."""
     if errors.inverse_mean_mm < 0.8 * min(errors.after.mean(), errors.before.mean()):
         log.warning(
-            "the inverse of the transform leaves only %.3g mm on average; is it in the direction "
-            "that maps points of FIXED to points of MOVING?", errors.inverse_mean_mm
+            "the inverse of the transform leaves only %.3g mm on average; check that the "
+            "transform maps points of FIXED to points of MOVING", errors.inverse_mean_mm
         )  # fmt: skip
 
 

@@ -27,10 +27,10 @@ DESCRIPTION = """\
 Find the off-resonance field that distorts echo-planar images, and correct them.
 
 From images of opposite phase encoding (A and B; of a series the first b=0 volume),
-which may be moved against each other; or from a measured map: a phase difference,
+which may differ in head position; or from a measured map: a phase difference,
 the phases of two echoes, or a map in Hz, rad/s or T. Phase encoding, readout and
-echo times come from the JSON sidecars beside the images. Where both are given, the
-images make the field and the map is compared with it.
+echo times come from the JSON sidecars next to the images. If both are given, the
+field comes from the images and the map is compared with it.
 
 Writes the field on the grid of A (_fmapid-auto00000_desc-preproc_fieldmap, Hz), its
 spline coefficients (desc-coeff), all images as one (desc-epi), each image corrected
@@ -50,25 +50,25 @@ def build_parser() -> Parser:
     parser = Parser(prog="eddymotion-fieldmap", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE",
-        help="A, in whose frame the field is, and images of other phase encodings: NIfTI",
+        help="A, whose frame the field is in, and images of other phase encodings (NIfTI)",
     )  # fmt: skip
     parser.add_argument("-o", "--output-dir", type=Path, required=True, metavar="DIR",
-                        help="where the outputs go")  # fmt: skip
+                        help="output folder")  # fmt: skip
     group = parser.add_argument_group("images")
     group.add_argument(
         "--pe-axis", nargs="+", choices=PE_AXES, default=[], metavar="AXIS",
-        help="PhaseEncodingDirection of each image as in BIDS, such as j- j (default: of the "
+        help="PhaseEncodingDirection of each image as in BIDS, such as j- j (default: from the "
              "sidecars)",
     )  # fmt: skip
     group.add_argument(
         "--readout-time", nargs="+", type=not_negative, default=[], metavar="S",
-        help="TotalReadoutTime, s: one, or one for each image (default: of the sidecars)",
+        help="TotalReadoutTime, s: one for all images, or one each (default: from the sidecars)",
     )  # fmt: skip
     group.add_argument("--mask", "--brain-mask", type=existing_file, metavar="FILE",
-                       help="the brain, on the grid of A (default: found)")  # fmt: skip
+                       help="brain mask on the grid of A (default: computed)")  # fmt: skip
     group.add_argument(
         "--ignore", nargs="+", choices=("sform", "qform"), default=[],
-        help="which affine to disregard where sform and qform disagree",
+        help="affine to ignore where sform and qform disagree",
     )  # fmt: skip
     group = parser.add_argument_group("measured map")
     for name, words in (
@@ -81,16 +81,17 @@ def build_parser() -> Parser:
         group.add_argument(f"--{name}", type=existing_file, metavar="FILE", help=words)
     group.add_argument(
         "--echo-times", nargs=2, type=not_negative, default=[], metavar="S",
-        help="of the two echoes, s (default: of the sidecars)",
+        help="echo times of the two echoes, s (default: from the sidecars)",
     )  # fmt: skip
     group.add_argument("--units", metavar="UNITS",
-                       help="of --fieldmap: Hz, rad/s or T (default: of the sidecar)")  # fmt: skip
+                       help="units of --fieldmap: Hz, rad/s or T (default: from "
+                            "the sidecar)")  # fmt: skip
     parser.add_argument_group("outputs").add_argument(
         "--fsl-outputs", action="store_true",
-        help="write the field as FSL's topup does as well, for --topup of eddy and of applytopup: "
+        help="also write the field as FSL's topup does, for --topup of eddy and applytopup: "
              "…_topup_fieldcoef.nii.gz, _movpar.txt, _acqparams.txt",
     )  # fmt: skip
-    add_running_options(parser, __version__, "the points of the rigid registration")
+    add_running_options(parser, __version__, "sampling points of the rigid registration")
     return parser
 
 
@@ -145,7 +146,7 @@ def settings_from(options: argparse.Namespace) -> FieldmapSettings:
 def console_text(summary: dict[str, Any]) -> str:
     """Return the short text for the console."""
     low, high = (summary["FieldPercentiles"][q] for q in ("1", "99"))
-    unit = "" if summary["ReadoutTimesKnown"] else " (no scale: readout times are not known)"
+    unit = "" if summary["ReadoutTimesKnown"] else " (scale unknown: no readout times)"
     lines = [
         ("field", f"{low:.1f} to {high:.1f} Hz (1st and 99th percentile in the brain){unit}"),
         ("made from", f"{summary['Method']}, {summary['Seconds']:.1f} s"),

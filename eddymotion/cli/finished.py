@@ -38,7 +38,7 @@ def write_reports(options: argparse.Namespace) -> int:
     if not labels:
         which = f" of {', '.join(wanted_labels(options))}" if options.participant_label else ""
         raise EddymotionError(
-            f"{output_dir}: no finished series{which}; run without --reports-only"
+            f"{output_dir}: no finished series{which} found; run without --reports-only"
         )
     prepare_output_dir(output_dir)
     with sole_writer(output_dir, labels), logging_to(output_dir / "logs", options.verbose) as file:
@@ -84,8 +84,8 @@ def gather_group(options: argparse.Namespace) -> int:
     refuse_output_in_input(options.bids_dir.resolve(), output_dir)
     if options.bids_filter_file:
         raise EddymotionError(
-            "--bids-filter-file: the group level takes all series that were corrected; choose "
-            "with --participant-label and --session-id, or select rows of its table"
+            "--bids-filter-file: the group level uses all corrected series; select with "
+            "--participant-label and --session-id, or select rows of its table"
         )
     if not output_dir.is_dir():
         raise EddymotionError(f"{output_dir}: no such folder; run the participant level first")
@@ -93,7 +93,7 @@ def gather_group(options: argparse.Namespace) -> int:
     missing, skipped = unfinished_series(options, output_dir)
     if skipped and not missing and not has_finished(options, output_dir):
         with messages(options.verbose):
-            log.info("group: nothing to gather, all series of these participants were skipped")
+            log.info("group: nothing to collect, all series of these participants were skipped")
         return 0
     unfinished = {name: why for of_one in missing.values() for name, why in of_one.items()}
     prepare_output_dir(output_dir)
@@ -153,7 +153,7 @@ def unfinished_series(
         with messages(options.verbose, logging.ERROR):  # the run has told
             raw = sorted_series(options)
     except EddymotionError as error:
-        log.debug("reports without the raw dataset: %s", error)
+        log.debug("reports are written without the raw dataset: %s", error)
         return {}, {}
     unfinished = {
         label: {

@@ -5,30 +5,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-ANATOMY = "nothing of anatomy is needed but for --output-space T1w"
-ARRIVED = "poses of b=0 and other volumes are found together"
-AXIS = "--pe-axis, where no sidecar has PhaseEncodingDirection"
-BIAS = "bias is left to others, such as dwibiascorrect, afterwards"
+ANATOMY = "anatomical images are only needed for --output-space T1w"
+ARRIVED = "the poses of b=0 and other volumes are estimated together"
+AXIS = "--pe-axis, if no sidecar has PhaseEncodingDirection"
+BIAS = "bias is not corrected here; run dwibiascorrect or similar afterwards"
 EDDY_FILES = "--fsl-outputs; the report and the tables are always written"
-FIELD = "field and corrected images are always written"
+FIELD = "the field and the corrected images are always written"
 FREESURFER = "FreeSurfer is not needed"
-JUDGED = "the limits of lost slices are fixed"
-OPPOSITE = "opposite phase encodings of a session are used where they are there"
-OVERWRITE = "outputs of other settings or inputs are made again by themselves"
-READOUT = "TotalReadoutTime of the sidecar is taken, where it matters"
-SEQUENCE = "SliceTiming of the sidecar is taken"
-SMALL_STEPS = "it goes from coarse to fine by itself"
-SMOOTHED = "the model of the scheme regularises"
-WHOLE = "all of the image is written, and the mask beside it"
+JUDGED = "the thresholds for lost slices are fixed"
+OPPOSITE = "opposite phase encodings in a session are used automatically"
+OVERWRITE = "outputs are recomputed automatically when settings or inputs change"
+READOUT = "TotalReadoutTime is read from the sidecar where it matters"
+SEQUENCE = "SliceTiming is read from the sidecar"
+SMALL_STEPS = "the estimation goes from coarse to fine automatically"
+SMOOTHED = "the signal model regularises"
+WHOLE = "the whole image is written, with the mask next to it"
 
-AXES = "j is the second axis of the image: AP is j- and PA j where it leads to the front"
+AXES = "j is the second image axis; if it points to the front, AP is j- and PA is j"
 """What those who know other words for a phase encoding want to know."""
 
 INSTEAD: Mapping[str, str] = {
     # any
     "--anat": "--output-space FILE",
     "--debug": "-v",
-    "--dry-run": "--doctor BIDS_DIR, which tells what can be corrected",
+    "--dry-run": "--doctor BIDS_DIR, which lists what can be corrected",
     "--jobs": "--nprocs",
     "--mask": "--brain-mask",
     "--t1": "--output-space FILE",
@@ -46,7 +46,7 @@ INSTEAD: Mapping[str, str] = {
     "--dont-sep-offs-move": "--no-shell-alignment",
     "--field": "--fieldmap",
     "--flm": "--eddy-current",
-    "--imain": "the image alone, as the first word",
+    "--imain": "the image as the first argument, without an option",
     "--initrand": "--random-seed",
     "--mporder": "--within-volume",
     "--niter": "--n-iterations",
@@ -87,11 +87,11 @@ NEEDLESS: Mapping[str, str] = {
     "--gpu": "no GPU is used",
     "--overwrite": OVERWRITE,
     # FSL
-    "--b0-flm": "fields are those of diffusion weighting",
+    "--b0-flm": "only the fields of the diffusion gradients are estimated",
     "--b0-peas": ARRIVED,
-    "--data-is-shelled": "any scheme is taken",
+    "--data-is-shelled": "any scheme is accepted",
     "--dont-mask-output": WHOLE,
-    "--estimate-move-by-susceptibility": "the field follows the head",
+    "--estimate-move-by-susceptibility": "the field always follows the head",
     "--fout": FIELD,
     "--fwhm": SMALL_STEPS,
     "--index": "each series has one phase encoding",
@@ -105,47 +105,48 @@ NEEDLESS: Mapping[str, str] = {
     "--ol-pos": JUDGED,
     "--ol-sqr": JUDGED,
     "--ol-type": SEQUENCE,
-    "--s2v-lambda": "the course of the head in time regularises",
+    "--s2v-lambda": "the motion over time regularises",
     "--slm": SMOOTHED,
     "--slspec": SEQUENCE,
     # fMRIPrep, QSIPrep
     "--anat-only": ANATOMY,
     "--anat-modality": ANATOMY,
-    "--boilerplate-only": "the text to cite is in logs/CITATION.md",
-    "--b0-motion-corr-to": "all volumes are brought to the first b=0",
+    "--boilerplate-only": "the citation text is in logs/CITATION.md",
+    "--b0-motion-corr-to": "all volumes are aligned with the first b=0",
     "--b1-biascorrect-stage": BIAS,
-    "--clean-workdir": "the work folder of a finished run is removed, unless it was named",
-    "--dwi-denoise-window": "patches grow with the number of volumes",
+    "--clean-workdir": "the work folder is removed after a complete run, unless --work-dir was "
+    "given",
+    "--dwi-denoise-window": "the patch size is chosen from the number of volumes",
     "--dwi-only": ANATOMY,
     "--dwi-no-biascorr": BIAS,
-    "--eddy-config": "options take its place",
+    "--eddy-config": "its settings are options here",
     "--fs-license-file": FREESURFER,
     "--fs-no-reconall": FREESURFER,
     "--fs-subjects-dir": FREESURFER,
-    "--hmc-transform": "the motion is rigid, and eddy currents are apart (--eddy-current)",
+    "--hmc-transform": "motion is rigid; eddy currents have their own option (--eddy-current)",
     "--notrack": "nothing is sent anywhere",
     "--pepolar-method": OPPOSITE,
     "--readout-time": READOUT,
     "--use-syn-sdc": OPPOSITE,
     # MRtrix
     "-force": OVERWRITE,
-    "-align-seepi": "the motion between the images is found",
-    "-eddy-options": "its options are options here",
+    "-align-seepi": "motion between the images is always estimated",
+    "-eddy-options": "its settings are options here",
     "-eddy-slspec": SEQUENCE,
-    "-nocleanup": "the work folder is kept where --work-dir names it",
+    "-nocleanup": "the work folder is kept if --work-dir is given",
     "-readout-time": READOUT,
     "-rpe-all": OPPOSITE,
     "-rpe-header": OPPOSITE,
-    "-rpe-none": "one series needs no partner",
+    "-rpe-none": "a series can be corrected without an opposite phase encoding",
     "-rpe-pair": OPPOSITE,
     "-se-epi": OPPOSITE,
 }
 """Option of another program → why commands that correct series have none."""
 
-CHOSEN = "it chooses in a dataset: eddymotion BIDS_DIR OUTPUT_DIR participant"
-KEPT = "no intermediate results of a single series are kept"
-SHARED = "it shares out memory where several series run side by side"
-TABLES = "tables lie beside the images of a dataset; eddymotion-correct takes others"
+CHOSEN = "it selects from a dataset: eddymotion BIDS_DIR OUTPUT_DIR participant"
+KEPT = "no intermediate results are kept for a single series"
+SHARED = "it divides memory among series that run at the same time"
+TABLES = "in a dataset the tables are next to the images; eddymotion-correct accepts others"
 SECOND = "the second word of the call is OUTPUT_DIR"
 
 OF_DATASETS: Mapping[str, str] = {

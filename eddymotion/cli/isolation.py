@@ -50,8 +50,8 @@ def ignore_external_settings() -> None:
     """
     if sys.flags.optimize > 1:
         raise EddymotionError(
-            "PYTHONOPTIMIZE=2 (python -OO) drops docstrings, without which DIPY cannot be "
-            "imported; unset it, or set it to 1"
+            "PYTHONOPTIMIZE=2 (python -OO) drops docstrings, which DIPY needs to be imported; "
+            "unset it, or set it to 1"
         )
     os.environ.update(VARIABLES)
     os.environ.pop("PYBIDS_CONFIG", None)

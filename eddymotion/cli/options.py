@@ -66,17 +66,18 @@ def add_running_options(
         "--omp-nthreads",
         type=positive,
         metavar="N",
-        help="threads for one series (default: all of nprocs, shared out where several series run "
-        "side by side; one as a job of a cluster)",
+        help="threads per series (default: nprocs, divided among series that run at the same "
+        "time; one in a cluster job)",
     )
     add_setting(group, "random_seed", help=f"of {seed_of} (default: %(default)d)")
     group.add_argument(
         "--config-file", type=existing_file, metavar="FILE",
-        help="TOML with options (long names without the dashes); the command line overrides it",
+        help="TOML file with options (long names without the dashes); the command line "
+             "overrides it",
     )  # fmt: skip
     group.add_argument("-v", "--verbose", action="count", default=0, help="say more")
     group.add_argument("-q", "--quiet", dest="verbose", action="store_const", const=-1, default=0,
-                       help="say nothing but problems")  # fmt: skip
+                       help="print problems only")  # fmt: skip
     group.add_argument("--print-completion", action=PrintCompletion)
     group.add_argument("--version", action="version", version=f"eddymotion {version}")
 

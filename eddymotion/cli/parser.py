@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        plain = message.replace("ignored explicit argument", "it takes no value, not")
+        plain = message.replace("ignored explicit argument", "takes no value, got")
         message = one_line(plain + self._hint(message))
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
@@ -97,8 +97,8 @@ class Parser(argparse.ArgumentParser):
                 at = 0 if missing == len(positionals) else places[-1]
                 right = [*own[:at], *taken, *own[at:], *given[end:]]
                 return (
-                    f"{given[places[-1]]} took {' '.join(taken)}, too: it takes all words that "
-                    f"follow it; write: {self.prog} {shlex.join(right)}"
+                    f"{given[places[-1]]} took {' '.join(taken)}, too: it takes all arguments "
+                    f"that follow it; write: {self.prog} {shlex.join(right)}"
                 )
         return None
 
@@ -113,7 +113,10 @@ class Parser(argparse.ArgumentParser):
             named = message.startswith(f"argument {'/'.join(action.option_strings)}: ")
             if named or (used and message.startswith(WORDS_MISSING)):
                 name = action.option_strings[0]
-                return f"{axes}; {name} takes all words that follow it: put other words before it"
+                return (
+                    f"{axes}; {name} takes all arguments that follow it: put other arguments "
+                    "before it"
+                )
         advices = {word: self._advice(word) for word in self._arguments}
         foreign = [f"; for {word} {instead}" for word, instead in advices.items() if instead]
         return "".join(foreign[:1]) if message.startswith(WORDS_MISSING) else axes

@@ -70,16 +70,16 @@ def build_parser() -> Parser:
         needless={**NEEDLESS, **OF_ONE_SERIES},
     )  # fmt: skip
     parser.add_argument("bids_dir", type=Path, nargs="?", help="root of the BIDS dataset")
-    parser.add_argument("output_dir", type=Path, nargs="?", help="where the derivatives go")
+    parser.add_argument("output_dir", type=Path, nargs="?", help="folder for the derivatives")
     parser.add_argument("analysis_level", choices=("participant", "group"), nargs="?",
-                        help="participant: correct every series; group: gather the quality of "
-                             "what was corrected in OUTPUT_DIR")  # fmt: skip
+                        help="participant: correct every series; group: collect the quality "
+                             "measures of the series corrected in OUTPUT_DIR")  # fmt: skip
     parser.add_argument("--demo", type=Path, metavar="DIR",
                         help="simulate a head with known motion in DIR, correct it, "
                              "and compare")  # fmt: skip
     parser.add_argument("--doctor", type=Path, metavar="BIDS_DIR", nargs="?", const=NOWHERE,
-                        help="tell versions, what the machine gives, and the problems of a "
-                             "dataset, to be pasted into a question")  # fmt: skip
+                        help="print versions, resources of the machine and problems of a "
+                             "dataset, to paste into a bug report")  # fmt: skip
     _add_choosing_options(parser)
     add_estimation_options(parser)
     add_settings(parser, "runs of a session")
@@ -89,7 +89,7 @@ def build_parser() -> Parser:
 
 
 def _add_choosing_options(parser: Parser) -> None:
-    group = parser.add_argument_group("what to process")
+    group = parser.add_argument_group("selection of data")
     group.add_argument("--participant-label", "--participant_label", nargs="+", default=[],
                        metavar="LABEL", help="participants, with or without sub-")  # fmt: skip
     group.add_argument("--session-id", "--session-label", nargs="+", default=[],
@@ -98,41 +98,42 @@ def _add_choosing_options(parser: Parser) -> None:
                        help='JSON {"dwi": {entity: value}, "t1w": {…}}; null: absent, "*": '
                             "present")  # fmt: skip
     group.add_argument("--anat-derivatives", type=Path, metavar="DIR",
-                       help="output folder of fMRIPrep or sMRIPrep: its T1w images, brain masks "
-                            "and white matter are those of --output-space T1w (default: the T1w "
-                            "images of the dataset)")  # fmt: skip
+                       help="output folder of fMRIPrep or sMRIPrep, whose T1w images, brain "
+                            "masks and white matter are used for --output-space T1w (default: "
+                            "the T1w images of the dataset)")  # fmt: skip
     group.add_argument("--bids-database-dir", type=Path, metavar="DIR",
-                       help="where PyBIDS keeps its index of the dataset, made on the first call "
-                            "and read by later ones (default: the folders of the participants "
-                            "are read, which is fast on local disks)")  # fmt: skip
+                       help="folder for PyBIDS' index of the dataset, made by the first call "
+                            "and read by later ones (default: no index; folders are read "
+                            "directly, which is fast on local disks)")  # fmt: skip
     group.add_argument("--skip-bids-validation", "--skip_bids_validator", action="store_true",
-                       help="do not run the BIDS validator (its findings are only "
-                            "logged)")  # fmt: skip
+                       help="do not run the BIDS validator (which only logs what "
+                            "it finds)")  # fmt: skip
     add_setting(group, "brain_mask",
-                help="brain mask on the grid of the series, when there is just one")  # fmt: skip
+                help="brain mask on the grid of the series, if a single series "
+                     "is corrected")  # fmt: skip
 
 
 def _add_workflow_options(parser: Parser) -> None:
     group = parser.add_argument_group("workflow")
     group.add_argument("-w", "--work-dir", type=Path, metavar="DIR",
-                       help="where intermediate results are kept, so that an interrupted run goes "
-                            "on where it stopped (default: OUTPUT_DIR/work, removed when all "
-                            "series are done)")  # fmt: skip
+                       help="folder for intermediate results, from which an interrupted run "
+                            "resumes (default: OUTPUT_DIR/work, removed when all series are "
+                            "done)")  # fmt: skip
     group.add_argument("--mem-gb", "--mem", type=gigabytes, metavar="GB",
-                       help="memory that all series together may take, such as 16 or 16G "
-                            "(default: nine tenths of the machine's)")  # fmt: skip
+                       help="memory limit for all series together, such as 16 or 16G (default: "
+                            "90 %% of the machine's)")  # fmt: skip
     group.add_argument("--mem-mb", type=megabytes, dest="mem_gb", metavar="MB",
                        help="the same in MB")  # fmt: skip
     group.add_argument("--use-plugin", "--nipype-plugin-file", type=existing_file, metavar="FILE",
-                       help="YAML or JSON with plugin and plugin_args: who runs the nodes, e.g. "
-                            "SLURM (default: MultiProc)")  # fmt: skip
+                       help="YAML or JSON with plugin and plugin_args, for Nipype to run nodes "
+                            "with, e.g. SLURM (default: MultiProc)")  # fmt: skip
     group.add_argument("--write-graph", action="store_true",
-                       help="draw the workflow as logs/graph.svg")  # fmt: skip
+                       help="draw the workflow graph to logs/graph.svg")  # fmt: skip
     group.add_argument("--stop-on-first-crash", action="store_true",
-                       help="stop when a series fails, instead of going on with the "
-                            "others")  # fmt: skip
+                       help="stop when a series fails, instead of continuing with "
+                            "the others")  # fmt: skip
     group.add_argument(
-        "--reports-only", action="store_true", help="write the reports of finished series again"
+        "--reports-only", action="store_true", help="only rewrite the reports of finished series"
     )
 
 
@@ -283,7 +284,7 @@ def run_from(options: argparse.Namespace, output_dir: Path) -> Run:
     there = available_memory_gb()
     memory = options.mem_gb or MEMORY_SHARE * there
     if memory > TOO_MUCH_MEMORY * there and plugin is None:
-        log.warning("--mem-gb %g: this machine has %.0f GB; were MB meant? write --mem-mb %g",
+        log.warning("--mem-gb %g: this machine has %.0f GB; if MB were meant, write --mem-mb %g",
                     memory, there, memory)  # fmt: skip
     return Run(
         output_dir=output_dir,

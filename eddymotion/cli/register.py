@@ -25,7 +25,7 @@ log = logging.getLogger("eddymotion")
 FORMATS = ("itk", "x5", "fsl", "afni", "lta")
 
 DESCRIPTION = """\
-Register two images: find where the points of FIXED are in MOVING.
+Register two images: find where points of FIXED lie in MOVING.
 
 Writes the transform for ITK, ANTs and 3D Slicer (PREFIX.tfm), NiTransforms (.x5),
 FSL (.mat), AFNI (.aff12.1D) and FreeSurfer (.lta); MOVING on the grid of FIXED
@@ -46,16 +46,20 @@ examples:
 def build_parser() -> Parser:
     """Return the parser of ``eddymotion-register``."""
     parser = Parser(prog="eddymotion-register", description=DESCRIPTION, epilog=EXAMPLES)
-    parser.add_argument("fixed", type=Path, metavar="FIXED", help="NIfTI image that stays")
-    parser.add_argument("moving", type=Path, metavar="MOVING", help="NIfTI image that is moved")
+    parser.add_argument(
+        "fixed", type=Path, metavar="FIXED", help="NIfTI image that stays in place"
+    )
+    parser.add_argument(
+        "moving", type=Path, metavar="MOVING", help="NIfTI image that is aligned with FIXED"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="PREFIX",
-        help="how the names of all outputs begin",
+        help="prefix of all output names",
     )  # fmt: skip
     add_registration_options(parser)
     add_input_options(parser)
     add_output_options(parser)
-    add_running_options(parser, __version__, "the points at which images are compared")
+    add_running_options(parser, __version__, "sampling points at which images are compared")
     return parser
 
 
@@ -64,13 +68,13 @@ def add_registration_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("registration")
     group.add_argument(
         "--transform", choices=("rigid", "similarity", "affine", "syn"), default="rigid",
-        help="6, 7 or 12 parameters, or affine and then a displacement for each voxel "
+        help="6, 7 or 12 parameters, or affine followed by a displacement of each voxel "
              "(default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--backend", "--registration", metavar="NAME",
-        help="gauss-newton (default), dipy (default for syn), ants, elastix, or one of another "
-             "package",
+        help="gauss-newton (default), dipy (default for syn), ants, elastix, or a backend of "
+             "another package",
     )  # fmt: skip
     group.add_argument(
         "--settings", "--registration-settings", type=existing_file, metavar="FILE",
@@ -78,13 +82,13 @@ def add_registration_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--metric", metavar="NAME",
-        help="what is compared: ssd (default), lncc, cr, mi or nmi with gauss-newton; nmi for "
-             "images of different contrasts",
+        help="similarity metric: ssd (default), lncc, cr, mi or nmi with gauss-newton; use nmi "
+             "for images of different contrast",
     )  # fmt: skip
     group.add_argument(
         "--initialize", choices=("header", "mass", "axes", "multi"),
-        help="where the search starts: as the files lie (default), centres of mass, principal "
-             "axes, too, or the best of many places",
+        help="start of the search: positions in the headers (default), aligned centres of mass, "
+             "aligned principal axes as well, or the best of many starts",
     )  # fmt: skip
     group.add_argument(
         "--init", type=existing_file, metavar="FILE",
@@ -98,21 +102,22 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     for name in ("fixed", "moving"):
         group.add_argument(
             f"--{name}-mask", type=existing_file, metavar="FILE",
-            help=f"where {name.upper()} counts, on its grid",
+            help=f"mask of {name.upper()} on its grid: where it is compared",
         )  # fmt: skip
     for name in ("fixed", "moving"):
         group.add_argument(
             f"--{name}-volume", type=not_negative_integer, metavar="N",
-            help=f"which volume, if {name.upper()} is a series; counted from 0",
+            help=f"volume to use if {name.upper()} is a series, counted from 0",
         )  # fmt: skip
     group.add_argument(
         "--landmarks", type=existing_file, nargs="+", metavar="FILE",
-        help="points of FIXED and the same points of MOVING (.fcsv or .mrk.json of 3D Slicer, or "
-             ".tsv), or one table with fixed_x … moving_z: tells the target registration error",
+        help="points of FIXED and the same points of MOVING (.fcsv or .mrk.json of 3D Slicer, "
+             "or .tsv), or one table with fixed_x … moving_z: reports the target registration "
+             "error",
     )  # fmt: skip
     group.add_argument(
         "--ignore", nargs="+", choices=("sform", "qform"), default=[],
-        help="which affine to disregard where sform and qform disagree",
+        help="affine to ignore where sform and qform disagree",
     )  # fmt: skip
 
 
@@ -121,11 +126,11 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("outputs")
     group.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=list(FORMATS),
-        help="of the linear transform (default: all)",
+        help="formats of the linear transform (default: all)",
     )  # fmt: skip
     group.add_argument(
         "--interpolation", choices=("nearest", "linear", "cubic"), default="cubic",
-        help="of the resampled image; nearest for labels (default: %(default)s)",
+        help="interpolation of the resampled image; nearest for labels (default: %(default)s)",
     )  # fmt: skip
 
 
@@ -190,7 +195,7 @@ def check(options: argparse.Namespace) -> None:
             raise EddymotionError(absence(path, "give a NIfTI image"))
     if options.init and options.initialize:
         raise EddymotionError(
-            "--init gives the start and --initialize searches for one; leave one of them out"
+            "--init gives the start, --initialize searches for one; leave one of them out"
         )
     if options.landmarks and len(options.landmarks) > 2:
         raise EddymotionError(

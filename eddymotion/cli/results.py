@@ -12,9 +12,7 @@ from eddymotion.errors import EddymotionError
 def refuse_folder(prefix: Path) -> None:
     """Raise if a prefix says where outputs go, but not how their names begin."""
     if not prefix.name or prefix.is_dir():
-        raise EddymotionError(
-            f"-o {prefix}: a folder; add how the names begin: {prefix / 'result'}"
-        )
+        raise EddymotionError(f"-o {prefix}: is a folder; add a file prefix: {prefix / 'result'}")
 
 
 def named_values(rows: Sequence[tuple[str, str]]) -> str:

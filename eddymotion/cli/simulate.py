@@ -29,7 +29,7 @@ log = logging.getLogger("eddymotion")
 DESCRIPTION = """\
 Simulate a diffusion series of a moving head, as a BIDS dataset.
 
-What is true (motion, eddy currents, dropped slices) is written under DIR/truth.
+The truth (motion, eddy currents, dropped slices) is written to DIR/truth.
 The same options and seed give the same bytes."""
 
 EXAMPLES = """\
@@ -54,17 +54,17 @@ def build_parser() -> Parser:
         [
             "schemes:", *(f"  {name:10} {each.description}" for name, each in SCHEMES.items()),
             "\nmotions:", *(f"  {name:11} {what}" for name, what in PATTERNS.items()),
-            "\nmotions that go on while a volume is scanned, slice by slice:",
+            "\nmotion that continues while a volume is scanned, slice by slice:",
             *(f"  {name:11} {what}" for name, what in COURSES.items()),
         ]
     )  # fmt: skip
     parser = Parser(prog="eddymotion-simulate", description=DESCRIPTION,
                     epilog=f"{listing}\n\n{EXAMPLES}")  # fmt: skip
     parser.add_argument("output_dir", type=Path, metavar="DIR",
-                        help="root of the dataset; other participants there stay")  # fmt: skip
+                        help="root of the dataset; other participants in it are kept")  # fmt: skip
     _add_scan_options(parser)
     _add_motion_options(parser)
-    artefacts = parser.add_argument_group("what goes wrong beside motion")
+    artefacts = parser.add_argument_group("artefacts other than motion")
     _add_noise_options(artefacts)
     _add_distortion_options(artefacts)
     _add_output_options(parser)
@@ -73,22 +73,23 @@ def build_parser() -> Parser:
 
 
 def _add_scan_options(parser: Parser) -> None:
-    group = parser.add_argument_group("what is scanned (default: a built-in head)")
+    group = parser.add_argument_group("the head that is scanned (default: a built-in one)")
     group.add_argument("--phantom", nargs=2, type=existing_file, metavar=("TISSUE", "PEAKS"),
                        help="NIfTI maps: fractions of white matter, grey matter and fluid; "
                             "three fibre directions")  # fmt: skip
     group.add_argument("--from", dest="series", type=existing_file, metavar="DWI",
-                       help="real series with .bval and .bvec beside it, to which a head is "
-                            "fitted, once its motion is corrected (a ball and a stick "
-                            "a voxel)")  # fmt: skip
+                       help="real series with .bval and .bvec next to it, to which a head (a "
+                            "ball and a stick per voxel) is fitted after "
+                            "motion correction")  # fmt: skip
     group.add_argument("--head", choices=("synthetic", "fitted"),
-                       help="synthetic: from formulas, known at any point, another one for each "
-                            "--random-seed. fitted: to --from, but by spherical harmonics, its "
-                            "volumes aligned crudely and joined by time, without what estimates "
-                            "motion elsewhere")  # fmt: skip
+                       help="synthetic: from formulas, known at any point, a different one for "
+                            "each --random-seed. fitted: to --from by spherical harmonics, its "
+                            "volumes roughly aligned and joined by time, independently of the "
+                            "motion estimation elsewhere")  # fmt: skip
     group.add_argument("--contrast", choices=("adult", "infant"),
-                       help="of --head synthetic; infant: white matter as bright as grey or "
-                            "brighter at b=0, more diffusion (default: adult)")  # fmt: skip
+                       help="tissue contrast of --head synthetic; infant: white matter as "
+                            "bright as grey or brighter at b=0, more diffusion "
+                            "(default: adult)")  # fmt: skip
     group.add_argument("--cavity", choices=("fluid", "empty"),
                        help="a cavity of 5 cm in the brain")  # fmt: skip
     group = parser.add_argument_group("how it is scanned")
@@ -96,20 +97,21 @@ def _add_scan_options(parser: Parser) -> None:
                        help=f"{', '.join(SCHEMES)}; see below (default: single, or that of "
                             "--from)")  # fmt: skip
     group.add_argument("--bval", type=existing_file, metavar="FILE",
-                       help="b-values instead of a scheme by name")  # fmt: skip
+                       help="b-values, instead of a named scheme")  # fmt: skip
     group.add_argument("--bvec", type=existing_file, metavar="FILE",
                        help="b-vectors, along the axes of the simulated image")  # fmt: skip
     group.add_argument("--voxel-size", nargs="+", type=above_zero, metavar="MM",
                        help="one size, or three: right-left, anterior-posterior, "
                             "superior-inferior (default: 2, or those of --from)")  # fmt: skip
     group.add_argument("--orientation", type=_orientation, metavar="CODE",
-                       help="where the image axes point, e.g. RAS, LPS, PSL (default: LAS; --from "
-                            "keeps its grid unless one of these three is given)")  # fmt: skip
+                       help="orientation of the image axes, e.g. RAS, LPS, PSL (default: LAS; "
+                            "--from keeps its grid unless one of these three "
+                            "is given)")  # fmt: skip
     group.add_argument("--oblique", nargs=3, type=float, metavar=("RX", "RY", "RZ"),
                        help="turn the image about x, y and z, degrees")  # fmt: skip
     group.add_argument("--coverage", choices=("slab", "cropped"),
-                       help="of the brain: 42 mm of slices in its middle, or all but its lowest "
-                            "30 mm (default: all)")  # fmt: skip
+                       help="part of the brain: 42 mm of slices in its middle, or all but its "
+                            "lowest 30 mm (default: all)")  # fmt: skip
     _add_slice_options(group)
     _add_kspace_options(parser)
 
@@ -119,35 +121,35 @@ def _add_slice_options(group: argparse._ArgumentGroup) -> None:
                        help="from volume to volume "
                             f"(default: {DEFAULT_REPETITION_S:g})")  # fmt: skip
     group.add_argument("--slice-order", choices=("interleaved", "sequential"),
-                       help="of the excitations, of motion within volumes; for other motion the "
-                            "slice timing is told if this or --multiband is given (default: "
-                            "interleaved)")  # fmt: skip
+                       help="order of the excitations, for motion within volumes; for other "
+                            "motion, slice timing is written if this or --multiband is given "
+                            "(default: interleaved)")  # fmt: skip
     group.add_argument("--multiband", type=positive, metavar="N",
-                       help="slices that are excited together, likewise "
-                            f"(default: {DEFAULT_MULTIBAND})")  # fmt: skip
+                       help="number of slices excited together, likewise (default: "
+                            f"{DEFAULT_MULTIBAND})")  # fmt: skip
     group.add_argument("--slice-profile", type=above_zero, metavar="MM",
-                       help="a slice sees the head as a Gaussian of this full width at half its "
-                            "height (default: all between its faces alike)")  # fmt: skip
+                       help="Gaussian slice profile of this full width at half maximum "
+                            "(default: rectangular)")  # fmt: skip
 
 
 def _add_kspace_options(parser: Parser) -> None:
     group = parser.add_argument_group("how the image is made")
     group.add_argument("--acquisition", choices=("voxels", "kspace"), default="voxels",
-                       help="voxels: mean of the head over each. kspace: a finer head, under "
-                            "the field of a coil array, is measured slice by slice: edges ring, "
-                            "noise is complex (default: %(default)s)")  # fmt: skip
+                       help="voxels: mean of the head over each voxel. kspace: a finer head is "
+                            "measured slice by slice with a coil array, with Gibbs ringing and "
+                            "complex noise (default: %(default)s)")  # fmt: skip
     group.add_argument(
         "--oversampling",
         type=positive,
         metavar="N",
-        help="points of the head along each axis of a voxel (default: 2)",
+        help="sampling points along each axis of a voxel (default: 2)",
     )
     group.add_argument("--coil-variation", type=above_zero, metavar="RATIO",
-                       help="largest over least sensitivity of the array in a head, real ones "
-                            "have 1.7 to 3 (default: 2)")  # fmt: skip
+                       help="largest over smallest sensitivity of the coil array in a head; 1.7 "
+                            "to 3 in practice (default: 2)")  # fmt: skip
     group.add_argument("--partial-fourier", type=share, metavar="SHARE",
-                       help="of the phase-encoding lines that are measured, the others are zero "
-                            "(default: 1)")  # fmt: skip
+                       help="fraction of phase-encoding lines that are measured; the others are "
+                            "zero (default: 1)")  # fmt: skip
     group.add_argument("--ghost", type=share, metavar="SHARE",
                        help="Nyquist ghost relative to the image (default: 0)")  # fmt: skip
 
@@ -156,9 +158,8 @@ def _add_motion_options(parser: Parser) -> None:
     group = parser.add_argument_group("motion")
     group.add_argument("--motion", type=_motion, default="moderate", metavar="NAME|FILE",
                        help=f"{', '.join((*PATTERNS, *COURSES))}; or a file to replay: a .tsv "
-                            "with trans_x … rot_z (mm, rad) such as a confounds file or the "
-                            "trajectory of slices, or an ITK text file "
-                            "(default: %(default)s)")  # fmt: skip
+                            "with trans_x … rot_z (mm, rad) such as confounds or a slice "
+                            "trajectory, or an ITK text file (default: %(default)s)")  # fmt: skip
     group.add_argument("--amplitude", type=above_zero, metavar="FACTOR",
                        help="multiply the motion (default: 1)")  # fmt: skip
 
@@ -168,10 +169,10 @@ def _add_noise_options(group: argparse._ArgumentGroup) -> None:
         "--noise",
         choices=("rician", "chi", "none"),
         default="rician",
-        help="chi: non-central, of several coils (default: %(default)s)",
+        help="chi: non-central chi, from several coils (default: %(default)s)",
     )
     group.add_argument("--snr", type=above_zero, metavar="RATIO",
-                       help="b=0 signal of white matter over the noise in a channel "
+                       help="b=0 signal of white matter divided by the noise of one channel "
                             f"(default: {DEFAULT_SNR:g})")  # fmt: skip
     group.add_argument(
         "--coils",
@@ -180,12 +181,12 @@ def _add_noise_options(group: argparse._ArgumentGroup) -> None:
         help=f"receive coils of --noise chi (default: {DEFAULT_CHI_COILS})",
     )
     group.add_argument("--coil-bias", type=not_negative, metavar="SLOPE",
-                       help="receive sensitivity that stays with the scanner: change of its "
-                            "logarithm in 90 mm (default: 0.13, or 0 with --from or in "
-                            "k-space)")  # fmt: skip
+                       help="receive sensitivity, fixed to the scanner: change of its logarithm "
+                            "over 90 mm (default: 0.13, or 0 with --from or "
+                            "in k-space)")  # fmt: skip
     group.add_argument("--dropout", type=share, default=0.0, metavar="SHARE",
-                       help="share of the slices of diffusion-weighted volumes that lose signal "
-                            "(default: %(default)g)")  # fmt: skip
+                       help="fraction of the slices of diffusion-weighted volumes that lose "
+                            "signal (default: %(default)g)")  # fmt: skip
 
 
 def _add_distortion_options(group: argparse._ArgumentGroup) -> None:
@@ -194,18 +195,18 @@ def _add_distortion_options(group: argparse._ArgumentGroup) -> None:
                        help="displacement along the phase-encoding axis in proportion to the "
                             "diffusion gradient (default: %(default)s)")  # fmt: skip
     group.add_argument("--eddy-amplitude", type=above_zero, metavar="MM",
-                       help="root-mean-square displacement in a head at b=1000 "
-                            f"(default: {DEFAULT_EDDY_MM:g})")  # fmt: skip
+                       help="root-mean-square displacement over the head at b=1000 (default: "
+                            f"{DEFAULT_EDDY_MM:g})")  # fmt: skip
     group.add_argument("--susceptibility", type=above_zero, metavar="STRENGTH",
-                       help="off-resonance field of --head synthetic at 3 T, which displaces "
-                            "along the phase-encoding axis; 1: as strong as tissue makes it "
+                       help="strength of the off-resonance field of --head synthetic at 3 T, "
+                            "which displaces along the phase-encoding axis; 1: as in tissue "
                             "(default: none)")  # fmt: skip
     group.add_argument("--readout-time", type=above_zero, metavar="S",
-                       help="of images with such a field, s "
-                            f"(default: {DEFAULT_READOUT_S:g})")  # fmt: skip
+                       help="readout time of images with such a field, s (default: "
+                            f"{DEFAULT_READOUT_S:g})")  # fmt: skip
     group.add_argument("--rigid-field", action="store_true",
-                       help="let the field turn with the head, but not change as the head turns "
-                            "in the main field")  # fmt: skip
+                       help="the field moves with the head, but does not change as the head "
+                            "turns in the main field")  # fmt: skip
     group.add_argument(
         "--pe-axis", choices=PE_AXES, help=f"phase-encoding direction (default: {DEFAULT_PE_AXIS})"
     )
@@ -216,15 +217,15 @@ def _add_output_options(parser: Parser) -> None:
     group.add_argument("--participant-label", "--participant_label", type=_label, default="01",
                        metavar="LABEL", help="default: %(default)s")  # fmt: skip
     group.add_argument("--session-id", "--session-label", type=_label, metavar="LABEL",
-                       help="session, if any")  # fmt: skip
+                       help="session label, if any")  # fmt: skip
     group.add_argument("--direction", type=_label, metavar="LABEL",
-                       help="entity dir of the series, such as AP; another label is another run "
-                            "of the same head, with its own noise and motion")  # fmt: skip
+                       help="dir entity of the series, such as AP; another label makes another "
+                            "run of the same head, with its own noise and motion")  # fmt: skip
     group.add_argument("--write-ideal", action="store_true",
-                       help="write the head at rest without noise and artefacts, too (under "
-                            "truth/)")  # fmt: skip
+                       help="also write the head at rest without noise and artefacts "
+                            "(in truth/)")  # fmt: skip
     group.add_argument("--overwrite", action="store_true",
-                       help="replace the participant's series of an earlier run")  # fmt: skip
+                       help="replace an existing series of the participant")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,19 +258,19 @@ def find_contradiction(options: argparse.Namespace) -> str | None:
 def _about_head(options: argparse.Namespace) -> Iterator[str]:
     series = options.series
     if options.phantom and series:
-        yield "--phantom and --from name two heads; give one"
+        yield "--phantom and --from each give a head; give one of them"
     if options.head == "synthetic" and (options.phantom or series):
-        yield "--head synthetic and --phantom or --from name two heads; give one"
+        yield "--head synthetic excludes --phantom and --from; give one of them"
     if options.head == "fitted" and not series:
         yield "--head fitted needs a real series; add --from DWI"
     if options.contrast and options.head != "synthetic":
-        yield "--contrast belongs to --head synthetic; add that"
+        yield "--contrast applies to --head synthetic; add that"
 
 
 def _about_kspace(options: argparse.Namespace) -> Iterator[str]:
     kspace, given = options.acquisition == "kspace", _given_of_kspace(options)
     if given and not kspace:
-        yield f"{' '.join(map(_flag, given))} without k-space; add --acquisition kspace"
+        yield f"{' '.join(map(_flag, given))} apply to k-space only; add --acquisition kspace"
     if kspace and (options.pe_axis or DEFAULT_PE_AXIS)[0] == "k":
         yield "--acquisition kspace goes slice by slice; give a --pe-axis of i, i-, j or j-"
 
@@ -279,34 +280,34 @@ def _about_sampling(options: argparse.Namespace) -> Iterator[str]:
     if any(tables) and not all(tables):
         yield "--bval and --bvec belong together; give both"
     if options.scheme and any(tables):
-        yield "--scheme and --bval give two schemes; give one"
+        yield "--scheme and --bval each give a scheme; give one of them"
     if options.voxel_size and len(options.voxel_size) not in (1, 3):
         yield "--voxel-size takes one number or three"
 
 
 def _about_motion_and_noise(options: argparse.Namespace) -> Iterator[str]:
     if options.amplitude and options.motion == "none":
-        yield "--amplitude has nothing to multiply with --motion none"
+        yield "--amplitude multiplies motion, but --motion none was given; leave one out"
     if options.snr and options.noise == "none":
         yield "--snr contradicts --noise none; leave one out"
     if options.coils and options.noise != "chi":
-        yield "--coils belongs to --noise chi; add that"
+        yield "--coils applies to --noise chi; add that"
 
 
 def _about_eddy_currents(options: argparse.Namespace) -> Iterator[str]:
     uses_pe_axis = options.acquisition == "kspace" or options.susceptibility
     unused = options.eddy_amplitude or (options.pe_axis and not uses_pe_axis)
     if unused and options.eddy_current == "none":
-        yield "--eddy-amplitude and --pe-axis belong to --eddy-current; add --eddy-current linear"
+        yield "--eddy-amplitude and --pe-axis apply to --eddy-current; add --eddy-current linear"
 
 
 def _about_susceptibility(options: argparse.Namespace) -> Iterator[str]:
     if not options.susceptibility:
         if options.readout_time or options.rigid_field:
-            yield "--readout-time and --rigid-field belong to --susceptibility; add that"
+            yield "--readout-time and --rigid-field apply to --susceptibility; add that"
         return
     if options.head != "synthetic" or options.cavity:
-        yield "--susceptibility needs a head whose air is known; add --head synthetic"
+        yield "--susceptibility needs a head with known air cavities; add --head synthetic"
     if options.acquisition == "kspace":
         yield "--susceptibility is not simulated in k-space; leave one of them out"
 

@@ -89,8 +89,8 @@ class Streams:
         if failure is None or failure.errno in NOBODY_READS:
             return code
         print(
-            f"{program}: error: standard output cannot be written ({failure.strerror}); write it "
-            "to another place",
+            f"{program}: error: standard output cannot be written ({failure.strerror}); redirect "
+            "it elsewhere",
             file=sys.stderr,
         )
         return code or 1

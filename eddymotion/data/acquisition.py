@@ -65,7 +65,7 @@ class Slicing:
         if direction.removesuffix("-") not in ("i", "j", "k"):
             raise EddymotionError(
                 f"SliceEncodingDirection is {shown(direction)}, expected i, j or k, with or "
-                "without a minus; correct the sidecar"
+                "without '-'; correct the sidecar"
             )
         axis = "ijk".index(direction[0])
         timing = metadata.get("SliceTiming")
@@ -144,7 +144,7 @@ def _sequences(n: int) -> Iterator[tuple[str, np.ndarray]]:
         "odd slices before even ones": np.r_[1:n:2, 0:n:2],
     }
     for step in sorted({3, round(np.sqrt(n))} - {1, 2}):
-        name = f"every {step}th slice, then those beside"
+        name = f"every {step}th slice, then their neighbours"
         forward[name] = np.argsort(np.arange(n) % step, kind="stable")
     for name, first in forward.items():
         yield f"{name}, upwards", first
@@ -259,8 +259,8 @@ class Acquisition:
             return "the sidecar has no SliceTiming"
         if len(slicing.groups) < LEAST_EXCITATIONS:
             return (
-                f"SliceTiming has {len(slicing.groups)} different times, and it takes "
-                f"{LEAST_EXCITATIONS}"
+                f"SliceTiming has {len(slicing.groups)} different times, at least "
+                f"{LEAST_EXCITATIONS} are needed"
             )
         last = float(np.ptp(slicing.times))
         if last >= (longest := repetition or LONGEST_VOLUME):

@@ -62,7 +62,7 @@ class Gradients:
         if len(wrong):
             raise EddymotionError(
                 f"gradients: the b-value of volume {wrong[0]} (counted from 0) is "
-                f"{bvals[wrong[0]]:g}, expected numbers from 0 on; correct the .bval file"
+                f"{bvals[wrong[0]]:g}, expected numbers of at least 0; correct the .bval file"
             )
         bvecs[bvals <= self.b0_threshold] = 0.0
         if not np.isfinite(bvecs).all():

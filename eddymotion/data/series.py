@@ -189,7 +189,8 @@ class DWI(Series, HtmlValue):
     def evidence(self, index: int) -> Image:
         """Return :meth:`volume_with_missing`, under its former name."""
         warnings.warn(
-            "DWI.evidence is DWI.volume_with_missing now; the old name goes in the next release",
+            "DWI.evidence is now DWI.volume_with_missing; the old name will be removed in the "
+            "next release",
             FutureWarning,
             stacklevel=2,
         )
@@ -278,8 +279,8 @@ def _acquisition(
     check_kind(given, Acquisition, "DWI")
     if repetition_time is not None:
         warnings.warn(
-            "repetition_time of a DWI is deprecated and goes in the next release; give "
-            "Acquisition.every(gradients, affine, repetition_time=...)",
+            "repetition_time of a DWI is deprecated and will be removed in the next release; "
+            "give Acquisition.every(gradients, affine, repetition_time=...)",
             FutureWarning,
             stacklevel=3,
         )

@@ -78,7 +78,7 @@ def save(
     motion.check_length(len(corrected), "save")
     if quality is not None and len(quality.correlation) != len(corrected):
         raise EddymotionError(
-            f"save: the quality is of {len(quality.correlation)} volumes, the series has "
+            f"save: the quality covers {len(quality.correlation)} volumes, the series has "
             f"{len(corrected)}; give what assess returned for it"
         )
     prove_writable(Path(folder), "give another folder")

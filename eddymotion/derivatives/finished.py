@@ -127,8 +127,8 @@ def refuse_changed(outputs: Outputs, kinds: Iterable[str]) -> None:
     changed = [path.name for path in paths if not intact(path, sidecar)]
     if changed:
         raise EddymotionError(
-            f"{outputs['sidecar'].parent}: {', '.join(changed)} changed since the correction; run "
-            "the participant level, which makes it again"
+            f"{outputs['sidecar'].parent}: {', '.join(changed)} changed since the correction; "
+            "run the participant level to recompute it"
         )
 
 
@@ -145,7 +145,7 @@ def _compared(path: Path, recorded: Mapping[str, Any], time: int | None) -> str:
     if path.is_dir() != recorded.get("Folder", False):
         return "a folder" if path.is_dir() else "no folder"
     if size != recorded["Size"]:
-        return f"{size} bytes, {recorded['Size']} were written"
+        return f"{size} bytes, but {recorded['Size']} were written"
     if time is None:
         return ""
     touched = any(file.stat().st_mtime_ns != time for file in _files(path))

@@ -157,15 +157,15 @@ def _chosen(
                  "eddy_currents": eddy_currents}  # fmt: skip
         if beside := [name for name, value in given.items() if value is not None]:
             raise EddymotionError(
-                f"estimate_motion: {' and '.join(beside)} beside an estimator that has options of "
-                f"its own; give them to {type(estimator).__name__}(...)"
+                f"estimate_motion: {' and '.join(beside)} together with an estimator object; "
+                f"give them to {type(estimator).__name__}(...)"
             )
         return estimator.for_scheme(dwi.gradients)
     if n_iterations is not None or eddy_currents is not None:
         warnings.warn(
-            "n_iterations and eddy_currents of estimate_motion are deprecated and go in the next "
-            "release; give estimator=Joint(max_steps=..., eddy_current=...) or "
-            "LeaveOneOut(n_passes=...)",
+            "n_iterations and eddy_currents of estimate_motion are deprecated and will be "
+            "removed in the next release; give estimator=Joint(max_steps=..., eddy_current=...) "
+            "or LeaveOneOut(n_passes=...)",
             FutureWarning,
             stacklevel=4,
         )
@@ -183,7 +183,7 @@ def _refuse_unusable(dwi: DWI) -> None:
     if min(dwi.shape) < MIN_SLICES:
         raise EddymotionError(
             f"{dwi.source or dwi}: found {min(dwi.shape)} voxels along one axis, expected at "
-            f"least {MIN_SLICES}; rigid motion in 3-D cannot be seen in less: give the whole "
+            f"least {MIN_SLICES}, since fewer do not show rigid motion in 3-D; give the whole "
             "series"
         )
     ends = np.array([(volume.min(), volume.max()) for volume in dwi.volumes()], float)
@@ -197,7 +197,7 @@ def _refuse_unusable(dwi: DWI) -> None:
     if len(flat):
         raise EddymotionError(
             f"{dwi.source or dwi}: all voxels of volume {', '.join(map(str, flat))} (counted "
-            "from 0) have one value; remove it from the image, the .bval and the .bvec"
+            "from 0) have the same value; remove it from the image, the .bval and the .bvec"
         )
     if dwi.mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(

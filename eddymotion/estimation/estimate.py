@@ -128,15 +128,15 @@ def fill_unpredicted(
     if lost.any():
         log.warning(
             "volumes %s (counted from 0): could not be placed, since they agree with their "
-            "prediction neither where they were found nor where their neighbours are; they get "
-            "the pose of their neighbours",
+            "prediction neither at their estimated pose nor at that of their neighbours; they "
+            "are given the pose of their neighbours",
             ", ".join(map(str, np.flatnonzero(lost))),
         )
     unpredicted = np.flatnonzero(~known & ~lost)
     if len(unpredicted):
         log.warning(
-            "volumes %s: not predicted by the others; they get the pose of the nearest volume "
-            "that is",
+            "volumes %s: cannot be predicted from the others; they are given the pose of the "
+            "nearest volume that can",
             ", ".join(map(str, unpredicted)),
         )
     return motion
@@ -148,8 +148,8 @@ def _advice(dwi: DWI, model: Model | None) -> str:
         return "use a smaller --min-q-distance"
     if all(len(shell) < 2 for shell in dwi.gradients.shells):
         return (
-            f"it has {len(dwi.gradients.dwis)} of them and no two of one b-value, which is too "
-            "few: register them with eddymotion-register"
+            f"{len(dwi.gradients.dwis)} of them, no two with the same b-value, are too few: "
+            "register them with eddymotion-register"
         )
     return "use --model gp" if isinstance(model, AverageModel) else "use --model average"
 

@@ -114,7 +114,7 @@ class Joint:
             is_odd = untimed and dwi.acquisition.slicing.times is not None
             log.log(
                 logging.WARNING if demanded or is_odd else logging.INFO,
-                "motion within volumes: not sought, since %s", why,
+                "motion within volumes: not estimated, since %s", why,
             )  # fmt: skip
             return None
         from eddymotion.estimation.within_volumes import follow_head  # few series need it
@@ -128,12 +128,12 @@ class Joint:
         if self.eddy_current != "none" and not self.seeks_fields(dwi.gradients):
             log.log(
                 logging.INFO if self.eddy_current == "auto" else logging.WARNING,
-                "eddy currents %s: no fields are estimated, since that takes %d "
-                "diffusion-weighted volumes and there are %d",
+                "eddy currents %s: no fields are estimated, since that needs %d "
+                "diffusion-weighted volumes, found %d",
                 self.eddy_current, FEW_FOR_FIELDS, len(dwi.gradients.dwis),
             )  # fmt: skip
         if getattr(model, "min_q_distance", 0.0) > 0:
-            log.info("min_q_distance: joint uses it where slices are judged, not for the motion")
+            log.info("min_q_distance: joint uses it for judging slices, not for the motion")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class LeaveOneOut:
         """Find the poses within groups, without standard errors."""
         from eddymotion.estimation.lovo import leave_one_out_loop  # few runs need it
 
-        log.info("eddy currents: no fields are estimated, since the leave-one-out loop has none")
+        log.info("eddy currents: the leave-one-out loop does not estimate fields")
         registrar = self.registrar or GaussNewton()
         return leave_one_out_loop(
             dwi,
@@ -279,8 +279,8 @@ def _check_within_volume(option: int | str) -> None:
     if option in ("auto", "none") or (is_number and option >= 2):  # type: ignore[operator]
         return
     raise EddymotionError(
-        f"within_volume is {shown(option)}, expected auto, none, or a number of knots a volume "
-        "from 2 on"
+        f"within_volume is {shown(option)}, expected auto, none, or a number of knots per volume "
+        "of at least 2"
     )
 
 

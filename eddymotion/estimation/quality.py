@@ -207,8 +207,9 @@ def described(dwi: DWI, *, pe_axis: str | None = None, slicing: Slicing | None =
     if pe_axis is None and slicing is None:
         return dwi
     warnings.warn(
-        "pe_axis and slicing are deprecated and go in the next release: eddymotion.load reads "
-        "them from the sidecar; dataclasses.replace(dwi, acquisition=...) sets them",
+        "pe_axis and slicing are deprecated and will be removed in the next release: "
+        "eddymotion.load reads them from the sidecar; dataclasses.replace(dwi, acquisition=...) "
+        "sets them",
         FutureWarning,
         stacklevel=4,
     )

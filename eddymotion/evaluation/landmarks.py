@@ -104,8 +104,8 @@ def read_landmarks(path: str | Path) -> Landmarks:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise EddymotionError(
-            f"{path}: landmarks are read from .fcsv and .mrk.json (3D Slicer) and .tsv; "
-            "convert them to one of these"
+            f"{path}: landmarks must be in .fcsv or .mrk.json (3D Slicer) or .tsv; convert them "
+            "to one of these"
         )
     try:
         points, labels = reader(path)
@@ -118,7 +118,7 @@ def read_landmarks(path: str | Path) -> Landmarks:
             "write it again from 3D Slicer, or give a table with columns x, y, z"
         ) from error
     if not len(array):
-        raise EddymotionError(f"{path}: holds no landmark that was placed; give one with points")
+        raise EddymotionError(f"{path}: contains no placed landmarks; give a file with points")
     if not np.isfinite(array).all():
         raise EddymotionError(f"{path}: some coordinates are not numbers; correct them")
     return Landmarks(array, tuple(labels), str(path))
@@ -198,8 +198,8 @@ def pair_landmarks(
         if len(fixed.points) != len(moving.points):
             raise EddymotionError(
                 f"{fixed.source}: {len(fixed.points)} landmarks, {moving.source}: "
-                f"{len(moving.points)}; to be paired by order they must be as many: name them "
-                "alike, or complete the shorter list"
+                f"{len(moving.points)}; pairing by order needs equal numbers: use the same "
+                "labels in both, or complete the shorter list"
             )
         labels = tuple(name or str(number) for number, name in enumerate(fixed.labels))
         return (
@@ -210,12 +210,12 @@ def pair_landmarks(
     if not shared:
         raise EddymotionError(
             f"{fixed.source} and {moving.source}: no label in common (the first are "
-            f"{fixed.labels[0]!r} and {moving.labels[0]!r}); name the landmarks alike, or pair "
-            "them by order (eddymotion-evaluate landmarks --by-order)"
+            f"{fixed.labels[0]!r} and {moving.labels[0]!r}); use the same labels in both, or "
+            "pair them by order (eddymotion-evaluate landmarks --by-order)"
         )
     alone = sorted(set(fixed.labels) ^ set(moving.labels))
     if alone:
-        log.warning("landmarks without a partner are left out: %s", ", ".join(alone))
+        log.warning("landmarks without a partner are ignored: %s", ", ".join(alone))
     return _select(fixed, shared), _select(moving, shared)
 
 

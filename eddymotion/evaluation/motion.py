@@ -364,7 +364,7 @@ def _refuse_different_lengths(estimated: Motion, true: Motion, bvals: np.ndarray
     if len(estimated) != len(true):
         raise EddymotionError(
             f"{len(estimated)} estimated transforms but {len(true)} true ones; expected one of "
-            "each a volume: give both for the same series"
+            "each per volume: give both for the same series"
         )
     if bvals is not None and len(bvals) != len(true):
         raise EddymotionError(

@@ -250,13 +250,13 @@ def refuse_different(a: DWI, b: DWI) -> None:
     if a.shape != b.shape:
         raise EddymotionError(
             f"{names[0]} has {_times(a.shape)} voxels, {names[1]} has {_times(b.shape)}; series "
-            "are compared on one grid: resample one to that of the other"
+            "are compared on a common grid: resample one to the grid of the other"
         )
     apart = grid_distance(a.affine, b.affine, a.shape)
     if apart > MAX_GRID_DISTANCE * a.voxel_sizes.min():
         raise EddymotionError(
             f"{names[0]} and {names[1]}: the grids lie up to {apart:.3g} mm apart; series are "
-            "compared on one grid: resample one to that of the other"
+            "compared on a common grid: resample one to the grid of the other"
         )
     if len(a) != len(b):
         raise EddymotionError(

@@ -304,8 +304,8 @@ def _poses_of(file: MotionFile, n_slices: int) -> np.ndarray:
         return _of_slices(file.motion.matrices, n_slices)
     if file.slices.n_slices != n_slices:
         raise EddymotionError(
-            f"motion of {file.slices.n_slices} slices, the image has {n_slices} along its slice "
-            "axis; give the image it belongs to, and --slice-axis"
+            f"motion of {file.slices.n_slices} slices, but the image has {n_slices} along its "
+            "slice axis; give the matching image and --slice-axis"
         )
     return file.slices.poses
 

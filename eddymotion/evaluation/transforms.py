@@ -36,7 +36,7 @@ from eddymotion.wording import short_repr, why
 
 READABLE = (
     "give an ITK text file (.txt, .tfm, .mat), an X5 file (.x5), a table (.tsv) with the "
-    "columns " + " ".join(PARAMETERS) + ", or what another program wrote (--format)"
+    "columns " + " ".join(PARAMETERS) + ", or a file of another program (--format)"
 )
 
 
@@ -164,7 +164,7 @@ def _of_another(
         known = "an unknown number of" if groups is None else f"{len(groups)}"
         raise EddymotionError(
             f"{path}: holds {len(poses)} rows for {n_volumes} volumes with {known} excitations "
-            "each; expected one row a volume, or one an excitation"
+            "each; expected one row per volume or per excitation"
         )
     matrices = poses.reshape(n_volumes, n_groups, 4, 4)
     slices = SlicePoses(matrices, tuple(groups), np.full((n_volumes, n_groups), np.nan))
@@ -174,8 +174,9 @@ def _of_another(
 def _demanded(path: Path, grid: Grid | None) -> Grid:
     if grid is None:
         raise EddymotionError(
-            f"{path}: translations in a table are those of the centre of the image grid, or along "
-            "its axes; say which grid with --reference IMAGE (the original series, or its mask)"
+            f"{path}: translations in a table are those of the centre of the image grid, or "
+            "along its axes; give that grid with --reference IMAGE (the original series, or its "
+            "mask)"
         )
     return grid
 
@@ -188,7 +189,7 @@ def _refuse_bare_numbers(path: Path) -> None:
         first = stream.readline().split()
     if len(first) >= 6 and all(map(is_number, first)):
         raise EddymotionError(
-            f"{path}: holds rows of {len(first)} numbers; say which program wrote them with "
+            f"{path}: holds rows of {len(first)} numbers; name the program that wrote them with "
             f"--format ({', '.join(PROGRAMS)})"
         )
 
@@ -197,8 +198,8 @@ def _refuse_shear(path: Path, matrices: np.ndarray) -> None:
     shear = far_from_rotations(matrices)
     if shear.max() > RIGID_TOLERANCE:
         raise EddymotionError(
-            f"{path}: transform {int(shear.argmax())} (counted from 0) scales or shears, expected "
-            "rigid transforms; give those of head motion alone"
+            f"{path}: transform {int(shear.argmax())} (counted from 0) scales or shears, "
+            "expected rigid transforms; give transforms of head motion only"
         )
 
 
@@ -217,8 +218,8 @@ def read_transforms(path: str | Path) -> np.ndarray:
         raise EddymotionError(absence(path))
     if path.name.lower().endswith((".nii", ".nii.gz", ".h5")):
         raise EddymotionError(
-            f"{path}: looks like a warp or a composite, which cannot be read yet; "
-            "give an affine or rigid transform as ITK text or X5"
+            f"{path}: looks like a warp or a composite transform, which cannot be read yet; give "
+            "an affine or rigid transform as ITK text or X5"
         )
     if path.suffix.lower() == ".x5":
         return _usable(path, _read_x5(path))
@@ -237,7 +238,7 @@ def read_transform(path: str | Path, volume: int | None = None) -> np.ndarray:
     last = len(matrices) - 1
     if volume is None and last:
         raise EddymotionError(
-            f"{path}: holds {last + 1} transforms; choose one with --volume, from 0 to {last}"
+            f"{path}: holds {last + 1} transforms; select one with --volume, from 0 to {last}"
         )
     if (volume or 0) > last:
         raise EddymotionError(

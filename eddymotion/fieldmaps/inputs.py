@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SAME_GRID_MM = 0.5
 
-INCOMPLETE_PHASES = "--phase1 and --phase2 belong together; give both, or --phasediff"
+INCOMPLETE_PHASES = "--phase1 and --phase2 are needed together; give both, or --phasediff"
 
 FIELDS = (
     "PhaseEncodingDirection", "PhaseEncodingAxis", "TotalReadoutTime", "EchoTime", "EchoTime1",
@@ -151,8 +151,8 @@ def _directions(
     if given:
         if len(given) != len(paths):
             raise EddymotionError(
-                f"--pe-axis: {len(given)} given, expected one for each of {len(paths)} images, in "
-                "their order"
+                f"--pe-axis: {len(given)} given, expected one for each of the {len(paths)} "
+                "images, in the same order"
             )
         return list(given)
     found = []
@@ -160,9 +160,9 @@ def _directions(
         direction = sidecar.get("PhaseEncodingDirection")
         if direction is None:
             axis = sidecar.get("PhaseEncodingAxis")
-            only = f" (PhaseEncodingAxis {axis} tells no polarity)" if axis else ""
+            only = f" (PhaseEncodingAxis {axis} does not give the polarity)" if axis else ""
             raise EddymotionError(
-                f"{path}: no PhaseEncodingDirection beside it{only}; add it to the sidecar, or "
+                f"{path}: no PhaseEncodingDirection next to it{only}; add it to the sidecar, or "
                 "give --pe-axis with one for each image, such as j- j"
             )
         found.append(direction)
@@ -183,14 +183,15 @@ def _readout_times(
     missing = next(path for path, time in zip(images, found, strict=True) if time is None)
     if paths.measured:
         raise EddymotionError(
-            f"{missing}: no TotalReadoutTime beside it, without which a measured map says nothing "
-            "of displacements; add it to the sidecar (s), or give --readout-time"
+            f"{missing}: no TotalReadoutTime next to it, without which displacements are not "
+            "known from a measured map; add it to the sidecar (s), or give --readout-time"
         )
     used = float(known[0]) if known else NOMINAL_READOUT_S
     log.warning(
-        "%s: no TotalReadoutTime beside it; all images are taken to have the same, %g s%s",
+        "%s: no TotalReadoutTime next to it; %g s is assumed for all images%s",
         missing.name, used,
-        "" if known else ": corrected images are right then, the field in Hz has no scale",
+        "" if known else ": corrected images are right if all are equal, but the field in Hz "
+                         "has no scale",
     )  # fmt: skip
     return [used] * len(images), not known
 
@@ -217,8 +218,7 @@ def _volume(path: Path, ignore: Sequence[str]) -> Image:
     data = filled_volume(data, path.name)
     if data.min() == data.max():
         raise EddymotionError(
-            f"{path}: all voxels are {float(data.flat[0]):g}, so that nothing is to be seen; "
-            "check the file"
+            f"{path}: all voxels are {float(data.flat[0]):g}, so it shows nothing; check the file"
         )
     return Image(data, affine)
 
@@ -235,8 +235,8 @@ def _first_b0(path: Path, n_volumes: int) -> int:
     found = np.flatnonzero(bvals <= B0_THRESHOLD)
     if not len(found):
         raise EddymotionError(
-            f"{path}: no b=0 volume (least b-value {bvals.min():g}); fields are made from images "
-            "without diffusion weighting, give one"
+            f"{path}: no b=0 volume (least b-value {bvals.min():g}); fields are estimated from "
+            "images without diffusion weighting; give one"
         )
     return int(found[0])
 
@@ -246,8 +246,8 @@ def read_measured(paths: FieldmapPaths, settings: FieldmapSettings) -> MeasuredM
     magnitude = None if paths.magnitude is None else _volume(paths.magnitude, settings.ignore)
     if magnitude is None:
         log.warning(
-            "no --magnitude: the map is taken to lie where the image does, and to hold wherever "
-            "it is not zero"
+            "no --magnitude: the map is assumed to be aligned with the image and valid where it "
+            "is not zero"
         )
     if paths.fieldmap is not None:
         return _in_units(paths.fieldmap, magnitude, settings)
@@ -272,7 +272,7 @@ def _in_units(path: Path, magnitude: Image | None, settings: FieldmapSettings) -
     units = settings.units or _sidecar(path).get("Units")
     if units is None:
         raise EddymotionError(
-            f"{path}: no Units beside it; add Hz, rad/s or T to the sidecar, or give --units"
+            f"{path}: no Units next to it; add Hz, rad/s or T to the sidecar, or give --units"
         )
     return MeasuredMap.in_units(values, units, magnitude)
 
@@ -303,7 +303,7 @@ def _times(path: Path, names: Sequence[str]) -> tuple[float, ...]:
     for name in names:
         if not isinstance(sidecar.get(name), (int, float)):
             raise EddymotionError(
-                f"{path}: no {name} beside it; add it to the sidecar (s), or give --echo-times"
+                f"{path}: no {name} next to it; add it to the sidecar (s), or give --echo-times"
             )
     return tuple(float(sidecar[name]) for name in names)
 
@@ -333,23 +333,26 @@ def _about_files(paths: FieldmapPaths) -> Iterator[str]:
             "--fieldmap": paths.fieldmap}  # fmt: skip
     given = [option for option, path in maps.items() if path is not None]
     if len(given) > 1:
-        yield f"{given[0]} and {given[1]} are two measured maps; leave one out"
+        yield f"{given[0]} and {given[1]} are two measured maps; give only one"
     if (paths.phase1 is None) != (paths.phase2 is None):
         yield INCOMPLETE_PHASES
     if paths.magnitude is not None and not given:
         yield (
-            "--magnitude belongs to a measured map; add --phasediff, --phase1 and --phase2, or "
+            "--magnitude applies to a measured map; add --phasediff, --phase1 and --phase2, or "
             "--fieldmap"
         )
     if len(paths.images) == 1 and not given:
         yield (
-            f"{paths.images[0]}: one image tells nothing of its own distortion; add one of the "
-            "opposite polarity, or a measured map (--phasediff, --phase1 and --phase2, --fieldmap)"
+            f"{paths.images[0]}: one image alone does not show its distortion; add one of the "
+            "opposite polarity, or a measured map (--phasediff, --phase1 and --phase2, "
+            "--fieldmap)"
         )
 
 
 def _about_values(paths: FieldmapPaths, settings: FieldmapSettings) -> Iterator[str]:
     if settings.units is not None and paths.fieldmap is None:
-        yield f"--units {shown(settings.units)}: only --fieldmap has units"
+        yield f"--units {shown(settings.units)} applies to --fieldmap only; leave it out"
     if settings.echo_times and settings.echo_times[0] == settings.echo_times[1]:
-        yield f"--echo-times: both are {settings.echo_times[0]:g} s; give two that differ, in s"
+        yield (
+            f"--echo-times: both are {settings.echo_times[0]:g} s; give two different times, in s"
+        )

@@ -83,8 +83,8 @@ def make_fieldmap(
     inputs = read_inputs(paths, settings)
     if inputs.nominal and outputs.fsl:
         raise EddymotionError(
-            "--fsl-outputs: no TotalReadoutTime beside the images, without which the field has no "
-            "scale; give --readout-time"
+            "--fsl-outputs: no TotalReadoutTime next to the images, without which the field has "
+            "no scale; give --readout-time"
         )
     started = time.perf_counter()
     method, made = field_from(inputs, settings.random_seed)
@@ -129,8 +129,8 @@ def sidecar_of(
         summary |= {
             "Similarity": {"Before": _rounded(before), "After": _rounded(after)},
             "Stiffness": STIFFNESS,
-            "Gauge": "the poses keep their translation along the phase encoding, that of a rigid "
-            "registration of the distorted images: a constant field is not known",
+            "Gauge": "translations along the phase encoding are those of a rigid registration "
+            "of the distorted images, since a constant field cannot be determined",
             "Poses": [pose.round(6).tolist() for pose in made.poses],
             "Gains": [_rounded(gain) for gain in made.gains],
         }
@@ -148,7 +148,7 @@ def _compared(made: FieldEstimate, inputs: Inputs, seed: int) -> dict[str, float
     there = measured.beside(Image(made.combined, affine), made.mask, seed)
     found = MapAgreement.of(made.hertz, there)
     if found is None:
-        log.warning("the measured map is known nowhere in the brain of the images; check both")
+        log.warning("the measured map has no values in the brain of the images; check both")
         return None
     return {
         "Correlation": _rounded(found.correlation),
@@ -162,19 +162,19 @@ def advise(made: FieldEstimate, summary: dict[str, Any]) -> None:
     similarity = summary.get("Similarity")
     if similarity and not similarity["After"] >= max(ALIKE, similarity["Before"]):
         log.warning(
-            "the corrected images hardly agree (correlation %.3f → %.3f); look at the report, and "
-            "check PhaseEncodingDirection and that the images are of one head and contrast",
+            "the corrected images hardly agree (correlation %.3f → %.3f); check the report, "
+            "PhaseEncodingDirection, and that the images are of the same head and contrast",
             similarity["Before"], similarity["After"],
         )  # fmt: skip
     if made.folded:
         log.warning(
-            "%.2f %% of the brain is folded in one of the images, several places into one: "
-            "nothing tells them apart there", 100 * made.folded,
+            "%.2f %% of the brain is folded in one of the images (several places at one "
+            "position): they cannot be separated there", 100 * made.folded,
         )  # fmt: skip
     if made.dark > DARK_SHARE:
         log.warning(
-            "%.1f %% of the brain is dark in the corrected images: signal that was lost does not "
-            "come back", 100 * made.dark,
+            "%.1f %% of the brain is dark in the corrected images: lost signal cannot be "
+            "recovered", 100 * made.dark,
         )  # fmt: skip
 
 

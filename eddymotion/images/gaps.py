@@ -55,8 +55,8 @@ def filled_volume(volume: np.ndarray, name: str) -> np.ndarray:
     if not n_gaps:
         return volume
     log.warning(
-        "%s: %d voxels are NaN or infinite; they are filled from around them, or set to zero "
-        "where many lie together", name, n_gaps,
+        "%s: %d voxels are NaN or infinite; they are filled from their surroundings, or set to "
+        "zero in large clusters", name, n_gaps,
     )  # fmt: skip
     filled = np.array(volume)
     fill_missing(filled)

@@ -221,9 +221,9 @@ def mask_issue(reference: np.ndarray, mask: np.ndarray) -> str | None:
     if 2 * both > LEAST_AGREEMENT * (mask.sum() + other.sum()):
         return None
     return (
-        f"the brain mask has {mask.sum()} voxels, a second way of finding it {other.sum()}, of "
-        f"which {both} are in common; look at the outline, and give a mask (--brain-mask) if it "
-        "is not the brain"
+        f"the brain mask has {mask.sum()} voxels, a second method finds {other.sum()}, with "
+        f"{both} in common; check the outline, and give a mask (--brain-mask) if it is not the "
+        "brain"
     )
 
 

@@ -66,7 +66,7 @@ class Level:
         sizes = (self.fwhm, self.n_points, *([] if self.highpass is None else [self.highpass]))
         if not all(isinstance(size, (int, float)) and size > 0 for size in sizes):
             raise EddymotionError(
-                f"registration: {self!r} has a size that is not a number above zero; correct it"
+                f"registration: {self!r} has a size that is not above zero; correct it"
             )
         if self.n_points < MIN_POINTS:
             raise EddymotionError(

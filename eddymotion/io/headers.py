@@ -74,14 +74,15 @@ def read_header(path: Path) -> nib.Nifti1Header:
 
 
 OTHER_FORMATS = {
-    (".mif", ".mif.gz", ".mih"): "an image of MRtrix; write NIfTI and its tables with: mrconvert "
-    "{name} dwi.nii.gz -export_grad_fsl dwi.bvec dwi.bval -json_export dwi.json",
-    (".dcm", ".ima"): "DICOM; dcm2niix makes an image and its tables of the folder it lies in",
-    (".hdr", ".img", ".hdr.gz", ".img.gz"): "one half of a pair of files; convert it to .nii.gz",
-    (".nrrd", ".nhdr"): "an image in NRRD; convert it to .nii.gz, .bval and .bvec",
-    (".mgz", ".mgh"): "an image of FreeSurfer; convert it with: mri_convert {name} dwi.nii.gz",
-    (".head", ".brik", ".brik.gz"): "an image of AFNI; convert it with: 3dAFNItoNIFTI {name}",
-    (".bval", ".bvec", ".json"): "goes with an image; give the image",
+    (".mif", ".mif.gz", ".mih"): "an MRtrix image; convert it to NIfTI with tables: mrconvert "
+    "{name} dwi.nii.gz -export_grad_fsl dwi.bvec dwi.bval "
+    "-json_export dwi.json",
+    (".dcm", ".ima"): "DICOM; convert its folder with dcm2niix",
+    (".hdr", ".img", ".hdr.gz", ".img.gz"): "one file of a pair; convert it to .nii.gz",
+    (".nrrd", ".nhdr"): "an NRRD image; convert it to .nii.gz, .bval and .bvec",
+    (".mgz", ".mgh"): "a FreeSurfer image; convert it with: mri_convert {name} dwi.nii.gz",
+    (".head", ".brik", ".brik.gz"): "an AFNI image; convert it with: 3dAFNItoNIFTI {name}",
+    (".bval", ".bvec", ".json"): "belongs to an image; give the image",
 }
 """Ends of names that tell of something else than NIfTI → what it is, and what to do."""
 
@@ -238,18 +239,18 @@ def _refuse_disagreement(
     if apart > MAX_AFFINE_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min():
         raise EddymotionError(
             f"{path}: sform and qform disagree by up to {apart:.3g} mm, expected the same "
-            "orientation from both; say which one to disregard with '--ignore qform' (what "
-            "FSL and nibabel do) or '--ignore sform'"
+            "orientation from both; say which one to ignore with '--ignore qform' (what FSL and "
+            "nibabel do) or '--ignore sform'"
         )
 
 
 def _warn_of_assumptions(path: Path, header: nib.Nifti1Header) -> None:
     """Warn of what is made up where there is no sform."""
     if (header["pixdim"][1:4] == 0).any():
-        log.warning("%s: voxels of length zero in its header; they are taken for 1 mm", path.name)
+        log.warning("%s: voxels of length zero in the header; 1 mm is assumed", path.name)
     length = float(np.linalg.norm(_quaternion(header)))
     if header["qform_code"] > 0 and length > 1 + MAX_EXCESS:
-        log.warning("%s: the quaternion of its qform is of length %.3g, expected 1 at most; it is "
+        log.warning("%s: the quaternion of the qform has length %.3g, expected at most 1; it is "
                     "normalised", path.name, length)  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def _fill(volume: np.ndarray, stream: BinaryIO) -> None:
     while n_read < len(wanted):
         n_more = cast(io.BufferedIOBase, stream).readinto(wanted[n_read:])
         if not n_more:
-            raise EOFError(f"{n_read} of the {len(wanted)} bytes of a volume are there")
+            raise EOFError(f"{n_read} of the {len(wanted)} bytes of a volume found")
         n_read += n_more
 
 

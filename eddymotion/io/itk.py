@@ -81,7 +81,8 @@ def linear_transform(
     n_expected, parts = KINDS.get(kind, (len(numbers), None))
     if len(numbers) != n_expected:
         raise EddymotionError(
-            f"{path}: {len(numbers)} numbers are no {kind} (expected {n_expected}); {EXPECTED}"
+            f"{path}: {len(numbers)} numbers are not a valid {kind} (expected {n_expected}); "
+            f"{EXPECTED}"
         )
     if parts is None:
         raise EddymotionError(f"{path}: holds ITK's {cut(kind)}; {EXPECTED}")
@@ -89,10 +90,10 @@ def linear_transform(
         linear, translation = parts(numbers, fixed)
     except ValueError as error:
         raise EddymotionError(
-            f"{path}: {len(numbers)} numbers are no {kind} ({why(error)}); {EXPECTED}"
+            f"{path}: {len(numbers)} numbers are not a valid {kind} ({why(error)}); {EXPECTED}"
         ) from error
     if len(fixed) not in (0, 3, 4):
-        raise EddymotionError(f"{path}: {len(fixed)} numbers are no centre; {EXPECTED}")
+        raise EddymotionError(f"{path}: {len(fixed)} numbers are not a centre; {EXPECTED}")
     center = fixed[:3] if len(fixed) else np.zeros(3)
     return LPS @ from_matvec(linear, translation + center - linear @ center) @ LPS
 

@@ -79,15 +79,15 @@ def read_written_motion(xfm_file: str | Path, details_file: str | Path | None = 
         if n_volumes != len(matrices):
             raise EddymotionError(
                 f"{details_file}: belongs to {n_volumes} volumes, {xfm_file} has {len(matrices)} "
-                "transforms; give the pair that was written together"
+                "transforms; give the two files that were written together"
             )
         return _motion(matrices, content)
     except EddymotionError:
         raise
     except Exception as error:  # whatever somebody has put there
         raise EddymotionError(
-            f"{details_file}: cannot be read as the details of a motion ({why(error)}); "
-            "give the file that was written beside the transforms, or none"
+            f"{details_file}: cannot be read as the details of a motion ({why(error)}); give the "
+            "file that was written next to the transforms, or none"
         ) from error
 
 
@@ -97,7 +97,7 @@ def _matrices(xfm_file: str | Path) -> np.ndarray:
     except (OSError, ValueError, IndexError) as error:
         raise EddymotionError(
             f"{xfm_file}: cannot be read as transforms ({error}); give an ITK text file with one "
-            "transform a volume"
+            "transform per volume"
         ) from error
 
 

@@ -111,8 +111,8 @@ def read_rows(path: Path, program: str) -> np.ndarray:
         )
     if not (finite := np.isfinite(rows).all(axis=1)).all():
         raise EddymotionError(
-            f"{path}: not all numbers of row {np.argmin(finite) + 1} are finite; give a file that "
-            f"{program} has written to its end"
+            f"{path}: not all numbers of row {np.argmin(finite) + 1} are finite; give a complete "
+            f"file of {program}"
         )
     return rows
 
@@ -227,16 +227,18 @@ def _flirt_matrices(folder: Path) -> np.ndarray:
     if not files:
         raise EddymotionError(
             f"{folder}: expected the folder with MAT_0000, MAT_0001 … that MCFLIRT writes with "
-            "-mats (its .par does not tell the centre of the turns)"
+            "-mats (its .par does not give the centre of rotation)"
         )
     missing = set(range(len(files))) - {int(file.name[4:]) for file in files}
     if missing:
         raise EddymotionError(
-            f"{folder}: MAT_{min(missing):04d} is not there, and later ones are; give the folder "
+            f"{folder}: MAT_{min(missing):04d} is missing, but later ones exist; give the folder "
             "as MCFLIRT wrote it"
         )
     matrices = [read_numbers(file) for file in files]
     for file, matrix in zip(files, matrices, strict=True):
         if matrix.shape != (4, 4):
-            raise EddymotionError(f"{file}: found {matrix.shape} numbers, expected 4×4 of FLIRT")
+            raise EddymotionError(
+                f"{file}: found {matrix.shape} numbers, expected a 4×4 matrix of FLIRT"
+            )
     return np.stack(matrices)

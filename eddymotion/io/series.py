@@ -81,7 +81,7 @@ def load(  # type: ignore[misc]  # options by name
     if isinstance(path, list | tuple):
         if bval or bvec or mask or metadata:
             raise EddymotionError(
-                "load: one bval, bvec, mask or metadata for several series; load those one by one"
+                "load: one bval, bvec, mask or metadata for several series; load them one by one"
             )
         return [load(one, b0_threshold=b0_threshold, ignore=ignore) for one in path]
     path = _image_path(path)
@@ -111,7 +111,7 @@ def _image_path(path: Any) -> Path:
     """Return the path of an image that is there; what cannot be one is refused."""
     if not isinstance(path, (str, os.PathLike)):
         raise EddymotionError(
-            f"load: got a {type(path).__name__}, expected a path; make a series of arrays with "
+            f"load: got a {type(path).__name__}, expected a path; make a series from arrays with "
             "eddymotion.DWI(signal, affine, eddymotion.Gradients(bvals, bvecs), mask)"
         )
     path = Path(path)
@@ -172,8 +172,8 @@ def _fill_missing(path: Path, signal: np.ndarray) -> np.ndarray:
     finite = _finite_voxels(path, signal)
     if not finite.all():
         log.warning(
-            "%s: %d voxels are NaN or infinite in some volume; they are left out of the mask, and "
-            "filled from around them, or set to zero where many lie together",
+            "%s: %d voxels are NaN or infinite in some volume; they are excluded from the mask "
+            "and filled from their surroundings, or set to zero in large clusters",
             path.name, (~finite).sum(),
         )  # fmt: skip
         _give_numbers(signal)
@@ -201,8 +201,8 @@ def _fill_spikes(path: Path, signal: np.ndarray) -> np.ndarray:
             fill_gaps(volume, bright)
     if volumes:
         log.warning(
-            "%s: volumes %s have voxels (%d) far brighter than all others; they are left out of "
-            "the mask, and filled from around them",
+            "%s: volumes %s have %d voxels far brighter than all others; they are excluded from "
+            "the mask and filled from their surroundings",
             path.name, listed(volumes), found.sum(),
         )  # fmt: skip
     return found
@@ -213,8 +213,8 @@ def _fill_zero_specks(path: Path, signal: np.ndarray, brain: np.ndarray) -> np.n
     specks = zero_specks(np.moveaxis(signal, 3, 0), brain)
     if specks.any():
         log.warning(
-            "%s: %d voxels of the brain are zero in all volumes; they are left out of the mask, "
-            "and filled from around them", path.name, specks.sum(),
+            "%s: %d voxels of the brain are zero in all volumes; they are excluded from the "
+            "mask and filled from their surroundings", path.name, specks.sum(),
         )  # fmt: skip
         for volume in np.moveaxis(signal, 3, 0):
             fill_gaps(volume, specks)
@@ -244,8 +244,8 @@ def read_mask(
     apart = grid_distance(affine, mask_affine, shape)
     if apart > MASK_TOLERANCE * voxel_sizes(affine).min():
         raise EddymotionError(
-            f"{path}: lies up to {apart:.3g} mm from the voxels of {owner}; "
-            "give a mask that lies where its image does"
+            f"{path}: lies up to {apart:.3g} mm from the voxels of {owner}; give a mask aligned "
+            "with its image"
         )
     return np.nan_to_num(data) > 0
 

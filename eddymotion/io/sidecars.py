@@ -301,8 +301,8 @@ def _repetition_time(
                     "ignored", owner, shown(seconds), LONGEST_VOLUME)  # fmt: skip
         return of_header
     if of_header is not None and abs(of_header - seconds) > SAME_REPETITION * seconds:
-        log.warning("%s: RepetitionTime is %g s in the sidecar, %g s in the header; that of the "
-                    "sidecar is taken", owner, seconds, of_header)  # fmt: skip
+        log.warning("%s: RepetitionTime is %g s in the sidecar, %g s in the header; the sidecar "
+                    "is used", owner, seconds, of_header)  # fmt: skip
     return float(seconds)
 
 

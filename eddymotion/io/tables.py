@@ -38,12 +38,15 @@ def _of_same_name(path: Path, suffix: str) -> Path:
 def _advice(path: Path, suffix: str) -> str:
     """Say what to do where an image has no table of its name: which ones are there, if any."""
     if len(shape_of(read_header(path))) < 4:
-        return "this is one volume: join all of the series (mrcat -axis 3, fslmerge -t), in order"
+        return (
+            "this is one volume: join all volumes of the series (mrcat -axis 3, fslmerge "
+            "-t), in order"
+        )
     missing = [table for table in TABLES if not _of_same_name(path, table).is_file()]
     found = {table: file for table in missing if (file := _other_table(path, table))}
     if suffix not in found:
         named = f"(in Python {suffix}=, in eddymotion-correct --{suffix})"
-        return f"add it beside {path.name}, or name another one {named}"
+        return f"add it next to {path.name}, or give another one {named}"
     files, keywords = " and ".join(map(str, found.values())), " ".join(f"{t}=" for t in found)
     options = " ".join(f"--{table} {shlex.quote(str(file))}" for table, file in found.items())
     belong = "are the tables" if len(found) > 1 else "is the table"
@@ -70,22 +73,20 @@ def read_gradient_table(bval: Path, bvec: Path) -> tuple[np.ndarray, np.ndarray]
         swapped = 3 in b_values.shape and bvals.size > 3
         raise EddymotionError(
             f"{bvec}: found {bvecs.shape[0]} rows of {bvecs.shape[1]} numbers, expected 3 rows "
-            "(or 3 columns)"
-            + f"; {bval.name} has them: give the two the other way round"
-            * swapped
+            "(or 3 columns)" + f"; {bval.name} has them: exchange the two" * swapped
         )
     if bvecs.shape[0] == 3:  # FSL's layout, a row an axis; so are three rows of three
         bvecs = bvecs.T
     if len(bvals) != len(bvecs):
         raise EddymotionError(
             f"{bvec}: found {len(bvecs)} b-vectors for the {len(bvals)} b-values of {bval.name}; "
-            "give the pair that belongs together"
+            "give the two that belong together"
         )
     norms = np.linalg.norm(bvecs[np.isfinite(bvecs).all(axis=1)], axis=1)
     if ((norms > 1e-6) & (abs(norms - 1) > 0.05)).any():
         log.warning(
-            "%s: some b-vectors are not of unit length; they are normalised and the b-values "
-            "are taken as they are", bvec.name
+            "%s: some b-vectors are not of unit length; they are normalised, the b-values are "
+            "kept", bvec.name
         )  # fmt: skip
     return bvals, bvecs
 
@@ -107,11 +108,11 @@ def read_numbers(path: Path) -> np.ndarray:
     except Exception as error:  # whatever a decoder raises: it unpacks by the name
         raise EddymotionError(
             describe_pointer_file(path)
-            or f"{path}: not a table of numbers ({why(error)}); "
-            "expected text with numbers separated by blanks"
+            or f"{path}: not a table of numbers ({why(error)}); expected numbers separated by "
+            "spaces"
         ) from error
     if numbers.size == 0:
-        raise EddymotionError(f"{path}: empty; expected one entry a volume")
+        raise EddymotionError(f"{path}: empty; expected one entry per volume")
     return numbers
 
 

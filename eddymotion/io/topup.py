@@ -68,7 +68,7 @@ def topup_field(path: Path, shape: Sequence[int], affine: np.ndarray) -> OffReso
     if images != tuple(shape):
         raise EddymotionError(
             f"{path}: was made from images of shape {images}, the series has {tuple(shape)}; "
-            f"{FIELD_OF_TOPUP}, on whatever grid"
+            f"{FIELD_OF_TOPUP}, on any grid"
         )
     apart = np.rint(header["pixdim"][1:4].astype(float))
     in_voxels = apart == 1

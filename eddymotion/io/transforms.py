@@ -113,7 +113,7 @@ def _codec(path: Path, table: dict[str, Callable]) -> Callable:
     for ending, function in table.items():
         if name.endswith(ending):
             return function
-    raise EddymotionError(f"{path}: not the name of a linear transform; {READABLE}")
+    raise EddymotionError(f"{path}: not a linear transform by its name; {READABLE}")
 
 
 def _write_itk(path: Path, matrix: np.ndarray, fixed: Image, moving: Image) -> None:
@@ -165,7 +165,7 @@ def read_x5(path: Path) -> np.ndarray:
             if kind != "linear":
                 raise EddymotionError(f"{path}: holds a {cut(str(kind))} transform; {READABLE}")
             if numbers.size > MAX_NUMBERS or numbers.size % 16:
-                raise ValueError(f"{numbers.size} numbers are no matrices")
+                raise ValueError(f"{numbers.size} numbers are not matrices")
             matrices.append(np.asarray(numbers, float).reshape(-1, 4, 4))
     return np.concatenate(matrices)
 

@@ -35,7 +35,7 @@ def read_warp(forward: Path, inverse: Path) -> Warp:
     back, back_affine = read_displacements(inverse)
     if field.shape != back.shape or not np.allclose(affine, back_affine, atol=1e-3):
         raise EddymotionError(
-            f"{inverse}: lies on another grid than {forward.name} (shapes {back.shape[:3]} and "
+            f"{inverse}: on another grid than {forward.name} (shapes {back.shape[:3]} and "
             f"{field.shape[:3]}); give the two directions of one warp"
         )
     return Warp(field, back, affine)

@@ -113,7 +113,7 @@ def refuse_name(path: Path) -> None:
         raise EddymotionError(describe_disk_error(error)) from error
     if stat.S_ISDIR(mode):
         raise EddymotionError(
-            f"{path}: is a folder, and a file of this name is to be written; move it away"
+            f"{path}: is a folder, but a file of this name has to be written; move it away"
         )
 
 

@@ -49,7 +49,8 @@ def why_alone() -> str | None:
         multiprocessing.get_context().Lock()
     except (ImportError, OSError) as error:
         return (
-            f"no semaphore can be made ({why(error)}); is /dev/shm there, writable and not full?"
+            f"no semaphore can be created ({why(error)}); check that /dev/shm exists, is "
+            "writable and not full"
         )
     return None
 

@@ -20,7 +20,7 @@ def describe_disk_error(error: OSError) -> str:
     reason = " ".join((error.strerror or str(error)).split())
     if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in reason:  # HDF5 tells it in words
         where = f" ({of})" if of else ""
-        return f"the disk is full{where}; free some room and run again: what is finished is kept"
+        return f"the disk is full{where}; free some space and run again: finished results are kept"
     if error.errno == errno.ENAMETOOLONG:
         return f"{of}: {reason}; names have at most 255 bytes: give a shorter one"
     return f"{of}: {reason}; check the path, its permissions and its disk" if of else reason

@@ -124,8 +124,8 @@ class Lock:
             return ""
         who = f"being written by {found} now" if found else "the lock file was removed"
         return (
-            f"{self.path.parent / self.name}: this run has lost its lock, perhaps while it slept "
-            f"({who}); it writes nothing more. Run again when no other run works there"
+            f"{self.path.parent / self.name}: this run has lost its lock, perhaps while it was "
+            f"suspended ({who}); it stops writing. Run again when no other run works there"
         )
 
 
@@ -195,7 +195,7 @@ def locked(paths: Sequence[Path], what: str = "these outputs") -> Iterator[tuple
 def _take(path: Path, own: Holder, what: str) -> Lock:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        raise EddymotionError(f"{path}: a folder, where a run puts its lock file; remove it")
+        raise EddymotionError(f"{path}: a folder with the name of the lock file; remove it")
     for _ in range(10):
         if _create(path, json.dumps(asdict(own))):
             return Lock(path, own)
@@ -210,7 +210,7 @@ def _take(path: Path, own: Holder, what: str) -> Lock:
                 f"another output folder. If no such run exists any more, remove {path}"
             )
         _break(path, content)
-    raise EddymotionError(f"{path}: several runs take this lock at the same time; try again")
+    raise EddymotionError(f"{path}: several runs requested this lock at the same time; try again")
 
 
 def _create(path: Path, content: str) -> bool:

@@ -77,7 +77,7 @@ class EddyCurrents:
             )
         if abs(np.linalg.norm(self.pe) - 1) > 1e-6:
             raise EddymotionError(
-                f"eddy currents: the phase-encoding direction {self.pe} has not the length 1"
+                f"eddy currents: the phase-encoding direction {self.pe} does not have length 1"
             )
 
     def __len__(self) -> int:

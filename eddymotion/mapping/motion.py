@@ -210,7 +210,7 @@ class Motion(HtmlValue):
         """Raise unless there is a pose for each of so many volumes; `who` wants them."""
         if len(self) != n_volumes:
             raise EddymotionError(
-                f"{who}: {len(self)} transforms for {n_volumes} volumes; expected one a volume"
+                f"{who}: {len(self)} transforms for {n_volumes} volumes; expected one per volume"
             )
 
     @property
@@ -220,9 +220,9 @@ class Motion(HtmlValue):
         if evidence is None or not evidence.contradicted:
             return None
         return (
-            f"time and images tell different frames for the volumes with b={evidence.bval:.0f} "
-            f"and those with b=0 ({evidence}): what they have in common is known within "
-            f"{self.frame_error:.2f} mm only; look at the edges of the b=0 image on "
+            f"time and images give different frames for the volumes with b={evidence.bval:.0f} "
+            f"and those with b=0 ({evidence}): their common frame is known within "
+            f"{self.frame_error:.2f} mm only; check the edges of the b=0 image on "
             "diffusion-weighted volumes in the report"
         )
 

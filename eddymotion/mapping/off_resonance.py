@@ -98,7 +98,7 @@ class Readout:
             )
         if not 0 < readout_time < np.inf:
             raise EddymotionError(
-                f"readout time is {shown(readout_time)}, expected seconds above zero"
+                f"readout time is {shown(readout_time)}, expected seconds, above zero"
             )
         size = voxel_sizes(affine)["ijk".index(phase_encoding[0])]
         return cls(phase_encoding_vector(affine, phase_encoding), float(readout_time * size))

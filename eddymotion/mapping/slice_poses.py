@@ -55,7 +55,7 @@ class SlicePoses:
         if not np.array_equal(np.sort(slices), np.arange(len(slices))):
             raise EddymotionError(
                 f"slice poses: the groups hold slices {sorted(slices.tolist())}, expected each "
-                "from 0 on once"
+                "from 0 upwards once"
             )
         object.__setattr__(self, "groups", groups)
         one_each = f"N {len(groups)}"  # excitation of a volume

@@ -107,7 +107,7 @@ def _refuse_trace(gradients: Gradients) -> None:
     if gradients.is_trace.any():
         raise EddymotionError(
             f"model dipy: volume {np.flatnonzero(gradients.is_trace)[0]} has a b-value but no "
-            "direction, which DIPY cannot use; take --model gp, dti or average"
+            "direction, which DIPY cannot use; use --model gp, dti or average"
         )
 
 
@@ -197,8 +197,8 @@ def find_model(name: str) -> type[ReconstModel]:
                 known[class_name] = found  # type: ignore[assignment]
     if name not in known:
         raise EddymotionError(
-            f"model dipy:{name}: DIPY has no model of that name that needs nothing but the "
-            f"gradients; it has {', '.join(sorted(known))}"
+            f"model dipy:{name}: DIPY has no such model that needs only the gradients; choose "
+            f"from {', '.join(sorted(known))}"
         )
     return known[name]
 

@@ -70,10 +70,12 @@ def _about_the_end(found: Registration) -> Iterator[Advice]:
     if "limit" in found.message:
         yield Advice(
             "it stopped at the iteration limit",
-            "allow more iterations with --settings, or start nearer with --initialize multi",
+            "allow more iterations with --settings, or a better start with --initialize multi",
         )
     else:
-        yield Advice("it did not converge", "start nearer with --initialize multi, or give masks")
+        yield Advice(
+            "it did not converge", "try a better start with --initialize multi, or give masks"
+        )
 
 
 def _about_agreement(quality: PairQuality) -> Iterator[Advice]:
@@ -82,13 +84,13 @@ def _about_agreement(quality: PairQuality) -> Iterator[Advice]:
         yield Advice(
             f"only {100 * after.share:.0f} % of the fixed image's head lies within the moving "
             "image",
-            "look at the overlay; if that is wrong, try --initialize mass or multi",
+            "check the overlay; if it is wrong, try --initialize mass or multi",
         )
     change = f"(normalised mutual information {before.similarity:.3f} → {after.similarity:.3f})"
     if after.similarity < before.similarity and before.share >= MIN_SHARE:
         yield Advice(
             f"the images agree less than before {change}",
-            "do not use this; try another --metric, --initialize multi, or masks",
+            "do not use this result; try another --metric, --initialize multi, or masks",
         )
     elif quality.linear is not None and after.similarity < quality.linear.similarity:
         yield Advice(
@@ -98,13 +100,14 @@ def _about_agreement(quality: PairQuality) -> Iterator[Advice]:
         )
     elif not after.similarity >= MIN_SIMILARITY:
         yield Advice(
-            f"the images have next to nothing in common {change}",
-            "look at the overlay; try --initialize multi",
+            f"the images have almost nothing in common {change}",
+            "check the overlay; try --initialize multi",
         )
     if after.dice < before.dice:
         yield Advice(
             f"the masks overlap less than before (Dice {before.dice:.2f} → {after.dice:.2f})",
-            "do not use this; try masks that reach some millimetres beyond both brains, or --init",
+            "do not use this result; try masks that reach some millimetres beyond both brains, "
+            "or --init",
         )
 
 
@@ -112,7 +115,7 @@ def _about_contrast(quality: PairQuality, metric: str) -> Iterator[Advice]:
     correlation = quality.after.correlation
     if metric in SAME_CONTRAST and correlation < 0:
         yield Advice(
-            f"bright in one image is dark in the other (correlation {correlation:.2f})",
+            f"what is bright in one image is dark in the other (correlation {correlation:.2f})",
             "use --metric nmi (mi with dipy, ants or elastix)",
         )
 
@@ -121,14 +124,14 @@ def _about_the_way(p: Parameters, started: str) -> Iterator[Advice]:
     distance = float(np.linalg.norm(p.translation))
     if p.angle > TOO_FAR_DEG:
         yield Advice(
-            f"turned by {p.angle:.0f}°, which heads in scanners hardly are",
-            "look at the overlay; try --initialize multi or mass, masks that reach some "
+            f"turned by {p.angle:.0f}°, which is unlikely for heads in scanners",
+            "check the overlay; try --initialize multi or mass, masks that reach some "
             "millimetres beyond both brains, or --init",
         )
     elif started in ("header", "mass") and (distance > FAR_MM or p.angle > FAR_DEG):
         yield Advice(
             f"the images lay far apart ({distance:.0f} mm, {p.angle:.0f}°)",
-            "look at the overlay; --initialize multi searches from many places",
+            "check the overlay; --initialize multi searches from many starts",
         )
 
 
@@ -137,15 +140,15 @@ def _about_the_shape(quality: PairQuality, transform: str) -> Iterator[Advice]:
     if transform != "rigid" and ((sizes < SCALES[0]) | (sizes > SCALES[1])).any():
         scales = ", ".join(f"{size:.2f}" for size in sizes)
         yield Advice(
-            f"sizes change by {scales} along x, y, z, more than two heads differ",
+            f"sizes change by {scales} along x, y, z, more than heads differ",
             "try --transform rigid, or masks of the same structure in both images",
         )
     low, high = quality.displacements.jacobian
     if transform == "syn" and (low < LOCAL[0] or high > LOCAL[1]):
         yield Advice(
             f"the warp changes volumes locally by × {low:.2g} to {high:.2g}",
-            "look at the displacements; give masks, fewer iterations with --settings, or "
-            "another --metric",
+            "check the displacements; give masks, fewer iterations with --settings, or another "
+            "--metric",
         )
     if n_folds := quality.displacements.n_folds:
         yield Advice(

@@ -160,13 +160,14 @@ def read_volume(
         index = volume or 0
         if index >= data.shape[3]:
             raise EddymotionError(
-                f"{path}: has {data.shape[3]} volumes, none of number {index}; give "
-                f"--{name}-volume from 0 to {data.shape[3] - 1}"
+                f"{path}: has {data.shape[3]} volumes, no volume {index}; give --{name}-volume "
+                f"from 0 to {data.shape[3] - 1}"
             )
         data = np.array(data[..., index])
     elif volume:
         raise EddymotionError(
-            f"{path}: has no volume {volume}: its shape is {data.shape}; leave --{name}-volume out"
+            f"{path}: has no volume {volume}, since its shape is {data.shape}; leave "
+            f"--{name}-volume out"
         )
     if data.ndim != 3:
         hint = f"give one volume with --{name}-volume N" if data.ndim == 4 else "give one volume"
@@ -176,7 +177,7 @@ def read_volume(
     if min(data.shape) < MIN_THICKNESS:
         raise EddymotionError(
             f"{path}: found shape {data.shape}, expected at least {MIN_THICKNESS} voxels along "
-            "each axis, since motion in 3-D cannot be seen in less; give the whole volume"
+            "each axis, since fewer do not show motion in 3-D; give the whole volume"
         )
     finite = np.isfinite(data)
     if not finite.any():
@@ -184,8 +185,8 @@ def read_volume(
     data = filled_volume(data, path.name)
     if data.min() == data.max():
         raise EddymotionError(
-            f"{path}: all voxels are {float(data.flat[0]):g}, so that there is nothing to "
-            "register; check the file"
+            f"{path}: all voxels are {float(data.flat[0]):g}, so there is nothing to register; "
+            "check the file"
         )
     return Image(data, affine), finite
 
@@ -209,7 +210,7 @@ def read_mask(
     if mask.sum() < MIN_MASK_VOXELS:
         raise EddymotionError(
             f"{path}: marks {mask.sum()} voxels of {owner.name}, expected at least "
-            f"{MIN_MASK_VOXELS}; give a mask that is above zero where the image counts"
+            f"{MIN_MASK_VOXELS}; give a mask that is above zero where the image is to be compared"
         )
     return mask
 
@@ -225,8 +226,8 @@ def read_paired_landmarks(files: tuple[Path, ...]) -> tuple[Landmarks, Landmarks
     (path,) = files
     if path.suffix.lower() not in (".tsv", ".csv"):
         raise EddymotionError(
-            f"{path}: points of one image; give those of the moving one as a second file, or a "
-            "table (.tsv) with fixed_x … moving_z"
+            f"{path}: contains points of one image only; give those of the moving image in a "
+            "second file, or a table (.tsv) with fixed_x … moving_z"
         )
     table = GivenTable.read(path).renamed(lambda name: name.removesuffix("_mm"))
     points = [

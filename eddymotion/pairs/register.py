@@ -93,7 +93,7 @@ def registrar_for(settings: PairSettings) -> Registrar:
     if settings.transform not in registrar.transforms:
         raise EddymotionError(
             f"--transform {settings.transform}: {settings.engine} offers "
-            f"{', '.join(registrar.transforms)}; choose one of these, or another --backend"
+            f"{', '.join(registrar.transforms)}; use one of these, or another --backend"
         )
     stated = is_dataclass(registrar) and "n_threads" in {entry.name for entry in fields(registrar)}
     if stated and registrar.n_threads == 1:  # type: ignore[attr-defined]
@@ -128,9 +128,9 @@ def refuse_no_overlap(
     apart = np.linalg.norm(
         moved.mean(axis=0) - grid_center(pair.moving.data.shape, pair.moving.affine)
     )
-    tried = f"the start that {paths.init} gives" if paths.init else "the files' own coordinates"
+    tried = f"the transform in {paths.init}" if paths.init else "the coordinates in the headers"
     advice = "--initialize mass, or multi" if settings.initialize == "header" else "another --init"
     raise EddymotionError(
-        f"{paths.moving}: does not overlap {paths.fixed} under {tried} (the middles are "
+        f"{paths.moving}: does not overlap {paths.fixed} under {tried} (their centres are "
         f"{apart:.0f} mm apart); try {advice}"
     )

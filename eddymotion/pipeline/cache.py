@@ -92,7 +92,9 @@ class MotionCache:
             seconds = float(content["motion"])
             lines = [(float(at), str(message)) for at, message in content["log"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("%s: cannot be used (%s); the motion is found again", self.folder, error)
+            log.warning(
+                "%s: cannot be used (%s); the motion is estimated again", self.folder, error
+            )
             return None
         stages.seconds |= {"motion": seconds}
         stages.log = lines
@@ -174,6 +176,6 @@ def finished_summary(
         found = [f"{outputs['sidecar'].name} (its content was changed)"]
     if found and name:
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        log.warning("%s: not what was written: %s%s; the outputs are made again",
+        log.warning("%s: changed since it was written: %s%s; the outputs are recomputed",
                     name, ", ".join(found[:SHOWN]), more)  # fmt: skip
     return None if found or not sidecar else sidecar.get("Summary")

@@ -93,7 +93,7 @@ def correct_series(
     """
     fingerprint = fingerprint_of(series, settings)
     if (finished := finished_summary(outputs, fingerprint, name=series.dwi.name)) is not None:
-        log.log(NOTICE, "%s: outputs with the same settings are there; reused", series.dwi.name)
+        log.log(NOTICE, "%s: outputs with the same settings exist; reused", series.dwi.name)
         return finished
     _refuse_overwriting(series, outputs, settings)
     stages = Stages()

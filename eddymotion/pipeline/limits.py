@@ -124,12 +124,12 @@ def read_plugin_file(path: Path) -> Plugin:
             f"{path}: cannot be read as YAML or JSON ({why(error)}); {expected}"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
-        raise EddymotionError(f"{path}: names no plugin; {expected}")
+        raise EddymotionError(f"{path}: no plugin given; {expected}")
     if unknown := sorted(set(content) - {"plugin", "plugin_args"}):
         raise EddymotionError(f"{path}: unknown entry {unknown[0]}; {expected}")
     arguments = content.get("plugin_args") or {}
     if not isinstance(arguments, dict):
-        raise EddymotionError(f"{path}: plugin_args is no mapping; {expected}")
+        raise EddymotionError(f"{path}: plugin_args is not a mapping; {expected}")
     return Plugin(content["plugin"], arguments)
 
 
@@ -145,6 +145,6 @@ def warn_if_disk_is_small(folder: Path, images: Sequence[Path]) -> str | None:
     if free > needed:
         return None
     return (
-        f"{folder}: {1e3 * free:,.0f} MB are free and the corrected series may take up to "
-        f"{1e3 * needed:,.0f} MB; free some room if they do not fit"
+        f"{folder}: {1e3 * free:,.0f} MB are free, but the corrected series may take up to "
+        f"{1e3 * needed:,.0f} MB; free some space if needed"
     )

@@ -324,7 +324,7 @@ def register_pair(
     if lost_file is not None:
         known &= read_image(lost_file)[0] == 0
         enough = enough and known[where].mean() > LEAST_LEFT
-    matrix, converged, message = init, False, "too little to register; kept where it was"
+    matrix, converged, message = init, False, "too little signal to register; its pose is kept"
     if enough:
         registrar = _registrar(settings, pass_number)
         images = Image(np.nan_to_num(fixed), affine), Image(moving, moving_affine)
@@ -458,14 +458,13 @@ def refuse_settings_beyond_loop(settings: Settings) -> None:
     """Raise if the settings ask for what the leave-one-out loop does not do."""
     if settings.estimator == "joint":
         raise EddymotionError(
-            "estimator joint: the spelled-out graph is the leave-one-out loop; use the estimator "
-            "lovo, or the graph that is not spelled out"
+            "estimator joint: the expanded graph is the leave-one-out loop; use the estimator "
+            "lovo, or the graph that is not expanded"
         )
     for name in settings.for_joint_alone:
         raise EddymotionError(
             f"{name} {getattr(settings, name)}: {FOR_JOINT_ALONE[name]} by the joint estimator, "
-            "not by the leave-one-out loop; use the graph that is not spelled out, or "
-            f"{name} none"
+            f"not by the leave-one-out loop; use the graph that is not expanded, or {name} none"
         )
 
 
@@ -495,7 +494,7 @@ def _pass(gradients: Gradients, settings: Settings, number: int) -> Pass:
     passes = plan_passes(model, _registrar(settings), gradients, n_passes(settings))
     if not 1 <= number <= len(passes):
         raise EddymotionError(
-            f"pass {number}: the loop has {len(passes)}, counted from 1; raise n_iterations"
+            f"pass {number}: the loop has {len(passes)} passes, counted from 1; raise n_iterations"
         )
     return passes[number - 1]
 

@@ -109,8 +109,8 @@ def without_noise_mppca(
     radius = patch_radius(len(dwi))
     if min(dwi.shape) <= 2 * radius:
         raise EddymotionError(
-            f"{dwi.source or dwi}: MP-PCA looks at {2 * radius + 1} voxels along each axis at a "
-            "time, which is more than there are; leave --denoise out"
+            f"{dwi.source or dwi}: MP-PCA needs at least {2 * radius + 1} voxels along each "
+            "axis; leave --denoise out"
         )
     near = (
         scipy.ndimage.distance_transform_edt(~dwi.mask, sampling=dwi.voxel_sizes)
@@ -256,6 +256,6 @@ def warn_of_partial_fourier(series: SeriesFiles, settings: Settings) -> None:
     part = metadata_of(series).get("PartialFourier")
     if settings.degibbs and isinstance(part, int | float) and 0 < part < 1:
         log.warning(
-            "%s: the sidecar says PartialFourier %g; --degibbs is made for a full k-space and "
-            "takes off less of the ringing along the phase-encoding axis", series.dwi.name, part
+            "%s: the sidecar says PartialFourier %g; --degibbs assumes full k-space and removes "
+            "less of the ringing along the phase-encoding axis", series.dwi.name, part
         )  # fmt: skip

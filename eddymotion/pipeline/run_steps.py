@@ -150,7 +150,8 @@ def _write_field(run: SessionRun, series: SeriesFiles, out_dir: Path) -> Paths:
 def _refuse_other_number(runs: Sequence[SeriesFiles], files: Sequence[Path], what: str) -> None:
     if len(files) != len(runs):
         raise EddymotionError(
-            f"{len(runs)} runs, but {what} of {len(files)}; give one file a run, in their order"
+            f"{len(runs)} runs, but {what} of {len(files)}; give one file per run, in the same "
+            "order"
         )
 
 

@@ -292,6 +292,6 @@ def _with_motion(
     if len(motion) != len(dwi):
         raise EddymotionError(
             f"{xfm_file}: found {len(motion)} transforms for the {len(dwi)} volumes of "
-            f"{series.dwi}; give one a volume"
+            f"{series.dwi}; give one per volume"
         )
     return dwi, motion

@@ -113,8 +113,8 @@ class Settings:
     )  # fmt: skip
     registration: str | None = estimation(
         None, "registering",
-        "what registers a volume to its prediction in lovo, which is taken if one is given: "
-        "gauss-newton (default), dipy, ants, elastix, or one of another package",
+        "backend that registers a volume to its prediction in lovo, which is chosen if this is "
+        "given: gauss-newton (default), dipy, ants, elastix, or a backend of another package",
         metavar="BACKEND",
     )  # fmt: skip
     registration_settings: Path | None = estimation(
@@ -124,8 +124,8 @@ class Settings:
     )  # fmt: skip
     n_iterations: int | None = estimation(
         None, "registering",
-        "passes of lovo over the series (default: 5), or steps of joint at each level at most "
-        "(default: 20)",
+        "passes of lovo over the series (default: 5), or maximum number of steps of joint at "
+        "each level (default: 20)",
         least=1, metavar="N",
     )  # fmt: skip
     brain_mask: Path | None = setting(
@@ -134,25 +134,25 @@ class Settings:
     )  # fmt: skip
     min_q_distance: float = estimation(
         0.0, "predicting",
-        "predictions leave out volumes closer than this to the held-out one in q-space, in units "
-        "of sqrt(b / 1000 s/mm²); with joint those that judge and replace slices, with lovo those "
-        "that volumes are registered to as well",
+        "predictions leave out volumes closer than this to the held-out one in q-space, in "
+        "units of sqrt(b / 1000 s/mm²); with joint, those for judging and replacing slices; "
+        "with lovo, also those that volumes are registered to",
         shown_default="%(default)g", least=0, metavar="Q",
     )  # fmt: skip
     eddy_current: str = estimation(
         "auto", "motion", "eddy-current fields that joint estimates with the motion",
-        shown_default="quadratic with enough directions, else linear, as far as the data show any",
+        shown_default="if the data show any: quadratic with enough directions, else linear",
         choices=("auto", "none", "linear", "quadratic", "cubic"),
     )  # fmt: skip
     within_volume: str = estimation(
         "auto", "motion",
-        "motion within volumes, which joint follows slice by slice; auto: in volumes in which the "
-        "data show any; N: in all, by N poses a volume; needs SliceTiming in the sidecar",
+        "motion within volumes, estimated by joint slice by slice; auto: in volumes where the "
+        "data show any; N: in all, with N poses per volume; needs SliceTiming in the sidecar",
         shown_default="%(default)s", choices=("auto", "none"), least=2, metavar="{auto,none,N}",
     )  # fmt: skip
     pe_axis: str | None = estimation(
         None, "motion", "phase-encoding direction as in BIDS, such as j-",
-        shown_default="that of the JSON sidecar, else the axis that explains most",
+        shown_default="from the JSON sidecar, else the axis that explains most",
         choices=PE_AXES, metavar="AXIS",
     )  # fmt: skip
     no_shell_alignment: bool = estimation(
@@ -161,15 +161,15 @@ class Settings:
     )  # fmt: skip
     separate_all_dwis: bool = setting(
         False, "joining",
-        "correct each run in a frame of its own, and leave the off-resonance field alone",
-        shown_default="runs of a session lie in the frame of the first, and runs of different "
-        "phase encodings tell the field",
+        "correct each run in its own frame, without the off-resonance field",
+        shown_default="runs of a session share the frame of the first; runs of different phase "
+        "encodings determine the field",
         group="runs of a session",
     )  # fmt: skip
     distortion_group_merge: str = setting(
         "none", "joining",
-        "write the runs of a session as one series beside their own: concat, one after the other; "
-        "average, pairs of opposite polarity as one volume",
+        "also write the runs of a session as one series: concat, one after the other; average, "
+        "pairs of opposite polarity as one volume",
         shown_default="%(default)s", choices=("none", "concat", "average"),
         group="runs of a session",
     )  # fmt: skip
@@ -181,24 +181,25 @@ class Settings:
     )  # fmt: skip
     denoise: str = output(
         "none", "applying",
-        "take noise off the series that is resampled, after the motion was found in the one that "
-        "was acquired: mppca (local principal components, by DIPY) or patch2self (each volume "
-        "from the others)",
+        "remove noise from the series that is resampled; the motion is estimated from the "
+        "series as acquired: mppca (local principal components, by DIPY) or patch2self (each "
+        "volume from the others)",
         shown_default="%(default)s", choices=("none", "mppca", "patch2self"),
     )  # fmt: skip
     degibbs: bool = output(
-        False, "applying", "take Gibbs ringing off it as well, after the noise, by DIPY"
+        False, "applying", "also remove Gibbs ringing from it, after the noise, by DIPY"
     )
     resampling: str | None = output(
         None, "applying",
-        "who interpolates: NiTransforms, or the compiled kernel, which checks itself against it",
-        shown_default="nitransforms; fast into an output space", choices=("nitransforms", "fast"),
+        "interpolation engine: NiTransforms, or the compiled kernel, which is checked against it",
+        shown_default="nitransforms, or fast with an "
+                      "output space", choices=("nitransforms", "fast"),
     )  # fmt: skip
     output_space: Path | Literal["T1w"] | None = output(
         None, "applying",
-        "image whose space and grid the corrected series gets, by one interpolation of the "
-        "original volumes: a template, or a mere grid; T1w: that of the participant, from the "
-        "dataset",
+        "image that defines the space and grid of the corrected series, still by one "
+        "interpolation of the original volumes: a template or just a grid; T1w: that of the "
+        "participant, from the dataset",
         shown_default="dwi, that of the series", metavar="{dwi,T1w,FILE}", unset="dwi",
     )  # fmt: skip
     output_resolution: float | Literal["native"] | None = output(
@@ -208,14 +209,13 @@ class Settings:
     )  # fmt: skip
     output_space_transform: str = output(
         "auto", "applying",
-        "how the series is registered to it; auto: not at all if it lies at the same place or is "
-        "blank, rigid if it is T1w or shows the same head, else syn, which is affine and then a "
-        "warp",
+        "how the series is registered to it; auto: not at all if it is already aligned or is "
+        "blank, rigid if it is T1w or shows the same head, else syn (affine, then a warp)",
         shown_default="%(default)s", choices=("auto", "none", "rigid", "affine", "syn"),
     )  # fmt: skip
     output_space_contrast: str = output(
         "dwiref", "applying",
-        "what of the series is registered: the mean b=0, or the fractional anisotropy",
+        "image of the series that is registered: the mean b=0 or the fractional anisotropy",
         shown_default="%(default)s", choices=("dwiref", "fa"),
     )  # fmt: skip
     output_space_mask: Path | None = output(
@@ -223,7 +223,8 @@ class Settings:
     )
     output_space_white_matter: Path | None = output(
         None, "applying",
-        "white matter of the image, 0 to 1, on its grid: its edge is drawn on the series",
+        "white matter of the image, 0 to 1, on its grid: its edge is drawn on the series in the "
+        "report",
         metavar="FILE",
     )  # fmt: skip
     replace_outliers: bool = output(
@@ -232,20 +233,22 @@ class Settings:
         shown_default="show what was acquired, and list them",
     )  # fmt: skip
     fsl_outputs: bool = output(
-        False, "writing", "write the text files and CNR maps of FSL's eddy and FLIRT matrices, too"
+        False,
+        "writing",
+        "also write the text files and CNR maps of FSL's eddy, and FLIRT matrices",
     )
     cnr_maps: bool = output(False, "writing", "map SNR of the b=0 volumes and CNR of each shell")
     residuals: bool = output(
-        False, "writing", "write what each volume shows beyond its prediction"
+        False, "writing", "write the residual of each volume from its prediction"
     )
     eddy_fields: bool = output(
         False, "writing", "write the eddy-current fields as displacement fields"
     )
     ignore: tuple[str, ...] = output(
         (), "reading",
-        "sform, qform: which affine to disregard where the two disagree; tables: that the images "
-        "contradict the b-values; fieldmaps: that runs of other phase encodings tell the "
-        "off-resonance field; fmap-jacobian: that it changes the brightness",
+        "sform, qform: ignore this affine where the two disagree; tables: accept b-values that "
+        "contradict the images; fieldmaps: do not estimate the off-resonance field from runs of "
+        "other phase encodings; fmap-jacobian: do not correct the brightness for it",
         choices=("sform", "qform", "tables", "fieldmaps", "fmap-jacobian"),
     )  # fmt: skip
     random_seed: int = setting(
@@ -253,7 +256,7 @@ class Settings:
         shown_default="%(default)d", least=0, metavar="SEED",
     )  # fmt: skip
     nprocs: int = setting(
-        1, "running", "processors to use; the result does not depend on it",
+        1, "running", "number of processors; results do not depend on it",
         shown_default="all, %(default)d", least=1, metavar="N",
         options=("--nprocs", "--nthreads", "--n-cpus", "--n-threads"), node_input="n_threads",
     )  # fmt: skip

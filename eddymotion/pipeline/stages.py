@@ -92,9 +92,9 @@ def load_series(series: SeriesFiles, settings: Settings) -> DWI:
     if not len(dwi.gradients.dwis):
         raise EddymotionError(
             f"{series.dwi}: found 0 diffusion-weighted volume(s) above "
-            f"b={settings.b0_threshold:g}, "
-            "expected at least 2, since each is predicted from the others; check the .bval or "
-            "lower --b0-threshold, or give it beside the run whose distortion it shows"
+            f"b={settings.b0_threshold:g}, expected at least 2, since each is predicted from the "
+            "others; check the .bval or lower --b0-threshold, or give it together with the run "
+            "whose distortion it shows"
         )
     if settings.pe_axis:
         dwi = replace(dwi, acquisition=dwi.acquisition.encoded(settings.pe_axis, dwi.affine))
@@ -166,8 +166,8 @@ def _refuse_without_predictions(dwi: DWI, found: Quality, settings: Settings) ->
     correlations = found.correlation[dwi.gradients.dwis]
     if settings.min_q_distance > 0 and not np.isfinite(correlations).any():
         raise EddymotionError(
-            f"--min-q-distance {settings.min_q_distance:g} leaves no volume from which another "
-            "one could be predicted; choose a smaller one"
+            f"--min-q-distance {settings.min_q_distance:g} leaves no volume to predict another "
+            "one from; use a smaller value"
         )
 
 

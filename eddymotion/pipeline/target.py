@@ -69,7 +69,7 @@ class Target:
         image = read_target(path)
         if settings.output_space_transform not in ("auto", "none") and np.ptp(image.data) == 0:
             raise EddymotionError(
-                f"{path}: all voxels have one value, so that there is nothing to register; give "
+                f"{path}: all voxels have the same value, so there is nothing to register; give "
                 "an image of a head, or --output-space-transform none for its grid alone"
             )
         if isinstance(settings.output_resolution, float):  # before the motion is sought
@@ -117,8 +117,8 @@ def _regridded(box: Grid, sizes: np.ndarray) -> Grid:
     shape, affine = regridded(box.shape, box.affine, sizes)
     if prod(shape) > MOST_VOXELS:
         raise EddymotionError(
-            f"--output-resolution: voxels of {format_sizes(map(float, sizes))} mm make a grid of "
-            f"{format_sizes(shape)}, more than can be handled; give a larger one"
+            f"--output-resolution: voxels of {format_sizes(map(float, sizes))} mm give a grid of "
+            f"{format_sizes(shape)}, which is too large; give larger voxels"
         )
     return Grid(shape, affine)
 
@@ -136,8 +136,8 @@ def read_target(path: Path) -> Image:
         data = data[..., 0]
     if data.ndim != 3:
         raise EddymotionError(
-            f"{path}: found an image of shape {data.shape}, expected three dimensions; "
-            "give an image whose space the corrected series should get"
+            f"{path}: found an image of shape {data.shape}, expected three dimensions; give an "
+            "image that defines the output space"
         )
     return Image(data, affine)
 
@@ -162,7 +162,7 @@ def read_white_matter(path: Path | None, owner: Path, image: Image) -> np.ndarra
         return (np.rint(data) == WHITE_LABEL).astype(np.float32)
     if data.min() < 0 or data.max() > 1.01:  # rounding of integers with a slope
         raise EddymotionError(
-            f"{path}: found values from {data.min():g} to {data.max():g}, expected the share of "
+            f"{path}: found values from {data.min():g} to {data.max():g}, expected fractions of "
             "white matter, 0 to 1, or labels in a file named *_dseg"
         )
     return np.minimum(data, 1.0).astype(np.float32)

@@ -153,7 +153,7 @@ def _check_image(name: str, image: Image) -> None:
     if n_bad:
         raise EddymotionError(
             f"registration: the {name} image holds {n_bad} voxels of NaN or Inf out of "
-            f"{image.data.size}; replace them, with zero say"
+            f"{image.data.size}; replace them, for example with zero"
         )
 
 
@@ -167,8 +167,8 @@ def _check_mask(name: str, image: Image, mask: np.ndarray | None) -> None:
         )
     if not np.any(mask):
         raise EddymotionError(
-            f"registration: the {name} mask is empty; give one that marks where the image counts, "
-            "or none"
+            f"registration: the {name} mask is empty; give one that marks where the image is to "
+            "be compared, or none"
         )
 
 
@@ -202,9 +202,9 @@ def _check_overlap(
         counts = np.ones(moving.data.shape) if moving_mask is None else moving_mask
         apart = np.linalg.norm(points.mean(axis=0) - mask_center(counts, moving.affine))
         raise EddymotionError(
-            f"registration: the images do not overlap where they start ({common} voxels "
-            f"in common, the middles {apart:.0f} mm apart); start from the centres of mass "
-            "or from many places, or give an init"
+            f"registration: the images do not overlap where they start ({common} voxels in "
+            f"common, their centres {apart:.0f} mm apart); start from the centres of mass or "
+            "from many starts, or give an init"
         )
 
 

@@ -70,9 +70,8 @@ def get_registrar(name: str, settings_file: str | Path | None = None) -> Registr
         )
     if not isinstance(registrar, Registrar):
         raise EddymotionError(
-            f"registration {shown(name)} is no registrar: {type(registrar).__name__} lacks "
-            "register(), "
-            "transforms or metrics; update the package it comes from"
+            f"registration {shown(name)} is not a registrar: {type(registrar).__name__} lacks "
+            "register(), transforms or metrics; update the package it comes from"
         )
     return registrar
 

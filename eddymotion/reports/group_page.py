@@ -39,10 +39,11 @@ N_WORDS = 4
 TEXTS = ("largest_motion", "verdict")
 
 CAPTION = (
-    "Each dot is a series, its colour the verdict of its report; rings stand out by the rule. "
-    "Grey: the middle half; line: median; dashed: the limit of the rule, where all are compared. "
-    "Look for dots far from the others. Raw and corrected: the correction should lower residuals, "
-    "and raise correlation and CNR. Hover to see a series everywhere; click to open its report."
+    "Each dot is a series, coloured by the verdict of its report; rings: series that stand out "
+    "by the rule. Grey: the middle half; line: median; dashed: limit of the rule, where all "
+    "series are compared. Look for dots far from the others. Raw and corrected: correction "
+    "should lower residuals and raise correlation and CNR. Hover over a series to highlight it "
+    "everywhere; click to open its report."
 )
 
 
@@ -168,7 +169,7 @@ def _series(
 ) -> Html:
     shown = [name for name in group.metrics if name != "verdict"]
     heads = [_head("series", "Name of the series"), _head("verdict", "Of the report"),
-             _head("outlier", "By how many metrics it stands out"),
+             _head("outlier", "Number of metrics by which it stands out"),
              _head("protocol", "Voxel size and b-values", class_="more")]  # fmt: skip
     heads += [
         _head(_heading(name), describe_metric(name)[0], _unit(name), class_=_column_class(name))

@@ -56,7 +56,7 @@ def build_group_report(
     if not group.rows:
         of = f", of {len(errors)} that are wanted" if errors else ""
         raise EddymotionError(
-            f"{output_dir}: no finished series to gather{of}; run the participant level first"
+            f"{output_dir}: no finished series to collect{of}; run the participant level first"
         )
     comparisons = group.comparisons()
     table = table_columns(group, comparisons)

@@ -163,12 +163,12 @@ RULE = (
 
 DETAILS = (
     "A robust standard deviation is 1.4826 × the median absolute deviation, at least "
-    f"{LEAST_SPREAD:g}, of the logarithm; of that of 1 − r for correlations. "
-    "Displacements (of the head alone where eddy currents were found), the largest motion and "
-    "lost slices are compared over all series; residual, neighbouring correlation, tSNR and "
-    "CNR, all of the corrected series, within a protocol: the same voxel size and b-values. "
-    "A constant is added first, below which differences do not matter: 0.1 mm (mean "
-    "displacement), 0.5 mm (largest displacement, largest motion), 0.1 % (lost slices), 1 % "
-    "(residual), 0.01 (1 − r), 1 (tSNR), 0.05 (CNR)."
+    f"{LEAST_SPREAD:g}, of the logarithm; of that of 1 − r for correlations. Displacements (of "
+    "the head alone where eddy currents were found), the largest motion and lost slices are "
+    "compared over all series; residual, neighbouring correlation, tSNR and CNR, all of the "
+    "corrected series, within a protocol: the same voxel size and b-values. A constant, below "
+    "which differences do not matter, is added first: 0.1 mm (mean displacement), 0.5 mm "
+    "(largest displacement, largest motion), 0.1 % (lost slices), 1 % (residual), 0.01 (1 − r), "
+    "1 (tSNR), 0.05 (CNR)."
 )
 """The rule in full."""

@@ -74,14 +74,14 @@ METRICS = {
         "Volumes with a framewise displacement above {detail} mm", "%",
         "FD > {detail} mm", 1, panel="volumes above an FD (%)"),
     "within_max": Metric(
-        "Largest way of the head within a volume, where it was followed: RMS displacement from "
-        "the pose of the volume over a sphere of 80 mm", "mm",
+        "Largest displacement of the head within a volume, where it was estimated: RMS "
+        "displacement from the pose of the volume over a sphere of 80 mm", "mm",
         "motion within", panel="motion within a volume (mm)"),
     "outlier_slices": Metric(
         "Slices that lost signal, of those that were judged", "%",
         "lost slices", shown=True, panel="lost slices (%)"),
     "beyond_repair": Metric(
-        "Volumes that lost too much to be used", "1", "beyond repair", 0, shown=True),
+        "Volumes that lost too much signal to be used", "1", "beyond repair", 0, shown=True),
     "residual": Metric(
         "Root-mean-square difference of diffusion-weighted volumes from their leave-one-out "
         "predictions, of the mean signal, median over volumes", "%",

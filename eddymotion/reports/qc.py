@@ -43,7 +43,7 @@ OTHER_NAMES = {
         "Signal-to-noise ratio of the b=0 volumes, then contrast-to-noise ratio of each shell, "
         "corrected series, median over the brain", "1", "eddy QUAD"),
     "exclude_volumes": (
-        "Volumes beyond repair, counted from 0, and why: better left out of the analysis",
+        "Volumes beyond repair, counted from 0, and why: to be excluded from the analysis",
         "n/a", ""),
 }  # fmt: skip
 """Figures beside those of the group: what they are, their unit, whose name it is."""

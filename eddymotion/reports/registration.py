@@ -277,7 +277,7 @@ def difference_figure(
         _label(axes[0], f"{when}: RMS {rms:.0f}" if rms >= 1000 else f"{when}: RMS {rms:.3g}")
     bar = figure.colorbar(picture, ax=rows, shrink=0.6, pad=0.01, panchor=False)
     bar.set_label("units of the fixed image")
-    _title(figure, "fixed − moving, whose intensities are fitted to those of the fixed image")
+    _title(figure, "fixed − moving, with intensities fitted to the fixed image")
     return figure
 
 
@@ -320,7 +320,7 @@ def displacement_figure(
     bar = figure.colorbar(picture, ax=rows, shrink=0.8, pad=0.01, panchor=False)
     bar.set_label("displacement (mm)")
     drawn = "to scale" if factor == 1 else f"arrows drawn {factor:g} × as long"
-    _title(figure, f"where points of the fixed image lie in the moving one ({drawn})")
+    _title(figure, f"position of points of the fixed image in the moving image ({drawn})")
     return figure
 
 

@@ -40,62 +40,62 @@ MARKS = {Severity.GOOD: "✓", Severity.CARE: "!", Severity.DOUBTFUL: "✕"}
 CAPTIONS = {
     "motion": (
         "Head motion",
-        "Relative to the first b=0 volume, or the first of all. Look for steps (the head moved "
-        "between two volumes) and drifts. Orange bars: jumps, a framewise displacement (FD) "
-        f"above {JUMP_MM:g} mm. Translations and FD are the head's; by how much eddy currents "
-        "displaced the volumes as a whole, in mm against the phase encoding, stands apart, while "
-        "the columns trans hold both. Bands: 95 % intervals. Correlation: of each volume, "
-        "after correction, with its prediction; look for dots far below their shell. "
-        "Lost slices: signal gone, mostly by motion during the diffusion gradients; resampling "
-        "does not bring it back. Shaded: volumes beyond repair. The colours at the top are the "
+        "Relative to the first b=0 volume, or else the first volume. Look for steps (the head "
+        "moved between two volumes) and drifts. Orange bars: jumps, a framewise displacement "
+        f"(FD) above {JUMP_MM:g} mm. Translations and FD are the head's; the displacement of "
+        "whole volumes by eddy currents, in mm against the phase encoding, is shown separately; "
+        "the columns trans contain both. Bands: 95 % intervals. Correlation: of each volume, "
+        "after correction, with its prediction; look for dots far below their shell. Lost "
+        "slices: signal loss, mostly by motion during the diffusion gradients; resampling "
+        "cannot restore it. Shaded: volumes beyond repair. The colours at the top are the "
         "shells.",
     ),
     "within": (
         "Course of the head within volumes",
-        "Each volume from its first excitation, at the left of its column, to its last. The "
-        "lowest panel: how far the head was from the pose of the volume at most. Orange: more "
-        "than a voxel. Volumes within which the head moved were rebuilt slice by slice, each at "
-        "its own pose. A course should be smooth, and quiet where the volumes before and after "
-        "are; look for single volumes in which it swings to both sides.",
+        "Each volume from its first excitation, at the left of its column, to its last. Lowest "
+        "panel: largest distance of the head from the pose of the volume. Orange: more than a "
+        "voxel. Volumes within which the head moved were rebuilt slice by slice, each at its "
+        "own pose. The course should be smooth, and quiet where neighbouring volumes are; look "
+        "for single volumes in which it swings to both sides.",
     ),
     "before_after": (
         "Spread over volumes",
-        "The standard deviation over the volumes of the largest shell lights up at edges that "
-        "move; after correction it should be thin and dark there. In the line through the head, "
-        "look for steps before that are straight after.",
+        "The standard deviation over the volumes of the largest shell is bright at moving "
+        "edges; after correction these should be thin and dark. In the line through the head, "
+        "steps before correction should be straight after it.",
     ),
     "brain": (
         "Mask of the brain",
-        "Orange: its edge, on the mean b=0. All that is estimated and measured is so inside. Look "
-        "for eyes, neck or skull within, and for brain left out.",
+        "Orange: its edge, on the mean b=0. Estimation and quality measures use the voxels "
+        "inside. Look for eyes, neck or skull inside, and for brain outside.",
     ),
     "b0_edges": (
         "Frame of the diffusion-weighted volumes",
-        "Orange: edges of the fluid in the b=0 image (before correction: in its first volume), on "
-        "the mean of the lowest shell; after correction they should hug the dark ventricles and "
-        "the outside of the brain, and where they stand off to the same side everywhere, the "
+        "Orange: edges of the fluid in the b=0 image (before correction: in its first volume), "
+        "on the mean of the lowest shell; after correction they should hug the dark ventricles "
+        "and the outside of the brain, if they are shifted to the same side everywhere, the "
         "diffusion-weighted volumes are not in the frame of b=0.",
     ),
     "carpet": (
         "Signal lost in slices",
         "A column is a volume, by shell; a row is a slice. Red: less signal than predicted from "
-        "the other volumes, in robust standard deviations. Boxed: outliers, at least a tenth of "
-        "the signal gone as well. Look for columns with many boxes (a volume to leave out) and "
-        "for stripes in time. Grey: not judged.",
+        "the other volumes, in robust standard deviations. Boxed: outliers, which also lost at "
+        "least a tenth of the signal. Look for columns with many boxes (a volume to exclude) "
+        "and for stripes in time. Grey: not judged.",
     ),
     "heldout": (
         "Held-out prediction",
-        "Each volume beside what the other volumes predict for it. The residual should be noise: "
-        "red bands are lost slices, paired red and blue rims a volume that is still misplaced, "
-        "anatomy a model that does not describe the tissue; faint stripes in a prediction come "
-        "from lost slices of other volumes. The local correlation (window of 4 mm) should be "
-        "bright in white matter.",
+        "Each volume next to its prediction from the other volumes. The residual should be "
+        "noise: red bands are lost slices, paired red and blue rims a volume that is still "
+        "misplaced, anatomy a model that does not describe the tissue; faint stripes in a "
+        "prediction come from lost slices of other volumes. The local correlation (window of 4 "
+        "mm) should be bright in white matter.",
     ),
     "shells": (
         "Gradient directions",
         "Rings: as acquired; dots: rotated with the head, as written to the .bvec file. The "
-        "distance from the centre is √b; faint points are on the far side. Long lines are volumes "
-        "that turned much; look for holes and clusters among the dots. Drag to turn.",
+        "distance from the centre is √b; faint points are on the far side. Long lines are "
+        "volumes with large rotations; look for holes and clusters among the dots. Drag to turn.",
     ),
     "maps": (
         "Colour FA, tSNR and CNR",
@@ -106,21 +106,21 @@ CAPTIONS = {
     ),
     "space": (
         "Output space",
-        "The image that gave the space, with outlines of the reference of the series: before, as "
-        "the files lie, and after the registration. Orange should follow the edge of the brain, "
-        "blue the brightest structures: the ventricles in a b=0, white matter in FA. In the last "
-        "row it is the other way round: the reference in that space, with outlines of the image, "
-        "or with the edge of its white matter, where that is known. Look at the ventricles, the "
-        "folds and the callosum; in front and at the ears an echo-planar image is distorted, and "
-        "no rigid registration follows. Where it is wrong, the words of the warning say what to "
-        "try.",
+        "The image that defines the space, with outlines of the reference of the series: before "
+        "registration, as positioned by the headers, and after it. Orange should follow the "
+        "edge of the brain, blue the brightest structures: the ventricles in a b=0, white "
+        "matter in FA. The last row shows the reverse: the reference in that space, with "
+        "outlines of the image, or with the edge of its white matter, where that is known. Look "
+        "at the ventricles, the folds and the callosum; in front and at the ears an echo-planar "
+        "image is distorted, which no rigid registration can follow. If it is wrong, the "
+        "warning says what to try.",
     ),
     "off_resonance": (
         "Off-resonance field",
         "The mean b=0 of all runs without distortion; the field, which moves with the head; and "
-        "by how much this run was stretched along its phase encoding: where it was squeezed "
-        "(orange), signal piled up, and less is known of what belongs where. The outline of the "
-        "ventricles and of the front of the brain should be that of an anatomical image.",
+        "how much this run was stretched along its phase encoding: where it was squeezed "
+        "(orange), signal piled up and cannot be fully separated. The outline of the ventricles "
+        "and of the front of the brain should match an anatomical image.",
     ),
     "eddy": (
         "Eddy-current fields",
@@ -202,11 +202,11 @@ def checks(series: SeriesReport) -> Html:
         "The worst of these checks is the verdict. A volume is beyond repair if more than "
         f"{100 * MANY_LOST:g} % of its judged slices lost signal, if it shows less than "
         f"{100 * WEAK_VOLUME:g} % of its predicted signal throughout, if it could not be placed, "
-        "or if no pose explains it: where its slices kept their signal, its prediction leaves so "
-        "much more of it unexplained than is usual in its shell that a fit is better without it "
-        f"(about twice as much), and {SPREADS:g} robust standard deviations more. Motion is "
-        "corrected, between volumes and as far as the head was followed within them; signal that "
-        "it destroyed is not.",
+        "or if no pose explains it: where its slices kept their signal, the part that its "
+        "prediction leaves unexplained is so much larger than usual in its shell that a fit is "
+        f"better without it (about twice as much), and {SPREADS:g} robust standard deviations "
+        "more. Motion is corrected between volumes, and within them where it was estimated; "
+        "signal that it destroyed cannot be restored.",
         class_="note",
     )
     reasons = [
@@ -215,7 +215,7 @@ def checks(series: SeriesReport) -> Html:
     ]
     return join([
         numbers, tag("ul", *reasons) if reasons else None, rule,
-        details("What the run said", table(_rows(series.summary), class_="facts"))
+        details("Warnings and log of the run", table(_rows(series.summary), class_="facts"))
         if series.summary else None,
     ])  # fmt: skip
 

@@ -214,7 +214,7 @@ class SeriesReport:
         data = ReportData.load(data_file) if data_file.exists() else None
         if data is not None and len(data.bvals) != len(table):
             raise EddymotionError(
-                f"{outputs['confounds']}: has {len(table)} rows, the data of the report "
+                f"{outputs['confounds']}: has {len(table)} rows, but the data of the report "
                 f"{len(data.bvals)} volumes; correct the series again"
             )
         return cls(

@@ -61,7 +61,7 @@ def _unknown(motion: Motion) -> dict[str, str]:
         volumes = np.flatnonzero(motion.unplaced)
         facts["volumes that could not be placed"] = ", ".join(map(str, volumes))
     if motion.undetermined is not None:
-        facts["not determined by the images, taken as at rest"] = describe_directions(
+        facts["not determined by the images, assumed to be at rest"] = describe_directions(
             motion.undetermined
         )
     return facts
@@ -90,7 +90,7 @@ def _within(dwi: DWI, motion: Motion) -> str:
     n_moved = int(motion.moved_within.sum())
     if not n_moved:
         why = dwi.acquisition.why_untimed or motion.order_doubt
-        return f"not sought, since {why}" if why else "one pose a volume"
+        return f"not estimated, since {why}" if why else "one pose a volume"
     reach = excursions(motion, dwi.center)
     return (
         f"in {n_moved} of {len(dwi)} volumes, by up to {reach.max():.2f} mm (volume "

@@ -57,7 +57,7 @@ def volume_bar(series: SeriesReport) -> Html:
 def viewer(series: SeriesReport) -> Html:
     """Write what the script fills: all volumes before, after and predicted."""
     if series.data is None:
-        return tag("p", "The run left no pictures of the original series.", class_="note")
+        return tag("p", "The run wrote no images of the original series.", class_="note")
     sprites = [
         tag("img", src=data_address(sheet.data, ".webp"), alt="", hidden=True, class_="sprite",
             data_sheet=name)
@@ -83,15 +83,16 @@ def viewer(series: SeriesReport) -> Html:
             "edge of the brain"),
         class_="controls",
     )  # fmt: skip
-    canvas = tag("canvas", "A browser with a script shows the volumes here.", role="img",
+    canvas = tag("canvas", "The volumes are shown here in a browser with JavaScript.", role="img",
                  aria_label="three planes of the chosen volume, before and after correction",
                  class_="main")  # fmt: skip
     return Figure(
         join([*sprites, tag("div", canvas, class_="viewer"), controls]),
         "All volumes",
-        "Scrub with the bar below, the arrow keys, or the pointer over any chart. Orange: the "
-        "edge of the brain in the reference; the head may leave it before and should stay in it "
-        "after. Between after and prediction nothing should move. Left is left.",
+        "Move through volumes with the bar below, the arrow keys, or the pointer over any "
+        "chart. Orange: the edge of the brain in the reference; the head may leave it before "
+        "and should stay in it after. Nothing should move between after and prediction. Left is "
+        "left.",
     ).html()
 
 
@@ -107,10 +108,10 @@ def worst_volumes(series: SeriesReport) -> Html:
     return Figure(
         tag("div", *worst, class_="gallery"),
         "The volumes worth a look",
-        "Flickering before/after. In turn: beyond repair, a correlation with the prediction "
-        "far below the shell, the largest framewise displacements, the most outlier slices. "
-        "Look for dark slices and for what moves; brightness is the same for all volumes of a "
-        "shell. Press one to see it at the top.",
+        "Flickering before/after. In turn: beyond repair, a correlation with the prediction far "
+        "below the shell, the largest framewise displacements, the most outlier slices. Look "
+        "for dark slices and for movement; brightness is scaled alike for all volumes of a "
+        "shell. Click one to see it at the top.",
     ).html()
 
 

@@ -100,7 +100,7 @@ def resample(  # type: ignore[misc]  # options by name
     if isinstance(dwi, list | tuple):
         if not isinstance(motion, list | tuple) or len(motion) != len(dwi):
             raise EddymotionError(
-                f"resample: {len(dwi)} runs, expected as many motions, one a run, from "
+                f"resample: {len(dwi)} runs, expected as many motions, one per run, from "
                 "estimate_motion"
             )
         grid = grid or (dwi[0].shape, dwi[0].affine)

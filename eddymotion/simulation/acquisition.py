@@ -155,7 +155,7 @@ class Imaging:
     def __post_init__(self) -> None:
         if self.kspace is not None and self.distortion is not None:
             raise EddymotionError(
-                "acquire: a distortion is not simulated in k-space; leave one out"
+                "acquire: distortion is not simulated in k-space; leave one of them out"
             )
 
     def scan(

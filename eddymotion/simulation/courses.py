@@ -93,7 +93,7 @@ def replayed_trajectory(
     motion = read_trajectory(path, center)
     if not np.isfinite(motion.times).all():
         raise EddymotionError(
-            f"{path}: column time has n/a, and a scan is simulated slice by slice in time; "
+            f"{path}: column time has n/a, but simulation slice by slice needs all times; "
             "complete it"
         )
     if (len(motion), motion.n_slices) != (n_volumes, n_slices):

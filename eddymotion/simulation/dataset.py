@@ -131,7 +131,7 @@ def refuse_unsimulated(folder: Path) -> None:
     description = folder / "dataset_description.json"
     if description.exists() and read_json(description).get("Name") != DATASET_NAME:
         raise EddymotionError(
-            f"{folder}: holds a dataset that was not simulated; give another folder"
+            f"{folder}: contains a dataset that was not simulated; give another folder"
         )
 
 
@@ -146,7 +146,8 @@ def check_destination(folder: Path, image: Path, *, overwrite: bool) -> None:
     refuse_unsimulated(folder)
     if image.exists() and not overwrite:
         raise EddymotionError(
-            f"{image}: exists; give another --participant-label, or --overwrite to replace it"
+            f"{image}: already exists; give another --participant-label, or --overwrite to "
+            "replace it"
         )
 
 

@@ -95,7 +95,9 @@ def rigid_matrices(path: Path, center: np.ndarray) -> np.ndarray:
             f"{' '.join(PARAMETERS)}, or an ITK text file"
         ) from error
     if not far_from_rotations(matrices).max() < RIGID_TOLERANCE:
-        raise EddymotionError(f"{path}: the transforms are not rigid; a head only turns and moves")
+        raise EddymotionError(
+            f"{path}: the transforms are not rigid, as head motion is; give rigid ones"
+        )
     return matrices
 
 

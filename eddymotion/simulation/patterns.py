@@ -29,6 +29,6 @@ COURSES: dict[Course, str] = {
     "fast-drift": "drift of several millimetres over a few volumes",
     "nods": "nods of 1 to 5 s and 1 to 4°, every 20 s or so",
     "jumps": "sudden movements of about 3 mm and 2° in the midst of volumes",
-    "breathing": "up and down and a nod at 0.28 Hz, always alike",
+    "breathing": "up and down and a nod at 0.28 Hz, always the same",
 }
 """Motion that goes on while a volume is scanned, slice by slice."""

@@ -66,7 +66,7 @@ def cartesian_scheme(n: int, b_max: float, n_b0: int = 1, *, seed: int = 0) -> G
     """
     points = _half_lattice(LATTICE_RADIUS)
     if n > len(points):
-        raise EddymotionError(f"a half-grid has {len(points)} points, {n} were asked for")
+        raise EddymotionError(f"a half-grid has {len(points)} points, {n} were requested")
     q = np.random.default_rng(seed).permutation(points)[:n]
     squared = (q**2).sum(axis=1)
     return _interleave_b0(b_max * squared / LATTICE_RADIUS**2, q.astype(float), n_b0)

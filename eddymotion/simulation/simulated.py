@@ -296,7 +296,7 @@ def _trajectory(recipe: Recipe, n_volumes: int, grid: Grid) -> SlicePoses | None
     if isinstance(recipe.motion, Path):
         if {recipe.repetition_time, recipe.slice_order, recipe.multiband} != {None}:
             raise EddymotionError(
-                f"{recipe.motion}: tells the slice timing itself; leave out the slice order, the "
+                f"{recipe.motion}: has its own slice timing; leave out the slice order, the "
                 "multiband factor and the repetition time"
             )
         replayed = replayed_trajectory(recipe.motion, n_volumes, n_slices, grid.center)
@@ -319,7 +319,8 @@ def _magnetised(recipe: Recipe, head: Head) -> Magnetised | None:
         return None
     if not isinstance(head, SyntheticHead):
         raise EddymotionError(
-            "susceptibility needs to know where there is air, which a synthetic head without a "
-            "cavity alone does; give head='synthetic', or leave the susceptibility out"
+            "susceptibility needs the air cavities, which are known only for a synthetic head "
+            "without a cavity in the brain; give head='synthetic', or leave the susceptibility "
+            "out"
         )
     return Magnetised(head, strength=recipe.susceptibility)

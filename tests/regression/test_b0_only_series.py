@@ -58,7 +58,7 @@ def test_they_are_skipped_listed_and_no_failure(raw, tmp_path, capsys):
     only = [str(raw), str(output), "group", "--participant-label", "02"]
     assert participant.main(only) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("nothing to gather, all series of these participants were skipped")
+    assert line.endswith("nothing to collect, all series of these participants were skipped")
 
 
 def test_one_volume_without_tables_is_skipped_and_several_are_not(tmp_path):

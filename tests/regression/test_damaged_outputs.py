@@ -98,7 +98,7 @@ def test_what_is_not_as_it_was_written_is_not_reused(kind, change, text, outputs
     (line,) = caplog.messages
     assert outputs[kind].name in line
     assert text in line
-    assert "made again" in line
+    assert "recomputed" in line
 
 
 def test_a_touched_image_is_read_and_still_the_same(outputs):
@@ -125,7 +125,7 @@ def test_more_outputs_need_no_new_estimate_unless_the_motion_was_changed(
     outputs, image, monkeypatch, capsys
 ):
     def found_again(*given):
-        raise AssertionError("found again")
+        raise AssertionError("estimated again")
 
     monkeypatch.setattr(steps, "find_motion", found_again)
     monkeypatch.setattr(steps, "draw_series", lambda *given, **named: None)
@@ -133,7 +133,7 @@ def test_more_outputs_need_no_new_estimate_unless_the_motion_was_changed(
     assert outputs["dwi"].with_name("sub-01_desc-preproc_dwi.eddy_parameters").is_file()
     alter(outputs["xfm"])
     assert run(image, outputs.folder, "--fsl-outputs") == 1
-    assert "found again" in capsys.readouterr().err
+    assert "estimated again" in capsys.readouterr().err
 
 
 def test_a_folder_in_place_of_an_output_is_reported_before_the_work(outputs, image, capsys):

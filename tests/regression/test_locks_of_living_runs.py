@@ -175,7 +175,7 @@ def test_a_folder_in_place_of_a_lock_is_reported(tmp_path):
     path = tmp_path / ".sub-01.lock"
     path.mkdir()
     with (
-        pytest.raises(EddymotionError, match="a folder, where a run puts its lock file; remove"),
+        pytest.raises(EddymotionError, match="a folder with the name of the lock file; remove"),
         locked([path]),
     ):
         pass

@@ -62,7 +62,7 @@ def test_names_that_are_nearly_right_are_told(tmp_path, caplog):
     others = ["sub-01_dwi.nii.gz", "sub-01_sbref.nii.gz", "sub-01_acq-dwi_ADC.nii.gz"]
     write(tmp_path, *(f"sub-01/dwi/{name}" for name in near + others))
     assert images(tmp_path) == ["sub-01/dwi/sub-01_dwi.nii.gz"]
-    told = [line.getMessage() for line in caplog.records if "left out, since" in line.getMessage()]
+    told = [line.getMessage() for line in caplog.records if "skipped, since" in line.getMessage()]
     assert sorted(line.partition(": ")[0] for line in told) == sorted(
         f"sub-01/dwi/{name}" for name in near
     )
@@ -114,7 +114,7 @@ def test_a_run_with_names_that_differ_in_a_sign_only(tmp_path, capsys):
     assert participant.main([str(raw), str(output), "participant", *QUICK, "--nprocs", "1"]) == 1
     printed = capsys.readouterr().err
     assert "2 of 4 series failed" in printed
-    assert "are one series; remove one of the two" in printed
+    assert "are the same series; remove one of them" in printed
     written = {path.name for path in output.rglob("*_desc-preproc_dwi.nii.gz")}
     assert written == {f"sub-01_acq-a{sign}b_desc-preproc_dwi.nii.gz" for sign in "+-"}
     page = (output / "sub-01.html").read_text()
@@ -127,7 +127,11 @@ def test_data_that_are_not_here_say_how_to_get_them(tmp_path):
     image.parent.mkdir(parents=True)
     image.symlink_to(f"../../{content}")
     (series,) = find_series(tmp_path)["01"]
-    with pytest.raises(EddymotionError, match=r"its content is not here; get it with: datalad ge"):
+    with pytest.raises(
+        EddymotionError,
+        match=r"its content is not present; get it with: "
+        r"datalad ge",
+    ):
         load(series.dwi)
     (tmp_path / content).parent.mkdir(parents=True)
     for written, command in (
@@ -135,7 +139,7 @@ def test_data_that_are_not_here_say_how_to_get_them(tmp_path):
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ):
         (tmp_path / content).write_text(written)
-        with pytest.raises(EddymotionError, match=f"not here; get it with: {command}"):
+        with pytest.raises(EddymotionError, match=f"not present; get it with: {command}"):
             read_image(image)
     (tmp_path / "a.txt").symlink_to("nowhere")
     assert "a link to nowhere, which is not there" in absence(tmp_path / "a.txt")

@@ -27,7 +27,7 @@ def test_a_comb_is_beyond_repair_and_no_other_volume_is(combed, moving, truth):
     quality = assess(combed, truth)
     reasons = reasons_beyond_repair(quality.outliers)
     assert list(reasons) == [COMB]
-    assert reasons[COMB].startswith("at no pose is it as predicted: ")
+    assert reasons[COMB].startswith("no pose agrees with its prediction: ")
     assert not quality.outliers.flagged[COMB].mean() > 0.2
     assert not reasons_beyond_repair(assess(moving, truth).outliers)
 

@@ -139,7 +139,7 @@ def test_what_is_not_sound_is_still_refused(tmp_path, capfd):
     with pytest.raises(EddymotionError, match="is empty; copy or convert it again"):
         read_image(tmp_path / "empty.nii.gz")
     assert capfd.readouterr().err == ""  # nibabel's own lines
-    with pytest.raises(EddymotionError, match="half of a pair"):
+    with pytest.raises(EddymotionError, match="file of a pair"):
         read_grid(written(tmp_path / "x.img"))
 
 

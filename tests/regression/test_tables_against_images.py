@@ -67,7 +67,7 @@ def test_the_only_b0_under_the_label_of_another_volume(moving):
 def test_a_table_shifted_by_a_volume_is_found(moving, step, back):
     old = moving.gradients
     shifted = labelled(moving, np.roll(old.bvals, step), np.roll(old.bvecs, step, axis=0))
-    assert f"fit the images if each stands one volume {back}" in only(shifted)
+    assert f"fit the images if each is moved one volume {back}" in only(shifted)
 
 
 def test_vectors_that_encode_b_values_are_reported(two_shells):

@@ -45,9 +45,9 @@ def test_two_volumes_with_exchanged_vectors_are_named(still, seed):
 @pytest.mark.parametrize(
     ("order", "words"),
     [
-        (lambda rows: np.roll(rows, 1), "each stands one diffusion-weighted volume earlier"),
-        (lambda rows: np.roll(rows, -1), "each stands one diffusion-weighted volume later"),
-        (lambda rows: rows[::-1], "they stand in reverse order"),
+        (lambda rows: np.roll(rows, 1), "each is moved one diffusion-weighted volume earlier"),
+        (lambda rows: np.roll(rows, -1), "each is moved one diffusion-weighted volume later"),
+        (lambda rows: rows[::-1], "their order is reversed"),
     ],
 )
 def test_a_table_in_another_order_is_told_with_the_right_one(still, order, words):

@@ -32,7 +32,7 @@ def test_a_folder_above_names_the_dataset(dataset):
 def test_dicom_files_are_to_be_converted(name, content, tmp_path):
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(EddymotionError, match="DICOM files; convert them to BIDS before"):
+    with pytest.raises(EddymotionError, match="DICOM files; convert them to BIDS first"):
         find_series(tmp_path)
 
 
@@ -61,7 +61,7 @@ def test_a_dataset_without_description_is_read_and_reported(dataset, caplog):
                                                          "--participant-label 01 02"),
         ("ds --participant-label 01 02", "write: eddymotion BIDS_DIR OUTPUT_DIR participant"),
         ("--participant-label ds out group", "eddymotion ds out group --participant-label LABEL"),
-        ("--ignore sform ds out participant", "takes all words that follow it: put other"),
+        ("--ignore sform ds out participant", "takes all arguments that follow it: put other"),
     ],
 )  # fmt: skip
 def test_an_option_that_took_the_folders_says_so(call, hint, capsys):

@@ -120,7 +120,7 @@ def _of_axes(dwi: DWI) -> list[DataIssue]:
 
 
 def _of_order(dwi: DWI) -> list[DataIssue]:
-    look = "look at the .bvec and how it was made, on which depends what is fitted to the series"
+    look = "check the .bvec and how it was made: whatever is fitted to the series depends on it"
     if (order := likelier_order(dwi)) is not None:
         return [DataIssue("directions", f"the b-vectors fit the images if {order}; {look}")]
     pairs = exchanged_vectors(dwi)
@@ -139,17 +139,17 @@ def _of_zeros(dwi: DWI) -> list[DataIssue]:
     if dwi.is_cut:
         found.append(DataIssue(
             "zeros",
-            "tissue was set to zero, or to another constant (skull-stripped or defaced); such "
-            "voxels and what filters mix with them are left out, and errors are larger: better "
-            "give the series as it was acquired",
+            "tissue was set to zero or another constant (skull-stripped or defaced); these "
+            "voxels and their neighbourhood are ignored, and errors are larger: use the series "
+            "as acquired if possible",
             lost=CUT_PART, factor=CUT_FACTOR,
         ))  # fmt: skip
     if len(dwi.cut_volumes):
         some = len(dwi.cut_volumes) > 1
         found.append(DataIssue(
             "zeros",
-            f"volume{'s' if some else ''} {listed(dwi.cut_volumes)}: tissue that other volumes "
-            "show was set to zero, or to another constant (cropped?); it is left out there",
+            f"volume{'s' if some else ''} {listed(dwi.cut_volumes)}: tissue visible in other "
+            "volumes was set to zero or another constant (cropped?); it is ignored there",
         ))  # fmt: skip
     return found
 
@@ -161,9 +161,9 @@ def _of_negatives(dwi: DWI) -> list[DataIssue]:
         return []
     return [DataIssue(
         "negative",
-        f"volume{'s' if len(wrong) > 1 else ''} {listed(wrong)}: the signal is as far below zero "
-        "as above, which no magnitude is: integers that overflowed, or phase images; look at how "
-        "the image was converted",
+        f"volume{'s' if len(wrong) > 1 else ''} {listed(wrong)}: the signal is negative as much "
+        "as positive, unlike magnitudes: integer overflow, or phase images; check how the image "
+        "was converted",
         severe=True,
     )]  # fmt: skip
 
@@ -176,18 +176,17 @@ def _of_background(dwi: DWI) -> list[DataIssue]:
         return []
     return [DataIssue(
         "contrast",
-        "all faces of the image are brighter than its middle, as background is where the contrast "
-        "is inverted: poses may be off by several standard errors; give the signal as it was "
-        "acquired",
+        "all faces of the image are brighter than its middle, as in images of inverted "
+        "contrast: poses may be off by several standard errors; use the signal as acquired",
         severe=True,
     )]  # fmt: skip
 
 
 def _of_noise(dwi: DWI) -> list[DataIssue]:
     text = (
-        "far less noise than the noise floor tells: denoised before the correction, which at "
-        "low SNR removes the motion, too; better estimate the motion on the raw series and "
-        "apply it to the denoised one"
+        "far less noise than the noise floor implies: the series was denoised, which at low SNR "
+        "removes motion as well; estimate the motion on the raw series and apply it to the "
+        "denoised one"
     )
     return [DataIssue("denoised", text, lost=DENOISED_PART)] if is_denoised(dwi) else []
 
@@ -203,9 +202,9 @@ def _of_fat(dwi: DWI) -> list[DataIssue]:
         return []
     return [DataIssue(
         "fat",
-        f"{percent:.0f} % of the brain lie under or beside signal that diffusion hardly "
-        "attenuates: fat that was not suppressed, and that is shifted along the phase encoding "
-        "whatever the head does; the joint estimator leaves them out, and errors are larger",
+        f"{percent:.0f} % of the brain lie under or next to signal that diffusion hardly "
+        "attenuates: unsuppressed fat, shifted along the phase encoding and not moving with the "
+        "head; the joint estimator ignores these voxels, and errors are larger",
     )]  # fmt: skip
 
 
@@ -225,17 +224,17 @@ CHECKS = (
 
 def _wrong_axes(dwi: DWI, reading: AxesReading) -> str:
     """Say how the b-vectors should be read."""
-    axis, look = reading.mirrored_axis, "which the correction can neither see nor mend; look at"
+    axis, look = reading.mirrored_axis, "which the correction can neither detect nor repair; check"
     if axis is not None:
         return (
-            "fibres go on from voxel to voxel better with the sign of the b-vectors changed along "
-            f"image axis {axis}: all directions may be mirrored, {look} row "
+            "fibres continue better from voxel to voxel with the sign of the b-vectors flipped "
+            f"along image axis {axis}: all directions may be mirrored, {look} row "
             f"{'ijk'.index(axis) + 1} of the .bvec and how it was made"
         )
     return (
-        "fibres go on from voxel to voxel better with the components of the b-vectors exchanged: "
-        f"they may belong to other axes, {look} the .bvec and how it was made, whose rows "
-        f"{reading.rows(dwi.affine)} would fit best"
+        "fibres continue better from voxel to voxel with the components of the b-vectors "
+        f"exchanged: they may belong to other axes, {look} the .bvec and how it was made, whose "
+        f"rows {reading.rows(dwi.affine)} would fit best"
     )
 
 

@@ -127,7 +127,8 @@ class Labels:
                 found.append(Contradiction(
                     f"volumes {listed(levels[higher])} (b={bvals[1]:.0f}) are brighter than "
                     f"volumes {listed(levels[lower])} (b={bvals[0]:.0f})",
-                    "the images fit if the two b-values are exchanged, or their gains differ",
+                    "exchange the two b-values if they are swapped, or check whether the gains "
+                    "differ",
                     certain=False,
                 ))  # fmt: skip
         return found

@@ -73,9 +73,9 @@ alike volumes are that follow each other. Of ten real series 0.85 to 0.93, 0.24 
 most. Noise has many ways, motion has few and lasts."""
 
 ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "each stands one diffusion-weighted volume earlier": lambda rows: np.roll(rows, -1),
-    "each stands one diffusion-weighted volume later": lambda rows: np.roll(rows, 1),
-    "they stand in reverse order": lambda rows: rows[::-1],
+    "each is moved one diffusion-weighted volume earlier": lambda rows: np.roll(rows, -1),
+    "each is moved one diffusion-weighted volume later": lambda rows: np.roll(rows, 1),
+    "their order is reversed": lambda rows: rows[::-1],
 }
 """Of the diffusion-weighted volumes, in which tables may stand by mistake."""
 

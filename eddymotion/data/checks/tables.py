@@ -75,7 +75,7 @@ def _contradictions(dwi: Series) -> list[Contradiction]:
     if not wrong:
         return labels.out_of_order()
     if (words := _one_volume_off(labels, wrong, threshold)) is not None:
-        reading = f"the b-values fit the images if each stands one volume {words}"
+        reading = f"the b-values fit the images if each is moved one volume {words}"
         return [Contradiction(_describe(wrong), reading)]
     certain = [volume for volume in wrong if volume.certain]
     doubtful = [volume for volume in wrong if not volume.certain]
@@ -138,7 +138,7 @@ def compare_b0s(dwi: DWI) -> str | None:
     else:
         return None
     which = f"volume {b0s[wrong]} is the doubtful one" if known else "both are doubtful"
-    return f"{text}; by the diffusion-weighted volumes {which}, look at them"
+    return f"{text}; by the diffusion-weighted volumes {which}; check them"
 
 
 def _moved_apart(dwi: DWI, pair: np.ndarray) -> bool:

@@ -161,7 +161,7 @@ class JointSteps:
             return
         if len(directions):
             log.warning(
-                "the images hardly change with %s: not determined, and taken as at rest",
+                "the images hardly change with %s: not determined, and assumed to be at rest",
                 describe_directions(directions),
             )
         self.solver.hold(directions)
@@ -304,9 +304,9 @@ def _within_doubt(dwi: DWI, errors: PoseErrors) -> str | None:
     some = len(volumes) > 1
     doubt = (
         f"volume{'s' if some else ''} {listed(volumes)}: slices contradict the pose of their "
-        f"volume by up to {errors.contradictions_mm[volumes].max():.1f} mm; the head moved "
-        f"while {'they were' if some else 'it was'} acquired, which cannot be followed, since "
-        f"{why}; no pose fits, and standard errors there are larger"
+        f"volume by up to {errors.contradictions_mm[volumes].max():.1f} mm; the head moved while "
+        f"{'they were' if some else 'it was'} acquired, which cannot be estimated, since {why}; "
+        "no single pose fits, and standard errors are larger"
     )
     log.warning("motion within volumes: %s", doubt)
     return doubt

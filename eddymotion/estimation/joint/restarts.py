@@ -87,8 +87,8 @@ def _warn(group: VolumeGroup, distances: np.ndarray) -> None:
     """Tell of volumes that another start leads elsewhere by (n,) mm."""
     if (far := distances > TOLD_MM).any():
         log.warning(
-            "%d volumes of %s show too little signal to tell their pose: where they are found "
-            "depends on where the search begins, by %.1f mm; their standard errors have grown; "
-            "better leave them out, or acquire them with more signal",
+            "%d volumes of %s show too little signal to determine their pose: it depends on the "
+            "start of the search by %.1f mm, which the standard errors include; exclude them, "
+            "or acquire them with more signal",
             far.sum(), group.name, distances.max(),
         )  # fmt: skip

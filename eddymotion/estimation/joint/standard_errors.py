@@ -145,7 +145,7 @@ def _warn_of_unknown(covariances: np.ndarray) -> None:
     if len(unknown):
         log.warning(
             "volumes %s: too little of the brain is inside the images to refine their poses, "
-            "which may be off by a millimetre, and have no standard errors", listed(unknown),
+            "which may be off by a millimetre and have no standard errors", listed(unknown),
         )  # fmt: skip
 
 

@@ -85,16 +85,16 @@ def check_images(images: Sequence[Distorted]) -> None:
     """Raise if the images cannot tell a field."""
     if len(images) < 2:
         raise EddymotionError(
-            f"off-resonance field: {len(images)} image given, expected two or more of different "
+            f"off-resonance field: {len(images)} image given, expected at least two of different "
             "phase encodings; add one of the opposite polarity, or give a measured map"
         )
     shifts = np.array([one.readout.shift for one in images])
     largest = np.linalg.norm(shifts, axis=1).max()
     if np.linalg.norm(shifts - shifts[0], axis=1).max() < SAME_SHIFT * largest:
         raise EddymotionError(
-            "off-resonance field: all images have about the same phase encoding in space, so that "
-            "they are distorted alike and tell nothing of it; give images of opposite polarity, "
-            "or correct PhaseEncodingDirection"
+            "off-resonance field: all images have about the same phase encoding in space, so "
+            "they are distorted alike and do not determine it; give images of opposite "
+            "polarity, or correct PhaseEncodingDirection"
         )
 
 
@@ -106,7 +106,7 @@ def check_overlap(images: Sequence[Distorted], mask: np.ndarray, poses: np.ndarr
         if n_common < min(MIN_COMMON, len(points)):
             raise EddymotionError(
                 f"off-resonance field: image {number + 1} shows {n_common} voxels of the first "
-                f"one's brain, expected {MIN_COMMON} or more; give images of the same head, or "
+                f"one's brain, expected at least {MIN_COMMON}; give images of the same head, or "
                 "correct their affines"
             )
 

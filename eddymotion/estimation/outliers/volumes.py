@@ -55,12 +55,12 @@ def reasons_beyond_repair(outliers: SliceOutliers) -> dict[int, str]:
         for volume in np.flatnonzero(misfits.beyond_repair):
             times = f"{misfits.times[volume]:.1f} times as much"
             reasons[int(volume)] = (
-                f"at no pose is it as predicted: {times} as usual is unexplained"
+                f"no pose agrees with its prediction: unexplained signal is {times} the usual"
             )
     for volume in np.flatnonzero(lost > 100 * MANY_LOST):
         reasons[int(volume)] = f"{lost[volume]:.0f} % of its slices lost signal"
     for volume in np.flatnonzero(np.nan_to_num(gain, nan=1.0) < WEAK_VOLUME):
-        reasons[int(volume)] = f"{100 * gain[volume]:.0f} % of its signal is left throughout"
+        reasons[int(volume)] = f"{100 * gain[volume]:.0f} % of its signal is left"
     for volume in () if unplaced is None else np.flatnonzero(unplaced):
         reasons[int(volume)] = "it could not be placed"
     return dict(sorted(reasons.items()))
@@ -89,5 +89,5 @@ def describe_beyond_repair(outliers: SliceOutliers) -> str | None:
     named = (f"{volume}: {why}" if several else why for volume, why in reasons.items())
     return (
         f"volume{'s' * several} {', '.join(map(str, reasons))} (counted from 0) beyond repair, "
-        f"better left out of the analysis ({'; '.join(named)})"
+        f"to be excluded from the analysis ({'; '.join(named)})"
     )

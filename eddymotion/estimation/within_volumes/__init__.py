@@ -82,7 +82,7 @@ def follow_head(
         order = solver.evidence_of_order()
         log.info("motion within volumes: %s", order)
         if order.doubt is not None:
-            log.warning("motion within volumes: not sought, since %s", order.doubt)
+            log.warning("motion within volumes: not estimated, since %s", order.doubt)
             return replace(estimate, motion=replace(estimate.motion, order_doubt=order.doubt))
         solved = solver.solve()
     return None if solved is None else _along_course(dwi, estimate, motion, groups, *solved)

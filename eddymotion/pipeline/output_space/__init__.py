@@ -45,7 +45,7 @@ from eddymotion.wording import shown
 log = logging.getLogger(__name__)
 
 REMEDY = (
-    "look at the picture of the output space; give the brain of the image with "
+    "check the figure of the output space; give the brain of the image with "
     "--output-space-mask, or another --output-space-transform"
 )
 
@@ -140,9 +140,9 @@ def _found(pair: SpacePair, transform: str, seed: int) -> OutputSpace | None:
         log.info("output space: scales %s, another head or a template", np.round(scales, 2))
         return pair.warped(stretched, seed)
     doubt = (
-        f"the heads differ in size (scales {', '.join(f'{scale:.2f}' for scale in scales)}), more "
-        "than images of one head do: is this image of the same person, and are both voxel sizes "
-        "right?"
+        f"the heads differ in size (scales {', '.join(f'{scale:.2f}' for scale in scales)}), "
+        "more than images of one head do; check that the image is of the same person and that "
+        "both voxel sizes are right"
     )
     return replace(pair.space(found, "rigid"), doubts=(doubt,))
 
@@ -157,9 +157,9 @@ def _of_handedness(pair: SpacePair, space: OutputSpace, seed: int) -> tuple[str,
     if other - 1 < MIRRORED * (own - 1):
         return ()
     return (
-        f"the mirror image of the series agrees better with this image (normalised mutual "
-        f"information {other:.3f}, as it is {own:.3f}): left and right are swapped in one of the "
-        "two; compare both with the original scans",
+        "the mirror image of the series agrees better with this image (normalised mutual "
+        f"information {other:.3f}, as it is {own:.3f}): left and right are swapped in one of "
+        "them; compare both with the original scans",
     )
 
 

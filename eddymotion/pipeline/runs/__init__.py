@@ -160,7 +160,7 @@ def _is_usable(run: SeriesFiles, settings: Settings, work_dir: Path) -> bool:
         return is_readable(run, settings.ignore)
     if MotionCache.of(run, settings, work_dir).recall(Stages()) is not None:
         return True
-    log.warning("%s: left out of the runs of its session, since its motion is not there",
+    log.warning("%s: excluded from the runs of its session, since its motion was not found",
                 run.dwi.name)  # fmt: skip
     return False
 

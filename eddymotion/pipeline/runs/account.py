@@ -83,7 +83,7 @@ def issues_of(run: SessionRun) -> list[DataIssue]:
         found.append(DataIssue(
             "runs",
             f"{', '.join(run.unused)}: could not be used for the common frame and the "
-            "off-resonance field of the session; the log tells why",
+            "off-resonance field of the session; see the log for the reason",
         ))  # fmt: skip
     if joined is not None and len(joined) > 1 and joined.similarity[1] < AGREE:
         found.append(DataIssue(

@@ -31,7 +31,7 @@ def is_readable(run: SeriesFiles, ignore: Sequence[str]) -> bool:
     try:
         _signal_of_b0s(run, ignore)
     except EddymotionError as error:
-        log.warning("%s: left out of the runs of its session (%s)", run.dwi.name, error)
+        log.warning("%s: excluded from the runs of its session (%s)", run.dwi.name, error)
         return False
     return True
 
@@ -73,5 +73,5 @@ def _signal_of_b0s(run: SeriesFiles, ignore: Sequence[str]) -> tuple[np.ndarray,
         fill_missing(volume)
     blank = np.flatnonzero(np.ptp(signal, axis=(0, 1, 2)) == 0)
     if len(blank):
-        raise EddymotionError(f"{run.dwi}: all voxels of volume {blank[0]} have one value")
+        raise EddymotionError(f"{run.dwi}: all voxels of volume {blank[0]} have the same value")
     return signal, affine

@@ -62,9 +62,9 @@ def joined_of(
     )
     if settings.fieldmap is not None and not np.isfinite(joined.shifts).any():
         raise EddymotionError(
-            f"{settings.fieldmap}: of no use without PhaseEncodingDirection and TotalReadoutTime "
-            f"in the sidecar of the series; add them, as {SIDECAR} in a file beside it that is "
-            "named as the image, with .json"
+            f"{settings.fieldmap}: cannot be used without PhaseEncodingDirection and "
+            f"TotalReadoutTime in the sidecar of the series; add them, as {SIDECAR} in a .json "
+            "file next to the image, with its name"
         )
     beside = None
     if wanted and field is None and joined.field is not None:
@@ -90,8 +90,8 @@ def _measured_field(
     (readout,) = readouts_of([first])
     if readout is None:
         log.warning(
-            "%s: not used, since the series does not say how far off-resonance displaces it; add "
-            "PhaseEncodingDirection and TotalReadoutTime to its sidecar", _names(files)
+            "%s: not used, since the displacement of the series by off-resonance is not known; "
+            "add PhaseEncodingDirection and TotalReadoutTime to its sidecar", _names(files)
         )  # fmt: skip
         return None
     try:

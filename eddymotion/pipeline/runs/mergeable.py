@@ -46,6 +46,6 @@ def refuse_averaging_elsewhere(settings: Settings) -> None:
     if settings.output_space is not None and settings.distortion_group_merge == "average":
         raise EddymotionError(
             "distortion_group_merge is average beside an output space: a workflow knows the "
-            "stretch of the runs in their own frame only; leave one of them out, or use the "
-            "command eddymotion, which does both"
+            "stretch of the runs only in their own frame; leave one of them out, or use the "
+            "command eddymotion, which supports both"
         )

@@ -82,8 +82,8 @@ def write_as_one(
     merged, pairs = averaged(corrected, stretches, np.array(shifts))
     if 2 * pairs < sum(map(len, corrected)):
         log.warning(
-            "%s: %d of %d volumes have a partner of opposite polarity with the same gradient; the "
-            "others are kept as they are", session.who, 2 * pairs, sum(map(len, corrected)),
+            "%s: %d of %d volumes have a partner of opposite polarity with the same gradient; "
+            "the others are kept unchanged", session.who, 2 * pairs, sum(map(len, corrected)),
         )  # fmt: skip
     write_merged(session, merged, how, names, pairs)
 

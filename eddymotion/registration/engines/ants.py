@@ -114,7 +114,9 @@ class AntsRegistrar(Engine):
             raise EddymotionError(f"settings are {shown(self.settings)}, expected a dict")
         refused = [key for key in self.settings if key in OURS]
         if refused:
-            raise EddymotionError(f"settings: {refused[0]!r} is set for each pair; leave it out")
+            raise EddymotionError(
+                f"settings: {refused[0]!r} is set for each pair automatically; leave it out"
+            )
         interface_with(self.settings)  # values that Nipype refuses are refused now
         if "transforms" in self.settings:
             completed(self.settings, preset_json("ants", self.preset, self._kind()))
@@ -139,7 +141,7 @@ class AntsRegistrar(Engine):
         settings = read_settings(path, [*inputs, "preset", "n_threads", *OURS])
         ours = {key: settings.pop(key) for key in ("preset", "n_threads") if key in settings}
         for key in [key for key in settings if key in OURS]:
-            log.info("%s: %r is set for each pair; left aside", path.name, key)
+            log.info("%s: %r is set for each pair automatically; ignored", path.name, key)
             del settings[key]
         return refusing_with(path, lambda: cls(settings=settings, **ours))
 
@@ -182,9 +184,9 @@ class AntsRegistrar(Engine):
         """Return the inputs for a transform: the settings, completed by the preset."""
         if "transforms" in self.settings and self._kind() != transform:
             raise EddymotionError(
-                f"registration ants: the last of 'transforms' in the settings is "
-                f"{self.settings['transforms'][-1]!r}, but {transform!r} was asked for; end them "
-                f"with {STAGES[transform]!r}, or ask for the transform of the settings"
+                "registration ants: the last of 'transforms' in the settings is "
+                f"{self.settings['transforms'][-1]!r}, but {transform!r} was requested; end them "
+                f"with {STAGES[transform]!r}, or request the transform of the settings"
             )
         stages = completed(self.settings, preset_json("ants", self.preset, transform))
         if metric is not None:

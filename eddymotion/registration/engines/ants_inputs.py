@@ -61,7 +61,7 @@ def _check_entries(stages: dict[str, Any]) -> None:
         if len(values) != n_stages and not one_for_all:
             raise EddymotionError(
                 f"registration ants: {key!r} has {len(values)} entries for the {n_stages} stages "
-                f"{', '.join(stages['transforms'])}; give one a stage"
+                f"{', '.join(stages['transforms'])}; give one per stage"
             )
         missing = [n for n, v in zip(stages["transforms"], values, strict=False) if v is None]
         if missing and not key.startswith("sampling"):

@@ -256,8 +256,8 @@ class _MutualInformation(MutualInformationMetric):
         visible = inside_grid(moved, shown, self.moving_mask)
         if visible.sum() < MIN_POINTS:
             raise EddymotionError(
-                f"registration: the images lost each other on the way ({visible.sum()} points in "
-                f"common, expected at least {MIN_POINTS}); give an init nearer to the truth, or "
+                f"registration: the images moved apart during registration ({visible.sum()} "
+                f"points in common, expected at least {MIN_POINTS}); give a better init, or "
                 "larger masks"
             )
         points = self.points[visible]

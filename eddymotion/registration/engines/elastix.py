@@ -127,7 +127,9 @@ class ElastixRegistrar(Engine):
             )
         for name, value in self.parameters.items():
             if name in OURS:
-                raise EddymotionError(f"parameter {name!r} is set for each pair; leave it out")
+                raise EddymotionError(
+                    f"parameter {name!r} is set for each pair automatically; leave it out"
+                )
             _check_parameter(name, value)
         _refuse_misspelt(self.parameters)
 
@@ -182,7 +184,7 @@ class ElastixRegistrar(Engine):
         if kind != TRANSFORMS[transform]:
             raise EddymotionError(
                 f"registration elastix: the settings have the Transform {shown(kind)}, but "
-                f"{transform!r} was asked for, which is {TRANSFORMS[transform]!r}; change one of "
+                f"{transform!r} was requested, which is {TRANSFORMS[transform]!r}; change one of "
                 "them"
             )
         if metric is not None:
@@ -271,7 +273,7 @@ def _refuse_misspelt(names: Iterable[str]) -> None:
             raise EddymotionError(
                 f"unknown parameter {shown(name)} of elastix; did you mean {near[0]!r}?"
             )
-        log.warning("elastix: the parameter %r is not known here; handed on as it is", name)
+        log.warning("elastix: unknown parameter %r; passed on unchanged", name)
 
 
 def _costs_of_levels(folder: Path) -> list[np.ndarray]:

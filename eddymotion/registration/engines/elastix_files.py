@@ -113,7 +113,7 @@ def parameter_file_matrix(parameters: ParameterMap) -> np.ndarray:
     elif kind == "AffineTransform":
         linear, shift = numbers[:9].reshape(3, 3), numbers[9:]
     else:
-        raise EddymotionError(f"elastix wrote a {shown(kind)}, which is no linear transform")
+        raise EddymotionError(f"elastix wrote a {shown(kind)}, which is not a linear transform")
     return LPS @ from_matvec(linear, shift + center - linear @ center) @ LPS
 
 

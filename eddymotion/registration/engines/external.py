@@ -115,8 +115,8 @@ def refuse_shear(name: str, image: Image) -> None:
     if shear > MAX_SHEAR:
         raise EddymotionError(
             f"registration: the voxel axes of the {name} image are not perpendicular (cosine "
-            f"{shear:.2g}), which ITK's files cannot hold; resample it to a regular grid, or use "
-            "the engine gauss-newton"
+            f"{shear:.2g}), which ITK files cannot represent; resample it to a regular grid, or "
+            "use the engine gauss-newton"
         )
 
 
@@ -134,8 +134,8 @@ def work_folder() -> Iterator[Path]:
         made = tempfile.TemporaryDirectory(prefix=temporary_name("."))
     except (FileNotFoundError, PermissionError) as error:
         raise EddymotionError(
-            f"registration: no folder for temporary files can be written to ({why(error)}); set "
-            "TMPDIR to one"
+            f"registration: no folder for temporary files is writable ({why(error)}); set TMPDIR "
+            "to one"
         ) from error
     with made as folder:
         yield Path(folder)
@@ -233,7 +233,7 @@ def describe_exit(returncode: int) -> str:
 def last_lines(printed: str) -> str:
     """Return the last lines that a program printed, as one line."""
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
-    return "its last words: " + " | ".join(lines[-N_LAST_LINES:]) if lines else "it said nothing"
+    return "last output: " + " | ".join(lines[-N_LAST_LINES:]) if lines else "no output"
 
 
 def _printed(folder: Path) -> str:

@@ -107,7 +107,7 @@ def run_syn(
     inverse = np.asarray(found.get_backward_field(), np.float32)
     if not (np.isfinite(forward).all() and np.isfinite(inverse).all()):
         raise EddymotionError(
-            "registration: SyN ended with displacements that are no numbers; try the metric cc, "
+            "registration: SyN ended with displacements that are not finite; try the metric cc, "
             "a smaller syn_step, or masks"
         )
     return _result(linear, Warp(forward, inverse, fixed.affine), history, levels)
@@ -172,7 +172,7 @@ def _on_one_scale(
     if gain <= 0 or low == high:
         raise EddymotionError(
             "registration: the images have opposite contrasts or none where they are compared, "
-            "which squared differences cannot align; use the metric cc or em"
+            "so squared differences cannot align them; use the metric cc or em"
         )
     fitted = np.clip(gain * np.asarray(moving.data, np.float32) + offset, low, high)
     return Image(np.clip(fixed.data, low, high), fixed.affine), Image(fitted, moving.affine)
