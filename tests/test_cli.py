@@ -316,7 +316,7 @@ def wrong_calls(dataset, tmp_path):
         "its mask": (["in", "out", "participant", "--mask", "x"], "; write --brain-mask"),
         "dry run": (["in", "out", "participant", "--dry-run"], "; write --doctor BIDS_DIR"),
         "alike by its dashes": (["in", "out", "participant", "--info"], "argument --info (see"),
-        "value of a flag": (["in", "out", "participant", "--verbose=1"], "no value, not '1'"),
+        "value of a flag": (["in", "out", "participant", "--verbose=1"], "no value, got '1'"),
         "another word for an axis": (["in", "out", "participant", "--pe-axis", "AP"], "AP is j-"),
         "no memory": (["in", "out", "participant", "--mem-gb", "all"], "'all' given, expected an"),
         "an image": ([next(dataset.rglob("*.nii.gz")), tmp_path / "o", "participant"],
@@ -363,13 +363,13 @@ def test_wrong_calls_exit_with_2_and_one_line(dataset, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "answer"),
     [
-        ("--participant-label", "; leave it out: it chooses in a dataset: eddymotion BIDS_DIR"),
-        ("--mem-gb", "; leave it out: it shares out memory"),
+        ("--participant-label", "; leave it out: it selects from a dataset: eddymotion BIDS_DIR"),
+        ("--mem-gb", "; leave it out: it divides memory"),
         ("-w", "; leave it out: no intermediate results"),
         ("-scratch", "; leave it out: no intermediate results"),
         ("--dry-run", "unknown argument --dry-run (see"),
-        ("--ol_sqr", "; leave it out: the limits of lost slices are fixed"),
-        ("--readout-time", "; leave it out: TotalReadoutTime of the sidecar is taken"),
+        ("--ol_sqr", "; leave it out: the thresholds for lost slices are fixed"),
+        ("--readout-time", "; leave it out: TotalReadoutTime is read from the sidecar"),
         ("--t1w", "; write --output-space FILE"),
     ],
 )

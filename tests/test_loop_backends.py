@@ -127,7 +127,7 @@ def test_crashes_of_an_engine_are_reported_and_leave_nothing(
     assert correct.main(call(series[0], output, "--registration", "ants")) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert "error: volume 1: antsRegistration crashed (SIGSEGV)" in last
-    assert "its last words: Exception caught: no memory" in last
+    assert "last output: Exception caught: no memory" in last
     assert [path.suffix for path in output.rglob("*") if path.is_file()] == [".log"]
 
 

@@ -591,7 +591,7 @@ def test_a_pair_without_readout_times_works_with_a_warning(tmp_path, caplog):
         ({}, ["A"], "one image alone does not show its distortion"),
         ({"PhaseEncodingDirection": "j"}, ["A", "B"], "same phase encoding in space"),
         ({"PhaseEncodingDirection": None, "PhaseEncodingAxis": "j"}, ["A", "B"],
-         "PhaseEncodingAxis j tells no polarity"),
+         "PhaseEncodingAxis j does not give the polarity"),
         ({"TotalReadoutTime": None}, ["A", "--fieldmap", "B", "--units", "Hz"],
          "add it to the sidecar"),
         ({"TotalReadoutTime": None}, ["A", "B", "--fsl-outputs"], "give --readout-time"),

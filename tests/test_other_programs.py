@@ -359,7 +359,10 @@ def test_frame_of_a_volume_is_that_of_its_mean_pose(trajectories, capsys):
         (("rp_x.txt", "true.tsv", "--acqp", "dwi.bval"), "belongs to eddy's"),
         (("m.eddy_parameters", "true.tsv", "--acqp", "dwi.bval"), "holds no fields"),
         (("f.eddy_parameters", "true.tsv", "--acqp", "dwi.bval"), "expected rows of four"),
-        (("mean.txt", "true.tsv", "--slice-axis", "i"), "motion of 12 slices, the image has 20"),
+        (
+            ("mean.txt", "true.tsv", "--slice-axis", "i"),
+            "motion of 12 slices, but the image has 20",
+        ),
         (("mean.txt", "true.tsv", "--format", "spm"), "not a table of numbers"),
     ],
 )
@@ -375,7 +378,7 @@ def test_incomplete_files_are_told_as_what_they_are(tmp_path):
     folder.mkdir()
     for volume in (0, 1, 3):
         np.savetxt(folder / f"MAT_{volume:04d}", np.eye(4))
-    with pytest.raises(EddymotionError, match="MAT_0002 is not there, and later ones are"):
+    with pytest.raises(EddymotionError, match="MAT_0002 is missing, but later ones exist"):
         read_motion(folder, grid)
     np.savetxt(tmp_path / "x.par", np.zeros((4, 6)))
     with pytest.raises(EddymotionError, match=r"its \.par does not give the centre"):

@@ -477,7 +477,7 @@ def put_program(folder, name, text):
         ("echo 'cannot read fixed.nii' >&2; exit 3", "exit code 3.*cannot read fixed.nii"),
         ("echo 'half way'; kill -SEGV $$", r"crashed \(SIGSEGV\).*half way"),
         ("echo 'all fine'; exit 0", "without writing result.txt.*all fine"),
-        ("touch result.txt; exit 0", "without writing result.txt; it said nothing"),
+        ("touch result.txt; exit 0", "without writing result.txt; no output"),
     ],
 )
 def test_a_failing_program_is_an_error_and_a_stale_file_no_result(tmp_path, text, words):

@@ -488,7 +488,7 @@ def test_static_files_are_packaged():
 @pytest.mark.parametrize(
     ("fact", "steps", "told"),
     [
-        ("not sought, since X", ["not sought, since X"], ["Not sought, since X."]),
+        ("not estimated, since X", ["not estimated, since X"], ["Not estimated, since X."]),
         ("one pose a volume", ["no evidence, one pose a volume (a)"],
          ["No evidence, one pose a volume (a)."]),
         ("in 2 of 9 volumes", ["2 of 9 volumes (a)", "in 2 of them by more than errors"],

@@ -233,7 +233,7 @@ def test_of_several_maps_the_one_that_is_meant_is_taken_with_its_own_magnitude(t
     (folder / "fmap" / "sub-01_run-3_phasediff.json").unlink()
     _, series = runs_of(tmp_path, "sub-01_dwi")
     assert series.measured.files["magnitude"].name == "sub-01_run-2_magnitude1.nii.gz"
-    assert "run-2_phasediff.nii.gz is taken for the off-resonance field, not" in caplog.text
+    assert "run-2_phasediff.nii.gz is used for the off-resonance field, not" in caplog.text
 
 
 def test_field_maps_that_cannot_be_used_are_named(tmp_path, caplog):

@@ -140,7 +140,10 @@ def test_dataset_of_others_is_left_alone(tmp_path, capsys):
         (["--head", "fitted"], "add --from DWI"),
         (["--head", "synthetic", "--from", __file__], "two heads"),
         (["--contrast", "infant"], "--head synthetic"),
-        (["--ghost", "0.1", "--coil-variation", "3"], "--coil-variation --ghost without k-space"),
+        (
+            ["--ghost", "0.1", "--coil-variation", "3"],
+            "--coil-variation --ghost apply to k-space only",
+        ),
         (["--acquisition", "kspace", "--pe-axis", "k"], "i, i-, j or j-"),
         (["--orientation", "RAR"], "R or L"),
         (["--dropout", "5"], "from 0 to 1"),

@@ -51,7 +51,7 @@ def jumps(slicing, random, n_jumps=6):
         ("odd slices before even ones, upwards, 3 at a time", True),
         ("slices one after the other, upwards, 3 at a time", True),
         ("even slices before odd ones, upwards", True),
-        ("every 3th slice, then those beside, upwards, 2 at a time", True),
+        ("every 3th slice, then their neighbours, upwards, 2 at a time", True),
     ],
 )
 def test_another_order_is_noticed_and_the_true_one_named(name, is_noticed, seed):

@@ -92,7 +92,7 @@ def test_an_image_without_its_last_voxel_is_refused(tmp_path):
     (tmp_path / "a.nii").write_bytes(whole[:-1])
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(whole[:-1]))
     for name in ("a.nii", "b.nii.gz"):
-        with pytest.raises(EddymotionError, match="127 of the 128 bytes of a volume are there"):
+        with pytest.raises(EddymotionError, match="127 of the 128 bytes of a volume found"):
             read_image(tmp_path / name)
 
 

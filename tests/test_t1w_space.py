@@ -154,7 +154,7 @@ class Space:
 def test_a_grid_that_is_too_large_is_refused_before_the_motion_is_sought(tmp_path):
     path = tmp_path / "target.nii.gz"
     write_image(path, np.arange(27, dtype=np.float32).reshape(3, 3, 3), np.diag([60, 60, 60, 1.0]))
-    with pytest.raises(EddymotionError, match=r"0\.05×0\.05×0\.05 mm make a grid of"):
+    with pytest.raises(EddymotionError, match=r"0\.05×0\.05×0\.05 mm give a grid of"):
         Target.read(Settings(output_space=path, output_resolution=0.05))
 
 

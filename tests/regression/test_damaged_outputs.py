@@ -115,7 +115,8 @@ def test_damaged_outputs_are_made_again_of_the_same_motion(
     assert run(image, outputs.folder) == 0
     printed = capsys.readouterr().err
     assert (
-        "sub-01_desc-preproc_dwi.bvec (its content was changed); the outputs are made" in printed
+        "sub-01_desc-preproc_dwi.bvec (its content was changed); the outputs are recomputed"
+        in printed
     )
     assert "motion found in an earlier run; reused" in printed
     assert contents(outputs.folder) == contents(finished)

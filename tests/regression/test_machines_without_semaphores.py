@@ -32,8 +32,8 @@ def without(monkeypatch):
 
 def test_what_is_missing_is_said(without):
     assert why_alone() == (
-        "no semaphore can be made (Read-only file system); is /dev/shm there, writable and not "
-        "full?"
+        "no semaphore can be created (Read-only file system); check that /dev/shm exists, is "
+        "writable and not full"
     )
 
 

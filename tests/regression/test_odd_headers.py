@@ -117,9 +117,8 @@ def test_what_is_made_up_is_reported(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "a.nii: its qform cannot be inverted; the sform is used",
         "b.nii: its sform cannot be inverted; the qform is used",
-        "c.nii: voxels of length zero in its header; they are taken for 1 mm",
-        "d.nii: the quaternion of its qform is of length 3.16, expected 1 at most; it is "
-        "normalised",
+        "c.nii: voxels of length zero in the header; 1 mm is assumed",
+        "d.nii: the quaternion of the qform has length 3.16, expected at most 1; it is normalised",
     ]
 
 

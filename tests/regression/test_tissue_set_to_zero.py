@@ -81,5 +81,5 @@ def test_a_volume_that_was_cropped_is_named_and_what_is_gone_has_no_say(still, a
     assert dwi.volume_with_missing(4).missing is None
     np.testing.assert_array_equal(dwi.volume_with_missing(5).missing, signal[..., 5] == 0)
     (issue,) = find_issues(dwi)
-    assert issue.text.startswith("volume 5: tissue that other volumes show")
+    assert issue.text.startswith("volume 5: tissue visible in other volumes")
     assert still.cut_volumes == ()
