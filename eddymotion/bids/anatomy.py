@@ -29,7 +29,7 @@ PREPROCESSED = "desc-preproc"
 DERIVED_URI = "bids:anat:"
 
 WHITE_MATTER = ("label-WM_probseg", "dseg")
-"""What derivatives tell of white matter, the best first."""
+"""Derivatives that show white matter, the best first."""
 
 
 @dataclass(frozen=True)

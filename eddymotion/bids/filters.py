@@ -63,7 +63,7 @@ def refuse_unknown(
     metadata: Callable[[BidsFile], Mapping[str, Any]],
     path: Path | None,
 ) -> None:
-    """Raise if a filter names what is neither an entity nor in the sidecar of any image."""
+    """Raise if a filter has a key that is neither an entity nor in the sidecar of any image."""
     for key in filters:
         if not any(is_entity(key, image) or key in metadata(image) for image in images):
             near = difflib.get_close_matches(key, [*LONG_NAMES, *SAME_NAMES], n=1)

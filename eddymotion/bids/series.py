@@ -109,7 +109,7 @@ def find_series(
 def _tree_of(
     bids_dir: Path, participants: Sequence[str], database_dir: Path | None
 ) -> tuple[Tree, set[str]]:
-    """Return the files of a dataset, and the labels of those participants that are wanted."""
+    """Return the files of a dataset, and the labels of the requested participants."""
     tree = indexed_tree(bids_dir, database_dir) if database_dir else None
     known = participants_of(bids_dir) if tree is None else tree.participants()
     if not known and tree is not None:
@@ -162,7 +162,7 @@ def _what_instead(folder: Path) -> str:
 
 
 def _first_files(folder: Path) -> list[Path]:
-    """Return fifty files of a folder and of those in it, three deep, at most."""
+    """Return at most fifty files of a folder and its subfolders, three levels deep."""
     patterns = ("*", "*/*", "*/*/*")
     found = (path for pattern in patterns for path in folder.glob(pattern) if os.path.isfile(path))
     return [path for path, _ in zip(found, range(50), strict=False)]
@@ -294,7 +294,7 @@ class Sorted:
     refused, skipped : mapping
         Participant → series → why it cannot be corrected, or need not be.
     b0s : mapping
-        Participant → runs of b=0 volumes alone: skipped, but they may tell the distortion of
+        Participant → runs of b=0 volumes alone: skipped, but they may show the distortion of
         others.
     """
 

@@ -50,7 +50,7 @@ class FieldMap:
     metadata: Mapping[str, Any]
 
     def names(self, runs: Sequence[SeriesFiles]) -> bool | None:
-        """Whether it says that it is for some of the runs; None where it says nothing of it."""
+        """Whether it says that it is for some of the runs; None where it does not say."""
         identifiers = _texts(self.metadata.get("B0FieldIdentifier"))
         sources = {text for r in runs for text in _texts((r.metadata or {}).get("B0FieldSource"))}
         if identifiers and sources:
@@ -95,7 +95,7 @@ def _together(found: Sequence[SeriesFiles]) -> Iterator[SeriesFiles]:
 
 
 def field_maps(run: SeriesFiles) -> list[FieldMap]:
-    """Find the images of ``fmap/`` beside the folder of a run, in the order of their names."""
+    """Find the images of ``fmap/`` next to the folder of a run, in the order of their names."""
     inside = Path(run.uri.removeprefix(URI))
     root, session = run.dwi.parents[len(inside.parts) - 1], inside.parent.parent
     tree = tree_of(root, [*session.parents, session, session / "fmap"])
@@ -111,7 +111,7 @@ def field_maps(run: SeriesFiles) -> list[FieldMap]:
 
 
 def _for_some(maps: Sequence[FieldMap], runs: Sequence[SeriesFiles]) -> list[FieldMap]:
-    """Leave out what is for others; that which is for nothing that exists is told."""
+    """Leave out maps intended for others; report those intended for files that do not exist."""
     for one in maps:
         intended = sorted(_texts(one.metadata.get("IntendedFor")))
         if one.names(runs) is False and intended and not any(_exists(t, runs) for t in intended):
@@ -122,7 +122,7 @@ def _for_some(maps: Sequence[FieldMap], runs: Sequence[SeriesFiles]) -> list[Fie
 
 
 def _exists(intended: str, runs: Sequence[SeriesFiles]) -> bool:
-    """Whether a file of ``IntendedFor`` is there: as a URI, or below the participant's folder."""
+    """Whether a file of ``IntendedFor`` exists: as a URI, or below the participant's folder."""
     dataset, _, path = intended.rpartition(":")
     if dataset not in ("", "bids:"):  # another dataset
         return True
@@ -193,7 +193,7 @@ def _as_run(image: FieldMap) -> SeriesFiles:
 def measured_map(runs: Sequence[SeriesFiles], maps: Sequence[FieldMap]) -> MeasuredFiles:
     """Choose a measured map of the session: one that names its runs before one that names none.
 
-    Where runs of opposite polarity tell the field, it is only compared with theirs.
+    If runs of opposite polarity determine the field, it is only compared with theirs.
     """
     found = [
         (first, second)

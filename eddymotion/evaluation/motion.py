@@ -216,7 +216,7 @@ def constant_offset(estimated: np.ndarray, true: np.ndarray, center: np.ndarray)
     estimated, true : (N, 4, 4) array
         Reference → volume, RAS+ mm.
     center : (3,) array
-        Whose displacement counts beside the rotation vector, RAS+ mm.
+        Point whose displacement is taken together with the rotation vector, RAS+ mm.
 
     Returns
     -------

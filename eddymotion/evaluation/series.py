@@ -48,7 +48,7 @@ QUIET = 0.5
 """Part of the voxels, those with the smallest residuals, in which the smoothness is measured."""
 
 MIN_PAIRS = 30
-"""Fewer pairs of neighbouring voxels along an axis tell no smoothness."""
+"""Fewer pairs of neighbouring voxels along an axis do not determine smoothness."""
 
 
 @dataclass(frozen=True, eq=False)

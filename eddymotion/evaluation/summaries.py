@@ -147,7 +147,7 @@ def _motion_figures(comparison: MotionComparison, scores: MotionScores) -> dict[
 
 
 def _motion_printed(comparison: MotionComparison, scores: MotionScores) -> list[list[str]]:
-    """Put the scores of the main group beside each other, and of other groups if several."""
+    """Put the scores of the main group side by side, and of other groups if several."""
     main = comparison.main_group
     shown = [(method, frame, main) for frame, method in product(FRAMES, METHODS)]
     others = [group for group in comparison.groups if group not in (main, ALL)]

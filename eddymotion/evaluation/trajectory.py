@@ -189,7 +189,7 @@ def compare_trajectory(
 
 @dataclass(frozen=True, eq=False)
 class SliceComparisons:
-    """A motion and what it is to be seen beside, slice by slice against the truth.
+    """A motion and its references, slice by slice against the truth.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def compare_by_slices(
     bvals: np.ndarray | None = None,
     axis: int = 2,
 ) -> SliceComparisons:
-    """Compare two motions of which one at least tells of slices; that of volumes holds for all.
+    """Compare two motions, at least one of them of slices; one of volumes holds for all slices.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def motion_within(
     true: np.ndarray, points: np.ndarray, grid: Grid, *, bvals: np.ndarray | None = None,
     axis: int = 2,
 ) -> TrajectoryScore:  # fmt: skip
-    """Measure what is left of a motion when every volume has its mean pose alone.
+    """Measure the remaining motion when every volume has only its mean pose.
 
     Parameters as of :func:`compare_trajectory`; the errors of a perfect correction that knows
     nothing of motion within volumes.

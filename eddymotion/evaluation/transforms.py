@@ -42,7 +42,7 @@ READABLE = (
 
 @dataclass(frozen=True, eq=False)
 class MotionFile:
-    """What a file tells of a motion.
+    """A motion as read from a file.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class MotionFile:
     bvals : (N,) array, optional
         Where the table has a column ``bval``.
     slices : SlicePoses, optional
-        Where the file tells of motion within volumes; `motion` are the mean poses then.
+        If the file has motion within volumes; `motion` are then the mean poses.
     """
 
     motion: Motion

@@ -66,7 +66,7 @@ class CompactSpline(Continuous):
 
     @classmethod
     def around(cls, points: np.ndarray, spline: Spline, slack: int) -> CompactSpline:
-        """Keep what is read at world points (P, 3), and between those of a row.
+        """Keep the samples at world points (P, 3), and between those of a row.
 
         Parameters
         ----------

@@ -24,7 +24,7 @@ ABOVE_NEIGHBOURS = 4.0
 """And so many times that of any voxel around it: no image is so sharp."""
 
 EVERY = 3
-"""Of the voxels along each axis, those that tell what is bright."""
+"""Of the voxels along each axis, those used to determine what is bright."""
 
 
 def spikes(volume: np.ndarray) -> np.ndarray | None:

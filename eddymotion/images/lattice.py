@@ -81,7 +81,7 @@ class Lattice:
         Parameters
         ----------
         positions : three arrays
-            Lattice coordinates along each axis; beyond its ends the function stays as it is.
+            Lattice coordinates along each axis; beyond its ends the function is constant.
         orders : three ints
             Of the derivatives, by lattice coordinates.
         """

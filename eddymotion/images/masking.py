@@ -27,7 +27,7 @@ SHADING_PART = 0.2
 """Width, as part of the size of the head, of what counts as shading by the coils."""
 
 FLAT_THRESHOLD = 0.45
-"""Part of the local mean above which the second opinion sees brain."""
+"""Fraction of the local mean above which the second method finds brain."""
 
 LEAST_AGREEMENT = 0.85
 """Dice overlap of the two, below which one of them is wrong. Ten real series: 0.94 to 0.99."""
@@ -87,7 +87,7 @@ def _median_otsu(reference: np.ndarray) -> np.ndarray:
 
 
 def _median_filtered(reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image without what is small in it, on a coarse grid, and voxels a block."""
+    """Return an image without small details, on a coarse grid, and voxels per block."""
     factors = np.maximum(np.round(np.array(reference.shape) / COARSE_VOXELS), 1).astype(int)
     coarse = _block_means(reference, factors)
     size = tuple(np.where(factors > 1, 3, 5))
@@ -177,7 +177,7 @@ def _solid(mask: np.ndarray) -> np.ndarray:
 
 
 def _holes_in_slices(mask: np.ndarray, axis: int) -> np.ndarray:
-    """Find what is enclosed in each slice across an axis; all slices at once, they are many."""
+    """Find enclosed regions in each slice across an axis, all slices at once for speed."""
     neighbours = scipy.ndimage.generate_binary_structure(3, 1)
     np.moveaxis(neighbours, axis, 0)[[0, 2]] = False
     pieces, n_pieces = scipy.ndimage.label(~mask, neighbours)

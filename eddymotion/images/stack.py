@@ -102,7 +102,7 @@ class SliceWeights:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KnownSlices(SliceWeights):
-    """How much each slice counts, and what is known.
+    """Weight of each slice, and what is known.
 
     Parameters
     ----------

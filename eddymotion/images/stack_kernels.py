@@ -206,7 +206,7 @@ def _find_nodes(matrices, plane, points, p, shifts, lost, nodes, distances):
 
 @compiled
 def weigh_slices(plane, matrices, points, shifts, lost, kriging, weights, first, variances):
-    """Say how much each slice of a stack counts at points of the head, and what is known there.
+    """Return the weight of each slice of a stack at points of the head, and what is known there.
 
     Parameters
     ----------

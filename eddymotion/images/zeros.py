@@ -3,7 +3,7 @@
 
 Such values, zeros mostly, are no signal of air. Their edge cuts through tissue, stays with the
 scanner or follows another motion than the head's, and is the strongest edge of the image: an
-estimator that sees it takes the head to be at rest. What is cut so is missing, not dark.
+estimator that sees it assumes a head at rest. Signal cut this way is missing, not dark.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def have_same_edges(volume: np.ndarray, other: np.ndarray) -> bool:
 
 
 def constant_share(volume: np.ndarray, mask: np.ndarray) -> float:
-    """How much of the brain has a value of the background, from every other voxel an axis."""
+    """Fraction of the brain with values of the background, at every other voxel of each axis."""
     seen, brain = volume[::2, ::2, ::2].T, mask[::2, ::2, ::2].T  # files have x as the fastest
     equal = np.zeros(seen.shape, bool)
     for value in _background_values(volume):
@@ -77,7 +77,7 @@ def constant_share(volume: np.ndarray, mask: np.ndarray) -> float:
 
 
 def cut_share(volume: np.ndarray, mask: np.ndarray) -> float:
-    """How much tissue lies beside solid constants, as a part of the surface of the brain."""
+    """Tissue next to solid constants, as a fraction of the surface of the brain."""
     constant = solid_constants(volume)
     if not constant.any():
         return 0.0

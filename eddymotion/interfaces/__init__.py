@@ -15,17 +15,17 @@ BESIDE = frozenset({
     "dwi_file", "dwi_files", "image_files", "epi_files", "phasediff_file", "phase1_file",
     "phase2_file", "map_file",
 })  # fmt: skip
-"""Inputs beside which tables or a sidecar are looked for."""
+"""Inputs next to which tables or a sidecar are looked for."""
 
 TABLES = ("bval", "bvec")
 
 
 def files_beside(given: Mapping[str, Any]) -> list[Path]:
-    """Find tables and sidecars beside the images among the inputs of a step.
+    """Find tables and sidecars next to the images among the inputs of a step.
 
     Engines judge by the given files whether a result still holds. Who corrects a table and runs
     again must not get the old result because the table was not given, but found. The sidecar
-    tells phase encoding, readout and slice timing.
+    gives phase encoding, readout and slice timing.
 
     Parameters
     ----------

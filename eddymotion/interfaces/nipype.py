@@ -50,7 +50,7 @@ class _ImagesInputSpec(BaseInterfaceInputSpec):
     """Of a step that reads images."""
 
     def get_hashval(self, hash_method: str | None = None) -> Any:
-        """Take what lies beside the series for given: a node runs again when it changes."""
+        """Treat files next to the series as inputs: a node runs again when they change."""
         parts, digest = super().get_hashval(hash_method)
         given = self.get()
         for path in files_beside({k: v for k, v in given.items() if isdefined(v)}):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pydra tasks, one for each step of :mod:`eddymotion.pipeline.steps`.
 
-Pydra tells results apart by the contents of input files and by the names of step and fields, not
+Pydra distinguishes results by the contents of input files and by the names of step and fields, not
 by the version of this package: clear the cache after an upgrade.
 """
 
@@ -30,9 +30,9 @@ THREADS = ("n_threads", *FORMER_NAMES)
 
 
 class StepTask:
-    """A task of a step, or a workflow of them, told apart from others by its name.
+    """A task of a step, or a workflow of them, distinguished from others by its name.
 
-    The series may have its tables and sidecar beside it: they belong to its content. Pydra judges
+    The series may have its tables and sidecar next to it: they belong to its content. Pydra judges
     by the inputs whether a result still holds.
     """
 

@@ -118,7 +118,7 @@ class EddyCurrents:
         return self.terms(points) @ self.coefficients[volume]
 
     def recorded(self, volume: int, points: np.ndarray) -> np.ndarray:
-        """Where what is at scanner positions (P, 3) is recorded, RAS+ mm: (P, 3)."""
+        """Where signal from scanner positions (P, 3) is recorded, RAS+ mm: (P, 3)."""
         return points - self.displacement(volume, points)[:, None] * self.pe
 
     def stretch(self, volume: int, points: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def _newton(differences, t):
 
 @compiled
 def sample_grid_through_field(coefficients, matrix, units, displacement, shift, stretch, values):
-    """Sample on a whole grid through a polynomial displacement; scale what is read.
+    """Sample on a whole grid through a polynomial displacement; scale the samples.
 
     Along a row of the grid a polynomial of third order is a cubic, known from four of its values.
 
@@ -67,7 +67,7 @@ def sample_grid_through_field(coefficients, matrix, units, displacement, shift, 
     shift : (3,) float64 array
         Change of the position (a, b, c), in voxels, for 1 mm of displacement.
     stretch : (20,) float64 array
-        Weights of the polynomial that multiplies what is read.
+        Weights of the polynomial that multiplies the samples.
     values : (A, B, C) float32 array
         Filled; zero outside the sampled volume.
     """
@@ -100,7 +100,7 @@ def sample_grid_through_field(coefficients, matrix, units, displacement, shift, 
 
 @compiled
 def displace_points(points, pose, units, displacement, stretch, pe, recorded, factors):
-    """Find where points are recorded, and what takes the field out of what is read there.
+    """Find where points are recorded, and the factor that undoes the field's effect there.
 
     Parameters
     ----------

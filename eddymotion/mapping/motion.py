@@ -26,15 +26,15 @@ from eddymotion.wording import HtmlValue
 
 @dataclass(frozen=True)
 class FrameEvidence:
-    """What time and images tell about the frame of diffusion-weighted volumes against b=0.
+    """Evidence from time and images on the frame of diffusion-weighted volumes relative to b=0.
 
     Parameters
     ----------
     bval : float
         Mean b-value of the volumes, s/mm².
     by_time, by_images : float
-        Standard errors (mm an axis) of the offset as each tells it alone; NaN where the images
-        tell nothing.
+        Standard errors (mm an axis) of the offset from each of them alone; NaN where the images
+        do not determine it.
     apart_mm, apart_degrees : float
         How far the two are apart; NaN likewise.
     contradicted : bool
@@ -92,13 +92,13 @@ class Motion(HtmlValue):
     trajectory : Trajectory, optional
         How the head moved within the volumes; `matrices` are the mean poses then.
     order_doubt : str, optional
-        Why slices were hardly acquired in the order that SliceTiming tells, so that motion within
+        Why slices were hardly acquired in the order given by SliceTiming, so that motion within
         volumes was not followed; None where nothing speaks against it.
     frame_covariance : (6, 6) array, optional
         Covariance of the offset that `frame_error` is of: mm and rad about the centre of the
         brain.
     within_doubt : str, optional
-        Within which volumes the head moved while nothing tells when slices were excited.
+        Volumes within which the head moved while the times of their slices are unknown.
     """
 
     matrices: np.ndarray
@@ -207,7 +207,7 @@ class Motion(HtmlValue):
         return self.mapping(volume).displaced(points)
 
     def check_length(self, n_volumes: int, who: str) -> None:
-        """Raise unless there is a pose for each of so many volumes; `who` wants them."""
+        """Raise an error of `who` unless there is a pose for each of so many volumes."""
         if len(self) != n_volumes:
             raise EddymotionError(
                 f"{who}: {len(self)} transforms for {n_volumes} volumes; expected one per volume"
@@ -215,7 +215,7 @@ class Motion(HtmlValue):
 
     @property
     def frame_doubt(self) -> str | None:
-        """What to say where time and images tell different frames; None where they agree."""
+        """Warning where time and images give different frames; None where they agree."""
         evidence = self.frame_evidence
         if evidence is None or not evidence.contradicted:
             return None

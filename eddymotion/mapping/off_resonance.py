@@ -28,10 +28,10 @@ from eddymotion.machine.parallel import one_blas_thread
 from eddymotion.wording import PE_AXES, short_repr, shown
 
 NOMINAL_READOUT_S = 0.05
-"""Where nobody tells: hertz are wrong by a factor then, millimetres are not."""
+"""If unknown: hertz are then wrong by a factor, millimetres are not."""
 
 LEAST_STRETCH = 0.05
-"""Where more is squeezed together, or the image is folded, signal cannot be told apart."""
+"""Where more is squeezed together, or the image is folded, signal cannot be separated."""
 
 FIT_KNOTS_MM = 5.0
 """Distance of the knots of a fitted map."""
@@ -315,7 +315,7 @@ class SeriesField:
         Where a spin that is off by one hertz is displaced, mm, RAS+ of the scanner: the readout
         time times the size of a voxel along the phase encoding, along its unit vector.
     modulated : bool
-        Whether what is read is multiplied by the stretch.
+        Whether sampled values are multiplied by the stretch.
     """
 
     field: OffResonance
@@ -380,7 +380,7 @@ def _fitted(
     stiffness: float,
     start: np.ndarray,
 ) -> np.ndarray:
-    """Fit coefficients to what is known on a grid, from a start."""
+    """Fit coefficients to known values on a grid, from a start."""
     matrices = lattice.matrices(_positions(lattice, data.shape, affine)[0])
     back = [m.T for m in matrices]
     volume = float(np.prod(voxel_sizes(affine)))

@@ -132,13 +132,13 @@ class SlicePoses:
         Parameters
         ----------
         center : (3,) array
-            Whose displacement is averaged beside the rotation, RAS+ mm.
+            Point whose displacement is averaged together with the rotation, RAS+ mm.
         """
         return Motion(mean_pose(self.matrices, center))
 
     def relative_to(self, pose: np.ndarray) -> SlicePoses:
         """Express the poses in another reference, of which `pose` maps points to this one's.
 
-        Standard errors of what is relative to it are not known.
+        Standard errors relative to it are not known.
         """
         return SlicePoses(self.matrices @ pose, self.groups, self.times)

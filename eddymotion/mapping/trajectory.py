@@ -109,7 +109,7 @@ class Trajectory:
         *,
         once: np.ndarray | slice = slice(None),
     ) -> tuple[np.ndarray, Trajectory]:
-        """Split the poses of slices (N, Z, 4, 4) into those of volumes and what is left.
+        """Split the poses of slices (N, Z, 4, 4) into those of volumes and the remainder.
 
         Parameters
         ----------

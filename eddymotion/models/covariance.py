@@ -74,7 +74,7 @@ class Covariance(ABC):
         """Return ``∂K_θ/∂θ``, (p, N, N)."""
 
     def refined(self, scatter: np.ndarray, gradients: Gradients, design: np.ndarray) -> Covariance:
-        """Return what more the scatter tells once ``θ`` is fitted; by default nothing."""
+        """Return the further term of the scatter once ``θ`` is fitted; by default nothing."""
         return self
 
 

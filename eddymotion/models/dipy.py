@@ -124,7 +124,7 @@ _kept: list[Task] = []
 
 
 def _keep(task: Task) -> None:
-    """In a process of its own: keep the series for all volumes that will be asked for."""
+    """In a separate process: keep the series for all volumes that will be requested."""
     end_with_parent()
     _kept[:] = [task]
 

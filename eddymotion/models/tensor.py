@@ -27,7 +27,7 @@ LARGEST_EXCESS = 10.0
 hardly determine would overflow."""
 
 DEPENDENT = 1e-6
-"""Columns that differ by less, relative to their length, are not told apart."""
+"""Columns that differ by less, relative to their length, are regarded as equal."""
 
 VOXELS_AT_A_TIME = 8192
 

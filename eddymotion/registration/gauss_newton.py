@@ -166,7 +166,7 @@ def _outcome(descent: Descent[np.ndarray], n_iterations: int) -> tuple[bool, str
 
 
 def steps_at(level: Level, group: Group) -> Group:
-    """Return the steps that a level's images can tell apart, at most those of `group`."""
+    """Return the steps that a level's images can distinguish, at most those of `group`."""
     if level.highpass is None and level.fwhm >= SHIFT_FROM:
         return SHIFT
     if level.highpass is None and level.fwhm >= RIGID_FROM:

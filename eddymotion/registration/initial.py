@@ -36,7 +36,7 @@ LOOK = Level(12.0, 2_000)
 """At which starts are scored."""
 
 CLOSE_LOOK = Level(4.0, 8_000)
-"""At which they are once they are registered: only details tell front from back."""
+"""Resolution once they are registered: only details distinguish front from back."""
 
 N_BINS = 16
 """Of the histogram that scores them."""
@@ -152,7 +152,7 @@ class _Body:
 
     @classmethod
     def of(cls, image: Image, mask: np.ndarray | None) -> _Body:
-        """Look at the mask, or at what is brighter than the rest."""
+        """Use the mask, or what is brighter than the rest."""
         where = bright(image) if mask is None else np.asarray(mask, bool)
         if where.sum() < MIN_POINTS:
             where = np.ones(image.data.shape, bool)

@@ -280,7 +280,7 @@ class HistogramFit:
 
 @dataclass(frozen=True, eq=False)
 class Information:
-    """What two images tell of each other, by their joint histogram (Studholme et al. 1999).
+    """Mutual information of two images, from their joint histogram (Studholme et al. 1999).
 
     Parameters
     ----------
@@ -317,7 +317,7 @@ def _weigh(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Windows:
-    """Cubic B-splines, one a bin, over a range of values.
+    """Cubic B-splines, one per bin, over a range of values.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ OURS = {
     "ants": "eddymotion.registration.engines.ants:AntsRegistrar",
     "elastix": "eddymotion.registration.engines.elastix:ElastixRegistrar",
 }
-"""Known without an entry point: they are there in a checkout that was never installed."""
+"""Known without an entry point, so available in a checkout that was never installed."""
 
 
 def registrar_names() -> tuple[str, ...]:

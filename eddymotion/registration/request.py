@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine of the package is asked for, checked; and how it says that it ended."""
+"""Checked requests to an engine of the package, and its message at the end."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Request:
 
 
 class Engine(ABC):
-    """A :class:`~eddymotion.registration.Registrar` that is only asked for what can be done."""
+    """A :class:`~eddymotion.registration.Registrar` that only gets requests it can fulfil."""
 
     transforms: tuple[str, ...]
     metrics: tuple[str, ...]

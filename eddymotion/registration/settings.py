@@ -96,7 +96,7 @@ def refusing_with(path: Path, build: Callable[[], Engine]) -> Engine:
 
 
 def check_number(name: str, value: Any, *, least: float, whole: bool = False) -> None:
-    """Refuse what is not a number from `least` on."""
+    """Refuse anything but a number of at least `least`."""
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         kind = "whole number" if whole else "number"
@@ -104,7 +104,7 @@ def check_number(name: str, value: Any, *, least: float, whole: bool = False) ->
 
 
 def check_numbers(name: str, values: Any, *, least: float, whole: bool = False) -> None:
-    """Refuse what is not a list of numbers from `least` on."""
+    """Refuse anything but a list of numbers of at least `least`."""
     if not isinstance(values, (list, tuple)) or not values:
         raise EddymotionError(f"{name} is {shown(values)}, expected a list of numbers")
     for value in values:
@@ -112,7 +112,7 @@ def check_numbers(name: str, values: Any, *, least: float, whole: bool = False) 
 
 
 def check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    """Refuse what is not one of the `known` words."""
+    """Refuse anything but one of the `known` words."""
     if value not in known:
         raise EddymotionError(
             f"{name} is {shown(value)}; {nearest_of(str(value), known)}use one of "

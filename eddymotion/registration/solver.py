@@ -21,7 +21,7 @@ FACTORS = (0.3, 5.0)
 """By which a step is shortened or lengthened at most."""
 
 MIN_KEPT = 0.5
-"""A step may not lose more than this share of the points that tell the cost."""
+"""A step may not lose more than this fraction of the points that determine the cost."""
 
 Place = TypeVar("Place")
 
@@ -35,7 +35,7 @@ class Evaluation(ABC):
     cost : float
         What is minimised.
     n_points : int
-        Points that tell it.
+        Points that determine it.
     hessian : (K, K) array
         Of the cost, in the parameters of a step.
     """
@@ -212,7 +212,7 @@ class ExtrapolatedStep:
     def of(
         cls, step: np.ndarray, hessian: np.ndarray, last: ExtrapolatedStep | None, longest: float
     ) -> ExtrapolatedStep:
-        """Lengthen a step by what the `last` one tells, at most by a factor."""
+        """Lengthen a step judging by the `last` one, at most by a factor."""
         if last is None:
             return cls(step)
         across = step @ hessian @ last.step

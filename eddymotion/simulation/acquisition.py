@@ -122,7 +122,7 @@ def acquire(
     Raises
     ------
     EddymotionError
-        If a distortion is asked for in k-space, or a motion within volumes does not fit the grid.
+        If a distortion is requested in k-space, or a motion within volumes does not fit the grid.
     """
     imaging = Imaging(
         snr=snr, coils=coils, coil_bias=coil_bias, dropout=dropout, eddy=eddy, kspace=kspace,
@@ -140,7 +140,7 @@ class Imaging:
     Raises
     ------
     EddymotionError
-        If a distortion is asked for in k-space.
+        If a distortion is requested in k-space.
     """
 
     snr: float | None = 20.0

@@ -88,7 +88,7 @@ def replayed_trajectory(
     Raises
     ------
     EddymotionError
-        If it cannot be read, does not tell all times, or is of other volumes or slices.
+        If it cannot be read, does not have all times, or is of other volumes or slices.
     """
     motion = read_trajectory(path, center)
     if not np.isfinite(motion.times).all():

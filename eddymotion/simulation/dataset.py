@@ -93,7 +93,7 @@ def write_simulation(
 
 
 def _write_truth(truth: Path, made: Simulation, gain: float, ideal: bool, n_threads: int) -> None:
-    """Write what is true beside the motion."""
+    """Write the truth other than the motion."""
 
     def path(ending: str) -> Path:
         return truth.with_name(f"{truth.name}_{ending}")

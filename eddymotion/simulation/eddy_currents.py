@@ -69,7 +69,7 @@ def simulate_eddy_currents(
 
 
 def write_eddy_table(path: Path, eddy: EddyCurrents) -> None:
-    """Write the coefficients (mm), a row a volume, one column ``e_…`` for each of the terms."""
+    """Write the coefficients (mm), one row per volume, one column ``e_…`` per term."""
     columns = zip(TERMS, eddy.coefficients.T + 0.0, strict=False)
     write_text(path, table_text({f"e_{name}": values for name, values in columns}))
 

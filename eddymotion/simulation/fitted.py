@@ -107,7 +107,7 @@ class FittedHead(SeriesHead):
             Trace-weighted volumes take no part.
         motion : Motion, optional
             Of the series; the fit is to the aligned volumes. Volumes that are not aligned give a
-            head whose contrasts lie beside each other.
+            head whose contrasts lie next to each other.
         n_threads : int
             The result does not depend on it.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated dataset on disk: BIDS, and the truth beside it under ``truth/``."""
+"""A simulated dataset on disk: BIDS, with the truth under ``truth/``."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def write_bids(
     metadata: Mapping[str, Any] = METADATA,
     gain: float = 1.0,
 ) -> Path:
-    """Write a series as a BIDS dataset, and the truth beside it.
+    """Write a series as a BIDS dataset, with the truth.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def write_bids(
 
 
 def write_dataset_files(folder: Path, description: Mapping[str, Any] = DESCRIPTION) -> None:
-    """Write what a BIDS dataset has at its top, unless it is there."""
+    """Write the top-level files of a BIDS dataset, unless they exist."""
     if not (folder / "dataset_description.json").exists():
         write_json(folder / "dataset_description.json", dict(description))
     if not (folder / "README").exists():

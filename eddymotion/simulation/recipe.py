@@ -98,7 +98,7 @@ class Recipe:
         From volume to volume, s; 4 by default.
     slice_order : {"interleaved", "sequential"}, optional
         Interleaved by default, where the motion goes on within volumes. With this or `multiband`
-        the slice timing is told in any case.
+        the slice timing is written in any case.
     multiband : int, optional
         Slices that are excited together; 3 by default, likewise.
     slice_profile : float, optional

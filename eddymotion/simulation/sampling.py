@@ -46,7 +46,7 @@ def signal_function(head: Head, bval: float, bvec: np.ndarray) -> Points:
 
 @dataclass(frozen=True, eq=False)
 class SliceProfile:
-    """How strongly a slice sees what lies off its middle.
+    """Sensitivity of a slice to signal off its middle.
 
     Parameters
     ----------

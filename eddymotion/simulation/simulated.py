@@ -308,7 +308,7 @@ def _trajectory(recipe: Recipe, n_volumes: int, grid: Grid) -> SlicePoses | None
 
 
 def timing_metadata(recipe: Recipe, trajectory: SlicePoses | None) -> dict[str, Any]:
-    """Return what the sidecar tells of times."""
+    """Return the fields of the sidecar about timing."""
     of_slices = slice_metadata(trajectory) if trajectory else {}
     return {"RepetitionTime": recipe.timing.repetition_time} | of_slices
 

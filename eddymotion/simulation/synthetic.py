@@ -22,7 +22,7 @@ BRAIN_BOTTOM_MM = -58.0
 """Where the brain stem becomes the cord, which is no brain."""
 
 VOXEL_MM = 2.0
-"""Of the grid on which :meth:`SyntheticHead.signal` tells the signal."""
+"""Of the grid on which :meth:`SyntheticHead.signal` returns the signal."""
 
 EDGE_MM = 1.8
 """From one tissue to all of the next."""

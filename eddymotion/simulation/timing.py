@@ -62,7 +62,7 @@ class SliceTiming:
 
 
 def slice_metadata(motion: SlicePoses) -> dict[str, Any]:
-    """Return the fields of a BIDS sidecar that tell when slices were excited."""
+    """Return the fields of a BIDS sidecar that say when slices were excited."""
     times = motion.times[0] - motion.times[0, 0]
     content = {
         "SliceTiming": np.round(times, 6)[motion.group_of_slice].tolist(),

@@ -62,7 +62,7 @@ def simulate_within_volumes(
     Returns
     -------
     dwi : DWI
-        Its acquisition tells the slice timing.
+        Its acquisition has the slice timing.
     truth : SlicePoses
         ``truth.poses`` is (N, Z, 4, 4), reference → slice.
     """

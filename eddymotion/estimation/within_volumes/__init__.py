@@ -66,7 +66,7 @@ def follow_head(
     Estimate
         Of poses a volume, with a trajectory; b=0 and diffusion-weighted volumes each consistent
         among themselves. The same as `estimate`, but for a doubt, where slices were acquired in
-        another order than was told. None where the head was at rest within volumes as far as one
+        another order than was given. None where the head was at rest within volumes as far as one
         can tell.
     """
     moving = _moving(dwi, estimate, n_knots)

@@ -59,7 +59,7 @@ class Chain:
 
     @cached_property
     def covariances(self) -> list[np.ndarray]:
-        """Blocks of its inverse, one a volume."""
+        """Blocks of its inverse, one per volume."""
         before, after = self._before[1], self._after[1]
         return [
             scipy.linalg.inv(_with(_with(block, 0, first), -1, last), assume_a="pos")

@@ -82,7 +82,7 @@ def solve_course(
     """Iterate from the twists (K, 6) of the knots.
 
     A step is judged by its length alone, and by the misfit of each volume: what reading costs
-    depends on how the slices lie, so that the misfit of all does not tell a better course.
+    depends on how the slices lie, so that the total misfit does not identify a better course.
     """
     away = problem.points - problem.center
     radius = np.sqrt((away**2).sum(axis=1).mean())

@@ -60,7 +60,7 @@ from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.robust import Cauchy, sandwich
 
 SHOWS_ENOUGH = 0.1
-"""Slices that tell less than this part of what a usual one tells are left out of a median."""
+"""Slices with less than this fraction of the usual information are left out of a median."""
 
 DISCORD_DAMPING = 1e-9
 
@@ -68,8 +68,8 @@ MEDIAN_OF_SIX = 5.35
 """Of χ² with six degrees of freedom."""
 
 VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN, MOST_FOR_HESSIAN = 500_000, 3_000, 6_000
-"""Values (of a volume at a point) that tell the normal matrix, and points that do. Its error
-leaves where the steps end as it is."""
+"""Values (of a volume at a point) that determine the normal matrix, and points that do. Its error
+does not change where the steps end."""
 
 POINTS_FOR_OVERCOUNT = 1_500
 MOST_MISSING = 2 * MAX_MISSING

@@ -25,7 +25,7 @@ FIRST_SCALE_MM = 0.3
 LEAST_SCALE_MM, LARGEST_SCALE_MM = 1e-3, 20.0
 
 FEW_INCREMENTS = 4
-"""Fewer of a kind do not tell its scale."""
+"""Fewer of a kind do not determine its scale."""
 
 LEAST_DETERMINED = 0.02
 """Part of the increments that count as determined at least."""

@@ -35,7 +35,7 @@ class GroupMatrix:
     precision : (n, n) float32 array
         ``P``
     jacobian : (n, V, 6) float32 array
-        ``√w J`` at points that tell it.
+        ``√w J`` at points that determine it.
     weights : (n, V, 8) float32 array
         Of the slices at each, from `first` on.
     first : (n, V) int32 array

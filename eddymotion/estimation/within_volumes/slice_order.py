@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether slices were acquired in the order that SliceTiming tells.
+"""Whether slices were acquired in the order given by SliceTiming.
 
 A head does not jump to and fro from one excitation to the next. With one pose a volume, each slice
 of a volume pulls that pose where the head was while it was excited, by the gradient ``g`` and with
@@ -12,14 +12,14 @@ a head that shakes. For an order with the knots ``x`` of all volumes in time, ::
 with ``p`` the random walk with jumps of :mod:`~eddymotion.estimation.within_volumes.increments`
 at one scale. The integral is Laplace's at the most likely course, whose jumps take little of the
 walk: Student-t weights, again and again. All of it is a banded system, a few milliseconds an
-order, so that the orders in which scanners acquire slices are tried beside the one that was told.
+order, so that the orders in which scanners acquire slices are tried as well as the given one.
 
 What the model gets wrong pulls slices, too. It makes ``H`` count for less, as far as most slices
 pull farther than noise would have it (:meth:`SlicePulls.calibrated`), and where it changes slowly
 along the slice axis it would speak for slices that were acquired one after the other: each volume
 may be displaced by a quadratic function of the place, as much as usual volumes seem to be
 (:class:`SmoothMisfit`), whatever the order. What is left of it makes numbers too large, in all
-orders; so another order has to be better by a good part of what the told one explains.
+orders; so another order has to be better by a good part of what the given one explains.
 
 A head at rest within its volumes does not tell, nor do the few times at which it moves and comes
 back say whether time ran backwards: that makes no difference to the poses of the slices.
@@ -39,7 +39,7 @@ from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.robust import student_weights
 
 N_KNOTS = 6
-"""Of a volume: enough to tell orders apart."""
+"""Of a volume: enough to distinguish orders."""
 
 SCALE_MM = 0.15
 """Of the walk from knot to knot, in a human head."""
@@ -58,10 +58,10 @@ LEAST_MISFIT_MM = 1e-3
 N_ROUNDS, SETTLED = 10, 0.5
 
 HELD = 1e-6
-"""Precision (1/mm²) with which every pose is held: of all together nothing tells."""
+"""Precision (1/mm²) with which every pose is held: the data do not determine their mean."""
 
 BETTER_BY, LEAST_GAIN = 0.2, 50.0
-"""Log odds by which another order has to be better: a part of what the order that was told
+"""Log odds by which another order has to be better: a part of what the given order
 explains, and at least so much. True orders were behind by up to 3.6 %, and by 12.5 % with one
 slice at a time, where the halves of a volume change places (odd before even slices). Slices one
 after the other, told of interleaved ones, were behind by 100 % or more; one at a time, told of

@@ -39,7 +39,7 @@ N_KNOTS, N_MIDDLE_KNOTS, N_COARSE_KNOTS = 18, 8, 4
 """Of a volume in which the head moved: a jump is not over in less than a step between knots."""
 
 ASKED = 72
-"""Volumes that tell the order of the slices, at most: more would only be more certain."""
+"""Largest number of volumes to determine the order of the slices: more only add certainty."""
 
 MOVED_BY = 1.2
 """Standard errors by which a head has to stray within a volume for its knots to be kept. The prior
@@ -207,7 +207,7 @@ class CourseSolver:
         return weigh_orders(problem.pulls_of_slices(member, twists, self.in_mm), self.slicing)
 
     def some_of(self, volumes: np.ndarray) -> np.ndarray:
-        """Choose volumes that tell the order: half of them, where there are, moved within."""
+        """Choose volumes to determine the order: half of them, where there are, moved within."""
         moved = self.moving[volumes]
         n_moved = min(moved.sum(), max(ASKED // 2, ASKED - (~moved).sum()))
         chosen = [volumes[moved][_evenly(moved.sum(), n_moved)]]

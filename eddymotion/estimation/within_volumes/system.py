@@ -36,7 +36,7 @@ ABSOLUTE_DAMPING = 1e-3
 
 TOLERANCE, MOST_ROUNDS = 5e-3, 40
 """Of conjugate gradients: what is left, relative to the start, in the norm of the preconditioner.
-The next step sees what this one has left."""
+The next step corrects what this one has left."""
 
 
 @dataclass(frozen=True, eq=False)

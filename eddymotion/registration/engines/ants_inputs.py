@@ -108,7 +108,7 @@ def _is_tuples(key: str) -> bool:
 
 
 def _tupled(value: Any) -> Any:
-    """JSON has no tuples, which Nipype wants in some places."""
+    """JSON has no tuples, which Nipype needs in some places."""
     if isinstance(value, list):
         return [tuple(item) if isinstance(item, list) else item for item in value]
     return value

@@ -72,7 +72,7 @@ class DipyRegistrar(Engine):
     n_points : int
         Random points of the fixed mask at which the images are compared.
     prealignment : {"affine", "init"}
-        What SyN starts from: an affine registration, or the start that is given, as it is.
+        What SyN starts from: an affine registration, or the given start, unchanged.
     syn_iterations : sequence of int
         At each level of SyN's pyramid, coarse to fine.
     syn_step : float

@@ -105,7 +105,7 @@ class ElastixRegistrar(Engine):
     preset : str
         The parameter map, where `parameters` say nothing.
     parameters : dict
-        Parameters of elastix and their values, or lists of values with one a resolution.
+        Parameters of elastix and their values, or lists of values with one per resolution.
     n_threads : int
         Of the program for one pair. With more than one, the last digits can differ from run to
         run. itk-elastix always takes one.
