@@ -63,7 +63,7 @@ def register_pair(paths: PairPaths, prefix: Path, settings: PairSettings) -> dic
         seed=settings.random_seed,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    nothing = Registration(np.eye(4), True, "as the files lie")
+    nothing = Registration(np.eye(4), True, "as positioned by the headers")
     before = pair.compared(nothing, 1)
     after = pair.compared(registration, ORDERS[settings.interpolation])
     linear = None

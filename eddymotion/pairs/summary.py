@@ -24,7 +24,7 @@ DESCRIPTION = {
     "similarity": "normalised mutual information, 1: nothing in common, 2: the same",
     "share": "part of the fixed image's head that lies within the moving image",
     "dice": "of both masks; null without them",
-    "before, after": "as the files lie, and through the registration",
+    "before, after": "as positioned by the headers, and after registration",
 }
 
 

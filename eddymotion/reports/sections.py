@@ -215,7 +215,7 @@ def checks(series: SeriesReport) -> Html:
     ]
     return join([
         numbers, tag("ul", *reasons) if reasons else None, rule,
-        details("Warnings and log of the run", table(_rows(series.summary), class_="facts"))
+        details("Summary of the run", table(_rows(series.summary), class_="facts"))
         if series.summary else None,
     ])  # fmt: skip
 
@@ -237,7 +237,7 @@ def describe_motion(series: SeriesReport) -> str:
         what = series.data.series.partition("(")[2].removesuffix(")")
     return (
         f"{what}. The head moved up to {far:.1f} mm (most along {'xyz'[axis]}, volume "
-        f"{direction}) and turned up to {angle:.1f}° from the reference; {steps} of more than "
+        f"{direction}) and rotated up to {angle:.1f}° from the reference; {steps} of more than "
         f"{JUMP_MM:g} mm.{_describe_offset(series)}"
     )
 

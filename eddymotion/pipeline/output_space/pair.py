@@ -166,7 +166,7 @@ class SpacePair:
         """Compare both images before and after."""
         image, head = self.reference.image, head_of(self.target, self.target_mask)
         masked = replace(image, data=np.where(self.reference.near_brain, image.data, 0))
-        nothing = Registration(np.eye(4), True, "as the files lie")
+        nothing = Registration(np.eye(4), True, "as positioned by the headers")
         before, after = (
             PairOverlay.of(self.target, masked, one, head) for one in (nothing, registration)
         )
