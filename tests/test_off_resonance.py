@@ -597,10 +597,10 @@ def test_a_pair_without_readout_times_works_with_a_warning(tmp_path, caplog):
         ({"TotalReadoutTime": None}, ["A", "B", "--fsl-outputs"], "give --readout-time"),
         ({}, ["A", "--fieldmap", "B"], "no Units next to it"),
         ({}, ["A", "--fieldmap", "B", "--units", "ppm"], "expected Hz, rad/s or T"),
-        ({}, ["A", "--phasediff", "B"], "no EchoTime1 beside it"),
-        ({}, ["A", "--phase1", "B"], "belong together"),
+        ({}, ["A", "--phasediff", "B"], "no EchoTime1 next to it"),
+        ({}, ["A", "--phase1", "B"], "needed together"),
         ({}, ["A", "B", "--magnitude", "B"], "applies to a measured map"),
-        ({}, ["A", "B", "--pe-axis", "j"], "--pe-axis: 1 given, expected one for each of 2"),
+        ({}, ["A", "B", "--pe-axis", "j"], "--pe-axis: 1 given, expected one for each of the 2"),
         ({}, ["A", "B", "--pe-axis", "x", "j"], "invalid choice"),
     ],
 )  # fmt: skip

@@ -286,7 +286,7 @@ def test_a_full_disk_is_one_message(dataset, tmp_path):
         ("plugin: Linear\n", ("Linear", {})),
         ('{"plugin": "MultiProc", "plugin_args": {"n_procs": 2}}', ("MultiProc", {"n_procs": 2})),
         ("plugin: [", "cannot be read"),
-        ("sbatch", "names no plugin"),
+        ("sbatch", "no plugin given"),
         ("plugin: SLURM\nsbatch_args: -p long\n", "unknown entry sbatch_args"),
         ("plugin: SLURM\nplugin_args: 3\n", "not a mapping"),
     ],

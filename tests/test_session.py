@@ -244,7 +244,10 @@ def test_field_maps_that_cannot_be_used_are_named(tmp_path, caplog):
     _, series = runs_of(tmp_path, "sub-01_dwi")
     assert not series.measured
     assert "no run of the session has PhaseEncodingDirection" in caplog.text
-    assert "IntendedFor dwi/other_dwi.nii.gz, which is not there" in caplog.text
+    assert (
+        "IntendedFor in its sidecar names dwi/other_dwi.nii.gz, which does not exist"
+        in caplog.text
+    )
     write_run(folder / "dwi", "sub-01_dwi", {"PhaseEncodingDirection": "j"})
     assert runs_of(tmp_path, "sub-01_dwi")[0] == []
     assert "no sidecar has PhaseEncodingDirection" in caplog.text

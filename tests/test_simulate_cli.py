@@ -138,7 +138,7 @@ def test_dataset_of_others_is_left_alone(tmp_path, capsys):
         (["--phantom", __file__, __file__, "--from", __file__], "give one"),
         (["--voxel-size", "2", "3"], "one number or three"),
         (["--head", "fitted"], "add --from DWI"),
-        (["--head", "synthetic", "--from", __file__], "two heads"),
+        (["--head", "synthetic", "--from", __file__], "excludes --phantom and --from"),
         (["--contrast", "infant"], "--head synthetic"),
         (
             ["--ghost", "0.1", "--coil-variation", "3"],

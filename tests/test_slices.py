@@ -370,7 +370,7 @@ def test_a_course_survives_its_files(nods, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--within-volume", "1"], "a whole number from 2 on"),
+        (["--within-volume", "1"], "a whole number of at least 2"),
         (["--within-volume", "nods"], "auto, none, or"),
         (["--within-volume", "6", "--estimator", "lovo"], "--estimator joint only"),
     ],

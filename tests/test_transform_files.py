@@ -161,7 +161,7 @@ def test_binary_mat_of_ants(tmp_path):
         ("x.txt", "Transform: BSplineTransform_double_3_3\nParameters: 1\nFixedParameters: 0\n",
          "BSplineTransform"),
         ("x.tfm", "Transform: AffineTransform_double_3_3\nParameters: 1 2\nFixedParameters: 0\n",
-         "2 numbers are no AffineTransform"),
+         "2 numbers are not a valid AffineTransform"),
         ("x.mat", "1 0 0 0\n0 1 0 0\n", "cannot be read"),
         ("x.mat", "0 0 0 0\n" * 4, "inverted|singular|Singular"),
         ("x.aff12.1D", "1 0 0 0 0 1 0 0\n", "cannot be read"),

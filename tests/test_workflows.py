@@ -267,7 +267,7 @@ def test_small_nodes_do_not_wait(tmp_path):
 
 
 def test_threads_have_one_name_and_others_are_heeded(series, tmp_path):
-    with pytest.warns(DeprecationWarning, match="num_threads is n_threads now"):
+    with pytest.warns(DeprecationWarning, match="num_threads is now n_threads"):
         workflow = graphs.init_dwi_hmc_wf(num_threads=3)
     assert workflow.get_node("apply").inputs.n_threads == 3
     with pytest.raises(TypeError, match="give only one of them"):
@@ -277,5 +277,5 @@ def test_threads_have_one_name_and_others_are_heeded(series, tmp_path):
     node.step = SimpleNamespace(run=lambda given, folder: seen.append(given), gives=())
     node._run_interface(SimpleNamespace(cwd=tmp_path))
     assert seen[0]["n_threads"] == 5
-    with pytest.warns(DeprecationWarning, match="Split: num_threads is n_threads now"):
+    with pytest.warns(DeprecationWarning, match="Split: num_threads is now n_threads"):
         tasks.Split(dwi_file=series, num_threads=2)(cache_root=tmp_path, worker="debug")

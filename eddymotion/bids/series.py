@@ -206,7 +206,7 @@ def _same_names(images: Sequence[BidsFile]) -> dict[BidsFile, str]:
         names = " and ".join(str(image.path) for image in alike)
         if len({image.folder for image in alike}) == 1:
             why = (
-                f"{names} are the same series; remove one of the two, or select with "
+                f"{names} are the same series; remove one of them, or select with "
                 '--bids-filter-file: {"dwi": {"extension": ".nii.gz"}}'
             )
         else:

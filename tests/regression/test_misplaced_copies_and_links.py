@@ -129,8 +129,7 @@ def test_data_that_are_not_here_say_how_to_get_them(tmp_path):
     (series,) = find_series(tmp_path)["01"]
     with pytest.raises(
         EddymotionError,
-        match=r"its content is not present; get it with: "
-        r"datalad ge",
+        match="its content is not present; get it with: datalad ge",
     ):
         load(series.dwi)
     (tmp_path / content).parent.mkdir(parents=True)
@@ -142,7 +141,7 @@ def test_data_that_are_not_here_say_how_to_get_them(tmp_path):
         with pytest.raises(EddymotionError, match=f"not present; get it with: {command}"):
             read_image(image)
     (tmp_path / "a.txt").symlink_to("nowhere")
-    assert "a link to nowhere, which is not there" in absence(tmp_path / "a.txt")
+    assert "a link to nowhere, which does not exist" in absence(tmp_path / "a.txt")
 
 
 def test_images_in_an_annex_are_read(tmp_path):

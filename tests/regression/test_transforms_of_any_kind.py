@@ -150,7 +150,7 @@ def test_translation_of_one_number_is_not_taken_for_three(numbers, tmp_path):
         f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
     )
     image = Image(np.zeros(SHAPE, np.float32), np.eye(4))
-    with pytest.raises(EddymotionError, match="numbers are no AffineTransform"):
+    with pytest.raises(EddymotionError, match="numbers are not a valid AffineTransform"):
         read_linear(tmp_path / "x.tfm", image, image)
 
 
