@@ -175,7 +175,7 @@ def test_what_time_and_images_contradict_each_other_in_is_said(head, grid, caplo
     truth = Motion.identity(28).updated(gradients.dwis, pose([0, 2, 0], [0, 0, 0]))
     dwi = acquire(head, gradients, truth, grid, snr=20)
     found = unite_frames(dwi, Estimate(Motion.identity(28)), compute=Compute(2))
-    assert "time and images tell different frames" in caplog.text
+    assert "time and images give different frames" in caplog.text
     assert found.frame_error > 1
     assert found.frame_evidence.contradicted
     (text,) = [
