@@ -292,7 +292,7 @@ def test_tables_of_other_names_are_pointed_at(write_series, tmp_path):
         load(path)
     assert f"--bval {bval} --bvec {bvec}" in str(both.value)
     assert len(load(path, bval=bval, bvec=bvec)) == 10
-    with pytest.raises(EddymotionError, match="the other way round"):
+    with pytest.raises(EddymotionError, match="exchange the two"):
         load(path, bval=bvec, bvec=bval)
     bval.rename(path.with_name("a_dwi.bval"))
     with pytest.raises(EddymotionError, match=r"if .*bvecs is the table of a_dwi\.nii\.gz"):

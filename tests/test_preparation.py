@@ -132,7 +132,7 @@ def test_a_patch_has_more_voxels_than_there_are_volumes(n_volumes, radius):
 def test_thin_images_are_refused(series):
     _, noisy = series
     thin = replace(noisy, signal=noisy.signal[:, :, :4], mask=noisy.mask[:, :, :4])
-    with pytest.raises(EddymotionError, match="MP-PCA looks at 5 voxels along each axis"):
+    with pytest.raises(EddymotionError, match="MP-PCA needs at least 5 voxels along each axis"):
         without_noise_mppca(thin, 1, silent)
 
 

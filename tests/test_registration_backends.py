@@ -370,7 +370,7 @@ def everything_is_here(monkeypatch):
         ("ants", {"metric": ["Matts"]}, "'metric' cannot be"),
         ("ants", {"transforms": []}, r"'transforms' are \[\], expected a list that ends with"),
         ("ants", {"transforms": ["Rigid"], "metric": ["CC", "CC"]}, "2 entries for the 1 stages"),
-        ("ants", {"n_threads": 0}, "n_threads is 0, expected a whole number from 1"),
+        ("ants", {"n_threads": 0}, "n_threads is 0, expected a whole number of at least 1"),
         ("elastix", {"preset": "fast"}, "preset 'fast' is unknown"),
         ("elastix", {"parameters": {"NumberOfSpatialSample": 9}},
          "'NumberOfSpatialSample'.*did you mean 'NumberOfSpatialSamples'"),

@@ -289,7 +289,7 @@ def test_without_the_data_of_a_run_the_tables_still_make_a_page(site, tmp_path):
     page = written_page(tmp_path / "out", "01")
     parsed = Page(page.read_text(encoding="utf-8"))
     assert not parsed.all("section", id="errors")
-    assert "no pictures of the original" in parsed.all("section", id="s0-summary")[0].text
+    assert "no images of the original" in parsed.all("section", id="s0-summary")[0].text
 
 
 def test_data_of_another_version_are_refused(site, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_one_run_that_fails_leaves_the_other(dataset, tmp_path, capsys):
     assert participant.main([str(broken), str(output), "participant", *QUICK]) == 1
     assert "1 of 2 series failed" in capsys.readouterr().err
     (log,) = (output / "logs").glob("*.log")
-    assert "sub-01_run-1_dwi.nii.gz: left out of the runs of its session" in log.read_text()
+    assert "sub-01_run-1_dwi.nii.gz: excluded from the runs of its session" in log.read_text()
     assert (output / "sub-01" / "dwi" / "sub-01_run-2_desc-preproc_dwi.nii.gz").is_file()
     sidecar = json.loads((output / "sub-01/dwi/sub-01_run-2_desc-preproc_dwi.json").read_text())
     (warning,) = (one for one in sidecar["Warnings"] if one["Subject"] == "runs")

@@ -227,7 +227,7 @@ def test_images_of_no_use_are_left_out_and_named(opposed, tmp_path, caplog):
     for name in (*shown, "pointer"):
         run = SeriesFiles(tmp_path / f"{name}.nii.gz", is_b0=True)
         assert _is_usable(run, Settings(), tmp_path) == (name == "sound")
-        assert (f"{name}.nii.gz: left out of the runs" in caplog.text) == (name != "sound")
+        assert (f"{name}.nii.gz: excluded from the runs" in caplog.text) == (name != "sound")
     signal[:3] = np.nan
     write_image(tmp_path / "nan.nii.gz", signal, affine)
     assert np.isfinite(load_b0s(SeriesFiles(tmp_path / "nan.nii.gz", metadata={})).signal).all()

@@ -100,7 +100,7 @@ def check_number(name: str, value: Any, *, least: float, whole: bool = False) ->
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         kind = "whole number" if whole else "number"
-        raise EddymotionError(f"{name} is {shown(value)}, expected a {kind} from {least:g} on")
+        raise EddymotionError(f"{name} is {shown(value)}, expected a {kind} of at least {least:g}")
 
 
 def check_numbers(name: str, values: Any, *, least: float, whole: bool = False) -> None:
