@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation, binary_erosion
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
 
 from eddymotion.estimation.frames.contrast import offset_from_images
 from eddymotion.estimation.frames.contrast.basis import Basis, Moments
@@ -13,6 +13,7 @@ from eddymotion.estimation.frames.contrast.clusters import COARSE, FINE, N_POINT
 from eddymotion.estimation.frames.contrast.equations import ContrastEquations
 from eddymotion.images.grid import grid_points
 from eddymotion.images.image import Image
+from eddymotion.images.pyramid import head_scale
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance, SeriesField
@@ -129,6 +130,36 @@ def test_a_field_of_the_head_lies_where_the_head_does_in_each_frame(still):
         np.linalg.inv(apart), near=True,
     )  # fmt: skip
     assert abs(log_rigid(offset @ apart, center)[1]) < 0.1  # 0.5 if it were at rest
+
+
+def test_points_deep_inside_tell_what_all_halves_have_wrong(still):
+    """All around, what lies within 9 mm of the edge is 2 mm higher at b=0."""
+    depth = distance_transform_edt(still.mask, sampling=still.voxel_sizes)
+    share = np.clip(10 - depth, 0, 1).ravel()
+    origins = grid_points(still.shape, still.affine) - 2 * share[:, None] * [0, 0, 1]
+    signal, own = still.signal.copy(), Motion.identity(len(still.gradients.dwis))
+    for volume in still.gradients.b0s:
+        shown = still.volume(volume).spline.sample(origins)
+        signal[..., volume] = np.nan_to_num(shown).reshape(still.shape)
+    known, volumes = Motion.identity(len(still.gradients.b0s)), still.gradients.dwis
+    dwi = replace(still, signal=signal)
+    offset, covariance = offset_from_images(dwi, known, volumes, own, np.eye(4))
+    error = log_rigid(offset, still.brain_center)[2]
+    assert abs(error) < 0.31  # 0.35 by all points
+    assert abs(error) < 2.5 * np.sqrt(covariance[2, 2])  # 5.2 by halves of the brain
+
+
+def test_deep_points_are_far_from_the_edge_but_not_from_the_cut(still):
+    cut = replace(still, signal=still.signal[:, :, 20:], mask=still.mask[:, :, 20:])
+    clusters = Clusters.draw(cut, FINE, np.random.default_rng(0), 1)
+    depth = distance_transform_edt(np.pad(cut.mask, 1, mode="edge"), sampling=cut.voxel_sizes)
+    index = np.linalg.solve(
+        cut.affine, np.c_[clusters.points[:, 0], np.ones(len(clusters.points))].T
+    )[:3]
+    there = np.round(index).astype(int) + 1
+    expected = depth[tuple(there)] > 10 * head_scale(cut.mask, cut.voxel_sizes)
+    np.testing.assert_array_equal(clusters.are_deep, expected)
+    assert clusters.are_deep[there[2] == 1].any()  # in the lowest slice
 
 
 @pytest.mark.parametrize("width", [*COARSE, FINE])

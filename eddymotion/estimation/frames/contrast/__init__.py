@@ -27,12 +27,14 @@ take up a misplacement (variable projection). What keeps it unbiased:
 
 The noise of the images tells the offset to some hundredths of a millimetre. What a voxel holds
 besides ``m`` and ``s`` is the larger error, and alike over wide regions, so that no resampling of
-points shows it. Three things do, and make up the covariance:
+points shows it. Four things do, and make up the covariance:
 
 - *Halves.* Left, right, front, back, top and bottom of the brain each have an offset of their own.
 - *Another equation.* Gauss-Newton asks that the residual be orthogonal to the gradient of the b=0
   image; it should be so to the gradient of its prediction as well, which knows only structure that
   both contrasts share. Where one of them has structure of its own the two equations part.
+- *Points deep inside the brain.* What lies around the brain may pull all halves of it alike,
+  but the points near its edge most. The offset goes half of the way to that of the others.
 - *Another start* that ends elsewhere. With three directions at a b-value at which fluid is as dark
   as tissue, one series in twenty ended 2 mm away, where the cost was a little lower.
 """
@@ -49,12 +51,15 @@ from eddymotion.data.series import DWI
 from eddymotion.estimation.frames.contrast.clusters import COARSE, FINE, FINE_NEAR, Clusters
 from eddymotion.estimation.frames.contrast.equations import (
     FIRST_STEPS,
+    INSIDE_FACTOR,
+    INSIDE_SHARE,
     LAST_STEPS,
     ContrastEquations,
     SolvedContrast,
 )
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import exp_rigid
 
 
 def offset_from_images(
@@ -119,7 +124,9 @@ def offset_from_images(
     rival = search.finished(elsewhere[0]) if elsewhere else None
     if rival is not None:
         covariance = covariance + solved.doubt(rival)
-    return np.linalg.inv(solved.to_b0), covariance
+    deep = solved.of_inside()
+    to_b0 = solved.to_b0 @ exp_rigid(INSIDE_SHARE * deep, dwi.brain_center)
+    return np.linalg.inv(to_b0), covariance + np.diag(np.square(INSIDE_FACTOR * deep))
 
 
 def _from_coarse(

@@ -43,7 +43,7 @@ class Moments:
         """Whether all points of a cluster lie inside all volumes, (C,)."""
         return np.isfinite(self.mean).all(axis=1)
 
-    def select(self, clusters: slice) -> Moments:
+    def select(self, clusters: slice | np.ndarray) -> Moments:
         """Return those of some clusters."""
         return selected(self, clusters, "mean", "spread", "mean_gradient", "spread_gradient")
 

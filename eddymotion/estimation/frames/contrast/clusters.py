@@ -38,6 +38,9 @@ ROWS_AT_A_TIME = 2048
 MARGIN_FWHM, MARGIN_VOXELS = 2.0, 3.0
 """What is kept of a volume around the points that are read: the reach of its filters."""
 
+DEEP_MM = 10.0
+"""Distance from the edge, in a human head, from which on points lie deep inside the brain."""
+
 LEAST_INSIDE = 0.6
 """Part of brain and edge from which on what lies inside the edge is enough."""
 
@@ -137,9 +140,18 @@ class Clusters:
         fwhm = np.maximum(width.fwhm * voxel, fine_widths(dwi.voxel_sizes))
         return cls(dwi, fwhm, points[order], octants[order], n_threads)
 
-    def select(self, clusters: slice) -> Clusters:
+    def select(self, clusters: slice | np.ndarray) -> Clusters:
         """Return some of them."""
         return replace(self, points=self.points[clusters], octants=self.octants[clusters])
+
+    @property
+    def are_deep(self) -> np.ndarray:
+        """Which clusters lie deep inside the brain, (C,) bool; a cut by the field is no edge."""
+        dwi = self.dwi
+        depth = scipy.ndimage.distance_transform_edt(dwi.mask, sampling=dwi.voxel_sizes)
+        voxels = transformed(np.linalg.inv(dwi.affine), self.points[:, 0]).round().astype(int)
+        there = tuple(np.clip(voxels, 0, np.array(dwi.shape) - 1).T)
+        return depth[there] > DEEP_MM * head_scale(dwi.mask, dwi.voxel_sizes)
 
     @property
     def rows_of_octants(self) -> list[slice]:

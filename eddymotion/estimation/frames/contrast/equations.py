@@ -46,6 +46,10 @@ docs/decisions/0019."""
 OTHER_FACTOR = 2.0
 """Standard errors over what the other equation differs by."""
 
+INSIDE_SHARE, INSIDE_FACTOR = 0.5, 0.7
+"""How far the offset goes to that of points deep inside the brain, and standard errors over what
+both differ by: see docs/decisions/0019."""
+
 REJECTED = 0.025
 """Chance of a rival below which it is none: a far start that was wrong is centimetres away."""
 
@@ -191,9 +195,10 @@ class ContrastEquations:
     def thinned(self) -> ContrastEquations:
         """Return the equations of a part of the clusters, for the way there."""
         every = min(THINNED_BY, len(self.clusters.points) // LEAST_CLUSTERS)
-        if every < 2:
-            return self
-        part = slice(None, None, every)
+        return self if every < 2 else self.select(slice(None, None, every))
+
+    def select(self, part: slice | np.ndarray) -> ContrastEquations:
+        """Return the equations of some clusters."""
         rows = self.functions.reshape(-1, N_POINTS, self.functions.shape[1])[part]
         return replace(
             self,
@@ -468,6 +473,17 @@ class SolvedContrast:
                 octants = np.flatnonzero((np.arange(8) >> axis & 1) == side)
                 found.append(self.step(octants)[-6:])
         return np.array(found) - self.step()[-6:]
+
+    def of_inside(self) -> np.ndarray:
+        """Offset of the points deep inside the brain from that of all, (6,) twist.
+
+        Zero where too few are left.
+        """
+        inside = self.equations.select(self.clusters.are_deep)
+        found = inside.solve(self.to_b0, self.function, n_normals=1, n_steps=LAST_STEPS)
+        if found is None:
+            return np.zeros(6)
+        return log_rigid(np.linalg.inv(self.to_b0) @ found.to_b0, self.clusters.center)
 
     def of_predicted_gradient(self) -> np.ndarray:
         """One step to where the residual is orthogonal to the predicted gradient, (6,) twist."""
