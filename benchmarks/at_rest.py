@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects that did not move: every motion that is found in them is an error.
+"""Objects that did not move: any motion that is estimated in them is an error.
 
-``python -m benchmarks.at_rest SERIES …`` takes scans of static objects, whole and the b=0 volumes
-with one shell each, with eddy-current fields as the data show them and without. It keeps a row as
-soon as it has one, and goes on where it stopped; ``--render`` only writes
+``python -m benchmarks.at_rest SERIES …`` measures scans of static objects, complete and reduced to
+the b=0 volumes and one shell, with eddy-current fields chosen from the data and without. It stores
+each row as soon as it is complete, and resumes where it stopped; ``--render`` only writes
 ``docs/benchmarks/at-rest.md``.
 
-Along the phase encoding an object at rest is displaced all the same: by eddy currents and by the
-drift of the scanner's frequency, which the estimate has to find. So that axis is told apart.
+Along the phase encoding even an object at rest is displaced: by eddy currents and by the drift of
+the scanner's frequency, which the estimate has to find. That axis is therefore reported
+separately.
 """
 
 import argparse
@@ -31,7 +32,7 @@ KEY = ("object", "volumes", "fields")
 FIELDS = ("auto", "none")
 
 FEWEST = 6
-"""Diffusion-weighted volumes of a shell that is looked at by itself."""
+"""Diffusion-weighted volumes of a shell that is measured separately."""
 
 
 def main() -> None:
@@ -102,8 +103,8 @@ def displacements(motion: Motion, dwi: DWI) -> tables.Row:
 def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -> None:
     """Write the page and the numbers."""
     heads = ["object", "volumes", "fields", "RMS (mm): all", "across", "worst volume: all",
-             "across", "turned by (°)", "largest FD (mm)", "told (mm)", "fields found",
-             "told as not determined", "CPU (s)"]  # fmt: skip
+             "across", "rotation (°)", "largest FD (mm)", "standard error (mm)", "fields found",
+             "reported as undetermined", "CPU (s)"]  # fmt: skip
     lines = [
         [row["object"], f"{row['volumes']} ({row['n']})", row["fields"],
          *(tables.number(row[name]) for name in
@@ -118,16 +119,16 @@ def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -
 
 INTRODUCTION = """# Objects at rest
 
-Scans of things that did not move, so that every motion found in them is an error. *RMS*:
+Scans of objects that did not move, so that any motion estimated in them is an error. *RMS*:
 displacement of the points of the object over all volumes, without the offset of eddy-current
-fields; *across*: without what lies along the phase encoding, where eddy currents and the drift of
-the scanner's frequency displace an object that rests. *Told*: median standard error of
-a translation. Directions in which the object looks alike, a cylinder's axis, are not moved along,
-and are told.
+fields; *across*: without the component along the phase encoding, where eddy currents and the drift
+of the scanner's frequency displace even an object at rest. *Standard error*: median, of a
+translation. Directions of symmetry, such as the axis of a cylinder, are undetermined: no motion is
+estimated along them, and they are reported.
 
 oil: a cylinder of oil on a 3 T Siemens, 2.4 mm, b=0 to 2000 (Szczepankiewicz et al. 2019, Data in
-Brief). It has no structure inside and no contrast that changes with the direction: the images
-join b=0 and diffusion-weighted volumes nowhere, and time alone does, which is why the standard
+Brief). It has no internal structure and no contrast that depends on direction: the images do not
+relate b=0 and diffusion-weighted volumes to each other, only time does, which is why the standard
 errors are so large.
 
 Simulated heads at rest are in [accuracy](accuracy.md) (*single-none*, *abcd-none*, *high-none*,

@@ -2,9 +2,10 @@
 """The protocol of Cieslak et al. (2024): a random share of the volumes replaced by moved copies.
 
 ``python -m benchmarks.cieslak [--phantom TISSUE PEAKS] [--schemes NAME …] [--seeds SEED …]``
-measures our estimators on each scheme, share and permutation (seed), keeps a row as soon as it has
-one, and goes on where it stopped. ``--render`` only writes ``docs/benchmarks/cieslak.md``: the
-medians beside the published figures (``benchmarks/cieslak2024.tsv``), whose phantom is another.
+measures our estimators on each scheme, share and permutation (seed), stores each row as soon as it
+is complete, and resumes where it stopped. ``--render`` only writes ``docs/benchmarks/cieslak.md``:
+the medians next to the published figures (``benchmarks/cieslak2024.tsv``), which are of another
+phantom.
 """
 
 import argparse
@@ -118,13 +119,13 @@ INTRODUCTION = """# The protocol of Cieslak et al. (2024)
 A head at rest, of which a random 15, 30 or 50 % of the volumes are replaced by copies moved by up
 to 5 mm and 8° along and about each axis. RMSE (mm / °) over three axes and all volumes above
 b=100; *ours* and *nothing* in the frame of volume 0, medians over the permutations.
-*CPU*: processor seconds of the estimation.
+*CPU*: processor time of the estimation.
 
 **The phantom is not the published one.** Ours is a simulated head of tissue fractions and fibre
-directions at SNR 20 with a coil sensitivity that stays with the scanner; the published series have
-other anatomy, noise, distortions and motion parameters. The published columns
-(SHORELine rigid, eddy quadratic, means over 30 runs) tell the order of magnitude that was reached
-there, not who is better here: neither program was run on our series. "–": not published, or, for
+directions at SNR 20 with a coil sensitivity fixed to the scanner; the published series have
+different anatomy, noise, distortions and motion parameters. The published columns
+(SHORELine rigid, eddy quadratic, means over 30 runs) show the order of magnitude reached there,
+not which is better here: neither program was run on our series. "–": not published, or, for
 eddy, not possible with that scheme.
 """
 

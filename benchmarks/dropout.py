@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Precision and recall of the search for slices that lost signal, on simulated series.
+"""Precision and recall of the detection of slices with signal loss, on simulated series.
 
 ``python -m benchmarks.dropout [--phantom TISSUE PEAKS] [--series NAME …] [--shares SHARE …]
-[--kinds KIND …] [--depths DEPTH …] [--seeds SEED …]`` measures each combination, keeps a row as
-soon as it has one, and goes on where it stopped. ``--render`` only writes
+[--kinds KIND …] [--depths DEPTH …] [--seeds SEED …]`` measures each combination, stores each
+row as soon as it is complete, and resumes where it stopped. ``--render`` only writes
 ``docs/benchmarks/dropout.md``.
 
-A share of the slices of the diffusion-weighted volumes loses signal before the noise comes in:
-single slices, or whole groups of slices that were excited together. Motion and outliers are then
-found with default settings. A lost slice counts if enough of it is brain to be judged.
+A share of the slices of the diffusion-weighted volumes loses signal before noise is added:
+single slices, or whole groups of slices excited together. Motion and outliers are then estimated
+with default settings. A lost slice counts if it contains enough brain to be judged.
 
-- precision: how many of the slices found are lost ones;
-- recall: how many of the lost ones are found;
-- RMSE of translation (mm) and rotation (°), free of a constant offset;
+- precision: the share of detected slices that are lost;
+- recall: the share of lost slices that are detected;
+- RMSE of translation (mm) and rotation (°), after removing a constant offset;
 - error of the replaced voxels: RMS difference of the corrected series from the series without
-  dropout under the same motion, over the voxels replaced, as a part of the mean signal there; and
+  dropout under the same motion, over the replaced voxels, relative to the mean signal there; and
   the same without replacement.
 """
 
@@ -56,7 +56,7 @@ MULTIBAND = 3
 
 @dataclass(frozen=True)
 class Series:
-    """What to simulate, and what it is in words."""
+    """What to simulate, and its description."""
 
     label: str
     scheme: partial[Gradients]
@@ -240,7 +240,7 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         mine = [row for row in rows if tuple(row[name] for name in KEY[:-1]) == (series, *rest)]
         if mine:
             lines.append(line_of(mine))
-    heads = ["series", "lost", "each keeps", "%", "seeds", "lost slices", "precision", "recall",
+    heads = ["series", "lost", "signal kept", "%", "seeds", "lost slices", "precision", "recall",
              "false per 1000", "offset-free (mm / °)",
              "error: as acquired / replaced"]  # fmt: skip
     shown = {row["series"] for row in rows}
@@ -269,21 +269,22 @@ def line_of(rows: list[tables.Row]) -> list[str]:
     ]  # fmt: skip
 
 
-INTRODUCTION = f"""# Slices that lost signal
+INTRODUCTION = f"""# Slices with signal loss
 
-A share of the slices of the diffusion-weighted volumes of a simulated series keeps only a part of
+A share of the slices of the diffusion-weighted volumes of a simulated series keeps only part of
 its signal: single slices, or groups of {MULTIBAND} that are excited together (slice timing known).
 {VOXEL_MM:g} mm, SNR {SNR:g}, coil sensitivity, default settings; the motion is estimated.
-*Precision*: lost slices among those found. *Recall*: found among those lost with enough brain in
-them to be judged ({MIN_POINTS_IN_SLICE} of {N_POINTS} points). *False per 1000*: of all slices
-judged. *Error*: RMS difference of the replaced voxels from the same series without dropout, noise
-and all, as a part of the mean signal there.
+*Precision*: the share of detected slices that are lost. *Recall*: the share of lost slices that
+are detected, of those with enough brain to be judged ({MIN_POINTS_IN_SLICE} of {N_POINTS} points).
+*False per 1000*: false detections per 1000 judged slices. *Error*: RMS difference of the replaced
+voxels from the same series without dropout, noise included, relative to the mean signal there.
 
-Under the true motion, all slices that are missed in single at 10 % (10–50 % kept) lie within two
-slices of the ends of the brain, where few voxels tell.
+Under the true motion, all slices missed in single at 10 % (10–50 % kept) lie within two slices of
+the ends of the brain, where few voxels contribute.
 
-Motion is moderate where nothing else is said. sub-…: dropout planted in a real series, the motion
-compared with that found in it without; slices found in the series as it is may have been lost.
+Motion is moderate unless stated otherwise. sub-…: dropout simulated in a real series; the motion
+is compared with that estimated without it. Slices detected in the original series may really be
+lost.
 """
 
 

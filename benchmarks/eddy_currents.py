@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eddy-current fields found together with the motion, on simulated and real series.
+"""Eddy-current fields estimated together with the motion, on simulated and real series.
 
 ``python -m benchmarks.eddy_currents [--phantom TISSUE PEAKS] [--series NAME …] [--fields NAME …]
-[--seeds SEED …] [--real DWI …]`` measures each combination, keeps a row as soon as it has one, and
-goes on where it stopped. ``--render`` only writes ``docs/benchmarks/eddy-currents.md``.
+[--seeds SEED …] [--real DWI …]`` measures each combination, stores each row as soon as it is
+complete, and resumes where it stopped. ``--render`` only writes
+``docs/benchmarks/eddy-currents.md``.
 
-On simulated series, free of what all diffusion-weighted volumes have alike:
+On simulated series, after removing what is common to all diffusion-weighted volumes:
 
-- RMSE of rotations (°, an axis), of the translation along the two other axes (mm, an axis);
-- RMSE of where points of the brain are recorded (mm), by motion and field together;
-- RMS of the true field, of the one found, and of the difference (mm), over points of the brain;
+- RMSE of rotations (°, per axis), and of translations along the two other axes (mm, per axis);
+- RMSE of the positions where points of the brain are recorded (mm), by motion and field together;
+- RMS of the true field, the estimated field, and their difference (mm), over points of the brain;
 - time (s), and its ratio to that without fields.
 
-On real ones: how much of the variance of the displacement of the centre along the phase-encoding
-axis follows the diffusion gradient; its range, and that of the rotations; and the agreement of
-each volume with its prediction.
+On real series: the share of the variance of the displacement of the centre along the
+phase-encoding axis that follows the diffusion gradient; its range, and that of the rotations; and
+the agreement of each volume with its prediction.
 """
 
 import argparse
@@ -138,14 +139,14 @@ def measure_real(options: argparse.Namespace, rows: tables.Rows) -> None:
 
 
 def estimate(dwi: DWI, fields: str, n_threads: int) -> tuple[em.Motion, float]:
-    """Estimate; the processor's seconds, which others on the machine do not change."""
+    """Estimate the motion; return it and the processor time, which other load hardly changes."""
     start = time.process_time()
     motion = em.estimate_motion(dwi, eddy_currents=fields, n_threads=n_threads)
     return motion, time.process_time() - start
 
 
 def compare(dwi: DWI, found: em.Motion, true: em.Motion) -> tables.Row:
-    """Compare what was found with the truth, free of what all volumes have alike."""
+    """Compare the estimate with the truth, after removing what is common to all volumes."""
     dwis, center = dwi.gradients.dwis, dwi.brain_center
     points = apply_affine(dwi.affine, np.argwhere(dwi.mask)[::EVERY_POINT])
     found, true, common = found.select(dwis), true.select(dwis), np.eye(4)
@@ -186,7 +187,7 @@ def field_of(motion: em.Motion, true: em.Motion, points: np.ndarray) -> np.ndarr
 
 
 def describe(dwi: DWI, motion: em.Motion) -> tables.Row:
-    """Say what a real series shows."""
+    """Return the figures of a real series."""
     dwis, eddy = dwi.gradients.dwis, motion.eddy_currents
     pe = direction(dwi)[:, 1] if eddy is None else eddy.pe
     parameters = rigid_parameters(motion.matrices, dwi.center)[dwis]
@@ -218,12 +219,12 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         alone = [row["s"] for row in simulated
                  if (row["series"], row["fields"]) == (key[0], "none")]  # fmt: skip
         lines.append(line_of(mine, float(np.median(alone)) if alone else np.nan))
-    heads = ["series", "fields", "seeds", "° an axis", "other axes (mm)", "recorded at (mm)",
-             "field: true / found / error (mm)", "order", "s", "× none"]  # fmt: skip
+    heads = ["series", "fields", "seeds", "° per axis", "other axes (mm)", "recorded at (mm)",
+             "field: true / estimated / error (mm)", "order", "s", "× none"]  # fmt: skip
     parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines)]
     real = [row for row in rows if row["seed"] == "real"]
     if real:
-        heads = ["series", "fields", "shift (mm)", "of it the head's", "R² with the gradient",
+        heads = ["series", "fields", "shift (mm)", "of the head (mm)", "R² with the gradient",
                  "rotations (°)", "correlation", "order", "s"]  # fmt: skip
         lines = [
             [row["series"], row["fields"], tables.number(row["shift_mm"], 2),
@@ -255,20 +256,22 @@ INTRODUCTION = f"""# Eddy-current fields
 Fields that follow the diffusion gradient (√b times its direction), quadratic in space, up to 3 mm
 at b=1000 ({AMPLITUDE_MM:g} mm RMS in a ball of 80 mm), moderate motion, SNR {SNR:g}, coil
 sensitivity, {VOXEL_MM:g} mm voxels; medians over the seeds. Errors are those of
-diffusion-weighted volumes, free of what all have alike. *Recorded at*: where points of the brain
-are recorded, by motion and field together: this is what resampling needs. *s*: processor time.
+diffusion-weighted volumes, after removing what is common to all. *Recorded at*: error of the
+positions where points of the brain are recorded, by motion and field together: this is what
+resampling needs. *s*: processor time.
 
-single: 64 directions at b=1000. single, all: high motion, oblique grid and 3 % dropout, too.
+single: 64 directions at b=1000. single, all: also high motion, an oblique grid and 3 % dropout.
 abcd: 6, 15, 15, 60 directions at b=500, 1000, 2000, 3000. tiny: 12 directions. auto is the
-default: the order for which there is evidence.
+default: the order supported by the data.
 """
 
 REAL = """
 ## Real series
 
-*Shift*: range of the displacement of the centre along the phase-encoding axis, and how much of
-its variance follows the gradient linearly; *of it the head's*: after the part that follows the
-gradients has been taken off. *Correlation*: of each volume with its prediction, median.
+*Shift*: range of the displacement of the centre along the phase-encoding axis; *of the head*: the
+same after the part that follows the gradients is removed; *R²*: the share of the variance of the
+shift that follows the gradient linearly. *Correlation*: of each volume with its prediction,
+median.
 """
 
 

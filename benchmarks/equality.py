@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a change of the package's inside leaves its outputs as they were, to the last bit.
+"""Whether a change inside the package leaves its outputs identical, to the last bit.
 
 ``python -m benchmarks.equality write FOLDER [--data BIDS_DIR …] [--only NAME …]`` runs the
-commands and the public Python on real and simulated series, keeps what they write, and a digest of
-the *content* of each file: the voxels of an image rather than its compressed bytes, JSON without
-versions, dates, times and paths. ``python -m benchmarks.equality compare BEFORE AFTER`` lists what
-differs and how much, and exits with 1 if anything does beyond the tolerances given.
+commands and the public Python API on real and simulated series, keeps their outputs, and a digest
+of the *content* of each file: the voxels of an image rather than its compressed bytes, JSON
+without versions, dates, times and paths. ``python -m benchmarks.equality compare BEFORE AFTER``
+lists what differs and how much, and exits with 1 if anything does beyond the tolerances given.
 
-Nothing of the package's inside is imported, so that the same script runs before and after it is
-moved about: keep it in a folder of its own where the other commit lacks it.
+Nothing internal to the package is imported, so that the same script runs before and after a
+restructuring: keep it in a folder of its own if the other commit lacks it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import nibabel as nib
 import numpy as np
 
 N_VOLUMES = 24
-"""Of a real series, at most: enough for the course of the head, and for a few minutes in all."""
+"""Volumes of a real series, at most: enough for the motion over time, in a few minutes overall."""
 
 RADIUS_MM = 80.0
 LOOP = {"estimator": "lovo", "n_iterations": 2}
@@ -40,7 +40,7 @@ VOLATILE = {
     "EddymotionVersion", "PackageVersions", "StageSeconds", "time", "seconds", "Version",
     "CodeURL", "Fingerprint", "MotionFingerprint", "Digest", "Size", "SHA256",
 }  # fmt: skip
-"""Keys of JSON and columns of tables that tell who wrote them and when, or digests of files."""
+"""Keys of JSON and columns of tables that record who wrote them and when, or digests of files."""
 
 VOLATILE_TEXT = (
     (re.compile(r"\d+\.\d+\.\d+\.?(dev|post)\d+(\+\w[\w.]*)?"), "VERSION"),
@@ -53,12 +53,12 @@ VOLATILE_TEXT = (
 )
 PICTURES = {".png", ".webp", ".jpg"}
 UNTOLD = {".log"}
-"""Logs tell times on every line."""
+"""Logs have times on every line."""
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w])")
 
 Content = dict[str, Any]
-"""What a file holds, flat: arrays of numbers, or text, by name."""
+"""Content of a file, flat: arrays of numbers, or text, by name."""
 
 
 @dataclass(frozen=True)

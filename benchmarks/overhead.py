@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What workflow engines cost, and how the BIDS-App scales over processes.
+"""Overhead of workflow engines, and scaling of the BIDS-App over processes.
 
 ``python -m benchmarks.overhead [--cases NAME …] [--runs N]`` simulates one series of 64 volumes
 and corrects it in each *way*, in a process of its own, rounds alternating between the ways; then
 it corrects several participants with one and with more processors. ``--cases array`` corrects many
 participants by a job array of SLURM and by one process (on this host: ``tests/cluster/slurm run
 python -m benchmarks.overhead --cases array``). ``--render`` only writes
-``docs/benchmarks/overhead.md``. A run that was stopped goes on where it was.
+``docs/benchmarks/overhead.md``. An interrupted run resumes where it stopped.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WAYS = {
     "command": "eddymotion-correct",
     "app": "eddymotion, the BIDS-App, one series",
 }
-"""Name → what is run."""
+"""Name → description."""
 
 COMPARED_WITH = {"nipype": "library", "nipype-multiproc": "library", "pydra": "library",
                  "app": "command"}  # fmt: skip
@@ -83,7 +83,7 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
 def measure_ways(
     rows: tables.Rows, folder: Path, size: tuple[int, int, int, int], runs: int
 ) -> None:
-    """Time each way, one after the other in each round."""
+    """Time each way, one after another in each round."""
     missing = [way for way in WAYS if not rows.has(case=way)]
     if not missing:
         return
@@ -193,7 +193,7 @@ WORK = {
 
 
 def measure_scaling(rows: tables.Rows, folder: Path, runs: int) -> None:
-    """Correct some participants with more and more processors, as far as there are some."""
+    """Correct some participants with an increasing number of processors, as far as available."""
     available = [n for n in PROCESSORS if n <= (os.cpu_count() or 1)]
     missing = [n for n in available if not rows.has(case=f"processors-{n}")]
     if not missing:
@@ -287,18 +287,18 @@ def _output_of(call: list[str | Path], environment: Mapping[str, str] | None = N
     ).stdout
 
 
-INTRODUCTION = """# What workflow engines cost
+INTRODUCTION = """# Overhead of workflow engines
 
-Whole processes, start of Python and imports included, medians of alternated rounds; compiled
-kernels cached. All with two threads and NiTransforms for resampling. *More*: than the library (for
-the BIDS-App: than `eddymotion-correct`), which does the same and writes the same; in wall time and
-in processor time. Where the slowest run took much longer than the fastest, the machine was busy
-with other work: only the processor time tells then.
+Whole processes, including the start of Python and imports; medians over alternating rounds, with
+compiled kernels cached. All use two threads and NiTransforms for resampling. *Overhead*: relative
+to the library (for the BIDS-App: to `eddymotion-correct`), which does the same and writes the
+same; in wall time and in processor time. Where the slowest run took much longer than the fastest,
+the machine was busy with other work: only the processor time is meaningful then.
 """
 
 NOTES = """
-The BIDS-App finds its series, and a node corrects each. The three nodes of the Nipype and Pydra
-workflows read it three times.
+The BIDS-App finds the series, and one node corrects each. The three nodes of the Nipype and Pydra
+workflows read the series three times.
 """
 
 
@@ -313,7 +313,7 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         more = [f"{100 * (row[kind] / other[kind] - 1):+.0f} %" if other else "–"
                 for kind in ("seconds", "processor")]  # fmt: skip
         lines.append([way, what, row["size"], *times_of(row), *more])
-    heads = ["way", "what", "size", *HEADS, "more (wall)", "more (processor)"]
+    heads = ["way", "what", "size", *HEADS, "overhead (wall)", "overhead (processor)"]
     parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines)]
     parts.append(NOTES)
     scaling = [found[f"processors-{n}"] for n in PROCESSORS if f"processors-{n}" in found]
@@ -324,17 +324,17 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
             [row["case"].removeprefix("processors-"), row["size"], *times_of(row),
              f"{one / row['seconds']:.2f}"] for row in scaling
         ]  # fmt: skip
-        heads = ["processors", "size", *HEADS, "times faster"]
+        heads = ["processors", "size", *HEADS, "speed-up"]
         parts.append(tables.markdown(heads, cells))
     if "array" in found:
         parts += ["\n## Many participants by a job array\n", ARRAY, array_table(found)]
     tables.write_page("overhead", "\n".join(parts), rows)
 
 
-ARRAY = """[A job a participant](../how-to/cluster.md#a-job-array), each of one processor, on the
-SLURM of the cluster tests, and all of them in one process one after the other. *More a
-participant*: processor seconds of the jobs, and of the last one that looks at all, beyond those of
-the one process, by the number of participants.
+ARRAY = """[One job per participant](../how-to/cluster.md#a-job-array), each with one processor, on
+the SLURM of the cluster tests, compared with all participants in one process, one after the other.
+*Overhead per participant*: processor seconds of the jobs, including the last one, which covers all
+participants, in excess of those of the single process, divided by the number of participants.
 """
 
 
@@ -348,8 +348,8 @@ def array_table(found: Mapping[str, tables.Row]) -> str:
          f"{(row['processor'] - one['processor']) / number:.2f}" if row is array else "–"]
         for row in (one, array)
     ]  # fmt: skip
-    heads = ["way", "size", "wall s", "participants a minute", "processor s a participant",
-             "more a participant"]  # fmt: skip
+    heads = ["way", "size", "wall s", "participants per minute", "processor s per participant",
+             "overhead per participant"]  # fmt: skip
     return tables.markdown(heads, lines)
 
 

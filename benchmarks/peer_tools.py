@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One function a tool: a series on disk → (N, 4, 4) matrices, reference → volume, RAS+ mm.
+"""One function per tool: a series on disk → (N, 4, 4) matrices, reference → volume, RAS+ mm.
 
 ``python benchmarks/peer_tools.py TOOL FOLDER OUT.npy`` runs one of them on ``dwi.nii.gz``,
-``dwi.bval``, ``dwi.bvec`` and ``mask.nii.gz`` in FOLDER. It is a process of its own, in the
-environment of the tool: a function imports what it needs, and nothing else is imported here.
+``dwi.bval``, ``dwi.bvec`` and ``mask.nii.gz`` in FOLDER. It runs as a process of its own, in
+the environment of the tool: a function imports what it needs, and nothing else is imported here.
 
 b=0 volumes that a tool drops keep the identity.
 """
@@ -129,8 +129,8 @@ def nifreeze(folder: Path, model: str, ants_settings: str | None, n_threads: int
 def put_ants_on_path(folder: Path) -> None:
     """Make antspyx's antsRegistration a program that Nipype finds.
 
-    It loads the compiled library alone: importing the whole package would cost NiFreeze two
-    seconds a volume that the program of an ANTs installation does not need.
+    It loads only the compiled library: importing the whole package would cost NiFreeze two
+    seconds per volume that the program of an ANTs installation does not need.
     """
     package = importlib.util.find_spec("ants")
     library = next(Path(package.submodule_search_locations[0]).glob("lib.*.so"))

@@ -2,14 +2,14 @@
 """Other tools and ours on the same simulated series, in one run, alternating.
 
 ``python -m benchmarks.peers [--phantom TISSUE PEAKS] [--peers-python PYTHON]`` runs every tool as
-a process of its own on the same files, with the same number of threads, and keeps a row as soon
-as it has one; the same command again goes on where it stopped. ``--render`` writes the page
+a process of its own on the same files, with the same number of threads, and stores each row as
+soon as it is complete; the same command resumes where it stopped. ``--render`` writes the page
 ``docs/benchmarks/peers.md`` from the rows. ANTs and NiFreeze run with PYTHON, an environment with
-``benchmarks/peers-requirements.txt`` (``make benchmark-peers`` makes it); without it they are left
-out.
+``benchmarks/peers-requirements.txt`` (``make benchmark-peers`` creates it); without it they are
+skipped.
 
 ``--check`` runs all tools on a small series and fails if one of them reports motion in another
-direction than the simulated one: a wrong convention would look like a bad tool.
+direction than the simulated one: a wrong convention would look like a poor tool.
 """
 
 import argparse
@@ -43,12 +43,12 @@ KEY = ("series", "voxel_mm", "seed", "tool")
 
 @dataclass(frozen=True)
 class Tool:
-    """What runs, as the table calls it."""
+    """A tool, and its name in the table."""
 
     name: str
     label: str
     elsewhere: bool = False
-    """In the environment of the peers."""
+    """Whether it runs in the environment of the other tools."""
     drops_b0: bool = False
 
 
@@ -96,7 +96,8 @@ def parse() -> argparse.Namespace:
                         help="of those of benchmarks.accuracy")  # fmt: skip
     parser.add_argument("--voxel-size", type=float, default=3.0, help="mm (3)")
     parser.add_argument("--tools", nargs="+", default=[tool.name for tool in TOOLS])
-    parser.add_argument("--timeout", type=float, default=7200, help="seconds a tool gets (7200)")
+    parser.add_argument("--timeout", type=float, default=7200,
+                        help="time limit per tool, seconds (7200)")  # fmt: skip
     parser.add_argument("--peers-python", type=Path, default=Path(".venv-peers/bin/python"))
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="series are kept")
     parser.add_argument("--check", action="store_true", help="only check the conventions")
@@ -125,12 +126,12 @@ def selected(options: argparse.Namespace) -> list[Tool]:
     here = [tool for tool in TOOLS if tool.name in options.tools]
     if options.peers_python.is_file():
         return here
-    print(f"{options.peers_python}: not there, ANTs and NiFreeze are left out", file=sys.stderr)
+    print(f"{options.peers_python}: not found; ANTs and NiFreeze are skipped", file=sys.stderr)
     return [tool for tool in here if not tool.elsewhere]
 
 
 def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
-    """Run all tools on one series after the other: slow changes of the machine meet them all."""
+    """Run all tools on one series after another: slow changes of the machine affect them all."""
     voxel = f"{options.voxel_size:g}"
     for seed in options.seeds:
         for name in options.series:
@@ -145,7 +146,7 @@ def measure_all(options: argparse.Namespace, rows: tables.Rows) -> None:
 
 
 def write_series(folder: Path, series: Series, sources: Sources, seed: int, n: int) -> None:
-    """Simulate the series as a scanner would store it, and the truth beside it."""
+    """Simulate the series as a scanner would store it, with the truth next to it."""
     if (folder / "truth.txt").is_file():  # written last
         return
     dwi, truth = series.simulate(sources.head(series, seed), seed, n)
@@ -157,7 +158,7 @@ def write_series(folder: Path, series: Series, sources: Sources, seed: int, n: i
 
 
 def measure(tool: Tool, folder: Path, options: argparse.Namespace) -> tables.Row:
-    """Run a tool, score what it found."""
+    """Run a tool, score its result."""
     python = options.peers_python if tool.elsewhere else Path(sys.executable)
     output = folder / f"found-{os.getpid()}.npy"
     output.unlink(missing_ok=True)
@@ -179,7 +180,7 @@ def scores(dwi, truth: em.Motion, found: np.ndarray) -> tables.Row:
 
 
 def run_measured(command: list[str], options: argparse.Namespace) -> tuple[tables.Row, str]:
-    """Run a program; return its seconds, processor seconds and peak memory, and its last words."""
+    """Run a program; return its wall and processor time, peak memory, and last output."""
     started = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -202,7 +203,7 @@ def run_measured(command: list[str], options: argparse.Namespace) -> tuple[table
 
 
 class Watch(threading.Thread):
-    """Look at a process and its children 20 times a second: memory together, processor time."""
+    """Sample a process and its children 20 times a second: total memory, processor time."""
 
     def __init__(self, pid: int, timeout: float):
         super().__init__(daemon=True)
@@ -212,7 +213,7 @@ class Watch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Look until told to stop, or until the time is over."""
+        """Sample until stopped, or until the time is over."""
         try:
             family = psutil.Process(self.pid)
             while not self.ended.wait(0.05):
@@ -283,32 +284,33 @@ def render(rows: tables.Rows, provenance: Path, docs: Path = tables.DOCS) -> Non
 INTRODUCTION = """# Other tools on the same series
 
 Simulated series with known motion, stored as int16 NIfTI with FSL tables; every tool reads the
-same files in a process of its own, one tool after the other on each series, then the next series.
+same files in a process of its own, one tool after another on each series, then the next series.
 Figures are medians over the series (seeds). Series are those of [accuracy](accuracy.md) and
 [other heads](other-heads.md); the heads there share nothing with the phantom on which our
 estimator was tuned.
 
-- *offset-free*: RMSE over axes and the volumes above b=100, after one constant rigid offset is
-  removed. This is what to compare with tools that drop the b=0 volumes (†): they cannot know
-  volume 0's frame.
+- *offset-free*: RMSE over axes and the volumes above b=100, after removing a constant rigid
+  offset. This is the figure to compare with tools that drop the b=0 volumes (†), which cannot know
+  the frame of volume 0.
 - *volume 0's frame*: the same without removing anything: the error of the corrected series.
-- *slope*: of estimated on true motion, translations / rotations; 1 is right.
-- *wall*: seconds from the start of the process to its end, imports, reading and compiled kernels'
-  loading included. *CPU*: processor seconds of the process and its children, which other work on
-  the machine disturbs less. *peak*: largest resident memory, children included.
+- *slope*: of estimated on true motion, translations / rotations; ideally 1.
+- *wall*: seconds from the start of the process to its end, including imports, reading and loading
+  of compiled kernels. *CPU*: processor seconds of the process and its children, which other work
+  on the machine disturbs less. *peak*: largest resident memory, children included.
 
-As shipped means: DIPY with its default optimiser, without the affine stage (rigid truth would not
-profit from it). ANTs' `Rigid` of antspyx once to the unaligned mean of the shell, the b=0 volumes
-to theirs: nothing unites the frames of the shells. NiFreeze 0.1.0's `Estimator`, one pass, its
-default ANTs settings except where said; its antsRegistration is that of antspyx, loaded without
-the package's imports, which would cost it two more seconds a volume. A tool that fails is listed
-with its error. That every tool's matrices are read in the right direction is checked on a series
-with large known motion (`python -m benchmarks.peers --check`).
+Tools are used as shipped: DIPY with its default optimiser, without the affine stage (which would
+not help, since the truth is rigid). ANTs' `Rigid` of antspyx once to the unaligned mean of the
+shell, the b=0 volumes to theirs: nothing aligns the frames of the shells with each other. NiFreeze
+0.1.0's `Estimator`, one pass, its default ANTs settings unless stated; its antsRegistration is
+that of antspyx, loaded without the imports of the package, which would cost it two more seconds
+per volume. A tool that fails is listed with its error. A series with large known motion serves to
+check that the matrices of every tool are read in the right direction (`python -m benchmarks.peers
+--check`).
 
-FSL's `eddy` is not among them. The one build that this project has had is of third-party sources
-that had to be mended first. What it made of other series, and why that is not to be quoted as
-Oxford's program, is in [how to compare](../how-to/compare.md#what-to-be-fair-about), with all that
-it takes to run the comparison with a build of one's own.
+FSL's `eddy` is not included. The only build available to this project is of third-party sources
+that had to be fixed first. Its results on other series, why they should not be quoted as those of
+Oxford's program, and how to run the comparison with your own build are described in
+[how to compare](../how-to/compare.md#what-to-be-fair-about).
 """
 
 

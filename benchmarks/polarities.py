@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real runs of opposite phase encoding, seen by volumes that the field was not made from.
+"""Real runs of opposite phase encoding, compared by volumes that were not used for the field.
 
-``python -m benchmarks.polarities BIDS_DIR`` takes, of each participant, runs of opposite polarity
-and of one number of volumes (``dir-AP`` and ``dir-PA``), two at a time. They are corrected as the
-program does it: motion within each run, one frame for both, and the off-resonance field between
-them from their b=0 images. Diffusion-weighted volumes of the two then have to agree, since they
-show one head with one diffusion gradient. It keeps a row as soon as it has one, and goes on where
-it stopped; ``--render`` only writes ``docs/benchmarks/polarities.md``.
+``python -m benchmarks.polarities BIDS_DIR`` takes, for each participant, pairs of runs of opposite
+polarity with the same number of volumes (``dir-AP`` and ``dir-PA``). They are corrected as by the
+program: motion within each run, one frame for both, and the off-resonance field between them from
+their b=0 images. Diffusion-weighted volumes of the two should then agree, since they show the same
+head with the same diffusion gradient. It stores each row as soon as it is complete, and resumes
+where it stopped; ``--render`` only writes ``docs/benchmarks/polarities.md``.
 """
 
 import argparse
@@ -37,12 +37,12 @@ STATES = {
 }
 
 INSIDE_VOXELS = 1
-"""How far inside the brain volumes are compared: the edge would tell of the mask."""
+"""How far inside the brain volumes are compared: the edge would reflect the mask."""
 
 OPPOSITE = ("dir-AP", "dir-PA")
 
 POLARITY = {"dir-AP": "j-", "dir-PA": "j"}
-"""For sidecars that do not say it."""
+"""For sidecars without it."""
 
 log = logging.getLogger(__name__)
 
@@ -160,16 +160,16 @@ def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -
 
 INTRODUCTION = f"""# Opposite polarities on real series
 
-Two real runs of one participant, of opposite phase encoding, corrected as the program does it:
+Two real runs of one participant, of opposite phase encoding, corrected as by the program:
 motion and eddy-current fields within each run, one frame for both, and the off-resonance field
-between them, from the b=0 images alone. The diffusion-weighted volumes were kept out of the
-field, and in each run nothing knew of the other's: correlation of pairs of them, over the brain
-but for {INSIDE_VOXELS} voxel at its edge. Median over the pairs / lowest pair. *Directions apart*:
-between the b-vectors of a pair in the frame of the head; a head that was turned between the runs
-shows each direction turned.
+between them, from the b=0 images only. Diffusion-weighted volumes were not used for the field, and
+those of one run not for the other: the table shows the correlation of pairs of them, over the
+brain except {INSIDE_VOXELS} voxel at its edge. Median over the pairs / lowest pair. *Directions
+apart*: angle between the b-vectors of a pair in the frame of the head; if the head was turned
+between the runs, so are the directions.
 
-What is left after correction is noise, other directions where the head was turned, signal that
-was squeezed into a place, and what the field lacks.
+The remaining differences are noise, different directions where the head was turned, signal
+compressed by distortion, and errors of the field.
 """
 
 

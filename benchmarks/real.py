@@ -4,9 +4,9 @@
 ``python -m benchmarks.real BIDS_DIR`` writes ``docs/benchmarks/real.md``: for every series of the
 dataset the correlation of the held-out diffusion-weighted volumes with their prediction, the range
 of the motion, and the time; for series whose second half repeats the directions of the first, the
-distance between the tensors of the halves; for runs of one participant with as many volumes of the
-same phase encoding, between which the head was turned, the distance between the tensors of the
-runs. ``--render`` only writes the page.
+distance between the tensors of the halves; for runs of one participant with the same number of
+volumes and the same phase encoding, between which the head was turned, the distance between the
+tensors of the runs. ``--render`` only writes the page.
 """
 
 import argparse
@@ -33,18 +33,18 @@ from eddymotion.mapping.rigid import framewise_displacement, log_rigid, rigid_pa
 KEY = ("series", "state")
 
 WHITE_MATTER_FA = 0.3
-"""Where principal directions are compared: FA above it in the mean of the halves, after."""
+"""Principal directions are compared where the mean FA of the halves, corrected, exceeds it."""
 
 STATES = {
     "before": "before",
-    "interpolated": "interpolated as much, not aligned",
+    "interpolated": "interpolated equally, not aligned",
     "after": "after correction",
 }
 
 RESCANS = {
     "apart": "each run alone",
     "not turned": "one frame, b-vectors as in the tables",
-    "turned": "one frame, b-vectors turned",
+    "turned": "one frame, b-vectors rotated",
 }
 
 LEAST_TURN_DEG = 5.0
@@ -273,43 +273,45 @@ INTRODUCTION = """# Real series
 
 Correlation (Pearson, over the brain) of each diffusion-weighted volume with what the model
 predicts from all the others, before and after; r² is the share of its variance over the brain that
-the prediction explains (mean over the volumes). Nobody knows the true motion here. A higher
-correlation can also come from smoothing, so all volumes are read at the same random points with
-the same spline, before as after. *CPU*: processor seconds of reading, estimating and
+the prediction explains (mean over the volumes). The true motion is unknown here. A higher
+correlation can also result from smoothing, so all volumes are sampled at the same random points
+with the same spline, before and after. *CPU*: processor seconds of reading, estimating and
 one resampling with the compiled kernel.
 
-Ranges that alternate from volume to volume along one axis (xa30, sag, canon: the phase axis) are
-eddy currents booked as motion, not a moving head.
+Displacements that alternate from volume to volume along one axis (xa30, sag, canon: the phase
+axis) are eddy currents that appear as motion, not a moving head.
 """
 
-SCAN_RESCAN = """The series holds each direction twice, in two halves with a b=0 each. All volumes
-are corrected together, as one series, with the default settings; then the halves are separated, a
-tensor is fitted to each (DIPY, weighted least squares, b-vectors rotated with the volumes), and
-the two are compared voxel by voxel in the brain, two voxels away from its edge. *tensor*: RMS of
-the Frobenius norm of the difference (10⁻³ mm²/s), *FA*, *MD* (10⁻³ mm²/s): RMS difference, *angle*
-between the principal directions where the mean FA of the halves exceeds 0.3.
+SCAN_RESCAN = """The series contains each direction twice, in two halves with a b=0 each. All
+volumes are corrected together, as one series, with the default settings; then the halves are
+separated, a tensor is fitted to each (DIPY, weighted least squares, b-vectors rotated with the
+volumes), and the two are compared voxel by voxel in the brain, two voxels away from its edge.
+*tensor*: RMS of the Frobenius norm of the difference (10⁻³ mm²/s), *FA*, *MD* (10⁻³ mm²/s): RMS
+difference, *angle* between the principal directions where the mean FA of the halves exceeds 0.3.
 
-Interpolation alone smooths noise and brings the halves nearer. In the middle row all volumes are
-moved by the same fraction of a voxel along all axes, so large that white noise keeps the same
-variance as under the estimated motion: only what goes beyond it is the correction's.
+Interpolation alone smooths noise and so reduces the distance between the halves. In the middle row
+all volumes are shifted by the same fraction of a voxel along all axes, chosen so that white noise
+is reduced to the same variance as under the estimated motion: only a difference beyond that is due
+to the correction.
 """
 
 
 TURNED = """## Scan against rescan: a head that was turned
 
-Two runs of one person with as many directions and the same phase encoding, between which the head
-was turned: the scanner's directions are then others in the head. The runs are brought
-into one frame by their b=0 images, and their tensors compared as above, by the names there. If the
-b-vectors did not turn with the head, the principal directions would be wrong by about its turn
-(by less where it turned about them). Distortion along the phase encoding is not the same in both
-runs, nothing corrects it without the opposite polarity, and it is part of what is left.
+Two runs of one person with the same number of directions and the same phase encoding, between
+which the head was turned, so that the gradient directions differ in the frame of the head. The
+runs are aligned by their b=0 images, and their tensors are compared as above, with the same
+columns. If the b-vectors were not rotated with the head, the principal directions would be wrong
+by about its rotation (by less where it turned about them). Distortion along the phase encoding
+differs between the runs, cannot be corrected without the opposite polarity, and is part of the
+remaining difference.
 """
 
-FRAMES = """## Time and images beside each other
+FRAMES = """## Offsets by time and by images
 
-Standard errors (mm an axis) of the offset between b=0 and diffusion-weighted volumes as each tells
-it alone, how far the two are apart, and whether that is more than chance would do, of the group
-of volumes that fits least
+Standard errors (mm per axis) of the offset between b=0 and diffusion-weighted volumes as estimated
+from time and from images alone, the difference of the two, and whether it is larger than expected
+by chance, for the group of volumes that agrees least
 ([decision 0019](../decisions/0019-frame-by-course-and-place.md)).
 """
 
@@ -331,7 +333,7 @@ def table_of_motion(rows: list[tables.Row]) -> str:
 
 
 def table_of_frames(rows: list[tables.Row]) -> str:
-    heads = ["series", "b-value", "by time", "by images", "apart (mm)", "apart (°)",
+    heads = ["series", "b-value", "by time", "by images", "difference (mm)", "difference (°)",
              "contradicted"]  # fmt: skip
     lines = [
         [row["series"], str(row["frame_bval"]), tables.number(row["by_time"]),
@@ -344,7 +346,7 @@ def table_of_frames(rows: list[tables.Row]) -> str:
 
 def table_of_halves(rows: dict[str, tables.Row], states: dict[str, str]) -> str:
     heads = ["", "tensor", "FA", "MD", "angle: median (°)", "angle: mean (°)",
-             "voxels, of these FA > 0.3"]  # fmt: skip
+             "voxels, those with FA > 0.3"]  # fmt: skip
     lines = [
         [label, *(tables.number(rows[state][name], 4) for name in
                   ("tensor_rms", "fa_rms", "md_rms")),

@@ -2,8 +2,8 @@
 """The registration engines in the leave-one-out loop: errors and processor time, side by side.
 
 ``python -m benchmarks.registrars [--series NAME …] [--seeds SEED …] [--registrars NAME …]``
-simulates small series, estimates their motion with each engine that is installed, keeps a row as
-soon as it has one, and goes on where it stopped. ``--render`` only writes
+simulates small series, estimates their motion with each engine that is installed, stores each row
+as soon as it is complete, and resumes where it stopped. ``--render`` only writes
 ``docs/benchmarks/registrars.md``.
 
 Model and passes are the same for all engines. *joint* aligns all volumes at once and needs none.
@@ -38,7 +38,7 @@ SERIES = {
 REGISTRARS = (
     "joint", "gauss-newton", "dipy", "ants", "ants:motion", "elastix", "elastix:motion",
 )  # fmt: skip
-"""Engines, and a preset of theirs after a colon."""
+"""Engines, with a preset after a colon."""
 
 KEY = ("series", "seed", "registrar")
 
@@ -102,7 +102,7 @@ def estimate(dwi: em.DWI, name: str, n_threads: int) -> tuple[em.Motion, dict[st
 
 
 def engine_of(name: str) -> Registrar:
-    """Return an engine, with the preset that its name tells."""
+    """Return an engine, with the preset in its name."""
     engine, _, preset = name.partition(":")
     try:
         registrar = get_registrar(engine)
@@ -148,21 +148,21 @@ def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -
 INTRODUCTION = """# Registration engines in the leave-one-out loop
 
 The same loop (model, passes, order) with each engine of `--registration` on a simulated head:
-default settings, or the preset that stands after a colon (`--registration-settings` with
-`{"preset": "motion"}`). Beside them the default estimator, *joint*, which aligns all volumes at
+default settings, or the preset named after a colon (`--registration-settings` with
+`{"preset": "motion"}`). For comparison the default estimator, *joint*, which aligns all volumes at
 once. RMSE (mm / °) over three axes and all volumes above b=100, medians over the seeds.
-*Offset-free*: after one constant rigid offset is removed. *Volume 0's frame*: the absolute error.
-*Largest*: the worst displacement of a volume over an 80 mm sphere, of all seeds. *CPU*: processor
-seconds of the estimation, other programs included. *s*: until it was done, which on a machine with
-other work says little.
+*Offset-free*: after removing a constant rigid offset. *Volume 0's frame*: the absolute error.
+*Largest*: the worst displacement of a volume over an 80 mm sphere, over all seeds. *CPU*:
+processor seconds of the estimation, other programs included. *s*: wall time, which means little on
+a machine with other load.
 
 gauss-newton compares squared differences after a linear fit, the others their mutual information.
 
-At b3000, with 24 directions and SNR 20, registrations to the blurred mean of the first pass lead
-single volumes astray (by 51 to 80°; with dipy most). Each pass begins with recovering them: one
-that lies far from its neighbours in time is tried at their pose, where its direction, and so its
-prediction, is another one (`eddymotion/estimation/outlier_volumes.py`). ANTs and elastix were not
-run at b3000.
+At b3000, with 24 directions and SNR 20, registrations to the blurred mean of the first pass
+misalign single volumes (by 51 to 80°; with dipy most). Each pass begins by recovering them: a
+volume that is far from its neighbours in time is tried at their pose, where its direction, and so
+its prediction, is different (`eddymotion/estimation/outlier_volumes.py`). ANTs and elastix were
+not run at b3000.
 """
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our registration beside digital image correlation (``spam.DIC.register``), on its known case.
+"""Our registration next to digital image correlation (``spam.DIC.register``), on its known case.
 
 ``python -m benchmarks.registration_dic [--size N] [--seeds SEED …]`` moves speckled volumes by
 t = (0, 3, 2.5) voxels and r = (3°, 0, 0) about their middle, with and without noise, recovers
@@ -7,9 +7,9 @@ that with each engine and prints a table: largest error of the three translation
 (voxels), of the rotation vector (degrees), iterations, and seconds (the best of three runs).
 The volumes are sums of Gaussians, so nothing is interpolated to make them.
 
-``spam`` (``pip install spam``; its wheels need no compiler) is left out where it cannot be
+``spam`` (``pip install spam``; its wheels need no compiler) is skipped where it cannot be
 imported. It is measured as its authors advise, both volumes smoothed by one voxel first, and
-also on the volumes as they are; rigid, the gradient updated. Ours gets them as they are.
+also on the original volumes; rigid, the gradient updated. Ours gets the original volumes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NOISES = (0.0, 0.05, 0.2)
 """Standard deviations; a speckle is 0.3 to 1 high."""
 
 WIDE_BAND = Level(1.5, 60_000, highpass=6.0)
-"""For two noisy volumes of the same thing: nothing smooth differs between them."""
+"""For two noisy volumes of the same object: nothing smooth differs between them."""
 
 N_RUNS = 3
 

@@ -2,18 +2,19 @@
 """Known motion on real volumes.
 
 ``python -m benchmarks.replay SERIES …`` moves each volume of real series (files, or a BIDS
-dataset) by a known pose, with one interpolation, and estimates the motion of the series as it is
-and as it was moved. It keeps a row as soon as it has one, and goes on where it stopped;
+dataset) by a known pose, with one interpolation, and estimates the motion of the original and of
+the moved series. It stores each row as soon as it is complete, and resumes where it stopped;
 ``--render`` only writes ``docs/benchmarks/replay.md``.
 
-Nobody knows how the head had moved in a real series. What has to come out is known all the same:
-with ``Eᵢ`` estimated of the series as it is and ``Tᵢ`` applied to volume ``i``, the moved series
-has the motion ``Tᵢ Eᵢ``, up to one offset of the reference frame.
+The true motion in a real series is unknown, but the expected result is not: with ``Eᵢ`` estimated
+from the original series and ``Tᵢ`` applied to volume ``i``, the moved series has the motion
+``Tᵢ Eᵢ``, up to one offset of the reference frame.
 
 The volumes are moved by SciPy's quintic spline, not by the package's own interpolation. A few
 slices at both ends are cut off both series, so that what moves into view is tissue that was
-scanned. Where an eddy-current field is found, the pose is the rigid part of where points of the
-brain are recorded: field and head displace together, and what was applied displaced both.
+scanned. Where an eddy-current field is estimated, the pose is the rigid part of the map to where
+points of the brain are recorded: field and head displace together, and the applied pose moved
+both.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def files_of(paths: list[Path]) -> Iterator[Path]:
 
 
 def measure(path: Path, options: argparse.Namespace, rows: tables.Rows) -> None:
-    """Estimate a series once as it is, and once for each motion that is applied to it."""
+    """Estimate the motion of a series, and again for each motion that is applied to it."""
     name = image_stem(path).removesuffix("_dwi")
     keys = [{"series": name, "pattern": pattern, "seed": seed}
             for pattern in options.patterns for seed in options.seeds]  # fmt: skip
@@ -218,7 +219,7 @@ def render(rows: list[tables.Row], provenance: Path, docs: Path = tables.DOCS) -
         ])  # fmt: skip
     heads = ["series", "voxels", "applied", "seeds", "nothing", "offset-free: median", "worst",
              "volume 0's frame: median", "worst", "largest (mm)",
-             "slopes: least / largest", "coverage (%): median / least"]  # fmt: skip
+             "slopes: smallest / largest", "coverage (%): median / lowest"]  # fmt: skip
     parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines)]
     tables.write_page("replay", "\n".join(parts), rows, docs)
 
@@ -227,24 +228,26 @@ INTRODUCTION = f"""# Known motion on real volumes
 
 Each volume of a real series is moved by a known pose, with one interpolation (SciPy's quintic
 spline, {CUT_SLICES} slices at each end cut off so that what moves into view was scanned). The
-motion is estimated of the series as it is and as it was moved, and the difference of the two
-estimates is compared with what was applied: RMSE (mm / °) over three axes and all volumes above
-b=100. *Nothing*: how large the applied motion is. *Offset-free*: without one constant offset of
-the reference frame. *Volume 0's frame*: with it. *Largest*: the worst displacement of a volume
-over an 80 mm sphere, of all seeds, offset-free. *Slopes*: of found on applied motion. *Coverage*:
-how many of the parameters, in volume 0's frame, lie within 1.96 standard errors of the
-difference, both estimates' own added in square; where eddy currents are found, those of the poses
-alone.
+motion of the original and of the moved series is estimated, and the difference of the two
+estimates is compared with the applied motion: RMSE (mm / °) over three axes and all volumes above
+b=100. *Nothing*: the size of the applied motion. *Offset-free*: after removing a constant offset
+of the reference frame. *Volume 0's frame*: with it. *Largest*: the worst displacement of a volume
+over an 80 mm sphere, over all seeds, offset-free. *Slopes*: of estimated on applied motion.
+*Coverage*: the share of parameters, in volume 0's frame, within 1.96 standard errors of the
+difference, those of both estimates added in quadrature; where eddy currents are estimated, those
+of the poses only.
 
 moderate: drift with 3 jumps. swap30: 30 % of the volumes moved by up to 5 mm and 8°.
 
-This shows how real contrast, noise and distortion bear on the estimate, with no phantom between.
-What it does not show: both series have the same noise, and the model gets the same wrong in
-both, which the difference forgives in part, and intervals hold the more for it, so that what
-time tells of poses that follow the direction gains nothing here, and counts as an error where it
-tells more of a head at rest than of the same head with jumps; distortion along the phase
-encoding is moved with the volume, where in a scanner it would stay; and a moved volume is a
-little smoother than one that was scanned so.
+This shows the effect of real contrast, noise and distortion on the estimate, without a phantom. It
+has limits:
+
+- Both series have the same noise and the same errors of the model, which cancel in part in the
+  difference. Coverage is therefore too high. Correcting poses that follow the gradient direction,
+  by what time shows, gains nothing here, and counts as an error where time shows more for a head
+  at rest than for the same head with jumps.
+- Distortion along the phase encoding moves with the volume; in a scanner it would not.
+- A moved volume is slightly smoother than one that was acquired in that pose.
 """
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two runs of opposite polarity, from simulation to corrected series, against the truth.
 
-``python -m benchmarks.runs [--cases CASE …] [--seeds SEED …]`` measures each case, keeps a row as
-soon as it has one, and goes on where it stopped. ``--render`` only writes
+``python -m benchmarks.runs [--cases CASE …] [--seeds SEED …]`` measures each case, stores each row
+as soon as it is complete, and resumes where it stopped. ``--render`` only writes
 ``docs/benchmarks/runs.md``.
 
 A synthetic head moves in a field of dipoles; each run is read out with its own polarity, signal
 conserved. Corrected series are compared, voxel by voxel within the brain, with the head as it
-would be seen without distortion, motion and noise at the place of the first b=0 of the first run,
-each volume with the gradient that it had in the head's frame.
+would appear without distortion, motion and noise in the pose of the first b=0 of the first run,
+each volume with its gradient in the frame of the head.
 """
 
 import os
@@ -231,8 +231,8 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
         tables.markdown(["session", "seed", "as acquired", "each alone", "together",
                          "true poses", "pairs averaged"], errors),
         FOUND,
-        tables.markdown(["session", "seed", "field", "error", "constant", "along ± told",
-                         "across", "turned (°)", "b=0 images agree, r"], found),
+        tables.markdown(["session", "seed", "field", "error", "constant", "along ± standard error",
+                         "across", "rotation (°)", "correlation of b=0 images"], found),
     ]  # fmt: skip
     tables.write_page("runs", "\n".join(parts), rows)
 
@@ -240,19 +240,20 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
 INTRODUCTION = """# Runs of opposite polarity, end to end
 
 Root-mean-square error of a corrected series over the brain and all volumes, relative to the truth:
-the head as it would be seen without distortion, motion and noise. First run / second run. *As
+the head as it would appear without distortion, motion and noise. First run / second run. *As
 acquired* and *each alone* (motion corrected, no field) are compared in each run's own frame;
 *together* in the frame of the first run, with the off-resonance field between the runs; *true
-poses*: the same with the poses that were simulated; *pairs averaged*: `--distortion-group-merge
-average`. What remains with the true poses is noise (SNR 20), interpolation and the field.
+poses*: the same with the simulated poses; *pairs averaged*: `--distortion-group-merge
+average`. The remaining error with true poses is noise (SNR 20), interpolation and the field.
 """
 
-FOUND = """## What was found
+FOUND = """## Estimates
 
-*Field*: standard deviation of its displacement in the brain; *error*: of the field, a constant
-removed; *constant*: that constant, which images of opposite polarity cannot tell from a
-translation along the phase encoding; mm. The second run's poses: root-mean-square error along the
-phase encoding beside the standard error that is told, across it, and of rotations.
+*Field*: standard deviation of its displacement in the brain; *error*: of the field, after removing
+a constant; *constant*: that constant, which images of opposite polarity cannot distinguish from a
+translation along the phase encoding; mm. The last columns are of the poses of the second run:
+root-mean-square error along the phase encoding with the reported standard error, across it, and of
+rotations.
 """
 
 

@@ -3,13 +3,14 @@
 
 ``python -m benchmarks.speed [--cases NAME …]`` simulates each series once, runs
 ``eddymotion-correct`` on it in a process of its own (first with an empty cache of compiled kernels
-where *cold* is measured, then once to warm up, then ``--runs`` times), keeps a row as soon as it
-has one, and goes on where it stopped. ``--render`` only writes ``docs/benchmarks/speed.md``.
+where *cold* is measured, then once to warm up, then ``--runs`` times), stores each row as soon as
+it is complete, and resumes where it stopped. ``--render`` only writes
+``docs/benchmarks/speed.md``.
 
-The *floor* is what no motion correction can do without: reading the series, one interpolation of
-each volume with the compiled kernel, writing the result. It runs next to each run of the command,
-and the ratio is the median over these pairs: of the times on the clock, and of the seconds of the
-processors (user and system), which others on the machine hardly change.
+The *floor* is the minimum for any motion correction: reading the series, one interpolation of each
+volume with the compiled kernel, writing the result. It runs next to each run of the command, and
+the ratio is the median over these pairs: of wall times, and of processor times (user and system),
+which other load on the machine hardly changes.
 """
 
 import argparse
@@ -79,7 +80,7 @@ CASES = {
 }
 
 LONG = ("hcp", "hcp-nitransforms", "hcp-550")
-"""Cases of minutes and gigabytes: only when asked for."""
+"""Cases that take minutes and gigabytes: only on request."""
 
 STAGES = ("reading", "motion", "quality", "resampling and writing", "pictures")
 
@@ -198,7 +199,7 @@ def watched(command: list[str], cache: Path) -> tables.Row:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Keep compiled kernels and modules in `cache`, as they are kept where one installs."""
+    """Keep compiled kernels and modules in `cache`, as in an installation."""
     own = {
         "NUMBA_CACHE_DIR": str(cache / "kernels"),
         "PYTHONPYCACHEPREFIX": str(cache / "modules"),
@@ -207,7 +208,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def run_floor(image: Path, folder: Path, cache: Path) -> tables.Row:
-    """Measure the floor in a process of its own, without its start."""
+    """Measure the floor in a process of its own, its start not included."""
     truth = image.parents[2] / "truth" / (image.name.removesuffix("_dwi.nii.gz") + "_xfm.txt")
     command = [sys.executable, "-m", "benchmarks.speed", "--floor", image, truth, folder]
     done = subprocess.run([str(part) for part in command], check=True, capture_output=True,
@@ -239,7 +240,7 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
             str(row["peak_mb"]), tables.number(row["peak_mb"] / row["series_mb"], 1), shares,
         ])  # fmt: skip
     heads = ["case", "size", "resampling", "children", "cold (s)", "warm (s)", "rest (s)",
-             "floor (s)", "ratio", "of processors", "peak (MB)", "copies",
+             "floor (s)", "ratio", "CPU ratio", "peak (MB)", "copies",
              "shares (%)"]  # fmt: skip
     parts = [INTRODUCTION, tables.provenance_lines(provenance), tables.markdown(heads, lines),
              "![seconds and memory against volumes and voxels](speed.png)\n"]  # fmt: skip
@@ -250,12 +251,12 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
 INTRODUCTION = f"""# Speed and memory
 
 The whole command `eddymotion-correct` on simulated series (b=1000, moderate motion, int16
-.nii.gz), medians of the warm runs; *cold*: with an empty cache of compiled kernels. *Rest*: what
-belongs to no stage: mostly the start of the process. *Floor*: one read, one interpolation with the
-compiled kernel, one write, in a process that has started; it runs beside each run of the command.
-*Ratio*: the median of these pairs on the clock; *of processors*: the same of the seconds that
-processors worked. *Peak*: resident memory of the process, of which about 150 MB are the
-interpreter and its libraries and about 80 MB compiled code; *copies*: of the series as float32.
+.nii.gz), medians of the warm runs; *cold*: with an empty cache of compiled kernels. *Rest*: time
+outside all stages, mostly the start of the process. *Floor*: one read, one interpolation with the
+compiled kernel, one write, in a process that has started; it runs next to each run of the command.
+*Ratio*: the median over these pairs, of wall times; *CPU ratio*: the same of processor times.
+*Peak*: resident memory of the process, of which about 150 MB are the interpreter and its libraries
+and about 80 MB compiled code; *copies*: peak in units of the series as float32.
 *Shares*: {", ".join(STAGES)}.
 """
 

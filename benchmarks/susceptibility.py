@@ -2,18 +2,18 @@
 """Off-resonance fields: against simulated truth, a measured map, and volumes held out.
 
 ``python -m benchmarks.susceptibility [--cases CASE …] [--seeds SEED …] [--bids DIR]`` measures
-each case, keeps a row as soon as it has one, and goes on where it stopped. ``--render`` only
-writes ``docs/benchmarks/susceptibility.md``.
+each case, stores each row as soon as it is complete, and resumes where it stopped. ``--render``
+only writes ``docs/benchmarks/susceptibility.md``.
 
-Simulated: two b=0 images of opposite polarity of a synthetic head, its field that of dipoles
+Simulated: two b=0 images of opposite polarity of a synthetic head in a field of dipoles
 (shimmed to second order), conserving signal, with the sensitivity of a coil. RMS and 95th
-percentile of the error of the field over the true brain, mm along the phase encoding, a constant
-removed; the same two voxels inside it.
+percentile of the error of the field over the true brain, mm along the phase encoding, after
+removing a constant; the same over the brain two voxels inside its edge.
 
 Real: `--bids` is a dataset with ``sub-xa30`` (both polarities and a measured map) and
-``sub-canon``. Held out: diffusion-weighted volumes of both polarities, which the field was not
-made from, corrected for motion, eddy currents and the field in one interpolation; the median of
-the correlations of volumes of the same direction within the brain.
+``sub-canon``. Held out: diffusion-weighted volumes of both polarities, which were not used
+for the field, corrected for motion, eddy currents and the field in one interpolation; the median
+of the correlations of volumes of the same direction within the brain.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from eddymotion.simulation import Grid, SyntheticHead, acquire, shelled_scheme
 from eddymotion.simulation.off_resonance import Magnetised, OpposedPair, simulate_pair
 
 INSIDE_VOXELS = 2
-"""How far inside the brain a measured map is compared, and the second RMS taken."""
+"""How far inside the brain a measured map is compared, and the second RMS computed."""
 
 DWI_PAIRS = 20
 
@@ -348,8 +348,8 @@ def measure_canon(folder: Path, name: str) -> tables.Row:
 def render(rows: list[tables.Row], provenance: Path) -> None:
     """Write the page and the numbers."""
     simulated = [row for row in rows if row["case"] in CASES]
-    heads = ["case", "to hold", "seed", "none", "RMS / 95 %", "RMS inside",
-             "pose off the axis (mm / °)",
+    heads = ["case", "bound", "seed", "none", "RMS / 95 %", "RMS inside",
+             "pose, except along the phase encoding (mm / °)",
              "correlation before → after", "s"]  # fmt: skip
     lines = [
         [
@@ -366,7 +366,7 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
     if real:
         parts.append("## Real images\n")
         parts.append(tables.markdown(
-            ["", "to hold", "correlation of the pair before → after", "s"],
+            ["", "bound", "correlation of the pair before → after", "s"],
             [[REAL[name], {"xa30": "–", "canon": "≥ .94", "canon-turned": "≥ .88"}[name],
               f"{row['before']:.3f} → {row['after']:.3f}", tables.number(row["seconds"], 1)]
              for name, row in real.items()],
@@ -374,7 +374,7 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
     if "xa30" in real:
         row = real["xa30"]
         parts.append(tables.markdown(
-            ["sub-xa30", "to hold", "found"],
+            ["sub-xa30", "bound", "value"],
             [["correlation with its measured map", "≥ .95", tables.number(row["map_r"])],
              ["slope", "1.00–1.15", tables.number(row["map_slope"], 2)],
              ["RMS difference, mm", "≤ .70", tables.number(row["map_rmse_mm"], 2)],
@@ -397,27 +397,29 @@ def pitching_table(rows: list[tables.Row]) -> list[str]:
          tables.number(row[f"{order}_held"], 2)]
         for row in rows for order in ORDERS
     ]  # fmt: skip
-    heads = ["series", "seed", "fields", "turned (°)", "from b=0 (°)", "across (mm)", "along (mm)",
-             "recorded (mm)", "95 % intervals that hold"]  # fmt: skip
+    heads = ["series", "seed", "fields", "rotation (°)", "from b=0 (°)", "across (mm)",
+             "along (mm)", "recorded (mm)", "coverage"]  # fmt: skip
     return [PITCHED, tables.markdown(heads, lines)]
 
 
 PITCHED = """## A field that changes with the pose
 
 Motion of a series in a field that changes as the head nods, estimated with fields that may follow
-it: errors of the head in the diffusion-weighted volumes among themselves, across the phase
-encoding and along it, where a constant of the change is not told from a translation, and rotations
-from the first b=0; *recorded*: where points of the brain are recorded, the field of the head at
-rest removed.
+it. Errors of the head in the diffusion-weighted volumes relative to each other: rotations, and
+translations across and along the phase encoding, along which a constant of the change cannot be
+distinguished from a translation; *from b=0*: rotations from the first b=0; *recorded*: error of
+the positions where points of the brain are recorded, the field of the head at rest removed;
+*coverage*: share of the 95 % intervals that contain the truth.
 """
 
 INTRODUCTION = f"""# Off-resonance fields
 
 Errors of fields from two b=0 images of opposite polarity, mm along the phase encoding over the
-brain, a constant removed (no such pair tells it): RMS and 95th percentile. *None*: without any
-correction. *Inside*: the brain but for {INSIDE_VOXELS} voxels. *s*: processor seconds of one
-thread, rigid start and brain mask included. The head is synthetic, its field that of dipoles with
-shims of second order, steepest above the sinuses and the cells behind the ears.
+brain, after removing a constant (which no such pair determines): RMS and 95th percentile. *None*:
+without any correction. *Inside*: the brain except {INSIDE_VOXELS} voxels at its edge. *s*:
+processor seconds of one thread, including the rigid start and the brain mask. The head is
+synthetic, its field that of dipoles with shims of second order, steepest above the sinuses and the
+cells behind the ears.
 
 *Measured map*: compared inside the brain, where both are known, after registration of its
 magnitude. *Held out*: diffusion-weighted volumes of both polarities, corrected for motion, eddy

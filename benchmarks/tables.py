@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: rows kept as they come, tables with their provenance, plots."""
+"""Shared by the benchmarks: stored rows, tables with their provenance, plots."""
 
 import argparse
 import csv
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 class Rows:
-    """Measurements in a TSV file: a row is kept as soon as it is there, and not measured again."""
+    """Measurements in a TSV file: each row is stored once complete, and not measured again."""
 
     def __init__(self, path: Path, key: tuple[str, ...]):
         self.path, self.key = path, key
@@ -47,7 +47,7 @@ class Rows:
         return any(tuple(str(row[name]) for name in self.key) == wanted for row in self.rows)
 
     def add(self, row: Row) -> None:
-        """Keep a row and the commit that was measured, and say so."""
+        """Store a row with the measured commit, and print it."""
         row = {**row, "revision": revision()}
         self.rows.append(row)
         write_tsv(self.path, self.rows)
@@ -57,32 +57,32 @@ class Rows:
 def parser(
     documentation: str | None, rows: str, *, seeds: Iterable[int] = (), n_threads: int = 0
 ) -> argparse.ArgumentParser:
-    """Return a parser of what all benchmarks are told.
+    """Return a parser of the options that all benchmarks have.
 
     Parameters
     ----------
     documentation : str
         Of the benchmark's module.
     rows : str
-        Where its rows are kept unless another place is given.
+        Default file for its rows.
     seeds : iterable of int
-        By default; none where nothing is drawn.
+        By default; none for a benchmark without randomness.
     n_threads : int
-        By default; none where a benchmark sets the threads itself.
+        By default; none if the benchmark sets the threads itself.
     """
     parser = argparse.ArgumentParser(
         description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if seeds := list(seeds):
         parser.add_argument("--seeds", nargs="+", type=int, default=seeds, metavar="SEED",
-                            help="of what is drawn (default: %(default)s)")  # fmt: skip
+                            help="random seeds (default: %(default)s)")  # fmt: skip
     if n_threads:
         parser.add_argument("--n-threads", "--threads", type=int, default=n_threads, metavar="N",
                             help="(default: %(default)s)")  # fmt: skip
     parser.add_argument("--rows", type=Path, default=Path(rows), metavar="TSV",
-                        help="where rows are kept (default: %(default)s)")  # fmt: skip
+                        help="file that stores the rows (default: %(default)s)")  # fmt: skip
     parser.add_argument("--render", action="store_true", help="only write the page")
-    parser.add_argument("--no-page", action="store_true", help="only keep the rows")
+    parser.add_argument("--no-page", action="store_true", help="only store the rows")
     return parser
 
 
@@ -93,7 +93,7 @@ def run(
     render: Callable[[list[Row], Path], None],
     versions: dict[str, str] | None = None,
 ) -> None:
-    """Measure what is missing of the rows, and write the page, as ``--render`` and such say.
+    """Measure the missing rows and write the page, according to ``--render`` and ``--no-page``.
 
     `versions` are those of programs that only this benchmark runs.
     """
@@ -112,7 +112,7 @@ def run_cases(
     measure: Callable[[Any, int, int], Row],
     render: Callable[[list[Row], Path], None],
 ) -> None:
-    """Run a benchmark that measures each case with each seed, by so many threads."""
+    """Run a benchmark that measures each case with each seed."""
     parser.add_argument("--cases", nargs="*", choices=cases, default=list(cases))
 
     def measure_all(options: argparse.Namespace, rows: Rows) -> None:
@@ -125,7 +125,7 @@ def run_cases(
 
 
 def read_tsv(path: Path) -> list[Row]:
-    """Read a table; what looks like a number becomes one, ``n/a`` and an empty cell NaN."""
+    """Read a table; numbers are converted, ``n/a`` and an empty cell become NaN."""
     with path.open(encoding="utf-8") as file:
         lines = (line for line in file if not line.startswith("#"))
         return [
@@ -146,7 +146,7 @@ def _number(text: str) -> Any:
 
 
 def write_tsv(path: Path, rows: list[Row]) -> None:
-    """Write a table; the columns are those of all rows, in the order in which they appear."""
+    """Write a table; its columns are those of all rows, in order of appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["\t".join(names)]
     lines += ["\t".join(_text(row.get(name, "")) for name in names) for row in rows]
@@ -178,7 +178,7 @@ def over_rows(rows: list[Row], over: Callable[[list[float]], float]) -> dict[str
 
 
 def pair(first: float, second: float, digits: int = 3) -> str:
-    """Return two numbers as one cell, a dash where there is none."""
+    """Return two numbers as one cell, a dash for NaN."""
     return " / ".join(number(value, digits) for value in (first, second))
 
 
@@ -188,7 +188,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def keep_provenance(path: Path, extra: dict[str, str] | None = None) -> None:
-    """Write beside the rows what they were measured with; the commands of earlier runs stay."""
+    """Write the provenance of the rows next to them; commands of earlier runs are kept."""
     kept = provenance(extra)
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))["commands"]
@@ -208,14 +208,14 @@ def provenance(extra: dict[str, str] | None = None) -> dict[str, Any]:
 
 
 def command() -> str:
-    """Return the command that runs, with file names in place of paths."""
+    """Return the command line, with file names in place of paths."""
     module = Path(sys.argv[0]).stem
     return " ".join(["python -m benchmarks." + module, *(Path(a).name for a in sys.argv[1:])])
 
 
 @cache
 def revision() -> str:
-    """Return the commit that is measured, marked when there are changes on top of it."""
+    """Return the measured commit, marked if there are changes on top of it."""
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
@@ -231,7 +231,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def machine() -> str:
-    """Say what it runs on: processor, cores, memory."""
+    """Describe the machine: processor, cores, memory."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -242,7 +242,7 @@ def machine() -> str:
 
 
 def provenance_lines(path: Path) -> str:
-    """Return what was measured with what, as a paragraph."""
+    """Return the provenance as a paragraph."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     stated = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
     commands = ", then ".join(f"`{one}`" for one in kept["commands"])
@@ -269,7 +269,7 @@ def save_plot(figure: Any, name: str, docs: Path = DOCS) -> None:
 
 
 def plain_log_scale(axis: Any, low: float, high: float) -> None:
-    """Make an axis logarithmic from `low` to `high`, with numbers and not powers at its ticks."""
+    """Make an axis logarithmic from `low` to `high`, with plain numbers at its ticks."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     decades = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -281,5 +281,5 @@ def plain_log_scale(axis: Any, low: float, high: float) -> None:
 
 
 def limited_environment(n_cores: int) -> dict[str, str]:
-    """Return the environment in which a program uses so many threads."""
+    """Return the environment that makes a program use so many threads."""
     return os.environ | dict.fromkeys(THREAD_VARIABLES, str(n_cores))

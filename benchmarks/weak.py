@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where it is weak: one table of the results of all benchmarks, and what the README says of them.
+"""Where it is weak: one table of the results of all benchmarks, and the figures in the README.
 
-``python -m benchmarks.weak`` reads the numbers beside the pages (``docs/benchmarks/*.tsv``) and
-writes the first table of ``docs/benchmarks/README.md`` and that of the README anew. Nothing in
-them is written by hand: of each figure the row that lies worst against its bound is shown,
-whichever that is. ``tests/test_benchmarks.py`` fails where a table is not that of the numbers.
+``python -m benchmarks.weak`` reads the numbers stored with the pages (``docs/benchmarks/*.tsv``)
+and regenerates the first table of ``docs/benchmarks/README.md`` and that of the README. Nothing in
+them is written by hand: for each figure, the row that is worst relative to its bound is shown,
+whichever that is. ``tests/test_evidence.py`` fails if a table does not match the numbers.
 """
 
 import statistics
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- begin: python -m benchmarks.weak -->", "<!-- end -->"
 
 SEEDS_TO_QUOTE = 3
-"""The README quotes medians of rows that were measured so many times, and the worst of all."""
+"""The README quotes the median of rows with at least so many seeds, and the worst of all rows."""
 
 NO_BREAK = "\u00a0"
 
@@ -33,22 +33,22 @@ Named = Iterable[tuple[str, float]]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of merit of a benchmark, and the bound that it is to hold.
+    """A figure of merit of a benchmark, and its bound.
 
     Parameters
     ----------
     anchor : str
         Of its line in the table.
     page : str
-        Whose numbers they are.
+        Page that the numbers belong to.
     what : str
-        What is measured.
+        Name of the measured quantity.
     unit : str
     bound : float
     values : callable
-        Rows of the page → names of rows and values, one for each seed.
+        Rows of the page → names of rows and values, one per seed.
     least : bool
-        Whether the bound is the least that a value may be.
+        Whether the bound is a lower one.
     digits : int
     """
 
@@ -76,13 +76,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """The values of a figure: name of the row → one a seed."""
+    """The values of a figure: name of the row → one per seed."""
 
     figure: Figure
     values: dict[str, list[float]]
 
     def excess(self, value: float) -> float:
-        """How far a value is beyond the bound, as a factor; at most 1 holds it."""
+        """Return the ratio of a value to its bound; at most 1 where the bound is met."""
         bound = self.figure.bound
         return bound / max(value, 1e-9) if self.figure.least else value / bound
 
@@ -92,12 +92,12 @@ class Result:
 
     @property
     def weakest(self) -> str:
-        """The row that lies worst against the bound."""
+        """The row that is worst relative to the bound."""
         return max(self.values, key=lambda name: self.excess(self.worst(name)))
 
     @property
     def holding(self) -> list[str]:
-        """Rows of which every seed holds the bound."""
+        """Rows that meet the bound with every seed."""
         return [name for name in self.values if self.excess(self.worst(name)) <= 1]
 
     @property
@@ -106,13 +106,13 @@ class Result:
         return statistics.median(statistics.median(values) for values in self.values.values())
 
     def with_seeds(self, n_seeds: int) -> "Result":
-        """Return the rows that were measured so many times."""
+        """Return the rows with at least so many seeds."""
         kept = {name: values for name, values in self.values.items() if len(values) >= n_seeds}
         return Result(self.figure, kept)
 
 
 def column(name: str, *by: str, where: Callable[[Row], bool] = lambda row: True):
-    """Return what reads a column; rows are named by others."""
+    """Return a reader of a column; other columns name the rows."""
 
     def values(rows: list[Row]) -> Named:
         for row in rows:
@@ -124,7 +124,7 @@ def column(name: str, *by: str, where: Callable[[Row], bool] = lambda row: True)
 
 
 def slope(*by: str):
-    """Return what reads how far the slopes of a row are from 1, the farther of the two."""
+    """Return a reader of the larger deviation from 1 of the two slopes of a row."""
 
     def values(rows: list[Row]) -> Named:
         for row in rows:
@@ -135,7 +135,7 @@ def slope(*by: str):
 
 
 def change(before: str, after: str, *by: str):
-    """Return what reads how much larger one column is than another."""
+    """Return a reader of the difference of two columns."""
     return lambda rows: (
         (", ".join(str(row[key]) for key in by), row[after] - row[before])
         for row in rows if isinstance(row.get(after), int | float)
@@ -153,7 +153,7 @@ def turned(rows: list[Row]) -> Named:
 
 
 def worse_run(above: str, below: str):
-    """Return what reads one column as a part of another, of the run of two where it is larger."""
+    """Return a reader of the ratio of two columns, the larger one over the two runs."""
 
     def values(rows: list[Row]) -> Named:
         for row in rows:
@@ -167,7 +167,7 @@ OURS = ("joint", "loop:gauss-newton")
 
 
 def against_best(name: str):
-    """Return what reads a column of our default as a multiple of the best of the other tools'."""
+    """Return a reader of a column: ours by default, relative to the best of the other tools."""
 
     def values(rows: list[Row]) -> Named:
         for series, seed in dict.fromkeys((row["series"], row["seed"]) for row in rows):
@@ -182,14 +182,14 @@ def against_best(name: str):
 
 
 def loop_against_best(rows: list[Row]) -> Named:
-    """Offset-free translation of the loop, as a multiple of the best other tool's."""
+    """Offset-free translation error of the loop, relative to the best other tool."""
     renamed = [{**row, "tool": {"joint": "", "loop:gauss-newton": "joint"}.get(row["tool"],
                 row["tool"])} for row in rows if row["tool"] != "joint"]  # fmt: skip
     return against_best("free_mm")(renamed)
 
 
 def between_states(name: str, after: str, beside: str):
-    """Return what reads a distance of tensors in one state, as a part of that in another."""
+    """Return a reader of the distance between tensors in one state, relative to another state."""
 
     def values(rows: list[Row]) -> Named:
         states = {(row["series"], row["state"]): row for row in rows}
@@ -220,7 +220,7 @@ OTHER_WITHIN_GOAL = 0.20
 
 
 def within_errors(rows: list[Row]) -> Named:
-    """Errors of slices' poses as multiples of their goals."""
+    """Errors of the poses of slices as multiples of their goals."""
     for row in rows:
         goal = WITHIN_GOALS.get(row["case"].removeprefix("other-"), OTHER_WITHIN_GOAL)
         yield motion_case(row), row["rms_auto"] / goal
@@ -237,7 +237,7 @@ def within_coverage(rows: list[Row]) -> Named:
 
 
 def is_field(fields: str, *, there: bool) -> Callable[[Row], bool]:
-    """Rows of simulated series with such fields estimated, with or without any in truth."""
+    """Select simulated series by the estimated fields, and by whether there is a true one."""
 
     def chosen(row: Row) -> bool:
         true = row.get("true_field_mm")
@@ -247,12 +247,12 @@ def is_field(fields: str, *, there: bool) -> Callable[[Row], bool]:
 
 
 def is_lossy(row: Row) -> bool:
-    """Whether slices of a series were made to lose signal."""
+    """Whether slices with lost signal were simulated."""
     return bool(row["lost"] > 0)
 
 
 def overhead(rows: list[Row]) -> Named:
-    """Processor time beyond that of what does the same without an engine, percent."""
+    """Processor time in excess of the same work without an engine, percent."""
     used = {row["case"]: row["processor"] for row in rows}
     beside = {"nipype": "library", "nipype-multiproc": "library", "pydra": "library",
               "app": "command"}  # fmt: skip
@@ -265,17 +265,18 @@ def of_real_pair(name: str, case: str) -> Callable[[list[Row]], Named]:
 
 
 def errors_of_motion(page: str, words: str, by: tuple[str, ...] = ("series",)) -> Iterator[Figure]:
-    """Yield the figures that all pages on errors of poses have."""
-    for kind, told in (("free", "without one constant offset"), ("frame", "in volume 0's frame")):
+    """Yield the figures common to all pages on errors of poses."""
+    kinds = (("free", "after removing a constant offset"), ("frame", "in the frame of volume 0"))
+    for kind, words_of_kind in kinds:
         for unit, sign, of in (("mm", " mm", "translation"), ("deg", "°", "rotation")):
-            yield Figure(f"{page}-{kind}-{unit}", page, f"{words}: error of {of}, {told}",
+            yield Figure(f"{page}-{kind}-{unit}", page, f"{words}: {of} error, {words_of_kind}",
                          sign, 0.06, column(f"{kind}_{unit}", *by))  # fmt: skip
-    yield Figure(f"{page}-slope", page, f"{words}: slope of found on true motion, away from 1",
-                 "", 0.02, slope(*by))  # fmt: skip
+    yield Figure(f"{page}-slope", page, f"{words}: slope of estimated on true motion, deviation "
+                 "from 1", "", 0.02, slope(*by))  # fmt: skip
 
 
 def coverage(page: str, words: str) -> Figure:
-    return Figure(f"{page}-coverage", page, f"{words}: 95 % intervals that hold the truth", " %",
+    return Figure(f"{page}-coverage", page, f"{words}: coverage of 95 % intervals", " %",
                   90.0, column("coverage_percent", "series"), least=True, digits=0)  # fmt: skip
 
 
@@ -286,95 +287,98 @@ FIGURES = (
     coverage("other-heads", "simulated heads it was not tuned on"),
     *errors_of_motion("replay", "known motion on real volumes"),
     coverage("replay", "known motion on real volumes"),
-    Figure("at-rest-all", "at-rest", "a static object: displacement that is found", " mm", 0.20,
+    Figure("at-rest-all", "at-rest", "a static object: estimated displacement", " mm", 0.20,
            column("all_mm", "object", "volumes", where=lambda row: row["fields"] == "auto")),
-    Figure("at-rest-worst", "at-rest", "a static object: its worst volume", " mm", 0.20,
+    Figure("at-rest-worst", "at-rest", "a static object: estimated displacement, worst volume",
+           " mm", 0.20,
            column("all_largest_mm", "object", "volumes",
                   where=lambda row: row["fields"] == "auto")),
-    Figure("real-mean", "real", "real series: mean correlation with the prediction, gain", "",
+    Figure("real-mean", "real", "real series: gain in mean correlation with the prediction", "",
            0.001, change("before_mean", "after_mean", "series"), least=True),
-    Figure("real-lowest", "real", "real series: the same of the lowest volume", "", 0.001,
-           change("before_lowest", "after_lowest", "series"), least=True),
-    Figure("real-rescan-tensor", "real", "scan against rescan: distance of the tensors, of that "
-           "after interpolation alone", "", 0.95,
+    Figure("real-lowest", "real", "real series: gain in the lowest correlation with the "
+           "prediction", "", 0.001, change("before_lowest", "after_lowest", "series"), least=True),
+    Figure("real-rescan-tensor", "real", "scan against rescan: distance between the tensors, "
+           "relative to interpolation alone", "", 0.95,
            between_states("tensor_rms", "after", "interpolated"), digits=2),
-    Figure("real-rescan-angle", "real", "scan against rescan: angle of the main directions, of "
-           "that after interpolation alone", "", 0.95,
+    Figure("real-rescan-angle", "real", "scan against rescan: angle between principal "
+           "directions, relative to interpolation alone", "", 0.95,
            between_states("angle_median", "after", "interpolated"), digits=2),
-    Figure("real-turned-angle", "real", "a head turned between two scans: angle of the main "
-           "directions, of that without turning the b-vectors", "", 0.95,
+    Figure("real-turned-angle", "real", "a head turned between two scans: angle between "
+           "principal directions, relative to b-vectors not rotated", "", 0.95,
            between_states("angle_median", "turned", "not turned"), digits=2),
     Figure("polarities-field", "polarities", "real runs of opposite polarity: correlation of "
-           "volumes kept out of the field", "", 0.955, column("field_r", "first", "second"),
+           "volumes not used for the field", "", 0.955, column("field_r", "first", "second"),
            least=True),
-    Figure("peers-free-mm", "peers", "translation without offset, of the best other tool's error",
+    Figure("peers-free-mm", "peers", "translation error without offset, relative to the best "
+           "other tool",
            " ×", 1.0, against_best("free_mm"), digits=2),
-    Figure("peers-frame-mm", "peers", "translation in volume 0's frame, of the best other tool's "
-           "error", " ×", 1.0, against_best("frame_mm"), digits=2),
-    Figure("peers-loop-mm", "peers", "the leave-one-out loop: translation without offset, of the "
-           "best other tool's error", " ×", 1.0, loop_against_best, digits=2),
-    Figure("peers-cpu", "peers", "processor time, of the fastest other tool's", " ×", 1.0,
+    Figure("peers-frame-mm", "peers", "translation error in the frame of volume 0, relative to "
+           "the best other tool", " ×", 1.0, against_best("frame_mm"), digits=2),
+    Figure("peers-loop-mm", "peers", "the leave-one-out loop: translation error without offset, "
+           "relative to the best other tool", " ×", 1.0, loop_against_best, digits=2),
+    Figure("peers-cpu", "peers", "processor time, relative to the fastest other tool", " ×", 1.0,
            against_best("cpu_seconds"), digits=2),
-    Figure("peers-memory", "peers", "memory, of the most frugal other tool's", " ×", 1.0,
-           against_best("peak_mb"), digits=2),
-    Figure("registrars-loop", "registrars", "the leave-one-out loop, any engine: error of "
-           "translation", " mm", 0.06, column("free_mm", "series", "registrar",
+    Figure("peers-memory", "peers", "memory, relative to the other tool that needs least",
+           " ×", 1.0, against_best("peak_mb"), digits=2),
+    Figure("registrars-loop", "registrars", "the leave-one-out loop, any engine: translation "
+           "error", " mm", 0.06, column("free_mm", "series", "registrar",
                         where=lambda row: row["registrar"] != "joint")),
-    Figure("cieslak-frame-mm", "cieslak", "the protocol of Cieslak et al.: error of translation",
+    Figure("cieslak-frame-mm", "cieslak", "the protocol of Cieslak et al.: translation error",
            " mm", 0.06, column("frame_mm", "scheme", "percent_moved")),
-    Figure("cieslak-frame-deg", "cieslak", "the protocol of Cieslak et al.: error of rotation",
+    Figure("cieslak-frame-deg", "cieslak", "the protocol of Cieslak et al.: rotation error",
            "°", 0.06, column("frame_deg", "scheme", "percent_moved")),
-    Figure("eddy-currents-recorded", "eddy-currents", "eddy currents: where points are recorded",
+    Figure("eddy-currents-recorded", "eddy-currents", "eddy currents: error of recorded positions",
            " mm", 0.10, column("recorded_mm", "series", where=is_field("auto", there=True))),
-    Figure("eddy-currents-deg", "eddy-currents", "eddy currents: error of rotation", "°", 0.04,
+    Figure("eddy-currents-deg", "eddy-currents", "eddy currents: rotation error", "°", 0.04,
            column("deg", "series", where=is_field("auto", there=True))),
-    Figure("eddy-currents-none", "eddy-currents", "no eddy currents: field that is found", " mm",
+    Figure("eddy-currents-none", "eddy-currents", "no eddy currents: estimated field", " mm",
            0.02, column("field_mm", "series", where=is_field("auto", there=False))),
-    Figure("susceptibility-field", "susceptibility", "off-resonance field: error, of the goal",
-           " ×", 1.0, field_errors, digits=2),
+    Figure("susceptibility-field", "susceptibility", "off-resonance field: error relative to the "
+           "goal", " ×", 1.0, field_errors, digits=2),
     Figure("susceptibility-map", "susceptibility", "off-resonance field: correlation with a "
            "measured map", "", 0.95, of_real_pair("map_r", "xa30"), least=True),
-    Figure("runs-together", "runs", "two runs: error of the corrected series, of that with true "
-           "poses", " ×", 1.05, worse_run("together", "true_poses"), digits=2),
-    Figure("runs-turned", "runs", "two runs: rotation of the second against the first", "°", 0.10,
+    Figure("runs-together", "runs", "two runs: error of the corrected series, relative to that "
+           "with true poses", " ×", 1.05, worse_run("together", "true_poses"), digits=2),
+    Figure("runs-turned", "runs", "two runs: rotation error of the second run", "°", 0.10,
            turned, digits=2),
-    Figure("within-volumes-error", "within-volumes", "motion within volumes: error of slices, of "
-           "the goal", " ×", 1.0, within_errors, digits=2),
-    Figure("within-volumes-coverage", "within-volumes", "motion within volumes: 95 % intervals "
-           "that hold the truth", " %", 90.0, within_coverage, least=True, digits=0),
-    Figure("dropout-recall", "dropout", "lost slices that are found", "", 0.95,
+    Figure("within-volumes-error", "within-volumes", "motion within volumes: error of slices "
+           "relative to the goal", " ×", 1.0, within_errors, digits=2),
+    Figure("within-volumes-coverage", "within-volumes", "motion within volumes: coverage of 95 % "
+           "intervals", " %", 90.0, within_coverage, least=True, digits=0),
+    Figure("dropout-recall", "dropout", "lost slices: recall", "", 0.95,
            column("recall", "series", "kind", "depth", "share", where=is_lossy), least=True),
-    Figure("dropout-precision", "dropout", "found slices that were lost", "", 0.95,
+    Figure("dropout-precision", "dropout", "lost slices: precision", "", 0.95,
            column("precision", "series", "kind", "depth", "share", where=is_lossy), least=True),
-    Figure("dropout-motion", "dropout", "error of translation beside lost slices", " mm", 0.06,
-           column("free_mm", "series", "kind", "depth", "share")),
-    Figure("overhead-engines", "overhead", "processor time of workflow engines beyond the library",
-           " %", 10.0, overhead, digits=0),
-    Figure("speed-floor", "speed", "the whole command, of reading, one interpolation and writing",
+    Figure("dropout-motion", "dropout", "lost slices: translation error of the series",
+           " mm", 0.06, column("free_mm", "series", "kind", "depth", "share")),
+    Figure("overhead-engines", "overhead", "processor time of workflow engines in excess of the "
+           "library", " %", 10.0, overhead, digits=0),
+    Figure("speed-floor", "speed", "time of the command, relative to reading, one interpolation "
+           "and writing",
            " ×", 4.0, column("ratio_seconds", "case"), digits=1),
 )  # fmt: skip
-"""What is asked of each benchmark. Bounds are goals; none was moved to be held."""
+"""Figures of all benchmarks. Bounds are goals; none was relaxed in order to be met."""
 
 CLAIMS = {
-    "other-heads-free-mm": "error of translation, on simulated heads it was not tuned on",
-    "other-heads-free-deg": "error of rotation, on those heads",
-    "other-heads-frame-mm": "error of translation in the frame of the first b=0, on those heads",
-    "other-heads-coverage": "95 % intervals that hold the truth, on those heads",
-    "accuracy-free-mm": "error of translation, on the simulated head it was tuned on, other seeds",
-    "accuracy-free-deg": "error of rotation, on that head",
-    "replay-free-mm": "error of translation, known motion of real volumes",
-    "replay-free-deg": "error of rotation, known motion of real volumes",
-    "peers-free-mm": "error of translation, of the best other tool's error (DIPY, ANTs, NiFreeze)",
-    "peers-cpu": "processor time, of the fastest other tool's",
+    "other-heads-free-mm": "translation error, simulated heads that it was not tuned on",
+    "other-heads-free-deg": "rotation error, same heads",
+    "other-heads-frame-mm": "translation error in the frame of the first b=0, same heads",
+    "other-heads-coverage": "coverage of 95 % intervals, same heads",
+    "accuracy-free-mm": "translation error, the simulated head it was tuned on, other seeds",
+    "accuracy-free-deg": "rotation error, same head",
+    "replay-free-mm": "translation error, known motion of real volumes",
+    "replay-free-deg": "rotation error, known motion of real volumes",
+    "peers-free-mm": "translation error, relative to the best other tool (DIPY, ANTs, NiFreeze)",
+    "peers-cpu": "processor time, relative to the fastest other tool",
 }
-"""Figures that the README quotes, in its words."""
+"""Figures quoted in the README, with their names there."""
 
 
 def weak_table(docs: Path = tables.DOCS) -> str:
     """Return the table of all figures, the weakest first."""
     results = [figure.of(docs) for figure in FIGURES]
     results.sort(key=lambda one: -one.excess(one.worst(one.weakest)))
-    heads = ["figure", "to hold", "rows that hold", "weakest row", "there"]
+    heads = ["figure", "bound", "rows that meet it", "weakest row", "value there"]
     return tables.markdown(heads, map(weak_line, results))
 
 
@@ -394,7 +398,7 @@ def weak_line(result: Result) -> list[str]:
 
 
 def claims_table(docs: Path = tables.DOCS) -> str:
-    """Return the figures that the README quotes, each with a link to its line."""
+    """Return the table of figures quoted in the README, each with a link to its line."""
     lines = []
     for figure in FIGURES:
         if figure.anchor not in CLAIMS:
@@ -403,25 +407,25 @@ def claims_table(docs: Path = tables.DOCS) -> str:
         often = whole.with_seeds(SEEDS_TO_QUOTE)
         if not often.values:
             raise SystemExit(f"{figure.anchor}: no row of {figure.page}.tsv has {SEEDS_TO_QUOTE} "
-                             "seeds; measure them, or do not quote it")  # fmt: skip
+                             "seeds; measure more, or do not quote it")  # fmt: skip
         link = f"docs/benchmarks/README.md#{figure.anchor}"
         counts = f"{len(often.values)} of {len(whole.values)}"
         lines.append((list(CLAIMS).index(figure.anchor), [
             f"[{CLAIMS[figure.anchor]}]({link})", figure.shown(often.median),
             figure.shown(whole.worst(whole.weakest)), counts,
         ]))  # fmt: skip
-    heads = ["figure", "median", "worst of all", "series with three seeds"]
+    heads = ["figure", "median", "worst", "series with three seeds"]
     return tables.markdown(heads, [line for _, line in sorted(lines)])
 
 
 def with_block(text: str, table: str) -> str:
-    """Return a page with another table between the marks."""
+    """Return a page with the table between the marks replaced."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n\n{table}\n{END}{rest.split(END, 1)[1]}"
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """Return the pages with a table, as they have to be."""
+    """Return the text that each page with a table should have."""
     docs = root / "docs" / "benchmarks"
     made = {docs / "README.md": weak_table(docs), root / "README.md": claims_table(docs)}
     return {path: with_block(path.read_text(encoding="utf-8"), table)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads that move while their slices are recorded, against the truth.
 
-``python -m benchmarks.within_volumes [--cases CASE …] [--seeds SEED …]`` measures each case, keeps
-a row as soon as it has one, and goes on where it stopped. ``--render`` only writes
+``python -m benchmarks.within_volumes [--cases CASE …] [--seeds SEED …]`` measures each case,
+stores each row as soon as it is complete, and resumes where it stopped. ``--render`` only writes
 ``docs/benchmarks/within-volumes.md``.
 
-The error of a slice is the root mean square displacement of its own part of the brain
-(:mod:`eddymotion.evaluation.trajectory`), of the diffusion-weighted volumes, without the rigid
-offset that they have in common.
+The error of a slice is the root-mean-square displacement of its own part of the brain
+(:mod:`eddymotion.evaluation.trajectory`), in diffusion-weighted volumes, after removing their
+common rigid offset.
 """
 
 import os
@@ -64,7 +64,7 @@ class Case:
 
 
 OTHER = partial(Case, head="synthetic")
-"""Another head and other physics than those on which thresholds were set."""
+"""A head and physics other than those on which thresholds were chosen."""
 
 CASES = {
     "rest": Case("at rest", "none"),
@@ -170,8 +170,8 @@ def render(rows: list[tables.Row], provenance: Path) -> None:
     ]  # fmt: skip
     parts = [
         INTRODUCTION, tables.provenance_lines(provenance),
-        tables.markdown(["series", "seed", "excursion", "one pose a volume", "followed",
-                         "volumes that moved", "frame (mm / °)", "covered (%)",
+        tables.markdown(["series", "seed", "excursion", "one pose per volume", "followed",
+                         "volumes that moved", "frame (mm / °)", "coverage (%)",
                          "processor time (s)"], table),
         REMARKS,
     ]  # fmt: skip
@@ -185,20 +185,20 @@ def spread(row: tables.Row, name: str) -> str:
 INTRODUCTION = """# Motion within volumes
 
 Displacement of a slice's own part of the brain, in diffusion-weighted volumes, mm: root mean
-square / 95th percentile / worst slice, without the rigid offset that all of them have in common.
-*Excursion*: what is left with the true mean pose of each volume. *One pose a volume*:
-`--within-volume none`; *followed*: `auto`, which gives knots to the volumes that the data show to
-have moved. *Frame*: error of the offset between b=0 and diffusion-weighted volumes. *Covered*:
-parameters of slices' poses within 1.96 standard errors. 3 mm, 54×67×54, 30 directions at b=1000
-and six b=0 where nothing else is said, SNR 20, interleaved, multiband 3, 4 s a volume.
+square / 95th percentile / worst slice, after removing their common rigid offset. *Excursion*: the
+error with the true mean pose of each volume. *One pose per volume*: `--within-volume none`;
+*followed*: `auto`, which gives knots to volumes within which the data show motion. *Frame*: error
+of the offset between b=0 and diffusion-weighted volumes. *Coverage*: share of the parameters of
+the poses of slices within 1.96 standard errors. Unless stated otherwise: 3 mm, 54×67×54, 30
+directions at b=1000 and six b=0, SNR 20, interleaved, multiband 3, 4 s per volume.
 """
 
-REMARKS = """The method was set on other seeds (0 and 5) of `nods`, `jumps`, `fast-drift` and
-`none` of the built-in head, of a cruder simulation of the same, one slice at a time (seed 0, and
-21 for how many fine steps are taken), and of one other head (seed 31, nods, with and without a
-field); seed 23 came last of all. *Other head*: of exact geometry, another for each seed, seen in
-k-space under the field of a coil array (2:1), with 6/8 partial Fourier and a ghost of 2 %; with an
-off-resonance field, which changes with the pose, by voxels.
+REMARKS = """The method was tuned on other seeds (0 and 5) of `nods`, `jumps`, `fast-drift` and
+`none` with the built-in head, on a coarser simulation of the same, one slice at a time (seed 0,
+and 21 for the number of fine steps), and on one other head (seed 31, nods, with and without a
+field); seed 23 was measured last of all. *Other head*: of exact geometry, a different one for each
+seed, simulated in k-space with the sensitivity of a coil array (2:1), 6/8 partial Fourier and a
+ghost of 2 %; with an off-resonance field, which changes with the pose, simulated by voxels.
 [How it works](../explanation/within-volumes.md).
 """
 

@@ -172,7 +172,7 @@ def test_times_are_written_as_people_say_them(seconds, words):
 
 
 def test_no_word_is_broken_and_names_stay_apart():
-    text = "sub-01_dwi.nii.gz: the b=0 images of the runs of this session agree with r = 0.52 only"
+    text = "sub-01_dwi.nii.gz: b=0 images of the runs of this session correlate by only r = 0.52"
     lines = wrapped(text, 40).splitlines()
     assert " ".join(line.strip() for line in lines) == text
     assert max(map(len, lines)) <= 40

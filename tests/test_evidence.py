@@ -52,7 +52,7 @@ def test_a_number_that_becomes_worse_moves_the_row_up(tmp_path):
     tables.write_tsv(tmp_path / "at-rest.tsv", rows)
     first = weak.weak_table(tmp_path).splitlines()[2]
     assert first == (
-        '| <a id="at-rest-all"></a>[a static object: displacement that is found](at-rest.md) '
+        '| <a id="at-rest-all"></a>[a static object: estimated displacement](at-rest.md) '
         "| ≤ 0.200 mm | **2 of 3** | oil, all | **7.654 mm** |"
     ).replace("≤ 0.200 mm", "≤_0.200_mm").replace("7.654 mm", "7.654_mm").replace("_", "\u00a0")
 

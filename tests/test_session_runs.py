@@ -179,7 +179,7 @@ def test_runs_that_leave_the_field_unsought_are_named(opposed, caplog):
     joined = join_runs([images[0], replace(images[1], readout_time=None)])
     assert joined.field is None
     assert "run 2 of 2" in caplog.text
-    assert "the off-resonance field is not sought" in caplog.text
+    assert "the off-resonance field is not estimated" in caplog.text
 
 
 def test_turned_slices_are_no_other_polarity(opposed):
@@ -248,7 +248,7 @@ def test_a_field_is_read_in_the_units_of_its_sidecar(opposed, field, tmp_path):
     away = coarse.copy()
     away[0, 3] += 400
     write_image(given, field.data[::4, ::4, ::4], away)
-    with pytest.raises(em.EddymotionError, match="tells the field in 0% of the brain"):
+    with pytest.raises(em.EddymotionError, match="covers 0% of the brain"):
         _given_field(given, image)
     strong = join_runs([image], field=OffResonance(300 * found.coefficients, found.affine))
     (issue,) = issues_of(SessionRun(("a",), strong, 0))
@@ -342,7 +342,7 @@ def test_runs_are_put_one_after_the_other_if_their_grids_are_one():
     merged = concatenated(runs)
     np.testing.assert_array_equal(merged.signal[..., 3:], runs[1].signal)
     moved = replace(runs[1], affine=apply_shift(runs[1].affine))
-    with pytest.raises(em.EddymotionError, match="lies on another grid"):
+    with pytest.raises(em.EddymotionError, match="not on the grid of"):
         concatenated([runs[0], moved])
 
 

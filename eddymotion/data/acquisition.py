@@ -266,8 +266,8 @@ class Acquisition:
         if last >= (longest := repetition or LONGEST_VOLUME):
             takes = f"takes {repetition:g} s" if repetition else f"at most {longest:g} s"
             return (
-                f"SliceTiming goes on for {last:g} s, and a volume {takes}: it should be seconds "
-                "from the start of the volume"
+                f"SliceTiming extends to {last:g} s, but a volume {takes}: it should be in "
+                "seconds from the start of the volume"
             )
         return ""
 

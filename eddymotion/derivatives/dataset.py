@@ -26,30 +26,30 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
   original data; all volumes in their original order; b-vectors rotated.
 - `*_desc-hmc_dwiref.nii.gz`: the reference, mean of the corrected b=0 volumes.
 - `*_desc-brain_mask.nii.gz`: the mask used.
-- `*_from-orig_to-dwiref_mode-image_desc-hmc_xfm.{{txt,x5}}`: one rigid transform a volume. The
-  matrix maps points of the reference to points of the original volume; ITK text is in LPS+. What
-  else was estimated (standard errors, eddy-current fields) is in the `.json` beside it.
-- `*_desc-confounds_timeseries.{{tsv,json}}`: motion and quality, a row a volume.
-- `*_desc-hmc_outliers.{{tsv,json}}`: slices that lost signal.
-- `*_desc-exclude_volumes.txt`: volumes that are better left out, counted from 0.
-- `*_desc-hmc_qc.json`: figures of quality, with what they mean.
-- `*_desc-hmc_trajectory.{{tsv,json}}`: where the head moved within volumes, its pose at each
-  excitation.
-- `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, where they were estimated; on demand
+- `*_from-orig_to-dwiref_mode-image_desc-hmc_xfm.{{txt,x5}}`: one rigid transform per volume.
+  The matrix maps points of the reference to points of the original volume; ITK text is in LPS+.
+  Further estimates (standard errors, eddy-current fields) are in the `.json` next to it.
+- `*_desc-confounds_timeseries.{{tsv,json}}`: motion and quality, one row per volume.
+- `*_desc-hmc_outliers.{{tsv,json}}`: slices with signal loss.
+- `*_desc-exclude_volumes.txt`: volumes recommended for exclusion, counted from 0.
+- `*_desc-hmc_qc.json`: quality measures, with their meaning.
+- `*_desc-hmc_trajectory.{{tsv,json}}`: pose of the head at each excitation, if it moved within
+  volumes.
+- `*_desc-eddy_timeseries.{{tsv,json}}`: eddy-current fields, if they were estimated; on request
   as displacement fields in `*_desc-eddy_xfm/`.
-- Where the output lies in the space of the participant's T1w, these images are called
+- If the output is in the space of the participant's T1w, these images are named
   `*_space-T1w_desc-*`; `*_from-dwiref_to-T1w_mode-image_xfm.txt` maps points of the T1w to points
   of the reference frame, `*_from-T1w_to-dwiref_mode-image_xfm.txt` back.
-- On demand: `*_desc-cnr_dwimap.nii.gz`, signal- and contrast-to-noise ratios;
-  `*_desc-residuals_dwi.nii.gz`; `*_desc-noise_dwimap.nii.gz`, noise that was taken off;
+- On request: `*_desc-cnr_dwimap.nii.gz`, signal- and contrast-to-noise ratios;
+  `*_desc-residuals_dwi.nii.gz`; `*_desc-noise_dwimap.nii.gz`, removed noise;
   `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
 
-Under `sub-X/[ses-Y/]fmap/`, where runs of a session or a map told the off-resonance field:
+Under `sub-X/[ses-Y/]fmap/`, if the off-resonance field was found from runs of the session or a map:
 `*_desc-preproc_fieldmap.nii.gz`, the field in Hz; `*_desc-coeff_fieldmap.nii.gz`, its spline
 coefficients; `*_desc-epi_fieldmap.nii.gz`, the mean b=0 without distortion.
-`dwi/*_desc-merged_dwi.*` holds the runs of a session as one series, where that was asked for.
+`dwi/*_desc-merged_dwi.*` holds the runs of a session as one series, if requested.
 
-`sub-X.html` shows it. `logs/` holds a log of each run and a citation text.
+`sub-X.html` is the report. `logs/` holds a log of each run and a citation text.
 """
 
 BIDSIGNORE = """\
@@ -86,7 +86,7 @@ def refuse_foreign_dataset(output_dir: Path) -> None:
     Raises
     ------
     EddymotionError
-        Saying whose it is.
+        If it was made by another program, with its name.
     """
     path = output_dir / "dataset_description.json"
     if not path.is_file():
@@ -99,9 +99,9 @@ def refuse_foreign_dataset(output_dir: Path) -> None:
 
 
 def write_dataset_files(output_dir: Path, bids_dir: Path, anat_dir: Path | None = None) -> None:
-    """Write what a derivative dataset has at its top, but no README and .bidsignore of others.
+    """Write the top-level files of a derivative dataset; keep a README and .bidsignore of others.
 
-    :func:`refuse_foreign_dataset` comes before. `anat_dir` holds anatomical derivatives, if any.
+    Call :func:`refuse_foreign_dataset` first. `anat_dir` holds anatomical derivatives, if any.
     """
     sources = {"raw": bids_dir} | ({"anat": anat_dir.resolve()} if anat_dir else {})
     links = {name: folder.as_uri() for name, folder in sources.items()}
@@ -126,13 +126,13 @@ def write_dataset_files(output_dir: Path, bids_dir: Path, anat_dir: Path | None 
 
 
 def write_citation(output_dir: Path, sidecars: Iterable[Path]) -> None:
-    """Write the text to cite about finished series, under ``logs/``; log it, too.
+    """Write the citation text of finished series under ``logs/``, and log it.
 
     Parameters
     ----------
     output_dir : Path
     sidecars : iterable of Path
-        Of the corrected images; without any, nothing is written.
+        Of the corrected images; if there are none, nothing is written.
     """
     sidecars_of = {
         path.name.removesuffix(f"{CORRECTED}.json"): content

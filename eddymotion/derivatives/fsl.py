@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What FSL's eddy writes beside the corrected series, for programs that read it.
+"""Files that FSL's eddy writes next to the corrected series, for programs that read them.
 
 *Coordinates.* ``newimage``: voxel index times voxel size, mm, x counted from the other end where
 the affine's determinant is positive; ``c`` is the middle of the grid there.
 
-*Movement.* Six parameters a volume: translations (mm), angles (rad)::
+*Movement.* Six parameters per volume: translations (mm), angles (rad)::
 
     x → Rx Ry Rz (x − c) + c + t        reference → volume
 
 where ``Rx(a)`` turns by −a in the right-handed sense: the angles are the extrinsic x-y-z angles
 of the inverse rotation.
 
-*Movement over time*, where it was followed within volumes: the same six parameters, a row an
-excitation, in the order of time, as eddy writes them with ``--mporder``.
+*Movement over time*, if motion within volumes was followed: the same six parameters, one row per
+excitation, in order of time, as eddy writes them with ``--mporder``.
 
 *Field.* In Hz, a polynomial of the scanner position ``s`` in mm from ``c``, the constant last.
-What is at ``s`` is recorded at ``s + Hz · readout time · voxel size`` along the phase-encoding
+Signal from ``s`` is recorded at ``s + Hz · readout time · voxel size`` along the phase-encoding
 vector of the acquisition parameters.
 
-The constant of the field and the translation of the head along the phase encoding look alike:
-the offsets of :class:`~eddymotion.mapping.eddy_currents.EddyCurrents`, which the poses hold, go
-into the constant, as eddy does with what follows the gradients.
+The constant of the field and the translation of the head along the phase encoding cannot be
+distinguished: the offsets of :class:`~eddymotion.mapping.eddy_currents.EddyCurrents`, which are
+part of the poses, are moved into the constant, as eddy does with what follows the gradients.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ OPTIONAL = (
 
 
 class OutlierTables(NamedTuple):
-    """What eddy tells about slices, (N, Z) each; NaN where a slice was not judged.
+    """Eddy's measures of slices, (N, Z) each; NaN where a slice was not judged.
 
     Parameters
     ----------
     flagged : bool array
         Outliers.
     n_stdev, n_sqr_stdev : array
-        Standard deviations that the mean, and the mean square, of the difference to the
-        prediction are off; signal loss is negative in the first.
+        Deviation of the mean, and of the mean square, of the difference to the prediction, in
+        standard deviations; signal loss is negative in the first.
     """
 
     flagged: np.ndarray
@@ -116,7 +116,7 @@ def write_fsl_eddy(
     Returns
     -------
     list of Path
-        What was written.
+        The files written.
     """
     readout_time = original.acquisition.common_readout_time
     frame = _Frame.of(original, motion, readout_time or NOMINAL_READOUT_S)
@@ -300,7 +300,7 @@ def _spaced(rows: Iterable[np.ndarray]) -> str:
 
 
 def _between_shells(parameters: np.ndarray, gradients: Gradients) -> str | None:
-    """Mean difference of movement from a b=0 volume to the volumes beside it, shell by shell.
+    """Mean difference of movement from a b=0 volume to its neighbours, shell by shell.
 
     The second of the two comparisons of eddy's file; there is no registration of shell means here.
     """
@@ -335,25 +335,25 @@ def _conventions(name: str, frame: _Frame, readout_time: float | None) -> str:
     known = (
         f"The readout time, {readout_time:g} s, is TotalReadoutTime of the series."
         if readout_time
-        else f"The readout time of the series is not known; {frame.readout_time:g} s stands for "
-        "it. The Hz belong to it, so that displacements (Hz times readout time times voxel size) "
-        "are right."
+        else f"The readout time of the series is not known; {frame.readout_time:g} s is "
+        "assumed. The Hz refer to it, so that displacements (Hz times readout time times voxel "
+        "size) are correct."
     )
     terms = ", ".join(EDDY_TERMS)
     paragraphs = (
         "Written by eddymotion, in the units, signs and coordinates of FSL's eddy.",
-        f"{name}.eddy_parameters: a row a volume. Translation (mm) and rotation (rad) along and "
-        "about x, y, z, from the reference to the volume, about the middle of the grid; then the "
-        f"field (Hz, polynomial in mm from the middle): {terms}, as far as its order goes, and "
-        "last the constant.",
+        f"{name}.eddy_parameters: one row per volume. Translation (mm) and rotation (rad) "
+        "along and about x, y, z, from the reference to the volume, about the middle of the grid; then the "
+        f"field (Hz, polynomial in mm from the middle): {terms}, up to its order, and "
+        "the constant last.",
         f"{name}.eddy_acqparams.txt, {name}.eddy_index.txt: the phase encoding that the field "
-        f"belongs to, as it is given to eddy. {known}",
-        f"{name}.eddy_post_eddy_shell_alignment_parameters: from b=0 volumes and those beside "
-        "them. Means of shells are not registered; there is no file of translations along the "
+        f"refers to, as given to eddy. {known}",
+        f"{name}.eddy_post_eddy_shell_alignment_parameters: from b=0 volumes and their "
+        "neighbours. Means of shells are not registered; there is no file of translations along the "
         "phase encoding.",
-        f"{name}.eddy_movement_over_time, where motion was followed within volumes: the same six "
-        "parameters, a row an excitation, volume by volume.",
-        "Outliers: b=0 volumes are left out, as in eddy.",
+        f"{name}.eddy_movement_over_time, if motion within volumes was followed: the "
+        "same six parameters, one row per excitation, volume by volume.",
+        "Outliers: b=0 volumes are excluded, as in eddy.",
     )
     command = (
         f"eddy_quad {name} -idx {name}.eddy_index.txt -par {name}.eddy_acqparams.txt "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written of the runs of a session together: the off-resonance field, a merged series."""
+"""Outputs of the runs of a session together: the off-resonance field, a merged series."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from eddymotion.io.writing import together, write_json
 from eddymotion.mapping.off_resonance import Readout
 
 MERGED = (".nii.gz", ".bval", ".bvec", ".json")
-"""How the files of a merged series end."""
+"""Endings of the files of a merged series."""
 
 SAME_GRID_MM = 1e-3
 
@@ -55,7 +55,7 @@ class SessionOutputs:
 
     @classmethod
     def of(cls, outputs: Outputs) -> SessionOutputs:
-        """Take them from those of one of its runs."""
+        """Derive them from the outputs of one of its runs."""
         kept = [part for part in outputs.src.split("_") if part.startswith(("sub-", "ses-"))]
         return cls(outputs.folder, "_".join(kept) or outputs.src, outputs.space)
 
@@ -76,13 +76,13 @@ class SessionOutputs:
 
 
 def remove_elsewhere(outputs: Outputs) -> None:
-    """Remove what an earlier run has written of the same series in another space.
+    """Remove outputs of an earlier run of the same series in another space.
 
-    And the runs of its session as one series: one of them is written again.
+    The merged series of its session is removed, too, since one of its runs is written again.
 
-    Tables, transforms and pictures are of the last run: beside them, its images would be those of
-    another one. The sidecar goes first. In a folder that is no dataset of ours nothing is removed
-    that has not a sidecar of ours: other programs use such names, too.
+    Tables, transforms and pictures are those of the last run; images of an earlier one would not
+    match them. The sidecar is removed first. In a folder that is not one of our datasets, files
+    without a sidecar of ours are kept: other programs use such names, too.
     """
     if not outputs.flat:
         SessionOutputs.of(outputs).remove_merged()
@@ -109,7 +109,7 @@ def write_field(
     names : sequence of str
         The runs, as BIDS URIs.
     fsl : bool
-        Whether to write it as FSL's topup does, too.
+        Whether to write it in the format of FSL's topup, too.
     """
     field, hertz = joined.field, joined.hertz
     if field is None or hertz is None:
@@ -176,13 +176,13 @@ def refuse_other_grids(grids: Sequence[tuple[str, Box]]) -> None:
         apart = grid_distance(first.affine, box.affine, first.shape)
         if box.shape != first.shape or apart > SAME_GRID_MM:
             raise EddymotionError(
-                f"{other}: lies on another grid than {name}, so that the two cannot be merged; "
+                f"{other}: not on the grid of {name}, so that the two cannot be merged; "
                 "leave --distortion-group-merge out, or give an --output-space"
             )
 
 
 def concatenated(runs: Sequence[DWI]) -> DWI:
-    """Put the volumes of corrected runs one after the other.
+    """Concatenate the volumes of corrected runs.
 
     Raises
     ------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a field is made from: images and sidecars → values, and what is missing told."""
+"""Inputs of a field: images and sidecars → values; missing ones are reported."""
 
 from __future__ import annotations
 
@@ -318,7 +318,8 @@ def _refuse_other_grid(
         )
     if (apart := grid_distance(affine, image.affine, shape)) > SAME_GRID_MM:
         raise EddymotionError(
-            f"{path}: lies up to {apart:.1f} mm beside {owner.name}; give one on the same grid"
+            f"{path}: lies up to {apart:.1f} mm from the grid of {owner.name}; give one on the "
+            "same grid"
         )
 
 

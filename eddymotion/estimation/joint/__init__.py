@@ -284,20 +284,20 @@ class JointSteps:
 
 
 def _warn_of_followed(common: np.ndarray, in_mm: np.ndarray) -> None:
-    """Say that the head follows the gradients, by such covariances (N, 6, 6) of mm and rad."""
+    """Warn if the head follows the gradients, by these covariances (N, 6, 6) of mm and rad."""
     farthest = float(np.sqrt(np.einsum("nkk,k->n", common, in_mm**2).max()))
     if farthest > 0:
         log.warning(
-            "the head follows the direction of the gradients by about %.2f mm, more than its "
-            "poses are wrong, as on a bed that vibrates (or it nods as these change, by chance): "
-            "images tell a part of it only, and standard errors of how diffusion-weighted volumes "
-            "lie against b=0 are larger",
+            "the head follows the direction of the gradients by about %.2f mm, more than the "
+            "errors of its poses, as on a vibrating bed (or it happens to nod as the gradients "
+            "change): images determine only a part of it, and standard errors of the offset "
+            "between diffusion-weighted and b=0 volumes are larger",
             farthest,
         )  # fmt: skip
 
 
 def _within_doubt(dwi: DWI, errors: PoseErrors) -> str | None:
-    """Name volumes within which the head moved while nothing tells when slices were excited."""
+    """Name volumes within which the head moved, if slice timing is unknown."""
     volumes, why = errors.contradicted, dwi.acquisition.why_untimed
     if not len(volumes) or not why:
         return None

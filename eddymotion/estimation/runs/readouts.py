@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How runs were read out, and whether that tells the off-resonance field."""
+"""How runs were read out, and whether that determines the off-resonance field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eddymotion.mapping.off_resonance import NOMINAL_READOUT_S, Readout
 log = logging.getLogger(__name__)
 
 OTHER_SHIFT = 0.5
-"""Part of the larger displacement by which that of another run has to differ to tell the field:
+"""Part of the larger displacement by which another run has to differ to determine the field:
 turned slices alone do not."""
 
 
@@ -33,18 +33,18 @@ def without_times(runs: Sequence[RunImage]) -> bool:
 
 
 def readouts_of(runs: Sequence[RunImage], *, measured: bool = False) -> list[Readout | None]:
-    """Tell how each run was read out; None where its phase encoding is not known.
+    """Return the readout of each run; None if its phase encoding is not known.
 
-    Where no run says its readout time, all are taken to have a nominal one: that is enough to
-    find the field from runs of opposite polarity, but not for one that was measured in hertz. A
-    run that says none beside others that do is not taken for known.
+    If no run states its readout time, a nominal one is assumed for all: that suffices to
+    find the field from runs of opposite polarity, but not for one that was measured in hertz. If
+    only some runs state theirs, that of the others is unknown.
     """
     times = [run.readout_time for run in runs]
     if without_times(runs) and not measured:
         log.warning(
-            "TotalReadoutTime is in no sidecar of these runs: taken as %g s for all, so that the "
-            "off-resonance field in Hz is right up to a factor, and the correction exact if their "
-            "times are equal; add it to the sidecars", NOMINAL_READOUT_S
+            "TotalReadoutTime is in no sidecar of these runs: %g s is assumed for all, so that "
+            "the off-resonance field in Hz is correct up to a factor, and the correction is exact "
+            "if their times are equal; add it to the sidecars", NOMINAL_READOUT_S
         )  # fmt: skip
         times = [NOMINAL_READOUT_S] * len(runs)
     return [
@@ -56,7 +56,7 @@ def readouts_of(runs: Sequence[RunImage], *, measured: bool = False) -> list[Rea
 
 
 def tell_field(runs: Sequence[RunImage]) -> bool:
-    """Whether the images of runs tell the off-resonance field."""
+    """Whether the images of runs determine the off-resonance field."""
     runs = [runs[run] for run in of_one_contrast(runs)]
     unknown = sum(run.readout_time is None for run in runs)
     if unknown not in (0, len(runs)):
@@ -81,12 +81,12 @@ def differ(readouts: Sequence[Readout | None]) -> bool:
 def warn_of_unknown(
     runs: Sequence[RunImage], readouts: Sequence[Readout | None], *, measured: bool
 ) -> None:
-    """Say which runs do not tell how the field displaces them, where that leaves it in."""
+    """Warn of runs that cannot be corrected for the field, since their readout is unknown."""
     unknown = [n for n, readout in enumerate(readouts, start=1) if readout is None]
     opposed = differ([Readout(r.encoding, r.voxel_mm) for r in runs if r.encoding is not None])
     if opposed and not unknown and not measured:
         log.warning("runs of different phase encodings have no contrast in common, b=0 or not: "
-                    "the off-resonance field is not sought")  # fmt: skip
+                    "the off-resonance field is not estimated")  # fmt: skip
     if not unknown or len(unknown) == len(runs) or not (measured or opposed):
         return
     log.warning(
@@ -94,5 +94,5 @@ def warn_of_unknown(
         "not in its sidecar, so that %s; add them",
         ", ".join(map(str, unknown)), len(runs),
         "it is not corrected for the off-resonance field" if measured
-        else "the off-resonance field is not sought, which the others would tell",
+        else "the off-resonance field is not estimated, for which the others would suffice",
     )  # fmt: skip

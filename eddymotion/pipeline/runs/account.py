@@ -40,7 +40,7 @@ def _frame_in_summary(run: SessionRun, joined: JoinedRuns) -> dict[str, str]:
         before, after = joined.similarity
         if np.isfinite(after):
             told["runs in one frame"] += (
-                f"; the b=0 images agree with r = {after:.3f}, before with {before:.3f}"
+                f"; correlation of the b=0 images {after:.3f}, before correction {before:.3f}"
             )
     if run.tie is not None:
         told["frame, by other runs"] = str(run.tie)
@@ -60,8 +60,8 @@ def _field_in_summary(joined: JoinedRuns) -> dict[str, str]:
     if (found := joined.comparison) is not None:
         apart = found.rms * joined.mm_per_hertz
         told["measured map"] = (
-            f"not used, since the runs tell the field; beside it r = {found.correlation:.3f}, "
-            f"slope {found.slope:.2f}, {apart:.2f} mm RMS apart"
+            f"not used, since the field comes from the runs; compared with it: r = "
+            f"{found.correlation:.3f}, slope {found.slope:.2f}, {apart:.2f} mm RMS apart"
         )
     return told
 
@@ -88,10 +88,10 @@ def issues_of(run: SessionRun) -> list[DataIssue]:
     if joined is not None and len(joined) > 1 and joined.similarity[1] < AGREE:
         found.append(DataIssue(
             "runs",
-            f"the b=0 images of the runs of this session agree with r = "
-            f"{joined.similarity[1]:.2f} only, expected {AGREE:g}: their common frame may be "
-            "wrong; look at the corrected runs beside each other, or correct each on its own "
-            "with --separate-all-dwis",
+            f"the b=0 images of the runs of this session correlate by only r = "
+            f"{joined.similarity[1]:.2f}, expected {AGREE:g}: their common frame may be "
+            "wrong; compare the corrected runs, or correct each separately with "
+            "--separate-all-dwis",
         ))  # fmt: skip
     if (spread := _spread_mm(run)) > FAR_MM:
         found.append(DataIssue(

@@ -139,11 +139,11 @@ def _given_field(path: Path, first: RunImage, ignore: Sequence[str] = ()) -> Off
 
 
 def _refuse_elsewhere(measured: MeasuredMap, first: RunImage, owner: str = "") -> None:
-    """Raise if a map that is not registered says nothing of most of the brain."""
+    """Raise if a map that is not registered does not cover most of the brain."""
     points = apply_affine(first.image.affine, np.argwhere(first.brain))
     covered = inside_grid(points, measured.hertz, measured.known).mean()
     if covered < COVERED:
         raise EddymotionError(
-            f"{owner}tells the field in {covered:.0%} of the brain of the first run, expected "
+            f"{owner}covers {covered:.0%} of the brain of the first run, expected "
             f"{COVERED:.0%} or more; give one in its frame"
         )

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class TiedFrames:
-    """What a network tells of K runs.
+    """Result of a network for K runs.
 
     Parameters
     ----------
@@ -119,8 +119,8 @@ def tied_frames(
             ties[run] = FrameTie(one.all_volumes, offset, own, left, brain.center)
             log.info("run %d, %s", run + 1, ties[run])
     log.info(
-        "runs %s: their volumes with b=%.0f tie them within %.3f mm; that differs from what each "
-        "tells alone by %.1f times what was expected",
+        "runs %s: their volumes with b=%.0f tie them within %.3f mm; the difference from "
+        "each run alone is %.1f times the expected one",
         ", ".join(map(str, shell.runs + 1)), shell.gradients.bvals.mean(),
         np.sqrt(np.diag(tied.covariance).reshape(-1, 6)[:, :3].max()), np.sqrt(widened),
     )  # fmt: skip
