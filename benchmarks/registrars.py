@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
 
 
 def engine_versions() -> dict[str, str]:
-    """Return the versions of what is installed of the engines."""
+    """Return the versions of the installed engines."""
     found = {}
     for name in ("nipype", "antspyx", "itk-elastix"):
         try:

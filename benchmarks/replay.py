@@ -167,10 +167,9 @@ def best_rigid(points: np.ndarray, recorded: np.ndarray) -> np.ndarray:
 
 
 def scores(dwi: DWI, before: Motion, applied: Motion, after: Motion) -> tables.Row:
-    """Compare the motion after with that before and what was applied.
+    """Compare the motion after with the motion before and the applied motion.
 
-    Slopes are those of the motion that is found to have been applied, without what there was
-    before.
+    Slopes are those of the estimated applied motion, without the motion before.
     """
     about = {"center": dwi.center, "bvals": dwi.gradients.bvals, "grid_center": dwi.center}
     first = dwi.reference

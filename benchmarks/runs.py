@@ -69,7 +69,7 @@ def main() -> None:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """Two simulated runs, and what is true of them."""
+    """Two simulated runs and their truth."""
 
     runs: tuple[Simulation, Simulation]
     n_threads: int

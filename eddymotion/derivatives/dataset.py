@@ -44,9 +44,9 @@ Made by eddymotion {version}. For each series, under `sub-X/[ses-Y/]dwi/`:
   `*_desc-residuals_dwi.nii.gz`; `*_desc-noise_dwimap.nii.gz`, removed noise;
   `*_desc-preproc_dwi.eddy_*`, FSL eddy's files.
 
-Under `sub-X/[ses-Y/]fmap/`, if the off-resonance field was found from runs of the session or a map:
-`*_desc-preproc_fieldmap.nii.gz`, the field in Hz; `*_desc-coeff_fieldmap.nii.gz`, its spline
-coefficients; `*_desc-epi_fieldmap.nii.gz`, the mean b=0 without distortion.
+Under `sub-X/[ses-Y/]fmap/`, if the off-resonance field was found from runs of the session or
+a map: `*_desc-preproc_fieldmap.nii.gz`, the field in Hz; `*_desc-coeff_fieldmap.nii.gz`, its
+spline coefficients; `*_desc-epi_fieldmap.nii.gz`, the mean b=0 without distortion.
 `dwi/*_desc-merged_dwi.*` holds the runs of a session as one series, if requested.
 
 `sub-X.html` is the report. `logs/` holds a log of each run and a citation text.

@@ -343,14 +343,14 @@ def _conventions(name: str, frame: _Frame, readout_time: float | None) -> str:
     paragraphs = (
         "Written by eddymotion, in the units, signs and coordinates of FSL's eddy.",
         f"{name}.eddy_parameters: one row per volume. Translation (mm) and rotation (rad) "
-        "along and about x, y, z, from the reference to the volume, about the middle of the grid; then the "
-        f"field (Hz, polynomial in mm from the middle): {terms}, up to its order, and "
-        "the constant last.",
+        "along and about x, y, z, from the reference to the volume, about the middle of the "
+        f"grid; then the field (Hz, polynomial in mm from the middle): {terms}, up to its "
+        "order, and the constant last.",
         f"{name}.eddy_acqparams.txt, {name}.eddy_index.txt: the phase encoding that the field "
         f"refers to, as given to eddy. {known}",
         f"{name}.eddy_post_eddy_shell_alignment_parameters: from b=0 volumes and their "
-        "neighbours. Means of shells are not registered; there is no file of translations along the "
-        "phase encoding.",
+        "neighbours. Means of shells are not registered; there is no file of translations along "
+        "the phase encoding.",
         f"{name}.eddy_movement_over_time, if motion within volumes was followed: the "
         "same six parameters, one row per excitation, volume by volume.",
         "Outliers: b=0 volumes are excluded, as in eddy.",

@@ -138,9 +138,9 @@ class Disagreement:
         """Name them, if there are some."""
         if len(self.volumes):
             log.warning(
-                "volumes %s (counted from 0): agree with each other, but the b=0 volume finds "
-                "them elsewhere than the other diffusion-weighted volumes; their poses may be "
-                "off by as much as their standard errors say",
+                "volumes %s (counted from 0): agree with each other, but the b=0 volume places "
+                "them elsewhere than the other diffusion-weighted volumes do; their poses may be "
+                "wrong by as much as their standard errors",
                 ", ".join(map(str, np.sort(self.volumes))),
             )
 

@@ -13,8 +13,8 @@ one wrong offset.
 
 Where a step leads from a b=0 volume to a diffusion-weighted one or back, an offset ``m`` of one
 frame against the other adds to it, with the sign of the change. Its likelihood is that of the
-steps, beyond what those within a contrast foretell; a drift through a b=0 volume cancels, since it
-is entered and left.
+steps, beyond what is predicted from those within a contrast; a drift through a b=0 volume
+cancels, since it is entered and left.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Z_95 = 1.96
 
 @dataclass(frozen=True, eq=False)
 class OffsetEstimate:
-    """An offset as time, images or both tell it.
+    """An offset estimated from time, images or both.
 
     Parameters
     ----------
@@ -63,12 +63,12 @@ class OffsetEstimate:
     def given(
         self, moved: OffsetEstimate, between: np.ndarray, center: np.ndarray
     ) -> OffsetEstimate:
-        """Tell the offset where it is known with a displacement, from that and from this.
+        """Return the offset, from an estimate that includes a displacement and from this one.
 
         Parameters
         ----------
         moved : OffsetEstimate
-            With the displacement; what this tells is part of it.
+            With the displacement; it includes the information of this one.
         between : (6, 6) array
             Covariance of the displacement.
         center : (3,) array
@@ -207,7 +207,7 @@ class Course:
         )
 
     def offset(self, prior: MotionPrior, estimate: OffsetEstimate | None = None) -> OffsetEstimate:
-        """Find the most likely offset, with what else tells it, and its covariance.
+        """Find the most likely offset, from all sources, and its covariance.
 
         Returns
         -------

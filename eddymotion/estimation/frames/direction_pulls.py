@@ -17,11 +17,11 @@ errors of the poses: twice their squares, once, a quarter or nothing (:data:`SIZ
 over the five as there is room. Neither that nor ``s`` is known. Axis by axis, ``M`` is the
 mean over both, weighed by how likely they make the steps (``M`` integrated out): a dozen
 directions may follow the steps of the head by chance, which a single best ``s`` takes for a head
-at rest. Where nothing follows the direction, or the head moved too much to tell, ``M`` stays near
-zero. Standard errors stay what they are.
+at rest. Where nothing follows the direction, or the head moved too much to decide, ``M`` stays
+near zero. Standard errors stay unchanged.
 
-A bed that vibrates moves the head with the direction as well, by more than the poses may be wrong,
-and images do tell most of that. So what follows the direction may also be 8, 32 or 128 times the
+A vibrating bed moves the head with the direction as well, by more than the errors of the poses,
+and images do show most of that. So what follows the direction may also be 8, 32 or 128 times the
 variance of the poses: the sum of a pull, of which no more than twice is believed, and of motion,
 which stays.
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 MOST_OF_ERRORS = 2.0
 """Of the variance of the poses, what errors may have that follows the direction: standard errors
-may tell less than there is. With one the errors of 12 simulated series were larger by 3 %."""
+may be too small. With one the errors of 12 simulated series were larger by 3 %."""
 
 SIZES = np.array([0.0, 0.25, 1.0, MOST_OF_ERRORS, 8.0, 32.0, 128.0])
 """Of the variance of the poses, what may follow the direction. Without nothing, what 12 directions
@@ -60,14 +60,14 @@ by 1 to 4 %."""
 LIKELY = 0.6
 """Probability from which on the head itself is taken to follow the direction along an axis. Of
 eight heads that did it was 0.7 to 1 along some axis, of ten real series and eleven simulated ones
-that did not 0.12 at most; where nothing tells it is 0.16. A head that nods without end, some
+that did not 0.12 at most; without any evidence it is 0.16. A head that nods without end, some
 volumes a turn, follows some quadratic function by chance: a fifth of such are taken for it."""
 
 COMMON = 1.25
 """See :attr:`DirectionPulls.common`."""
 
 FEW_DIRECTIONS = 6
-"""Shells with fewer tell nothing of a quadratic function."""
+"""Shells with fewer do not determine a quadratic function."""
 
 FREEDOM, N_STEPS, SETTLED_MM = 3.0, 50, 1e-4
 
@@ -112,7 +112,7 @@ class DirectionPulls:
 
     @property
     def common(self) -> np.ndarray:
-        """Covariance of what all volumes follow alike, beside what differs, mm²: (6, 6).
+        """Covariance of the part common to all volumes, without that which varies, mm²: (6, 6).
 
         A vibration goes with ``(g · a)²``, whose mean, squared, is :data:`COMMON` times its
         variance over all directions.
@@ -123,7 +123,7 @@ class DirectionPulls:
     def __str__(self) -> str:
         size, steps = (float(np.sqrt(np.mean(of**2))) for of in (self.displacements, self.scale))
         return (
-            f"{size:.3f} mm of the poses follow the direction, beside steps of the head of "
+            f"{size:.3f} mm of the poses follow the direction; steps of the head are "
             f"{steps:.3f} mm"
         )
 
@@ -199,7 +199,7 @@ def leave_to_the_course(
     center: np.ndarray,
     in_mm: np.ndarray,
 ) -> tuple[Motion, np.ndarray]:
-    """Take out of the poses of groups what follows the direction, as far as time tells.
+    """Remove from the poses of groups what follows the direction, as far as time shows it.
 
     Parameters
     ----------

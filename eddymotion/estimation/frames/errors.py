@@ -51,11 +51,11 @@ def with_standard_errors(
 
 
 def covariances_of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -> np.ndarray:
-    """Covariances of what few volumes in a frame do not tell, (N, 6, 6).
+    """Covariances of errors that few volumes in a frame do not show, (N, 6, 6).
 
     Three to five directions predict one another poorly, and a volume may settle far from where it
-    is, well within its own errors. What speaks against that is the course of the head alone: such
-    a volume is known no better than it lies near one of its neighbours in time.
+    is, well within its own errors. Only the motion over time contradicts that: the pose of such
+    a volume is known no better than its distance from the nearer of its neighbours in time.
     """
     found = np.zeros((len(motion), 6, 6))
     few = np.concatenate([np.array([], int), *(one for one in groups if len(one) < FEW_VOLUMES)])
@@ -73,8 +73,8 @@ def covariances_of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -
             far.append(volume)
     if far:
         log.warning(
-            "volumes %s: away from both their neighbours in time, and of too few directions at "
-            "their b-value to be sure; their standard errors say so",
+            "volumes %s: away from both their neighbours in time, with too few directions at "
+            "their b-value to be certain; their standard errors are larger",
             ", ".join(map(str, sorted(far))),
         )
     return found

@@ -17,10 +17,10 @@ A head drifts one way mostly, and what it does along it says little of what it d
 is a covariance of twists (6, 6), whose axes are found as its sizes are; with few steps it is drawn
 towards a drift alike along all axes (:data:`EVEN_DRIFTS`). Along its axes, all else being alike,
 the steps are independent of each other: six courses in time, each with a variance of its own. No
-axis is known beforehand, so that a turn of the frame turns what is found.
+axis is known beforehand, so that a rotation of the frame rotates the result.
 
-What drifts and what turns back foretells a step from those around it, :meth:`MotionPrior.foresee`:
-a head that was seen to slow down is not taken to have stood still before.
+Drift and jitter predict a step from those around it, :meth:`MotionPrior.foresee`: a head that was
+seen to slow down is not assumed to have been still before.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ import numpy as np
 from eddymotion.estimation.frames.state_kernels import PADDING, infer_states
 
 SCALES_MM = np.geomspace(0.01, 30.0, 20)
-"""Steps that are told apart, for a human head."""
+"""Scales of steps that are distinguished, for a human head."""
 
 PRIOR_STEPS = 0.1
-"""So many steps of each scale are taken as seen before any is."""
+"""Number of steps of each scale assumed as prior observations."""
 
 FIRST_JITTER_MM, LEAST_JITTER_MM = 0.03, 0.01
 
@@ -51,7 +51,7 @@ FIRST_DRIFT = 0.5
 """Share of the variance of the steps that is taken for drift at first."""
 
 EVEN_DRIFTS = 6.0
-"""So many independent drifts, alike along all axes, are taken as seen before any is. Errors with 4
+"""Number of independent drifts, equal along all axes, assumed as prior observations. Errors with 4
 and 12 are the same within a tenth."""
 
 FIRST_JUMPS = 3.0
@@ -66,19 +66,19 @@ FAR_MM = 0.5
 QUIET_SHARE = 1 / 6
 
 N_ITERATIONS, N_WEIGHINGS = 60, 20
-"""Of what is learnt, and of the weights of steps by what was learnt."""
+"""Iterations of learning, and of the weights of steps by the result."""
 
 
 @dataclass(frozen=True, eq=False)
 class Foreseen:
-    """What the other steps tell of each, before it is looked at.
+    """Prediction of each step from the others.
 
     Parameters
     ----------
     steps : (n, 6) array
         mm.
     variances : (n, 6) array
-        Along the axes of the prior, mm², besides that of steps of its own.
+        Along the axes of the prior, mm², in addition to that of the step itself.
     """
 
     steps: np.ndarray
@@ -107,10 +107,10 @@ class Visits:
 
 @dataclass(frozen=True, eq=False)
 class KnownSteps:
-    """What the known ones of n steps tell of all, under some variances of all parts.
+    """Inference of all n steps from the known ones, given the variances of all parts.
 
     Along each axis, ``v`` and ``ε`` of unit variance, steps are ``b v + c (ε_{t+1} − ε_t) + r``.
-    What is between neighbours in time alone is all that is between any
+    Only neighbours in time are directly related
     (:mod:`eddymotion.estimation.frames.state_kernels`): no matrix of all steps is needed.
 
     Parameters
@@ -200,13 +200,13 @@ class KnownSteps:
         return ((self.steps - self.lasting) ** 2 + self.uncertain).sum(axis=1)
 
     def jitter_square(self) -> float:
-        """Return the expected mean square of the jitter, over moments beside known steps."""
+        """Return the expected mean square of the jitter, over moments next to known steps."""
         beside = np.append(self.known, False) | np.append(False, self.known)
         squares = self.means[:, ::2] ** 2 + self.bands[:, ::2, 0]
         return self.jitter**2 * float(squares[:, beside].mean())
 
     def drift(self, variances: np.ndarray) -> tuple[np.ndarray, int]:
-        """Return the expected mean product (6, 6) of what is new in a drift, and of how many.
+        """Return the expected mean product (6, 6) of the innovations of a drift, and their number.
 
         Parameters
         ----------
@@ -224,7 +224,7 @@ class KnownSteps:
         return product / n_new, n_new
 
     def others(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return how far each step is from what the others foretell, and its variance: (n, 6)."""
+        """Return deviations of steps from predictions by the others, and variances: (n, 6)."""
         precision = (1 - self.uncertain / self.spread[:, None]) / self.spread[:, None]
         return self.pulled / precision, 1 / precision
 
@@ -312,7 +312,7 @@ class MotionPrior:
     def _improved(
         self, steps: np.ndarray, gaps: np.ndarray, of_steps: np.ndarray, least_jitter: float
     ) -> tuple[MotionPrior, np.ndarray]:
-        """Learn once more, with the variances (n,) of each step that the last time told."""
+        """Learn once more, with the variances (n,) of each step from the last time."""
         known = np.isfinite(steps).all(axis=1)
         found = self._seen(steps, gaps, of_steps * gaps)
         seen = self.responsibilities(found.own_squares()[known] / gaps[known])
@@ -328,7 +328,7 @@ class MotionPrior:
         return improved, of_steps
 
     def _drift(self, found: KnownSteps) -> np.ndarray:
-        """Learn the covariance of the drift; before, it is taken as alike along all axes."""
+        """Learn the covariance of the drift; initially it is equal along all axes."""
         product, n_seen = found.drift(self.drifts)
         seen = self.axes @ product @ self.axes.T
         alike = np.trace(seen) / 6 * np.eye(6)

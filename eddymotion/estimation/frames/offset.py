@@ -140,7 +140,7 @@ def _by_images(
     course: Course,
     compute: Compute,
 ) -> OffsetEstimate | None:
-    """Find the offset from the images, from where time puts it; None where they tell nothing."""
+    """Find the offset from the images, starting from that by time; None if they do not show it."""
     error, which = _error_mm(by_time.covariance), _lowest_shell(dwi, group)
     series = dwi, b0_motion, group[which], motion.select(which)
     voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
@@ -156,8 +156,8 @@ def _by_images(
 def beside_motion(motion: Motion, in_group: np.ndarray, changes: np.ndarray) -> np.ndarray | None:
     """Return the covariance (mm, rad) of what fields displace a group by; None without fields.
 
-    Steps along the phase encoding tell the offsets of the fields, as far as these turn with the
-    gradient, with an error, and not what they have in common.
+    Steps along the phase encoding show the offsets of the fields only as far as these follow the
+    gradient, with an error, and not their common part.
 
     Parameters
     ----------

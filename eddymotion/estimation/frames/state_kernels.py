@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled inner loop: what steps tell of the drift and the jitter that they are made of.
+"""Compiled inner loop: inference of drift and jitter from the steps that they make up.
 
 Of n steps ``t`` the states are ``(ε₀, v₀, ε₁, v₁, … v_{n−1}, ε_n)``, of unit variance before any
 step is known, and a step is ``b_t v_t + c (ε_{t+1} − ε_t)`` and noise. A state has to do with the
@@ -59,7 +59,7 @@ def _set_up(kept, band):
 
 @compiled
 def _add_steps(steps, precisions, drifts, jitter, right, band):
-    """Add to the precision what steps tell, and fill the right side."""
+    """Add the information of the steps to the precision, and fill the right side."""
     right[:] = 0.0
     for step in range(steps.size):
         first, b, w = 2 * step, drifts[step], precisions[step]

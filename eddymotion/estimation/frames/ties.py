@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which shells the data tie to each other.
 
-The mean of a shell is free, so that what two shells tell about the offset between them is how the
-signal deviates from both means: the more directions there are, and the more alike the b-values,
+The mean of a shell is free, so that the offset between two shells shows only in how the signal
+deviates from both means: the more directions there are, and the more alike the b-values,
 the better the deviations of one shell are known from the others. With few directions, or at low
-b-values, where hardly anything deviates, nothing is left but what the model gets wrong, and the
-shells run away from each other. Such shells are frames of their own: time and images join them, as
-they join b=0 and diffusion-weighted volumes (:mod:`eddymotion.estimation.frames`).
+b-values, where hardly anything deviates, only errors of the model remain, and the shells drift
+apart. Such shells have frames of their own: time and images join them, as they join
+b=0 and diffusion-weighted volumes (:mod:`eddymotion.estimation.frames`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from eddymotion.models import (
 log = logging.getLogger(__name__)
 
 ENOUGH_DIRECTIONS = 6
-"""With fewer, mean and deviations of a shell are not told apart, as those of a tensor are not."""
+"""With fewer, mean and deviations of a shell are not separable, as those of a tensor are not."""
 
 LEAST_TIE = 0.3
 """Signal over noise variance, summed over the volumes of a shell, from which on it counts as tied.
@@ -121,7 +121,7 @@ def _in_order(gradients: Gradients, tied: Sequence[np.ndarray]) -> list[np.ndarr
     if len(groups) > 1:
         alone = groups[: len(groups) - bool(tied)]
         bvals = ", ".join(f"{gradients.bvals[group].mean():.0f}" for group in alone)
-        log.info("shells that the data do not tie to others: b=%s; time and images do", bvals)
+        log.info("shells that the data do not tie to others: b=%s; tied by time and images", bvals)
     return groups
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that belong together: one frame, and the off-resonance field between them.
 
-Each run's motion is found in its own frame, that of its first b=0. What is left is a rigid pose of
-each run against the first, and, where their phase encodings differ, the field that tells them
-apart. Both come from the runs' mean b=0 images: the poses by registration where all runs are
+Each run's motion is found in its own frame, that of its first b=0. What remains is a rigid pose of
+each run relative to the first, and, if their phase encodings differ, the field that makes them
+differ. Both come from the runs' mean b=0 images: the poses by registration where all runs are
 distorted alike, together with the field otherwise (:mod:`eddymotion.estimation.off_resonance`).
 The field hardly biases the motion within a run, since it moves with the head: no second solution
 is needed.
@@ -185,7 +185,7 @@ def _shown_together(
     if len(alike) < 2:
         return corrected, mean, brain, (np.nan, np.nan)
     similarity = mean_correlation(before[alike], brain), mean_correlation(corrected[alike], brain)
-    log.info("%d runs together: their b=0 images agree with r = %.3f, before with %.3f",
+    log.info("%d runs together: correlation of their b=0 images %.3f, before correction %.3f",
              len(alike), *reversed(similarity))  # fmt: skip
     return corrected, mean, brain, similarity
 
@@ -233,11 +233,11 @@ def _held_in_time(
     start: np.ndarray,
     images: Sequence[Distorted],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Say where runs are along their phase encoding, which a field cannot be told apart from.
+    """Return the poses along the phase encoding, indistinguishable from a constant of the field.
 
     Two guesses: the registration of the distorted images, and that the head has not moved since
-    the last volume of the run before. The second is as good as it is in the directions that the
-    images do tell. Each counts by its error.
+    the last volume of the run before. The error of the second is estimated along the directions
+    that the images determine. Each is weighted by its error.
 
     Returns
     -------

@@ -44,14 +44,14 @@ class JoinedRuns:
     measured : bool
         Whether the field was given.
     nominal : bool
-        Whether no run says its readout time, so that the field is known up to a factor.
+        Whether no run states its readout time, so that the field is known up to a factor.
     modulated : bool
-        Whether signal that was squeezed is stretched again in brightness, too.
+        Whether the brightness of compressed signal is corrected, too.
     beside : (X, Y, Z) float32 array, optional
-        A measured map (Hz) that the field is compared with, on that grid; NaN where it says
-        nothing.
+        A measured map (Hz) that the field is compared with, on that grid; NaN where it is
+        unknown.
     ties : tuple of FrameTie or None
-        What moves diffusion-weighted volumes besides, one a run; none where nothing ties them.
+        Additional displacement of diffusion-weighted volumes, one per run; none if not tied.
     """
 
     poses: np.ndarray
@@ -87,7 +87,7 @@ class JoinedRuns:
 
     @property
     def comparison(self) -> MapAgreement | None:
-        """How the field agrees with the measured map beside it."""
+        """Agreement of the field with the measured map."""
         if self.beside is None or self.hertz is None:
             return None
         return MapAgreement.of(self.hertz, self.beside)

@@ -21,13 +21,13 @@ turned slices alone do not."""
 def of_one_contrast(runs: Sequence[RunImage]) -> list[int]:
     """Choose the runs whose images have the contrast of the first, b=0 or not.
 
-    Others are placed by mutual information alone: they tell neither field nor brain.
+    Others are aligned by mutual information only, and used for neither field nor brain.
     """
     return [n for n, run in enumerate(runs) if run.is_b0 == runs[0].is_b0]
 
 
 def without_times(runs: Sequence[RunImage]) -> bool:
-    """Whether several runs say their phase encoding, and none its readout time."""
+    """Whether several runs state their phase encoding, and none its readout time."""
     known = sum(run.encoding is not None for run in runs)
     return known > 1 and all(run.readout_time is None for run in runs)
 

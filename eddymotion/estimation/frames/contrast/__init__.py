@@ -25,9 +25,9 @@ take up a misplacement (variable projection). What keeps it unbiased:
 - *Evenly spaced knots*: between knots at quantiles the function is too stiff just where fluid
   begins, which displaced it by several tenths of a millimetre.
 
-The noise of the images tells the offset to some hundredths of a millimetre. What a voxel holds
-besides ``m`` and ``s`` is the larger error, and alike over wide regions, so that no resampling of
-points shows it. Four things do, and make up the covariance:
+Image noise alone would leave an error of some hundredths of a millimetre in the offset. Signal
+other than ``m`` and ``s`` causes a larger one, which is similar over wide regions, so that no
+resampling of points shows it. Four comparisons do, and make up the covariance:
 
 - *Halves.* Left, right, front, back, top and bottom of the brain each have an offset of their own.
 - *Another equation.* Gauss-Newton asks that the residual be orthogonal to the gradient of the b=0

@@ -48,7 +48,7 @@ APART_VOXELS = 0.1
 """Offsets that differ by less belong to one minimum of the cost; others found were 0.3 or more."""
 
 BOX_EVERY = 16
-"""Every so many-th point tells what is read of a volume."""
+"""Every so many-th point serves to find which part of a volume is read."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ COARSE = (
 )
 FINE = Width(1.0, 10_000, place_order=3, n_volumes=1000, tolerance=0.002, with_edge=False)
 FINE_NEAR = replace(FINE, n_clusters=5_000, n_volumes=24, n_normals=1)
-"""Where time tells the offset to a part of a voxel, so that images add little to it."""
+"""Where time determines the offset to a fraction of a voxel, so that images add little."""
 
 
 @dataclass(frozen=True, eq=False)

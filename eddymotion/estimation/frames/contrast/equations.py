@@ -222,7 +222,7 @@ class ContrastEquations:
         to_b0 : (4, 4) array
             Where to start.
         function : (K,) array, optional
-            Its residuals tell the first weights; all alike when not given.
+            Its residuals give the first weights; all are equal if not given.
         n_normals : int
             How often the normal matrix of the functions follows the weights.
         n_steps : int
@@ -330,7 +330,7 @@ class ContrastEquations:
 
 @dataclass(frozen=True, eq=False)
 class SolvedContrast:
-    """An offset and a function, with the equations for what is still wrong with them.
+    """An offset and a function, with the equations for their remaining errors.
 
     Parameters
     ----------
@@ -364,7 +364,7 @@ class SolvedContrast:
         seen: _Seen,
         normals: _Normals = NO_NORMALS,
     ) -> SolvedContrast:
-        """Compare what is seen with what is predicted."""
+        """Compare the signal with its prediction."""
         residual = seen.values - equations.predict(function)
         squares = residual.astype(float) ** 2
         spread = Cauchy.of(squares[seen.usable])
@@ -436,7 +436,7 @@ class SolvedContrast:
         in_mm = self.in_mm
         halves = self.of_halves() * in_mm
         by_axis = (halves**2).mean(axis=0)
-        by_axis = (by_axis + by_axis.mean()) / 2  # six tell a variance poorly
+        by_axis = (by_axis + by_axis.mean()) / 2  # six determine a variance poorly
         other = self.of_predicted_gradient() * in_mm
         variances = HALVES_FACTOR**2 * by_axis + (OTHER_FACTOR * other) ** 2
         variances += (FLOOR_VOXELS * voxel) ** 2

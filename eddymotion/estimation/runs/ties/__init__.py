@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ties the frames of several runs: a small network, solved by least squares.
+"""Ties between the frames of several runs: a small network, solved by least squares.
 
 Each run has two frames, that of its b=0 volumes and that of its diffusion-weighted ones. They are
-the nodes; what is known of two of them is an edge with a covariance:
+the nodes; information relating two of them is an edge with a covariance:
 
 *b=0 and diffusion-weighted volumes of a run*, by time and by a contrast of images
 (:mod:`eddymotion.estimation.frames`). This is the weakest edge.
@@ -25,7 +25,7 @@ variance of ``F_k`` counts as shared. Where edges contradict each other beyond c
 widened until they do not.
 
 Runs of few directions predict their volumes poorly. Where all volumes of a run are shown, each
-moves by a twist of its own besides, to where all runs together predict it; their mean is zero.
+also moves by a twist of its own, to where all runs together predict it; their mean is zero.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TiedFrames:
     errors : (K, 6) array
         Their standard errors.
     ties : tuple of K FrameTie or None
-        What moves diffusion-weighted volumes besides.
+        Additional displacement of the diffusion-weighted volumes.
     """
 
     poses: np.ndarray

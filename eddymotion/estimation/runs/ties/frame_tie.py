@@ -25,7 +25,7 @@ class FrameTie:
     offset : (4, 4) or (M, 4, 4) array
         After their matrices in the frame of the first run, of all alike or of each.
     before, after : (6, 6) array
-        Covariances of their frame, mm and rad about the centre: as the run alone tells it, and
+        Covariances of their frame, mm and rad about the centre: from the run alone, and
         with the others.
     center : (3,) array
         RAS+ mm, in the frame of the first run.
@@ -57,7 +57,7 @@ class FrameTie:
         return {one.name: getattr(self, one.name).tolist() for one in fields(self)}
 
     def applied(self, motion: Motion) -> Motion:
-        """Move the volumes, and let their errors tell what is known now."""
+        """Move the volumes, and update their errors."""
         own = motion.matrices[self.volumes]
         matrices = motion.matrices.copy()
         matrices[self.volumes] = own @ self.offset

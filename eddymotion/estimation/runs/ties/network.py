@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of runs as nodes, what is known of two of them as edges."""
+"""Frames of runs as nodes, information relating two of them as edges."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Network:
         return errors, covariance, widened
 
     def _solve(self, widened: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """Condition what is known of the nodes beforehand on the edges between runs.
+        """Condition prior knowledge of the nodes on the edges between runs.
 
         Beforehand ``b ~ N(0, B)`` and ``d = b + f``, ``f ~ N(0, F)``; conditioning a Gaussian is
         generalised least squares.

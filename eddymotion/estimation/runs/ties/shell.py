@@ -48,14 +48,14 @@ MAX_STEPS, TOLERANCE_VOXELS, STEADY = 20, 0.001, 0.1
 its filter up to which the normal matrix stays."""
 
 FOR_STEEPNESS = 8
-"""Volumes that tell where edges are."""
+"""Volumes from which edges are located."""
 
 BRIGHT = 90.0
-"""Percentile of an image, cut down to the brain, that tells how bright it is."""
+"""Percentile of an image within the brain that measures its brightness."""
 
 OCTANTS_FACTOR = 2.5
-"""Standard errors over the scatter of eight parts of the brain: what is wrong with a field is
-alike over wide regions."""
+"""Standard errors over the scatter of eight parts of the brain: errors of a field are similar over
+wide regions."""
 
 NEGLIGIBLE = 1e-12
 
