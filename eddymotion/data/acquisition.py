@@ -264,9 +264,9 @@ class Acquisition:
             )
         last = float(np.ptp(slicing.times))
         if last >= (longest := repetition or LONGEST_VOLUME):
-            takes = f"takes {repetition:g} s" if repetition else f"at most {longest:g} s"
+            takes = f"takes {repetition:g} s" if repetition else f"takes at most {longest:g} s"
             return (
-                f"SliceTiming extends to {last:g} s, but a volume {takes}: it should be in "
+                f"SliceTiming spans {last:g} s, but a volume {takes}: it should be in "
                 "seconds from the start of the volume"
             )
         return ""

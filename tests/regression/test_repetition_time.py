@@ -34,4 +34,4 @@ def test_slice_times_in_milliseconds_are_noticed_without_a_repetition_time(tiny)
     times = np.arange(tiny.shape[2]) * 200.0
     slicing = Slicing.of({"SliceTiming": times.tolist()}, tiny.shape)
     acquisition = replace(tiny.acquisition, slicing=slicing, start_times=None)
-    assert "it should be seconds" in acquisition.why_untimed
+    assert "it should be in seconds" in acquisition.why_untimed
