@@ -8,20 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eddymotion.data.gradients import forms_shells
 from eddymotion.data.series import DWI
 from eddymotion.estimation.frames.ties import ENOUGH_DIRECTIONS
 from eddymotion.images.pyramid import Level
 from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, SphericalCovariance
 
-WIDENING_OF_B0 = 2.0, 2.0
+WIDENING_OF_B0 = 2.0
 """What is finer than a voxel is not lost but shows as a pattern that stays with the grid while the
 head moves, and pulls the poses towards rest. In many volumes it averages out; of two b=0 volumes
 5 to 25 % of the way between them were missing, with filters of one voxel, 1 % with two."""
-
-WIDENING_OF_FEW, MOST_OF_FEW = (1.5, 1.0), 32
-"""In a few directions it does not, either, but turns each volume its own way: on shells of up to
-so many volumes less of it is kept. Without shells it is needed (docs/decisions/0007)."""
 
 COARSE_MODEL = GaussianProcessModel(SphericalCovariance(signal=20.0, angle=1.2), fitted=True)
 
@@ -40,8 +35,8 @@ class VolumeGroup:
         See :class:`~eddymotion.estimation.equations.coupled.CoupledProblem`.
     has_fields : bool
         Whether eddy-current fields are estimated.
-    widening : (float, float)
-        Of the narrow and of the wide filter of fine levels.
+    widening : float
+        Of the filters of fine levels.
     """
 
     name: str
@@ -50,7 +45,7 @@ class VolumeGroup:
     fine: LinearModel
     leave_one_out: bool
     has_fields: bool = False
-    widening: tuple[float, float] = (1.0, 1.0)
+    widening: float = 1.0
 
     @classmethod
     def all_of(
@@ -66,8 +61,7 @@ class VolumeGroup:
         for volumes in frames:
             few = len(frames) > 1 and len(volumes) < ENOUGH_DIRECTIONS
             name = f"b={dwi.gradients.bvals[volumes].mean():.0f}"
-            fine, widening = COARSE_MODEL if few else model, _widening(dwi, volumes)
-            groups.append(cls(name, volumes, COARSE_MODEL, fine, False, widening=widening))
+            groups.append(cls(name, volumes, COARSE_MODEL, COARSE_MODEL if few else model, False))
         has_fields = len(frames) == 1 or len(frames[-1]) >= ENOUGH_DIRECTIONS
         groups[-1] = replace(groups[-1], name="b>0", has_fields=has_fields)
         return [group for group in groups if len(group.volumes) > 1]
@@ -76,7 +70,7 @@ class VolumeGroup:
         """Return a level with the filters that serve these volumes."""
         if level.highpass is None:
             return level
-        widths = np.multiply(self.widening, [level.fwhm, level.highpass])
+        widths = self.widening * np.array([level.fwhm, level.highpass])
         return replace(level, fwhm=float(widths[0]), highpass=float(widths[1]))
 
     def can_recover(self, volumes: np.ndarray) -> bool:
@@ -96,12 +90,6 @@ class VolumeGroup:
     def without(self, volumes: np.ndarray) -> VolumeGroup:
         """Leave some of the volumes out."""
         return replace(self, volumes=np.setdiff1d(self.volumes, volumes))
-
-
-def _widening(dwi: DWI, volumes: np.ndarray) -> tuple[float, float]:
-    """Of the filters of diffusion-weighted volumes."""
-    few = len(volumes) <= MOST_OF_FEW and forms_shells(dwi.gradients.select(volumes))
-    return WIDENING_OF_FEW if few else (1.0, 1.0)
 
 
 def groups_without(groups: Iterable[VolumeGroup], volumes: np.ndarray) -> list[VolumeGroup]:
