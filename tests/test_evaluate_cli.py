@@ -101,7 +101,7 @@ def test_landmarks(tmp_path, capsys):
     assert "<svg" in (tmp_path / "x.svg").read_text()
     capsys.readouterr()
     assert call("landmarks", fixed, moving, *xfm, 0) == 0
-    assert "direction" in capsys.readouterr().err
+    assert "maps points of FIXED to points of MOVING" in capsys.readouterr().err
     assert call("landmarks", fixed, moving, *xfm[:2]) == 2
     assert "--volume" in capsys.readouterr().err
 

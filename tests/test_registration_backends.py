@@ -411,7 +411,7 @@ def test_settings_of_other_programs_are_taken(tmp_path, everything_is_here):
                  "[ fixed-mask.nii, NULL ]", "--output found", "[ 0.0001, 0.9998 ]"):  # fmt: skip
         assert part in command
     assert str(folder) not in command
-    with pytest.raises(EddymotionError, match="'Rigid', but 'affine' was asked for"):
+    with pytest.raises(EddymotionError, match="'Rigid', but 'affine' was requested"):
         registrar._stages("affine", None)
 
 
