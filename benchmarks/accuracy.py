@@ -403,9 +403,9 @@ sensitivity of a coil array (2:1), 6/8 partial Fourier and a ghost of 2 %
 ([how they are made](../explanation/simulated-heads.md)). No parameter was tuned on them, with
 three exceptions: standard errors within a contrast are now widened by comparing halves of the
 brain, because only 70 % of the intervals of the slab contained the truth; the distance from the
-edges of the field of view at which filters are trusted was chosen on slabs and cropped heads of six seeds,
-including 1 and 11; and the weight of points deep inside the brain was chosen with most of these
-rows in view (decision 0019).
+edges of the field of view at which filters are trusted was chosen on slabs and cropped heads of
+six seeds, including 1 and 11; and the weight of points deep inside the brain was chosen with most
+of these rows in view (decision 0019).
 
 {FIGURES}
 phantom: the head of the other page. b15, sag: fitted to real series by harmonics, joined by time.
