@@ -60,11 +60,11 @@ def test_a_node_of_a_graph_takes_what_an_earlier_one_gives(graph):
     for node in graph.nodes:
         step = STEPS[node.step]
         inputs = {field.name: field.kind for field in step.inputs}
-        for name, (source, output) in node.takes.items():
+        for name, (source, output) in node.sources.items():
             kind = given[source][output]
-            assert kind == (list[inputs[name]] if name in node.over else inputs[name]), name
-        assert set(node.given) <= set(inputs)
+            assert kind == (list[inputs[name]] if name in node.iterfield else inputs[name]), name
+        assert set(node.values) <= set(inputs)
         kinds = {field.name: field.kind for field in step.outputs}
-        given[node.name] = {k: list[v] for k, v in kinds.items()} if node.over else kinds
-    for source, output in graph.gives.values():
+        given[node.name] = {k: list[v] for k, v in kinds.items()} if node.iterfield else kinds
+    for source, output in graph.outputs.values():
         assert output in given[source]

@@ -274,7 +274,7 @@ def test_threads_have_one_name_and_others_are_heeded(series, tmp_path):
         graphs.init_dwi_hmc_wf(num_threads=3, n_threads=2)
     seen = []
     node = interfaces.Measure(num_threads=5)
-    node.step = SimpleNamespace(run=lambda given, folder: seen.append(given), gives=())
+    node.step = SimpleNamespace(run=lambda given, folder: seen.append(given), output_names=())
     node._run_interface(SimpleNamespace(cwd=tmp_path))
     assert seen[0]["n_threads"] == 5
     with pytest.warns(DeprecationWarning, match="Split: num_threads is now n_threads"):

@@ -189,9 +189,9 @@ def init_lovo_wf(
 def _drawn(graph: Graph, name: str, settings: Settings, n_threads: int, mem_gb: float) -> Workflow:
     """Make a workflow of a graph, with an ``inputnode`` and an ``outputnode``."""
     workflow = _workflow(name)
-    fields = [field.name for field in graph.takes]
+    fields = [field.name for field in graph.inputs]
     inputs = Node(IdentityInterface(fields=fields, mandatory_inputs=False), "inputnode")
-    outputs = Node(IdentityInterface(fields=list(graph.gives)), "outputnode")
+    outputs = Node(IdentityInterface(fields=list(graph.outputs)), "outputnode")
     sources: dict[str, tuple[Any, str]] = {"series": (inputs, "")}
 
     def connect(source: str, output: str, target: Any, field: str) -> None:
@@ -206,10 +206,10 @@ def _drawn(graph: Graph, name: str, settings: Settings, n_threads: int, mem_gb: 
             made = _node(node, settings, n_threads, mem_gb)
             known, into, out_of = set(made.inputs.copyable_trait_names()), "", ""
         of_series = {field: ("series", field) for field in fields if field in known}
-        for field, source in (of_series | dict(node.takes)).items():
+        for field, source in (of_series | dict(node.sources)).items():
             connect(*source, made, into + field)
         sources[node.name] = made, out_of
-    for field, source in graph.gives.items():
+    for field, source in graph.outputs.items():
         connect(*source, outputs, field)
     return workflow
 
@@ -356,17 +356,17 @@ def _workflow(name: str) -> Workflow:
 
 
 def _node(node: GraphNode, settings: Settings, n_threads: int, mem_gb: float) -> Node:
-    """Make a node with the settings that its interface knows; over volumes if told so."""
+    """Make a node, with the settings that its interface has; a MapNode if it has iterfields."""
     interface = getattr(interfaces, node.step)()
     known = set(interface.inputs.copyable_trait_names())
     whole = not known.isdisjoint(("dwi_file", "xfm_files", "aligned_file"))
     resources: dict[str, Any] = {"mem_gb": mem_gb if whole else VOLUME_GB}
-    given = settings_as_inputs(settings) | {"n_threads": n_threads} | dict(node.given)
+    given = settings_as_inputs(settings) | {"n_threads": n_threads} | dict(node.values)
     if "n_threads" in known:
         resources["n_procs"] = n_threads
     made = (
-        MapNode(interface, list(node.over), name=node.name, **resources)
-        if node.over
+        MapNode(interface, list(node.iterfield), name=node.name, **resources)
+        if node.iterfield
         else Node(interface, node.name, **resources)
     )
     for field in known & given.keys():
@@ -387,12 +387,12 @@ def settings_as_inputs(settings: Settings) -> dict[str, Any]:
 
 
 def _word(text: str) -> str:
-    """Turn a BIDS name into what a node may be called."""
+    """Turn a BIDS name into a valid name of a node."""
     return "".join(letter if letter.isalnum() else "_" for letter in text).strip("_")
 
 
 def _words(texts: Iterable[str]) -> list[str]:
-    """Turn BIDS names into what nodes side by side may be called, each in its own folder."""
+    """Turn BIDS names into valid names of nodes, all different, since each has its own folder."""
     taken: set[str] = set()
     words = []
     for text in texts:

@@ -28,7 +28,7 @@ from typing import Any
 from eddymotion.errors import with_present_names
 from eddymotion.interfaces import pydra as tasks  # sets NO_ET before Pydra is imported
 from eddymotion.interfaces.pydra import StepTask, inputs_of, outputs_of
-from eddymotion.pipeline.graphs import OF_RUNS, Graph, correction_graph, lovo_graph, runs_graph
+from eddymotion.pipeline.graphs import RUNS_INPUTS, Graph, correction_graph, lovo_graph, runs_graph
 from eddymotion.pipeline.settings import (
     APPLYING,
     JOINING,
@@ -91,17 +91,17 @@ def _add(graph: Graph, given: Mapping[str, Any]) -> tuple[Any, ...]:
     for node in graph.nodes:
         task = Lovo if node.step == "Lovo" else getattr(tasks, node.step)
         known = inspect.signature(task).parameters
-        values = {name: given[name] for name in known if name in given} | dict(node.given)
+        values = {name: given[name] for name in known if name in given} | dict(node.values)
         taken = {
-            name: getattr(made[source], field) for name, (source, field) in node.takes.items()
+            name: getattr(made[source], field) for name, (source, field) in node.sources.items()
         }
-        of_each = {name: taken.pop(name) for name in node.over}
+        of_each = {name: taken.pop(name) for name in node.iterfield}
         adding = task(**(values | taken))
         if of_each:
-            by = node.over if len(node.over) > 1 else node.over[0]
-            adding = adding.split(by, **of_each).combine(list(node.over))
+            by = node.iterfield if len(node.iterfield) > 1 else node.iterfield[0]
+            adding = adding.split(by, **of_each).combine(list(node.iterfield))
         made[node.name] = workflow.add(adding, name=node.name)
-    return tuple(getattr(made[source], field) for source, field in graph.gives.values())
+    return tuple(getattr(made[source], field) for source, field in graph.outputs.values())
 
 
 def forget_failures(cache_root: str | Path) -> None:
@@ -135,7 +135,7 @@ DwiHmc: Any = workflow.define(
         )
     },
     outputs=outputs_of(
-        (_FIELDS[name] for name in correction_graph(spelled_out=False).gives), workflow.out
+        (_FIELDS[name] for name in correction_graph(spelled_out=False).outputs), workflow.out
     ),
 )
 
@@ -143,14 +143,14 @@ DwiHmc: Any = workflow.define(
 def _outputs_of_runs() -> list[Field]:
     """Describe what the graph of runs gives: lists with one file a run, field, merged series."""
     of_all = {field.name: field for step in ("Join", "Merge") for field in STEPS[step].outputs}
-    names = runs_graph(Settings()).gives
+    names = runs_graph(Settings()).outputs
     return [
         of_all.get(name) or Field(name, list[Path], _FIELDS[name.removesuffix("s")].help)
         for name in names
     ]
 
 
-OF_ALL_STEPS = (*MOTION, *APPLYING, *JOINING, *MERGING)
+ALL_SETTINGS = (*MOTION, *APPLYING, *JOINING, *MERGING)
 """Settings of :data:`DwiRuns`."""
 
 DwiRuns: Any = workflow.define(
@@ -158,7 +158,7 @@ DwiRuns: Any = workflow.define(
     name="DwiRuns",
     bases=(StepTask,),
     inputs=inputs_of(
-        (*OF_RUNS, SERIES[-1], *setting_fields(dict.fromkeys(OF_ALL_STEPS))),
+        (*RUNS_INPUTS, SERIES[-1], *setting_fields(dict.fromkeys(ALL_SETTINGS))),
         workflow.arg,
     ),
     outputs=outputs_of(_outputs_of_runs(), workflow.out),

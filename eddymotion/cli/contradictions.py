@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from eddymotion.errors import EddymotionError
-from eddymotion.pipeline.settings import FOR_JOINT_ALONE, SETTINGS, Settings
+from eddymotion.pipeline.settings import JOINT_ONLY, SETTINGS, Settings
 
 OF_IMAGE_WORDS = {
     "--output-space-mask": "brain mask",
@@ -47,9 +47,9 @@ def refuse_contradictions(settings: Settings) -> None:
 
 def _refuse_beyond_loop(settings: Settings) -> None:
     """Refuse what the leave-one-out loop does not estimate."""
-    for name in settings.for_joint_alone:
+    for name in settings.joint_only:
         raise EddymotionError(
-            f"{_option(name)} {getattr(settings, name)}: {FOR_JOINT_ALONE[name]} by --estimator "
+            f"{_option(name)} {getattr(settings, name)}: {JOINT_ONLY[name]} by --estimator "
             "joint only; leave one of them out"
         )
     if settings.eddy_fields:

@@ -69,7 +69,7 @@ class _StepInterface(SimpleInterface):
         if given.get("n_threads") is None:
             given["n_threads"] = given.get("num_threads")
         found = self.step.run(given, Path(runtime.cwd))
-        self._results.update({name: _plain(found[name]) for name in self.step.gives
+        self._results.update({name: _plain(found[name]) for name in self.step.output_names
                               if found[name] is not None})  # fmt: skip
         return runtime
 

@@ -98,7 +98,7 @@ def _function(step: Step) -> Callable[..., Any]:
     def call(**given: Any) -> Any:
         given = with_present_names(given, FORMER_NAMES, step.name)
         found = step.run(given, Path.cwd())
-        return found if len(step.gives) > 1 else next(iter(found.values()))
+        return found if len(step.output_names) > 1 else next(iter(found.values()))
 
     call.__name__ = call.__qualname__ = f"_{step.function.__name__}"
     call.__doc__ = step.help

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graphs of the steps of :mod:`eddymotion.pipeline.steps`, from which engines make workflows.
+"""Graphs of the steps of :mod:`eddymotion.pipeline.steps`, from which engines make workflows.
 
-A step gets its inputs from the steps named, and all others from the inputs of the whole graph.
+A step gets its inputs from the steps named, and all others from the inputs of the graph.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class GraphNode:
     name : str
     step : str
         Name of the step, or "Lovo" for that graph.
-    takes : mapping
-        Input → whence.
-    given : mapping
-        Input → value.
-    over : tuple of str
-        Inputs of which each volume has its own: the step is done for all of them, side by side.
+    sources : mapping
+        Input → the node and the output that it comes from.
+    values : mapping
+        Input → a constant.
+    iterfield : tuple of str
+        Inputs that are lists, one item per volume or run: the step runs once for each.
     """
 
     name: str
     step: str
-    takes: Mapping[str, Source] = field(default_factory=dict)
-    given: Mapping[str, Any] = field(default_factory=dict)
-    over: tuple[str, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    iterfield: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,20 @@ class Graph:
     Parameters
     ----------
     nodes : tuple of GraphNode
-    gives : mapping
-        Output → whence.
-    takes : tuple of Field
-        Inputs of the whole: a step that has one of the same name gets it, unless from another.
+    outputs : mapping
+        Output → the node and the output that it comes from.
+    inputs : tuple of Field
+        Inputs of the graph: a step with an input of the same name gets it, unless another step
+        provides that.
     """
 
     nodes: tuple[GraphNode, ...]
-    gives: Mapping[str, Source]
-    takes: tuple[Field, ...] = SERIES[:4]
+    outputs: Mapping[str, Source]
+    inputs: tuple[Field, ...] = SERIES[:4]
 
 
 def correction_graph(*, spelled_out: bool) -> Graph:
-    """Estimate, apply, measure; `spelled_out`, the motion comes from the graph of the loop."""
+    """Estimate, apply, measure; with `spelled_out` the graph of the loop estimates the motion."""
     moved = {name: ("estimate", name) for name in ("xfm_file", "details_file", "mask_file")}
     nodes = (
         GraphNode("estimate", "Lovo" if spelled_out else "Estimate"),
@@ -75,12 +76,12 @@ def correction_graph(*, spelled_out: bool) -> Graph:
     return Graph(nodes, {name: (others.get(name, "apply"), name) for name in order})
 
 
-OF_RUNS = tuple(
+RUNS_INPUTS = tuple(
     field
     for field in STEPS["Join"].inputs
     if field.name not in ("xfm_files", "details_files", "n_threads")
 )
-"""What the whole of :func:`runs_graph` takes."""
+"""Inputs of :func:`runs_graph`."""
 
 
 def runs_graph(settings: Settings) -> Graph:
@@ -104,17 +105,17 @@ def runs_graph(settings: Settings) -> Graph:
     merged["dwi_files"] = ("list", "dwi_files")
     nodes = (
         GraphNode("list", "ListRuns"),
-        GraphNode("estimate", "Estimate", each, over=tuple(each)),
+        GraphNode("estimate", "Estimate", each, iterfield=tuple(each)),
         GraphNode("join", "Join", runs | found),
-        GraphNode("apply", "Apply", each | moved, over=(*each, *moved)),
-        GraphNode("measure", "Measure", each | moved, over=(*each, *moved)),
+        GraphNode("apply", "Apply", each | moved, iterfield=(*each, *moved)),
+        GraphNode("measure", "Measure", each | moved, iterfield=(*each, *moved)),
         GraphNode("merge", "Merge", merged),
     )
-    gives = {f"{name}_files": ("apply", f"{name}_file") for name in (*tables, "dwiref", "mask")}
-    gives |= {"xfm_files": ("join", "xfm_files"), "field_file": ("join", "field_file"),
+    outputs = {f"{name}_files": ("apply", f"{name}_file") for name in (*tables, "dwiref", "mask")}
+    outputs |= {"xfm_files": ("join", "xfm_files"), "field_file": ("join", "field_file"),
               "confounds_files": ("measure", "confounds_file")}  # fmt: skip
-    gives |= {name: ("merge", name) for name in MERGED}
-    return Graph(nodes, gives, OF_RUNS)
+    outputs |= {name: ("merge", name) for name in MERGED}
+    return Graph(nodes, outputs, RUNS_INPUTS)
 
 
 def lovo_graph(settings: Settings) -> Graph:

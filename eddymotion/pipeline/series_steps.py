@@ -62,7 +62,7 @@ from eddymotion.reports.summary import summarise
 Paths = dict[str, Any]
 """Name of an output → its path, a list of paths, or a value."""
 
-ON_OCCASION = {
+OPTIONAL_FILES = {
     "cnr_file": "cnr",
     "residuals_file": "residuals",
     "noise_file": "noise",
@@ -73,7 +73,7 @@ ON_OCCASION = {
     "output_space_xfm_file": "space",
     "output_space_warp_file": "space_warp",
 }
-"""What :func:`correct` writes when there is a reason for it: output → key of its path."""
+"""Files that :func:`correct` does not always write: output → key of its path."""
 
 
 def estimate(
@@ -252,7 +252,7 @@ def correct(
         "confounds_sidecar", "exclude_volumes", "outliers", "qc", "motion_figure",
         "before_after_figure",
     )  # fmt: skip
-    occasional = {name: _found(outputs[kind]) for name, kind in ON_OCCASION.items()}
+    occasional = {name: _found(outputs[kind]) for name, kind in OPTIONAL_FILES.items()}
     occasional["fsl_files"] = fsl_files(outputs) or None
     always = {"report_file": page, "details_file": outputs["motion"]} | _paths(outputs, *kinds)
     return always | occasional

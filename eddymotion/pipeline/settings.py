@@ -82,7 +82,7 @@ def setting(default: Any, stage: Stage, help: str, **known: Any) -> Any:
     return field(default=default, metadata={"setting": Setting(stage, help, **known)})
 
 
-FOR_JOINT_ALONE = {
+JOINT_ONLY = {
     "eddy_current": "fields are estimated",
     "within_volume": "motion within volumes is followed",
 }
@@ -289,9 +289,9 @@ class Settings:
         return self.denoise != "none" or self.degibbs
 
     @property
-    def for_joint_alone(self) -> list[str]:
+    def joint_only(self) -> list[str]:
         """Settings that ask for what the leave-one-out loop does not estimate."""
-        return [name for name in FOR_JOINT_ALONE if getattr(self, name) not in ("auto", "none")]
+        return [name for name in JOINT_ONLY if getattr(self, name) not in ("auto", "none")]
 
     def with_absolute_paths(self) -> Settings:
         """Return the same with absolute paths: workflow nodes run in folders of their own."""

@@ -29,7 +29,7 @@ from eddymotion.pipeline.lovo_steps import (
 )
 from eddymotion.pipeline.run_steps import fieldmap, join, list_runs, merge
 from eddymotion.pipeline.series_steps import (
-    ON_OCCASION,
+    OPTIONAL_FILES,
     Paths,
     apply,
     correct,
@@ -153,18 +153,18 @@ HELP = {
 }
 """What each input and output is."""
 
-OTHER_OUTPUTS: Mapping[str, Any] = {
+VALUE_OUTPUTS: Mapping[str, Any] = {
     "nonnegative": bool, "converged": bool, "message": str, "volumes": list[int],
     "relaxation": list[float], "center": list[float],
 }  # fmt: skip
 """Types of outputs that are neither a file nor a list of files."""
 
-NOT_ALWAYS = {
-    "Correct": (*ON_OCCASION, "fsl_files"),
+OPTIONAL_OUTPUTS = {
+    "Correct": (*OPTIONAL_FILES, "fsl_files"),
     "Join": ("field_file", "coefficients_file", "epi_file"),
     "Merge": ("merged_file", "merged_bval_file", "merged_bvec_file"),
 }
-"""Outputs that a step need not have."""
+"""Outputs that are None where there is nothing to write: step → outputs."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Field:
     default: Any = REQUIRED
 
     def converted(self, value: Any) -> Any:
-        """Convert what a workflow engine hands over; None is not given."""
+        """Convert a value from a workflow engine; None means that it was not given."""
         if value is None:
             return None if self.default is REQUIRED else self.default
         if self.kind == list[Path]:
@@ -258,13 +258,13 @@ def measured_of(*paths: Path | None) -> MeasuredFiles:
     return MeasuredFiles({kind: path for kind, path in given if path is not None})
 
 
-COMPOSED: Mapping[str, tuple[Callable[..., Any], tuple[Field, ...]]] = {
+GROUPED_INPUTS: Mapping[str, tuple[Callable[..., Any], tuple[Field, ...]]] = {
     "series": (SeriesFiles, SERIES[:3]),
     "corrected": (SeriesFiles, CORRECTED_SERIES),
     "runs": (runs_of, RUNS),
     "measured": (measured_of, tuple(Field(name, Path, HELP[name], None) for name in MEASURED)),
 }
-"""Parameter of a step's function → what makes its value, and of which inputs."""
+"""Parameter that stands for several inputs → what makes its value, and these inputs."""
 
 
 @dataclass(frozen=True)
@@ -277,33 +277,33 @@ class Step:
         Of the interface and the task.
     function : callable
         From files to files. Its parameters are the inputs, except ``settings``, ``out_dir`` and
-        ``progress``; one of :data:`COMPOSED` stands for several inputs.
-    gives : mapping
+        ``progress``; one of :data:`GROUPED_INPUTS` stands for several inputs.
+    output_names : mapping
         Output → the name under which :data:`HELP` explains it.
-    heeds : tuple of str
-        Settings.
+    setting_names : tuple of str
+        Settings that it uses.
     """
 
     name: str
     function: Callable[..., Paths]
-    gives: Mapping[str, str]
-    heeds: tuple[str, ...] = ()
+    output_names: Mapping[str, str]
+    setting_names: tuple[str, ...] = ()
 
     @property
     def help(self) -> str:
-        """The first line of what the function tells about itself, and where to read the rest."""
+        """The first line of the function's docstring, and where to read the rest."""
         first = (inspect.getdoc(self.function) or "").partition("\n")[0].rstrip(".")
         where = f"{self.function.__module__}.{self.function.__name__}"
         return f"{first}; see :func:`{where}`."
 
     @cached_property
     def inputs(self) -> tuple[Field, ...]:
-        """What it takes, besides settings."""
+        """Inputs that are no settings."""
         hints = typing.get_type_hints(self.function)
         found: list[Field] = []
         for name, parameter in inspect.signature(self.function).parameters.items():
-            if name in COMPOSED:
-                found += COMPOSED[name][1]
+            if name in GROUPED_INPUTS:
+                found += GROUPED_INPUTS[name][1]
                 if name in ("series", "runs") and "settings" in hints:
                     found += TO_READ
             elif name not in ("settings", "out_dir", "progress"):
@@ -313,18 +313,18 @@ class Step:
 
     @property
     def settings(self) -> tuple[Field, ...]:
-        """Which settings it takes."""
-        return setting_fields(self.heeds)
+        """Settings that it uses, as inputs."""
+        return setting_fields(self.setting_names)
 
     @property
     def outputs(self) -> tuple[Field, ...]:
-        """What it gives."""
+        """Outputs."""
         files = {"file": Path, "files": list[Path]}
-        missing = NOT_ALWAYS.get(self.name, ())
+        missing = OPTIONAL_OUTPUTS.get(self.name, ())
         return tuple(
-            Field(name, OTHER_OUTPUTS.get(name) or files[name.rpartition("_")[2]], HELP[explained],
+            Field(name, VALUE_OUTPUTS.get(name) or files[name.rpartition("_")[2]], HELP[explained],
                   None if name in missing else REQUIRED)
-            for name, explained in self.gives.items()
+            for name, explained in self.output_names.items()
         )  # fmt: skip
 
     def run(self, given: Mapping[str, Any], out_dir: Path) -> Paths:
@@ -338,8 +338,8 @@ class Step:
         converted: dict[str, Any] = {f.name: f.converted(given.get(f.name)) for f in self.inputs}
         converted |= {"settings": settings_of(given), "out_dir": out_dir}
         names = inspect.signature(self.function).parameters
-        for name in COMPOSED.keys() & names:
-            make, inputs = COMPOSED[name]
+        for name in GROUPED_INPUTS.keys() & names:
+            make, inputs = GROUPED_INPUTS[name]
             converted[name] = make(*(converted[field.name] for field in inputs))
         return self.function(**{name: converted[name] for name in names if name in converted})
 
@@ -379,7 +379,7 @@ PICTURES = _named("report_file", "motion_figure_file", "before_after_figure_file
 EVERYTHING = {
     **CORRECTED, **TABLES, **PICTURES,
     **_named("xfm_file", "x5_file", "details_file", "sidecar_file", "outliers_file", "qc_file"),
-    **_named(*NOT_ALWAYS["Correct"]),
+    **_named(*OPTIONAL_OUTPUTS["Correct"]),
 }  # fmt: skip
 VOLUMES = _named(
     "volume_files", "matrix_files", "mask_file", "bval_file", "bvec_file", "nonnegative"
