@@ -59,17 +59,3 @@ def refuse_shared_files(options: argparse.Namespace, found: Sorted) -> None:
         raise EddymotionError(
             f"--fieldmap: {len(frames)} {what} match, but one field is given; select one {choose}"
         )
-
-
-def refuse_contradicting_options(options: argparse.Namespace) -> None:
-    """Raise if an option asks for what another leaves out."""
-    if options.separate_all_dwis and options.distortion_group_merge != "none":
-        raise EddymotionError(
-            "--separate-all-dwis keeps each run in its own frame, --distortion-group-merge "
-            "needs a common one; leave one of them out"
-        )
-    if options.anat_derivatives is not None and options.output_space != "T1w":
-        raise EddymotionError(
-            "--anat-derivatives has no effect without --output-space T1w; add that, or leave "
-            "--anat-derivatives out"
-        )

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that contradict each other, refused before anything is read."""
+"""Options that contradict each other, refused before anything is read."""
 
 from __future__ import annotations
+
+import argparse
 
 from eddymotion.errors import EddymotionError
 from eddymotion.pipeline.settings import JOINT_ONLY, SETTINGS, Settings
 
-OF_IMAGE_WORDS = {
-    "--output-space-mask": "brain mask",
-    "--output-space-white-matter": "white matter",
+OUTPUT_SPACE_MAPS = {
+    "output_space_mask": "brain mask",
+    "output_space_white_matter": "white matter",
 }
-"""Option → what it gives of the image."""
+"""Settings that belong to one image of the output space → what they are."""
 
-OF_IMAGE = ("output_space_mask", "output_space_white_matter")
-"""Settings that say something of one image alone."""
+REGISTRATION_ONLY = ("output_space_contrast", *OUTPUT_SPACE_MAPS)
+"""Settings without effect where the series is not registered to the output space."""
 
 NO_FIELDS = "--eddy-fields: no fields are estimated with {}; leave one of them out"
-
-SOUGHT = ("output_space_contrast", *OF_IMAGE)
-"""Settings that are of use where something is registered."""
 
 
 def refuse_contradictions(settings: Settings) -> None:
@@ -66,29 +65,25 @@ def _option(name: str) -> str:
 
 
 def refuse_unused_space_options(settings: Settings) -> None:
-    """Raise if something is said about an output space that is not given or not sought."""
-    given = {
-        name: _option(name)
-        for name in SETTINGS
-        if name.startswith("output_") and getattr(settings, name) != getattr(Settings, name)
-    }
-    space = given.pop("output_space", None)
-    if given and space is None:
-        (first, *_) = given.values()
+    """Raise if an option of the output space is given, but has no effect."""
+    given = [name for name in SETTINGS if getattr(settings, name) != getattr(Settings, name)]
+    of_space = [name for name in given if name.startswith("output_") and name != "output_space"]
+    if of_space and settings.output_space is None:
         raise EddymotionError(
-            f"{first} has no effect without --output-space; add --output-space T1w or an image"
+            f"{_option(of_space[0])} has no effect without --output-space; add --output-space T1w "
+            "or an image"
         )
-    of_image = [given[name] for name in OF_IMAGE if name in given]
-    if of_image and settings.output_space == "T1w":
+    maps = [name for name in OUTPUT_SPACE_MAPS if name in of_space]
+    if maps and settings.output_space == "T1w":
         raise EddymotionError(
-            f"--output-space T1w takes the {OF_IMAGE_WORDS[of_image[0]]} of each participant "
-            f"from --anat-derivatives; leave {of_image[0]} out, or give one image as "
+            f"--output-space T1w takes the {OUTPUT_SPACE_MAPS[maps[0]]} of each participant "
+            f"from --anat-derivatives; leave {_option(maps[0])} out, or give one image as "
             "--output-space"
         )
-    unused = [given[name] for name in SOUGHT if name in given]
+    unused = [name for name in REGISTRATION_ONLY if name in of_space]
     if settings.output_space_transform == "none" and unused:
         raise EddymotionError(
-            f"--output-space-transform none does not register; leave {unused[-1]} out"
+            f"--output-space-transform none does not register; leave {_option(unused[-1])} out"
         )
 
 
@@ -119,4 +114,18 @@ def refuse_unusable_registration(settings: Settings) -> None:
             "--estimator joint aligns all volumes at once and uses no registration backend, but "
             f"{settings.registration or 'its settings'} was given; use --estimator lovo, or "
             "leave --registration and --registration-settings out"
+        )
+
+
+def refuse_contradicting_run_options(options: argparse.Namespace) -> None:
+    """Raise if options of the BIDS-App contradict each other."""
+    if options.separate_all_dwis and options.distortion_group_merge != "none":
+        raise EddymotionError(
+            "--separate-all-dwis keeps each run in its own frame, --distortion-group-merge "
+            "needs a common one; leave one of them out"
+        )
+    if options.anat_derivatives is not None and options.output_space != "T1w":
+        raise EddymotionError(
+            "--anat-derivatives has no effect without --output-space T1w; add that, or leave "
+            "--anat-derivatives out"
         )

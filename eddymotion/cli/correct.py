@@ -17,13 +17,13 @@ from eddymotion.cli.console import (
     say,
 )
 from eddymotion.cli.contradictions import refuse_t1w
-from eddymotion.cli.foreign import NEEDLESS, OF_DATASETS
 from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
     add_setting,
     settings_from,
 )
+from eddymotion.cli.other_programs import NOT_NEEDED, OF_DATASETS
 from eddymotion.cli.parser import Parser
 from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.io.ahead import decompressing_ahead
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     """Return the parser of ``eddymotion-correct``."""
     parser = Parser(
         prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES, surplus=ONE_IMAGE,
-        needless={**NEEDLESS, **OF_DATASETS},
+        not_needed={**NOT_NEEDED, **OF_DATASETS},
     )  # fmt: skip
     parser.add_argument("dwi", type=Path, help="4-D NIfTI image")
     parser.add_argument(

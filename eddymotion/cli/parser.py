@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from eddymotion.cli.config_file import read_config
-from eddymotion.cli.foreign import AXES, advice
+from eddymotion.cli.other_programs import AXES, advice
 from eddymotion.errors import EddymotionError
 from eddymotion.wording import one_line
 
@@ -33,21 +33,24 @@ class Parser(argparse.ArgumentParser):
     ----------
     surplus : str
         What to say of a word that is one too many.
-    needless : mapping
-        Options of other programs that there is no need of → why.
+    not_needed : mapping
+        Options of other programs that are not needed here → why.
     **options
         Of `argparse.ArgumentParser`.
     """
 
     def __init__(
-        self, surplus: str = "", needless: Mapping[str, str] = MappingProxyType({}), **options: Any
+        self,
+        surplus: str = "",
+        not_needed: Mapping[str, str] = MappingProxyType({}),
+        **options: Any,
     ) -> None:
         super().__init__(
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
-        self.surplus, self.needless = surplus, needless
+        self.surplus, self.not_needed = surplus, not_needed
         self._arguments: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -122,7 +125,7 @@ class Parser(argparse.ArgumentParser):
         return "".join(foreign[:1]) if message.startswith(WORDS_MISSING) else axes
 
     def _advice(self, argument: str) -> str | None:
-        return advice(argument, self._option_string_actions, self.needless)
+        return advice(argument, self._option_string_actions, self.not_needed)
 
     def _suggest(self, unknown: str) -> str:
         if not unknown.startswith("-") and self.surplus:

@@ -18,9 +18,8 @@ from eddymotion.cli.console import (
     refuse_output_in_input,
     run,
 )
-from eddymotion.cli.contradictions import refuse_t1w
+from eddymotion.cli.contradictions import refuse_contradicting_run_options, refuse_t1w
 from eddymotion.cli.converters import above_zero, existing_file
-from eddymotion.cli.foreign import NEEDLESS, OF_ONE_SERIES
 from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
@@ -28,6 +27,7 @@ from eddymotion.cli.options import (
     add_settings,
     settings_from,
 )
+from eddymotion.cli.other_programs import NOT_NEEDED, OF_ONE_SERIES
 from eddymotion.cli.parser import Parser
 from eddymotion.wording import shown
 
@@ -67,7 +67,7 @@ def build_parser() -> Parser:
     """Return the parser of ``eddymotion``."""
     parser = Parser(
         prog="eddymotion", description=DESCRIPTION, epilog=EXAMPLES,
-        needless={**NEEDLESS, **OF_ONE_SERIES},
+        not_needed={**NOT_NEEDED, **OF_ONE_SERIES},
     )  # fmt: skip
     parser.add_argument("bids_dir", type=Path, nargs="?", help="root of the BIDS dataset")
     parser.add_argument("output_dir", type=Path, nargs="?", help="folder for the derivatives")
@@ -218,18 +218,14 @@ def correct_dataset(options: argparse.Namespace) -> int:
     """Correct every series; 1 if some failed."""
     from eddymotion.bids.series import warn_of_missing_description
     from eddymotion.cli.board import Watch
-    from eddymotion.cli.choice import (
-        refuse_contradicting_options,
-        refuse_shared_files,
-        sorted_series,
-    )
+    from eddymotion.cli.choice import refuse_shared_files, sorted_series
     from eddymotion.derivatives.dataset import refuse_foreign_dataset
     from eddymotion.workflows.bids_app import prepare_work_dir, sole_writer
 
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
     refuse_foreign_dataset(output_dir)
-    refuse_contradicting_options(options)
+    refuse_contradicting_run_options(options)
     run_options = run_from(options, output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)

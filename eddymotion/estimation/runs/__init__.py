@@ -36,7 +36,7 @@ from eddymotion.estimation.runs.readouts import (
     without_times,
 )
 from eddymotion.estimation.runs.run_image import RunImage
-from eddymotion.estimation.runs.ties import Brain, FrameTie, tied_frames
+from eddymotion.estimation.runs.ties import Brain, TiedFrames, tied_frames
 from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.machine.parallel import Compute, parallel_map
@@ -57,6 +57,9 @@ WITH_FIELD = 2.5
 """Standard errors of poses that were found together with a field, over the scatter between halves
 of the brain: what of a turn the field took up is alike in all of them. Four simulated pairs were
 off by two to five times that scatter."""
+
+UNKNOWN_READOUT = Readout(np.array([0.0, 1.0, 0.0]), 0.0)
+"""Of an image that no field distorts, as far as is known."""
 
 ALIKE = 0.85
 """Correlation of the runs' b=0 images below which they do not show enough of one head to tie their
@@ -89,29 +92,27 @@ def join_runs(
     """
     compute, measured = compute or Compute(), field is not None
     readouts = readouts_of(runs, measured=measured)
-    unknown = Readout(np.array([0.0, 1.0, 0.0]), 0.0)
     images = [
-        Distorted(run.image, readout or unknown)
+        Distorted(run.image, readout or UNKNOWN_READOUT)
         for run, readout in zip(runs, readouts, strict=True)
     ]
     placed = _placed(runs, images, readouts, field, seeks_field, compute)
-    corrected, mean, brain, similarity = _shown_together(runs, images, placed)
-    affine, poses, found = runs[0].image.affine, placed.poses, placed.field
-    errors = _pose_errors(corrected, affine, brain, runs[0].center, compute)
-    if found is not None and field is None:
+    corrected, mean, mask, similarity = _shown_together(runs, images, placed)
+    brain, found = Brain(mask, runs[0].image.affine), placed.field
+    errors = _pose_errors(corrected, brain, runs[0].center, compute)
+    if found is not None and not measured:
         errors *= WITH_FIELD
     shifts = np.array([np.full(3, np.nan) if r is None else r.shift for r in readouts])
-    ties: tuple[FrameTie | None, ...] = ()
+    frames = TiedFrames(placed.poses, errors, ())
     if similarity[1] >= ALIKE and (found is not None or not differ(readouts)):
-        diffusion, seen = [run.diffusion for run in runs], Brain(brain, affine)
-        tied = tied_frames(diffusion, poses, errors, shifts, found, seen, compute)
-        if tied is not None:
-            poses, errors, ties = tied.poses, tied.errors, tied.ties
-    for error, image, held in zip(errors, images, placed.gauge, strict=True):
-        error[:3] = np.hypot(error[:3], held * image.readout.direction)
+        diffusion = [run.diffusion for run in runs]
+        tied = tied_frames(diffusion, placed.poses, errors, shifts, found, brain, compute)
+        frames = tied or frames
+    along = placed.gauge[:, None] * [image.readout.direction for image in images]
+    errors = np.hstack([np.hypot(frames.errors[:, :3], along), frames.errors[:, 3:]])
     return JoinedRuns(
-        poses, errors, shifts, found, mean, brain, affine, similarity,
-        measured=measured, nominal=without_times(runs) and not measured, ties=ties,
+        frames.poses, errors, shifts, found, mean, mask, brain.affine, similarity,
+        measured=measured, nominal=without_times(runs) and not measured, ties=frames.ties,
     )  # fmt: skip
 
 
@@ -262,11 +263,7 @@ def _held_in_time(
 
 
 def _pose_errors(
-    corrected: np.ndarray,
-    affine: np.ndarray,
-    mask: np.ndarray,
-    center: np.ndarray,
-    compute: Compute,
+    corrected: np.ndarray, brain: Brain, center: np.ndarray, compute: Compute
 ) -> np.ndarray:
     """Estimate standard errors of the poses: mm and rad, (K, 6).
 
@@ -276,8 +273,8 @@ def _pose_errors(
     errors = np.zeros((len(corrected), 6))
     if len(corrected) == 1:
         return errors
-    images = [Image(np.nan_to_num(image), affine) for image in corrected]
-    halves = _halves(mask)
+    images = [Image(np.nan_to_num(image), brain.affine) for image in corrected]
+    halves = _halves(brain.mask)
     engine = GaussNewton(levels=GaussNewton().levels[-1:])
 
     def moved(which: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import scipy
@@ -202,25 +201,25 @@ def shared_shell(
     shown: Sequence[ShownDiffusion | None], poses: np.ndarray, shifts: np.ndarray
 ) -> SharedShell | None:
     """Choose the shell that most runs show with enough directions, and with the most of them."""
-    runs = [k for k, one in enumerate(shown) if one is not None]
-    there = [one for one in shown if one is not None]
-    if len(runs) < 2:
+    known = {run: one for run, one in enumerate(shown) if one is not None}
+    if len(known) < 2:
         return None
-    pooled = SharedShell(np.array(runs), there, poses[runs], shifts[runs])
-    table, ends = pooled.gradients, np.cumsum([0, *(len(one.images) for one in there)])
+    pooled = SharedShell(np.array([*known]), [*known.values()], poses[[*known]], shifts[[*known]])
+    table, of_volumes = pooled.gradients, pooled.of_volumes
     if not table.is_shelled:
         return None
+    first = np.searchsorted(of_volumes, np.arange(len(known)))  # volume of each run
     by_shell = [
-        [shell[(shell >= a) & (shell < b)] - a for a, b in pairwise(ends)]
+        [shell[of_volumes[shell] == run] - first[run] for run in range(len(known))]
         for shell in table.shells
     ]
     parts = max(by_shell, key=_strength)
-    which = [k for k, part in enumerate(parts) if len(part) >= ENOUGH_DIRECTIONS]
+    which = [run for run, part in enumerate(parts) if len(part) >= ENOUGH_DIRECTIONS]
     if len(which) < 2:
         return None
     return SharedShell(
         pooled.runs[which],
-        [there[k].select(parts[k]) for k in which],
+        [pooled.shown[run].select(parts[run]) for run in which],
         pooled.poses[which],
         pooled.shifts[which],
     )

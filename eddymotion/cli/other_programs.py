@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that users of other programs know: what to write here for them."""
+"""Options of other programs, and what to write instead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMOOTHED = "the signal model regularises"
 WHOLE = "the whole image is written, with the mask next to it"
 
 AXES = "j is the second image axis; if it points to the front, AP is j- and PA is j"
-"""What those who know other words for a phase encoding want to know."""
+"""Explains --pe-axis to users of other notations."""
 
 INSTEAD: Mapping[str, str] = {
     # any
@@ -80,7 +80,7 @@ INSTEAD: Mapping[str, str] = {
 }
 """Option of another program → what to write in its place."""
 
-NEEDLESS: Mapping[str, str] = {
+NOT_NEEDED: Mapping[str, str] = {
     # any
     "--cuda": "no GPU is used",
     "--force": OVERWRITE,
@@ -180,16 +180,16 @@ OF_ONE_SERIES: Mapping[str, str] = {
 """Option of ``eddymotion-correct`` → why ``eddymotion`` has none."""
 
 
-def advice(argument: str, known: Collection[str], needless: Mapping[str, str]) -> str | None:
+def advice(argument: str, known: Collection[str], not_needed: Mapping[str, str]) -> str | None:
     """Say what to do with an option of another program.
 
     Parameters
     ----------
     argument : str
     known : collection of str
-        The options of the command: what it does not know is not recommended.
-    needless : mapping
-        Options that it has no need of → why.
+        Options of the command; no others are recommended.
+    not_needed : mapping
+        Options that it does not need → why.
 
     Returns
     -------
@@ -197,8 +197,8 @@ def advice(argument: str, known: Collection[str], needless: Mapping[str, str]) -
         None where nothing is known of it.
     """
     name = argument.partition("=")[0].replace("_", "-")
-    if name in needless:
-        return f"leave it out: {needless[name]}"
+    if name in not_needed:
+        return f"leave it out: {not_needed[name]}"
     if name not in INSTEAD:
         return None
     option = INSTEAD[name].partition(" ")[0].rstrip(";,")
