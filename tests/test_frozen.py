@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from eddymotion.errors import EddymotionError
-from eddymotion.machine.frozen import freeze, selected
+from eddymotion.machine.frozen import freeze, once_per_value, selected
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,19 @@ def test_some_entries_are_kept_of_all_that_have_several(chosen):
     np.testing.assert_array_equal(some.inner.values, inner.values[chosen])
     assert some.inner.weights is None
     np.testing.assert_array_equal(some.center, np.ones(3))
+
+
+def test_a_result_is_computed_once_for_each_value_and_keeps_none_alive():
+    @dataclass(frozen=True, eq=False)
+    class Number:
+        size: int
+
+    computed = []
+    square = once_per_value(lambda number: computed.append(number.size) or number.size**2)
+    two, three = Number(2), Number(3)
+    assert [square(two), square(three), square(two)] == [4, 9, 4]
+    assert computed == [2, 3]
+    gone = weakref.ref(two)
+    del two
+    gc.collect()
+    assert gone() is None

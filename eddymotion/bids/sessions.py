@@ -250,8 +250,5 @@ def _polarity(metadata: Mapping[str, Any] | None) -> str | None:
 
 
 def _texts(value: Any) -> set[str]:
-    return {value} if isinstance(value, str) else set(filter(_is_text, value or ()))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    values = [value] if isinstance(value, str) else value or ()
+    return {each for each in values if isinstance(each, str)}

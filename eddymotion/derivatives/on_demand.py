@@ -12,6 +12,7 @@ import logging
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,6 @@ from eddymotion.io.motion import write_fsl_matrices
 from eddymotion.io.writing import write_json
 from eddymotion.machine.parallel import Progress, silent
 from eddymotion.mapping.motion import Motion
-from eddymotion.models import Model
 
 FSL_SLICE_AXIS = 2
 """eddy counts slices along the third axis of the image, always."""
@@ -151,13 +151,17 @@ def _maps(
             "CNR maps and residuals compare the series with its predictions; give the quality "
             "that eddymotion.assess returns"
         )
+    cnr_of = partial(
+        cnr_maps, corrected, quality.model, outliers=quality.outliers,
+        n_threads=wanted.n_threads, progress=progress,
+    )  # fmt: skip
     if not wanted.residuals:
-        cnr = _cnr(wanted, corrected, quality.model, quality.outliers, None, progress)
+        cnr = cnr_of()
     else:
         shape = (*corrected.shape, len(corrected))
         with tempfile.TemporaryFile(dir=outputs["dwi"].parent) as stream:  # the size of a series
             residuals: np.ndarray = np.memmap(stream, np.float32, "w+", shape=shape, order="F")
-            cnr = _cnr(wanted, corrected, quality.model, quality.outliers, residuals, progress)
+            cnr = cnr_of(residuals=residuals)
             volumes = (np.nan_to_num(residuals[..., index]) for index in range(shape[3]))
             write_series(outputs["residuals"], corrected, volumes)
             del residuals
@@ -166,18 +170,6 @@ def _maps(
         write_image(outputs["cnr"], cnr, corrected.affine)
         write_json(outputs["cnr_sidecar"], map_descriptions(corrected.gradients))
     return cnr
-
-
-def _cnr(
-    wanted: OnDemand,
-    corrected: Series,
-    model: Model,
-    outliers: SliceOutliers,
-    residuals: np.ndarray | None,
-    progress: Progress,
-) -> np.ndarray:
-    return cnr_maps(corrected, model, outliers=outliers, residuals=residuals,
-                    n_threads=wanted.n_threads, progress=progress)  # fmt: skip
 
 
 RESIDUALS = {

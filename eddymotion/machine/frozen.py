@@ -1,16 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen values: arrays that nobody can change, of the shapes that belong together."""
+"""Frozen values: arrays that nobody can change, and what is computed from a value once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from eddymotion.errors import EddymotionError
 
 Value = TypeVar("Value")
+Result = TypeVar("Result")
+Options = ParamSpec("Options")
+
+
+def once_per_value(
+    function: Callable[Concatenate[Value, Options], Result],
+) -> Callable[Concatenate[Value, Options], Result]:
+    """Keep what a function returns for a frozen value, as long as that value lives.
+
+    The result must depend on the first argument alone.
+    """
+    known: WeakKeyDictionary[Value, Result] = WeakKeyDictionary()
+
+    @wraps(function)
+    def remembered(value: Value, *args: Options.args, **options: Options.kwargs) -> Result:
+        if value not in known:
+            known[value] = function(value, *args, **options)
+        return known[value]
+
+    return remembered
 
 
 def freeze(owner: object, who: str, dtype: type | None = float, **shapes: str) -> None:

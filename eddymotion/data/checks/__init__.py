@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from eddymotion.data.checks.tables import compare_b0s, contradictions
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.images.masking import mask_issue
+from eddymotion.machine.frozen import once_per_value
 from eddymotion.machine.parallel import parallel_map
 from eddymotion.wording import listed
 
@@ -78,10 +78,7 @@ class DataIssue:
         return {"Subject": self.kind, "Text": self.text, "Severe": self.severe}
 
 
-_FOUND: WeakKeyDictionary[DWI, list[DataIssue]] = WeakKeyDictionary()
-"""A series never changes: what was found is kept as long as it lives."""
-
-
+@once_per_value
 def find_issues(dwi: DWI, n_threads: int = 1) -> list[DataIssue]:
     """Find what is suspicious about a series.
 
@@ -96,10 +93,8 @@ def find_issues(dwi: DWI, n_threads: int = 1) -> list[DataIssue]:
     list of DataIssue
         Empty for most.
     """
-    if dwi not in _FOUND:
-        found = parallel_map(lambda check: check(dwi), CHECKS, n_threads=n_threads)
-        _FOUND[dwi] = [issue for of_check in found for issue in of_check]
-    return _FOUND[dwi]
+    found = parallel_map(lambda check: check(dwi), CHECKS, n_threads=n_threads)
+    return [issue for of_check in found for issue in of_check]
 
 
 def _of_tables(dwi: DWI) -> list[DataIssue]:

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from eddymotion.data.series import Series
+from eddymotion.machine.frozen import once_per_value
 
 BLOCKS_ACROSS = 14
 """Blocks (8 mm in a human head) between which brightness is compared: coarser than the motion."""
@@ -83,24 +83,7 @@ class Appearance:
     @classmethod
     def of(cls, dwi: Series) -> Appearance | None:
         """Look at a series; None where the brain is too small or a volume shows nothing."""
-        if dwi not in _SEEN:
-            _SEEN[dwi] = cls._of(dwi)
-        return _SEEN[dwi]
-
-    @classmethod
-    def _of(cls, dwi: Series) -> Appearance | None:
-        blocks = BrainBlocks.of(dwi)
-        if blocks is None:
-            return None
-        shown = np.stack([blocks.means(volume[blocks.box]) for volume in dwi.volumes()])
-        signal = np.median(shown, axis=1)
-        if not (signal > 0).all():
-            return None
-        patterns = shown - shown.mean(axis=1, keepdims=True)
-        lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
-        if not (lengths > 0).all():  # one value everywhere: reported when the motion is sought
-            return None
-        return cls(np.log(signal), patterns / lengths, _floor(dwi))
+        return _appearance(dwi)
 
     def similarity(self, volume: int, others: np.ndarray) -> float:
         """Correlation of a volume's pattern with the mean of `others`, itself left out."""
@@ -110,8 +93,20 @@ class Appearance:
         return float(self.patterns[volume] @ mean / length) if length > 0 else 0.0
 
 
-_SEEN: WeakKeyDictionary[Series, Appearance | None] = WeakKeyDictionary()
-"""Several checks ask for it."""
+@once_per_value
+def _appearance(dwi: Series) -> Appearance | None:
+    blocks = BrainBlocks.of(dwi)
+    if blocks is None:
+        return None
+    shown = np.stack([blocks.means(volume[blocks.box]) for volume in dwi.volumes()])
+    signal = np.median(shown, axis=1)
+    if not (signal > 0).all():
+        return None
+    patterns = shown - shown.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
+    if not (lengths > 0).all():  # one value everywhere: reported when the motion is sought
+        return None
+    return Appearance(np.log(signal), patterns / lengths, _floor(dwi))
 
 
 def _floor(dwi: Series) -> float:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from eddymotion.data.checks.displaced import displacement_bases
 from eddymotion.data.checks.shells import direction_products
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import Series
+from eddymotion.machine.frozen import once_per_value
 
 LEAST_VOLUMES = 10
 """Of a shell, from which on its directions are compared."""
@@ -216,15 +216,15 @@ def in_no_order(dwi: Series) -> bool:
 
 def _shells(dwi: Series, bvecs: np.ndarray) -> list[_Shell]:
     """Look at the shells that are large enough, with the b-vectors (N, 3) of a table."""
-    if dwi not in _PRODUCTS:
-        _PRODUCTS[dwi] = _products(dwi)
-    return [_Shell.of(products, bvecs, volumes) for volumes, products in _PRODUCTS[dwi]]
+    return [_Shell.of(products, bvecs, volumes) for volumes, products in _products(dwi)]
 
 
+@once_per_value
 def _products(dwi: Series) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the shells that are large enough, and the products of their patterns.
 
-    Less what the displacement of the head adds to them.
+    Less what the displacement of the head adds to them. They do not depend on the b-vectors, of
+    which several tables are tried.
     """
     large = _large_shells(dwi.gradients)
     if not large or (appearance := Appearance.of(dwi)) is None:
@@ -236,10 +236,6 @@ def _products(dwi: Series) -> list[tuple[np.ndarray, np.ndarray]]:
             patterns = patterns - patterns @ bases[number].T @ bases[number]
         found.append((volumes, patterns @ patterns.T))
     return found
-
-
-_PRODUCTS: WeakKeyDictionary[Series, list[tuple[np.ndarray, np.ndarray]]] = WeakKeyDictionary()
-"""They do not depend on the b-vectors, of which several tables are tried."""
 
 
 def _large_shells(gradients: Gradients) -> Sequence[np.ndarray]:

@@ -13,7 +13,6 @@ b-values that are wrong all together give the brain an impossible diffusivity
 from __future__ import annotations
 
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from eddymotion.data.checks.scales import scaled_bvals
 from eddymotion.data.checks.shells import of_other_shells
 from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI, Series
+from eddymotion.machine.frozen import once_per_value
 from eddymotion.wording import listed
 
 USUAL = (0.3e-3, 1.6e-3)
@@ -41,10 +41,7 @@ SAME_LEVELS = 0.07
 they differ by 0.03 at most, to diffusion-weighted ones or noise by 0.13 or more."""
 
 
-_FOUND: WeakKeyDictionary[Series, list[Contradiction]] = WeakKeyDictionary()
-"""Reading asks first, the estimation again."""
-
-
+@once_per_value
 def contradictions(dwi: Series) -> list[Contradiction]:
     """Compare the b-values of a series with its images.
 
@@ -57,12 +54,6 @@ def contradictions(dwi: Series) -> list[Contradiction]:
     list of Contradiction
         Empty where the table fits, or the images do not tell (a phantom without diffusion).
     """
-    if dwi not in _FOUND:
-        _FOUND[dwi] = _contradictions(dwi)
-    return _FOUND[dwi]
-
-
-def _contradictions(dwi: Series) -> list[Contradiction]:
     appearance = Appearance.of(dwi)
     if appearance is None:
         return []
