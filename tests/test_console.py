@@ -50,7 +50,7 @@ def test_time_left_is_learnt_from_the_series_before(pace, capsys):
     for now in (10.0, 30.0, 44.0, 60.0, 75.0):
         board = relearnt(board, now, pace)
         line = board.lines["sub-02"]
-        left = line.left(2000.0 + pace * now, board.course)
+        left = line.left(2000.0 + pace * now, board.timetable)
         truth = pace * (SECONDS - now)
         if now > PARTS[2][1]:  # the pace of this series is known
             assert left == pytest.approx(truth, rel=0.25, abs=2.0), now
@@ -81,7 +81,7 @@ def test_a_part_that_lasts_longer_than_foreseen_is_not_soon_done(known):
             board.update(name, what)
         now = 1000.0 + began + waited
         line = heard(board, "sub-02", told("sub-02", 1000.0, until=SECONDS - 1), now)
-        assert line.left(now, board.course) > 0.25 * (lasts - waited)
+        assert line.left(now, board.timetable) > 0.25 * (lasts - waited)
 
 
 def test_one_fast_beginning_does_not_shorten_what_all_series_took():
@@ -107,7 +107,7 @@ def test_a_bar_never_goes_back_and_nothing_is_left_at_its_end():
     for second in range(80):
         while events and events[0][1]["at"] <= second:
             board.update(*events.pop(0))
-        shares.append(board.lines["sub-01"].done(second, board.course))
+        shares.append(board.lines["sub-01"].done(second, board.timetable))
     assert all(late >= early for early, late in pairwise(shares))
     assert 0.85 < shares[-1] <= 1.0
     assert shares[0] == 0

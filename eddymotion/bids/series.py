@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -312,26 +313,11 @@ class Sorted:
         b0s: dict[str, list[SeriesFiles]] = {label: [] for label in found}
         for label, of_participant in found.items():
             for one in of_participant:
-                name = one.uri.removeprefix(URI)
-                if one.problem:
-                    refused[label][name] = one.problem
-                elif has_b0_only(one, b0_threshold):
+                if reason := one.problem or _missing_tables(one):
+                    refused[label][one.uri.removeprefix(URI)] = reason
+                elif reason := _why_b0_alone(one, b0_threshold):
                     b0s[label].append(replace(one, is_b0=True))
-                    skipped[label][one.dwi.name] = (
-                        f"no b-value above {b0_threshold:g} s/mm² (--b0-threshold): b=0 volumes "
-                        "alone are not corrected"
-                    )
-                elif is_lone_volume(one):
-                    b0s[label].append(replace(one, is_b0=True))
-                    skipped[label][one.dwi.name] = (
-                        "a single volume without b-values, taken for b=0: b=0 volumes alone are "
-                        "not corrected"
-                    )
-                elif lacks_tables(one):
-                    refused[label][name] = (
-                        f"neither b-values nor b-vectors; add {image_stem(one.dwi)}.bval and "
-                        ".bvec, or, if all volumes are b=0, a .bval of zeros: it is skipped then"
-                    )
+                    skipped[label][one.dwi.name] = reason
                 else:
                     series[label].append(one)
         return cls(series, refused, skipped, b0s)
@@ -355,30 +341,44 @@ def has_b0_only(series: SeriesFiles, b0_threshold: float) -> bool:
         return False
     try:
         bvals = read_numbers(series.bval)
-    except EddymotionError:  # reported when its turn comes
+    except EddymotionError:  # reported when the series is loaded
         return False
     is_b0 = (bvals >= 0) & (bvals <= b0_threshold)
     return bool(is_b0.all()) and not in_thousands(bvals)  # of another unit: reported in its turn
 
 
-def lacks_tables(series: SeriesFiles) -> bool:
-    """Whether a series of volumes has neither b-values nor b-vectors: b=0 alone, or forgotten."""
-    if series.bval is not None or series.bvec is not None:
-        return False
-    try:
-        return len(shape_of(read_header(series.dwi))) > 3
-    except EddymotionError:  # reported when its turn comes
-        return False
+def _why_b0_alone(series: SeriesFiles, b0_threshold: float) -> str:
+    """Say why a series counts as b=0 volumes alone, which are not corrected; else empty."""
+    if has_b0_only(series, b0_threshold):
+        return (
+            f"no b-value above {b0_threshold:g} s/mm² (--b0-threshold): b=0 volumes alone are not "
+            "corrected"
+        )
+    if _n_volumes_without_tables(series) == 1:  # converters write no tables where all is b=0
+        return (
+            "a single volume without b-values, taken for b=0: b=0 volumes alone are not corrected"
+        )
+    return ""
 
 
-def is_lone_volume(series: SeriesFiles) -> bool:
-    """Whether a series is one volume without tables: converters write none where all is b=0."""
+def _missing_tables(series: SeriesFiles) -> str:
+    """Say what to do about several volumes without tables: b=0 alone, or forgotten; else empty."""
+    if _n_volumes_without_tables(series) < 2:
+        return ""
+    return (
+        f"neither b-values nor b-vectors; add {image_stem(series.dwi)}.bval and .bvec, or, if all "
+        "volumes are b=0, a .bval of zeros: it is skipped then"
+    )
+
+
+def _n_volumes_without_tables(series: SeriesFiles) -> int:
+    """Count the volumes of a series that has neither b-values nor b-vectors; else 0."""
     if series.bval is not None or series.bvec is not None:
-        return False
+        return 0
     try:
-        return shape_of(read_header(series.dwi))[3:] in ((), (1,))
-    except EddymotionError:  # reported when its turn comes
-        return False
+        return math.prod(shape_of(read_header(series.dwi))[3:])
+    except EddymotionError:  # reported when the series is loaded
+        return 0
 
 
 def outputs_of(series: SeriesFiles, participant: str, output_dir: Path) -> Outputs:

@@ -72,8 +72,8 @@ class Timetable:
     seconds: float | None = None
     n_series: int = 0
 
-    def following(self, share: float) -> float:
-        """Where the next part begins."""
+    def next_share(self, share: float) -> float:
+        """Share of the work that is done when the next part begins."""
         return min((other for other in self.shares.values() if other > share), default=ALMOST)
 
     def with_series(self, begun: Mapping[str, float], seconds: float) -> Timetable:
@@ -132,20 +132,20 @@ class Line:
 
     @property
     def is_running(self) -> bool:
-        """Whether somebody works on it."""
+        """Whether it is being corrected."""
         return self.began is not None and self.seconds is None
 
-    def begin(self, part: str, at: float, course: Timetable) -> None:
+    def begin(self, part: str, at: float, timetable: Timetable) -> None:
         """Note that a part begins."""
         self.begun.setdefault(part, at)
-        if course.shares.get(part, -1.0) > self.share or part == "reading":
-            self.share, self.since, self.within = course.shares[part], at, None
+        if timetable.shares.get(part, -1.0) > self.share or part == "reading":
+            self.share, self.since, self.within = timetable.shares[part], at, None
 
-    def done(self, now: float, course: Timetable) -> float:
+    def done(self, now: float, timetable: Timetable) -> float:
         """Return the share of the work that is done."""
         if self.began is None or self.stage == WAITING:
             return self.share
-        end = course.following(self.share)
+        end = timetable.next_share(self.share)
         if self.within is not None:
             return self.share + self.within * (end - self.share)
         if self.since <= self.began:
@@ -153,17 +153,17 @@ class Line:
         pace = self.share / (self.since - self.began)
         return min(self.share + pace * (now - self.since), end)
 
-    def left(self, now: float, course: Timetable) -> float | None:
+    def left(self, now: float, timetable: Timetable) -> float | None:
         """Return the seconds left, if that can be told."""
         if self.began is None or self.stage == WAITING:
             return None
         if self.within is not None:
-            share = self.done(now, course)
-            return course.whole(share, now - self.began) * (1 - share)
-        if course.seconds is None and (self.share < KNOWN_FROM or self.since <= self.began):
+            share = self.done(now, timetable)
+            return timetable.whole(share, now - self.began) * (1 - share)
+        if timetable.seconds is None and (self.share < KNOWN_FROM or self.since <= self.began):
             return None
-        whole, lasts = course.whole(self.share, self.since - self.began), now - self.since
-        after = 1 - course.following(self.share)
+        whole, lasts = timetable.whole(self.share, self.since - self.began), now - self.since
+        after = 1 - timetable.next_share(self.share)
         return max(whole * (1 - self.share) - lasts, whole * after + OVERRUN * lasts)
 
 
@@ -181,7 +181,7 @@ class Board:
     def __init__(self, names: Sequence[str], verbosity: int = 0) -> None:
         self.lines = {name: Line(number + 1, name) for number, name in enumerate(names)}
         self.verbosity = verbosity
-        self.course = Timetable(USUAL)
+        self.timetable = Timetable(USUAL)
         self.screen = Screen() if verbosity >= 0 and is_terminal() else None
 
     def update(self, name: str, event: Mapping[str, Any]) -> None:
@@ -192,7 +192,7 @@ class Board:
         elif "stage" in event:
             self._stage(line, event["stage"], at)
         elif "step" in event:
-            line.begin(f"{line.stage}/{event['step']}", at, self.course)
+            line.begin(f"{line.stage}/{event['step']}", at, self.timetable)
             if line.stage != "motion" and event["total"]:
                 line.within = max(line.within or 0.0, event["done"] / event["total"])
         elif "outcome" in event:
@@ -208,7 +208,7 @@ class Board:
             line.began = line.since = at
         again = line.stage == stage
         line.stage = stage
-        line.begin(stage, at, self.course)
+        line.begin(stage, at, self.timetable)
         if self.screen is None and not again and stage in ("motion", "resampling and writing"):
             self.tell(line, WORDS[stage])
 
@@ -221,7 +221,7 @@ class Board:
             return
         if line.seconds > 1 and "pictures" in line.begun and line.began is not None:
             begun = {part: at - line.began for part, at in line.begun.items()}
-            self.course = self.course.with_series(begun, line.seconds)
+            self.timetable = self.timetable.with_series(begun, line.seconds)
         self.tell(line, f"done in {duration(line.seconds)}", "green")
 
     def tell(self, line: Line, what: str, style: str = "") -> None:
@@ -240,12 +240,12 @@ class Board:
         """Draw a bar for each series that is worked on."""
         if self.screen is None:
             return
-        now, course = time.time(), self.course
+        now, timetable = time.time(), self.timetable
         bars = []
         for line in self.lines.values():
             if line.is_running:
                 word = WORDS.get(line.stage, line.stage)
-                share, left = line.done(now, course), _left(line.left(now, course))
+                share, left = line.done(now, timetable), _left(line.left(now, timetable))
                 bars.append(Bar(self._count(line), line.name, f" · {word}", share, left))
         self.screen.draw(bars, self._foot(now))
 
@@ -255,10 +255,10 @@ class Board:
         if len(self.lines) < 2 or not running:
             return ""
         foot = f"{ended} of {len(self.lines)} done"
-        if (whole := self.course.seconds) is None:
+        if (whole := self.timetable.seconds) is None:
             return foot
         waiting = len(self.lines) - ended - len(running)
-        lefts = [line.left(now, self.course) or 0.0 for line in running]
+        lefts = [line.left(now, self.timetable) or 0.0 for line in running]
         left = max(max(lefts), (waiting * whole + sum(lefts)) / len(running))
         return f"{foot} · about {duration(left)} left in all"
 
@@ -274,7 +274,7 @@ def _left(seconds: float | None) -> str:
 
 @dataclass
 class Watch:
-    """Somebody who watches a run, and tells at its end what became of each series.
+    """Watches a run, and knows at its end what became of each series.
 
     Parameters
     ----------

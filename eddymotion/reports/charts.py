@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -43,6 +43,9 @@ INTERVAL = 1.96
 COLOR_MAP = "RdBu"
 """Red: signal lost; blue: signal gained. Told apart by colour-blind readers."""
 
+
+MakePanel = Callable[[str, float, float], Panel]
+"""Name of a panel and the ends of its axis → the panel."""
 
 OFFSET = "eddy (mm)"
 """Panel of what eddy currents displace a volume by as a whole, mm."""
@@ -146,8 +149,8 @@ def _legend(names: Sequence[tuple[str, str]], *signs: str) -> str:
     return "".join(parts)
 
 
-def three_lines(  # type: ignore[no-untyped-def]
-    panel, name: str, table: Table, kind: str, values: np.ndarray | None = None,
+def three_lines(
+    panel: MakePanel, name: str, table: Table, kind: str, values: np.ndarray | None = None,
     scale: float = 1.0,
 ) -> str:  # fmt: skip
     """Draw the x, y and z of `kind` over the volumes, with 95 % intervals where known.
@@ -182,7 +185,7 @@ def _reach(values: np.ndarray, margins: np.ndarray) -> tuple[float, float]:
     )
 
 
-def _offsets(panel, offset: np.ndarray, error: np.ndarray) -> str:  # type: ignore[no-untyped-def]
+def _offsets(panel: MakePanel, offset: np.ndarray, error: np.ndarray) -> str:
     low, high = _reach(offset[None], INTERVAL * error[None])
     drawn = panel(OFFSET, low, high)
     margin = INTERVAL * np.nan_to_num(error)
@@ -193,7 +196,7 @@ def _offsets(panel, offset: np.ndarray, error: np.ndarray) -> str:  # type: igno
     ])  # fmt: skip
 
 
-def _displacement(panel, findings: Findings) -> str:  # type: ignore[no-untyped-def]
+def _displacement(panel: MakePanel, findings: Findings) -> str:
     high = max(1.15 * np.nanmax(findings.fd, initial=0.0), 1.2 * JUMP_MM)
     drawn = panel("FD (mm)", 0.0, float(high))
     jumps = set(map(int, findings.jumps))
@@ -211,7 +214,7 @@ def _displacement(panel, findings: Findings) -> str:  # type: ignore[no-untyped-
     return "".join(parts)
 
 
-def _agreement(panel, gradients: Gradients, findings: Findings) -> str:  # type: ignore[no-untyped-def]
+def _agreement(panel: MakePanel, gradients: Gradients, findings: Findings) -> str:
     known = findings.correlation[np.isfinite(findings.correlation)]
     if not known.size:
         return ""
