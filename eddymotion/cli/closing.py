@@ -134,7 +134,8 @@ def _table(rows: Sequence[Outcome], folder: Path, width: int) -> Any:
     if _needs(table) <= width:
         return table
     columns: tuple[str, ...] = COLUMNS[:-1]
-    while len(columns) > LEAST and _room(rows, columns, width) < _longest_part(rows):
+    longest = max((len(part) for row in rows for part in parts(row.series)), default=0)
+    while len(columns) > LEAST and _room(rows, columns, width) < longest:
         columns = columns[:-1]
     room = _room(rows, columns, width)
     table = _with([replace(row, series=folded(row.series, room)) for row in rows], columns, "")
@@ -146,10 +147,6 @@ def _room(rows: Sequence[Outcome], columns: Sequence[str], width: int) -> int:
     """How many letters of a series' name fit into a line of the table."""
     beyond = max(_needs(_with(rows, columns, "")) - width, 0)
     return max((len(row.series) for row in rows), default=0) - beyond
-
-
-def _longest_part(rows: Sequence[Outcome]) -> int:
-    return max((len(part) for row in rows for part in parts(row.series)), default=0)
 
 
 def parts(name: str) -> list[str]:

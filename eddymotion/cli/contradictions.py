@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 
+from eddymotion.cli.parser import option_of
 from eddymotion.errors import EddymotionError
 from eddymotion.pipeline.settings import JOINT_ONLY, SETTINGS, Settings
 
@@ -48,7 +49,7 @@ def _refuse_beyond_loop(settings: Settings) -> None:
     """Refuse what the leave-one-out loop does not estimate."""
     for name in settings.joint_only:
         raise EddymotionError(
-            f"{_option(name)} {getattr(settings, name)}: {JOINT_ONLY[name]} by --estimator "
+            f"{option_of(name)} {getattr(settings, name)}: {JOINT_ONLY[name]} by --estimator "
             "joint only; leave one of them out"
         )
     if settings.eddy_fields:
@@ -60,30 +61,26 @@ def _chooses_registration(settings: Settings) -> bool:
     return (settings.registration, settings.registration_settings) != own
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def refuse_unused_space_options(settings: Settings) -> None:
     """Raise if an option of the output space is given, but has no effect."""
     given = [name for name in SETTINGS if getattr(settings, name) != getattr(Settings, name)]
     of_space = [name for name in given if name.startswith("output_") and name != "output_space"]
     if of_space and settings.output_space is None:
         raise EddymotionError(
-            f"{_option(of_space[0])} has no effect without --output-space; add --output-space T1w "
-            "or an image"
+            f"{option_of(of_space[0])} has no effect without --output-space; add --output-space "
+            "T1w or an image"
         )
     maps = [name for name in OUTPUT_SPACE_MAPS if name in of_space]
     if maps and settings.output_space == "T1w":
         raise EddymotionError(
             f"--output-space T1w takes the {OUTPUT_SPACE_MAPS[maps[0]]} of each participant "
-            f"from --anat-derivatives; leave {_option(maps[0])} out, or give one image as "
+            f"from --anat-derivatives; leave {option_of(maps[0])} out, or give one image as "
             "--output-space"
         )
     unused = [name for name in REGISTRATION_ONLY if name in of_space]
     if settings.output_space_transform == "none" and unused:
         raise EddymotionError(
-            f"--output-space-transform none does not register; leave {_option(unused[-1])} out"
+            f"--output-space-transform none does not register; leave {option_of(unused[-1])} out"
         )
 
 

@@ -133,7 +133,8 @@ class Parser(argparse.ArgumentParser):
         if (instead := self._advice(unknown)) is not None:
             return f"unknown argument {unknown}; {instead}"
         options = [name[2:] for name in self._option_string_actions if name.startswith("--")]
-        close = difflib.get_close_matches(_name_of(unknown), options, n=1, cutoff=ALIKE)
+        name = unknown.partition("=")[0].strip("-").replace("_", "-")
+        close = difflib.get_close_matches(name, options, n=1, cutoff=ALIKE)
         return f"unknown argument {unknown}" + (f"; did you mean --{close[0]}?" if close else "")
 
     def _read_config(self, arguments: Sequence[str]) -> None:
@@ -153,8 +154,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"--config-file {path}: {error}")
 
 
-def _name_of(option: str) -> str:
-    return option.partition("=")[0].strip("-").replace("_", "-")
+def option_of(name: str) -> str:
+    """Return the option of a setting: ``brain_mask`` → ``--brain-mask``."""
+    return "--" + name.replace("_", "-")
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

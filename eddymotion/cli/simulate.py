@@ -16,7 +16,7 @@ from eddymotion import __version__
 from eddymotion.cli.console import messages, prepare_output_dir, progress_for_console, run
 from eddymotion.cli.converters import above_zero, existing_file, not_negative, positive, share
 from eddymotion.cli.options import add_running_options
-from eddymotion.cli.parser import Parser
+from eddymotion.cli.parser import Parser, option_of
 from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.simulation import COURSES, PATTERNS, SCHEMES
 from eddymotion.wording import PE_AXES, shown
@@ -270,7 +270,7 @@ def _about_head(options: argparse.Namespace) -> Iterator[str]:
 def _about_kspace(options: argparse.Namespace) -> Iterator[str]:
     kspace, given = options.acquisition == "kspace", _given_of_kspace(options)
     if given and not kspace:
-        yield f"{' '.join(map(_flag, given))} apply to k-space only; add --acquisition kspace"
+        yield f"{' '.join(map(option_of, given))} apply to k-space only; add --acquisition kspace"
     if kspace and (options.pe_axis or DEFAULT_PE_AXIS)[0] == "k":
         yield "--acquisition kspace goes slice by slice; give a --pe-axis of i, i-, j or j-"
 
@@ -367,10 +367,6 @@ def _kspace(options: argparse.Namespace) -> KSpace | None:
 def _given_of_kspace(options: argparse.Namespace) -> dict[str, Any]:
     values = {name: getattr(options, name) for name in KSPACE_OPTIONS}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _motion(text: str) -> str | Path:

@@ -170,7 +170,7 @@ def retry_outlier_volumes(
     quality = there if len(back) == len(suspect) else judged(motion) if len(back) else quality
     for _ in range(MAX_ROUNDS):
         weak = unsupported(quality, dwi.gradients)
-        left = _without(weak, motion.unplaced)
+        left = weak if motion.unplaced is None else weak[~motion.unplaced[weak]]
         if not len(left):
             break
         unplaced = np.isin(np.arange(len(dwi)), _worst(quality, dwi.gradients, left))
@@ -224,10 +224,6 @@ def _at_neighbours(
         poses[lost] = poses[nearest_in_time(np.flatnonzero(lost), np.flatnonzero(~lost))]
     suspect = np.flatnonzero(lost | far)
     return motion.updated(suspect, poses[suspect]), suspect, certain
-
-
-def _without(volumes: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    return volumes if mask is None else volumes[~mask[volumes]]
 
 
 def _worst(quality: Quality, gradients: Gradients, weak: np.ndarray) -> np.ndarray:

@@ -365,14 +365,12 @@ def rounded(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return [rounded(item) for item in value.tolist()]
     if isinstance(value, (float, np.floating)):
-        return _round(float(value)) if np.isfinite(value) else None
+        if not np.isfinite(value):
+            return None
+        return round(float(f"{value:.{DIGITS}g}"), DECIMALS) + 0.0  # no negative zeros
     if isinstance(value, np.integer):
         return int(value)
     return value
-
-
-def _round(value: float) -> float:
-    return round(float(f"{value:.{DIGITS}g}"), DECIMALS) + 0.0  # no negative zeros
 
 
 def _columns(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list]]:

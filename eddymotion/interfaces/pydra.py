@@ -70,12 +70,8 @@ def outputs_of(fields: Iterable[Field], field: Any = python.out) -> dict[str, An
 
 
 def _type_of(entry: Field) -> Any:
-    kind = _type(entry.kind)
+    kind = {Path: File, list[Path]: list[File]}.get(entry.kind, entry.kind)
     return kind | None if entry.default is None else kind
-
-
-def _type(kind: Any) -> Any:
-    return {Path: File, list[Path]: list[File]}.get(kind, kind)
 
 
 def _task(step: Step) -> Any:

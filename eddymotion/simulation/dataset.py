@@ -168,13 +168,15 @@ def _settings(made: Simulation, gain: float) -> dict[str, Any]:
     settings["coil_bias"] = made.coil_bias
     if kspace := made.recipe.measurement:
         settings["kspace"] = asdict(kspace)
+    snr = made.recipe.snr
+    noise = 0.0 if snr is None else float(made.head.white_signal / snr)
     content: dict[str, Any] = {
         "summary": made.summary,
         "version": __version__,
         "settings": settings,
         "shape": list(made.grid.shape),
         "affine": made.grid.affine.tolist(),
-        "noise_standard_deviation": _noise(made) * gain,
+        "noise_standard_deviation": noise * gain,
         "intensity_gain": gain,
     }
     if made.eddy:
@@ -187,7 +189,3 @@ def _settings(made: Simulation, gain: float) -> dict[str, Any]:
             "scale_mm": SCALE_MM,
         }
     return content
-
-
-def _noise(made: Simulation) -> float:
-    return 0.0 if made.recipe.snr is None else float(made.head.white_signal / made.recipe.snr)

@@ -18,6 +18,9 @@ PER_STAGE = (
 )  # fmt: skip
 """Lists with an entry for each stage."""
 
+OF_TUPLES = ("transform_parameters", "interpolation_parameters")
+"""Inputs whose values are tuples."""
+
 OURS = (
     "fixed_image", "moving_image", "fixed_image_mask", "moving_image_mask", "fixed_image_masks",
     "moving_image_masks", "initial_moving_transform", "initial_moving_transform_com",
@@ -96,15 +99,11 @@ def assign(interface: Any, inputs: dict[str, Any]) -> None:
 
     for key, value in inputs.items():
         try:
-            setattr(interface.inputs, key, _tupled(value) if _is_tuples(key) else value)
+            setattr(interface.inputs, key, _tupled(value) if key in OF_TUPLES else value)
         except (TraitError, TypeError, ValueError) as error:
             raise EddymotionError(
                 f"registration ants: {key!r} cannot be {shown(value)} ({why(error)})"
             ) from error
-
-
-def _is_tuples(key: str) -> bool:
-    return key in ("transform_parameters", "interpolation_parameters")
 
 
 def _tupled(value: Any) -> Any:
