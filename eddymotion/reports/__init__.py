@@ -36,12 +36,12 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as the kind its name says; the same figure gives the same bytes."""
     if path.suffix == ".svg":
         _save_drawing(figure, path)
     else:
-        save_pixels(pixels_of(figure, dpi), path, dpi)
+        save_pixels(pixels_of(figure), path)
 
 
 @own_style()
