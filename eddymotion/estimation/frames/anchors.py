@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that disagree with the others as a whole, held against the b=0 volume.
 
-Where a head is somewhere else in each volume, diffusion-weighted volumes may end as two or more
-halves: each predicts its own, and no volume alone is better off elsewhere. The b=0 volume takes no
-side. Mutual information brings it to each of them alone, within some millimetres, where a start at
-rest reaches; others end anywhere.
+Where the head is elsewhere in each volume, diffusion-weighted volumes may end as two or more
+clusters: each predicts its own volumes, and no single volume is better off elsewhere. The b=0
+volume belongs to none of them. Mutual information registers it to each volume alone, within some
+millimetres where the identity is close enough as a start; other registrations fail.
 
-With ``A_i`` from there and ``T_i`` the pose within the group, ``D_i = T_i⁻¹ A_i`` is what both
-frames differ by, alike for all volumes that are where they belong. The most that agree, the core,
-are right; the others are tried again, predicted by the core alone, at ``A_i D⁻¹`` among many poses
-(:mod:`eddymotion.estimation.equations.search`). Volumes that still agree among themselves on
-another ``D`` disagree with the core.
+With ``A_i`` from this registration and ``T_i`` the pose within the group, ``D_i = T_i⁻¹ A_i`` is
+the offset between both frames, the same for all volumes that are placed correctly. The largest set
+that agrees is taken to be right: the core. The others are tried again, predicted by the core
+alone, at ``A_i D⁻¹`` among many poses (:mod:`eddymotion.estimation.equations.search`). Volumes
+that still agree among themselves on another ``D`` disagree with the core.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 TOGETHER_MM = 8.0
 """Root-mean-square distance, in a human head, within which two volumes agree. Of 48 volumes at
-b=3000 36 were registered to b=0 within 5 mm, the others 12 to 60 mm away."""
+b=3000, 36 were registered to b=0 within 5 mm, and the others were 12 to 60 mm off."""
 
 LEAST_CORE = 4
-"""Fewer predict nothing of the others."""
+"""Least number of volumes that can predict others."""
 
 FROM_REST, NEAR = COARSE_TO_FINE[:-1], COARSE_TO_FINE[2:-1]
 """Levels at which the b=0 volume is registered."""
@@ -47,7 +47,7 @@ Z_95 = 1.96
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """Volumes of a group as the b=0 volume finds them, each alone.
+    """Volumes of a group, each registered to the b=0 volume alone.
 
     Parameters
     ----------
@@ -78,15 +78,15 @@ class Anchors:
         return apart < TOGETHER_MM * head_scale(self.dwi.mask, self.dwi.voxel_sizes)
 
     def core(self, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
-        """Return which of the volumes agree, the most that do, and on which ``D``."""
+        """Return the largest set of volumes that agree, and their ``D``."""
         near = self.near(motion)
         first = int(near.sum(axis=1).argmax())
         return near[first], self.offsets(motion)[first]
 
     def from_poses(self, motion: Motion, n_threads: int = 1) -> Anchors:
-        """Look at those outside the core once more, from their poses and from where they are.
+        """Register those outside the core again, from their poses and from the last result.
 
-        The lower cost counts. Widths that reach far would lead either away from where it starts.
+        The lower cost counts. Wide filters would move either far from its start.
         """
         core, offset = self.core(motion)
         outside = np.flatnonzero(~core)
@@ -114,7 +114,7 @@ class Disagreement:
     ----------
     volumes : (k,) index array
     twists : (k, 6) array
-        How far from where the core is, mm and rad.
+        Distance from the offset of the core, mm and rad.
     """
 
     volumes: np.ndarray

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The course of a head in time, through volumes of both contrasts.
 
-A head mostly rests, trembles, drifts, and jumps now and then. How much of each it does is learnt
-from the steps within a contrast (:mod:`eddymotion.estimation.frames.motion_prior`), so that a head
-that moves half of the time is judged by its quiet moments, and one that drifts is expected to go
-on. No scale has to be chosen and no distribution of jumps assumed. Steps are twists in the head's
-frame, rotations as millimetres at 50 mm from its centre.
+A head mostly rests, trembles, drifts, and jumps now and then. The steps within a contrast show how
+much it does of each (:mod:`eddymotion.estimation.frames.motion_prior`). So a head that moves half
+of the time is judged by its quiet moments, and one that drifts is expected to continue. No scale
+has to be chosen, and no distribution of jumps assumed. Steps are twists in the frame of the head,
+with rotations as millimetres at 50 mm from its centre.
 
-Some volumes are seen away from where those before and after them rest: the head went and came
-back. Such excursions have a probability of their own, learnt alike, or both steps would speak for
-one wrong offset.
+In some volumes the head is away from where it rests before and after them: it moved and came back.
+Such excursions have a probability of their own, which is learnt in the same way. Without it both
+steps would support the same wrong offset.
 
-Where a step leads from a b=0 volume to a diffusion-weighted one or back, an offset ``m`` of one
-frame against the other adds to it, with the sign of the change. Its likelihood is that of the
-steps, beyond what is predicted from those within a contrast; a drift through a b=0 volume
-cancels, since it is entered and left.
+Between a b=0 volume and a diffusion-weighted one, an offset ``m`` of one frame against the other
+adds to the step, with the sign of the change. The likelihood of the offset is that of these steps,
+beyond the part that is predicted from steps within a contrast. A drift through a b=0 volume
+cancels, since it is part of the step to that volume and of the step from it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
 N_ITERATIONS = 60
 
 N_DRAWS = 4000
-"""Of the posterior, for its intervals."""
+"""Samples of the posterior, for its intervals."""
 
 REACHES = np.array([1.0, 8.0, 64.0, 512.0])
-"""Widths of what is drawn, relative to the mode: a head that is everywhere has a mode at rest, of
-hundredths of a millimetre, and is nearly never there."""
+"""Widths of the distributions that are drawn from, relative to the mode: a head that moves all the
+time has a mode at rest, of hundredths of a millimetre, but is hardly ever there."""
 
 TAIL_DOF = 3.0
 """Degrees of freedom of the distribution that is drawn from."""
@@ -89,7 +89,7 @@ class Course:
     times : (n,) array
         When each was acquired, in volumes; ascending.
     in_group : (n,) bool array
-        Which are of the second frame.
+        Volumes of the second frame.
     starts, ends : (n, 4, 4) array
         Poses at the first and at the last excitation of each volume, each in its frame.
     center : (3,) array
@@ -97,8 +97,8 @@ class Course:
     size : float
         Of the head relative to a human one.
     beside : (6, 6) array, optional
-        Covariance (mm, rad) of what displaces the volumes of the second frame and is no motion:
-        images see it, time does not.
+        Covariance (mm, rad) of a displacement of the volumes of the second frame that is not
+        motion: images show it, steps in time do not.
     """
 
     times: np.ndarray
@@ -125,10 +125,7 @@ class Course:
         return np.diff(self.in_group.astype(int))
 
     def steps(self, offset: np.ndarray, some: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Return the steps in mm if `offset` takes the first frame to the second, (n − 1, 6).
-
-        All, or `some` of them.
-        """
+        """Return steps in mm (n − 1, 6) if `offset` takes the first frame to the second."""
         ends, starts = (
             np.where(in_group[some, None, None], poses[some] @ offset, poses[some])
             for in_group, poses in (
@@ -146,7 +143,7 @@ class Course:
         own = steps[inner - 1], steps[inner]
         visits = self._visits_of(inner - 1, inner, own, foreseen, prior.axes)
         prior = prior.with_excursions(visits)
-        away = inner[prior.stays(visits) < 0.5]  # their steps say nothing of the others
+        away = inner[prior.stays(visits) < 0.5]  # their steps tell nothing about the others
         steps[away - 1] = steps[away] = np.nan
         return replace(MotionPrior.learn(steps, self.gaps, self.size), excursions=prior.excursions)
 
@@ -157,7 +154,7 @@ class Course:
         return steps
 
     def foresee(self, prior: MotionPrior) -> Foreseen:
-        """Tell each step from those within a frame."""
+        """Predict each step from those within a frame."""
         return prior.foresee(self._steps_within(), self.gaps)
 
     def _visits_of(
@@ -168,7 +165,7 @@ class Course:
         foreseen: Foreseen,
         axes: np.ndarray,
     ) -> Visits:
-        """Describe stays by the positions of the steps to them and back, (k,) both.
+        """Describe visits by the indices of the steps to them and back, (k,) both.
 
         Parameters
         ----------
@@ -190,7 +187,7 @@ class Course:
         return Visits(squares, np.stack(gaps, axis=1), np.stack([one, other, one + other], axis=1))
 
     def visits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Find the steps into and out of each stay in the first frame, (k,) both."""
+        """Find the steps to and from each visit of the first frame, (k,) both."""
         changing = np.flatnonzero(self.changes)
         pairs = np.flatnonzero(self.changes[changing[:-1]] < 0)
         return changing[pairs], changing[pairs + 1]
@@ -222,7 +219,7 @@ class Course:
         return estimate.given(moved, self.beside, self.center)
 
     def _offset(self, prior: MotionPrior, estimate: OffsetEstimate | None) -> OffsetEstimate:
-        """Find the offset at which the head goes its way."""
+        """Find the offset at which the course of the head is most likely."""
         proposals = self.proposals()
         if estimate is not None:
             proposals = np.concatenate([proposals, estimate.offset[None]])
@@ -235,13 +232,13 @@ class Course:
     def _likelihood(
         self, prior: MotionPrior, foreseen: Foreseen, estimate: OffsetEstimate | None
     ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """Return a function of an offset and of small twists (k, 6; mm) after it: (k,)."""
+        """Return the log-likelihood (k,), a function of an offset and twists (k, 6) after it."""
         to, back = self.visits()
         alone = np.setdiff1d(np.flatnonzero(self.changes), np.concatenate([to, back]))
         precision = self._precision(estimate)
 
         def of(offset: np.ndarray, twists: np.ndarray) -> np.ndarray:
-            lone, there, away = (  # where the frame does not change a twist moves no step
+            lone, there, away = (  # a twist changes steps between frames only
                 self.steps(offset, at) + self.changes[at, None] * twists[:, None]
                 for at in (alone, to, back)
             )
@@ -258,7 +255,7 @@ class Course:
         return of
 
     def _precision(self, estimate: OffsetEstimate | None) -> np.ndarray:
-        """Return what another estimate adds to the precision of an offset, (6, 6), in mm."""
+        """Return the precision (6, 6; mm) that another estimate adds to that of an offset."""
         if estimate is None:
             return np.zeros((6, 6))
         return np.linalg.inv(estimate.covariance * np.outer(self.in_mm, self.in_mm))
@@ -288,7 +285,7 @@ class Course:
         foreseen: Foreseen,
         estimate: OffsetEstimate | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Go to the mode near an offset; return it with the covariance there (mm, rad)."""
+        """Find the mode near an offset, and the covariance there (mm, rad)."""
         sign, precision = self.changes, self._precision(estimate)
         to, back = self.visits()
         inside, every_axis = np.ones((6, 6)), np.tile(sign[:, None].astype(float), 6)
@@ -320,7 +317,7 @@ class Course:
     ) -> np.ndarray:
         """Widen a covariance until its intervals hold 95 % of the posterior.
 
-        Few steps may each have been a jump: the curvature at the mode does not know.
+        Each of a few steps may have been a jump, which the curvature at the mode does not show.
         """
         random = np.random.default_rng(0)
         root = np.linalg.cholesky(covariance * np.outer(self.in_mm, self.in_mm))

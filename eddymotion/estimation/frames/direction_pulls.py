@@ -2,32 +2,31 @@
 """Displacements that follow the direction of diffusion, and the course of the head against them.
 
 Let every volume be displaced by ``δ(g)``, a quadratic function of its direction. At an edge of the
-mean image the signal then changes with ``g`` as that of tissue does, quadratically: the model of
-the signal takes it for anatomy, and nothing in the images speaks against it. On simulated heads
-0.9 of the variance of the errors within a shell of 24 directions was of this kind (0.2 by chance).
+mean image the signal then changes with ``g`` as that of tissue does, quadratically. The signal
+model takes it for anatomy, and nothing in the images contradicts this. On simulated heads 0.9 of
+the variance of the errors within a shell of 24 directions was of this kind (0.2 by chance).
 
-Heads do not know of directions, and these change from volume to volume without order. With ``x_i``
-the products of ``g_i`` of trace zero (five), ``p_i`` the pose and ``d`` the steps of the head in
-time::
+The motion of a head does not depend on the directions, which change irregularly from volume to
+volume. With ``x_i`` the five products of ``g_i`` of trace zero, ``p_i`` the pose and ``d`` the
+steps of the head in time::
 
     p_{i+1} − p_i = d_i + (x_{i+1} − x_i) M,    d_i ~ Student-t(3, s² Δt),    M ~ N(0, Π)
 
-``M`` (5 by 6, for each shell) is what makes the course smoothest. ``Π`` comes from the standard
-errors of the poses: twice their squares, once, a quarter or nothing (:data:`SIZES`), as evenly
-over the five as there is room. Neither that nor ``s`` is known. Axis by axis, ``M`` is the
-mean over both, weighed by how likely they make the steps (``M`` integrated out): a dozen
-directions may follow the steps of the head by chance, which a single best ``s`` takes for a head
-at rest. Where nothing follows the direction, or the head moved too much to decide, ``M`` stays
-near zero. Standard errors stay unchanged.
+``M`` (5 by 6, for each shell) is chosen so that the course becomes smoothest. ``Π`` is a multiple
+of the squared standard errors of the poses: 2, 1, a quarter or 0 (:data:`SIZES`), distributed as
+evenly over the five products as possible. Neither this multiple nor ``s`` is known. For each axis,
+``M`` is the mean over both, weighted by the likelihood of the steps with ``M`` integrated out: a
+dozen directions may agree with the steps of the head by chance, and a single best ``s`` would then
+mean a head at rest. Where nothing follows the direction, or the head moved too much to decide,
+``M`` stays near zero. Standard errors stay unchanged.
 
 A vibrating bed moves the head with the direction as well, by more than the errors of the poses,
-and images do show most of that. So what follows the direction may also be 8, 32 or 128 times the
-variance of the poses: the sum of a pull, of which no more than twice is believed, and of motion,
-which stays.
+and images show most of that. So the multiple may also be 8, 32 or 128. The displacement is then
+the sum of a pull, of twice the variance at most, and of motion, which is kept.
 
 Eddy currents displace volumes as well, by up to millimetres along the phase encoding and linearly
-in ``q``. Directions on a half sphere have something of that in their products: along the phase
-encoding what is linear in ``q`` is taken out of steps and products first.
+in ``q``. Products of directions on a half sphere correlate with that. So along the phase encoding
+the part that is linear in ``q`` is first removed from steps and products.
 """
 
 from __future__ import annotations
@@ -46,22 +45,23 @@ from eddymotion.robust import robust_deviation, student_weights
 log = logging.getLogger(__name__)
 
 MOST_OF_ERRORS = 2.0
-"""Of the variance of the poses, what errors may have that follows the direction: standard errors
-may be too small. With one the errors of 12 simulated series were larger by 3 %."""
+"""Largest variance of errors that follow the direction, relative to that of the poses: standard
+errors may be too small. With 1, the errors of 12 simulated series were larger by 3 %."""
 
 SIZES = np.array([0.0, 0.25, 1.0, MOST_OF_ERRORS, 8.0, 32.0, 128.0])
-"""Of the variance of the poses, what may follow the direction. Without nothing, what 12 directions
-of a real series follow by chance was taken for it. What is beyond the errors is the head's."""
+"""Variances that may follow the direction, relative to that of the poses. Without 0, a correlation
+by chance of 12 directions of a real series was taken for pulls. The excess over the errors is
+motion of the head."""
 
 ODDS = np.where(SIZES > MOST_OF_ERRORS, 0.25, 1.0)
-"""How likely the sizes are at first. With all alike standard errors of two real series were larger
-by 1 to 4 %."""
+"""Prior odds of the sizes. With equal odds, standard errors of two real series were larger by 1 to
+4 %."""
 
 LIKELY = 0.6
-"""Probability from which on the head itself is taken to follow the direction along an axis. Of
-eight heads that did it was 0.7 to 1 along some axis, of ten real series and eleven simulated ones
-that did not 0.12 at most; without any evidence it is 0.16. A head that nods without end, some
-volumes a turn, follows some quadratic function by chance: a fifth of such are taken for it."""
+"""Least probability at which the head itself is taken to follow the direction along an axis. In
+eight heads that did, it was 0.7 to 1 along some axis; in ten real and eleven simulated series that
+did not, 0.12 at most. Without any evidence it is 0.16. A head that nods periodically, over a few
+volumes, agrees with some quadratic function by chance: a fifth of such series are misjudged."""
 
 COMMON = 1.25
 """See :attr:`DirectionPulls.common`."""
@@ -75,13 +75,13 @@ N_SCALES = 80
 """Of ``s``, over four and a half decades of its square."""
 
 LEAST_SHOWN = 1e-6
-"""Directions of ``q`` that hardly change, relative to those that change most."""
+"""Least change along a direction of ``q``, relative to the largest."""
 
 LEAST_ALONG = 0.02
-"""Sine of the angle from which on fields displace along an axis."""
+"""Least sine of the angle at which fields displace along an axis."""
 
 LEAST_SCALE_MM = 1e-4
-"""Heads on a computer may not move at all. Lengths of a human head, as the one before."""
+"""Least scale ``s``, in a human head: simulated heads may not move at all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class DirectionPulls:
     followed : (C, 6) array
         Of the head, which follows the direction likewise, on axes where that is likely.
     scale : (6,) array
-        ``s``, mm: what the head does from one volume to the next.
+        ``s``, mm: size of the steps of the head from one volume to the next.
     """
 
     design: np.ndarray
@@ -136,7 +136,7 @@ def find_pulls(
     center: np.ndarray,
     in_mm: np.ndarray,
 ) -> DirectionPulls | None:
-    """Find what of the poses follows the direction of diffusion.
+    """Find the part of the poses that follows the direction of diffusion.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def find_pulls(
     covariances : (N, 6, 6) array
         Of the errors of the poses: mm, rad.
     center : (3,) array
-        About which heads turn, RAS+ mm.
+        About which rotations are measured, RAS+ mm.
     in_mm : (6,) array
         Millimetres for each unit of a twist.
 
@@ -186,7 +186,7 @@ def without_pulls(
     center: np.ndarray,
     in_mm: np.ndarray,
 ) -> Motion:
-    """Take out of the poses what follows the direction."""
+    """Remove from the poses the part that follows the direction."""
     away = exp_rigid(-found.displacements / in_mm, center)
     return motion.updated(volumes, motion.matrices[volumes] @ away)
 
@@ -199,7 +199,7 @@ def leave_to_the_course(
     center: np.ndarray,
     in_mm: np.ndarray,
 ) -> tuple[Motion, np.ndarray]:
-    """Remove from the poses of groups what follows the direction, as far as time shows it.
+    """Remove from the poses the part that follows the direction, as far as time shows it.
 
     Parameters
     ----------
@@ -211,8 +211,8 @@ def leave_to_the_course(
     -------
     motion : Motion
     common : (N, 6, 6) array
-        Covariance, mm and rad, of what all volumes of a group may have in common and no b=0, as
-        the head itself follows the direction: images see it, steps in time do not.
+        Covariance (mm, rad) of motion that all volumes of a group share and no b=0 has, since the
+        head itself follows the direction: images show it, steps in time do not.
     """
     common = np.zeros_like(covariances)
     for volumes in groups:
@@ -259,7 +259,7 @@ def _smoothest(
     Parameters
     ----------
     fields : (n − 1, 3) array
-        Changes of what the fields follow.
+        Changes of the gradients that the fields follow.
     along : (6,) bool array
         Axes along which fields displace.
 
@@ -292,17 +292,17 @@ def _smoothest(
 
 @dataclass(frozen=True, eq=False)
 class _Axis:
-    """The steps along one axis, weighted, and what may explain them.
+    """The steps along one axis, weighted, and their possible explanations.
 
     Parameters
     ----------
     values : (k,) array
     columns : (k, C) array
-        What steps of each pull give.
+        Steps caused by a unit of each pull.
     spread : (C,) array
         Standard deviations of the pulls, mm.
     n_free : int
-        Degrees of freedom that the fields took.
+        Degrees of freedom that the fields use.
     """
 
     values: np.ndarray
@@ -319,7 +319,7 @@ class _Axis:
         weights: np.ndarray,
         prior: np.ndarray,
     ) -> _Axis:
-        """Weigh the steps, and take out of them what fields explain."""
+        """Weight the steps, and remove from them the part that fields explain."""
         both = weights * np.column_stack([steps, changes])
         basis, sizes, _ = np.linalg.svd(weights * fields, full_matrices=False)
         basis = basis[:, sizes > LEAST_SHOWN * sizes.max(initial=0.0)]
@@ -328,9 +328,9 @@ class _Axis:
 
     @property
     def mean(self) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """The mean over the posterior of sizes and scales: pulls and followed (C,), ``s²``.
+        """Return the mean over the posterior of sizes and scales.
 
-        Before the last: how likely there is something that was followed.
+        Pulls (C,), those of the head (C,), the probability that there are any of the head, ``s²``.
         """
         left, seen, right = np.linalg.svd(self.columns * self.spread, full_matrices=False)
         shown = left.T @ self.values
@@ -353,5 +353,5 @@ class _Axis:
         return pulls, followed, float(likely), float(square)
 
     def rest(self, pulls: np.ndarray) -> np.ndarray:
-        """Return what is left without the pulls, (k,)."""
+        """Return the steps without the pulls, (k,)."""
         return self.values - self.columns @ pulls

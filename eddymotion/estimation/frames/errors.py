@@ -18,10 +18,10 @@ from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters, twi
 log = logging.getLogger(__name__)
 
 FEW_VOLUMES = 6
-"""Frames of fewer volumes are hardly determined by them."""
+"""Fewer volumes hardly determine their frame."""
 
 FAR_MM = 2.0
-"""Way to the nearer neighbour, in a human head, from which on such a volume is reported."""
+"""Distance from the nearer neighbour, in a human head, from which such a volume is reported."""
 
 Z_95 = 1.96
 
@@ -53,9 +53,9 @@ def with_standard_errors(
 def covariances_of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -> np.ndarray:
     """Covariances of errors that few volumes in a frame do not show, (N, 6, 6).
 
-    Three to five directions predict one another poorly, and a volume may settle far from where it
-    is, well within its own errors. Only the motion over time contradicts that: the pose of such
-    a volume is known no better than its distance from the nearer of its neighbours in time.
+    Three to five directions predict one another poorly, and the estimated pose of a volume may be
+    far from the true one, by many of its own errors. Only the motion over time shows that. So the
+    error of such a volume is at least its distance from the nearer neighbour in time.
     """
     found = np.zeros((len(motion), 6, 6))
     few = np.concatenate([np.array([], int), *(one for one in groups if len(one) < FEW_VOLUMES)])

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a head moves from volume to volume, learnt from the steps that are known.
 
-The step of volume ``t``, over a time ``Δ``, is a twist of six parts in mm, and has three causes::
+The step of volume ``t``, over a time ``Δ``, is a twist (six components, mm) with three causes::
 
     u_t = v_t Δ + r_t + ε_{t+1} − ε_t
     r_t ~ Σ_c π_c N(0, σ_c² Δ),   ε_t ~ N(0, τ²),   cov(v_s, v_t) = N exp(−|s − t| / ℓ)
 
-A head that drifts goes on drifting for some volumes, ``v``; it takes steps of its own, ``r``, from
-rest to jump; and where it is at a moment departs from its course by a jitter ``ε``, which turns
-back. The scales ``σ_c`` are a fixed ladder; how often each is seen, ``π``, and ``N`` and ``τ`` are
-learnt by expectation-maximisation: given the variances of all parts the steps are Gaussian, and
-what each part takes of them is a matrix product. A head of which no step follows another ends with
-no drift.
+A drift ``v`` lasts for some volumes. Independent steps ``r`` range from rest to jumps. The
+position at a moment differs from the course by a jitter ``ε``, which does not last. The scales
+``σ_c`` are fixed. Their shares ``π``, and ``N`` and ``τ``, are learnt by expectation-maximisation:
+given all variances, the steps are Gaussian, and the expected part of each cause is a matrix
+product. Without correlation between steps the drift vanishes.
 
-A head drifts one way mostly, and what it does along it says little of what it does across. ``N``
-is a covariance of twists (6, 6), whose axes are found as its sizes are; with few steps it is drawn
-towards a drift alike along all axes (:data:`EVEN_DRIFTS`). Along its axes, all else being alike,
-the steps are independent of each other: six courses in time, each with a variance of its own. No
-axis is known beforehand, so that a rotation of the frame rotates the result.
+A head mostly drifts in one direction, and its drift along one axis tells little about others.
+``N`` is a covariance of twists (6, 6), whose axes are learnt as well. With few steps it is shrunk
+towards a drift that is equal along all axes (:data:`EVEN_DRIFTS`). Along its axes the steps are
+independent of each other, since the other causes are isotropic: there are six courses in time,
+each with its own variance. No axis is preferred, so that a rotation of the frame rotates the
+result.
 
-Drift and jitter predict a step from those around it, :meth:`MotionPrior.foresee`: a head that was
-seen to slow down is not assumed to have been still before.
+Drift and jitter predict a step from its neighbours (:meth:`MotionPrior.foresee`): where steps
+become smaller, the step before them is expected to have been larger.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ PRIOR_STEPS = 0.1
 FIRST_JITTER_MM, LEAST_JITTER_MM = 0.03, 0.01
 
 LEAST_FORESEEN = 0.01
-"""Part of the least jitter's variance that a step is foreseen within at best."""
+"""Least variance of a predicted step, relative to that of the smallest jitter."""
 
 DRIFT_MEMORY = 6.0
-"""Volumes of time in which a drift is forgotten to a part of 1/e. With 3 and 12 the errors of
-drifting heads are the same within a fifth, with a Gaussian of 2 volumes no smaller."""
+"""Correlation time of a drift (to 1/e), in volumes. With 3 and 12 the errors of drifting heads
+differ by less than a fifth. With a Gaussian of 2 volumes they are no smaller."""
 
 FIRST_DRIFT = 0.5
-"""Share of the variance of the steps that is taken for drift at first."""
+"""Initial share of drift in the variance of the steps."""
 
 EVEN_DRIFTS = 6.0
 """Number of independent drifts, equal along all axes, assumed as prior observations. Errors with 4
-and 12 are the same within a tenth."""
+and 12 differ by less than a tenth."""
 
 FIRST_JUMPS = 3.0
-"""Steps so many times as long as the usual ones are taken for jumps at first: neither drift nor
-jitter is made of them."""
+"""Steps this many times longer than usual are initially taken for jumps: neither drift nor jitter
+contains them."""
 
 FIRST_EXCURSIONS = 0.05
 
 FAR_MM = 0.5
-"""Scales of steps that an excursion begins with."""
+"""Least scale of the steps that begin an excursion."""
 
 QUIET_SHARE = 1 / 6
 
@@ -87,7 +87,7 @@ class Foreseen:
 
 @dataclass(frozen=True, eq=False)
 class Visits:
-    """Stays of a single volume: the steps to it and from it, beyond what was foreseen.
+    """Steps to and from single volumes, beyond their predictions.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class KnownSteps:
     jitter : float
         ``c``
     kept : (n,) array
-        How much of the drift before is in each.
+        Correlation of each drift with the one before.
     means : (6, 2 n + 1) array
         Of ``ε`` and ``v`` in turn.
     bands : (6, 2 n + 1, 3) array
@@ -153,13 +153,13 @@ class KnownSteps:
         Parameters
         ----------
         spread : (n,) array
-            Variances of what each step has for itself.
+            Variances of the independent part of each step.
         gaps : (n,) array
-            Volumes of time that each takes.
+            Duration of each, in volumes.
         drifts : (6,) array
             Variances of the drift along the axes, for one volume of time.
         jitter : float
-            Variance of where the head is at a moment.
+            Variance of the position at a moment.
         """
         known = np.isfinite(steps).all(axis=1)
         size = 2 * len(steps) + 1 + PADDING
@@ -177,7 +177,7 @@ class KnownSteps:
 
     @cached_property
     def lasting(self) -> np.ndarray:
-        """What drift and jitter are expected to have in each step, (n, 6)."""
+        """Expected part of drift and jitter in each step, (n, 6)."""
         moments, drift = self.means[:, ::2], self.means[:, 1::2]
         return (self.drifts * drift + self.jitter * np.diff(moments)).T
 
@@ -218,7 +218,7 @@ class KnownSteps:
         new = (drift - self.kept * before) / np.sqrt(left)
         of_before, between = (np.roll(of, 1, axis=1) for of in (own, next_))
         unknown = (own - 2 * self.kept * between + self.kept**2 * of_before) / left
-        n_new = int(np.flatnonzero(self.known)[-1]) + 1  # later ones are in no step that is known
+        n_new = int(np.flatnonzero(self.known)[-1]) + 1  # no known step depends on later ones
         new = np.sqrt(variances)[:, None] * new[:, :n_new]
         product = new @ new.T + np.diag(variances * unknown[:, :n_new].sum(axis=1))
         return product / n_new, n_new
@@ -233,7 +233,7 @@ class KnownSteps:
 class MotionPrior:
     """How a head moves from volume to volume.
 
-    Its axes are those of the drift: along each of them the parts of a step are independent.
+    Its axes are those of the drift, along which the components of a step are independent.
 
     Parameters
     ----------
@@ -242,11 +242,11 @@ class MotionPrior:
     variances : (C,) array
         mm² an axis, for one volume of time.
     jitter : float
-        Variance (mm² an axis) of where it is at a moment.
+        Variance (mm² per axis) of the position at a moment.
     excursions : float
-        Share of the volumes that it is away for, before it comes back.
+        Share of volumes in which the head is away before it comes back.
     drift : (6, 6) array
-        Covariance (mm²) of how far it drifts in one volume of time.
+        Covariance (mm²) of the drift in one volume of time.
     """
 
     shares: np.ndarray
@@ -257,7 +257,7 @@ class MotionPrior:
 
     @cached_property
     def axes(self) -> np.ndarray:
-        """Those along which the head drifts independently: the columns, (6, 6)."""
+        """Axes along which drifts are independent: the columns, (6, 6)."""
         return np.linalg.eigh(self.drift)[1]
 
     @cached_property
@@ -272,14 +272,14 @@ class MotionPrior:
 
     @classmethod
     def learn(cls, steps: np.ndarray, gaps: np.ndarray, size: float = 1.0) -> MotionPrior:
-        """Learn from runs of steps, by expectation-maximisation.
+        """Learn from consecutive steps, by expectation-maximisation.
 
         Parameters
         ----------
         steps : (n, 6) array
-            mm; NaN where one is not known. Neighbours share a moment.
+            mm; NaN where one is not known. Each begins where the one before ends.
         gaps : (n,) array
-            Volumes of time that each takes.
+            Duration of each, in volumes.
         size : float
             Of the head relative to a human one.
         """
@@ -300,7 +300,7 @@ class MotionPrior:
         return prior
 
     def _with_jitter(self, steps: np.ndarray, known: np.ndarray) -> MotionPrior:
-        """Take the jitter of which quiet steps (n, 6) turn back, if it is more."""
+        """Take the jitter that the reversals of quiet steps (n, 6) show, if that is larger."""
         squares = (steps**2).sum(axis=1)
         quiet = known & (squares <= np.median(squares[known]))
         neighbours = quiet[:-1] & quiet[1:]
@@ -312,7 +312,7 @@ class MotionPrior:
     def _improved(
         self, steps: np.ndarray, gaps: np.ndarray, of_steps: np.ndarray, least_jitter: float
     ) -> tuple[MotionPrior, np.ndarray]:
-        """Learn once more, with the variances (n,) of each step from the last time."""
+        """Iterate once, with the variances (n,) of the steps from the last iteration."""
         known = np.isfinite(steps).all(axis=1)
         found = self._seen(steps, gaps, of_steps * gaps)
         seen = self.responsibilities(found.own_squares()[known] / gaps[known])
@@ -335,11 +335,11 @@ class MotionPrior:
         return (n_seen * seen + EVEN_DRIFTS * alike) / (n_seen + EVEN_DRIFTS)
 
     def _seen(self, steps: np.ndarray, gaps: np.ndarray, spread: np.ndarray) -> KnownSteps:
-        """Take the steps (n, 6), if those of their own have variances (n,)."""
+        """Infer the causes of steps (n, 6) whose independent parts have variances (n,)."""
         return KnownSteps.of(steps @ self.axes, spread, gaps, self.drifts, self.jitter)
 
     def foresee(self, steps: np.ndarray, gaps: np.ndarray) -> Foreseen:
-        """Tell each step from the others that are known, (n, 6), NaN where one is not."""
+        """Predict each step from the others, (n, 6), of which unknown ones are NaN."""
         known, spread = np.isfinite(steps).all(axis=1)[:, None], self.quiet * gaps
         found = self._seen(steps, gaps, spread)
         for _ in range(N_WEIGHINGS):
@@ -357,7 +357,7 @@ class MotionPrior:
         Parameters
         ----------
         spread : (n,) array
-            Variances of what each step has for itself.
+            Variances of the independent part of each step.
         gaps : (n,) array
         """
         return KnownSteps.of(steps, spread, gaps, self.drifts, self.jitter).pulled
@@ -382,7 +382,7 @@ class MotionPrior:
         return np.logaddexp(*self._by_share(*self._densities(visits)))
 
     def _stay(self, stay: np.ndarray, gone: np.ndarray) -> np.ndarray:
-        """Probability that a volume is no excursion, by the densities of both, (…, n)."""
+        """Probability that a volume is no excursion, from the densities of both cases, (…, n)."""
         stay, gone = self._by_share(stay, gone)
         return 1 / (1 + np.exp(np.clip(gone - stay, -500, 500)))
 
@@ -390,7 +390,7 @@ class MotionPrior:
         return np.log1p(-self.excursions) + stay, np.log(self.excursions) + gone
 
     def _densities(self, visits: Visits) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms of the densities of steps to and from volumes that stay, and that do not."""
+        """Log-densities of the steps to and from volumes without and with an excursion."""
         far = self.variances >= FAR_MM**2 * self.variances[0] / SCALES_MM[0] ** 2
         away = replace(self, shares=np.where(far, 1 / far.sum(), 1e-300))
 
@@ -417,7 +417,7 @@ class MotionPrior:
     ) -> np.ndarray:
         """Logarithm of the density of steps of squares (…, n, 6) along the axes: (…, n).
 
-        Beyond what was foreseen with variances (n, 6).
+        Of the difference from predictions with variances (n, 6).
         """
         variances = (self.variances * gaps[:, None])[:, None] + foreseen[..., None]
         logs = np.log(self.shares) - np.log(variances).sum(axis=-2) / 2

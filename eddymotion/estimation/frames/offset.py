@@ -21,25 +21,26 @@ from eddymotion.mapping.motion import FrameEvidence, Motion
 from eddymotion.registration import GaussNewton
 
 BEYOND_CHANCE = 22.5
-"""Squared distance over variance, in six dimensions, that chance exceeds once in a thousand."""
+"""Squared distance over variance, in six dimensions, that is exceeded by chance once in 1000."""
 
 REACH_MM = 1.0
-"""Standard error of time, in a human head, beyond which mean images are registered for a start."""
+"""Standard error from time, in a human head, above which mean images give a further start."""
 
 NEAR_VOXELS, CHANGES_FOR_NEAR = 0.1, 4
-"""Standard error of time, in voxels, up to which images are compared at their finest at once, and
-changes of contrast that it has to come from: a head may jump at one."""
+"""Standard error from time, in voxels, up to which images are compared at the finest level at
+once; and least number of changes of contrast behind it, as a head may jump at one."""
 
 FOR_MEAN = 16
 """Volumes of a mean image, at most."""
 
 COMMON_SHARE = 0.2
-"""What the fields of all directions have in common along the phase encoding, relative to their
-offsets (root mean square). Along it, time and images of six real series with offsets of 0.2 to 1
-mm were 0.01 to 0.62 mm apart, 0.2 times the offsets beyond their errors; along other axes 0.07."""
+"""Displacement along the phase encoding that the fields of all directions share, relative to their
+offsets (root mean square). In six real series with offsets of 0.2 to 1 mm, time and images differ
+along it by 0.01 to 0.62 mm, which is 0.2 times the offsets beyond the errors. Along other axes the
+difference is 0.07 mm."""
 
 ENOUGH_VOLUMES = 6
-"""The image term uses the lowest shell with so many volumes."""
+"""The image term uses the lowest shell with at least this many volumes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +82,16 @@ def find_offset(
     group : (k,) index array
         Diffusion-weighted volumes.
     motion : Motion
-        Theirs, in their frame. The offsets of the fields are no motion: time does not see them.
+        Their motion, in their frame. Offsets of fields are not part of it: time does not show
+        them.
     placed : (n,) index array and (2, n, 4, 4) array, optional
         Volumes and poses, at their first and last excitations, in the frame of the b=0 volumes
         that time is to join the group to; the b=0 volumes when not given.
     followed : (6, 6) array, optional
-        Covariance (mm, rad) of what the head moved in all volumes of the group alike and in no
-        b=0, as it followed the gradients: time does not see it either.
+        Covariance (mm, rad) of motion that all volumes of the group share and no b=0 has, since
+        the head follows the gradients: time does not show it either.
     with_images : bool
-        Whether images have a say; what they do not determine would pull on the rest.
+        Whether images are used. Directions that they do not determine would affect the others.
     compute : Compute, optional
 
     Returns
@@ -117,7 +119,7 @@ def find_offset(
         for one in contradicting(course, prior, by_time, by_images, both)
     ]
     covariance = both.covariance
-    if contradictions:  # one of the two is right
+    if contradictions:  # either may be right
         covariance = covariance + np.diag(np.square(contradictions).max(axis=0))
     apart = course.apart(by_time.offset, by_images.offset)
     evidence = FrameEvidence(
@@ -154,7 +156,7 @@ def _by_images(
 
 
 def beside_motion(motion: Motion, in_group: np.ndarray, changes: np.ndarray) -> np.ndarray | None:
-    """Return the covariance (mm, rad) of what fields displace a group by; None without fields.
+    """Return the covariance (mm, rad) of displacements of a group by fields; None without fields.
 
     Steps along the phase encoding show the offsets of the fields only as far as these follow the
     gradient, with an error, and not their common part.
@@ -190,7 +192,7 @@ def _registered(
 ) -> list[np.ndarray]:
     """Find an offset by mutual information of mean images; none where they share too little.
 
-    It is a tenth of a millimetre and more off, but found from as far as heads move.
+    Its error is a tenth of a millimetre or more, but it is found from as far as heads move.
     """
     means = (
         _mean_image(dwi, dwi.gradients.b0s, b0_motion),
@@ -227,7 +229,7 @@ def contradicting(
     by_images: OffsetEstimate,
     both: OffsetEstimate,
 ) -> list[OffsetEstimate]:
-    """Find what of time and images contradicts the offset that was found from both."""
+    """Return which of the estimates, by time and by images, contradict the offset from both."""
     found = []
     if course.squared(both.offset, by_images) > BEYOND_CHANCE:
         found.append(by_images)

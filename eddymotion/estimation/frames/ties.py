@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which shells the data tie to each other.
 
-The mean of a shell is free, so that the offset between two shells shows only in how the signal
-deviates from both means: the more directions there are, and the more alike the b-values,
-the better the deviations of one shell are known from the others. With few directions, or at low
-b-values, where hardly anything deviates, only errors of the model remain, and the shells drift
-apart. Such shells have frames of their own: time and images join them, as they join
-b=0 and diffusion-weighted volumes (:mod:`eddymotion.estimation.frames`).
+The mean of a shell is free, so that only deviations of the signal from both means show the offset
+between two shells. With more directions and more similar b-values, the deviations of one shell are
+better known from the others. With few directions, or at low b-values, where deviations are small,
+errors of the model dominate, and the shells drift apart. Such shells have frames of their own.
+Time and images join them, as they join b=0 and diffusion-weighted volumes
+(:mod:`eddymotion.estimation.frames`).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from eddymotion.models import (
 log = logging.getLogger(__name__)
 
 ENOUGH_DIRECTIONS = 6
-"""With fewer, mean and deviations of a shell are not separable, as those of a tensor are not."""
+"""With fewer, mean and deviations of a shell cannot be separated, just as for a tensor."""
 
 LEAST_TIE = 0.3
-"""Signal over noise variance, summed over the volumes of a shell, from which on it counts as tied.
-On simulated series the offsets were off by up to 0.1 mm with 1.5, up to 0.15 mm with 0.35, and by
-anything with less."""
+"""Least ratio of signal to noise variance, summed over the volumes of a shell that counts as tied.
+In simulated series the errors of the offsets were up to 0.1 mm with 1.5, up to 0.15 mm with 0.35,
+and without limit with less."""
 
 PAIRS_APART = 3
-"""Pairs of volumes so far apart in time propose how frames are joined; farther ones where there
-are none."""
+"""Pairs of volumes at most so far apart in time propose how frames are joined; if there are none,
+the nearest ones do."""
 
 LEAST_FITTED_TIE = 0.02
 """The same with the covariance fitted to the data, whose noise may be large: 0.5 to 5 at an SNR of
 20, none at all in an isotropic object."""
 
 LEAST_B = 400.0
-"""s/mm²; below, what the model gets wrong outweighs what deviates, however many directions there
-are: 20 at b=200 and 20 at b=500 were 1 mm off, 12 each at b=100, 200 and 300 0.7 mm."""
+"""s/mm²; below, errors of the model outweigh the deviations, however many directions there are: 20
+at b=200 and 20 at b=500 had an error of 1 mm, 12 each at b=100, 200 and 300 of 0.7 mm."""
 
 USUAL_DIFFUSIVITY = 0.7e-3
 """mm²/s; how much the signal deviates between directions goes with ``b exp(−b d)``."""
@@ -87,7 +87,7 @@ def tied_volumes(gradients: Gradients, model: LinearModel) -> list[np.ndarray]:
 def tied_by_data(
     frames: Sequence[np.ndarray], gradients: Gradients, model: LinearModel
 ) -> list[np.ndarray]:
-    """Part shells that hardly deviate from their means: an isotropic object, as oil is.
+    """Separate shells that hardly deviate from their means: an isotropic object, such as oil.
 
     Parameters
     ----------

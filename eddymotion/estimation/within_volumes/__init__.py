@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Motion within volumes: from one pose a volume to a course of the head.
 
-:func:`follow_head` goes from the volumes in which the data show the head to have moved
-(:mod:`eddymotion.estimation.period_scatter`) to a trajectory. The head is interpolated between
-knots in time (:mod:`~eddymotion.estimation.within_volumes.knots`), which a random walk with jumps
-holds together (:mod:`~eddymotion.estimation.within_volumes.increments`); all slices of all volumes
-speak for them at once (:mod:`~eddymotion.estimation.within_volumes.equations`), in a linear system
-that is never written down (:mod:`~eddymotion.estimation.within_volumes.system`), coarse to fine
+:func:`follow_head` estimates a trajectory through the volumes in which the data show motion
+(:mod:`eddymotion.estimation.period_scatter`). Poses are interpolated between knots in time
+(:mod:`~eddymotion.estimation.within_volumes.knots`), with a random walk with jumps as their prior
+(:mod:`~eddymotion.estimation.within_volumes.increments`). All slices of all volumes determine them
+together (:mod:`~eddymotion.estimation.within_volumes.equations`), in a linear system whose matrix
+is never formed (:mod:`~eddymotion.estimation.within_volumes.system`), from coarse to fine
 (:mod:`~eddymotion.estimation.within_volumes.solver`).
 """
 
@@ -45,7 +45,7 @@ def follow_head(
     n_knots: int | None = None,
     compute: Compute,
 ) -> Estimate | None:
-    """Find the course of the head through the volumes in which it moved.
+    """Estimate the course of the head through the volumes in which it moved.
 
     Parameters
     ----------
@@ -57,17 +57,16 @@ def follow_head(
     model : LinearModel
         Of the diffusion-weighted volumes.
     n_knots : int, optional
-        Knots of every volume. When not given, the volumes that the data show to have moved, if
-        any, get as many as serve.
+        Knots of every volume. When not given, volumes in which the data show motion get knots, and
+        their number is chosen automatically.
     compute : Compute
 
     Returns
     -------
     Estimate
-        Of poses a volume, with a trajectory; b=0 and diffusion-weighted volumes each consistent
-        among themselves. The same as `estimate`, but for a doubt, where slices were acquired in
-        another order than was given. None where the head was at rest within volumes as far as one
-        can tell.
+        One pose per volume, and a trajectory; b=0 and diffusion-weighted volumes each consistent
+        among themselves. If slices were acquired in another order than stated, `estimate` with a
+        doubt. None if there is no evidence of motion within volumes.
     """
     moving = _moving(dwi, estimate, n_knots)
     if not moving.any():
@@ -96,7 +95,7 @@ def _placed(estimate: Estimate) -> np.ndarray:
 
 
 def _moving(dwi: DWI, estimate: Estimate, n_knots: int | None) -> np.ndarray:
-    """Find the volumes within which the head is taken to have moved, (N,) bool."""
+    """Find the volumes within which the data show motion, (N,) bool."""
     assert estimate.period_scatter is not None
     scale = head_scale(dwi.mask, dwi.voxel_sizes)
     moving = estimate.period_scatter.moving(dwi.gradients.is_b0, scale)
@@ -116,7 +115,7 @@ def _along_course(
     knots: Knots,
     found: FoundCourse,
 ) -> Estimate:
-    """Return the estimate with the poses of slices that a course puts them at."""
+    """Return the estimate with the poses of slices along a course."""
     scatter, slicing = estimate.period_scatter, dwi.acquisition.slicing
     assert scatter is not None
     assert estimate.covariances is not None
@@ -147,7 +146,7 @@ def _along_course(
 
 
 def _describe(evidence: np.ndarray, moving: np.ndarray, n_knots: int | None) -> str:
-    """Say why the head is followed within volumes, or not."""
+    """Say why motion within volumes is estimated, or not."""
     if n_knots is not None:
         return f"{n_knots} knots in every volume, as asked for"
     most = int(np.argmax(evidence))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normal equations in which volumes meet in time alone: a chain of blocks.
+"""Normal equations that couple neighbours in time only: a chain of blocks.
 
-The knots of a volume meet in the images; the last knot of a volume and the first of the next one
-in the prior of the increments, axis by axis. Such a matrix is banded, so that solving with it is
-quick. Covariances of single volumes come from messages along the chain, as in a Kalman smoother:
-with ``−diag(p)`` what the last knot of a volume and the first of the next one have in common, all
-that comes before a volume leaves ``−p L⁻¹ p`` on its first knot, ``L`` the precision of the knot
-before by what came before; all that follows leaves as much on its last knot.
+The images couple the knots of one volume. The prior of the increments couples the last knot of a
+volume with the first of the next one, axis by axis. The matrix is banded and fast to solve.
+Covariances of single volumes come from messages along the chain, as in a Kalman smoother. Let
+``−diag(p)`` couple the last knot of a volume with the first of the next one, and ``L`` be the
+precision of that last knot, given all volumes up to it. Then the volumes before add ``−p L⁻¹ p``
+to the precision of the first knot. Those that follow add the same kind of term to the last knot.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Chain:
     blocks : sequence of (6 s, 6 s) arrays
         Of s knots each.
     links : (N - 1, 6) array
-        Precision with which the last knot of a volume and the first of the next one hold each
-        other; it is in the blocks already.
+        Precision that couples the last knot of a volume with the first of the next one; the blocks
+        contain it already.
     """
 
     blocks: Sequence[np.ndarray]
@@ -79,12 +79,12 @@ class Chain:
 
     @cached_property
     def _before(self) -> tuple[list, list]:
-        """Precision of each last knot by what comes before it, and messages to each block."""
+        """Precision of each last knot given the volumes up to it, and messages to each block."""
         return _messages(self.blocks, self.links, 0, -1)
 
     @cached_property
     def _after(self) -> tuple[list, list]:
-        """Precision of each first knot by what follows, and messages to each block."""
+        """Precision of each first knot given the volumes after it, and messages to each block."""
         found = _messages(self.blocks[::-1], self.links[::-1], -1, 0)
         return found[0][::-1], found[1][::-1]
 
@@ -92,7 +92,7 @@ class Chain:
 def _messages(
     blocks: Sequence[np.ndarray], links: np.ndarray, enters: int, leaves: int
 ) -> tuple[list, list]:
-    """Go along the blocks, from the knot at which a message enters to the one that it leaves."""
+    """Pass messages along the blocks, from the knot that they enter to the one they leave."""
     precisions, messages, message = [], [], np.zeros((6, 6))
     for volume, block in enumerate(blocks):
         messages.append(message)

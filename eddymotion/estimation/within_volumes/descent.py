@@ -13,10 +13,10 @@ from eddymotion.estimation.within_volumes.system import CourseSystem, Posterior
 
 LEAST_LEVENBERG, MOST_LEVENBERG = 1e-3, 3.0
 COST_SLACK = 0.02
-"""Rise of the cost of a volume that counts as one."""
+"""Least rise of the cost of a volume that counts as a rise."""
 
 TRIES = 3
-"""Of a step that is too long for its linearisation."""
+"""Attempts at a step that is too long for its linearisation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class FoundCourse:
     ----------
     twists : (K, 6) array
     increments : Increments
-        Their scales learnt.
+        With learnt scales.
     posterior : Posterior
     discord : (N,) array
         As of :class:`~eddymotion.estimation.within_volumes.equations.CourseEquations`.
@@ -53,7 +53,7 @@ class FoundCourse:
 
 @dataclass(frozen=True)
 class CourseStepping:
-    """How far the steps of a level go.
+    """Control of the steps at a level.
 
     Parameters
     ----------
@@ -81,8 +81,8 @@ def solve_course(
 ) -> FoundCourse:
     """Iterate from the twists (K, 6) of the knots.
 
-    A step is judged by its length alone, and by the misfit of each volume: what reading costs
-    depends on how the slices lie, so that the total misfit does not identify a better course.
+    A step is judged by its length, and by the misfit of each volume. The misfit also depends on
+    the positions of the slices, so that a lower total does not mean a better course.
     """
     away = problem.points - problem.center
     radius = np.sqrt((away**2).sum(axis=1).mean())

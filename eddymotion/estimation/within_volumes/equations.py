@@ -10,16 +10,17 @@ in the pose of that slice, ::
     J_im = β_im J_i,   β_im(x) = Σ_k w_k B_m(t_k)
     G_im = Σ_x w β_im J_i (Py)_i,   H_(im)(jn) = P_ij Σ_x w β_im β_jn J_i J_jᵀ
 
-``β`` and ``H`` are never written down (:mod:`eddymotion.estimation.within_volumes.matrix`).
+``β`` and ``H`` are never formed (:mod:`eddymotion.estimation.within_volumes.matrix`).
 
-*What the data do not show.* A displacement of the slices that is the same in all volumes of a
+*What the data do not determine.* A displacement of the slices that is the same in all volumes of a
 group only warps the frame of the head: the volumes agree as before. ``G`` and ``H`` are centred
-over the volumes of a group for each knot, before the knots of a volume at rest are put together,
-so that neither noise nor the approximations of ``J`` pull there; the prior alone decides, and
-holds still what it can. Levenberg's damping is centred likewise.
+over the volumes of a group for each knot, before the knots of a volume at rest are merged, so that
+neither noise nor the approximations of ``J`` act there. Only the prior determines this part, and
+it keeps the head as still as possible. Levenberg's damping is centred in the same way.
 
-*Units.* ``H`` counts points whose noise is correlated. Both are divided by how much too small the
-covariances are that it tells (:mod:`eddymotion.estimation.within_volumes.overcount`).
+*Units.* ``H`` counts points whose noise is correlated, so that its covariances are too small. Both
+``G`` and ``H`` are divided by that factor
+(:mod:`eddymotion.estimation.within_volumes.overcount`).
 
 ``T ← T exp(−δ)`` are the twists of a step; the unknowns are twists ``ξ`` about the centre of the
 brain, ``T = exp(ξ)``, in which the head is interpolated between knots: ``δ = −A dξ`` with
@@ -60,7 +61,7 @@ from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.robust import Cauchy, sandwich
 
 SHOWS_ENOUGH = 0.1
-"""Slices with less than this fraction of the usual information are left out of a median."""
+"""Least information of a slice, relative to the usual one, to be part of a median."""
 
 DISCORD_DAMPING = 1e-9
 
@@ -68,8 +69,8 @@ MEDIAN_OF_SIX = 5.35
 """Of χ² with six degrees of freedom."""
 
 VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN, MOST_FOR_HESSIAN = 500_000, 3_000, 6_000
-"""Values (of a volume at a point) that determine the normal matrix, and points that do. Its error
-does not change where the steps end."""
+"""Number of values (of a volume at a point) that determine the normal matrix, and limits for the
+number of points. Errors of the matrix do not change where the steps end."""
 
 POINTS_FOR_OVERCOUNT = 1_500
 MOST_MISSING = 2 * MAX_MISSING
@@ -103,7 +104,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class StackSamples:
-    """What the volumes of a group show at the points.
+    """Signal of the volumes of a group at the points.
 
     Parameters
     ----------
@@ -135,11 +136,11 @@ class CourseEquations:
     cost : (N,) array
         Of each volume.
     discord : (N,) array
-        How much more parts of the brain contradict each other than in usual volumes: as a factor
-        on the covariance of a pose, from one on. Where the head moved fast, fields changed with
-        it, signal was lost and gaps were left: what no pose explains. On a head with an
-        off-resonance field, errors of the volumes that moved most were 1.5 to 1.7 times what the
-        covariances say, and this was 3.6.
+        Factor on the covariance of a pose, of at least one: how much more parts of the brain
+        contradict each other than in usual volumes. Where the head moved fast, fields changed with
+        it, signal was lost and gaps were left, which no pose explains. In a head with an
+        off-resonance field, the errors of the volumes that moved most were 1.5 to 1.7 times those
+        of the covariances, and this factor was 3.6.
     turn : (K, 6, 6) array
         ``A``: changes of the twists → steps, ``δ = −A dξ``.
     """
@@ -158,7 +159,7 @@ class CourseEquations:
 
     @cached_property
     def own(self) -> list[np.ndarray]:
-        """What the unknowns of each volume have with each other, (6 s, 6 s); zero if left out."""
+        """Blocks of ``H`` of the unknowns of each volume, (6 s, 6 s); zero if left out."""
         found = [np.zeros((6 * len(rows),) * 2) for rows in self.rows]
         for volumes, matrix in self.parts:
             for volume, square in zip(volumes, matrix.own, strict=True):
@@ -174,7 +175,7 @@ class CourseEquations:
         return found
 
     def without_common(self, step: np.ndarray) -> np.ndarray:
-        """Take the motion that all have in common out of a change of the twists, (K, 6)."""
+        """Remove from a change of the twists (K, 6) the motion that all volumes share."""
         moved = np.einsum("kab,kb->ka", self.turn, step)
         return np.linalg.solve(self.turn, (moved - moved.mean(axis=0))[..., None])[..., 0]
 
@@ -201,7 +202,7 @@ class SlicePulls:
     hessian: np.ndarray
 
     def calibrated(self) -> SlicePulls:
-        """Divide by how much farther most slices pull than noise would make them."""
+        """Divide by the ratio of the pulls of most slices to those expected from noise."""
         own = self.hessian[:, :, 0]
         size = np.trace(own, axis1=2, axis2=3)
         seen = size > SHOWS_ENOUGH * np.median(size)
@@ -232,7 +233,7 @@ class CourseProblem:
     center : (3,) array
         Centre of the brain, RAS+ mm.
     fields : Motion
-        What else moves the volumes: the shifts of the eddy currents and the fields of this motion.
+        Its eddy-current shifts and fields displace the volumes as well.
     block_mm : float
         Edge of the blocks between which errors count as independent.
     n_threads : int
@@ -276,7 +277,7 @@ class CourseProblem:
         return poses if eddy is None else eddy.shifts[:, None] @ poses
 
     def sample(self, member: Member, twists: np.ndarray) -> StackSamples:
-        """Read the volumes of a group, unless they have hardly moved since they were read."""
+        """Read the volumes of a group, except those that hardly moved since the last reading."""
         poses, n = self.poses(twists), len(member.volumes)
         values = np.empty((n, len(self.points)), np.float32)
         means = exp_rigid(self.knots.of_volumes(twists), self.center)
@@ -310,7 +311,7 @@ class CourseProblem:
         return self.kept[first]
 
     def fitted(self, twists: np.ndarray, every: int) -> CourseProblem:
-        """Fit the models of the groups to what their volumes show, where they are not fitted."""
+        """Fit the models of the groups to their volumes, unless they are fitted."""
         means = self.knots.of_volumes(twists)
         members = []
         for member in self.members:
@@ -409,9 +410,9 @@ class _Assembly:
         return Poses(problem.center).columns(problem.fields, problem.points[slab], slopes)
 
     def linearised(self) -> tuple[np.ndarray, GroupMatrix, np.ndarray]:
-        """Return ``G`` (k, 6) and ``H`` of the k unknowns of the group, without what all do alike.
+        """Return ``G`` (k, 6) and ``H`` of the k unknowns of the group, without shared motion.
 
-        And how far parts of the brain contradict each other in each volume, (n,).
+        Also how much parts of the brain contradict each other in each volume, (n,).
         """
         problem, n = self.problem, len(self.member.volumes)
         knots = Knots(problem.knots.basis, problem.knots.moving[self.member.volumes])
@@ -450,7 +451,7 @@ class _Assembly:
     def add_pulls(
         self, of_slices: np.ndarray, slab: slice, jacobian: np.ndarray, factors: np.ndarray
     ) -> None:
-        """Add what the points of a slab pull, by ``J`` (n, V, 6) and factors (n, V)."""
+        """Add the gradient of the points of a slab, from ``J`` (n, V, 6) and factors (n, V)."""
         samples = self.samples
 
         def add(volume: int) -> None:
@@ -477,7 +478,7 @@ class _Assembly:
         return without_common(gradient), np.stack(hessian)
 
     def by_blocks(self, slab: slice, pull: np.ndarray) -> np.ndarray:
-        """Sum what points of a slab pull, (n, 6, V), over blocks of the brain: (B, n, 6)."""
+        """Sum gradients at points of a slab (n, 6, V) over blocks of the brain: (B, n, 6)."""
         blocks = self.problem.block
         member = scipy.sparse.csr_array(
             (np.ones(pull.shape[2]), blocks[slab], np.arange(pull.shape[2] + 1)),
@@ -487,7 +488,7 @@ class _Assembly:
 
 
 def discord(pulls: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Variance of the pose of each volume by blocks of the brain over that by ``H``, (n,).
+    """Variance of each pose from blocks of the brain, relative to that from ``H``, (n,).
 
     Parameters
     ----------

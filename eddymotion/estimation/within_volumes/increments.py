@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a head moves from knot to knot: a random walk with jumps.
 
-The increments of the pose, within volumes, across the boundary of two volumes in which it moved,
-and to or from a volume in which it was at rest, have Student-t distributions with one degree of
-freedom, so that a head may lie still for long and then jump. Their scales, one for each kind and
-parameter, are learnt from the posterior (MacKay 1992, Neural Computation 4:415): with ``γ`` the
-number of increments that the data determine, ``σ² = Σ w d² / γ``.
+There are three kinds of increments of the pose: within volumes, between two volumes in which the
+head moved, and to or from a volume in which it was at rest. They have Student-t distributions with
+one degree of freedom, so that a head may lie still for long and then jump. Their scales, one for
+each kind and parameter, are learnt from the posterior (MacKay 1992, Neural Computation 4:415):
+``σ² = Σ w d² / γ``, with ``γ`` the number of increments that the data determine.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FIRST_SCALE_MM = 0.3
 LEAST_SCALE_MM, LARGEST_SCALE_MM = 1e-3, 20.0
 
 FEW_INCREMENTS = 4
-"""Fewer of a kind do not determine its scale."""
+"""Least number of increments that determine the scale of a kind."""
 
 LEAST_DETERMINED = 0.02
-"""Part of the increments that count as determined at least."""
+"""Least share of the increments that counts as determined."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Increments:
         ----------
         knots : Knots
         follows : (N - 1,) bool array
-            Whether each volume is followed at once by the next one, in the same run.
+            Whether the next volume follows immediately, in the same run.
         in_mm : (6,) array
         """
         volume = knots.volume
@@ -75,7 +75,7 @@ class Increments:
 
     @property
     def first(self) -> np.ndarray:
-        """From which knot each increment goes to the next one, (L,)."""
+        """Knot at which each increment begins, (L,)."""
         return self.change.indices.reshape(-1, 2)[:, 0]
 
     def weights(self, twists: np.ndarray) -> np.ndarray:

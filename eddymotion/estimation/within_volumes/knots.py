@@ -2,8 +2,8 @@
 """The course of the head as knots in time, joined by straight lines.
 
 A volume in which the head moved has M knots, the first at its first and the last at its last
-excitation; one in which it was at rest has one pose. Nothing is shared across the boundary of two
-volumes. The unknowns are the K knots of all volumes, one after the other in time.
+excitation. One in which it was at rest has a single pose. No knot is shared by two volumes. The
+unknowns are the K knots of all volumes, in the order of time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Knots:
     Parameters
     ----------
     basis : (Z, M) array
-        Part that each knot of a volume has in the pose of each slice; rows add up to one.
+        Weight of each knot of a volume in the pose of each slice; rows add up to one.
     moving : (N,) bool array
         Volumes that have M knots; the others have one.
     """
@@ -52,7 +52,7 @@ class Knots:
 
     @cached_property
     def row(self) -> np.ndarray:
-        """Which of the K unknowns each knot of each volume is, (N, M)."""
+        """Index among the K unknowns of each knot of each volume, (N, M)."""
         count = np.where(self.moving, self.n_knots, 1)
         first = np.cumsum(count) - count
         return first[:, None] + np.where(self.moving[:, None], np.arange(self.n_knots), 0)
@@ -68,13 +68,13 @@ class Knots:
         return np.repeat(np.arange(len(self.moving)), np.where(self.moving, self.n_knots, 1))
 
     def summed(self, of_knots: np.ndarray) -> np.ndarray:
-        """Sum what belongs to the knots (N, M, …) over those that are one unknown, (K, …)."""
+        """Sum values of the knots (N, M, …) over those that share an unknown, (K, …)."""
         total = np.zeros((self.n_rows, *of_knots.shape[2:]))
         np.add.at(total, self.row, of_knots)
         return total
 
     def of_slices(self, twists: np.ndarray) -> np.ndarray:
-        """Twists of the knots (K, 6) → of the slices, (N, Z, 6); at rest all of them alike."""
+        """Twists of the knots (K, 6) → of the slices, (N, Z, 6); equal in volumes at rest."""
         found = np.einsum("zm,nma->nza", self.basis, twists[self.row])
         found[~self.moving] = twists[self.row[~self.moving, :1]]
         return found

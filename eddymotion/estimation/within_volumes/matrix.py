@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The normal matrix of the knots of a group of volumes, which is never written down.
+"""The normal matrix of the knots of a group of volumes, which is never formed.
 
-``H`` has as many entries as the square of the knots, nearly all of them small: volumes meet in the
-precision ``P`` of the model alone. What it makes of a step takes three products, ::
+``H`` has as many entries as the square of the number of knots. Nearly all of them are small, since
+only the precision ``P`` of the model couples different volumes. Its product with a step takes
+three products, ::
 
     H v = Cᵀ Bᵀ Jᵀ w P J B C v
 
-from knots to slices (``B``), from slices to points (``J``), between volumes (``P``), and back;
-``C`` takes out what all volumes do alike. Its time grows with volumes and points, however many
-knots there are.
+from knots to slices (``B``), from slices to points (``J``), between volumes (``P``), and back.
+``C`` removes motion that all volumes share. The time grows with the numbers of volumes and points,
+but not with that of knots.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class GroupMatrix:
         Of the slices at each, from `first` on.
     first : (n, V) int32 array
     overcount : float
-        By what it is divided.
+        Divisor of the matrix.
     n_threads : int
         The result does not depend on it.
     """
@@ -78,7 +79,7 @@ class GroupMatrix:
 
     @cached_property
     def own(self) -> list[np.ndarray]:
-        """What the unknowns of each volume have with each other: (6 M, 6 M), at rest (6, 6)."""
+        """Blocks of the unknowns of each volume: (6 M, 6 M), at rest (6, 6)."""
         found = [square / self.overcount for square in self.of_volumes]
         moving = np.flatnonzero(self.knots.moving).tolist()
 
@@ -99,7 +100,7 @@ class GroupMatrix:
         return np.diag(self.precision)[:, None, None] * square.astype(float)
 
     def between_volumes(self, every: int) -> np.ndarray:
-        """``P_ij Σ w J_i J_jᵀ`` of volumes as a whole, by every so many points: (n, 6, n, 6)."""
+        """``P_ij Σ w J_i J_jᵀ`` of volumes as a whole, from every n-th point: (n, 6, n, 6)."""
         n = len(self.precision)
         flat = self.jacobian[:, ::every].transpose(0, 2, 1).reshape(6 * n, -1)
         square = (every * (flat @ flat.T)).reshape(n, 6, n, 6)
@@ -107,7 +108,7 @@ class GroupMatrix:
 
 
 def without_common(of_knots: np.ndarray) -> np.ndarray:
-    """Take what all n volumes do alike out of what belongs to their knots, (n, M, 6)."""
+    """Subtract from values of knots (n, M, 6) their mean over the n volumes."""
     return of_knots - of_knots.mean(axis=0)
 
 
@@ -121,7 +122,7 @@ def slice_products(
     Returns
     -------
     (Z, 8, 6, 6) array
-        Slices that are farther apart share no point.
+        Slices farther apart have no point in common.
     """
     bands = np.zeros((n_slices, N_NODES, 6, 6))
     add_products(jacobian, weights, first, bands)
@@ -129,7 +130,7 @@ def slice_products(
 
 
 def knots_of_bands(basis: np.ndarray, bands: np.ndarray) -> np.ndarray:
-    """Lead normal matrices of slices over to knots.
+    """Convert normal matrices of slices to those of knots.
 
     Parameters
     ----------

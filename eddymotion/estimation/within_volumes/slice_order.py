@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether slices were acquired in the order given by SliceTiming.
 
-A head does not jump to and fro from one excitation to the next. With one pose a volume, each slice
-of a volume pulls that pose where the head was while it was excited, by the gradient ``g`` and with
-the normal matrix ``H`` of its own knot (:class:`SlicePulls`). In the order of acquisition these
-pulls belong to a course that goes on smoothly, or rests and jumps now and then; in a wrong one to
+A head does not jump back and forth between excitations. With one pose per volume, each slice pulls
+that pose to where the head was when the slice was excited, with the gradient ``g`` and the normal
+matrix ``H`` of its own knot (:class:`SlicePulls`). In the true order of acquisition, these pulls
+belong to a course that is smooth, or rests and jumps now and then. In a wrong order they belong to
 a head that shakes. For an order with the knots ``x`` of all volumes in time, ::
 
     log p(data | order) = log ∫ exp(−½ (x − x₀)ᵀ H (x − x₀) − gᵀ (x − x₀)) p(x) dx
 
-with ``p`` the random walk with jumps of :mod:`~eddymotion.estimation.within_volumes.increments`
-at one scale. The integral is Laplace's at the most likely course, whose jumps take little of the
-walk: Student-t weights, again and again. All of it is a banded system, a few milliseconds an
-order, so that the orders in which scanners acquire slices are tried as well as the given one.
+with ``p`` the random walk with jumps of :mod:`~eddymotion.estimation.within_volumes.increments` at
+one scale. Laplace's approximation gives the integral, at the most likely course. Jumps get small
+Student-t weights, computed iteratively. This is a banded system that takes a few milliseconds per
+order, so that all orders in which scanners acquire slices are compared with the given one.
 
-What the model gets wrong pulls slices, too. It makes ``H`` count for less, as far as most slices
-pull farther than noise would have it (:meth:`SlicePulls.calibrated`), and where it changes slowly
-along the slice axis it would speak for slices that were acquired one after the other: each volume
-may be displaced by a quadratic function of the place, as much as usual volumes seem to be
-(:class:`SmoothMisfit`), whatever the order. What is left of it makes numbers too large, in all
-orders; so another order has to be better by a good part of what the given one explains.
+Errors of the model pull slices, too. ``H`` is reduced as far as the pulls of most slices exceed
+those expected from noise (:meth:`SlicePulls.calibrated`). Errors that change slowly along the
+slice axis would support a sequential order. So, whatever the order, each volume may be displaced
+by a quadratic function of the position, as much as usual volumes are (:class:`SmoothMisfit`). The
+remaining errors make the odds of all orders too large. So another order has to be better by a
+large part of the odds of the given one.
 
-A head at rest within its volumes does not tell, nor do the few times at which it moves and comes
-back say whether time ran backwards: that makes no difference to the poses of the slices.
+A head at rest within its volumes does not show the order. The few times at which it moves and
+comes back do not show the direction of time, but that makes no difference to the poses of the
+slices.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ SCALE_MM = 0.15
 """Of the walk from knot to knot, in a human head."""
 
 AT_REST_MM = 0.003
-"""Of a walk that goes nowhere but where it jumps."""
+"""Scale of a walk that is at rest between jumps."""
 
 SMOOTH = 2
-"""Degree of what the model gets wrong along the slice axis."""
+"""Degree of the errors of the model along the slice axis."""
 
 MEDIAN_SQUARE = 0.455
 """Of a normal distribution."""
@@ -61,17 +62,16 @@ HELD = 1e-6
 """Precision (1/mm²) with which every pose is held: the data do not determine their mean."""
 
 BETTER_BY, LEAST_GAIN = 0.2, 50.0
-"""Log odds by which another order has to be better: a part of what the given order
-explains, and at least so much. True orders were behind by up to 3.6 %, and by 12.5 % with one
-slice at a time, where the halves of a volume change places (odd before even slices). Slices one
-after the other, told of interleaved ones, were behind by 100 % or more; one at a time, told of
-three, by 20 % or more; odd before even ones by 14 to 52 %; those that only run backwards by 2 to
-12 %."""
+"""Log odds by which another order has to be better: a share of those of the given order, and a
+minimum. True orders were behind by up to 3.6 %, and by 12.5 % with one slice at a time, where the
+halves of a volume change places (odd before even slices). Wrong orders were behind: sequential for
+interleaved slices by 100 % or more, one slice at a time for three by 20 % or more, odd before even
+slices by 14 to 52 %, and reversed orders by 2 to 12 %."""
 
 
 @dataclass(frozen=True)
 class OrderEvidence:
-    """How much of what moves slices within volumes two orders explain.
+    """How well two orders explain the pulls of slices within volumes.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class OrderEvidence:
     best : float
         Of the best of the others.
     order : str
-        That one, in words.
+        The best of the others, in words.
     """
 
     given: float
@@ -94,7 +94,7 @@ class OrderEvidence:
 
     @property
     def doubt(self) -> str | None:
-        """What to say where another order is the true one; None where it is not."""
+        """Message if another order is the true one, else None."""
         if not self.contradicts:
             return None
         return (
@@ -131,14 +131,14 @@ def weigh_orders(pulls: SlicePulls, slicing: Slicing) -> OrderEvidence:
 
 @dataclass(frozen=True, eq=False)
 class SmoothMisfit:
-    """What pulls the slices of a volume smoothly along their axis, motion or not.
+    """Pulls of the slices of a volume that vary smoothly along their axis, motion or not.
 
     Parameters
     ----------
     shape : (Z, S) array
         Functions of the place.
     variance : (6 S,) array
-        Of what each volume has of them, mm².
+        Variance of their coefficients in a volume, mm².
     """
 
     shape: np.ndarray
@@ -146,7 +146,7 @@ class SmoothMisfit:
 
     @classmethod
     def of(cls, pulls: SlicePulls) -> SmoothMisfit:
-        """Learn it from most of the volumes: few moved within."""
+        """Learn it from most of the volumes, since motion within volumes is rare."""
         n_slices = pulls.gradient.shape[1]
         shape = np.polynomial.legendre.legvander(np.linspace(-1, 1, n_slices), SMOOTH)
         gradient, hessian = pulls.of_knots(shape)
@@ -156,7 +156,7 @@ class SmoothMisfit:
         return cls(shape[:, 1:], np.median(steps**2, axis=0) / MEDIAN_SQUARE)
 
     def taken_out(self, pulls: SlicePulls, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return gradient (n, 6 M) and normal matrix of knots of basis (Z, M), whatever it is."""
+        """Return gradient (n, 6 M) and normal matrix of knots of basis (Z, M), freed of it."""
         gradient, hessian = pulls.of_knots(np.hstack([self.shape, basis]))
         k = len(self.variance)
         own = hessian[:, :k, :k] + np.diag(1 / np.maximum(self.variance, LEAST_MISFIT_MM**2))
@@ -167,7 +167,7 @@ class SmoothMisfit:
 
 
 def log_evidence(pulls: SlicePulls, misfit: SmoothMisfit, slicing: Slicing, scale: float) -> float:
-    """Log odds of an order of acquisition, up to what all orders have in common.
+    """Log odds of an order of acquisition, up to a constant of all orders.
 
     Parameters
     ----------
@@ -209,14 +209,14 @@ class _Walk:
     Parameters
     ----------
     variance : (K - 1,) array
-        Of the increments, mm²: as the time from knot to knot.
+        Variance of the increments, mm²; proportional to the time between knots.
     """
 
     variance: np.ndarray
 
     @classmethod
     def of(cls, volumes: np.ndarray, scale: float, excitation: float) -> _Walk:
-        """Walk through volumes (n,), of which each excitation takes such a part of its time."""
+        """Make the walk through volumes (n,); `excitation`: its part of a volume's time."""
         n_steps = N_KNOTS - 1
         variance = np.full((len(volumes), N_KNOTS), scale**2)
         between = excitation + np.diff(volumes, append=volumes[-1] + 1) - 1
@@ -234,7 +234,7 @@ class _Walk:
         return whole
 
     def log_density(self, poses: np.ndarray) -> float:
-        """Logarithm of the density of the poses (K, 6), but for a constant."""
+        """Logarithm of the density of the poses (K, 6), up to a constant."""
         moved = (np.diff(poses, axis=0) ** 2).sum(axis=1)
         each = 7 / 2 * np.log1p(moved / self.variance) + 3 * np.log(self.variance)
         return -float(each.sum())

@@ -36,20 +36,20 @@ from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, exp_rigid, log_rigid
 log = logging.getLogger(__name__)
 
 N_KNOTS, N_MIDDLE_KNOTS, N_COARSE_KNOTS = 18, 8, 4
-"""Of a volume in which the head moved: a jump is not over in less than a step between knots."""
+"""Knots of a volume in which the head moved: a jump takes at least the time between two knots."""
 
 ASKED = 72
-"""Largest number of volumes to determine the order of the slices: more only add certainty."""
+"""Largest number of volumes that determine the order of the slices: more only add certainty."""
 
 MOVED_BY = 1.2
-"""Standard errors by which a head has to stray within a volume for its knots to be kept. The prior
-holds volumes at rest: those of simulated series, of three heads, strayed by up to 1.1, those of
-0.1 mm by 1.3, of 0.2 mm by 1.9 and more."""
+"""Least motion within a volume, in standard errors, for which its knots are kept. The prior holds
+volumes at rest still: in simulated series of three heads they moved by up to 1.1, those with 0.1
+mm of motion by 1.3, those with 0.2 mm by 1.9 and more."""
 
 MANY_MOVED, CLEARLY_MOVED_BY = 0.5, 2.0
-"""Where more of the diffusion-weighted volumes moved, by so many standard errors, none is taken to
-be at rest: few that are would hold the slices of all others in the frame of their own small
-motion. With eddy currents and lost slices volumes at rest strayed by up to 1.9."""
+"""If a larger share of the diffusion-weighted volumes moved, by this many standard errors, none is
+taken to be at rest: the few that are would hold the slices of all others in the frame of their own
+small motion. With eddy currents and lost slices, volumes at rest moved by up to 1.9."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ LEVELS = (
 
 @dataclass(eq=False)
 class CourseSolver:
-    """What all levels share.
+    """Solves for the course, level by level.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class CourseSolver:
         self.follows = np.diff(runs) == 0 if runs is not None else np.ones(len(dwi) - 1, bool)
 
     def solve(self) -> tuple[Knots, FoundCourse] | None:
-        """Go through the levels; None where the head turns out to have been at rest.
+        """Solve all levels; None if the head turns out to have been at rest.
 
         Returns
         -------
@@ -176,7 +176,7 @@ class CourseSolver:
         return solve_course(problem, twists, increments, stepping)
 
     def sift(self, strayed: np.ndarray) -> None:
-        """Take those alone that strayed (N,) standard errors, unless few are left at rest."""
+        """Keep knots only where motion (N,; standard errors) is clear, unless most moved."""
         clearly = strayed > CLEARLY_MOVED_BY
         if clearly[self.dwi.gradients.dwis].mean() <= MANY_MOVED:
             self.moving = self.moving & (strayed > MOVED_BY)
@@ -194,8 +194,8 @@ class CourseSolver:
         return knots, log_rigid(self.motion.head, self.dwi.brain_center)
 
     def evidence_of_order(self) -> OrderEvidence:
-        """Ask the diffusion-weighted volumes in which order slices were acquired."""
-        state = self.random.bit_generator.state  # the course is that of an order not asked about
+        """Compare orders of acquisition of the slices, in the diffusion-weighted volumes."""
+        state = self.random.bit_generator.state  # so that the course does not depend on this test
         knots, twists = self.at_rest()
         is_b0 = self.dwi.gradients.is_b0
         weighted = [group for group in self.groups if not is_b0[group.volumes].all()]
@@ -207,7 +207,7 @@ class CourseSolver:
         return weigh_orders(problem.pulls_of_slices(member, twists, self.in_mm), self.slicing)
 
     def some_of(self, volumes: np.ndarray) -> np.ndarray:
-        """Choose volumes to determine the order: half of them, where there are, moved within."""
+        """Choose volumes to determine the order, half of them with motion if there are enough."""
         moved = self.moving[volumes]
         n_moved = min(moved.sum(), max(ASKED // 2, ASKED - (~moved).sum()))
         chosen = [volumes[moved][_evenly(moved.sum(), n_moved)]]
@@ -283,7 +283,7 @@ def _evenly(n: int, most: int) -> np.ndarray:
 
 
 def strayed(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.ndarray:
-    """By how many standard errors the course strays within each volume, (N,).
+    """Motion within each volume, in standard errors, (N,).
 
     Parameters
     ----------

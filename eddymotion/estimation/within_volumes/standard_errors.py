@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How certain the course of the head is: covariances of the poses of volumes and of slices."""
+"""Covariances of the poses of volumes and of slices along the course of the head."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def covariances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return covariances of the poses of volumes and of slices.
 
-    Of steps about the centre of the brain, within each group of volumes: what a group has in
-    common is not told here. Zero for volumes of one pose, whose errors are known otherwise.
+    Of steps about the centre of the brain, within each group of volumes: errors that a group
+    shares are not included. Zero for volumes of one pose, whose errors are known otherwise.
 
     Returns
     -------
@@ -56,9 +56,9 @@ def turned(found: FoundCourse, knots: Knots, turn: np.ndarray, volume: int) -> n
 
 
 def of_warp(found: FoundCourse, knots: Knots, turn: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """Covariance of the slices by what all volumes of a group may do alike, (Z, 6, 6).
+    """Covariance of the slices from motion that all volumes of a group may share, (Z, 6, 6).
 
-    Their mean is what the group has in common; so only where all moved is there something.
+    Its mean over the slices is shared by the group; so it is zero unless all volumes moved.
     """
     if not len(moving):
         return np.zeros((len(knots.basis), 6, 6))
@@ -74,10 +74,10 @@ def _mean(own: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def between_knots(knots: Knots, found: FoundCourse) -> np.ndarray:
-    """Covariances of how far heads stray from the line between two knots, (N, Z, 6, 6).
+    """Covariances of deviations from the line between two knots, (N, Z, 6, 6).
 
-    Of a random walk that is known at both: at the part ``f`` of the way ``f (1 − f)`` times the
-    variance of the increment. Zero for volumes of one pose.
+    For a random walk that is known at both knots: at a fraction ``f`` of the way ``f (1 − f)``
+    times the variance of the increment. Zero for volumes of one pose.
     """
     increments = found.increments
     within = increments.kind == WITHIN

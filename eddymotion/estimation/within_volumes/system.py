@@ -6,13 +6,13 @@ of the prior and of the damping. It is solved by conjugate gradients, preconditi
 
     A⁻¹ ≈ T⁻¹ + W (Wᵀ A W)⁻¹ Wᵀ
 
-``T`` is the chain of what each volume has with itself and of the prior
-(:mod:`~eddymotion.estimation.within_volumes.chain`). It takes the other volumes to be where they
-are, which is nearly right, but for what all volumes of a group may do alike, ``W``: the rigid
-motion, and where all of them moved within, a motion of each knot. There the images say nothing,
-``H W = 0``, and the prior alone decides. On simulated nods, jumps and drifts steps were right
-within a hundredth after four to eight rounds; and variances of knots by the right side were those
-by the inverse of ``A`` within a tenth, mostly a fiftieth.
+``T`` is the chain of the blocks of single volumes and of the prior
+(:mod:`~eddymotion.estimation.within_volumes.chain`). It neglects the coupling between volumes,
+which is nearly right except for motion ``W`` that all volumes of a group may share: the rigid
+motion, and if all of them moved within, a motion of each knot. The images do not determine it, ``H
+W = 0``, only the prior does. For simulated nods, jumps and drifts the errors of steps were below a
+hundredth after four to eight iterations. Variances of knots from the right side agree with those
+from the inverse of ``A`` within a tenth, mostly a fiftieth.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from eddymotion.images.lattice import conjugate_gradients
 
 DAMPING = 1e-6
 ABSOLUTE_DAMPING = 1e-3
-"""Precision (1/mm²) with which every unknown is held at its place."""
+"""Precision (1/mm²) with which every unknown is held where it is."""
 
 TOLERANCE, MOST_ROUNDS = 5e-3, 40
-"""Of conjugate gradients: what is left, relative to the start, in the norm of the preconditioner.
-The next step corrects what this one has left."""
+"""Of conjugate gradients: the residual relative to the start, in the norm of the preconditioner.
+The next step corrects the rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class CourseSystem:
 
     @cached_property
     def own(self) -> list[np.ndarray]:
-        """What the knots of each volume have with each other in the images, (6 s, 6 s)."""
+        """Blocks of the knots of each volume from the images, (6 s, 6 s)."""
         turn, found = self.equations.turn, []
         for rows, block in zip(self.equations.rows, self.equations.own, strict=True):
             square = block.reshape(len(rows), 6, len(rows), 6)
@@ -118,7 +118,7 @@ class CourseSystem:
 
     @cached_property
     def held(self) -> np.ndarray:
-        """How much each unknown is held at its place, (K, 6)."""
+        """Precision with which each unknown is held where it is, (K, 6)."""
         diagonal = np.concatenate([np.diag(block) for block in self.own]).reshape(-1, 6)
         least = DAMPING * np.maximum(diagonal, 1e-6 * diagonal.max())
         return least + ABSOLUTE_DAMPING * self.increments.in_mm**2
@@ -132,7 +132,7 @@ class CourseSystem:
 
     @cached_property
     def chain(self) -> Chain:
-        """``T``: what each volume has with itself, and the prior."""
+        """``T``: the blocks of single volumes, and the prior."""
         turn = self.equations.turn
         apart = np.einsum("kab,ka,kac->kbc", turn, self.strength, turn)
         diagonal = self.held + np.stack([one.diagonal() for one in self.prior], axis=1)
@@ -153,7 +153,7 @@ class CourseSystem:
 
     @cached_property
     def common(self) -> np.ndarray:
-        """``W``: what the volumes of a group may do alike, as changes of the twists, (K, 6, c)."""
+        """``W``: motion that the volumes of a group may share, as changes of twists, (K, 6, c)."""
         knots, inverse, found = self.equations.knots, np.linalg.inv(self.equations.turn), []
         for volumes, _ in self.equations.parts:
             rows = knots.row[volumes]
@@ -165,7 +165,7 @@ class CourseSystem:
 
     @cached_property
     def of_common(self) -> np.ndarray:
-        """``(Wᵀ A W)⁻¹``, to which images and Levenberg's damping add nothing."""
+        """``(Wᵀ A W)⁻¹``, which does not depend on images and Levenberg's damping."""
         common = self.common
         held = np.einsum("kac,ka,kad->cd", common, self.held, common, optimize=True)
         for axis, precision in enumerate(self.prior):
@@ -189,7 +189,7 @@ class CourseSystem:
         return found
 
     def apart(self, steps: np.ndarray) -> np.ndarray:
-        """Levenberg's damping of what volumes do unlike the others of their group, (K, 6)."""
+        """Levenberg's damping of steps that volumes of a group do not share, (K, 6)."""
         knots, found = self.equations.knots, np.zeros_like(steps)
         shared = np.where(knots.moving, 1, knots.n_knots)[:, None, None]
         for volumes, _ in self.equations.parts:
@@ -200,7 +200,7 @@ class CourseSystem:
         return found
 
     def precondition(self, right: np.ndarray) -> np.ndarray:
-        """Solve for a right side (K, 6), nearly."""
+        """Solve for a right side (K, 6), approximately."""
         of_common = np.einsum("kac,ka->c", self.common, right)
         return self.chain.solve(right) + self.common @ (self.of_common @ of_common)
 

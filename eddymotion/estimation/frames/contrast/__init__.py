@@ -1,42 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """The offset between b=0 and diffusion-weighted frames, from the images.
 
-The contrasts differ, but what a voxel is made of determines both. In a voxel let ``m`` be the mean
-of a diffusion-weighted shell and ``s`` its standard deviation over directions; then the b=0 signal
-is a smooth function of both, which the data themselves teach. It is not the same function
-everywhere: coils see some places better, tissues differ, a cavity is as dark as fluid where there
-is diffusion weighting. With ``h`` hat functions and ``p`` the monomials of the place up to third
-order, at points ``x`` of the diffusion-weighted frame and with ``A`` the offset sought, ::
+The contrasts differ, but the tissue of a voxel determines both. In a voxel let ``m`` be the mean
+of a diffusion-weighted shell and ``s`` its standard deviation over directions. Then the b=0 signal
+is a smooth function of both, which is learnt from the data. The function depends on the position:
+coils are more sensitive in some places, tissues differ, and with diffusion weighting a cavity is
+as dark as fluid. With ``h`` hat functions and ``p`` the monomials of the place up to third order,
+at points ``x`` of the diffusion-weighted frame and with ``A`` the offset sought, ::
 
     b₀(A x) ≈ Σ β_jk h_j(m) h_k(s) + Σ γ_jl h_j(m) p_l(x) + Σ δ_kl h_k(s) p_l(x)
 
 is solved for the function and, by Gauss-Newton, for ``A`` together, so that the function cannot
 take up a misplacement (variable projection). What keeps it unbiased:
 
-- *A function that changes with the place.* With linear terms only, the offset was off by 0.1 to
-  3 mm on heads of other physics, and each half of a brain gave another one.
+- *A function that depends on the position.* With linear terms only, the error of the offset was
+  0.1 to 3 mm in heads simulated with other physics, and the halves of a brain gave different
+  offsets.
 - *Points off the grid*, and ``m`` and ``s`` formed from the volumes at these very points: a mean
   image on a grid would lock ``A`` to its interpolation pattern.
 - *Contrasts within clusters of points* instead of a band-pass: from each of four neighbouring
   points their mean is subtracted, on both sides. What is smooth in space drops out, and no image
   of any basis function is ever formed.
-- *Points inside the brain*, at the finest width: at its edge is what no function of its contrast
-  predicts, alike in all halves of a brain, and where fields squeeze signal together.
+- *Points inside the brain*, at the finest width: the signal at its edge cannot be predicted from
+  the contrast of the brain, in the same way in all halves of it, and fields compress signal there.
 - *Evenly spaced knots*: between knots at quantiles the function is too stiff just where fluid
   begins, which displaced it by several tenths of a millimetre.
 
-Image noise alone would leave an error of some hundredths of a millimetre in the offset. Signal
-other than ``m`` and ``s`` causes a larger one, which is similar over wide regions, so that no
-resampling of points shows it. Four comparisons do, and make up the covariance:
+Image noise alone would cause an error of some hundredths of a millimetre in the offset. Signal
+that does not depend on ``m`` and ``s`` causes a larger one, which is similar over wide regions, so
+that resampling of points does not show it. Four comparisons do, and make up the covariance:
 
 - *Halves.* Left, right, front, back, top and bottom of the brain each have an offset of their own.
-- *Another equation.* Gauss-Newton asks that the residual be orthogonal to the gradient of the b=0
-  image; it should be so to the gradient of its prediction as well, which knows only structure that
-  both contrasts share. Where one of them has structure of its own the two equations part.
-- *Points deep inside the brain.* What lies around the brain may pull all halves of it alike,
-  but the points near its edge most. The offset goes half of the way to that of the others.
-- *Another start* that ends elsewhere. With three directions at a b-value at which fluid is as dark
-  as tissue, one series in twenty ended 2 mm away, where the cost was a little lower.
+- *Another equation.* Gauss-Newton requires the residual to be orthogonal to the gradient of the
+  b=0 image. It should also be orthogonal to the gradient of its prediction, which has only
+  structure that both contrasts share. If one of them has structure of its own, the two solutions
+  differ.
+- *Points deep inside the brain.* Tissue around the brain may displace all halves in the same way,
+  but affects points near its edge most. The offset is moved half of the way to that of the others.
+- *Another start* with another end. With three directions at a b-value at which fluid is as dark as
+  tissue, one series in twenty ended 2 mm away, where the cost was slightly lower.
 """
 
 from __future__ import annotations
@@ -89,8 +91,8 @@ def offset_from_images(
     others : sequence of (4, 4) array
         Further starts, for the finest width alone.
     near : bool
-        Whether the start is known to a part of a voxel, so that coarse widths add nothing, and
-        images as a whole little: fewer points and volumes are enough.
+        Whether the error of the start is a fraction of a voxel, so that coarse widths add nothing
+        and images little: fewer points and volumes are enough.
     compute : Compute, optional
 
     Returns
@@ -114,7 +116,7 @@ def offset_from_images(
         reached = _from_coarse(coarse, series, poses[0])
         if reached is None:
             return None
-        poses.append(reached)  # coarse widths reach far; on some heads err
+        poses.append(reached)  # coarse widths reach far, but err in some heads
     search = _FinestSearch.of(ContrastEquations.at(finest, width, *series), width.n_normals)
     begun = search.begun([*poses, *map(np.linalg.inv, others)])
     if not begun or (solved := search.finished(begun[0])) is None:
@@ -134,7 +136,7 @@ def _from_coarse(
     series: tuple[np.ndarray, Motion, Motion],
     to_b0: np.ndarray,
 ) -> np.ndarray | None:
-    """Solve at one width after the other, from a pose on; None with too few points."""
+    """Solve at one width after the other, from a pose; None with too few points."""
     for width, drawn in zip(COARSE, clusters, strict=True):
         equations = ContrastEquations.at(drawn, width, *series)
         solved = equations.solve(to_b0, n_normals=width.n_normals)
@@ -171,7 +173,7 @@ class _FinestSearch:
         return sorted((one for one in starts if one is not None), key=attrgetter("cost"))
 
     def finished(self, begun: SolvedContrast) -> SolvedContrast | None:
-        """Go on from the first steps to the end; None with too few points."""
+        """Continue from the first steps to the end; None with too few points."""
         solved = self.few.solve(begun.to_b0, begun.function, n_normals=self.n_normals)
         if solved is None:
             return None

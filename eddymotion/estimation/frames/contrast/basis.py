@@ -17,8 +17,8 @@ KNOT_RANGE = (0.01, 0.99)
 """Quantiles of a feature between which the knots are spaced evenly."""
 
 RIDGE, PLACE_RIDGE = 1e-5, 1e-3
-"""On ``β``, relative to the mean of the normal matrix' diagonal: hats that no point reaches; and
-on ``γ`` and ``δ``, which follow the data where there is enough of it."""
+"""On ``β``, relative to the mean of the diagonal of the normal matrix, for hats without any
+points; and on ``γ`` and ``δ``, for places with few points."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Basis:
 
     @classmethod
     def over(cls, moments: Moments, place_order: int) -> Basis:
-        """Choose the knots by what the moments are."""
+        """Choose the knots from the values of the moments."""
         spread = moments.spread
         return cls(
             _Hats.over(moments.mean, N_KNOTS),
@@ -85,7 +85,7 @@ class Basis:
         return np.concatenate(parts, axis=-1)
 
     def slopes(self, moments: Moments, place: np.ndarray, function: np.ndarray) -> np.ndarray:
-        """Spatial gradient of what a function (K,) predicts, place held: (C, N_POINTS, 3).
+        """Gradient of the prediction of a function (K,) at a fixed place: (C, N_POINTS, 3).
 
         ``Σ_j h_j′(m) (Σ_k β_jk h_k(s) + Σ_l γ_jl p_l) ∇m``, and the like for ``s``.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Neighbouring points of the brain, and what the diffusion-weighted volumes show there."""
+"""Neighbouring points of the brain, and the diffusion-weighted signal there."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ VOLUMES_AT_A_TIME = 16
 ROWS_AT_A_TIME = 2048
 
 MARGIN_FWHM, MARGIN_VOXELS = 2.0, 3.0
-"""What is kept of a volume around the points that are read: the reach of its filters."""
+"""Margin of a volume around the points that are read: the reach of its filters."""
 
 DEEP_MM = 10.0
-"""Distance from the edge, in a human head, from which on points lie deep inside the brain."""
+"""Least distance from the edge, in a human head, of points deep inside the brain."""
 
 LEAST_INSIDE = 0.6
-"""Part of brain and edge from which on what lies inside the edge is enough."""
+"""Least share of the brain with its edge for which the voxels inside the edge are enough."""
 
 APART_VOXELS = 0.1
 """Offsets that differ by less belong to one minimum of the cost; others found were 0.3 or more."""
@@ -68,10 +68,10 @@ class Width:
     tolerance : float
         Step, relative to `fwhm`, at which it ends.
     with_edge : bool
-        Whether clusters are drawn from the edge of the brain as well: an outline reaches far, but
-        what lies around a brain is not of its contrast.
+        Whether clusters are drawn from the edge of the brain as well: the outline has a wide
+        capture range, but tissue around the brain has another contrast.
     n_normals : int
-        How many normal matrices there are on the way, with a part of the clusters.
+        Number of normal matrices with a part of the clusters, before the last one.
     """
 
     fwhm: float
@@ -84,7 +84,7 @@ class Width:
 
     @property
     def is_finest(self) -> bool:
-        """Whether it ends there, so that errors are asked for."""
+        """Whether this is the last width, at which errors are estimated."""
         return self.fwhm == FINE.fwhm
 
     @property
@@ -126,7 +126,7 @@ class Clusters:
 
     @classmethod
     def draw(cls, dwi: DWI, width: Width, random: np.random.Generator, n_threads: int) -> Clusters:
-        """Draw clusters from the brain, with its edge or without."""
+        """Draw clusters from the brain, with or without its edge."""
         voxel = float(np.cbrt(np.prod(dwi.voxel_sizes)))
         mask = _brain_and_edge(dwi.mask) if width.with_edge else _inside(dwi.mask)
         n_clusters = min(width.n_clusters, int(mask.sum()) // N_POINTS)
@@ -160,7 +160,7 @@ class Clusters:
         return [slice(*pair) for pair in pairwise(ends)]
 
     def shown(self, volume: int, matrix: np.ndarray) -> Spline:
-        """Return a volume, smoothed, as far as the points reach in it."""
+        """Return the smoothed part of a volume that contains the points."""
         image = self.dwi.volume_with_missing(volume)
         there = transformed(matrix, self.points.reshape(-1, 3)[::BOX_EVERY])
         margin = MARGIN_FWHM * self.fwhm + MARGIN_VOXELS * self.dwi.voxel_sizes
@@ -262,7 +262,7 @@ def _brain_and_edge(brain: np.ndarray) -> np.ndarray:
 def _inside(brain: np.ndarray) -> np.ndarray:
     """Return a brain (X, Y, Z) without its outermost voxels, if enough is left of it.
 
-    Where the field of view cuts it, it goes on.
+    A cut by the field of view is no edge.
     """
     inside, all_of_it = (
         scipy.ndimage.binary_erosion(brain, border_value=1),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Least squares for the offset and the function together, and how sure the offset is."""
+"""Least squares for the offset and the function together, and the error of the offset."""
 
 from __future__ import annotations
 
@@ -27,34 +27,33 @@ from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.robust import Cauchy, sandwich
 
 THINNED_BY, LEAST_CLUSTERS = 4, 2_000
-"""On the way to the solution every so many-th cluster is enough, but no fewer clusters."""
+"""Before the last steps every n-th cluster is enough, but at least this many clusters are used."""
 
 FIRST_STEPS, N_STEPS, LAST_STEPS = 4, 3, 8
-"""Steps with one normal matrix: to tell which start is better, with a part of the clusters, and
-with all."""
+"""Steps with one normal matrix: to compare starts, with a part of the clusters, and with all."""
 
 COST_SLACK = 1e-3
-"""Rise of the cost that still counts as progress: the weights jitter."""
+"""Rise of the cost that is tolerated, since the weights change."""
 
 EVERYWHERE = slice(None)
 
 HALVES_FACTOR = 2.5
-"""Standard errors over the scatter between halves of the brain: what differs from head to head is
-in part alike in all halves of one. Set on simulated heads; others confirmed it, see
+"""Ratio of standard errors to the scatter between halves of the brain: the errors in one head are
+partly the same in all of its halves. Chosen on simulated heads and confirmed on others, see
 docs/decisions/0019."""
 
 OTHER_FACTOR = 2.0
-"""Standard errors over what the other equation differs by."""
+"""Ratio of standard errors to the difference between the two equations."""
 
 INSIDE_SHARE, INSIDE_FACTOR = 0.5, 0.7
-"""How far the offset goes to that of points deep inside the brain, and standard errors over what
-both differ by: see docs/decisions/0019."""
+"""Part of the way to the offset of points deep inside the brain, and ratio of standard errors to
+the difference of both: see docs/decisions/0019."""
 
 REJECTED = 0.025
-"""Chance of a rival below which it is none: a far start that was wrong is centimetres away."""
+"""Least probability of a second solution: one from a wrong far start is centimetres away."""
 
 FLOOR_VOXELS = 0.01
-"""Standard error, in voxels an axis, below which no agreement between halves leads."""
+"""Least standard error, in voxels per axis, however well the halves agree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ class _Seen:
     values : (R,) float32 array
         Contrasts within clusters, a row a point; zero where it is not usable.
     derivatives : (R, 6) float32 array
-        What an unknown of the offset takes away from them.
+        Negative derivatives by the unknowns of the offset.
     usable : (R,) bool array
     """
 
@@ -77,7 +76,7 @@ class _Seen:
 
 @dataclass(frozen=True, eq=False)
 class _Normals:
-    """The part of the normal matrix that no offset changes, under some weights.
+    """The part of the normal matrix that does not depend on the offset, for given weights.
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ class _Normals:
 
     @cached_property
     def everywhere(self) -> _Factor:
-        """That of all octants, which each step asks for."""
+        """Factor of the sum over all octants, which each step needs."""
         return _Factor.of(self.by_octant.sum(axis=0) + np.diag(self.ridge))
 
 
@@ -224,9 +223,9 @@ class ContrastEquations:
         function : (K,) array, optional
             Its residuals give the first weights; all are equal if not given.
         n_normals : int
-            How often the normal matrix of the functions follows the weights.
+            How often the normal matrix of the functions is computed for new weights.
         n_steps : int
-            With each.
+            Steps with each.
         """
         solved = None
         for _ in range(n_normals):
@@ -242,10 +241,10 @@ class ContrastEquations:
         return solved
 
     def go_on(self, solved: SolvedContrast, n_steps: int) -> SolvedContrast:
-        """Step until the offset rests: weights follow the residual, the normal matrix does not.
+        """Iterate until the offset converges, with new weights but the same normal matrix.
 
-        It shapes the steps alone: where they end does not depend on it. Where it fits the weights
-        no longer the cost rises, and another is needed.
+        The matrix affects the steps, but not where they end. If it no longer fits the weights, the
+        cost rises, and a new one is needed.
         """
         for _ in range(n_steps):
             step = solved.step()
@@ -278,7 +277,7 @@ class ContrastEquations:
         )
 
     def weigh(self, weights: np.ndarray) -> _Normals:
-        """Sum what the functions have in common under these weights."""
+        """Compute the normal matrix of the functions for some weights."""
 
         def normal(rows: slice) -> np.ndarray:
             found = np.zeros((self.functions.shape[1],) * 2)
