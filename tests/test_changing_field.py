@@ -21,7 +21,7 @@ from eddymotion.estimation.fields.following import (
 )
 from eddymotion.estimation.fields.offsets import with_offsets
 from eddymotion.estimation.fields.prior import NO_PRIOR, FieldPrior
-from eddymotion.estimation.joint.approach import with_cubic_fields
+from eddymotion.estimation.joint.first_levels import with_cubic_fields
 from eddymotion.estimation.joint.known_fields import KnownFields
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion

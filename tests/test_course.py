@@ -188,7 +188,7 @@ def test_what_is_no_motion_is_left_to_the_images():
     by_images = OffsetEstimate(seen, np.diag(np.square(0.05 / IN_MM)))
     b0s, dwis = gradients.b0s, gradients.dwis
     plain = merged(b0s, poses[b0s], dwis, poses[dwis], CENTER)
-    course = replace(plain, beside=0.3**2 * np.outer(along, along))
+    course = replace(plain, displacement=0.3**2 * np.outer(along, along))
     prior = course.prior()
     found = course.offset(prior, by_images)
     twist = course.apart(np.eye(4), found.offset) * IN_MM

@@ -11,7 +11,7 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
 from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.fields.following import usual_poses
-from eddymotion.estimation.joint.bands import Bands
+from eddymotion.estimation.joint.band_passed import BandPassedVolumes
 from eddymotion.estimation.joint.levels import COARSE, FINE
 from eddymotion.estimation.joint.solver import JointSolver
 from eddymotion.estimation.volume_groups import VolumeGroup
@@ -28,7 +28,7 @@ ALONG_Z = np.eye(6)[[2]]
 def steps(tiny):
     solver = JointSolver(tiny, 3, Compute())
     taken = joint.JointSteps(solver, get_model("gp", tiny.gradients), "none")
-    taken.approach()
+    taken.solve_first_levels()
     return taken
 
 
@@ -150,7 +150,7 @@ def test_bands_of_integers_are_those_of_the_same_numbers_as_floats(tiny, kind, l
     shown = []
     for signal in (whole.astype(kind), whole.astype(np.float32)):
         dwi = replace(tiny, signal=signal)
-        bands = Bands(dwi, Compute())
+        bands = BandPassedVolumes(dwi, Compute())
         filtered = bands.filtered(level, [0, 3], Motion.identity(len(dwi)).matrices)
         shown.append([band.sample(bands.surface) for band in filtered])
     assert np.isfinite(shown[0]).mean() > 0.5
@@ -168,13 +168,13 @@ def test_points_and_their_order_do_not_hang_on_rounding(n_points):
 def test_volumes_are_filtered_for_their_group_alone_and_again_only_if_they_are_stale(
     tiny, monkeypatch
 ):
-    asked, plain = [], Bands.filtered
+    asked, plain = [], BandPassedVolumes.filtered
     monkeypatch.setattr(
-        Bands, "filtered",
+        BandPassedVolumes, "filtered",
         lambda self, level, volumes, *given, **more:
             asked.append(list(volumes)) or plain(self, level, volumes, *given, **more),
     )  # fmt: skip
-    bands, poses = Bands(tiny, Compute()), Motion.identity(len(tiny)).matrices
+    bands, poses = BandPassedVolumes(tiny, Compute()), Motion.identity(len(tiny)).matrices
     groups = VolumeGroup.all_of(tiny, get_model("gp", tiny.gradients), [tiny.gradients.dwis])
     first = [bands.of_group(group, FINE[0], poses) for group in groups]
     assert asked == [group.volumes.tolist() for group in groups]

@@ -23,7 +23,7 @@ from eddymotion.estimation.within_volumes.knots import Knots
 from eddymotion.estimation.within_volumes.matrix import GroupMatrix
 from eddymotion.estimation.within_volumes.overcount import find_overcount
 from eddymotion.estimation.within_volumes.slice_order import OrderEvidence
-from eddymotion.estimation.within_volumes.solver import LEVELS, CourseSolver, strayed
+from eddymotion.estimation.within_volumes.solver import LEVELS, CourseSolver, motion_over_error
 from eddymotion.estimation.within_volumes.standard_errors import between_knots, covariances
 from eddymotion.estimation.within_volumes.system import CourseSystem, Posterior
 from eddymotion.evaluation.trajectory import compare_trajectory
@@ -218,7 +218,7 @@ def test_how_far_a_head_strays_is_told_in_errors_of_its_course():
     twists[knots.row[4]] = 1.0
     increments = Increments.of(knots, np.ones(4, bool), in_mm)
     found = FoundCourse(twists, increments, posterior, np.ones(5), 1, 0.0)
-    by_errors = strayed(knots, found, in_mm)
+    by_errors = motion_over_error(knots, found, in_mm)
     np.testing.assert_allclose(by_errors, [0.0, 1.3, 1.1, 0.0, 0.0], atol=1e-6)
 
 
@@ -229,7 +229,7 @@ def test_volumes_that_merely_seem_to_move_do_not_make_all_of_them_move(by, left)
     is_dwi = np.arange(36) >= 6
     course.dwi = SimpleNamespace(gradients=SimpleNamespace(dwis=np.flatnonzero(is_dwi)))
     course.moving = np.ones(36, bool)
-    course.sift(np.where(np.arange(36) < 19, 0.8, by))
+    course.drop_knots_at_rest(np.where(np.arange(36) < 19, 0.8, by))
     assert course.moving.sum() == left
 
 
@@ -271,7 +271,7 @@ def test_a_volume_gets_the_knots_that_were_asked_for(asked, moving, expected):
 def test_the_order_of_slices_is_asked_of_volumes_that_moved_and_of_some_at_rest(n_moved, n_asked):
     course = CourseSolver.__new__(CourseSolver)
     course.moving = np.random.default_rng(0).permutation(np.arange(200) < n_moved)
-    asked = course.some_of(np.arange(200))
+    asked = course.chosen_volumes(np.arange(200))
     assert len(np.unique(asked)) == 72
     assert course.moving[asked].sum() == n_asked
 

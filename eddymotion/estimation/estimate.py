@@ -41,10 +41,10 @@ class Estimate:
         How far the parts of each volume's time pull its pose apart.
     within : (N, Z, 6, 6) array, optional
         Covariances as `covariances`, of the pose of each slice.
-    followed : (N, 6, 6) array, optional
-        Covariance of what a head that follows the gradients may have moved in all volumes of a
-        group alike; see
-        :func:`~eddymotion.estimation.frames.direction_pulls.leave_to_the_course`.
+    common_motion : (N, 6, 6) array, optional
+        Covariance of motion that all volumes of a group share, since the head follows the
+        gradients; see
+        :func:`~eddymotion.estimation.frames.direction_pulls.remove_direction_pulls`.
     """
 
     motion: Motion
@@ -54,13 +54,13 @@ class Estimate:
     undetermined: np.ndarray | None = None
     period_scatter: PeriodScatter | None = None
     within: np.ndarray | None = None
-    followed: np.ndarray | None = None
+    common_motion: np.ndarray | None = None
 
-    def followed_by(self, group: np.ndarray) -> np.ndarray | None:
-        """Covariance (6, 6) of what a group followed alike; None where it did not."""
-        if self.followed is None or not self.followed[group].any():
+    def common_motion_of(self, group: np.ndarray) -> np.ndarray | None:
+        """Covariance (6, 6) of the motion that a group shares; None if there is none."""
+        if self.common_motion is None or not self.common_motion[group].any():
             return None
-        return self.followed[group].mean(axis=0)
+        return self.common_motion[group].mean(axis=0)
 
     def select(self, volumes: np.ndarray) -> Estimate:
         """Keep some of the volumes."""
@@ -72,7 +72,7 @@ class Estimate:
         groups = groups and [group for group in groups if len(group)]
         return selected(
             replace(self, groups=groups, unplaced=None, period_scatter=None),
-            volumes, "motion", "covariances", "within", "followed",
+            volumes, "motion", "covariances", "within", "common_motion",
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate
 from eddymotion.estimation.joint import solve_jointly
-from eddymotion.estimation.joint.approach import FEW_FOR_FIELDS, fields_are_sought
+from eddymotion.estimation.joint.first_levels import FEW_FOR_FIELDS, fields_are_sought
 from eddymotion.estimation.joint.levels import FINE_ITERATIONS
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.eddy_currents import N_TERMS

@@ -10,7 +10,7 @@ import pytest
 from eddymotion.estimation.frames.direction_pulls import (
     COMMON,
     find_pulls,
-    leave_to_the_course,
+    remove_direction_pulls,
     without_pulls,
 )
 from eddymotion.estimation.frames.offset import find_offset
@@ -88,13 +88,13 @@ def test_a_head_that_follows_the_direction_by_more_than_errors_do_is_left_alone(
     motion = Motion(truth @ exp_rigid(0.01 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
     covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
     about = SCHEME, [SCHEME.dwis], CENTER, IN_MM
-    after, common = leave_to_the_course(motion, covariances, *about)
+    after, common = remove_direction_pulls(motion, covariances, *about)
     assert errors(after, truth) < 1.2 * ERROR_MM
     told = np.einsum("nkk->nk", common[SCHEME.dwis]) * IN_MM**2
     assert 0.6 < np.sqrt(told.mean() / COMMON) / (times * ERROR_MM) < 1.1
     assert not common[SCHEME.b0s].any()
     at_rest = Motion(exp_rigid(0.1 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
-    assert not leave_to_the_course(at_rest, covariances, *about)[1].any()
+    assert not remove_direction_pulls(at_rest, covariances, *about)[1].any()
 
 
 def test_steps_in_time_do_not_tell_what_all_volumes_followed_alike(moving):
@@ -103,8 +103,8 @@ def test_steps_in_time_do_not_tell_what_all_volumes_followed_alike(moving):
     still = Motion.identity(len(moving))
     series = moving, still.select(b0s), dwis, still.select(dwis)
     plain, widened = (
-        find_offset(*series, followed=followed, with_images=False).covariance
-        for followed in (None, np.diag((0.4 / IN_MM) ** 2))
+        find_offset(*series, common_motion=common, with_images=False).covariance
+        for common in (None, np.diag((0.4 / IN_MM) ** 2))
     )
     more = np.diag(widened - plain) * IN_MM**2
     np.testing.assert_allclose(more, 0.4**2, rtol=1e-6)

@@ -161,7 +161,7 @@ class CommonFrame:
             group,
             motion.select(group),
             placed=(placed, begin_and_end(dwi, self.united)[:, placed]),
-            followed=self.estimate.followed_by(group),
+            common_motion=self.estimate.common_motion_of(group),
             with_images=undetermined is None,
             compute=self.compute,
         )

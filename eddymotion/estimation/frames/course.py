@@ -96,7 +96,7 @@ class Course:
         About which twists turn, RAS+ mm.
     size : float
         Of the head relative to a human one.
-    beside : (6, 6) array, optional
+    displacement : (6, 6) array, optional
         Covariance (mm, rad) of a displacement of the volumes of the second frame that is not
         motion: images show it, steps in time do not.
     """
@@ -107,7 +107,7 @@ class Course:
     ends: np.ndarray
     center: np.ndarray
     size: float = 1.0
-    beside: np.ndarray | None = None
+    displacement: np.ndarray | None = None
 
     @property
     def in_mm(self) -> np.ndarray:
@@ -211,12 +211,12 @@ class Course:
         OffsetEstimate
             The intervals ``± 1.96`` standard errors hold 95 % of the posterior, axis by axis.
         """
-        if self.beside is None:
+        if self.displacement is None:
             return self._offset(prior, estimate)
         if estimate is None:
-            return self._offset(prior, None).widened(self.beside)
-        moved = self._offset(prior, estimate.widened(self.beside))
-        return estimate.given(moved, self.beside, self.center)
+            return self._offset(prior, None).widened(self.displacement)
+        moved = self._offset(prior, estimate.widened(self.displacement))
+        return estimate.given(moved, self.displacement, self.center)
 
     def _offset(self, prior: MotionPrior, estimate: OffsetEstimate | None) -> OffsetEstimate:
         """Find the offset at which the course of the head is most likely."""

@@ -94,7 +94,7 @@ class DirectionPulls:
         Products of directions for each volume, five columns a shell, of mean zero.
     pulls : (C, 6) array
         mm; rotations at the radius at which they are compared.
-    followed : (C, 6) array
+    head_pulls : (C, 6) array
         Of the head, which follows the direction likewise, on axes where that is likely.
     scale : (6,) array
         ``s``, mm: size of the steps of the head from one volume to the next.
@@ -102,7 +102,7 @@ class DirectionPulls:
 
     design: np.ndarray
     pulls: np.ndarray
-    followed: np.ndarray
+    head_pulls: np.ndarray
     scale: np.ndarray
 
     @property
@@ -117,8 +117,8 @@ class DirectionPulls:
         A vibration goes with ``(g · a)²``, whose mean, squared, is :data:`COMMON` times its
         variance over all directions.
         """
-        followed = self.design @ self.followed
-        return COMMON * followed.T @ followed / len(followed)
+        head_pulls = self.design @ self.head_pulls
+        return COMMON * head_pulls.T @ head_pulls / len(head_pulls)
 
     def __str__(self) -> str:
         size, steps = (float(np.sqrt(np.mean(of**2))) for of in (self.displacements, self.scale))
@@ -168,7 +168,7 @@ def find_pulls(
     poses = motion.head[volumes]
     steps = log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], center) * in_mm
     size = in_mm[-1] / ROTATION_RADIUS_MM  # of the head, relative to a human one
-    pulls, followed, scale = _smoothest(
+    pulls, head_pulls, scale = _smoothest(
         steps / size,
         np.diff(design, axis=0),
         np.diff(volumes),
@@ -176,7 +176,7 @@ def find_pulls(
         np.diff(gradients.qvecs[volumes], axis=0),
         _displaced_by_fields(motion),
     )
-    return DirectionPulls(design, size * pulls, size * followed, size * scale)
+    return DirectionPulls(design, size * pulls, size * head_pulls, size * scale)
 
 
 def without_pulls(
@@ -191,7 +191,7 @@ def without_pulls(
     return motion.updated(volumes, motion.matrices[volumes] @ away)
 
 
-def leave_to_the_course(
+def remove_direction_pulls(
     motion: Motion,
     covariances: np.ndarray,
     gradients: Gradients,
@@ -265,7 +265,7 @@ def _smoothest(
 
     Returns
     -------
-    pulls, followed : (C, 6) arrays
+    pulls, head_pulls : (C, 6) arrays
     scale : (6,) array
     """
     slow, pulls = steps / np.sqrt(gaps)[:, None], np.zeros((changes.shape[1], 6))
@@ -279,15 +279,15 @@ def _smoothest(
             _Axis.of(values, changes, fields if displaced else nothing, weights, own)
             for values, own, displaced in zip(steps.T, prior.T, along, strict=True)
         ]
-        pulls, followed, likely, square = (
+        pulls, head_pulls, likely, square = (
             np.array(of).T for of in zip(*(axis.mean for axis in axes), strict=True)
         )
-        both = (pulls + followed).T
+        both = (pulls + head_pulls).T
         weighted_rest = [axis.rest(own) for axis, own in zip(axes, both, strict=True)]
         rest = np.stack(weighted_rest, axis=1) / np.sqrt(known)[:, None]
         if np.abs(pulls - before).max() < SETTLED_MM:
             break
-    return pulls, np.where(likely > LIKELY, followed, 0.0), np.sqrt(square)
+    return pulls, np.where(likely > LIKELY, head_pulls, 0.0), np.sqrt(square)
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,9 +348,9 @@ class _Axis:
         likely = posterior[:, errors < SIZES].sum()
         both = np.stack([errors, SIZES - errors])
         shares = np.einsum("st,pt,stk->pk", posterior, both, seen / variances)
-        pulls, followed = self.spread * ((shares * shown) @ right)
+        pulls, head_pulls = self.spread * ((shares * shown) @ right)
         square = np.exp(posterior.sum(axis=1) @ np.log(scales))
-        return pulls, followed, float(likely), float(square)
+        return pulls, head_pulls, float(likely), float(square)
 
     def rest(self, pulls: np.ndarray) -> np.ndarray:
         """Return the steps without the pulls, (k,)."""

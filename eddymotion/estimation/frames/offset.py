@@ -68,7 +68,7 @@ def find_offset(
     motion: Motion,
     *,
     placed: tuple[np.ndarray, np.ndarray] | None = None,
-    followed: np.ndarray | None = None,
+    common_motion: np.ndarray | None = None,
     with_images: bool = True,
     compute: Compute | None = None,
 ) -> JoinedFrame:
@@ -87,7 +87,7 @@ def find_offset(
     placed : (n,) index array and (2, n, 4, 4) array, optional
         Volumes and poses, at their first and last excitations, in the frame of the b=0 volumes
         that time is to join the group to; the b=0 volumes when not given.
-    followed : (6, 6) array, optional
+    common_motion : (6, 6) array, optional
         Covariance (mm, rad) of motion that all volumes of the group share and no b=0 has, since
         the head follows the gradients: time does not show it either.
     with_images : bool
@@ -102,9 +102,9 @@ def find_offset(
     volumes, poses = placed or (dwi.gradients.b0s, b0_motion.matrices)
     size = head_scale(dwi.mask, dwi.voxel_sizes)
     course = merged(volumes, poses, group, begin_and_end(dwi, motion), dwi.brain_center, size)
-    fields = beside_motion(motion, course.in_group, course.changes)
-    unseen = [one for one in (fields, followed) if one is not None]
-    course = replace(course, beside=np.sum(unseen, axis=0) if unseen else None)
+    fields = covariance_of_fields(motion, course.in_group, course.changes)
+    unseen = [one for one in (fields, common_motion) if one is not None]
+    course = replace(course, displacement=np.sum(unseen, axis=0) if unseen else None)
     prior = course.prior()
     by_time, by_images = course.offset(prior), None
     if with_images:
@@ -155,7 +155,9 @@ def _by_images(
     return None if image is None else OffsetEstimate(*image)
 
 
-def beside_motion(motion: Motion, in_group: np.ndarray, changes: np.ndarray) -> np.ndarray | None:
+def covariance_of_fields(
+    motion: Motion, in_group: np.ndarray, changes: np.ndarray
+) -> np.ndarray | None:
     """Return the covariance (mm, rad) of displacements of a group by fields; None without fields.
 
     Steps along the phase encoding show the offsets of the fields only as far as these follow the

@@ -40,12 +40,12 @@ from eddymotion.estimation.equations.undetermined import (
     undetermined_directions,
 )
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
-from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
+from eddymotion.estimation.frames.direction_pulls import remove_direction_pulls
 from eddymotion.estimation.frames.ties import joined_in_time, tied_by_data, tied_volumes
-from eddymotion.estimation.joint.approach import approach
+from eddymotion.estimation.joint.first_levels import solve_first_levels
 from eddymotion.estimation.joint.levels import COARSE, FINE, FINE_ITERATIONS
+from eddymotion.estimation.joint.outlier_search import OutlierSearch
 from eddymotion.estimation.joint.restarts import depends_on_start, restart_covariances
-from eddymotion.estimation.joint.seeking import Seeking
 from eddymotion.estimation.joint.solver import JointSolver
 from eddymotion.estimation.joint.standard_errors import PoseErrors, pose_errors
 from eddymotion.estimation.outlier_volumes import retry_outlier_volumes
@@ -90,14 +90,14 @@ def solve_jointly(
     """
     steps = JointSteps(JointSolver(dwi, max_steps, compute or Compute()), model, eddy_currents)
     with one_blas_thread():
-        steps.approach()
+        steps.solve_first_levels()
         steps.hold_what_is_not_determined()
         steps.judge()
         steps.retry_doubtful_volumes()
         steps.leave_out_lost_slices()
         steps.refine()
         errors = steps.with_restarts(steps.errors())
-        steps.leave_to_the_course(errors)
+        steps.remove_direction_pulls(errors)
         errors = steps.with_ambiguities(errors)
     return steps.estimate(errors)
 
@@ -123,8 +123,8 @@ class JointSteps:
     solutions : list of Solution
         Of the groups, as they were solved last.
     judged : Quality
-    followed : (N, 6, 6) array or None
-        Covariance of what all volumes of a group followed alike.
+    common_motion : (N, 6, 6) array or None
+        Covariance of motion that all volumes of a group share, as the head follows gradients.
     moved, unplaced : index arrays
         Volumes that were retried and are elsewhere now; those of them that fit nowhere.
     """
@@ -134,23 +134,23 @@ class JointSteps:
     eddy_currents: str
     solutions: list[Solution] = field(default_factory=list, init=False)
     judged: Quality = field(init=False)
-    followed: np.ndarray | None = field(default=None, init=False)
+    common_motion: np.ndarray | None = field(default=None, init=False)
     moved: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
     unplaced: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
 
     def __post_init__(self) -> None:
         self.dwi, self.compute = self.solver.dwi, self.solver.compute
-        self.seeking = Seeking(self.solver)
+        self.search = OutlierSearch(self.solver)
         self.motion = Motion.identity(len(self.dwi))
         self._tie(tied_volumes(self.dwi.gradients, self.model))
 
     def _tie(self, frames: list[np.ndarray]) -> None:
         self.frames, self.groups = frames, VolumeGroup.all_of(self.dwi, self.model, frames)
 
-    def approach(self) -> None:
+    def solve_first_levels(self) -> None:
         """Solve from rest up to the first fine level, fields included."""
-        self.motion, self.solutions = approach(
-            self.solver, self.seeking, self.groups, self.eddy_currents
+        self.motion, self.solutions = solve_first_levels(
+            self.solver, self.search, self.groups, self.eddy_currents
         )
 
     def hold_what_is_not_determined(self) -> None:
@@ -166,7 +166,7 @@ class JointSteps:
             )
         self.solver.hold(directions)
         self._tie(frames)
-        self.approach()
+        self.solve_first_levels()
         self.solutions = []
 
     def _undetermined(self) -> np.ndarray:
@@ -210,10 +210,10 @@ class JointSteps:
         self.moved = np.union1d(retried.recovered, retried.unplaced)
         again = [group for group in self.groups if group.can_recover(self.moved)]
         again = groups_without(again, self.unplaced)
-        near = [group for group in again if not len(self.seeking.far(group, self.motion))]
+        near = [group for group in again if not len(self.search.far(group, self.motion))]
         for level in COARSE[1:] if self.motion.eddy_currents is None else COARSE[-1:]:
             self.motion = self.solver.solve(level, near, self.motion)[0]
-        self.motion = self.seeking.seek(again, self.motion)
+        self.motion = self.search.run(again, self.motion)
         self.groups = groups_without(self.groups, self.unplaced)
 
     def leave_out_lost_slices(self) -> None:
@@ -238,11 +238,11 @@ class JointSteps:
                 covariances[group.volumes] += restart_covariances(self.solver, group, self.motion)
         return replace(errors, covariances=covariances)
 
-    def leave_to_the_course(self, errors: PoseErrors) -> None:
+    def remove_direction_pulls(self, errors: PoseErrors) -> None:
         """Remove from the poses what follows the diffusion direction, not the head's course."""
         if len(self.solver.undetermined):
             return
-        self.motion, self.followed = leave_to_the_course(
+        self.motion, self.common_motion = remove_direction_pulls(
             self.motion,
             errors.covariances,
             self.dwi.gradients,
@@ -250,11 +250,11 @@ class JointSteps:
             self.dwi.brain_center,
             self.solver.in_mm,
         )
-        _warn_of_followed(self.followed, self.solver.in_mm)
+        _warn_of_vibration(self.common_motion, self.solver.in_mm)
 
     def with_ambiguities(self, errors: PoseErrors) -> PoseErrors:
         """Add what fields leave open that follow the head, and where b=0 images disagree."""
-        disagreement = self.seeking.disagreement
+        disagreement = self.search.disagreement
         disagreement.warn()
         more = self.solver.fields.covariances(self.motion, self.groups[-1])
         more = more + disagreement.covariances(len(self.dwi))
@@ -279,11 +279,11 @@ class JointSteps:
             unplaced if unplaced.any() else None,
             held if len(held) else None,
             scatter,
-            followed=self.followed,
+            common_motion=self.common_motion,
         )
 
 
-def _warn_of_followed(common: np.ndarray, in_mm: np.ndarray) -> None:
+def _warn_of_vibration(common: np.ndarray, in_mm: np.ndarray) -> None:
     """Warn if the head follows the gradients, by these covariances (N, 6, 6) of mm and rad."""
     farthest = float(np.sqrt(np.einsum("nkk,k->n", common, in_mm**2).max()))
     if farthest > 0:

@@ -17,7 +17,7 @@ from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.undetermined import free_directions
 from eddymotion.estimation.equations.unknowns import Block, Poses
 from eddymotion.estimation.fields.prior import NO_PRIOR
-from eddymotion.estimation.joint.bands import Bands
+from eddymotion.estimation.joint.band_passed import BandPassedVolumes
 from eddymotion.estimation.joint.known_fields import KnownFields
 from eddymotion.estimation.joint.levels import (
     CHANCE_MM,
@@ -69,7 +69,7 @@ class JointSolver:
 
     Attributes
     ----------
-    bands : Bands
+    bands : BandPassedVolumes
         The volumes, filtered; slices that lost signal have no weight.
     fields : KnownFields
     undetermined : (k, 6) array
@@ -86,7 +86,7 @@ class JointSolver:
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.compute.seed)
-        self.bands = Bands(self.dwi, self.compute)
+        self.bands = BandPassedVolumes(self.dwi, self.compute)
         self.fields = KnownFields(self.dwi)
         self.in_mm = twist_millimetres(self.bands.scale)
 

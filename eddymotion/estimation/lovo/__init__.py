@@ -29,7 +29,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
-from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
+from eddymotion.estimation.frames.direction_pulls import remove_direction_pulls
 from eddymotion.estimation.joint.standard_errors import misfit_of
 from eddymotion.estimation.lovo.moving_together import Following, move_together, reach_of
 from eddymotion.estimation.lovo.prediction_grid import prediction_grid
@@ -194,7 +194,7 @@ def without_direction_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model:
         covariances[group] = MISFIT_FACTOR**2 * misfit_of(gradients.select(group), scale)
     in_mm = twist_millimetres(scale)
     about = groups, dwi.brain_center, in_mm
-    return leave_to_the_course(motion, covariances, gradients, *about)[0]
+    return remove_direction_pulls(motion, covariances, gradients, *about)[0]
 
 
 def lost_voxels(

@@ -20,7 +20,7 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.frames.direction_pulls import leave_to_the_course
+from eddymotion.estimation.frames.direction_pulls import remove_direction_pulls
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.estimation.within_volumes.descent import FoundCourse
 from eddymotion.estimation.within_volumes.knots import Knots
@@ -129,7 +129,7 @@ def _along_course(
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     more = np.where(knots.moving, found.discord, 1.0)[:, None, None]
     of_volumes = more * (of_slices[0] + scatter.at_rest)
-    motion, _ = leave_to_the_course(
+    motion, _ = remove_direction_pulls(
         replace(motion, matrices=matrices, trajectory=trajectory),
         of_volumes,
         dwi.gradients,

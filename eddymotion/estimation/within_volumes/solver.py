@@ -157,7 +157,7 @@ class CourseSolver:
             log.debug("motion within volumes, %d points: %s", level.n_points, found)
             twists, scale = found.twists, found.increments.scale
             if self.n_knots is None and level is LEVELS[1]:
-                self.sift(strayed(knots, found, self.in_mm))
+                self.drop_knots_at_rest(motion_over_error(knots, found, self.in_mm))
                 if not self.moving.any():
                     return None
         assert found is not None
@@ -175,7 +175,7 @@ class CourseSolver:
         )
         return solve_course(problem, twists, increments, stepping)
 
-    def sift(self, strayed: np.ndarray) -> None:
+    def drop_knots_at_rest(self, strayed: np.ndarray) -> None:
         """Keep knots only where motion (N,; standard errors) is clear, unless most moved."""
         clearly = strayed > CLEARLY_MOVED_BY
         if clearly[self.dwi.gradients.dwis].mean() <= MANY_MOVED:
@@ -200,13 +200,13 @@ class CourseSolver:
         is_b0 = self.dwi.gradients.is_b0
         weighted = [group for group in self.groups if not is_b0[group.volumes].all()]
         group = max(weighted, key=lambda one: len(one.volumes))
-        group = replace(group, volumes=self.some_of(group.volumes))
+        group = replace(group, volumes=self.chosen_volumes(group.volumes))
         problem = self.problem(LEVELS[0], knots, self.stacks(LEVELS[0]), twists, [group])
         self.random.bit_generator.state = state
         (member,) = problem.members
         return weigh_orders(problem.pulls_of_slices(member, twists, self.in_mm), self.slicing)
 
-    def some_of(self, volumes: np.ndarray) -> np.ndarray:
+    def chosen_volumes(self, volumes: np.ndarray) -> np.ndarray:
         """Choose volumes to determine the order, half of them with motion if there are enough."""
         moved = self.moving[volumes]
         n_moved = min(moved.sum(), max(ASKED // 2, ASKED - (~moved).sum()))
@@ -282,7 +282,7 @@ def _evenly(n: int, most: int) -> np.ndarray:
     return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(int)
 
 
-def strayed(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.ndarray:
+def motion_over_error(knots: Knots, found: FoundCourse, in_mm: np.ndarray) -> np.ndarray:
     """Motion within each volume, in standard errors, (N,).
 
     Parameters

@@ -126,7 +126,7 @@ def offset_from_images(
     rival = search.finished(elsewhere[0]) if elsewhere else None
     if rival is not None:
         covariance = covariance + solved.doubt(rival)
-    deep = solved.of_inside()
+    deep = solved.offset_of_deep_points()
     to_b0 = solved.to_b0 @ exp_rigid(INSIDE_SHARE * deep, dwi.brain_center)
     return np.linalg.inv(to_b0), covariance + np.diag(np.square(INSIDE_FACTOR * deep))
 

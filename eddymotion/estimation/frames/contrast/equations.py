@@ -473,7 +473,7 @@ class SolvedContrast:
                 found.append(self.step(octants)[-6:])
         return np.array(found) - self.step()[-6:]
 
-    def of_inside(self) -> np.ndarray:
+    def offset_of_deep_points(self) -> np.ndarray:
         """Offset of the points deep inside the brain from that of all, (6,) twist.
 
         Zero where too few are left.

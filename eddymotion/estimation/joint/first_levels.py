@@ -13,7 +13,7 @@ from eddymotion.data.gradients import Gradients, forms_shells
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.fields.prior import NO_PRIOR
 from eddymotion.estimation.joint.levels import COARSE, FINE
-from eddymotion.estimation.joint.seeking import Seeking
+from eddymotion.estimation.joint.outlier_search import OutlierSearch
 from eddymotion.estimation.joint.solver import JointSolver, group_motion
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.axes import image_axes, phase_encoding_vector
@@ -47,15 +47,15 @@ def fields_are_sought(gradients: Gradients, eddy_currents: str) -> bool:
     return eddy_currents != "none" and max(map(len, together), default=0) >= FEW_FOR_FIELDS
 
 
-def approach(
-    solver: JointSolver, seeking: Seeking, groups: Sequence[VolumeGroup], eddy_currents: str
+def solve_first_levels(
+    solver: JointSolver, search: OutlierSearch, groups: Sequence[VolumeGroup], eddy_currents: str
 ) -> tuple[Motion, list[Solution]]:
     """Solve from rest up to the first fine level.
 
     Parameters
     ----------
     solver : JointSolver
-    seeking : Seeking
+    search : OutlierSearch
     groups : sequence of VolumeGroup
         The last may have fields.
     eddy_currents : str
@@ -70,7 +70,7 @@ def approach(
     motion = Motion.identity(len(solver.dwi))
     for level in COARSE:
         motion = solver.solve(level, groups, motion)[0]  # solutions would take memory
-    motion = seeking.seek(groups, motion)
+    motion = search.run(groups, motion)
     motion = with_first_fields(solver, groups, motion, eddy_currents)
     motion, solutions = solver.solve(FINE[0], groups, motion)
     if motion.eddy_currents is None:

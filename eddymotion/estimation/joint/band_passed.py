@@ -43,7 +43,7 @@ of the filter and the motion that remains."""
 
 
 @dataclass(eq=False)
-class Bands:
+class BandPassedVolumes:
     """The volumes of a series, filtered, each kept at the level that it was last asked for.
 
     Parameters

@@ -40,7 +40,7 @@ MAX_REUNIONS = 6
 
 
 @dataclass(eq=False)
-class Seeking:
+class OutlierSearch:
     """The search for volumes that are far from where they belong.
 
     Parameters
@@ -53,11 +53,11 @@ class Seeking:
     solver: JointSolver
     disagreement: Disagreement = NO_DISAGREEMENT
 
-    def seek(self, groups: Sequence[VolumeGroup], motion: Motion) -> Motion:
+    def run(self, groups: Sequence[VolumeGroup], motion: Motion) -> Motion:
         """Search volumes that lie far from their neighbours in time, until all stay in place."""
         for group in groups:
             if len(self.far(group, motion)):
-                motion = self._seek_in(group, motion)
+                motion = self._run_in(group, motion)
         return motion
 
     def far(self, group: VolumeGroup, motion: Motion) -> np.ndarray:
@@ -67,7 +67,7 @@ class Seeking:
         center = self.solver.dwi.brain_center
         return far_from_neighbours(group_motion(motion, group), center)[0]
 
-    def _seek_in(self, group: VolumeGroup, motion: Motion) -> Motion:
+    def _run_in(self, group: VolumeGroup, motion: Motion) -> Motion:
         dwi, anchors = self.solver.dwi, None
         if len(dwi.gradients.b0s):
             anchors = Anchors.of(dwi, group.volumes, self.solver.compute.n_threads)
