@@ -47,13 +47,14 @@ VOLATILE_TEXT = (
     (re.compile(r"\d{4}-?\d\d-?\d\d[-T ]\d\d:?\d\d:?\d\d([.,]\d+)?"), "DATE"),
     (re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d)?"), "DATE"),
     (re.compile(r"[\d.]+ s \(reading[^)]*\)"), "TIMES"),
+    (re.compile(r'<tr><th scope="row">[^<]*</th><td>[\d.]+ s</td></tr>'), ""),  # none for 0.0 s
     (re.compile(r">[\d.]+ s</t([dh])>"), r">TIME</t\1>"),
     (re.compile(r"data:[\w/+;-]+,[^\"')]+"), "PICTURE"),
     (re.compile(r"\b[0-9a-f]{40,}\b"), "DIGEST"),
 )
 PICTURES = {".png", ".webp", ".jpg"}
-UNTOLD = {".log"}
-"""Logs have times on every line."""
+RUN_LOGS = "logs/eddymotion_*"
+"""Log and record of a run: not compared, as they hold times, and their names do as well."""
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w])")
 
@@ -269,7 +270,7 @@ def write_all(options: argparse.Namespace) -> int:
         ended = dict(pool.map(lambda case: run_case(case, folder, series), chosen))
     contents = {
         path.relative_to(folder).as_posix(): read(path, folder)
-        for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in UNTOLD
+        for path in sorted(folder.rglob("*")) if path.is_file() and not path.match(RUN_LOGS)
     }  # fmt: skip
     keep(folder, contents, ended)
     shutil.rmtree(series)
