@@ -83,6 +83,11 @@ def listed(values: Any, most: int = 12) -> str:
     return ", ".join(str(value) for value in values[:most]) + more
 
 
+def named_volumes(numbers: Any) -> str:
+    """Name volumes by their numbers: ``volume 3``, ``volumes 3, 5``, counted from 0."""
+    return f"volume{'s' * (len(numbers) > 1)} {listed(numbers)} (counted from 0)"
+
+
 def duration(seconds: float) -> str:
     """Write a time as people say it: ``40 s``, ``12 min``, ``2 h 05 min``."""
     if seconds < 99.5:

@@ -262,7 +262,11 @@ def test_correct_without_bids(dataset, tmp_path, capsys):
     for name in ("scan_desc-preproc_dwi.nii.gz", "scan_desc-preproc_dwi.bvec", "scan.html"):
         assert (tmp_path / "out" / name).is_file()
     figures = json.loads((tmp_path / "out" / "scan_desc-hmc_qc.json").read_text())
-    assert f"\nverdict: {figures['verdict']}" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert f"\nverdict: {figures['verdict']}" in printed.out
+    assert "estimating" not in printed.out  # results there, progress and warnings here
+    assert printed.err.splitlines()[0].endswith("estimating")
+    assert "verdict" not in printed.err
 
 
 def test_fast_engine_and_output_space(dataset, tmp_path):

@@ -187,14 +187,14 @@ def test_the_closing_table_fits_and_says_where_the_reports_are(
     width, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr("eddymotion.cli.closing.is_terminal", lambda: True)
+    monkeypatch.setattr("eddymotion.cli.closing.is_terminal", lambda _: True)
     rows = [
         Outcome("sub-01_ses-01_acq-multiband_dir-AP_run-1", "Usable with care", "1.62 mm",
               "2 of 380", "51", "sub-01.html", 1),
         Outcome("sub-02", "failed"),
     ]  # fmt: skip
     show_table(rows, tmp_path)
-    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     table = [line for line in printed.splitlines() if not line.startswith("reports: ")]
     assert max(map(len, table)) <= width
     for word in ("Usable with care", "1.62 mm", "2 of 380", "51", "failed", str(tmp_path)):
@@ -205,11 +205,11 @@ def test_the_closing_table_fits_and_says_where_the_reports_are(
 
 def test_a_narrow_table_leaves_out_columns_and_breaks_no_word(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr("eddymotion.cli.closing.is_terminal", lambda: True)
+    monkeypatch.setattr("eddymotion.cli.closing.is_terminal", lambda _: True)
     name = "sub-01_ses-1_dir-AP"
     finished = Outcome(name, "Usable with care", "1.62 mm", "2 of 380", "51", "sub-01.html", 1)
     show_table([finished], tmp_path)
-    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     table = printed[: printed.index("reports: ")]
     assert max(map(len, table.splitlines())) <= 40
     assert "Usable with care" in table

@@ -239,7 +239,8 @@ def test_voxels_far_too_bright_are_filled_and_bright_tissue_is_not(
     data[(*spike, 5)], data[tissue] = 65000, 3 * data[..., 5].max()
     with caplog.at_level(logging.WARNING):
         dwi = load(write_series(data=data))
-    assert f"volumes 5 have {n_beside} voxels far brighter" in caplog.text
+    named = "1 voxel" if n_beside == 1 else f"{n_beside} voxels"
+    assert f": {named} far brighter than all others in volume 5 (" in caplog.text
     assert around.min() < dwi.signal[(*middle, 5)] < around.max()
     assert dwi.signal[(*spike, 5)].max() < data[tissue]
     assert not dwi.mask[spike].any()

@@ -64,7 +64,7 @@ def test_a_volume_far_from_both_neighbours_is_named(sized, way, caplog):
     twists = np.zeros((len(dwi), 6))
     twists[3, 2] = way * FAR_MM * size
     covariances_of_few(poses_at(dwi, twists), [np.array([3])], dwi)
-    assert ("volumes 3: away from both" in caplog.text) == (way > 1)
+    assert ("volume 3 (counted from 0): away from both" in caplog.text) == (way > 1)
 
 
 def test_an_offset_keeps_at_rest_what_is_not_determined(sized):

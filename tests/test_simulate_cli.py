@@ -113,7 +113,7 @@ def test_second_run_stops_and_overwriting_leaves_nothing_stale(tmp_path, capsys)
     assert checksums(tmp_path) == before
     assert simulate.main([str(tmp_path), *options, "--overwrite"]) == 0
     assert not list(tmp_path.rglob("*_eddy.tsv"))
-    last = capsys.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().out.splitlines()[-1]
     assert f"eddymotion {tmp_path} OUTPUT_DIR participant" in last
 
 

@@ -84,6 +84,6 @@ def test_volumes_that_are_too_thin_to_be_refined_have_no_standard_errors_and_are
     dwi = DWI(tiny.signal[:, :, thin], tiny.affine, tiny.gradients, tiny.mask[:, :, thin])
     with caplog.at_level(logging.WARNING):
         motion = estimate_motion(dwi)
-    assert "too little of the brain is inside the images" in caplog.text
+    assert "too little of the brain is inside the image" in caplog.text
     assert np.isfinite(motion.matrices).all()
     assert np.isnan(motion.standard_errors[1:]).all()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eddymotion.cli.board import Watch
+from eddymotion.cli.results import RESULT
 from eddymotion.cli.screen import is_terminal
 from eddymotion.derivatives.names import source_name
 
@@ -114,10 +115,10 @@ def show_table(rows: Sequence[Outcome], folder: Path) -> None:
     lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
     if usable:
         lines.append(f"and {len(usable)} other series: {usable[0].verdict}")
-    if not is_terminal():
-        log.info("\n%s", "\n".join(lines))
+    if not is_terminal(sys.stdout):
+        log.info("\n%s", "\n".join(lines), extra=RESULT)
         return
-    console = Console(file=sys.stderr, highlight=False)
+    console = Console(file=sys.stdout, highlight=False)
     console.print(_table(shown, folder, console.width))
     for line in lines[len(lines) - bool(usable) :]:
         console.print(line)

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from eddymotion.cli.ending import EndOnRequest
 from eddymotion.cli.isolation import ignore_external_settings
+from eddymotion.cli.results import tell
 from eddymotion.cli.screen import Bar, Screen, is_terminal, wrapped
 from eddymotion.cli.streams import protect_streams
 from eddymotion.errors import EddymotionError, EngineError, LockLostError
@@ -40,13 +41,14 @@ WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, err
 
 
 class _ConsoleHandler(Console):
-    """Writes to the console: above the bars, if there are any, and with no word broken."""
+    """Writes to the console: results to the standard output, the rest above the bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "is_shown", False):
             return
         try:
-            say(self.format(record))
+            write = tell if getattr(record, "is_result", False) else say
+            write(self.format(record))
         except Exception:
             self.handleError(record)
 

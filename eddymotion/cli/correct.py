@@ -14,7 +14,6 @@ from eddymotion.cli.console import (
     prepare_output_dir,
     refuse_output_in_input,
     run,
-    say,
 )
 from eddymotion.cli.contradictions import refuse_t1w
 from eddymotion.cli.options import (
@@ -25,6 +24,7 @@ from eddymotion.cli.options import (
 )
 from eddymotion.cli.other_programs import NOT_NEEDED, OF_DATASETS
 from eddymotion.cli.parser import Parser
+from eddymotion.cli.results import RESULT, tell
 from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.io.ahead import decompressing_ahead
 from eddymotion.machine.importing import importing
@@ -125,11 +125,11 @@ def _corrected(options: argparse.Namespace) -> int:
         report = options.output_dir / f"{outputs.src}.html"
         failed = write_participant_page(report, outputs.src, [outputs])
         if options.verbose == 0:  # with -v they were among the messages
-            say("\n".join(f"{label}: {value}" for label, value in facts.items()))
-        log.info("corrected series: %s", outputs["dwi"])
+            tell("\n".join(f"{label}: {value}" for label, value in facts.items()))
+        log.info("corrected series: %s", outputs["dwi"], extra=RESULT)
         if not failed:
-            log.info("verdict: %s", SeriesReport.load(outputs).verdict)
-        log.info("report: %s", report)
+            log.info("verdict: %s", SeriesReport.load(outputs).verdict, extra=RESULT)
+        log.info("report: %s", report, extra=RESULT)
         for why in failed.values():
             log.error("%s: cannot be shown in the report: %s", options.dwi, why)
     return 1 if failed else 0

@@ -16,6 +16,7 @@ from eddymotion.cli.console import (
     prepare_output_dir,
     refuse_output_in_input,
 )
+from eddymotion.cli.results import RESULT
 from eddymotion.errors import EddymotionError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def write_reports(options: argparse.Namespace) -> int:
             beside = skipped.get(label, {})
             failures |= write_participant_page(page, name, finished, missing, beside)
             n_series += len(finished) + len(missing)
-            log.info("report: %s", page)
+            log.info("report: %s", page, extra=RESULT)
         log_failures(failures, n_series, file)
     return 1 if failures else 0
 
@@ -102,7 +103,7 @@ def gather_group(options: argparse.Namespace) -> int:
         group = build_group_report(output_dir, labels, sessions, unfinished)
         if group.rows:
             log.info("group of %d series: %s, %s", len(group.rows), output_dir / TABLE,
-                     output_dir / PAGE)  # fmt: skip
+                     output_dir / PAGE, extra=RESULT)  # fmt: skip
         log_failures(dict(group.errors), len(group.rows) + len(group.errors), file)
     return 1 if group.errors else 0
 

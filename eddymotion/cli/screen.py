@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 LEAST_WIDTH = 20
 
@@ -22,10 +22,16 @@ AT_FOOT = 4
 """Lines of a terminal that are left free above the bars."""
 
 
-def is_terminal() -> bool:
-    """Whether somebody sees what the standard error shows, and bars can be drawn there."""
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Whether somebody sees what a stream shows, and bars can be drawn there.
+
+    Parameters
+    ----------
+    stream : stream, optional
+        Default: the standard error.
+    """
     with suppress(ValueError):  # closed
-        return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        return (stream or sys.stderr).isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return False
 
 

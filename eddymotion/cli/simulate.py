@@ -17,6 +17,7 @@ from eddymotion.cli.console import messages, prepare_output_dir, progress_for_co
 from eddymotion.cli.converters import above_zero, existing_file, not_negative, positive, share
 from eddymotion.cli.options import add_running_options
 from eddymotion.cli.parser import Parser, option_of
+from eddymotion.cli.results import RESULT
 from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.simulation import COURSES, PATTERNS, SCHEMES
 from eddymotion.wording import PE_AXES, shown
@@ -328,11 +329,11 @@ def simulate_one(options: argparse.Namespace) -> int:
     with messages(options.verbose):
         made = simulate(recipe_from(options), n_threads=n_threads,
                         progress=progress_for_console(options.verbose))  # fmt: skip
-        log.info("%s", made.summary)
+        log.info("%s", made.summary, extra=RESULT)
         write_simulation(folder, name, made, session=session, ideal=options.write_ideal,
                          n_threads=n_threads)  # fmt: skip
         log.info("series: %s; truth: %s; next: eddymotion %s OUTPUT_DIR participant",
-                 image, folder / "truth", folder)  # fmt: skip
+                 image, folder / "truth", folder, extra=RESULT)  # fmt: skip
     return 0
 
 

@@ -56,12 +56,11 @@ BIDSIGNORE = """\
 *.html
 group_dwi.*
 logs/
+work
 figures
-sub-*/dwi/*_desc-hmc_xfm.mat/
-sub-*/ses-*/dwi/*_desc-hmc_xfm.mat/
+*_xfm
 *_xfm.*
-sub-*/dwi/*_desc-eddy_xfm/
-sub-*/ses-*/dwi/*_desc-eddy_xfm/
+*_fmapid-*
 *.eddy_*
 *_outliers.tsv
 *_outliers.json
@@ -74,7 +73,11 @@ sub-*/ses-*/dwi/*_desc-eddy_xfm/
 *_timeseries.json
 *_desc-preproc_dwi.bval
 *_desc-preproc_dwi.bvec
+*_desc-merged_dwi.bval
+*_desc-merged_dwi.bvec
+*_desc-residuals_dwi.*
 """
+"""What BIDS has no names for, or other rules; a folder with a slash would still be looked at."""
 
 
 NAME = "eddymotion"

@@ -16,6 +16,7 @@ from eddymotion.machine.frozen import selected
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_parameters
 from eddymotion.models import AverageModel, Model
+from eddymotion.wording import named_volumes
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ def fill_unpredicted(
 ) -> Motion:
     """Give volumes that nothing predicts, or that fit nowhere, the pose of a neighbour in time.
 
+    A b=0 volume without another keeps its own: the frame of the others is joined to it later.
+
     Parameters
     ----------
     dwi : DWI
@@ -116,6 +119,8 @@ def fill_unpredicted(
             f"{dwi.source or dwi}: the model predicts no diffusion-weighted volume from the "
             f"others; {_advice(dwi, model)}"
         )
+    lost = np.zeros(len(dwi), bool) if unplaced is None else unplaced
+    unpredicted: list[int] = []
     for group in (b0s, *(groups or [dwis])):
         missing = group[~known[group]]
         found = group[known[group]]
@@ -124,21 +129,18 @@ def fill_unpredicted(
         if len(missing) and len(found):
             there = motion.matrices[nearest_in_time(missing, found)]
             motion = motion.updated(missing, there)
-    lost = np.zeros(len(dwi), bool) if unplaced is None else unplaced
+            unpredicted += missing[~lost[missing]].tolist()
     if lost.any():
         log.warning(
-            "volumes %s (counted from 0): could not be placed, since they agree with their "
-            "prediction neither at their estimated pose nor at that of their neighbours; they "
-            "are given the pose of their neighbours",
-            ", ".join(map(str, np.flatnonzero(lost))),
+            "%s: could not be placed, since neither the estimated pose nor that of the "
+            "neighbours in time agrees with the prediction; the pose of the neighbours is given",
+            named_volumes(np.flatnonzero(lost)),
         )
-    unpredicted = np.flatnonzero(~known & ~lost)
-    if len(unpredicted):
+    if unpredicted:
         log.warning(
-            "volumes %s: cannot be predicted from the others; they are given the pose of the "
-            "nearest volume that can",
-            ", ".join(map(str, unpredicted)),
-        )
+            "%s: cannot be predicted from the others; the pose of the nearest volume that can "
+            "is given", named_volumes(sorted(unpredicted)),
+        )  # fmt: skip
     return motion
 
 

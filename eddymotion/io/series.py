@@ -23,7 +23,7 @@ from eddymotion.io.headers import refuse_other_formats, repetition_time_of
 from eddymotion.io.images import read_image
 from eddymotion.io.sidecars import acquisition_of, metadata_beside
 from eddymotion.io.tables import _table_beside, read_gradient_table
-from eddymotion.wording import listed
+from eddymotion.wording import named_volumes
 
 log = logging.getLogger(__name__)
 
@@ -199,11 +199,10 @@ def _fill_spikes(path: Path, signal: np.ndarray) -> np.ndarray:
             found |= bright
             volumes.append(index)
             fill_gaps(volume, bright)
-    if volumes:
+    if n_found := int(found.sum()):
         log.warning(
-            "%s: volumes %s have %d voxels far brighter than all others; they are excluded from "
-            "the mask and filled from their surroundings",
-            path.name, listed(volumes), found.sum(),
+            "%s: %d voxel%s far brighter than all others in %s; excluded from the mask and filled "
+            "from what is around", path.name, n_found, "s" * (n_found > 1), named_volumes(volumes),
         )  # fmt: skip
     return found
 

@@ -81,7 +81,8 @@ METRICS = {
         "Slices that lost signal, of those that were judged", "%",
         "lost slices", shown=True, panel="lost slices (%)"),
     "beyond_repair": Metric(
-        "Volumes that lost too much signal to be used", "1", "beyond repair", 0, shown=True),
+        "Volumes beyond repair, to be excluded from the analysis", "1", "beyond repair", 0,
+        shown=True),
     "residual": Metric(
         "Root-mean-square difference of diffusion-weighted volumes from their leave-one-out "
         "predictions, of the mean signal, median over volumes", "%",

@@ -35,6 +35,9 @@ from eddymotion.reports.verdict import (
 )
 from eddymotion.reports.viewer import viewer, worst_volumes
 
+UNKNOWN = "n/a"
+"""Of a value that was not or could not be measured."""
+
 MARKS = {Severity.GOOD: "✓", Severity.CARE: "!", Severity.DOUBTFUL: "✕"}
 
 CAPTIONS = {
@@ -101,8 +104,9 @@ CAPTIONS = {
         "Colour FA, tSNR and CNR",
         "Colour FA: red left–right, green anterior–posterior, blue inferior–superior; edges "
         "should become sharper and the bright rim around the brain should vanish. tSNR: mean "
-        "over standard deviation of the b=0 volumes. CNR: spread of the predicted signal over "
-        "that of the residual; above 1 there is more signal than noise. Both should rise.",
+        "over standard deviation of the b=0 volumes, if there are enough of them. CNR: spread of "
+        "the predicted signal over that of the residual; above 1 there is more signal than "
+        "noise. Both should rise.",
     ),
     "space": (
         "Output space",
@@ -119,8 +123,9 @@ CAPTIONS = {
         "Off-resonance field",
         "The mean b=0 of all runs without distortion; the field, which moves with the head; and "
         "how much this run was stretched along its phase encoding: where it was squeezed "
-        "(orange), signal piled up and cannot be fully separated. The outline of the ventricles "
-        "and of the front of the brain should match an anatomical image.",
+        "(orange), signal piled up and cannot be fully separated. A measured map, if there is "
+        "one, should show the same field. The outline of the ventricles and of the front of the "
+        "brain should match an anatomical image.",
     ),
     "eddy": (
         "Eddy-current fields",
@@ -313,7 +318,7 @@ def directions(series: SeriesReport, page: Path) -> Html:
 
 
 def measures_table(series: SeriesReport) -> Html:
-    """Write measures over the brain, before and after."""
+    """Write measures over the brain, before and after; those that are known."""
     if series.data is None:
         return Html("")
     found = series.data.measures
@@ -324,7 +329,8 @@ def measures_table(series: SeriesReport) -> Html:
         *((f"CNR, b={bval}", pair, ".2f") for bval, pair in found["cnr"].items()),
     ]
     cells = [(label, *(_cell(value, form) for value in pair)) for label, pair, form in rows]
-    return table(cells, ("over the brain", "before", "after"), class_="numbers")
+    known = [row for row in cells if set(row[1:]) != {UNKNOWN}]
+    return table(known, ("over the brain", "before", "after"), class_="numbers")
 
 
 def estimation(series: SeriesReport) -> Html:
@@ -432,4 +438,4 @@ def _words(value: object) -> str:
 
 
 def _cell(value: float | None, form: str) -> str:
-    return "n/a" if value is None or not math.isfinite(value) else format(value, form)
+    return UNKNOWN if value is None or not math.isfinite(value) else format(value, form)

@@ -29,7 +29,14 @@ def test_lone_volume_gets_the_pose_of_its_neighbour(still, caplog):
     with caplog.at_level(logging.WARNING):
         filled = fill_unpredicted(still, Motion(poses), known)
     assert any((filled[3] == poses[k]).all() for k in (2, 4))
-    assert "volumes 3" in caplog.text
+    assert "volume 3 (counted from 0): cannot" in caplog.text
+
+
+def test_a_lone_b0_volume_keeps_its_pose_without_a_warning(still, caplog):
+    poses = rigid_matrix(np.arange(21.0).reshape(7, 3), np.zeros((7, 3)), still.center)
+    filled = fill_unpredicted(still, Motion(poses), np.arange(7) > 0)
+    np.testing.assert_array_equal(filled.matrices, poses)
+    assert not caplog.records
 
 
 def test_nothing_predicted_is_an_error(still):

@@ -53,7 +53,7 @@ def test_a_volume_of_few_is_known_no_better_than_it_lies_near_a_neighbour(caplog
     few = covariances_of_few(motion, [np.arange(1, 6)], dwi)
     assert 1.96 * np.sqrt(few[3, 5, 5]) >= np.deg2rad(9.99)
     assert np.abs(np.delete(few, 3, axis=0)).max() < 1e-12  # they lie at a neighbour's pose
-    assert "volumes 3: away from both their neighbours" in caplog.text
+    assert "volume 3 (counted from 0): away from both neighbours" in caplog.text
     assert not covariances_of_few(
         motion, [np.arange(6)], dwi
     ).any()  # enough volumes speak for themselves

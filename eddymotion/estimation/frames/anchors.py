@@ -27,6 +27,7 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import log_rigid, rms_displacement
 from eddymotion.registration import GaussNewton
 from eddymotion.registration.gauss_newton import COARSE_TO_FINE
+from eddymotion.wording import named_volumes
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +139,10 @@ class Disagreement:
         """Name them, if there are some."""
         if len(self.volumes):
             log.warning(
-                "volumes %s (counted from 0): agree with each other, but the b=0 volume places "
-                "them elsewhere than the other diffusion-weighted volumes do; their poses may be "
-                "wrong by as much as their standard errors",
-                ", ".join(map(str, np.sort(self.volumes))),
-            )
+                "%s: agree with each other, but the b=0 volume places them elsewhere than the "
+                "other diffusion-weighted volumes do; their poses may be wrong by as much as "
+                "their standard errors", named_volumes(np.sort(self.volumes)),
+            )  # fmt: skip
 
 
 NO_DISAGREEMENT = Disagreement(np.empty(0, int), np.empty((0, 6)))

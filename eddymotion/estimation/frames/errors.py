@@ -14,6 +14,7 @@ from eddymotion.estimation.equations.undetermined import AFFECTED
 from eddymotion.images.pyramid import head_scale
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_parameters, twist_millimetres
+from eddymotion.wording import named_volumes
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,9 @@ def covariances_of_few(motion: Motion, groups: Sequence[np.ndarray], dwi: DWI) -
             far.append(volume)
     if far:
         log.warning(
-            "volumes %s: away from both their neighbours in time, with too few directions at "
-            "their b-value to be certain; their standard errors are larger",
-            ", ".join(map(str, sorted(far))),
-        )
+            "%s: away from both neighbours in time, with too few directions at the same b-value "
+            "to be certain; the standard errors are larger", named_volumes(sorted(far)),
+        )  # fmt: skip
     return found
 
 

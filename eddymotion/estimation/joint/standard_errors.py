@@ -22,7 +22,7 @@ from eddymotion.images.pyramid import THICKNESS_POWER, fine_widths, head_scale
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
-from eddymotion.wording import listed
+from eddymotion.wording import named_volumes
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +144,8 @@ def _warn_of_unknown(covariances: np.ndarray) -> None:
     unknown = np.flatnonzero(~np.isfinite(covariances).all(axis=(1, 2)))
     if len(unknown):
         log.warning(
-            "volumes %s: too little of the brain is inside the images to refine their poses, "
-            "which may be off by a millimetre and have no standard errors", listed(unknown),
+            "%s: too little of the brain is inside the image to refine the pose, which may be "
+            "off by a millimetre and has no standard error", named_volumes(unknown),
         )  # fmt: skip
 
 

@@ -53,9 +53,9 @@ def reasons_beyond_repair(outliers: SliceOutliers) -> dict[int, str]:
     reasons: dict[int, str] = {}
     if (misfits := outliers.misfits) is not None:
         for volume in np.flatnonzero(misfits.beyond_repair):
-            times = f"{misfits.times[volume]:.1f} times as much"
             reasons[int(volume)] = (
-                f"no pose agrees with its prediction: unexplained signal is {times} the usual"
+                f"no pose agrees with its prediction: {misfits.times[volume]:.1f} times as much "
+                "of its variance is unexplained as usual"
             )
     for volume in np.flatnonzero(lost > 100 * MANY_LOST):
         reasons[int(volume)] = f"{lost[volume]:.0f} % of its slices lost signal"
