@@ -159,13 +159,14 @@ def b0_edges_figure(before: Slices, after: Slices) -> Figure:
         With b=0 and with diffusion-weighted volumes.
     """
     rows = ("before", before, before.gradients.b0s[:1]), ("after", after, after.gradients.b0s)
-    boxes = {name: _around(after.mask(name), AROUND_MM / after.sizes(name)) for name in PLANES}
+    boxes = _head_boxes(after)
     panels, cells_of = _three_planes(after, boxes, 2, before=0.025 * EDGES_WIDTH)
     for row, (words, view, b0s) in zip(cells_of, rows, strict=True):
         pictures, edges = lowest_shell(view), b0_edges(view, b0s)
         white = _white(pictures, view)
+        of_view = boxes if view.grid.same_as(after.grid) else _head_boxes(view)
         for cell, name in zip(row, PLANES, strict=True):
-            box, sizes = boxes[name], view.sizes(name)
+            box, sizes = of_view[name], view.sizes(name)
             picture = pictures[name][box].T
             panels.image(cell, picture, sizes, vmin=0, vmax=white, interpolation="bilinear")
             corner = [part.start or 0 for part in box]
@@ -173,6 +174,11 @@ def b0_edges_figure(before: Slices, after: Slices) -> Figure:
             panels.lines(cell, lines, picture.shape, sizes, colors=EDGE_COLOR)
         panels.label(row[0], words, fontsize="x-large")
     return panels.figure
+
+
+def _head_boxes(view: Slices) -> dict[str, tuple[slice, ...]]:
+    """Return the part of each plane that holds the head."""
+    return {name: _around(view.mask(name), AROUND_MM / view.sizes(name)) for name in PLANES}
 
 
 def _white(pictures: Mapping[str, np.ndarray], view: Slices) -> float:

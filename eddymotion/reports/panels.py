@@ -114,10 +114,10 @@ class Panels:
         drawn = LineCollection(
             [corner + (line + 0.5) * scale for line in lines], linewidths=1.1, **options
         )
+        self.axes.add_collection(drawn, autolim=False)  # which sets a clip of its own
         drawn.set_clip_path(
             Rectangle((box.left, box.top), box.width, box.height, transform=self.axes.transData)
         )
-        self.axes.add_collection(drawn, autolim=False)
 
     def title(self, cell: FigureBox, words: str, *, middle: bool = True) -> None:
         """Write above a cell."""
