@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines stay on their picture, and a picture shows the head on whatever grid the other one lies."""
+"""Lines stay on their picture, and a picture shows the head on whatever grid another lies."""
 
 from dataclasses import replace
 from io import BytesIO
