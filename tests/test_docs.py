@@ -108,6 +108,28 @@ def test_links_to_files_exist(page):
         assert path.exists(), link
 
 
+def anchors(page):
+    """Headings of a page as they are linked to."""
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    words = re.findall(r"^#+ (.+)$", re.sub(r"\]\([^)]*\)", "]", text), flags=re.MULTILINE)
+    headings = {re.sub(r"[^\w\- ]", "", word).strip().lower().replace(" ", "-") for word in words}
+    return headings | set(re.findall(r'id="([^"]+)"', text))
+
+
+@in_pages
+def test_links_to_headings_lead_to_one(page):
+    for link, anchor in re.findall(
+        r"\]\((?!\w+:)([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")
+    ):
+        target = (page.parent / link).resolve() if link else page
+        if target == DOCS / "project" / "contributing.md":
+            target = CONTRIBUTING
+        if target.suffix == ".md":
+            assert anchor in anchors(target), f"{link}#{anchor}"
+
+
 def test_outputs_page_names_every_output():
     text = (DOCS / "reference" / "outputs.md").read_text(encoding="utf-8")
     table = json.loads((ROOT / "eddymotion" / "derivatives" / "outputs.json").read_text())
