@@ -101,6 +101,16 @@ def test_same_options_give_the_same_bytes_whatever_the_processors(dataset, tmp_p
     assert checksums(tmp_path)[image] != checksums(dataset)[image]
 
 
+def test_sessions_are_of_one_head_with_motion_and_noise_of_their_own(tmp_path):
+    for session in ("1", "2"):
+        assert run(tmp_path, "--session-id", session, "--write-ideal") == 0
+    truths = [read_itk(tmp_path / f"truth/sub-01_ses-{session}_xfm.txt") for session in "12"]
+    assert np.abs(truths[0][1:] - truths[1][1:]).max(axis=(1, 2)).min() > 0.1  # all but the first
+    heads = [nib.load(tmp_path / f"truth/sub-01_ses-{session}_ideal_dwi.nii.gz").get_fdata()
+             for session in "12"]  # fmt: skip
+    np.testing.assert_allclose(*heads, atol=1)  # rounded to integers
+
+
 def test_second_run_stops_and_overwriting_leaves_nothing_stale(tmp_path, capsys):
     options = ["--scheme", "few", "--voxel-size", "8", "--nprocs", "1"]
     assert simulate.main([str(tmp_path), *options, "--eddy-currents", "linear"]) == 0

@@ -84,6 +84,21 @@ def test_unknown_settings_are_refused_with_the_nearest():
         graphs.init_dwi_hmc_wf(fsl_outputs=True)
 
 
+@pytest.mark.parametrize(("given", "expected"), [
+    ({"model": "abc"}, "use one of .*dti"),
+    ({"estimator": "abc"}, "estimator 'abc' given, expected one of joint, lovo"),
+    ({"ignore": ("sform", "abc")}, "'abc' given, expected one of sform"),
+    ({"n_iterations": 0}, "expected a number of at least 1"),
+    ({"within_volume": "1"}, "'1' given, expected one of auto, none, or a number of at least 2"),
+])  # fmt: skip
+def test_values_are_checked_when_the_graph_is_made(given, expected):
+    with pytest.raises(EddymotionError, match=expected):
+        graphs.init_dwi_hmc_wf(**given)
+    with pytest.raises(EddymotionError, match=expected):
+        graphs.init_lovo_wf(**given)
+    graphs.init_dwi_hmc_wf(model="dipy:FreeWaterTensorModel", within_volume="4", ignore=("qform",))
+
+
 @pytest.mark.parametrize("settings", [{"estimator": "joint"}, {"eddy_current": "linear"}])
 def test_the_loop_refuses_what_it_does_not_do(settings, series, tmp_path):
     with pytest.raises(EddymotionError, match="leave-one-out loop"):

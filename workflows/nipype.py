@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from eddymotion.errors import EddymotionError, renamed
 from eddymotion.interfaces import nipype as interfaces  # sets NO_ET before Nipype is imported
+from eddymotion.models import serves_joint
 from eddymotion.pipeline.graphs import (
     Graph,
     GraphNode,
@@ -333,7 +334,8 @@ def checked_settings(given: Mapping[str, Any], accepted: Collection[str] = ACCEP
     Raises
     ------
     EddymotionError
-        If a name is unknown, with the nearest known one, or no node of the graph would heed it.
+        If a name is unknown, with the nearest known one, no node of the graph would heed it, or
+        its value is none there is.
     """
     if unused := sorted((set(SETTINGS) - set(accepted)) & set(given)):
         raise EddymotionError(
@@ -346,7 +348,9 @@ def checked_settings(given: Mapping[str, Any], accepted: Collection[str] = ACCEP
         raise EddymotionError(
             f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(accepted))}"
         )
-    return Settings(**given)
+    settings = Settings(**given)
+    serves_joint(str(settings.model))  # raises if there is none of that name
+    return settings
 
 
 def _workflow(name: str) -> Workflow:

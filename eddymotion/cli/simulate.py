@@ -216,12 +216,16 @@ def _add_distortion_options(group: argparse._ArgumentGroup) -> None:
 def _add_output_options(parser: Parser) -> None:
     group = parser.add_argument_group("outputs")
     group.add_argument("--participant-label", "--participant_label", type=_label, default="01",
-                       metavar="LABEL", help="default: %(default)s")  # fmt: skip
-    group.add_argument("--session-id", "--session-label", type=_label, metavar="LABEL",
-                       help="session label, if any")  # fmt: skip
+                       metavar="LABEL",
+                       help="another participant needs another --random-seed, too (default: "
+                            "%(default)s)")  # fmt: skip
+    group.add_argument("--session-id", "--session-label", type=_label, dest="session",
+                       metavar="LABEL",
+                       help="session label, if any; another label makes another session of the "
+                            "same head, with its own noise and motion")  # fmt: skip
     group.add_argument("--direction", type=_label, metavar="LABEL",
                        help="dir entity of the series, such as AP; another label makes another "
-                            "run of the same head, with its own noise and motion")  # fmt: skip
+                            "run of the same head, likewise")  # fmt: skip
     group.add_argument("--write-ideal", action="store_true",
                        help="also write the head at rest without noise and artefacts "
                             "(in truth/)")  # fmt: skip
@@ -319,7 +323,7 @@ def simulate_one(options: argparse.Namespace) -> int:
     from eddymotion.simulation.dataset import check_destination
     from eddymotion.simulation.output import image_path
 
-    folder, name, session = options.output_dir, options.participant_label, options.session_id
+    folder, name, session = options.output_dir, options.participant_label, options.session
     image = image_path(folder, name, session, options.direction)
     check_destination(folder, image, overwrite=options.overwrite)
     prepare_output_dir(folder)
@@ -330,8 +334,7 @@ def simulate_one(options: argparse.Namespace) -> int:
         made = simulate(recipe_from(options), n_threads=n_threads,
                         progress=progress_for_console(options.verbose))  # fmt: skip
         log.info("%s", made.summary, extra=RESULT)
-        write_simulation(folder, name, made, session=session, ideal=options.write_ideal,
-                         n_threads=n_threads)  # fmt: skip
+        write_simulation(folder, name, made, ideal=options.write_ideal, n_threads=n_threads)
         log.info("series: %s; truth: %s; next: eddymotion %s OUTPUT_DIR participant",
                  image, folder / "truth", folder, extra=RESULT)  # fmt: skip
     return 0

@@ -11,11 +11,13 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from eddymotion.wording import PE_AXES
+from eddymotion.errors import EddymotionError
+from eddymotion.wording import PE_AXES, shown
 
 if typing.TYPE_CHECKING:
     from eddymotion.io.sidecars import Anatomy
@@ -65,6 +67,21 @@ class Setting:
     options: tuple[str, ...] = ()
     node_input: str = ""
     unset: str = ""
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value is one of those there are, as far as they can be told."""
+        if value in self.choices or not (self.choices or self.least is not None):
+            return True
+        with suppress(TypeError, ValueError):
+            return self.least is not None and float(value) >= self.least
+        return False
+
+    @property
+    def expected(self) -> str:
+        """The values there are, in words."""
+        words = [f"one of {', '.join(self.choices)}"] if self.choices else []
+        number = [] if self.least is None else [f"a number of at least {self.least:g}"]
+        return ", or ".join(words + number)
 
 
 def estimation(default: Any, stage: Stage, help: str, **known: Any) -> Any:
@@ -287,6 +304,15 @@ class Settings:
     def prepares(self) -> bool:
         """Whether noise or ringing is taken off what is resampled."""
         return self.denoise != "none" or self.degibbs
+
+    def __post_init__(self) -> None:
+        for name, about in SETTINGS.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, (tuple, list)) else [given]:
+                if value is not None and not about.takes(value):
+                    raise EddymotionError(
+                        f"{name} {shown(value)} given, expected {about.expected}"
+                    )
 
     @property
     def joint_only(self) -> list[str]:

@@ -61,7 +61,7 @@ def write_simulation(
         Participant label.
     made : Simulation
     session : str, optional
-        Session label.
+        Session label; that of the recipe when not given.
     ideal : bool
         Write the series of the head at rest, free of noise and artefacts, too.
     n_threads : int
@@ -72,6 +72,7 @@ def write_simulation(
         The image.
     """
     folder, direction = Path(folder), made.recipe.direction
+    session = session or made.recipe.session
     image = image_path(folder, name, session, direction)
     truth = truth_stem(folder, name, session, direction)
     gain = integer_gain(made.dwi.signal)

@@ -94,6 +94,8 @@ class Recipe:
     direction : str, optional
         Entity ``dir`` of the names. Noise and motion are drawn anew for each, the head is the
         same.
+    session : str, optional
+        Entity ``ses`` of the names, likewise.
     repetition_time : float, optional
         From volume to volume, s; 4 by default.
     slice_order : {"interleaved", "sequential"}, optional
@@ -136,6 +138,7 @@ class Recipe:
     slice_order: SliceOrder | None = None
     multiband: int | None = None
     slice_profile: float | None = None
+    session: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("bval", "bvec", "series"):
@@ -164,9 +167,11 @@ class Recipe:
     @property
     def seed(self) -> int:
         """Of noise and motion."""
-        if self.direction is None:
+        of_session = f"ses-{self.session}" if self.session else ""
+        named = f"{self.direction or ''}{of_session}"
+        if not named:
             return self.random_seed
-        entropy = [self.random_seed, *self.direction.encode()]
+        entropy = [self.random_seed, *named.encode()]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     @property
