@@ -7,6 +7,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,11 @@ def picture(command, frames):
     return "\n".join([*parts, "</svg>", ""])
 
 
+def plain(text):
+    """Return a line of any version."""
+    return re.sub(r"^eddymotion [0-9]\S*:", "eddymotion:", text)
+
+
 def text_at(row, column, text, color):
     """Return an element with a text at a place of the terminal."""
     place = f'x="{12 + column * CELL:.1f}" y="{24 + row * LINE}"'
@@ -134,8 +140,8 @@ if __name__ == "__main__":
         simulated(folder / "bids")
         call = [sys.executable, "-m", *command.split(), "--skip-bids-validation"]
         frames = [
-            [[(place, text.replace(str(folder), "/study"), color) for place, text, color in runs]
-             for runs in frame]
+            [[(place, plain(text.replace(str(folder), "/study")), color)
+              for place, text, color in runs] for runs in frame]
             for frame in chosen(frames_of(call, folder))
         ]  # fmt: skip
     target.write_text(picture(command, frames), encoding="utf-8")
