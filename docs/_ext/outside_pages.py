@@ -22,6 +22,7 @@ def bring_in(app, docname, source):
     here = (DOCS / docname).parent
     home = here
     if outside:
+        app.env.note_dependency(ROOT / outside)  # or an old page stays when the file changes
         source[0] = (ROOT / outside).read_text(encoding="utf-8")
         home = (ROOT / outside).parent
     source[0] = LINK.sub(lambda match: match[1] + relative(home, match[2], here), source[0])
