@@ -53,6 +53,7 @@ RUN = (
     ("how-to/coming-from-eddy",),
     ("how-to/coming-from-qsiprep",),
     ("how-to/coming-from-dwifslpreproc",),
+    ("how-to/coming-from-tortoise",),
     ("how-to/nipype",),
     ("how-to/pydra",),
     ("../README",),

@@ -13,6 +13,7 @@ EDDY_FILES = "--fsl-outputs; the report and the tables are always written"
 FIELD = "the field and the corrected images are always written"
 FREESURFER = "FreeSurfer is not needed"
 JUDGED = "the thresholds for lost slices are fixed"
+NONLINEAR = "gradient nonlinearity is not corrected here"
 OPPOSITE = "opposite phase encodings in a session are used automatically"
 OVERWRITE = "outputs are recomputed automatically when settings or inputs change"
 READOUT = "TotalReadoutTime is read from the sidecar where it matters"
@@ -77,6 +78,22 @@ INSTEAD: Mapping[str, str] = {
     "-pe-dir": "--pe-axis",
     "-scratch": "-w",
     "-topup-files": "--fieldmap",
+    # TORTOISE
+    "--correction-mode": "--eddy-current",
+    "--denoising": "--denoise mppca",
+    "--gibbs": "--degibbs",
+    "--output": "--output-dir",
+    "--output-data-combination": "--distortion-group-merge",
+    "--output-orientation": "--output-space FILE",
+    "--output-res": "--output-resolution",
+    "--output-voxels": "--output-space FILE",
+    "--reorientation": "--output-space FILE",
+    "--s2v": "--within-volume",
+    "--structural": "--output-space FILE",
+    "--temp-folder": "-w",
+    "--ub": "--bval",
+    "--up-data": "the image as the first argument, without an option",
+    "--uv": "--bvec",
 }
 """Option of another program → what to write in its place."""
 
@@ -140,6 +157,22 @@ NOT_NEEDED: Mapping[str, str] = {
     "-rpe-none": "a series can be corrected without an opposite phase encoding",
     "-rpe-pair": OPPOSITE,
     "-se-epi": OPPOSITE,
+    # TORTOISE
+    "--b0-id": "all volumes are aligned with the first b=0",
+    "--denoising-kernel-size": "the patch size is chosen from the number of volumes",
+    "--do-QC": "the report is always written",
+    "--down-data": OPPOSITE,
+    "--drift": "signal drift is not corrected here",
+    "--epi": OPPOSITE,
+    "--grad-nonlin": NONLINEAR,
+    "--is-human-brain": "heads of any size are corrected with the same settings",
+    "--outlier-frac": JUDGED,
+    "--outlier-prob": JUDGED,
+    "--output-gradnonlin-Bmtxt-type": NONLINEAR,
+    "--remove-temp": "the work folder is removed after a complete run, unless --work-dir was "
+    "given",
+    "--rot-eddy-center": "a matrix holds for any centre",
+    "--step": "finished steps are reused automatically",
 }
 """Option of another program → why commands that correct series have none."""
 
@@ -159,6 +192,8 @@ OF_DATASETS: Mapping[str, str] = {
     "--mem-mb": SHARED,
     "--low-mem": SHARED,
     "--work-dir": KEPT,
+    "--output-data-combination": "a single series has no other runs",
+    "--temp-folder": KEPT,
     "-nocleanup": KEPT,
     "-scratch": KEPT,
     "-w": KEPT,
@@ -172,7 +207,10 @@ OF_ONE_SERIES: Mapping[str, str] = {
     "--bvecs": TABLES,
     "--out": SECOND,
     "--outdir": SECOND,
+    "--output": SECOND,
     "--output-dir": SECOND,
+    "--ub": TABLES,
+    "--uv": TABLES,
     "-fslgrad": TABLES,
     "-grad": TABLES,
     "-o": SECOND,
