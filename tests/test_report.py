@@ -354,7 +354,10 @@ def test_checks_and_their_limits():
     assert Check("x", float("nan"), "n/a", 1.0, 3.0).level is Severity.GOOD
     assert "care above 1, doubtful above 3" in above.rule
     assert "care below 15, doubtful below 6" in below.rule
-    assert (above.reason, below.reason) == ("x: 2 (above 1)", "x: 4 (below 6)")
+    assert (above.reason, below.reason) == ("x: 2, above 1", "x: 4, below 6")
+    few = Check("volumes beyond repair", 3.0, "1 of 32", 0.0, 10.0, " %")
+    assert few.reason == "volumes beyond repair: 1 of 32"
+    assert few.rule == "care if any, doubtful above 10 %"
 
 
 def test_a_still_series_is_usable_and_a_wild_one_doubtful(scheme):

@@ -75,9 +75,11 @@ class Check:
     def reason(self) -> str:
         """What was found, and which limit that is beyond."""
         limit = self.doubtful if self.level == Severity.DOUBTFUL else self.care
-        return f"{self.label}: {self.text} ({self._beyond(limit)})"
+        return f"{self.label}: {self.text}" + (f", {self._beyond(limit)}" if limit else "")
 
     def _beyond(self, limit: float) -> str:
+        if not limit:
+            return "if any"
         side = "above" if self.doubtful >= self.care else "below"
         return f"{side} {limit:g}{self.unit}"
 
