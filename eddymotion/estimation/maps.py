@@ -133,16 +133,17 @@ def _known(values: np.ndarray, volumes: np.ndarray, lost: np.ndarray | None) -> 
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    n_known = np.isfinite(values).sum(axis=-1)
-    return np.nan_to_num(values).sum(axis=-1) / np.maximum(n_known, 1)
+    known = np.isfinite(values)
+    return np.where(known, values, 0).sum(axis=-1) / np.maximum(known.sum(axis=-1), 1)
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:
     """Return the standard deviation over the known values of each voxel; NaN with too few."""
     known = np.isfinite(values)
     n_known = known.sum(axis=-1)
-    off = np.where(known, values - _mean(values)[..., None], 0.0)
-    deviation = np.sqrt((off**2).sum(axis=-1) / np.maximum(n_known - 1, 1))
+    off = values - _mean(values)[..., None].astype(values.dtype)
+    np.copyto(off, 0.0, where=~known)
+    deviation = np.sqrt(np.einsum("...n,...n->...", off, off) / np.maximum(n_known - 1, 1))
     return np.where(n_known >= MIN_VOLUMES, deviation, np.nan)
 
 

@@ -2,7 +2,7 @@
 """Whether the head moved within volumes: how far the parts of a volume's time pull apart.
 
 Each of a few parts of the time of a volume has slices of its own, and would move the pose of the
-volume by itself (:meth:`~eddymotion.estimation.equations.solution.Solution.scatter_of_periods`).
+volume by itself (:meth:`~eddymotion.estimation.equations.solution.Solution.within_volumes`).
 Noise does so, and so does what the model gets wrong, which differs from place to place; a head
 that moved does so by far more. One volume beyond both is evidence of motion within volumes; where
 there is some, others of the series are taken to have moved as soon as they are beyond noise.

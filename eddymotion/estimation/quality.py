@@ -43,6 +43,9 @@ MIN_COVERED = 0.5
 
 N_POINTS = 60_000
 
+BOX_EVERY = 16
+"""Every so many-th point serves to find which part of a volume is read."""
+
 MAX_PASSES = 3
 """Outlier slices spoil the predictions of other volumes; so they are replaced by predictions, and
 all are sought again, up to so many times."""
@@ -280,11 +283,16 @@ class _ReadVolumes:
         def read(volume: int) -> None:
             image, axis = dwi.volume_with_missing(volume), dwi.acquisition.slicing.axis
             mappings = [motion.mapping(volume) for motion in motions]
-            placed = [mapping.displaced(points) for mapping in mappings]
             if all(mapping.slices is None for mapping in mappings):
-                there = np.concatenate([recorded for recorded, _ in placed])
-                image = crop(image, there, margin)
-            for k, (mapping, (recorded, factor)) in enumerate(zip(mappings, placed, strict=True)):
+                some = [mapping.recorded(points[::BOX_EVERY]) for mapping in mappings]
+                image = crop(image, np.concatenate(some), margin)
+            for k, mapping in enumerate(mappings):
+                if mapping.is_rigid:
+                    values[k, volume] = image.spline.sample(points, mapping.pose)
+                    moved = np.linalg.inv(mapping.pose) @ dwi.affine
+                    heights[k, volume] = slice_heights(points, moved, axis)
+                    continue
+                recorded, factor = mapping.displaced(points)
                 if mapping.slices is None:
                     values[k, volume] = image.spline.sample(recorded) * factor
                 else:
@@ -292,7 +300,7 @@ class _ReadVolumes:
                 heights[k, volume] = slice_heights(recorded, dwi.affine, axis)
 
         parallel_map(read, range(len(dwi)), n_threads=n_threads)
-        covered = np.isfinite(values).mean(axis=1) >= MIN_COVERED
+        covered = np.isfinite(values).mean(axis=1, dtype=np.float32) >= MIN_COVERED
         return [
             cls(points[inside], _chosen(shown, inside).T, _chosen(where, inside).T, motion,
                 dwi.shape)

@@ -52,13 +52,13 @@ def _save_drawing(figure: Figure, path: Path) -> None:
 
 @own_style()
 def pixels_of(figure: Figure, dpi: int = DPI) -> np.ndarray:
-    """Draw a figure: (height, width, 4) uint8."""
+    """Draw a figure, whose background is opaque: (height, width, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def save_pixels(pixels: np.ndarray, path: Path, dpi: int = DPI) -> None:

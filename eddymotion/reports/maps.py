@@ -211,5 +211,6 @@ def _residual_percent(signal: np.ndarray, predicted: np.ndarray, volumes: np.nda
     known = np.isfinite(p).all(axis=0)
     if not known.any():
         return float("nan")
-    rms = np.sqrt(((y - p)[:, known].astype(float) ** 2).mean(axis=0))
+    left = (y - p)[:, known]
+    rms = np.sqrt(np.einsum("vn,vn->n", left, left, dtype=float) / len(left))
     return float(np.median(100 * rms / np.maximum(y[:, known].mean(axis=0), 1e-6)))

@@ -144,7 +144,7 @@ def _share_near(found: np.ndarray, dwi: DWI) -> float:
 
 def _mean(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
     """Average some volumes, one at a time: memory."""
-    total = np.zeros(dwi.shape, np.float32)
+    total = np.zeros(dwi.shape, np.float32, order="F")  # as volumes are
     for volume in volumes:
         total += dwi.signal[..., volume]
     return total / len(volumes)

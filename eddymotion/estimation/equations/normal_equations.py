@@ -54,7 +54,8 @@ class GramMatrix:
 
     def _sum(self) -> None:
         """Sum what waits, below the diagonal only."""
-        part = np.concatenate(self._waiting, axis=1)
+        alone = len(self._waiting) == 1
+        part = self._waiting[0] if alone else np.concatenate(self._waiting, axis=1)
         self._waiting.clear()
 
         def add_to(first: int) -> None:

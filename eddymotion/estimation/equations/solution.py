@@ -83,8 +83,21 @@ class Solution:
         return None if found is None else self.problem.equations(found, found.weights)
 
     def _release(self) -> None:
-        """Release the values of the volumes; they are read again if they are asked for."""
+        """Release the values of the volumes, except at a few points.
+
+        They are read again if they are asked for.
+        """
+        self.__dict__["_few"] = self._few  # what is cached below
         self.__dict__.pop("found", None)
+
+    @cached_property
+    def _few(self) -> tuple[CoupledProblem, Samples]:
+        """The problem at a few of the points, and what the volumes show there."""
+        some = slice(None, None, max(1, len(self.problem.points) // POINTS_FOR_SHARE))
+        whole = self.samples
+        values, slopes, missing = whole.values[:, some], whole.slopes[..., some], whole.missing
+        few = Samples(self.motion, values.copy(), slopes.copy(), missing[:, some].copy())
+        return self.problem.at(some), few
 
     def covariances(self) -> np.ndarray:
         """Covariance of the error of each pose, (N, 6, 6).
@@ -110,10 +123,8 @@ class Solution:
             return 1.0
         away = system.chance()[:, unknowns.columns[POSES]]
         poses = unknowns.only(POSES)
-        some = np.zeros(len(self.problem.points), bool)
-        some[:: max(1, len(some) // POINTS_FOR_SHARE)] = True
-        part = self.problem.at(some)
-        here, there = part.look(self.motion), part.look(poses.moved(self.motion, away))
+        part, few = self._few
+        here, there = part.look(self.motion, few), part.look(poses.moved(self.motion, away))
         if here is None or there is None:
             return 1.0
         before = part.equations(here, here.weights)
@@ -173,26 +184,47 @@ class Solution:
         gram.add(columns)
         return gram.whole()
 
-    def scatter_of_periods(self, dwi: DWI) -> np.ndarray:
-        """Covariance of each pose by the scatter between parts of its time, (N, 6, 6).
-
-        As :meth:`covariances`, but summed over the slices of each of :data:`PERIODS` parts of the
-        time instead of parts of the brain, with the other volumes held. With noise alone, both
-        would be alike; motion within a volume makes this one larger. NaN if too few points are
-        left.
+    def within_volumes(self, dwi: DWI) -> tuple[np.ndarray, np.ndarray]:
+        """Covariances of each pose by what slices say of it, with the other volumes held.
 
         Parameters
         ----------
         dwi : DWI
             The series that the volumes belong to, for the order and the place of its slices.
+
+        Returns
+        -------
+        apart : (N, 6, 6) array
+            By the scatter between parts of its time. As :meth:`covariances`, but summed over the
+            slices of each of :data:`PERIODS` parts of the time instead of parts of the brain. With
+            noise alone, both would be alike; motion within a volume makes this one larger.
+        against : (N, 6, 6) array
+            By the slices that contradict it. A head that moves and comes back leaves a few slices
+            that no pose of the volume explains. If the model is certain, as for b=0 volumes, their
+            weights are small: the pose is that of the other slices, and all of these agree with
+            it. Here all slices have the same weight. The covariance is the square of the step that
+            they ask for together, plus the scatter between the parts of the time; steps that most
+            volumes of the group have in common are attributed to the model and taken out. If the
+            times of slices are not known, each volume takes the order of
+            :func:`~eddymotion.data.acquisition.usual_orders` with the largest covariance.
+
+        NaN if too few points are left.
         """
-        found, system, n = self.found, self.system, len(self.motion)
-        if found is None or system is None:
-            return np.full((n, 6, 6), np.nan)
-        slicing = dwi.acquisition.slicing
-        period = slicing.periods(dwi.n_slices, PERIODS)
-        pulls = self._pulls_of(period, slice_row(dwi.affine, slicing.axis), found.weights)
-        poses = system.unknowns.columns[POSES]
+        found, n = self.found, len(self.motion)
+        if found is None or self.system is None:
+            return np.full((n, 6, 6), np.nan), np.full((n, 6, 6), np.nan)
+        slicing, alike = dwi.acquisition.slicing, found.usable.astype(float)
+        period, single = slicing.periods(dwi.n_slices, PERIODS), np.arange(dwi.n_slices)
+        height = slice_row(dwi.affine, slicing.axis)
+        by_period, by_slice = self._pulls_of(height, (period, found.weights), (single, alike))
+        return (
+            self._scatter_of_periods(self.system, by_period),
+            self._contradictions(dwi, self._steps_of_poses(by_slice, alike)),
+        )
+
+    def _scatter_of_periods(self, system: NormalEquations, pulls: np.ndarray) -> np.ndarray:
+        """Covariance of each pose by the scatter of pulls (N, 6, B) of parts of its time."""
+        n, poses = len(self.motion), system.unknowns.columns[POSES]
         blocks = system.hessian.reshape(n, len(system.unknowns), n, -1)
         hessian = np.einsum("ikil->ikl", blocks)[:, poses, poses].copy()
         diagonal = np.einsum("nkk->nk", hessian)
@@ -202,34 +234,14 @@ class Solution:
         steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
         return sandwich(steps, n_fitted=1)
 
-    def contradictions(self, dwi: DWI) -> np.ndarray:
-        """Covariance of each pose by the slices that contradict it, (N, 6, 6).
-
-        A head that moves and comes back leaves a few slices that no pose of the volume explains.
-        If the model is certain, as for b=0 volumes, their weights are small: the pose is that of
-        the other slices, and all of these agree with it. Here all slices have the same weight. The
-        covariance is the square of the step that they ask for together, plus the scatter between
-        the parts of the time; steps that most volumes of the group have in common are attributed
-        to the model and taken out. If the times of slices are not known, each volume takes the
-        order of :func:`~eddymotion.data.acquisition.usual_orders` with the largest covariance. NaN
-        if too few points are left.
-
-        Parameters
-        ----------
-        dwi : DWI
-            As in :meth:`scatter_of_periods`.
-        """
-        found, n = self.found, len(self.motion)
-        if found is None or self.system is None:
-            return np.full((n, 6, 6), np.nan)
+    def _contradictions(self, dwi: DWI, steps: np.ndarray) -> np.ndarray:
+        """Covariance of each pose by the steps (N, 6, Z) that its slices ask for, (N, 6, 6)."""
         slicing, n_slices = dwi.acquisition.slicing, dwi.n_slices
-        alike, height = found.usable.astype(float), slice_row(dwi.affine, slicing.axis)
-        steps = self._steps_of_poses(self._pulls_of(np.arange(n_slices), height, alike), alike)
         periods = [order.periods(n_slices, PERIODS) for order in slicing.possible(n_slices)]
         asked = np.stack([_asked_for(steps, period) for period in periods])
         in_mm = twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes))
         farthest = np.einsum("onkk,k->on", asked, in_mm**2).argmax(axis=0)
-        return asked[farthest, np.arange(n)]
+        return asked[farthest, np.arange(len(steps))]
 
     def _directions_of_poses(self) -> np.ndarray:
         """Directions along which poses are solved for, (6, k)."""
@@ -250,38 +262,45 @@ class Solution:
         steps = scipy.linalg.solve(hessian, right, assume_a="pos")
         return along @ steps.reshape(n, -1, pulls.shape[2])
 
-    def _pulls_of(self, period: np.ndarray, height: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Sum the pulls of the points of each period on each pose, (N, 6, B).
+    def _pulls_of(
+        self, height: np.ndarray, *ways: tuple[np.ndarray, np.ndarray]
+    ) -> list[np.ndarray]:
+        """Sum the pulls of the points of each period on each pose: (N, 6, B) for each way.
 
         Parameters
         ----------
-        period : (Z,) int array
-            Of each slice, below B.
         height : (4,) array
             World point → its slice.
-        weights : (V,) array
-            Of the points.
+        ways : pairs of (Z,) int array and (V,) array
+            The period of each slice, below B, and the weights of the points.
         """
         problem, found, n = self.problem, self.found, len(self.motion)
         assert found is not None
-        weights = weights.astype(np.float32)
-        pulls = np.zeros((int(period.max()) + 1, n, 6))
-        period = period.astype(np.int16)
+        periods = np.array([period for period, _ in ways], np.int16)
+        weights = [weights.astype(np.float32) for _, weights in ways]
+        pulls = np.zeros((len(ways), int(periods.max()) + 1, n, 6))
 
         def periods_of(volume: int) -> np.ndarray:
             slices = self.motion.recorded(volume, problem.points) @ height[:3] + height[3]
-            return period[np.clip(np.rint(slices).astype(int), 0, len(period) - 1)]
+            return periods[:, np.clip(np.rint(slices).astype(int), 0, periods.shape[1] - 1)]
 
-        parts = np.stack(parallel_map(periods_of, range(n), n_threads=problem.n_threads))
+        parts = np.stack(parallel_map(periods_of, range(n), n_threads=problem.n_threads), axis=1)
 
-        def sums(chunk: slice) -> np.ndarray:
-            points = problem.points[chunk] - problem.center
-            factors = found.values[:, chunk] * weights[chunk]
-            return sum_twists(points, problem.slopes(found, chunk), factors, parts[:, chunk])
+        def sums(chunk: slice) -> list[np.ndarray]:
+            points, values = problem.points[chunk] - problem.center, found.values[:, chunk]
+            slopes = problem.slopes(found, chunk)
+            return [
+                sum_twists(points, slopes, values * of[chunk], part[:, chunk])
+                for of, part in zip(weights, parts, strict=True)
+            ]
 
-        for one in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
-            pulls[: len(one)] += one
-        return pulls.transpose(1, 2, 0)
+        for there in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
+            for total, one in zip(pulls, there, strict=True):
+                total[: len(one)] += one
+        return [
+            total[: period.max() + 1].transpose(1, 2, 0)
+            for total, period in zip(pulls, periods, strict=True)
+        ]
 
 
 def _asked_for(steps: np.ndarray, period: np.ndarray) -> np.ndarray:

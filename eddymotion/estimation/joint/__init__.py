@@ -99,7 +99,7 @@ def solve_jointly(
         errors = steps.with_restarts(steps.errors())
         steps.remove_direction_pulls(errors)
         errors = steps.with_ambiguities(errors)
-    return steps.estimate(errors)
+        return steps.estimate(errors)
 
 
 @dataclass(eq=False)

@@ -158,8 +158,7 @@ def _of_group(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return covariances (n, 6, 6) of a group: all, by noise, apart in time, against."""
     give_back_memory()  # of the group before, too
-    apart = solution.scatter_of_periods(solver.dwi)
-    against = solution.contradictions(solver.dwi)
+    apart, against = solution.within_volumes(solver.dwi)
     scatter = solution.scatter_of_halves()
     recovered = solution.recovered
     by_noise = solution.covariances()

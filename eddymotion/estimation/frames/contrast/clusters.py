@@ -148,10 +148,10 @@ class Clusters:
     def are_deep(self) -> np.ndarray:
         """Which clusters lie deep inside the brain, (C,) bool; a cut by the field is no edge."""
         dwi = self.dwi
-        depth = scipy.ndimage.distance_transform_edt(dwi.mask, sampling=dwi.voxel_sizes)
+        deep = DEEP_MM * head_scale(dwi.mask, dwi.voxel_sizes)
         voxels = transformed(np.linalg.inv(dwi.affine), self.points[:, 0]).round().astype(int)
         there = tuple(np.clip(voxels, 0, np.array(dwi.shape) - 1).T)
-        return depth[there] > DEEP_MM * head_scale(dwi.mask, dwi.voxel_sizes)
+        return are_farther_inside(dwi.mask, dwi.voxel_sizes, there, deep)
 
     @property
     def rows_of_octants(self) -> list[slice]:
@@ -252,6 +252,21 @@ class Clusters:
         """Turn gradients (C, N_POINTS, 3) into derivatives by a twist, (C, N_POINTS, 6)."""
         turning = np.cross(self.points - self.center, slopes)
         return np.concatenate([slopes, turning], axis=-1)
+
+
+def are_farther_inside(
+    mask: np.ndarray, voxel_sizes: np.ndarray, voxels: tuple[np.ndarray, ...], distance: float
+) -> np.ndarray:
+    """Whether voxels, three index arrays (C,), lie farther than a distance (mm) inside a mask.
+
+    What lies outside the image is no edge. Nearest of all is a voxel that touches the mask, so
+    that these tell; a distance transform of the whole image takes many times as long.
+    """
+    edge = scipy.ndimage.binary_dilation(mask) & ~mask
+    tree = scipy.spatial.cKDTree(np.argwhere(edge) * voxel_sizes)
+    places = np.stack(voxels, axis=1) * voxel_sizes
+    apart, _ = tree.query(places, distance_upper_bound=distance * (1 + 1e-9))
+    return mask[voxels] & (apart > distance)
 
 
 def _brain_and_edge(brain: np.ndarray) -> np.ndarray:
