@@ -49,14 +49,14 @@ def attributes_text(attributes: Mapping[str, object]) -> str:
     """
     return "".join(
         f" {key.rstrip('_').replace('_', '-')}"
-        + ("" if value is True else f'="{escape(_value(value))}"')
+        + ("" if value is True else f'="{_value(value)}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )
 
 
 def _value(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
 
 
 def text(
