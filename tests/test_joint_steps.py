@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from eddymotion.data.gradients import Gradients
 from eddymotion.estimation import joint
@@ -63,6 +64,19 @@ def test_errors_are_told_by_what_the_last_step_saw(steps, monkeypatch):
     assert np.isfinite(steps.errors().covariances).all()
     for solution, once in zip(steps.solutions, unseen, strict=True):
         assert sum(problem is solution.problem for problem in read) == once
+
+
+def test_blas_has_one_thread_until_the_estimate_is_put_together(tiny, monkeypatch):
+    seen, plain = [], joint._known
+
+    def known(*given):
+        seen.extend(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+        return plain(*given)
+
+    monkeypatch.setattr(joint, "_known", known)
+    with threadpool_limits(2, "blas"):
+        joint.solve_jointly(tiny, model=get_model("gp", tiny.gradients), max_steps=1)
+    assert set(seen) == {1}
 
 
 def test_fine_levels_draw_points_of_their_own(steps):

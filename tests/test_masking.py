@@ -7,7 +7,16 @@ from dipy.segment.mask import median_otsu
 from scipy import ndimage
 
 from eddymotion.data.gradients import Gradients
-from eddymotion.images.masking import COARSE_VOXELS, brain_mask, median_filtered
+from eddymotion.images.masking import (
+    COARSE_VOXELS,
+    _largest_piece,
+    _on_full_grid,
+    _solid,
+    _widely_smoothed,
+    _without_holes_and_bridges,
+    brain_mask,
+    median_filtered,
+)
 from eddymotion.mapping.motion import Motion
 from eddymotion.simulation import Grid, acquire
 
@@ -74,3 +83,35 @@ def test_median_is_that_of_scipy(size):
     image = np.random.default_rng(0).normal(size=(11, 9, 14)).round(1).astype(np.float32)
     expected = ndimage.median_filter(image, size=size)
     np.testing.assert_array_equal(median_filtered(image, size), expected)
+
+
+@pytest.mark.parametrize("factors", [(1, 2, 1), (3, 1, 4), (1, 1, 1)])
+def test_full_grid_is_that_of_scipy(factors):
+    coarse = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
+    shape, step = (
+        tuple(np.multiply(coarse.shape, factors) - np.greater(factors, 1)),
+        1 / np.array(factors),
+    )
+    expected = ndimage.affine_transform(
+        coarse, np.diag(step), (step - 1) / 2, shape, order=1, mode="nearest"
+    )
+    found = _on_full_grid(coarse, np.array(factors), shape)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_wide_filter_is_that_of_scipy():
+    image = np.random.default_rng(0).random((12, 9, 17), np.float32)
+    expected = ndimage.gaussian_filter(image, 6.3)
+    np.testing.assert_allclose(_widely_smoothed(image, 6.3), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_lies_around_a_piece_does_not_change_it(seed):
+    """Some pieces touch the end of the image, where holes are open."""
+    noise = np.random.default_rng(seed).normal(size=(40, 36, 30))
+    mask = np.pad(ndimage.gaussian_filter(noise, 2.5) > 0, [(0, 5), (4, 0), (0, 0)])
+    mask[5:25, 8:30, 6:24] |= ndimage.gaussian_filter(noise, 4)[5:25, 4:26, 6:24] > -0.02
+    uncut = _without_holes_and_bridges(_largest_piece(mask))
+    assert uncut.sum() > 1000
+    np.testing.assert_array_equal(_solid(mask), uncut)

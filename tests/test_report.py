@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from report_cases import (
     LOST,
@@ -31,6 +32,7 @@ from eddymotion.errors import EddymotionError
 from eddymotion.estimation.maps import cnr
 from eddymotion.io.tsv import Table
 from eddymotion.mapping.motion import Motion
+from eddymotion.reports import save_figure
 from eddymotion.reports.data import ReportData, recorded_log
 from eddymotion.reports.layout import VOID, embedded_json, tag
 from eddymotion.reports.maps import COLOR_GAIN, color_fa, local_correlation, tsnr
@@ -504,3 +506,12 @@ def test_motion_within_volumes_is_told_once(fact, steps, told, tmp_path):
     table = SimpleNamespace(columns={"step": [f"{name}: {step}" for step in steps]})
     series = SimpleNamespace(summary={name: fact}, steps=table, charts={})
     assert re.findall(r"<p[^>]*>(.*?)</p>", within(series, tmp_path / "page.html")) == told
+
+
+def test_pictures_are_opaque(tmp_path):
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    save_figure(figure, tmp_path / "line.png")
+    with Image.open(tmp_path / "line.png") as picture:
+        assert picture.mode == "RGB"
+        assert picture.getpixel((0, 0)) == (255, 255, 255)

@@ -48,8 +48,7 @@ def attributes_text(attributes: Mapping[str, object]) -> str:
     without a value, ``None`` and ``False`` none.
     """
     return "".join(
-        f" {key.rstrip('_').replace('_', '-')}"
-        + ("" if value is True else f'="{_value(value)}"')
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_value(value)}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )

@@ -93,6 +93,19 @@ def test_what_volumes_show_is_let_go_of_before_halves_are_solved(still, monkeypa
     assert 0.1 < solution.recovered <= 1
 
 
+def test_how_short_steps_are_is_read_at_few_points_of_one_other_place(displaced, monkeypatch):
+    problem, start = displaced
+    solution, read, plain = Solution(problem, start), [], CoupledProblem.sample
+    expected = Solution(problem, start).recovered
+    assert np.isfinite(solution.scatter_of_halves()).all()
+    monkeypatch.setattr(
+        CoupledProblem, "sample", lambda self, motion: read.append(motion) or plain(self, motion)
+    )
+    assert solution.recovered == expected
+    assert len(read) == 1
+    assert problem.farthest(read[0], start) > 0
+
+
 def test_a_last_step_that_fits_worse_is_not_returned(still, monkeypatch):
     volumes = still.gradients.dwis[:5]
     splines = [Spline.of(still.volume(volume)) for volume in volumes]
