@@ -63,10 +63,8 @@ def pixels_of(figure: Figure, dpi: int = DPI) -> np.ndarray:
 
 def save_pixels(pixels: np.ndarray, path: Path, dpi: int = DPI) -> None:
     """Write what was drawn, in any thread: that leaves the interpreter to others."""
-    from matplotlib.image import imsave
+    from PIL import Image
 
-    kinds: dict[str, dict[str, Any]] = {
-        ".png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": COMPRESSION}},
-    }
+    options: dict[str, Any] = {"compress_level": COMPRESSION} if path.suffix == ".png" else {}
     with replacing(path) as temporary:
-        imsave(temporary, pixels, origin="upper", dpi=dpi, **kinds.get(path.suffix, {}))
+        Image.fromarray(pixels).save(temporary, dpi=(dpi, dpi), **options)
