@@ -11,8 +11,16 @@ from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.estimation.joint.standard_errors import MISFIT_MM
 from eddymotion.images.pyramid import head_scale
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import rigid_matrix, rigid_parameters
+from eddymotion.mapping.rigid import (
+    exp_rigid,
+    log_rigid,
+    rigid_matrix,
+    rigid_parameters,
+    twist_millimetres,
+)
+from eddymotion.mapping.slice_poses import SlicePoses
 from eddymotion.simulation import acquire
+from eddymotion.simulation.timing import SliceTiming
 
 NODDING = 5
 """A diffusion-weighted volume."""
@@ -74,6 +82,48 @@ def test_b0_volumes_lie_within_their_errors(found, nodded, scheme):
     assert (found.standard_errors[b0s, :3] > MISFIT_MM * size).all()
     apart = np.abs(rigid_parameters(found.matrices[b0s], nodded.center))
     assert np.mean(apart < 1.96 * found.standard_errors[b0s]) > 0.8
+
+
+BENT = (7, 11, 15, 19)
+"""Volumes within which the head moves while slices are acquired one after the other."""
+
+COURSES = np.array([
+    [2.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    [0.0, 2.0, 0.0, 0.0, 0.0, 0.0],
+    [0.0, 0.0, 2.0, 0.0, 0.0, 0.0],
+    [0.0, 1.0, 1.0, np.deg2rad(1.5), 0.0, np.deg2rad(1.0)],
+])  # fmt: skip
+"""How far, mm and rad, within a quarter of the time; then it stays until the volume ends."""
+
+BEGINS = [0.5, 2.5, 0.5, 2.5]
+"""In quarters of the time of the volume."""
+
+
+@pytest.fixture(scope="module")
+def bent(still, head, scheme, grid):
+    """The series, and the mean pose of each of its volumes that moved, (4, 6)."""
+    n_slices = still.shape[2]
+    way = np.clip(4 * np.arange(n_slices) / n_slices - np.array(BEGINS)[:, None], 0, 1)
+    twists = np.zeros((1 + len(BENT), n_slices, 6))
+    twists[1:] = way[..., None] * COURSES[:, None]
+    groups = tuple(np.arange(n_slices)[:, None])
+    times = SliceTiming("sequential", 1).excitations(len(twists), n_slices)
+    moved = SlicePoses(exp_rigid(twists, still.center), groups, times)
+    scan = acquire(head, scheme.select(np.array([0, *BENT])), moved, grid, snr=20, seed=5)
+    signal = still.signal.copy()
+    signal[..., BENT] = scan.signal[..., 1:]
+    return replace(still, signal=signal), twists[1:].mean(axis=1)
+
+
+def test_errors_hold_the_mean_pose_where_slices_one_after_the_other_show_a_bent_head(bent):
+    """Without SliceTiming; the images agree with a head that is turned instead."""
+    dwi, mean = bent
+    volumes, in_mm = np.array(BENT), twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes))
+    found = estimated(dwi, PLAIN)
+    away = in_mm * (log_rigid(found.matrices[volumes], dwi.center) - mean)
+    errors = in_mm * found.standard_errors[volumes]
+    assert np.mean(np.abs(away) < 1.96 * errors) >= 0.9
+    assert 0.9 < np.sqrt(np.mean(errors**2) / np.mean(away**2)) < 1.4
 
 
 def test_periods_follow_the_order_of_excitation():

@@ -88,7 +88,7 @@ def test_what_volumes_show_is_let_go_of_before_halves_are_solved(still, monkeypa
         "step",
         lambda self, *name: held.append(shown() is not None) or plain(self, *name),
     )
-    assert np.isfinite(solution.scatter_of_halves()).all()
+    assert np.isfinite(solution.squares_of_halves()).all()
     assert held == [True] + 6 * [False]
     assert 0.1 < solution.recovered <= 1
 

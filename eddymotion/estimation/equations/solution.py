@@ -36,6 +36,10 @@ PERIODS = 8
 up to 1.5 mm the errors were 0.3 to 1.5 times what the scatter of the parts says; with four parts
 that was 1.4 times more."""
 
+STIFFNESS = 0.2
+"""Weight with which poses of successive parts of the time are tied to each other, relative to what
+the images of a part have on average. Parts that show little of the head follow the others."""
+
 SMALL_BYTES = 2**26
 """Halves of a brain are solved side by side while a copy of the normal matrix is smaller."""
 
@@ -109,45 +113,58 @@ class Solution:
             return np.full((len(self.motion), 6, 6), np.nan)
         return self.system.covariances(POSES)
 
-    @cached_property
+    @property
     def recovered(self) -> float:
-        """Share of a small displacement that one step takes back.
+        """Share of a small displacement that one step takes back; see :meth:`recovered_by`."""
+        return self.recovered_by(np.ones(len(self.motion), bool))
+
+    def recovered_by(self, volumes: np.ndarray) -> float:
+        """Share of a small displacement of some volumes, (N,) bool, that one step takes back.
 
         Noise in ``J`` makes ``H`` too large, more so with less signal. By this share steps become
-        too short, and the errors that :meth:`covariances` and :meth:`scatter_of_halves` infer from
+        too short, and the errors that :meth:`covariances` and :meth:`squares_of_halves` infer from
         one step too small. The displacement is a plausible effect of noise: the sum of what the
         blocks contribute, with random signs. 1 if too few points are left.
         """
-        system, unknowns = self.system, self.problem.unknowns
-        if system is None:
+        away, back = self._there_and_back
+        square = (away[volumes] ** 2).sum()
+        if not square > 0:
             return 1.0
+        share = (back[volumes] * away[volumes]).sum() / square
+        return float(np.clip(share, LEAST_RECOVERED, 1.0))
+
+    @cached_property
+    def _there_and_back(self) -> tuple[np.ndarray, np.ndarray]:
+        """That displacement (N, 6) and what a step takes back of it; zero without points."""
+        system, unknowns = self.system, self.problem.unknowns
+        nowhere = np.zeros((len(self.motion), 6))
+        if system is None:
+            return nowhere, nowhere
         away = system.chance()[:, unknowns.columns[POSES]]
         poses = unknowns.only(POSES)
         part, few = self._few
         here, there = part.look(self.motion, few), part.look(poses.moved(self.motion, away))
         if here is None or there is None:
-            return 1.0
+            return nowhere, nowhere
         before = part.equations(here, here.weights)
         after = part.equations(there, there.weights, before)
         in_mm = poses.lengths(part.points)
-        back, away = (before.step(POSES) - after.step(POSES)) * in_mm, away * in_mm
-        share = (back * away).sum() / max((away**2).sum(), np.finfo(float).tiny)
-        return float(np.clip(share, LEAST_RECOVERED, 1.0))
+        return away * in_mm, (before.step(POSES) - after.step(POSES)) * in_mm
 
-    def scatter_of_halves(self) -> np.ndarray:
-        """Mean square by which halves of the brain move the poses, axis by axis: (6,).
+    def squares_of_halves(self) -> np.ndarray:
+        """Mean square by which halves of the brain move each pose, axis by axis: (N, 6).
 
         Left and right, front and back, top and bottom each take a step of their own, over all
-        volumes. With noise alone, this would be the mean of :meth:`covariances`; errors that are
+        volumes. With noise alone, their mean would be that of :meth:`covariances`; errors that are
         alike over wide regions show only here. NaN if a half is too small. The values of the
         volumes are released, and have to be read again afterwards.
         """
         system, problem = self.system, self.problem
         if self.found is None or system is None:
-            return np.full(6, np.nan)
+            return np.full((len(self.motion), 6), np.nan)
         above = problem.points > problem.center  # parts lie on one side
         if self._least_seen(above) < MIN_POINTS:
-            return np.full(6, np.nan)
+            return np.full((len(self.motion), 6), np.nan)
         whole, precision = system.step(POSES), self.found.precision
         firsts = np.searchsorted(problem.parts, np.arange(len(system.gradients)))
         some = problem.points_for_matrix(self.found)
@@ -170,7 +187,7 @@ class Solution:
             upper = self._products(columns[:, axis[some]])
             halves = (axis, upper), (~axis, together - upper)
             squares += parallel_map(square, halves, n_threads=at_once)
-        return np.mean(squares, axis=(0, 1))
+        return np.mean(squares, axis=0)
 
     def _least_seen(self, above: np.ndarray) -> int:
         """Return the number of points in the smallest of the halves; `above` (V, 3) bool."""
@@ -184,137 +201,206 @@ class Solution:
         gram.add(columns)
         return gram.whole()
 
-    def within_volumes(self, dwi: DWI) -> tuple[np.ndarray, np.ndarray]:
-        """Covariances of each pose by what slices say of it, with the other volumes held.
+    def scatter_of_periods(self, dwi: DWI) -> np.ndarray:
+        """Covariance of each pose by the scatter between parts of its time, (N, 6, 6).
+
+        As :meth:`covariances`, but summed over the slices of each of :data:`PERIODS` parts of the
+        time instead of parts of the brain, with the other volumes held. With noise alone, both
+        would be alike; motion within a volume makes this one larger. NaN if too few points are
+        left.
 
         Parameters
         ----------
         dwi : DWI
             The series that the volumes belong to, for the order and the place of its slices.
-
-        Returns
-        -------
-        apart : (N, 6, 6) array
-            By the scatter between parts of its time. As :meth:`covariances`, but summed over the
-            slices of each of :data:`PERIODS` parts of the time instead of parts of the brain. With
-            noise alone, both would be alike; motion within a volume makes this one larger.
-        against : (N, 6, 6) array
-            By the slices that contradict it. A head that moves and comes back leaves a few slices
-            that no pose of the volume explains. If the model is certain, as for b=0 volumes, their
-            weights are small: the pose is that of the other slices, and all of these agree with
-            it. Here all slices have the same weight. The covariance is the square of the step that
-            they ask for together, plus the scatter between the parts of the time; steps that most
-            volumes of the group have in common are attributed to the model and taken out. If the
-            times of slices are not known, each volume takes the order of
-            :func:`~eddymotion.data.acquisition.usual_orders` with the largest covariance.
-
-        NaN if too few points are left.
         """
-        found, n = self.found, len(self.motion)
-        if found is None or self.system is None:
-            return np.full((n, 6, 6), np.nan), np.full((n, 6, 6), np.nan)
-        slicing, alike = dwi.acquisition.slicing, found.usable.astype(float)
-        period, single = slicing.periods(dwi.n_slices, PERIODS), np.arange(dwi.n_slices)
-        height = slice_row(dwi.affine, slicing.axis)
-        by_period, by_slice = self._pulls_of(height, (period, found.weights), (single, alike))
-        return (
-            self._scatter_of_periods(self.system, by_period),
-            self._contradictions(dwi, self._steps_of_poses(by_slice, alike)),
-        )
-
-    def _scatter_of_periods(self, system: NormalEquations, pulls: np.ndarray) -> np.ndarray:
-        """Covariance of each pose by the scatter of pulls (N, 6, B) of parts of its time."""
-        n, poses = len(self.motion), system.unknowns.columns[POSES]
+        found, system, n = self.found, self.system, len(self.motion)
+        if found is None or system is None:
+            return np.full((n, 6, 6), np.nan)
+        slicing = dwi.acquisition.slicing
+        period = slicing.periods(dwi.n_slices, PERIODS)
+        pulls = self._pulls_of(period, slice_row(dwi.affine, slicing.axis), found.weights)
+        poses = system.unknowns.columns[POSES]
         blocks = system.hessian.reshape(n, len(system.unknowns), n, -1)
         hessian = np.einsum("ikil->ikl", blocks)[:, poses, poses].copy()
         diagonal = np.einsum("nkk->nk", hessian)
         diagonal += DAMPING * diagonal + np.finfo(float).tiny
-        along = self._directions_of_poses()
+        along = self._directions_of_poses(dwi)
         pulls, hessian = along.T @ pulls, along.T @ hessian @ along
         steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
         return sandwich(steps, n_fitted=1)
 
-    def _contradictions(self, dwi: DWI, steps: np.ndarray) -> np.ndarray:
-        """Covariance of each pose by the steps (N, 6, Z) that its slices ask for, (N, 6, 6)."""
+    def contradictions(self, dwi: DWI) -> tuple[np.ndarray, np.ndarray]:
+        """How far slices that contradict its pose would take each volume.
+
+        The pose of a volume is the mean over its time. If the head moves meanwhile, the images put
+        it elsewhere. A few slices that no pose explains have small weights where the model is
+        certain, as for b=0 volumes; and slices that were acquired one after the other show a head
+        that is bent, which is partly taken for one that is turned. Here all slices have the same
+        weight, and each part of the time has a pose of its own. Steps that most volumes of the
+        group have in common are attributed to the model and taken out. If the times of slices are
+        not known, each volume takes the order of
+        :func:`~eddymotion.data.acquisition.usual_orders` in which they take it farthest. NaN if
+        too few points are left.
+
+        Parameters
+        ----------
+        dwi : DWI
+            As in :meth:`scatter_of_periods`.
+
+        Returns
+        -------
+        mean : (N, 6) array
+            Of the poses of the parts.
+        apart : (N, 6, 6) array
+            Covariance of that mean by their scatter.
+        """
+        found, n = self.found, len(self.motion)
+        if found is None or self.system is None:
+            return np.full((n, 6), np.nan), np.full((n, 6, 6), np.nan)
         slicing, n_slices = dwi.acquisition.slicing, dwi.n_slices
+        along, height = self._directions_of_poses(dwi), slice_row(dwi.affine, slicing.axis)
+        alike = found.usable.astype(float)
+        pulls = self._pulls_of(np.arange(n_slices), height, alike)
+        steps = self._steps_of_poses(along, pulls, alike)
+        own = self._matrices_of_slices(along, height, n_slices, alike)
         periods = [order.periods(n_slices, PERIODS) for order in slicing.possible(n_slices)]
-        asked = np.stack([_asked_for(steps, period) for period in periods])
-        in_mm = twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes))
-        farthest = np.einsum("onkk,k->on", asked, in_mm**2).argmax(axis=0)
-        return asked[farthest, np.arange(len(steps))]
+        poses = [_poses_of_periods(steps, own, period) for period in periods]
+        mean = np.stack([one.mean(axis=2) for one in poses])
+        apart = np.stack([_scatter_of_mean(one) for one in poses])
+        farthest = ((mean**2).sum(axis=2) + np.einsum("onkk->on", apart)).argmax(axis=0)
+        mean, apart = (every[farthest, np.arange(n)] for every in (mean, apart))
+        return mean @ along.T, along @ apart @ along.T
 
-    def _directions_of_poses(self) -> np.ndarray:
-        """Directions along which poses are solved for, (6, k)."""
+    def _directions_of_poses(self, dwi: DWI) -> np.ndarray:
+        """Twists along which poses are solved for, orthonormal in mm: (6, k)."""
         (pose,) = self.problem.unknowns.only(POSES).blocks
-        return np.eye(6) if pose.directions is None else pose.directions
+        if pose.directions is not None:
+            return pose.directions
+        return np.diag(1 / twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes)))
 
-    def _steps_of_poses(self, pulls: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Solve for the steps by the pulls (N, 6, B) of points with weights (V,)."""
+    @property
+    def _of_poses_alone(self) -> CoupledProblem:
+        """The problem without its fields."""
+        return replace(self.problem, blocks=self.problem.unknowns.only(POSES).blocks)
+
+    def _steps_of_poses(
+        self, along: np.ndarray, pulls: np.ndarray, weights: np.ndarray
+    ) -> np.ndarray:
+        """Solve for steps along twists (6, k), by pulls (N, 6, B) of points with weights (V,)."""
         assert self.found is not None
-        n, along = len(self.motion), self._directions_of_poses()
-        poses = replace(self.problem, blocks=self.problem.unknowns.only(POSES).blocks)
-        hessian = poses.normal_matrix(self.found, weights).reshape(n, 6, n, 6)
+        n = len(self.motion)
+        hessian = self._of_poses_alone.normal_matrix(self.found, weights).reshape(n, 6, n, 6)
         hessian = np.einsum("ak,iajb,bl->ikjl", along, hessian, along, optimize=True)
         hessian = hessian.reshape(n * along.shape[1], -1)
         diagonal = np.einsum("kk->k", hessian)
         diagonal += DAMPING * diagonal + np.finfo(float).tiny
         right = (along.T @ pulls).reshape(len(hessian), -1)
         steps = scipy.linalg.solve(hessian, right, assume_a="pos")
-        return along @ steps.reshape(n, -1, pulls.shape[2])
+        return steps.reshape(n, -1, pulls.shape[2])
 
-    def _pulls_of(
-        self, height: np.ndarray, *ways: tuple[np.ndarray, np.ndarray]
-    ) -> list[np.ndarray]:
-        """Sum the pulls of the points of each period on each pose: (N, 6, B) for each way.
+    def _matrices_of_slices(
+        self, along: np.ndarray, height: np.ndarray, n_slices: int, weights: np.ndarray
+    ) -> np.ndarray:
+        """Return the normal matrix of each slice of a volume with itself, (N, Z, k, k).
 
         Parameters
         ----------
+        along : (6, k) array
+            Twists that are solved for.
         height : (4,) array
             World point → its slice.
-        ways : pairs of (Z,) int array and (V,) array
-            The period of each slice, below B, and the weights of the points.
+        n_slices : int
+        weights : (V,) array
+            Of the points.
+        """
+        problem, found, n = self._of_poses_alone, self.found, len(self.motion)
+        assert found is not None
+        some = problem.points_for_matrix(found)
+        columns, points = problem.columns(found, weights, some), problem.points[some]
+        each, n_along = np.arange(len(some) + 1), along.shape[1]
+
+        def matrices(volume: int) -> np.ndarray:
+            jacobian = along.T @ columns[6 * volume : 6 * volume + 6]
+            products = (jacobian[:, None] * jacobian).reshape(-1, len(some))
+            slices = self._slices_at(volume, points, height, n_slices)
+            member = scipy.sparse.csr_array((np.ones(len(some)), slices, each),
+                                            shape=(len(some), n_slices))  # fmt: skip
+            summed = found.precision[volume, volume] * (member.T @ products.T)
+            return summed.reshape(n_slices, n_along, n_along)
+
+        return np.stack(parallel_map(matrices, range(n), n_threads=problem.n_threads))
+
+    def _slices_at(
+        self, volume: int, points: np.ndarray, height: np.ndarray, n_slices: int
+    ) -> np.ndarray:
+        """In which slice of a volume points (V, 3) were recorded, (V,)."""
+        slices = self.motion.recorded(volume, points) @ height[:3] + height[3]
+        return np.clip(np.rint(slices).astype(int), 0, n_slices - 1)
+
+    def _pulls_of(self, period: np.ndarray, height: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Sum the pulls of the points of each period on each pose, (N, 6, B).
+
+        Parameters
+        ----------
+        period : (Z,) int array
+            Of each slice, below B.
+        height : (4,) array
+            World point → its slice.
+        weights : (V,) array
+            Of the points.
         """
         problem, found, n = self.problem, self.found, len(self.motion)
         assert found is not None
-        periods = np.array([period for period, _ in ways], np.int16)
-        weights = [weights.astype(np.float32) for _, weights in ways]
-        pulls = np.zeros((len(ways), int(periods.max()) + 1, n, 6))
+        weights = weights.astype(np.float32)
+        pulls = np.zeros((int(period.max()) + 1, n, 6))
+        period = period.astype(np.int16)
 
         def periods_of(volume: int) -> np.ndarray:
-            slices = self.motion.recorded(volume, problem.points) @ height[:3] + height[3]
-            return periods[:, np.clip(np.rint(slices).astype(int), 0, periods.shape[1] - 1)]
+            return period[self._slices_at(volume, problem.points, height, len(period))]
 
-        parts = np.stack(parallel_map(periods_of, range(n), n_threads=problem.n_threads), axis=1)
+        parts = np.stack(parallel_map(periods_of, range(n), n_threads=problem.n_threads))
 
-        def sums(chunk: slice) -> list[np.ndarray]:
-            points, values = problem.points[chunk] - problem.center, found.values[:, chunk]
-            slopes = problem.slopes(found, chunk)
-            return [
-                sum_twists(points, slopes, values * of[chunk], part[:, chunk])
-                for of, part in zip(weights, parts, strict=True)
-            ]
+        def sums(chunk: slice) -> np.ndarray:
+            points = problem.points[chunk] - problem.center
+            factors = found.values[:, chunk] * weights[chunk]
+            return sum_twists(points, problem.slopes(found, chunk), factors, parts[:, chunk])
 
-        for there in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
-            for total, one in zip(pulls, there, strict=True):
-                total[: len(one)] += one
-        return [
-            total[: period.max() + 1].transpose(1, 2, 0)
-            for total, period in zip(pulls, periods, strict=True)
-        ]
+        for one in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
+            pulls[: len(one)] += one
+        return pulls.transpose(1, 2, 0)
 
 
-def _asked_for(steps: np.ndarray, period: np.ndarray) -> np.ndarray:
-    """Square of the step of all slices, plus the scatter of the steps by period: (N, 6, 6).
+def _poses_of_periods(steps: np.ndarray, own: np.ndarray, period: np.ndarray) -> np.ndarray:
+    """Solve for a pose in each period of a volume, (N, k, B), tied to those before and after.
 
     Parameters
     ----------
-    steps : (N, 6, Z) array
-        That each slice asks for.
+    steps : (N, k, Z) array
+        That each slice asks for, mm.
+    own : (N, Z, k, k) array
+        Normal matrix of each slice with itself.
     period : (Z,) int array
         Of each slice.
     """
-    parts = np.stack([steps[..., period == one].sum(axis=2) for one in np.unique(period)], axis=2)
+    member = (period[:, None] == np.unique(period)).astype(float)
+    parts = steps @ member
     parts -= np.median(parts, axis=0)
-    whole = parts.sum(axis=2)
-    apart = sandwich(parts - parts.mean(axis=2, keepdims=True), n_fitted=1)
-    return apart + whole[:, :, None] * whole[:, None]
+    matrices = np.einsum("nzkl,zb->nbkl", own, member, optimize=True)
+    pulls = matrices.sum(axis=1) @ parts
+    n, n_parts, k, _ = matrices.shape
+    away = np.diff(np.eye(n_parts), axis=0)
+    ties = STIFFNESS * np.kron(away.T @ away + DAMPING * np.eye(n_parts), np.eye(k))
+    size = np.einsum("nbkk->n", matrices) / (n_parts * k)
+    whole = np.where(size > 0, size, 1.0)[:, None, None] * ties
+    between = whole.reshape(n, n_parts, k, n_parts, k)
+    for part in range(n_parts):
+        between[:, part, :, part] += matrices[:, part]
+    found = np.linalg.solve(whole, pulls.swapaxes(1, 2).reshape(n, -1, 1))
+    return found.reshape(n, n_parts, k).swapaxes(1, 2)
+
+
+def _scatter_of_mean(poses: np.ndarray) -> np.ndarray:
+    """Covariance of the mean of poses (N, k, B) by their scatter, (N, k, k)."""
+    apart = poses - poses.mean(axis=2, keepdims=True)
+    return sandwich(apart / poses.shape[2], n_fitted=1)

@@ -22,7 +22,7 @@ from eddymotion.images.pyramid import THICKNESS_POWER, fine_widths, head_scale
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import twist_millimetres
-from eddymotion.wording import named_volumes
+from eddymotion.wording import listed
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,6 @@ scatter, of which steps that are too short explain 1.3; where they are shorter, 
 
 THICK = 1.3
 """Filters that are wider along the slices by this factor tell something else than plain ones."""
-
-BEYOND_CHANCE = 2.0
-"""Slices contradict the pose of their volume where they would take it, in mean square, so much
-farther than noise and misfit. At rest 0.3 to 1.4 are usual."""
 
 CLEARLY, CLEARLY_MM = 20.0, 0.2
 """A volume is named where they do so clearly, and by so much. A volume of a real series in which
@@ -80,28 +76,41 @@ class PoseErrors:
     @property
     def by_slices(self) -> np.ndarray:
         """What slices that contradict the pose of their volume add to `covariances`, (N, 6, 6)."""
-        more = beyond(self.against, self.by_noise + self.by_misfit)
-        return np.where((self._times_expected > BEYOND_CHANCE)[:, None, None], more, 0.0)
+        return beyond(self.against, self.covariances)
 
     @property
     def contradicted(self) -> np.ndarray:
         """Volumes whose slices clearly contradict their pose, (k,)."""
-        clear = self._times_expected > CLEARLY
-        return np.flatnonzero(clear & (self.contradictions_mm > CLEARLY_MM * self.scale))
+        return np.flatnonzero(
+            are_contradicted(self.against, self.by_noise + self.by_misfit, self.scale)
+        )
 
     @property
     def contradictions_mm(self) -> np.ndarray:
         """How far slices of each volume would take its pose, mm; zero where not known: (N,)."""
-        return np.sqrt(np.nan_to_num(self._squares(self.against)))
+        return in_millimetres(self.against, self.scale)
 
-    @property
-    def _times_expected(self) -> np.ndarray:
-        """Square of that over what noise and misfit let expect, (N,); zero where not known."""
-        expected = self._squares(self.by_noise + self.by_misfit)
-        return np.nan_to_num(self._squares(self.against) / np.maximum(expected, 1e-12))
 
-    def _squares(self, covariances: np.ndarray) -> np.ndarray:
-        return np.einsum("nkk,k->n", covariances, twist_millimetres(self.scale) ** 2)
+def in_millimetres(covariances: np.ndarray, scale: float) -> np.ndarray:
+    """Return root-mean-square displacements by covariances (N, 6, 6), mm; 0 where not known."""
+    in_mm = twist_millimetres(scale)
+    return np.sqrt(np.nan_to_num(np.einsum("nkk,k->n", covariances, in_mm**2)))
+
+
+def are_contradicted(against: np.ndarray, expected: np.ndarray, scale: float) -> np.ndarray:
+    """Whether slices clearly contradict the pose of their volume, (N,) bool.
+
+    Parameters
+    ----------
+    against : (N, 6, 6) array
+        Covariances by what they say against it.
+    expected : (N, 6, 6) array
+        Covariances by noise and misfit.
+    scale : float
+        Size of the head relative to a human one.
+    """
+    far, usual = in_millimetres(against, scale), in_millimetres(expected, scale)
+    return (far > CLEARLY_MM * scale) & (far > np.sqrt(CLEARLY) * usual)
 
 
 def pose_errors(
@@ -144,8 +153,8 @@ def _warn_of_unknown(covariances: np.ndarray) -> None:
     unknown = np.flatnonzero(~np.isfinite(covariances).all(axis=(1, 2)))
     if len(unknown):
         log.warning(
-            "%s: too little of the brain is inside the image to refine the pose, which may be "
-            "off by a millimetre and has no standard error", named_volumes(unknown),
+            "volumes %s: too little of the brain is inside the images to refine their poses, "
+            "which may be off by a millimetre and have no standard errors", listed(unknown),
         )  # fmt: skip
 
 
@@ -158,10 +167,15 @@ def _of_group(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return covariances (n, 6, 6) of a group: all, by noise, apart in time, against."""
     give_back_memory()  # of the group before, too
-    apart, against = solution.within_volumes(solver.dwi)
-    scatter = solution.scatter_of_halves()
-    recovered = solution.recovered
+    apart = solution.scatter_of_periods(solver.dwi)
+    mean, scattered = solution.contradictions(solver.dwi)
     by_noise = solution.covariances()
+    expected, square = by_noise + by_misfit, mean[:, :, None] * mean[:, None]
+    moved = are_contradicted(square + scattered, expected, solver.bands.scale)
+    usual = moved if moved.all() else ~moved
+    scatter = solution.squares_of_halves()[usual].mean(axis=0)
+    recovered = solution.recovered_by(usual)
+    against = square / recovered**2 + scattered
     whole = by_misfit + by_noise / recovered**2
     factor = max(HALVES_FACTOR, 1 / recovered)
     whole += excess_covariance(whole, factor**2 * scatter)
@@ -203,8 +217,9 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     covariances : (N, 6, 6) array
         Of the poses of a group.
     scatter : (6,) array
-        From :meth:`~eddymotion.estimation.equations.solution.Solution.scatter_of_halves`, times
-        the square of a factor: :data:`HALVES_FACTOR`, or by how much steps are too short.
+        Mean of :meth:`~eddymotion.estimation.equations.solution.Solution.squares_of_halves` over
+        volumes, times the square of a factor: :data:`HALVES_FACTOR`, or by how much steps are too
+        short.
     """
     variances = np.diagonal(covariances, axis1=1, axis2=2).mean(axis=0)
     return np.diag(np.maximum(np.nan_to_num(scatter - variances), 0.0))
