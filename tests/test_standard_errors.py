@@ -9,6 +9,7 @@ import pytest
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation import estimate_motion
+from eddymotion.estimation.equations.solution import _poses_of_periods
 from eddymotion.estimation.joint.standard_errors import (
     excess_covariance,
     misfit_covariances,
@@ -74,6 +75,29 @@ def test_thick_slices_add_what_they_pull_by_beyond_noise(pull, left):
     noise = np.array([0.1, 0.2, 0.3, 0.001, 0.002, 0.003])
     found = pulled_by_slices(np.diag(noise**2)[None], pull * noise[None])
     np.testing.assert_allclose(found[0], left * np.diag(noise**2))
+
+
+def test_the_poses_of_parts_are_those_of_a_bent_head_though_their_steps_add_up_to_nothing():
+    """One volume of three moved; its last part shows nothing, and goes on where the head was."""
+    random, period = np.random.default_rng(5), np.repeat(np.arange(8), 4)
+    roots = random.normal(size=(3, 32, 6, 40))
+    own = roots @ roots.swapaxes(-1, -2) * np.repeat([1, 2, 4, 4, 3, 2, 2, 0.0], 4)[:, None, None]
+    course = np.where(np.arange(8) < 3, 0.0, 1.0)[:, None] * random.normal(size=6)
+    away = np.zeros((3, 32, 6))
+    away[1] = course[period]
+    pulls = np.einsum("nzab,nzb->naz", own, away)
+    whole = own.sum(axis=1)
+    steps = np.linalg.solve(whole, pulls)
+    found = _poses_of_periods(steps, own, period)
+    np.testing.assert_allclose(found[1].T, course, atol=0.1 * np.abs(course).max())
+    np.testing.assert_allclose(found[[0, 2]], 0, atol=1e-12)
+    best = steps.sum(axis=2)  # of all slices together
+    around = steps - np.linalg.solve(whole, np.einsum("nzab,nb->naz", own, best))
+    np.testing.assert_allclose(around.sum(axis=2), 0, atol=1e-9)
+    mean = _poses_of_periods(around, own, period).mean(axis=2)
+    missed = course.mean(axis=0) - best[1]
+    np.testing.assert_allclose(mean[1], missed, atol=0.1 * np.abs(course).max())
+    assert np.linalg.norm(mean[1] - missed) < 0.3 * np.linalg.norm(missed)
 
 
 def test_volumes_that_are_too_thin_to_be_refined_have_no_standard_errors_and_are_named(
