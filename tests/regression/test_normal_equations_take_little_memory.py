@@ -97,7 +97,7 @@ def test_how_short_steps_are_is_read_at_few_points_of_one_other_place(displaced,
     problem, start = displaced
     solution, read, plain = Solution(problem, start), [], CoupledProblem.sample
     expected = Solution(problem, start).recovered
-    assert np.isfinite(solution.scatter_of_halves()).all()
+    assert np.isfinite(solution.squares_of_halves()).all()
     monkeypatch.setattr(
         CoupledProblem, "sample", lambda self, motion: read.append(motion) or plain(self, motion)
     )
