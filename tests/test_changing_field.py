@@ -26,7 +26,13 @@ from eddymotion.estimation.joint.known_fields import KnownFields
 from eddymotion.mapping.eddy_currents import EddyCurrents
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import rigid_matrix
-from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme
+from eddymotion.simulation import (
+    Grid,
+    acquire,
+    cartesian_scheme,
+    procedural_head,
+    shelled_scheme,
+)
 
 CENTER = np.array([3.0, -10.0, 20.0])
 SCHEME = shelled_scheme({1000.0: 24}, 2, seed=3)
@@ -68,6 +74,21 @@ def test_what_follows_the_head_is_told_from_gradients_and_noise(matrices, respon
     assert not little.is_there, "as a field that only turns with the head seems to"
     few = np.arange(12)
     assert follow_poses(noise[few], SCHEME.select(few), poses[few]) is None
+
+
+def test_a_head_that_happens_to_move_with_the_b_value_has_no_fields_for_it(matrices, response):
+    """What the model gets wrong follows the b-value: 1.3 mm and 1.5° off in random q-space."""
+    random, scheme = np.random.default_rng(7), cartesian_scheme(28, 4000.0, 1, seed=2)
+    b = scheme.bvals / 1000.0
+    moves = 0.6 * np.outer(b - b.mean(), [0, 0, 0, 0, 1]) + random.normal(size=(len(b), 5))
+    by_b_value = np.outer(b, random.normal(scale=0.5, size=9))
+    noise = random.normal(scale=0.3, size=(len(b), 9))
+    assert not follow_poses(by_b_value + noise, scheme, moves).is_shown
+    fields = moves @ (2 * response)
+    found = follow_poses(by_b_value + fields + noise, scheme, moves)
+    assert found.is_there
+    away = [poses - poses.mean(axis=0) for poses in (moves @ found.response, fields)]
+    np.testing.assert_allclose(*away, atol=0.6)
 
 
 def test_common_field_is_that_of_the_reference(matrices, response):

@@ -88,6 +88,20 @@ def test_axis_is_found_from_the_data(distorted, found):
     assert abs(found.eddy_currents.pe @ along_the_grid(distorted, 1)) > 0.999
 
 
+def test_an_axis_that_the_data_contradict_is_not_used(distorted, found, caplog):
+    """An image that was turned after it was acquired: rotations were 0.6° off, told as 0.1."""
+    wrong = replace(distorted, acquisition=distorted.acquisition.encoded("i", distorted.affine))
+    other = estimate_motion(wrong, n_threads=2)
+    np.testing.assert_array_equal(other.matrices, found.matrices)
+    assert "says i, but fields of eddy currents along j" in caplog.text
+
+
+def test_an_axis_is_used_as_told_where_nothing_speaks_against_it(moving, caplog):
+    told = replace(moving, acquisition=moving.acquisition.encoded("i", moving.affine))
+    estimate_motion(told, n_threads=2)
+    assert "phase encoding" not in caplog.text
+
+
 def test_polarity_turns_the_coefficients_round(distorted, found):
     acquisition = distorted.acquisition.encoded("j-", distorted.affine)
     other = estimate_motion(replace(distorted, acquisition=acquisition), n_threads=2)

@@ -15,8 +15,9 @@ from eddymotion.models import AverageModel, GaussianProcessModel, LinearModel, S
 
 WIDENING_OF_B0 = 2.0
 """What is finer than a voxel is not lost but shows as a pattern that stays with the grid while the
-head moves, and pulls the poses towards rest. In many volumes it averages out; of two b=0 volumes
-5 to 25 % of the way between them were missing, with filters of one voxel, 1 % with two."""
+head moves, and pulls the poses towards rest. Of two b=0 volumes 5 to 25 % of the way between them
+were missing, with filters of one voxel, 1 % with two. Diffusion-weighted volumes have too much
+noise for that: see :mod:`eddymotion.estimation.joint.missing_motion`."""
 
 COARSE_MODEL = GaussianProcessModel(SphericalCovariance(signal=20.0, angle=1.2), fitted=True)
 

@@ -34,6 +34,9 @@ FAR_AWAY = 4.0
 """Poses farther from the middle one than so many times the median distance tell nothing of fields:
 volumes that went astray have fields that go with it."""
 
+LEAST_LEFT = 1e-3
+"""Share of the b-values, in square, from which on they differ."""
+
 AMBIGUOUS_SHIFT, AMBIGUOUS_TURN = 0.3, 0.02
 """Of fields that follow the head: the part of their displacement, and of the head's own turns, by
 which poses may be wrong since images tell it from nothing. On simulated heads 0.2 to 0.3, and
@@ -123,6 +126,9 @@ def follow_poses(
 ) -> PoseResponse | None:
     """Measure how fields follow the poses; None where there are too few volumes to tell.
 
+    What looks like a field since the model is wrong follows the b-value, and a head that happens
+    to move with it is no cause: only what the b-value does not explain counts.
+
     Parameters
     ----------
     coefficients : (N, K) array
@@ -131,7 +137,9 @@ def follow_poses(
     poses : (N, 5) array
         From :func:`pose_regressors`.
     """
-    without, free = nonlinear_part(gradients), nonlinear_part(gradients, poses)
+    without, free = (
+        _beside(nonlinear_part(gradients, moved), gradients.bvals) for moved in (None, poses)
+    )
     n_moved, n_own = np.trace(without - free), np.trace(free)
     if n_own < FEWEST_FREE or n_moved < 0.5:
         return None
@@ -149,6 +157,15 @@ def follow_poses(
         float(np.sqrt((centred**2).sum(axis=1).mean())),
         float(scipy.special.fdtrc(n_moved, n_own, ratio)),  # terms are not independent: as one
     )
+
+
+def _beside(projector: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Take one more column (N,), if something of it is left, out of what a projector keeps."""
+    left = projector @ (column - column.mean())
+    power = left @ left
+    if power <= LEAST_LEFT * np.square(column).sum():
+        return projector
+    return projector - np.outer(left, left) / power
 
 
 def covariances_by_ambiguity(

@@ -24,6 +24,9 @@ A vibrating bed moves the head with the direction as well, by more than the erro
 and images show most of that. So the multiple may also be 8, 32 or 128. The displacement is then
 the sum of a pull, of twice the variance at most, and of motion, which is kept.
 
+Schemes without shells have two polynomials of the b-value in place of the products: the decay of
+the signal is learnt from the very volumes that are aligned, so that what follows it does not show.
+
 Eddy currents displace volumes as well, by up to millimetres along the phase encoding and linearly
 in ``q``. Products of directions on a half sphere correlate with that. So along the phase encoding
 the part that is linear in ``q`` is first removed from steps and products.
@@ -68,6 +71,10 @@ COMMON = 1.25
 
 FEW_DIRECTIONS = 6
 """Shells with fewer do not determine a quadratic function."""
+
+FEWEST_BY_B, BY_B_VALUE = 12, 10.0
+"""Volumes of a scheme without shells, and the variance of what follows the b-value in it, relative
+to that of the poses."""
 
 FREEDOM, N_STEPS, SETTLED_MM = 3.0, 50, 1e-4
 
@@ -159,12 +166,13 @@ def find_pulls(
         None where there are no shells, all are too small, or errors are not known.
     """
     own = gradients.rotated(motion.rotations).select(volumes)
-    shells = [shell for shell in own.shells if len(shell) >= FEW_DIRECTIONS]
     variances = np.einsum("nkk->nk", covariances[volumes]) * in_mm**2
-    if not own.is_shelled or not shells or not np.isfinite(variances).all():
+    if not np.isfinite(variances).all():
         return None
-    design = np.hstack([_products(own, shell) for shell in shells])
-    prior = np.vstack([np.tile(variances[shell].mean(axis=0) / 5, (5, 1)) for shell in shells])
+    designed = _by_shells(own, variances) if own.is_shelled else _by_b_value(own, variances)
+    if designed is None:
+        return None
+    design, prior = designed
     poses = motion.head[volumes]
     steps = log_rigid(np.linalg.inv(poses[:-1]) @ poses[1:], center) * in_mm
     size = in_mm[-1] / ROTATION_RADIUS_MM  # of the head, relative to a human one
@@ -174,7 +182,7 @@ def find_pulls(
         np.diff(volumes),
         prior / size**2,
         np.diff(gradients.qvecs[volumes], axis=0),
-        _displaced_by_fields(motion),
+        displaced_by_fields(motion),
     )
     return DirectionPulls(design, size * pulls, size * head_pulls, size * scale)
 
@@ -224,12 +232,35 @@ def remove_direction_pulls(
     return motion, common
 
 
-def _displaced_by_fields(motion: Motion) -> np.ndarray:
+def displaced_by_fields(motion: Motion) -> np.ndarray:
     """Axes of a twist along which fields displace volumes, (6,) bool."""
     found = np.zeros(6, bool)
     if motion.eddy_currents is not None:
         found[:3] = np.abs(motion.eddy_currents.pe) > LEAST_ALONG
     return found
+
+
+def _by_shells(
+    gradients: Gradients, variances: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Products of directions (n, C) and variances (C, 6) of pulls; None if shells are small."""
+    shells = [shell for shell in gradients.shells if len(shell) >= FEW_DIRECTIONS]
+    if not shells:
+        return None
+    prior = [np.tile(variances[shell].mean(axis=0) / 5, (5, 1)) for shell in shells]
+    return np.hstack([_products(gradients, shell) for shell in shells]), np.vstack(prior)
+
+
+def _by_b_value(
+    gradients: Gradients, variances: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Polynomials of the b-value (n, 2), orthonormal, and variances (2, 6) of pulls by them."""
+    n, bvals = len(gradients), gradients.bvals
+    if n < FEWEST_BY_B:
+        return None
+    powers = (bvals / bvals.max())[:, None] ** np.arange(3)
+    design = np.sqrt(n) * np.linalg.qr(powers)[0][:, 1:]
+    return design, np.tile(BY_B_VALUE * variances.mean(axis=0) / 2, (2, 1))
 
 
 def _products(gradients: Gradients, shell: Sequence[int] | np.ndarray) -> np.ndarray:

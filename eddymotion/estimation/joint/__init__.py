@@ -20,7 +20,9 @@ the motion of the other volumes. Here one Gauss-Newton step moves all volumes to
    solution at the finest level, which is the last.
 6. Standard errors come from how much the solution differs between parts of the brain, and between
    parts of the time in which a volume was acquired.
-7. No image contradicts a part of the poses that follows the direction of diffusion; there the
+7. The share of slow motion that narrow filters miss is added
+   (:mod:`eddymotion.estimation.joint.missing_motion`).
+8. No image contradicts a part of the poses that follows the direction of diffusion; there the
    course of the head decides (:mod:`eddymotion.estimation.frames.direction_pulls`).
 """
 
@@ -44,6 +46,7 @@ from eddymotion.estimation.frames.direction_pulls import remove_direction_pulls
 from eddymotion.estimation.frames.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.estimation.joint.first_levels import solve_first_levels
 from eddymotion.estimation.joint.levels import COARSE, FINE, FINE_ITERATIONS
+from eddymotion.estimation.joint.missing_motion import with_missing_motion
 from eddymotion.estimation.joint.outlier_search import OutlierSearch
 from eddymotion.estimation.joint.restarts import depends_on_start, restart_covariances
 from eddymotion.estimation.joint.solver import JointSolver
@@ -97,6 +100,7 @@ def solve_jointly(
         steps.leave_out_lost_slices()
         steps.refine()
         errors = steps.with_restarts(steps.errors())
+        errors = steps.add_missing_motion(errors)
         steps.remove_direction_pulls(errors)
         errors = steps.with_ambiguities(errors)
         return steps.estimate(errors)
@@ -236,6 +240,18 @@ class JointSteps:
         for group, solution in zip(self.groups, self.solutions, strict=True):
             if depends_on_start(group, solution) and not len(self.solver.undetermined):
                 covariances[group.volumes] += restart_covariances(self.solver, group, self.motion)
+        return replace(errors, covariances=covariances)
+
+    def add_missing_motion(self, errors: PoseErrors) -> PoseErrors:
+        """Add the share of the motion that the grid holds back, and the error of it."""
+        covariances = errors.covariances.copy()
+        for group, solution in zip(self.groups, self.solutions, strict=True):
+            if group.widening == 1.0:
+                own = group.volumes
+                self.motion, more = with_missing_motion(
+                    self.solver, group, solution, self.motion, covariances[own]
+                )
+                covariances[own] += more
         return replace(errors, covariances=covariances)
 
     def remove_direction_pulls(self, errors: PoseErrors) -> None:
