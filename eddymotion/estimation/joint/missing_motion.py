@@ -30,10 +30,15 @@ log = logging.getLogger(__name__)
 WIDE = Level(2.0, 40_000, highpass=3.5)
 """Filters that hardly see the pattern of the grid."""
 
-UNCLEAR, UNCLEAR_ERRORS = 0.02, 1.5
-"""Shares count as far as they are clear: from so many of their standard errors on, in which this
-share is included, since steps with wide filters have errors of their own that may go with the
-motion. Of ten series at 3 mm, with shares below a tenth, five lost 5 to 9 % where all counted."""
+LIKELY_SHARE = 0.2
+"""Standard deviation of the share, before the data are seen."""
+
+SYSTEMATIC_SHARE = 0.02
+"""Steps with wide filters have errors of their own, which may go with the motion by so much."""
+
+BY_CHANCE = 1.5
+"""All shares count as far as their squares, over those of their errors, are larger than this on
+average. Of ten series at 3 mm, with shares below a tenth, five lost 5 to 9 % where all counted."""
 
 CLEAR_OF_ERRORS = 2.0
 """Motion has to be larger than its errors by this factor: what the model gets wrong is larger with
@@ -118,17 +123,20 @@ def missing_shares(
     Returns
     -------
     shares, variances : (6,) array
-        Of the ways; none where they are not clear, never below, since the grid only holds back.
-        The variances contain what was seen and does not count.
+        Of the ways, drawn towards none as far as chance explains them all; never below, since the
+        grid only holds back. The variances contain what was seen and does not count.
     """
     missing = missing - missing.mean(axis=0)
     squares = _squares(ways)
     fitted = (ways * missing).sum(axis=0) / squares
     rest = ((missing - fitted * ways) ** 2).sum(axis=0) / (len(ways) - 2)
     variances = rest / squares
-    fitted = np.maximum(fitted, 0.0) * clear_of_errors(ways, errors)
-    unclear = UNCLEAR_ERRORS**2 * (variances + UNCLEAR**2)
-    shares = fitted * np.maximum(1.0 - unclear / np.maximum(fitted**2, unclear), 0.0)
+    clear = clear_of_errors(ways, errors)
+    fitted = np.maximum(fitted, 0.0) * clear
+    evidence = (fitted**2 / (variances + SYSTEMATIC_SHARE**2)).sum()
+    by_chance = BY_CHANCE * np.count_nonzero(clear)
+    weights = LIKELY_SHARE**2 / (LIKELY_SHARE**2 + variances)
+    shares = fitted * weights * max(1.0 - by_chance / max(evidence, by_chance, 1e-12), 0.0)
     return shares, np.where(fitted > 0, variances, 0.0) + (fitted - shares) ** 2
 
 
