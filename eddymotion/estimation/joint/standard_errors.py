@@ -34,6 +34,10 @@ scatter, of which steps that are too short explain 1.3; where they are shorter, 
 THICK = 1.3
 """Filters that are wider along the slices by this factor tell something else than plain ones."""
 
+BEYOND_CHANCE = 2.5
+"""Slices contradict the pose of their volume along an axis where they would take it, in square, so
+much farther than is told without them. A b=0 volume at rest beside one that moved has 2.2."""
+
 CLEARLY, CLEARLY_MM = 20.0, 0.2
 """A volume is named where they do so clearly, and by so much. A volume of a real series in which
 the head moved between interleaved slices has 18, and 0.19 mm; others 12 at most."""
@@ -76,7 +80,7 @@ class PoseErrors:
     @property
     def by_slices(self) -> np.ndarray:
         """What slices that contradict the pose of their volume add to `covariances`, (N, 6, 6)."""
-        return beyond(self.against, self.covariances)
+        return beyond(self.against, self.covariances, by=BEYOND_CHANCE)
 
     @property
     def contradicted(self) -> np.ndarray:
@@ -225,10 +229,13 @@ def excess_covariance(covariances: np.ndarray, scatter: np.ndarray) -> np.ndarra
     return np.diag(np.maximum(np.nan_to_num(scatter - variances), 0.0))
 
 
-def beyond(covariances: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return what covariances (N, 6, 6) have beyond others, axis by axis; none where not known."""
-    more = np.einsum("nkk->nk", covariances - known)
-    return np.maximum(np.nan_to_num(more), 0.0)[:, :, None] * np.eye(6)
+def beyond(covariances: np.ndarray, known: np.ndarray, by: float = 1.0) -> np.ndarray:
+    """Return what covariances (N, 6, 6) have beyond others, axis by axis.
+
+    None where they are not known, or are not larger by a factor.
+    """
+    own, other = (np.nan_to_num(np.einsum("nkk->nk", one)) for one in (covariances, known))
+    return np.where(own > by * other, np.maximum(own - other, 0.0), 0.0)[:, :, None] * np.eye(6)
 
 
 def pulls_of_slices(
