@@ -126,6 +126,8 @@ class JointSteps:
     motion : Motion
     solutions : list of Solution
         Of the groups, as they were solved last.
+    known : (N,) bool array
+        Volumes whose pose the others determine.
     judged : Quality
     common_motion : (N, 6, 6) array or None
         Covariance of motion that all volumes of a group share, as the head follows gradients.
@@ -137,6 +139,7 @@ class JointSteps:
     model: LinearModel
     eddy_currents: str
     solutions: list[Solution] = field(default_factory=list, init=False)
+    known: np.ndarray = field(init=False)
     judged: Quality = field(init=False)
     common_motion: np.ndarray | None = field(default=None, init=False)
     moved: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
@@ -229,6 +232,7 @@ class JointSteps:
         """Solve at the finest level."""
         give_back_memory()
         self.motion, self.solutions = self.solver.solve(FINE[-1], self.groups, self.motion)
+        self.known = _known(self.dwi, self.groups, self.solutions, self.frames)
 
     def errors(self) -> PoseErrors:
         """Estimate the errors of the poses from what the last steps have read."""
@@ -245,11 +249,14 @@ class JointSteps:
     def add_missing_motion(self, errors: PoseErrors) -> PoseErrors:
         """Add the share of the motion that the grid holds back, and the error of it."""
         covariances = errors.covariances.copy()
-        for group, solution in zip(self.groups, self.solutions, strict=True):
+        problems = [replace(solution.problem, splines=()) for solution in self.solutions]
+        self.solutions = []  # they hold the bands of all volumes: memory
+        self.solver.bands.release()
+        for group, problem in zip(self.groups, problems, strict=True):
             if group.widening == 1.0:
                 own = group.volumes
                 self.motion, more = with_missing_motion(
-                    self.solver, group, solution, self.motion, covariances[own]
+                    self.solver, group, problem, self.motion, covariances[own]
                 )
                 covariances[own] += more
         return replace(errors, covariances=covariances)
@@ -279,7 +286,7 @@ class JointSteps:
     def estimate(self, errors: PoseErrors) -> Estimate:
         """Put together what was found; volumes that nothing predicts get a neighbour's pose."""
         unplaced = np.isin(np.arange(len(self.dwi)), self.unplaced)
-        known = _known(self.dwi, self.groups, self.solutions, self.frames) & ~unplaced
+        known = self.known & ~unplaced
         scatter = errors.period_scatter(self.judged.outliers.flagged)
         held = self.solver.undetermined
         doubt = _within_doubt(self.dwi, errors)

@@ -83,6 +83,11 @@ class BandPassedVolumes:
         self.outliers = outliers
         self.stale = np.union1d(np.flatnonzero(outliers.flagged.any(axis=1)), moved)
 
+    def release(self) -> None:
+        """Release the volumes; they are filtered again when they are asked for."""
+        self._kept.clear()
+        give_back_memory()
+
     def width(self, level: Level) -> float:
         """Return the width of the filter of a level, mm."""
         return level.fwhm * (self.scale if level.highpass is None else self.voxel)

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.unknowns import POSES
 from eddymotion.estimation.frames.direction_pulls import displaced_by_fields
@@ -54,7 +55,7 @@ ENOUGH_VOLUMES = 6
 def with_missing_motion(
     solver: JointSolver,
     group: VolumeGroup,
-    solution: Solution,
+    problem: CoupledProblem,
     motion: Motion,
     covariances: np.ndarray,
 ) -> tuple[Motion, np.ndarray]:
@@ -65,8 +66,8 @@ def with_missing_motion(
     solver : JointSolver
     group : VolumeGroup
         Of n volumes.
-    solution : Solution
-        Of the group, at the last level.
+    problem : CoupledProblem
+        Of the group, at the last level; its volumes are replaced.
     motion : Motion
         Of the series.
     covariances : (n, 6, 6) array
@@ -88,7 +89,7 @@ def with_missing_motion(
     if len(volumes) < ENOUGH_VOLUMES or not clear_of_errors(ways, errors).any():
         return unchanged
     splines = solver.bands.filtered(WIDE, volumes, motion.matrices)
-    wide = Solution(replace(solution.problem, splines=splines), group_motion(motion, group))
+    wide = Solution(replace(problem, splines=splines), group_motion(motion, group))
     if wide.system is None:
         return unchanged
     missing = -wide.system.step(POSES) / wide.recovered
