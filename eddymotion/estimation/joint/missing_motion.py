@@ -39,7 +39,8 @@ SYSTEMATIC_SHARE = 0.02
 
 BY_CHANCE = 1.5
 """All shares count as far as their squares, over those of their errors, are larger than this on
-average. Of ten series at 3 mm, with shares below a tenth, five lost 5 to 9 % where all counted."""
+average. Where all counted, four of six series at 3 mm, with shares below a tenth, had errors that
+were larger by 5 to 9 %."""
 
 CLEAR_OF_ERRORS = 2.0
 """Motion has to be larger than its errors by this factor: what the model gets wrong is larger with
