@@ -71,11 +71,11 @@ $(PEERS)/.installed: benchmarks/peers-requirements.txt
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,bench]'
 	touch $@
 
 docs: $(VENV)/.installed-docs  # no warning passes; examples run; then all links and anchors
@@ -83,7 +83,7 @@ docs: $(VENV)/.installed-docs  # no warning passes; examples run; then all links
 	$(BIN)/python docs/_ext/check_links.py docs/_build/html
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs]'
 	touch $@
 
 OF_CHECKOUT := $(addprefix --ignore tests/test_,architecture.py docs.py packaging.py)

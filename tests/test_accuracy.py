@@ -27,6 +27,7 @@ def test_motion_is_recovered(motion):
     assert 0.5 < np.sqrt((errors**2).mean()) < 1.5
 
 
+@pytest.mark.slow
 def test_a_slab_of_few_slices_is_not_held_at_rest_by_its_edges():
     """A filter's guess of what lies beyond them stays with the scanner while the head moves."""
     recipe = Recipe(scheme="few", head="synthetic", coverage="slab", voxel_size=(4.0,) * 3,

@@ -188,6 +188,7 @@ def test_metadata_beside_the_image_are_read(tmp_path):
     assert found == {"PhaseEncodingDirection": "i-"}
 
 
+@pytest.mark.slow
 def test_order_of_volumes_tells_only_what_follows_the_direction(distorted, found):
     order = np.random.default_rng(1).permutation(len(distorted))
     shuffled = DWI(

@@ -267,6 +267,7 @@ def test_outlier_volumes_are_recovered_and_whoever_moved_stays(head, grid, movin
     np.testing.assert_array_equal(recover_outlier_volumes(dwi, jumped).matrices, jumped.matrices)
 
 
+@pytest.mark.slow
 def test_joint_estimate_and_loop_agree(moving, estimated, motion_rmse):
     loop = estimate_motion(moving, estimator="lovo", n_threads=2)
     millimetres, degrees = motion_rmse(loop, estimated, moving.center)

@@ -33,7 +33,7 @@ ORIENTATIONS = {
 }
 
 
-OFTEN = ("RAS", "LPS", "oblique", "anisotropic")
+OFTEN = ("LPS", "oblique")
 
 
 @pytest.fixture(

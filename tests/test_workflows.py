@@ -144,6 +144,7 @@ def test_a_pass_begins_with_outlier_volumes_recovered_as_in_the_library(series, 
     np.testing.assert_array_equal(read_image(planned["aligned_file"])[0], expected)
 
 
+@pytest.mark.slow
 def test_pydra_finds_them_too_and_several_series_run_side_by_side(series, motion, tmp_path):
     how = {"worker": "cf", "n_procs": 2, "cache_root": tmp_path / "cache"}
     whole = flows.DwiHmc(dwi_file=series, **LOOP)(**how)

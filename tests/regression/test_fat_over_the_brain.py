@@ -76,6 +76,7 @@ def _wider(affine, n_voxels):
     return moved
 
 
+@pytest.mark.slow
 def test_fat_that_is_shifted_does_not_pull_the_poses(fatty, nods):
     found = estimate_motion(fatty, estimator=Joint(eddy_current="none"), n_threads=2)
     errors = rms_displacement(found.matrices, nods.matrices, fatty.brain_center)

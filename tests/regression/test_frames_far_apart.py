@@ -6,6 +6,7 @@ there the image term alone went nowhere and was off by 13 mm and 14°.
 """
 
 import numpy as np
+import pytest
 
 from eddymotion.estimation.frames.offset import find_offset
 from eddymotion.images.grid import Grid
@@ -16,6 +17,7 @@ from eddymotion.simulation import acquire, procedural_head, shelled_scheme
 from eddymotion.simulation.motion import simulate_motion
 
 
+@pytest.mark.slow
 def test_an_offset_is_found_from_afar():
     seed = 1
     head, scheme = procedural_head(3.0), shelled_scheme({1000.0: 16}, 3)

@@ -86,6 +86,7 @@ def test_what_stays_in_both_images_does_not_hold_a_pair_back(seed):
     assert pair.error(found) < 0.2
 
 
+@pytest.mark.slow
 def test_a_head_that_goes_back_and_forth_far_is_captured(coarse_head):
     """With two steps at each coarse level the volumes without weighting end 30 mm away."""
     random = np.random.default_rng(1)

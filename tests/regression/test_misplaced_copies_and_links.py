@@ -102,6 +102,7 @@ def test_nodes_side_by_side_have_folders_of_their_own():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_with_names_that_differ_in_a_sign_only(tmp_path, capsys):
     raw, output = tmp_path / "raw", tmp_path / "out"
     write_two_participants(raw)

@@ -19,6 +19,7 @@ def faint(head, grid):
     return acquire(head, scheme, truth, grid, snr=8, seed=3), truth
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_and_a_warning_is_given(faint, caplog):
     dwi, truth = faint
     found = estimate_motion(dwi, eddy_currents="none", n_threads=2)

@@ -42,6 +42,7 @@ def test_options_beside_an_estimator_that_carries_its_own_are_refused(tiny, besi
         em.estimate_motion(tiny, estimator=em.Joint(), **beside)
 
 
+@pytest.mark.slow
 def test_estimators_as_values_and_options_one_by_one_are_the_same(tiny):
     with pytest.warns(FutureWarning, match="Joint"):
         one_by_one = em.estimate_motion(tiny, n_iterations=2, eddy_currents="none")
