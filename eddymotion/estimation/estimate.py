@@ -46,6 +46,8 @@ class Estimate:
         Covariance of motion that all volumes of a group share, since the head follows the
         gradients; see
         :func:`~eddymotion.estimation.frames.direction_pulls.remove_direction_pulls`.
+    removed : (N, 6) array, optional
+        Twists (mm, rad) after the poses that were removed from them there.
     """
 
     motion: Motion
@@ -56,6 +58,7 @@ class Estimate:
     period_scatter: PeriodScatter | None = None
     within: np.ndarray | None = None
     common_motion: np.ndarray | None = None
+    removed: np.ndarray | None = None
 
     def common_motion_of(self, group: np.ndarray) -> np.ndarray | None:
         """Covariance (6, 6) of the motion that a group shares; None if there is none."""
@@ -73,7 +76,7 @@ class Estimate:
         groups = groups and [group for group in groups if len(group)]
         return selected(
             replace(self, groups=groups, unplaced=None, period_scatter=None),
-            volumes, "motion", "covariances", "within", "common_motion",
+            volumes, "motion", "covariances", "within", "common_motion", "removed",
         )  # fmt: skip
 
 

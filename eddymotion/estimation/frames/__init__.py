@@ -162,6 +162,7 @@ class CommonFrame:
             motion.select(group),
             placed=(placed, begin_and_end(dwi, self.united)[:, placed]),
             common_motion=self.estimate.common_motion_of(group),
+            removed=None if self.estimate.removed is None else self.estimate.removed[group],
             with_images=undetermined is None,
             compute=self.compute,
         )

@@ -18,6 +18,7 @@ from eddymotion.images.image import Image
 from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import FrameEvidence, Motion
+from eddymotion.mapping.rigid import exp_rigid
 from eddymotion.registration import GaussNewton
 
 BEYOND_CHANCE = 22.5
@@ -69,6 +70,7 @@ def find_offset(
     *,
     placed: tuple[np.ndarray, np.ndarray] | None = None,
     common_motion: np.ndarray | None = None,
+    removed: np.ndarray | None = None,
     with_images: bool = True,
     compute: Compute | None = None,
 ) -> JoinedFrame:
@@ -90,6 +92,10 @@ def find_offset(
     common_motion : (6, 6) array, optional
         Covariance (mm, rad) of motion that all volumes of the group share and no b=0 has, since
         the head follows the gradients: time does not show it either.
+    removed : (k, 6) array, optional
+        Twists (mm, rad) after the poses of the group that were removed from them, since they
+        follow the direction of diffusion. A part of the head's own trembling goes with them: how
+        the head moves is learnt without this.
     with_images : bool
         Whether images are used. Directions that they do not determine would affect the others.
     compute : Compute, optional
@@ -101,11 +107,13 @@ def find_offset(
     compute = compute or Compute()
     volumes, poses = placed or (dwi.gradients.b0s, b0_motion.matrices)
     size = head_scale(dwi.mask, dwi.voxel_sizes)
-    course = merged(volumes, poses, group, begin_and_end(dwi, motion), dwi.brain_center, size)
+    own, center = begin_and_end(dwi, motion), dwi.brain_center
+    course = merged(volumes, poses, group, own, center, size)
+    as_seen = own if removed is None else own @ exp_rigid(removed, center)
+    prior = merged(volumes, poses, group, as_seen, center, size).prior()
     fields = covariance_of_fields(motion, course.in_group, course.changes)
     unseen = [one for one in (fields, common_motion) if one is not None]
     course = replace(course, displacement=np.sum(unseen, axis=0) if unseen else None)
-    prior = course.prior()
     by_time, by_images = course.offset(prior), None
     if with_images:
         by_images = _by_images(dwi, b0_motion, group, motion, by_time, course, compute)

@@ -57,6 +57,7 @@ from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.machine.parallel import Compute, one_blas_thread
 from eddymotion.mapping.motion import Motion
+from eddymotion.mapping.rigid import log_rigid
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.wording import listed
@@ -131,6 +132,8 @@ class JointSteps:
     judged : Quality
     common_motion : (N, 6, 6) array or None
         Covariance of motion that all volumes of a group share, as the head follows gradients.
+    removed : (N, 6) array or None
+        Twists after the poses that were removed from them, as they follow the direction.
     moved, unplaced : index arrays
         Volumes that were retried and are elsewhere now; those of them that fit nowhere.
     """
@@ -142,6 +145,7 @@ class JointSteps:
     known: np.ndarray = field(init=False)
     judged: Quality = field(init=False)
     common_motion: np.ndarray | None = field(default=None, init=False)
+    removed: np.ndarray | None = field(default=None, init=False)
     moved: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
     unplaced: np.ndarray = field(default_factory=lambda: np.empty(0, int), init=False)
 
@@ -265,14 +269,17 @@ class JointSteps:
         """Remove from the poses what follows the diffusion direction, not the head's course."""
         if len(self.solver.undetermined):
             return
+        before = self.motion
         self.motion, self.common_motion = remove_direction_pulls(
-            self.motion,
+            before,
             errors.covariances,
             self.dwi.gradients,
             [group.volumes for group in self.groups],
             self.dwi.brain_center,
             self.solver.in_mm,
         )
+        away = np.linalg.inv(self.motion.matrices) @ before.matrices
+        self.removed = log_rigid(away, self.dwi.brain_center)
         _warn_of_vibration(self.common_motion, self.solver.in_mm)
 
     def with_ambiguities(self, errors: PoseErrors) -> PoseErrors:
@@ -303,6 +310,7 @@ class JointSteps:
             held if len(held) else None,
             scatter,
             common_motion=self.common_motion,
+            removed=self.removed,
         )
 
 
