@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import nibabel as nib
@@ -375,12 +376,20 @@ def test_wrong_calls_exit_with_2_and_one_line(dataset, tmp_path, capsys):
         ("--ol_sqr", "; leave it out: the thresholds for lost slices are fixed"),
         ("--readout-time", "; leave it out: TotalReadoutTime is read from the sidecar"),
         ("--t1w", "; write --output-space FILE"),
+        ("--pe_dir", "; write --pe-axis"),
     ],
 )
 def test_options_of_datasets_are_answered_by_the_command_for_one_series(option, answer, capsys):
     with pytest.raises(SystemExit):
         correct.main(["dwi.nii.gz", option])
     assert answer in capsys.readouterr().err
+
+
+def test_every_option_of_one_command_is_answered_by_the_other():
+    for there, here in permutations([participant.build_parser(), correct.build_parser()]):
+        for option in {*there._option_string_actions} - {*here._option_string_actions}:
+            answer = here._suggest(option)
+            assert "; write " in answer or "; leave it out: " in answer, answer
 
 
 def test_axes_in_other_words_are_told_where_several_are_taken(capsys):

@@ -161,7 +161,8 @@ def test_displacement_fields_are_written_on_demand(wanted, tiny, tmp_path, caplo
     fields = sorted(outputs["eddy_fields"].glob("*.nii.gz"))
     assert len(fields) == (len(tiny) if wanted else 0)
     write_on_demand(demand, outputs, tiny, Motion(motion.matrices), tiny, quality=None)
-    assert ("no eddy-current fields were found" in caplog.text) == wanted
+    said = ["no eddy-current fields were found, so none are written"]  # the run adds its name
+    assert caplog.messages == said * wanted
 
 
 @pytest.mark.parametrize(

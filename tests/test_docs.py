@@ -20,6 +20,7 @@ from pages import CONTRIBUTING, DOCS, PAGES, ROOT, blocks, command_lines, name, 
 
 import eddymotion as em
 from eddymotion.cli import correct, evaluate, fieldmap, participant, register, simulate
+from eddymotion.derivatives.session import SessionOutputs
 from eddymotion.testing import RegistrarConformance
 
 PARSERS = {
@@ -206,6 +207,17 @@ def test_files_beside_those_of_other_programs_are_ours(page):
         stem, _, endings = written.partition("{")
         for ending in endings.rstrip("}").split(","):
             assert any(fnmatch(file, f"*{stem}{ending}") for file in files), written
+
+
+def test_the_reference_names_all_outputs():
+    text = (DOCS / "reference/outputs.md").read_text(encoding="utf-8")
+    patterns = json.loads((ROOT / "eddymotion/derivatives/outputs.json").read_text()).values()
+    files = [Path(pattern.format(src="", space="", target="target")) for pattern in patterns]
+    session = SessionOutputs(Path(), "")
+    files += [session.merged(""), *session.field.all(), session.field.topup]
+    ends = {re.sub("_fmapid-[a-z0-9]+", "", file.name).partition(".")[0] for file in files
+            if file.parent.name != "figures"}  # fmt: skip
+    assert {end for end in ends if end not in text} == set()
 
 
 def length(source):

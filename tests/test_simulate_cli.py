@@ -112,19 +112,20 @@ def test_sessions_are_of_one_head_with_motion_and_noise_of_their_own(tmp_path):
 
 
 def test_second_run_stops_and_overwriting_leaves_nothing_stale(tmp_path, capsys):
+    root = tmp_path / "two words"
     options = ["--scheme", "few", "--voxel-size", "8", "--nprocs", "1"]
-    assert simulate.main([str(tmp_path), *options, "--eddy-currents", "linear"]) == 0
+    assert simulate.main([str(root), *options, "--eddy-currents", "linear"]) == 0
     capsys.readouterr()
-    before = checksums(tmp_path)
-    assert simulate.main([str(tmp_path), *options]) == 2
+    before = checksums(root)
+    assert simulate.main([str(root), *options]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "--overwrite" in message
-    assert checksums(tmp_path) == before
-    assert simulate.main([str(tmp_path), *options, "--overwrite"]) == 0
-    assert not list(tmp_path.rglob("*_eddy.tsv"))
+    assert checksums(root) == before
+    assert simulate.main([str(root), *options, "--overwrite"]) == 0
+    assert not list(root.rglob("*_eddy.tsv"))
     last = capsys.readouterr().out.splitlines()[-1]
-    assert f"eddymotion {tmp_path} OUTPUT_DIR participant" in last
+    assert f"eddymotion '{root}' OUTPUT_DIR participant" in last
 
 
 def test_dataset_of_others_is_left_alone(tmp_path, capsys):

@@ -177,22 +177,39 @@ NOT_NEEDED: Mapping[str, str] = {
 """Option of another program → why commands that correct series have none."""
 
 CHOSEN = "it selects from a dataset: eddymotion BIDS_DIR OUTPUT_DIR participant"
+DATASET = "it is for a dataset: eddymotion BIDS_DIR OUTPUT_DIR participant"
+ALONE = "a single series has no other runs"
+NO_BIDS = "nothing is validated, since a single series needs no BIDS"
+NO_GRAPH = "a single series is corrected without a workflow engine"
 KEPT = "no intermediate results are kept for a single series"
 SHARED = "it divides memory among series that run at the same time"
 TABLES = "in a dataset the tables are next to the images; eddymotion-correct accepts others"
 SECOND = "the second word of the call is OUTPUT_DIR"
 
 OF_DATASETS: Mapping[str, str] = {
+    "--anat-derivatives": "--output-space FILE names the T1w of a single series",
+    "--bids-database-dir": DATASET,
     "--bids-filter-file": CHOSEN,
+    "--demo": "eddymotion --demo DIR is the demonstration",
+    "--distortion-group-merge": ALONE,
+    "--doctor": "eddymotion --doctor describes the machine",
+    "--nipype-plugin-file": NO_GRAPH,
     "--participant-label": CHOSEN,
+    "--reports-only": DATASET,
+    "--separate-all-dwis": ALONE,
     "--session-id": CHOSEN,
     "--session-label": CHOSEN,
     "--mem": SHARED,
     "--mem-gb": SHARED,
     "--mem-mb": SHARED,
     "--low-mem": SHARED,
+    "--skip-bids-validation": NO_BIDS,
+    "--skip-bids-validator": NO_BIDS,
+    "--stop-on-first-crash": "there is one series only",
+    "--use-plugin": NO_GRAPH,
     "--work-dir": KEPT,
-    "--output-data-combination": "a single series has no other runs",
+    "--write-graph": NO_GRAPH,
+    "--output-data-combination": ALONE,
     "--temp-folder": KEPT,
     "-nocleanup": KEPT,
     "-scratch": KEPT,
@@ -235,6 +252,8 @@ def advice(argument: str, known: Collection[str], not_needed: Mapping[str, str])
         None where nothing is known of it.
     """
     name = argument.partition("=")[0].replace("_", "-")
+    if name not in not_needed and name not in INSTEAD:
+        name = name.removeprefix("-")  # MRtrix takes its options with two dashes as well
     if name in not_needed:
         return f"leave it out: {not_needed[name]}"
     if name not in INSTEAD:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import chain
@@ -336,7 +337,7 @@ def simulate_one(options: argparse.Namespace) -> int:
         log.info("%s", made.summary, extra=RESULT)
         write_simulation(folder, name, made, ideal=options.write_ideal, n_threads=n_threads)
         log.info("series: %s; truth: %s; next: eddymotion %s OUTPUT_DIR participant",
-                 image, folder / "truth", folder, extra=RESULT)  # fmt: skip
+                 image, folder / "truth", shlex.quote(str(folder)), extra=RESULT)  # fmt: skip
     return 0
 
 

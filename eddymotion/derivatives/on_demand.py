@@ -114,7 +114,7 @@ def write_on_demand(
     if wanted.eddy_fields and motion.eddy_currents is not None:
         write_displacement_fields(outputs["eddy_fields"], motion.eddy_currents, original)
     elif wanted.eddy_fields:
-        log.warning("%s: no eddy-current fields were found, so none are written", outputs.src)
+        log.warning("no eddy-current fields were found, so none are written")
     cnr = None
     if wanted.cnr_maps or wanted.residuals or (wanted.fsl and quality is not None):
         cnr = _maps(wanted, outputs, corrected, quality, progress)
