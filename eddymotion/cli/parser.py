@@ -82,6 +82,10 @@ class Parser(argparse.ArgumentParser):
                 found[number] = f"{dashed}{equals}{value}"
         return found
 
+    def was_given(self, option: str) -> bool:
+        """Whether an option stands in the call."""
+        return any(word.partition("=")[0].replace("_", "-") == option for word in self._arguments)
+
     def misplaced_choice(self, namespace: argparse.Namespace) -> str | None:
         """Tell which option took the last words of the call, one of the choices at their end.
 

@@ -27,7 +27,7 @@ from eddymotion.cli.options import (
     add_settings,
     settings_from,
 )
-from eddymotion.cli.other_programs import NOT_NEEDED, OF_ONE_SERIES
+from eddymotion.cli.other_programs import NOT_NEEDED, OF_DATASETS, OF_ONE_SERIES
 from eddymotion.cli.parser import Parser
 from eddymotion.wording import shown
 
@@ -173,6 +173,9 @@ def carry_out(arguments: Sequence[str] | None) -> int:
     if options.demo is not None:
         if any(given):
             parser.error("--demo DIR takes no BIDS_DIR, OUTPUT_DIR and level; leave them out")
+        for name, why in OF_DATASETS.items():
+            if name != "--demo" and parser.was_given(name):
+                parser.error(f"--demo has no use for {name}; leave it out: {why}")
         return demonstrate(options)
     if not all(given):
         parser.error(parser.misplaced_choice(options) or "write: eddymotion BIDS_DIR OUTPUT_DIR "
