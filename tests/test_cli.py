@@ -333,7 +333,7 @@ def wrong_calls(dataset, tmp_path):
         "nothing": ([], "BIDS_DIR OUTPUT_DIR participant"),
         "demo and dataset": (["in", "out", "participant", "--demo", "x"], "leave them out"),
         "demo and a choice": (["--demo", "x", "--participant_label", "3"], "it selects from a"),
-        "demo and a plugin": (["--demo", "x", f"--use-plugin={README}"], "no use for --use-plugin"),
+        "demo and a plugin": (["--demo", "x", f"--use-plugin={README}"], "no use for --use-plu"),
         "no dataset": ([tmp_path / "nowhere", tmp_path / "o", "participant"], "no such folder"),
         "no series": ([tmp_path / "empty", tmp_path / "o", "participant"], "no diffusion series"),
         "no such participant": (

@@ -89,6 +89,7 @@ def test_unknown_settings_are_refused_with_the_nearest():
     ({"estimator": "abc"}, "estimator 'abc' given, expected one of joint, lovo"),
     ({"ignore": ("sform", "abc")}, "'abc' given, expected one of sform"),
     ({"n_iterations": 0}, "expected a number of at least 1"),
+    ({"registration": "antz"}, "did you mean 'ants'"),
     ({"within_volume": "1"}, "'1' given, expected one of auto, none, or a number of at least 2"),
 ])  # fmt: skip
 def test_values_are_checked_when_the_graph_is_made(given, expected):
@@ -97,6 +98,7 @@ def test_values_are_checked_when_the_graph_is_made(given, expected):
     with pytest.raises(EddymotionError, match=expected):
         graphs.init_lovo_wf(**given)
     graphs.init_dwi_hmc_wf(model="dipy:FreeWaterTensorModel", within_volume="4", ignore=("qform",))
+    graphs.init_dwi_hmc_wf(registration="ants")  # whose nodes may run elsewhere
 
 
 @pytest.mark.parametrize("settings", [{"estimator": "joint"}, {"eddy_current": "linear"}])

@@ -26,6 +26,7 @@ from eddymotion.pipeline.graphs import (
 )
 from eddymotion.pipeline.settings import APPLYING, JUDGING, MOTION, SETTINGS, Settings
 from eddymotion.pipeline.steps import FORMER_NAMES
+from eddymotion.registration.registry import refuse_unknown
 from eddymotion.wording import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
@@ -350,6 +351,8 @@ def checked_settings(given: Mapping[str, Any], accepted: Collection[str] = ACCEP
         )
     settings = Settings(**given)
     serves_joint(str(settings.model))  # raises if there is none of that name
+    if settings.registration is not None:
+        refuse_unknown(settings.registration)
     return settings
 
 

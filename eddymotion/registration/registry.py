@@ -33,6 +33,16 @@ def registrar_names() -> tuple[str, ...]:
     return (*OURS, *others)
 
 
+def refuse_unknown(name: str) -> None:
+    """Raise if no engine has this name, whether or not it is installed here."""
+    known = registrar_names()
+    if name not in known:
+        raise EddymotionError(
+            f"registration {shown(name)} is unknown; {nearest_of(name, known)}use one of "
+            f"{', '.join(known)}"
+        )
+
+
 def chosen_registrar(name: str | None, settings_file: Path | None = None) -> Registrar | None:
     """Turn what was chosen into a registrar: :data:`DEFAULT` where only its parameters are given.
 
@@ -77,23 +87,14 @@ def get_registrar(name: str, settings_file: str | Path | None = None) -> Registr
 
 
 def _load(name: str) -> Any:
-    if name in OURS:
-        module, _, attribute = OURS[name].partition(":")
-        try:
+    refuse_unknown(name)
+    try:
+        if name in OURS:
+            module, _, attribute = OURS[name].partition(":")
             return getattr(import_module(module), attribute)
-        except ImportError as error:
-            raise _not_installed(name, error) from error
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            try:
-                return point.load()
-            except (ImportError, AttributeError) as error:
-                raise _not_installed(name, error) from error
-    known = registrar_names()
-    raise EddymotionError(
-        f"registration {shown(name)} is unknown; {nearest_of(name, known)}use one of "
-        f"{', '.join(known)}"
-    )
+        return next(one for one in entry_points(group=GROUP) if one.name == name).load()
+    except (ImportError, AttributeError) as error:
+        raise _not_installed(name, error) from error
 
 
 def _not_installed(name: str, error: Exception) -> EddymotionError:
