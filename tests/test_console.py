@@ -41,6 +41,13 @@ def told(name, began, until=SECONDS, pace=1.0):
     return lines + (ended if until >= SECONDS else [])
 
 
+def test_help_breaks_no_word(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = [command.build_parser() for command in (correct, fieldmap, participant, register)]
+    for parser in [*commands, simulate.build_parser(), *evaluate.build_parsers()[1].values()]:
+        assert re.findall(r"\S*[a-z]-\n +[a-z]\S*", parser.format_help()) == []
+
+
 @pytest.mark.parametrize("pace", [1.0, 3.0])
 def test_time_left_is_learnt_from_the_series_before(pace, capsys):
     """On a machine of any speed, and for a series that takes three times as long."""

@@ -7,6 +7,7 @@ import argparse
 import difflib
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -24,6 +25,13 @@ ALIKE = 0.65
 
 WORDS_MISSING = "the following arguments are required"
 """How argparse begins to say so."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Breaks lines between words alone: half of ``fmap-jacobian`` is no value."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,7 +55,7 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         super().__init__(
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             **options,
         )
         self.surplus, self.not_needed = surplus, not_needed
