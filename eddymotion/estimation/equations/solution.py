@@ -146,10 +146,10 @@ class Solution:
         here, there = part.look(self.motion, few), part.look(poses.moved(self.motion, away))
         if here is None or there is None:
             return nowhere, nowhere
-        before = part.equations(here, here.weights)
-        after = part.equations(there, there.weights, before)
+        before, after = (part.equations(seen, seen.weights, system) for seen in (here, there))
+        back = (before.step(POSES) - after.step(POSES)) * len(self.problem.points)
         in_mm = poses.lengths(part.points)
-        return away * in_mm, (before.step(POSES) - after.step(POSES)) * in_mm
+        return away * in_mm, back / len(part.points) * in_mm
 
     def squares_of_halves(self) -> np.ndarray:
         """Mean square by which halves of the brain move each pose, axis by axis: (N, 6).
@@ -201,7 +201,42 @@ class Solution:
         gram.add(columns)
         return gram.whole()
 
-    def scatter_of_periods(self, dwi: DWI) -> np.ndarray:
+    def pulls_of_slices(self, dwi: DWI) -> np.ndarray:
+        """Sum the pulls of the points of each slice on each pose, (2, N, 6, Z).
+
+        With the weights of the points, and with all usable points alike. NaN if too few points are
+        left.
+
+        Parameters
+        ----------
+        dwi : DWI
+            The series that the volumes belong to, for the place of its slices.
+        """
+        problem, found, n = self.problem, self.found, len(self.motion)
+        pulls = np.zeros((2, dwi.n_slices, n, 6))
+        if found is None:
+            return np.full_like(pulls, np.nan).transpose(0, 2, 3, 1)
+        height = slice_row(dwi.affine, dwi.acquisition.slicing.axis)
+
+        weights = found.weights.astype(np.float32), found.usable.astype(np.float32)
+
+        def slices_of(volume: int) -> np.ndarray:
+            slices = self._slices_at(volume, problem.points, height, dwi.n_slices)
+            return slices.astype(np.int16)
+
+        slices = np.stack(parallel_map(slices_of, range(n), n_threads=problem.n_threads))
+
+        def sums(chunk: slice) -> list[np.ndarray]:
+            points, slopes = problem.points[chunk] - problem.center, problem.slopes(found, chunk)
+            factors = (found.values[:, chunk] * one[chunk] for one in weights)
+            return [sum_twists(points, slopes, one, slices[:, chunk]) for one in factors]
+
+        for both in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
+            for whole, one in zip(pulls, both, strict=True):
+                whole[: len(one)] += one
+        return pulls.transpose(0, 2, 3, 1)
+
+    def scatter_of_periods(self, dwi: DWI, pulls: np.ndarray) -> np.ndarray:
         """Covariance of each pose by the scatter between parts of its time, (N, 6, 6).
 
         As :meth:`covariances`, but summed over the slices of each of :data:`PERIODS` parts of the
@@ -212,14 +247,15 @@ class Solution:
         Parameters
         ----------
         dwi : DWI
-            The series that the volumes belong to, for the order and the place of its slices.
+            The series that the volumes belong to, for the order of its slices.
+        pulls : (N, 6, Z) array
+            Of its slices; the first of :meth:`pulls_of_slices`.
         """
-        found, system, n = self.found, self.system, len(self.motion)
-        if found is None or system is None:
+        system, n = self.system, len(self.motion)
+        if system is None:
             return np.full((n, 6, 6), np.nan)
-        slicing = dwi.acquisition.slicing
-        period = slicing.periods(dwi.n_slices, PERIODS)
-        pulls = self._pulls_of(period, slice_row(dwi.affine, slicing.axis), found.weights)
+        period = dwi.acquisition.slicing.periods(dwi.n_slices, PERIODS)
+        pulls = pulls @ np.eye(period.max() + 1)[period]
         poses = system.unknowns.columns[POSES]
         blocks = system.hessian.reshape(n, len(system.unknowns), n, -1)
         hessian = np.einsum("ikil->ikl", blocks)[:, poses, poses].copy()
@@ -230,7 +266,7 @@ class Solution:
         steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
         return sandwich(steps, n_fitted=1)
 
-    def contradictions(self, dwi: DWI) -> tuple[np.ndarray, np.ndarray]:
+    def contradictions(self, dwi: DWI, pulls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How far slices that contradict its pose would take each volume.
 
         The pose of a volume is the mean over its time. If the head moves meanwhile, the images put
@@ -246,7 +282,9 @@ class Solution:
         Parameters
         ----------
         dwi : DWI
-            As in :meth:`scatter_of_periods`.
+            The series that the volumes belong to, for the order and the place of its slices.
+        pulls : (N, 6, Z) array
+            Of its slices; the second of :meth:`pulls_of_slices`.
 
         Returns
         -------
@@ -260,12 +298,15 @@ class Solution:
             return np.full((n, 6), np.nan), np.full((n, 6, 6), np.nan)
         slicing, n_slices = dwi.acquisition.slicing, dwi.n_slices
         along, height = self._directions_of_poses(dwi), slice_row(dwi.affine, slicing.axis)
-        alike = found.usable.astype(float)
-        pulls = self._pulls_of(np.arange(n_slices), height, alike)
-        steps = self._steps_of_poses(along, pulls, alike)
-        own = self._matrices_of_slices(along, height, n_slices, alike)
-        periods = [order.periods(n_slices, PERIODS) for order in slicing.possible(n_slices)]
-        poses = [_poses_of_periods(steps, own, period) for period in periods]
+        alone = replace(self.problem, blocks=self.problem.unknowns.only(POSES).blocks)
+        some = alone.points_for_matrix(found)
+        columns = alone.columns(found, found.usable.astype(float), some)
+        steps = self._steps_of_poses(along, pulls, columns)
+        own = self._matrices_of_slices(along, height, n_slices, some, columns)
+        periods = (order.periods(n_slices, PERIODS) for order in slicing.possible(n_slices))
+        # some orders are others that end where they begin: they tell the same
+        alike = sorted({min(tuple(one), tuple(one.max() - one)) for one in periods})
+        poses = [_poses_of_periods(steps, own, np.array(period)) for period in alike]
         mean = np.stack([one.mean(axis=2) for one in poses])
         apart = np.stack([_scatter_of_mean(one) for one in poses])
         farthest = ((mean**2).sum(axis=2) + np.einsum("onkk->on", apart)).argmax(axis=0)
@@ -279,18 +320,14 @@ class Solution:
             return pose.directions
         return np.diag(1 / twist_millimetres(head_scale(dwi.mask, dwi.voxel_sizes)))
 
-    @property
-    def _of_poses_alone(self) -> CoupledProblem:
-        """The problem without its fields."""
-        return replace(self.problem, blocks=self.problem.unknowns.only(POSES).blocks)
-
     def _steps_of_poses(
-        self, along: np.ndarray, pulls: np.ndarray, weights: np.ndarray
+        self, along: np.ndarray, pulls: np.ndarray, columns: np.ndarray
     ) -> np.ndarray:
-        """Solve for steps along twists (6, k), by pulls (N, 6, B) of points with weights (V,)."""
+        """Solve for steps along twists (6, k), by pulls (N, 6, B) and columns of poses (6N, K)."""
         assert self.found is not None
         n = len(self.motion)
-        hessian = self._of_poses_alone.normal_matrix(self.found, weights).reshape(n, 6, n, 6)
+        hessian = self._products(columns).reshape(n, 6, n, 6)
+        hessian *= self.found.precision[:, None, :, None]
         hessian = np.einsum("ak,iajb,bl->ikjl", along, hessian, along, optimize=True)
         hessian = hessian.reshape(n * along.shape[1], -1)
         diagonal = np.einsum("kk->k", hessian)
@@ -300,7 +337,12 @@ class Solution:
         return steps.reshape(n, -1, pulls.shape[2])
 
     def _matrices_of_slices(
-        self, along: np.ndarray, height: np.ndarray, n_slices: int, weights: np.ndarray
+        self,
+        along: np.ndarray,
+        height: np.ndarray,
+        n_slices: int,
+        some: np.ndarray,
+        columns: np.ndarray,
     ) -> np.ndarray:
         """Return the normal matrix of each slice of a volume with itself, (N, Z, k, k).
 
@@ -311,13 +353,13 @@ class Solution:
         height : (4,) array
             World point → its slice.
         n_slices : int
-        weights : (V,) array
-            Of the points.
+        some : (K,) int array
+            Which points.
+        columns : (6N, K) array
+            Of the poses, there.
         """
-        problem, found, n = self._of_poses_alone, self.found, len(self.motion)
+        found, n, points = self.found, len(self.motion), self.problem.points[some]
         assert found is not None
-        some = problem.points_for_matrix(found)
-        columns, points = problem.columns(found, weights, some), problem.points[some]
         each, n_along = np.arange(len(some) + 1), along.shape[1]
 
         def matrices(volume: int) -> np.ndarray:
@@ -329,46 +371,19 @@ class Solution:
             summed = found.precision[volume, volume] * (member.T @ products.T)
             return summed.reshape(n_slices, n_along, n_along)
 
-        return np.stack(parallel_map(matrices, range(n), n_threads=problem.n_threads))
+        return np.stack(parallel_map(matrices, range(n), n_threads=self.problem.n_threads))
 
     def _slices_at(
         self, volume: int, points: np.ndarray, height: np.ndarray, n_slices: int
     ) -> np.ndarray:
         """In which slice of a volume points (V, 3) were recorded, (V,)."""
-        slices = self.motion.recorded(volume, points) @ height[:3] + height[3]
+        mapping = self.motion.mapping(volume)
+        if mapping.is_rigid:  # no array of three coordinates
+            height = height @ mapping.pose
+        else:
+            points = mapping.recorded(points)
+        slices = points @ height[:3] + height[3]
         return np.clip(np.rint(slices).astype(int), 0, n_slices - 1)
-
-    def _pulls_of(self, period: np.ndarray, height: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Sum the pulls of the points of each period on each pose, (N, 6, B).
-
-        Parameters
-        ----------
-        period : (Z,) int array
-            Of each slice, below B.
-        height : (4,) array
-            World point → its slice.
-        weights : (V,) array
-            Of the points.
-        """
-        problem, found, n = self.problem, self.found, len(self.motion)
-        assert found is not None
-        weights = weights.astype(np.float32)
-        pulls = np.zeros((int(period.max()) + 1, n, 6))
-        period = period.astype(np.int16)
-
-        def periods_of(volume: int) -> np.ndarray:
-            return period[self._slices_at(volume, problem.points, height, len(period))]
-
-        parts = np.stack(parallel_map(periods_of, range(n), n_threads=problem.n_threads))
-
-        def sums(chunk: slice) -> np.ndarray:
-            points = problem.points[chunk] - problem.center
-            factors = found.values[:, chunk] * weights[chunk]
-            return sum_twists(points, problem.slopes(found, chunk), factors, parts[:, chunk])
-
-        for one in parallel_iterate(sums, problem.chunks(n), n_threads=problem.n_threads):
-            pulls[: len(one)] += one
-        return pulls.transpose(1, 2, 0)
 
 
 def _poses_of_periods(steps: np.ndarray, own: np.ndarray, period: np.ndarray) -> np.ndarray:

@@ -49,8 +49,8 @@ wider filters, and seems to be missing as well. In random q-space at rest errors
 LEAST_WAYS = 1e-15
 """Sum of squares (mm, rad) below which nothing moved along an axis."""
 
-ENOUGH_VOLUMES = 6
-"""Fewer volumes do not tell the share from noise."""
+ENOUGH_VOLUMES, MOST_VOLUMES = 6, 40
+"""Fewer volumes do not tell the share from noise; of more, every so many-th is read."""
 
 
 def with_missing_motion(
@@ -89,18 +89,32 @@ def with_missing_motion(
     errors = np.einsum("nkk->nk", covariances)
     if len(volumes) < ENOUGH_VOLUMES or not clear_of_errors(ways, errors).any():
         return unchanged
-    splines = solver.bands.filtered(WIDE, volumes, motion.matrices)
-    wide = Solution(replace(problem, splines=splines), group_motion(motion, group))
+    some = slice(None, None, -(-len(volumes) // MOST_VOLUMES))
+    wide = _with_wide_filters(solver, replace(group, volumes=volumes[some]), problem, motion)
     if wide.system is None:
         return unchanged
     missing = -wide.system.step(POSES) / wide.recovered
-    shares, variances = missing_shares(ways, missing, errors)
+    shares, variances = missing_shares(ways[some], missing, errors[some])
     log.info(
         "motion of %d volumes: %s %% were missing, held back by detail finer than a voxel",
         len(volumes), ", ".join(f"{100 * share:.0f}" for share in shares),
     )  # fmt: skip
     found = motion.updated(volumes, motion.matrices[volumes] @ exp_rigid(shares * ways, center))
     return found, (variances * ways**2)[:, :, None] * np.eye(6)
+
+
+def _with_wide_filters(
+    solver: JointSolver, group: VolumeGroup, problem: CoupledProblem, motion: Motion
+) -> Solution:
+    """See volumes, some of those of a problem, with wide filters."""
+    wide = replace(
+        problem,
+        splines=solver.bands.filtered(WIDE, group.volumes, motion.matrices),
+        gradients=solver.dwi.gradients.select(group.volumes),
+        lost=solver.lost(group),
+        blocks=solver.blocks(group, motion),
+    )
+    return Solution(wide, group_motion(motion, group))
 
 
 def ways_from_the_mean(matrices: np.ndarray, center: np.ndarray) -> np.ndarray:

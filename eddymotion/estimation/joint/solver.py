@@ -110,9 +110,7 @@ class JointSolver:
         self, level: Level, group: VolumeGroup, motion: Motion
     ) -> tuple[Solution, Motion]:
         start, problem = group_motion(motion, group), self.problem(level, group, motion)
-        if (outliers := self.bands.outliers) is not None:
-            flagged, axis = outliers.flagged[group.volumes], outliers.slicing.axis
-            problem = replace(problem, lost=LostSlices(flagged, self.dwi.affine, axis))
+        problem = replace(problem, lost=self.lost(group))
         max_steps = min(self.max_steps, COARSE_ITERATIONS)
         tolerance = COARSE_TOLERANCE * self.bands.width(level)
         kept = KeptMatrix(problem)
@@ -159,6 +157,13 @@ class JointSolver:
             steady_mm=STEADY * self.bands.width(drawn),
             n_threads=self.compute.n_threads,
         )
+
+    def lost(self, group: VolumeGroup) -> LostSlices | None:
+        """Return the slices of a group that lost their signal, once these are known."""
+        if (outliers := self.bands.outliers) is None:
+            return None
+        flagged, axis = outliers.flagged[group.volumes], outliers.slicing.axis
+        return LostSlices(flagged, self.dwi.affine, axis)
 
     def enough_points(self, group: VolumeGroup) -> int:
         """Return how many points the last level has: more where noise displaces volumes far."""

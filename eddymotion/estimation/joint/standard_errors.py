@@ -171,8 +171,9 @@ def _of_group(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return covariances (n, 6, 6) of a group: all, by noise, apart in time, against."""
     give_back_memory()  # of the group before, too
-    apart = solution.scatter_of_periods(solver.dwi)
-    mean, scattered = solution.contradictions(solver.dwi)
+    weighted, alike = solution.pulls_of_slices(solver.dwi)
+    apart = solution.scatter_of_periods(solver.dwi, weighted)
+    mean, scattered = solution.contradictions(solver.dwi, alike)
     by_noise = solution.covariances()
     expected, square = by_noise + by_misfit, mean[:, :, None] * mean[:, None]
     moved = are_contradicted(square + scattered, expected, solver.bands.scale)
