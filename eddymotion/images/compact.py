@@ -12,7 +12,6 @@ from eddymotion.images.compact_kernels import (
     LARGEST,
     MISSING,
     gather,
-    round_to_integers,
     sample_kept,
     sample_kept_with_gradient,
     widen,
@@ -111,26 +110,19 @@ class CompactSpline(Continuous):
 
 def _as_integers(kept: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """Round coefficients (K,) to multiples of a unit; NaN to what stands for it."""
-    largest, unknown, known = _largest(kept), None, kept
-    if not np.isfinite(largest):  # few volumes miss something
-        unknown = ~np.isfinite(kept)
-        known = kept[~unknown]
-        largest = _largest(known)
-    some = np.abs(known[::EVERY_FOR_MEDIAN])
+    largest = float(max(np.fmax.reduce(kept, initial=0.0), -np.fmin.reduce(kept, initial=0.0)))
+    some = np.abs(kept[::EVERY_FOR_MEDIAN])
+    some = some[np.isfinite(some)]
     if 2 * np.count_nonzero(some * MOST_OF_MEDIAN >= largest) < len(some):  # a median takes long
         usual = float(np.median(some))
         largest = min(largest, MOST_OF_MEDIAN * usual) if usual else largest
     unit = np.float32(max(largest / LARGEST, float(np.finfo(np.float32).tiny)))
-    values = np.empty(len(kept), np.int16)
-    round_to_integers(kept, unit, values)
-    if unknown is not None:
-        values[unknown] = MISSING
+    rounded = np.rint(kept / unit)
+    np.clip(rounded, -LARGEST, LARGEST, out=rounded)
+    with np.errstate(invalid="ignore"):
+        values = rounded.astype(np.int16)
+    values[~np.isfinite(kept)] = MISSING
     return values, unit
-
-
-def _largest(values: np.ndarray) -> float:
-    """Return the largest size; NaN where one is."""
-    return float(max(np.max(values, initial=0.0), -np.min(values, initial=0.0)))
 
 
 def _cells(

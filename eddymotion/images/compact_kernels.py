@@ -68,17 +68,6 @@ def gather(coefficients, begin, end, kept):
             k += row.size
 
 
-@compiled
-def round_to_integers(kept, unit, values):
-    """Fill `values` (K,) int16 with multiples of a unit; too large ones with the largest.
-
-    What is not a number becomes any integer.
-    """
-    largest = np.float32(LARGEST)
-    for k in range(kept.size):
-        values[k] = np.int16(np.rint(min(max(kept[k] / unit, -largest), largest)))
-
-
 @emitted
 def _fetch_kept(typing_context, values, starts, cell, stride, c):
     """Have the 4×4×4 integers of :func:`_weigh_kept` brought near."""

@@ -72,10 +72,10 @@ def get_ready() -> None:
     """Have Numba imported, and what it needs to load a kernel."""
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
+    from numba.core.runtime import rtsys
 
     with global_compiler_lock:
-        cpu_target.target_context.refresh()
-        cpu_target.typing_context.refresh()
+        rtsys.initialize(cpu_target.target_context)
 
 
 def cache_folder(kernel: Kernel) -> Path | None:
@@ -85,10 +85,11 @@ def cache_folder(kernel: Kernel) -> Path | None:
 
 
 def _intrinsic(function: Callable) -> Any:
+    from numba.core.registry import cpu_target
     from numba.extending import intrinsic
 
     made = intrinsic(function)
-    get_ready()  # Numba has looked for intrinsics before
+    cpu_target.target_context.refresh()  # Numba may have looked for intrinsics before
     return made
 
 
@@ -100,21 +101,25 @@ def _compiled(function: Callable) -> Any:
     if is_read_only(config.CACHE_DIR):  # type: ignore[attr-defined]
         dispatcher = numba.njit(**options)(function)
         dispatcher._cache = _read_only_cache(function)
-        return dispatcher
+        return _loaded_at_once(dispatcher)
     try:
-        return _tolerate_damaged_cache(numba.njit(cache=True, **options)(function))
+        return _loaded_at_once(numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no writable folder for the cache
         return numba.njit(**options)(function)
 
 
-def _tolerate_damaged_cache(dispatcher: Any) -> Any:
-    """Compile anew where the cache is damaged, and go on where nothing can be written to it."""
-    cache = dispatcher._cache
-    load, save = cache.load_overload, cache.save_overload
+def _loaded_at_once(dispatcher: Any) -> Any:
+    """Load machine code without what only compiling needs, a third of a second of imports.
 
-    def load_overload(*given: Any) -> Any:
+    Compile anew where the cache is damaged, and go on where nothing can be written to it.
+    """
+    cache = dispatcher._cache
+    save = cache.save_overload
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        get_ready()
         try:
-            return load(*given)
+            return cache._load_overload(signature, context)
         except Exception:  # whatever unpickling half a file raises
             return None
 

@@ -49,8 +49,9 @@ wider filters, and seems to be missing as well. In random q-space at rest errors
 LEAST_WAYS = 1e-15
 """Sum of squares (mm, rad) below which nothing moved along an axis."""
 
-ENOUGH_VOLUMES, MOST_VOLUMES = 6, 40
-"""Fewer volumes do not tell the share from noise; of more, every so many-th is read."""
+ENOUGH_VOLUMES, PLENTY = 6, 60
+"""Fewer volumes do not tell the share from noise; of many, every so many-th is read, so that this
+many are at least. With half of 60 directions much of a drift was taken for chance."""
 
 
 def with_missing_motion(
@@ -89,7 +90,7 @@ def with_missing_motion(
     errors = np.einsum("nkk->nk", covariances)
     if len(volumes) < ENOUGH_VOLUMES or not clear_of_errors(ways, errors).any():
         return unchanged
-    some = slice(None, None, -(-len(volumes) // MOST_VOLUMES))
+    some = slice(None, None, max(1, len(volumes) // PLENTY))
     wide = _with_wide_filters(solver, replace(group, volumes=volumes[some]), problem, motion)
     if wide.system is None:
         return unchanged
