@@ -93,6 +93,18 @@ def test_what_volumes_show_is_let_go_of_before_halves_are_solved(still, monkeypa
     assert 0.1 < solution.recovered <= 1
 
 
+def test_pulls_of_all_slices_are_the_right_side(still, displaced):
+    solution = Solution(*displaced)
+    weighted, alike = solution.pulls_of_slices(still)
+    of_all = solution.system.right.reshape(6, 6)
+    np.testing.assert_allclose(
+        weighted.sum(axis=2), of_all, rtol=1e-3, atol=1e-4 * np.abs(of_all).max()
+    )
+    assert weighted.shape == alike.shape == (6, 6, still.n_slices)
+    far = solution.contradictions(still, alike)[0] @ np.diag([1, 1, 1, 50, 50, 50])
+    assert 0.02 < np.sqrt((far**2).mean()) < 1.0  # as far as the volumes were displaced
+
+
 def test_how_short_steps_are_is_read_at_few_points_of_one_other_place(displaced, monkeypatch):
     problem, start = displaced
     solution, read, plain = Solution(problem, start), [], CoupledProblem.sample
