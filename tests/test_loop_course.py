@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eddymotion.data.series import DWI
-from eddymotion.estimation.lovo import without_direction_pulls
+from eddymotion.estimation.lovo import without_gradient_pulls
 from eddymotion.estimation.lovo.schedule import POINTS_FACTOR, registrar_at
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, rigid_parameters
@@ -57,7 +57,7 @@ def test_what_follows_the_direction_is_left_to_the_course(dwi, name):
     found, model = pulled(truth, dwi.brain_center), get_model(name, GRADIENTS)
     before, placed = found.matrices.copy(), np.ones(N, bool)
     placed[[7, 30]] = False
-    free = without_direction_pulls(dwi, found, placed, model)
+    free = without_gradient_pulls(dwi, found, placed, model)
 
     groups = GRADIENTS.shells if isinstance(model, AverageModel) else [GRADIENTS.dwis]
     for group in groups:
@@ -70,13 +70,13 @@ def test_what_follows_the_direction_is_left_to_the_course(dwi, name):
 
 def test_course_that_follows_no_direction_stays(dwi):
     truth = a_course(dwi.brain_center)
-    free = without_direction_pulls(dwi, truth, np.ones(N, bool), get_model("auto", GRADIENTS))
+    free = without_gradient_pulls(dwi, truth, np.ones(N, bool), get_model("auto", GRADIENTS))
     assert errors(free, truth, GRADIENTS.dwis, dwi) < 0.005
 
 
 def test_nothing_that_was_placed_is_no_fault(dwi):
     found, placed = a_course(dwi.brain_center), GRADIENTS.is_b0
-    free = without_direction_pulls(dwi, found, placed, get_model("average", GRADIENTS))
+    free = without_gradient_pulls(dwi, found, placed, get_model("average", GRADIENTS))
     np.testing.assert_array_equal(free.matrices, found.matrices)
 
 

@@ -45,7 +45,7 @@ class Estimate:
     common_motion : (N, 6, 6) array, optional
         Covariance of motion that all volumes of a group share, since the head follows the
         gradients; see
-        :func:`~eddymotion.estimation.frames.direction_pulls.remove_direction_pulls`.
+        :func:`~eddymotion.estimation.frames.gradient_pulls.remove_gradient_pulls`.
     removed : (N, 6) array, optional
         Twists (mm, rad) after the poses that were removed from them there.
     """

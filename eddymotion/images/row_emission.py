@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from eddymotion.images.emission import Emitted, _add_product, _spread
+from eddymotion.images.emission import Emitted, _add_product, _smaller, _spread
 
 BLOCKS = (64, 16, 1)
 """Numbers side by side, as many as are left."""
@@ -189,10 +189,6 @@ def _repeated(
     step = _number(first, lanes)
     with cgutils.for_range_slice(builder, first, stop, step, inc=True) as (block, _):
         body(block, lanes)
-
-
-def _smaller(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
-    return builder.select(builder.icmp_signed("<", one, other), one, other)
 
 
 def _larger(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:

@@ -114,6 +114,16 @@ class Solution:
         return self.system.covariances(POSES)
 
     @property
+    def way_left(self) -> np.ndarray:
+        """Twists from the poses to where the images would have them, (N, 6).
+
+        One step, divided by the share of the way that it covers. NaN if too few points are left.
+        """
+        if self.system is None:
+            return np.full((len(self.motion), 6), np.nan)
+        return -self.system.step(POSES) / self.recovered  # steps are taken off
+
+    @property
     def recovered(self) -> float:
         """Share of a small displacement that one step takes back; see :meth:`recovered_by`."""
         return self.recovered_by(np.ones(len(self.motion), bool))

@@ -23,7 +23,7 @@ the motion of the other volumes. Here one Gauss-Newton step moves all volumes to
 7. The share of slow motion that narrow filters miss is added
    (:mod:`eddymotion.estimation.joint.missing_motion`).
 8. No image contradicts a part of the poses that follows the direction of diffusion; there the
-   course of the head decides (:mod:`eddymotion.estimation.frames.direction_pulls`).
+   course of the head decides (:mod:`eddymotion.estimation.frames.gradient_pulls`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from eddymotion.estimation.equations.undetermined import (
     undetermined_directions,
 )
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
-from eddymotion.estimation.frames.direction_pulls import remove_direction_pulls
+from eddymotion.estimation.frames.gradient_pulls import remove_gradient_pulls
 from eddymotion.estimation.frames.ties import joined_in_time, tied_by_data, tied_volumes
 from eddymotion.estimation.joint.first_levels import solve_first_levels
 from eddymotion.estimation.joint.levels import COARSE, FINE, FINE_ITERATIONS
@@ -102,7 +102,7 @@ def solve_jointly(
         steps.refine()
         errors = steps.with_restarts(steps.errors())
         errors = steps.add_missing_motion(errors)
-        steps.remove_direction_pulls(errors)
+        steps.remove_gradient_pulls(errors)
         errors = steps.with_ambiguities(errors)
         return steps.estimate(errors)
 
@@ -265,12 +265,12 @@ class JointSteps:
                 covariances[own] += more
         return replace(errors, covariances=covariances)
 
-    def remove_direction_pulls(self, errors: PoseErrors) -> None:
+    def remove_gradient_pulls(self, errors: PoseErrors) -> None:
         """Remove from the poses what follows the diffusion direction, not the head's course."""
         if len(self.solver.undetermined):
             return
         before = self.motion
-        self.motion, self.common_motion = remove_direction_pulls(
+        self.motion, self.common_motion = remove_gradient_pulls(
             before,
             errors.covariances,
             self.dwi.gradients,

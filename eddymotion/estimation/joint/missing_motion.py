@@ -18,8 +18,7 @@ import numpy as np
 
 from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.solution import Solution
-from eddymotion.estimation.equations.unknowns import POSES
-from eddymotion.estimation.frames.direction_pulls import displaced_by_fields
+from eddymotion.estimation.frames.gradient_pulls import displaced_by_fields
 from eddymotion.estimation.joint.solver import JointSolver, group_motion
 from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.pyramid import Level
@@ -92,9 +91,9 @@ def with_missing_motion(
         return unchanged
     some = slice(None, None, max(1, len(volumes) // PLENTY))
     wide = _with_wide_filters(solver, replace(group, volumes=volumes[some]), problem, motion)
-    if wide.system is None:
+    missing = wide.way_left
+    if np.isnan(missing).any():
         return unchanged
-    missing = -wide.system.step(POSES) / wide.recovered
     shares, variances = missing_shares(ways[some], missing, errors[some])
     log.info(
         "motion of %d volumes: %s %% were missing, held back by detail finer than a voxel",

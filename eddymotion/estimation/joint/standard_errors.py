@@ -13,7 +13,6 @@ from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.estimation.equations.coupled import CoupledProblem
 from eddymotion.estimation.equations.solution import Solution
-from eddymotion.estimation.equations.unknowns import POSES
 from eddymotion.estimation.joint.levels import FINE
 from eddymotion.estimation.joint.solver import JointSolver, group_motion
 from eddymotion.estimation.period_scatter import PeriodScatter
@@ -242,15 +241,12 @@ def beyond(covariances: np.ndarray, known: np.ndarray, by: float = 1.0) -> np.nd
 def pulls_of_slices(
     solver: JointSolver, problem: CoupledProblem, group: VolumeGroup, motion: Motion
 ) -> np.ndarray:
-    """Find the way that a filter as narrow along thick slices as in them asks for, (n, 6)."""
+    """Find how far a filter as narrow along thick slices as in them would move poses, (n, 6)."""
     wide, plain = (fine_widths(solver.dwi.voxel_sizes, p) for p in (THICKNESS_POWER, 0.0))
     if wide.max() < THICK * plain.max():
         return np.zeros((len(group.volumes), 6))
     splines = solver.bands.of_group(group, FINE[-1], motion.matrices, thickness_power=0.0)
-    found = Solution(replace(problem, splines=splines), group_motion(motion, group))
-    if found.system is None:
-        return np.full((len(group.volumes), 6), np.nan)
-    return found.system.step(POSES) / found.recovered
+    return Solution(replace(problem, splines=splines), group_motion(motion, group)).way_left
 
 
 def pulled_by_slices(covariances: np.ndarray, pulls: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ their own volume is registered.
 
 No registration to a prediction shows the part of the poses that follows the direction of
 diffusion. After the last pass, the course of the head decides about it
-(:mod:`eddymotion.estimation.frames.direction_pulls`).
+(:mod:`eddymotion.estimation.frames.gradient_pulls`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nibabel.affines import apply_affine
 from eddymotion.data.series import DWI
 from eddymotion.errors import EddymotionError
 from eddymotion.estimation.estimate import Estimate, fill_unpredicted
-from eddymotion.estimation.frames.direction_pulls import remove_direction_pulls
+from eddymotion.estimation.frames.gradient_pulls import remove_gradient_pulls
 from eddymotion.estimation.joint.standard_errors import misfit_of
 from eddymotion.estimation.lovo.moving_together import Following, move_together, reach_of
 from eddymotion.estimation.lovo.prediction_grid import prediction_grid
@@ -59,7 +59,7 @@ N_TO_COMPARE = 5_000
 
 MISFIT_FACTOR = 4.0
 """Errors of the loop that follow the direction, relative to what the model gets wrong in the joint
-solution: see :func:`without_direction_pulls`."""
+solution: see :func:`without_gradient_pulls`."""
 
 LEAST_LEFT = 0.1
 """Part of the brain that must not be lost for a volume to be registered."""
@@ -162,12 +162,12 @@ def conclude(
     if retried is not None:
         motion, unplaced[retried.unplaced] = retried.motion, True
     placed = known & ~unplaced
-    motion = without_direction_pulls(dwi, motion, placed, model)
+    motion = without_gradient_pulls(dwi, motion, placed, model)
     motion = fill_unpredicted(dwi, motion, placed, model, unplaced=unplaced)
     return Estimate(motion, unplaced=unplaced if unplaced.any() else None)
 
 
-def without_direction_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model: Model) -> Motion:
+def without_gradient_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model: Model) -> Motion:
     """Remove from the poses what follows the diffusion direction, not the course of the head.
 
     A displacement that is a quadratic function of the direction looks like anatomy to a model of
@@ -194,7 +194,7 @@ def without_direction_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model:
         covariances[group] = MISFIT_FACTOR**2 * misfit_of(gradients.select(group), scale)
     in_mm = twist_millimetres(scale)
     about = groups, dwi.brain_center, in_mm
-    return remove_direction_pulls(motion, covariances, gradients, *about)[0]
+    return remove_gradient_pulls(motion, covariances, gradients, *about)[0]
 
 
 def lost_voxels(

@@ -20,7 +20,7 @@ import numpy as np
 
 from eddymotion.data.series import DWI
 from eddymotion.estimation.estimate import Estimate
-from eddymotion.estimation.frames.direction_pulls import remove_direction_pulls
+from eddymotion.estimation.frames.gradient_pulls import remove_gradient_pulls
 from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.estimation.within_volumes.descent import FoundCourse
 from eddymotion.estimation.within_volumes.knots import Knots
@@ -130,7 +130,7 @@ def _along_course(
     more = np.where(knots.moving, found.discord, 1.0)[:, None, None]
     of_volumes = more * (of_slices[0] + scatter.at_rest)
     before = replace(motion, matrices=matrices, trajectory=trajectory)
-    motion, _ = remove_direction_pulls(
+    motion, _ = remove_gradient_pulls(
         before,
         of_volumes,
         dwi.gradients,

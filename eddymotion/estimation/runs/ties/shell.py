@@ -18,7 +18,7 @@ from eddymotion.estimation.equations.normal_equations import NormalEquations
 from eddymotion.estimation.equations.samples import LostSlices
 from eddymotion.estimation.equations.solution import Solution
 from eddymotion.estimation.equations.unknowns import Poses
-from eddymotion.estimation.frames.direction_pulls import remove_direction_pulls
+from eddymotion.estimation.frames.gradient_pulls import remove_gradient_pulls
 from eddymotion.estimation.frames.ties import ENOUGH_DIRECTIONS
 from eddymotion.estimation.joint.standard_errors import misfit_of
 from eddymotion.estimation.runs.ties.shown import LEVELS, ShownDiffusion
@@ -328,7 +328,7 @@ def _own_twists(
     log.debug("volumes of all runs together: %s", descent)
     solution = Solution.of(single, found, seen)
     by_noise = solution.covariances() / solution.recovered**2
-    found, _ = remove_direction_pulls(
+    found, _ = remove_gradient_pulls(
         found,
         by_noise + misfit_of(shell.gradients, brain.scale),
         shell.gradients,

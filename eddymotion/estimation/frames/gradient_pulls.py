@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Displacements that follow the direction of diffusion, and the course of the head against them.
+"""Displacements that follow the gradient, and the course of the head against them.
 
 Let every volume be displaced by ``δ(g)``, a quadratic function of its direction. At an edge of the
 mean image the signal then changes with ``g`` as that of tissue does, quadratically. The signal
@@ -24,8 +24,9 @@ A vibrating bed moves the head with the direction as well, by more than the erro
 and images show most of that. So the multiple may also be 8, 32 or 128. The displacement is then
 the sum of a pull, of twice the variance at most, and of motion, which is kept.
 
-Schemes without shells have two polynomials of the b-value in place of the products: the decay of
-the signal is learnt from the very volumes that are aligned, so that what follows it does not show.
+Schemes without shells have two polynomials of the b-value in place of the products: the model
+learns the decay of the signal from the very volumes that it aligns, and takes a displacement that
+follows the b-value for a part of it.
 
 Eddy currents displace volumes as well, by up to millimetres along the phase encoding and linearly
 in ``q``. Products of directions on a half sphere correlate with that. So along the phase encoding
@@ -67,7 +68,7 @@ did not, 0.12 at most. Without any evidence it is 0.16. A head that nods periodi
 volumes, agrees with some quadratic function by chance: a fifth of such series are misjudged."""
 
 COMMON = 1.25
-"""See :attr:`DirectionPulls.common`."""
+"""See :attr:`GradientPulls.common`."""
 
 FEW_DIRECTIONS = 6
 """Shells with fewer do not determine a quadratic function."""
@@ -92,17 +93,18 @@ LEAST_SCALE_MM = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class DirectionPulls:
-    """How the poses of a group follow the direction of diffusion.
+class GradientPulls:
+    """How the poses of a group follow the gradient.
 
     Parameters
     ----------
     design : (n, C) array
-        Products of directions for each volume, five columns a shell, of mean zero.
+        Products of directions for each volume, five columns a shell, or polynomials of the
+        b-value: of mean zero.
     pulls : (C, 6) array
         mm; rotations at the radius at which they are compared.
     head_pulls : (C, 6) array
-        Of the head, which follows the direction likewise, on axes where that is likely.
+        Of the head, which follows the gradient likewise, on axes where that is likely.
     scale : (6,) array
         ``s``, mm: size of the steps of the head from one volume to the next.
     """
@@ -142,8 +144,8 @@ def find_pulls(
     covariances: np.ndarray,
     center: np.ndarray,
     in_mm: np.ndarray,
-) -> DirectionPulls | None:
-    """Find the part of the poses that follows the direction of diffusion.
+) -> GradientPulls | None:
+    """Find the part of the poses that follows the gradient.
 
     Parameters
     ----------
@@ -162,8 +164,8 @@ def find_pulls(
 
     Returns
     -------
-    DirectionPulls
-        None where there are no shells, all are too small, or errors are not known.
+    GradientPulls
+        None where there are too few volumes, or errors are not known.
     """
     own = gradients.rotated(motion.rotations).select(volumes)
     variances = np.einsum("nkk->nk", covariances[volumes]) * in_mm**2
@@ -184,22 +186,22 @@ def find_pulls(
         np.diff(gradients.qvecs[volumes], axis=0),
         displaced_by_fields(motion),
     )
-    return DirectionPulls(design, size * pulls, size * head_pulls, size * scale)
+    return GradientPulls(design, size * pulls, size * head_pulls, size * scale)
 
 
 def without_pulls(
     motion: Motion,
     volumes: np.ndarray,
-    found: DirectionPulls,
+    found: GradientPulls,
     center: np.ndarray,
     in_mm: np.ndarray,
 ) -> Motion:
-    """Remove from the poses the part that follows the direction."""
+    """Remove from the poses the part that follows the gradient."""
     away = exp_rigid(-found.displacements / in_mm, center)
     return motion.updated(volumes, motion.matrices[volumes] @ away)
 
 
-def remove_direction_pulls(
+def remove_gradient_pulls(
     motion: Motion,
     covariances: np.ndarray,
     gradients: Gradients,
@@ -207,7 +209,7 @@ def remove_direction_pulls(
     center: np.ndarray,
     in_mm: np.ndarray,
 ) -> tuple[Motion, np.ndarray]:
-    """Remove from the poses the part that follows the direction, as far as time shows it.
+    """Remove from the poses the part that follows the gradient, as far as time shows it.
 
     Parameters
     ----------
@@ -220,7 +222,7 @@ def remove_direction_pulls(
     motion : Motion
     common : (N, 6, 6) array
         Covariance (mm, rad) of motion that all volumes of a group share and no b=0 has, since the
-        head itself follows the direction: images show it, steps in time do not.
+        head itself follows the gradient: images show it, steps in time do not.
     """
     common = np.zeros_like(covariances)
     for volumes in groups:

@@ -7,10 +7,10 @@ On a head fitted to a real series 0.95 of the error within the shell was of this
 import numpy as np
 import pytest
 
-from eddymotion.estimation.frames.direction_pulls import (
+from eddymotion.estimation.frames.gradient_pulls import (
     COMMON,
     find_pulls,
-    remove_direction_pulls,
+    remove_gradient_pulls,
     without_pulls,
 )
 from eddymotion.estimation.frames.offset import find_offset
@@ -88,13 +88,13 @@ def test_a_head_that_follows_the_direction_by_more_than_errors_do_is_left_alone(
     motion = Motion(truth @ exp_rigid(0.01 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
     covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
     about = SCHEME, [SCHEME.dwis], CENTER, IN_MM
-    after, common = remove_direction_pulls(motion, covariances, *about)
+    after, common = remove_gradient_pulls(motion, covariances, *about)
     assert errors(after, truth) < 1.2 * ERROR_MM
     told = np.einsum("nkk->nk", common[SCHEME.dwis]) * IN_MM**2
     assert 0.6 < np.sqrt(told.mean() / COMMON) / (times * ERROR_MM) < 1.1
     assert not common[SCHEME.b0s].any()
     at_rest = Motion(exp_rigid(0.1 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
-    assert not remove_direction_pulls(at_rest, covariances, *about)[1].any()
+    assert not remove_gradient_pulls(at_rest, covariances, *about)[1].any()
 
 
 @pytest.mark.parametrize(("step_mm", "pulled"), [(0.1, 1.0), (0.1, 0.0), (20.0, 1.0)])
@@ -106,7 +106,7 @@ def test_random_q_space_is_pulled_by_the_b_value(step_mm, pulled):
     away = pulled * b**1.5 * np.array([0.3, 0, -0.5, -0.9, 1.2, 0])
     motion = Motion(truth @ exp_rigid((away + 0.05 * random.normal(size=(n, 6))) / IN_MM, CENTER))
     covariances = np.tile(np.diag((0.1 / IN_MM) ** 2), (n, 1, 1))
-    after, common = remove_direction_pulls(
+    after, common = remove_gradient_pulls(
         motion, covariances, scheme, [scheme.dwis], CENTER, IN_MM
     )
 
