@@ -288,17 +288,22 @@ def _acquisition(
     return given
 
 
+def refuse_other_dimensions(name: str, signal: np.ndarray) -> None:
+    """Raise if an image is no series."""
+    if signal.ndim != 4:
+        raise EddymotionError(
+            f"{name}: found an image of shape {signal.shape}, expected four dimensions "
+            "(x, y, z, volumes); give the whole diffusion series"
+        )
+
+
 def _usable_signal(name: str, signal: np.ndarray, n_volumes: int) -> np.ndarray:
     """Return the signal as it is kept, or refuse it."""
     if signal.dtype.kind not in "iufb":
         raise EddymotionError(
             f"{name}: values of type {signal.dtype}, expected real numbers; give magnitudes"
         )
-    if signal.ndim != 4:
-        raise EddymotionError(
-            f"{name}: found an image of shape {signal.shape}, expected four dimensions "
-            "(x, y, z, volumes); give the whole diffusion series"
-        )
+    refuse_other_dimensions(name, signal)
     if signal.shape[3] != n_volumes:
         raise EddymotionError(
             f"{name}: {signal.shape[3]} volumes but {n_volumes} b-values; "

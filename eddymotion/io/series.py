@@ -14,7 +14,7 @@ from nibabel.affines import voxel_sizes
 
 from eddymotion.data.checks import refuse_wrong_tables
 from eddymotion.data.gradients import B0_THRESHOLD, Gradients, from_fsl
-from eddymotion.data.series import DWI
+from eddymotion.data.series import DWI, refuse_other_dimensions
 from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.images.gaps import fill_gaps, fill_missing, spikes, zero_specks
 from eddymotion.images.grid import grid_distance, reoriented
@@ -89,7 +89,12 @@ def load(  # type: ignore[misc]  # options by name
     bvec = Path(bvec) if bvec else _table_beside(path, "bvec")
     bvals, bvecs = read_gradient_table(bval, bvec)
     signal, affine, header = read_image(path, ignore, keep_integers=True)
-    _refuse_other_sizes(path, signal, bval, len(bvals))
+    refuse_other_dimensions(str(path), signal)
+    if signal.shape[3] != len(bvals):
+        raise EddymotionError(
+            f"{bval}: found {len(bvals)} b-values for the {signal.shape[3]} volumes of "
+            f"{path.name}; give the table that belongs to it"
+        )
     try:
         gradients = Gradients(bvals, from_fsl(bvecs, affine), b0_threshold)
     except EddymotionError as error:
@@ -119,20 +124,6 @@ def _image_path(path: Any) -> Path:
         raise EddymotionError(absence(path, SERIES_WANTED))
     refuse_other_formats(path)
     return path
-
-
-def _refuse_other_sizes(path: Path, signal: np.ndarray, bval: Path, n_bvals: int) -> None:
-    """Raise if an image is no series, or one of another length than its table."""
-    if signal.ndim != 4:
-        raise EddymotionError(
-            f"{path}: found an image of shape {signal.shape}, expected four dimensions "
-            "(x, y, z, volumes); give the whole diffusion series"
-        )
-    if signal.shape[3] != n_bvals:
-        raise EddymotionError(
-            f"{bval}: found {n_bvals} b-values for the {signal.shape[3]} volumes of "
-            f"{path.name}; give the table that belongs to it"
-        )
 
 
 def _brain(

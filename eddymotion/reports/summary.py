@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -32,8 +32,8 @@ def summarise(
     reach = np.ptp(motion.parameters(dwi.center, of_head=True), axis=0)
     dwis, of = dwi.gradients.dwis, ", of the head" if _has_offset(motion) else ""
 
-    def rise(name: str, function: Any) -> str:
-        values = [getattr(quality, name)[dwis] for quality in (before, after)]
+    def correlations(function: Callable[[np.ndarray], float]) -> str:
+        values = [quality.correlation[dwis] for quality in (before, after)]
         first, second = (v[np.isfinite(v)] for v in values)
         return f"{function(first):.3f} → {function(second):.3f}" if len(second) else "n/a"
 
@@ -48,8 +48,8 @@ def summarise(
         "framewise displacement": _displacements(dwi, motion),
         WITHIN: _within(dwi, motion),
         "eddy currents": _fields(dwi, motion),
-        "mean correlation with the prediction": rise("correlation", np.mean),
-        "lowest correlation with the prediction": rise("correlation", np.min),
+        "mean correlation with the prediction": correlations(np.mean),
+        "lowest correlation with the prediction": correlations(np.min),
         "slices that lost signal": describe_outliers(after.outliers),
     } | _unknown(motion)
 

@@ -128,7 +128,7 @@ class Profiles:
     @classmethod
     def of(cls, off: np.ndarray, error: np.ndarray, ratio: np.ndarray) -> Profiles:
         """Standardise differences (N, Z) from the usual share; learn how they hang together."""
-        away, spread = standardised(off, error, MIN_SPREAD)
+        away, spread = standardised(off, error)
         return cls(away, ratio, spread, chosen_kernel(away, ~is_low(away, ratio)))
 
     def judge(self) -> Judgement:
@@ -228,11 +228,9 @@ def beside(known: np.ndarray) -> np.ndarray:
     return scipy.ndimage.binary_dilation(known, np.ones((1, 3), bool))
 
 
-def standardised(
-    off: np.ndarray, error: np.ndarray, floor: float
-) -> tuple[np.ndarray, np.ndarray]:
+def standardised(off: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Divide by the standard error times how much larger the robust scatter is, (N, Z) each."""
-    spread = np.maximum(error * scatter_of_slices(np.abs(off) / error), floor)
+    spread = np.maximum(error * scatter_of_slices(np.abs(off) / error), MIN_SPREAD)
     return off / spread, spread
 
 

@@ -34,12 +34,7 @@ import numpy as np
 from eddymotion.data.acquisition import PLAIN, Slicing
 from eddymotion.estimation.outliers.gains import SliceFit
 from eddymotion.estimation.outliers.misfits import Misfits
-from eddymotion.estimation.outliers.profiles import (
-    MIN_SPREAD,
-    Profiles,
-    is_low,
-    standardised,
-)
+from eddymotion.estimation.outliers.profiles import Profiles, is_low, standardised
 from eddymotion.robust import known_medians
 from eddymotion.wording import short_repr
 
@@ -162,7 +157,7 @@ def score_slices(
         z[group], ratio[group], spread[group] = judgement.z, judgement.ratio, judgement.spread
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = square / known_medians(square)[:, None]
-        z_square, _ = standardised(relative - _usual(relative), np.sqrt(2 / n_points), MIN_SPREAD)
+        z_square, _ = standardised(relative - _usual(relative), np.sqrt(2 / n_points))
     return SliceOutliers(z, ratio, spread, z_square, n_points, volume_gain, slicing)
 
 
