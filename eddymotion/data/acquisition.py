@@ -91,7 +91,7 @@ class Slicing:
         return cls(axis, groups, np.array(timing, float))
 
     def possible(self, n_slices: int) -> list[Slicing]:
-        """Orders in which slices may have been acquired: the one that was told, or usual ones."""
+        """Orders in which slices may have been acquired: the known one, or else the usual ones."""
         if self.groups:
             return [self]
         return [order for _, order in usual_orders(n_slices, self.axis)] or [self]
@@ -113,7 +113,7 @@ MULTIBAND = (1, 2, 3, 4, 5, 6, 8)
 
 
 def usual_orders(n_slices: int, axis: int = 2, together: int = 1) -> Iterator[tuple[str, Slicing]]:
-    """Go through the orders of a usual scanner, in words and as they would be told.
+    """Go through the orders that scanners use, each in words and as a :class:`Slicing`.
 
     Parameters
     ----------

@@ -162,7 +162,7 @@ def _advice(dwi: DWI, model: Model | None) -> str:
 def with_larger_errors(
     motion: Motion, center: np.ndarray, *, lost: float = 0.0, factor: float = 1.0
 ) -> Motion:
-    """Let the standard errors tell that a series shows less of the motion than there was.
+    """Enlarge the standard errors of a series that shows less of the motion than there was.
 
     Parameters
     ----------

@@ -57,7 +57,8 @@ def cnr_maps(
     -------
     (X, Y, Z, 1 + shells) float32 array
         First the SNR, then the CNR from the lowest b-value up; without shells that of all
-        diffusion-weighted volumes together. Zero outside the mask, and where too few volumes tell.
+        diffusion-weighted volumes together. Zero outside the mask, and where too few volumes are
+        known.
     """
     if isinstance(series, Replaced) and outliers is None:
         outliers = series.outliers

@@ -44,14 +44,14 @@ SUPPORTED = 0.5
 shell, and of what its lost slices leave, is not supported by it."""
 
 MOST_LOST = 0.5
-"""Lost slices excuse no more than so many would."""
+"""At most this share of lost slices excuses a volume."""
 
 ENOUGH_TO_COMPARE = 6
-"""Of fewer b=0 volumes those of all shells tell what is usual, too, and one that is astray leads
-the others of a shell astray."""
+"""With fewer b=0 volumes, those of all shells are used as well to find what is usual, and one that
+is astray leads the others of a shell astray."""
 
 WORST_OF, MAX_ROUNDS = 3, 4
-"""A round takes out one in so many of the volumes of a shell that are not supported."""
+"""Each round takes out a third of the unsupported volumes of a shell; there are four at most."""
 
 
 def far_from_neighbours(motion: Motion, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,7 +242,7 @@ def unsupported(quality: Quality, gradients: Gradients) -> np.ndarray:
     Returns
     -------
     index array
-        None of a shell in which no two volumes agree: there nothing tells which of them are good.
+        None of a shell in which no two volumes agree: it is not known which of them are good.
     """
     correlation, outliers = quality.correlation, quality.outliers
     usual = np.isfinite(correlation)

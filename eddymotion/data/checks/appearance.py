@@ -16,7 +16,7 @@ BLOCKS_ACROSS = 14
 MIN_BLOCKS = 20
 
 FLOOR_VOXELS = 5000
-"""So many tell the level of what is no brain."""
+"""About this many voxels outside the brain yield the floor."""
 
 SHARES = (0.25, 0.5, 0.75, 0.95)
 """Of the brain that is darker. The edge is among the darkest, and moves with the mask."""

@@ -208,7 +208,7 @@ def principal_directions(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _may_be_anisotropic(tensor: np.ndarray) -> np.ndarray:
-    """Tell which tensors (6, P) may have a fractional anisotropy that counts, without eigenvalues.
+    """Whether tensors (6, P) may have a fractional anisotropy that counts, without eigenvalues.
 
     With eigenvalues ``v`` it is ``A² = 1.5 (1 - (Σv)² / (3 Σv²))``: from the trace and the norm of
     the tensor. Eigenvalues below zero count as zero, which makes ``Σv`` larger and ``Σv²``
@@ -233,7 +233,7 @@ def _logarithms(dwi: DWI, volumes: np.ndarray, voxels: np.ndarray) -> np.ndarray
 def _continuities(
     dwi: DWI, voxels: np.ndarray, weights: np.ndarray, fibres: np.ndarray
 ) -> np.ndarray:
-    """Tell how much anisotropy lies in neighbours that fibres join, for each of the readings.
+    """Measure how much anisotropy lies in neighbours that fibres join, for each reading.
 
     Two neighbours are joined where the fibres of both run along the way between them.
     """

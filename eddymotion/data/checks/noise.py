@@ -37,9 +37,9 @@ MIN_AIR = 0.05
 
 
 def is_denoised(dwi: DWI) -> bool:
-    """Say whether a series has far less noise than its noise floor tells.
+    """Whether a series has far less noise than its noise floor implies.
 
-    False where that cannot be told: few volumes, no air.
+    False where this is not known: with few volumes, or without air.
     """
     gradients = dwi.gradients
     group = max(gradients.shells, key=len) if gradients.is_shelled else gradients.dwis

@@ -21,15 +21,15 @@ FASTEST, SLOWEST, FIXED = 3.5e-3, 2e-5, 1.2e-4
 third tissue that was fixed may be."""
 
 DECAY = 0.4
-"""Logarithm of the signal at the lowest b-value over that at another, from which on a diffusivity
-is told by it: perfusion alone takes less."""
+"""Logarithm of the signal at the lowest b-value over that at another, above which it yields a
+diffusivity: perfusion alone reduces the signal by less."""
 
 SCALED_NORMS = 1.5
-"""Largest over smallest squared length of b-vectors from which on they may tell b-values."""
+"""Largest over smallest squared length of b-vectors, above which they may encode b-values."""
 
 SCALED_SPREAD, SCALED_GAIN = 0.15, 0.5
-"""Vectors do tell them where the brightness of like b-values scatters by more than the first, and
-by less than the second part of that if the vectors' lengths count."""
+"""They do if the brightness of volumes of like b-values scatters by more than the first, and by
+less than the second part of that once the lengths of the vectors are taken into account."""
 
 
 def scaled_bvals(
@@ -65,7 +65,7 @@ def scaled_bvals(
 
 
 def scaled_vectors(dwi: Series, norms: np.ndarray) -> Contradiction | None:
-    """Say whether the lengths of the b-vectors tell the b-values, as scanners write it.
+    """Say whether the lengths of the b-vectors encode the b-values, as some scanners write it.
 
     Parameters
     ----------

@@ -17,13 +17,14 @@ DIRECTIONS = 10
 """Volumes of a shell from which on its brightness is known as a function of the direction."""
 
 MISPLACED_SCATTER, MISPLACED_LEAST = 6.0, 0.12
-"""So many times the usual distance from that function, and at least so far, is a volume of another
-shell; and three times nearer to that shell. Where all fibres run alike, at SNR 8, sound volumes of
-b=3000 are up to 5.3 times away, as far as those of b=2000: these two are not told apart there."""
+"""A volume belongs to another shell if it is farther from that function than the first times the
+usual distance, farther than the second, and three times nearer to the other shell. Where all
+fibres run alike, at SNR 8, sound volumes of b=3000 are up to 5.3 times as far away as usual, like
+those of b=2000, so that these two shells cannot be distinguished there."""
 
 MISPLACED_MARGIN = 0.1
-"""By so much its pattern may agree worse with that of the other shell, which few directions tell
-roughly."""
+"""By how much worse its pattern may agree with that of the other shell, of which few directions
+give only a rough one."""
 
 
 @dataclass(frozen=True, eq=False)

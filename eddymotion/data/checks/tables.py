@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the b-values fit what the images show.
 
-A volume tells its b-value twice: by how bright the brain is, and by which parts of it are bright
+A volume shows its b-value twice: by how bright the brain is, and by which parts of it are bright
 (fluid at b=0, white matter at high b). A volume counts as mislabelled only where both speak
 against its label: one that lost its signal is dark, but looks like the others of its shell; one
 of another receive gain is bright, but looks like them, too (:mod:`~eddymotion.data.checks.labels`,
@@ -52,7 +52,7 @@ def contradictions(dwi: Series) -> list[Contradiction]:
     Returns
     -------
     list of Contradiction
-        Empty where the table fits, or the images do not tell (a phantom without diffusion).
+        Empty where the table fits, or the images do not show it (a phantom without diffusion).
     """
     appearance = Appearance.of(dwi)
     if appearance is None:
@@ -102,8 +102,8 @@ def _mislabelled(
 def compare_b0s(dwi: DWI) -> str | None:
     """Compare the two b=0 volumes of a series, and say which is wrong if they differ.
 
-    The diffusion-weighted volumes tell: the diffusivity that a b=0 volume gives to the brain is
-    a usual one, and fluid, bright at b=0, is dark in them: noise has nothing to do with them.
+    The diffusion-weighted volumes show it: with the right b=0 volume the diffusivity of the brain
+    is a usual one, and fluid, which is bright at b=0, is dark in them. Noise is unrelated to them.
     """
     b0s, dwis = dwi.gradients.b0s, dwi.gradients.dwis
     if len(b0s) != 2:

@@ -84,7 +84,7 @@ class NormalEquations(Evaluation):
     cost : float
         Mean −log-likelihood of a point.
     n_points : int
-        That tell it.
+        Of which the mean is taken.
     hessian : (Np, Np) array
         ``H``
     gradients : (B, Np) array

@@ -31,16 +31,16 @@ against the head: by 0.005 to 0.05 on simulated heads, where one that changes do
 0.31."""
 
 FAR_AWAY = 4.0
-"""Poses farther from the middle one than so many times the median distance tell nothing of fields:
-volumes that went astray have fields that go with it."""
+"""Poses farther from the middle one than this factor times the median distance are not used:
+volumes that went astray have fields that go with their wrong poses."""
 
 LEAST_LEFT = 1e-3
 """Share of the b-values, in square, from which on they differ."""
 
 AMBIGUOUS_SHIFT, AMBIGUOUS_TURN = 0.3, 0.02
-"""Of fields that follow the head: the part of their displacement, and of the head's own turns, by
-which poses may be wrong since images tell it from nothing. On simulated heads 0.2 to 0.3, and
-0.01 to 0.03."""
+"""Of fields that follow the head: the part of their displacement, and of the rotations of the
+head, by which poses may be wrong, since no image shows it. On simulated heads 0.2 to 0.3, and 0.01
+to 0.03."""
 
 NEGLECTED_SHIFT, NEGLECTED_PART = 0.3, 0.2
 """Of fields that seem to follow a head which moved too little to be sure, so that nothing takes
@@ -124,10 +124,10 @@ class PoseResponse:
 def follow_poses(
     coefficients: np.ndarray, gradients: Gradients, poses: np.ndarray
 ) -> PoseResponse | None:
-    """Measure how fields follow the poses; None where there are too few volumes to tell.
+    """Measure how fields follow the poses; None where there are too few volumes.
 
-    What looks like a field since the model is wrong follows the b-value, and a head that happens
-    to move with it is no cause: only what the b-value does not explain counts.
+    Errors of the model that look like a field follow the b-value. A head that happens to move with
+    the b-value is not their cause, so that only what the b-value does not explain counts.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def with_offsets_of_poses(
     matrices: np.ndarray,
     points: np.ndarray,
 ) -> EddyCurrents:
-    """Tell which part of the translations is of fields that follow the head.
+    """Attribute to fields that follow the head their part of the translations.
 
     What displaces all points alike is in no image of one run, and the terms, which have no
     constant, leave it to the poses: what a field does at the middle of the image, however curved

@@ -24,12 +24,13 @@ three real series."""
 
 
 def with_offsets(motion: Motion, gradients: Gradients) -> Motion:
-    """Tell which part of the translation along the phase-encoding axis is the fields'.
+    """Attribute to the fields their part of the translation along the phase-encoding axis.
 
     The head moves little between two consecutive volumes, while the gradient turns: steps of the
     translation at the centre are regressed on steps of ``q``, with Cauchy weights, since heads
-    jump now and then. Poses keep the sum. Where fields follow the head, it moves far: what its
-    steps have of ``q`` by chance is not taken for fields that hardly change with ``q`` elsewhere.
+    jump now and then. Poses keep the sum. Where fields follow the head, the head moves far, and
+    its steps correlate with ``q`` by chance: fields that otherwise hardly change with ``q`` get
+    none of that.
 
     Parameters
     ----------

@@ -143,7 +143,7 @@ class Course:
         own = steps[inner - 1], steps[inner]
         visits = self._visits_of(inner - 1, inner, own, foreseen, prior.axes)
         prior = prior.with_excursions(visits)
-        away = inner[prior.stays(visits) < 0.5]  # their steps tell nothing about the others
+        away = inner[prior.stays(visits) < 0.5]  # their steps say nothing about the others
         steps[away - 1] = steps[away] = np.nan
         return replace(MotionPrior.learn(steps, self.gaps, self.size), excursions=prior.excursions)
 

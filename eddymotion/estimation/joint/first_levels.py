@@ -35,9 +35,10 @@ than along any other axis. On simulated heads the factor was 1.4 to 6 with field
 more, and 1.0 to 1.3 without fields."""
 
 CONTRADICTING_GAIN = 2.0
-"""Fields along another axis than the one that was told lower the cost by this factor more if that
-is wrong: 2.2 to 5.4 in three simulated series with a wrong axis. With the right one it was 1.0 in
-ten real series, and 1.0 to 2.1 in fourteen simulated ones without fields, which are not kept."""
+"""If fields along another axis than the given one lower the cost by this factor more, the given
+axis is wrong: 2.2 to 5.4 in three simulated series with a wrong axis. With the right one it was
+1.0 in ten real series, and 1.0 to 2.1 in fourteen simulated ones without fields, where none are
+kept."""
 
 ALONG = 0.5
 """Cosine of the angle from which on two image axes are the same."""
@@ -119,7 +120,7 @@ def found_phase_encoding(
 ) -> np.ndarray | None:
     """Find the image axis along which fields explain most; None if it must be clear and is not.
 
-    The axis that was told stays, unless the data clearly show another.
+    An axis that was given stays, unless the data clearly show another.
     """
     affine, told = solver.dwi.affine, solver.dwi.acquisition.common_phase_encoding
     gains = gains_of_fields(solver, group, motion)
@@ -138,7 +139,7 @@ def found_phase_encoding(
 
 
 def _warn_of_other_axis(dwi: DWI, eddy: EddyCurrents) -> None:
-    """Warn if fields that the data show lie along another axis than the one that was told."""
+    """Warn if fields that the data show lie along another axis than the one that was given."""
     told, axes = dwi.acquisition.common_phase_encoding, image_axes(dwi.affine).T
     if told is None or abs(told @ eddy.pe) > ALONG:
         return

@@ -32,12 +32,12 @@ from eddymotion.mapping.rigid import log_rigid
 log = logging.getLogger(__name__)
 
 LEAST_FOUND_MM = 0.1
-"""Fields of a human head count from this size on where the phase-encoding axis is not told: it is
-the one of three along which what the model gets wrong looks most like fields, by 0.07 mm in a head
-at rest without any."""
+"""Least size of fields of a human head if the phase-encoding axis is not given: of the three axes,
+the one that is found is also the one along which errors of the model look most like fields, by
+0.07 mm in a head at rest without any."""
 
 SOME_OF_BRAIN = 7
-"""Every so many voxels of the brain show what fields displace it by."""
+"""One in this many voxels of the brain is used to measure by how much fields displace it."""
 
 
 @dataclass(eq=False)
@@ -83,7 +83,7 @@ class KnownFields:
     def response(
         self, motion: Motion, group: VolumeGroup, terms: slice = slice(None)
     ) -> PoseResponse | None:
-        """Measure how some terms of the fields follow the poses; None where nothing tells."""
+        """Measure how some terms of the fields follow the poses; None where nothing shows it."""
         assert motion.eddy_currents is not None
         if not len(self.dwi.gradients.b0s):
             return None
@@ -104,8 +104,20 @@ class KnownFields:
     ) -> Motion:
         """Learn what the fields have in common, and leave out those that the data do not show.
 
-        Those that follow the head stay; with `follow` it is known that they do. The prior is for
-        so many times the points of the solution.
+        Fields that follow the head stay.
+
+        Parameters
+        ----------
+        motion : Motion
+        solution : Solution
+            Of the group.
+        group : VolumeGroup
+        by_evidence : bool
+            Whether the data choose the order of the fields.
+        points : float
+            The prior is for a problem with this many times the points of the solution.
+        follow : bool
+            Whether the fields are known to follow the head.
         """
         system, eddy = solution.system, motion.eddy_currents
         assert eddy is not None
@@ -130,7 +142,7 @@ class KnownFields:
 
     @property
     def _least_mm(self) -> float:
-        """From which size on fields count."""
+        """Size (mm) below which fields do not count."""
         if self.dwi.acquisition.common_phase_encoding is not None:
             return 0.0
         return LEAST_FOUND_MM * head_scale(self.dwi.mask, self.dwi.voxel_sizes)
@@ -186,7 +198,7 @@ class KnownFields:
         return np.zeros((len(motion), 6, 6))
 
     def with_offsets(self, motion: Motion, group: VolumeGroup) -> Motion:
-        """Tell what of the translations is of fields that follow the head, where these do."""
+        """Attribute to fields that follow the head, if any, their part of the translations."""
         eddy, poses = motion.eddy_currents, self.prior.poses
         found = self._follows(eddy, group)
         if found is None:

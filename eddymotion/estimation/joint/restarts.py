@@ -84,7 +84,7 @@ def pooled(squares: np.ndarray, bvals: np.ndarray) -> np.ndarray:
 
 
 def _warn(group: VolumeGroup, distances: np.ndarray) -> None:
-    """Tell of volumes that another start leads elsewhere by (n,) mm."""
+    """Name the volumes that another start leads elsewhere, by (n,) mm."""
     if (far := distances > TOLD_MM).any():
         log.warning(
             "%d volumes of %s show too little signal to determine their pose: it depends on the "

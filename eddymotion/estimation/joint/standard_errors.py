@@ -31,15 +31,17 @@ HALVES_FACTOR = 1.35
 scatter, of which steps that are too short explain 1.3; where they are shorter, that counts."""
 
 THICK = 1.3
-"""Filters that are wider along the slices by this factor tell something else than plain ones."""
+"""Filters have to be wider along the slices by this factor to differ from plain ones."""
 
 BEYOND_CHANCE = 2.5
-"""Slices contradict the pose of their volume along an axis where they would take it, in square, so
-much farther than is told without them. A b=0 volume at rest beside one that moved has 2.2."""
+"""Slices contradict the pose of their volume along an axis if the square of how far they would
+move it is larger by this factor than the variance without them. A b=0 volume at rest beside one
+that moved has 2.2."""
 
 CLEARLY, CLEARLY_MM = 20.0, 0.2
-"""A volume is named where they do so clearly, and by so much. A volume of a real series in which
-the head moved between interleaved slices has 18, and 0.19 mm; others 12 at most."""
+"""A volume is named if the square of that displacement is larger than that of noise and misfit by
+the first, and the displacement larger than the second. A volume of a real series in which the head
+moved between interleaved slices has 18, and 0.19 mm; others have 12 at most."""
 
 MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 """Standard error beyond that of noise; see :func:`misfit_covariances`."""
@@ -56,11 +58,11 @@ class PoseErrors:
     covariances : (N, 6, 6) array
         All in all, of a head at rest within volumes.
     by_noise, by_misfit : (N, 6, 6) array
-        What noise, and what the model gets wrong, have in them.
+        The parts of noise, and of what the model gets wrong.
     apart : (N, 6, 6) array
-        By what the parts of the time of a volume add; NaN where not known.
+        By the scatter between parts of the time of a volume; NaN where not known.
     against : (N, 6, 6) array
-        By what slices say against the pose of their volume; NaN where not known.
+        By how far slices would move the pose of their volume; NaN where not known.
     scale : float
         Size of the head relative to a human one.
     """
@@ -73,7 +75,7 @@ class PoseErrors:
     scale: float = 1.0
 
     def period_scatter(self, lost: np.ndarray) -> PeriodScatter:
-        """Tell how far the parts of a volume's time pull apart, and slices lost, (N, Z) bool."""
+        """Return how far parts of the time of volumes differ, with lost slices (N, Z) bool."""
         return PeriodScatter(self.covariances, self.apart, self.by_noise, self.by_misfit, lost)
 
     @property
@@ -90,7 +92,7 @@ class PoseErrors:
 
     @property
     def contradictions_mm(self) -> np.ndarray:
-        """How far slices of each volume would take its pose, mm; zero where not known: (N,)."""
+        """How far slices of each volume would move its pose, mm; zero where not known: (N,)."""
         return in_millimetres(self.against, self.scale)
 
 
@@ -106,7 +108,7 @@ def are_contradicted(against: np.ndarray, expected: np.ndarray, scale: float) ->
     Parameters
     ----------
     against : (N, 6, 6) array
-        Covariances by what they say against it.
+        Covariances by how far they would move it.
     expected : (N, 6, 6) array
         Covariances by noise and misfit.
     scale : float
@@ -152,7 +154,7 @@ def pose_errors(
 
 
 def _warn_of_unknown(covariances: np.ndarray) -> None:
-    """Name the volumes of whose poses (N, 6, 6) nothing tells the errors."""
+    """Name the volumes whose poses have no known covariance, of (N, 6, 6)."""
     unknown = np.flatnonzero(~np.isfinite(covariances).all(axis=(1, 2)))
     if len(unknown):
         log.warning(

@@ -28,7 +28,7 @@ SPREADS = 6.0
 """Robust standard deviations from the others."""
 
 ENOUGH_TO_COMPARE = 6
-"""Of fewer volumes nothing tells what is usual."""
+"""With fewer volumes it is not known what is usual."""
 
 LEAST_SHARE = 0.01
 """Added to all shares: with a hundredth of the variance unexplained no volume does harm."""

@@ -45,24 +45,24 @@ MIN_SPREAD = 0.01
 """Shares are not known better than this, however little they scatter."""
 
 SPREAD_SLICES = 2
-"""So many slices to each side tell the scatter of a slice."""
+"""Slices to each side that are used for the scatter of a slice."""
 
 VOLUMES_FOR_OWN_SPREAD = 30
-"""So many volumes tell it of a single slice. That in which the brain ends shows another part of it
-at each pose, and scatters more than those beside it."""
+"""From this number of volumes on, the scatter of a slice alone is known. The slice in which the
+brain ends shows another part of it at each pose, and scatters more than those beside it."""
 
 PROFILES = ((0.0, 1.0), *((length, noise) for length in (1.0, 2.0, 3.5)
                           for noise in (0.02, 0.1, 0.3)))  # fmt: skip
 """Correlation length in slices, and share of the variance that is each slice's own."""
 
 SMOOTHEST = (3.5, 0.02)
-"""That of a volume alone in what its model cannot say of it."""
+"""The profile of a volume that differs from the others in what its model cannot predict."""
 
 SLICES_OF_BUNDLE = 4
-"""It has it if so many slices more are explained."""
+"""A volume has it if this many more slices are explained."""
 
 VOLUMES_TO_CHOOSE = 30
-"""So many volumes tell which of them it is."""
+"""The profile is chosen by at most this many volumes."""
 
 CLEARLY_BETTER = 0.97
 """A profile is preferred to a simpler one if it leaves less than this part."""
@@ -71,7 +71,7 @@ UNKNOWN = 1e6
 """Variance of a slice that is no evidence."""
 
 SLICES_FOR_SCATTER = 5
-"""So many slices tell the scatter of a volume."""
+"""From this number of slices on, the scatter of a volume is known."""
 
 LEAST_EXPECTED = 0.1
 """A share is not expected below this."""

@@ -16,8 +16,8 @@
   well: a group whose weighted mean is an outlier flags those of its slices that are below
   :data:`MEMBER_Z_THRESHOLD` themselves.
 - *Mean square*. ``z_square`` compares the mean square of the residual in a slice with that of the
-  other volumes, in units of what it scatters with so many points. It tells of spikes, ghosts and
-  losses of a part of a slice; it flags nothing.
+  other volumes, in units of the scatter that its number of points implies. It shows spikes, ghosts
+  and losses of a part of a slice; it flags nothing.
 
 Gains of signal have a positive ``z`` and are not flagged: no dephasing brightens a slice, and what
 looks so is mostly a vessel or the slice beside the edge of the brain.
@@ -53,7 +53,7 @@ PARTED = 0.25
 """Gap between the shares of volumes that kept a slice and those that lost it."""
 
 GAIN_QUANTILE, GAIN_MARGIN = 0.8, 0.1
-"""Slices within this part of that quantile of a volume tell its gain."""
+"""The gain of a volume is that of its slices within this part of this quantile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ def score_slices(
 
 
 def _large_enough(groups: Sequence[np.ndarray] | None, n: int) -> Sequence[np.ndarray]:
-    """Return groups that each tell what is usual; all N volumes where one of them does not."""
+    """Return the groups if all of them are large enough; else all N volumes as one."""
     if groups and min(map(len, groups)) >= MIN_VOLUMES:
         return groups
     return [np.arange(n)]

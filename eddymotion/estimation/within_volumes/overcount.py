@@ -4,8 +4,8 @@
 ``H`` takes points for independent, and residuals for noise. Neighbouring points share noise, and
 what the model gets wrong; so the inverse of ``H`` is far too small. What the points pull scatters
 between blocks of the brain as it does in truth: with ``G_b`` the pull of block ``b``,
-``Σ (H⁻¹ G_b)(H⁻¹ G_b)ᵀ`` is the covariance of the poses. How much larger their variances are by
-it than by ``H⁻¹`` tells by what ``G`` and ``H`` have to be divided before they meet a prior.
+``Σ (H⁻¹ G_b)(H⁻¹ G_b)ᵀ`` is the covariance of the poses. By the ratio of its variances to those of
+``H⁻¹``, ``G`` and ``H`` have to be divided before they are combined with a prior.
 
 What all volumes do alike is unknown to ``H``. Both variances are those of what a volume does
 unlike the others, ``C = I − 11ᵀ/n``: of ``C H C``, and its inverse where that has one. The

@@ -259,8 +259,9 @@ def are_farther_inside(
 ) -> np.ndarray:
     """Whether voxels, three index arrays (C,), lie farther than a distance (mm) inside a mask.
 
-    What lies outside the image is no edge. Nearest of all is a voxel that touches the mask, so
-    that these tell; a distance transform of the whole image takes many times as long.
+    What lies outside the image is no edge. Only distances from the voxels that touch the mask are
+    computed, since the nearest is one of them. A distance transform of the whole image would take
+    many times as long.
     """
     edge = scipy.ndimage.binary_dilation(mask) & ~mask
     tree = scipy.spatial.cKDTree(np.argwhere(edge) * voxel_sizes)
