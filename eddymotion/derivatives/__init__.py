@@ -72,6 +72,11 @@ def save(
     -------
     Outputs
         The paths written, by kind.
+
+    Raises
+    ------
+    EddymotionError
+        If motion or quality are of another number of volumes, or the folder cannot be written to.
     """
     check_kind(corrected, DWI, "save")
     check_kind(motion, Motion, "save")

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 N_NEIGHBOURS = 6
 
 FAR_MM = 15.0
-"""Root-mean-square way over a head that a volume seldom lies apart from its neighbours."""
-
+"""Root-mean-square displacement over a head by which a volume seldom differs from its
+neighbours."""
 
 FAR_FOR_FEW_MM = 4.0
 """The same for a volume of a shell with few directions, whose coarse levels are easily misled."""
@@ -64,7 +64,7 @@ def far_from_neighbours(motion: Motion, center: np.ndarray) -> tuple[np.ndarray,
 def neighbour_poses(motion: Motion, center: np.ndarray) -> np.ndarray:
     """Return for each volume the most central of the poses of its neighbours in time, (N, 4, 4).
 
-    One of theirs: no outlier among them pulls at it.
+    It is one of these poses, so that no outlier among them affects it.
     """
     volumes = np.arange(len(motion))
     poses = motion.matrices.copy()

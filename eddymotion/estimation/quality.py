@@ -116,6 +116,11 @@ def assess(
     Returns
     -------
     Quality
+
+    Raises
+    ------
+    EddymotionError
+        If the motion has another number of volumes, or none of them is diffusion-weighted.
     """
     check_kind(dwi, DWI, "assess")
     check_kind(motion, Motion, "assess")

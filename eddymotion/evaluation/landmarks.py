@@ -193,6 +193,11 @@ def pair_landmarks(
     -------
     Landmarks, Landmarks
         In the order of `fixed`; those without a partner are left out with a warning.
+
+    Raises
+    ------
+    EddymotionError
+        If no name is in both, or the numbers differ where the order decides.
     """
     if by_order or not (fixed.are_named and moving.are_named):
         if len(fixed.points) != len(moving.points):
@@ -235,6 +240,11 @@ def landmark_errors(
         Paired: from :func:`pair_landmarks`.
     matrix : (4, 4) array, optional
         Points of the fixed (reference) image → points of the moving image, RAS+ mm.
+
+    Returns
+    -------
+    LandmarkErrors
+        mm
     """
     matrix = np.eye(4) if matrix is None else matrix
     wrong_way = apply_affine(np.linalg.inv(matrix), fixed.points)

@@ -184,6 +184,11 @@ def compare_motion(
     grid_center : (3,) array, optional
         What the standard errors refer to, if not `center`.
 
+    Returns
+    -------
+    MotionComparison
+        Of the estimate and of no correction.
+
     Raises
     ------
     EddymotionError
@@ -275,7 +280,20 @@ def ball_points(center: np.ndarray) -> np.ndarray:
 
 
 def brain_points(mask: np.ndarray, affine: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return the centres of the voxels of a mask, or of 20 000 drawn from more: RAS+ mm."""
+    """Return the centres of the voxels of a mask, or of 20 000 drawn from more: RAS+ mm.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool array
+    affine : (4, 4) array
+        Voxel indices → RAS+ mm.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    (P, 3) array
+    """
     voxels = np.argwhere(mask)
     if len(voxels) > MAX_POINTS:
         chosen = np.random.default_rng(seed).choice(len(voxels), MAX_POINTS, replace=False)

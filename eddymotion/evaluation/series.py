@@ -245,7 +245,13 @@ def compared_mask(*series: DWI, mask: np.ndarray | None = None) -> np.ndarray:
 
 
 def refuse_different(a: DWI, b: DWI) -> None:
-    """Raise unless two series have the same voxels and the same b-values."""
+    """Raise unless two series have the same voxels and the same b-values.
+
+    Raises
+    ------
+    EddymotionError
+        Saying what differs.
+    """
     names = [str(dwi.source or name) for dwi, name in ((a, "first"), (b, "second"))]
     if a.shape != b.shape:
         raise EddymotionError(

@@ -156,6 +156,10 @@ def compare_trajectory(
     axis : int
         The image axis that counts the slices.
 
+    Returns
+    -------
+    TrajectoryComparison
+
     Raises
     ------
     EddymotionError
@@ -231,6 +235,11 @@ def compare_by_slices(
     estimated, true : MotionFile
     points, grid, bvals, axis
         As of :func:`compare_trajectory`.
+
+    Returns
+    -------
+    SliceComparisons
+        Of the estimate, of the mean poses of the truth, and of no correction.
 
     Raises
     ------

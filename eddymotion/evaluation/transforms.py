@@ -229,6 +229,12 @@ def read_transforms(path: str | Path) -> np.ndarray:
 def read_transform(path: str | Path, volume: int | None = None) -> np.ndarray:
     """Read the only transform of a file, or that of a volume: (4, 4), RAS+ mm.
 
+    Parameters
+    ----------
+    path : path
+    volume : int, optional
+        Counted from 0.
+
     Raises
     ------
     EddymotionError
@@ -277,7 +283,13 @@ def _from_parameters(table: GivenTable, grid: Grid | None) -> MotionFile:
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Read where an image lies, not its voxels."""
+    """Read where an image lies, not its voxels.
+
+    Raises
+    ------
+    EddymotionError
+        If the file cannot be read, or has fewer than three axes.
+    """
     path = Path(path)
     header = read_header(path)
     shape = shape_of(header)

@@ -69,6 +69,15 @@ def get_model(
         See :class:`~eddymotion.models.base.LinearModel`.
     n_procs : int
         Processes for the explicit refits of DIPY models.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    EddymotionError
+        If there is no such model, or it cannot be used with this scheme or this distance.
     """
     if name == "auto":
         name = choose_model(gradients)

@@ -63,6 +63,10 @@ def get_registrar(name: str, settings_file: str | Path | None = None) -> Registr
     settings_file : path, optional
         Parameters of the engine; its defaults without one.
 
+    Returns
+    -------
+    Registrar
+
     Raises
     ------
     EddymotionError

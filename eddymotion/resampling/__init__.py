@@ -96,6 +96,11 @@ def resample(  # type: ignore[misc]  # options by name
     -------
     DWI, or list of DWI
         float32, volumes in their original order.
+
+    Raises
+    ------
+    EddymotionError
+        If there are not as many motions as runs, or transforms as volumes.
     """
     if isinstance(dwi, list | tuple):
         if not isinstance(motion, list | tuple) or len(motion) != len(dwi):

@@ -227,6 +227,11 @@ def echo_planar_image(
         See :func:`eddymotion.simulation.coil_sensitivity`.
     seed : int
         Of the noise.
+
+    Returns
+    -------
+    Image
+        On the grid, Rician unless `snr` is None.
     """
     pose = np.eye(4) if pose is None else pose
     direction = np.zeros(3) if bvec is None else bvec
@@ -301,6 +306,10 @@ def simulate_pair(
         Whether the field changes as the head turns in the scanner, or only turns with it.
     snr, coil_bias, seed
         As in :func:`echo_planar_image`.
+
+    Returns
+    -------
+    OpposedPair
     """
     pose = np.eye(4) if pose is None else pose
     field = magnetised.hertz()

@@ -60,6 +60,11 @@ def cartesian_scheme(n: int, b_max: float, n_b0: int = 1, *, seed: int = 0) -> G
     Gradients
         RAS+.
 
+    Raises
+    ------
+    EddymotionError
+        If there are fewer points than that.
+
     References
     ----------
     Cieslak et al. (2024), Imaging Neuroscience.

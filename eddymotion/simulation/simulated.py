@@ -173,6 +173,10 @@ def simulate(
     progress : callable
         See :class:`~eddymotion.machine.parallel.Progress`.
 
+    Returns
+    -------
+    Simulation
+
     Raises
     ------
     EddymotionError

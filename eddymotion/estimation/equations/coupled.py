@@ -73,16 +73,17 @@ POINTS_FOR_MODEL = 12_000
 """The model is fitted at this many points at most."""
 
 VALUES_FOR_HESSIAN, LEAST_FOR_HESSIAN = 250_000, 2_000
-"""The normal matrix of poses is summed over so many values (of a volume at a point), and over so
-many points at least. Each point costs the square of the number of unknowns; with fewer points for
-more volumes, or for volumes with fields, the time grows in proportion to the number of volumes. An
-error of this matrix does not change where the steps end."""
+"""The normal matrix of poses is summed over about the first number of values (of a volume at a
+point), but over no fewer points than the second. Each point costs the square of the number of
+unknowns; with fewer points for more volumes, or for volumes with fields, the time grows in
+proportion to the number of volumes. An error of this matrix does not change where the steps
+end."""
 
 COMPARED_AT_A_TIME = 4096
 """Points at which a thread compares volumes with the model at a time."""
 
 POINTS_FOR_WAY = 50
-"""How far volumes have moved is measured at about so many points."""
+"""Number of points, about, at which is measured how far volumes have moved."""
 
 CHUNK_BYTES = 2**23
 """Size of the Jacobians that a thread holds at a time."""
@@ -109,7 +110,7 @@ class CoupledProblem:
     blocks : sequence of Block
         What is solved for; the poses alone when not given.
     part_mm : float
-        Edge of the parts of the brain of :meth:`covariances`.
+        Edge of the parts of the brain of :meth:`gradients_by_part`.
     leave_one_out : bool
         Whether ``J`` comes from leave-one-out predictions instead of the posterior mean.
     steady_mm : float
@@ -376,7 +377,7 @@ class CoupledProblem:
 
     def points_for_matrix(self, found: Residuals) -> np.ndarray:
         """Choose the points over which ``H`` is summed, (K,) int."""
-        return np.arange(0, len(self.points), self._every_so_many(len(found.precision)))
+        return np.arange(0, len(self.points), self._every_for_matrix(len(found.precision)))
 
     def columns(self, found: Residuals, weights: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Return ``√w J`` at points (K,) int: (Np, K) float32."""
@@ -408,14 +409,14 @@ class CoupledProblem:
         blocks *= precision[:, None, :, None]
         return products
 
-    def _every_so_many(self, n_volumes: int) -> int:
+    def _every_for_matrix(self, n_volumes: int) -> int:
         """Stride of the points over which the normal matrix is summed."""
         cost = (len(self.unknowns) / Poses.size) ** 2
         enough = max(VALUES_FOR_HESSIAN / (n_volumes * cost), LEAST_FOR_HESSIAN)
         return max(1, int(len(self.points) / enough))
 
     def chunks(self, n_volumes: int, n_points: int | None = None) -> list[slice]:
-        """Split so many points, or all, into pieces whose Jacobian a thread can hold."""
+        """Split the points, or a number of them, into pieces whose Jacobian a thread can hold."""
         size = max(256, CHUNK_BYTES // (4 * n_volumes * len(self.unknowns)))
         stop = len(self.points) if n_points is None else n_points
         return [slice(k, min(k + size, stop)) for k in range(0, stop, size)]

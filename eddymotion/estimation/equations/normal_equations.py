@@ -19,11 +19,10 @@ DAMPING = 1e-3
 """Added to the diagonal of the normal matrix, relative to it."""
 
 ROWS_OF_BAND = 128
-"""Of a normal matrix, which a thread sums at a time."""
-
+"""Rows of a normal matrix that a thread sums at a time."""
 
 COLUMNS_AT_A_TIME = 1024
-"""Of the parts that are multiplied together."""
+"""Columns of parts that are gathered before they are multiplied."""
 
 
 class GramMatrix:

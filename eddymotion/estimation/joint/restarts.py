@@ -26,8 +26,8 @@ from eddymotion.mapping.rigid import exp_rigid, log_rigid
 log = logging.getLogger(__name__)
 
 LITTLE_RECOVERED = 0.25
-"""Share of a displacement that one step takes back, below which there is so little signal. At 0.3
-standard errors were right; at 0.10 to 0.18 the errors of the highest b-values were 1.6 to 3.5
+"""Share of a displacement that one step takes back, below which a group has hardly any signal. At
+0.3 standard errors were right; at 0.10 to 0.18 the errors of the highest b-values were 1.6 to 3.5
 times as large."""
 
 COURSE_VOLUMES = 7
@@ -36,8 +36,8 @@ COURSE_VOLUMES = 7
 ALIKE_VOLUMES = 12
 """Volumes of the nearest b-values that are pooled: a single one may come back by chance."""
 
-TOLD_MM = 0.5
-"""Root-mean-square way in a human head from which on a warning is given."""
+WARNED_MM = 0.5
+"""Root-mean-square displacement in a human head above which a warning is given."""
 
 
 def depends_on_start(group: VolumeGroup, solution: Solution) -> bool:
@@ -85,7 +85,7 @@ def pooled(squares: np.ndarray, bvals: np.ndarray) -> np.ndarray:
 
 def _warn(group: VolumeGroup, distances: np.ndarray) -> None:
     """Name the volumes that another start leads elsewhere, by (n,) mm."""
-    if (far := distances > TOLD_MM).any():
+    if (far := distances > WARNED_MM).any():
         log.warning(
             "%d volumes of %s show too little signal to determine their pose: it depends on the "
             "start of the search by %.1f mm, which the standard errors include; exclude them, "
