@@ -21,7 +21,7 @@ LFS = "version https://git-lfs"
 class EddymotionError(ValueError):
     """Input or settings that cannot work.
 
-    The message is one line that tells what was given, what was expected and what to do.
+    The message is one line that says what was given, what was expected and what to do.
     Commands print it without a traceback.
     """
 

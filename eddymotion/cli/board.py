@@ -51,7 +51,7 @@ TRUSTED_FROM = 0.5
 """Share of the work from which it does so alone, whatever the series before took."""
 
 OVERRUN = 0.25
-"""A part that lasts longer than was foreseen lasts this share of its time so far longer still."""
+"""A part that takes longer than foreseen is expected to last longer by this share of its time."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Line:
     share : float
         Of the work that was done when the present part began.
     within : float, optional
-        Share of the present part that is done; by the clock where that is not told.
+        Share of the present part that is done; by the clock where that is not reported.
     seconds : float, optional
         How long it took, if it has ended.
     failure : str
@@ -154,7 +154,7 @@ class Line:
         return min(self.share + pace * (now - self.since), end)
 
     def left(self, now: float, timetable: Timetable) -> float | None:
-        """Return the seconds left, if that can be told."""
+        """Return the seconds left, if they can be estimated."""
         if self.began is None or self.stage == WAITING:
             return None
         if self.within is not None:

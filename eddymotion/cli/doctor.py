@@ -147,7 +147,7 @@ def _dataset(bids_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 def _trouble(series: SeriesFiles) -> str:
-    """Say why a series cannot be corrected, as far as headers and tables tell."""
+    """Say why a series cannot be corrected, as far as headers and tables show."""
     from eddymotion.io.headers import read_header, shape_of
     from eddymotion.io.tables import read_numbers
 

@@ -151,7 +151,7 @@ def unfinished_series(
     if options.reports_only:
         why += " without --reports-only"
     try:
-        with messages(options.verbose, logging.ERROR):  # the run has told
+        with messages(options.verbose, logging.ERROR):  # the run has said it
             raw = sorted_series(options)
     except EddymotionError as error:
         log.debug("reports are written without the raw dataset: %s", error)

@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
         return any(word.partition("=")[0].replace("_", "-") == option for word in self._arguments)
 
     def misplaced_choice(self, namespace: argparse.Namespace) -> str | None:
-        """Tell which option took the last words of the call, one of the choices at their end.
+        """Name the option that took the last words of the call, the last of which is a choice.
 
         Options with several values end where the next one begins, or with the call.
         """

@@ -188,7 +188,7 @@ def carry_out(arguments: Sequence[str] | None) -> int:
 
 
 def examine_here(options: argparse.Namespace) -> int:
-    """Tell what the program sees here."""
+    """Print what the program sees here."""
     from eddymotion.cli.doctor import examine
 
     bids_dir = options.bids_dir if options.doctor == NOWHERE else options.doctor
@@ -246,7 +246,7 @@ def correct_dataset(options: argparse.Namespace) -> int:
 def _correct_found(
     found: Sorted, run_options: Run, watch: Watch, options: argparse.Namespace
 ) -> int:
-    """Correct the series that were found, and tell how it ended; 1 if some failed."""
+    """Correct the series that were found, and say how it ended; 1 if some failed."""
     from eddymotion.bids.series import report_problems
     from eddymotion.cli.closing import log_failures, log_skipped, rows_of, show_table
     from eddymotion.derivatives.dataset import write_citation, write_dataset_files

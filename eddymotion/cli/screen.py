@@ -78,7 +78,7 @@ class Bar:
     left: str = ""
 
     def text(self, room: int) -> str:
-        """Return what stands before the bar, in so many letters."""
+        """Return what stands before the bar, in `room` letters."""
         room -= len(self.before) + len(self.after)
         return f"{self.before}{shortened(self.name, room)}{self.after}"
 

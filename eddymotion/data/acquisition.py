@@ -17,7 +17,7 @@ from eddymotion.machine.frozen import freeze, selected
 from eddymotion.wording import PE_AXES, short_repr, shown
 
 SAME_TIME = 1e-4
-"""Slices that were excited within so many seconds were excited together."""
+"""Slices that were excited within this time (seconds) were excited together."""
 
 LONGEST_VOLUME = 100.0
 """No volume takes more seconds: a longer time is of another unit."""
@@ -181,8 +181,8 @@ class Acquisition:
     phase_encoding : (N, 3) array, optional
         Unit vector of each volume, RAS+, along which off-resonance displaces.
     readout_times : (N,) array, optional
-        TotalReadoutTime of each volume, seconds: a spin that is off by one hertz is displaced by
-        so many voxels.
+        TotalReadoutTime of each volume, seconds: the displacement, in voxels, of a spin that is
+        off by one hertz.
     """
 
     gradients: Gradients

@@ -170,7 +170,7 @@ def in_thousands(bvals: np.ndarray) -> bool:
 
 
 def unit_hint(bvals: np.ndarray, b0_threshold: float) -> str:
-    """Tell the unit that b-values below the threshold seem to have; empty if none."""
+    """Name the unit that b-values below the threshold seem to have; empty if none."""
     if not in_thousands(bvals) or np.max(bvals) > b0_threshold:
         return ""
     return (

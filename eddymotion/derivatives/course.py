@@ -38,7 +38,7 @@ def write_course(outputs: Outputs, motion: Motion, original: Series) -> None:
     outputs : Outputs
     motion : Motion
     original : Series
-        Its acquisition tells when slices were excited, its grid has the centre.
+        Its acquisition says when slices were excited, its grid where the centre is.
     """
     poses = poses_of_excitations(motion, original.acquisition)
     if poses is not None:

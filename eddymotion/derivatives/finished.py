@@ -35,7 +35,7 @@ NOT_RECORDED = frozenset({
     "sidecar", "motion_figure", "within_figure", "carpet_figure", "shells_figure", "eddy_figure",
     "report_steps",
 })  # fmt: skip
-"""The sidecar itself, what every page draws again, and what tells seconds."""
+"""The sidecar itself, what every page draws again, and what contains durations."""
 
 FOLDERS = frozenset({"fsl_matrices", "eddy_fields"})
 """Outputs of many files."""
@@ -115,7 +115,7 @@ def intact(path: Path, sidecar: Mapping[str, Any]) -> bool:
 
 
 def refuse_changed(outputs: Outputs, kinds: Iterable[str]) -> None:
-    """Raise if files are not those that the sidecar tells of, whatever their time.
+    """Raise if files are not those that the sidecar records, whatever their time.
 
     Raises
     ------

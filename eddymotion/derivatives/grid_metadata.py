@@ -55,7 +55,7 @@ def on_grid(
         Only their grids count.
     to_reference : (4, 4) array or None
         Points of the corrected series → points of the reference frame, RAS+ mm: the identity
-        where it keeps the scanner's coordinates. None where no matrix tells (a warp).
+        where it keeps the scanner's coordinates. None where it is no matrix but a warp.
 
     Returns
     -------

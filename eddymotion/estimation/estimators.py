@@ -37,13 +37,13 @@ class Joint:
         What predicts a held-out volume; a name of :func:`eddymotion.models.get_model` or your own.
         ``auto`` chooses by the scheme.
     max_steps : int
-        At most so many steps at each level.
+        Largest number of steps at each level.
     eddy_current : {"auto", "none", "linear", "quadratic", "cubic"}
         Fields to estimate with the poses, from six diffusion-weighted volumes on. ``auto``: as
         many terms as the scheme allows and the data show.
     within_volume : {"auto", "none"} or int
         Motion within volumes (:mod:`eddymotion.estimation.within_volumes`): where slice timing is
-        known and the data show it, not at all, or so many knots in every volume.
+        known and the data show it, not at all, or with this number of knots in every volume.
     """
 
     model: Model | str = "auto"

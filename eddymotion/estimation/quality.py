@@ -44,11 +44,11 @@ MIN_COVERED = 0.5
 N_POINTS = 60_000
 
 BOX_EVERY = 16
-"""Every so many-th point serves to find which part of a volume is read."""
+"""One in this many points is used to find which part of a volume is read."""
 
 MAX_PASSES = 3
 """Outlier slices spoil the predictions of other volumes; so they are replaced by predictions, and
-all are sought again, up to so many times."""
+all are sought again, up to this many times."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,13 +51,13 @@ FROM_SHARE, TO_SHARE = 0.1, 0.3
 """Shares of lost slices at which the prediction begins to count, and at which it alone does."""
 
 MAX_STEPS, TOLERANCE = 30, 1e-3
-"""Conjugate gradients end after so many steps, or when the residual has shrunk so much."""
+"""Conjugate gradients end after the first number of steps, or at this relative residual."""
 
 VOXELS_AT_A_TIME = 2**14
 
 REPEATS = 5
-"""Predictions of volumes that lost the same voxel depend on one another: so often they are made
-where a model is not linear."""
+"""How often predictions are made where a model is not linear, since those of volumes that lost the
+same voxel depend on one another."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -264,7 +264,7 @@ def predict_lost(
     ----------
     signal : (V, N) array
     lost : (V, N) bool array
-        What says nothing. Changed in no way.
+        Not known; not changed.
     gradients : Gradients
     model : Model
         Fitted.
@@ -272,7 +272,7 @@ def predict_lost(
     Returns
     -------
     (V, N) float32 array
-        NaN where the model says nothing: at a voxel that a whole shell has lost, say.
+        NaN where the model predicts nothing: at a voxel that a whole shell has lost, say.
     """
     signal = filled_with_means(np.where(lost, np.nan, signal).astype(np.float32), gradients)
     with one_blas_thread():

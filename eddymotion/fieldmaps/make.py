@@ -37,7 +37,7 @@ ALIKE = 0.8
 """Correlation below which corrected images agree too little to be believed."""
 
 DARK_SHARE = 0.02
-"""Of the brain, from which on it is told that signal is missing."""
+"""Of the brain, from which on a warning says that signal is missing."""
 
 
 def field_from(inputs: Inputs, seed: int) -> tuple[str, FieldEstimate]:
@@ -56,7 +56,7 @@ def field_from(inputs: Inputs, seed: int) -> tuple[str, FieldEstimate]:
 def make_fieldmap(
     paths: FieldmapPaths, folder: Path, settings: FieldmapSettings
 ) -> dict[str, Any]:
-    """Make a field and write all that is told of it.
+    """Make a field and write everything about it.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ class CompactSpline(Continuous):
             mm
         spline : Spline
         slack : int
-            They may move by so many voxels.
+            Voxels by which they may move.
         """
         z, y, x = (n - 2 * PADDING for n in spline.coefficients.shape)
         first, last = _cells((z, y, x), spline.mapping(None), points, slack)

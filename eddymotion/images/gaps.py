@@ -17,11 +17,11 @@ NEIGHBOURS = 0.7
 """Voxels: width of the mean that fills a speck."""
 
 BRIGHTEST, SPIKE_TIMES = 0.999, 10.0
-"""A spike has so many times the signal that this part of the voxels stays below. In 13 real series
-the brightest voxel of a volume has at most 4.2 times that signal."""
+"""A spike is brighter than this quantile of the voxels by at least this factor. In 13 real series
+the brightest voxel of a volume is at most 4.2 times as bright."""
 
 ABOVE_NEIGHBOURS = 4.0
-"""And so many times that of any voxel around it: no image is so sharp."""
+"""And brighter than any voxel around it by this factor: no image is that sharp."""
 
 EVERY = 3
 """Of the voxels along each axis, those used to determine what is bright."""

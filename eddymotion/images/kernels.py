@@ -387,7 +387,7 @@ def _mirrored(i, n):
 def _extend_lines(plane, gain, mirrored, lines, stride):
     """Fill lines, `stride` from one to the next, with those of a plane, and both their ends.
 
-    `mirrored` tells which samples are seen beyond the first, the nearest first, and beyond the
+    `mirrored` says which samples are seen beyond the first, the nearest first, and beyond the
     last.
     """
     reach = mirrored.shape[1]

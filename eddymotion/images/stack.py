@@ -88,7 +88,7 @@ class SliceWeights:
 
     @classmethod
     def empty(cls, n_points: int, **others: np.ndarray) -> Self:
-        """Make room for the weights at so many points."""
+        """Make room for the weights at `n_points` points."""
         weights = np.empty((n_points, N_NODES), np.float32)
         return cls(weights=weights, first=np.empty(n_points, np.int64), **others)
 

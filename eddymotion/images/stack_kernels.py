@@ -18,7 +18,7 @@ REACH = 2.6
 """Farther slices, in slices, say nothing."""
 
 SLICE_STEPS = 6
-"""At most so many steps find the slice that a point was recorded in."""
+"""Largest number of steps in which the slice is found that recorded a point."""
 
 LEAST_WEIGHT = 1e-3
 """Slices of less weight are not read."""
@@ -56,7 +56,7 @@ def find_slices(matrices, points, shifts, slices, heights):
 
 @compiled
 def _covariance(distance, length):
-    """Covariance of two slices so far apart, and its derivative."""
+    """Covariance of two slices at a distance, and its derivative."""
     value = np.exp(-0.5 * (distance / length) ** 2)
     return value, -distance / length**2 * value
 

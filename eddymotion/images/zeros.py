@@ -12,7 +12,7 @@ import numpy as np
 import scipy
 
 SOLID_VOXELS = 3
-"""Equal values that fill a cube of so many voxels an edge are no noise that was rounded off."""
+"""Equal values that fill a cube with edges of this many voxels are no rounded noise."""
 
 TISSUE = 0.25
 """A voxel beside the constant is tissue if it has, with its neighbours, more than this part of the

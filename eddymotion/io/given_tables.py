@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that somebody else wrote: any separator; errors tell what is wrong."""
+"""Tables that somebody else wrote: any separator; errors say what is wrong."""
 
 from __future__ import annotations
 

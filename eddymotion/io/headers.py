@@ -84,11 +84,11 @@ OTHER_FORMATS = {
     (".head", ".brik", ".brik.gz"): "an AFNI image; convert it with: 3dAFNItoNIFTI {name}",
     (".bval", ".bvec", ".json"): "belongs to an image; give the image",
 }
-"""Ends of names that tell of something else than NIfTI → what it is, and what to do."""
+"""Endings of names of other formats than NIfTI → what it is, and what to do."""
 
 
 def refuse_other_formats(path: Path) -> None:
-    """Raise where the name tells that it is no NIfTI file.
+    """Raise if the name says that it is no NIfTI file.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def scaling_of(header: nib.Nifti1Header) -> tuple[float, float]:
 
 
 def repetition_time_of(header: nib.Nifti1Header) -> float | None:
-    """Return the seconds between volumes, where the header tells."""
+    """Return the seconds between volumes, if the header has them."""
     if len(header.get_data_shape()) < 4 or shape_of(header)[3] != header["dim"][4]:
         return None  # no axis of time
     time = float(header["pixdim"][4]) * TIME_UNITS.get(int(header["xyzt_units"]) & TIME_MASK, 1.0)

@@ -107,7 +107,7 @@ def _translation(numbers: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _euler(numbers: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Angles about x, y and z; a fourth number beside the centre tells the order of the turns."""
+    """Angles about x, y and z; a fourth number beside the centre gives the order of rotations."""
     from_euler = scipy.spatial.transform.Rotation.from_euler
     x, y, z = (from_euler(axis, angle) for axis, angle in zip("xyz", numbers[:3], strict=True))
     zyx = len(fixed) > 3 and fixed[3] != 0

@@ -24,7 +24,8 @@ shard (MRtrix3): ``-export_motion`` of dwimotioncorrect
     origin. A row an excitation of a volume: with G rows a volume, row ``g`` is that of the slices
     ``g``, ``g + G`` …, whenever they were excited.
 
-That of MCFLIRT's ``.par`` has a centre that the file does not tell: the folder says the same.
+That of MCFLIRT's ``.par`` has a centre that the file does not contain: the folder has the same
+motion.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ MOVEMENT = 6
 
 
 def program_of(path: Path) -> str | None:
-    """Tell by the name of a file which program wrote it; None for others than :data:`PROGRAMS`."""
+    """Return which of :data:`PROGRAMS` wrote a file, by its name; None for others."""
     name = path.name.lower()
     if path.is_dir():
         return "mcflirt" if any(path.glob("MAT_*")) else None

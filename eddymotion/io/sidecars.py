@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a series, and what its metadata tell of how it was acquired."""
+"""The files of a series, and what its metadata say about how it was acquired."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ ACQUISITION_FIELDS = (
     *SLICE_FIELDS, "PhaseEncodingDirection", "PhaseEncodingAxis", "RepetitionTime",
     "TotalReadoutTime",
 )  # fmt: skip
-"""Fields that tell what the scanner did: what a result may depend on."""
+"""Fields that say what the scanner did: what a result may depend on."""
 
 
 def usable(metadata: Mapping[str, Any], *keys: str, owner: str = "") -> dict[str, Any]:
@@ -309,7 +309,7 @@ def _repetition_time(
 def _slicing(
     fields: Mapping[str, Any], metadata: Mapping[str, Any], shape: tuple[int, ...], owner: str
 ) -> Slicing:
-    """Tell how the slices of a volume were acquired.
+    """Read how the slices of a volume were acquired.
 
     The slice axis holds even where the timing does not fit the image: then slices are taken one by
     one. A timing whose axis cannot be understood is not used.

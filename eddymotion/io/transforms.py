@@ -44,7 +44,7 @@ READABLE = (
 )
 
 MAX_NUMBERS = 16_000_000
-"""More are no list of matrices: a damaged file can tell any size."""
+"""More are no list of matrices: a damaged file can claim any size."""
 
 AFNI_OBLIQUE_DEG = 0.01
 """Grids that are less oblique are not, for AFNI."""
@@ -263,7 +263,7 @@ def _read_lta(path: Path, fixed: Image, moving: Image) -> np.ndarray:
 
 
 def _grid(image: Image) -> nib.Nifti1Image:
-    """Return an image that tells NiTransforms where the voxels lie; it takes no memory."""
+    """Return an image that says to NiTransforms where the voxels lie; it takes no memory."""
     nothing = np.broadcast_to(np.uint8(0), image.data.shape[:3])
     return nib.Nifti1Image(nothing, image.affine)
 

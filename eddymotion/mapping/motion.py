@@ -207,7 +207,7 @@ class Motion(HtmlValue):
         return self.mapping(volume).displaced(points)
 
     def check_length(self, n_volumes: int, who: str) -> None:
-        """Raise an error of `who` unless there is a pose for each of so many volumes."""
+        """Raise an error of `who` unless there are `n_volumes` poses."""
         if len(self) != n_volumes:
             raise EddymotionError(
                 f"{who}: {len(self)} transforms for {n_volumes} volumes; expected one per volume"

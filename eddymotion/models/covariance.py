@@ -33,11 +33,11 @@ LONGEST_STEP = 2.0
 """Of a logarithm, in one step."""
 
 MOST_SIGNAL = 30.0
-"""Variance of the signal over that of the noise. Of few directions no two are so near that they
-show the noise apart from what is fine in the signal: in six of ten real series the likelihood went
-on rising by 0.003 a voxel from a ratio of 30 to 10⁵. Predictions are the same there, but a signal
-that is believed to the last bit has the slopes of its noise, so that steps are too short. Where 30
-directions or more tell the ratio, it was less, but for images without any noise."""
+"""Largest variance of the signal over that of the noise. No two of a few directions are near
+enough to distinguish the noise from what is fine in the signal: in six of ten real series the
+likelihood went on rising by 0.003 a voxel from a ratio of 30 to 10⁵. Predictions are the same
+there, but a signal that is thought to have no noise has the slopes of its noise, so that steps are
+too short. With 30 directions or more the ratio was less, except for images without any noise."""
 
 SETTLED = 1e-6
 """What a step is to gain of −2 × log-likelihood a voxel when it is not taken any more: a fiftieth

@@ -28,7 +28,7 @@ from eddymotion.models.covariance import (
 ORDERS = (2, 4, 6, 8)
 
 VOLUMES_A_COEFFICIENT = 2.0
-"""An order gets a free covariance if there are so many volumes for each coefficient up to it."""
+"""An order gets a free covariance with this many volumes for each coefficient up to it."""
 
 EM_ITERATIONS = 40
 

@@ -23,8 +23,8 @@ MIN_SIGNAL_FRACTION = 1e-4
 """Signals are raised to this part of the largest before the logarithm."""
 
 LARGEST_EXCESS = 10.0
-"""Predictions are at most so much (of the logarithm) above the largest signal: what few directions
-hardly determine would overflow."""
+"""How far (logarithm) predictions may be above the largest signal: what few directions hardly
+determine would overflow."""
 
 DEPENDENT = 1e-6
 """Columns that differ by less, relative to their length, are regarded as equal."""

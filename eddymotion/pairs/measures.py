@@ -23,7 +23,7 @@ TAILS = (0.002, 0.998)
 """Quantiles between which the bins are spread."""
 
 SLAB_POINTS = 2**20
-"""About so many voxels are resampled at a time."""
+"""Number of voxels, about, that are resampled at a time."""
 
 MAX_POINTS = 200_000
 """Voxels at which displacements are reported."""

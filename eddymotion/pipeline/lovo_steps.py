@@ -242,7 +242,7 @@ def predict_volume(
     Returns
     -------
     dict
-        ``predicted_file``; NaN where the others do not tell.
+        ``predicted_file``; NaN where the others predict nothing.
     """
     signal, affine, _ = read_image(aligned_file)
     original = _gradients(bval_file, bvec_file, affine, settings)

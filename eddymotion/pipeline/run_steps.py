@@ -62,8 +62,8 @@ def list_runs(
     runs : sequence of SeriesFiles
     out_dir : Path
     distortion_group_merge, output_space
-        Settings of the whole: whether the corrected runs can be merged is told here, before
-        anything is computed.
+        Settings of the whole, by which is checked here, before anything is computed, whether the
+        corrected runs can be merged.
 
     Returns
     -------
@@ -102,9 +102,9 @@ def join(
     settings : Settings
     out_dir : Path
     epi_files : sequence of Path, optional
-        Images without diffusion weighting that tell the field as well, such as ``fmap/*_epi``.
+        Further images without diffusion weighting that show the field, such as ``fmap/*_epi``.
     measured : MeasuredFiles
-        A map of the field, used where no runs of different phase encodings tell it.
+        A map of the field, used where no runs of different phase encodings show it.
 
     Returns
     -------
@@ -203,7 +203,7 @@ def merge(
 
 
 def _stretch_of(corrected: DWI, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
-    """Tell from a motion with a field how it stretched the run, and where a hertz displaced it."""
+    """Return how the field of a motion stretched the run, and where a hertz displaced it."""
     known = motion.off_resonance
     if known is None:
         return np.ones(corrected.shape, np.float32), np.zeros(3)

@@ -43,7 +43,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with one series, and where to tell how it went.
+    """What to do with one series, and where to record how it went.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class Job:
             self.write_event(outcome="")
 
     def record_lost(self, reason: str) -> None:
-        """Record that the process that worked on it ended without telling why."""
+        """Record that the process that worked on it ended without saying why."""
         _record(self, "outputs", "failed", reason, time.time())
 
     @property

@@ -69,7 +69,7 @@ class Setting:
     unset: str = ""
 
     def takes(self, value: Any) -> bool:
-        """Whether a value is one of those there are, as far as they can be told."""
+        """Whether a value is allowed, as far as this is known without a dataset."""
         if value in self.choices or not (self.choices or self.least is not None):
             return True
         with suppress(TypeError, ValueError):

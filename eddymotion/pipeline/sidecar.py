@@ -73,7 +73,7 @@ def sidecar_of(
 
 
 def _within(dwi: DWI, motion: Motion) -> dict[str, Any]:
-    """Tell within which volumes the head moved, and how these were rebuilt."""
+    """Say within which volumes the head moved, and how these were rebuilt."""
     volumes = np.flatnonzero(motion.moved_within)
     found: dict[str, Any] = {"Volumes": volumes.tolist()}
     if why := dwi.acquisition.why_untimed or motion.order_doubt:
@@ -136,7 +136,7 @@ def methods_of(
 
 
 def _as_written(corrected: Series) -> dict[str, Any]:
-    """Tell what made the volumes of a series, which may differ from the settings."""
+    """Say what made the volumes of a series, which may differ from the settings."""
     resampled = corrected.corrected if isinstance(corrected, Replaced) else corrected
     found: dict[str, Any] = {
         "replaced_outliers": isinstance(corrected, Replaced) and corrected.lost
@@ -147,7 +147,7 @@ def _as_written(corrected: Series) -> dict[str, Any]:
 def _as_estimated(
     dwi: DWI, motion: Motion, settings: Settings, estimator: Estimator
 ) -> dict[str, Any]:
-    """Tell how the motion was found under these settings."""
+    """Say how the motion was found under these settings."""
     gradients = dwi.gradients
     one_frame = motion.frame_error is not None or not (len(gradients.b0s) and len(gradients.dwis))
     found: dict[str, Any] = {"estimator": estimator.name, "aligned": one_frame}

@@ -69,7 +69,7 @@ MAX_REACH = 0.25
 """Up to which share of the width (FWHM) of the level a step is lengthened."""
 
 SMALL = 20.0
-"""Up to so many tolerances a step that only raises the cost counts as none."""
+"""A step of up to this many tolerances that only raises the cost counts as none."""
 
 REFINE = COARSE_TO_FINE[-1:]
 """For a pair that is known to be within about two voxels."""
@@ -150,7 +150,7 @@ class GaussNewton(Engine):
 
 
 def _outcome(descent: Descent[np.ndarray], n_iterations: int) -> tuple[bool, str]:
-    """Tell whether the last level converged, and how it ended, after so many at all levels."""
+    """Say whether the last level converged, and how it ended, after all iterations."""
     length, tolerance = descent.length, descent.tolerance
     if not descent.costs:
         return False, "stopped: the images do not overlap enough"

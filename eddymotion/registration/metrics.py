@@ -35,8 +35,8 @@ from eddymotion.robust import TINY, Cauchy
 METRICS: tuple[str, ...] = ("ssd", "lncc", "cr", "mi", "nmi")
 
 N_BINS = {0: 16, 8_000: 32}
-"""Of the joint histogram, along each side, from so many points on: with few points in many bins,
-chance looks like information."""
+"""Number of points → bins of the joint histogram along each side, from there on: with few points
+in many bins, chance looks like information."""
 
 N_KNOTS = 16
 """Of the curve ``φ``."""
@@ -49,7 +49,7 @@ CLUSTER_WIDTH = 4.0
 """Points of a cluster, and its edge relative to the width (FWHM) of the level."""
 
 POINTS_FACTOR = 3
-"""A correlation spends points on its clusters: it gets so many times those of the level."""
+"""A correlation spends points on its clusters: it gets this many times those of the level."""
 
 RIDGE = 1e-6
 """Relative, on the diagonal of normal matrices."""

@@ -17,7 +17,7 @@ from eddymotion.registration.groups import Group
 from eddymotion.registration.metrics import CLUSTER_SIZE, Expansion, Fit, build_fit, draw_points
 
 MAX_OVERSAMPLING = 8.0
-"""Where only one image has a mask, the other gets up to so many times more points: most of them
+"""Where only one image has a mask, the other gets more points, up to this factor: most of them
 have no counterpart within that mask."""
 
 
@@ -28,7 +28,7 @@ TAILS = (0.01, 0.99)
 """Quantiles beyond which values say nothing about a threshold."""
 
 MAX_MOVE = 4.0
-"""By so many widths (FWHM) of the level a point moves at most while it is solved."""
+"""Widths (FWHM) of the level by which a point moves at most while it is solved."""
 
 
 def foreground(image: Image) -> np.ndarray:

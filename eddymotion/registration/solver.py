@@ -118,7 +118,7 @@ class Descent(Generic[Place]):
         self._last: ExtrapolatedStep | None = None
 
     def run(self, max_steps: int, progress: Callable[..., Iterable[int]] | None = None) -> None:
-        """Step until it ends, at most so often.
+        """Step until it ends, at most `max_steps` times.
 
         Parameters
         ----------

@@ -22,7 +22,7 @@ MOST_POINTS = 2500
 """Of a curve; where a series has more excitations, some of a volume are left out."""
 
 LEAST_MM, LEAST_DEGREES = 0.1, 0.1
-"""An axis shows at least so much on each side."""
+"""Least extent of an axis on each side."""
 
 
 def course_chart(trajectory: Table, excursions: np.ndarray, voxel: float) -> str:

@@ -291,7 +291,7 @@ def _grey(picture: np.ndarray) -> np.ndarray:
 
 
 def _webp(pixels: np.ndarray, outline: Sequence[Sequence[float]], frames: Frames) -> bytes:
-    """Enlarge a picture to :data:`WIDTH`, draw an outline on it and tell the sides."""
+    """Enlarge a picture to :data:`WIDTH`, draw an outline on it and label the sides."""
     from PIL import Image as Pictures
     from PIL import ImageDraw, ImageFont
 

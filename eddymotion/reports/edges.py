@@ -24,7 +24,7 @@ EDGE = 0.35
 """The edge lies here between tissue (0) and fluid (1): low, so that sulci have one too."""
 
 NEAR_MM = 3.0
-"""Standard deviation of the window that tells what is near the brain."""
+"""Standard deviation of the window that defines what is near the brain."""
 
 NEAR = 0.2
 """Share of such a window that the brain fills where edges are drawn: the scalp has others."""

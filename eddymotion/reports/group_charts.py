@@ -72,7 +72,7 @@ def _strips_of_metrics(group: SeriesGroup) -> dict[str, Strips]:
 
 
 def _displacements(group: SeriesGroup) -> dict[str, Strips]:
-    """Tell displacements of the head alone from those with eddy currents, where both are known."""
+    """Separate displacements of the head from those with eddy currents, if both are known."""
     return {
         name: {
             "head alone": (name, group.head_column(name)),

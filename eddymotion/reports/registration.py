@@ -35,7 +35,7 @@ SMOOTHING_MM = 2.0
 """Of images whose outlines are drawn."""
 
 N_ARROWS = 22
-"""About so many along the longer side of a picture."""
+"""Their number, about, along the longer side of a picture."""
 
 LONGEST = 2.5
 """Distances between arrows that the longest may cover."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was found in a series, in words and numbers: log, sidecar and report tell it."""
+"""What was found in a series, in words and numbers, for log, sidecar and report."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _has_offset(motion: Motion) -> bool:
 
 
 def _displacements(dwi: DWI, motion: Motion) -> str:
-    """Tell the framewise displacement of the head, and beside it that of the poses."""
+    """Describe the framewise displacement of the head, and beside it that of the poses."""
     head = motion.framewise_displacement(dwi.center)[1:]
     poses = framewise_displacement(motion.parameters(dwi.center))[1:]
     text = f"mean {head.mean():.2f} mm, max {head.max():.2f} mm"

@@ -227,7 +227,7 @@ def ticks(low: float, high: float, most: float, *, whole: bool = False) -> list[
     ----------
     low, high : float
     most : float
-        So many steps are between them at most, if 3 values lie between them then.
+        Largest number of steps between them, if 3 values lie between them then.
     whole : bool
         Whole numbers only.
     """

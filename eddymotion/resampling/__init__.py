@@ -217,7 +217,7 @@ class Resampled(Series):
         return parallel_iterate(one_volume, range(len(dwi)), n_threads=self.n_threads)
 
     def _reading(self) -> Callable[[int], Reading]:
-        """Return what tells, for the index of a volume, where that is read."""
+        """Return a function of the index of a volume: where the volume is read."""
         field = FieldOnGrid.of(self.motion, self.shape, self.to_reference, self.points)
 
         def of_volume(index: int) -> Reading:

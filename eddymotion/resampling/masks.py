@@ -58,7 +58,7 @@ def mask_on_grid(
     affine : (4, 4) array
         Its voxel indices → the points of the mask, RAS+ mm.
     points : (Z, Y, X, 3) array, optional
-        Where its voxels lie, if no matrix tells.
+        Where its voxels lie, if no matrix maps them.
     """
     where = Reading(shape, affine, mask.affine, VolumeMapping(np.eye(4)), points)
     found = with_kernel(mask.data.astype(np.float32, order="F"), where) > 0.5

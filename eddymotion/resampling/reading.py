@@ -22,11 +22,11 @@ space. If it has an attribute ``linear`` (4, 4), that matrix is the whole map, a
 points is made."""
 
 SLAB_POINTS = 2**15
-"""Positions are computed for about so many points at a time. With twice as many, the arrays are
+"""Number of points, about, whose positions are computed at a time. With twice as many, arrays are
 allocated anew by the operating system each time, which takes longer than the computation."""
 
 SLABS_OF_MATRIX = 4
-"""Slabs are so many times as large for a purely affine mapping, which needs few arrays."""
+"""Factor by which slabs are larger for a purely affine mapping, which needs few arrays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Reading:
     field: FieldOnGrid | None = None
 
     def thinned(self, every: int) -> Reading:
-        """Return the same at every so many-th voxel of the output grid along each axis."""
+        """Return the same at one in `every` voxels of the output grid along each axis."""
         x, y, z = (-(-n // every) for n in self.shape)
         some = (slice(None, None, every),) * 3
         return replace(
@@ -181,7 +181,7 @@ class FieldOnGrid:
 
 
 def slabs_of(shape: tuple[int, int, int], n_points: int | None = None) -> Iterator[slice]:
-    """Split the third axis of a grid into slabs of about so many points: :data:`SLAB_POINTS`."""
+    """Split the third axis of a grid into slabs of about `n_points`, or :data:`SLAB_POINTS`."""
     thickness = max(1, (n_points or SLAB_POINTS) // (shape[0] * shape[1]))
     for start in range(0, shape[2], thickness):
         yield slice(start, min(start + thickness, shape[2]))

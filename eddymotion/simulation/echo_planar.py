@@ -106,7 +106,7 @@ def _shifts_of_faces(
 
 @compiled
 def _push(signal, shifts, recorded, along, first_across, second_across):
-    """Add up what cells record in the voxels of which there are so many a voxel.
+    """Add up in the voxels what their cells record, of which each voxel has several.
 
     A cell spreads evenly over what its faces enclose. Signal that leaves the image is lost.
 

@@ -74,7 +74,7 @@ class DataIssue:
     factor: float = 1.0
 
     def plain(self) -> dict[str, Any]:
-        """Return what the sidecar of the corrected series tells of it, JSON-ready."""
+        """Return what the sidecar of the corrected series says about it, JSON-ready."""
         return {"Subject": self.kind, "Text": self.text, "Severe": self.severe}
 
 

@@ -33,12 +33,12 @@ ALONG_DEGREES = 30.0
 """Between fibres and the way to a neighbour that they go on to."""
 
 BETTER = 1.06
-"""So many times better do fibres go on along other axes before that is said. In eleven real
+"""Fibres must continue better along other axes by this factor before that is said. In eleven real
 series the right signs were 1.07 to 1.28 times better than any with one changed, and the right
 order 1.05 to 1.3 times better than most others; in one of them j and k exchanged are as good."""
 
 CLEARLY, ALIKE = 1.035, 0.999
-"""And so many times better than the next best reading, but for such as amount to the same. In
+"""And better by this factor than the next best reading that does not amount to the same. In
 simulated heads, whose fibres end anywhere, some reading was up to 1.14 times better than the right
 one, but 1.024 times better than the next at most; in real series the right one is 1.047 to 1.2
 times better, but for that one series."""

@@ -23,20 +23,20 @@ GAP = 0.3
 signal falls by that much from b=0 to 350 s/mm²."""
 
 SHELLS_APART = 0.5
-"""One shell is taken for another only where brightness is so far off: at b=5000 s/mm² and few
-directions it varies by 0.35."""
+"""One shell is taken for another only where brightness (logarithm) differs by this much: at b=5000
+s/mm² and few directions it varies by 0.35."""
 
 LONE, MANY = 2, 6
-"""So few volumes of a b-value may all have its label by mistake; so many of another one do not."""
+"""Up to the first number of volumes may all have a wrong label; from the second on they do not."""
 
 APART = 2.0
-"""b-values by so much larger or smaller do not look alike."""
+"""Volumes whose b-values differ by more than this factor do not look alike."""
 
 CONTRAST_MARGIN = 0.1
-"""By so much the pattern of a volume has to agree better with that of another b-value."""
+"""By how much better the pattern of a volume has to agree with that of another b-value."""
 
 STRANGE_BELOW = 0.15
-"""A pattern whose correlation with its level is so far below the usual does not belong to it."""
+"""A pattern whose correlation with its level is this far below the usual does not belong to it."""
 
 
 @dataclass(frozen=True)

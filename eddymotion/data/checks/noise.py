@@ -33,7 +33,7 @@ with a share that is so small: at least 0.3; after MP-PCA 0.04 to 0.16."""
 
 DARKEST, AIR_QUANTILE, AIR_VOXELS = 0.02, 0.25, 4
 MIN_AIR = 0.05
-"""Around the head so many of the voxels have a signal, or there is no air to judge by."""
+"""Least share of the voxels around the head that have a signal: without it there is no air."""
 
 
 def is_denoised(dwi: DWI) -> bool:

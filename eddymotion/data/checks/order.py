@@ -43,8 +43,8 @@ DIMENSIONS = 5
 """Of quadratic functions of the direction, beside their mean."""
 
 EXPLAINED = 0.9
-"""Part of what any functions of so many dimensions explain that the true directions do: 0.94 to 1
-in nine real series. In one whose head moved far it is 0.77, and nothing is said."""
+"""What the true directions explain, as a part of what any functions of as many dimensions explain:
+0.94 to 1 in nine real series. In one whose head moved far it is 0.77, and nothing is said."""
 
 GAIN = 2.4
 """Of an exchange, in units of what is not explained of a volume. In the nine series no exchange
@@ -55,10 +55,10 @@ LEAST_GAIN, SLIGHT = 1e-6, 0.1
 directions a degree apart may be exchanged for 0.002 of the latter."""
 
 MOST_EXCHANGES = 2
-"""So few have to make all fit."""
+"""No more exchanges than this have to make all fit."""
 
 MUCH_BETTER = 1.15
-"""By so much another order of the whole table has to explain more."""
+"""Another order of the whole table has to explain more by this factor."""
 
 LEAST_FOR_CHANCE = 15
 """Volumes of a shell, from which on no order at all would show: of 12 any explains half."""
@@ -138,7 +138,7 @@ class _Shell:
         return float(left / (len(self.volumes) - DIMENSIONS - 1))
 
     def gains(self) -> np.ndarray:
-        """Tell what exchanging the directions of two volumes adds to what is explained, (n, n)."""
+        """Return by how much exchanging the directions of two volumes explains more, (n, n)."""
         H, G = self.projection, self.products
         h, g, HG = np.diag(H), np.diag(G), H @ G
         of_all = HG + HG.T - np.diag(HG)[:, None] - np.diag(HG)

@@ -33,8 +33,9 @@ WEIGHTED = 12
 """Volumes of the lowest b-values by which two b=0 volumes are judged."""
 
 ALIKE, UNLIKE = 0.15, 0.2
-"""Patterns of two b=0 volumes agree at least so far, noise and motion included; and the one that
-has so much less to do with the diffusion-weighted volumes, alike or opposite, is the wrong one."""
+"""Patterns of two b=0 volumes correlate at least by the first, with noise and motion. The one
+whose correlation with the diffusion-weighted volumes, of either sign, is smaller by the second is
+wrong."""
 
 SAME_LEVELS = 0.07
 """Levels of the signal (logarithm) against each other: of two b=0 volumes of a head that moved

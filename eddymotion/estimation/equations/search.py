@@ -51,7 +51,7 @@ STEP_DEGREES, N_STEPS, MOST_DEGREES = 15.0, 2, 47.0
 """Turns about each axis that are tried, from the mean pose; no more in all than the last."""
 
 N_REFINED, N_REFINING = 4, 6
-"""So many candidates are refined, by so many steps."""
+"""Number of candidates that are refined, and of steps that refine each."""
 
 SETTLED = 0.7
 """The share of the volumes that agree best with their predictions predicts the others, each of
@@ -253,7 +253,7 @@ class _HeldOut:
         return best
 
     def _step(self, pose: np.ndarray) -> np.ndarray:
-        """Return the step ``T ← T exp(−δ)`` that the prediction asks for, (6,)."""
+        """Return the step ``T ← T exp(−δ)`` to where the prediction would move it, (6,)."""
         (weights,), (variance,) = self.predictors(pose[None])
         points, center = self.problem.points, self.problem.center
         shown = self.problem.splines[self.volume].sample(points, pose)

@@ -26,7 +26,7 @@ from eddymotion.mapping.rigid import twist_millimetres
 from eddymotion.robust import sandwich
 
 POINTS_FOR_SHARE = 10_000
-"""How much too short steps are is measured at about so many points."""
+"""Number of points, about, at which is measured how much too short steps are."""
 
 LEAST_RECOVERED = 0.1
 """Steps are assumed to cover at least this share of the way."""
@@ -402,7 +402,7 @@ def _poses_of_periods(steps: np.ndarray, own: np.ndarray, period: np.ndarray) ->
     Parameters
     ----------
     steps : (N, k, Z) array
-        That each slice asks for, mm.
+        By which each slice would move the pose, mm.
     own : (N, Z, k, k) array
         Normal matrix of each slice with itself.
     period : (Z,) int array

@@ -47,7 +47,7 @@ class Block(ABC):
     Attributes
     ----------
     name : str
-        By which their part of a solution is asked for.
+        Of their part of a solution.
     size : int
         Columns ``k`` in each volume.
     directions : (k, r) array, optional

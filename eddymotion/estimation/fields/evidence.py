@@ -19,7 +19,7 @@ SIGNIFICANT = 1e-3
 """Probability below which a response is not taken for chance."""
 
 LEAST_OWN_MM = 0.01
-"""Fields keep at least so much freedom of their own: standard deviation of a coefficient, mm."""
+"""Least freedom of the fields besides the response: standard deviation of a coefficient, mm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class FieldEvidence:
 
 
 def shown_order(evidence: Sequence[FieldEvidence], least_mm: float = 0.0) -> str:
-    """Return the highest order whose fields are there, and follow by so many millimetres."""
+    """Return the highest order whose fields are there and whose response is above `least_mm`."""
     there = [e.degree for e in evidence if e.is_there and e.response_mm > least_mm]
     return list(N_TERMS)[max(there, default=0)]
 

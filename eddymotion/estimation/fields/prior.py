@@ -46,7 +46,7 @@ class FieldPrior:
         return own + drivers.mean(axis=0) @ response
 
     def scaled(self, factor: float) -> FieldPrior:
-        """Return the same for a normal matrix of so many times the points."""
+        """Return the same for a normal matrix of `factor` times the points."""
         if self.precision is None:
             return self
         return replace(self, precision=self.precision * factor)

@@ -37,8 +37,8 @@ In simulated series the errors of the offsets were up to 0.1 mm with 1.5, up to 
 and without limit with less."""
 
 PAIRS_APART = 3
-"""Pairs of volumes at most so far apart in time propose how frames are joined; if there are none,
-the nearest ones do."""
+"""Largest distance in time of pairs of volumes that propose how frames are joined; if there are
+none, the nearest pairs do."""
 
 LEAST_FITTED_TIE = 0.02
 """The same with the covariance fitted to the data, whose noise may be large: 0.5 to 5 at an SNR of

@@ -81,7 +81,7 @@ def solve_jointly(
     model : LinearModel
         Of the diffusion-weighted volumes; b=0 volumes are predicted by their mean.
     max_steps : int
-        At most so many steps at a level.
+        Largest number of steps at a level.
     eddy_currents : {"auto", "none", "linear", "quadratic", "cubic"}
         Fields to estimate. ``auto``: as many terms as the scheme allows and the data show.
     compute : Compute, optional

@@ -44,7 +44,7 @@ ALONG = 0.5
 """Cosine of the angle from which on two image axes are the same."""
 
 VOLUMES_FOR_AXIS, VALUES_FOR_AXIS = 100, 400_000
-"""The axis is found from so many volumes at most, and about so many of their values at points."""
+"""Volumes from which the axis is found, at most, and about how many of their values at points."""
 
 ENOUGH_FOR_CUBIC, MOST_FOR_CUBIC = 20, 150
 """With fewer or more volumes, fields that follow the head stay quadratic: fewer volumes do not

@@ -64,7 +64,7 @@ class JointSolver:
     ----------
     dwi : DWI
     max_steps : int
-        At most so many steps at a level.
+        Largest number of steps at a level.
     compute : Compute
 
     Attributes

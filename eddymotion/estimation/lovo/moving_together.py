@@ -12,13 +12,13 @@ This is the joint step (:mod:`eddymotion.estimation.equations.coupled`) ``Σ_j P
 P_ii J_iᵀJ_i w_i``, whoever registered. Of a mean over n volumes with slopes alike it is
 ``(n − 1)/n`` of each way, less what all have in common.
 
-- A motion common to a shell changes nothing: of it the volumes go what they found. So that what
-  follows the direction of diffusion, which predictions hardly tell from anatomy, is not blown up
-  either, each follows the others less than that (:data:`DAMPING`).
-- Beyond the reach of the slopes the line does not hold: volumes that went further than a voxel
-  go their own way, and are not followed. Those that kept their pose keep it.
-- Means, and models that are not linear, are left out: there each goes its part of the way
-  (:func:`eddymotion.estimation.lovo.schedule.relaxation`).
+- A motion common to a shell changes nothing, and is left as the volumes found it. What follows the
+  direction of diffusion looks to the predictions nearly like anatomy. So that it does not grow
+  either, each volume follows the others a little less (:data:`DAMPING`).
+- The slopes are valid up to about a voxel. Volumes that moved farther take their own step, and are
+  not followed. Those that kept their pose keep it.
+- Means, and models that are not linear, are left out: there each volume takes a part of its own
+  step (:func:`eddymotion.estimation.lovo.schedule.relaxation`).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ over the brain, by Gauss-Newton steps from coarse to fine. The normal operator o
 applied by separable splines and never formed; poses and gains border it; conjugate gradients solve
 both at once. docs/explanation/susceptibility.md has the mathematics.
 
-A constant field cannot be told from a translation of the images against each other: that part of
-the poses is held where they start.
+A constant field looks like a translation of the images against each other: that part of the poses
+is held where they start.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def estimate_off_resonance(
         The brain, on the grid of the first image; found in the images when not given.
     poses : (K, 4, 4) array, optional
         Where to start, first image → each, RAS+ mm; a rigid registration of the distorted images
-        when not given. What cannot be told from a constant field stays as it is there.
+        when not given. What looks like a constant field stays as it is there.
     levels : sequence of FieldLevel
     seed : int
         Of the registration's points.
@@ -250,7 +250,7 @@ class _Fit:
     start: np.ndarray
 
     def at_start(self, n_shades: int) -> _Found:
-        """No field, and gains of so many terms."""
+        """No field, and gains of `n_shades` terms."""
         gains = np.zeros((len(self.images), n_shades))
         return _Found(FieldState(np.zeros(0), tuple(self.start), gains), OffResonance.none())
 

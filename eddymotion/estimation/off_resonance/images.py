@@ -22,7 +22,7 @@ MIN_COMMON = 100
 """Voxels of the first brain that each other image has to show."""
 
 SAME_SHIFT = 0.3
-"""Part of the largest displacement by which that of another image has to differ to tell a field:
+"""Part of the largest displacement by which that of another image has to differ to show a field:
 opposite polarities differ by twice it. A fifth, from another grid, led fields astray."""
 
 
@@ -82,7 +82,7 @@ def mean_correlation(images: np.ndarray, mask: np.ndarray) -> float:
 
 
 def check_images(images: Sequence[Distorted]) -> None:
-    """Raise if the images cannot tell a field."""
+    """Raise if the images cannot show a field."""
     if len(images) < 2:
         raise EddymotionError(
             f"off-resonance field: {len(images)} image given, expected at least two of different "
@@ -121,7 +121,7 @@ def rigid_start(images: Sequence[Distorted], mask: np.ndarray, seed: int = 0) ->
     poses = [np.eye(4)]
     for one in images[1:]:
         if not inside_grid(apply_affine(first.affine, np.argwhere(mask)), one.image).any():
-            poses.append(np.eye(4))  # told by check_overlap
+            poses.append(np.eye(4))  # check_overlap says so
             continue
         found = engine.register(first, one.image, metric="nmi", fixed_mask=mask, seed=seed)
         poses.append(found.matrix)

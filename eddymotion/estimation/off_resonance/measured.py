@@ -157,7 +157,7 @@ class MeasuredMap:
     def known_on(
         self, shape: tuple[int, ...], affine: np.ndarray, pose: np.ndarray | None = None
     ) -> np.ndarray:
-        """Tell where the map says something on a grid of the reference, (X, Y, Z) bool."""
+        """Return where the map is known, on a grid of the reference, (X, Y, Z) bool."""
         to_map = affine if pose is None else pose @ affine
         return moved_mask(self.known, np.linalg.inv(self.hertz.affine) @ to_map, shape)
 
@@ -214,7 +214,7 @@ class MeasuredMap:
 
 @dataclass(frozen=True)
 class MapAgreement:
-    """How a measured map agrees with a field that images told, a constant apart.
+    """How a measured map agrees with a field found from images, apart from a constant.
 
     Parameters
     ----------

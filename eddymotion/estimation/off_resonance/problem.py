@@ -26,13 +26,13 @@ MARGIN_VOXELS = 4
 """Around the brain, on which the lattice lies."""
 
 RIM_VOXELS = 2
-"""Around the brain, which is compared as well: its edge tells most."""
+"""Around the brain, which is compared as well: its edge shows most of the field."""
 
 GAUGE_MM = 0.1
 """How far the held part of the poses may go."""
 
 PRIOR_SHARE = 0.01
-"""Weight of these priors: that of so many mm³ of each of the brain, at one standard deviation."""
+"""Weight of these priors at one standard deviation: that of this part of the brain."""
 
 MEDIAN_OF_CHI_SQUARE = 0.455
 

@@ -6,8 +6,8 @@ and not of the other. What a field squeezes together is brighter, too: a ratio o
 is taken for such a stretch makes a field where there is none. The logarithm of the ratio is a
 polynomial of third order beside the field.
 
-A ratio that is free takes from the field what the brightness tells of its coarsest parts. So it is
-asked for evidence: it has to make the images agree better than a field alone can.
+A free ratio explains what the brightness shows of the coarsest parts of the field. So evidence is
+required for it: it has to make the images agree better than a field alone can.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ def shading_terms(points: np.ndarray, center: np.ndarray, n_shades: int) -> np.n
 
 
 def gain_spreads(n_shades: int) -> np.ndarray:
-    """How far the coefficients of so many terms may go, (G,)."""
+    """Return standard deviations of the coefficients of all terms, (G,)."""
     return np.r_[GAIN_SPREAD, np.full(n_shades - 1, SHADE_SPREAD)]

@@ -23,8 +23,8 @@ from eddymotion.estimation.outliers.slice_kernels import SliceSums
 from eddymotion.images.stack import SliceWeights
 
 OFF_MIDDLE = 0.3
-"""Points so far (slices) from the middle of a slice count: interpolation mixes in little of the
-slices beside it there."""
+"""Points up to this distance (slices) from the middle of a slice count: interpolation there mixes
+in little of the slices beside it."""
 
 MIN_POINTS_IN_SLICE = 25
 """Slices with fewer points are not judged."""

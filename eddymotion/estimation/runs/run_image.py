@@ -17,7 +17,7 @@ from eddymotion.registration.gauss_newton import GaussNewton
 from eddymotion.wording import short_repr
 
 VOLUMES_FOR_REFERENCE = 6
-"""At most so many b=0 volumes are averaged."""
+"""Largest number of b=0 volumes that are averaged."""
 
 
 @dataclass(frozen=True, eq=False)

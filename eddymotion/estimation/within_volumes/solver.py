@@ -278,7 +278,7 @@ class CourseSolver:
 
 
 def _evenly(n: int, most: int) -> np.ndarray:
-    """Choose at most so many of n, evenly."""
+    """Choose at most `most` of n, evenly."""
     return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(int)
 
 

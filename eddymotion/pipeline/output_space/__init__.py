@@ -61,7 +61,7 @@ SAME_PLACE = 0.5
 that both images share their world coordinates."""
 
 MIRRORED = 1.05
-"""Above so many times the information that both images share, their mirror images share more."""
+"""A mirror image is preferred if it shares more information than the image, by this factor."""
 
 
 def find_output_space(

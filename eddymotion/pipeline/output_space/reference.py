@@ -18,7 +18,7 @@ from eddymotion.models.tensor import MIN_SIGNAL_FRACTION, design_matrix
 from eddymotion.wording import short_repr
 
 BRAIN_MARGIN_MM = 6.0
-"""Around the brain mask: its edge tells much, the scalp of an echo-planar image misleads."""
+"""Around the brain mask: its edge helps, the scalp of an echo-planar image misleads."""
 
 
 @dataclass(frozen=True, eq=False)

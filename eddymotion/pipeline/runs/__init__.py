@@ -41,7 +41,7 @@ class SessionRun:
     number : int
         Index of the series among them.
     unused : tuple of str
-        Runs and field maps of the session that could not be used; the log tells why.
+        Runs and field maps of the session that could not be used; the log says why.
     """
 
     names: tuple[str, ...]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people are told of a run among those of its session: summary, sidecar, warnings, methods.
+"""What is reported of a run among those of its session: summary, sidecar, warnings, methods.
 
 Each function takes a :class:`~eddymotion.pipeline.runs.SessionRun`.
 """

@@ -23,11 +23,11 @@ from eddymotion.pipeline.settings import Settings
 log = logging.getLogger(__name__)
 
 LEAST_VOXELS = 4
-"""Of an image that tells the off-resonance field, along each axis."""
+"""Of an image that shows the off-resonance field, along each axis."""
 
 
 def is_readable(run: SeriesFiles, ignore: Sequence[str]) -> bool:
-    """Whether a run of b=0 alone can be used; a warning tells why not."""
+    """Whether a run of b=0 alone can be used; a warning says why not."""
     try:
         _signal_of_b0s(run, ignore)
     except EddymotionError as error:

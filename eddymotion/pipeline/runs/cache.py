@@ -28,7 +28,7 @@ OF_FIELD = ("fieldmaps", "fmap-jacobian")
 
 
 def digest_of(runs: Sequence[SeriesFiles], measured: MeasuredFiles, settings: Settings) -> str:
-    """Return what the files and settings of a session are told apart by."""
+    """Return a digest of the files and settings of a session."""
     words = [motion_fingerprint_of(run, settings) for run in runs]
     given = {} if settings.fieldmap is None else {"fieldmap": settings.fieldmap}
     words += [measured_fingerprint_of(files) for files in (measured, MeasuredFiles(given))]

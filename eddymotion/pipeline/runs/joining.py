@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs joined as the settings say, with a field that is told, measured or given."""
+"""Runs joined as the settings say, with a field that images show, or that is measured or given."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from eddymotion.registration.checks import inside_grid
 log = logging.getLogger(__name__)
 
 SIDECAR = '{"PhaseEncodingDirection": "j-", "TotalReadoutTime": 0.05}'
-"""What a sidecar tells of off-resonance, for example."""
+"""An example of what a sidecar says about off-resonance."""
 
 COVERED = 0.5
 """Part of the brain in which a field has to be known: it is 0.8 and more where edges are cut."""
@@ -73,7 +73,7 @@ def joined_of(
 
 
 def _beside(joined: JoinedRuns, files: MeasuredFiles, settings: Settings) -> np.ndarray | None:
-    """Bring a measured map to the runs that told a field without it, if that can be done."""
+    """Bring a measured map to runs that showed a field without it, if that can be done."""
     try:
         measured = _read(files, settings.ignore)
         mean = Image(joined.mean, joined.affine)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the runs of a session can be made one series: told before anything is computed."""
+"""Whether the runs of a session can be made one series: checked before anything is computed."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ APART_VOXELS = 0.1
 """Offsets that differ by less belong to one minimum of the cost; others found were 0.3 or more."""
 
 BOX_EVERY = 16
-"""Every so many-th point serves to find which part of a volume is read."""
+"""One in this many points is used to find which part of a volume is read."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Width:
     place_order : int
         Order of the polynomials of the place.
     n_volumes : int
-        At most so many volumes give mean and standard deviation.
+        Largest number of volumes of which mean and standard deviation are taken.
     tolerance : float
         Step, relative to `fwhm`, at which it ends.
     with_edge : bool
