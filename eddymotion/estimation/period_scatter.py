@@ -2,10 +2,10 @@
 """Whether the head moved within volumes: how far the parts of a volume's time pull apart.
 
 Each of a few parts of the time of a volume has slices of its own, and would move the pose of the
-volume by itself (:meth:`~eddymotion.estimation.equations.solution.Solution.within_volumes`).
-Noise does so, and so does what the model gets wrong, which differs from place to place; a head
-that moved does so by far more. One volume beyond both is evidence of motion within volumes; where
-there is some, others of the series are taken to have moved as soon as they are beyond noise.
+volume by itself (:meth:`~eddymotion.estimation.equations.solution.Solution.scatter_of_periods`).
+Noise and errors of the model, which differ from place to place, pull the parts apart a little; a
+head that moved does so by far more. One volume beyond both is evidence of motion within volumes.
+Then others of the series are taken to have moved as soon as they are beyond noise.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BEYOND_NOISE = 2.5
 with motion, reached 2.0."""
 
 B0_BEYOND_NOISE, B0_BEYOND_MM = 4.0, 0.02
-"""For b=0 volumes, whose noise is small: what the others' motion does to them reached 9, and 0.03
-mm."""
+"""For b=0 volumes, whose noise is small: the effect of the motion of others on them reached 9, and
+0.03 mm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +39,9 @@ class PeriodScatter:
     at_rest : (N, 6, 6) array
         Covariances of the poses for a head at rest within volumes.
     apart : (N, 6, 6) array
-        Covariances of the poses by what the parts of the time add; NaN where not known.
+        Covariances of the poses by the scatter between parts of the time; NaN where not known.
     by_noise, by_misfit : (N, 6, 6) array
-        What noise and what the model gets wrong have in both.
+        The parts of noise, and of what the model gets wrong, in both.
     lost : (N, Z) bool array
         Slices that lost signal.
     """
