@@ -40,14 +40,16 @@ from eddymotion.pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
+NAMES = {"mppca": "MP-PCA", "patch2self": "Patch2Self"}
+
 AROUND_BRAIN_MM = 12.0
-"""MP-PCA is done that far around the brain, within which a head moves; farther out is air."""
+"""Distance from the brain up to which MP-PCA is done: a head moves within it; beyond is air."""
 
 SLAB = 12
-"""Slices that are denoised at a time; those beside them are looked at again by the next ones."""
+"""Slices that are denoised at a time. Those beside them are read again for the next ones."""
 
 RIDGE = 1e-10
-"""Added to the variance of each volume, relative to their mean: equal volumes are no failure."""
+"""Added to the variance of each volume, relative to their mean: the volumes may be equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +152,7 @@ def _around(used: np.ndarray, margin: int) -> slice:
 
 
 def patch_radius(n_volumes: int) -> int:
-    """Return the radius of the smallest cube of 5 voxels or more that has more than volumes."""
+    """Return the radius of the smallest cube, at least 5 voxels wide, that serves the volumes."""
     radius = 2
     while (2 * radius + 1) ** 3 - 1 < n_volumes:
         radius += 1
@@ -227,9 +229,6 @@ def describe(prepared: Prepared, settings: Settings) -> str:
     if settings.degibbs:
         parts.append("Gibbs ringing")
     return " and ".join(parts) + "; motion was found in the series as acquired"
-
-
-NAMES = {"mppca": "MP-PCA", "patch2self": "Patch2Self"}
 
 
 def write_noise(prepared: Prepared, settings: Settings, outputs: Outputs) -> None:

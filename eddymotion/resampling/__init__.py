@@ -184,7 +184,9 @@ class Resampled(Series):
         linear = np.eye(4) if space is None else getattr(space, "linear", None)
         points = mapped_grid(shape, affine, space) if linear is None and space else None
         to_reference = affine if linear is None else linear @ affine
-        in_place = grid is None and space is None
+        mask = dwi.mask
+        if grid is not None or space is not None:
+            mask = mask_on_grid(Image(mask, dwi.affine), shape, to_reference, points)
         rotation = getattr(space, "rotation", np.eye(3))
         turned = dwi.gradients.rotated(motion.rotations @ rotation)
         return cls(
@@ -193,9 +195,7 @@ class Resampled(Series):
             engine,
             affine,
             replace(dwi.acquisition, gradients=turned),
-            dwi.mask
-            if in_place
-            else mask_on_grid(Image(dwi.mask, dwi.affine), shape, to_reference, points),
+            mask,
             to_reference,
             points,
             n_threads,
