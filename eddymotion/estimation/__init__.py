@@ -34,7 +34,7 @@ MIN_SLICES = 3
 MIN_MASK_VOXELS = 200
 
 LARGEST_SIGNAL = 1e15
-"""Of which sums of squares still fit single precision."""
+"""Largest signal whose sums of squares fit single precision."""
 
 
 @overload

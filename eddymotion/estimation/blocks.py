@@ -23,7 +23,7 @@ from eddymotion.resampling import Resampled
 
 SHARE_OF_SERIES = 1 / 8
 LEAST_BYTES, MOST_BYTES = 2**25, 2**28
-"""A block is such a part of the series, as float32, within these limits."""
+"""Part of the series, as float32, that a block contains, and the limits of its size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Blocks:
 
     @classmethod
     def of(cls, series: Series, n_threads: int = 1) -> Blocks:
-        """Look at a series, or at what a series like it was made of."""
+        """Take a series, or the one from which it was made."""
         while not isinstance(series, (DWI, Resampled)):
             series = series.corrected  # type: ignore[attr-defined]
         return cls(series, n_threads)

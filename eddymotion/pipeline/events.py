@@ -46,7 +46,7 @@ class EventWriter(logging.Handler):
             self.write(level=record.levelno, text=record.getMessage())
 
     def write(self, **event: Any) -> None:
-        """Append a line; nothing is lost but the line if that fails."""
+        """Append a line; if that fails, only the line is lost."""
         line = json.dumps({"at": round(time.time(), 2), **event})
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)

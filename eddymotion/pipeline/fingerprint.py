@@ -44,14 +44,14 @@ def measured_fingerprint_of(measured: MeasuredFiles) -> str:
 
 
 def content_of(path: Path) -> str:
-    """Digest of a file's content; of one that is not changed it is taken once."""
+    """Digest of a file's content, computed once while the file is unchanged."""
     stat = path.stat()
     return _content(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=256)
 def _content(path: Path, changed: int, size: int) -> str:
-    """Digest of a file: once as long as it is not changed, since runs ask for each other's."""
+    """Digest of a file, computed once while it is unchanged, since runs need each other's."""
     return sha256(path)
 
 

@@ -119,7 +119,7 @@ def _floor(dwi: Series) -> float:
 
 
 def levels_anywhere(dwi: Series, volume: np.ndarray) -> np.ndarray | None:
-    """Return levels of the signal (logarithm) that do not ask where the head is.
+    """Return levels of the signal (logarithm) that do not depend on where the head is.
 
     The brain is taken to be the brightest blocks, as many as it has: :data:`SHARES` of them are
     darker. The last level is that of the usual brain and the usual background together, which

@@ -20,17 +20,19 @@ from eddymotion.images.axes import image_axes
 from eddymotion.machine.parallel import one_blas_thread
 
 LOWEST, HIGHEST = 300.0, 1600.0
-"""b-values (s/mm²) between which one tensor describes most of white matter; twice that without."""
+"""b-values (s/mm²) between which one tensor describes most of white matter; without such, up to
+twice as high ones are used."""
 
 LEAST_DIRECTIONS = 12
 LEAST_VOXELS = 6000
-"""With fibres. Simulated heads with fewer agreed up to 1.05 times better with a wrong sign."""
+"""Least number of voxels with fibres. Simulated heads with fewer agreed up to 1.05 times better
+with a wrong sign."""
 
 ANISOTROPIC = 0.2
 """Fractional anisotropy from which on there is one direction of fibres."""
 
 ALONG_DEGREES = 30.0
-"""Between fibres and the way to a neighbour that they go on to."""
+"""Largest angle between a fibre and the line to a neighbour in which it continues."""
 
 BETTER = 1.06
 """Fibres must continue better along other axes by this factor before that is said. In eleven real
@@ -44,7 +46,7 @@ one, but 1.024 times better than the next at most; in real series the right one 
 times better, but for that one series."""
 
 ROUNDING = 1e-9
-"""By which an anisotropy may be wrong that was not taken from eigenvalues."""
+"""Rounding error of an anisotropy that is not computed from eigenvalues."""
 
 VOLUMES_AT_A_TIME = 8
 
@@ -98,7 +100,7 @@ MIRRORS = [AxesReading((0, 1, 2), signs) for signs in
 READINGS = [
     AxesReading(order, mirror.signs) for order in permutations(range(3)) for mirror in MIRRORS
 ]
-"""All 24; first the own one, then those of one other sign."""
+"""All 24: first the table as it is, then those with one other sign."""
 
 
 def likelier_axes(dwi: DWI) -> AxesReading | None:

@@ -17,7 +17,7 @@ from eddymotion.data.checks.appearance import BrainBlocks
 from eddymotion.data.series import Series
 
 LEAST_BLOCKS = 160
-"""Ten for each of the sixteen changes."""
+"""Least number of blocks: ten for each of the sixteen changes."""
 
 
 def displacement_bases(dwi: Series, groups: Sequence[np.ndarray]) -> list[np.ndarray] | None:

@@ -190,9 +190,9 @@ class Labels:
     def _is_alike_though_apart(self, volume: int, other: int) -> bool:
         """Whether a volume looks like a level of a far larger or smaller b-value.
 
-        Its own b-value has to be so much larger that no tissue is attenuated so little: it lost
-        less than half of what that level lost, for as much of it. An object without diffusion
-        looks alike at all of them, and so does what has reached the noise floor.
+        If its own b-value is the larger one, no tissue would be attenuated that little: by less
+        than half of what the attenuation of the level implies. An object without diffusion looks
+        alike at all b-values, and so does one at the noise floor.
         """
         core, similarity = self.cores[other], self.appearance.similarity
         times = self.bvals[volume] / self.bvals[self.levels[other]].mean()

@@ -28,8 +28,8 @@ TAIL_SHARE = 0.07
 the patterns of its own neighbours."""
 
 TAIL_TO_FLOOR = 0.19
-"""Standard deviation in the lesser half over the floor, in air and in the darkest tissue. Raw,
-with a share that is so small: at least 0.3; after MP-PCA 0.04 to 0.16."""
+"""Standard deviation in the lesser half over the floor, in air and in the darkest tissue. Raw
+series whose share is that small have at least 0.3; after MP-PCA 0.04 to 0.16."""
 
 DARKEST, AIR_QUANTILE, AIR_VOXELS = 0.02, 0.25, 4
 MIN_AIR = 0.05

@@ -47,11 +47,12 @@ EXPLAINED = 0.9
 0.94 to 1 in nine real series. In one whose head moved far it is 0.77, and nothing is said."""
 
 GAIN = 2.4
-"""Of an exchange, in units of what is not explained of a volume. In the nine series no exchange
-gains anything; in the other one the best gains 2.6, and others follow."""
+"""Least gain of an exchange, in units of what is not explained of a volume. In the nine series no
+exchange gains anything; in the other one the best gains 2.6, and others follow."""
 
 LEAST_GAIN, SLIGHT = 1e-6, 0.1
-"""Of all that differs among the volumes, and of what is not explained of one: less is none. Two
+"""A gain does not count below the first part of all differences among the volumes, or below the
+second part of what is not explained of a volume. Two
 directions a degree apart may be exchanged for 0.002 of the latter."""
 
 MOST_EXCHANGES = 2
@@ -61,23 +62,25 @@ MUCH_BETTER = 1.15
 """Another order of the whole table has to explain more by this factor."""
 
 LEAST_FOR_CHANCE = 15
-"""Volumes of a shell, from which on no order at all would show: of 12 any explains half."""
+"""Least number of volumes of a shell to recognise a table in no order: with 12 any explains
+half."""
 
 BY_CHANCE = 2.5
 """Standard deviations, up to which a table explains no more than one in no order does; right ones
 of six real series explain 8 to 27 more."""
 
 LEAST_SHARE, MOST_OF_ONE, MOST_ALONG = 0.75, 0.45, 0.5
-"""Of all that differs among the volumes, what five ways explain; of these, what one does; and how
-alike volumes are that follow each other. Of ten real series 0.85 to 0.93, 0.24 to 0.34 and 0.37 at
-most. Noise has many ways, motion has few and lasts."""
+"""Volumes differ as directions make them if five patterns explain at least the first part of all
+differences, one pattern at most the second part of these, and successive volumes correlate by the
+third at most. In ten real series 0.85 to 0.93, 0.24 to 0.34 and 0.37 at most. Noise has many
+patterns; motion has few, and lasts."""
 
 ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "each is moved one diffusion-weighted volume earlier": lambda rows: np.roll(rows, -1),
     "each is moved one diffusion-weighted volume later": lambda rows: np.roll(rows, 1),
     "their order is reversed": lambda rows: rows[::-1],
 }
-"""Of the diffusion-weighted volumes, in which tables may stand by mistake."""
+"""Wrong orders of the diffusion-weighted volumes in which tables may be."""
 
 
 @dataclass(frozen=True, eq=False)

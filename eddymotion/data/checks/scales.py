@@ -17,8 +17,8 @@ IN_TISSUE = 0.8e-3
 
 FASTEST, SLOWEST, FIXED = 3.5e-3, 2e-5, 1.2e-4
 """Free water at body temperature has 3.0e-3 mm²/s; ten real series 0.7e-3 to 1e-3, spinal cord
-1.5e-3, and b=308 of a lattice 1.3e-3. Below the second nothing that shows decay is; below the
-third tissue that was fixed may be."""
+1.5e-3, and b=308 of a lattice 1.3e-3. No diffusivity that shows decay is below the second;
+that of fixed tissue may be below the third."""
 
 DECAY = 0.4
 """Logarithm of the signal at the lowest b-value over that at another, above which it yields a

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FEW = 1 / 3
-"""Combinations over volumes, from which on both take about as long."""
+"""Combinations over volumes, above which ``P`` itself is about as fast."""
 
 EXACT = 1e-6
 """Largest entry of ``P − (I − L R)`` that is rounding: products are in float32."""
@@ -58,7 +58,7 @@ class Filter:
         return values - left @ (right @ values)
 
     def predictors(self, leverage: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Return what takes volumes to predictions, ``I − P``: matrices, the last is used first.
+        """Return the factors of ``I − P``, which takes volumes to predictions, in their order.
 
         Parameters
         ----------

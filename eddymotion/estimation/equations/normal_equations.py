@@ -115,7 +115,7 @@ class NormalEquations(Evaluation):
         return solution
 
     def inverse_diagonal(self, name: str) -> np.ndarray:
-        """Return the diagonal of what :meth:`solve` multiplies with, of a block: (N, k)."""
+        """Return the diagonal of the inverse that :meth:`solve` applies, of a block: (N, k)."""
         factor, stiff = self.factor
         inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=True)
         if self.basis is None:

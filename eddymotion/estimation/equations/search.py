@@ -48,15 +48,16 @@ the cost at the truth was lower by 0.01 to 0.15 than where volumes had gone astr
 covariance, as coarse levels have, or without the high-pass, it was higher by up to 0.2."""
 
 STEP_DEGREES, N_STEPS, MOST_DEGREES = 15.0, 2, 47.0
-"""Turns about each axis that are tried, from the mean pose; no more in all than the last."""
+"""Step and number of steps of the rotations about each axis that are tried, and the largest
+angle."""
 
 N_REFINED, N_REFINING = 4, 6
 """Number of candidates that are refined, and of steps that refine each."""
 
 SETTLED = 0.7
 """The share of the volumes that agree best with their predictions predicts the others, each of
-which joins it once it was tried. Two astray with nearly one direction hold each other there
-otherwise: in three of six trials with all of them, in none with this share."""
+which joins it once it was tried. Otherwise two astray volumes of nearly the same direction hold
+each other there: in three of six trials with all of them, in none with this share."""
 
 LEAST_GAIN = 1e-3
 """By which the cost has to fall for a volume to leave its place."""

@@ -35,7 +35,7 @@ ENOUGH_SLICES = 4
 """With fewer the edges of the image outweigh what it shows, and nothing can be said."""
 
 MAIN_PART, AXIS_PART = 0.5, 0.95
-"""Parts of a direction that are named, and from where on they are along an axis."""
+"""Least part of a direction that is named, and least component for which its axis is named."""
 
 AFFECTED = 0.3
 """A parameter of a pose is not known if it changes by this part of a motion along a direction that

@@ -49,7 +49,7 @@ class FieldEvidence:
 
     @property
     def is_there(self) -> bool:
-        """Whether the fields follow the gradients, more than they go their own way."""
+        """Whether the fields follow the gradients by more than they change otherwise."""
         return self.p_response < SIGNIFICANT and self.response_mm > self.own_mm
 
     def __str__(self) -> str:

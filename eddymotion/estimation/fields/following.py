@@ -17,7 +17,7 @@ from eddymotion.mapping.rigid import ROTATION_RADIUS_MM, rigid_parameters
 from eddymotion.robust import TINY
 
 FEWEST_FREE = 6
-"""Volumes beyond the drivers, from which on it is asked whether fields follow the poses."""
+"""Least number of volumes, beyond that of the drivers, to test whether fields follow the poses."""
 
 LEAST_MOTION_MM = 1.0
 """Root mean square of the motion (mm at 50 mm) that fields may follow. A field changes by a part
@@ -35,7 +35,7 @@ FAR_AWAY = 4.0
 volumes that went astray have fields that go with their wrong poses."""
 
 LEAST_LEFT = 1e-3
-"""Share of the b-values, in square, from which on they differ."""
+"""Share of the squares of a column that earlier columns have to leave."""
 
 AMBIGUOUS_SHIFT, AMBIGUOUS_TURN = 0.3, 0.02
 """Of fields that follow the head: the part of their displacement, and of the rotations of the
@@ -50,10 +50,10 @@ which does not lead along the phase encoding."""
 
 
 def pose_regressors(matrices: np.ndarray, center: np.ndarray, reference: int) -> np.ndarray:
-    """Return how far heads are from where a volume saw it, as far as fields change: (N, 5) mm.
+    """Return the poses relative to a volume, as far as they change fields: (N, 5) mm.
 
-    Translations of the centre (RAS+), pitch and roll at 50 mm. A head that turns about the main
-    field keeps its own.
+    Translations of the centre (RAS+), pitch and roll at 50 mm. The rotation about the main field
+    does not change the field of a head.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def pose_regressors(matrices: np.ndarray, center: np.ndarray, reference: int) ->
 
 
 def usual_poses(poses: np.ndarray) -> np.ndarray:
-    """Find the poses that are not far from the others, of (N, 5): (N,) bool."""
+    """Return which of the poses (N, 5) are not far from the others, (N,) bool."""
     away = np.linalg.norm(poses - np.median(poses, axis=0), axis=1)
     return away <= FAR_AWAY * np.median(away)
 
@@ -101,17 +101,17 @@ class PoseResponse:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the fields follow the poses: for sure, and more than they go their own way."""
+        """Whether fields follow the poses beyond chance, and more than they change otherwise."""
         return self.p < SIGNIFICANT and self.moved_mm > self.own_mm
 
     @property
     def is_suspected(self) -> bool:
-        """Whether it is shown, and stronger than where a field only turns with the head."""
+        """Whether they do, and by more than a field that only turns with the head seems to."""
         return self.is_shown and self.moved_mm > LEAST_FOLLOWED * self.pose_mm
 
     @property
     def is_there(self) -> bool:
-        """Whether it is suspected, and the head moved enough to be sure."""
+        """Whether they are suspected to, and the head moved enough to be sure."""
         return self.is_suspected and self.pose_mm > LEAST_MOTION_MM
 
     def __str__(self) -> str:
@@ -160,7 +160,7 @@ def follow_poses(
 
 
 def _beside(projector: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Take one more column (N,), if something of it is left, out of what a projector keeps."""
+    """Remove one more column (N,) from what a projector keeps, if something of it is left."""
     left = projector @ (column - column.mean())
     power = left @ left
     if power <= LEAST_LEFT * np.square(column).sum():
@@ -173,8 +173,8 @@ def covariances_by_ambiguity(
 ) -> np.ndarray:
     """Covariance of what fields that follow the head leave open of its poses, (N, 6, 6).
 
-    What such a field displaces all points by is a translation along the phase encoding, and turned
-    against a distorted head it looks like a turn.
+    The part of such a field that displaces all points alike is a translation along the phase
+    encoding; a field that is turned against a distorted head looks like a rotation.
 
     Parameters
     ----------
@@ -203,13 +203,14 @@ def with_offsets_of_poses(
 ) -> EddyCurrents:
     """Attribute to fields that follow the head their part of the translations.
 
-    What displaces all points alike is in no image of one run, and the terms, which have no
-    constant, leave it to the poses: what a field does at the middle of the image, however curved
-    it is there. Shims and the field of all that is far away are nearly linear in place, and zero
-    in the middle. So the fields have a constant with which what is linear in them over the brain
-    is zero there. On ten simulated heads that nodded or rolled by 10 to 12° (none of them used to
-    choose), poses among each other were off by .19 mm so, as the terms are by .25, with a mean of
-    zero over the brain by .24, over the head's own middle by .24 (true fields, root mean square).
+    A displacement of all points alike is in no image of one run. The terms have no constant, so
+    that the poses contain the displacement of a field at the middle of the image, however curved
+    the field is there. Shims, and the field of all that is far away, are nearly linear in place
+    and zero in the middle. So the fields get the constant with which their linear part over the
+    brain is zero in the middle. On ten simulated heads that nodded or rolled by 10 to 12° (none of
+    them used to choose), the error of poses relative to each other was then .19 mm. It was .25
+    with the terms as they are, .24 with a mean of zero over the brain, and .24 with a mean of zero
+    over the middle of the head (true fields, root mean square).
 
     Parameters
     ----------
@@ -237,11 +238,11 @@ def covariances_by_neglect(
     moved: np.ndarray,
     points: np.ndarray,
 ) -> np.ndarray:
-    """Covariance of what fields do that may follow the head, and are left out, (N, 6, 6).
+    """Covariance by fields that may follow the head and are left out, (N, 6, 6).
 
-    A displacement along the phase encoding that is alike in all points is a translation, and one
-    that changes across the head a turn about the axes across it. What stays in the scanner while
-    the head moves holds back all of the motion.
+    A displacement along the phase encoding that is the same in all points is a translation; one
+    that changes across the head is a rotation about the other two axes. A pattern that stays in
+    the scanner while the head moves reduces all of the estimated motion.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 OFFSET_ITERATIONS = 50
 
 OFFSET_SIZE = 2.0
-"""Of what eddy currents displace the middle by, over what they do 80 mm from it: .5 to 3 in
+"""Displacement of the middle by eddy currents, over that at 80 mm from it: .5 to 3 in
 three real series."""
 
 

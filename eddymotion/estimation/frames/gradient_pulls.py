@@ -80,7 +80,7 @@ to that of the poses."""
 FREEDOM, N_STEPS, SETTLED_MM = 3.0, 50, 1e-4
 
 N_SCALES = 80
-"""Of ``s``, over four and a half decades of its square."""
+"""Number of values of ``s``, over four and a half decades of its square."""
 
 LEAST_SHOWN = 1e-6
 """Least change along a direction of ``q``, relative to the largest."""

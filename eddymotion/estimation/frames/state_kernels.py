@@ -14,7 +14,7 @@ from __future__ import annotations
 from eddymotion.machine.compiling import compiled
 
 PADDING = 2
-"""States beyond the last, which have to do with none."""
+"""States beyond the last, which are related to none."""
 
 
 @compiled

@@ -142,7 +142,7 @@ def conclude(
     model: Model,
     compute: Compute = ALONE,
 ) -> Estimate:
-    """End the loop: find volumes that fit nowhere, and remove pulls of the diffusion direction.
+    """End the loop: find volumes that fit nowhere, and remove what follows the gradient.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def conclude(
 
 
 def without_gradient_pulls(dwi: DWI, motion: Motion, placed: np.ndarray, model: Model) -> Motion:
-    """Remove from the poses what follows the diffusion direction, not the course of the head.
+    """Remove from the poses what follows the gradient, as the course of the head shows it.
 
     A displacement that is a quadratic function of the direction looks like anatomy to a model of
     the signal, and anatomy looks like such a displacement to the mean of a shell: passes with

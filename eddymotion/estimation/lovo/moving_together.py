@@ -40,12 +40,12 @@ from eddymotion.models.base import held_out_operator, neighbours
 from eddymotion.registration.gauss_newton import REFINE
 
 DAMPING = 0.3
-"""Of the diagonal of the system, added to it. With .05 what follows the direction of diffusion was
-blown up: 64 directions at b=1000 ended at .0169 mm instead of .0147, and rotations of two series
-with high motion at .041 and .038° instead of .037 and .034."""
+"""Added to the diagonal of the system, relative to it. With .05 what follows the direction of
+diffusion grew: 64 directions at b=1000 ended at .0169 mm instead of .0147, and rotations of two
+series with high motion at .041 and .038° instead of .037 and .034."""
 
 N_POINTS = 6_000
-"""At which the slopes of predictions are compared."""
+"""Points at which the slopes of predictions are compared."""
 
 REACH_VOXELS = 1.0
 
@@ -171,7 +171,7 @@ def slopes_of_predictions(
 ) -> np.ndarray:
     """Return ``J`` of some volumes at random points of the brain, (n, 6, P) float32.
 
-    In the band in which our own registration compares volumes at last, whoever registers.
+    In the band of the last level of our own registration, whichever engine registers.
     """
     random = np.random.default_rng(compute.seed)
     points = jittered_points(brain.data, brain.affine, N_POINTS, random)

@@ -22,8 +22,8 @@ import numpy as np
 from eddymotion.images.grid import Box, Grid
 
 VOXEL_SHARE = 0.9
-"""Of the edge of a voxel that was recorded. 0.8 has twice the voxels, not 1.37 times as many, and
-errors of .003/.004 mm on the same series, a voxel of two thirds .001/.002."""
+"""Edge of a voxel, relative to that of one that was recorded. 0.8 has twice the voxels, not 1.37
+times as many, and errors of .003/.004 mm on the same series, a voxel of two thirds .001/.002."""
 
 
 def prediction_grid(recorded: Box) -> Grid:

@@ -14,9 +14,9 @@ from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.gauss_newton import REFINE
 
 POINTS_FACTOR = 2
-"""On the points of the finest level in the second half of the passes, where noise decides: of a
-brain in voxels of 3 mm nearly all of them. Three series of 24 directions at b=3000 ended at .069
-to .087 mm with it, at .079 to .107 mm without."""
+"""Factor for the points of the finest level in the second half of the passes, where noise decides:
+with voxels of 3 mm these are nearly all of the brain. Three series of 24 directions at b=3000
+ended at .069 to .087 mm with it, at .079 to .107 mm without."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -419,7 +419,7 @@ class SolvedContrast:
         return taken[:, 6:] - taken[:, :6] @ offset, offset
 
     def step(self, octants: np.ndarray | slice = EVERYWHERE) -> np.ndarray:
-        """Return the step of function and offset that some octants ask for, (K + 6,)."""
+        """Return the step of function and offset by some octants, (K + 6,)."""
         of_function, of_offset = (part[octants, :, 6:].sum(axis=0) for part in self.sums)
         held = (self.normals.ridge * self.function)[:, None]
         return np.concatenate(self.solve(of_function - held, of_offset, octants))[:, 0]
@@ -442,11 +442,11 @@ class SolvedContrast:
         return np.diag(variances / in_mm**2) + self.sampling()
 
     def doubt(self, rival: SolvedContrast) -> np.ndarray:
-        """Return what another place, which may be right, adds to the covariance of the offset.
+        """Return what another solution, which may be right, adds to the covariance of the offset.
 
-        With a chance of ``p`` the rival is right: ``p d dᵀ``, ``d`` the way there. ``p`` is that
-        of Student's t of what the octants of the brain gain here, their errors widened as those of
-        halves are; a rival that they reject counts for nothing.
+        ``p d dᵀ``, with ``d`` the twist to the rival and ``p`` its probability: that of Student's
+        t for how much better this solution is in the octants of the brain, with an error that is
+        widened as that of halves is. A rival that they reject adds nothing.
         """
         both = self.seen.usable & rival.seen.usable
         gains = rival.misfits - self.misfits
