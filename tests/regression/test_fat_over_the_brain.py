@@ -135,3 +135,53 @@ def test_what_takes_most_of_the_brain_is_no_fat():
     dwi = DWI(signal, np.diag([2.0, 2.0, 2.0, 1.0]), scheme, ball)
     assert not fat_over_brain(dwi).any()
     assert "fat" not in {issue.kind for issue in find_issues(dwi)}
+
+
+def ball_in(around, n_b0s=1):
+    """A ball that loses half of its signal, in what does not diffuse: signal, brain, table."""
+    scheme = shelled_scheme({1000.0: 12}, n_b0s)
+    radius = np.linalg.norm(np.indices((32, 32, 32)) - 15.5, axis=0)
+    ball = radius < 10
+    signal = np.full((*ball.shape, len(scheme)), 1.0, np.float32)
+    signal[around(radius) & ~ball] = 400.0
+    signal[ball] = 1000.0
+    signal[ball] *= np.where(scheme.bvals > 50, 0.45, 1.0).astype(np.float32)
+    return DWI(signal, np.diag([2.0, 2.0, 2.0, 1.0]), scheme, ball)
+
+
+def test_a_head_that_turned_in_the_middle_of_the_series_has_no_fat():
+    """Where the skull was at b=0 there is tissue in half of the volumes."""
+    dwi = ball_in(lambda radius: radius < 0)
+    radius = np.linalg.norm(np.indices(dwi.shape) - 15.5, axis=0)
+    signal = np.array(dwi.signal)
+    skull = (radius >= 10) & (radius < 13)
+    signal[skull] = np.where(dwi.gradients.bvals > 50, 90.0, 200.0)
+    turned = dwi.gradients.dwis[6:]
+    signal[..., turned] = np.roll(signal[..., turned], 3, axis=1)
+    assert not fat_over_brain(replace(dwi, signal=signal)).any()
+
+
+def test_a_medium_that_does_not_diffuse_is_no_fat():
+    assert fat_over_brain(ball_in(lambda radius: (radius < 12) & (radius > 10))).any()
+    assert not fat_over_brain(ball_in(lambda radius: radius < 20)).any()
+
+
+@pytest.mark.parametrize("gain", [0.6, 0.75, 1.3])
+def test_another_gain_at_b0_makes_no_fat(moving, fatty, gain):
+    for dwi, has_some in ((moving, False), (fatty, True)):
+        gains = np.where(dwi.gradients.is_b0, gain, 1.0).astype(np.float32)
+        found = fat_over_brain(replace(dwi, signal=dwi.signal * gains))
+        assert found.any() == has_some
+
+
+def test_fat_is_found_where_tissue_is_hardly_darker_than_at_b0():
+    """At low b-values tissue is as bright as fat over fluid: it hid the fat beside it."""
+    dwi = ball_in(lambda radius: radius < 0)
+    radius = np.linalg.norm(np.indices(dwi.shape) - 15.5, axis=0)
+    weighted, signal = dwi.gradients.bvals > 50, np.array(dwi.signal)
+    signal[(radius > 10) & (radius < 12.5) & (np.indices(dwi.shape)[1] > 15)] = 700.0
+    signal[radius < 10] = np.where(weighted, 640.0, 1000.0)
+    signal[(radius > 6.3) & (radius < 10)] = np.where(weighted, 725.0, 1000.0)
+    found = fat_over_brain(replace(dwi, signal=signal))
+    assert found.any()
+    assert (found & dwi.mask).sum() < 0.5 * dwi.mask.sum()

@@ -37,6 +37,16 @@ def test_second_opinion_speaks_up_only_against_a_wrong_mask(moving):
     assert "in common" in mask_issue(reference, half)
 
 
+def test_a_tight_mask_is_no_wrong_one(moving):
+    """Poses are as good without the rim; one that lacks a part of the brain is told as before."""
+    reference = mean_b0(moving.signal, moving.gradients)
+    assert mask_issue(reference, ndimage.binary_erosion(moving.mask, iterations=3)) is None
+    for axis in range(3):
+        part = moving.mask.copy()
+        np.moveaxis(part, axis, 0)[: part.shape[axis] // 2 - 3] = False
+        assert "in common" in mask_issue(reference, part)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "voxel", "inside"), [
     ("sub-xa30/dwi/sub-xa30_dir-AP_dwi", (36, 34, 9), True),  # midbrain

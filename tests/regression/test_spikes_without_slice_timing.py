@@ -37,6 +37,15 @@ def test_slices_that_contradict_a_b0_volume_are_in_its_errors(moving, estimated)
     assert warning["Subject"] == "motion within volumes"
 
 
+def test_of_three_b0_volumes_the_one_at_rest_is_not_named(moving):
+    """Two moved alike, so that their median had moved as well: the third seemed to have."""
+    _, second, third = map(int, moving.gradients.b0s)
+    few = spiked(spiked(moving, second, np.arange(6, 18)), third, np.arange(14, 26))
+    found = estimate_motion(few, n_threads=2)
+    assert found.within_doubt.startswith(f"volumes {second}, {third}: slices contradict")
+    assert "(or others of the 3 b=0 volumes)" in found.within_doubt
+
+
 def test_a_head_at_rest_within_volumes_is_not_doubted(estimated, tmp_path):
     assert estimated.within_doubt is None
     doubted = replace(estimated, within_doubt="volume 3: slices contradict")

@@ -78,3 +78,13 @@ def test_a_head_elsewhere_is_no_other_volume(seed):
     noise = np.random.default_rng(1).rayleigh(400, moved.shape)
     assert b0_issues(changed(moved, volume, noise))
     assert b0_issues(changed(moved, volume, moved.signal[..., scheme.dwis[0]]))
+
+
+def test_where_all_volumes_have_gains_of_their_own_none_is_doubtful(moving):
+    """As of echoes in turn: one of two b=0 volumes was said to be the doubtful one."""
+    two = moving.select(np.delete(np.arange(len(moving)), moving.gradients.b0s[1]))
+    first, second = two.gradients.b0s
+    gains = np.where(np.arange(len(two)) % 2 == first % 2, 1.0, 0.5)
+    gains[second] = 0.5
+    assert not b0_issues(replace(two, signal=two.signal * gains.astype(np.float32)))
+    assert b0_issues(changed(two, second, 0.5 * two.signal[..., second]))

@@ -199,7 +199,8 @@ def _of_fat(dwi: DWI) -> list[DataIssue]:
         "fat",
         f"{percent:.0f} % of the brain lie under or next to signal that diffusion hardly "
         "attenuates: unsuppressed fat, shifted along the phase encoding and not moving with the "
-        "head; the joint estimator ignores these voxels, and errors are larger",
+        "head (or tissue, where the head turned far after its b=0 volumes); the joint estimator "
+        "ignores these voxels, and errors are larger",
     )]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import scipy
 
+from eddymotion.data.gradients import Gradients
 from eddymotion.data.series import DWI
 from eddymotion.images.pyramid import head_scale
 
@@ -31,6 +32,10 @@ hardly attenuates white matter. Lower b-values take part where the high ones are
 
 LEAST_LOST = 0.05
 """Attenuation (logarithm) of the brain, below which it tells tissue from nothing else."""
+
+LEAST_DIFFUSIVITY, UP_TO = 0.6e-3, 2000.0
+"""Of a brain, mm²/s, up to a b-value: what seems to be less is another gain of the b=0 volumes, or
+fixed tissue. Ten real series have 0.7e-3 to 1e-3."""
 
 SMOOTHING = 0.8
 """Standard deviation, in voxels, of the filter that keeps noise from looking like fat."""
@@ -54,14 +59,16 @@ LEAST_SHARE = 0.005
 """Of fat within reach of the brain, as part of its size, below which it does not matter. In ten
 real series with fat suppressed it was 0.001 at most; at 0.02 it pulled the poses by 0.2 mm."""
 
-MOVED_SHARE, OF_MOVED = 0.03, 12.0
-"""What moves in seems to be fat in up to so many times as many voxels as are brighter than at b=0,
-and in up to so large a share of the brain. Three simulated heads without any fat, turned once by 7
-to 20° at b=1000: 2 to 9 times, 2.3 % at most; two of them with fat: 4 % or more."""
+BRIGHTER, OF_MOVED, MOVED_SHARE = 0.15, 5.0, 0.03
+"""What moves in seems to be fat in up to so many times as many voxels as are brighter than at b=0
+(attenuation below minus the first), and in up to so large a share of the brain."""
 
 MOST_SHARE = 0.5
 """Of the brain, above which it is no fat. Of eleven simulated heads that have some it took a tenth
 to a quarter, and poses need the rest."""
+
+MOST_AROUND = 0.6
+"""Of what lies around the brain, above which it is no fat but a medium that hardly diffuses."""
 
 REACH, AROUND = 2, 5
 """Voxels to which the filters of the fine levels spread fat, and up to which it is looked for."""
@@ -94,42 +101,57 @@ def fat_over_brain(dwi: DWI) -> np.ndarray:
 
 
 def _search(dwi: DWI) -> np.ndarray:
+    nowhere = np.zeros(dwi.shape, bool)
     inside = scipy.ndimage.binary_erosion(dwi.mask, iterations=INSIDE)
-    images = _images(dwi)
-    if images is None or not inside.any():
-        return np.zeros(dwi.shape, bool)
-    b0, weighted = images
-    attenuation = _attenuation(b0, weighted, inside)
-    shown = _near_brain(dwi, AROUND) & (weighted > ABOVE_DARK * np.quantile(weighted, DARK))
-    hardly = shown & (attenuation < HARDLY)
-    if _share_near(hardly, dwi) < LEAST_SHARE:  # brightness takes longer to tell
-        return np.zeros(dwi.shape, bool)
+    b0s, high = dwi.gradients.b0s, _high(dwi.gradients)
+    if not len(b0s) or not len(high) or not inside.any():
+        return nowhere
+    b0, around = _mean(dwi, b0s), _near_brain(dwi, AROUND)
+    weighted = _mean(dwi, high)
+    shown = around & (weighted > _dark(weighted))
+    bval = float(dwi.gradients.bvals[high].mean())
+    hardly = shown & (_attenuation(b0, weighted, inside, bval) < HARDLY)
+    if _share_near(hardly, dwi) < LEAST_SHARE:  # the rest takes longer
+        return nowhere
+    high = _least_moved(dwi, high, b0, around)
+    weighted, bval = _mean(dwi, high), float(dwi.gradients.bvals[high].mean())
+    attenuation = _attenuation(b0, weighted, inside, bval)
+    shown = around & (weighted > _dark(weighted))
     near = NEAR_MM * head_scale(dwi.mask, dwi.voxel_sizes) / dwi.voxel_sizes
-    of_b0, brightness = (_above(weighted) / _level(image, inside, near) for image in images)
-    hardly &= brightness > BRIGHT
-    moved_in = attenuation < -HARDLY
-    certain = hardly & ~moved_in
-    moved_share = min(OF_MOVED * _share_near(hardly & moved_in, dwi), MOVED_SHARE)
-    if _share_near(certain, dwi) < max(LEAST_SHARE, moved_share):
-        return np.zeros(dwi.shape, bool)
-    some = (attenuation < LESS) & (brightness > SHOWN) | (of_b0 > UNDIMINISHED)
-    fat = scipy.ndimage.binary_propagation(certain, mask=certain | shown & some)
-    spread = scipy.ndimage.binary_dilation(fat, iterations=REACH)
-    takes_most = (spread & dwi.mask).sum() > MOST_SHARE * dwi.mask.sum()
-    return np.zeros(dwi.shape, bool) if takes_most else spread
-
-
-def _images(dwi: DWI) -> tuple[np.ndarray, np.ndarray] | None:
-    """Average the b=0 volumes and those of high b-value; None without either."""
-    bvals, b0s = dwi.gradients.bvals, dwi.gradients.b0s
-    enough = np.sort(bvals)[-min(LEAST_DIRECTIONS, len(bvals))]
-    high = np.flatnonzero(bvals >= max(LEAST_BVALUE, min(bvals.max() / 2, enough)))
-    if not len(b0s) or not len(high):
-        return None
-    b0, weighted = (
-        scipy.ndimage.gaussian_filter(_mean(dwi, volumes), SMOOTHING) for volumes in (b0s, high)
+    of_b0, brightness = (
+        _above(weighted) / _level(image, inside, near) for image in (b0, weighted)
     )
-    return b0, weighted
+    hardly = shown & (attenuation < HARDLY) & (brightness > BRIGHT)
+    certain = hardly & (attenuation > -BRIGHTER)
+    moved_share = min(OF_MOVED * _share_near(hardly & ~certain, dwi), MOVED_SHARE)
+    is_medium = certain[around & ~dwi.mask].mean() > MOST_AROUND
+    if _share_near(certain, dwi) < max(LEAST_SHARE, moved_share) or is_medium:
+        return nowhere
+    some = (attenuation < LESS) & (brightness > SHOWN)
+    for taken in (some | (of_b0 > UNDIMINISHED), some):  # below b=1000 some tissue is as bright
+        fat = scipy.ndimage.binary_propagation(certain, mask=certain | shown & taken)
+        spread: np.ndarray = scipy.ndimage.binary_dilation(fat, iterations=REACH)
+        if (spread & dwi.mask).sum() < MOST_SHARE * dwi.mask.sum():
+            return spread
+    return nowhere
+
+
+def _high(gradients: Gradients) -> np.ndarray:
+    """Return the volumes of high b-value."""
+    bvals = gradients.bvals
+    enough = np.sort(bvals)[-min(LEAST_DIRECTIONS, len(bvals))]
+    return np.flatnonzero(bvals >= max(LEAST_BVALUE, min(bvals.max() / 2, enough)))
+
+
+def _least_moved(dwi: DWI, volumes: np.ndarray, b0: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """Choose the half of some volumes that shows least where there is less at b=0."""
+    newly = []
+    for volume in volumes:
+        image = _mean(dwi, np.array([volume]))
+        newly.append(np.count_nonzero(around & (image > np.exp(BRIGHTER) * b0 + _dark(image))))
+    n_kept = max(LEAST_DIRECTIONS, len(volumes) // 2)
+    chosen: np.ndarray = volumes[np.argsort(newly, kind="stable")[:n_kept]]
+    return chosen
 
 
 def _near_brain(dwi: DWI, n_voxels: int) -> np.ndarray:
@@ -143,19 +165,34 @@ def _share_near(found: np.ndarray, dwi: DWI) -> float:
 
 
 def _mean(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
-    """Average some volumes, one at a time: memory."""
+    """Average some volumes, one at a time: memory; and smooth the mean."""
     total = np.zeros(dwi.shape, np.float32, order="F")  # as volumes are
     for volume in volumes:
         total += dwi.signal[..., volume]
-    return total / len(volumes)
+    mean: np.ndarray = scipy.ndimage.gaussian_filter(total / len(volumes), SMOOTHING)
+    return mean
 
 
-def _attenuation(b0: np.ndarray, weighted: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the attenuation, in units of its median in the brain."""
+def _dark(image: np.ndarray) -> float:
+    """Return the signal up to which an image may be background."""
+    return ABOVE_DARK * float(np.quantile(image, DARK))
+
+
+def _attenuation(
+    b0: np.ndarray, weighted: np.ndarray, inside: np.ndarray, bval: float
+) -> np.ndarray:
+    """Return the logarithm of the attenuation, so that its median in the brain is one.
+
+    Differences from the median are in units of it, or of the least that a brain may have: a gain
+    does not change them.
+    """
     least = 1e-9 * b0.max()
     lost = np.log(np.maximum(b0, least) / np.maximum(weighted, least))
     usual = np.median(lost[inside])
-    return lost / usual if usual > LEAST_LOST else np.full_like(lost, np.inf)
+    if not usual > LEAST_LOST:
+        return np.full_like(lost, np.inf)
+    unit = max(usual, LEAST_DIFFUSIVITY * min(bval, UP_TO))
+    return 1.0 + (lost - usual) / unit
 
 
 def _above(image: np.ndarray) -> np.ndarray:

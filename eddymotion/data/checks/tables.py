@@ -120,6 +120,8 @@ def compare_b0s(dwi: DWI) -> str | None:
         wrong = int(np.argmin(similarity))
         known = similarity[1 - wrong] > similarity[wrong] + UNLIKE
         text += " in what they show"
+    elif _gains_vary(appearance.brightness[weighted], dwi.gradients.bvals[lowest]):
+        return None  # the b=0 volumes differ as all others do
     elif abs(appearance.brightness[0] - appearance.brightness[1]) > GAP:
         decays = appearance.brightness[:2] - np.median(appearance.brightness[weighted])
         diffusivities = decays / np.median(dwi.gradients.bvals[lowest])
@@ -131,6 +133,14 @@ def compare_b0s(dwi: DWI) -> str | None:
         return None
     which = f"volume {b0s[wrong]} is the doubtful one" if known else "both are doubtful"
     return f"{text}; by the diffusion-weighted volumes {which}; check them"
+
+
+def _gains_vary(brightness: np.ndarray, bvals: np.ndarray) -> bool:
+    """Whether most volumes of like b-values differ in brightness by as much as is no label's."""
+    away = [brightness[level] - np.median(brightness[level])
+            for level in levels_of(bvals, -1.0) if len(level)]  # fmt: skip
+    low, high = np.quantile(np.concatenate(away), [0.2, 0.8])
+    return bool(high - low > GAP)
 
 
 def _moved_apart(dwi: DWI, pair: np.ndarray) -> bool:

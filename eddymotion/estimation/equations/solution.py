@@ -276,7 +276,9 @@ class Solution:
         steps = along @ np.linalg.solve(hessian, pulls - pulls.mean(axis=2, keepdims=True))
         return sandwich(steps, n_fitted=1)
 
-    def contradictions(self, dwi: DWI, pulls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def contradictions(
+        self, dwi: DWI, pulls: np.ndarray, at_rest: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """How far slices that contradict its pose would take each volume.
 
         The pose of a volume is the mean over its time. If the head moves meanwhile, the images put
@@ -295,6 +297,8 @@ class Solution:
             The series that the volumes belong to, for the order and the place of its slices.
         pulls : (N, 6, Z) array
             Of its slices; the second of :meth:`pulls_of_slices`.
+        at_rest : int, optional
+            A volume of the group that is taken to be right, in place of most.
 
         Returns
         -------
@@ -316,7 +320,7 @@ class Solution:
         periods = (order.periods(n_slices, PERIODS) for order in slicing.possible(n_slices))
         # some orders are others that end where they begin: they tell the same
         alike = sorted({min(tuple(one), tuple(one.max() - one)) for one in periods})
-        poses = [_poses_of_periods(steps, own, np.array(period)) for period in alike]
+        poses = [_poses_of_periods(steps, own, np.array(period), at_rest) for period in alike]
         mean = np.stack([one.mean(axis=2) for one in poses])
         apart = np.stack([_scatter_of_mean(one) for one in poses])
         farthest = ((mean**2).sum(axis=2) + np.einsum("onkk->on", apart)).argmax(axis=0)
@@ -396,7 +400,9 @@ class Solution:
         return np.clip(np.rint(slices).astype(int), 0, n_slices - 1)
 
 
-def _poses_of_periods(steps: np.ndarray, own: np.ndarray, period: np.ndarray) -> np.ndarray:
+def _poses_of_periods(
+    steps: np.ndarray, own: np.ndarray, period: np.ndarray, at_rest: int | None
+) -> np.ndarray:
     """Solve for a pose in each period of a volume, (N, k, B), tied to those before and after.
 
     Parameters
@@ -407,10 +413,12 @@ def _poses_of_periods(steps: np.ndarray, own: np.ndarray, period: np.ndarray) ->
         Normal matrix of each slice with itself.
     period : (Z,) int array
         Of each slice.
+    at_rest : int, optional
+        The volume whose steps are those of the model; the median of all when not given.
     """
     member = (period[:, None] == np.unique(period)).astype(float)
     parts = steps @ member
-    parts -= np.median(parts, axis=0)
+    parts -= np.median(parts, axis=0) if at_rest is None else parts[at_rest].copy()
     matrices = np.einsum("nzkl,zb->nbkl", own, member, optimize=True)
     pulls = matrices.sum(axis=1) @ parts
     n, n_parts, k, _ = matrices.shape

@@ -67,6 +67,10 @@ eight heads that did, it was 0.7 to 1 along some axis; in ten real and eleven si
 did not, 0.12 at most. Without any evidence it is 0.16. A head that nods periodically, over a few
 volumes, agrees with some quadratic function by chance: a fifth of such series are misjudged."""
 
+RESTLESS = (0.0, 0.3, 3.0, 30.0)
+"""Variance of where the head is in each volume, by chance, relative to that of its steps: such a
+head seems to follow the directions as soon as these steps have to be independent."""
+
 COMMON = 1.25
 """See :attr:`GradientPulls.common`."""
 
@@ -312,7 +316,7 @@ def _smoothest(
             _Axis.of(values, changes, fields if displaced else nothing, weights, own)
             for values, own, displaced in zip(steps.T, prior.T, along, strict=True)
         ]
-        pulls, head_pulls, likely, square = (
+        pulls, head_pulls, square = (
             np.array(of).T for of in zip(*(axis.mean for axis in axes), strict=True)
         )
         both = (pulls + head_pulls).T
@@ -320,6 +324,7 @@ def _smoothest(
         rest = np.stack(weighted_rest, axis=1) / np.sqrt(known)[:, None]
         if np.abs(pulls - before).max() < SETTLED_MM:
             break
+    likely = np.array([axis.likely for axis in axes])
     return pulls, np.where(likely > LIKELY, head_pulls, 0.0), np.sqrt(square)
 
 
@@ -336,12 +341,15 @@ class _Axis:
         Standard deviations of the pulls, mm.
     n_free : int
         Degrees of freedom that the fields use.
+    restless : (k, k) array
+        Covariance of steps of a head that is elsewhere in every volume and goes nowhere.
     """
 
     values: np.ndarray
     columns: np.ndarray
     spread: np.ndarray
     n_free: int
+    restless: np.ndarray
 
     @classmethod
     def of(
@@ -353,38 +361,96 @@ class _Axis:
         prior: np.ndarray,
     ) -> _Axis:
         """Weight the steps, and remove from them the part that fields explain."""
-        both = weights * np.column_stack([steps, changes])
+        between = np.diff(np.eye(len(steps) + 1), axis=0)
+        both = weights * np.column_stack([steps, changes, between])
         basis, sizes, _ = np.linalg.svd(weights * fields, full_matrices=False)
         basis = basis[:, sizes > LEAST_SHOWN * sizes.max(initial=0.0)]
-        values, *columns = (both - basis @ (basis.T @ both)).T
-        return cls(values, np.array(columns).T, np.sqrt(prior), basis.shape[1])
+        both -= basis @ (basis.T @ both)
+        values, columns, away = np.split(both, [1, 1 + changes.shape[1]], axis=1)
+        return cls(values[:, 0], columns, np.sqrt(prior), basis.shape[1], away @ away.T)
 
     @property
-    def mean(self) -> tuple[np.ndarray, np.ndarray, float, float]:
+    def mean(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Return the mean over the posterior of sizes and scales.
 
-        Pulls (C,), those of the head (C,), the probability that there are any of the head, ``s²``.
+        Pulls (C,), those of the head (C,), ``s²``.
         """
-        left, seen, right = np.linalg.svd(self.columns * self.spread, full_matrices=False)
-        shown = left.T @ self.values
-        power = float((self.values**2).sum())
-        n_hidden = max(len(self.values) - self.n_free - len(shown), 0)
-        hidden = max(power - float((shown**2).sum()), 0.0)
-        typical = power / len(self.values)
-        scales = LEAST_SCALE_MM**2 + np.geomspace(1e-4, 4.0, N_SCALES) * typical
-        variances = scales[:, None, None] + SIZES[:, None] * seen**2
-        logs = (shown**2 / variances + np.log(variances)).sum(axis=-1)
-        logs += hidden / scales[:, None] + n_hidden * np.log(scales)[:, None]
-        posterior = ODDS * np.exp((logs.min() - logs) / 2)
-        posterior /= posterior.sum()
+        found = _Explained.of(self.values, self.columns * self.spread, self.n_free)
+        scales = found.scales(self.values)
+        logs, variances = found.logs(scales)
+        posterior = _normalised(logs)
         errors = np.minimum(SIZES, MOST_OF_ERRORS)
-        likely = posterior[:, errors < SIZES].sum()
         both = np.stack([errors, SIZES - errors])
-        shares = np.einsum("st,pt,stk->pk", posterior, both, seen / variances)
-        pulls, head_pulls = self.spread * ((shares * shown) @ right)
+        shares = np.einsum("st,pt,stk->pk", posterior, both, found.seen / variances)
+        pulls, head_pulls = self.spread * ((shares * found.shown) @ found.right)
         square = np.exp(posterior.sum(axis=1) @ np.log(scales))
-        return pulls, head_pulls, float(likely), float(square)
+        return pulls, head_pulls, float(square)
+
+    @property
+    def likely(self) -> float:
+        """The probability that the head follows the direction, be it restless or not."""
+        every = []
+        for ratio in RESTLESS:
+            root = np.linalg.cholesky(np.eye(len(self.values)) + ratio * self.restless)
+            values, columns = (
+                np.linalg.solve(root, of) for of in (self.values, self.columns * self.spread)
+            )
+            found = _Explained.of(values, columns, self.n_free)
+            every.append(
+                found.logs(found.scales(self.values))[0] + 2 * np.log(np.diag(root)).sum()
+            )
+        return float(_normalised(np.array(every))[..., SIZES > MOST_OF_ERRORS].sum())
 
     def rest(self, pulls: np.ndarray) -> np.ndarray:
         """Return the steps without the pulls, (k,)."""
         return self.values - self.columns @ pulls
+
+
+@dataclass(frozen=True, eq=False)
+class _Explained:
+    """Weighted steps along the directions in which pulls show, and beside them.
+
+    Parameters
+    ----------
+    shown, seen : (C,) array
+        Steps there, and what a pull of the usual size adds to them.
+    right : (C, C) array
+        The pulls of these directions.
+    hidden, n_hidden : float
+        Sum of squares and number of the others.
+    """
+
+    shown: np.ndarray
+    seen: np.ndarray
+    right: np.ndarray
+    hidden: float
+    n_hidden: int
+
+    @classmethod
+    def of(cls, values: np.ndarray, columns: np.ndarray, n_free: int) -> _Explained:
+        """Divide the steps (k,) by what the columns (k, C) explain."""
+        left, seen, right = np.linalg.svd(columns, full_matrices=False)
+        shown = left.T @ values
+        hidden = max(float((values**2).sum()) - float((shown**2).sum()), 0.0)
+        return cls(shown, seen, right, hidden, max(len(values) - n_free - len(shown), 0))
+
+    @staticmethod
+    def scales(values: np.ndarray) -> np.ndarray:
+        """Return squares that the scale of the steps may have."""
+        typical = float((values**2).mean())
+        scales: np.ndarray = LEAST_SCALE_MM**2 + np.geomspace(1e-4, 4.0, N_SCALES) * typical
+        return scales
+
+    def logs(self, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return −2 log-likelihoods by scale and size (S, P), and variances (S, P, C)."""
+        variances = scales[:, None, None] + SIZES[:, None] * self.seen**2
+        logs = (self.shown**2 / variances + np.log(variances)).sum(axis=-1)
+        logs += self.hidden / scales[:, None] + self.n_hidden * np.log(scales)[:, None]
+        return logs, variances
+
+
+def _normalised(logs: np.ndarray) -> np.ndarray:
+    """Turn −2 log-likelihoods, by size along the last axis, into a posterior."""
+    posterior = ODDS * np.exp((logs.min() - logs) / 2)
+    normalised: np.ndarray = posterior / posterior.sum()
+    return normalised

@@ -332,12 +332,14 @@ def _within_doubt(dwi: DWI, errors: PoseErrors) -> str | None:
     volumes, why = errors.contradicted, dwi.acquisition.why_untimed
     if not len(volumes) or not why:
         return None
-    some = len(volumes) > 1
+    some, n_b0s = len(volumes) > 1, len(dwi.gradients.b0s)
+    no_majority = 2 * np.isin(dwi.gradients.b0s, volumes).sum() >= n_b0s > 1
+    others = f" (or others of the {n_b0s} b=0 volumes)" if no_majority else ""
     doubt = (
         f"volume{'s' if some else ''} {listed(volumes)}: slices contradict the pose of their "
         f"volume by up to {errors.contradictions_mm[volumes].max():.1f} mm; the head moved while "
-        f"{'they were' if some else 'it was'} acquired, which cannot be estimated, since {why}; "
-        "no single pose fits, and standard errors are larger"
+        f"{'they were' if some else 'it was'} acquired{others}, which cannot be "
+        f"estimated, since {why}; no single pose fits, and standard errors are larger"
     )
     log.warning("motion within volumes: %s", doubt)
     return doubt

@@ -43,6 +43,9 @@ CLEARLY, CLEARLY_MM = 20.0, 0.2
 the first, and the displacement larger than the second. A volume of a real series in which the head
 moved between interleaved slices has 18, and 0.19 mm; others have 12 at most."""
 
+ENOUGH_FOR_MEDIAN = 8
+"""Of so many volumes the median over them is taken to be at rest."""
+
 MISFIT_MM, MISFIT_FEW, MISFIT_B_POWER = 0.0125, 8.0, 0.9
 """Standard error beyond that of noise; see :func:`misfit_covariances`."""
 
@@ -174,10 +177,10 @@ def _of_group(
     give_back_memory()  # of the group before, too
     weighted, alike = solution.pulls_of_slices(solver.dwi)
     apart = solution.scatter_of_periods(solver.dwi, weighted)
-    mean, scattered = solution.contradictions(solver.dwi, alike)
     by_noise = solution.covariances()
-    expected, square = by_noise + by_misfit, mean[:, :, None] * mean[:, None]
-    moved = are_contradicted(square + scattered, expected, solver.bands.scale)
+    square, scattered, moved = _contradicted(
+        solution, solver.dwi, alike, by_noise + by_misfit, solver.bands.scale
+    )
     usual = moved if moved.all() else ~moved
     scatter = solution.squares_of_halves()[usual].mean(axis=0)
     recovered = solution.recovered_by(usual)
@@ -187,6 +190,31 @@ def _of_group(
     whole += excess_covariance(whole, factor**2 * scatter)
     whole += pulled_by_slices(by_noise, pulls_of_slices(solver, solution.problem, group, motion))
     return whole, by_noise, apart, against
+
+
+def _contradicted(
+    solution: Solution, dwi: DWI, pulls: np.ndarray, expected: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what slices say against each pose, by mean and scatter, and where it is clear.
+
+    If two of three volumes moved, their median has moved as well, and the third seems to have.
+    So in small groups each volume is tried as the one at rest, and the one with which the fewest
+    others have moved, and those least far, takes the place of the median.
+    """
+
+    def against(at_rest: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        mean, scattered = solution.contradictions(dwi, pulls, at_rest)
+        square = mean[:, :, None] * mean[:, None]
+        return square, scattered, are_contradicted(square + scattered, expected, scale)
+
+    usual = against(None)
+    if not usual[2].any() or not 2 < len(expected) < ENOUGH_FOR_MEDIAN:
+        return usual
+    tried = [against(volume) for volume in range(len(expected))]
+    sizes = [in_millimetres(square + scattered, scale).sum() for square, scattered, _ in tried]
+    order = sorted(range(len(tried)), key=lambda k: (tried[k][2].sum(), sizes[k]))
+    best = tried[order[0]]
+    return best if best[2].sum() < usual[2].sum() else usual
 
 
 def misfit_covariances(dwi: DWI, volumes: np.ndarray) -> np.ndarray:
