@@ -9,7 +9,8 @@ diffusion-weighted volumes.
 
 A head that moved between the b=0 volumes and the others puts tissue where at b=0 there was skull
 or air: it looks as if diffusion hardly attenuated it, as fat does. But beside such voxels are
-others that are brighter than at b=0, which nothing but motion (or another gain) makes them.
+others that are brighter than at b=0, which nothing but motion (or another gain) makes them. So the
+volumes that show least of these tell how tissue is attenuated.
 """
 
 from __future__ import annotations
@@ -107,16 +108,16 @@ def _search(dwi: DWI) -> np.ndarray:
     if not len(b0s) or not len(high) or not inside.any():
         return nowhere
     b0, around = _mean(dwi, b0s), _near_brain(dwi, AROUND)
-    weighted = _mean(dwi, high)
-    shown = around & (weighted > _dark(weighted))
-    bval = float(dwi.gradients.bvals[high].mean())
-    hardly = shown & (_attenuation(b0, weighted, inside, bval) < HARDLY)
-    if _share_near(hardly, dwi) < LEAST_SHARE:  # the rest takes longer
+
+    def look(volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weighted, bval = _mean(dwi, volumes), float(dwi.gradients.bvals[volumes].mean())
+        shown = around & (weighted > _dark(weighted))
+        return weighted, shown, _attenuation(b0, weighted, inside, bval)
+
+    _, shown, attenuation = look(high)
+    if _share_near(shown & (attenuation < HARDLY), dwi) < LEAST_SHARE:  # the rest takes longer
         return nowhere
-    high = _least_moved(dwi, high, b0, around)
-    weighted, bval = _mean(dwi, high), float(dwi.gradients.bvals[high].mean())
-    attenuation = _attenuation(b0, weighted, inside, bval)
-    shown = around & (weighted > _dark(weighted))
+    weighted, shown, attenuation = look(_least_moved(dwi, high, b0, around))
     near = NEAR_MM * head_scale(dwi.mask, dwi.voxel_sizes) / dwi.voxel_sizes
     of_b0, brightness = (
         _above(weighted) / _level(image, inside, near) for image in (b0, weighted)
@@ -124,7 +125,8 @@ def _search(dwi: DWI) -> np.ndarray:
     hardly = shown & (attenuation < HARDLY) & (brightness > BRIGHT)
     certain = hardly & (attenuation > -BRIGHTER)
     moved_share = min(OF_MOVED * _share_near(hardly & ~certain, dwi), MOVED_SHARE)
-    is_medium = certain[around & ~dwi.mask].mean() > MOST_AROUND
+    beside = around & ~dwi.mask
+    is_medium = (certain & beside).sum() > MOST_AROUND * beside.sum()
     if _share_near(certain, dwi) < max(LEAST_SHARE, moved_share) or is_medium:
         return nowhere
     some = (attenuation < LESS) & (brightness > SHOWN)
