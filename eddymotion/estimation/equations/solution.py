@@ -401,7 +401,7 @@ class Solution:
 
 
 def _poses_of_periods(
-    steps: np.ndarray, own: np.ndarray, period: np.ndarray, at_rest: int | None
+    steps: np.ndarray, own: np.ndarray, period: np.ndarray, at_rest: int | None = None
 ) -> np.ndarray:
     """Solve for a pose in each period of a volume, (N, k, B), tied to those before and after.
 
