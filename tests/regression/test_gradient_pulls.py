@@ -186,5 +186,5 @@ def test_a_restless_head_hardly_ever_seems_to_follow_the_direction():
         away += np.cumsum(0.1 * random.normal(size=away.shape), axis=0)
         motion = Motion(exp_rigid(away / IN_MM, CENTER))
         about = scheme, [scheme.dwis], CENTER, IN_MM
-        named += remove_direction_pulls(motion, covariances, *about)[1].any()
+        named += remove_gradient_pulls(motion, covariances, *about)[1].any()
     assert named < 6
