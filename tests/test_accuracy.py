@@ -9,7 +9,7 @@ from eddymotion.evaluation import compare_motion
 from eddymotion.simulation import Recipe, simulate
 
 
-@pytest.mark.parametrize("motion", ["moderate", "swap30"])
+@pytest.mark.parametrize("motion", ["moderate", pytest.param("swap30", marks=pytest.mark.slow)])
 def test_motion_is_recovered(motion):
     made = simulate(Recipe(scheme="few", motion=motion, voxel_size=(4.0,) * 3, random_seed=1))
     found = em.estimate_motion(made.dwi)

@@ -96,6 +96,7 @@ def test_an_axis_that_the_data_contradict_is_not_used(distorted, found, caplog):
     assert "says i, but fields of eddy currents along j" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_axis_is_used_as_told_where_nothing_speaks_against_it(moving, caplog):
     told = replace(moving, acquisition=moving.acquisition.encoded("i", moving.affine))
     estimate_motion(told, n_threads=2)
@@ -207,6 +208,7 @@ def test_order_of_volumes_tells_only_what_follows_the_direction(distorted, found
     assert np.sqrt(((apart - follows) ** 2).mean()) < 0.02  # mm
 
 
+@pytest.mark.slow
 def test_log_tells_why(distorted, caplog):
     with caplog.at_level(logging.INFO, logger="eddymotion"):
         estimate_motion(distorted, estimator=Joint(eddy_current="linear"), n_threads=2)

@@ -56,7 +56,7 @@ def test_no_motion_stays_none(still, motion_rmse):
     assert degrees < 0.1
 
 
-@pytest.mark.parametrize("n_b0", [2, 3])
+@pytest.mark.parametrize("n_b0", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_moved_b0_volume_is_recovered_however_few_there_are(head, grid, n_b0):
     gradients = shelled_scheme({1000: 8}, n_b0)
     last = gradients.b0s[-1]
@@ -76,6 +76,7 @@ def test_threads_do_not_change_a_bit_of_the_result(short):
     np.testing.assert_array_equal(one.matrices, two.matrices)
 
 
+@pytest.mark.slow
 def test_intensity_scale_does_not_matter(short, motion_rmse):
     plain = estimate_motion(short, estimator=Joint(max_steps=2), n_threads=2)
     scaled = replace(short, signal=short.signal * np.float32(7.3))
@@ -153,6 +154,7 @@ def test_time_finds_the_frame_offset_in_spite_of_jumps(still):
     assert apart(still, unite_frames(still, Estimate(raw), align_shells=False), jumps) > 1
 
 
+@pytest.mark.slow
 def test_images_find_the_frame_offset_where_time_tells_nothing(head, grid):
     """The head jumps right after the only b=0: time would put both frames together."""
     gradients = shelled_scheme({1000: 24}, 1)

@@ -33,7 +33,7 @@ ORIENTATIONS = {
 }
 
 
-OFTEN = ("LPS", "oblique")
+OFTEN = ("oblique",)
 
 
 @pytest.fixture(

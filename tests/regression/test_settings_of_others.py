@@ -91,6 +91,7 @@ def write_seven(folder: Path) -> None:
     (folder / "seven").write_text("7")
 
 
+@pytest.mark.slow
 def test_processes_import_nothing_from_the_current_folder(here, two_shells, tmp_path, monkeypatch):
     """A series reaches each once: it was pickled for each held-out volume, 72 GB for 300."""
     monkeypatch.setenv("PYTHONWARNINGS", "error")

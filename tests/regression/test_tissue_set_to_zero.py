@@ -23,6 +23,7 @@ def of_stripped(moving):
     return estimate_motion(stripped(moving))
 
 
+@pytest.mark.slow
 def test_motion_is_found_within_a_mask_that_rests(moving, truth, of_stripped, scheme):
     compared = compare_motion(of_stripped, truth.relative_to(0), bvals=scheme.bvals,
                               center=np.zeros(3), grid_center=moving.center)  # fmt: skip
