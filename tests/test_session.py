@@ -73,7 +73,9 @@ def test_runs_lie_in_the_frame_of_the_first(corrected, dataset):
 
 
 def test_merged_series_holds_the_runs_one_after_the_other(corrected):
-    merged = nib.load(corrected / "sub-01_desc-merged_dwi.nii.gz").get_fdata()
+    image = nib.load(corrected / "sub-01_desc-merged_dwi.nii.gz")
+    merged, sidecar = image.get_fdata(), corrected / "sub-01_desc-merged_dwi.json"
+    assert image.header.get_zooms()[3] == json.loads(sidecar.read_text())["RepetitionTime"] > 0
     runs = [nib.load(corrected / f"sub-01_run-{run}_desc-preproc_dwi.nii.gz").get_fdata()
             for run in "12"]  # fmt: skip
     np.testing.assert_allclose(merged, np.concatenate(runs, axis=3), rtol=1e-5, atol=1e-3)

@@ -148,12 +148,18 @@ def write_field(
 
 
 def write_merged(
-    outputs: SessionOutputs, merged: DWI, how: str, names: Sequence[str], pairs: int
+    outputs: SessionOutputs,
+    merged: DWI,
+    how: str,
+    names: Sequence[str],
+    pairs: int,
+    repetition_time: float | None,
 ) -> None:
     """Write the runs of a session as one series."""
+    repeated = {} if repetition_time is None else {"RepetitionTime": repetition_time}
     with together():
         write_image(outputs.merged(".nii.gz"), np.asarray(merged.signal), merged.affine,
-                    merged.repetition_time)  # fmt: skip
+                    repetition_time)  # fmt: skip
         write_gradient_table(
             outputs.merged(".bval"), outputs.merged(".bvec"), merged.gradients, merged.affine
         )
@@ -162,6 +168,7 @@ def write_merged(
             "Merged": how,
             "Pairs": pairs,
             "Sources": list(names),
+            **repeated,
             "SkullStripped": False,
             "GeneratedBy": [{"Name": "eddymotion", "Version": __version__}],
         })  # fmt: skip

@@ -75,8 +75,10 @@ def write_as_one(
     settings : Settings
     """
     how = settings.distortion_group_merge
+    times = {run.repetition_time for run in corrected}
+    repetition_time = times.pop() if len(times) == 1 else None
     if how == "concat":
-        write_merged(session, concatenated(corrected), how, names, 0)
+        write_merged(session, concatenated(corrected), how, names, 0, repetition_time)
         return
     stretches, shifts = zip(*stretched, strict=True)
     merged, pairs = averaged(corrected, stretches, np.array(shifts))
@@ -85,7 +87,7 @@ def write_as_one(
             "%s: %d of %d volumes have a partner of opposite polarity with the same gradient; "
             "the others are kept unchanged", session.who, 2 * pairs, sum(map(len, corrected)),
         )  # fmt: skip
-    write_merged(session, merged, how, names, pairs)
+    write_merged(session, merged, how, names, pairs, repetition_time)
 
 
 def _stretch_of(outputs: Outputs, corrected: DWI) -> tuple[np.ndarray, np.ndarray]:
