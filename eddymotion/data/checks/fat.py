@@ -9,8 +9,8 @@ diffusion-weighted volumes.
 
 A head that moved between the b=0 volumes and the others puts tissue where at b=0 there was skull
 or air: it looks as if diffusion hardly attenuated it, as fat does. But beside such voxels are
-others that are brighter than at b=0, which nothing but motion (or another gain) makes them. So the
-volumes that show least of these tell how tissue is attenuated.
+others that are brighter than at b=0, which nothing but motion (or another gain) makes them. So fat
+has to be found both in all volumes and in those that show least of these.
 """
 
 from __future__ import annotations
@@ -117,19 +117,19 @@ def _search(dwi: DWI) -> np.ndarray:
     _, shown, attenuation = look(high)
     if _share_near(shown & (attenuation < HARDLY), dwi) < LEAST_SHARE:  # the rest takes longer
         return nowhere
-    weighted, shown, attenuation = look(_least_moved(dwi, high, b0, around))
     near = NEAR_MM * head_scale(dwi.mask, dwi.voxel_sizes) / dwi.voxel_sizes
-    of_b0, brightness = (
-        _above(weighted) / _level(image, inside, near) for image in (b0, weighted)
-    )
-    hardly = shown & (attenuation < HARDLY) & (brightness > BRIGHT)
-    certain = hardly & (attenuation > -BRIGHTER)
-    moved_share = min(OF_MOVED * _share_near(hardly & ~certain, dwi), MOVED_SHARE)
     beside = around & ~dwi.mask
-    is_medium = (certain & beside).sum() > MOST_AROUND * beside.sum()
-    if _share_near(certain, dwi) < max(LEAST_SHARE, moved_share) or is_medium:
-        return nowhere
+    for volumes in (_least_moved(dwi, high, b0, around), high):
+        weighted, shown, attenuation = look(volumes)
+        brightness = _above(weighted) / _level(weighted, inside, near)
+        hardly = shown & (attenuation < HARDLY) & (brightness > BRIGHT)
+        certain = hardly & (attenuation > -BRIGHTER)
+        moved_share = min(OF_MOVED * _share_near(hardly & ~certain, dwi), MOVED_SHARE)
+        is_medium = (certain & beside).sum() > MOST_AROUND * beside.sum()
+        if _share_near(certain, dwi) < max(LEAST_SHARE, moved_share) or is_medium:
+            return nowhere
     some = (attenuation < LESS) & (brightness > SHOWN)
+    of_b0 = _above(weighted) / _level(b0, inside, near)
     for taken in (some | (of_b0 > UNDIMINISHED), some):  # below b=1000 some tissue is as bright
         fat = scipy.ndimage.binary_propagation(certain, mask=certain | shown & taken)
         spread: np.ndarray = scipy.ndimage.binary_dilation(fat, iterations=REACH)
