@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numba
+import pytest
 
 from eddymotion.machine.compiling import Kernel, cache_folder, compiled
 
@@ -25,6 +26,7 @@ print(float(values[0]), sum(kernels._prefilter.made.stats.cache_hits.values()),
 """
 
 
+@pytest.mark.slow
 def test_kernels_of_a_read_only_folder_are_used_and_none_is_added(tmp_path):
     def run(refused, *types):
         call = [sys.executable, "-c", KERNELS, str(refused), *types]

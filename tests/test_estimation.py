@@ -287,6 +287,7 @@ def test_standard_errors_are_of_the_size_of_the_errors(moving, truth, estimated)
     assert 0.4 < np.sqrt((ratio**2).mean()) < 1.6
 
 
+@pytest.mark.slow
 def test_scattered_head_is_captured(head, grid):
     gradients = shelled_scheme({1000: 24}, 3)
     truth = simulate_motion("scattered", 27, ORIGIN, seed=3)

@@ -304,6 +304,7 @@ def _relative(image, truth, where):
     return np.sqrt(np.mean((gain * image[where] - truth[where]) ** 2)) / truth[where].mean()
 
 
+@pytest.mark.slow
 def test_registration_is_the_start_and_polarities_exchanged_give_the_opposite():
     first, second = pair(pose=TURN, voxel=5.0)
     found = estimate_off_resonance([first, second])

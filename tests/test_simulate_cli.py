@@ -101,6 +101,7 @@ def test_same_options_give_the_same_bytes_whatever_the_processors(dataset, tmp_p
     assert checksums(tmp_path)[image] != checksums(dataset)[image]
 
 
+@pytest.mark.slow
 def test_sessions_are_of_one_head_with_motion_and_noise_of_their_own(tmp_path):
     for session in ("1", "2"):
         assert run(tmp_path, "--session-id", session, "--write-ideal") == 0

@@ -30,6 +30,7 @@ def raw(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_they_are_skipped_listed_and_no_failure(raw, tmp_path, capsys):
     output = tmp_path / "out"
     call = [str(raw), str(output), "participant", *QUICK, "--nprocs", "1"]

@@ -116,6 +116,7 @@ def bent(still, head, scheme, grid):
     return replace(still, signal=signal), twists[1:].mean(axis=1)
 
 
+@pytest.mark.slow
 def test_errors_hold_the_mean_pose_where_slices_one_after_the_other_show_a_bent_head(bent):
     """Without SliceTiming; the images agree with a head that is turned instead."""
     dwi, mean = bent

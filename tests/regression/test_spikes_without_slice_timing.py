@@ -8,6 +8,7 @@ The pose is that of most slices, and all points agreed with it: a b=0 volume who
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from eddymotion.data.acquisition import Slicing
 from eddymotion.data.checks import in_sidecar
@@ -24,6 +25,7 @@ def spiked(dwi, volume, slices):
     return replace(dwi, signal=signal)
 
 
+@pytest.mark.slow
 def test_slices_that_contradict_a_b0_volume_are_in_its_errors(moving, estimated):
     volume, slices = int(moving.gradients.b0s[1]), np.arange(10, 16)
     found = estimate_motion(spiked(moving, volume, slices), n_threads=2)
