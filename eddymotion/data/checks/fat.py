@@ -114,13 +114,13 @@ def _search(dwi: DWI) -> np.ndarray:
         shown = around & (weighted > _dark(weighted))
         return weighted, shown, _attenuation(b0, weighted, inside, bval)
 
-    _, shown, attenuation = look(high)
+    of_all = _, shown, attenuation = look(high)
     if _share_near(shown & (attenuation < HARDLY), dwi) < LEAST_SHARE:  # the rest takes longer
         return nowhere
     near = NEAR_MM * head_scale(dwi.mask, dwi.voxel_sizes) / dwi.voxel_sizes
     beside = around & ~dwi.mask
-    for volumes in (_least_moved(dwi, high, b0, around), high):
-        weighted, shown, attenuation = look(volumes)
+    of_least_moved = look(_least_moved(dwi, high, b0, around))
+    for weighted, shown, attenuation in (of_least_moved, of_all):
         brightness = _above(weighted) / _level(weighted, inside, near)
         hardly = shown & (attenuation < HARDLY) & (brightness > BRIGHT)
         certain = hardly & (attenuation > -BRIGHTER)
