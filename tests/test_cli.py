@@ -372,8 +372,8 @@ def test_wrong_calls_exit_with_2_and_one_line(dataset, tmp_path, capsys):
     [
         ("--participant-label", "; leave it out: it selects from a dataset: eddymotion BIDS_DIR"),
         ("--mem-gb", "; leave it out: it divides memory"),
-        ("-w", "; leave it out: no intermediate results"),
-        ("-scratch", "; leave it out: no intermediate results"),
+        ("-w", "; leave it out: intermediate results are in the output"),
+        ("-scratch", "; leave it out: intermediate results are in the output"),
         ("--dry-run", "unknown argument --dry-run (see"),
         ("--ol_sqr", "; leave it out: the thresholds for lost slices are fixed"),
         ("--readout-time", "; leave it out: TotalReadoutTime is read from the sidecar"),

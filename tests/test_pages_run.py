@@ -99,11 +99,11 @@ def stage(tmp_path_factory):
     gradients = shelled_scheme({1000.0: 12}, 2)
     motion = simulate_motion("drift", len(gradients), np.zeros(3))
     dwi = acquire(phantom, gradients, motion, Grid.covering(phantom, 8.0), snr=30)
-    for table in ("dwi", "table", "sub-01_dwi", "a_dwi", "b_dwi"):
+    for table in ("dwi", "table", "sub-01_dwi", "a_dwi", "b_dwi", "dwi_ap", "dwi_pa"):
         write_gradient_table(
             folder / f"{table}.bval", folder / f"{table}.bvec", gradients, dwi.affine
         )
-    for image in ("dwi", "sub-01_dwi", "a_dwi", "b_dwi", "straight", "turned"):
+    for image in ("dwi", "sub-01_dwi", "a_dwi", "b_dwi", "dwi_ap", "dwi_pa", "straight", "turned"):
         write_image(folder / f"{image}.nii.gz", np.asarray(dwi.signal), dwi.affine)
     for image in (
         "b0_pa",
@@ -139,8 +139,8 @@ def write_opposite_runs(folder, dwi):
         write_gradient_table(
             series.with_suffix(".bval"), series.with_suffix(".bvec"), dwi.gradients, dwi.affine
         )
-        for kind in ("epi", "dwi"):
-            write_json(folder / f"sub-01_dir-{label}_{kind}.json", told)
+        for stem in (f"sub-01_dir-{label}_epi", series.name, f"dwi_{label.lower()}"):
+            write_json(folder / f"{stem}.json", told)
 
 
 def nodes_of_ones_own(folder, dwi):
@@ -266,7 +266,7 @@ def one_volume_as_by_the_library(names):
 def runs_as_eddy_was_told(names):
     """Encodings and order of slices are those of the text files, and each run has its volumes."""
     dwi = names["dwi"]
-    first, second = (em.load(f"runs/sub-01/dwi/sub-01_run-{n}_dwi.nii.gz") for n in (1, 2))
+    first, second = (em.load(f"runs/polarity-{n}_dwi.nii.gz") for n in (1, 2))
     assert [run.acquisition.common_readout_time for run in (first, second)] == [0.05, 0.04]
     encodings = [run.acquisition.common_phase_encoding for run in (first, second)]
     np.testing.assert_allclose(encodings[0], -encodings[1])
@@ -274,7 +274,7 @@ def runs_as_eddy_was_told(names):
     np.testing.assert_allclose(second.signal, dwi.signal, rtol=1e-5)
     slicing = em.load("dwi.nii.gz").acquisition.slicing
     np.testing.assert_array_equal(np.ravel(slicing.groups), np.loadtxt("slspec.txt"))
-    merged = Path("joined/sub-01/dwi/sub-01_desc-merged_dwi.nii.gz")
+    merged = Path("joined/polarity-1_desc-merged_dwi.nii.gz")
     assert em.load(merged).signal.shape[-1] == 2 * len(dwi)
 
 

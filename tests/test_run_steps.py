@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several runs by four ways: command, library, Nipype, Pydra."""
 
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from eddymotion.workflows.execution import run_workflow
 from runs import QUICK
 
 import eddymotion as em
-from eddymotion.cli import fieldmap, participant
+from eddymotion.cli import correct, fieldmap, participant
 from eddymotion.errors import EddymotionError
 from eddymotion.images.grid import Grid
 from eddymotion.interfaces import nipype as nodes
@@ -130,6 +131,25 @@ def test_the_library_gives_what_the_command_gives(files, by_command, tmp_path):
     ours, theirs = (tmp_path / name for name in ("field.nii.gz", "theirs.nii.gz"))
     theirs.write_bytes(by_command["field_file"])
     np.testing.assert_array_equal(read_image(ours)[0], read_image(theirs)[0])
+
+
+@pytest.mark.slow
+def test_images_outside_a_dataset_give_what_the_dataset_gives(files, by_command, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in Path(files[0]).parent.iterdir():
+        shutil.copy(path, folder)
+    images = [str(folder / Path(path).name) for path in files]
+    options = [*QUICK[:-1], "--distortion-group-merge", "average"]
+    assert correct.main([*images, "-o", str(tmp_path), *options]) == 0
+    for name, ending in COMPARED.items():
+        for run, content in zip(("AP", "PA"), by_command[name], strict=True):
+            assert (tmp_path / f"sub-01_dir-{run}_{ending}").read_bytes() == content, name
+    for name, path in OF_ALL.items():
+        found = tmp_path / path.removeprefix("dwi/")
+        assert found.read_bytes() == by_command[name]
+    assert not (tmp_path / "work").exists()
+    assert {page.name for page in tmp_path.glob("*.html")} == {"sub-01.html"}
 
 
 @pytest.mark.slow

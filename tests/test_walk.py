@@ -19,7 +19,7 @@ from eddymotion.io.tables import write_gradient_table
 from eddymotion.simulation import Grid, acquire, procedural_head, shelled_scheme, simulate_motion
 
 LANDMARKS = (
-    "cli.correct:correct_one",
+    "cli.correct:correct_given",
     "pipeline.correct:correct_series",
     "io.series:load",
     "models:get_model",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import platform
 import shutil
@@ -18,7 +17,6 @@ from typing import Any
 
 from eddymotion.bids.series import URI, Sorted, flattened, outputs_of
 from eddymotion.errors import EddymotionError
-from eddymotion.io.images import image_stem
 from eddymotion.io.sidecars import SeriesFiles
 from eddymotion.io.writing import read_json, write_json
 from eddymotion.machine.children import why_alone
@@ -26,7 +24,7 @@ from eddymotion.machine.disk import DISK_FULL, prove_writable
 from eddymotion.machine.locks import Lock, locked
 from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.machine.versions import software_versions
-from eddymotion.pipeline.cache import DIGITS, finished_summary
+from eddymotion.pipeline.cache import finished_summary, remove_kept
 from eddymotion.pipeline.events import ENDING
 from eddymotion.pipeline.limits import (
     LIBRARIES_GB,
@@ -185,7 +183,8 @@ def _correct(found: Sorted, run: Run, folder: Path, started: str) -> dict[str, s
         write_json(run.log_file.with_suffix(".json"), content)
     if not failures:
         shutil.rmtree(folder, ignore_errors=True)
-        _remove_work_of(every, run)
+        if run.work_dir.is_relative_to(run.output_dir):
+            remove_kept([job.series for job in every], run.work_dir)
     return failures | flattened(found.refused)
 
 
@@ -371,19 +370,3 @@ def _record(
             for name, reason in reasons.items()
         ],
     }
-
-
-def _remove_work_of(jobs: Sequence[Job], run: Run) -> None:
-    """Remove kept motions from a work folder inside the outputs: all is finished."""
-    if not run.work_dir.is_relative_to(run.output_dir):
-        return
-    for job in jobs:
-        stem = image_stem(job.series.dwi)
-        for folder in (run.work_dir / "motion").glob(f"{glob.escape(stem)}_*"):
-            if folder.name[len(stem) : -DIGITS] in ("_", "_runs_"):
-                shutil.rmtree(folder, ignore_errors=True)
-    for folder in (run.work_dir / "motion", run.work_dir):
-        try:
-            folder.rmdir()
-        except OSError:  # another run's, or not there
-            continue

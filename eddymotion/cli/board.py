@@ -333,27 +333,40 @@ def watching(
             look()
 
 
-class _BoardUpdater(EventWriter):
-    """Updates a board of this process in place of a file."""
+class BoardUpdater(EventWriter):
+    """Updates a board of this process in place of a file: of one series after the other."""
 
     def __init__(self, board: Board, name: str) -> None:
         super().__init__(Path(name))
         self._board, self._name = board, name
 
+    def turned_to(self, name: str) -> BoardUpdater:
+        """Take what follows for news of another series."""
+        self._name = name
+        return self
+
     def write(self, **event: Any) -> None:
+        """Take in an event of the series."""
         self._board.update(self._name, {"at": time.time(), **event})
+
+
+@contextmanager
+def in_turn(names: Sequence[str], verbosity: int) -> Iterator[BoardUpdater]:
+    """Show how far series are that are worked on in this process, one after the other."""
+    board = Board(names, verbosity)
+    updater = BoardUpdater(board, names[0])
+    before = list(log.handlers)
+    log.handlers[:] = [h for h in before if not isinstance(h, Console)] + [updater]
+    try:
+        with watching(board):
+            yield updater
+    finally:
+        log.handlers[:] = before
+        updater.close()
 
 
 @contextmanager
 def alone(name: str, verbosity: int) -> Iterator[Progress]:
     """Show how far a single series is that is worked on in this process; yields its progress."""
-    board = Board([name], verbosity)
-    updater = _BoardUpdater(board, name)
-    before = list(log.handlers)
-    log.handlers[:] = [h for h in before if not isinstance(h, Console)] + [updater]
-    try:
-        with watching(board):
-            yield updater.progress
-    finally:
-        log.handlers[:] = before
-        updater.close()
+    with in_turn([name], verbosity) as updater:
+        yield updater.progress

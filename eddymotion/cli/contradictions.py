@@ -84,6 +84,16 @@ def refuse_unused_space_options(settings: Settings) -> None:
         )
 
 
+def refuse_joining_one(settings: Settings) -> None:
+    """Raise if a single series is to be joined with others, or kept apart from them."""
+    for name in ("separate_all_dwis", "distortion_group_merge"):
+        if getattr(settings, name) != getattr(Settings, name):
+            raise EddymotionError(
+                f"{option_of(name)}: a single series has no other runs; name those after it, or "
+                "leave the option out"
+            )
+
+
 def refuse_t1w(settings: Settings, why_not: str) -> None:
     """Raise if a participant's T1w is asked for where there is no participant."""
     if settings.output_space == "T1w":

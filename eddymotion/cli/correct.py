@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``eddymotion-correct DWI``: one series, no BIDS needed; the same engine and outputs."""
+"""``eddymotion-correct DWI …``: no BIDS needed; the same engine and outputs."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eddymotion import __version__
 from eddymotion.cli.console import (
     logging_to,
+    messages,
     prepare_output_dir,
     refuse_output_in_input,
     run,
 )
-from eddymotion.cli.contradictions import refuse_t1w
+from eddymotion.cli.contradictions import refuse_joining_one, refuse_t1w
 from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
     add_setting,
+    add_settings,
     settings_from,
 )
 from eddymotion.cli.other_programs import NOT_NEEDED, OF_DATASETS
@@ -29,34 +32,37 @@ from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.io.ahead import decompressing_ahead
 from eddymotion.machine.importing import importing
 
+if TYPE_CHECKING:
+    from eddymotion.derivatives import Outputs
+    from eddymotion.io.sidecars import SeriesFiles
+    from eddymotion.pipeline.settings import Settings
+
 log = logging.getLogger("eddymotion")
 
 DESCRIPTION = """\
-Correct head motion in one diffusion series.
+Correct head motion in a diffusion series, or in several of one head together.
 
-Finds .bval and .bvec beside the image. For a BIDS dataset: eddymotion."""
+Finds .bval, .bvec and .json beside each image. For a BIDS dataset: eddymotion."""
 
 EXAMPLES = """\
 examples:
   eddymotion-correct dwi.nii.gz
   eddymotion-correct scan.nii --bval table.bval --bvec table.bvec -o corrected/
+  eddymotion-correct dwi_AP.nii.gz b0_PA.nii.gz
+  eddymotion-correct dwi_AP.nii.gz dwi_PA.nii.gz --distortion-group-merge concat
 """
-
-
-ONE_IMAGE = (
-    "one image too many: join single volumes into one 4-D file (mrcat -axis 3, fslmerge -t); "
-    "correct several series one call each, or as a BIDS dataset with eddymotion"
-)
-"""What to say of a second image."""
 
 
 def build_parser() -> Parser:
     """Return the parser of ``eddymotion-correct``."""
     parser = Parser(
-        prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES, surplus=ONE_IMAGE,
+        prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES,
         not_needed={**NOT_NEEDED, **OF_DATASETS},
     )  # fmt: skip
-    parser.add_argument("dwi", type=Path, help="4-D NIfTI image")
+    parser.add_argument("dwi", type=Path, nargs="+", metavar="DWI",
+                        help="4-D NIfTI image; of several, that of the first is the frame of all, "
+                             "and opposite phase encodings, also of b=0 alone, determine the "
+                             "distortion")  # fmt: skip
     parser.add_argument(
         "--bval", type=Path, metavar="FILE", help="b-values (default: file next to DWI)"
     )
@@ -68,71 +74,112 @@ def build_parser() -> Parser:
     parser.add_argument("-o", "--output-dir", type=Path, default=Path("corrected"), metavar="DIR",
                         help="output folder (default: ./%(default)s)")  # fmt: skip
     add_estimation_options(parser)
+    add_settings(parser, "runs of a session")
     add_running_options(parser, __version__)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``eddymotion-correct``; return its exit code."""
-    return run("eddymotion-correct", lambda: correct_one(build_parser().parse(arguments)))
+    return run("eddymotion-correct", lambda: correct_given(build_parser().parse(arguments)))
 
 
-def correct_one(options: argparse.Namespace) -> int:
-    """Correct the series and write its report."""
-    if not options.dwi.is_file():
-        raise EddymotionError(absence(options.dwi, SERIES_WANTED))
-    with decompressing_ahead(*[options.dwi] * (options.nprocs > 1)):
+def correct_given(options: argparse.Namespace) -> int:
+    """Correct the series and write their report."""
+    for image in options.dwi:
+        if not image.is_file():
+            raise EddymotionError(absence(image, SERIES_WANTED))
+    with decompressing_ahead(*options.dwi[:1] * (options.nprocs > 1)):
         return _corrected(options)
 
 
 def _corrected(options: argparse.Namespace) -> int:
     with importing:
-        from eddymotion.cli.board import alone
+        from eddymotion.cli.board import in_turn
         from eddymotion.derivatives import Outputs
-        from eddymotion.derivatives.dataset import write_citation
-        from eddymotion.io.sidecars import SeriesFiles
         from eddymotion.machine.locks import locked
         from eddymotion.machine.temporaries import remove_stale_temporaries
-        from eddymotion.pipeline.correct import correct_series
         from eddymotion.pipeline.series_job import reason_of
-        from eddymotion.reports.participant import write_participant_page
-        from eddymotion.reports.series import SeriesReport
+        from eddymotion.pipeline.session import correct_session
 
-    if dataset := raw_dataset_of(options.dwi.resolve()):
-        refuse_output_in_input(dataset, options.output_dir.resolve())
+    folder = options.output_dir
+    for image in options.dwi:
+        if dataset := raw_dataset_of(image.resolve()):
+            refuse_output_in_input(dataset, folder.resolve())
     settings = settings_from(options)
-    refuse_t1w(settings, "a single series has none")
-    prepare_output_dir(options.output_dir)
-    series = SeriesFiles(options.dwi, options.bval, options.bvec)
-    outputs = Outputs.in_folder(options.output_dir, options.dwi)
-    lock = options.output_dir / f".{outputs.src}.lock"
+    refuse_t1w(settings, "a series outside a dataset has none")
+    given = _given_series(options, settings)
+    prepare_output_dir(folder)
+    runs = [(series, Outputs.in_folder(folder, series.dwi)) for series in given]
+    every = [outputs for _, outputs in runs]
+    names = [outputs.src for outputs in every]
     with (
-        locked([lock], str(options.output_dir / outputs.src)),
-        logging_to(options.output_dir / "logs", options.verbose) as log_file,
+        locked([folder / f".{name}.lock" for name in names], str(folder / ", ".join(names))),
+        logging_to(folder / "logs", options.verbose) as log_file,
     ):
-        remove_stale_temporaries(outputs.figures)
+        remove_stale_temporaries(folder / "figures")
         try:
-            with alone(outputs.src, options.verbose) as progress:
-                facts = correct_series(series, outputs, settings, progress)
+            with in_turn(names, options.verbose) as watcher:
+                summaries = correct_session(
+                    runs, settings, folder / "work",
+                    lambda outputs: watcher.turned_to(outputs.src),
+                )  # fmt: skip
         except (EddymotionError, OSError):
             raise
         except Exception as error:
-            log.debug("%s failed", options.dwi, exc_info=True)
-            log.error("%s failed: %s (log: %s)", options.dwi, reason_of(error), log_file)
+            failed = ", ".join(str(series.dwi) for series in given)
+            log.debug("%s failed", failed, exc_info=True)
+            log.error("%s failed: %s (log: %s)", failed, reason_of(error), log_file)
             return 1
-        finished = sorted(options.output_dir.glob("*_desc-preproc_dwi.json"))
-        write_citation(options.output_dir, finished)
-        report = options.output_dir / f"{outputs.src}.html"
-        failed = write_participant_page(report, outputs.src, [outputs])
         if options.verbose == 0:  # with -v they were among the messages
-            tell("\n".join(f"{label}: {value}" for label, value in facts.items()))
+            _tell_summaries(names, summaries)
+        return _tell_outputs(folder, given, every)
+
+
+def _given_series(options: argparse.Namespace, settings: Settings) -> list[SeriesFiles]:
+    """Return the series that are corrected."""
+    from eddymotion.io.sidecars import SeriesFiles
+
+    if len(options.dwi) == 1:
+        refuse_joining_one(settings)
+        return [SeriesFiles(options.dwi[0], options.bval, options.bvec)]
+    from eddymotion.cli.given_series import series_together
+
+    with messages(options.verbose, logging.WARNING):
+        return series_together(options, settings)
+
+
+def _tell_summaries(names: Sequence[str], summaries: Sequence[Mapping[str, str]]) -> None:
+    for name, summary in zip(names, summaries, strict=True):
+        if len(names) > 1:
+            tell(f"{name}:")
+        tell("\n".join(f"{label}: {value}" for label, value in summary.items()))
+
+
+def _tell_outputs(folder: Path, given: Sequence[SeriesFiles], every: Sequence[Outputs]) -> int:
+    """Write the report and say where the outputs are; return the exit code."""
+    from eddymotion.derivatives.dataset import write_citation
+    from eddymotion.derivatives.session import SessionOutputs
+    from eddymotion.reports.participant import write_participant_page
+    from eddymotion.reports.series import SeriesReport
+
+    write_citation(folder, sorted(folder.glob("*_desc-preproc_dwi.json")))
+    session = SessionOutputs.of(every[0])
+    who = session.who if len(every) > 1 else every[0].src
+    report = folder / f"{who}.html"
+    unreadable = write_participant_page(report, who, every)
+    for outputs in every:
         log.info("corrected series: %s", outputs["dwi"], extra=RESULT)
-        if not failed:
+        if outputs.src not in unreadable:
             log.info("verdict: %s", SeriesReport.load(outputs).verdict, extra=RESULT)
-        log.info("report: %s", report, extra=RESULT)
-        for why in failed.values():
-            log.error("%s: cannot be shown in the report: %s", options.dwi, why)
-    return 1 if failed else 0
+    if (field := session.field.path("preproc")).is_file() and given[0].runs:
+        log.info("off-resonance field: %s", field, extra=RESULT)
+    if (merged := session.merged(".nii.gz")).is_file():
+        log.info("series of all runs: %s", merged, extra=RESULT)
+    log.info("report: %s", report, extra=RESULT)
+    for name, why in unreadable.items():
+        log.error("%s: cannot be shown in the report: %s", name, why)
+    return 1 if unreadable else 0
 
 
 def raw_dataset_of(image: Path) -> Path | None:

@@ -14,7 +14,10 @@ FIELD = "the field and the corrected images are always written"
 FREESURFER = "FreeSurfer is not needed"
 JUDGED = "the thresholds for lost slices are fixed"
 NONLINEAR = "gradient nonlinearity is not corrected here"
-OPPOSITE = "opposite phase encodings in a session are used automatically"
+OPPOSITE = (
+    "opposite phase encodings are used automatically: those of a session, or images that "
+    "eddymotion-correct is given after the series"
+)
 OVERWRITE = "outputs are recomputed automatically when settings or inputs change"
 READOUT = "TotalReadoutTime is read from the sidecar where it matters"
 SEQUENCE = "SliceTiming is read from the sidecar"
@@ -178,10 +181,9 @@ NOT_NEEDED: Mapping[str, str] = {
 
 CHOSEN = "it selects from a dataset: eddymotion BIDS_DIR OUTPUT_DIR participant"
 DATASET = "it is for a dataset: eddymotion BIDS_DIR OUTPUT_DIR participant"
-ALONE = "a single series has no other runs"
 NO_BIDS = "nothing is validated, since a single series needs no BIDS"
 NO_GRAPH = "a single series is corrected without a workflow engine"
-KEPT = "no intermediate results are kept for a single series"
+KEPT = "intermediate results are in the output folder, and are removed at the end"
 SHARED = "it divides memory among series that run at the same time"
 TABLES = "in a dataset the tables are next to the images; eddymotion-correct accepts others"
 SECOND = "the second word of the call is OUTPUT_DIR"
@@ -191,12 +193,10 @@ OF_DATASETS: Mapping[str, str] = {
     "--bids-database-dir": DATASET,
     "--bids-filter-file": CHOSEN,
     "--demo": "eddymotion --demo DIR is the demonstration",
-    "--distortion-group-merge": ALONE,
     "--doctor": "eddymotion --doctor describes the machine",
     "--nipype-plugin-file": NO_GRAPH,
     "--participant-label": CHOSEN,
     "--reports-only": DATASET,
-    "--separate-all-dwis": ALONE,
     "--session-id": CHOSEN,
     "--session-label": CHOSEN,
     "--mem": SHARED,
@@ -209,7 +209,6 @@ OF_DATASETS: Mapping[str, str] = {
     "--use-plugin": NO_GRAPH,
     "--work-dir": KEPT,
     "--write-graph": NO_GRAPH,
-    "--output-data-combination": ALONE,
     "--temp-folder": KEPT,
     "-nocleanup": KEPT,
     "-scratch": KEPT,

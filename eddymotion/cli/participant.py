@@ -18,7 +18,11 @@ from eddymotion.cli.console import (
     refuse_output_in_input,
     run,
 )
-from eddymotion.cli.contradictions import refuse_contradicting_run_options, refuse_t1w
+from eddymotion.cli.contradictions import (
+    refuse_contradicting_run_options,
+    refuse_joining_one,
+    refuse_t1w,
+)
 from eddymotion.cli.converters import above_zero, existing_file
 from eddymotion.cli.options import (
     add_estimation_options,
@@ -205,6 +209,7 @@ def demonstrate(options: argparse.Namespace) -> int:
 
     settings = settings_from(options)
     refuse_t1w(settings, "the demonstration has no T1w")
+    refuse_joining_one(settings)
     prepare_output_dir(options.demo)
     derivatives = options.demo / "derivatives"
     with (

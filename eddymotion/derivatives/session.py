@@ -47,17 +47,20 @@ class SessionOutputs:
         ``sub-X[_ses-Y]``.
     space : str
         As of :class:`Outputs`.
+    flat : bool
+        As of :class:`Outputs`: puts the merged series into `folder` itself.
     """
 
     folder: Path
     who: str
     space: str = ""
+    flat: bool = False
 
     @classmethod
     def of(cls, outputs: Outputs) -> SessionOutputs:
         """Derive them from the outputs of one of its runs."""
         kept = [part for part in outputs.src.split("_") if part.startswith(("sub-", "ses-"))]
-        return cls(outputs.folder, "_".join(kept) or outputs.src, outputs.space)
+        return cls(outputs.folder, "_".join(kept) or outputs.src, outputs.space, outputs.flat)
 
     @property
     def field(self) -> FieldFiles:
@@ -67,7 +70,8 @@ class SessionOutputs:
     def merged(self, ending: str) -> Path:
         """Path of the merged series."""
         space = f"_space-{self.space}" if self.space else ""
-        return self.folder / "dwi" / f"{self.who}{space}_desc-merged_dwi{ending}"
+        folder = self.folder if self.flat else self.folder / "dwi"
+        return folder / f"{self.who}{space}_desc-merged_dwi{ending}"
 
     def remove_merged(self) -> None:
         """Remove the merged series of an earlier run: its runs are written again."""

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
+import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +102,18 @@ class MotionCache:
         stages.seconds |= {"motion": seconds}
         stages.log = lines
         return motion
+
+
+def remove_kept(series: Iterable[SeriesFiles], work_dir: Path) -> None:
+    """Remove what is kept of some series, whose outputs are finished, and folders left empty."""
+    for one in series:
+        stem = image_stem(one.dwi)
+        for folder in (work_dir / "motion").glob(f"{glob.escape(stem)}_*"):
+            if folder.name[len(stem) : -DIGITS] in ("_", "_runs_"):
+                shutil.rmtree(folder, ignore_errors=True)
+    for folder in (work_dir / "motion", work_dir):
+        with suppress(OSError):  # another run's, or not there
+            folder.rmdir()
 
 
 def _motion_of_outputs(

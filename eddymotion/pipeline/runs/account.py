@@ -86,12 +86,13 @@ def issues_of(run: SessionRun) -> list[DataIssue]:
             "off-resonance field of the session; see the log for the reason",
         ))  # fmt: skip
     if joined is not None and len(joined) > 1 and joined.similarity[1] < AGREE:
+        no_field = "add PhaseEncodingDirection to all sidecars if it differs between the runs, "
         found.append(DataIssue(
             "runs",
             f"the b=0 images of the runs of this session correlate by only r = "
             f"{joined.similarity[1]:.2f}, expected {AGREE:g}: their common frame may be "
-            "wrong; compare the corrected runs, or correct each separately with "
-            "--separate-all-dwis",
+            f"wrong; {no_field if joined.field is None else ''}compare the corrected runs, or "
+            "correct each separately with --separate-all-dwis",
         ))  # fmt: skip
     if (spread := _spread_mm(run)) > FAR_MM:
         found.append(DataIssue(

@@ -40,9 +40,10 @@ def merge_runs(runs: Sequence[tuple[SeriesFiles, Outputs]], settings: Settings) 
         for _, outputs in runs
     ]
     names = [run.uri or run.dwi.name for run, _ in runs]
+    session = SessionOutputs.of(runs[0][1])
     every = zip(corrected, runs, strict=True)
-    stretched = (_stretch_of(outputs, dwi) for dwi, (_, outputs) in every)
-    write_as_one(SessionOutputs.of(runs[0][1]), corrected, stretched, names, settings)
+    stretched = (_stretch_of(outputs, session, dwi) for dwi, (_, outputs) in every)
+    write_as_one(session, corrected, stretched, names, settings)
 
 
 def load_corrected(
@@ -90,11 +91,12 @@ def write_as_one(
     write_merged(session, merged, how, names, pairs, repetition_time)
 
 
-def _stretch_of(outputs: Outputs, corrected: DWI) -> tuple[np.ndarray, np.ndarray]:
+def _stretch_of(
+    outputs: Outputs, session: SessionOutputs, corrected: DWI
+) -> tuple[np.ndarray, np.ndarray]:
     """Recall from the outputs of a run how its field stretched it, and which way."""
     sidecar = read_json(outputs["sidecar"])
     shift = np.array(sidecar.get("MillimetresPerHertz") or [0.0] * 3, float)
-    session = SessionOutputs.of(outputs)
     if not sidecar.get("OffResonanceCorrected") or not session.field.path("coeff").is_file():
         return np.ones(corrected.shape, np.float32), shift
     coefficients, lattice, _ = read_image(session.field.path("coeff"))

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``eddymotion-correct`` with several images: what belongs together, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from runs import QUICK
+
+from eddymotion.cli import correct
+from eddymotion.io.images import read_image, write_image
+
+ONCE = QUICK[:-1]
+"""Options that make a run short."""
+
+
+@pytest.fixture
+def image_of_b0(series):
+    """A single volume of the other polarity, without tables, beside the series."""
+    signal, affine, _ = read_image(series)
+    path = series.with_name("b0_PA.nii.gz")
+    write_image(path, np.asarray(signal)[..., 0], affine)
+    for image, axis in ((series, "j-"), (path, "j")):
+        sidecar = {"PhaseEncodingDirection": axis, "TotalReadoutTime": 0.05}
+        image.with_name(image.name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
+    return path
+
+
+def test_a_b0_of_the_other_polarity_gives_a_field(series, image_of_b0, tmp_path, capsys):
+    call = [str(series), str(image_of_b0), "-o", str(tmp_path), *ONCE]
+    assert correct.main(call) == 0
+    told = capsys.readouterr().out
+    field = tmp_path / "fmap/dwi_fmapid-auto00000_desc-preproc_fieldmap.nii.gz"
+    assert f"off-resonance field: {field}" in told
+    sidecar = json.loads((tmp_path / "dwi_desc-preproc_dwi.json").read_text())
+    assert sidecar["OffResonanceCorrected"]
+    assert sidecar["Runs"] == ["dwi.nii.gz", "b0_PA.nii.gz"]
+    hertz, _, _ = read_image(field)
+    assert np.median(np.abs(hertz)) < 1.0  # both show the same head, undistorted
+    assert not [*tmp_path.glob("b0_PA*"), *tmp_path.glob("work")]
+    before = (tmp_path / "dwi_desc-preproc_dwi.nii.gz").stat().st_mtime_ns
+    assert correct.main(call) == 0
+    assert (tmp_path / "dwi_desc-preproc_dwi.nii.gz").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "told"),
+    [
+        ("a.nii.gz a.nii.gz", "", "would have the same names"),
+        ("a.nii.gz x/a.nii.gz", "", "would have the same names"),
+        ("a.nii.gz none.nii.gz", "", "none.nii.gz"),
+        ("a.nii.gz b.nii.gz", "--mask mask.nii.gz", "--mask: one mask given for 2 series"),
+        ("a.nii.gz b.nii.gz", "--bval a.bval", "--bval: one table given for 2 series"),
+        ("a.nii.gz untold.nii.gz", "", "untold.nii.gz: neither b-values nor b-vectors; add"),
+        ("b0.nii.gz b1.nii.gz", "", "join single volumes into one 4-D file"),
+        ("a.nii.gz", "--separate-all-dwis", "a single series has no other runs"),
+        ("a.nii.gz", "--distortion-group-merge concat", "a single series has no other runs"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(
+    images, options, told, series, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    for name in ("a", "b", "x/a"):
+        for ending in (".nii.gz", ".bval", ".bvec"):
+            shutil.copy(series.with_name(f"dwi{ending}"), f"{name}{ending}")
+    shutil.copy(series, "untold.nii.gz")
+    signal, affine, _ = read_image(series)
+    for name in ("b0", "b1", "mask"):
+        write_image(tmp_path / f"{name}.nii.gz", np.asarray(signal)[..., 0], affine)
+    there = sorted(tmp_path.rglob("*"))
+    try:
+        code = correct.main([*images.split(), *options.split(), *ONCE])
+    except SystemExit as ended:
+        code = ended.code
+    lines = capsys.readouterr().err.splitlines()
+    assert (code, len(lines)) == (2, 1)
+    assert told in lines[0]
+    assert sorted(tmp_path.rglob("*")) == there  # nothing is written
