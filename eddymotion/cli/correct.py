@@ -57,6 +57,7 @@ def build_parser() -> Parser:
     """Return the parser of ``eddymotion-correct``."""
     parser = Parser(
         prog="eddymotion-correct", description=DESCRIPTION, epilog=EXAMPLES,
+        surplus="name all images one after the other, before the options",
         not_needed={**NOT_NEEDED, **OF_DATASETS},
     )  # fmt: skip
     parser.add_argument("dwi", type=Path, nargs="+", metavar="DWI",
