@@ -172,7 +172,8 @@ def _tell_outputs(folder: Path, given: Sequence[SeriesFiles], every: Sequence[Ou
     for outputs in every:
         log.info("corrected series: %s", outputs["dwi"], extra=RESULT)
         if outputs.src not in unreadable:
-            log.info("verdict: %s", SeriesReport.load(outputs).verdict, extra=RESULT)
+            whose = f" of {outputs.src}" if len(every) > 1 else ""
+            log.info("verdict%s: %s", whose, SeriesReport.load(outputs).verdict, extra=RESULT)
     if (field := session.field.path("preproc")).is_file() and given[0].runs:
         log.info("off-resonance field: %s", field, extra=RESULT)
     if (merged := session.merged(".nii.gz")).is_file():
