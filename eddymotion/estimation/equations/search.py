@@ -132,6 +132,22 @@ def agreement(found: Residuals) -> np.ndarray:
     return together / np.sqrt(np.maximum(power, np.finfo(np.float32).tiny))
 
 
+def agreement_with(problem: CoupledProblem, motion: Motion, known: np.ndarray) -> np.ndarray:
+    """Correlation of each volume with what known ones (k,) predict of it at its pose, (N,).
+
+    As in :func:`search`. NaN if too few points lie inside the volumes.
+    """
+    found = problem.look(motion)
+    if found is None:
+        return np.full(len(motion), np.nan)
+    values, slopes, correlations = found.samples.values, found.samples.slopes, []
+    for volume, shown in enumerate(values):
+        held = _HeldOut.of(problem, motion, volume, known, values, slopes)
+        weights, _ = held.predictors(motion[volume][None])
+        correlations.append(np.corrcoef(shown, weights[0] @ held.values)[0, 1])
+    return np.array(correlations)
+
+
 def search_level(scale: float, voxel: float) -> Level:
     """Return the level at which to search, for a head of some size and voxels of some edge, mm."""
     low, high = np.maximum(np.array(BAND_MM) * scale / voxel, (1.0, 2.5))

@@ -40,6 +40,9 @@ STIFFNESS = 0.2
 """Weight with which poses of successive parts of the time are tied to each other, relative to what
 the images of a part have on average. Parts that show little of the head follow the others."""
 
+LEAST_SHOWN = 0.5
+"""A slice lost signal if its normal matrix is smaller than this share of what is usual there."""
+
 SMALL_BYTES = 2**26
 """Halves of a brain are solved side by side while a copy of the normal matrix is smaller."""
 
@@ -405,6 +408,9 @@ def _poses_of_periods(
 ) -> np.ndarray:
     """Solve for a pose in each period of a volume, (N, k, B), tied to those before and after.
 
+    Slices that lost signal show nothing of where the head was: they take the steps of most
+    volumes, and periods without any others follow their neighbours.
+
     Parameters
     ----------
     steps : (N, k, Z) array
@@ -417,8 +423,11 @@ def _poses_of_periods(
         The volume whose steps are those of the model; the median of all when not given.
     """
     member = (period[:, None] == np.unique(period)).astype(float)
-    parts = steps @ member
+    seen = np.einsum("nzkk->nz", own)
+    shown = seen >= LEAST_SHOWN * np.median(seen, axis=0)
+    parts = np.where(shown[:, None], steps, np.median(steps, axis=0)) @ member
     parts -= np.median(parts, axis=0) if at_rest is None else parts[at_rest].copy()
+    parts *= (shown @ member > 0)[:, None]
     matrices = np.einsum("nzkl,zb->nbkl", own, member, optimize=True)
     pulls = matrices.sum(axis=1) @ parts
     n, n_parts, k, _ = matrices.shape

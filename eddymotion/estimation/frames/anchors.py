@@ -10,7 +10,8 @@ With ``A_i`` from this registration and ``T_i`` the pose within the group, ``D_i
 the offset between both frames, the same for all volumes that are placed correctly. The largest set
 that agrees is taken to be right: the core. The others are tried again, predicted by the core
 alone, at ``A_i D⁻¹`` among many poses (:mod:`eddymotion.estimation.equations.search`). Volumes
-that still agree among themselves on another ``D`` disagree with the core.
+that still agree among themselves on another ``D``, but not with what the core predicts, disagree
+with the core.
 """
 
 from __future__ import annotations
@@ -98,11 +99,20 @@ class Anchors:
         matrices[outside] = np.where((costs <= own_costs)[:, None, None], there, here)
         return replace(self, matrices=matrices)
 
-    def disagreement(self, motion: Motion) -> Disagreement:
-        """Find the volumes that agree with others on another ``D``, and how far off it is."""
+    def disagreement(self, motion: Motion, in_place: np.ndarray | None = None) -> Disagreement:
+        """Find the volumes that agree with others on another ``D``, and how far off it is.
+
+        Parameters
+        ----------
+        motion : Motion
+            Of the volumes.
+        in_place : (n,) bool array, optional
+            Volumes that are where they belong, whatever b=0 says.
+        """
         core, offset = self.core(motion)
-        near = self.near(motion)[~core][:, ~core]
-        some = np.flatnonzero(~core)[near.sum(axis=1) > 1] if core.sum() > 1 else np.empty(0, int)
+        others = ~core if in_place is None else ~(core | in_place)
+        near = self.near(motion)[others][:, others]
+        some = np.flatnonzero(others)[near.sum(axis=1) > 1] if core.sum() > 1 else np.empty(0, int)
         from_core = np.linalg.inv(offset) @ self.offsets(motion)[some]
         return Disagreement(self.volumes[some], log_rigid(from_core, self.dwi.brain_center))
 
@@ -121,9 +131,10 @@ class Disagreement:
     volumes: np.ndarray
     twists: np.ndarray
 
-    def updated(self, anchors: Anchors, motion: Motion) -> Disagreement:
+    def updated(self, anchors: Anchors, motion: Motion, in_place: np.ndarray) -> Disagreement:
         """Replace what is known of the volumes of a group, by their poses."""
-        new, others = anchors.disagreement(motion), ~np.isin(self.volumes, anchors.volumes)
+        new = anchors.disagreement(motion, in_place)
+        others = ~np.isin(self.volumes, anchors.volumes)
         return Disagreement(
             np.concatenate([self.volumes[others], new.volumes]),
             np.concatenate([self.twists[others], new.twists]),

@@ -137,8 +137,12 @@ class JointSolver:
         motion: Motion,
         *,
         whole: Sequence[int] | np.ndarray = (),
+        random: np.random.Generator | None = None,
     ) -> CoupledProblem:
-        """Set up the problem of a group at a level; the volumes `whole` are not cropped."""
+        """Set up the problem of a group at a level; the volumes `whole` are not cropped.
+
+        The points are drawn by `random`, so that no other step draws others, or by that of all.
+        """
         own = self.bands.of_group(group, level, motion.matrices)
         uncut = self.bands.filtered(level, whole, motion.matrices, cut=False)
         for volume, spline in zip(whole, uncut, strict=True):
@@ -149,7 +153,7 @@ class JointSolver:
             own,
             self.dwi.gradients.select(group.volumes),
             group.coarse if level.highpass is None else group.fine,
-            self.bands.points(drawn, own, motion.matrices[group.volumes], self.random),
+            self.bands.points(drawn, own, motion.matrices[group.volumes], random or self.random),
             self.dwi.brain_center,
             blocks=self.blocks(group, motion),
             part_mm=BLOCK_MM * self.bands.scale,

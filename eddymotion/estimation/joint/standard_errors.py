@@ -61,7 +61,9 @@ class PoseErrors:
     covariances : (N, 6, 6) array
         All in all, of a head at rest within volumes.
     by_noise, by_misfit : (N, 6, 6) array
-        The parts of noise, and of what the model gets wrong.
+        The parts of noise, as one step shows it, and of what the model gets wrong.
+    expected : (N, 6, 6) array
+        Both together, over the share of a displacement that one step takes back.
     apart : (N, 6, 6) array
         By the scatter between parts of the time of a volume; NaN where not known.
     against : (N, 6, 6) array
@@ -73,6 +75,7 @@ class PoseErrors:
     covariances: np.ndarray
     by_noise: np.ndarray
     by_misfit: np.ndarray
+    expected: np.ndarray
     apart: np.ndarray
     against: np.ndarray
     scale: float = 1.0
@@ -89,9 +92,7 @@ class PoseErrors:
     @property
     def contradicted(self) -> np.ndarray:
         """Volumes whose slices clearly contradict their pose, (k,)."""
-        return np.flatnonzero(
-            are_contradicted(self.against, self.by_noise + self.by_misfit, self.scale)
-        )
+        return np.flatnonzero(are_contradicted(self.against, self.expected, self.scale))
 
     @property
     def contradictions_mm(self) -> np.ndarray:
@@ -145,15 +146,16 @@ def pose_errors(
     by_noise, by_misfit = np.zeros((n, 6, 6)), np.zeros((n, 6, 6))
     for volumes in (dwi.gradients.b0s, *frames):
         by_misfit[volumes] = misfit_covariances(dwi, volumes)
-    whole, apart = by_misfit.copy(), np.full_like(by_misfit, np.nan)
+    whole, expected = by_misfit.copy(), by_misfit.copy()
+    apart = np.full_like(by_misfit, np.nan)
     against, scale = np.full_like(by_misfit, np.nan), head_scale(dwi.mask, dwi.voxel_sizes)
     for group, solution in zip(groups, solutions, strict=True):
         own = group.volumes
-        whole[own], by_noise[own], apart[own], against[own] = _of_group(
+        whole[own], by_noise[own], expected[own], apart[own], against[own] = _of_group(
             solver, group, solution, motion, by_misfit[own]
         )
     _warn_of_unknown(whole)
-    return PoseErrors(whole, by_noise, by_misfit, apart, against, scale)
+    return PoseErrors(whole, by_noise, by_misfit, expected, apart, against, scale)
 
 
 def _warn_of_unknown(covariances: np.ndarray) -> None:
@@ -172,8 +174,8 @@ def _of_group(
     solution: Solution,
     motion: Motion,
     by_misfit: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return covariances (n, 6, 6) of a group: all, by noise, apart in time, against."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return covariances (n, 6, 6) of a group: all, by noise, expected, apart in time, against."""
     give_back_memory()  # of the group before, too
     weighted, alike = solution.pulls_of_slices(solver.dwi)
     apart = solution.scatter_of_periods(solver.dwi, weighted)
@@ -185,11 +187,11 @@ def _of_group(
     scatter = solution.squares_of_halves()[usual].mean(axis=0)
     recovered = solution.recovered_by(usual)
     against = square / recovered**2 + scattered
-    whole = by_misfit + by_noise / recovered**2
+    expected = by_misfit + by_noise / recovered**2
     factor = max(HALVES_FACTOR, 1 / recovered)
-    whole += excess_covariance(whole, factor**2 * scatter)
+    whole = expected + excess_covariance(expected, factor**2 * scatter)
     whole += pulled_by_slices(by_noise, pulls_of_slices(solver, solution.problem, group, motion))
-    return whole, by_noise, apart, against
+    return whole, by_noise, expected, apart, against
 
 
 def _contradicted(
