@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -37,9 +38,11 @@ NAMED = re.compile(r"eddymotion(\.[a-z_]+)+")
 STRANGERS = {"models", "registration", "resampling"}
 CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
 PICTURE = re.compile(r"(?<=## The house in one picture\n\n```text\n).+?(?=```)", re.DOTALL)
+parsed = cache(ast.parse)
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
+@cache
 def modules_named(source: str, module: tuple[str, ...], is_package: bool) -> set[str]:
     """Dotted names below `eddymotion` that the source of `module` loads, at any depth.
 
@@ -48,7 +51,7 @@ def modules_named(source: str, module: tuple[str, ...], is_package: bool) -> set
     """
     found = set()
     package = ("eddymotion", *(module if is_package else module[:-1]))
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -130,6 +133,7 @@ def test_no_two_modules_import_each_other():
     order.prepare()  # raises CycleError, which names them
 
 
+@cache
 def rooms():
     """Return the rooms, each with what it says of itself and the rooms that it imports."""
     files = [p for p in SOURCES if p.stem != "__main__"]
@@ -144,7 +148,7 @@ def rooms():
         needs.setdefault(module[0], set())
         needs[module[0]] |= imported_parts(source, module, is_package) - {module[0]}
         if len(module) == 1:
-            said[module[0]] = ast.get_docstring(ast.parse(source)).splitlines()[0]
+            said[module[0]] = ast.get_docstring(parsed(source)).splitlines()[0]
     return said, needs
 
 
@@ -176,7 +180,7 @@ def test_a_class_has_its_name_for_itself():
     names = Counter(
         node.name
         for path in SOURCES
-        for node in ast.parse(path.read_text()).body
+        for node in parsed(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef)
     )
     assert {name for name, number in names.items() if number > 1} == set()

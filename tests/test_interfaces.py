@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same functions by three ways: library, Nipype, Pydra."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -88,21 +89,24 @@ def test_pydra_gives_what_the_library_gives(series, in_library, tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def corrected(series, tmp_path_factory):
+    with contextlib.chdir(tmp_path_factory.mktemp("corrected")):
+        return nodes.Correct(dwi_file=series, **QUICK).run().outputs
+
+
 def test_correct_is_all_of_them_and_report_needs_no_network(
-    series, in_library, tmp_path, monkeypatch
+    series, in_library, corrected, tmp_path, monkeypatch
 ):
-    monkeypatch.chdir(tmp_path)
-    outputs = nodes.Correct(dwi_file=series, **QUICK).run().outputs
-    assert digests(outputs, in_library) == in_library
-    sidecar = json.loads(Path(outputs.sidecar_file).read_text())
+    assert digests(corrected, in_library) == in_library
+    sidecar = json.loads(Path(corrected.sidecar_file).read_text())
     assert sidecar["Settings"]["random_seed"] == 3
     assert {"python", "numpy", "nitransforms"} <= set(sidecar["PackageVersions"])
     assert set(sidecar["StageSeconds"]) >= {"reading", "motion", "resampling and writing"}
-    (tmp_path / "report").mkdir()
-    monkeypatch.chdir(tmp_path / "report")
-    drawn = nodes.Report(dwi_file=series, xfm_file=outputs.xfm_file, mask_file=outputs.mask_file,
-                         corrected_file=outputs.dwi_file, **QUICK).run().outputs  # fmt: skip
-    assert digest(drawn.before_after_figure_file) == digest(outputs.before_after_figure_file)
+    monkeypatch.chdir(tmp_path)
+    given = {"dwi_file": series, "xfm_file": corrected.xfm_file, "mask_file": corrected.mask_file}
+    drawn = nodes.Report(**given, corrected_file=corrected.dwi_file, **QUICK).run().outputs
+    assert digest(drawn.before_after_figure_file) == digest(corrected.before_after_figure_file)
     page = Path(drawn.report_file).read_text()
     assert "mean correlation with the prediction" in page
     assert "://" not in page.replace("http://www.w3.org", "")
@@ -118,12 +122,13 @@ ASKED_FOR = {
 }
 
 
-def test_what_is_asked_for_is_an_output_that_nipype_keeps(series, tmp_path, monkeypatch):
+def test_what_is_asked_for_is_an_output_that_nipype_keeps(
+    series, corrected, tmp_path, monkeypatch
+):
     """Nipype removes from a node's folder what is no output that another node takes."""
     monkeypatch.chdir(tmp_path)
-    plain = nodes.Correct(dwi_file=series, **QUICK).run().outputs
-    assert not any(isdefined(getattr(plain, name)) for name in ASKED_FOR)
-    assert digest(plain.details_file) == digest(Path(plain.xfm_file).with_suffix(".json"))
+    assert not any(isdefined(getattr(corrected, name)) for name in ASKED_FOR)
+    assert digest(corrected.details_file) == digest(Path(corrected.xfm_file).with_suffix(".json"))
     wanted = nodes.Correct(dwi_file=series, fsl_outputs=True, cnr_maps=True, residuals=True,
                            eddy_fields=True, eddy_current="linear", **QUICK)  # fmt: skip
     node, taker = Node(wanted, "correct"), Node(Merge(len(ASKED_FOR)), "taker")
