@@ -222,7 +222,8 @@ def test_arrows_and_outlines_lie_where_they_should():
 
 
 @pytest.mark.parametrize(
-    "initialize", ["mass", "multi", pytest.param("axes", marks=pytest.mark.slow)]
+    "initialize",
+    ["mass", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multi", "axes"))],
 )
 def test_far_pairs_need_a_start_that_is_searched(folder, tmp_path, head, initialize):
     """Nothing in common where the files lie: refused as they lie, found by each search."""
