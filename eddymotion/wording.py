@@ -44,6 +44,11 @@ def shown(value: object) -> str:
     return _shortened(_shown.repr(value), 4 * LONGEST_VALUE)
 
 
+def option_of(name: str) -> str:
+    """Return the option of a setting: ``brain_mask`` → ``--brain-mask``."""
+    return "--" + name.replace("_", "-")
+
+
 def why(error: BaseException) -> str:
     """Return what an exception of a library says, for the parentheses of a message.
 

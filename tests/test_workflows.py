@@ -87,18 +87,43 @@ def test_unknown_settings_are_refused_with_the_nearest():
 @pytest.mark.parametrize(("given", "expected"), [
     ({"model": "abc"}, "use one of .*dti"),
     ({"estimator": "abc"}, "estimator 'abc' given, expected one of joint, lovo"),
-    ({"ignore": ("sform", "abc")}, "'abc' given, expected one of sform"),
+    ({"ignore": ["sform", "abc"]}, "'abc' given, expected one of sform"),
     ({"n_iterations": 0}, "expected a number of at least 1"),
     ({"registration": "antz"}, "did you mean 'ants'"),
     ({"within_volume": "1"}, "'1' given, expected one of auto, none, or a number of at least 2"),
+    ({"estimator": "joint", "model": "dti"}, "^--estimator joint needs a model that is linear"),
+    ({"estimator": "joint", "registration": "ants"}, "uses no registration backend, but ants"),
+    ({"estimator": "lovo", "eddy_current": "linear"}, "but --estimator lovo asks for the leave"),
+    ({"model": "dipy:FreeWaterTensorModel", "within_volume": "4"}, "^--within-volume 4: motion"),
+    ({"registration": "ants", "within_volume": "4"}, "but --registration ants asks for the leave"),
+    ({"ignore": ["sform", "qform"]}, "^--ignore sform qform leaves no affine"),
+    ({"output_resolution": 2.0}, "^--output-resolution has no effect without --output-space"),
+    ({"output_space": __file__, "output_space_transform": "none", "output_space_contrast": "fa"},
+     "none does not register; leave --output-space-contrast out"),
 ])  # fmt: skip
-def test_values_are_checked_when_the_graph_is_made(given, expected):
-    with pytest.raises(EddymotionError, match=expected):
-        graphs.init_dwi_hmc_wf(**given)
-    with pytest.raises(EddymotionError, match=expected):
-        graphs.init_lovo_wf(**given)
-    graphs.init_dwi_hmc_wf(model="dipy:FreeWaterTensorModel", within_volume="4", ignore=("qform",))
+def test_settings_are_checked_when_graph_node_or_task_is_made(given, expected):
+    doors = (graphs.init_dwi_hmc_wf, graphs.init_dwi_runs_wf, graphs.init_lovo_wf, flows.DwiHmc,
+             flows.DwiRuns, interfaces.Correct, tasks.Correct)  # fmt: skip
+    for door in doors:
+        with pytest.raises(EddymotionError, match=expected):
+            door(**given)
+
+
+def test_what_can_be_together_makes_a_graph():
+    graphs.init_dwi_hmc_wf(model="dipy:FreeWaterTensorModel", ignore=("qform",))
     graphs.init_dwi_hmc_wf(registration="ants")  # whose nodes may run elsewhere
+    flows.DwiHmc(model="gp", within_volume="4", eddy_current="linear")
+
+
+def test_there_is_no_t1w_where_there_is_no_participant():
+    with pytest.raises(EddymotionError, match="T1w: a workflow knows no participant"):
+        graphs.init_dwi_hmc_wf(output_space="T1w")
+
+
+def test_settings_that_are_split_are_checked_when_their_turn_comes(series, tmp_path):
+    each = flows.DwiHmc(dwi_file=series, estimator="joint").split(model=["dti"])
+    with pytest.raises((RuntimeError, EddymotionError), match="needs a model that is linear"):
+        each(worker="debug", cache_root=tmp_path)
 
 
 @pytest.mark.parametrize("settings", [{"estimator": "joint"}, {"eddy_current": "linear"}])

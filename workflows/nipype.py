@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from eddymotion.errors import EddymotionError, renamed
 from eddymotion.interfaces import nipype as interfaces  # sets NO_ET before Nipype is imported
-from eddymotion.models import serves_joint
+from eddymotion.pipeline.contradictions import refuse_t1w
 from eddymotion.pipeline.graphs import (
     Graph,
     GraphNode,
@@ -26,7 +26,6 @@ from eddymotion.pipeline.graphs import (
 )
 from eddymotion.pipeline.settings import APPLYING, JUDGING, MOTION, SETTINGS, Settings
 from eddymotion.pipeline.steps import FORMER_NAMES
-from eddymotion.registration.registry import refuse_unknown
 from eddymotion.wording import shown
 
 from nipype.interfaces.utility import IdentityInterface  # isort: skip
@@ -336,7 +335,7 @@ def checked_settings(given: Mapping[str, Any], accepted: Collection[str] = ACCEP
     ------
     EddymotionError
         If a name is unknown, with the nearest known one, no node of the graph would heed it, or
-        its value is none there is.
+        the settings cannot be (:class:`~eddymotion.pipeline.settings.Settings`).
     """
     if unused := sorted((set(SETTINGS) - set(accepted)) & set(given)):
         raise EddymotionError(
@@ -350,9 +349,7 @@ def checked_settings(given: Mapping[str, Any], accepted: Collection[str] = ACCEP
             f"unknown setting {shown(unknown[0])}.{hint} Known are {', '.join(sorted(accepted))}"
         )
     settings = Settings(**given)
-    serves_joint(str(settings.model))  # raises if there is none of that name
-    if settings.registration is not None:
-        refuse_unknown(settings.registration)
+    refuse_t1w(settings.given, "a workflow knows no participant")
     return settings
 
 

@@ -17,7 +17,6 @@ from eddymotion.cli.console import (
     refuse_output_in_input,
     run,
 )
-from eddymotion.cli.contradictions import refuse_joining_one, refuse_t1w
 from eddymotion.cli.options import (
     add_estimation_options,
     add_running_options,
@@ -31,6 +30,7 @@ from eddymotion.cli.results import RESULT, tell
 from eddymotion.errors import SERIES_WANTED, EddymotionError, absence
 from eddymotion.io.ahead import decompressing_ahead
 from eddymotion.machine.importing import importing
+from eddymotion.pipeline.contradictions import refuse_joining_one, refuse_t1w
 
 if TYPE_CHECKING:
     from eddymotion.derivatives import Outputs
@@ -108,7 +108,7 @@ def _corrected(options: argparse.Namespace) -> int:
         if dataset := raw_dataset_of(image.resolve()):
             refuse_output_in_input(dataset, folder.resolve())
     settings = settings_from(options)
-    refuse_t1w(settings, "a series outside a dataset has none")
+    refuse_t1w(settings.given, "a series outside a dataset has none")
     given = _given_series(options, settings)
     prepare_output_dir(folder)
     runs = [(series, Outputs.in_folder(folder, series.dwi)) for series in given]
@@ -142,7 +142,7 @@ def _given_series(options: argparse.Namespace, settings: Settings) -> list[Serie
     from eddymotion.io.sidecars import SeriesFiles
 
     if len(options.dwi) == 1:
-        refuse_joining_one(settings)
+        refuse_joining_one(settings.given)
         return [SeriesFiles(options.dwi[0], options.bval, options.bvec)]
     from eddymotion.cli.given_series import series_together
 

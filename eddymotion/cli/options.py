@@ -8,11 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from eddymotion.cli.completion import PrintCompletion
-from eddymotion.cli.contradictions import (
-    refuse_contradictions,
-    refuse_unusable_registration,
-    refuse_unused_space_options,
-)
 from eddymotion.cli.converters import NUMBERS, Words, existing_file, positive, word_or_number
 from eddymotion.machine.cgroups import available_cpus
 from eddymotion.pipeline.settings import KINDS, SETTINGS, WORDS, Settings
@@ -83,12 +78,19 @@ def add_running_options(
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
-    """Collect the options into the settings of a run."""
+    """Collect the options into the settings of a run.
+
+    Raises
+    ------
+    EddymotionError
+        If they contradict each other, or the registration backend cannot be used here.
+    """
     values = {name: value for name, value in vars(options).items() if name in SETTINGS}
     values["ignore"] = tuple(options.ignore)
     values["nprocs"] = min(options.nprocs, options.omp_nthreads or options.nprocs)
     settings = Settings(**values)
-    refuse_unused_space_options(settings)
-    refuse_unusable_registration(settings)
-    refuse_contradictions(settings)
+    if {"registration", "registration_settings"} & settings.given.keys():
+        from eddymotion.registration.registry import chosen_registrar
+
+        chosen_registrar(settings.registration, settings.registration_settings)
     return settings

@@ -166,11 +166,6 @@ class Parser(argparse.ArgumentParser):
             self.error(f"--config-file {path}: {error}")
 
 
-def option_of(name: str) -> str:
-    """Return the option of a setting: ``brain_mask`` → ``--brain-mask``."""
-    return "--" + name.replace("_", "-")
-
-
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     for position, argument in enumerate(arguments):
         if argument == option and position + 1 < len(arguments):

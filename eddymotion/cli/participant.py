@@ -18,11 +18,6 @@ from eddymotion.cli.console import (
     refuse_output_in_input,
     run,
 )
-from eddymotion.cli.contradictions import (
-    refuse_contradicting_run_options,
-    refuse_joining_one,
-    refuse_t1w,
-)
 from eddymotion.cli.converters import above_zero, existing_file
 from eddymotion.cli.options import (
     add_estimation_options,
@@ -33,6 +28,8 @@ from eddymotion.cli.options import (
 )
 from eddymotion.cli.other_programs import NOT_NEEDED, OF_DATASETS, OF_ONE_SERIES
 from eddymotion.cli.parser import Parser
+from eddymotion.errors import EddymotionError
+from eddymotion.pipeline.contradictions import refuse_joining_one, refuse_t1w
 from eddymotion.wording import shown
 
 if TYPE_CHECKING:
@@ -208,8 +205,8 @@ def demonstrate(options: argparse.Namespace) -> int:
     from eddymotion.workflows.bids_app import sole_writer
 
     settings = settings_from(options)
-    refuse_t1w(settings, "the demonstration has no T1w")
-    refuse_joining_one(settings)
+    refuse_t1w(settings.given, "the demonstration has no T1w")
+    refuse_joining_one(settings.given)
     prepare_output_dir(options.demo)
     derivatives = options.demo / "derivatives"
     with (
@@ -233,7 +230,11 @@ def correct_dataset(options: argparse.Namespace) -> int:
     bids_dir, output_dir = options.bids_dir.resolve(), options.output_dir.resolve()
     refuse_output_in_input(bids_dir, output_dir)
     refuse_foreign_dataset(output_dir)
-    refuse_contradicting_run_options(options)
+    if options.anat_derivatives is not None and options.output_space != "T1w":
+        raise EddymotionError(
+            "--anat-derivatives has no effect without --output-space T1w; add that, or leave "
+            "--anat-derivatives out"
+        )
     run_options = run_from(options, output_dir)
     with messages(options.verbose, logging.WARNING):
         found = sorted_series(options)

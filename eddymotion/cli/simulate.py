@@ -17,11 +17,11 @@ from eddymotion import __version__
 from eddymotion.cli.console import messages, prepare_output_dir, progress_for_console, run
 from eddymotion.cli.converters import above_zero, existing_file, not_negative, positive, share
 from eddymotion.cli.options import add_running_options
-from eddymotion.cli.parser import Parser, option_of
+from eddymotion.cli.parser import Parser
 from eddymotion.cli.results import RESULT
 from eddymotion.machine.temporaries import remove_stale_temporaries
 from eddymotion.simulation import COURSES, PATTERNS, SCHEMES
-from eddymotion.wording import PE_AXES, shown
+from eddymotion.wording import PE_AXES, option_of, shown
 
 if TYPE_CHECKING:
     from eddymotion.simulation import KSpace, Recipe

@@ -26,6 +26,7 @@ from nipype.interfaces.base import (
 )
 
 from eddymotion.interfaces import BESIDE, files_beside
+from eddymotion.pipeline.settings import settings_of
 from eddymotion.pipeline.steps import REQUIRED, STEPS, Field, Step
 
 __all__ = list(STEPS)
@@ -62,6 +63,10 @@ class _ImagesInputSpec(BaseInterfaceInputSpec):
 
 class _StepInterface(SimpleInterface):
     step: Step
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        settings_of({k: v for k, v in self.inputs.get().items() if isdefined(v)})
 
     def _run_interface(self, runtime: Any) -> Any:
         given = {name: value if isdefined(value) else None

@@ -16,10 +16,13 @@ os.environ.setdefault("NO_ET", "1")  # no version ping: it waits for seconds beh
 
 from fileformats.generic import File
 from pydra.compose import python
+from pydra.engine.lazy import LazyField
 from pydra.utils.hash import hash_function
+from pydra.utils.typing import StateArray
 
 from eddymotion.errors import with_present_names
 from eddymotion.interfaces import BESIDE, files_beside
+from eddymotion.pipeline.settings import SETTINGS, settings_of
 from eddymotion.pipeline.steps import FORMER_NAMES, REQUIRED, STEPS, Field, Step
 
 __all__ = list(STEPS)
@@ -33,8 +36,15 @@ class StepTask:
     """A task of a step, or a workflow of them, distinguished from others by its name.
 
     The series may have its tables and sidecar next to it: they belong to its content. Pydra judges
-    by the inputs whether a result still holds.
+    by the inputs whether a result still holds. Settings are checked when the task is made; what
+    comes from other tasks, or is split, when it is there.
     """
+
+    def __attrs_post_init__(self) -> None:
+        names = {about.node_input or name for name, about in SETTINGS.items()}
+        given = {name: getattr(self, name, None) for name in names}
+        promised = (LazyField, StateArray)
+        settings_of({name: v for name, v in given.items() if not isinstance(v, promised)})
 
     def _compute_hashes(self) -> tuple[Any, dict[str, Any]]:
         hashes = super()._compute_hashes()[1]  # type: ignore[misc]

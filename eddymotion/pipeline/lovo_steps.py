@@ -46,8 +46,9 @@ from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.rigid import exp_rigid, log_rigid
 from eddymotion.models import AverageModel, Model
 from eddymotion.models.dipy import DipyModel
+from eddymotion.pipeline.contradictions import refuse_beyond_loop
 from eddymotion.pipeline.series_steps import Paths, write_found
-from eddymotion.pipeline.settings import JOINT_ONLY, Settings
+from eddymotion.pipeline.settings import Settings
 from eddymotion.pipeline.stages import load_series, model_for, tables_of
 from eddymotion.registration import GaussNewton, Registrar
 from eddymotion.registration.registry import chosen_registrar
@@ -461,11 +462,7 @@ def refuse_settings_beyond_loop(settings: Settings) -> None:
             "estimator joint: the expanded graph is the leave-one-out loop; use the estimator "
             "lovo, or the graph that is not expanded"
         )
-    for name in settings.joint_only:
-        raise EddymotionError(
-            f"{name} {getattr(settings, name)}: {JOINT_ONLY[name]} by the joint estimator, "
-            f"not by the leave-one-out loop; use the graph that is not expanded, or {name} none"
-        )
+    refuse_beyond_loop(settings.given, "the expanded graph")
 
 
 def _brain(mask_file: Path | None) -> Image:

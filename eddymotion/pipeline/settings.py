@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eddymotion.errors import EddymotionError
+from eddymotion.pipeline.contradictions import refuse_contradictions
 from eddymotion.wording import PE_AXES, shown
 
 if typing.TYPE_CHECKING:
@@ -99,16 +100,16 @@ def setting(default: Any, stage: Stage, help: str, **known: Any) -> Any:
     return field(default=default, metadata={"setting": Setting(stage, help, **known)})
 
 
-JOINT_ONLY = {
-    "eddy_current": "fields are estimated",
-    "within_volume": "motion within volumes is followed",
-}
-"""Settings of the joint estimator alone → what it does then."""
-
-
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run. Names are those of the command-line options."""
+    """Settings of a run. Names are those of the command-line options.
+
+    Raises
+    ------
+    EddymotionError
+        If a value is none there is, or settings exclude or need each other
+        (:mod:`eddymotion.pipeline.contradictions`).
+    """
 
     b0_threshold: float = estimation(
         50.0, "gradients", "volumes at or below this b-value (s/mm²) count as b=0",
@@ -313,11 +314,13 @@ class Settings:
                     raise EddymotionError(
                         f"{name} {shown(value)} given, expected {about.expected}"
                     )
+        refuse_contradictions(self.given)
 
     @property
-    def joint_only(self) -> list[str]:
-        """Settings that ask for what the leave-one-out loop does not estimate."""
-        return [name for name in JOINT_ONLY if getattr(self, name) not in ("auto", "none")]
+    def given(self) -> dict[str, Any]:
+        """What differs from the defaults: name → value."""
+        values = {name: getattr(self, name) for name in SETTINGS}
+        return {name: v for name, v in values.items() if v != getattr(Settings, name)}
 
     def with_absolute_paths(self) -> Settings:
         """Return the same with absolute paths: workflow nodes run in folders of their own."""
