@@ -188,6 +188,18 @@ def test_the_field_alone_is_that_of_its_command(engine, files, tmp_path, monkeyp
     assert Path(found.report_file).is_file()
 
 
+@pytest.mark.parametrize("axes", [[], ["j"]])
+def test_inputs_of_the_field_that_have_names_of_settings_are_none(axes, tmp_path):
+    """Its phase-encoding axes are a list, one an image: they were refused as no axis."""
+    image = tmp_path / "b0.nii.gz"
+    write_image(image, np.ones((4, 4, 4)), np.eye(4))
+    given = {"image_files": [str(image)], "pe_axis": axes, "ignore": ["sform"]}
+    with pytest.raises(EddymotionError, match="one image alone does not show its distortion"):
+        nodes.Fieldmap(**given).run(cwd=tmp_path)
+    with pytest.raises((RuntimeError, EddymotionError), match="one image alone"):
+        tasks.Fieldmap(**given)(worker="debug", cache_root=tmp_path / "cache")
+
+
 def test_ends_of_the_graph_of_runs_are_those_documented():
     workflow = graphs.init_dwi_runs_wf()
     inputs = workflow.get_node("inputnode").inputs.copyable_trait_names()

@@ -26,7 +26,6 @@ from nipype.interfaces.base import (
 )
 
 from eddymotion.interfaces import BESIDE, files_beside
-from eddymotion.pipeline.settings import settings_of
 from eddymotion.pipeline.steps import REQUIRED, STEPS, Field, Step
 
 __all__ = list(STEPS)
@@ -66,7 +65,7 @@ class _StepInterface(SimpleInterface):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        settings_of({k: v for k, v in self.inputs.get().items() if isdefined(v)})
+        self.step.settings_of({k: v for k, v in self.inputs.get().items() if isdefined(v)})
 
     def _run_interface(self, runtime: Any) -> Any:
         given = {name: value if isdefined(value) else None

@@ -41,10 +41,12 @@ class StepTask:
     """
 
     def __attrs_post_init__(self) -> None:
-        names = {about.node_input or name for name, about in SETTINGS.items()}
-        given = {name: getattr(self, name, None) for name in names}
-        promised = (LazyField, StateArray)
-        settings_of({name: v for name, v in given.items() if not isinstance(v, promised)})
+        names = (about.node_input or name for name, about in SETTINGS.items())
+        inputs = {name: getattr(self, name, None) for name in names}
+        given = {k: v for k, v in inputs.items() if not isinstance(v, (LazyField, StateArray))}
+        step = STEPS.get(type(self).__name__)  # none of a workflow
+        check = step.settings_of if step else settings_of
+        check(given)
 
     def _compute_hashes(self) -> tuple[Any, dict[str, Any]]:
         hashes = super()._compute_hashes()[1]  # type: ignore[misc]

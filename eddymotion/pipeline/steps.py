@@ -327,6 +327,11 @@ class Step:
             for name, explained in self.output_names.items()
         )  # fmt: skip
 
+    def settings_of(self, given: Mapping[str, Any]) -> Settings:
+        """Collect its settings among what is given; other inputs may have the names of some."""
+        names = {*self.setting_names, *(field.name for field in TO_READ)}
+        return settings_of({name: value for name, value in given.items() if name in names})
+
     def run(self, given: Mapping[str, Any], out_dir: Path) -> Paths:
         """Call the function with inputs and settings by name; those that are None are not given.
 
@@ -336,7 +341,7 @@ class Step:
             Name of an output → its path, a list of paths, or a value.
         """
         converted: dict[str, Any] = {f.name: f.converted(given.get(f.name)) for f in self.inputs}
-        converted |= {"settings": settings_of(given), "out_dir": out_dir}
+        converted |= {"settings": self.settings_of(given), "out_dir": out_dir}
         names = inspect.signature(self.function).parameters
         for name in GROUPED_INPUTS.keys() & names:
             make, inputs = GROUPED_INPUTS[name]

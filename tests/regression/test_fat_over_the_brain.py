@@ -185,3 +185,20 @@ def test_fat_is_found_where_tissue_is_hardly_darker_than_at_b0():
     found = fat_over_brain(replace(dwi, signal=signal))
     assert found.any()
     assert (found & dwi.mask).sum() < 0.5 * dwi.mask.sum()
+
+
+def test_fat_of_volumes_that_moved_is_left_out_with_the_rest():
+    """Fat on one side shows in all volumes, and on the other in those alone that moved."""
+    dwi = ball_in(lambda radius: (radius < 12) & (radius > 10))
+    radius, (_, y, _) = np.linalg.norm(np.indices(dwi.shape) - 15.5, axis=0), np.indices(dwi.shape)
+    signal, moved = np.array(dwi.signal), dwi.gradients.dwis[::2]
+    ring = (radius < 12) & (radius > 10)
+    in_all, in_moved, moved_in = (
+        ring & (y > 17), ring & (y < 14), (radius > 13.5) & (radius < 15) & (y > 28)
+    )  # fmt: skip
+    signal[in_moved] *= np.where(dwi.gradients.bvals > 50, 0.45, 1.0).astype(np.float32)
+    signal[..., moved] = np.where(in_moved[..., None], 440.0, signal[..., moved])
+    signal[..., moved] = np.where(moved_in[..., None], 800.0, signal[..., moved])
+    found = fat_over_brain(replace(dwi, signal=signal))
+    assert found[in_all].all()
+    assert found[in_moved].all()

@@ -11,7 +11,6 @@ from eddymotion.estimation.frames.gradient_pulls import (
     COMMON,
     find_pulls,
     remove_gradient_pulls,
-    without_pulls,
 )
 from eddymotion.estimation.frames.offset import find_offset
 from eddymotion.mapping.eddy_currents import EddyCurrents
@@ -55,9 +54,10 @@ def solved(step_mm, pulled, seed=3):
     away = pulled * quadratic_pulls(random) + 0.01 * random.normal(size=(len(SCHEME), 6))
     motion = Motion(truth @ exp_rigid(away / IN_MM, CENTER))
     covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
-    about = SCHEME.dwis, covariances, CENTER, IN_MM
-    found = find_pulls(motion, SCHEME, *about)
-    after = without_pulls(motion, SCHEME.dwis, found, CENTER, IN_MM)
+    about = [SCHEME.dwis], CENTER, IN_MM
+    after, _, removed = remove_gradient_pulls(motion, covariances, SCHEME, *about)
+    back = after.matrices @ exp_rigid(removed, CENTER)
+    np.testing.assert_allclose(back, motion.matrices, atol=1e-9)
     return errors(motion, truth), errors(after, truth)
 
 
@@ -88,7 +88,7 @@ def test_a_head_that_follows_the_direction_by_more_than_errors_do_is_left_alone(
     motion = Motion(truth @ exp_rigid(0.01 * random.normal(size=(len(SCHEME), 6)) / IN_MM, CENTER))
     covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
     about = SCHEME, [SCHEME.dwis], CENTER, IN_MM
-    after, common = remove_gradient_pulls(motion, covariances, *about)
+    after, common, _ = remove_gradient_pulls(motion, covariances, *about)
     assert errors(after, truth) < 1.2 * ERROR_MM
     told = np.einsum("nkk->nk", common[SCHEME.dwis]) * IN_MM**2
     assert 0.6 < np.sqrt(told.mean() / COMMON) / (times * ERROR_MM) < 1.1
@@ -106,7 +106,7 @@ def test_random_q_space_is_pulled_by_the_b_value(step_mm, pulled):
     away = pulled * b**1.5 * np.array([0.3, 0, -0.5, -0.9, 1.2, 0])
     motion = Motion(truth @ exp_rigid((away + 0.05 * random.normal(size=(n, 6))) / IN_MM, CENTER))
     covariances = np.tile(np.diag((0.1 / IN_MM) ** 2), (n, 1, 1))
-    after, common = remove_gradient_pulls(
+    after, common, _ = remove_gradient_pulls(
         motion, covariances, scheme, [scheme.dwis], CENTER, IN_MM
     )
 

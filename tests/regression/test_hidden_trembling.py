@@ -42,7 +42,7 @@ def test_an_offset_by_time_is_as_certain_as_a_trembling_head_lets_it_be():
         before = Motion(
             exp_rigid((trembling + drift) / IN_MM, CENTER) @ exp_rigid(errors / IN_MM, CENTER)
         )
-        after, _ = remove_gradient_pulls(before, covariances, SCHEME, [dwis], CENTER, IN_MM)
+        after, _, _ = remove_gradient_pulls(before, covariances, SCHEME, [dwis], CENTER, IN_MM)
         removed = log_rigid(np.linalg.inv(after.matrices) @ before.matrices, CENTER)[dwis]
         found = find_offset(
             dwi, after.select(b0s), dwis, after.select(dwis), removed=removed, with_images=False

@@ -10,12 +10,21 @@ import pytest
 
 import eddymotion as em
 from eddymotion.estimation import Joint, estimate_motion
-from eddymotion.estimation.joint.missing_motion import missing_shares, ways_from_the_mean
+from eddymotion.estimation.joint.levels import FINE
+from eddymotion.estimation.joint.missing_motion import (
+    missing_shares,
+    ways_from_the_mean,
+    with_missing_motion,
+)
+from eddymotion.estimation.joint.solver import JointSolver
+from eddymotion.estimation.volume_groups import VolumeGroup
 from eddymotion.images.grid import Grid
 from eddymotion.images.masking import brain_mask
+from eddymotion.machine.parallel import Compute
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import log_rigid, rigid_matrix
-from eddymotion.simulation import SyntheticHead, acquire, shelled_scheme
+from eddymotion.mapping.rigid import exp_rigid, log_rigid, rigid_matrix
+from eddymotion.models import get_model
+from eddymotion.simulation import SyntheticHead, acquire, procedural_head, shelled_scheme
 
 IN_MM = np.array([1.0] * 3 + [50.0] * 3)
 
@@ -72,3 +81,36 @@ def test_ways_start_from_the_mean_pose():
     np.testing.assert_allclose(ways.sum(axis=0), 0, atol=1e-12)
     between = log_rigid(np.linalg.inv(poses[3]) @ poses[4], center)
     np.testing.assert_allclose(ways[4] - ways[3], between, atol=0.02)
+
+
+@pytest.mark.parametrize(("n_volumes", "n_read"), [(119, 119), (120, 60)])
+def test_of_many_volumes_every_so_many_th_tells_what_all_of_them_miss(drifting, n_volumes, n_read):
+    dwi, way = (part.select(np.arange(1 + n_volumes)) for part in drifting)
+    held_back = Motion(exp_rigid(0.7 * log_rigid(way.matrices, dwi.center), dwi.center))
+    model, volumes = get_model("gp", dwi.gradients), dwi.gradients.dwis
+    (group,) = VolumeGroup.all_of(dwi, model, [volumes])
+    solver = JointSolver(dwi, 5, Compute(1))
+    problem = solver.problem(FINE[-1], group, held_back)
+    read, filtered = [], solver.bands.filtered
+    solver.bands.filtered = lambda level, some, *about: (
+        read.extend(some) or filtered(level, some, *about)
+    )
+    covariances = np.tile(np.diag((0.02 / IN_MM) ** 2), (n_volumes, 1, 1))
+    found, more = with_missing_motion(solver, group, problem, held_back, covariances)
+    assert read == list(volumes[:: n_volumes // n_read])
+    true, seen = (
+        ways_from_the_mean(one.matrices[volumes], dwi.brain_center) * IN_MM for one in (way, found)
+    )
+    shares = (true * seen).sum(axis=0) / (true**2).sum(axis=0)
+    assert shares.mean() == pytest.approx(1.0, abs=0.1)
+    assert more.shape == covariances.shape
+
+
+@pytest.fixture(scope="module")
+def drifting():
+    """A head that drifts by 2 mm along all axes through 120 volumes, and its motion."""
+    head, table = procedural_head(8.0), shelled_scheme({1000.0: 120}, 1)
+    grid = Grid.covering(head, 8.0)
+    way = np.linspace(-1, 1, len(table))[:, None] * np.array([1, -1, 1, 1, -1, 1]) / IN_MM
+    truth = Motion(exp_rigid(way, grid.center))
+    return acquire(head, table, truth, grid, snr=40), truth

@@ -193,18 +193,6 @@ def find_pulls(
     return GradientPulls(design, size * pulls, size * head_pulls, size * scale)
 
 
-def without_pulls(
-    motion: Motion,
-    volumes: np.ndarray,
-    found: GradientPulls,
-    center: np.ndarray,
-    in_mm: np.ndarray,
-) -> Motion:
-    """Remove from the poses the part that follows the gradient."""
-    away = exp_rigid(-found.displacements / in_mm, center)
-    return motion.updated(volumes, motion.matrices[volumes] @ away)
-
-
 def remove_gradient_pulls(
     motion: Motion,
     covariances: np.ndarray,
@@ -212,7 +200,7 @@ def remove_gradient_pulls(
     groups: Iterable[np.ndarray],
     center: np.ndarray,
     in_mm: np.ndarray,
-) -> tuple[Motion, np.ndarray]:
+) -> tuple[Motion, np.ndarray, np.ndarray]:
     """Remove from the poses the part that follows the gradient, as far as time shows it.
 
     Parameters
@@ -227,15 +215,19 @@ def remove_gradient_pulls(
     common : (N, 6, 6) array
         Covariance (mm, rad) of motion that all volumes of a group share and no b=0 has, since the
         head itself follows the gradient: images show it, steps in time do not.
+    removed : (N, 6) array
+        Twists (mm, rad) that lead from these poses back to the given ones.
     """
-    common = np.zeros_like(covariances)
+    common, removed = np.zeros_like(covariances), np.zeros((len(motion), 6))
     for volumes in groups:
         found = find_pulls(motion, gradients, volumes, covariances, center, in_mm)
         if found is not None:
             log.info("motion of %d volumes: %s", len(volumes), found)
-            motion = without_pulls(motion, volumes, found, center, in_mm)
+            away = exp_rigid(-found.displacements / in_mm, center)
+            removed[volumes] = log_rigid(np.linalg.inv(away), center)
+            motion = motion.updated(volumes, motion.matrices[volumes] @ away)
             common[volumes] = found.common / np.outer(in_mm, in_mm)
-    return motion, common
+    return motion, common, removed
 
 
 def displaced_by_fields(motion: Motion) -> np.ndarray:

@@ -57,7 +57,6 @@ from eddymotion.estimation.volume_groups import VolumeGroup, groups_without
 from eddymotion.machine.memory import give_back_memory
 from eddymotion.machine.parallel import Compute, one_blas_thread
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import log_rigid
 from eddymotion.models import LinearModel
 from eddymotion.models.base import LEVERAGE_GUARD
 from eddymotion.wording import listed
@@ -269,17 +268,14 @@ class JointSteps:
         """Remove from the poses what follows the diffusion direction, not the head's course."""
         if len(self.solver.undetermined):
             return
-        before = self.motion
-        self.motion, self.common_motion = remove_gradient_pulls(
-            before,
+        self.motion, self.common_motion, self.removed = remove_gradient_pulls(
+            self.motion,
             errors.covariances,
             self.dwi.gradients,
             [group.volumes for group in self.groups],
             self.dwi.brain_center,
             self.solver.in_mm,
         )
-        away = np.linalg.inv(self.motion.matrices) @ before.matrices
-        self.removed = log_rigid(away, self.dwi.brain_center)
         _warn_of_vibration(self.common_motion, self.solver.in_mm)
 
     def with_ambiguities(self, errors: PoseErrors) -> PoseErrors:

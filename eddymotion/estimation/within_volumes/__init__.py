@@ -29,7 +29,7 @@ from eddymotion.estimation.within_volumes.standard_errors import covariances
 from eddymotion.images.pyramid import head_scale
 from eddymotion.machine.parallel import Compute, one_blas_thread
 from eddymotion.mapping.motion import Motion
-from eddymotion.mapping.rigid import exp_rigid, log_rigid, twist_millimetres
+from eddymotion.mapping.rigid import exp_rigid, twist_millimetres
 from eddymotion.mapping.trajectory import Trajectory
 from eddymotion.models import LinearModel
 
@@ -129,9 +129,8 @@ def _along_course(
     known = np.isfinite(estimate.covariances).all(axis=(1, 2))
     more = np.where(knots.moving, found.discord, 1.0)[:, None, None]
     of_volumes = more * (of_slices[0] + scatter.at_rest)
-    before = replace(motion, matrices=matrices, trajectory=trajectory)
-    motion, _ = remove_gradient_pulls(
-        before,
+    motion, _, removed = remove_gradient_pulls(
+        replace(motion, matrices=matrices, trajectory=trajectory),
         of_volumes,
         dwi.gradients,
         [group.volumes for group in groups],
@@ -143,7 +142,7 @@ def _along_course(
         motion=motion,
         covariances=of_volumes + np.where(known[:, None, None], 0.0, np.nan),
         within=more[:, None] * (of_slices[1] + scatter.at_rest[:, None]),
-        removed=log_rigid(np.linalg.inv(motion.matrices) @ before.matrices, dwi.brain_center),
+        removed=removed,
     )
 
 

@@ -328,7 +328,7 @@ def _own_twists(
     log.debug("volumes of all runs together: %s", descent)
     solution = Solution.of(single, found, seen)
     by_noise = solution.covariances() / solution.recovered**2
-    found, _ = remove_gradient_pulls(
+    found, _, _ = remove_gradient_pulls(
         found,
         by_noise + misfit_of(shell.gradients, brain.scale),
         shell.gradients,
