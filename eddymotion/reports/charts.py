@@ -327,14 +327,8 @@ def sphere_chart(gradients: Gradients, before: np.ndarray, after: np.ndarray) ->
     before, after : (N, 3) array
         Unit vectors, RAS+.
     """
-    view, _ = np.linalg.qr(VIEW.T)
-    view = (view * np.sign(np.einsum("ij,ij->j", view, VIEW.T))).T
-    if (after @ view[2]).sum() < 0:  # look from the side where most of them are
-        view = view * np.array([[-1.0], [1.0], [-1.0]])
-    middle, radius = SPHERE_SIZE / 2, 0.43 * SPHERE_SIZE
+    view, middle, radius = _view_of(after), SPHERE_SIZE / 2, 0.43 * SPHERE_SIZE
     lengths = np.sqrt(gradients.bvals / max(gradients.bvals.max(), 1e-6))
-    colors = shell_colors(gradients)
-    volumes = [int(v) for v in gradients.dwis if np.any(after[v])]
     shells = np.sqrt(gradients.shell_bvals / gradients.bvals.max())
     radii = sorted(set(np.round(shells, 3).tolist())) if gradients.is_shelled else [1.0]
     parts = [
@@ -349,31 +343,44 @@ def sphere_chart(gradients: Gradients, before: np.ndarray, after: np.ndarray) ->
         parts.append(element("text", name, class_="axis-name", data_axis=axis, fill=FADED,
                              x=middle + 1.07 * radius * x, y=middle - 1.07 * radius * y + 4,
                              text_anchor="middle", font_size=13))  # fmt: skip
-    points = []
-    for volume in volumes:
-        first, second = (lengths[volume] * vectors[volume] for vectors in (before, after))
-        points.append([volume, *(round(float(c), 4) for c in (*first, *second))])
-        a, b = view @ first, view @ second
-        x0, y0, x1, y1 = (middle + radius * a[0], middle - radius * a[1],
-                          middle + radius * b[0], middle - radius * b[1])  # fmt: skip
+    points, colors = [], shell_colors(gradients)
+    for volume in (int(v) for v in gradients.dwis if np.any(after[v])):
+        ends = [lengths[volume] * vectors[volume] for vectors in (before, after)]
+        points.append([volume, *(round(float(c), 4) for end in ends for c in end)])
+        seen = [view @ end for end in ends]
+        ring, dot = ((middle + radius * x, middle - radius * y) for x, y, _ in seen)
         turn = np.rad2deg(np.arccos(np.clip(before[volume] @ after[volume], -1, 1)))
         words = f"volume {volume}, b={gradients.bvals[volume]:.0f}: turned by {turn:.2f}°"
         parts.append(element(
             "g",
-            title(words)
-            + element("line", x1=x0, y1=y0, x2=x1, y2=y1, stroke=colors[volume], stroke_width=1.5)
-            + element("circle", cx=x0, cy=y0, r=4.6, fill="none", stroke=colors[volume],
-                      stroke_width=1.3)
-            + element("circle", cx=x1, cy=y1, r=3.2, fill=colors[volume]),
-            class_="direction", data_volume=int(volume),
-            opacity="1" if b[2] >= 0 else "0.4",
+            title(words) + _ring_and_dot(ring, dot, colors[volume]),
+            class_="direction", data_volume=volume,
+            opacity="1" if seen[1][2] >= 0 else "0.4",
         ))  # fmt: skip
-    label = f"{len(volumes)} gradient directions before and after rotation with the head"
+    label = f"{len(points)} gradient directions before and after rotation with the head"
     return document(
         SPHERE_SIZE, SPHERE_SIZE, parts, label, class_="chart sphere", data_kind="sphere",
         data_points=json.dumps(points), data_radius=f"{radius:g}",
         data_view=json.dumps(np.round(view, 5).tolist()),
     )  # fmt: skip
+
+
+def _view_of(vectors: np.ndarray) -> np.ndarray:
+    """Axes of the sphere at first, as :data:`VIEW`, from the side where most vectors are."""
+    view, _ = np.linalg.qr(VIEW.T)
+    view = (view * np.sign(np.einsum("ij,ij->j", view, VIEW.T))).T
+    turned: np.ndarray = view * np.array([[-1.0], [1.0], [-1.0]])
+    return turned if (vectors @ view[2]).sum() < 0 else view
+
+
+def _ring_and_dot(ring: tuple[float, float], dot: tuple[float, float], color: str) -> str:
+    """Draw a direction before and after rotation, and the way between."""
+    (x0, y0), (x1, y1) = ring, dot
+    return (
+        element("line", x1=x0, y1=y0, x2=x1, y2=y1, stroke=color, stroke_width=1.5)
+        + element("circle", cx=x0, cy=y0, r=4.6, fill="none", stroke=color, stroke_width=1.3)
+        + element("circle", cx=x1, cy=y1, r=3.2, fill=color)
+    )
 
 
 def eddy_chart(table: Table, gradients: Gradients) -> str:
