@@ -11,7 +11,7 @@ from scipy.ndimage import binary_erosion
 import eddymotion as em
 from eddymotion.data.acquisition import Acquisition
 from eddymotion.data.gradients import Gradients
-from eddymotion.derivatives.session import averaged, concatenated
+from eddymotion.derivatives.session import SessionOutputs, averaged, concatenated
 from eddymotion.estimation.off_resonance.measured import MapAgreement
 from eddymotion.estimation.runs import join_runs
 from eddymotion.estimation.runs.joined import JoinedRuns
@@ -22,6 +22,7 @@ from eddymotion.images.image import Image
 from eddymotion.images.masking import brain_mask
 from eddymotion.io.images import write_image
 from eddymotion.io.sidecars import MeasuredFiles, SeriesFiles
+from eddymotion.io.writing import read_json
 from eddymotion.mapping.motion import Motion
 from eddymotion.mapping.off_resonance import OffResonance, Readout
 from eddymotion.mapping.rigid import log_rigid, rigid_matrix
@@ -31,6 +32,7 @@ from eddymotion.pipeline.runs.account import issues_of
 from eddymotion.pipeline.runs.b0s import load_b0s
 from eddymotion.pipeline.runs.cache import digest_of, keep, recalled
 from eddymotion.pipeline.runs.joining import _given_field, joined_of
+from eddymotion.pipeline.runs.merging import write_as_one
 from eddymotion.pipeline.settings import Settings
 from eddymotion.simulation.off_resonance import Magnetised, echo_planar_image
 from eddymotion.simulation.synthetic import SyntheticHead
@@ -378,3 +380,17 @@ def test_motion_of_outputs_is_taken_back_into_the_frame_of_its_own_run(pose):
     back = _alone(moved, sidecar)
     np.testing.assert_allclose(back.matrices, alone.matrices, atol=1e-12)
     np.testing.assert_allclose(back.standard_errors, errors)
+
+
+@pytest.mark.parametrize(("times", "merged"), [((2.5, 2.5), 2.5), ((2.5, 3.0), None)])
+def test_a_merged_series_has_the_repetition_time_that_all_runs_have(tiny, tmp_path, times, merged):
+    runs = [
+        replace(
+            tiny, acquisition=Acquisition.every(tiny.gradients, tiny.affine, repetition_time=time)
+        )
+        for time in times
+    ]
+    session = SessionOutputs(tmp_path, "sub-01", "")
+    settings = Settings(distortion_group_merge="concat")
+    write_as_one(session, runs, [], ["a", "b"], settings)
+    assert read_json(session.merged(".json")).get("RepetitionTime") == merged

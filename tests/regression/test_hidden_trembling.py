@@ -42,11 +42,10 @@ def test_an_offset_by_time_is_as_certain_as_a_trembling_head_lets_it_be():
         before = Motion(
             exp_rigid((trembling + drift) / IN_MM, CENTER) @ exp_rigid(errors / IN_MM, CENTER)
         )
-        after, _, _ = remove_gradient_pulls(before, covariances, SCHEME, [dwis], CENTER, IN_MM)
-        removed = log_rigid(np.linalg.inv(after.matrices) @ before.matrices, CENTER)[dwis]
-        found = find_offset(
-            dwi, after.select(b0s), dwis, after.select(dwis), removed=removed, with_images=False
-        )
+        about = SCHEME, [dwis], CENTER, IN_MM
+        after, _, removed = remove_gradient_pulls(before, covariances, *about)
+        of_groups = after.select(b0s), dwis, after.select(dwis)
+        found = find_offset(dwi, *of_groups, removed=removed[dwis], with_images=False)
         told = np.sqrt(np.diag(found.covariance))
         over_errors.append(log_rigid(found.offset, CENTER) / told)
     assert 0.6 < np.sqrt(np.mean(np.square(over_errors))) < 0.92

@@ -96,10 +96,22 @@ class Member:
     model: LinearModel
     leave_one_out: bool = False
 
+    def turned(self, twists: np.ndarray) -> Gradients:
+        """Its gradients in the frame of the head, by twists of the volumes of the series."""
+        return self.gradients.rotated(_rotations(twists[self.volumes]))
+
     def precision(self, twists: np.ndarray) -> np.ndarray:
-        """``P`` at the rotations of twists of the volumes of the series, (n, n)."""
-        turned = scipy.spatial.transform.Rotation.from_rotvec(twists[self.volumes, 3:]).as_matrix()
-        return self.model.precision(self.gradients.rotated(turned))
+        """``P`` at twists of the volumes of the series, (n, n)."""
+        return self.model.precision(self.turned(twists))
+
+    def fitted_to(self, samples: StackSamples, twists: np.ndarray, every: int) -> Member:
+        """Fit the model to what every so many-th point shows at twists of the volumes."""
+        values, missing = samples.values[:, ::every], samples.missing[:, ::every]
+        usable = missing.mean(axis=0) <= MOST_MISSING
+        precision = Filter.of(self.precision(twists))
+        whole = filled(values[:, usable], missing[:, usable], precision).astype(float)
+        scatter = whole @ whole.T / whole.shape[1]
+        return replace(self, model=self.model.fit(scatter, self.turned(twists)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,22 +325,12 @@ class CourseProblem:
     def fitted(self, twists: np.ndarray, every: int) -> CourseProblem:
         """Fit the models of the groups to their volumes, unless they are fitted."""
         means = self.knots.of_volumes(twists)
-        members = []
-        for member in self.members:
-            if not member.model.fitted:
-                samples = self.sample(member, twists)
-                values, missing = samples.values[:, ::every], samples.missing[:, ::every]
-                usable = missing.mean(axis=0) <= MOST_MISSING
-                turned = member.gradients.rotated(
-                    scipy.spatial.transform.Rotation.from_rotvec(
-                        means[member.volumes, 3:]
-                    ).as_matrix()
-                )
-                precision = Filter.of(member.precision(means))
-                whole = filled(values[:, usable], missing[:, usable], precision).astype(float)
-                scatter = whole @ whole.T / whole.shape[1]
-                member = replace(member, model=member.model.fit(scatter, turned))
-            members.append(member)
+        members = [
+            member
+            if member.model.fitted
+            else member.fitted_to(self.sample(member, twists), means, every)
+            for member in self.members
+        ]
         fitted = replace(self, members=members)
         fitted.kept.update(self.kept)
         return fitted
@@ -507,8 +509,12 @@ def discord(pulls: np.ndarray, square: np.ndarray) -> np.ndarray:
 def right_jacobians(twists: np.ndarray) -> np.ndarray:
     """Return ``A`` of twists (K, 6), ``δ = −A dξ``: (K, 6, 6)."""
     found = np.zeros((len(twists), 6, 6))
-    found[:, :3, :3] = (
-        scipy.spatial.transform.Rotation.from_rotvec(twists[:, 3:]).as_matrix().transpose(0, 2, 1)
-    )
+    found[:, :3, :3] = _rotations(twists).transpose(0, 2, 1)
     found[:, 3:, 3:] = right_jacobian(twists[:, 3:])
     return found
+
+
+def _rotations(twists: np.ndarray) -> np.ndarray:
+    """Rotations of twists (K, 6), (K, 3, 3)."""
+    rotations: np.ndarray = scipy.spatial.transform.Rotation.from_rotvec(twists[:, 3:]).as_matrix()
+    return rotations
