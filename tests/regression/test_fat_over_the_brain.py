@@ -8,7 +8,7 @@ import pytest
 import scipy
 
 from eddymotion.data.checks import find_issues
-from eddymotion.data.checks.fat import fat_over_brain
+from eddymotion.data.checks.fat import _least_moved, _mean, fat_over_brain
 from eddymotion.data.series import DWI
 from eddymotion.estimation import Joint, estimate_motion
 from eddymotion.mapping.motion import Motion
@@ -202,3 +202,16 @@ def test_fat_of_volumes_that_moved_is_left_out_with_the_rest():
     found = fat_over_brain(replace(dwi, signal=signal))
     assert found[in_all].all()
     assert found[in_moved].all()
+
+
+@pytest.mark.parametrize(("n_volumes", "n_chosen"), [(8, 6), (20, 10)])
+def test_half_of_the_volumes_or_six_are_those_that_moved_least(n_volumes, n_chosen):
+    scheme, order = shelled_scheme({1000.0: n_volumes}, 1), np.random.default_rng(1)
+    ball = np.linalg.norm(np.indices((24, 24, 24)) - 11.5, axis=0) < 8
+    ways = 0.5 + 2 * order.permutation(n_volumes) / n_volumes  # voxels
+    volumes = [ball, *(scipy.ndimage.shift(0.5 * ball, [way, 0, 0], order=1) for way in ways)]
+    signal = 1.0 + 999.0 * np.stack(volumes, axis=3)
+    dwi = DWI(signal.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]), scheme, ball)
+    around = scipy.ndimage.binary_dilation(ball, iterations=5)
+    chosen = _least_moved(dwi, scheme.dwis, _mean(dwi, scheme.b0s), around)
+    assert sorted(chosen) == sorted(scheme.dwis[np.argsort(ways)[:n_chosen]])

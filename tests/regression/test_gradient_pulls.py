@@ -97,6 +97,42 @@ def test_a_head_that_follows_the_direction_by_more_than_errors_do_is_left_alone(
     assert not remove_gradient_pulls(at_rest, covariances, *about)[1].any()
 
 
+def test_volumes_of_a_vibrating_head_share_its_mean_displacement():
+    """Along an axis the bed vibrates with the square of the gradient: b=0 volumes do not."""
+    random, away = np.random.default_rng(5), np.zeros((len(SCHEME), 6))
+    away[SCHEME.dwis] = 2.0 * (SCHEME.bvecs[SCHEME.dwis] @ [0.6, 0.0, 0.8])[:, None] ** 2
+    motion = Motion(exp_rigid((course(random, 0.03) + away) / IN_MM, CENTER))
+    covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
+    about = SCHEME, [SCHEME.dwis], CENTER, IN_MM
+    common = remove_gradient_pulls(motion, covariances, *about)[1]
+    told = np.sqrt(np.einsum("nkk->nk", common[SCHEME.dwis])) * IN_MM
+    np.testing.assert_allclose(told, away[SCHEME.dwis].mean(), rtol=0.25)
+
+
+def test_a_head_of_half_the_size_is_pulled_half_as_far():
+    random, half = np.random.default_rng(5), np.array([0.5] * 3 + [1.0] * 3)
+    away = (course(random, 0.03) + quadratic_pulls(random)) / IN_MM
+    covariances = np.tile(np.diag((ERROR_MM / IN_MM) ** 2), (len(SCHEME), 1, 1))
+    removed, of_half = (
+        remove_gradient_pulls(
+            Motion(exp_rigid(away * size, center)),
+            covariances * np.outer(size, size),
+            SCHEME,
+            [SCHEME.dwis],
+            center,
+            in_mm,
+        )[2]
+        for size, center, in_mm in (
+            (np.ones(6), CENTER, IN_MM),
+            (half, CENTER / 2, IN_MM * [1, 1, 1, 0.5, 0.5, 0.5]),
+        )
+    )
+    assert np.abs(removed * IN_MM).max() > ERROR_MM / 2
+    np.testing.assert_allclose(of_half, removed * half, atol=1e-6)
+    for shell in SCHEME.shells:  # or the shell as a whole would move
+        np.testing.assert_allclose(removed[shell].mean(axis=0) * IN_MM, 0, atol=0.01)
+
+
 @pytest.mark.parametrize(("step_mm", "pulled"), [(0.1, 1.0), (0.1, 0.0), (20.0, 1.0)])
 def test_random_q_space_is_pulled_by_the_b_value(step_mm, pulled):
     """Decay is learnt from these very volumes: what follows it was 1.5° off, told as 0.14."""
