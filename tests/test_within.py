@@ -244,6 +244,19 @@ def test_one_volume_beyond_noise_and_misfit_is_evidence():
     assert not replace(scatter, by_misfit=20 * noise).moving(is_b0, 1.0).any()
 
 
+@pytest.mark.parametrize(("apart_mm", "scale", "moved"), [
+    (0.025, 1.0, True), (0.015, 1.0, False), (0.015, 0.5, True), (0.0075, 0.5, False),
+])  # fmt: skip
+def test_parts_of_b0_volumes_have_to_pull_apart_by_a_fiftieth_of_a_millimetre(
+    apart_mm, scale, moved
+):
+    """Less may come from the motion of others; in a head of half the size, half as much."""
+    noise = np.tile(np.diag([1e-6] + [1e-12] * 5), (2, 1, 1))
+    apart = noise + np.diag([apart_mm**2] + [0.0] * 5)
+    scatter = PeriodScatter(noise, apart, noise, noise, np.zeros((2, 4), bool))
+    assert scatter.moving(np.array([True, False]), scale).tolist() == [moved, True]
+
+
 @pytest.mark.parametrize("option", [1, 0, -3, True, "always", 2.5])
 def test_other_options_are_refused(option):
     with pytest.raises(EddymotionError, match="expected auto, none, or a number of knots"):

@@ -218,15 +218,15 @@ def remove_gradient_pulls(
     removed : (N, 6) array
         Twists (mm, rad) that lead from these poses back to the given ones.
     """
-    common, removed = np.zeros_like(covariances), np.zeros((len(motion), 6))
+    common, before = np.zeros_like(covariances), motion
     for volumes in groups:
         found = find_pulls(motion, gradients, volumes, covariances, center, in_mm)
         if found is not None:
             log.info("motion of %d volumes: %s", len(volumes), found)
             away = exp_rigid(-found.displacements / in_mm, center)
-            removed[volumes] = log_rigid(np.linalg.inv(away), center)
             motion = motion.updated(volumes, motion.matrices[volumes] @ away)
             common[volumes] = found.common / np.outer(in_mm, in_mm)
+    removed = log_rigid(np.linalg.inv(motion.matrices) @ before.matrices, center)
     return motion, common, removed
 
 
