@@ -15,6 +15,8 @@ has to be found both in all volumes and in those that show least of these.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -108,34 +110,86 @@ def _search(dwi: DWI) -> np.ndarray:
     if not len(b0s) or not len(high) or not inside.any():
         return nowhere
     b0, around = _mean(dwi, b0s), _near_brain(dwi, AROUND)
-
-    def look(volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        weighted, bval = _mean(dwi, volumes), float(dwi.gradients.bvals[volumes].mean())
-        shown = around & (weighted > _dark(weighted))
-        return weighted, shown, _attenuation(b0, weighted, inside, bval)
-
-    of_all = _, shown, attenuation = look(high)
-    if _share_near(shown & (attenuation < HARDLY), dwi) < LEAST_SHARE:  # the rest takes longer
+    of_all = _Appearance.of(high, dwi, b0, inside, around)
+    if _share_near(of_all.hardly_attenuated, dwi) < LEAST_SHARE:  # the rest takes longer
         return nowhere
-    near = NEAR_MM * head_scale(dwi.mask, dwi.voxel_sizes) / dwi.voxel_sizes
-    beside = around & ~dwi.mask
-    of_least_moved = look(_least_moved(dwi, high, b0, around))
-    for weighted, shown, attenuation in (of_least_moved, of_all):
-        brightness = _above(weighted) / _level(weighted, inside, near)
-        hardly = shown & (attenuation < HARDLY) & (brightness > BRIGHT)
-        certain = hardly & (attenuation > -BRIGHTER)
-        moved_share = min(OF_MOVED * _share_near(hardly & ~certain, dwi), MOVED_SHARE)
-        is_medium = (certain & beside).sum() > MOST_AROUND * beside.sum()
-        if _share_near(certain, dwi) < max(LEAST_SHARE, moved_share) or is_medium:
-            return nowhere
-    some = (attenuation < LESS) & (brightness > SHOWN)
-    of_b0 = _above(weighted) / _level(b0, inside, near)
-    for taken in (some | (of_b0 > UNDIMINISHED), some):  # below b=1000 some tissue is as bright
+    of_least_moved = _Appearance.of(_least_moved(dwi, high, b0, around), dwi, b0, inside, around)
+    if not (of_least_moved.shows_fat and of_all.shows_fat):
+        return nowhere
+    certain, shown = of_all.certain, of_all.shown
+    some = (of_all.attenuation < LESS) & (of_all.brightness > SHOWN)
+    over_fluid = _above(of_all.weighted) / of_all.level_of(b0) > UNDIMINISHED
+    for taken in (some | over_fluid, some):  # below b=1000 some tissue is as bright
         fat = scipy.ndimage.binary_propagation(certain, mask=certain | shown & taken)
         spread: np.ndarray = scipy.ndimage.binary_dilation(fat, iterations=REACH)
         if (spread & dwi.mask).sum() < MOST_SHARE * dwi.mask.sum():
             return spread
     return nowhere
+
+
+@dataclass(frozen=True, eq=False)
+class _Appearance:
+    """How the mean of some diffusion-weighted volumes looks beside that at b=0.
+
+    Parameters
+    ----------
+    dwi : DWI
+    inside, around : (X, Y, Z) bool array
+        Where the brain tells how tissue looks, and where fat is looked for.
+    weighted, attenuation : (X, Y, Z) array
+    """
+
+    dwi: DWI
+    inside: np.ndarray
+    around: np.ndarray
+    weighted: np.ndarray
+    attenuation: np.ndarray
+
+    @classmethod
+    def of(
+        cls, volumes: np.ndarray, dwi: DWI, b0: np.ndarray, inside: np.ndarray, around: np.ndarray
+    ) -> _Appearance:
+        """Average the volumes, and compare them with the mean at b=0."""
+        weighted, bval = _mean(dwi, volumes), float(dwi.gradients.bvals[volumes].mean())
+        return cls(dwi, inside, around, weighted, _attenuation(b0, weighted, inside, bval))
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """Where there is signal."""
+        return self.around & (self.weighted > _dark(self.weighted))
+
+    @cached_property
+    def hardly_attenuated(self) -> np.ndarray:
+        """Where diffusion hardly attenuates the signal."""
+        return self.shown & (self.attenuation < HARDLY)
+
+    @cached_property
+    def brightness(self) -> np.ndarray:
+        """Signal as part of that of the brain near by."""
+        return _above(self.weighted) / self.level_of(self.weighted)
+
+    def level_of(self, image: np.ndarray) -> np.ndarray:
+        """How far the brain near by is above the background of an image."""
+        near = NEAR_MM * head_scale(self.dwi.mask, self.dwi.voxel_sizes) / self.dwi.voxel_sizes
+        return _level(image, self.inside, near)
+
+    @cached_property
+    def certain(self) -> np.ndarray:
+        """What looks like fat, and is no brighter than at b=0."""
+        return self._fat_or_moved & (self.attenuation > -BRIGHTER)
+
+    @cached_property
+    def _fat_or_moved(self) -> np.ndarray:
+        return self.hardly_attenuated & (self.brightness > BRIGHT)
+
+    @property
+    def shows_fat(self) -> bool:
+        """Whether there is more of it than motion explains, and it is no medium."""
+        moved = _share_near(self._fat_or_moved & ~self.certain, self.dwi)
+        least = max(LEAST_SHARE, min(OF_MOVED * moved, MOVED_SHARE))
+        beside = self.around & ~self.dwi.mask
+        is_medium = (self.certain & beside).sum() > MOST_AROUND * beside.sum()
+        return _share_near(self.certain, self.dwi) >= least and not is_medium
 
 
 def _high(gradients: Gradients) -> np.ndarray:
