@@ -217,7 +217,7 @@ def test_runs_are_weighted_by_the_field_where_it_lies(tmp_path):
     shift = np.array([0.0, 0.03, 0.0])
     write_json(outputs["sidecar"], {"OffResonanceCorrected": True,
                                     "MillimetresPerHertz": shift.tolist()})  # fmt: skip
-    stretch, _ = _stretch_of(outputs, corrected)
+    stretch, _ = _stretch_of(outputs, SessionOutputs.of(outputs), corrected)
     points = apply_affine(TURN, grid_points(grid.data.shape, grid.affine))
     expected = 1 + field.hertz_with_gradient(points)[1] @ shift
     assert np.ptp(expected) > 0.05
